@@ -1,0 +1,1 @@
+"""The offline stage: TIFFs and load_data.csv in, masks and a dataset directory out."""

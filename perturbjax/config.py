@@ -1,0 +1,160 @@
+"""Every knob, its default and its meaning, as frozen dataclasses; and the named presets.
+
+A `Recipe` is all that decides a run's numbers. It is saved as `config.json` in the run directory, and a run is
+resumed or judged only with the recipe it was started with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from perturbjax.console import InputError
+
+SplitPolicy = Literal["site", "well", "plate", "layout", "compound"]
+MaskEncoding = Literal["instance", "binary", "boundary", "distance"]
+MaskUse = Literal["keep", "none", "only", "shuffle"]
+Normalization = Literal["dtype", "site", "plate"]
+Precision = Literal["float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    model: str = "attention"
+    """Name of the network: attention, attention_multiscale, masked_cnn, resnet18, resnet34, resnet50, efficientnet_b0, efficientnet_lite0."""
+    dropout: float = 0.3
+    """Share of units dropped before the last layer, in [0, 1)."""
+    precision: Precision = "float32"
+    """What activations are computed in; parameters and statistics stay float32."""
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What the network sees of a record."""
+
+    label_column: str = ""
+    """Index column to predict; empty takes the one the dataset was built with."""
+    normalize: Normalization = "dtype"
+    """dtype: divide by the largest value of the stored integer type (the original's way). site: per site and channel to mean 0, deviation 1. plate: the same with each plate's own mean and deviation."""
+    mask_encoding: MaskEncoding = "binary"
+    """What the mask channel holds: instance numbers (the original's way), cell or not, cell outlines, or distance to the outline."""
+    mask_use: MaskUse = "keep"
+    """Ablations. none: mask zeroed. only: image zeroed. shuffle: every image with another site's mask."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the training images, applied to image and mask together."""
+
+    crop: int = 128
+    """Side in pixels of what the network sees. Evaluation resizes the whole site to this."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest share of the site's area that a random resized crop takes."""
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Least and greatest aspect ratio of that crop."""
+    flip: bool = True
+    """Mirror at random, horizontally and vertically."""
+    rotate: float = 180.0
+    """Greatest rotation in degrees, either way."""
+    brightness: float = 0.0
+    """Greatest additive change of the normalised image, a channel at a time."""
+    contrast: float = 0.0
+    """Greatest relative change of the normalised image, a channel at a time."""
+    legacy_augmentation: bool = False
+    """Restore the original: flips and rotation move the image and not its mask, and test images are augmented too."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How parameters move."""
+
+    epochs: int = 200
+    """Passes over the training sites."""
+    batch_size: int = 128
+    """Sites a step, over all devices."""
+    learning_rate: float = 0.005
+    """Peak of the one-cycle schedule."""
+    weight_decay: float = 1e-4
+    """L2 added to the gradient, as torch.optim.Adam does; or decoupled, see --decoupled."""
+    decoupled: bool = False
+    """AdamW instead of Adam with L2."""
+    label_smoothing: float = 0.1
+    """Share of the target spread evenly over all classes, in [0, 1)."""
+    warmup: float = 0.3
+    """Share of all steps in which the learning rate rises."""
+    cycle_momentum: bool = True
+    """Move Adam's beta1 from 0.95 to 0.85 and back, against the learning rate."""
+    balance: float = 0.0
+    """0: every site counts the same. 1: every class counts the same in the loss. Between: class weights to this power."""
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Who trains and who judges."""
+
+    split: SplitPolicy = "well"
+    """What is kept whole: site (the paper's protocol: sites of one well on both sides), well, plate, layout (plates that share a plate map), compound."""
+    folds: int = 5
+    """Parts the groups are dealt into; one of them judges."""
+    fold: int = 0
+    """Which of the parts judges, from 0."""
+    split_file: str = ""
+    """A manifest written by `perturbjax split`, instead of the policy above."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a run's numbers."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    seed: int = 0
+    """Decides initial parameters, order, augmentation, dropout and split."""
+
+
+PRESETS: dict[str, Recipe] = {
+    "paper": Recipe(),
+}
+
+
+def preset(name: str) -> Recipe:
+    """A named recipe.
+
+    Raises:
+        InputError: there is none of that name; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise InputError(f"--preset {name}: unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Nested plain values, ready for JSON."""
+    return dataclasses.asdict(recipe)
+
+
+def recipe_from_dict(values: dict[str, Any]) -> Recipe:
+    """The inverse of `recipe_to_dict`; fields that are absent take their defaults.
+
+    Raises:
+        InputError: a field is not known.
+    """
+    sections: dict[str, Any] = {}
+    for section in dataclasses.fields(Recipe):
+        if section.name not in values:
+            continue
+        value = values[section.name]
+        if isinstance(value, dict):
+            kind = section.default_factory  # type: ignore[assignment]
+            known = {f.name for f in dataclasses.fields(kind)}
+            if unknown := sorted(set(value) - known):
+                raise InputError(f"config: unknown field {section.name}.{unknown[0]}")
+            value = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        sections[section.name] = value
+    return Recipe(**sections)

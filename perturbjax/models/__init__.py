@@ -1,0 +1,31 @@
+"""Networks by name. Every one maps (mask, image) to logits and features; see `layers.Mode` and `layers.Outputs`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flax import nnx
+
+from perturbjax.console import InputError
+from perturbjax.models.attention import AttentionClassifier
+from perturbjax.models.layers import Mode, Outputs
+
+__all__ = ["MODELS", "Mode", "Outputs", "create"]
+
+#: Name → constructor taking (classes, channels, dropout, rngs) by keyword.
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "attention": AttentionClassifier,
+}
+
+
+def create(name: str, *, classes: int, channels: int, dropout: float, seed: int) -> nnx.Module:
+    """A freshly initialised network, its parameters decided by `seed`.
+
+    `channels` counts the image's channels, without the mask.
+
+    Raises:
+        InputError: there is no network of that name; the message lists those there are.
+    """
+    if name not in MODELS:
+        raise InputError(f"--model {name}: unknown; choose one of {', '.join(MODELS)}")
+    return MODELS[name](classes=classes, channels=channels, dropout=dropout, rngs=nnx.Rngs(seed))

@@ -1,0 +1,69 @@
+"""The mask-attention network: features of the mask say where to look in the features of the image."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, leaky_relu, max_pool
+
+WIDTHS = (32, 64, 128)
+
+
+class ConvBlock(nnx.Module):
+    """3×3 convolution, BatchNorm, LeakyReLU, 2×2 max-pool: half the side, `outputs` channels."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        self.conv = Conv(inputs, outputs, rngs=rngs)
+        self.norm = BatchNorm(outputs)
+
+    def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
+        return max_pool(leaky_relu(self.norm(self.conv(x), mode)))
+
+
+class SpatialAttention(nnx.Module):
+    """Where to look: one value in (0, 1) a position, from the mask's features."""
+
+    def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
+        self.conv = Conv(inputs, hidden, rngs=rngs)
+        self.norm = BatchNorm(hidden)
+        self.project = Conv(hidden, 1, size=1, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h w 1"]:
+        return jax.nn.sigmoid(self.project(leaky_relu(self.norm(self.conv(x), mode))))
+
+
+class AttentionClassifier(nnx.Module):
+    """Two convolutional branches, mask and image; the mask's attention multiplies the image's features.
+
+    Takes (B, H, W, 1 + channels): the mask first. `features` are the (B, 256) joined averages of the attended image
+    features and the mask features; `logits` come from dense 128, LeakyReLU, dropout, dense.
+    """
+
+    feature_size = 2 * WIDTHS[-1]
+
+    def __init__(self, *, classes: int, channels: int = 1, dropout: float = 0.3, rngs: nnx.Rngs):
+        self.image_blocks = nnx.List(
+            [ConvBlock(i, o, rngs=rngs) for i, o in zip((channels, *WIDTHS[:-1]), WIDTHS, strict=True)]
+        )
+        self.mask_blocks = nnx.List(
+            [ConvBlock(i, o, rngs=rngs) for i, o in zip((1, *WIDTHS[:-1]), WIDTHS, strict=True)]
+        )
+        self.attention = SpatialAttention(WIDTHS[-1], WIDTHS[-1], rngs=rngs)
+        self.hidden = Dense(self.feature_size, 128, rngs=rngs)
+        self.head = Dense(128, classes, rngs=rngs)
+        self.dropout = dropout
+
+    def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
+        x = x.astype(mode.dtype)
+        mask, image = x[..., :1], x[..., 1:]
+        for block in self.mask_blocks:
+            mask = block(mask, mode)
+        for block in self.image_blocks:
+            image = block(image, mode)
+        image = image * self.attention(mask, mode)
+        features = jnp.concatenate([image.mean((1, 2)), mask.mean((1, 2))], axis=-1)
+        hidden = dropout(leaky_relu(self.hidden(features)), self.dropout, mode)
+        return Outputs(self.head(hidden).astype(jnp.float32), features.astype(jnp.float32))
