@@ -24,7 +24,8 @@ class ModelConfig:
     """The network."""
 
     model: str = "attention"
-    """Name of the network: attention, attention_multiscale, masked_cnn, resnet18, resnet34, resnet50, efficientnet_b0, efficientnet_lite0."""
+    """Name of the network: attention, attention_multiscale, masked_cnn, resnet18, resnet34, resnet50,
+    efficientnet_b0 or efficientnet_lite0."""
     dropout: float = 0.3
     """Share of units dropped before the last layer, in [0, 1)."""
     precision: Precision = "float32"
@@ -38,9 +39,11 @@ class InputConfig:
     label_column: str = ""
     """Index column to predict; empty takes the one the dataset was built with."""
     normalize: Normalization = "dtype"
-    """dtype: divide by the largest value of the stored integer type (the original's way). site: per site and channel to mean 0, deviation 1. plate: the same with each plate's own mean and deviation."""
+    """dtype: divide by the largest value of the stored integer type (the original's way). site: per site and channel
+    to mean 0, deviation 1. plate: the same with each plate's own mean and deviation."""
     mask_encoding: MaskEncoding = "binary"
-    """What the mask channel holds: instance numbers (the original's way), cell or not, cell outlines, or distance to the outline."""
+    """What the mask channel holds: instance numbers (the original's way), cell or not, cell outlines, or distance to
+    the outline."""
     mask_use: MaskUse = "keep"
     """Ablations. none: mask zeroed. only: image zeroed. shuffle: every image with another site's mask."""
 
@@ -88,7 +91,8 @@ class OptimConfig:
     cycle_momentum: bool = True
     """Move Adam's beta1 from 0.95 to 0.85 and back, against the learning rate."""
     balance: float = 0.0
-    """0: every site counts the same. 1: every class counts the same in the loss. Between: class weights to this power."""
+    """0: every site counts the same. 1: every class counts the same in the loss. Between: class weights to this
+    power."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ class SplitConfig:
     """Who trains and who judges."""
 
     split: SplitPolicy = "well"
-    """What is kept whole: site (the paper's protocol: sites of one well on both sides), well, plate, layout (plates that share a plate map), compound."""
+    """What is kept whole: site (the paper's protocol: sites of one well on both sides), well, plate, layout (plates
+    that share a plate map) or compound."""
     folds: int = 5
     """Parts the groups are dealt into; one of them judges."""
     fold: int = 0

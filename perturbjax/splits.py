@@ -1,0 +1,217 @@
+"""Who trains and who judges, as a manifest that travels with the run.
+
+A manifest is a table with one row a site: `site_id`, `group` (what is kept whole) and `part` ("train" or "test").
+Its fingerprint identifies it; two runs are comparable when their fingerprints are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from perturbjax.config import SplitConfig, SplitPolicy
+from perturbjax.console import InputError
+from perturbjax.dataset import PLATE, WELL
+from perturbjax.files import atomic
+
+COLUMNS = ("site_id", "group", "part")
+TRAIN, TEST = "train", "test"
+#: Index columns that name a compound, best first: one compound can carry several broad_samples.
+COMPOUND_COLUMNS = ("Metadata_InChIKey", "Metadata_pert_iname", "Metadata_broad_sample")
+#: Two plates share a layout when their sets of (well, compound) overlap by at least this Jaccard index. Plates of one
+#: layout differ by a few failed wells; plates of two layouts have only their control wells in common.
+SAME_LAYOUT = 0.5
+
+#: What a score under each policy says, for whoever reads it.
+MEANING: dict[str, str] = {
+    "site": "sites of one well stand on both sides, so the score says how well a WELL is recognised, not a treatment",
+    "well": "wells are kept whole; plates stand on both sides",
+    "plate": "plates are kept whole; plates that share a layout may stand on both sides",
+    "layout": "plates that share a plate map go together, so position tells nothing of the treatment",
+    "compound": "compounds are kept whole: every judged compound is new to the model",
+}
+
+
+def make_split(
+    index: pd.DataFrame, policy: SplitPolicy, *, label: str, folds: int = 5, fold: int = 0, seed: int = 0
+) -> pd.DataFrame:
+    """Deal groups into `folds` parts with similar label shares; part `fold` judges.
+
+    Grouped policies use scikit-learn's `StratifiedGroupKFold(folds, shuffle=True, random_state=seed)` on the rows in
+    the order given, `site` its `StratifiedKFold`; so a fold can be named in a paper and found again.
+
+    Args:
+        index: one row a site with `site_id`, `Metadata_Plate`, `Metadata_Well` and the column `label`.
+        policy: what is kept whole.
+        label: column to stratify by.
+        folds, fold, seed: number of parts, the judging one, and the shuffle.
+
+    Returns:
+        The manifest, in the order of `index`.
+
+    Raises:
+        InputError: the split cannot be made, or could not be learned from.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    if folds < 2 or not 0 <= fold < folds:
+        raise InputError(f"--folds {folds} --fold {fold}: needs at least 2 folds and a fold from 0 to folds - 1")
+    labels = index[label].to_numpy()
+    groups = group_of_site(index, policy)
+    present = len(np.unique(groups))
+    if present < folds:
+        raise InputError(
+            f"--split {policy} --folds {folds}: there are only {present} groups ({policy}s); use fewer folds"
+        )
+    if policy == "site":
+        counts = pd.Series(labels).value_counts()
+        if counts.min() < 2:
+            raise InputError(
+                f"--split site: label {counts.idxmin()!r} of column {label} has one site and cannot stand on both sides"
+                "; leave it out of the CSV or choose another --label-column"
+            )
+        folder = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    else:
+        folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with fewer members than folds is usual here; what it means for the score is said by the judge.
+        warnings.simplefilter("ignore", UserWarning)
+        parts = list(folder.split(np.zeros(len(index)), labels, groups))
+    part = np.full(len(index), TRAIN, dtype=object)
+    part[parts[fold][1]] = TEST
+    manifest = pd.DataFrame({"site_id": index["site_id"].to_numpy(), "group": groups, "part": part})
+    manifest.attrs = {"policy": policy, "label": label, "folds": folds, "fold": fold, "seed": seed}
+    _require_learnable(manifest, labels, policy, label)
+    return manifest
+
+
+def group_of_site(index: pd.DataFrame, policy: SplitPolicy) -> np.ndarray:
+    """(n,) text: the group that each site belongs to under a policy."""
+    if policy == "site":
+        return index["site_id"].to_numpy(dtype=object)
+    if policy == "well":
+        return (index[PLATE].astype(str) + "_" + index[WELL].astype(str)).to_numpy(dtype=object)
+    if policy == "plate":
+        return index[PLATE].astype(str).to_numpy(dtype=object)
+    if policy == "layout":
+        layouts = plate_layouts(index)
+        return index[PLATE].astype(str).map(layouts).to_numpy(dtype=object)
+    if policy == "compound":
+        return index[compound_column(index)].astype(str).to_numpy(dtype=object)
+    raise InputError(f"--split {policy}: unknown; choose one of {', '.join(MEANING)}")
+
+
+def compound_column(index: pd.DataFrame) -> str:
+    """The column that names a site's compound.
+
+    Raises:
+        InputError: there is none.
+    """
+    for column in COMPOUND_COLUMNS:
+        if column in index.columns:
+            return column
+    raise InputError(f"the index has no column that names a compound; it needs one of {', '.join(COMPOUND_COLUMNS)}")
+
+
+def plate_layouts(index: pd.DataFrame) -> dict[str, str]:
+    """Plate → name of its layout: the first plate (by name) of those that share a plate map."""
+    compound = compound_column(index)
+    plates = {
+        str(plate): set(zip(rows[WELL].astype(str), rows[compound].astype(str), strict=True))
+        for plate, rows in index.groupby(PLATE, sort=True)
+    }
+    layout: dict[str, str] = {}
+    for plate, wells in plates.items():
+        alike = [other for other in layout if _jaccard(wells, plates[other]) >= SAME_LAYOUT]
+        names = {layout[other] for other in alike}
+        home = min(names, default=plate)
+        layout[plate] = home
+        layout.update({other: home for other, name in layout.items() if name in names})
+    return layout
+
+
+def _jaccard(a: set, b: set) -> float:
+    return len(a & b) / max(len(a | b), 1)
+
+
+def _require_learnable(manifest: pd.DataFrame, labels: np.ndarray, policy: str, label: str) -> None:
+    judged = manifest["part"].to_numpy() == TEST
+    shared = set(labels[judged]) & set(labels[~judged])
+    if len(shared) >= 2:
+        return
+    both = f"only {shared.pop()!r}" if shared else "no class"
+    raise InputError(
+        f"--split {policy}: {both} of column {label} stands on both sides, so there is nothing to learn; choose another "
+        f"--label-column, or --split site (then {MEANING['site']})"
+    )
+
+
+def fingerprint(manifest: pd.DataFrame) -> str:
+    """SHA-256 (hexadecimal) over the sorted (site_id, part) pairs."""
+    rows = sorted(f"{site}\t{part}" for site, part in zip(manifest["site_id"], manifest["part"], strict=True))
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def write_split(manifest: pd.DataFrame, path: Path) -> None:
+    """Write a manifest as parquet, atomically; how it was made travels in its metadata."""
+    with atomic(path) as temporary:
+        manifest.to_parquet(temporary, index=False)
+
+
+def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
+    """Read a manifest and put it in the order of `index`.
+
+    Sites the manifest leaves out are neither trained on nor judged.
+
+    Raises:
+        InputError: unreadable, a column is missing, a part is unknown, a site is unknown or twice there, a group
+            stands on both sides, or a side is empty.
+    """
+    try:
+        manifest = pd.read_parquet(path)
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as a split manifest ({error})") from error
+    if missing := [column for column in COLUMNS if column not in manifest.columns]:
+        raise InputError(f"{path}: no column {missing[0]!r}; a manifest has {', '.join(COLUMNS)}")
+    if unknown := set(manifest["part"]) - {TRAIN, TEST}:
+        raise InputError(f"{path}: unknown part {sorted(map(str, unknown))[0]!r}; parts are {TRAIN} and {TEST}")
+    if manifest["site_id"].duplicated().any():
+        raise InputError(
+            f"{path}: site {manifest.loc[manifest['site_id'].duplicated(), 'site_id'].iloc[0]!r} is twice there"
+        )
+    if strangers := set(manifest["site_id"]) - set(index["site_id"]):
+        raise InputError(
+            f"{path}: site {sorted(strangers)[0]!r} is not in the dataset; make the manifest from this dataset"
+        )
+    check_no_overlap(manifest, path)
+    order = pd.Index(index["site_id"])
+    kept = manifest.set_index("site_id").loc[order[order.isin(manifest["site_id"])]].reset_index()
+    kept.attrs = manifest.attrs
+    return kept
+
+
+def check_no_overlap(manifest: pd.DataFrame, path: Path | str = "split") -> None:
+    """Refuse a manifest in which a group stands on both sides, or a side is empty.
+
+    Raises:
+        InputError: it does; the message names a group.
+    """
+    sides = manifest.groupby("group")["part"].nunique()
+    if (sides > 1).any():
+        raise InputError(
+            f"{path}: group {sides.index[sides > 1][0]!r} stands in both train and test; deal it to one side"
+        )
+    for part in (TRAIN, TEST):
+        if not (manifest["part"] == part).any():
+            raise InputError(f"{path}: no site is in {part}; give both sides some")
+
+
+def split_for(index: pd.DataFrame, config: SplitConfig, *, label: str, seed: int) -> pd.DataFrame:
+    """The manifest a configuration asks for: read from its file, or made by its policy."""
+    if config.split_file:
+        return read_split(Path(config.split_file), index)
+    return make_split(index, config.split, label=label, folds=config.folds, fold=config.fold, seed=seed)

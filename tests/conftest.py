@@ -1,0 +1,19 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The optional folder of real data; tests that need it are skipped where it is absent."""
+    path = Path(os.environ.get("PERTURBJAX_SHARED", REPOSITORY.parent / "shared"))
+    if not (path / "data").is_dir():
+        pytest.skip(f"no real data at {path}: set PERTURBJAX_SHARED to the folder that holds it")
+    return path
