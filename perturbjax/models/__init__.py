@@ -9,12 +9,16 @@ from flax import nnx
 from perturbjax.console import InputError
 from perturbjax.models.attention import AttentionClassifier
 from perturbjax.models.layers import Mode, Outputs
+from perturbjax.models.resnet import resnet18, resnet34, resnet50
 
 __all__ = ["MODELS", "Mode", "Outputs", "create"]
 
 #: Name → constructor taking (classes, channels, dropout, rngs) by keyword.
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "attention": AttentionClassifier,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
 }
 
 

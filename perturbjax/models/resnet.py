@@ -1,0 +1,129 @@
+"""Residual networks (He et al. 2016, arXiv:1512.03385), with torchvision's layout: the second, strided 3×3 convolution
+of a bottleneck halves the side (v1.5), and strides pad symmetrically."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, max_pool
+
+STAGE_WIDTHS = (64, 128, 256, 512)
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without bias, and BatchNorm."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, rngs: nnx.Rngs):
+        self.conv = Conv(inputs, outputs, size, stride=stride, use_bias=False, rngs=rngs)
+        self.norm = BatchNorm(outputs)
+
+    def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
+        return self.norm(self.conv(x), mode)
+
+
+class Block(nnx.Module):
+    """Convolutions with ReLU between them, added to their input (projected by 1×1 where the shape changes)."""
+
+    #: Channels out for each channel of the block's width.
+    expansion: int
+
+    def __init__(self, inputs: int, layers: list[ConvNorm], *, outputs: int, stride: int, rngs: nnx.Rngs):
+        self.layers = nnx.List(layers)
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = ConvNorm(inputs, outputs, 1, stride=stride, rngs=rngs) if changes else None
+
+    def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
+        y = x
+        for layer in self.layers[:-1]:
+            y = jax.nn.relu(layer(y, mode))
+        y = self.layers[-1](y, mode)
+        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, mode)))
+
+
+class BasicBlock(Block):
+    """Two 3×3 convolutions, the first one strided."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, *, stride: int, rngs: nnx.Rngs):
+        layers = [ConvNorm(inputs, width, 3, stride=stride, rngs=rngs), ConvNorm(width, width, 3, rngs=rngs)]
+        super().__init__(inputs, layers, outputs=width, stride=stride, rngs=rngs)
+
+
+class Bottleneck(Block):
+    """1×1 to `width`, 3×3 (strided), 1×1 to four times `width`."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, *, stride: int, rngs: nnx.Rngs):
+        layers = [
+            ConvNorm(inputs, width, 1, rngs=rngs),
+            ConvNorm(width, width, 3, stride=stride, rngs=rngs),
+            ConvNorm(width, width * self.expansion, 1, rngs=rngs),
+        ]
+        super().__init__(inputs, layers, outputs=width * self.expansion, stride=stride, rngs=rngs)
+
+
+class ResNet(nnx.Module):
+    """A residual network on (B, H, W, inputs).
+
+    Args:
+        stage_sizes: blocks in each of the four stages.
+        block: `BasicBlock` or `Bottleneck`.
+        classes: width of the logits.
+        channels: the image's channels; the mask comes before them, so the network takes 1 + channels.
+        inputs: channels the network takes, where that is not 1 + channels (3 for ImageNet's weights).
+        dropout: share of the features dropped before the last layer.
+
+    `features` are (B, feature_size) averages of the last feature map, before dropout.
+    """
+
+    def __init__(
+        self,
+        *,
+        stage_sizes: tuple[int, int, int, int],
+        block: type[Block],
+        classes: int,
+        channels: int = 1,
+        inputs: int | None = None,
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        self.stem = ConvNorm(
+            1 + channels if inputs is None else inputs, STAGE_WIDTHS[0], 7, stride=2, rngs=rngs
+        )
+        stages, width_in = [], STAGE_WIDTHS[0]
+        for number, (size, width) in enumerate(zip(stage_sizes, STAGE_WIDTHS, strict=True)):
+            blocks = []
+            for position in range(size):
+                stride = 2 if number > 0 and position == 0 else 1
+                blocks.append(block(width_in, width, stride=stride, rngs=rngs))
+                width_in = width * block.expansion
+            stages.append(nnx.List(blocks))
+        self.stages = nnx.List(stages)
+        self.head = Dense(width_in, classes, rngs=rngs)
+        self.feature_size, self.dropout = width_in, dropout
+
+    def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
+        """What the average is taken of: a 32nd of the side, rounded up."""
+        x = jax.nn.relu(self.stem(x.astype(mode.dtype), mode))
+        x = max_pool(x, window=3, stride=2, padding=1)
+        for stage in self.stages:
+            for block in stage:
+                x = block(x, mode)
+        return x
+
+    def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
+        features = self.feature_map(x, mode).astype(jnp.float32).mean((1, 2))
+        logits = self.head(dropout(features, self.dropout, mode).astype(mode.dtype))
+        return Outputs(logits.astype(jnp.float32), features)
+
+
+resnet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
+resnet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
+resnet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck)
