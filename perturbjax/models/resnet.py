@@ -1,5 +1,7 @@
-"""Residual networks (He et al. 2016, arXiv:1512.03385), with torchvision's layout: the second, strided 3×3 convolution
-of a bottleneck halves the side (v1.5), and strides pad symmetrically."""
+"""Residual networks (He et al. 2016, arXiv:1512.03385) with the layout of torchvision.
+
+The 3×3 convolution of a bottleneck is the strided one (v1.5), and strides pad symmetrically.
+"""
 
 from __future__ import annotations
 
@@ -94,9 +96,7 @@ class ResNet(nnx.Module):
         dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        self.stem = ConvNorm(
-            1 + channels if inputs is None else inputs, STAGE_WIDTHS[0], 7, stride=2, rngs=rngs
-        )
+        self.stem = ConvNorm(1 + channels if inputs is None else inputs, STAGE_WIDTHS[0], 7, stride=2, rngs=rngs)
         stages, width_in = [], STAGE_WIDTHS[0]
         for number, (size, width) in enumerate(zip(stage_sizes, STAGE_WIDTHS, strict=True)):
             blocks = []
