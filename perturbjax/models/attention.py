@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,14 +15,15 @@ WIDTHS = (32, 64, 128)
 
 
 class ConvBlock(nnx.Module):
-    """3×3 convolution, BatchNorm, LeakyReLU, 2×2 max-pool: half the side, `outputs` channels."""
+    """3×3 convolution, BatchNorm, activation, 2×2 max-pool: half the side, `outputs` channels."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, activation: Callable[[Array], Array] = leaky_relu, rngs: nnx.Rngs):
         self.conv = Conv(inputs, outputs, rngs=rngs)
         self.norm = BatchNorm(outputs)
+        self.activation = activation
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
-        return max_pool(leaky_relu(self.norm(self.conv(x), mode)))
+        return max_pool(self.activation(self.norm(self.conv(x), mode)))
 
 
 class SpatialAttention(nnx.Module):

@@ -1,0 +1,210 @@
+"""Parameters to and from PyTorch's names and layouts, for the networks the original had.
+
+torch keeps convolution kernels as (out, in, height, width) and dense ones as (out, in); here they are
+(height, width, in, out) and (in, out). Nothing else differs, so a round trip changes no bit.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from perturbjax import models
+from perturbjax.console import InputError
+from perturbjax.models.layers import BatchNorm
+from perturbjax.models.masked_cnn import WIDTHS as MASKED_CNN_WIDTHS
+from perturbjax.models.pth import read_tensors, write_tensors
+
+_STAGES = range(3)
+
+#: Model → (torch's prefix, our module), in torch's order.
+LAYERS: dict[str, list[tuple[str, str]]] = {
+    "attention": [
+        *(
+            (f"{branch}_features.{4 * stage + at}", f"{branch}_blocks.{stage}.{layer}")
+            for branch in ("image", "mask")
+            for stage in _STAGES
+            for at, layer in enumerate(("conv", "norm"))
+        ),
+        ("attention.attention_conv.0", "attention.conv"),
+        ("attention.attention_conv.1", "attention.norm"),
+        ("attention.attention_conv.3", "attention.project"),
+        ("classifier.0", "hidden"),
+        ("classifier.3", "head"),
+    ],
+    "attention_multiscale": [
+        *(
+            (f"{branch}_block{stage + 1}.{at}", f"{branch}_blocks.{stage}.{layer}")
+            for branch in ("image", "mask")
+            for stage in _STAGES
+            for at, layer in enumerate(("conv", "norm"))
+        ),
+        *(
+            (f"attention{stage + 1}.attention_conv.{at}", f"attentions.{stage}.{layer}")
+            for stage in _STAGES
+            for at, layer in ((0, "conv"), (1, "norm"), (3, "project"))
+        ),
+        ("classifier.0", "hidden"),
+        ("classifier.3", "head"),
+    ],
+    "masked_cnn": [
+        ("features.0", "convs.0"),
+        ("features.3", "norms.0"),
+        ("features.4", "convs.1"),
+        ("features.7", "norms.1"),
+        ("features.8", "convs.2"),
+        ("classifier.1", "flat_norm"),
+        ("classifier.2", "hidden"),
+        ("classifier.5", "head"),
+    ],
+}
+
+#: How many batches BatchNorm has seen: torch stores it with each layer, and uses it for nothing at its momentum.
+BATCHES = "num_batches_tracked"
+
+
+class Imported(NamedTuple):
+    """What a state dict holds.
+
+    Attributes:
+        params: nnx.Param state, float32.
+        stats: nnx.BatchStat state, float32.
+        classes: width of the logits.
+        channels: channels of the image.
+        image_size: side in pixels of the input, where the network is tied to one, else None.
+        batches: batches that BatchNorm had seen, 0 where the file does not say.
+    """
+
+    params: Any
+    stats: Any
+    classes: int
+    channels: int
+    image_size: int | None
+    batches: int
+
+
+def import_state_dict(path: Path | str, model: str) -> Imported:
+    """Read a PyTorch state dict (`.pth`, or `.safetensors`) of one of the networks in `LAYERS`.
+
+    The classes, the image's channels and, where it matters, the input's side are read off the tensors' shapes.
+
+    Raises:
+        InputError: the file cannot be read, or a tensor is missing, extra, of another shape or not of floats; the
+            message names it.
+    """
+    path, layers = Path(path), layers_of(model)
+    tensors = read_tensors(path)
+    counts = [tensors.pop(name) for name in list(tensors) if name.rpartition(".")[2] == BATCHES]
+    _require_names(path, model, tensors)
+    classes = len(tensors[f"{layers[-1][0]}.bias"])
+    first = tensors[f"{layers[0][0]}.weight"]
+    channels = first.shape[1] if first.ndim == 4 else 0
+    image_size = _image_size(tensors) if model in models.SIZED else None
+    network = _abstract(model, classes, channels, image_size)
+    for prefix, module_path in layers:
+        for suffix, variable in _variables(_module(network, module_path)).items():
+            variable.set_value(_checked(path, f"{prefix}.{suffix}", tensors, variable.shape))
+    _, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    batches = max((int(count) for count in counts if count.size == 1), default=0)
+    return Imported(params, stats, classes, channels, image_size, batches)
+
+
+def export_state_dict(path: Path | str, model: str, network: nnx.Module, *, batches: int = 0) -> None:
+    """Write a network's parameters and statistics under torch's names, as `.pth` or `.safetensors`.
+
+    `batches` becomes BatchNorm's `num_batches_tracked`.
+
+    Raises:
+        InputError: the network has no names in torch, or the file cannot be written.
+    """
+    write_tensors(path, state_dict(model, network, batches=batches))
+
+
+def state_dict(model: str, network: nnx.Module, *, batches: int = 0) -> dict[str, np.ndarray]:
+    """A network's parameters and statistics under torch's names and in torch's layouts and order."""
+    tensors: dict[str, np.ndarray] = {}
+    for prefix, module_path in layers_of(model):
+        module = _module(network, module_path)
+        for suffix, variable in _variables(module).items():
+            tensors[f"{prefix}.{suffix}"] = _to_torch(np.asarray(variable[...]))
+        if isinstance(module, BatchNorm):
+            tensors[f"{prefix}.{BATCHES}"] = np.array(batches, np.int64)
+    return tensors
+
+
+def layers_of(model: str) -> list[tuple[str, str]]:
+    """The names of a model's layers in torch and here.
+
+    Raises:
+        InputError: it has none; the message lists those that have.
+    """
+    if model not in LAYERS:
+        raise InputError(f"--model {model}: has no PyTorch counterpart; choose one of {', '.join(LAYERS)}")
+    return LAYERS[model]
+
+
+def _module(network: nnx.Module, path: str) -> nnx.Module:
+    for part in path.split("."):
+        network = network[int(part)] if part.isdigit() else getattr(network, part)
+    return network
+
+
+def _variables(module: nnx.Module) -> dict[str, nnx.Variable]:
+    """A layer's variables by torch's suffix, in torch's order."""
+    if isinstance(module, BatchNorm):
+        pairs = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    else:
+        pairs = {"weight": "kernel", "bias": "bias"}
+    return {suffix: getattr(module, name) for suffix, name in pairs.items()}
+
+
+def _to_torch(array: np.ndarray) -> np.ndarray:
+    return {4: lambda: array.transpose(3, 2, 0, 1), 2: lambda: array.T}.get(array.ndim, lambda: array)()
+
+
+def _from_torch(array: np.ndarray) -> np.ndarray:
+    return {4: lambda: array.transpose(2, 3, 1, 0), 2: lambda: array.T}.get(array.ndim, lambda: array)()
+
+
+def _abstract(model: str, classes: int, channels: int, image_size: int | None) -> nnx.Module:
+    """The network's structure and shapes, without computing initial parameters."""
+    sized = {} if image_size is None else {"image_size": image_size}
+    return nnx.eval_shape(
+        lambda: models.create(model, classes=classes, channels=channels, dropout=0.0, seed=0, **sized)
+    )
+
+
+def _require_names(path: Path, model: str, tensors: dict[str, np.ndarray]) -> None:
+    network = _abstract(model, classes=1, channels=1, image_size=None)
+    wanted = {
+        f"{prefix}.{suffix}": None
+        for prefix, module_path in layers_of(model)
+        for suffix in _variables(_module(network, module_path))
+    }
+    if missing := [name for name in wanted if name not in tensors]:
+        raise InputError(f"{path}: has no tensor {missing[0]} ({len(missing)} missing); is it a checkpoint of {model}?")
+    if extra := [name for name in tensors if name not in wanted]:
+        raise InputError(f"{path}: {model} has no tensor {extra[0]} ({len(extra)} extra); is it another model's?")
+
+
+def _image_size(tensors: dict[str, np.ndarray]) -> int:
+    """The side of masked_cnn's input: its flattened features are (side / 8)² positions of the last width."""
+    prefix = next(prefix for prefix, module in LAYERS["masked_cnn"] if module == "flat_norm")
+    positions = tensors[f"{prefix}.weight"].size / MASKED_CNN_WIDTHS[-1]
+    return 2 ** len(MASKED_CNN_WIDTHS) * max(round(math.sqrt(positions)), 1)
+
+
+def _checked(path: Path, name: str, tensors: dict[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor in our layout, float32."""
+    tensor = tensors[name]
+    ours = _from_torch(tensor)
+    if ours.shape != tuple(shape):
+        expected = _to_torch(np.empty(shape)).shape
+        raise InputError(f"{path}: tensor {name} has shape {tensor.shape}, the model needs {expected}")
+    if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
+        raise InputError(f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers")
+    return np.ascontiguousarray(ours, np.float32)

@@ -1,0 +1,49 @@
+"""The early baseline: a plain convolutional network on the image multiplied by its mask."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, leaky_relu, max_pool
+
+WIDTHS = (16, 32, 64)
+HIDDEN = 128
+
+
+class MaskedCNN(nnx.Module):
+    """Three convolutions (LeakyReLU, 2×2 max-pool, BatchNorm but after the last), flattened, and two dense layers.
+
+    Takes (B, image_size, image_size, 1 + channels): the mask first. Image channels are multiplied by the mask's
+    values as they come: with a binary mask the background vanishes. Flattening ties the network to one side,
+    `image_size`, in pixels. `features` are the (B, 128) activations before dropout. The original's dropout is 0.5.
+    """
+
+    feature_size = HIDDEN
+
+    def __init__(self, *, classes: int, channels: int = 1, dropout: float = 0.5, image_size: int = 128, rngs: nnx.Rngs):
+        pairs = zip((channels, *WIDTHS[:-1]), WIDTHS, strict=True)
+        self.convs = nnx.List([Conv(i, o, rngs=rngs) for i, o in pairs])
+        self.norms = nnx.List([BatchNorm(width) for width in WIDTHS[:-1]])
+        flat = WIDTHS[-1] * (image_size // 2 ** len(WIDTHS)) ** 2
+        self.flat_norm = BatchNorm(flat)
+        self.hidden = Dense(flat, HIDDEN, rngs=rngs)
+        self.head = Dense(HIDDEN, classes, rngs=rngs)
+        self.dropout, self.image_size = dropout, image_size
+
+    def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
+        if x.shape[1:3] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"masked_cnn was built for {self.image_size}×{self.image_size} pixels, not {x.shape[1]}×{x.shape[2]}"
+            )
+        x = x.astype(mode.dtype)
+        x = x[..., 1:] * x[..., :1]
+        for conv, norm in zip(self.convs[:-1], self.norms, strict=True):
+            x = norm(max_pool(leaky_relu(conv(x))), mode)
+        x = max_pool(leaky_relu(self.convs[-1](x)))
+        # Flattened channel by channel, as torch's NCHW is, so that weights cross over without a permutation.
+        x = self.flat_norm(x.transpose(0, 3, 1, 2).reshape(len(x), -1), mode)
+        features = leaky_relu(self.hidden(x))
+        logits = self.head(dropout(features, self.dropout, mode))
+        return Outputs(logits.astype(jnp.float32), features.astype(jnp.float32))
