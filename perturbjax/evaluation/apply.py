@@ -1,0 +1,175 @@
+"""A run's network applied to a dataset: predictions as a table, and the judgement of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from perturbjax import models
+from perturbjax.console import InputError, console
+from perturbjax.dataset import SiteDataset
+from perturbjax.evaluation.judge import evaluate_predictions
+from perturbjax.feed import FeedChoice, ResidentFeed, StreamedFeed, choose_feed, describe_sites
+from perturbjax.files import atomic, make_folder
+from perturbjax.splits import TEST, TRAIN
+from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
+from perturbjax.training.devices import DeviceKind, choose_placement
+from perturbjax.training.predict import Predictions, predict_sites
+from perturbjax.training.run import Run, open_run
+from perturbjax.training.step import make_predict_step, split_model
+
+EVALUATION, PREDICTIONS, FEATURES = "evaluation", "predictions.parquet", "features.parquet"
+
+
+@dataclass(frozen=True)
+class ApplyConfig:
+    """Which checkpoint is applied, and on what."""
+
+    run: Path
+    """Run directory, as `perturbjax train` writes it."""
+    checkpoint: Which = "latest"
+    """latest: after the last epoch. best: the most accurate on the judging sites, whose score is optimistic."""
+    epoch: int = 0
+    """Apply the checkpoint of this epoch; 0 takes the newest, or the best."""
+    batch_size: int = 128
+    """Sites a step."""
+    feed: FeedChoice = "auto"
+    """resident: the whole dataset on the device. streamed: decoded while the device computes."""
+    devices: DeviceKind = "auto"
+    """1: one device. sharded, auto, pmap: all."""
+
+
+def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: ApplyConfig) -> Predictions:
+    """Probabilities and features of the records at `positions`, without augmentation.
+
+    Raises:
+        InputError: the dataset's channels or pixel type are not those the run was trained on, or no checkpoint fits.
+    """
+    _require_fitting(run, dataset)
+    recipe = run.recipe
+    model = models.create(
+        recipe.model.model,
+        classes=len(run.class_names),
+        channels=len(dataset.channel_names),
+        dropout=recipe.model.dropout,
+        seed=recipe.seed,
+    )
+    graphdef, params, stats = split_model(model)
+    checkpoints = Checkpoints(run.path)
+    tree, facts = checkpoints.load(config.checkpoint, config.epoch or None)
+    checkpoints.close()
+    wanted = ("params/", "stats/")
+    tree = {name: value for name, value in tree.items() if name.startswith(wanted)}
+    state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)
+    console.print(f"{run.path}: checkpoint of epoch {facts['epoch']} ({config.checkpoint})")
+
+    placement = choose_placement("sharded" if config.devices in ("auto", "pmap") else config.devices)
+    state = placement.replicate(state)
+    sites = describe_sites(dataset, recipe.input, run.class_names, seed=recipe.seed)
+    if choose_feed(dataset, recipe.input, config.feed) == "resident":
+        feed: ResidentFeed | StreamedFeed = ResidentFeed(dataset, sites, recipe.input, place=placement.replicate)
+    else:
+        feed = StreamedFeed(
+            dataset,
+            sites,
+            recipe.input,
+            records=positions,
+            batch_size=config.batch_size,
+            seed=recipe.seed,
+            place=placement.place_rows,
+        )
+    step = placement.compile_predict(make_predict_step(graphdef, recipe))
+    return predict_sites(step, state["params"], state["stats"], feed, positions, config.batch_size)
+
+
+def predictions_table(run: Run, index: pd.DataFrame, probabilities: np.ndarray, part: Any) -> pd.DataFrame:
+    """`Metadata_*`, site_id, part, label, predicted, and one `prob_<class>` a class: one row a row of `index`.
+
+    `label` is empty where the index lacks the run's label column.
+    """
+    names = np.asarray(run.class_names, dtype=object)
+    metadata = index[[column for column in index.columns if column.startswith("Metadata_")]].reset_index(drop=True)
+    known = run.label_column in index.columns
+    answers = pd.DataFrame(
+        {
+            "site_id": index["site_id"].to_numpy(),
+            "part": part,
+            "label": index[run.label_column].astype(str).to_numpy() if known else "",
+            "predicted": names[probabilities.argmax(axis=1)],
+        }
+    )
+    table = pd.DataFrame(probabilities, columns=[f"prob_{name}" for name in run.class_names])
+    return pd.concat([metadata, answers, table], axis=1)
+
+
+def predict(config: ApplyConfig, data: Path, out: Path) -> Path:
+    """Predict every site of a dataset, known to the run or not, and write the table to `out` (parquet).
+
+    Raises:
+        InputError: the run or dataset cannot be used, they do not fit, or `out` cannot be written.
+    """
+    run, dataset = open_run(config.run), SiteDataset(data)
+    make_folder(Path(out).parent)
+    answers = apply_run(run, dataset, np.arange(len(dataset)), config)
+    manifest = pd.read_parquet(run.path / "split.parquet").set_index("site_id")["part"]
+    part = dataset.index["site_id"].map(manifest).fillna("new").to_numpy()
+    with atomic(out) as temporary:
+        predictions_table(run, dataset.index, answers.probabilities, part).to_parquet(temporary, index=False)
+    console.print(f"{len(dataset)} sites predicted: {out}")
+    return out
+
+
+def evaluate(config: ApplyConfig, data: Path | None = None, replicates: int = 2000) -> dict[str, Any]:
+    """Judge a run on its own split: write `evaluation/` (predictions, features, scores, tables) and return the scores.
+
+    Raises:
+        InputError: the run or its dataset cannot be used.
+    """
+    run = open_run(config.run)
+    dataset = SiteDataset(data or run.data)
+    manifest = run.manifest(dataset.index)
+    index = dataset.index.set_index("site_id", drop=False).rename_axis(None)
+    positions = dataset.index.reset_index().set_index("site_id").loc[manifest["site_id"], "index"].to_numpy()
+    answers = apply_run(run, dataset, positions, config)
+    rows = index.loc[manifest["site_id"]].reset_index(drop=True)
+    part = manifest["part"].to_numpy()
+    table = predictions_table(run, rows, answers.probabilities, part)
+
+    out = make_folder(run.path / EVALUATION)
+    with atomic(out / PREDICTIONS) as temporary:
+        table.to_parquet(temporary, index=False)
+    with atomic(out / FEATURES) as temporary:
+        features_table(run, rows, part, answers.features).to_parquet(temporary, index=False)
+    rows = rows.assign(label=table["label"])
+    policy = run.recipe.split.split_file or run.recipe.split.split
+    return evaluate_predictions(
+        table,
+        train_index=rows[part == TRAIN],
+        test_index=rows[part == TEST],
+        class_names=run.class_names,
+        split_policy=policy,
+        out=out,
+        seed=run.recipe.seed,
+        replicates=replicates,
+    )
+
+
+def features_table(run: Run, index: pd.DataFrame, part: np.ndarray, features: np.ndarray) -> pd.DataFrame:
+    """`Metadata_*` (site and part among them) first, then one column a feature of the network."""
+    metadata = index[[column for column in index.columns if column.startswith("Metadata_")]]
+    metadata = metadata.assign(Metadata_site_id=index["site_id"], Metadata_part=part).reset_index(drop=True)
+    names = [f"{run.recipe.model.model}_{number:04d}" for number in range(features.shape[1])]
+    return pd.concat([metadata, pd.DataFrame(features, columns=names)], axis=1)
+
+
+def _require_fitting(run: Run, dataset: SiteDataset) -> None:
+    for what, here in (("channels", dataset.channel_names), ("image_dtype", str(dataset.image_dtype))):
+        trained = run.facts[what]
+        if trained != here:
+            raise InputError(
+                f"{dataset.path}: {what} is {here}, {run.path} was trained on {trained}; build the dataset alike"
+            )

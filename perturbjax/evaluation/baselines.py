@@ -1,0 +1,192 @@
+"""What can be scored without looking at a cell: the numbers that a model has to beat.
+
+Each baseline is fitted on the training part and gives probabilities for the test sites, so that the same scores and
+intervals apply to it as to the model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from perturbjax.dataset import PLATE, WELL
+from perturbjax.evaluation.scores import TOP_K, Counts
+from perturbjax.evaluation.wells import parse_wells, well_ids
+
+#: Widths in wells of the position baseline's kernel; 0 is the well position alone.
+_WIDTHS = (0.0, 1.0, 2.0, 4.0)
+#: How many times the test well's own plate counts, where it has training wells.
+_OWN_PLATE = (1.0, 100.0)
+#: Wells' worth of training frequencies mixed into what neighbours say: decides only where they say nothing.
+_PRIOR_WELLS = 1e-3
+#: Sites' worth of the pooled covariance mixed into each class's own.
+_POOLED_SITES = 10.0
+
+
+class Unavailable(Exception):
+    """A baseline cannot be computed on this data; the message says why."""
+
+
+def majority(train_labels: Int[np.ndarray, " train"], n: int, classes: int) -> Float[np.ndarray, "n classes"]:
+    """Training frequencies for every site: always the most frequent class, and as top 5 the five most frequent."""
+    prior = np.bincount(train_labels, minlength=classes) / len(train_labels)
+    return np.broadcast_to(prior, (n, classes)).copy()
+
+
+def chance_counts(
+    labels: Int[np.ndarray, " n"],
+    train_labels: Int[np.ndarray, " train"],
+    classes: int,
+    clusters: Int[np.ndarray, " n"],
+    *,
+    seed: int = 0,
+    draws: int = 4096,
+) -> Counts:
+    """Stratified chance: a class drawn from the training frequencies for every site.
+
+    Expected counts over all draws rather than one draw, so that the baseline itself has no luck. Top 5 are five
+    classes drawn without replacement (Gumbel top-k over `draws` draws).
+    """
+    prior = np.bincount(train_labels, minlength=classes) / len(train_labels)
+    with np.errstate(divide="ignore"):  # a class without training sites is never drawn
+        logits = np.log(prior) + np.random.default_rng(seed).gumbel(size=(draws, classes))
+    k = min(TOP_K, classes)
+    among_top = np.bincount(np.argpartition(-logits, k - 1, axis=1)[:, :k].ravel(), minlength=classes) / draws
+    among_top = np.where(prior > 0, among_top, 0)
+    rows = int(clusters.max()) + 1
+    truth = np.bincount(clusters * classes + labels, minlength=rows * classes).reshape(rows, classes)
+    parts = (truth, truth.sum(axis=1, keepdims=True) * prior, truth * prior, truth @ among_top)
+    return Counts(*(part.astype(np.float32) for part in parts))
+
+
+def position(
+    train: pd.DataFrame, train_labels: Int[np.ndarray, " train"], test: pd.DataFrame, classes: int
+) -> Float[np.ndarray, "test classes"]:
+    """What the well's place on the plate says: labels of training wells, weighted by their distance.
+
+    Training wells at the same place on any plate, and their neighbours with a Gaussian weight, vote for their label;
+    wells of the test well's own plate may count more. Width and plate weight are those that best predict the training
+    wells when each is held out as the test wells are (with its plate where test plates are new, else alone).
+
+    Raises:
+        Unavailable: wells are not named as on a plate.
+    """
+    train_wells, train_spots = _spots(train, "training")
+    test_wells, test_spots = _spots(test, "test")
+    first = np.unique(train_wells, return_index=True)[1]
+    plates, plate_of = np.unique(train[PLATE].to_numpy().astype(str)[first], return_inverse=True)
+    test_first = np.unique(test_wells, return_index=True)[1]
+    test_plate_names = test[PLATE].to_numpy().astype(str)[test_first]
+    found = np.searchsorted(plates, test_plate_names).clip(max=len(plates) - 1)
+    test_plate_of = np.where(plates[found] == test_plate_names, found, -1)
+
+    votes = np.zeros((len(first), classes))  # one vote a well, shared by the labels of its sites
+    np.add.at(votes, (train_wells, train_labels), 1)
+    votes /= votes.sum(axis=1, keepdims=True)
+    held_out = "plate" if (test_plate_of < 0).all() else "well"
+    seen = _seen(train, test)
+    fit = _PositionVotes(train_spots[first], plate_of, votes)
+    settings = [(width, own) for width in _WIDTHS for own in (_OWN_PLATE if held_out == "well" else (1.0,))]
+    leave = "nothing" if seen else held_out
+    correct = [fit.training_accuracy(width, own, leave) for width, own in settings]
+    width, own = settings[int(np.argmax(correct))]
+    return fit.predict(test_spots[test_first], test_plate_of, width, own)[test_wells]
+
+
+def _seen(train: pd.DataFrame, test: pd.DataFrame) -> bool:
+    """Whether any test well has sites in training."""
+    ids = well_ids(pd.concat([train, test], ignore_index=True))
+    return bool(np.isin(ids[len(train) :], ids[: len(train)]).any())
+
+
+def _spots(index: pd.DataFrame, part: str) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
+    spots = parse_wells(index[WELL])
+    if (bad := spots[:, 0] < 0).any():
+        name = index[WELL].iloc[int(np.flatnonzero(bad)[0])]
+        raise Unavailable(f"{part} well {name!r} is not named like A01 to P24 (or AF48)")
+    return well_ids(index), spots
+
+
+class _PositionVotes:
+    """Votes of training wells, plate by plate, on the grid of the plate."""
+
+    def __init__(self, spots: np.ndarray, plate_of: np.ndarray, votes: np.ndarray):
+        self.spots, self.plate_of, self.votes = spots, plate_of, votes
+        self.prior = votes.mean(axis=0)
+
+    def predict(
+        self,
+        spots: Int[np.ndarray, "n 2"],
+        plate_of: Int[np.ndarray, " n"],
+        width: float,
+        own_plate: float,
+        leave: str = "nothing",
+    ) -> Float[np.ndarray, "n classes"]:
+        """Probabilities at spots of plates (-1 is a plate without training wells); `leave` "plate" or "well" keeps
+        the votes of the asked wells' own plate, or of the asked wells themselves, out."""
+        out = np.empty((len(spots), self.votes.shape[1]))
+        for plate in np.unique(plate_of):
+            here = np.flatnonzero(plate_of == plate)
+            weights = _kernel(spots[here], self.spots, width)
+            same_plate = self.plate_of == plate
+            weights[:, same_plate] *= 0.0 if leave == "plate" else own_plate
+            if leave == "well":
+                weights[(spots[here][:, None] == self.spots).all(axis=2) & same_plate] = 0.0
+            said = weights @ self.votes + _PRIOR_WELLS * self.prior
+            out[here] = said / said.sum(axis=1, keepdims=True)
+        return out
+
+    def training_accuracy(self, width: float, own_plate: float, leave: str) -> float:
+        """Share of training wells whose label is predicted when they are left out as `leave` says."""
+        predicted = self.predict(self.spots, self.plate_of, width, own_plate, leave).argmax(axis=1)
+        return float((predicted == self.votes.argmax(axis=1)).mean())
+
+
+def _kernel(a: Int[np.ndarray, "n 2"], b: Int[np.ndarray, "m 2"], width: float) -> Float[np.ndarray, "n m"]:
+    squared = ((a[:, None] - b) ** 2).sum(axis=2)
+    return (squared == 0).astype(float) if width == 0 else np.exp(-squared / (2 * width**2))
+
+
+def cell_count(
+    train: pd.DataFrame, train_labels: Int[np.ndarray, " train"], test: pd.DataFrame, classes: int
+) -> Float[np.ndarray, "test classes"]:
+    """What the number of cells and their area say: a Gaussian for each class in (log cells, log area).
+
+    Quadratic discriminant analysis; each class's covariance is shrunk to the pooled one, as if `_POOLED_SITES` of its
+    sites had that.
+
+    Raises:
+        Unavailable: `n_cells` and `mask_area` are not in the index, or not numbers.
+    """
+    x, z = _counts(train), _counts(test)
+    scale = x.std(axis=0) + 1e-9
+    centre = x.mean(axis=0)
+    x, z = (x - centre) / scale, (z - centre) / scale
+    support = np.bincount(train_labels, minlength=classes).astype(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = np.stack([np.bincount(train_labels, column, classes) for column in x.T], axis=1) / support[:, None]
+        log_prior = np.log(support / support.sum())
+    means = np.where(support[:, None] > 0, means, 0)
+    residual = x - means[train_labels]
+    products = residual[:, :, None] * residual[:, None, :]
+    scatter = np.zeros((classes, 2, 2))
+    np.add.at(scatter, train_labels, products)
+    pooled = scatter.sum(axis=0) / len(x) + 1e-3 * np.eye(2)
+    covariance = (scatter + _POOLED_SITES * pooled) / (support + _POOLED_SITES)[:, None, None]
+    precision, log_determinant = np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1]
+    delta = z[:, None] - means
+    distance = np.einsum("nci,cij,ncj->nc", delta, precision, delta, optimize=True)
+    logits = log_prior - 0.5 * (distance + log_determinant)
+    likelihood = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return likelihood / likelihood.sum(axis=1, keepdims=True)
+
+
+def _counts(index: pd.DataFrame) -> Float[np.ndarray, "n 2"]:
+    columns = ["n_cells", "mask_area"]
+    if missing := [column for column in columns if column not in index.columns]:
+        raise Unavailable(f"the index has no column {missing[0]}")
+    values = index[columns].to_numpy(dtype=float)
+    if not np.isfinite(values).all():
+        raise Unavailable("n_cells or mask_area is missing for some sites")
+    return np.log1p(values)

@@ -1,0 +1,76 @@
+"""Where a well is, which sites are its own, and what they say together."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from perturbjax.console import InputError
+from perturbjax.dataset import PLATE, WELL
+
+#: A01 to P24 (384 wells), and AA to AF for the last rows of 1,536.
+_WELL_NAME = re.compile(r"^([A-Z]|A[A-F])0*([1-9][0-9]?)$")
+
+
+def parse_wells(names: pd.Series) -> Int[np.ndarray, "n 2"]:
+    """Row and column of each well, from 0: `A01` is (0, 0), `P24` (15, 23), `AF48` (31, 47).
+
+    Rows are (-1, -1) where a name is not a letter (or AA to AF) followed by a number.
+    """
+    known = {name: _parse_well(str(name)) for name in pd.unique(names)}
+    return np.array([known[name] for name in names], dtype=int).reshape(-1, 2)
+
+
+def _parse_well(name: str) -> tuple[int, int]:
+    match = _WELL_NAME.match(name.strip().upper())
+    if match is None:
+        return -1, -1
+    letters, number = match.groups()
+    row = ord(letters[-1]) - ord("A") + 26 * (len(letters) - 1)
+    return row, int(number) - 1
+
+
+def well_ids(index: pd.DataFrame) -> Int[np.ndarray, " n"]:
+    """A number from 0 for each (plate, well), in order of first appearance.
+
+    Raises:
+        InputError: the index lacks `Metadata_Plate` or `Metadata_Well`.
+    """
+    for column in (PLATE, WELL):
+        if column not in index.columns:
+            raise InputError(f"index: no column {column}; scores need the plate and the well of every site")
+    return index.groupby([PLATE, WELL], sort=False, dropna=False).ngroup().to_numpy()
+
+
+def aggregate_wells(
+    wells: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
+) -> tuple[Int[np.ndarray, " wells"], Float[np.ndarray, "wells classes"]]:
+    """What the sites of a well say together: the mean of their probabilities.
+
+    The mean of probabilities, not of their logarithms: classifiers that give exact zeros (neighbours, forests)
+    would otherwise let one site veto a class.
+
+    Args:
+        wells: number of each site's well, 0 to wells - 1 (see `well_ids`).
+        labels: true class of each site.
+        probabilities: one row a site.
+
+    Returns:
+        true class and mean probabilities of each well.
+
+    Raises:
+        InputError: the sites of one well have different labels.
+    """
+    count = int(wells.max()) + 1
+    well_labels = np.zeros(count, dtype=int)
+    well_labels[wells] = labels
+    if (differs := well_labels[wells] != labels).any():
+        row = int(np.flatnonzero(differs)[0])
+        raise InputError(f"index: row {row} and another site of its well have different labels; no well level")
+    sites = np.bincount(wells, minlength=count)[:, None]
+    sums = np.zeros((count, probabilities.shape[1]))
+    np.add.at(sums, wells, probabilities)
+    return well_labels, sums / sites

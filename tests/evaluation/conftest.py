@@ -1,0 +1,52 @@
+"""A small screen with known truth: plates of wells of sites, and predictions of a chosen quality."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+CLASSES = ["DMSO", *(f"compound {letter}" for letter in "ABCDEFG")]
+
+
+def make_index(plates: int = 3, rows: int = 4, columns: int = 6, sites: int = 3, seed: int = 0) -> pd.DataFrame:
+    """Every plate has every class in several wells, at random places; counts of cells carry no signal."""
+    rng = np.random.default_rng(seed)
+    wells = [f"{'ABCDEFGHIJKLMNOP'[row]}{column + 1:02d}" for row in range(rows) for column in range(columns)]
+    tables = []
+    for plate in range(plates):
+        labels = rng.permutation(np.resize(CLASSES, len(wells)))
+        tables += [
+            {"Metadata_Plate": f"P{plate}", "Metadata_Well": well, "Metadata_Site": str(site), "label": label,
+             "site_id": f"P{plate}_{well}_{site}"}
+            for well, label in zip(wells, labels, strict=True)
+            for site in range(sites)
+        ]  # fmt: skip
+    index = pd.DataFrame(tables)
+    index["n_cells"] = rng.integers(20, 60, len(index))
+    index["mask_area"] = index["n_cells"] * rng.integers(80, 120, len(index))
+    return index
+
+
+def make_predictions(index: pd.DataFrame, *, skill: float, seed: int = 0, part: str = "test") -> pd.DataFrame:
+    """Random probabilities, `skill` added to the logit of the true class."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(len(index), len(CLASSES)))
+    labels = index["label"].map({name: i for i, name in enumerate(CLASSES)}).to_numpy()
+    logits[np.arange(len(index)), labels] += skill
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    table = index[["Metadata_Plate", "Metadata_Well", "Metadata_Site", "site_id"]].assign(
+        part=part, label=index["label"], predicted=np.asarray(CLASSES, dtype=object)[probabilities.argmax(axis=1)]
+    )
+    for i, name in enumerate(CLASSES):
+        table[f"prob_{name}"] = probabilities[:, i].astype(np.float32)
+    return table
+
+
+@pytest.fixture
+def screen() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """(train index, test index, predictions) of a plate split."""
+    index = make_index()
+    test = index[index["Metadata_Plate"] == "P2"].reset_index(drop=True)
+    train = index[index["Metadata_Plate"] != "P2"].reset_index(drop=True)
+    return train, test, make_predictions(test, skill=2.0)
