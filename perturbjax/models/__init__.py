@@ -9,6 +9,7 @@ from flax import nnx
 from perturbjax.console import InputError
 from perturbjax.models.attention import AttentionClassifier
 from perturbjax.models.attention_multiscale import MultiscaleAttentionClassifier
+from perturbjax.models.efficientnet import efficientnet_b0, efficientnet_lite0
 from perturbjax.models.layers import Mode, Outputs
 from perturbjax.models.masked_cnn import MaskedCNN
 from perturbjax.models.resnet import resnet18, resnet34, resnet50
@@ -23,6 +24,8 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
+    "efficientnet_b0": efficientnet_b0,
+    "efficientnet_lite0": efficientnet_lite0,
 }
 
 #: Networks that flatten their feature maps, and so work at one input side only.

