@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt16, UInt
+from jaxtyping import UInt, UInt16
 
 from perturbjax.console import InputError
 from perturbjax.files import read_json
@@ -122,7 +122,7 @@ class SiteDataset:
         sizes = self.index[["height", "width"]].drop_duplicates()
         if len(sizes) > 1:
             raise InputError(
-                f"{self.path}: sites have {len(sizes)} different sizes; build the dataset with --resize N to train on it"
+                f"{self.path}: sites have {len(sizes)} different sizes; build it with --resize N to train on it"
             )
         height, width = sizes.iloc[0]
         return int(height), int(width)

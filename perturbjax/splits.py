@@ -145,7 +145,7 @@ def _require_learnable(manifest: pd.DataFrame, labels: np.ndarray, policy: str, 
         return
     both = f"only {shared.pop()!r}" if shared else "no class"
     raise InputError(
-        f"--split {policy}: {both} of column {label} stands on both sides, so there is nothing to learn; choose another "
+        f"--split {policy}: {both} of column {label} stands on both sides, so nothing can be learned; choose another "
         f"--label-column, or --split site (then {MEANING['site']})"
     )
 

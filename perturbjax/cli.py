@@ -1,0 +1,169 @@
+"""The `perturbjax` command: one thin function a verb, its flags from dataclasses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from perturbjax import __version__
+from perturbjax.config import PRESETS, SplitConfig, preset
+from perturbjax.console import InputError, console, run_command
+
+T = TypeVar("T")
+Verb = Callable[[Sequence[str]], object]
+#: A section whose fields become flags of their own name.
+Flat = tyro.conf.arg(name="")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb and leave with its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in VERBS:
+        run_command(lambda: VERBS[argv[0]](argv[1:]))
+    if argv and argv[0] in ("--version", "-V"):
+        print(f"perturbjax {__version__}")
+        return
+    if argv and argv[0] not in ("-h", "--help"):
+        print(f"error: perturbjax {argv[0]}: unknown; choose one of {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    width = max(map(len, VERBS))
+    print("usage: perturbjax VERB [options]    (perturbjax VERB --help says more)\n")
+    for name, verb in VERBS.items():
+        print(f"  {name:{width}}  {(verb.__doc__ or '').strip().splitlines()[0]}")
+    print("\nDatasets are made by `python -m data_prep build`.")
+    sys.exit(0 if argv else 2)
+
+
+def _parse(kind: type[T], argv: Sequence[str], verb: str, *, about: str | None, default: T | None = None) -> T:
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(
+        kind,
+        args=list(argv),
+        prog=f"perturbjax {verb}",
+        description=about,
+        config=(tyro.conf.OmitArgPrefixes,),
+        **extra,
+    )
+
+
+def train(argv: Sequence[str]) -> None:
+    """Train a network on a prepared dataset, or go on training."""
+    from perturbjax.training.fit import TrainConfig, fit
+
+    name, rest = _take_preset(argv)
+    default = TrainConfig(out=tyro.MISSING, recipe=preset(name))
+    about = (
+        f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe whose defaults are shown; now {name}."
+    )
+    run = fit(_parse(TrainConfig, rest, "train", about=about, default=default))
+    console.print(f"trained: {run.path}; judge it with `perturbjax evaluate --run {run.path}`")
+
+
+def _take_preset(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """`--preset NAME` decides the defaults of all other flags, so it is read before them."""
+    rest = [part for word in argv for part in (word.split("=", 1) if word.startswith("--preset=") else [word])]
+    if "--preset" not in rest:
+        return "paper", rest
+    at = rest.index("--preset")
+    if at + 1 == len(rest):
+        raise InputError(f"--preset: needs a name, one of {', '.join(PRESETS)}")
+    return rest[at + 1], rest[:at] + rest[at + 2 :]
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """Judge a run on its own split: scores beside baselines, with intervals, tables and figures."""
+    from perturbjax.evaluation import apply, judge
+    from perturbjax.evaluation.report import write_report
+
+    @dataclass(frozen=True)
+    class Options:
+        apply: apply.ApplyConfig
+        data: Path | None = None
+        """Dataset directory; by default the one the run was trained on."""
+        replicates: int = 2000
+        """Bootstrap resamples of whole wells behind each interval."""
+
+    options = _parse(Options, argv, "evaluate", about=evaluate.__doc__)
+    judge.print_table(apply.evaluate(options.apply, options.data, options.replicates))
+    report = write_report(options.apply.run)
+    console.print(f"written: {options.apply.run / apply.EVALUATION} and {report}")
+
+
+def predict(argv: Sequence[str]) -> None:
+    """Predict the sites of any dataset with a trained run."""
+    from perturbjax.evaluation import apply
+
+    @dataclass(frozen=True)
+    class Options:
+        apply: apply.ApplyConfig
+        data: Path
+        """Dataset directory; its channels must be those the run was trained on."""
+        out: Path
+        """Parquet to write: Metadata_*, site_id, part, label, predicted, and one probability a class."""
+
+    options = _parse(Options, argv, "predict", about=predict.__doc__)
+    apply.predict(options.apply, options.data, options.out)
+
+
+def report(argv: Sequence[str]) -> None:
+    """Write a run's report.html: one file with its scores, figures and provenance."""
+    from perturbjax.evaluation.report import write_report
+
+    @dataclass(frozen=True)
+    class Options:
+        run: Path
+        """Run directory that was evaluated."""
+
+    console.print(f"written: {write_report(_parse(Options, argv, 'report', about=report.__doc__).run)}")
+
+
+def split(argv: Sequence[str]) -> None:
+    """Deal a dataset's sites to training and judging, and write the manifest."""
+    from perturbjax import splits
+    from perturbjax.dataset import SiteDataset
+
+    @dataclass(frozen=True)
+    class Options:
+        data: Path
+        """Dataset directory."""
+        out: Path
+        """Manifest to write (parquet), for `perturbjax train --split-file`."""
+        policy: splits.SplitPolicy = "well"
+        """What is kept whole."""
+        label_column: str = ""
+        """Column to stratify by; empty takes the one the dataset was built with."""
+        folds: int = SplitConfig.folds
+        """Parts the groups are dealt into."""
+        fold: int = 0
+        """Which of the parts judges, from 0."""
+        seed: int = 0
+        """Of the shuffle."""
+
+    options = _parse(Options, argv, "split", about=split.__doc__)
+    dataset = SiteDataset(options.data)
+    label = dataset.column(options.label_column or dataset.label_column).name
+    manifest = splits.make_split(
+        dataset.index, options.policy, label=label, folds=options.folds, fold=options.fold, seed=options.seed
+    )
+    splits.write_split(manifest, options.out)
+    judged = (manifest["part"] == splits.TEST).sum()
+    console.print(f"{options.policy}: {splits.MEANING[options.policy]}")
+    console.print(f"{len(manifest) - judged} sites train, {judged} judge; fingerprint {splits.fingerprint(manifest)}")
+    console.print(f"written: {options.out}")
+
+
+VERBS: dict[str, Verb] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "report": report,
+    "split": split,
+}
+
+if __name__ == "__main__":
+    main()

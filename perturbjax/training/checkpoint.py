@@ -1,0 +1,128 @@
+"""Checkpoints with orbax: the latest for resuming and the best for judging, kept as two things.
+
+A checkpoint holds parameters, statistics, the optimizer's state and the step as one flat tree of named arrays
+(`params/head/kernel`, …), with the epoch and what identifies the run as JSON beside it. It does not depend on how
+many devices wrote it.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Shaped
+
+from perturbjax.console import InputError
+from perturbjax.training.step import TrainState
+
+Tree = dict[str, Shaped[np.ndarray, "..."]]
+Which = Literal["latest", "best"]
+
+
+def state_to_tree(state: Any) -> Tree:
+    """Every array of a pytree under its path, on the host."""
+    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
+    return {_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def tree_to_state(tree: Tree, template: Any, source: Path | str) -> Any:
+    """Put named arrays back into a pytree of the template's structure.
+
+    Raises:
+        InputError: an array is missing, too many, or of another shape; the message names it.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(template)
+    wanted = {_name(path): leaf for path, leaf in paths}
+    if odd := sorted(set(wanted) ^ set(tree)):
+        side = "lacks" if odd[0] in wanted else "has an unknown array"
+        raise InputError(f"{source}: {side} {odd[0]}; it belongs to another model")
+    for name, leaf in wanted.items():
+        if np.shape(leaf) != tree[name].shape:
+            raise InputError(f"{source}: {name} has shape {tree[name].shape}, the model needs {np.shape(leaf)}")
+    return jax.tree_util.tree_unflatten(treedef, [tree[name] for name in wanted])
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+class Checkpoints:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, run: Path, *, keep_latest: int = 2, keep_best: int = 1):
+        """Open `run/checkpoints`; it is created by the first save.
+
+        Args:
+            keep_latest: how many of the newest are kept, for resuming.
+            keep_best: how many of the best (greatest accuracy on the judged sites) are kept.
+        """
+        self.path = Path(run).absolute() / "checkpoints"
+        self._keep = {"latest": keep_latest, "best": keep_best}
+        self._managers: dict[str, Any] = {}
+
+    def _manager(self, which: Which) -> Any:
+        if which not in self._managers:
+            import orbax.checkpoint as ocp
+
+            logging.getLogger("absl").setLevel(logging.ERROR)
+            best = {"best_fn": lambda metrics: metrics["accuracy"], "best_mode": "max"} if which == "best" else {}
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep[which], enable_async_checkpointing=False, cleanup_tmp_directories=True, **best
+            )
+            self._managers[which] = ocp.CheckpointManager(
+                self.path / which, options=options, item_names=("state", "facts")
+            )
+        return self._managers[which]
+
+    def save(self, state: TrainState, *, epoch: int, facts: dict[str, Any], accuracy: float | None) -> None:
+        """Save after `epoch` (counted from 1). Given an accuracy, it is also a candidate for the best."""
+        import orbax.checkpoint as ocp
+
+        tree = state_to_tree(state)
+        for which in ("latest",) if accuracy is None else ("latest", "best"):
+            self._manager(which).save(
+                epoch,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(tree), facts=ocp.args.JsonSave({"epoch": epoch, **facts})
+                ),
+                metrics=None if accuracy is None else {"accuracy": float(accuracy)},
+                force=True,
+            )
+
+    def epochs(self, which: Which = "latest") -> list[int]:
+        """Epochs of which a complete checkpoint is there, ascending."""
+        if not (self.path / which).is_dir():
+            return []
+        return sorted(self._manager(which).all_steps())
+
+    def load(self, which: Which = "latest", epoch: int | None = None) -> tuple[Tree, dict[str, Any]]:
+        """The arrays and facts of a checkpoint: of `epoch`, or the newest (`latest`) or greatest in accuracy (`best`).
+
+        Raises:
+            InputError: there is none, or it cannot be read.
+        """
+        import orbax.checkpoint as ocp
+
+        there = self.epochs(which)
+        if not there:
+            raise InputError(f"{self.path / which}: holds no checkpoint; train first")
+        if epoch is None:
+            epoch = self._manager(which).best_step() if which == "best" else there[-1]
+        if epoch not in there:
+            raise InputError(f"{self.path / which}: holds no epoch {epoch}; it has {', '.join(map(str, there))}")
+        try:
+            loaded = self._manager(which).restore(
+                epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
+            )
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.path / which / str(epoch)}: cannot be read ({reason})") from error
+        return {name: np.asarray(value) for name, value in loaded["state"].items()}, loaded["facts"]
+
+    def close(self) -> None:
+        for manager in self._managers.values():
+            manager.close()
+        self._managers.clear()

@@ -1,0 +1,319 @@
+"""Training, from a dataset directory to a run directory. Read `fit` from top to bottom: it is the method section."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from jaxtyping import Int
+
+from perturbjax import models
+from perturbjax.config import Recipe
+from perturbjax.console import InputError, console, track
+from perturbjax.dataset import SiteDataset
+from perturbjax.feed import (
+    FeedChoice,
+    ResidentFeed,
+    Sites,
+    StreamedFeed,
+    choose_feed,
+    describe_sites,
+    epoch_order,
+    gather,
+)
+from perturbjax.splits import MEANING, TEST, TRAIN, split_for
+from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
+from perturbjax.training.devices import DeviceKind, Placement, choose_placement
+from perturbjax.training.loss import class_weights
+from perturbjax.training.optimizer import make_optimizer, schedules
+from perturbjax.training.predict import accuracy_and_loss, predict_sites
+from perturbjax.training.run import Run, open_run, start_run
+from perturbjax.training.step import TrainState, initial_state, make_predict_step, make_train_step, split_model
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a network on a prepared dataset."""
+
+    out: Path
+    """Run directory to write. Where it holds an unfinished run of the same flags, that run goes on."""
+    data: Path | None = None
+    """Dataset directory, from `python -m data_prep build`."""
+    resume: bool = False
+    """Go on with the run in --out by the recipe saved in it; flags of the recipe are ignored."""
+    init_from: Path | None = None
+    """Run whose parameters are started from; layers of another shape (another number of classes) start anew."""
+    feed: FeedChoice = "auto"
+    """resident: the whole dataset on the device, one dispatch an epoch. streamed: decoded while the device computes.
+    auto: resident where it fits."""
+    workers: int = 0
+    """Processes that decode for the streamed feed; 0 decodes in threads."""
+    devices: DeviceKind = "auto"
+    """1: one device. sharded: jit over a mesh of all. pmap: replicated. auto: sharded."""
+    device_count: int = 0
+    """How many devices at most; 0 takes all."""
+    evaluate_every: int = 10
+    """Epochs between two looks at the judging sites; the last epoch always looks."""
+    checkpoint_every: int = 10
+    """Epochs between two checkpoints; the last epoch always saves."""
+    keep_latest: int = 2
+    """Newest checkpoints kept, to resume from."""
+    keep_best: int = 1
+    """Checkpoints kept that scored best on the judging sites; a score of these is optimistic."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run made ready: who trains, who judges, and what the network is."""
+
+    run: Run
+    dataset: SiteDataset
+    sites: Sites
+    train: Int[np.ndarray, " n_train"]
+    test: Int[np.ndarray, " n_test"]
+    graphdef: Any
+    params: Any
+    stats: Any
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.run.recipe.optim.epochs * self.steps_per_epoch
+
+
+def fit(config: TrainConfig) -> Run:
+    """Train, or go on training, until the recipe's last epoch.
+
+    A run that was killed goes on from its latest checkpoint and ends with bit-identical parameters: order and
+    augmentation follow from (seed, epoch, record) alone.
+
+    Raises:
+        InputError: the input cannot be used, `out` holds another run, or the loss stopped being finite.
+    """
+    experiment = prepare_experiment(config)
+    run, recipe = experiment.run, experiment.run.recipe
+    placement = choose_placement(config.devices, config.device_count)
+
+    optimizer = make_optimizer(recipe.optim, experiment.total_steps)
+    learning_rate, _ = schedules(recipe.optim, experiment.total_steps)
+    train_step = make_train_step(
+        experiment.graphdef,
+        optimizer,
+        recipe,
+        steps_per_epoch=experiment.steps_per_epoch,
+        class_weight=_class_weight(experiment),
+        axis_name=placement.axis_name,
+    )
+    predict_step = placement.compile_predict(make_predict_step(experiment.graphdef, recipe))
+    state = initial_state(experiment.params, experiment.stats, optimizer)
+
+    checkpoints = Checkpoints(run.path, keep_latest=config.keep_latest, keep_best=config.keep_best)
+    state, done = _resume(run, checkpoints, state)
+    _say_what_runs(experiment, placement, done)
+    if done == recipe.optim.epochs:
+        return run
+    state = placement.replicate(state)
+    feed = make_feed(config.feed, experiment, placement, workers=config.workers)
+    run_epoch = _epoch_runner(feed, experiment, placement, train_step)
+
+    epochs = range(done, recipe.optim.epochs)
+    for epoch in track(epochs, total=recipe.optim.epochs, done=done, label="train", unit="epochs"):
+        started = time.monotonic()
+        state, sums = run_epoch(state, epoch)
+        sums = jax.device_get(sums)
+        _require_finite(sums.loss, epoch, experiment.steps_per_epoch, run)
+        row = {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * experiment.steps_per_epoch,
+            "split": TRAIN,
+            "loss": float(sums.loss.sum() / sums.loss_weight.sum()),
+            "accuracy": float(sums.correct.sum() / sums.weight.sum()),
+            "learning_rate": float(learning_rate(int(state.step) - 1)),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        rows, accuracy = [row], None
+        last = epoch + 1 == recipe.optim.epochs
+        if last or (epoch + 1) % config.evaluate_every == 0:
+            answers = predict_sites(
+                predict_step, state.params, state.stats, feed, experiment.test, recipe.optim.batch_size
+            )
+            accuracy, loss = accuracy_and_loss(answers.probabilities, experiment.sites.labels[experiment.test])
+            rows.append({**row, "split": TEST, "loss": loss, "accuracy": accuracy})
+            _say_epoch(rows)
+        # Metrics before the checkpoint: a kill between the two leaves rows that resuming drops, never a gap.
+        run.append_metrics(rows)
+        if last or accuracy is not None or (epoch + 1) % config.checkpoint_every == 0:
+            facts = {"split_fingerprint": run.facts["split_fingerprint"], "classes": run.class_names}
+            checkpoints.save(state, epoch=epoch + 1, facts=facts, accuracy=accuracy)
+    checkpoints.close()
+    return run
+
+
+def prepare_experiment(config: TrainConfig) -> Experiment:
+    """Open the data, deal the split, begin the run directory and initialise the network."""
+    if config.resume:
+        run = open_run(config.out)
+        recipe, dataset = run.recipe, SiteDataset(config.data or run.data)
+        manifest = run.manifest(dataset.index)
+        label_column = run.label_column
+    else:
+        if config.data is None:
+            raise InputError("--data: is required; give the dataset directory that `python -m data_prep build` wrote")
+        recipe, dataset = config.recipe, SiteDataset(config.data)
+        label_column = recipe.input.label_column or dataset.label_column
+        manifest = split_for(dataset.index, recipe.split, label=dataset.column(label_column).name, seed=recipe.seed)
+    labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
+    run = start_run(
+        config.out,
+        recipe=recipe,
+        dataset=dataset,
+        label_column=label_column,
+        class_names=sorted(labels.unique()),
+        manifest=manifest,
+    )
+    model = models.create(
+        recipe.model.model,
+        classes=len(run.class_names),
+        channels=len(dataset.channel_names),
+        dropout=recipe.model.dropout,
+        seed=recipe.seed,
+    )
+    graphdef, params, stats = split_model(model)
+    if config.init_from is not None:
+        params, stats = _parameters_from(config.init_from, params, stats)
+    train, test = (positions_of(dataset, manifest, part) for part in (TRAIN, TEST))
+    return Experiment(
+        run=run,
+        dataset=dataset,
+        sites=describe_sites(dataset, recipe.input, run.class_names, seed=recipe.seed),
+        train=train,
+        test=test,
+        graphdef=graphdef,
+        params=params,
+        stats=stats,
+        steps_per_epoch=-(-len(train) // recipe.optim.batch_size),
+    )
+
+
+def positions_of(dataset: SiteDataset, manifest: Any, part: str) -> Int[np.ndarray, " n"]:
+    """Positions in the dataset of the sites of one part of a split."""
+    sites = set(manifest.loc[manifest["part"] == part, "site_id"])
+    return np.flatnonzero(dataset.index["site_id"].isin(sites)).astype(np.int32)
+
+
+def make_feed(
+    choice: FeedChoice, experiment: Experiment, placement: Placement, *, workers: int
+) -> ResidentFeed | StreamedFeed:
+    """The feed of an experiment, resident on every device or streamed."""
+    dataset, sites, recipe = experiment.dataset, experiment.sites, experiment.run.recipe
+    if choose_feed(dataset, recipe.input, choice) == "resident":
+        return ResidentFeed(dataset, sites, recipe.input, place=placement.replicate)
+    return StreamedFeed(
+        dataset,
+        sites,
+        recipe.input,
+        records=experiment.train,
+        batch_size=recipe.optim.batch_size,
+        seed=recipe.seed,
+        workers=workers,
+        place=placement.place_rows,
+    )
+
+
+def _epoch_runner(
+    feed: ResidentFeed | StreamedFeed, experiment: Experiment, placement: Placement, train_step: Any
+) -> Any:
+    """(state, epoch) → (state, sums a step): one dispatch where the data is resident, one a step where streamed."""
+    recipe = experiment.run.recipe
+    if isinstance(feed, ResidentFeed):
+        run_steps = placement.compile_epoch(train_step, gather)
+
+        def run_resident(state: TrainState, epoch: int) -> tuple[TrainState, Any]:
+            order = epoch_order(recipe.seed, epoch, experiment.train, recipe.optim.batch_size)
+            return run_steps(state, feed.arrays, *order)
+
+        return run_resident
+    step = placement.compile_step(train_step)
+
+    def run_streamed(state: TrainState, epoch: int) -> tuple[TrainState, Any]:
+        sums = []
+        for batch in feed.epoch(epoch):
+            state, step_sums = step(state, batch)
+            sums.append(step_sums)
+        return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(sums))
+
+    return run_streamed
+
+
+def _resume(run: Run, checkpoints: Checkpoints, state: TrainState) -> tuple[TrainState, int]:
+    """The state to go on from and the epochs it has behind it."""
+    if not checkpoints.epochs():
+        run.truncate_metrics(0)
+        return state, 0
+    tree, facts = checkpoints.load()
+    if facts["split_fingerprint"] != run.facts["split_fingerprint"]:
+        raise InputError(f"{checkpoints.path}: was trained on another split than {run.path} says; start a new --out")
+    run.truncate_metrics(facts["epoch"])
+    return tree_to_state(tree, state, checkpoints.path), facts["epoch"]
+
+
+def _parameters_from(path: Path, params: Any, stats: Any) -> tuple[Any, Any]:
+    """Parameters and statistics of another run; what has another shape here keeps its fresh value."""
+    template = {"params": params, "stats": stats}
+    fresh = state_to_tree(template)
+    tree, _ = Checkpoints(path).load()
+    taken = {k: tree[k] if k in tree and tree[k].shape == v.shape else v for k, v in fresh.items()}
+    anew = [k for k, v in fresh.items() if taken[k] is v]
+    if len(anew) == len(fresh):
+        raise InputError(f"--init-from {path}: shares no array with this model")
+    console.print(f"started from {path}" + (f"; fresh: {', '.join(anew)}" if anew else ""))
+    merged = tree_to_state(taken, template, path)
+    return merged["params"], merged["stats"]
+
+
+def _class_weight(experiment: Experiment) -> np.ndarray | None:
+    power = experiment.run.recipe.optim.balance
+    if not power:
+        return None
+    counts = np.bincount(experiment.sites.labels[experiment.train], minlength=len(experiment.run.class_names))
+    return class_weights(counts, power)
+
+
+def _require_finite(losses: np.ndarray, epoch: int, steps_per_epoch: int, run: Run) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad):
+        step = epoch * steps_per_epoch + int(bad[0]) + 1
+        raise InputError(
+            f"the loss is not finite at step {step} (epoch {epoch + 1}); the last good checkpoint stays in {run.path}. "
+            "Lower --learning-rate, or try --precision float32, in a new --out"
+        )
+
+
+def _say_what_runs(experiment: Experiment, placement: Placement, done: int) -> None:
+    recipe, policy = experiment.run.recipe, experiment.run.recipe.split
+    device = placement.mesh.devices.flat[0]
+    console.print(
+        f"{recipe.model.model} on {placement.count} {device.platform} device(s), {recipe.model.precision}; "
+        f"{len(experiment.train)} sites train, {len(experiment.test)} judge, {len(experiment.run.class_names)} classes "
+        f"of {experiment.run.label_column}"
+    )
+    if policy.split_file:
+        console.print(f"split from {policy.split_file}")
+    else:
+        console.print(f"split by {policy.split}: {MEANING[policy.split]}")
+    if done:
+        console.print(f"going on after epoch {done} of {recipe.optim.epochs}")
+
+
+def _say_epoch(rows: list[dict[str, Any]]) -> None:
+    train, test = rows
+    console.print(
+        f"epoch {train['epoch']}: train loss {train['loss']:.3f}, accuracy {train['accuracy']:.3f}; "
+        f"judged loss {test['loss']:.3f}, accuracy {test['accuracy']:.3f}; rate {train['learning_rate']:.2e}"
+    )

@@ -1,0 +1,164 @@
+"""The run directory: what a run was asked to do, and what it wrote.
+
+`config.json` · `split.parquet` · `labels.json` · `metrics.jsonl` · `checkpoints/` · `evaluation/` · `report.html`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
+from perturbjax.console import InputError
+from perturbjax.dataset import INDEX, SiteDataset
+from perturbjax.files import atomic, make_folder, read_json, write_json
+from perturbjax.splits import fingerprint, read_split, write_split
+
+CONFIG, SPLIT_FILE, LABELS, METRICS = "config.json", "split.parquet", "labels.json", "metrics.jsonl"
+#: Packages whose version can change a run's numbers.
+RECORDED_VERSIONS = ("perturbjax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that has been opened.
+
+    Attributes:
+        path: the directory.
+        recipe: what decides the run's numbers.
+        data: the dataset directory it was started on.
+        class_names: in the order of the logits.
+        facts: what must not change between two parts of one run.
+    """
+
+    path: Path
+    recipe: Recipe
+    data: Path
+    class_names: list[str]
+    facts: dict[str, Any]
+
+    @property
+    def label_column(self) -> str:
+        return self.facts["label_column"]
+
+    def manifest(self, index: pd.DataFrame) -> pd.DataFrame:
+        """The run's split, in the order of `index`."""
+        return read_split(self.path / SPLIT_FILE, index)
+
+    def append_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows to `metrics.jsonl`."""
+        with (self.path / METRICS).open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def truncate_metrics(self, epoch: int) -> None:
+        """Drop what was written after `epoch`, and what a kill left half-written."""
+        kept = [row for row in read_metrics(self.path) if row["epoch"] <= epoch]
+        with atomic(self.path / METRICS) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`; a last line that was cut short is left out."""
+    file = Path(path) / METRICS
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def dataset_facts(dataset: SiteDataset) -> dict[str, Any]:
+    """What a dataset must share with a model that is applied to it, and what identifies it."""
+    return {
+        "channels": dataset.channel_names,
+        "image_dtype": str(dataset.image_dtype),
+        "image_size": list(dataset.image_size),
+        "index_sha256": hashlib.sha256((dataset.path / INDEX).read_bytes()).hexdigest(),
+    }
+
+
+def start_run(
+    path: Path,
+    *,
+    recipe: Recipe,
+    dataset: SiteDataset,
+    label_column: str,
+    class_names: list[str],
+    manifest: pd.DataFrame,
+) -> Run:
+    """Begin a run, or open the one that the same recipe, data and split began here before.
+
+    Raises:
+        InputError: the directory holds another run, or something that is no run.
+    """
+    path = Path(path)
+    facts = {"label_column": label_column, "split_fingerprint": fingerprint(manifest), **dataset_facts(dataset)}
+    if (path / CONFIG).is_file():
+        run = open_run(path)
+        _require_same(run, recipe, facts)
+        return run
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"{path}: is not empty and holds no run; choose another --out")
+    make_folder(path)
+    write_split(manifest, path / SPLIT_FILE)
+    write_json(path / LABELS, class_names)
+    # Written last: a directory with a config.json is a run, whole.
+    write_json(
+        path / CONFIG,
+        {
+            "recipe": recipe_to_dict(recipe),
+            "data": str(dataset.path.absolute()),
+            "facts": facts,
+            "versions": {name: version(name) for name in RECORDED_VERSIONS},
+        },
+    )
+    return open_run(path)
+
+
+def open_run(path: Path) -> Run:
+    """Open a run directory.
+
+    Raises:
+        InputError: it is missing or incomplete.
+    """
+    path = Path(path)
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{path}: holds no run ({CONFIG} is missing); make one with `perturbjax train --out {path}`")
+    config = read_json(path / CONFIG)
+    try:
+        return Run(
+            path, recipe_from_dict(config["recipe"]), Path(config["data"]), read_json(path / LABELS), config["facts"]
+        )
+    except KeyError as error:
+        raise InputError(f"{path / CONFIG}: lacks {error}; it was not written by this program") from error
+
+
+def _require_same(run: Run, recipe: Recipe, facts: dict[str, Any]) -> None:
+    """Refuse to go on with a run under another recipe, dataset or split."""
+    before, now = recipe_to_dict(run.recipe), recipe_to_dict(recipe)
+    old = {
+        **{f"{s}.{k}": v for s, part in before.items() if isinstance(part, dict) for k, v in part.items()},
+        **run.facts,
+    }
+    new = {**{f"{s}.{k}": v for s, part in now.items() if isinstance(part, dict) for k, v in part.items()}, **facts}
+    old["seed"], new["seed"] = run.recipe.seed, recipe.seed
+    for name in new:
+        if _plain(old.get(name)) != _plain(new[name]):
+            raise InputError(
+                f"{run.path}: already holds another run ({name} was {old.get(name)}, now {new[name]}); "
+                "choose another --out, or give the same flags to go on with it"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
