@@ -1,0 +1,53 @@
+"""Segmentation behind one small protocol: an image in, one instance mask out, and how it was made.
+
+Engines are built inside the worker processes that run them: they are described by a `SegmenterConfig`, which
+travels between processes, and made by `create`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import UInt, UInt16
+
+Engine = Literal["cellpose", "watershed"]
+
+
+class Segmenter(Protocol):
+    """What an engine must do."""
+
+    def segment(self, image: UInt[np.ndarray, "h w c"]) -> UInt16[np.ndarray, "h w"]:
+        """Instance labels 1, 2, … of the cells of one site; 0 is background."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance: engine, version, weights and their SHA-256 (None where there are none), parameters."""
+        ...
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """Which engine, and its settings."""
+
+    engine: Engine = "watershed"
+    weights: str = ""
+    """Name of a built-in cellpose model, or path of a weights file; watershed has none."""
+    diameter: float = 0.0
+    """Typical diameter of an object in pixels; 0 leaves it to the engine."""
+
+
+def create(config: SegmenterConfig) -> Segmenter:
+    """The engine of a configuration, ready to run in this process.
+
+    Raises:
+        InputError: the engine cannot run as configured.
+    """
+    if config.engine == "cellpose":
+        from data_prep.segment.cellpose import Cellpose
+
+        return Cellpose(config.weights, config.diameter)
+    from data_prep.segment.watershed import Watershed
+
+    return Watershed(config.weights, config.diameter)

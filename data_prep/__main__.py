@@ -1,0 +1,25 @@
+"""`python -m data_prep VERB`: inspect, build, simulate, fetch."""
+
+from __future__ import annotations
+
+from perturbjax.console import run_command
+
+
+def main() -> None:
+    from typing import Annotated, Union
+
+    import tyro
+    from tyro.conf import subcommand
+
+    from data_prep.build import BuildOptions, build
+    from data_prep.simulate import SimulateOptions, simulate
+
+    verbs = {"build": (BuildOptions, build), "simulate": (SimulateOptions, simulate)}
+    named = tuple(Annotated[kind, subcommand(verb, prefix_name=False)] for verb, (kind, _) in verbs.items())
+    options = tyro.cli(Union[named], prog="python -m data_prep", description=__doc__)  # noqa: UP007
+    run = dict(verbs.values())[type(options)]
+    run_command(lambda: run(options))
+
+
+if __name__ == "__main__":
+    main()

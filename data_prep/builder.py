@@ -1,0 +1,96 @@
+"""The dataset as a TFDS builder: records streamed in order into ArrayRecord shards, without TensorFlow."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer, writer
+from tensorflow_datasets.core.splits import SplitInfo
+
+from perturbjax.dataset import SCHEMA_VERSION, SPLIT
+
+#: Pixels as stored, before compression, that one shard may hold.
+SHARD_BYTES = 256 << 20
+
+Record = dict[str, Any]
+
+
+class CellSites(tfds.core.GeneratorBasedBuilder):
+    """One record a site, as `perturbjax.dataset.record_features` says, in the order of the site table."""
+
+    VERSION = tfds.core.Version(SCHEMA_VERSION)
+
+    def __init__(
+        self,
+        *,
+        features: tfds.features.FeaturesDict,
+        records: Callable[[], Iterator[Record]],
+        count: int,
+        pixel_bytes: int,
+        **options: Any,
+    ):
+        """
+        Args:
+            features: of one record.
+            records: gives all of them, once.
+            count: how many there will be.
+            pixel_bytes: image and mask of all of them together, uncompressed.
+            options: as tfds takes them (`data_dir`, `file_format`).
+        """
+        self._record_features = features
+        self._records = records
+        self._count = count
+        self._shards = min(max(-(-pixel_bytes // SHARD_BYTES), 1), count)
+        super().__init__(**options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=self._record_features,
+            disable_shuffling=True,
+            description="Sites of cell images with instance masks and everything known of their wells.",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Record]]]:
+        return {SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, Record]]:
+        yield from enumerate(self._records())
+
+    def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[SplitInfo]:
+        """Write each record as it comes.
+
+        The inherited way gathers a whole split in memory, to shuffle it, and turns to TensorFlow's files beyond
+        1 GB; a plate is tens of gigabytes, and its order is already the wanted one.
+        """
+        serializer = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
+        template = self._get_filename_template(split_name=SPLIT)
+        shards = writer.ExampleWriter(file_format=self.info.file_format)
+        written = 0
+
+        def serialized(examples: Iterator[tuple[int, Record]]) -> Iterator[tuple[int, bytes]]:
+            nonlocal written
+            for key, record in examples:
+                data = serializer.serialize_example(self.info.features.encode_example(record))
+                written += len(data)
+                yield key, data
+
+        examples = self._split_generators(dl_manager)[SPLIT]
+        lengths = [len(part) for part in np.array_split(np.arange(self._count), self._shards)]
+        for shard, length in enumerate(lengths):
+            path = template.sharded_filepath(shard_index=shard, num_shards=len(lengths))
+            shards.write(path, serialized(itertools.islice(examples, length)))
+        next(examples, None)  # runs the generator to its end, so that its progress closes
+        return [SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=written, filename_template=template)]
+
+
+def write_shards(folder: Path, **builder: Any) -> Path:
+    """Run the builder below `folder`; the folder of the one version it wrote."""
+    tfds.disable_progress_bar()
+    cell_sites = CellSites(data_dir=str(folder), file_format="array_record", **builder)
+    cell_sites.download_and_prepare()
+    return Path(cell_sites.data_dir)

@@ -1,0 +1,156 @@
+"""`python -m data_prep simulate`: plates of known truth as 16-bit TIFFs and load_data.csv."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data_prep.simulate.cells import CHANNELS, draw_site
+from data_prep.simulate.layout import (
+    PLATE_SPREAD,
+    PLATES,
+    SITE_SPREAD,
+    TRAITS,
+    assign_wells,
+    perturbations,
+    position_gradient,
+    trait_values,
+    well_names,
+)
+from perturbjax.console import InputError, console, track
+from perturbjax.files import make_folder, write_json
+
+
+@dataclass(frozen=True)
+class SimulateOptions:
+    """A plate with known truth, as TIFFs and load_data.csv."""
+
+    out: Path
+    """Folder to make: images/, truth/ and load_data.csv."""
+    plates: int = 2
+    """Plates."""
+    wells: int = 96
+    """Wells a plate."""
+    sites: int = 4
+    """Sites a well."""
+    compounds: int = 8
+    """Compounds beside DMSO."""
+    size: int = 128
+    """Height and width of a site in pixels."""
+    effect: float = 1.0
+    """Shift of each trait a compound moves, in units of the between-well standard deviation."""
+    position_gradient: float = 0.0
+    """Drift of every trait from one edge of the plate to the other, in the same units."""
+    shared_layout: bool = False
+    """Put every compound into the same wells on all plates, as JUMP does."""
+    seed: int = 0
+    """Decides everything; the same seed writes the same bytes."""
+
+
+def simulate(options: SimulateOptions) -> None:
+    """Write the plates; the folder appears complete or not at all.
+
+    Raises:
+        InputError: a number makes no sense, or the output exists or cannot be written.
+    """
+    _validate(options)
+    if options.out.exists():
+        raise InputError(f"--out {options.out}: exists already; choose another name or remove it")
+    work = options.out.with_name(f".{options.out.name}.simulating")
+    make_folder(options.out.parent)
+    shutil.rmtree(work, ignore_errors=True)
+    truth = plan(options)
+    make_folder(work / "truth")
+    for plate in truth["Metadata_Plate"].unique():
+        make_folder(work / "images" / plate)
+    rows = [_write_site(work, site, options) for site in _tracked(truth)]
+    pd.DataFrame(rows).to_csv(work / "load_data.csv", index=False)
+    truth.to_parquet(work / "truth" / "parameters.parquet", index=False)
+    write_json(work / "truth" / "settings.json", {k: v for k, v in vars(options).items() if k != "out"})
+    os.rename(work, options.out)
+    console.print(
+        f"{options.out}: {len(rows)} sites of {options.plates} plates, {options.compounds} compounds and DMSO"
+    )
+
+
+def plan(options: SimulateOptions) -> pd.DataFrame:
+    """The truth of every site: where it is, what it got, and its traits' values.
+
+    Every plate, well and site draws from its own stream, so that more plates change nothing about the first ones.
+    """
+    names = well_names(options.wells)
+    treatments = perturbations(options.compounds, options.effect, _rng(options, 0))
+    direction = _rng(options, 1).choice((-1.0, 1.0), (2, len(TRAITS)))
+    gradient = position_gradient(options.wells, options.position_gradient, direction)
+    shifts = treatments[list(TRAITS)].to_numpy()
+    rows: list[dict[str, Any]] = []
+    for plate in range(options.plates):
+        layout = assign_wells(options.wells, options.compounds, _rng(options, 2, 0 if options.shared_layout else plate))
+        rng = _rng(options, 3, plate)
+        of_plate = PLATE_SPREAD * rng.standard_normal(len(TRAITS))
+        of_well = rng.standard_normal((options.wells, len(TRAITS)))
+        of_site = SITE_SPREAD * rng.standard_normal((options.wells, options.sites, len(TRAITS)))
+        well = shifts[layout] + gradient + of_plate + of_well
+        values = trait_values(well[:, None] + of_site)
+        for place, site in np.ndindex(options.wells, options.sites):
+            given = treatments.iloc[layout[place]]
+            rows.append(
+                {
+                    "Metadata_Plate": f"SIM{plate + 1:03d}",
+                    "Metadata_Well": names[place],
+                    "Metadata_Site": site + 1,
+                    **{f"Metadata_{name}": given[name] for name in given.index if name not in TRAITS},
+                    "stream": f"{plate},{place},{site}",
+                    **dict(zip(TRAITS, values[place, site], strict=True)),
+                    **{f"shift_{name}": given[name] for name in TRAITS},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _write_site(work: Path, site: dict[str, Any], options: SimulateOptions) -> dict[str, Any]:
+    """Draw and write one site; its row of load_data.csv."""
+    import tifffile
+
+    stream = [int(part) for part in site["stream"].split(",")]
+    drawing = draw_site({name: site[name] for name in TRAITS}, options.size, _rng(options, 4, *stream))
+    plate, well = site["Metadata_Plate"], site["Metadata_Well"]
+    name = f"{plate}_{well}_s{site['Metadata_Site']:02d}"
+    row = {key: value for key, value in site.items() if key.startswith("Metadata_")}
+    for channel, plane in zip(CHANNELS, np.moveaxis(drawing.image, -1, 0), strict=True):
+        row[f"FileName_Orig{channel}"] = f"{name}_{channel}.tiff"
+        row[f"PathName_Orig{channel}"] = f"images/{plate}"
+        tifffile.imwrite(work / "images" / plate / f"{name}_{channel}.tiff", plane, metadata=None)
+    for part, mask in (("nuclei", drawing.nuclei), ("cells", drawing.cells)):
+        tifffile.imwrite(work / "truth" / f"{name}_{part}_mask.tiff", mask, compression="zlib", metadata=None)
+    return row
+
+
+def _tracked(truth: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    return track(truth.to_dict("records"), total=len(truth), label="drawing", unit="sites")
+
+
+def _rng(options: SimulateOptions, *stream: int) -> np.random.Generator:
+    return np.random.default_rng([options.seed, *stream])
+
+
+def _validate(options: SimulateOptions) -> None:
+    least = {"plates": 1, "wells": 2, "sites": 1, "compounds": 1, "size": 32}
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least {value}")
+    if options.wells > max(PLATES):
+        raise InputError(f"--wells {options.wells}: a plate has at most {max(PLATES)}")
+    if options.compounds >= options.wells:
+        raise InputError(
+            f"--compounds {options.compounds}: need a well each beside DMSO, and there are {options.wells}"
+        )
+    if options.effect < 0 or options.seed < 0:
+        raise InputError("--effect and --seed must not be negative")

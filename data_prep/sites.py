@@ -1,0 +1,261 @@
+"""From a JUMP-style load_data.csv to one validated row per site.
+
+A row names one file per channel (`FileName_Orig<CHANNEL>`, `PathName_Orig<CHANNEL>`, or `URL_Orig<CHANNEL>`) and what
+is known of the site (`Metadata_*`). Channels are found by the name in their column, never by their position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from data_prep.platemap import join_platemap
+from data_prep.tables import SOLVENT, normalise_well, read_table
+from perturbjax.console import InputError
+from perturbjax.dataset import PLATE, SITE, WELL
+
+#: The label is the first of these that a table has, unless `--label-column` says otherwise.
+LABEL_COLUMNS = ("Metadata_pert_iname", "Metadata_broad_sample", "Metadata_moa")
+#: Columns in which JUMP leaves the solvent's wells empty.
+PERTURBATION_COLUMNS = ("Metadata_pert_iname", "Metadata_broad_sample")
+#: Columns that each claim to say which perturbation it was; one may have several values where another has one.
+IDENTITY_COLUMNS = (
+    "Metadata_pert_iname",
+    "Metadata_broad_sample",
+    "Metadata_InChIKey",
+    "Metadata_moa",
+    "Metadata_concentration_uM",
+)
+#: Prefix of the columns this module adds: one absolute file path per channel.
+FILE = "file_"
+#: The header is line 1 of the CSV, so the first site is row 2, as editors and spreadsheets number them.
+FIRST_ROW = 2
+
+
+@dataclass(frozen=True)
+class SiteTable:
+    """All sites of a load_data.csv, in its order.
+
+    Attributes:
+        sites: `site_id` (unique), `row` (line in the CSV), every `Metadata_*` as text, `file_<CHANNEL>` paths.
+        channels: the channels asked for, in the order asked for.
+        source: the CSV.
+        sha256: of the CSV and of the platemap files joined to it.
+    """
+
+    sites: pd.DataFrame
+    channels: tuple[str, ...]
+    source: Path
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    @property
+    def metadata_columns(self) -> list[str]:
+        return [column for column in self.sites.columns if column.startswith("Metadata_")]
+
+
+def read_sites(
+    load_data: Path,
+    images: Path,
+    *,
+    channels: Sequence[str] = (),
+    platemap: Path | None = None,
+    compounds: Path | None = None,
+    must_exist: bool = True,
+) -> SiteTable:
+    """Read and validate a load_data.csv.
+
+    Args:
+        load_data: the CSV (`.gz` too).
+        images: folder that relative paths start from; absolute paths of another machine are looked for below it.
+        channels: names to use, in this order; empty takes all the CSV has.
+        platemap: TSV with `well_position` and `broad_sample`, joined on the well.
+        compounds: TSV with `broad_sample` and what is known of it, joined on `broad_sample`.
+        must_exist: every file of every row must be there.
+
+    Raises:
+        InputError: the CSV is missing, empty or malformed; a column, a channel or a file is missing; a plate, well or
+            site is empty; two rows are the same (plate, well, site).
+    """
+    table = read_table(load_data)
+    file_columns = _file_columns(table, load_data)
+    chosen = tuple(channels) or tuple(file_columns)
+    for channel in chosen:
+        if channel not in file_columns:
+            raise InputError(f"--channels {channel}: {load_data} has no such channel; it has {', '.join(file_columns)}")
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"--channels {','.join(chosen)}: a channel is named twice")
+
+    sites = table[[column for column in table.columns if column.startswith("Metadata_")]].copy()
+    sites.insert(0, "row", range(FIRST_ROW, FIRST_ROW + len(sites)))
+    _normalise_position(sites, load_data)
+    sites.insert(0, "site_id", sites[PLATE] + "_" + sites[WELL] + "_" + sites[SITE])
+    _refuse_duplicates(sites, load_data)
+    if platemap is not None:
+        sites = join_platemap(sites, read_table(platemap, sep="\t"), platemap, compounds)
+    elif compounds is not None:
+        raise InputError("--compounds: is joined to the platemap; give --platemap as well")
+    for column in set(PERTURBATION_COLUMNS) & set(sites.columns):
+        sites[column] = sites[column].replace("", SOLVENT)
+
+    finder = FileFinder(Path(images), must_exist)
+    for channel in chosen:
+        names, folders = file_columns[channel](table)
+        sites[FILE + channel] = [
+            finder.find(folder, name, f"{load_data}, row {row}, channel {channel}")
+            for row, folder, name in zip(sites["row"], folders, names, strict=True)
+        ]
+    sources = [Path(path) for path in (load_data, platemap, compounds) if path is not None]
+    digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sources))
+    return SiteTable(sites, chosen, Path(load_data), digest.hexdigest())
+
+
+def channels_of(load_data: Path) -> list[str]:
+    """Names of the channels a load_data.csv has, in its order."""
+    return list(_file_columns(read_table(load_data), load_data))
+
+
+def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path) -> str:
+    """The label column asked for, or the first of `LABEL_COLUMNS` there is.
+
+    Raises:
+        InputError: there is no such column, none at all, or a site has no value in it.
+    """
+    have = [column for column in sites.columns if column.startswith("Metadata_")]
+    if not label_column:
+        label_column = next((column for column in LABEL_COLUMNS if column in have), "")
+    if not label_column:
+        raise InputError(
+            f"{load_data}: none of {', '.join(LABEL_COLUMNS)} is there to be the label; "
+            "choose one with --label-column, or join --platemap and --compounds"
+        )
+    if label_column not in have:
+        raise InputError(f"--label-column {label_column}: {load_data} has no such column; it has {', '.join(have)}")
+    empty = sites.loc[sites[label_column] == "", "row"]
+    if len(empty):
+        raise InputError(
+            f"{load_data}, row {empty.iloc[0]}: {label_column} is empty ({len(empty)} such rows); "
+            "fill it in or choose another --label-column"
+        )
+    return label_column
+
+
+def merged_identities(sites: pd.DataFrame, label_column: str) -> list[str]:
+    """One sentence for each identity column in which some labels stand for several values."""
+    notes = []
+    for column in IDENTITY_COLUMNS:
+        if column == label_column or column not in sites.columns:
+            continue
+        values = sites[sites[column] != ""].groupby(label_column)[column].nunique()
+        several = values[values > 1]
+        if len(several):
+            examples = ", ".join(f"{label} ({count})" for label, count in several.head(4).items())
+            notes.append(f"{label_column} merges several {column} in {len(several)} of its classes: {examples}")
+    return notes
+
+
+def _file_columns(table: pd.DataFrame, source: Path) -> dict[str, object]:
+    """Channel → how to get its (file names, folders) from the table."""
+
+    def named(prefix: str, channel: str):
+        def columns(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+            folder = f"PathName_{prefix}{channel}"
+            empty = pd.Series("", index=table.index)
+            return table[f"FileName_{prefix}{channel}"], table.get(folder, empty)
+
+        return columns
+
+    def by_url(channel: str):
+        def columns(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+            paths = table[f"URL_Orig{channel}"].str.replace(r"^[a-z0-9]+://?", "/", regex=True)
+            return paths.str.rsplit("/", n=1).str[-1], paths.str.rsplit("/", n=1).str[0]
+
+        return columns
+
+    for pattern, reader in (
+        (r"FileName_Orig(.+)", lambda channel: named("Orig", channel)),
+        (r"URL_Orig(.+)", by_url),
+        (r"FileName_(?!Illum)(.+)", lambda channel: named("", channel)),
+    ):
+        found = [match[1] for column in table.columns if (match := re.fullmatch(pattern, column))]
+        if found:
+            return {channel: reader(channel) for channel in found}
+    raise InputError(f"{source}: has no FileName_Orig<CHANNEL> column, so no channel can be found by name")
+
+
+def _normalise_position(sites: pd.DataFrame, source: Path) -> None:
+    for column in (PLATE, WELL, SITE):
+        if column not in sites.columns:
+            raise InputError(f"{source}: column {column} is missing")
+        empty = sites.loc[sites[column] == "", "row"]
+        if len(empty):
+            raise InputError(f"{source}, row {empty.iloc[0]}: {column} is empty")
+    sites[WELL] = sites[WELL].map(normalise_well)
+    sites[SITE] = sites[SITE].map(lambda site: str(int(site)) if site.isdigit() else site)
+
+
+def _refuse_duplicates(sites: pd.DataFrame, source: Path) -> None:
+    twice = sites[sites["site_id"].duplicated(keep=False)]
+    if len(twice):
+        first = twice.iloc[0]
+        rows = twice.loc[twice["site_id"] == first["site_id"], "row"]
+        raise InputError(
+            f"{source}, rows {rows.iloc[0]} and {rows.iloc[1]}: both are plate {first[PLATE]}, well {first[WELL]}, "
+            f"site {first[SITE]}; a site may stand only once"
+        )
+
+
+class FileFinder:
+    """Finds the file a row names, below the images folder or where the row says.
+
+    A path written on another machine is matched by its last folders: the longest run of them that exists below
+    the images folder. Folders are listed once, since a plate has tens of thousands of files in a few of them.
+    """
+
+    def __init__(self, images: Path, must_exist: bool = True):
+        if not images.is_dir():
+            raise InputError(f"--images {images}: no such folder")
+        self.images = images.resolve()
+        self.must_exist = must_exist
+        self._listings: dict[Path, frozenset[str]] = {}
+        self._candidates: dict[str, list[Path]] = {}
+
+    def find(self, folder: str, name: str, where: str) -> str:
+        """Absolute path of a file; "" where it is absent and need not exist.
+
+        Raises:
+            InputError: the row names no file, or the file is not there.
+        """
+        if not name:
+            raise InputError(f"{where}: names no file")
+        if folder not in self._candidates:
+            self._candidates[folder] = list(dict.fromkeys(self._folders(folder)))
+        for candidate in self._candidates[folder]:
+            if name in self._names(candidate):
+                return str(candidate / name)
+        if not self.must_exist:
+            return ""
+        raise InputError(f"{where}: {name} is neither in {folder or '(no path)'} nor below --images {self.images}")
+
+    def _folders(self, folder: str):
+        written = PurePosixPath(folder.replace("\\", "/"))
+        if written.is_absolute():
+            yield Path(written)
+        parts = [part for part in written.parts if part != "/"]
+        for start in range(len(parts) + 1):
+            yield self.images.joinpath(*parts[start:])
+
+    def _names(self, folder: Path) -> frozenset[str]:
+        if folder not in self._listings:
+            try:
+                self._listings[folder] = frozenset(entry.name for entry in folder.iterdir())
+            except OSError:
+                self._listings[folder] = frozenset()
+        return self._listings[folder]
