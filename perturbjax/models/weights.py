@@ -158,7 +158,7 @@ def from_tensors(
         InputError: the tensors are not this backbone's: the message names the first that is missing, too many, or of
             another shape.
     """
-    tensors = {name.removeprefix("module.").removeprefix("resnet."): value for name, value in tensors.items()}
+    tensors = {name.removeprefix("resnet."): value for name, value in tensors.items()}
     naming = recognise(set(tensors))
     family = backbone.split("_")[0].rstrip("0123456789")
     if naming is None or naming.family != family:
