@@ -1,0 +1,279 @@
+"""Figures of a run, each one function that draws and writes one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from perturbjax.console import InputError
+from perturbjax.dataset import PLATE, WELL
+from perturbjax.evaluation.judge import METRIC_WORDS, MODEL, shown_levels, shown_metrics
+from perturbjax.evaluation.wells import parse_wells
+from perturbjax.files import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: One colour a meaning, in every figure: told apart in the common colour blindnesses (Wong 2011).
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
+_PART = {"train": (BLUE, "training sites"), "test": (ORANGE, "held-out sites")}
+_LEVEL = {"site": (BLUE, "by site"), "well": (ORANGE, "by well")}
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+}
+#: Above these, names no longer fit beside their rows.
+_NAMED_CLASSES, _NUMBERED_CLASSES, _PLATES = 45, 20, 12
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of width × height inches, written to `path` when the block ends."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        with atomic(Path(path)) as temporary:
+            figure.savefig(temporary)
+
+
+def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Loss, accuracy and learning rate against epoch, from the rows of metrics.jsonl.
+
+    Rows have `epoch`, `split` ("train" or "test") and any of `loss`, `accuracy`, `learning_rate`.
+
+    Raises:
+        InputError: no row has any of them.
+    """
+    from matplotlib.ticker import FormatStrFormatter, MaxNLocator
+
+    panels = [("loss", "loss (cross-entropy, nats)"), ("accuracy", "accuracy"), ("learning_rate", "learning rate")]
+    table = pd.DataFrame(list(rows))
+    panels = [(key, title) for key, title in panels if key in table and "epoch" in table and table[key].notna().any()]
+    if not panels:
+        raise InputError("metrics.jsonl: has no epoch with a loss, an accuracy or a learning rate to draw")
+    split = table["split"] if "split" in table else pd.Series("train", index=table.index)
+    with _figure(path, 3.6 * len(panels), 2.9) as figure:
+        for axes, (key, title) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
+            parts = ["train"] if key == "learning_rate" else list(_PART)
+            for part in parts:
+                line = table[(split == part) & table[key].notna()]
+                if line.empty:
+                    continue
+                colour, label = _PART[part] if key != "learning_rate" else (GREY, None)
+                marker = "o" if len(line) <= 40 else None
+                axes.plot(line["epoch"], line[key], color=colour, label=label, marker=marker, markersize=3)
+            axes.set(title=title, xlabel="epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            if key == "learning_rate":
+                axes.yaxis.set_major_formatter(FormatStrFormatter("%.3g"))
+            elif axes.get_legend_handles_labels()[0]:
+                axes.legend()
+            if key == "accuracy":
+                axes.set_ylim(bottom=0)
+    return Path(path)
+
+
+def plot_scores(result: dict[str, Any], path: Path) -> Path:
+    """The model beside its baselines with 95 % intervals, one panel a metric; `result` as the judge returns it."""
+    metrics, levels = shown_metrics(result), shown_levels(result)
+    subjects = list(result["levels"]["site"])
+    with _figure(path, 2.5 * len(metrics) + 1, 0.42 * len(subjects) + 1.3) as figure:
+        panels = np.ravel(figure.subplots(1, len(metrics), sharey=True))
+        for axes, metric in zip(panels, metrics, strict=True):
+            for offset, level in zip(_offsets(len(levels)), levels, strict=True):
+                estimates = [result["levels"][level][subject][metric] for subject in subjects]
+                value, low, high = (np.array([e[key] for e in estimates]) for key in ("value", "low", "high"))
+                axes.errorbar(
+                    value, np.arange(len(subjects)) + offset, xerr=[value - low, high - value], fmt="o",
+                    color=_LEVEL[level][0], markersize=4, capsize=2,
+                    label=f"{_LEVEL[level][1]} (n = {result['n'][level]})",
+                )  # fmt: skip
+            axes.axhspan(-0.5, 0.5, color="#F1F4F7", zorder=0)
+            axes.set(title=METRIC_WORDS[metric], xlim=(-0.02, None), ylim=(len(subjects) - 0.5, -0.5))
+            axes.set_yticks(np.arange(len(subjects)), subjects)
+            axes.tick_params(axis="y", length=0)
+            axes.grid(axis="y", visible=False)
+        panels[0].get_yticklabels()[subjects.index(MODEL)].set_fontweight("bold")
+        figure.get_layout_engine().set(w_pad=0.1)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return Path(path)
+
+
+def _offsets(count: int) -> list[float]:
+    return [0.0] if count == 1 else [-0.13, 0.13]
+
+
+def plot_confusion(matrix: Int[np.ndarray, "classes classes"], class_names: Sequence[str], path: Path) -> Path:
+    """Share of each true class (row) predicted as each class (column); most frequent classes first.
+
+    Rows are the classes that occur in the truth, columns those that occur in the truth or among the predictions.
+    """
+    from matplotlib.colors import PowerNorm
+
+    truth = matrix.sum(axis=1)
+    order = np.argsort(-truth, kind="stable")
+    rows = [i for i in order if truth[i] > 0]
+    columns = [i for i in order if truth[i] > 0 or matrix[:, i].sum() > 0]
+    share = matrix[np.ix_(rows, columns)] / truth[rows][:, None]
+    named = max(len(rows), len(columns)) <= _NAMED_CLASSES
+    side = 2.2 + 0.34 * len(columns) if named else 8.0
+    with _figure(path, max(side + 1.2, 5), max(side, 4)) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest")
+        bar = figure.colorbar(image, ax=axes, label="share of the true class", ticks=[0, 0.05, 0.2, 0.5, 1])
+        bar.ax.set_yticklabels(["0", "5 %", "20 %", "50 %", "100 %"])
+        axes.grid(visible=False)
+        if named:
+            axes.set_xticks(range(len(columns)), [class_names[i] for i in columns], rotation=60, ha="right",
+                            rotation_mode="anchor")  # fmt: skip
+            axes.set_yticks(range(len(rows)), [f"{class_names[i]} ({truth[i]})" for i in rows])
+        else:
+            _name_frequent_columns(axes, matrix, columns, class_names)
+        if len(columns) <= _NUMBERED_CLASSES:
+            for (row, column), value in np.ndenumerate(share):
+                if value >= 0.005:
+                    colour = "white" if value > 0.4 else "black"
+                    axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=7)
+        title = "confusion of held-out sites"
+        title += ", in % of the true class" if len(columns) <= _NUMBERED_CLASSES else ""
+        title += "" if named else f": {len(columns)} classes, most frequent first; the most predicted are named"
+        axes.set(title=title, xlabel="predicted class", ylabel="true class (sites)" if named else "true class")
+    return Path(path)
+
+
+def _name_frequent_columns(axes: Axes, matrix: np.ndarray, columns: list[int], class_names: Sequence[str]) -> None:
+    """Too many classes to name: name the ten that are predicted most, where they do not run into each other."""
+    predicted = matrix.sum(axis=0)[columns]
+    chosen: list[int] = []
+    for at in np.argsort(-predicted, kind="stable")[:10]:
+        if all(abs(at - other) > 0.025 * len(columns) for other in chosen):
+            chosen.append(int(at))
+    axes.set_xticks(chosen, [class_names[columns[at]] for at in chosen], rotation=60, ha="right",
+                    rotation_mode="anchor")  # fmt: skip
+    axes.set_yticks([])
+
+
+def plot_recall(table: pd.DataFrame, path: Path) -> Path:
+    """Share of each class's held-out sites that are recognised; `table` as `scores.per_class` gives it.
+
+    With many classes, those with most sites by name, beside a histogram of all.
+    """
+    present = table[table["sites"] > 0].sort_values("sites", ascending=False, kind="stable")
+    crowded = len(present) > _NAMED_CLASSES
+    shown = present.head(30 if crowded else len(present)).sort_values("recall", ascending=False, kind="stable")
+    with _figure(path, 9 if crowded else 6.5, 0.2 * len(shown) + 1.1) as figure:
+        panels = np.ravel(figure.subplots(1, 2 if crowded else 1, width_ratios=[3, 2] if crowded else None))
+        axes = panels[0]
+        axes.barh(np.arange(len(shown)), shown["recall"], color=BLUE, height=0.72)
+        names = [f"{row['class']} ({row['sites']}, {row['wells']})" for _, row in shown.iterrows()]
+        axes.set_yticks(np.arange(len(shown)), names)
+        axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6), xlabel="recall (share of its sites recognised)")
+        axes.set_title((f"{len(shown)} most frequent classes" if crowded else "all classes") + " (sites, wells)")
+        axes.grid(axis="y", visible=False)
+        if crowded:
+            panels[1].hist(present["recall"], bins=np.linspace(0, 1, 21), color=BLUE)
+            panels[1].set(title=f"all {len(present)} classes", xlabel="recall", ylabel="classes", xlim=(0, 1))
+            panels[1].set_box_aspect(0.8)
+            panels[1].set_anchor("N")
+    return Path(path)
+
+
+def plot_plates(
+    index: pd.DataFrame,
+    labels: Int[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n classes"],
+    path: Path,
+) -> Path:
+    """Each held-out plate with its wells coloured by the mean probability given to the true class.
+
+    At most 12 plates, those with most wells. Patterns along edges or rows point to position, not treatment.
+
+    Raises:
+        InputError: wells are not named as on a plate.
+    """
+    spots = parse_wells(index[WELL])
+    if (spots < 0).any():
+        raise InputError(f"{WELL}: wells are not named like A01; no plate map can be drawn")
+    wells = pd.DataFrame({"plate": index[PLATE].to_numpy(), "row": spots[:, 0], "column": spots[:, 1],
+                          "true": probabilities[np.arange(len(labels)), labels]})  # fmt: skip
+    wells = wells.groupby(["plate", "row", "column"], as_index=False)["true"].mean()
+    plates = list(wells["plate"].value_counts(sort=True).index[:_PLATES])
+    height, width = _plate_format(spots)
+    across = min(len(plates), 3 if width > 12 else 4)
+    down = -(-len(plates) // across)
+    with _figure(path, 3.4 * across + 1, down * (3.4 * height / width + 0.45) + 0.4) as figure:
+        panels = np.ravel(figure.subplots(down, across, squeeze=False))
+        for axes, plate in zip(panels, sorted(plates), strict=False):
+            grid = np.full((height, width), np.nan)
+            here = wells[wells["plate"] == plate]
+            grid[here["row"], here["column"]] = here["true"]
+            axes.set_facecolor("#F2F2F2")
+            image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=max(wells["true"].max(), 1e-3))
+            axes.set_title(str(plate), fontsize=8)
+            axes.set_xticks(range(0, width, 4 if width > 12 else 2), range(1, width + 1, 4 if width > 12 else 2))
+            axes.set_yticks(range(0, height, 3), [_row_name(row) for row in range(0, height, 3)])
+            axes.tick_params(labelsize=7, length=2)
+            axes.grid(visible=False)
+        for axes in panels[len(plates) :]:
+            axes.axis("off")
+        figure.colorbar(image, ax=panels.tolist(), label="mean probability of the true class", shrink=0.7)
+        total = wells["plate"].nunique()
+        figure.suptitle("held-out wells" + (f" of {len(plates)} of {total} plates" if total > len(plates) else ""),
+                        x=0.01, ha="left", fontsize=10)  # fmt: skip
+    return Path(path)
+
+
+def _plate_format(spots: Int[np.ndarray, "n 2"]) -> tuple[int, int]:
+    """Rows and columns of the smallest standard plate that holds these wells."""
+    rows, columns = spots.max(axis=0) + 1
+    return next(size for size in ((8, 12), (16, 24), (32, 100)) if rows <= size[0] and columns <= size[1])
+
+
+def _row_name(row: int) -> str:
+    return chr(ord("A") + row) if row < 26 else "A" + chr(ord("A") + row - 26)
+
+
+def plot_reliability(
+    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"], path: Path, bins: int = 10
+) -> Path:
+    """Accuracy against stated confidence, and how often each confidence is stated.
+
+    The expected calibration error is the mean distance of the two, weighted by sites (Guo et al. 2017).
+    """
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, bins + 1)
+    where = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
+    sites = np.bincount(where, minlength=bins)
+    filled = sites > 0
+    stated = np.bincount(where, confidence, bins)[filled] / sites[filled]
+    reached = np.bincount(where, right, bins)[filled] / sites[filled]
+    error = float((np.abs(stated - reached) * sites[filled]).sum() / len(labels))
+    with _figure(path, 4.2, 4.6) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as stated")
+        upper.plot(stated, reached, "o-", color=BLUE, markersize=4, label="model")
+        upper.set(
+            title=f"calibration of held-out sites, error {error:.3f}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1)
+        )
+        upper.legend(loc="upper left")
+        lower.bar(edges[:-1], sites, width=1 / bins, align="edge", color=BLUE, edgecolor="white")
+        lower.set(xlabel="confidence (probability of the predicted class)", ylabel="sites")
+    return Path(path)

@@ -1,0 +1,230 @@
+"""One HTML file that says what a run was asked, how well it does, beside what, and how to get the same again."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from perturbjax.config import PRESETS, Recipe, recipe_from_dict
+from perturbjax.console import InputError
+from perturbjax.dataset import PROVENANCE
+from perturbjax.evaluation import figures
+from perturbjax.evaluation.judge import METRIC_WORDS, MODEL, headline, shown_levels, shown_metrics, tested_on
+from perturbjax.files import atomic, read_json
+from perturbjax.training.run import CONFIG, LABELS, read_metrics
+
+EVALUATION, REPORT = "evaluation", "report.html"
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; max-width: 68rem; margin: 2rem auto; padding: 0 1.2rem }
+h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4rem 0 1rem }
+th, td { padding: .28rem .8rem; text-align: right; border-bottom: 1px solid #e3e7ec }
+th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2px solid #9aa7b5 }
+tr.model td { font-weight: 600; background: #f1f4f7 } small { color: #66717d; font-weight: 400 }
+.headline { font-size: 1.1rem }
+.warning { background: #fff4e0; border-left: 4px solid #d55e00; padding: .4rem .8rem; margin: .4rem 0 }
+figure { margin: 1.2rem 0 } figcaption { color: #4c5762; max-width: 48rem } img { max-width: 100%; height: auto }
+pre { background: #f5f6f8; padding: .7rem 1rem; overflow-x: auto; white-space: pre-wrap } summary { cursor: pointer }
+"""
+
+
+def write_report(run: Path) -> Path:
+    """Draw a run's figures into `evaluation/`, and write `report.html`: no scripts, images inside.
+
+    Parts whose files are missing are left out.
+
+    Raises:
+        InputError: the run was neither trained nor evaluated here, or a file of it cannot be read.
+    """
+    run = Path(run)
+    scores_file = run / EVALUATION / "scores.json"
+    result = read_json(scores_file) if scores_file.is_file() else None
+    config = read_json(run / CONFIG) if (run / CONFIG).is_file() else {}
+    drawn = draw_figures(run, result)
+    if result is None and not drawn:
+        raise InputError(f"{run}: holds neither metrics nor scores; run `perturbjax evaluate --run {run}` first")
+    sections = [
+        _asked(config, result),
+        _scores(result) if result else "<p>This run was not evaluated yet.</p>",
+        "".join(_figure(*entry) for entry in drawn),
+        _retrieval(run),
+        _per_class(run),
+        _provenance(config),
+        _reproduce(run, config, evaluated=result is not None),
+    ]
+    title = _text(f"perturbjax: {run.resolve().name}")
+    page = (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
+        f"<body><h1>{title}</h1>{''.join(sections)}</body></html>\n"
+    )
+    with atomic(run / REPORT) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return run / REPORT
+
+
+def draw_figures(run: Path, result: dict[str, Any] | None) -> list[tuple[Path, str]]:
+    """Every figure that the run's files allow, with its caption."""
+    out, drawn = run / EVALUATION, []
+    if rows := read_metrics(run):
+        caption = "Training. Held-out sites are judged without augmentation; the recipe is never chosen by them."
+        drawn.append((figures.plot_curves(rows, out / "curves.png"), caption))
+    if result is None:
+        return drawn
+    caption = "Model and baselines; bars are 95 % intervals from resampling whole wells."
+    drawn.append((figures.plot_scores(result, out / "scores.png"), caption))
+    if (file := out / "confusion.csv").is_file():
+        matrix = pd.read_csv(file, index_col=0, keep_default_na=False)
+        names = [str(name) for name in matrix.columns]
+        path = figures.plot_confusion(matrix.to_numpy(dtype=int), names, out / "confusion.png")
+        drawn.append((path, "What each class is taken for. A dark column is a class that others are taken for."))
+    if (file := out / "per_class.csv").is_file():
+        path = figures.plot_recall(_read_per_class(file), out / "recall.png")
+        drawn.append((path, "Share of each class's held-out sites that are recognised."))
+    return drawn + _draw_from_predictions(run)
+
+
+def _draw_from_predictions(run: Path) -> list[tuple[Path, str]]:
+    """Figures that need every site's probabilities."""
+    file, out = run / EVALUATION / "predictions.parquet", run / EVALUATION
+    if not file.is_file() or not (run / LABELS).is_file():
+        return []
+    table = pd.read_parquet(file)
+    table = table[table["part"] == "test"].reset_index(drop=True)
+    names = read_json(run / LABELS)
+    labels = table["label"].map({name: number for number, name in enumerate(names)}).to_numpy(dtype=int)
+    probabilities = table[[f"prob_{name}" for name in names]].to_numpy()
+    calibration = figures.plot_reliability(labels, probabilities, out / "calibration.png")
+    drawn = [(calibration, "Above the dashed line the model knows more than it says, below less.")]
+    try:
+        plates = figures.plot_plates(table, labels, probabilities, out / "plates.png")
+    except InputError:  # wells that are not named as on a plate: there is no map to draw
+        return drawn
+    caption = "Where on the plate the model is right. Edges or rows that stand out point to position, not treatment."
+    return [*drawn, (plates, caption)]
+
+
+def _read_per_class(file: Path) -> pd.DataFrame:
+    shares = dict.fromkeys(("precision", "recall", "f1"), "")  # a class may be called NA; an empty share is NaN
+    return pd.read_csv(file, dtype={"class": str}, keep_default_na=False, na_values=shares)
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _table(head: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> str:
+    """An HTML table; cells are HTML already, each row comes with its CSS class."""
+    body = "".join(f'<tr class="{css}">' + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row, css in rows)
+    titles = "".join(f"<th>{_text(title)}</th>" for title in head)
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _asked(config: dict[str, Any], result: dict[str, Any] | None) -> str:
+    asked = []
+    if label := config.get("facts", {}).get("label_column"):
+        asked.append(f"<p>Asked: which <b>{_text(label)}</b> was this site given?</p>")
+    if config.get("recipe"):
+        asked.append(f"<p>Network <b>{_text(config['recipe'].get('model', {}).get('model', '?'))}</b>.</p>")
+    if result:
+        asked.append(f"<p>{_text(tested_on(result))}</p>")
+        asked += [f'<p class="headline"><b>{_text(sentence)}</b></p>' for sentence in headline(result)]
+        asked += [f'<p class="warning">{_text(warning)}</p>' for warning in result["warnings"]]
+    return "".join(asked)
+
+
+def _scores(result: dict[str, Any]) -> str:
+    parts, metrics = ["<h2>Scores</h2>"], shown_metrics(result)
+    for level in shown_levels(result):
+        rows = [
+            ([_text(subject), *(_estimate(scores[m]) for m in metrics)], "model" if subject == MODEL else "")
+            for subject, scores in result["levels"][level].items()
+        ]
+        if level == "site" and result["train"]:
+            rows.append((["model, on training sites", *(f"{result['train'][m]:.3f}" for m in metrics)], ""))
+        parts.append(_table([f"by {level} (n = {result['n'][level]})", *(METRIC_WORDS[m] for m in metrics)], rows))
+    parts.append(
+        f"<p><small>In brackets: 95 % intervals from {result['replicates']} bootstrap resamples of whole wells. "
+        "A well's prediction is the mean of its sites' probabilities. majority: training frequencies. chance: a class "
+        "drawn by them. position: nearest training wells. cell count: number and area of the cells.</small></p>"
+    )
+    parts += [f"<p><small>No {_text(name)}: {_text(why)}.</small></p>" for name, why in result["skipped"].items()]
+    return "".join(parts)
+
+
+def _estimate(estimate: dict[str, float]) -> str:
+    return f"{estimate['value']:.3f} <small>[{estimate['low']:.2f}, {estimate['high']:.2f}]</small>"
+
+
+def _figure(path: Path, caption: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    image = f'<img alt="{_text(path.stem)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _retrieval(run: Path) -> str:
+    file = run / EVALUATION / "retrieval.csv"
+    if not file.is_file():
+        return ""
+    table = pd.read_csv(file)
+    rows = [([_text(value) for value in row], "") for row in table.itertuples(index=False)]
+    return "<h2>Retrieval by the network's features</h2>" + _table(list(table.columns), rows)
+
+
+def _per_class(run: Path) -> str:
+    file = run / EVALUATION / "per_class.csv"
+    if not file.is_file():
+        return ""
+    table = _read_per_class(file)
+    shares = ["precision", "recall", "f1"]
+    table[shares] = table[shares].map(lambda share: "" if np.isnan(share) else f"{share:.3f}")
+    rows = [([_text(value) for value in row], "") for row in table.itertuples(index=False)]
+    opened = " open" if len(rows) <= 20 else ""
+    head = "<h2>By class</h2><p><small>Held-out sites; empty where a share would be of nothing.</small></p>"
+    return f"{head}<details{opened}><summary>{len(rows)} classes</summary>{_table(list(table.columns), rows)}</details>"
+
+
+def _provenance(config: dict[str, Any]) -> str:
+    facts = dict(config.get("facts", {}), **config.get("versions", {}))
+    data = Path(config.get("data", ""))
+    if (data / PROVENANCE).is_file():
+        facts |= {f"dataset: {name}": value for name, value in read_json(data / PROVENANCE).items()}
+    if not facts:
+        return ""
+    rows = [([_text(name), _text(value)], "") for name, value in facts.items()]
+    return "<h2>Provenance</h2><details><summary>What it was made of</summary>" + _table(["", ""], rows) + "</details>"
+
+
+def _reproduce(run: Path, config: dict[str, Any], *, evaluated: bool) -> str:
+    if "recipe" not in config:
+        return ""
+    train = ["perturbjax", "train", "--data", config.get("data", "DIR"), "--out", str(run)]
+    commands = [shlex.join([*train, *recipe_flags(recipe_from_dict(config["recipe"]))])]
+    if evaluated:
+        commands.append(shlex.join(["perturbjax", "evaluate", "--run", str(run)]))
+    return f"<h2>The same again</h2><pre>{_text(chr(10).join(commands))}</pre>"
+
+
+def recipe_flags(recipe: Recipe) -> list[str]:
+    """Command line flags that turn the default recipe into this one."""
+    default, flags = PRESETS["paper"], [] if recipe.seed == PRESETS["paper"].seed else ["--seed", str(recipe.seed)]
+    for section in (f.name for f in dataclasses.fields(Recipe) if f.name != "seed"):
+        for field in dataclasses.fields(getattr(recipe, section)):
+            value = getattr(getattr(recipe, section), field.name)
+            if value == getattr(getattr(default, section), field.name):
+                continue
+            name = field.name.replace("_", "-")
+            if isinstance(value, bool):
+                flags.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                flags += [f"--{name}", *(str(v) for v in (value if isinstance(value, tuple) else (value,)))]
+    return flags
