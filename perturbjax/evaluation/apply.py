@@ -49,24 +49,8 @@ def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: App
     Raises:
         InputError: the dataset's channels or pixel type are not those the run was trained on, or no checkpoint fits.
     """
-    _require_fitting(run, dataset)
+    graphdef, state, _ = load_network(run, dataset, config.checkpoint, config.epoch)
     recipe = run.recipe
-    model = models.create(
-        recipe.model.model,
-        classes=len(run.class_names),
-        channels=len(dataset.channel_names),
-        dropout=recipe.model.dropout,
-        seed=recipe.seed,
-    )
-    graphdef, params, stats = split_model(model)
-    checkpoints = Checkpoints(run.path)
-    tree, facts = checkpoints.load(config.checkpoint, config.epoch or None)
-    checkpoints.close()
-    wanted = ("params/", "stats/")
-    tree = {name: value for name, value in tree.items() if name.startswith(wanted)}
-    state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)
-    console.print(f"{run.path}: checkpoint of epoch {facts['epoch']} ({config.checkpoint})")
-
     placement = choose_placement("sharded" if config.devices in ("auto", "pmap") else config.devices)
     state = placement.replicate(state)
     sites = describe_sites(dataset, recipe.input, run.class_names, seed=recipe.seed)
@@ -84,6 +68,35 @@ def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: App
         )
     step = placement.compile_predict(make_predict_step(graphdef, recipe))
     return predict_sites(step, state["params"], state["stats"], feed, positions, config.batch_size)
+
+
+def load_network(
+    run: Run, dataset: SiteDataset, checkpoint: Which = "latest", epoch: int = 0
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """A run's network: graph definition, {"params", "stats"}, and the checkpoint's facts.
+
+    Raises:
+        InputError: the dataset's channels or pixel type are not those the run was trained on, or no checkpoint fits.
+    """
+    _require_fitting(run, dataset)
+    recipe = run.recipe
+    model = models.create(
+        recipe.model.model,
+        classes=len(run.class_names),
+        channels=len(dataset.channel_names),
+        dropout=recipe.model.dropout,
+        seed=recipe.seed,
+    )
+    graphdef, params, stats = split_model(model)
+    checkpoints = Checkpoints(run.path)
+    tree, facts = checkpoints.load(checkpoint, epoch or None)
+    checkpoints.close()
+    wanted = ("params/", "stats/")
+    tree = {name: value for name, value in tree.items() if name.startswith(wanted)}
+    state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)
+    console.print(f"{run.path}: checkpoint of epoch {facts['epoch']} ({checkpoint})")
+
+    return graphdef, state, facts
 
 
 def predictions_table(run: Run, index: pd.DataFrame, probabilities: np.ndarray, part: Any) -> pd.DataFrame:
