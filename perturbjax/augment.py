@@ -18,13 +18,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int, Int32, Key, UInt
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt
 
 from perturbjax import masks
 from perturbjax.config import AugmentConfig, InputConfig
 
-#: Keeps the draws made here apart from others (dropout's) made with the same record's key.
-_AUGMENTATION = 0x61756700
 #: Uniform draws a record needs for its geometry, in this order.
 _GEOMETRY = ("area", "ratio", "top", "left", "angle", "flip_vertical", "flip_horizontal")
 
@@ -45,17 +43,6 @@ class RawBatch(NamedTuple):
     shift: Float32[Array, "b c"]
     """The model sees (image - shift) * scale."""
     scale: Float32[Array, "b c"]
-
-
-class _Boxes(NamedTuple):
-    """Where each record's crop lies in its site; lengths in pixels, y before x, (0, 0) the site's corner."""
-
-    center: Float[Array, "b 2"]
-    size: Float[Array, "b 2"]
-    angle: Float[Array, " b"]
-    """Radians."""
-    mirror: Float[Array, "b 2"]
-    """-1 where mirrored, else 1."""
 
 
 def record_keys(seed: int | Int[Array, ""], epoch: int | Int[Array, ""], records: Int[Array, " b"]) -> Key[Array, " b"]:
@@ -83,29 +70,45 @@ def prepare(
     """
     _, height, width, channels = raw.image.shape
     random = train or augment.legacy_augmentation
-    keys = jax.vmap(jax.random.fold_in, (0, None))(record_keys(seed, epoch, raw.record), _AUGMENTATION)
+    keys = record_keys(seed, epoch, raw.record)
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_GEOMETRY) + 2 * channels,)))(keys)
     boxes = _random_boxes(draws, height, width, augment) if random else _whole_sites(len(draws), height, width)
 
-    upright = _box_grid(boxes, augment.crop)
+    upright = boxes._replace(angle=jnp.zeros_like(boxes.angle), mirror=jnp.ones_like(boxes.mirror))
     if augment.legacy_augmentation:
-        moved = _turn(*upright, boxes, about=jnp.array([[height / 2, width / 2]]))
-        mask = _nearest(raw.mask, *upright)
+        image_points = _points(boxes, jnp.array([[height / 2, width / 2]]), augment.crop)
+        mask_points = _points(upright, boxes.center, augment.crop)
     else:
-        moved = _turn(*upright, boxes, about=boxes.center)
-        mask = _nearest(raw.mask, *moved)
-    levels = _mip_levels(height, width, augment, random)
-    image = _bilinear(raw.image, *moved, _level(boxes, augment.crop, levels), levels)
+        image_points = mask_points = _points(boxes, boxes.center, augment.crop)
+    image = _sample_image(raw.image, image_points, boxes, augment, random)
     image = (image - raw.shift[:, None, None]) * raw.scale[:, None, None]
     if augment.legacy_augmentation:
-        image = jnp.where(_inside(*moved, height, width)[..., None], image, 0)
+        image = jnp.where(_inside(image_points, height, width)[..., None], image, 0)
     if random:
         image = _change_intensity(image, draws[:, len(_GEOMETRY) :], augment)
+    mask = _nearest(raw.mask, mask_points).astype(jnp.float32) * masks.SCALES[input.mask_encoding]
+    return _join(
+        jnp.zeros_like(mask) if input.mask_use == "none" else mask,
+        jnp.zeros_like(image) if input.mask_use == "only" else image,
+    )
 
-    mask = mask.astype(jnp.float32)[..., None] * masks.SCALES[input.mask_encoding]
-    mask = jnp.zeros_like(mask) if input.mask_use == "none" else mask
-    image = jnp.zeros_like(image) if input.mask_use == "only" else image
-    return jnp.concatenate([mask, image], axis=-1)
+
+class _Boxes(NamedTuple):
+    """Where each record's crop lies in its site; lengths in pixels, y before x, (0, 0) the site's corner."""
+
+    center: Float[Array, "b 2"]
+    size: Float[Array, "b 2"]
+    angle: Float[Array, " b"]
+    """Radians."""
+    mirror: Float[Array, "b 2"]
+    """-1 where mirrored, else 1."""
+
+
+class _Points(NamedTuple):
+    """Where each output pixel's centre lies in the site, in pixels from the site's corner."""
+
+    y: Float[Array, "b crop crop"]
+    x: Float[Array, "b crop crop"]
 
 
 def _whole_sites(b: int, height: int, width: int) -> _Boxes:
@@ -132,96 +135,88 @@ def _random_boxes(draws: Float[Array, "b n"], height: int, width: int, augment: 
     return _Boxes(corner + size / 2, size, angle, mirror)
 
 
-def _box_grid(boxes: _Boxes, crop: int) -> tuple[Float[Array, "b crop crop"], Float[Array, "b crop crop"]]:
-    """(y, x) in the site, in pixels, of every output pixel's centre, before turning and mirroring."""
-    steps = (jnp.arange(crop) + 0.5) / crop - 0.5
-    y, x = (boxes.center[:, axis, None] + boxes.size[:, axis, None] * steps for axis in (0, 1))
-    shape = (len(y), crop, crop)
-    return jnp.broadcast_to(y[:, :, None], shape), jnp.broadcast_to(x[:, None, :], shape)
+def _points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Points:
+    """The boxes' pixels, mirrored and rotated about a point: p = about + R M (center + size · step - about)."""
+    cos, sin = jnp.cos(boxes.angle), jnp.sin(boxes.angle)
+    turn = jnp.stack([cos, sin, -sin, cos], axis=1).reshape(-1, 2, 2) * boxes.mirror[:, None]
+    offset = about + jnp.einsum("bij,bj->bi", turn, boxes.center - about, precision="highest")
+    # Fused with what follows, sine and cosine would be computed again for every pixel.
+    turn, offset = jax.lax.optimization_barrier((turn * boxes.size[:, None], offset))
+    step = (jnp.arange(crop) + 0.5) / crop - 0.5
+
+    def coordinate(axis: int) -> Float[Array, "b crop crop"]:
+        by_y, by_x, constant = turn[:, axis, 0], turn[:, axis, 1], offset[:, axis]
+        return by_y[:, None, None] * step[:, None] + by_x[:, None, None] * step + constant[:, None, None]
+
+    return _Points(coordinate(0), coordinate(1))
 
 
-def _turn(
-    y: Float[Array, "b crop crop"], x: Float[Array, "b crop crop"], boxes: _Boxes, *, about: Float[Array, "#b 2"]
-) -> tuple[Float[Array, "b crop crop"], Float[Array, "b crop crop"]]:
-    """Mirror and rotate points about a point."""
-    about_y, about_x = about[:, 0, None, None], about[:, 1, None, None]
-    dy = (y - about_y) * boxes.mirror[:, 0, None, None]
-    dx = (x - about_x) * boxes.mirror[:, 1, None, None]
-    cos, sin = jnp.cos(boxes.angle)[:, None, None], jnp.sin(boxes.angle)[:, None, None]
-    return about_y + cos * dy + sin * dx, about_x - sin * dy + cos * dx
-
-
-def _inside(y: Float[Array, "b crop crop"], x: Float[Array, "b crop crop"], height: int, width: int) -> Array:
+def _inside(points: _Points, height: int, width: int) -> Bool[Array, "b crop crop"]:
+    y, x = points
     return (y >= 0) & (y <= height) & (x >= 0) & (x <= width)
 
 
-def _reflect(position: Float[Array, "..."], length: int) -> Float[Array, "..."]:
+def _reflect(position: Float[Array, "*shape"], length: int) -> Float[Array, "*shape"]:
     """Fold positions outside [0, length] back in, as if the site were mirrored at its borders."""
-    return length - jnp.abs(jnp.mod(position, 2 * length) - length)
+    position = position - 2 * length * jnp.floor(position / (2 * length))
+    return length - jnp.abs(length - position)
 
 
-def _nearest(
-    mask: UInt[Array, "b h w"], y: Float[Array, "b crop crop"], x: Float[Array, "b crop crop"]
-) -> UInt[Array, "b crop crop"]:
+def _nearest(mask: UInt[Array, "b h w"], points: _Points) -> UInt[Array, "b crop crop"]:
     b, height, width = mask.shape
-    row = jnp.clip(_reflect(y, height).astype(jnp.int32), 0, height - 1)
-    column = jnp.clip(_reflect(x, width).astype(jnp.int32), 0, width - 1)
+    row = jnp.clip(_reflect(points.y, height).astype(jnp.int32), 0, height - 1)
+    column = jnp.clip(_reflect(points.x, width).astype(jnp.int32), 0, width - 1)
     return _take(mask.reshape(b, -1), row * width + column)
 
 
-def _mip_levels(height: int, width: int, augment: AugmentConfig, random: bool) -> range:
-    """The block-averaging levels that boxes of this configuration can need (level n averages 2^n × 2^n pixels)."""
+def mip_levels(height: int, width: int, augment: AugmentConfig, random: bool) -> range:
+    """The averaging levels that crops of such a site can need; level n is the mean of 2^n × 2^n pixels."""
     whole = math.sqrt(height * width) / augment.crop
     low, high = augment.crop_scale if random else (1.0, 1.0)
     first, last = (max(0, round(math.log2(whole * math.sqrt(share)))) for share in (low, high))
     return range(first, last + 1)
 
 
-def _level(boxes: _Boxes, crop: int, levels: range) -> Int[Array, " b"]:
-    """The level, counted from the first of `levels`, that leaves each box nearest to its output's resolution."""
-    shrink = jnp.sqrt(boxes.size[:, 0] * boxes.size[:, 1]) / crop
-    return jnp.clip(jnp.round(jnp.log2(shrink)).astype(jnp.int32), levels[0], levels[-1]) - levels[0]
-
-
-def _bilinear(
-    image: UInt[Array, "b h w c"],
-    y: Float[Array, "b crop crop"],
-    x: Float[Array, "b crop crop"],
-    level: Int[Array, " b"],
-    levels: range,
+def _sample_image(
+    image: UInt[Array, "b h w c"], points: _Points, boxes: _Boxes, augment: AugmentConfig, random: bool
 ) -> Float[Array, "b crop crop c"]:
-    """Look every point up between its four neighbours, in the record's own level of its pyramid."""
-    b, height, width, c = image.shape
-    pyramid = [_block_mean(image, 2**n) for n in levels]
-    pixels = jnp.concatenate([stage.reshape(b, -1, c) for stage in pyramid], axis=1)
-    starts = [0]
-    for stage in pyramid[:-1]:
-        starts.append(starts[-1] + stage.shape[1] * stage.shape[2])
-    stages = [(at, *stage.shape[1:3], 2**n) for at, stage, n in zip(starts, pyramid, levels, strict=True)]
-    start, rows, columns, block = (column[:, None, None] for column in jnp.array(stages)[level].T)
+    """Look points up in the level that leaves each box nearest to its output's resolution."""
+    levels = mip_levels(*image.shape[1:3], augment, random)
+    shrink = jnp.sqrt(boxes.size[:, 0] * boxes.size[:, 1]) / augment.crop
+    wanted = jnp.clip(jnp.round(jnp.log2(shrink)), levels[0], levels[-1])[:, None, None, None]
+    pixels: Array = image
+    sampled = None
+    for level in range(levels[-1] + 1):
+        if level:
+            pixels = _halve(pixels)
+        if level in levels:
+            here = _bilinear(pixels, points, 2**level)
+            sampled = here if sampled is None else jnp.where(wanted == level, here, sampled)
+    return sampled
 
-    y = jnp.clip(_reflect(y, height) / block - 0.5, 0, rows - 1)
-    x = jnp.clip(_reflect(x, width) / block - 0.5, 0, columns - 1)
-    top = jnp.minimum(jnp.floor(y), rows - 2)
-    left = jnp.minimum(jnp.floor(x), columns - 2)
+
+def _halve(image: Array) -> Float[Array, "b h w c"]:
+    """Mean of 2 × 2 pixels; the last row or column is repeated where their number is odd."""
+    pad = ((0, 0), (0, image.shape[1] % 2), (0, image.shape[2] % 2), (0, 0))
+    image = jnp.pad(image, pad, mode="edge") if any(map(any, pad)) else image
+    corners = (image[:, top::2, left::2].astype(jnp.float32) for top in (0, 1) for left in (0, 1))
+    return sum(corners) / 4
+
+
+def _bilinear(image: Array, points: _Points, block: int) -> Float[Array, "b crop crop c"]:
+    """Look every point up between its four neighbours, in an image whose pixels are block × block of the site's."""
+    b, rows, columns, c = image.shape
+    y = jnp.clip(_reflect(points.y / block, rows) - 0.5, 0, rows - 1)
+    x = jnp.clip(_reflect(points.x / block, columns) - 0.5, 0, columns - 1)
+    top = jnp.minimum(y.astype(jnp.int32), rows - 2)
+    left = jnp.minimum(x.astype(jnp.int32), columns - 2)
     down, right = (y - top)[..., None], (x - left)[..., None]
-    corner = start + top.astype(jnp.int32) * columns + left.astype(jnp.int32)
+    pixels, corner = image.reshape(b, rows * columns, c), top * columns + left
 
     def row(at: Int[Array, "b crop crop"]) -> Float[Array, "b crop crop c"]:
         return _take(pixels, at).astype(jnp.float32) * (1 - right) + _take(pixels, at + 1).astype(jnp.float32) * right
 
     return row(corner) * (1 - down) + row(corner + columns) * down
-
-
-def _block_mean(image: UInt[Array, "b h w c"], block: int) -> Array:
-    """Mean over block × block pixels, float32; the border is repeated where the size is no multiple."""
-    if block == 1:
-        return image
-    b, height, width, c = image.shape
-    rows, columns = -(-height // block), -(-width // block)
-    pad = ((0, 0), (0, rows * block - height), (0, columns * block - width), (0, 0))
-    tiles = jnp.pad(image, pad, mode="edge").reshape(b, rows, block, columns, block, c)
-    return tiles.astype(jnp.float32).mean((2, 4))
 
 
 def _take(pixels: Array, at: Int[Array, "b crop crop"]) -> Array:
@@ -239,3 +234,9 @@ def _change_intensity(
     if augment.brightness:
         image = image + augment.brightness * brightness
     return image
+
+
+def _join(mask: Float[Array, "b crop crop"], image: Float[Array, "b crop crop c"]) -> Float[Array, "b crop crop 1+c"]:
+    """The mask as channel 0. A concatenation along the last axis takes XLA's CPU three times as long."""
+    channels = jnp.arange(1 + image.shape[-1])
+    return jnp.where(channels == 0, mask[..., None], jnp.pad(image, ((0, 0),) * 3 + ((1, 0),)))
