@@ -56,8 +56,8 @@ def chance_counts(
     among_top = np.where(prior > 0, among_top, 0)
     rows = int(clusters.max()) + 1
     truth = np.bincount(clusters * classes + labels, minlength=rows * classes).reshape(rows, classes)
-    parts = (truth, truth.sum(axis=1, keepdims=True) * prior, truth * prior, truth @ among_top)
-    return Counts(*(part.astype(np.float32) for part in parts))
+    predicted = truth.sum(axis=1, keepdims=True) * prior
+    return Counts(truth.astype(float), predicted, truth * prior, truth @ among_top)
 
 
 def position(
@@ -172,8 +172,8 @@ def cell_count(
     products = residual[:, :, None] * residual[:, None, :]
     scatter = np.zeros((classes, 2, 2))
     np.add.at(scatter, train_labels, products)
-    pooled = scatter.sum(axis=0) / len(x) + 1e-3 * np.eye(2)
-    covariance = (scatter + _POOLED_SITES * pooled) / (support + _POOLED_SITES)[:, None, None]
+    pooled = scatter.sum(axis=0) / len(x)
+    covariance = (scatter + _POOLED_SITES * pooled) / (support + _POOLED_SITES)[:, None, None] + 1e-3 * np.eye(2)
     precision, log_determinant = np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1]
     delta = z[:, None] - means
     distance = np.einsum("nci,cij,ncj->nc", delta, precision, delta, optimize=True)

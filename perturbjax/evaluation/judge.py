@@ -191,10 +191,10 @@ def _subjects(
 def _count_sites(
     subjects: dict[str, np.ndarray], labels: np.ndarray, clusters: np.ndarray, train_labels: np.ndarray, seed: int
 ) -> dict[str, Counts]:
-    counts = {name: count(labels, probabilities, clusters) for name, probabilities in subjects.items()}
     classes = subjects[MODEL].shape[1]
-    counts["chance"] = baselines.chance_counts(labels, train_labels, classes, clusters, seed=seed)
-    return counts
+    counts = {name: count(labels, probabilities, clusters) for name, probabilities in subjects.items()}
+    chance = baselines.chance_counts(labels, train_labels, classes, clusters, seed=seed)
+    return {MODEL: counts.pop(MODEL), "majority": counts.pop("majority"), "chance": chance, **counts}
 
 
 def _count_wells(
@@ -302,7 +302,7 @@ def headline(result: dict[str, Any]) -> list[str]:
         best = max((name for name in subjects if name != MODEL), key=lambda name: subjects[name]["value"])
         own, lead = subjects[MODEL], result["leads"][level][best]["balanced_accuracy"]
         sentences.append(
-            f"Balanced accuracy by {level} {_cell(own)}; above the best baseline ({best}) by {_cell(lead)}."
+            f"Balanced accuracy by {level} {_cell(own)}; less that of the best baseline ({best}): {_cell(lead)}."
         )
     return sentences
 

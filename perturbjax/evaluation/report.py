@@ -76,7 +76,7 @@ def draw_figures(run: Path, result: dict[str, Any] | None) -> list[tuple[Path, s
     """Every figure that the run's files allow, with its caption."""
     out, drawn = run / EVALUATION, []
     if rows := read_metrics(run):
-        caption = "Training. Held-out sites are judged without augmentation; the recipe is never chosen by them."
+        caption = "Loss and accuracy while training, and the learning rate behind them."
         drawn.append((figures.plot_curves(rows, out / "curves.png"), caption))
     if result is None:
         return drawn

@@ -86,10 +86,10 @@ def count(
 
     def table(classes_of: np.ndarray, keep: np.ndarray | slice = slice(None)) -> np.ndarray:
         cells = np.bincount(clusters[keep] * classes + classes_of[keep], minlength=rows * classes)
-        return cells.reshape(rows, classes).astype(np.float32)
+        return cells.reshape(rows, classes).astype(float)
 
     top = np.bincount(clusters, weights=top_k_hits(labels, probabilities), minlength=rows)
-    return Counts(table(labels), table(predicted), table(labels, labels == predicted), top.astype(np.float32))
+    return Counts(table(labels), table(predicted), table(labels, labels == predicted), top)
 
 
 def score_counts(counts: Counts) -> dict[str, Float[np.ndarray, " *clusters"]]:

@@ -1,0 +1,67 @@
+"""A split's leaks are counted and told."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from perturbjax.evaluation.judge import evaluate_predictions
+from perturbjax.evaluation.shortcuts import Overlap, overlap, warnings
+
+from .conftest import CLASSES, make_index, make_predictions
+
+
+def table(*rows: tuple[str, str, str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["Metadata_Plate", "Metadata_Well", "label"])
+
+
+def test_overlap_counts_what_stands_on_both_sides():
+    train = table(("P", "A01", "DMSO"), ("P", "A02", "aspirin"), ("Q", "A03", "taxol"))
+    test = table(
+        ("P", "A01", "DMSO"),  # its well, plate, position with label
+        ("R", "A02", "aspirin"),  # position with label
+        ("Q", "B07", "taxol"),  # plate and label
+        ("R", "A03", "nocodazole"),  # nothing: at A03 stands taxol
+    )
+    assert overlap(train, test) == Overlap(well=0.25, plate=0.5, position=0.5, label=0.75)
+
+
+@pytest.mark.parametrize(
+    ("shared", "message"),
+    [
+        (Overlap(1, 1, 1, 1), "which well, not which treatment"),
+        (Overlap(0, 0, 0.9, 1), "position alone can answer"),
+        (Overlap(0, 1, 0.1, 0.75), "25% of the test sites have a label without training sites"),
+    ],
+)
+def test_each_leak_is_told(shared, message):
+    found = warnings("plate", shared, {}, {})
+    assert len(found) == 1 and message in found[0]
+
+
+def test_a_clean_split_and_a_clear_lead_need_no_warning():
+    assert warnings("plate", Overlap(0, 0, 0.1, 1), {}, {"site": {}}) == []
+
+
+def judge(tmp_path, train, test, skill, policy):
+    return evaluate_predictions(make_predictions(test, skill=skill), train_index=train, test_index=test,
+                                class_names=CLASSES, split_policy=policy, out=tmp_path, replicates=200)  # fmt: skip
+
+
+def test_a_model_no_better_than_its_baselines_is_told_so(tmp_path):
+    index = make_index()
+    test = index["Metadata_Plate"] == "P2"
+    blind = judge(tmp_path, index[~test], index[test], 0.0, "plate")
+    assert any("is not clearly above the baseline 'majority'" in warning for warning in blind["warnings"])
+    seeing = judge(tmp_path, index[~test], index[test], 6.0, "plate")
+    assert seeing["warnings"] == []
+
+
+def test_under_a_site_split_position_alone_is_perfect_and_beats_the_model(tmp_path):
+    index = make_index()
+    test = index["Metadata_Site"] == "0"
+    result = judge(tmp_path, index[~test], index[test], 1.0, "site")
+    assert result["overlap"]["well"] == 1.0
+    assert result["levels"]["site"]["position"]["accuracy"]["value"] == 1.0
+    assert "which well, not which treatment" in result["warnings"][0]
+    assert any("is below the baseline 'position' (1.000)" in warning for warning in result["warnings"])
