@@ -95,7 +95,6 @@ def load_network(
     tree = {name: value for name, value in tree.items() if name.startswith(wanted)}
     state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)
     console.print(f"{run.path}: checkpoint of epoch {facts['epoch']} ({checkpoint})")
-
     return graphdef, state, facts
 
 

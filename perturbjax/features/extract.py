@@ -1,0 +1,256 @@
+"""Features of every site of a dataset from a pretrained backbone or a trained run.
+
+Sites stream through the network in record order. Finished parts are kept in a folder beside the output, so that a run
+that was killed goes on where it was; the output appears complete or not at all. Memory does not depend on the number
+of sites.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from perturbjax.augment import RawBatch
+from perturbjax.config import InputConfig, Precision
+from perturbjax.console import InputError, console, track
+from perturbjax.dataset import INDEX, SiteDataset
+from perturbjax.features import tables
+from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, dihedral, intensity_range
+from perturbjax.feed import Sites, StreamedFeed, fixed_order
+from perturbjax.files import atomic, make_folder, read_json, write_json
+from perturbjax.models import Mode
+
+#: Batches in a part, what a kill can cost.
+PART_BATCHES = 16
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Extract features of every site of a dataset."""
+
+    data: Path
+    """Dataset directory."""
+    out: Path
+    """File to write. Where extraction was interrupted, the same command goes on."""
+    backbone: str = "resnet50"
+    """resnet18, resnet34, resnet50, efficientnet_b0 or efficientnet_lite0."""
+    weights: str = ""
+    """A file (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] from the Hugging Face hub, or
+    package:efficientnet_lite0."""
+    run: Path | None = None
+    """A trained run, whose own network is used instead of backbone, weights and the adaptation of the input."""
+    adapt: Annotated[AdaptConfig, tyro.conf.arg(name="")] = field(default_factory=AdaptConfig)
+    augmentations: int = 1
+    """How many of the square's eight symmetries the features are averaged over, from 1 (the image as it is) to 8."""
+    precision: Precision = "float32"
+    """What activations are computed in; features are float32."""
+    batch_size: int = 32
+    """Sites a step, over all devices."""
+    level: Literal["site", "well"] = "site"
+    """well: the mean of each well's sites."""
+    format: Literal["parquet", "anndata"] = "parquet"
+    """parquet: Metadata_* first, then one column a feature. anndata: an .h5ad."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """How batches of sites become features.
+
+    Attributes:
+        sites: what the feed gives of each record beside its pixels.
+        input: how the feed encodes masks.
+        step: a batch on the device → (b, d) features.
+        groups: what the features are called, before their number: d is a multiple of their count.
+        facts: whatever decides the features' values, as plain values for the record.
+    """
+
+    sites: Sites
+    input: InputConfig
+    step: Callable[[RawBatch], Float[Array, "b d"]]
+    groups: list[str]
+    facts: dict[str, Any]
+
+
+def extract(config: FeaturesConfig) -> Path:
+    """Write the features of every site (or well) of a dataset to `config.out`, and return it.
+
+    Raises:
+        InputError: dataset, weights or run cannot be used or do not fit, a flag makes no sense, or `out` cannot be
+            written.
+    """
+    from perturbjax.training.devices import choose_placement
+
+    _check(config)
+    dataset = SiteDataset(config.data)
+    make_folder(config.out.parent)
+    placement = choose_placement("auto")
+    extractor = (backbone_extractor if config.run is None else run_extractor)(config, dataset, placement)
+    work = config.out.with_name(f".{config.out.name}.extracting")
+    settings = {
+        **extractor.facts,
+        "index_sha256": hashlib.sha256((dataset.path / INDEX).read_bytes()).hexdigest(),
+        "sites": len(dataset),
+        "batch_size": config.batch_size,
+    }
+    done = _finished_parts(work, settings)
+    for number, features in _compute_parts(config, dataset, placement, extractor, done):
+        with atomic(_part_file(work, number)) as temporary:
+            np.save(temporary, features)
+        done = number + 1
+
+    parts = [np.load(_part_file(work, number), mmap_mode="r") for number in range(done)]
+    names = _feature_names(extractor.groups, parts[0].shape[1])
+    rows = tables.write(config.out, config.format, config.level, dataset.index, parts, names, extractor.facts)
+    shutil.rmtree(work)
+    console.print(f"written: {config.out} ({rows} {config.level}s, {len(names)} features)")
+    return config.out
+
+
+def _finished_parts(work: Path, settings: dict[str, Any]) -> int:
+    """How many parts an interrupted extraction of the same settings left behind; of other settings none are kept."""
+    settings = json.loads(json.dumps(settings))
+    if (work / SETTINGS).is_file() and read_json(work / SETTINGS) != settings:
+        console.print(f"{work}: was left by an extraction with other settings; starting anew")
+        shutil.rmtree(work)
+    make_folder(work)
+    write_json(work / SETTINGS, settings)
+    return next(number for number in itertools.count() if not _part_file(work, number).is_file())
+
+
+def _part_file(work: Path, number: int) -> Path:
+    return work / f"part-{number:06d}.npy"
+
+
+def _compute_parts(
+    config: FeaturesConfig, dataset: SiteDataset, placement: Any, extractor: Extractor, done: int
+) -> Iterator[tuple[int, Float32[np.ndarray, "n d"]]]:
+    """(number, features) of every part that is not done yet, in record order."""
+    order, weight = fixed_order(np.arange(len(dataset)), config.batch_size)
+    left = slice(done * PART_BATCHES, None)
+    if not len(order[left]):
+        return
+    feed = StreamedFeed(
+        dataset,
+        extractor.sites,
+        extractor.input,
+        records=order.ravel(),
+        batch_size=config.batch_size,
+        seed=0,
+        place=placement.place_rows,
+    )
+    # A batch is fetched when the next one is under way: the device never waits for the host.
+    ahead = (extractor.step(batch) for batch in feed.batches(order[left], weight[left]))
+    fetched = (np.asarray(features)[: config.batch_size] for features in _one_ahead(ahead))
+    unit = f"batches of {config.batch_size}"
+    batches = track(fetched, total=len(order), done=len(order) - len(order[left]), label="features", unit=unit)
+    for number in itertools.count(done):
+        part = list(itertools.islice(batches, PART_BATCHES))
+        if not part:
+            return
+        rows = len(dataset) - number * PART_BATCHES * config.batch_size  # the padding of the last batch is dropped
+        yield number, np.concatenate(part)[:rows]
+
+
+def _one_ahead(items: Iterator[Array]) -> Iterator[Array]:
+    before = next(items)
+    for item in items:
+        yield before
+        before = item
+    yield before
+
+
+def _feature_names(groups: list[str], count: int) -> list[str]:
+    numbers = range(1, count // len(groups) + 1)
+    return [f"{group}_{number:04d}" for group in groups for number in numbers]
+
+
+def _check(config: FeaturesConfig) -> None:
+    if config.run is None and not config.weights:
+        raise InputError("--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME), or else --run RUN")
+    if not 1 <= config.augmentations <= 8:
+        raise InputError(f"--augmentations {config.augmentations}: a square has 8 symmetries; give 1 to 8")
+    if config.batch_size < 1 or config.adapt.size < 0:
+        raise InputError("--batch-size and --size: must be at least 1 and 0")
+    if config.format == "anndata":
+        tables.require_anndata()
+
+
+def backbone_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Any) -> Extractor:
+    """Published weights on adapted images."""
+    from perturbjax.models.weights import load_pretrained
+    from perturbjax.training.step import DTYPES, split_model
+
+    triples = channel_triples(config.adapt.channels, dataset.channel_names)
+    pretrained = load_pretrained(config.backbone, config.weights)
+    if pretrained.provenance["inputs"] != 3:
+        raise InputError(f"--weights {config.weights}: takes {pretrained.provenance['inputs']} channels, not 3")
+    normalize = config.adapt.normalize
+    if normalize == "auto":
+        normalize = "half" if config.backbone == "efficientnet_lite0" else "imagenet"
+    graphdef, params, stats = split_model(pretrained.model)
+    params, stats = placement.replicate((params, stats))
+    positions = np.array(list(triples.values()))
+    prepare = jax.jit(lambda batch: adapt(batch, config.adapt, positions, normalize), out_shardings=placement.by_row)
+
+    @jax.jit
+    def forward(params: Any, stats: Any, x: Float[Array, "bk h w 3"]) -> Float[Array, "bk d"]:
+        return nnx.merge(graphdef, params, stats, copy=True)(x, Mode(dtype=DTYPES[config.precision])).features
+
+    def step(batch: RawBatch) -> Float[Array, "b kd"]:
+        x = prepare(batch)
+        views = range(config.augmentations)
+        features = sum(forward(params, stats, dihedral(x, element)) for element in views) / len(views)
+        return features.reshape(-1, len(triples) * features.shape[1])
+
+    groups = [f"{config.backbone}_{name}" for name in triples] if len(triples) > 1 else [config.backbone]
+    shift, scale = intensity_range(dataset, config.adapt.scale)
+    unlabelled, own_mask = np.zeros(len(dataset), np.int32), np.arange(len(dataset), dtype=np.int32)
+    return Extractor(
+        Sites((), unlabelled, shift, scale, own_mask),
+        InputConfig(mask_encoding="binary"),
+        step,
+        groups,
+        {
+            **pretrained.provenance,
+            "input": {**vars(config.adapt), "normalize": normalize},
+            "augmentations": config.augmentations,
+            "precision": config.precision,
+        },
+    )
+
+
+def run_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Any) -> Extractor:
+    """A trained run's own features, its input prepared as in evaluation."""
+    from perturbjax.evaluation.apply import load_network
+    from perturbjax.feed import describe_sites
+    from perturbjax.training.run import open_run
+    from perturbjax.training.step import make_predict_step
+
+    run = open_run(config.run)
+    graphdef, state, facts = load_network(run, dataset)
+    state = placement.replicate(state)
+    predict_step = placement.compile_predict(make_predict_step(graphdef, run.recipe))
+
+    def step(batch: RawBatch) -> Float[Array, "b d"]:
+        return predict_step(state["params"], state["stats"], batch)[1]
+
+    return Extractor(
+        describe_sites(dataset, run.recipe.input, run.class_names, seed=run.recipe.seed),
+        run.recipe.input,
+        step,
+        [run.recipe.model.model],
+        {"run": str(run.path), "model": run.recipe.model.model, "epoch": facts["epoch"]},
+    )
