@@ -12,9 +12,16 @@ def main() -> None:
     from tyro.conf import subcommand
 
     from data_prep.build import BuildOptions, build
+    from data_prep.fetch import FetchOptions, fetch
+    from data_prep.inspection import InspectOptions, inspect
     from data_prep.simulate import SimulateOptions, simulate
 
-    verbs = {"build": (BuildOptions, build), "simulate": (SimulateOptions, simulate)}
+    verbs = {
+        "inspect": (InspectOptions, inspect),
+        "build": (BuildOptions, build),
+        "simulate": (SimulateOptions, simulate),
+        "fetch": (FetchOptions, fetch),
+    }
     named = tuple(Annotated[kind, subcommand(verb, prefix_name=False)] for verb, (kind, _) in verbs.items())
     options = tyro.cli(Union[named], prog="python -m data_prep", description=__doc__)  # noqa: UP007
     run = dict(verbs.values())[type(options)]

@@ -33,6 +33,9 @@ IDENTITY_COLUMNS = (
 )
 #: Prefix of the columns this module adds: one absolute file path per channel.
 FILE = "file_"
+#: Columns that name files, as (pattern before the channel, what they hold), the first kind found being used.
+FILE_COLUMNS = (("FileName_Orig", "name"), ("URL_Orig", "url"), ("FileName_(?!Illum)", "name"))
+FILE_COLUMN_PATTERN = re.compile("(FileName|PathName|URL)_")
 #: The header is line 1 of the CSV, so the first site is row 2, as editors and spreadsheets number them.
 FIRST_ROW = 2
 
@@ -85,17 +88,17 @@ def read_sites(
             site is empty; two rows are the same (plate, well, site).
     """
     table = read_table(load_data)
-    file_columns = _file_columns(table, load_data)
-    chosen = tuple(channels) or tuple(file_columns)
+    locations = file_locations(table, load_data)
+    chosen = tuple(channels) or tuple(locations)
     for channel in chosen:
-        if channel not in file_columns:
-            raise InputError(f"--channels {channel}: {load_data} has no such channel; it has {', '.join(file_columns)}")
+        if channel not in locations:
+            raise InputError(f"--channels {channel}: {load_data} has no such channel; it has {', '.join(locations)}")
     if len(set(chosen)) < len(chosen):
         raise InputError(f"--channels {','.join(chosen)}: a channel is named twice")
 
     sites = table[[column for column in table.columns if column.startswith("Metadata_")]].copy()
     sites.insert(0, "row", range(FIRST_ROW, FIRST_ROW + len(sites)))
-    _normalise_position(sites, load_data)
+    normalise_position(sites, load_data)
     sites.insert(0, "site_id", sites[PLATE] + "_" + sites[WELL] + "_" + sites[SITE])
     _refuse_duplicates(sites, load_data)
     if platemap is not None:
@@ -107,7 +110,7 @@ def read_sites(
 
     finder = FileFinder(Path(images), must_exist)
     for channel in chosen:
-        names, folders = file_columns[channel](table)
+        names, folders = locations[channel]
         sites[FILE + channel] = [
             finder.find(folder, name, f"{load_data}, row {row}, channel {channel}")
             for row, folder, name in zip(sites["row"], folders, names, strict=True)
@@ -119,7 +122,7 @@ def read_sites(
 
 def channels_of(load_data: Path) -> list[str]:
     """Names of the channels a load_data.csv has, in its order."""
-    return list(_file_columns(read_table(load_data), load_data))
+    return list(file_locations(read_table(load_data), load_data))
 
 
 def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path) -> str:
@@ -161,36 +164,37 @@ def merged_identities(sites: pd.DataFrame, label_column: str) -> list[str]:
     return notes
 
 
-def _file_columns(table: pd.DataFrame, source: Path) -> dict[str, object]:
-    """Channel → how to get its (file names, folders) from the table."""
+def file_locations(table: pd.DataFrame, source: Path) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """Channel → (file names, folders), one a row, in the order of the table's columns.
 
-    def named(prefix: str, channel: str):
-        def columns(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-            folder = f"PathName_{prefix}{channel}"
-            empty = pd.Series("", index=table.index)
-            return table[f"FileName_{prefix}{channel}"], table.get(folder, empty)
-
-        return columns
-
-    def by_url(channel: str):
-        def columns(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-            paths = table[f"URL_Orig{channel}"].str.replace(r"^[a-z0-9]+://?", "/", regex=True)
-            return paths.str.rsplit("/", n=1).str[-1], paths.str.rsplit("/", n=1).str[0]
-
-        return columns
-
-    for pattern, reader in (
-        (r"FileName_Orig(.+)", lambda channel: named("Orig", channel)),
-        (r"URL_Orig(.+)", by_url),
-        (r"FileName_(?!Illum)(.+)", lambda channel: named("", channel)),
-    ):
-        found = [match[1] for column in table.columns if (match := re.fullmatch(pattern, column))]
+    Raises:
+        InputError: no column names files.
+    """
+    nowhere = pd.Series("", index=table.index)
+    for prefix, kind in FILE_COLUMNS:
+        columns = {match[1]: column for column in table.columns if (match := re.fullmatch(prefix + "(.+)", column))}
+        if kind == "name":
+            found = {
+                channel: (table[column], table.get(column.replace("FileName_", "PathName_", 1), nowhere))
+                for channel, column in columns.items()
+            }
+        else:
+            paths = {
+                channel: table[column].str.replace(r"^[a-z0-9]+:/+", "/", regex=True).str.rpartition("/")
+                for channel, column in columns.items()
+            }
+            found = {channel: (path[2], path[0]) for channel, path in paths.items()}
         if found:
-            return {channel: reader(channel) for channel in found}
+            return found
     raise InputError(f"{source}: has no FileName_Orig<CHANNEL> column, so no channel can be found by name")
 
 
-def _normalise_position(sites: pd.DataFrame, source: Path) -> None:
+def normalise_position(sites: pd.DataFrame, source: Path) -> None:
+    """Spell wells and sites alike, in place.
+
+    Raises:
+        InputError: plate, well or site is no column, or empty in a row.
+    """
     for column in (PLATE, WELL, SITE):
         if column not in sites.columns:
             raise InputError(f"{source}: column {column} is missing")

@@ -19,6 +19,9 @@ from perturbjax.console import InputError
 
 #: A tensor that only that major version's networks have (the readout of the transformer; the last convolution).
 _SIGNATURE = {3: "output.2.weight", 4: "W2"}
+#: Largest share of a site that one object may fill. The package drops what fills more than 0.4, which on crops of
+#: single cells takes the cell itself.
+LARGEST = 1.0
 
 
 class Cellpose:
@@ -51,7 +54,7 @@ class Cellpose:
             "version": self.version,
             "weights": self.path.name,
             "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
-            "parameters": {"diameter": self.diameter or "the weights' own"},
+            "parameters": {"diameter": self.diameter or "the weights' own", "max_size_fraction": LARGEST},
         }
 
     def segment(self, image: UInt[np.ndarray, "h w c"]) -> UInt16[np.ndarray, "h w"]:
@@ -64,7 +67,7 @@ class Cellpose:
         most = 2 if self.major == 3 else 3
         if channels > most:
             raise InputError(f"--segment-channels: cellpose {self.version} takes up to {most}, not {channels}")
-        options: dict[str, Any] = {"diameter": self.diameter or None}
+        options: dict[str, Any] = {"diameter": self.diameter or None, "max_size_fraction": LARGEST}
         if self.major == 3:
             options["channels"] = [0, 0] if channels == 1 else [1, 2]
         pixels = image[..., 0] if channels == 1 else image
@@ -142,9 +145,12 @@ def check_weights(path: Path, weights: str, major: int, installed: str) -> None:
 
 
 def _load(path: Path, weights: str) -> Any:
+    import warnings
+
     import torch
     from cellpose import models
 
+    warnings.filterwarnings("ignore", message="Sparse invariant checks")
     # One thread a worker: the sum's order, and so the mask, must not depend on how many workers there are.
     torch.set_num_threads(1)
     model = models.CellposeModel(gpu=torch.cuda.is_available(), pretrained_model=str(path))

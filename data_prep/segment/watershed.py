@@ -13,9 +13,9 @@ from perturbjax.console import InputError
 
 #: Smoothing before the threshold and of the seeds' map, and the least area kept, in units of the object's diameter
 #: (chosen on the training images of the 2018 Data Science Bowl, judged on its test images).
-SMOOTH = 1 / 40
+SMOOTH = 1 / 50
 SEED_SMOOTH = 1 / 16
-SEED_SPACING = 1 / 3
+SEED_SPACING = 1 / 5
 SMALLEST_AREA = 1 / 10
 
 
