@@ -46,7 +46,7 @@ def well_means(metadata: pd.DataFrame, parts: Parts) -> tuple[pd.DataFrame, Part
 
     Metadata that differ between the sites of a well are left out; `Metadata_Site_Count` is added.
     """
-    keys = [metadata[PLATE], metadata[WELL]]
+    keys = [metadata[PLATE].to_numpy(), metadata[WELL].to_numpy()]  # as arrays, so that the two columns stay
     groups = metadata.groupby(keys, sort=False)
     well = groups.ngroup().to_numpy()
     counts = np.bincount(well)
