@@ -1,0 +1,342 @@
+"""Classical classifiers on profiles, dealt and judged as the networks are."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from perturbjax import splits
+from perturbjax.console import InputError, console, track
+from perturbjax.dataset import PLATE
+from perturbjax.evaluation.judge import evaluate_predictions
+from perturbjax.features.profiles import Profiles, aggregate_to_wells, read_profiles
+from perturbjax.features.scoreboard import Fold, plot_scoreboard, scoreboard
+from perturbjax.features.settings import EACH, ClassifyConfig, Preparation, ProfileConfig
+from perturbjax.files import atomic, make_folder, write_json
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+#: Greatest number of parts in which tuning deals the training groups.
+_TUNING_FOLDS = 5
+
+
+def require_extra() -> None:
+    """Raise `InputError` where the libraries of the `features` extra are not installed."""
+    try:
+        import sklearn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError("scikit-learn is not installed; run `pip install 'perturbjax[features]'`") from error
+
+
+def classify(config: ClassifyConfig) -> pd.DataFrame:
+    """Fit every model on the training rows, predict both parts, judge, and write tables, predictions and a figure.
+
+    All that is fitted (gaps, scales, selection, sphering, components, the model, its tuning) sees training rows only;
+    see `normalize.Scaler` for plates that are new. Classes that occur in the test part only are judged, and never
+    right.
+
+    Returns:
+        the scoreboard (see `scoreboard.scoreboard`), with `seconds` (fitting, all folds) and `tuned`.
+
+    Raises:
+        InputError: a file, column, plate or flag cannot be used; nothing can be learned; or no model could be fitted.
+    """
+    require_extra()
+    from perturbjax.features.classifiers import parse_models
+
+    names = parse_models(config.models)
+    profiles, negcon = load_profiles(config.profiles)
+    labels = profiles.column(config.profiles.label_column)
+    manifests = _manifests(config, profiles)
+    class_names = sorted(labels.unique())
+    index = profiles.metadata.assign(label=labels.to_numpy(), negcon=negcon)
+    make_folder(config.out)
+
+    jobs = [(fold, manifest, name) for fold, manifest in manifests.items() for name in names]
+    fitted: dict[str, dict[str, _Fitted]] = {fold: {} for fold in manifests}
+    failed: dict[str, str] = {}
+    task = _Task(config, profiles, negcon, labels.map({c: i for i, c in enumerate(class_names)}).to_numpy(int))
+    for fold, manifest, name in track(jobs, total=len(jobs), label="classify", unit="fits"):
+        if name in failed:
+            continue
+        try:
+            fitted[fold][name] = task.fit(name, manifest, len(class_names))
+        except (ValueError, np.linalg.LinAlgError) as error:
+            failed[name] = " ".join(str(error).split())
+            console.print(f"{name}: left out ({failed[name]})")
+    if len(failed) == len(names):
+        raise InputError(f"--models {config.models}: none could be fitted ({next(iter(failed.values()))})")
+    for note in dict.fromkeys((*profiles.notes, *task.notes)):
+        console.print(f"features: {note}")
+
+    kept = [name for name in names if name not in failed]
+    folds = [_fold(fold, manifest, index, {n: fitted[fold][n] for n in kept}) for fold, manifest in manifests.items()]
+    _say_unlearnable(folds)
+    table = scoreboard(folds, class_names, replicates=config.replicates, seed=config.seed)
+    table = table.merge(_costs(fitted, kept), on="subject", how="left")
+    _write(config, table, folds, manifests, class_names)
+    return table
+
+
+def load_profiles(config: ProfileConfig) -> tuple[Profiles, np.ndarray]:
+    """Profiles with a label, and which of them are negative controls (n,) bool.
+
+    Raises:
+        InputError: as `read_profiles`; the label column is missing or empty; `negcon` is not COLUMN=VALUE.
+    """
+    profiles = read_profiles(config.features)
+    if config.aggregate != "none":
+        profiles = aggregate_to_wells(profiles, config.aggregate)
+    empty = (profiles.column(config.label_column) == "").to_numpy()
+    if empty.all():
+        raise InputError(f"{config.features[0]}: column {config.label_column} is empty; choose another --label-column")
+    if empty.any():
+        console.print(f"features: {empty.sum()} rows without {config.label_column} left out")
+        profiles = profiles.take(~empty)
+    column, _, value = config.negcon.partition("=")
+    if not column or not value:
+        raise InputError(f"--negcon {config.negcon}: write COLUMN=VALUE, such as Metadata_control_type=negcon")
+    if column not in profiles.metadata.columns:
+        return profiles, np.zeros(len(profiles), dtype=bool)
+    return profiles, (profiles.metadata[column] == value).to_numpy()
+
+
+def _manifests(config: ClassifyConfig, profiles: Profiles) -> dict[str, pd.DataFrame]:
+    """Who trains and who judges, by the name of the fold."""
+    label, split = config.profiles.label_column, config.split
+    if config.hold_out and (config.all_folds or split.split_file):
+        raise InputError("--hold-out: does not go with --all-folds or --split-file; choose one")
+    if config.hold_out:
+        plates = sorted(profiles.column(PLATE).unique())
+        chosen = plates if config.hold_out == EACH else [config.hold_out]
+        if unknown := [plate for plate in chosen if plate not in plates]:
+            raise InputError(f"--hold-out {unknown[0]}: no such plate; choose {EACH} or one of {', '.join(plates)}")
+        found = {plate: _hold_out(profiles, plate) for plate in chosen}
+    elif config.all_folds:
+        every = [dataclasses.replace(split, fold=fold) for fold in range(split.folds)]
+        found = {
+            f"fold_{one.fold}": splits.split_for(profiles.metadata, one, label=label, seed=config.seed) for one in every
+        }
+    else:
+        one = splits.split_for(profiles.metadata, split, label=label, seed=config.seed)
+        found = {"split_file" if split.split_file else f"fold_{split.fold}": one}
+    for fold, manifest in found.items():
+        _require_two_classes(fold, manifest, profiles, label)
+    return found
+
+
+def _hold_out(profiles: Profiles, plate: str) -> pd.DataFrame:
+    groups = profiles.column(PLATE)
+    part = np.where(groups == plate, splits.TEST, splits.TRAIN)
+    manifest = pd.DataFrame({"site_id": profiles.metadata["site_id"], "group": groups, "part": part})
+    splits.check_no_overlap(manifest, f"--hold-out {plate}")
+    return manifest
+
+
+def _require_two_classes(fold: str, manifest: pd.DataFrame, profiles: Profiles, label: str) -> None:
+    train = set(manifest.loc[manifest["part"] == splits.TRAIN, "site_id"])
+    classes = profiles.column(label)[profiles.metadata["site_id"].isin(train)].unique()
+    if len(classes) < 2:
+        raise InputError(
+            f"{fold}: column {label} has one class ({classes[0]}) in training; a classifier needs two: choose another "
+            "--label-column or split"
+        )
+
+
+@dataclasses.dataclass
+class _Fitted:
+    train: np.ndarray
+    test: np.ndarray
+    seconds: float
+    tuned: str
+
+
+class _Task:
+    """Fits models on the training rows of a manifest; rows are prepared once a fold."""
+
+    def __init__(self, config: ClassifyConfig, profiles: Profiles, negcon: np.ndarray, labels: np.ndarray):
+        from perturbjax.features.normalize import as_table
+
+        self.config, self.labels = config, labels
+        self.table = as_table(profiles, negcon)
+        self.position = pd.Series(np.arange(len(profiles)), index=profiles.metadata["site_id"])
+        self.notes: list[str] = []
+        self._prepared: tuple[pd.DataFrame, dict[str, np.ndarray], list] | None = None
+
+    def fit(self, name: str, manifest: pd.DataFrame, classes: int) -> _Fitted:
+        """Probabilities of the training and of the test rows, in the manifest's order."""
+        from perturbjax.features.classifiers import CLASSIFIERS, probabilities
+
+        rows, arrays, inner = self._prepare(manifest)
+        labels = self.labels[rows[splits.TRAIN]]
+        start = time.monotonic()
+        recipe = CLASSIFIERS[name]
+        model = recipe.make(len(labels), len(np.unique(labels)), self.config.seed)
+        chosen, score = _tune(model, recipe.grid, inner, self.config.tune_by) if inner else ({}, None)
+        model.set_params(**chosen)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(arrays[splits.TRAIN], labels)
+        self.notes += [f"{name}: {str(w.message).splitlines()[0]}" for w in caught if "onverge" in str(w.message)]
+        said = ", ".join(f"{key} {value:g}" for key, value in chosen.items())
+        tuned = "" if score is None else f"{said} ({self.config.tune_by} {score:.3f})".strip()
+        train, test = (probabilities(model, arrays[part], classes) for part in (splits.TRAIN, splits.TEST))
+        return _Fitted(train, test, time.monotonic() - start, tuned)
+
+    def _prepare(self, manifest: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list]:
+        if self._prepared is None or self._prepared[0] is not manifest:
+            rows = {
+                part: self.position[manifest.loc[manifest["part"] == part, "site_id"]].to_numpy()
+                for part in (splits.TRAIN, splits.TEST)
+            }
+            steps, train = prepared(self.table.iloc[rows[splits.TRAIN]], self.config.preparation, self.config.seed)
+            self.notes += steps["clean"].notes()
+            arrays = {splits.TRAIN: train, splits.TEST: steps.transform(self.table.iloc[rows[splits.TEST]])}
+            groups = manifest.loc[manifest["part"] == splits.TRAIN, "group"].to_numpy()
+            inner = list(self._inner(rows[splits.TRAIN], groups)) if self.config.tune else []
+            self._prepared = (manifest, rows, arrays, inner)
+        return self._prepared[1:]
+
+    def _inner(self, rows: np.ndarray, groups: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+        """(features, labels, judged features, judged labels) of each part of the training rows."""
+        from sklearn.model_selection import GroupKFold
+
+        parts = min(_TUNING_FOLDS, len(np.unique(groups)))
+        if parts < 2:
+            raise InputError("--tune: the training rows are one group; tuning needs two: choose another --split")
+        for fit, judge in GroupKFold(parts).split(rows, groups=groups):
+            steps, x = prepared(self.table.iloc[rows[fit]], self.config.preparation, self.config.seed)
+            z = steps.transform(self.table.iloc[rows[judge]])
+            yield x, self.labels[rows[fit]], z, self.labels[rows[judge]]
+
+
+def prepared(table: pd.DataFrame, config: Preparation, seed: int) -> tuple[Pipeline, np.ndarray]:
+    """The preparation fitted on these rows, and their features (n, d)."""
+    from perturbjax.features.normalize import preparation
+
+    steps = preparation(config, seed=seed)
+    return steps, steps.fit_transform(table)
+
+
+def _tune(model: Any, grid: tuple[dict[str, Any], ...], inner: list, criterion: str) -> tuple[dict[str, Any], float]:
+    """The setting with the best mean score over the inner parts (the first of equals), and that score."""
+    from sklearn.base import clone
+    from sklearn.metrics import accuracy_score, recall_score
+
+    def one(setting: dict[str, Any], x: np.ndarray, y: np.ndarray, z: np.ndarray, truth: np.ndarray) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            predicted = clone(model).set_params(**setting).fit(x, y).predict(z)
+        if criterion == "accuracy":
+            return accuracy_score(truth, predicted)
+        return recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
+
+    settings = grid or ({},)
+    scores = [float(np.mean([one(setting, *part) for part in inner])) for setting in settings]
+    best = int(np.argmax(scores))
+    return settings[best], scores[best]
+
+
+def _fold(name: str, manifest: pd.DataFrame, index: pd.DataFrame, fitted: dict[str, _Fitted]) -> Fold:
+    by_id = index.set_index("site_id", drop=False)
+    sides = [by_id.loc[manifest.loc[manifest["part"] == part, "site_id"]] for part in (splits.TRAIN, splits.TEST)]
+    train, test = (side.reset_index(drop=True) for side in sides)
+    return Fold(
+        name, train, test, {n: one.train for n, one in fitted.items()}, {n: one.test for n, one in fitted.items()}
+    )
+
+
+def _say_unlearnable(folds: list[Fold]) -> None:
+    for fold in folds:
+        unknown = fold.test.loc[~fold.test["label"].isin(fold.train["label"]), "label"]
+        if len(unknown):
+            console.print(
+                f"{fold.name}: {unknown.nunique()} classes stand in the test part only (first: {unknown.iloc[0]}); "
+                f"their {len(unknown)} rows are judged and never right"
+            )
+
+
+def _costs(fitted: dict[str, dict[str, _Fitted]], names: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "subject": name,
+            "seconds": sum(of_fold[name].seconds for of_fold in fitted.values()),
+            "tuned": "; ".join(
+                dict.fromkeys(of_fold[name].tuned for of_fold in fitted.values() if of_fold[name].tuned)
+            ),
+        }
+        for name in names
+    )
+
+
+def predictions(fold: Fold, name: str, class_names: list[str], *, parts: tuple[str, ...]) -> pd.DataFrame:
+    """A model's predictions of the given parts: `Metadata_*`, site_id, part, label, predicted, prob_<class>."""
+    tables = []
+    for part in parts:
+        index = fold.train if part == splits.TRAIN else fold.test
+        values = (fold.train_probabilities if part == splits.TRAIN else fold.test_probabilities)[name]
+        first = index[[c for c in index.columns if c.startswith("Metadata_")]]
+        said = np.asarray(class_names, dtype=object)[values.argmax(axis=1)]
+        row = first.assign(site_id=index["site_id"], part=part, label=index["label"], predicted=said)
+        wide = pd.DataFrame(values.astype(np.float32), columns=[f"prob_{c}" for c in class_names], index=row.index)
+        tables.append(pd.concat([row, wide], axis=1))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _write(
+    config: ClassifyConfig,
+    table: pd.DataFrame,
+    folds: list[Fold],
+    manifests: dict[str, pd.DataFrame],
+    class_names: list[str],
+) -> None:
+    out, single = Path(config.out), len(folds) == 1
+    parts = (splits.TRAIN, splits.TEST) if single else (splits.TEST,)
+    for name in folds[0].test_probabilities:
+        every = [predictions(fold, name, class_names, parts=parts) for fold in folds]
+        with atomic(out / "predictions" / f"{name}.parquet") as temporary:
+            pd.concat(every, ignore_index=True).to_parquet(temporary, index=False)
+        if single:
+            evaluate_predictions(
+                every[0],
+                train_index=folds[0].train,
+                test_index=folds[0].test,
+                class_names=class_names,
+                split_policy=policy_of(config),
+                out=out / "evaluation" / name,
+                seed=config.seed,
+                replicates=config.replicates,
+            )
+    for fold, manifest in manifests.items():
+        splits.write_split(manifest, out / ("split.parquet" if single else f"split_{fold}.parquet"))
+    with atomic(out / "table.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    judged = sum(len(fold.test) for fold in folds)
+    what = f"{len(class_names)} classes, {judged} rows judged"
+    title = f"{config.profiles.label_column}, split by {policy_of(config)}: {what}"
+    plot_scoreboard(table, out / "scores.png", title)
+    write_json(out / "labels.json", class_names)
+    write_json(out / "config.json", _plain(dataclasses.asdict(config)))
+
+
+def policy_of(config: ClassifyConfig) -> str:
+    """How rows were dealt: a policy of `splits`, or the name of a split file."""
+    if config.hold_out:
+        return "plate"
+    return config.split.split_file or config.split.split
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

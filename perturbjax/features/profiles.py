@@ -1,0 +1,175 @@
+"""Profiles: one row a site or a well, `Metadata_*` columns first, then one number a feature.
+
+Reads what `perturbjax features` writes and what CellProfiler, pycytominer and their kin write. Nothing here is fitted:
+missing values, constant columns and scales are dealt with in `normalize`, on training rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float32
+
+from perturbjax.console import InputError
+from perturbjax.dataset import PLATE, SITE, WELL
+
+METADATA = "Metadata_"
+SITE_ID = "site_id"
+#: Columns that some writers put beside features and that are no measurement of a cell.
+NOT_FEATURES = (SITE_ID, "label", "part", "ImageNumber", "TableNumber")
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """A table of profiles.
+
+    Attributes:
+        metadata: one row a profile: `site_id`, unique, and the `Metadata_*` columns, all as text ("" where empty).
+        values: one row a profile, one column a feature; NaN where a value is missing or infinite.
+        names: of the features, in the order of the columns.
+        notes: what was done to the files, one sentence each.
+    """
+
+    metadata: pd.DataFrame
+    values: Float32[np.ndarray, "n d"]
+    names: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.metadata)
+
+    def column(self, name: str) -> pd.Series:
+        """A metadata column, as text.
+
+        Raises:
+            InputError: there is none of that name; the message lists those there are.
+        """
+        if name not in self.metadata.columns:
+            raise InputError(f"features: no column {name!r}; there are {', '.join(self.metadata.columns)}")
+        return self.metadata[name]
+
+    def take(self, rows: Bool[np.ndarray, " n"] | np.ndarray) -> Profiles:
+        """The rows of a boolean mask, or of positions."""
+        return Profiles(self.metadata.loc[rows].reset_index(drop=True), self.values[rows], self.names, self.notes)
+
+    def frame(self) -> pd.DataFrame:
+        """Metadata and features as one table, `Metadata_*` first: what pycytominer and copairs read."""
+        first = self.metadata[[c for c in self.metadata.columns if c.startswith(METADATA)]]
+        return pd.concat([first, pd.DataFrame(self.values, columns=list(self.names), index=first.index)], axis=1)
+
+
+def read_profiles(paths: Sequence[Path | str]) -> Profiles:
+    """Read one or several files (parquet, or CSV/TSV, also compressed) and put them one below the other.
+
+    Features are the numeric columns that all files share. Left out, each with a note: columns that some file lacks,
+    columns that are not numbers. Infinite values become NaN, with a note. `site_id` is the file's own or, where it has
+    none, plate_well(_site).
+
+    Raises:
+        InputError: a file cannot be read, has no rows, no `Metadata_Plate` or `Metadata_Well`, no numeric feature; the
+            files share no feature; or a profile occurs twice.
+    """
+    if not paths:
+        raise InputError("--features: needs at least one file")
+    tables = [_read_table(Path(path)) for path in paths]
+    notes: list[str] = []
+    shared = _shared_features(tables, paths, notes)
+    metadata = pd.concat([_text_metadata(table) for table in tables], ignore_index=True).fillna("")
+    values = np.concatenate([table[shared].to_numpy(dtype=np.float32) for table in tables])
+    if infinite := int(np.isinf(values).sum()):
+        notes.append(f"{infinite} infinite values are taken as missing")
+        values[np.isinf(values)] = np.nan
+    metadata.insert(0, SITE_ID, _site_ids(metadata))
+    if (twice := metadata[SITE_ID].duplicated()).any():
+        raise InputError(
+            f"{paths[0]}{' …' if len(paths) > 1 else ''}: profile {metadata.loc[twice, SITE_ID].iloc[0]!r} occurs "
+            "more than once; give every file once, and rows of one well a Metadata_Site"
+        )
+    return Profiles(metadata, values, tuple(shared), tuple(notes))
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    name = path.name.lower()
+    if not path.is_file():
+        raise InputError(f"{path}: no such features file; make one with `perturbjax features`")
+    try:
+        if name.endswith((".parquet", ".pq")):
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, sep="\t" if ".tsv" in name else ",", low_memory=False)
+    except Exception as error:  # pyarrow and pandas raise many kinds; to the user they all mean the same
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: cannot be read as parquet or CSV ({reason})") from error
+    if missing := [column for column in (PLATE, WELL) if column not in table.columns]:
+        raise InputError(f"{path}: no column {missing[0]}; profiles need the plate and the well of every row")
+    if table.empty:
+        raise InputError(f"{path}: has no rows")
+    if (repeated := table.columns.duplicated()).any():
+        raise InputError(f"{path}: column {table.columns[repeated][0]!r} is twice there")
+    return table
+
+
+def _shared_features(tables: list[pd.DataFrame], paths: Sequence[Path | str], notes: list[str]) -> list[str]:
+    """Numeric columns of all tables, in the first one's order."""
+    numeric: list[set[str]] = []
+    for table, path in zip(tables, paths, strict=True):
+        candidates = [c for c in table.columns if not c.startswith(METADATA) and c not in NOT_FEATURES]
+        numbers = [c for c in candidates if pd.api.types.is_numeric_dtype(table[c]) or table[c].isna().all()]
+        if texts := [c for c in candidates if c not in set(numbers)]:
+            notes.append(f"{path}: {_some(texts)} not numbers, left out")
+        if not numbers:
+            raise InputError(f"{path}: no numeric feature column beside {METADATA}*; give a table of features")
+        numeric.append(set(numbers))
+    shared = [column for column in tables[0].columns if all(column in names for names in numeric)]
+    if not shared:
+        raise InputError(f"{paths[0]} and {paths[-1]}: share no feature column; give files made in the same way")
+    if lacking := set.union(*numeric) - set(shared):
+        notes.append(f"{_some(sorted(lacking))} not in every file, left out")
+    return shared
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(str, names[:3])) + (" …" if len(names) > 3 else "")
+    return f"{len(names)} column{'' if len(names) == 1 else 's'} ({shown}) {'is' if len(names) == 1 else 'are'}"
+
+
+def _text_metadata(table: pd.DataFrame) -> pd.DataFrame:
+    columns = [c for c in table.columns if c.startswith(METADATA) or c == SITE_ID]
+    return pd.DataFrame({column: as_text(table[column]) for column in columns})
+
+
+def as_text(column: pd.Series) -> pd.Series:
+    """Text; whole numbers without a decimal point, and "" where empty."""
+    if pd.api.types.is_float_dtype(column) and column.dropna().mod(1).eq(0).all():
+        column = column.astype("Int64")
+    return column.astype("string").fillna("").astype(object)
+
+
+def _site_ids(metadata: pd.DataFrame) -> pd.Series:
+    if SITE_ID in metadata.columns:
+        return metadata.pop(SITE_ID)
+    parts = [metadata[PLATE], metadata[WELL]] + ([metadata[SITE]] if SITE in metadata.columns else [])
+    return parts[0].str.cat(parts[1:], sep="_")
+
+
+def aggregate_to_wells(profiles: Profiles, how: str = "median") -> Profiles:
+    """One profile a well: the median (or mean) of its sites, missing values left out.
+
+    Metadata that differ between the sites of a well (`Metadata_Site`) are dropped; `site_id` becomes plate_well.
+
+    Raises:
+        InputError: `how` is neither "median" nor "mean".
+    """
+    if how not in ("median", "mean"):
+        raise InputError(f"aggregate {how!r}: unknown; choose median or mean")
+    keys = [profiles.metadata[PLATE], profiles.metadata[WELL]]
+    grouped = profiles.metadata.drop(columns=[SITE_ID]).groupby(keys, sort=False)
+    same = (grouped.nunique() <= 1).all()
+    metadata = grouped.first()[[c for c in same.index[same] if c not in (PLATE, WELL)]].reset_index()
+    values = pd.DataFrame(profiles.values).groupby([key.to_numpy() for key in keys], sort=False).agg(how)
+    metadata.insert(0, SITE_ID, metadata[PLATE].str.cat(metadata[WELL], sep="_"))
+    return Profiles(metadata, values.to_numpy(np.float32), profiles.names, profiles.notes)

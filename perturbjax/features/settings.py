@@ -1,0 +1,89 @@
+"""What may be chosen for classical models and embeddings, as frozen dataclasses; flags are made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from perturbjax.config import SplitConfig
+
+Scale = Literal["none", "standardize", "robustize"]
+Reference = Literal["all", "negcon"]
+ScaleBy = Literal["plate", "training"]
+Outliers = Literal["none", "clip", "arcsinh"]
+Whitening = Literal["zca", "zca_cor", "pca_cor"]
+Aggregation = Literal["none", "median", "mean"]
+Criterion = Literal["accuracy", "balanced_accuracy"]
+#: `--hold-out` value: every plate in turn.
+EACH = "each"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What happens to features before a classifier or an embedding sees them, in this order."""
+
+    normalize: Scale = "standardize"
+    """Centre and scale. standardize: mean, standard deviation. robustize: median, MAD."""
+    normalize_by: ScaleBy = "plate"
+    """plate: each plate by itself. training: one scale from all training rows, for plates of few rows."""
+    normalize_to: Reference = "all"
+    """Rows that give the scale: all, or the negative controls (these must then be known on every plate)."""
+    outliers: Outliers = "clip"
+    """Extreme values: cut off at ±10 deviations, made logarithmic (arcsinh), or left."""
+    select: bool = False
+    """Drop features that correlate with a kept one beyond --correlation."""
+    correlation: float = 0.9
+    """Greatest absolute correlation between kept features, in (0, 1]."""
+    sphere: Literal["none", "train", "negcon"] = "none"
+    """Whiten by the covariance of all training rows, or of their negative controls."""
+    sphere_method: Whitening = "zca_cor"
+    """How to whiten; pca_cor leaves components in place of features."""
+    sphere_regularization: float = 1.0
+    """Added to the eigenvalues, in units of their mean, > 0."""
+    pca: int = 0
+    """Principal components to keep; 0 keeps all features."""
+    unit_length: bool = False
+    """Scale every profile to the same length, so that only its direction counts."""
+    max_missing: float = 0.05
+    """Features missing in more than this share of training rows are dropped, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Which profiles, and what is known of their wells."""
+
+    features: tuple[Path, ...]
+    """Tables of features (parquet or CSV), one or several, such as one a plate."""
+    label_column: str = "Metadata_pert_iname"
+    """Metadata column to predict or to colour by; rows where it is empty are left out."""
+    aggregate: Aggregation = "none"
+    """Take the median or mean of the rows of each well first."""
+    negcon: str = "Metadata_control_type=negcon"
+    """COLUMN=VALUE that marks negative controls."""
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """Fit classical classifiers on profiles and judge them on rows kept apart."""
+
+    profiles: ProfileConfig
+    out: Path
+    """Folder to write to: table.csv, scores.png, predictions/, evaluation/, split.parquet, config.json."""
+    models: str = "all"
+    """Names, separated by commas, or all: ridge, random_forest, bernoulli_nb, gaussian_nb, knn, logistic, lda, plda,
+    gradient_boosting."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    hold_out: str = ""
+    """Plate to judge on, in place of the split policy; "each": every plate in turn."""
+    all_folds: bool = False
+    """Every fold of the split in turn, judged together."""
+    preparation: Preparation = field(default_factory=Preparation)
+    tune: bool = False
+    """Choose each model's setting by cross-validation over the training rows' own groups."""
+    tune_by: Criterion = "balanced_accuracy"
+    """What tuning maximises."""
+    replicates: int = 2000
+    """Bootstrap resamples behind each interval."""
+    seed: int = 0
+    """Decides split, forests and bootstrap."""
