@@ -1,0 +1,155 @@
+"""Retrieval finds planted clusters, nothing in noise, and is scikit-learn's average precision."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score
+
+from perturbjax.console import InputError
+from perturbjax.evaluation.retrieval import (
+    average_precision,
+    cosine_similarity,
+    evaluate_retrieval,
+    match_mechanisms,
+    negative_controls,
+    replicate_retrieval,
+    well_profiles,
+)
+
+
+def screen(strength: float, *, plates: int = 4, seed: int = 0) -> pd.DataFrame:
+    """Each plate holds eight DMSO wells and one well of each of six compounds of three mechanisms."""
+    rng = np.random.default_rng(seed)
+    compounds = ["DMSO"] * 8 + [f"compound {i}" for i in range(6)]
+    mechanisms = ["DMSO"] * 8 + [f"mechanism {i // 2}" for i in range(6)]
+    tables = []
+    for plate in range(plates):
+        tables.append(
+            pd.DataFrame(
+                {
+                    "Metadata_Plate": f"P{plate}",
+                    "Metadata_Well": [f"A{i + 1:02d}" for i in range(14)],
+                    "Metadata_pert_iname": compounds,
+                    "Metadata_moa": mechanisms,
+                }
+            )
+        )
+    table = pd.concat(tables, ignore_index=True)
+    effects = {name: rng.normal(size=20) for name in sorted(set(mechanisms))} | {"DMSO": np.zeros(20)}
+    own = {name: 0.7 * rng.normal(size=20) for name in sorted(set(compounds))} | {"DMSO": np.zeros(20)}
+    signal = [effects[m] + own[c] for m, c in zip(table["Metadata_moa"], table["Metadata_pert_iname"], strict=True)]
+    features = strength * np.array(signal) + 0.5 * rng.normal(size=(len(table), 20))
+    return pd.concat([table, pd.DataFrame(features, columns=[f"f{i}" for i in range(20)])], axis=1)
+
+
+def test_average_precision_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    similarity, kind = rng.random((30, 30)), rng.integers(3, size=(30, 30))
+    found = average_precision(similarity, kind == 0, kind == 1)
+    for row in range(30):
+        used = kind[row] < 2
+        assert found[row] == pytest.approx(average_precision_score(kind[row][used] == 0, similarity[row][used]))
+
+
+def test_average_precision_by_hand_and_ties_against_the_query():
+    positives = np.array([[False, True, False, True, False]])
+    negatives = ~positives
+    ranked = np.array([[0.1, 0.9, 0.8, 0.7, 0.0]])  # positive, negative, positive, ...
+    assert average_precision(ranked, positives, negatives)[0] == pytest.approx((1 / 1 + 2 / 3) / 2)
+    all_equal = np.zeros((1, 5))
+    assert average_precision(all_equal, positives, negatives)[0] == pytest.approx((1 / 4 + 2 / 5) / 2)
+    assert np.isnan(average_precision(ranked, positives, np.zeros_like(positives))[0])
+
+
+def test_cosine_similarity_bears_a_row_of_zeros():
+    np.testing.assert_allclose(
+        cosine_similarity(np.array([[3.0, 4.0], [0.0, 0.0], [-3.0, -4.0]])), [[1, 0, -1], [0, 0, 0], [-1, 0, 1]]
+    )
+
+
+@pytest.mark.parametrize("against", ["controls", "others"])
+def test_planted_replicates_are_retrieved_and_noise_is_not(against):
+    for strength, share in ((3.0, 1.0), (0.0, 0.0)):
+        metadata, features = well_profiles(screen(strength))
+        found = replicate_retrieval(features, metadata, negative_controls(metadata), against=against, draws=2000)
+        assert list(found["label"]) == [f"compound {i}" for i in range(6)]
+        assert (found["wells"] == 4).all()
+        assert (found["q"] < 0.05).mean() == share
+    assert found["map"].mean() == pytest.approx(found["chance"].mean(), abs=0.12)
+
+
+def test_chance_is_the_mean_over_all_rankings():
+    """Two positives among four negatives: the mean of average precision over all fifteen placings."""
+    metadata = pd.DataFrame({"Metadata_Plate": "P", "Metadata_pert_iname": ["a"] * 3 + ["DMSO"] * 4})
+    features = np.random.default_rng(1).normal(size=(7, 5))
+    found = replicate_retrieval(features, metadata, negative_controls(metadata))
+    exact = np.mean([(1 / first + 2 / second) / 2 for first, second in itertools.combinations(range(1, 7), 2)])
+    assert found["chance"].iloc[0] == pytest.approx(exact, abs=0.01)
+
+
+def test_controls_of_other_plates_are_no_negatives():
+    metadata = pd.DataFrame({"Metadata_Plate": ["P", "Q", "R"], "Metadata_pert_iname": ["a", "a", "DMSO"]})
+    assert replicate_retrieval(np.eye(3), metadata, negative_controls(metadata)).empty
+
+
+def test_mechanisms_match_where_planted_and_never_by_the_same_compound():
+    table = screen(2.0)
+    table = table[table["Metadata_pert_iname"] != "DMSO"]
+    metadata, features = well_profiles(table)
+    compounds, mechanisms = (metadata[c].to_numpy() for c in ("Metadata_pert_iname", "Metadata_moa"))
+    found = match_mechanisms(features, compounds, mechanisms)
+    assert found["accuracy"] > 0.9 and found["rows"] == 24 and found["chance"] == pytest.approx(0.2)
+    assert match_mechanisms(features, compounds, compounds)["rows"] == 0  # no other compound has its name
+
+
+def test_nscb_leaves_out_the_own_batch():
+    """The only match of the mechanism on another batch is far; the near one shares the batch."""
+    features = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    compounds, mechanisms = np.array(["a", "b", "c", "d"]), np.array(["m", "m", "m", "other"])
+    batches = np.array(["1", "1", "2", "2"])
+    assert match_mechanisms(features[:3], compounds[:3], mechanisms[:3])["rows"] == 3
+    within, across = (match_mechanisms(features, compounds, mechanisms, b) for b in (None, batches))
+    assert within["accuracy"] == pytest.approx(2 / 3)
+    assert across["accuracy"] == pytest.approx(1 / 3) and across["rows"] == 3
+
+
+def test_wells_are_the_mean_of_their_sites_standardised():
+    wells = ["A01", "A01", "A02"]
+    table = pd.DataFrame({"Metadata_Plate": "P", "Metadata_Well": wells, "x": [1.0, 3.0, 4.0], "constant": 5.0})
+    metadata, features = well_profiles(table)
+    assert metadata["Metadata_Well"].tolist() == ["A01", "A02"]
+    np.testing.assert_allclose(features, [[-1.0], [1.0]])
+
+
+def test_controls_are_read_from_their_column_or_else_from_the_name():
+    table = pd.DataFrame({"Metadata_pert_iname": ["DMSO", "taxol", "x"], "Metadata_control_type": ["", "", "negcon"]})
+    assert negative_controls(table).tolist() == [False, False, True]
+    assert negative_controls(table.drop(columns="Metadata_control_type")).tolist() == [True, False, False]
+
+
+def test_the_summary_is_written_and_leaves_out_what_the_data_does_not_allow(tmp_path):
+    table = screen(3.0)
+    found = evaluate_retrieval(table, tmp_path)
+    assert len(found) == 6
+    assert len(pd.read_csv(tmp_path / "retrieval.csv")) == 6
+    assert set(pd.read_csv(tmp_path / "retrieval_per_class.csv")["against"]) == {"controls", "others"}
+    single = table[table["Metadata_Plate"] == "P0"].drop(columns="Metadata_moa")
+    assert evaluate_retrieval(single, tmp_path).empty
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="Metadata_Well"), "no column Metadata_Well"),
+        (lambda t: t.drop(columns=[f"f{i}" for i in range(20)]), "no numeric column"),
+        (lambda t: t.assign(f3=np.nan), "row 0, column 'f3' is not finite"),
+        (lambda t: t.drop(columns="Metadata_pert_iname"), "no column Metadata_pert_iname"),
+    ],
+)
+def test_features_that_cannot_be_compared_are_refused(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        evaluate_retrieval(change(screen(1.0)), tmp_path)
