@@ -13,6 +13,7 @@ from perturbjax import models
 from perturbjax.console import InputError, console
 from perturbjax.dataset import SiteDataset
 from perturbjax.evaluation.judge import evaluate_predictions
+from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
 from perturbjax.feed import FeedChoice, ResidentFeed, StreamedFeed, choose_feed, describe_sites
 from perturbjax.files import atomic, make_folder
 from perturbjax.splits import TEST, TRAIN
@@ -154,8 +155,11 @@ def evaluate(config: ApplyConfig, data: Path | None = None, replicates: int = 20
     out = make_folder(run.path / EVALUATION)
     with atomic(out / PREDICTIONS) as temporary:
         table.to_parquet(temporary, index=False)
+    features = features_table(run, rows, part, answers.features)
     with atomic(out / FEATURES) as temporary:
-        features_table(run, rows, part, answers.features).to_parquet(temporary, index=False)
+        features.to_parquet(temporary, index=False)
+    replicates_of = COMPOUND if COMPOUND in rows.columns else run.label_column
+    evaluate_retrieval(features[part == TEST], out, label_column=replicates_of)
     rows = rows.assign(label=table["label"])
     policy = run.recipe.split.split_file or run.recipe.split.split
     return evaluate_predictions(
