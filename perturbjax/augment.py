@@ -99,7 +99,7 @@ class _Boxes(NamedTuple):
     center: Float[Array, "b 2"]
     size: Float[Array, "b 2"]
     angle: Float[Array, " b"]
-    """Radians."""
+    """Radians, counter-clockwise as the crop is seen."""
     mirror: Float[Array, "b 2"]
     """-1 where mirrored, else 1."""
 
