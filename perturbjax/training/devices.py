@@ -6,7 +6,8 @@ weight 0, which count neither in the loss nor in BatchNorm's statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,10 +37,13 @@ class Placement:
     Attributes:
         mapped: `pmap` instead of `jit` over a mesh.
         mesh: the devices, along the one axis `AXIS`.
+        scans: one dispatch an epoch instead of one a step. XLA compiles a loop's body for one CPU thread and without
+            its fast convolutions (a step took over 20 times as long), so CPUs do without.
     """
 
     mapped: bool
     mesh: Mesh
+    scans: bool
 
     @property
     def count(self) -> int:
@@ -63,26 +67,41 @@ class Placement:
         return jax.device_put(tree, self.replicated)
 
     def compile_epoch(self, train_step: TrainStep, gather: Gather) -> Epoch:
-        """One dispatch an epoch: scan the step over the epoch's order, its batches gathered from resident arrays."""
+        """An epoch over resident arrays, every batch gathered inside jit.
 
-        def run_epoch(state: TrainState, arrays: Any, order: Array, weight: Array) -> tuple[TrainState, Sums]:
-            def body(state: TrainState, row: tuple[Array, Array]) -> tuple[TrainState, Sums]:
-                batch = gather(arrays, *row)
-                if not self.mapped:
-                    batch = jax.lax.with_sharding_constraint(batch, self.by_row)
-                return train_step(state, batch)
+        With `scans` the whole epoch is one dispatch; without, one a step.
+        """
 
-            return jax.lax.scan(body, state, (order, weight))
+        def gathered_step(state: TrainState, arrays: Any, row: Array, weight: Array) -> tuple[TrainState, Sums]:
+            batch = gather(arrays, row, weight)
+            if not self.mapped:
+                batch = jax.lax.with_sharding_constraint(batch, self.by_row)
+            return train_step(state, batch)
 
-        if not self.mapped:
-            compiled = jax.jit(run_epoch, donate_argnums=0, out_shardings=self.replicated)
-            return lambda state, arrays, *rows: compiled(
-                state, arrays, *(pad_rows(r, self.count, axis=1) for r in rows)
-            )
-        compiled = jax.pmap(
-            run_epoch, AXIS, in_axes=(None, None, 1, 1), out_axes=None, devices=list(self.mesh.devices.flat)
-        )
-        return lambda state, arrays, *rows: compiled(state, arrays, *(self._by_device(r, axis=1) for r in rows))
+        def run_epoch(state: TrainState, arrays: Any, order: Array, weights: Array) -> tuple[TrainState, Sums]:
+            return jax.lax.scan(lambda state, row: gathered_step(state, arrays, *row), state, (order, weights))
+
+        body, axis = (run_epoch, 1) if self.scans else (gathered_step, 0)
+        if self.mapped:
+            devices = list(self.mesh.devices.flat)
+            compiled = jax.pmap(body, AXIS, in_axes=(None, None, axis, axis), out_axes=None, devices=devices)
+            deal = self._by_device
+        else:
+            compiled = jax.jit(body, donate_argnums=0, out_shardings=self.replicated)
+            deal = functools.partial(pad_rows, multiple=self.count)
+        if self.scans:
+            return lambda state, arrays, *rows: compiled(state, arrays, *(deal(part, axis=1) for part in rows))
+
+        def step_by_step(
+            state: TrainState, arrays: Any, order: np.ndarray, weights: np.ndarray
+        ) -> tuple[TrainState, Sums]:
+            sums = []
+            for row, weight in zip(order, weights, strict=True):
+                state, step_sums = compiled(state, arrays, deal(row), deal(weight))
+                sums.append(step_sums)
+            return state, stack_steps(sums)
+
+        return step_by_step
 
     def compile_step(self, train_step: TrainStep) -> TrainStep:
         """One dispatch a step, for batches that are streamed (and placed by `place_rows`)."""
@@ -118,6 +137,11 @@ def pad_rows(rows: np.ndarray, multiple: int, axis: int = 0) -> np.ndarray:
     return np.pad(rows, widths) if isinstance(rows, np.ndarray) else jnp.pad(rows, widths)
 
 
+def stack_steps(sums: Sequence[Sums]) -> Sums:
+    """The sums of an epoch's steps, fetched to the host, with a leading steps axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(list(sums)))
+
+
 def choose_placement(kind: DeviceKind, count: int = 0) -> Placement:
     """The devices of a run: `auto` shards over all there are.
 
@@ -132,4 +156,5 @@ def choose_placement(kind: DeviceKind, count: int = 0) -> Placement:
     if count > len(devices):
         raise InputError(f"--device-count {count}: only {len(devices)} {devices[0].platform} devices are there")
     taken = devices[:1] if kind == "1" else devices[: count or len(devices)]
-    return Placement(mapped=kind == "pmap", mesh=Mesh(np.array(taken), (AXIS,)))
+    mesh = Mesh(np.array(taken), (AXIS,))
+    return Placement(mapped=kind == "pmap", mesh=mesh, scans=devices[0].platform != "cpu")

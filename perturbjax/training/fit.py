@@ -28,7 +28,7 @@ from perturbjax.feed import (
 )
 from perturbjax.splits import MEANING, TEST, TRAIN, split_for
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
-from perturbjax.training.devices import DeviceKind, Placement, choose_placement
+from perturbjax.training.devices import DeviceKind, Placement, choose_placement, stack_steps
 from perturbjax.training.loss import class_weights
 from perturbjax.training.optimizer import make_optimizer, schedules
 from perturbjax.training.predict import accuracy_and_loss, predict_sites
@@ -246,7 +246,7 @@ def _epoch_runner(
         for batch in feed.epoch(epoch):
             state, step_sums = step(state, batch)
             sums.append(step_sums)
-        return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(sums))
+        return state, stack_steps(sums)
 
     return run_streamed
 
