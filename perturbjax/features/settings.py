@@ -14,6 +14,7 @@ ScaleBy = Literal["plate", "training"]
 Outliers = Literal["none", "clip", "arcsinh"]
 Whitening = Literal["zca", "zca_cor", "pca_cor"]
 Aggregation = Literal["none", "median", "mean"]
+EmbedMethod = Literal["umap", "tsne"]
 Criterion = Literal["accuracy", "balanced_accuracy"]
 #: `--hold-out` value: every plate in turn.
 EACH = "each"
@@ -87,3 +88,26 @@ class ClassifyConfig:
     """Bootstrap resamples behind each interval."""
     seed: int = 0
     """Decides split, forests and bootstrap."""
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Lay profiles out in the plane, as a picture and as an interactive page."""
+
+    profiles: ProfileConfig
+    out: Path
+    """Picture to write (.png); the interactive page (.html) and the coordinates (.csv) go beside it."""
+    method: EmbedMethod = "umap"
+    """umap (umap-learn) or tsne (openTSNE)."""
+    neighbors: int = 15
+    """UMAP's number of neighbours, and t-SNE's perplexity; also the k of the k-nearest-neighbour purity."""
+    min_dist: float = 0.1
+    """UMAP's least distance between points, in [0, 1]."""
+    highlight: int = 12
+    """Classes with a colour of their own, best held together first; the others are grey."""
+    join: bool = False
+    """Thin lines from every replicate to the middle of its class (negative controls and grey classes aside)."""
+    preparation: Preparation = field(default_factory=lambda: Preparation(pca=50))
+    """Fitted on all rows: a picture holds nothing out."""
+    seed: int = 0
+    """Decides the layout."""
