@@ -11,13 +11,11 @@ from typing import TypeVar
 import tyro
 
 from perturbjax import __version__
-from perturbjax.config import PRESETS, SplitConfig, preset
+from perturbjax.config import PRESETS, SplitConfig, SplitPolicy, preset
 from perturbjax.console import InputError, console, run_command
 
 T = TypeVar("T")
 Verb = Callable[[Sequence[str]], object]
-#: A section whose fields become flags of their own name.
-Flat = tyro.conf.arg(name="")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,46 +78,48 @@ def evaluate(argv: Sequence[str]) -> None:
     from perturbjax.evaluation import apply, judge
     from perturbjax.evaluation.report import write_report
 
-    @dataclass(frozen=True)
-    class Options:
-        apply: apply.ApplyConfig
-        data: Path | None = None
-        """Dataset directory; by default the one the run was trained on."""
-        replicates: int = 2000
-        """Bootstrap resamples of whole wells behind each interval."""
-
-    options = _parse(Options, argv, "evaluate", about=evaluate.__doc__)
-    judge.print_table(apply.evaluate(options.apply, options.data, options.replicates))
-    report = write_report(options.apply.run)
-    console.print(f"written: {options.apply.run / apply.EVALUATION} and {report}")
+    config = _parse(apply.EvaluateConfig, argv, "evaluate", about=evaluate.__doc__)
+    judge.print_table(apply.evaluate(config))
+    report = write_report(config.apply.run)
+    console.print(f"written: {config.apply.run / apply.EVALUATION} and {report}")
 
 
 def predict(argv: Sequence[str]) -> None:
     """Predict the sites of any dataset with a trained run."""
     from perturbjax.evaluation import apply
 
-    @dataclass(frozen=True)
-    class Options:
-        apply: apply.ApplyConfig
-        data: Path
-        """Dataset directory; its channels must be those the run was trained on."""
-        out: Path
-        """Parquet to write: Metadata_*, site_id, part, label, predicted, and one probability a class."""
+    apply.predict(_parse(apply.PredictConfig, argv, "predict", about=predict.__doc__))
 
-    options = _parse(Options, argv, "predict", about=predict.__doc__)
-    apply.predict(options.apply, options.data, options.out)
+
+@dataclass(frozen=True)
+class ReportOptions:
+    run: Path
+    """Run directory that was evaluated."""
 
 
 def report(argv: Sequence[str]) -> None:
     """Write a run's report.html: one file with its scores, figures and provenance."""
     from perturbjax.evaluation.report import write_report
 
-    @dataclass(frozen=True)
-    class Options:
-        run: Path
-        """Run directory that was evaluated."""
+    console.print(f"written: {write_report(_parse(ReportOptions, argv, 'report', about=report.__doc__).run)}")
 
-    console.print(f"written: {write_report(_parse(Options, argv, 'report', about=report.__doc__).run)}")
+
+@dataclass(frozen=True)
+class SplitOptions:
+    data: Path
+    """Dataset directory."""
+    out: Path
+    """Manifest to write (parquet), for `perturbjax train --split-file`."""
+    policy: SplitPolicy = "well"
+    """What is kept whole."""
+    label_column: str = ""
+    """Column to stratify by; empty takes the one the dataset was built with."""
+    folds: int = SplitConfig.folds
+    """Parts the groups are dealt into."""
+    fold: int = 0
+    """Which of the parts judges, from 0."""
+    seed: int = 0
+    """Of the shuffle."""
 
 
 def split(argv: Sequence[str]) -> None:
@@ -127,24 +127,7 @@ def split(argv: Sequence[str]) -> None:
     from perturbjax import splits
     from perturbjax.dataset import SiteDataset
 
-    @dataclass(frozen=True)
-    class Options:
-        data: Path
-        """Dataset directory."""
-        out: Path
-        """Manifest to write (parquet), for `perturbjax train --split-file`."""
-        policy: splits.SplitPolicy = "well"
-        """What is kept whole."""
-        label_column: str = ""
-        """Column to stratify by; empty takes the one the dataset was built with."""
-        folds: int = SplitConfig.folds
-        """Parts the groups are dealt into."""
-        fold: int = 0
-        """Which of the parts judges, from 0."""
-        seed: int = 0
-        """Of the shuffle."""
-
-    options = _parse(Options, argv, "split", about=split.__doc__)
+    options = _parse(SplitOptions, argv, "split", about=split.__doc__)
     dataset = SiteDataset(options.data)
     label = dataset.column(options.label_column or dataset.label_column).name
     manifest = splits.make_split(

@@ -44,6 +44,28 @@ class ApplyConfig:
     """1: one device. sharded, auto, pmap: all."""
 
 
+@dataclass(frozen=True)
+class PredictConfig:
+    """Predict the sites of any dataset with a trained run."""
+
+    apply: ApplyConfig
+    data: Path
+    """Dataset directory; its channels must be those the run was trained on."""
+    out: Path
+    """Parquet to write: Metadata_*, site_id, part, label, predicted, and one probability a class."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Judge a run on its own split."""
+
+    apply: ApplyConfig
+    data: Path | None = None
+    """Dataset directory; by default the one the run was trained on."""
+    replicates: int = 2000
+    """Bootstrap resamples of whole wells behind each interval."""
+
+
 def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: ApplyConfig) -> Predictions:
     """Probabilities and features of the records at `positions`, without augmentation.
 
@@ -119,15 +141,15 @@ def predictions_table(run: Run, index: pd.DataFrame, probabilities: np.ndarray, 
     return pd.concat([metadata, answers, table], axis=1)
 
 
-def predict(config: ApplyConfig, data: Path, out: Path) -> Path:
-    """Predict every site of a dataset, known to the run or not, and write the table to `out` (parquet).
+def predict(config: PredictConfig) -> Path:
+    """Predict every site of a dataset, known to the run or not, and write the table (parquet).
 
     Raises:
-        InputError: the run or dataset cannot be used, they do not fit, or `out` cannot be written.
+        InputError: the run or dataset cannot be used, they do not fit, or --out cannot be written.
     """
-    run, dataset = open_run(config.run), SiteDataset(data)
-    make_folder(Path(out).parent)
-    answers = apply_run(run, dataset, np.arange(len(dataset)), config)
+    run, dataset, out = open_run(config.apply.run), SiteDataset(config.data), config.out
+    make_folder(out.parent)
+    answers = apply_run(run, dataset, np.arange(len(dataset)), config.apply)
     manifest = pd.read_parquet(run.path / "split.parquet").set_index("site_id")["part"]
     part = dataset.index["site_id"].map(manifest).fillna("new").to_numpy()
     with atomic(out) as temporary:
@@ -136,18 +158,18 @@ def predict(config: ApplyConfig, data: Path, out: Path) -> Path:
     return out
 
 
-def evaluate(config: ApplyConfig, data: Path | None = None, replicates: int = 2000) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Judge a run on its own split: write `evaluation/` (predictions, features, scores, tables) and return the scores.
 
     Raises:
         InputError: the run or its dataset cannot be used.
     """
-    run = open_run(config.run)
-    dataset = SiteDataset(data or run.data)
+    run = open_run(config.apply.run)
+    dataset = SiteDataset(config.data or run.data)
     manifest = run.manifest(dataset.index)
     index = dataset.index.set_index("site_id", drop=False).rename_axis(None)
     positions = dataset.index.reset_index().set_index("site_id").loc[manifest["site_id"], "index"].to_numpy()
-    answers = apply_run(run, dataset, positions, config)
+    answers = apply_run(run, dataset, positions, config.apply)
     rows = index.loc[manifest["site_id"]].reset_index(drop=True)
     part = manifest["part"].to_numpy()
     table = predictions_table(run, rows, answers.probabilities, part)
@@ -170,7 +192,7 @@ def evaluate(config: ApplyConfig, data: Path | None = None, replicates: int = 20
         split_policy=policy,
         out=out,
         seed=run.recipe.seed,
-        replicates=replicates,
+        replicates=config.replicates,
     )
 
 
