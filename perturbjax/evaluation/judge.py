@@ -302,7 +302,7 @@ def headline(result: dict[str, Any]) -> list[str]:
         best = max((name for name in subjects if name != MODEL), key=lambda name: subjects[name]["value"])
         own, lead = subjects[MODEL], result["leads"][level][best]["balanced_accuracy"]
         sentences.append(
-            f"Balanced accuracy by {level} {_cell(own)}; less that of the best baseline ({best}): {_cell(lead)}."
+            f"Balanced accuracy by {level} {_cell(own)}; lead over the best baseline ({best}) {_cell(lead)}."
         )
     return sentences
 

@@ -1,0 +1,95 @@
+"""Run the benchmarks that this machine allows, and write one table of them.
+
+    python -m experiments.bench --out DIR [--quick] [--only step]
+
+Each benchmark is a module beside this one with `run(quick) -> rows`. It runs in a process of its own, since JAX and
+torch each take a whole accelerator, and leaves `DIR/NAME.json`; `bench.md` and `bench.json` are made of all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments import bench
+from experiments.bench.tables import CannotRun, machine, page
+from perturbjax.console import InputError, console, run_command
+from perturbjax.files import atomic, make_folder, read_json, write_json
+
+NAMES = tuple(m.name for m in pkgutil.iter_modules(bench.__path__) if m.name not in ("__main__", "tables"))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure speed, and write a table."""
+
+    out: Path
+    """Folder to write NAME.json, bench.json and bench.md to."""
+    quick: bool = False
+    """Fewer repeats and smaller sizes: to see that everything runs, not to quote."""
+    only: str = ""
+    """Run this benchmark alone; empty runs all."""
+
+
+def measure(name: str, quick: bool) -> dict[str, Any]:
+    """One benchmark's rows with what they were measured on; or the reason why it cannot run here."""
+    part: dict[str, Any] = {"about": "", "machine": machine(), "quick": quick}
+    try:
+        module = importlib.import_module(f"experiments.bench.{name}")
+        part["about"] = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
+        return {**part, "rows": module.run(quick)}
+    except (CannotRun, ImportError, InputError) as reason:
+        return {**part, "skipped": " ".join(str(reason).split())}
+
+
+def write_tables(out: Path) -> Path:
+    """Gather every `NAME.json` of a folder into `bench.json` and `bench.md`."""
+    parts = {name: read_json(out / f"{name}.json") for name in NAMES if (out / f"{name}.json").is_file()}
+    write_json(out / "bench.json", parts)
+    with atomic(out / "bench.md") as temporary:
+        temporary.write_text(page(parts))
+    return out / "bench.md"
+
+
+def run_one(name: str, quick: bool, out: Path) -> None:
+    """Measure one benchmark in this process.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in NAMES:
+        raise InputError(f"--only {name}: no such benchmark; choose one of {', '.join(NAMES) or '(none exist)'}")
+    part = measure(name, quick)
+    write_json(make_folder(out) / f"{name}.json", part)
+    console.print(
+        f"{name}: " + (f"not run here: {part['skipped']}" if "skipped" in part else f"{len(part['rows'])} rows")
+    )
+
+
+def main(options: Options) -> None:
+    if options.only:
+        run_one(options.only, options.quick, options.out)
+    else:
+        failed = [name for name in NAMES if not _run_apart(name, options)]
+        if failed:
+            write_tables(options.out)
+            raise InputError(f"{', '.join(failed)}: failed, see above; the table holds the others")
+    print(write_tables(options.out).read_text())
+
+
+def _run_apart(name: str, options: Options) -> bool:
+    console.print(f"{name} …")
+    command = [sys.executable, "-m", "experiments.bench", "--only", name, "--out", str(options.out)]
+    done = subprocess.run([*command, *(["--quick"] if options.quick else [])], stdout=subprocess.DEVNULL)
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(tyro.cli(Options, description=__doc__, prog="python -m experiments.bench")))

@@ -1,0 +1,108 @@
+"""What a benchmark ran on, and its rows as Markdown and JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+#: Packages whose version changes what is measured.
+PACKAGES = (
+    "perturbjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "grain",
+    "torch",
+    "cellpose",
+    "scikit-image",
+    "scikit-learn",
+)
+#: Instructions that decide how fast matrix products can be on a CPU.
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
+
+
+class CannotRun(Exception):
+    """A benchmark lacks something on this machine; the message says what in one line."""
+
+
+def machine() -> dict[str, str]:
+    """Processor, cores this process may use, memory, accelerators, and versions. Nothing that names the machine."""
+    facts = {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        "accelerators": ", ".join(_accelerators()) or "none",
+        "python": platform.python_version(),
+    }
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return facts
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in facts.items()}
+    known = [name for name in INSTRUCTIONS if name in facts.get("flags", "").split()]
+    return " ".join([facts.get("model name", platform.machine()), f"({', '.join(known)})" if known else ""]).strip()
+
+
+def _accelerators() -> list[str]:
+    try:
+        asked = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return asked.stdout.splitlines() if asked.returncode == 0 else []
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table; columns in the order in which they first occur, numbers to four digits."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    numbers = {c: all(isinstance(row.get(c, 0), int | float) for row in rows) for c in columns}
+    lines = [
+        "| " + " | ".join(columns) + " |",
+        "|" + "|".join("---:" if numbers[column] else "---" for column in columns) + "|",
+    ]
+    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def page(parts: dict[str, dict[str, Any]]) -> str:
+    """All benchmarks as one Markdown page.
+
+    Args:
+        parts: {benchmark: {"about", "machine", "quick", "rows"}}, or with "skipped" instead of rows the reason.
+    """
+    lines = ["# Benchmarks\n"]
+    seen: dict[str, str] | None = None
+    for name, part in parts.items():
+        if part["machine"] != seen:
+            seen = part["machine"]
+            lines.append("Measured on: " + "; ".join(f"{fact} {value}" for fact, value in seen.items()) + ".\n")
+        quick = " (quick: fewer repeats, smaller sizes)" if part["quick"] else ""
+        lines.append(f"## {name}{quick}\n\n{part['about']}\n")
+        lines.append(f"Not run here: {part['skipped']}\n" if "skipped" in part else markdown(part["rows"]))
+    return "\n".join(lines)
