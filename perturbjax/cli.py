@@ -140,12 +140,34 @@ def split(argv: Sequence[str]) -> None:
     console.print(f"written: {options.out}")
 
 
+def classify(argv: Sequence[str]) -> None:
+    """Fit classical classifiers on a table of features and judge them like the networks."""
+    from perturbjax.features.classify import classify as fit_and_judge
+    from perturbjax.features.scoreboard import print_scoreboard
+    from perturbjax.features.settings import ClassifyConfig
+
+    config = _parse(ClassifyConfig, argv, "classify", about=classify.__doc__)
+    print_scoreboard(fit_and_judge(config))
+    console.print(f"written: {config.out}")
+
+
+def embed(argv: Sequence[str]) -> None:
+    """Lay a table of features out in the plane (UMAP, t-SNE), as picture and interactive page."""
+    from perturbjax.features.embed import embed as lay_out
+    from perturbjax.features.settings import EmbedConfig
+
+    picture = lay_out(_parse(EmbedConfig, argv, "embed", about=embed.__doc__))
+    console.print(f"written: {picture} and {picture.with_suffix('.html')}")
+
+
 VERBS: dict[str, Verb] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
     "report": report,
     "split": split,
+    "classify": classify,
+    "embed": embed,
 }
 
 if __name__ == "__main__":

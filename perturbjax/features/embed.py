@@ -190,7 +190,7 @@ class Picture:
         return f"{name} of {len(self.labels)} profiles by {column} ({classes} classes)"
 
     def groups(self) -> list[tuple[str, Bool[np.ndarray, " n"], str, str]]:
-        """(legend, rows, colour, marker) in drawing order: grey, the chosen classes, negative controls."""
+        """(legend, rows, colour, marker) in drawing order."""
         found = []
         names = np.unique(self.labels[self.negcon])
         # Where negative controls are one class, the cross is their colour; else it lies on the colour of their class.
@@ -198,12 +198,13 @@ class Picture:
         others = ~apart & ~np.isin(self.labels, self.chosen)
         if others.any():
             found.append((f"{len(np.unique(self.labels[others]))} other classes", others, GREY, "o"))
+        if len(names) == 1:
+            found.append((f"negative control ({names[0]})", self.negcon, "black", "x"))
         for i, name in enumerate(self.chosen):
             rows = (self.labels == name) & ~apart
             found.append((name, rows, COLOURS[i], MARKERS[i % len(MARKERS)]))
-        if self.negcon.any():
-            legend = f"negative control ({names[0]})" if len(names) == 1 else "negative controls"
-            found.append((legend, self.negcon, "black", "x"))
+        if len(names) > 1:
+            found.append(("negative controls", self.negcon, "black", "x"))
         return found
 
 
@@ -219,7 +220,7 @@ def _draw(picture: Picture, path: Path) -> None:
     size = float(np.clip(12000 / len(picture.labels), 14, 45))
     groups = picture.groups()
     few = 2.5 if groups[0][2] == GREY else 1  # a handful among hundreds of grey rows has to be found
-    for legend, rows, colour, marker in groups:
+    for order, (legend, rows, colour, marker) in enumerate(groups, start=3):
         grey, control = colour == GREY, marker == "x"
         emphasis = 0.7 if grey else 1 if control else few
         x, y = picture.points[rows].T
@@ -229,7 +230,7 @@ def _draw(picture: Picture, path: Path) -> None:
         axis.scatter(
             x, y, c=colour, marker=marker, label=f"{textwrap.shorten(legend, 32, placeholder=' …')} · {rows.sum()}",
             s=size * emphasis, alpha=0.6 if grey or control else 0.9, linewidths=0.8 if control else 0.3,
-            **({} if control else {"edgecolors": "none" if grey else "white"}), zorder=1 + (not grey) + (not control),
+            **({} if control else {"edgecolors": "none" if grey else "white"}), zorder=order,
         )  # fmt: skip
     axis.set(xticks=[], yticks=[], title=picture.title())
     axis.set_xlabel("\n".join(textwrap.wrap(picture.quality.caption(), 90)), fontsize=9)
