@@ -19,7 +19,7 @@ from perturbjax.dataset import PROVENANCE
 from perturbjax.evaluation import figures
 from perturbjax.evaluation.judge import METRIC_WORDS, MODEL, headline, shown_levels, shown_metrics, tested_on
 from perturbjax.files import atomic, read_json
-from perturbjax.training.run import CONFIG, LABELS, read_metrics
+from perturbjax.training.run import CONFIG, read_metrics
 
 EVALUATION, REPORT = "evaluation", "report.html"
 
@@ -40,24 +40,25 @@ pre { background: #f5f6f8; padding: .7rem 1rem; overflow-x: auto; white-space: p
 def write_report(run: Path) -> Path:
     """Draw a run's figures into `evaluation/`, and write `report.html`: no scripts, images inside.
 
-    Parts whose files are missing are left out.
+    Parts whose files are missing are left out. `run` may also be the folder of one evaluation, as
+    `perturbjax classify` writes one a classifier.
 
     Raises:
         InputError: the run was neither trained nor evaluated here, or a file of it cannot be read.
     """
     run = Path(run)
-    scores_file = run / EVALUATION / "scores.json"
-    result = read_json(scores_file) if scores_file.is_file() else None
+    folder = run / EVALUATION if (run / EVALUATION).is_dir() or not (run / "scores.json").is_file() else run
+    result = read_json(folder / "scores.json") if (folder / "scores.json").is_file() else None
     config = read_json(run / CONFIG) if (run / CONFIG).is_file() else {}
-    drawn = draw_figures(run, result)
+    drawn = draw_figures(read_metrics(run), folder, result)
     if result is None and not drawn:
-        raise InputError(f"{run}: holds neither metrics nor scores; run `perturbjax evaluate --run {run}` first")
+        raise InputError(_nothing_to_report(run, folder))
     sections = [
         _asked(config, result),
         _scores(result) if result else "<p>This run was not evaluated yet.</p>",
         "".join(_figure(*entry) for entry in drawn),
-        _retrieval(run),
-        _per_class(run),
+        _retrieval(folder),
+        _per_class(folder),
         _provenance(config),
         _reproduce(run, config, evaluated=result is not None),
     ]
@@ -72,12 +73,18 @@ def write_report(run: Path) -> Path:
     return run / REPORT
 
 
-def draw_figures(run: Path, result: dict[str, Any] | None) -> list[tuple[Path, str]]:
-    """Every figure that the run's files allow, with its caption."""
-    out, drawn = run / EVALUATION, []
-    if rows := read_metrics(run):
+def _nothing_to_report(run: Path, folder: Path) -> str:
+    if models := sorted(file.parent for file in folder.glob("*/scores.json")):
+        return f"{run}: holds several evaluated models; choose one, as --run {models[0]}"
+    return f"{run}: holds neither metrics nor scores; run `perturbjax evaluate --run {run}` first"
+
+
+def draw_figures(metrics: list[dict[str, Any]], out: Path, result: dict[str, Any] | None) -> list[tuple[Path, str]]:
+    """Every figure that the rows of metrics.jsonl and the files of an evaluation folder allow, with its caption."""
+    drawn = []
+    if metrics:
         caption = "Loss and accuracy while training, and the learning rate behind them."
-        drawn.append((figures.plot_curves(rows, out / "curves.png"), caption))
+        drawn.append((figures.plot_curves(metrics, out / "curves.png"), caption))
     if result is None:
         return drawn
     caption = "Model and baselines; bars are 95 % intervals from resampling whole wells."
@@ -90,19 +97,20 @@ def draw_figures(run: Path, result: dict[str, Any] | None) -> list[tuple[Path, s
     if (file := out / "per_class.csv").is_file():
         path = figures.plot_recall(_read_per_class(file), out / "recall.png")
         drawn.append((path, "Share of each class's held-out sites that are recognised."))
-    return drawn + _draw_from_predictions(run)
+    return drawn + _draw_from_predictions(out)
 
 
-def _draw_from_predictions(run: Path) -> list[tuple[Path, str]]:
+def _draw_from_predictions(out: Path) -> list[tuple[Path, str]]:
     """Figures that need every site's probabilities."""
-    file, out = run / EVALUATION / "predictions.parquet", run / EVALUATION
-    if not file.is_file() or not (run / LABELS).is_file():
+    beside = (out / "predictions.parquet", out.parent.parent / "predictions" / f"{out.name}.parquet")
+    file = next((file for file in beside if file.is_file()), None)
+    if file is None:
         return []
     table = pd.read_parquet(file)
     table = table[table["part"] == "test"].reset_index(drop=True)
-    names = read_json(run / LABELS)
-    labels = table["label"].map({name: number for number, name in enumerate(names)}).to_numpy(dtype=int)
-    probabilities = table[[f"prob_{name}" for name in names]].to_numpy()
+    columns = [column for column in table.columns if column.startswith("prob_")]
+    numbers = {column.removeprefix("prob_"): number for number, column in enumerate(columns)}
+    labels, probabilities = table["label"].map(numbers).to_numpy(dtype=int), table[columns].to_numpy()
     calibration = figures.plot_reliability(labels, probabilities, out / "calibration.png")
     drawn = [(calibration, "Above the dashed line the model knows more than it says, below less.")]
     try:
@@ -171,22 +179,35 @@ def _figure(path: Path, caption: str) -> str:
     return f"<figure>{image}<figcaption>{_text(caption)}</figcaption></figure>"
 
 
-def _retrieval(run: Path) -> str:
-    file = run / EVALUATION / "retrieval.csv"
+def _retrieval(folder: Path) -> str:
+    file = folder / "retrieval.csv"
     if not file.is_file():
         return ""
     table = pd.read_csv(file)
+    if table.empty:
+        return ""
+    shares = [column for column in table.columns if table[column].dtype.kind == "f"]
+    table = table.astype(object).assign(**{column: table[column].map(_share) for column in shares})
     rows = [([_text(value) for value in row], "") for row in table.itertuples(index=False)]
-    return "<h2>Retrieval by the network's features</h2>" + _table(list(table.columns), rows)
+    explained = (
+        "Wells of the test part, compared by the cosine of their mean features. mAP: do replicates find each other "
+        "before the controls of their plate, or before other perturbations? NSC, NSCB: has the nearest well of another "
+        "compound (and another batch) the same mechanism? chance: the same of random rankings."
+    )
+    return f"<h2>Retrieval by features</h2>{_table(list(table.columns), rows)}<p><small>{explained}</small></p>"
 
 
-def _per_class(run: Path) -> str:
-    file = run / EVALUATION / "per_class.csv"
+def _share(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.3f}"
+
+
+def _per_class(folder: Path) -> str:
+    file = folder / "per_class.csv"
     if not file.is_file():
         return ""
     table = _read_per_class(file)
     shares = ["precision", "recall", "f1"]
-    table[shares] = table[shares].map(lambda share: "" if np.isnan(share) else f"{share:.3f}")
+    table[shares] = table[shares].map(_share)
     rows = [([_text(value) for value in row], "") for row in table.itertuples(index=False)]
     opened = " open" if len(rows) <= 20 else ""
     head = "<h2>By class</h2><p><small>Held-out sites; empty where a share would be of nothing.</small></p>"

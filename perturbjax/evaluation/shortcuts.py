@@ -53,20 +53,24 @@ def warnings(policy: str, shared: Overlap, levels: dict[str, dict], leads: dict[
             "this score says which well, not which treatment"
         )
     if shared.label < 1:
-        found.append(f"{1 - shared.label:.0%} of the test sites have a label without training sites: never right")
+        found.append(f"{1 - shared.label:.1%} of the test sites have a label without training sites: never right")
     if shared.position > 0.5 and shared.well == 0:
         found.append(
             f"{shared.position:.0%} of the test sites have their label at the same place of a training plate: "
             "position alone can answer; --split layout holds such plates out together"
         )
     for level, by_baseline in leads.items():
-        for name, lead in by_baseline.items():
-            found.extend(_beaten(name, level, lead["balanced_accuracy"], levels[level][name]["balanced_accuracy"]))
+        found.extend(_beaten(level, by_baseline, levels[level]))
     return found
 
 
-def _beaten(name: str, level: str, lead: dict[str, float], baseline: dict[str, float]) -> list[str]:
-    if lead["low"] > 0:
-        return []
-    verb = "is below" if lead["high"] < 0 else "is not clearly above"
-    return [f"the model {verb} the baseline '{name}' ({baseline['value']:.3f}) in balanced accuracy, {level} level"]
+def _beaten(level: str, leads: dict[str, dict], subjects: dict[str, dict]) -> list[str]:
+    """One sentence on the baselines that the model does not clearly beat at this level, if any."""
+    metric = "balanced_accuracy"
+    intervals = {f"{name} ({subjects[name][metric]['value']:.3f})": lead[metric] for name, lead in leads.items()}
+    below = [name for name, lead in intervals.items() if lead["high"] < 0]
+    unclear = [name for name, lead in intervals.items() if lead["low"] <= 0 <= lead["high"]]
+    parts = [
+        f"{verb} {', '.join(names)}" for verb, names in (("below", below), ("not clearly above", unclear)) if names
+    ]
+    return [f"by {level}, the model's balanced accuracy is {' and '.join(parts)}"] if parts else []

@@ -102,6 +102,18 @@ def test_a_run_that_was_only_trained_shows_its_curves(tmp_path):
     assert "not evaluated yet" in page and 'alt="curves"' in page
 
 
+def test_one_of_several_evaluated_models_is_reported_from_its_own_folder(tmp_path):
+    make_run(tmp_path / "once")
+    (tmp_path / "many" / "predictions").mkdir(parents=True)
+    (tmp_path / "many" / "evaluation").mkdir()
+    ridge = (tmp_path / "once" / "evaluation").rename(tmp_path / "many" / "evaluation" / "ridge")
+    (ridge / "predictions.parquet").rename(tmp_path / "many" / "predictions" / "ridge.parquet")
+    page = write_report(ridge).read_text()
+    assert "Balanced accuracy by well" in page and 'alt="plates"' in page
+    with pytest.raises(InputError, match=r"several evaluated models; choose one, as --run .*ridge"):
+        write_report(tmp_path / "many")
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="perturbjax evaluate"):
         write_report(tmp_path)

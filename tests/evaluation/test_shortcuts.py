@@ -31,7 +31,7 @@ def test_overlap_counts_what_stands_on_both_sides():
     [
         (Overlap(1, 1, 1, 1), "which well, not which treatment"),
         (Overlap(0, 0, 0.9, 1), "position alone can answer"),
-        (Overlap(0, 1, 0.1, 0.75), "25% of the test sites have a label without training sites"),
+        (Overlap(0, 1, 0.1, 0.75), "25.0% of the test sites have a label without training sites"),
     ],
 )
 def test_each_leak_is_told(shared, message):
@@ -40,7 +40,7 @@ def test_each_leak_is_told(shared, message):
 
 
 def test_a_clean_split_and_a_clear_lead_need_no_warning():
-    assert warnings("plate", Overlap(0, 0, 0.1, 1), {}, {"site": {}}) == []
+    assert warnings("plate", Overlap(0, 0, 0.1, 1), {"site": {}}, {"site": {}}) == []
 
 
 def judge(tmp_path, train, test, skill, policy):
@@ -52,7 +52,9 @@ def test_a_model_no_better_than_its_baselines_is_told_so(tmp_path):
     index = make_index()
     test = index["Metadata_Plate"] == "P2"
     blind = judge(tmp_path, index[~test], index[test], 0.0, "plate")
-    assert any("is not clearly above the baseline 'majority'" in warning for warning in blind["warnings"])
+    assert any(
+        "by site, " in warning and "not clearly above majority (0.125)" in warning for warning in blind["warnings"]
+    )
     seeing = judge(tmp_path, index[~test], index[test], 6.0, "plate")
     assert seeing["warnings"] == []
 
@@ -64,4 +66,4 @@ def test_under_a_site_split_position_alone_is_perfect_and_beats_the_model(tmp_pa
     assert result["overlap"]["well"] == 1.0
     assert result["levels"]["site"]["position"]["accuracy"]["value"] == 1.0
     assert "which well, not which treatment" in result["warnings"][0]
-    assert any("is below the baseline 'position' (1.000)" in warning for warning in result["warnings"])
+    assert any("balanced accuracy is below position (1.000)" in warning for warning in result["warnings"])
