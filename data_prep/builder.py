@@ -75,7 +75,8 @@ class CellSites(tfds.core.GeneratorBasedBuilder):
         def serialized(examples: Iterator[tuple[int, Record]]) -> Iterator[tuple[int, bytes]]:
             nonlocal written
             for key, record in examples:
-                data = serializer.serialize_example(self.info.features.encode_example(record))
+                example = serializer.get_tf_example(self.info.features.encode_example(record))
+                data = example.SerializeToString(deterministic=True)  # else the order of fields is each process's own
                 written += len(data)
                 yield key, data
 

@@ -87,7 +87,10 @@ class SiteDataset:
         import tensorflow_datasets as tfds
 
         try:
-            return tfds.builder_from_directory(str(self.path)).as_data_source(split=SPLIT)
+            builder = tfds.builder_from_directory(str(self.path))
+            for shard in builder.info.splits[SPLIT].filepaths:
+                Path(shard).stat()  # they are opened only when first read
+            return builder.as_data_source(split=SPLIT)
         except Exception as error:  # tfds raises many kinds; to the user they all mean the same
             raise InputError(f"{self.path}: its shards cannot be read ({error}); build the dataset again") from error
 

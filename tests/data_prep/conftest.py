@@ -1,0 +1,83 @@
+"""A small simulated plate, and the real command in this process or in its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from data_prep.__main__ import main
+from data_prep.simulate import SimulateOptions, simulate
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two plates of 6 wells, 2 sites each, 64 x 64 pixels, with DMSO and two compounds. Not to be changed."""
+    out = tmp_path_factory.mktemp("simulated") / "plate"
+    simulate(SimulateOptions(out=out, plates=2, wells=6, sites=2, compounds=2, size=64, effect=3.0))
+    return out
+
+
+@pytest.fixture
+def plate(simulated: Path, tmp_path: Path) -> Path:
+    """A copy of that plate, to be spoilt."""
+    return Path(shutil.copytree(simulated, tmp_path / "plate"))
+
+
+@pytest.fixture
+def edit(plate: Path) -> Callable[[Callable[[pd.DataFrame], pd.DataFrame]], None]:
+    """Change the plate's load_data.csv by a function of its table."""
+
+    def change(function: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        path = plate / "load_data.csv"
+        function(pd.read_csv(path, dtype=str, keep_default_na=False)).to_csv(path, index=False)
+
+    return change
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Run `python -m data_prep …`, which must end with status 2 and one line of error; that line."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["data_prep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def build_arguments(plate: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The build of that plate, with more flags."""
+
+    def arguments(*more: object, out: Path = tmp_path / "dataset") -> list[str]:
+        paths = ["--load-data", plate / "load_data.csv", "--images", plate, "--out", out]
+        return [str(word) for word in ("build", *paths, "--workers", 1, *more)]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.Popen]:
+    """Start `python -m data_prep …` in its own process."""
+
+    def start(*arguments: object, **environment: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "data_prep", *map(str, arguments)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+
+    return start

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+from data_prep.build import BuildOptions, build
+from data_prep.images import aggregate_channels
+from perturbjax.console import InputError
+from perturbjax.dataset import SiteDataset
+
+
+@pytest.fixture(scope="module")
+def dataset(simulated: Path, tmp_path_factory) -> Path:
+    """The plate with its three channels apart, nuclei segmented."""
+    out = tmp_path_factory.mktemp("built") / "dataset"
+    build(options(simulated, out))
+    return out
+
+
+def options(plate: Path, out: Path, **changes) -> BuildOptions:
+    settings = {"aggregate": "none", "segment_channels": "DNA", "workers": 1, **changes}
+    return BuildOptions(load_data=plate / "load_data.csv", images=plate, out=out, **settings)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_records_hold_the_pixels_of_the_files_in_the_order_of_the_table(simulated, dataset):
+    opened = SiteDataset(dataset)
+    assert opened.channel_names == ["DNA", "Actin", "Tubulin"] and opened.image_dtype == np.uint16
+    table = pd.read_csv(simulated / "load_data.csv", dtype=str)
+    assert list(opened.column("Metadata_Well")) == list(table["Metadata_Well"])
+    images, masks = opened.read([5, 0])
+    for image, row in zip(images, (5, 0), strict=True):
+        for channel, name in enumerate(opened.channel_names):
+            path = simulated / table[f"PathName_Orig{name}"][row] / table[f"FileName_Orig{name}"][row]
+            np.testing.assert_array_equal(image[..., channel], tifffile.imread(path))
+    assert masks.dtype == np.uint16 and (masks.max((1, 2)) > 0).all()
+
+
+def test_the_index_says_what_the_records_hold(dataset):
+    opened = SiteDataset(dataset)
+    assert len(opened) == 24 and opened.index["site_id"].is_unique
+    classes = sorted(opened.column("Metadata_pert_iname").unique())
+    for position in (0, 7, 23):
+        record, row = opened.record(position), opened.index.iloc[position]
+        assert record["site_id"].decode() == row["site_id"]
+        assert record["label"] == row["label"] == classes.index(row["Metadata_pert_iname"])
+        assert record["Metadata_Well"].decode() == row["Metadata_Well"]
+        assert row["n_cells"] == len(np.unique(record["mask"])) - 1
+        assert row["mask_area"] == (record["mask"] > 0).sum()
+        actin = record["image"][..., 1]
+        expected = [actin.mean(), actin.std(), *np.percentile(actin, (1, 50, 99))]
+        found = row[["mean_Actin", "std_Actin", "p01_Actin", "p50_Actin", "p99_Actin"]].astype(float)
+        np.testing.assert_allclose(found, expected)
+
+
+def test_provenance_says_how_it_was_made(dataset, simulated):
+    provenance = json.loads((dataset / "provenance.json").read_text())
+    assert provenance["channels_stored"] == ["DNA", "Actin", "Tubulin"]
+    assert provenance["label_column"] == "Metadata_pert_iname"
+    assert (provenance["n_sites"], provenance["n_classes"]) == (24, 3)
+    assert provenance["segmenter"]["engine"] == "watershed"
+    assert provenance["segmenter"]["channels"] == ["DNA"]
+    assert str(simulated) not in json.dumps(provenance)
+
+
+def test_the_aggregated_image_is_resized_with_its_mask(simulated, tmp_path):
+    build(options(simulated, tmp_path / "dataset", aggregate="median", segment_channels="", resize=32, workers=2))
+    opened = SiteDataset(tmp_path / "dataset")
+    assert opened.channel_names == ["aggregate"] and opened.image_size == (32, 32)
+    images, masks = opened.read([0])
+    table = pd.read_csv(simulated / "load_data.csv")
+    paths = [simulated / "images/SIM001" / table[f"FileName_Orig{c}"][0] for c in ("DNA", "Actin", "Tubulin")]
+    whole = aggregate_channels(np.stack([tifffile.imread(path) for path in paths], -1), "median")[..., 0]
+    blocks = whole.reshape(32, 2, 32, 2).mean((1, 3))
+    np.testing.assert_allclose(images[0, ..., 0], blocks, atol=1)
+    assert masks.shape == (1, 32, 32) and masks.max() > 0
+
+
+def test_building_again_changes_nothing_and_other_settings_need_overwrite(simulated, dataset, capsys):
+    before = contents(dataset)
+    build(options(simulated, dataset))
+    assert "is already built" in capsys.readouterr().err
+    with pytest.raises(InputError, match="holds a dataset of other settings"):
+        build(options(simulated, dataset, label_column="Metadata_moa"))
+    assert contents(dataset) == before
+    assert list(dataset.parent.iterdir()) == [dataset]
+
+
+def test_overwrite_replaces_the_dataset(simulated, tmp_path):
+    out = tmp_path / "dataset"
+    build(options(simulated, out))
+    build(options(simulated, out, label_column="Metadata_moa", overwrite=True))
+    assert SiteDataset(out).label_column == "Metadata_moa"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, command, tmp_path):
+    """Real processes, SIGKILL at random points of segmenting and of writing; finished sites are left alone."""
+    flags = ["--load-data", simulated / "load_data.csv", "--images", simulated, "--aggregate", "none"]
+    flags += ["--segment-channels", "DNA", "--workers", 2]
+    epoch = {"SOURCE_DATE_EPOCH": "1700000000"}
+    assert command("build", *flags, "--out", tmp_path / "whole", **epoch).wait() == 0
+
+    work = tmp_path / ".killed.building"
+    draw = random.Random(time.time_ns())
+    stages = [
+        lambda: len(list(work.glob("masks/0*.tiff"))) >= draw.randint(1, 12),
+        lambda: len(list(work.glob("masks/0*.tiff"))) >= 24 and draw.random() < 0.2,
+        lambda: any(work.glob("tfds/**/*array_record*")),
+    ]
+    finished: dict[Path, int] = {}
+    for reached in stages:
+        process = command("build", *flags, "--out", tmp_path / "killed", **epoch)
+        while process.poll() is None and not reached():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+        if (tmp_path / "killed").exists():
+            break  # it was faster than the signal
+        for path, written in finished.items():
+            assert path.stat().st_mtime_ns == written, f"{path.name} was segmented again"
+        finished = {path: path.stat().st_mtime_ns for path in work.glob("masks/0*.tiff")}
+        assert finished
+    final = command("build", *flags, "--out", tmp_path / "killed", **epoch)
+    said = final.communicate()[1]
+    assert final.returncode == 0
+    assert f"resuming: {len(finished)} of 24 sites" in said or "already built" in said
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert not work.exists()
+
+
+def test_a_changed_setting_starts_an_interrupted_build_over(simulated, tmp_path, capsys):
+    work = tmp_path / ".dataset.building"
+    (work / "masks").mkdir(parents=True)
+    (work / "settings.json").write_text("{}")
+    tifffile.imwrite(work / "masks" / "0000000.tiff", np.full((64, 64), 9, np.uint16))
+    build(options(simulated, tmp_path / "dataset"))
+    assert "starting over" in capsys.readouterr().err
+    assert not (SiteDataset(tmp_path / "dataset").record(0)["mask"] == 9).all()
+
+
+def test_two_builds_of_one_output_do_not_meet(simulated, tmp_path):
+    import fcntl
+
+    work = tmp_path / ".dataset.building"
+    work.mkdir()
+    with open(work / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another build is at work there"):
+            build(options(simulated, tmp_path / "dataset"))
+    assert not (tmp_path / "dataset").exists()
+
+
+def replace(table: pd.DataFrame, row: int, column: str, value: str) -> pd.DataFrame:
+    table.loc[row, column] = value
+    return table
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="Metadata_Well"), "load_data.csv: column Metadata_Well is missing"),
+        (lambda t: t.iloc[:0], "load_data.csv: has a header but no rows"),
+        (lambda t: t[[c for c in t if c.startswith("Metadata")]], "has no FileName_Orig<CHANNEL> column"),
+        (lambda t: replace(t, 2, "FileName_OrigDNA", "gone.tiff"), "row 4, channel DNA: gone.tiff is neither in"),
+        (lambda t: replace(t, 2, "FileName_OrigDNA", ""), "row 4, channel DNA: names no file"),
+        (lambda t: replace(t, 2, "Metadata_Plate", ""), "row 4: Metadata_Plate is empty"),
+        (lambda t: pd.concat([t, t.iloc[[3]]]), "rows 5 and 26: both are plate SIM001"),
+        (lambda t: t[[c for c in t if "pert" not in c and "moa" not in c and "broad" not in c]], "--label-column"),
+    ],
+)
+def test_a_bad_table_is_one_line_and_nothing_is_written(edit, refused, build_arguments, tmp_path, change, message):
+    edit(change)
+    assert message in refused(*build_arguments("--segment-channels", "DNA"))
+    assert [path.name for path in tmp_path.iterdir()] == ["plate"]
+
+
+def test_a_missing_and_an_empty_csv(plate, refused, build_arguments, tmp_path):
+    (plate / "load_data.csv").write_text("")
+    assert "load_data.csv: is empty" in refused(*build_arguments())
+    (plate / "load_data.csv").unlink()
+    assert "load_data.csv: no such file" in refused(*build_arguments())
+    assert [path.name for path in tmp_path.iterdir()] == ["plate"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--channels", "DNA,Mito"], "--channels Mito: .*it has DNA, Actin, Tubulin"),
+        (["--segment-channels", "Mito"], "Mito: .*it has DNA, Actin, Tubulin"),
+        (["--label-column", "Metadata_gene"], "--label-column Metadata_gene: .*it has Metadata_Plate"),
+        (["--aggregate", "none"], "--segment-channels"),
+        (["--weights", "nuclei"], "the watershed has no weights"),
+        (["--segmenter", "cellpose"], "needs --weights"),
+        (["--segmenter", "cellpose", "--weights", "cyto9"], "--weights cyto9: no such file.*cyto3, nuclei"),
+        (["--diameter", "-4"], "--diameter -4"),
+        (["--resize", "-4"], "--resize -4"),
+        (["--workers", "-4"], "--workers -4"),
+    ],
+)
+def test_a_bad_flag_is_one_line_and_nothing_is_written(refused, build_arguments, tmp_path, flags, message):
+    import re
+
+    if "cellpose" in flags:
+        pytest.importorskip("cellpose")
+    assert re.search(message, refused(*build_arguments(*flags)))
+    assert [path.name for path in tmp_path.iterdir()] == ["plate"]
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated", "shape"])
+def test_a_bad_image_is_told_of_before_anything_is_segmented(plate, refused, build_arguments, tmp_path, kind):
+    path = plate / "images/SIM002/SIM002_A01_s02_Actin.tiff"
+    if kind == "text":
+        path.write_text("no image")
+    elif kind == "truncated":
+        os.truncate(path, 4000)
+    else:
+        tifffile.imwrite(path, np.zeros((64, 60), np.uint16))
+    line = refused(*build_arguments())
+    assert "load_data.csv, row 15: " in line and path.name in line
+    assert [path.name for path in tmp_path.iterdir()] == ["plate"]
+
+
+def test_an_output_that_cannot_be_written(refused, build_arguments, tmp_path):
+    (tmp_path / "file").touch()
+    assert "cannot be created" in refused(*build_arguments(out=tmp_path / "file" / "dataset"))
+    assert "/proc" in refused(*build_arguments(out=Path("/proc/nowhere/dataset")))
+
+
+def test_a_folder_that_is_no_dataset_is_left_alone_even_with_overwrite(refused, build_arguments, tmp_path):
+    precious = tmp_path / "dataset" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    assert "exists and is not a dataset" in refused(*build_arguments("--overwrite"))
+    assert precious.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "index.parquet", "dataset_info.json"])
+def test_an_incomplete_dataset_does_not_open(dataset, tmp_path, name):
+    import shutil
+
+    broken = Path(shutil.copytree(dataset, tmp_path / "broken"))
+    (broken / name).unlink()
+    with pytest.raises(InputError, match=f"is not a complete dataset .{name} is missing"):
+        SiteDataset(broken)
+
+
+def test_a_dataset_of_another_schema_does_not_open(dataset, tmp_path):
+    import shutil
+
+    other = Path(shutil.copytree(dataset, tmp_path / "other"))
+    provenance = json.loads((other / "provenance.json").read_text())
+    (other / "provenance.json").write_text(json.dumps({**provenance, "schema_version": "0.9.0"}))
+    with pytest.raises(InputError, match=r"was built with schema version 0\.9\.0"):
+        SiteDataset(other)
+
+
+def test_a_dataset_that_lost_a_shard_does_not_open(dataset, tmp_path):
+    import shutil
+
+    broken = Path(shutil.copytree(dataset, tmp_path / "broken"))
+    next(broken.glob("*array_record*")).unlink()
+    with pytest.raises(InputError, match="build the dataset again"):
+        SiteDataset(broken).record(0)
+
+
+def test_large_plates_are_split_into_shards(simulated, tmp_path, monkeypatch):
+    from data_prep import builder
+
+    monkeypatch.setattr(builder, "SHARD_BYTES", 200_000)
+    build(options(simulated, tmp_path / "dataset"))
+    opened = SiteDataset(tmp_path / "dataset")
+    assert len(list((tmp_path / "dataset").glob("*array_record*"))) > 1
+    assert [opened.record(i)["site_id"].decode() for i in range(24)] == list(opened.index["site_id"])

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from data_prep.inspection import InspectOptions, inspect, shared_layouts, warnings
+
+
+def wells(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["Metadata_Plate", "Metadata_Well", "Metadata_pert_iname"])
+
+
+def test_the_report_counts_plates_wells_sites_and_classes(plate, capsys):
+    inspect(InspectOptions(plate / "load_data.csv", plate))
+    report = capsys.readouterr().out
+    for words in ("12  (6 a plate)", "24  (2 a well", "DNA, Actin, Tubulin", "64 x 64 uint16 (24)"):
+        assert words in report
+    assert "merges" not in report
+
+
+def test_a_compound_in_one_well_is_warned_of():
+    sites = wells([("p", "A01", "DMSO"), ("p", "A02", "DMSO"), ("p", "A03", "x"), ("p", "A04", "y")])
+    assert any(
+        "2 of 3 classes" in warning and "one well only" in warning for warning in warnings(sites, "Metadata_pert_iname")
+    )
+
+
+def test_plates_of_one_layout_are_named():
+    layout = [("A01", "DMSO"), ("A02", "x"), ("A03", "y")]
+    sites = wells([(plate, well, label) for plate in ("p", "q") for well, label in layout])
+    assert shared_layouts(sites, "Metadata_pert_iname") == [["p", "q"]]
+    found = warnings(sites, "Metadata_pert_iname")
+    assert any("2 plates share one layout (p, q)" in warning for warning in found)
+    assert any("compound and position cannot be told apart" in warning for warning in found)
+    other = wells(
+        [
+            ("p", "A01", "DMSO"),
+            ("p", "A02", "x"),
+            ("p", "A03", "y"),
+            ("q", "A01", "x"),
+            ("q", "A02", "y"),
+            ("q", "A03", "DMSO"),
+        ]
+    )
+    assert shared_layouts(other, "Metadata_pert_iname") == []
+
+
+def test_missing_files_are_counted_and_end_with_status_2(plate, refused, capsys):
+    for path in (plate / "images/SIM001").glob("*_Actin.tiff"):
+        path.unlink()
+    line = refused("inspect", "--load-data", plate / "load_data.csv", "--images", plate)
+    assert "row 2, channel Actin: the file is missing (12 such files)" in line
+
+
+def test_a_table_that_cannot_be_used_ends_with_status_2(plate, refused):
+    (plate / "load_data.csv").write_text("Metadata_Plate,Metadata_Well\np,A01\n")
+    assert "no FileName_Orig<CHANNEL> column" in refused(
+        "inspect", "--load-data", plate / "load_data.csv", "--images", plate
+    )
+
+
+@pytest.mark.shared
+def test_the_majority_class_of_real_cells_is_warned_of(shared, capsys):
+    cells = shared / "data/bbbc021_cells"
+    inspect(InspectOptions(cells / "load_data.csv", cells, label_column="Metadata_moa"))
+    report = capsys.readouterr().out
+    assert "Microtubule stabilizers is 38.8% of all sites" in report

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from skimage.draw import disk
+
+from data_prep import segment
+from data_prep.segment import SegmenterConfig
+from data_prep.segment.watershed import Watershed
+from perturbjax.console import InputError
+
+
+def average_precision(truth: np.ndarray, found: np.ndarray, iou: float = 0.5) -> float:
+    """TP / (TP + FP + FN), an object being found where its IoU with one of the other mask passes `iou` (>= 0.5)."""
+    overlap = np.zeros((truth.max() + 1, found.max() + 1), int)
+    np.add.at(overlap, (truth.ravel(), found.ravel()), 1)
+    union = overlap.sum(1, keepdims=True) + overlap.sum(0, keepdims=True) - overlap
+    hits = int((overlap / np.maximum(union, 1) > iou)[1:, 1:].sum())
+    everything = overlap.shape[0] + overlap.shape[1] - 2 - hits
+    return hits / everything if everything else 1.0
+
+
+def test_the_measure_itself():
+    truth = np.array([[1, 1, 0, 2, 2]])
+    assert average_precision(truth, truth) == 1
+    assert average_precision(truth, np.array([[1, 1, 0, 0, 0]])) == 1 / 2
+    assert average_precision(truth, np.array([[1, 1, 1, 1, 1]])) == 0
+
+
+@pytest.mark.parametrize("diameter", [0.0, 24.0])
+def test_watershed_parts_touching_nuclei(diameter):
+    image = np.full((96, 96), 300.0)
+    for centre in ((30, 30), (30, 52), (60, 40)):
+        image[disk(centre, 12)] = 5000
+    image += np.random.default_rng(0).normal(0, 40, image.shape)
+    mask = Watershed(diameter=diameter).segment(image.astype(np.uint16)[..., None])
+    assert mask.dtype == np.uint16 and mask.max() == 3
+    assert len({mask[30, 30], mask[30, 52], mask[60, 40]} - {0}) == 3
+
+
+def test_watershed_finds_nothing_in_an_empty_field():
+    assert Watershed().segment(np.full((32, 32, 1), 500, np.uint16)).max() == 0
+
+
+def test_watershed_finds_the_simulated_nuclei(simulated):
+    table = pd.read_csv(simulated / "load_data.csv")
+    scores = []
+    for name in table["FileName_OrigDNA"]:
+        image = tifffile.imread(simulated / "images" / name[:6] / name)
+        truth = tifffile.imread(simulated / "truth" / name.replace("DNA", "nuclei_mask"))
+        scores.append(average_precision(truth, Watershed().segment(image[..., None])))
+    assert np.mean(scores) > 0.9
+
+
+@pytest.mark.shared
+def test_watershed_on_real_nuclei(shared):
+    """Half of the 40 test images of the 2018 Data Science Bowl; measured: 0.74 on all of them."""
+    labels = sorted((shared / "data/dsb2018_nuclei/test").glob("*_labels.tif"))[::2]
+    scores = []
+    for path in labels:
+        image = tifffile.imread(path.with_name(path.name.replace("_labels", "")))
+        scores.append(average_precision(tifffile.imread(path).astype(int), Watershed().segment(image[..., None])))
+    print(f"watershed, mean AP at IoU 0.5: {np.mean(scores):.3f}")
+    assert np.mean(scores) > 0.70
+
+
+def test_watershed_has_no_weights():
+    with pytest.raises(InputError, match="--weights nuclei: the watershed has no weights"):
+        segment.create(SegmenterConfig("watershed", "nuclei"))
+
+
+@pytest.mark.shared
+def test_cellpose_finds_real_nuclei_and_says_what_ran(shared):
+    pytest.importorskip("cellpose")
+    weights = shared / "data/weights/nuclei_dsb2018"
+    engine = segment.create(SegmenterConfig("cellpose", str(weights), 45.0))
+    described = engine.describe()
+    assert described["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (described["engine"], described["weights"]) == ("cellpose", "nuclei_dsb2018")
+    assert described["version"].startswith("3.1")
+    files = sorted((shared / "data/bbbc021_cells/images/Week10_40111").glob("*_DNA.tiff"))[:4]
+    for path in files:
+        image = tifffile.imread(path)
+        mask = engine.segment(image[..., None])
+        assert mask.shape == image.shape and mask.dtype == np.uint16 and mask.max() >= 1
+        assert image[mask > 0].mean() > 1.5 * image[mask == 0].mean()
+
+
+@pytest.fixture
+def torch_file(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    def write(**tensors):
+        path = tmp_path / "some_weights"
+        torch.save({name: torch.zeros(2) for name in tensors.get("names", ())}, path)
+        return path
+
+    return write
+
+
+def test_weights_of_the_other_version_are_refused(torch_file):
+    pytest.importorskip("cellpose")
+    from data_prep.segment.cellpose import check_weights
+
+    with pytest.raises(InputError, match=r"were made by cellpose 4, and cellpose 3\.1\.1 is installed"):
+        check_weights(path := torch_file(names=["module.W2", "module.out.weight"]), str(path), 3, "3.1.1")
+    with pytest.raises(InputError, match=r"were made by cellpose 3, and cellpose 4\.0\.6 is installed"):
+        check_weights(path := torch_file(names=["output.2.weight"]), str(path), 4, "4.0.6")
+    with pytest.raises(InputError, match="is not a cellpose weights file"):
+        check_weights(path := torch_file(names=["fc.weight"]), str(path), 3, "3.1.1")
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path):
+    pytest.importorskip("cellpose")
+    import os
+    import pickle
+
+    from data_prep.segment.cellpose import check_weights
+
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    path = tmp_path / "weights"
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(InputError, match="is not a cellpose weights file"):
+        check_weights(path, str(path), 3, "3.1.1")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_an_unknown_model_is_refused_with_the_names_there_are():
+    pytest.importorskip("cellpose")
+    from data_prep.segment.cellpose import find_weights
+
+    with pytest.raises(
+        InputError, match=r"--weights cyto9: no such file, and cellpose 3 has no model .* cyto3, nuclei"
+    ):
+        find_weights("cyto9", 3)
+    with pytest.raises(InputError, match="needs --weights"):
+        find_weights("", 3)
+
+
+@pytest.mark.parametrize("installed", ["3.0.11", "2.2", "5.0"])
+def test_versions_of_cellpose_nobody_tried_are_refused(monkeypatch, installed):
+    from data_prep.segment import cellpose
+
+    monkeypatch.setattr(cellpose, "version", lambda _: installed)
+    with pytest.raises(InputError, match=f"version {installed} is installed; 3.1 and 4 are supported"):
+        cellpose.installed_version()

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+from data_prep.simulate import SimulateOptions, simulate
+from data_prep.simulate.cells import draw_site
+from data_prep.simulate.layout import ASPECTS, TRAITS, trait_values
+from data_prep.simulate.plate import plan
+
+SMALL = {"plates": 1, "wells": 6, "sites": 1, "compounds": 2, "size": 64}
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        simulate(SimulateOptions(tmp_path / name, seed=seed, **SMALL))
+    a, b, c = (digest(tmp_path / name) for name in "abc")
+    assert a == b
+    assert all(a[name] != c[name] for name in a if name.startswith("images"))
+
+
+def test_a_plate_more_leaves_the_first_ones_as_they_were():
+    one, two = (plan(SimulateOptions(Path("unused"), plates=plates, wells=24)) for plates in (1, 2))
+    pd.testing.assert_frame_equal(one, two.iloc[: len(one)])
+
+
+def test_every_site_has_channels_masks_and_parameters(simulated):
+    table = pd.read_csv(simulated / "load_data.csv", dtype=str)
+    truth = pd.read_parquet(simulated / "truth/parameters.parquet")
+    assert len(table) == len(truth) == 24
+    for name in table["FileName_OrigDNA"]:
+        stem = name.removesuffix("_DNA.tiff")
+        nuclei = tifffile.imread(simulated / f"truth/{stem}_nuclei_mask.tiff")
+        cells = tifffile.imread(simulated / f"truth/{stem}_cells_mask.tiff")
+        dna = tifffile.imread(simulated / "images" / name[:6] / name)
+        assert dna.dtype == np.uint16 and dna.shape == (64, 64)
+        assert (cells[nuclei > 0] == nuclei[nuclei > 0]).all(), "a nucleus lies in its own cell"
+        assert dna[nuclei > 0].mean() > 2 * dna[cells == 0].mean()
+
+
+def test_some_cells_touch(simulated):
+    touching = 0
+    for path in (simulated / "truth").glob("*_cells_mask.tiff"):
+        mask = tifffile.imread(path)
+        left, right = mask[:, :-1], mask[:, 1:]
+        touching += ((left > 0) & (right > 0) & (left != right)).any()
+    assert touching >= 18
+
+
+def test_a_compound_shifts_three_aspects_by_the_stated_effect():
+    """Over many wells the mean of a trait's deviation, in between-well units, is the effect."""
+    options = SimulateOptions(Path("unused"), plates=1, wells=384, sites=2, compounds=3, effect=2.0)
+    truth = plan(options)
+    deviation = np.log(truth[list(TRAITS)].to_numpy() / trait_values(np.zeros(len(TRAITS))))
+    deviation = pd.DataFrame(deviation / np.log1p([trait.deviation for trait in TRAITS.values()]), columns=list(TRAITS))
+    wells = deviation.groupby(truth["Metadata_pert_iname"]).mean()
+    wells = wells - wells.loc["DMSO"]
+    shifts = truth.groupby("Metadata_pert_iname")[[f"shift_{name}" for name in TRAITS]].first()
+    for compound in ("compound-01", "compound-02", "compound-03"):
+        stated = shifts.loc[compound].to_numpy()
+        moved = {aspect for aspect, traits in ASPECTS.items() if shifts.loc[compound, f"shift_{traits[0]}"] != 0}
+        assert len(moved) == 3 and set(np.abs(stated)) == {0.0, 2.0}
+        np.testing.assert_allclose(wells.loc[compound], stated, atol=0.75)
+    assert (shifts.loc["DMSO"] == 0).all()
+
+
+def test_position_shows_without_any_treatment_effect():
+    options = SimulateOptions(Path("unused"), plates=1, wells=96, sites=1, effect=0.0, position_gradient=8.0)
+    truth = plan(options)
+    assert (truth[[column for column in truth if column.startswith("shift_")]] == 0).all().all()
+    row = truth["Metadata_Well"].str[0].map(ord)
+    assert abs(np.corrcoef(row, np.log(truth["dna"]))[0, 1]) > 0.6
+    flat = plan(SimulateOptions(Path("unused"), plates=1, wells=96, sites=1, effect=0.0))
+    assert abs(np.corrcoef(row, np.log(flat["dna"]))[0, 1]) < 0.4
+
+
+def test_layouts_are_shared_only_when_asked():
+    def layouts(shared: bool) -> list[tuple]:
+        truth = plan(SimulateOptions(Path("unused"), plates=2, wells=24, sites=1, shared_layout=shared))
+        return [tuple(rows["Metadata_pert_iname"]) for _, rows in truth.groupby("Metadata_Plate")]
+
+    first, second = layouts(shared=True)
+    assert first == second
+    first, second = layouts(shared=False)
+    assert first != second and sorted(first) == sorted(second)
+
+
+@pytest.mark.parametrize(
+    ("trait", "factor", "measure"),
+    [
+        ("count", 2.0, lambda drawn: drawn.nuclei.max()),
+        ("nucleus_radius", 1.3, lambda drawn: (drawn.nuclei > 0).sum() / drawn.nuclei.max()),
+        ("dna", 1.5, lambda drawn: drawn.image[..., 0][drawn.nuclei > 0].mean()),
+        ("actin", 1.5, lambda drawn: drawn.image[..., 1][drawn.cells > 0].mean()),
+        ("tubulin", 1.5, lambda drawn: drawn.image[..., 2][drawn.cells > 0].mean()),
+        ("granularity", 2.0, lambda drawn: drawn.image[..., 0][drawn.nuclei > 0].std()),
+    ],
+)
+def test_a_trait_can_be_seen_in_the_image(trait, factor, measure):
+    typical = dict(zip(TRAITS, trait_values(np.zeros(len(TRAITS))), strict=True))
+    changed = {**typical, trait: typical[trait] * factor}
+    pairs = [
+        (
+            measure(draw_site(typical, 96, np.random.default_rng(k))),
+            measure(draw_site(changed, 96, np.random.default_rng(k))),
+        )
+        for k in range(6)
+    ]
+    low, high = np.mean(pairs, axis=0)
+    assert high > 1.15 * low
+
+
+def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
+    assert "--wells 1: must be at least 2" in refused("simulate", "--out", tmp_path / "x", "--wells", 1)
+    assert "--compounds 96" in refused("simulate", "--out", tmp_path / "x", "--compounds", 96)
+    (tmp_path / "y").mkdir()
+    assert "exists already" in refused("simulate", "--out", tmp_path / "y")
+    assert [path.name for path in tmp_path.iterdir()] == ["y"]
