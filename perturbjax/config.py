@@ -17,6 +17,7 @@ MaskEncoding = Literal["instance", "binary", "boundary", "distance"]
 MaskUse = Literal["keep", "none", "only", "shuffle"]
 Normalization = Literal["dtype", "site", "plate"]
 Precision = Literal["float32", "bf16"]
+Head = Literal["dense", "attention"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,23 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
+class TransferConfig:
+    """Training in two phases on published weights: new layers first, then all of them."""
+
+    weights: str = ""
+    """Where --model's published weights come from: a file, hf:OWNER/REPOSITORY[@REVISION] or
+    package:efficientnet_lite0. Empty trains --model from scratch, in one phase."""
+    head: Head = "dense"
+    """What is put on the backbone. dense: average, dense. attention: the mask says where to average."""
+    freeze_epochs: int = 5
+    """Epochs, of --epochs, in which only the new layers move and the backbone stands still."""
+    finetune_rate: float = 0.1
+    """Learning rate of the backbone in the epochs after, as a share of --learning-rate."""
+    layer_decay: float = 1.0
+    """Factor on that rate for each step down, from the backbone's last stage to its stem; 1 moves all alike."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All that decides a run's numbers."""
 
@@ -119,6 +137,7 @@ class Recipe:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     seed: int = 0
     """Decides initial parameters, order, augmentation, dropout and split."""
 
@@ -137,6 +156,39 @@ def preset(name: str) -> Recipe:
     if name not in PRESETS:
         raise InputError(f"--preset {name}: unknown; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse values that no run can have.
+
+    Raises:
+        InputError: names the flag, its value and what it may be.
+    """
+    augment, optim, transfer = recipe.augment, recipe.optim, recipe.transfer
+    rules = (
+        ("crop", augment.crop, augment.crop >= 8, "at least 8 pixels"),
+        (
+            "crop-scale",
+            augment.crop_scale,
+            0 < augment.crop_scale[0] <= augment.crop_scale[1] <= 1,
+            "0 < low <= high <= 1",
+        ),
+        ("crop-ratio", augment.crop_ratio, 0 < augment.crop_ratio[0] <= augment.crop_ratio[1], "0 < low <= high"),
+        ("epochs", optim.epochs, optim.epochs >= 1, "at least one"),
+        ("batch-size", optim.batch_size, optim.batch_size >= 1, "at least one"),
+        ("learning-rate", optim.learning_rate, optim.learning_rate > 0, "greater than 0"),
+        ("weight-decay", optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
+        ("warmup", optim.warmup, 0 <= optim.warmup <= 1, "a share from 0 to 1"),
+        ("label-smoothing", optim.label_smoothing, 0 <= optim.label_smoothing < 1, "a share from 0, less than 1"),
+        ("dropout", recipe.model.dropout, 0 <= recipe.model.dropout < 1, "a share from 0, less than 1"),
+        ("freeze-epochs", transfer.freeze_epochs, transfer.freeze_epochs >= 0, "0 or more"),
+        ("finetune-rate", transfer.finetune_rate, transfer.finetune_rate >= 0, "0 or more"),
+        ("layer-decay", transfer.layer_decay, 0 < transfer.layer_decay <= 1, "greater than 0, at most 1"),
+        ("seed", recipe.seed, 0 <= recipe.seed < 2**32, "from 0 to 2^32 - 1"),
+    )
+    for flag, value, holds, words in rules:
+        if not holds:
+            raise InputError(f"--{flag} {value}: must be {words}")
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

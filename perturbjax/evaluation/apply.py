@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from perturbjax import models
 from perturbjax.console import InputError, console
 from perturbjax.dataset import SiteDataset
 from perturbjax.evaluation.judge import evaluate_predictions
@@ -18,7 +17,8 @@ from perturbjax.feed import FeedChoice, ResidentFeed, StreamedFeed, choose_feed,
 from perturbjax.files import atomic, make_folder
 from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
-from perturbjax.training.devices import DeviceKind, choose_placement
+from perturbjax.training.devices import DeviceKind, choose_placement, use_compilation_cache
+from perturbjax.training.fit import create_network
 from perturbjax.training.predict import Predictions, predict_sites
 from perturbjax.training.run import Run, open_run
 from perturbjax.training.step import make_predict_step, split_model
@@ -72,6 +72,7 @@ def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: App
     Raises:
         InputError: the dataset's channels or pixel type are not those the run was trained on, or no checkpoint fits.
     """
+    use_compilation_cache("default")
     graphdef, state, _ = load_network(run, dataset, config.checkpoint, config.epoch)
     recipe = run.recipe
     placement = choose_placement("sharded" if config.devices in ("auto", "pmap") else config.devices)
@@ -103,14 +104,7 @@ def load_network(
     """
     _require_fitting(run, dataset)
     recipe = run.recipe
-    model = models.create(
-        recipe.model.model,
-        classes=len(run.class_names),
-        channels=len(dataset.channel_names),
-        dropout=recipe.model.dropout,
-        seed=recipe.seed,
-    )
-    graphdef, params, stats = split_model(model)
+    graphdef, params, stats = split_model(create_network(recipe, dataset, run.class_names))
     checkpoints = Checkpoints(run.path)
     tree, facts = checkpoints.load(checkpoint, epoch or None)
     checkpoints.close()

@@ -7,8 +7,10 @@ weight 0, which count neither in the loss nor in BatchNorm's statistics.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -20,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from perturbjax.augment import RawBatch
 from perturbjax.console import InputError
+from perturbjax.files import make_folder
 from perturbjax.training.step import PredictStep, Sums, TrainState, TrainStep
 
 DeviceKind = Literal["auto", "1", "pmap", "sharded"]
@@ -135,6 +138,21 @@ def pad_rows(rows: np.ndarray, multiple: int, axis: int = 0) -> np.ndarray:
     widths = [(0, 0)] * rows.ndim
     widths[axis] = (0, missing)
     return np.pad(rows, widths) if isinstance(rows, np.ndarray) else jnp.pad(rows, widths)
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keep compiled programs between processes, in `folder`: "default" is the user's cache directory, "none" no cache.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    if folder == "none":
+        return
+    if folder == "default":
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path(home) / "perturbjax" / "compiled")
+    jax.config.update("jax_compilation_cache_dir", str(make_folder(Path(folder)).absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def stack_steps(sums: Sequence[Sums]) -> Sums:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import numpy as np
+import pandas as pd
 import tyro
+from flax import nnx
 from jaxtyping import Int
 
 from perturbjax import models
-from perturbjax.config import Recipe
+from perturbjax.config import Recipe, check
 from perturbjax.console import InputError, console, track
 from perturbjax.dataset import SiteDataset
 from perturbjax.feed import (
@@ -28,7 +31,7 @@ from perturbjax.feed import (
 )
 from perturbjax.splits import MEANING, TEST, TRAIN, split_for
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
-from perturbjax.training.devices import DeviceKind, Placement, choose_placement, stack_steps
+from perturbjax.training.devices import DeviceKind, Placement, choose_placement, stack_steps, use_compilation_cache
 from perturbjax.training.loss import class_weights
 from perturbjax.training.optimizer import make_optimizer, schedules
 from perturbjax.training.predict import accuracy_and_loss, predict_sites
@@ -65,26 +68,37 @@ class TrainConfig:
     """Newest checkpoints kept, to resume from."""
     keep_best: int = 1
     """Checkpoints kept that scored best on the judging sites; a score of these is optimistic."""
+    compile_cache: str = "default"
+    """Folder that keeps compiled programs between runs; default: the user's cache directory; none: no cache."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run made ready: who trains, who judges, and what the network is."""
+    """All that is decided before training: the recipe, who trains, who judges, and the fresh network."""
 
-    run: Run
+    recipe: Recipe
     dataset: SiteDataset
+    manifest: pd.DataFrame
+    label_column: str
     sites: Sites
     train: Int[np.ndarray, " n_train"]
     test: Int[np.ndarray, " n_test"]
     graphdef: Any
     params: Any
     stats: Any
-    steps_per_epoch: int
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.sites.class_names)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.train) // self.recipe.optim.batch_size)
 
     @property
     def total_steps(self) -> int:
-        return self.run.recipe.optim.epochs * self.steps_per_epoch
+        return self.recipe.optim.epochs * self.steps_per_epoch
 
 
 def fit(config: TrainConfig) -> Run:
@@ -96,9 +110,10 @@ def fit(config: TrainConfig) -> Run:
     Raises:
         InputError: the input cannot be used, `out` holds another run, or the loss stopped being finite.
     """
-    experiment = prepare_experiment(config)
-    run, recipe = experiment.run, experiment.run.recipe
+    use_compilation_cache(config.compile_cache)
     placement = choose_placement(config.devices, config.device_count)
+    experiment = prepare_experiment(config)
+    recipe = experiment.recipe
 
     optimizer = make_optimizer(recipe.optim, experiment.total_steps)
     learning_rate, _ = schedules(recipe.optim, experiment.total_steps)
@@ -113,6 +128,15 @@ def fit(config: TrainConfig) -> Run:
     predict_step = placement.compile_predict(make_predict_step(experiment.graphdef, recipe))
     state = initial_state(experiment.params, experiment.stats, optimizer)
 
+    # All input has been checked by now, so that a refusal leaves no directory behind.
+    run = start_run(
+        config.out,
+        recipe=recipe,
+        dataset=experiment.dataset,
+        label_column=experiment.label_column,
+        class_names=experiment.class_names,
+        manifest=experiment.manifest,
+    )
     checkpoints = Checkpoints(run.path, keep_latest=config.keep_latest, keep_best=config.keep_best)
     state, done = _resume(run, checkpoints, state)
     _say_what_runs(experiment, placement, done)
@@ -156,48 +180,47 @@ def fit(config: TrainConfig) -> Run:
 
 
 def prepare_experiment(config: TrainConfig) -> Experiment:
-    """Open the data, deal the split, begin the run directory and initialise the network."""
+    """Open the data, deal the split and initialise the network; nothing is written."""
     if config.resume:
         run = open_run(config.out)
-        recipe, dataset = run.recipe, SiteDataset(config.data or run.data)
+        recipe, dataset, label_column = run.recipe, SiteDataset(config.data or run.data), run.label_column
         manifest = run.manifest(dataset.index)
-        label_column = run.label_column
     else:
         if config.data is None:
             raise InputError("--data: is required; give the dataset directory that `python -m data_prep build` wrote")
         recipe, dataset = config.recipe, SiteDataset(config.data)
-        label_column = recipe.input.label_column or dataset.label_column
-        manifest = split_for(dataset.index, recipe.split, label=dataset.column(label_column).name, seed=recipe.seed)
+        check(recipe)
+        label_column = dataset.column(recipe.input.label_column or dataset.label_column).name
+        manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
-    run = start_run(
-        config.out,
-        recipe=recipe,
-        dataset=dataset,
-        label_column=label_column,
-        class_names=sorted(labels.unique()),
-        manifest=manifest,
-    )
-    model = models.create(
-        recipe.model.model,
-        classes=len(run.class_names),
-        channels=len(dataset.channel_names),
-        dropout=recipe.model.dropout,
-        seed=recipe.seed,
-    )
-    graphdef, params, stats = split_model(model)
+    class_names = sorted(labels.unique())
+    graphdef, params, stats = split_model(create_network(recipe, dataset, class_names))
     if config.init_from is not None:
         params, stats = _parameters_from(config.init_from, params, stats)
     train, test = (positions_of(dataset, manifest, part) for part in (TRAIN, TEST))
     return Experiment(
-        run=run,
+        recipe=recipe,
         dataset=dataset,
-        sites=describe_sites(dataset, recipe.input, run.class_names, seed=recipe.seed),
+        manifest=manifest,
+        label_column=label_column,
+        sites=describe_sites(dataset, recipe.input, class_names, seed=recipe.seed),
         train=train,
         test=test,
         graphdef=graphdef,
         params=params,
         stats=stats,
-        steps_per_epoch=-(-len(train) // recipe.optim.batch_size),
+    )
+
+
+def create_network(recipe: Recipe, dataset: SiteDataset, class_names: Sequence[str]) -> nnx.Module:
+    """The recipe's network, fresh, for a dataset's channels."""
+    return models.create(
+        recipe.model.model,
+        classes=len(class_names),
+        channels=len(dataset.channel_names),
+        dropout=recipe.model.dropout,
+        seed=recipe.seed,
+        image_size=recipe.augment.crop,
     )
 
 
@@ -211,7 +234,7 @@ def make_feed(
     choice: FeedChoice, experiment: Experiment, placement: Placement, *, workers: int
 ) -> ResidentFeed | StreamedFeed:
     """The feed of an experiment, resident on every device or streamed."""
-    dataset, sites, recipe = experiment.dataset, experiment.sites, experiment.run.recipe
+    dataset, sites, recipe = experiment.dataset, experiment.sites, experiment.recipe
     if choose_feed(dataset, recipe.input, choice) == "resident":
         return ResidentFeed(dataset, sites, recipe.input, place=placement.replicate)
     return StreamedFeed(
@@ -230,7 +253,7 @@ def _epoch_runner(
     feed: ResidentFeed | StreamedFeed, experiment: Experiment, placement: Placement, train_step: Any
 ) -> Any:
     """(state, epoch) → (state, sums a step): one dispatch where the data is resident, one a step where streamed."""
-    recipe = experiment.run.recipe
+    recipe = experiment.recipe
     if isinstance(feed, ResidentFeed):
         run_steps = placement.compile_epoch(train_step, gather)
 
@@ -278,10 +301,10 @@ def _parameters_from(path: Path, params: Any, stats: Any) -> tuple[Any, Any]:
 
 
 def _class_weight(experiment: Experiment) -> np.ndarray | None:
-    power = experiment.run.recipe.optim.balance
+    power = experiment.recipe.optim.balance
     if not power:
         return None
-    counts = np.bincount(experiment.sites.labels[experiment.train], minlength=len(experiment.run.class_names))
+    counts = np.bincount(experiment.sites.labels[experiment.train], minlength=len(experiment.class_names))
     return class_weights(counts, power)
 
 
@@ -296,12 +319,12 @@ def _require_finite(losses: np.ndarray, epoch: int, steps_per_epoch: int, run: R
 
 
 def _say_what_runs(experiment: Experiment, placement: Placement, done: int) -> None:
-    recipe, policy = experiment.run.recipe, experiment.run.recipe.split
+    recipe, policy = experiment.recipe, experiment.recipe.split
     device = placement.mesh.devices.flat[0]
     console.print(
         f"{recipe.model.model} on {placement.count} {device.platform} device(s), {recipe.model.precision}; "
-        f"{len(experiment.train)} sites train, {len(experiment.test)} judge, {len(experiment.run.class_names)} classes "
-        f"of {experiment.run.label_column}"
+        f"{len(experiment.train)} sites train, {len(experiment.test)} judge, {len(experiment.class_names)} classes "
+        f"of {experiment.label_column}"
     )
     if policy.split_file:
         console.print(f"split from {policy.split_file}")

@@ -1,0 +1,49 @@
+# make demo: the main job on a simulated plate. make test: every quick test. Both set up .venv by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+PYTEST_FLAGS ?=
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(VENV)/.base
+	rm -rf $(DEMO)/plates $(DEMO)/dataset $(DEMO)/run
+	@echo "== 1/4 a plate with known truth, as TIFFs and load_data.csv"
+	$(BIN)/python -m data_prep simulate --out $(DEMO)/plates
+	@echo "== 2/4 cell masks and the dataset"
+	$(BIN)/python -m data_prep build --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/dataset
+	@echo "== 3/4 training"
+	$(BIN)/perturbjax train --preset demo --data $(DEMO)/dataset --out $(DEMO)/run
+	@echo "== 4/4 judging"
+	$(BIN)/perturbjax evaluate --run $(DEMO)/run
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: $(VENV)/.test
+	$(BIN)/python -m experiments.bench
+
+# The test environment serves the demo too; the demo alone needs no extras.
+$(VENV)/.base: pyproject.toml
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing perturbjax into $(VENV) (about a minute)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+# torch first and pinned: an open range would bring gigabytes of CUDA libraries.
+$(VENV)/.test: pyproject.toml
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing perturbjax with all that its tests need into $(VENV) (some minutes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@ $(VENV)/.base
+
+clean:
+	rm -rf $(DEMO) build dist *.egg-info

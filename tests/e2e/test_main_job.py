@@ -1,0 +1,75 @@
+"""TIFFs in, an honest score out: the whole way through the public commands."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from commands import SMALL, assert_same_parameters
+
+from perturbjax.dataset import SiteDataset
+
+
+def test_a_run_directory_holds_all_that_is_promised(run):
+    there = {path.name for path in run.iterdir()}
+    assert {"config.json", "split.parquet", "labels.json", "metrics.jsonl", "checkpoints", "report.html"} <= there
+    scores = json.loads((run / "evaluation/scores.json").read_text())
+    assert {"model", "majority", "chance", "position", "cell count"} <= set(scores["levels"]["site"])
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if row["split"] == "train"] == [1, 2]
+
+
+def test_predictions_hold_one_probability_a_class_for_every_site(run, dataset):
+    table = pd.read_parquet(run / "evaluation/predictions.parquet")
+    names = json.loads((run / "labels.json").read_text())
+    probabilities = table[[f"prob_{name}" for name in names]].to_numpy()
+    assert len(table) == len(SiteDataset(dataset)) and set(table["part"]) == {"train", "test"}
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert list(table["predicted"]) == [names[i] for i in probabilities.argmax(1)]
+    assert table.columns[0].startswith("Metadata_")
+
+
+def test_predict_and_evaluate_give_the_same_probabilities(command, run, dataset, tmp_path):
+    command("predict", "--run", run, "--data", dataset, "--out", tmp_path / "p.parquet", "--batch-size", 7)
+    again = pd.read_parquet(tmp_path / "p.parquet").set_index("site_id")
+    first = pd.read_parquet(run / "evaluation/predictions.parquet").set_index("site_id").loc[again.index]
+    columns = [column for column in first if column.startswith("prob_")]
+    np.testing.assert_allclose(again[columns], first[columns], atol=2e-6)
+
+
+def test_resident_and_streamed_feeds_train_the_same_network(command, run, dataset, tmp_path):
+    command("train", "--data", dataset, "--out", tmp_path / "streamed", "--feed", "streamed", *SMALL)
+    assert_same_parameters(run, tmp_path / "streamed")
+
+
+def test_a_finished_run_is_left_as_it_is(command, run, dataset):
+    before = (run / "metrics.jsonl").read_bytes()
+    command("train", "--data", dataset, "--out", run, *SMALL)
+    command("train", "--out", run, "--resume")
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_can_start_from_another(command, run, dataset, tmp_path):
+    done = command("train", "--data", dataset, "--out", tmp_path / "next", "--init-from", run, *SMALL)
+    assert f"started from {run}" in done.stderr
+
+
+def test_a_split_manifest_travels_from_split_to_train(command, run, dataset, tmp_path):
+    command("split", "--data", dataset, "--policy", "well", "--folds", 3, "--out", tmp_path / "split.parquet")
+    manifest = pd.read_parquet(tmp_path / "split.parquet")
+    used = pd.read_parquet(run / "split.parquet")
+    pd.testing.assert_frame_equal(manifest, used)
+
+
+@pytest.mark.parametrize("kind", ["pmap", "sharded"])
+def test_eight_devices_train_the_same_network_as_one(command, environment, run, dataset, tmp_path, kind):
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    try:
+        out = tmp_path / kind
+        done = command("train", "--data", dataset, "--out", out, "--devices", kind, *SMALL)
+    finally:
+        del environment["XLA_FLAGS"]
+    assert "on 8 cpu device(s)" in done.stderr
+    assert_same_parameters(run, out, tolerance=2e-4)

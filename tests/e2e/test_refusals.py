@@ -1,0 +1,123 @@
+"""Input that cannot be used: one line that says what and what to do, status 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from commands import SMALL, one_line
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+    """Run a verb that must be refused; gives its one line, after checking that `out` was not begun."""
+
+    def run(verb: str, *flags: object, out=None) -> str:
+        done = command(verb, *flags, status=2)
+        if out is not None:
+            assert not out.exists(), f"{out} was left behind"
+        return one_line(done.stderr)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--preset", "papre"), ["--preset papre", "paper"]),
+        (("--model", "resnet81"), ["--model resnet81", "attention"]),
+        (("--label-column", "Metadata_dose"), ["Metadata_dose", "Metadata_pert_iname"]),
+        (("--split", "plate", "--folds", "3"), ["only 2 groups"]),
+        (("--split", "compound"), ["nothing can be learned"]),
+        (("--split-file", "nowhere.parquet"), ["nowhere.parquet"]),
+        (("--epochs", "0"), ["--epochs", "at least one"]),
+        (("--crop", "0"), ["--crop 0"]),
+        (("--batch-size", "0"), ["--batch-size 0"]),
+        (("--device-count", "99"), ["--device-count 99"]),
+    ],
+)
+def test_impossible_flags_are_named(refused, dataset, tmp_path, flags, words):
+    line = refused("train", "--data", dataset, "--out", tmp_path / "run", *flags, out=tmp_path / "run")
+    assert all(word in line for word in words), line
+
+
+def test_a_missing_dataset_is_named(refused, tmp_path):
+    line = refused("train", "--data", tmp_path / "none", "--out", tmp_path / "run", out=tmp_path / "run")
+    assert str(tmp_path / "none") in line and "data_prep build" in line
+
+
+@pytest.mark.parametrize("missing", ["index.parquet", "provenance.json", "dataset_info.json"])
+def test_an_incomplete_dataset_is_refused(refused, dataset, tmp_path, missing):
+    shutil.copytree(dataset, tmp_path / "data")
+    (tmp_path / "data" / missing).unlink()
+    line = refused("train", "--data", tmp_path / "data", "--out", tmp_path / "run", out=tmp_path / "run")
+    assert missing in line
+
+
+def test_a_dataset_of_another_schema_version_is_refused(refused, dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "data")
+    provenance = json.loads((tmp_path / "data/provenance.json").read_text())
+    (tmp_path / "data/provenance.json").write_text(json.dumps({**provenance, "schema_version": "0.1.0"}))
+    line = refused("train", "--data", tmp_path / "data", "--out", tmp_path / "run", out=tmp_path / "run")
+    assert "0.1.0" in line
+
+
+def test_a_shard_that_is_cut_short_is_refused(refused, dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "data")
+    shard = next((tmp_path / "data").glob("*array_record*"))
+    shard.write_bytes(shard.read_bytes()[:-5000])
+    assert str(tmp_path / "data") in refused("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *SMALL)
+
+
+def test_a_run_directory_of_another_run_is_left_alone(refused, run, dataset):
+    before = (run / "config.json").read_bytes()
+    line = refused("train", "--data", dataset, "--out", run, *SMALL, "--learning-rate", "0.5")
+    assert "already holds another run" in line and "learning_rate" in line
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_left_alone(refused, dataset, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert "holds no run" in refused("train", "--data", dataset, "--out", tmp_path, *SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_output_that_cannot_be_written_is_named(refused, dataset, run, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused("train", "--data", dataset, "--out", tmp_path / "file" / "run", *SMALL)
+    assert str(tmp_path / "file") in line
+    line = refused("predict", "--run", run, "--data", dataset, "--out", tmp_path / "file" / "p.parquet")
+    assert str(tmp_path / "file") in line
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkpoint(
+    command, refused, dataset, tmp_path
+):
+    out = tmp_path / "run"
+    flags = ("--data", dataset, "--out", out, *SMALL[:4], "--epochs", "6", "--split", "well", "--folds", "3")
+    wild = (*flags, "--learning-rate", "1e30", "--weight-decay", "0", "--checkpoint-every", "1", "--warmup", "1")
+    line = refused("train", *wild)
+    assert "not finite at step" in line and "--learning-rate" in line
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "report"])
+def test_a_folder_without_a_run_is_named(refused, tmp_path, verb):
+    assert str(tmp_path) in refused(verb, "--run", tmp_path)
+
+
+def test_a_dataset_with_other_channels_does_not_fit_a_run(command, refused, run, plates, tmp_path):
+    csv = pd.read_csv(plates / "load_data.csv").head(4)
+    csv.to_csv(tmp_path / "few.csv", index=False)
+    command(
+        "data_prep build",
+        *("--load-data", tmp_path / "few.csv", "--images", plates, "--out", tmp_path / "d", "--aggregate", "none"),
+    )
+    line = refused("predict", "--run", run, "--data", tmp_path / "d", "--out", tmp_path / "p.parquet")
+    assert "channels" in line and not (tmp_path / "p.parquet").exists()
+
+
+def test_an_unknown_verb_lists_those_there_are(command):
+    done = command("trian", status=2)
+    assert "trian" in one_line(done.stderr) and "train" in done.stderr
