@@ -74,24 +74,24 @@ def position(
     """
     train_wells, train_spots = _spots(train, "training")
     test_wells, test_spots = _spots(test, "test")
-    first = np.unique(train_wells, return_index=True)[1]
-    plates, plate_of = np.unique(train[PLATE].to_numpy().astype(str)[first], return_inverse=True)
-    test_first = np.unique(test_wells, return_index=True)[1]
-    test_plate_names = test[PLATE].to_numpy().astype(str)[test_first]
-    found = np.searchsorted(plates, test_plate_names).clip(max=len(plates) - 1)
-    test_plate_of = np.where(plates[found] == test_plate_names, found, -1)
+    first, test_first = (np.unique(wells, return_index=True)[1] for wells in (train_wells, test_wells))
+    places, place_of = np.unique(
+        np.concatenate([train_spots[first], test_spots[test_first]]), axis=0, return_inverse=True
+    )
+    place_of, test_place_of = np.split(place_of.ravel(), [len(first)])
+    names = pd.concat([train[PLATE].iloc[first], test[PLATE].iloc[test_first]]).astype(str)
+    plate_of, test_plate_of = np.split(pd.factorize(names)[0], [len(first)])
 
     votes = np.zeros((len(first), classes))  # one vote a well, shared by the labels of its sites
     np.add.at(votes, (train_wells, train_labels), 1)
     votes /= votes.sum(axis=1, keepdims=True)
-    held_out = "plate" if (test_plate_of < 0).all() else "well"
-    seen = _seen(train, test)
-    fit = _PositionVotes(train_spots[first], plate_of, votes)
-    settings = [(width, own) for width in _WIDTHS for own in (_OWN_PLATE if held_out == "well" else (1.0,))]
-    leave = "nothing" if seen else held_out
+    fit = _PositionVotes(places, place_of, plate_of, votes)
+    new_plates = not np.isin(test_plate_of, plate_of).any()
+    leave = "nothing" if _seen(train, test) else "plate" if new_plates else "well"
+    settings = [(width, own) for width in _WIDTHS for own in ((1.0,) if new_plates else _OWN_PLATE)]
     correct = [fit.training_accuracy(width, own, leave) for width, own in settings]
     width, own = settings[int(np.argmax(correct))]
-    return fit.predict(test_spots[test_first], test_plate_of, width, own)[test_wells]
+    return fit.predict(test_place_of, test_plate_of, width, own)[test_wells]
 
 
 def _seen(train: pd.DataFrame, test: pd.DataFrame) -> bool:
@@ -109,43 +109,53 @@ def _spots(index: pd.DataFrame, part: str) -> tuple[Int[np.ndarray, " n"], Int[n
 
 
 class _PositionVotes:
-    """Votes of training wells, plate by plate, on the grid of the plate."""
+    """Votes of training wells on the places of a plate; a place is a row of `places` (row, column)."""
 
-    def __init__(self, spots: np.ndarray, plate_of: np.ndarray, votes: np.ndarray):
-        self.spots, self.plate_of, self.votes = spots, plate_of, votes
+    def __init__(
+        self,
+        places: Int[np.ndarray, "places 2"],
+        place_of: Int[np.ndarray, " wells"],
+        plate_of: Int[np.ndarray, " wells"],
+        votes: Float[np.ndarray, "wells classes"],
+    ):
+        self.place_of, self.plate_of, self.votes = place_of, plate_of, votes
+        self.squared = ((places[:, None] - places) ** 2).sum(axis=2)
         self.prior = votes.mean(axis=0)
+
+    def _on_places(self, wells: np.ndarray | slice) -> Float[np.ndarray, "places classes"]:
+        votes = np.zeros((len(self.squared), self.votes.shape[1]))
+        np.add.at(votes, self.place_of[wells], self.votes[wells])
+        return votes
 
     def predict(
         self,
-        spots: Int[np.ndarray, "n 2"],
+        place_of: Int[np.ndarray, " n"],
         plate_of: Int[np.ndarray, " n"],
         width: float,
         own_plate: float,
         leave: str = "nothing",
     ) -> Float[np.ndarray, "n classes"]:
-        """Probabilities at spots of plates (-1 is a plate without training wells); `leave` "plate" or "well" keeps
-        the votes of the asked wells' own plate, or of the asked wells themselves, out."""
-        out = np.empty((len(spots), self.votes.shape[1]))
+        """Probabilities at places of plates; votes of the asked wells' own plate count `own_plate` times.
+
+        `leave` "plate" keeps those out, "well" the votes of the asked wells themselves.
+        """
+        kernel = (self.squared == 0).astype(float) if width == 0 else np.exp(-self.squared / (2 * width**2))
+        everywhere = kernel @ self._on_places(slice(None))
+        out = np.empty((len(place_of), self.votes.shape[1]))
         for plate in np.unique(plate_of):
-            here = np.flatnonzero(plate_of == plate)
-            weights = _kernel(spots[here], self.spots, width)
-            same_plate = self.plate_of == plate
-            weights[:, same_plate] *= 0.0 if leave == "plate" else own_plate
+            asked = np.flatnonzero(plate_of == plate)
+            places, own = place_of[asked], self._on_places(self.plate_of == plate)
+            said = everywhere[places] + (-1.0 if leave == "plate" else own_plate - 1) * (kernel[places] @ own)
             if leave == "well":
-                weights[(spots[here][:, None] == self.spots).all(axis=2) & same_plate] = 0.0
-            said = weights @ self.votes + _PRIOR_WELLS * self.prior
-            out[here] = said / said.sum(axis=1, keepdims=True)
+                said -= own_plate * own[places]
+            said = said.clip(min=0) + _PRIOR_WELLS * self.prior  # what was taken out leaves rounding below zero
+            out[asked] = said / said.sum(axis=1, keepdims=True)
         return out
 
     def training_accuracy(self, width: float, own_plate: float, leave: str) -> float:
         """Share of training wells whose label is predicted when they are left out as `leave` says."""
-        predicted = self.predict(self.spots, self.plate_of, width, own_plate, leave).argmax(axis=1)
+        predicted = self.predict(self.place_of, self.plate_of, width, own_plate, leave).argmax(axis=1)
         return float((predicted == self.votes.argmax(axis=1)).mean())
-
-
-def _kernel(a: Int[np.ndarray, "n 2"], b: Int[np.ndarray, "m 2"], width: float) -> Float[np.ndarray, "n m"]:
-    squared = ((a[:, None] - b) ** 2).sum(axis=2)
-    return (squared == 0).astype(float) if width == 0 else np.exp(-squared / (2 * width**2))
 
 
 def cell_count(

@@ -164,11 +164,12 @@ def evaluate_predictions(
         "leads": leads,
         "train": _train_scores(predictions, train_index, class_names),
         "overlap": dataclasses.asdict(shared),
-        "warnings": warnings(split_policy, shared, levels, leads),
         "skipped": skipped,
         "seed": seed,
         "replicates": replicates,
     }
+    told = {level: leads[level] for level in shown_levels(result)}
+    result["warnings"] = warnings(split_policy, shared, levels, told)
     _write(Path(out), result, judged, clusters, class_names)
     return result
 

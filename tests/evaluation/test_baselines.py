@@ -155,3 +155,16 @@ def test_cell_count_says_why_it_cannot():
         baselines.cell_count(table, np.array([0, 1]), table, 2)
     with pytest.raises(baselines.Unavailable, match="no column mask_area"):
         baselines.cell_count(table[["n_cells"]], np.array([0, 1]), table, 2)
+
+
+@pytest.mark.shared
+def test_on_plates_of_one_layout_position_alone_names_every_compound(shared):
+    """CPJUMP1's compound plates share a map: a held-out plate is answered without looking at a cell."""
+    files = sorted((shared / "data" / "cpjump1_profiles").glob("*.csv.gz"))
+    columns = ["Metadata_Plate", "Metadata_Well", "Metadata_pert_iname"]
+    tables = [pd.read_csv(file, usecols=columns) for file in files]
+    labels = pd.factorize(pd.concat(tables)["Metadata_pert_iname"])[0]
+    index, held = pd.concat(tables, ignore_index=True), np.repeat(np.arange(len(files)), 384) == 0
+    found = baselines.position(index[~held], labels[~held], index[held], labels.max() + 1)
+    assert labels.max() + 1 == 303
+    assert accuracy(found, labels[held]) == 1.0
