@@ -78,10 +78,10 @@ def load_pretrained(
     if backbone not in BACKBONES:
         raise InputError(f"--backbone {backbone}: has no published weights; choose one of {', '.join(BACKBONES)}")
     path, revision = locate(source)
-    model, dialect = from_tensors(backbone, read_tensors(path), source, padding=padding, epsilon=epsilon)
+    model, facts = from_tensors(backbone, read_tensors(path), source, padding=padding, epsilon=epsilon)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     where = {"source": source, "file": path.name, "revision": revision, "sha256": digest}
-    return Pretrained(model, {"backbone": backbone, **where, **dialect})
+    return Pretrained(model, {**facts, **where})
 
 
 def locate(source: str) -> tuple[Path, str | None]:
@@ -174,9 +174,16 @@ def from_tensors(
         dialect["epsilon"] = epsilon or (1e-3 if tensorflow else 1e-5)
     elif padding or epsilon:
         raise InputError(f"--backbone {backbone}: padding and epsilon are EfficientNet's to choose")
-    model = nnx.eval_shape(lambda: BACKBONES[backbone](**shape, **dialect, rngs=nnx.Rngs(0)))
+    facts = {"backbone": backbone, "naming": naming.library, **shape, **dialect}
+    model = empty_backbone(facts)
     fill(model, tensors, naming, f"{source}: not {backbone}:")
-    return model, {"naming": naming.library, **shape, **dialect}
+    return model, facts
+
+
+def empty_backbone(facts: dict[str, Any]) -> nnx.Module:
+    """A backbone without values, as the facts of a `Pretrained` describe it."""
+    shape = {name: facts[name] for name in ("inputs", "classes", "padding", "epsilon") if name in facts}
+    return nnx.eval_shape(lambda: BACKBONES[facts["backbone"]](**shape, rngs=nnx.Rngs(0)))
 
 
 def _published_shape(tensors: Tensors, naming: Naming) -> dict[str, int]:

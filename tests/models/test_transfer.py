@@ -1,0 +1,138 @@
+"""Two-phase models: what stands still keeps every bit, what moves moves at its own rate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from perturbjax.config import OptimConfig, TransferConfig
+from perturbjax.models import Mode
+from perturbjax.models.resnet import BasicBlock, ResNet
+from perturbjax.models.transfer import TransferClassifier, in_phase, rate_scales, scale_updates, trainable_mask
+from perturbjax.training.optimizer import make_optimizer
+
+
+def small(head: str, channels: int = 1) -> TransferClassifier:
+    backbone = ResNet(stage_sizes=(1, 1, 1, 1), block=BasicBlock, classes=4, inputs=3, rngs=nnx.Rngs(0))
+    return TransferClassifier(backbone, head=head, classes=3, channels=channels, dropout=0.1, rngs=nnx.Rngs(1))
+
+
+def leaves(tree) -> dict[str, np.ndarray]:
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in found}
+
+
+def one_step(model, phase, transfer, optim=OptimConfig(weight_decay=0.1, decoupled=False)):  # noqa: B008
+    """Parameters and statistics before and after a training step, weight decay on."""
+    graphdef, params, stats = nnx.split(in_phase(model, phase), nnx.Param, nnx.BatchStat)
+    optimizer = scale_updates(make_optimizer(optim, 10), rate_scales(params, phase, transfer))
+    x = jax.random.uniform(jax.random.key(0), (4, 40, 40, 2))
+    labels = jnp.array([0, 1, 2, 0])
+
+    @jax.jit
+    def step(params, stats, opt_state):
+        def loss(params):
+            model = nnx.merge(graphdef, params, stats, copy=True)
+            logits = model(x, Mode(train=True, keys=jax.random.split(jax.random.key(1), 4))).logits
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, nnx.state(model, nnx.BatchStat)
+
+        gradients, stats_after = jax.grad(loss, has_aux=True)(params)
+        updates, _ = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), stats_after
+
+    after = step(params, stats, optimizer.init(params))
+    return leaves((params, stats)), leaves(after)
+
+
+@pytest.mark.parametrize("head", ["dense", "attention"])
+def test_in_the_first_phase_the_backbone_is_bit_identical_and_every_new_layer_moves(head):
+    model = small(head)
+    kernel = model.backbone.stem.conv.kernel
+    kernel[...] = kernel[...].at[0, 0, 0, :2].set(jnp.array([-0.0, 0.0]))  # signed zeros are bits too
+    before, after = one_step(model, "new layers", TransferConfig(head=head))
+    backbone = [name for name in before if "backbone" in name]
+    assert len(backbone) > 40
+    for name, value in before.items():
+        same = value.tobytes() == after[name].tobytes()
+        assert same == (name in backbone), name
+
+
+def test_in_the_second_phase_everything_moves_and_the_backbone_less():
+    transfer = TransferConfig(finetune_rate=0.1, layer_decay=0.5)
+    before, after = one_step(small("dense"), "all layers", transfer)
+    assert all(value.tobytes() != after[name].tobytes() for name, value in before.items())
+    # Adam's first step is the learning rate, whatever the gradient: what it is multiplied with shows.
+    moved = {name: np.abs(after[name] - value).max() for name, value in before.items()}
+    full = moved["0/head/kernel/value"]
+    for layer, share in (
+        ("stages/3/0/layers/1/conv", 0.1),
+        ("stages/0/0/layers/0/conv", 0.1 / 8),
+        ("stem/conv", 0.1 / 16),
+    ):
+        assert moved[f"0/backbone/{layer}/kernel/value"] / full == pytest.approx(share, rel=1e-2)
+
+
+def test_masks_and_scales_agree_on_what_moves():
+    _, params, _ = nnx.split(small("attention"), nnx.Param, nnx.BatchStat)
+    for phase in ("new layers", "all layers"):
+        scales, moves = rate_scales(params, phase, TransferConfig()), trainable_mask(params, phase)
+        assert jax.tree.map(bool, scales) == moves
+    frozen = leaves(trainable_mask(params, "new layers"))
+    assert {name.split("/")[0] for name, value in frozen.items() if value} == {"head", "attention"}
+    assert all(jax.tree.leaves(trainable_mask(params, "all layers")))
+
+
+def test_frozen_features_are_the_backbone_s_own_even_while_training():
+    model = in_phase(small("dense"), "new layers")
+    x = jax.random.uniform(jax.random.key(0), (3, 33, 40, 2))
+    alone = model.backbone.feature_map(jnp.repeat(x[..., 1:], 3, axis=-1), Mode()).mean((1, 2))
+    training = model(x, Mode(train=True)).features
+    np.testing.assert_allclose(training, alone, rtol=1e-5)
+    assert not np.allclose(in_phase(model, "all layers")(x, Mode(train=True)).features, alone, rtol=1e-2)
+
+
+def test_attention_depends_on_the_mask_and_dense_does_not():
+    x = jax.random.uniform(jax.random.key(0), (2, 40, 40, 2))
+    other = x.at[..., 0].set(1 - x[..., 0])
+    for head, differs in (("dense", False), ("attention", True)):
+        forward = nnx.jit(lambda model, x: model(x, Mode()).logits)
+        model = small(head)
+        assert np.allclose(forward(model, x), forward(model, other)) != differs
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_any_number_of_channels_reaches_the_three_colours(channels):
+    model = small("dense", channels)
+    seen = []
+    model.backbone.feature_map = lambda image, mode: seen.append(image) or jnp.zeros((1, 2, 2, 512))
+    image = np.random.default_rng(0).normal(size=(1, 4, 4, channels)).astype(np.float32)
+    model(jnp.concatenate([jnp.ones((1, 4, 4, 1)), image], -1), Mode())
+    expected = {1: [[0], [0], [0]], 2: [[0], [1], []], 3: [[0], [1], [2]], 5: [[0, 3], [1, 4], [2]]}[channels]
+    for colour, sources in enumerate(expected):
+        mean = image[..., sources].mean(-1) if sources else np.zeros((1, 4, 4))
+        np.testing.assert_allclose(seen[0][..., colour], mean, atol=1e-6)
+
+
+def test_the_published_weights_are_in_the_model_and_a_skeleton_has_its_shape():
+    from perturbjax.models.transfer import build, skeleton
+    from perturbjax.models.weights import load_pretrained
+
+    transfer = TransferConfig(weights="package:efficientnet_lite0", head="attention")
+    shape = {"classes": 5, "channels": 3, "dropout": 0.2}
+    model, provenance = build("efficientnet_lite0", transfer, **shape, seed=0)
+    published = load_pretrained("efficientnet_lite0", transfer.weights).model
+    assert provenance["sha256"].startswith("57934424") and provenance["padding"] == "same"
+    np.testing.assert_array_equal(model.backbone.top.conv.kernel[...], published.top.conv.kernel[...])
+    empty = skeleton(provenance, transfer, **shape)
+    mine, other = (jax.tree.map(jnp.shape, leaves(nnx.split(m, nnx.Param, ...)[1])) for m in (model, published))
+    assert {k: v for k, v in mine.items() if k.startswith("backbone/")}.keys() == {
+        f"backbone/{k}" for k in other if not k.startswith("head/")
+    }
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    other_graphdef, other_params, other_stats = nnx.split(empty, nnx.Param, nnx.BatchStat)
+    assert graphdef == other_graphdef
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in ((params, stats), (other_params, other_stats))]
+    assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
