@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -110,6 +110,7 @@ def evaluate_predictions(
     out: Path,
     seed: int = 0,
     replicates: int = 2000,
+    resample: Literal["well", "plate"] = "well",
 ) -> dict[str, Any]:
     """Judge predictions of the test part and write `scores.json`, `scores.csv`, `per_class.csv`, `confusion.csv`.
 
@@ -122,6 +123,7 @@ def evaluate_predictions(
         out: folder to write to.
         seed: of the bootstrap.
         replicates: of the bootstrap.
+        resample: what the bootstrap draws whole. Plates give the wider, more cautious interval, and need several.
 
     Returns:
         what `scores.json` holds: `levels` {site|well: {subject: {metric: {value, low, high}}}}, `leads` (model minus
@@ -137,10 +139,12 @@ def evaluate_predictions(
     judged = read_predictions(predictions, test_index, class_names)
     train_labels = label_numbers(train_index["label"], class_names, "train_index")
     subjects, skipped = _subjects(judged, train_index, train_labels)
-    clusters = well_ids(judged.index)
+    wells = well_ids(judged.index)
+    clusters = wells if resample == "well" else pd.factorize(judged.index[PLATE])[0]
+    cluster_of_well = clusters[np.unique(wells, return_index=True)[1]]
     counts = {"site": _count_sites(subjects, judged.labels, clusters, train_labels, seed)}
     try:
-        counts["well"] = _count_wells(subjects, judged.labels, clusters, train_labels, seed)
+        counts["well"] = _count_wells(subjects, judged.labels, wells, cluster_of_well, train_labels, seed)
     except InputError as error:
         skipped["well level"] = str(error)
 
@@ -154,7 +158,7 @@ def evaluate_predictions(
         "split_words": MEANING.get(split_policy, "as given in a split file"),
         "n": {
             "site": len(judged.labels),
-            "well": int(clusters.max()) + 1,
+            "well": len(cluster_of_well),
             "plate": int(test_index[PLATE].nunique()),
             "train_site": len(train_index),
             "classes": len(class_names),
@@ -167,10 +171,11 @@ def evaluate_predictions(
         "skipped": skipped,
         "seed": seed,
         "replicates": replicates,
+        "resample": resample,
     }
     told = {level: leads[level] for level in shown_levels(result)}
     result["warnings"] = warnings(split_policy, shared, levels, told)
-    _write(Path(out), result, judged, clusters, class_names)
+    _write(Path(out), result, judged, wells, class_names)
     return result
 
 
@@ -199,12 +204,16 @@ def _count_sites(
 
 
 def _count_wells(
-    subjects: dict[str, np.ndarray], labels: np.ndarray, wells: np.ndarray, train_labels: np.ndarray, seed: int
+    subjects: dict[str, np.ndarray],
+    labels: np.ndarray,
+    wells: np.ndarray,
+    cluster_of_well: np.ndarray,
+    train_labels: np.ndarray,
+    seed: int,
 ) -> dict[str, Counts]:
     together = {name: aggregate_wells(wells, labels, probabilities) for name, probabilities in subjects.items()}
-    well_labels = together[MODEL][0]
     probabilities = {name: mean for name, (_, mean) in together.items()}
-    return _count_sites(probabilities, well_labels, np.arange(len(well_labels)), train_labels, seed)
+    return _count_sites(probabilities, together[MODEL][0], cluster_of_well, train_labels, seed)
 
 
 def _train_scores(predictions: pd.DataFrame, train_index: pd.DataFrame, class_names: Sequence[str]) -> dict[str, float]:
@@ -276,7 +285,7 @@ def print_table(result: dict[str, Any]) -> None:
             table.add_section()
             table.add_row("on training", *(f"{result['train'][metric]:.3f}" for metric in metrics))
         console.print(table)
-    console.print(f"In brackets: 95 % intervals from {result['replicates']} bootstrap resamples of whole wells.")
+    console.print(f"In brackets: 95 % intervals from {result['replicates']} resamples of whole {result['resample']}s.")
     for sentence in headline(result):
         console.print(f"[bold]{escape(sentence)}[/bold]")
     for name, why in result["skipped"].items():

@@ -43,6 +43,21 @@ def test_site_scores_are_the_plain_scores_of_the_predictions(screen, tmp_path):
     assert {metric: found[metric]["value"] for metric in METRICS} == pytest.approx(plain)
 
 
+def test_resampling_plates_widens_intervals_where_plates_differ(tmp_path):
+    """The model knows one of the four test plates by heart and guesses on the others."""
+    index = make_index(plates=6)
+    test = index[~index["Metadata_Plate"].isin(["P0", "P1"])].reset_index(drop=True)
+    guesses, knows = make_predictions(test, skill=0), make_predictions(test, skill=50)
+    predictions = guesses.where(test["Metadata_Plate"] != "P2", knows)
+    screen = (index[index["Metadata_Plate"].isin(["P0", "P1"])], test, predictions)
+    width = {}
+    for resample in ("well", "plate"):
+        result = judge(screen, tmp_path, resample=resample, replicates=500)
+        accuracy = result["levels"]["well"]["model"]["accuracy"]
+        width[resample] = accuracy["high"] - accuracy["low"]
+    assert width["plate"] > 2 * width["well"]
+
+
 def test_the_order_of_the_predictions_does_not_matter(screen, tmp_path):
     _, _, predictions = screen
     shuffled = predictions.sample(frac=1, random_state=0)
