@@ -161,8 +161,8 @@ def _scores(result: dict[str, Any]) -> str:
             rows.append((["model, on training sites", *(f"{result['train'][m]:.3f}" for m in metrics)], ""))
         parts.append(_table([f"by {level} (n = {result['n'][level]})", *(METRIC_WORDS[m] for m in metrics)], rows))
     parts.append(
-        f"<p><small>In brackets: 95 % intervals from {result['replicates']} resamples of whole "
-        f"{result['resample']}s. A well's prediction is the mean of its sites' probabilities. majority: training frequencies. chance: a class "
+        f"<p><small>In brackets: 95 % intervals from {result['replicates']} resamples of whole {result['resample']}s. "
+        "A well's prediction is the mean of its sites' probabilities. majority: training frequencies. chance: a class "
         "drawn by them. position: nearest training wells. cell count: number and area of the cells.</small></p>"
     )
     parts += [f"<p><small>No {_text(name)}: {_text(why)}.</small></p>" for name, why in result["skipped"].items()]
