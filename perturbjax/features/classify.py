@@ -44,7 +44,8 @@ def classify(config: ClassifyConfig) -> pd.DataFrame:
     right.
 
     Returns:
-        the scoreboard (see `scoreboard.scoreboard`), with `seconds` (fitting, all folds) and `tuned`.
+        the scoreboard (see `scoreboard.scoreboard`), with `seconds` (fitting, all folds), and where tuned `setting`
+        (one a fold) and `inner_score` (mean over folds of what tuning maximised, on training rows alone).
 
     Raises:
         InputError: a file, column, plate or flag cannot be used; nothing can be learned; or no model could be fitted.
@@ -156,7 +157,8 @@ class _Fitted:
     train: np.ndarray
     test: np.ndarray
     seconds: float
-    tuned: str
+    setting: str
+    inner_score: float
 
 
 class _Task:
@@ -180,16 +182,15 @@ class _Task:
         start = time.monotonic()
         recipe = CLASSIFIERS[name]
         model = recipe.make(len(labels), len(np.unique(labels)), self.config.seed)
-        chosen, score = _tune(model, recipe.grid, inner, self.config.tune_by) if inner else ({}, None)
+        chosen, score = _tune(model, recipe.grid, inner, self.config.tune_by) if inner else ({}, float("nan"))
         model.set_params(**chosen)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model.fit(arrays[splits.TRAIN], labels)
         self.notes += [f"{name}: {str(w.message).splitlines()[0]}" for w in caught if "onverge" in str(w.message)]
-        said = ", ".join(f"{key} {value:g}" for key, value in chosen.items())
-        tuned = "" if score is None else f"{said} ({self.config.tune_by} {score:.3f})".strip()
+        setting = ", ".join(f"{key} {value:g}" for key, value in chosen.items())
         train, test = (probabilities(model, arrays[part], classes) for part in (splits.TRAIN, splits.TEST))
-        return _Fitted(train, test, time.monotonic() - start, tuned)
+        return _Fitted(train, test, time.monotonic() - start, setting, score)
 
     def _prepare(self, manifest: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list]:
         if self._prepared is None or self._prepared[0] is not manifest:

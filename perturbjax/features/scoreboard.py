@@ -145,14 +145,16 @@ def print_scoreboard(table: pd.DataFrame) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
+    gap = " " if console.width >= 125 else "\n"
     for level, rows in table.groupby("level", sort=False):
         title = f"{LEVELS[level]} (n = {rows['n'].iloc[0]})"
         shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for column in ("", "train accuracy", *(f"test {words}" for words in SHOWN.values())):
-            shown.add_column(column, justify="left" if not column else "right")
+        shown.add_column("")
+        for column in ("train accuracy", *(f"test {words}" for words in SHOWN.values())):
+            shown.add_column(column, justify="right")
         for _, row in rows.iterrows():
             train = "" if row["baseline"] else f"{row['train_accuracy']:.3f}"
-            cells = [f"{row[m]:.3f} [{row[f'{m}_low']:.2f}, {row[f'{m}_high']:.2f}]" for m in SHOWN]
+            cells = [f"{row[m]:.3f}{gap}[{row[f'{m}_low']:.2f}, {row[f'{m}_high']:.2f}]" for m in SHOWN]
             shown.add_row(row["subject"], train, *cells, style="dim" if row["baseline"] else "")
         console.print(shown)
     console.print("In brackets: 95 % intervals from bootstrap resamples of whole wells. Dim rows are baselines.")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_profiles import make_table, write
 
 from perturbjax.console import InputError
 from perturbjax.features.profiles import aggregate_to_wells, read_profiles
-from tests.features.screens import make_table, write
 
 
 def test_parquet_and_compressed_csv_read_the_same(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_tables_that_cannot_be_used_are_refused_in_one_line(tmp_path: Path, chan
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"not parquet")
-    with pytest.raises(InputError, match="a.parquet: cannot be read"):
+    with pytest.raises(InputError, match=r"a\.parquet: cannot be read"):
         read_profiles([tmp_path / "a.parquet"])
     with pytest.raises(InputError, match="no such features file"):
         read_profiles([tmp_path / "none.csv"])

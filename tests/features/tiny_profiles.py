@@ -25,7 +25,7 @@ def make_table(
         values = (centres[kinds] + rng.normal(size=(wells, features))) * (1 + plate) + 10 * plate
         table = pd.DataFrame(values, columns=[f"Cells_f{i}" for i in range(features)])
         table.insert(0, "Metadata_Plate", f"P{plate}")
-        table.insert(1, "Metadata_Well", [f"{'ABCD'[w // 6]}{w % 6 + 1:02d}" for w in range(wells)])
+        table.insert(1, "Metadata_Well", [f"{chr(65 + w // 6)}{w % 6 + 1:02d}" for w in range(wells)])
         table.insert(2, "Metadata_pert_iname", np.asarray(COMPOUNDS)[kinds])
         table.insert(3, "Metadata_control_type", np.where(kinds == 0, "negcon", ""))
         tables.append(table)
