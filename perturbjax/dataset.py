@@ -142,8 +142,17 @@ class SiteDataset:
         return self.index[name]
 
     def record(self, position: int) -> dict[str, Any]:
-        """One decoded record as stored (texts are bytes, as TFDS gives them)."""
-        return self._source[int(position)]
+        """One decoded record as stored (texts are bytes, as TFDS gives them).
+
+        Raises:
+            InputError: the shards are damaged.
+        """
+        try:
+            return self._source[int(position)]
+        except RuntimeError as error:  # what array_record raises for damaged files
+            raise InputError(
+                f"{self.path}: record {position} cannot be read ({error}); build the dataset again"
+            ) from error
 
     def read(
         self, positions: Sequence[int] | np.ndarray
@@ -153,9 +162,27 @@ class SiteDataset:
         images = np.empty((len(positions), height, width, len(self.channel_names)), self.image_dtype)
         masks = np.empty((len(positions), height, width), np.uint16)
         for row, position in enumerate(positions):
-            record = self.record(position)
-            images[row], masks[row] = record["image"], record["mask"]
+            images[row], masks[row] = self.pixels(position)
         return images, masks
+
+    def pixels(self, position: int) -> tuple[UInt[np.ndarray, "h w c"], UInt16[np.ndarray, "h w"]]:
+        """Image and mask of one record, without its texts: what `record` gives, in less than half the time.
+
+        The tensors are inflated by libdeflate, straight into their arrays; tfds uses Python's zlib.
+        """
+        import imagecodecs
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        example = tf_example_pb2.Example.FromString(self._source.data_source[int(position)])
+        fields = example.features.feature
+
+        def tensor(name: str, dtype: np.dtype) -> np.ndarray:
+            array = np.empty(tuple(fields[f"{name}/shape"].int64_list.value), dtype)
+            (deflated,) = fields[f"{name}/value"].bytes_list.value
+            imagecodecs.deflate_decode(deflated, out=array.reshape(-1).view(np.uint8))
+            return array
+
+        return tensor("image", self.image_dtype), tensor("mask", np.dtype(np.uint16))
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:

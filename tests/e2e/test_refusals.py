@@ -30,7 +30,7 @@ def refused(command, tmp_path):
         (("--model", "resnet81"), ["--model resnet81", "attention"]),
         (("--label-column", "Metadata_dose"), ["Metadata_dose", "Metadata_pert_iname"]),
         (("--split", "plate", "--folds", "3"), ["only 2 groups"]),
-        (("--split", "compound"), ["nothing can be learned"]),
+        (("--split", "compound", "--folds", "2"), ["nothing can be learned"]),
         (("--split-file", "nowhere.parquet"), ["nowhere.parquet"]),
         (("--epochs", "0"), ["--epochs", "at least one"]),
         (("--crop", "0"), ["--crop 0"]),
@@ -112,7 +112,8 @@ def test_a_dataset_with_other_channels_does_not_fit_a_run(command, refused, run,
     csv.to_csv(tmp_path / "few.csv", index=False)
     command(
         "data_prep build",
-        *("--load-data", tmp_path / "few.csv", "--images", plates, "--out", tmp_path / "d", "--aggregate", "none"),
+        *("--load-data", tmp_path / "few.csv", "--images", plates, "--out", tmp_path / "d"),
+        *("--aggregate", "none", "--segment-channels", "DNA"),
     )
     line = refused("predict", "--run", run, "--data", tmp_path / "d", "--out", tmp_path / "p.parquet")
     assert "channels" in line and not (tmp_path / "p.parquet").exists()
