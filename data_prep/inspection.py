@@ -18,6 +18,8 @@ from perturbjax.dataset import PLATE, SITE, WELL
 
 #: Sites whose files are opened to learn sizes and types.
 SAMPLE = 48
+#: Columns of text where the output is a file or a pipe.
+PLAIN_WIDTH = 120
 #: A label column has at least this many sites in a class, on average; else it is a name and not a class.
 LEAST_PER_CLASS = 2
 
@@ -53,6 +55,8 @@ def inspect(options: InspectOptions) -> None:
     )
     label_column = choose_label(table.sites, options.label_column, options.load_data)
     out = Console(highlight=False, soft_wrap=True)
+    if not out.is_terminal:
+        out.width = PLAIN_WIDTH
     out.print(_counts(table))
     out.print(_channels(table, sizes := _sizes(table)))
     out.print(_labels(table, label_column))

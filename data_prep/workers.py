@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -82,7 +83,7 @@ class Pool:
     def __init__(self, workers: int):
         self.workers = workers
         self._executor = ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent
+            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_follow_parent
         )
 
     def __enter__(self) -> Pool:
@@ -132,8 +133,13 @@ def worker_count(asked: int, engine: segment.Engine) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _die_with_parent() -> None:
-    """A killed parent cannot tell its workers: they watch for its end themselves, or they would wait for ever."""
+def _follow_parent() -> None:
+    """End when the parent ends, and not before.
+
+    A killed parent cannot tell its workers, and they would wait for ever: they watch for its end themselves.
+    Ctrl-C reaches the whole group: the parent answers it, once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

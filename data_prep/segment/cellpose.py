@@ -114,8 +114,9 @@ def find_weights(weights: str, major: int) -> Path:
             f"--weights {weights}: no such file, and cellpose {major} has no model of that name; "
             f"it has {', '.join(names)}"
         )
+    fetched = getattr(models, "model_path", None) or models.cache_model_path  # 3.1 and 4.0; 4.1 and later
     try:
-        return Path(models.model_path(weights))
+        return Path(fetched(weights))
     except Exception as error:  # urllib, ssl and socket raise many kinds
         raise InputError(f"--weights {weights}: the model could not be fetched ({error}); give a PATH") from error
 
