@@ -66,8 +66,8 @@ def read_profiles(paths: Sequence[Path | str]) -> Profiles:
     """Read one or several files (parquet, or CSV/TSV, also compressed) and put them one below the other.
 
     Features are the numeric columns that all files share. Left out, each with a note: columns that some file lacks,
-    columns that are not numbers. Infinite values become NaN, with a note. `site_id` is the file's own or, where it has
-    none, plate_well(_site).
+    columns that are not numbers. Infinite values become NaN, with a note. `site_id` is the file's own (`site_id` or
+    `Metadata_site_id`) or, where it has none, plate_well(_site).
 
     Raises:
         InputError: a file cannot be read, has no rows, no `Metadata_Plate` or `Metadata_Well`, no numeric feature; the
@@ -152,6 +152,8 @@ def as_text(column: pd.Series) -> pd.Series:
 def _site_ids(metadata: pd.DataFrame) -> pd.Series:
     if SITE_ID in metadata.columns:
         return metadata.pop(SITE_ID)
+    if METADATA + SITE_ID in metadata.columns:
+        return metadata[METADATA + SITE_ID]
     parts = [metadata[PLATE], metadata[WELL]] + ([metadata[SITE]] if SITE in metadata.columns else [])
     return parts[0].str.cat(parts[1:], sep="_")
 

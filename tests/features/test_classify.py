@@ -225,6 +225,7 @@ def test_the_table_shows_training_and_test_side_by_side(tmp_path: Path, capsys: 
         assert part in words
 
 
+@pytest.mark.slow
 def test_ridge_takes_seconds_on_three_thousand_profiles_of_two_thousand_features() -> None:
     import time
 

@@ -34,6 +34,8 @@ def test_rows_without_an_id_are_called_by_plate_well_and_site(tmp_path: Path) ->
     assert read_profiles([write(table, tmp_path / "a.csv")]).metadata["site_id"][0] == "P0_A01"
     table.insert(2, "Metadata_Site", 3)
     assert read_profiles([write(table, tmp_path / "a.csv")]).metadata["site_id"][0] == "P0_A01_3"
+    table["Metadata_site_id"] = [f"site {i}" for i in range(24)]
+    assert read_profiles([write(table, tmp_path / "a.csv")]).metadata["site_id"][0] == "site 0"
 
 
 def test_files_are_joined_on_the_features_they_share_and_this_is_said(tmp_path: Path) -> None:
