@@ -18,7 +18,7 @@ from perturbjax.files import atomic, make_folder
 from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
 from perturbjax.training.devices import DeviceKind, choose_placement, use_compilation_cache
-from perturbjax.training.fit import create_network
+from perturbjax.training.phases import create_network
 from perturbjax.training.predict import Predictions, predict_sites
 from perturbjax.training.run import Run, open_run
 from perturbjax.training.step import make_predict_step, split_model
@@ -104,7 +104,8 @@ def load_network(
     """
     _require_fitting(run, dataset)
     recipe = run.recipe
-    graphdef, params, stats = split_model(create_network(recipe, dataset, run.class_names))
+    model, _ = create_network(recipe, dataset, run.class_names, run.facts.get("pretrained"))
+    graphdef, params, stats = split_model(model)
     checkpoints = Checkpoints(run.path)
     tree, facts = checkpoints.load(checkpoint, epoch or None)
     checkpoints.close()

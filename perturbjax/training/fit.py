@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +11,8 @@ import jax
 import numpy as np
 import pandas as pd
 import tyro
-from flax import nnx
 from jaxtyping import Int
 
-from perturbjax import models
 from perturbjax.config import Recipe, check
 from perturbjax.console import InputError, console, track
 from perturbjax.dataset import SiteDataset
@@ -33,7 +30,7 @@ from perturbjax.splits import MEANING, TEST, TRAIN, split_for
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
 from perturbjax.training.devices import DeviceKind, Placement, choose_placement, stack_steps, use_compilation_cache
 from perturbjax.training.loss import class_weights
-from perturbjax.training.optimizer import make_optimizer, schedules
+from perturbjax.training.phases import Phase, create_network, plan_phases
 from perturbjax.training.predict import accuracy_and_loss, predict_sites
 from perturbjax.training.run import Run, open_run, start_run
 from perturbjax.training.step import TrainState, initial_state, make_predict_step, make_train_step, split_model
@@ -87,6 +84,8 @@ class Experiment:
     graphdef: Any
     params: Any
     stats: Any
+    pretrained: dict[str, Any] | None
+    """Where published weights in the network came from."""
 
     @property
     def class_names(self) -> list[str]:
@@ -95,10 +94,6 @@ class Experiment:
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.train) // self.recipe.optim.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        return self.recipe.optim.epochs * self.steps_per_epoch
 
 
 def fit(config: TrainConfig) -> Run:
@@ -115,18 +110,9 @@ def fit(config: TrainConfig) -> Run:
     experiment = prepare_experiment(config)
     recipe = experiment.recipe
 
-    optimizer = make_optimizer(recipe.optim, experiment.total_steps)
-    learning_rate, _ = schedules(recipe.optim, experiment.total_steps)
-    train_step = make_train_step(
-        experiment.graphdef,
-        optimizer,
-        recipe,
-        steps_per_epoch=experiment.steps_per_epoch,
-        class_weight=_class_weight(experiment),
-        axis_name=placement.axis_name,
-    )
+    phases = plan_phases(recipe, experiment.graphdef, experiment.params, experiment.stats, experiment.steps_per_epoch)
     predict_step = placement.compile_predict(make_predict_step(experiment.graphdef, recipe))
-    state = initial_state(experiment.params, experiment.stats, optimizer)
+    state = initial_state(experiment.params, experiment.stats, phases[0].optimizer)
 
     # All input has been checked by now, so that a refusal leaves no directory behind.
     run = start_run(
@@ -136,19 +122,24 @@ def fit(config: TrainConfig) -> Run:
         label_column=experiment.label_column,
         class_names=experiment.class_names,
         manifest=experiment.manifest,
+        pretrained=experiment.pretrained,
     )
     checkpoints = Checkpoints(run.path, keep_latest=config.keep_latest, keep_best=config.keep_best)
     state, done = _resume(run, checkpoints, state)
-    _say_what_runs(experiment, placement, done)
+    _say_what_runs(experiment, placement, phases, done)
     if done == recipe.optim.epochs:
         return run
     state = placement.replicate(state)
     feed = make_feed(config.feed, experiment, placement, workers=config.workers)
-    run_epoch = _epoch_runner(feed, experiment, placement, train_step)
 
-    epochs = range(done, recipe.optim.epochs)
+    phase, epochs = None, range(done, recipe.optim.epochs)
     for epoch in track(epochs, total=recipe.optim.epochs, done=done, label="train", unit="epochs"):
         started = time.monotonic()
+        if phase is None or epoch == phase.stop:
+            phase = next(p for p in phases if epoch < p.stop)
+            run_epoch = _epoch_runner(feed, experiment, placement, phase)
+        if epoch == phase.first:
+            state = placement.replicate(state._replace(opt_state=phase.optimizer.init(state.params)))
         state, sums = run_epoch(state, epoch)
         sums = jax.device_get(sums)
         _require_finite(sums.loss, epoch, experiment.steps_per_epoch, run)
@@ -158,7 +149,7 @@ def fit(config: TrainConfig) -> Run:
             "split": TRAIN,
             "loss": float(sums.loss.sum() / sums.loss_weight.sum()),
             "accuracy": float(sums.correct.sum() / sums.weight.sum()),
-            "learning_rate": float(learning_rate(int(state.step) - 1)),
+            "learning_rate": float(phase.learning_rate(int(state.step) - phase.first * experiment.steps_per_epoch - 1)),
             "seconds": round(time.monotonic() - started, 3),
         }
         rows, accuracy = [row], None
@@ -194,7 +185,8 @@ def prepare_experiment(config: TrainConfig) -> Experiment:
         manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
     class_names = sorted(labels.unique())
-    graphdef, params, stats = split_model(create_network(recipe, dataset, class_names))
+    model, pretrained = create_network(recipe, dataset, class_names)
+    graphdef, params, stats = split_model(model)
     if config.init_from is not None:
         params, stats = _parameters_from(config.init_from, params, stats)
     train, test = (positions_of(dataset, manifest, part) for part in (TRAIN, TEST))
@@ -209,18 +201,7 @@ def prepare_experiment(config: TrainConfig) -> Experiment:
         graphdef=graphdef,
         params=params,
         stats=stats,
-    )
-
-
-def create_network(recipe: Recipe, dataset: SiteDataset, class_names: Sequence[str]) -> nnx.Module:
-    """The recipe's network, fresh, for a dataset's channels."""
-    return models.create(
-        recipe.model.model,
-        classes=len(class_names),
-        channels=len(dataset.channel_names),
-        dropout=recipe.model.dropout,
-        seed=recipe.seed,
-        image_size=recipe.augment.crop,
+        pretrained=pretrained,
     )
 
 
@@ -249,11 +230,17 @@ def make_feed(
     )
 
 
-def _epoch_runner(
-    feed: ResidentFeed | StreamedFeed, experiment: Experiment, placement: Placement, train_step: Any
-) -> Any:
+def _epoch_runner(feed: ResidentFeed | StreamedFeed, experiment: Experiment, placement: Placement, phase: Phase) -> Any:
     """(state, epoch) → (state, sums a step): one dispatch where the data is resident, one a step where streamed."""
     recipe = experiment.recipe
+    train_step = make_train_step(
+        phase.graphdef,
+        phase.optimizer,
+        recipe,
+        steps_per_epoch=experiment.steps_per_epoch,
+        class_weight=_class_weight(experiment),
+        axis_name=placement.axis_name,
+    )
     if isinstance(feed, ResidentFeed):
         run_steps = placement.compile_epoch(train_step, gather)
 
@@ -318,7 +305,7 @@ def _require_finite(losses: np.ndarray, epoch: int, steps_per_epoch: int, run: R
         )
 
 
-def _say_what_runs(experiment: Experiment, placement: Placement, done: int) -> None:
+def _say_what_runs(experiment: Experiment, placement: Placement, phases: list[Phase], done: int) -> None:
     recipe, policy = experiment.recipe, experiment.recipe.split
     device = placement.mesh.devices.flat[0]
     console.print(
@@ -326,6 +313,12 @@ def _say_what_runs(experiment: Experiment, placement: Placement, done: int) -> N
         f"{len(experiment.train)} sites train, {len(experiment.test)} judge, {len(experiment.class_names)} classes "
         f"of {experiment.label_column}"
     )
+    if experiment.pretrained is not None:
+        moves = "; ".join(f"epochs {phase.first + 1} to {phase.stop}: {phase.name}" for phase in phases)
+        console.print(
+            f"weights from {experiment.pretrained['source']} (SHA-256 {experiment.pretrained['sha256'][:12]}…)"
+        )
+        console.print(f"{moves} move")
     if policy.split_file:
         console.print(f"split from {policy.split_file}")
     else:

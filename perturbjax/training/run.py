@@ -95,14 +95,19 @@ def start_run(
     label_column: str,
     class_names: list[str],
     manifest: pd.DataFrame,
+    pretrained: dict[str, Any] | None = None,
 ) -> Run:
     """Begin a run, or open the one that the same recipe, data and split began here before.
+
+    `pretrained` says where published weights in the network came from.
 
     Raises:
         InputError: the directory holds another run, or something that is no run.
     """
     path = Path(path)
     facts = {"label_column": label_column, "split_fingerprint": fingerprint(manifest), **dataset_facts(dataset)}
+    if pretrained is not None:
+        facts["pretrained"] = pretrained
     if (path / CONFIG).is_file():
         run = open_run(path)
         _require_same(run, recipe, facts)

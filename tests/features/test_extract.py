@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from flax import nnx
-from safetensors.numpy import save_file
+from published import write_resnet18
 from tiny_dataset import write_dataset
 
 from perturbjax.augment import RawBatch
@@ -24,7 +24,6 @@ from perturbjax.features import extract as extraction
 from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, dihedral, intensity_range
 from perturbjax.models import Mode
-from perturbjax.models.resnet import resnet18
 from perturbjax.models.weights import load_pretrained
 
 SITES, CHANNELS = 26, ["DNA", "Actin"]
@@ -37,19 +36,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A random resnet18 under torchvision's names."""
-    from perturbjax.models.naming import NAMINGS
-
-    rng, tensors = np.random.default_rng(0), {}
-    model = nnx.eval_shape(lambda: resnet18(classes=2, inputs=3, rngs=nnx.Rngs(0)))
-    for path, leaf in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
-        fan_in = np.prod(leaf.shape[:-1]) or 1
-        value = rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape) if leaf.ndim > 1 else rng.uniform(0.5, 1.5, leaf.shape)
-        value = value.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, (0,)))
-        tensors[NAMINGS[0].tensor(path)] = np.ascontiguousarray(value, np.float32)
-    file = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
-    save_file(tensors, file)
-    return str(file)
+    return str(write_resnet18(tmp_path_factory.mktemp("weights") / "resnet18.safetensors"))
 
 
 SMALL = AdaptConfig(size=32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -57,3 +59,22 @@ def features_and_logits(network: torch.nn.Module, x: np.ndarray) -> tuple[np.nda
         if hasattr(network, "extract_features"):
             return network.extract_features(batch).mean((2, 3)).numpy(), network(batch).numpy()
         return network.resnet(batch).pooler_output.flatten(1).numpy(), network(batch).logits.numpy()
+
+
+def write_resnet18(path: Path, *, inputs: int = 3) -> Path:
+    """A random resnet18 of two classes under torchvision's names, as .safetensors."""
+    from flax import nnx
+    from safetensors.numpy import save_file
+
+    from perturbjax.models.naming import NAMINGS
+    from perturbjax.models.resnet import resnet18
+
+    rng, tensors = np.random.default_rng(0), {}
+    model = nnx.eval_shape(lambda: resnet18(classes=2, inputs=inputs, rngs=nnx.Rngs(0)))
+    for layer, leaf in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
+        fan_in = np.prod(leaf.shape[:-1]) or 1
+        value = rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape) if leaf.ndim > 1 else rng.uniform(0.5, 1.5, leaf.shape)
+        value = value.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, (0,)))
+        tensors[NAMINGS[0].tensor(layer)] = np.ascontiguousarray(value, np.float32)
+    save_file(tensors, path)
+    return path

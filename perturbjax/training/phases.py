@@ -1,0 +1,77 @@
+"""The network of a recipe, and the phases in which it is trained: two where it starts from published weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optax
+from flax import nnx
+
+from perturbjax import models
+from perturbjax.config import Recipe
+from perturbjax.dataset import SiteDataset
+from perturbjax.models import transfer
+from perturbjax.training.optimizer import Schedule, make_optimizer, schedules
+from perturbjax.training.step import split_model
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Consecutive epochs with one optimizer, which begins afresh.
+
+    Attributes:
+        name: what moves.
+        first, stop: epochs, counted from 0; `stop` is the first that is no longer of it.
+        graphdef: of the network as it is trained here.
+        learning_rate: of every step of the phase, counted from 0.
+    """
+
+    name: transfer.Phase
+    first: int
+    stop: int
+    graphdef: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    learning_rate: Schedule
+
+
+def create_network(
+    recipe: Recipe, dataset: SiteDataset, class_names: Sequence[str], pretrained: dict[str, Any] | None = None
+) -> tuple[nnx.Module, dict[str, Any] | None]:
+    """The recipe's network for a dataset's channels, and where published weights in it came from.
+
+    With `pretrained`, those facts of a run that was started, the network has no values where it would take published
+    weights: a checkpoint is to fill it, and the weights need not be there any more.
+
+    Raises:
+        InputError: there is no such network, or its weights cannot be had.
+    """
+    shape = {
+        "classes": len(class_names),
+        "channels": len(dataset.channel_names),
+        "dropout": recipe.model.dropout,
+    }
+    if pretrained is not None:
+        return transfer.skeleton(pretrained, recipe.transfer, **shape), pretrained
+    if recipe.transfer.weights:
+        return transfer.build(recipe.model.model, recipe.transfer, **shape, seed=recipe.seed)
+    return models.create(recipe.model.model, **shape, seed=recipe.seed, image_size=recipe.augment.crop), None
+
+
+def plan_phases(recipe: Recipe, graphdef: nnx.GraphDef, params: Any, stats: Any, steps_per_epoch: int) -> list[Phase]:
+    """The phases of a run, in order; each has a one-cycle schedule of its own."""
+    epochs = recipe.optim.epochs
+    frozen = min(recipe.transfer.freeze_epochs, epochs) if recipe.transfer.weights else 0
+    phases = []
+    for name, first, stop in (("new layers", 0, frozen), ("all layers", frozen, epochs)):
+        if first == stop:
+            continue
+        steps = (stop - first) * steps_per_epoch
+        optimizer, graph = make_optimizer(recipe.optim, steps), graphdef
+        if recipe.transfer.weights:
+            scales = transfer.rate_scales(params, name, recipe.transfer)
+            optimizer = transfer.scale_updates(optimizer, scales)
+            graph, *_ = split_model(transfer.in_phase(nnx.merge(graphdef, params, stats, copy=True), name))
+        phases.append(Phase(name, first, stop, graph, optimizer, schedules(recipe.optim, steps)[0]))
+    return phases
