@@ -108,6 +108,22 @@ def test_overwrite_replaces_the_dataset(simulated, tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
+def children(pid: int) -> list[int]:
+    """Process ids of a process's children; none where there is no /proc."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and is more than an entry nobody has collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, command, tmp_path):
     """Real processes, SIGKILL at random points of segmenting and of writing; finished sites are left alone."""
     flags = ["--load-data", simulated / "load_data.csv", "--images", simulated, "--aggregate", "none"]
@@ -127,9 +143,14 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, co
         process = command("build", *flags, "--out", tmp_path / "killed", **epoch)
         while process.poll() is None and not reached():
             time.sleep(0.002)
+        helpers = children(process.pid)
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stderr.close()
+        deadline = time.monotonic() + 20
+        while any(map(running, helpers)):
+            assert time.monotonic() < deadline, "workers outlived their parent"
+            time.sleep(0.05)
         if (tmp_path / "killed").exists():
             break  # it was faster than the signal
         for path, written in finished.items():
@@ -277,6 +298,38 @@ def test_a_dataset_that_lost_a_shard_does_not_open(dataset, tmp_path):
     next(broken.glob("*array_record*")).unlink()
     with pytest.raises(InputError, match="build the dataset again"):
         SiteDataset(broken).record(0)
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from data_prep.builder import write_shards
+from perturbjax.dataset import record_features
+
+def records():
+    rng = np.random.default_rng(0)
+    for k in range(count):
+        image = rng.integers(0, 65535, (512, 1024, 1), np.uint16)
+        yield {"image": image, "mask": np.zeros((512, 1024), np.uint16), "site_id": str(k), "label": "x"}
+
+count = int(sys.argv[2])
+features = record_features(channels=1, image_dtype=np.uint16, label_names=["x"], metadata_columns=[])
+write_shards(Path(sys.argv[1]), features=features, records=records, count=count, pixel_bytes=count << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_plate(tmp_path):
+    """A hundred sites of 1 MB that do not compress, against ten: nothing is gathered before it is written."""
+    import subprocess
+    import sys
+
+    def peak(count: int) -> float:
+        command = [sys.executable, "-c", MEMORY, str(tmp_path / str(count)), str(count)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    assert peak(100) - peak(10) < 45
 
 
 def test_large_plates_are_split_into_shards(simulated, tmp_path, monkeypatch):
