@@ -51,7 +51,7 @@ CLASSIFIERS: dict[str, Classifier] = {
         _grid("n_neighbors", 1, 3, 5, 10, 20),
     ),
     "logistic": Classifier(
-        lambda rows, classes, seed: LogisticRegression(C=0.01, max_iter=500), _grid("C", 0.001, 0.01, 0.1, 1.0)
+        lambda rows, classes, seed: LogisticRegression(C=0.01, max_iter=300), _grid("C", 0.001, 0.01, 0.1)
     ),
     "lda": Classifier(
         lambda rows, classes, seed: LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.5),

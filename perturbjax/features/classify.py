@@ -266,16 +266,15 @@ def _say_unlearnable(folds: list[Fold]) -> None:
 
 
 def _costs(fitted: dict[str, dict[str, _Fitted]], names: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "subject": name,
-            "seconds": sum(of_fold[name].seconds for of_fold in fitted.values()),
-            "tuned": "; ".join(
-                dict.fromkeys(of_fold[name].tuned for of_fold in fitted.values() if of_fold[name].tuned)
-            ),
-        }
-        for name in names
-    )
+    """Seconds, setting and inner score of each model, over the folds."""
+    rows = []
+    for name in names:
+        every = [of_fold[name] for of_fold in fitted.values()]
+        row = {"subject": name, "seconds": sum(one.seconds for one in every)}
+        row["setting"] = "; ".join(one.setting for one in every if one.setting)
+        row["inner_score"] = float(np.mean([one.inner_score for one in every]))
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def predictions(fold: Fold, name: str, class_names: list[str], *, parts: tuple[str, ...]) -> pd.DataFrame:
