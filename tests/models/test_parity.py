@@ -1,0 +1,103 @@
+"""The three networks are the original's functions: forward, backward and running statistics."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from reference.pairs import Pair, batches, criterion, loss_and_gradients, make_pair, to_torch
+
+from perturbjax import models
+from perturbjax.models.layers import max_pool
+
+NAMES = ["attention", "attention_multiscale", "masked_cnn"]
+#: (height, width, image channels); the last network takes squares of one side only.
+SIZES = {name: [(32, 32, 1), (31, 45, 1), (9, 8, 3)] for name in NAMES[:2]} | {
+    "masked_cnn": [(128, 128, 1), (45, 45, 2)]
+}
+TRAIN_SIZE = 16
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def trained(request, tmp_path_factory) -> tuple:
+    """A pair, and our compiled loss and gradients in float32."""
+    pair = make_pair(request.param, tmp_path_factory.mktemp("pair"), size=TRAIN_SIZE)
+    return pair, loss_and_gradients(pair, jnp.float32)
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name in NAMES for size in SIZES[name]])
+def test_evaluation_logits_are_torchs_within_1e_5(tmp_path, name, size):
+    height, width, channels = size
+    pair = make_pair(name, tmp_path, size=height, channels=channels)
+    x = batches(1, 3, height, width, channels)[0][0]
+    ours = np.asarray(pair.network()(x, models.Mode()).logits)
+    theirs = pair.theirs.eval()(to_torch(x)).detach().numpy()
+    assert ours.dtype == np.float32
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def test_every_gradient_is_torchs_within_1e_4(trained):
+    """Relative to the tensor's largest gradient.
+
+    The bias of a convolution in front of BatchNorm has the gradient zero, and what either program computes for it is
+    rounding: there both must be under 1e-5 of the network's largest gradient.
+    """
+    pair, compute = trained
+    x, labels = batches(1, 8, TRAIN_SIZE, TRAIN_SIZE)
+    (loss, _), gradients = compute(pair.params, pair.stats, x[0], labels[0])
+    theirs = pair.theirs.train()
+    theirs.zero_grad()
+    expected = criterion()(theirs(to_torch(x[0])), torch.tensor(labels[0]))
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-6)
+    ours = pair.named(gradients)
+    largest = max(float(p.grad.abs().max()) for p in theirs.parameters())
+    cancelled = {name for name, p in theirs.named_parameters() if p.grad.abs().max() < 1e-5 * largest}
+    assert all(name.endswith(".bias") for name in cancelled)
+    for name, parameter in theirs.named_parameters():
+        gradient = parameter.grad.numpy()
+        tolerance = 1e-5 * largest if name in cancelled else 1e-4 * np.abs(gradient).max()
+        assert np.abs(ours[name] - gradient).max() <= tolerance, name
+
+
+def test_running_statistics_after_several_batches_are_torchs(trained):
+    """Means and unbiased variances within 1e-5 relative, after four batches."""
+    pair, compute = trained
+    x, labels = batches(4, 8, TRAIN_SIZE, TRAIN_SIZE)
+    theirs, stats = make_copy(pair), pair.stats
+    for inputs, wanted in zip(x, labels, strict=True):
+        stats = compute(pair.params, stats, inputs, wanted)[0][1]
+        theirs(to_torch(inputs))
+    ours = pair.named(stats=stats)
+    expected = {name: value.numpy() for name, value in theirs.state_dict().items() if "running" in name}
+    start = pair.named()
+    assert expected
+    for name, value in expected.items():
+        assert np.abs(value - start[name]).max() > 1e-2, f"{name} did not move"
+        assert np.abs(ours[name] - value).max() <= 1e-5 * np.abs(value).max(), name
+
+
+def make_copy(pair: Pair) -> torch.nn.Module:
+    theirs = copy.deepcopy(pair.theirs).train()
+    theirs.load_state_dict({name: torch.tensor(value) for name, value in pair.named().items()})
+    return theirs
+
+
+@pytest.mark.parametrize("side", [6, 7])
+def test_max_pools_gradient_goes_where_torchs_does_at_ties(side):
+    """Windows full of equal values, as a mask's background is: the whole gradient goes to the first of them."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2, (2, side, side, 3)).astype(np.float32)
+    weight = rng.normal(size=(2, side // 2, side // 2, 3)).astype(np.float32)
+    ours = jax.jit(jax.grad(lambda x: (max_pool(x) * weight).sum()))(x)
+    theirs = to_torch(x).requires_grad_()
+    (torch.nn.functional.max_pool2d(theirs, 2) * to_torch(weight)).sum().backward()
+    np.testing.assert_array_equal(np.moveaxis(np.asarray(ours), -1, 1), theirs.grad.numpy())
+
+
+def test_a_network_tied_to_a_size_says_so():
+    network = models.create("masked_cnn", classes=2, channels=1, dropout=0.5, seed=0, image_size=16)
+    with pytest.raises(ValueError, match="16×16 pixels, not 24×24"):
+        network(jnp.zeros((1, 24, 24, 2)), models.Mode())
