@@ -100,17 +100,25 @@ def import_state_dict(path: Path | str, model: str) -> Imported:
     tensors = read_tensors(path)
     counts = [tensors.pop(name) for name in list(tensors) if name.rpartition(".")[2] == BATCHES]
     _require_names(path, model, tensors)
-    classes = len(tensors[f"{layers[-1][0]}.bias"])
+    # What cannot be read off a tensor of an odd rank is taken as 1, so that the shapes' comparison names it.
+    classes = tensors[f"{layers[-1][0]}.bias"].size
     first = tensors[f"{layers[0][0]}.weight"]
-    channels = first.shape[1] if first.ndim == 4 else 0
+    channels = first.shape[1] if first.ndim == 4 else 1
     image_size = _image_size(tensors) if model in models.SIZED else None
-    network = _abstract(model, classes, channels, image_size)
+    network = abstract(model, classes, channels, image_size)
     for prefix, module_path in layers:
         for suffix, variable in _variables(_module(network, module_path)).items():
             variable.set_value(_checked(path, f"{prefix}.{suffix}", tensors, variable.shape))
-    _, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
+    params, stats = nnx.state(network, nnx.Param), nnx.state(network, nnx.BatchStat)
     batches = max((int(count) for count in counts if count.size == 1), default=0)
     return Imported(params, stats, classes, channels, image_size, batches)
+
+
+def build(model: str, imported: Imported) -> nnx.Module:
+    """The network of an imported state dict, ready to be called."""
+    network = abstract(model, imported.classes, imported.channels, imported.image_size)
+    nnx.update(network, imported.params, imported.stats)
+    return network
 
 
 def export_state_dict(path: Path | str, model: str, network: nnx.Module, *, batches: int = 0) -> None:
@@ -134,6 +142,14 @@ def state_dict(model: str, network: nnx.Module, *, batches: int = 0) -> dict[str
         if isinstance(module, BatchNorm):
             tensors[f"{prefix}.{BATCHES}"] = np.array(batches, np.int64)
     return tensors
+
+
+def abstract(model: str, classes: int, channels: int, image_size: int | None) -> nnx.Module:
+    """A network's structure and shapes, without values."""
+    sized = {} if image_size is None else {"image_size": image_size}
+    return nnx.eval_shape(
+        lambda: models.create(model, classes=classes, channels=channels, dropout=0.0, seed=0, **sized)
+    )
 
 
 def layers_of(model: str) -> list[tuple[str, str]]:
@@ -170,16 +186,8 @@ def _from_torch(array: np.ndarray) -> np.ndarray:
     return {4: lambda: array.transpose(2, 3, 1, 0), 2: lambda: array.T}.get(array.ndim, lambda: array)()
 
 
-def _abstract(model: str, classes: int, channels: int, image_size: int | None) -> nnx.Module:
-    """The network's structure and shapes, without computing initial parameters."""
-    sized = {} if image_size is None else {"image_size": image_size}
-    return nnx.eval_shape(
-        lambda: models.create(model, classes=classes, channels=channels, dropout=0.0, seed=0, **sized)
-    )
-
-
 def _require_names(path: Path, model: str, tensors: dict[str, np.ndarray]) -> None:
-    network = _abstract(model, classes=1, channels=1, image_size=None)
+    network = abstract(model, classes=1, channels=1, image_size=None)
     wanted = {
         f"{prefix}.{suffix}": None
         for prefix, module_path in layers_of(model)
