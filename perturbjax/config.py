@@ -144,6 +144,12 @@ class Recipe:
 
 PRESETS: dict[str, Recipe] = {
     "paper": Recipe(),
+    # What the original program did, its known faults included; docs/fidelity.md says which they are.
+    "original": Recipe(
+        input=InputConfig(mask_encoding="instance"),
+        augment=AugmentConfig(legacy_augmentation=True),
+        split=SplitConfig(split="site"),
+    ),
 }
 
 
