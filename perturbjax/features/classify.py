@@ -15,6 +15,7 @@ import pandas as pd
 from perturbjax import splits
 from perturbjax.console import InputError, console, track
 from perturbjax.dataset import PLATE
+from perturbjax.evaluation import shortcuts
 from perturbjax.evaluation.judge import evaluate_predictions
 from perturbjax.features.profiles import Profiles, aggregate_to_wells, read_profiles
 from perturbjax.features.scoreboard import Fold, plot_scoreboard, scoreboard
@@ -80,7 +81,7 @@ def classify(config: ClassifyConfig) -> pd.DataFrame:
 
     kept = [name for name in names if name not in failed]
     folds = [_fold(fold, manifest, index, {n: fitted[fold][n] for n in kept}) for fold, manifest in manifests.items()]
-    _say_unlearnable(folds)
+    _warn(folds, policy_of(config))
     table = scoreboard(folds, class_names, replicates=config.replicates, seed=config.seed)
     table = table.merge(_costs(fitted, kept), on="subject", how="left")
     _write(config, table, folds, manifests, class_names)
@@ -255,7 +256,8 @@ def _fold(name: str, manifest: pd.DataFrame, index: pd.DataFrame, fitted: dict[s
     )
 
 
-def _say_unlearnable(folds: list[Fold]) -> None:
+def _warn(folds: list[Fold], policy: str) -> None:
+    """Say what the split lets a model know without understanding cells."""
     for fold in folds:
         unknown = fold.test.loc[~fold.test["label"].isin(fold.train["label"]), "label"]
         if len(unknown):
@@ -263,6 +265,10 @@ def _say_unlearnable(folds: list[Fold]) -> None:
                 f"{fold.name}: {unknown.nunique()} classes stand in the test part only (first: {unknown.iloc[0]}); "
                 f"their {len(unknown)} rows are judged and never right"
             )
+    shared = [dataclasses.astuple(shortcuts.overlap(fold.train, fold.test)) for fold in folds]
+    mean = shortcuts.Overlap(*np.mean(shared, axis=0))
+    for warning in shortcuts.warnings(policy, dataclasses.replace(mean, label=1.0), {}, {}):
+        console.print(f"warning: {warning}")
 
 
 def _costs(fitted: dict[str, dict[str, _Fitted]], names: list[str]) -> pd.DataFrame:

@@ -158,6 +158,20 @@ def print_scoreboard(table: pd.DataFrame) -> None:
             shown.add_row(row["subject"], train, *cells, style="dim" if row["baseline"] else "")
         console.print(shown)
     console.print("In brackets: 95 % intervals from bootstrap resamples of whole wells. Dim rows are baselines.")
+    for sentence in unbeaten(table):
+        console.print(sentence)
+
+
+def unbeaten(table: pd.DataFrame) -> list[str]:
+    """One sentence for each baseline that the best model does not beat in balanced accuracy, over all rows."""
+    rows = table[table["level"] == "site"]
+    best = rows[~rows["baseline"]].iloc[0]
+    above = rows[rows["baseline"] & (rows["balanced_accuracy"] >= best["balanced_accuracy"])]
+    return [
+        f"warning: the baseline '{row['subject']}' ({row['balanced_accuracy']:.3f}) is not beaten by the best model "
+        f"({best['subject']}, {best['balanced_accuracy']:.3f}) in balanced accuracy"
+        for _, row in above.iterrows()
+    ]
 
 
 def plot_scoreboard(table: pd.DataFrame, path: Path, title: str) -> None:

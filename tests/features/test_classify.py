@@ -225,6 +225,35 @@ def test_the_table_shows_training_and_test_side_by_side(tmp_path: Path, capsys: 
         assert part in words
 
 
+def test_a_plate_map_that_answers_everything_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """All plates with one layout, features of noise: only position knows."""
+    table = make_table(signal=0.0)
+    table["Metadata_pert_iname"] = np.tile(table["Metadata_pert_iname"][:24].to_numpy(), 4)
+    board = classify(config_for(table, tmp_path))
+    found = scores(board)
+    assert found.loc["position", "accuracy"] == 1 and found.loc["lda", "accuracy"] < 0.5
+    print_scoreboard(board)
+    said = capsys.readouterr()
+    assert "100% of the test sites have their label at the same place of a training plate" in said.err
+    assert "the baseline 'position' (1.000) is not beaten by the best model (lda" in " ".join(said.out.split())
+
+
+def test_the_command_ends_with_one_line_and_status_two_on_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from perturbjax.cli import main
+
+    path = write(make_table(), tmp_path / "screen.csv")
+    good = ["classify", "--features", str(path), "--hold-out", "P3", "--models", "knn", "--replicates", "20"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*good, "--out", str(tmp_path / "out")])
+    assert "knn" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main([*good, "--out", str(tmp_path / "out"), "--label-column", "Metadata_nothing"])
+    said = capsys.readouterr().err
+    assert said.startswith("error: features: no column 'Metadata_nothing'") and said.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_ridge_takes_seconds_on_three_thousand_profiles_of_two_thousand_features() -> None:
     import time

@@ -1,0 +1,204 @@
+"""Which compound was this well given? Classical models on the CellProfiler profiles of four CPJUMP1 plates.
+
+    python -m experiments.cpjump1_profiles --data ../shared/data/cpjump1_profiles --out runs/cpjump1
+
+Every plate is held out in turn and the other three train. For each held-out plate the preparation, the model and its
+setting are those with the best accuracy in leave-one-plate-out over the three training plates. Then two questions about
+position, since all four plates carry the same layout and a plate map learned by heart answers every well:
+
+- can the well be told from negative controls alone? (label: the well; rows: DMSO wells; chance 1/64)
+- of compounds that stand in two wells: is one well recognised from the OTHER well on the training plates as often as
+  from the same well, with as many training rows?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+
+from perturbjax import splits
+from perturbjax.config import SplitConfig
+from perturbjax.console import InputError, console, run_command
+from perturbjax.dataset import PLATE, WELL
+from perturbjax.evaluation.bootstrap import estimate
+from perturbjax.evaluation.scores import count
+from perturbjax.features.classify import classify
+from perturbjax.features.profiles import Profiles, read_profiles
+from perturbjax.features.scoreboard import Fold, plot_scoreboard, print_scoreboard, scoreboard
+from perturbjax.features.settings import ClassifyConfig, Preparation, ProfileConfig
+from perturbjax.files import atomic, make_folder, read_json, write_json
+
+LABEL = "Metadata_pert_iname"
+CHOSEN = "chosen by inner cross-validation"
+ROBUST = Preparation(normalize="robustize", outliers="arcsinh")
+#: Preparation and models that compete; the first entry holds the field's usual choices.
+CANDIDATES: dict[str, tuple[Preparation, str]] = {
+    "standardized": (Preparation(), "logistic,lda,plda"),
+    "robust": (ROBUST, "lda,plda"),
+    "robust, decorrelated": (dataclasses.replace(ROBUST, select=True), "plda"),
+    "robust, sphered to controls": (dataclasses.replace(ROBUST, sphere="negcon"), "lda,plda"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Classify the wells of CPJUMP1 profiles, leaving each plate out in turn."""
+
+    data: Path
+    """Folder of `*.csv.gz` profiles, one file a plate."""
+    out: Path
+    """Folder to write to."""
+
+
+def main(options: Options) -> None:
+    """Run every candidate on every held-out plate, choose, judge, and ask about position."""
+    files = tuple(sorted(options.data.glob("*.csv.gz")))
+    if len(files) < 4:
+        raise InputError(f"{options.data}: {len(files)} profile files (*.csv.gz); this needs at least four plates")
+    make_folder(options.out)
+    plates = sorted(read_profiles(files).column(PLATE).unique())
+    folds, choices = zip(*(run_plate(files, plate, options.out / plate) for plate in plates), strict=True)
+    class_names = read_json(options.out / plates[0] / "standardized" / "labels.json")
+    table = scoreboard(folds, class_names)
+    print_scoreboard(table)
+    with atomic(options.out / "table.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    plot_scoreboard(table, options.out / "scores.png", f"CPJUMP1: leave one of {len(plates)} plates out")
+    write_json(options.out / "choices.json", dict(zip(plates, choices, strict=True)))
+    for plate, choice in zip(plates, choices, strict=True):
+        console.print(f"{plate}: {choice['candidate']}, {choice['setting']}, inner accuracy {choice['score']:.3f}")
+    position = pd.DataFrame([*well_from_controls(files, options.out), *other_well(files, options.out)])
+    with atomic(options.out / "position.csv") as temporary:
+        position.to_csv(temporary, index=False)
+    print(position.to_string(index=False))
+
+
+def run_plate(files: tuple[Path, ...], plate: str, out: Path) -> tuple[Fold, dict]:
+    """All candidates with one plate held out, and the one that the other plates choose."""
+    train: dict[str, np.ndarray] = {}
+    test: dict[str, np.ndarray] = {}
+    inner: dict[str, tuple[float, str]] = {}
+    for candidate, (preparation, models) in CANDIDATES.items():
+        folder = out / candidate.replace(", ", "_").replace(" ", "_")
+        table = classify(
+            ClassifyConfig(
+                profiles=ProfileConfig(files, label_column=LABEL),
+                out=folder,
+                models=models,
+                hold_out=plate,
+                preparation=preparation,
+                tune=True,
+                tune_by="accuracy",
+            )
+        )
+        rows = table[table["level"] == "site"].set_index("subject")
+        for model in models.split(","):
+            name = f"{model} · {candidate}"
+            predictions = pd.read_parquet(folder / "predictions" / f"{model}.parquet")
+            sides = {part: rows_of for part, rows_of in predictions.groupby("part")}
+            train[name], test[name] = (
+                sides[part].filter(like="prob_").to_numpy(float) for part in (splits.TRAIN, splits.TEST)
+            )
+            inner[name] = rows.loc[model, "inner_score"], rows.loc[model, "setting"]
+    best = max(inner, key=lambda name: inner[name][0])
+    train[CHOSEN], test[CHOSEN] = train[best], test[best]
+    index = {part: _with_negcon(rows_of) for part, rows_of in sides.items()}
+    choice = {"candidate": best, "score": float(inner[best][0]), "setting": inner[best][1]}
+    return Fold(plate, index[splits.TRAIN], index[splits.TEST], train, test), choice
+
+
+def _with_negcon(predictions: pd.DataFrame) -> pd.DataFrame:
+    columns = [c for c in predictions.columns if not c.startswith("prob_")]
+    negcon = predictions["Metadata_control_type"] == "negcon"
+    return predictions[columns].assign(negcon=negcon).reset_index(drop=True)
+
+
+def well_from_controls(files: tuple[Path, ...], out: Path) -> list[dict]:
+    """How often a DMSO well's place is recognised on a plate that was not there: pure position."""
+    profiles = read_profiles(files)
+    controls = profiles.take((profiles.column("Metadata_control_type") == "negcon").to_numpy())
+    path = out / "controls.parquet"
+    with atomic(path) as temporary:
+        controls.frame().to_parquet(temporary, index=False)
+    table = classify(
+        ClassifyConfig(
+            profiles=ProfileConfig((path,), label_column=WELL),
+            out=out / "position_controls",
+            models="plda",
+            hold_out="each",
+            preparation=ROBUST,
+        )
+    )
+    rows = table.set_index("subject")
+    return [
+        _answer("which of the DMSO wells is it?", name, rows.loc[name, ["accuracy", "accuracy_low", "accuracy_high"]])
+        for name in ("plda", "chance")
+    ]
+
+
+def other_well(files: tuple[Path, ...], out: Path) -> list[dict]:
+    """Compounds in two wells: recognised from the same well of other plates, and from the other well of those."""
+    profiles = read_profiles(files)
+    found = []
+    for source in ("same", "other"):
+        tables = []
+        for plate in sorted(profiles.column(PLATE).unique()):
+            for half in (0, 1):
+                name = f"{plate}_{source}_{half}"
+                path = out / "position_compounds" / f"{name}.split.parquet"
+                splits.write_split(_one_well_manifest(profiles, plate, half, same=source == "same"), path)
+                folder = out / "position_compounds" / name
+                classify(
+                    ClassifyConfig(
+                        profiles=ProfileConfig(files, label_column=LABEL),
+                        out=folder,
+                        models="plda",
+                        split=SplitConfig(split_file=str(path)),
+                        preparation=ROBUST,
+                        replicates=100,
+                    )
+                )
+                predictions = pd.read_parquet(folder / "predictions" / "plda.parquet")
+                tables.append(predictions[predictions["part"] == splits.TEST])
+        found.append(_answer("compounds in two wells", f"trained on the {source} well", _pooled(tables)))
+    return found
+
+
+def _one_well_manifest(profiles: Profiles, plate: str, half: int, *, same: bool) -> pd.DataFrame:
+    """One well of each two-well compound on `plate` judges; of these compounds the same, or the other well trains."""
+    wells = profiles.metadata.groupby(LABEL)[WELL].agg(lambda column: sorted(column.unique()))
+    pairs = {label: pair for label, pair in wells.items() if len(pair) == 2}
+    label, well, here = profiles.column(LABEL), profiles.column(WELL), profiles.column(PLATE) == plate
+    twice = label.isin(pairs).to_numpy()
+    judged = [pairs[one][half] if one in pairs else "" for one in label]
+    at_judged = (well == judged).to_numpy()
+    train = ~here.to_numpy() & (~twice | (at_judged if same else ~at_judged))
+    test = here.to_numpy() & twice & at_judged
+    part = np.where(test, splits.TEST, splits.TRAIN)
+    manifest = pd.DataFrame({"site_id": profiles.metadata["site_id"], "group": profiles.column(PLATE), "part": part})
+    return manifest[train | test].reset_index(drop=True)
+
+
+def _pooled(tables: list[pd.DataFrame]) -> pd.Series:
+    together = pd.concat(tables, ignore_index=True)
+    probabilities = together.filter(like="prob_")
+    names = [c.removeprefix("prob_") for c in probabilities.columns]
+    labels = together["label"].map({name: i for i, name in enumerate(names)}).to_numpy(int)
+    compounds = pd.factorize(together["label"])[0]  # a compound's wells on four plates are resampled together
+    scores, _ = estimate({"model": count(labels, probabilities.to_numpy(float), compounds)})
+    accuracy = scores["model"]["accuracy"]
+    return pd.Series([accuracy["value"], accuracy["low"], accuracy["high"]])
+
+
+def _answer(question: str, subject: str, numbers: pd.Series) -> dict:
+    value, low, high = (round(float(number), 3) for number in numbers)
+    return {"question": question, "subject": subject, "accuracy": value, "low": low, "high": high}
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(tyro.cli(Options, description=__doc__)))
