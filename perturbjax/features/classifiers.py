@@ -59,7 +59,7 @@ CLASSIFIERS: dict[str, Classifier] = {
     ),
     "plda": Classifier(
         lambda rows, classes, seed: PLDA(),
-        tuple({"shrinkage": shrinkage, "prior": prior} for shrinkage in (0.1, 0.3, 0.5, 0.7) for prior in (1.0, 2.0)),
+        tuple({"shrinkage": shrinkage, "prior": prior} for shrinkage in (0.2, 0.4, 0.6) for prior in (1.0, 2.0)),
     ),
     "gradient_boosting": Classifier(
         lambda rows, classes, seed: HistGradientBoostingClassifier(

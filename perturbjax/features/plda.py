@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import solve_triangular
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 
@@ -54,16 +55,16 @@ class PLDA(ClassifierMixin, BaseEstimator):
         if size <= 0:
             raise ValueError("rows of one class are all alike")
         within = self.noise * ((1 - self.shrinkage) * within + self.shrinkage * size * np.eye(len(within)))
-        variance, axes = np.linalg.eigh(within)
-        whiten = axes / np.sqrt(np.maximum(variance, 1e-12 * size))
-        centred = (means - self.middle_) @ whiten
-        between = centred.T @ centred / max(len(rows) - 1, 1) - np.mean(1 / rows) * np.eye(whiten.shape[1])
-        signal, axes = np.linalg.eigh(between)
+        # Whitening by the Cholesky factor; then B + mean(1/n) is spanned by the class means, so its axes are theirs.
+        factor = np.linalg.cholesky(within)
+        centred = solve_triangular(factor, (means - self.middle_).T, lower=True).T
+        _, singular, axes = np.linalg.svd(centred, full_matrices=False)
+        signal = singular**2 / max(len(rows) - 1, 1) - np.mean(1 / rows)
         kept = signal > _LEAST_SIGNAL
-        signal = signal[kept]
-        self.project_ = whiten @ axes[:, kept]
+        signal, axes = signal[kept], axes[kept].T
+        self.project_ = solve_triangular(factor, axes, lower=True, trans="T")
         known = rows[:, None] * signal
-        self.centres_ = known / (known + 1) * (centred @ axes[:, kept])
+        self.centres_ = known / (known + 1) * (centred @ axes)
         self.variances_ = 1 + signal / (known + 1)
         self.log_prior_ = self.prior * np.log(rows / rows.sum())
         return self
