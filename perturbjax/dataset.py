@@ -8,10 +8,12 @@ A dataset directory is one TFDS dataset (`dataset_info.json`, `features.json`, A
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pandas as pd
 from jaxtyping import UInt, UInt16
@@ -98,6 +100,11 @@ class SiteDataset:
         """Leave open file handles behind, so that grain's workers each open their own."""
         return {key: value for key, value in self.__dict__.items() if key != "_source"}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the shards at once: tfds, first imported by several reading threads together, can lock up."""
+        self.__dict__.update(state)
+        _ = self._source
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -147,9 +154,14 @@ class SiteDataset:
         Raises:
             InputError: the shards are damaged.
         """
-        try:
+        with self._damage_told(position):
             return self._source[int(position)]
-        except RuntimeError as error:  # what array_record raises for damaged files
+
+    @contextmanager
+    def _damage_told(self, position: int) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # what array_record and imagecodecs raise for damaged files
             raise InputError(
                 f"{self.path}: record {position} cannot be read ({error}); build the dataset again"
             ) from error
@@ -169,20 +181,24 @@ class SiteDataset:
         """Image and mask of one record, without its texts: what `record` gives, in less than half the time.
 
         The tensors are inflated by libdeflate, straight into their arrays; tfds uses Python's zlib.
+
+        Raises:
+            InputError: the shards are damaged.
         """
-        import imagecodecs
         from tensorflow_datasets.proto import tf_example_pb2
 
-        example = tf_example_pb2.Example.FromString(self._source.data_source[int(position)])
-        fields = example.features.feature
+        with self._damage_told(position):
+            example = tf_example_pb2.Example.FromString(self._source.data_source[int(position)])
+            fields = example.features.feature
+            return _inflate(fields, "image", self.image_dtype), _inflate(fields, "mask", np.dtype(np.uint16))
 
-        def tensor(name: str, dtype: np.dtype) -> np.ndarray:
-            array = np.empty(tuple(fields[f"{name}/shape"].int64_list.value), dtype)
-            (deflated,) = fields[f"{name}/value"].bytes_list.value
-            imagecodecs.deflate_decode(deflated, out=array.reshape(-1).view(np.uint8))
-            return array
 
-        return tensor("image", self.image_dtype), tensor("mask", np.dtype(np.uint16))
+def _inflate(fields: Mapping[str, Any], name: str, dtype: np.dtype) -> np.ndarray:
+    """A tensor as tfds serializes it under `encoding="zlib"`."""
+    array = np.empty(tuple(fields[f"{name}/shape"].int64_list.value), dtype)
+    (deflated,) = fields[f"{name}/value"].bytes_list.value
+    imagecodecs.deflate_decode(deflated, out=array.reshape(-1).view(np.uint8))
+    return array
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:

@@ -24,10 +24,9 @@ class Decoder:
         return stored_size(self.dataset, self.halvings)
 
     def pixels(self, position: int) -> tuple[UInt[np.ndarray, "h w c"], UInt[np.ndarray, "h w"]]:
-        record = self.dataset.record(position)
-        other = self.sites.mask_of[position]
-        mask = record["mask"] if other == position else self.dataset.record(other)["mask"]
-        image = record["image"]
+        image, mask = self.dataset.pixels(position)
+        if (other := self.sites.mask_of[position]) != position:
+            _, mask = self.dataset.pixels(other)
         for _ in range(self.halvings):
             image, mask = _halve(image, mask)
         return image, masks.encode(mask, self.input.mask_encoding)
