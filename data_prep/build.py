@@ -101,29 +101,48 @@ def build(options: BuildOptions) -> None:
     )
     with workers.Pool(workers.worker_count(options.workers, options.segmenter)) as pool:
         segmenter = pool.call(workers.describe_segmenter, settings.segmenter)
-        facts = {
-            "schema_version": SCHEMA_VERSION,
-            "channels": list(stored),
-            "channels_stored": list(stored) if options.aggregate == "none" else ["aggregate"],
-            "aggregate": options.aggregate,
-            "resize": options.resize,
-            "label_column": label_column,
-            "segmenter": {**segmenter, "channels": list(segmented) or ["aggregate"]},
-            "source": {"load_data": options.load_data.name, "sha256": table.sha256},
-        }
-        facts["fingerprint"] = fingerprint(facts)
+        facts = _facts(
+            options, table, stored, label_column, {**segmenter, "channels": list(segmented) or ["aggregate"]}
+        )
         if _already_built(options, facts["fingerprint"]):
             console.print(f"{options.out}: is already built with these settings ({len(table)} sites)")
             return
         work = options.out.with_name(f".{options.out.name}.building")
-        sites = _sites(table, stored, segmented, work / "masks")
-        dtype, shapes = _probe(pool, sites)
+        job = _Job(table, _sites(table, stored, segmented, work / "masks"), settings, facts, work)
+        dtype, shapes = _probe(pool, job.sites)
         with _working_folder(work, facts):
-            _segment(pool, sites, settings)
-            complete = _write(pool, table, sites, settings, facts, dtype, shapes, work)
-            _publish(complete, options)
+            _segment(pool, job)
+            _publish(_write(pool, job, dtype, shapes), options)
             shutil.rmtree(work)
     console.print(f"{options.out}: {len(table)} sites, {table.sites[label_column].nunique()} classes of {label_column}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is built, of what, and where."""
+
+    table: SiteTable
+    sites: list[workers.Site]
+    settings: workers.Settings
+    facts: dict[str, Any]
+    work: Path
+
+
+def _facts(
+    options: BuildOptions, table: SiteTable, stored: tuple[str, ...], label_column: str, segmenter: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything that decides the dataset's content, and its fingerprint: the start of its provenance."""
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "channels": list(stored),
+        "channels_stored": list(stored) if options.aggregate == "none" else ["aggregate"],
+        "aggregate": options.aggregate,
+        "resize": options.resize,
+        "label_column": label_column,
+        "segmenter": segmenter,
+        "source": {"name": options.load_data.name, "sha256": table.sha256},
+    }
+    return {**facts, "fingerprint": fingerprint(facts)}
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
@@ -199,53 +218,46 @@ def _probe(pool: workers.Pool, sites: list[workers.Site]) -> tuple[np.dtype, lis
     return np.result_type(*{dtype for dtype, _ in probes}), shapes
 
 
-def _segment(pool: workers.Pool, sites: list[workers.Site], settings: workers.Settings) -> None:
-    missing = [site for site in sites if not site.mask.is_file()]
-    reused = len(sites) - len(missing)
+def _segment(pool: workers.Pool, job: _Job) -> None:
+    missing = [site for site in job.sites if not site.mask.is_file()]
+    reused = len(job.sites) - len(missing)
     if reused:
-        console.print(f"resuming: {reused} of {len(sites)} sites are already segmented and are reused")
-    results = pool.as_completed(workers.segment_site, ((site, settings) for site in missing))
-    empty = sum(cells == 0 for cells in track(results, total=len(sites), label="segmenting", unit="sites", done=reused))
+        console.print(f"resuming: {reused} of {len(job.sites)} sites are already segmented and are reused")
+    results = pool.as_completed(workers.segment_site, ((site, job.settings) for site in missing))
+    shown = track(results, total=len(job.sites), label="segmenting", unit="sites", done=reused)
+    empty = sum(cells == 0 for cells in shown)
     if empty:
         console.print(f"note: nothing was found in {empty} of the {len(missing)} sites just segmented")
 
 
-def _write(
-    pool: workers.Pool,
-    table: SiteTable,
-    sites: list[workers.Site],
-    settings: workers.Settings,
-    facts: dict[str, Any],
-    dtype: np.dtype,
-    shapes: list[tuple[int, int]],
-    work: Path,
-) -> Path:
+def _write(pool: workers.Pool, job: _Job, dtype: np.dtype, shapes: list[tuple[int, int]]) -> Path:
     """Write shards, index and provenance; the complete dataset directory, still in the working folder."""
     from data_prep.builder import write_shards
 
-    shutil.rmtree(work / "tfds", ignore_errors=True)
-    label_column, channels = facts["label_column"], facts["channels_stored"]
+    shutil.rmtree(job.work / "tfds", ignore_errors=True)
+    table, sites, resize = job.table, job.sites, job.settings.resize
+    label_column, channels = job.facts["label_column"], job.facts["channels_stored"]
     classes = sorted(table.sites[label_column].unique())
     metadata = table.sites[["site_id", *table.metadata_columns]].to_dict("records")
     index: list[dict[str, Any]] = []
 
     def records() -> Iterator[dict[str, Any]]:
-        prepared = pool.in_order(workers.prepare_site, ((site, settings, dtype) for site in sites))
+        prepared = pool.in_order(workers.prepare_site, ((site, job.settings, dtype) for site in sites))
         shown = track(prepared, total=len(sites), label="writing", unit="sites")
         for texts, site in zip(metadata, shown, strict=True):
             index.append(_index_row(texts, classes.index(texts[label_column]), site, channels))
             yield {"image": site.image, "mask": site.mask, "label": texts[label_column], **texts}
 
-    pixels = [settings.resize**2 if settings.resize else height * width for height, width in shapes]
+    pixels = len(sites) * resize**2 if resize else sum(height * width for height, width in shapes)
     with redirect_stdout(StringIO()):  # tfds announces itself there
         folder = write_shards(
-            work / "tfds",
+            job.work / "tfds",
             features=record_features(
                 channels=len(channels), image_dtype=dtype, label_names=classes, metadata_columns=table.metadata_columns
             ),
             records=records,
             count=len(sites),
-            pixel_bytes=sum(pixels) * (len(channels) * dtype.itemsize + 2),
+            pixel_bytes=pixels * (len(channels) * dtype.itemsize + 2),
         )
     frame = pd.DataFrame(index)
     with atomic(folder / INDEX) as temporary:
@@ -253,7 +265,7 @@ def _write(
     write_json(
         folder / PROVENANCE,
         {
-            **facts,
+            **job.facts,
             "image_dtype": dtype.name,
             "n_sites": len(sites),
             "n_classes": len(classes),

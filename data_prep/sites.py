@@ -48,13 +48,13 @@ class SiteTable:
         sites: `site_id` (unique), `row` (line in the CSV), every `Metadata_*` as text, `file_<CHANNEL>` paths.
         channels: the channels asked for, in the order asked for.
         source: the CSV.
-        sha256: of the CSV and of the platemap files joined to it.
+        sha256: of each file it was read from, by the flag that names it.
     """
 
     sites: pd.DataFrame
     channels: tuple[str, ...]
     source: Path
-    sha256: str
+    sha256: dict[str, str]
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -115,9 +115,9 @@ def read_sites(
             finder.find(folder, name, f"{load_data}, row {row}, channel {channel}")
             for row, folder, name in zip(sites["row"], folders, names, strict=True)
         ]
-    sources = [Path(path) for path in (load_data, platemap, compounds) if path is not None]
-    digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sources))
-    return SiteTable(sites, chosen, Path(load_data), digest.hexdigest())
+    files = {"load_data": load_data, "platemap": platemap, "compounds": compounds}
+    sha256 = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in files.items() if path}
+    return SiteTable(sites, chosen, Path(load_data), sha256)
 
 
 def channels_of(load_data: Path) -> list[str]:

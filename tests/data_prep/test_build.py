@@ -74,6 +74,8 @@ def test_provenance_says_how_it_was_made(dataset, simulated):
     assert (provenance["n_sites"], provenance["n_classes"]) == (24, 3)
     assert provenance["segmenter"]["engine"] == "watershed"
     assert provenance["segmenter"]["channels"] == ["DNA"]
+    csv = (simulated / "load_data.csv").read_bytes()
+    assert provenance["source"]["sha256"] == {"load_data": hashlib.sha256(csv).hexdigest()}
     assert str(simulated) not in json.dumps(provenance)
 
 
