@@ -26,10 +26,10 @@ from experiments.bench.tables import CannotRun, markdown
 
 #: (data, engine) → sites to build, in the full and in the quick benchmark.
 SITES = {
-    ("cells 68 px", "watershed"): (600, 60),
-    ("cells 68 px", "cellpose"): (200, 20),
-    ("field 1080 px", "watershed"): (12, 3),
-    ("field 1080 px", "cellpose"): (6, 2),
+    ("cells 68 px", "watershed"): (400, 60),
+    ("cells 68 px", "cellpose"): (100, 20),
+    ("field 1080 px", "watershed"): (8, 3),
+    ("field 1080 px", "cellpose"): (2, 2),
 }
 #: Typical diameter of a nucleus in pixels in each kind of image.
 DIAMETER = {"cells 68 px": 45, "field 1080 px": 35}
