@@ -41,7 +41,7 @@ class RawBatch(NamedTuple):
     weight: Float32[Array, " b"]
     """1 for a site, 0 for padding."""
     shift: Float32[Array, "b c"]
-    """The model sees (image - shift) * scale."""
+    """The model sees (image - shift) * scale, or the logarithm of 1 plus that."""
     scale: Float32[Array, "b c"]
 
 
@@ -82,6 +82,8 @@ def prepare(
         image_points = mask_points = _points(boxes, boxes.center, augment.crop)
     image = _sample_image(raw.image, image_points, boxes, augment, random)
     image = (image - raw.shift[:, None, None]) * raw.scale[:, None, None]
+    if input.normalize == "log":
+        image = jnp.log1p(image)
     if augment.legacy_augmentation:
         image = jnp.where(_inside(image_points, height, width)[..., None], image, 0)
     if random:

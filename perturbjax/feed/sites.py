@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Float64, Int32
 
 from perturbjax.config import InputConfig
 from perturbjax.dataset import PLATE, SiteDataset
@@ -57,14 +57,19 @@ def _normalization(
     if input.normalize == "dtype":
         largest = np.iinfo(dataset.image_dtype).max
         return np.zeros(shape, np.float32), np.full(shape, 1 / largest, np.float32)
-    mean, std = (
-        np.stack([dataset.column(f"{name}_{channel}") for channel in dataset.channel_names], axis=1).astype(float)
-        for name in ("mean", "std")
-    )
+    if input.normalize == "log":
+        background = np.maximum(np.median(_statistic(dataset, "p01"), axis=0), 1)
+        return np.zeros(shape, np.float32), np.full(shape, 1 / background, np.float32)
+    mean, std = _statistic(dataset, "mean"), _statistic(dataset, "std")
     if input.normalize == "plate":
         mean, std = _pool(mean, std, dataset.column(PLATE))
     # A channel without any contrast (all one value) is only shifted.
     return mean.astype(np.float32), (1 / np.where(std > 0, std, 1)).astype(np.float32)
+
+
+def _statistic(dataset: SiteDataset, name: str) -> Float64[np.ndarray, "n c"]:
+    columns = [dataset.column(f"{name}_{channel}") for channel in dataset.channel_names]
+    return np.stack(columns, axis=1).astype(np.float64)
 
 
 def _pool(mean: np.ndarray, std: np.ndarray, plate: pd.Series) -> tuple[np.ndarray, np.ndarray]:
