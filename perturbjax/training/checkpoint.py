@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from perturbjax.console import InputError
+from perturbjax.files import make_folder
 from perturbjax.training.step import TrainState
 
 Tree = dict[str, Shaped[np.ndarray, "..."]]
@@ -49,6 +50,18 @@ def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def _alone() -> Any:
+    """orbax's options for a process that reads or writes without waiting for the others of its job."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"
+    )
+
+
 class Checkpoints:
     """The checkpoints of one run directory."""
 
@@ -70,10 +83,15 @@ class Checkpoints:
             logging.getLogger("absl").setLevel(logging.ERROR)
             best = {"best_fn": lambda metrics: metrics["accuracy"], "best_mode": "max"} if which == "best" else {}
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep[which], enable_async_checkpointing=False, cleanup_tmp_directories=True, **best
+                max_to_keep=self._keep[which],
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+                create=False,  # orbax does not create where one process of several is active
+                multiprocessing_options=_alone(),
+                **best,
             )
             self._managers[which] = ocp.CheckpointManager(
-                self.path / which, options=options, item_names=("state", "facts")
+                make_folder(self.path / which), options=options, item_names=("state", "facts")
             )
         return self._managers[which]
 

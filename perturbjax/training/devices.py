@@ -1,7 +1,8 @@
 """Running the one step body on one device, on many with `pmap`, or on many with `jit` over a mesh.
 
 The three give the same numbers up to float32 rounding. Batches are padded to a multiple of the devices with rows of
-weight 0, which count neither in the loss nor in BatchNorm's statistics.
+weight 0, which count neither in the loss nor in BatchNorm's statistics. With several processes (`hosts.py`) the mesh
+spans all their devices, and each process brings its own rows of a batch.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ class Placement:
         return self.mesh.size
 
     @property
+    def processes(self) -> int:
+        return len({device.process_index for device in self.mesh.devices.flat})
+
+    @property
     def axis_name(self) -> str | None:
         """What the step body reduces over: only `pmap` needs to be told."""
         return AXIS if self.mapped else None
@@ -66,8 +71,12 @@ class Placement:
         return NamedSharding(self.mesh, P(AXIS))
 
     def replicate(self, tree: Any) -> Any:
-        """Put a copy of every array on every device."""
-        return jax.device_put(tree, self.replicated)
+        """Put a copy of every array on every device; of several processes each has the same arrays."""
+        if self.processes == 1:
+            return jax.device_put(tree, self.replicated)
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(self.replicated, np.asarray(leaf)), tree
+        )
 
     def compile_epoch(self, train_step: TrainStep, gather: Gather) -> Epoch:
         """An epoch over resident arrays, every batch gathered inside jit.
@@ -116,12 +125,22 @@ class Placement:
     def compile_predict(self, predict_step: PredictStep) -> PredictStep:
         """Evaluation, its batch sharded over the devices; the caller drops the padded rows."""
         compiled = jax.jit(predict_step, out_shardings=self.replicated)
+        if self.processes > 1:  # their streamed batches are placed already
+            return compiled
         return lambda params, stats, batch: compiled(params, stats, self.place_rows(batch))
 
     def place_rows(self, batch: RawBatch) -> RawBatch:
-        """Shard a batch by rows, padded to a multiple of the devices."""
-        padded = jax.tree.map(lambda rows: pad_rows(rows, self.count), batch)
-        return jax.device_put(padded, self.by_row)
+        """Shard a batch by rows, padded to a multiple of the devices.
+
+        Of several processes each gives its own rows, the same number, and they stand in the order of the processes.
+        """
+        if self.processes == 1:
+            padded = jax.tree.map(lambda rows: pad_rows(rows, self.count), batch)
+            return jax.device_put(padded, self.by_row)
+        local = self.count // self.processes
+        return jax.tree.map(
+            lambda rows: jax.make_array_from_process_local_data(self.by_row, pad_rows(rows, local)), batch
+        )
 
     def _by_device(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
         """Split the padded axis into (devices, rows a device)."""
@@ -170,7 +189,7 @@ def choose_placement(kind: DeviceKind, count: int = 0) -> Placement:
     Raises:
         InputError: fewer devices are there than asked for.
     """
-    devices = jax.devices()
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if count > len(devices):
         raise InputError(f"--device-count {count}: only {len(devices)} {devices[0].platform} devices are there")
     taken = devices[:1] if kind == "1" else devices[: count or len(devices)]

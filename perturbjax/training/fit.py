@@ -29,10 +29,11 @@ from perturbjax.feed import (
 from perturbjax.splits import MEANING, TEST, TRAIN, split_for
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
 from perturbjax.training.devices import DeviceKind, Placement, choose_placement, stack_steps, use_compilation_cache
+from perturbjax.training.hosts import HostsConfig, connect, from_first, is_first, require_possible
 from perturbjax.training.loss import class_weights
 from perturbjax.training.phases import Phase, create_network, plan_phases
 from perturbjax.training.predict import accuracy_and_loss, predict_sites
-from perturbjax.training.run import Run, open_run, start_run
+from perturbjax.training.run import Run, describe_run, open_run, start_run
 from perturbjax.training.step import TrainState, initial_state, make_predict_step, make_train_step, split_model
 
 
@@ -67,6 +68,7 @@ class TrainConfig:
     """Checkpoints kept that scored best on the judging sites; a score of these is optimistic."""
     compile_cache: str = "default"
     """Folder that keeps compiled programs between runs; default: the user's cache directory; none: no cache."""
+    hosts: HostsConfig = field(default_factory=HostsConfig)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
 
@@ -105,17 +107,19 @@ def fit(config: TrainConfig) -> Run:
     Raises:
         InputError: the input cannot be used, `out` holds another run, or the loss stopped being finite.
     """
+    connect(config.hosts)
     use_compilation_cache(config.compile_cache)
     placement = choose_placement(config.devices, config.device_count)
     experiment = prepare_experiment(config)
     recipe = experiment.recipe
+    require_possible(config.feed, config.devices, recipe.optim.batch_size)
 
     phases = plan_phases(recipe, experiment.graphdef, experiment.params, experiment.stats, experiment.steps_per_epoch)
     predict_step = placement.compile_predict(make_predict_step(experiment.graphdef, recipe))
     state = initial_state(experiment.params, experiment.stats, phases[0].optimizer)
 
     # All input has been checked by now, so that a refusal leaves no directory behind.
-    run = start_run(
+    run = describe_run(
         config.out,
         recipe=recipe,
         dataset=experiment.dataset,
@@ -125,7 +129,8 @@ def fit(config: TrainConfig) -> Run:
         pretrained=experiment.pretrained,
     )
     checkpoints = Checkpoints(run.path, keep_latest=config.keep_latest, keep_best=config.keep_best)
-    state, done = _resume(run, checkpoints, state)
+    from_first(lambda: start_run(run, experiment.manifest), like=None)
+    state, done = from_first(lambda: _resume(run, checkpoints, state), like=(state, 0))
     _say_what_runs(experiment, placement, phases, done)
     if done == recipe.optim.epochs:
         return run
@@ -156,11 +161,19 @@ def fit(config: TrainConfig) -> Run:
         last = epoch + 1 == recipe.optim.epochs
         if last or (epoch + 1) % config.evaluate_every == 0:
             answers = predict_sites(
-                predict_step, state.params, state.stats, feed, experiment.test, recipe.optim.batch_size
+                predict_step,
+                state.params,
+                state.stats,
+                feed,
+                experiment.test,
+                recipe.optim.batch_size,
+                multiple=placement.count if placement.processes > 1 else 1,
             )
             accuracy, loss = accuracy_and_loss(answers.probabilities, experiment.sites.labels[experiment.test])
             rows.append({**row, "split": TEST, "loss": loss, "accuracy": accuracy})
             _say_epoch(rows)
+        if not is_first():  # of several processes one writes
+            continue
         # Metrics before the checkpoint: a kill between the two leaves rows that resuming drops, never a gap.
         run.append_metrics(rows)
         if last or accuracy is not None or (epoch + 1) % config.checkpoint_every == 0:
@@ -174,7 +187,7 @@ def prepare_experiment(config: TrainConfig) -> Experiment:
     """Open the data, deal the split and initialise the network; nothing is written."""
     if config.resume:
         run = open_run(config.out)
-        recipe, dataset, label_column = run.recipe, SiteDataset(config.data or run.data), run.label_column
+        recipe, dataset, label_column = run.recipe, run.open_data(config.data), run.label_column
         manifest = run.manifest(dataset.index)
     else:
         if config.data is None:
@@ -216,7 +229,7 @@ def make_feed(
 ) -> ResidentFeed | StreamedFeed:
     """The feed of an experiment, resident on every device or streamed."""
     dataset, sites, recipe = experiment.dataset, experiment.sites, experiment.recipe
-    if choose_feed(dataset, recipe.input, choice) == "resident":
+    if placement.processes == 1 and choose_feed(dataset, recipe.input, choice) == "resident":
         return ResidentFeed(dataset, sites, recipe.input, place=placement.replicate)
     return StreamedFeed(
         dataset,
@@ -226,6 +239,7 @@ def make_feed(
         batch_size=recipe.optim.batch_size,
         seed=recipe.seed,
         workers=workers,
+        shard=(jax.process_index(), placement.processes),
         place=placement.place_rows,
     )
 

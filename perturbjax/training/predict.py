@@ -25,12 +25,16 @@ def predict_sites(
     feed: ResidentFeed | StreamedFeed,
     positions: Int[np.ndarray, " n"],
     batch_size: int,
+    *,
+    multiple: int = 1,
 ) -> Predictions:
     """Probabilities and features of the records at `positions`.
 
-    The last batch is padded to the size of the others, so that one compiled step serves, and the padding dropped.
+    Batches are rounded up to a `multiple`, so that each of several processes has an equal share. The last batch is
+    padded to the size of the others, so that one compiled step serves, and the padding dropped.
     """
-    order, weight = fixed_order(np.asarray(positions), min(batch_size, len(positions)))
+    size = min(batch_size, len(positions))
+    order, weight = fixed_order(np.asarray(positions), size + -size % multiple)
     # Answers are fetched when all batches are under way: the device never waits for the host.
     answers = [predict_step(params, stats, batch) for batch in feed.batches(order, weight)]
     probabilities, features = (

@@ -12,13 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
 from perturbjax.dataset import INDEX, SiteDataset
 from perturbjax.files import atomic, make_folder, read_json, write_json
-from perturbjax.splits import fingerprint, read_split, write_split
+from perturbjax.splits import fingerprint, read_split, split_for, write_split
 
 CONFIG, SPLIT_FILE, LABELS, METRICS = "config.json", "split.parquet", "labels.json", "metrics.jsonl"
 #: Packages whose version can change a run's numbers.
@@ -32,14 +33,14 @@ class Run:
     Attributes:
         path: the directory.
         recipe: what decides the run's numbers.
-        data: the dataset directory it was started on.
+        data: the dataset directory it was started on; None for a network imported without one.
         class_names: in the order of the logits.
         facts: what must not change between two parts of one run.
     """
 
     path: Path
     recipe: Recipe
-    data: Path
+    data: Path | None
     class_names: list[str]
     facts: dict[str, Any]
 
@@ -48,8 +49,27 @@ class Run:
         return self.facts["label_column"]
 
     def manifest(self, index: pd.DataFrame) -> pd.DataFrame:
-        """The run's split, in the order of `index`."""
+        """The run's split, in the order of `index`; where it came without one, what its recipe deals."""
+        if not (self.path / SPLIT_FILE).is_file():
+            return split_for(index, self.recipe.split, label=self.label_column, seed=self.recipe.seed)
         return read_split(self.path / SPLIT_FILE, index)
+
+    def parts(self, site_ids: pd.Series) -> np.ndarray:
+        """The part that each site had in the run: train, test, or new where the run does not know it."""
+        if not (self.path / SPLIT_FILE).is_file():
+            return np.full(len(site_ids), "new", object)
+        known = pd.read_parquet(self.path / SPLIT_FILE).set_index("site_id")["part"]
+        return site_ids.map(known).fillna("new").to_numpy()
+
+    def open_data(self, path: Path | None = None) -> SiteDataset:
+        """The dataset at `path`, or else the one the run was started on.
+
+        Raises:
+            InputError: there is neither, or it cannot be opened.
+        """
+        if path is None and self.data is None:
+            raise InputError(f"--data: {self.path} was imported without a dataset; name one")
+        return SiteDataset(path or self.data)
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Add rows to `metrics.jsonl`."""
@@ -87,7 +107,7 @@ def dataset_facts(dataset: SiteDataset) -> dict[str, Any]:
     }
 
 
-def start_run(
+def describe_run(
     path: Path,
     *,
     recipe: Recipe,
@@ -97,37 +117,41 @@ def start_run(
     manifest: pd.DataFrame,
     pretrained: dict[str, Any] | None = None,
 ) -> Run:
-    """Begin a run, or open the one that the same recipe, data and split began here before.
+    """A run that is to be; nothing is read or written. `pretrained` says where published weights came from."""
+    facts = {"label_column": label_column, "split_fingerprint": fingerprint(manifest), **dataset_facts(dataset)}
+    if pretrained is not None:
+        facts["pretrained"] = pretrained
+    return Run(Path(path), recipe, dataset.path.absolute(), class_names, facts)
 
-    `pretrained` says where published weights in the network came from.
+
+def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
+    """Make the directory of a run, or find there the one that the same recipe, data and split began before.
+
+    Only an imported network may come without a split.
 
     Raises:
         InputError: the directory holds another run, or something that is no run.
     """
-    path = Path(path)
-    facts = {"label_column": label_column, "split_fingerprint": fingerprint(manifest), **dataset_facts(dataset)}
-    if pretrained is not None:
-        facts["pretrained"] = pretrained
+    path = run.path
     if (path / CONFIG).is_file():
-        run = open_run(path)
-        _require_same(run, recipe, facts)
-        return run
+        _require_same(open_run(path), run.recipe, run.facts)
+        return
     if path.is_dir() and any(path.iterdir()):
         raise InputError(f"{path}: is not empty and holds no run; choose another --out")
     make_folder(path)
-    write_split(manifest, path / SPLIT_FILE)
-    write_json(path / LABELS, class_names)
+    if manifest is not None:
+        write_split(manifest, path / SPLIT_FILE)
+    write_json(path / LABELS, run.class_names)
     # Written last: a directory with a config.json is a run, whole.
     write_json(
         path / CONFIG,
         {
-            "recipe": recipe_to_dict(recipe),
-            "data": str(dataset.path.absolute()),
-            "facts": facts,
+            "recipe": recipe_to_dict(run.recipe),
+            "data": None if run.data is None else str(run.data),
+            "facts": run.facts,
             "versions": {name: version(name) for name in RECORDED_VERSIONS},
         },
     )
-    return open_run(path)
 
 
 def open_run(path: Path) -> Run:
@@ -141,9 +165,9 @@ def open_run(path: Path) -> Run:
         raise InputError(f"{path}: holds no run ({CONFIG} is missing); make one with `perturbjax train --out {path}`")
     config = read_json(path / CONFIG)
     try:
-        return Run(
-            path, recipe_from_dict(config["recipe"]), Path(config["data"]), read_json(path / LABELS), config["facts"]
-        )
+        recipe, facts = recipe_from_dict(config["recipe"]), config["facts"]
+        data = None if config["data"] is None else Path(config["data"])
+        return Run(path, recipe, data, read_json(path / LABELS), facts)
     except KeyError as error:
         raise InputError(f"{path / CONFIG}: lacks {error}; it was not written by this program") from error
 

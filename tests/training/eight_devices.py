@@ -1,0 +1,221 @@
+"""Claims about many devices, to be run where there are eight (`test_devices.py` sees to that).
+
+The network is the least that has what devices could get wrong: BatchNorm, dropout, a max-pool. 20 sites in batches of
+12: the second batch has 8 of them, and 12 rows are no multiple of 8 devices.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from perturbjax.augment import RawBatch
+from perturbjax.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
+from perturbjax.feed import ResidentArrays, epoch_order, gather
+from perturbjax.models import Mode, Outputs
+from perturbjax.models.attention import ConvBlock
+from perturbjax.models.layers import BatchNorm, Dense, dropout
+from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
+from perturbjax.training.devices import AXIS, Placement, choose_placement
+from perturbjax.training.optimizer import make_optimizer
+from perturbjax.training.predict import predict_sites
+from perturbjax.training.step import Sums, TrainState, initial_state, make_predict_step, make_train_step, split_model
+
+SITES, SIDE, BATCH, CLASSES, STEPS = 20, 12, 12, 3, 2
+RECIPE = Recipe(
+    model=ModelConfig(dropout=0.3),
+    augment=AugmentConfig(crop=8),
+    optim=OptimConfig(epochs=3, batch_size=BATCH, learning_rate=1e-3),
+)
+#: Of values near 1, after three epochs of Adam: float32 sums in another order.
+CLOSE = {"rtol": 2e-5, "atol": 2e-6}
+KINDS = ("1", "pmap", "sharded")
+
+
+class TinyNet(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.block, self.head = ConvBlock(2, 4, rngs=rngs), Dense(4, CLASSES, rngs=rngs)
+
+    def __call__(self, x: jax.Array, mode: Mode) -> Outputs:
+        features = self.block(x.astype(mode.dtype), mode).mean((1, 2))
+        return Outputs(self.head(dropout(features, RECIPE.model.dropout, mode)), features)
+
+
+@pytest.fixture(scope="module")
+def sites() -> ResidentArrays:
+    random = np.random.default_rng(0)
+    image = random.integers(0, 60_000, (SITES, SIDE, SIDE, 1), dtype=np.uint16)
+    mask = random.integers(0, 2, (SITES, SIDE, SIDE), dtype=np.uint8)
+    scale = np.full((SITES, 1), 1 / 65535, np.float32)
+    return ResidentArrays(image, mask, np.arange(SITES, dtype=np.int32) % CLASSES, np.zeros_like(scale), scale)
+
+
+class Training:
+    """A placement's compiled programs, and a state."""
+
+    def __init__(self, placement: Placement, sites: ResidentArrays):
+        graphdef, params, stats = split_model(TinyNet(rngs=nnx.Rngs(0)))
+        optimizer = make_optimizer(RECIPE.optim, RECIPE.optim.epochs * STEPS)
+        step = make_train_step(graphdef, optimizer, RECIPE, steps_per_epoch=STEPS, axis_name=placement.axis_name)
+        self.traces = 0
+
+        def counted_step(state: TrainState, batch: RawBatch) -> tuple[TrainState, Sums]:
+            self.traces += 1
+            return step(state, batch)
+
+        self.placement, self.sites = placement, placement.replicate(sites)
+        self.fresh = jax.device_get(initial_state(params, stats, optimizer))
+        self.run = placement.compile_epoch(counted_step, gather)
+        self.predict = placement.compile_predict(make_predict_step(graphdef, RECIPE))
+
+    def start(self, tree: dict | None = None) -> None:
+        """From the beginning, or from a checkpoint."""
+        self.state = self.placement.replicate(self.fresh if tree is None else tree_to_state(tree, self.fresh, "test"))
+
+    def epochs(self, *epochs: int) -> tuple[list[np.ndarray], dict]:
+        """The losses of every step, and all arrays of the state after the last."""
+        losses = []
+        for epoch in epochs:
+            order = epoch_order(RECIPE.seed, epoch, np.arange(SITES), BATCH)
+            self.state, sums = self.run(self.state, self.sites, *order)
+            losses.append(np.asarray(sums.loss / sums.loss_weight))
+        return np.concatenate(losses), state_to_tree(self.state)
+
+
+def placed(kind: str, scans: bool = False) -> Placement:
+    placement = choose_placement(kind)
+    assert placement.count == (1 if kind == "1" else 8)
+    return Placement(placement.mapped, placement.mesh, scans)
+
+
+@pytest.fixture(scope="module")
+def begin(sites):
+    """`begin(kind)` gives a training at its start; programs are compiled once for all tests."""
+    compiled = functools.cache(lambda kind, scans: Training(placed(kind, scans), sites))
+
+    def start(kind: str, scans: bool = False, tree: dict | None = None) -> Training:
+        training = compiled(kind, scans)
+        training.start(tree)
+        return training
+
+    return start
+
+
+def assert_close(tree: dict, other: dict) -> None:
+    assert tree.keys() == other.keys()
+    for name, value in tree.items():
+        np.testing.assert_allclose(value, other[name], **CLOSE, err_msg=name)
+
+
+def to_bytes(tree: dict) -> dict:
+    return {name: value.tobytes() for name, value in tree.items()}
+
+
+@pytest.fixture(scope="module")
+def one_device(begin):
+    training = begin("1")
+    start = state_to_tree(training.state)
+    losses, tree = training.epochs(0, 1, 2)
+    moved = [np.abs(value - start[name]).max() for name, value in tree.items() if name.startswith("params")]
+    assert min(moved) > 100 * CLOSE["atol"], "nothing would be shown by parameters that stand still"
+    return losses, tree
+
+
+@pytest.mark.parametrize("scans", [False, True], ids=["step-by-step", "one-dispatch"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_and_parameters_are_those_of_one_device_and_the_step_is_traced_once(kind, scans, begin, one_device):
+    training = begin(kind, scans)
+    losses, tree = training.epochs(0, 1, 2)
+    np.testing.assert_allclose(losses, one_device[0], **CLOSE)
+    assert_close(tree, one_device[1])
+    assert training.traces == 1
+
+
+@pytest.mark.parametrize("kind", ["pmap", "sharded"])
+def test_batchnorm_learns_the_statistics_of_the_whole_batch_without_its_padding(kind):
+    """Each device's rows have another mean: the mean of eight variances would be far off."""
+    rows = np.arange(16, dtype=np.float32)[:, None] ** 2
+    weight = (np.arange(16) < 13).astype(np.float32)
+    graphdef, params, stats = split_model(BatchNorm(1, momentum=1.0))
+
+    def learn(x: jax.Array, weight: jax.Array) -> list[jax.Array]:
+        norm = nnx.merge(graphdef, params, stats, copy=True)
+        norm(x, Mode(train=True, weight=weight, axis_name=AXIS if kind == "pmap" else None))
+        return [norm.mean[...], norm.var[...]]
+
+    if kind == "pmap":
+        mean, var = jax.pmap(learn, AXIS, out_axes=None)(rows.reshape(8, 2, 1), weight.reshape(8, 2))
+    else:
+        mean, var = jax.jit(learn)(*(jax.device_put(x, placed(kind).by_row) for x in (rows, weight)))
+    np.testing.assert_allclose(mean, rows[:13].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(var, rows[:13].var(0, ddof=1), rtol=1e-6)
+
+
+def test_what_stands_in_padded_rows_moves_nothing(begin):
+    """The epoch's tail is filled up at weight 0: with any record there, losses and state are the same bits."""
+    order, weight = epoch_order(RECIPE.seed, 0, np.arange(SITES), BATCH)
+    assert (weight[-1] == 0).sum() == 4
+    other = np.where(weight == 0, 7, order)
+    assert (other != order).any()
+    answers = []
+    for rows in (order, other):
+        training = begin("sharded")
+        state, sums = training.run(training.state, training.sites, rows, weight)
+        answers.append(to_bytes(state_to_tree((state, sums))))
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("kind", ["1", "sharded"])
+def test_evaluation_answers_every_site_once_in_the_order_asked_for(kind, begin):
+    """13 sites in batches of 5, on eight devices that want multiples of 8."""
+    positions = np.random.default_rng(1).permutation(SITES)[:13]
+    training = begin(kind)
+    answers = predict_sites(
+        training.predict, training.state.params, training.state.stats, Feed(training), positions, batch_size=5
+    )
+    single = begin("1")
+    expected = [
+        single.predict(single.state.params, single.state.stats, gather(single.sites, np.array([p]), np.ones(1)))[0]
+        for p in positions
+    ]
+    np.testing.assert_allclose(answers.probabilities, np.concatenate(expected), **CLOSE)
+
+
+class Feed:
+    """Resident sites, as `predict_sites` asks for them."""
+
+    def __init__(self, training: Training):
+        self.sites = training.sites
+
+    def batches(self, indices: np.ndarray, weight: np.ndarray):
+        return (gather(self.sites, row, of) for row, of in zip(indices, weight, strict=True))
+
+
+@pytest.mark.parametrize(("first", "then"), [("sharded", "1"), ("1", "sharded"), ("pmap", "1"), ("1", "pmap")])
+def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_the_other_way_round(first, then, begin, one_device, tmp_path):
+    begun = begin(first)
+    _, saved = begun.epochs(0, 1)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(begun.state, epoch=2, facts={}, accuracy=None)
+    tree, facts = checkpoints.load()
+    checkpoints.close()
+    resumed = begin(then, tree=tree)
+    assert facts["epoch"] == 2
+    assert to_bytes(state_to_tree(resumed.state)) == to_bytes(saved)
+    losses, tree = resumed.epochs(2)
+    np.testing.assert_allclose(losses, one_device[0][2 * STEPS :], **CLOSE)
+    assert_close(tree, one_device[1])
+
+
+def test_rows_are_dealt_over_all_devices_and_padded_at_weight_zero(sites):
+    placement = placed("sharded")
+    batch = placement.place_rows(gather(sites, np.arange(13), np.ones(13, np.float32)))
+    assert isinstance(batch, RawBatch) and len(batch.image) == 16
+    assert len({shard.device for shard in batch.image.addressable_shards}) == 8
+    assert batch.image.sharding.spec == P(AXIS)
+    np.testing.assert_array_equal(batch.weight, np.arange(16) < 13)

@@ -1,0 +1,29 @@
+"""What several processes cannot do is refused by the flag's name."""
+
+import jax
+import pytest
+
+from perturbjax.console import InputError
+from perturbjax.training import hosts
+
+
+@pytest.mark.parametrize(
+    ("feed", "devices", "batch_size", "words"),
+    [
+        ("resident", "auto", 128, "--feed resident"),
+        ("auto", "1", 128, "--devices 1"),
+        ("streamed", "pmap", 128, "--devices pmap"),
+        ("streamed", "sharded", 128, "--batch-size 128"),
+    ],
+)
+def test_impossible_for_three_processes(monkeypatch, feed, devices, batch_size, words):
+    hosts.require_possible(feed, devices, batch_size)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(InputError, match=words):
+        hosts.require_possible(feed, devices, batch_size)
+    hosts.require_possible("auto", "auto", 129)
+
+
+def test_one_process_does_its_own_work():
+    assert hosts.is_first()
+    assert hosts.from_first(lambda: 3, like=0) == 3
