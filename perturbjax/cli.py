@@ -62,11 +62,11 @@ def train(argv: Sequence[str]) -> None:
     console.print(f"trained: {run.path}; judge it with `perturbjax evaluate --run {run.path}`")
 
 
-def _take_preset(argv: Sequence[str]) -> tuple[str, list[str]]:
+def _take_preset(argv: Sequence[str], default: str = "paper") -> tuple[str, list[str]]:
     """`--preset NAME` decides the defaults of all other flags, so it is read before them."""
     rest = [part for word in argv for part in (word.split("=", 1) if word.startswith("--preset=") else [word])]
     if "--preset" not in rest:
-        return "paper", rest
+        return default, rest
     at = rest.index("--preset")
     if at + 1 == len(rest):
         raise InputError(f"--preset: needs a name, one of {', '.join(PRESETS)}")
@@ -160,6 +160,23 @@ def embed(argv: Sequence[str]) -> None:
     console.print(f"written: {picture} and {picture.with_suffix('.html')}")
 
 
+def import_torch(argv: Sequence[str]) -> None:
+    """Turn a PyTorch checkpoint of one of the original's networks into a run."""
+    from perturbjax.training.exchange_run import ImportConfig, import_run, recipe_for_import
+
+    name, rest = _take_preset(argv, default="original")
+    default = ImportConfig(checkpoint=tyro.MISSING, out=tyro.MISSING, recipe=recipe_for_import(name))
+    about = f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {name}."
+    import_run(_parse(ImportConfig, rest, "import-torch", about=about, default=default))
+
+
+def export_torch(argv: Sequence[str]) -> None:
+    """Write a run's network as a PyTorch state dict (.pth) or .safetensors."""
+    from perturbjax.training.exchange_run import ExportConfig, export_run
+
+    export_run(_parse(ExportConfig, argv, "export-torch", about=export_torch.__doc__))
+
+
 VERBS: dict[str, Verb] = {
     "train": train,
     "evaluate": evaluate,
@@ -168,6 +185,8 @@ VERBS: dict[str, Verb] = {
     "split": split,
     "classify": classify,
     "embed": embed,
+    "import-torch": import_torch,
+    "export-torch": export_torch,
 }
 
 if __name__ == "__main__":

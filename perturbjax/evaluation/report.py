@@ -19,7 +19,7 @@ from perturbjax.dataset import PROVENANCE
 from perturbjax.evaluation import figures
 from perturbjax.evaluation.judge import METRIC_WORDS, MODEL, headline, shown_levels, shown_metrics, tested_on
 from perturbjax.files import atomic, read_json
-from perturbjax.training.run import CONFIG, read_metrics
+from perturbjax.training.run import CONFIG, LABELS, read_metrics
 
 EVALUATION, REPORT = "evaluation", "report.html"
 
@@ -216,7 +216,7 @@ def _per_class(folder: Path) -> str:
 
 def _provenance(config: dict[str, Any]) -> str:
     facts = dict(config.get("facts", {}), **config.get("versions", {}))
-    data = Path(config.get("data", ""))
+    data = Path(config.get("data") or "")
     if (data / PROVENANCE).is_file():
         facts |= {f"dataset: {name}": value for name, value in read_json(data / PROVENANCE).items()}
     if not facts:
@@ -228,8 +228,11 @@ def _provenance(config: dict[str, Any]) -> str:
 def _reproduce(run: Path, config: dict[str, Any], *, evaluated: bool) -> str:
     if "recipe" not in config:
         return ""
-    train = ["perturbjax", "train", "--data", config.get("data", "DIR"), "--out", str(run)]
-    commands = [shlex.join([*train, *recipe_flags(recipe_from_dict(config["recipe"]))])]
+    flags = recipe_flags(recipe_from_dict(config["recipe"]))
+    made = ["train", "--data", config.get("data") or "DIR"]
+    if imported := config.get("facts", {}).get("imported"):
+        made = ["import-torch", "--preset", "paper", "--checkpoint", imported["file"], "--labels", str(run / LABELS)]
+    commands = [shlex.join(["perturbjax", *made, "--out", str(run), *flags])]
     if evaluated:
         commands.append(shlex.join(["perturbjax", "evaluate", "--run", str(run)]))
     return f"<h2>The same again</h2><pre>{_text(chr(10).join(commands))}</pre>"
