@@ -33,7 +33,7 @@ def cross_entropy(
         target = target * class_weight
     losses = -(target * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1) * counted
     if class_weight is not None:
-        counted = counted * class_weight[labels]
+        counted = counted * jnp.asarray(class_weight)[labels]
     return losses.sum(), counted.sum()
 
 
