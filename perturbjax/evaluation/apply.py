@@ -145,8 +145,7 @@ def predict(config: PredictConfig) -> Path:
     run, dataset, out = open_run(config.apply.run), SiteDataset(config.data), config.out
     make_folder(out.parent)
     answers = apply_run(run, dataset, np.arange(len(dataset)), config.apply)
-    manifest = pd.read_parquet(run.path / "split.parquet").set_index("site_id")["part"]
-    part = dataset.index["site_id"].map(manifest).fillna("new").to_numpy()
+    part = run.parts(dataset.index["site_id"])
     with atomic(out) as temporary:
         predictions_table(run, dataset.index, answers.probabilities, part).to_parquet(temporary, index=False)
     console.print(f"{len(dataset)} sites predicted: {out}")
@@ -160,7 +159,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         InputError: the run or its dataset cannot be used.
     """
     run = open_run(config.apply.run)
-    dataset = SiteDataset(config.data or run.data)
+    dataset = run.open_data(config.data)
     manifest = run.manifest(dataset.index)
     index = dataset.index.set_index("site_id", drop=False).rename_axis(None)
     positions = dataset.index.reset_index().set_index("site_id").loc[manifest["site_id"], "index"].to_numpy()
@@ -202,7 +201,7 @@ def features_table(run: Run, index: pd.DataFrame, part: np.ndarray, features: np
 def _require_fitting(run: Run, dataset: SiteDataset) -> None:
     for what, here in (("channels", dataset.channel_names), ("image_dtype", str(dataset.image_dtype))):
         trained = run.facts[what]
-        if trained != here:
+        if trained is not None and trained != here:  # an imported network does not know
             raise InputError(
                 f"{dataset.path}: {what} is {here}, {run.path} was trained on {trained}; build the dataset alike"
             )
