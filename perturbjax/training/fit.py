@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,7 @@ from perturbjax.training.hosts import HostsConfig, connect, from_first, is_first
 from perturbjax.training.loss import class_weights
 from perturbjax.training.phases import Phase, create_network, plan_phases
 from perturbjax.training.predict import accuracy_and_loss, predict_sites
+from perturbjax.training.profile import TRACED_STEPS, trace_steps
 from perturbjax.training.run import Run, describe_run, open_run, start_run
 from perturbjax.training.step import TrainState, initial_state, make_predict_step, make_train_step, split_model
 
@@ -68,6 +71,9 @@ class TrainConfig:
     """Checkpoints kept that scored best on the judging sites; a score of these is optimistic."""
     compile_cache: str = "default"
     """Folder that keeps compiled programs between runs; default: the user's cache directory; none: no cache."""
+    profile: str = ""
+    """Folder for a trace of a few steps (for Perfetto or XProf); where their time went is printed. --profile alone, or
+    default: OUT/profile. Training is not changed by it."""
     hosts: HostsConfig = field(default_factory=HostsConfig)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
@@ -145,6 +151,10 @@ def fit(config: TrainConfig) -> Run:
             run_epoch = _epoch_runner(feed, experiment, placement, phase)
         if epoch == phase.first:
             state = placement.replicate(state._replace(opt_state=phase.optimizer.init(state.params)))
+        if config.profile and epoch == done:
+            folder = run.path / "profile" if config.profile == "default" else Path(config.profile)
+            steps = min(TRACED_STEPS, experiment.steps_per_epoch)
+            trace_steps(functools.partial(run_epoch, epoch=epoch, steps=steps), state, folder, steps)
         state, sums = run_epoch(state, epoch)
         sums = jax.device_get(sums)
         _require_finite(sums.loss, epoch, experiment.steps_per_epoch, run)
@@ -245,7 +255,10 @@ def make_feed(
 
 
 def _epoch_runner(feed: ResidentFeed | StreamedFeed, experiment: Experiment, placement: Placement, phase: Phase) -> Any:
-    """(state, epoch) → (state, sums a step): one dispatch where the data is resident, one a step where streamed."""
+    """(state, epoch) → (state, sums a step), of the first `steps` of them or of all.
+
+    One dispatch where the data is resident on an accelerator, one a step elsewhere.
+    """
     recipe = experiment.recipe
     train_step = make_train_step(
         phase.graphdef,
@@ -258,16 +271,16 @@ def _epoch_runner(feed: ResidentFeed | StreamedFeed, experiment: Experiment, pla
     if isinstance(feed, ResidentFeed):
         run_steps = placement.compile_epoch(train_step, gather)
 
-        def run_resident(state: TrainState, epoch: int) -> tuple[TrainState, Any]:
-            order = epoch_order(recipe.seed, epoch, experiment.train, recipe.optim.batch_size)
-            return run_steps(state, feed.arrays, *order)
+        def run_resident(state: TrainState, epoch: int, steps: int | None = None) -> tuple[TrainState, Any]:
+            order, weight = epoch_order(recipe.seed, epoch, experiment.train, recipe.optim.batch_size)
+            return run_steps(state, feed.arrays, order[:steps], weight[:steps])
 
         return run_resident
     step = placement.compile_step(train_step)
 
-    def run_streamed(state: TrainState, epoch: int) -> tuple[TrainState, Any]:
+    def run_streamed(state: TrainState, epoch: int, steps: int | None = None) -> tuple[TrainState, Any]:
         sums = []
-        for batch in feed.epoch(epoch):
+        for batch in itertools.islice(feed.epoch(epoch), steps):
             state, step_sums = step(state, batch)
             sums.append(step_sums)
         return state, stack_steps(sums)

@@ -78,7 +78,10 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: RawBatch) -> tuple[TrainState, Sums]:
         epoch = state.step // steps_per_epoch
-        inputs = prepare(batch, seed=recipe.seed, epoch=epoch, augment=recipe.augment, input=recipe.input, train=True)
+        with jax.named_scope("augment"):  # scopes name the parts of the step in a profile
+            inputs = prepare(
+                batch, seed=recipe.seed, epoch=epoch, augment=recipe.augment, input=recipe.input, train=True
+            )
         mode = Mode(
             train=True,
             weight=batch.weight,
@@ -107,8 +110,9 @@ def make_train_step(
         if axis_name is not None:
             sums, gradients = jax.lax.psum((sums, gradients), axis_name)
         gradients = jax.tree.map(lambda g: g / sums.loss_weight, gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("update"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         return TrainState(params, stats, opt_state, state.step + 1), sums
 
     return train_step

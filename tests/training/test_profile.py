@@ -1,0 +1,100 @@
+"""A profile says where the time went: by pass and operation, nothing counted twice."""
+
+import gzip
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from perturbjax.training import profile
+from perturbjax.training.profile import Span, names_in, read_spans, sum_by_kind, trace_steps
+
+HLO = """HloModule jit_step
+%fused_computation.1 (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %convolution.2 = f32[8]{0} convolution(%p), metadata={op_name="jit(step)/transpose(jvp())/conv_general_dilated"}
+}
+
+ENTRY %main.9 (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0), metadata={op_name="x"}
+  %ynn_fusion.5 = f32[8]{0} fusion(%x), kind=kCustom, calls=%fused_computation.1
+  ROOT add.1 = f32[8]{0} add(%ynn_fusion.5, %x), metadata={op_name="jit(step)/update/add" stack_frame_id=3}
+}
+"""
+
+
+def test_a_fusion_without_a_name_has_that_of_what_it_fuses():
+    names = names_in(HLO)
+    assert names["ynn_fusion.5"].endswith("transpose(jvp())/conv_general_dilated")
+    assert names["add.1"] == "jit(step)/update/add"
+
+
+def test_time_inside_another_operation_counts_once():
+    names = {("m", name): full for name, full in names_in(HLO).items()}
+    spans = [
+        Span(0.0, 10.0, "m", "while.3"),
+        Span(1.0, 4.0, "m", "ynn_fusion.5"),
+        Span(4.0, 6.0, "m", "add.1"),
+        Span(12.0, 13.0, "m", "add.1"),
+    ]
+    sums = {(part, operation): seconds for part, operation, seconds in sum_by_kind([spans, spans[3:]], names)}
+    assert sums == {
+        ("other", "while"): 5.0,
+        ("backward", "conv_general_dilated"): 3.0,
+        ("update", "add"): 4.0,
+    }
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    """A step of one product and its gradient, traced."""
+    folder = tmp_path_factory.mktemp("profile") / "trace"
+
+    @jax.jit
+    def step(state):
+        gradient = jax.grad(lambda w: jnp.sum(jnp.tanh(w @ w) ** 2))(state["w"])
+        with jax.named_scope("update"):
+            return {"w": state["w"] - 1e-3 * jnp.cos(gradient)}
+
+    state = {"w": jnp.full((600, 600), 0.01)}
+    spent = trace_steps(lambda state: step(step(state)), state, folder, steps=2)
+    return folder, state, spent
+
+
+def test_products_take_most_of_a_step_made_of_products(traced):
+    _, _, spent = traced
+    assert sum(s.seconds for s in spent if s.operation == "dot_general") > 0.5 * sum(s.seconds for s in spent)
+    assert {"forward", "backward", "update"} <= {s.part for s in spent}
+    assert all(s.seconds >= 0 for s in spent)
+
+
+def test_the_trace_is_one_that_viewers_open_and_holds_those_operations(traced):
+    folder, state, _ = traced
+    with gzip.open(next(folder.rglob("perfetto_trace.json.gz"))) as file:
+        events = json.load(file)["traceEvents"]
+    names = {event["name"] for event in events if event.get("ph") == "X"}
+    spans = [span for line in read_spans(next(folder.rglob("*.xplane.pb"))) for span in line]
+    assert spans and {span.operation for span in spans} <= names
+    assert all(0 <= span.end - span.start < 60 for span in spans)
+    assert not state["w"].is_deleted(), "tracing took the state away"
+
+
+def test_where_a_device_keeps_its_own_times_the_host_does_not_count(monkeypatch, tmp_path):
+    class Event:
+        start_ns, end_ns = 0.0, 5.0
+        stats = (("hlo_op", "add.1"), ("hlo_module", "m"))
+
+    class Line:
+        def __init__(self, count):
+            self.events = [Event()] * count
+
+    class Plane:
+        def __init__(self, name, count):
+            self.name, self.lines = name, [Line(count)]
+
+    class Trace:
+        planes = (Plane("/host:CPU", 7), Plane("/device:GPU:0", 2))
+
+    monkeypatch.setattr(profile.jax.profiler.ProfileData, "from_file", lambda path: Trace)
+    assert [len(spans) for spans in read_spans(tmp_path)] == [2]
