@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,7 +59,7 @@ def train(argv: Sequence[str]) -> None:
     about = (
         f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe whose defaults are shown; now {name}."
     )
-    run = fit(_parse(TrainConfig, rest, "train", about=about, default=default))
+    run = fit(_parse(TrainConfig, _profile_alone(rest), "train", about=about, default=default))
     console.print(f"trained: {run.path}; judge it with `perturbjax evaluate --run {run.path}`")
 
 
@@ -71,6 +72,12 @@ def _take_preset(argv: Sequence[str], default: str = "paper") -> tuple[str, list
     if at + 1 == len(rest):
         raise InputError(f"--preset: needs a name, one of {', '.join(PRESETS)}")
     return rest[at + 1], rest[:at] + rest[at + 2 :]
+
+
+def _profile_alone(argv: list[str]) -> list[str]:
+    """`--profile` without a folder means the default one."""
+    alone = [word == "--profile" and (after or "--").startswith("--") for word, after in zip_longest(argv, argv[1:])]
+    return [part for word, bare in zip(argv, alone, strict=True) for part in ([word, "default"] if bare else [word])]
 
 
 def evaluate(argv: Sequence[str]) -> None:

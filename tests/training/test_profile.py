@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from perturbjax.cli import _profile_alone
 from perturbjax.training import profile
 from perturbjax.training.profile import Span, names_in, read_spans, sum_by_kind, trace_steps
 
@@ -78,6 +79,19 @@ def test_the_trace_is_one_that_viewers_open_and_holds_those_operations(traced):
     assert spans and {span.operation for span in spans} <= names
     assert all(0 <= span.end - span.start < 60 for span in spans)
     assert not state["w"].is_deleted(), "tracing took the state away"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--profile"], ["--profile", "default"]),
+        (["--profile", "--out", "run"], ["--profile", "default", "--out", "run"]),
+        (["--profile", "there", "--out", "run"], ["--profile", "there", "--out", "run"]),
+        ([], []),
+    ],
+)
+def test_the_flag_may_stand_alone(given, meant):
+    assert _profile_alone(given) == meant
 
 
 def test_where_a_device_keeps_its_own_times_the_host_does_not_count(monkeypatch, tmp_path):
