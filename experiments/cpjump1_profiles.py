@@ -36,15 +36,16 @@ from perturbjax.files import atomic, make_folder, read_json, write_json
 LABEL = "Metadata_pert_iname"
 CHOSEN = "chosen by inner cross-validation"
 ROBUST = Preparation(normalize="robustize", outliers="arcsinh")
-#: The field's usual choice, as it is: not tuned, and not among those that compete.
-USUAL = "usual"
-#: Preparation and models that compete.
+#: Models as they are: not tuned, and not among those that compete.
+UNTUNED = ("standardized, logistic", "standardized, lda")
+#: Preparation and model of each candidate.
 CANDIDATES: dict[str, tuple[Preparation, str]] = {
-    USUAL: (Preparation(), "logistic"),
-    "standardized": (Preparation(), "lda,plda"),
-    "robust": (ROBUST, "plda"),
-    "robust, decorrelated": (dataclasses.replace(ROBUST, select=True), "plda"),
-    "robust, sphered to controls": (dataclasses.replace(ROBUST, sphere="negcon"), "plda"),
+    UNTUNED[0]: (Preparation(), "logistic"),
+    UNTUNED[1]: (Preparation(), "lda"),
+    "standardized, plda": (Preparation(), "plda"),
+    "robust, plda": (ROBUST, "plda"),
+    "robust, decorrelated, plda": (dataclasses.replace(ROBUST, select=True), "plda"),
+    "robust, sphered to controls, plda": (dataclasses.replace(ROBUST, sphere="negcon"), "plda"),
 }
 
 
@@ -55,7 +56,7 @@ class Options:
     data: Path
     """Folder of `*.csv.gz` profiles, one file a plate."""
     out: Path
-    """Folder to write to."""
+    """Folder to write to. Candidates that are finished there are not fitted again."""
 
 
 def main(options: Options) -> None:
@@ -66,7 +67,7 @@ def main(options: Options) -> None:
     make_folder(options.out)
     plates = sorted(read_profiles(files).column(PLATE).unique())
     folds, choices = zip(*(run_plate(files, plate, options.out / plate) for plate in plates), strict=True)
-    class_names = read_json(options.out / plates[0] / USUAL / "labels.json")
+    class_names = read_json(options.out / plates[0] / "robust_plda" / "labels.json")
     table = scoreboard(folds, class_names)
     print_scoreboard(table)
     with atomic(options.out / "table.csv") as temporary:
@@ -86,33 +87,33 @@ def run_plate(files: tuple[Path, ...], plate: str, out: Path) -> tuple[Fold, dic
     train: dict[str, np.ndarray] = {}
     test: dict[str, np.ndarray] = {}
     inner: dict[str, tuple[float, str]] = {}
-    for candidate, (preparation, models) in CANDIDATES.items():
+    for candidate, (preparation, model) in CANDIDATES.items():
         folder = out / candidate.replace(", ", "_").replace(" ", "_")
-        table = classify(
-            ClassifyConfig(
-                profiles=ProfileConfig(files, label_column=LABEL),
-                out=folder,
-                models=models,
-                hold_out=plate,
-                preparation=preparation,
-                tune=candidate != USUAL,
-                tune_by="accuracy",
+        if not (folder / "config.json").exists():  # written last: what is there is whole
+            classify(
+                ClassifyConfig(
+                    profiles=ProfileConfig(files, label_column=LABEL),
+                    out=folder,
+                    models=model,
+                    hold_out=plate,
+                    preparation=preparation,
+                    tune=candidate not in UNTUNED,
+                    tune_by="accuracy",
+                    replicates=200,
+                )
             )
+        row = pd.read_csv(folder / "table.csv").set_index(["level", "subject"]).loc[("site", model)]
+        predictions = pd.read_parquet(folder / "predictions" / f"{model}.parquet")
+        sides = {part: rows for part, rows in predictions.groupby("part")}
+        train[candidate], test[candidate] = (
+            sides[part].filter(like="prob_").to_numpy(float) for part in (splits.TRAIN, splits.TEST)
         )
-        rows = table[table["level"] == "site"].set_index("subject")
-        for model in models.split(","):
-            name = f"{model} · {candidate}"
-            predictions = pd.read_parquet(folder / "predictions" / f"{model}.parquet")
-            sides = {part: rows_of for part, rows_of in predictions.groupby("part")}
-            train[name], test[name] = (
-                sides[part].filter(like="prob_").to_numpy(float) for part in (splits.TRAIN, splits.TEST)
-            )
-            if candidate != USUAL:
-                inner[name] = rows.loc[model, "inner_score"], rows.loc[model, "setting"]
+        if candidate not in UNTUNED:
+            inner[candidate] = float(row["inner_score"]), row["setting"]
     best = max(inner, key=lambda name: inner[name][0])
     train[CHOSEN], test[CHOSEN] = train[best], test[best]
     index = {part: _with_negcon(rows_of) for part, rows_of in sides.items()}
-    choice = {"candidate": best, "score": float(inner[best][0]), "setting": inner[best][1]}
+    choice = {"candidate": best, "score": inner[best][0], "setting": inner[best][1]}
     return Fold(plate, index[splits.TRAIN], index[splits.TEST], train, test), choice
 
 

@@ -183,7 +183,9 @@ class _Task:
         start = time.monotonic()
         recipe = CLASSIFIERS[name]
         model = recipe.make(len(labels), len(np.unique(labels)), self.config.seed)
-        chosen, score = _tune(model, recipe.grid, inner, self.config.tune_by) if inner else ({}, float("nan"))
+        chosen, score = (
+            _tune(model, recipe.grid, inner, self.config.tune_by) if inner and recipe.grid else ({}, float("nan"))
+        )
         model.set_params(**chosen)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -241,10 +243,9 @@ def _tune(model: Any, grid: tuple[dict[str, Any], ...], inner: list, criterion: 
             return accuracy_score(truth, predicted)
         return recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
 
-    settings = grid or ({},)
-    scores = [float(np.mean([one(setting, *part) for part in inner])) for setting in settings]
+    scores = [float(np.mean([one(setting, *part) for part in inner])) for setting in grid]
     best = int(np.argmax(scores))
-    return settings[best], scores[best]
+    return grid[best], scores[best]
 
 
 def _fold(name: str, manifest: pd.DataFrame, index: pd.DataFrame, fitted: dict[str, _Fitted]) -> Fold:

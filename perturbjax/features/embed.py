@@ -25,6 +25,8 @@ COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x")
 GREY = "#c4c4c4"
+#: Greatest number of replicates that lines join; a star of hundreds hides what it joins.
+_JOINED = 30
 #: At most so many metadata columns are shown where the mouse points.
 _HOVER = 8
 
@@ -104,7 +106,7 @@ def lay_out_umap(
             min_dist=min_dist,
             random_state=seed,
             n_jobs=1,
-            init="spectral" if len(features) > 10 else "random",
+            init="pca",  # a spectral start throws unconnected groups so far apart that the rest becomes a dot
         )
         return np.asarray(layout.fit_transform(features.astype(np.float32)), dtype=float)
 
@@ -224,7 +226,7 @@ def _draw(picture: Picture, path: Path) -> None:
         grey, control = colour == GREY, marker == "x"
         emphasis = 0.7 if grey else 1 if control else few
         x, y = picture.points[rows].T
-        if picture.config.join and not grey and not control:
+        if picture.config.join and not grey and not control and rows.sum() <= _JOINED:
             for a, b in picture.points[rows]:
                 axis.plot([a, x.mean()], [b, y.mean()], color=colour, lw=0.7, alpha=0.6, zorder=2)
         axis.scatter(

@@ -106,7 +106,8 @@ class EmbedConfig:
     highlight: int = 12
     """Classes with a colour of their own, best held together first; the others are grey."""
     join: bool = False
-    """Thin lines from every replicate to the middle of its class (negative controls and grey classes aside)."""
+    """Thin lines from every replicate to the middle of its class; not for negative controls, grey classes, and classes
+    of more than 30 rows."""
     preparation: Preparation = field(default_factory=lambda: Preparation(pca=50))
     """Fitted on all rows: a picture holds nothing out."""
     seed: int = 0
