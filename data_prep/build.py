@@ -101,13 +101,14 @@ def build(options: BuildOptions) -> None:
     )
     with workers.Pool(workers.worker_count(options.workers, options.segmenter)) as pool:
         segmenter = pool.call(workers.describe_segmenter, settings.segmenter)
-        facts = _facts(
-            options, table, stored, label_column, {**segmenter, "channels": list(segmented) or ["aggregate"]}
-        )
+        segmenter["channels"] = list(segmented) or ["aggregate"]
+        facts = _facts(options, table, stored, label_column, segmenter)
+        work = options.out.with_name(f".{options.out.name}.building")
         if _already_built(options, facts["fingerprint"]):
             console.print(f"{options.out}: is already built with these settings ({len(table)} sites)")
+            if _made_with(work, facts):  # killed between the last rename and the tidying
+                shutil.rmtree(work)
             return
-        work = options.out.with_name(f".{options.out.name}.building")
         job = _Job(table, _sites(table, stored, segmented, work / "masks"), settings, facts, work)
         dtype, shapes = _probe(pool, job.sites)
         with _working_folder(work, facts):
@@ -189,18 +190,21 @@ def _working_folder(work: Path, facts: dict[str, Any]) -> Iterator[None]:
         InputError: it cannot be made, or another build works there.
     """
     make_folder(work / "masks")
-    made = work / SETTINGS
     with open(work / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"{work}: another build is at work there; wait for it or choose another --out") from error
-        if made.is_file() and read_json(made) != facts:
+        if (work / SETTINGS).is_file() and not _made_with(work, facts):
             console.print(f"the settings have changed since the interrupted build in {work}: starting over")
             shutil.rmtree(work / "masks")
             make_folder(work / "masks")
-        write_json(made, facts)
+        write_json(work / SETTINGS, facts)
         yield
+
+
+def _made_with(work: Path, facts: dict[str, Any]) -> bool:
+    return (work / SETTINGS).is_file() and read_json(work / SETTINGS) == facts
 
 
 def _probe(pool: workers.Pool, sites: list[workers.Site]) -> tuple[np.dtype, list[tuple[int, int]]]:

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,8 +90,18 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        """Stop the processes.
+
+        Raises:
+            InputError: one of them was killed, as the system does where memory runs out.
+        """
         self._executor.shutdown(wait=kind is None, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise InputError(
+                f"a worker process was killed, perhaps for want of memory: run the same command again with "
+                f"--workers {max(self.workers - 1, 1)}; finished sites are kept"
+            ) from error
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return self._executor.submit(function, *arguments).result()

@@ -167,6 +167,25 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, co
     assert not work.exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the workers in /proc")
+def test_a_killed_worker_is_one_line_and_the_build_goes_on_after_it(simulated, command, tmp_path):
+    flags = ["build", "--load-data", simulated / "load_data.csv", "--images", simulated, "--workers", 1]
+    flags += ["--out", tmp_path / "dataset"]
+    process = command(*flags)
+    while not list(tmp_path.glob(".dataset.building/masks/0*.tiff")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    for helper in children(process.pid):
+        if "spawn_main" in Path(f"/proc/{helper}/cmdline").read_text():
+            os.kill(helper, signal.SIGKILL)
+    said = process.communicate()[1]
+    assert process.returncode == 2, said
+    assert "error: a worker process was killed" in said and "Traceback" not in said
+    assert not (tmp_path / "dataset").exists()
+    assert command(*flags).wait() == 0
+    assert len(SiteDataset(tmp_path / "dataset")) == 24
+
+
 def test_a_changed_setting_starts_an_interrupted_build_over(simulated, tmp_path, capsys):
     work = tmp_path / ".dataset.building"
     (work / "masks").mkdir(parents=True)
