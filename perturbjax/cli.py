@@ -147,6 +147,13 @@ def split(argv: Sequence[str]) -> None:
     console.print(f"written: {options.out}")
 
 
+def features(argv: Sequence[str]) -> None:
+    """Extract features of every site with a pretrained backbone, or a run's own network."""
+    from perturbjax.features.extract import FeaturesConfig, extract
+
+    console.print(f"written: {extract(_parse(FeaturesConfig, argv, 'features', about=features.__doc__))}")
+
+
 def classify(argv: Sequence[str]) -> None:
     """Fit classical classifiers on a table of features and judge them like the networks."""
     from perturbjax.features.classify import classify as fit_and_judge
@@ -190,6 +197,7 @@ VERBS: dict[str, Verb] = {
     "predict": predict,
     "report": report,
     "split": split,
+    "features": features,
     "classify": classify,
     "embed": embed,
     "import-torch": import_torch,
