@@ -88,7 +88,8 @@ def test_labels_never_mix(sites):
         assert set(np.unique(after)) <= set(np.unique(before))
 
 
-def turned(image, mask, *, angle=0.0, mirror=(1.0, 1.0)):
+@jax.jit
+def turned(image, mask, angle=0.0, mirror=(1.0, 1.0)):
     b = len(image)
     boxes = augment._Boxes(
         center=jnp.full((b, 2), SIZE / 2),
@@ -97,9 +98,7 @@ def turned(image, mask, *, angle=0.0, mirror=(1.0, 1.0)):
         mirror=jnp.tile(jnp.array(mirror), (b, 1)),
     )
     points = augment._points(boxes, boxes.center, SIZE)
-    return np.asarray(augment._bilinear(jnp.asarray(image), points, 1)), np.asarray(
-        augment._nearest(jnp.asarray(mask), points)
-    )
+    return augment._bilinear(image, points, 1), augment._nearest(mask, points)
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
@@ -129,7 +128,7 @@ def test_each_of_the_four_mirrorings_comes_equally_often():
 def test_crops_have_the_stated_areas_ratios_and_lie_inside():
     config = dataclasses.replace(MOVING, crop_scale=(0.1, 0.5), crop_ratio=(0.8, 1.25))
     draws = jax.random.uniform(jax.random.key(0), (4096, len(augment._GEOMETRY)))
-    boxes = augment._random_boxes(draws, 100, 100, config)
+    boxes = jax.jit(lambda draws: augment._random_boxes(draws, 100, 100, config))(draws)
     center, size = np.asarray(boxes.center), np.asarray(boxes.size)
     area, ratio = size.prod(1) / 1e4, size[:, 1] / size[:, 0]
     assert stats.kstest(area, stats.uniform(0.1, 0.4).cdf).pvalue > 1e-3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import UInt, UInt16
+from jaxtyping import Float32, Int32, UInt, UInt16
 
 from perturbjax import masks
 from perturbjax.augment import RawBatch, mip_levels
@@ -13,29 +13,35 @@ from perturbjax.feed.sites import Sites
 
 
 class Decoder:
-    """From a position in the dataset to what a feed stores; grain's workers are each given a copy."""
+    """From positions in the dataset to what a feed stores; grain's workers are each given a copy."""
 
     def __init__(self, dataset: SiteDataset, sites: Sites, input: InputConfig, augment: AugmentConfig | None):
         self.dataset, self.sites, self.input = dataset, sites, input
         self.halvings = halvings(dataset, augment)
 
-    @property
-    def stored_size(self) -> tuple[int, int]:
-        return stored_size(self.dataset, self.halvings)
+    def empty(self, n: int) -> tuple[UInt[np.ndarray, "n h w c"], UInt[np.ndarray, "n h w"]]:
+        """Images and masks of n sites, to be read into."""
+        shape = (n, *stored_size(self.dataset, self.halvings))
+        image = np.empty((*shape, len(self.dataset.channel_names)), self.dataset.image_dtype)
+        return image, np.empty(shape, masks.storage_dtype(self.input.mask_encoding))
 
-    def pixels(self, position: int) -> tuple[UInt[np.ndarray, "h w c"], UInt[np.ndarray, "h w"]]:
-        image, mask = self.dataset.pixels(position)
+    def read_into(self, position: int, image: UInt[np.ndarray, "h w c"], mask: UInt[np.ndarray, "h w"]) -> None:
+        """Decode one record."""
+        pixels, instances = self.dataset.pixels(position)
         if (other := self.sites.mask_of[position]) != position:
-            _, mask = self.dataset.pixels(other)
+            _, instances = self.dataset.pixels(other)
         for _ in range(self.halvings):
-            image, mask = _halve(image, mask)
-        return image, masks.encode(mask, self.input.mask_encoding)
+            pixels, instances = _halve(pixels, instances)
+        image[:], mask[:] = pixels, masks.encode(instances, self.input.mask_encoding)
 
-    def __call__(self, place: tuple[np.int32, np.float32]) -> RawBatch:
-        position, weight = place
-        image, mask = self.pixels(position)
-        label, shift, scale = (of[position] for of in (self.sites.labels, self.sites.shift, self.sites.scale))
-        return RawBatch(image, mask, label, np.int32(position), weight, shift, scale)
+    def __call__(self, step: tuple[Int32[np.ndarray, " b"], Float32[np.ndarray, " b"]]) -> RawBatch:
+        """The batch of one step's positions and weights."""
+        positions, weight = step
+        image, mask = self.empty(len(positions))
+        for row, position in enumerate(positions):
+            self.read_into(position, image[row], mask[row])
+        label, shift, scale = (of[positions] for of in (self.sites.labels, self.sites.shift, self.sites.scale))
+        return RawBatch(image, mask, label, positions, weight, shift, scale)
 
 
 def halvings(dataset: SiteDataset, augment: AugmentConfig | None) -> int:
@@ -55,6 +61,6 @@ def _halve(
     if any(side % 2 for side in mask.shape):
         pad = [(0, side % 2) for side in mask.shape]
         image, mask = np.pad(image, [*pad, (0, 0)], mode="edge"), np.pad(mask, pad, mode="edge")
-    rows = np.add(image[0::2], image[1::2], dtype=np.uint32)
+    rows = np.add(image[0::2], image[1::2], dtype=np.uint16 if image.dtype == np.uint8 else np.uint32)
     mean = (rows[:, 0::2] + rows[:, 1::2] + 2) >> 2
     return mean.astype(image.dtype), mask[1::2, 1::2]

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float32, Int32, UInt
 
-from perturbjax import masks
 from perturbjax.augment import RawBatch
 from perturbjax.config import AugmentConfig, InputConfig
 from perturbjax.console import track
@@ -58,15 +57,10 @@ class ResidentFeed:
         """
         decoder = Decoder(dataset, sites, input, augment)
         n = len(dataset)
-        shape = (n, *decoder.stored_size)
-        image = np.empty((*shape, len(dataset.channel_names)), dataset.image_dtype)
-        mask = np.empty(shape, masks.storage_dtype(input.mask_encoding))
-
-        def load(position: int) -> None:
-            image[position], mask[position] = decoder.pixels(position)
-
+        image, mask = decoder.empty(n)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for _ in track(threads.map(load, range(n)), total=n, label="load", unit="sites"):
+            reads = threads.map(decoder.read_into, range(n), image, mask)
+            for _ in track(reads, total=n, label="load", unit="sites"):
                 pass
         self.arrays: ResidentArrays = place(ResidentArrays(image, mask, sites.labels, sites.shift, sites.scale))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,41 +22,46 @@ from perturbjax.feed.sites import Sites
 
 #: Batches kept ready on the device ahead of the step.
 AHEAD = 2
+#: Threads that decode where no worker processes do; each holds a batch, and more of them wait for each other.
+MOST_THREADS = 4
 
 
-class _Places:
-    """The (record, weight) of every place of an order, as grain's random-access source."""
+Order = tuple[Int32[np.ndarray, "steps b"], Float32[np.ndarray, "steps b"]]
 
-    def __init__(self, indices: np.ndarray, weight: np.ndarray):
-        self.indices, self.weight = indices.ravel(), weight.ravel()
+
+class _Steps:
+    """The positions and weights of every step of an order, as grain's random-access source."""
+
+    def __init__(self, order: Order):
+        self.order = order
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.order[0])
 
-    def __getitem__(self, at: int) -> tuple[np.int32, np.float32]:
-        return self.indices[at], self.weight[at]
+    def __getitem__(self, step: int) -> tuple[Int32[np.ndarray, " b"], Float32[np.ndarray, " b"]]:
+        indices, weight = self.order
+        return indices[step], weight[step]
 
 
-class _AllPlaces:
-    """As `_Places`, for every epoch from (epoch, step) on, so that workers live through them all."""
+class _AllSteps:
+    """As `_Steps`, for every epoch from (epoch, step) on, so that workers live through them all."""
 
-    def __init__(self, order: Callable[[int], tuple[np.ndarray, np.ndarray]], epoch: int, step: int):
-        self.order, self.epoch = order, epoch
-        shape = order(epoch)[0].shape
-        self.skipped, self.places = step * shape[1], math.prod(shape)
-        self.recent: dict[int, _Places] = {}
+    def __init__(self, order_of: Callable[[int], Order], epoch: int, step: int):
+        self.order_of, self.epoch, self.step = order_of, epoch, step
+        self.steps = len(order_of(epoch)[0])
+        self.recent: dict[int, _Steps] = {}
 
     def __len__(self) -> int:
         return 2**40  # grain wants an end; no training reaches this one
 
-    def __getitem__(self, at: int) -> tuple[np.int32, np.float32]:
-        epoch, place = divmod(at + self.skipped, self.places)
-        known = self.recent.get(epoch)
+    def __getitem__(self, at: int) -> tuple[Int32[np.ndarray, " b"], Float32[np.ndarray, " b"]]:
+        passed, step = divmod(at + self.step, self.steps)
+        known = self.recent.get(passed)
         if known is None:
-            known = _Places(*self.order(self.epoch + epoch))
+            known = _Steps(self.order_of(self.epoch + passed))
             # Readers on both sides of an epoch's end need two orders; older ones may go.
-            self.recent = {e: p for e, p in self.recent.items() if e >= epoch - 1} | {epoch: known}
-        return known[place]
+            self.recent = {e: steps for e, steps in self.recent.items() if e >= passed - 1} | {passed: known}
+        return known[step]
 
 
 class StreamedFeed:
@@ -104,10 +108,10 @@ class StreamedFeed:
 
         Reading goes on into the next epoch, and asking for that one finds it under way.
         """
-        steps, size = self._order(epoch)[0].shape
+        steps = len(self._order(epoch)[0])
         if self._next != (epoch, start_step):
             self.close()
-            self._running = self._read(_AllPlaces(self._order, epoch, start_step), size, self._workers)
+            self._running = self._read(_AllSteps(self._order, epoch, start_step), self._workers)
         for step in range(start_step, steps):
             batch = next(self._running)
             self._next = (epoch, step + 1) if step + 1 < steps else (epoch + 1, 0)
@@ -117,8 +121,8 @@ class StreamedFeed:
         self, indices: Int32[np.ndarray, "steps batch"], weight: Float32[np.ndarray, "steps batch"]
     ) -> Iterator[RawBatch]:
         """The batches of any order, decoded in threads: starting processes takes longer than most evaluations."""
-        indices, weight = (share(of, self._shard) for of in (indices, weight))
-        yield from self._read(_Places(indices, weight), indices.shape[1], workers=0)
+        order = share(indices, self._shard), share(weight, self._shard)
+        yield from self._read(_Steps(order), workers=0)
 
     def close(self) -> None:
         """End the workers."""
@@ -132,15 +136,15 @@ class StreamedFeed:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, places: _Places | _AllPlaces, size: int, workers: int) -> Iterator[RawBatch]:
-        """Decode, batch and place on the device, `AHEAD` batches before they are asked for."""
+    def _read(self, steps: _Steps | _AllSteps, workers: int) -> Iterator[RawBatch]:
+        """Decode and place on the device, `AHEAD` batches before they are asked for."""
         import grain
         from absl import flags
 
-        # Batches are formed before they are prefetched: workers that batch for themselves would each leave a tail.
-        batches = grain.MapDataset.source(places).map(self._decoder).batch(size)
-        threads = grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=2 * AHEAD)
-        stream = batches.to_iter_dataset(threads)
+        # Every element is a whole batch already: prefetched record by record, each worker would leave a tail.
+        batches = grain.MapDataset.source(steps).map(self._decoder)
+        threads = 1 if workers else min(os.cpu_count() or 1, MOST_THREADS)
+        stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
         if workers:
             if not flags.FLAGS.is_parsed():  # grain's workers take their options from absl's flags
                 flags.FLAGS.mark_as_parsed()
@@ -157,8 +161,6 @@ class StreamedFeed:
             reader.close()
 
 
-def _epoch_share(
-    epoch: int, *, seed: int, records: np.ndarray, batch_size: int, shard: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def _epoch_share(epoch: int, *, seed: int, records: np.ndarray, batch_size: int, shard: tuple[int, int]) -> Order:
     indices, weight = epoch_order(seed, epoch, records, batch_size)
     return share(indices, shard), share(weight, shard)
