@@ -115,7 +115,7 @@ def extract(config: FeaturesConfig) -> Path:
     names = _feature_names(extractor.groups, parts[0].shape[1])
     rows = tables.write(config.out, config.format, config.level, dataset.index, parts, names, extractor.facts)
     shutil.rmtree(work)
-    console.print(f"written: {config.out} ({rows} {config.level}s, {len(names)} features)")
+    console.print(f"{rows} {config.level}s, {len(names)} features")
     return config.out
 
 

@@ -1,0 +1,112 @@
+"""How fast are pretrained features? Images a second through ResNet-50 and EfficientNet-B0, beside PyTorch.
+
+    python -m experiments.bench.features
+
+224² pixels, 32 at a time, random weights, forward pass to the averaged features, float32 and bfloat16. PyTorch runs
+transformers' ResNet and efficientnet_pytorch under `inference_mode`, in its own layout and in channels_last, bfloat16
+by autocast. All ways take turns in one process; the table gives medians and what they are of PyTorch's fastest.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments.bench.tables import CannotRun
+from perturbjax.models import Mode
+from perturbjax.models.weights import BACKBONES
+
+SIZE, BATCH = 224, 32
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def main() -> None:
+    for row in run(quick=False):
+        print(" | ".join(str(round(v, 2) if isinstance(v, float) else v) for v in row.values()))
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """One row a network, precision and way: `images_per_s` (median), `spread` (of it, max - min), `of_pytorch` (times
+    PyTorch's fastest way at that precision)."""
+    batch, rounds = (4, 2) if quick else (BATCH, 5)
+    return [
+        row
+        for backbone in ("resnet50", "efficientnet_b0")
+        for precision in PRECISIONS
+        for row in _measure(backbone, precision, batch, rounds)
+    ]
+
+
+def _measure(backbone: str, precision: str, batch: int, rounds: int) -> list[dict[str, Any]]:
+    x = np.random.default_rng(0).normal(size=(batch, SIZE, SIZE, 3)).astype(np.float32)
+    ways = {"perturbjax": _ours(backbone, precision, x), **_pytorch(backbone, precision, x)}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds + 1):
+        for way, forward in ways.items():
+            start = time.perf_counter()
+            forward()
+            rates[way].append(batch / (time.perf_counter() - start))
+    medians = {way: statistics.median(measured[1:]) for way, measured in rates.items()}  # the first round compiles
+    base = max(rate for way, rate in medians.items() if way != "perturbjax")
+    return [
+        {
+            "network": backbone,
+            "precision": precision,
+            "batch": batch,
+            "way": way,
+            "images_per_s": medians[way],
+            "spread": max(rates[way][1:]) - min(rates[way][1:]),
+            "of_pytorch": medians[way] / base,
+        }
+        for way in ways
+    ]
+
+
+def _ours(backbone: str, precision: str, x: np.ndarray) -> Callable[[], object]:
+    model = BACKBONES[backbone](classes=1000, inputs=3, rngs=nnx.Rngs(0))
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+    @jax.jit
+    def forward(params: Any, stats: Any, x: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, params, stats, copy=True)(x, Mode(dtype=PRECISIONS[precision])).features
+
+    return lambda: forward(params, stats, x).block_until_ready()
+
+
+def _pytorch(backbone: str, precision: str, x: np.ndarray) -> dict[str, Callable[[], object]]:
+    try:
+        import torch
+        from efficientnet_pytorch import EfficientNet
+        from transformers import ResNetConfig, ResNetModel
+    except ImportError as error:
+        raise CannotRun("PyTorch's networks are not installed; run `pip install 'perturbjax[test]'`") from error
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+
+    def way(layout: torch.memory_format) -> Callable[[], object]:
+        if backbone == "resnet50":
+            network = ResNetModel(ResNetConfig()).eval()
+        else:
+            network = EfficientNet.from_name("efficientnet-b0", include_top=False).eval()
+        network = network.to(device, memory_format=layout)
+
+        def forward() -> object:
+            images = torch.from_numpy(x.transpose(0, 3, 1, 2)).to(device, memory_format=layout)
+            low = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+            with torch.inference_mode(), low:
+                features = network(images)
+            return getattr(features, "pooler_output", features).float().cpu()
+
+        return forward
+
+    return {"PyTorch": way(torch.contiguous_format), "PyTorch, channels_last": way(torch.channels_last)}
+
+
+if __name__ == "__main__":
+    main()

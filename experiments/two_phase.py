@@ -1,0 +1,88 @@
+"""Does a network that knows photographs help with cells? Published weights, frozen and fine-tuned, and from scratch.
+
+    python -m experiments.two_phase --data DIR --out runs/two_phase
+
+trains one backbone in up to four ways on the same plates and judges each on the plates held out:
+
+- `scratch`: random weights, one phase;
+- `frozen`: published weights, only the new layers are trained;
+- `two_phase`: the new layers first, then all of them, the backbone at a tenth of the rate;
+- `two_phase_attention`: the same, with the mask-attention head.
+
+Every run is one `perturbjax train` and one `perturbjax evaluate`, as anyone would type them; run again, it goes on
+where it was stopped. `scores.csv` and `scores.md` gather what was measured, with the minutes that training took.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import tyro
+
+from experiments.bbbc021_cells import command, markdown, rows_of, scores_of
+from perturbjax.console import run_command
+from perturbjax.files import atomic
+
+
+@dataclass(frozen=True)
+class Options:
+    data: Path
+    """Dataset directory."""
+    out: Path
+    """Folder for runs and scores."""
+    backbone: str = "efficientnet_lite0"
+    """The network."""
+    weights: str = "package:efficientnet_lite0"
+    """Its published weights."""
+    ways: tuple[str, ...] = ("scratch", "frozen", "two_phase", "two_phase_attention")
+    """Which ways to train it."""
+    folds: tuple[int, ...] = (0,)
+    """Which of the five folds of plates to judge on."""
+    epochs: int = 12
+    """Of every way, so that all see the same number of images."""
+    freeze_epochs: int = 4
+    """Of the two-phase ways."""
+    crop: int = 64
+    """Side in pixels of what the network sees."""
+    flags: str = "--normalize site --crop-scale 0.5 1.0 --batch-size 64 --balance 1.0 --weight-decay 0.05 --decoupled"
+    """More flags for `perturbjax train`, alike for all."""
+
+
+def flags_of(way: str, options: Options) -> tuple[object, ...]:
+    """What `perturbjax train` is told beside what all ways share."""
+    if way == "scratch":
+        return ("--learning-rate", 0.002)
+    frozen = options.epochs if way == "frozen" else options.freeze_epochs
+    head = "attention" if way.endswith("attention") else "dense"
+    return ("--weights", options.weights, "--head", head, "--freeze-epochs", frozen, "--learning-rate", 0.003)
+
+
+def main(options: Options) -> None:
+    """Train and judge every way and fold; print and write one table."""
+    rows = []
+    for way in options.ways:
+        for fold in options.folds:
+            run = options.out / f"{way}_fold{fold}"
+            command(
+                *("perturbjax.cli", "train", "--data", options.data, "--out", run, "--model", options.backbone),
+                *("--split", "plate", "--folds", 5, "--fold", fold),
+                *("--epochs", options.epochs, "--crop", options.crop, *options.flags.split(), *flags_of(way, options)),
+            )
+            command("perturbjax.cli", "evaluate", "--run", run)
+            minutes = sum(row["seconds"] for row in rows_of(run) if row["split"] == "train") / 60
+            rows.append({"recipe": way, "fold": fold, "minutes": round(minutes, 1), **scores_of(run)})
+            write(pd.DataFrame(rows), options.out)
+    print((options.out / "scores.md").read_text())
+
+
+def write(table: pd.DataFrame, out: Path) -> None:
+    with atomic(out / "scores.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    with atomic(out / "scores.md") as temporary:
+        temporary.write_text(markdown(table))
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(tyro.cli(Options, description=__doc__.split("\n\n")[0])))
