@@ -9,13 +9,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, leaky_relu, max_pool
+from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, leaky_relu
 
 WIDTHS = (32, 64, 128)
 
 
 class ConvBlock(nnx.Module):
-    """3×3 convolution, BatchNorm, activation, 2×2 max-pool: half the side, `outputs` channels."""
+    """3×3 convolution, BatchNorm, activation, 2×2 max-pool: half the side, `outputs` channels.
+
+    The activation never decreases, so it may wait until the pool has left it a quarter of the values.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, activation: Callable[[Array], Array] = leaky_relu, rngs: nnx.Rngs):
         self.conv = Conv(inputs, outputs, rngs=rngs)
@@ -23,7 +26,7 @@ class ConvBlock(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
-        return max_pool(self.activation(self.norm(self.conv(x), mode)))
+        return self.activation(self.norm.pooled(self.conv.unbiased(x), mode, shift=self.conv.bias[...]))
 
 
 class SpatialAttention(nnx.Module):
@@ -35,7 +38,8 @@ class SpatialAttention(nnx.Module):
         self.project = Conv(hidden, 1, size=1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h w 1"]:
-        return jax.nn.sigmoid(self.project(leaky_relu(self.norm(self.conv(x), mode))))
+        hidden = self.norm(self.conv.unbiased(x), mode, shift=self.conv.bias[...])
+        return jax.nn.sigmoid(self.project(leaky_relu(hidden)))
 
 
 class AttentionClassifier(nnx.Module):

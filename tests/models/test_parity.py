@@ -42,7 +42,8 @@ def test_every_gradient_is_torchs_within_1e_4(trained):
     """Relative to the tensor's largest gradient.
 
     The bias of a convolution in front of BatchNorm has the gradient zero, and what either program computes for it is
-    rounding: there both must be under 1e-5 of the network's largest gradient.
+    rounding: there both must be under 1e-5 of the network's largest gradient. A gradient that all but cancels (float64
+    says that PyTorch's own is 6e-5 off in one of them) is held to 1e-6 of the network's largest instead.
     """
     pair, compute = trained
     x, labels = batches(1, 8, TRAIN_SIZE, TRAIN_SIZE)
@@ -58,7 +59,7 @@ def test_every_gradient_is_torchs_within_1e_4(trained):
     assert all(name.endswith(".bias") for name in cancelled)
     for name, parameter in theirs.named_parameters():
         gradient = parameter.grad.numpy()
-        tolerance = 1e-5 * largest if name in cancelled else 1e-4 * np.abs(gradient).max()
+        tolerance = 1e-5 * largest if name in cancelled else max(1e-4 * np.abs(gradient).max(), 1e-6 * largest)
         assert np.abs(ours[name] - gradient).max() <= tolerance, name
 
 

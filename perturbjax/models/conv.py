@@ -1,0 +1,110 @@
+"""Convolution, with the gradient of its weights as matrix products on CPUs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+#: Input channels from which the products beat XLA's own weight gradient, which convolves with the image as kernel.
+PRODUCT_CHANNELS = 16
+#: Positions a product sums over: long enough to pay for its start, short enough for its operands to stay in cache.
+PRODUCT_LENGTH = 4096
+
+
+def conv2d(
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "kh kw i_per_group o"],
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+) -> Float[Array, "b h2 w2 o"]:
+    """Convolution (cross-correlation, as in torch), symmetrically padded by `padding` pixels, in the dtype of `x`."""
+    kernel = kernel.astype(x.dtype)
+    if stride == groups == 1 and x.shape[-1] >= PRODUCT_CHANNELS and len(x):
+        return _dense(x, kernel, padding)
+    return _plain(x, kernel, padding, stride, groups)
+
+
+def _plain(x: Array, kernel: Array, padding: int, stride: int = 1, groups: int = 1) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dense(x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], padding: int) -> Float[Array, "b h2 w2 o"]:
+    return _plain(x, kernel, padding)
+
+
+def _dense_forward(x: Array, kernel: Array, padding: int) -> tuple[Array, tuple[Array, Array]]:
+    return _plain(x, kernel, padding), (x, kernel)
+
+
+def _dense_backward(padding: int, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    (dx,) = jax.vjp(lambda x: _plain(x, kernel, padding), x)[1](gradient)
+
+    def by_convolution(x: Array, gradient: Array) -> Array:
+        return jax.vjp(lambda kernel: _plain(x, kernel, padding), kernel)[1](gradient)[0]
+
+    by_products = partial(_kernel_gradient, size=kernel.shape[:2], padding=padding)
+    return dx, jax.lax.platform_dependent(x, gradient, cpu=by_products, default=by_convolution)
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _kernel_gradient(
+    x: Float[Array, "b h w i"], gradient: Float[Array, "b h2 w2 o"], *, size: tuple[int, int], padding: int
+) -> Float[Array, "kh kw i o"]:
+    """Σ over positions of (gradient shifted by the kernel's rows) ⊗ (input shifted by the kernel's columns).
+
+    Shifting each factor along one axis copies 3 + 3 views of a 3×3 kernel where an im2col would copy 9.
+    """
+    kh, kw = size
+    b, h2, w2, o = gradient.shape
+    together = _images_together(b, h2 * w2)
+    padded = jnp.pad(_bits(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    columns = jnp.concatenate([padded[:, :, j : j + w2] for j in range(kw)], axis=-1)
+    columns = columns.reshape(b // together, -1, columns.shape[-1])
+
+    turned = jnp.swapaxes(_bits(gradient).reshape(b // together, together * h2 * w2, o), 1, 2)
+    turned = turned.reshape(b // together, o, together, h2, w2)
+    rows = [
+        jnp.pad(turned, ((0, 0), (0, 0), (0, 0), (i, kh - 1 - i), (0, 0))).reshape(b // together, o, -1)
+        for i in range(kh)
+    ]
+    product = jax.lax.dot_general(
+        _values(jnp.concatenate(rows, axis=1), gradient),
+        _values(columns, x),
+        (((2,), (1,)), ((0,), (0,))),
+        preferred_element_type=jnp.float32,
+    )
+    return product.sum(0).reshape(kh, o, kw, -1).transpose(0, 2, 3, 1).astype(x.dtype)
+
+
+def _images_together(batch: int, positions: int) -> int:
+    """How many images one product takes: a divisor of the batch that reaches `PRODUCT_LENGTH` positions, or nearly."""
+    most = max(PRODUCT_LENGTH // positions, 1)
+    return max(n for n in range(1, min(most, batch) + 1) if batch % n == 0)
+
+
+def _bits(x: Float[Array, "*n"]) -> Shaped[Array, "*n"]:
+    """The same bits as integers, which XLA's CPU moves as they are: it moves bfloat16 by way of float32.
+
+    It also keeps a transposition from being folded into a product, whose fast form wants its operands straight.
+    """
+    return jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype == jnp.bfloat16 else jnp.uint32)
+
+
+def _values(bits: Shaped[Array, "*n"], like: Array) -> Float[Array, "*n"]:
+    return jax.lax.bitcast_convert_type(bits, like.dtype)

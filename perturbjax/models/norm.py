@@ -1,0 +1,187 @@
+"""Batch normalisation with its gradient written out: two passes over the activations, and nothing kept but the input.
+
+With x̂ = (x - mean) / √(var + ε), z = scale x̂ + bias and n the number of values that count, the gradient is
+scale / √(var + ε) (dz - weight (Σ dz + x̂ Σ dz x̂) / n) (Ioffe & Szegedy 2015, section 3), where the sums run over
+the whole batch and all devices, and `weight` is 0 for padding, which took no part in the statistics.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perturbjax.models.mode import Mode
+from perturbjax.models.pool import largest, quarters, spread, winner
+
+
+class Statistics(NamedTuple):
+    """Of a batch: mean and biased variance a channel, and how many values a channel counted."""
+
+    mean: Float[Array, " c"]
+    var: Float[Array, " c"]
+    count: Float[Array, ""]
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last.
+
+    `momentum` is torch's: the share of the new statistics (torch's 0.1 is Flax's 0.9).
+    """
+
+    def __init__(self, features: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+        self.momentum, self.epsilon = momentum, epsilon
+
+    def __call__(
+        self, x: Float[Array, "b *spatial c"], mode: Mode, *, shift: Float[Array, " c"] | None = None
+    ) -> Float[Array, "b *spatial c"]:
+        """Normalise `x`, or `x + shift`: the bias of the convolution before, which a batch's mean takes away again."""
+        if not mode.train:
+            return self._by_running_statistics(x, shift)
+        z, statistics = _normalise(x, self.scale[...], self.bias[...], _weight(x, mode), self.epsilon, mode.axis_name)
+        self._update(statistics, shift)
+        return z
+
+    def pooled(
+        self, x: Float[Array, "b h w c"], mode: Mode, *, shift: Float[Array, " c"] | None = None
+    ) -> Float[Array, "b h2 w2 c"]:
+        """2×2 max-pooling of the normalised `x`, without ever holding the normalised `x`.
+
+        Normalising keeps or reverses a channel's order, by the sign of its scale: so the winner is found before it.
+        """
+        if not mode.train:
+            return largest(quarters(self._by_running_statistics(x, shift)))
+        z, statistics = _normalise_and_pool(
+            x, self.scale[...], self.bias[...], _weight(x, mode), self.epsilon, mode.axis_name
+        )
+        self._update(statistics, shift)
+        return z
+
+    def _by_running_statistics(self, x: Array, shift: Array | None) -> Array:
+        mean = self.mean[...] if shift is None else self.mean[...] - shift
+        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+        return (x * factor + (self.bias[...] - mean * factor)).astype(x.dtype)
+
+    def _update(self, statistics: Statistics, shift: Array | None) -> None:
+        mean, var, count = jax.lax.stop_gradient(statistics)
+        mean = mean if shift is None else mean + jax.lax.stop_gradient(shift)
+        unbiased = var * count / jnp.maximum(count - 1, 1)
+        self.mean[...] += self.momentum * (mean - self.mean[...])
+        self.var[...] += self.momentum * (unbiased - self.var[...])
+
+
+def batch_statistics(x: Float[Array, "b *spatial c"], mode: Mode) -> Statistics:
+    """Mean, biased variance and count of values a channel, in float32, without padding and over all devices."""
+    return _statistics(x, _weight(x, mode), mode.axis_name)
+
+
+def _weight(x: Array, mode: Mode) -> Float[Array, " b"]:
+    return jnp.ones(len(x)) if mode.weight is None else mode.weight
+
+
+def _total(x: Float[Array, "b *spatial c"]) -> Float[Array, "b c"]:
+    """Sums over a record's positions, in float32. A row a record lets XLA's CPU loops share the work."""
+    return x.astype(jnp.float32).sum(tuple(range(1, x.ndim - 1)))
+
+
+def _weighted(sums: Float[Array, "b c"], weight: Float[Array, " b"]) -> Float[Array, " c"]:
+    return (sums * weight[:, None]).sum(0)
+
+
+def _reduce(values: Array, axis_name: str | None) -> Array:
+    return values if axis_name is None else jax.lax.psum(values, axis_name)
+
+
+def _statistics(x: Float[Array, "b *spatial c"], weight: Float[Array, " b"], axis_name: str | None) -> Statistics:
+    count = _reduce(weight.sum() * (x[0, ..., 0].size), axis_name)
+    mean = _reduce(_weighted(_total(x), weight), axis_name) / count
+    squares = _total(jnp.square(x.astype(jnp.float32) - mean))
+    return Statistics(mean, _reduce(_weighted(squares, weight), axis_name) / count, count)
+
+
+def _affine(x: Array, scale: Array, bias: Array, statistics: Statistics, epsilon: float) -> Array:
+    factor = scale * jax.lax.rsqrt(statistics.var + epsilon)
+    return (x * factor + (bias - statistics.mean * factor)).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _normalise(
+    x: Float[Array, "b *spatial c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    weight: Float[Array, " b"],
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[Float[Array, "b *spatial c"], Statistics]:
+    """`x` normalised by its batch, and that batch's statistics, through which no gradient flows."""
+    statistics = _statistics(x, weight, axis_name)
+    return _affine(x, scale, bias, statistics, epsilon), statistics
+
+
+def _normalise_forward(x, scale, bias, weight, epsilon, axis_name):
+    z, statistics = _normalise(x, scale, bias, weight, epsilon, axis_name)
+    return (z, statistics), (x, scale, weight, statistics)
+
+
+def _normalise_backward(epsilon, axis_name, residuals, gradients):
+    x, scale, weight, statistics = residuals
+    dz = gradients[0].astype(jnp.float32)
+    standard = (x.astype(jnp.float32) - statistics.mean) * jax.lax.rsqrt(statistics.var + epsilon)
+    sums = _total(dz).sum(0), _total(dz * standard).sum(0)
+    return _input_gradient(x, dz, sums, scale, weight, statistics, epsilon, axis_name)
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _normalise_and_pool(
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    weight: Float[Array, " b"],
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[Float[Array, "b h2 w2 c"], Statistics]:
+    """As `_normalise`, then 2×2 max-pooling."""
+    return _normalise_and_pool_forward(x, scale, bias, weight, epsilon, axis_name)[0]
+
+
+def _normalise_and_pool_forward(x, scale, bias, weight, epsilon, axis_name):
+    statistics = _statistics(x, weight, axis_name)
+    sign = jnp.where(scale < 0, -1, 1).astype(x.dtype)
+    places = quarters(x * sign)
+    top = largest(places) * sign
+    z = _affine(top, scale, bias, statistics, epsilon)
+    return (z, statistics), (x, top, winner(places), scale, weight, statistics)
+
+
+def _normalise_and_pool_backward(epsilon, axis_name, residuals, gradients):
+    x, top, index, scale, weight, statistics = residuals
+    dz = gradients[0].astype(jnp.float32)
+    # Only winners have a gradient, so the sums run over them alone.
+    standard = (top.astype(jnp.float32) - statistics.mean) * jax.lax.rsqrt(statistics.var + epsilon)
+    sums = _total(dz).sum(0), _total(dz * standard).sum(0)
+    return _input_gradient(x, spread(dz, index, *x.shape[1:3]), sums, scale, weight, statistics, epsilon, axis_name)
+
+
+_normalise_and_pool.defvjp(_normalise_and_pool_forward, _normalise_and_pool_backward)
+
+
+def _input_gradient(x, dz, sums, scale, weight, statistics, epsilon, axis_name):
+    """Gradients of (x, scale, bias, weight) from those of z and from this device's (Σ dz, Σ dz x̂)."""
+    inverse = jax.lax.rsqrt(statistics.var + epsilon)
+    total, correlated = (_reduce(s, axis_name) / statistics.count for s in sums)
+    slope = correlated * inverse
+    offset = total - slope * statistics.mean
+    counted = weight.reshape(-1, *[1] * (x.ndim - 1))
+    dx = scale * inverse * (dz - counted * (offset + slope * x.astype(jnp.float32)))
+    return dx.astype(x.dtype), sums[1], sums[0], jnp.zeros_like(weight)

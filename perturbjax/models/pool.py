@@ -1,0 +1,78 @@
+"""Max-pooling whose gradient is elementwise, where `reduce_window`'s scatters."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+
+def max_pool(
+    x: Float[Array, "b h w c"], window: int = 2, stride: int = 2, padding: int = 0
+) -> Float[Array, "b h2 w2 c"]:
+    """Max-pooling; a remainder at the right and bottom is dropped, as in torch.
+
+    Among equal values the first of the window, row by row, gets the whole gradient, as in torch.
+    """
+    if (window, stride, padding) == (2, 2, 0):
+        return _halve(x)
+    return jax.lax.reduce_window(
+        x,
+        -jnp.inf,
+        jax.lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        [(0, 0), (padding, padding), (padding, padding), (0, 0)],
+    )
+
+
+def quarters(x: Float[Array, "b h w c"]) -> list[Float[Array, "b h2 w2 c"]]:
+    """The four places of every 2×2 window, row by row."""
+    b, h, w, c = x.shape
+    windows = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    return [windows[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
+
+
+def largest(places: list[Float[Array, "b h2 w2 c"]]) -> Float[Array, "b h2 w2 c"]:
+    """The maximum over the four places."""
+    first, second, third, fourth = places
+    return jnp.maximum(jnp.maximum(first, second), jnp.maximum(third, fourth))
+
+
+def winner(places: list[Float[Array, "b h2 w2 c"]]) -> UInt8[Array, "b h2 w2 c"]:
+    """Which of the four places holds the maximum: the first of them, 0 to 3."""
+    top = largest(places)
+    index = jnp.full(top.shape, 3, jnp.uint8)
+    for place in (2, 1, 0):
+        index = jnp.where(places[place] == top, jnp.uint8(place), index)
+    return index
+
+
+def spread(
+    pooled: Float[Array, "b h2 w2 c"], index: UInt8[Array, "b h2 w2 c"], height: int, width: int
+) -> Float[Array, "b {height} {width} c"]:
+    """Put every pooled value back in its window's place, zero elsewhere."""
+    b, h, w, c = pooled.shape
+    places = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+    full = jnp.where(index[:, :, None, :, None] == places, pooled[:, :, None, :, None], 0)
+    rest = ((0, 0), (0, height - 2 * h), (0, width - 2 * w), (0, 0))
+    return jnp.pad(full.reshape(b, 2 * h, 2 * w, c), rest)
+
+
+@jax.custom_vjp
+def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    return largest(quarters(x))
+
+
+def _halve_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    places = quarters(x)
+    # The array of no columns carries the shape that a remainder has lost.
+    return largest(places), (winner(places), x[..., :0])
+
+
+def _halve_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+    index, like = residuals
+    return (spread(gradient, index, *like.shape[1:3]),)
+
+
+_halve.defvjp(_halve_forward, _halve_backward)
