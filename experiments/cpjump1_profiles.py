@@ -156,7 +156,8 @@ def other_well(files: tuple[Path, ...], out: Path) -> list[dict]:
             for half in (0, 1):
                 name = f"{plate}_{source}_{half}"
                 path = out / "position_compounds" / f"{name}.split.parquet"
-                splits.write_split(_one_well_manifest(profiles, plate, half, same=source == "same"), path)
+                manifest, asked = _one_well_manifest(profiles, plate, half, same=source == "same")
+                splits.write_split(manifest, path)
                 folder = out / "position_compounds" / name
                 classify(
                     ClassifyConfig(
@@ -169,24 +170,25 @@ def other_well(files: tuple[Path, ...], out: Path) -> list[dict]:
                     )
                 )
                 predictions = pd.read_parquet(folder / "predictions" / "plda.parquet")
-                tables.append(predictions[predictions["part"] == splits.TEST])
+                tables.append(predictions[predictions["site_id"].isin(asked)])
         found.append(_answer("compounds in two wells", f"trained on the {source} well", _pooled(tables)))
     return found
 
 
-def _one_well_manifest(profiles: Profiles, plate: str, half: int, *, same: bool) -> pd.DataFrame:
-    """One well of each two-well compound on `plate` judges; of these compounds the same, or the other well trains."""
+def _one_well_manifest(profiles: Profiles, plate: str, half: int, *, same: bool) -> tuple[pd.DataFrame, pd.Series]:
+    """`plate` judges, whole, since it is scaled by all its wells; and the ids of the wells that are asked about.
+
+    Asked about is one well of each compound that has two. Of these compounds the same, or the other well trains.
+    """
     wells = profiles.metadata.groupby(LABEL)[WELL].agg(lambda column: sorted(column.unique()))
     pairs = {label: pair for label, pair in wells.items() if len(pair) == 2}
-    label, well, here = profiles.column(LABEL), profiles.column(WELL), profiles.column(PLATE) == plate
-    twice = label.isin(pairs).to_numpy()
-    judged = [pairs[one][half] if one in pairs else "" for one in label]
-    at_judged = (well == judged).to_numpy()
-    train = ~here.to_numpy() & (~twice | (at_judged if same else ~at_judged))
-    test = here.to_numpy() & twice & at_judged
+    label, well, test = profiles.column(LABEL), profiles.column(WELL), profiles.column(PLATE) == plate
+    twice, at = label.isin(pairs), well == [pairs[one][half] if one in pairs else "" for one in label]
+    train = ~test & (~twice | (at if same else ~at))
     part = np.where(test, splits.TEST, splits.TRAIN)
-    manifest = pd.DataFrame({"site_id": profiles.metadata["site_id"], "group": profiles.column(PLATE), "part": part})
-    return manifest[train | test].reset_index(drop=True)
+    ids = profiles.metadata["site_id"]
+    manifest = pd.DataFrame({"site_id": ids, "group": profiles.column(PLATE), "part": part})
+    return manifest[train | test].reset_index(drop=True), ids[test & twice & at]
 
 
 def _pooled(tables: list[pd.DataFrame]) -> pd.Series:
