@@ -5,7 +5,8 @@
 Each row is one run of the real command in its own process: small sites (68 x 68 pixels, three channels, from
 bbbc021_cells) and large ones (1080 x 1080, three channels, one JUMP field of view counted several times). `segment/s`
 and `write/s` are sites a second of the two stages as the command reports them; `build s` is the whole command,
-imports and worker start included; `peak MB` the largest of its processes. Needs the data folder named by
+imports and worker start included, and `processor s` what it took of all cores together, which a busy machine does not
+lengthen; `peak MB` is the largest of its processes. Needs the data folder named by
 PERTURBJAX_SHARED.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.bench.tables import CannotRun, markdown
+from perturbjax.console import console
 
 #: (data, engine) → sites to build, in the full and in the quick benchmark.
 SITES = {
@@ -52,6 +54,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
             table.to_csv(work / "load_data.csv", index=False)
             for workers in (1,) if quick else (1, 2):
                 rows.append(_build(work, shared, data, engine, workers, len(table)))
+                console.print(", ".join(f"{name} {value}" for name, value in rows[-1].items()))
     return rows
 
 
@@ -93,6 +96,7 @@ def _build(work: Path, shared: Path, data: str, engine: str, workers: int, sites
         "segment/s": round(sites / _stage(said, "segmenting"), 2),
         "write/s": round(sites / _stage(said, "writing"), 2),
         "build s": round(seconds, 1),
+        "processor s": round(usage.ru_utime + usage.ru_stime, 1),
         "peak MB": round(usage.ru_maxrss / 1024),
     }
 
