@@ -248,3 +248,9 @@ def test_the_feed_follows_from_what_fits(dataset, monkeypatch):
     monkeypatch.setattr(choice, "_room", lambda: need - 1)
     assert choose_feed(dataset, INPUT) == "streamed"
     assert choose_feed(dataset, INPUT, "resident") == "resident"
+
+
+def test_a_closed_resident_feed_frees_its_memory(dataset):
+    resident = ResidentFeed(dataset, describe_sites(dataset, INPUT), INPUT)
+    resident.close()
+    assert all(array.is_deleted() for array in resident.arrays)

@@ -78,8 +78,9 @@ def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: App
     placement = choose_placement("sharded" if config.devices in ("auto", "pmap") else config.devices)
     state = placement.replicate(state)
     sites = describe_sites(dataset, recipe.input, run.class_names, seed=recipe.seed)
-    if choose_feed(dataset, recipe.input, config.feed) == "resident":
-        feed: ResidentFeed | StreamedFeed = ResidentFeed(dataset, sites, recipe.input, place=placement.replicate)
+    feed: ResidentFeed | StreamedFeed
+    if choose_feed(dataset, recipe.input, config.feed, augment=recipe.augment) == "resident":
+        feed = ResidentFeed(dataset, sites, recipe.input, augment=recipe.augment, place=placement.replicate)
     else:
         feed = StreamedFeed(
             dataset,
@@ -88,6 +89,7 @@ def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: App
             records=positions,
             batch_size=config.batch_size,
             seed=recipe.seed,
+            augment=recipe.augment,
             place=placement.place_rows,
         )
     step = placement.compile_predict(make_predict_step(graphdef, recipe))

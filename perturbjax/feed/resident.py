@@ -64,6 +64,10 @@ class ResidentFeed:
                 pass
         self.arrays: ResidentArrays = place(ResidentArrays(image, mask, sites.labels, sites.shift, sites.scale))
 
+    def close(self) -> None:
+        """Free the device's memory."""
+        jax.tree.map(lambda array: array.delete(), self.arrays)
+
     def batches(
         self, indices: Int32[np.ndarray, "steps batch"], weight: Float32[np.ndarray, "steps batch"]
     ) -> Iterator[RawBatch]:

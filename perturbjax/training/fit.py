@@ -190,6 +190,7 @@ def fit(config: TrainConfig) -> Run:
             facts = {"split_fingerprint": run.facts["split_fingerprint"], "classes": run.class_names}
             checkpoints.save(state, epoch=epoch + 1, facts=facts, accuracy=accuracy)
     checkpoints.close()
+    feed.close()
     return run
 
 
@@ -239,8 +240,8 @@ def make_feed(
 ) -> ResidentFeed | StreamedFeed:
     """The feed of an experiment, resident on every device or streamed."""
     dataset, sites, recipe = experiment.dataset, experiment.sites, experiment.recipe
-    if placement.processes == 1 and choose_feed(dataset, recipe.input, choice) == "resident":
-        return ResidentFeed(dataset, sites, recipe.input, place=placement.replicate)
+    if placement.processes == 1 and choose_feed(dataset, recipe.input, choice, augment=recipe.augment) == "resident":
+        return ResidentFeed(dataset, sites, recipe.input, augment=recipe.augment, place=placement.replicate)
     return StreamedFeed(
         dataset,
         sites,
@@ -248,6 +249,7 @@ def make_feed(
         records=experiment.train,
         batch_size=recipe.optim.batch_size,
         seed=recipe.seed,
+        augment=recipe.augment,
         workers=workers,
         shard=(jax.process_index(), placement.processes),
         place=placement.place_rows,
