@@ -86,7 +86,10 @@ def evaluate(argv: Sequence[str]) -> None:
     from perturbjax.evaluation.report import write_report
 
     config = _parse(apply.EvaluateConfig, argv, "evaluate", about=evaluate.__doc__)
-    judge.print_table(apply.evaluate(config))
+    scores = apply.evaluate(config)
+    if scores is None:  # another process of the job writes
+        return
+    judge.print_table(scores)
     report = write_report(config.apply.run)
     console.print(f"written: {config.apply.run / apply.EVALUATION} and {report}")
 

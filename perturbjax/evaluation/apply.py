@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -18,6 +19,7 @@ from perturbjax.files import atomic, make_folder
 from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
 from perturbjax.training.devices import DeviceKind, choose_placement, use_compilation_cache
+from perturbjax.training.hosts import HostsConfig, connect, is_first, require_possible
 from perturbjax.training.phases import create_network
 from perturbjax.training.predict import Predictions, predict_sites
 from perturbjax.training.run import Run, open_run
@@ -42,6 +44,7 @@ class ApplyConfig:
     """resident: the whole dataset on the device. streamed: decoded while the device computes."""
     devices: DeviceKind = "auto"
     """1: one device. sharded, auto, pmap: all."""
+    hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,13 @@ class EvaluateConfig:
 def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: ApplyConfig) -> Predictions:
     """Probabilities and features of the records at `positions`, without augmentation.
 
+    Several processes each read their share, and all get all answers.
+
     Raises:
         InputError: the dataset's channels or pixel type are not those the run was trained on, or no checkpoint fits.
     """
+    connect(config.hosts)
+    require_possible(config.feed, config.devices, config.batch_size)
     use_compilation_cache("default")
     graphdef, state, _ = load_network(run, dataset, config.checkpoint, config.epoch)
     recipe = run.recipe
@@ -79,7 +86,8 @@ def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: App
     state = placement.replicate(state)
     sites = describe_sites(dataset, recipe.input, run.class_names, seed=recipe.seed)
     feed: ResidentFeed | StreamedFeed
-    if choose_feed(dataset, recipe.input, config.feed, augment=recipe.augment) == "resident":
+    alone = placement.processes == 1
+    if alone and choose_feed(dataset, recipe.input, config.feed, augment=recipe.augment) == "resident":
         feed = ResidentFeed(dataset, sites, recipe.input, augment=recipe.augment, place=placement.replicate)
     else:
         feed = StreamedFeed(
@@ -90,10 +98,12 @@ def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: App
             batch_size=config.batch_size,
             seed=recipe.seed,
             augment=recipe.augment,
+            shard=(jax.process_index(), placement.processes),
             place=placement.place_rows,
         )
     step = placement.compile_predict(make_predict_step(graphdef, recipe))
-    return predict_sites(step, state["params"], state["stats"], feed, positions, config.batch_size)
+    multiple = 1 if alone else placement.count
+    return predict_sites(step, state["params"], state["stats"], feed, positions, config.batch_size, multiple=multiple)
 
 
 def load_network(
@@ -141,12 +151,16 @@ def predictions_table(run: Run, index: pd.DataFrame, probabilities: np.ndarray, 
 def predict(config: PredictConfig) -> Path:
     """Predict every site of a dataset, known to the run or not, and write the table (parquet).
 
+    Of several processes the first writes.
+
     Raises:
         InputError: the run or dataset cannot be used, they do not fit, or --out cannot be written.
     """
     run, dataset, out = open_run(config.apply.run), SiteDataset(config.data), config.out
     make_folder(out.parent)
     answers = apply_run(run, dataset, np.arange(len(dataset)), config.apply)
+    if not is_first():
+        return out
     part = run.parts(dataset.index["site_id"])
     with atomic(out) as temporary:
         predictions_table(run, dataset.index, answers.probabilities, part).to_parquet(temporary, index=False)
@@ -154,8 +168,10 @@ def predict(config: PredictConfig) -> Path:
     return out
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
     """Judge a run on its own split: write `evaluation/` (predictions, features, scores, tables) and return the scores.
+
+    Of several processes the first judges and writes; the others return None.
 
     Raises:
         InputError: the run or its dataset cannot be used.
@@ -166,6 +182,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     index = dataset.index.set_index("site_id", drop=False).rename_axis(None)
     positions = dataset.index.reset_index().set_index("site_id").loc[manifest["site_id"], "index"].to_numpy()
     answers = apply_run(run, dataset, positions, config.apply)
+    if not is_first():
+        return None
     rows = index.loc[manifest["site_id"]].reset_index(drop=True)
     part = manifest["part"].to_numpy()
     table = predictions_table(run, rows, answers.probabilities, part)

@@ -1,4 +1,4 @@
-"""Training by several processes, one a host (or one an accelerator): each reads its share, the first alone writes.
+"""Work shared by several processes, one a host (or one an accelerator): each reads its share, the first alone writes.
 
 All run the same program and agree on everything but their share of a batch. What only one may do (the run directory,
 checkpoints) is done by process 0, which tells the others how it went.
@@ -20,11 +20,13 @@ T = TypeVar("T")
 
 #: Bytes of a refusal that reach the other processes.
 MESSAGE_BYTES = 1024
+#: How long processes that are done wait for the first, which may still be judging and writing.
+END_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
 class HostsConfig:
-    """Several processes that train one network."""
+    """Several processes that do one job."""
 
     distributed: bool = False
     """Join the other processes of this job, as Slurm, Open MPI, a TPU slice or Kubernetes describes it."""
@@ -52,7 +54,7 @@ def connect(config: HostsConfig) -> None:
         )
     explicit = (config.coordinator, config.processes, config.process) if config.coordinator else ()
     try:
-        jax.distributed.initialize(*explicit)
+        jax.distributed.initialize(*explicit, shutdown_timeout_seconds=END_TIMEOUT_S)
     except (ValueError, RuntimeError) as error:
         where = f"--coordinator {config.coordinator}" if explicit else "--distributed"
         raise InputError(

@@ -148,11 +148,11 @@ def _copy(state: TrainState) -> TrainState:
 
 def _print_table(spent: list[Spent], steps: int, took: float) -> None:
     total = sum(kind.seconds for kind in spent)
-    shown = spent[:LINES]
-    if spent[LINES:]:
-        shown = [*shown, Spent("", f"{len(spent) - LINES} others", sum(kind.seconds for kind in spent[LINES:]))]
     console.print(
         f"{1e3 * took / steps:.1f} ms a step, of {steps} traced; in operations, summed over devices and threads:"
     )
-    for part, operation, seconds in shown:
+    rest = Spent("", f"{len(spent[LINES:])} others", sum(kind.seconds for kind in spent[LINES:]))
+    for part, operation, seconds in (*spent[:LINES], rest):
         console.print(f"  {1e3 * seconds / steps:9.2f} ms {100 * seconds / total:5.1f} %  {part:8}  {operation}")
+    parts = {kind.part: sum(other.seconds for other in spent if other.part == kind.part) for kind in spent}
+    console.print("  " + ", ".join(f"{part} {100 * seconds / total:.1f} %" for part, seconds in parts.items()))

@@ -7,28 +7,34 @@ import os
 import socket
 import subprocess
 
+import numpy as np
+import pandas as pd
 import pytest
 from commands import SMALL, assert_same_parameters, command_line, one_line
+
+
+def explicit(process: int, port: int) -> tuple[list[str], dict[str, str]]:
+    return ["--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(process)], {}
+
+
+def slurm(process: int, port: int) -> tuple[list[str], dict[str, str]]:
+    """What srun tells each of its two tasks; JAX makes the coordinator's port of the job's number."""
+    told = {"JOB_ID": port, "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": process, "LOCALID": process}
+    return ["--distributed"], {f"SLURM_{name}": str(value) for name, value in told.items()}
 
 
 @pytest.fixture(scope="module")
 def both(environment):
     """Run a verb in two processes that know of each other; gives (status, stderr) of each."""
 
-    def run(verb: str, *flags: object) -> list[tuple[int, str]]:
+    def run(verb: str, *flags: object, job=explicit) -> list[tuple[int, str]]:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        job = ("--coordinator", f"localhost:{port}", "--processes", "2", "--process")
-        started = [
-            subprocess.Popen(
-                [*command_line(verb), *map(str, flags), *job, str(process)],
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for process in range(2)
-        ]
+        line, started = [*command_line(verb), *map(str, flags)], []
+        for more, told in (job(process, port) for process in range(2)):
+            command = {"args": [*line, *more], "env": {**environment, **told}}
+            started.append(subprocess.Popen(**command, stderr=subprocess.PIPE, text=True))
         try:
             said = [process.communicate(timeout=300)[1] for process in started]
         finally:
@@ -63,8 +69,20 @@ def test_the_first_process_alone_speaks_and_writes(trained):
     assert {path.name for path in (out / "checkpoints/latest").iterdir()} == {"2"}
 
 
-def test_what_the_first_process_refuses_ends_both_with_the_same_line(both, trained, dataset):
-    ends = both("train", "--data", dataset, "--out", trained[0], *SMALL, "--learning-rate", "0.5")
+def test_two_processes_predict_what_one_does(both, run, dataset, tmp_path):
+    out = tmp_path / "predictions.parquet"
+    ends = both("predict", "--run", run, "--data", dataset, "--out", out, "--batch-size", 10)
+    assert [status for status, _ in ends] == [0, 0], ends
+    got = pd.read_parquet(out).set_index("site_id")
+    expected = pd.read_parquet(run / "evaluation/predictions.parquet").set_index("site_id").loc[got.index]
+    columns = [column for column in got if column.startswith("prob_")]
+    assert len(got) == 48
+    np.testing.assert_allclose(got[columns], expected[columns], atol=2e-6)
+
+
+def test_slurm_is_understood_and_what_the_first_process_refuses_ends_both_with_the_same_line(both, trained, dataset):
+    flags = ("--data", dataset, "--out", trained[0], *SMALL, "--learning-rate", "0.5")
+    ends = both("train", *flags, job=slurm)
     assert [status for status, _ in ends] == [2, 2], ends
     lines = {one_line(words) for _, words in ends}
     assert len(lines) == 1 and "already holds another run" in lines.pop()
