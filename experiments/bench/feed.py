@@ -1,0 +1,199 @@
+"""Is the feed faster than what it feeds? Sites a second, from disk or memory to an augmented batch on the device.
+
+    python -m experiments.bench.feed [--quick]
+
+Sites of 128², 270² and 1080² pixels (8 bit, one channel, with instance masks) become batches of 128 crops of 128²:
+flips, rotation and a random resized crop of image and mask. Compared are the resident feed, the streamed feed
+(decoding in threads and in two processes), and the way it is done without them: PNG files, PIL transforms in
+torchvision's order, PyTorch's DataLoader with two workers. Epochs of all ways take turns; `sites/s` is the median,
+`x PIL` the median ratio to the PIL epoch of the same round. `CPU ms` is what a site costs all processes of a way
+together, which other work on the machine changes least.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import psutil
+from PIL import Image
+from scipy import ndimage
+
+from data_prep.builder import write_shards
+from experiments.bench.tables import markdown
+from perturbjax.augment import RawBatch, prepare
+from perturbjax.config import AugmentConfig, InputConfig
+from perturbjax.dataset import INDEX, PLATE, PROVENANCE, SCHEMA_VERSION, SITE, WELL, SiteDataset, record_features
+from perturbjax.feed import ResidentFeed, StreamedFeed, describe_sites, epoch_order
+from perturbjax.files import write_json
+
+AUGMENT, INPUT = AugmentConfig(crop=128), InputConfig()
+BATCH, WORKERS = 128, 2
+#: Pixels a side of the stored sites → how many there are.
+SITES = {128: 512, 270: 512, 1080: 256}
+PIL = "PIL, DataLoader, 2 workers"
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """One row per stored size and way."""
+    rows = []
+    for size, n in SITES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            rows += _measure(Path(folder), size, 256 if quick else n, rounds=1 if quick else 3)
+        if quick:
+            break
+    return rows
+
+
+def _measure(folder: Path, size: int, n: int, rounds: int) -> list[dict[str, Any]]:
+    dataset = _write_sites(folder, size, n)
+    sites = describe_sites(dataset, INPUT)
+    options = {"records": np.arange(n), "batch_size": BATCH, "seed": 0, "augment": AUGMENT}
+    resident = ResidentFeed(dataset, sites, INPUT, augment=AUGMENT)
+    step = jax.jit(functools.partial(prepare, seed=0, augment=AUGMENT, input=INPUT, train=True))
+
+    def augmented(batches: Callable[[int], Iterator[RawBatch]], epoch: int) -> None:
+        for batch in batches(epoch):
+            jax.block_until_ready(step(batch, epoch=epoch))
+
+    def run_through(loader: Any, epoch: int) -> None:
+        for _ in loader:
+            pass
+
+    threads = StreamedFeed(dataset, sites, INPUT, **options)
+    processes = StreamedFeed(dataset, sites, INPUT, **options, workers=WORKERS)
+    with threads, processes:
+        ways = {
+            PIL: functools.partial(run_through, _pil_loader(folder, n)),
+            "resident": functools.partial(
+                augmented, lambda epoch: resident.batches(*epoch_order(0, epoch, np.arange(n), BATCH))
+            ),
+            "streamed, threads": functools.partial(augmented, threads.epoch),
+            "streamed, 2 workers": functools.partial(augmented, processes.epoch),
+        }
+        # The first round, in which programs compile and processes start, is not counted.
+        measured = [{way: _timed(f, epoch) for way, f in ways.items()} for epoch in range(rounds + 1)][1:]
+    return [_row(size, n, way, measured) for way in ways]
+
+
+def _timed(run_epoch: Callable[[int], None], epoch: int) -> tuple[float, float]:
+    """Seconds of wall and of CPU time, the latter of all processes."""
+    wall, cpu = time.perf_counter(), _cpu_seconds()
+    run_epoch(epoch)
+    return time.perf_counter() - wall, _cpu_seconds() - cpu
+
+
+def _cpu_seconds() -> float:
+    me = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (me, *me.children(recursive=True)))
+
+
+def _row(size: int, n: int, way: str, measured: list[dict[str, tuple[float, float]]]) -> dict[str, Any]:
+    walls = [epoch[way][0] for epoch in measured]
+    return {
+        "stored": f"{size}²",
+        "feed": way,
+        "sites/s": n / statistics.median(walls),
+        "least": n / max(walls),
+        "most": n / min(walls),
+        "x PIL": statistics.median(epoch[PIL][0] / epoch[way][0] for epoch in measured),
+        "CPU ms": 1000 * statistics.median(epoch[way][1] for epoch in measured) / n,
+        "x PIL's CPU": statistics.median(epoch[PIL][1] / epoch[way][1] for epoch in measured),
+    }
+
+
+def _write_sites(folder: Path, size: int, n: int) -> SiteDataset:
+    """The same sites as a dataset directory and as PNG files: pieces of one field of blurred noise, cells its peaks."""
+    random = np.random.default_rng(0)
+    field = ndimage.gaussian_filter(random.normal(size=(size + 256, size + 256)), 6)
+    cells = ndimage.label(field > np.quantile(field, 0.7))[0].astype(np.uint16)
+    field = 100 + 40 * field / field.std() + random.normal(0, 4, field.shape)
+    field = field.clip(0, 255).astype(np.uint8)
+    corners = random.integers(0, 256, (n, 2))
+    (folder / "png").mkdir()
+
+    def records() -> Iterator[dict[str, Any]]:
+        for at, (top, left) in enumerate(corners):
+            window = slice(top, top + size), slice(left, left + size)
+            Image.fromarray(field[window]).save(folder / "png" / f"{at}_image.png")
+            Image.fromarray(cells[window]).save(folder / "png" / f"{at}_mask.png")
+            metadata = {PLATE: "P", WELL: "A01", SITE: str(at)}
+            yield {
+                "image": field[window][..., None],
+                "mask": cells[window],
+                "site_id": str(at),
+                "label": "x",
+            } | metadata
+
+    features = record_features(
+        channels=1, image_dtype=np.dtype(np.uint8), label_names=["x"], metadata_columns=[PLATE, WELL, SITE]
+    )
+    path = write_shards(folder, features=features, records=records, count=n, pixel_bytes=3 * n * size**2)
+    row = {"label": "x", "height": size, "width": size, PLATE: "P", WELL: "A01"}
+    pd.DataFrame([row | {"site_id": str(at), SITE: str(at)} for at in range(n)]).to_parquet(path / INDEX)
+    provenance = {"schema_version": SCHEMA_VERSION, "channels_stored": ["x"], "image_dtype": "uint8"}
+    write_json(path / PROVENANCE, provenance | {"label_column": "label"})
+    return SiteDataset(path)
+
+
+class _PilSites:
+    """Image and mask from PNG files, transformed one site at a time on the host."""
+
+    def __init__(self, folder: Path, n: int):
+        self.folder, self.n = folder, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, at: int) -> tuple[Any, int]:
+        import torch
+
+        image, mask = (Image.open(self.folder / "png" / f"{at}_{kind}.png") for kind in ("image", "mask"))
+        random = np.random.default_rng()
+        for flip in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM):
+            if random.random() < 0.5:
+                image, mask = image.transpose(flip), mask.transpose(flip)
+        angle = random.uniform(-AUGMENT.rotate, AUGMENT.rotate)
+        image = image.rotate(angle, Image.Resampling.BILINEAR)
+        mask = mask.rotate(angle, Image.Resampling.NEAREST)
+        box = _random_box(random, *image.size)
+        side = (AUGMENT.crop, AUGMENT.crop)
+        image = image.resize(side, Image.Resampling.BILINEAR, box=box)
+        mask = mask.resize(side, Image.Resampling.NEAREST, box=box)
+        pixels = np.stack([np.asarray(mask) > 0, np.asarray(image, np.float32) / 255]).astype(np.float32)
+        return torch.from_numpy(pixels), 0
+
+
+def _random_box(random: np.random.Generator, width: int, height: int) -> tuple[float, float, float, float]:
+    area = width * height * random.uniform(*AUGMENT.crop_scale)
+    ratio = math.exp(random.uniform(*map(math.log, AUGMENT.crop_ratio)))
+    w, h = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
+    left, top = random.uniform(0, width - w), random.uniform(0, height - h)
+    return left, top, left + w, top + h
+
+
+def _pil_loader(folder: Path, n: int) -> Any:
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        _PilSites(folder, n),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=WORKERS,
+        persistent_workers=True,
+        multiprocessing_context="spawn",  # a process that runs JAX has threads, and must not be forked
+    )
+
+
+if __name__ == "__main__":
+    print(markdown(run("--quick" in sys.argv[1:])))
