@@ -1,4 +1,4 @@
-"""Convolution, with the gradient of its weights as matrix products on CPUs."""
+"""Convolution; on CPUs as matrix products where these are faster, above all in the gradient of the weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
+
+from perturbjax.models import products
 
 #: Input channels from which the products beat XLA's own weight gradient, which convolves with the image as kernel.
 PRODUCT_CHANNELS = 16
@@ -42,11 +44,14 @@ def _plain(x: Array, kernel: Array, padding: int, stride: int = 1, groups: int =
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dense(x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], padding: int) -> Float[Array, "b h2 w2 o"]:
-    return _plain(x, kernel, padding)
+    plain = partial(_plain, padding=padding)
+    if not products.pays(x.dtype, kernel.shape):
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=partial(products.convolve, padding=padding), default=plain)
 
 
 def _dense_forward(x: Array, kernel: Array, padding: int) -> tuple[Array, tuple[Array, Array]]:
-    return _plain(x, kernel, padding), (x, kernel)
+    return _dense(x, kernel, padding), (x, kernel)
 
 
 def _dense_backward(padding: int, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -66,30 +71,33 @@ _dense.defvjp(_dense_forward, _dense_backward)
 def _kernel_gradient(
     x: Float[Array, "b h w i"], gradient: Float[Array, "b h2 w2 o"], *, size: tuple[int, int], padding: int
 ) -> Float[Array, "kh kw i o"]:
-    """Σ over positions of (gradient shifted by the kernel's rows) ⊗ (input shifted by the kernel's columns).
+    """Products of the gradient with the input's shifted views, summed over groups of images.
 
-    Shifting each factor along one axis copies 3 + 3 views of a 3×3 kernel where an im2col would copy 9.
+    The views shifted along a row are laid side by side; those of other rows are then slices of the same array, so
+    that a 3×3 kernel copies 3 views where an im2col would copy 9.
     """
     kh, kw = size
     b, h2, w2, o = gradient.shape
-    together = _images_together(b, h2 * w2)
+    groups = b // _images_together(b, h2 * w2)
     padded = jnp.pad(_bits(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     columns = jnp.concatenate([padded[:, :, j : j + w2] for j in range(kw)], axis=-1)
-    columns = columns.reshape(b // together, -1, columns.shape[-1])
+    turned = jnp.swapaxes(_bits(gradient).reshape(groups, -1, o), 1, 2)
+    if x.dtype == jnp.bfloat16:
+        # So fast are bfloat16 products that one of three times the size pays for copying the gradient three times.
+        turned = turned.reshape(groups, o, -1, h2, w2)
+        rows = [jnp.pad(turned, ((0, 0), (0, 0), (0, 0), (i, kh - 1 - i), (0, 0))) for i in range(kh)]
+        stacked = jnp.concatenate([row.reshape(groups, o, -1) for row in rows], axis=1)
+        product = _product(_values(stacked, x), _values(columns, x).reshape(groups, -1, columns.shape[-1]))
+    else:
+        views = [columns[:, i : i + h2].reshape(groups, -1, columns.shape[-1]) for i in range(kh)]
+        product = jnp.stack([_product(_values(turned, x), _values(view, x)) for view in views])
+    return product.reshape(kh, o, kw, -1).transpose(0, 2, 3, 1).astype(x.dtype)
 
-    turned = jnp.swapaxes(_bits(gradient).reshape(b // together, together * h2 * w2, o), 1, 2)
-    turned = turned.reshape(b // together, o, together, h2, w2)
-    rows = [
-        jnp.pad(turned, ((0, 0), (0, 0), (0, 0), (i, kh - 1 - i), (0, 0))).reshape(b // together, o, -1)
-        for i in range(kh)
-    ]
-    product = jax.lax.dot_general(
-        _values(jnp.concatenate(rows, axis=1), gradient),
-        _values(columns, x),
-        (((2,), (1,)), ((0,), (0,))),
-        preferred_element_type=jnp.float32,
-    )
-    return product.sum(0).reshape(kh, o, kw, -1).transpose(0, 2, 3, 1).astype(x.dtype)
+
+def _product(left: Float[Array, "g m k"], right: Float[Array, "g k n"]) -> Float[Array, "m n"]:
+    """Σ over groups of matrix products, in float32."""
+    product = jax.lax.dot_general(left, right, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+    return product.sum(0)
 
 
 def _images_together(batch: int, positions: int) -> int:
