@@ -187,11 +187,13 @@ def choose_placement(kind: DeviceKind, count: int = 0) -> Placement:
         count: how many devices at most; 0 takes all.
 
     Raises:
-        InputError: fewer devices are there than asked for.
+        InputError: fewer devices are there than asked for, or several processes are to leave some out.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if count > len(devices):
         raise InputError(f"--device-count {count}: only {len(devices)} {devices[0].platform} devices are there")
+    if count and jax.process_count() > 1:
+        raise InputError(f"--device-count {count}: several processes use all the devices they have; leave it out")
     taken = devices[:1] if kind == "1" else devices[: count or len(devices)]
     mesh = Mesh(np.array(taken), (AXIS,))
     return Placement(mapped=kind == "pmap", mesh=mesh, scans=devices[0].platform != "cpu")

@@ -5,6 +5,7 @@ import pytest
 
 from perturbjax.console import InputError
 from perturbjax.training import hosts
+from perturbjax.training.devices import choose_placement
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,13 @@ def test_impossible_for_three_processes(monkeypatch, feed, devices, batch_size, 
     with pytest.raises(InputError, match=words):
         hosts.require_possible(feed, devices, batch_size)
     hosts.require_possible("auto", "auto", 129)
+
+
+def test_several_processes_leave_no_device_out(monkeypatch):
+    assert choose_placement("sharded", 1).count == 1
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(InputError, match="--device-count 1"):
+        choose_placement("sharded", 1)
 
 
 def test_one_process_does_its_own_work():
