@@ -14,14 +14,20 @@ import tyro
 from perturbjax import __version__
 from perturbjax.config import PRESETS, SplitConfig, SplitPolicy, preset
 from perturbjax.console import InputError, console, run_command
+from perturbjax.memory import keep_freed_memory
 
 T = TypeVar("T")
 Verb = Callable[[Sequence[str]], object]
+
+#: Verbs whose steps are many and alike, and gain by keeping their memory.
+RUN_A_NETWORK = ("train", "evaluate", "predict", "features")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb and leave with its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in RUN_A_NETWORK:
+        keep_freed_memory()
     if argv and argv[0] in VERBS:
         run_command(lambda: VERBS[argv[0]](argv[1:]))
     if argv and argv[0] in ("--version", "-V"):
