@@ -22,6 +22,10 @@ NORMALIZATIONS = {
     "none": ((0.0,) * 3, (1.0,) * 3),
 }
 EACH = "each"
+#: Of the sites' own 99th percentiles, the share that a common white point leaves below it.
+WHITE = 0.95
+
+Scale = Literal["site", "plate", "dataset", "dtype"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class AdaptConfig:
     repeated to three. Three names with commas: taken as red, green and blue."""
     use: Literal["image", "masked"] = "image"
     """masked: what lies outside the cells is black (mask × image)."""
-    scale: Literal["site", "plate", "dtype"] = "site"
-    """What becomes 0 and 1, a channel at a time; beyond is cut off. site: the site's 1st and 99th percentile. plate:
-    the median of these over the plate's sites. dtype: 0 and the largest value of the stored integer type."""
+    scale: Scale = "site"
+    """What becomes 0 and 1, a channel at a time; beyond is cut off. site: the site's 1st and 99th percentile. plate,
+    dataset: the median of the 1st and the 95th percentile of the 99th over all those sites, so that brighter sites
+    stay brighter. dtype: 0 and the largest value of the stored integer type."""
     normalize: Literal["auto", "imagenet", "half", "none"] = "auto"
     """What follows. imagenet: ImageNet's mean and deviation of each colour. half: to about ±1. none: stays in [0, 1].
     auto: as the backbone was trained (half for efficientnet_lite0, imagenet for the others)."""
@@ -61,7 +66,7 @@ def channel_triples(channels: str, stored: list[str]) -> dict[str, tuple[int, in
 
 
 def intensity_range(
-    dataset: SiteDataset, scale: Literal["site", "plate", "dtype"]
+    dataset: SiteDataset, scale: Scale
 ) -> tuple[Float32[np.ndarray, "n c"], Float32[np.ndarray, "n c"]]:
     """(shift, factor) of every site and channel such that (stored - shift) × factor lies in [0, 1], from the index."""
     shape = (len(dataset), len(dataset.channel_names))
@@ -72,9 +77,9 @@ def intensity_range(
         pd.DataFrame({name: dataset.column(f"{percentile}_{name}") for name in dataset.channel_names})
         for percentile in ("p01", "p99")
     )
-    if scale == "plate":
-        plates = dataset.column(PLATE)
-        low, high = (table.groupby(plates).transform("median") for table in (low, high))
+    if scale in ("plate", "dataset"):
+        together = dataset.column(PLATE) if scale == "plate" else np.zeros(len(dataset))
+        low, high = (table.groupby(together).transform("quantile", q) for table, q in ((low, 0.5), (high, WHITE)))
     shift, span = low.to_numpy(np.float32), (high - low).to_numpy(np.float32)
     return shift, (1 / np.where(span > 0, span, 1)).astype(np.float32)  # a flat channel becomes 0
 
