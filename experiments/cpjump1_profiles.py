@@ -9,6 +9,14 @@ position, since all four plates carry the same layout and a plate map learned by
 - can the well be told from negative controls alone? (label: the well; rows: DMSO wells; chance 1/64)
 - of compounds that stand in two wells: is one well recognised from the OTHER well on the training plates as often as
   from the same well, with as many training rows?
+
+Cost: about 5 minutes of one core that is free; run again, it goes on where it was stopped.
+
+Measured with BR00117011 held out (384 wells, 303 classes; 95 % intervals over wells). Inner cross-validation chose
+robust scaling and PLDA (shrinkage 0.4, prior 2): accuracy 0.641 [0.60, 0.68], of wells that are not DMSO 0.616
+[0.56, 0.67], balanced accuracy 0.602 [0.56, 0.64], macro-F1 0.575 [0.53, 0.62], top 5 0.836 [0.80, 0.87]. Logistic
+regression on standardized features: 0.448 [0.40, 0.50], 0.341 [0.29, 0.39], 0.315 [0.28, 0.35], 0.310 [0.27, 0.35],
+0.732 [0.69, 0.78]. Always DMSO: 0.167. Position alone: 1.000.
 """
 
 from __future__ import annotations
