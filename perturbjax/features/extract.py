@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from perturbjax.augment import RawBatch
-from perturbjax.config import InputConfig, Precision
+from perturbjax.config import AugmentConfig, InputConfig, Precision
 from perturbjax.console import InputError, console, track
 from perturbjax.dataset import INDEX, SiteDataset
 from perturbjax.features import tables
@@ -72,6 +72,7 @@ class Extractor:
     Attributes:
         sites: what the feed gives of each record beside its pixels.
         input: how the feed encodes masks.
+        augment: of a run, whose crops decide at which resolution the feed hands sites over; None for whole sites.
         step: a batch on the device → (b, d) features.
         groups: what the features are called, before their number: d is a multiple of their count.
         facts: whatever decides the features' values, as plain values for the record.
@@ -79,6 +80,7 @@ class Extractor:
 
     sites: Sites
     input: InputConfig
+    augment: AugmentConfig | None
     step: Callable[[RawBatch], Float[Array, "b d"]]
     groups: list[str]
     facts: dict[str, Any]
@@ -142,29 +144,30 @@ def _compute_parts(
     left = slice(done * PART_BATCHES, None)
     if not len(order[left]):
         return
-    feed = StreamedFeed(
+    with StreamedFeed(
         dataset,
         extractor.sites,
         extractor.input,
         records=order.ravel(),
         batch_size=config.batch_size,
         seed=0,
+        augment=extractor.augment,
         place=placement.place_rows,
-    )
-    # A batch is fetched when the next one is under way: the device never waits for the host.
-    ahead = (extractor.step(batch) for batch in feed.batches(order[left], weight[left]))
-    fetched = (np.asarray(features)[: config.batch_size] for features in _one_ahead(ahead))
-    unit = f"batches of {config.batch_size}"
-    batches = track(fetched, total=len(order), done=len(order) - len(order[left]), label="features", unit=unit)
-    for number in itertools.count(done):
-        part = list(itertools.islice(batches, PART_BATCHES))
-        if not part:
-            return
-        rows = len(dataset) - number * PART_BATCHES * config.batch_size  # the padding of the last batch is dropped
-        yield number, np.concatenate(part)[:rows]
+    ) as feed:
+        ahead = (extractor.step(batch) for batch in feed.batches(order[left], weight[left]))
+        fetched = (np.asarray(features)[: config.batch_size] for features in _one_ahead(ahead))
+        unit = f"batches of {config.batch_size}"
+        batches = track(fetched, total=len(order), done=len(order) - len(order[left]), label="features", unit=unit)
+        for number in itertools.count(done):
+            part = list(itertools.islice(batches, PART_BATCHES))
+            if not part:
+                return
+            rows = len(dataset) - number * PART_BATCHES * config.batch_size  # the last batch's padding is dropped
+            yield number, np.concatenate(part)[:rows]
 
 
 def _one_ahead(items: Iterator[Array]) -> Iterator[Array]:
+    """Each item when the next one is under way: the device never waits for the host to fetch."""
     before = next(items)
     for item in items:
         yield before
@@ -221,6 +224,7 @@ def backbone_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: 
     return Extractor(
         Sites((), unlabelled, shift, scale, own_mask),
         InputConfig(mask_encoding="binary"),
+        None,
         step,
         groups,
         {
@@ -250,6 +254,7 @@ def run_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Any) 
     return Extractor(
         describe_sites(dataset, run.recipe.input, run.class_names, seed=run.recipe.seed),
         run.recipe.input,
+        run.recipe.augment,
         step,
         [run.recipe.model.model],
         {"run": str(run.path), "model": run.recipe.model.model, "epoch": facts["epoch"]},
