@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Shaped
 
 from perturbjax.models import products
 
-#: Input channels from which the products beat XLA's own weight gradient, which convolves with the image as kernel.
+#: Input channels below which turning the input costs less than turning the gradient.
 PRODUCT_CHANNELS = 16
 #: Positions a product sums over: long enough to pay for its start, short enough for its operands to stay in cache.
 PRODUCT_LENGTH = 4096
@@ -26,7 +26,8 @@ def conv2d(
 ) -> Float[Array, "b h2 w2 o"]:
     """Convolution (cross-correlation, as in torch), symmetrically padded by `padding` pixels, in the dtype of `x`."""
     kernel = kernel.astype(x.dtype)
-    if stride == groups == 1 and x.shape[-1] >= PRODUCT_CHANNELS and len(x):
+    high, wide = kernel.shape[:2]
+    if stride == groups == 1 and high == wide > padding and x.size:
         return _dense(x, kernel, padding)
     return _plain(x, kernel, padding, stride, groups)
 
@@ -43,7 +44,7 @@ def _plain(x: Array, kernel: Array, padding: int, stride: int = 1, groups: int =
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dense(x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], padding: int) -> Float[Array, "b h2 w2 o"]:
+def _dense(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: int) -> Float[Array, "b h2 w2 o"]:
     plain = partial(_plain, padding=padding)
     if not products.pays(x.dtype, kernel.shape):
         return plain(x, kernel)
@@ -56,42 +57,58 @@ def _dense_forward(x: Array, kernel: Array, padding: int) -> tuple[Array, tuple[
 
 def _dense_backward(padding: int, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    (dx,) = jax.vjp(lambda x: _plain(x, kernel, padding), x)[1](gradient)
+    size = len(kernel)
+    # The input's gradient is the convolution of the output's with the kernel turned about.
+    dx = _dense(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), size - 1 - padding)
 
     def by_convolution(x: Array, gradient: Array) -> Array:
         return jax.vjp(lambda kernel: _plain(x, kernel, padding), kernel)[1](gradient)[0]
 
-    by_products = partial(_kernel_gradient, size=kernel.shape[:2], padding=padding)
+    narrow = x.shape[-1] < PRODUCT_CHANNELS
+    by_products = partial(_narrow_kernel_gradient if narrow else _kernel_gradient, size=size, padding=padding)
     return dx, jax.lax.platform_dependent(x, gradient, cpu=by_products, default=by_convolution)
 
 
 _dense.defvjp(_dense_forward, _dense_backward)
 
 
+def _narrow_kernel_gradient(
+    x: Float[Array, "b h w i"], gradient: Float[Array, "b h2 w2 o"], *, size: int, padding: int
+) -> Float[Array, "k k i o"]:
+    """The product of all shifted views of an input of few channels, turned, with the gradient as it lies."""
+    b, h2, w2, o = gradient.shape
+    groups = b // _images_together(b, h2 * w2)
+    padded = jnp.pad(_bits(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    turned = jnp.moveaxis(padded.reshape(groups, -1, *padded.shape[1:]), -1, 1)
+    views = [turned[..., i : i + h2, j : j + w2] for i in range(size) for j in range(size)]
+    views = jnp.concatenate([view.reshape(groups, x.shape[-1], -1) for view in views], axis=1)
+    product = _product(_values(views, x), gradient.reshape(groups, -1, o))
+    return product.reshape(size, size, -1, o).astype(x.dtype)
+
+
 def _kernel_gradient(
-    x: Float[Array, "b h w i"], gradient: Float[Array, "b h2 w2 o"], *, size: tuple[int, int], padding: int
-) -> Float[Array, "kh kw i o"]:
+    x: Float[Array, "b h w i"], gradient: Float[Array, "b h2 w2 o"], *, size: int, padding: int
+) -> Float[Array, "k k i o"]:
     """Products of the gradient with the input's shifted views, summed over groups of images.
 
     The views shifted along a row are laid side by side; those of other rows are then slices of the same array, so
     that a 3×3 kernel copies 3 views where an im2col would copy 9.
     """
-    kh, kw = size
     b, h2, w2, o = gradient.shape
     groups = b // _images_together(b, h2 * w2)
     padded = jnp.pad(_bits(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    columns = jnp.concatenate([padded[:, :, j : j + w2] for j in range(kw)], axis=-1)
+    columns = jnp.concatenate([padded[:, :, j : j + w2] for j in range(size)], axis=-1)
     turned = jnp.swapaxes(_bits(gradient).reshape(groups, -1, o), 1, 2)
     if x.dtype == jnp.bfloat16:
         # So fast are bfloat16 products that one of three times the size pays for copying the gradient three times.
         turned = turned.reshape(groups, o, -1, h2, w2)
-        rows = [jnp.pad(turned, ((0, 0), (0, 0), (0, 0), (i, kh - 1 - i), (0, 0))) for i in range(kh)]
+        rows = [jnp.pad(turned, ((0, 0), (0, 0), (0, 0), (i, size - 1 - i), (0, 0))) for i in range(size)]
         stacked = jnp.concatenate([row.reshape(groups, o, -1) for row in rows], axis=1)
         product = _product(_values(stacked, x), _values(columns, x).reshape(groups, -1, columns.shape[-1]))
     else:
-        views = [columns[:, i : i + h2].reshape(groups, -1, columns.shape[-1]) for i in range(kh)]
+        views = [columns[:, i : i + h2].reshape(groups, -1, columns.shape[-1]) for i in range(size)]
         product = jnp.stack([_product(_values(turned, x), _values(view, x)) for view in views])
-    return product.reshape(kh, o, kw, -1).transpose(0, 2, 3, 1).astype(x.dtype)
+    return product.reshape(size, o, size, -1).transpose(0, 2, 3, 1).astype(x.dtype)
 
 
 def _product(left: Float[Array, "g m k"], right: Float[Array, "g k n"]) -> Float[Array, "m n"]:
