@@ -3,8 +3,9 @@
     python -m experiments.bench --only devices --out DIR
 
 `attention`, streamed as sharded and pmapped steps of one global batch over 1, 2, 4 and 8 devices, interleaved. On
-CPUs the devices are emulated and share the same cores: nothing can become faster, and efficiency (time on one device
-over time on n) shows the overhead of spreading alone. On accelerators efficiency is that over n times the time, so 1 is
+CPUs the devices are emulated and share the same cores, so efficiency (time on one device over time on n) shows the
+overhead of spreading alone, less what one device's program leaves of the cores unused: with 2 cores it went up to 1.4
+on 8 devices. On accelerators efficiency is time on one over n times the time on n, so 1 is
 perfect. The volume is that of all-reduce operations in the compiled program: bytes of their results, a device and step.
 It is to be seen beside the bytes of all parameters, whose gradients must be told in any case; the rest is BatchNorm.
 """
