@@ -62,34 +62,39 @@ def _measure(folder: Path, size: int, n: int, rounds: int) -> list[dict[str, Any
     resident = ResidentFeed(dataset, sites, INPUT, augment=AUGMENT)
     step = jax.jit(functools.partial(prepare, seed=0, augment=AUGMENT, input=INPUT, train=True))
 
-    def augmented(batches: Callable[[int], Iterator[RawBatch]], epoch: int) -> None:
-        for batch in batches(epoch):
+    def augmented(batches: Iterator[RawBatch], epoch: int) -> None:
+        for batch in batches:
             jax.block_until_ready(step(batch, epoch=epoch))
 
-    def run_through(loader: Any, epoch: int) -> None:
-        for _ in loader:
-            pass
+    def pil(epoch: int) -> tuple[float, float]:
+        return _timed(lambda: [None for _ in loader])
 
-    threads = StreamedFeed(dataset, sites, INPUT, **options)
-    processes = StreamedFeed(dataset, sites, INPUT, **options, workers=WORKERS)
-    with threads, processes:
-        ways = {
-            PIL: functools.partial(run_through, _pil_loader(folder, n)),
-            "resident": functools.partial(
-                augmented, lambda epoch: resident.batches(*epoch_order(0, epoch, np.arange(n), BATCH))
-            ),
-            "streamed, threads": functools.partial(augmented, threads.epoch),
-            "streamed, 2 workers": functools.partial(augmented, processes.epoch),
-        }
-        # The first round, in which programs compile and processes start, is not counted.
-        measured = [{way: _timed(f, epoch) for way, f in ways.items()} for epoch in range(rounds + 1)][1:]
+    def from_memory(epoch: int) -> tuple[float, float]:
+        order = epoch_order(0, epoch, np.arange(n), BATCH)
+        return _timed(lambda: augmented(resident.batches(*order), epoch))
+
+    def streamed(workers: int, epoch: int) -> tuple[float, float]:
+        with StreamedFeed(dataset, sites, INPUT, **options, workers=workers) as feed:
+            for _ in feed.epoch(2 * epoch):  # starts what reads ahead, and leaves it nothing read
+                pass
+            return _timed(lambda: augmented(feed.epoch(2 * epoch + 1), epoch))
+
+    loader = _pil_loader(folder, n)
+    ways = {
+        PIL: pil,
+        "resident": from_memory,
+        "streamed, threads": functools.partial(streamed, 0),
+        "streamed, 2 workers": functools.partial(streamed, WORKERS),
+    }
+    # The first round, in which programs compile and the loader's processes start, is not counted.
+    measured = [{way: turn(epoch) for way, turn in ways.items()} for epoch in range(rounds + 1)][1:]
     return [_row(size, n, way, measured) for way in ways]
 
 
-def _timed(run_epoch: Callable[[int], None], epoch: int) -> tuple[float, float]:
+def _timed(run_epoch: Callable[[], object]) -> tuple[float, float]:
     """Seconds of wall and of CPU time, the latter of all processes."""
     wall, cpu = time.perf_counter(), _cpu_seconds()
-    run_epoch(epoch)
+    run_epoch()
     return time.perf_counter() - wall, _cpu_seconds() - cpu
 
 
