@@ -128,7 +128,7 @@ def _bits(x: Float[Array, "*n"]) -> Shaped[Array, "*n"]:
 
     It also keeps a transposition from being folded into a product, whose fast form wants its operands straight.
     """
-    return jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype == jnp.bfloat16 else jnp.uint32)
+    return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
 
 
 def _values(bits: Shaped[Array, "*n"], like: Array) -> Float[Array, "*n"]:
