@@ -14,7 +14,7 @@ demo: $(VENV)/.base
 	@echo "== 2/4 cell masks and the dataset"
 	$(BIN)/python -m data_prep build --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/dataset --aggregate none --segment-channels DNA
 	@echo "== 3/4 training"
-	$(BIN)/perturbjax train --preset demo --data $(DEMO)/dataset --out $(DEMO)/run
+	$(BIN)/perturbjax train --preset demo --data $(DEMO)/dataset --out $(DEMO)/run --evaluate-every 4
 	@echo "== 4/4 judging"
 	$(BIN)/perturbjax evaluate --run $(DEMO)/run
 
