@@ -154,7 +154,7 @@ PRESETS: dict[str, Recipe] = {
         ),
         split=SplitConfig(split="plate"),
     ),
-    # The simulated plates of `make demo`: learned in two minutes on two cores.
+    # The simulated plates of `make demo`: learned in about a minute on two cores.
     "demo": Recipe(
         input=InputConfig(normalize="log"),
         augment=AugmentConfig(crop=48, crop_scale=(0.3, 1.0)),

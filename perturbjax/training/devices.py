@@ -42,7 +42,7 @@ class Placement:
         mapped: `pmap` instead of `jit` over a mesh.
         mesh: the devices, along the one axis `AXIS`.
         scans: one dispatch an epoch instead of one a step. XLA compiles a loop's body for one CPU thread and without
-            its fast convolutions (a step took over 20 times as long), so CPUs do without.
+            its fast convolutions, many times slower, so CPUs do without.
     """
 
     mapped: bool
