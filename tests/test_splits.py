@@ -33,7 +33,7 @@ def plate_index(
     return pd.DataFrame(rows, columns=columns)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     policy=st.sampled_from(POLICIES),
     plates=st.integers(4, 7),

@@ -27,7 +27,7 @@ def random_case(seed: int, n: int, classes: int) -> tuple[np.ndarray, np.ndarray
     return rng.integers(classes, size=n), rng.dirichlet(np.full(classes, 0.3), size=n)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(2, 12))
 def test_scores_are_those_of_scikit_learn_also_with_absent_classes(seed, n, classes):
     labels, probabilities = random_case(seed, n, classes)
@@ -70,7 +70,7 @@ def test_among_equal_probabilities_the_first_class_counts_as_predicted():
     np.testing.assert_array_equal(top_k_hits(np.array([0, 1, 2]), probabilities, 2), [True, True, False])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(2, 12))
 def test_top_k_grows_with_k_and_order_of_sites_does_not_matter(seed, n, classes):
     labels, probabilities = random_case(seed, n, classes)
@@ -80,7 +80,7 @@ def test_top_k_grows_with_k_and_order_of_sites_does_not_matter(seed, n, classes)
     assert score(labels[order], probabilities[order]) == score(labels, probabilities)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(2, 12))
 def test_scores_stay_when_classes_are_renamed_and_are_one_for_perfect_predictions(seed, n, classes):
     labels, probabilities = random_case(seed, n, classes)
