@@ -9,7 +9,8 @@ runs `data_prep build`, `perturbjax train` and `perturbjax evaluate`, as anyone 
 and writes `scores.csv` and `scores.md` beside the runs. Run again, it goes on where it was stopped.
 
 Recipes: `paper` is the original's (median of the three channels, 60 epochs, 64×64 crops); `cells` keeps the channels
-apart. Scores, cost and what was tried: see "Results" in the README.
+apart and sees their intensities both as they are and relative to their plate, `cells_log` only as they are,
+`cells_plate` only relative to their plate. Scores, cost and what was tried: see "Results" in the README.
 """
 
 from __future__ import annotations
@@ -30,16 +31,13 @@ from perturbjax.files import atomic
 LABEL = "Metadata_moa"
 #: Nuclei of these crops are about this wide, in pixels.
 DIAMETER = 45
+CELLS = ("--preset", "cells", "--precision", "bf16")
 #: Recipe → (how channels become an image, flags of `perturbjax train`).
 RECIPES = {
     "paper": ("median", ("--preset", "paper", "--crop", "64", "--epochs", "60")),
-    "cells": (
-        "none",
-        (
-            "--preset",
-            "cells",
-        ),
-    ),
+    "cells": ("none", CELLS),
+    "cells_log": ("none", (*CELLS, "--normalize", "log")),
+    "cells_plate": ("none", (*CELLS, "--normalize", "plate")),
 }
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 

@@ -40,9 +40,9 @@ class RawBatch(NamedTuple):
     """Position in the dataset."""
     weight: Float32[Array, " b"]
     """1 for a site, 0 for padding."""
-    shift: Float32[Array, "b c"]
-    """The model sees (image - shift) * scale, or the logarithm of 1 plus that."""
-    scale: Float32[Array, "b c"]
+    shift: Float32[Array, "b k*c"]
+    """The model sees (image - shift) * scale, or the logarithm of 1 plus that; k times, each way that there is."""
+    scale: Float32[Array, "b k*c"]
 
 
 def record_keys(seed: int | Int[Array, ""], epoch: int | Int[Array, ""], records: Int[Array, " b"]) -> Key[Array, " b"]:
@@ -59,8 +59,8 @@ def prepare(
     augment: AugmentConfig,
     input: InputConfig,
     train: bool,
-) -> Float32[Array, "b crop crop 1+c"]:
-    """Model input: channel 0 the mask, then the normalised image.
+) -> Float32[Array, "b crop crop 1+k*c"]:
+    """Model input: channel 0 the mask, then the normalised image, k times where it is normalised in k ways.
 
     With `train` the records are augmented; without, the whole site is resized to `augment.crop` and nothing is
     random. `legacy_augmentation` restores the original instead: flips and rotation (about the site's centre, zeros
@@ -69,9 +69,10 @@ def prepare(
     Pure: `seed` and `epoch` may be traced; shapes follow from `raw` and `augment.crop`.
     """
     _, height, width, channels = raw.image.shape
+    seen = raw.shift.shape[1]
     random = train or augment.legacy_augmentation
     keys = record_keys(seed, epoch, raw.record)
-    draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_GEOMETRY) + 2 * channels,)))(keys)
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_GEOMETRY) + 2 * seen,)))(keys)
     boxes = _random_boxes(draws, height, width, augment) if random else _whole_sites(len(draws), height, width)
 
     upright = boxes._replace(angle=jnp.zeros_like(boxes.angle), mirror=jnp.ones_like(boxes.mirror))
@@ -81,8 +82,9 @@ def prepare(
     else:
         image_points = mask_points = _points(boxes, boxes.center, augment.crop)
     image = _sample_image(raw.image, image_points, boxes, augment, random)
+    image = jnp.tile(image, seen // channels)
     image = (image - raw.shift[:, None, None]) * raw.scale[:, None, None]
-    if input.normalize == "log":
+    if input.normalize in ("log", "log_plate"):
         image = jnp.log1p(image)
     if augment.legacy_augmentation:
         image = jnp.where(_inside(image_points, height, width)[..., None], image, 0)

@@ -15,7 +15,7 @@ from perturbjax.console import InputError
 SplitPolicy = Literal["site", "well", "plate", "layout", "compound"]
 MaskEncoding = Literal["instance", "binary", "boundary", "distance"]
 MaskUse = Literal["keep", "none", "only", "shuffle"]
-Normalization = Literal["dtype", "log", "site", "plate"]
+Normalization = Literal["dtype", "log", "log_plate", "site", "plate"]
 Precision = Literal["float32", "bf16"]
 Head = Literal["dense", "attention"]
 
@@ -41,8 +41,9 @@ class InputConfig:
     """Index column to predict; empty takes the one the dataset was built with."""
     normalize: Normalization = "dtype"
     """dtype: divide by the largest value of the stored integer type (the original's way). log: log(1 + value over the
-    channel's background), so that stain and exposure shift rather than stretch. site: per site and channel to mean 0,
-    deviation 1. plate: the same with each plate's own mean and deviation."""
+    channel's background), so that stain and exposure shift rather than stretch. log_plate: log, and every channel a
+    second time relative to the mean of its plate. site: per site and channel to mean 0, deviation 1. plate: the same
+    with each plate's own mean and deviation."""
     mask_encoding: MaskEncoding = "binary"
     """What the mask channel holds: instance numbers (the original's way), cell or not, cell outlines, or distance to
     the outline."""
@@ -147,7 +148,7 @@ PRESETS: dict[str, Recipe] = {
     "paper": Recipe(),
     # Single cells in separate channels, few plates, very unequal classes (measured in experiments/bbbc021_cells.py).
     "cells": Recipe(
-        input=InputConfig(normalize="log"),
+        input=InputConfig(normalize="log_plate"),
         augment=AugmentConfig(crop=48, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)),
         optim=OptimConfig(
             epochs=30, batch_size=64, learning_rate=0.002, weight_decay=0.05, decoupled=True, balance=1.0

@@ -32,6 +32,7 @@ from perturbjax.feed import (
     RawBatch,
     ResidentFeed,
     StreamedFeed,
+    channels_seen,
     choice,
     choose_feed,
     describe_sites,
@@ -62,7 +63,7 @@ def dataset(tmp_path_factory):
             f"{name}_{channel}": getattr(image[..., c], name)()
             for c, channel in enumerate(CHANNELS)
             for name in ("mean", "std")
-        }
+        } | {f"p01_{channel}": np.percentile(image[..., c], 1) for c, channel in enumerate(CHANNELS)}
         rows.append({"site_id": f"s{n}", "label": label, "height": HEIGHT, "width": WIDTH} | metadata | statistics)
     folder = write_shards(
         tmp_path_factory.mktemp("feed"),
@@ -207,6 +208,26 @@ def test_dtype_normalization_divides_by_the_largest_integer(dataset):
     sites = describe_sites(dataset, InputConfig(normalize="dtype"))
     assert (sites.shift == 0).all()
     np.testing.assert_allclose(sites.scale, 1 / 65535, rtol=1e-6)
+
+
+def test_log_plate_gives_every_channel_as_it_is_and_relative_to_its_plate(dataset):
+    input = InputConfig(normalize="log_plate")
+    sites = describe_sites(dataset, input)
+    assert sites.shift.shape[1] == channels_seen(dataset, input) == 4
+    raw = next(ResidentFeed(dataset, sites, input).batches(*fixed_order(np.arange(SITES), SITES)))
+    still = AugmentConfig(crop=16)
+    twice = prepare(raw, seed=0, epoch=0, augment=still, input=input, train=False)[..., 1:]
+    log = InputConfig(normalize="log")
+    raw = next(ResidentFeed(dataset, describe_sites(dataset, log), log).batches(*fixed_order(np.arange(SITES), SITES)))
+    once = prepare(raw, seed=0, epoch=0, augment=still, input=log, train=False)[..., 1:]
+    chex.assert_trees_all_close(twice[..., :2], once, rtol=1e-5)
+    gap = np.asarray(twice[..., 2:] - once)  # the plate's own level: one number a plate and channel
+    plates = dataset.column(PLATE).to_numpy()
+    assert gap.std(axis=(1, 2)).max() < 1e-4
+    for plate in np.unique(plates):
+        assert gap[plates == plate].std(axis=(0, 1, 2)).max() < 1e-4
+    brightness = np.asarray(twice[..., 2:]).mean(axis=(1, 2, 3))
+    assert abs(brightness).max() < 0.1 < np.ptp(np.asarray(once).mean(axis=(1, 2, 3)))
 
 
 def test_any_column_can_be_the_label_and_unknown_classes_are_marked(dataset):

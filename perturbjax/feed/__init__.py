@@ -8,7 +8,7 @@ from perturbjax.augment import RawBatch
 from perturbjax.feed.choice import FeedChoice, choose_feed, resident_bytes
 from perturbjax.feed.order import epoch_order, fixed_order
 from perturbjax.feed.resident import ResidentArrays, ResidentFeed, gather
-from perturbjax.feed.sites import Sites, describe_sites
+from perturbjax.feed.sites import Sites, channels_seen, describe_sites
 from perturbjax.feed.streamed import StreamedFeed
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ResidentFeed",
     "Sites",
     "StreamedFeed",
+    "channels_seen",
     "choose_feed",
     "describe_sites",
     "epoch_order",

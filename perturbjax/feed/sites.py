@@ -21,9 +21,9 @@ class Sites:
     """Names in logit order."""
     labels: Int32[np.ndarray, " n"]
     """Index into `class_names`, -1 where the record's class is not among them."""
-    shift: Float32[np.ndarray, "n c"]
-    """Model input is (image - shift) * scale; both in stored units."""
-    scale: Float32[np.ndarray, "n c"]
+    shift: Float32[np.ndarray, "n k*c"]
+    """Model input is (image - shift) * scale, all channels in each of k ways; both in stored units."""
+    scale: Float32[np.ndarray, "n k*c"]
     mask_of: Int32[np.ndarray, " n"]
     """The record whose mask goes with each image: its own, unless masks are shuffled."""
 
@@ -50,17 +50,27 @@ def describe_sites(
     return Sites(names, labels, shift, scale, mask_of)
 
 
+def channels_seen(dataset: SiteDataset, input: InputConfig) -> int:
+    """How many image channels the model sees: those stored, in each way they are normalised."""
+    return len(dataset.channel_names) * (2 if input.normalize == "log_plate" else 1)
+
+
 def _normalization(
     dataset: SiteDataset, input: InputConfig
-) -> tuple[Float32[np.ndarray, "n c"], Float32[np.ndarray, "n c"]]:
+) -> tuple[Float32[np.ndarray, "n k*c"], Float32[np.ndarray, "n k*c"]]:
     shape = (len(dataset), len(dataset.channel_names))
     if input.normalize == "dtype":
         largest = np.iinfo(dataset.image_dtype).max
         return np.zeros(shape, np.float32), np.full(shape, 1 / largest, np.float32)
-    if input.normalize == "log":
-        background = np.maximum(np.median(_statistic(dataset, "p01"), axis=0), 1)
-        return np.zeros(shape, np.float32), np.full(shape, 1 / background, np.float32)
     mean, std = _statistic(dataset, "mean"), _statistic(dataset, "std")
+    if input.normalize in ("log", "log_plate"):
+        background = np.maximum(np.median(_statistic(dataset, "p01"), axis=0), 1)
+        centers = [np.zeros(shape)]
+        if input.normalize == "log_plate":
+            # log(1 + (x - mean) / (mean + background)) = log((x + background) / (mean + background))
+            centers.append(_pool(mean, std, dataset.column(PLATE))[0])
+        shift = np.concatenate(centers, axis=1).astype(np.float32)
+        return shift, (1 / (shift + np.tile(background, len(centers)))).astype(np.float32)
     if input.normalize == "plate":
         mean, std = _pool(mean, std, dataset.column(PLATE))
     # A channel without any contrast (all one value) is only shifted.

@@ -12,6 +12,7 @@ from flax import nnx
 from perturbjax import models
 from perturbjax.config import Recipe
 from perturbjax.dataset import SiteDataset
+from perturbjax.feed import channels_seen
 from perturbjax.models import transfer
 from perturbjax.training.optimizer import Schedule, make_optimizer, schedules
 from perturbjax.training.step import split_model
@@ -49,7 +50,7 @@ def create_network(
     """
     shape = {
         "classes": len(class_names),
-        "channels": len(dataset.channel_names),
+        "channels": channels_seen(dataset, recipe.input),
         "dropout": recipe.model.dropout,
     }
     if pretrained is not None:
