@@ -28,7 +28,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: $(VENV)/.test
-	$(BIN)/python -m experiments.bench
+	$(BIN)/python -m experiments.bench --out runs/bench --readme README.md
 
 # The test environment serves the demo too; the demo alone needs no extras.
 $(VENV)/.base: pyproject.toml

@@ -21,9 +21,8 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from experiments.bbbc021_cells import command, markdown, rows_of, scores_of
+from experiments.runs import by_fold, train_and_judge, write_table
 from perturbjax.console import run_command
-from perturbjax.files import atomic
 
 
 @dataclass(frozen=True)
@@ -64,24 +63,16 @@ def main(options: Options) -> None:
     rows = []
     for way in options.ways:
         for fold in options.folds:
-            run = options.out / f"{way}_fold{fold}"
-            command(
-                *("perturbjax.cli", "train", *options.flags.split(), "--data", options.data, "--out", run),
+            scores = train_and_judge(
+                options.out / f"{way}_fold{fold}",
+                *(*options.flags.split(), "--data", options.data),
                 *("--model", options.backbone, "--split", "plate", "--folds", 5, "--fold", fold),
                 *("--epochs", options.epochs, "--crop", options.crop, *flags_of(way, options)),
             )
-            command("perturbjax.cli", "evaluate", "--run", run)
-            minutes = sum(row["seconds"] for row in rows_of(run) if row["split"] == "train") / 60
-            rows.append({"recipe": way, "fold": fold, "minutes": round(minutes, 1), **scores_of(run)})
-            write(pd.DataFrame(rows), options.out)
+            rows.append({"recipe": way, "fold": fold, **scores})
+            table = pd.DataFrame(rows)
+            write_table(table, by_fold(table), options.out)
     print((options.out / "scores.md").read_text())
-
-
-def write(table: pd.DataFrame, out: Path) -> None:
-    with atomic(out / "scores.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    with atomic(out / "scores.md") as temporary:
-        temporary.write_text(markdown(table))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ MaskUse = Literal["keep", "none", "only", "shuffle"]
 Normalization = Literal["dtype", "log", "log_plate", "site", "plate"]
 Precision = Literal["float32", "bf16"]
 Head = Literal["dense", "attention"]
+BackboneNorm = Literal["published", "batch"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,9 @@ class TransferConfig:
     """Epochs, of --epochs, in which only the new layers move and the backbone stands still."""
     finetune_rate: float = 0.1
     """Learning rate of the backbone in the epochs after, as a share of --learning-rate."""
+    backbone_norm: BackboneNorm = "published"
+    """What the backbone's BatchNorm normalises by in those epochs. published: the statistics that came with the
+    weights, which the layers above were trained on. batch: each batch's own."""
     layer_decay: float = 1.0
     """Factor on that rate for each step down, from the backbone's last stage to its stem; 1 moves all alike."""
 

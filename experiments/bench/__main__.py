@@ -1,6 +1,6 @@
 """Run the benchmarks that this machine allows, and write one table of them.
 
-    python -m experiments.bench --out DIR [--quick] [--only step]
+    python -m experiments.bench --out DIR [--quick] [--only step] [--readme README.md]
 
 Each benchmark is a module beside this one with `run(quick) -> rows`. It runs in a process of its own, since JAX and
 torch each take a whole accelerator, and leaves `DIR/NAME.json`; `bench.md` and `bench.json` are made of all of them.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from typing import Any
 import tyro
 
 from experiments import bench
-from experiments.bench.tables import CannotRun, machine, page
+from experiments.bench.tables import CannotRun, machine, markdown, page
 from perturbjax.console import InputError, console, run_command
 from perturbjax.files import atomic, make_folder, read_json, write_json
 
 NAMES = tuple(m.name for m in pkgutil.iter_modules(bench.__path__) if m.name not in ("__main__", "tables"))
+MARKED = re.compile(r"(?P<open><!-- bench (?P<name>\w+) -->)\n.*?(?P<close><!-- end bench -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Options:
     """Fewer repeats and smaller sizes: to see that everything runs, not to quote."""
     only: str = ""
     """Run this benchmark alone; empty runs all."""
+    tables_only: bool = False
+    """Run nothing: make the tables of what --out holds."""
+    readme: str = ""
+    """Markdown file whose tables are renewed: what stands between <!-- bench NAME --> and <!-- end bench -->."""
 
 
 def measure(name: str, quick: bool) -> dict[str, Any]:
@@ -73,8 +79,28 @@ def run_one(name: str, quick: bool, out: Path) -> None:
     )
 
 
+def renew_tables(path: Path, parts: dict[str, dict[str, Any]]) -> None:
+    """Put the measured rows between a Markdown file's markers; a benchmark that did not run keeps its old ones.
+
+    Raises:
+        InputError: the file has no marker.
+    """
+    text = path.read_text(encoding="utf-8")
+    if not MARKED.search(text):
+        raise InputError(f"--readme {path}: nothing between <!-- bench NAME --> and <!-- end bench --> to renew")
+
+    def renewed(found: re.Match[str]) -> str:
+        part = parts.get(found["name"], {})
+        return f"{found['open']}\n{markdown(part['rows'])}{found['close']}" if "rows" in part else found[0]
+
+    with atomic(path) as temporary:
+        temporary.write_text(MARKED.sub(renewed, text), encoding="utf-8")
+
+
 def main(options: Options) -> None:
-    if options.only:
+    if options.tables_only:
+        make_folder(options.out)
+    elif options.only:
         run_one(options.only, options.quick, options.out)
     else:
         failed = [name for name in NAMES if not _run_apart(name, options)]
@@ -82,6 +108,8 @@ def main(options: Options) -> None:
             write_tables(options.out)
             raise InputError(f"{', '.join(failed)}: failed, see above; the table holds the others")
     print(write_tables(options.out).read_text())
+    if options.readme:
+        renew_tables(Path(options.readme), read_json(options.out / "bench.json"))
 
 
 def _run_apart(name: str, options: Options) -> bool:

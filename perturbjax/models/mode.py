@@ -28,7 +28,7 @@ class Mode:
     dtype: jnp.dtype = jnp.float32
 
     def frozen(self) -> Mode:
-        """The same pass with running statistics and no dropout: for a backbone that is not being trained."""
+        """The same pass with running statistics and no dropout: for a backbone whose statistics are to stay."""
         return dataclasses.replace(self, train=False)
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perturbjax.models.mode import Mode
-from perturbjax.models.pool import largest, quarters, spread, winner
+from perturbjax.models.pool import largest, max_pool, quarters, spread, winner
 
 
 class Statistics(NamedTuple):
@@ -58,7 +58,7 @@ class BatchNorm(nnx.Module):
         Normalising keeps or reverses a channel's order, by the sign of its scale: so the winner is found before it.
         """
         if not mode.train:
-            return largest(quarters(self._by_running_statistics(x, shift)))
+            return max_pool(self._by_running_statistics(x, shift))
         z, statistics = _normalise_and_pool(
             x, self.scale[...], self.bias[...], _weight(x, mode), self.epsilon, mode.axis_name
         )

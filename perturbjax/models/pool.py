@@ -14,16 +14,7 @@ def max_pool(
 
     Among equal values the first of the window, row by row, gets the whole gradient, as in torch.
     """
-    if (window, stride, padding) == (2, 2, 0):
-        return _halve(x)
-    return jax.lax.reduce_window(
-        x,
-        -jnp.inf,
-        jax.lax.max,
-        (1, window, window, 1),
-        (1, stride, stride, 1),
-        [(0, 0), (padding, padding), (padding, padding), (0, 0)],
-    )
+    return _halve(x) if (window, stride, padding) == (2, 2, 0) else _windows(x, window, stride, padding)
 
 
 def quarters(x: Float[Array, "b h w c"]) -> list[Float[Array, "b h2 w2 c"]]:
@@ -59,9 +50,21 @@ def spread(
     return jnp.pad(full.reshape(b, 2 * h, 2 * w, c), rest)
 
 
+def _windows(x: Float[Array, "b h w c"], window: int, stride: int, padding: int) -> Float[Array, "b h2 w2 c"]:
+    return jax.lax.reduce_window(
+        x,
+        -jnp.inf,
+        jax.lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        [(0, 0), (padding, padding), (padding, padding), (0, 0)],
+    )
+
+
 @jax.custom_vjp
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    return largest(quarters(x))
+    # Where no gradient is asked for, XLA's CPU is a tenth faster or more by windows than by the four places.
+    return _windows(x, window=2, stride=2, padding=0)
 
 
 def _halve_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -1,7 +1,8 @@
 """Two-phase models: a backbone with published weights, new layers on top, and what moves when.
 
 In phase 1 only the new layers are trained; the backbone stands still, its BatchNorm in evaluation mode. In phase 2
-everything moves, the backbone at a lower rate that may fall from its last stage to its stem.
+everything moves, the backbone at a lower rate that may fall from its last stage to its stem; its BatchNorm may keep
+the published statistics.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perturbjax.config import Head, TransferConfig
+from perturbjax.config import BackboneNorm, Head, TransferConfig
 from perturbjax.console import InputError
 from perturbjax.models.attention import ConvBlock, SpatialAttention
 from perturbjax.models.efficientnet import STAGES
@@ -41,10 +42,19 @@ class TransferClassifier(nnx.Module):
 
     Attributes:
         frozen: whether the backbone stands still: no gradient reaches it, and its BatchNorm is in evaluation mode.
+        backbone_norm: what the backbone's BatchNorm normalises by when it does not stand still.
     """
 
     def __init__(
-        self, backbone: nnx.Module, *, head: Head, classes: int, channels: int, dropout: float, rngs: nnx.Rngs
+        self,
+        backbone: nnx.Module,
+        *,
+        head: Head,
+        classes: int,
+        channels: int,
+        dropout: float,
+        backbone_norm: BackboneNorm = "batch",
+        rngs: nnx.Rngs,
     ):
         self.backbone = backbone
         self.backbone.head = None
@@ -52,10 +62,12 @@ class TransferClassifier(nnx.Module):
         self.feature_size = backbone.feature_size + (MASK_WIDTHS[-1] if head == "attention" else 0)
         self.head = Dense(self.feature_size, classes, rngs=rngs)
         self.dropout, self.channels, self.frozen = dropout, channels, False
+        self.backbone_norm = backbone_norm
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
         mask, image = x[..., :1], x[..., 1:] @ _to_colours(self.channels)
-        feature_map = self.backbone.feature_map(image, mode.frozen() if self.frozen else mode)
+        settled = self.frozen or self.backbone_norm == "published"
+        feature_map = self.backbone.feature_map(image, mode.frozen() if settled else mode)
         if self.frozen:
             feature_map = jax.lax.stop_gradient(feature_map)
         features = feature_map.astype(jnp.float32)
@@ -130,7 +142,13 @@ def _classifier(
     if provenance["inputs"] != 3:
         raise InputError(f"--weights {transfer.weights}: takes {provenance['inputs']} channels; transfer needs 3")
     return TransferClassifier(
-        backbone, head=transfer.head, classes=classes, channels=channels, dropout=dropout, rngs=nnx.Rngs(seed)
+        backbone,
+        head=transfer.head,
+        classes=classes,
+        channels=channels,
+        dropout=dropout,
+        backbone_norm=transfer.backbone_norm,
+        rngs=nnx.Rngs(seed),
     )
 
 

@@ -54,6 +54,21 @@ def test_measuring_one_again_keeps_the_others(benchmarks, tmp_path):
     assert set(json.loads((tmp_path / "bench.json").read_text())) == {"fast", "device"}
 
 
+def test_a_readme_s_tables_are_renewed_from_what_was_measured_and_all_else_stays(benchmarks, tmp_path):
+    readme = tmp_path / "README.md"
+    before = "# Speed\n<!-- bench fast -->\nold\n<!-- end bench -->\nkept\n"
+    before += "<!-- bench device -->\n| GPU |\n<!-- end bench -->\n"
+    readme.write_text(before)
+    for name in ("fast", "device"):
+        runner.run_one(name, False, tmp_path / "out")
+    runner.main(runner.Options(out=tmp_path / "out", tables_only=True, readme=str(readme)))
+    table = markdown([{"what": "step", "images/s": 12.3456, "quick": False}])
+    assert readme.read_text() == before.replace("old\n", table)
+    readme.write_text("no markers")
+    with pytest.raises(InputError, match="nothing between <!-- bench NAME -->"):
+        runner.main(runner.Options(out=tmp_path / "out", tables_only=True, readme=str(readme)))
+
+
 def test_an_unknown_benchmark_is_refused_and_the_message_lists_those_there_are(benchmarks, tmp_path):
     with pytest.raises(InputError, match="--only slow: no such benchmark; choose one of fast, device, package"):
         runner.run_one("slow", True, tmp_path)

@@ -1,0 +1,81 @@
+"""Runs made by the public commands, and tables of their scores."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from perturbjax.console import console
+from perturbjax.files import atomic
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+SCORES = "evaluation/scores.json"
+
+
+def command(module: str, *words: object) -> None:
+    """Run one public command, its progress shown; leave with its status if it fails."""
+    line = [sys.executable, "-m", module, *map(str, words)]
+    console.print("$ " + " ".join(line[2:]))
+    status = subprocess.run(line).returncode
+    if status:
+        sys.exit(status)
+
+
+def train_and_judge(run: Path, *flags: object) -> dict[str, float]:
+    """`perturbjax train` and `evaluate`; the scores of the run, and the minutes that training took.
+
+    A finished run is left as it is, unless its flags are others: that is an error of `train`.
+    """
+    command("perturbjax.cli", "train", "--out", run, *flags)
+    if not (run / SCORES).exists():
+        command("perturbjax.cli", "evaluate", "--run", run)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = sum(row["seconds"] for row in rows if row["split"] == "train")
+    return {"minutes": round(seconds / 60, 1), **scores_of(run)}
+
+
+def scores_of(run: Path) -> dict[str, float]:
+    """Scores at site level of the model and of the best baselines, with the model's interval."""
+    levels = json.loads((run / SCORES).read_text())["levels"]
+    found: dict[str, float] = {}
+    for metric in METRICS:
+        estimate = levels["site"]["model"][metric]
+        found |= {metric: estimate["value"], f"{metric}_low": estimate["low"], f"{metric}_high": estimate["high"]}
+        found[f"well_{metric}"] = levels["well"]["model"][metric]["value"]
+    for baseline, name in (("majority", "majority_accuracy"), ("position", "position_accuracy")):
+        found[name] = levels["site"][baseline]["accuracy"]["value"]
+    for baseline in ("position", "cell count"):
+        found[f"{baseline}_balanced".replace(" ", "_")] = levels["site"][baseline]["balanced_accuracy"]["value"]
+    return found
+
+
+def write_table(table: pd.DataFrame, text: str, out: Path) -> None:
+    """`scores.csv` and `scores.md` in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic(out / "scores.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    with atomic(out / "scores.md") as temporary:
+        temporary.write_text(text)
+
+
+def by_fold(table: pd.DataFrame) -> str:
+    """A row a run and a mean a recipe, as Markdown."""
+    heads = ("recipe", "fold", *METRICS, "by well", "majority", "position, balanced", "minutes")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for recipe, rows in table.groupby("recipe", sort=False):
+        for _, row in rows.iterrows():
+            cells = [f"{row[m]:.3f} [{row[m + '_low']:.2f}, {row[m + '_high']:.2f}]" for m in METRICS]
+            lines.append(_line(recipe, row["fold"], cells, row))
+        if len(rows) > 1:
+            mean = rows.mean(numeric_only=True)
+            lines.append(_line(recipe, "mean", [f"**{mean[m]:.3f}**" for m in METRICS], mean))
+    return "\n".join(lines) + "\n"
+
+
+def _line(recipe: str, fold: object, cells: list[str], row: pd.Series) -> str:
+    rest = [f"{row[name]:.3f}" for name in ("well_balanced_accuracy", "majority_accuracy", "position_balanced")]
+    return "| " + " | ".join([recipe, str(fold), *cells, *rest, f"{row['minutes']:.1f}"]) + " |"
