@@ -45,7 +45,7 @@ class Options:
     """Of the two-phase ways."""
     crop: int = 64
     """Side in pixels of what the network sees."""
-    flags: str = "--preset cells"
+    flags: str = "--preset cells --normalize plate"
     """More flags for `perturbjax train`, alike for all; those above win."""
 
 

@@ -34,7 +34,7 @@ class TransferClassifier(nnx.Module):
     """New layers on a backbone that takes three channels. Takes (B, H, W, 1 + channels): the mask first.
 
     One image channel is repeated to three; three are taken as they are; more are shared out among the three and
-    averaged. The image should come with mean 0 and deviation 1 (`--normalize site`), as the weights expect.
+    averaged. The image should come with mean 0 and deviation 1 (`--normalize site` or `plate`), as the weights expect.
 
     With the dense head, `features` are the averages of the backbone's feature map and the mask is not looked at. With
     the attention head they are averages of the feature map weighted by the mask's attention, and of the mask's own
