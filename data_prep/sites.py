@@ -137,9 +137,14 @@ def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path) -> str
     if not label_column:
         raise InputError(
             f"{load_data}: none of {', '.join(LABEL_COLUMNS)} is there to be the label; "
-            "choose one with --label-column, or join --platemap and --compounds"
+            f"choose one with --label-column (there are {', '.join(have)}), or join --platemap and --compounds"
         )
     if label_column not in have:
+        if label_column in read_table(load_data).columns:
+            raise InputError(
+                f"--label-column {label_column}: columns of {load_data} that tell of a site begin with Metadata_; "
+                f"rename it there to Metadata_{label_column}"
+            )
         raise InputError(f"--label-column {label_column}: {load_data} has no such column; it has {', '.join(have)}")
     empty = sites.loc[sites[label_column] == "", "row"]
     if len(empty):

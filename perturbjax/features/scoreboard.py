@@ -149,7 +149,8 @@ def print_scoreboard(table: pd.DataFrame) -> None:
     for level, rows in table.groupby("level", sort=False):
         title = f"{LEVELS[level]} (n = {rows['n'].iloc[0]})"
         shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        shown.add_column("")
+        words = " ".join(rows["subject"]).split()
+        shown.add_column("", min_width=max(map(len, words), default=0))  # names break between words, never inside
         for column in ("train accuracy", *(f"test {words}" for words in SHOWN.values())):
             shown.add_column(column, justify="right")
         for _, row in rows.iterrows():
