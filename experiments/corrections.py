@@ -52,7 +52,7 @@ class Options:
     """Which of the five folds of plates judges."""
     crop: int = 32
     """Side in pixels of what the network sees."""
-    epochs: int = 60
+    epochs: int = 40
     """Of every run."""
 
 

@@ -95,7 +95,7 @@ def test_an_empty_label_of_another_column_is_refused_with_its_row(plate, edit):
 def test_a_label_without_the_prefix_of_metadata_is_refused_with_the_name_it_needs(plate, edit):
     edit(lambda table: table.assign(drug="taxol"))
     table = read_sites(plate / "load_data.csv", plate)
-    with pytest.raises(InputError, match="--label-column drug: .* rename it there to Metadata_drug"):
+    with pytest.raises(InputError, match=r"--label-column drug: .* rename it there to Metadata_drug"):
         choose_label(table.sites, "drug", table.source)
 
 
