@@ -44,7 +44,7 @@ class InputConfig:
     """dtype: divide by the largest value of the stored integer type (the original's way). log: log(1 + value over the
     channel's background), so that stain and exposure shift rather than stretch. log_plate: log, and every channel a
     second time relative to the mean of its plate. site: per site and channel to mean 0, deviation 1. plate: the same
-    with each plate's own mean and deviation."""
+    with each plate's own mean and deviation. Where plates count, judge and predict them whole."""
     mask_encoding: MaskEncoding = "binary"
     """What the mask channel holds: instance numbers (the original's way), cell or not, cell outlines, or distance to
     the outline."""
