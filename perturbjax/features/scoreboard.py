@@ -145,14 +145,15 @@ def print_scoreboard(table: pd.DataFrame) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    gap = " " if console.width >= 125 else "\n"
+    wide = console.width >= 125
+    gap = " " if wide else "\n"
     for level, rows in table.groupby("level", sort=False):
         title = f"{LEVELS[level]} (n = {rows['n'].iloc[0]})"
         shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         words = " ".join(rows["subject"]).split()
         shown.add_column("", min_width=max(map(len, words), default=0))  # names break between words, never inside
         for column in ("train accuracy", *(f"test {words}" for words in SHOWN.values())):
-            shown.add_column(column, justify="right")
+            shown.add_column(column, justify="right", max_width=None if wide else len("balanced"))
         for _, row in rows.iterrows():
             train = "" if row["baseline"] else f"{row['train_accuracy']:.3f}"
             cells = [f"{row[m]:.3f}{gap}[{row[f'{m}_low']:.2f}, {row[f'{m}_high']:.2f}]" for m in SHOWN]
