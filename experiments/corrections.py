@@ -22,15 +22,15 @@ import tyro
 from experiments.runs import METRICS, command, train_and_judge, write_table
 from perturbjax.console import run_command
 
-MENDED = ("--preset", "paper", "--mask-encoding", "binary")
+MENDED = ("--preset", "paper")
 #: Variant → flags of `perturbjax train`.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "original": ("--preset", "original"),
     "binary mask": ("--preset", "original", "--mask-encoding", "binary"),
     "augmentation": ("--preset", "original", "--no-legacy-augmentation"),
     "all, binary": MENDED,
-    "all, boundary": (*MENDED[:-1], "boundary"),
-    "all, distance": (*MENDED[:-1], "distance"),
+    "all, boundary": (*MENDED, "--mask-encoding", "boundary"),
+    "all, distance": (*MENDED, "--mask-encoding", "distance"),
     "multiscale": (*MENDED, "--model", "attention_multiscale"),
     "no mask": (*MENDED, "--mask-use", "none"),
     "mask only": (*MENDED, "--mask-use", "only"),

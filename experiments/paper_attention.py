@@ -10,7 +10,7 @@ Run again, it goes on where it was stopped.
 The original reported 0.381 training and 0.330 test accuracy on 2,687 images of plate BR00116991 (304 classes), after
 160 epochs. Neither number is of unseen wells: the split is over sites, so that the sites of one well stand on both
 sides, and always answering DMSO scores about 0.17. `--corrected` keeps the split and mends the rest: image and mask
-move together, the mask holds the distance to the outline, judged images are not augmented (docs/fidelity.md).
+move together, the mask is binary, judged images are not augmented (docs/fidelity.md).
 
 Data: any dataset directory; the original's is `python -m data_prep fetch --plate BR00116991 --out DIR` and
 `python -m data_prep build` on it, segmented by Cellpose on the median of its channels.
@@ -55,7 +55,7 @@ class Options:
     seed: int = 0
     """Of parameters, order, augmentation and split."""
     corrected: bool = False
-    """Image and mask moved together, distances in the mask, no augmentation of judged images; the split stays."""
+    """Image and mask moved together, binary masks, no augmentation of judged images; the split stays."""
 
 
 def main(options: Options) -> None:

@@ -45,7 +45,7 @@ class InputConfig:
     channel's background), so that stain and exposure shift rather than stretch. log_plate: log, and every channel a
     second time relative to the mean of its plate. site: per site and channel to mean 0, deviation 1. plate: the same
     with each plate's own mean and deviation. Where plates count, judge and predict them whole."""
-    mask_encoding: MaskEncoding = "distance"
+    mask_encoding: MaskEncoding = "binary"
     """What the mask channel holds: instance numbers (the original's way), cell or not, cell outlines, or distance to
     the outline."""
     mask_use: MaskUse = "keep"
@@ -152,7 +152,7 @@ PRESETS: dict[str, Recipe] = {
     "paper": Recipe(),
     # Single cells in separate channels, few plates, very unequal classes (measured in experiments/bbbc021_cells.py).
     "cells": Recipe(
-        input=InputConfig(normalize="log_plate", mask_encoding="binary"),
+        input=InputConfig(normalize="log_plate"),
         augment=AugmentConfig(crop=48, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)),
         optim=OptimConfig(
             epochs=30, batch_size=64, learning_rate=0.002, weight_decay=0.05, decoupled=True, balance=1.0
