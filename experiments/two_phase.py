@@ -39,9 +39,9 @@ class Options:
     """Which ways to train it."""
     folds: tuple[int, ...] = (0,)
     """Which of the five folds of plates to judge on."""
-    epochs: int = 12
+    epochs: int = 10
     """Of every way, so that all see the same number of images."""
-    freeze_epochs: int = 4
+    freeze_epochs: int = 3
     """Of the two-phase ways."""
     crop: int = 64
     """Side in pixels of what the network sees."""
