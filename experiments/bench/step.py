@@ -9,7 +9,7 @@ with plain layers (`reduce_window`, XLA's own gradients), and in perturbjax. All
 `CPU ms` is what an image costs all threads together, which other work on the machine changes least.
 
 What bounds the training step in float32, by `perturbjax train --profile` on two cores: convolutions forward and for the
-input's gradient 37 % of the operations' time, the weight gradients' products with the copies they need 37 %, elementwise
+input's gradient 37 % of the operations' time, weight gradients with the copies they need 37 %, elementwise
 passes and sums the rest. Slower, or no faster, were: XLA's own weight gradients; products of all nine shifted views, of
 stacked gradients, of a turned input, of other lengths; float32 products as three of bfloat16; convolutions in bfloat16
 by im2col below 128 channels; pooling by windows where the winner is needed too; oneDNN, and XLA's fusion flags.
