@@ -63,7 +63,7 @@ def _windows(x: Float[Array, "b h w c"], window: int, stride: int, padding: int)
 
 @jax.custom_vjp
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    # Where no gradient is asked for, XLA's CPU is a tenth faster or more by windows than by the four places.
+    # Where no gradient is asked for: by the four places, XLA's CPU took nearly twice as long for a whole evaluation.
     return _windows(x, window=2, stride=2, padding=0)
 
 

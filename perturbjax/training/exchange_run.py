@@ -16,6 +16,7 @@ from flax import nnx
 from perturbjax.config import AugmentConfig, Recipe, check, preset
 from perturbjax.console import InputError, console
 from perturbjax.dataset import SiteDataset
+from perturbjax.feed import channels_seen
 from perturbjax.files import read_json
 from perturbjax.models import SIZED, exchange
 from perturbjax.splits import fingerprint, split_for
@@ -158,10 +159,11 @@ def _facts(
     if dataset is None:
         unknown = dict.fromkeys(("split_fingerprint", "channels", "image_dtype", "image_size"))
         return {**facts, **unknown}, None
-    if len(dataset.channel_names) != channels:
+    seen = channels_seen(dataset, recipe.input)
+    if seen != channels:
         raise InputError(
-            f"{dataset.path}: has {len(dataset.channel_names)} channels, {checkpoint} takes {channels}; "
-            "build the dataset with --aggregate or --channels to match"
+            f"{dataset.path}: has {seen} channels as normalised by {recipe.input.normalize}, {checkpoint} takes "
+            f"{channels}; build the dataset with --aggregate or --channels to match, or change --normalize"
         )
     manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     return {**facts, "split_fingerprint": fingerprint(manifest), **dataset_facts(dataset)}, manifest

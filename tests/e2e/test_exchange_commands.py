@@ -91,13 +91,14 @@ def test_a_trained_run_goes_to_pytorch(command, run, sites, tmp_path):
     assert int(network.image_features[1].num_batches_tracked) > 0
 
 
-def test_what_cannot_be_imported_is_refused_in_one_line(capsys, checkpoint, imported, tmp_path):
+def test_what_cannot_be_imported_is_refused_in_one_line(capsys, checkpoint, imported, sites, tmp_path):
     labels, out = tmp_path / "labels.json", tmp_path / "a"
     labels.write_text('["one", "two"]')
     for flags, named in [
         (("--model", "attention_multiscale", "--out", out), "image_block1.0.weight"),
         (("--labels", labels, "--out", out), "labels.json"),
         (("--out", imported), "holds a run"),
+        (("--data", sites.path, "--normalize", "log_plate", "--out", out), "has 2 channels as normalised by log_plate"),
     ]:
         assert named in refusal(capsys, "import-torch", "--checkpoint", checkpoint[0], *flags)
         assert not out.exists()
