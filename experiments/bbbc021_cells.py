@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from experiments.runs import by_fold, command, train_and_judge, write_table
+from experiments.runs import by_fold, check_names, command, train_and_judge, write_table
 from perturbjax.console import run_command
 
 LABEL = "Metadata_moa"
@@ -55,6 +55,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Build, train and judge every recipe and fold; print and write one table."""
+    check_names("--recipes", options.recipes, RECIPES)
     rows = []
     for recipe in options.recipes:
         aggregate, flags = RECIPES[recipe]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from experiments.runs import METRICS, command, train_and_judge, write_table
+from experiments.runs import METRICS, check_names, command, train_and_judge, write_table
 from perturbjax.console import run_command
 
 MENDED = ("--preset", "paper")
@@ -58,6 +58,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Train and judge every variant and seed; print and write one table."""
+    check_names("--variants", options.variants, VARIANTS)
     options.out.mkdir(parents=True, exist_ok=True)
     manifest = options.out / "split.parquet"
     if not manifest.exists():

@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from perturbjax.console import console
+from perturbjax.console import InputError, console
 from perturbjax.files import atomic
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 SCORES = "evaluation/scores.json"
+
+
+def check_names(flag: str, names: Sequence[str], known: Iterable[str]) -> None:
+    """Refuse a name that is not known.
+
+    Raises:
+        InputError: names the flag, and lists what it takes.
+    """
+    for name in names:
+        if name not in known:
+            raise InputError(f"{flag} {name}: unknown; choose among {', '.join(known)}")
 
 
 def command(module: str, *words: object) -> None:

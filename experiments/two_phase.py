@@ -21,8 +21,10 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from experiments.runs import by_fold, train_and_judge, write_table
+from experiments.runs import by_fold, check_names, train_and_judge, write_table
 from perturbjax.console import run_command
+
+WAYS = ("scratch", "frozen", "two_phase", "two_phase_attention")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Options:
     """The network."""
     weights: str = "package:efficientnet_lite0"
     """Its published weights."""
-    ways: tuple[str, ...] = ("scratch", "frozen", "two_phase", "two_phase_attention")
+    ways: tuple[str, ...] = WAYS
     """Which ways to train it."""
     folds: tuple[int, ...] = (0,)
     """Which of the five folds of plates to judge on."""
@@ -60,6 +62,7 @@ def flags_of(way: str, options: Options) -> tuple[object, ...]:
 
 def main(options: Options) -> None:
     """Train and judge every way and fold; print and write one table."""
+    check_names("--ways", options.ways, WAYS)
     rows = []
     for way in options.ways:
         for fold in options.folds:

@@ -79,15 +79,27 @@ def run_one(name: str, quick: bool, out: Path) -> None:
     )
 
 
+def marked_text(path: Path) -> str:
+    """The text of a Markdown file that has tables to renew.
+
+    Raises:
+        InputError: the file is not there, or has no marker.
+    """
+    if not path.is_file():
+        raise InputError(f"--readme {path}: no such file")
+    text = path.read_text(encoding="utf-8")
+    if not MARKED.search(text):
+        raise InputError(f"--readme {path}: nothing between <!-- bench NAME --> and <!-- end bench --> to renew")
+    return text
+
+
 def renew_tables(path: Path, parts: dict[str, dict[str, Any]]) -> None:
     """Put the measured rows between a Markdown file's markers; a benchmark that did not run keeps its old ones.
 
     Raises:
-        InputError: the file has no marker.
+        InputError: the file is not there, or has no marker.
     """
-    text = path.read_text(encoding="utf-8")
-    if not MARKED.search(text):
-        raise InputError(f"--readme {path}: nothing between <!-- bench NAME --> and <!-- end bench --> to renew")
+    text = marked_text(path)
 
     def renewed(found: re.Match[str]) -> str:
         part = parts.get(found["name"], {})
@@ -98,6 +110,8 @@ def renew_tables(path: Path, parts: dict[str, dict[str, Any]]) -> None:
 
 
 def main(options: Options) -> None:
+    if options.readme:
+        marked_text(Path(options.readme))  # said now, not after all has been measured
     if options.tables_only:
         make_folder(options.out)
     elif options.only:

@@ -8,11 +8,12 @@ with plain layers (`reduce_window`, XLA's own gradients), and in perturbjax. All
 `images/s` is the median, `x PyTorch` the median over rounds of the ratio to PyTorch's fastest way of that precision.
 `CPU ms` is what an image costs all threads together, which other work on the machine changes least.
 
-What bounds the training step in float32, by `perturbjax train --profile` on two cores: convolutions forward and for the
-input's gradient 37 % of the operations' time, weight gradients with the copies they need 37 %, elementwise
-passes and sums the rest. Slower, or no faster, were: XLA's own weight gradients; products of all nine shifted views, of
-stacked gradients, of a turned input, of other lengths; float32 products as three of bfloat16; convolutions in bfloat16
-by im2col below 128 channels; pooling by windows where the winner is needed too; oneDNN, and XLA's fusion flags.
+What bounds the training step in float32, by `perturbjax train --profile` on two cores: convolutions forward and for
+the input's gradient 37 % of the operations' time, weight gradients with the copies they need 37 %, elementwise passes
+and sums the rest. Slower, or no faster, were: XLA's own weight gradients; products of all nine shifted views, of
+stacked gradients, of a turned input, of other lengths; float32 products as three of bfloat16; convolutions of 32 to
+64 channels and back as bfloat16 products; im2col of all nine views; pooling by windows where the winner is needed
+too; oneDNN, and XLA's fusion flags.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def _windows(x: Float[Array, "b h w c"], window: int, stride: int, padding: int)
 
 @jax.custom_vjp
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    # Where no gradient is asked for: by the four places, XLA's CPU took nearly twice as long for a whole evaluation.
+    # Where no gradient is asked for: by the four places, a whole evaluation took 1.7 times as long on a CPU.
     return _windows(x, window=2, stride=2, padding=0)
 
 

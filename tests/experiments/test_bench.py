@@ -66,7 +66,9 @@ def test_a_readme_s_tables_are_renewed_from_what_was_measured_and_all_else_stays
     assert readme.read_text() == before.replace("old\n", table)
     readme.write_text("no markers")
     with pytest.raises(InputError, match="nothing between <!-- bench NAME -->"):
-        runner.main(runner.Options(out=tmp_path / "out", tables_only=True, readme=str(readme)))
+        runner.main(runner.Options(out=tmp_path / "out", readme=str(readme)))
+    with pytest.raises(InputError, match="no such file"):
+        runner.main(runner.Options(out=tmp_path / "out", readme=str(tmp_path / "absent.md")))
 
 
 def test_an_unknown_benchmark_is_refused_and_the_message_lists_those_there_are(benchmarks, tmp_path):

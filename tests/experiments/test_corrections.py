@@ -5,10 +5,26 @@ from __future__ import annotations
 import dataclasses
 
 import pandas as pd
+import pytest
 from tiny_dataset import write_dataset
 
-from experiments import corrections
+from experiments import bbbc021_cells, corrections, two_phase
+from perturbjax.console import InputError
 from perturbjax.splits import fingerprint
+
+
+@pytest.mark.parametrize(
+    ("experiment", "flags"),
+    [
+        (corrections, {"data": "d", "variants": ("no such",)}),
+        (bbbc021_cells, {"images": "i", "weights": "w", "recipes": ("no such",)}),
+        (two_phase, {"data": "d", "ways": ("no such",)}),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_there_are(tmp_path, experiment, flags):
+    with pytest.raises(InputError, match=r"no such: unknown; choose among \w+"):
+        experiment.main(experiment.Options(out=tmp_path / "out", **flags))
+    assert not (tmp_path / "out").exists()
 
 
 def test_seeds_share_their_judged_sites_and_finished_runs_are_kept(tmp_path):
