@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from perturbjax.console import run_command
+from collections.abc import Sequence
+
+from perturbjax.console import parse_options, run_command
 
 
-def main() -> None:
-    from typing import Annotated, Union
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb and leave with its exit status."""
+    run_command(lambda: _run(argv))
 
-    import tyro
+
+def _run(argv: Sequence[str] | None) -> None:
+    from typing import Annotated, Any, Union
+
     from tyro.conf import subcommand
 
     from data_prep.build import BuildOptions, build
@@ -23,9 +29,8 @@ def main() -> None:
         "fetch": (FetchOptions, fetch),
     }
     named = tuple(Annotated[kind, subcommand(verb, prefix_name=False)] for verb, (kind, _) in verbs.items())
-    options = tyro.cli(Union[named], prog="python -m data_prep", description=__doc__)  # noqa: UP007
-    run = dict(verbs.values())[type(options)]
-    run_command(lambda: run(options))
+    options: Any = parse_options(Union[named], argv, prog="python -m data_prep", description=__doc__)  # noqa: UP007
+    dict(verbs.values())[type(options)](options)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import pandas as pd
 from data_prep.platemap import join_platemap
 from data_prep.sites import FILE_COLUMN_PATTERN, file_locations, normalise_position
 from data_prep.tables import read_table
-from perturbjax.console import InputError, console, track
+from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.dataset import SITE, WELL
 from perturbjax.files import atomic, make_folder
 
@@ -60,6 +60,12 @@ class FetchOptions:
     base_url: str = GALLERY
     """Where the gallery is served, without its last slash."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        require("sites", self.sites, self.sites >= 0, "0 (all) or more")
+        require("downloads", self.downloads, self.downloads >= 1, "at least one")
+
 
 def fetch(options: FetchOptions) -> None:
     """Fetch images, then write load_data.csv with what each well got: it is there only when all files are.
@@ -68,8 +74,6 @@ def fetch(options: FetchOptions) -> None:
         InputError: the plate, a channel or a well is unknown, the gallery cannot be reached, or the output cannot
             be written.
     """
-    if options.downloads < 1 or options.sites < 0:
-        raise InputError("--downloads must be at least 1 and --sites must not be negative")
     make_folder(options.out)
     table, locations = _plate_table(options)
     images = make_folder(options.out / "images" / options.plate)

@@ -13,7 +13,7 @@ import tyro
 
 from perturbjax import __version__
 from perturbjax.config import PRESETS, SplitConfig, SplitPolicy, preset
-from perturbjax.console import InputError, console, run_command
+from perturbjax.console import InputError, console, parse_options, require, require_output, require_sound, run_command
 from perturbjax.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -25,17 +25,21 @@ RUN_A_NETWORK = ("train", "evaluate", "predict", "features")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb and leave with its exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    run_command(lambda: _run(words))
+
+
+def _run(argv: list[str]) -> None:
     if argv and argv[0] in RUN_A_NETWORK:
         keep_freed_memory()
     if argv and argv[0] in VERBS:
-        run_command(lambda: VERBS[argv[0]](argv[1:]))
+        VERBS[argv[0]](argv[1:])
+        return
     if argv and argv[0] in ("--version", "-V"):
         print(f"perturbjax {__version__}")
         return
     if argv and argv[0] not in ("-h", "--help"):
-        print(f"error: perturbjax {argv[0]}: unknown; choose one of {', '.join(VERBS)}", file=sys.stderr)
-        sys.exit(2)
+        raise InputError(f"perturbjax {argv[0]}: unknown; choose one of {', '.join(VERBS)}")
     width = max(map(len, VERBS))
     print("usage: perturbjax VERB [options]    (perturbjax VERB --help says more)\n")
     for name, verb in VERBS.items():
@@ -46,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(kind: type[T], argv: Sequence[str], verb: str, *, about: str | None, default: T | None = None) -> T:
     extra = {} if default is None else {"default": default}
-    return tyro.cli(
+    return parse_options(
         kind,
-        args=list(argv),
+        argv,
         prog=f"perturbjax {verb}",
         description=about,
         config=(tyro.conf.OmitArgPrefixes,),
@@ -112,6 +116,9 @@ class ReportOptions:
     run: Path
     """Run directory that was evaluated."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+
 
 def report(argv: Sequence[str]) -> None:
     """Write a run's report.html: one file with its scores, figures and provenance."""
@@ -136,6 +143,13 @@ class SplitOptions:
     """Which of the parts judges, from 0."""
     seed: int = 0
     """Of the shuffle."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        require("folds", self.folds, self.folds >= 2, "2 or more")
+        require("fold", self.fold, 0 <= self.fold < self.folds, f"from 0 to --folds - 1, {self.folds - 1}")
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
 def split(argv: Sequence[str]) -> None:

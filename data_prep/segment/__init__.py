@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from jaxtyping import UInt, UInt16
 
+from perturbjax.console import require, require_sound
+
 Engine = Literal["cellpose", "watershed"]
 
 
@@ -36,6 +38,10 @@ class SegmenterConfig:
     """Name of a built-in cellpose model, or path of a weights file; watershed has none."""
     diameter: float = 0.0
     """Typical diameter of an object in pixels; 0 leaves it to the engine."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("diameter", self.diameter, self.diameter >= 0, "0 (the engine estimates it) or more")
 
 
 def create(config: SegmenterConfig) -> Segmenter:

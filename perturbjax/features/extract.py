@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32
 
 from perturbjax.augment import RawBatch
 from perturbjax.config import AugmentConfig, InputConfig, Precision
-from perturbjax.console import InputError, console, track
+from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.dataset import INDEX, SiteDataset
 from perturbjax.features import tables
 from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, dihedral, intensity_range
@@ -64,6 +64,14 @@ class FeaturesConfig:
     format: Literal["parquet", "anndata"] = "parquet"
     """parquet: Metadata_* first, then one column a feature. anndata: an .h5ad."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        chosen = self.run is not None or bool(self.weights)
+        require("weights", self.weights, chosen, "a file, hf:OWNER/REPOSITORY or package:NAME; or give --run RUN")
+        require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8: a square has 8 symmetries")
+        require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
+
 
 @dataclass(frozen=True)
 class Extractor:
@@ -95,7 +103,8 @@ def extract(config: FeaturesConfig) -> Path:
     """
     from perturbjax.training.devices import choose_placement
 
-    _check(config)
+    if config.format == "anndata":
+        tables.require_anndata()
     dataset = SiteDataset(config.data)
     make_folder(config.out.parent)
     placement = choose_placement("auto")
@@ -178,17 +187,6 @@ def _one_ahead(items: Iterator[Array]) -> Iterator[Array]:
 def _feature_names(groups: list[str], count: int) -> list[str]:
     numbers = range(1, count // len(groups) + 1)
     return [f"{group}_{number:04d}" for group in groups for number in numbers]
-
-
-def _check(config: FeaturesConfig) -> None:
-    if config.run is None and not config.weights:
-        raise InputError("--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME), or else --run RUN")
-    if not 1 <= config.augmentations <= 8:
-        raise InputError(f"--augmentations {config.augmentations}: a square has 8 symmetries; give 1 to 8")
-    if config.batch_size < 1 or config.adapt.size < 0:
-        raise InputError("--batch-size and --size: must be at least 1 and 0")
-    if config.format == "anndata":
-        tables.require_anndata()
 
 
 def backbone_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Any) -> Extractor:

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Array, Float, Float32, Int
 
 from perturbjax.augment import RawBatch
-from perturbjax.console import InputError
+from perturbjax.console import InputError, require, require_sound
 from perturbjax.dataset import PLATE, SiteDataset
 
 #: Mean and standard deviation, a colour, of what the weights were trained on (images in [0, 1]).
@@ -46,6 +46,10 @@ class AdaptConfig:
     auto: as the backbone was trained (half for efficientnet_lite0, imagenet for the others)."""
     size: int = 224
     """Side in pixels that sites are resized to, with antialiasing; 0 keeps their own size."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("size", self.size, self.size >= 0, "0 (as it is) or more")
 
 
 def channel_triples(channels: str, stored: list[str]) -> dict[str, tuple[int, int, int]]:

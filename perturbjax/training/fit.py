@@ -15,8 +15,8 @@ import pandas as pd
 import tyro
 from jaxtyping import Int
 
-from perturbjax.config import Recipe, check
-from perturbjax.console import InputError, console, track
+from perturbjax.config import Recipe
+from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.dataset import SiteDataset
 from perturbjax.feed import (
     FeedChoice,
@@ -76,6 +76,16 @@ class TrainConfig:
     default: OUT/profile. Training is not changed by it."""
     hosts: HostsConfig = field(default_factory=HostsConfig)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        require("workers", self.workers, self.workers >= 0, "0 or more")
+        require("device-count", self.device_count, self.device_count >= 0, "0 (all) or more")
+        require("evaluate-every", self.evaluate_every, self.evaluate_every >= 1, "at least one")
+        require("checkpoint-every", self.checkpoint_every, self.checkpoint_every >= 1, "at least one")
+        require("keep-latest", self.keep_latest, self.keep_latest >= 1, "at least one")
+        require("keep-best", self.keep_best, self.keep_best >= 1, "at least one")
 
 
 @dataclass(frozen=True)
@@ -204,7 +214,6 @@ def prepare_experiment(config: TrainConfig) -> Experiment:
         if config.data is None:
             raise InputError("--data: is required; give the dataset directory that `python -m data_prep build` wrote")
         recipe, dataset = config.recipe, SiteDataset(config.data)
-        check(recipe)
         label_column = dataset.column(recipe.input.label_column or dataset.label_column).name
         manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
