@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -60,12 +61,22 @@ def _parse(kind: type[T], argv: Sequence[str], verb: str, *, about: str | None, 
     )
 
 
+def _defaults(kind: type[T], **given: Any) -> T:
+    """What tyro shows as defaults where some are `given`. It is never constructed: what is required is missing."""
+    shown = object.__new__(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = given.get(field.name, tyro.MISSING if default is dataclasses.MISSING else default)
+        object.__setattr__(shown, field.name, value)
+    return shown
+
+
 def train(argv: Sequence[str]) -> None:
     """Train a network on a prepared dataset, or go on training."""
     from perturbjax.training.fit import TrainConfig, fit
 
     name, rest = _take_preset(argv)
-    default = TrainConfig(out=tyro.MISSING, recipe=preset(name))
+    default = _defaults(TrainConfig, recipe=preset(name))
     about = (
         f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe whose defaults are shown; now {name}."
     )
@@ -202,7 +213,7 @@ def import_torch(argv: Sequence[str]) -> None:
     from perturbjax.training.exchange_run import ImportConfig, import_run, recipe_for_import
 
     name, rest = _take_preset(argv, default="original")
-    default = ImportConfig(checkpoint=tyro.MISSING, out=tyro.MISSING, recipe=recipe_for_import(name))
+    default = _defaults(ImportConfig, recipe=recipe_for_import(name))
     about = f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {name}."
     import_run(_parse(ImportConfig, rest, "import-torch", about=about, default=default))
 

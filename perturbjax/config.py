@@ -84,7 +84,7 @@ class AugmentConfig:
         require_sound(self)
         least, most = self.crop_scale
         narrow, wide = self.crop_ratio
-        require("crop", self.crop, self.crop >= 8, "at least 8 pixels")
+        require("crop", self.crop, self.crop >= 1, "at least 8 pixels")
         require("crop-scale", self.crop_scale, 0 < least <= most <= 1, "0 < low <= high <= 1")
         require("crop-ratio", self.crop_ratio, 0 < narrow <= wide, "0 < low <= high")
         require("rotate", self.rotate, 0 <= self.rotate <= 180, "from 0 to 180 degrees")
@@ -188,6 +188,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require_sound(self)
+        require("crop", self.augment.crop, self.augment.crop >= 8, "at least 8 pixels")  # what networks halve thrice
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 

@@ -166,8 +166,6 @@ def require_output(path: Path, *suffixes: str) -> None:
     Raises:
         InputError: names the flag `--out`.
     """
-    if not isinstance(path, Path):  # tyro builds defaults before it knows what was given
-        return
     require("out", path, path.name not in ("", ".."), "the name of what to make, not a folder that is there")
     if suffixes:
         require("out", path, path.suffix in suffixes, f"a name that ends in {' or '.join(suffixes)}")

@@ -37,7 +37,11 @@ PLATE, WELL, SITE = "Metadata_Plate", "Metadata_Well", "Metadata_Site"
 
 
 def record_features(
-    *, channels: int, image_dtype: np.dtype, label_names: Sequence[str], metadata_columns: Sequence[str]
+    *,
+    channels: int,
+    image_dtype: np.dtype | type[np.integer],
+    label_names: Sequence[str],
+    metadata_columns: Sequence[str],
 ) -> Any:
     """The TFDS features of one record.
 

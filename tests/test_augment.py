@@ -226,7 +226,9 @@ def test_ablations_blank_mask_or_image(sites, use, channel):
 
 def test_the_legacy_way_turns_the_image_and_not_its_mask(sites):
     raw = as_batch(*sites)
-    still, legacy = (dataclasses.replace(STILL, flip=f, rotate=r, legacy_augmentation=f) for f, r in ((0, 0), (1, 90)))
+    still, legacy = (
+        dataclasses.replace(STILL, flip=f, rotate=r, legacy_augmentation=f) for f, r in ((False, 0), (True, 90))
+    )
     before, after = (np.asarray(prepared(raw, augment=config)) for config in (still, legacy))
     assert np.array_equal(after[..., 0], before[..., 0])
     assert np.abs(after[..., 1:] - before[..., 1:]).mean() > 1000

@@ -7,7 +7,7 @@ travels between processes, and made by `create`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt, UInt16
@@ -17,6 +17,7 @@ from perturbjax.console import require, require_sound
 Engine = Literal["cellpose", "watershed"]
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """What an engine must do."""
 

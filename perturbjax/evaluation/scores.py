@@ -30,7 +30,7 @@ class Counts:
     """Examples predicted to be it."""
     hits: Float[np.ndarray, "*clusters classes"]
     """Both."""
-    top: Float[np.ndarray, " *clusters"]
+    top: Float[np.ndarray | np.float64, " *clusters"]
     """Examples whose true class is among the `TOP_K` most probable."""
 
 
@@ -92,7 +92,7 @@ def count(
     return Counts(table(labels), table(predicted), table(labels, labels == predicted), top)
 
 
-def score_counts(counts: Counts) -> dict[str, Float[np.ndarray, " *clusters"]]:
+def score_counts(counts: Counts) -> dict[str, Float[np.ndarray | np.float64, " *clusters"]]:
     """Every score of `METRICS`, for each row of counts."""
     total = counts.truth.sum(axis=-1)
     in_truth = counts.truth > 0

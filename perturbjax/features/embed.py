@@ -123,7 +123,7 @@ def lay_out_tsne(features: Float[np.ndarray, "n d"], perplexity: int, seed: int)
 
 
 def measure(
-    features: Float[np.ndarray, "n d"], points: Float[np.ndarray, "n 2"], labels: np.ndarray, *, k: int
+    features: Float[np.ndarray, "n d"], points: Float[np.ndarray, "n axes"], labels: np.ndarray, *, k: int
 ) -> Quality:
     """How well `labels` hold together among `features` and among `points`."""
     from sklearn.metrics import silhouette_score

@@ -21,9 +21,9 @@ class Sites:
     """Names in logit order."""
     labels: Int32[np.ndarray, " n"]
     """Index into `class_names`, -1 where the record's class is not among them."""
-    shift: Float32[np.ndarray, "n k*c"]
+    shift: Float32[np.ndarray, "n seen"]
     """Model input is (image - shift) * scale, all channels in each of k ways; both in stored units."""
-    scale: Float32[np.ndarray, "n k*c"]
+    scale: Float32[np.ndarray, "n seen"]
     mask_of: Int32[np.ndarray, " n"]
     """The record whose mask goes with each image: its own, unless masks are shuffled."""
 
@@ -57,7 +57,7 @@ def channels_seen(dataset: SiteDataset, input: InputConfig) -> int:
 
 def _normalization(
     dataset: SiteDataset, input: InputConfig
-) -> tuple[Float32[np.ndarray, "n k*c"], Float32[np.ndarray, "n k*c"]]:
+) -> tuple[Float32[np.ndarray, "n seen"], Float32[np.ndarray, "n seen"]]:
     shape = (len(dataset), len(dataset.channel_names))
     if input.normalize == "dtype":
         largest = np.iinfo(dataset.image_dtype).max

@@ -222,8 +222,8 @@ class TestAdaptation:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": ""}, "--weights: is required"),
-        ({"augmentations": 9}, "--augmentations 9: a square has 8"),
+        ({"weights": ""}, "--weights : must be a file, hf:OWNER/REPOSITORY"),
+        ({"augmentations": 9}, "--augmentations 9: must be 1 to 8: a square has 8"),
         ({"adapt": AdaptConfig(channels="RNA")}, "'RNA' is not stored"),
         ({"backbone": "attention"}, "has no published weights; choose one of resnet18"),
     ],
