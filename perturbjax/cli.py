@@ -80,6 +80,14 @@ def _take_preset(argv: Sequence[str], default: str = "paper") -> tuple[str, list
     return rest[at + 1], rest[:at] + rest[at + 2 :]
 
 
+def _value_of(flag: str, argv: Sequence[str]) -> str:
+    """The value of a flag that other flags' defaults hang on, before all are parsed; empty where it is absent."""
+    for word, after in zip_longest(argv, argv[1:], fillvalue=""):
+        if word == flag or word.startswith(f"{flag}="):
+            return after if word == flag else word.split("=", 1)[1]
+    return ""
+
+
 def _profile_alone(argv: list[str]) -> list[str]:
     """`--profile` without a folder means the default one."""
     alone = [word == "--profile" and (after or "--").startswith("--") for word, after in zip_longest(argv, argv[1:])]
@@ -185,11 +193,14 @@ def embed(argv: Sequence[str]) -> None:
 
 def import_torch(argv: Sequence[str]) -> None:
     """Turn a PyTorch checkpoint of one of the original's networks into a run."""
-    from perturbjax.training.exchange_run import ImportConfig, import_run, recipe_for_import
+    from perturbjax.training.exchange_run import ImportConfig, described_recipe, import_run, recipe_for_import
 
-    name, rest = _take_preset(argv, default="original")
-    default = ImportConfig(checkpoint=tyro.MISSING, out=tyro.MISSING, recipe=recipe_for_import(name))
-    about = f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {name}."
+    name, rest = _take_preset(argv, default="")
+    described = None if name else described_recipe(Path(_value_of("--checkpoint", rest)))
+    recipe = described or recipe_for_import(name or "original")
+    now = "what export-torch wrote with the weights" if described else name or "original"
+    default = ImportConfig(checkpoint=tyro.MISSING, out=tyro.MISSING, recipe=recipe)
+    about = f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {now}."
     import_run(_parse(ImportConfig, rest, "import-torch", about=about, default=default))
 
 

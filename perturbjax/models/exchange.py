@@ -17,7 +17,7 @@ from perturbjax import models
 from perturbjax.console import InputError
 from perturbjax.models.layers import BatchNorm
 from perturbjax.models.masked_cnn import WIDTHS as MASKED_CNN_WIDTHS
-from perturbjax.models.pth import read_tensors, write_tensors
+from perturbjax.models.pth import read_tensors
 
 _STAGES = range(3)
 
@@ -112,24 +112,6 @@ def import_state_dict(path: Path | str, model: str) -> Imported:
     params, stats = nnx.state(network, nnx.Param), nnx.state(network, nnx.BatchStat)
     batches = max((int(count) for count in counts if count.size == 1), default=0)
     return Imported(params, stats, classes, channels, image_size, batches)
-
-
-def build(model: str, imported: Imported) -> nnx.Module:
-    """The network of an imported state dict, ready to be called."""
-    network = abstract(model, imported.classes, imported.channels, imported.image_size)
-    nnx.update(network, imported.params, imported.stats)
-    return network
-
-
-def export_state_dict(path: Path | str, model: str, network: nnx.Module, *, batches: int = 0) -> None:
-    """Write a network's parameters and statistics under torch's names, as `.pth` or `.safetensors`.
-
-    `batches` becomes BatchNorm's `num_batches_tracked`.
-
-    Raises:
-        InputError: the network has no names in torch, or the file cannot be written.
-    """
-    write_tensors(path, state_dict(model, network, batches=batches))
 
 
 def state_dict(model: str, network: nnx.Module, *, batches: int = 0) -> dict[str, np.ndarray]:

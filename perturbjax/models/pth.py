@@ -130,10 +130,10 @@ def read_tensors(path: Path | str) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_tensors(path: Path | str, tensors: dict[str, np.ndarray]) -> None:
+def write_tensors(path: Path | str, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write tensors by name, as `.pth` that `torch.load(weights_only=True)` opens, or as `.safetensors`.
 
-    The same tensors give the same bytes. Written atomically.
+    The same tensors give the same bytes. Written atomically. Only `.safetensors` holds `metadata`.
 
     Raises:
         InputError: the suffix is neither, or the folder cannot be written to.
@@ -146,9 +146,24 @@ def write_tensors(path: Path | str, tensors: dict[str, np.ndarray]) -> None:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, metadata)
         else:
             _write_zip(temporary, tensors)
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The texts that a `.safetensors` file holds beside its tensors.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error}); download or export it again") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
