@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: One colour a meaning, in every figure: told apart in the common colour blindnesses (Wong 2011).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 _PART = {"train": (BLUE, "training sites"), "test": (ORANGE, "held-out sites")}
-_LEVEL = {"site": (BLUE, "by site"), "well": (ORANGE, "by well")}
+_LEVEL = {"site": (BLUE, "by site"), "treated": (GREEN, "by treated row"), "well": (ORANGE, "by well")}
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -120,7 +120,7 @@ def plot_scores(judgement: Judgement, path: Path) -> Path:
 
 
 def _offsets(count: int) -> list[float]:
-    return [0.0] if count == 1 else [-0.13, 0.13]
+    return [0.26 * (at - (count - 1) / 2) / max(count - 1, 1) for at in range(count)]
 
 
 def plot_ranking(judgement: Judgement, path: Path, title: str) -> Path:

@@ -18,9 +18,9 @@ from perturbjax.splits import MEANING
 MODEL = "model"
 #: What is counted once, in words.
 LEVELS = {
-    "site": "every site",
-    "treated": "sites that are not negative controls",
-    "well": "wells: the mean of their sites' probabilities",
+    "site": "every row",
+    "treated": "rows that are not negative controls",
+    "well": "wells: the mean of their rows' probabilities",
 }
 
 
@@ -47,6 +47,11 @@ class Level:
 
     def __getitem__(self, subject: str) -> Scored:
         return next(row for row in self.rows if row.name == subject)
+
+    @property
+    def words(self) -> str:
+        """`by site`, as sentences and titles say it."""
+        return "by treated row" if self.name == "treated" else f"by {self.name}"
 
     @property
     def best_baseline(self) -> Scored:
@@ -138,7 +143,7 @@ def _beaten(level: Level, subject: Scored) -> str:
         f"{verb} {', '.join(names)}" for verb, names in (("below", below), ("not clearly above", unclear)) if names
     ]
     words = METRICS[HEADLINE].words
-    return f"by {level.name}, the {subject.name}'s {words} is {' and '.join(parts)}" if parts else ""
+    return f"{level.words}, the {subject.name}'s {words} is {' and '.join(parts)}" if parts else ""
 
 
 def _unbeaten(level: Level) -> list[str]:
@@ -231,7 +236,7 @@ def headline(judgement: Judgement) -> list[str]:
         best = level.best_baseline.name
         of = f" of {subject.name}" if len(judgement.subjects) > 1 else ""
         sentences.append(
-            f"{_capital(METRICS[HEADLINE].words)} by {level.name}{of} {cell(subject.scores[HEADLINE])}; lead over the "
+            f"{_capital(METRICS[HEADLINE].words)} {level.words}{of} {cell(subject.scores[HEADLINE])}; lead over the "
             f"best baseline ({best}) {cell(subject.leads[best][HEADLINE])}."
         )
     return sentences

@@ -163,7 +163,7 @@ def _scores(judgement: Judgement) -> str:
         for subject, train in (judgement.train if level.name == "site" else {}).items():
             cells = [_share(train.get(metric, np.nan)) for metric in metrics]
             rows.append(([f"{_text(subject)}, on training sites", *cells], ""))
-        parts.append(_table([f"by {level.name} (n = {level.n})", *(METRICS[m].words for m in metrics)], rows))
+        parts.append(_table([f"{level.words} (n = {level.n})", *(METRICS[m].words for m in metrics)], rows))
     there = {row.name for row in judgement.levels[0].rows}
     words = " ".join(f"{name}: {baseline.words}." for name, baseline in BASELINES.items() if name in there)
     parts.append(

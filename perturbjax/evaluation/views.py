@@ -54,7 +54,7 @@ def _table(level: Level, words: str) -> Table:
 def _one(judgement: Judgement, level: Level, gap: str) -> Table:
     """One subject above its baselines, and below them what it reaches on its training sites."""
     metrics, (subject,) = judgement.metrics, judgement.subjects
-    table = _table(level, f"by {level.name}")
+    table = _table(level, level.words)
     table.add_column("")
     for metric in metrics:
         table.add_column(METRICS[metric].words, justify="right")
