@@ -96,14 +96,14 @@ def _profile_alone(argv: list[str]) -> list[str]:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Judge a run on its own split: scores beside baselines, with intervals, tables and figures."""
-    from perturbjax.evaluation import apply, judge
+    from perturbjax.evaluation import apply, views
     from perturbjax.evaluation.report import write_report
 
     config = _parse(apply.EvaluateConfig, argv, "evaluate", about=evaluate.__doc__)
-    scores = apply.evaluate(config)
-    if scores is None:  # another process of the job writes
+    judgement = apply.evaluate(config)
+    if judgement is None:  # another process of the job writes
         return
-    judge.print_table(scores)
+    views.print_judgement(judgement)
     report = write_report(config.apply.run)
     console.print(f"written: {config.apply.run / apply.EVALUATION} and {report}")
 
@@ -173,12 +173,12 @@ def features(argv: Sequence[str]) -> None:
 
 def classify(argv: Sequence[str]) -> None:
     """Fit classical classifiers on a table of features and judge them like the networks."""
+    from perturbjax.evaluation.views import print_judgement
     from perturbjax.features.classify import classify as fit_and_judge
-    from perturbjax.features.scoreboard import print_scoreboard
     from perturbjax.features.settings import ClassifyConfig
 
     config = _parse(ClassifyConfig, argv, "classify", about=classify.__doc__)
-    print_scoreboard(fit_and_judge(config))
+    print_judgement(fit_and_judge(config))
     console.print(f"written: {config.out}")
 
 

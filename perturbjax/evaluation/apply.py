@@ -12,7 +12,10 @@ import pandas as pd
 
 from perturbjax.console import InputError, console
 from perturbjax.dataset import SiteDataset
-from perturbjax.evaluation.judge import evaluate_predictions
+from perturbjax.evaluation import views
+from perturbjax.evaluation.judge import judge, run_as_subject
+from perturbjax.evaluation.judgement import Judgement
+from perturbjax.evaluation.predictions import predictions_table, write_predictions
 from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
 from perturbjax.feed import FeedChoice, ResidentFeed, StreamedFeed, choose_feed, describe_sites
 from perturbjax.files import atomic, make_folder
@@ -128,26 +131,6 @@ def load_network(
     return graphdef, state, facts
 
 
-def predictions_table(run: Run, index: pd.DataFrame, probabilities: np.ndarray, part: Any) -> pd.DataFrame:
-    """`Metadata_*`, site_id, part, label, predicted, and one `prob_<class>` a class: one row a row of `index`.
-
-    `label` is empty where the index lacks the run's label column.
-    """
-    names = np.asarray(run.class_names, dtype=object)
-    metadata = index[[column for column in index.columns if column.startswith("Metadata_")]].reset_index(drop=True)
-    known = run.label_column in index.columns
-    answers = pd.DataFrame(
-        {
-            "site_id": index["site_id"].to_numpy(),
-            "part": part,
-            "label": index[run.label_column].astype(str).to_numpy() if known else "",
-            "predicted": names[probabilities.argmax(axis=1)],
-        }
-    )
-    table = pd.DataFrame(probabilities, columns=[f"prob_{name}" for name in run.class_names])
-    return pd.concat([metadata, answers, table], axis=1)
-
-
 def predict(config: PredictConfig) -> Path:
     """Predict every site of a dataset, known to the run or not, and write the table (parquet).
 
@@ -161,15 +144,18 @@ def predict(config: PredictConfig) -> Path:
     answers = apply_run(run, dataset, np.arange(len(dataset)), config.apply)
     if not is_first():
         return out
-    part = run.parts(dataset.index["site_id"])
-    with atomic(out) as temporary:
-        predictions_table(run, dataset.index, answers.probabilities, part).to_parquet(temporary, index=False)
+    write_predictions(out, _table(run, dataset.index, answers, run.parts(dataset.index["site_id"])))
     console.print(f"{len(dataset)} sites predicted: {out}")
     return out
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
-    """Judge a run on its own split: write `evaluation/` (predictions, features, scores, tables) and return the scores.
+def _table(run: Run, index: pd.DataFrame, answers: Predictions, part: Any) -> pd.DataFrame:
+    label = index[run.label_column] if run.label_column in index.columns else ""
+    return predictions_table(index, answers.probabilities, run.class_names, part=part, label=label)
+
+
+def evaluate(config: EvaluateConfig) -> Judgement | None:
+    """Judge a run on its own split: write `evaluation/` (predictions, features, scores, tables).
 
     Of several processes the first judges and writes; the others return None.
 
@@ -186,28 +172,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any] | None:
         return None
     rows = index.loc[manifest["site_id"]].reset_index(drop=True)
     part = manifest["part"].to_numpy()
-    table = predictions_table(run, rows, answers.probabilities, part)
+    table = _table(run, rows, answers, part)
 
     out = make_folder(run.path / EVALUATION)
-    with atomic(out / PREDICTIONS) as temporary:
-        table.to_parquet(temporary, index=False)
+    write_predictions(out / PREDICTIONS, table)
     features = features_table(run, rows, part, answers.features)
     with atomic(out / FEATURES) as temporary:
         features.to_parquet(temporary, index=False)
     replicates_of = COMPOUND if COMPOUND in rows.columns else run.label_column
     evaluate_retrieval(features[part == TEST], out, label_column=replicates_of)
     rows = rows.assign(label=table["label"])
-    policy = run.recipe.split.split_file or run.recipe.split.split
-    return evaluate_predictions(
-        table,
-        train_index=rows[part == TRAIN],
-        test_index=rows[part == TEST],
-        class_names=run.class_names,
-        split_policy=policy,
-        out=out,
+    subject, fold = run_as_subject(table, rows[part == TRAIN], rows[part == TEST], run.class_names)
+    judgement = judge(
+        [subject],
+        [fold],
+        run.class_names,
+        split=run.recipe.split.split_file or run.recipe.split.split,
         seed=run.recipe.seed,
         replicates=config.replicates,
     )
+    views.write_run(judgement, subject, fold, run.class_names, out)
+    return judgement
 
 
 def features_table(run: Run, index: pd.DataFrame, part: np.ndarray, features: np.ndarray) -> pd.DataFrame:
