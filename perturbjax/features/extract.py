@@ -244,6 +244,7 @@ def run_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Any) 
     from perturbjax.training.step import make_predict_step
 
     run = open_run(config.run)
+    statistics = run.statistics_for(dataset)
     graphdef, state, facts = load_network(run, dataset)
     state = placement.replicate(state)
     predict_step = placement.compile_predict(make_predict_step(graphdef, run.recipe))
@@ -252,7 +253,7 @@ def run_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Any) 
         return predict_step(state["params"], state["stats"], batch)[1]
 
     return Extractor(
-        describe_sites(dataset, run.recipe.input, run.class_names, seed=run.recipe.seed),
+        describe_sites(dataset, run.recipe.input, run.class_names, seed=run.recipe.seed, statistics=statistics),
         run.recipe.input,
         run.recipe.augment,
         step,
