@@ -58,12 +58,14 @@ def _parse(kind: type[T], argv: Sequence[str], verb: str, *, about: str | None, 
 
 def train(argv: Sequence[str]) -> None:
     """Train a network on a prepared dataset, or go on training."""
+    from perturbjax.models import BACKBONES
     from perturbjax.training.fit import TrainConfig, fit
 
     name, rest = _take_preset(argv)
     default = TrainConfig(out=tyro.MISSING, recipe=preset(name))
     about = (
-        f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe whose defaults are shown; now {name}."
+        f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe that is shown, now {name}. "
+        f"--model NAME is one of {', '.join(BACKBONES)}."
     )
     run = fit(_parse(TrainConfig, _profile_alone(rest), "train", about=about, default=default))
     console.print(f"trained: {run.path}; judge it with `perturbjax evaluate --run {run.path}`")
@@ -185,11 +187,15 @@ def embed(argv: Sequence[str]) -> None:
 
 def import_torch(argv: Sequence[str]) -> None:
     """Turn a PyTorch checkpoint of one of the original's networks into a run."""
+    from perturbjax.models import BACKBONES
     from perturbjax.training.exchange_run import ImportConfig, import_run, recipe_for_import
 
     name, rest = _take_preset(argv, default="original")
     default = ImportConfig(checkpoint=tyro.MISSING, out=tyro.MISSING, recipe=recipe_for_import(name))
-    about = f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {name}."
+    about = (
+        f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {name}. "
+        f"--model NAME is one of {', '.join(name for name, model in BACKBONES.items() if model.original)}."
+    )
     import_run(_parse(ImportConfig, rest, "import-torch", about=about, default=default))
 
 
