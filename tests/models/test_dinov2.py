@@ -148,7 +148,7 @@ def test_layer_wise_rates_fall_from_the_last_block_to_the_patches():
     rates = transfer.rate_scales(
         nnx.state(model, nnx.Param), "all layers", TransferConfig(finetune_rate=1.0, layer_decay=0.5), record
     )
-    found = {"/".join(map(str, path)): rate[...] for path, rate in nnx.to_flat_state(rates)}
+    found = {"/".join(map(str, path)): rate.get_raw_value() for path, rate in nnx.to_flat_state(rates)}
     assert found["backbone/norm/scale"] == 1 and found["backbone/blocks/11/dense1/kernel"] == 0.5
     assert found["backbone/blocks/0/scale1"] == 0.5**12
     assert {found[f"backbone/{part}"] for part in ("stem/kernel", "class_token", "positions")} == {0.5**13}
