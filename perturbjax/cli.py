@@ -58,12 +58,14 @@ def _parse(kind: type[T], argv: Sequence[str], verb: str, *, about: str | None, 
 
 def train(argv: Sequence[str]) -> None:
     """Train a network on a prepared dataset, or go on training."""
+    from perturbjax.models import BACKBONES
     from perturbjax.training.fit import TrainConfig, fit
 
     name, rest = _take_preset(argv)
     default = TrainConfig(out=tyro.MISSING, recipe=preset(name))
     about = (
-        f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe whose defaults are shown; now {name}."
+        f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe that is shown, now {name}. "
+        f"--model NAME is one of {', '.join(BACKBONES)}."
     )
     run = fit(_parse(TrainConfig, _profile_alone(rest), "train", about=about, default=default))
     console.print(f"trained: {run.path}; judge it with `perturbjax evaluate --run {run.path}`")
@@ -193,6 +195,7 @@ def embed(argv: Sequence[str]) -> None:
 
 def import_torch(argv: Sequence[str]) -> None:
     """Turn a PyTorch checkpoint of one of the original's networks into a run."""
+    from perturbjax.models import BACKBONES
     from perturbjax.training.exchange_run import ImportConfig, described_recipe, import_run, recipe_for_import
 
     name, rest = _take_preset(argv, default="")
@@ -200,7 +203,10 @@ def import_torch(argv: Sequence[str]) -> None:
     recipe = described or recipe_for_import(name or "original")
     now = "what export-torch wrote with the weights" if described else name or "original"
     default = ImportConfig(checkpoint=tyro.MISSING, out=tyro.MISSING, recipe=recipe)
-    about = f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {now}."
+    about = (
+        f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {now}. "
+        f"--model NAME is one of {', '.join(name for name, model in BACKBONES.items() if model.original)}."
+    )
     import_run(_parse(ImportConfig, rest, "import-torch", about=about, default=default))
 
 

@@ -87,7 +87,8 @@ def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: App
     recipe = run.recipe
     placement = choose_placement("sharded" if config.devices in ("auto", "pmap") else config.devices)
     state = placement.replicate(state)
-    sites = describe_sites(dataset, recipe.input, run.class_names, seed=recipe.seed)
+    statistics = run.statistics_for(dataset)
+    sites = describe_sites(dataset, recipe.input, run.class_names, seed=recipe.seed, statistics=statistics)
     feed: ResidentFeed | StreamedFeed
     alone = placement.processes == 1
     if alone and choose_feed(dataset, recipe.input, config.feed, augment=recipe.augment) == "resident":

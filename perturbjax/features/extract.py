@@ -7,6 +7,7 @@ of sites.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -27,10 +28,10 @@ from perturbjax.config import AugmentConfig, InputConfig, Precision
 from perturbjax.console import InputError, console, track
 from perturbjax.dataset import INDEX, SiteDataset
 from perturbjax.features import tables
-from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, dihedral, intensity_range
+from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, dihedral, intensity_range
 from perturbjax.feed import Sites, StreamedFeed, fixed_order
 from perturbjax.files import atomic, make_folder, read_json, write_json
-from perturbjax.models import Mode
+from perturbjax.models import BACKBONES, Mode, with_weights
 
 #: Batches in a part, what a kill can cost.
 PART_BATCHES = 16
@@ -45,11 +46,9 @@ class FeaturesConfig:
     """Dataset directory."""
     out: Path
     """File to write. Where extraction was interrupted, the same command goes on."""
-    backbone: str = "resnet50"
-    """resnet18, resnet34, resnet50, efficientnet_b0 or efficientnet_lite0."""
+    backbone: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(with_weights())}.")] = "resnet50"
     weights: str = ""
-    """A file (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] from the Hugging Face hub, or
-    package:efficientnet_lite0."""
+    """A file (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] from the Hugging Face hub, or package:NAME."""
     run: Path | None = None
     """A trained run, whose own network is used instead of backbone, weights and the adaptation of the input."""
     adapt: Annotated[AdaptConfig, tyro.conf.arg(name="")] = field(default_factory=AdaptConfig)
@@ -182,10 +181,12 @@ def _feature_names(groups: list[str], count: int) -> list[str]:
 
 def _check(config: FeaturesConfig) -> None:
     if config.run is None and not config.weights:
-        raise InputError("--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME), or else --run RUN")
+        backbone = BACKBONES.get(config.backbone)
+        such = f", such as {backbone.source}, {backbone.licence}" if backbone is not None and backbone.source else ""
+        raise InputError(f"--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME{such}), or else --run")
     if not 1 <= config.augmentations <= 8:
         raise InputError(f"--augmentations {config.augmentations}: a square has 8 symmetries; give 1 to 8")
-    if config.batch_size < 1 or config.adapt.size < 0:
+    if config.batch_size < 1 or (config.adapt.size or 0) < 0:
         raise InputError("--batch-size and --size: must be at least 1 and 0")
     if config.format == "anndata":
         tables.require_anndata()
@@ -196,17 +197,19 @@ def backbone_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: 
     from perturbjax.models.weights import load_pretrained
     from perturbjax.training.step import DTYPES, split_model
 
-    triples = channel_triples(config.adapt.channels, dataset.channel_names)
+    adaptation = config.adapt
+    triples = channel_triples(adaptation.channels, dataset.channel_names, adaptation.channels_as)
     pretrained = load_pretrained(config.backbone, config.weights)
+    record = BACKBONES[config.backbone]
+    if adaptation.size is None:
+        adaptation = dataclasses.replace(adaptation, size=record.input_size)
     if pretrained.provenance["inputs"] != 3:
         raise InputError(f"--weights {config.weights}: takes {pretrained.provenance['inputs']} channels, not 3")
-    normalize = config.adapt.normalize
-    if normalize == "auto":
-        normalize = "half" if config.backbone == "efficientnet_lite0" else "imagenet"
+    colours = COLOURS.get(adaptation.normalize, record.colours)  # auto: the backbone's
     graphdef, params, stats = split_model(pretrained.model)
     params, stats = placement.replicate((params, stats))
     positions = np.array(list(triples.values()))
-    prepare = jax.jit(lambda batch: adapt(batch, config.adapt, positions, normalize), out_shardings=placement.by_row)
+    prepare = jax.jit(lambda batch: adapt(batch, adaptation, positions, colours), out_shardings=placement.by_row)
 
     @jax.jit
     def forward(params: Any, stats: Any, x: Float[Array, "bk h w 3"]) -> Float[Array, "bk d"]:
@@ -216,10 +219,13 @@ def backbone_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: 
         x = prepare(batch)
         views = range(config.augmentations)
         features = sum(forward(params, stats, dihedral(x, element)) for element in views) / len(views)
-        return features.reshape(-1, len(triples) * features.shape[1])
+        features = features.reshape(-1, len(triples), features.shape[1])
+        return features.mean(1) if averaged else features.reshape(len(features), -1)
 
-    groups = [f"{config.backbone}_{name}" for name in triples] if len(triples) > 1 else [config.backbone]
-    shift, scale = intensity_range(dataset, config.adapt.scale)
+    averaged = adaptation.channels_as == "mean"
+    groups = [f"{config.backbone}_{name}" for name in triples]
+    groups = [config.backbone] if averaged or len(triples) == 1 else groups
+    shift, scale = intensity_range(dataset, adaptation.scale)
     unlabelled, own_mask = np.zeros(len(dataset), np.int32), np.arange(len(dataset), dtype=np.int32)
     return Extractor(
         Sites((), unlabelled, shift, scale, own_mask),
@@ -229,7 +235,7 @@ def backbone_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: 
         groups,
         {
             **pretrained.provenance,
-            "input": {**vars(config.adapt), "normalize": normalize},
+            "input": {**vars(adaptation), **colours._asdict()},
             "augmentations": config.augmentations,
             "precision": config.precision,
         },
@@ -244,6 +250,7 @@ def run_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Any) 
     from perturbjax.training.step import make_predict_step
 
     run = open_run(config.run)
+    statistics = run.statistics_for(dataset)
     graphdef, state, facts = load_network(run, dataset)
     state = placement.replicate(state)
     predict_step = placement.compile_predict(make_predict_step(graphdef, run.recipe))
@@ -252,7 +259,7 @@ def run_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Any) 
         return predict_step(state["params"], state["stats"], batch)[1]
 
     return Extractor(
-        describe_sites(dataset, run.recipe.input, run.class_names, seed=run.recipe.seed),
+        describe_sites(dataset, run.recipe.input, run.class_names, seed=run.recipe.seed, statistics=statistics),
         run.recipe.input,
         run.recipe.augment,
         step,

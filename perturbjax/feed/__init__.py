@@ -8,8 +8,9 @@ from perturbjax.augment import RawBatch
 from perturbjax.feed.choice import FeedChoice, choose_feed, resident_bytes
 from perturbjax.feed.order import epoch_order, fixed_order
 from perturbjax.feed.resident import ResidentArrays, ResidentFeed, gather
-from perturbjax.feed.sites import Sites, channels_seen, describe_sites
+from perturbjax.feed.sites import Sites, describe_sites
 from perturbjax.feed.streamed import StreamedFeed
+from perturbjax.normalize import channels_seen
 
 __all__ = [
     "FeedChoice",

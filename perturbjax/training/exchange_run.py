@@ -13,6 +13,7 @@ import pandas as pd
 import tyro
 from flax import nnx
 
+from perturbjax import normalize
 from perturbjax.config import AugmentConfig, Recipe, check, preset
 from perturbjax.console import InputError, console
 from perturbjax.dataset import SiteDataset
@@ -201,4 +202,8 @@ def _facts(
             f"{channels}; build the dataset with --aggregate or --channels to match, or change --normalize"
         )
     manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
-    return {**facts, "split_fingerprint": fingerprint(manifest), **dataset_facts(dataset)}, manifest
+    # What the network was trained with goes before what this dataset would give.
+    trained_with = {} if described is None else described.facts
+    statistics = trained_with.get("normalization") or normalize.fit(dataset, recipe.input)
+    known = {"split_fingerprint": fingerprint(manifest), "normalization": statistics}
+    return {**facts, **known, **dataset_facts(dataset)}, manifest

@@ -187,7 +187,7 @@ def fit(config: TrainConfig) -> Run:
         # Metrics before the checkpoint: a kill between the two leaves rows that resuming drops, never a gap.
         run.append_metrics(rows)
         if last or accuracy is not None or (epoch + 1) % config.checkpoint_every == 0:
-            facts = {"split_fingerprint": run.facts["split_fingerprint"], "classes": run.class_names}
+            facts = {"classes": run.class_names, **{n: run.facts[n] for n in ("split_fingerprint", "normalization")}}
             checkpoints.save(state, epoch=epoch + 1, facts=facts, accuracy=accuracy)
     checkpoints.close()
     feed.close()

@@ -71,7 +71,7 @@ def plan_phases(recipe: Recipe, graphdef: nnx.GraphDef, params: Any, stats: Any,
         steps = (stop - first) * steps_per_epoch
         optimizer, graph = make_optimizer(recipe.optim, steps), graphdef
         if recipe.transfer.weights:
-            scales = transfer.rate_scales(params, name, recipe.transfer)
+            scales = transfer.rate_scales(params, name, recipe.transfer, models.BACKBONES[recipe.model.model])
             optimizer = transfer.scale_updates(optimizer, scales)
             graph, *_ = split_model(transfer.in_phase(nnx.merge(graphdef, params, stats, copy=True), name))
         phases.append(Phase(name, first, stop, graph, optimizer, schedules(recipe.optim, steps)[0]))

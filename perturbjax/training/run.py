@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from perturbjax import normalize
 from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
 from perturbjax.dataset import INDEX, SiteDataset
@@ -60,6 +61,15 @@ class Run:
             return np.full(len(site_ids), "new", object)
         known = pd.read_parquet(self.path / SPLIT_FILE).set_index("site_id")["part"]
         return site_ids.map(known).fillna("new").to_numpy()
+
+    def statistics_for(self, dataset: SiteDataset) -> normalize.Statistics:
+        """What intensities of a dataset are normalised by: the statistics that the run was trained with.
+
+        A line is printed where they are not enough (see `normalize.statistics_for`).
+        """
+        kept, own = self.facts.get("normalization"), self.facts.get("index_sha256")
+        is_own = own is not None and own == dataset_facts(dataset)["index_sha256"]
+        return normalize.statistics_for(dataset, self.recipe.input, kept, self.path, own=is_own)
 
     def open_data(self, path: Path | None = None) -> SiteDataset:
         """The dataset at `path`, or else the one the run was started on.
@@ -118,7 +128,12 @@ def describe_run(
     pretrained: dict[str, Any] | None = None,
 ) -> Run:
     """A run that is to be; nothing is read or written. `pretrained` says where published weights came from."""
-    facts = {"label_column": label_column, "split_fingerprint": fingerprint(manifest), **dataset_facts(dataset)}
+    facts = {
+        "label_column": label_column,
+        "split_fingerprint": fingerprint(manifest),
+        **dataset_facts(dataset),
+        "normalization": normalize.fit(dataset, recipe.input),
+    }
     if pretrained is not None:
         facts["pretrained"] = pretrained
     return Run(Path(path), recipe, dataset.path.absolute(), class_names, facts)
@@ -181,6 +196,8 @@ def _require_same(run: Run, recipe: Recipe, facts: dict[str, Any]) -> None:
     }
     new = {**{f"{s}.{k}": v for s, part in now.items() if isinstance(part, dict) for k, v in part.items()}, **facts}
     old["seed"], new["seed"] = run.recipe.seed, recipe.seed
+    if "normalization" not in old:  # begun before runs kept it; it follows from recipe and index, compared below
+        new.pop("normalization", None)
     for name in new:
         if _plain(old.get(name)) != _plain(new[name]):
             raise InputError(
