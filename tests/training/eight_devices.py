@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from perturbjax.augment import RawBatch
 from perturbjax.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
-from perturbjax.feed import ResidentArrays, epoch_order, gather
+from perturbjax.feed import Order, ResidentArrays, ResidentFeed, epoch_order, gather
 from perturbjax.models import Mode, Outputs
 from perturbjax.models.attention import ConvBlock
 from perturbjax.models.layers import BatchNorm, Dense, dropout
