@@ -144,7 +144,8 @@ class Placement:
     def _place_epoch(self, rows: Rows) -> Rows:
         """The rows of an epoch on every device, each batch padded; for `pmap`, dealt to them."""
         deal = self._by_device if self.mapped else functools.partial(pad_rows, multiple=self.count)
-        return jax.device_put(jax.tree.map(functools.partial(deal, axis=1), rows), self.replicated)
+        where = NamedSharding(self.mesh, P(None, AXIS)) if self.mapped else self.replicated
+        return jax.device_put(jax.tree.map(functools.partial(deal, axis=1), rows), where)
 
     def compile_predict(self, predict_step: PredictStep) -> PredictStep:
         """Evaluation of batches that are placed, sharded over the devices; the caller drops the padded rows."""
