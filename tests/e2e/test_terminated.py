@@ -1,4 +1,4 @@
-"""SIGTERM, which schedulers send some seconds before they kill: the run is saved at once, and goes on to the same bits."""
+"""SIGTERM, which schedulers send before they kill: the run is saved at once, and goes on to the same bits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_training_saves_within_the_epoch_and_goes_on_to_the_same_bits(command, t
     command("train", *flags, "--out", whole)
     within = 0
     for epoch in (1, 6, 21):  # before the first checkpoint, once more before it, and after it
-        status, said = terminated("train", *flags, "--out", again, ready=lambda: last_epoch(again) >= epoch)
+        status, said = terminated("train", *flags, "--out", again, ready=lambda epoch=epoch: last_epoch(again) >= epoch)
         assert status == 143, said
         (line,) = [line for line in said.splitlines() if line.startswith("terminated: ")]
         assert "saved after step" in line and "Traceback" not in said
@@ -82,8 +82,9 @@ def test_a_run_directory_is_trained_in_by_one_process_at_a_time(command, environ
     try:
         while last_epoch(out) < 1 and first.poll() is None:
             time.sleep(0.01)
-        refused = command("train", *flags, status=2)
+        first.send_signal(signal.SIGSTOP)  # so that it cannot end while the second starts
         assert first.poll() is None, "it ended before the second began, so nothing was shown"
+        refused = command("train", *flags, status=2)
     finally:
         first.kill()
         first.wait()
