@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, TypeVar
@@ -23,9 +25,15 @@ class InputError(Exception):
     """Something the user gave cannot be used. The message is one line: what, where, and what to do."""
 
 
+class Terminated(BaseException):
+    """SIGTERM came (Slurm, Kubernetes and `kill` send it). The message is one line: what was kept, and what to do."""
+
+
 def run_command(command: Callable[[], object]) -> NoReturn:
-    """Run a command and leave: status 0, 2 after an `InputError` (one line on stderr), 130 after Ctrl-C."""
+    """Run a command and leave: status 0, or after one line on stderr 2 (`InputError`), 130 (Ctrl-C), 143 (SIGTERM)."""
     try:
+        if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+            signal.signal(signal.SIGTERM, _terminate)
         command()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -33,7 +41,16 @@ def run_command(command: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    except Terminated as error:
+        print(f"terminated: {error}", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     sys.exit(0)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """Unwind as after Ctrl-C, so that nothing is left half-written."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the cleaning up
+    raise Terminated("run the same command again to go on")
 
 
 def track(items: Iterable[T], *, total: int, label: str, unit: str, done: int = 0) -> Iterator[T]:

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +26,7 @@ from perturbjax.files import atomic, make_folder, read_json, write_json
 from perturbjax.splits import fingerprint, read_split, split_for, write_split
 
 CONFIG, SPLIT_FILE, LABELS, METRICS = "config.json", "split.parquet", "labels.json", "metrics.jsonl"
+LOCK = ".lock"
 #: Packages whose version can change a run's numbers.
 RECORDED_VERSIONS = ("perturbjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -151,8 +155,7 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
     if (path / CONFIG).is_file():
         _require_same(open_run(path), run.recipe, run.facts)
         return
-    if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"{path}: is not empty and holds no run; choose another --out")
+    _require_free(path)
     make_folder(path)
     if manifest is not None:
         write_split(manifest, path / SPLIT_FILE)
@@ -167,6 +170,32 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
             "versions": {name: version(name) for name in RECORDED_VERSIONS},
         },
     )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep a run directory, made if need be, for this process alone until the block ends, or the process does.
+
+    Raises:
+        InputError: another process keeps it, it holds something that is no run, or it cannot be written to.
+    """
+    if not (path / CONFIG).is_file():
+        _require_free(path)
+    with (make_folder(path) / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{path}: another process is training there; let it end, or choose another --out"
+            ) from None
+        except OSError:  # some network filesystems have no locks, and training there must go on
+            pass
+        yield
+
+
+def _require_free(path: Path) -> None:
+    if path.is_dir() and any(file.name != LOCK for file in path.iterdir()):
+        raise InputError(f"{path}: is not empty and holds no run; choose another --out")
 
 
 def open_run(path: Path) -> Run:
