@@ -21,11 +21,11 @@ import tyro
 from perturbjax.config import SplitConfig
 from perturbjax.console import InputError, console, parse_options, require, require_sound, run_command
 from perturbjax.dataset import SiteDataset
+from perturbjax.evaluation.views import print_judgement, ranking
 from perturbjax.features.classify import classify
 from perturbjax.features.embed import embed
 from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.features.inputs import AdaptConfig
-from perturbjax.features.scoreboard import print_scoreboard
 from perturbjax.features.settings import ClassifyConfig, EmbedConfig, Preparation, ProfileConfig
 from perturbjax.files import atomic, make_folder
 from perturbjax.splits import MEANING
@@ -89,7 +89,7 @@ def run_backbone(options: Options, backbone: str, weights: str, label: str) -> p
             FeaturesConfig(data=options.data, out=features, backbone=backbone, weights=weights, adapt=options.adapt)
         )
     profiles = ProfileConfig((features,), label_column=label, negcon=options.negcon)
-    scores = classify(
+    judgement = classify(
         ClassifyConfig(
             profiles=profiles,
             out=options.out / f"classify_{backbone}",
@@ -99,11 +99,12 @@ def run_backbone(options: Options, backbone: str, weights: str, label: str) -> p
             seed=options.seed,
         )
     )
-    print_scoreboard(scores)
+    print_judgement(judgement)
     for method in ("umap", "tsne"):
         picture = options.out / f"{method}_{backbone}.png"
         scaled = Preparation(normalize_by="training", pca=50)
         embed(EmbedConfig(profiles=profiles, out=picture, method=method, preparation=scaled, seed=options.seed))
+    scores = ranking(judgement)
     rows = scores[(scores["level"] == "site") & (scores["subject"] != "chance")]
     table = rows[["subject", "train_accuracy", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy"]].copy()
     table.insert(0, "backbone", backbone)

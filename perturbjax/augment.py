@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt
 
-from perturbjax import masks
+from perturbjax import masks, normalize
 from perturbjax.config import AugmentConfig, InputConfig
 
 #: Uniform draws a record needs for its geometry, in this order.
@@ -41,7 +41,7 @@ class RawBatch(NamedTuple):
     weight: Float32[Array, " b"]
     """1 for a site, 0 for padding."""
     shift: Float32[Array, "b seen"]
-    """The model sees (image - shift) * scale, or the logarithm of 1 plus that; k times, each way that there is."""
+    """Of `normalize.apply`, as is `scale`: all channels in each of k ways."""
     scale: Float32[Array, "b seen"]
 
 
@@ -68,7 +68,7 @@ def prepare(
 
     Pure: `seed` and `epoch` may be traced; shapes follow from `raw` and `augment.crop`.
     """
-    _, height, width, channels = raw.image.shape
+    _, height, width, _ = raw.image.shape
     seen = raw.shift.shape[1]
     random = train or augment.legacy_augmentation
     keys = record_keys(seed, epoch, raw.record)
@@ -82,10 +82,7 @@ def prepare(
     else:
         image_points = mask_points = _points(boxes, boxes.center, augment.crop)
     image = _sample_image(raw.image, image_points, boxes, augment, random)
-    image = jnp.tile(image, seen // channels)
-    image = (image - raw.shift[:, None, None]) * raw.scale[:, None, None]
-    if input.normalize in ("log", "log_plate"):
-        image = jnp.log1p(image)
+    image = normalize.apply(image, raw.shift, raw.scale, input.normalize)
     if augment.legacy_augmentation:
         image = jnp.where(_inside(image_points, height, width)[..., None], image, 0)
     if random:

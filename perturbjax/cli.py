@@ -73,12 +73,14 @@ def _defaults(kind: type[T], **given: Any) -> T:
 
 def train(argv: Sequence[str]) -> None:
     """Train a network on a prepared dataset, or go on training."""
+    from perturbjax.models import BACKBONES
     from perturbjax.training.fit import TrainConfig, fit
 
     name, rest = _take_preset(argv)
     default = _defaults(TrainConfig, recipe=preset(name))
     about = (
-        f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe whose defaults are shown; now {name}."
+        f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe that is shown, now {name}. "
+        f"--model NAME is one of {', '.join(BACKBONES)}."
     )
     run = fit(_parse(TrainConfig, _profile_alone(rest), "train", about=about, default=default))
     console.print(f"trained: {run.path}; judge it with `perturbjax evaluate --run {run.path}`")
@@ -95,6 +97,14 @@ def _take_preset(argv: Sequence[str], default: str = "paper") -> tuple[str, list
     return rest[at + 1], rest[:at] + rest[at + 2 :]
 
 
+def _value_of(flag: str, argv: Sequence[str]) -> str:
+    """The value of a flag that other flags' defaults hang on, before all are parsed; empty where it is absent."""
+    for word, after in zip_longest(argv, argv[1:], fillvalue=""):
+        if word == flag or word.startswith(f"{flag}="):
+            return after if word == flag else word.split("=", 1)[1]
+    return ""
+
+
 def _profile_alone(argv: list[str]) -> list[str]:
     """`--profile` without a folder means the default one."""
     alone = [word == "--profile" and (after or "--").startswith("--") for word, after in zip_longest(argv, argv[1:])]
@@ -103,14 +113,14 @@ def _profile_alone(argv: list[str]) -> list[str]:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Judge a run on its own split: scores beside baselines, with intervals, tables and figures."""
-    from perturbjax.evaluation import apply, judge
+    from perturbjax.evaluation import apply, views
     from perturbjax.evaluation.report import write_report
 
     config = _parse(apply.EvaluateConfig, argv, "evaluate", about=evaluate.__doc__)
-    scores = apply.evaluate(config)
-    if scores is None:  # another process of the job writes
+    judgement = apply.evaluate(config)
+    if judgement is None:  # another process of the job writes
         return
-    judge.print_table(scores)
+    views.print_judgement(judgement)
     report = write_report(config.apply.run)
     console.print(f"written: {config.apply.run / apply.EVALUATION} and {report}")
 
@@ -190,12 +200,12 @@ def features(argv: Sequence[str]) -> None:
 
 def classify(argv: Sequence[str]) -> None:
     """Fit classical classifiers on a table of features and judge them like the networks."""
+    from perturbjax.evaluation.views import print_judgement
     from perturbjax.features.classify import classify as fit_and_judge
-    from perturbjax.features.scoreboard import print_scoreboard
     from perturbjax.features.settings import ClassifyConfig
 
     config = _parse(ClassifyConfig, argv, "classify", about=classify.__doc__)
-    print_scoreboard(fit_and_judge(config))
+    print_judgement(fit_and_judge(config))
     console.print(f"written: {config.out}")
 
 
@@ -210,11 +220,18 @@ def embed(argv: Sequence[str]) -> None:
 
 def import_torch(argv: Sequence[str]) -> None:
     """Turn a PyTorch checkpoint of one of the original's networks into a run."""
-    from perturbjax.training.exchange_run import ImportConfig, import_run, recipe_for_import
+    from perturbjax.models import BACKBONES
+    from perturbjax.training.exchange_run import ImportConfig, described_recipe, import_run, recipe_for_import
 
-    name, rest = _take_preset(argv, default="original")
-    default = _defaults(ImportConfig, recipe=recipe_for_import(name))
-    about = f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {name}."
+    name, rest = _take_preset(argv, default="")
+    described = None if name else described_recipe(Path(_value_of("--checkpoint", rest)))
+    recipe = described or recipe_for_import(name or "original")
+    now = "what export-torch wrote with the weights" if described else name or "original"
+    default = _defaults(ImportConfig, recipe=recipe)
+    about = (
+        f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {now}. "
+        f"--model NAME is one of {', '.join(name for name, model in BACKBONES.items() if model.original)}."
+    )
     import_run(_parse(ImportConfig, rest, "import-torch", about=about, default=default))
 
 

@@ -26,8 +26,7 @@ class ModelConfig:
     """The network."""
 
     model: str = "attention"
-    """Name of the network: attention, attention_multiscale, masked_cnn, resnet18, resnet34, resnet50,
-    efficientnet_b0 or efficientnet_lite0."""
+    """Name of the network; the top of this help names those there are."""
     dropout: float = 0.3
     """Share of units dropped before the last layer, in [0, 1)."""
     precision: Precision = "float32"
@@ -153,7 +152,7 @@ class TransferConfig:
 
     weights: str = ""
     """Where --model's published weights come from: a file, hf:OWNER/REPOSITORY[@REVISION] or
-    package:efficientnet_lite0. Empty trains --model from scratch, in one phase."""
+    package:NAME. Empty trains --model from scratch, in one phase."""
     head: Head = "dense"
     """What is put on the backbone. dense: average, dense. attention: the mask says where to average."""
     freeze_epochs: int = 5

@@ -14,7 +14,9 @@ import io
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -86,13 +88,19 @@ class InputError(Exception):
     """Something the user gave cannot be used. The message is one line: what, where, and what to do."""
 
 
+class Terminated(BaseException):
+    """SIGTERM came (Slurm, Kubernetes and `kill` send it). The message is one line: what was kept, and what to do."""
+
+
 def run_command(command: Callable[[], object]) -> NoReturn:
-    """Run a command and leave: status 0, 2 after one line on stderr, 130 after Ctrl-C.
+    """Run a command and leave: status 0, 2 after one line on stderr, 130 after Ctrl-C, 143 after SIGTERM.
 
     One line is said of an `InputError`, and of a disk or a memory that is full, wherever that is met. Where nobody
     reads the output any more (`… --help | head`) the command ends without a word, with status 141.
     """
     try:
+        if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+            signal.signal(signal.SIGTERM, _terminate)
         try:
             command()
         finally:
@@ -105,6 +113,9 @@ def run_command(command: Callable[[], object]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more on leaving
         sys.exit(NOBODY_READS)
+    except Terminated as error:
+        print(f"terminated: {error}", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except MemoryError as error:
         _refuse(f"out of memory ({error or 'no more is given'}); free some, or give a smaller --batch-size")
     except Exception as error:
@@ -112,6 +123,12 @@ def run_command(command: Callable[[], object]) -> NoReturn:
             raise
         _refuse(f"no space left on {where}; free some, then run the same command again")
     sys.exit(0)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """Unwind as after Ctrl-C, so that nothing is left half-written."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the cleaning up
+    raise Terminated("run the same command again to go on")
 
 
 def _refuse(words: str) -> NoReturn:

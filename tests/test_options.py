@@ -68,6 +68,7 @@ def groups_of(kind: type) -> Iterator[type]:
 
 def impossible(hint: Any) -> list[Any]:
     """Values of the option's own type that no option may have."""
+    hint = next((kind for kind in typing.get_args(hint) if type(None) in typing.get_args(hint)), hint)
     if hint is bool or typing.get_origin(hint) is typing.Literal:
         return []
     if typing.get_origin(hint) is tuple:
@@ -83,7 +84,7 @@ def impossible(hint: Any) -> list[Any]:
 
 
 def wrong_words(hint: Any) -> list[str]:
-    """Words on a command line that an option refuses: what it could never be, and for a choice what it does not offer."""
+    """Words that an option refuses: what it could never be, and for a choice what it does not offer."""
     if typing.get_origin(hint) is typing.Literal:
         return ["no-such-choice"]
     value = impossible(hint)[0]
@@ -111,7 +112,7 @@ def refusal(capsys, main, words: list[str]) -> str:
 @pytest.mark.parametrize(("verb", "name", "hint"), every_option(COMMANDS | PREPARATION))
 def test_a_value_out_of_range_is_one_line_and_nothing_on_disk(capsys, tmp_path, monkeypatch, verb, name, hint):
     monkeypatch.chdir(tmp_path)
-    kind, words = (COMMANDS | PREPARATION)[verb]
+    _, words = (COMMANDS | PREPARATION)[verb]
     flag = f"--{name.replace('_', '-')}"
     kept = [word for at, word in enumerate(words) if flag not in (word, words[at - 1])]
     main = cli.main if verb in COMMANDS else data_prep_command.main

@@ -13,6 +13,7 @@ together, which other work on the machine changes least.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import statistics
 import sys
@@ -34,8 +35,9 @@ from experiments.bench.tables import markdown
 from perturbjax.augment import RawBatch, prepare
 from perturbjax.config import AugmentConfig, InputConfig
 from perturbjax.dataset import INDEX, PLATE, PROVENANCE, SCHEMA_VERSION, SITE, WELL, SiteDataset, record_features
-from perturbjax.feed import ResidentFeed, StreamedFeed, describe_sites, epoch_order
+from perturbjax.feed import Decoder, Order, ResidentFeed, StreamedFeed, describe_sites
 from perturbjax.files import write_json
+from perturbjax.training.devices import choose_placement
 
 AUGMENT, INPUT = AugmentConfig(crop=128), InputConfig()
 BATCH, WORKERS = 128, 2
@@ -57,9 +59,10 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 def _measure(folder: Path, size: int, n: int, rounds: int) -> list[dict[str, Any]]:
     dataset = _write_sites(folder, size, n)
-    sites = describe_sites(dataset, INPUT)
-    options = {"records": np.arange(n), "batch_size": BATCH, "seed": 0, "augment": AUGMENT}
-    resident = ResidentFeed(dataset, sites, INPUT, augment=AUGMENT)
+    decoder, placement = Decoder(dataset, describe_sites(dataset, INPUT), INPUT, AUGMENT), choose_placement("1")
+    order = Order.of_epochs(0, np.arange(n), BATCH, epochs=2 * (rounds + 1))
+    steps = order.steps_per_epoch
+    resident = ResidentFeed.load(decoder, placement)
     step = jax.jit(functools.partial(prepare, seed=0, augment=AUGMENT, input=INPUT, train=True))
 
     def augmented(batches: Iterator[RawBatch], epoch: int) -> None:
@@ -70,14 +73,15 @@ def _measure(folder: Path, size: int, n: int, rounds: int) -> list[dict[str, Any
         return _timed(lambda: [None for _ in loader])
 
     def from_memory(epoch: int) -> tuple[float, float]:
-        order = epoch_order(0, epoch, np.arange(n), BATCH)
-        return _timed(lambda: augmented(resident.batches(*order), epoch))
+        one = order.between(epoch * steps, (epoch + 1) * steps)
+        return _timed(lambda: augmented(resident.batches(one), epoch))
 
     def streamed(workers: int, epoch: int) -> tuple[float, float]:
-        with StreamedFeed(dataset, sites, INPUT, **options, workers=workers) as feed:
-            for _ in feed.epoch(2 * epoch):  # starts what reads ahead, and leaves it nothing read
+        with StreamedFeed(decoder, placement, workers=workers) as feed:
+            batches = feed.batches(order.between(2 * epoch * steps, (2 * epoch + 2) * steps))
+            for _ in itertools.islice(batches, steps):  # starts what reads ahead
                 pass
-            return _timed(lambda: augmented(feed.epoch(2 * epoch + 1), epoch))
+            return _timed(lambda: augmented(batches, epoch))
 
     loader = _pil_loader(folder, n)
     ways = {

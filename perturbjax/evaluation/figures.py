@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 
 from perturbjax.console import InputError
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.evaluation.judge import METRIC_WORDS, MODEL, shown_levels, shown_metrics
+from perturbjax.evaluation.judgement import Judgement, ranked
+from perturbjax.evaluation.scores import METRICS
 from perturbjax.evaluation.wells import parse_wells
 from perturbjax.files import atomic
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 #: One colour a meaning, in every figure: told apart in the common colour blindnesses (Wong 2011).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 _PART = {"train": (BLUE, "training sites"), "test": (ORANGE, "held-out sites")}
-_LEVEL = {"site": (BLUE, "by site"), "well": (ORANGE, "by well")}
+_LEVEL = {"site": (BLUE, "by site"), "treated": (GREEN, "by treated row"), "well": (ORANGE, "by well")}
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -91,34 +92,61 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     return Path(path)
 
 
-def plot_scores(result: dict[str, Any], path: Path) -> Path:
-    """The model beside its baselines with 95 % intervals, one panel a metric; `result` as the judge returns it."""
-    metrics, levels = shown_metrics(result), shown_levels(result)
-    subjects = list(result["levels"]["site"])
-    with _figure(path, 2.5 * len(metrics) + 1, 0.42 * len(subjects) + 1.3) as figure:
+def plot_scores(judgement: Judgement, path: Path) -> Path:
+    """One subject beside its baselines with 95 % intervals, one panel a metric."""
+    metrics, levels = judgement.metrics, judgement.shown
+    rows = [row.name for row in judgement.levels[0].rows]
+    with _figure(path, 2.5 * len(metrics) + 1, 0.42 * len(rows) + 1.3) as figure:
         panels = np.ravel(figure.subplots(1, len(metrics), sharey=True))
         for axes, metric in zip(panels, metrics, strict=True):
             for offset, level in zip(_offsets(len(levels)), levels, strict=True):
-                estimates = [result["levels"][level][subject][metric] for subject in subjects]
-                value, low, high = (np.array([e[key] for e in estimates]) for key in ("value", "low", "high"))
+                known = [(at, row.scores[metric]) for at, row in enumerate(level.rows) if metric in row.scores]
+                value, low, high = np.array([(one.value, one.low, one.high) for _, one in known]).T
                 axes.errorbar(
-                    value, np.arange(len(subjects)) + offset, xerr=[value - low, high - value], fmt="o",
-                    color=_LEVEL[level][0], markersize=4, capsize=2,
-                    label=f"{_LEVEL[level][1]} (n = {result['n'][level]})",
+                    value, np.array([at for at, _ in known]) + offset, xerr=[value - low, high - value], fmt="o",
+                    color=_LEVEL[level.name][0], markersize=4, capsize=2,
+                    label=f"{_LEVEL[level.name][1]} (n = {level.n})",
                 )  # fmt: skip
             axes.axhspan(-0.5, 0.5, color="#F1F4F7", zorder=0)
-            axes.set(title=METRIC_WORDS[metric], xlim=(-0.02, None), ylim=(len(subjects) - 0.5, -0.5))
-            axes.set_yticks(np.arange(len(subjects)), subjects)
+            left = -0.02 if METRICS[metric].bounds[0] == 0 else None
+            axes.set(title=METRICS[metric].words, xlim=(left, None), ylim=(len(rows) - 0.5, -0.5))
+            axes.set_yticks(np.arange(len(rows)), rows)
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="y", visible=False)
-        panels[0].get_yticklabels()[subjects.index(MODEL)].set_fontweight("bold")
+        panels[0].get_yticklabels()[0].set_fontweight("bold")
         figure.get_layout_engine().set(w_pad=0.1)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return Path(path)
 
 
 def _offsets(count: int) -> list[float]:
-    return [0.0] if count == 1 else [-0.13, 0.13]
+    return [0.26 * (at - (count - 1) / 2) / max(count - 1, 1) for at in range(count)]
+
+
+def plot_ranking(judgement: Judgement, path: Path, title: str) -> Path:
+    """Accuracy and balanced accuracy of several subjects (training hollow, test filled, with interval) and baselines,
+    by site, best first."""
+    level = judgement.levels[0]
+    rows = ranked(level, [row.name for row in level.rows])[::-1]
+    with _figure(path, 10, 1.6 + 0.34 * len(rows)) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, metric in zip(panels, ("accuracy", "balanced_accuracy"), strict=True):
+            for y, row in enumerate(rows):
+                found, colour = row.scores[metric], GREY if row.baseline else BLUE
+                axes.plot([found.low, found.high], [y, y], color=colour, linewidth=2)
+                axes.plot(found.value, y, "o", color=colour, markersize=7)
+                if row.name in judgement.train:
+                    trained = judgement.train[row.name][metric]
+                    axes.plot(trained, y, "o", markerfacecolor="none", color=colour, markersize=7)
+                axes.annotate(f"{found.value:.3f}", (found.value, y), (0, 7), textcoords="offset points",
+                              ha="center", fontsize=8, color=colour)  # fmt: skip
+            axes.set(xlim=(-0.03, 1.05), ylim=(-0.6, len(rows) - 0.3), xlabel=METRICS[metric].words)
+            axes.grid(axis="y", visible=False)
+        panels[0].set_yticks(range(len(rows)), [row.name for row in rows])
+        figure.suptitle(title, fontsize=11)
+        figure.supxlabel("filled: test, with 95 % interval (whole wells resampled); hollow: training; grey: baselines",
+                         fontsize=9)  # fmt: skip
+    return Path(path)
 
 
 def plot_confusion(matrix: Int[np.ndarray, "classes classes"], class_names: Sequence[str], path: Path) -> Path:

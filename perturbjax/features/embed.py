@@ -21,9 +21,8 @@ COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288",
     "#117733", "#AA4499", "#999933", "#661100", "#44AA99", "#6699CC", "#DDCC77", "#AA4466",
 )  # fmt: skip
-#: matplotlib's markers, and plotly's names for them.
+#: matplotlib's markers.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x")
 GREY = "#c4c4c4"
 #: Greatest number of replicates that lines join; a star of hundreds hides what it joins.
 _JOINED = 30

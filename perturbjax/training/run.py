@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from perturbjax import normalize
 from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
 from perturbjax.dataset import INDEX, SiteDataset
@@ -22,6 +26,7 @@ from perturbjax.files import atomic, make_folder, read_json, write_json
 from perturbjax.splits import fingerprint, read_split, split_for, write_split
 
 CONFIG, SPLIT_FILE, LABELS, METRICS = "config.json", "split.parquet", "labels.json", "metrics.jsonl"
+LOCK = ".lock"
 #: Packages whose version can change a run's numbers.
 RECORDED_VERSIONS = ("perturbjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -60,6 +65,15 @@ class Run:
             return np.full(len(site_ids), "new", object)
         known = pd.read_parquet(self.path / SPLIT_FILE).set_index("site_id")["part"]
         return site_ids.map(known).fillna("new").to_numpy()
+
+    def statistics_for(self, dataset: SiteDataset) -> normalize.Statistics:
+        """What intensities of a dataset are normalised by: the statistics that the run was trained with.
+
+        A line is printed where they are not enough (see `normalize.statistics_for`).
+        """
+        kept, own = self.facts.get("normalization"), self.facts.get("index_sha256")
+        is_own = own is not None and own == dataset_facts(dataset)["index_sha256"]
+        return normalize.statistics_for(dataset, self.recipe.input, kept, self.path, own=is_own)
 
     def open_data(self, path: Path | None = None) -> SiteDataset:
         """The dataset at `path`, or else the one the run was started on.
@@ -118,7 +132,12 @@ def describe_run(
     pretrained: dict[str, Any] | None = None,
 ) -> Run:
     """A run that is to be; nothing is read or written. `pretrained` says where published weights came from."""
-    facts = {"label_column": label_column, "split_fingerprint": fingerprint(manifest), **dataset_facts(dataset)}
+    facts = {
+        "label_column": label_column,
+        "split_fingerprint": fingerprint(manifest),
+        **dataset_facts(dataset),
+        "normalization": normalize.fit(dataset, recipe.input),
+    }
     if pretrained is not None:
         facts["pretrained"] = pretrained
     return Run(Path(path), recipe, dataset.path.absolute(), class_names, facts)
@@ -136,8 +155,7 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
     if (path / CONFIG).is_file():
         _require_same(open_run(path), run.recipe, run.facts)
         return
-    if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"{path}: is not empty and holds no run; choose another --out")
+    _require_free(path)
     make_folder(path)
     if manifest is not None:
         write_split(manifest, path / SPLIT_FILE)
@@ -152,6 +170,32 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
             "versions": {name: version(name) for name in RECORDED_VERSIONS},
         },
     )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep a run directory, made if need be, for this process alone until the block ends, or the process does.
+
+    Raises:
+        InputError: another process keeps it, it holds something that is no run, or it cannot be written to.
+    """
+    if not (path / CONFIG).is_file():
+        _require_free(path)
+    with (make_folder(path) / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{path}: another process is training there; let it end, or choose another --out"
+            ) from None
+        except OSError:  # some network filesystems have no locks, and training there must go on
+            pass
+        yield
+
+
+def _require_free(path: Path) -> None:
+    if path.is_dir() and any(file.name != LOCK for file in path.iterdir()):
+        raise InputError(f"{path}: is not empty and holds no run; choose another --out")
 
 
 def open_run(path: Path) -> Run:
@@ -181,6 +225,8 @@ def _require_same(run: Run, recipe: Recipe, facts: dict[str, Any]) -> None:
     }
     new = {**{f"{s}.{k}": v for s, part in now.items() if isinstance(part, dict) for k, v in part.items()}, **facts}
     old["seed"], new["seed"] = run.recipe.seed, recipe.seed
+    if "normalization" not in old:  # begun before runs kept it; it follows from recipe and index, compared below
+        new.pop("normalization", None)
     for name in new:
         if _plain(old.get(name)) != _plain(new[name]):
             raise InputError(

@@ -24,6 +24,7 @@ from perturbjax.features import extract as extraction
 from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, dihedral, intensity_range
 from perturbjax.models import Mode
+from perturbjax.models.backbone import IMAGENET
 from perturbjax.models.weights import load_pretrained
 
 SITES, CHANNELS = 26, ["DNA", "Actin"]
@@ -68,6 +69,13 @@ def test_metadata_come_first_then_a_float32_column_a_feature_in_record_order(dat
     assert list(frame["Metadata_site_id"]) == list(index["site_id"])
     assert list(frame["Metadata_Well"]) == list(index["Metadata_Well"])
     assert json.loads(pq.read_schema(table).metadata[b"perturbjax"])["naming"] == "torchvision"
+
+
+def test_a_bag_of_channels_is_the_mean_of_each_channel_s_own_features(data, weights, table, tmp_path):
+    mean = values(extract(config(data, weights, tmp_path / "mean.parquet", AdaptConfig(size=32, channels_as="mean"))))
+    joined = values(table)
+    assert mean.shape == (SITES, 512)
+    np.testing.assert_allclose(mean, (joined[:, :512] + joined[:, 512:]) / 2, atol=1e-6)
 
 
 def test_each_row_is_the_network_s_answer_to_that_site_alone(data, weights, table):
@@ -168,7 +176,7 @@ def adapted(data, settings: AdaptConfig, positions: list[int]) -> np.ndarray:
     shift, scale = (part[positions] for part in intensity_range(dataset, settings.scale))
     none = np.zeros(len(positions))
     triples = np.array(list(channel_triples(settings.channels, dataset.channel_names).values()))
-    return np.asarray(adapt(RawBatch(image, mask, none, none, none, shift, scale), settings, triples, "imagenet"))
+    return np.asarray(adapt(RawBatch(image, mask, none, none, none, shift, scale), settings, triples, IMAGENET))
 
 
 class TestAdaptation:
@@ -198,8 +206,17 @@ class TestAdaptation:
         assert channel_triples("B", ["A", "B"]) == {"B": (1, 1, 1)}
         with pytest.raises(InputError, match="'D' is not stored; there are A, B"):
             channel_triples("D", ["A", "B"])
-        with pytest.raises(InputError, match="one channel or three"):
-            channel_triples("A,B", ["A", "B"])
+
+    def test_channels_are_joined_averaged_or_taken_as_colours(self):
+        stored = ["A", "B", "C", "D"]
+        assert channel_triples("C,A", stored) == {"C": (2, 2, 2), "A": (0, 0, 0)}
+        for channels_as in ("joined", "mean"):
+            assert list(channel_triples("C,A,B", stored, channels_as)) == ["C", "A", "B"]
+        assert channel_triples("each", stored[:3], "rgb") == {"A-B-C": (0, 1, 2)}
+        with pytest.raises(InputError, match="rgb takes three, not 2"):
+            channel_triples("A,B", stored, "rgb")
+        with pytest.raises(InputError, match="names a channel twice"):
+            channel_triples("A,B,A", stored, "joined")
 
     @pytest.mark.parametrize("scale", ["site", "plate", "dataset", "dtype"])
     def test_scales_say_what_becomes_zero_and_one(self, data, scale):
@@ -222,7 +239,7 @@ class TestAdaptation:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": ""}, "--weights : must be a file, hf:OWNER/REPOSITORY"),
+        ({"weights": ""}, "--weights: is required"),
         ({"augmentations": 9}, "--augmentations 9: must be 1 to 8: a square has 8"),
         ({"adapt": AdaptConfig(channels="RNA")}, "'RNA' is not stored"),
         ({"backbone": "attention"}, "has no published weights; choose one of resnet18"),
