@@ -1,5 +1,11 @@
-"""What checks signatures in the tests: beartype, to which an int is a float too, as to every type checker (PEP 484)."""
+"""What checks signatures in the tests: beartype, to which numbers are what Python takes them for.
 
-from beartype import BeartypeConf, beartype
+An int is a float too (PEP 484), and an integer that comes out of an array is an int.
+"""
 
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+import numpy as np
+from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+
+NUMBERS = BeartypeHintOverrides({int: int | np.integer, float: float | int | np.floating | np.integer})
+
+checked = beartype(conf=BeartypeConf(hint_overrides=NUMBERS))
