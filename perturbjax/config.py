@@ -245,7 +245,7 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
             continue
         value = values[section.name]
         if isinstance(value, dict):
-            kind = section.default_factory  # type: ignore[assignment]
+            kind: Any = section.default_factory
             known = {f.name for f in dataclasses.fields(kind)}
             if unknown := sorted(set(value) - known):
                 raise InputError(f"config: unknown field {section.name}.{unknown[0]}")

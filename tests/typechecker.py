@@ -4,8 +4,8 @@ An int is a float too (PEP 484), and an integer that comes out of an array is an
 """
 
 import numpy as np
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+from beartype import BeartypeConf, FrozenDict, beartype
 
-NUMBERS = BeartypeHintOverrides({int: int | np.integer, float: float | int | np.floating | np.integer})
+NUMBERS = FrozenDict({int: int | np.integer, float: float | int | np.floating | np.integer})
 
 checked = beartype(conf=BeartypeConf(hint_overrides=NUMBERS))
