@@ -29,8 +29,8 @@ from data_prep.platemap import join_platemap
 from data_prep.sites import FILE_COLUMN_PATTERN, file_locations, normalise_position
 from data_prep.tables import read_table
 from perturbjax.console import InputError, console, track
-from perturbjax.dataset import SITE, WELL
 from perturbjax.files import atomic, make_folder
+from perturbjax.plates import SITE, WELL
 
 GALLERY = "https://cellpainting-gallery.s3.amazonaws.com"
 SOURCE = "cpg0000-jump-pilot/source_4"

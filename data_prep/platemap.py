@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.tables import SOLVENT, normalise_well, read_table
+from data_prep.tables import SOLVENT, read_table
 from perturbjax.console import InputError
-from perturbjax.dataset import WELL
+from perturbjax.plates import WELL, normalise_well
 
 
 def join_platemap(sites: pd.DataFrame, platemap: pd.DataFrame, source: Path, compounds: Path | None) -> pd.DataFrame:

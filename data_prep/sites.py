@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from data_prep.platemap import join_platemap
-from data_prep.tables import SOLVENT, normalise_well, read_table
+from data_prep.tables import SOLVENT, read_table
 from perturbjax.console import InputError
-from perturbjax.dataset import PLATE, SITE, WELL
+from perturbjax.plates import PLATE, SITE, WELL, normalise_well
 
 #: The label is the first of these that a table has, unless `--label-column` says otherwise.
 LABEL_COLUMNS = ("Metadata_pert_iname", "Metadata_broad_sample", "Metadata_moa")

@@ -1,8 +1,7 @@
-"""Reading tables as text, and the spelling of wells."""
+"""Reading tables as text."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -31,9 +30,3 @@ def read_table(path: Path, sep: str = ",") -> pd.DataFrame:
     if table.empty:
         raise InputError(f"{path}: has a header but no rows")
     return table.apply(lambda column: column.fillna("").str.strip())
-
-
-def normalise_well(well: str) -> str:
-    """`a1`, `A01` and `A001` are all `A01`; a name of another form stays as it is."""
-    match = re.fullmatch(r"([A-Za-z]{1,2})0*(\d{1,2})", well)
-    return f"{match[1].upper()}{int(match[2]):02d}" if match else well

@@ -15,17 +15,11 @@ import pandas as pd
 
 from perturbjax.config import SplitConfig, SplitPolicy
 from perturbjax.console import InputError
-from perturbjax.dataset import PLATE, WELL
 from perturbjax.files import atomic
+from perturbjax.plates import PLATE, WELL, compound_column, plate_layouts
 
 COLUMNS = ("site_id", "group", "part")
 TRAIN, TEST = "train", "test"
-#: Index columns that name a compound, best first: one compound can carry several broad_samples.
-COMPOUND_COLUMNS = ("Metadata_InChIKey", "Metadata_pert_iname", "Metadata_broad_sample")
-#: Two plates share a layout when their sets of (well, compound) overlap by at least this Jaccard index. Plates of one
-#: layout differ by a few failed wells; plates of two layouts have only their control wells in common.
-SAME_LAYOUT = 0.5
-
 #: What a score under each policy says, for whoever reads it.
 MEANING: dict[str, str] = {
     "site": "sites of one well stand on both sides, so the score says how well a WELL is recognised, not a treatment",
@@ -103,39 +97,6 @@ def group_of_site(index: pd.DataFrame, policy: SplitPolicy) -> np.ndarray:
     if policy == "compound":
         return index[compound_column(index)].astype(str).to_numpy(dtype=object)
     raise InputError(f"--split {policy}: unknown; choose one of {', '.join(MEANING)}")
-
-
-def compound_column(index: pd.DataFrame) -> str:
-    """The column that names a site's compound.
-
-    Raises:
-        InputError: there is none.
-    """
-    for column in COMPOUND_COLUMNS:
-        if column in index.columns:
-            return column
-    raise InputError(f"the index has no column that names a compound; it needs one of {', '.join(COMPOUND_COLUMNS)}")
-
-
-def plate_layouts(index: pd.DataFrame) -> dict[str, str]:
-    """Plate → name of its layout: the first plate (by name) of those that share a plate map."""
-    compound = compound_column(index)
-    plates = {
-        str(plate): set(zip(rows[WELL].astype(str), rows[compound].astype(str), strict=True))
-        for plate, rows in index.groupby(PLATE, sort=True)
-    }
-    layout: dict[str, str] = {}
-    for plate, wells in plates.items():
-        alike = [other for other in layout if _jaccard(wells, plates[other]) >= SAME_LAYOUT]
-        names = {layout[other] for other in alike}
-        home = min(names, default=plate)
-        layout[plate] = home
-        layout.update({other: home for other, name in layout.items() if name in names})
-    return layout
-
-
-def _jaccard(a: set, b: set) -> float:
-    return len(a & b) / max(len(a | b), 1)
 
 
 def _require_learnable(manifest: pd.DataFrame, labels: np.ndarray, policy: str, label: str) -> None:

@@ -15,7 +15,6 @@ import pandas as pd
 from data_prep.simulate.cells import CHANNELS, draw_site
 from data_prep.simulate.layout import (
     PLATE_SPREAD,
-    PLATES,
     SITE_SPREAD,
     TRAITS,
     assign_wells,
@@ -26,6 +25,7 @@ from data_prep.simulate.layout import (
 )
 from perturbjax.console import InputError, console, track
 from perturbjax.files import make_folder, write_json
+from perturbjax.plates import FORMATS
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ def _validate(options: SimulateOptions) -> None:
     for name, value in least.items():
         if getattr(options, name) < value:
             raise InputError(f"--{name} {getattr(options, name)}: must be at least {value}")
-    if options.wells > max(PLATES):
-        raise InputError(f"--wells {options.wells}: a plate has at most {max(PLATES)}")
+    if options.wells > max(FORMATS):
+        raise InputError(f"--wells {options.wells}: a plate has at most {max(FORMATS)}")
     if options.compounds >= options.wells:
         raise InputError(
             f"--compounds {options.compounds}: need a well each beside DMSO, and there are {options.wells}"

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from data_prep.sites import choose_label, merged_identities, read_sites
-from data_prep.tables import normalise_well
 from perturbjax.console import InputError
+from perturbjax.plates import normalise_well
 
 
 def test_every_row_is_one_site_with_its_files_in_the_order_asked_for(plate):

@@ -11,7 +11,8 @@ from sklearn.dummy import DummyClassifier
 from perturbjax.evaluation import baselines
 from perturbjax.evaluation.bootstrap import point
 from perturbjax.evaluation.scores import score
-from perturbjax.evaluation.wells import aggregate_wells, parse_wells, well_ids
+from perturbjax.evaluation.wells import aggregate_wells, well_ids
+from perturbjax.plates import parse_wells
 
 
 def plate(name: str, labels: np.ndarray, *, sites: int = 2) -> tuple[pd.DataFrame, np.ndarray]:
