@@ -12,15 +12,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 import perturbjax
 from data_prep import workers
@@ -28,8 +26,8 @@ from data_prep.images import Aggregate
 from data_prep.segment import Engine, SegmenterConfig
 from data_prep.sites import FILE, SiteTable, channels_of, choose_label, merged_identities, read_sites
 from perturbjax.console import InputError, console, track
-from perturbjax.dataset import INDEX, PROVENANCE, SCHEMA_VERSION, STATISTICS, record_features
-from perturbjax.files import atomic, make_folder, read_json, write_json
+from perturbjax.dataset import PROVENANCE, SCHEMA_VERSION, write_dataset
+from perturbjax.files import make_folder, read_json, write_json
 
 #: Sites whose headers are read in one task.
 PROBE_CHUNK = 32
@@ -235,66 +233,22 @@ def _segment(pool: workers.Pool, job: _Job) -> None:
 
 
 def _write(pool: workers.Pool, job: _Job, dtype: np.dtype, shapes: list[tuple[int, int]]) -> Path:
-    """Write shards, index and provenance; the complete dataset directory, still in the working folder."""
-    from data_prep.builder import write_shards
-
-    shutil.rmtree(job.work / "tfds", ignore_errors=True)
-    table, sites, resize = job.table, job.sites, job.settings.resize
-    label_column, channels = job.facts["label_column"], job.facts["channels_stored"]
-    classes = sorted(table.sites[label_column].unique())
-    metadata = table.sites[["site_id", *table.metadata_columns]].to_dict("records")
-    index: list[dict[str, Any]] = []
-
-    def records() -> Iterator[dict[str, Any]]:
-        prepared = pool.in_order(workers.prepare_site, ((site, job.settings, dtype) for site in sites))
-        shown = track(prepared, total=len(sites), label="writing", unit="sites")
-        for texts, site in zip(metadata, shown, strict=True):
-            index.append(_index_row(texts, classes.index(texts[label_column]), site, channels))
-            yield {"image": site.image, "mask": site.mask, "label": texts[label_column], **texts}
-
-    pixels = len(sites) * resize**2 if resize else sum(height * width for height, width in shapes)
-    with redirect_stdout(StringIO()):  # tfds announces itself there
-        folder = write_shards(
-            job.work / "tfds",
-            features=record_features(
-                channels=len(channels), image_dtype=dtype, label_names=classes, metadata_columns=table.metadata_columns
-            ),
-            records=records,
-            count=len(sites),
-            pixel_bytes=pixels * (len(channels) * dtype.itemsize + 2),
-        )
-    frame = pd.DataFrame(index)
-    with atomic(folder / INDEX) as temporary:
-        frame.to_parquet(temporary, index=False)
-    write_json(
-        folder / PROVENANCE,
-        {
-            **job.facts,
-            "image_dtype": dtype.name,
-            "n_sites": len(sites),
-            "n_classes": len(classes),
-            "n_cells": int(frame["n_cells"].sum()),
-            "created": _now(),
-            "created_by": f"perturbjax {perturbjax.__version__}",
-        },
+    """The complete dataset directory, still in the working folder."""
+    folder = job.work / "dataset"
+    shutil.rmtree(folder, ignore_errors=True)
+    table, resize = job.table, job.settings.resize
+    prepared = pool.in_order(workers.prepare_site, ((site, job.settings, dtype) for site in job.sites))
+    pixels = len(table) * resize**2 if resize else sum(height * width for height, width in shapes)
+    return write_dataset(
+        folder,
+        table.sites[["site_id", *table.metadata_columns]],
+        track(prepared, total=len(table), label="writing", unit="sites"),
+        channel_names=job.facts["channels_stored"],
+        image_dtype=dtype,
+        label_column=job.facts["label_column"],
+        pixel_bytes=pixels * (len(job.facts["channels_stored"]) * dtype.itemsize + 2),
+        facts={**job.facts, "created": _now(), "created_by": f"perturbjax {perturbjax.__version__}"},
     )
-    return folder
-
-
-def _index_row(texts: dict[str, str], label: int, site: workers.Prepared, channels: list[str]) -> dict[str, Any]:
-    height, width = site.mask.shape
-    row: dict[str, Any] = {
-        "site_id": texts["site_id"],
-        "label": label,
-        **{column: text for column, text in texts.items() if column != "site_id"},
-        "height": height,
-        "width": width,
-        "n_cells": int(np.unique(site.mask[site.mask > 0]).size),
-        "mask_area": int(np.count_nonzero(site.mask)),
-    }
-    for channel, values in zip(channels, site.statistics, strict=True):
-        row.update({f"{name}_{channel}": value for name, value in zip(STATISTICS, values, strict=True)})
-    return row
 
 
 def _publish(complete: Path, options: BuildOptions) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import UInt, UInt16
 
 from data_prep import segment
 from data_prep.images import (
@@ -32,7 +31,7 @@ from data_prep.images import (
     resize_mask,
 )
 from perturbjax.console import InputError
-from perturbjax.dataset import STATISTICS
+from perturbjax.dataset import SitePixels, site_statistics
 from perturbjax.files import atomic
 
 Task = TypeVar("Task")
@@ -66,16 +65,6 @@ class Settings:
     aggregate: Aggregate = "median"
     resize: int = 0
     """Side of the stored image in pixels; 0 keeps the size."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A site as it is stored."""
-
-    image: UInt[np.ndarray, "h w c"]
-    mask: UInt16[np.ndarray, "h w"]
-    statistics: np.ndarray
-    """(channels, statistics) in the order of `perturbjax.dataset.STATISTICS`."""
 
 
 class Pool:
@@ -209,7 +198,7 @@ def segment_site(task: tuple[Site, Settings]) -> int:
     return int(np.unique(mask[mask > 0]).size)
 
 
-def prepare_site(task: tuple[Site, Settings, np.dtype]) -> Prepared:
+def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
     """The stored image of a site, its finished mask, and the image's statistics."""
     import tifffile
 
@@ -223,12 +212,4 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> Prepared:
             f"{site.where}: the image is now {image.shape[:2]} but its mask {mask.shape}; "
             f"delete {site.mask.parent.parent} and build again"
         )
-    return Prepared(np.ascontiguousarray(image.astype(dtype)), mask, image_statistics(image))
-
-
-def image_statistics(image: UInt[np.ndarray, "h w c"]) -> np.ndarray:
-    """(c, 5): mean, standard deviation, and the 1st, 50th and 99th percentile of each channel, in stored units."""
-    pixels = image.reshape(-1, image.shape[-1])
-    p01, p50, p99 = np.percentile(pixels, (1, 50, 99), axis=0)
-    columns = {"mean": pixels.mean(0), "std": pixels.std(0), "p01": p01, "p50": p50, "p99": p99}
-    return np.stack([columns[name] for name in STATISTICS], axis=-1)
+    return SitePixels(np.ascontiguousarray(image.astype(dtype)), mask, site_statistics(image))

@@ -141,10 +141,10 @@ class SplitOptions:
 def split(argv: Sequence[str]) -> None:
     """Deal a dataset's sites to training and judging, and write the manifest."""
     from perturbjax import splits
-    from perturbjax.dataset import SiteDataset
+    from perturbjax.dataset import open_dataset
 
     options = _parse(SplitOptions, argv, "split", about=split.__doc__)
-    dataset = SiteDataset(options.data)
+    dataset = open_dataset(options.data)
     label = dataset.column(options.label_column or dataset.label_column).name
     manifest = splits.make_split(
         dataset.index, options.policy, label=label, folds=options.folds, fold=options.fold, seed=options.seed

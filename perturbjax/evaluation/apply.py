@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from perturbjax.console import InputError, console
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import SiteDataset, open_dataset
 from perturbjax.evaluation.judge import evaluate_predictions
 from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
 from perturbjax.feed import FeedChoice, ResidentFeed, StreamedFeed, choose_feed, describe_sites
@@ -156,7 +156,7 @@ def predict(config: PredictConfig) -> Path:
     Raises:
         InputError: the run or dataset cannot be used, they do not fit, or --out cannot be written.
     """
-    run, dataset, out = open_run(config.apply.run), SiteDataset(config.data), config.out
+    run, dataset, out = open_run(config.apply.run), open_dataset(config.data), config.out
     make_folder(out.parent)
     answers = apply_run(run, dataset, np.arange(len(dataset)), config.apply)
     if not is_first():

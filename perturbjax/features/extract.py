@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Float32
 from perturbjax.augment import RawBatch
 from perturbjax.config import AugmentConfig, InputConfig, Precision
 from perturbjax.console import InputError, console, track
-from perturbjax.dataset import INDEX, SiteDataset
+from perturbjax.dataset import INDEX, SiteDataset, open_dataset
 from perturbjax.features import tables
 from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, dihedral, intensity_range
 from perturbjax.feed import Sites, StreamedFeed, fixed_order
@@ -96,7 +96,7 @@ def extract(config: FeaturesConfig) -> Path:
     from perturbjax.training.devices import choose_placement
 
     _check(config)
-    dataset = SiteDataset(config.data)
+    dataset = open_dataset(config.data)
     make_folder(config.out.parent)
     placement = choose_placement("auto")
     extractor = (backbone_extractor if config.run is None else run_extractor)(config, dataset, placement)

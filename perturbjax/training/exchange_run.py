@@ -15,7 +15,7 @@ from flax import nnx
 
 from perturbjax.config import AugmentConfig, Recipe, check, preset
 from perturbjax.console import InputError, console
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import SiteDataset, open_dataset
 from perturbjax.feed import channels_seen
 from perturbjax.files import read_json
 from perturbjax.models import SIZED, exchange
@@ -80,7 +80,7 @@ def import_run(config: ImportConfig) -> Run:
     imported = exchange.import_state_dict(config.checkpoint, recipe.model.model)
     if imported.image_size is not None:
         recipe = dataclasses.replace(recipe, augment=dataclasses.replace(recipe.augment, crop=imported.image_size))
-    dataset = None if config.data is None else SiteDataset(config.data)
+    dataset = None if config.data is None else open_dataset(config.data)
     label_column = recipe.input.label_column or (LABEL_COLUMN if dataset is None else dataset.label_column)
     recipe = dataclasses.replace(recipe, input=dataclasses.replace(recipe.input, label_column=label_column))
     check(recipe)

@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from perturbjax.config import Recipe, check
 from perturbjax.console import InputError, console, track
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import SiteDataset, open_dataset
 from perturbjax.feed import (
     FeedChoice,
     ResidentFeed,
@@ -203,7 +203,7 @@ def prepare_experiment(config: TrainConfig) -> Experiment:
     else:
         if config.data is None:
             raise InputError("--data: is required; give the dataset directory that `python -m data_prep build` wrote")
-        recipe, dataset = config.recipe, SiteDataset(config.data)
+        recipe, dataset = config.recipe, open_dataset(config.data)
         check(recipe)
         label_column = dataset.column(recipe.input.label_column or dataset.label_column).name
         manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
-from perturbjax.dataset import INDEX, SiteDataset
+from perturbjax.dataset import INDEX, SiteDataset, open_dataset
 from perturbjax.files import atomic, make_folder, read_json, write_json
 from perturbjax.splits import fingerprint, read_split, split_for, write_split
 
@@ -69,7 +69,7 @@ class Run:
         """
         if path is None and self.data is None:
             raise InputError(f"--data: {self.path} was imported without a dataset; name one")
-        return SiteDataset(path or self.data)
+        return open_dataset(path or self.data)
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Add rows to `metrics.jsonl`."""

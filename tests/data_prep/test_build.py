@@ -16,7 +16,7 @@ import tifffile
 from data_prep.build import BuildOptions, build
 from data_prep.images import aggregate_channels
 from perturbjax.console import InputError
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import open_dataset
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_records_hold_the_pixels_of_the_files_in_the_order_of_the_table(simulated, dataset):
-    opened = SiteDataset(dataset)
+    opened = open_dataset(dataset)
     assert opened.channel_names == ["DNA", "Actin", "Tubulin"] and opened.image_dtype == np.uint16
     table = pd.read_csv(simulated / "load_data.csv", dtype=str)
     assert list(opened.column("Metadata_Well")) == list(table["Metadata_Well"])
@@ -51,7 +51,7 @@ def test_records_hold_the_pixels_of_the_files_in_the_order_of_the_table(simulate
 
 
 def test_the_index_says_what_the_records_hold(dataset):
-    opened = SiteDataset(dataset)
+    opened = open_dataset(dataset)
     assert len(opened) == 24 and opened.index["site_id"].is_unique
     classes = sorted(opened.column("Metadata_pert_iname").unique())
     for position in (0, 7, 23):
@@ -81,7 +81,7 @@ def test_provenance_says_how_it_was_made(dataset, simulated):
 
 def test_the_aggregated_image_is_resized_with_its_mask(simulated, tmp_path):
     build(options(simulated, tmp_path / "dataset", aggregate="median", segment_channels="", resize=32, workers=2))
-    opened = SiteDataset(tmp_path / "dataset")
+    opened = open_dataset(tmp_path / "dataset")
     assert opened.channel_names == ["aggregate"] and opened.image_size == (32, 32)
     images, masks = opened.read([0])
     table = pd.read_csv(simulated / "load_data.csv")
@@ -106,7 +106,7 @@ def test_overwrite_replaces_the_dataset(simulated, tmp_path):
     out = tmp_path / "dataset"
     build(options(simulated, out))
     build(options(simulated, out, label_column="Metadata_moa", overwrite=True))
-    assert SiteDataset(out).label_column == "Metadata_moa"
+    assert open_dataset(out).label_column == "Metadata_moa"
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -183,7 +183,7 @@ def test_a_killed_worker_is_one_line_and_the_build_goes_on_after_it(simulated, c
     assert "error: a worker process was killed" in said and "Traceback" not in said
     assert not (tmp_path / "dataset").exists()
     assert command(*flags).wait() == 0
-    assert len(SiteDataset(tmp_path / "dataset")) == 24
+    assert len(open_dataset(tmp_path / "dataset")) == 24
 
 
 def test_a_changed_setting_starts_an_interrupted_build_over(simulated, tmp_path, capsys):
@@ -193,7 +193,7 @@ def test_a_changed_setting_starts_an_interrupted_build_over(simulated, tmp_path,
     tifffile.imwrite(work / "masks" / "0000000.tiff", np.full((64, 64), 9, np.uint16))
     build(options(simulated, tmp_path / "dataset"))
     assert "starting over" in capsys.readouterr().err
-    assert not (SiteDataset(tmp_path / "dataset").record(0)["mask"] == 9).all()
+    assert not (open_dataset(tmp_path / "dataset").record(0)["mask"] == 9).all()
 
 
 def test_two_builds_of_one_output_do_not_meet(simulated, tmp_path):
@@ -299,7 +299,7 @@ def test_an_incomplete_dataset_does_not_open(dataset, tmp_path, name):
     broken = Path(shutil.copytree(dataset, tmp_path / "broken"))
     (broken / name).unlink()
     with pytest.raises(InputError, match=f"is not a complete dataset .{name} is missing"):
-        SiteDataset(broken)
+        open_dataset(broken)
 
 
 def test_a_dataset_of_another_schema_does_not_open(dataset, tmp_path):
@@ -309,7 +309,7 @@ def test_a_dataset_of_another_schema_does_not_open(dataset, tmp_path):
     provenance = json.loads((other / "provenance.json").read_text())
     (other / "provenance.json").write_text(json.dumps({**provenance, "schema_version": "0.9.0"}))
     with pytest.raises(InputError, match=r"was built with schema version 0\.9\.0"):
-        SiteDataset(other)
+        open_dataset(other)
 
 
 def test_a_dataset_that_lost_a_shard_does_not_open(dataset, tmp_path):
@@ -318,25 +318,23 @@ def test_a_dataset_that_lost_a_shard_does_not_open(dataset, tmp_path):
     broken = Path(shutil.copytree(dataset, tmp_path / "broken"))
     next(broken.glob("*array_record*")).unlink()
     with pytest.raises(InputError, match="build the dataset again"):
-        SiteDataset(broken).record(0)
+        open_dataset(broken).record(0)
 
 
 MEMORY = """
 import resource, sys
 import numpy as np
+import pandas as pd
 from pathlib import Path
-from data_prep.builder import write_shards
-from perturbjax.dataset import record_features
-
-def records():
-    rng = np.random.default_rng(0)
-    for k in range(count):
-        image = rng.integers(0, 65535, (512, 1024, 1), np.uint16)
-        yield {"image": image, "mask": np.zeros((512, 1024), np.uint16), "site_id": str(k), "label": "x"}
+from perturbjax.dataset import SitePixels, write_dataset
 
 count = int(sys.argv[2])
-features = record_features(channels=1, image_dtype=np.uint16, label_names=["x"], metadata_columns=[])
-write_shards(Path(sys.argv[1]), features=features, records=records, count=count, pixel_bytes=count << 20)
+rng = np.random.default_rng(0)
+mask = np.zeros((512, 1024), np.uint16)
+sites = (SitePixels(rng.integers(0, 65535, (512, 1024, 1), np.uint16), mask) for _ in range(count))
+table = pd.DataFrame({"site_id": [str(k) for k in range(count)], "Metadata_moa": "x"})
+facts = {"channel_names": ["DNA"], "image_dtype": np.uint16, "label_column": "Metadata_moa"}
+write_dataset(Path(sys.argv[1]), table, sites, **facts, pixel_bytes=count << 20)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
@@ -354,10 +352,10 @@ def test_memory_does_not_grow_with_the_plate(tmp_path):
 
 
 def test_large_plates_are_split_into_shards(simulated, tmp_path, monkeypatch):
-    from data_prep import builder
+    from perturbjax.dataset import shards
 
-    monkeypatch.setattr(builder, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 200_000)
     build(options(simulated, tmp_path / "dataset"))
-    opened = SiteDataset(tmp_path / "dataset")
+    opened = open_dataset(tmp_path / "dataset")
     assert len(list((tmp_path / "dataset").glob("*array_record*"))) > 1
     assert [opened.record(i)["site_id"].decode() for i in range(24)] == list(opened.index["site_id"])
