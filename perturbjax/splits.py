@@ -56,6 +56,9 @@ def make_split(
         raise InputError(f"--folds {folds} --fold {fold}: needs at least 2 folds and a fold from 0 to folds - 1")
     labels = index[label].to_numpy()
     groups = group_of_site(index, policy)
+    if (nameless := pd.Series(groups).astype(str).str.strip() == "").any():
+        site = index["site_id"].iloc[int(np.flatnonzero(nameless)[0])]
+        raise InputError(f"--split {policy}: site {site} has no {policy} to keep whole; fill its column in")
     present = len(np.unique(groups))
     if present < folds:
         raise InputError(
@@ -147,6 +150,12 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
     if strangers := set(manifest["site_id"]) - set(index["site_id"]):
         raise InputError(
             f"{path}: site {sorted(strangers)[0]!r} is not in the dataset; make the manifest from this dataset"
+        )
+    group = manifest["group"]
+    if (empty := group.isna() | (group.astype(str).str.strip() == "")).any():
+        raise InputError(
+            f"{path}: site {manifest.loc[empty, 'site_id'].iloc[0]!r} has no group, so nothing says what it must not "
+            "be parted from; name it"
         )
     check_no_overlap(manifest, path)
     order = pd.Index(index["site_id"])

@@ -116,6 +116,10 @@ def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
             manifest.loc[1, "site_id"] = "elsewhere_A01_1"
         case "no group":
             manifest = manifest.drop(columns="group")
+        case "empty group":
+            manifest.loc[3, "group"] = ""
+        case "null group":
+            manifest.loc[3, "group"] = None
         case "one side":
             manifest["part"] = "train"
     return manifest
@@ -129,6 +133,8 @@ def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
         ("twice", "twice"),
         ("stranger", "elsewhere_A01_1"),
         ("no group", "group"),
+        ("empty group", "has no group"),
+        ("null group", "has no group"),
         ("one side", "no site is in test"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data_prep.output import check_out, work_folder
 from data_prep.simulate.cells import CHANNELS, draw_site
 from data_prep.simulate.layout import (
     PLATE_SPREAD,
@@ -61,20 +62,23 @@ def simulate(options: SimulateOptions) -> None:
         InputError: a number makes no sense, or the output exists or cannot be written.
     """
     _validate(options)
+    check_out(options.out)
     if options.out.exists():
         raise InputError(f"--out {options.out}: exists already; choose another name or remove it")
-    work = options.out.with_name(f".{options.out.name}.simulating")
     make_folder(options.out.parent)
-    shutil.rmtree(work, ignore_errors=True)
     truth = plan(options)
-    make_folder(work / "truth")
-    for plate in truth["Metadata_Plate"].unique():
-        make_folder(work / "images" / plate)
-    rows = [_write_site(work, site, options) for site in _tracked(truth)]
-    pd.DataFrame(rows).to_csv(work / "load_data.csv", index=False)
-    truth.to_parquet(work / "truth" / "parameters.parquet", index=False)
-    write_json(work / "truth" / "settings.json", {k: v for k, v in vars(options).items() if k != "out"})
-    os.rename(work, options.out)
+    with work_folder(options.out, "simulating") as work:
+        plate = work / "plate"
+        shutil.rmtree(plate, ignore_errors=True)
+        make_folder(plate / "truth")
+        for name in truth["Metadata_Plate"].unique():
+            make_folder(plate / "images" / name)
+        rows = [_write_site(plate, site, options) for site in _tracked(truth)]
+        pd.DataFrame(rows).to_csv(plate / "load_data.csv", index=False)
+        truth.to_parquet(plate / "truth" / "parameters.parquet", index=False)
+        write_json(plate / "truth" / "settings.json", {k: v for k, v in vars(options).items() if k != "out"})
+        os.rename(plate, options.out)
+        shutil.rmtree(work)
     console.print(
         f"{options.out}: {len(rows)} sites of {options.plates} plates, {options.compounds} compounds and DMSO"
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def write_pixels(folder: Path, records: Callable[[], Iterator[dict[str, Any]]], 
     """Write all records into shards directly below `folder`."""
     from perturbjax.dataset.shards import record_features, write_shards
 
-    with redirect_stdout(StringIO()):  # tfds announces itself there
+    with redirect_stdout(StringIO()), _full_disk_told(folder):  # tfds announces itself on stdout
         written = write_shards(
             folder / "tfds",
             features=record_features(contents),
@@ -89,6 +90,17 @@ def write_pixels(folder: Path, records: Callable[[], Iterator[dict[str, Any]]], 
     for file in sorted(written.iterdir()):
         file.rename(folder / file.name)
     shutil.rmtree(folder / "tfds")
+
+
+@contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # what array_record raises, with the system's words in it
+        reason = re.search(r"\w+\(\) failed: ([^;]*)", str(error))
+        if reason is None:
+            raise
+        raise InputError(f"{folder}: cannot be written ({reason[1]}); make room and run it again") from error
 
 
 def _open(path: Path) -> Any:
