@@ -32,13 +32,12 @@ def work_folder(out: Path, doing: str) -> Iterator[Path]:
         InputError: it cannot be made or written, the disk is full, or another process is at work there.
     """
     work = make_folder(out.with_name(f".{out.name}.{doing}"))
+    name = "build" if doing == "building" else "process"
     with _disk_told(work), open(work / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(
-                f"{work}: another {doing.removesuffix('ing')} is at work there; wait for it or choose another --out"
-            ) from error
+            raise InputError(f"{work}: another {name} is at work there; wait for it or choose another --out") from error
         yield work
 
 

@@ -144,7 +144,7 @@ def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path) -> str
     if len(empty):
         raise InputError(
             f"{load_data}, row {empty.iloc[0]}: {label_column} is empty ({len(empty)} such rows); "
-            f"fill it in ({SOLVENT} where a well got the solvent only), join --platemap, or choose another --label-column"
+            f"fill it in ({SOLVENT} for the solvent), join --platemap, or choose another --label-column"
         )
     return label_column
 

@@ -156,6 +156,20 @@ def split(argv: Sequence[str]) -> None:
     console.print(f"written: {options.out}")
 
 
+@dataclass(frozen=True)
+class VerifyOptions:
+    path: tyro.conf.Positional[Path]
+    """Directory to check."""
+
+
+def verify(argv: Sequence[str]) -> None:
+    """Check everything that a directory of ours holds against its digests."""
+    from perturbjax.verify import verify as check
+
+    options = _parse(VerifyOptions, argv, "verify", about=verify.__doc__)
+    console.print(f"{options.path}: {check(options.path)}")
+
+
 def features(argv: Sequence[str]) -> None:
     """Extract features of every site with a pretrained backbone, or a run's own network."""
     from perturbjax.features.extract import FeaturesConfig, extract
@@ -206,6 +220,7 @@ VERBS: dict[str, Verb] = {
     "predict": predict,
     "report": report,
     "split": split,
+    "verify": verify,
     "features": features,
     "classify": classify,
     "embed": embed,

@@ -17,6 +17,7 @@ from perturbjax import dataset as module
 from perturbjax.console import InputError
 from perturbjax.dataset import open_dataset, opened
 from perturbjax.dataset.array_record import FEATURES, check_features
+from perturbjax.verify import verify
 
 NPZ_FORMAT = '''
 """Pixels in one .npz a site: all that another storage format takes."""
@@ -255,3 +256,32 @@ def test_a_shard_outside_the_dataset_is_not_read(spoilt):
     forge(spoilt)
     with pytest.raises(InputError, match=r"outside the dataset|cannot be read"):
         open_dataset(spoilt)
+
+
+def test_verify_finds_what_it_wrote_whole(tiny):
+    assert verify(tiny) == "30 sites and 5 files are what was written"
+
+
+def test_verify_finds_a_flipped_bit_of_a_shard(spoilt):
+    shard = next(spoilt.glob("*array_record*"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(InputError, match="is not what was written there"):
+        verify(spoilt)
+
+
+@pytest.mark.parametrize("column", ["label", "n_cells", "Metadata_Well", "mean_Actin"])
+def test_verify_finds_an_index_that_says_other_than_the_records(spoilt, column):
+    index = pd.read_parquet(spoilt / "index.parquet")
+    index[column] = np.roll(index[column], 4)
+    index.loc[7, "n_cells"] += column == "n_cells"
+    index.to_parquet(spoilt / "index.parquet", index=False)
+    forge(spoilt)
+    with pytest.raises(InputError, match=rf"record \d+ .site\d+. has ({column}|other intensities in Actin)"):
+        verify(spoilt)
+
+
+def test_verify_says_where_there_is_nothing_to_verify(tmp_path):
+    with pytest.raises(InputError, match="nothing there can be verified"):
+        verify(tmp_path)

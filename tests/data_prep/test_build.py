@@ -355,6 +355,17 @@ def test_a_bad_image_is_told_of_before_anything_is_segmented(plate, refused, bui
     assert [path.name for path in tmp_path.iterdir()] == ["plate"]
 
 
+def test_an_image_that_claims_far_more_pixels_than_the_others_is_refused(plate, refused, build_arguments, tmp_path):
+    for channel in ("DNA", "Actin", "Tubulin"):
+        path = plate / f"images/SIM002/SIM002_A01_s02_{channel}.tiff"
+        tifffile.imwrite(path, np.zeros((64, 64), np.uint16), compression="zlib", metadata=None, rowsperstrip=64)
+        with tifffile.TiffFile(path, mode="r+") as tiff:
+            for tag in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+                tiff.pages[0].tags[tag].overwrite(6000)
+    assert "row 15: its images claim 6000 x 6000 pixels" in refused(*build_arguments())
+    assert [path.name for path in tmp_path.iterdir()] == ["plate"]
+
+
 def test_an_output_that_cannot_be_written(refused, build_arguments, tmp_path):
     (tmp_path / "file").touch()
     assert "cannot be created" in refused(*build_arguments(out=tmp_path / "file" / "dataset"))
