@@ -6,6 +6,7 @@ through one pipe each: no locks, and so no semaphores that a kill would leave in
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -13,6 +14,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -40,14 +42,17 @@ class Pool:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         """Stop the processes: at once after an error, and else once they have nothing left to do."""
-        for process in self._processes:
+        for process, pipe in zip(self._processes, self._pipes, strict=True):
             if kind is not None:
                 process.kill()
-        for pipe in self._pipes:
-            pipe.close()  # a worker ends when nobody can ask it any more
+                continue
+            with contextlib.suppress(OSError):
+                pipe.send(None)  # closing it is not enough: the listening thread holds it open
         for process in self._processes:
             process.join(10)
             process.kill()
+        for pipe in self._pipes:
+            pipe.close()
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """One result."""
@@ -114,6 +119,7 @@ class Pool:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
+        resource_tracker.ensure_running()  # starting it later would lift the block below
         # Ctrl-C reaches the whole group, and the parent answers it, once: its workers are born deaf to it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -155,10 +161,11 @@ def _work(pipe: Connection) -> None:
 
     def listen() -> None:
         try:
-            while True:
-                tasks.put(pipe.recv())
+            while (message := pipe.recv()) is not None:
+                tasks.put(message)
         except (EOFError, OSError):
-            os._exit(0)
+            pass
+        os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
