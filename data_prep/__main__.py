@@ -6,6 +6,11 @@ from perturbjax.console import run_command
 
 
 def main() -> None:
+    """Run one verb; Ctrl-C is answered in one line from the first import on."""
+    run_command(_run)
+
+
+def _run() -> None:
     from typing import Annotated, Union
 
     import tyro
@@ -24,8 +29,7 @@ def main() -> None:
     }
     named = tuple(Annotated[kind, subcommand(verb, prefix_name=False)] for verb, (kind, _) in verbs.items())
     options = tyro.cli(Union[named], prog="python -m data_prep", description=__doc__)  # noqa: UP007
-    run = dict(verbs.values())[type(options)]
-    run_command(lambda: run(options))
+    dict(verbs.values())[type(options)](options)
 
 
 if __name__ == "__main__":

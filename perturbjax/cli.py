@@ -151,10 +151,10 @@ class SplitOptions:
 def split(argv: Sequence[str]) -> None:
     """Deal a dataset's sites to training and judging, and write the manifest."""
     from perturbjax import splits
-    from perturbjax.dataset import SiteDataset
+    from perturbjax.dataset import open_dataset
 
     options = _parse(SplitOptions, argv, "split", about=split.__doc__)
-    dataset = SiteDataset(options.data)
+    dataset = open_dataset(options.data)
     label = dataset.column(options.label_column or dataset.label_column).name
     manifest = splits.make_split(
         dataset.index, options.policy, label=label, folds=options.folds, fold=options.fold, seed=options.seed
@@ -164,6 +164,20 @@ def split(argv: Sequence[str]) -> None:
     console.print(f"{options.policy}: {splits.MEANING[options.policy]}")
     console.print(f"{len(manifest) - judged} sites train, {judged} judge; fingerprint {splits.fingerprint(manifest)}")
     console.print(f"written: {options.out}")
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    path: tyro.conf.Positional[Path]
+    """Directory to check."""
+
+
+def verify(argv: Sequence[str]) -> None:
+    """Check everything that a directory of ours holds against its digests."""
+    from perturbjax.verify import verify as check
+
+    options = _parse(VerifyOptions, argv, "verify", about=verify.__doc__)
+    console.print(f"{options.path}: {check(options.path)}")
 
 
 def features(argv: Sequence[str]) -> None:
@@ -223,6 +237,7 @@ VERBS: dict[str, Verb] = {
     "predict": predict,
     "report": report,
     "split": split,
+    "verify": verify,
     "features": features,
     "classify": classify,
     "embed": embed,

@@ -14,7 +14,7 @@ from tiny_dataset import write_dataset
 from perturbjax import normalize
 from perturbjax.config import AugmentConfig, InputConfig, OptimConfig, Recipe, SplitConfig
 from perturbjax.console import InputError
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import open_dataset
 from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.training.checkpoint import Checkpoints
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("normalize")
     for name, sites in (("many", SITES), ("few", FEW)):
         write_dataset(folder / name, sites=sites, size=32, channels=CHANNELS)
-    many, few = (SiteDataset(folder / name) for name in ("many", "few"))
+    many, few = (open_dataset(folder / name) for name in ("many", "few"))
     assert all(np.array_equal(a, b) for a, b in zip(many.read(range(FEW)), few.read(range(FEW)), strict=True))
     return folder
 
@@ -79,7 +79,7 @@ def test_a_background_of_the_nine_themselves_would_have_answered_otherwise(train
     forgetful = tmp_path / "run"
     shutil.copytree(run, forgetful)
     config = json.loads((forgetful / CONFIG).read_text())
-    config["facts"]["normalization"] = normalize.fit(SiteDataset(folder / "few"), input)
+    config["facts"]["normalization"] = normalize.fit(open_dataset(folder / "few"), input)
     (forgetful / CONFIG).write_text(json.dumps(config))
     one, other = (answers(r, folder / "few", tmp_path / "out.parquet") for r in (run, forgetful))
     assert np.abs(one - other).max() > 1e-6
@@ -96,7 +96,7 @@ def test_features_of_a_run_use_its_statistics_too(trained, folder, tmp_path):
 
 def test_statistics_stand_in_the_run_and_in_its_checkpoints(trained, folder):
     run = trained("log")
-    index = SiteDataset(folder / "many").index
+    index = open_dataset(folder / "many").index
     background = {name: max(float(np.median(index[f"p01_{name}"])), 1.0) for name in CHANNELS}
     assert open_run(run).facts["normalization"] == {"background": background}
     checkpoints = Checkpoints(run)
@@ -118,7 +118,7 @@ def test_a_plate_that_is_not_whole_is_named_in_one_line(trained, folder, tmp_pat
 
 
 def test_a_new_plate_is_whole_from_half_of_what_plates_had(folder, capsys):
-    few, input = SiteDataset(folder / "few"), InputConfig(normalize="plate")
+    few, input = open_dataset(folder / "few"), InputConfig(normalize="plate")
     for plates, expected in (({"A": 16, "B": 18}, False), ({"A": 40, "B": 44}, True), ({"P0": 9, "B": 99}, False)):
         normalize.statistics_for(few, input, {"plates": plates}, "run", own=False)
         assert ("plate P0 has 9 sites" in said(capsys)) == expected
@@ -143,12 +143,12 @@ def test_a_run_that_kept_nothing_says_where_it_takes_its_statistics(trained, fol
 def test_a_channel_without_statistics_is_named(folder):
     kept = {"background": {"DNA": 100.0}}
     with pytest.raises(InputError, match="channel Actin has no background among the run's"):
-        normalize.intensities(SiteDataset(folder / "many"), InputConfig(normalize="log"), kept)
+        normalize.intensities(open_dataset(folder / "many"), InputConfig(normalize="log"), kept)
 
 
 @pytest.mark.parametrize("name", normalize.METHODS)
 def test_every_way_gives_as_many_channels_as_it_says(folder, name):
-    dataset, input = SiteDataset(folder / "few"), InputConfig(normalize=name)
+    dataset, input = open_dataset(folder / "few"), InputConfig(normalize=name)
     shift, scale = normalize.intensities(dataset, input)
     image, _ = dataset.read(range(FEW))
     seen = normalize.apply(jnp.asarray(image, jnp.float32), shift, scale, name)

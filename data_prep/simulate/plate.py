@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data_prep.output import check_out, work_folder
 from data_prep.simulate.cells import CHANNELS, draw_site
 from data_prep.simulate.layout import (
     PLATE_SPREAD,
-    PLATES,
     SITE_SPREAD,
     TRAITS,
     assign_wells,
@@ -26,6 +26,7 @@ from data_prep.simulate.layout import (
 )
 from perturbjax.console import InputError, console, track
 from perturbjax.files import make_folder, write_json
+from perturbjax.plates import FORMATS
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,23 @@ def simulate(options: SimulateOptions) -> None:
         InputError: a number makes no sense, or the output exists or cannot be written.
     """
     _validate(options)
+    check_out(options.out)
     if options.out.exists():
         raise InputError(f"--out {options.out}: exists already; choose another name or remove it")
-    work = options.out.with_name(f".{options.out.name}.simulating")
     make_folder(options.out.parent)
-    shutil.rmtree(work, ignore_errors=True)
     truth = plan(options)
-    make_folder(work / "truth")
-    for plate in truth["Metadata_Plate"].unique():
-        make_folder(work / "images" / plate)
-    rows = [_write_site(work, site, options) for site in _tracked(truth)]
-    pd.DataFrame(rows).to_csv(work / "load_data.csv", index=False)
-    truth.to_parquet(work / "truth" / "parameters.parquet", index=False)
-    write_json(work / "truth" / "settings.json", {k: v for k, v in vars(options).items() if k != "out"})
-    os.rename(work, options.out)
+    with work_folder(options.out, "simulating") as work:
+        plate = work / "plate"
+        shutil.rmtree(plate, ignore_errors=True)
+        make_folder(plate / "truth")
+        for name in truth["Metadata_Plate"].unique():
+            make_folder(plate / "images" / name)
+        rows = [_write_site(plate, site, options) for site in _tracked(truth)]
+        pd.DataFrame(rows).to_csv(plate / "load_data.csv", index=False)
+        truth.to_parquet(plate / "truth" / "parameters.parquet", index=False)
+        write_json(plate / "truth" / "settings.json", {k: v for k, v in vars(options).items() if k != "out"})
+        os.rename(plate, options.out)
+        shutil.rmtree(work)
     console.print(
         f"{options.out}: {len(rows)} sites of {options.plates} plates, {options.compounds} compounds and DMSO"
     )
@@ -146,8 +150,8 @@ def _validate(options: SimulateOptions) -> None:
     for name, value in least.items():
         if getattr(options, name) < value:
             raise InputError(f"--{name} {getattr(options, name)}: must be at least {value}")
-    if options.wells > max(PLATES):
-        raise InputError(f"--wells {options.wells}: a plate has at most {max(PLATES)}")
+    if options.wells > max(FORMATS):
+        raise InputError(f"--wells {options.wells}: a plate has at most {max(FORMATS)}")
     if options.compounds >= options.wells:
         raise InputError(
             f"--compounds {options.compounds}: need a well each beside DMSO, and there are {options.wells}"

@@ -16,7 +16,7 @@ from flax import nnx
 from perturbjax import normalize
 from perturbjax.config import AugmentConfig, Recipe, check, preset
 from perturbjax.console import InputError, console
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.feed import channels_seen
 from perturbjax.files import read_json
 from perturbjax.models import SIZED, exchange
@@ -86,7 +86,7 @@ def import_run(config: ImportConfig) -> Run:
     imported = exchange.import_state_dict(config.checkpoint, recipe.model.model)
     if imported.image_size is not None:
         recipe = dataclasses.replace(recipe, augment=dataclasses.replace(recipe.augment, crop=imported.image_size))
-    dataset = None if config.data is None else SiteDataset(config.data)
+    dataset = None if config.data is None else open_dataset(config.data)
     label_column = recipe.input.label_column or _known_label_column(described, dataset)
     recipe = dataclasses.replace(recipe, input=dataclasses.replace(recipe.input, label_column=label_column))
     check(recipe)
@@ -142,13 +142,13 @@ def described_recipe(checkpoint: Path) -> Recipe | None:
     return None if described is None else described.recipe
 
 
-def _known_label_column(described: Description | None, dataset: SiteDataset | None) -> str:
+def _known_label_column(described: Description | None, dataset: Dataset | None) -> str:
     if described is not None:
         return described.facts.get("label_column", LABEL_COLUMN)
     return LABEL_COLUMN if dataset is None else dataset.label_column
 
 
-def _say_what_was_assumed(config: ImportConfig, recipe: Recipe, dataset: SiteDataset | None) -> None:
+def _say_what_was_assumed(config: ImportConfig, recipe: Recipe, dataset: Dataset | None) -> None:
     """A bare state dict does not say what its network was fed, and another guess gives other predictions."""
     guessed = "" if config.labels is not None else "; the order of the labels is a guess: give --labels"
     seen = recipe.input
@@ -159,7 +159,7 @@ def _say_what_was_assumed(config: ImportConfig, recipe: Recipe, dataset: SiteDat
 
 
 def _class_names(
-    config: ImportConfig, described: Description | None, classes: int, dataset: SiteDataset | None, label_column: str
+    config: ImportConfig, described: Description | None, classes: int, dataset: Dataset | None, label_column: str
 ) -> list[str]:
     """The names of the logits, from a file, a dataset, or their numbers."""
     if config.labels is not None:
@@ -181,7 +181,7 @@ def _class_names(
 
 
 def _facts(
-    checkpoint: Path, recipe: Recipe, channels: int, dataset: SiteDataset | None, described: Description | None
+    checkpoint: Path, recipe: Recipe, channels: int, dataset: Dataset | None, described: Description | None
 ) -> tuple[dict[str, Any], pd.DataFrame | None]:
     """What identifies the run, and its split; both as far as they are known."""
     label_column = recipe.input.label_column

@@ -21,7 +21,7 @@ import pandas as pd
 from perturbjax import normalize
 from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
-from perturbjax.dataset import INDEX, SiteDataset
+from perturbjax.dataset import INDEX, Dataset, open_dataset
 from perturbjax.files import atomic, make_folder, read_json, write_json
 from perturbjax.splits import fingerprint, read_split, split_for, write_split
 
@@ -66,7 +66,7 @@ class Run:
         known = pd.read_parquet(self.path / SPLIT_FILE).set_index("site_id")["part"]
         return site_ids.map(known).fillna("new").to_numpy()
 
-    def statistics_for(self, dataset: SiteDataset) -> normalize.Statistics:
+    def statistics_for(self, dataset: Dataset) -> normalize.Statistics:
         """What intensities of a dataset are normalised by: the statistics that the run was trained with.
 
         A line is printed where they are not enough (see `normalize.statistics_for`).
@@ -75,7 +75,7 @@ class Run:
         is_own = own is not None and own == dataset_facts(dataset)["index_sha256"]
         return normalize.statistics_for(dataset, self.recipe.input, kept, self.path, own=is_own)
 
-    def open_data(self, path: Path | None = None) -> SiteDataset:
+    def open_data(self, path: Path | None = None) -> Dataset:
         """The dataset at `path`, or else the one the run was started on.
 
         Raises:
@@ -83,7 +83,7 @@ class Run:
         """
         if path is None and self.data is None:
             raise InputError(f"--data: {self.path} was imported without a dataset; name one")
-        return SiteDataset(path or self.data)
+        return open_dataset(path or self.data)
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Add rows to `metrics.jsonl`."""
@@ -111,7 +111,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def dataset_facts(dataset: SiteDataset) -> dict[str, Any]:
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """What a dataset must share with a model that is applied to it, and what identifies it."""
     return {
         "channels": dataset.channel_names,
@@ -125,7 +125,7 @@ def describe_run(
     path: Path,
     *,
     recipe: Recipe,
-    dataset: SiteDataset,
+    dataset: Dataset,
     label_column: str,
     class_names: list[str],
     manifest: pd.DataFrame,

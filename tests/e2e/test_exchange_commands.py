@@ -10,14 +10,14 @@ from commands import SMALL, one_line
 from reference.original import Classifier
 
 from perturbjax.cli import main
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import Dataset, open_dataset
 
 SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def sites(dataset) -> SiteDataset:
-    return SiteDataset(dataset)
+def sites(dataset) -> Dataset:
+    return open_dataset(dataset)
 
 
 @pytest.fixture(scope="module")
