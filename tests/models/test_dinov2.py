@@ -115,7 +115,9 @@ def test_bicubic_weights_are_torch_s(before, after, antialias):
     theirs = torch.nn.functional.interpolate(
         column.expand(1, before, before, before), (after, before), mode="bicubic", antialias=antialias
     )
-    np.testing.assert_allclose(cubic_weights(before, after, antialias=antialias), theirs[0, :, :, 0].T.numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        cubic_weights(before, after, antialias=antialias), theirs[0, :, :, 0].T.numpy(), atol=1e-5
+    )
 
 
 def test_weights_with_registers_and_without_are_told_apart(small, tmp_path):
