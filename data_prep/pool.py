@@ -119,10 +119,8 @@ class Pool:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        resource_tracker.ensure_running()  # starting it later would lift the block below
-        # Ctrl-C reaches the whole group, and the parent answers it, once: its workers are born deaf to it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        resource_tracker.ensure_running()  # starting it later would lift the block of the signal
+        with _deaf_to_ctrl_c():
             for _ in range(self.workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(theirs,), daemon=True)
@@ -131,8 +129,6 @@ class Pool:
                 self._processes.append(process)
                 self._pipes.append(ours)
                 self._load.append(0)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         threading.Thread(target=self._listen, args=(list(self._pipes),), daemon=True).start()
 
     def _listen(self, pipes: list[Connection]) -> None:
@@ -143,6 +139,27 @@ class Pool:
                     self._results.put((pipes.index(pipe), *pipe.recv()))
         except (EOFError, OSError, ValueError, TypeError):  # a worker is gone, or the pool was closed
             self._results.put((None, None, None, None))
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started here are born deaf to Ctrl-C, and none is left half-started by it.
+
+    Ctrl-C reaches the whole group, and the parent answers it, once: after the block, where it came within.
+    """
+    came: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    # The handler too: where another thread of the process takes the signal, Python runs it in this one all the same.
+    answer = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if main:
+            signal.signal(signal.SIGINT, answer)
+    if came:
+        raise KeyboardInterrupt
 
 
 class _Spread:
