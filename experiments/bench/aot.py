@@ -124,7 +124,9 @@ def target_mesh(target: str, count: int) -> Any:
     if target == "h100":
         description = Path(os.environ.get("PERTURBJAX_SHARED", "../shared")) / "targets" / "h100.txtpb"
         if not description.is_file():
-            raise CannotRun(f"h100: no {description}: set PERTURBJAX_SHARED to the folder that holds targets/h100.txtpb")
+            raise CannotRun(
+                f"h100: no {description}: set PERTURBJAX_SHARED to the folder that holds targets/h100.txtpb"
+            )
         options = {"target_config": description.read_text(), "topology": f"1x1x{count}"}
         topology = topologies.get_topology_desc("h100", "cuda", **options)
     else:

@@ -141,7 +141,9 @@ def size(shape: str) -> float:
     )
 
 
-def _run(computations: dict[str, Computation], name: str, times: int = 1) -> Iterator[tuple[Operation, int, Computation]]:
+def _run(
+    computations: dict[str, Computation], name: str, times: int = 1
+) -> Iterator[tuple[Operation, int, Computation]]:
     """Operations that run, how often, and the computation they stand in."""
     computation = computations[name]
     for op in computation.operations.values():
