@@ -235,6 +235,7 @@ def load_network(
     checkpoints = Checkpoints(run.path)
     tree, facts = checkpoints.load(checkpoint, epoch or None)
     checkpoints.close()
+    run.require_own(facts, checkpoints.path)
     wanted = ("params/", "stats/")
     tree = {name: value for name, value in tree.items() if name.startswith(wanted)}
     state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)

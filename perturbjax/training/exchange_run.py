@@ -23,7 +23,7 @@ from perturbjax.models import SIZED, exchange
 from perturbjax.splits import fingerprint, split_for
 from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
 from perturbjax.training.description import Description, read_description, write_described
-from perturbjax.training.run import CONFIG, Run, dataset_facts, open_run, start_run
+from perturbjax.training.run import Run, dataset_facts, locked, open_run, start_run
 from perturbjax.training.step import TrainState
 
 #: What a run knows of the split and the dataset it was trained on, which do not travel with its weights.
@@ -92,16 +92,15 @@ def import_run(config: ImportConfig) -> Run:
     check(recipe)
     class_names = _class_names(config, described, imported.classes, dataset, label_column)
     facts, manifest = _facts(config.checkpoint, recipe, imported.channels, dataset, described)
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out}: is not empty{' and holds a run' * (out / CONFIG).is_file()}; choose another --out")
 
     run = Run(out, recipe, None if dataset is None else dataset.path.absolute(), class_names, facts)
-    start_run(run, manifest)
-    state = TrainState(imported.params, imported.stats, opt_state=(), step=np.int32(imported.batches))
-    known = {"split_fingerprint": facts["split_fingerprint"], "classes": class_names}
-    checkpoints = Checkpoints(out)
-    checkpoints.save(state, epoch=0, facts=known, accuracy=None)
-    checkpoints.close()
+    with locked(out):  # one that was killed is found there, and finished
+        start_run(run, manifest)
+        checkpoints = Checkpoints(out)
+        if not checkpoints.epochs():
+            state = TrainState(imported.params, imported.stats, opt_state=(), step=np.int32(imported.batches))
+            checkpoints.save(state, epoch=0, facts=run.identity, accuracy=None)
+        checkpoints.close()
     if described is None:
         _say_what_was_assumed(config, recipe, dataset)
     console.print(f"imported: {out}; judge it with `perturbjax evaluate --run {out} --data DIR`")
@@ -118,8 +117,9 @@ def export_run(config: ExportConfig) -> Path:
     model = run.recipe.model.model
     layers = exchange.layers_of(model)
     checkpoints = Checkpoints(run.path)
-    tree, _ = checkpoints.load(config.checkpoint, config.epoch or None)
+    tree, known = checkpoints.load(config.checkpoint, config.epoch or None)
     checkpoints.close()
+    run.require_own(known, checkpoints.path)
     first = f"params/{layers[0][1].replace('.', '/')}/kernel/value"
     if first not in tree:
         raise InputError(f"{run.path}: its checkpoint has no {first}; it belongs to another model")
