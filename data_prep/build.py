@@ -20,11 +20,11 @@ import numpy as np
 import perturbjax
 from data_prep import masks, workers
 from data_prep.images import Aggregate
-from data_prep.output import check_out, creation_time, work_folder
+from data_prep.output import creation_time, work_folder
 from data_prep.pool import Pool
 from data_prep.segment import Engine, SegmenterConfig
 from data_prep.sites import FILE, SiteTable, channels_of, choose_label, merged_identities, read_sites
-from perturbjax.console import InputError, console, track
+from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.dataset import INDEX, PROVENANCE, SCHEMA_VERSION, SOURCE_DIGEST, open_dataset, write_dataset
 from perturbjax.files import make_folder, read_json
 
@@ -73,6 +73,13 @@ class BuildOptions:
     overwrite: bool = False
     """Replace a dataset that was built with other settings or of other images."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        require("diameter", self.diameter, self.diameter >= 0, "0 (the engine estimates it) or more")
+        require("resize", self.resize, self.resize >= 0, "0 (keeps the size) or more")
+        require("workers", self.workers, self.workers >= 0, "0 (every core) or more")
+
 
 def build(options: BuildOptions) -> None:
     """Make the dataset directory, or go on making it.
@@ -80,10 +87,7 @@ def build(options: BuildOptions) -> None:
     Raises:
         InputError: input, settings or output cannot be used; nothing is left under the output's name.
     """
-    check_out(options.out)
     created = creation_time()
-    if options.resize < 0:
-        raise InputError(f"--resize {options.resize}: must not be negative; 0 keeps the size")
     stored = _names(options.channels) or tuple(channels_of(options.load_data))
     segmented = _names(options.segment_channels)
     if options.aggregate == "none" and len(stored) > 1 and not segmented:

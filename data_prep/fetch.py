@@ -27,11 +27,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.output import check_out
 from data_prep.platemap import join_platemap
 from data_prep.sites import FILE_COLUMN_PATTERN, file_locations, normalise_position
 from data_prep.tables import read_table
-from perturbjax.console import InputError, console, track
+from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.files import atomic, make_folder
 from perturbjax.plates import SITE, WELL
 
@@ -63,6 +62,12 @@ class FetchOptions:
     base_url: str = GALLERY
     """Where the gallery is served, without its last slash."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        require("sites", self.sites, self.sites >= 0, "0 (all) or more")
+        require("downloads", self.downloads, self.downloads >= 1, "at least one")
+
 
 def fetch(options: FetchOptions) -> None:
     """Fetch images, then write load_data.csv with what each well got: it is there only when all files are.
@@ -71,10 +76,7 @@ def fetch(options: FetchOptions) -> None:
         InputError: the plate, a channel or a well is unknown, the gallery cannot be reached, or the output cannot
             be written.
     """
-    if options.downloads < 1 or options.sites < 0:
-        raise InputError("--downloads must be at least 1 and --sites must not be negative")
     _plain_name(options.plate, "--plate")
-    check_out(options.out)
     make_folder(options.out)
     with _alone(options.out):
         _fetch(options)

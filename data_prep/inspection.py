@@ -13,7 +13,7 @@ from rich.table import Table
 
 from data_prep.images import probe_plane
 from data_prep.sites import FILE, IDENTITY_COLUMNS, SiteTable, choose_label, merged_identities, read_sites
-from perturbjax.console import InputError, track
+from perturbjax.console import InputError, require_sound, track
 from perturbjax.plates import COMPOUND_COLUMNS, PLATE, SITE, WELL, shared_layouts
 
 #: Sites whose files are opened to learn sizes and types.
@@ -38,6 +38,9 @@ class InspectOptions:
     """TSV with well_position and broad_sample, where the CSV does not say what a well got."""
     compounds: Path | None = None
     """TSV with broad_sample, pert_iname, InChIKey … to join to the platemap."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
 
 
 def inspect(options: InspectOptions) -> None:

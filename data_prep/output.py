@@ -14,16 +14,6 @@ from perturbjax.console import InputError
 from perturbjax.files import make_folder
 
 
-def check_out(out: Path) -> None:
-    """Refuse an output that cannot be the name of a new folder.
-
-    Raises:
-        InputError: it is empty, `.`, `..` or a root.
-    """
-    if out.name in ("", "..") or "\0" in str(out):
-        raise InputError(f"--out {str(out)!r}: is no name of a folder to make; give one that does not exist yet")
-
-
 @contextmanager
 def work_folder(out: Path, doing: str) -> Iterator[Path]:
     """`.OUT.doing` beside the output, for one process at a time; what the block leaves there survives a kill.

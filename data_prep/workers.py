@@ -58,13 +58,7 @@ class Settings:
 
 
 def worker_count(asked: int, engine: segment.Engine) -> int:
-    """`asked`, or where it is 0 one for each core, and one where a GPU runs the network.
-
-    Raises:
-        InputError: `asked` is negative.
-    """
-    if asked < 0:
-        raise InputError(f"--workers {asked}: must not be negative; 0 uses every core")
+    """`asked`, or where it is 0 one for each core, and one where a GPU runs the network."""
     if asked:
         return asked
     if engine == "cellpose" and Path("/dev/nvidia0").exists():

@@ -31,11 +31,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 
 from perturbjax import splits
 from perturbjax.config import SplitConfig
-from perturbjax.console import InputError, console, run_command
+from perturbjax.console import InputError, console, parse_options, require_sound, run_command
 from perturbjax.dataset import PLATE, WELL
 from perturbjax.evaluation import figures, views
 from perturbjax.evaluation.bootstrap import Estimate, resample
@@ -76,6 +75,9 @@ class Options:
     """Folder of `*.csv.gz` profiles, one file a plate."""
     out: Path
     """Folder to write to. Candidates that are finished there are not fitted again."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
 
 
 def main(options: Options) -> None:
@@ -228,4 +230,4 @@ def _answer(question: str, subject: str, found: Estimate) -> dict:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Options, description=__doc__)))
+    run_command(lambda: main(parse_options(Options, description=__doc__)))

@@ -19,7 +19,7 @@ import pandas as pd
 import tyro
 
 from perturbjax.config import SplitConfig
-from perturbjax.console import InputError, console, run_command
+from perturbjax.console import InputError, console, parse_options, require, require_sound, run_command
 from perturbjax.dataset import open_dataset
 from perturbjax.evaluation.views import print_judgement, ranking
 from perturbjax.features.classify import classify
@@ -59,6 +59,11 @@ class Options:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     seed: int = 0
     """Decides split, forest, layouts and intervals."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("backbones", self.backbones, bool(self.backbones), "at least one BACKBONE=WEIGHTS")
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
 def main(options: Options) -> None:
@@ -108,4 +113,4 @@ def run_backbone(options: Options, backbone: str, weights: str, label: str) -> p
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Options, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))))
+    run_command(lambda: main(parse_options(Options, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))))

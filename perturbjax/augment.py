@@ -40,9 +40,9 @@ class RawBatch(NamedTuple):
     """Position in the dataset."""
     weight: Float32[Array, " b"]
     """1 for a site, 0 for padding."""
-    shift: Float32[Array, "b k*c"]
+    shift: Float32[Array, "b seen"]
     """Of `normalize.apply`, as is `scale`: all channels in each of k ways."""
-    scale: Float32[Array, "b k*c"]
+    scale: Float32[Array, "b seen"]
 
 
 def record_keys(seed: int | Int[Array, ""], epoch: int | Int[Array, ""], records: Int[Array, " b"]) -> Key[Array, " b"]:
@@ -59,7 +59,7 @@ def prepare(
     augment: AugmentConfig,
     input: InputConfig,
     train: bool,
-) -> Float32[Array, "b crop crop 1+k*c"]:
+) -> Float32[Array, "b crop crop planes"]:
     """Model input: channel 0 the mask, then the normalised image, k times where it is normalised in k ways.
 
     With `train` the records are augmented; without, the whole site is resized to `augment.crop` and nothing is
@@ -229,7 +229,7 @@ def _take(pixels: Array, at: Int[Array, "b crop crop"]) -> Array:
 
 
 def _change_intensity(
-    image: Float[Array, "b crop crop c"], draws: Float[Array, "b 2c"], augment: AugmentConfig
+    image: Float[Array, "b crop crop c"], draws: Float[Array, "b 2*c"], augment: AugmentConfig
 ) -> Float[Array, "b crop crop c"]:
     """Contrast (a factor) and brightness (a sum), drawn for each record and channel."""
     contrast, brightness = jnp.split((2 * draws - 1)[:, None, None, :], 2, axis=-1)

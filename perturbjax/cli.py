@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
 from perturbjax import __version__
 from perturbjax.config import PRESETS, SplitConfig, SplitPolicy, preset
-from perturbjax.console import InputError, console, run_command
+from perturbjax.console import InputError, console, parse_options, require, require_output, require_sound, run_command
 from perturbjax.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -25,17 +26,21 @@ RUN_A_NETWORK = ("train", "evaluate", "predict", "features")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb and leave with its exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    run_command(lambda: _run(words))
+
+
+def _run(argv: list[str]) -> None:
     if argv and argv[0] in RUN_A_NETWORK:
         keep_freed_memory()
     if argv and argv[0] in VERBS:
-        run_command(lambda: VERBS[argv[0]](argv[1:]))
+        VERBS[argv[0]](argv[1:])
+        return
     if argv and argv[0] in ("--version", "-V"):
         print(f"perturbjax {__version__}")
         return
     if argv and argv[0] not in ("-h", "--help"):
-        print(f"error: perturbjax {argv[0]}: unknown; choose one of {', '.join(VERBS)}", file=sys.stderr)
-        sys.exit(2)
+        raise InputError(f"perturbjax {argv[0]}: unknown; choose one of {', '.join(VERBS)}")
     width = max(map(len, VERBS))
     print("usage: perturbjax VERB [options]    (perturbjax VERB --help says more)\n")
     for name, verb in VERBS.items():
@@ -46,14 +51,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(kind: type[T], argv: Sequence[str], verb: str, *, about: str | None, default: T | None = None) -> T:
     extra = {} if default is None else {"default": default}
-    return tyro.cli(
+    return parse_options(
         kind,
-        args=list(argv),
+        argv,
         prog=f"perturbjax {verb}",
         description=about,
         config=(tyro.conf.OmitArgPrefixes,),
         **extra,
     )
+
+
+def _defaults(kind: type[T], **given: Any) -> T:
+    """What tyro shows as defaults where some are `given`. It is never constructed: what is required is missing."""
+    shown = object.__new__(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = given.get(field.name, tyro.MISSING if default is dataclasses.MISSING else default)
+        object.__setattr__(shown, field.name, value)
+    return shown
 
 
 def train(argv: Sequence[str]) -> None:
@@ -62,7 +77,7 @@ def train(argv: Sequence[str]) -> None:
     from perturbjax.training.fit import TrainConfig, fit
 
     name, rest = _take_preset(argv)
-    default = TrainConfig(out=tyro.MISSING, recipe=preset(name))
+    default = _defaults(TrainConfig, recipe=preset(name))
     about = (
         f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe that is shown, now {name}. "
         f"--model NAME is one of {', '.join(BACKBONES)}."
@@ -122,6 +137,9 @@ class ReportOptions:
     run: Path
     """Run directory that was evaluated."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+
 
 def report(argv: Sequence[str]) -> None:
     """Write a run's report.html: one file with its scores, figures and provenance."""
@@ -146,6 +164,13 @@ class SplitOptions:
     """Which of the parts judges, from 0."""
     seed: int = 0
     """Of the shuffle."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        require("folds", self.folds, self.folds >= 2, "2 or more")
+        require("fold", self.fold, 0 <= self.fold < self.folds, f"from 0 to --folds - 1, {self.folds - 1}")
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
 def split(argv: Sequence[str]) -> None:
@@ -216,7 +241,7 @@ def import_torch(argv: Sequence[str]) -> None:
     described = None if name else described_recipe(Path(_value_of("--checkpoint", rest)))
     recipe = described or recipe_for_import(name or "original")
     now = "what export-torch wrote with the weights" if described else name or "original"
-    default = ImportConfig(checkpoint=tyro.MISSING, out=tyro.MISSING, recipe=recipe)
+    default = _defaults(ImportConfig, recipe=recipe)
     about = (
         f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {now}. "
         f"--model NAME is one of {', '.join(name for name, model in BACKBONES.items() if model.original)}."

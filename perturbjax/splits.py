@@ -31,7 +31,7 @@ MEANING: dict[str, str] = {
 
 
 def make_split(
-    index: pd.DataFrame, policy: SplitPolicy, *, label: str, folds: int = 5, fold: int = 0, seed: int = 0
+    index: pd.DataFrame, policy: SplitPolicy | str, *, label: str, folds: int = 5, fold: int = 0, seed: int = 0
 ) -> pd.DataFrame:
     """Deal groups into `folds` parts with similar label shares; part `fold` judges.
 
@@ -86,7 +86,7 @@ def make_split(
     return manifest
 
 
-def group_of_site(index: pd.DataFrame, policy: SplitPolicy) -> np.ndarray:
+def group_of_site(index: pd.DataFrame, policy: SplitPolicy | str) -> np.ndarray:
     """(n,) text: the group that each site belongs to under a policy."""
     if policy == "site":
         return index["site_id"].to_numpy(dtype=object)

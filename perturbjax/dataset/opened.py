@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ CHECKED_AT_ONCE = (".parquet", ".json", ".txt")
 _FACTS = {"channels_stored": list, "image_dtype": str, "label_column": str, "files": dict, "format": str}
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Sites by position, their metadata by column."""
 
@@ -84,6 +85,7 @@ class Dataset(Protocol):
         ...
 
 
+@runtime_checkable
 class PixelStore(Protocol):
     """What a storage format gives: records by position. It is pickled with the dataset, and raises what it likes."""
 

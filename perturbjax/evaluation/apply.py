@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from perturbjax.console import console
+from perturbjax.console import console, require, require_output, require_sound
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation import views
 from perturbjax.evaluation.judge import judge, run_as_subject
@@ -46,6 +46,11 @@ class ApplyConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
+        require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
+
 
 @dataclass(frozen=True)
 class PredictConfig:
@@ -57,6 +62,10 @@ class PredictConfig:
     out: Path
     """Parquet to write: Metadata_*, site_id, part, label, predicted, and one probability a class."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -67,6 +76,10 @@ class EvaluateConfig:
     """Dataset directory; by default the one the run was trained on."""
     replicates: int = 2000
     """Bootstrap resamples of whole wells behind each interval."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("replicates", self.replicates, self.replicates >= 1, "at least one")
 
 
 def apply_run(run: Run, dataset: Dataset, positions: np.ndarray, config: ApplyConfig) -> Predictions:

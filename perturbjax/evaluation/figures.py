@@ -186,7 +186,9 @@ def plot_confusion(matrix: Int[np.ndarray, "classes classes"], class_names: Sequ
     return Path(path)
 
 
-def _name_frequent_columns(axes: Axes, matrix: np.ndarray, columns: list[int], class_names: Sequence[str]) -> None:
+def _name_frequent_columns(
+    axes: Axes, matrix: np.ndarray, columns: Sequence[int] | np.ndarray, class_names: Sequence[str]
+) -> None:
     """Too many classes to name: name the ten that are predicted most, where they do not run into each other."""
     predicted = matrix.sum(axis=0)[columns]
     chosen: list[int] = []

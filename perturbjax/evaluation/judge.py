@@ -50,8 +50,8 @@ class Subject:
     """
 
     name: str
-    test: tuple[Float[np.ndarray, "test classes"], ...]
-    train: tuple[Float[np.ndarray, "train classes"], ...] = ()
+    test: tuple[Float[np.ndarray, "_test classes"], ...]
+    train: tuple[Float[np.ndarray, "_train classes"], ...] = ()
 
 
 def run_as_subject(

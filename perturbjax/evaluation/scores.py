@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Num, Shaped
 
 from perturbjax.console import InputError
 
@@ -39,14 +39,16 @@ class Counts:
     """Examples predicted to be it."""
     hits: Float[np.ndarray, "*clusters classes"]
     """Both."""
-    top: Float[np.ndarray, " *clusters"]
+    top: Num[np.ndarray | np.generic, " *clusters"]
     """Examples whose true class is among the `TOP_K` most probable."""
     class_weight: Float[np.ndarray, "*clusters classes"] | None = None
     """How often each class counts in an average over classes; None: each once."""
     examples: Examples | None = None
     """The same, example by example; None where the answer is no probabilities (a class drawn by chance)."""
 
-    def over_classes(self, values: Float[np.ndarray, "*clusters classes"]) -> Float[np.ndarray, " *clusters"]:
+    def over_classes(
+        self, values: Shaped[np.ndarray, "*clusters classes"]
+    ) -> Num[np.ndarray | np.generic, " *clusters"]:
         """Sum over classes, each as often as it counts."""
         return (values if self.class_weight is None else values * self.class_weight).sum(axis=-1)
 
@@ -110,24 +112,24 @@ def count(
     return Counts(table(labels), table(predicted), table(labels, labels == predicted), top, examples=examples)
 
 
-def accuracy(counts: Counts) -> Float[np.ndarray, " *clusters"]:
+def accuracy(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
     """Share of the examples whose most probable class is the true one."""
     return counts.hits.sum(axis=-1) / counts.truth.sum(axis=-1)
 
 
-def top5(counts: Counts) -> Float[np.ndarray, " *clusters"]:
+def top5(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
     """Share of the examples whose true class is among the `TOP_K` most probable."""
     return counts.top / counts.truth.sum(axis=-1)
 
 
-def balanced_accuracy(counts: Counts) -> Float[np.ndarray, " *clusters"]:
+def balanced_accuracy(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
     """Mean recall of the classes that occur in the truth."""
     in_truth = counts.truth > 0
     recall = counts.hits / np.where(in_truth, counts.truth, 1)
     return counts.over_classes(recall) / counts.over_classes(in_truth)
 
 
-def macro_f1(counts: Counts) -> Float[np.ndarray, " *clusters"]:
+def macro_f1(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
     """Mean F1 of the classes that occur in the truth or among the predictions."""
     either = counts.truth + counts.predicted
     f1 = 2 * counts.hits / np.where(either > 0, either, 1)
@@ -150,7 +152,7 @@ class Metric:
     """
 
     words: str
-    function: Callable[..., Float[np.ndarray, " rows"]]
+    function: Callable[..., Num[np.ndarray | np.generic, " *rows"]]
     made_of: Literal["counts", "probabilities"] = "counts"
     class_averaged: bool = False
     bounds: tuple[float, float] = (0.0, 1.0)

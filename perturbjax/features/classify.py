@@ -113,8 +113,6 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, np.ndarray]:
         console.print(f"features: {empty.sum()} rows without {config.label_column} left out")
         profiles = profiles.take(~empty)
     column, _, value = config.negcon.partition("=")
-    if not column or not value:
-        raise InputError(f"--negcon {config.negcon}: write COLUMN=VALUE, such as Metadata_control_type=negcon")
     if column not in profiles.metadata.columns:
         return profiles, np.zeros(len(profiles), dtype=bool)
     return profiles, (profiles.metadata[column] == value).to_numpy()
@@ -123,8 +121,6 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, np.ndarray]:
 def _manifests(config: ClassifyConfig, profiles: Profiles) -> dict[str, pd.DataFrame]:
     """Who trains and who judges, by the name of the fold."""
     label, split = config.profiles.label_column, config.split
-    if config.hold_out and (config.all_folds or split.split_file):
-        raise InputError("--hold-out: does not go with --all-folds or --split-file; choose one")
     if config.hold_out:
         plates = sorted(profiles.column(PLATE).unique())
         chosen = plates if config.hold_out == EACH else [config.hold_out]

@@ -65,10 +65,6 @@ def embed(config: EmbedConfig) -> Path:
     from perturbjax.features.normalize import as_table
 
     out = Path(config.out)
-    if out.suffix != ".png":
-        raise InputError(f"--out {out}: must end in .png; the interactive page goes beside it")
-    if not 1 <= config.highlight <= len(COLOURS):
-        raise InputError(f"--highlight {config.highlight}: must be from 1 to {len(COLOURS)}")
     profiles, negcon = load_profiles(config.profiles)
     if len(profiles) < 4:
         raise InputError(f"{config.profiles.features[0]}: {len(profiles)} rows; a layout needs four or more")
@@ -126,7 +122,7 @@ def lay_out_tsne(features: Float[np.ndarray, "n d"], perplexity: int, seed: int)
 
 
 def measure(
-    features: Float[np.ndarray, "n d"], points: Float[np.ndarray, "n 2"], labels: np.ndarray, *, k: int
+    features: Float[np.ndarray, "n d"], points: Float[np.ndarray, "n axes"], labels: np.ndarray, *, k: int
 ) -> Quality:
     """How well `labels` hold together among `features` and among `points`."""
     from sklearn.metrics import silhouette_score

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Float32
 
 from perturbjax.augment import RawBatch
 from perturbjax.config import InputConfig, Precision
-from perturbjax.console import InputError, console, track
+from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.dataset import INDEX, Dataset, open_dataset
 from perturbjax.features import tables
 from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, dihedral, intensity_range
@@ -65,6 +65,18 @@ class FeaturesConfig:
     """parquet: Metadata_* first, then one column a feature. anndata: an .h5ad."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        if self.run is None and not self.weights:
+            backbone = BACKBONES.get(self.backbone)
+            such = f", such as {backbone.source}, {backbone.licence}" if backbone and backbone.source else ""
+            raise InputError(
+                f"--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME{such}), or else --run"
+            )
+        require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8: a square has 8 symmetries")
+        require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
+
 
 @dataclass(frozen=True)
 class Extractor:
@@ -90,7 +102,8 @@ def extract(config: FeaturesConfig) -> Path:
         InputError: dataset, weights or run cannot be used or do not fit, a flag makes no sense, or `out` cannot be
             written.
     """
-    _check(config)
+    if config.format == "anndata":
+        tables.require_anndata()
     dataset = open_dataset(config.data)
     make_folder(config.out.parent)
     placement = open_devices(config.compute)
@@ -165,19 +178,6 @@ def _one_ahead(items: Iterator[Array]) -> Iterator[Array]:
 def _feature_names(groups: list[str], count: int) -> list[str]:
     numbers = range(1, count // len(groups) + 1)
     return [f"{group}_{number:04d}" for group in groups for number in numbers]
-
-
-def _check(config: FeaturesConfig) -> None:
-    if config.run is None and not config.weights:
-        backbone = BACKBONES.get(config.backbone)
-        such = f", such as {backbone.source}, {backbone.licence}" if backbone is not None and backbone.source else ""
-        raise InputError(f"--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME{such}), or else --run")
-    if not 1 <= config.augmentations <= 8:
-        raise InputError(f"--augmentations {config.augmentations}: a square has 8 symmetries; give 1 to 8")
-    if config.batch_size < 1 or (config.adapt.size or 0) < 0:
-        raise InputError("--batch-size and --size: must be at least 1 and 0")
-    if config.format == "anndata":
-        tables.require_anndata()
 
 
 def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Placement) -> Extractor:

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Array, Float, Float32, Int
 
 from perturbjax.augment import RawBatch
-from perturbjax.console import InputError
+from perturbjax.console import InputError, require, require_sound
 from perturbjax.dataset import PLATE, Dataset
 from perturbjax.models.backbone import HALF, IMAGENET, UNCHANGED, Colours
 
@@ -48,6 +48,10 @@ class AdaptConfig:
     size: int | None = None
     """Side in pixels that sites are resized to, with antialiasing; 0 keeps their own size. By default what the
     backbone is usually applied at (224)."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("size", self.size, self.size is None or self.size >= 0, "0 (as it is) or more")
 
 
 def channel_triples(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jax.sharding import Sharding
 from jaxtyping import Array, Float32, Int32, UInt
@@ -24,6 +24,7 @@ class ResidentArrays(NamedTuple):
     scale: Float32[Array, "n kc"]
 
 
+@runtime_checkable
 class Feed(Protocol):
     """Batches of any order of a dataset's records, on the devices. To be used in a `with` block.
 
@@ -44,6 +45,7 @@ class Feed(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+@runtime_checkable
 class Devices(Protocol):
     """Which devices a feed's batches are for, and how they are put there (see `training.devices.Placement`)."""
 

@@ -65,7 +65,7 @@ class Decoder:
 
 def _halve(
     image: UInt[np.ndarray, "h w c"], mask: UInt16[np.ndarray, "h w"]
-) -> tuple[UInt[np.ndarray, "h/2 w/2 c"], UInt16[np.ndarray, "h/2 w/2"]]:
+) -> tuple[UInt[np.ndarray, "h2 w2 c"], UInt16[np.ndarray, "h2 w2"]]:
     """Image averaged over 2 × 2 pixels, mask picked from them; an odd last row or column is repeated."""
     if any(side % 2 for side in mask.shape):
         pad = [(0, side % 2) for side in mask.shape]

@@ -22,9 +22,9 @@ class Sites:
     """Names in logit order."""
     labels: Int32[np.ndarray, " n"]
     """Index into `class_names`, -1 where the record's class is not among them."""
-    shift: Float32[np.ndarray, "n k*c"]
+    shift: Float32[np.ndarray, "n seen"]
     """What the model input is made with, see `normalize.apply`: all channels in each of k ways; in stored units."""
-    scale: Float32[np.ndarray, "n k*c"]
+    scale: Float32[np.ndarray, "n seen"]
     mask_of: Int32[np.ndarray, " n"]
     """The record whose mask goes with each image: its own, unless masks are shuffled."""
 

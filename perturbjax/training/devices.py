@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from perturbjax.console import InputError, console
+from perturbjax.console import InputError, console, require, require_sound
 from perturbjax.feed import Feed, Order, ResidentArrays, Rows, gather
 from perturbjax.files import make_folder
 from perturbjax.training.step import PredictStep, Sums, TrainState, TrainStep
@@ -45,6 +45,10 @@ class ComputeConfig:
     """How many devices at most; 0 takes all."""
     compile_cache: str = "default"
     """Folder that keeps compiled programs between commands; default: the user's cache directory; none: no cache."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("device-count", self.device_count, self.device_count >= 0, "0 (all) or more")
 
 
 @dataclass(frozen=True)

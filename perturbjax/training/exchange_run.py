@@ -14,8 +14,8 @@ import tyro
 from flax import nnx
 
 from perturbjax import normalize
-from perturbjax.config import AugmentConfig, Recipe, check, preset
-from perturbjax.console import InputError, console
+from perturbjax.config import AugmentConfig, Recipe, preset
+from perturbjax.console import InputError, console, require, require_output, require_sound
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.feed import channels_seen
 from perturbjax.files import read_json
@@ -56,6 +56,10 @@ class ImportConfig:
     """Dataset directory to judge the network on; it can also be given to evaluate."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=recipe_for_import)
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -69,6 +73,11 @@ class ExportConfig:
     """latest: after the last epoch. best: the most accurate on the judging sites."""
     epoch: int = 0
     """Export the checkpoint of this epoch; 0 takes the newest, or the best."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out, ".pth", ".safetensors")
+        require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
 
 
 def import_run(config: ImportConfig) -> Run:
@@ -89,7 +98,6 @@ def import_run(config: ImportConfig) -> Run:
     dataset = None if config.data is None else open_dataset(config.data)
     label_column = recipe.input.label_column or _known_label_column(described, dataset)
     recipe = dataclasses.replace(recipe, input=dataclasses.replace(recipe.input, label_column=label_column))
-    check(recipe)
     class_names = _class_names(config, described, imported.classes, dataset, label_column)
     facts, manifest = _facts(config.checkpoint, recipe, imported.channels, dataset, described)
 

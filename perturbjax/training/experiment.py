@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from perturbjax.config import Recipe, check
+from perturbjax.config import Recipe
 from perturbjax.console import InputError, console
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.feed import Decoder, Order, Sites, channels_seen, describe_sites
@@ -87,7 +87,6 @@ def prepare_experiment(
         if data is None:
             raise InputError("--data: is required; give the dataset directory that `python -m data_prep build` wrote")
         dataset = open_dataset(data)
-        check(recipe)
         label_column = dataset.column(recipe.input.label_column or dataset.label_column).name
         manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from perturbjax.config import Recipe
-from perturbjax.console import InputError, console, track
+from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.feed import FeedChoice, open_feed
 from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.checkpoint import Checkpoints
@@ -59,6 +59,15 @@ class TrainConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        require("workers", self.workers, self.workers >= 0, "0 or more")
+        require("evaluate-every", self.evaluate_every, self.evaluate_every >= 1, "at least one")
+        require("checkpoint-every", self.checkpoint_every, self.checkpoint_every >= 1, "at least one")
+        require("keep-latest", self.keep_latest, self.keep_latest >= 1, "at least one")
+        require("keep-best", self.keep_best, self.keep_best >= 1, "at least one")
 
 
 def fit(config: TrainConfig) -> Run:

@@ -392,7 +392,7 @@ def test_overwrite_deletes_no_file_of_the_users(plate, refused, build_arguments,
 def test_an_output_without_a_name_is_one_line(refused, build_arguments, verb, out):
     arguments = build_arguments() if verb == "build" else ["simulate", "--out", "x"]
     arguments[arguments.index("--out") + 1] = out
-    assert "is no name of a folder to make" in refused(*arguments)
+    assert "must be the name of what to make" in refused(*arguments)
 
 
 def test_a_date_that_is_none_is_one_line(refused, build_arguments, tmp_path, monkeypatch):

@@ -201,6 +201,6 @@ def test_on_plates_of_one_layout_position_alone_names_every_compound(shared):
     tables = [pd.read_csv(file, usecols=columns) for file in files]
     labels = pd.factorize(pd.concat(tables)["Metadata_pert_iname"])[0]
     index, held = pd.concat(tables, ignore_index=True), np.repeat(np.arange(len(files)), 384) == 0
-    found = baselines.position(index[~held], labels[~held], index[held], labels.max() + 1)
+    found = baselines.position(index[~held], labels[~held], index[held], int(labels.max()) + 1)
     assert labels.max() + 1 == 303
     assert accuracy(found, labels[held]) == 1.0

@@ -195,10 +195,9 @@ def test_missing_and_constant_features_are_said_and_harmless(tmp_path: Path, cap
         ({"models": "lda,forest"}, "--models forest: unknown; choose from all, ridge"),
         ({"models": ","}, "--models ',': names none"),
         ({"hold_out": "P9"}, "--hold-out P9: no such plate; choose each or one of P0, P1, P2, P3"),
-        ({"all_folds": True}, "--hold-out: does not go with"),
+        ({"all_folds": True}, "--hold-out P3: must be without --all-folds"),
         ({"hold_out": "", "split": SplitConfig("plate", folds=5)}, "there are only 4 groups"),
         ({"hold_out": "", "split": SplitConfig("layout")}, "fold|groups"),
-        ({"preparation": Preparation(correlation=2.0)}, "--correlation 2.0"),
     ],
 )
 def test_flags_that_make_no_sense_are_one_line(tmp_path: Path, changes: dict, says: str) -> None:

@@ -164,7 +164,7 @@ def test_augmentations_average_over_the_symmetries_of_the_square(data, weights, 
     model = load_pretrained("resnet18", weights).model
     forward = nnx.jit(lambda model, x: model(x, Mode()).features)
     x = adapted(data, settings, positions=[1])
-    views = {np.asarray(view).tobytes(): view for view in (dihedral(x, element) for element in range(8))}
+    views = {np.asarray(view).tobytes(): view for view in (dihedral(jnp.asarray(x), element) for element in range(8))}
     assert len(views) == 8  # eight different images
     expected = np.mean([np.asarray(forward(model, view))[0] for view in views.values()], axis=0)
     np.testing.assert_allclose(averaged[1], expected, atol=1e-4 * np.abs(expected).max())
@@ -240,7 +240,7 @@ class TestAdaptation:
     ("changes", "message"),
     [
         ({"weights": ""}, "--weights: is required"),
-        ({"augmentations": 9}, "--augmentations 9: a square has 8"),
+        ({"augmentations": 9}, "--augmentations 9: must be 1 to 8: a square has 8"),
         ({"adapt": AdaptConfig(channels="RNA")}, "'RNA' is not stored"),
         ({"backbone": "attention"}, "has no published weights; choose one of resnet18"),
     ],
