@@ -73,9 +73,9 @@ def test_a_loss_that_is_not_finite_names_the_checkpoint_that_stays(run, checkpoi
 
 
 def test_a_directory_is_kept_by_one_at_a_time(tmp_path):
-    with locked(tmp_path / "run"):
-        with pytest.raises(InputError, match="another process is training there"), locked(tmp_path / "run"):
-            pass
+    kept = locked(tmp_path / "run")
+    with kept, pytest.raises(InputError, match="another process is training there"), locked(tmp_path / "run"):
+        pass
     with locked(tmp_path / "run"):
         pass
     (tmp_path / "thesis.txt").write_text("years of work")
