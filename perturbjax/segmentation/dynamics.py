@@ -283,7 +283,7 @@ def _check(
     mine = labels.at[where].get(mode="fill", fill_value=0) == ids[:, None, None]
     mine &= ids[:, None, None] > 0
     flow = maps[..., :2].at[where].get(mode="fill", fill_value=0) / FLOW_SCALE
-    extent = boxes[:, 2:] - boxes[:, :2]
+    extent = jnp.where(ids[:, None] > 0, boxes[:, 2:] - boxes[:, :2], 0)
     difference = jnp.square(_flow_of(mine, 2 * (extent.sum(1) + 4)) - flow).sum(-1)
     error = jnp.where(mine, difference, 0).sum((1, 2)) / jnp.maximum(mine.sum((1, 2)), 1)
     holes = _holes(mine)
