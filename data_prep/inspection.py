@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data_prep.images import probe_plane
 from data_prep.sites import FILE, IDENTITY_COLUMNS, SiteTable, choose_label, merged_identities, read_sites
-from perturbjax.console import InputError, require_sound, track
+from perturbjax.console import InputError, PlainConsole, require_sound, terminal_text, track
 from perturbjax.plates import COMPOUND_COLUMNS, PLATE, SITE, WELL, shared_layouts
 
 #: Sites whose files are opened to learn sizes and types.
@@ -57,16 +57,17 @@ def inspect(options: InspectOptions) -> None:
         must_exist=False,
     )
     label_column = choose_label(table.sites, options.label_column, options.load_data)
-    out = Console(highlight=False, soft_wrap=True)
+    out = PlainConsole()
     if not out.is_terminal:
         out.width = PLAIN_WIDTH
     out.print(_counts(table))
     out.print(_channels(table, sizes := _sizes(table)))
     out.print(_labels(table, label_column))
-    for warning in [*warnings(table.sites, label_column), *merged_identities(table.sites, label_column)]:
-        out.print(f"[yellow]warning[/yellow]: {warning}")
+    found = [*warnings(table.sites, label_column), *merged_identities(table.sites, label_column)]
     if len({shape for counts in sizes.values() for shape, _ in counts}) > 1:
-        out.print("[yellow]warning[/yellow]: sites differ in size; training needs one size: build with --resize N")
+        found.append("sites differ in size; training needs one size: build with --resize N")
+    for warning in found:
+        out.print(Text.assemble(("warning", "yellow"), f": {terminal_text(warning)}"))
     _refuse_missing(table)
 
 
@@ -141,7 +142,7 @@ def _channels(table: SiteTable, sizes: dict[str, Counter]) -> Table:
     for channel in table.channels:
         missing = int((table.sites[FILE + channel] == "").sum())
         kinds = ", ".join(f"{h} x {w} {dtype} ({n})" for ((h, w), dtype), n in sizes[channel].most_common(4))
-        shown.add_row(channel, str(len(table) - missing), f"[red]{missing}[/red]" if missing else "0", kinds or "-")
+        shown.add_row(channel, str(len(table) - missing), Text(str(missing), "red" if missing else ""), kinds or "-")
     return shown
 
 

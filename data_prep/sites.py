@@ -6,7 +6,6 @@ is known of the site (`Metadata_*`). Channels are found by the name in their col
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pandas as pd
 from data_prep.platemap import join_platemap
 from data_prep.tables import FIRST_ROW, SOLVENT, read_table
 from perturbjax.console import InputError
+from perturbjax.files import file_digest
 from perturbjax.plates import PLATE, SITE, WELL, normalise_well
 
 #: The label is the first of these that a table has, unless `--label-column` says otherwise.
@@ -110,7 +110,7 @@ def read_sites(
             for row, folder, name in zip(sites["row"], folders, names, strict=True)
         ]
     files = {"load_data": load_data, "platemap": platemap, "compounds": compounds}
-    sha256 = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in files.items() if path}
+    sha256 = {name: file_digest(Path(path)) for name, path in files.items() if path}
     return SiteTable(sites, chosen, Path(load_data), sha256)
 
 

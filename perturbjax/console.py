@@ -1,7 +1,7 @@
 """How every command talks to a person: options that are checked, one-line errors, and progress that says what is left.
 
 Text that comes from data (a compound's name, a path) is shown as it is: `console` knows no markup and no control
-characters, and `plot_text`, `html_text` and `csv_text` do the same for the three other places it is shown in.
+characters, and `PLOT_TEXT`, `html_text` and `csv_text` do the same for the three other places it is shown in.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ T = TypeVar("T")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 #: Seconds between progress lines where the output is a file or a pipe.
 PLAIN_INTERVAL_S = 10.0
+#: Settings of matplotlib's under which text is text; else what stands between two `$` is read as a formula.
+PLOT_TEXT: dict[str, Any] = {"text.parse_math": False}
 #: Whole numbers of options stay below this: more is a slip of the keyboard, and overflows somewhere.
 LARGEST = 2**32
 #: What a disk, a quota or a limit on a file's size says when it is reached.
@@ -43,11 +45,6 @@ REFUSED, INTERRUPTED, NOBODY_READS = 2, 130, 141
 def terminal_text(text: str) -> str:
     """Text for a terminal: control characters are shown as �, line breaks and tabs are kept."""
     return CONTROL.sub(lambda found: found[0] if found[0] in "\n\t" else "�", text)
-
-
-def plot_text(text: str) -> str:
-    """Text for matplotlib, which would read what stands between two `$` as a formula."""
-    return CONTROL.sub("�", text).replace("$", r"\$")
 
 
 def html_text(value: object) -> str:

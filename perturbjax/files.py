@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from perturbjax.console import InputError
+from perturbjax.console import InputError, csv_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -54,6 +58,26 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def write_csv(path: Path, table: pd.DataFrame, *, index: bool = False) -> None:
+    """Write a table for people, atomically: no cell, name of a column or of a row is run by a spreadsheet."""
+    guarded = table.rename(columns=csv_text, index=csv_text).map(csv_text)
+    with atomic(path) as temporary:
+        guarded.to_csv(temporary, index=index)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
 def read_json(path: Path, **options: Any) -> Any:
     """Read JSON; `options` as `json.loads` takes them.
 
@@ -64,5 +88,7 @@ def read_json(path: Path, **options: Any) -> Any:
         return json.loads(Path(path).read_text(), **options)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:  # text that is no UTF-8, no JSON, or too deep
+    except ValueError as error:  # text that is no UTF-8, or no JSON
         raise InputError(f"{path}: is not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: is nested too deeply for JSON of ours") from error

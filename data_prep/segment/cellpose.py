@@ -7,7 +7,6 @@ then loaded must be that very file. torch is imported in this process: run it in
 
 from __future__ import annotations
 
-import hashlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt, UInt16
 
 from perturbjax.console import InputError
+from perturbjax.files import file_digest
 
 #: A tensor that only that major version's networks have (the readout of the transformer; the last convolution).
 _SIGNATURE = {3: "output.2.weight", 4: "W2"}
@@ -53,7 +53,7 @@ class Cellpose:
             "engine": "cellpose",
             "version": self.version,
             "weights": self.path.name,
-            "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            "sha256": file_digest(self.path),
             "parameters": {"diameter": self.diameter or "the weights' own", "max_size_fraction": LARGEST},
         }
 

@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt, UInt16
 
 from perturbjax.console import InputError
 from perturbjax.dataset.schema import INDEX, INDEX_COLUMNS, LARGEST_SITE, PROVENANCE, SCHEMA_VERSION
-from perturbjax.files import read_json
+from perturbjax.files import file_digest, read_json
 
 #: How pixels can be stored → the module with that format's `open_pixels` and `write_pixels`.
 FORMATS = {"array_record": "perturbjax.dataset.array_record"}
@@ -235,12 +235,6 @@ class SiteDataset:
             ) from error
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 (hexadecimal) of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def content_digest(files: dict[str, dict[str, Any]]) -> str:
     """One SHA-256 over the names and digests of a dataset's files."""
     digests = {name: file["sha256"] for name, file in files.items()}
@@ -293,7 +287,7 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
                 f"{found}: has {size} bytes, and {file['bytes']} were written: it is cut short or was changed; "
                 "build the dataset again"
             )
-        if found.suffix in CHECKED_AT_ONCE and sha256_of(found) != file["sha256"]:
+        if found.suffix in CHECKED_AT_ONCE and file_digest(found) != file["sha256"]:
             raise InputError(f"{found}: is not what was written there (its SHA-256 differs); build the dataset again")
 
 

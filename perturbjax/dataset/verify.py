@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from perturbjax.console import InputError, track
-from perturbjax.dataset.opened import SiteDataset, sha256_of
+from perturbjax.dataset.opened import SiteDataset
 from perturbjax.dataset.schema import INDEX, STATISTICS, count_cells, metadata_of, site_statistics
+from perturbjax.files import file_digest
 
 
 def verify_dataset(path: Path) -> str:
@@ -19,7 +20,7 @@ def verify_dataset(path: Path) -> str:
     """
     dataset = SiteDataset(path)
     for name, file in dataset.provenance["files"].items():
-        if sha256_of(dataset.path / name) != file["sha256"]:
+        if file_digest(dataset.path / name) != file["sha256"]:
             raise InputError(f"{dataset.path / name}: is not what was written there; build the dataset again")
     for position in track(range(len(dataset)), total=len(dataset), label="verifying", unit="sites"):
         _verify_record(dataset, position)

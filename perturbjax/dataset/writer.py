@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from perturbjax.dataset.opened import FORMATS, content_digest, sha256_of
+from perturbjax.dataset.opened import FORMATS, content_digest
 from perturbjax.dataset.schema import (
     INDEX,
     PROVENANCE,
@@ -21,7 +21,7 @@ from perturbjax.dataset.schema import (
     label_names,
     metadata_of,
 )
-from perturbjax.files import atomic, write_json
+from perturbjax.files import atomic, file_digest, write_json
 
 
 def write_dataset(
@@ -69,7 +69,7 @@ def write_dataset(
     with atomic(folder / INDEX) as temporary:
         pd.DataFrame(index).to_parquet(temporary, index=False)
     held = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(folder.iterdir())
         if path.is_file()
     }

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from perturbjax.console import InputError
+from perturbjax.console import PLOT_TEXT, InputError
 from perturbjax.evaluation.judgement import Judgement, ranked
 from perturbjax.evaluation.scores import METRICS
 from perturbjax.files import atomic
@@ -47,7 +47,7 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE | PLOT_TEXT):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         with atomic(Path(path)) as temporary:

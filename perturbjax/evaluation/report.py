@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import html
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from perturbjax.config import PRESETS, Recipe, recipe_from_dict
-from perturbjax.console import InputError
+from perturbjax.console import InputError, html_text
 from perturbjax.dataset import PROVENANCE
 from perturbjax.evaluation import figures
 from perturbjax.evaluation.baselines import BASELINES
@@ -67,7 +66,7 @@ def write_report(run: Path) -> Path:
         _provenance(config),
         _reproduce(run, config, evaluated=judgement is not None),
     ]
-    title = _text(f"perturbjax: {run.resolve().name}")
+    title = html_text(f"perturbjax: {run.resolve().name}")
     page = (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
@@ -129,27 +128,23 @@ def _read_per_class(file: Path) -> pd.DataFrame:
     return pd.read_csv(file, dtype={"class": str}, keep_default_na=False, na_values=shares)
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
 def _table(head: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> str:
     """An HTML table; cells are HTML already, each row comes with its CSS class."""
     body = "".join(f'<tr class="{css}">' + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row, css in rows)
-    titles = "".join(f"<th>{_text(title)}</th>" for title in head)
+    titles = "".join(f"<th>{html_text(title)}</th>" for title in head)
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _asked(config: dict[str, Any], judgement: Judgement | None) -> str:
     asked = []
     if label := config.get("facts", {}).get("label_column"):
-        asked.append(f"<p>Asked: which <b>{_text(label)}</b> was this site given?</p>")
+        asked.append(f"<p>Asked: which <b>{html_text(label)}</b> was this site given?</p>")
     if config.get("recipe"):
-        asked.append(f"<p>Network <b>{_text(config['recipe'].get('model', {}).get('model', '?'))}</b>.</p>")
+        asked.append(f"<p>Network <b>{html_text(config['recipe'].get('model', {}).get('model', '?'))}</b>.</p>")
     if judgement:
-        asked.append(f"<p>{_text(tested_on(judgement))}</p>")
-        asked += [f'<p class="headline"><b>{_text(sentence)}</b></p>' for sentence in headline(judgement)]
-        asked += [f'<p class="warning">{_text(warning)}</p>' for warning in judgement.warnings()]
+        asked.append(f"<p>{html_text(tested_on(judgement))}</p>")
+        asked += [f'<p class="headline"><b>{html_text(sentence)}</b></p>' for sentence in headline(judgement)]
+        asked += [f'<p class="warning">{html_text(warning)}</p>' for warning in judgement.warnings()]
     return "".join(asked)
 
 
@@ -157,20 +152,22 @@ def _scores(judgement: Judgement) -> str:
     parts, metrics = ["<h2>Scores</h2>"], judgement.metrics
     for level in judgement.shown:
         rows = [
-            ([_text(row.name), *(_estimate(row.scores.get(m)) for m in metrics)], "" if row.baseline else "model")
+            ([html_text(row.name), *(_estimate(row.scores.get(m)) for m in metrics)], "" if row.baseline else "model")
             for row in level.rows
         ]
         for subject, train in (judgement.train if level.name == "site" else {}).items():
             cells = [_share(train.get(metric, np.nan)) for metric in metrics]
-            rows.append(([f"{_text(subject)}, on training sites", *cells], ""))
+            rows.append(([f"{html_text(subject)}, on training sites", *cells], ""))
         parts.append(_table([f"{level.words} (n = {level.n})", *(METRICS[m].words for m in metrics)], rows))
     there = {row.name for row in judgement.levels[0].rows}
     words = " ".join(f"{name}: {baseline.words}." for name, baseline in BASELINES.items() if name in there)
     parts.append(
         f"<p><small>In brackets: 95 % intervals from {judgement.replicates} resamples of whole {judgement.resample}s. "
-        f"A well's prediction is the mean of its sites' probabilities. {_text(words)}</small></p>"
+        f"A well's prediction is the mean of its sites' probabilities. {html_text(words)}</small></p>"
     )
-    parts += [f"<p><small>No {_text(name)}: {_text(why)}.</small></p>" for name, why in judgement.skipped.items()]
+    parts += [
+        f"<p><small>No {html_text(name)}: {html_text(why)}.</small></p>" for name, why in judgement.skipped.items()
+    ]
     return "".join(parts)
 
 
@@ -182,8 +179,8 @@ def _estimate(estimate: Estimate | None) -> str:
 
 def _figure(path: Path, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    image = f'<img alt="{_text(path.stem)}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{_text(caption)}</figcaption></figure>"
+    image = f'<img alt="{html_text(path.stem)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{html_text(caption)}</figcaption></figure>"
 
 
 def _retrieval(folder: Path) -> str:
@@ -195,7 +192,7 @@ def _retrieval(folder: Path) -> str:
         return ""
     shares = [column for column in table.columns if table[column].dtype.kind == "f"]
     table = table.astype(object).assign(**{column: table[column].map(_share) for column in shares})
-    rows = [([_text(value) for value in row], "") for row in table.itertuples(index=False)]
+    rows = [([html_text(value) for value in row], "") for row in table.itertuples(index=False)]
     explained = (
         "Wells of the test part, compared by the cosine of their mean features. mAP: do replicates find each other "
         "before the controls of their plate, or before other perturbations? NSC, NSCB: has the nearest well of another "
@@ -215,7 +212,7 @@ def _per_class(folder: Path) -> str:
     table = _read_per_class(file)
     shares = ["precision", "recall", "f1"]
     table[shares] = table[shares].map(_share)
-    rows = [([_text(value) for value in row], "") for row in table.itertuples(index=False)]
+    rows = [([html_text(value) for value in row], "") for row in table.itertuples(index=False)]
     opened = " open" if len(rows) <= 20 else ""
     head = "<h2>By class</h2><p><small>Held-out sites; empty where a share would be of nothing.</small></p>"
     return f"{head}<details{opened}><summary>{len(rows)} classes</summary>{_table(list(table.columns), rows)}</details>"
@@ -228,7 +225,7 @@ def _provenance(config: dict[str, Any]) -> str:
         facts |= {f"dataset: {name}": value for name, value in read_json(data / PROVENANCE).items()}
     if not facts:
         return ""
-    rows = [([_text(name), _text(value)], "") for name, value in facts.items()]
+    rows = [([html_text(name), html_text(value)], "") for name, value in facts.items()]
     return "<h2>Provenance</h2><details><summary>What it was made of</summary>" + _table(["", ""], rows) + "</details>"
 
 
@@ -242,7 +239,7 @@ def _reproduce(run: Path, config: dict[str, Any], *, evaluated: bool) -> str:
     commands = [shlex.join(["perturbjax", *made, "--out", str(run), *flags])]
     if evaluated:
         commands.append(shlex.join(["perturbjax", "evaluate", "--run", str(run)]))
-    return f"<h2>The same again</h2><pre>{_text(chr(10).join(commands))}</pre>"
+    return f"<h2>The same again</h2><pre>{html_text(chr(10).join(commands))}</pre>"
 
 
 def recipe_flags(recipe: Recipe) -> list[str]:

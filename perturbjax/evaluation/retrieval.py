@@ -15,7 +15,7 @@ from scipy.stats import false_discovery_control
 
 from perturbjax.console import InputError
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.files import atomic
+from perturbjax.files import write_csv
 
 MOA, COMPOUND, CONTROL_TYPE = "Metadata_moa", "Metadata_pert_iname", "Metadata_control_type"
 NEGATIVE_CONTROL = "negcon"
@@ -205,11 +205,9 @@ def evaluate_retrieval(table: pd.DataFrame, out: Path, *, label_column: str = CO
     if {MOA, COMPOUND} <= set(metadata.columns):
         summary += _mechanism_rows(features, metadata, controls)
     result = pd.DataFrame(summary, columns=["measure", "value", "chance", "n"])
-    with atomic(Path(out) / "retrieval.csv") as temporary:
-        result.to_csv(temporary, index=False)
+    write_csv(Path(out) / "retrieval.csv", result)
     if perturbations:
-        with atomic(Path(out) / "retrieval_per_class.csv") as temporary:
-            pd.concat(perturbations).to_csv(temporary, index=False)
+        write_csv(Path(out) / "retrieval_per_class.csv", pd.concat(perturbations))
     return result
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from perturbjax.console import PlainConsole, terminal_text
 from perturbjax.evaluation.judge import Fold, Subject
 from perturbjax.evaluation.judgement import LEVELS, Judgement, Level, Scored, cell, headline, ranked, tested_on, to_json
 from perturbjax.evaluation.predictions import label_numbers
 from perturbjax.evaluation.scores import METRICS, confusion_matrix, per_class
 from perturbjax.evaluation.wells import well_ids
-from perturbjax.files import atomic, make_folder, write_json
+from perturbjax.files import make_folder, write_csv, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,11 +26,10 @@ _WIDE = 105
 
 def print_judgement(judgement: Judgement) -> None:
     """Show scores on stdout: subjects beside baselines, a block a level, and warnings."""
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
-    console = Console(highlight=False)
-    console.print(escape(tested_on(judgement)))
+    console = PlainConsole(soft_wrap=False)
+    console.print(tested_on(judgement))
     gap = " " if console.width >= _WIDE + 15 * (len(judgement.metrics) - 4) else "\n"
     for level in judgement.shown:
         console.print((_one if len(judgement.subjects) == 1 else _many)(judgement, level, gap))
@@ -37,11 +37,11 @@ def print_judgement(judgement: Judgement) -> None:
     dim = " Dim rows are baselines." if len(judgement.subjects) > 1 else ""
     console.print(f"In brackets: 95 % intervals from {whole}.{dim}")
     for sentence in headline(judgement):
-        console.print(f"[bold]{escape(sentence)}[/bold]")
+        console.print(sentence, style="bold")
     for name, why in judgement.skipped.items():
-        console.print(f"no {name}: {escape(why)}")
+        console.print(f"no {name}: {why}")
     for warning in judgement.warnings():
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+        console.print(Text.assemble(("warning:", "yellow"), f" {terminal_text(warning)}"))
 
 
 def _table(level: Level, words: str) -> Table:
@@ -101,8 +101,7 @@ def write_run(judgement: Judgement, subject: Subject, fold: Fold, class_names: S
         "confusion.csv": (pd.DataFrame(matrix, index=pd.Index(class_names, name="true"), columns=class_names), True),
     }
     for name, (table, with_index) in tables.items():
-        with atomic(Path(out) / name) as temporary:
-            table.to_csv(temporary, index=with_index)
+        write_csv(Path(out) / name, table, index=with_index)
     write_json(Path(out) / "scores.json", to_json(judgement))
 
 

@@ -21,7 +21,7 @@ from perturbjax.evaluation.judgement import Judgement
 from perturbjax.evaluation.predictions import predictions_table, write_predictions
 from perturbjax.features.profiles import Profiles, aggregate_to_wells, read_profiles
 from perturbjax.features.settings import EACH, ClassifyConfig, Preparation, ProfileConfig
-from perturbjax.files import atomic, make_folder, write_json
+from perturbjax.files import make_folder, write_csv, write_json
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -90,8 +90,7 @@ def classify(config: ClassifyConfig) -> Judgement:
     _write(config, judgement, subjects, folds, class_names)
     for fold, manifest in manifests.items():
         splits.write_split(manifest, config.out / ("split.parquet" if len(folds) == 1 else f"split_{fold}.parquet"))
-    with atomic(config.out / "table.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(config.out / "table.csv", table)
     write_json(config.out / "labels.json", class_names)
     write_json(config.out / "config.json", _plain(dataclasses.asdict(config)))
     return judgement

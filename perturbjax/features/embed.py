@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from perturbjax.console import InputError, console
+from perturbjax.console import PLOT_TEXT, InputError, console, html_text
 from perturbjax.features.classify import load_profiles, prepared, require_extra
 from perturbjax.features.profiles import Profiles
 from perturbjax.features.settings import EmbedConfig
-from perturbjax.files import atomic
+from perturbjax.files import atomic, write_csv
 
 #: Colours told apart by most eyes (Okabe & Ito, then Tol's muted), in the order in which classes take them.
 COLOURS = (
@@ -62,6 +62,8 @@ def embed(config: EmbedConfig) -> Path:
         InputError: a file, column or flag cannot be used, or there are fewer than four rows.
     """
     require_extra()
+    import matplotlib
+
     from perturbjax.features.normalize import as_table
 
     out = Path(config.out)
@@ -80,10 +82,10 @@ def embed(config: EmbedConfig) -> Path:
     quality = measure(features, points, labels, k=neighbours)
     chosen = choose_highlighted(features, labels, negcon, config.highlight, k=neighbours)
     picture = Picture(points, labels, negcon, chosen, config, quality)
-    _draw(picture, out)
+    with matplotlib.rc_context(PLOT_TEXT):
+        _draw(picture, out)
     _draw_interactive(picture, profiles, out.with_suffix(".html"))
-    with atomic(out.with_suffix(".csv")) as temporary:
-        profiles.metadata.assign(x=points[:, 0], y=points[:, 1]).to_csv(temporary, index=False)
+    write_csv(out.with_suffix(".csv"), profiles.metadata.assign(x=points[:, 0], y=points[:, 1]))
     console.print(f"{config.method}: {quality.caption()}")
     return out
 
@@ -257,10 +259,12 @@ def _draw_interactive(picture: Picture, profiles: Profiles, path: Path) -> None:
         style["line"] = {"width": 1, "color": colour if control else "white"}
         x, y = picture.points[rows].T
         figure.add_trace(
-            go.Scattergl(x=x, y=y, mode="markers", name=legend, marker=style, text=hover[rows], hoverinfo="text")
+            go.Scattergl(
+                x=x, y=y, mode="markers", name=html_text(legend), marker=style, text=hover[rows], hoverinfo="text"
+            )
         )
     figure.update_layout(
-        title={"text": f"{picture.title()}<br><sup>{picture.quality.caption()}</sup>"},
+        title={"text": f"{html_text(picture.title())}<br><sup>{picture.quality.caption()}</sup>"},
         template="plotly_white",
         xaxis={"visible": False},
         yaxis={"visible": False, "scaleanchor": "x"},
@@ -272,13 +276,11 @@ def _draw_interactive(picture: Picture, profiles: Profiles, path: Path) -> None:
 
 def _hover_text(metadata: pd.DataFrame, first: str) -> np.ndarray:
     """One text a row: the label, then metadata that say something."""
-    from html import escape
-
     telling = [c for c in metadata.columns if c not in ("site_id", first) and metadata[c].nunique() > 1]
     columns = [first, *telling][:_HOVER]
     texts = [
         "<br>".join(
-            f"{c.removeprefix('Metadata_')}: {escape(str(v)[:60])}" for c, v in zip(columns, row, strict=True) if v
+            f"{c.removeprefix('Metadata_')}: {html_text(str(v)[:60])}" for c, v in zip(columns, row, strict=True) if v
         )
         for row in metadata[columns].itertuples(index=False)
     ]

@@ -8,7 +8,6 @@ of sites.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import shutil
@@ -30,7 +29,7 @@ from perturbjax.dataset import INDEX, Dataset, open_dataset
 from perturbjax.features import tables
 from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, dihedral, intensity_range
 from perturbjax.feed import Decoder, Order, Sites, open_feed
-from perturbjax.files import atomic, make_folder, read_json, write_json
+from perturbjax.files import atomic, file_digest, make_folder, read_json, write_json
 from perturbjax.models import BACKBONES, Mode, with_weights
 from perturbjax.training.devices import ComputeConfig, Placement, open_devices
 
@@ -111,7 +110,7 @@ def extract(config: FeaturesConfig) -> Path:
     work = config.out.with_name(f".{config.out.name}.extracting")
     settings = {
         **extractor.facts,
-        "index_sha256": hashlib.sha256((dataset.path / INDEX).read_bytes()).hexdigest(),
+        "index_sha256": file_digest(dataset.path / INDEX),
         "sites": len(dataset),
         "batch_size": config.batch_size,
     }

@@ -7,7 +7,6 @@ naming a file follows is read off its keys. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from perturbjax.console import InputError
+from perturbjax.files import file_digest
 from perturbjax.models import BACKBONES, with_weights
 from perturbjax.models.backbone import Naming, Tensors
 
@@ -56,7 +56,7 @@ def load_pretrained(backbone: str, source: str, **arguments: Any) -> Pretrained:
         raise InputError(f"--backbone {backbone}: has no published weights; choose one of {', '.join(with_weights())}")
     path, revision = locate(source)
     model, facts = from_tensors(backbone, read_tensors(path), source, **arguments)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_digest(path)
     where = {"source": source, "file": path.name, "revision": revision, "sha256": digest}
     return Pretrained(model, {**facts, **where})
 

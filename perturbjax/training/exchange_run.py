@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from perturbjax.config import AugmentConfig, Recipe, preset
 from perturbjax.console import InputError, console, require, require_output, require_sound
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.feed import channels_seen
-from perturbjax.files import read_json
+from perturbjax.files import file_digest, read_json
 from perturbjax.models import SIZED, exchange
 from perturbjax.splits import fingerprint, split_for
 from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
@@ -197,7 +196,7 @@ def _facts(
         "label_column": label_column,
         "imported": {
             "file": Path(checkpoint).name,
-            "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+            "sha256": file_digest(Path(checkpoint)),
         },
     }
     if dataset is None:

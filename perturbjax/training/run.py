@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from perturbjax import normalize
 from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
 from perturbjax.dataset import INDEX, Dataset, open_dataset
-from perturbjax.files import atomic, make_folder, read_json, write_json
+from perturbjax.files import atomic, file_digest, make_folder, read_json, write_json
 from perturbjax.splits import fingerprint, read_split, split_for, write_split
 
 CONFIG, SPLIT_FILE, LABELS, METRICS = "config.json", "split.parquet", "labels.json", "metrics.jsonl"
@@ -139,7 +138,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "channels": dataset.channel_names,
         "image_dtype": str(dataset.image_dtype),
         "image_size": list(dataset.image_size),
-        "index_sha256": hashlib.sha256((dataset.path / INDEX).read_bytes()).hexdigest(),
+        "index_sha256": file_digest(dataset.path / INDEX),
     }
 
 
