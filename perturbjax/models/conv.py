@@ -14,6 +14,9 @@ from perturbjax.models import products
 PRODUCT_CHANNELS = 16
 #: Positions a product sums over: long enough to pay for its start, short enough for its operands to stay in cache.
 PRODUCT_LENGTH = 4096
+#: Channels below which, on maps of more pixels than this, the convolution's own gradient is faster than any product
+#: (as in the upper levels of a small segmenter).
+SLIM, WIDE = 32, 96**2
 
 
 def conv2d(
@@ -65,6 +68,8 @@ def _dense_backward(padding: int, residuals: tuple[Array, Array], gradient: Arra
     def by_convolution(x: Array, gradient: Array) -> Array:
         return jax.vjp(lambda kernel: _plain(x, kernel, padding), kernel)[1](gradient)[0]
 
+    if min(x.shape[-1], gradient.shape[-1]) < SLIM and x.shape[1] * x.shape[2] > WIDE:
+        return dx, by_convolution(x, gradient)
     narrow = x.shape[-1] < PRODUCT_CHANNELS
     by_products = partial(_narrow_kernel_gradient if narrow else _kernel_gradient, size=size, padding=padding)
     return dx, jax.lax.platform_dependent(x, gradient, cpu=by_products, default=by_convolution)
