@@ -14,7 +14,7 @@ THRESHOLDS = (0.5, 0.75, 0.9)
 
 
 class Matches(NamedTuple):
-    """Objects of one or more images, a count for each threshold."""
+    """Objects of one image, a count for each threshold."""
 
     true_positives: Int[np.ndarray, " t"]
     false_positives: Int[np.ndarray, " t"]
@@ -22,7 +22,7 @@ class Matches(NamedTuple):
 
     @property
     def average_precision(self) -> Float[np.ndarray, " t"]:
-        """TP / (TP + FP + FN), as cellpose and the Data Science Bowl state it; 1 where there is nothing to find."""
+        """TP / (TP + FP + FN), as cellpose states it of an image; 1 where there is nothing to find."""
         everything = sum(self)
         return np.where(everything > 0, self.true_positives / np.maximum(everything, 1), 1.0)
 
@@ -60,6 +60,6 @@ def match(
     return Matches(true, m - true, n - true)
 
 
-def total(matches: Iterable[Matches]) -> Matches:
-    """Of several images, every object counting alike."""
-    return Matches(*(np.sum(counts, axis=0) for counts in zip(*matches, strict=True)))
+def mean(matches: Iterable[Matches]) -> Float[np.ndarray, " t"]:
+    """Average precision of each image, averaged over the images: crowded and sparse ones count alike."""
+    return np.mean([image.average_precision for image in matches], axis=0)

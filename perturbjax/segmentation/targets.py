@@ -59,7 +59,7 @@ def _centers(labels: UInt[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "n 2"], I
             continue
         places = np.argwhere(labels[box] == label)
         nearest = places[((places - places.mean(0)) ** 2).sum(1).argmin()]
-        centers.append(nearest + [box[0].start, box[1].start])
+        centers.append(nearest + np.array([box[0].start, box[1].start]))
         steps[label] = 2 * sum(part.stop - part.start + 2 for part in box)
     return np.array(centers), steps
 
