@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import tyro
 
 from experiments.runs import by_fold, check_names, command, train_and_judge, write_table
-from perturbjax.console import run_command
+from perturbjax.console import parse_options, require, require_sound, run_command
 
 LABEL = "Metadata_moa"
 #: Nuclei of these crops are about this wide, in pixels.
@@ -51,6 +50,10 @@ class Options:
     """Which of the five folds of plates to judge on."""
     flags: str = ""
     """More flags for `perturbjax train`, in one string; they change the runs' numbers."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("folds", self.folds, bool(self.folds) and all(0 <= fold < 5 for fold in self.folds), "some of 0 to 4")
 
 
 def main(options: Options) -> None:
@@ -82,4 +85,4 @@ def build(options: Options, aggregate: str) -> Path:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Options, description=__doc__.split("\n\n")[0])))
+    run_command(lambda: main(parse_options(Options, description=__doc__.split("\n\n")[0])))

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import tyro
 
 from experiments.runs import METRICS, check_names, command, train_and_judge, write_table
-from perturbjax.console import run_command
+from perturbjax.console import parse_options, require, require_sound, run_command
 
 MENDED = ("--preset", "paper")
 #: Variant → flags of `perturbjax train`.
@@ -54,6 +53,14 @@ class Options:
     """Side in pixels of what the network sees."""
     epochs: int = 40
     """Of every run."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        seeds = bool(self.seeds) and min(self.seeds, default=0) >= 0
+        require("seeds", self.seeds, seeds, "one or several, each 0 or more")
+        require("fold", self.fold, 0 <= self.fold < 5, "from 0 to 4")
+        require("crop", self.crop, self.crop >= 8, "at least 8 pixels")
+        require("epochs", self.epochs, self.epochs >= 1, "at least one")
 
 
 def main(options: Options) -> None:
@@ -90,4 +97,4 @@ def by_variant(table: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Options, description=__doc__.split("\n\n")[0])))
+    run_command(lambda: main(parse_options(Options, description=__doc__.split("\n\n")[0])))

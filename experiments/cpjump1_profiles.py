@@ -31,17 +31,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 
 from perturbjax import splits
 from perturbjax.config import SplitConfig
-from perturbjax.console import InputError, console, run_command
+from perturbjax.console import InputError, console, parse_options, require_sound, run_command
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.evaluation.bootstrap import estimate
+from perturbjax.evaluation import figures, views
+from perturbjax.evaluation.bootstrap import Estimate, resample
+from perturbjax.evaluation.judge import Fold, Subject, judge
+from perturbjax.evaluation.predictions import (
+    classes_of,
+    labels_and_probabilities,
+    read_predictions,
+    without_probabilities,
+)
 from perturbjax.evaluation.scores import count
 from perturbjax.features.classify import classify
 from perturbjax.features.profiles import Profiles, read_profiles
-from perturbjax.features.scoreboard import Fold, plot_scoreboard, print_scoreboard, scoreboard
 from perturbjax.features.settings import ClassifyConfig, Preparation, ProfileConfig
 from perturbjax.files import atomic, make_folder, read_json, write_json
 
@@ -70,6 +76,9 @@ class Options:
     out: Path
     """Folder to write to. Candidates that are finished there are not fitted again."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+
 
 def main(options: Options) -> None:
     """Run every candidate on every held-out plate, choose, judge, and ask about position."""
@@ -78,13 +87,15 @@ def main(options: Options) -> None:
         raise InputError(f"{options.data}: {len(files)} profile files (*.csv.gz); this needs at least four plates")
     make_folder(options.out)
     plates = sorted(read_profiles(files).column(PLATE).unique())
-    folds, choices = zip(*(run_plate(files, plate, options.out / plate) for plate in plates), strict=True)
+    folds, answers, choices = zip(*(run_plate(files, plate, options.out / plate) for plate in plates), strict=True)
     class_names = read_json(options.out / plates[0] / "robust_plda" / "labels.json")
-    table = scoreboard(folds, class_names)
-    print_scoreboard(table)
+    subjects = [_over_folds(name, answers) for name in answers[0]]
+    judgement = judge(subjects, folds, class_names, split="plate")
+    views.print_judgement(judgement)
     with atomic(options.out / "table.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    plot_scoreboard(table, options.out / "scores.png", f"CPJUMP1: leave one of {len(plates)} plates out")
+        views.ranking(judgement).to_csv(temporary, index=False)
+    title = f"CPJUMP1: leave one of {len(plates)} plates out"
+    figures.plot_ranking(judgement, options.out / "scores.png", title)
     write_json(options.out / "choices.json", dict(zip(plates, choices, strict=True)))
     for plate, choice in zip(plates, choices, strict=True):
         console.print(f"{plate}: {choice['candidate']}, {choice['setting']}, inner accuracy {choice['score']:.3f}")
@@ -94,10 +105,19 @@ def main(options: Options) -> None:
     print(position.to_string(index=False))
 
 
-def run_plate(files: tuple[Path, ...], plate: str, out: Path) -> tuple[Fold, dict]:
+#: Probabilities of one fold's training and test rows.
+Sides = dict[str, np.ndarray]
+
+
+def _over_folds(name: str, answers: tuple[dict[str, Sides], ...]) -> Subject:
+    """A candidate's probabilities on every plate that was held out in turn."""
+    sides = [of_plate[name] for of_plate in answers]
+    return Subject(name, *(tuple(side[part] for side in sides) for part in (splits.TEST, splits.TRAIN)))
+
+
+def run_plate(files: tuple[Path, ...], plate: str, out: Path) -> tuple[Fold, dict[str, Sides], dict]:
     """All candidates with one plate held out, and the one that the other plates choose."""
-    train: dict[str, np.ndarray] = {}
-    test: dict[str, np.ndarray] = {}
+    answers: dict[str, Sides] = {}
     inner: dict[str, tuple[float, str]] = {}
     for candidate, (preparation, model) in CANDIDATES.items():
         folder = out / candidate.replace(", ", "_").replace(" ", "_")
@@ -115,24 +135,21 @@ def run_plate(files: tuple[Path, ...], plate: str, out: Path) -> tuple[Fold, dic
                 )
             )
         row = pd.read_csv(folder / "table.csv").set_index(["level", "subject"]).loc[("site", model)]
-        predictions = pd.read_parquet(folder / "predictions" / f"{model}.parquet")
-        sides = {part: rows for part, rows in predictions.groupby("part")}
-        train[candidate], test[candidate] = (
-            sides[part].filter(like="prob_").to_numpy(float) for part in (splits.TRAIN, splits.TEST)
-        )
+        table = read_predictions(folder / "predictions" / f"{model}.parquet")
+        sides = {part: rows for part, rows in table.groupby("part")}
+        answers[candidate] = {part: labels_and_probabilities(rows, classes_of(rows))[1] for part, rows in sides.items()}
         if candidate not in UNTUNED:
             inner[candidate] = float(row["inner_score"]), row["setting"]
     best = max(inner, key=lambda name: inner[name][0])
-    train[CHOSEN], test[CHOSEN] = train[best], test[best]
+    answers[CHOSEN] = answers[best]
     index = {part: _with_negcon(rows_of) for part, rows_of in sides.items()}
     choice = {"candidate": best, "score": inner[best][0], "setting": inner[best][1]}
-    return Fold(plate, index[splits.TRAIN], index[splits.TEST], train, test), choice
+    return Fold(plate, index[splits.TRAIN], index[splits.TEST]), answers, choice
 
 
 def _with_negcon(predictions: pd.DataFrame) -> pd.DataFrame:
-    columns = [c for c in predictions.columns if not c.startswith("prob_")]
     negcon = predictions["Metadata_control_type"] == "negcon"
-    return predictions[columns].assign(negcon=negcon).reset_index(drop=True)
+    return without_probabilities(predictions).assign(negcon=negcon).reset_index(drop=True)
 
 
 def well_from_controls(files: tuple[Path, ...], out: Path) -> list[dict]:
@@ -142,7 +159,7 @@ def well_from_controls(files: tuple[Path, ...], out: Path) -> list[dict]:
     path = out / "controls.parquet"
     with atomic(path) as temporary:
         controls.frame().to_parquet(temporary, index=False)
-    table = classify(
+    judgement = classify(
         ClassifyConfig(
             profiles=ProfileConfig((path,), label_column=WELL),
             out=out / "position_controls",
@@ -151,11 +168,8 @@ def well_from_controls(files: tuple[Path, ...], out: Path) -> list[dict]:
             preparation=ROBUST,
         )
     )
-    rows = table.set_index("subject")
-    return [
-        _answer("which of the DMSO wells is it?", name, rows.loc[name, ["accuracy", "accuracy_low", "accuracy_high"]])
-        for name in ("plda", "chance")
-    ]
+    question = "which of the DMSO wells is it?"
+    return [_answer(question, name, judgement["site"][name].scores["accuracy"]) for name in ("plda", "chance")]
 
 
 def other_well(files: tuple[Path, ...], out: Path) -> list[dict]:
@@ -181,7 +195,7 @@ def other_well(files: tuple[Path, ...], out: Path) -> list[dict]:
                         replicates=100,
                     )
                 )
-                predictions = pd.read_parquet(folder / "predictions" / "plda.parquet")
+                predictions = read_predictions(folder / "predictions" / "plda.parquet")
                 tables.append(predictions[predictions["site_id"].isin(asked)])
         found.append(_answer("compounds in two wells", f"trained on the {source} well", _pooled(tables)))
     return found
@@ -203,21 +217,17 @@ def _one_well_manifest(profiles: Profiles, plate: str, half: int, *, same: bool)
     return manifest[train | test].reset_index(drop=True), ids[test & twice & at]
 
 
-def _pooled(tables: list[pd.DataFrame]) -> pd.Series:
+def _pooled(tables: list[pd.DataFrame]) -> Estimate:
     together = pd.concat(tables, ignore_index=True)
-    probabilities = together.filter(like="prob_")
-    names = [c.removeprefix("prob_") for c in probabilities.columns]
-    labels = together["label"].map({name: i for i, name in enumerate(names)}).to_numpy(int)
+    labels, probabilities = labels_and_probabilities(together, classes_of(together))
     compounds = pd.factorize(together["label"])[0]  # a compound's wells on four plates are resampled together
-    scores, _ = estimate({"model": count(labels, probabilities.to_numpy(float), compounds)})
-    accuracy = scores["model"]["accuracy"]
-    return pd.Series([accuracy["value"], accuracy["low"], accuracy["high"]])
+    return resample({"plda": count(labels, probabilities, compounds)}).scores("plda")["accuracy"]
 
 
-def _answer(question: str, subject: str, numbers: pd.Series) -> dict:
-    value, low, high = (round(float(number), 3) for number in numbers)
+def _answer(question: str, subject: str, found: Estimate) -> dict:
+    value, low, high = (round(number, 3) for number in (found.value, found.low, found.high))
     return {"question": question, "subject": subject, "accuracy": value, "low": low, "high": high}
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Options, description=__doc__)))
+    run_command(lambda: main(parse_options(Options, description=__doc__)))

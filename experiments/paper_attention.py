@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from perturbjax.config import PRESETS, AugmentConfig, InputConfig, OptimConfig, Recipe
-from perturbjax.console import console, run_command
-from perturbjax.dataset import SiteDataset
+from perturbjax.console import console, parse_options, require, require_sound, run_command
+from perturbjax.dataset import Dataset
 from perturbjax.evaluation.figures import plot_curves
 from perturbjax.files import atomic
 from perturbjax.splits import TEST, TRAIN
@@ -56,6 +55,13 @@ class Options:
     """Of parameters, order, augmentation and split."""
     corrected: bool = False
     """Image and mask moved together, binary masks, no augmentation of judged images; the split stays."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("epochs", self.epochs, self.epochs >= 1, "at least one")
+        require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
+        require("crop", self.crop, self.crop >= 8, "at least 8 pixels")
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
 def main(options: Options) -> None:
@@ -117,7 +123,7 @@ def summarise(run: Run, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot_example(dataset: SiteDataset, path: Path) -> None:
+def plot_example(dataset: Dataset, path: Path) -> None:
     """The site with the most cells: its first channel, its mask, and the channel where the mask is."""
     from matplotlib.figure import Figure
 
@@ -142,4 +148,4 @@ def plot_example(dataset: SiteDataset, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Options, description=__doc__)))
+    run_command(lambda: main(parse_options(Options, description=__doc__)))

@@ -19,13 +19,13 @@ import pandas as pd
 import tyro
 
 from perturbjax.config import SplitConfig
-from perturbjax.console import InputError, console, run_command
-from perturbjax.dataset import SiteDataset
+from perturbjax.console import InputError, console, parse_options, require, require_sound, run_command
+from perturbjax.dataset import open_dataset
+from perturbjax.evaluation.views import print_judgement, ranking
 from perturbjax.features.classify import classify
 from perturbjax.features.embed import embed
 from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.features.inputs import AdaptConfig
-from perturbjax.features.scoreboard import print_scoreboard
 from perturbjax.features.settings import ClassifyConfig, EmbedConfig, Preparation, ProfileConfig
 from perturbjax.files import atomic, make_folder
 from perturbjax.splits import MEANING
@@ -60,6 +60,11 @@ class Options:
     seed: int = 0
     """Decides split, forest, layouts and intervals."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("backbones", self.backbones, bool(self.backbones), "at least one BACKBONE=WEIGHTS")
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+
 
 def main(options: Options) -> None:
     """Extract, classify and embed with every backbone; write one table beside the original's numbers."""
@@ -67,7 +72,7 @@ def main(options: Options) -> None:
     if bad := [name for name, weights in pairs if not weights]:
         raise InputError(f"--backbones {bad[0]}: write BACKBONE=WEIGHTS, such as resnet50=hf:timm/resnet50.tv_in1k")
     make_folder(options.out)
-    label = options.label_column or SiteDataset(options.data).label_column
+    label = options.label_column or open_dataset(options.data).label_column
     console.print(f"split by {options.split.split}: {MEANING[options.split.split]}")
     tables = [run_backbone(options, name, weights, label) for name, weights in pairs]
     table = pd.concat(tables, ignore_index=True)
@@ -84,7 +89,7 @@ def run_backbone(options: Options, backbone: str, weights: str, label: str) -> p
             FeaturesConfig(data=options.data, out=features, backbone=backbone, weights=weights, adapt=options.adapt)
         )
     profiles = ProfileConfig((features,), label_column=label, negcon=options.negcon)
-    scores = classify(
+    judgement = classify(
         ClassifyConfig(
             profiles=profiles,
             out=options.out / f"classify_{backbone}",
@@ -94,11 +99,12 @@ def run_backbone(options: Options, backbone: str, weights: str, label: str) -> p
             seed=options.seed,
         )
     )
-    print_scoreboard(scores)
+    print_judgement(judgement)
     for method in ("umap", "tsne"):
         picture = options.out / f"{method}_{backbone}.png"
         scaled = Preparation(normalize_by="training", pca=50)
         embed(EmbedConfig(profiles=profiles, out=picture, method=method, preparation=scaled, seed=options.seed))
+    scores = ranking(judgement)
     rows = scores[(scores["level"] == "site") & (scores["subject"] != "chance")]
     table = rows[["subject", "train_accuracy", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy"]].copy()
     table.insert(0, "backbone", backbone)
@@ -107,4 +113,4 @@ def run_backbone(options: Options, backbone: str, weights: str, label: str) -> p
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Options, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))))
+    run_command(lambda: main(parse_options(Options, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))))

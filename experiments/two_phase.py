@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import tyro
 
 from experiments.runs import by_fold, check_names, train_and_judge, write_table
-from perturbjax.console import run_command
+from perturbjax.console import parse_options, require, require_sound, run_command
 
 WAYS = ("scratch", "frozen", "two_phase", "two_phase_attention")
 
@@ -49,6 +48,13 @@ class Options:
     """Side in pixels of what the network sees."""
     flags: str = "--preset cells --normalize plate"
     """More flags for `perturbjax train`, alike for all; those above win."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("folds", self.folds, bool(self.folds) and all(0 <= fold < 5 for fold in self.folds), "some of 0 to 4")
+        require("epochs", self.epochs, self.epochs >= 1, "at least one")
+        require("freeze-epochs", self.freeze_epochs, 0 <= self.freeze_epochs <= self.epochs, "from 0 to --epochs")
+        require("crop", self.crop, self.crop >= 8, "at least 8 pixels")
 
 
 def flags_of(way: str, options: Options) -> tuple[object, ...]:
@@ -79,4 +85,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Options, description=__doc__.split("\n\n")[0])))
+    run_command(lambda: main(parse_options(Options, description=__doc__.split("\n\n")[0])))

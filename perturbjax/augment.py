@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt
 
-from perturbjax import masks
+from perturbjax import masks, normalize
 from perturbjax.config import AugmentConfig, InputConfig
 
 #: Uniform draws a record needs for its geometry, in this order.
@@ -40,9 +40,9 @@ class RawBatch(NamedTuple):
     """Position in the dataset."""
     weight: Float32[Array, " b"]
     """1 for a site, 0 for padding."""
-    shift: Float32[Array, "b k*c"]
-    """The model sees (image - shift) * scale, or the logarithm of 1 plus that; k times, each way that there is."""
-    scale: Float32[Array, "b k*c"]
+    shift: Float32[Array, "b seen"]
+    """Of `normalize.apply`, as is `scale`: all channels in each of k ways."""
+    scale: Float32[Array, "b seen"]
 
 
 def record_keys(seed: int | Int[Array, ""], epoch: int | Int[Array, ""], records: Int[Array, " b"]) -> Key[Array, " b"]:
@@ -59,7 +59,7 @@ def prepare(
     augment: AugmentConfig,
     input: InputConfig,
     train: bool,
-) -> Float32[Array, "b crop crop 1+k*c"]:
+) -> Float32[Array, "b crop crop planes"]:
     """Model input: channel 0 the mask, then the normalised image, k times where it is normalised in k ways.
 
     With `train` the records are augmented; without, the whole site is resized to `augment.crop` and nothing is
@@ -68,7 +68,7 @@ def prepare(
 
     Pure: `seed` and `epoch` may be traced; shapes follow from `raw` and `augment.crop`.
     """
-    _, height, width, channels = raw.image.shape
+    _, height, width, _ = raw.image.shape
     seen = raw.shift.shape[1]
     random = train or augment.legacy_augmentation
     keys = record_keys(seed, epoch, raw.record)
@@ -82,10 +82,7 @@ def prepare(
     else:
         image_points = mask_points = _points(boxes, boxes.center, augment.crop)
     image = _sample_image(raw.image, image_points, boxes, augment, random)
-    image = jnp.tile(image, seen // channels)
-    image = (image - raw.shift[:, None, None]) * raw.scale[:, None, None]
-    if input.normalize in ("log", "log_plate"):
-        image = jnp.log1p(image)
+    image = normalize.apply(image, raw.shift, raw.scale, input.normalize)
     if augment.legacy_augmentation:
         image = jnp.where(_inside(image_points, height, width)[..., None], image, 0)
     if random:
@@ -232,7 +229,7 @@ def _take(pixels: Array, at: Int[Array, "b crop crop"]) -> Array:
 
 
 def _change_intensity(
-    image: Float[Array, "b crop crop c"], draws: Float[Array, "b 2c"], augment: AugmentConfig
+    image: Float[Array, "b crop crop c"], draws: Float[Array, "b 2*c"], augment: AugmentConfig
 ) -> Float[Array, "b crop crop c"]:
     """Contrast (a factor) and brightness (a sum), drawn for each record and channel."""
     contrast, brightness = jnp.split((2 * draws - 1)[:, None, None, :], 2, axis=-1)

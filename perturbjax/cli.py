@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
 from perturbjax import __version__
 from perturbjax.config import PRESETS, SplitConfig, SplitPolicy, preset
-from perturbjax.console import InputError, console, run_command
+from perturbjax.console import InputError, console, parse_options, require, require_output, require_sound, run_command
 from perturbjax.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -25,17 +26,21 @@ RUN_A_NETWORK = ("train", "evaluate", "predict", "features", "train-segmenter")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb and leave with its exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    run_command(lambda: _run(words))
+
+
+def _run(argv: list[str]) -> None:
     if argv and argv[0] in RUN_A_NETWORK:
         keep_freed_memory()
     if argv and argv[0] in VERBS:
-        run_command(lambda: VERBS[argv[0]](argv[1:]))
+        VERBS[argv[0]](argv[1:])
+        return
     if argv and argv[0] in ("--version", "-V"):
         print(f"perturbjax {__version__}")
         return
     if argv and argv[0] not in ("-h", "--help"):
-        print(f"error: perturbjax {argv[0]}: unknown; choose one of {', '.join(VERBS)}", file=sys.stderr)
-        sys.exit(2)
+        raise InputError(f"perturbjax {argv[0]}: unknown; choose one of {', '.join(VERBS)}")
     width = max(map(len, VERBS))
     print("usage: perturbjax VERB [options]    (perturbjax VERB --help says more)\n")
     for name, verb in VERBS.items():
@@ -46,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(kind: type[T], argv: Sequence[str], verb: str, *, about: str | None, default: T | None = None) -> T:
     extra = {} if default is None else {"default": default}
-    return tyro.cli(
+    return parse_options(
         kind,
-        args=list(argv),
+        argv,
         prog=f"perturbjax {verb}",
         description=about,
         config=(tyro.conf.OmitArgPrefixes,),
@@ -56,14 +61,26 @@ def _parse(kind: type[T], argv: Sequence[str], verb: str, *, about: str | None, 
     )
 
 
+def _defaults(kind: type[T], **given: Any) -> T:
+    """What tyro shows as defaults where some are `given`. It is never constructed: what is required is missing."""
+    shown = object.__new__(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = given.get(field.name, tyro.MISSING if default is dataclasses.MISSING else default)
+        object.__setattr__(shown, field.name, value)
+    return shown
+
+
 def train(argv: Sequence[str]) -> None:
     """Train a network on a prepared dataset, or go on training."""
+    from perturbjax.models import BACKBONES
     from perturbjax.training.fit import TrainConfig, fit
 
     name, rest = _take_preset(argv)
-    default = TrainConfig(out=tyro.MISSING, recipe=preset(name))
+    default = _defaults(TrainConfig, recipe=preset(name))
     about = (
-        f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe whose defaults are shown; now {name}."
+        f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe that is shown, now {name}. "
+        f"--model NAME is one of {', '.join(BACKBONES)}."
     )
     run = fit(_parse(TrainConfig, _profile_alone(rest), "train", about=about, default=default))
     console.print(f"trained: {run.path}; judge it with `perturbjax evaluate --run {run.path}`")
@@ -80,6 +97,14 @@ def _take_preset(argv: Sequence[str], default: str = "paper") -> tuple[str, list
     return rest[at + 1], rest[:at] + rest[at + 2 :]
 
 
+def _value_of(flag: str, argv: Sequence[str]) -> str:
+    """The value of a flag that other flags' defaults hang on, before all are parsed; empty where it is absent."""
+    for word, after in zip_longest(argv, argv[1:], fillvalue=""):
+        if word == flag or word.startswith(f"{flag}="):
+            return after if word == flag else word.split("=", 1)[1]
+    return ""
+
+
 def _profile_alone(argv: list[str]) -> list[str]:
     """`--profile` without a folder means the default one."""
     alone = [word == "--profile" and (after or "--").startswith("--") for word, after in zip_longest(argv, argv[1:])]
@@ -88,14 +113,14 @@ def _profile_alone(argv: list[str]) -> list[str]:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Judge a run on its own split: scores beside baselines, with intervals, tables and figures."""
-    from perturbjax.evaluation import apply, judge
+    from perturbjax.evaluation import apply, views
     from perturbjax.evaluation.report import write_report
 
     config = _parse(apply.EvaluateConfig, argv, "evaluate", about=evaluate.__doc__)
-    scores = apply.evaluate(config)
-    if scores is None:  # another process of the job writes
+    judgement = apply.evaluate(config)
+    if judgement is None:  # another process of the job writes
         return
-    judge.print_table(scores)
+    views.print_judgement(judgement)
     report = write_report(config.apply.run)
     console.print(f"written: {config.apply.run / apply.EVALUATION} and {report}")
 
@@ -111,6 +136,9 @@ def predict(argv: Sequence[str]) -> None:
 class ReportOptions:
     run: Path
     """Run directory that was evaluated."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
 
 
 def report(argv: Sequence[str]) -> None:
@@ -137,14 +165,21 @@ class SplitOptions:
     seed: int = 0
     """Of the shuffle."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        require("folds", self.folds, self.folds >= 2, "2 or more")
+        require("fold", self.fold, 0 <= self.fold < self.folds, f"from 0 to --folds - 1, {self.folds - 1}")
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+
 
 def split(argv: Sequence[str]) -> None:
     """Deal a dataset's sites to training and judging, and write the manifest."""
     from perturbjax import splits
-    from perturbjax.dataset import SiteDataset
+    from perturbjax.dataset import open_dataset
 
     options = _parse(SplitOptions, argv, "split", about=split.__doc__)
-    dataset = SiteDataset(options.data)
+    dataset = open_dataset(options.data)
     label = dataset.column(options.label_column or dataset.label_column).name
     manifest = splits.make_split(
         dataset.index, options.policy, label=label, folds=options.folds, fold=options.fold, seed=options.seed
@@ -156,6 +191,20 @@ def split(argv: Sequence[str]) -> None:
     console.print(f"written: {options.out}")
 
 
+@dataclass(frozen=True)
+class VerifyOptions:
+    path: tyro.conf.Positional[Path]
+    """Directory to check."""
+
+
+def verify(argv: Sequence[str]) -> None:
+    """Check everything that a directory of ours holds against its digests."""
+    from perturbjax.verify import verify as check
+
+    options = _parse(VerifyOptions, argv, "verify", about=verify.__doc__)
+    console.print(f"{options.path}: {check(options.path)}")
+
+
 def features(argv: Sequence[str]) -> None:
     """Extract features of every site with a pretrained backbone, or a run's own network."""
     from perturbjax.features.extract import FeaturesConfig, extract
@@ -165,12 +214,12 @@ def features(argv: Sequence[str]) -> None:
 
 def classify(argv: Sequence[str]) -> None:
     """Fit classical classifiers on a table of features and judge them like the networks."""
+    from perturbjax.evaluation.views import print_judgement
     from perturbjax.features.classify import classify as fit_and_judge
-    from perturbjax.features.scoreboard import print_scoreboard
     from perturbjax.features.settings import ClassifyConfig
 
     config = _parse(ClassifyConfig, argv, "classify", about=classify.__doc__)
-    print_scoreboard(fit_and_judge(config))
+    print_judgement(fit_and_judge(config))
     console.print(f"written: {config.out}")
 
 
@@ -185,11 +234,18 @@ def embed(argv: Sequence[str]) -> None:
 
 def import_torch(argv: Sequence[str]) -> None:
     """Turn a PyTorch checkpoint of one of the original's networks into a run."""
-    from perturbjax.training.exchange_run import ImportConfig, import_run, recipe_for_import
+    from perturbjax.models import BACKBONES
+    from perturbjax.training.exchange_run import ImportConfig, described_recipe, import_run, recipe_for_import
 
-    name, rest = _take_preset(argv, default="original")
-    default = ImportConfig(checkpoint=tyro.MISSING, out=tyro.MISSING, recipe=recipe_for_import(name))
-    about = f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {name}."
+    name, rest = _take_preset(argv, default="")
+    described = None if name else described_recipe(Path(_value_of("--checkpoint", rest)))
+    recipe = described or recipe_for_import(name or "original")
+    now = "what export-torch wrote with the weights" if described else name or "original"
+    default = _defaults(ImportConfig, recipe=recipe)
+    about = (
+        f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {now}. "
+        f"--model NAME is one of {', '.join(name for name, model in BACKBONES.items() if model.original)}."
+    )
     import_run(_parse(ImportConfig, rest, "import-torch", about=about, default=default))
 
 
@@ -214,6 +270,7 @@ VERBS: dict[str, Verb] = {
     "predict": predict,
     "report": report,
     "split": split,
+    "verify": verify,
     "features": features,
     "classify": classify,
     "embed": embed,

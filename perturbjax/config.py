@@ -1,4 +1,4 @@
-"""Every knob, its default and its meaning, as frozen dataclasses; and the named presets.
+"""Every knob, its default, its meaning and its bounds, as frozen dataclasses; and the named presets.
 
 A `Recipe` is all that decides a run's numbers. It is saved as `config.json` in the run directory, and a run is
 resumed or judged only with the recipe it was started with.
@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from perturbjax.console import InputError
+from perturbjax.console import InputError, require, require_sound
 
 SplitPolicy = Literal["site", "well", "plate", "layout", "compound"]
 MaskEncoding = Literal["instance", "binary", "boundary", "distance"]
@@ -26,12 +26,15 @@ class ModelConfig:
     """The network."""
 
     model: str = "attention"
-    """Name of the network: attention, attention_multiscale, masked_cnn, resnet18, resnet34, resnet50,
-    efficientnet_b0 or efficientnet_lite0."""
+    """Name of the network; the top of this help names those there are."""
     dropout: float = 0.3
     """Share of units dropped before the last layer, in [0, 1)."""
     precision: Precision = "float32"
     """What activations are computed in; parameters and statistics stay float32."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("dropout", self.dropout, 0 <= self.dropout < 1, "a share from 0, less than 1")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class InputConfig:
     the outline."""
     mask_use: MaskUse = "keep"
     """Ablations. none: mask zeroed. only: image zeroed. shuffle: every image with another site's mask."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,17 @@ class AugmentConfig:
     """Greatest relative change of the normalised image, a channel at a time."""
     legacy_augmentation: bool = False
     """Restore the original: flips and rotation move the image and not its mask, and test images are augmented too."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        least, most = self.crop_scale
+        narrow, wide = self.crop_ratio
+        require("crop", self.crop, self.crop >= 1, "at least 8 pixels")
+        require("crop-scale", self.crop_scale, 0 < least <= most <= 1, "0 < low <= high <= 1")
+        require("crop-ratio", self.crop_ratio, 0 < narrow <= wide, "0 < low <= high")
+        require("rotate", self.rotate, 0 <= self.rotate <= 180, "from 0 to 180 degrees")
+        require("brightness", self.brightness, self.brightness >= 0, "0 or more")
+        require("contrast", self.contrast, self.contrast >= 0, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,16 @@ class OptimConfig:
     """0: every site counts the same. 1: every class counts the same in the loss. Between: class weights to this
     power."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("epochs", self.epochs, self.epochs >= 1, "at least one")
+        require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
+        require("learning-rate", self.learning_rate, self.learning_rate > 0, "greater than 0")
+        require("weight-decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        require("warmup", self.warmup, 0 <= self.warmup <= 1, "a share from 0 to 1")
+        require("label-smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a share from 0, less than 1")
+        require("balance", self.balance, 0 <= self.balance <= 1, "a power from 0 to 1")
+
 
 @dataclass(frozen=True)
 class SplitConfig:
@@ -113,6 +140,11 @@ class SplitConfig:
     split_file: str = ""
     """A manifest written by `perturbjax split`, instead of the policy above."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("folds", self.folds, self.folds >= 2, "2 or more")
+        require("fold", self.fold, 0 <= self.fold < self.folds, f"from 0 to --folds - 1, {self.folds - 1}")
+
 
 @dataclass(frozen=True)
 class TransferConfig:
@@ -120,7 +152,7 @@ class TransferConfig:
 
     weights: str = ""
     """Where --model's published weights come from: a file, hf:OWNER/REPOSITORY[@REVISION] or
-    package:efficientnet_lite0. Empty trains --model from scratch, in one phase."""
+    package:NAME. Empty trains --model from scratch, in one phase."""
     head: Head = "dense"
     """What is put on the backbone. dense: average, dense. attention: the mask says where to average."""
     freeze_epochs: int = 5
@@ -132,6 +164,12 @@ class TransferConfig:
     weights, which the layers above were trained on. batch: each batch's own."""
     layer_decay: float = 1.0
     """Factor on that rate for each step down, from the backbone's last stage to its stem; 1 moves all alike."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("freeze-epochs", self.freeze_epochs, self.freeze_epochs >= 0, "0 or more")
+        require("finetune-rate", self.finetune_rate, self.finetune_rate >= 0, "0 or more")
+        require("layer-decay", self.layer_decay, 0 < self.layer_decay <= 1, "greater than 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -146,6 +184,11 @@ class Recipe:
     transfer: TransferConfig = field(default_factory=TransferConfig)
     seed: int = 0
     """Decides initial parameters, order, augmentation, dropout and split."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("crop", self.augment.crop, self.augment.crop >= 8, "at least 8 pixels")  # what networks halve thrice
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
 PRESETS: dict[str, Recipe] = {
@@ -185,39 +228,6 @@ def preset(name: str) -> Recipe:
     return PRESETS[name]
 
 
-def check(recipe: Recipe) -> None:
-    """Refuse values that no run can have.
-
-    Raises:
-        InputError: names the flag, its value and what it may be.
-    """
-    augment, optim, transfer = recipe.augment, recipe.optim, recipe.transfer
-    rules = (
-        ("crop", augment.crop, augment.crop >= 8, "at least 8 pixels"),
-        (
-            "crop-scale",
-            augment.crop_scale,
-            0 < augment.crop_scale[0] <= augment.crop_scale[1] <= 1,
-            "0 < low <= high <= 1",
-        ),
-        ("crop-ratio", augment.crop_ratio, 0 < augment.crop_ratio[0] <= augment.crop_ratio[1], "0 < low <= high"),
-        ("epochs", optim.epochs, optim.epochs >= 1, "at least one"),
-        ("batch-size", optim.batch_size, optim.batch_size >= 1, "at least one"),
-        ("learning-rate", optim.learning_rate, optim.learning_rate > 0, "greater than 0"),
-        ("weight-decay", optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
-        ("warmup", optim.warmup, 0 <= optim.warmup <= 1, "a share from 0 to 1"),
-        ("label-smoothing", optim.label_smoothing, 0 <= optim.label_smoothing < 1, "a share from 0, less than 1"),
-        ("dropout", recipe.model.dropout, 0 <= recipe.model.dropout < 1, "a share from 0, less than 1"),
-        ("freeze-epochs", transfer.freeze_epochs, transfer.freeze_epochs >= 0, "0 or more"),
-        ("finetune-rate", transfer.finetune_rate, transfer.finetune_rate >= 0, "0 or more"),
-        ("layer-decay", transfer.layer_decay, 0 < transfer.layer_decay <= 1, "greater than 0, at most 1"),
-        ("seed", recipe.seed, 0 <= recipe.seed < 2**32, "from 0 to 2^32 - 1"),
-    )
-    for flag, value, holds, words in rules:
-        if not holds:
-            raise InputError(f"--{flag} {value}: must be {words}")
-
-
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """Nested plain values, ready for JSON."""
     return dataclasses.asdict(recipe)
@@ -227,7 +237,7 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     """The inverse of `recipe_to_dict`; fields that are absent take their defaults.
 
     Raises:
-        InputError: a field is not known.
+        InputError: a field is not known, or its value is none that a run can have.
     """
     sections: dict[str, Any] = {}
     for section in dataclasses.fields(Recipe):

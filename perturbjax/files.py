@@ -54,15 +54,15 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
+def read_json(path: Path, **options: Any) -> Any:
+    """Read JSON; `options` as `json.loads` takes them.
 
     Raises:
         InputError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(), **options)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # text that is no UTF-8, no JSON, or too deep
         raise InputError(f"{path}: is not valid JSON ({error})") from error

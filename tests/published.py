@@ -66,11 +66,10 @@ def write_resnet18(path: Path, *, inputs: int = 3) -> Path:
     from flax import nnx
     from safetensors.numpy import save_file
 
-    from perturbjax.models.naming import NAMINGS
-    from perturbjax.models.resnet import resnet18
+    from perturbjax.models.resnet import NAMINGS, RESNET18
 
     rng, tensors = np.random.default_rng(0), {}
-    model = nnx.eval_shape(lambda: resnet18(classes=2, inputs=inputs, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: RESNET18.network(classes=2, inputs=inputs, rngs=nnx.Rngs(0)))
     for layer, leaf in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
         fan_in = np.prod(leaf.shape[:-1]) or 1
         value = rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape) if leaf.ndim > 1 else rng.uniform(0.5, 1.5, leaf.shape)

@@ -205,7 +205,7 @@ def test_a_crop_of_any_size_keeps_its_sharpness_within_a_factor():
     size, b = 256, 64
     config = dataclasses.replace(STILL, crop=32, crop_scale=(0.05, 1.0))
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(augment._GEOMETRY) + 2,)))(
-        augment.record_keys(0, 0, jnp.arange(b))
+        augment.record_keys(0, 0, jjnp.arange(b))
     )
     side = np.asarray(augment._random_boxes(draws, size, size, config).size)[:, 0]
     wave = np.sin(2 * np.pi * np.arange(size) / (4 * side[:, None] / 32))
@@ -226,7 +226,9 @@ def test_ablations_blank_mask_or_image(sites, use, channel):
 
 def test_the_legacy_way_turns_the_image_and_not_its_mask(sites):
     raw = as_batch(*sites)
-    still, legacy = (dataclasses.replace(STILL, flip=f, rotate=r, legacy_augmentation=f) for f, r in ((0, 0), (1, 90)))
+    still, legacy = (
+        dataclasses.replace(STILL, flip=f, rotate=r, legacy_augmentation=f) for f, r in ((False, 0), (True, 90))
+    )
     before, after = (np.asarray(prepared(raw, augment=config)) for config in (still, legacy))
     assert np.array_equal(after[..., 0], before[..., 0])
     assert np.abs(after[..., 1:] - before[..., 1:]).mean() > 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import pickle
 
 import chex
 import jax
@@ -13,34 +14,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.builder import write_shards
 from perturbjax import masks
 from perturbjax.augment import prepare
 from perturbjax.config import AugmentConfig, InputConfig
 from perturbjax.console import InputError
-from perturbjax.dataset import (
-    INDEX,
-    PLATE,
-    PROVENANCE,
-    SCHEMA_VERSION,
-    SITE,
-    WELL,
-    SiteDataset,
-    record_features,
-)
+from perturbjax.dataset import PLATE, SITE, WELL, SitePixels, open_dataset, write_dataset
 from perturbjax.feed import (
+    Decoder,
+    Order,
     RawBatch,
     ResidentFeed,
     StreamedFeed,
     channels_seen,
     choice,
-    choose_feed,
     describe_sites,
     epoch_order,
     fixed_order,
+    open_feed,
     resident_bytes,
 )
-from perturbjax.files import write_json
+from perturbjax.training.devices import Placement, choose_placement
 
 SITES, HEIGHT, WIDTH, BATCH, SEED = 37, 20, 18, 8, 5
 CHANNELS = ["DNA", "Actin"]
@@ -52,48 +45,39 @@ INPUT = InputConfig(normalize="plate", mask_encoding="distance")
 def dataset(tmp_path_factory):
     """37 sites of noise with square cells, on three plates of different intensity."""
     random = np.random.default_rng(0)
-    records, rows = [], []
+    sites, rows = [], []
     for n in range(SITES):
         image = random.normal(1000 + 2000 * (n % 3), 100 + n, (HEIGHT, WIDTH, 2)).astype(np.uint16)
         mask = np.kron(random.integers(0, 4, (4, 3)), np.ones((5, 6), int)).astype(np.uint16)
         metadata = {PLATE: f"P{n % 3}", WELL: f"A{n % 5:02d}", SITE: str(n), "Metadata_moa": f"moa{n % 2}"}
-        label = f"drug{n % 4}"
-        records.append({"image": image, "mask": mask, "site_id": f"s{n}", "label": label, **metadata})
-        statistics = {
-            f"{name}_{channel}": getattr(image[..., c], name)()
-            for c, channel in enumerate(CHANNELS)
-            for name in ("mean", "std")
-        } | {f"p01_{channel}": np.percentile(image[..., c], 1) for c, channel in enumerate(CHANNELS)}
-        rows.append({"site_id": f"s{n}", "label": label, "height": HEIGHT, "width": WIDTH} | metadata | statistics)
-    folder = write_shards(
+        sites.append(SitePixels(image, mask))
+        rows.append({"site_id": f"s{n}", **metadata, "Metadata_pert_iname": f"drug{n % 4}"})
+    folder = write_dataset(
         tmp_path_factory.mktemp("feed"),
-        features=record_features(
-            channels=2,
-            image_dtype=np.dtype(np.uint16),
-            label_names=[f"drug{n}" for n in range(4)],
-            metadata_columns=[PLATE, WELL, SITE, "Metadata_moa"],
-        ),
-        records=lambda: iter(records),
-        count=SITES,
-        pixel_bytes=1,
+        pd.DataFrame(rows),
+        sites,
+        channel_names=CHANNELS,
+        image_dtype=np.uint16,
+        label_column="Metadata_pert_iname",
     )
-    pd.DataFrame(rows).to_parquet(folder / INDEX)
-    provenance = {"channels_stored": CHANNELS, "image_dtype": "uint16", "label_column": "label"}
-    write_json(folder / PROVENANCE, provenance | {"schema_version": SCHEMA_VERSION})
-    return SiteDataset(folder)
+    return open_dataset(folder)
 
 
-def streamed(dataset, input=INPUT, **options):
-    return StreamedFeed(
-        dataset,
-        describe_sites(dataset, input, seed=SEED),
-        input,
-        **{"records": RECORDS, "batch_size": BATCH, "seed": SEED} | options,
-    )
+@pytest.fixture(scope="module")
+def placement() -> Placement:
+    return choose_placement("1")
 
 
-def resident_epoch(feed, epoch):
-    return list(feed.batches(*epoch_order(SEED, epoch, RECORDS, BATCH)))
+def decoder(dataset, input=INPUT, augment=None) -> Decoder:
+    return Decoder(dataset, describe_sites(dataset, input, seed=SEED), input, augment)
+
+
+ORDER = Order.of_epochs(SEED, RECORDS, BATCH, epochs=10)
+STEPS = ORDER.steps_per_epoch
+
+
+def epochs(first: int, stop: int) -> Order:
+    return ORDER.between(first * STEPS, stop * STEPS)
 
 
 def assert_same(first: list[RawBatch], second: list[RawBatch]) -> None:
@@ -127,70 +111,91 @@ def test_only_the_end_is_padded_and_evaluation_keeps_its_order():
     assert np.array_equal(weight.ravel(), [1] * 10 + [0] * 2)
 
 
+def test_an_order_of_many_epochs_is_theirs_one_after_the_other():
+    dealt = [epoch_order(SEED, epoch, RECORDS, BATCH) for epoch in range(10)]
+    for kind in (0, 1):
+        of_steps = np.stack([ORDER[at][kind] for at in range(len(ORDER))])
+        assert np.array_equal(of_steps, np.concatenate([rows[kind] for rows in dealt]))
+    middle = ORDER.between(2 * STEPS + 3, 4 * STEPS + 1)
+    assert [len(steps) for steps in middle.epochs()] == [STEPS - 3, STEPS, 1]
+    assert np.array_equal(middle[0].positions, dealt[2].positions[3])
+    whole = np.concatenate([middle.rows(steps).positions for steps in middle.epochs()])
+    assert np.array_equal(whole, np.stack([middle[at].positions for at in range(len(middle))]))
+    assert ORDER.between(5, 5).epochs() == []
+    assert np.array_equal(pickle.loads(pickle.dumps(middle))[4].positions, middle[4].positions)
+
+
 @pytest.mark.parametrize("mask_use", ["keep", "shuffle"])
-def test_resident_and_streamed_batches_are_the_same_bytes(dataset, mask_use):
-    input = dataclasses.replace(INPUT, mask_use=mask_use)
-    resident = ResidentFeed(dataset, describe_sites(dataset, input, seed=SEED), input)
-    with streamed(dataset, input) as stream:
-        for epoch in (0, 1):
-            assert_same(resident_epoch(resident, epoch), list(stream.epoch(epoch)))
+def test_resident_and_streamed_batches_are_the_same_bytes(dataset, placement, mask_use):
+    fed = decoder(dataset, dataclasses.replace(INPUT, mask_use=mask_use))
+    with ResidentFeed.load(fed, placement) as resident, StreamedFeed(fed, placement) as streamed:
+        assert_same(list(resident.batches(epochs(0, 2))), list(streamed.batches(epochs(0, 2))))
 
 
-def test_batches_hold_what_the_dataset_holds(dataset):
-    sites = describe_sites(dataset, INPUT)
-    with streamed(dataset) as stream:
-        batch = next(stream.epoch(0))
+def test_batches_hold_what_the_dataset_holds(dataset, placement):
+    fed = decoder(dataset)
+    with StreamedFeed(fed, placement) as streamed:
+        batch = next(streamed.batches(ORDER))
     for row, position in enumerate(np.asarray(batch.record)):
         record = dataset.record(position)
         assert np.array_equal(batch.image[row], record["image"])
         assert np.array_equal(batch.mask[row], masks.encode(record["mask"], "distance"))
-        assert sites.class_names[batch.label[row]] == f"drug{position % 4}"
+        assert fed.sites.class_names[batch.label[row]] == f"drug{position % 4}"
 
 
-def test_a_stream_goes_on_from_any_step(dataset):
-    resident = ResidentFeed(dataset, describe_sites(dataset, INPUT), INPUT)
-    with streamed(dataset) as stream:
-        assert_same(resident_epoch(resident, 4)[3:], list(stream.epoch(4, start_step=3)))
-        interrupted = stream.epoch(7)
-        next(interrupted), next(interrupted)
-        assert_same(resident_epoch(resident, 7)[2:], list(stream.epoch(7, start_step=2)))
-        assert_same(resident_epoch(resident, 8), list(stream.epoch(8)))
-        assert_same(resident_epoch(resident, 8), list(stream.epoch(8)))  # and back to what it has given before
+def test_a_stream_begins_at_any_step_and_several_may_run_at_once(dataset, placement):
+    fed = decoder(dataset)
+    with ResidentFeed.load(fed, placement) as resident, StreamedFeed(fed, placement) as streamed:
+        stretch = ORDER.between(4 * STEPS + 3, 6 * STEPS)
+        whole = list(resident.batches(stretch))
+        training = streamed.batches(stretch)
+        assert_same([next(training)], whole[:1])
+        judging = Order.once(np.arange(SITES), 5)
+        assert_same(list(streamed.batches(judging)), list(resident.batches(judging)))
+        assert_same(list(training), whole[1:])
 
 
-def test_worker_processes_give_the_same_and_end_when_closed(dataset):
-    resident = ResidentFeed(dataset, describe_sites(dataset, INPUT), INPUT)
-    with streamed(dataset, workers=2) as stream:
-        for epoch in (0, 1):
-            assert_same(resident_epoch(resident, epoch), list(stream.epoch(epoch)))
-        assert len(multiprocessing.active_children()) == 2
+def test_worker_processes_give_the_same_live_through_epochs_and_end_when_closed(dataset, placement):
+    fed = decoder(dataset)
+    with ResidentFeed.load(fed, placement) as resident, StreamedFeed(fed, placement, workers=2) as streamed:
+        whole = resident.batches(ORDER)
+        training = streamed.batches(ORDER)
+        first = [next(training)]
+        processes = {process.pid for process in multiprocessing.active_children()}
+        assert len(processes) == 2
+        first += [next(training) for _ in range(2 * STEPS)]
+        assert_same(first, [next(whole) for _ in first])
+        assert {process.pid for process in multiprocessing.active_children()} == processes
+        list(streamed.batches(Order.once(np.arange(SITES), BATCH)))
+        assert len(multiprocessing.active_children()) == 2, "a single pass started processes of its own"
     assert not multiprocessing.active_children()
 
 
 def test_parts_of_several_processes_make_up_the_batch(dataset):
-    with (
-        streamed(dataset) as whole,
-        streamed(dataset, shard=(0, 2)) as first,
-        streamed(dataset, shard=(1, 2)) as second,
-    ):
-        for batch, *parts in zip(whole.epoch(0), first.epoch(0), second.epoch(0), strict=True):
-            joined = RawBatch(*(np.concatenate(pair) for pair in zip(*parts, strict=True)))
-            assert_same([batch], [joined])
-    with pytest.raises(InputError, match="multiple of the 3 processes"):
-        streamed(dataset, shard=(0, 3))
+    fed, order = decoder(dataset), epochs(0, 1)
+    for at in range(len(order)):
+        parts = [fed(order.share(part, 2)[at]) for part in (0, 1)]
+        assert_same([fed(order[at])], [RawBatch(*(np.concatenate(pair) for pair in zip(*parts, strict=True)))])
 
 
-def test_the_step_is_traced_once_for_all_batches(dataset):
+def test_a_record_that_pads_a_batch_is_decoded_once(dataset, monkeypatch):
+    fed, read = decoder(dataset), []
+    monkeypatch.setattr(fed, "read_into", lambda *of: read.append(of[0]) or Decoder.read_into(fed, *of))
+    batch = fed(Order.once(np.array([4, 9]), 7)[0])
+    assert read == [4, 9] and np.array_equal(batch.weight, [1, 1, 0, 0, 0, 0, 0])
+    assert all(np.array_equal(batch.image[row], batch.image[row % 2]) for row in range(7))
+
+
+def test_the_step_is_traced_once_for_all_batches(dataset, placement):
     @jax.jit
     @chex.assert_max_traces(1)
     def step(batch, epoch):
         augment = AugmentConfig(crop=8)
         return prepare(batch, seed=SEED, epoch=epoch, augment=augment, input=INPUT, train=True)
 
-    resident = ResidentFeed(dataset, describe_sites(dataset, INPUT), INPUT)
-    for epoch in range(2):
-        for batch in resident_epoch(resident, epoch):
-            assert np.isfinite(step(batch, epoch)).all()
+    with ResidentFeed.load(decoder(dataset), placement) as resident:
+        for at, batch in enumerate(resident.batches(epochs(0, 2))):
+            assert np.isfinite(step(batch, at // STEPS)).all()
 
 
 @pytest.mark.parametrize(("normalize", "group"), [("site", SITE), ("plate", PLATE)])
@@ -210,15 +215,16 @@ def test_dtype_normalization_divides_by_the_largest_integer(dataset):
     np.testing.assert_allclose(sites.scale, 1 / 65535, rtol=1e-6)
 
 
-def test_log_plate_gives_every_channel_as_it_is_and_relative_to_its_plate(dataset):
+def test_log_plate_gives_every_channel_as_it_is_and_relative_to_its_plate(dataset, placement):
     input = InputConfig(normalize="log_plate")
     sites = describe_sites(dataset, input)
     assert sites.shift.shape[1] == channels_seen(dataset, input) == 4
-    raw = next(ResidentFeed(dataset, sites, input).batches(*fixed_order(np.arange(SITES), SITES)))
+    everything = Order.once(np.arange(SITES), SITES)
+    raw = decoder(dataset, input)(everything[0])
     still = AugmentConfig(crop=16)
     twice = prepare(raw, seed=0, epoch=0, augment=still, input=input, train=False)[..., 1:]
     log = InputConfig(normalize="log")
-    raw = next(ResidentFeed(dataset, describe_sites(dataset, log), log).batches(*fixed_order(np.arange(SITES), SITES)))
+    raw = decoder(dataset, log)(everything[0])
     once = prepare(raw, seed=0, epoch=0, augment=still, input=log, train=False)[..., 1:]
     chex.assert_trees_all_close(twice[..., :2], once, rtol=1e-5)
     gap = np.asarray(twice[..., 2:] - once)  # the plate's own level: one number a plate and channel
@@ -248,30 +254,31 @@ def test_shuffled_masks_are_all_another_sites_and_the_seed_decides(dataset):
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_large_sites_are_stored_at_the_resolution_that_crops_can_use(dataset):
+def test_large_sites_are_stored_at_the_resolution_that_crops_can_use(dataset, placement):
     augment = AugmentConfig(crop=4, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0))  # 13 pixels and more shrink to 4
-    sites = describe_sites(dataset, INPUT)
-    resident = ResidentFeed(dataset, sites, INPUT, augment=augment)
+    fed = decoder(dataset, augment=augment)
+    resident = ResidentFeed.load(fed, placement)
     assert resident.arrays.image.shape == (SITES, HEIGHT // 4, -(-WIDTH // 4), 2)
     held = resident.arrays.image.nbytes + resident.arrays.mask.nbytes
-    assert held == resident_bytes(dataset, INPUT, augment) < resident_bytes(dataset, INPUT) / 10
-    with streamed(dataset, augment=augment) as stream:
-        assert_same(resident_epoch(resident, 0), list(stream.epoch(0)))
+    assert held == resident_bytes(fed) < resident_bytes(decoder(dataset)) / 10
+    with StreamedFeed(fed, placement) as streamed:
+        assert_same(list(resident.batches(epochs(0, 1))), list(streamed.batches(epochs(0, 1))))
     record = dataset.record(0)
     blocks = record["image"][:, :16].reshape(5, 4, 4, 4, 2).mean((1, 3))
     np.testing.assert_allclose(resident.arrays.image[0, :, :4], blocks, atol=1)
 
 
-def test_the_feed_follows_from_what_fits(dataset, monkeypatch):
-    need = resident_bytes(dataset, INPUT)
+def test_the_feed_follows_from_what_fits(dataset, placement, monkeypatch):
+    fed = decoder(dataset)
+    need = resident_bytes(fed)
     monkeypatch.setattr(choice, "_room", lambda: need)
-    assert choose_feed(dataset, INPUT) == "resident"
+    assert isinstance(open_feed(fed, placement), ResidentFeed)
     monkeypatch.setattr(choice, "_room", lambda: need - 1)
-    assert choose_feed(dataset, INPUT) == "streamed"
-    assert choose_feed(dataset, INPUT, "resident") == "resident"
+    assert isinstance(open_feed(fed, placement), StreamedFeed)
+    assert isinstance(open_feed(fed, placement, choice="resident"), ResidentFeed)
 
 
-def test_a_closed_resident_feed_frees_its_memory(dataset):
-    resident = ResidentFeed(dataset, describe_sites(dataset, INPUT), INPUT)
-    resident.close()
+def test_a_closed_resident_feed_frees_its_memory(dataset, placement):
+    with ResidentFeed.load(decoder(dataset), placement) as resident:
+        assert not any(array.is_deleted() for array in resident.arrays)
     assert all(array.is_deleted() for array in resident.arrays)

@@ -7,14 +7,17 @@ travels between processes, and made by `create`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt, UInt16
 
+from perturbjax.console import require, require_sound
+
 Engine = Literal["cellpose", "watershed"]
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """What an engine must do."""
 
@@ -36,6 +39,10 @@ class SegmenterConfig:
     """Name of a built-in cellpose model, or path of a weights file; watershed has none."""
     diameter: float = 0.0
     """Typical diameter of an object in pixels; 0 leaves it to the engine."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("diameter", self.diameter, self.diameter >= 0, "0 (the engine estimates it) or more")
 
 
 def create(config: SegmenterConfig) -> Segmenter:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data_prep.output import work_folder
 from data_prep.simulate.cells import CHANNELS, draw_site
 from data_prep.simulate.layout import (
     PLATE_SPREAD,
-    PLATES,
     SITE_SPREAD,
     TRAITS,
     assign_wells,
@@ -24,8 +24,9 @@ from data_prep.simulate.layout import (
     trait_values,
     well_names,
 )
-from perturbjax.console import InputError, console, track
+from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.files import make_folder, write_json
+from perturbjax.plates import FORMATS
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,20 @@ class SimulateOptions:
     seed: int = 0
     """Decides everything; the same seed writes the same bytes."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        require("plates", self.plates, self.plates >= 1, "at least one")
+        require("wells", self.wells, 2 <= self.wells <= max(FORMATS), f"from 2 to {max(FORMATS)}")
+        require("sites", self.sites, self.sites >= 1, "at least one")
+        require("compounds", self.compounds, self.compounds >= 1, "at least one")
+        room = f"less than --wells, {self.wells}: each has a well, and DMSO too"
+        require("compounds", self.compounds, self.compounds < self.wells, room)
+        require("size", self.size, self.size >= 32, "at least 32 pixels")
+        require("effect", self.effect, self.effect >= 0, "0 or more")
+        require("position-gradient", self.position_gradient, self.position_gradient >= 0, "0 or more")
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+
 
 def simulate(options: SimulateOptions) -> None:
     """Write the plates; the folder appears complete or not at all.
@@ -60,21 +75,22 @@ def simulate(options: SimulateOptions) -> None:
     Raises:
         InputError: a number makes no sense, or the output exists or cannot be written.
     """
-    _validate(options)
     if options.out.exists():
         raise InputError(f"--out {options.out}: exists already; choose another name or remove it")
-    work = options.out.with_name(f".{options.out.name}.simulating")
     make_folder(options.out.parent)
-    shutil.rmtree(work, ignore_errors=True)
     truth = plan(options)
-    make_folder(work / "truth")
-    for plate in truth["Metadata_Plate"].unique():
-        make_folder(work / "images" / plate)
-    rows = [_write_site(work, site, options) for site in _tracked(truth)]
-    pd.DataFrame(rows).to_csv(work / "load_data.csv", index=False)
-    truth.to_parquet(work / "truth" / "parameters.parquet", index=False)
-    write_json(work / "truth" / "settings.json", {k: v for k, v in vars(options).items() if k != "out"})
-    os.rename(work, options.out)
+    with work_folder(options.out, "simulating") as work:
+        plate = work / "plate"
+        shutil.rmtree(plate, ignore_errors=True)
+        make_folder(plate / "truth")
+        for name in truth["Metadata_Plate"].unique():
+            make_folder(plate / "images" / name)
+        rows = [_write_site(plate, site, options) for site in _tracked(truth)]
+        pd.DataFrame(rows).to_csv(plate / "load_data.csv", index=False)
+        truth.to_parquet(plate / "truth" / "parameters.parquet", index=False)
+        write_json(plate / "truth" / "settings.json", {k: v for k, v in vars(options).items() if k != "out"})
+        os.rename(plate, options.out)
+        shutil.rmtree(work)
     console.print(
         f"{options.out}: {len(rows)} sites of {options.plates} plates, {options.compounds} compounds and DMSO"
     )
@@ -139,18 +155,3 @@ def _tracked(truth: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def _rng(options: SimulateOptions, *stream: int) -> np.random.Generator:
     return np.random.default_rng([options.seed, *stream])
-
-
-def _validate(options: SimulateOptions) -> None:
-    least = {"plates": 1, "wells": 2, "sites": 1, "compounds": 1, "size": 32}
-    for name, value in least.items():
-        if getattr(options, name) < value:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least {value}")
-    if options.wells > max(PLATES):
-        raise InputError(f"--wells {options.wells}: a plate has at most {max(PLATES)}")
-    if options.compounds >= options.wells:
-        raise InputError(
-            f"--compounds {options.compounds}: need a well each beside DMSO, and there are {options.wells}"
-        )
-    if options.effect < 0 or options.seed < 0:
-        raise InputError("--effect and --seed must not be negative")

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from experiments import bench
 from experiments.bench.tables import CannotRun, machine, markdown, page
-from perturbjax.console import InputError, console, run_command
+from perturbjax.console import InputError, console, parse_options, require_sound, run_command
 from perturbjax.files import atomic, make_folder, read_json, write_json
 
 NAMES = tuple(m.name for m in pkgutil.iter_modules(bench.__path__) if m.name not in ("__main__", "tables"))
@@ -42,6 +40,9 @@ class Options:
     """Run nothing: make the tables of what --out holds."""
     readme: str = ""
     """Markdown file whose tables are renewed: what stands between <!-- bench NAME --> and <!-- end bench -->."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
 
 
 def measure(name: str, quick: bool) -> dict[str, Any]:
@@ -134,4 +135,4 @@ def _run_apart(name: str, options: Options) -> bool:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Options, description=__doc__, prog="python -m experiments.bench")))
+    run_command(lambda: main(parse_options(Options, description=__doc__, prog="python -m experiments.bench")))

@@ -20,8 +20,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.bench.tables import CannotRun
-from perturbjax.models import Mode
-from perturbjax.models.weights import BACKBONES
+from perturbjax.models import BACKBONES, Mode
 
 SIZE, BATCH = 224, 32
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -70,7 +69,7 @@ def _measure(backbone: str, precision: str, batch: int, rounds: int) -> list[dic
 
 
 def _ours(backbone: str, precision: str, x: np.ndarray) -> Callable[[], object]:
-    model = BACKBONES[backbone](classes=1000, inputs=3, rngs=nnx.Rngs(0))
+    model = BACKBONES[backbone].network(classes=1000, inputs=3, rngs=nnx.Rngs(0))
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
 
     @jax.jit

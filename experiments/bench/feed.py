@@ -13,6 +13,7 @@ together, which other work on the machine changes least.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import statistics
 import sys
@@ -29,13 +30,12 @@ import psutil
 from PIL import Image
 from scipy import ndimage
 
-from data_prep.builder import write_shards
 from experiments.bench.tables import markdown
 from perturbjax.augment import RawBatch, prepare
 from perturbjax.config import AugmentConfig, InputConfig
-from perturbjax.dataset import INDEX, PLATE, PROVENANCE, SCHEMA_VERSION, SITE, WELL, SiteDataset, record_features
-from perturbjax.feed import ResidentFeed, StreamedFeed, describe_sites, epoch_order
-from perturbjax.files import write_json
+from perturbjax.dataset import PLATE, SITE, WELL, Dataset, SitePixels, open_dataset, write_dataset
+from perturbjax.feed import Decoder, Order, ResidentFeed, StreamedFeed, describe_sites
+from perturbjax.training.devices import choose_placement
 
 AUGMENT, INPUT = AugmentConfig(crop=128), InputConfig()
 BATCH, WORKERS = 128, 2
@@ -57,9 +57,10 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 def _measure(folder: Path, size: int, n: int, rounds: int) -> list[dict[str, Any]]:
     dataset = _write_sites(folder, size, n)
-    sites = describe_sites(dataset, INPUT)
-    options = {"records": np.arange(n), "batch_size": BATCH, "seed": 0, "augment": AUGMENT}
-    resident = ResidentFeed(dataset, sites, INPUT, augment=AUGMENT)
+    decoder, placement = Decoder(dataset, describe_sites(dataset, INPUT), INPUT, AUGMENT), choose_placement("1")
+    order = Order.of_epochs(0, np.arange(n), BATCH, epochs=2 * (rounds + 1))
+    steps = order.steps_per_epoch
+    resident = ResidentFeed.load(decoder, placement)
     step = jax.jit(functools.partial(prepare, seed=0, augment=AUGMENT, input=INPUT, train=True))
 
     def augmented(batches: Iterator[RawBatch], epoch: int) -> None:
@@ -70,14 +71,15 @@ def _measure(folder: Path, size: int, n: int, rounds: int) -> list[dict[str, Any
         return _timed(lambda: [None for _ in loader])
 
     def from_memory(epoch: int) -> tuple[float, float]:
-        order = epoch_order(0, epoch, np.arange(n), BATCH)
-        return _timed(lambda: augmented(resident.batches(*order), epoch))
+        one = order.between(epoch * steps, (epoch + 1) * steps)
+        return _timed(lambda: augmented(resident.batches(one), epoch))
 
     def streamed(workers: int, epoch: int) -> tuple[float, float]:
-        with StreamedFeed(dataset, sites, INPUT, **options, workers=workers) as feed:
-            for _ in feed.epoch(2 * epoch):  # starts what reads ahead, and leaves it nothing read
+        with StreamedFeed(decoder, placement, workers=workers) as feed:
+            batches = feed.batches(order.between(2 * epoch * steps, (2 * epoch + 2) * steps))
+            for _ in itertools.islice(batches, steps):  # starts what reads ahead
                 pass
-            return _timed(lambda: augmented(feed.epoch(2 * epoch + 1), epoch))
+            return _timed(lambda: augmented(batches, epoch))
 
     loader = _pil_loader(folder, n)
     ways = {
@@ -117,7 +119,7 @@ def _row(size: int, n: int, way: str, measured: list[dict[str, tuple[float, floa
     }
 
 
-def _write_sites(folder: Path, size: int, n: int) -> SiteDataset:
+def _write_sites(folder: Path, size: int, n: int) -> Dataset:
     """The same sites as a dataset directory and as PNG files: pieces of one field of blurred noise, cells its peaks."""
     random = np.random.default_rng(0)
     field = ndimage.gaussian_filter(random.normal(size=(size + 256, size + 256)), 6)
@@ -127,28 +129,25 @@ def _write_sites(folder: Path, size: int, n: int) -> SiteDataset:
     corners = random.integers(0, 256, (n, 2))
     (folder / "png").mkdir()
 
-    def records() -> Iterator[dict[str, Any]]:
+    def sites() -> Iterator[SitePixels]:
         for at, (top, left) in enumerate(corners):
             window = slice(top, top + size), slice(left, left + size)
             Image.fromarray(field[window]).save(folder / "png" / f"{at}_image.png")
             Image.fromarray(cells[window]).save(folder / "png" / f"{at}_mask.png")
-            metadata = {PLATE: "P", WELL: "A01", SITE: str(at)}
-            yield {
-                "image": field[window][..., None],
-                "mask": cells[window],
-                "site_id": str(at),
-                "label": "x",
-            } | metadata
+            yield SitePixels(field[window][..., None], cells[window])
 
-    features = record_features(
-        channels=1, image_dtype=np.dtype(np.uint8), label_names=["x"], metadata_columns=[PLATE, WELL, SITE]
+    names = [str(at) for at in range(n)]
+    table = pd.DataFrame({"site_id": names, PLATE: "P", WELL: "A01", SITE: names, "Metadata_pert_iname": "x"})
+    path = write_dataset(
+        folder / "dataset",
+        table,
+        sites(),
+        channel_names=["x"],
+        image_dtype=np.uint8,
+        label_column="Metadata_pert_iname",
+        pixel_bytes=3 * n * size**2,
     )
-    path = write_shards(folder, features=features, records=records, count=n, pixel_bytes=3 * n * size**2)
-    row = {"label": "x", "height": size, "width": size, PLATE: "P", WELL: "A01"}
-    pd.DataFrame([row | {"site_id": str(at), SITE: str(at)} for at in range(n)]).to_parquet(path / INDEX)
-    provenance = {"schema_version": SCHEMA_VERSION, "channels_stored": ["x"], "image_dtype": "uint8"}
-    write_json(path / PROVENANCE, provenance | {"label_column": "label"})
-    return SiteDataset(path)
+    return open_dataset(path)
 
 
 class _PilSites:

@@ -228,34 +228,35 @@ def measure_jax(size: Size, precision: str) -> Measured:
     import jax
 
     from perturbjax import models
-    from perturbjax.feed import epoch_order, fixed_order, gather
-    from perturbjax.training.devices import choose_placement
+    from perturbjax.feed import Order, ResidentFeed
+    from perturbjax.training.devices import choose_placement, stack_steps
     from perturbjax.training.optimizer import make_optimizer
     from perturbjax.training.step import initial_state, make_predict_step, make_train_step, split_model
 
     recipe, placement = size.recipe(precision), choose_placement("1")
-    arrays = placement.replicate(simulated_plate(size))
+    feed = ResidentFeed(simulated_plate(size), placement)
     network = models.create("attention", classes=size.classes, channels=1, dropout=recipe.model.dropout, seed=0)
     graphdef, params, stats = split_model(network)
     optimizer = make_optimizer(recipe.optim, size.epochs * size.steps)
     state = placement.replicate(initial_state(params, stats, optimizer))
-    run_epoch = placement.compile_epoch(
-        make_train_step(graphdef, optimizer, recipe, steps_per_epoch=size.steps), gather
-    )
-    predict, take = placement.compile_predict(make_predict_step(graphdef, recipe)), jax.jit(gather)
+    run = placement.compile_training(make_train_step(graphdef, optimizer, recipe, steps_per_epoch=size.steps), feed)
+    predict = placement.compile_predict(make_predict_step(graphdef, recipe))
     records = np.arange(size.sites, dtype=np.int32)
+    order = Order.of_epochs(recipe.seed, records[: size.train], size.batch, size.epochs)
+    judged = Order.once(records[size.train :], size.batch)
 
     def epoch(number: int) -> float:
         """Train one epoch, and judge where it is time to; the seconds of training."""
         nonlocal state
         started = time.perf_counter()
-        order = epoch_order(recipe.seed, number, records[: size.train], size.batch)
-        state, sums = run_epoch(state, arrays, *order)
-        jax.device_get(sums)
+        sums = []
+        for after, part in run(state, order.between(number * size.steps, (number + 1) * size.steps)):
+            state = after
+            sums.append(part)
+        stack_steps(sums)
         took = time.perf_counter() - started
         if (number + 1) % size.evaluate_every == 0:
-            batches = zip(*fixed_order(records[size.train :], size.batch), strict=True)
-            jax.device_get([predict(state.params, state.stats, take(arrays, *batch))[0] for batch in batches])
+            jax.device_get([predict(state.params, state.stats, batch)[0] for batch in feed.batches(judged)])
         return took
 
     memory = jax.local_devices()[0].memory_stats

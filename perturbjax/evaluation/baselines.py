@@ -1,18 +1,23 @@
 """What can be scored without looking at a cell: the numbers that a model has to beat.
 
 Each baseline is fitted on the training part and gives probabilities for the test sites, so that the same scores and
-intervals apply to it as to the model.
+intervals apply to it as to the model. `BASELINES` names them; a new one is a function and a line there.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from scipy.optimize import minimize
 
-from perturbjax.dataset import PLATE, WELL
 from perturbjax.evaluation.scores import TOP_K, Counts
-from perturbjax.evaluation.wells import parse_wells, well_ids
+from perturbjax.evaluation.wells import well_ids
+from perturbjax.plates import PLATE, WELL, parse_wells
 
 #: Widths in wells of the position baseline's kernel; 0 is the well position alone.
 _WIDTHS = (0.0, 1.0, 2.0, 4.0)
@@ -22,16 +27,22 @@ _OWN_PLATE = (1.0, 100.0)
 _PRIOR_WELLS = 1e-3
 #: Sites' worth of the pooled covariance mixed into each class's own.
 _POOLED_SITES = 10.0
+#: What the builder measures of each channel's pixels, before the channel's name.
+_INTENSITY = re.compile(r"^(mean|std|p\d\d)_")
+#: Steps after which the fit of the intensity baseline stops; its probabilities no longer move long before.
+_STEPS = 200
 
 
 class Unavailable(Exception):
     """A baseline cannot be computed on this data; the message says why."""
 
 
-def majority(train_labels: Int[np.ndarray, " train"], n: int, classes: int) -> Float[np.ndarray, "n classes"]:
+def majority(
+    train: pd.DataFrame, train_labels: Int[np.ndarray, " train"], test: pd.DataFrame, classes: int
+) -> Float[np.ndarray, "test classes"]:
     """Training frequencies for every site: always the most frequent class, and as top 5 the five most frequent."""
     prior = np.bincount(train_labels, minlength=classes) / len(train_labels)
-    return np.broadcast_to(prior, (n, classes)).copy()
+    return np.broadcast_to(prior, (len(test), classes)).copy()
 
 
 def chance_counts(
@@ -200,3 +211,75 @@ def _counts(index: pd.DataFrame) -> Float[np.ndarray, "n 2"]:
     if not np.isfinite(values).all():
         raise Unavailable("n_cells or mask_area is missing for some sites")
     return np.log1p(values)
+
+
+def intensity(
+    train: pd.DataFrame, train_labels: Int[np.ndarray, " train"], test: pd.DataFrame, classes: int
+) -> Float[np.ndarray, "test classes"]:
+    """What the brightness of each channel says, without a shape: logistic regression on the index's statistics.
+
+    Mean, standard deviation and percentiles of each channel's pixels, as logarithms, standardized on training sites.
+
+    Raises:
+        Unavailable: the index has no such columns, or they are not numbers.
+    """
+    columns = [column for column in train.columns if _INTENSITY.match(column) and column in test.columns]
+    if not columns:
+        raise Unavailable("the index has no columns mean_<channel>, std_<channel>, p50_<channel>")
+    x, z = (np.log1p(table[columns].to_numpy(dtype=float).clip(min=0)) for table in (train, test))
+    if not (np.isfinite(x).all() and np.isfinite(z).all()):
+        raise Unavailable("statistics of the channels are missing for some sites")
+    centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-9
+    seen, targets = np.unique(train_labels, return_inverse=True)
+    found = np.zeros((len(test), classes))
+    found[:, seen] = _logistic((x - centre) / scale, targets, (z - centre) / scale)
+    return found
+
+
+def _logistic(
+    x: Float[np.ndarray, "train d"], targets: Int[np.ndarray, " train"], z: Float[np.ndarray, "test d"]
+) -> Float[np.ndarray, "test classes"]:
+    """Multinomial logistic regression, half the squared weights (not the intercepts) added to the summed loss."""
+    n, (d, classes) = len(x), (x.shape[1], int(targets.max()) + 1)
+    ones = np.zeros((n, classes))
+    ones[np.arange(n), targets] = 1
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights, intercepts = flat[classes:].reshape(d, classes), flat[:classes]
+        logits = x @ weights + intercepts
+        logits -= logits.max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        error = np.exp(logits - log_sum) - ones
+        value = float((log_sum[:, 0] - logits[np.arange(n), targets]).sum() + 0.5 * (weights**2).sum())
+        return value, np.concatenate([error.sum(axis=0), (x.T @ error + weights).ravel()])
+
+    fit = minimize(loss, np.zeros(classes * (d + 1)), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}).x
+    logits = z @ fit[classes:].reshape(d, classes) + fit[:classes]
+    likelihood = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return likelihood / likelihood.sum(axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Something to beat, fitted on a fold's training sites.
+
+    Attributes:
+        words: what it knows, for the reader of a table.
+        predict: (training index, its labels, test index, classes) -> probabilities of the test sites.
+        draw: in place of it, where the answer is drawn by chance: (labels, training labels, classes, clusters, seed=…)
+            -> the counts expected over all draws.
+    """
+
+    words: str
+    predict: Callable[..., Float[np.ndarray, "test classes"]] | None = None
+    draw: Callable[..., Counts] | None = None
+
+
+#: In the order of the tables.
+BASELINES: dict[str, Baseline] = {
+    "majority": Baseline("training frequencies", predict=majority),
+    "chance": Baseline("a class drawn by them", draw=chance_counts),
+    "position": Baseline("nearest training wells", predict=position),
+    "cell count": Baseline("number and area of the cells", predict=cell_count),
+    "intensity": Baseline("mean, spread and percentiles of each channel's pixels", predict=intensity),
+}

@@ -3,59 +3,168 @@
 Sites of one well share everything that went wrong with it, so wells are drawn with replacement, not sites
 (the cluster bootstrap: Davison & Hinkley 1997, section 3.8). A score is a function of sums of counts, so a replicate is
 one row of weights times the clusters' counts, and all replicates are a matrix product.
+
+Scores that average over classes are another matter: a resample that loses a class averages over fewer, and the constant
+answer of two classes scores 0, 1/2 or 1 by luck. For these, wells are drawn within each class. Of a class's n wells
+n - 1 are drawn, each counting n / (n - 1) times (Rao & Wu 1988, JASA 83, 231), since to draw n of few wells shows too
+little spread. Classes of a single well show none; they are drawn among each other, whole (as survey statisticians
+collapse strata of one unit). A class that alone has a single well is taken as it is: its interval speaks of the others.
+Where a cluster holds several classes (plates) there is nothing to draw within, and clusters are drawn as for any score.
+
+In simulations of 40 classes of unequal difficulty, four sites a well that err together, 95 % intervals held the true
+balanced accuracy in 99, 92 and 96 %, and macro-F1 in 97, 93 and 94 % of 300 experiments with one, two and three wells a
+class; with seven classes of six wells in 93 and 94 %.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
 
-from perturbjax.console import InputError
-from perturbjax.evaluation.scores import METRICS, Counts, count, score_counts
+from perturbjax.evaluation.scores import METRICS, Counts, Metric, four_counts, point
 
 #: Replicates at a time: bounds memory at this times the clusters and the classes.
 _CHUNK = 250
 
-Estimate = dict[str, float]
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A score, or a difference of two, and the interval that holds it."""
+
+    value: float
+    low: float
+    high: float
+
+
+#: Of one subject: {metric: …}, over the same resamples for all subjects.
+Draws = dict[str, Float[np.ndarray, " replicates"]]
 
 
 def _weights(clusters: int, replicates: int, seed: int) -> Iterator[Float[np.ndarray, "chunk clusters"]]:
     """How often each cluster is drawn in each replicate, `_CHUNK` replicates at a time."""
     rng = np.random.default_rng(seed)
-    for start in range(0, replicates, _CHUNK):
-        rows = min(_CHUNK, replicates - start)
+    for rows in _chunks(replicates):
         drawn = rng.integers(clusters, size=(rows, clusters)) + clusters * np.arange(rows)[:, None]
         yield np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(np.float32)
 
 
-def replicate(
-    subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0
-) -> dict[str, dict[str, Float[np.ndarray, " replicates"]]]:
+def _chunks(replicates: int) -> list[int]:
+    return [min(_CHUNK, replicates - start) for start in range(0, replicates, _CHUNK)]
+
+
+def _weights_within(
+    strata: Int[np.ndarray, " clusters"], replicates: int, seed: int
+) -> Iterator[Float[np.ndarray, "chunk clusters"]]:
+    """How often each cluster counts where n - 1 of each stratum's n clusters are drawn and scaled to count as n.
+
+    A stratum of one cluster is always there, once.
+    """
+    rng = np.random.default_rng([seed, 1])  # other draws than those of the scores that go by whole resamples
+    order = np.argsort(strata, kind="stable")
+    sizes = np.bincount(strata)
+    first = np.cumsum(sizes) - sizes
+    of_draw = np.repeat(np.arange(len(sizes)), sizes - 1)
+    scale = (sizes / np.maximum(sizes - 1, 1))[strata[order]]
+    alone = sizes[strata[order]] == 1
+    clusters = len(strata)
+    for rows in _chunks(replicates):
+        drawn = first[of_draw] + rng.integers(sizes[of_draw], size=(rows, len(of_draw)))
+        drawn += clusters * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters) * scale
+        times[:, alone] = 1
+        weights = np.empty((rows, clusters), dtype=np.float32)
+        weights[:, order] = times
+        yield weights
+
+
+@dataclasses.dataclass(frozen=True)
+class _Classes:
+    """Clusters of one class each: what is drawn within what."""
+
+    strata: Int[np.ndarray, " clusters"]
+    """Clusters of one class; those that are their class's only one are together."""
+    single: Int[np.ndarray, " singles"]
+    """Clusters that are their class's only one."""
+    class_of_single: Int[np.ndarray, " singles"]
+
+    def draws(
+        self, classes: int, replicates: int, seed: int
+    ) -> Iterator[tuple[Float[np.ndarray, "chunk clusters"], Float[np.ndarray, "chunk classes"]]]:
+        """Weights of the clusters, and how often each class counts: a single cluster is drawn as its class is."""
+        for weights in _weights_within(self.strata, replicates, seed):
+            times = np.ones((len(weights), classes), dtype=np.float32)
+            times[:, self.class_of_single] = weights[:, self.single]
+            weights[:, self.single] = 1
+            yield weights, times
+
+
+def _one_class_a_cluster(truth: Float[np.ndarray, "clusters classes"]) -> _Classes | None:
+    """None where a cluster holds several classes."""
+    if ((truth > 0).sum(axis=1) != 1).any():
+        return None
+    class_of = truth.argmax(axis=1)
+    alone = np.bincount(class_of)[class_of] == 1
+    strata = np.unique(np.where(alone, -1, class_of), return_inverse=True)[1].ravel()
+    return _Classes(strata, np.flatnonzero(alone), class_of[alone])
+
+
+def replicate(subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0) -> dict[str, Draws]:
     """Scores of every subject over the same resamples of the same clusters, so that they may be subtracted.
 
     Args:
-        subjects: counts of each subject, a row a cluster; all over the same clusters in the same order.
+        subjects: counts of each subject, a row a cluster; all of the same examples in the same clusters.
 
     Returns:
-        for each subject and metric, one value a replicate.
+        for each subject and metric that it allows, one value a replicate.
     """
     clusters = {len(counts.top) for counts in subjects.values()}
     if len(clusters) != 1:
         raise ValueError(f"subjects stand on different numbers of clusters: {sorted(clusters)}")
-    parts = {
-        name: [_compact(part) for part in (counts.truth, counts.predicted, counts.hits, counts.top[:, None])]
-        for name, counts in subjects.items()
-    }
-    found: dict[str, dict[str, list[np.ndarray]]] = {name: {m: [] for m in METRICS} for name in subjects}
-    for weights in _weights(clusters.pop(), replicates, seed):
-        for name, (truth, predicted, hits, top) in parts.items():
-            sums = Counts(weights @ truth, weights @ predicted, weights @ hits, (weights @ top)[:, 0])
-            for metric, values in score_counts(sums).items():
-                found[name][metric].append(values)
-    return {name: {m: np.concatenate(v) for m, v in by_metric.items()} for name, by_metric in found.items()}
+    truth = next(iter(subjects.values())).truth
+    within = _one_class_a_cluster(truth)
+    averaged = {name: metric for name, metric in METRICS.items() if metric.class_averaged}
+    plain = {name: metric for name, metric in METRICS.items() if within is None or name not in averaged}
+    found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in subjects}
+    summed = {name: _Sums(counts) for name, counts in subjects.items()}
+    if plain:
+        for weights in _weights(clusters.pop(), replicates, seed):
+            for name, sums in summed.items():
+                sums.score(plain, weights, None, found[name])
+    if within is not None and averaged:
+        for weights, times in within.draws(truth.shape[1], replicates, seed):
+            for name, sums in summed.items():
+                sums.score(averaged, weights, times, found[name])
+    return {name: {metric: np.concatenate(parts) for metric, parts in of.items()} for name, of in found.items()}
+
+
+class _Sums:
+    """A subject's counts, ready to be weighed and added up."""
+
+    def __init__(self, counts: Counts):
+        self.counts = counts
+        truth, predicted, hits, top = four_counts(counts)
+        self.parts = [_compact(part) for part in (truth, predicted, hits, top[:, None])]
+
+    def score(
+        self,
+        metrics: Mapping[str, Metric],
+        weights: Float[np.ndarray, "chunk clusters"],
+        class_weight: Float[np.ndarray, "chunk classes"] | None,
+        into: dict[str, list[np.ndarray]],
+    ) -> None:
+        """Append the values of a chunk of replicates to each metric's list."""
+        truth, predicted, hits, top = (weights @ part for part in self.parts)
+        sums, examples = Counts(truth, predicted, hits, top[:, 0], class_weight), self.counts.examples
+        for name, metric in metrics.items():
+            if metric.made_of == "counts":
+                into.setdefault(name, []).append(metric.function(sums))
+            elif examples is not None:
+                values = metric.function(examples.labels, examples.probabilities, weights[:, examples.clusters])
+                into.setdefault(name, []).append(values)
 
 
 def _compact(part: Float[np.ndarray, "clusters columns"]) -> np.ndarray | sparse.csc_array:
@@ -64,66 +173,47 @@ def _compact(part: Float[np.ndarray, "clusters columns"]) -> np.ndarray | sparse
     return sparse.csc_array(part) if np.count_nonzero(part) < 0.1 * part.size else part
 
 
-def point(counts: Counts) -> dict[str, float]:
-    """Every score over all clusters together."""
-    parts = (counts.truth, counts.predicted, counts.hits, counts.top)
-    whole = Counts(*(part.sum(axis=0) for part in parts))
-    return {metric: float(value) for metric, value in score_counts(whole).items()}
-
-
 def interval(values: Float[np.ndarray, " replicates"], value: float, confidence: float = 0.95) -> tuple[float, float]:
     """The percentile interval that holds `confidence` of the replicates, moved so that their mean is `value`.
 
-    A resample leaves out a third of the wells and with them classes that stand in a single well. This lowers macro-F1
-    in every replicate: the replicates tell the spread of the score, not its place. In simulations of 40 classes, 95 %
-    intervals held the expected score in 96 to 97 % (accuracy, top 5), 93 % (balanced accuracy) and 91 % (macro-F1) of
-    300 experiments with three wells a class; with a single well a class in 97, 90 and 85 %.
+    Replicates tell the spread of a score, not its place: that of macro-F1 lies lower in them, since drawn wells repeat.
     """
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]) + value - values.mean(dtype=float)
     return float(min(low, value)), float(max(high, value))
 
 
-def estimate(
-    subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0, confidence: float = 0.95
-) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Estimate]]]:
-    """Every score of every subject with its interval, and the first subject's lead over each other one.
+@dataclasses.dataclass(frozen=True)
+class Resampled:
+    """Scores of several subjects over all examples, and over the same resamples of them."""
 
-    Returns:
-        {subject: {metric: {"value", "low", "high"}}}, and the same for (first subject - other), where the interval
-        is of the difference over the same resamples.
-    """
-    draws = replicate(subjects, replicates=replicates, seed=seed)
+    points: dict[str, dict[str, float]]
+    draws: dict[str, Draws]
+
+    def scores(self, subject: str) -> dict[str, Estimate]:
+        """Every score of a subject, with its interval (95 %)."""
+        bounds = {metric: METRICS[metric].bounds for metric in self.points[subject]}
+        return {
+            metric: _estimate(value, self.draws[subject][metric], *bounds[metric])
+            for metric, value in self.points[subject].items()
+        }
+
+    def lead(self, subject: str, other: str) -> dict[str, Estimate]:
+        """Every score of `subject` minus that of `other`; the interval is of the difference over the same resamples."""
+        found = {}
+        for metric in (metric for metric in self.points[subject] if metric in self.points[other]):
+            value = self.points[subject][metric] - self.points[other][metric]
+            values = self.draws[subject][metric] - self.draws[other][metric]
+            low, high = METRICS[metric].bounds
+            found[metric] = _estimate(value, values, low - high, high - low)
+        return found
+
+
+def _estimate(value: float, values: Float[np.ndarray, " replicates"], least: float, greatest: float) -> Estimate:
+    low, high = interval(values, value)
+    return Estimate(value, max(low, least), min(high, greatest))
+
+
+def resample(subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0) -> Resampled:
+    """Score every subject and resample them all once; arguments as in `replicate`."""
     points = {name: point(counts) for name, counts in subjects.items()}
-
-    def with_interval(value: float, values: np.ndarray, least: float) -> Estimate:
-        low, high = interval(values, value, confidence)
-        return {"value": value, "low": max(low, least), "high": min(high, 1.0)}
-
-    def lead(metric: str, other: str) -> Estimate:
-        value, values = points[first][metric] - points[other][metric], draws[first][metric] - draws[other][metric]
-        return with_interval(value, values, -1.0)
-
-    first, *others = subjects
-    scores = {name: {m: with_interval(points[name][m], draws[name][m], 0.0) for m in METRICS} for name in subjects}
-    return scores, {name: {m: lead(m, name) for m in METRICS} for name in others}
-
-
-def compare(
-    labels: Int[np.ndarray, " n"],
-    first: Float[np.ndarray, "n classes"],
-    second: Float[np.ndarray, "n classes"],
-    clusters: Int[np.ndarray, " n"],
-    *,
-    replicates: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> dict[str, Estimate]:
-    """Every score of `first` minus that of `second` on the same sites, with the interval of the paired difference.
-
-    Raises:
-        InputError: the two do not have the same shape.
-    """
-    if first.shape != second.shape:
-        raise InputError(f"compare: predictions of shape {first.shape} and {second.shape}; both need the same sites")
-    subjects = {"first": count(labels, first, clusters), "second": count(labels, second, clusters)}
-    return estimate(subjects, replicates=replicates, seed=seed, confidence=confidence)[1]["second"]
+    return Resampled(points, replicate(subjects, replicates=replicates, seed=seed))

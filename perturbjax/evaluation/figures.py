@@ -12,10 +12,10 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from perturbjax.console import InputError
-from perturbjax.dataset import PLATE, WELL
-from perturbjax.evaluation.judge import METRIC_WORDS, MODEL, shown_levels, shown_metrics
-from perturbjax.evaluation.wells import parse_wells
+from perturbjax.evaluation.judgement import Judgement, ranked
+from perturbjax.evaluation.scores import METRICS
 from perturbjax.files import atomic
+from perturbjax.plates import PLATE, WELL, parse_wells, row_name, shape_holding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: One colour a meaning, in every figure: told apart in the common colour blindnesses (Wong 2011).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 _PART = {"train": (BLUE, "training sites"), "test": (ORANGE, "held-out sites")}
-_LEVEL = {"site": (BLUE, "by site"), "well": (ORANGE, "by well")}
+_LEVEL = {"site": (BLUE, "by site"), "treated": (GREEN, "by treated row"), "well": (ORANGE, "by well")}
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -91,34 +91,61 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     return Path(path)
 
 
-def plot_scores(result: dict[str, Any], path: Path) -> Path:
-    """The model beside its baselines with 95 % intervals, one panel a metric; `result` as the judge returns it."""
-    metrics, levels = shown_metrics(result), shown_levels(result)
-    subjects = list(result["levels"]["site"])
-    with _figure(path, 2.5 * len(metrics) + 1, 0.42 * len(subjects) + 1.3) as figure:
+def plot_scores(judgement: Judgement, path: Path) -> Path:
+    """One subject beside its baselines with 95 % intervals, one panel a metric."""
+    metrics, levels = judgement.metrics, judgement.shown
+    rows = [row.name for row in judgement.levels[0].rows]
+    with _figure(path, 2.5 * len(metrics) + 1, 0.42 * len(rows) + 1.3) as figure:
         panels = np.ravel(figure.subplots(1, len(metrics), sharey=True))
         for axes, metric in zip(panels, metrics, strict=True):
             for offset, level in zip(_offsets(len(levels)), levels, strict=True):
-                estimates = [result["levels"][level][subject][metric] for subject in subjects]
-                value, low, high = (np.array([e[key] for e in estimates]) for key in ("value", "low", "high"))
+                known = [(at, row.scores[metric]) for at, row in enumerate(level.rows) if metric in row.scores]
+                value, low, high = np.array([(one.value, one.low, one.high) for _, one in known]).T
                 axes.errorbar(
-                    value, np.arange(len(subjects)) + offset, xerr=[value - low, high - value], fmt="o",
-                    color=_LEVEL[level][0], markersize=4, capsize=2,
-                    label=f"{_LEVEL[level][1]} (n = {result['n'][level]})",
+                    value, np.array([at for at, _ in known]) + offset, xerr=[value - low, high - value], fmt="o",
+                    color=_LEVEL[level.name][0], markersize=4, capsize=2,
+                    label=f"{_LEVEL[level.name][1]} (n = {level.n})",
                 )  # fmt: skip
             axes.axhspan(-0.5, 0.5, color="#F1F4F7", zorder=0)
-            axes.set(title=METRIC_WORDS[metric], xlim=(-0.02, None), ylim=(len(subjects) - 0.5, -0.5))
-            axes.set_yticks(np.arange(len(subjects)), subjects)
+            left = -0.02 if METRICS[metric].bounds[0] == 0 else None
+            axes.set(title=METRICS[metric].words, xlim=(left, None), ylim=(len(rows) - 0.5, -0.5))
+            axes.set_yticks(np.arange(len(rows)), rows)
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="y", visible=False)
-        panels[0].get_yticklabels()[subjects.index(MODEL)].set_fontweight("bold")
+        panels[0].get_yticklabels()[0].set_fontweight("bold")
         figure.get_layout_engine().set(w_pad=0.1)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return Path(path)
 
 
 def _offsets(count: int) -> list[float]:
-    return [0.0] if count == 1 else [-0.13, 0.13]
+    return [0.26 * (at - (count - 1) / 2) / max(count - 1, 1) for at in range(count)]
+
+
+def plot_ranking(judgement: Judgement, path: Path, title: str) -> Path:
+    """Accuracy and balanced accuracy of several subjects (training hollow, test filled, with interval) and baselines,
+    by site, best first."""
+    level = judgement.levels[0]
+    rows = ranked(level, [row.name for row in level.rows])[::-1]
+    with _figure(path, 10, 1.6 + 0.34 * len(rows)) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, metric in zip(panels, ("accuracy", "balanced_accuracy"), strict=True):
+            for y, row in enumerate(rows):
+                found, colour = row.scores[metric], GREY if row.baseline else BLUE
+                axes.plot([found.low, found.high], [y, y], color=colour, linewidth=2)
+                axes.plot(found.value, y, "o", color=colour, markersize=7)
+                if row.name in judgement.train:
+                    trained = judgement.train[row.name][metric]
+                    axes.plot(trained, y, "o", markerfacecolor="none", color=colour, markersize=7)
+                axes.annotate(f"{found.value:.3f}", (found.value, y), (0, 7), textcoords="offset points",
+                              ha="center", fontsize=8, color=colour)  # fmt: skip
+            axes.set(xlim=(-0.03, 1.05), ylim=(-0.6, len(rows) - 0.3), xlabel=METRICS[metric].words)
+            axes.grid(axis="y", visible=False)
+        panels[0].set_yticks(range(len(rows)), [row.name for row in rows])
+        figure.suptitle(title, fontsize=11)
+        figure.supxlabel("filled: test, with 95 % interval (whole wells resampled); hollow: training; grey: baselines",
+                         fontsize=9)  # fmt: skip
+    return Path(path)
 
 
 def plot_confusion(matrix: Int[np.ndarray, "classes classes"], class_names: Sequence[str], path: Path) -> Path:
@@ -159,7 +186,9 @@ def plot_confusion(matrix: Int[np.ndarray, "classes classes"], class_names: Sequ
     return Path(path)
 
 
-def _name_frequent_columns(axes: Axes, matrix: np.ndarray, columns: list[int], class_names: Sequence[str]) -> None:
+def _name_frequent_columns(
+    axes: Axes, matrix: np.ndarray, columns: Sequence[int] | np.ndarray, class_names: Sequence[str]
+) -> None:
     """Too many classes to name: name the ten that are predicted most, where they do not run into each other."""
     predicted = matrix.sum(axis=0)[columns]
     chosen: list[int] = []
@@ -216,7 +245,7 @@ def plot_plates(
                           "true": probabilities[np.arange(len(labels)), labels]})  # fmt: skip
     wells = wells.groupby(["plate", "row", "column"], as_index=False)["true"].mean()
     plates = list(wells["plate"].value_counts(sort=True).index[:_PLATES])
-    height, width = _plate_format(spots)
+    height, width = shape_holding(spots)
     across = min(len(plates), 3 if width > 12 else 4)
     down = -(-len(plates) // across)
     with _figure(path, 3.4 * across + 1, down * (3.4 * height / width + 0.45) + 0.4) as figure:
@@ -229,7 +258,7 @@ def plot_plates(
             image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=max(wells["true"].max(), 1e-3))
             axes.set_title(str(plate), fontsize=8)
             axes.set_xticks(range(0, width, 4 if width > 12 else 2), range(1, width + 1, 4 if width > 12 else 2))
-            axes.set_yticks(range(0, height, 3), [_row_name(row) for row in range(0, height, 3)])
+            axes.set_yticks(range(0, height, 3), [row_name(row) for row in range(0, height, 3)])
             axes.tick_params(labelsize=7, length=2)
             axes.grid(visible=False)
         for axes in panels[len(plates) :]:
@@ -239,16 +268,6 @@ def plot_plates(
         figure.suptitle("held-out wells" + (f" of {len(plates)} of {total} plates" if total > len(plates) else ""),
                         x=0.01, ha="left", fontsize=10)  # fmt: skip
     return Path(path)
-
-
-def _plate_format(spots: Int[np.ndarray, "n 2"]) -> tuple[int, int]:
-    """Rows and columns of the smallest standard plate that holds these wells."""
-    rows, columns = spots.max(axis=0) + 1
-    return next(size for size in ((8, 12), (16, 24), (32, 100)) if rows <= size[0] and columns <= size[1])
-
-
-def _row_name(row: int) -> str:
-    return chr(ord("A") + row) if row < 26 else "A" + chr(ord("A") + row - 26)
 
 
 def plot_reliability(

@@ -1,11 +1,14 @@
-"""The judge: a model's predictions beside their baselines, with intervals, for sites and for wells."""
+"""The judge: predictions beside their baselines, with intervals, for sites and for wells.
+
+A run is one subject and one fold; a table of classifiers is many of both. Baselines are fitted once a fold and
+everything is resampled once a level, however many subjects there are.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -13,319 +16,214 @@ from jaxtyping import Float, Int
 
 from perturbjax.console import InputError
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.evaluation import baselines
-from perturbjax.evaluation.bootstrap import estimate
-from perturbjax.evaluation.scores import (
-    METRICS,
-    TOP_K,
-    Counts,
-    check_probabilities,
-    confusion_matrix,
-    count,
-    per_class,
-    score,
-)
-from perturbjax.evaluation.shortcuts import overlap, warnings
+from perturbjax.evaluation.baselines import BASELINES, Unavailable
+from perturbjax.evaluation.bootstrap import resample
+from perturbjax.evaluation.judgement import MODEL, Judgement, Level, Scored, Sizes
+from perturbjax.evaluation.predictions import label_numbers, predictions_of
+from perturbjax.evaluation.scores import METRICS, check_probabilities, count, score
+from perturbjax.evaluation.shortcuts import Overlap, overlap
 from perturbjax.evaluation.wells import aggregate_wells, well_ids
-from perturbjax.files import atomic, make_folder, write_json
-from perturbjax.splits import MEANING
+from perturbjax.splits import TRAIN
 
-MODEL = "model"
-METRIC_WORDS = {
-    "accuracy": "accuracy",
-    "top5": f"top-{TOP_K} accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro-F1",
-}
+#: Marks negative controls in a fold's test table; without it there is no level of treated sites.
+NEGCON = "negcon"
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
-    """Predictions that were checked and put in the order of their index."""
+class Fold:
+    """One way of dealing sites to training and judging.
 
-    index: pd.DataFrame
-    labels: Int[np.ndarray, " n"]
-    probabilities: Float[np.ndarray, "n classes"]
+    Both tables have `site_id`, `Metadata_Plate`, `Metadata_Well` and `label` (class name), and what baselines look at
+    (`n_cells`, `mask_area`, `mean_<channel>` …); `test` may have `negcon` (true or false).
+    """
+
+    name: str
+    train: pd.DataFrame
+    test: pd.DataFrame
 
 
-def read_predictions(
-    predictions: pd.DataFrame, index: pd.DataFrame, class_names: Sequence[str], *, part: str = "test"
-) -> Judged:
-    """The predictions of one part, checked, in the order of `index`.
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """Who is judged: the probabilities that it gave to the sites of each fold, in the fold's order.
+
+    `train` is empty where training sites were not predicted.
+    """
+
+    name: str
+    test: tuple[Float[np.ndarray, "_test classes"], ...]
+    train: tuple[Float[np.ndarray, "_train classes"], ...] = ()
+
+
+def run_as_subject(
+    predictions: pd.DataFrame, train_index: pd.DataFrame, test_index: pd.DataFrame, class_names: Sequence[str]
+) -> tuple[Subject, Fold]:
+    """A run's table of predictions, checked against its split: one subject and one fold.
 
     Args:
-        predictions: `site_id`, `label`, `prob_<class name>` for every class, and `part` (all rows are taken if absent).
-        index: the sites of that part, `site_id` among its columns.
+        predictions: as `perturbjax predict` writes them; those of the training part may be missing.
+        train_index, test_index: rows of the dataset's index; `train_index` also `label`, the class name.
         class_names: classes in logit order.
-        part: rows of `predictions` to take.
 
     Raises:
-        InputError: a column is missing, a site occurs twice, is missing or is not of this part, a label is not one of
-            `class_names`, or probabilities are not probabilities.
+        InputError: as `predictions.predictions_of`, or an index lacks a column.
     """
-    columns = [f"prob_{name}" for name in class_names]
-    for column in ("site_id", "label", *columns):
-        if column not in predictions.columns:
-            raise InputError(f"predictions: no column {column!r}; predict again with the run's own classes")
-    if "part" in predictions.columns:
-        predictions = predictions[predictions["part"] == part]
-    _refuse_repeated(predictions["site_id"], "predictions")
-    _refuse_repeated(index["site_id"], "index")
-    if missing := sorted(set(index["site_id"]) - set(predictions["site_id"])):
-        raise InputError(f"predictions: none for {part} site {missing[0]} ({len(missing)} missing); predict again")
-    if foreign := sorted(set(predictions["site_id"]) - set(index["site_id"])):
-        raise InputError(f"predictions: site {foreign[0]} is not in the {part} part ({len(foreign)} such sites)")
-    rows = predictions.set_index("site_id").loc[index["site_id"]]
-    labels = label_numbers(rows["label"], class_names, "predictions")
-    probabilities = rows[columns].to_numpy(dtype=np.float32)
-    check_probabilities(labels, probabilities, list(index["site_id"]))
-    return Judged(index.reset_index(drop=True), labels, probabilities)
+    _require_columns("train_index", train_index, ("site_id", PLATE, WELL, "label"))
+    _require_columns("test_index", test_index, ("site_id", PLATE, WELL))
+    labels, test = predictions_of(predictions, test_index, class_names)
+    train: tuple[np.ndarray, ...] = ()
+    if "part" in predictions.columns and (predictions["part"] == TRAIN).any():
+        train = (predictions_of(predictions, train_index, class_names, part=TRAIN)[1],)
+    judged = test_index.reset_index(drop=True).assign(label=labels)
+    return Subject(MODEL, (test,), train), Fold(MODEL, train_index.reset_index(drop=True), judged)
 
 
-def label_numbers(labels: pd.Series, class_names: Sequence[str], table: str) -> Int[np.ndarray, " n"]:
-    """Class names as numbers in logit order.
-
-    Raises:
-        InputError: a label is not one of `class_names`.
-    """
-    numbers = labels.map({name: number for number, name in enumerate(class_names)})
-    if numbers.isna().any():
-        unknown = labels[numbers.isna().to_numpy()].iloc[0]
-        raise InputError(f"{table}: label {unknown!r} is not one of the run's {len(class_names)} classes (labels.json)")
-    return numbers.to_numpy(dtype=int)
+def _require_columns(name: str, index: pd.DataFrame, needed: Sequence[str]) -> None:
+    if missing := [column for column in needed if column not in index.columns]:
+        raise InputError(f"{name}: no column {missing[0]!r}; it has {', '.join(map(str, index.columns))}")
 
 
-def _refuse_repeated(site_ids: pd.Series, table: str) -> None:
-    if (repeated := site_ids.duplicated()).any():
-        raise InputError(f"{table}: site {site_ids[repeated].iloc[0]} occurs more than once; every site counts once")
-
-
-def evaluate_predictions(
-    predictions: pd.DataFrame,
-    *,
-    train_index: pd.DataFrame,
-    test_index: pd.DataFrame,
+def judge(
+    subjects: Sequence[Subject],
+    folds: Sequence[Fold],
     class_names: Sequence[str],
-    split_policy: str,
-    out: Path,
+    *,
+    split: str,
     seed: int = 0,
     replicates: int = 2000,
-    resample: Literal["well", "plate"] = "well",
-) -> dict[str, Any]:
-    """Judge predictions of the test part and write `scores.json`, `scores.csv`, `per_class.csv`, `confusion.csv`.
+    whole: Literal["well", "plate"] = "well",
+) -> Judgement:
+    """Scores of every subject and baseline over the test sites of all folds together.
 
     Args:
-        predictions: as `perturbjax predict` writes them; rows of the training part are scored too, without baselines.
-        train_index, test_index: rows of the dataset's index, with `site_id`, `Metadata_Plate`, `Metadata_Well`, for
-            the cell-count baseline `n_cells` and `mask_area`; `train_index` also `label`, the class name.
-        class_names: classes in logit order.
-        split_policy: site, well, plate, layout, compound, or the name of a file.
-        out: folder to write to.
+        subjects: at least one; all answer the same folds.
+        folds: at least one.
+        class_names: classes in the order of the probabilities.
+        split: site, well, plate, layout, compound, or the name of a file.
         seed: of the bootstrap.
         replicates: of the bootstrap.
-        resample: what the bootstrap draws whole. Plates give the wider, more cautious interval, and need several.
-
-    Returns:
-        what `scores.json` holds: `levels` {site|well: {subject: {metric: {value, low, high}}}}, `leads` (model minus
-        each baseline), `n`, `train`, `overlap`, `warnings`, `skipped` (baseline: why), `split`, `seed`, `replicates`.
+        whole: what the bootstrap draws whole. Plates give the wider, more cautious interval, and need several.
 
     Raises:
-        InputError: as `read_predictions`, or an index lacks a column.
+        InputError: a label is not one of `class_names`, probabilities are none, or a table lacks a column.
     """
-    for name, index in (("train_index", train_index), ("test_index", test_index)):
-        needed = ("site_id", PLATE, WELL, *(("label",) if name == "train_index" else ()))
-        if missing := [column for column in needed if column not in index.columns]:
-            raise InputError(f"{name}: no column {missing[0]!r}; it has {', '.join(map(str, index.columns))}")
-    judged = read_predictions(predictions, test_index, class_names)
-    train_labels = label_numbers(train_index["label"], class_names, "train_index")
-    subjects, skipped = _subjects(judged, train_index, train_labels)
-    wells = well_ids(judged.index)
-    clusters = wells if resample == "well" else pd.factorize(judged.index[PLATE])[0]
-    cluster_of_well = clusters[np.unique(wells, return_index=True)[1]]
-    counts = {"site": _count_sites(subjects, judged.labels, clusters, train_labels, seed)}
+    for fold in folds:
+        for part, table in (("train", fold.train), ("test", fold.test)):
+            _require_columns(f"{fold.name}: {part}", table, ("site_id", PLATE, WELL, "label"))
+    panel = _Panel(subjects, folds, class_names, seed, replicates)
+    test, wells = panel.test, panel.wells
+    clusters = wells if whole == "well" else pd.factorize(test[PLATE])[0]
+    levels = [panel.level("site", panel.answers, panel.labels, clusters)]
+    treated = ~test[NEGCON].to_numpy(dtype=bool) if NEGCON in test.columns else np.ones(len(test), dtype=bool)
+    if treated.any() and not treated.all():
+        some = {name: answer[treated] for name, answer in panel.answers.items()}
+        levels.append(panel.level("treated", some, panel.labels[treated], pd.factorize(clusters[treated])[0]))
     try:
-        counts["well"] = _count_wells(subjects, judged.labels, wells, cluster_of_well, train_labels, seed)
+        well_labels, together = panel.by_well()
+        of_well = clusters[np.unique(wells, return_index=True)[1]]
+        levels.append(panel.level("well", together, well_labels, of_well))
     except InputError as error:
-        skipped["well level"] = str(error)
-
-    estimates = {level: estimate(found, replicates=replicates, seed=seed) for level, found in counts.items()}
-    levels = {level: scores for level, (scores, _) in estimates.items()}
-    leads = {level: lead for level, (_, lead) in estimates.items()}
-    names = np.asarray(class_names, dtype=object)
-    shared = overlap(train_index, judged.index.assign(label=names[judged.labels]))
-    result = {
-        "split": split_policy,
-        "split_words": MEANING.get(split_policy, "as given in a split file"),
-        "n": {
-            "site": len(judged.labels),
-            "well": len(cluster_of_well),
-            "plate": int(test_index[PLATE].nunique()),
-            "train_site": len(train_index),
-            "classes": len(class_names),
-            "test_classes": len(np.unique(judged.labels)),
-        },
-        "levels": levels,
-        "leads": leads,
-        "train": _train_scores(predictions, train_index, class_names),
-        "overlap": dataclasses.asdict(shared),
-        "skipped": skipped,
-        "seed": seed,
-        "replicates": replicates,
-        "resample": resample,
-    }
-    told = {level: leads[level] for level in shown_levels(result)}
-    result["warnings"] = warnings(split_policy, shared, levels, told)
-    _write(Path(out), result, judged, wells, class_names)
-    return result
-
-
-def _subjects(
-    judged: Judged, train_index: pd.DataFrame, train_labels: np.ndarray
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Probabilities of the model and of each baseline, and why a baseline is absent."""
-    n, classes = judged.probabilities.shape
-    subjects = {MODEL: judged.probabilities, "majority": baselines.majority(train_labels, n, classes)}
-    skipped = {}
-    for name, baseline in (("position", baselines.position), ("cell count", baselines.cell_count)):
-        try:
-            subjects[name] = baseline(train_index, train_labels, judged.index, classes)
-        except baselines.Unavailable as reason:
-            skipped[name] = str(reason)
-    return subjects, skipped
-
-
-def _count_sites(
-    subjects: dict[str, np.ndarray], labels: np.ndarray, clusters: np.ndarray, train_labels: np.ndarray, seed: int
-) -> dict[str, Counts]:
-    classes = subjects[MODEL].shape[1]
-    counts = {name: count(labels, probabilities, clusters) for name, probabilities in subjects.items()}
-    chance = baselines.chance_counts(labels, train_labels, classes, clusters, seed=seed)
-    return {MODEL: counts.pop(MODEL), "majority": counts.pop("majority"), "chance": chance, **counts}
-
-
-def _count_wells(
-    subjects: dict[str, np.ndarray],
-    labels: np.ndarray,
-    wells: np.ndarray,
-    cluster_of_well: np.ndarray,
-    train_labels: np.ndarray,
-    seed: int,
-) -> dict[str, Counts]:
-    together = {name: aggregate_wells(wells, labels, probabilities) for name, probabilities in subjects.items()}
-    probabilities = {name: mean for name, (_, mean) in together.items()}
-    return _count_sites(probabilities, together[MODEL][0], cluster_of_well, train_labels, seed)
-
-
-def _train_scores(predictions: pd.DataFrame, train_index: pd.DataFrame, class_names: Sequence[str]) -> dict[str, float]:
-    """The model's scores on what it was trained on (sites), where predictions of all of it are there; else empty."""
-    if "part" not in predictions.columns or not (predictions["part"] == "train").any():
-        return {}
-    fitted = read_predictions(predictions, train_index, class_names, part="train")
-    return score(fitted.labels, fitted.probabilities)
-
-
-def _write(out: Path, result: dict[str, Any], judged: Judged, wells: np.ndarray, class_names: Sequence[str]) -> None:
-    make_folder(out)
-    matrix = confusion_matrix(judged.labels, judged.probabilities.argmax(axis=1), len(class_names))
-    tables = {
-        "scores.csv": (tidy(result), False),
-        "per_class.csv": (per_class(judged.labels, judged.probabilities, wells, class_names), False),
-        "confusion.csv": (pd.DataFrame(matrix, index=pd.Index(class_names, name="true"), columns=class_names), True),
-    }
-    for name, (table, with_index) in tables.items():
-        with atomic(out / name) as temporary:
-            table.to_csv(temporary, index=with_index)
-    write_json(out / "scores.json", result)
-
-
-def tidy(result: dict[str, Any]) -> pd.DataFrame:
-    """One row a number: level, subject, metric, value, low, high, n."""
-    rows = [
-        {"level": level, "subject": subject, "metric": metric, **values, "n": result["n"][level]}
-        for level, subjects in result["levels"].items()
-        for subject, scores in subjects.items()
-        for metric, values in scores.items()
-    ]
-    rows += [
-        {
-            "level": "site",
-            "subject": "model on training sites",
-            "metric": metric,
-            "value": value,
-            "low": np.nan,
-            "high": np.nan,
-            "n": result["n"]["train_site"],
-        }
-        for metric, value in result["train"].items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def print_table(result: dict[str, Any]) -> None:
-    """Show scores to a person, on stdout: the model beside its baselines, by site and by well, and warnings."""
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.print(escape(tested_on(result)))
-    metrics = shown_metrics(result)
-    gap = " " if console.width >= 105 else "\n"
-    for level in shown_levels(result):
-        subjects = result["levels"][level]
-        table = Table(title=f"by {level} (n = {result['n'][level]})", title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("")
-        for metric in metrics:
-            table.add_column(METRIC_WORDS[metric], justify="right")
-        for subject, scores in subjects.items():
-            cells = [_cell(scores[metric], gap) for metric in metrics]
-            table.add_row(subject, *cells, style="bold" if subject == MODEL else "", end_section=subject == MODEL)
-        if level == "site" and result["train"]:
-            table.add_section()
-            table.add_row("on training", *(f"{result['train'][metric]:.3f}" for metric in metrics))
-        console.print(table)
-    console.print(f"In brackets: 95 % intervals from {result['replicates']} resamples of whole {result['resample']}s.")
-    for sentence in headline(result):
-        console.print(f"[bold]{escape(sentence)}[/bold]")
-    for name, why in result["skipped"].items():
-        console.print(f"no {name}: {escape(why)}")
-    for warning in result["warnings"]:
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
-
-
-def tested_on(result: dict[str, Any]) -> str:
-    """One sentence: how the split was made, and how much the test part holds."""
-    n = result["n"]
-    tested = ", ".join(f"{n[what]} {what}{'' if n[what] == 1 else 's'}" for what in ("site", "well", "plate"))
-    return (
-        f"Split by {result['split']}: {result['split_words']}. Tested on {tested}, "
-        f"{n['test_classes']} of {n['classes']} classes; trained on {n['train_site']} sites."
+        panel.skipped["well level"] = str(error)
+    return Judgement(
+        split=split,
+        folds=len(folds),
+        n=Sizes(
+            site=len(test),
+            well=int(wells.max()) + 1,
+            plate=int(test[PLATE].nunique()),
+            train_site=round(np.mean([len(fold.train) for fold in folds])),
+            classes=len(class_names),
+            test_classes=len(np.unique(panel.labels)),
+        ),
+        levels=tuple(levels),
+        train=dict(_train_scores(subjects, folds, class_names)),
+        overlap=_mean_overlap(folds),
+        skipped=panel.skipped,
+        seed=seed,
+        replicates=replicates,
+        resample=whole,
     )
 
 
-def headline(result: dict[str, Any]) -> list[str]:
-    """For each level one sentence: balanced accuracy, and its lead over the best baseline."""
-    sentences = []
-    for level in shown_levels(result):
-        subjects = {name: scores["balanced_accuracy"] for name, scores in result["levels"][level].items()}
-        best = max((name for name in subjects if name != MODEL), key=lambda name: subjects[name]["value"])
-        own, lead = subjects[MODEL], result["leads"][level][best]["balanced_accuracy"]
-        sentences.append(
-            f"Balanced accuracy by {level} {_cell(own)}; lead over the best baseline ({best}) {_cell(lead)}."
-        )
-    return sentences
+class _Panel:
+    """What all subjects and baselines said of the test sites of all folds, baselines fitted once a fold."""
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        folds: Sequence[Fold],
+        class_names: Sequence[str],
+        seed: int,
+        replicates: int,
+    ):
+        self.subjects = tuple(subject.name for subject in subjects)
+        self.classes, self.seed, self.replicates = len(class_names), seed, replicates
+        self.test = pd.concat([fold.test for fold in folds], ignore_index=True)
+        self.wells = well_ids(self.test)
+        self.labels = label_numbers(self.test["label"], class_names, "test sites")
+        in_training = [label_numbers(fold.train["label"], class_names, "training sites") for fold in folds]
+        self.train_labels = np.concatenate(in_training)
+        self.answers = {subject.name: np.concatenate(subject.test) for subject in subjects}
+        for answer in self.answers.values():
+            check_probabilities(self.labels, answer, list(self.test["site_id"]))
+        self.skipped: dict[str, str] = {}
+        for name, baseline in BASELINES.items():
+            if baseline.predict is None:
+                continue
+            try:
+                parts = [
+                    baseline.predict(fold.train, labels, fold.test, self.classes)
+                    for fold, labels in zip(folds, in_training, strict=True)
+                ]
+            except Unavailable as reason:
+                self.skipped[name] = str(reason)
+            else:
+                self.answers[name] = np.concatenate(parts)
+
+    def by_well(self) -> tuple[Int[np.ndarray, " wells"], dict[str, Float[np.ndarray, "wells classes"]]]:
+        """True class of each well, and what its sites say together by the name of who said it.
+
+        Raises:
+            InputError: the sites of one well have different labels.
+        """
+        together = {name: aggregate_wells(self.wells, self.labels, answer) for name, answer in self.answers.items()}
+        return next(iter(together.values()))[0], {name: mean for name, (_, mean) in together.items()}
+
+    def level(
+        self,
+        name: str,
+        answers: dict[str, Float[np.ndarray, "n classes"]],
+        labels: Int[np.ndarray, " n"],
+        clusters: Int[np.ndarray, " n"],
+    ) -> Level:
+        """Everybody's scores and the subjects' leads where these rows are what is counted."""
+        counts = {subject: count(labels, answers[subject], clusters) for subject in self.subjects}
+        for baseline, how in BASELINES.items():
+            if how.draw is not None:
+                counts[baseline] = how.draw(labels, self.train_labels, self.classes, clusters, seed=self.seed)
+            elif baseline in answers:
+                counts[baseline] = count(labels, answers[baseline], clusters)
+        baselines = [one for one in counts if one not in self.subjects]
+        found = resample(counts, replicates=self.replicates, seed=self.seed)
+        rows = [
+            Scored(one, False, found.scores(one), {other: found.lead(one, other) for other in baselines})
+            for one in self.subjects
+        ]
+        rows += [Scored(one, True, found.scores(one), {}) for one in baselines]
+        return Level(name, len(labels), tuple(rows))
 
 
-def shown_metrics(result: dict[str, Any]) -> list[str]:
-    """Metrics worth a column: top 5 says nothing where there are five classes or fewer."""
-    return [metric for metric in METRICS if metric != "top5" or result["n"]["classes"] > TOP_K]
+def _train_scores(
+    subjects: Sequence[Subject], folds: Sequence[Fold], class_names: Sequence[str]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each subject's mean scores over folds on what it was trained on, where it predicted that."""
+    for subject in (subject for subject in subjects if subject.train):
+        scores = [
+            score(label_numbers(fold.train["label"], class_names, "training sites"), answer)
+            for fold, answer in zip(folds, subject.train, strict=True)
+        ]
+        yield subject.name, {metric: float(np.mean([one[metric] for one in scores])) for metric in METRICS}
 
 
-def shown_levels(result: dict[str, Any]) -> list[str]:
-    """Levels worth a table: one where every well is one site."""
-    return [level for level in result["levels"] if level == "site" or result["n"]["well"] < result["n"]["site"]]
-
-
-def _cell(estimate: dict[str, float], gap: str = " ") -> str:
-    return f"{estimate['value']:.3f}{gap}[{estimate['low']:.2f}, {estimate['high']:.2f}]"
+def _mean_overlap(folds: Sequence[Fold]) -> Overlap:
+    shared = [dataclasses.astuple(overlap(fold.train, fold.test)) for fold in folds]
+    return Overlap(*(float(share) for share in np.mean(shared, axis=0)))

@@ -17,8 +17,13 @@ from perturbjax.config import PRESETS, Recipe, recipe_from_dict
 from perturbjax.console import InputError
 from perturbjax.dataset import PROVENANCE
 from perturbjax.evaluation import figures
-from perturbjax.evaluation.judge import METRIC_WORDS, MODEL, headline, shown_levels, shown_metrics, tested_on
+from perturbjax.evaluation.baselines import BASELINES
+from perturbjax.evaluation.bootstrap import Estimate
+from perturbjax.evaluation.judgement import Judgement, headline, read_judgement, tested_on
+from perturbjax.evaluation.predictions import classes_of, labels_and_probabilities, read_predictions
+from perturbjax.evaluation.scores import METRICS
 from perturbjax.files import atomic, read_json
+from perturbjax.splits import TEST
 from perturbjax.training.run import CONFIG, LABELS, read_metrics
 
 EVALUATION, REPORT = "evaluation", "report.html"
@@ -48,19 +53,19 @@ def write_report(run: Path) -> Path:
     """
     run = Path(run)
     folder = run / EVALUATION if (run / EVALUATION).is_dir() or not (run / "scores.json").is_file() else run
-    result = read_json(folder / "scores.json") if (folder / "scores.json").is_file() else None
+    judgement = read_judgement(folder / "scores.json") if (folder / "scores.json").is_file() else None
     config = read_json(run / CONFIG) if (run / CONFIG).is_file() else {}
-    drawn = draw_figures(read_metrics(run), folder, result)
-    if result is None and not drawn:
+    drawn = draw_figures(read_metrics(run), folder, judgement)
+    if judgement is None and not drawn:
         raise InputError(_nothing_to_report(run, folder))
     sections = [
-        _asked(config, result),
-        _scores(result) if result else "<p>This run was not evaluated yet.</p>",
+        _asked(config, judgement),
+        _scores(judgement) if judgement else "<p>This run was not evaluated yet.</p>",
         "".join(_figure(*entry) for entry in drawn),
         _retrieval(folder),
         _per_class(folder),
         _provenance(config),
-        _reproduce(run, config, evaluated=result is not None),
+        _reproduce(run, config, evaluated=judgement is not None),
     ]
     title = _text(f"perturbjax: {run.resolve().name}")
     page = (
@@ -79,16 +84,16 @@ def _nothing_to_report(run: Path, folder: Path) -> str:
     return f"{run}: holds neither metrics nor scores; run `perturbjax evaluate --run {run}` first"
 
 
-def draw_figures(metrics: list[dict[str, Any]], out: Path, result: dict[str, Any] | None) -> list[tuple[Path, str]]:
+def draw_figures(metrics: list[dict[str, Any]], out: Path, judgement: Judgement | None) -> list[tuple[Path, str]]:
     """Every figure that the rows of metrics.jsonl and the files of an evaluation folder allow, with its caption."""
     drawn = []
     if metrics:
         caption = "Loss and accuracy while training, and the learning rate behind them."
         drawn.append((figures.plot_curves(metrics, out / "curves.png"), caption))
-    if result is None:
+    if judgement is None:
         return drawn
-    caption = f"Model and baselines; bars are 95 % intervals from resampling whole {result['resample']}s."
-    drawn.append((figures.plot_scores(result, out / "scores.png"), caption))
+    caption = f"Model and baselines; bars are 95 % intervals from resampling whole {judgement.resample}s."
+    drawn.append((figures.plot_scores(judgement, out / "scores.png"), caption))
     if (file := out / "confusion.csv").is_file():
         matrix = pd.read_csv(file, index_col=0, keep_default_na=False)
         names = [str(name) for name in matrix.columns]
@@ -106,11 +111,9 @@ def _draw_from_predictions(out: Path) -> list[tuple[Path, str]]:
     file = next((file for file in beside if file.is_file()), None)
     if file is None:
         return []
-    table = pd.read_parquet(file)
-    table = table[table["part"] == "test"].reset_index(drop=True)
-    columns = [column for column in table.columns if column.startswith("prob_")]
-    numbers = {column.removeprefix("prob_"): number for number, column in enumerate(columns)}
-    labels, probabilities = table["label"].map(numbers).to_numpy(dtype=int), table[columns].to_numpy()
+    table = read_predictions(file)
+    table = table[table["part"] == TEST].reset_index(drop=True)
+    labels, probabilities = labels_and_probabilities(table, classes_of(table))
     calibration = figures.plot_reliability(labels, probabilities, out / "calibration.png")
     drawn = [(calibration, "Above the dashed line the model knows more than it says, below less.")]
     try:
@@ -137,40 +140,44 @@ def _table(head: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> st
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _asked(config: dict[str, Any], result: dict[str, Any] | None) -> str:
+def _asked(config: dict[str, Any], judgement: Judgement | None) -> str:
     asked = []
     if label := config.get("facts", {}).get("label_column"):
         asked.append(f"<p>Asked: which <b>{_text(label)}</b> was this site given?</p>")
     if config.get("recipe"):
         asked.append(f"<p>Network <b>{_text(config['recipe'].get('model', {}).get('model', '?'))}</b>.</p>")
-    if result:
-        asked.append(f"<p>{_text(tested_on(result))}</p>")
-        asked += [f'<p class="headline"><b>{_text(sentence)}</b></p>' for sentence in headline(result)]
-        asked += [f'<p class="warning">{_text(warning)}</p>' for warning in result["warnings"]]
+    if judgement:
+        asked.append(f"<p>{_text(tested_on(judgement))}</p>")
+        asked += [f'<p class="headline"><b>{_text(sentence)}</b></p>' for sentence in headline(judgement)]
+        asked += [f'<p class="warning">{_text(warning)}</p>' for warning in judgement.warnings()]
     return "".join(asked)
 
 
-def _scores(result: dict[str, Any]) -> str:
-    parts, metrics = ["<h2>Scores</h2>"], shown_metrics(result)
-    for level in shown_levels(result):
+def _scores(judgement: Judgement) -> str:
+    parts, metrics = ["<h2>Scores</h2>"], judgement.metrics
+    for level in judgement.shown:
         rows = [
-            ([_text(subject), *(_estimate(scores[m]) for m in metrics)], "model" if subject == MODEL else "")
-            for subject, scores in result["levels"][level].items()
+            ([_text(row.name), *(_estimate(row.scores.get(m)) for m in metrics)], "" if row.baseline else "model")
+            for row in level.rows
         ]
-        if level == "site" and result["train"]:
-            rows.append((["model, on training sites", *(f"{result['train'][m]:.3f}" for m in metrics)], ""))
-        parts.append(_table([f"by {level} (n = {result['n'][level]})", *(METRIC_WORDS[m] for m in metrics)], rows))
+        for subject, train in (judgement.train if level.name == "site" else {}).items():
+            cells = [_share(train.get(metric, np.nan)) for metric in metrics]
+            rows.append(([f"{_text(subject)}, on training sites", *cells], ""))
+        parts.append(_table([f"{level.words} (n = {level.n})", *(METRICS[m].words for m in metrics)], rows))
+    there = {row.name for row in judgement.levels[0].rows}
+    words = " ".join(f"{name}: {baseline.words}." for name, baseline in BASELINES.items() if name in there)
     parts.append(
-        f"<p><small>In brackets: 95 % intervals from {result['replicates']} resamples of whole {result['resample']}s. "
-        "A well's prediction is the mean of its sites' probabilities. majority: training frequencies. chance: a class "
-        "drawn by them. position: nearest training wells. cell count: number and area of the cells.</small></p>"
+        f"<p><small>In brackets: 95 % intervals from {judgement.replicates} resamples of whole {judgement.resample}s. "
+        f"A well's prediction is the mean of its sites' probabilities. {_text(words)}</small></p>"
     )
-    parts += [f"<p><small>No {_text(name)}: {_text(why)}.</small></p>" for name, why in result["skipped"].items()]
+    parts += [f"<p><small>No {_text(name)}: {_text(why)}.</small></p>" for name, why in judgement.skipped.items()]
     return "".join(parts)
 
 
-def _estimate(estimate: dict[str, float]) -> str:
-    return f"{estimate['value']:.3f} <small>[{estimate['low']:.2f}, {estimate['high']:.2f}]</small>"
+def _estimate(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    return f"{estimate.value:.3f} <small>[{estimate.low:.2f}, {estimate.high:.2f}]</small>"
 
 
 def _figure(path: Path, caption: str) -> str:

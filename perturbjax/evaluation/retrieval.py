@@ -31,8 +31,8 @@ def cosine_similarity(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "
 
 
 def average_precision(
-    similarity: Float[np.ndarray, "n n"], positives: Bool[np.ndarray, "n n"], negatives: Bool[np.ndarray, "n n"]
-) -> Float[np.ndarray, " n"]:
+    similarity: Float[np.ndarray, "q n"], positives: Bool[np.ndarray, "q n"], negatives: Bool[np.ndarray, "q n"]
+) -> Float[np.ndarray, " q"]:
     """How well each row ranks its positives before its negatives, by similarity.
 
     AP = mean over the positives of (rank among positives) / (rank among positives and negatives): the mean precision

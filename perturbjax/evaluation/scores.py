@@ -1,23 +1,32 @@
-"""Scores of a classifier from its probabilities, all of them functions of a few counts.
+"""Scores of a classifier from its probabilities: one table, `METRICS`, that every part of the judge goes by.
 
-Classes absent from the truth: balanced accuracy is the mean recall over the classes that occur in the truth, and
-macro-F1 the mean F1 over the classes that occur in the truth or among the predictions. Both are what scikit-learn's
-`balanced_accuracy_score` and `f1_score(average="macro")` compute.
+Most are functions of a few counts. Classes absent from the truth: balanced accuracy is the mean recall over the classes
+that occur in the truth, and macro-F1 the mean F1 over the classes that occur in the truth or among the predictions.
+Both are what scikit-learn's `balanced_accuracy_score` and `f1_score(average="macro")` compute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Num, Shaped
 
 from perturbjax.console import InputError
 
-METRICS = ("accuracy", "top5", "balanced_accuracy", "macro_f1")
 TOP_K = 5
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What was answered example by example, for the metrics that are not made of counts."""
+
+    labels: Int[np.ndarray, " n"]
+    probabilities: Float[np.ndarray, "n classes"]
+    clusters: Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,18 @@ class Counts:
     """Examples predicted to be it."""
     hits: Float[np.ndarray, "*clusters classes"]
     """Both."""
-    top: Float[np.ndarray, " *clusters"]
+    top: Num[np.ndarray | np.generic, " *clusters"]
     """Examples whose true class is among the `TOP_K` most probable."""
+    class_weight: Float[np.ndarray, "*clusters classes"] | None = None
+    """How often each class counts in an average over classes; None: each once."""
+    examples: Examples | None = None
+    """The same, example by example; None where the answer is no probabilities (a class drawn by chance)."""
+
+    def over_classes(
+        self, values: Shaped[np.ndarray, "*clusters classes"]
+    ) -> Num[np.ndarray | np.generic, " *clusters"]:
+        """Sum over classes, each as often as it counts."""
+        return (values if self.class_weight is None else values * self.class_weight).sum(axis=-1)
 
 
 def check_probabilities(
@@ -89,28 +108,92 @@ def count(
         return cells.reshape(rows, classes).astype(float)
 
     top = np.bincount(clusters, weights=top_k_hits(labels, probabilities), minlength=rows)
-    return Counts(table(labels), table(predicted), table(labels, labels == predicted), top)
+    examples = Examples(labels, probabilities, clusters)
+    return Counts(table(labels), table(predicted), table(labels, labels == predicted), top, examples=examples)
 
 
-def score_counts(counts: Counts) -> dict[str, Float[np.ndarray, " *clusters"]]:
-    """Every score of `METRICS`, for each row of counts."""
-    total = counts.truth.sum(axis=-1)
+def accuracy(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
+    """Share of the examples whose most probable class is the true one."""
+    return counts.hits.sum(axis=-1) / counts.truth.sum(axis=-1)
+
+
+def top5(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
+    """Share of the examples whose true class is among the `TOP_K` most probable."""
+    return counts.top / counts.truth.sum(axis=-1)
+
+
+def balanced_accuracy(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
+    """Mean recall of the classes that occur in the truth."""
     in_truth = counts.truth > 0
-    either = counts.truth + counts.predicted
     recall = counts.hits / np.where(in_truth, counts.truth, 1)
+    return counts.over_classes(recall) / counts.over_classes(in_truth)
+
+
+def macro_f1(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
+    """Mean F1 of the classes that occur in the truth or among the predictions."""
+    either = counts.truth + counts.predicted
     f1 = 2 * counts.hits / np.where(either > 0, either, 1)
-    return {
-        "accuracy": counts.hits.sum(axis=-1) / total,
-        "top5": counts.top / total,
-        "balanced_accuracy": recall.sum(axis=-1) / in_truth.sum(axis=-1),
-        "macro_f1": f1.sum(axis=-1) / (either > 0).sum(axis=-1),
-    }
+    return counts.over_classes(f1) / counts.over_classes(either > 0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score: what it is called, and how it is computed for every row of counts or of weights at once.
+
+    Attributes:
+        words: its name in every table and figure.
+        function: made of counts: (Counts) -> a value a row, of the sums over a resample's clusters. Made of
+            probabilities: (labels (n,), probabilities (n, classes), weights (rows, n)) -> a value a row, where a weight
+            says how often the example counts (calibration error, log loss).
+        made_of: which of the two.
+        class_averaged: whether every class counts alike, so that a resample may lose none (see `bootstrap`).
+        bounds: least and greatest value there can be; intervals end there.
+        least_classes: shown where there are as many classes: top 5 says nothing of five.
+    """
+
+    words: str
+    function: Callable[..., Num[np.ndarray | np.generic, " *rows"]]
+    made_of: Literal["counts", "probabilities"] = "counts"
+    class_averaged: bool = False
+    bounds: tuple[float, float] = (0.0, 1.0)
+    least_classes: int = 0
+
+    def defined(self, counts: Counts) -> bool:
+        """Whether it can be computed: one of probabilities needs an answer that is probabilities."""
+        return self.made_of == "counts" or counts.examples is not None
+
+    def over_all(self, counts: Counts) -> float:
+        """The value over all clusters together."""
+        if self.made_of == "counts":
+            return float(self.function(Counts(*(part.sum(axis=0) for part in four_counts(counts)))))
+        examples = counts.examples
+        return float(self.function(examples.labels, examples.probabilities, np.ones((1, len(examples.labels))))[0])
+
+
+#: Every score that is computed, written and shown. A new one is one line here.
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("accuracy", accuracy),
+    "top5": Metric(f"top-{TOP_K} accuracy", top5, least_classes=TOP_K + 1),
+    "balanced_accuracy": Metric("balanced accuracy", balanced_accuracy, class_averaged=True),
+    "macro_f1": Metric("macro-F1", macro_f1, class_averaged=True),
+}
+#: The one that ranks, that headlines name and that warnings go by.
+HEADLINE = "balanced_accuracy"
+
+
+def four_counts(counts: Counts) -> tuple[Any, Any, Any, Any]:
+    """The counts that add up over clusters."""
+    return counts.truth, counts.predicted, counts.hits, counts.top
 
 
 def score(labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]) -> dict[str, float]:
     """Every score of `METRICS`, over all examples."""
-    whole = count(labels, probabilities, np.zeros(len(labels), dtype=int))
-    return {metric: float(values[0]) for metric, values in score_counts(whole).items()}
+    return point(count(labels, probabilities, np.zeros(len(labels), dtype=int)))
+
+
+def point(counts: Counts) -> dict[str, float]:
+    """Every score of `METRICS` that these counts allow, over all clusters together."""
+    return {name: metric.over_all(counts) for name, metric in METRICS.items() if metric.defined(counts)}
 
 
 def confusion_matrix(

@@ -24,6 +24,27 @@ class Overlap:
     label: float
     """Label: the others cannot be answered."""
 
+    def warnings(self, policy: str) -> list[str]:
+        """What a reader of a score has to know of this split, most damaging first; empty if nothing was found.
+
+        Args:
+            policy: how the split was made (a policy of `perturbjax.splits`, or any other name).
+        """
+        found = []
+        if self.well > 0:
+            found.append(
+                f"split '{policy}': {self.well:.0%} of the test sites come from wells that are in training too; "
+                "this score says which well, not which treatment"
+            )
+        if self.label < 1:
+            found.append(f"{1 - self.label:.1%} of the test sites have a label without training sites: never right")
+        if self.position > 0.5 and self.well == 0:
+            found.append(
+                f"{self.position:.0%} of the test sites have their label at the same place of a training plate: "
+                "position alone can answer; --split layout holds such plates out together"
+            )
+        return found
+
 
 def overlap(train: pd.DataFrame, test: pd.DataFrame) -> Overlap:
     """What stands on both sides of a split; both tables need `Metadata_Plate`, `Metadata_Well` and `label`."""
@@ -35,42 +56,3 @@ def overlap(train: pd.DataFrame, test: pd.DataFrame) -> Overlap:
         position=float(places[1].isin(places[0]).mean()),
         label=float(test["label"].isin(train["label"]).mean()),
     )
-
-
-def warnings(policy: str, shared: Overlap, levels: dict[str, dict], leads: dict[str, dict]) -> list[str]:
-    """What a reader of the score has to know, most damaging first; empty if nothing was found.
-
-    Args:
-        policy: how the split was made (a policy of `perturbjax.splits`, or any other name).
-        shared: what stands on both sides.
-        levels: {level: {subject: {metric: estimate}}}.
-        leads: {level: {baseline: {metric: estimate of model minus baseline}}}.
-    """
-    found = []
-    if shared.well > 0:
-        found.append(
-            f"split '{policy}': {shared.well:.0%} of the test sites come from wells that are in training too; "
-            "this score says which well, not which treatment"
-        )
-    if shared.label < 1:
-        found.append(f"{1 - shared.label:.1%} of the test sites have a label without training sites: never right")
-    if shared.position > 0.5 and shared.well == 0:
-        found.append(
-            f"{shared.position:.0%} of the test sites have their label at the same place of a training plate: "
-            "position alone can answer; --split layout holds such plates out together"
-        )
-    for level, by_baseline in leads.items():
-        found.extend(_beaten(level, by_baseline, levels[level]))
-    return found
-
-
-def _beaten(level: str, leads: dict[str, dict], subjects: dict[str, dict]) -> list[str]:
-    """One sentence on the baselines that the model does not clearly beat at this level, if any."""
-    metric = "balanced_accuracy"
-    intervals = {f"{name} ({subjects[name][metric]['value']:.3f})": lead[metric] for name, lead in leads.items()}
-    below = [name for name, lead in intervals.items() if lead["high"] < 0]
-    unclear = [name for name, lead in intervals.items() if lead["low"] <= 0 <= lead["high"]]
-    parts = [
-        f"{verb} {', '.join(names)}" for verb, names in (("below", below), ("not clearly above", unclear)) if names
-    ]
-    return [f"by {level}, the model's balanced accuracy is {' and '.join(parts)}"] if parts else []

@@ -15,10 +15,11 @@ import pandas as pd
 from perturbjax import splits
 from perturbjax.console import InputError, console, track
 from perturbjax.dataset import PLATE
-from perturbjax.evaluation import shortcuts
-from perturbjax.evaluation.judge import evaluate_predictions
+from perturbjax.evaluation import figures, views
+from perturbjax.evaluation.judge import Fold, Subject, judge
+from perturbjax.evaluation.judgement import Judgement
+from perturbjax.evaluation.predictions import predictions_table, write_predictions
 from perturbjax.features.profiles import Profiles, aggregate_to_wells, read_profiles
-from perturbjax.features.scoreboard import Fold, plot_scoreboard, scoreboard
 from perturbjax.features.settings import EACH, ClassifyConfig, Preparation, ProfileConfig
 from perturbjax.files import atomic, make_folder, write_json
 
@@ -37,16 +38,15 @@ def require_extra() -> None:
         raise InputError("scikit-learn is not installed; run `pip install 'perturbjax[features]'`") from error
 
 
-def classify(config: ClassifyConfig) -> pd.DataFrame:
+def classify(config: ClassifyConfig) -> Judgement:
     """Fit every model on the training rows, predict both parts, judge, and write tables, predictions and a figure.
 
     All that is fitted (gaps, scales, selection, sphering, components, the model, its tuning) sees training rows only;
     see `normalize.Scaler` for plates that are new. Classes that occur in the test part only are judged, and never
     right.
 
-    Returns:
-        the scoreboard (see `scoreboard.scoreboard`), with `seconds` (fitting, all folds), and where tuned `setting`
-        (one a fold) and `inner_score` (mean over folds of what tuning maximised, on training rows alone).
+    Writes `table.csv` (see `views.ranking`), with `seconds` (fitting, all folds), and where tuned `setting` (one a
+    fold) and `inner_score` (mean over folds of what tuning maximised, on training rows alone).
 
     Raises:
         InputError: a file, column, plate or flag cannot be used; nothing can be learned; or no model could be fitted.
@@ -80,12 +80,21 @@ def classify(config: ClassifyConfig) -> pd.DataFrame:
         console.print(f"features: {note}")
 
     kept = [name for name in names if name not in failed]
-    folds = [_fold(fold, manifest, index, {n: fitted[fold][n] for n in kept}) for fold, manifest in manifests.items()]
-    _warn(folds, policy_of(config))
-    table = scoreboard(folds, class_names, replicates=config.replicates, seed=config.seed)
-    table = table.merge(_costs(fitted, kept), on="subject", how="left")
-    _write(config, table, folds, manifests, class_names)
-    return table
+    folds = [_fold(fold, manifest, index) for fold, manifest in manifests.items()]
+    subjects = [_subject(name, [of_fold[name] for of_fold in fitted.values()]) for name in kept]
+    _say_unknown_classes(folds)
+    judgement = judge(
+        subjects, folds, class_names, split=policy_of(config), seed=config.seed, replicates=config.replicates
+    )
+    table = views.ranking(judgement).merge(_costs(fitted, kept), on="subject", how="left")
+    _write(config, judgement, subjects, folds, class_names)
+    for fold, manifest in manifests.items():
+        splits.write_split(manifest, config.out / ("split.parquet" if len(folds) == 1 else f"split_{fold}.parquet"))
+    with atomic(config.out / "table.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    write_json(config.out / "labels.json", class_names)
+    write_json(config.out / "config.json", _plain(dataclasses.asdict(config)))
+    return judgement
 
 
 def load_profiles(config: ProfileConfig) -> tuple[Profiles, np.ndarray]:
@@ -104,8 +113,6 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, np.ndarray]:
         console.print(f"features: {empty.sum()} rows without {config.label_column} left out")
         profiles = profiles.take(~empty)
     column, _, value = config.negcon.partition("=")
-    if not column or not value:
-        raise InputError(f"--negcon {config.negcon}: write COLUMN=VALUE, such as Metadata_control_type=negcon")
     if column not in profiles.metadata.columns:
         return profiles, np.zeros(len(profiles), dtype=bool)
     return profiles, (profiles.metadata[column] == value).to_numpy()
@@ -114,8 +121,6 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, np.ndarray]:
 def _manifests(config: ClassifyConfig, profiles: Profiles) -> dict[str, pd.DataFrame]:
     """Who trains and who judges, by the name of the fold."""
     label, split = config.profiles.label_column, config.split
-    if config.hold_out and (config.all_folds or split.split_file):
-        raise InputError("--hold-out: does not go with --all-folds or --split-file; choose one")
     if config.hold_out:
         plates = sorted(profiles.column(PLATE).unique())
         chosen = plates if config.hold_out == EACH else [config.hold_out]
@@ -216,10 +221,10 @@ class _Task:
         parts = min(_TUNING_FOLDS, len(np.unique(groups)))
         if parts < 2:
             raise InputError("--tune: the training rows are one group; tuning needs two: choose another --split")
-        for fit, judge in GroupKFold(parts).split(rows, groups=groups):
+        for fit, held in GroupKFold(parts).split(rows, groups=groups):
             steps, x = prepared(self.table.iloc[rows[fit]], self.config.preparation, self.config.seed)
-            z = steps.transform(self.table.iloc[rows[judge]])
-            yield x, self.labels[rows[fit]], z, self.labels[rows[judge]]
+            z = steps.transform(self.table.iloc[rows[held]])
+            yield x, self.labels[rows[fit]], z, self.labels[rows[held]]
 
 
 def prepared(table: pd.DataFrame, config: Preparation, seed: int) -> tuple[Pipeline, np.ndarray]:
@@ -248,17 +253,17 @@ def _tune(model: Any, grid: tuple[dict[str, Any], ...], inner: list, criterion: 
     return grid[best], scores[best]
 
 
-def _fold(name: str, manifest: pd.DataFrame, index: pd.DataFrame, fitted: dict[str, _Fitted]) -> Fold:
+def _fold(name: str, manifest: pd.DataFrame, index: pd.DataFrame) -> Fold:
     by_id = index.set_index("site_id", drop=False)
     sides = [by_id.loc[manifest.loc[manifest["part"] == part, "site_id"]] for part in (splits.TRAIN, splits.TEST)]
-    train, test = (side.reset_index(drop=True) for side in sides)
-    return Fold(
-        name, train, test, {n: one.train for n, one in fitted.items()}, {n: one.test for n, one in fitted.items()}
-    )
+    return Fold(name, *(side.reset_index(drop=True) for side in sides))
 
 
-def _warn(folds: list[Fold], policy: str) -> None:
-    """Say what the split lets a model know without understanding cells."""
+def _subject(name: str, of_folds: list[_Fitted]) -> Subject:
+    return Subject(name, tuple(one.test for one in of_folds), tuple(one.train for one in of_folds))
+
+
+def _say_unknown_classes(folds: list[Fold]) -> None:
     for fold in folds:
         unknown = fold.test.loc[~fold.test["label"].isin(fold.train["label"]), "label"]
         if len(unknown):
@@ -266,10 +271,6 @@ def _warn(folds: list[Fold], policy: str) -> None:
                 f"{fold.name}: {unknown.nunique()} classes stand in the test part only (first: {unknown.iloc[0]}); "
                 f"their {len(unknown)} rows are judged and never right"
             )
-    shared = [dataclasses.astuple(shortcuts.overlap(fold.train, fold.test)) for fold in folds]
-    mean = shortcuts.Overlap(*np.mean(shared, axis=0))
-    for warning in shortcuts.warnings(policy, dataclasses.replace(mean, label=1.0), {}, {}):
-        console.print(f"warning: {warning}")
 
 
 def _costs(fitted: dict[str, dict[str, _Fitted]], names: list[str]) -> pd.DataFrame:
@@ -284,54 +285,27 @@ def _costs(fitted: dict[str, dict[str, _Fitted]], names: list[str]) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def predictions(fold: Fold, name: str, class_names: list[str], *, parts: tuple[str, ...]) -> pd.DataFrame:
-    """A model's predictions of the given parts: `Metadata_*`, site_id, part, label, predicted, prob_<class>."""
-    tables = []
-    for part in parts:
-        index = fold.train if part == splits.TRAIN else fold.test
-        values = (fold.train_probabilities if part == splits.TRAIN else fold.test_probabilities)[name]
-        first = index[[c for c in index.columns if c.startswith("Metadata_")]]
-        said = np.asarray(class_names, dtype=object)[values.argmax(axis=1)]
-        row = first.assign(site_id=index["site_id"], part=part, label=index["label"], predicted=said)
-        wide = pd.DataFrame(values.astype(np.float32), columns=[f"prob_{c}" for c in class_names], index=row.index)
-        tables.append(pd.concat([row, wide], axis=1))
-    return pd.concat(tables, ignore_index=True)
-
-
 def _write(
-    config: ClassifyConfig,
-    table: pd.DataFrame,
-    folds: list[Fold],
-    manifests: dict[str, pd.DataFrame],
-    class_names: list[str],
+    config: ClassifyConfig, judgement: Judgement, subjects: list[Subject], folds: list[Fold], class_names: list[str]
 ) -> None:
+    """Each subject's predictions (of a single fold those of its training part too) and scores, and the figure."""
     out, single = Path(config.out), len(folds) == 1
-    parts = (splits.TRAIN, splits.TEST) if single else (splits.TEST,)
-    for name in folds[0].test_probabilities:
-        every = [predictions(fold, name, class_names, parts=parts) for fold in folds]
-        with atomic(out / "predictions" / f"{name}.parquet") as temporary:
-            pd.concat(every, ignore_index=True).to_parquet(temporary, index=False)
-        if single:
-            evaluate_predictions(
-                every[0],
-                train_index=folds[0].train,
-                test_index=folds[0].test,
-                class_names=class_names,
-                split_policy=policy_of(config),
-                out=out / "evaluation" / name,
-                seed=config.seed,
-                replicates=config.replicates,
+    for subject in subjects:
+        tables = [
+            predictions_table(index, values, class_names, part=part, label=index["label"])
+            for at, fold in enumerate(folds)
+            for part, index, values in (
+                *([(splits.TRAIN, fold.train, subject.train[at])] if single else []),
+                (splits.TEST, fold.test, subject.test[at]),
             )
-    for fold, manifest in manifests.items():
-        splits.write_split(manifest, out / ("split.parquet" if single else f"split_{fold}.parquet"))
-    with atomic(out / "table.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    judged = sum(len(fold.test) for fold in folds)
-    what = f"{len(class_names)} classes, {judged} rows judged"
-    title = f"{config.profiles.label_column}, split by {policy_of(config)}: {what}"
-    plot_scoreboard(table, out / "scores.png", title)
-    write_json(out / "labels.json", class_names)
-    write_json(out / "config.json", _plain(dataclasses.asdict(config)))
+        ]
+        write_predictions(out / "predictions" / f"{subject.name}.parquet", pd.concat(tables, ignore_index=True))
+        if single:
+            alone = judgement.alone(subject.name)
+            views.write_run(alone, subject, folds[0], class_names, out / "evaluation" / subject.name)
+    what = f"{len(class_names)} classes, {judgement.n.site} rows judged"
+    title = f"{config.profiles.label_column}, split by {judgement.split}: {what}"
+    figures.plot_ranking(judgement, out / "scores.png", title)
 
 
 def policy_of(config: ClassifyConfig) -> str:

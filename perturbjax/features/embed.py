@@ -21,9 +21,8 @@ COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288",
     "#117733", "#AA4499", "#999933", "#661100", "#44AA99", "#6699CC", "#DDCC77", "#AA4466",
 )  # fmt: skip
-#: matplotlib's markers, and plotly's names for them.
+#: matplotlib's markers.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x")
 GREY = "#c4c4c4"
 #: Greatest number of replicates that lines join; a star of hundreds hides what it joins.
 _JOINED = 30
@@ -66,10 +65,6 @@ def embed(config: EmbedConfig) -> Path:
     from perturbjax.features.normalize import as_table
 
     out = Path(config.out)
-    if out.suffix != ".png":
-        raise InputError(f"--out {out}: must end in .png; the interactive page goes beside it")
-    if not 1 <= config.highlight <= len(COLOURS):
-        raise InputError(f"--highlight {config.highlight}: must be from 1 to {len(COLOURS)}")
     profiles, negcon = load_profiles(config.profiles)
     if len(profiles) < 4:
         raise InputError(f"{config.profiles.features[0]}: {len(profiles)} rows; a layout needs four or more")
@@ -127,7 +122,7 @@ def lay_out_tsne(features: Float[np.ndarray, "n d"], perplexity: int, seed: int)
 
 
 def measure(
-    features: Float[np.ndarray, "n d"], points: Float[np.ndarray, "n 2"], labels: np.ndarray, *, k: int
+    features: Float[np.ndarray, "n d"], points: Float[np.ndarray, "n axes"], labels: np.ndarray, *, k: int
 ) -> Quality:
     """How well `labels` hold together among `features` and among `points`."""
     from sklearn.metrics import silhouette_score

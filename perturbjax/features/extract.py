@@ -7,6 +7,7 @@ of sites.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -23,14 +24,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from perturbjax.augment import RawBatch
-from perturbjax.config import AugmentConfig, InputConfig, Precision
-from perturbjax.console import InputError, console, track
-from perturbjax.dataset import INDEX, SiteDataset
+from perturbjax.config import InputConfig, Precision
+from perturbjax.console import InputError, console, require, require_output, require_sound, track
+from perturbjax.dataset import INDEX, Dataset, open_dataset
 from perturbjax.features import tables
-from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, dihedral, intensity_range
-from perturbjax.feed import Sites, StreamedFeed, fixed_order
+from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, dihedral, intensity_range
+from perturbjax.feed import Decoder, Order, Sites, open_feed
 from perturbjax.files import atomic, make_folder, read_json, write_json
-from perturbjax.models import Mode
+from perturbjax.models import BACKBONES, Mode, with_weights
+from perturbjax.training.devices import ComputeConfig, Placement, open_devices
 
 #: Batches in a part, what a kill can cost.
 PART_BATCHES = 16
@@ -45,11 +47,9 @@ class FeaturesConfig:
     """Dataset directory."""
     out: Path
     """File to write. Where extraction was interrupted, the same command goes on."""
-    backbone: str = "resnet50"
-    """resnet18, resnet34, resnet50, efficientnet_b0 or efficientnet_lite0."""
+    backbone: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(with_weights())}.")] = "resnet50"
     weights: str = ""
-    """A file (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] from the Hugging Face hub, or
-    package:efficientnet_lite0."""
+    """A file (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] from the Hugging Face hub, or package:NAME."""
     run: Path | None = None
     """A trained run, whose own network is used instead of backbone, weights and the adaptation of the input."""
     adapt: Annotated[AdaptConfig, tyro.conf.arg(name="")] = field(default_factory=AdaptConfig)
@@ -63,6 +63,19 @@ class FeaturesConfig:
     """well: the mean of each well's sites."""
     format: Literal["parquet", "anndata"] = "parquet"
     """parquet: Metadata_* first, then one column a feature. anndata: an .h5ad."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        if self.run is None and not self.weights:
+            backbone = BACKBONES.get(self.backbone)
+            such = f", such as {backbone.source}, {backbone.licence}" if backbone and backbone.source else ""
+            raise InputError(
+                f"--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME{such}), or else --run"
+            )
+        require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8: a square has 8 symmetries")
+        require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
 
 
 @dataclass(frozen=True)
@@ -70,17 +83,13 @@ class Extractor:
     """How batches of sites become features.
 
     Attributes:
-        sites: what the feed gives of each record beside its pixels.
-        input: how the feed encodes masks.
-        augment: of a run, whose crops decide at which resolution the feed hands sites over; None for whole sites.
+        decoder: what is fed of each record.
         step: a batch on the device → (b, d) features.
         groups: what the features are called, before their number: d is a multiple of their count.
         facts: whatever decides the features' values, as plain values for the record.
     """
 
-    sites: Sites
-    input: InputConfig
-    augment: AugmentConfig | None
+    decoder: Decoder
     step: Callable[[RawBatch], Float[Array, "b d"]]
     groups: list[str]
     facts: dict[str, Any]
@@ -93,12 +102,11 @@ def extract(config: FeaturesConfig) -> Path:
         InputError: dataset, weights or run cannot be used or do not fit, a flag makes no sense, or `out` cannot be
             written.
     """
-    from perturbjax.training.devices import choose_placement
-
-    _check(config)
-    dataset = SiteDataset(config.data)
+    if config.format == "anndata":
+        tables.require_anndata()
+    dataset = open_dataset(config.data)
     make_folder(config.out.parent)
-    placement = choose_placement("auto")
+    placement = open_devices(config.compute)
     extractor = (backbone_extractor if config.run is None else run_extractor)(config, dataset, placement)
     work = config.out.with_name(f".{config.out.name}.extracting")
     settings = {
@@ -108,7 +116,7 @@ def extract(config: FeaturesConfig) -> Path:
         "batch_size": config.batch_size,
     }
     done = _finished_parts(work, settings)
-    for number, features in _compute_parts(config, dataset, placement, extractor, done):
+    for number, features in _compute_parts(config, placement, extractor, done):
         with atomic(_part_file(work, number)) as temporary:
             np.save(temporary, features)
         done = number + 1
@@ -137,32 +145,24 @@ def _part_file(work: Path, number: int) -> Path:
 
 
 def _compute_parts(
-    config: FeaturesConfig, dataset: SiteDataset, placement: Any, extractor: Extractor, done: int
+    config: FeaturesConfig, placement: Placement, extractor: Extractor, done: int
 ) -> Iterator[tuple[int, Float32[np.ndarray, "n d"]]]:
     """(number, features) of every part that is not done yet, in record order."""
-    order, weight = fixed_order(np.arange(len(dataset)), config.batch_size)
-    left = slice(done * PART_BATCHES, None)
-    if not len(order[left]):
+    sites = len(extractor.decoder.dataset)
+    order = Order.once(np.arange(sites), config.batch_size)
+    left = order.between(min(done * PART_BATCHES, len(order)), len(order))
+    if not len(left):
         return
-    with StreamedFeed(
-        dataset,
-        extractor.sites,
-        extractor.input,
-        records=order.ravel(),
-        batch_size=config.batch_size,
-        seed=0,
-        augment=extractor.augment,
-        place=placement.place_rows,
-    ) as feed:
-        ahead = (extractor.step(batch) for batch in feed.batches(order[left], weight[left]))
+    with open_feed(extractor.decoder, placement, choice="streamed") as feed:
+        ahead = (extractor.step(batch) for batch in feed.batches(left))
         fetched = (np.asarray(features)[: config.batch_size] for features in _one_ahead(ahead))
         unit = f"batches of {config.batch_size}"
-        batches = track(fetched, total=len(order), done=len(order) - len(order[left]), label="features", unit=unit)
+        batches = track(fetched, total=len(order), done=len(order) - len(left), label="features", unit=unit)
         for number in itertools.count(done):
             part = list(itertools.islice(batches, PART_BATCHES))
             if not part:
                 return
-            rows = len(dataset) - number * PART_BATCHES * config.batch_size  # the last batch's padding is dropped
+            rows = sites - number * PART_BATCHES * config.batch_size  # the last batch's padding is dropped
             yield number, np.concatenate(part)[:rows]
 
 
@@ -180,33 +180,24 @@ def _feature_names(groups: list[str], count: int) -> list[str]:
     return [f"{group}_{number:04d}" for group in groups for number in numbers]
 
 
-def _check(config: FeaturesConfig) -> None:
-    if config.run is None and not config.weights:
-        raise InputError("--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME), or else --run RUN")
-    if not 1 <= config.augmentations <= 8:
-        raise InputError(f"--augmentations {config.augmentations}: a square has 8 symmetries; give 1 to 8")
-    if config.batch_size < 1 or config.adapt.size < 0:
-        raise InputError("--batch-size and --size: must be at least 1 and 0")
-    if config.format == "anndata":
-        tables.require_anndata()
-
-
-def backbone_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Any) -> Extractor:
+def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Placement) -> Extractor:
     """Published weights on adapted images."""
     from perturbjax.models.weights import load_pretrained
     from perturbjax.training.step import DTYPES, split_model
 
-    triples = channel_triples(config.adapt.channels, dataset.channel_names)
+    adaptation = config.adapt
+    triples = channel_triples(adaptation.channels, dataset.channel_names, adaptation.channels_as)
     pretrained = load_pretrained(config.backbone, config.weights)
+    record = BACKBONES[config.backbone]
+    if adaptation.size is None:
+        adaptation = dataclasses.replace(adaptation, size=record.input_size)
     if pretrained.provenance["inputs"] != 3:
         raise InputError(f"--weights {config.weights}: takes {pretrained.provenance['inputs']} channels, not 3")
-    normalize = config.adapt.normalize
-    if normalize == "auto":
-        normalize = "half" if config.backbone == "efficientnet_lite0" else "imagenet"
+    colours = COLOURS.get(adaptation.normalize, record.colours)  # auto: the backbone's
     graphdef, params, stats = split_model(pretrained.model)
     params, stats = placement.replicate((params, stats))
     positions = np.array(list(triples.values()))
-    prepare = jax.jit(lambda batch: adapt(batch, config.adapt, positions, normalize), out_shardings=placement.by_row)
+    prepare = jax.jit(lambda batch: adapt(batch, adaptation, positions, colours), out_shardings=placement.by_row)
 
     @jax.jit
     def forward(params: Any, stats: Any, x: Float[Array, "bk h w 3"]) -> Float[Array, "bk d"]:
@@ -216,46 +207,34 @@ def backbone_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: 
         x = prepare(batch)
         views = range(config.augmentations)
         features = sum(forward(params, stats, dihedral(x, element)) for element in views) / len(views)
-        return features.reshape(-1, len(triples) * features.shape[1])
+        features = features.reshape(-1, len(triples), features.shape[1])
+        return features.mean(1) if averaged else features.reshape(len(features), -1)
 
-    groups = [f"{config.backbone}_{name}" for name in triples] if len(triples) > 1 else [config.backbone]
-    shift, scale = intensity_range(dataset, config.adapt.scale)
+    averaged = adaptation.channels_as == "mean"
+    groups = [f"{config.backbone}_{name}" for name in triples]
+    groups = [config.backbone] if averaged or len(triples) == 1 else groups
+    shift, scale = intensity_range(dataset, adaptation.scale)
     unlabelled, own_mask = np.zeros(len(dataset), np.int32), np.arange(len(dataset), dtype=np.int32)
     return Extractor(
-        Sites((), unlabelled, shift, scale, own_mask),
-        InputConfig(mask_encoding="binary"),
-        None,
+        Decoder(dataset, Sites((), unlabelled, shift, scale, own_mask), InputConfig(mask_encoding="binary")),
         step,
         groups,
         {
             **pretrained.provenance,
-            "input": {**vars(config.adapt), "normalize": normalize},
+            "input": {**vars(adaptation), **colours._asdict()},
             "augmentations": config.augmentations,
             "precision": config.precision,
         },
     )
 
 
-def run_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Any) -> Extractor:
+def run_extractor(config: FeaturesConfig, dataset: Dataset, placement: Placement) -> Extractor:
     """A trained run's own features, its input prepared as in evaluation."""
-    from perturbjax.evaluation.apply import load_network
-    from perturbjax.feed import describe_sites
+    from perturbjax.inference import load_network
     from perturbjax.training.run import open_run
-    from perturbjax.training.step import make_predict_step
 
     run = open_run(config.run)
-    graphdef, state, facts = load_network(run, dataset)
-    state = placement.replicate(state)
-    predict_step = placement.compile_predict(make_predict_step(graphdef, run.recipe))
-
-    def step(batch: RawBatch) -> Float[Array, "b d"]:
-        return predict_step(state["params"], state["stats"], batch)[1]
-
-    return Extractor(
-        describe_sites(dataset, run.recipe.input, run.class_names, seed=run.recipe.seed),
-        run.recipe.input,
-        run.recipe.augment,
-        step,
-        [run.recipe.model.model],
-        {"run": str(run.path), "model": run.recipe.model.model, "epoch": facts["epoch"]},
-    )
+    network = load_network(run, placement=placement, dataset=dataset)
+    model = run.recipe.model.model
+    facts = {"run": str(run.path), "model": model, "epoch": network.facts["epoch"]}
+    return Extractor(network.decoder(dataset), lambda batch: network.step(batch).features, [model], facts)

@@ -12,19 +12,17 @@ import pandas as pd
 from jaxtyping import Array, Float, Float32, Int
 
 from perturbjax.augment import RawBatch
-from perturbjax.console import InputError
-from perturbjax.dataset import PLATE, SiteDataset
+from perturbjax.console import InputError, require, require_sound
+from perturbjax.dataset import PLATE, Dataset
+from perturbjax.models.backbone import HALF, IMAGENET, UNCHANGED, Colours
 
-#: Mean and standard deviation, a colour, of what the weights were trained on (images in [0, 1]).
-NORMALIZATIONS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "half": ((127 / 255,) * 3, (128 / 255,) * 3),
-    "none": ((0.0,) * 3, (1.0,) * 3),
-}
+#: What `--normalize` names; auto is the backbone's own.
+COLOURS = {"imagenet": IMAGENET, "half": HALF, "none": UNCHANGED}
 EACH = "each"
 #: Of the sites' own 99th percentiles, the share that a common white point leaves below it.
 WHITE = 0.95
 
+ChannelsAs = Literal["auto", "joined", "mean", "rgb"]
 Scale = Literal["site", "plate", "dataset", "dtype"]
 
 
@@ -33,8 +31,11 @@ class AdaptConfig:
     """How a site becomes an RGB image."""
 
     channels: str = EACH
-    """each: every stored channel by itself, repeated to three, their features side by side. One name: that channel,
-    repeated to three. Three names with commas: taken as red, green and blue."""
+    """each: all stored channels. Or names with commas."""
+    channels_as: ChannelsAs = "auto"
+    """joined: every channel by itself, repeated to three colours, their features side by side. mean: the same, their
+    features averaged, so that their number does not depend on the channels'. rgb: three channels as red, green and
+    blue of one image. auto: rgb where three are named, else joined."""
     use: Literal["image", "masked"] = "image"
     """masked: what lies outside the cells is black (mask × image)."""
     scale: Scale = "site"
@@ -43,31 +44,39 @@ class AdaptConfig:
     stay brighter. dtype: 0 and the largest value of the stored integer type."""
     normalize: Literal["auto", "imagenet", "half", "none"] = "auto"
     """What follows. imagenet: ImageNet's mean and deviation of each colour. half: to about ±1. none: stays in [0, 1].
-    auto: as the backbone was trained (half for efficientnet_lite0, imagenet for the others)."""
-    size: int = 224
-    """Side in pixels that sites are resized to, with antialiasing; 0 keeps their own size."""
+    auto: what the backbone's weights expect."""
+    size: int | None = None
+    """Side in pixels that sites are resized to, with antialiasing; 0 keeps their own size. By default what the
+    backbone is usually applied at (224)."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("size", self.size, self.size is None or self.size >= 0, "0 (as it is) or more")
 
 
-def channel_triples(channels: str, stored: list[str]) -> dict[str, tuple[int, int, int]]:
+def channel_triples(
+    channels: str, stored: list[str], channels_as: ChannelsAs = "auto"
+) -> dict[str, tuple[int, int, int]]:
     """Name → three positions among the stored channels, for each image that a site gives.
 
     Raises:
-        InputError: a name is not stored, or neither one nor three are named.
+        InputError: a name is not stored or named twice, or `rgb` is asked of other than three.
     """
-    if channels == EACH:
-        return {name: (position,) * 3 for position, name in enumerate(stored)}
-    names = [name.strip() for name in channels.split(",")]
+    each = channels == EACH
+    names = list(stored) if each else [name.strip() for name in channels.split(",")]
     if unknown := [name for name in names if name not in stored]:
         raise InputError(f"--channels {channels}: {unknown[0]!r} is not stored; there are {', '.join(stored)}")
-    if len(names) not in (1, 3):
-        raise InputError(f"--channels {channels}: name one channel or three, or say {EACH}")
-    positions = [stored.index(name) for name in names] * (3 if len(names) == 1 else 1)
-    return {"-".join(names): tuple(positions)}
+    positions = [stored.index(name) for name in names]
+    if channels_as == "rgb" or (channels_as == "auto" and not each and len(names) == 3):
+        if len(names) != 3:
+            raise InputError(f"--channels {channels}: --channels-as rgb takes three, not {len(names)}")
+        return {"-".join(names): tuple(positions)}
+    if len(set(names)) < len(names):
+        raise InputError(f"--channels {channels}: names a channel twice")
+    return {name: (position,) * 3 for name, position in zip(names, positions, strict=True)}
 
 
-def intensity_range(
-    dataset: SiteDataset, scale: Scale
-) -> tuple[Float32[np.ndarray, "n c"], Float32[np.ndarray, "n c"]]:
+def intensity_range(dataset: Dataset, scale: Scale) -> tuple[Float32[np.ndarray, "n c"], Float32[np.ndarray, "n c"]]:
     """(shift, factor) of every site and channel such that (stored - shift) × factor lies in [0, 1], from the index."""
     shape = (len(dataset), len(dataset.channel_names))
     if scale == "dtype":
@@ -85,11 +94,11 @@ def intensity_range(
 
 
 def adapt(
-    raw: RawBatch, config: AdaptConfig, triples: Int[np.ndarray, "k 3"], normalize: str
+    raw: RawBatch, config: AdaptConfig, triples: Int[np.ndarray, "k 3"], colours: Colours
 ) -> Float[Array, "bk h w 3"]:
     """The k images of every site, one site after the other.
 
-    Pure; shapes follow from `raw`, `triples` and `config.size`. `normalize` is a key of `NORMALIZATIONS`.
+    Pure; shapes follow from `raw`, `triples` and `config.size`. `colours` are what the network expects.
     """
     x = jnp.clip((raw.image - raw.shift[:, None, None]) * raw.scale[:, None, None], 0, 1)
     if config.use == "masked":
@@ -99,7 +108,7 @@ def adapt(
         h = w = config.size
         x = jax.image.resize(x, (b, h, w, c), "bilinear", antialias=True)
     x = jnp.moveaxis(x[..., triples], 3, 1)  # (b, h, w, k, 3) → (b, k, h, w, 3)
-    mean, deviation = (jnp.asarray(values, jnp.float32) for values in NORMALIZATIONS[normalize])
+    mean, deviation = (jnp.asarray(values, jnp.float32) for values in colours)
     return ((x - mean) / deviation).reshape(b * len(triples), h, w, 3)
 
 

@@ -268,19 +268,7 @@ class Features(TransformerMixin, BaseEstimator):
 
 
 def preparation(config: Preparation, *, seed: int = 0) -> Pipeline:
-    """The unfitted steps from a table (`as_table`) to an array (n, d).
-
-    Raises:
-        InputError: a number is out of range.
-    """
-    if not 0 < config.correlation <= 1:
-        raise InputError(f"--correlation {config.correlation}: must be above 0 and at most 1")
-    if not 0 <= config.max_missing <= 1:
-        raise InputError(f"--max-missing {config.max_missing}: must be from 0 to 1")
-    if config.sphere_regularization <= 0:
-        raise InputError(f"--sphere-regularization {config.sphere_regularization}: must be above 0")
-    if config.pca < 0:
-        raise InputError(f"--pca {config.pca}: must be 0 (keep all) or a number of components")
+    """The unfitted steps from a table (`as_table`) to an array (n, d)."""
     steps: list[tuple[str, BaseEstimator]] = [
         ("clean", Clean(config.max_missing)),
         ("scale", Scaler(config.normalize, config.normalize_by, config.normalize_to)),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from perturbjax.config import SplitConfig
+from perturbjax.console import require, require_output, require_sound
 
 Scale = Literal["none", "standardize", "robustize"]
 Reference = Literal["all", "negcon"]
@@ -18,6 +19,8 @@ EmbedMethod = Literal["umap", "tsne"]
 Criterion = Literal["accuracy", "balanced_accuracy"]
 #: `--hold-out` value: every plate in turn.
 EACH = "each"
+#: As many classes can have a colour of their own in an embedding (`embed.COLOURS`).
+MOST_COLOURS = 16
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,13 @@ class Preparation:
     max_missing: float = 0.05
     """Features missing in more than this share of training rows are dropped, in [0, 1]."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("correlation", self.correlation, 0 < self.correlation <= 1, "above 0 and at most 1")
+        require("sphere-regularization", self.sphere_regularization, self.sphere_regularization > 0, "above 0")
+        require("pca", self.pca, self.pca >= 0, "0 (keep all) or a number of components")
+        require("max-missing", self.max_missing, 0 <= self.max_missing <= 1, "from 0 to 1")
+
 
 @dataclass(frozen=True)
 class ProfileConfig:
@@ -62,6 +72,12 @@ class ProfileConfig:
     """Take the median or mean of the rows of each well first."""
     negcon: str = "Metadata_control_type=negcon"
     """COLUMN=VALUE that marks negative controls."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        column, _, marked = self.negcon.partition("=")
+        require("features", (), bool(self.features), "at least one file")
+        require("negcon", self.negcon, bool(column and marked), "COLUMN=VALUE, such as Metadata_control_type=negcon")
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,14 @@ class ClassifyConfig:
     seed: int = 0
     """Decides split, forests and bootstrap."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        alone = not (self.hold_out and (self.all_folds or self.split.split_file))
+        require("hold-out", self.hold_out, alone, "without --all-folds and --split-file; choose one")
+        require("replicates", self.replicates, self.replicates >= 1, "at least one")
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+
 
 @dataclass(frozen=True)
 class EmbedConfig:
@@ -112,3 +136,11 @@ class EmbedConfig:
     """Fitted on all rows: a picture holds nothing out."""
     seed: int = 0
     """Decides the layout."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out, ".png")
+        require("neighbors", self.neighbors, self.neighbors >= 2, "2 or more")
+        require("min-dist", self.min_dist, 0 <= self.min_dist <= 1, "from 0 to 1")
+        require("highlight", self.highlight, 1 <= self.highlight <= MOST_COLOURS, f"from 1 to {MOST_COLOURS}")
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")

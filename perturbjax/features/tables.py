@@ -17,7 +17,7 @@ from perturbjax.files import atomic
 
 Format = Literal["parquet", "anndata"]
 Level = Literal["site", "well"]
-Parts = Sequence[Float32[np.ndarray, "n d"]]
+Parts = Sequence[Float32[np.ndarray, "_n _d"]]
 #: Under which key the provenance of the features stands in the file.
 PROVENANCE_KEY = "perturbjax"
 

@@ -9,9 +9,10 @@ from typing import Literal
 import jax
 
 from perturbjax import masks
-from perturbjax.config import AugmentConfig, InputConfig
-from perturbjax.dataset import SiteDataset
-from perturbjax.feed.decode import halvings, stored_size
+from perturbjax.feed.contract import Devices, Feed
+from perturbjax.feed.decode import Decoder
+from perturbjax.feed.resident import ResidentFeed
+from perturbjax.feed.streamed import StreamedFeed
 
 FeedChoice = Literal["auto", "resident", "streamed"]
 
@@ -19,20 +20,28 @@ FeedChoice = Literal["auto", "resident", "streamed"]
 DEVICE_SHARE, HOST_SHARE = 0.5, 0.4
 
 
-def choose_feed(
-    dataset: SiteDataset, input: InputConfig, choice: FeedChoice = "auto", *, augment: AugmentConfig | None = None
-) -> FeedChoice:
-    """`resident` if the decoded dataset fits the device's memory (see `DEVICE_SHARE`), else `streamed`."""
-    if choice != "auto":
-        return choice
-    return "resident" if resident_bytes(dataset, input, augment) <= _room() else "streamed"
+def open_feed(decoder: Decoder, placement: Devices, *, choice: FeedChoice = "auto", workers: int = 0) -> Feed:
+    """The feed of a dataset, to be used in a `with` block; both kinds give the same batches.
+
+    Args:
+        decoder: what is fed of each record.
+        placement: the devices that are fed.
+        choice: auto is resident where the decoded dataset fits (see `DEVICE_SHARE`). Several processes always stream:
+            each reads its share.
+        workers: processes that decode for the streamed feed; 0 decodes in threads.
+    """
+    fits = choice == "resident" or (choice == "auto" and resident_bytes(decoder) <= _room())
+    if placement.processes == 1 and fits:
+        return ResidentFeed.load(decoder, placement)
+    return StreamedFeed(decoder, placement, workers=workers)
 
 
-def resident_bytes(dataset: SiteDataset, input: InputConfig, augment: AugmentConfig | None = None) -> int:
+def resident_bytes(decoder: Decoder) -> int:
     """Bytes that a `ResidentFeed` holds on each device."""
-    height, width = stored_size(dataset, halvings(dataset, augment))
+    dataset = decoder.dataset
+    height, width = decoder.stored_size
     pixel = len(dataset.channel_names) * dataset.image_dtype.itemsize
-    return len(dataset) * height * width * (pixel + masks.storage_dtype(input.mask_encoding).itemsize)
+    return len(dataset) * height * width * (pixel + masks.storage_dtype(decoder.input.mask_encoding).itemsize)
 
 
 def _room() -> float:

@@ -1,27 +1,37 @@
-"""From a record on disk to the integers that both feeds store."""
+"""From a record on disk to the integers that every feed gives."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-from jaxtyping import Float32, Int32, UInt, UInt16
+from jaxtyping import UInt, UInt16
 
 from perturbjax import masks
 from perturbjax.augment import RawBatch, mip_levels
 from perturbjax.config import AugmentConfig, InputConfig
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import Dataset
+from perturbjax.feed.order import Order, Rows
 from perturbjax.feed.sites import Sites
 
 
 class Decoder:
-    """From positions in the dataset to what a feed stores; grain's workers are each given a copy."""
+    """From positions in the dataset to what a feed gives; grain's workers are each given a copy."""
 
-    def __init__(self, dataset: SiteDataset, sites: Sites, input: InputConfig, augment: AugmentConfig | None):
+    def __init__(self, dataset: Dataset, sites: Sites, input: InputConfig, augment: AugmentConfig | None = None):
+        """`augment` lets sites be stored at the finest resolution that its crops can use; None stores them whole."""
         self.dataset, self.sites, self.input = dataset, sites, input
-        self.halvings = halvings(dataset, augment)
+        self.halvings = mip_levels(*dataset.image_size, augment, random=True)[0] if augment else 0
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of every site as it is fed: halved as often as may be."""
+        height, width = (-(-side // 2**self.halvings) for side in self.dataset.image_size)
+        return height, width
 
     def empty(self, n: int) -> tuple[UInt[np.ndarray, "n h w c"], UInt[np.ndarray, "n h w"]]:
         """Images and masks of n sites, to be read into."""
-        shape = (n, *stored_size(self.dataset, self.halvings))
+        shape = (n, *self.stored_size)
         image = np.empty((*shape, len(self.dataset.channel_names)), self.dataset.image_dtype)
         return image, np.empty(shape, masks.storage_dtype(self.input.mask_encoding))
 
@@ -34,29 +44,28 @@ class Decoder:
             pixels, instances = _halve(pixels, instances)
         image[:], mask[:] = pixels, masks.encode(instances, self.input.mask_encoding)
 
-    def __call__(self, step: tuple[Int32[np.ndarray, " b"], Float32[np.ndarray, " b"]]) -> RawBatch:
-        """The batch of one step's positions and weights."""
+    def __call__(self, step: Rows) -> RawBatch:
+        """The batch of one step, on the host; a record that stands in it more than once is decoded once."""
         positions, weight = step
         image, mask = self.empty(len(positions))
+        rows: dict[int, int] = {}
         for row, position in enumerate(positions):
-            self.read_into(position, image[row], mask[row])
+            first = rows.setdefault(int(position), row)
+            if first == row:
+                self.read_into(position, image[row], mask[row])
+            else:
+                image[row], mask[row] = image[first], mask[first]
         label, shift, scale = (of[positions] for of in (self.sites.labels, self.sites.shift, self.sites.scale))
         return RawBatch(image, mask, label, positions, weight, shift, scale)
 
-
-def halvings(dataset: SiteDataset, augment: AugmentConfig | None) -> int:
-    """How often sites may be halved before storing: to the finest level that `augment` samples from."""
-    return mip_levels(*dataset.image_size, augment, random=True)[0] if augment else 0
-
-
-def stored_size(dataset: SiteDataset, halvings: int) -> tuple[int, int]:
-    height, width = (-(-side // 2**halvings) for side in dataset.image_size)
-    return height, width
+    def batches(self, order: Order) -> Iterator[RawBatch]:
+        """The batches of an order, on the host, each decoded when it is asked for."""
+        return (self(order[at]) for at in range(len(order)))
 
 
 def _halve(
     image: UInt[np.ndarray, "h w c"], mask: UInt16[np.ndarray, "h w"]
-) -> tuple[UInt[np.ndarray, "h/2 w/2 c"], UInt16[np.ndarray, "h/2 w/2"]]:
+) -> tuple[UInt[np.ndarray, "h2 w2 c"], UInt16[np.ndarray, "h2 w2"]]:
     """Image averaged over 2 × 2 pixels, mask picked from them; an odd last row or column is repeated."""
     if any(side % 2 for side in mask.shape):
         pad = [(0, side % 2) for side in mask.shape]

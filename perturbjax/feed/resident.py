@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import jax
-import numpy as np
-from jaxtyping import Array, Float32, Int32, UInt
+from jaxtyping import Array, Float32, Int32
 
 from perturbjax.augment import RawBatch
-from perturbjax.config import AugmentConfig, InputConfig
 from perturbjax.console import track
-from perturbjax.dataset import SiteDataset
+from perturbjax.feed.contract import Devices, ResidentArrays
 from perturbjax.feed.decode import Decoder
-from perturbjax.feed.sites import Sites
-
-
-class ResidentArrays(NamedTuple):
-    """Every record of a dataset, on the device. A pytree, to be passed to the jitted epoch."""
-
-    image: UInt[Array, "n h w c"]
-    mask: UInt[Array, "n h w"]
-    label: Int32[Array, " n"]
-    shift: Float32[Array, "n c"]
-    scale: Float32[Array, "n c"]
+from perturbjax.feed.order import Order
 
 
 def gather(arrays: ResidentArrays, indices: Int32[Array, " b"], weight: Float32[Array, " b"]) -> RawBatch:
@@ -36,42 +24,39 @@ def gather(arrays: ResidentArrays, indices: Int32[Array, " b"], weight: Float32[
 
 
 class ResidentFeed:
-    """The whole dataset on the device, decoded once.
+    """The whole dataset on every device, decoded once."""
 
-    Attributes:
-        arrays: what `gather` takes batches from.
-    """
+    def __init__(self, arrays: ResidentArrays, placement: Devices):
+        """Put arrays on the devices."""
+        self.arrays: ResidentArrays = placement.replicate(arrays)
+        self._place = placement.place_rows
+        self._take = jax.jit(gather, out_shardings=placement.by_row)
 
-    def __init__(
-        self,
-        dataset: SiteDataset,
-        sites: Sites,
-        input: InputConfig,
-        *,
-        augment: AugmentConfig | None = None,
-        place: Callable[[ResidentArrays], ResidentArrays] = jax.device_put,
-    ):
-        """Decode everything and hand it to `place`, which puts it on the device (or replicates it over several).
-
-        `augment` lets sites be stored at the finest resolution that its crops can use; None stores them whole.
-        """
-        decoder = Decoder(dataset, sites, input, augment)
-        n = len(dataset)
+    @classmethod
+    def load(cls, decoder: Decoder, placement: Devices) -> ResidentFeed:
+        """Decode everything, at the resolution that the decoder stores it in."""
+        sites, n = decoder.sites, len(decoder.dataset)
         image, mask = decoder.empty(n)
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            reads = threads.map(decoder.read_into, range(n), image, mask)
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as threads,
+            # Closed first, it takes back what is not begun yet: who interrupts must not wait for the whole dataset.
+            contextlib.closing(threads.map(decoder.read_into, range(n), image, mask)) as reads,
+        ):
             for _ in track(reads, total=n, label="load", unit="sites"):
                 pass
-        self.arrays: ResidentArrays = place(ResidentArrays(image, mask, sites.labels, sites.shift, sites.scale))
+        return cls(ResidentArrays(image, mask, sites.labels, sites.shift, sites.scale), placement)
+
+    def batches(self, order: Order) -> Iterator[RawBatch]:
+        """The batches of an order, one dispatch each; a whole epoch in one is the training loop's own affair."""
+        for at in range(len(order)):
+            yield self._take(self.arrays, *self._place(order[at]))
 
     def close(self) -> None:
-        """Free the device's memory."""
+        """Free the devices' memory."""
         jax.tree.map(lambda array: array.delete(), self.arrays)
 
-    def batches(
-        self, indices: Int32[np.ndarray, "steps batch"], weight: Float32[np.ndarray, "steps batch"]
-    ) -> Iterator[RawBatch]:
-        """The batches of an order, one dispatch each; a whole epoch in one is the training loop's own affair."""
-        take = jax.jit(gather)
-        for row, row_weight in zip(indices, weight, strict=True):
-            yield take(self.arrays, row, row_weight)
+    def __enter__(self) -> ResidentFeed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

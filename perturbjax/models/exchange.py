@@ -6,7 +6,6 @@ torch keeps convolution kernels as (out, in, height, width) and dense ones as (o
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,52 +15,7 @@ from flax import nnx
 from perturbjax import models
 from perturbjax.console import InputError
 from perturbjax.models.layers import BatchNorm
-from perturbjax.models.masked_cnn import WIDTHS as MASKED_CNN_WIDTHS
-from perturbjax.models.pth import read_tensors, write_tensors
-
-_STAGES = range(3)
-
-#: Model → (torch's prefix, our module), in torch's order.
-LAYERS: dict[str, list[tuple[str, str]]] = {
-    "attention": [
-        *(
-            (f"{branch}_features.{4 * stage + at}", f"{branch}_blocks.{stage}.{layer}")
-            for branch in ("image", "mask")
-            for stage in _STAGES
-            for at, layer in enumerate(("conv", "norm"))
-        ),
-        ("attention.attention_conv.0", "attention.conv"),
-        ("attention.attention_conv.1", "attention.norm"),
-        ("attention.attention_conv.3", "attention.project"),
-        ("classifier.0", "hidden"),
-        ("classifier.3", "head"),
-    ],
-    "attention_multiscale": [
-        *(
-            (f"{branch}_block{stage + 1}.{at}", f"{branch}_blocks.{stage}.{layer}")
-            for branch in ("image", "mask")
-            for stage in _STAGES
-            for at, layer in enumerate(("conv", "norm"))
-        ),
-        *(
-            (f"attention{stage + 1}.attention_conv.{at}", f"attentions.{stage}.{layer}")
-            for stage in _STAGES
-            for at, layer in ((0, "conv"), (1, "norm"), (3, "project"))
-        ),
-        ("classifier.0", "hidden"),
-        ("classifier.3", "head"),
-    ],
-    "masked_cnn": [
-        ("features.0", "convs.0"),
-        ("features.3", "norms.0"),
-        ("features.4", "convs.1"),
-        ("features.7", "norms.1"),
-        ("features.8", "convs.2"),
-        ("classifier.1", "flat_norm"),
-        ("classifier.2", "hidden"),
-        ("classifier.5", "head"),
-    ],
-}
+from perturbjax.models.pth import read_tensors
 
 #: How many batches BatchNorm has seen: torch stores it with each layer, and uses it for nothing at its momentum.
 BATCHES = "num_batches_tracked"
@@ -88,7 +42,7 @@ class Imported(NamedTuple):
 
 
 def import_state_dict(path: Path | str, model: str) -> Imported:
-    """Read a PyTorch state dict (`.pth`, or `.safetensors`) of one of the networks in `LAYERS`.
+    """Read a PyTorch state dict (`.pth`, or `.safetensors`) of one of the original's networks.
 
     The classes, the image's channels and, where it matters, the input's side are read off the tensors' shapes.
 
@@ -104,7 +58,8 @@ def import_state_dict(path: Path | str, model: str) -> Imported:
     classes = tensors[f"{layers[-1][0]}.bias"].size
     first = tensors[f"{layers[0][0]}.weight"]
     channels = first.shape[1] if first.ndim == 4 else 1
-    image_size = _image_size(tensors) if model in models.SIZED else None
+    side_of = models.BACKBONES[model].side_of
+    image_size = None if side_of is None else side_of(tensors)
     network = abstract(model, classes, channels, image_size)
     for prefix, module_path in layers:
         for suffix, variable in _variables(_module(network, module_path)).items():
@@ -112,24 +67,6 @@ def import_state_dict(path: Path | str, model: str) -> Imported:
     params, stats = nnx.state(network, nnx.Param), nnx.state(network, nnx.BatchStat)
     batches = max((int(count) for count in counts if count.size == 1), default=0)
     return Imported(params, stats, classes, channels, image_size, batches)
-
-
-def build(model: str, imported: Imported) -> nnx.Module:
-    """The network of an imported state dict, ready to be called."""
-    network = abstract(model, imported.classes, imported.channels, imported.image_size)
-    nnx.update(network, imported.params, imported.stats)
-    return network
-
-
-def export_state_dict(path: Path | str, model: str, network: nnx.Module, *, batches: int = 0) -> None:
-    """Write a network's parameters and statistics under torch's names, as `.pth` or `.safetensors`.
-
-    `batches` becomes BatchNorm's `num_batches_tracked`.
-
-    Raises:
-        InputError: the network has no names in torch, or the file cannot be written.
-    """
-    write_tensors(path, state_dict(model, network, batches=batches))
 
 
 def state_dict(model: str, network: nnx.Module, *, batches: int = 0) -> dict[str, np.ndarray]:
@@ -152,15 +89,16 @@ def abstract(model: str, classes: int, channels: int, image_size: int | None) ->
     )
 
 
-def layers_of(model: str) -> list[tuple[str, str]]:
+def layers_of(model: str) -> tuple[tuple[str, str], ...]:
     """The names of a model's layers in torch and here.
 
     Raises:
         InputError: it has none; the message lists those that have.
     """
-    if model not in LAYERS:
-        raise InputError(f"--model {model}: has no PyTorch counterpart; choose one of {', '.join(LAYERS)}")
-    return LAYERS[model]
+    known = {name: backbone.original for name, backbone in models.BACKBONES.items() if backbone.original}
+    if model not in known:
+        raise InputError(f"--model {model}: has no PyTorch counterpart; choose one of {', '.join(known)}")
+    return known[model]
 
 
 def _module(network: nnx.Module, path: str) -> nnx.Module:
@@ -197,13 +135,6 @@ def _require_names(path: Path, model: str, tensors: dict[str, np.ndarray]) -> No
         raise InputError(f"{path}: has no tensor {missing[0]} ({len(missing)} missing); is it a checkpoint of {model}?")
     if extra := [name for name in tensors if name not in wanted]:
         raise InputError(f"{path}: {model} has no tensor {extra[0]} ({len(extra)} extra); is it another model's?")
-
-
-def _image_size(tensors: dict[str, np.ndarray]) -> int:
-    """The side of masked_cnn's input: its flattened features are (side / 8)² positions of the last width."""
-    prefix = next(prefix for prefix, module in LAYERS["masked_cnn"] if module == "flat_norm")
-    positions = tensors[f"{prefix}.weight"].size / MASKED_CNN_WIDTHS[-1]
-    return 2 ** len(MASKED_CNN_WIDTHS) * max(round(math.sqrt(positions)), 1)
 
 
 def _checked(path: Path, name: str, tensors: dict[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from perturbjax.models.backbone import Backbone, Tensors
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, leaky_relu, max_pool
 
 WIDTHS = (16, 32, 64)
@@ -47,3 +50,25 @@ class MaskedCNN(nnx.Module):
         features = leaky_relu(self.hidden(x))
         logits = self.head(dropout(features, self.dropout, mode))
         return Outputs(logits.astype(jnp.float32), features.astype(jnp.float32))
+
+
+def _side_of(tensors: Tensors) -> int:
+    """The flattened features are (side / 8)² positions of the last width."""
+    positions = tensors["classifier.1.weight"].size / WIDTHS[-1]
+    return 2 ** len(WIDTHS) * max(round(math.sqrt(positions)), 1)
+
+
+MASKED_CNN = Backbone(
+    MaskedCNN,
+    original=(
+        ("features.0", "convs.0"),
+        ("features.3", "norms.0"),
+        ("features.4", "convs.1"),
+        ("features.7", "norms.1"),
+        ("features.8", "convs.2"),
+        ("classifier.1", "flat_norm"),
+        ("classifier.2", "hidden"),
+        ("classifier.5", "head"),
+    ),
+    side_of=_side_of,
+)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -25,7 +26,7 @@ class Mode:
     weight: Float[Array, " b"] | None = None
     keys: Array | None = None
     axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def frozen(self) -> Mode:
         """The same pass with running statistics and no dropout: for a backbone whose statistics are to stay."""

@@ -2,7 +2,8 @@
 
 A `.pth` file is a pickle beside raw numbers. A pickle is a program for a small stack machine whose danger is one
 instruction: call any importable function. `_interpret` is that machine with the call restricted to a table of three
-constructors, written here so that no unpickler ever sees the file; any other instruction or name is refused.
+constructors, written here so that no unpickler ever sees the file; any other instruction or name is refused. What it
+does is bounded as well: bytes inflated, instructions run, what a key may be, and bytes that tensors unfold to.
 
 Both layouts are read: the zip of torch 1.6 and later (`data.pkl`, `data/0`, `data/1` …), and the stream before it
 (five pickles, then the numbers), in which torchvision still ships some weights.
@@ -42,6 +43,14 @@ STORAGES: dict[str, np.dtype] = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+
+#: Bounds of a pickle, in bytes and in steps (instructions run and pairs copied): a state dict of 10,000 tensors beside
+#: its optimizer takes 4 MB and 1.2 million steps.
+MOST_PICKLE_BYTES, MOST_STEPS = 32 * 2**20, 4_000_000
+#: How often the file's size all tensors together may be: tied weights name their numbers twice.
+MOST_UNFOLDED = 4
+#: What numpy itself takes at most.
+MOST_DIMENSIONS = 64
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -83,9 +92,19 @@ class _Refused(Exception):
     """The pickle asks for something a state dict does not need."""
 
 
+def _mapping(pairs: Any = ()) -> dict[Any, Any]:
+    """A dictionary of pairs whose keys are names or numbers: hashing nested tuples can take for ever."""
+    mapping = {}
+    for key, value in pairs:
+        if not isinstance(key, str | int):
+            raise ValueError("a key is neither a name nor a number")
+        mapping[key] = value
+    return mapping
+
+
 #: The only calls there are, by the name a pickle gives them.
 _CALLS: dict[str, Callable[..., Any]] = {
-    "collections OrderedDict": lambda pairs=(): dict(pairs),
+    "collections OrderedDict": _mapping,
     "torch._utils _rebuild_tensor_v2": lambda storage, offset, size, stride, *_: _tensor(storage, offset, size, stride),
     "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
 }
@@ -111,10 +130,10 @@ def read_tensors(path: Path | str) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_tensors(path: Path | str, tensors: dict[str, np.ndarray]) -> None:
+def write_tensors(path: Path | str, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write tensors by name, as `.pth` that `torch.load(weights_only=True)` opens, or as `.safetensors`.
 
-    The same tensors give the same bytes. Written atomically.
+    The same tensors give the same bytes. Written atomically. Only `.safetensors` holds `metadata`.
 
     Raises:
         InputError: the suffix is neither, or the folder cannot be written to.
@@ -127,9 +146,24 @@ def write_tensors(path: Path | str, tensors: dict[str, np.ndarray]) -> None:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, metadata)
         else:
             _write_zip(temporary, tensors)
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The texts that a `.safetensors` file holds beside its tensors.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error}); download or export it again") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -138,7 +172,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, KeyError) as error:
+    except (SafetensorError, OSError, KeyError, AttributeError) as error:  # the last two: a type that numpy lacks
         raise InputError(f"{path}: cannot be read as safetensors ({error}); download or export it again") from error
 
 
@@ -156,8 +190,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise InputError(
             f"{path}: damaged, cut short, or not a PyTorch file ({error}); download or save it again"
         ) from error
-    tensors = {}
+    tensors, left = {}, MOST_UNFOLDED * len(data)
     for name, tensor in _find_state_dict(path, value).items():
+        left -= math.prod(tensor.size) * tensor.storage.dtype.itemsize
+        if left < 0:
+            raise InputError(f"{path}: its tensors unfold to over {MOST_UNFOLDED} times the file; it is refused")
         try:
             tensors[name] = _materialize(tensor, numbers(tensor.storage))
         except Exception as error:
@@ -190,6 +227,9 @@ def _read_zip(file: io.BytesIO) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
             raise ValueError(f"its storage {storage.key} is shorter than {storage.length} values, or compressed")
         return np.frombuffer(archive.read(member), storage.dtype.newbyteorder(order), storage.length)
 
+    size = archive.getinfo(pickled).file_size
+    if size > MOST_PICKLE_BYTES:
+        raise _Refused(f"describes its tensors in {size} bytes")
     return _interpret(io.BytesIO(archive.read(pickled))), numbers
 
 
@@ -201,6 +241,8 @@ def _read_legacy(file: io.BytesIO) -> tuple[Any, Callable[[_Storage], np.ndarray
     starts, dtypes = {}, {s.key: s.dtype for s in _storages(value)}
     for key in keys:
         (length,) = struct.unpack(order + "q", file.read(8))
+        if length < 0:
+            raise ValueError("a storage has a negative length")
         starts[key] = (file.tell(), length)
         file.seek(length * dtypes[key].itemsize, io.SEEK_CUR)
 
@@ -226,7 +268,7 @@ def _storages(value: Any) -> list[_Storage]:
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> _Tensor:
     whole = all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride))
-    if not isinstance(storage, _Storage) or not whole or len(size) != len(stride):
+    if not isinstance(storage, _Storage) or not whole or len(size) != len(stride) or len(size) > MOST_DIMENSIONS:
         raise ValueError("a tensor's storage, offset, size or stride makes no sense")
     return _Tensor(storage, offset, tuple(size), tuple(stride))
 
@@ -247,6 +289,7 @@ def _interpret(stream: io.BytesIO) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    steps = 0
 
     def take(count: int | None = None) -> list[Any]:
         start = marks.pop() if count is None else len(stack) - count
@@ -257,6 +300,9 @@ def _interpret(stream: io.BytesIO) -> Any:
         return items
 
     for opcode, argument, _position in pickletools.genops(stream):
+        steps += 1
+        if steps > MOST_STEPS:
+            raise _Refused(f"takes more than {MOST_STEPS} steps to read")
         match opcode.name:
             case name if name in _PUSH:
                 stack.append(argument)
@@ -281,7 +327,7 @@ def _interpret(stream: io.BytesIO) -> Any:
                 _top(stack, list).extend(items)
             case "SETITEM" | "SETITEMS" as name:
                 items = take(2 if name == "SETITEM" else None)
-                _top(stack, dict).update(zip(items[::2], items[1::2], strict=True))
+                _top(stack, dict).update(_mapping(zip(items[::2], items[1::2], strict=True)))
             case "GLOBAL":
                 stack.append(_global(argument))
             case "STACK_GLOBAL":
@@ -290,6 +336,7 @@ def _interpret(stream: io.BytesIO) -> Any:
                 stack.append(_persistent(*take(1)))
             case "REDUCE":
                 function, arguments = take(2)
+                steps += sum(len(a) for a in arguments if isinstance(a, list | tuple | dict))
                 stack.append(_CALLS[function.name](*arguments))
             case "BUILD":
                 take(1)  # a state dict's `_metadata`: layer versions, which nothing here reads

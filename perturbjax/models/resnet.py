@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from perturbjax.models.backbone import Backbone, Naming, Path, by_layer
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, max_pool
 
 STAGE_WIDTHS = (64, 128, 256, 512)
@@ -124,6 +125,47 @@ class ResNet(nnx.Module):
         return Outputs(logits.astype(jnp.float32), features)
 
 
-resnet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
-resnet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
-resnet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck)
+def _torchvision(path: Path) -> str:
+    match path:
+        case ("stem", "conv"):
+            return "conv1"
+        case ("stem", "norm"):
+            return "bn1"
+        case ("stages", stage, block, "shortcut", part):
+            return f"layer{stage + 1}.{block}.downsample.{('conv', 'norm').index(part)}"
+        case ("stages", stage, block, "layers", number, part):
+            return f"layer{stage + 1}.{block}.{'conv' if part == 'conv' else 'bn'}{number + 1}"
+    return "fc"
+
+
+def _transformers(path: Path) -> str:
+    part = {"conv": "convolution", "norm": "normalization"}.get(path[-1])
+    match path:
+        case ("stem", _):
+            return f"embedder.embedder.{part}"
+        case ("stages", stage, block, "shortcut", _):
+            return f"encoder.stages.{stage}.layers.{block}.shortcut.{part}"
+        case ("stages", stage, block, "layers", number, _):
+            return f"encoder.stages.{stage}.layers.{block}.layer.{number}.{part}"
+    return "classifier.1"
+
+
+NAMINGS = (
+    Naming("resnet", "torchvision", by_layer(_torchvision)),  # and timm, which took the names over
+    Naming("resnet", "transformers", by_layer(_transformers), prefix="resnet."),
+)
+
+
+def _backbone(stage_sizes: tuple[int, int, int, int], block: type[Block], source: str) -> Backbone:
+    return Backbone(
+        partial(ResNet, stage_sizes=stage_sizes, block=block),
+        namings=NAMINGS,
+        stage_count=len(stage_sizes),
+        source=source,
+        licence="BSD-3-Clause",  # torchvision's
+    )
+
+
+RESNET18 = _backbone((2, 2, 2, 2), BasicBlock, "hf:timm/resnet18.tv_in1k")
+RESNET34 = _backbone((3, 4, 6, 3), BasicBlock, "hf:timm/resnet34.tv_in1k")
+RESNET50 = _backbone((3, 4, 6, 3), Bottleneck, "hf:timm/resnet50.tv2_in1k")

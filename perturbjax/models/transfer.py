@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from perturbjax.config import BackboneNorm, Head, TransferConfig
 from perturbjax.console import InputError
 from perturbjax.models.attention import ConvBlock, SpatialAttention
-from perturbjax.models.efficientnet import STAGES
+from perturbjax.models.backbone import Backbone
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
 
 Phase = Literal["new layers", "all layers"]
@@ -163,16 +163,19 @@ def trainable_mask(params: Any, phase: Phase) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: phase == "all layers" or not _in_backbone(path), params)
 
 
-def rate_scales(params: Any, phase: Phase, transfer: TransferConfig) -> Any:
+def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: Backbone) -> Any:
     """Each parameter's learning rate as a share of the recipe's: a pytree of floats, 0 where nothing moves."""
-    depths = [_depth(path) for path, _ in jax.tree_util.tree_leaves_with_path(params) if _in_backbone(path)]
-    top = max(depths, default=0)
+
+    def depth(path: tuple) -> int:
+        return backbone.depth(_keys(path)[1:])
+
+    top = max((depth(path) for path, _ in jax.tree_util.tree_leaves_with_path(params) if _in_backbone(path)), default=0)
 
     def scale(path: tuple, _: Any) -> float:
         if not _in_backbone(path):
             return 1.0
         frozen = phase == "new layers"
-        return 0.0 if frozen else transfer.finetune_rate * transfer.layer_decay ** (top - _depth(path))
+        return 0.0 if frozen else transfer.finetune_rate * transfer.layer_decay ** (top - depth(path))
 
     return jax.tree_util.tree_map_with_path(scale, params)
 
@@ -194,11 +197,3 @@ def _keys(path: tuple) -> list[str]:
 
 def _in_backbone(path: tuple) -> bool:
     return _keys(path)[0] == BACKBONE
-
-
-def _depth(path: tuple) -> int:
-    """0 for a backbone's stem, then its stages or blocks in order, then what comes on top of them."""
-    _, part, *rest = _keys(path)
-    if part in ("stages", "blocks"):
-        return 1 + int(rest[0])
-    return 0 if part == "stem" else 1 + sum(repeats for repeats, *_ in STAGES)

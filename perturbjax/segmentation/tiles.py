@@ -171,14 +171,15 @@ def cut(
     return jax.vmap(lambda image: _resample(image, rows, columns))(images)
 
 
-@partial(jax.jit, static_argnames=("tiles", "start", "count"))
-def chunk(joined: Float[Array, "b rows columns c"], tiles: tuple[int, int], start: int, count: int) -> Array:
+@partial(jax.jit, static_argnames=("tiles", "count"))
+def chunk(joined: Float[Array, "b rows columns c"], tiles: tuple[int, int], start: Array, count: int) -> Array:
     """Tiles `start` to `start + count` of a batch of images as (count, side, side, c), zeros beyond the last."""
     b, rows, columns, c = joined.shape
     down, across = tiles
     split = joined.reshape(b, down, rows // down, across, columns // across, c).swapaxes(2, 3)
-    split = split.reshape(b * down * across, rows // down, columns // across, c)[start : start + count]
-    return jnp.pad(split, ((0, count - len(split)), (0, 0), (0, 0), (0, 0)))
+    split = split.reshape(b * down * across, rows // down, columns // across, c)
+    numbers = start + jnp.arange(count)
+    return split.at[numbers].get(mode="fill", fill_value=0)
 
 
 @partial(jax.jit, static_argnames=("tiles", "images"))

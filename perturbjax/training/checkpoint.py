@@ -1,5 +1,8 @@
 """Checkpoints with orbax: the latest for resuming and the best for judging, kept as two things.
 
+A third, `interrupted`, is of a run that was told to end within an epoch: it is there to go on from, and goes when the
+next epoch is saved.
+
 A checkpoint holds parameters, statistics, the optimizer's state and the step as one flat tree of named arrays
 (`params/head/kernel`, …), with the epoch and what identifies the run as JSON beside it. It does not depend on how
 many devices wrote it.
@@ -7,7 +10,9 @@ many devices wrote it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +26,19 @@ from perturbjax.training.step import TrainState
 
 Tree = dict[str, Shaped[np.ndarray, "..."]]
 Which = Literal["latest", "best"]
+#: The fact that holds a checkpoint's arrays to what was saved.
+DIGEST = "arrays_sha256"
+INTERRUPTED = "interrupted"
+
+
+def digest_of(tree: Tree) -> str:
+    """SHA-256 (hexadecimal) over names, types, shapes and values of arrays."""
+    digest = hashlib.sha256()
+    for name in sorted(tree):
+        array = np.ascontiguousarray(tree[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def state_to_tree(state: Any) -> Tree:
@@ -73,10 +91,10 @@ class Checkpoints:
             keep_best: how many of the best (greatest accuracy on the judged sites) are kept.
         """
         self.path = Path(run).absolute() / "checkpoints"
-        self._keep = {"latest": keep_latest, "best": keep_best}
+        self._keep = {"latest": keep_latest, "best": keep_best, INTERRUPTED: 1}
         self._managers: dict[str, Any] = {}
 
-    def _manager(self, which: Which) -> Any:
+    def _manager(self, which: str) -> Any:
         if which not in self._managers:
             import orbax.checkpoint as ocp
 
@@ -97,18 +115,27 @@ class Checkpoints:
 
     def save(self, state: TrainState, *, epoch: int, facts: dict[str, Any], accuracy: float | None) -> None:
         """Save after `epoch` (counted from 1). Given an accuracy, it is also a candidate for the best."""
+        facts = {"epoch": epoch, **facts}
+        for which in ("latest",) if accuracy is None else ("latest", "best"):
+            self._save(which, epoch, state_to_tree(state), facts, accuracy)
+        if manager := self._managers.pop(INTERRUPTED, None):
+            manager.close()
+        shutil.rmtree(self.path / INTERRUPTED, ignore_errors=True)
+
+    def save_within(self, state: TrainState, *, epoch: int, step: int, facts: dict[str, Any]) -> None:
+        """Save within the epoch that follows `epoch`, at a step counted from the run's first."""
+        self._save(INTERRUPTED, step, state_to_tree(state), {"epoch": epoch, **facts}, None)
+
+    def _save(self, which: str, number: int, tree: Tree, facts: dict[str, Any], accuracy: float | None) -> None:
         import orbax.checkpoint as ocp
 
-        tree = state_to_tree(state)
-        for which in ("latest",) if accuracy is None else ("latest", "best"):
-            self._manager(which).save(
-                epoch,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(tree), facts=ocp.args.JsonSave({"epoch": epoch, **facts})
-                ),
-                metrics=None if accuracy is None else {"accuracy": float(accuracy)},
-                force=True,
-            )
+        facts = {**facts, DIGEST: digest_of(tree)}
+        self._manager(which).save(
+            number,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(tree), facts=ocp.args.JsonSave(facts)),
+            metrics=None if accuracy is None else {"accuracy": float(accuracy)},
+            force=True,
+        )
 
     def epochs(self, which: Which = "latest") -> list[int]:
         """Epochs of which a complete checkpoint is there, ascending."""
@@ -122,8 +149,6 @@ class Checkpoints:
         Raises:
             InputError: there is none, or it cannot be read.
         """
-        import orbax.checkpoint as ocp
-
         there = self.epochs(which)
         if not there:
             raise InputError(f"{self.path / which}: holds no checkpoint; train first")
@@ -131,14 +156,38 @@ class Checkpoints:
             epoch = self._manager(which).best_step() if which == "best" else there[-1]
         if epoch not in there:
             raise InputError(f"{self.path / which}: holds no epoch {epoch}; it has {', '.join(map(str, there))}")
+        return self._load(which, epoch)
+
+    def load_newest(self) -> tuple[Tree, dict[str, Any]] | None:
+        """What a run goes on from: the latest epoch, or where it was interrupted after that; None where there is none.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        epochs = self.epochs()
+        if (self.path / INTERRUPTED).is_dir() and (steps := self._manager(INTERRUPTED).all_steps()):
+            tree, facts = self._load(INTERRUPTED, max(steps))
+            if not epochs or facts["epoch"] >= epochs[-1]:
+                return tree, facts
+        return self.load() if epochs else None
+
+    def _load(self, which: str, number: int) -> tuple[Tree, dict[str, Any]]:
+        import orbax.checkpoint as ocp
+
         try:
             loaded = self._manager(which).restore(
-                epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
+                number, args=ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
             )
         except Exception as error:  # orbax and tensorstore raise many kinds
             reason = str(error).splitlines()[0]
-            raise InputError(f"{self.path / which / str(epoch)}: cannot be read ({reason})") from error
-        return {name: np.asarray(value) for name, value in loaded["state"].items()}, loaded["facts"]
+            raise InputError(f"{self.path / which / str(number)}: cannot be read ({reason})") from error
+        tree, facts = {name: np.asarray(value) for name, value in loaded["state"].items()}, loaded["facts"]
+        if not isinstance(facts, dict) or facts.get(DIGEST) != digest_of(tree):
+            raise InputError(
+                f"{self.path / which / str(number)}: is damaged (its arrays are not those that were saved); "
+                "remove it to go on from an earlier one, or train again"
+            )
+        return tree, facts
 
     def close(self) -> None:
         for manager in self._managers.values():

@@ -9,29 +9,46 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
 
-from perturbjax.augment import RawBatch
-from perturbjax.console import InputError
+from perturbjax.console import InputError, console, require, require_sound
+from perturbjax.feed import Feed, Order, ResidentArrays, Rows, gather
 from perturbjax.files import make_folder
 from perturbjax.training.step import PredictStep, Sums, TrainState, TrainStep
+
+T = TypeVar("T")
 
 DeviceKind = Literal["auto", "1", "pmap", "sharded"]
 AXIS = "batch"
 
-Gather = Callable[[Any, Int[Array, " b"], Float[Array, " b"]], RawBatch]
-#: (state, resident arrays, record positions (steps, b), weights (steps, b)) → (state, sums with a leading steps axis)
-Epoch = Callable[[TrainState, Any, Int[np.ndarray, "steps b"], Float[np.ndarray, "steps b"]], tuple[TrainState, Sums]]
+#: (state, order) → after every dispatch the state, and the sums of its steps, with or without an axis of steps. The
+#: state that is given, and every one that is yielded, is given away to the next dispatch.
+Dispatches = Callable[[TrainState, Order], Iterator[tuple[TrainState, Sums]]]
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """What a command computes on."""
+
+    devices: DeviceKind = "auto"
+    """1: one device. sharded: jit over a mesh of all. pmap: replicated. auto: sharded."""
+    device_count: int = 0
+    """How many devices at most; 0 takes all."""
+    compile_cache: str = "default"
+    """Folder that keeps compiled programs between commands; default: the user's cache directory; none: no cache."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("device-count", self.device_count, self.device_count >= 0, "0 (all) or more")
 
 
 @dataclass(frozen=True)
@@ -78,59 +95,68 @@ class Placement:
             lambda leaf: jax.make_array_from_process_local_data(self.replicated, np.asarray(leaf)), tree
         )
 
-    def compile_epoch(self, train_step: TrainStep, gather: Gather) -> Epoch:
-        """An epoch over resident arrays, every batch gathered inside jit.
+    def compile_training(self, train_step: TrainStep, feed: Feed) -> Dispatches:
+        """Training over a feed's batches: one dispatch a step, or one an epoch with `scans` and all records resident.
 
-        With `scans` the whole epoch is one dispatch; without, one a step.
+        Nothing crosses between host and device in a dispatch but what was put there by name.
         """
+        if self.scans and feed.arrays is not None:
+            run_epoch, arrays = self._compile_scan(train_step), feed.arrays
 
-        def gathered_step(state: TrainState, arrays: Any, row: Array, weight: Array) -> tuple[TrainState, Sums]:
-            batch = gather(arrays, row, weight)
+            def by_epoch(state: TrainState, order: Order) -> Iterator[tuple[TrainState, Sums]]:
+                for steps in order.epochs():
+                    rows = self._place_epoch(order.rows(steps))
+                    with jax.transfer_guard("disallow"):
+                        state, sums = run_epoch(state, arrays, rows)
+                    yield state, sums
+
+            return by_epoch
+        step = self.compile_step(train_step)
+
+        def by_step(state: TrainState, order: Order) -> Iterator[tuple[TrainState, Sums]]:
+            for batch in feed.batches(order):
+                with jax.transfer_guard("disallow"):
+                    state, sums = step(state, batch)
+                yield state, sums
+
+        return by_step
+
+    def _compile_scan(self, train_step: TrainStep) -> Callable[[TrainState, ResidentArrays, Rows], Any]:
+        """Consecutive steps over resident arrays, every batch gathered inside jit."""
+
+        def gathered_step(state: TrainState, arrays: ResidentArrays, rows: Rows) -> tuple[TrainState, Sums]:
+            batch = gather(arrays, *rows)
             if not self.mapped:
                 batch = jax.lax.with_sharding_constraint(batch, self.by_row)
             return train_step(state, batch)
 
-        def run_epoch(state: TrainState, arrays: Any, order: Array, weights: Array) -> tuple[TrainState, Sums]:
-            return jax.lax.scan(lambda state, row: gathered_step(state, arrays, *row), state, (order, weights))
+        def run_steps(state: TrainState, arrays: ResidentArrays, rows: Rows) -> tuple[TrainState, Sums]:
+            return jax.lax.scan(lambda state, row: gathered_step(state, arrays, row), state, rows)
 
-        body, axis = (run_epoch, 1) if self.scans else (gathered_step, 0)
         if self.mapped:
             devices = list(self.mesh.devices.flat)
-            compiled = jax.pmap(body, AXIS, in_axes=(None, None, axis, axis), out_axes=None, devices=devices)
-            deal = self._by_device
-        else:
-            compiled = jax.jit(body, donate_argnums=0, out_shardings=self.replicated)
-            deal = functools.partial(pad_rows, multiple=self.count)
-        if self.scans:
-            return lambda state, arrays, *rows: compiled(state, arrays, *(deal(part, axis=1) for part in rows))
-
-        def step_by_step(
-            state: TrainState, arrays: Any, order: np.ndarray, weights: np.ndarray
-        ) -> tuple[TrainState, Sums]:
-            sums = []
-            for row, weight in zip(order, weights, strict=True):
-                state, step_sums = compiled(state, arrays, deal(row), deal(weight))
-                sums.append(step_sums)
-            return state, stack_steps(sums)
-
-        return step_by_step
+            return jax.pmap(run_steps, AXIS, in_axes=(None, None, 1), out_axes=None, devices=devices)
+        return jax.jit(run_steps, donate_argnums=0, out_shardings=self.replicated)
 
     def compile_step(self, train_step: TrainStep) -> TrainStep:
-        """One dispatch a step, for batches that are streamed (and placed by `place_rows`)."""
+        """One step on a batch that `place_rows` has placed."""
         if not self.mapped:
             return jax.jit(train_step, donate_argnums=0, out_shardings=self.replicated)
         compiled = jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=None, devices=list(self.mesh.devices.flat))
         return lambda state, batch: compiled(state, jax.tree.map(self._by_device, batch))
 
-    def compile_predict(self, predict_step: PredictStep) -> PredictStep:
-        """Evaluation, its batch sharded over the devices; the caller drops the padded rows."""
-        compiled = jax.jit(predict_step, out_shardings=self.replicated)
-        if self.processes > 1:  # their streamed batches are placed already
-            return compiled
-        return lambda params, stats, batch: compiled(params, stats, self.place_rows(batch))
+    def _place_epoch(self, rows: Rows) -> Rows:
+        """The rows of an epoch on every device, each batch padded; for `pmap`, dealt to them."""
+        deal = self._by_device if self.mapped else functools.partial(pad_rows, multiple=self.count)
+        where = NamedSharding(self.mesh, P(None, AXIS)) if self.mapped else self.replicated
+        return jax.device_put(jax.tree.map(functools.partial(deal, axis=1), rows), where)
 
-    def place_rows(self, batch: RawBatch) -> RawBatch:
-        """Shard a batch by rows, padded to a multiple of the devices.
+    def compile_predict(self, predict_step: PredictStep) -> PredictStep:
+        """Evaluation of batches that are placed, sharded over the devices; the caller drops the padded rows."""
+        return jax.jit(predict_step, out_shardings=self.replicated)
+
+    def place_rows(self, batch: T) -> T:
+        """Shard every array of a batch by rows, padded to a multiple of the devices.
 
         Of several processes each gives its own rows, the same number, and they stand in the order of the processes.
         """
@@ -159,24 +185,44 @@ def pad_rows(rows: np.ndarray, multiple: int, axis: int = 0) -> np.ndarray:
     return np.pad(rows, widths) if isinstance(rows, np.ndarray) else jnp.pad(rows, widths)
 
 
+def open_devices(compute: ComputeConfig) -> Placement:
+    """The devices of a command, with compiled programs kept as it says.
+
+    Raises:
+        InputError: fewer devices are there than asked for, or several processes are to leave some out.
+    """
+    use_compilation_cache(compute.compile_cache)
+    return choose_placement(compute.devices, compute.device_count)
+
+
 def use_compilation_cache(folder: str) -> None:
     """Keep compiled programs between processes, in `folder`: "default" is the user's cache directory, "none" no cache.
 
-    Raises:
-        InputError: the folder cannot be written to.
+    Where the folder cannot be had, a line says so: compiling again is slower, and no reason to stop.
     """
     if folder == "none":
         return
-    if folder == "default":
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path(home) / "perturbjax" / "compiled")
-    jax.config.update("jax_compilation_cache_dir", str(make_folder(Path(folder)).absolute()))
+    try:
+        kept = make_folder(Path(folder if folder != "default" else _default_cache()).absolute())
+    except (InputError, RuntimeError) as error:  # pathlib raises RuntimeError where there is no home
+        reason = str(error).split("; ")[0]
+        console.print(f"note: compiled programs are not kept ({reason}); --compile-cache DIR names another folder")
+        jax.config.update("jax_compilation_cache_dir", None)  # or JAX would say so again for every program
+        return
+    jax.config.update("jax_compilation_cache_dir", str(kept))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def _default_cache() -> str:
+    if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return given
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(home) / "perturbjax" / "compiled")
+
+
 def stack_steps(sums: Sequence[Sums]) -> Sums:
-    """The sums of an epoch's steps, fetched to the host, with a leading steps axis."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(list(sums)))
+    """The sums of consecutive dispatches, fetched to the host, with one leading axis of steps."""
+    return jax.tree.map(lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]), *jax.device_get(sums))
 
 
 def choose_placement(kind: DeviceKind, count: int = 0) -> Placement:

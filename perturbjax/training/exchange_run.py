@@ -13,17 +13,21 @@ import pandas as pd
 import tyro
 from flax import nnx
 
-from perturbjax.config import AugmentConfig, Recipe, check, preset
-from perturbjax.console import InputError, console
-from perturbjax.dataset import SiteDataset
+from perturbjax import normalize
+from perturbjax.config import AugmentConfig, Recipe, preset
+from perturbjax.console import InputError, console, require, require_output, require_sound
+from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.feed import channels_seen
 from perturbjax.files import read_json
 from perturbjax.models import SIZED, exchange
 from perturbjax.splits import fingerprint, split_for
 from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
-from perturbjax.training.run import CONFIG, Run, dataset_facts, open_run, start_run
+from perturbjax.training.description import Description, read_description, write_described
+from perturbjax.training.run import Run, dataset_facts, locked, open_run, start_run
 from perturbjax.training.step import TrainState
 
+#: What a run knows of the split and the dataset it was trained on, which do not travel with its weights.
+OF_THE_RUN_ALONE = ("split_fingerprint", "index_sha256", "imported")
 #: The column that compounds are named in, where neither a dataset nor a flag says otherwise.
 LABEL_COLUMN = "Metadata_pert_iname"
 
@@ -46,10 +50,15 @@ class ImportConfig:
     out: Path
     """Run directory to write."""
     labels: Path | None = None
-    """JSON list of the class names in the order of the logits; else the sorted labels of --data, or class_000 …"""
+    """JSON list of the class names in the order of the logits. Else those that export-torch wrote with the weights;
+    else the sorted labels of --data, which is a guess, or class_000 …"""
     data: Path | None = None
     """Dataset directory to judge the network on; it can also be given to evaluate."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=recipe_for_import)
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,11 @@ class ExportConfig:
     epoch: int = 0
     """Export the checkpoint of this epoch; 0 takes the newest, or the best."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out, ".pth", ".safetensors")
+        require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
+
 
 def import_run(config: ImportConfig) -> Run:
     """Make a run of a PyTorch state dict.
@@ -77,25 +91,26 @@ def import_run(config: ImportConfig) -> Run:
             not empty.
     """
     recipe, out = config.recipe, Path(config.out)
+    described = read_description(config.checkpoint)
     imported = exchange.import_state_dict(config.checkpoint, recipe.model.model)
     if imported.image_size is not None:
         recipe = dataclasses.replace(recipe, augment=dataclasses.replace(recipe.augment, crop=imported.image_size))
-    dataset = None if config.data is None else SiteDataset(config.data)
-    label_column = recipe.input.label_column or (LABEL_COLUMN if dataset is None else dataset.label_column)
+    dataset = None if config.data is None else open_dataset(config.data)
+    label_column = recipe.input.label_column or _known_label_column(described, dataset)
     recipe = dataclasses.replace(recipe, input=dataclasses.replace(recipe.input, label_column=label_column))
-    check(recipe)
-    class_names = _class_names(config, imported.classes, dataset, label_column)
-    facts, manifest = _facts(config.checkpoint, recipe, imported.channels, dataset)
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out}: is not empty{' and holds a run' * (out / CONFIG).is_file()}; choose another --out")
+    class_names = _class_names(config, described, imported.classes, dataset, label_column)
+    facts, manifest = _facts(config.checkpoint, recipe, imported.channels, dataset, described)
 
     run = Run(out, recipe, None if dataset is None else dataset.path.absolute(), class_names, facts)
-    start_run(run, manifest)
-    state = TrainState(imported.params, imported.stats, opt_state=(), step=np.int32(imported.batches))
-    known = {"split_fingerprint": facts["split_fingerprint"], "classes": class_names}
-    checkpoints = Checkpoints(out)
-    checkpoints.save(state, epoch=0, facts=known, accuracy=None)
-    checkpoints.close()
+    with locked(out):  # one that was killed is found there, and finished
+        start_run(run, manifest)
+        checkpoints = Checkpoints(out)
+        if not checkpoints.epochs():
+            state = TrainState(imported.params, imported.stats, opt_state=(), step=np.int32(imported.batches))
+            checkpoints.save(state, epoch=0, facts=run.identity, accuracy=None)
+        checkpoints.close()
+    if described is None:
+        _say_what_was_assumed(config, recipe, dataset)
     console.print(f"imported: {out}; judge it with `perturbjax evaluate --run {out} --data DIR`")
     return run
 
@@ -110,8 +125,9 @@ def export_run(config: ExportConfig) -> Path:
     model = run.recipe.model.model
     layers = exchange.layers_of(model)
     checkpoints = Checkpoints(run.path)
-    tree, _ = checkpoints.load(config.checkpoint, config.epoch or None)
+    tree, known = checkpoints.load(config.checkpoint, config.epoch or None)
     checkpoints.close()
+    run.require_own(known, checkpoints.path)
     first = f"params/{layers[0][1].replace('.', '/')}/kernel/value"
     if first not in tree:
         raise InputError(f"{run.path}: its checkpoint has no {first}; it belongs to another model")
@@ -121,17 +137,45 @@ def export_run(config: ExportConfig) -> Path:
     kept = {name: value for name, value in tree.items() if name.startswith(("params/", "stats/"))}
     filled = tree_to_state(kept, template, run.path)
     nnx.update(network, filled["params"], filled["stats"])
-    exchange.export_state_dict(config.out, model, network, batches=int(tree["step"]))
+    tensors = exchange.state_dict(model, network, batches=int(tree["step"]))
+    facts = {name: value for name, value in run.facts.items() if name not in OF_THE_RUN_ALONE}
+    write_described(config.out, tensors, Description(run.recipe, run.class_names, facts))
     console.print(f"written: {config.out}")
     return Path(config.out)
 
 
-def _class_names(config: ImportConfig, classes: int, dataset: SiteDataset | None, label_column: str) -> list[str]:
+def described_recipe(checkpoint: Path) -> Recipe | None:
+    """The recipe that `export-torch` wrote with a weight file; None where there is none."""
+    described = read_description(checkpoint) if checkpoint.is_file() else None
+    return None if described is None else described.recipe
+
+
+def _known_label_column(described: Description | None, dataset: Dataset | None) -> str:
+    if described is not None:
+        return described.facts.get("label_column", LABEL_COLUMN)
+    return LABEL_COLUMN if dataset is None else dataset.label_column
+
+
+def _say_what_was_assumed(config: ImportConfig, recipe: Recipe, dataset: Dataset | None) -> None:
+    """A bare state dict does not say what its network was fed, and another guess gives other predictions."""
+    guessed = "" if config.labels is not None else "; the order of the labels is a guess: give --labels"
+    seen = recipe.input
+    console.print(
+        f"{config.checkpoint}: says nothing of its recipe; assumed --crop {recipe.augment.crop} "
+        f"--normalize {seen.normalize} --mask-encoding {seen.mask_encoding}{guessed}"
+    )
+
+
+def _class_names(
+    config: ImportConfig, described: Description | None, classes: int, dataset: Dataset | None, label_column: str
+) -> list[str]:
     """The names of the logits, from a file, a dataset, or their numbers."""
     if config.labels is not None:
         names, source = read_json(config.labels), str(config.labels)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{source}: is not a JSON list of class names")
+    elif described is not None:
+        names, source = described.class_names, f"{config.checkpoint}, its description"
     elif dataset is not None:
         names, source = sorted(dataset.column(label_column).astype(str).unique()), f"{dataset.path}, {label_column}"
     else:
@@ -145,7 +189,7 @@ def _class_names(config: ImportConfig, classes: int, dataset: SiteDataset | None
 
 
 def _facts(
-    checkpoint: Path, recipe: Recipe, channels: int, dataset: SiteDataset | None
+    checkpoint: Path, recipe: Recipe, channels: int, dataset: Dataset | None, described: Description | None
 ) -> tuple[dict[str, Any], pd.DataFrame | None]:
     """What identifies the run, and its split; both as far as they are known."""
     label_column = recipe.input.label_column
@@ -158,7 +202,7 @@ def _facts(
     }
     if dataset is None:
         unknown = dict.fromkeys(("split_fingerprint", "channels", "image_dtype", "image_size"))
-        return {**facts, **unknown}, None
+        return {**unknown, **({} if described is None else described.facts), **facts}, None
     seen = channels_seen(dataset, recipe.input)
     if seen != channels:
         raise InputError(
@@ -166,4 +210,8 @@ def _facts(
             f"{channels}; build the dataset with --aggregate or --channels to match, or change --normalize"
         )
     manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
-    return {**facts, "split_fingerprint": fingerprint(manifest), **dataset_facts(dataset)}, manifest
+    # What the network was trained with goes before what this dataset would give.
+    trained_with = {} if described is None else described.facts
+    statistics = trained_with.get("normalization") or normalize.fit(dataset, recipe.input)
+    known = {"split_fingerprint": fingerprint(manifest), "normalization": statistics}
+    return {**facts, **known, **dataset_facts(dataset)}, manifest

@@ -13,7 +13,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from perturbjax.console import InputError, console
+from perturbjax.console import InputError, console, require, require_sound
 from perturbjax.feed import FeedChoice
 
 T = TypeVar("T")
@@ -36,6 +36,11 @@ class HostsConfig:
     """With --coordinator: how many processes there are."""
     process: int = -1
     """With --coordinator: which of them this one is, from 0."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("processes", self.processes, self.processes >= 0, "0 or more")
+        require("process", self.process, self.process >= -1, "0 or more")
 
 
 def connect(config: HostsConfig) -> None:

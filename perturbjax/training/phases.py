@@ -11,8 +11,6 @@ from flax import nnx
 
 from perturbjax import models
 from perturbjax.config import Recipe
-from perturbjax.dataset import SiteDataset
-from perturbjax.feed import channels_seen
 from perturbjax.models import transfer
 from perturbjax.training.optimizer import Schedule, make_optimizer, schedules
 from perturbjax.training.step import split_model
@@ -38,9 +36,9 @@ class Phase:
 
 
 def create_network(
-    recipe: Recipe, dataset: SiteDataset, class_names: Sequence[str], pretrained: dict[str, Any] | None = None
+    recipe: Recipe, channels: int, class_names: Sequence[str], pretrained: dict[str, Any] | None = None
 ) -> tuple[nnx.Module, dict[str, Any] | None]:
-    """The recipe's network for a dataset's channels, and where published weights in it came from.
+    """The recipe's network for the image channels that it sees, and where published weights in it came from.
 
     With `pretrained`, those facts of a run that was started, the network has no values where it would take published
     weights: a checkpoint is to fill it, and the weights need not be there any more.
@@ -50,7 +48,7 @@ def create_network(
     """
     shape = {
         "classes": len(class_names),
-        "channels": channels_seen(dataset, recipe.input),
+        "channels": channels,
         "dropout": recipe.model.dropout,
     }
     if pretrained is not None:
@@ -71,7 +69,7 @@ def plan_phases(recipe: Recipe, graphdef: nnx.GraphDef, params: Any, stats: Any,
         steps = (stop - first) * steps_per_epoch
         optimizer, graph = make_optimizer(recipe.optim, steps), graphdef
         if recipe.transfer.weights:
-            scales = transfer.rate_scales(params, name, recipe.transfer)
+            scales = transfer.rate_scales(params, name, recipe.transfer, models.BACKBONES[recipe.model.model])
             optimizer = transfer.scale_updates(optimizer, scales)
             graph, *_ = split_model(transfer.in_phase(nnx.merge(graphdef, params, stats, copy=True), name))
         phases.append(Phase(name, first, stop, graph, optimizer, schedules(recipe.optim, steps)[0]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from perturbjax.feed import ResidentFeed, StreamedFeed, fixed_order
+from perturbjax.feed import Order, RawBatch
 from perturbjax.training.step import PredictStep
 
 
@@ -22,7 +23,7 @@ def predict_sites(
     predict_step: PredictStep,
     params: Any,
     stats: Any,
-    feed: ResidentFeed | StreamedFeed,
+    batches: Callable[[Order], Iterable[RawBatch]],
     positions: Int[np.ndarray, " n"],
     batch_size: int,
     *,
@@ -30,16 +31,18 @@ def predict_sites(
 ) -> Predictions:
     """Probabilities and features of the records at `positions`.
 
-    Batches are rounded up to a `multiple`, so that each of several processes has an equal share. The last batch is
-    padded to the size of the others, so that one compiled step serves, and the padding dropped.
+    Batches are rounded up to a `multiple`, so that each of several processes has an equal share. Every batch has that
+    size, the last padded, so that one compiled step serves and an answer does not depend on how many are asked for;
+    what answers the padding is dropped.
+
+    Args:
+        batches: a feed's.
     """
-    size = min(batch_size, len(positions))
-    order, weight = fixed_order(np.asarray(positions), size + -size % multiple)
+    size = batch_size + -batch_size % multiple
     # Answers are fetched when all batches are under way: the device never waits for the host.
-    answers = [predict_step(params, stats, batch) for batch in feed.batches(order, weight)]
+    answers = [predict_step(params, stats, batch) for batch in batches(Order.once(positions, size))]
     probabilities, features = (
-        np.concatenate([np.asarray(answer[part])[: order.shape[1]] for answer in answers])[: len(positions)]
-        for part in (0, 1)
+        np.concatenate([np.asarray(answer[part])[:size] for answer in answers])[: len(positions)] for part in (0, 1)
     )
     return Predictions(probabilities, features)
 

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +18,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from perturbjax import normalize
 from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
-from perturbjax.dataset import INDEX, SiteDataset
+from perturbjax.dataset import INDEX, Dataset, open_dataset
 from perturbjax.files import atomic, make_folder, read_json, write_json
 from perturbjax.splits import fingerprint, read_split, split_for, write_split
 
 CONFIG, SPLIT_FILE, LABELS, METRICS = "config.json", "split.parquet", "labels.json", "metrics.jsonl"
+LOCK = ".lock"
 #: Packages whose version can change a run's numbers.
 RECORDED_VERSIONS = ("perturbjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -48,6 +53,24 @@ class Run:
     def label_column(self) -> str:
         return self.facts["label_column"]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that its predictions depend on beside the arrays: what every checkpoint of it repeats."""
+        return {"recipe": recipe_to_dict(self.recipe), "classes": self.class_names, "facts": self.facts}
+
+    def require_own(self, facts: dict[str, Any], checkpoint: Path) -> None:
+        """Hold the files of the run, which are for reading, to what its checkpoint says.
+
+        Raises:
+            InputError: names the file that differs.
+        """
+        for name, file in (("classes", LABELS), ("recipe", CONFIG), ("facts", CONFIG)):
+            if _json(facts.get(name)) != _json(self.identity[name]):
+                raise InputError(
+                    f"{self.path / file}: differs from what {checkpoint} was trained with ({name}); "
+                    "restore the file, or train again"
+                )
+
     def manifest(self, index: pd.DataFrame) -> pd.DataFrame:
         """The run's split, in the order of `index`; where it came without one, what its recipe deals."""
         if not (self.path / SPLIT_FILE).is_file():
@@ -58,10 +81,19 @@ class Run:
         """The part that each site had in the run: train, test, or new where the run does not know it."""
         if not (self.path / SPLIT_FILE).is_file():
             return np.full(len(site_ids), "new", object)
-        known = pd.read_parquet(self.path / SPLIT_FILE).set_index("site_id")["part"]
+        known = _read_split_file(self.path).set_index("site_id")["part"]
         return site_ids.map(known).fillna("new").to_numpy()
 
-    def open_data(self, path: Path | None = None) -> SiteDataset:
+    def statistics_for(self, dataset: Dataset) -> normalize.Statistics:
+        """What intensities of a dataset are normalised by: the statistics that the run was trained with.
+
+        A line is printed where they are not enough (see `normalize.statistics_for`).
+        """
+        kept, own = self.facts.get("normalization"), self.facts.get("index_sha256")
+        is_own = own is not None and own == dataset_facts(dataset)["index_sha256"]
+        return normalize.statistics_for(dataset, self.recipe.input, kept, self.path, own=is_own)
+
+    def open_data(self, path: Path | None = None) -> Dataset:
         """The dataset at `path`, or else the one the run was started on.
 
         Raises:
@@ -69,7 +101,7 @@ class Run:
         """
         if path is None and self.data is None:
             raise InputError(f"--data: {self.path} was imported without a dataset; name one")
-        return SiteDataset(path or self.data)
+        return open_dataset(path or self.data)
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Add rows to `metrics.jsonl`."""
@@ -84,20 +116,24 @@ class Run:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`; a last line that was cut short is left out."""
+    """The rows of a run's `metrics.jsonl`; what follows a line that was cut short or is damaged is left out."""
     file = Path(path) / METRICS
     if not file.is_file():
         return []
     rows = []
-    for line in file.read_text().splitlines():
+    for line in file.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            whole = isinstance(row["epoch"], int) and {"step", "split", "loss", "accuracy"} <= set(row)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
             break
+        rows.append(row)
     return rows
 
 
-def dataset_facts(dataset: SiteDataset) -> dict[str, Any]:
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """What a dataset must share with a model that is applied to it, and what identifies it."""
     return {
         "channels": dataset.channel_names,
@@ -111,14 +147,19 @@ def describe_run(
     path: Path,
     *,
     recipe: Recipe,
-    dataset: SiteDataset,
+    dataset: Dataset,
     label_column: str,
     class_names: list[str],
     manifest: pd.DataFrame,
     pretrained: dict[str, Any] | None = None,
 ) -> Run:
     """A run that is to be; nothing is read or written. `pretrained` says where published weights came from."""
-    facts = {"label_column": label_column, "split_fingerprint": fingerprint(manifest), **dataset_facts(dataset)}
+    facts = {
+        "label_column": label_column,
+        "split_fingerprint": fingerprint(manifest),
+        **dataset_facts(dataset),
+        "normalization": normalize.fit(dataset, recipe.input),
+    }
     if pretrained is not None:
         facts["pretrained"] = pretrained
     return Run(Path(path), recipe, dataset.path.absolute(), class_names, facts)
@@ -134,10 +175,9 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
     """
     path = run.path
     if (path / CONFIG).is_file():
-        _require_same(open_run(path), run.recipe, run.facts)
+        _require_same(open_run(path), run)
         return
-    if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"{path}: is not empty and holds no run; choose another --out")
+    _require_free(path)
     make_folder(path)
     if manifest is not None:
         write_split(manifest, path / SPLIT_FILE)
@@ -154,6 +194,34 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
     )
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep a run directory, made if need be, for this process alone until the block ends, or the process does.
+
+    Raises:
+        InputError: another process keeps it, it holds something that is no run, or it cannot be written to.
+    """
+    if not (path / CONFIG).is_file():
+        _require_free(path)
+    with (make_folder(path) / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{path}: another process is training there; let it end, or choose another --out"
+            ) from None
+        except OSError:  # some network filesystems have no locks, and training there must go on
+            pass
+        yield
+
+
+def _require_free(path: Path) -> None:
+    # A run that was killed while it was begun left no more than these, and files still under temporary names.
+    begun = (LOCK, SPLIT_FILE, LABELS)
+    if path.is_dir() and any(file.name not in begun and not file.name.startswith(".") for file in path.iterdir()):
+        raise InputError(f"{path}: is not empty and holds no run; choose another --out")
+
+
 def open_run(path: Path) -> Run:
     """Open a run directory.
 
@@ -163,24 +231,54 @@ def open_run(path: Path) -> Run:
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: holds no run ({CONFIG} is missing); make one with `perturbjax train --out {path}`")
-    config = read_json(path / CONFIG)
+    config, names = read_json(path / CONFIG), read_json(path / LABELS)
     try:
         recipe, facts = recipe_from_dict(config["recipe"]), config["facts"]
         data = None if config["data"] is None else Path(config["data"])
-        return Run(path, recipe, data, read_json(path / LABELS), facts)
-    except KeyError as error:
-        raise InputError(f"{path / CONFIG}: lacks {error}; it was not written by this program") from error
+        split = facts["split_fingerprint"]
+        labels = facts["label_column"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path / CONFIG}: was not written by this program ({error!r})") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not isinstance(labels, str):
+        raise InputError(f"{path / LABELS}: is not the list of class names that was written; restore it")
+    if split is not None and fingerprint(_read_split_file(path)) != split:
+        raise InputError(f"{path / SPLIT_FILE}: is not the split that the run was trained by; restore it")
+    return Run(path, recipe, data, names, facts)
 
 
-def _require_same(run: Run, recipe: Recipe, facts: dict[str, Any]) -> None:
-    """Refuse to go on with a run under another recipe, dataset or split."""
-    before, now = recipe_to_dict(run.recipe), recipe_to_dict(recipe)
+def _read_split_file(path: Path) -> pd.DataFrame:
+    """A run's own split.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    file = path / SPLIT_FILE
+    try:
+        table = pd.read_parquet(file)
+        return table.assign(site_id=table["site_id"].astype(str), part=table["part"].astype(str))
+    except Exception as error:  # pyarrow raises many kinds
+        raise InputError(f"{file}: cannot be read ({str(error).splitlines()[0]}); restore it") from error
+
+
+def _json(value: Any) -> str:
+    """A value as it is once it has been through JSON, comparable."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _require_same(run: Run, other: Run) -> None:
+    """Refuse to go on with a run under another recipe, dataset, split or labels."""
+    before, now = recipe_to_dict(run.recipe), recipe_to_dict(other.recipe)
     old = {
         **{f"{s}.{k}": v for s, part in before.items() if isinstance(part, dict) for k, v in part.items()},
         **run.facts,
+        "labels": run.class_names,
     }
-    new = {**{f"{s}.{k}": v for s, part in now.items() if isinstance(part, dict) for k, v in part.items()}, **facts}
-    old["seed"], new["seed"] = run.recipe.seed, recipe.seed
+    new = {
+        **{f"{s}.{k}": v for s, part in now.items() if isinstance(part, dict) for k, v in part.items()},
+        **other.facts,
+        "labels": other.class_names,
+    }
+    old["seed"], new["seed"] = run.recipe.seed, other.recipe.seed
     for name in new:
         if _plain(old.get(name)) != _plain(new[name]):
             raise InputError(

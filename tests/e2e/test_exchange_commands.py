@@ -10,14 +10,14 @@ from commands import SMALL, one_line
 from reference.original import Classifier
 
 from perturbjax.cli import main
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import Dataset, open_dataset
 
 SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def sites(dataset) -> SiteDataset:
-    return SiteDataset(dataset)
+def sites(dataset) -> Dataset:
+    return open_dataset(dataset)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +91,41 @@ def test_a_trained_run_goes_to_pytorch(command, run, sites, tmp_path):
     assert int(network.image_features[1].num_batches_tracked) > 0
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_run_that_went_to_pytorch_and_back_predicts_the_same(command, run, sites, tmp_path, suffix):
+    weights, back = tmp_path / f"weights{suffix}", tmp_path / "back"
+    command("export-torch", "--run", run, "--out", weights)
+    done = command("import-torch", "--checkpoint", weights, "--out", back)
+    assert "guess" not in done.stderr + done.stdout
+    tables = []
+    for path in (run, back):
+        command("predict", "--run", path, "--data", sites.path, "--out", tmp_path / "predictions.parquet")
+        tables.append(pd.read_parquet(tmp_path / "predictions.parquet").drop(columns="part"))
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+def test_a_bare_state_dict_says_what_was_assumed(command, checkpoint, sites, tmp_path):
+    done = command("import-torch", "--checkpoint", checkpoint[0], "--data", sites.path, "--out", tmp_path / "run")
+    said = " ".join((done.stderr + done.stdout).split())
+    assert "assumed --crop 128 --normalize dtype --mask-encoding instance" in said
+    assert "the order of the labels is a guess" in said
+
+
+def test_a_description_of_another_file_is_refused(command, capsys, run, checkpoint, tmp_path):
+    weights = tmp_path / "weights.pth"
+    command("export-torch", "--run", run, "--out", weights)
+    weights.write_bytes(checkpoint[0].read_bytes())
+    said = refusal(capsys, "import-torch", "--checkpoint", weights, "--out", tmp_path / "back")
+    assert "weights.pth.json: describes another file" in said
+
+
 def test_what_cannot_be_imported_is_refused_in_one_line(capsys, checkpoint, imported, sites, tmp_path):
     labels, out = tmp_path / "labels.json", tmp_path / "a"
     labels.write_text('["one", "two"]')
     for flags, named in [
         (("--model", "attention_multiscale", "--out", out), "image_block1.0.weight"),
         (("--labels", labels, "--out", out), "labels.json"),
-        (("--out", imported), "holds a run"),
+        (("--out", imported), "already holds another run"),
         (("--data", sites.path, "--normalize", "log_plate", "--out", out), "has 2 channels as normalised by log_plate"),
     ]:
         assert named in refusal(capsys, "import-torch", "--checkpoint", checkpoint[0], *flags)

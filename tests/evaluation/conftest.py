@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+
+from perturbjax.evaluation.judge import judge, run_as_subject
+from perturbjax.evaluation.judgement import Judgement
+from perturbjax.evaluation.views import write_run
 
 CLASSES = ["DMSO", *(f"compound {letter}" for letter in "ABCDEFG")]
 
@@ -41,6 +47,18 @@ def make_predictions(index: pd.DataFrame, *, skill: float, seed: int = 0, part: 
     for i, name in enumerate(CLASSES):
         table[f"prob_{name}"] = probabilities[:, i].astype(np.float32)
     return table
+
+
+def judge_run(
+    predictions: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame, *, split: str = "plate", class_names=CLASSES,
+    out: Path | None = None, **options,
+) -> Judgement:  # fmt: skip
+    """As `evaluate` does with a run's table of predictions."""
+    subject, fold = run_as_subject(predictions, train, test, class_names)
+    judgement = judge([subject], [fold], class_names, split=split, **{"replicates": 200, **options})
+    if out is not None:
+        write_run(judgement, subject, fold, class_names, out)
+    return judgement
 
 
 @pytest.fixture

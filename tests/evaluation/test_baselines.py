@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
 
 from perturbjax.evaluation import baselines
-from perturbjax.evaluation.bootstrap import point
-from perturbjax.evaluation.scores import score
-from perturbjax.evaluation.wells import aggregate_wells, parse_wells, well_ids
+from perturbjax.evaluation.scores import point, score
+from perturbjax.evaluation.wells import aggregate_wells, well_ids
+from perturbjax.plates import parse_wells
 
 
 def plate(name: str, labels: np.ndarray, *, sites: int = 2) -> tuple[pd.DataFrame, np.ndarray]:
@@ -52,7 +53,7 @@ def test_wells_of_the_same_name_on_two_plates_are_two():
 def test_the_majority_baseline_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     train, test = rng.choice(8, size=300, p=np.arange(1, 9) / 36), rng.integers(8, size=100)
-    ours = baselines.majority(train, 100, 8)
+    ours = baselines.majority(pd.DataFrame(), train, pd.DataFrame(index=range(100)), 8)
     theirs = DummyClassifier(strategy="prior").fit(np.zeros((300, 1)), train).predict_proba(np.zeros((100, 1)))
     np.testing.assert_allclose(ours, theirs)
     assert accuracy(ours, test) == np.mean(test == np.bincount(train).argmax())
@@ -157,6 +158,41 @@ def test_cell_count_says_why_it_cannot():
         baselines.cell_count(table[["n_cells"]], np.array([0, 1]), table, 2)
 
 
+def brightness(rng: np.random.Generator, labels: np.ndarray, effect: float) -> pd.DataFrame:
+    level = 500 * np.exp(effect * labels + rng.normal(0, 0.2, len(labels)))
+    noise = rng.lognormal(5, 0.3, size=(len(labels), 2))
+    return pd.DataFrame({"mean_DNA": level, "p50_DNA": noise[:, 0], "std_ER": noise[:, 1], "n_cells": labels})
+
+
+def test_intensity_finds_bright_classes_and_only_those():
+    rng = np.random.default_rng(9)
+    train, test = rng.integers(3, size=300), rng.integers(3, size=300)
+    bright = baselines.intensity(brightness(rng, train, 0.8), train, brightness(rng, test, 0.8), 3)
+    alike = baselines.intensity(brightness(rng, train, 0), train, brightness(rng, test, 0), 3)
+    assert accuracy(bright, test) > 0.85
+    assert accuracy(alike, test) < 0.45
+
+
+def test_intensity_is_the_logistic_regression_of_scikit_learn_without_classes_that_never_train():
+    rng = np.random.default_rng(10)
+    train, test = 2 * rng.integers(3, size=200), 2 * rng.integers(3, size=50)
+    x, z = brightness(rng, train, 0.2), brightness(rng, test, 0.2)
+    found = baselines.intensity(x, train, z, 5)
+    x, z = (np.log1p(table.drop(columns="n_cells")) for table in (x, z))
+    centre, scale = x.mean(), x.std(ddof=0)
+    theirs = LogisticRegression(tol=1e-8, max_iter=1000).fit((x - centre) / scale, train)
+    np.testing.assert_allclose(found[:, [0, 2, 4]], theirs.predict_proba((z - centre) / scale), atol=1e-3)
+    np.testing.assert_array_equal(found[:, [1, 3]], 0)
+
+
+def test_intensity_says_why_it_cannot():
+    table = pd.DataFrame({"mean_DNA": [1.0, np.nan], "n_cells": [1, 2]})
+    with pytest.raises(baselines.Unavailable, match="missing for some sites"):
+        baselines.intensity(table, np.array([0, 1]), table, 2)
+    with pytest.raises(baselines.Unavailable, match="no columns mean_<channel>"):
+        baselines.intensity(table[["n_cells"]], np.array([0, 1]), table, 2)
+
+
 @pytest.mark.shared
 def test_on_plates_of_one_layout_position_alone_names_every_compound(shared):
     """CPJUMP1's compound plates share a map: a held-out plate is answered without looking at a cell."""
@@ -165,6 +201,6 @@ def test_on_plates_of_one_layout_position_alone_names_every_compound(shared):
     tables = [pd.read_csv(file, usecols=columns) for file in files]
     labels = pd.factorize(pd.concat(tables)["Metadata_pert_iname"])[0]
     index, held = pd.concat(tables, ignore_index=True), np.repeat(np.arange(len(files)), 384) == 0
-    found = baselines.position(index[~held], labels[~held], index[held], labels.max() + 1)
+    found = baselines.position(index[~held], labels[~held], index[held], int(labels.max()) + 1)
     assert labels.max() + 1 == 303
     assert accuracy(found, labels[held]) == 1.0

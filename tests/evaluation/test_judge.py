@@ -9,41 +9,119 @@ import pandas as pd
 import pytest
 
 from perturbjax.console import InputError
-from perturbjax.evaluation.judge import evaluate_predictions, print_table
-from perturbjax.evaluation.scores import METRICS, score
+from perturbjax.evaluation import baselines, scores
+from perturbjax.evaluation.judge import Fold, Subject, judge
+from perturbjax.evaluation.judgement import read_judgement, to_json
+from perturbjax.evaluation.report import write_report
+from perturbjax.evaluation.scores import METRICS, Metric, score
+from perturbjax.evaluation.views import print_judgement, ranking
 
-from .conftest import CLASSES, make_index, make_predictions
+from .conftest import CLASSES, judge_run, make_index, make_predictions
 
-
-def judge(screen, tmp_path, **changes):
-    train, test, predictions = screen
-    options = {"train_index": train, "test_index": test, "class_names": CLASSES, "split_policy": "plate",
-               "out": tmp_path, "replicates": 200, **changes}  # fmt: skip
-    return evaluate_predictions(options.pop("predictions", predictions), **options)
-
-
-def test_the_model_stands_beside_every_baseline_at_both_levels(screen, tmp_path):
-    result = judge(screen, tmp_path)
-    for level in ("site", "well"):
-        assert set(result["levels"][level]) == {"model", "majority", "position", "cell count", "chance"}
-        assert set(result["leads"][level]) == {"majority", "position", "cell count", "chance"}
-        for scores in result["levels"][level].values():
-            assert set(scores) == set(METRICS)
-    assert result["n"] == {"site": 72, "well": 24, "plate": 1, "train_site": 144, "classes": 8, "test_classes": 8}
-    assert (
-        result["levels"]["well"]["model"]["accuracy"]["value"] > result["levels"]["site"]["model"]["accuracy"]["value"]
-    )
+BASELINES = {"majority", "chance", "position", "cell count"}
 
 
-def test_site_scores_are_the_plain_scores_of_the_predictions(screen, tmp_path):
+def judge_screen(screen, *, predictions=None, train=None, test=None, **options):
+    own = screen[2] if predictions is None else predictions
+    return judge_run(own, screen[0] if train is None else train, screen[1] if test is None else test, **options)
+
+
+def test_the_model_stands_beside_every_baseline_at_both_levels(screen):
+    judgement = judge_screen(screen)
+    assert [level.name for level in judgement.levels] == ["site", "well"]
+    for level in judgement.levels:
+        assert {row.name for row in level.rows} == {"model", *BASELINES}
+        assert {row.name for row in level.rows if row.baseline} == set(level["model"].leads) == BASELINES
+        for row in level.rows:
+            assert set(row.scores) == set(METRICS)
+    n = {"site": 72, "well": 24, "plate": 1, "train_site": 144, "classes": 8, "test_classes": 8}
+    assert to_json(judgement)["n"] == n
+    by_site, by_well = (judgement[level]["model"].scores["accuracy"].value for level in ("site", "well"))
+    assert by_well > by_site
+
+
+def test_site_scores_are_the_plain_scores_of_the_predictions(screen):
     _, test, predictions = screen
     labels = test["label"].map({name: i for i, name in enumerate(CLASSES)}).to_numpy()
     plain = score(labels, predictions[[f"prob_{name}" for name in CLASSES]].to_numpy())
-    found = judge(screen, tmp_path)["levels"]["site"]["model"]
-    assert {metric: found[metric]["value"] for metric in METRICS} == pytest.approx(plain)
+    found = judge_screen(screen)["site"]["model"].scores
+    assert {metric: found[metric].value for metric in METRICS} == pytest.approx(plain)
 
 
-def test_resampling_plates_widens_intervals_where_plates_differ(tmp_path):
+def log_loss(labels, probabilities, weights):
+    of_truth = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-30))
+    return weights @ of_truth / weights.sum(axis=-1)
+
+
+def test_a_metric_is_one_line_and_is_seen_in_every_view(screen, tmp_path, capsys, monkeypatch):
+    """One of probabilities, so that drawn chance has none."""
+    monkeypatch.setenv("COLUMNS", "160")
+    metric = Metric("log loss", log_loss, made_of="probabilities", bounds=(0.0, np.inf))
+    monkeypatch.setitem(scores.METRICS, "log_loss", metric)
+    judgement = judge_screen(screen, out=tmp_path)
+    _, test, predictions = screen
+    truth = [predictions[f"prob_{label}"][row] for row, label in enumerate(test["label"])]
+    found = judgement["site"]["model"].scores["log_loss"]
+    assert found.value == pytest.approx(-np.log(truth).mean())
+    assert found.low < found.value < found.high
+    assert "log_loss" not in judgement["site"]["chance"].scores
+    print_judgement(judgement)
+    shown = f"{found.value:.3f} [{found.low:.2f}, {found.high:.2f}]"
+    terminal = capsys.readouterr().out
+    assert "log loss" in terminal and shown in terminal
+    assert json.loads((tmp_path / "scores.json").read_text())["levels"]["site"]["model"]["log_loss"]["low"] == found.low
+    tidy = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "subject", "metric"])
+    assert tidy.loc[("site", "model", "log_loss"), "value"] == pytest.approx(found.value)
+    assert ranking(judgement).loc[0, ["log_loss", "log_loss_high"]].tolist() == [found.value, found.high]
+    page = write_report(tmp_path).read_text()
+    assert "<th>log loss</th>" in page and f"{found.value:.3f} <small>[{found.low:.2f}, {found.high:.2f}]" in page
+
+
+def test_a_baseline_is_one_line_and_is_fitted_once_a_fold_for_all_subjects(screen, tmp_path, monkeypatch):
+    train, test, _ = screen
+    asked = []
+
+    def first_class(train, labels, test, classes):
+        asked.append((len(train), len(test)))
+        return np.eye(classes)[np.zeros(len(test), dtype=int)]
+
+    monkeypatch.setitem(baselines.BASELINES, "always DMSO", baselines.Baseline("the first class", predict=first_class))
+    folds = [Fold("one", train, test), Fold("other", test, train.assign(negcon=train["label"] == "DMSO"))]
+    folds[0] = Fold("one", train, test.assign(negcon=test["label"] == "DMSO"))
+    names = [f"prob_{name}" for name in CLASSES]
+    subjects = [
+        Subject(f"skill {skill}", tuple(make_predictions(f.test, skill=skill)[names].to_numpy() for f in folds))
+        for skill in (0, 1, 3)
+    ]
+    judgement = judge(subjects, folds, CLASSES, split="plate", replicates=50)
+    assert asked == [(144, 72), (72, 144)]
+    assert judgement.n.site == 216 and judgement.folds == 2
+    for level in judgement.levels:
+        assert level["always DMSO"].scores["balanced_accuracy"].value == pytest.approx(
+            {"site": 1 / 8, "treated": 0, "well": 1 / 8}[level.name]
+        )
+    table = ranking(judgement)
+    assert table[(table["level"] == "site") & ~table["baseline"]]["subject"].tolist() == [
+        "skill 3",
+        "skill 1",
+        "skill 0",
+    ]
+    assert to_json(judgement.alone("skill 1"))["leads"]["site"]["always DMSO"]["accuracy"]["value"] == pytest.approx(
+        judgement["site"]["skill 1"].scores["accuracy"].value - 1 / 8
+    )
+
+
+def test_intensity_stands_among_the_baselines_where_the_index_has_it(screen):
+    train, test, _ = screen
+    bright = {name: 100.0 * 2**i for i, name in enumerate(CLASSES)}
+    with_it = [table.assign(mean_DNA=table["label"].map(bright)) for table in (train, test)]
+    found = judge_screen(screen, train=with_it[0], test=with_it[1])
+    assert found["site"]["intensity"].scores["accuracy"].value > 0.9
+    assert "intensity" not in found.skipped
+    assert "no columns mean_<channel>" in judge_screen(screen).skipped["intensity"]
+
+
+def test_resampling_plates_widens_intervals_where_plates_differ():
     """The model knows one of the four test plates by heart and guesses on the others."""
     index = make_index(plates=6)
     test = index[~index["Metadata_Plate"].isin(["P0", "P1"])].reset_index(drop=True)
@@ -51,25 +129,24 @@ def test_resampling_plates_widens_intervals_where_plates_differ(tmp_path):
     predictions = guesses.where(test["Metadata_Plate"] != "P2", knows)
     screen = (index[index["Metadata_Plate"].isin(["P0", "P1"])], test, predictions)
     width = {}
-    for resample in ("well", "plate"):
-        result = judge(screen, tmp_path, resample=resample, replicates=500)
-        accuracy = result["levels"]["well"]["model"]["accuracy"]
-        width[resample] = accuracy["high"] - accuracy["low"]
+    for whole in ("well", "plate"):
+        accuracy = judge_screen(screen, whole=whole, replicates=500)["well"]["model"].scores["accuracy"]
+        width[whole] = accuracy.high - accuracy.low
     assert width["plate"] > 2 * width["well"]
 
 
-def test_the_order_of_the_predictions_does_not_matter(screen, tmp_path):
-    _, _, predictions = screen
-    shuffled = predictions.sample(frac=1, random_state=0)
-    assert judge(screen, tmp_path) == judge(screen, tmp_path, predictions=shuffled)
+def test_the_order_of_the_predictions_does_not_matter(screen):
+    shuffled = screen[2].sample(frac=1, random_state=0)
+    assert judge_screen(screen) == judge_screen(screen, predictions=shuffled)
 
 
 def test_the_files_hold_what_was_returned(screen, tmp_path):
-    result = judge(screen, tmp_path)
-    assert json.loads((tmp_path / "scores.json").read_text()) == result
+    judgement = judge_screen(screen, out=tmp_path)
+    assert read_judgement(tmp_path / "scores.json") == judgement
+    assert json.loads((tmp_path / "scores.json").read_text())["warnings"] == judgement.warnings()
     tidy = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "subject", "metric"])
     row = tidy.loc[("well", "model", "macro_f1")]
-    assert row["value"] == pytest.approx(result["levels"]["well"]["model"]["macro_f1"]["value"])
+    assert row["value"] == pytest.approx(judgement["well"]["model"].scores["macro_f1"].value)
     assert row["n"] == 24
     confusion = pd.read_csv(tmp_path / "confusion.csv", index_col="true")
     assert list(confusion.index) == list(confusion.columns) == CLASSES
@@ -78,27 +155,33 @@ def test_the_files_hold_what_was_returned(screen, tmp_path):
     assert per_class.loc["DMSO", ["sites", "wells"]].tolist() == [9, 3]
 
 
-def test_predictions_of_training_sites_are_scored_apart(screen, tmp_path):
+def test_a_file_that_is_no_judgement_is_refused(tmp_path):
+    (tmp_path / "scores.json").write_text('{"levels": 3}')
+    with pytest.raises(InputError, match=r"scores.json: is no judgement .*perturbjax evaluate"):
+        read_judgement(tmp_path / "scores.json")
+
+
+def test_predictions_of_training_sites_are_scored_apart(screen):
     train, _, predictions = screen
     both = pd.concat([make_predictions(train, skill=50, part="train"), predictions])
-    result = judge(screen, tmp_path, predictions=both)
-    assert result["train"]["accuracy"] == 1.0
-    assert result["levels"] == judge(screen, tmp_path)["levels"]
+    judgement = judge_screen(screen, predictions=both)
+    assert judgement.train["model"]["accuracy"] == 1.0
+    assert judgement.levels == judge_screen(screen).levels
 
 
-def test_wells_of_several_labels_have_no_well_level(screen, tmp_path):
+def test_wells_of_several_labels_have_no_well_level(screen):
     predictions = screen[2]
     predictions = predictions.assign(label=["DMSO", *predictions["label"].iloc[1:]])
     predictions.loc[1:2, "label"] = "compound A"
-    result = judge(screen, tmp_path, predictions=predictions)
-    assert set(result["levels"]) == {"site"}
-    assert "different labels" in result["skipped"]["well level"]
+    judgement = judge_screen(screen, predictions=predictions)
+    assert [level.name for level in judgement.levels] == ["site"]
+    assert "different labels" in judgement.skipped["well level"]
 
 
-def test_a_missing_baseline_says_why(screen, tmp_path):
-    result = judge(screen, tmp_path, train_index=screen[0].drop(columns="n_cells"))
-    assert "n_cells" in result["skipped"]["cell count"]
-    assert "cell count" not in result["levels"]["site"]
+def test_a_missing_baseline_says_why(screen):
+    judgement = judge_screen(screen, train=screen[0].drop(columns="n_cells"))
+    assert "n_cells" in judgement.skipped["cell count"]
+    assert "cell count" not in {row.name for row in judgement["site"].rows}
 
 
 @pytest.mark.parametrize(
@@ -115,28 +198,27 @@ def test_a_missing_baseline_says_why(screen, tmp_path):
 )
 def test_predictions_that_do_not_fit_are_refused_in_one_line(screen, tmp_path, change, message):
     with pytest.raises(InputError, match=message):
-        judge(screen, tmp_path, predictions=change(screen[2]))
+        judge_screen(screen, predictions=change(screen[2]), out=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_index_without_plates_or_training_labels_is_refused(screen, tmp_path):
+def test_an_index_without_plates_or_training_labels_is_refused(screen):
     train, test, _ = screen
     with pytest.raises(InputError, match="test_index: no column 'Metadata_Plate'"):
-        judge(screen, tmp_path, test_index=test.drop(columns="Metadata_Plate"))
+        judge_screen(screen, test=test.drop(columns="Metadata_Plate"))
     with pytest.raises(InputError, match="train_index: no column 'label'"):
-        judge(screen, tmp_path, train_index=train.drop(columns="label"))
+        judge_screen(screen, train=train.drop(columns="label"))
 
 
-def test_the_table_shows_numbers_baselines_and_warnings(screen, tmp_path, capsys, monkeypatch):
+def test_the_table_shows_numbers_baselines_and_warnings(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     index = make_index()
     held = index["Metadata_Site"] == "0"
-    train, test = index[~held], index[held]
-    result = judge(screen, tmp_path, train_index=train, test_index=test, split_policy="site",
-                   predictions=make_predictions(test, skill=1.0))  # fmt: skip
-    print_table(result)
+    judgement = judge_run(make_predictions(index[held], skill=1.0), index[~held], index[held], split="site")
+    print_judgement(judgement)
     shown = capsys.readouterr().out
-    best = result["levels"]["well"]["model"]["balanced_accuracy"]
-    assert f"{best['value']:.3f} [{best['low']:.2f}, {best['high']:.2f}]" in shown
-    for word in ("majority", "chance", "position", "cell count", "72 sites", "which well, not which treatment"):
+    best = judgement["well"]["model"].scores["balanced_accuracy"]
+    assert f"{best.value:.3f} [{best.low:.2f}, {best.high:.2f}]" in shown
+    for word in ("majority", "chance", "position", "cell count", "72 sites", "which well, not which treatment",
+                 "no intensity: the index has no columns"):  # fmt: skip
         assert word in " ".join(shown.split())

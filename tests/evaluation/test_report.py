@@ -12,11 +12,11 @@ import pytest
 from perturbjax.config import Recipe, SplitConfig, recipe_to_dict
 from perturbjax.console import InputError
 from perturbjax.evaluation import figures
-from perturbjax.evaluation.judge import evaluate_predictions
+from perturbjax.evaluation.judgement import to_json
 from perturbjax.evaluation.report import recipe_flags, write_report
 from perturbjax.evaluation.scores import per_class
 
-from .conftest import CLASSES, make_index, make_predictions
+from .conftest import CLASSES, judge_run, make_index, make_predictions
 
 HOSTILE = '<script>alert("DMSO")</script>'
 
@@ -38,8 +38,7 @@ def make_run(path, *, first_class: str = "DMSO"):
         table["label"] = table["label"].replace("DMSO", first_class)
     predictions = predictions.rename(columns={"prob_DMSO": f"prob_{first_class}"})
     evaluation = path / "evaluation"
-    result = evaluate_predictions(predictions, train_index=index[~test], test_index=index[test], class_names=names,
-                                  split_policy="plate", out=evaluation, replicates=100)  # fmt: skip
+    judgement = judge_run(predictions, index[~test], index[test], class_names=names, out=evaluation, replicates=100)
     predictions.to_parquet(evaluation / "predictions.parquet", index=False)
     (path / "labels.json").write_text(json.dumps(names))
     facts = {"label_column": "Metadata_pert_iname", "split_fingerprint": "0123abcd"}
@@ -49,7 +48,7 @@ def make_run(path, *, first_class: str = "DMSO"):
     rows = [{"epoch": e, "step": 2 * e, "split": s, "loss": 2 / e, "accuracy": 1 - 1 / e, "learning_rate": 0.01 / e}
             for e in range(1, 6) for s in ("train", "test")]  # fmt: skip
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return result
+    return to_json(judgement)
 
 
 @pytest.fixture(scope="module")

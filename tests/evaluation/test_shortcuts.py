@@ -5,10 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from perturbjax.evaluation.judge import evaluate_predictions
-from perturbjax.evaluation.shortcuts import Overlap, overlap, warnings
+from perturbjax.evaluation.shortcuts import Overlap, overlap
 
-from .conftest import CLASSES, make_index, make_predictions
+from .conftest import judge_run, make_index, make_predictions
 
 
 def table(*rows: tuple[str, str, str]) -> pd.DataFrame:
@@ -35,35 +34,31 @@ def test_overlap_counts_what_stands_on_both_sides():
     ],
 )
 def test_each_leak_is_told(shared, message):
-    found = warnings("plate", shared, {}, {})
+    found = shared.warnings("plate")
     assert len(found) == 1 and message in found[0]
 
 
-def test_a_clean_split_and_a_clear_lead_need_no_warning():
-    assert warnings("plate", Overlap(0, 0, 0.1, 1), {"site": {}}, {"site": {}}) == []
+def test_a_clean_split_needs_no_warning():
+    assert Overlap(0, 0, 0.1, 1).warnings("plate") == []
 
 
-def judge(tmp_path, train, test, skill, policy):
-    return evaluate_predictions(make_predictions(test, skill=skill), train_index=train, test_index=test,
-                                class_names=CLASSES, split_policy=policy, out=tmp_path, replicates=200)  # fmt: skip
-
-
-def test_a_model_no_better_than_its_baselines_is_told_so(tmp_path):
+def test_a_model_no_better_than_its_baselines_is_told_so():
     index = make_index()
     test = index["Metadata_Plate"] == "P2"
-    blind = judge(tmp_path, index[~test], index[test], 0.0, "plate")
-    assert any(
-        "by site, " in warning and "not clearly above majority (0.125)" in warning for warning in blind["warnings"]
+    blind, seeing = (
+        judge_run(make_predictions(index[test], skill=skill), index[~test], index[test]).warnings()
+        for skill in (0.0, 6.0)
     )
-    seeing = judge(tmp_path, index[~test], index[test], 6.0, "plate")
-    assert seeing["warnings"] == []
+    assert any("by site, " in warning and "not clearly above majority (0.125)" in warning for warning in blind)
+    assert seeing == []
 
 
-def test_under_a_site_split_position_alone_is_perfect_and_beats_the_model(tmp_path):
+def test_under_a_site_split_position_alone_is_perfect_and_beats_the_model():
     index = make_index()
     test = index["Metadata_Site"] == "0"
-    result = judge(tmp_path, index[~test], index[test], 1.0, "site")
-    assert result["overlap"]["well"] == 1.0
-    assert result["levels"]["site"]["position"]["accuracy"]["value"] == 1.0
-    assert "which well, not which treatment" in result["warnings"][0]
-    assert any("balanced accuracy is below position (1.000)" in warning for warning in result["warnings"])
+    judgement = judge_run(make_predictions(index[test], skill=1.0), index[~test], index[test], split="site")
+    assert judgement.overlap.well == 1.0
+    assert judgement["site"]["position"].scores["accuracy"].value == 1.0
+    found = judgement.warnings()
+    assert "which well, not which treatment" in found[0]
+    assert any("balanced accuracy is below position (1.000)" in warning for warning in found)

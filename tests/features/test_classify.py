@@ -12,8 +12,9 @@ from tiny_profiles import COMPOUNDS, make_table, write
 
 from perturbjax.config import SplitConfig
 from perturbjax.console import InputError
+from perturbjax.evaluation.judgement import Judgement
+from perturbjax.evaluation.views import print_judgement, ranking
 from perturbjax.features.classify import classify
-from perturbjax.features.scoreboard import print_scoreboard
 from perturbjax.features.settings import ClassifyConfig, Preparation, ProfileConfig
 
 QUICK = "ridge,gaussian_nb,bernoulli_nb,knn,logistic,lda,plda"
@@ -33,21 +34,22 @@ def config_for(table: pd.DataFrame, folder: Path, **changes) -> ClassifyConfig:
     )
 
 
-def scores(table: pd.DataFrame, level: str = "site") -> pd.DataFrame:
+def scores(judgement: Judgement, level: str = "site") -> pd.DataFrame:
+    table = ranking(judgement)
     return table[table["level"] == level].set_index("subject")
 
 
 def test_every_classifier_learns_what_separates_classes_and_all_is_written(tmp_path: Path) -> None:
     config = config_for(make_table(), tmp_path, models="all", tune=True)
-    table = classify(config)
-    found = scores(table)
+    judgement = classify(config)
+    found = scores(judgement)
     models = found[~found["baseline"]]
     assert len(models) == 9
     assert (models["accuracy"] > 0.75).all(), models["accuracy"]
     assert (models["train_accuracy"] > 0.75).all()
     assert (found.loc[["majority", "chance"], "accuracy"] < 0.5).all()
     assert models["balanced_accuracy"].is_monotonic_decreasing
-    assert set(table["level"]) == {"site", "treated"}
+    assert [level.name for level in judgement.shown] == ["site", "treated"]
     for name in ("table.csv", "scores.png", "split.parquet", "labels.json", "config.json"):
         assert (config.out / name).stat().st_size > 0
     assert (config.out / "evaluation" / "lda" / "scores.json").is_file()
@@ -126,10 +128,10 @@ def test_sites_are_judged_alone_and_as_wells(tmp_path: Path) -> None:
     sites = pd.concat([make_table(seed=0, signal=0.6).assign(Metadata_Site=s) for s in range(4)], ignore_index=True)
     features = [c for c in sites if c.startswith("Cells")]
     sites[features] += np.random.default_rng(0).normal(size=(len(sites), len(features))) * 3
-    table = classify(config_for(sites, tmp_path))
-    assert scores(table, "site").loc["lda", "n"] == 96
-    assert scores(table, "well").loc["lda", "n"] == 24
-    assert scores(table, "well").loc["lda", "accuracy"] > scores(table, "site").loc["lda", "accuracy"]
+    judgement = classify(config_for(sites, tmp_path))
+    assert scores(judgement, "site").loc["lda", "n"] == 96
+    assert scores(judgement, "well").loc["lda", "n"] == 24
+    assert scores(judgement, "well").loc["lda", "accuracy"] > scores(judgement, "site").loc["lda", "accuracy"]
 
 
 def test_treated_rows_are_those_that_are_not_negative_controls(tmp_path: Path) -> None:
@@ -193,10 +195,9 @@ def test_missing_and_constant_features_are_said_and_harmless(tmp_path: Path, cap
         ({"models": "lda,forest"}, "--models forest: unknown; choose from all, ridge"),
         ({"models": ","}, "--models ',': names none"),
         ({"hold_out": "P9"}, "--hold-out P9: no such plate; choose each or one of P0, P1, P2, P3"),
-        ({"all_folds": True}, "--hold-out: does not go with"),
+        ({"all_folds": True}, "--hold-out P3: must be without --all-folds"),
         ({"hold_out": "", "split": SplitConfig("plate", folds=5)}, "there are only 4 groups"),
         ({"hold_out": "", "split": SplitConfig("layout")}, "fold|groups"),
-        ({"preparation": Preparation(correlation=2.0)}, "--correlation 2.0"),
     ],
 )
 def test_flags_that_make_no_sense_are_one_line(tmp_path: Path, changes: dict, says: str) -> None:
@@ -217,8 +218,7 @@ def test_a_label_column_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_table_shows_training_and_test_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    table = classify(config_for(make_table(), tmp_path))
-    print_scoreboard(table)
+    print_judgement(classify(config_for(make_table(), tmp_path, models="lda,ridge")))
     shown = capsys.readouterr().out
     words = " ".join(shown.split())
     for part in ("train", "test", "balanced", "lda", "position", "rows that are not negative controls (n = 20)"):
@@ -232,10 +232,10 @@ def test_a_plate_map_that_answers_everything_is_said(tmp_path: Path, capsys: pyt
     board = classify(config_for(table, tmp_path))
     found = scores(board)
     assert found.loc["position", "accuracy"] == 1 and found.loc["lda", "accuracy"] < 0.5
-    print_scoreboard(board)
-    said = capsys.readouterr()
-    assert "100% of the test sites have their label at the same place of a training plate" in said.err
-    assert "the baseline 'position' (1.000) is not beaten by the best model (lda" in " ".join(said.out.split())
+    print_judgement(board)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "100% of the test sites have their label at the same place of a training plate" in said
+    assert "by site, the lda's balanced accuracy is below position (1.000)" in said
 
 
 def test_the_command_ends_with_one_line_and_status_two_on_bad_input(

@@ -113,7 +113,7 @@ def test_picture_page_and_coordinates_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"out": Path("picture.pdf")}, r"--out picture\.pdf: must end in \.png"),
+        ({"out": Path("picture.pdf")}, r"--out picture\.pdf: must be a name that ends in \.png"),
         ({"highlight": 0}, "--highlight 0: must be from 1 to 16"),
         ({"profiles": ProfileConfig((Path("none.csv"),))}, r"none\.csv: no such features file"),
     ],

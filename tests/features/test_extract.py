@@ -19,11 +19,12 @@ from tiny_dataset import write_dataset
 
 from perturbjax.augment import RawBatch
 from perturbjax.console import InputError
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import open_dataset
 from perturbjax.features import extract as extraction
 from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, dihedral, intensity_range
 from perturbjax.models import Mode
+from perturbjax.models.backbone import IMAGENET
 from perturbjax.models.weights import load_pretrained
 
 SITES, CHANNELS = 26, ["DNA", "Actin"]
@@ -59,7 +60,7 @@ def values(path) -> np.ndarray:
 
 
 def test_metadata_come_first_then_a_float32_column_a_feature_in_record_order(data, table):
-    frame, index = pd.read_parquet(table), SiteDataset(data).index
+    frame, index = pd.read_parquet(table), open_dataset(data).index
     metadata = [column for column in frame if column.startswith("Metadata_")]
     features = list(frame.columns[len(metadata) :])
     assert list(frame.columns[: len(metadata)]) == metadata
@@ -70,8 +71,15 @@ def test_metadata_come_first_then_a_float32_column_a_feature_in_record_order(dat
     assert json.loads(pq.read_schema(table).metadata[b"perturbjax"])["naming"] == "torchvision"
 
 
+def test_a_bag_of_channels_is_the_mean_of_each_channel_s_own_features(data, weights, table, tmp_path):
+    mean = values(extract(config(data, weights, tmp_path / "mean.parquet", AdaptConfig(size=32, channels_as="mean"))))
+    joined = values(table)
+    assert mean.shape == (SITES, 512)
+    np.testing.assert_allclose(mean, (joined[:, :512] + joined[:, 512:]) / 2, atol=1e-6)
+
+
 def test_each_row_is_the_network_s_answer_to_that_site_alone(data, weights, table):
-    dataset = SiteDataset(data)
+    dataset = open_dataset(data)
     model = load_pretrained("resnet18", weights).model
     forward = nnx.jit(lambda model, x: model(x, Mode()).features)
     for position in (0, 3, SITES - 1):
@@ -156,26 +164,26 @@ def test_augmentations_average_over_the_symmetries_of_the_square(data, weights, 
     model = load_pretrained("resnet18", weights).model
     forward = nnx.jit(lambda model, x: model(x, Mode()).features)
     x = adapted(data, settings, positions=[1])
-    views = {np.asarray(view).tobytes(): view for view in (dihedral(x, element) for element in range(8))}
+    views = {np.asarray(view).tobytes(): view for view in (dihedral(jnp.asarray(x), element) for element in range(8))}
     assert len(views) == 8  # eight different images
     expected = np.mean([np.asarray(forward(model, view))[0] for view in views.values()], axis=0)
     np.testing.assert_allclose(averaged[1], expected, atol=1e-4 * np.abs(expected).max())
 
 
 def adapted(data, settings: AdaptConfig, positions: list[int]) -> np.ndarray:
-    dataset = SiteDataset(data)
+    dataset = open_dataset(data)
     image, mask = dataset.read(positions)
     shift, scale = (part[positions] for part in intensity_range(dataset, settings.scale))
     none = np.zeros(len(positions))
     triples = np.array(list(channel_triples(settings.channels, dataset.channel_names).values()))
-    return np.asarray(adapt(RawBatch(image, mask, none, none, none, shift, scale), settings, triples, "imagenet"))
+    return np.asarray(adapt(RawBatch(image, mask, none, none, none, shift, scale), settings, triples, IMAGENET))
 
 
 class TestAdaptation:
     def test_masked_is_black_outside_the_cells_and_the_image_inside(self, data):
         plain = adapted(data, AdaptConfig(size=0), [1])
         masked = adapted(data, AdaptConfig(size=0, use="masked"), [1])
-        inside = SiteDataset(data).read([1])[1][0] > 0
+        inside = open_dataset(data).read([1])[1][0] > 0
         np.testing.assert_allclose(
             masked[:, ~inside],
             np.broadcast_to(adapted(data, AdaptConfig(size=0), [0])[0, 0, 0], masked[:, ~inside].shape),
@@ -198,12 +206,21 @@ class TestAdaptation:
         assert channel_triples("B", ["A", "B"]) == {"B": (1, 1, 1)}
         with pytest.raises(InputError, match="'D' is not stored; there are A, B"):
             channel_triples("D", ["A", "B"])
-        with pytest.raises(InputError, match="one channel or three"):
-            channel_triples("A,B", ["A", "B"])
+
+    def test_channels_are_joined_averaged_or_taken_as_colours(self):
+        stored = ["A", "B", "C", "D"]
+        assert channel_triples("C,A", stored) == {"C": (2, 2, 2), "A": (0, 0, 0)}
+        for channels_as in ("joined", "mean"):
+            assert list(channel_triples("C,A,B", stored, channels_as)) == ["C", "A", "B"]
+        assert channel_triples("each", stored[:3], "rgb") == {"A-B-C": (0, 1, 2)}
+        with pytest.raises(InputError, match="rgb takes three, not 2"):
+            channel_triples("A,B", stored, "rgb")
+        with pytest.raises(InputError, match="names a channel twice"):
+            channel_triples("A,B,A", stored, "joined")
 
     @pytest.mark.parametrize("scale", ["site", "plate", "dataset", "dtype"])
     def test_scales_say_what_becomes_zero_and_one(self, data, scale):
-        dataset = SiteDataset(data)
+        dataset = open_dataset(data)
         shift, factor = intensity_range(dataset, scale)
         low, high = dataset.index["p01_Actin"], dataset.index["p99_Actin"]
         if scale == "plate":
@@ -223,7 +240,7 @@ class TestAdaptation:
     ("changes", "message"),
     [
         ({"weights": ""}, "--weights: is required"),
-        ({"augmentations": 9}, "--augmentations 9: a square has 8"),
+        ({"augmentations": 9}, "--augmentations 9: must be 1 to 8: a square has 8"),
         ({"adapt": AdaptConfig(channels="RNA")}, "'RNA' is not stored"),
         ({"backbone": "attention"}, "has no published weights; choose one of resnet18"),
     ],

@@ -93,8 +93,8 @@ def make_norm(features: int) -> BatchNorm:
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "with padding"])
 @pytest.mark.parametrize("side", [6, 7])
 def test_batchnorms_gradients_are_those_of_its_definition(pooled, padded, side):
-    norm, x = make_norm(5), normal(4, side, side, 5)
-    shift = normal(5)
+    norm, x = make_norm(5), jnp.asarray(normal(4, side, side, 5))
+    shift = jnp.asarray(normal(5))
     weight = jnp.array([1.0, 1.0, 0.0, 1.0]) if padded else jnp.ones(4)
     mode = Mode(train=True, weight=weight if padded else None)
     graphdef, params, stats = nnx.split(norm, nnx.Param, nnx.BatchStat)
@@ -113,13 +113,13 @@ def test_batchnorms_gradients_are_those_of_its_definition(pooled, padded, side):
     y, back = jax.vjp(ours, x, norm.scale[...], norm.bias[...])
     expected, expected_back = jax.vjp(theirs, x, norm.scale[...], norm.bias[...])
     assert_near(y, expected, 1e-5)
-    gradient = normal(*y.shape)
+    gradient = jnp.asarray(normal(*y.shape))
     for got, wanted in zip(back(gradient), expected_back(gradient), strict=True):
         assert_near(got, wanted, 2e-5)
 
 
 def test_norm_and_pool_agree_with_pooling_after_the_norm_in_evaluation_too():
-    norm, x = make_norm(3), normal(2, 7, 6, 3)
+    norm, x = make_norm(3), jnp.asarray(normal(2, 7, 6, 3))
     assert_near(norm.pooled(x, Mode()), max_pool(norm(x, Mode())), 1e-6)
 
 
@@ -127,8 +127,8 @@ def test_running_statistics_count_the_convolutions_bias_but_not_padding():
     x, shift = normal(3, 4, 4, 2) + 3, np.array([5.0, -2.0], np.float32)
     norm, pooling, expected = BatchNorm(2), BatchNorm(2), torch.nn.BatchNorm2d(2)
     mode = Mode(train=True, weight=jnp.array([1.0, 1.0, 0.0]))
-    norm(x, mode, shift=shift)
-    pooling.pooled(x, mode, shift=shift)
+    norm(jnp.asarray(x), mode, shift=jnp.asarray(shift))
+    pooling.pooled(jnp.asarray(x), mode, shift=jnp.asarray(shift))
     expected(torch.tensor((x + shift)[:2].transpose(0, 3, 1, 2)))
     for layer in (norm, pooling):
         assert_near(layer.mean[...], expected.running_mean.numpy(), 1e-6)
@@ -149,7 +149,7 @@ def test_at_ties_the_first_of_the_window_gets_the_gradient_through_norm_and_pool
 
 
 def test_a_block_in_bf16_is_near_its_float32_self():
-    block, x = ConvBlock(16, 8, rngs=nnx.Rngs(0)), normal(4, 8, 8, 16)
+    block, x = ConvBlock(16, 8, rngs=nnx.Rngs(0)), jnp.asarray(normal(4, 8, 8, 16))
     graphdef, params, stats = nnx.split(block, nnx.Param, nnx.BatchStat)
     direction = normal(4, 4, 4, 8)
 
@@ -169,7 +169,7 @@ def test_a_block_in_bf16_is_near_its_float32_self():
 
 
 def test_a_block_takes_its_activation_after_the_pool_without_changing_its_value():
-    block, x = ConvBlock(2, 4, rngs=nnx.Rngs(0)), normal(2, 6, 6, 2)
+    block, x = ConvBlock(2, 4, rngs=nnx.Rngs(0)), jnp.asarray(normal(2, 6, 6, 2))
     block.norm.scale[...] = jnp.array([1.0, -1.0, 0.5, -2.0])
     in_order = max_pool(leaky_relu(block.norm(block.conv(x), Mode())))
     assert_near(block(x, Mode()), in_order, 1e-5)

@@ -1,6 +1,7 @@
 """Weight files are read as torch reads them, without torch, and nothing in them runs."""
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from perturbjax.console import InputError
-from perturbjax.models.pth import read_tensors, write_tensors
+from perturbjax.models.pth import MOST_PICKLE_BYTES, read_tensors, write_tensors
 
 DTYPES = [
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
@@ -192,3 +193,46 @@ def test_missing_files_and_unknown_suffixes_are_told(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(InputError, match="safetensors"):
         read_tensors(tmp_path / "bad.safetensors")
+
+
+NESTED = b"\x80\x02}" + b")" + b"\x85" * 1_000_000 + b"K\x01s."
+EXPONENTIAL = b"\x80\x02})" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(120)) + b"K\x01s."
+QUADRATIC = (
+    b"\x80\x02](" + b"K\x01K\x02\x86" * 100_000 + b"eq\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 100_000 + b"."
+)
+
+
+@pytest.mark.parametrize("program", [NESTED, EXPONENTIAL, QUADRATIC], ids=["deep key", "wide key", "copies"])
+@pytest.mark.parametrize("inflated", [True, False])
+def test_a_pickle_that_would_never_end_is_refused_soon(tmp_path, program, inflated):
+    path = tmp_path / "bad.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if inflated else zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", program)
+    with pytest.raises(InputError, match=r"bad\.pth"):
+        read_tensors(path)
+
+
+def test_a_pickle_that_inflates_to_gigabytes_is_not_inflated(tmp_path):
+    path = tmp_path / "bad.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"]" * (MOST_PICKLE_BYTES + 1) + b".")
+    with pytest.raises(InputError, match=r"describes its tensors in \d+ bytes"):
+        read_tensors(path)
+
+
+def test_tensors_that_share_one_storage_cannot_unfold_without_end(tmp_path):
+    path, base = tmp_path / "bad.pth", torch.zeros(10_000)
+    torch.save({"tied": base, "again": base}, path)
+    assert len(read_tensors(path)) == 2
+    torch.save({str(i): base for i in range(100)}, path)
+    with pytest.raises(InputError, match="unfold to over 4 times the file"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4", "nonsense"])
+def test_a_safetensors_type_that_numpy_lacks_is_refused(tmp_path, dtype):
+    path = tmp_path / "weights.safetensors"
+    header = json.dumps({"w": {"dtype": dtype, "shape": [2], "data_offsets": [0, 1 if dtype == "F4" else 2]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(1 if dtype == "F4" else 2))
+    with pytest.raises(InputError, match=r"weights\.safetensors"):
+        read_tensors(path)

@@ -50,7 +50,7 @@ def test_every_stage_is_that_of_pytorch():
     for stages in range(5):
         truncated = nnx.clone(ours)
         truncated.stages = nnx.List(list(truncated.stages)[:stages])
-        y = truncated.feature_map(x, Mode())
+        y = truncated.feature_map(jnp.asarray(x), Mode())
         assert relative(y, hidden[stages].numpy().transpose(0, 2, 3, 1)) < 1e-4, f"after stage {stages}"
 
 

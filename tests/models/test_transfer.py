@@ -9,7 +9,7 @@ from flax import nnx
 
 from perturbjax.config import OptimConfig, TransferConfig
 from perturbjax.models import Mode
-from perturbjax.models.resnet import BasicBlock, ResNet
+from perturbjax.models.resnet import RESNET18, BasicBlock, ResNet
 from perturbjax.models.transfer import TransferClassifier, in_phase, rate_scales, scale_updates, trainable_mask
 from perturbjax.training.optimizer import make_optimizer
 
@@ -27,7 +27,7 @@ def leaves(tree) -> dict[str, np.ndarray]:
 def one_step(model, phase, transfer, optim=OptimConfig(weight_decay=0.1, decoupled=False)):  # noqa: B008
     """Parameters and statistics before and after a training step, weight decay on."""
     graphdef, params, stats = nnx.split(in_phase(model, phase), nnx.Param, nnx.BatchStat)
-    optimizer = scale_updates(make_optimizer(optim, 10), rate_scales(params, phase, transfer))
+    optimizer = scale_updates(make_optimizer(optim, 10), rate_scales(params, phase, transfer, RESNET18))
     x = jax.random.uniform(jax.random.key(0), (4, 40, 40, 2))
     labels = jnp.array([0, 1, 2, 0])
 
@@ -78,7 +78,7 @@ def test_in_the_second_phase_everything_moves_and_the_backbone_less():
 def test_masks_and_scales_agree_on_what_moves():
     _, params, _ = nnx.split(small("attention"), nnx.Param, nnx.BatchStat)
     for phase in ("new layers", "all layers"):
-        scales, moves = rate_scales(params, phase, TransferConfig()), trainable_mask(params, phase)
+        scales, moves = rate_scales(params, phase, TransferConfig(), RESNET18), trainable_mask(params, phase)
         assert jax.tree.map(bool, scales) == moves
     frozen = leaves(trainable_mask(params, "new layers"))
     assert {name.split("/")[0] for name, value in frozen.items() if value} == {"head", "attention"}

@@ -18,17 +18,16 @@ from published import efficientnet, resnet, tensors_of
 from safetensors.numpy import save_file
 
 from perturbjax.console import InputError
+from perturbjax.models import BACKBONES
 from perturbjax.models.layers import Mode
-from perturbjax.models.naming import NAMINGS, recognise, to_our_layout
-from perturbjax.models.weights import BACKBONES, from_tensors, load_pretrained
+from perturbjax.models.weights import from_tensors, load_pretrained, recognise, to_our_layout
 
 
 @functools.cache
 def published(backbone: str, library: str, classes: int = 5, inputs: int = 3) -> dict[str, np.ndarray]:
     """Random tensors of a backbone under a library's names and in its layout."""
-    family = backbone.split("_")[0].rstrip("0123456789")
-    naming = next(n for n in NAMINGS if (n.family, n.library) == (family, library))
-    model = nnx.eval_shape(lambda: BACKBONES[backbone](classes=classes, inputs=inputs, rngs=nnx.Rngs(0)))
+    naming = next(n for n in BACKBONES[backbone].namings if n.library == library)
+    model = nnx.eval_shape(lambda: BACKBONES[backbone].network(classes=classes, inputs=inputs, rngs=nnx.Rngs(0)))
     rng, tensors = np.random.default_rng(0), {}
     for path, leaf in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
         name, value = naming.tensor(path), rng.uniform(0.1, 1, leaf.shape).astype(np.float32)
@@ -43,7 +42,7 @@ def published(backbone: str, library: str, classes: int = 5, inputs: int = 3) ->
 def test_the_namings_are_those_of_the_libraries():
     for name, network in (("resnet50", resnet("resnet50")), ("efficientnet_b0", efficientnet("efficientnet_b0"))):
         theirs = {key.removeprefix("resnet."): value.shape for key, value in tensors_of(network).items()}
-        ours = published(name, recognise(set(theirs)).library, classes=7)
+        ours = published(name, recognise(set(theirs), BACKBONES[name].namings).library, classes=7)
         assert {key: value.shape for key, value in ours.items()} == theirs
 
 
@@ -91,7 +90,7 @@ def test_torchvision_s_and_timm_s_names_are_known(backbone, library):
     tensors = published(backbone, library)
     shapes = {name: tensors[name].shape for name in KNOWN_NAMES[backbone, library]}
     assert shapes == KNOWN_NAMES[backbone, library]
-    assert recognise(set(tensors)).library == library
+    assert recognise(set(tensors), BACKBONES[backbone].namings).library == library
 
 
 def test_the_same_weights_are_loaded_under_any_names():

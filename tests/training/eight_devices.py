@@ -16,12 +16,12 @@ from jax.sharding import PartitionSpec as P
 
 from perturbjax.augment import RawBatch
 from perturbjax.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
-from perturbjax.feed import ResidentArrays, epoch_order, gather
+from perturbjax.feed import Order, ResidentArrays, ResidentFeed, Rows, epoch_order, gather
 from perturbjax.models import Mode, Outputs
 from perturbjax.models.attention import ConvBlock
 from perturbjax.models.layers import BatchNorm, Dense, dropout
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
-from perturbjax.training.devices import AXIS, Placement, choose_placement
+from perturbjax.training.devices import AXIS, Placement, choose_placement, stack_steps
 from perturbjax.training.optimizer import make_optimizer
 from perturbjax.training.predict import predict_sites
 from perturbjax.training.step import Sums, TrainState, initial_state, make_predict_step, make_train_step, split_model
@@ -68,9 +68,9 @@ class Training:
             self.traces += 1
             return step(state, batch)
 
-        self.placement, self.sites = placement, placement.replicate(sites)
+        self.placement, self.feed = placement, ResidentFeed(sites, placement)
         self.fresh = jax.device_get(initial_state(params, stats, optimizer))
-        self.run = placement.compile_epoch(counted_step, gather)
+        self.run = placement.compile_training(counted_step, self.feed)
         self.predict = placement.compile_predict(make_predict_step(graphdef, RECIPE))
 
     def start(self, tree: dict | None = None) -> None:
@@ -79,12 +79,13 @@ class Training:
 
     def epochs(self, *epochs: int) -> tuple[list[np.ndarray], dict]:
         """The losses of every step, and all arrays of the state after the last."""
-        losses = []
-        for epoch in epochs:
-            order = epoch_order(RECIPE.seed, epoch, np.arange(SITES), BATCH)
-            self.state, sums = self.run(self.state, self.sites, *order)
-            losses.append(np.asarray(sums.loss / sums.loss_weight))
-        return np.concatenate(losses), state_to_tree(self.state)
+        parts = []
+        order = Order.of_epochs(RECIPE.seed, np.arange(SITES), BATCH, RECIPE.optim.epochs)
+        for state, part in self.run(self.state, order.between(epochs[0] * STEPS, (epochs[-1] + 1) * STEPS)):
+            self.state = state
+            parts.append(part)
+        sums = stack_steps(parts)
+        return sums.loss / sums.loss_weight, state_to_tree(self.state)
 
 
 def placed(kind: str, scans: bool = False) -> Placement:
@@ -165,35 +166,25 @@ def test_what_stands_in_padded_rows_moves_nothing(begin):
     answers = []
     for rows in (order, other):
         training = begin("sharded")
-        state, sums = training.run(training.state, training.sites, rows, weight)
+        dealt = Rows(rows, weight)
+        *_, (state, sums) = training.run(training.state, Order(lambda epoch, dealt=dealt: dealt, STEPS, 0, STEPS))
         answers.append(to_bytes(state_to_tree((state, sums))))
     assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("kind", ["1", "sharded"])
-def test_evaluation_answers_every_site_once_in_the_order_asked_for(kind, begin):
+def test_evaluation_answers_every_site_once_in_the_order_asked_for(kind, begin, sites):
     """13 sites in batches of 5, on eight devices that want multiples of 8."""
     positions = np.random.default_rng(1).permutation(SITES)[:13]
     training = begin(kind)
-    answers = predict_sites(
-        training.predict, training.state.params, training.state.stats, Feed(training), positions, batch_size=5
-    )
+    params, stats = training.state.params, training.state.stats
+    answers = predict_sites(training.predict, params, stats, training.feed.batches, positions, batch_size=5)
     single = begin("1")
     expected = [
-        single.predict(single.state.params, single.state.stats, gather(single.sites, np.array([p]), np.ones(1)))[0]
+        single.predict(single.state.params, single.state.stats, gather(sites, np.array([p]), np.ones(1)))[0]
         for p in positions
     ]
     np.testing.assert_allclose(answers.probabilities, np.concatenate(expected), **CLOSE)
-
-
-class Feed:
-    """Resident sites, as `predict_sites` asks for them."""
-
-    def __init__(self, training: Training):
-        self.sites = training.sites
-
-    def batches(self, indices: np.ndarray, weight: np.ndarray):
-        return (gather(self.sites, row, of) for row, of in zip(indices, weight, strict=True))
 
 
 @pytest.mark.parametrize(("first", "then"), [("sharded", "1"), ("1", "sharded"), ("pmap", "1"), ("1", "pmap")])

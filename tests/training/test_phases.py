@@ -13,10 +13,12 @@ from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.training import fit as training
 from perturbjax.training.checkpoint import Checkpoints
+from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run import read_metrics
 
 EPOCHS, FROZEN = 4, 2
+ONE = ComputeConfig(devices="1")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def config(folder, name: str, **changes) -> TrainConfig:
         transfer=TransferConfig(weights=str(folder / "resnet18.safetensors"), freeze_epochs=FROZEN, **changes),
     )
     return TrainConfig(
-        out=folder / name, data=folder / "data", recipe=recipe, checkpoint_every=1, keep_latest=EPOCHS, devices="1"
+        out=folder / name, data=folder / "data", recipe=recipe, checkpoint_every=1, keep_latest=EPOCHS, compute=ONE
     )
 
 
@@ -101,7 +103,7 @@ def test_a_run_is_applied_without_the_file_it_started_from(folder, run):
     moved = folder / "moved.safetensors"
     shutil.move(folder / "resnet18.safetensors", moved)
     try:
-        out = predict(PredictConfig(ApplyConfig(run=run, devices="1"), folder / "data", folder / "predictions.parquet"))
+        out = predict(PredictConfig(ApplyConfig(run=run, compute=ONE), folder / "data", folder / "predictions.parquet"))
         features = extract(FeaturesConfig(data=folder / "data", out=folder / "features.parquet", run=run))
     finally:
         shutil.move(moved, folder / "resnet18.safetensors")

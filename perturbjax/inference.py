@@ -1,0 +1,244 @@
+"""A run's network, loaded and applied: to the sites of a dataset, or to arrays.
+
+Both ways go through one compiled step, with batches of one size: a site has the same answer to the bit, asked for
+alone or among a thousand, from an array or by `perturbjax predict`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float32, Float64, Int, UInt, UInt16
+
+from perturbjax.augment import RawBatch
+from perturbjax.config import InputConfig
+from perturbjax.console import InputError, console
+from perturbjax.dataset import PLATE, Dataset
+from perturbjax.feed import Decoder, FeedChoice, Order, describe_sites, open_feed
+from perturbjax.normalize import METHODS, Statistics
+from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
+from perturbjax.training.devices import Placement, choose_placement
+from perturbjax.training.phases import create_network
+from perturbjax.training.predict import Predictions, predict_sites
+from perturbjax.training.run import Run, open_run
+from perturbjax.training.step import make_predict_step, split_model
+
+#: Sites a step; also of `perturbjax predict`, whose answers depend on it in their last bit.
+BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Network:
+    """A run's network on its devices, ready to be applied. Made by `load_network`.
+
+    Attributes:
+        run: where it comes from.
+        facts: of its checkpoint: `epoch` among them.
+        batch_size: sites a step; fewer are padded to it.
+    """
+
+    run: Run
+    facts: dict[str, Any]
+    placement: Placement
+    batch_size: int
+    _state: dict[str, Any]
+    _step: Any
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the probabilities."""
+        return self.run.class_names
+
+    def predict(
+        self,
+        images: UInt[np.ndarray, "n h w c"],
+        masks: UInt[np.ndarray, "n h w"],
+        plates: Sequence[str] | None = None,
+    ) -> Float32[np.ndarray, "n classes"]:
+        """The probability of every class, see `apply`."""
+        return self.apply(images, masks, plates).probabilities
+
+    def features(
+        self,
+        images: UInt[np.ndarray, "n h w c"],
+        masks: UInt[np.ndarray, "n h w"],
+        plates: Sequence[str] | None = None,
+    ) -> Float32[np.ndarray, "n d"]:
+        """What the last layer sees of every image, see `apply`."""
+        return self.apply(images, masks, plates).features
+
+    def apply(
+        self,
+        images: UInt[np.ndarray, "n h w c"],
+        masks: UInt[np.ndarray, "n h w"],
+        plates: Sequence[str] | None = None,
+    ) -> Predictions:
+        """Probabilities and features of images, without augmentation.
+
+        Args:
+            images: stored intensities, uint8 or uint16 as in training, the channels in the order of training.
+            masks: instance labels of the cells, 0 is background.
+            plates: the plate of every image; needed, with all its sites, by runs that normalise by plate.
+
+        Raises:
+            InputError: the arrays do not fit each other or the run.
+        """
+        arrays = _Arrays(self.run, images, masks, plates)
+        # Shuffling is of a dataset's masks: whoever brings both says which goes with which.
+        own_masks = dataclasses.replace(self.run.recipe.input, mask_use="keep")
+        decoder = self._decoder(arrays, self.run.facts.get("normalization"), own_masks)
+
+        def batches(order: Order) -> Iterator[RawBatch]:
+            return map(self.placement.place_rows, decoder.batches(order))
+
+        return self._answers(batches, np.arange(len(arrays)))
+
+    def apply_to(self, dataset: Dataset, positions: Int[np.ndarray, " n"], *, feed: FeedChoice = "auto") -> Predictions:
+        """Probabilities and features of the records at `positions` of a dataset, without augmentation.
+
+        Several processes each read their share, and all get all answers.
+
+        Raises:
+            InputError: the dataset's channels or pixel type are not those the run was trained on.
+        """
+        with open_feed(self.decoder(dataset), self.placement, choice=feed) as opened:
+            return self._answers(opened.batches, positions)
+
+    def decoder(self, dataset: Dataset) -> Decoder:
+        """What the network is fed of every record of a dataset.
+
+        Raises:
+            InputError: the dataset's channels or pixel type are not those the run was trained on.
+        """
+        _require_fitting(self.run, dataset)
+        return self._decoder(dataset, self.run.statistics_for(dataset), self.run.recipe.input)
+
+    def step(self, batch: RawBatch) -> Predictions:
+        """Answers on the device to a batch that a feed placed there, rows of padding among them."""
+        return Predictions(*self._step(self._state["params"], self._state["stats"], batch))
+
+    def _decoder(self, dataset: Dataset | _Arrays, statistics: Statistics | None, input: InputConfig) -> Decoder:
+        recipe = self.run.recipe
+        sites = describe_sites(dataset, input, self.run.class_names, seed=recipe.seed, statistics=statistics)
+        return Decoder(dataset, sites, input, recipe.augment)
+
+    def _answers(self, batches: Callable[[Order], Iterable[RawBatch]], positions: np.ndarray) -> Predictions:
+        multiple = self.placement.count if self.placement.processes > 1 else 1
+        params, stats = self._state["params"], self._state["stats"]
+        return predict_sites(self._step, params, stats, batches, positions, self.batch_size, multiple=multiple)
+
+
+class _Arrays:
+    """Images and masks in memory, as a feed asks a dataset for them."""
+
+    def __init__(self, run: Run, images: np.ndarray, masks: np.ndarray, plates: Sequence[str] | None):
+        """Check what cannot be applied.
+
+        Raises:
+            InputError: names the array, what it is and what it must be.
+        """
+        images, masks = np.asarray(images), np.asarray(masks)
+        self.path, self.channel_names = run.path, list(run.facts["channels"] or [])
+        self.label_column, self.image_dtype = run.label_column, images.dtype
+        dtypes, channels = run.facts["image_dtype"] or "uint8 or uint16", len(self.channel_names)
+        if images.ndim != 4 or not len(images) or (channels and images.shape[3] != channels):
+            wanted = f"{channels} ({', '.join(self.channel_names)})" if channels else "all its channels"
+            raise InputError(f"images: have shape {images.shape}; {run.path} takes (n, height, width, {wanted})")
+        if str(images.dtype) not in dtypes.split(" or "):
+            raise InputError(f"images: are {images.dtype}; {run.path} takes {dtypes}, as it was trained on")
+        if masks.shape != images.shape[:3]:
+            raise InputError(f"masks: have shape {masks.shape}; with these images they must have {images.shape[:3]}")
+        if masks.dtype.kind not in "biu" or masks.min() < 0 or masks.max() > np.iinfo(np.uint16).max:
+            raise InputError("masks: must be whole numbers from 0 (background) to 65535, one a cell")
+        if plates is not None and len(plates) != len(images):
+            raise InputError(f"plates: are {len(plates)} for {len(images)} images; give one each")
+        if plates is None and METHODS[run.recipe.input.normalize].whole_plates:
+            raise InputError(f"plates: {run.path} normalises by plate; give the name of each image's plate")
+        self.channel_names = self.channel_names or [str(number) for number in range(images.shape[3])]
+        self._images, self._masks, self._plates = images, masks.astype(np.uint16), plates
+        self.image_size = images.shape[1:3]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def pixels(self, position: int) -> tuple[UInt[np.ndarray, "h w c"], UInt16[np.ndarray, "h w"]]:
+        return self._images[position], self._masks[position]
+
+    def column(self, name: str) -> pd.Series:
+        """The plates, a channel's mean or deviation, or empty labels.
+
+        Raises:
+            InputError: it is of those that only a dataset has.
+        """
+        if name == PLATE:
+            return pd.Series(self._plates, dtype=str)
+        if name == self.label_column:
+            return pd.Series([""] * len(self))
+        statistic, _, channel = name.partition("_")
+        if statistic not in ("mean", "std") or channel not in self.channel_names:
+            raise InputError(f"{self.path}: keeps no statistics to normalise arrays by; apply it to a whole dataset")
+        return pd.Series(self._statistics(statistic)[:, self.channel_names.index(channel)])
+
+    def _statistics(self, name: str) -> Float64[np.ndarray, "n c"]:
+        # Summed as the builder sums them (data_prep/workers.py), image by image, so that they are the same bits.
+        pixels = (np.ascontiguousarray(image).reshape(-1, image.shape[-1]) for image in self._images)
+        return np.stack([getattr(of_image, name)(0) for of_image in pixels])
+
+
+def _require_fitting(run: Run, dataset: Dataset) -> None:
+    for what, here in (("channels", dataset.channel_names), ("image_dtype", str(dataset.image_dtype))):
+        trained = run.facts[what]
+        if trained is not None and trained != here:  # an imported network does not know
+            raise InputError(
+                f"{dataset.path}: {what} is {here}, {run.path} was trained on {trained}; build the dataset alike"
+            )
+
+
+def load_network(
+    run: Run | Path | str,
+    checkpoint: Which = "latest",
+    epoch: int = 0,
+    *,
+    placement: Placement | None = None,
+    dataset: Dataset | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Network:
+    """The network of a run, on the devices.
+
+    Args:
+        run: the run, or its directory.
+        checkpoint: latest or best.
+        epoch: the checkpoint of this epoch; 0 takes the newest, or the best.
+        placement: the devices; None takes all.
+        dataset: what it is to be applied to, where the run does not know its channels (an imported network).
+        batch_size: sites a step.
+
+    Raises:
+        InputError: there is no run, no checkpoint fits, or the dataset does not.
+    """
+    run = run if isinstance(run, Run) else open_run(Path(run))
+    if dataset is not None:
+        _require_fitting(run, dataset)
+    names = run.facts["channels"] or (dataset and dataset.channel_names)
+    if not names:
+        raise InputError(f"{run.path}: was imported without a dataset, and its channels are not known; name a dataset")
+    placement = choose_placement("auto") if placement is None else placement
+    channels = len(names) * METHODS[run.recipe.input.normalize].ways
+    model, _ = create_network(run.recipe, channels, run.class_names, run.facts.get("pretrained"))
+    graphdef, params, stats = split_model(model)
+    checkpoints = Checkpoints(run.path)
+    tree, facts = checkpoints.load(checkpoint, epoch or None)
+    checkpoints.close()
+    run.require_own(facts, checkpoints.path)
+    wanted = ("params/", "stats/")
+    tree = {name: value for name, value in tree.items() if name.startswith(wanted)}
+    state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)
+    console.print(f"{run.path}: checkpoint of epoch {facts['epoch']} ({checkpoint})")
+    step = placement.compile_predict(make_predict_step(graphdef, run.recipe))
+    return Network(run, facts, placement, batch_size, placement.replicate(state), step)

@@ -1,0 +1,243 @@
+"""DINOv2's vision transformers (Oquab et al. 2023, arXiv:2304.07193), with registers too (Darcet et al. 2023,
+arXiv:2309.16588).
+
+The image is cut into patches of 14 pixels; what does not fill one at the right and bottom is left out. Positions were
+learned on one grid and are interpolated to the grid at hand as transformers does: bicubically, with registers also
+antialiased.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from perturbjax.models.backbone import Backbone, Naming, Path, Tensors
+from perturbjax.models.layers import Conv, Dense, Mode, Outputs, dropout
+
+PATCH = 14
+#: Side in pixels of the images that the last steps of the published training saw; 37 patches.
+PUBLISHED_SIZE = 518
+REGISTERS = 4
+EPSILON = 1e-6
+
+
+class LayerNorm(nnx.Module):
+    """Each token to mean 0 and deviation 1, then scaled and shifted; computed in float32."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPSILON)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Every token looks at every token, in each of several heads."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        self.query, self.key, self.value, self.out = (Dense(width, width, rngs=rngs) for _ in range(4))
+        self.heads = heads
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        b, n, d = x.shape
+        query, key, value = (f(x).reshape(b, n, self.heads, -1) for f in (self.query, self.key, self.value))
+        return self.out(jax.nn.dot_product_attention(query, key, value).reshape(b, n, d))
+
+
+class Block(nnx.Module):
+    """Attention, then two dense layers; each normalised before, scaled after and added to what came in."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
+        self.attention = Attention(width, heads, rngs=rngs)
+        self.dense1, self.dense2 = Dense(width, 4 * width, rngs=rngs), Dense(4 * width, width, rngs=rngs)
+        self.scale1, self.scale2 = nnx.Param(jnp.ones(width)), nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        x = x + self.attention(self.norm1(x)) * self.scale1[...].astype(x.dtype)
+        hidden = jax.nn.gelu(self.dense1(self.norm2(x)), approximate=False)
+        return x + self.dense2(hidden) * self.scale2[...].astype(x.dtype)
+
+
+class DinoV2(nnx.Module):
+    """A vision transformer on (B, H, W, inputs), both sides 14 pixels or more.
+
+    Args:
+        width: of a token.
+        depth: blocks.
+        heads: of each attention; `width` is a multiple.
+        registers: tokens beside the class's that stand for no patch, 0 or 4.
+        classes: width of the logits.
+        channels: the image's channels; the mask comes before them, so the network takes 1 + channels.
+        inputs: channels the network takes, where that is not 1 + channels (3 for published weights).
+        dropout: share of the features dropped before the last layer.
+        image_size: side in pixels of the grid that positions are kept for.
+
+    `features` are the (B, width) class token, after the last normalisation and before dropout.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        registers: int = 0,
+        classes: int,
+        channels: int = 1,
+        inputs: int | None = None,
+        dropout: float = 0.0,
+        image_size: int = PUBLISHED_SIZE,
+        rngs: nnx.Rngs,
+    ):
+        def tokens(count: int) -> nnx.Param:
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, count, width)))
+
+        self.stem = Conv(1 + channels if inputs is None else inputs, width, PATCH, stride=PATCH, padding=0, rngs=rngs)
+        self.class_token, self.positions = tokens(1), tokens(1 + (image_size // PATCH) ** 2)
+        self.registers = tokens(registers) if registers else None
+        self.blocks = nnx.List([Block(width, heads, rngs=rngs) for _ in range(depth)])
+        self.norm = LayerNorm(width)
+        self.head = Dense(width, classes, rngs=rngs)
+        self.feature_size, self.dropout = width, dropout
+
+    def tokens(self, x: Float[Array, "b h w inputs"], mode: Mode) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
+        """The class token, the registers and the patches in rows, after the last normalisation; and the patches' grid.
+
+        Raises:
+            ValueError: the image is smaller than a patch.
+        """
+        if min(x.shape[1:3]) < PATCH:
+            raise ValueError(f"dinov2 needs {PATCH}×{PATCH} pixels at least, not {x.shape[1]}×{x.shape[2]}")
+        patches = self.stem(x.astype(mode.dtype))
+        b, *grid, d = patches.shape
+        positions = self.positions[...].astype(jnp.float32)
+        of_patches = interpolate(positions[0, 1:], tuple(grid), antialias=self.registers is not None)
+        patches = patches.reshape(b, -1, d) + of_patches.astype(mode.dtype)
+        first = [self.class_token[...] + positions[:, :1]]
+        first += [] if self.registers is None else [self.registers[...]]
+        before = [jnp.broadcast_to(token.astype(mode.dtype), (b, *token.shape[1:])) for token in first]
+        tokens = jnp.concatenate([*before, patches], axis=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens), tuple(grid)
+
+    def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
+        """The patches' tokens where they lie: a 14th of the side, rounded down."""
+        tokens, grid = self.tokens(x, mode)
+        return tokens[:, -grid[0] * grid[1] :].reshape(len(x), *grid, -1)
+
+    def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
+        features = self.tokens(x, mode)[0][:, 0].astype(jnp.float32)
+        logits = self.head(dropout(features, self.dropout, mode).astype(mode.dtype))
+        return Outputs(logits.astype(jnp.float32), features)
+
+
+def interpolate(positions: Float[Array, "n d"], grid: tuple[int, int], *, antialias: bool) -> Float[Array, "m d"]:
+    """Positions of a square grid of n patches, for another grid, its rows one after the other."""
+    side = math.isqrt(len(positions))
+    square = positions.reshape(side, side, -1)
+    rows, columns = (cubic_weights(side, length, antialias=antialias) for length in grid)
+    resized = jnp.einsum("ri,cj,ijd->rcd", rows, columns, square, precision="highest")
+    return resized.reshape(grid[0] * grid[1], -1)
+
+
+def cubic_weights(before: int, after: int, *, antialias: bool) -> Float32[np.ndarray, "after before"]:
+    """What torch's bicubic resampling of one axis multiplies with.
+
+    Its kernel is Keys' at -0.75 and its borders are repeated; with antialiasing it is at -0.5, as wide as an output
+    pixel, and what lies beyond the border is left out.
+    """
+    scale = before / after
+    centers = (np.arange(after) + 0.5) * scale - 0.5
+    if antialias:
+        weights = _keys((np.arange(before) - centers[:, None]) / max(scale, 1.0), -0.5)
+        return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    weights = np.zeros((after, before))
+    for step in range(-1, 3):
+        at = np.floor(centers).astype(int) + step
+        np.add.at(weights, (np.arange(after), np.clip(at, 0, before - 1)), _keys(centers - at, -0.75))
+    return weights.astype(np.float32)
+
+
+def _keys(distance: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic kernel (1981): 1 at 0, 0 from 2 on."""
+    x = np.abs(distance)
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+_TRANSFORMERS = {
+    "query": "attention.attention.query",
+    "key": "attention.attention.key",
+    "value": "attention.attention.value",
+    "out": "attention.output.dense",
+    "dense1": "mlp.fc1",
+    "dense2": "mlp.fc2",
+    "scale1": "layer_scale1.lambda1",
+    "scale2": "layer_scale2.lambda1",
+    "class_token": "embeddings.cls_token",
+    "positions": "embeddings.position_embeddings",
+    "registers": "embeddings.register_tokens",
+    "stem": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+    "head": "classifier",
+}
+
+
+def _transformers(path: Path) -> str:
+    """As the published files have it; transformers 5 renames some when it reads them."""
+    *layer, last = path
+    leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}.get(last)
+    name = last if leaf is None else layer[-1]
+    within = f"encoder.layer.{path[1]}." if path[0] == "blocks" else ""
+    return within + ".".join([_TRANSFORMERS.get(name, name), *([] if leaf is None else [leaf])])
+
+
+def _arguments(naming: Naming, tensors: Tensors, source: str) -> dict[str, Any]:
+    """The classifiers that were published look at more than the class token: there are no logits."""
+    stem, positions = (tensors[naming.tensor(path)] for path in (naming.stem, ("positions",)))
+    side = math.isqrt(max(positions.shape[1] - 1, 0)) if positions.ndim == 3 else 0
+    return {"inputs": stem.shape[1] if stem.ndim == 4 else 0, "classes": 0, "image_size": PATCH * side}
+
+
+def _backbone(name: str, width: int, depth: int, heads: int, registers: int = 0) -> Backbone:
+    family = "dinov2_with_registers" if registers else "dinov2"
+    naming = Naming(
+        "dinov2",
+        "transformers",
+        _transformers,
+        stem=("stem", "kernel"),
+        prefix=f"{family}.",
+        unused=("embeddings.mask_token", "classifier.weight", "classifier.bias"),
+    )
+    return Backbone(
+        partial(DinoV2, width=width, depth=depth, heads=heads, registers=registers),
+        namings=(naming,),
+        arguments=_arguments,
+        argument_names=("inputs", "classes", "image_size"),
+        stages="blocks",
+        stage_count=depth,
+        stem=("stem", "class_token", "positions", "registers"),
+        source=f"hf:facebook/{family.replace('_', '-')}-{name}",
+        licence="Apache-2.0",
+    )
+
+
+SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+DINOV2 = {
+    f"dinov2_{name}{'_registers' if registers else ''}": _backbone(name, *size, registers)
+    for registers in (0, REGISTERS)
+    for name, size in SIZES.items()
+}

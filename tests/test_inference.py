@@ -1,0 +1,108 @@
+"""A run's network gives a site the same answer to the bit: from an array or a dataset, alone or among many."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_dataset import write_dataset
+
+from perturbjax.config import AugmentConfig, InputConfig, OptimConfig, Recipe, SplitConfig
+from perturbjax.console import InputError
+from perturbjax.dataset import PLATE, open_dataset
+from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
+from perturbjax.inference import load_network
+from perturbjax.training.fit import TrainConfig, fit
+
+SITES, BATCH = 30, 8
+NORMALIZATIONS = ("dtype", "log", "site", "plate")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inference")
+    write_dataset(folder / "data", sites=SITES, size=24, channels=["DNA", "Actin"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(folder):
+    return open_dataset(folder / "data")
+
+
+@pytest.fixture(scope="module", params=NORMALIZATIONS)
+def run(request, folder):
+    recipe = Recipe(
+        input=InputConfig(normalize=request.param, mask_encoding="distance"),
+        augment=AugmentConfig(crop=16),
+        optim=OptimConfig(epochs=1, batch_size=8),
+        split=SplitConfig(split="well", folds=3),
+    )
+    return fit(TrainConfig(out=folder / request.param, data=folder / "data", recipe=recipe))
+
+
+def load(run):
+    return load_network(run, batch_size=BATCH)
+
+
+def plates_for(run, dataset):
+    return dataset.column(PLATE).tolist() if run.recipe.input.normalize == "plate" else None
+
+
+@pytest.mark.parametrize("feed", ["resident", "streamed"])
+def test_arrays_have_the_answers_that_the_command_gives(run, dataset, tmp_path, feed):
+    out = predict(
+        PredictConfig(ApplyConfig(run=run.path, batch_size=BATCH, feed=feed), dataset.path, tmp_path / "p.parquet")
+    )
+    table = pd.read_parquet(out)
+    network = load(run)
+    ours = network.predict(*dataset.read(range(SITES)), plates_for(run, dataset))
+    assert ours.dtype == np.float32 and ours.shape == (SITES, 2)
+    assert np.array_equal(ours, table[[f"prob_{name}" for name in network.class_names]].to_numpy())
+
+
+def test_a_site_alone_and_in_any_place_has_the_answer_it_has_among_all(run, dataset):
+    network, plates = load(run), plates_for(run, dataset)
+    images, masks = dataset.read(range(SITES))
+    together = network.apply(images, masks, plates)
+    assert np.ptp(together.probabilities, axis=0).max() > 0, "nothing would be shown by answers that are all alike"
+    if plates is not None:  # its answers depend on which sites of a plate there are
+        return
+    for position in (0, 5, 13, SITES - 1):
+        alone = network.apply(images[[position]], masks[[position]])
+        for one, among in zip(alone, together, strict=True):
+            assert np.array_equal(one[0], among[position])
+    shuffled = np.random.default_rng(0).permutation(SITES)
+    assert np.array_equal(network.features(images[shuffled], masks[shuffled]), together.features[shuffled])
+    assert np.array_equal(network.apply_to(dataset, shuffled).features, together.features[shuffled])
+
+
+def test_a_run_is_loaded_by_its_path_and_says_of_which_epoch(run):
+    assert load_network(str(run.path)).facts["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda images, masks: (images[..., :1], masks), r"images: have shape .*2 \(DNA, Actin\)"),
+        (lambda images, masks: (images[0], masks), "images: have shape"),
+        (lambda images, masks: (images[:0], masks[:0]), "images: have shape"),
+        (lambda images, masks: (images.astype(np.float32), masks), "images: are float32.*uint16"),
+        (lambda images, masks: (images, masks[:, 1:]), "masks: have shape"),
+        (lambda images, masks: (images, masks.astype(np.int32) - 1), "masks: must be whole numbers"),
+        (lambda images, masks: (images, masks.astype(float)), "masks: must be whole numbers"),
+        (lambda images, masks: (images, masks, ["P0"]), "plates: are 1 for 30 images"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(run, dataset, change, words):
+    with pytest.raises(InputError, match=words):
+        load(run).predict(*change(*dataset.read(range(SITES))))
+
+
+def test_only_runs_that_normalise_by_plate_ask_for_the_plates(run, dataset):
+    arrays = dataset.read(range(SITES))
+    if run.recipe.input.normalize != "plate":
+        assert len(load(run).predict(*arrays)) == SITES
+        return
+    with pytest.raises(InputError, match=r"plates: .* normalises by plate"):
+        load(run).predict(*arrays)
