@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt
 
 from perturbjax import masks, normalize
@@ -45,7 +46,9 @@ class RawBatch(NamedTuple):
     scale: Float32[Array, "b seen"]
 
 
-def record_keys(seed: int | Int[Array, ""], epoch: int | Int[Array, ""], records: Int[Array, " b"]) -> Key[Array, " b"]:
+def record_keys(
+    seed: int | Int[Array, ""], epoch: int | Int[Array, ""], records: Int[Array | np.ndarray, " b"]
+) -> Key[Array, " b"]:
     """The random key of each record in this epoch, whatever batch or device it is on."""
     key = jax.random.fold_in(jax.random.key(seed), epoch)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, records)

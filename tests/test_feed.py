@@ -8,6 +8,7 @@ import pickle
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -220,11 +221,11 @@ def test_log_plate_gives_every_channel_as_it_is_and_relative_to_its_plate(datase
     sites = describe_sites(dataset, input)
     assert sites.shift.shape[1] == channels_seen(dataset, input) == 4
     everything = Order.once(np.arange(SITES), SITES)
-    raw = decoder(dataset, input)(everything[0])
+    raw = jax.tree.map(jnp.asarray, decoder(dataset, input)(everything[0]))
     still = AugmentConfig(crop=16)
     twice = prepare(raw, seed=0, epoch=0, augment=still, input=input, train=False)[..., 1:]
     log = InputConfig(normalize="log")
-    raw = decoder(dataset, log)(everything[0])
+    raw = jax.tree.map(jnp.asarray, decoder(dataset, log)(everything[0]))
     once = prepare(raw, seed=0, epoch=0, augment=still, input=log, train=False)[..., 1:]
     chex.assert_trees_all_close(twice[..., :2], once, rtol=1e-5)
     gap = np.asarray(twice[..., 2:] - once)  # the plate's own level: one number a plate and channel

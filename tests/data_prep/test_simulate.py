@@ -122,7 +122,7 @@ def test_a_trait_can_be_seen_in_the_image(trait, factor, measure):
 
 
 def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
-    assert "--wells 1: must be at least 2" in refused("simulate", "--out", tmp_path / "x", "--wells", 1)
+    assert "--wells 1: must be from 2 to 1536" in refused("simulate", "--out", tmp_path / "x", "--wells", 1)
     assert "--compounds 96" in refused("simulate", "--out", tmp_path / "x", "--compounds", 96)
     (tmp_path / "y").mkdir()
     assert "exists already" in refused("simulate", "--out", tmp_path / "y")
