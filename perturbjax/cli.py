@@ -21,7 +21,7 @@ T = TypeVar("T")
 Verb = Callable[[Sequence[str]], object]
 
 #: Verbs whose steps are many and alike, and gain by keeping their memory.
-RUN_A_NETWORK = ("train", "evaluate", "predict", "features")
+RUN_A_NETWORK = ("train", "evaluate", "predict", "features", "train-segmenter")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -256,6 +256,14 @@ def export_torch(argv: Sequence[str]) -> None:
     export_run(_parse(ExportConfig, argv, "export-torch", about=export_torch.__doc__))
 
 
+def train_segmenter(argv: Sequence[str]) -> None:
+    """Train a network that finds cells or nuclei on folders of images with masks, or go on training."""
+    from perturbjax.segmentation.train import TrainSegmenterConfig, train
+
+    out = train(_parse(TrainSegmenterConfig, argv, "train-segmenter", about=train_segmenter.__doc__))
+    console.print(f"written: {out}")
+
+
 VERBS: dict[str, Verb] = {
     "train": train,
     "evaluate": evaluate,
@@ -268,6 +276,7 @@ VERBS: dict[str, Verb] = {
     "embed": embed,
     "import-torch": import_torch,
     "export-torch": export_torch,
+    "train-segmenter": train_segmenter,
 }
 
 if __name__ == "__main__":
