@@ -74,6 +74,7 @@ class Cost:
         moved: bytes of their operands and results.
         cycles: estimated, of those that carry an estimate.
         silent: how many of each kind carry none.
+        unpriced: bytes of those, less copies that go on beside other work.
         told: bytes of what collectives give.
         collectives: how many there are.
     """
@@ -82,6 +83,7 @@ class Cost:
     moved: float = 0
     cycles: int = 0
     silent: Counter[str] = field(default_factory=Counter)
+    unpriced: float = 0
     told: float = 0
     collectives: int = 0
 
@@ -90,6 +92,7 @@ class Cost:
         self.moved += other.moved * times
         self.cycles += other.cycles * times
         self.silent.update({what: n * times for what, n in other.silent.items()})
+        self.unpriced += other.unpriced * times
         self.told += other.told * times
         self.collectives += other.collectives * times
 
@@ -174,6 +177,7 @@ def _cost(op: Operation, computation: Computation, computations: dict[str, Compu
         cost.told, cost.collectives = size(op.shape), 1
     if op.cycles is None:
         cost.silent[_kind(op, computations)] = 1
+        cost.unpriced = 0 if op.opcode.endswith("-start") else moved
     return cost
 
 

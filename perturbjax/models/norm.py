@@ -55,19 +55,51 @@ class BatchNorm(nnx.Module):
         self._update(statistics, shift)
         return z
 
+    def turn(self) -> Float[Array, " c"]:
+        """-1 for channels that a TPU wants reversed before `pooled`, else 1.
+
+        Normalising reverses the order of a channel whose scale is negative. A TPU's pool cannot do so on its way: it
+        would write all of `x` once more. The convolution before can, by its kernel, at no cost.
+        """
+        return jax.lax.stop_gradient(
+            jax.lax.platform_dependent(
+                self.scale[...], tpu=lambda scale: jnp.where(scale < 0, -1.0, 1.0), default=jnp.ones_like
+            )
+        )
+
     def pooled(
-        self, x: Float[Array, "b h w c"], mode: Mode, *, shift: Float[Array, " c"] | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        mode: Mode,
+        *,
+        shift: Float[Array, " c"] | None = None,
+        turned: Float[Array, " c"] | None = None,
     ) -> Float[Array, "b h2 w2 c"]:
         """2×2 max-pooling of the normalised `x`, without ever holding the normalised `x`.
 
         Normalising keeps or reverses a channel's order, by the sign of its scale: so the winner is found before it.
+
+        Args:
+            x: what is normalised, times `turned`.
+            mode: how the network runs.
+            shift: as when called.
+            turned: `turn()` where `x` was multiplied by it already; None where not.
         """
+        if turned is None:
+            turned = self.turn()
+            x = x * turned.astype(x.dtype)
         if not mode.train:
-            return max_pool(self._by_running_statistics(x, shift))
-        z, statistics = _normalise_and_pool(
-            x, self.scale[...], self.bias[...], _weight(x, mode), self._centre(shift), self.epsilon, mode.axis_name
+            return max_pool(self._by_running_statistics(x * turned.astype(x.dtype), shift))
+        z, (mean, var, count) = _normalise_and_pool(
+            x,
+            self.scale[...] * turned,
+            self.bias[...],
+            _weight(x, mode),
+            self._centre(shift) * turned,
+            self.epsilon,
+            mode.axis_name,
         )
-        self._update(statistics, shift)
+        self._update(Statistics(mean * turned, var, count), shift)
         return z
 
     def _centre(self, shift: Array | None) -> Array:
@@ -205,6 +237,10 @@ def _sign(x: Array, scale: Array) -> Array:
     return jnp.where(scale < 0, -1, 1).astype(x.dtype)
 
 
+def _upright(x: Array, scale: Array) -> Array:
+    return jax.lax.platform_dependent(x, scale, tpu=lambda x, scale: x, default=lambda x, scale: x * _sign(x, scale))
+
+
 def _pool_by_passes(x, scale, weight, centre, *, axis_name):
     statistics = _two_passes(x, weight, centre, axis_name=axis_name)
     sign = _sign(x, scale)
@@ -213,9 +249,8 @@ def _pool_by_passes(x, scale, weight, centre, *, axis_name):
 
 
 def _pool_by_windows(x, scale, weight, centre, *, axis_name):
-    """A TPU finds the winners again in the backward pass (`scatter`), so that none are kept."""
-    sign = _sign(x, scale)
-    top = windows(x * sign, 2, 2) * sign
+    """Of channels that `BatchNorm.turn` has made upright. The backward pass finds the winners again (`scatter`)."""
+    top = windows(x, 2, 2)
     return _one_pass(x, weight, centre, axis_name=axis_name), top, jnp.zeros(top.shape, jnp.uint8)
 
 
@@ -239,7 +274,7 @@ def _normalise_and_pool_backward(epsilon, axis_name, residuals, gradients):
     # Only winners have a gradient, so the sums run over them alone.
     standard = (top.astype(jnp.float32) - statistics.mean) * jax.lax.rsqrt(statistics.var + epsilon)
     sums = _total(dz).sum(0), _total(dz * standard).sum(0)
-    dz = scatter(x * _sign(x, scale), dz, index)
+    dz = scatter(_upright(x, scale), dz, index)
     return _input_gradient(x, dz, sums, scale, weight, statistics, epsilon, axis_name)
 
 
