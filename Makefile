@@ -1,11 +1,13 @@
 # make demo: the main job on a simulated plate. make test: every quick test. Both set up .venv by themselves.
+# make aot: what accelerators would do, by their compilers alone, in an environment of its own (6 GB).
 PYTHON ?= python3
 VENV ?= .venv
+AOT_VENV ?= .venv-aot
 BIN := $(VENV)/bin
 DEMO ?= demo
 PYTEST_FLAGS ?=
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench aot aot-env clean
 
 demo: $(VENV)/.base
 	rm -rf $(DEMO)/plates $(DEMO)/dataset $(DEMO)/run
@@ -27,8 +29,24 @@ test-slow: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+# Damaged files, kills, full disks, hostile names: prints how each case ended.
+storm: $(VENV)/.test
+	$(BIN)/python -m tests.storms
+
 bench: $(VENV)/.test
 	$(BIN)/python -m experiments.bench --out runs/bench --readme README.md
+
+aot: aot-env
+	$(AOT_VENV)/bin/python -m experiments.bench --only aot --out runs/bench --readme docs/performance.md
+
+aot-env: $(AOT_VENV)/.aot
+
+# The compilers of TPUs and of NVIDIA's GPUs, beside each other; no such device is needed.
+$(AOT_VENV)/.aot: pyproject.toml
+	@test -d $(AOT_VENV) || $(PYTHON) -m venv $(AOT_VENV)
+	@echo "installing the compilers for TPU and GPU into $(AOT_VENV) (some minutes, 6 GB)"
+	$(AOT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "jax[tpu,cuda13]==0.10.2" --editable .
+	@touch $@
 
 # The test environment serves the demo too; the demo alone needs no extras.
 $(VENV)/.base: pyproject.toml

@@ -9,7 +9,7 @@ from perturbjax.console import parse_options, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one verb and leave with its exit status."""
+    """Run one verb and leave with its exit status; Ctrl-C is answered in one line from the first import on."""
     run_command(lambda: _run(argv))
 
 

@@ -1,39 +1,39 @@
 """From a site table to a dataset directory: check, segment, write; resumable site by site.
 
-All work happens in `.OUT.building` beside the output: `settings.json`, and one mask a finished site. The output
-appears complete, by one rename, or not at all.
+All work happens in `.OUT.building` beside the output: one mask a finished site, under the digest of its pixels, and
+the dataset until it is whole. The output appears complete, by one rename, or not at all.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 import perturbjax
-from data_prep import workers
+from data_prep import masks, workers
 from data_prep.images import Aggregate
+from data_prep.output import creation_time, work_folder
+from data_prep.pool import Pool
 from data_prep.segment import Engine, SegmenterConfig
 from data_prep.sites import FILE, SiteTable, channels_of, choose_label, merged_identities, read_sites
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
-from perturbjax.dataset import INDEX, PROVENANCE, SCHEMA_VERSION, STATISTICS, record_features
-from perturbjax.files import atomic, make_folder, read_json, write_json
+from perturbjax.dataset import INDEX, PROVENANCE, SCHEMA_VERSION, SOURCE_DIGEST, open_dataset, write_dataset
+from perturbjax.files import make_folder, read_json
 
-#: Sites whose headers are read in one task.
-PROBE_CHUNK = 32
-SETTINGS = "settings.json"
+#: Sites whose files are looked at in one task.
+CHUNK = 32
+#: A site may have this many times the pixels of the plate's middle one: more is a header that lies.
+LARGEST_RATIO = 64
+#: Files of a dataset of any version; whatever else lies in its folder is somebody's own.
+DATASET_FILES = ("*.array_record*", "*.labels.txt", "dataset_info.json", "features.json", INDEX, PROVENANCE)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,10 @@ class BuildOptions:
     """Store images and masks at N x N pixels; 0 keeps their size."""
     workers: int = 0
     """Processes; 0 uses every core, or one where a GPU runs the network."""
+    mask_cache: str = ""
+    """Folder of finished masks that builds share, kept below 4 GB; empty takes one in the user's cache, none none."""
     overwrite: bool = False
-    """Replace a dataset that was built with other settings."""
+    """Replace a dataset that was built with other settings or of other images."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -85,6 +87,7 @@ def build(options: BuildOptions) -> None:
     Raises:
         InputError: input, settings or output cannot be used; nothing is left under the output's name.
     """
+    created = creation_time()
     stored = _names(options.channels) or tuple(channels_of(options.load_data))
     segmented = _names(options.segment_channels)
     if options.aggregate == "none" and len(stored) > 1 and not segmented:
@@ -101,26 +104,39 @@ def build(options: BuildOptions) -> None:
         console.print(f"note: {note}")
     make_folder(options.out.parent)
 
-    settings = workers.Settings(
-        SegmenterConfig(options.segmenter, options.weights, options.diameter), options.aggregate, options.resize
-    )
-    with workers.Pool(workers.worker_count(options.workers, options.segmenter)) as pool:
-        segmenter = pool.call(workers.describe_segmenter, settings.segmenter)
-        segmenter["channels"] = list(segmented) or ["aggregate"]
-        facts = _facts(options, table, stored, label_column, segmenter)
-        work = options.out.with_name(f".{options.out.name}.building")
-        if _already_built(options, facts["fingerprint"]):
-            console.print(f"{options.out}: is already built with these settings ({len(table)} sites)")
-            if _made_with(work, facts):  # killed between the last rename and the tidying
-                shutil.rmtree(work)
+    engine = SegmenterConfig(options.segmenter, options.weights, options.diameter)
+    with Pool(workers.worker_count(options.workers, options.segmenter)) as pool:
+        segmenter = pool.call(workers.describe_segmenter, engine)
+        segmenter = {**segmenter, "channels": list(segmented) or ["aggregate"]}
+        facts = {**_facts(options, table, stored, label_column, segmenter), "created": created}
+        sites = _sites(table, stored, segmented)
+        if _already_built(options, facts, sites, pool):
+            console.print(f"{options.out}: is already built of these images with these settings ({len(table)} sites)")
+            _tidy(options.out)
             return
-        job = _Job(table, _sites(table, stored, segmented, work / "masks"), settings, facts, work)
-        dtype, shapes = _probe(pool, job.sites)
-        with _working_folder(work, facts):
+        dtype, shapes = _probe(pool, sites)
+        with work_folder(options.out, "building") as work:
+            store = masks.MaskStore(make_folder(work / "masks"), _cache(options))
+            job = _Job(table, sites, workers.Settings(engine, store, options.aggregate, options.resize), facts, work)
             _segment(pool, job)
             _publish(_write(pool, job, dtype, shapes), options)
             shutil.rmtree(work)
+        if store.cache is not None:
+            masks.trim(store.cache)
     console.print(f"{options.out}: {len(table)} sites, {table.sites[label_column].nunique()} classes of {label_column}")
+
+
+def _tidy(out: Path) -> None:
+    """Remove what a build leaves that was killed between its last rename and its end."""
+    if out.with_name(f".{out.name}.building").is_dir():
+        with work_folder(out, "building") as work:
+            shutil.rmtree(work)
+
+
+def _cache(options: BuildOptions) -> Path | None:
+    if options.mask_cache == "none":
+        return None
+    return Path(options.mask_cache) if options.mask_cache else masks.default_cache()
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,7 @@ class _Job:
 def _facts(
     options: BuildOptions, table: SiteTable, stored: tuple[str, ...], label_column: str, segmenter: dict[str, Any]
 ) -> dict[str, Any]:
-    """Everything that decides the dataset's content, and its fingerprint: the start of its provenance."""
+    """Everything but the images that decides the dataset's content, and its digest: the start of its provenance."""
     facts = {
         "schema_version": SCHEMA_VERSION,
         "channels": list(stored),
@@ -148,78 +164,81 @@ def _facts(
         "segmenter": segmenter,
         "source": {"name": options.load_data.name, "sha256": table.sha256},
     }
-    return {**facts, "fingerprint": fingerprint(facts)}
-
-
-def fingerprint(facts: dict[str, Any]) -> str:
-    """SHA-256 of everything that decides the dataset's content."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return {**facts, "settings_sha256": digest, "created_by": f"perturbjax {perturbjax.__version__}"}
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _sites(table: SiteTable, stored: tuple[str, ...], segmented: tuple[str, ...], masks: Path) -> list[workers.Site]:
+def _sites(table: SiteTable, stored: tuple[str, ...], segmented: tuple[str, ...]) -> list[workers.Site]:
     return [
         workers.Site(
             name=row["site_id"],
             where=f"{table.source}, row {row['row']}",
             stored=tuple(row[FILE + channel] for channel in stored),
             segmented=tuple(row[FILE + channel] for channel in segmented),
-            mask=masks / f"{position:07d}.tiff",
         )
-        for position, row in enumerate(table.sites.to_dict("records"))
+        for row in table.sites.to_dict("records")
     ]
 
 
-def _already_built(options: BuildOptions, wanted: str) -> bool:
-    """Whether the output is there, complete and of these settings; refuses to touch anything else there."""
+def _already_built(options: BuildOptions, facts: dict[str, Any], sites: list[workers.Site], pool: Pool) -> bool:
+    """Whether the output is there, whole, and of these settings and images; refuses to touch anything else there."""
     out = options.out
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / "dataset_info.json").is_file():
         raise InputError(f"--out {out}: exists and is not a dataset; choose another name or remove it")
-    if (out / PROVENANCE).is_file() and read_json(out / PROVENANCE).get("fingerprint") == wanted:
-        return True
-    if not options.overwrite:
-        raise InputError(f"--out {out}: holds a dataset of other settings; choose another name or give --overwrite")
-    return False
+    _refuse_foreign(out)
+    try:
+        other = _difference(out, facts, sites, pool)
+    except InputError as error:
+        if not options.overwrite:
+            raise InputError(f"{error}, with --overwrite") from error
+        return False
+    if other and not options.overwrite:
+        raise InputError(f"--out {out}: holds a dataset of {other}; choose another name or give --overwrite")
+    return not other
 
 
-@contextmanager
-def _working_folder(work: Path, facts: dict[str, Any]) -> Iterator[None]:
-    """The folder that survives a kill, emptied if it was made with other settings, for one process at a time.
-
-    Raises:
-        InputError: it cannot be made, or another build works there.
-    """
-    make_folder(work / "masks")
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{work}: another build is at work there; wait for it or choose another --out") from error
-        if (work / SETTINGS).is_file() and not _made_with(work, facts):
-            console.print(f"the settings have changed since the interrupted build in {work}: starting over")
-            shutil.rmtree(work / "masks")
-            make_folder(work / "masks")
-        write_json(work / SETTINGS, facts)
-        yield
+def _difference(out: Path, facts: dict[str, Any], sites: list[workers.Site], pool: Pool) -> str:
+    """How the dataset at `out` is another one than is asked for; empty where it is the same."""
+    found = read_json(out / PROVENANCE) if (out / PROVENANCE).is_file() else None
+    if not isinstance(found, dict) or found.get("settings_sha256") != facts["settings_sha256"]:
+        return "other settings"
+    built = open_dataset(out).column(SOURCE_DIGEST)
+    digests = _by_chunks(pool, workers.digest_sites, sites, "comparing images")
+    changed = [site for site, new, old in zip(sites, digests, built, strict=True) if new != old]
+    return f"other images ({len(changed)} of {len(sites)} sites, first {changed[0].where})" if changed else ""
 
 
-def _made_with(work: Path, facts: dict[str, Any]) -> bool:
-    return (work / SETTINGS).is_file() and read_json(work / SETTINGS) == facts
+def _refuse_foreign(out: Path) -> None:
+    """Refuse to replace a dataset's folder in which somebody keeps something else."""
+    for path in sorted(out.iterdir()):
+        if path.is_dir() or not any(path.match(pattern) for pattern in DATASET_FILES):
+            raise InputError(f"--out {out}: {path.name} in it is no part of a dataset; move it away or choose another")
 
 
-def _probe(pool: workers.Pool, sites: list[workers.Site]) -> tuple[np.dtype, list[tuple[int, int]]]:
+def _by_chunks(pool: Pool, function: Any, sites: list[workers.Site], label: str) -> Iterable[Any]:
+    """The results of a function of many sites, one a site, in their order."""
+    chunks = [sites[start : start + CHUNK] for start in range(0, len(sites), CHUNK)]
+    results = (result for chunk in pool.in_order(function, chunks) for result in chunk)
+    return track(results, total=len(sites), label=label, unit="sites")
+
+
+def _probe(pool: Pool, sites: list[workers.Site]) -> tuple[np.dtype, list[tuple[int, int]]]:
     """The one stored type and each site's shape, from headers: bad files are told of before hours of segmenting."""
-    chunks = [sites[start : start + PROBE_CHUNK] for start in range(0, len(sites), PROBE_CHUNK)]
-    probes: list[tuple[str, tuple[int, int]]] = []
-    results = (probe for chunk in pool.in_order(workers.probe_sites, chunks) for probe in chunk)
-    for probe in track(results, total=len(sites), label="checking files", unit="sites"):
-        probes.append(probe)
+    probes = list(_by_chunks(pool, workers.probe_sites, sites, "checking files"))
     shapes = [shape for _, shape in probes]
+    middle = float(np.median([height * width for height, width in shapes]))
+    for site, (height, width) in zip(sites, shapes, strict=True):
+        if height * width > LARGEST_RATIO * middle:
+            raise InputError(
+                f"{site.where}: its images claim {height} x {width} pixels, {height * width / middle:.0f} times the "
+                "plate's others; leave the row out or mend the files"
+            )
     if len(set(shapes)) > 1:
         console.print(
             f"note: sites have {len(set(shapes))} different sizes; --resize N makes them one, as training needs"
@@ -227,79 +246,32 @@ def _probe(pool: workers.Pool, sites: list[workers.Site]) -> tuple[np.dtype, lis
     return np.result_type(*{dtype for dtype, _ in probes}), shapes
 
 
-def _segment(pool: workers.Pool, job: _Job) -> None:
-    missing = [site for site in job.sites if not site.mask.is_file()]
-    reused = len(job.sites) - len(missing)
-    if reused:
-        console.print(f"resuming: {reused} of {len(job.sites)} sites are already segmented and are reused")
-    results = pool.as_completed(workers.segment_site, ((site, job.settings) for site in missing))
-    shown = track(results, total=len(job.sites), label="segmenting", unit="sites", done=reused)
-    empty = sum(cells == 0 for cells in shown)
-    if empty:
-        console.print(f"note: nothing was found in {empty} of the {len(missing)} sites just segmented")
+def _segment(pool: Pool, job: _Job) -> None:
+    results = pool.as_completed(workers.segment_site, ((site, job.settings) for site in job.sites))
+    found = list(track(results, total=len(job.sites), label="segmenting", unit="sites"))
+    if reused := found.count(None):
+        console.print(f"reused: {reused} of {len(found)} sites have masks of the same pixels and settings already")
+    if empty := found.count(0):
+        console.print(f"note: nothing was found in {empty} of the {len(found) - reused} sites just segmented")
 
 
-def _write(pool: workers.Pool, job: _Job, dtype: np.dtype, shapes: list[tuple[int, int]]) -> Path:
-    """Write shards, index and provenance; the complete dataset directory, still in the working folder."""
-    from data_prep.builder import write_shards
-
-    shutil.rmtree(job.work / "tfds", ignore_errors=True)
-    table, sites, resize = job.table, job.sites, job.settings.resize
-    label_column, channels = job.facts["label_column"], job.facts["channels_stored"]
-    classes = sorted(table.sites[label_column].unique())
-    metadata = table.sites[["site_id", *table.metadata_columns]].to_dict("records")
-    index: list[dict[str, Any]] = []
-
-    def records() -> Iterator[dict[str, Any]]:
-        prepared = pool.in_order(workers.prepare_site, ((site, job.settings, dtype) for site in sites))
-        shown = track(prepared, total=len(sites), label="writing", unit="sites")
-        for texts, site in zip(metadata, shown, strict=True):
-            index.append(_index_row(texts, classes.index(texts[label_column]), site, channels))
-            yield {"image": site.image, "mask": site.mask, "label": texts[label_column], **texts}
-
-    pixels = len(sites) * resize**2 if resize else sum(height * width for height, width in shapes)
-    with redirect_stdout(StringIO()):  # tfds announces itself there
-        folder = write_shards(
-            job.work / "tfds",
-            features=record_features(
-                channels=len(channels), image_dtype=dtype, label_names=classes, metadata_columns=table.metadata_columns
-            ),
-            records=records,
-            count=len(sites),
-            pixel_bytes=pixels * (len(channels) * dtype.itemsize + 2),
-        )
-    frame = pd.DataFrame(index)
-    with atomic(folder / INDEX) as temporary:
-        frame.to_parquet(temporary, index=False)
-    write_json(
-        folder / PROVENANCE,
-        {
-            **job.facts,
-            "image_dtype": dtype.name,
-            "n_sites": len(sites),
-            "n_classes": len(classes),
-            "n_cells": int(frame["n_cells"].sum()),
-            "created": _now(),
-            "created_by": f"perturbjax {perturbjax.__version__}",
-        },
+def _write(pool: Pool, job: _Job, dtype: np.dtype, shapes: list[tuple[int, int]]) -> Path:
+    """The complete dataset directory, still in the working folder."""
+    folder = job.work / "dataset"
+    shutil.rmtree(folder, ignore_errors=True)
+    table, resize = job.table, job.settings.resize
+    prepared = pool.in_order(workers.prepare_site, ((site, job.settings, dtype) for site in job.sites))
+    pixels = len(table) * resize**2 if resize else sum(height * width for height, width in shapes)
+    return write_dataset(
+        folder,
+        table.sites[["site_id", *table.metadata_columns]],
+        track(prepared, total=len(table), label="writing", unit="sites"),
+        channel_names=job.facts["channels_stored"],
+        image_dtype=dtype,
+        label_column=job.facts["label_column"],
+        pixel_bytes=pixels * (len(job.facts["channels_stored"]) * dtype.itemsize + 2),
+        facts=job.facts,
     )
-    return folder
-
-
-def _index_row(texts: dict[str, str], label: int, site: workers.Prepared, channels: list[str]) -> dict[str, Any]:
-    height, width = site.mask.shape
-    row: dict[str, Any] = {
-        "site_id": texts["site_id"],
-        "label": label,
-        **{column: text for column, text in texts.items() if column != "site_id"},
-        "height": height,
-        "width": width,
-        "n_cells": int(np.unique(site.mask[site.mask > 0]).size),
-        "mask_area": int(np.count_nonzero(site.mask)),
-    }
-    for channel, values in zip(channels, site.statistics, strict=True):
-        row.update({f"{name}_{channel}": value for name, value in zip(STATISTICS, values, strict=True)})
-    return row
 
 
 def _publish(complete: Path, options: BuildOptions) -> None:
@@ -309,15 +281,9 @@ def _publish(complete: Path, options: BuildOptions) -> None:
     shutil.rmtree(old, ignore_errors=True)
     try:
         if out.exists() and any(out.iterdir()):
+            _refuse_foreign(out)  # what was put there meanwhile
             os.rename(out, old)
         os.rename(complete, out)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose another output") from error
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _now() -> str:
-    """UTC to the second; SOURCE_DATE_EPOCH, where set, makes two builds the same byte for byte."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
-    return moment.isoformat(timespec="seconds")

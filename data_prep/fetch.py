@@ -12,6 +12,7 @@ below `cpg0000-jump-pilot/source_4`:
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import time
 import urllib.error
@@ -20,6 +21,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +31,8 @@ from data_prep.platemap import join_platemap
 from data_prep.sites import FILE_COLUMN_PATTERN, file_locations, normalise_position
 from data_prep.tables import read_table
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
-from perturbjax.dataset import SITE, WELL
 from perturbjax.files import atomic, make_folder
+from perturbjax.plates import SITE, WELL
 
 GALLERY = "https://cellpainting-gallery.s3.amazonaws.com"
 SOURCE = "cpg0000-jump-pilot/source_4"
@@ -74,8 +76,46 @@ def fetch(options: FetchOptions) -> None:
         InputError: the plate, a channel or a well is unknown, the gallery cannot be reached, or the output cannot
             be written.
     """
+    _plain_name(options.plate, "--plate")
     make_folder(options.out)
+    with _alone(options.out):
+        _fetch(options)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One fetch at a time into a folder, so that what a killed one left half-written may go.
+
+    Raises:
+        InputError: another fetch is at work there.
+    """
+    with open(out / ".fetching", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"--out {out}: another fetch is at work there; wait for it") from error
+        for half in [path for pattern in (".*.tmp.*", ".*.tmp") for path in out.rglob(pattern)]:
+            half.unlink(missing_ok=True)
+        yield
+        (out / ".fetching").unlink(missing_ok=True)
+
+
+def _plain_name(name: str, where: str) -> str:
+    """The name, if it is one of a file and names no folder.
+
+    Raises:
+        InputError: it is not.
+    """
+    if name in ("", ".", "..") or any(sign in name for sign in "/\\:\0") or not name.isprintable():
+        raise InputError(f"{where}: {name!r} is no plain file name; nothing is written under it")
+    return name
+
+
+def _fetch(options: FetchOptions) -> None:
     table, locations = _plate_table(options)
+    for channel, (names, _) in locations.items():
+        for row, name in enumerate(names, 1):
+            _plain_name(name, f"load_data.csv of {options.plate}, site {row}, channel {channel}")
     images = make_folder(options.out / "images" / options.plate)
     wanted = {
         images / name: f"{options.base_url}/{urllib.parse.quote(f'{_image_key(folder, options)}/{name}')}"
@@ -127,7 +167,7 @@ def _copy(reply, path: Path) -> int:
         while chunk := _read(reply):
             file.write(chunk)
         size = file.tell()
-    if announced is not None and size != int(announced):
+    if announced is not None and str(size) != announced.strip():
         raise EOFError(f"{size} of {announced} bytes came")
     return size
 
@@ -156,10 +196,13 @@ def _plate_table(options: FetchOptions) -> tuple[pd.DataFrame, dict[str, tuple[p
     maps = f"workspace/metadata/platemaps/{options.batch}"
     barcodes_file = _table(options, f"{maps}/barcode_platemap.csv", tables)
     barcodes = read_table(barcodes_file)
+    for column in ("Assay_Plate_Barcode", "Plate_Map_Name"):
+        if column not in barcodes.columns:
+            raise InputError(f"{barcodes_file}: column {column} is missing; delete the file and try again")
     names = barcodes.loc[barcodes["Assay_Plate_Barcode"] == options.plate, "Plate_Map_Name"]
     if names.empty:
         raise InputError(f"--plate {options.plate}: is not in {barcodes_file.name} of batch {options.batch}")
-    name = names.iloc[0]
+    name = _plain_name(names.iloc[0], f"{barcodes_file}, Plate_Map_Name")
     platemap = _table(options, f"{maps}/platemap/{name}.txt", tables)
     external = name.replace("_platemap", "_metadata")
     compounds = _table(options, f"workspace/metadata/external_metadata/{external}.tsv", tables)
@@ -182,9 +225,9 @@ def _choose_sites(table: pd.DataFrame, options: FetchOptions, source: Path) -> p
 
 
 def _table(options: FetchOptions, key: str, folder: Path) -> Path:
-    path = folder / key.rsplit("/", 1)[-1]
+    path = folder / _plain_name(key.rsplit("/", 1)[-1], f"{options.base_url}/{SOURCE}")
     if not path.is_file():
-        download(f"{options.base_url}/{SOURCE}/{key}", path)
+        download(f"{options.base_url}/{urllib.parse.quote(f'{SOURCE}/{key}')}", path)
     return path
 
 

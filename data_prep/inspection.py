@@ -14,7 +14,7 @@ from rich.text import Text
 from data_prep.images import probe_plane
 from data_prep.sites import FILE, IDENTITY_COLUMNS, SiteTable, choose_label, merged_identities, read_sites
 from perturbjax.console import InputError, PlainConsole, require_sound, terminal_text, track
-from perturbjax.dataset import PLATE, SITE, WELL
+from perturbjax.plates import COMPOUND_COLUMNS, PLATE, SITE, WELL, shared_layouts
 
 #: Sites whose files are opened to learn sizes and types.
 SAMPLE = 48
@@ -90,7 +90,7 @@ def warnings(sites: pd.DataFrame, label_column: str) -> list[str]:
             f"{fixed} of {len(places)} classes of {label_column} stand in the same well on every plate: "
             "compound and position cannot be told apart"
         )
-    for group in shared_layouts(wells, label_column):
+    for group in shared_layouts(wells) if set(COMPOUND_COLUMNS) & set(wells.columns) else []:
         found.append(
             f"{len(group)} plates share one layout ({', '.join(group[:4])}{' …' if len(group) > 4 else ''}): "
             "split by layout, not by plate"
@@ -101,15 +101,6 @@ def warnings(sites: pd.DataFrame, label_column: str) -> list[str]:
     if len(per_class) == 1:
         found.append(f"{label_column} has a single class: there is nothing to predict")
     return found
-
-
-def shared_layouts(wells: pd.DataFrame, label_column: str) -> list[list[str]]:
-    """Groups of plates with the same label in the same wells. A few wells in common are no layout."""
-    layouts: dict[frozenset, list[str]] = {}
-    for plate, rows in wells.groupby(PLATE):
-        if len(rows) > 2:
-            layouts.setdefault(frozenset(zip(rows[WELL], rows[label_column], strict=True)), []).append(str(plate))
-    return [plates for plates in layouts.values() if len(plates) > 1]
 
 
 def _counts(table: SiteTable) -> Table:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.tables import SOLVENT, normalise_well, read_table
+from data_prep.tables import SOLVENT, read_table
 from perturbjax.console import InputError
-from perturbjax.dataset import WELL
+from perturbjax.plates import PLATE, SITE, WELL, normalise_well
 
 
 def join_platemap(sites: pd.DataFrame, platemap: pd.DataFrame, source: Path, compounds: Path | None) -> pd.DataFrame:
@@ -26,6 +26,7 @@ def join_platemap(sites: pd.DataFrame, platemap: pd.DataFrame, source: Path, com
     _need(platemap, ("well_position", "broad_sample"), source)
     platemap = platemap.assign(well_position=platemap["well_position"].map(normalise_well))
     _need_once(platemap, "well_position", source)
+    _leave_positions(platemap, source)
     platemap["broad_sample"] = platemap["broad_sample"].replace("", SOLVENT)
     if compounds is not None:
         known = read_table(compounds, sep="\t")
@@ -36,6 +37,7 @@ def join_platemap(sites: pd.DataFrame, platemap: pd.DataFrame, source: Path, com
             solvent = {"broad_sample": SOLVENT, "pert_iname": SOLVENT, "pert_type": "control", "control_type": "negcon"}
             row = {column: solvent.get(column, "") for column in known.columns}
             known = pd.concat([known, pd.DataFrame([row])], ignore_index=True)
+        _leave_positions(known, compounds)
         unknown = sorted(set(platemap["broad_sample"]) - set(known["broad_sample"]))
         if unknown:
             raise InputError(f"{compounds}: broad_sample {unknown[0]} of {source} is missing ({len(unknown)} such)")
@@ -62,3 +64,9 @@ def _need_once(table: pd.DataFrame, column: str, source: Path) -> None:
     twice = table.loc[table[column].duplicated(), column]
     if len(twice):
         raise InputError(f"{source}: {column} {twice.iloc[0]} stands twice")
+
+
+def _leave_positions(table: pd.DataFrame, source: Path) -> None:
+    for column in (PLATE, WELL, SITE):
+        if (name := column.removeprefix("Metadata_")) in table.columns:
+            raise InputError(f"{source}: column {name} would replace {column} of every site; rename or drop it")

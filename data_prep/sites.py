@@ -14,15 +14,13 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from data_prep.platemap import join_platemap
-from data_prep.tables import SOLVENT, normalise_well, read_table
+from data_prep.tables import FIRST_ROW, SOLVENT, read_table
 from perturbjax.console import InputError
-from perturbjax.dataset import PLATE, SITE, WELL
 from perturbjax.files import file_digest
+from perturbjax.plates import PLATE, SITE, WELL, normalise_well
 
 #: The label is the first of these that a table has, unless `--label-column` says otherwise.
 LABEL_COLUMNS = ("Metadata_pert_iname", "Metadata_broad_sample", "Metadata_moa")
-#: Columns in which JUMP leaves the solvent's wells empty.
-PERTURBATION_COLUMNS = ("Metadata_pert_iname", "Metadata_broad_sample")
 #: Columns that each claim to say which perturbation it was; one may have several values where another has one.
 IDENTITY_COLUMNS = (
     "Metadata_pert_iname",
@@ -36,8 +34,6 @@ FILE = "file_"
 #: Columns that name files, as (pattern before the channel, what they hold), the first kind found being used.
 FILE_COLUMNS = (("FileName_Orig", "name"), ("URL_Orig", "url"), ("FileName_(?!Illum)", "name"))
 FILE_COLUMN_PATTERN = re.compile("(FileName|PathName|URL)_")
-#: The header is line 1 of the CSV, so the first site is row 2, as editors and spreadsheets number them.
-FIRST_ROW = 2
 
 
 @dataclass(frozen=True)
@@ -105,8 +101,6 @@ def read_sites(
         sites = join_platemap(sites, read_table(platemap, sep="\t"), platemap, compounds)
     elif compounds is not None:
         raise InputError("--compounds: is joined to the platemap; give --platemap as well")
-    for column in set(PERTURBATION_COLUMNS) & set(sites.columns):
-        sites[column] = sites[column].replace("", SOLVENT)
 
     finder = FileFinder(Path(images), must_exist)
     for channel in chosen:
@@ -150,7 +144,7 @@ def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path) -> str
     if len(empty):
         raise InputError(
             f"{load_data}, row {empty.iloc[0]}: {label_column} is empty ({len(empty)} such rows); "
-            "fill it in or choose another --label-column"
+            f"fill it in ({SOLVENT} for the solvent), join --platemap, or choose another --label-column"
         )
     return label_column
 
@@ -207,7 +201,7 @@ def normalise_position(sites: pd.DataFrame, source: Path) -> None:
         if len(empty):
             raise InputError(f"{source}, row {empty.iloc[0]}: {column} is empty")
     sites[WELL] = sites[WELL].map(normalise_well)
-    sites[SITE] = sites[SITE].map(lambda site: str(int(site)) if site.isdigit() else site)
+    sites[SITE] = sites[SITE].map(lambda site: str(int(site)) if re.fullmatch("[0-9]{1,18}", site) else site)
 
 
 def _refuse_duplicates(sites: pd.DataFrame, source: Path) -> None:

@@ -1,39 +1,73 @@
-"""Reading tables as text, and the spelling of wells."""
+"""Reading tables as text."""
 
 from __future__ import annotations
 
-import re
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import zlib
 from pathlib import Path
 
 import pandas as pd
 
 from perturbjax.console import InputError
 
-#: What an empty perturbation stands for: the wells that got the solvent only.
+#: What an empty perturbation stands for, in a table whose column says so: the wells that got the solvent only.
 SOLVENT = "DMSO"
+#: Bytes a table may have, unpacked.
+LARGEST_TABLE = 1 << 28
+#: The header is line 1, so the first row is row 2, as editors and spreadsheets number them.
+FIRST_ROW = 2
+_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def read_table(path: Path, sep: str = ",") -> pd.DataFrame:
-    """A CSV or TSV with every cell as text; empty cells are empty text.
+    """A CSV or TSV (also `.gz`, `.bz2`, `.xz`) with every cell as text; empty cells are empty text.
 
     Raises:
-        InputError: it is missing, empty, or cannot be parsed.
+        InputError: it is missing, empty, cut short or no text; a column stands twice, or a row has not as many cells
+            as there are columns (the message names the row).
     """
+    path = Path(path)
     try:
-        table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False)
+        rows = list(csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=sep, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as a table ({error})") from error
+    rows = [row for row in rows if row]  # blank lines say nothing
+    if not rows:
+        raise InputError(f"{path}: is empty; it needs a header and one row per site")
+    columns = [name.strip() for name in rows[0]]
+    twice = next((name for number, name in enumerate(columns) if name in columns[:number]), None)
+    if twice is not None:
+        raise InputError(f"{path}: column {twice or '(without a name)'} stands twice in the header; rename one of them")
+    for number, row in enumerate(rows[1:], FIRST_ROW):
+        if len(row) != len(columns):
+            raise InputError(
+                f"{path}, row {number}: has {len(row)} cells and the header {len(columns)} columns; "
+                "the row was cut short or a cell holds the separator without quotes"
+            )
+    if len(rows) == 1:
+        raise InputError(f"{path}: has a header but no rows")
+    return pd.DataFrame([[cell.strip() for cell in row] for row in rows[1:]], columns=columns, dtype=object)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is not a file")
+        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+            content = file.read(LARGEST_TABLE + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except pd.errors.EmptyDataError as error:
-        raise InputError(f"{path}: is empty; it needs a header and one row per site") from error
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a table ({error})") from error
-    table.columns = table.columns.str.strip()
-    if table.empty:
-        raise InputError(f"{path}: has a header but no rows")
-    return table.apply(lambda column: column.fillna("").str.strip())
-
-
-def normalise_well(well: str) -> str:
-    """`a1`, `A01` and `A001` are all `A01`; a name of another form stays as it is."""
-    match = re.fullmatch(r"([A-Za-z]{1,2})0*(\d{1,2})", well)
-    return f"{match[1].upper()}{int(match[2]):02d}" if match else well
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error}); is it whole?") from error
+    if len(content) > LARGEST_TABLE:
+        raise InputError(f"{path}: is larger than {LARGEST_TABLE >> 20} MB, unpacked; no table of a screen is")
+    if "\0" in text:
+        raise InputError(
+            f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: holds a NUL byte; it is damaged"
+        )
+    return text

@@ -1,45 +1,31 @@
-"""Worker processes: a bounded pool that dies with its parent, and the work on one site that runs in it.
-
-Processes are spawned, never forked, so that torch lives only here and JAX nowhere near it. At any moment the
-pool holds a few sites a worker, whatever the plate's size.
-"""
+"""The work on one site, as it runs in a worker process."""
 
 from __future__ import annotations
 
 import functools
-import multiprocessing
+import hashlib
 import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt, UInt16
+from jaxtyping import UInt
 
 from data_prep import segment
 from data_prep.images import (
     Aggregate,
     aggregate_channels,
+    decode_plane,
     probe_plane,
-    read_channels,
+    read_file,
     resize_image,
     resize_mask,
+    stack_planes,
 )
+from data_prep.masks import MaskStore, mask_key
 from perturbjax.console import InputError
-from perturbjax.dataset import STATISTICS
-from perturbjax.files import atomic
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-
-#: Sites in flight for each worker: one in work, one waiting.
-IN_FLIGHT = 2
+from perturbjax.dataset import SitePixels, site_statistics
 
 
 @dataclass(frozen=True)
@@ -54,8 +40,10 @@ class Site:
     """Files of the channels that make the stored image."""
     segmented: tuple[str, ...]
     """Files of the channels that are segmented; empty segments the stored image."""
-    mask: Path
-    """Where its mask is kept once it is finished."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.stored, *self.segmented)))
 
 
 @dataclass(frozen=True)
@@ -63,70 +51,10 @@ class Settings:
     """How every site is treated."""
 
     segmenter: segment.SegmenterConfig
+    masks: MaskStore
     aggregate: Aggregate = "median"
     resize: int = 0
     """Side of the stored image in pixels; 0 keeps the size."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A site as it is stored."""
-
-    image: UInt[np.ndarray, "h w c"]
-    mask: UInt16[np.ndarray, "h w"]
-    statistics: np.ndarray
-    """(channels, statistics) in the order of `perturbjax.dataset.STATISTICS`."""
-
-
-class Pool:
-    """Spawned processes, with results as they come or in order, never more than a few tasks ahead."""
-
-    def __init__(self, workers: int):
-        self.workers = workers
-        self._executor = ProcessPoolExecutor(
-            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_follow_parent
-        )
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        """Stop the processes.
-
-        Raises:
-            InputError: one of them was killed, as the system does where memory runs out.
-        """
-        self._executor.shutdown(wait=kind is None, cancel_futures=True)
-        if isinstance(error, BrokenProcessPool):
-            raise InputError(
-                f"a worker process was killed, perhaps for want of memory: run the same command again with "
-                f"--workers {max(self.workers - 1, 1)}; finished sites are kept"
-            ) from error
-
-    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        return self._executor.submit(function, *arguments).result()
-
-    def as_completed(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """Results in whatever order they come."""
-        pending: set[Future] = set()
-        for task in tasks:
-            if len(pending) >= IN_FLIGHT * self.workers:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-            pending.add(self._executor.submit(function, task))
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-
-    def in_order(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """Results in the order of the tasks."""
-        pending: deque[Future] = deque()
-        for task in tasks:
-            if len(pending) >= IN_FLIGHT * self.workers:
-                yield pending.popleft().result()
-            pending.append(self._executor.submit(function, task))
-        while pending:
-            yield pending.popleft().result()
 
 
 def worker_count(asked: int, engine: segment.Engine) -> int:
@@ -138,28 +66,12 @@ def worker_count(asked: int, engine: segment.Engine) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _follow_parent() -> None:
-    """End when the parent ends, and not before.
-
-    A killed parent cannot tell its workers, and they would wait for ever: they watch for its end themselves.
-    Ctrl-C reaches the whole group: the parent answers it, once.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 @functools.cache
 def _segmenter(config: segment.SegmenterConfig) -> segment.Segmenter:
     return segment.create(config)
 
 
+@functools.cache
 def describe_segmenter(config: segment.SegmenterConfig) -> dict[str, Any]:
     """Provenance of the engine; raises where it cannot run as configured."""
     return _segmenter(config).describe()
@@ -183,46 +95,59 @@ def probe_sites(sites: list[Site]) -> list[tuple[str, tuple[int, int]]]:
     return found
 
 
-def segment_site(task: tuple[Site, Settings]) -> int:
-    """Segment a site and keep its mask; the number of its cells."""
-    import tifffile
+def digest_sites(sites: list[Site]) -> list[str]:
+    """SHA-256 of the files each site is made from, as a build records it."""
+    return [_digest([read_file(path, site.where) for path in site.files]) for site in sites]
 
+
+def segment_site(task: tuple[Site, Settings]) -> int | None:
+    """Segment a site and keep its mask; the number of its cells, or None where its mask was there already."""
     site, settings = task
-    if site.segmented:
-        image = read_channels(site.segmented, site.where)
-    else:
-        image = aggregate_channels(read_channels(site.stored, site.where), settings.aggregate)
+    contents = {path: read_file(path, site.where) for path in site.segmented or site.stored}
+    image = _segmented(site, settings, contents)
+    key = mask_key(image, describe_segmenter(settings.segmenter))
+    if settings.masks.find(key):
+        return None
     try:
         mask = _segmenter(settings.segmenter).segment(image)
     except InputError as error:
         raise InputError(f"{site.where}: {error}") from error
-    if settings.resize:
-        mask = resize_mask(mask, settings.resize)
-    with atomic(site.mask) as temporary:
-        tifffile.imwrite(temporary, mask, compression="zlib", metadata=None)
+    settings.masks.keep(key, mask)
     return int(np.unique(mask[mask > 0]).size)
 
 
-def prepare_site(task: tuple[Site, Settings, np.dtype]) -> Prepared:
-    """The stored image of a site, its finished mask, and the image's statistics."""
-    import tifffile
+def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
+    """The stored image of a site, the mask made from these very pixels, and the image's statistics.
 
+    Raises:
+        InputError: a file cannot be read, or changed since it was segmented.
+    """
     site, settings, dtype = task
-    image = aggregate_channels(read_channels(site.stored, site.where), settings.aggregate)
+    contents = {path: read_file(path, site.where) for path in site.files}
+    image = aggregate_channels(_stack(site, site.stored, contents), settings.aggregate)
+    segmented = _segmented(site, settings, contents) if site.segmented else image
+    mask = settings.masks.get(mask_key(segmented, describe_segmenter(settings.segmenter)))
+    if mask is None or mask.shape != image.shape[:2]:
+        raise InputError(f"{site.where}: its images changed while they were built; run the same command again")
     if settings.resize:
-        image = resize_image(image, settings.resize)
-    mask = tifffile.imread(site.mask)
-    if mask.shape != image.shape[:2]:
-        raise InputError(
-            f"{site.where}: the image is now {image.shape[:2]} but its mask {mask.shape}; "
-            f"delete {site.mask.parent.parent} and build again"
-        )
-    return Prepared(np.ascontiguousarray(image.astype(dtype)), mask, image_statistics(image))
+        image, mask = resize_image(image, settings.resize), resize_mask(mask, settings.resize)
+    digest = _digest(list(contents.values()))
+    return SitePixels(np.ascontiguousarray(image.astype(dtype)), mask, site_statistics(image), digest)
 
 
-def image_statistics(image: UInt[np.ndarray, "h w c"]) -> np.ndarray:
-    """(c, 5): mean, standard deviation, and the 1st, 50th and 99th percentile of each channel, in stored units."""
-    pixels = image.reshape(-1, image.shape[-1])
-    p01, p50, p99 = np.percentile(pixels, (1, 50, 99), axis=0)
-    columns = {"mean": pixels.mean(0), "std": pixels.std(0), "p01": p01, "p50": p50, "p99": p99}
-    return np.stack([columns[name] for name in STATISTICS], axis=-1)
+def _segmented(site: Site, settings: Settings, contents: dict[str, bytes]) -> UInt[np.ndarray, "h w c"]:
+    """What the engine is given."""
+    if site.segmented:
+        return _stack(site, site.segmented, contents)
+    return aggregate_channels(_stack(site, site.stored, contents), settings.aggregate)
+
+
+def _stack(site: Site, paths: tuple[str, ...], contents: dict[str, bytes]) -> UInt[np.ndarray, "h w c"]:
+    return stack_planes({path: decode_plane(contents[path], path, site.where) for path in paths}, paths, site.where)
+
+
+def _digest(contents: list[bytes]) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()

@@ -27,7 +27,7 @@ import numpy as np
 
 from perturbjax.config import PRESETS, AugmentConfig, InputConfig, OptimConfig, Recipe
 from perturbjax.console import console, parse_options, require, require_sound, run_command
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import Dataset
 from perturbjax.evaluation.figures import plot_curves
 from perturbjax.files import atomic
 from perturbjax.splits import TEST, TRAIN
@@ -123,7 +123,7 @@ def summarise(run: Run, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot_example(dataset: SiteDataset, path: Path) -> None:
+def plot_example(dataset: Dataset, path: Path) -> None:
     """The site with the most cells: its first channel, its mask, and the channel where the mask is."""
     from matplotlib.figure import Figure
 

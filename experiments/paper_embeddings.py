@@ -20,7 +20,7 @@ import tyro
 
 from perturbjax.config import SplitConfig
 from perturbjax.console import InputError, console, parse_options, require, require_sound, run_command
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import open_dataset
 from perturbjax.evaluation.views import print_judgement, ranking
 from perturbjax.features.classify import classify
 from perturbjax.features.embed import embed
@@ -72,7 +72,7 @@ def main(options: Options) -> None:
     if bad := [name for name, weights in pairs if not weights]:
         raise InputError(f"--backbones {bad[0]}: write BACKBONE=WEIGHTS, such as resnet50=hf:timm/resnet50.tv_in1k")
     make_folder(options.out)
-    label = options.label_column or SiteDataset(options.data).label_column
+    label = options.label_column or open_dataset(options.data).label_column
     console.print(f"split by {options.split.split}: {MEANING[options.split.split]}")
     tables = [run_backbone(options, name, weights, label) for name, weights in pairs]
     table = pd.concat(tables, ignore_index=True)

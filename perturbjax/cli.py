@@ -21,7 +21,7 @@ T = TypeVar("T")
 Verb = Callable[[Sequence[str]], object]
 
 #: Verbs whose steps are many and alike, and gain by keeping their memory.
-RUN_A_NETWORK = ("train", "evaluate", "predict", "features")
+RUN_A_NETWORK = ("train", "evaluate", "predict", "features", "train-segmenter")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -176,10 +176,10 @@ class SplitOptions:
 def split(argv: Sequence[str]) -> None:
     """Deal a dataset's sites to training and judging, and write the manifest."""
     from perturbjax import splits
-    from perturbjax.dataset import SiteDataset
+    from perturbjax.dataset import open_dataset
 
     options = _parse(SplitOptions, argv, "split", about=split.__doc__)
-    dataset = SiteDataset(options.data)
+    dataset = open_dataset(options.data)
     label = dataset.column(options.label_column or dataset.label_column).name
     manifest = splits.make_split(
         dataset.index, options.policy, label=label, folds=options.folds, fold=options.fold, seed=options.seed
@@ -189,6 +189,20 @@ def split(argv: Sequence[str]) -> None:
     console.print(f"{options.policy}: {splits.MEANING[options.policy]}")
     console.print(f"{len(manifest) - judged} sites train, {judged} judge; fingerprint {splits.fingerprint(manifest)}")
     console.print(f"written: {options.out}")
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    path: tyro.conf.Positional[Path]
+    """Directory to check."""
+
+
+def verify(argv: Sequence[str]) -> None:
+    """Check everything that a directory of ours holds against its digests."""
+    from perturbjax.verify import verify as check
+
+    options = _parse(VerifyOptions, argv, "verify", about=verify.__doc__)
+    console.print(f"{options.path}: {check(options.path)}")
 
 
 def features(argv: Sequence[str]) -> None:
@@ -242,17 +256,27 @@ def export_torch(argv: Sequence[str]) -> None:
     export_run(_parse(ExportConfig, argv, "export-torch", about=export_torch.__doc__))
 
 
+def train_segmenter(argv: Sequence[str]) -> None:
+    """Train a network that finds cells or nuclei on folders of images with masks, or go on training."""
+    from perturbjax.segmentation.train import TrainSegmenterConfig, train
+
+    out = train(_parse(TrainSegmenterConfig, argv, "train-segmenter", about=train_segmenter.__doc__))
+    console.print(f"written: {out}")
+
+
 VERBS: dict[str, Verb] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
     "report": report,
     "split": split,
+    "verify": verify,
     "features": features,
     "classify": classify,
     "embed": embed,
     "import-torch": import_torch,
     "export-torch": export_torch,
+    "train-segmenter": train_segmenter,
 }
 
 if __name__ == "__main__":

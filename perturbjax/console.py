@@ -180,7 +180,12 @@ def require_output(path: Path, *suffixes: str) -> None:
     Raises:
         InputError: names the flag `--out`.
     """
-    require("out", path, path.name not in ("", ".."), "the name of what to make, not a folder that is there")
+    require(
+        "out",
+        path,
+        path.name not in ("", "..") and "\0" not in str(path),
+        "the name of what to make, not a folder that is there",
+    )
     if suffixes:
         require("out", path, path.suffix in suffixes, f"a name that ends in {' or '.join(suffixes)}")
 

@@ -78,17 +78,17 @@ def file_digest(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
+def read_json(path: Path, **options: Any) -> Any:
+    """Read JSON; `options` as `json.loads` takes them.
 
     Raises:
         InputError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(), **options)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
+    except ValueError as error:  # text that is no UTF-8, or no JSON
         raise InputError(f"{path}: is not valid JSON ({error})") from error
     except RecursionError as error:
         raise InputError(f"{path}: is nested too deeply for JSON of ours") from error

@@ -19,7 +19,7 @@ from jaxtyping import Float32, Float64, Int, UInt, UInt16
 from perturbjax.augment import RawBatch
 from perturbjax.config import InputConfig
 from perturbjax.console import InputError, console
-from perturbjax.dataset import PLATE, SiteDataset
+from perturbjax.dataset import PLATE, Dataset
 from perturbjax.feed import Decoder, FeedChoice, Order, describe_sites, open_feed
 from perturbjax.normalize import METHODS, Statistics
 from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
@@ -99,9 +99,7 @@ class Network:
 
         return self._answers(batches, np.arange(len(arrays)))
 
-    def apply_to(
-        self, dataset: SiteDataset, positions: Int[np.ndarray, " n"], *, feed: FeedChoice = "auto"
-    ) -> Predictions:
+    def apply_to(self, dataset: Dataset, positions: Int[np.ndarray, " n"], *, feed: FeedChoice = "auto") -> Predictions:
         """Probabilities and features of the records at `positions` of a dataset, without augmentation.
 
         Several processes each read their share, and all get all answers.
@@ -112,7 +110,7 @@ class Network:
         with open_feed(self.decoder(dataset), self.placement, choice=feed) as opened:
             return self._answers(opened.batches, positions)
 
-    def decoder(self, dataset: SiteDataset) -> Decoder:
+    def decoder(self, dataset: Dataset) -> Decoder:
         """What the network is fed of every record of a dataset.
 
         Raises:
@@ -125,7 +123,7 @@ class Network:
         """Answers on the device to a batch that a feed placed there, rows of padding among them."""
         return Predictions(*self._step(self._state["params"], self._state["stats"], batch))
 
-    def _decoder(self, dataset: SiteDataset | _Arrays, statistics: Statistics | None, input: InputConfig) -> Decoder:
+    def _decoder(self, dataset: Dataset | _Arrays, statistics: Statistics | None, input: InputConfig) -> Decoder:
         recipe = self.run.recipe
         sites = describe_sites(dataset, input, self.run.class_names, seed=recipe.seed, statistics=statistics)
         return Decoder(dataset, sites, input, recipe.augment)
@@ -193,7 +191,7 @@ class _Arrays:
         return np.stack([getattr(of_image, name)(0) for of_image in pixels])
 
 
-def _require_fitting(run: Run, dataset: SiteDataset) -> None:
+def _require_fitting(run: Run, dataset: Dataset) -> None:
     for what, here in (("channels", dataset.channel_names), ("image_dtype", str(dataset.image_dtype))):
         trained = run.facts[what]
         if trained is not None and trained != here:  # an imported network does not know
@@ -208,7 +206,7 @@ def load_network(
     epoch: int = 0,
     *,
     placement: Placement | None = None,
-    dataset: SiteDataset | None = None,
+    dataset: Dataset | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Network:
     """The network of a run, on the devices.
@@ -237,6 +235,7 @@ def load_network(
     checkpoints = Checkpoints(run.path)
     tree, facts = checkpoints.load(checkpoint, epoch or None)
     checkpoints.close()
+    run.require_own(facts, checkpoints.path)
     wanted = ("params/", "stats/")
     tree = {name: value for name, value in tree.items() if name.startswith(wanted)}
     state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)

@@ -15,17 +15,11 @@ import pandas as pd
 
 from perturbjax.config import SplitConfig, SplitPolicy
 from perturbjax.console import InputError
-from perturbjax.dataset import PLATE, WELL
 from perturbjax.files import atomic
+from perturbjax.plates import PLATE, WELL, compound_column, plate_layouts
 
 COLUMNS = ("site_id", "group", "part")
 TRAIN, TEST = "train", "test"
-#: Index columns that name a compound, best first: one compound can carry several broad_samples.
-COMPOUND_COLUMNS = ("Metadata_InChIKey", "Metadata_pert_iname", "Metadata_broad_sample")
-#: Two plates share a layout when their sets of (well, compound) overlap by at least this Jaccard index. Plates of one
-#: layout differ by a few failed wells; plates of two layouts have only their control wells in common.
-SAME_LAYOUT = 0.5
-
 #: What a score under each policy says, for whoever reads it.
 MEANING: dict[str, str] = {
     "site": "sites of one well stand on both sides, so the score says how well a WELL is recognised, not a treatment",
@@ -62,6 +56,9 @@ def make_split(
         raise InputError(f"--folds {folds} --fold {fold}: needs at least 2 folds and a fold from 0 to folds - 1")
     labels = index[label].to_numpy()
     groups = group_of_site(index, policy)
+    if (nameless := pd.Series(groups).astype(str).str.strip() == "").any():
+        site = index["site_id"].iloc[int(np.flatnonzero(nameless)[0])]
+        raise InputError(f"--split {policy}: site {site} has no {policy} to keep whole; fill its column in")
     present = len(np.unique(groups))
     if present < folds:
         raise InputError(
@@ -103,39 +100,6 @@ def group_of_site(index: pd.DataFrame, policy: SplitPolicy | str) -> np.ndarray:
     if policy == "compound":
         return index[compound_column(index)].astype(str).to_numpy(dtype=object)
     raise InputError(f"--split {policy}: unknown; choose one of {', '.join(MEANING)}")
-
-
-def compound_column(index: pd.DataFrame) -> str:
-    """The column that names a site's compound.
-
-    Raises:
-        InputError: there is none.
-    """
-    for column in COMPOUND_COLUMNS:
-        if column in index.columns:
-            return column
-    raise InputError(f"the index has no column that names a compound; it needs one of {', '.join(COMPOUND_COLUMNS)}")
-
-
-def plate_layouts(index: pd.DataFrame) -> dict[str, str]:
-    """Plate → name of its layout: the first plate (by name) of those that share a plate map."""
-    compound = compound_column(index)
-    plates = {
-        str(plate): set(zip(rows[WELL].astype(str), rows[compound].astype(str), strict=True))
-        for plate, rows in index.groupby(PLATE, sort=True)
-    }
-    layout: dict[str, str] = {}
-    for plate, wells in plates.items():
-        alike = [other for other in layout if _jaccard(wells, plates[other]) >= SAME_LAYOUT]
-        names = {layout[other] for other in alike}
-        home = min(names, default=plate)
-        layout[plate] = home
-        layout.update({other: home for other, name in layout.items() if name in names})
-    return layout
-
-
-def _jaccard(a: set, b: set) -> float:
-    return len(a & b) / max(len(a | b), 1)
 
 
 def _require_learnable(manifest: pd.DataFrame, labels: np.ndarray, policy: str, label: str) -> None:
@@ -186,6 +150,12 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
     if strangers := set(manifest["site_id"]) - set(index["site_id"]):
         raise InputError(
             f"{path}: site {sorted(strangers)[0]!r} is not in the dataset; make the manifest from this dataset"
+        )
+    group = manifest["group"]
+    if (empty := group.isna() | (group.astype(str).str.strip() == "")).any():
+        raise InputError(
+            f"{path}: site {manifest.loc[empty, 'site_id'].iloc[0]!r} has no group, so nothing says what it must not "
+            "be parted from; name it"
         )
     check_no_overlap(manifest, path)
     order = pd.Index(index["site_id"])

@@ -8,27 +8,18 @@ import pickle
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.builder import write_shards
 from perturbjax import masks
 from perturbjax.augment import prepare
 from perturbjax.config import AugmentConfig, InputConfig
 from perturbjax.console import InputError
-from perturbjax.dataset import (
-    INDEX,
-    PLATE,
-    PROVENANCE,
-    SCHEMA_VERSION,
-    SITE,
-    WELL,
-    SiteDataset,
-    record_features,
-)
+from perturbjax.dataset import PLATE, SITE, WELL, SitePixels, open_dataset, write_dataset
 from perturbjax.feed import (
     Decoder,
     Order,
@@ -43,7 +34,6 @@ from perturbjax.feed import (
     open_feed,
     resident_bytes,
 )
-from perturbjax.files import write_json
 from perturbjax.training.devices import Placement, choose_placement
 
 SITES, HEIGHT, WIDTH, BATCH, SEED = 37, 20, 18, 8, 5
@@ -56,35 +46,22 @@ INPUT = InputConfig(normalize="plate", mask_encoding="distance")
 def dataset(tmp_path_factory):
     """37 sites of noise with square cells, on three plates of different intensity."""
     random = np.random.default_rng(0)
-    records, rows = [], []
+    sites, rows = [], []
     for n in range(SITES):
         image = random.normal(1000 + 2000 * (n % 3), 100 + n, (HEIGHT, WIDTH, 2)).astype(np.uint16)
         mask = np.kron(random.integers(0, 4, (4, 3)), np.ones((5, 6), int)).astype(np.uint16)
         metadata = {PLATE: f"P{n % 3}", WELL: f"A{n % 5:02d}", SITE: str(n), "Metadata_moa": f"moa{n % 2}"}
-        label = f"drug{n % 4}"
-        records.append({"image": image, "mask": mask, "site_id": f"s{n}", "label": label, **metadata})
-        statistics = {
-            f"{name}_{channel}": getattr(image[..., c], name)()
-            for c, channel in enumerate(CHANNELS)
-            for name in ("mean", "std")
-        } | {f"p01_{channel}": np.percentile(image[..., c], 1) for c, channel in enumerate(CHANNELS)}
-        rows.append({"site_id": f"s{n}", "label": label, "height": HEIGHT, "width": WIDTH} | metadata | statistics)
-    folder = write_shards(
+        sites.append(SitePixels(image, mask))
+        rows.append({"site_id": f"s{n}", **metadata, "Metadata_pert_iname": f"drug{n % 4}"})
+    folder = write_dataset(
         tmp_path_factory.mktemp("feed"),
-        features=record_features(
-            channels=2,
-            image_dtype=np.dtype(np.uint16),
-            label_names=[f"drug{n}" for n in range(4)],
-            metadata_columns=[PLATE, WELL, SITE, "Metadata_moa"],
-        ),
-        records=lambda: iter(records),
-        count=SITES,
-        pixel_bytes=1,
+        pd.DataFrame(rows),
+        sites,
+        channel_names=CHANNELS,
+        image_dtype=np.uint16,
+        label_column="Metadata_pert_iname",
     )
-    pd.DataFrame(rows).to_parquet(folder / INDEX)
-    provenance = {"channels_stored": CHANNELS, "image_dtype": "uint16", "label_column": "label"}
-    write_json(folder / PROVENANCE, provenance | {"schema_version": SCHEMA_VERSION})
-    return SiteDataset(folder)
+    return open_dataset(folder)
 
 
 @pytest.fixture(scope="module")
@@ -244,11 +221,11 @@ def test_log_plate_gives_every_channel_as_it_is_and_relative_to_its_plate(datase
     sites = describe_sites(dataset, input)
     assert sites.shift.shape[1] == channels_seen(dataset, input) == 4
     everything = Order.once(np.arange(SITES), SITES)
-    raw = jax.tree.map(jax.numpy.asarray, decoder(dataset, input)(everything[0]))
+    raw = jax.tree.map(jnp.asarray, decoder(dataset, input)(everything[0]))
     still = AugmentConfig(crop=16)
     twice = prepare(raw, seed=0, epoch=0, augment=still, input=input, train=False)[..., 1:]
     log = InputConfig(normalize="log")
-    raw = jax.tree.map(jax.numpy.asarray, decoder(dataset, log)(everything[0]))
+    raw = jax.tree.map(jnp.asarray, decoder(dataset, log)(everything[0]))
     once = prepare(raw, seed=0, epoch=0, augment=still, input=log, train=False)[..., 1:]
     chex.assert_trees_all_close(twice[..., :2], once, rtol=1e-5)
     gap = np.asarray(twice[..., 2:] - once)  # the plate's own level: one number a plate and channel

@@ -9,7 +9,7 @@ from tiny_dataset import write_dataset
 
 from perturbjax.config import AugmentConfig, InputConfig, OptimConfig, Recipe, SplitConfig
 from perturbjax.console import InputError
-from perturbjax.dataset import PLATE, SiteDataset
+from perturbjax.dataset import PLATE, open_dataset
 from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.inference import load_network
 from perturbjax.training.fit import TrainConfig, fit
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(folder):
-    return SiteDataset(folder / "data")
+    return open_dataset(folder / "data")
 
 
 @pytest.fixture(scope="module", params=NORMALIZATIONS)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from perturbjax import splits
 from perturbjax.config import SplitConfig
 from perturbjax.console import InputError
+from perturbjax.plates import plate_layouts
 
 POLICIES = ("site", "well", "plate", "layout", "compound")
 
@@ -67,14 +68,14 @@ def test_plate_split_is_scikit_learns_stratified_group_k_fold():
 
 
 def test_plates_with_one_plate_map_share_a_layout():
-    layouts = splits.plate_layouts(plate_index(plates=6, wells=24, compounds=12, layouts=2))
+    layouts = plate_layouts(plate_index(plates=6, wells=24, compounds=12, layouts=2))
     assert layouts == {"P0": "P0", "P1": "P1", "P2": "P0", "P3": "P1", "P4": "P0", "P5": "P1"}
 
 
 def test_a_few_failed_wells_do_not_make_another_layout():
     index = plate_index(plates=2, wells=24, compounds=12, layouts=1)
     index = index.drop(index[(index["Metadata_Plate"] == "P1")].index[:6])
-    assert set(splits.plate_layouts(index).values()) == {"P0"}
+    assert set(plate_layouts(index).values()) == {"P0"}
 
 
 def test_fingerprint_names_the_split_and_not_the_row_order():
@@ -115,6 +116,10 @@ def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
             manifest.loc[1, "site_id"] = "elsewhere_A01_1"
         case "no group":
             manifest = manifest.drop(columns="group")
+        case "empty group":
+            manifest.loc[3, "group"] = ""
+        case "null group":
+            manifest.loc[3, "group"] = None
         case "one side":
             manifest["part"] = "train"
     return manifest
@@ -128,6 +133,8 @@ def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
         ("twice", "twice"),
         ("stranger", "elsewhere_A01_1"),
         ("no group", "group"),
+        ("empty group", "has no group"),
+        ("null group", "has no group"),
         ("one side", "no site is in test"),
     ],
 )

@@ -11,9 +11,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from data_prep.tables import SOLVENT
+from perturbjax.plates import plate_shape, well_name
 
-#: Wells of the usual plates: (rows, columns).
-PLATES = {6: (2, 3), 12: (3, 4), 24: (4, 6), 48: (6, 8), 96: (8, 12), 384: (16, 24), 1536: (32, 48)}
 #: Share of the wells that hold the solvent, as on JUMP-Target-1 (64 of 384).
 SOLVENT_SHARE = 1 / 6
 #: Compounds that share a mechanism, and so some of their effect.
@@ -54,16 +53,10 @@ ASPECTS = {
 }
 
 
-def plate_shape(wells: int) -> tuple[int, int]:
-    """(rows, columns) of the smallest usual plate with room for that many wells."""
-    return PLATES[min(size for size in PLATES if size >= wells)]
-
-
 def well_names(wells: int) -> list[str]:
     """The wells used: spread over the plate's columns, row after row from A01."""
     _, columns = plate_shape(wells)
-    letters = [chr(65 + row) if row < 26 else "A" + chr(65 + row - 26) for row in range(32)]
-    return [f"{letters[well // columns]}{well % columns + 1:02d}" for well in range(wells)]
+    return [well_name(*divmod(well, columns)) for well in range(wells)]
 
 
 def perturbations(compounds: int, effect: float, rng: np.random.Generator) -> pd.DataFrame:

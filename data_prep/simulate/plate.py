@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data_prep.output import work_folder
 from data_prep.simulate.cells import CHANNELS, draw_site
 from data_prep.simulate.layout import (
     PLATE_SPREAD,
-    PLATES,
     SITE_SPREAD,
     TRAITS,
     assign_wells,
@@ -26,6 +26,7 @@ from data_prep.simulate.layout import (
 )
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.files import make_folder, write_json
+from perturbjax.plates import FORMATS
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class SimulateOptions:
         require_sound(self)
         require_output(self.out)
         require("plates", self.plates, self.plates >= 1, "at least one")
-        require("wells", self.wells, 2 <= self.wells <= max(PLATES), f"from 2 to {max(PLATES)}")
+        require("wells", self.wells, 2 <= self.wells <= max(FORMATS), f"from 2 to {max(FORMATS)}")
         require("sites", self.sites, self.sites >= 1, "at least one")
         require("compounds", self.compounds, self.compounds >= 1, "at least one")
         room = f"less than --wells, {self.wells}: each has a well, and DMSO too"
@@ -76,18 +77,20 @@ def simulate(options: SimulateOptions) -> None:
     """
     if options.out.exists():
         raise InputError(f"--out {options.out}: exists already; choose another name or remove it")
-    work = options.out.with_name(f".{options.out.name}.simulating")
     make_folder(options.out.parent)
-    shutil.rmtree(work, ignore_errors=True)
     truth = plan(options)
-    make_folder(work / "truth")
-    for plate in truth["Metadata_Plate"].unique():
-        make_folder(work / "images" / plate)
-    rows = [_write_site(work, site, options) for site in _tracked(truth)]
-    pd.DataFrame(rows).to_csv(work / "load_data.csv", index=False)
-    truth.to_parquet(work / "truth" / "parameters.parquet", index=False)
-    write_json(work / "truth" / "settings.json", {k: v for k, v in vars(options).items() if k != "out"})
-    os.rename(work, options.out)
+    with work_folder(options.out, "simulating") as work:
+        plate = work / "plate"
+        shutil.rmtree(plate, ignore_errors=True)
+        make_folder(plate / "truth")
+        for name in truth["Metadata_Plate"].unique():
+            make_folder(plate / "images" / name)
+        rows = [_write_site(plate, site, options) for site in _tracked(truth)]
+        pd.DataFrame(rows).to_csv(plate / "load_data.csv", index=False)
+        truth.to_parquet(plate / "truth" / "parameters.parquet", index=False)
+        write_json(plate / "truth" / "settings.json", {k: v for k, v in vars(options).items() if k != "out"})
+        os.rename(plate, options.out)
+        shutil.rmtree(work)
     console.print(
         f"{options.out}: {len(rows)} sites of {options.plates} plates, {options.compounds} compounds and DMSO"
     )

@@ -2,8 +2,9 @@
 
     python -m experiments.bench --out DIR [--quick] [--only step] [--readme README.md]
 
-Each benchmark is a module beside this one with `run(quick) -> rows`. It runs in a process of its own, since JAX and
-torch each take a whole accelerator, and leaves `DIR/NAME.json`; `bench.md` and `bench.json` are made of all of them.
+Each benchmark is a module beside this one with `run(quick) -> rows`, or one that yields the rows so far. It runs in a
+process of its own, since JAX and torch each take a whole accelerator, and leaves `DIR/NAME.json`; `bench.md` and
+`bench.json` are made of all of them.
 """
 
 from __future__ import annotations
@@ -13,16 +14,23 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments import bench
-from experiments.bench.tables import CannotRun, machine, markdown, page
+from experiments.bench.tables import CannotRun, Row, machine, markdown, others_busy, page, spreads, where
 from perturbjax.console import InputError, console, parse_options, require_sound, run_command
 from perturbjax.files import atomic, make_folder, read_json, write_json
 
-NAMES = tuple(m.name for m in pkgutil.iter_modules(bench.__path__) if m.name not in ("__main__", "tables"))
+#: Modules beside the benchmarks that are none.
+HELPERS = ("__main__", "tables", "hlo")
+NAMES = tuple(m.name for m in pkgutil.iter_modules(bench.__path__) if m.name not in HELPERS)
+#: Benchmarks that count what a compiler says, and measure no time.
+COUNTED = ("aot",)
+#: Share of the processors that others may use, and how far apart (greatest over least) the times of one way may lie.
+MOST_OTHERS, WIDEST = 0.1, 1.5
 MARKED = re.compile(r"(?P<open><!-- bench (?P<name>\w+) -->)\n.*?(?P<close><!-- end bench -->)", re.DOTALL)
 
 
@@ -39,19 +47,31 @@ class Options:
     tables_only: bool = False
     """Run nothing: make the tables of what --out holds."""
     readme: str = ""
-    """Markdown file whose tables are renewed: what stands between <!-- bench NAME --> and <!-- end bench -->."""
+    """Markdown file whose tables are renewed: what stands between <!-- bench NAME --> and <!-- end bench -->. Times
+    that were measured on a busy machine are refused."""
+    even_busy: bool = False
+    """Renew tables with times that were measured beside other work all the same."""
 
     def __post_init__(self) -> None:
         require_sound(self)
 
 
-def measure(name: str, quick: bool) -> dict[str, Any]:
-    """One benchmark's rows with what they were measured on; or the reason why it cannot run here."""
-    part: dict[str, Any] = {"about": "", "machine": machine(), "quick": quick}
+def measure(name: str, quick: bool, save: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """One benchmark's rows with what they were measured on; or the reason why it cannot run here.
+
+    A benchmark that yields its rows so far has them saved each time.
+    """
+    part: dict[str, Any] = {"about": "", "machine": machine(), "quick": quick, "others": others_busy()}
     try:
         module = importlib.import_module(f"experiments.bench.{name}")
         part["about"] = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
-        return {**part, "rows": module.run(quick)}
+        rows = module.run(quick)
+        if isinstance(rows, Iterator):
+            done: list[Row] = []
+            for done in rows:
+                save({**part, "rows": done})
+            rows = done
+        return {**part, "rows": rows}
     except (CannotRun, ImportError, InputError) as reason:
         return {**part, "skipped": " ".join(str(reason).split())}
 
@@ -73,8 +93,9 @@ def run_one(name: str, quick: bool, out: Path) -> None:
     """
     if name not in NAMES:
         raise InputError(f"--only {name}: no such benchmark; choose one of {', '.join(NAMES) or '(none exist)'}")
-    part = measure(name, quick)
-    write_json(make_folder(out) / f"{name}.json", part)
+    path = make_folder(out) / f"{name}.json"
+    part = measure(name, quick, lambda part: write_json(path, part))
+    write_json(path, part)
     console.print(
         f"{name}: " + (f"not run here: {part['skipped']}" if "skipped" in part else f"{len(part['rows'])} rows")
     )
@@ -104,10 +125,33 @@ def renew_tables(path: Path, parts: dict[str, dict[str, Any]]) -> None:
 
     def renewed(found: re.Match[str]) -> str:
         part = parts.get(found["name"], {})
-        return f"{found['open']}\n{markdown(part['rows'])}{found['close']}" if "rows" in part else found[0]
+        if "rows" not in part:
+            return found[0]
+        return f"{found['open']}\n{markdown(part['rows'])}\nMeasured on {where(part['machine'])}.\n{found['close']}"
 
     with atomic(path) as temporary:
         temporary.write_text(MARKED.sub(renewed, text), encoding="utf-8")
+
+
+def require_quiet(parts: dict[str, dict[str, Any]]) -> None:
+    """Say whose times cannot be trusted.
+
+    Raises:
+        InputError: a benchmark started beside other work, or one way's times lie far apart.
+    """
+    for name, part in parts.items():
+        if name in COUNTED or "rows" not in part:
+            continue
+        if part.get("others", 0) > MOST_OTHERS:
+            raise InputError(
+                f"{name}: {part['others']:.0%} of the processors were busy with other work when it started; "
+                "measure again on a quiet machine, or give --even-busy"
+            )
+        if (widest := max(spreads(part["rows"]), default=1)) > WIDEST:
+            raise InputError(
+                f"{name}: the times of one way lie {widest:.2f} to 1 apart; measure again on a quiet machine, or give "
+                "--even-busy"
+            )
 
 
 def main(options: Options) -> None:
@@ -124,7 +168,10 @@ def main(options: Options) -> None:
             raise InputError(f"{', '.join(failed)}: failed, see above; the table holds the others")
     print(write_tables(options.out).read_text())
     if options.readme:
-        renew_tables(Path(options.readme), read_json(options.out / "bench.json"))
+        parts = read_json(options.out / "bench.json")
+        if not options.even_busy:
+            require_quiet(parts)
+        renew_tables(Path(options.readme), parts)
 
 
 def _run_apart(name: str, options: Options) -> bool:

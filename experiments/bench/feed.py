@@ -30,13 +30,11 @@ import psutil
 from PIL import Image
 from scipy import ndimage
 
-from data_prep.builder import write_shards
 from experiments.bench.tables import markdown
 from perturbjax.augment import RawBatch, prepare
 from perturbjax.config import AugmentConfig, InputConfig
-from perturbjax.dataset import INDEX, PLATE, PROVENANCE, SCHEMA_VERSION, SITE, WELL, SiteDataset, record_features
+from perturbjax.dataset import PLATE, SITE, WELL, Dataset, SitePixels, open_dataset, write_dataset
 from perturbjax.feed import Decoder, Order, ResidentFeed, StreamedFeed, describe_sites
-from perturbjax.files import write_json
 from perturbjax.training.devices import choose_placement
 
 AUGMENT, INPUT = AugmentConfig(crop=128), InputConfig()
@@ -121,7 +119,7 @@ def _row(size: int, n: int, way: str, measured: list[dict[str, tuple[float, floa
     }
 
 
-def _write_sites(folder: Path, size: int, n: int) -> SiteDataset:
+def _write_sites(folder: Path, size: int, n: int) -> Dataset:
     """The same sites as a dataset directory and as PNG files: pieces of one field of blurred noise, cells its peaks."""
     random = np.random.default_rng(0)
     field = ndimage.gaussian_filter(random.normal(size=(size + 256, size + 256)), 6)
@@ -131,28 +129,25 @@ def _write_sites(folder: Path, size: int, n: int) -> SiteDataset:
     corners = random.integers(0, 256, (n, 2))
     (folder / "png").mkdir()
 
-    def records() -> Iterator[dict[str, Any]]:
+    def sites() -> Iterator[SitePixels]:
         for at, (top, left) in enumerate(corners):
             window = slice(top, top + size), slice(left, left + size)
             Image.fromarray(field[window]).save(folder / "png" / f"{at}_image.png")
             Image.fromarray(cells[window]).save(folder / "png" / f"{at}_mask.png")
-            metadata = {PLATE: "P", WELL: "A01", SITE: str(at)}
-            yield {
-                "image": field[window][..., None],
-                "mask": cells[window],
-                "site_id": str(at),
-                "label": "x",
-            } | metadata
+            yield SitePixels(field[window][..., None], cells[window])
 
-    features = record_features(
-        channels=1, image_dtype=np.dtype(np.uint8), label_names=["x"], metadata_columns=[PLATE, WELL, SITE]
+    names = [str(at) for at in range(n)]
+    table = pd.DataFrame({"site_id": names, PLATE: "P", WELL: "A01", SITE: names, "Metadata_pert_iname": "x"})
+    path = write_dataset(
+        folder / "dataset",
+        table,
+        sites(),
+        channel_names=["x"],
+        image_dtype=np.uint8,
+        label_column="Metadata_pert_iname",
+        pixel_bytes=3 * n * size**2,
     )
-    path = write_shards(folder, features=features, records=records, count=n, pixel_bytes=3 * n * size**2)
-    row = {"label": "x", "height": size, "width": size, PLATE: "P", WELL: "A01"}
-    pd.DataFrame([row | {"site_id": str(at), SITE: str(at)} for at in range(n)]).to_parquet(path / INDEX)
-    provenance = {"schema_version": SCHEMA_VERSION, "channels_stored": ["x"], "image_dtype": "uint8"}
-    write_json(path / PROVENANCE, provenance | {"label_column": "label"})
-    return SiteDataset(path)
+    return open_dataset(path)
 
 
 class _PilSites:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -47,6 +48,26 @@ def machine() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return facts
+
+
+def where(facts: dict[str, str]) -> str:
+    """What a table says of the machine that it was measured on."""
+    gpu = "" if facts["accelerators"] == "none" else f", {facts['accelerators']}"
+    return f"{facts['processor']}, {facts['cores']} cores{gpu}, jax {facts.get('jax', '?')}"
+
+
+def others_busy(seconds: float = 1.0) -> float:
+    """The share of the processors that is at work while this process waits."""
+    import psutil
+
+    return psutil.cpu_percent(interval=seconds) / 100
+
+
+def spreads(rows: Sequence[Row]) -> list[float]:
+    """Greatest over least of what rows give as `0.90 to 1.10` in their columns of spread."""
+    texts = [str(value) for row in rows for name, value in row.items() if name.endswith("spread")]
+    found = [re.fullmatch(r"([\d.]+) to ([\d.]+)", text) for text in texts]
+    return [float(pair[2]) / float(pair[1]) for pair in found if pair and float(pair[1])]
 
 
 def _processor() -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from perturbjax.console import console, require, require_output, require_sound
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation import views
 from perturbjax.evaluation.judge import judge, run_as_subject
 from perturbjax.evaluation.judgement import Judgement
@@ -82,7 +82,7 @@ class EvaluateConfig:
         require("replicates", self.replicates, self.replicates >= 1, "at least one")
 
 
-def apply_run(run: Run, dataset: SiteDataset, positions: np.ndarray, config: ApplyConfig) -> Predictions:
+def apply_run(run: Run, dataset: Dataset, positions: np.ndarray, config: ApplyConfig) -> Predictions:
     """Probabilities and features of the records at `positions`, without augmentation.
 
     Several processes each read their share, and all get all answers.
@@ -111,7 +111,7 @@ def predict(config: PredictConfig) -> Path:
     Raises:
         InputError: the run or dataset cannot be used, they do not fit, or --out cannot be written.
     """
-    run, dataset, out = open_run(config.apply.run), SiteDataset(config.data), config.out
+    run, dataset, out = open_run(config.apply.run), open_dataset(config.data), config.out
     make_folder(out.parent)
     answers = apply_run(run, dataset, np.arange(len(dataset)), config.apply)
     if not is_first():

@@ -12,11 +12,10 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from perturbjax.console import PLOT_TEXT, InputError
-from perturbjax.dataset import PLATE, WELL
 from perturbjax.evaluation.judgement import Judgement, ranked
 from perturbjax.evaluation.scores import METRICS
-from perturbjax.evaluation.wells import parse_wells
 from perturbjax.files import atomic
+from perturbjax.plates import PLATE, WELL, parse_wells, row_name, shape_holding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -246,7 +245,7 @@ def plot_plates(
                           "true": probabilities[np.arange(len(labels)), labels]})  # fmt: skip
     wells = wells.groupby(["plate", "row", "column"], as_index=False)["true"].mean()
     plates = list(wells["plate"].value_counts(sort=True).index[:_PLATES])
-    height, width = _plate_format(spots)
+    height, width = shape_holding(spots)
     across = min(len(plates), 3 if width > 12 else 4)
     down = -(-len(plates) // across)
     with _figure(path, 3.4 * across + 1, down * (3.4 * height / width + 0.45) + 0.4) as figure:
@@ -259,7 +258,7 @@ def plot_plates(
             image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=max(wells["true"].max(), 1e-3))
             axes.set_title(str(plate), fontsize=8)
             axes.set_xticks(range(0, width, 4 if width > 12 else 2), range(1, width + 1, 4 if width > 12 else 2))
-            axes.set_yticks(range(0, height, 3), [_row_name(row) for row in range(0, height, 3)])
+            axes.set_yticks(range(0, height, 3), [row_name(row) for row in range(0, height, 3)])
             axes.tick_params(labelsize=7, length=2)
             axes.grid(visible=False)
         for axes in panels[len(plates) :]:
@@ -269,16 +268,6 @@ def plot_plates(
         figure.suptitle("held-out wells" + (f" of {len(plates)} of {total} plates" if total > len(plates) else ""),
                         x=0.01, ha="left", fontsize=10)  # fmt: skip
     return Path(path)
-
-
-def _plate_format(spots: Int[np.ndarray, "n 2"]) -> tuple[int, int]:
-    """Rows and columns of the smallest standard plate that holds these wells."""
-    rows, columns = spots.max(axis=0) + 1
-    return next(size for size in ((8, 12), (16, 24), (32, 100)) if rows <= size[0] and columns <= size[1])
-
-
-def _row_name(row: int) -> str:
-    return chr(ord("A") + row) if row < 26 else "A" + chr(ord("A") + row - 26)
 
 
 def plot_reliability(

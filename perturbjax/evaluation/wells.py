@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
 from perturbjax.console import InputError
-from perturbjax.dataset import PLATE, WELL
-
-#: A01 to P24 (384 wells), and AA to AF for the last rows of 1,536.
-_WELL_NAME = re.compile(r"^([A-Z]|A[A-F])0*([1-9][0-9]?)$")
-
-
-def parse_wells(names: pd.Series) -> Int[np.ndarray, "n 2"]:
-    """Row and column of each well, from 0: `A01` is (0, 0), `P24` (15, 23), `AF48` (31, 47).
-
-    Rows are (-1, -1) where a name is not a letter (or AA to AF) followed by a number.
-    """
-    known = {name: _parse_well(str(name)) for name in pd.unique(names)}
-    return np.array([known[name] for name in names], dtype=int).reshape(-1, 2)
-
-
-def _parse_well(name: str) -> tuple[int, int]:
-    match = _WELL_NAME.match(name.strip().upper())
-    if match is None:
-        return -1, -1
-    letters, number = match.groups()
-    row = ord(letters[-1]) - ord("A") + 26 * (len(letters) - 1)
-    return row, int(number) - 1
+from perturbjax.plates import PLATE, WELL
 
 
 def well_ids(index: pd.DataFrame) -> Int[np.ndarray, " n"]:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Float32
 from perturbjax.augment import RawBatch
 from perturbjax.config import InputConfig, Precision
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
-from perturbjax.dataset import INDEX, SiteDataset
+from perturbjax.dataset import INDEX, Dataset, open_dataset
 from perturbjax.features import tables
 from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, dihedral, intensity_range
 from perturbjax.feed import Decoder, Order, Sites, open_feed
@@ -103,7 +103,7 @@ def extract(config: FeaturesConfig) -> Path:
     """
     if config.format == "anndata":
         tables.require_anndata()
-    dataset = SiteDataset(config.data)
+    dataset = open_dataset(config.data)
     make_folder(config.out.parent)
     placement = open_devices(config.compute)
     extractor = (backbone_extractor if config.run is None else run_extractor)(config, dataset, placement)
@@ -179,7 +179,7 @@ def _feature_names(groups: list[str], count: int) -> list[str]:
     return [f"{group}_{number:04d}" for group in groups for number in numbers]
 
 
-def backbone_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Placement) -> Extractor:
+def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Placement) -> Extractor:
     """Published weights on adapted images."""
     from perturbjax.models.weights import load_pretrained
     from perturbjax.training.step import DTYPES, split_model
@@ -227,7 +227,7 @@ def backbone_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: 
     )
 
 
-def run_extractor(config: FeaturesConfig, dataset: SiteDataset, placement: Placement) -> Extractor:
+def run_extractor(config: FeaturesConfig, dataset: Dataset, placement: Placement) -> Extractor:
     """A trained run's own features, its input prepared as in evaluation."""
     from perturbjax.inference import load_network
     from perturbjax.training.run import open_run

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from perturbjax.augment import RawBatch
 from perturbjax.console import InputError, require, require_sound
-from perturbjax.dataset import PLATE, SiteDataset
+from perturbjax.dataset import PLATE, Dataset
 from perturbjax.models.backbone import HALF, IMAGENET, UNCHANGED, Colours
 
 #: What `--normalize` names; auto is the backbone's own.
@@ -76,9 +76,7 @@ def channel_triples(
     return {name: (position,) * 3 for name, position in zip(names, positions, strict=True)}
 
 
-def intensity_range(
-    dataset: SiteDataset, scale: Scale
-) -> tuple[Float32[np.ndarray, "n c"], Float32[np.ndarray, "n c"]]:
+def intensity_range(dataset: Dataset, scale: Scale) -> tuple[Float32[np.ndarray, "n c"], Float32[np.ndarray, "n c"]]:
     """(shift, factor) of every site and channel such that (stored - shift) × factor lies in [0, 1], from the index."""
     shape = (len(dataset), len(dataset.channel_names))
     if scale == "dtype":

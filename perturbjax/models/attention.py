@@ -27,7 +27,9 @@ class ConvBlock(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
-        return self.activation(self.norm.pooled(self.conv.unbiased(x), mode, shift=self.conv.bias[...]))
+        turn = self.norm.turn()
+        z = self.norm.pooled(self.conv.unbiased(x, turn), mode, shift=self.conv.bias[...], turned=turn)
+        return self.activation(z)
 
 
 class SpatialAttention(nnx.Module):

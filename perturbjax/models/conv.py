@@ -14,6 +14,9 @@ from perturbjax.models import products
 PRODUCT_CHANNELS = 16
 #: Positions a product sums over: long enough to pay for its start, short enough for its operands to stay in cache.
 PRODUCT_LENGTH = 4096
+#: Channels below which, on maps of more pixels than this, the convolution's own gradient is faster than any product
+#: (as in the upper levels of a small segmenter).
+SLIM, WIDE = 32, 96**2
 
 
 def conv2d(
@@ -65,9 +68,18 @@ def _dense_backward(padding: int, residuals: tuple[Array, Array], gradient: Arra
     def by_convolution(x: Array, gradient: Array) -> Array:
         return jax.vjp(lambda kernel: _plain(x, kernel, padding), kernel)[1](gradient)[0]
 
-    narrow = x.shape[-1] < PRODUCT_CHANNELS
-    by_products = partial(_narrow_kernel_gradient if narrow else _kernel_gradient, size=size, padding=padding)
-    return dx, jax.lax.platform_dependent(x, gradient, cpu=by_products, default=by_convolution)
+    def laid_out(x: Array, gradient: Array) -> Array:
+        # As it lies in memory where the optimizer adds it: else a GPU turns parameter and moments instead, and back.
+        flat = jax.lax.optimization_barrier(by_convolution(x, gradient).reshape(-1))
+        return flat.reshape(kernel.shape)
+
+    slim = min(x.shape[-1], gradient.shape[-1]) < SLIM and x.shape[1] * x.shape[2] > WIDE
+    if slim:
+        by_products = by_convolution
+    else:
+        narrow = x.shape[-1] < PRODUCT_CHANNELS
+        by_products = partial(_narrow_kernel_gradient if narrow else _kernel_gradient, size=size, padding=padding)
+    return dx, jax.lax.platform_dependent(x, gradient, cpu=by_products, cuda=laid_out, default=by_convolution)
 
 
 _dense.defvjp(_dense_forward, _dense_backward)

@@ -60,9 +60,13 @@ class Conv(nnx.Module):
         y = self.unbiased(x)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
-    def unbiased(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-        """The convolution alone: for a normalisation that takes the bias into its own (`BatchNorm`'s `shift`)."""
-        return conv2d(x, self.kernel[...], stride=self.stride, padding=self.padding, groups=self.groups)
+    def unbiased(self, x: Float[Array, "b h w i"], turn: Float[Array, " o"] | None = None) -> Float[Array, "b h2 w2 o"]:
+        """The convolution alone: for a normalisation that takes the bias into its own (`BatchNorm`'s `shift`).
+
+        `turn` (`BatchNorm.turn`) multiplies the output's channels, by way of the kernel.
+        """
+        kernel = self.kernel[...] if turn is None else self.kernel[...] * turn
+        return conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups)
 
 
 class Dense(nnx.Module):

@@ -10,6 +10,7 @@ many devices wrote it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -25,7 +26,19 @@ from perturbjax.training.step import TrainState
 
 Tree = dict[str, Shaped[np.ndarray, "..."]]
 Which = Literal["latest", "best"]
+#: The fact that holds a checkpoint's arrays to what was saved.
+DIGEST = "arrays_sha256"
 INTERRUPTED = "interrupted"
+
+
+def digest_of(tree: Tree) -> str:
+    """SHA-256 (hexadecimal) over names, types, shapes and values of arrays."""
+    digest = hashlib.sha256()
+    for name in sorted(tree):
+        array = np.ascontiguousarray(tree[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def state_to_tree(state: Any) -> Tree:
@@ -116,6 +129,7 @@ class Checkpoints:
     def _save(self, which: str, number: int, tree: Tree, facts: dict[str, Any], accuracy: float | None) -> None:
         import orbax.checkpoint as ocp
 
+        facts = {**facts, DIGEST: digest_of(tree)}
         self._manager(which).save(
             number,
             args=ocp.args.Composite(state=ocp.args.StandardSave(tree), facts=ocp.args.JsonSave(facts)),
@@ -167,7 +181,13 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise many kinds
             reason = str(error).splitlines()[0]
             raise InputError(f"{self.path / which / str(number)}: cannot be read ({reason})") from error
-        return {name: np.asarray(value) for name, value in loaded["state"].items()}, loaded["facts"]
+        tree, facts = {name: np.asarray(value) for name, value in loaded["state"].items()}, loaded["facts"]
+        if not isinstance(facts, dict) or facts.get(DIGEST) != digest_of(tree):
+            raise InputError(
+                f"{self.path / which / str(number)}: is damaged (its arrays are not those that were saved); "
+                "remove it to go on from an earlier one, or train again"
+            )
+        return tree, facts
 
     def close(self) -> None:
         for manager in self._managers.values():

@@ -6,7 +6,6 @@ it in its own metadata, a `.pth` has `NAME.pth.json` beside it, with the weights
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
-from perturbjax.files import read_json, write_json
+from perturbjax.files import file_digest, read_json, write_json
 from perturbjax.models.pth import read_metadata, write_tensors
 
 #: The one key of ours in a safetensors file's metadata.
@@ -53,7 +52,7 @@ def write_described(path: Path, tensors: dict[str, np.ndarray], description: Des
         write_tensors(path, tensors, {KEY: json.dumps(values, sort_keys=True)})
         return
     write_tensors(path, tensors)
-    write_json(beside(path), {"sha256": _digest(path), **values})
+    write_json(beside(path), {"sha256": file_digest(path), **values})
 
 
 def read_description(path: Path) -> Description | None:
@@ -76,7 +75,7 @@ def read_description(path: Path) -> Description | None:
     else:
         return None
     try:
-        if path.suffix != ".safetensors" and values["sha256"] != _digest(path):
+        if path.suffix != ".safetensors" and values["sha256"] != file_digest(path):
             raise InputError(f"{source}: describes another file than {path.name}; export both again, or remove it")
         names = values["labels"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -89,8 +88,3 @@ def read_description(path: Path) -> Description | None:
 def beside(path: Path) -> Path:
     """Where the description of a `.pth` lies."""
     return path.with_name(f"{path.name}.json")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

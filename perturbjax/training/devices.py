@@ -101,7 +101,7 @@ class Placement:
         Nothing crosses between host and device in a dispatch but what was put there by name.
         """
         if self.scans and feed.arrays is not None:
-            run_epoch, arrays = self._compile_scan(train_step), feed.arrays
+            run_epoch, arrays = self.compile_epoch(train_step), feed.arrays
 
             def by_epoch(state: TrainState, order: Order) -> Iterator[tuple[TrainState, Sums]]:
                 for steps in order.epochs():
@@ -121,7 +121,7 @@ class Placement:
 
         return by_step
 
-    def _compile_scan(self, train_step: TrainStep) -> Callable[[TrainState, ResidentArrays, Rows], Any]:
+    def compile_epoch(self, train_step: TrainStep) -> Callable[[TrainState, ResidentArrays, Rows], Any]:
         """Consecutive steps over resident arrays, every batch gathered inside jit."""
 
         def gathered_step(state: TrainState, arrays: ResidentArrays, rows: Rows) -> tuple[TrainState, Sums]:

@@ -15,14 +15,14 @@ from flax import nnx
 from perturbjax import normalize
 from perturbjax.config import AugmentConfig, Recipe, preset
 from perturbjax.console import InputError, console, require, require_output, require_sound
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.feed import channels_seen
 from perturbjax.files import file_digest, read_json
 from perturbjax.models import SIZED, exchange
 from perturbjax.splits import fingerprint, split_for
 from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
 from perturbjax.training.description import Description, read_description, write_described
-from perturbjax.training.run import CONFIG, Run, dataset_facts, open_run, start_run
+from perturbjax.training.run import Run, dataset_facts, locked, open_run, start_run
 from perturbjax.training.step import TrainState
 
 #: What a run knows of the split and the dataset it was trained on, which do not travel with its weights.
@@ -94,21 +94,20 @@ def import_run(config: ImportConfig) -> Run:
     imported = exchange.import_state_dict(config.checkpoint, recipe.model.model)
     if imported.image_size is not None:
         recipe = dataclasses.replace(recipe, augment=dataclasses.replace(recipe.augment, crop=imported.image_size))
-    dataset = None if config.data is None else SiteDataset(config.data)
+    dataset = None if config.data is None else open_dataset(config.data)
     label_column = recipe.input.label_column or _known_label_column(described, dataset)
     recipe = dataclasses.replace(recipe, input=dataclasses.replace(recipe.input, label_column=label_column))
     class_names = _class_names(config, described, imported.classes, dataset, label_column)
     facts, manifest = _facts(config.checkpoint, recipe, imported.channels, dataset, described)
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out}: is not empty{' and holds a run' * (out / CONFIG).is_file()}; choose another --out")
 
     run = Run(out, recipe, None if dataset is None else dataset.path.absolute(), class_names, facts)
-    start_run(run, manifest)
-    state = TrainState(imported.params, imported.stats, opt_state=(), step=np.int32(imported.batches))
-    known = {"split_fingerprint": facts["split_fingerprint"], "classes": class_names}
-    checkpoints = Checkpoints(out)
-    checkpoints.save(state, epoch=0, facts=known, accuracy=None)
-    checkpoints.close()
+    with locked(out):  # one that was killed is found there, and finished
+        start_run(run, manifest)
+        checkpoints = Checkpoints(out)
+        if not checkpoints.epochs():
+            state = TrainState(imported.params, imported.stats, opt_state=(), step=np.int32(imported.batches))
+            checkpoints.save(state, epoch=0, facts=run.identity, accuracy=None)
+        checkpoints.close()
     if described is None:
         _say_what_was_assumed(config, recipe, dataset)
     console.print(f"imported: {out}; judge it with `perturbjax evaluate --run {out} --data DIR`")
@@ -125,8 +124,9 @@ def export_run(config: ExportConfig) -> Path:
     model = run.recipe.model.model
     layers = exchange.layers_of(model)
     checkpoints = Checkpoints(run.path)
-    tree, _ = checkpoints.load(config.checkpoint, config.epoch or None)
+    tree, known = checkpoints.load(config.checkpoint, config.epoch or None)
     checkpoints.close()
+    run.require_own(known, checkpoints.path)
     first = f"params/{layers[0][1].replace('.', '/')}/kernel/value"
     if first not in tree:
         raise InputError(f"{run.path}: its checkpoint has no {first}; it belongs to another model")
@@ -149,13 +149,13 @@ def described_recipe(checkpoint: Path) -> Recipe | None:
     return None if described is None else described.recipe
 
 
-def _known_label_column(described: Description | None, dataset: SiteDataset | None) -> str:
+def _known_label_column(described: Description | None, dataset: Dataset | None) -> str:
     if described is not None:
         return described.facts.get("label_column", LABEL_COLUMN)
     return LABEL_COLUMN if dataset is None else dataset.label_column
 
 
-def _say_what_was_assumed(config: ImportConfig, recipe: Recipe, dataset: SiteDataset | None) -> None:
+def _say_what_was_assumed(config: ImportConfig, recipe: Recipe, dataset: Dataset | None) -> None:
     """A bare state dict does not say what its network was fed, and another guess gives other predictions."""
     guessed = "" if config.labels is not None else "; the order of the labels is a guess: give --labels"
     seen = recipe.input
@@ -166,7 +166,7 @@ def _say_what_was_assumed(config: ImportConfig, recipe: Recipe, dataset: SiteDat
 
 
 def _class_names(
-    config: ImportConfig, described: Description | None, classes: int, dataset: SiteDataset | None, label_column: str
+    config: ImportConfig, described: Description | None, classes: int, dataset: Dataset | None, label_column: str
 ) -> list[str]:
     """The names of the logits, from a file, a dataset, or their numbers."""
     if config.labels is not None:
@@ -188,7 +188,7 @@ def _class_names(
 
 
 def _facts(
-    checkpoint: Path, recipe: Recipe, channels: int, dataset: SiteDataset | None, described: Description | None
+    checkpoint: Path, recipe: Recipe, channels: int, dataset: Dataset | None, described: Description | None
 ) -> tuple[dict[str, Any], pd.DataFrame | None]:
     """What identifies the run, and its split; both as far as they are known."""
     label_column = recipe.input.label_column

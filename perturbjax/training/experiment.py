@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from perturbjax.config import Recipe
 from perturbjax.console import InputError, console
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.feed import Decoder, Order, Sites, channels_seen, describe_sites
 from perturbjax.splits import MEANING, TEST, TRAIN, split_for
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
@@ -28,7 +28,7 @@ class Experiment:
     """The recipe, who trains, who judges, and the fresh network."""
 
     recipe: Recipe
-    dataset: SiteDataset
+    dataset: Dataset
     manifest: pd.DataFrame
     label_column: str
     sites: Sites
@@ -86,7 +86,7 @@ def prepare_experiment(
     else:
         if data is None:
             raise InputError("--data: is required; give the dataset directory that `python -m data_prep build` wrote")
-        dataset = SiteDataset(data)
+        dataset = open_dataset(data)
         label_column = dataset.column(recipe.input.label_column or dataset.label_column).name
         manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
@@ -111,7 +111,7 @@ def prepare_experiment(
     )
 
 
-def positions_of(dataset: SiteDataset, manifest: pd.DataFrame, part: str) -> Int[np.ndarray, " n"]:
+def positions_of(dataset: Dataset, manifest: pd.DataFrame, part: str) -> Int[np.ndarray, " n"]:
     """Positions in the dataset of the sites of one part of a split."""
     sites = set(manifest.loc[manifest["part"] == part, "site_id"])
     return np.flatnonzero(dataset.index["site_id"].isin(sites)).astype(np.int32)

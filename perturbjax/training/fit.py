@@ -102,7 +102,6 @@ def fit(config: TrainConfig) -> Run:
         manifest=experiment.manifest,
         pretrained=experiment.pretrained,
     )
-    facts = {"classes": run.class_names, **{n: run.facts[n] for n in ("split_fingerprint", "normalization")}}
     with contextlib.ExitStack() as held:
         checkpoints = Checkpoints(run.path, keep_latest=config.keep_latest, keep_best=config.keep_best)
         held.callback(checkpoints.close)
@@ -147,7 +146,7 @@ def fit(config: TrainConfig) -> Run:
                 step += sums.loss.size
                 if asked_to_end(step):
                     took = time.monotonic() - started
-                    raise leave(checkpoints, state, epoch=epoch, parts=parts, seconds=took, facts=facts)
+                    raise leave(checkpoints, state, epoch=epoch, parts=parts, seconds=took, facts=run.identity)
             sums, parts, before = stack_steps(parts), [], 0.0
             _require_finite(sums.loss, epoch, checkpoints, run)
             row = {
@@ -179,7 +178,7 @@ def fit(config: TrainConfig) -> Run:
             # Metrics before the checkpoint: a kill between the two leaves rows that resuming drops, never a gap.
             run.append_metrics(rows)
             if last or accuracy is not None or (epoch + 1) % config.checkpoint_every == 0:
-                checkpoints.save(state, epoch=epoch + 1, facts=facts, accuracy=accuracy)
+                checkpoints.save(state, epoch=epoch + 1, facts=run.identity, accuracy=accuracy)
     return run
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from perturbjax.console import InputError, Terminated
+from perturbjax.console import Terminated
 from perturbjax.training.checkpoint import Checkpoints, tree_to_state
 from perturbjax.training.devices import stack_steps
 from perturbjax.training.hosts import is_first
@@ -57,8 +57,7 @@ def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, steps_per_epoc
         run.truncate_metrics(0)
         return Progress(fresh, 0, 0, sums, 0.0)
     tree, facts = found
-    if facts["split_fingerprint"] != run.facts["split_fingerprint"]:
-        raise InputError(f"{checkpoints.path}: was trained on another split than {run.path} says; start a new --out")
+    run.require_own(facts, checkpoints.path)
     run.truncate_metrics(facts["epoch"])
     partial = np.asarray(facts.get(SUMS, np.zeros((len(sums), 0))), np.float32)
     sums[:, : partial.shape[1]] = partial

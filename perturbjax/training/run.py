@@ -20,7 +20,7 @@ import pandas as pd
 from perturbjax import normalize
 from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
-from perturbjax.dataset import INDEX, SiteDataset
+from perturbjax.dataset import INDEX, Dataset, open_dataset
 from perturbjax.files import atomic, file_digest, make_folder, read_json, write_json
 from perturbjax.splits import fingerprint, read_split, split_for, write_split
 
@@ -52,6 +52,24 @@ class Run:
     def label_column(self) -> str:
         return self.facts["label_column"]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that its predictions depend on beside the arrays: what every checkpoint of it repeats."""
+        return {"recipe": recipe_to_dict(self.recipe), "classes": self.class_names, "facts": self.facts}
+
+    def require_own(self, facts: dict[str, Any], checkpoint: Path) -> None:
+        """Hold the files of the run, which are for reading, to what its checkpoint says.
+
+        Raises:
+            InputError: names the file that differs.
+        """
+        for name, file in (("classes", LABELS), ("recipe", CONFIG), ("facts", CONFIG)):
+            if _json(facts.get(name)) != _json(self.identity[name]):
+                raise InputError(
+                    f"{self.path / file}: differs from what {checkpoint} was trained with ({name}); "
+                    "restore the file, or train again"
+                )
+
     def manifest(self, index: pd.DataFrame) -> pd.DataFrame:
         """The run's split, in the order of `index`; where it came without one, what its recipe deals."""
         if not (self.path / SPLIT_FILE).is_file():
@@ -62,10 +80,10 @@ class Run:
         """The part that each site had in the run: train, test, or new where the run does not know it."""
         if not (self.path / SPLIT_FILE).is_file():
             return np.full(len(site_ids), "new", object)
-        known = pd.read_parquet(self.path / SPLIT_FILE).set_index("site_id")["part"]
+        known = _read_split_file(self.path).set_index("site_id")["part"]
         return site_ids.map(known).fillna("new").to_numpy()
 
-    def statistics_for(self, dataset: SiteDataset) -> normalize.Statistics:
+    def statistics_for(self, dataset: Dataset) -> normalize.Statistics:
         """What intensities of a dataset are normalised by: the statistics that the run was trained with.
 
         A line is printed where they are not enough (see `normalize.statistics_for`).
@@ -74,7 +92,7 @@ class Run:
         is_own = own is not None and own == dataset_facts(dataset)["index_sha256"]
         return normalize.statistics_for(dataset, self.recipe.input, kept, self.path, own=is_own)
 
-    def open_data(self, path: Path | None = None) -> SiteDataset:
+    def open_data(self, path: Path | None = None) -> Dataset:
         """The dataset at `path`, or else the one the run was started on.
 
         Raises:
@@ -82,7 +100,7 @@ class Run:
         """
         if path is None and self.data is None:
             raise InputError(f"--data: {self.path} was imported without a dataset; name one")
-        return SiteDataset(path or self.data)
+        return open_dataset(path or self.data)
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Add rows to `metrics.jsonl`."""
@@ -97,20 +115,24 @@ class Run:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`; a last line that was cut short is left out."""
+    """The rows of a run's `metrics.jsonl`; what follows a line that was cut short or is damaged is left out."""
     file = Path(path) / METRICS
     if not file.is_file():
         return []
     rows = []
-    for line in file.read_text().splitlines():
+    for line in file.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            whole = isinstance(row["epoch"], int) and {"step", "split", "loss", "accuracy"} <= set(row)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
             break
+        rows.append(row)
     return rows
 
 
-def dataset_facts(dataset: SiteDataset) -> dict[str, Any]:
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """What a dataset must share with a model that is applied to it, and what identifies it."""
     return {
         "channels": dataset.channel_names,
@@ -124,7 +146,7 @@ def describe_run(
     path: Path,
     *,
     recipe: Recipe,
-    dataset: SiteDataset,
+    dataset: Dataset,
     label_column: str,
     class_names: list[str],
     manifest: pd.DataFrame,
@@ -152,7 +174,7 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
     """
     path = run.path
     if (path / CONFIG).is_file():
-        _require_same(open_run(path), run.recipe, run.facts)
+        _require_same(open_run(path), run)
         return
     _require_free(path)
     make_folder(path)
@@ -193,7 +215,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _require_free(path: Path) -> None:
-    if path.is_dir() and any(file.name != LOCK for file in path.iterdir()):
+    # A run that was killed while it was begun left no more than these, and files still under temporary names.
+    begun = (LOCK, SPLIT_FILE, LABELS)
+    if path.is_dir() and any(file.name not in begun and not file.name.startswith(".") for file in path.iterdir()):
         raise InputError(f"{path}: is not empty and holds no run; choose another --out")
 
 
@@ -206,26 +230,54 @@ def open_run(path: Path) -> Run:
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: holds no run ({CONFIG} is missing); make one with `perturbjax train --out {path}`")
-    config = read_json(path / CONFIG)
+    config, names = read_json(path / CONFIG), read_json(path / LABELS)
     try:
         recipe, facts = recipe_from_dict(config["recipe"]), config["facts"]
         data = None if config["data"] is None else Path(config["data"])
-        return Run(path, recipe, data, read_json(path / LABELS), facts)
-    except KeyError as error:
-        raise InputError(f"{path / CONFIG}: lacks {error}; it was not written by this program") from error
+        split = facts["split_fingerprint"]
+        labels = facts["label_column"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path / CONFIG}: was not written by this program ({error!r})") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not isinstance(labels, str):
+        raise InputError(f"{path / LABELS}: is not the list of class names that was written; restore it")
+    if split is not None and fingerprint(_read_split_file(path)) != split:
+        raise InputError(f"{path / SPLIT_FILE}: is not the split that the run was trained by; restore it")
+    return Run(path, recipe, data, names, facts)
 
 
-def _require_same(run: Run, recipe: Recipe, facts: dict[str, Any]) -> None:
-    """Refuse to go on with a run under another recipe, dataset or split."""
-    before, now = recipe_to_dict(run.recipe), recipe_to_dict(recipe)
+def _read_split_file(path: Path) -> pd.DataFrame:
+    """A run's own split.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    file = path / SPLIT_FILE
+    try:
+        table = pd.read_parquet(file)
+        return table.assign(site_id=table["site_id"].astype(str), part=table["part"].astype(str))
+    except Exception as error:  # pyarrow raises many kinds
+        raise InputError(f"{file}: cannot be read ({str(error).splitlines()[0]}); restore it") from error
+
+
+def _json(value: Any) -> str:
+    """A value as it is once it has been through JSON, comparable."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _require_same(run: Run, other: Run) -> None:
+    """Refuse to go on with a run under another recipe, dataset, split or labels."""
+    before, now = recipe_to_dict(run.recipe), recipe_to_dict(other.recipe)
     old = {
         **{f"{s}.{k}": v for s, part in before.items() if isinstance(part, dict) for k, v in part.items()},
         **run.facts,
+        "labels": run.class_names,
     }
-    new = {**{f"{s}.{k}": v for s, part in now.items() if isinstance(part, dict) for k, v in part.items()}, **facts}
-    old["seed"], new["seed"] = run.recipe.seed, recipe.seed
-    if "normalization" not in old:  # begun before runs kept it; it follows from recipe and index, compared below
-        new.pop("normalization", None)
+    new = {
+        **{f"{s}.{k}": v for s, part in now.items() if isinstance(part, dict) for k, v in part.items()},
+        **other.facts,
+        "labels": other.class_names,
+    }
+    old["seed"], new["seed"] = run.recipe.seed, other.recipe.seed
     for name in new:
         if _plain(old.get(name)) != _plain(new[name]):
             raise InputError(

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,15 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.simulate import SimulateOptions, simulate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test finds what another session's builds kept, nor leaves anything in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -72,12 +81,13 @@ def build_arguments(plate: Path, tmp_path: Path) -> Callable[..., list[str]]:
 def command() -> Callable[..., subprocess.Popen]:
     """Start `python -m data_prep …` in its own process."""
 
-    def start(*arguments: object, **environment: str) -> subprocess.Popen:
+    def start(*arguments: object, start_new_session: bool = False, **environment: str) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", "data_prep", *map(str, arguments)],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **environment},
+            start_new_session=start_new_session,
         )
 
     return start

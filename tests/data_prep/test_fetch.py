@@ -136,3 +136,41 @@ def test_an_unknown_plate_channel_or_well_is_one_line(gallery, refused, tmp_path
     )
     assert "--wells Z99" in refused("fetch", "--plate", PLATE, "--wells", "Z99", *flags)
     assert not (tmp_path / "out/load_data.csv").exists()
+
+
+def change(served: Path, name: str, old: str, new: str) -> None:
+    """Change a text among what is served."""
+    (file,) = served.rglob(name)
+    file.write_text(file.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize("name", ["../../../escaped.tiff", "/tmp/escaped.tiff", "..", "a\\\\b.tiff"])
+def test_a_server_names_no_file_outside_the_output(gallery, tmp_path, name):
+    url, _, _ = gallery
+    change(tmp_path / "served", "load_data.csv", "SIM001_A01_s01_DNA.tiff", name)
+    with pytest.raises(InputError, match="is no plain file name"):
+        fetch(FetchOptions(PLATE, tmp_path / "deep/er/out", base_url=url))
+    assert not list(tmp_path.rglob("*escaped*")) and not (tmp_path / "deep/er/out/load_data.csv").exists()
+
+
+def test_a_server_names_no_platemap_outside_the_output(gallery, tmp_path):
+    url, _, _ = gallery
+    change(tmp_path / "served", "barcode_platemap.csv", "JUMP-Target-1_compound_platemap", "../../escaped")
+    with pytest.raises(InputError, match=r"Plate_Map_Name: .*is no plain file name"):
+        fetch(FetchOptions(PLATE, tmp_path / "out", base_url=url))
+
+
+def test_what_a_killed_fetch_left_half_written_goes(gallery, tmp_path):
+    url, _, _ = gallery
+    half = tmp_path / "out/images" / PLATE / ".SIM001_A01_s01_DNA.4711.tmp.tiff"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    fetch(FetchOptions(PLATE, tmp_path / "out", base_url=url))
+    assert not half.exists()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"images", "metadata", "load_data.csv"}
+
+
+def test_two_fetches_into_one_folder_do_not_meet(gallery, tmp_path):
+    url, _, _ = gallery
+    with module._alone(tmp_path), pytest.raises(InputError, match="another fetch is at work"):
+        fetch(FetchOptions(PLATE, tmp_path, base_url=url))

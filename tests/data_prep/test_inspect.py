@@ -3,7 +3,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from data_prep.inspection import InspectOptions, inspect, shared_layouts, warnings
+from data_prep.inspection import InspectOptions, inspect, warnings
+from perturbjax import splits
+from perturbjax.plates import shared_layouts
 
 
 def wells(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
@@ -28,7 +30,7 @@ def test_a_compound_in_one_well_is_warned_of():
 def test_plates_of_one_layout_are_named():
     layout = [("A01", "DMSO"), ("A02", "x"), ("A03", "y")]
     sites = wells([(plate, well, label) for plate in ("p", "q") for well, label in layout])
-    assert shared_layouts(sites, "Metadata_pert_iname") == [["p", "q"]]
+    assert shared_layouts(sites) == [["p", "q"]]
     found = warnings(sites, "Metadata_pert_iname")
     assert any("2 plates share one layout (p, q)" in warning for warning in found)
     assert any("compound and position cannot be told apart" in warning for warning in found)
@@ -42,7 +44,17 @@ def test_plates_of_one_layout_are_named():
             ("q", "A03", "DMSO"),
         ]
     )
-    assert shared_layouts(other, "Metadata_pert_iname") == []
+    assert shared_layouts(other) == []
+
+
+def test_inspect_and_split_mean_the_same_by_a_layout_where_a_plate_lost_two_wells():
+    layout = [(f"A{column:02d}", f"compound-{column}") for column in range(1, 13)]
+    rows = [("p", *well) for well in layout] + [("q", *well) for well in layout[:-2]]
+    rows += [("r", well, f"other-{well}") for well, _ in layout]
+    sites = wells(rows)
+    assert any("2 plates share one layout (p, q)" in warning for warning in warnings(sites, "Metadata_pert_iname"))
+    groups = dict(zip(sites["Metadata_Plate"], splits.group_of_site(sites, "layout"), strict=True))
+    assert groups == {"p": "p", "q": "p", "r": "r"}
 
 
 def test_missing_files_are_counted_and_end_with_status_2(plate, refused, capsys):

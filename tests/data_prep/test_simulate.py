@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import tifffile
 
+from data_prep.output import work_folder
 from data_prep.simulate import SimulateOptions, simulate
 from data_prep.simulate.cells import draw_site
 from data_prep.simulate.layout import ASPECTS, TRAITS, trait_values
@@ -121,8 +122,14 @@ def test_a_trait_can_be_seen_in_the_image(trait, factor, measure):
 
 
 def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
-    assert "--wells 1: must be at least 2" in refused("simulate", "--out", tmp_path / "x", "--wells", 1)
+    assert "--wells 1: must be from 2 to 1536" in refused("simulate", "--out", tmp_path / "x", "--wells", 1)
     assert "--compounds 96" in refused("simulate", "--out", tmp_path / "x", "--compounds", 96)
     (tmp_path / "y").mkdir()
     assert "exists already" in refused("simulate", "--out", tmp_path / "y")
     assert [path.name for path in tmp_path.iterdir()] == ["y"]
+
+
+def test_two_simulations_of_one_output_do_not_meet(refused, tmp_path):
+    with work_folder(tmp_path / "x", "simulating"):
+        assert "another process is at work" in refused("simulate", "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()

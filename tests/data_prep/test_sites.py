@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from data_prep.sites import choose_label, merged_identities, read_sites
-from data_prep.tables import normalise_well
 from perturbjax.console import InputError
+from perturbjax.plates import normalise_well
 
 
 def test_every_row_is_one_site_with_its_files_in_the_order_asked_for(plate):
@@ -73,12 +73,22 @@ def test_wells_that_only_differ_in_spelling_are_duplicates(plate, edit):
         read_sites(plate / "load_data.csv", plate)
 
 
-def test_the_label_is_the_first_usable_column_and_empty_perturbations_are_dmso(plate, edit):
+def test_the_label_is_the_first_usable_column(plate):
+    table = read_sites(plate / "load_data.csv", plate)
+    assert choose_label(table.sites, "", table.source) == "Metadata_pert_iname"
+
+
+def test_an_empty_perturbation_is_the_solvent_only_where_the_platemap_says_so(plate, edit, tmp_path):
     edit(lambda table: table.replace({"Metadata_pert_iname": {"DMSO": ""}}))
     table = read_sites(plate / "load_data.csv", plate)
-    label = choose_label(table.sites, "", table.source)
-    assert label == "Metadata_pert_iname"
-    assert set(table.sites[label]) == {"DMSO", "compound-01", "compound-02"}
+    with pytest.raises(InputError, match=r"row \d+: Metadata_pert_iname is empty .*fill it in .DMSO"):
+        choose_label(table.sites, "", table.source)
+    wells = "".join(
+        f"{well}\t{'' if well == 'A01' else 'BRD-1'}\n" for well in sorted(set(table.sites["Metadata_Well"]))
+    )
+    (tmp_path / "map.tsv").write_text("well_position\tbroad_sample\n" + wells)
+    joined = read_sites(plate / "load_data.csv", plate, platemap=tmp_path / "map.tsv").sites
+    assert set(joined.loc[joined["Metadata_Well"] == "A01", "Metadata_broad_sample"]) == {"DMSO"}
 
 
 def test_an_empty_label_of_another_column_is_refused_with_its_row(plate, edit):
@@ -131,3 +141,15 @@ def test_a_well_outside_the_platemap_is_refused(plate, tmp_path):
     (tmp_path / "map.tsv").write_text("well_position\tbroad_sample\nA01\tBRD-1\n")
     with pytest.raises(InputError, match=r"map\.tsv: well A02 of row 4 is not in the platemap"):
         read_sites(plate / "load_data.csv", plate, platemap=tmp_path / "map.tsv")
+
+
+@pytest.mark.parametrize("column", ["Plate", "Well", "Site"])
+def test_a_platemap_that_would_replace_a_sites_position_is_refused(plate, tmp_path, column):
+    (tmp_path / "map.tsv").write_text(f"well_position\tbroad_sample\t{column}\nA01\tBRD-1\tX\n")
+    with pytest.raises(InputError, match=rf"map\.tsv: column {column} would replace Metadata_{column}"):
+        read_sites(plate / "load_data.csv", plate, platemap=tmp_path / "map.tsv")
+
+
+def test_a_site_number_that_only_looks_like_one_is_kept_as_text(plate, edit):
+    edit(lambda table: table.replace({"Metadata_Site": {"2": "²"}}))
+    assert set(read_sites(plate / "load_data.csv", plate).sites["Metadata_Site"]) == {"1", "²"}

@@ -10,14 +10,14 @@ from commands import SMALL, one_line
 from reference.original import Classifier
 
 from perturbjax.cli import main
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import Dataset, open_dataset
 
 SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def sites(dataset) -> SiteDataset:
-    return SiteDataset(dataset)
+def sites(dataset) -> Dataset:
+    return open_dataset(dataset)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_what_cannot_be_imported_is_refused_in_one_line(capsys, checkpoint, impo
     for flags, named in [
         (("--model", "attention_multiscale", "--out", out), "image_block1.0.weight"),
         (("--labels", labels, "--out", out), "labels.json"),
-        (("--out", imported), "holds a run"),
+        (("--out", imported), "already holds another run"),
         (("--data", sites.path, "--normalize", "log_plate", "--out", out), "has 2 channels as normalised by log_plate"),
     ]:
         assert named in refusal(capsys, "import-torch", "--checkpoint", checkpoint[0], *flags)

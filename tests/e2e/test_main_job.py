@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from commands import SMALL, assert_same_parameters
 
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import open_dataset
 
 
 def test_a_run_directory_holds_all_that_is_promised(run):
@@ -25,7 +25,7 @@ def test_predictions_hold_one_probability_a_class_for_every_site(run, dataset):
     table = pd.read_parquet(run / "evaluation/predictions.parquet")
     names = json.loads((run / "labels.json").read_text())
     probabilities = table[[f"prob_{name}" for name in names]].to_numpy()
-    assert len(table) == len(SiteDataset(dataset)) and set(table["part"]) == {"train", "test"}
+    assert len(table) == len(open_dataset(dataset)) and set(table["part"]) == {"train", "test"}
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     assert list(table["predicted"]) == [names[i] for i in probabilities.argmax(1)]
     assert table.columns[0].startswith("Metadata_")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
 from commands import SMALL, one_line
@@ -95,19 +94,13 @@ def test_an_output_that_cannot_be_written_is_named(refused, dataset, run, tmp_pa
     assert str(tmp_path / "file") in line
 
 
-def test_a_loss_that_is_not_finite_stops_training_and_says_which_checkpoint_stays(refused, dataset, tmp_path):
-    flags = ("--data", dataset, *SMALL[:4], "--epochs", 60, "--split", "well", "--folds", 3)
-    wild = ("--learning-rate", "1e30", "--weight-decay", 0, "--checkpoint-every", 1, "--evaluate-every", 100)
-    at_once, later = tmp_path / "at_once", tmp_path / "later"
-    line = refused("train", *flags, *wild, "--warmup", 0, "--out", at_once)
-    assert "not finite at step" in line and "--learning-rate" in line and "no checkpoint was saved" in line
-    assert not (at_once / "checkpoints").exists()
-    line = refused("train", *flags, *wild, "--warmup", 1, "--balance", 0, "--out", later)
-    kept = Checkpoints(later)
-    if kept.epochs():
-        assert f"the checkpoint of epoch {kept.epochs()[-1]} stays" in line
-        tree, _ = kept.load()
-        assert all(np.isfinite(value).all() for value in tree.values())
+def test_a_loss_that_is_not_finite_stops_training(refused, dataset, tmp_path):
+    out = tmp_path / "run"
+    flags = ("--data", dataset, "--out", out, *SMALL[:4], "--epochs", "6", "--split", "well", "--folds", "3")
+    wild = (*flags, "--learning-rate", "1e30", "--weight-decay", "0", "--checkpoint-every", "1", "--warmup", "1")
+    line = refused("train", *wild)
+    assert "not finite at step" in line and "--learning-rate" in line
+    assert ("no checkpoint was saved" in line) == (not Checkpoints(out).epochs())
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "report"])

@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 
 from perturbjax.evaluation import baselines
 from perturbjax.evaluation.scores import point, score
-from perturbjax.evaluation.wells import aggregate_wells, parse_wells, well_ids
+from perturbjax.evaluation.wells import aggregate_wells, well_ids
+from perturbjax.plates import parse_wells
 
 
 def plate(name: str, labels: np.ndarray, *, sites: int = 2) -> tuple[pd.DataFrame, np.ndarray]:

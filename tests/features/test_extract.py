@@ -19,7 +19,7 @@ from tiny_dataset import write_dataset
 
 from perturbjax.augment import RawBatch
 from perturbjax.console import InputError
-from perturbjax.dataset import SiteDataset
+from perturbjax.dataset import open_dataset
 from perturbjax.features import extract as extraction
 from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, dihedral, intensity_range
@@ -60,7 +60,7 @@ def values(path) -> np.ndarray:
 
 
 def test_metadata_come_first_then_a_float32_column_a_feature_in_record_order(data, table):
-    frame, index = pd.read_parquet(table), SiteDataset(data).index
+    frame, index = pd.read_parquet(table), open_dataset(data).index
     metadata = [column for column in frame if column.startswith("Metadata_")]
     features = list(frame.columns[len(metadata) :])
     assert list(frame.columns[: len(metadata)]) == metadata
@@ -79,7 +79,7 @@ def test_a_bag_of_channels_is_the_mean_of_each_channel_s_own_features(data, weig
 
 
 def test_each_row_is_the_network_s_answer_to_that_site_alone(data, weights, table):
-    dataset = SiteDataset(data)
+    dataset = open_dataset(data)
     model = load_pretrained("resnet18", weights).model
     forward = nnx.jit(lambda model, x: model(x, Mode()).features)
     for position in (0, 3, SITES - 1):
@@ -171,7 +171,7 @@ def test_augmentations_average_over_the_symmetries_of_the_square(data, weights, 
 
 
 def adapted(data, settings: AdaptConfig, positions: list[int]) -> np.ndarray:
-    dataset = SiteDataset(data)
+    dataset = open_dataset(data)
     image, mask = dataset.read(positions)
     shift, scale = (part[positions] for part in intensity_range(dataset, settings.scale))
     none = np.zeros(len(positions))
@@ -183,7 +183,7 @@ class TestAdaptation:
     def test_masked_is_black_outside_the_cells_and_the_image_inside(self, data):
         plain = adapted(data, AdaptConfig(size=0), [1])
         masked = adapted(data, AdaptConfig(size=0, use="masked"), [1])
-        inside = SiteDataset(data).read([1])[1][0] > 0
+        inside = open_dataset(data).read([1])[1][0] > 0
         np.testing.assert_allclose(
             masked[:, ~inside],
             np.broadcast_to(adapted(data, AdaptConfig(size=0), [0])[0, 0, 0], masked[:, ~inside].shape),
@@ -220,7 +220,7 @@ class TestAdaptation:
 
     @pytest.mark.parametrize("scale", ["site", "plate", "dataset", "dtype"])
     def test_scales_say_what_becomes_zero_and_one(self, data, scale):
-        dataset = SiteDataset(data)
+        dataset = open_dataset(data)
         shift, factor = intensity_range(dataset, scale)
         low, high = dataset.index["p01_Actin"], dataset.index["p99_Actin"]
         if scale == "plate":

@@ -70,9 +70,9 @@ def test_tokens_are_transformers_tokens_at_every_size(small, sides):
     model = pretrained.model
     tokens, grid = nnx.jit(lambda model, x: model.tokens(x, Mode())[0])(model, x), (sides[0] // 14, sides[1] // 14)
     outputs = model(jnp.asarray(x), Mode())
-    np.testing.assert_allclose(tokens, answer.last_hidden_state, atol=1e-4)
-    np.testing.assert_allclose(outputs.features, answer.pooler_output, atol=1e-4)
-    patches = answer.last_hidden_state[:, -grid[0] * grid[1] :].reshape(2, *grid, -1)
+    np.testing.assert_allclose(tokens, answer.last_hidden_state.numpy(), atol=1e-4)
+    np.testing.assert_allclose(outputs.features, answer.pooler_output.numpy(), atol=1e-4)
+    patches = answer.last_hidden_state[:, -grid[0] * grid[1] :].reshape(2, *grid, -1).numpy()
     np.testing.assert_allclose(model.feature_map(jnp.asarray(x), Mode()), patches, atol=1e-4)
 
 
@@ -84,7 +84,7 @@ def test_the_larger_ones_are_transformers_too(tmp_path, size, registers):
     name = f"dinov2_{size}{'_registers' if registers else ''}"
     x = images(70, 84, batch=1)
     with torch.no_grad():
-        answer = theirs(to_torch(x)).pooler_output
+        answer = theirs(to_torch(x)).pooler_output.numpy()
     ours = load_pretrained(name, str(file)).model(jnp.asarray(x), Mode()).features
     np.testing.assert_allclose(ours, answer, atol=1e-4 * max(1, np.abs(answer).max()))
 
@@ -115,7 +115,9 @@ def test_bicubic_weights_are_torch_s(before, after, antialias):
     theirs = torch.nn.functional.interpolate(
         column.expand(1, before, before, before), (after, before), mode="bicubic", antialias=antialias
     )
-    np.testing.assert_allclose(cubic_weights(before, after, antialias=antialias), theirs[0, :, :, 0].T, atol=1e-5)
+    np.testing.assert_allclose(
+        cubic_weights(before, after, antialias=antialias), theirs[0, :, :, 0].T.numpy(), atol=1e-5
+    )
 
 
 def test_weights_with_registers_and_without_are_told_apart(small, tmp_path):

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer, writer
 from tensorflow_datasets.core.splits import SplitInfo
 
-from perturbjax.dataset import SCHEMA_VERSION, SPLIT
+from perturbjax.dataset.schema import SCHEMA_VERSION, SPLIT, Contents
 
 #: Pixels as stored, before compression, that one shard may hold.
 SHARD_BYTES = 256 << 20
@@ -20,8 +20,29 @@ SHARD_BYTES = 256 << 20
 Record = dict[str, Any]
 
 
+def record_features(contents: Contents) -> tfds.features.FeaturesDict:
+    """The TFDS features of one record.
+
+    `image` (H, W, channels) uint8 or uint16; `mask` (H, W) uint16 instance labels, 0 is background; `site_id` unique
+    text; `label` ClassLabel over the label's classes; every `Metadata_*` column as text.
+    """
+
+    def pixels(*shape: int | None, dtype: np.dtype) -> tfds.features.Tensor:
+        return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="zlib")
+
+    return tfds.features.FeaturesDict(
+        {
+            "image": pixels(None, None, contents.channels, dtype=contents.image_dtype),
+            "mask": pixels(None, None, dtype=np.dtype(np.uint16)),
+            "site_id": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=list(contents.label_names)),
+            **{column: tfds.features.Text() for column in contents.metadata_columns},
+        }
+    )
+
+
 class CellSites(tfds.core.GeneratorBasedBuilder):
-    """One record a site, as `perturbjax.dataset.record_features` says, in the order of the site table."""
+    """One record a site, as `record_features` says, in the order of the site table."""
 
     VERSION = tfds.core.Version(SCHEMA_VERSION)
 

@@ -1,0 +1,72 @@
+"""Published weights by name: found in the cellpose package's cache, or fetched from where the package gets them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from perturbjax.console import InputError, console
+from perturbjax.files import atomic
+
+#: Name → file at `URL`.
+FILES = {"nuclei": "nucleitorch_0", "cyto": "cytotorch_0", "cyto2": "cyto2torch_0", "cyto3": "cyto3"}
+URL = "https://www.cellpose.org/models"
+#: SHA-256 of files that were verified. Publishers give none: what is not listed is told of, never trusted silently.
+DIGESTS: dict[str, str] = {}
+#: Bytes beyond which nothing of this kind can be meant; those published have 27 million.
+LARGEST_FILE = 2**30
+TIMEOUT_S = 30
+
+
+def find(weights: str | Path, url: str = URL) -> Path:
+    """The file behind a name or a path; a file of that name in the working directory goes before the name.
+
+    Raises:
+        InputError: it is neither a file nor a known name, cannot be fetched, or is not what was published.
+    """
+    if not str(weights):
+        raise InputError("--weights: needs a NAME or PATH; nothing is chosen for you")
+    path = Path(weights)
+    if path.is_file():
+        return path.resolve()
+    if str(weights) not in FILES:
+        raise InputError(f"--weights {weights}: no such file, and no model of that name; there are {', '.join(FILES)}")
+    file = FILES[str(weights)]
+    cached = cache() / file
+    if not cached.is_file():
+        _fetch(f"{url}/{file}", cached, str(weights))
+    return cached
+
+
+def cache() -> Path:
+    """The folder that the package keeps its models in."""
+    return Path(os.environ.get("CELLPOSE_LOCAL_MODELS_PATH") or Path.home() / ".cellpose/models")
+
+
+def digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(url: str, path: Path, name: str) -> None:
+    console.print(f"fetching {url} to {path}")
+    try:
+        with atomic(path) as temporary, urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+            size = 0
+            with open(temporary, "wb") as file:
+                while block := answer.read(2**20):
+                    size += len(block)
+                    if size > LARGEST_FILE:
+                        raise InputError(f"--weights {name}: {url} sends more than {LARGEST_FILE} bytes; give a PATH")
+                    file.write(block)
+            expected = answer.headers.get("Content-Length")
+            if not size or (expected and int(expected) != size):
+                raise InputError(f"--weights {name}: {url} broke off after {size} bytes; try again or give a PATH")
+            if (known := DIGESTS.get(name)) and digest(temporary) != known:
+                raise InputError(f"--weights {name}: {url} is not the published file (SHA-256); give a PATH")
+    except (urllib.error.URLError, ValueError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise InputError(f"--weights {name}: {url} could not be fetched ({reason}); give a PATH") from error

@@ -1,0 +1,80 @@
+"""A run is what its checkpoint says: files beside it that were changed are named, whatever command opens it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from commands import one_line
+
+from perturbjax.cli import main
+
+
+def swap_split(run: Path) -> None:
+    table = pd.read_parquet(run / "split.parquet")
+    table["part"] = table["part"].map({"train": "test", "test": "train"})
+    table.to_parquet(run / "split.parquet", index=False)
+
+
+def reverse_labels(run: Path) -> None:
+    names = json.loads((run / "labels.json").read_text())
+    (run / "labels.json").write_text(json.dumps(names[::-1]))
+
+
+def change_recipe(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"]["augment"]["crop"] = 32
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def change_facts(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config["facts"]["image_size"] = [1, 1]
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def empty_config(run: Path) -> None:
+    (run / "config.json").write_text("{}")
+
+
+def flip_a_bit(run: Path) -> None:
+    array = max((run / "checkpoints").rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(array.read_bytes())
+    data[len(data) // 2] ^= 16
+    for path in (run / "checkpoints").rglob(f"d/{array.name}"):
+        path.write_bytes(data)
+
+
+CHANGES = {
+    swap_split: "split.parquet: is not the split",
+    reverse_labels: "labels.json: differs from what",
+    change_recipe: "config.json: differs from what",
+    change_facts: "config.json: differs from what",
+    empty_config: "config.json: was not written by this program",
+    flip_a_bit: "checkpoints",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("verb", ["predict", "verify"])
+def test_a_run_whose_files_were_changed_is_refused(capsys, run, dataset, tmp_path, change, verb):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    change(copy)
+    out = tmp_path / "predictions.parquet"
+    words = {
+        "predict": ["predict", "--run", copy, "--data", dataset, "--out", out],
+        "verify": ["verify", copy],
+    }[verb]
+    with pytest.raises(SystemExit) as left:
+        main([str(word) for word in words])
+    assert left.value.code == 2
+    assert CHANGES[change] in one_line(capsys.readouterr().err)
+    assert not out.exists()
+
+
+def test_a_run_as_it_was_written_is_verified(capsys, run):
+    with pytest.raises(SystemExit) as left:
+        main(["verify", str(run)])
+    assert left.value.code == 0
+    assert "as they were written" in " ".join(capsys.readouterr().err.split())

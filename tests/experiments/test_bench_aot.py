@@ -1,0 +1,84 @@
+"""Costs are read off a compiled program's text; what accelerators would do grows by no more than a twentieth."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.bench import aot, hlo
+from experiments.bench.tables import CannotRun
+from perturbjax.console import InputError
+from perturbjax.files import read_json
+
+TEXT = """HloModule jit_step, is_scheduled=true
+
+%fused (p0: f32[8,100], p1: s32[2]) -> f32[2,100] {
+  %p0 = f32[8,100]{1,0} parameter(0)
+  %p1 = s32[2]{0} parameter(1)
+  ROOT %gather.1 = f32[2,100]{1,0} gather(%p0, %p1), offset_dims={1}
+}
+
+%body (s: (f32[4], s32[])) -> (f32[4], s32[]) {
+  %s = (f32[4]{0}, s32[]) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%s), index=0
+  %i = s32[] get-tuple-element(%s), index=1
+  %double.1 = f32[4]{0} add(%x, %x), metadata={op_name="jit(step)/transpose(jvp())/add"}
+  ROOT %t = (f32[4]{0}, s32[]) tuple(%double.1, %i)
+}
+
+ENTRY %main (a: f32[8,100], b: s32[2], c: (f32[4], s32[])) -> f32[2,100] {
+  %a = f32[8,100]{1,0:T(8,128)} parameter(0)
+  %b = s32[2]{0} parameter(1)
+  %c = (f32[4]{0}, s32[]) parameter(2)
+  %picked = f32[2,100]{1,0} fusion(%a, %b), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/augment/gather"}
+  %while.1 = (f32[4]{0}, s32[]) while(%c), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"18"}}
+  %conv.1 = (bf16[10]{0}, u8[1000]{0}) custom-call(%picked), custom_call_target="conv"
+  %all-reduce.1 = f32[2,100]{1,0} all-reduce(%picked), backend_config={"estimated_cycles":"700"}
+  ROOT %sum = f32[2,100]{1,0} add(%picked, %all-reduce.1), metadata={op_name="a/update/add"}, b={"estimated_cycles":"50"}
+}
+"""  # noqa: E501
+
+
+def test_kernels_bytes_and_cycles_are_counted_where_they_run():
+    parts = hlo.costs(TEXT)
+    whole = parts["all"]
+    assert whole.kernels == 1 + 18 + 1 + 1 + 1
+    assert whole.cycles == 750 and parts["update"].cycles == 50
+    # A gather reads what it selects, a loop's body runs as often as it goes round, a workspace is not a result.
+    assert parts["augment"].moved == 800 + 8 + 800
+    assert parts["backward"].moved == 18 * (3 * 16)
+    assert whole.moved == 1608 + 18 * 48 + (20 + 800) + 1600 + 2400
+    assert whole.collectives == 1 and whole.told == 800
+    assert whole.silent == {"fusion of gather": 1, "add": 18, "custom-call": 1}
+    assert whole.unpriced == 1608 + 18 * 48 + 820
+
+
+def test_parts_of_a_step_are_told_by_their_scopes():
+    assert hlo.part_of("jit(train_step)/augment/mul") == "augment"
+    assert hlo.part_of("jit(train_step)/transpose(jvp())/mul") == "backward"
+    assert hlo.part_of("jit(train_step)/jvp()/conv") == "forward"
+    assert hlo.part_of("jit(epoch)/while/body/update/add") == "update"
+
+
+def test_a_missing_compiler_and_a_wrong_name_are_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(aot, "_found", lambda module: False)
+    with pytest.raises(CannotRun, match="make aot-env"):
+        aot.run(quick=True)
+    with pytest.raises(InputError, match="--targets v9: choose of v5e, v6e, h100"):
+        aot.compile_all(aot.Options(targets="v9"))
+    with pytest.raises(InputError, match="--programs walk: there are step bf16"):
+        aot.compile_all(aot.Options(programs="walk"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("name", sorted(read_json(aot.BASELINES)))
+def test_compiled_programs_grow_by_no_more_than_a_twentieth(name):
+    """Runs where the compilers are: `make aot-env`, then .venv-aot/bin/python -m pytest."""
+    target, count, program = name.split(" ", 2)
+    try:
+        mesh = aot.target_mesh(target, int(count.removeprefix("x")))
+        row = aot.compile_one(program, target, mesh)
+    except CannotRun as reason:
+        pytest.skip(str(reason))
+    for what, before in read_json(aot.BASELINES)[name].items():
+        assert row[what] <= 1.05 * before, f"{what} of {name}: {before:.4g} before, {row[what]:.4g} now"
