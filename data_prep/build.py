@@ -22,7 +22,7 @@ from data_prep import masks, workers
 from data_prep.images import Aggregate
 from data_prep.output import creation_time, work_folder
 from data_prep.pool import Pool
-from data_prep.segment import Engine, SegmenterConfig
+from data_prep.segment import Engine, SegmenterConfig, pipeline
 from data_prep.sites import FILE, SiteTable, channels_of, choose_label, merged_identities, read_sites
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.dataset import INDEX, PROVENANCE, SCHEMA_VERSION, SOURCE_DIGEST, open_dataset, write_dataset
@@ -53,7 +53,7 @@ class BuildOptions:
     segmenter: Engine = "watershed"
     """Engine of the instance masks."""
     weights: str = ""
-    """For cellpose: name of a built-in model, or path of a weights file."""
+    """For cellpose: nuclei, cyto, cyto2 or cyto3, or path of a weights file."""
     segment_channels: str = ""
     """Channels to segment, with commas; empty segments the aggregated image."""
     diameter: float = 0.0
@@ -90,6 +90,7 @@ def build(options: BuildOptions) -> None:
     created = creation_time()
     stored = _names(options.channels) or tuple(channels_of(options.load_data))
     segmented = _names(options.segment_channels)
+    pipeline.check_channels(options.segmenter, stored, segmented)
     if options.aggregate == "none" and len(stored) > 1 and not segmented:
         raise InputError("--aggregate none: there is no one image to segment; name its channel with --segment-channels")
     table = read_sites(
@@ -106,8 +107,8 @@ def build(options: BuildOptions) -> None:
 
     engine = SegmenterConfig(options.segmenter, options.weights, options.diameter)
     with Pool(workers.worker_count(options.workers, options.segmenter)) as pool:
-        segmenter = pool.call(workers.describe_segmenter, engine)
-        segmenter = {**segmenter, "channels": list(segmented) or ["aggregate"]}
+        described = pipeline.describe(pool, engine)
+        segmenter = {**described, "channels": list(segmented) or ["aggregate"]}
         facts = {**_facts(options, table, stored, label_column, segmenter), "created": created}
         sites = _sites(table, stored, segmented)
         if _already_built(options, facts, sites, pool):
@@ -117,7 +118,9 @@ def build(options: BuildOptions) -> None:
         dtype, shapes = _probe(pool, sites)
         with work_folder(options.out, "building") as work:
             store = masks.MaskStore(make_folder(work / "masks"), _cache(options))
-            job = _Job(table, sites, workers.Settings(engine, store, options.aggregate, options.resize), facts, work)
+            job = _Job(
+                table, sites, workers.Settings(engine, store, options.aggregate, options.resize, described), facts, work
+            )
             _segment(pool, job)
             _publish(_write(pool, job, dtype, shapes), options)
             shutil.rmtree(work)
@@ -247,7 +250,7 @@ def _probe(pool: Pool, sites: list[workers.Site]) -> tuple[np.dtype, list[tuple[
 
 
 def _segment(pool: Pool, job: _Job) -> None:
-    results = pool.as_completed(workers.segment_site, ((site, job.settings) for site in job.sites))
+    results = pipeline.segmented(pool, job.sites, job.settings)
     found = list(track(results, total=len(job.sites), label="segmenting", unit="sites"))
     if reused := found.count(None):
         console.print(f"reused: {reused} of {len(found)} sites have masks of the same pixels and settings already")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,15 @@ class Settings:
     aggregate: Aggregate = "median"
     resize: int = 0
     """Side of the stored image in pixels; 0 keeps the size."""
+    described: dict[str, Any] = field(default_factory=dict)
+    """The engine's provenance, which is part of every mask's key: workers need no network to know it."""
 
 
 def worker_count(asked: int, engine: segment.Engine) -> int:
     """`asked`, or where it is 0 one for each core, and one where a GPU runs the network."""
     if asked:
         return asked
-    if engine == "cellpose" and Path("/dev/nvidia0").exists():
+    if engine == "cellpose-torch" and Path("/dev/nvidia0").exists():
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -105,7 +107,7 @@ def segment_site(task: tuple[Site, Settings]) -> int | None:
     site, settings = task
     contents = {path: read_file(path, site.where) for path in site.segmented or site.stored}
     image = _segmented(site, settings, contents)
-    key = mask_key(image, describe_segmenter(settings.segmenter))
+    key = mask_key(image, settings.described)
     if settings.masks.find(key):
         return None
     try:
@@ -114,6 +116,15 @@ def segment_site(task: tuple[Site, Settings]) -> int | None:
         raise InputError(f"{site.where}: {error}") from error
     settings.masks.keep(key, mask)
     return int(np.unique(mask[mask > 0]).size)
+
+
+def read_site(task: tuple[Site, Settings]) -> tuple[str, UInt[np.ndarray, "h w c"] | None]:
+    """The key of a site's mask, and what is to be segmented; None where its mask is there already."""
+    site, settings = task
+    contents = {path: read_file(path, site.where) for path in site.segmented or site.stored}
+    image = _segmented(site, settings, contents)
+    key = mask_key(image, settings.described)
+    return key, None if settings.masks.find(key) else image
 
 
 def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
@@ -126,7 +137,7 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
     contents = {path: read_file(path, site.where) for path in site.files}
     image = aggregate_channels(_stack(site, site.stored, contents), settings.aggregate)
     segmented = _segmented(site, settings, contents) if site.segmented else image
-    mask = settings.masks.get(mask_key(segmented, describe_segmenter(settings.segmenter)))
+    mask = settings.masks.get(mask_key(segmented, settings.described))
     if mask is None or mask.shape != image.shape[:2]:
         raise InputError(f"{site.where}: its images changed while they were built; run the same command again")
     if settings.resize:

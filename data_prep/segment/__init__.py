@@ -1,7 +1,8 @@
 """Segmentation behind one small protocol: an image in, one instance mask out, and how it was made.
 
-Engines are built inside the worker processes that run them: they are described by a `SegmenterConfig`, which
-travels between processes, and made by `create`.
+An engine is built inside the process that runs it (`pipeline` says which): it is described by a `SegmenterConfig`,
+which travels between processes, and made by `create`. `cellpose` is the network in JAX, `cellpose-torch` the cellpose
+package, against which it is held.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jaxtyping import UInt, UInt16
 
 from perturbjax.console import require, require_sound
 
-Engine = Literal["cellpose", "watershed"]
+Engine = Literal["cellpose", "cellpose-torch", "watershed"]
 
 
 @runtime_checkable
@@ -36,7 +37,7 @@ class SegmenterConfig:
 
     engine: Engine = "watershed"
     weights: str = ""
-    """Name of a built-in cellpose model, or path of a weights file; watershed has none."""
+    """Name of a published cellpose model, or path of a weights file; watershed has none."""
     diameter: float = 0.0
     """Typical diameter of an object in pixels; 0 leaves it to the engine."""
 
@@ -55,6 +56,10 @@ def create(config: SegmenterConfig) -> Segmenter:
         from data_prep.segment.cellpose import Cellpose
 
         return Cellpose(config.weights, config.diameter)
+    if config.engine == "cellpose-torch":
+        from data_prep.segment.cellpose_torch import CellposeTorch
+
+        return CellposeTorch(config.weights, config.diameter)
     from data_prep.segment.watershed import Watershed
 
     return Watershed(config.weights, config.diameter)

@@ -212,7 +212,7 @@ def segment(
     one = isinstance(images, np.ndarray) and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4))
     segmenter = Segmenter(weights, diameter, precision)
     found = list(segmenter.masks([images] if one else images))
-    doubt = sizes.doubt(found, segmenter.expected)
+    doubt = sizes.doubt([tuple(each) for each in found], segmenter.expected, segmenter.rules.flow_threshold)
     if doubt:
         console.print(f"note: {doubt}")
     return found[0].labels if one else [objects.labels for objects in found]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from perturbjax.console import InputError, console
-from perturbjax.files import atomic
+from perturbjax.files import atomic, file_digest
 
 #: Name → file at `URL`.
 FILES = {"nuclei": "nucleitorch_0", "cyto": "cytotorch_0", "cyto2": "cyto2torch_0", "cyto3": "cyto3"}
@@ -46,11 +45,6 @@ def cache() -> Path:
     return Path(os.environ.get("CELLPOSE_LOCAL_MODELS_PATH") or Path.home() / ".cellpose/models")
 
 
-def digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _fetch(url: str, path: Path, name: str) -> None:
     console.print(f"fetching {url} to {path}")
     try:
@@ -65,7 +59,7 @@ def _fetch(url: str, path: Path, name: str) -> None:
             expected = answer.headers.get("Content-Length")
             if not size or (expected and int(expected) != size):
                 raise InputError(f"--weights {name}: {url} broke off after {size} bytes; try again or give a PATH")
-            if (known := DIGESTS.get(name)) and digest(temporary) != known:
+            if (known := DIGESTS.get(name)) and file_digest(temporary) != known:
                 raise InputError(f"--weights {name}: {url} is not the published file (SHA-256); give a PATH")
     except (urllib.error.URLError, ValueError, OSError) as error:
         reason = getattr(error, "reason", error)
