@@ -17,6 +17,11 @@ SMOOTH = 1 / 50
 SEED_SMOOTH = 1 / 16
 SEED_SPACING = 1 / 5
 SMALLEST_AREA = 1 / 10
+#: Width over which the ground of a bright place is averaged (standard deviation), as a share of the image's shorter side
+#: and at least in pixels. An object is brighter than its surroundings too: without that, haze over half an image became
+#: one object, its size the objects' estimated diameter, and all else too small to keep (1 of 100 training images; mean AP
+#: at IoU 0.5 there 0.792 without, 0.804 with).
+GROUND, GROUND_LEAST = 1 / 16, 20
 
 
 class Watershed:
@@ -51,6 +56,7 @@ class Watershed:
                 "seed_smooth": SEED_SMOOTH,
                 "seed_spacing": SEED_SPACING,
                 "smallest_area": SMALLEST_AREA,
+                "ground": [GROUND, GROUND_LEAST],
             },
         }
 
@@ -73,13 +79,15 @@ class Watershed:
 
 
 def _foreground(plane: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Otsu's threshold on the square root: intensities of cells are skewed, and dim cells count too."""
+    """Otsu's threshold on the square root: intensities of cells are skewed, and dim cells count too. And brighter than
+    the surroundings are."""
     from skimage.filters import threshold_otsu
 
     root = np.sqrt(np.clip(plane, 0, None))
     if np.ptp(root) < 1e-6:
         return np.zeros(plane.shape, bool)
-    return root > threshold_otsu(root)
+    ground = ndi.gaussian_filter(root, max(min(root.shape) * GROUND, GROUND_LEAST))
+    return (root > threshold_otsu(root)) & (root > ground)
 
 
 def _estimated_diameter(foreground: Bool[np.ndarray, "h w"]) -> float:

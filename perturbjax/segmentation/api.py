@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Integer, Num
 
 from perturbjax.console import InputError, console
 from perturbjax.models.layers import Mode
@@ -194,7 +194,7 @@ def segment(
     weights: str | Path = "nuclei",
     diameter: float = 0.0,
     precision: Precision = "float32",
-) -> Int[np.ndarray, "h w"] | list[Int[np.ndarray, "h w"]]:
+) -> Integer[np.ndarray, "h w"] | list[Integer[np.ndarray, "h w"]]:
     """Instance masks: 0 is background, 1, 2, … the objects; uint16, or uint32 where there are more than 65,535.
 
     Args:
@@ -223,7 +223,7 @@ def _forward(graph: nnx.GraphDef, state: nnx.State, x: Float[Array, "n h w c"], 
     return nnx.merge(graph, state)(x, Mode(dtype=dtype)).maps[..., :3]
 
 
-def _middles_in(labels: Int[np.ndarray, "h w"], start: tuple[int, int], side: int) -> np.ndarray:
+def _middles_in(labels: Integer[np.ndarray, "h w"], start: tuple[int, int], side: int) -> np.ndarray:
     """Which labels' middles lie in the square of `side` from `start` on."""
     count = np.bincount(labels.ravel()).astype(float)
     own = np.ones(len(count), bool)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 #: The network's flows are this many times unit vectors, and a step follows a unit.
 FLOW_SCALE = 5.0
@@ -48,7 +48,7 @@ class Rules(NamedTuple):
 class Objects(NamedTuple):
     """The objects of one image, and how much the network's flows support them."""
 
-    labels: Int[np.ndarray, "h w"]
+    labels: Integer[np.ndarray, "h w"]
     """uint16 where 65,535 suffice, else uint32; 1, 2, … without gaps."""
     errors: Float[np.ndarray, " found"]
     """Flow error of every object found, dropped ones among them."""
@@ -108,7 +108,7 @@ def _prepared(maps: Array, height: Array, width: Array, threshold: Array) -> tup
 
 
 def follow(
-    flow: Float[Array, "hb wb 8"], pixels: Int[np.ndarray, " p"], height: int, width: int, steps: int
+    flow: Float[Array, "hb wb 8"], pixels: Integer[np.ndarray, " p"], height: int, width: int, steps: int
 ) -> Float[np.ndarray, "p 2"]:
     """Where each pixel is after `steps` Euler steps; it stays within the image.
 
@@ -183,7 +183,7 @@ def _labels(
     return jnp.where(pixels >= 0, reached[places[:, 0], places[:, 1]], 0)
 
 
-def _boxes(label: Int[np.ndarray, " p"], pixels: Int[np.ndarray, " p"], columns: int, count: int) -> np.ndarray:
+def _boxes(label: Integer[np.ndarray, " p"], pixels: Integer[np.ndarray, " p"], columns: int, count: int) -> np.ndarray:
     """(count, 4): the first row and column of each label, and the ones after its last.
 
     The host's: XLA's CPU scatters a pixel in 80 ns, NumPy in 10.
@@ -244,7 +244,7 @@ def _judged(
     return Objects(_numbered(_filled(table[whole], np.concatenate(holes), keep, areas), rules.smallest), errors[ids])
 
 
-def _sides(extent: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+def _sides(extent: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
     """Sides of boxes: multiples of a quarter of the power of two below, so that few programs serve all objects."""
     step = np.maximum(2 ** np.ceil(np.log2(extent)).astype(int) // 8, SMALLEST_BOX // 2)
     return np.maximum(-(-extent // step) * step, SMALLEST_BOX)
@@ -258,7 +258,7 @@ def _filled(labels: np.ndarray, holes: np.ndarray, keep: np.ndarray, areas: np.n
     return labels
 
 
-def _numbered(labels: Int[np.ndarray, "h w"], smallest: int) -> Int[np.ndarray, "h w"]:
+def _numbered(labels: Integer[np.ndarray, "h w"], smallest: int) -> Integer[np.ndarray, "h w"]:
     """1, 2, … in the order of first pixels, row by row, without the objects that lost all but a few."""
     areas = np.bincount(labels.ravel())
     keep = areas >= max(smallest, 1)
@@ -312,7 +312,8 @@ def _flow_of(mine: Bool[Array, "n s s"], steps: Int[Array, " n"]) -> Float[Array
     largest = jnp.abs(flow).max(-1, keepdims=True)
     flow = jnp.where(largest > 0, flow / largest, 0)  # so that squares of tiny numbers do not vanish
     length = jnp.sqrt(jnp.square(flow).sum(-1, keepdims=True))
-    return jnp.where(length > 0, flow / length, 0).reshape(n, side, side, 2)
+    flow = jnp.where(length > 0, flow / length, 0).reshape(n, side, side, 2)
+    return jnp.where(mine[..., None], flow, 0)
 
 
 def _neighbourhood(heat: Float[Array, "rows s"]) -> Float[Array, "rows s"]:

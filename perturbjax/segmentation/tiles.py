@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Integer, Num
 
 #: Side of a tile in pixels, and the share of it that neighbours see too.
 TILE, OVERLAP = 224, 0.1
@@ -35,7 +35,7 @@ BUCKET = 64
 class Taps(NamedTuple):
     """Row `i` out is the sum over k of weight[i, k] times row index[i, k] in."""
 
-    index: Int[np.ndarray, "rows k"]
+    index: Integer[np.ndarray, "rows k"]
     weight: Float[np.ndarray, "rows k"]
 
 
@@ -67,7 +67,7 @@ class Axis:
         return 1 if self._canvas <= TILE else math.ceil((1 + 2 * OVERLAP) * self._canvas / TILE)
 
     @cached_property
-    def starts(self) -> Int[np.ndarray, " tiles"]:
+    def starts(self) -> Integer[np.ndarray, " tiles"]:
         return np.linspace(0, self._canvas - self.side, self.tiles).astype(int)
 
     @cached_property
@@ -184,7 +184,7 @@ def chunk(joined: Float[Array, "b rows columns c"], tiles: tuple[int, int], star
 
 @partial(jax.jit, static_argnames=("tiles", "images"))
 def join(
-    chunks: tuple[Float[Array, "n side_y side_x c"], ...],
+    chunks: tuple[Float[Array | np.ndarray, "_ side_y side_x c"], ...],
     rows: Taps,
     columns: Taps,
     tiles: tuple[int, int],
@@ -204,7 +204,7 @@ def _resample(image: Float[Array, "h w c"], rows: Taps, columns: Taps) -> Float[
     return sum(down[:, columns.index[:, k]] * columns.weight[:, k, None] for k in range(columns.index.shape[1]))
 
 
-def _linear(rows: Int[np.ndarray, " n"], of: int, size: int) -> Taps:
+def _linear(rows: Integer[np.ndarray, " n"], of: int, size: int) -> Taps:
     """Bilinear interpolation of `size` pixels at `rows` of the `of` that they are stretched to; edges repeat."""
     if of == size:
         return Taps(rows[:, None], np.ones((len(rows), 1)))

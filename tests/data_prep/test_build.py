@@ -325,8 +325,12 @@ def test_a_missing_and_an_empty_csv(plate, refused, build_arguments, tmp_path):
         (["--label-column", "Metadata_gene"], "--label-column Metadata_gene: .*it has Metadata_Plate"),
         (["--aggregate", "none"], "--segment-channels"),
         (["--weights", "nuclei"], "the watershed has no weights"),
-        (["--segmenter", "cellpose"], "needs --weights"),
-        (["--segmenter", "cellpose", "--weights", "cyto9"], "--weights cyto9: no such file.*cyto3, nuclei"),
+        (["--segmenter", "cellpose", "--weights", "cyto3"], "--segment-channels; there are DNA, Actin, Tubulin"),
+        (["--segmenter", "cellpose", "--segment-channels", "DNA"], "needs --weights"),
+        (
+            ["--segmenter", "cellpose", "--segment-channels", "DNA", "--weights", "cyto9"],
+            "--weights cyto9: no such file.*nuclei, cyto, cyto2, cyto3",
+        ),
         (["--diameter", "-4"], "--diameter -4"),
         (["--resize", "-4"], "--resize -4"),
         (["--workers", "-4"], "--workers -4"),
@@ -335,8 +339,6 @@ def test_a_missing_and_an_empty_csv(plate, refused, build_arguments, tmp_path):
 def test_a_bad_flag_is_one_line_and_nothing_is_written(refused, build_arguments, tmp_path, flags, message):
     import re
 
-    if "cellpose" in flags:
-        pytest.importorskip("cellpose")
     assert re.search(message, refused(*build_arguments(*flags)))
     assert [path.name for path in tmp_path.iterdir()] == ["plate"]
 
