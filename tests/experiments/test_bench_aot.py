@@ -33,7 +33,7 @@ ENTRY %main (a: f32[8,100], b: s32[2], c: (f32[4], s32[])) -> f32[2,100] {
   %while.1 = (f32[4]{0}, s32[]) while(%c), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"18"}}
   %conv.1 = (bf16[10]{0}, u8[1000]{0}) custom-call(%picked), custom_call_target="conv"
   %all-reduce.1 = f32[2,100]{1,0} all-reduce(%picked), backend_config={"estimated_cycles":"700"}
-  ROOT %sum = f32[2,100]{1,0} add(%picked, %all-reduce.1), metadata={op_name="a/update/add"}, b={"estimated_cycles":"50"}
+  ROOT %sum = f32[2,100]{1,0} add(%picked, %all-reduce.1), metadata={op_name="a/update/add"},b={"estimated_cycles":"50"}
 }
 """
 
