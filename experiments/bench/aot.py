@@ -125,6 +125,7 @@ def target_mesh(target: str, count: int) -> Any:
     if importlib.util.find_spec(plugin.split(".")[0]) is None or not _found(plugin):
         raise CannotRun(f"{target}: no {plugin} here; {INSTALL}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no device is taken, so several may compile at a time
     import jax
     import jax.experimental.topologies as topologies
     import numpy as np
