@@ -127,7 +127,9 @@ def renew_tables(path: Path, parts: dict[str, dict[str, Any]]) -> None:
         part = parts.get(found["name"], {})
         if "rows" not in part:
             return found[0]
-        return f"{found['open']}\n{markdown(part['rows'])}\nMeasured on {where(part['machine'])}.\n{found['close']}"
+        told = f"Compiled by jax {part['machine'].get('jax', '?')}, nothing was run"
+        told = told if found["name"] in COUNTED else f"Measured on {where(part['machine'])}"
+        return f"{found['open']}\n{markdown(part['rows'])}\n{told}.\n{found['close']}"
 
     with atomic(path) as temporary:
         temporary.write_text(MARKED.sub(renewed, text), encoding="utf-8")

@@ -1,7 +1,7 @@
 """What would an accelerator do? Programs compiled ahead of time for TPUs and the H100, on a machine that has neither.
 
     make aot                       # sets up .venv-aot, compiles everything, writes the tables of docs/performance.md
-    python -m experiments.bench.aot [--targets h100,v5e] [--programs step] [--devices 1,4] [--hlo DIR]
+    python -m experiments.bench.aot [--targets h100,v5e] [--programs step] [--devices 1,4] [--out DIR]
     python -m experiments.bench.aot --write-baselines     # what test_aot.py holds the compiled programs to
 
 The programs are those of the paper's recipe (see `gpu.py`): a training step of 128 crops of 128² pixels in bf16 and
@@ -21,7 +21,7 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ import tyro
 
 from experiments.bench import hlo
 from experiments.bench.gpu import Size
-from experiments.bench.tables import CannotRun, Row, markdown
+from experiments.bench.tables import CannotRun, Row, machine, markdown
 from perturbjax.console import InputError, console, run_command
-from perturbjax.files import read_json, write_json
+from perturbjax.files import make_folder, read_json, write_json
 
 TARGETS = ("v5e", "v6e", "h100")
 #: Bytes a second of a chip's memory (data sheets).
@@ -60,21 +60,27 @@ class Options:
     """Over how many devices a program is spread."""
     hlo: str = ""
     """Folder to write the compiled programs' text to."""
+    out: str = ""
+    """Folder of a benchmark run, whose aot.json gets the rows as they come, beside those it has of other programs."""
     write_baselines: bool = False
     """Write what was counted to the file of baselines."""
 
 
-def run(quick: bool) -> list[Row]:
-    """One row a program, target and number of devices; `quick` compiles the step for one device.
+def run(quick: bool) -> Iterator[list[Row]]:
+    """One row a program, target and number of devices, all there are so far after each; `quick` compiles the step for
+    one device.
 
     Raises:
         CannotRun: neither the TPU's nor the GPU's compiler is here.
     """
     options = Options(programs="step bf16", devices="1") if quick else Options()
-    return list(compile_all(options))
+    rows: list[Row] = []
+    for row in compile_all(options):
+        rows.append(row)
+        yield rows
 
 
-def compile_all(options: Options) -> list[Row]:
+def compile_all(options: Options) -> Iterator[Row]:
     """Rows of what was asked for; a target whose compiler is missing is said and left out.
 
     Raises:
@@ -83,7 +89,7 @@ def compile_all(options: Options) -> list[Row]:
     names = [name for name in options.programs.split(",") if name] or list(PROGRAMS)
     if unknown := set(names) - set(PROGRAMS):
         raise InputError(f"--programs {', '.join(sorted(unknown))}: there are {', '.join(PROGRAMS)}")
-    rows, missing = [], []
+    compiled, missing = 0, []
     for target in options.targets.split(","):
         for count in map(int, options.devices.split(",")):
             try:
@@ -93,16 +99,17 @@ def compile_all(options: Options) -> list[Row]:
                 continue
             for name in names:
                 try:
-                    rows.append(compile_one(name, target, mesh, options.hlo))
+                    row = compile_one(name, target, mesh, options.hlo)
                 except CannotRun as reason:
                     console.print(f"{name}: {reason}")
                     continue
-                console.print(", ".join(f"{what} {_short(value)}" for what, value in rows[-1].items()))
-    if not rows:
+                console.print(", ".join(f"{what} {_short(value)}" for what, value in row.items()))
+                compiled += 1
+                yield row
+    if not compiled:
         raise CannotRun("; ".join(dict.fromkeys(missing)) or "no program can be compiled here")
     for reason in dict.fromkeys(missing):
         console.print(f"left out: {reason}")
-    return rows
 
 
 def target_mesh(target: str, count: int) -> Any:
@@ -118,6 +125,7 @@ def target_mesh(target: str, count: int) -> Any:
     if importlib.util.find_spec(plugin.split(".")[0]) is None or not _found(plugin):
         raise CannotRun(f"{target}: no {plugin} here; {INSTALL}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no device is taken, so several may compile at a time
     import jax
     import jax.experimental.topologies as topologies
     import numpy as np
@@ -318,13 +326,28 @@ PROGRAMS: dict[str, Program] = {
 
 
 def main(options: Options) -> None:
-    rows = compile_all(options)
+    rows = []
+    for row in compile_all(options):
+        rows.append(row)
+        if options.out:
+            _merge(Path(options.out) / "aot.json", row)
     for target in dict.fromkeys(row["target"] for row in rows):
         print(markdown([row for row in rows if row["target"] == target]))
     if options.write_baselines:
         kept = read_json(BASELINES) if BASELINES.is_file() else {}
         counted = {key(row): {c: row[c] for c in ("GB", "kernels", "M cycles") if c in row} for row in rows}
         write_json(BASELINES, dict(sorted((kept | counted).items())))
+
+
+def _merge(path: Path, row: Row) -> None:
+    """Put a row into a benchmark's file, in the place of an older one of the same program."""
+    part = read_json(path) if path.is_file() else {}
+    part = {"about": "What accelerators would do.", "others": 0.0} | part | {"machine": machine(), "quick": False}
+    rows = {key(old): old for old in part.get("rows", [])} | {key(row): row}
+    order = [f"{target} x{count} {name}" for target in TARGETS for count in (1, 4) for name in PROGRAMS]
+    part["rows"] = [rows[name] for name in sorted(rows, key=order.index)]
+    part.pop("skipped", None)
+    write_json(make_folder(path.parent) / path.name, part)
 
 
 def key(row: Row) -> str:

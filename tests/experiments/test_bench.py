@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import sys
@@ -10,7 +11,7 @@ import types
 import pytest
 
 from experiments.bench import __main__ as runner
-from experiments.bench.tables import CannotRun, machine, markdown
+from experiments.bench.tables import CannotRun, machine, markdown, where
 from perturbjax.console import InputError
 
 
@@ -54,16 +55,48 @@ def test_measuring_one_again_keeps_the_others(benchmarks, tmp_path):
     assert set(json.loads((tmp_path / "bench.json").read_text())) == {"fast", "device"}
 
 
-def test_a_readme_s_tables_are_renewed_from_what_was_measured_and_all_else_stays(benchmarks, tmp_path):
+def test_times_from_a_busy_machine_or_far_apart_are_not_put_into_a_readme(benchmarks, tmp_path, monkeypatch):
+    readme, out = tmp_path / "README.md", tmp_path / "out"
+    readme.write_text(before := "<!-- bench fast -->\nold\n<!-- end bench -->\n")
+    options = runner.Options(out=out, tables_only=True, readme=str(readme))
+    monkeypatch.setattr(runner, "others_busy", lambda: 0.5)
+    runner.run_one("fast", False, out)
+    with pytest.raises(InputError, match="fast: 50% of the processors were busy with other work"):
+        runner.main(options)
+    monkeypatch.setattr(runner, "others_busy", lambda: 0.0)
+    rows = [{"train spread": "0.90 to 1.80"}]
+    monkeypatch.setattr(sys.modules["experiments.bench.fast"], "run", lambda quick: rows)
+    runner.run_one("fast", False, out)
+    with pytest.raises(InputError, match=r"fast: the times of one way lie 2.00 to 1 apart"):
+        runner.main(options)
+    assert readme.read_text() == before
+    runner.main(dataclasses.replace(options, even_busy=True))
+    assert "0.90 to 1.80" in readme.read_text()
+
+
+def test_rows_are_saved_as_they_come(benchmarks, tmp_path, monkeypatch):
+    def run(quick):
+        yield [{"row": 1}]
+        assert json.loads((tmp_path / "fast.json").read_text())["rows"] == [{"row": 1}]
+        raise RuntimeError("the power went")
+
+    monkeypatch.setattr(sys.modules["experiments.bench.fast"], "run", run)
+    with pytest.raises(RuntimeError):
+        runner.run_one("fast", False, tmp_path)
+    assert json.loads((tmp_path / "fast.json").read_text())["rows"] == [{"row": 1}]
+
+
+def test_a_readme_s_tables_are_renewed_from_what_was_measured_and_all_else_stays(benchmarks, tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     before = "# Speed\n<!-- bench fast -->\nold\n<!-- end bench -->\nkept\n"
     before += "<!-- bench device -->\n| GPU |\n<!-- end bench -->\n"
     readme.write_text(before)
+    monkeypatch.setattr(runner, "others_busy", lambda: 0.0)
     for name in ("fast", "device"):
         runner.run_one(name, False, tmp_path / "out")
     runner.main(runner.Options(out=tmp_path / "out", tables_only=True, readme=str(readme)))
     table = markdown([{"what": "step", "images/s": 12.3456, "quick": False}])
-    assert readme.read_text() == before.replace("old\n", table)
+    assert readme.read_text() == before.replace("old\n", f"{table}\nMeasured on {where(machine())}.\n")
     readme.write_text("no markers")
     with pytest.raises(InputError, match="nothing between <!-- bench NAME -->"):
         runner.main(runner.Options(out=tmp_path / "out", readme=str(readme)))

@@ -33,7 +33,7 @@ ENTRY %main (a: f32[8,100], b: s32[2], c: (f32[4], s32[])) -> f32[2,100] {
   %while.1 = (f32[4]{0}, s32[]) while(%c), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"18"}}
   %conv.1 = (bf16[10]{0}, u8[1000]{0}) custom-call(%picked), custom_call_target="conv"
   %all-reduce.1 = f32[2,100]{1,0} all-reduce(%picked), backend_config={"estimated_cycles":"700"}
-  ROOT %sum = f32[2,100]{1,0} add(%picked, %all-reduce.1), metadata={op_name="a/update/add"}, b={"estimated_cycles":"50"}
+  ROOT %sum = f32[2,100]{1,0} add(%picked, %all-reduce.1), metadata={op_name="a/update/add"},b={"estimated_cycles":"50"}
 }
 """  # noqa: E501
 
@@ -62,11 +62,22 @@ def test_parts_of_a_step_are_told_by_their_scopes():
 def test_a_missing_compiler_and_a_wrong_name_are_told_in_one_line(monkeypatch):
     monkeypatch.setattr(aot, "_found", lambda module: False)
     with pytest.raises(CannotRun, match="make aot-env"):
-        aot.run(quick=True)
+        next(aot.run(quick=True))
     with pytest.raises(InputError, match="--targets v9: choose of v5e, v6e, h100"):
-        aot.compile_all(aot.Options(targets="v9"))
+        next(aot.compile_all(aot.Options(targets="v9")))
     with pytest.raises(InputError, match="--programs walk: there are step bf16"):
-        aot.compile_all(aot.Options(programs="walk"))
+        next(aot.compile_all(aot.Options(programs="walk")))
+
+
+def test_rows_take_the_place_of_older_ones_of_the_same_program(tmp_path):
+    path = tmp_path / "aot.json"
+    for target, count, program, moved in (
+        ("h100", 4, "step bf16", 1.0),
+        ("v5e", 1, "epoch bf16", 2.0),
+        ("h100", 4, "step bf16", 3.0),
+    ):
+        aot._merge(path, {"target": target, "devices": count, "program": program, "GB": moved})
+    assert [(row["target"], row["GB"]) for row in read_json(path)["rows"]] == [("v5e", 2.0), ("h100", 3.0)]
 
 
 @pytest.mark.slow
