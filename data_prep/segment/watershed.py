@@ -17,10 +17,10 @@ SMOOTH = 1 / 50
 SEED_SMOOTH = 1 / 16
 SEED_SPACING = 1 / 5
 SMALLEST_AREA = 1 / 10
-#: Width over which the ground of a bright place is averaged (standard deviation), as a share of the image's shorter side
-#: and at least in pixels. An object is brighter than its surroundings too: without that, haze over half an image became
-#: one object, its size the objects' estimated diameter, and all else too small to keep (1 of 100 training images; mean AP
-#: at IoU 0.5 there 0.792 without, 0.804 with).
+#: Width over which the ground of a bright place is averaged (standard deviation), as a share of the image's shorter
+#: side and at least in pixels. An object is brighter than its surroundings too: without that, haze over half an image
+#: became one object, its size the objects' estimated diameter, and all else too small to keep (1 of 100 training
+#: images; mean AP at IoU 0.5 there 0.792 without, 0.804 with).
 GROUND, GROUND_LEAST = 1 / 16, 20
 
 
