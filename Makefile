@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 PYTEST_FLAGS ?=
 
-.PHONY: demo test test-slow lint bench aot aot-env clean
+.PHONY: demo test test-slow lint types bench aot aot-env clean
 
 demo: $(VENV)/.base
 	rm -rf $(DEMO)/plates $(DEMO)/dataset $(DEMO)/run
@@ -28,6 +28,9 @@ test-slow: $(VENV)/.test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
 
 # Damaged files, kills, full disks, hostile names: prints how each case ended.
 storm: $(VENV)/.test

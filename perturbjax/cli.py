@@ -196,6 +196,9 @@ class VerifyOptions:
     path: tyro.conf.Positional[Path]
     """Directory to check."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+
 
 def verify(argv: Sequence[str]) -> None:
     """Check everything that a directory of ours holds against its digests."""

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("feed", "models"),
     ("segmentation",),
     ("training",),
-    ("inference",),
+    ("inference", "verify"),
     ("evaluation",),
     ("features",),
     ("report",),

@@ -24,6 +24,7 @@ from perturbjax.evaluation.apply import EvaluateConfig, PredictConfig
 from perturbjax.features.embed import COLOURS
 from perturbjax.features.extract import FeaturesConfig
 from perturbjax.features.settings import MOST_COLOURS, ClassifyConfig, EmbedConfig
+from perturbjax.segmentation.train import TrainSegmenterConfig
 from perturbjax.training.exchange_run import ExportConfig, ImportConfig
 from perturbjax.training.fit import TrainConfig
 
@@ -38,6 +39,8 @@ COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "classify": (ClassifyConfig, ("--features", "f.parquet", "--out", "table")),
     "embed": (EmbedConfig, ("--features", "f.parquet", "--out", "e.png")),
     "import-torch": (ImportConfig, ("--checkpoint", "c.pth", "--out", "run")),
+    "verify": (cli.VerifyOptions, ("run",)),
+    "train-segmenter": (TrainSegmenterConfig, ("--images", "i", "--out", "w.safetensors")),
     "export-torch": (ExportConfig, ("--run", "run", "--out", "w.pth")),
 }
 PREPARATION: dict[str, tuple[type, tuple[str, ...]]] = {
@@ -116,7 +119,8 @@ def test_a_value_out_of_range_is_one_line_and_nothing_on_disk(capsys, tmp_path, 
     flag = f"--{name.replace('_', '-')}"
     kept = [word for at, word in enumerate(words) if flag not in (word, words[at - 1])]
     main = cli.main if verb in COMMANDS else data_prep_command.main
-    line = refusal(capsys, main, [verb, *kept, flag, *wrong_words(hint)])
+    positional = flag not in words and verb == "verify"
+    line = refusal(capsys, main, [verb, *wrong_words(hint)] if positional else [verb, *kept, flag, *wrong_words(hint)])
     assert flag in line and "\x1b" not in line, line
     assert not list(tmp_path.iterdir())
 
@@ -147,7 +151,7 @@ def test_no_options_object_holds_what_it_may_not(kind):
 
 def example(kind: type) -> Any:
     """One sound instance: defaults, and some path or text for what has none."""
-    out = "e.png" if kind is EmbedConfig else "w.pth"
+    out = {EmbedConfig: "e.png", TrainSegmenterConfig: "w.safetensors"}.get(kind, "w.pth")
     given = {"weights": "w"} if kind is FeaturesConfig else {}
     for field in dataclasses.fields(kind):
         hint = typing.get_type_hints(kind)[field.name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.ndimage as ndi
 from flax import nnx
-from jaxtyping import Float, Int, Num
+from jaxtyping import Array, Float, Int, Num
 
 from perturbjax.segmentation import dynamics, tiles
 from perturbjax.segmentation.cpnet import CPnet
@@ -21,11 +21,11 @@ SCALE_STEP = 2**0.25
 
 
 @nnx.jit
-def _maps(model: CPnet, images: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b h w 3"]:
+def _maps(model: CPnet, images: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
     return model(images).maps
 
 
-def maps(model: CPnet, image: Num[np.ndarray, "h w c"], rescale: float) -> Float[np.ndarray, "hb wb 3"]:
+def maps(model: CPnet, image: Num[np.ndarray, "h w c"], rescale: float) -> Float[Array | np.ndarray, "hb wb 3"]:
     """Flows and logits at the image's own scale, from the network at `rescale` times it, padded as in `tiles.Plan`."""
     plan = tiles.Plan(*image.shape[:2], rescale)
     high, wide = plan.padded

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float16, Int, Key
 
+from perturbjax.console import require, require_sound
 from perturbjax.segmentation.pictures import Picture
 from perturbjax.segmentation.targets import diameters, masks_to_flows
 
@@ -33,6 +34,16 @@ class CropConfig:
     """Most that is added or taken away."""
     noise: float = 0.06
     """Largest standard deviation of added noise."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("crop", self.crop, self.crop >= 16 and self.crop % 16 == 0, "a multiple of 16")
+        require("diameter", self.diameter, self.diameter > 0, "greater than 0")
+        require("zoom", self.zoom, self.zoom >= 1, "1 or more")
+        require("gamma", self.gamma, self.gamma >= 1, "1 or more")
+        require("contrast", self.contrast, self.contrast >= 1, "1 or more")
+        require("brightness", self.brightness, self.brightness >= 0, "0 or more")
+        require("noise", self.noise, self.noise >= 0, "0 or more")
 
 
 class Pool(NamedTuple):

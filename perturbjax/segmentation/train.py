@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perturbjax.console import InputError, console, track
+from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.files import atomic
 from perturbjax.models.layers import Mode
 from perturbjax.segmentation import crops, precision
@@ -70,6 +70,21 @@ class TrainSegmenterConfig:
     crops: CropConfig = field(default_factory=CropConfig)
     """How crops are drawn and changed."""
 
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out, ".safetensors")
+        require("images", self.images, bool(self.images), "at least one folder")
+        widths = min(self.widths, default=0) >= 1
+        require("widths", self.widths, widths, "positive, one for each level")
+        require("steps", self.steps, self.steps >= 1, "at least 1")
+        require("batch", self.batch, self.batch >= 1, "at least 1")
+        require("learning-rate", self.learning_rate, self.learning_rate > 0, "greater than 0")
+        require("weight-decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        require("held-out", self.held_out, 0 <= self.held_out < 1, "at least 0 and below 1")
+        require("evaluate-every", self.evaluate_every, self.evaluate_every >= 0, "0 (at the end alone) or more")
+        require("checkpoint-every", self.checkpoint_every, self.checkpoint_every >= 1, "at least 1")
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+
 
 class State(NamedTuple):
     step: Int[Array, ""]
@@ -86,7 +101,8 @@ def train(config: TrainSegmenterConfig) -> Path:
     Raises:
         InputError: a setting or a picture cannot be used, or the checkpoint beside `out` is of another run.
     """
-    _check(config)
+    if config.out.exists():
+        raise InputError(f"--out {config.out}: is there already; remove it or choose another name")
     folders = [read_folder(folder) for folder in config.images]
     dealt = [deal(pictures, config.held_out) for pictures in folders]
     learned = [picture for pictures, _ in dealt for picture in pictures]
@@ -110,24 +126,6 @@ def train(config: TrainSegmenterConfig) -> Path:
     )
     path.unlink(missing_ok=True)
     return config.out
-
-
-def _check(config: TrainSegmenterConfig) -> None:
-    if config.out.suffix != ".safetensors":
-        raise InputError(f"--out {config.out}: the name must end in .safetensors")
-    if config.out.exists():
-        raise InputError(f"--out {config.out}: is there already; remove it or choose another name")
-    if not config.images:
-        raise InputError("--images: name at least one folder")
-    if not 0 <= config.held_out < 1:
-        raise InputError(f"--held-out {config.held_out}: must be at least 0 and below 1")
-    for flag in ("steps", "batch", "checkpoint_every"):
-        if getattr(config, flag) < 1:
-            raise InputError(f"--{flag.replace('_', '-')} {getattr(config, flag)}: must be at least 1")
-    if config.crops.crop < 16 or config.crops.crop % 16:
-        raise InputError(f"--crop {config.crops.crop}: must be a multiple of 16")
-    if min(config.widths, default=0) < 1:
-        raise InputError(f"--widths {config.widths}: must be positive, one for each level")
 
 
 def deal(pictures: list[Picture], held_out: float) -> tuple[list[Picture], list[Picture]]:

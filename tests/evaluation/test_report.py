@@ -96,7 +96,7 @@ def test_the_report_does_without_what_is_missing(tmp_path):
 
 
 def test_a_run_that_was_only_trained_shows_its_curves(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "split": "train", "loss": 2.0}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "step": 4, "split": "train", "loss": 2.0, "accuracy": 0.5}\n')
     page = write_report(tmp_path).read_text()
     assert "not evaluated yet" in page and 'alt="curves"' in page
 

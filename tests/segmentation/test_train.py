@@ -156,6 +156,11 @@ def test_a_bad_folder_is_named(folder, spoil, said):
     assert "disks1" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_crop_that_cannot_be_halved_four_times_is_refused():
+    with pytest.raises(InputError, match="--crop 50: must be a multiple of 16"):
+        replace(STILL, crop=50)
+
+
 @pytest.mark.parametrize(
     ("change", "flag"),
     [
@@ -163,7 +168,6 @@ def test_a_bad_folder_is_named(folder, spoil, said):
         ({"steps": 0}, "--steps"),
         ({"held_out": 1.0}, "--held-out"),
         ({"widths": (4, 0)}, "--widths"),
-        ({"crops": replace(STILL, crop=50)}, "--crop"),
         ({"init_from": "no_such"}, "--init-from"),
         ({"images": (Path("no_such_folder"),)}, "--images"),
         ({"held_out": 0.9, "images": ()}, "--images"),
@@ -171,4 +175,4 @@ def test_a_bad_folder_is_named(folder, spoil, said):
 )
 def test_a_bad_setting_is_named(folder, tmp_path, change, flag):
     with pytest.raises(InputError, match=flag):
-        train(_config(folder, tmp_path / "net.safetensors", **change))
+        train(replace(_config(folder, tmp_path / "net.safetensors"), **change))

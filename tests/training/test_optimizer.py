@@ -133,9 +133,8 @@ def test_loss_and_its_gradient_are_torchs(smoothing, weighted):
     loss.backward()
 
     def mean(x):
-        total, weight = cross_entropy(
-            x, jnp.asarray(labels), smoothing=smoothing, weight=padding, class_weight=class_weight
-        )
+        ours = jax.tree.map(jnp.asarray, {"labels": labels, "weight": padding, "class_weight": class_weight})
+        total, weight = cross_entropy(x, **ours, smoothing=smoothing)
         return total / weight
 
     value, gradient = jax.value_and_grad(mean)(jnp.asarray(logits))
