@@ -11,9 +11,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,8 +50,8 @@ class BuildOptions:
     """Names of the channels to use, with commas; empty takes all."""
     aggregate: Aggregate = "median"
     """How channels become one image; none keeps them apart."""
-    segmenter: Engine = "watershed"
-    """Engine of the instance masks."""
+    segmenter: Engine | Literal["auto"] = "auto"
+    """Engine of the instance masks; auto takes nuclei where one channel is segmented, and watershed for a mixture."""
     weights: str = ""
     """For cellpose: nuclei, cyto, cyto2 or cyto3, or path of a weights file."""
     segment_channels: str = ""
@@ -90,7 +90,9 @@ def build(options: BuildOptions) -> None:
     created = creation_time()
     stored = _names(options.channels) or tuple(channels_of(options.load_data))
     segmented = _names(options.segment_channels)
-    pipeline.check_channels(options.segmenter, stored, segmented)
+    chosen: Engine = pipeline.suited(stored, segmented) if options.segmenter == "auto" else options.segmenter
+    options = replace(options, segmenter=chosen)
+    pipeline.check_channels(chosen, stored, segmented)
     if options.aggregate == "none" and len(stored) > 1 and not segmented:
         raise InputError("--aggregate none: there is no one image to segment; name its channel with --segment-channels")
     table = read_sites(
@@ -105,8 +107,8 @@ def build(options: BuildOptions) -> None:
         console.print(f"note: {note}")
     make_folder(options.out.parent)
 
-    engine = SegmenterConfig(options.segmenter, options.weights, options.diameter)
-    with Pool(workers.worker_count(options.workers, options.segmenter)) as pool:
+    engine = SegmenterConfig(chosen, options.weights, options.diameter)
+    with Pool(workers.worker_count(options.workers, chosen)) as pool:
         described = pipeline.describe(pool, engine)
         segmenter = {**described, "channels": list(segmented) or ["aggregate"]}
         facts = {**_facts(options, table, stored, label_column, segmenter), "created": created}

@@ -1,8 +1,8 @@
 """Segmentation behind one small protocol: an image in, one instance mask out, and how it was made.
 
 An engine is built inside the process that runs it (`pipeline` says which): it is described by a `SegmenterConfig`,
-which travels between processes, and made by `create`. `cellpose` is the network in JAX, `cellpose-torch` the cellpose
-package, against which it is held.
+which travels between processes, and made by `create`. `nuclei` is the network that comes with the program, `cellpose`
+cellpose's in JAX, and `cellpose-torch` the cellpose package, against which that is held.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from jaxtyping import UInt, UInt16
 
 from perturbjax.console import require, require_sound
 
-Engine = Literal["cellpose", "cellpose-torch", "watershed"]
+Engine = Literal["nuclei", "cellpose", "cellpose-torch", "watershed"]
+#: Engines of networks in JAX: one process owns the accelerator that they run on.
+NETWORKS = ("nuclei", "cellpose")
 
 
 @runtime_checkable
@@ -37,7 +39,7 @@ class SegmenterConfig:
 
     engine: Engine = "watershed"
     weights: str = ""
-    """Name of a published cellpose model, or path of a weights file; watershed has none."""
+    """For cellpose: name of a published model, or path of a weights file; the other engines take none."""
     diameter: float = 0.0
     """Typical diameter of an object in pixels; 0 leaves it to the engine."""
 
@@ -56,6 +58,10 @@ def create(config: SegmenterConfig) -> Segmenter:
         from data_prep.segment.cellpose import Cellpose
 
         return Cellpose(config.weights, config.diameter)
+    if config.engine == "nuclei":
+        from data_prep.segment.nuclei import Nuclei
+
+        return Nuclei(config.weights, config.diameter)
     if config.engine == "cellpose-torch":
         from data_prep.segment.cellpose_torch import CellposeTorch
 

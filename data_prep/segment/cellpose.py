@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt, UInt16
 
 from perturbjax.console import InputError
 from perturbjax.files import file_digest
+
+if TYPE_CHECKING:
+    from perturbjax.segmentation.scales import AnySize
 
 #: Objects that a mask of 16 bits can number.
 MOST = int(np.iinfo(np.uint16).max)
@@ -35,9 +37,9 @@ class Cellpose:
         if not weights:
             raise InputError("--segmenter cellpose: needs --weights NAME or PATH; nothing is chosen for you")
         self.network = Segmenter(weights, diameter)
+        self.finder: Segmenter | AnySize = self.network
         self.doubted: list[Any] = []
 
-    @functools.cache  # noqa: B019  an engine lives as long as its process
     def describe(self) -> dict[str, Any]:
         network = self.network
         return {
@@ -62,7 +64,7 @@ class Cellpose:
 
     def segment_all(self, images: Iterable[UInt[np.ndarray, "h w c"]]) -> Iterator[UInt16[np.ndarray, "h w"]]:
         """As `segment`, of many sites in their order: neighbours of one size go through the network together."""
-        for found in self.network.masks(images):
+        for found in self.finder.masks(images):
             if found.labels.dtype != np.uint16:
                 raise InputError(f"cellpose found {found.labels.max()} objects in one site; a mask holds up to {MOST}")
             self.doubted.append((found.errors, _diameters(found.labels)))

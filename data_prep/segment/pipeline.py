@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 WRITERS, UNWRITTEN = 2, 8
 
 
+def suited(stored: tuple[str, ...], segmented: tuple[str, ...]) -> segment.Engine:
+    """The engine of a build that names none: the network knows nuclei in one channel, not a mixture of stains."""
+    return "nuclei" if len(segmented or stored) == 1 else "watershed"
+
+
 def check_channels(engine: segment.Engine, stored: tuple[str, ...], segmented: tuple[str, ...]) -> None:
     """Refuse to run a network on the mixture of several stains: its weights know nuclei or cells, not their median.
 
@@ -45,7 +50,7 @@ def describe(pool: Pool, config: segment.SegmenterConfig) -> dict[str, Any]:
     """Provenance of the engine, from the process that runs it; raises where it cannot run as configured."""
     from data_prep import workers
 
-    if config.engine != "cellpose":
+    if config.engine not in segment.NETWORKS:
         return pool.call(workers.describe_segmenter, config)
     return _network(config).describe()
 
@@ -54,7 +59,7 @@ def segmented(pool: Pool, sites: list[Site], settings: Settings) -> Iterator[int
     """Segment every site and keep its mask; the number of each one's cells, or None where its mask was there."""
     from data_prep import workers
 
-    if settings.segmenter.engine != "cellpose":
+    if settings.segmenter.engine not in segment.NETWORKS:
         yield from pool.as_completed(workers.segment_site, ((site, settings) for site in sites))
         return
     engine = _network(settings.segmenter)
@@ -67,7 +72,9 @@ def segmented(pool: Pool, sites: list[Site], settings: Settings) -> Iterator[int
 def _network(config: segment.SegmenterConfig) -> Cellpose:
     from data_prep.segment.cellpose import Cellpose
 
-    return Cellpose(config.weights, config.diameter)
+    engine = segment.create(config)
+    assert isinstance(engine, Cellpose)
+    return engine
 
 
 def _by_owner(pool: Pool, engine: Cellpose, sites: list[Site], settings: Settings) -> Iterator[int | None]:

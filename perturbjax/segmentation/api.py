@@ -30,6 +30,9 @@ Precision = Literal["float32", "bfloat16"]
 TILES_TOGETHER = {"cpu": 4, "gpu": 32, "tpu": 32}
 #: Sides of an image beyond which it is segmented in blocks, and how far these overlap, in diameters.
 BLOCK, OVERLAP = 4096, 4
+#: Widest level of networks that are shown whole images, up to this side; wider ones are shown tiles, as they were
+#: trained.
+NARROW, WHOLE = 64, 1024
 #: Threads that make masks, and images that may be ahead of the one asked for.
 THREADS, AHEAD = 2, 4
 #: Diameters, in pixels, that images can sensibly have objects of.
@@ -68,6 +71,7 @@ class Segmenter:
         if str(weights) == "nuclei":  # the published file does not say so itself
             config = replace(config, diam_mean=17.0)
         self.config, self.diameter, self.precision = config, diameter, precision
+        self.tile_side = WHOLE if max(config.nbase) <= NARROW else tiles.TILE
         self.rules = Rules() if rules is None else rules
         self.seconds = {"network": 0.0, "masks": 0.0}
         self._graph, self._state = nnx.split(build(config, params))
@@ -131,7 +135,7 @@ class Segmenter:
         return found
 
     def plan(self, image: np.ndarray) -> tiles.Plan:
-        return tiles.Plan(image.shape[0], image.shape[1], self.rescale)
+        return tiles.Plan(image.shape[0], image.shape[1], self.rescale, self.tile_side)
 
     def maps(
         self, images: Sequence[np.ndarray], ends: Float[np.ndarray, "b c 2"] | None = None

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Float16, Int, Key
 
 from perturbjax.console import require, require_sound
 from perturbjax.segmentation.pictures import Picture
-from perturbjax.segmentation.targets import diameters, masks_to_flows
+from perturbjax.segmentation.sizes import diameters
+from perturbjax.segmentation.targets import masks_to_flows
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from perturbjax.files import atomic, file_digest
 #: Name → file at `URL`.
 FILES = {"nuclei": "nucleitorch_0", "cyto": "cytotorch_0", "cyto2": "cyto2torch_0", "cyto3": "cyto3"}
 URL = "https://www.cellpose.org/models"
+#: Weights that come with the program, by their files' names.
+SHIPPED = Path(__file__).parent / "weights"
 #: SHA-256 of files that were verified. Publishers give none: what is not listed is told of, never trusted silently.
 DIGESTS: dict[str, str] = {}
 #: Bytes beyond which nothing of this kind can be meant; those published have 27 million.
@@ -20,7 +22,7 @@ LARGEST_FILE = 2**30
 TIMEOUT_S = 30
 
 
-def find(weights: str | Path, url: str = URL) -> Path:
+def find(weights: str | Path, url: str = URL, flag: str = "weights") -> Path:
     """The file behind a name or a path; a file of that name in the working directory goes before the name.
 
     Raises:
@@ -31,8 +33,11 @@ def find(weights: str | Path, url: str = URL) -> Path:
     path = Path(weights)
     if path.is_file():
         return path.resolve()
+    if (ours := SHIPPED / f"{path.name}.safetensors").is_file() and path.name == str(weights):
+        return ours
     if str(weights) not in FILES:
-        raise InputError(f"--weights {weights}: no such file, and no model of that name; there are {', '.join(FILES)}")
+        there = ", ".join([*FILES, *sorted(file.stem for file in SHIPPED.glob("*.safetensors"))])
+        raise InputError(f"--{flag} {weights}: no such file, and no model of that name; there are {there}")
     file = FILES[str(weights)]
     cached = cache() / file
     if not cached.is_file():

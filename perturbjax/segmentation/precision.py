@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sparse
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Float, Int, Integer
 
 #: Intersection over union at which scores are stated.
 THRESHOLDS = (0.5, 0.75, 0.9)
@@ -27,7 +27,7 @@ class Matches(NamedTuple):
         return np.where(everything > 0, self.true_positives / np.maximum(everything, 1), 1.0)
 
 
-def overlaps(truth: UInt[np.ndarray, "h w"], found: UInt[np.ndarray, "h w"]) -> Float[np.ndarray, "n m"]:
+def overlaps(truth: Integer[np.ndarray, "h w"], found: Integer[np.ndarray, "h w"]) -> Float[np.ndarray, "n m"]:
     """Intersection over union of every object of the truth with every found one; labels may have gaps."""
     _, a = np.unique(truth, return_inverse=True)
     _, b = np.unique(found, return_inverse=True)
@@ -38,7 +38,7 @@ def overlaps(truth: UInt[np.ndarray, "h w"], found: UInt[np.ndarray, "h w"]) -> 
 
 
 def match(
-    truth: UInt[np.ndarray, "h w"], found: UInt[np.ndarray, "h w"], thresholds: Iterable[float] = THRESHOLDS
+    truth: Integer[np.ndarray, "h w"], found: Integer[np.ndarray, "h w"], thresholds: Iterable[float] = THRESHOLDS
 ) -> Matches:
     """Pair the objects of one image, as many as can be at each threshold, no object twice.
 

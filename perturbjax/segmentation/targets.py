@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.ndimage as ndi
-from jaxtyping import Float32, Int, UInt
+from jaxtyping import Float32, Int, Integer
 
 #: A pixel itself, those above and below, left and right, and the four at the corners.
 _AROUND = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
-def masks_to_flows(labels: UInt[np.ndarray, "h w"]) -> Float32[np.ndarray, "2 h w"]:
+def masks_to_flows(labels: Integer[np.ndarray, "h w"]) -> Float32[np.ndarray, "2 h w"]:
     """Unit vectors (down, right) towards the centres of the objects; 0 in the background and at the centres.
 
     An object's heat spreads for twice as many steps as its box is high and wide, as in cellpose's package; which
@@ -49,7 +49,7 @@ def masks_to_flows(labels: UInt[np.ndarray, "h w"]) -> Float32[np.ndarray, "2 h 
     return flows
 
 
-def _centers(labels: UInt[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "n 2"], Int[np.ndarray, " m"]]:
+def _centers(labels: Integer[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "n 2"], Int[np.ndarray, " m"]]:
     """The pixel of each object nearest to its mean, and for each label the steps that its heat spreads."""
     boxes = ndi.find_objects(labels)
     steps = np.zeros(len(boxes) + 1, int)
@@ -62,9 +62,3 @@ def _centers(labels: UInt[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "n 2"], I
         centers.append(nearest + np.array([box[0].start, box[1].start]))
         steps[label] = 2 * sum(part.stop - part.start + 2 for part in box)
     return np.array(centers), steps
-
-
-def diameters(labels: UInt[np.ndarray, "h w"]) -> Float32[np.ndarray, " n"]:
-    """Of each object, in pixels: of the disk of its area."""
-    areas = np.bincount(labels.ravel())[1:]
-    return (2 * np.sqrt(areas[areas > 0] / np.pi)).astype(np.float32)

@@ -47,6 +47,8 @@ class Axis:
     """Pixels of the image."""
     scaled: int
     """Pixels after rescaling."""
+    tile: int = TILE
+    """Most pixels of a tile; beyond `TILE` only one tile that holds everything is made larger."""
 
     @cached_property
     def before(self) -> int:
@@ -60,11 +62,11 @@ class Axis:
     @property
     def side(self) -> int:
         """Of a tile."""
-        return min(TILE, self._canvas)
+        return self._canvas if self._canvas <= self.tile else TILE
 
     @property
     def tiles(self) -> int:
-        return 1 if self._canvas <= TILE else math.ceil((1 + 2 * OVERLAP) * self._canvas / TILE)
+        return 1 if self._canvas <= self.tile else math.ceil((1 + 2 * OVERLAP) * self._canvas / TILE)
 
     @cached_property
     def starts(self) -> Integer[np.ndarray, " tiles"]:
@@ -80,7 +82,7 @@ class Axis:
 
     def join(self, rows: int) -> Taps:
         """From (tiles × side) rows to the image's, and zeros up to `rows`."""
-        taper = _taper(self.side)
+        taper = _taper(self.side) if self.tiles > 1 else np.ones(self.side)
         place = self.starts[:, None] + np.arange(self.side)
         total = np.bincount(place.ravel(), np.tile(taper, self.tiles), self._canvas)
         back = _linear(np.arange(self.size), self.size, self.scaled)
@@ -104,14 +106,17 @@ class Plan:
     width: int
     rescale: float
     """Pixels of the network's image for each of the original."""
+    tile_side: int = TILE
+    """Side up to which an image is one tile. A narrow network's maps of a whole site fit a processor's memory, and
+    tiles that overlap are twice the work."""
 
     @cached_property
     def y(self) -> Axis:
-        return Axis(self.height, max(int(self.height * self.rescale), 1))
+        return Axis(self.height, max(int(self.height * self.rescale), 1), self.tile_side)
 
     @cached_property
     def x(self) -> Axis:
-        return Axis(self.width, max(int(self.width * self.rescale), 1))
+        return Axis(self.width, max(int(self.width * self.rescale), 1), self.tile_side)
 
     @property
     def count(self) -> int:

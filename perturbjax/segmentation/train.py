@@ -22,13 +22,14 @@ from jaxtyping import Array, Float, Int
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.files import atomic
 from perturbjax.models.layers import Mode
-from perturbjax.segmentation import crops, precision
-from perturbjax.segmentation.apply import segment
+from perturbjax.segmentation import crops, names, precision
+from perturbjax.segmentation.api import Segmenter
 from perturbjax.segmentation.cpnet import CPnet, CPnetConfig, create
 from perturbjax.segmentation.crops import CropConfig, Crops, Pool
 from perturbjax.segmentation.dynamics import FLOW_SCALE
 from perturbjax.segmentation.pictures import Picture, read_folder
-from perturbjax.segmentation.targets import diameters
+from perturbjax.segmentation.scales import AnySize
+from perturbjax.segmentation.sizes import diameters
 from perturbjax.segmentation.weights import build, load_weights, save_weights
 
 #: Share of the past in the averaged weights, which are what is judged and written.
@@ -111,21 +112,35 @@ def train(config: TrainSegmenterConfig) -> Path:
     model = _start(config)
     optimizer = make_optimizer(config)
     state = begin(model, optimizer)
-    identity = _identity(config, folders)
     path = config.out.with_name(f".{config.out.stem}.training.npz")
+    identity = _identity(config, folders)
     state = _restored(path, state, identity) if path.exists() else state
-    for state in _steps(state, crops.pool(learned, config.crops), model, optimizer, config):  # noqa: B020
-        step = int(state.step)
+    for newest in _steps(state, crops.pool(learned, config.crops), model, optimizer, config):
+        state, step = newest, int(newest.step)
         if step % config.checkpoint_every == 0 or step == config.steps:
             _save(path, state, identity)
         if config.evaluate_every and step % config.evaluate_every == 0 and step < config.steps:
-            judge(averaged(model, state), judged)
-    model = averaged(model, state)
-    save_weights(
-        config.out, model, _card(config, folders, judge(model, judged)), np.float16 if config.half else np.float32
-    )
+            _judged(model, state, judged, config)
+    score = _judged(model, state, judged, config)
+    save_weights(config.out, averaged(model, state), _card(config, folders, score), _stored(config))
     path.unlink(missing_ok=True)
     return config.out
+
+
+def _judged(
+    model: CPnet, state: State, folders: dict[str, list[Picture]], config: TrainSegmenterConfig
+) -> dict[str, dict[str, float]]:
+    """The precision of the averaged weights as they will be read: a file of them is judged."""
+    path = config.out.with_name(f".{config.out.stem}.judged.safetensors")
+    try:
+        save_weights(path, averaged(model, state), dtype=_stored(config))
+        return judge(Segmenter(path), folders)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _stored(config: TrainSegmenterConfig) -> type[np.floating]:
+    return np.float16 if config.half else np.float32
 
 
 def deal(pictures: list[Picture], held_out: float) -> tuple[list[Picture], list[Picture]]:
@@ -140,23 +155,12 @@ def deal(pictures: list[Picture], held_out: float) -> tuple[list[Picture], list[
 
 def _start(config: TrainSegmenterConfig) -> CPnet:
     if config.init_from:
-        model = build(*load_weights(_found(config.init_from)))
+        model = build(*load_weights(names.find(config.init_from, flag="init-from")))
         if model.config.channels not in (1, 2):
             raise InputError(f"--init-from {config.init_from}: takes {model.config.channels} channels, not 1 or 2")
         return model
     size = config.crops.diameter
     return create(CPnetConfig((1, *config.widths), diam_mean=size, diam_labels=size), config.seed)
-
-
-def _found(weights: str) -> Path:
-    path = Path(weights)
-    if path.is_file():
-        return path
-    shipped = Path(__file__).parent / "weights" / f"{weights}.safetensors"
-    if shipped.is_file():
-        return shipped
-    names = ", ".join(sorted(path.stem for path in shipped.parent.glob("*.safetensors"))) or "none"
-    raise InputError(f"--init-from {weights}: no such file, and no weights of that name; there are {names}")
 
 
 def make_optimizer(config: TrainSegmenterConfig) -> optax.GradientTransformation:
@@ -223,11 +227,12 @@ def objective(maps: Float[Array, "b h w 3"], batch: Crops) -> Float[Array, ""]:
     return ((flow + inside) * batch.weight).sum() / batch.weight.sum()
 
 
-def judge(model: CPnet, folders: dict[str, list[Picture]]) -> dict[str, dict[str, float]]:
+def judge(segmenter: Segmenter, folders: dict[str, list[Picture]]) -> dict[str, dict[str, float]]:
     """Print and return the mean over each folder's held-out images of their average precision."""
     scores = {}
     for folder, pictures in folders.items():
-        matches = [precision.match(picture.labels, segment(model, picture.image)) for picture in pictures]
+        found = AnySize(segmenter).masks(picture.image for picture in pictures)
+        matches = [precision.match(picture.labels, mask.labels) for picture, mask in zip(pictures, found, strict=True)]
         average = precision.mean(matches)
         scores[folder] = {
             f"AP {threshold}": round(float(value), 4)

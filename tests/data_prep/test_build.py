@@ -75,7 +75,7 @@ def test_provenance_says_how_it_was_made(dataset, simulated):
     assert provenance["channels_stored"] == ["DNA", "Actin", "Tubulin"]
     assert provenance["label_column"] == "Metadata_pert_iname"
     assert (provenance["n_sites"], provenance["n_classes"]) == (24, 3)
-    assert provenance["segmenter"]["engine"] == "watershed"
+    assert provenance["segmenter"]["engine"] == "nuclei"  # one channel is segmented
     assert provenance["segmenter"]["channels"] == ["DNA"]
     csv = (simulated / "load_data.csv").read_bytes()
     assert provenance["source"]["sha256"] == {"load_data": hashlib.sha256(csv).hexdigest()}

@@ -33,9 +33,9 @@ def agreement(truth, found, iou=0.9):
 
 @pytest.mark.shared
 def test_masks_of_real_nuclei_are_the_packages(shared, weights):
-    """Maps of whole images within 3e-5 of the package's in 999 of 1000 pixels and 3e-4 in all, of the largest value (the
-    network alone is held to 1e-4: here roundings of percentiles and rescaling go through it); masks of AP 0.98 against
-    the package's own at IoU 0.9."""
+    """Maps of whole images within 3e-5 of the package's in 999 of 1000 pixels and 3e-4 in all, of the largest value
+    (the network alone is held to 1e-4: here roundings of percentiles and rescaling go through it); masks of AP 0.98
+    against the package's own at IoU 0.9."""
     package = models.CellposeModel(gpu=False, pretrained_model=str(weights))
     ours = Segmenter(weights)
     images, _ = nuclei(shared, 2)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from perturbjax.segmentation.targets import diameters, masks_to_flows
+from perturbjax.segmentation.targets import masks_to_flows
 
 
 def _three_objects() -> np.ndarray:
@@ -29,8 +29,3 @@ def test_flows_are_unit_vectors_inside_and_nothing_outside():
 
 def test_an_empty_mask_has_no_flow():
     assert not masks_to_flows(np.zeros((5, 6), np.uint16)).any()
-
-
-def test_the_diameter_is_that_of_a_disk():
-    y, x = np.mgrid[:50, :50]
-    np.testing.assert_allclose(diameters(((y - 25) ** 2 + (x - 25) ** 2 < 100).astype(int)), [20], rtol=0.02)

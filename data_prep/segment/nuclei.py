@@ -1,0 +1,44 @@
+"""The network that comes with the program: nuclei of any size in one channel, with weights of our own training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data_prep.segment.cellpose import Cellpose
+from perturbjax.console import InputError
+
+#: Name of the weights.
+WEIGHTS = "nuclei_small"
+#: Flow error above which an object is dropped, chosen on held-out training images: the package's 0.4 takes objects that
+#: are right (average precision 0.833 at IoU 0.5 with it, 0.845 with this, and no less at 0.75).
+FLOW_THRESHOLD = 0.8
+
+
+class Nuclei(Cellpose):
+    """The `cellpose` engine with the shipped weights, which look at every site at the scale of its own nuclei."""
+
+    def __init__(self, weights: str = "", diameter: float = 0.0):
+        """
+        Args:
+            weights: must be empty.
+            diameter: typical diameter of a nucleus in pixels; 0 finds it in each site.
+
+        Raises:
+            InputError: weights were given, or the diameter makes no sense.
+        """
+        from perturbjax.segmentation.scales import AnySize
+
+        if weights:
+            raise InputError(f"--weights {weights}: --segmenter nuclei has its own; choose --segmenter cellpose")
+        super().__init__(WEIGHTS, diameter)
+        self.network.rules = self.network.rules._replace(flow_threshold=FLOW_THRESHOLD)
+        self.finder = self.network if diameter else AnySize(self.network)
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        found = {} if self.network.diameter else {"diameter": "found in each site"}
+        return {**described, "engine": "nuclei", "parameters": {**described["parameters"], **found}}
+
+    def doubt(self) -> str:
+        """One line where the nuclei found so far do not have the size that was given; else nothing."""
+        return super().doubt() if self.network.diameter else ""
