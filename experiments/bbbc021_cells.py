@@ -78,7 +78,7 @@ def build(options: Options, aggregate: str) -> Path:
     data = options.out / f"dataset_{aggregate}"
     command(
         *("data_prep", "build", "--load-data", options.images / "load_data.csv", "--images", options.images),
-        *("--out", data, "--aggregate", aggregate, "--segmenter", "cellpose", "--weights", options.weights),
+        *("--out", data, "--aggregate", aggregate, "--segmenter", "cellpose-torch", "--weights", options.weights),
         *("--segment-channels", "DNA", "--diameter", DIAMETER, "--label-column", LABEL),
     )
     return data

@@ -29,9 +29,9 @@ from perturbjax.console import console
 #: (data, engine) → sites to build, in the full and in the quick benchmark.
 SITES = {
     ("cells 68 px", "watershed"): (400, 60),
-    ("cells 68 px", "cellpose"): (100, 20),
+    ("cells 68 px", "cellpose-torch"): (100, 20),
     ("field 1080 px", "watershed"): (8, 3),
-    ("field 1080 px", "cellpose"): (2, 2),
+    ("field 1080 px", "cellpose-torch"): (2, 2),
 }
 #: Typical diameter of a nucleus in pixels in each kind of image.
 DIAMETER = {"cells 68 px": 45, "field 1080 px": 35}
@@ -78,7 +78,7 @@ def _build(work: Path, shared: Path, data: str, engine: str, workers: int, sites
     command += ["--images", str(shared), "--out", str(work / "dataset"), "--overwrite", "--aggregate", "none"]
     command += ["--segment-channels", "DNA", "--diameter", str(DIAMETER[data]), "--workers", str(workers)]
     command += ["--segmenter", engine]
-    if engine == "cellpose":
+    if engine == "cellpose-torch":
         command += ["--weights", str(shared / "weights" / "nuclei_dsb2018")]
     start = time.perf_counter()
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
