@@ -86,7 +86,7 @@ class Segmenter:
         """Pixels of the network's image for each of an image's."""
         return self.config.diam_mean / self.expected
 
-    def masks(self, images: Iterable[Num[np.ndarray, "h w *c"]]) -> Iterator[Objects]:
+    def masks(self, images: Iterable[Num[np.ndarray, "..."]]) -> Iterator[Objects]:
         """The objects of each image, in order.
 
         Neighbours of one shape go through the network together, and while it works on the next ones, threads make the

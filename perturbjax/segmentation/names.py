@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
-import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from perturbjax.console import InputError, console
@@ -52,20 +53,37 @@ def cache() -> Path:
 
 def _fetch(url: str, path: Path, name: str) -> None:
     console.print(f"fetching {url} to {path}")
+    with _opened(url, name) as answer, atomic(path) as temporary:
+        with open(temporary, "wb") as file:
+            size = sum(file.write(block) for block in _blocks(answer, url, name))
+        expected = answer.headers.get("Content-Length", "")
+        if not size or (expected.isdecimal() and int(expected) != size):
+            raise InputError(f"--weights {name}: {url} broke off after {size} bytes; try again or give a PATH")
+        if (known := DIGESTS.get(name)) and file_digest(temporary) != known:
+            raise InputError(f"--weights {name}: {url} is not the published file (SHA-256); give a PATH")
+
+
+def _opened(url: str, name: str) -> http.client.HTTPResponse:
     try:
-        with atomic(path) as temporary, urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-            size = 0
-            with open(temporary, "wb") as file:
-                while block := answer.read(2**20):
-                    size += len(block)
-                    if size > LARGEST_FILE:
-                        raise InputError(f"--weights {name}: {url} sends more than {LARGEST_FILE} bytes; give a PATH")
-                    file.write(block)
-            expected = answer.headers.get("Content-Length")
-            if not size or (expected and int(expected) != size):
-                raise InputError(f"--weights {name}: {url} broke off after {size} bytes; try again or give a PATH")
-            if (known := DIGESTS.get(name)) and file_digest(temporary) != known:
-                raise InputError(f"--weights {name}: {url} is not the published file (SHA-256); give a PATH")
-    except (urllib.error.URLError, ValueError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise InputError(f"--weights {name}: {url} could not be fetched ({reason}); give a PATH") from error
+        return urllib.request.urlopen(url, timeout=TIMEOUT_S)
+    except (http.client.HTTPException, ValueError, OSError) as error:
+        raise _unfetched(url, name, error) from error
+
+
+def _blocks(answer: http.client.HTTPResponse, url: str, name: str) -> Iterator[bytes]:
+    size = 0
+    while size <= LARGEST_FILE:
+        try:
+            block = answer.read(2**20)
+        except (http.client.HTTPException, OSError) as error:
+            raise _unfetched(url, name, error) from error
+        if not block:
+            return
+        size += len(block)
+        yield block
+    raise InputError(f"--weights {name}: {url} sends more than {LARGEST_FILE} bytes; give a PATH")
+
+
+def _unfetched(url: str, name: str, error: Exception) -> InputError:
+    reason = getattr(error, "reason", error)
+    return InputError(f"--weights {name}: {url} could not be fetched ({reason}); give a PATH")

@@ -77,7 +77,9 @@ class Axis:
         """From the image to (tiles × side) rows; zero where there is padding."""
         row = (self.starts[:, None] + np.arange(self.side)).ravel() - self.before
         inside = (row >= 0) & (row < self.scaled)
-        taps = _linear(np.clip(row, 0, self.scaled - 1), self.scaled, self.size)
+        # OpenCV places the pixels of one and two channels in single precision, and those of three, the maps, in double:
+        # at 1000 pixels from the edge the difference is 1e-4 of what the network then says.
+        taps = _linear(np.clip(row, 0, self.scaled - 1), self.scaled, self.size, np.float32)
         return _padded(Taps(taps.index, taps.weight * inside[:, None]), len(row))
 
     def join(self, rows: int) -> Taps:
@@ -156,9 +158,10 @@ def _ends(plane: Num[np.ndarray, "h w"]) -> Float[np.ndarray, "2"]:
     if plane.dtype.kind != "u" or plane.dtype.itemsize > 2:
         finite = np.asarray(plane, np.float32)
         finite = finite[np.isfinite(finite)]
-        return np.percentile(finite, PERCENTILES) if finite.size else np.zeros(2)
+        return np.array([np.percentile(finite, each) for each in PERCENTILES]) if finite.size else np.zeros(2)
     below = np.cumsum(np.bincount(plane.ravel()))
-    place = np.asarray(PERCENTILES) / 100 * (plane.size - 1)
+    # In single precision, as NumPy has it of single-precision pixels, which the package makes of all.
+    place = (np.float32(PERCENTILES) / np.float32(100) * np.float32(plane.size - 1)).astype(np.float64)
     first, second = (np.searchsorted(below, np.floor(place) + shift, side="right") for shift in (0, 1))
     second = np.minimum(second, len(below) - 1)
     return first + (second - first) * (place - np.floor(place))
@@ -209,11 +212,11 @@ def _resample(image: Float[Array, "h w c"], rows: Taps, columns: Taps) -> Float[
     return sum(down[:, columns.index[:, k]] * columns.weight[:, k, None] for k in range(columns.index.shape[1]))
 
 
-def _linear(rows: Integer[np.ndarray, " n"], of: int, size: int) -> Taps:
+def _linear(rows: Integer[np.ndarray, " n"], of: int, size: int, precision: type = np.float64) -> Taps:
     """Bilinear interpolation of `size` pixels at `rows` of the `of` that they are stretched to; edges repeat."""
     if of == size:
         return Taps(rows[:, None], np.ones((len(rows), 1)))
-    source = (rows + 0.5) * (size / of) - 0.5
+    source = ((rows + 0.5) * (size / of) - 0.5).astype(precision)
     first = np.floor(source).astype(int)
     fraction = np.where((first < 0) | (first >= size - 1), 0, source - first)
     first = np.clip(first, 0, size - 1)

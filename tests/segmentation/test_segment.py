@@ -33,9 +33,7 @@ def agreement(truth, found, iou=0.9):
 
 @pytest.mark.shared
 def test_masks_of_real_nuclei_are_the_packages(shared, weights):
-    """Maps of whole images within 3e-5 of the package's in 999 of 1000 pixels and 3e-4 in all, of the largest value
-    (the network alone is held to 1e-4: here roundings of percentiles and rescaling go through it); masks of AP 0.98
-    against the package's own at IoU 0.9."""
+    """Maps within 1e-4 of the package's largest value, and masks of AP 0.98 against its own at IoU 0.9."""
     package = models.CellposeModel(gpu=False, pretrained_model=str(weights))
     ours = Segmenter(weights)
     images, _ = nuclei(shared, 2)
@@ -44,8 +42,8 @@ def test_masks_of_real_nuclei_are_the_packages(shared, weights):
         maps = np.asarray(ours.maps([ours._with_channels(image)])[0])[: image.shape[0], : image.shape[1]]
         for mine, theirs in ((np.moveaxis(maps[..., :2], -1, 0), flows), (maps[..., 2], logits)):
             error = np.abs(mine - theirs) / np.abs(theirs).max()
-            print("relative error:", error.max(), np.quantile(error, 0.999))
-            assert error.max() <= 3e-4 and np.quantile(error, 0.999) <= 3e-5
+            print("relative error:", error.max())
+            assert error.max() <= 1e-4
         assert masks.max() > 3 and agreement(masks, found.labels) >= 0.98
 
 
