@@ -50,7 +50,7 @@ class BuildOptions:
     """Names of the channels to use, with commas; empty takes all."""
     aggregate: Aggregate = "median"
     """How channels become one image; none keeps them apart."""
-    segmenter: Engine | Literal["auto"] = "auto"
+    segmenter: Literal[Engine, "auto"] = "auto"
     """Engine of the instance masks; auto takes nuclei where one channel is segmented, and watershed for a mixture."""
     weights: str = ""
     """For cellpose: nuclei, cyto, cyto2 or cyto3, or path of a weights file."""

@@ -57,8 +57,8 @@ class Network:
 
     def predict(
         self,
-        images: UInt[np.ndarray, "n h w c"],
-        masks: UInt[np.ndarray, "n h w"],
+        images: np.ndarray,
+        masks: np.ndarray,
         plates: Sequence[str] | None = None,
     ) -> Float32[np.ndarray, "n classes"]:
         """The probability of every class, see `apply`."""
@@ -66,8 +66,8 @@ class Network:
 
     def features(
         self,
-        images: UInt[np.ndarray, "n h w c"],
-        masks: UInt[np.ndarray, "n h w"],
+        images: np.ndarray,
+        masks: np.ndarray,
         plates: Sequence[str] | None = None,
     ) -> Float32[np.ndarray, "n d"]:
         """What the last layer sees of every image, see `apply`."""
@@ -75,15 +75,16 @@ class Network:
 
     def apply(
         self,
-        images: UInt[np.ndarray, "n h w c"],
-        masks: UInt[np.ndarray, "n h w"],
+        images: np.ndarray,
+        masks: np.ndarray,
         plates: Sequence[str] | None = None,
     ) -> Predictions:
         """Probabilities and features of images, without augmentation.
 
         Args:
-            images: stored intensities, uint8 or uint16 as in training, the channels in the order of training.
-            masks: instance labels of the cells, 0 is background.
+            images: (n, h, w, c) stored intensities, uint8 or uint16 as in training, the channels in the order of
+                training.
+            masks: (n, h, w) instance labels of the cells, 0 is background.
             plates: the plate of every image; needed, with all its sites, by runs that normalise by plate.
 
         Raises:

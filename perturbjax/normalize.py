@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32, Float64
 
 from perturbjax.config import InputConfig, Normalization
 from perturbjax.console import InputError, console
-from perturbjax.dataset import PLATE, Dataset
+from perturbjax.dataset import PLATE, SiteSource
 
 #: What a run keeps: name of a statistic → its value of each channel; and `plates`: name of a plate → its sites. Plain
 #: values, so that they survive JSON to the bit.
@@ -47,14 +47,14 @@ class Method:
         whole_plates: whether a site's input depends on the other sites of its plate.
     """
 
-    intensities: Callable[[Dataset, Statistics], Intensities]
-    fit: Callable[[Dataset], Statistics] = lambda dataset: {}
+    intensities: Callable[[SiteSource, Statistics], Intensities]
+    fit: Callable[[SiteSource], Statistics] = lambda dataset: {}
     bend: Callable[[Array], Array] = lambda x: x
     ways: int = 1
     whole_plates: bool = False
 
 
-def fit(dataset: Dataset, input: InputConfig) -> Statistics:
+def fit(dataset: SiteSource, input: InputConfig) -> Statistics:
     """The statistics of a dataset that a run trained on it keeps; empty where the way needs none.
 
     Raises:
@@ -66,7 +66,7 @@ def fit(dataset: Dataset, input: InputConfig) -> Statistics:
     return {**method.fit(dataset), **sites}
 
 
-def intensities(dataset: Dataset, input: InputConfig, statistics: Statistics | None = None) -> Intensities:
+def intensities(dataset: SiteSource, input: InputConfig, statistics: Statistics | None = None) -> Intensities:
     """Shift and scale of every site of a dataset, by the statistics of a run; None fits them to this dataset.
 
     Raises:
@@ -83,12 +83,14 @@ def apply(
     return METHODS[name].bend((image - shift[:, None, None]) * scale[:, None, None])
 
 
-def channels_seen(dataset: Dataset, input: InputConfig) -> int:
+def channels_seen(dataset: SiteSource, input: InputConfig) -> int:
     """How many image channels the network sees: those stored, in each way they are normalised."""
     return len(dataset.channel_names) * METHODS[input.normalize].ways
 
 
-def statistics_for(dataset: Dataset, input: InputConfig, kept: Statistics | None, run: Any, *, own: bool) -> Statistics:
+def statistics_for(
+    dataset: SiteSource, input: InputConfig, kept: Statistics | None, run: Any, *, own: bool
+) -> Statistics:
     """The statistics by which a run's network is applied to a dataset, with a line where they are not enough.
 
     Args:
@@ -112,7 +114,7 @@ def statistics_for(dataset: Dataset, input: InputConfig, kept: Statistics | None
     return kept
 
 
-def _say_broken_plates(dataset: Dataset, input: InputConfig, trained: dict[str, float]) -> None:
+def _say_broken_plates(dataset: SiteSource, input: InputConfig, trained: dict[str, float]) -> None:
     """A line where plates have fewer sites than in training or, new ones, than half of what plates had there."""
     usual = WHOLE * float(np.median(list(trained.values()))) if trained else 0.0
     here = dataset.column(PLATE).astype(str).value_counts(sort=False)
@@ -127,29 +129,29 @@ def _say_broken_plates(dataset: Dataset, input: InputConfig, trained: dict[str, 
         )
 
 
-def _by_dtype(dataset: Dataset, statistics: Statistics) -> Intensities:
+def _by_dtype(dataset: SiteSource, statistics: Statistics) -> Intensities:
     shape = (len(dataset), len(dataset.channel_names))
     largest = np.iinfo(dataset.image_dtype).max
     return Intensities(np.zeros(shape, np.float32), np.full(shape, 1 / largest, np.float32))
 
 
-def _backgrounds(dataset: Dataset) -> Statistics:
+def _backgrounds(dataset: SiteSource) -> Statistics:
     """Each channel's background: the median over the sites of their 1st percentile, at least 1."""
     background = np.maximum(np.median(_of_sites(dataset, "p01"), axis=0), 1)
     return {"background": dict(zip(dataset.channel_names, background.tolist(), strict=True))}
 
 
-def _over_background(dataset: Dataset, statistics: Statistics) -> Intensities:
+def _over_background(dataset: SiteSource, statistics: Statistics) -> Intensities:
     return _relative_to([np.zeros((len(dataset), len(dataset.channel_names)))], dataset, statistics)
 
 
-def _over_background_and_plate(dataset: Dataset, statistics: Statistics) -> Intensities:
+def _over_background_and_plate(dataset: SiteSource, statistics: Statistics) -> Intensities:
     # log(1 + (x - mean) / (mean + background)) = log((x + background) / (mean + background))
     plate_mean, _ = _of_plates(dataset)
     return _relative_to([np.zeros(plate_mean.shape), plate_mean], dataset, statistics)
 
 
-def _relative_to(centers: list[np.ndarray], dataset: Dataset, statistics: Statistics) -> Intensities:
+def _relative_to(centers: list[np.ndarray], dataset: SiteSource, statistics: Statistics) -> Intensities:
     kept = statistics.get("background", {})
     if lacking := [name for name in dataset.channel_names if name not in kept]:
         raise InputError(
@@ -160,11 +162,11 @@ def _relative_to(centers: list[np.ndarray], dataset: Dataset, statistics: Statis
     return Intensities(shift, (1 / (shift + np.tile(background, len(centers)))).astype(np.float32))
 
 
-def _by_site(dataset: Dataset, statistics: Statistics) -> Intensities:
+def _by_site(dataset: SiteSource, statistics: Statistics) -> Intensities:
     return _standardised(_of_sites(dataset, "mean"), _of_sites(dataset, "std"))
 
 
-def _by_plate(dataset: Dataset, statistics: Statistics) -> Intensities:
+def _by_plate(dataset: SiteSource, statistics: Statistics) -> Intensities:
     return _standardised(*_of_plates(dataset))
 
 
@@ -173,12 +175,12 @@ def _standardised(mean: np.ndarray, std: np.ndarray) -> Intensities:
     return Intensities(mean.astype(np.float32), (1 / np.where(std > 0, std, 1)).astype(np.float32))
 
 
-def _of_sites(dataset: Dataset, name: str) -> Float64[np.ndarray, "n c"]:
+def _of_sites(dataset: SiteSource, name: str) -> Float64[np.ndarray, "n c"]:
     columns = [dataset.column(f"{name}_{channel}") for channel in dataset.channel_names]
     return np.stack(columns, axis=1).astype(np.float64)
 
 
-def _of_plates(dataset: Dataset) -> tuple[Float64[np.ndarray, "n c"], Float64[np.ndarray, "n c"]]:
+def _of_plates(dataset: SiteSource) -> tuple[Float64[np.ndarray, "n c"], Float64[np.ndarray, "n c"]]:
     """Mean and deviation of all pixels of a record's plate, from those of its sites (which are equal in size).
 
     The variance of a plate is the mean of its sites' variances plus the variance of their means.

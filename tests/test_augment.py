@@ -205,7 +205,7 @@ def test_a_crop_of_any_size_keeps_its_sharpness_within_a_factor():
     size, b = 256, 64
     config = dataclasses.replace(STILL, crop=32, crop_scale=(0.05, 1.0))
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(augment._GEOMETRY) + 2,)))(
-        augment.record_keys(0, 0, jjnp.arange(b))
+        augment.record_keys(0, 0, jnp.arange(b))
     )
     side = np.asarray(augment._random_boxes(draws, size, size, config).size)[:, 0]
     wave = np.sin(2 * np.pi * np.arange(size) / (4 * side[:, None] / 32))

@@ -62,7 +62,7 @@ class Cellpose:
         """
         return next(self.segment_all([image]))
 
-    def segment_all(self, images: Iterable[UInt[np.ndarray, "h w c"]]) -> Iterator[UInt16[np.ndarray, "h w"]]:
+    def segment_all(self, images: Iterable[UInt[np.ndarray, "_h _w _c"]]) -> Iterator[UInt16[np.ndarray, "_h _w"]]:
         """As `segment`, of many sites in their order: neighbours of one size go through the network together."""
         for found in self.finder.masks(images):
             if found.labels.dtype != np.uint16:

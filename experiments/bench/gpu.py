@@ -289,6 +289,7 @@ def simulated_plate(size: Size) -> Any:
 def measure_jax(size: Size, precision: str) -> Measured:
     """Train as `perturbjax train` does, without reading a dataset or writing checkpoints."""
     import jax
+    import jax.numpy as jnp
 
     from perturbjax import models
     from perturbjax.feed import Order, ResidentFeed, gather
@@ -325,7 +326,7 @@ def measure_jax(size: Size, precision: str) -> Measured:
 
     memory = jax.local_devices()[0].memory_stats
     measured = _time_run(epoch, size, lambda: (memory() or {}).get("peak_bytes_in_use"))
-    batch = gather(feed.arrays, np.arange(size.batch) % size.sites, np.ones(size.batch, np.float32))
+    batch = gather(feed.arrays, jnp.arange(size.batch) % size.sites, jnp.ones(size.batch))
     text = jax.jit(step).lower(state, batch).compile().as_text()
     return measured._replace(moved=hlo.costs(text)["all"].moved)
 

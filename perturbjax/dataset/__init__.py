@@ -5,7 +5,7 @@ A dataset directory is one TFDS dataset (`dataset_info.json`, `features.json`, A
 `provenance.json` (how it was made, and the digest of every file). Neither writing nor reading needs TensorFlow.
 """
 
-from perturbjax.dataset.opened import Dataset, PixelStore, SiteDataset, open_dataset
+from perturbjax.dataset.opened import Dataset, PixelStore, SiteDataset, SiteSource, open_dataset
 from perturbjax.dataset.schema import (
     INDEX,
     INDEX_COLUMNS,
@@ -39,6 +39,7 @@ __all__ = [
     "PixelStore",
     "SiteDataset",
     "SitePixels",
+    "SiteSource",
     "open_dataset",
     "site_statistics",
     "write_dataset",

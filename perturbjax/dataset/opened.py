@@ -28,21 +28,12 @@ _FACTS = {"channels_stored": list, "image_dtype": str, "label_column": str, "fil
 
 
 @runtime_checkable
-class Dataset(Protocol):
-    """Sites by position, their metadata by column."""
+class SiteSource(Protocol):
+    """What a feed asks for: sites by position, and columns of what is known of them by name."""
 
     path: Path
-    index: pd.DataFrame
-    """One row a record, in record order (see `INDEX_COLUMNS`); `Metadata_*` columns are text."""
-    provenance: dict[str, Any]
-    """How it was made (segmenter, weights' SHA-256, channels, aggregation …), and the digest of every file."""
 
     def __len__(self) -> int: ...
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of what it holds: two datasets with one fingerprint give the same records."""
-        ...
 
     @property
     def channel_names(self) -> list[str]:
@@ -66,12 +57,27 @@ class Dataset(Protocol):
         """A column of the index, as text for `Metadata_*`; an `InputError` where there is none of that name."""
         ...
 
-    def positions(self, site_ids: Sequence[str]) -> Int[np.ndarray, " n"]:
-        """Where sites stand; an `InputError` names one that is not there."""
-        ...
-
     def pixels(self, position: int) -> tuple[UInt[np.ndarray, "h w c"], UInt16[np.ndarray, "h w"]]:
         """Image and mask of one record; an `InputError` where they are damaged or another site's."""
+        ...
+
+
+@runtime_checkable
+class Dataset(SiteSource, Protocol):
+    """Sites by position, their metadata by column."""
+
+    index: pd.DataFrame
+    """One row a record, in record order (see `INDEX_COLUMNS`); `Metadata_*` columns are text."""
+    provenance: dict[str, Any]
+    """How it was made (segmenter, weights' SHA-256, channels, aggregation …), and the digest of every file."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what it holds: two datasets with one fingerprint give the same records."""
+        ...
+
+    def positions(self, site_ids: Sequence[str]) -> Int[np.ndarray, " n"]:
+        """Where sites stand; an `InputError` names one that is not there."""
         ...
 
     def read(

@@ -10,7 +10,7 @@ from jaxtyping import UInt, UInt16
 from perturbjax import masks
 from perturbjax.augment import RawBatch, mip_levels
 from perturbjax.config import AugmentConfig, InputConfig
-from perturbjax.dataset import Dataset
+from perturbjax.dataset import SiteSource
 from perturbjax.feed.order import Order, Rows
 from perturbjax.feed.sites import Sites
 
@@ -18,7 +18,7 @@ from perturbjax.feed.sites import Sites
 class Decoder:
     """From positions in the dataset to what a feed gives; grain's workers are each given a copy."""
 
-    def __init__(self, dataset: Dataset, sites: Sites, input: InputConfig, augment: AugmentConfig | None = None):
+    def __init__(self, dataset: SiteSource, sites: Sites, input: InputConfig, augment: AugmentConfig | None = None):
         """`augment` lets sites be stored at the finest resolution that its crops can use; None stores them whole."""
         self.dataset, self.sites, self.input = dataset, sites, input
         self.halvings = mip_levels(*dataset.image_size, augment, random=True)[0] if augment else 0

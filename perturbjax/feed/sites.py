@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int32
 
 from perturbjax import normalize
 from perturbjax.config import InputConfig
-from perturbjax.dataset import Dataset
+from perturbjax.dataset import SiteSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Sites:
 
 
 def describe_sites(
-    dataset: Dataset,
+    dataset: SiteSource,
     input: InputConfig,
     class_names: Sequence[str] | None = None,
     *,

@@ -14,7 +14,6 @@ import jax
 from perturbjax.console import console
 from perturbjax.files import make_folder
 from perturbjax.training.hosts import is_first
-from perturbjax.training.step import TrainState
 
 #: Steps that are traced: enough to see one whole step between two others.
 TRACED_STEPS = 3
@@ -44,7 +43,7 @@ class Span(NamedTuple):
     operation: str
 
 
-def trace_steps(run: Callable[[TrainState], Any], state: TrainState, folder: Path, steps: int) -> list[Spent]:
+def trace_steps(run: Callable[[Any], Any], state: Any, folder: Path, steps: int) -> list[Spent]:
     """Trace `run(state)`, which takes `steps` steps, into `folder`, and print where its time went.
 
     It runs twice, each time on a copy of the state: once to compile. The state is left as it was.
@@ -141,7 +140,7 @@ def names_in(hlo: str) -> dict[str, str]:
     return names | {operation: last[called] for operation, called in fusions.items() if called in last}
 
 
-def _copy(state: TrainState) -> TrainState:
+def _copy(state: Any) -> Any:
     """A copy, since the step gives its state's memory away."""
     return jax.tree.map(lambda leaf: leaf.copy(), state)
 

@@ -35,7 +35,7 @@ ENTRY %main (a: f32[8,100], b: s32[2], c: (f32[4], s32[])) -> f32[2,100] {
   %all-reduce.1 = f32[2,100]{1,0} all-reduce(%picked), backend_config={"estimated_cycles":"700"}
   ROOT %sum = f32[2,100]{1,0} add(%picked, %all-reduce.1), metadata={op_name="a/update/add"},b={"estimated_cycles":"50"}
 }
-"""  # noqa: E501
+"""
 
 
 def test_kernels_bytes_and_cycles_are_counted_where_they_run():

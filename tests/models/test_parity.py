@@ -32,7 +32,7 @@ def test_evaluation_logits_are_torchs_within_1e_5(tmp_path, name, size):
     height, width, channels = size
     pair = make_pair(name, tmp_path, size=height, channels=channels)
     x = batches(1, 3, height, width, channels)[0][0]
-    ours = np.asarray(pair.network()(x, models.Mode()).logits)
+    ours = np.asarray(pair.network()(jnp.asarray(x), models.Mode()).logits)
     theirs = pair.theirs.eval()(to_torch(x)).detach().numpy()
     assert ours.dtype == np.float32
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()

@@ -246,6 +246,7 @@ def served(tmp_path_factory):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", hashlib.sha256(data).hexdigest()
     server.shutdown()
+    server.server_close()
 
 
 class TestHub:

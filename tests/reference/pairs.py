@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
@@ -54,7 +55,8 @@ def make_pair(name: str, folder: Path, *, size: int, channels: int = 1) -> Pair:
     assert (got.classes, got.channels) == (CLASSES, channels)
     network = models.create(name, classes=CLASSES, channels=channels, dropout=0.0, seed=0, **sized)
     graphdef = nnx.split(network, nnx.Param, nnx.BatchStat)[0]
-    return Pair(name, theirs, graphdef, got.params, got.stats)
+    params, stats = jax.tree.map(jnp.asarray, (got.params, got.stats))
+    return Pair(name, theirs, graphdef, params, stats)
 
 
 def batches(count: int, batch: int, height: int, width: int, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -181,7 +182,7 @@ def test_evaluation_answers_every_site_once_in_the_order_asked_for(kind, begin, 
     answers = predict_sites(training.predict, params, stats, training.feed.batches, positions, batch_size=5)
     single = begin("1")
     expected = [
-        single.predict(single.state.params, single.state.stats, gather(sites, np.array([p]), np.ones(1)))[0]
+        single.predict(single.state.params, single.state.stats, gather(sites, jnp.array([p]), jnp.ones(1)))[0]
         for p in positions
     ]
     np.testing.assert_allclose(answers.probabilities, np.concatenate(expected), **CLOSE)

@@ -1,19 +1,18 @@
 """A run knows how far it is: what it goes on from, and what is left when it must stop."""
 
-from types import SimpleNamespace
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perturbjax.config import Recipe
 from perturbjax.console import InputError, Terminated
 from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.fit import _require_finite
 from perturbjax.training.progress import leave, resume
-from perturbjax.training.run import locked
+from perturbjax.training.run import Run, locked, read_metrics
 from perturbjax.training.step import Sums, TrainState
 
-STEPS, FACTS = 5, {"split_fingerprint": "x"}
+STEPS = 5
 
 
 def state(step: int) -> TrainState:
@@ -26,8 +25,14 @@ def sums(*steps: float) -> list[Sums]:
 
 @pytest.fixture
 def run(tmp_path):
-    dropped = []
-    return SimpleNamespace(path=tmp_path, facts=FACTS, dropped=dropped, truncate_metrics=dropped.append)
+    """A run of three epochs in its metrics."""
+    run = Run(tmp_path, Recipe(), None, ["DMSO", "taxol"], {"split_fingerprint": None})
+    run.append_metrics([dict.fromkeys(("step", "split", "loss", "accuracy")) | {"epoch": n} for n in (1, 2, 3)])
+    return run
+
+
+def epochs_kept(run: Run) -> list[int]:
+    return [row["epoch"] for row in read_metrics(run.path)]
 
 
 @pytest.fixture
@@ -38,11 +43,11 @@ def checkpoints(tmp_path):
 
 
 def test_a_run_left_within_an_epoch_goes_on_there_with_the_sums_of_its_steps(run, checkpoints):
-    checkpoints.save(state(10), epoch=2, facts=FACTS, accuracy=None)
-    ends = leave(checkpoints, state(13), epoch=2, parts=sums(11, 12, 13), seconds=1.5, facts=FACTS)
+    checkpoints.save(state(10), epoch=2, facts=run.identity, accuracy=None)
+    ends = leave(checkpoints, state(13), epoch=2, parts=sums(11, 12, 13), seconds=1.5, facts=run.identity)
     assert isinstance(ends, Terminated) and "after step 3 of epoch 3" in str(ends)
     begun = resume(run, checkpoints, state(0), STEPS)
-    assert (begun.epoch, begun.taken, begun.seconds) == (2, 3, 1.5) and run.dropped == [2]
+    assert (begun.epoch, begun.taken, begun.seconds) == (2, 3, 1.5) and epochs_kept(run) == [1, 2]
     assert int(begun.state.step) == 13
     (part,) = begun.parts()
     for row, of_steps in enumerate(part):
@@ -50,8 +55,8 @@ def test_a_run_left_within_an_epoch_goes_on_there_with_the_sums_of_its_steps(run
 
 
 def test_the_next_epoch_that_is_saved_takes_its_place(run, checkpoints):
-    leave(checkpoints, state(13), epoch=2, parts=sums(13), seconds=0.0, facts=FACTS)
-    checkpoints.save(state(15), epoch=3, facts=FACTS, accuracy=0.5)
+    leave(checkpoints, state(13), epoch=2, parts=sums(13), seconds=0.0, facts=run.identity)
+    checkpoints.save(state(15), epoch=3, facts=run.identity, accuracy=0.5)
     begun = resume(run, checkpoints, state(0), STEPS)
     assert (begun.epoch, begun.taken) == (3, 0) and begun.parts() == []
     assert not (run.path / "checkpoints" / "interrupted").exists()
@@ -59,14 +64,14 @@ def test_the_next_epoch_that_is_saved_takes_its_place(run, checkpoints):
 
 def test_a_run_without_checkpoints_begins_afresh(run, checkpoints):
     begun = resume(run, checkpoints, state(0), STEPS)
-    assert (begun.epoch, begun.taken) == (0, 0) and run.dropped == [0]
+    assert (begun.epoch, begun.taken) == (0, 0) and epochs_kept(run) == []
 
 
 def test_a_loss_that_is_not_finite_names_the_checkpoint_that_stays(run, checkpoints):
     losses = np.array([1, np.nan, 1])
     with pytest.raises(InputError, match=r"step 14 \(epoch 5\); no checkpoint was saved"):
         _require_finite(losses, 4, checkpoints, run)
-    checkpoints.save(state(9), epoch=3, facts=FACTS, accuracy=None)
+    checkpoints.save(state(9), epoch=3, facts=run.identity, accuracy=None)
     with pytest.raises(InputError, match="the checkpoint of epoch 3 stays"):
         _require_finite(losses, 4, checkpoints, run)
     _require_finite(losses[:1], 4, checkpoints, run)
