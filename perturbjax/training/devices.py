@@ -168,14 +168,14 @@ class Placement:
             lambda rows: jax.make_array_from_process_local_data(self.by_row, pad_rows(rows, local)), batch
         )
 
-    def _by_device(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
+    def _by_device(self, rows: np.ndarray | jax.Array, axis: int = 0) -> np.ndarray | jax.Array:
         """Split the padded axis into (devices, rows a device)."""
         padded = pad_rows(rows, self.count, axis)
         shape = padded.shape
         return padded.reshape(*shape[:axis], self.count, shape[axis] // self.count, *shape[axis + 1 :])
 
 
-def pad_rows(rows: np.ndarray, multiple: int, axis: int = 0) -> np.ndarray:
+def pad_rows(rows: np.ndarray | jax.Array, multiple: int, axis: int = 0) -> np.ndarray | jax.Array:
     """Pad an axis with zeros to a multiple: a padded row is record 0 with weight 0."""
     missing = -rows.shape[axis] % multiple
     if not missing:

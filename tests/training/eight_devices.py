@@ -206,7 +206,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_the_other_way_round(fi
 
 def test_rows_are_dealt_over_all_devices_and_padded_at_weight_zero(sites):
     placement = placed("sharded")
-    batch = placement.place_rows(gather(sites, np.arange(13), np.ones(13, np.float32)))
+    batch = placement.place_rows(gather(jax.tree.map(jnp.asarray, sites), jnp.arange(13), jnp.ones(13)))
     assert isinstance(batch, RawBatch) and len(batch.image) == 16
     assert len({shard.device for shard in batch.image.addressable_shards}) == 8
     assert batch.image.sharding.spec == P(AXIS)
