@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from perturbjax.console import InputError
 
@@ -135,7 +135,7 @@ class Pool:
         """Take results as soon as they are there, so that no worker waits to be heard."""
         try:
             while True:
-                for pipe in wait(pipes):
+                for pipe in cast("list[Connection]", wait(pipes)):
                     self._results.put((pipes.index(pipe), *pipe.recv()))
         except (EOFError, OSError, ValueError, TypeError):  # a worker is gone, or the pool was closed
             self._results.put((None, None, None, None))

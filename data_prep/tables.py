@@ -8,7 +8,9 @@ import gzip
 import io
 import lzma
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,7 +22,7 @@ SOLVENT = "DMSO"
 LARGEST_TABLE = 1 << 28
 #: The header is line 1, so the first row is row 2, as editors and spreadsheets number them.
 FIRST_ROW = 2
-_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def read_table(path: Path, sep: str = ",") -> pd.DataFrame:

@@ -14,6 +14,8 @@ A record's changes follow from (seed, epoch, record) alone: neither the batch, t
 from __future__ import annotations
 
 import math
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import jax
@@ -188,17 +190,16 @@ def _sample_image(
     image: UInt[Array, "b h w c"], points: _Points, boxes: _Boxes, augment: AugmentConfig, random: bool
 ) -> Float[Array, "b crop crop c"]:
     """Look points up in the level that leaves each box nearest to its output's resolution."""
-    levels = mip_levels(*image.shape[1:3], augment, random)
+    levels = mip_levels(image.shape[1], image.shape[2], augment, random)
     shrink = jnp.sqrt(boxes.size[:, 0] * boxes.size[:, 1]) / augment.crop
     wanted = jnp.clip(jnp.round(jnp.log2(shrink)), levels[0], levels[-1])[:, None, None, None]
     pixels: Array = image
-    sampled = None
-    for level in range(levels[-1] + 1):
-        if level:
-            pixels = _halve(pixels)
-        if level in levels:
-            here = _bilinear(pixels, points, 2**level)
-            sampled = here if sampled is None else jnp.where(wanted == level, here, sampled)
+    for _ in range(levels[0]):
+        pixels = _halve(pixels)
+    sampled = _bilinear(pixels, points, 2 ** levels[0])
+    for level in levels[1:]:
+        pixels = _halve(pixels)
+        sampled = jnp.where(wanted == level, _bilinear(pixels, points, 2**level), sampled)
     return sampled
 
 
@@ -207,7 +208,7 @@ def _halve(image: Array) -> Float[Array, "b h w c"]:
     pad = ((0, 0), (0, image.shape[1] % 2), (0, image.shape[2] % 2), (0, 0))
     image = jnp.pad(image, pad, mode="edge") if any(map(any, pad)) else image
     corners = (image[:, top::2, left::2].astype(jnp.float32) for top in (0, 1) for left in (0, 1))
-    return sum(corners) / 4
+    return reduce(add, corners) / 4
 
 
 def _bilinear(image: Array, points: _Points, block: int) -> Float[Array, "b crop crop c"]:

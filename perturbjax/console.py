@@ -33,7 +33,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 #: Seconds between progress lines where the output is a file or a pipe.
 PLAIN_INTERVAL_S = 10.0
 #: Settings of matplotlib's under which text is text; else what stands between two `$` is read as a formula.
-PLOT_TEXT: dict[str, Any] = {"text.parse_math": False}
+PLOT_TEXT: Any = {"text.parse_math": False}
 #: Whole numbers of options stay below this: more is a slip of the keyboard, and overflows somewhere.
 LARGEST = 2**32
 #: What a disk, a quota or a limit on a file's size says when it is reached.

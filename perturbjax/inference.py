@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32, Float64, Int, UInt, UInt16
+from jaxtyping import Array, Float32, Float64, Int, UInt, UInt16
 
 from perturbjax.augment import RawBatch
 from perturbjax.config import InputConfig
 from perturbjax.console import InputError, console
-from perturbjax.dataset import PLATE, Dataset
+from perturbjax.dataset import PLATE, Dataset, SiteSource
 from perturbjax.feed import Decoder, FeedChoice, Order, describe_sites, open_feed
 from perturbjax.normalize import METHODS, Statistics
 from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
@@ -120,11 +120,11 @@ class Network:
         _require_fitting(self.run, dataset)
         return self._decoder(dataset, self.run.statistics_for(dataset), self.run.recipe.input)
 
-    def step(self, batch: RawBatch) -> Predictions:
-        """Answers on the device to a batch that a feed placed there, rows of padding among them."""
-        return Predictions(*self._step(self._state["params"], self._state["stats"], batch))
+    def step(self, batch: RawBatch) -> tuple[Float32[Array, "b classes"], Float32[Array, "b d"]]:
+        """Probabilities and features, on the device, of a batch that a feed placed there, rows of padding too."""
+        return self._step(self._state["params"], self._state["stats"], batch)
 
-    def _decoder(self, dataset: Dataset | _Arrays, statistics: Statistics | None, input: InputConfig) -> Decoder:
+    def _decoder(self, dataset: SiteSource, statistics: Statistics | None, input: InputConfig) -> Decoder:
         recipe = self.run.recipe
         sites = describe_sites(dataset, input, self.run.class_names, seed=recipe.seed, statistics=statistics)
         return Decoder(dataset, sites, input, recipe.augment)
@@ -163,7 +163,7 @@ class _Arrays:
             raise InputError(f"plates: {run.path} normalises by plate; give the name of each image's plate")
         self.channel_names = self.channel_names or [str(number) for number in range(images.shape[3])]
         self._images, self._masks, self._plates = images, masks.astype(np.uint16), plates
-        self.image_size = images.shape[1:3]
+        self.image_size = (images.shape[1], images.shape[2])
 
     def __len__(self) -> int:
         return len(self._images)

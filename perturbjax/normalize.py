@@ -62,7 +62,9 @@ def fit(dataset: SiteSource, input: InputConfig) -> Statistics:
     """
     method = METHODS[input.normalize]
     plates = dataset.column(PLATE).astype(str).value_counts(sort=False) if method.whole_plates else {}
-    sites = {"plates": {plate: int(count) for plate, count in plates.items()}} if method.whole_plates else {}
+    sites: dict[str, Any] = (
+        {"plates": {plate: int(count) for plate, count in plates.items()}} if method.whole_plates else {}
+    )
     return {**method.fit(dataset), **sites}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,9 @@ def perturbations(compounds: int, effect: float, rng: np.random.Generator) -> pd
     Shifts are in units of the between-well deviation. A compound moves two aspects with its mechanism and one of
     its own; within an aspect every trait moves by `effect`, up or down. The solvent moves nothing.
     """
-    rows = [{"pert_iname": SOLVENT, "broad_sample": SOLVENT, "moa": "negative control", "control_type": "negcon"}]
+    rows: list[dict[str, Any]] = [
+        {"pert_iname": SOLVENT, "broad_sample": SOLVENT, "moa": "negative control", "control_type": "negcon"}
+    ]
     mechanism: dict[str, float] = {}
     for compound in range(compounds):
         if compound % COMPOUNDS_PER_MOA == 0:

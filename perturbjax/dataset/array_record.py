@@ -43,7 +43,8 @@ class ArrayRecordPixels:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the shards at once: tfds, first imported by several reading threads together, can lock up."""
-        self.__init__(state["path"])
+        self.path = state["path"]
+        self._source = _open(self.path)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -155,7 +156,7 @@ def _inflate(fields: Mapping[str, Any], name: str, shape: tuple[int, ...], dtype
     array = np.empty(shape, dtype)
     if array.nbytes > DEFLATE_RATIO * len(deflated):
         raise ValueError(f"{name} is too short for its shape")
-    flat = array.reshape(-1).view(np.uint8)
+    flat = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     if len(imagecodecs.deflate_decode(deflated, out=flat)) != len(flat):
         raise ValueError(f"{name} ends before its shape does")
     return array

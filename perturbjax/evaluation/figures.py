@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 _PART = {"train": (BLUE, "training sites"), "test": (ORANGE, "held-out sites")}
 _LEVEL = {"site": (BLUE, "by site"), "treated": (GREEN, "by treated row"), "well": (ORANGE, "by well")}
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -113,7 +113,7 @@ def plot_scores(judgement: Judgement, path: Path) -> Path:
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="y", visible=False)
         panels[0].get_yticklabels()[0].set_fontweight("bold")
-        figure.get_layout_engine().set(w_pad=0.1)
+        figure.set_layout_engine("constrained", w_pad=0.1)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return Path(path)
 
@@ -209,7 +209,7 @@ def plot_recall(table: pd.DataFrame, path: Path) -> Path:
     crowded = len(present) > _NAMED_CLASSES
     shown = present.head(30 if crowded else len(present)).sort_values("recall", ascending=False, kind="stable")
     with _figure(path, 9 if crowded else 6.5, 0.2 * len(shown) + 1.1) as figure:
-        panels = np.ravel(figure.subplots(1, 2 if crowded else 1, width_ratios=[3, 2] if crowded else None))
+        panels = figure.subplots(1, 2 if crowded else 1, width_ratios=[3, 2] if crowded else None, squeeze=False)[0]
         axes = panels[0]
         axes.barh(np.arange(len(shown)), shown["recall"], color=BLUE, height=0.72)
         names = [f"{row['class']} ({row['sites']}, {row['wells']})" for _, row in shown.iterrows()]

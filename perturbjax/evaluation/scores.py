@@ -39,18 +39,16 @@ class Counts:
     """Examples predicted to be it."""
     hits: Float[np.ndarray, "*clusters classes"]
     """Both."""
-    top: Num[np.ndarray | np.generic, " *clusters"]
-    """Examples whose true class is among the `TOP_K` most probable."""
+    top: Any
+    """Examples whose true class is among the `TOP_K` most probable, (*clusters,)."""
     class_weight: Float[np.ndarray, "*clusters classes"] | None = None
     """How often each class counts in an average over classes; None: each once."""
     examples: Examples | None = None
     """The same, example by example; None where the answer is no probabilities (a class drawn by chance)."""
 
-    def over_classes(
-        self, values: Shaped[np.ndarray, "*clusters classes"]
-    ) -> Num[np.ndarray | np.generic, " *clusters"]:
+    def over_classes(self, values: Shaped[np.ndarray, "*clusters classes"]) -> Num[np.ndarray, " *clusters"]:
         """Sum over classes, each as often as it counts."""
-        return (values if self.class_weight is None else values * self.class_weight).sum(axis=-1)
+        return np.asarray((values if self.class_weight is None else values * self.class_weight).sum(axis=-1))
 
 
 def check_probabilities(
@@ -152,7 +150,7 @@ class Metric:
     """
 
     words: str
-    function: Callable[..., Num[np.ndarray | np.generic, " *rows"]]
+    function: Callable[..., Any]
     made_of: Literal["counts", "probabilities"] = "counts"
     class_averaged: bool = False
     bounds: tuple[float, float] = (0.0, 1.0)
@@ -166,7 +164,8 @@ class Metric:
         """The value over all clusters together."""
         if self.made_of == "counts":
             return float(self.function(Counts(*(part.sum(axis=0) for part in four_counts(counts)))))
-        examples = counts.examples
+        if (examples := counts.examples) is None:
+            raise ValueError(f"{self.words} needs probabilities")
         return float(self.function(examples.labels, examples.probabilities, np.ones((1, len(examples.labels))))[0])
 
 

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -166,6 +166,14 @@ class _Fitted:
     inner_score: float
 
 
+class _Prepared(NamedTuple):
+    """Of one fold: rows and features of each part, and the inner parts that tuning judges by."""
+
+    rows: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
+    inner: list[tuple[np.ndarray, ...]]
+
+
 class _Task:
     """Fits models on the training rows of a manifest; rows are prepared once a fold."""
 
@@ -176,7 +184,7 @@ class _Task:
         self.table = as_table(profiles, negcon)
         self.position = pd.Series(np.arange(len(profiles)), index=profiles.metadata["site_id"])
         self.notes: list[str] = []
-        self._prepared: tuple[pd.DataFrame, dict[str, np.ndarray], list] | None = None
+        self._prepared: tuple[pd.DataFrame, _Prepared] | None = None
 
     def fit(self, name: str, manifest: pd.DataFrame, classes: int) -> _Fitted:
         """Probabilities of the training and of the test rows, in the manifest's order."""
@@ -199,7 +207,7 @@ class _Task:
         train, test = (probabilities(model, arrays[part], classes) for part in (splits.TRAIN, splits.TEST))
         return _Fitted(train, test, time.monotonic() - start, setting, score)
 
-    def _prepare(self, manifest: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list]:
+    def _prepare(self, manifest: pd.DataFrame) -> _Prepared:
         if self._prepared is None or self._prepared[0] is not manifest:
             rows = {
                 part: self.position[manifest.loc[manifest["part"] == part, "site_id"]].to_numpy()
@@ -210,8 +218,8 @@ class _Task:
             arrays = {splits.TRAIN: train, splits.TEST: steps.transform(self.table.iloc[rows[splits.TEST]])}
             groups = manifest.loc[manifest["part"] == splits.TRAIN, "group"].to_numpy()
             inner = list(self._inner(rows[splits.TRAIN], groups)) if self.config.tune else []
-            self._prepared = (manifest, rows, arrays, inner)
-        return self._prepared[1:]
+            self._prepared = (manifest, _Prepared(rows, arrays, inner))
+        return self._prepared[1]
 
     def _inner(self, rows: np.ndarray, groups: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
         """(features, labels, judged features, judged labels) of each part of the training rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -226,10 +227,11 @@ def _draw(picture: Picture, path: Path) -> None:
         if picture.config.join and not grey and not control and rows.sum() <= _JOINED:
             for a, b in picture.points[rows]:
                 axis.plot([a, x.mean()], [b, y.mean()], color=colour, lw=0.7, alpha=0.6, zorder=2)
+        rim: dict[str, Any] = {} if control else {"edgecolors": "none" if grey else "white"}
         axis.scatter(
             x, y, c=colour, marker=marker, label=f"{textwrap.shorten(legend, 32, placeholder=' …')} · {rows.sum()}",
             s=size * emphasis, alpha=0.6 if grey or control else 0.9, linewidths=0.8 if control else 0.3,
-            **({} if control else {"edgecolors": "none" if grey else "white"}), zorder=order,
+            **rim, zorder=order,
         )  # fmt: skip
     axis.set(xticks=[], yticks=[], title=picture.title())
     axis.set_xlabel("\n".join(textwrap.wrap(picture.quality.caption(), 90)), fontsize=9)
@@ -255,7 +257,7 @@ def _draw_interactive(picture: Picture, profiles: Profiles, path: Path) -> None:
     for legend, rows, colour, marker in picture.groups():
         control = marker == "x"
         symbol = "x-thin" if control else symbols[marker]
-        style = {"color": colour, "size": 5 if colour == GREY else 8, "symbol": symbol}
+        style: dict[str, Any] = {"color": colour, "size": 5 if colour == GREY else 8, "symbol": symbol}
         style["line"] = {"width": 1, "color": colour if control else "white"}
         x, y = picture.points[rows].T
         figure.add_trace(

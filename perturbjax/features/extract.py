@@ -106,7 +106,11 @@ def extract(config: FeaturesConfig) -> Path:
     dataset = open_dataset(config.data)
     make_folder(config.out.parent)
     placement = open_devices(config.compute)
-    extractor = (backbone_extractor if config.run is None else run_extractor)(config, dataset, placement)
+    extractor = (
+        backbone_extractor(config, dataset, placement)
+        if config.run is None
+        else run_extractor(config.run, dataset, placement)
+    )
     work = config.out.with_name(f".{config.out.name}.extracting")
     settings = {
         **extractor.facts,
@@ -227,13 +231,13 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
     )
 
 
-def run_extractor(config: FeaturesConfig, dataset: Dataset, placement: Placement) -> Extractor:
+def run_extractor(path: Path, dataset: Dataset, placement: Placement) -> Extractor:
     """A trained run's own features, its input prepared as in evaluation."""
     from perturbjax.inference import load_network
     from perturbjax.training.run import open_run
 
-    run = open_run(config.run)
+    run = open_run(path)
     network = load_network(run, placement=placement, dataset=dataset)
     model = run.recipe.model.model
     facts = {"run": str(run.path), "model": model, "epoch": network.facts["epoch"]}
-    return Extractor(network.decoder(dataset), lambda batch: network.step(batch).features, [model], facts)
+    return Extractor(network.decoder(dataset), lambda batch: network.step(batch)[1], [model], facts)

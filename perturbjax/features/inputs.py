@@ -70,7 +70,8 @@ def channel_triples(
     if channels_as == "rgb" or (channels_as == "auto" and not each and len(names) == 3):
         if len(names) != 3:
             raise InputError(f"--channels {channels}: --channels-as rgb takes three, not {len(names)}")
-        return {"-".join(names): tuple(positions)}
+        red, green, blue = positions
+        return {"-".join(names): (red, green, blue)}
     if len(set(names)) < len(names):
         raise InputError(f"--channels {channels}: names a channel twice")
     return {name: (position,) * 3 for name, position in zip(names, positions, strict=True)}

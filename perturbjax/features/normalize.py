@@ -7,6 +7,8 @@ from rows to be predicted is stated in `Scaler`. This module needs scikit-learn:
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -250,7 +252,7 @@ class Components(PCA):
 
     def fit_transform(self, X: Float[np.ndarray, "n d"], y: object = None) -> Float[np.ndarray, "n k"]:
         """Learn from training rows, and their components."""
-        self.n_components = min(self.n_components, *X.shape)
+        self.n_components = min(self.n_components, *X.shape)  # type: ignore[has-type]  # set by scikit-learn
         return super().fit_transform(X)
 
 
@@ -277,7 +279,7 @@ def preparation(config: Preparation, *, seed: int = 0) -> Pipeline:
     if config.select:
         steps.append(("select", CorrelationFilter(config.correlation)))
     if config.sphere != "none":
-        reference = "negcon" if config.sphere == "negcon" else "all"
+        reference: Literal["all", "negcon"] = "negcon" if config.sphere == "negcon" else "all"
         steps.append(("sphere", Sphere(reference, config.sphere_method, config.sphere_regularization)))
     steps.append(("features", Features()))
     if config.pca:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 from jax.sharding import Sharding
 from jaxtyping import Array, Float32, Int32, UInt
@@ -32,7 +32,8 @@ class Feed(Protocol):
         arrays: all records, for whoever gathers them inside jit; None where they are not held.
     """
 
-    arrays: ResidentArrays | None
+    @property
+    def arrays(self) -> ResidentArrays | None: ...
 
     def batches(self, order: Order) -> Iterator[RawBatch]:
         """The batches of an order, a step each, placed on the devices and padded to a multiple of them."""
@@ -40,7 +41,7 @@ class Feed(Protocol):
     def close(self) -> None:
         """Free what the feed holds; what it gave out cannot be read on."""
 
-    def __enter__(self) -> Feed: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt, UInt16
@@ -56,7 +57,8 @@ class Decoder:
             else:
                 image[row], mask[row] = image[first], mask[first]
         label, shift, scale = (of[positions] for of in (self.sites.labels, self.sites.shift, self.sites.scale))
-        return RawBatch(image, mask, label, positions, weight, shift, scale)
+        host: tuple[Any, ...] = (image, mask, label, positions, weight, shift, scale)
+        return RawBatch(*host)
 
     def batches(self, order: Order) -> Iterator[RawBatch]:
         """The batches of an order, on the host, each decoded when it is asked for."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float32, Int32
@@ -40,11 +41,12 @@ class ResidentFeed:
         with (
             ThreadPoolExecutor(os.cpu_count()) as threads,
             # Closed first, it takes back what is not begun yet: who interrupts must not wait for the whole dataset.
-            contextlib.closing(threads.map(decoder.read_into, range(n), image, mask)) as reads,
+            contextlib.closing(threads.map(decoder.read_into, range(n), image, mask)) as reads,  # type: ignore[type-var]
         ):
             for _ in track(reads, total=n, label="load", unit="sites"):
                 pass
-        return cls(ResidentArrays(image, mask, sites.labels, sites.shift, sites.scale), placement)
+        host: tuple[Any, ...] = (image, mask, sites.labels, sites.shift, sites.scale)
+        return cls(ResidentArrays(*host), placement)
 
     def batches(self, order: Order) -> Iterator[RawBatch]:
         """The batches of an order, one dispatch each; a whole epoch in one is the training loop's own affair."""

@@ -28,7 +28,7 @@ class ConvBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
         turn = self.norm.turn()
-        z = self.norm.pooled(self.conv.unbiased(x, turn), mode, shift=self.conv.bias[...], turned=turn)
+        z = self.norm.pooled(self.conv.unbiased(x, turn), mode, shift=self.conv.bias[...], turned=turn)  # type: ignore[index]
         return self.activation(z)
 
 
@@ -41,7 +41,7 @@ class SpatialAttention(nnx.Module):
         self.project = Conv(hidden, 1, size=1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h w 1"]:
-        hidden = self.norm(self.conv.unbiased(x), mode, shift=self.conv.bias[...])
+        hidden = self.norm(self.conv.unbiased(x), mode, shift=self.conv.bias[...])  # type: ignore[index]
         return jax.nn.sigmoid(self.project(leaky_relu(hidden)))
 
 

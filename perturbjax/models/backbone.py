@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 #: A path in our networks, such as ("stages", 0, 1, "layers", 2, "conv", "kernel").
-Path = tuple[str | int, ...]
+Path = tuple[Any, ...]
 Tensors = Mapping[str, np.ndarray]
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

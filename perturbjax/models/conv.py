@@ -94,8 +94,8 @@ def _narrow_kernel_gradient(
     padded = jnp.pad(_bits(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     turned = jnp.moveaxis(padded.reshape(groups, -1, *padded.shape[1:]), -1, 1)
     views = [turned[..., i : i + h2, j : j + w2] for i in range(size) for j in range(size)]
-    views = jnp.concatenate([view.reshape(groups, x.shape[-1], -1) for view in views], axis=1)
-    product = _product(_values(views, x), gradient.reshape(groups, -1, o))
+    beside = jnp.concatenate([view.reshape(groups, x.shape[-1], -1) for view in views], axis=1)
+    product = _product(_values(beside, x), gradient.reshape(groups, -1, o))
     return product.reshape(size, size, -1, o).astype(x.dtype)
 
 

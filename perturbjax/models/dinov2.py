@@ -121,9 +121,9 @@ class DinoV2(nnx.Module):
         if min(x.shape[1:3]) < PATCH:
             raise ValueError(f"dinov2 needs {PATCH}×{PATCH} pixels at least, not {x.shape[1]}×{x.shape[2]}")
         patches = self.stem(x.astype(mode.dtype))
-        b, *grid, d = patches.shape
+        b, rows, columns, d = patches.shape
         positions = self.positions[...].astype(jnp.float32)
-        of_patches = interpolate(positions[0, 1:], tuple(grid), antialias=self.registers is not None)
+        of_patches = interpolate(positions[0, 1:], (rows, columns), antialias=self.registers is not None)
         patches = patches.reshape(b, -1, d) + of_patches.astype(mode.dtype)
         first = [self.class_token[...] + positions[:, :1]]
         first += [] if self.registers is None else [self.registers[...]]
@@ -131,7 +131,7 @@ class DinoV2(nnx.Module):
         tokens = jnp.concatenate([*before, patches], axis=1)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens), tuple(grid)
+        return self.norm(tokens), (rows, columns)
 
     def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
         """The patches' tokens where they lie: a 14th of the side, rounded down."""
@@ -178,7 +178,7 @@ def _keys(distance: np.ndarray, a: float) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-_TRANSFORMERS = {
+_TRANSFORMERS: dict[str, str] = {
     "query": "attention.attention.query",
     "key": "attention.attention.key",
     "value": "attention.attention.value",
@@ -200,7 +200,7 @@ def _transformers(path: Path) -> str:
     """As the published files have it; transformers 5 renames some when it reads them."""
     *layer, last = path
     leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}.get(last)
-    name = last if leaf is None else layer[-1]
+    name: str = last if leaf is None else layer[-1]
     within = f"encoder.layer.{path[1]}." if path[0] == "blocks" else ""
     return within + ".".join([_TRANSFORMERS.get(name, name), *([] if leaf is None else [leaf])])
 

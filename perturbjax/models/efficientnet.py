@@ -75,7 +75,7 @@ def depthwise_conv(
 def _shifted_sum(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int) -> Float[Array, "b h2 w2 c"]:
     size = kernel.shape[0]
     high, wide = ((side - size) // stride * stride + 1 for side in x.shape[1:3])
-    total = 0.0
+    total = jnp.zeros((), jnp.float32)
     for row in range(size):
         for column in range(size):
             shifted = x[:, row : row + high : stride, column : column + wide : stride]
@@ -172,7 +172,7 @@ class EfficientNet(nnx.Module):
         epsilon: float = 1e-3,
         rngs: nnx.Rngs,
     ):
-        norm = {"padding": padding, "epsilon": epsilon, "rngs": rngs}
+        norm: dict[str, Any] = {"padding": padding, "epsilon": epsilon, "rngs": rngs}
         self.stem = ConvNorm(1 + channels if inputs is None else inputs, STEM_WIDTH, 3, stride=2, **norm)
         blocks, width = [], STEM_WIDTH
         for repeats, size, first_stride, expansion, outputs in STAGES:

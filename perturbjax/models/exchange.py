@@ -101,7 +101,7 @@ def layers_of(model: str) -> tuple[tuple[str, str], ...]:
     return known[model]
 
 
-def _module(network: nnx.Module, path: str) -> nnx.Module:
+def _module(network: Any, path: str) -> nnx.Module:
     for part in path.split("."):
         network = network[int(part)] if part.isdigit() else getattr(network, part)
     return network

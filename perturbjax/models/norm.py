@@ -10,7 +10,8 @@ pass gives both: sums of `x` and of its square less a `centre` near the mean, le
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ class Statistics(NamedTuple):
 
     mean: Float[Array, " c"]
     var: Float[Array, " c"]
-    count: Float[Array, ""]
+    count: Float[Array, ""]  # type: ignore[assignment]
 
 
 class BatchNorm(nnx.Module):
@@ -167,7 +168,9 @@ def _centred_sums(
 ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Sums over equal parts of a batch of its values less `centre`, and of their squares."""
     centred = [part.astype(jnp.float32) - centre for part in parts]
-    return _weighted(_total(sum(centred)), weight), _weighted(_total(sum(map(jnp.square, centred))), weight)
+    return _weighted(_total(reduce(add, centred)), weight), _weighted(
+        _total(reduce(add, map(jnp.square, centred))), weight
+    )
 
 
 def _from_sums(first: Array, second: Array, count: Array, centre: Array, axis_name: str | None) -> Statistics:

@@ -6,6 +6,9 @@ the matrix units of recent processors (AMX) for products of bfloat16 with float3
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,12 +34,15 @@ def convolve(
     rows, columns = x.shape[1] - high + 1, x.shape[2] - wide + 1
     # What a row of the kernel covers, side by side, for every row of the image and every column of the output.
     covered = x if wide == 1 else jnp.stack([x[:, :, column : column + columns] for column in range(wide)], axis=3)
-    total = sum(
-        jnp.dot(
-            covered[:, row : row + rows].reshape(-1, wide * inputs),
-            kernel[row].reshape(wide * inputs, outputs),
-            preferred_element_type=jnp.float32,
-        )
-        for row in range(high)
+    total = reduce(
+        add,
+        (
+            jnp.dot(
+                covered[:, row : row + rows].reshape(-1, wide * inputs),
+                kernel[row].reshape(wide * inputs, outputs),
+                preferred_element_type=jnp.float32,
+            )
+            for row in range(high)
+        ),
     )
     return total.reshape(len(x), rows, columns, outputs).astype(x.dtype)

@@ -18,7 +18,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -219,7 +219,9 @@ def _read_zip(file: io.BytesIO) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
     names = archive.namelist()
     (pickled,) = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
     root = pickled.removesuffix("data.pkl")
-    order = ">" if root + "byteorder" in names and archive.read(root + "byteorder") == b"big" else "<"
+    order: Literal["<", ">"] = (
+        ">" if root + "byteorder" in names and archive.read(root + "byteorder") == b"big" else "<"
+    )
 
     def numbers(storage: _Storage) -> np.ndarray:
         member = archive.getinfo(f"{root}data/{storage.key}")
@@ -237,7 +239,7 @@ def _read_legacy(file: io.BytesIO) -> tuple[Any, Callable[[_Storage], np.ndarray
     if _interpret(file) != _LEGACY_MAGIC:
         raise ValueError("it is neither a zip nor a legacy file")
     _version, system, value, keys = (_interpret(file) for _ in range(4))
-    order = "<" if system.get("little_endian", True) else ">"
+    order: Literal["<", ">"] = "<" if system.get("little_endian", True) else ">"
     starts, dtypes = {}, {s.key: s.dtype for s in _storages(value)}
     for key in keys:
         (length,) = struct.unpack(order + "q", file.read(8))
@@ -299,6 +301,7 @@ def _interpret(stream: io.BytesIO) -> Any:
         del stack[start:]
         return items
 
+    argument: Any
     for opcode, argument, _position in pickletools.genops(stream):
         steps += 1
         if steps > MOST_STEPS:

@@ -72,6 +72,9 @@ class Bottleneck(Block):
         super().__init__(inputs, layers, outputs=width * self.expansion, stride=stride, rngs=rngs)
 
 
+BlockKind = type[BasicBlock] | type[Bottleneck]
+
+
 class ResNet(nnx.Module):
     """A residual network on (B, H, W, inputs).
 
@@ -90,7 +93,7 @@ class ResNet(nnx.Module):
         self,
         *,
         stage_sizes: tuple[int, int, int, int],
-        block: type[Block],
+        block: BlockKind,
         classes: int,
         channels: int = 1,
         inputs: int | None = None,
@@ -156,7 +159,9 @@ NAMINGS = (
 )
 
 
-def _backbone(stage_sizes: tuple[int, int, int, int], block: type[Block], source: str) -> Backbone:
+def _backbone(
+    stage_sizes: tuple[int, int, int, int], block: type[BasicBlock] | type[Bottleneck], source: str
+) -> Backbone:
     return Backbone(
         partial(ResNet, stage_sizes=stage_sizes, block=block),
         namings=NAMINGS,

@@ -47,7 +47,7 @@ class TransferClassifier(nnx.Module):
 
     def __init__(
         self,
-        backbone: nnx.Module,
+        backbone: Any,
         *,
         head: Head,
         classes: int,

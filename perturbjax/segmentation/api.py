@@ -102,7 +102,7 @@ class Segmenter:
                     pending.append(threads.submit(self._in_blocks, batch[0]))
                 else:
                     for image, maps in zip(batch, self._timed_maps(batch), strict=True):
-                        pending.append(threads.submit(self._objects, maps, image.shape[:2]))
+                        pending.append(threads.submit(self._objects, maps, (image.shape[0], image.shape[1])))
                 while len(pending) > AHEAD:
                     yield pending.popleft().result()
             while pending:
@@ -172,7 +172,7 @@ class Segmenter:
             for left in range(0, image.shape[1], BLOCK):
                 y, x = max(top - margin, 0), max(left - margin, 0)
                 block = image[y : top + BLOCK + margin, x : left + BLOCK + margin]
-                found = self._objects(self.maps([block], ends)[0], block.shape[:2])
+                found = self._objects(self.maps([block], ends)[0], (block.shape[0], block.shape[1]))
                 own = _middles_in(found.labels, (top - y, left - x), BLOCK)
                 number = np.where(own, np.cumsum(own) + count, 0).astype(np.uint32)
                 part = labels[y : y + block.shape[0], x : x + block.shape[1]]
@@ -215,8 +215,10 @@ def segment(
     """
     one = isinstance(images, np.ndarray) and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4))
     segmenter = Segmenter(weights, diameter, precision)
-    found = list(segmenter.masks([images] if one else images))
-    doubt = sizes.doubt([tuple(each) for each in found], segmenter.expected, segmenter.rules.flow_threshold)
+    found = list(segmenter.masks([np.asarray(images)] if one else images))
+    doubt = sizes.doubt(
+        [(each.labels, each.errors) for each in found], segmenter.expected, segmenter.rules.flow_threshold
+    )
     if doubt:
         console.print(f"note: {doubt}")
     return found[0].labels if one else [objects.labels for objects in found]

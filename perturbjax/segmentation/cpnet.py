@@ -138,8 +138,8 @@ class CPnet(nnx.Module):
             encoded.append(block(max_pool(encoded[-1]) if level else x, mode))
         style = _style(encoded[-1])
         x = encoded[-1]
-        for block, skipped in zip(reversed(self.up), reversed(encoded), strict=True):
-            x = block(x, skipped, style, mode)
+        for up, skipped in zip(reversed(self.up), reversed(encoded), strict=True):
+            x = up(x, skipped, style, mode)
         return CPOutputs(self.output(x, mode).astype(jnp.float32), style)
 
 

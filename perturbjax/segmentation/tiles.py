@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import add
 from typing import NamedTuple
 
 import jax
@@ -35,7 +36,7 @@ BUCKET = 64
 class Taps(NamedTuple):
     """Row `i` out is the sum over k of weight[i, k] times row index[i, k] in."""
 
-    index: Integer[np.ndarray, "rows k"]
+    index: Integer[np.ndarray, "rows k"]  # type: ignore[assignment]
     weight: Float[np.ndarray, "rows k"]
 
 
@@ -161,7 +162,7 @@ def _ends(plane: Num[np.ndarray, "h w"]) -> Float[np.ndarray, "2"]:
         return np.array([np.percentile(finite, each) for each in PERCENTILES]) if finite.size else np.zeros(2)
     below = np.cumsum(np.bincount(plane.ravel()))
     # In single precision, as NumPy has it of single-precision pixels, which the package makes of all.
-    place = (np.float32(PERCENTILES) / np.float32(100) * np.float32(plane.size - 1)).astype(np.float64)
+    place = (np.array(PERCENTILES, np.float32) / np.float32(100) * np.float32(plane.size - 1)).astype(np.float64)
     first, second = (np.searchsorted(below, np.floor(place) + shift, side="right") for shift in (0, 1))
     second = np.minimum(second, len(below) - 1)
     return first + (second - first) * (place - np.floor(place))
@@ -208,15 +209,17 @@ def join(
 
 
 def _resample(image: Float[Array, "h w c"], rows: Taps, columns: Taps) -> Float[Array, "h2 w2 c"]:
-    down = sum(image[rows.index[:, k]] * rows.weight[:, k, None, None] for k in range(rows.index.shape[1]))
-    return sum(down[:, columns.index[:, k]] * columns.weight[:, k, None] for k in range(columns.index.shape[1]))
+    down = reduce(add, (image[rows.index[:, k]] * rows.weight[:, k, None, None] for k in range(rows.index.shape[1])))
+    return reduce(
+        add, (down[:, columns.index[:, k]] * columns.weight[:, k, None] for k in range(columns.index.shape[1]))
+    )
 
 
 def _linear(rows: Integer[np.ndarray, " n"], of: int, size: int, precision: type = np.float64) -> Taps:
     """Bilinear interpolation of `size` pixels at `rows` of the `of` that they are stretched to; edges repeat."""
     if of == size:
         return Taps(rows[:, None], np.ones((len(rows), 1)))
-    source = ((rows + 0.5) * (size / of) - 0.5).astype(precision)
+    source: np.ndarray = ((rows + 0.5) * (size / of) - 0.5).astype(precision)
     first = np.floor(source).astype(int)
     fraction = np.where((first < 0) | (first >= size - 1), 0, source - first)
     first = np.clip(first, 0, size - 1)

@@ -172,7 +172,7 @@ def make_optimizer(config: TrainSegmenterConfig) -> optax.GradientTransformation
 
 def begin(model: CPnet, optimizer: optax.GradientTransformation) -> State:
     """Before the first step."""
-    _, params, statistics = nnx.split(model, nnx.Param, ...)
+    params, statistics = nnx.state(model, nnx.Param, ...)
     copied = jax.tree.map(jnp.copy, (params, statistics))
     return State(jnp.zeros((), jnp.int32), params, statistics, optimizer.init(params), copied)
 
@@ -193,7 +193,7 @@ def _steps(
         # Cellpose's second channel holds nuclei beside cells; of one channel it is empty.
         image = jnp.pad(batch.image, ((0, 0), (0, 0), (0, 0), (0, channels - 1)))
         maps = model(image, Mode(train=True)).maps
-        return objective(maps, batch), nnx.split(model, nnx.Param, ...)[2]
+        return objective(maps, batch), nnx.state(model, nnx.Param, ...)[1]
 
     @jax.jit
     def advance(state: State, pool: Pool) -> tuple[State, Array]:

@@ -49,7 +49,7 @@ def load_weights(path: Path | str) -> tuple[CPnetConfig, nnx.State]:
         name = tensor_name(key)
         if name not in tensors:
             raise InputError(f"{path}: tensor {name} is missing; it is not a whole cellpose 3 weights file")
-        value = _turned(np.asarray(tensors[name], np.float32), key[-1])
+        value = _turned(np.asarray(tensors[name], np.float32), str(key[-1]))
         if value.shape != variable.shape:
             raise InputError(f"{path}: tensor {name} is {tensors[name].shape}, which does not fit {config.nbase}")
         if not np.isfinite(value).all():
@@ -79,7 +79,7 @@ def save_weights(
     tensors = {}
     for key, variable in nnx.to_flat_state(nnx.state(model)):
         value = np.asarray(jax.device_get(variable[...]), dtype)
-        tensors[tensor_name(key)] = np.ascontiguousarray(_turned(value, key[-1], back=True))
+        tensors[tensor_name(key)] = np.ascontiguousarray(_turned(value, str(key[-1]), back=True))
     metadata = {"format": FORMAT, "network": "cpnet", **asdict(model.config), "normalize": [1, 99]}
     if card:
         metadata["card"] = dict(card)
@@ -99,13 +99,13 @@ def build(config: CPnetConfig, params: nnx.State) -> CPnet:
     return model
 
 
-def tensor_name(path: tuple[str | int, ...]) -> str:
+def tensor_name(path: tuple[Any, ...]) -> str:
     """What cellpose calls the tensor at a path of `CPnet`."""
     *layer, leaf = path
     return f"{_layer_name(tuple(layer))}.{_LEAVES[leaf]}"
 
 
-def _layer_name(layer: tuple[str | int, ...]) -> str:
+def _layer_name(layer: tuple[Any, ...]) -> str:
     match layer:
         case ("output", part):
             return f"output.{0 if part == 'norm' else 2}"

@@ -37,7 +37,7 @@ def digest_of(tree: Tree) -> str:
     for name in sorted(tree):
         array = np.ascontiguousarray(tree[name])
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

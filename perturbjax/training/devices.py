@@ -125,7 +125,7 @@ class Placement:
         """Consecutive steps over resident arrays, every batch gathered inside jit."""
 
         def gathered_step(state: TrainState, arrays: ResidentArrays, rows: Rows) -> tuple[TrainState, Sums]:
-            batch = gather(arrays, *rows)
+            batch = gather(arrays, jnp.asarray(rows.positions), jnp.asarray(rows.weight))
             if not self.mapped:
                 batch = jax.lax.with_sharding_constraint(batch, self.by_row)
             return train_step(state, batch)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
+import jax.numpy as jnp
 import pandas as pd
 import tyro
 from flax import nnx
@@ -105,7 +105,7 @@ def import_run(config: ImportConfig) -> Run:
         start_run(run, manifest)
         checkpoints = Checkpoints(out)
         if not checkpoints.epochs():
-            state = TrainState(imported.params, imported.stats, opt_state=(), step=np.int32(imported.batches))
+            state = TrainState(imported.params, imported.stats, opt_state=(), step=jnp.int32(imported.batches))
             checkpoints.save(state, epoch=0, facts=run.identity, accuracy=None)
         checkpoints.close()
     if described is None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from perturbjax.config import Recipe
 from perturbjax.console import InputError, console
@@ -59,12 +60,13 @@ class Experiment:
         return Order.of_epochs(self.recipe.seed, self.train, self.recipe.optim.batch_size, self.recipe.optim.epochs)
 
     @property
-    def class_weight(self) -> Float[np.ndarray, " classes"] | None:
+    def class_weight(self) -> Float[Array, " classes"] | None:
         """What the loss multiplies a site of each class by; None where all count the same."""
         power = self.recipe.optim.balance
         if not power:
             return None
-        return class_weights(np.bincount(self.sites.labels[self.train], minlength=len(self.class_names)), power)
+        counts = np.bincount(self.sites.labels[self.train], minlength=len(self.class_names))
+        return jnp.asarray(class_weights(counts, power))
 
 
 def prepare_experiment(

@@ -148,7 +148,7 @@ def fit(config: TrainConfig) -> Run:
                     took = time.monotonic() - started
                     raise leave(checkpoints, state, epoch=epoch, parts=parts, seconds=took, facts=run.identity)
             sums, parts, before = stack_steps(parts), [], 0.0
-            _require_finite(sums.loss, epoch, checkpoints, run)
+            _require_finite(np.asarray(sums.loss), epoch, checkpoints, run)
             row = {
                 "epoch": epoch + 1,
                 "step": step,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -57,9 +57,9 @@ def connect(config: HostsConfig) -> None:
         raise InputError(
             f"--process {config.process}: with --coordinator, give --processes N and --process from 0 to N - 1"
         )
-    explicit = (config.coordinator, config.processes, config.process) if config.coordinator else ()
+    explicit: list[Any] = [config.coordinator, config.processes, config.process] if config.coordinator else []
     try:
-        jax.distributed.initialize(*explicit, shutdown_timeout_seconds=END_TIMEOUT_S)
+        jax.distributed.initialize(*explicit, shutdown_timeout_seconds=END_TIMEOUT_S)  # type: ignore[misc]
     except (ValueError, RuntimeError) as error:
         where = f"--coordinator {config.coordinator}" if explicit else "--distributed"
         raise InputError(

@@ -30,7 +30,7 @@ BETA1_RANGE = (0.85, 0.95)
 class AdamState(NamedTuple):
     """Steps taken, and the running means of the gradient and of its square."""
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # type: ignore[assignment]
     mean: optax.Params
     square: optax.Params
 

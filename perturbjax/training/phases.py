@@ -46,11 +46,7 @@ def create_network(
     Raises:
         InputError: there is no such network, or its weights cannot be had.
     """
-    shape = {
-        "classes": len(class_names),
-        "channels": channels,
-        "dropout": recipe.model.dropout,
-    }
+    shape: dict[str, Any] = {"classes": len(class_names), "channels": channels, "dropout": recipe.model.dropout}
     if pretrained is not None:
         return transfer.skeleton(pretrained, recipe.transfer, **shape), pretrained
     if recipe.transfer.weights:
@@ -63,7 +59,8 @@ def plan_phases(recipe: Recipe, graphdef: nnx.GraphDef, params: Any, stats: Any,
     epochs = recipe.optim.epochs
     frozen = min(recipe.transfer.freeze_epochs, epochs) if recipe.transfer.weights else 0
     phases = []
-    for name, first, stop in (("new layers", 0, frozen), ("all layers", frozen, epochs)):
+    parts: list[tuple[transfer.Phase, int, int]] = [("new layers", 0, frozen), ("all layers", frozen, epochs)]
+    for name, first, stop in parts:
         if first == stop:
             continue
         steps = (stop - first) * steps_per_epoch

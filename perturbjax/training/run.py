@@ -98,9 +98,9 @@ class Run:
         Raises:
             InputError: there is neither, or it cannot be opened.
         """
-        if path is None and self.data is None:
+        if (chosen := path or self.data) is None:
             raise InputError(f"--data: {self.path} was imported without a dataset; name one")
-        return open_dataset(path or self.data)
+        return open_dataset(chosen)
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Add rows to `metrics.jsonl`."""

@@ -53,7 +53,9 @@ PredictStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b classes"], Fl
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
     """(graph definition, parameters, statistics): once, at the edge; all inside is pure functions of these."""
-    return nnx.split(model, nnx.Param, nnx.BatchStat)
+    graphdef, *state = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = state
+    return graphdef, params, stats
 
 
 def initial_state(params: Any, stats: Any, optimizer: optax.GradientTransformation) -> TrainState:
