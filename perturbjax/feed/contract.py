@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jax.sharding import Sharding
 from jaxtyping import Array, Float32, Int32, UInt
@@ -41,7 +41,7 @@ class Feed(Protocol):
     def close(self) -> None:
         """Free what the feed holds; what it gave out cannot be read on."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self: T) -> T: ...
 
     def __exit__(self, *_: object) -> None: ...
 
