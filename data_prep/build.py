@@ -53,7 +53,7 @@ class BuildOptions:
     segmenter: Literal[Engine, "auto"] = "auto"
     """Engine of the instance masks; auto takes nuclei where one channel is segmented, and watershed for a mixture."""
     weights: str = ""
-    """For cellpose: nuclei, cyto, cyto2 or cyto3, or path of a weights file."""
+    """For cellpose: nuclei, cyto, cyto2, cyto3 or cpsam, or path of a weights file."""
     segment_channels: str = ""
     """Channels to segment, with commas; empty segments the aggregated image."""
     diameter: float = 0.0

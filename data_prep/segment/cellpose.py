@@ -20,13 +20,13 @@ MOST = int(np.iinfo(np.uint16).max)
 
 
 class Cellpose:
-    """A network of cellpose 3 for one process, which then owns the accelerator."""
+    """A network of cellpose for one process, which then owns the accelerator."""
 
     def __init__(self, weights: str, diameter: float = 0.0):
         """
         Args:
-            weights: `nuclei`, `cyto`, `cyto2` or `cyto3` (from the cellpose package's cache, or fetched into it), or
-                path of a weights file.
+            weights: `nuclei`, `cyto`, `cyto2`, `cyto3` or `cpsam` (from the cellpose package's cache, or fetched into
+                it), or path of a weights file.
             diameter: typical diameter of an object in pixels; 0 takes that of the images of the weights' training.
 
         Raises:

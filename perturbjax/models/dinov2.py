@@ -19,27 +19,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from perturbjax.models.backbone import Backbone, Naming, Path, Tensors
-from perturbjax.models.layers import Conv, Dense, Mode, Outputs, dropout
+from perturbjax.models.layers import Conv, Dense, LayerNorm, Mode, Outputs, dropout
 
 PATCH = 14
 #: Side in pixels of the images that the last steps of the published training saw; 37 patches.
 PUBLISHED_SIZE = 518
 REGISTERS = 4
-EPSILON = 1e-6
-
-
-class LayerNorm(nnx.Module):
-    """Each token to mean 0 and deviation 1, then scaled and shifted; computed in float32."""
-
-    def __init__(self, width: int):
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = nnx.Param(jnp.zeros(width))
-
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPSILON)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class Attention(nnx.Module):

@@ -22,6 +22,7 @@ __all__ = [
     "BatchNorm",
     "Conv",
     "Dense",
+    "LayerNorm",
     "Mode",
     "Outputs",
     "batch_statistics",
@@ -30,6 +31,9 @@ __all__ = [
     "leaky_relu",
     "max_pool",
 ]
+
+#: That of the vision transformers that were published (Segment Anything, DINOv2).
+NORM_EPSILON = 1e-6
 
 
 class Conv(nnx.Module):
@@ -79,6 +83,22 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Each token to mean 0 and deviation 1, then scaled and shifted; computed in float32.
+
+    `x` may have any number of axes before the last, along which values are normalised."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + NORM_EPSILON)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 def leaky_relu(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -1,4 +1,4 @@
-"""Images in, instance masks out, for the networks of cellpose 3: what `perturbjax.segment` and the engines call."""
+"""Images in, instance masks out, for the networks of cellpose: what `perturbjax.segment` and the engines call."""
 
 from __future__ import annotations
 
@@ -24,15 +24,12 @@ from perturbjax.segmentation import dynamics, names, sizes, tiles
 from perturbjax.segmentation.dynamics import Objects, Rules
 from perturbjax.segmentation.weights import build, load_weights
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 #: Tiles of full size that go through the network together, and the pixels that these are: of smaller tiles, more.
 TILES_TOGETHER = {"cpu": 4, "gpu": 32, "tpu": 32}
 #: Sides of an image beyond which it is segmented in blocks, and how far these overlap, in diameters.
 BLOCK, OVERLAP = 4096, 4
-#: Widest level of networks that are shown whole images, up to this side; wider ones are shown tiles, as they were
-#: trained.
-NARROW, WHOLE = 64, 1024
 #: Threads that make masks, and images that may be ahead of the one asked for.
 THREADS, AHEAD = 2, 4
 #: Diameters, in pixels, that images can sensibly have objects of.
@@ -50,13 +47,13 @@ class Segmenter:
     """
 
     def __init__(
-        self, weights: str | Path, diameter: float = 0.0, precision: Precision = "float32", rules: Rules | None = None
+        self, weights: str | Path, diameter: float = 0.0, precision: Precision = "auto", rules: Rules | None = None
     ):
         """
         Args:
-            weights: name of a published model (`nuclei`, `cyto`, `cyto2`, `cyto3`), or path of a weights file.
+            weights: name of a published model (see `names.FILES`), or path of a weights file.
             diameter: typical diameter of an object in pixels; 0 takes that of the images of the weights' training.
-            precision: see above.
+            precision: see above; auto is bfloat16 for cpsam and float32 for the others.
             rules: what makes an object.
 
         Raises:
@@ -70,8 +67,8 @@ class Segmenter:
         config, params = load_weights(self.path)
         if str(weights) == "nuclei":  # the published file does not say so itself
             config = replace(config, diam_mean=17.0)
-        self.config, self.diameter, self.precision = config, diameter, precision
-        self.tile_side = WHOLE if max(config.nbase) <= NARROW else tiles.TILE
+        self.config, self.diameter = config, diameter
+        self.precision = config.precision if precision == "auto" else precision
         self.rules = Rules() if rules is None else rules
         self.seconds = {"network": 0.0, "masks": 0.0}
         self._graph, self._state = nnx.split(build(config, params))
@@ -135,7 +132,7 @@ class Segmenter:
         return found
 
     def plan(self, image: np.ndarray) -> tiles.Plan:
-        return tiles.Plan(image.shape[0], image.shape[1], self.rescale, self.tile_side)
+        return tiles.Plan(image.shape[0], image.shape[1], self.rescale, self.config.tiling)
 
     def maps(
         self, images: Sequence[np.ndarray], ends: Float[np.ndarray, "b c 2"] | None = None
@@ -166,7 +163,7 @@ class Segmenter:
         Each block keeps the objects whose middle lies in its own part, which no other block has.
         """
         ends = tiles.percentiles(image)[None]
-        margin = int(OVERLAP * self.expected) + tiles.TILE
+        margin = int(OVERLAP * self.expected) + self.config.tiling.side
         labels, errors, count = np.zeros(image.shape[:2], np.uint32), [], 0
         for top in range(0, image.shape[0], BLOCK):
             for left in range(0, image.shape[1], BLOCK):
@@ -197,16 +194,16 @@ def segment(
     images: np.ndarray | Sequence[np.ndarray],
     weights: str | Path = "nuclei",
     diameter: float = 0.0,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
 ) -> Integer[np.ndarray, "h w"] | list[Integer[np.ndarray, "h w"]]:
     """Instance masks: 0 is background, 1, 2, … the objects; uint16, or uint32 where there are more than 65,535.
 
     Args:
         images: one image (height, width) or (height, width, channels), or a sequence of them; any intensities. Of two
             channels the first holds the cells and the second their nuclei.
-        weights: `nuclei`, `cyto`, `cyto2`, `cyto3`, or path of a weights file.
+        weights: `nuclei`, `cyto`, `cyto2`, `cyto3`, `cpsam`, or path of a weights file.
         diameter: typical diameter of an object in pixels; 0 takes that of the images the weights were trained on.
-        precision: what the network computes in.
+        precision: what the network computes in; auto is bfloat16 for cpsam and float32 for the others.
 
     Raises:
         InputError: weights, diameter or an image cannot be used.

@@ -17,9 +17,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, max_pool
+from perturbjax.segmentation.tiles import TILE, Tiling
 
 #: Widths of the published networks of cellpose 1 to 3, after the input's channels.
 PUBLISHED_WIDTHS = (32, 64, 128, 256)
+#: Widest level of networks that are shown whole images, up to this side; wider ones are shown tiles, as they were
+#: trained.
+NARROW, WHOLE = 64, 1024
 #: The share of new statistics in the running ones, as the package trains.
 MOMENTUM = 0.05
 
@@ -37,9 +41,18 @@ class CPnetConfig:
     diam_labels: float = 30.0
     """Typical diameter in pixels in the images it was trained on, before that."""
 
+    precision = "float32"
+
     @property
     def channels(self) -> int:
         return self.nbase[0]
+
+    @property
+    def tiling(self) -> Tiling:
+        return Tiling(whole=WHOLE if max(self.nbase) <= NARROW else TILE)
+
+    def build(self, rngs: nnx.Rngs) -> CPnet:
+        return CPnet(self, rngs=rngs)
 
     @property
     def multiple(self) -> int:

@@ -11,20 +11,28 @@ from pathlib import Path
 from perturbjax.console import InputError, console
 from perturbjax.files import atomic, file_digest
 
-#: Name → file at `URL`.
-FILES = {"nuclei": "nucleitorch_0", "cyto": "cytotorch_0", "cyto2": "cyto2torch_0", "cyto3": "cyto3"}
-URL = "https://www.cellpose.org/models"
+URL, SAM_URL = "https://www.cellpose.org/models", "https://huggingface.co/mouseland/cellpose-sam/resolve/main"
+#: Name → where the file is published.
+FILES = {
+    "nuclei": f"{URL}/nucleitorch_0",
+    "cyto": f"{URL}/cytotorch_0",
+    "cyto2": f"{URL}/cyto2torch_0",
+    "cyto3": f"{URL}/cyto3",
+    "cpsam": f"{SAM_URL}/cpsam",
+}
 #: Weights that come with the program, by their files' names.
 SHIPPED = Path(__file__).parent / "weights"
 #: SHA-256 of files that were verified. Publishers give none: what is not listed is told of, never trusted silently.
-DIGESTS: dict[str, str] = {}
-#: Bytes beyond which nothing of this kind can be meant; those published have 27 million.
-LARGEST_FILE = 2**30
+DIGESTS = {"cpsam": "e1440429eb384f95afe32bcba6510f90d518eaedc917ede549bed6804004abe2"}
+#: Bytes beyond which nothing of this kind can be meant; cpsam has 1.2 thousand million, the others 27 million.
+LARGEST_FILE = 2**31
 TIMEOUT_S = 30
 
 
-def find(weights: str | Path, url: str = URL, flag: str = "weights") -> Path:
+def find(weights: str | Path, server: str = "", flag: str = "weights") -> Path:
     """The file behind a name or a path; a file of that name in the working directory goes before the name.
+
+    `server` is a URL to fetch from in place of the publishers'.
 
     Raises:
         InputError: it is neither a file nor a known name, cannot be fetched, or is not what was published.
@@ -39,10 +47,11 @@ def find(weights: str | Path, url: str = URL, flag: str = "weights") -> Path:
     if str(weights) not in FILES:
         there = ", ".join([*FILES, *sorted(file.stem for file in SHIPPED.glob("*.safetensors"))])
         raise InputError(f"--{flag} {weights}: no such file, and no model of that name; there are {there}")
-    file = FILES[str(weights)]
+    published = FILES[str(weights)]
+    file = published.rsplit("/", 1)[1]
     cached = cache() / file
     if not cached.is_file():
-        _fetch(f"{url}/{file}", cached, str(weights))
+        _fetch(f"{server}/{file}" if server else published, cached, str(weights))
     return cached
 
 

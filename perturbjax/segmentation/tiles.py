@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Num
 
-#: Side of a tile in pixels, and the share of it that neighbours see too.
+#: Side of a tile in pixels where the network does not say another, and the share of it that neighbours see too.
 TILE, OVERLAP = 224, 0.1
 #: Padded images have sides that are multiples of this, and at least half of it on each edge.
 PADDING = 16
@@ -40,6 +40,21 @@ class Taps(NamedTuple):
     weight: Float[np.ndarray, "rows k"]
 
 
+class Tiling(NamedTuple):
+    """How a network likes to be shown images."""
+
+    side: int = TILE
+    """Pixels of a tile's side."""
+    whole: int = TILE
+    """Side up to which an image is one tile, larger than others. A narrow network's maps of a whole site fit a
+    processor's memory, and tiles that overlap are twice the work."""
+    fixed: bool = False
+    """Whether no tile may be smaller: smaller images are padded to one."""
+
+
+TILED = Tiling()
+
+
 @dataclass(frozen=True)
 class Axis:
     """One axis of an image cut into tiles."""
@@ -48,8 +63,7 @@ class Axis:
     """Pixels of the image."""
     scaled: int
     """Pixels after rescaling."""
-    tile: int = TILE
-    """Most pixels of a tile; beyond `TILE` only one tile that holds everything is made larger."""
+    tiling: Tiling = TILED
 
     @cached_property
     def before(self) -> int:
@@ -58,16 +72,23 @@ class Axis:
     @cached_property
     def _canvas(self) -> int:
         """Pixels after padding."""
-        return PADDING * math.ceil(self.scaled / PADDING) + PADDING
+        least = self.tiling.side if self.tiling.fixed else 0
+        return max(PADDING * math.ceil(self.scaled / PADDING) + PADDING, least)
 
     @property
     def side(self) -> int:
         """Of a tile."""
-        return self._canvas if self._canvas <= self.tile else TILE
+        return self._canvas if self._canvas <= self._one_tile else self.tiling.side
 
     @property
     def tiles(self) -> int:
-        return 1 if self._canvas <= self.tile else math.ceil((1 + 2 * OVERLAP) * self._canvas / TILE)
+        if self._canvas <= self._one_tile:
+            return 1
+        return math.ceil((1 + 2 * OVERLAP) * self._canvas / self.tiling.side)
+
+    @property
+    def _one_tile(self) -> int:
+        return self.tiling.side if self.tiling.fixed else self.tiling.whole
 
     @cached_property
     def starts(self) -> Integer[np.ndarray, " tiles"]:
@@ -109,17 +130,15 @@ class Plan:
     width: int
     rescale: float
     """Pixels of the network's image for each of the original."""
-    tile_side: int = TILE
-    """Side up to which an image is one tile. A narrow network's maps of a whole site fit a processor's memory, and
-    tiles that overlap are twice the work."""
+    tiling: Tiling = TILED
 
     @cached_property
     def y(self) -> Axis:
-        return Axis(self.height, max(int(self.height * self.rescale), 1), self.tile_side)
+        return Axis(self.height, max(int(self.height * self.rescale), 1), self.tiling)
 
     @cached_property
     def x(self) -> Axis:
-        return Axis(self.width, max(int(self.width * self.rescale), 1), self.tile_side)
+        return Axis(self.width, max(int(self.width * self.rescale), 1), self.tiling)
 
     @property
     def count(self) -> int:
@@ -227,10 +246,11 @@ def _linear(rows: Integer[np.ndarray, " n"], of: int, size: int, precision: type
 
 
 def _taper(side: int) -> Float[np.ndarray, " side"]:
-    """The middle of the package's curve, which is made for tiles of 224 pixels."""
-    distance = np.abs(np.arange(TILE) - (TILE - 1) / 2)
-    curve = 1 / (1 + np.exp((distance - (TILE / 2 - 20)) / TAPER))
-    return curve[TILE // 2 - side // 2 : TILE // 2 + side // 2 + side % 2]
+    """The middle of the package's curve, which is made for tiles of 224 pixels or more."""
+    full = max(side, TILE)
+    distance = np.abs(np.arange(full) - (full - 1) / 2)
+    curve = 1 / (1 + np.exp((distance - (full / 2 - 20)) / TAPER))
+    return curve[full // 2 - side // 2 : full // 2 + side // 2 + side % 2]
 
 
 def _compact(index: np.ndarray, weight: np.ndarray) -> Taps:

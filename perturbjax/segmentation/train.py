@@ -156,6 +156,8 @@ def deal(pictures: list[Picture], held_out: float) -> tuple[list[Picture], list[
 def _start(config: TrainSegmenterConfig) -> CPnet:
     if config.init_from:
         model = build(*load_weights(names.find(config.init_from, flag="init-from")))
+        if not isinstance(model, CPnet):
+            raise InputError(f"--init-from {config.init_from}: is cpsam; networks of cellpose 3 are trained here")
         if model.config.channels not in (1, 2):
             raise InputError(f"--init-from {config.init_from}: takes {model.config.channels} channels, not 1 or 2")
         return model

@@ -20,8 +20,9 @@ from flax import nnx
 from perturbjax.console import InputError
 from perturbjax.files import atomic
 from perturbjax.models.pth import read_tensors
-from perturbjax.segmentation import cpnet
+from perturbjax.segmentation import sam
 from perturbjax.segmentation.cpnet import CPnet, CPnetConfig
+from perturbjax.segmentation.sam import CPSam, SamConfig
 
 #: Key of the metadata in our files, and the format's number.
 METADATA = "perturbjax.segmentation"
@@ -32,26 +33,27 @@ WIDEST, DEEPEST = 4096, 8
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-def load_weights(path: Path | str) -> tuple[CPnetConfig, nnx.State]:
+def load_weights(path: Path | str) -> tuple[CPnetConfig | SamConfig, nnx.State]:
     """The network's shape and its parameters and statistics, for `build`.
 
-    `path` is a file of cellpose 1 to 3 (a torch state dict), or one of `save_weights`.
+    `path` is a file of cellpose 1 to 4 (a torch state dict), or one of `save_weights`.
 
     Raises:
         InputError: it is missing, damaged, of another network or version, or holds numbers that are not finite.
     """
     path = Path(path)
     tensors, metadata = _read(path)
-    config = _config_of(path, tensors, metadata)
-    state = nnx.state(nnx.eval_shape(lambda: cpnet.create(config)))
+    config = _sam_config(path, tensors) if sam.MARK in tensors else _config_of(path, tensors, metadata)
+    name_of = sam.tensor_name if isinstance(config, SamConfig) else tensor_name
+    state = nnx.state(nnx.eval_shape(lambda: config.build(nnx.Rngs(0))))
     flat = {}
     for key, variable in nnx.to_flat_state(state):
-        name = tensor_name(key)
+        name = name_of(key)
         if name not in tensors:
-            raise InputError(f"{path}: tensor {name} is missing; it is not a whole cellpose 3 weights file")
+            raise InputError(f"{path}: tensor {name} is missing; it is not a whole cellpose weights file")
         value = _turned(np.asarray(tensors[name], np.float32), str(key[-1]))
         if value.shape != variable.shape:
-            raise InputError(f"{path}: tensor {name} is {tensors[name].shape}, which does not fit {config.nbase}")
+            raise InputError(f"{path}: tensor {name} is {tensors[name].shape}, which does not fit {config}")
         if not np.isfinite(value).all():
             raise InputError(f"{path}: tensor {name} holds numbers that are not finite; train or download it again")
         flat[key] = variable.replace(jnp.asarray(value))
@@ -92,9 +94,9 @@ def read_card(path: Path | str) -> dict[str, Any]:
     return dict(_read(Path(path))[1].get("card", {}))
 
 
-def build(config: CPnetConfig, params: nnx.State) -> CPnet:
+def build(config: CPnetConfig | SamConfig, params: nnx.State) -> CPnet | CPSam:
     """The network of these parameters."""
-    model = nnx.eval_shape(lambda: cpnet.create(config))
+    model = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
     nnx.update(model, params)
     return model
 
@@ -153,10 +155,17 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return tensors, metadata
 
 
+def _sam_config(path: Path, tensors: dict[str, np.ndarray]) -> SamConfig:
+    try:
+        return sam.config_of(tensors)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; it is not a whole cellpose 4 weights file") from error
+
+
 def _config_of(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> CPnetConfig:
     """The network's shape, from the tensors themselves, and the sizes they know."""
     if "output.2.weight" not in tensors:
-        raise InputError(f"{path}: {_what_else(tensors)}")
+        raise InputError(f"{path}: holds none of cellpose's layers; it is not a cellpose weights file")
     nbase, levels = [], 0
     while (kernel := tensors.get(f"downsample.down.res_down_{levels}.proj.1.weight")) is not None:
         if kernel.ndim != 4:
@@ -186,9 +195,3 @@ def _diameter(path: Path, name: str, tensors: dict[str, np.ndarray], metadata: d
     if not 0 < number < 1e5:
         raise InputError(f"{path}: its {name} {value} is no diameter in pixels; train or download it again")
     return number
-
-
-def _what_else(tensors: dict[str, np.ndarray]) -> str:
-    if "W2" in tensors or any(name.startswith("encoder.blocks.") for name in tensors):
-        return "weights of cellpose 4 (cpsam), another network than cellpose 3's"
-    return "holds none of cellpose's layers; it is not a cellpose weights file"

@@ -151,12 +151,9 @@ def test_images_of_too_many_channels_and_of_no_pixels_are_refused(small):
 
 
 def test_other_weights_are_refused_in_one_line(tmp_path, small):
-    tensors = {"W2": np.zeros((3, 4), np.float32), "encoder.blocks.0.norm1.weight": np.zeros(4, np.float32)}
-    cases = {"cellpose 4": tensors, "none of cellpose's layers": {"fc.weight": np.zeros((2, 2), np.float32)}}
-    for message, content in cases.items():
-        write_tensors(path := tmp_path / "other.pth", content)
-        with pytest.raises(InputError, match=message):
-            load_weights(path)
+    write_tensors(path := tmp_path / "other.pth", {"fc.weight": np.zeros((2, 2), np.float32)})
+    with pytest.raises(InputError, match="none of cellpose's layers"):
+        load_weights(path)
     (cut := tmp_path / "cut").write_bytes(small.read_bytes()[:5000])
     with pytest.raises(InputError, match="damaged, cut short"):
         load_weights(cut)

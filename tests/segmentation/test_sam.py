@@ -1,0 +1,140 @@
+"""Cellpose 4's network is the published one: transformers' encoder of Segment Anything, all blocks global, and a plain
+readout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import SamVisionConfig
+from transformers.models.sam.modeling_sam import SamVisionEncoder
+
+from perturbjax.console import InputError
+from perturbjax.models.layers import Mode
+from perturbjax.models.pth import write_tensors
+from perturbjax.segmentation import Segmenter, names
+from perturbjax.segmentation.sam import SamConfig
+from perturbjax.segmentation.weights import build, load_weights
+
+WIDTH, HEADS, NECK, PATCH, GRID, OUTPUTS = 24, 3, 16, 8, 8, 3
+SIDE = PATCH * GRID
+#: Relative positions that each block's weights know: as many as are needed, fewer and more.
+REACH = (15, 9, 31)
+
+_NAMES = {
+    "patch_embed.projection": "patch_embed.proj",
+    "layers": "blocks",
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "neck.conv1": "neck.0",
+    "neck.norm1": "neck.1",
+    "neck.conv2": "neck.2",
+    "neck.norm2": "neck.3",
+}
+
+
+class Published(torch.nn.Module):
+    """As the paper describes it: the encoder's map, 1 × 1 to a patch's pixels, and these laid out."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        config = SamVisionConfig(
+            hidden_size=WIDTH, num_hidden_layers=len(REACH), num_attention_heads=HEADS, output_channels=NECK,
+            image_size=SIDE, patch_size=PATCH, window_size=0, global_attn_indexes=list(range(len(REACH))),
+            mlp_dim=4 * WIDTH, layer_norm_eps=1e-6, attn_implementation="eager",
+        )  # fmt: skip
+        self.encoder = SamVisionEncoder(config)
+        self.out = torch.nn.Conv2d(NECK, OUTPUTS * PATCH**2, 1)
+        for layer, reach in zip(self.encoder.layers, REACH, strict=True):
+            for name in ("rel_pos_h", "rel_pos_w"):
+                setattr(layer.attn, name, torch.nn.Parameter(torch.empty(reach, WIDTH // HEADS)))
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        for name, parameter in self.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+
+    def forward(self, x):
+        return torch.nn.functional.pixel_shuffle(self.out(self.encoder(x).last_hidden_state), PATCH)
+
+    def tensors(self):
+        """Under the published file's names."""
+        found = {}
+        for name, value in self.state_dict().items():
+            for ours, theirs in _NAMES.items():
+                name = name.replace(ours, theirs).replace("norm.1", "norm1")
+            found[name] = value.numpy()
+        values = OUTPUTS * PATCH**2
+        found["W2"] = np.eye(values, dtype=np.float32).reshape(values, OUTPUTS, PATCH, PATCH)
+        return found
+
+
+@pytest.fixture(scope="module")
+def published():
+    return Published().eval()
+
+
+@pytest.fixture(scope="module")
+def path(published, tmp_path_factory):
+    write_tensors(path := tmp_path_factory.mktemp("sam") / "cpsam.pth", published.tensors())
+    return path
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
+
+
+def test_maps_are_those_of_the_published_network_within_1e_4(published, path, images):
+    with torch.no_grad():
+        theirs = published(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+    model = build(*load_weights(path))
+    ours = jax.jit(lambda model, x: model(x).maps)(model, jnp.asarray(images))
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+def test_bfloat16_says_nearly_the_same(path, images):
+    model = build(*load_weights(path))
+    exact, rounded = (
+        jax.jit(lambda model, x, dtype=dtype: model(x, Mode(dtype=dtype)).maps)(model, jnp.asarray(images))
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    assert np.corrcoef(np.ravel(exact), np.ravel(rounded))[0, 1] > 0.999
+    assert np.abs(exact - rounded).max() > 0
+
+
+def test_the_shape_is_read_off_the_file(path):
+    assert load_weights(path)[0] == SamConfig(WIDTH, HEADS, REACH, PATCH, GRID, NECK, OUTPUTS)
+
+
+def test_images_of_any_size_and_of_one_to_three_channels_are_segmented(path):
+    segmenter = Segmenter(path)
+    assert segmenter.precision == "bfloat16" and Segmenter(path, precision="float32").precision == "float32"
+    assert segmenter.plan(np.zeros((5, 40, 3))).tile == (SIDE, SIDE) == segmenter.plan(np.zeros((200, 90, 3))).tile
+    random = np.random.default_rng(0)
+    for shape in ((5, 40), (100, 70, 2)):
+        (found,) = segmenter.masks([random.integers(0, 60000, shape).astype(np.uint16)])
+        assert found.labels.shape == shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("encoder.blocks.1.mlp.lin1.bias"), r"encoder\.blocks\.1\.mlp\.lin1\.bias is miss"),
+        (lambda tensors: tensors.pop("encoder.neck.0.weight"), r"encoder\.neck\.0\.weight is missing"),
+        (lambda tensors: tensors.update(W2=tensors["W2"][::-1].copy()), "W2 is no plain layout"),
+        (lambda tensors: tensors.update({"out.bias": np.zeros(65, np.float32)}), "are not those of cpsam"),
+        (lambda tensors: tensors.update({"out.weight": np.zeros((192, 5, 1, 1), np.float32)}), "does not fit"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(published, tmp_path, change, message):
+    tensors = published.tensors()
+    change(tensors)
+    write_tensors(path := tmp_path / "cpsam.pth", tensors)
+    with pytest.raises(InputError, match=message):
+        load_weights(path)
+
+
+def test_the_published_file_has_a_digest_to_be_held_to():
+    assert names.FILES["cpsam"].endswith("/cpsam") and len(names.DIGESTS["cpsam"]) == 64
