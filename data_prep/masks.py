@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt, UInt16
 
 from perturbjax.console import InputError, console
-from perturbjax.files import atomic
+from perturbjax.files import atomic, drop_oldest, user_cache
 
 #: Part of every key: raised when what an engine is given, or what is kept of its mask, changes.
 MASK_VERSION = 1
@@ -37,8 +37,7 @@ def mask_key(image: UInt[np.ndarray, "h w c"], segmenter: dict[str, Any]) -> str
 
 def default_cache() -> Path:
     """`perturbjax/masks` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "perturbjax" / "masks"
+    return user_cache("masks")
 
 
 @dataclass(frozen=True)
@@ -108,23 +107,6 @@ class MaskStore:
 
 def trim(cache: Path, most: int = CACHE_BYTES) -> None:
     """Drop the masks used longest ago until the cache holds at most that many bytes."""
-    found = []
-    for path in cache.glob("??/*.tiff"):  # what a kill left half-written among them
-        try:
-            status = path.stat()
-        except OSError:
-            continue  # another build dropped it
-        found.append((status.st_mtime, status.st_size, path))
-    over = sum(size for _, size, _ in found) - most
-    dropped = 0
-    for _, size, path in sorted(found):
-        if over <= 0:
-            break
-        try:
-            path.unlink(missing_ok=True)
-        except OSError:
-            return
-        over -= size
-        dropped += 1
+    dropped = drop_oldest(cache.glob("??/*.tiff"), most)  # what a kill left half-written among them
     if dropped:
         console.print(f"note: the {dropped} masks used longest ago were dropped from {cache}")

@@ -47,21 +47,20 @@ def train_and_judge(run: Path, *flags: object) -> dict[str, float]:
         command("perturbjax.cli", "evaluate", "--run", run)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = sum(row["seconds"] for row in rows if row["split"] == "train")
-    return {"minutes": round(seconds / 60, 1), **scores_of(run)}
+    return {"minutes": round(seconds / 60, 1), **scores_of(run / SCORES)}
 
 
-def scores_of(run: Path) -> dict[str, float]:
-    """Scores at site level of the model and of the best baselines, with the model's interval."""
-    levels = json.loads((run / SCORES).read_text())["levels"]
+def scores_of(file: Path) -> dict[str, float]:
+    """Scores at site level of the model of a `scores.json` and of its baselines, with the model's interval."""
+    levels = json.loads(file.read_text())["levels"]
     found: dict[str, float] = {}
     for metric in METRICS:
         estimate = levels["site"]["model"][metric]
         found |= {metric: estimate["value"], f"{metric}_low": estimate["low"], f"{metric}_high": estimate["high"]}
         found[f"well_{metric}"] = levels["well"]["model"][metric]["value"]
-    for baseline, name in (("majority", "majority_accuracy"), ("position", "position_accuracy")):
-        found[name] = levels["site"][baseline]["accuracy"]["value"]
-    for baseline in ("position", "cell count"):
-        found[f"{baseline}_balanced".replace(" ", "_")] = levels["site"][baseline]["balanced_accuracy"]["value"]
+    for baseline in ("majority", "position", "cell count"):
+        for metric in METRICS[:2]:
+            found[f"{baseline}_{metric}".replace(" ", "_")] = levels["site"][baseline][metric]["value"]
     return found
 
 
@@ -89,5 +88,7 @@ def by_fold(table: pd.DataFrame) -> str:
 
 
 def _line(recipe: str, fold: object, cells: list[str], row: pd.Series) -> str:
-    rest = [f"{row[name]:.3f}" for name in ("well_balanced_accuracy", "majority_accuracy", "position_balanced")]
+    rest = [
+        f"{row[name]:.3f}" for name in ("well_balanced_accuracy", "majority_accuracy", "position_balanced_accuracy")
+    ]
     return "| " + " | ".join([recipe, str(fold), *cells, *rest, f"{row['minutes']:.1f}"]) + " |"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -21,7 +21,7 @@ T = TypeVar("T")
 Verb = Callable[[Sequence[str]], object]
 
 #: Verbs whose steps are many and alike, and gain by keeping their memory.
-RUN_A_NETWORK = ("train", "evaluate", "predict", "features", "train-segmenter")
+RUN_A_NETWORK = ("train", "evaluate", "predict", "features", "classify", "train-segmenter")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,7 +76,7 @@ def train(argv: Sequence[str]) -> None:
     from perturbjax.models import BACKBONES
     from perturbjax.training.fit import TrainConfig, fit
 
-    name, rest = _take_preset(argv)
+    name, rest = _take_preset(argv, PRESETS, default="paper")
     default = _defaults(TrainConfig, recipe=preset(name))
     about = (
         f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe that is shown, now {name}. "
@@ -86,14 +86,16 @@ def train(argv: Sequence[str]) -> None:
     console.print(f"trained: {run.path}; judge it with `perturbjax evaluate --run {run.path}`")
 
 
-def _take_preset(argv: Sequence[str], default: str = "paper") -> tuple[str, list[str]]:
+def _take_preset(argv: Sequence[str], known: Collection[str], default: str) -> tuple[str, list[str]]:
     """`--preset NAME` decides the defaults of all other flags, so it is read before them."""
     rest = [part for word in argv for part in (word.split("=", 1) if word.startswith("--preset=") else [word])]
     if "--preset" not in rest:
         return default, rest
     at = rest.index("--preset")
     if at + 1 == len(rest):
-        raise InputError(f"--preset: needs a name, one of {', '.join(PRESETS)}")
+        raise InputError(f"--preset: needs a name, one of {', '.join(known)}")
+    if rest[at + 1] not in known:
+        raise InputError(f"--preset {rest[at + 1]}: unknown; choose one of {', '.join(known)}")
     return rest[at + 1], rest[:at] + rest[at + 2 :]
 
 
@@ -123,6 +125,8 @@ def evaluate(argv: Sequence[str]) -> None:
     views.print_judgement(judgement)
     report = write_report(config.apply.run)
     console.print(f"written: {config.apply.run / apply.EVALUATION} and {report}")
+    if beside := apply.beside_linear(config):
+        console.print(beside)
 
 
 def predict(argv: Sequence[str]) -> None:
@@ -219,9 +223,14 @@ def classify(argv: Sequence[str]) -> None:
     """Fit classical classifiers on a table of features and judge them like the networks."""
     from perturbjax.evaluation.views import print_judgement
     from perturbjax.features.classify import classify as fit_and_judge
-    from perturbjax.features.settings import ClassifyConfig
+    from perturbjax.features.settings import CLASSIFY_PRESETS, ClassifyConfig, ProfileConfig, SourceConfig
 
-    config = _parse(ClassifyConfig, argv, "classify", about=classify.__doc__)
+    name, rest = _take_preset(argv, CLASSIFY_PRESETS, default="")
+    given = dict(CLASSIFY_PRESETS.get(name, {}))
+    source = SourceConfig(**given.pop("source", {}))
+    default = _defaults(ClassifyConfig, profiles=_defaults(ProfileConfig, source=source), **given)
+    about = f"{classify.__doc__} --preset linear is the baseline that a network has to beat; it takes --data."
+    config = _parse(ClassifyConfig, rest, "classify", about=about, default=default)
     print_judgement(fit_and_judge(config))
     console.print(f"written: {config.out}")
 
@@ -240,7 +249,7 @@ def import_torch(argv: Sequence[str]) -> None:
     from perturbjax.models import BACKBONES
     from perturbjax.training.exchange_run import ImportConfig, described_recipe, import_run, recipe_for_import
 
-    name, rest = _take_preset(argv, default="")
+    name, rest = _take_preset(argv, PRESETS, default="")
     described = None if name else described_recipe(Path(_value_of("--checkpoint", rest)))
     recipe = described or recipe_for_import(name or "original")
     now = "what export-torch wrote with the weights" if described else name or "original"

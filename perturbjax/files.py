@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,3 +92,30 @@ def read_json(path: Path, **options: Any) -> Any:
         raise InputError(f"{path}: is not valid JSON ({error})") from error
     except RecursionError as error:
         raise InputError(f"{path}: is nested too deeply for JSON of ours") from error
+
+
+def user_cache(name: str) -> Path:
+    """`perturbjax/NAME` in the user's cache folder; nothing is made there."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "perturbjax" / name
+
+
+def drop_oldest(files: Iterable[Path], most: int) -> int:
+    """Remove the files used longest ago until the others hold at most `most` bytes; how many went."""
+    found = []
+    for path in files:
+        try:
+            status = path.stat()
+        except OSError:
+            continue  # another process dropped it
+        found.append((status.st_mtime, status.st_size, path))
+    over, dropped = sum(size for _, size, _ in found) - most, 0
+    for _, size, path in sorted(found):
+        if over <= 0:
+            break
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            break
+        over, dropped = over - size, dropped + 1
+    return dropped

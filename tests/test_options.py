@@ -23,7 +23,7 @@ from perturbjax.console import InputError
 from perturbjax.evaluation.apply import EvaluateConfig, PredictConfig
 from perturbjax.features.embed import COLOURS
 from perturbjax.features.extract import FeaturesConfig
-from perturbjax.features.settings import MOST_COLOURS, ClassifyConfig, EmbedConfig
+from perturbjax.features.settings import MOST_COLOURS, ClassifyConfig, EmbedConfig, ProfileConfig
 from perturbjax.segmentation.train import TrainSegmenterConfig
 from perturbjax.training.exchange_run import ExportConfig, ImportConfig
 from perturbjax.training.fit import TrainConfig
@@ -152,7 +152,7 @@ def test_no_options_object_holds_what_it_may_not(kind):
 def example(kind: type) -> Any:
     """One sound instance: defaults, and some path or text for what has none."""
     out = {EmbedConfig: "e.png", TrainSegmenterConfig: "w.safetensors"}.get(kind, "w.pth")
-    given = {"weights": "w"} if kind is FeaturesConfig else {}
+    given: dict = {FeaturesConfig: {"weights": "w"}, ProfileConfig: {"features": (Path("there"),)}}.get(kind, {})
     for field in dataclasses.fields(kind):
         hint = typing.get_type_hints(kind)[field.name]
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,23 @@ from perturbjax.console import console, require, require_output, require_sound
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation import views
 from perturbjax.evaluation.judge import judge, run_as_subject
-from perturbjax.evaluation.judgement import Judgement
+from perturbjax.evaluation.judgement import MODEL, Judgement, cell, read_judgement
 from perturbjax.evaluation.predictions import predictions_table, write_predictions
 from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
+from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.feed import FeedChoice
-from perturbjax.files import atomic, make_folder
+from perturbjax.files import atomic, file_digest, make_folder
 from perturbjax.inference import BATCH_SIZE, load_network
 from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.checkpoint import Which
 from perturbjax.training.devices import ComputeConfig, open_devices
 from perturbjax.training.hosts import HostsConfig, connect, is_first, require_possible
 from perturbjax.training.predict import Predictions
-from perturbjax.training.run import Run, open_run
+from perturbjax.training.run import SPLIT_FILE, Run, open_run
 
 EVALUATION, PREDICTIONS, FEATURES = "evaluation", "predictions.parquet", "features.parquet"
+#: Where in a run's directory the linear baseline of its split is looked for.
+LINEAR = "linear"
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,26 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     )
     views.write_run(judgement, subject, fold, run.class_names, out)
     return judgement
+
+
+def beside_linear(config: EvaluateConfig) -> str:
+    """What the linear baseline reaches on the run's split, or the command that finds out; empty without a dataset.
+
+    Raises:
+        InputError: the run cannot be read, or its baseline is no judgement.
+    """
+    run = open_run(config.apply.run)
+    data, split, out = config.data or run.data, run.path / SPLIT_FILE, run.path / LINEAR
+    if data is None or not split.is_file():
+        return ""
+    found = next(out.glob(f"{EVALUATION}/*/scores.json"), None)
+    if found is not None and file_digest(out / SPLIT_FILE) == file_digest(split):
+        scores = read_judgement(found)["site"][MODEL].scores
+        words = ", ".join(f"{METRICS[name].words} {cell(scores[name])}" for name in ("accuracy", HEADLINE))
+        return f"the linear baseline on this split, by site: {words} ({out})"
+    words = ["--data", data, "--split-file", split, "--label-column", run.label_column, "--out", out]
+    command = shlex.join(["perturbjax", "classify", "--preset", "linear", *map(str, words)])
+    return f"next, what a linear model on photographs' features reaches on this split: {command}"
 
 
 def features_table(run: Run, index: pd.DataFrame, part: np.ndarray, features: np.ndarray) -> pd.DataFrame:

@@ -53,6 +53,10 @@ CLASSIFIERS: dict[str, Classifier] = {
     "logistic": Classifier(
         lambda rows, classes, seed: LogisticRegression(C=0.01, max_iter=300), _grid("C", 0.001, 0.01, 0.1)
     ),
+    "logistic_balanced": Classifier(  # every class counts the same
+        lambda rows, classes, seed: LogisticRegression(C=0.01, max_iter=300, class_weight="balanced"),
+        _grid("C", 0.001, 0.01, 0.1),
+    ),
     "lda": Classifier(
         lambda rows, classes, seed: LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.5),
         _grid("shrinkage", 0.1, 0.3, 0.5, 0.7, 0.9),

@@ -21,6 +21,7 @@ from perturbjax.evaluation.judgement import Judgement
 from perturbjax.evaluation.predictions import predictions_table, write_predictions
 from perturbjax.features.profiles import Profiles, aggregate_to_wells, read_profiles
 from perturbjax.features.settings import EACH, ClassifyConfig, Preparation, ProfileConfig
+from perturbjax.features.source import read_source
 from perturbjax.files import make_folder, write_csv, write_json
 
 if TYPE_CHECKING:
@@ -55,11 +56,13 @@ def classify(config: ClassifyConfig) -> Judgement:
     from perturbjax.features.classifiers import parse_models
 
     names = parse_models(config.models)
-    profiles, negcon = load_profiles(config.profiles)
-    labels = profiles.column(config.profiles.label_column)
-    manifests = _manifests(config, profiles)
+    profiles, negcon, label = load_profiles(config.profiles)
+    labels = profiles.column(label)
+    manifests = _manifests(config, profiles, label)
     class_names = sorted(labels.unique())
     index = profiles.metadata.assign(label=labels.to_numpy(), negcon=negcon)
+    if profiles.measured is not None:  # for the baselines that look at cells and light
+        index = pd.concat([index, profiles.measured], axis=1)
     make_folder(config.out)
 
     jobs = [(fold, manifest, name) for fold, manifest in manifests.items() for name in names]
@@ -87,7 +90,7 @@ def classify(config: ClassifyConfig) -> Judgement:
         subjects, folds, class_names, split=policy_of(config), seed=config.seed, replicates=config.replicates
     )
     table = views.ranking(judgement).merge(_costs(fitted, kept), on="subject", how="left")
-    _write(config, judgement, subjects, folds, class_names)
+    _write(config, judgement, subjects, folds, class_names, label)
     for fold, manifest in manifests.items():
         splits.write_split(manifest, config.out / ("split.parquet" if len(folds) == 1 else f"split_{fold}.parquet"))
     write_csv(config.out / "table.csv", table)
@@ -96,30 +99,31 @@ def classify(config: ClassifyConfig) -> Judgement:
     return judgement
 
 
-def load_profiles(config: ProfileConfig) -> tuple[Profiles, np.ndarray]:
-    """Profiles with a label, and which of them are negative controls (n,) bool.
+def load_profiles(config: ProfileConfig) -> tuple[Profiles, np.ndarray, str]:
+    """Profiles with a label, which of them are negative controls (n,) bool, and the label's column.
 
     Raises:
         InputError: as `read_profiles`; the label column is missing or empty; `negcon` is not COLUMN=VALUE.
     """
-    profiles = read_profiles(config.features)
+    profiles = read_source(config.source) if config.source.data is not None else read_profiles(config.features)
+    label = config.label_column or profiles.label_column
     if config.aggregate != "none":
         profiles = aggregate_to_wells(profiles, config.aggregate)
-    empty = (profiles.column(config.label_column) == "").to_numpy()
+    empty = (profiles.column(label) == "").to_numpy()
     if empty.all():
-        raise InputError(f"{config.features[0]}: column {config.label_column} is empty; choose another --label-column")
+        raise InputError(f"{config.where}: column {label} is empty; choose another --label-column")
     if empty.any():
-        console.print(f"features: {empty.sum()} rows without {config.label_column} left out")
+        console.print(f"features: {empty.sum()} rows without {label} left out")
         profiles = profiles.take(~empty)
     column, _, value = config.negcon.partition("=")
     if column not in profiles.metadata.columns:
-        return profiles, np.zeros(len(profiles), dtype=bool)
-    return profiles, (profiles.metadata[column] == value).to_numpy()
+        return profiles, np.zeros(len(profiles), dtype=bool), label
+    return profiles, (profiles.metadata[column] == value).to_numpy(), label
 
 
-def _manifests(config: ClassifyConfig, profiles: Profiles) -> dict[str, pd.DataFrame]:
+def _manifests(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[str, pd.DataFrame]:
     """Who trains and who judges, by the name of the fold."""
-    label, split = config.profiles.label_column, config.split
+    split = config.split
     if config.hold_out:
         plates = sorted(profiles.column(PLATE).unique())
         chosen = plates if config.hold_out == EACH else [config.hold_out]
@@ -184,7 +188,7 @@ class _Task:
         self.table = as_table(profiles, negcon)
         self.position = pd.Series(np.arange(len(profiles)), index=profiles.metadata["site_id"])
         self.notes: list[str] = []
-        self._prepared: tuple[pd.DataFrame, _Prepared] | None = None
+        self._fold: tuple[pd.DataFrame, _Prepared] | None = None
 
     def fit(self, name: str, manifest: pd.DataFrame, classes: int) -> _Fitted:
         """Probabilities of the training and of the test rows, in the manifest's order."""
@@ -208,18 +212,18 @@ class _Task:
         return _Fitted(train, test, time.monotonic() - start, setting, score)
 
     def _prepare(self, manifest: pd.DataFrame) -> _Prepared:
-        if self._prepared is None or self._prepared[0] is not manifest:
+        if self._fold is None or self._fold[0] is not manifest:
             rows = {
                 part: self.position[manifest.loc[manifest["part"] == part, "site_id"]].to_numpy()
                 for part in (splits.TRAIN, splits.TEST)
             }
-            steps, train = prepared(self.table.iloc[rows[splits.TRAIN]], self.config.preparation, self.config.seed)
-            self.notes += steps["clean"].notes()
-            arrays = {splits.TRAIN: train, splits.TEST: steps.transform(self.table.iloc[rows[splits.TEST]])}
             groups = manifest.loc[manifest["part"] == splits.TRAIN, "group"].to_numpy()
+            steps, train = self._prepared(rows[splits.TRAIN], groups)
+            self.notes += notes_of(steps)
+            arrays = {splits.TRAIN: train, splits.TEST: steps.transform(self.table.iloc[rows[splits.TEST]])}
             inner = list(self._inner(rows[splits.TRAIN], groups)) if self.config.tune else []
-            self._prepared = (manifest, _Prepared(rows, arrays, inner))
-        return self._prepared[1]
+            self._fold = (manifest, _Prepared(rows, arrays, inner))
+        return self._fold[1]
 
     def _inner(self, rows: np.ndarray, groups: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
         """(features, labels, judged features, judged labels) of each part of the training rows."""
@@ -229,17 +233,31 @@ class _Task:
         if parts < 2:
             raise InputError("--tune: the training rows are one group; tuning needs two: choose another --split")
         for fit, held in GroupKFold(parts).split(rows, groups=groups):
-            steps, x = prepared(self.table.iloc[rows[fit]], self.config.preparation, self.config.seed)
+            steps, x = self._prepared(rows[fit], groups[fit])
             z = steps.transform(self.table.iloc[rows[held]])
             yield x, self.labels[rows[fit]], z, self.labels[rows[held]]
 
+    def _prepared(self, rows: np.ndarray, groups: np.ndarray) -> tuple[Pipeline, np.ndarray]:
+        return prepared(self.table.iloc[rows], self.config.preparation, self.config.seed, self.labels[rows], groups)
 
-def prepared(table: pd.DataFrame, config: Preparation, seed: int) -> tuple[Pipeline, np.ndarray]:
-    """The preparation fitted on these rows, and their features (n, d)."""
+
+def prepared(
+    table: pd.DataFrame, config: Preparation, seed: int, labels: np.ndarray, groups: np.ndarray
+) -> tuple[Pipeline, np.ndarray]:
+    """The preparation fitted on these rows, and their features (n, d).
+
+    `labels` are class numbers and `groups` what the split keeps whole: `--relative auto` asks for them.
+    """
     from perturbjax.features.normalize import preparation
+    from perturbjax.features.relative import GROUP
 
     steps = preparation(config, seed=seed)
-    return steps, steps.fit_transform(table)
+    return steps, steps.fit_transform(table.assign(**{GROUP: groups}), labels)
+
+
+def notes_of(steps: Pipeline) -> list[str]:
+    """What the steps of a fitted preparation did and chose, one sentence each."""
+    return [note for step in steps.named_steps.values() if hasattr(step, "notes") for note in step.notes()]
 
 
 def _tune(model: Any, grid: tuple[dict[str, Any], ...], inner: list, criterion: str) -> tuple[dict[str, Any], float]:
@@ -293,7 +311,12 @@ def _costs(fitted: dict[str, dict[str, _Fitted]], names: list[str]) -> pd.DataFr
 
 
 def _write(
-    config: ClassifyConfig, judgement: Judgement, subjects: list[Subject], folds: list[Fold], class_names: list[str]
+    config: ClassifyConfig,
+    judgement: Judgement,
+    subjects: list[Subject],
+    folds: list[Fold],
+    class_names: list[str],
+    label: str,
 ) -> None:
     """Each subject's predictions (of a single fold those of its training part too) and scores, and the figure."""
     out, single = Path(config.out), len(folds) == 1
@@ -311,7 +334,7 @@ def _write(
             alone = judgement.alone(subject.name)
             views.write_run(alone, subject, folds[0], class_names, out / "evaluation" / subject.name)
     what = f"{len(class_names)} classes, {judgement.n.site} rows judged"
-    title = f"{config.profiles.label_column}, split by {judgement.split}: {what}"
+    title = f"{label}, split by {judgement.split}: {what}"
     figures.plot_ranking(judgement, out / "scores.png", title)
 
 

@@ -12,7 +12,8 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from perturbjax.console import PLOT_TEXT, InputError, console, html_text
-from perturbjax.features.classify import load_profiles, prepared, require_extra
+from perturbjax.dataset import PLATE
+from perturbjax.features.classify import load_profiles, notes_of, prepared, require_extra
 from perturbjax.features.profiles import Profiles
 from perturbjax.features.settings import EmbedConfig
 from perturbjax.files import atomic, write_csv
@@ -68,21 +69,24 @@ def embed(config: EmbedConfig) -> Path:
     from perturbjax.features.normalize import as_table
 
     out = Path(config.out)
-    profiles, negcon = load_profiles(config.profiles)
+    profiles, negcon, label = load_profiles(config.profiles)
     if len(profiles) < 4:
-        raise InputError(f"{config.profiles.features[0]}: {len(profiles)} rows; a layout needs four or more")
-    steps, features = prepared(as_table(profiles, negcon), config.preparation, config.seed)
-    for note in (*profiles.notes, *steps["clean"].notes()):
+        raise InputError(f"{config.profiles.where}: {len(profiles)} rows; a layout needs four or more")
+    labels = profiles.column(label).to_numpy()
+    plates = profiles.column(PLATE).to_numpy()
+    steps, features = prepared(
+        as_table(profiles, negcon), config.preparation, config.seed, pd.factorize(labels)[0], plates
+    )
+    for note in (*profiles.notes, *notes_of(steps)):
         console.print(f"features: {note}")
     neighbours = min(config.neighbors, len(profiles) - 1)
     if config.method == "umap":
         points = lay_out_umap(features, neighbours, config.min_dist, config.seed)
     else:
         points = lay_out_tsne(features, neighbours, config.seed)
-    labels = profiles.column(config.profiles.label_column).to_numpy()
     quality = measure(features, points, labels, k=neighbours)
     chosen = choose_highlighted(features, labels, negcon, config.highlight, k=neighbours)
-    picture = Picture(points, labels, negcon, chosen, config, quality)
+    picture = Picture(points, labels, negcon, chosen, config, quality, label)
     with matplotlib.rc_context(PLOT_TEXT):
         _draw(picture, out)
     _draw_interactive(picture, profiles, out.with_suffix(".html"))
@@ -181,12 +185,13 @@ class Picture:
     chosen: list[str]
     config: EmbedConfig
     quality: Quality
+    label_column: str
 
     def title(self) -> str:
         """What is shown."""
         name = {"umap": "UMAP", "tsne": "t-SNE"}[self.config.method]
         classes = len(np.unique(self.labels))
-        column = self.config.profiles.label_column.removeprefix("Metadata_")
+        column = self.label_column.removeprefix("Metadata_")
         return f"{name} of {len(self.labels)} profiles by {column} ({classes} classes)"
 
     def groups(self) -> list[tuple[str, Bool[np.ndarray, " n"], str, str]]:
@@ -252,7 +257,7 @@ def _draw_interactive(picture: Picture, profiles: Profiles, path: Path) -> None:
     symbols = dict(
         zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
     )
-    hover = _hover_text(profiles.metadata, picture.config.profiles.label_column)
+    hover = _hover_text(profiles.metadata, picture.label_column)
     figure = go.Figure()
     for legend, rows, colour, marker in picture.groups():
         control = marker == "x"

@@ -19,7 +19,7 @@ from sklearn.preprocessing import Normalizer
 
 from perturbjax.console import InputError
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.features.profiles import METADATA, Profiles
+from perturbjax.features.profiles import METADATA, STATISTIC, Profiles
 from perturbjax.features.settings import Outliers, Preparation, Reference, Scale, ScaleBy, Whitening
 
 #: Whether a row is a negative control, true or false.
@@ -244,16 +244,26 @@ class Sphere(TableStep):
         return self.rest_ * unit + (scores * (self.gain_ - self.rest_)) @ self.rotation_, feature_names(X)
 
 
-class Components(PCA):
-    """The first principal components; all there are where rows or features are fewer than asked for."""
+class Components(TableStep):
+    """The first principal components; all there are where rows or features are fewer than asked for.
 
-    def __init__(self, n_components: int = 50, random_state: int = 0):
-        super().__init__(n_components=n_components, random_state=random_state)
+    Statistics of a dataset's index are handed on as they are: a few numbers would drown among a network's thousands.
+    """
 
-    def fit_transform(self, X: Float[np.ndarray, "n d"], y: object = None) -> Float[np.ndarray, "n k"]:
-        """Learn from training rows, and their components."""
-        self.n_components = min(self.n_components, *X.shape)  # type: ignore[has-type]  # set by scikit-learn
-        return super().fit_transform(X)
+    def __init__(self, count: int = 50, seed: int = 0):
+        self.count = count
+        self.seed = seed
+
+    def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
+        self.kept_ = np.array([name.startswith(STATISTIC) for name in feature_names(X)])
+        rest = values[:, ~self.kept_]
+        self.pca_ = PCA(min(self.count, *rest.shape), random_state=self.seed).fit(rest)
+
+    def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+        found = self.pca_.transform(values[:, ~self.kept_])
+        names = [name for name, keep in zip(feature_names(X), self.kept_, strict=True) if keep]
+        names = [*(f"component_{i}" for i in range(found.shape[1])), *names]
+        return np.concatenate([found, values[:, self.kept_]], axis=1), names
 
 
 class Features(TransformerMixin, BaseEstimator):
@@ -281,9 +291,13 @@ def preparation(config: Preparation, *, seed: int = 0) -> Pipeline:
     if config.sphere != "none":
         reference: Literal["all", "negcon"] = "negcon" if config.sphere == "negcon" else "all"
         steps.append(("sphere", Sphere(reference, config.sphere_method, config.sphere_regularization)))
-    steps.append(("features", Features()))
     if config.pca:
         steps.append(("pca", Components(config.pca, seed)))
+    if config.relative != "none":
+        from perturbjax.features.relative import Relative
+
+        steps.append(("relative", Relative(config.relative)))
+    steps.append(("features", Features()))
     if config.unit_length:
         steps.append(("unit", Normalizer()))
     return Pipeline(steps)

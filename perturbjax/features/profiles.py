@@ -7,7 +7,7 @@ missing values, constant columns and scales are dealt with in `normalize`, on tr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from perturbjax.console import InputError
 from perturbjax.dataset import PLATE, SITE, WELL
 
 METADATA = "Metadata_"
+#: Begins the names of features that are a dataset's index's own statistics, and not a network's.
+STATISTIC = "index_"
 SITE_ID = "site_id"
 #: Columns that some writers put beside features and that are no measurement of a cell.
 NOT_FEATURES = (SITE_ID, "label", "part", "ImageNumber", "TableNumber")
@@ -32,12 +34,16 @@ class Profiles:
         values: one row a profile, one column a feature; NaN where a value is missing or infinite.
         names: of the features, in the order of the columns.
         notes: what was done to the files, one sentence each.
+        label_column: what is predicted where nothing else is asked for.
+        measured: a dataset's index beside its metadata, row by row; None of tables.
     """
 
     metadata: pd.DataFrame
     values: Float32[np.ndarray, "n d"]
     names: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
+    label_column: str = "Metadata_pert_iname"
+    measured: pd.DataFrame | None = None
 
     def __len__(self) -> int:
         return len(self.metadata)
@@ -54,7 +60,9 @@ class Profiles:
 
     def take(self, rows: Bool[np.ndarray, " n"] | np.ndarray) -> Profiles:
         """The rows of a boolean mask, or of positions."""
-        return Profiles(self.metadata.loc[rows].reset_index(drop=True), self.values[rows], self.names, self.notes)
+        measured = None if self.measured is None else self.measured.loc[rows].reset_index(drop=True)
+        metadata = self.metadata.loc[rows].reset_index(drop=True)
+        return replace(self, metadata=metadata, values=self.values[rows], measured=measured)
 
     def frame(self) -> pd.DataFrame:
         """Metadata and features as one table, `Metadata_*` first: what pycytominer and copairs read."""
@@ -174,4 +182,4 @@ def aggregate_to_wells(profiles: Profiles, how: str = "median") -> Profiles:
     metadata = grouped.first()[[c for c in same.index[same] if c not in (PLATE, WELL)]].reset_index()
     values = pd.DataFrame(profiles.values).groupby([key.to_numpy() for key in keys], sort=False).agg(how)
     metadata.insert(0, SITE_ID, metadata[PLATE].str.cat(metadata[WELL], sep="_"))
-    return Profiles(metadata, values.to_numpy(np.float32), profiles.names, profiles.notes)
+    return replace(profiles, metadata=metadata, values=values.to_numpy(np.float32), measured=None)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from perturbjax.config import SplitConfig
-from perturbjax.console import require, require_output, require_sound
+from perturbjax.console import InputError, require, require_output, require_sound
 
 Scale = Literal["none", "standardize", "robustize"]
 Reference = Literal["all", "negcon"]
 ScaleBy = Literal["plate", "training"]
 Outliers = Literal["none", "clip", "arcsinh"]
+Relative = Literal["none", "auto", "negcon", "plate"]
 Whitening = Literal["zca", "zca_cor", "pca_cor"]
 Aggregation = Literal["none", "median", "mean"]
 EmbedMethod = Literal["umap", "tsne"]
@@ -46,7 +47,11 @@ class Preparation:
     sphere_regularization: float = 1.0
     """Added to the eigenvalues, in units of their mean, > 0."""
     pca: int = 0
-    """Principal components to keep; 0 keeps all features."""
+    """Principal components to keep of the features, beside the index's statistics; 0 keeps all features."""
+    relative: Relative = "none"
+    """Add what is left so far once more, relative to its plate. negcon: minus the mean of the plate's negative
+    controls. plate: minus the mean of all its rows. auto: negcon where plates hold enough of them; else plate, where
+    that helps on training plates held out, and else none; the choice and its reason are printed."""
     unit_length: bool = False
     """Scale every profile to the same length, so that only its direction counts."""
     max_missing: float = 0.05
@@ -61,13 +66,35 @@ class Preparation:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """A dataset whose features are extracted, in place of tables of features."""
+
+    data: Path | None = None
+    """Dataset directory, in place of --features: a backbone sees every channel of every site by itself."""
+    backbone: str = "efficientnet_lite0"
+    """Network for --data, one of those of `perturbjax features`."""
+    weights: str = ""
+    """Its weights: a file, hf:OWNER/REPOSITORY[@REVISION] or package:NAME; empty takes those known for the backbone."""
+    statistics: bool = False
+    """Add what the index of --data knows: logarithms of each channel's mean, deviation and percentiles, of the number
+    of cells and of their area."""
+    feature_cache: str = ""
+    """Folder of extracted features, kept below 4 GB; empty takes one in the user's cache."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+
+
+@dataclass(frozen=True)
 class ProfileConfig:
     """Which profiles, and what is known of their wells."""
 
-    features: tuple[Path, ...]
-    """Tables of features (parquet or CSV), one or several, such as one a plate."""
-    label_column: str = "Metadata_pert_iname"
-    """Metadata column to predict or to colour by; rows where it is empty are left out."""
+    features: tuple[Path, ...] = ()
+    """Tables of features (parquet or CSV), one or several, such as one a plate; or else --data."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    label_column: str = ""
+    """Metadata column to predict or to colour by; rows where it is empty are left out. By default the one that --data
+    was built with, and Metadata_pert_iname of tables."""
     aggregate: Aggregation = "none"
     """Take the median or mean of the rows of each well first."""
     negcon: str = "Metadata_control_type=negcon"
@@ -76,8 +103,14 @@ class ProfileConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         column, _, marked = self.negcon.partition("=")
-        require("features", (), bool(self.features), "at least one file")
+        if bool(self.features) == (self.source.data is not None):
+            raise InputError("--features, --data: give one of the two, tables of features or a dataset directory")
         require("negcon", self.negcon, bool(column and marked), "COLUMN=VALUE, such as Metadata_control_type=negcon")
+
+    @property
+    def where(self) -> Path | None:
+        """The first table, or the dataset: what a message names."""
+        return self.features[0] if self.features else self.source.data
 
 
 @dataclass(frozen=True)
@@ -88,8 +121,8 @@ class ClassifyConfig:
     out: Path
     """Folder to write to: table.csv, scores.png, predictions/, evaluation/, split.parquet, config.json."""
     models: str = "all"
-    """Names, separated by commas, or all: ridge, random_forest, bernoulli_nb, gaussian_nb, knn, logistic, lda, plda,
-    gradient_boosting."""
+    """Names, separated by commas, or all: ridge, random_forest, bernoulli_nb, gaussian_nb, knn, logistic,
+    logistic_balanced, lda, plda, gradient_boosting."""
     split: SplitConfig = field(default_factory=SplitConfig)
     hold_out: str = ""
     """Plate to judge on, in place of the split policy; "each": every plate in turn."""
@@ -112,6 +145,17 @@ class ClassifyConfig:
         require("hold-out", self.hold_out, alone, "without --all-folds and --split-file; choose one")
         require("replicates", self.replicates, self.replicates >= 1, "at least one")
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+
+
+#: What `perturbjax classify --preset NAME` changes of the defaults. linear is the baseline that a network has to beat;
+#: this is the one place where its recipe stands.
+CLASSIFY_PRESETS: dict[str, dict[str, Any]] = {
+    "linear": {
+        "source": {"statistics": True},
+        "models": "logistic_balanced",
+        "preparation": Preparation(normalize_by="training", pca=256, relative="auto"),
+    },
+}
 
 
 @dataclass(frozen=True)

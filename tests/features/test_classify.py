@@ -44,7 +44,7 @@ def test_every_classifier_learns_what_separates_classes_and_all_is_written(tmp_p
     judgement = classify(config)
     found = scores(judgement)
     models = found[~found["baseline"]]
-    assert len(models) == 9
+    assert len(models) == 10
     assert (models["accuracy"] > 0.75).all(), models["accuracy"]
     assert (models["train_accuracy"] > 0.75).all()
     assert (found.loc[["majority", "chance"], "accuracy"] < 0.5).all()

@@ -80,7 +80,7 @@ def test_many_classes_leave_most_grey_and_every_row_is_drawn_once() -> None:
     chosen = choose_highlighted(rng.normal(size=(600, 3)), labels, negcon, 12, k=5)
     config = EmbedConfig(ProfileConfig((Path("a"),)), Path("a.png"))
     quality = measure(rng.normal(size=(600, 3)), rng.normal(size=(600, 2)), labels, k=5)
-    groups = Picture(rng.normal(size=(600, 2)), labels, negcon, chosen, config, quality).groups()
+    groups = Picture(rng.normal(size=(600, 2)), labels, negcon, chosen, config, quality, "Metadata_moa").groups()
     assert [legend for legend, *_ in groups][:2] == ["258 other classes", "negative control (DMSO)"]
     assert len(groups) == 14
     assert (np.sum([rows for _, rows, _, _ in groups], axis=0) == 1).all()
@@ -90,7 +90,9 @@ def test_controls_of_several_classes_are_crossed_on_top_of_their_class() -> None
     features, labels = blobs(apart=1)
     negcon = np.arange(100) % 5 == 0
     config = EmbedConfig(ProfileConfig((Path("a"),)), Path("a.png"))
-    picture = Picture(features[:, :2], labels, negcon, list("abcd"), config, measure(features, features, labels, k=5))
+    picture = Picture(
+        features[:, :2], labels, negcon, list("abcd"), config, measure(features, features, labels, k=5), "Metadata_moa"
+    )
     *classes, controls = picture.groups()
     assert controls[0] == "negative controls" and controls[3] == "x"
     assert np.sum([rows for _, rows, _, _ in classes], axis=0).min() == 1
