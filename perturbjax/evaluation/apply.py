@@ -116,12 +116,13 @@ def predict(config: PredictConfig) -> Path:
     answers = apply_run(run, dataset, np.arange(len(dataset)), config.apply)
     if not is_first():
         return out
-    write_predictions(out, _table(run, dataset.index, answers, run.parts(dataset.index["site_id"])))
+    write_predictions(out, table_of(run, dataset.index, answers, run.parts(dataset.index["site_id"])))
     console.print(f"{len(dataset)} sites predicted: {out}")
     return out
 
 
-def _table(run: Run, index: pd.DataFrame, answers: Predictions, part: Any) -> pd.DataFrame:
+def table_of(run: Run, index: pd.DataFrame, answers: Predictions, part: Any) -> pd.DataFrame:
+    """The table of predictions (see `predictions.py`) of the sites of an index, whose parts are given."""
     label = index[run.label_column] if run.label_column in index.columns else ""
     return predictions_table(index, answers.probabilities, run.class_names, part=part, label=label)
 
@@ -144,7 +145,7 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
         return None
     rows = index.loc[manifest["site_id"]].reset_index(drop=True)
     part = manifest["part"].to_numpy()
-    table = _table(run, rows, answers, part)
+    table = table_of(run, rows, answers, part)
 
     out = make_folder(run.path / EVALUATION)
     write_predictions(out / PREDICTIONS, table)
