@@ -12,9 +12,9 @@ PYTEST_FLAGS ?=
 demo: $(VENV)/.base
 	rm -rf $(DEMO)/plates $(DEMO)/dataset $(DEMO)/run
 	@echo "== 1/4 a plate with known truth, as TIFFs and load_data.csv"
-	$(BIN)/python -m data_prep simulate --out $(DEMO)/plates --plates 3 --wells 48 --compounds 6 --effect 3
+	$(BIN)/perturbjax simulate --out $(DEMO)/plates --plates 3 --wells 48 --compounds 6 --effect 3
 	@echo "== 2/4 cell masks and the dataset"
-	$(BIN)/python -m data_prep build --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/dataset --aggregate none --segment-channels DNA
+	$(BIN)/perturbjax build --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/dataset --aggregate none --segment-channels DNA
 	@echo "== 3/4 training"
 	$(BIN)/perturbjax train --preset demo --data $(DEMO)/dataset --out $(DEMO)/run --evaluate-every 4
 	@echo "== 4/4 judging"

@@ -26,7 +26,7 @@ class ModelConfig:
     """The network."""
 
     model: str = "attention"
-    """Name of the network; the top of this help names those there are."""
+    """Name of the network."""
     dropout: float = 0.3
     """Share of units dropped before the last layer, in [0, 1)."""
     precision: Precision = "float32"
