@@ -139,6 +139,21 @@ def load(path: Path | str, checkpoint: Which = "latest", epoch: int = 0) -> Trai
 
     Raises:
         InputError: there is no run, or its files are damaged or belong to another.
+
+    Examples:
+        >>> run = perturbjax.load("run")
+        >>> run.class_names
+        ['DMSO', 'taxol']
+        >>> images.shape, images.dtype, masks.shape
+        ((30, 24, 24, 2), dtype('uint16'), (30, 24, 24))
+        >>> run.predict(images, masks).columns.tolist()
+        ['site_id', 'part', 'label', 'predicted', 'prob_DMSO', 'prob_taxol']
+        >>> run.features(images, masks).shape
+        (30, 256)
+        >>> run.attention(images, masks).shape
+        (30, 2, 2)
+        >>> bool((run.predict(images[:1], masks[:1]) == run.predict(images, masks)[:1]).all(axis=None))
+        True
     """
     return TrainedRun(load_network(path, checkpoint, epoch))
 

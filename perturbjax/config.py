@@ -222,6 +222,10 @@ def preset(name: str) -> Recipe:
 
     Raises:
         InputError: there is none of that name; the message lists those there are.
+
+    Examples:
+        >>> perturbjax.preset("cells").input.normalize
+        'log_plate'
     """
     if name not in PRESETS:
         raise InputError(f"--preset {name}: unknown; choose one of {', '.join(PRESETS)}")

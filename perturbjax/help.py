@@ -139,11 +139,12 @@ def _wrap(text: str, indent: str = "", width: int = WIDTH) -> list[str]:
 def _groups(kind: type, default: Any, choices: dict[str, Sequence[str]]) -> list[Group]:
     """The command's own options first, then those of every dataclass it holds."""
     hints, said = typing.get_type_hints(kind, include_extras=True), _sentences(kind)
-    own, held = [], []
+    own: list[Option] = []
+    held: list[Group] = []
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         value = _default(field) if default is None else getattr(default, field.name)
-        plain = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+        plain: Any = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
         if dataclasses.is_dataclass(plain):
             first, *rest = _groups(plain, None if _is_missing(value) else value, choices)
             # A dataclass that is nothing but groups of its own lends its few options to the command.
@@ -194,7 +195,8 @@ def _choice(names: Sequence[object]) -> str:
 def _is_positional(hint: Any) -> bool:
     import tyro
 
-    return typing.get_origin(hint) is typing.Annotated and hint == tyro.conf.Positional[typing.get_args(hint)[0]]
+    marks = typing.get_args(hint)[1:] if typing.get_origin(hint) is typing.Annotated else ()
+    return marks == typing.get_args(tyro.conf.Positional[int])[1:]
 
 
 def _shown(value: Any) -> str:

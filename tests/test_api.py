@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.export
 import jax.numpy as jnp
@@ -22,6 +25,7 @@ from perturbjax.training.exchange_run import ExportConfig, export_run
 from perturbjax.training.fit import TrainConfig, fit
 
 SITES = 30
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +145,20 @@ def test_every_name_is_there_and_imported_when_it_is_asked_for():
         _ = perturbjax.lod
 
 
+EXAMPLES = (perturbjax.load, perturbjax.open_dataset, perturbjax.create, perturbjax.segment, perturbjax.preset)
+
+
+@pytest.mark.parametrize("documented", EXAMPLES, ids=lambda documented: documented.__name__)
+def test_examples_in_docstrings_are_true(documented, run, dataset, tmp_path, monkeypatch):
+    (tmp_path / "run").symlink_to(run.run.path)
+    (tmp_path / "dataset").symlink_to(dataset.path)
+    monkeypatch.chdir(tmp_path)
+    images, masks = dataset.read(range(SITES))
+    names = {"perturbjax": perturbjax, "np": np, "jnp": jnp, "images": images, "masks": masks}
+    (examples,) = [found for found in doctest.DocTestFinder(recurse=False).find(documented, globs=names)]
+    assert examples.examples and not doctest.DocTestRunner().run(examples).failed
+
+
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     return export(ExportOptions(run=run.run.path, out=tmp_path_factory.mktemp("exported")))
@@ -151,6 +169,24 @@ def reloaded(folder):
     file = folder / description["file"]
     assert file_digest(file) == description["sha256"]
     return jax.export.deserialize(file.read_bytes()), description
+
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+BLOCKS = [(page, block) for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page.stem}-{at}" for at, (page, _) in enumerate(BLOCKS)])
+def test_python_on_the_pages_runs(page, block, run, dataset, exported, tmp_path, monkeypatch):
+    for name, path in {"run": run.run.path, "dataset": dataset.path, "exported": exported}.items():
+        (tmp_path / name).symlink_to(path)
+    export_run(ExportConfig(run=run.run.path, out=tmp_path / "weights.safetensors"))
+    (tmp_path / "segmenter.safetensors").symlink_to(
+        REPOSITORY / "perturbjax/segmentation/weights/nuclei_small.safetensors"
+    )
+    monkeypatch.chdir(tmp_path)
+    images, masks = dataset.read(range(4))
+    names = {"perturbjax": perturbjax, "run": run, "images": images, "masks": masks}
+    exec(compile(block, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("count", [1, 7])

@@ -83,4 +83,4 @@ def png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     """Pixels as a PNG file."""
     import imagecodecs
 
-    return imagecodecs.png_encode(pixels)
+    return bytes(imagecodecs.png_encode(pixels))

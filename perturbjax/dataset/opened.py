@@ -116,6 +116,18 @@ def open_dataset(path: Path | str) -> Dataset:
 
     Raises:
         InputError: the directory is missing, incomplete, changed since it was written, or of another schema version.
+
+    Examples:
+        >>> dataset = perturbjax.open_dataset("dataset")
+        >>> dataset
+        <dataset dataset: 30 sites of 24×24 pixels, 2 channels (DNA, Actin), 2 classes of Metadata_pert_iname>
+        >>> dataset[0]["image"].shape, dataset[0]["Metadata_Well"]
+        ((24, 24, 2), 'A01')
+        >>> dataset.index.groupby("Metadata_pert_iname")["n_cells"].mean().to_dict()
+        {'DMSO': 1.0, 'taxol': 1.0}
+        >>> images, masks = dataset.read([0, 1, 2])
+        >>> masks.shape, masks.dtype
+        ((3, 24, 24), dtype('uint16'))
     """
     return SiteDataset(path)
 

@@ -62,6 +62,12 @@ def create(
 
     Raises:
         InputError: there is no network of that name; the message lists those there are.
+
+    Examples:
+        >>> network = perturbjax.create("attention", classes=7)
+        >>> outputs = network(jnp.zeros((2, 64, 64, 2)), perturbjax.Mode())
+        >>> outputs.logits.shape, outputs.features.shape, outputs.attention.shape
+        ((2, 7), (2, 256), (2, 8, 8))
     """
     if name not in BACKBONES:
         raise InputError(f"--model {name}: unknown; choose one of {', '.join(BACKBONES)}")
