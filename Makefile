@@ -7,14 +7,14 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 PYTEST_FLAGS ?=
 
-.PHONY: demo test test-slow lint types bench aot aot-env clean
+.PHONY: demo test test-slow lint types docs storm bench aot aot-env clean
 
 demo: $(VENV)/.base
 	rm -rf $(DEMO)/plates $(DEMO)/dataset $(DEMO)/run
 	@echo "== 1/4 a plate with known truth, as TIFFs and load_data.csv"
-	$(BIN)/python -m data_prep simulate --out $(DEMO)/plates --plates 3 --wells 48 --compounds 6 --effect 3
+	$(BIN)/perturbjax simulate --out $(DEMO)/plates --plates 3 --wells 48 --compounds 6 --effect 3
 	@echo "== 2/4 cell masks and the dataset"
-	$(BIN)/python -m data_prep build --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/dataset --aggregate none --segment-channels DNA
+	$(BIN)/perturbjax build --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/dataset --aggregate none --segment-channels DNA
 	@echo "== 3/4 training"
 	$(BIN)/perturbjax train --preset demo --data $(DEMO)/dataset --out $(DEMO)/run --evaluate-every 4
 	@echo "== 4/4 judging"
@@ -32,12 +32,15 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # Damaged files, kills, full disks, hostile names: prints how each case ended.
 storm: $(VENV)/.test
 	$(BIN)/python -m tests.storms
 
 bench: $(VENV)/.test
-	$(BIN)/python -m experiments.bench --out runs/bench --readme README.md
+	$(BIN)/python -m experiments.bench --out runs/bench --readme docs/performance.md
 
 aot: aot-env
 	$(AOT_VENV)/bin/python -m experiments.bench --only aot --out runs/bench --readme docs/performance.md
@@ -66,5 +69,9 @@ $(VENV)/.test: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@ $(VENV)/.base
 
+$(VENV)/.docs: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf $(DEMO) build dist *.egg-info
+	rm -rf $(DEMO) build dist site *.egg-info

@@ -1,16 +1,18 @@
-"""`python -m data_prep VERB`: inspect, build, simulate, fetch."""
+"""`python -m data_prep VERB`: what `perturbjax VERB` does for inspect, build, simulate and fetch."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Union
+from typing import Any
 
-from perturbjax.console import parse_options, run_command
+from perturbjax import help
+from perturbjax.console import InputError, parse_options, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb and leave with its exit status; Ctrl-C is answered in one line from the first import on."""
-    run_command(lambda: _run(argv))
+    run_command(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
 
 
 def verbs() -> dict[str, tuple[type, Callable[[Any], object]]]:
@@ -28,12 +30,21 @@ def verbs() -> dict[str, tuple[type, Callable[[Any], object]]]:
     }
 
 
-def _run(argv: Sequence[str] | None) -> None:
-    from tyro.conf import subcommand
-
-    named = tuple(Annotated[kind, subcommand(verb, prefix_name=False)] for verb, (kind, _) in verbs().items())
-    options: Any = parse_options(Union[named], argv, prog="python -m data_prep", description=__doc__)  # noqa: UP007
-    dict(verbs().values())[type(options)](options)
+def _run(argv: list[str]) -> None:
+    verb, *words = argv or ["--help"]
+    if verb in help.ASKED:
+        print("usage: python -m data_prep VERB [options]    (or: perturbjax VERB)\n")
+        print(help.listed({name: (options.__doc__ or "").splitlines()[0] for name, (options, _) in verbs().items()}))
+        return
+    if verb not in verbs():
+        raise InputError(f"data_prep {verb}: unknown; choose one of {', '.join(verbs())}")
+    options, run = verbs()[verb]
+    if asked := set(words) & set(help.ASKED):
+        print(
+            help.render(options, f"perturbjax {verb}", options.__doc__ or "", everything="--help-all" in asked), end=""
+        )
+        return
+    run(parse_options(options, words, prog=f"python -m data_prep {verb}"))
 
 
 if __name__ == "__main__":

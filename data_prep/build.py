@@ -38,7 +38,11 @@ DATASET_FILES = ("*.array_record*", "*.labels.txt", "dataset_info.json", "featur
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """TIFFs and load_data.csv to a dataset directory."""
+    """TIFFs and load_data.csv to a dataset directory.
+
+    perturbjax build --load-data load_data.csv --images DIR --out dataset
+    perturbjax build --load-data load_data.csv --images DIR --out dataset --resize 128
+    """
 
     load_data: Path
     """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row a site."""

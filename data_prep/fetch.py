@@ -1,4 +1,4 @@
-"""`python -m data_prep fetch`: a plate of the JUMP pilot from the public Cell Painting Gallery, over plain HTTPS.
+"""`perturbjax fetch`: a plate of the JUMP pilot from the public Cell Painting Gallery, over plain HTTPS.
 
 The gallery's layout (its documentation: https://broadinstitute.github.io/cellpainting-gallery/data_structure.html),
 below `cpg0000-jump-pilot/source_4`:
@@ -43,7 +43,11 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """A plate from the public Cell Painting Gallery."""
+    """A plate from the public Cell Painting Gallery.
+
+    perturbjax fetch --plate BR00116991 --out plate
+    perturbjax fetch --plate BR00116991 --out plate --wells A01,A02 --sites 1
+    """
 
     plate: str
     """Barcode, as BR00116991."""

@@ -1,4 +1,4 @@
-"""`python -m data_prep inspect`: what a load_data.csv holds, and what will make its scores hard to trust."""
+"""`perturbjax inspect`: what a load_data.csv holds, and what will make its scores hard to trust."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ LEAST_PER_CLASS = 2
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What a load_data.csv and its images hold."""
+    """What a load_data.csv and its images hold.
+
+    perturbjax inspect --load-data load_data.csv --images DIR
+    perturbjax inspect --load-data load_data.csv --images DIR --platemap platemap.tsv
+    """
 
     load_data: Path
     """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row a site."""

@@ -10,7 +10,7 @@ and writes `scores.csv` and `scores.md` beside the runs. Run again, it goes on w
 
 Recipes: `paper` is the original's (median of the three channels, 60 epochs, 64×64 crops); `cells` keeps the channels
 apart and sees their intensities both as they are and relative to their plate, `cells_log` only as they are,
-`cells_plate` only relative to their plate. Scores, cost and what was tried: see "Results" in the README.
+`cells_plate` only relative to their plate. Scores, cost and what was tried: see docs/results.md.
 """
 
 from __future__ import annotations

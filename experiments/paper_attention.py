@@ -12,8 +12,8 @@ The original reported 0.381 training and 0.330 test accuracy on 2,687 images of 
 sides, and always answering DMSO scores about 0.17. `--corrected` keeps the split and mends the rest: image and mask
 move together, the mask is binary, judged images are not augmented (docs/fidelity.md).
 
-Data: any dataset directory; the original's is `python -m data_prep fetch --plate BR00116991 --out DIR` and
-`python -m data_prep build` on it, segmented by Cellpose on the median of its channels.
+Data: any dataset directory; the original's is `perturbjax fetch --plate BR00116991 --out DIR` and
+`perturbjax build` on it, segmented by Cellpose on the median of its channels.
 """
 
 from __future__ import annotations

@@ -1,3 +1,71 @@
-"""Plates of cell images in, predictions of the treatment out, with an honest account of their worth."""
+"""Plates of cell images in, predictions of the treatment out, with an honest account of their worth.
+
+    import perturbjax
+
+    run = perturbjax.load("run")
+    run.predict(images, masks)
+
+Importing this starts no device; every name is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perturbjax.api import TrainedRun, load
+    from perturbjax.config import Recipe, preset
+    from perturbjax.console import InputError
+    from perturbjax.dataset import Dataset, SitePixels, open_dataset, write_dataset
+    from perturbjax.models import Mode, Outputs, create
+    from perturbjax.segmentation import Segmenter, segment
 
 __version__ = "0.1.0"
+
+#: Name → the module that has it.
+_PLACES = {
+    "load": "perturbjax.api",
+    "TrainedRun": "perturbjax.api",
+    "open_dataset": "perturbjax.dataset",
+    "write_dataset": "perturbjax.dataset",
+    "Dataset": "perturbjax.dataset",
+    "SitePixels": "perturbjax.dataset",
+    "segment": "perturbjax.segmentation",
+    "Segmenter": "perturbjax.segmentation",
+    "create": "perturbjax.models",
+    "Mode": "perturbjax.models",
+    "Outputs": "perturbjax.models",
+    "Recipe": "perturbjax.config",
+    "preset": "perturbjax.config",
+    "InputError": "perturbjax.console",
+}
+
+__all__ = [
+    "Dataset",
+    "InputError",
+    "Mode",
+    "Outputs",
+    "Recipe",
+    "Segmenter",
+    "SitePixels",
+    "TrainedRun",
+    "__version__",
+    "create",
+    "load",
+    "open_dataset",
+    "preset",
+    "segment",
+    "write_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'perturbjax' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -78,7 +78,7 @@ def prepare(
     random = train or augment.legacy_augmentation
     keys = record_keys(seed, epoch, raw.record)
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_GEOMETRY) + 2 * seen,)))(keys)
-    boxes = _random_boxes(draws, height, width, augment) if random else _whole_sites(len(draws), height, width)
+    boxes = _random_boxes(draws, height, width, augment) if random else _whole_sites(draws, height, width)
 
     upright = boxes._replace(angle=jnp.zeros_like(boxes.angle), mirror=jnp.ones_like(boxes.mirror))
     if augment.legacy_augmentation:
@@ -117,7 +117,8 @@ class _Points(NamedTuple):
     x: Float[Array, "b crop crop"]
 
 
-def _whole_sites(b: int, height: int, width: int) -> _Boxes:
+def _whole_sites(draws: Float[Array, "b n"], height: int, width: int) -> _Boxes:
+    b = draws.shape[0]  # not its length: `perturbjax export` asks for a batch of any size
     size = jnp.broadcast_to(jnp.array([height, width], jnp.float32), (b, 2))
     return _Boxes(size / 2, size, jnp.zeros(b), jnp.ones((b, 2)))
 
@@ -148,7 +149,7 @@ def _points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Points:
     about = jnp.broadcast_to(about, boxes.center.shape)
     to_turn = jnp.concatenate([turn, about[..., None]], axis=2)
     to_site = jnp.concatenate([jax.vmap(jnp.diag)(boxes.size), (boxes.center - about)[..., None]], axis=2)
-    to_site = jnp.concatenate([to_site, jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (len(about), 1, 3))], axis=1)
+    to_site = jnp.concatenate([to_site, jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (about.shape[0], 1, 3))], axis=1)
     # One product, since XLA's CPU would otherwise compute the matrix again for every pixel.
     matrix = jnp.matmul(to_turn, to_site, precision="highest")
     step = (jnp.arange(crop) + 0.5) / crop - 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from perturbjax import __version__
+from perturbjax import __version__, help
 from perturbjax.config import PRESETS, SplitConfig, SplitPolicy, preset
 from perturbjax.console import InputError, console, parse_options, require, require_output, require_sound, run_command
 from perturbjax.memory import keep_freed_memory
@@ -41,24 +41,29 @@ def _run(argv: list[str]) -> None:
         return
     if argv and argv[0] not in ("-h", "--help"):
         raise InputError(f"perturbjax {argv[0]}: unknown; choose one of {', '.join(VERBS)}")
-    width = max(map(len, VERBS))
     print("usage: perturbjax VERB [options]    (perturbjax VERB --help says more)\n")
-    for name, verb in VERBS.items():
-        print(f"  {name:{width}}  {(verb.__doc__ or '').strip().splitlines()[0]}")
-    print("\nDatasets are made by `python -m data_prep build`.")
+    print(help.listed({name: (verb.__doc__ or "").strip().splitlines()[0] for name, verb in VERBS.items()}))
     sys.exit(0 if argv else 2)
 
 
-def _parse(kind: type[T], argv: Sequence[str], verb: str, *, about: str | None, default: T | None = None) -> T:
+def _parse(
+    kind: type[T],
+    argv: Sequence[str],
+    verb: str,
+    *,
+    about: str | None,
+    default: T | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+    more: Sequence[help.Option] = (),
+) -> T:
+    """Options from the words after a verb, or its help: `about` and what follows are `help.render`'s."""
+    prog = f"perturbjax {verb}"
+    if asked := set(argv) & set(help.ASKED):
+        everything = "--help-all" in asked
+        print(help.render(kind, prog, about or "", default, choices=choices, more=more, everything=everything), end="")
+        sys.exit(0)
     extra = {} if default is None else {"default": default}
-    return parse_options(
-        kind,
-        argv,
-        prog=f"perturbjax {verb}",
-        description=about,
-        config=(tyro.conf.OmitArgPrefixes,),
-        **extra,
-    )
+    return parse_options(kind, argv, prog=prog, config=(tyro.conf.OmitArgPrefixes,), **extra)
 
 
 def _defaults(kind: type[T], **given: Any) -> T:
@@ -71,19 +76,53 @@ def _defaults(kind: type[T], **given: Any) -> T:
     return shown
 
 
+def inspect(argv: Sequence[str]) -> None:
+    """Say what a load_data.csv and its images hold, and what will make scores hard to trust."""
+    _prepare("inspect", argv)
+
+
+def build(argv: Sequence[str]) -> None:
+    """Make a dataset directory of TIFFs and a load_data.csv: cell masks, images, metadata."""
+    _prepare("build", argv)
+
+
+def simulate(argv: Sequence[str]) -> None:
+    """Make plates with known truth, as TIFFs and a load_data.csv."""
+    _prepare("simulate", argv)
+
+
+def fetch(argv: Sequence[str]) -> None:
+    """Fetch a plate of the public Cell Painting Gallery."""
+    _prepare("fetch", argv)
+
+
+def _prepare(verb: str, argv: Sequence[str]) -> None:
+    from data_prep.__main__ import verbs
+
+    options, run = verbs()[verb]
+    run(_parse(options, argv, verb, about=options.__doc__))
+
+
 def train(argv: Sequence[str]) -> None:
-    """Train a network on a prepared dataset, or go on training."""
+    """Train a network on a prepared dataset, or go on training.
+
+    perturbjax train --data dataset --out run --split well
+    perturbjax train --preset cells --data dataset --out run --split plate
+    """
     from perturbjax.models import BACKBONES
     from perturbjax.training.fit import TrainConfig, fit
 
     name, rest = _take_preset(argv, PRESETS, default="paper")
     default = _defaults(TrainConfig, recipe=preset(name))
-    about = (
-        f"{train.__doc__} --preset NAME ({', '.join(PRESETS)}) chooses the recipe that is shown, now {name}. "
-        f"--model NAME is one of {', '.join(BACKBONES)}."
-    )
-    run = fit(_parse(TrainConfig, _profile_alone(rest), "train", about=about, default=default))
+    more = (_preset_option("Recipe that gives the defaults below", name),)
+    choices = {"model": tuple(BACKBONES)}
+    words = _profile_alone(rest)
+    run = fit(_parse(TrainConfig, words, "train", about=train.__doc__, default=default, choices=choices, more=more))
     console.print(f"trained: {run.path}; judge it with `perturbjax evaluate --run {run.path}`")
+
+
+def _preset_option(words: str, name: str, known: Collection[str] = tuple(PRESETS)) -> help.Option:
+    return help.Option("--preset", "{" + ",".join(known) + "}", f"{words} (default: {name or 'none'}).")
 
 
 def _take_preset(argv: Sequence[str], known: Collection[str], default: str) -> tuple[str, list[str]]:
@@ -114,7 +153,11 @@ def _profile_alone(argv: list[str]) -> list[str]:
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """Judge a run on its own split: scores beside baselines, with intervals, tables and figures."""
+    """Judge a run on its own split: scores beside baselines, with intervals, tables and figures.
+
+    perturbjax evaluate --run run
+    perturbjax evaluate --run run --checkpoint best --data /elsewhere/dataset
+    """
     from perturbjax.evaluation import apply, views
     from perturbjax.evaluation.report import write_report
 
@@ -130,7 +173,11 @@ def evaluate(argv: Sequence[str]) -> None:
 
 
 def predict(argv: Sequence[str]) -> None:
-    """Predict the sites of any dataset with a trained run."""
+    """Predict the sites of any dataset with a trained run.
+
+    perturbjax predict --run run --data dataset --out predictions.parquet
+    perturbjax predict --run run --data dataset --out predictions.parquet --epoch 40
+    """
     from perturbjax.evaluation import apply
 
     apply.predict(_parse(apply.PredictConfig, argv, "predict", about=predict.__doc__))
@@ -146,7 +193,11 @@ class ReportOptions:
 
 
 def report(argv: Sequence[str]) -> None:
-    """Write a run's report.html: one file with its scores, figures and provenance."""
+    """Write a run's report.html: one file with its scores, figures and provenance.
+
+    perturbjax report --run run
+    perturbjax report --run classified/evaluation/lda
+    """
     from perturbjax.evaluation.report import write_report
 
     console.print(f"written: {write_report(_parse(ReportOptions, argv, 'report', about=report.__doc__).run)}")
@@ -178,7 +229,11 @@ class SplitOptions:
 
 
 def split(argv: Sequence[str]) -> None:
-    """Deal a dataset's sites to training and judging, and write the manifest."""
+    """Deal a dataset's sites to training and judging, and write the manifest.
+
+    perturbjax split --data dataset --policy compound --out split.parquet
+    perturbjax split --data dataset --policy plate --folds 10 --out split.parquet
+    """
     from perturbjax import splits
     from perturbjax.dataset import open_dataset
 
@@ -205,7 +260,11 @@ class VerifyOptions:
 
 
 def verify(argv: Sequence[str]) -> None:
-    """Check everything that a directory of ours holds against its digests."""
+    """Check everything that a directory of ours holds against its digests.
+
+    perturbjax verify dataset
+    perturbjax verify run
+    """
     from perturbjax.verify import verify as check
 
     options = _parse(VerifyOptions, argv, "verify", about=verify.__doc__)
@@ -213,14 +272,25 @@ def verify(argv: Sequence[str]) -> None:
 
 
 def features(argv: Sequence[str]) -> None:
-    """Extract features of every site with a pretrained backbone, or a run's own network."""
-    from perturbjax.features.extract import FeaturesConfig, extract
+    """Extract features of every site with a pretrained backbone, or a run's own network.
 
-    console.print(f"written: {extract(_parse(FeaturesConfig, argv, 'features', about=features.__doc__))}")
+    perturbjax features --data dataset --run run --out f.parquet
+    perturbjax features --data dataset --weights hf:timm/resnet50.tv2_in1k --out f.parquet
+    """
+    from perturbjax.features.extract import FeaturesConfig, extract
+    from perturbjax.models import with_weights
+
+    choices = {"backbone": with_weights()}
+    config = _parse(FeaturesConfig, argv, "features", about=features.__doc__, choices=choices)
+    console.print(f"written: {extract(config)}")
 
 
 def classify(argv: Sequence[str]) -> None:
-    """Fit classical classifiers on a table of features and judge them like the networks."""
+    """Fit classical classifiers on a table of features and judge them like the networks.
+
+    perturbjax classify --features features.parquet --split plate --out classified
+    perturbjax classify --features profiles.csv --all-folds --out classified
+    """
     from perturbjax.evaluation.views import print_judgement
     from perturbjax.features.classify import classify as fit_and_judge
     from perturbjax.features.settings import CLASSIFY_PRESETS, ClassifyConfig, ProfileConfig, SourceConfig
@@ -229,14 +299,19 @@ def classify(argv: Sequence[str]) -> None:
     given = dict(CLASSIFY_PRESETS.get(name, {}))
     source = SourceConfig(**given.pop("source", {}))
     default = _defaults(ClassifyConfig, profiles=_defaults(ProfileConfig, source=source), **given)
-    about = f"{classify.__doc__} --preset linear is the baseline that a network has to beat; it takes --data."
-    config = _parse(ClassifyConfig, rest, "classify", about=about, default=default)
+    words = "Settings that give the defaults below; linear is the baseline a network has to beat, and takes --data"
+    more = (_preset_option(words, name, tuple(CLASSIFY_PRESETS)),)
+    config = _parse(ClassifyConfig, rest, "classify", about=classify.__doc__, default=default, more=more)
     print_judgement(fit_and_judge(config))
     console.print(f"written: {config.out}")
 
 
 def embed(argv: Sequence[str]) -> None:
-    """Lay a table of features out in the plane (UMAP, t-SNE), as picture and interactive page."""
+    """Lay a table of features out in the plane (UMAP, t-SNE), as picture and interactive page.
+
+    perturbjax embed --features features.parquet --out umap.png
+    perturbjax embed --features features.parquet --method tsne --out tsne.png
+    """
     from perturbjax.features.embed import embed as lay_out
     from perturbjax.features.settings import EmbedConfig
 
@@ -245,7 +320,11 @@ def embed(argv: Sequence[str]) -> None:
 
 
 def import_torch(argv: Sequence[str]) -> None:
-    """Turn a PyTorch checkpoint of one of the original's networks into a run."""
+    """Turn a PyTorch checkpoint of one of the original's networks into a run.
+
+    perturbjax import-torch --checkpoint best.pth --labels labels.json --out run
+    perturbjax import-torch --checkpoint weights.safetensors --data dataset --out run
+    """
     from perturbjax.models import BACKBONES
     from perturbjax.training.exchange_run import ImportConfig, described_recipe, import_run, recipe_for_import
 
@@ -254,22 +333,41 @@ def import_torch(argv: Sequence[str]) -> None:
     recipe = described or recipe_for_import(name or "original")
     now = "what export-torch wrote with the weights" if described else name or "original"
     default = _defaults(ImportConfig, recipe=recipe)
-    about = (
-        f"{import_torch.__doc__} --preset NAME ({', '.join(PRESETS)}) says what it was fed; now {now}. "
-        f"--model NAME is one of {', '.join(name for name, model in BACKBONES.items() if model.original)}."
-    )
-    import_run(_parse(ImportConfig, rest, "import-torch", about=about, default=default))
+    more = (_preset_option("What the network was fed", now),)
+    choices = {"model": [name for name, model in BACKBONES.items() if model.original]}
+    about = import_torch.__doc__
+    import_run(_parse(ImportConfig, rest, "import-torch", about=about, default=default, choices=choices, more=more))
 
 
 def export_torch(argv: Sequence[str]) -> None:
-    """Write a run's network as a PyTorch state dict (.pth) or .safetensors."""
+    """Write a run's network as a PyTorch state dict (.pth) or .safetensors.
+
+    perturbjax export-torch --run run --out weights.safetensors
+    perturbjax export-torch --run run --out weights.pth --checkpoint best
+    """
     from perturbjax.training.exchange_run import ExportConfig, export_run
 
     export_run(_parse(ExportConfig, argv, "export-torch", about=export_torch.__doc__))
 
 
+def export(argv: Sequence[str]) -> None:
+    """Write a run's network as StableHLO, for any number of images and runtimes without perturbjax.
+
+    perturbjax export --run run --out exported
+    perturbjax export --run run --out exported --checkpoint best
+    """
+    from perturbjax.export import ExportOptions
+    from perturbjax.export import export as write
+
+    write(_parse(ExportOptions, argv, "export", about=export.__doc__))
+
+
 def train_segmenter(argv: Sequence[str]) -> None:
-    """Train a network that finds cells or nuclei on folders of images with masks, or go on training."""
+    """Train a network that finds cells or nuclei on folders of images with masks, or go on training.
+
+    perturbjax train-segmenter --images images --out weights.safetensors
+    perturbjax train-segmenter --images images --init-from nuclei --out w.safetensors
+    """
     from perturbjax.segmentation.train import TrainSegmenterConfig, train
 
     out = train(_parse(TrainSegmenterConfig, argv, "train-segmenter", about=train_segmenter.__doc__))
@@ -277,6 +375,10 @@ def train_segmenter(argv: Sequence[str]) -> None:
 
 
 VERBS: dict[str, Verb] = {
+    "inspect": inspect,
+    "build": build,
+    "simulate": simulate,
+    "fetch": fetch,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
@@ -286,6 +388,7 @@ VERBS: dict[str, Verb] = {
     "features": features,
     "classify": classify,
     "embed": embed,
+    "export": export,
     "import-torch": import_torch,
     "export-torch": export_torch,
     "train-segmenter": train_segmenter,

@@ -26,7 +26,7 @@ class ModelConfig:
     """The network."""
 
     model: str = "attention"
-    """Name of the network; the top of this help names those there are."""
+    """Name of the network."""
     dropout: float = 0.3
     """Share of units dropped before the last layer, in [0, 1)."""
     precision: Precision = "float32"
@@ -222,6 +222,10 @@ def preset(name: str) -> Recipe:
 
     Raises:
         InputError: there is none of that name; the message lists those there are.
+
+    Examples:
+        >>> perturbjax.preset("cells").input.normalize
+        'log_plate'
     """
     if name not in PRESETS:
         raise InputError(f"--preset {name}: unknown; choose one of {', '.join(PRESETS)}")

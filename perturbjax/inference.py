@@ -7,6 +7,7 @@ alone or among a thousand, from an array or by `perturbjax predict`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from flax import nnx
 from jaxtyping import Array, Float32, Float64, Int, UInt, UInt16
 
 from perturbjax.augment import RawBatch
@@ -21,13 +23,14 @@ from perturbjax.config import InputConfig
 from perturbjax.console import InputError, console
 from perturbjax.dataset import PLATE, Dataset, SiteSource
 from perturbjax.feed import Decoder, FeedChoice, Order, describe_sites, open_feed
-from perturbjax.normalize import METHODS, Statistics
-from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
+from perturbjax.normalize import METHODS, Intensities, Statistics, intensities
+from perturbjax.training.checkpoint import Checkpoints, Tree, Which, tree_to_state
 from perturbjax.training.devices import Placement, choose_placement
+from perturbjax.training.exchange_run import WEIGHTS, open_described
 from perturbjax.training.phases import create_network
-from perturbjax.training.predict import Predictions, predict_sites
+from perturbjax.training.predict import Predictions, apply_to_sites
 from perturbjax.training.run import Run, open_run
-from perturbjax.training.step import make_predict_step, split_model
+from perturbjax.training.step import make_attention_step, make_predict_step, split_model
 
 #: Sites a step; also of `perturbjax predict`, whose answers depend on it in their last bit.
 BATCH_SIZE = 128
@@ -47,8 +50,8 @@ class Network:
     facts: dict[str, Any]
     placement: Placement
     batch_size: int
+    _graphdef: nnx.GraphDef
     _state: dict[str, Any]
-    _step: Any
 
     @property
     def class_names(self) -> list[str]:
@@ -90,15 +93,32 @@ class Network:
         Raises:
             InputError: the arrays do not fit each other or the run.
         """
-        arrays = _Arrays(self.run, images, masks, plates)
-        # Shuffling is of a dataset's masks: whoever brings both says which goes with which.
-        own_masks = dataclasses.replace(self.run.recipe.input, mask_use="keep")
-        decoder = self._decoder(arrays, self.run.facts.get("normalization"), own_masks)
+        return Predictions(*self._of_arrays(self._predict_step, images, masks, plates))
 
-        def batches(order: Order) -> Iterator[RawBatch]:
-            return map(self.placement.place_rows, decoder.batches(order))
+    def attention(
+        self,
+        images: np.ndarray,
+        masks: np.ndarray,
+        plates: Sequence[str] | None = None,
+    ) -> Float32[np.ndarray, "n h2 w2"]:
+        """By how much the mask lets each place of the last feature map through, in (0, 1), see `apply`.
 
-        return self._answers(batches, np.arange(len(arrays)))
+        The places divide the image evenly: of 128 pixels the attention network makes 16 places, each of 8×8 pixels.
+
+        Raises:
+            InputError: the network has no attention, or as of `apply`.
+        """
+        (attention,) = self._of_arrays(self._attention_step, images, masks, plates)
+        return attention
+
+    def intensities(self, images: np.ndarray, plates: Sequence[str] | None = None) -> Intensities:
+        """What images are normalised by, see `normalize.apply`; `perturbjax export`'s networks may ask for it.
+
+        Raises:
+            InputError: as of `apply`.
+        """
+        arrays = _Arrays(self.run, images, np.zeros(np.shape(images)[:3], np.uint16), plates)
+        return intensities(arrays, self.run.recipe.input, self.run.facts.get("normalization"))
 
     def apply_to(self, dataset: Dataset, positions: Int[np.ndarray, " n"], *, feed: FeedChoice = "auto") -> Predictions:
         """Probabilities and features of the records at `positions` of a dataset, without augmentation.
@@ -109,7 +129,7 @@ class Network:
             InputError: the dataset's channels or pixel type are not those the run was trained on.
         """
         with open_feed(self.decoder(dataset), self.placement, choice=feed) as opened:
-            return self._answers(opened.batches, positions)
+            return Predictions(*self._answers(self._predict_step, opened.batches, positions))
 
     def decoder(self, dataset: Dataset) -> Decoder:
         """What the network is fed of every record of a dataset.
@@ -122,17 +142,40 @@ class Network:
 
     def step(self, batch: RawBatch) -> tuple[Float32[Array, "b classes"], Float32[Array, "b d"]]:
         """Probabilities and features, on the device, of a batch that a feed placed there, rows of padding too."""
-        return self._step(self._state["params"], self._state["stats"], batch)
+        return self._predict_step(self._state["params"], self._state["stats"], batch)
+
+    @functools.cached_property
+    def _predict_step(self) -> Any:
+        return self.placement.compile_predict(make_predict_step(self._graphdef, self.run.recipe))
+
+    @functools.cached_property
+    def _attention_step(self) -> Any:
+        return self.placement.compile_predict(make_attention_step(self._graphdef, self.run.recipe))
+
+    def _of_arrays(
+        self, step: Any, images: np.ndarray, masks: np.ndarray, plates: Sequence[str] | None
+    ) -> tuple[np.ndarray, ...]:
+        arrays = _Arrays(self.run, images, masks, plates)
+        # Shuffling is of a dataset's masks: whoever brings both says which goes with which.
+        own_masks = dataclasses.replace(self.run.recipe.input, mask_use="keep")
+        decoder = self._decoder(arrays, self.run.facts.get("normalization"), own_masks)
+
+        def batches(order: Order) -> Iterator[RawBatch]:
+            return map(self.placement.place_rows, decoder.batches(order))
+
+        return self._answers(step, batches, np.arange(len(arrays)))
 
     def _decoder(self, dataset: SiteSource, statistics: Statistics | None, input: InputConfig) -> Decoder:
         recipe = self.run.recipe
         sites = describe_sites(dataset, input, self.run.class_names, seed=recipe.seed, statistics=statistics)
         return Decoder(dataset, sites, input, recipe.augment)
 
-    def _answers(self, batches: Callable[[Order], Iterable[RawBatch]], positions: np.ndarray) -> Predictions:
+    def _answers(
+        self, step: Any, batches: Callable[[Order], Iterable[RawBatch]], positions: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         multiple = self.placement.count if self.placement.processes > 1 else 1
         params, stats = self._state["params"], self._state["stats"]
-        return predict_sites(self._step, params, stats, batches, positions, self.batch_size, multiple=multiple)
+        return apply_to_sites(step, params, stats, batches, positions, self.batch_size, multiple=multiple)
 
 
 class _Arrays:
@@ -202,7 +245,7 @@ def _require_fitting(run: Run, dataset: Dataset) -> None:
 
 
 def load_network(
-    run: Run | Path | str,
+    source: Run | Path | str,
     checkpoint: Which = "latest",
     epoch: int = 0,
     *,
@@ -213,7 +256,7 @@ def load_network(
     """The network of a run, on the devices.
 
     Args:
-        run: the run, or its directory.
+        source: the run, its directory, or a weight file that `export-torch` wrote with its description.
         checkpoint: latest or best.
         epoch: the checkpoint of this epoch; 0 takes the newest, or the best.
         placement: the devices; None takes all.
@@ -223,23 +266,30 @@ def load_network(
     Raises:
         InputError: there is no run, no checkpoint fits, or the dataset does not.
     """
-    run = run if isinstance(run, Run) else open_run(Path(run))
+    if isinstance(source, Path | str) and Path(source).suffix in WEIGHTS:
+        run, tree = open_described(Path(source))
+        facts: dict[str, Any] = {"epoch": 0}
+    else:
+        run = source if isinstance(source, Run) else open_run(Path(source))
+        tree, facts = _checkpoint_of(run, checkpoint, epoch)
     if dataset is not None:
         _require_fitting(run, dataset)
     names = run.facts["channels"] or (dataset and dataset.channel_names)
     if not names:
         raise InputError(f"{run.path}: was imported without a dataset, and its channels are not known; name a dataset")
-    placement = choose_placement("auto") if placement is None else placement
     channels = len(names) * METHODS[run.recipe.input.normalize].ways
     model, _ = create_network(run.recipe, channels, run.class_names, run.facts.get("pretrained"))
     graphdef, params, stats = split_model(model)
+    state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)
+    placement = choose_placement("auto") if placement is None else placement
+    return Network(run, facts, placement, batch_size, graphdef, placement.replicate(state))
+
+
+def _checkpoint_of(run: Run, checkpoint: Which, epoch: int) -> tuple[Tree, dict[str, Any]]:
+    """Parameters and statistics of a run's checkpoint, and its facts."""
     checkpoints = Checkpoints(run.path)
     tree, facts = checkpoints.load(checkpoint, epoch or None)
     checkpoints.close()
     run.require_own(facts, checkpoints.path)
-    wanted = ("params/", "stats/")
-    tree = {name: value for name, value in tree.items() if name.startswith(wanted)}
-    state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)
     console.print(f"{run.path}: checkpoint of epoch {facts['epoch']} ({checkpoint})")
-    step = placement.compile_predict(make_predict_step(graphdef, run.recipe))
-    return Network(run, facts, placement, batch_size, placement.replicate(state), step)
+    return {name: value for name, value in tree.items() if name.startswith(("params/", "stats/"))}, facts

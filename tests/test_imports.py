@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 #: Rooms on one line are neighbours that do not know each other, unless `NEIGHBOURS` says so.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("console",),
-    ("files", "memory", "plates", "config"),
+    ("files", "help", "memory", "plates", "config"),
     ("dataset",),
     ("normalize", "masks", "splits"),
     ("augment",),
@@ -24,10 +24,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("segmentation",),
     ("training",),
     ("inference", "verify"),
+    ("export",),
     ("evaluation",),
     ("features",),
-    ("report",),
+    ("api", "report"),
     ("cli", "__init__"),
+    ("__main__",),
 )
 NEIGHBOURS: dict[str, tuple[str, ...]] = {
     "files": ("memory", "plates", "config"),
@@ -38,7 +40,7 @@ NEIGHBOURS: dict[str, tuple[str, ...]] = {
 #: What one room may not import though it stands above it.
 NEVER: dict[str, tuple[str, ...]] = {"config": ("dataset", "files", "memory"), "segmentation": ("feed",)}
 #: What data_prep may import of perturbjax.
-FOR_DATA_PREP = {"", "console", "files", "memory", "plates", "dataset", "config", "segmentation"}
+FOR_DATA_PREP = {"", "console", "files", "help", "memory", "plates", "dataset", "config", "segmentation"}
 #: What perturbjax imports nowhere but behind its command line.
 OUTSIDE = {"data_prep", "experiments", "tests", "torch", "tensorflow", "cellpose"}
 
@@ -111,12 +113,12 @@ def test_data_prep_imports_the_ground_floor():
 
 
 def test_importing_perturbjax_is_light_and_starts_no_device():
-    """Under two seconds where it is alone on the machine; three times that where it shares it with other tests."""
+    """Seconds are the processor's own: other tests share the machine."""
     code = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()
 import perturbjax, perturbjax.cli
-took = time.perf_counter() - start
+took = time.process_time() - start
 heavy = {"torch", "tensorflow", "cellpose", "sklearn"} & set(sys.modules)
 backends = sys.modules["jax"]._src.xla_bridge._backends if "jax" in sys.modules else {}
 print(took, sorted(heavy), sorted(backends))
@@ -124,4 +126,4 @@ print(took, sorted(heavy), sorted(backends))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     took, rest = done.stdout.split(" ", 1)
     assert rest.strip() == "[] []"
-    assert float(took) < 6
+    assert float(took) < 2

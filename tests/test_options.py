@@ -21,6 +21,7 @@ from perturbjax import cli
 from perturbjax.config import PRESETS, Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
 from perturbjax.evaluation.apply import EvaluateConfig, PredictConfig
+from perturbjax.export import ExportOptions
 from perturbjax.features.embed import COLOURS
 from perturbjax.features.extract import FeaturesConfig
 from perturbjax.features.settings import MOST_COLOURS, ClassifyConfig, EmbedConfig, ProfileConfig
@@ -39,6 +40,7 @@ COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "classify": (ClassifyConfig, ("--features", "f.parquet", "--out", "table")),
     "embed": (EmbedConfig, ("--features", "f.parquet", "--out", "e.png")),
     "import-torch": (ImportConfig, ("--checkpoint", "c.pth", "--out", "run")),
+    "export": (ExportOptions, ("--run", "run", "--out", "exported")),
     "verify": (cli.VerifyOptions, ("run",)),
     "train-segmenter": (TrainSegmenterConfig, ("--images", "i", "--out", "w.safetensors")),
     "export-torch": (ExportConfig, ("--run", "run", "--out", "w.pth")),

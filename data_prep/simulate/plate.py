@@ -1,4 +1,4 @@
-"""`python -m data_prep simulate`: plates of known truth as 16-bit TIFFs and load_data.csv."""
+"""`perturbjax simulate`: plates of known truth as 16-bit TIFFs and load_data.csv."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ from perturbjax.plates import FORMATS
 
 @dataclass(frozen=True)
 class SimulateOptions:
-    """A plate with known truth, as TIFFs and load_data.csv."""
+    """A plate with known truth, as TIFFs and load_data.csv.
+
+    perturbjax simulate --out plates
+    perturbjax simulate --out plates --plates 4 --wells 384 --compounds 30 --effect 0
+    """
 
     out: Path
     """Folder to make: images/, truth/ and load_data.csv."""

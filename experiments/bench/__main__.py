@@ -1,6 +1,6 @@
 """Run the benchmarks that this machine allows, and write one table of them.
 
-    python -m experiments.bench --out DIR [--quick] [--only step] [--readme README.md]
+    python -m experiments.bench --out DIR [--quick] [--only step] [--readme docs/performance.md]
 
 Each benchmark is a module beside this one with `run(quick) -> rows`, or one that yields the rows so far. It runs in a
 process of its own, since JAX and torch each take a whole accelerator, and leaves `DIR/NAME.json`; `bench.md` and

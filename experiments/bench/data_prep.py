@@ -1,4 +1,4 @@
-"""How fast is `python -m data_prep build`, by engine and number of workers, on real images?
+"""How fast is `perturbjax build`, by engine and number of workers, on real images?
 
     python -m experiments.bench.data_prep [--quick]
 

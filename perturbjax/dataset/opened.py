@@ -90,6 +90,10 @@ class Dataset(SiteSource, Protocol):
         """One decoded record with all its fields, as stored (texts are bytes)."""
         ...
 
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """One site: `image` (H, W, C), `mask` (H, W), and its row of the index (`site_id`, `Metadata_*` …)."""
+        ...
+
 
 @runtime_checkable
 class PixelStore(Protocol):
@@ -112,6 +116,18 @@ def open_dataset(path: Path | str) -> Dataset:
 
     Raises:
         InputError: the directory is missing, incomplete, changed since it was written, or of another schema version.
+
+    Examples:
+        >>> dataset = perturbjax.open_dataset("dataset")
+        >>> dataset
+        <dataset dataset: 30 sites of 24×24 pixels, 2 channels (DNA, Actin), 2 classes of Metadata_pert_iname>
+        >>> dataset[0]["image"].shape, dataset[0]["Metadata_Well"]
+        ((24, 24, 2), 'A01')
+        >>> dataset.index.groupby("Metadata_pert_iname")["n_cells"].mean().to_dict()
+        {'DMSO': 1.0, 'taxol': 1.0}
+        >>> images, masks = dataset.read([0, 1, 2])
+        >>> masks.shape, masks.dtype
+        ((3, 24, 24), dtype('uint16'))
     """
     return SiteDataset(path)
 
@@ -138,6 +154,31 @@ class SiteDataset:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """One site: `image` (H, W, C), `mask` (H, W), and its row of the index (`site_id`, `Metadata_*` …).
+
+        Raises:
+            IndexError: there is no such position; negative ones count from the end.
+            InputError: the record is damaged.
+        """
+        position = range(len(self))[position]
+        image, mask = self.pixels(position)
+        return {"image": image, "mask": mask, **self.index.iloc[position].to_dict()}
+
+    def __repr__(self) -> str:
+        height, width = self.index[["height", "width"]].to_numpy()[0]
+        classes = self.index[self.label_column].nunique()
+        return (
+            f"<dataset {self.path}: {len(self)} sites of {height}×{width} pixels, {len(self.channel_names)} channels "
+            f"({', '.join(self.channel_names)}), {classes} classes of {self.label_column}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: counts, classes, and a site of each of the first classes."""
+        from perturbjax.dataset.card import dataset_card
+
+        return dataset_card(self)
 
     @property
     def fingerprint(self) -> str:
@@ -249,11 +290,9 @@ def content_digest(files: dict[str, dict[str, Any]]) -> str:
 
 def _read_provenance(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise InputError(f"{path}: no such dataset directory; make one with `python -m data_prep build --out {path}`")
+        raise InputError(f"{path}: no such dataset directory; make one with `perturbjax build --out {path}`")
     if not (path / PROVENANCE).is_file():
-        raise InputError(
-            f"{path}: is not a complete dataset ({PROVENANCE} is missing); run `python -m data_prep build`"
-        )
+        raise InputError(f"{path}: is not a complete dataset ({PROVENANCE} is missing); run `perturbjax build`")
     provenance = read_json(path / PROVENANCE)
     version = provenance.get("schema_version") if isinstance(provenance, dict) else None
     if version != SCHEMA_VERSION:

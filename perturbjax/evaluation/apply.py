@@ -120,12 +120,13 @@ def predict(config: PredictConfig) -> Path:
     answers = apply_run(run, dataset, np.arange(len(dataset)), config.apply)
     if not is_first():
         return out
-    write_predictions(out, _table(run, dataset.index, answers, run.parts(dataset.index["site_id"])))
+    write_predictions(out, table_of(run, dataset.index, answers, run.parts(dataset.index["site_id"])))
     console.print(f"{len(dataset)} sites predicted: {out}")
     return out
 
 
-def _table(run: Run, index: pd.DataFrame, answers: Predictions, part: Any) -> pd.DataFrame:
+def table_of(run: Run, index: pd.DataFrame, answers: Predictions, part: Any) -> pd.DataFrame:
+    """The table of predictions (see `predictions.py`) of the sites of an index, whose parts are given."""
     label = index[run.label_column] if run.label_column in index.columns else ""
     return predictions_table(index, answers.probabilities, run.class_names, part=part, label=label)
 
@@ -148,7 +149,7 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
         return None
     rows = index.loc[manifest["site_id"]].reset_index(drop=True)
     part = manifest["part"].to_numpy()
-    table = _table(run, rows, answers, part)
+    table = table_of(run, rows, answers, part)
 
     out = make_folder(run.path / EVALUATION)
     write_predictions(out / PREDICTIONS, table)
@@ -186,8 +187,8 @@ def beside_linear(config: EvaluateConfig) -> str:
         scores = read_judgement(found)["site"][MODEL].scores
         words = ", ".join(f"{METRICS[name].words} {cell(scores[name])}" for name in ("accuracy", HEADLINE))
         return f"the linear baseline on this split, by site: {words} ({out})"
-    words = ["--data", data, "--split-file", split, "--label-column", run.label_column, "--out", out]
-    command = shlex.join(["perturbjax", "classify", "--preset", "linear", *map(str, words)])
+    options = ["--data", data, "--split-file", split, "--label-column", run.label_column, "--out", out]
+    command = shlex.join(["perturbjax", "classify", "--preset", "linear", *map(str, options)])
     return f"next, what a linear model on photographs' features reaches on this split: {command}"
 
 

@@ -30,7 +30,7 @@ from perturbjax.features import tables
 from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, dihedral, intensity_range
 from perturbjax.feed import Decoder, Order, Sites, open_feed
 from perturbjax.files import atomic, file_digest, make_folder, read_json, write_json
-from perturbjax.models import BACKBONES, Mode, with_weights
+from perturbjax.models import BACKBONES, Mode
 from perturbjax.training.devices import ComputeConfig, Placement, open_devices
 
 #: Batches in a part, what a kill can cost.
@@ -46,7 +46,8 @@ class FeaturesConfig:
     """Dataset directory."""
     out: Path
     """File to write. Where extraction was interrupted, the same command goes on."""
-    backbone: Annotated[str, tyro.conf.arg(help=f"One of {', '.join(with_weights())}.")] = "resnet50"
+    backbone: str = "resnet50"
+    """Network that weights are published for."""
     weights: str = ""
     """A file (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] from the Hugging Face hub, or package:NAME."""
     run: Path | None = None

@@ -44,7 +44,7 @@ class Relative(TableStep):
 
     def fit(self, X: pd.DataFrame, y: object = None) -> Relative:
         """Learn the means of training plates; `y` are class numbers, which only "auto" looks at."""
-        self.chosen_, self.reason_ = (self.how, "") if self.how != "auto" else choose(X, y)
+        self.chosen_, self.reason_ = (self.how, "") if self.how != "auto" else choose(X, np.asarray(y))
         self.rows_ = X.index
         self.means_ = {plate: self._mean(plate, X[rows]) for plate, rows in self._plates(X)}
         return self

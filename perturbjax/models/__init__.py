@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flax import nnx
 
+from perturbjax.config import ModelConfig
 from perturbjax.console import InputError
 from perturbjax.models.attention import ATTENTION
 from perturbjax.models.attention_multiscale import ATTENTION_MULTISCALE
@@ -38,14 +39,35 @@ def with_weights() -> list[str]:
     return [name for name, backbone in BACKBONES.items() if backbone.namings]
 
 
-def create(name: str, *, classes: int, channels: int, dropout: float, seed: int, image_size: int = 128) -> nnx.Module:
-    """A freshly initialised network, its parameters decided by `seed`.
+def create(
+    name: str,
+    *,
+    classes: int,
+    channels: int = 1,
+    dropout: float = ModelConfig.dropout,
+    seed: int = 0,
+    image_size: int = 128,
+) -> nnx.Module:
+    """A freshly initialised Flax NNX network, called as `network(x, Mode())` and giving `Outputs`.
 
-    `channels` counts the image's channels, without the mask. `image_size` is the side of the input in pixels; only
-    the networks of `SIZED` are tied to it.
+    `x` is (b, h, w, 1 + channels): the mask first, then the normalised image.
+
+    Args:
+        name: one of `BACKBONES`.
+        classes: width of the logits.
+        channels: of the image, without the mask.
+        dropout: share of units dropped before the last layer.
+        seed: decides the parameters.
+        image_size: side of the input in pixels; only the networks of `SIZED` are tied to it.
 
     Raises:
         InputError: there is no network of that name; the message lists those there are.
+
+    Examples:
+        >>> network = perturbjax.create("attention", classes=7)
+        >>> outputs = network(jnp.zeros((2, 64, 64, 2)), perturbjax.Mode())
+        >>> outputs.logits.shape, outputs.features.shape, outputs.attention.shape
+        ((2, 7), (2, 256), (2, 8, 8))
     """
     if name not in BACKBONES:
         raise InputError(f"--model {name}: unknown; choose one of {', '.join(BACKBONES)}")

@@ -73,10 +73,12 @@ class AttentionClassifier(nnx.Module):
             mask = block(mask, mode)
         for block in self.image_blocks:
             image = block(image, mode)
-        image = image * self.attention(mask, mode)
+        attention = self.attention(mask, mode)
+        image = image * attention
         features = jnp.concatenate([image.mean((1, 2)), mask.mean((1, 2))], axis=-1)
         hidden = dropout(leaky_relu(self.hidden(features)), self.dropout, mode)
-        return Outputs(self.head(hidden).astype(jnp.float32), features.astype(jnp.float32))
+        logits = self.head(hidden).astype(jnp.float32)
+        return Outputs(logits, features.astype(jnp.float32), attention[..., 0].astype(jnp.float32))
 
 
 ATTENTION = Backbone(

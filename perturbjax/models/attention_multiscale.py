@@ -38,12 +38,14 @@ class MultiscaleAttentionClassifier(nnx.Module):
         x = x.astype(mode.dtype)
         mask, image = x[..., :1], x[..., 1:]
         stages = zip(self.image_blocks, self.mask_blocks, self.attentions, strict=True)
-        for image_block, mask_block, attention in stages:
+        for image_block, mask_block, attend in stages:
             mask = mask_block(mask, mode)
-            image = image_block(image, mode) * attention(mask, mode)
+            attention = attend(mask, mode)
+            image = image_block(image, mode) * attention
         features = jnp.concatenate([image.mean((1, 2)), mask.mean((1, 2))], axis=-1)
         hidden = dropout(jax.nn.relu(self.hidden(features)), self.dropout, mode)
-        return Outputs(self.head(hidden).astype(jnp.float32), features.astype(jnp.float32))
+        logits = self.head(hidden).astype(jnp.float32)
+        return Outputs(logits, features.astype(jnp.float32), attention[..., 0].astype(jnp.float32))
 
 
 ATTENTION_MULTISCALE = Backbone(

@@ -121,7 +121,7 @@ class DinoV2(nnx.Module):
     def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
         """The patches' tokens where they lie: a 14th of the side, rounded down."""
         tokens, grid = self.tokens(x, mode)
-        return tokens[:, -grid[0] * grid[1] :].reshape(len(x), *grid, -1)
+        return tokens[:, -grid[0] * grid[1] :].reshape(x.shape[0], *grid, -1)
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
         features = self.tokens(x, mode)[0][:, 0].astype(jnp.float32)

@@ -46,7 +46,7 @@ class MaskedCNN(nnx.Module):
             x = norm(max_pool(leaky_relu(conv(x))), mode)
         x = max_pool(leaky_relu(self.convs[-1](x)))
         # Flattened channel by channel, as torch's NCHW is, so that weights cross over without a permutation.
-        x = self.flat_norm(x.transpose(0, 3, 1, 2).reshape(len(x), -1), mode)
+        x = self.flat_norm(x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1), mode)
         features = leaky_relu(self.hidden(x))
         logits = self.head(dropout(features, self.dropout, mode))
         return Outputs(logits.astype(jnp.float32), features.astype(jnp.float32))

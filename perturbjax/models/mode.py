@@ -38,3 +38,6 @@ class Outputs(NamedTuple):
 
     logits: Float[Array, "b classes"]
     features: Float[Array, "b d"]
+    attention: Float[Array, "b h w"] | None = None
+    """By how much the mask let each place of the last feature map through, in (0, 1); None where there is no attention.
+    A place is a square of the input: its side over h high."""

@@ -125,7 +125,7 @@ def batch_statistics(x: Float[Array, "b *spatial c"], mode: Mode) -> Statistics:
 
 
 def _weight(x: Array, mode: Mode) -> Float[Array, " b"]:
-    return jnp.ones(len(x)) if mode.weight is None else mode.weight
+    return jnp.ones(x.shape[0]) if mode.weight is None else mode.weight
 
 
 def _total(x: Float[Array, "b *spatial c"]) -> Float[Array, "b c"]:

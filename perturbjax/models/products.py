@@ -45,4 +45,4 @@ def convolve(
             for row in range(high)
         ),
     )
-    return total.reshape(len(x), rows, columns, outputs).astype(x.dtype)
+    return total.reshape(x.shape[0], rows, columns, outputs).astype(x.dtype)

@@ -71,13 +71,15 @@ class TransferClassifier(nnx.Module):
         if self.frozen:
             feature_map = jax.lax.stop_gradient(feature_map)
         features = feature_map.astype(jnp.float32)
+        attention = None
         if self.attention is None:
             features = features.mean((1, 2))
         else:
             weights, of_mask = self.attention(mask.astype(mode.dtype), feature_map.shape[1:3], mode)
             features = jnp.concatenate([(features * weights).mean((1, 2)), of_mask], axis=-1)
+            attention = weights[..., 0]
         logits = self.head(dropout(features, self.dropout, mode).astype(mode.dtype))
-        return Outputs(logits.astype(jnp.float32), features)
+        return Outputs(logits.astype(jnp.float32), features, attention)
 
 
 class MaskAttention(nnx.Module):
@@ -92,7 +94,7 @@ class MaskAttention(nnx.Module):
         self, mask: Float[Array, "b h w 1"], size: tuple[int, int], mode: Mode
     ) -> tuple[Float[Array, "b h2 w2 1"], Float[Array, "b d"]]:
         fine = [side * 2 ** len(self.blocks) for side in size]  # every block halves the side
-        x = jax.image.resize(mask, (len(mask), *fine, 1), "linear", antialias=True)
+        x = jax.image.resize(mask, (mask.shape[0], *fine, 1), "linear", antialias=True)
         for block in self.blocks:
             x = block(x, mode)
         return self.attention(x, mode).astype(jnp.float32), x.astype(jnp.float32).mean((1, 2))

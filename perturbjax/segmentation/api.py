@@ -192,7 +192,7 @@ class Segmenter:
 
 def segment(
     images: np.ndarray | Sequence[np.ndarray],
-    weights: str | Path = "nuclei",
+    weights: str | Path = "nuclei_small",
     diameter: float = 0.0,
     precision: Precision = "auto",
 ) -> Integer[np.ndarray, "h w"] | list[Integer[np.ndarray, "h w"]]:
@@ -201,7 +201,8 @@ def segment(
     Args:
         images: one image (height, width) or (height, width, channels), or a sequence of them; any intensities. Of two
             channels the first holds the cells and the second their nuclei.
-        weights: `nuclei`, `cyto`, `cyto2`, `cyto3`, `cpsam`, or path of a weights file.
+        weights: `nuclei_small`, which comes with the program, cellpose's `nuclei`, `cyto`, `cyto2`, `cyto3` or
+            `cpsam`, which are fetched once, or path of a weights file.
         diameter: typical diameter of an object in pixels; 0 takes that of the images the weights were trained on.
         precision: what the network computes in; auto is bfloat16 for cpsam and float32 for the others.
 
@@ -209,6 +210,12 @@ def segment(
         InputError: weights, diameter or an image cannot be used.
 
     A line on stderr says where the objects do not seem to have the diameter.
+
+    Examples:
+        >>> y, x = np.mgrid[:96, :96] % 48 - 24
+        >>> nuclei = 1000 * np.exp(-((y**2 + x**2) / 120) ** 2)
+        >>> perturbjax.segment(nuclei, diameter=24).max()
+        np.uint16(4)
     """
     one = isinstance(images, np.ndarray) and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4))
     segmenter = Segmenter(weights, diameter, precision)

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from perturbjax.console import InputError, console, require, require_sound
 from perturbjax.feed import Feed, Order, ResidentArrays, Rows, gather
 from perturbjax.files import make_folder
-from perturbjax.training.step import PredictStep, Sums, TrainState, TrainStep
+from perturbjax.training.step import Sums, TrainState, TrainStep
 
 T = TypeVar("T")
 
@@ -151,7 +151,7 @@ class Placement:
         where = NamedSharding(self.mesh, P(None, AXIS)) if self.mapped else self.replicated
         return jax.device_put(jax.tree.map(functools.partial(deal, axis=1), rows), where)
 
-    def compile_predict(self, predict_step: PredictStep) -> PredictStep:
+    def compile_predict(self, predict_step: Callable[..., Any]) -> Callable[..., Any]:
         """Evaluation of batches that are placed, sharded over the devices; the caller drops the padded rows."""
         return jax.jit(predict_step, out_shardings=self.replicated)
 

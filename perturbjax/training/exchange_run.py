@@ -20,13 +20,15 @@ from perturbjax.feed import channels_seen
 from perturbjax.files import file_digest, read_json
 from perturbjax.models import SIZED, exchange
 from perturbjax.splits import fingerprint, split_for
-from perturbjax.training.checkpoint import Checkpoints, Which, tree_to_state
+from perturbjax.training.checkpoint import Checkpoints, Tree, Which, state_to_tree, tree_to_state
 from perturbjax.training.description import Description, read_description, write_described
 from perturbjax.training.run import Run, dataset_facts, locked, open_run, start_run
 from perturbjax.training.step import TrainState
 
 #: What a run knows of the split and the dataset it was trained on, which do not travel with its weights.
 OF_THE_RUN_ALONE = ("split_fingerprint", "index_sha256", "imported")
+#: How the files that weights are exchanged in end.
+WEIGHTS = (".safetensors", ".pth")
 #: The column that compounds are named in, where neither a dataset nor a flag says otherwise.
 LABEL_COLUMN = "Metadata_pert_iname"
 
@@ -75,7 +77,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require_output(self.out, ".pth", ".safetensors")
+        require_output(self.out, *WEIGHTS)
         require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
 
 
@@ -141,6 +143,22 @@ def export_run(config: ExportConfig) -> Path:
     write_described(config.out, tensors, Description(run.recipe, run.class_names, facts))
     console.print(f"written: {config.out}")
     return Path(config.out)
+
+
+def open_described(path: Path) -> tuple[Run, Tree]:
+    """The run that a weight file of `export-torch` describes, in memory alone, and its parameters and statistics.
+
+    Raises:
+        InputError: the file cannot be read, or does not say what its network was fed.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    described = read_description(path)
+    if described is None:
+        raise InputError(f"{path}: says nothing of its recipe; make a run of it with `perturbjax import-torch`")
+    imported = exchange.import_state_dict(path, described.recipe.model.model)
+    run = Run(path, described.recipe, None, described.class_names, described.facts)
+    return run, state_to_tree({"params": imported.params, "stats": imported.stats})
 
 
 def described_recipe(checkpoint: Path) -> Recipe | None:

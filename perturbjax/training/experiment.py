@@ -87,7 +87,7 @@ def prepare_experiment(
         manifest = resumed.manifest(dataset.index)
     else:
         if data is None:
-            raise InputError("--data: is required; give the dataset directory that `python -m data_prep build` wrote")
+            raise InputError("--data: is required; give the dataset directory that `perturbjax build` wrote")
         dataset = open_dataset(data)
         label_column = dataset.column(recipe.input.label_column or dataset.label_column).name
         manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)

@@ -21,7 +21,7 @@ from perturbjax.training.devices import ComputeConfig, Dispatches, open_devices,
 from perturbjax.training.experiment import Experiment, prepare_experiment, say_what_runs
 from perturbjax.training.hosts import HostsConfig, connect, from_first, is_first, require_possible
 from perturbjax.training.phases import plan_phases
-from perturbjax.training.predict import accuracy_and_loss, predict_sites
+from perturbjax.training.predict import accuracy_and_loss, apply_to_sites
 from perturbjax.training.profile import TRACED_STEPS, trace_steps
 from perturbjax.training.progress import Progress, leave, resume, sigterm_noted
 from perturbjax.training.run import Run, describe_run, locked, open_run, start_run
@@ -35,7 +35,7 @@ class TrainConfig:
     out: Path
     """Run directory to write. Where it holds an unfinished run of the same flags, that run goes on."""
     data: Path | None = None
-    """Dataset directory, from `python -m data_prep build`."""
+    """Dataset directory, from `perturbjax build`."""
     resume: bool = False
     """Go on with the run in --out by the recipe saved in it; flags of the recipe are ignored."""
     init_from: Path | None = None
@@ -161,7 +161,7 @@ def fit(config: TrainConfig) -> Run:
             rows, accuracy = [row], None
             last = epoch + 1 == recipe.optim.epochs
             if last or (epoch + 1) % config.evaluate_every == 0:
-                answers = predict_sites(
+                probabilities, _ = apply_to_sites(
                     predict_step,
                     state.params,
                     state.stats,
@@ -170,7 +170,7 @@ def fit(config: TrainConfig) -> Run:
                     min(recipe.optim.batch_size, len(experiment.test)),
                     multiple=placement.count if placement.processes > 1 else 1,
                 )
-                accuracy, loss = accuracy_and_loss(answers.probabilities, experiment.sites.labels[experiment.test])
+                accuracy, loss = accuracy_and_loss(probabilities, experiment.sites.labels[experiment.test])
                 rows.append({**row, "split": TEST, "loss": loss, "accuracy": accuracy})
                 _say_epoch(rows)
             if not is_first():  # of several processes one writes

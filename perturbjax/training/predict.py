@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, Shaped
 
 from perturbjax.feed import Order, RawBatch
-from perturbjax.training.step import PredictStep
+from perturbjax.training.step import AttentionStep, PredictStep
 
 
 class Predictions(NamedTuple):
@@ -19,8 +19,8 @@ class Predictions(NamedTuple):
     features: Float32[np.ndarray, "n d"]
 
 
-def predict_sites(
-    predict_step: PredictStep,
+def apply_to_sites(
+    step: PredictStep | AttentionStep,
     params: Any,
     stats: Any,
     batches: Callable[[Order], Iterable[RawBatch]],
@@ -28,8 +28,8 @@ def predict_sites(
     batch_size: int,
     *,
     multiple: int = 1,
-) -> Predictions:
-    """Probabilities and features of the records at `positions`.
+) -> tuple[Shaped[np.ndarray, "n *_"], ...]:
+    """What a step answers of the records at `positions`: an array a part of its answer.
 
     Batches are rounded up to a `multiple`, so that each of several processes has an equal share. Every batch has that
     size, the last padded, so that one compiled step serves and an answer does not depend on how many are asked for;
@@ -40,11 +40,11 @@ def predict_sites(
     """
     size = batch_size + -batch_size % multiple
     # Answers are fetched when all batches are under way: the device never waits for the host.
-    answers = [predict_step(params, stats, batch) for batch in batches(Order.once(positions, size))]
-    probabilities, features = (
-        np.concatenate([np.asarray(answer[part])[:size] for answer in answers])[: len(positions)] for part in (0, 1)
+    answers = [step(params, stats, batch) for batch in batches(Order.once(positions, size))]
+    return tuple(
+        np.concatenate([np.asarray(part)[:size] for part in parts])[: len(positions)]
+        for parts in zip(*answers, strict=True)
     )
-    return Predictions(probabilities, features)
 
 
 def accuracy_and_loss(

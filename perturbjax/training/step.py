@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from perturbjax.augment import RawBatch, prepare, record_keys
 from perturbjax.config import Recipe
-from perturbjax.models import Mode
+from perturbjax.console import InputError
+from perturbjax.models import Mode, Outputs
 from perturbjax.training.loss import cross_entropy
 
 #: Added to the seed of the augmentation for dropout, so that the two never share a key.
@@ -49,6 +50,7 @@ class Sums(NamedTuple):
 
 TrainStep = Callable[[TrainState, RawBatch], tuple[TrainState, Sums]]
 PredictStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b classes"], Float[Array, "b d"]]]
+AttentionStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b h w"]]]
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
@@ -124,9 +126,29 @@ def make_predict_step(graphdef: nnx.GraphDef, recipe: Recipe) -> PredictStep:
     """Build `predict_step(params, stats, batch) -> (probabilities, features)`: no augmentation, running statistics."""
 
     def predict_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array, Array]:
-        inputs = prepare(batch, seed=recipe.seed, epoch=0, augment=recipe.augment, input=recipe.input, train=False)
-        model = nnx.merge(graphdef, params, stats, copy=True)
-        outputs = model(inputs, Mode(dtype=DTYPES[recipe.model.precision]))
+        outputs = _evaluate(graphdef, recipe, params, stats, batch)
         return jax.nn.softmax(outputs.logits), outputs.features
 
     return predict_step
+
+
+def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> AttentionStep:
+    """Build `attention_step(params, stats, batch) -> (attention,)`, of the same pass as `make_predict_step`'s.
+
+    The step raises an `InputError` where the network has no attention.
+    """
+
+    def attention_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array]:
+        attention = _evaluate(graphdef, recipe, params, stats, batch).attention
+        if attention is None:
+            raise InputError(
+                f"attention: {recipe.model.model} has none; attention, attention_multiscale and --head attention have"
+            )
+        return (attention,)
+
+    return attention_step
+
+
+def _evaluate(graphdef: nnx.GraphDef, recipe: Recipe, params: Any, stats: Any, batch: RawBatch) -> Outputs:
+    inputs = prepare(batch, seed=recipe.seed, epoch=0, augment=recipe.augment, input=recipe.input, train=False)
+    return nnx.merge(graphdef, params, stats, copy=True)(inputs, Mode(dtype=DTYPES[recipe.model.precision]))

@@ -14,7 +14,7 @@ SMALL = ("--crop", "16", "--batch-size", "16", "--epochs", "2", "--split", "well
 
 
 def command_line(verb: str) -> list[str]:
-    module, *words = verb.split() if verb.startswith("data_prep") else ("perturbjax.cli", verb)
+    module, *words = verb.split() if verb.startswith("data_prep") else ("perturbjax", verb)
     return [sys.executable, "-m", module, *words]
 
 

@@ -47,7 +47,7 @@ def test_impossible_flags_are_named(refused, dataset, tmp_path, flags, words):
 
 def test_a_missing_dataset_is_named(refused, tmp_path):
     line = refused("train", "--data", tmp_path / "none", "--out", tmp_path / "run", out=tmp_path / "run")
-    assert str(tmp_path / "none") in line and "data_prep build" in line
+    assert str(tmp_path / "none") in line and "perturbjax build" in line
 
 
 @pytest.mark.parametrize("missing", ["index.parquet", "provenance.json", "dataset_info.json"])

@@ -24,7 +24,7 @@ from perturbjax.models.layers import BatchNorm, Dense, dropout
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
 from perturbjax.training.devices import AXIS, Placement, choose_placement, stack_steps
 from perturbjax.training.optimizer import make_optimizer
-from perturbjax.training.predict import predict_sites
+from perturbjax.training.predict import apply_to_sites
 from perturbjax.training.step import Sums, TrainState, initial_state, make_predict_step, make_train_step, split_model
 
 SITES, SIDE, BATCH, CLASSES, STEPS = 20, 12, 12, 3, 2
@@ -179,13 +179,13 @@ def test_evaluation_answers_every_site_once_in_the_order_asked_for(kind, begin, 
     positions = np.random.default_rng(1).permutation(SITES)[:13]
     training = begin(kind)
     params, stats = training.state.params, training.state.stats
-    answers = predict_sites(training.predict, params, stats, training.feed.batches, positions, batch_size=5)
+    probabilities, _ = apply_to_sites(training.predict, params, stats, training.feed.batches, positions, batch_size=5)
     single = begin("1")
     expected = [
         single.predict(single.state.params, single.state.stats, gather(sites, jnp.array([p]), jnp.ones(1)))[0]
         for p in positions
     ]
-    np.testing.assert_allclose(answers.probabilities, np.concatenate(expected), **CLOSE)
+    np.testing.assert_allclose(probabilities, np.concatenate(expected), **CLOSE)
 
 
 @pytest.mark.parametrize(("first", "then"), [("sharded", "1"), ("1", "sharded"), ("pmap", "1"), ("1", "pmap")])

@@ -1,0 +1,142 @@
+"""A run's network as StableHLO: one file that any runtime of XLA's can run, without this program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from perturbjax import masks
+from perturbjax.augment import RawBatch
+from perturbjax.console import InputError, console, require, require_output, require_sound
+from perturbjax.files import atomic, file_digest, make_folder, write_json
+from perturbjax.inference import Network, load_network
+from perturbjax.normalize import METHODS
+from perturbjax.training.checkpoint import Which
+from perturbjax.training.devices import choose_placement
+
+NETWORK, DESCRIPTION = "network.jax_export", "description.json"
+PLATFORMS = ("cpu", "cuda", "tpu")
+OUTPUTS = ("probabilities", "features")
+#: What the input `mask` holds.
+MASKS = {
+    "instance": "the number of the cell at each pixel, 0 for background",
+    "binary": "1 in cells, 0 for background",
+    "boundary": "1 on every cell's outermost pixels",
+    "distance": "in cells, the distance to the outline over the cell's greatest, in 1/255",
+}
+#: What `shift` and `scale` are, where they depend on the images; `mean` and `std` are of stored intensities.
+NORMALIZATIONS = {
+    "site": "shift: each channel's mean over the image; scale: 1 / its std, or 1 where that is 0",
+    "plate": "shift: each channel's mean over all images of the plate; scale: 1 / its std, or 1 where that is 0",
+    "log_plate": "shift: zeros, then each channel's mean over all images of the plate; scale: 1 / (shift + background)",
+}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a run's network as StableHLO, for runtimes without perturbjax."""
+
+    run: Path
+    """Run directory."""
+    out: Path
+    """Folder to write: network.jax_export (for jax.export.deserialize) and description.json."""
+    checkpoint: Which = "latest"
+    """latest: after the last epoch. best: the most accurate on the judging sites."""
+    epoch: int = 0
+    """Export the checkpoint of this epoch; 0 takes the newest, or the best."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out)
+        require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
+
+
+def export(options: ExportOptions) -> Path:
+    """Write a run's prediction as one function of arrays, parameters inside, for any number of images.
+
+    (image, mask) → (probabilities, features), with two more inputs where the run's normalisation depends on the
+    images; `description.json` says what each is. Sites are taken at full size: where a feed would store them halved
+    (sites several times the size of `--crop`), answers differ by the rounding of stored pixels.
+
+    Raises:
+        InputError: the run cannot be used, does not know the size of its images, or `out` cannot be written.
+    """
+    network = load_network(options.run, options.checkpoint, options.epoch, placement=choose_placement("1"))
+    if network.run.facts["image_size"] is None:
+        raise InputError(f"{options.run}: was imported without a dataset, and the size of its images is not known")
+    inputs = _inputs(network)
+    exported = jax.export.export(jax.jit(_as_function(network)), platforms=PLATFORMS)(*inputs.values())
+    folder = make_folder(options.out)
+    with atomic(folder / NETWORK) as temporary:
+        temporary.write_bytes(exported.serialize())
+    write_json(folder / DESCRIPTION, _describe(network, inputs, exported, file_digest(folder / NETWORK)))
+    console.print(f"written: {folder / NETWORK} and {folder / DESCRIPTION}")
+    return folder
+
+
+def _inputs(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
+    recipe, facts = network.run.recipe.input, network.run.facts
+    (b,) = jax.export.symbolic_shape("b")
+    site, channels = (b, *facts["image_size"]), len(facts["channels"])
+    inputs = {
+        "image": jax.ShapeDtypeStruct((*site, channels), np.dtype(facts["image_dtype"])),
+        "mask": jax.ShapeDtypeStruct(site, masks.storage_dtype(recipe.mask_encoding)),
+    }
+    if recipe.normalize in NORMALIZATIONS:
+        seen = jax.ShapeDtypeStruct((b, channels * METHODS[recipe.normalize].ways), np.float32)
+        inputs |= {"shift": seen, "scale": seen}
+    return inputs
+
+
+def _as_function(network: Network) -> Callable[..., tuple[Array, Array]]:
+    def predict(image: Array, mask: Array, shift: Array | None = None, scale: Array | None = None):
+        rows = image.shape[:1]
+        if shift is None or scale is None:  # the same for every image, so that any will do to ask for them
+            blank = np.zeros((1, *image.shape[1:]), image.dtype)
+            shift, scale = (jnp.broadcast_to(of, (*rows, of.shape[1])) for of in network.intensities(blank))
+        record = jnp.zeros(rows, jnp.int32)
+        return tuple(network.step(RawBatch(image, mask, record, record, jnp.ones(rows), shift, scale)))
+
+    return predict
+
+
+def _describe(network: Network, inputs: dict[str, Any], exported: jax.export.Exported, digest: str) -> dict[str, Any]:
+    """What a stranger must know to call it."""
+    run, facts = network.run, network.run.facts
+    how = run.recipe.input.normalize
+    return {
+        "file": NETWORK,
+        "sha256": digest,
+        "made by": {name: version(name) for name in ("perturbjax", "jax")},
+        "calling convention": exported.calling_convention_version,
+        "platforms": list(exported.platforms),
+        "inputs": [_array(name, inputs[name]) for name in inputs],
+        "outputs": [_array(name, of) for name, of in zip(OUTPUTS, exported.out_avals, strict=True)],
+        "classes": run.class_names,
+        "label column": run.label_column,
+        "channels": facts["channels"],
+        "mask": MASKS[run.recipe.input.mask_encoding],
+        "normalisation": {
+            "method": how,
+            "shift and scale": NORMALIZATIONS.get(how, "inside"),
+            **facts["normalization"],
+        },
+        "epoch": network.facts["epoch"],
+    }
+
+
+def _array(name: str, of: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "shape": [side if isinstance(side, int) else str(side) for side in of.shape],
+        "dtype": str(of.dtype),
+    }

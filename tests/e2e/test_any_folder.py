@@ -1,0 +1,34 @@
+"""The commands work wherever they are called, and a wheel brings what they need and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from setuptools import find_packages
+
+from perturbjax.dataset import open_dataset
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_a_folder_of_the_users_that_is_named_as_ours_is_left_alone(tmp_path, environment):
+    (tmp_path / "data_prep").mkdir()
+    (tmp_path / "data_prep/__init__.py").write_text("raise SystemExit('this is the user's own')")
+    environment = {**environment, "PYTHONPATH": str(REPOSITORY)}
+    for words in (
+        "simulate --out plates --plates 1 --wells 6 --sites 1 --compounds 1 --size 48",
+        "build --load-data plates/load_data.csv --images plates --out dataset --segmenter watershed --workers 2",
+    ):
+        command = [sys.executable, "-m", "perturbjax", *words.split()]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert len(open_dataset(tmp_path / "dataset")) == 6
+
+
+def test_a_wheel_brings_the_two_packages_alone():
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    packages = find_packages(str(REPOSITORY), include=settings["include"])
+    assert {name.split(".")[0] for name in packages} == {"perturbjax", "data_prep"}

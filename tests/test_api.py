@@ -1,0 +1,216 @@
+"""The names of the package: a run is an object that answers arrays as the command answers a dataset."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_dataset import write_dataset
+
+import perturbjax
+from perturbjax.config import AugmentConfig, InputConfig, ModelConfig, OptimConfig, Recipe
+from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
+from perturbjax.export import ExportOptions, export
+from perturbjax.files import file_digest
+from perturbjax.training.exchange_run import ExportConfig, export_run
+from perturbjax.training.fit import TrainConfig, fit
+
+SITES = 30
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = write_dataset(tmp_path_factory.mktemp("api") / "data", sites=SITES, size=24, channels=["DNA", "Actin"])
+    return perturbjax.open_dataset(folder)
+
+
+def train(dataset, name, model="attention", normalize="log"):
+    recipe = Recipe(
+        model=ModelConfig(model=model),
+        input=InputConfig(normalize=normalize),
+        augment=AugmentConfig(crop=16),
+        optim=OptimConfig(epochs=1, batch_size=8),
+    )
+    return fit(TrainConfig(out=dataset.path.parent / name, data=dataset.path, recipe=recipe)).path
+
+
+@pytest.fixture(scope="module")
+def run(dataset):
+    return perturbjax.load(train(dataset, "run"))
+
+
+def test_a_table_is_what_the_command_writes_to_the_bit(run, dataset, tmp_path):
+    written = pd.read_parquet(
+        predict(PredictConfig(ApplyConfig(run=run.run.path), dataset.path, tmp_path / "p.parquet"))
+    )
+    images, masks = dataset.read(range(SITES))
+    pd.testing.assert_frame_equal(run.predict(images, masks, dataset.index), written, check_exact=True)
+    pd.testing.assert_frame_equal(run.predict(dataset), written, check_exact=True)
+    assert set(written["part"]) == {"train", "test"} and set(written["label"]) == {"DMSO", "taxol"}
+
+
+def test_one_image_at_a_time_is_answered_as_all_together(run, dataset):
+    images, masks = dataset.read(range(SITES))
+    together = run.predict(images, masks)
+    assert list(together["site_id"]) == [str(number) for number in range(SITES)] and set(together["part"]) == {"new"}
+    probabilities = [f"prob_{name}" for name in run.class_names]
+    for number in (0, 7):
+        site = dataset[number]
+        alone = run.predict(site["image"][None], site["mask"][None])
+        assert np.array_equal(alone[probabilities].iloc[0], together[probabilities].iloc[number])
+        assert np.array_equal(run.features(images[[number]], masks[[number]]), run.features(dataset)[[number]])
+        assert np.array_equal(run.attention(images[[number]], masks[[number]]), run.attention(images, masks)[[number]])
+
+
+def test_attention_is_a_gate_at_every_place(run, dataset):
+    attention = run.attention(*dataset.read(range(SITES)))
+    assert attention.shape == (SITES, 2, 2) and attention.dtype == np.float32  # 16 pixels, halved three times
+    assert 0 < attention.min() < attention.max() < 1
+
+
+def test_a_network_without_attention_says_so(dataset):
+    with pytest.raises(perturbjax.InputError, match="attention: resnet18 has none"):
+        perturbjax.load(train(dataset, "resnet", model="resnet18")).attention(*dataset.read([0]))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_exported_weights_with_their_description_answer_as_their_run(run, dataset, tmp_path, name):
+    exported = perturbjax.load(export_run(ExportConfig(run=run.run.path, out=tmp_path / name)))
+    images, masks = dataset.read(range(SITES))
+    pd.testing.assert_frame_equal(exported.predict(images, masks), run.predict(images, masks), check_exact=True)
+
+
+def test_weights_that_do_not_say_what_they_were_fed_are_refused(run, tmp_path):
+    out = export_run(ExportConfig(run=run.run.path, out=tmp_path / "w.pth"))
+    (tmp_path / "w.pth.json").unlink()
+    with pytest.raises(perturbjax.InputError, match="import-torch"):
+        perturbjax.load(out)
+    with pytest.raises(perturbjax.InputError, match="no such file"):
+        perturbjax.load(tmp_path / "absent.safetensors")
+
+
+def test_images_need_masks_and_a_row_each(run, dataset):
+    images, masks = dataset.read([0, 1])
+    with pytest.raises(perturbjax.InputError, match="masks: are needed"):
+        run.predict(images)
+    with pytest.raises(perturbjax.InputError, match="sites: has 1 rows for 2 images"):
+        run.predict(images, masks, dataset.index[:1])
+
+
+def test_a_dataset_gives_sites_by_position(dataset):
+    last = dataset[-1]
+    assert last["site_id"] == f"site{SITES - 1}" and last["Metadata_pert_iname"] in ("DMSO", "taxol")
+    assert last["image"].shape == (24, 24, 2) and last["mask"].shape == (24, 24)
+    with pytest.raises(IndexError):
+        dataset[SITES]
+
+
+def test_notebooks_show_counts_classes_and_pictures(run, dataset):
+    for shown in (dataset._repr_html_(), run._repr_html_()):
+        assert "DMSO" in shown and "taxol" in shown and "<b>DNA, Actin</b>" in shown
+        assert shown.count("<img ") == 2 and 'alt="DMSO, site0"' in shown
+    assert "<b>30</b>" in dataset._repr_html_() and "30 sites of 24×24 pixels" in repr(dataset)
+    assert "attention, epoch 1, 2 classes" in repr(run)
+
+
+def test_names_of_compounds_are_no_html(dataset):
+    dataset = perturbjax.open_dataset(dataset.path)
+    dataset.index["Metadata_pert_iname"] = "<script>"
+    assert "<script>" not in dataset._repr_html_() and "&lt;script&gt;" in dataset._repr_html_()
+
+
+def test_create_gives_a_network_for_a_loop_of_ones_own():
+    network = perturbjax.create("attention", classes=7)
+    outputs = network(jnp.zeros((2, 32, 32, 2)), perturbjax.Mode())
+    assert outputs.logits.shape == (2, 7) and outputs.attention.shape == (2, 4, 4)
+
+
+def test_every_name_is_there_and_imported_when_it_is_asked_for():
+    code = "import sys, perturbjax; assert 'jax' not in sys.modules and 'numpy' not in sys.modules; " + "; ".join(
+        f"perturbjax.{name}" for name in perturbjax.__all__
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert set(perturbjax.__all__) <= set(dir(perturbjax))
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        _ = perturbjax.lod
+
+
+EXAMPLES = (perturbjax.load, perturbjax.open_dataset, perturbjax.create, perturbjax.segment, perturbjax.preset)
+
+
+@pytest.mark.parametrize("documented", EXAMPLES, ids=lambda documented: documented.__name__)
+def test_examples_in_docstrings_are_true(documented, run, dataset, tmp_path, monkeypatch):
+    (tmp_path / "run").symlink_to(run.run.path)
+    (tmp_path / "dataset").symlink_to(dataset.path)
+    monkeypatch.chdir(tmp_path)
+    images, masks = dataset.read(range(SITES))
+    names = {"perturbjax": perturbjax, "np": np, "jnp": jnp, "images": images, "masks": masks}
+    (examples,) = [found for found in doctest.DocTestFinder(recurse=False).find(documented, globs=names)]
+    assert examples.examples and not doctest.DocTestRunner().run(examples).failed
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    return export(ExportOptions(run=run.run.path, out=tmp_path_factory.mktemp("exported")))
+
+
+def reloaded(folder):
+    description = json.loads((folder / "description.json").read_text())
+    file = folder / description["file"]
+    assert file_digest(file) == description["sha256"]
+    return jax.export.deserialize(file.read_bytes()), description
+
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+BLOCKS = [(page, block) for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page.stem}-{at}" for at, (page, _) in enumerate(BLOCKS)])
+def test_python_on_the_pages_runs(page, block, run, dataset, exported, tmp_path, monkeypatch):
+    for name, path in {"run": run.run.path, "dataset": dataset.path, "exported": exported}.items():
+        (tmp_path / name).symlink_to(path)
+    export_run(ExportConfig(run=run.run.path, out=tmp_path / "weights.safetensors"))
+    (tmp_path / "segmenter.safetensors").symlink_to(
+        REPOSITORY / "perturbjax/segmentation/weights/nuclei_small.safetensors"
+    )
+    monkeypatch.chdir(tmp_path)
+    images, masks = dataset.read(range(4))
+    names = {"perturbjax": perturbjax, "run": run, "images": images, "masks": masks}
+    exec(compile(block, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_an_exported_network_answers_any_number_of_images_as_its_run(run, dataset, exported, count):
+    network, description = reloaded(exported)
+    images, masks = dataset.read(range(count))
+    probabilities, features = network.call(images, (masks > 0).astype(np.uint8))
+    expected = run.network.apply(images, masks)
+    np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-6)
+    np.testing.assert_allclose(features, expected.features, atol=1e-5)
+    assert description["classes"] == run.class_names and description["channels"] == ["DNA", "Actin"]
+    assert description["mask"] == "1 in cells, 0 for background"
+    assert [of["shape"] for of in description["inputs"]] == [["b", 24, 24, 2], ["b", 24, 24]]
+
+
+def test_what_depends_on_the_images_is_an_input_of_the_exported_network(dataset, tmp_path):
+    run = perturbjax.load(train(dataset, "by_site", normalize="site", model="resnet18"))
+    network, description = reloaded(export(ExportOptions(run=run.run.path, out=tmp_path / "out")))
+    images, masks = dataset.read(range(3))
+    assert [of["name"] for of in description["inputs"]] == ["image", "mask", "shift", "scale"]
+    probabilities, _ = network.call(images, (masks > 0).astype(np.uint8), *run.network.intensities(images))
+    np.testing.assert_allclose(probabilities, run.network.predict(images, masks), atol=1e-6)
+
+
+def test_an_exported_network_is_for_every_kind_of_device(exported):
+    network, _ = reloaded(exported)
+    assert set(network.platforms) == {"cpu", "cuda", "tpu"}

@@ -1,0 +1,65 @@
+"""What commands say of themselves: 80 columns, defaults and choices that are real, examples that run."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+import tyro
+from test_options import COMMANDS, PREPARATION, options_of
+
+import data_prep.__main__ as data_prep_command
+from perturbjax import cli
+from perturbjax.console import parse_options
+
+VERBS = COMMANDS | PREPARATION
+
+
+def said(capsys, main, *words):
+    with pytest.raises(SystemExit) as left:
+        main(list(words))
+    assert left.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", ["--help", "--help-all"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_a_terminal_and_names_every_option(capsys, verb, asked):
+    lines = said(capsys, cli.main, verb, asked).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert asked == "--help-all" or len(lines) <= 60
+    words = " ".join(lines).replace(",", " ").split()
+    positional = {"path"} if verb == "verify" else set()
+    assert {f"--{name.replace('_', '-')}" for name, _ in options_of(VERBS[verb][0]) if name not in positional} <= set(
+        words
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_two_examples_a_command_and_both_are_accepted(capsys, verb):
+    text = said(capsys, cli.main, verb, "--help").replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines()]
+    examples = [line for line in lines if line.startswith(f"perturbjax {verb} ")]
+    assert len(examples) == 2
+    for example in examples:
+        _, rest = cli._take_preset(shlex.split(example)[2:])
+        assert parse_options(VERBS[verb][0], rest, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def test_choices_and_defaults_are_the_real_ones(capsys):
+    text = " ".join(said(capsys, cli.main, "train", "--help-all", "--preset", "cells").split())
+    assert "--preset {paper,cells,demo,original} Recipe that gives the defaults below (default: cells)." in text
+    assert "--model NAME Name of the network. One of attention, attention_multiscale, masked_cnn, resnet18," in text
+    assert "--normalize {dtype,log,log_plate,site,plate}" in text and "(default: log_plate)" in text
+    assert "--flip, --no-flip" in text and "--crop-ratio X X" in text
+
+
+def test_the_long_help_of_classify_is_a_screenful(capsys):
+    assert len(said(capsys, cli.main, "classify", "--help").splitlines()) <= 50
+    assert "Whiten by the covariance" in said(capsys, cli.main, "classify", "--help-all")
+
+
+def test_data_prep_says_the_same(capsys):
+    assert said(capsys, data_prep_command.main, "build", "--help") == said(capsys, cli.main, "build", "--help")
+    assert set(data_prep_command.verbs()) <= set(said(capsys, data_prep_command.main, "--help").split())
+    assert set(cli.VERBS) <= set(said(capsys, cli.main, "--help").split())
