@@ -167,7 +167,7 @@ class SplitOptions:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require_output(self.out)
+        require_output(self.out, ".parquet")
         require("folds", self.folds, self.folds >= 2, "2 or more")
         require("fold", self.fold, 0 <= self.fold < self.folds, f"from 0 to --folds - 1, {self.folds - 1}")
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")

@@ -20,17 +20,21 @@ if TYPE_CHECKING:
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to, and rename it to `path` when the block succeeds.
 
-    The temporary name keeps the suffix of `path`, since many writers choose their format by it.
+    The temporary name keeps the suffix of `path`, since many writers choose their format by it. A link stays one: what
+    it points to is replaced.
 
     Raises:
-        InputError: the folder of `path` cannot be written to.
+        InputError: the folder of `path` cannot be written to, or `path` is there and no regular file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    make_folder(path.parent)
+    if path.exists() and not path.is_file():  # a device or a pipe would become a file
+        raise InputError(f"{path}: is there and is not a regular file; choose another output")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{path.suffix}")
+    make_folder(target.parent)
     try:
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
     finally:

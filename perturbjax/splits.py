@@ -64,6 +64,11 @@ def make_split(
         raise InputError(
             f"--split {policy} --folds {folds}: there are only {present} groups ({policy}s); use fewer folds"
         )
+    if (most := int(pd.Series(labels).value_counts().iloc[0])) < folds:
+        raise InputError(
+            f"--folds {folds}: no class of column {label} has more than {most} sites; use fewer folds, or "
+            "choose another --label-column"
+        )
     if policy == "site":
         counts = pd.Series(labels).value_counts()
         if counts.min() < 2:

@@ -45,7 +45,7 @@ class SiteSource(Protocol):
 
     @property
     def label_column(self) -> str:
-        """The column it was built with as its label; training may choose any other."""
+        """The column it was built with as its label, empty where it has none; training may choose any other."""
         ...
 
     @property
@@ -156,7 +156,7 @@ class SiteDataset:
 
     @property
     def label_column(self) -> str:
-        """The column the dataset was built with as its label."""
+        """The column the dataset was built with as its label; empty where it was built without labels."""
         return self.provenance["label_column"]
 
     @property
@@ -180,8 +180,12 @@ class SiteDataset:
         Raises:
             InputError: there is no such column; the message lists those there are.
         """
+        known = ", ".join(column for column in self.index.columns if column.startswith("Metadata_"))
+        if not name:
+            raise InputError(
+                f"{self.path}: was built without labels; predict it, or give --label-column, one of {known}"
+            )
         if name not in self.index.columns:
-            known = ", ".join(column for column in self.index.columns if column.startswith("Metadata_"))
             raise InputError(f"{self.path / INDEX}: no column {name!r}; it has {known}")
         return self.index[name]
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from perturbjax.console import InputError
 from perturbjax.evaluation.scores import check_probabilities
-from perturbjax.files import atomic
+from perturbjax.files import atomic, write_csv
 from perturbjax.splits import TEST
 
 _PROBABILITY = "prob_"
@@ -53,7 +53,10 @@ def predictions_table(
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
-    """Write the table (parquet), atomically."""
+    """Write the table, atomically: as text where the name ends in .csv, else as parquet."""
+    if path.suffix == ".csv":
+        write_csv(path, table)
+        return
     with atomic(path) as temporary:
         table.to_parquet(temporary, index=False)
 
