@@ -44,7 +44,7 @@ def _run(argv: list[str]) -> None:
     width = max(map(len, VERBS))
     print("usage: perturbjax VERB [options]    (perturbjax VERB --help says more)\n")
     for name, verb in VERBS.items():
-        print(f"  {name:{width}}  {(verb.__doc__ or '').strip().splitlines()[0]}")
+        print(f"  {name:{width}}  {(verb.__doc__ or ' ').splitlines()[0]}")  # python -OO has none
     print("\nDatasets are made by `python -m data_prep build`.")
     sys.exit(0 if argv else 2)
 

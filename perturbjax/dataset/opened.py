@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt, UInt16
 
 from perturbjax.console import InputError
 from perturbjax.dataset.schema import INDEX, INDEX_COLUMNS, LARGEST_SITE, PROVENANCE, SCHEMA_VERSION
-from perturbjax.files import file_digest, read_json
+from perturbjax.files import file_digest, read_json, read_parquet
 
 #: How pixels can be stored → the module with that format's `open_pixels` and `write_pixels`.
 FORMATS = {"array_record": "perturbjax.dataset.array_record"}
@@ -302,10 +302,7 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
 
 
 def _read_index(path: Path, provenance: dict[str, Any]) -> pd.DataFrame:
-    try:
-        index = pd.read_parquet(path / INDEX)
-    except Exception as error:  # pyarrow raises many kinds
-        raise InputError(f"{path / INDEX}: cannot be read ({error}); build the dataset again") from error
+    index = read_parquet(path / INDEX, "build the dataset again")
     if missing := [name for name in INDEX_COLUMNS if name not in index.columns]:
         raise InputError(f"{path / INDEX}: no column {missing[0]!r}; build the dataset again")
     if index.empty or index["site_id"].duplicated().any():

@@ -21,7 +21,7 @@ from perturbjax.dataset.schema import (
     index_row,
     metadata_of,
 )
-from perturbjax.files import atomic, file_digest, write_json
+from perturbjax.files import file_digest, write_json, write_parquet
 
 
 def write_dataset(
@@ -67,8 +67,7 @@ def write_dataset(
             yield {"image": site.image, "mask": site.mask, "label": label, **texts}
 
     importlib.import_module(FORMATS[format]).write_pixels(folder, records, contents)
-    with atomic(folder / INDEX) as temporary:
-        pd.DataFrame(index).to_parquet(temporary, index=False)
+    write_parquet(folder / INDEX, pd.DataFrame(index))
     held = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(folder.iterdir())

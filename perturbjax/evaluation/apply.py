@@ -17,7 +17,7 @@ from perturbjax.evaluation.judgement import Judgement
 from perturbjax.evaluation.predictions import label_numbers, predictions_table, write_predictions
 from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
 from perturbjax.feed import FeedChoice
-from perturbjax.files import atomic, make_folder
+from perturbjax.files import make_folder, write_parquet
 from perturbjax.inference import BATCH_SIZE, feature_names, load_network
 from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.checkpoint import Which
@@ -160,8 +160,7 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
 
     out = make_folder(run.path / EVALUATION)
     write_predictions(out / PREDICTIONS, table)
-    with atomic(out / FEATURES) as temporary:
-        features.to_parquet(temporary, index=False)
+    write_parquet(out / FEATURES, features)
     replicates_of = COMPOUND if COMPOUND in rows.columns else run.label_column
     evaluate_retrieval(features[part == TEST], out, label_column=replicates_of)
     views.write_run(judgement, subject, fold, run.class_names, out)

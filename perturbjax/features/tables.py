@@ -69,7 +69,7 @@ def _write_parquet(path: Path, metadata: pd.DataFrame, parts: Parts, names: list
             columns = [pa.array(np.ascontiguousarray(column)) for column in np.asarray(part).T]
             table = pa.table([*left.columns, *columns], names=[*left.column_names, *names])
             table = table.replace_schema_metadata({PROVENANCE_KEY: json.dumps(facts)})
-            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer = writer or pq.ParquetWriter(path, table.schema, write_page_checksum=True)
             writer.write_table(table)
     finally:
         if writer is not None:

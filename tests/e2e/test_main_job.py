@@ -65,8 +65,7 @@ def test_a_split_manifest_travels_from_split_to_train(command, run, dataset, tmp
     pd.testing.assert_frame_equal(manifest, used)
 
 
-@pytest.mark.parametrize("kind", ["pmap", "sharded"])
-def test_images_without_labels_are_built_and_predicted_like_those_with(run, plates, dataset, tmp_path):
+def test_images_without_labels_are_built_and_predicted_like_those_with(run, plates, tmp_path):
     table = pd.read_csv(plates / "load_data.csv", dtype=str)
     known = [name for name in table if name.startswith(("FileName", "PathName", PLATE, WELL, SITE))]
     table[known].to_csv(tmp_path / "load_data.csv", index=False)
@@ -84,6 +83,7 @@ def test_images_without_labels_are_built_and_predicted_like_those_with(run, plat
     np.testing.assert_allclose(unlabelled.loc[judged.index, names], judged[names], atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["pmap", "sharded"])
 def test_eight_devices_train_the_same_network_as_one(command, environment, run, dataset, tmp_path, kind):
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     try:
