@@ -63,7 +63,8 @@ class BuildOptions:
     diameter: float = 0.0
     """Typical diameter in pixels of what is segmented; 0 leaves it to the engine."""
     label_column: str = ""
-    """Column of the label; empty takes the first of Metadata_pert_iname, Metadata_broad_sample, Metadata_moa."""
+    """Column of the label; empty takes the first of Metadata_pert_iname, Metadata_broad_sample, Metadata_moa. none: the
+    sites have no labels, and are there to be predicted."""
     platemap: Path | None = None
     """TSV with well_position and broad_sample, where the CSV does not say what a well got."""
     compounds: Path | None = None
@@ -132,7 +133,8 @@ def build(options: BuildOptions) -> None:
             shutil.rmtree(work)
         if store.cache is not None:
             masks.trim(store.cache)
-    console.print(f"{options.out}: {len(table)} sites, {table.sites[label_column].nunique()} classes of {label_column}")
+    classes = f"{table.sites[label_column].nunique()} classes of {label_column}" if label_column else "no labels"
+    console.print(f"{options.out}: {len(table)} sites, {classes}")
 
 
 def _tidy(out: Path) -> None:

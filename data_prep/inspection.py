@@ -37,7 +37,8 @@ class InspectOptions:
     images: Path
     """Folder the paths in the CSV start from."""
     label_column: str = ""
-    """Column of the label; empty takes the first of Metadata_pert_iname, Metadata_broad_sample, Metadata_moa."""
+    """Column of the label; empty takes the first of Metadata_pert_iname, Metadata_broad_sample, Metadata_moa. none: the
+    sites have no labels."""
     platemap: Path | None = None
     """TSV with well_position and broad_sample, where the CSV does not say what a well got."""
     compounds: Path | None = None
@@ -67,7 +68,8 @@ def inspect(options: InspectOptions) -> None:
     out.print(_counts(table))
     out.print(_channels(table, sizes := _sizes(table)))
     out.print(_labels(table, label_column))
-    found = [*warnings(table.sites, label_column), *merged_identities(table.sites, label_column)]
+    found = warnings(table.sites, label_column) if label_column else []
+    found += merged_identities(table.sites, label_column)
     if len({shape for counts in sizes.values() for shape, _ in counts}) > 1:
         found.append("sites differ in size; training needs one size: build with --resize N")
     for warning in found:
@@ -156,7 +158,8 @@ def _labels(table: SiteTable, label_column: str) -> Table:
     shown = Table(title="Columns to predict (* the label)", title_justify="left")
     for heading in ("column", "classes", "sites a class", "wells a class", "largest class"):
         shown.add_column(heading)
-    columns = dict.fromkeys([label_column, *(column for column in IDENTITY_COLUMNS if column in sites.columns)])
+    known = [column for column in IDENTITY_COLUMNS if column in sites.columns]
+    columns = dict.fromkeys([label_column, *known] if label_column else known)
     wells = sites.drop_duplicates([PLATE, WELL])
     for column in columns:
         counts = sites[column].value_counts()

@@ -21,6 +21,8 @@ from perturbjax.plates import PLATE, SITE, WELL, normalise_well
 
 #: The label is the first of these that a table has, unless `--label-column` says otherwise.
 LABEL_COLUMNS = ("Metadata_pert_iname", "Metadata_broad_sample", "Metadata_moa")
+#: What `--label-column` says of sites that have no label: they can be predicted.
+NO_LABEL = "none"
 #: Columns that each claim to say which perturbation it was; one may have several values where another has one.
 IDENTITY_COLUMNS = (
     "Metadata_pert_iname",
@@ -120,18 +122,21 @@ def channels_of(load_data: Path) -> list[str]:
 
 
 def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path) -> str:
-    """The label column asked for, or the first of `LABEL_COLUMNS` there is.
+    """The label column asked for, or the first of `LABEL_COLUMNS` there is; none where `NO_LABEL` was asked for.
 
     Raises:
         InputError: there is no such column, none at all, or a site has no value in it.
     """
+    if label_column == NO_LABEL:
+        return ""
     have = [column for column in sites.columns if column.startswith("Metadata_")]
     if not label_column:
         label_column = next((column for column in LABEL_COLUMNS if column in have), "")
     if not label_column:
         raise InputError(
             f"{load_data}: none of {', '.join(LABEL_COLUMNS)} is there to be the label; "
-            f"choose one with --label-column (there are {', '.join(have)}), or join --platemap and --compounds"
+            f"choose one with --label-column (there are {', '.join(have)}), or join --platemap and --compounds; "
+            f"sites without labels, to predict, are built with --label-column {NO_LABEL}"
         )
     if label_column not in have:
         if label_column in read_table(load_data).columns:
@@ -144,15 +149,16 @@ def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path) -> str
     if len(empty):
         raise InputError(
             f"{load_data}, row {empty.iloc[0]}: {label_column} is empty ({len(empty)} such rows); "
-            f"fill it in ({SOLVENT} for the solvent), join --platemap, or choose another --label-column"
+            f"fill it in ({SOLVENT} for the solvent), join --platemap, or choose another --label-column "
+            f"({NO_LABEL} for sites that are only to be predicted)"
         )
     return label_column
 
 
 def merged_identities(sites: pd.DataFrame, label_column: str) -> list[str]:
     """One sentence for each identity column in which some labels stand for several values."""
-    notes = []
-    for column in IDENTITY_COLUMNS:
+    notes: list[str] = []
+    for column in IDENTITY_COLUMNS if label_column else ():
         if column == label_column or column not in sites.columns:
             continue
         values = sites[sites[column] != ""].groupby(label_column)[column].nunique()

@@ -8,6 +8,7 @@ import gzip
 import io
 import lzma
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ def read_table(path: Path, sep: str = ",") -> pd.DataFrame:
     if not rows:
         raise InputError(f"{path}: is empty; it needs a header and one row per site")
     columns = [name.strip() for name in rows[0]]
-    twice = next((name for number, name in enumerate(columns) if name in columns[:number]), None)
-    if twice is not None:
-        raise InputError(f"{path}: column {twice or '(without a name)'} stands twice in the header; rename one of them")
+    name, times = Counter(columns).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path}: column {name or '(without a name)'} stands twice in the header; rename one of them")
     for number, row in enumerate(rows[1:], FIRST_ROW):
         if len(row) != len(columns):
             raise InputError(

@@ -42,7 +42,7 @@ def _run(argv: list[str]) -> None:
     if argv and argv[0] not in ("-h", "--help"):
         raise InputError(f"perturbjax {argv[0]}: unknown; choose one of {', '.join(VERBS)}")
     print("usage: perturbjax VERB [options]    (perturbjax VERB --help says more)\n")
-    print(help.listed({name: (verb.__doc__ or "").strip().splitlines()[0] for name, verb in VERBS.items()}))
+    print(help.listed({name: (verb.__doc__ or " ").splitlines()[0] for name, verb in VERBS.items()}))
     sys.exit(0 if argv else 2)
 
 
@@ -222,7 +222,7 @@ class SplitOptions:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require_output(self.out)
+        require_output(self.out, ".parquet")
         require("folds", self.folds, self.folds >= 2, "2 or more")
         require("fold", self.fold, 0 <= self.fold < self.folds, f"from 0 to --folds - 1, {self.folds - 1}")
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")

@@ -175,7 +175,9 @@ def require_sound(options: Any) -> None:
 
 
 def require_output(path: Path, *suffixes: str) -> None:
-    """Refuse an output that is no name of its own (`.`, `/`, empty), or that ends in none of `suffixes`.
+    """Refuse an output that is no name of its own (`.`, `/`, empty), or is there and cannot be replaced (a device).
+
+    With `suffixes` it is a file that ends in one of them, else a folder.
 
     Raises:
         InputError: names the flag `--out`.
@@ -186,6 +188,8 @@ def require_output(path: Path, *suffixes: str) -> None:
         path.name not in ("", "..") and "\0" not in str(path),
         "the name of what to make, not a folder that is there",
     )
+    is_kind, kind = (path.is_file, "a regular file") if suffixes else (path.is_dir, "a folder")
+    require("out", path, is_kind() or not os.path.exists(path), f"a new name, or {kind}")
     if suffixes:
         require("out", path, path.suffix in suffixes, f"a name that ends in {' or '.join(suffixes)}")
 

@@ -16,21 +16,29 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+#: A table of ours has a byte for a cell or two; one of many more than this would fill the memory from a small file.
+MOST_CELLS_A_BYTE = 100
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to, and rename it to `path` when the block succeeds.
 
-    The temporary name keeps the suffix of `path`, since many writers choose their format by it.
+    The temporary name keeps the suffix of `path`, since many writers choose their format by it. A link stays one: what
+    it points to is replaced.
 
     Raises:
-        InputError: the folder of `path` cannot be written to.
+        InputError: the folder of `path` cannot be written to, or `path` is there and no regular file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    make_folder(path.parent)
+    if path.exists() and not path.is_file():  # a device or a pipe would become a file
+        raise InputError(f"{path}: is there and is not a regular file; choose another output")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{path.suffix}")
+    make_folder(target.parent)
     try:
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
     finally:
@@ -56,6 +64,34 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write a table that is read back, atomically; every page of it has a checksum."""
+    with atomic(path) as temporary:
+        table.to_parquet(temporary, index=False, write_page_checksum=True)
+
+
+def read_parquet(path: Path, advice: str) -> pd.DataFrame:
+    """Read a table; pages that have a checksum are held to it.
+
+    Raises:
+        InputError: it cannot be read, or unfolds to absurdly more than the file; the message ends with `advice`.
+    """
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        shape = pq.read_metadata(path)
+        if shape.num_rows * shape.num_columns > MOST_CELLS_A_BYTE * path.stat().st_size:
+            raise ValueError(f"{shape.num_rows} rows in {path.stat().st_size} bytes")
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except Exception as error:  # pyarrow raises many kinds; to the user they all mean the same
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: cannot be read as parquet ({reason}); {advice}") from error
 
 
 def write_csv(path: Path, table: pd.DataFrame, *, index: bool = False) -> None:

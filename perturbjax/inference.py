@@ -167,7 +167,7 @@ class Network:
 
     def _decoder(self, dataset: SiteSource, statistics: Statistics | None, input: InputConfig) -> Decoder:
         recipe = self.run.recipe
-        sites = describe_sites(dataset, input, self.run.class_names, seed=recipe.seed, statistics=statistics)
+        sites = describe_sites(dataset, input, (), seed=recipe.seed, statistics=statistics)  # of labels it asks none
         return Decoder(dataset, sites, input, recipe.augment)
 
     def _answers(
@@ -215,15 +215,13 @@ class _Arrays:
         return self._images[position], self._masks[position]
 
     def column(self, name: str) -> pd.Series:
-        """The plates, a channel's mean or deviation, or empty labels.
+        """The plates, or a channel's mean or deviation.
 
         Raises:
             InputError: it is of those that only a dataset has.
         """
         if name == PLATE:
             return pd.Series(self._plates, dtype=str)
-        if name == self.label_column:
-            return pd.Series([""] * len(self))
         statistic, _, channel = name.partition("_")
         if statistic not in ("mean", "std") or channel not in self.channel_names:
             raise InputError(f"{self.path}: keeps no statistics to normalise arrays by; apply it to a whole dataset")
@@ -242,6 +240,12 @@ def _require_fitting(run: Run, dataset: Dataset) -> None:
             raise InputError(
                 f"{dataset.path}: {what} is {here}, {run.path} was trained on {trained}; build the dataset alike"
             )
+
+
+def feature_names(groups: Sequence[str], count: int) -> list[str]:
+    """What features are called in every table: counted from 1 after the name of their group, all of one size."""
+    numbers = range(1, count // len(groups) + 1)
+    return [f"{group}_{number:04d}" for group in groups for number in numbers]
 
 
 def load_network(

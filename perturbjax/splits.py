@@ -15,7 +15,7 @@ import pandas as pd
 
 from perturbjax.config import SplitConfig, SplitPolicy
 from perturbjax.console import InputError
-from perturbjax.files import atomic
+from perturbjax.files import read_parquet, write_parquet
 from perturbjax.plates import PLATE, WELL, compound_column, plate_layouts
 
 COLUMNS = ("site_id", "group", "part")
@@ -63,6 +63,11 @@ def make_split(
     if present < folds:
         raise InputError(
             f"--split {policy} --folds {folds}: there are only {present} groups ({policy}s); use fewer folds"
+        )
+    if (most := int(pd.Series(labels).value_counts().iloc[0])) < folds:
+        raise InputError(
+            f"--folds {folds}: no class of column {label} has more than {most} sites; use fewer folds, or "
+            "choose another --label-column"
         )
     if policy == "site":
         counts = pd.Series(labels).value_counts()
@@ -122,8 +127,7 @@ def fingerprint(manifest: pd.DataFrame) -> str:
 
 def write_split(manifest: pd.DataFrame, path: Path) -> None:
     """Write a manifest as parquet, atomically; how it was made travels in its metadata."""
-    with atomic(path) as temporary:
-        manifest.to_parquet(temporary, index=False)
+    write_parquet(path, manifest)
 
 
 def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
@@ -135,10 +139,7 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
         InputError: unreadable, a column is missing, a part is unknown, a site is unknown or twice there, a group
             stands on both sides, or a side is empty.
     """
-    try:
-        manifest = pd.read_parquet(path)
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read as a split manifest ({error})") from error
+    manifest = read_parquet(path, "make it again with `perturbjax split`")
     if missing := [column for column in COLUMNS if column not in manifest.columns]:
         raise InputError(f"{path}: no column {missing[0]!r}; a manifest has {', '.join(COLUMNS)}")
     if unknown := set(manifest["part"]) - {TRAIN, TEST}:

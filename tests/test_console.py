@@ -137,3 +137,9 @@ def test_a_digest_is_that_of_the_bytes(tmp_path):
 def test_names_of_classes_come_through_json_as_they_are(tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps(HOSTILE))
     assert read_json(tmp_path / "labels.json") == HOSTILE
+
+
+@pytest.mark.parametrize("module", ["perturbjax.cli", "data_prep"])
+def test_commands_are_listed_where_python_drops_docstrings_and_assertions(module):
+    done = subprocess.run([sys.executable, "-OO", "-m", module, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr and ("build" in done.stdout) and "Traceback" not in done.stdout

@@ -153,12 +153,12 @@ def test_no_options_object_holds_what_it_may_not(kind):
 
 def example(kind: type) -> Any:
     """One sound instance: defaults, and some path or text for what has none."""
-    out = {EmbedConfig: "e.png", TrainSegmenterConfig: "w.safetensors"}.get(kind, "w.pth")
+    suffix = {EmbedConfig: ".png", TrainSegmenterConfig: ".safetensors", ExportConfig: ".pth"}.get(kind, ".parquet")
     given: dict = {FeaturesConfig: {"weights": "w"}, ProfileConfig: {"features": (Path("there"),)}}.get(kind, {})
     for field in dataclasses.fields(kind):
         hint = typing.get_type_hints(kind)[field.name]
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            one = Path(out) if field.name == "out" else Path("there")
+            one = Path(f"o{suffix}") if field.name == "out" else Path("there")
             lone = "P" if hint is str else one
             given[field.name] = example(hint) if dataclasses.is_dataclass(hint) else lone
             if typing.get_origin(hint) is tuple:
@@ -180,6 +180,11 @@ def example(kind: type) -> Any:
         ("evaluate --run run --replicates 0", "--replicates 0"),
         ("split --data data --out split.parquet --folds 1", "--folds 1: must be 2 or more"),
         ("predict --run run --data data --out .", "--out ."),
+        ("predict --run run --data data --out p.txt", "--out p.txt: must be a name that ends in .parquet or .csv"),
+        ("predict --run run --data data --out /dev/null", "--out /dev/null: must be a new name, or a regular file"),
+        ("classify --features f --out /dev/null", "--out /dev/null: must be a new name, or a folder"),
+        ("split --data data --out s.csv", "--out s.csv: must be a name that ends in .parquet"),
+        ("features --data data --out f.csv --weights w", "--out f.csv: must be a name that ends in .parquet or .h5ad"),
         ("embed --features f.parquet --out page.pdf", "--out page.pdf: must be a name that ends in .png"),
         ("features --data data --out f.parquet", "--weights"),
         ("classify --features f --out o --hold-out P --all-folds", "--hold-out P"),

@@ -154,6 +154,8 @@ def test_a_damaged_manifest_is_refused_by_name(tmp_path, how, words):
         ("plate", "Metadata_moa", 1, "at least 2 folds"),
         ("compound", "Metadata_pert_iname", 2, "nothing can be learned"),
         ("nonsense", "Metadata_moa", 2, "unknown"),
+        ("site", "site_id", 2, "no class of column site_id has more than 1 sites; use fewer folds"),
+        ("well", "Metadata_moa", 200, "use fewer folds"),
     ],
 )
 def test_an_impossible_split_says_what_to_do(policy, label, folds, words):

@@ -9,9 +9,22 @@ import pandas as pd
 
 from perturbjax import dataset
 
+LABEL = "Metadata_pert_iname"
 
-def write_dataset(path: Path, *, sites: int, size: int, channels: list[str]) -> Path:
-    """Three sites a well, eight wells a plate; every fourth site is flat in its first channel."""
+
+def write_dataset(
+    path: Path,
+    *,
+    sites: int,
+    size: int,
+    channels: list[str],
+    compounds: tuple[str, str] = ("DMSO", "taxol"),
+    label_column: str = LABEL,
+) -> Path:
+    """Three sites a well, eight wells a plate; every fourth site is flat in its first channel.
+
+    An empty `label_column` leaves the compounds out.
+    """
     rng = np.random.default_rng(0)
     images = rng.integers(100, 60_000, (sites, size, size, len(channels)), dtype=np.uint16)
     images[::4, ..., 0] = 500
@@ -23,14 +36,14 @@ def write_dataset(path: Path, *, sites: int, size: int, channels: list[str]) -> 
             "Metadata_Plate": [f"P{number // 24}" for number in range(sites)],
             "Metadata_Well": [f"A{number // 3 % 8 + 1:02d}" for number in range(sites)],
             "Metadata_Site": [str(number % 3 + 1) for number in range(sites)],
-            "Metadata_pert_iname": [("DMSO", "taxol")[number // 3 % 2] for number in range(sites)],
+            LABEL: [compounds[number // 3 % 2] for number in range(sites)],
         }
     )
     return dataset.write_dataset(
         path,
-        table,
+        table if label_column else table.drop(columns=LABEL),
         map(dataset.SitePixels, images, masks),
         channel_names=channels,
         image_dtype=np.uint16,
-        label_column="Metadata_pert_iname",
+        label_column=label_column,
     )

@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt, UInt16
 
 from perturbjax.console import InputError
 from perturbjax.dataset.schema import INDEX, INDEX_COLUMNS, LARGEST_SITE, PROVENANCE, SCHEMA_VERSION
-from perturbjax.files import file_digest, read_json
+from perturbjax.files import file_digest, read_json, read_parquet
 
 #: How pixels can be stored → the module with that format's `open_pixels` and `write_pixels`.
 FORMATS = {"array_record": "perturbjax.dataset.array_record"}
@@ -45,7 +45,7 @@ class SiteSource(Protocol):
 
     @property
     def label_column(self) -> str:
-        """The column it was built with as its label; training may choose any other."""
+        """The column it was built with as its label, empty where it has none; training may choose any other."""
         ...
 
     @property
@@ -197,7 +197,7 @@ class SiteDataset:
 
     @property
     def label_column(self) -> str:
-        """The column the dataset was built with as its label."""
+        """The column the dataset was built with as its label; empty where it was built without labels."""
         return self.provenance["label_column"]
 
     @property
@@ -221,8 +221,12 @@ class SiteDataset:
         Raises:
             InputError: there is no such column; the message lists those there are.
         """
+        known = ", ".join(column for column in self.index.columns if column.startswith("Metadata_"))
+        if not name:
+            raise InputError(
+                f"{self.path}: was built without labels; predict it, or give --label-column, one of {known}"
+            )
         if name not in self.index.columns:
-            known = ", ".join(column for column in self.index.columns if column.startswith("Metadata_"))
             raise InputError(f"{self.path / INDEX}: no column {name!r}; it has {known}")
         return self.index[name]
 
@@ -337,10 +341,7 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
 
 
 def _read_index(path: Path, provenance: dict[str, Any]) -> pd.DataFrame:
-    try:
-        index = pd.read_parquet(path / INDEX)
-    except Exception as error:  # pyarrow raises many kinds
-        raise InputError(f"{path / INDEX}: cannot be read ({error}); build the dataset again") from error
+    index = read_parquet(path / INDEX, "build the dataset again")
     if missing := [name for name in INDEX_COLUMNS if name not in index.columns]:
         raise InputError(f"{path / INDEX}: no column {missing[0]!r}; build the dataset again")
     if index.empty or index["site_id"].duplicated().any():

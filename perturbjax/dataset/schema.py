@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float64, UInt, UInt16
 
 #: Raised when a record's or the index's meaning changes; a directory of another version is refused.
@@ -23,6 +22,8 @@ INDEX_COLUMNS = ("site_id", "label", "height", "width", "n_cells", "mask_area")
 STATISTICS = ("mean", "std", "p01", "p50", "p99")
 #: Index column with the SHA-256 of the files a site was made from, where it was made from files.
 SOURCE_DIGEST = "source_sha256"
+#: The one class of a dataset without labels: every record must have one, and its features name it.
+UNLABELLED = "unlabelled"
 #: Pixels a channel of one site may have: more is no camera's image, and would fill the memory.
 LARGEST_SITE = 1 << 27
 
@@ -63,11 +64,6 @@ def site_statistics(image: UInt[np.ndarray, "h w c"]) -> Float64[np.ndarray, "c 
 def count_cells(mask: UInt16[np.ndarray, "h w"]) -> int:
     """Instances of a mask; 0 is background."""
     return int(np.unique(mask[mask > 0]).size)
-
-
-def label_names(table: pd.DataFrame, label_column: str) -> list[str]:
-    """The classes of a label column, in the order of their numbers."""
-    return sorted(table[label_column].unique())
 
 
 def metadata_of(columns: Iterable[str]) -> list[str]:

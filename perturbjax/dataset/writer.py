@@ -15,13 +15,13 @@ from perturbjax.dataset.schema import (
     INDEX,
     PROVENANCE,
     SCHEMA_VERSION,
+    UNLABELLED,
     Contents,
     SitePixels,
     index_row,
-    label_names,
     metadata_of,
 )
-from perturbjax.files import atomic, file_digest, write_json
+from perturbjax.files import file_digest, write_json, write_parquet
 
 
 def write_dataset(
@@ -44,7 +44,7 @@ def write_dataset(
         sites: their pixels, in the same order; read once, never gathered.
         channel_names: of the image's channels, in stored order.
         image_dtype: uint8 or uint16, of every image.
-        label_column: column of `table` whose sorted values are the classes.
+        label_column: column of `table` whose sorted values are the classes; empty where the sites have no labels.
         pixel_bytes: image and mask of all sites together, uncompressed; more than one shard holds makes several.
         facts: more to say in the provenance of how it was made.
         format: how pixels are stored, one of `FORMATS`.
@@ -55,19 +55,19 @@ def write_dataset(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     channel_names, dtype = list(channel_names), np.dtype(image_dtype)
-    classes = label_names(table, label_column)
+    labels = table[label_column] if label_column else pd.Series(UNLABELLED, table.index)
+    classes = sorted(labels.unique())
     columns = metadata_of(table.columns)
     contents = Contents(len(table), len(channel_names), dtype, classes, columns, pixel_bytes)
     index: list[dict[str, Any]] = []
 
     def records() -> Iterator[dict[str, Any]]:
-        for texts, site in zip(table[["site_id", *columns]].to_dict("records"), sites, strict=True):
-            index.append(index_row(texts, classes.index(texts[label_column]), site, channel_names))
-            yield {"image": site.image, "mask": site.mask, "label": texts[label_column], **texts}
+        for label, texts, site in zip(labels, table[["site_id", *columns]].to_dict("records"), sites, strict=True):
+            index.append(index_row(texts, classes.index(label), site, channel_names))
+            yield {"image": site.image, "mask": site.mask, "label": label, **texts}
 
     importlib.import_module(FORMATS[format]).write_pixels(folder, records, contents)
-    with atomic(folder / INDEX) as temporary:
-        pd.DataFrame(index).to_parquet(temporary, index=False)
+    write_parquet(folder / INDEX, pd.DataFrame(index))
     held = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(folder.iterdir())
@@ -81,7 +81,7 @@ def write_dataset(
         "label_column": label_column,
         "image_dtype": dtype.name,
         "n_sites": len(index),
-        "n_classes": len(classes),
+        "n_classes": len(classes) if label_column else 0,
         "n_cells": sum(row["n_cells"] for row in index),
     }
     write_json(folder / PROVENANCE, {**facts, "content_sha256": content_digest(held), "files": held})

@@ -15,12 +15,12 @@ from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation import views
 from perturbjax.evaluation.judge import judge, run_as_subject
 from perturbjax.evaluation.judgement import MODEL, Judgement, cell, read_judgement
-from perturbjax.evaluation.predictions import predictions_table, write_predictions
+from perturbjax.evaluation.predictions import label_numbers, predictions_table, write_predictions
 from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.feed import FeedChoice
-from perturbjax.files import atomic, file_digest, make_folder
-from perturbjax.inference import BATCH_SIZE, load_network
+from perturbjax.files import file_digest, make_folder, write_parquet
+from perturbjax.inference import BATCH_SIZE, feature_names, load_network
 from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.checkpoint import Which
 from perturbjax.training.devices import ComputeConfig, open_devices
@@ -64,11 +64,11 @@ class PredictConfig:
     data: Path
     """Dataset directory; its channels must be those the run was trained on."""
     out: Path
-    """Parquet to write: Metadata_*, site_id, part, label, predicted, and one probability a class."""
+    """Table to write, .parquet or .csv: Metadata_*, site_id, part, label, predicted, and one probability a class."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require_output(self.out)
+        require_output(self.out, ".parquet", ".csv")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def table_of(run: Run, index: pd.DataFrame, answers: Predictions, part: Any) -> 
 def evaluate(config: EvaluateConfig) -> Judgement | None:
     """Judge a run on its own split: write `evaluation/` (predictions, features, scores, tables).
 
-    Of several processes the first judges and writes; the others return None.
+    Nothing is computed of labels that the run does not know, and nothing written before all is judged. Of several
+    processes the first judges and writes; the others return None.
 
     Raises:
         InputError: the run or its dataset cannot be used.
@@ -142,22 +143,15 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     run = open_run(config.apply.run)
     dataset = run.open_data(config.data)
     manifest = run.manifest(dataset.index)
-    index = dataset.index.set_index("site_id", drop=False).rename_axis(None)
-    positions = dataset.index.reset_index().set_index("site_id").loc[manifest["site_id"], "index"].to_numpy()
+    positions = dataset.positions(manifest["site_id"].tolist())
+    rows = dataset.index.iloc[positions].reset_index(drop=True)
+    label_numbers(dataset.column(run.label_column).iloc[positions], run.class_names, str(dataset.path))
     answers = apply_run(run, dataset, positions, config.apply)
     if not is_first():
         return None
-    rows = index.loc[manifest["site_id"]].reset_index(drop=True)
     part = manifest["part"].to_numpy()
     table = table_of(run, rows, answers, part)
-
-    out = make_folder(run.path / EVALUATION)
-    write_predictions(out / PREDICTIONS, table)
     features = features_table(run, rows, part, answers.features)
-    with atomic(out / FEATURES) as temporary:
-        features.to_parquet(temporary, index=False)
-    replicates_of = COMPOUND if COMPOUND in rows.columns else run.label_column
-    evaluate_retrieval(features[part == TEST], out, label_column=replicates_of)
     rows = rows.assign(label=table["label"])
     subject, fold = run_as_subject(table, rows[part == TRAIN], rows[part == TEST], run.class_names)
     judgement = judge(
@@ -168,6 +162,12 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
         seed=run.recipe.seed,
         replicates=config.replicates,
     )
+
+    out = make_folder(run.path / EVALUATION)
+    write_predictions(out / PREDICTIONS, table)
+    write_parquet(out / FEATURES, features)
+    replicates_of = COMPOUND if COMPOUND in rows.columns else run.label_column
+    evaluate_retrieval(features[part == TEST], out, label_column=replicates_of)
     views.write_run(judgement, subject, fold, run.class_names, out)
     return judgement
 
@@ -196,5 +196,5 @@ def features_table(run: Run, index: pd.DataFrame, part: np.ndarray, features: np
     """`Metadata_*` (site and part among them) first, then one column a feature of the network."""
     metadata = index[[column for column in index.columns if column.startswith("Metadata_")]]
     metadata = metadata.assign(Metadata_site_id=index["site_id"], Metadata_part=part).reset_index(drop=True)
-    names = [f"{run.recipe.model.model}_{number:04d}" for number in range(features.shape[1])]
+    names = feature_names([run.recipe.model.model], features.shape[1])
     return pd.concat([metadata, pd.DataFrame(features, columns=names)], axis=1)

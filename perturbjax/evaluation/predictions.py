@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from perturbjax.console import InputError
 from perturbjax.evaluation.scores import check_probabilities
-from perturbjax.files import atomic
+from perturbjax.files import read_parquet, write_csv, write_parquet
 from perturbjax.splits import TEST
 
 _PROBABILITY = "prob_"
@@ -53,9 +53,8 @@ def predictions_table(
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
-    """Write the table (parquet), atomically."""
-    with atomic(path) as temporary:
-        table.to_parquet(temporary, index=False)
+    """Write the table, atomically: as text where the name ends in .csv, else as parquet."""
+    (write_csv if path.suffix == ".csv" else write_parquet)(path, table)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -64,11 +63,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     Raises:
         InputError: the file cannot be read, or lacks a column.
     """
-    try:
-        table = pd.read_parquet(path)
-    except Exception as error:  # pyarrow and pandas raise many kinds; to the user they all mean the same
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as parquet ({reason}); predict again") from error
+    table = read_parquet(path, "predict again")
     for column in ("site_id", "part", "label", "predicted"):
         if column not in table.columns:
             raise InputError(f"{path}: no column {column!r}; it is no table of predictions")

@@ -23,6 +23,7 @@ from perturbjax.features.profiles import Profiles, aggregate_to_wells, read_prof
 from perturbjax.features.settings import EACH, ClassifyConfig, Preparation, ProfileConfig
 from perturbjax.features.source import read_source
 from perturbjax.files import make_folder, write_csv, write_json
+from perturbjax.splits import TEST, TRAIN
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -140,25 +141,34 @@ def _manifests(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[s
         found = {"split_file" if split.split_file else f"fold_{split.fold}": one}
     for fold, manifest in found.items():
         _require_two_classes(fold, manifest, profiles, label)
+    if not any(_classes(one, profiles, label, TRAIN) & _classes(one, profiles, label, TEST) for one in found.values()):
+        raise InputError(
+            f"{config.profiles.features[0]}: no class of column {label} is both in training and judged, so nothing can "
+            "be learned; choose another --label-column or split"
+        )
     return found
 
 
 def _hold_out(profiles: Profiles, plate: str) -> pd.DataFrame:
     groups = profiles.column(PLATE)
-    part = np.where(groups == plate, splits.TEST, splits.TRAIN)
+    part = np.where(groups == plate, TEST, TRAIN)
     manifest = pd.DataFrame({"site_id": profiles.metadata["site_id"], "group": groups, "part": part})
     splits.check_no_overlap(manifest, f"--hold-out {plate}")
     return manifest
 
 
 def _require_two_classes(fold: str, manifest: pd.DataFrame, profiles: Profiles, label: str) -> None:
-    train = set(manifest.loc[manifest["part"] == splits.TRAIN, "site_id"])
-    classes = profiles.column(label)[profiles.metadata["site_id"].isin(train)].unique()
+    classes = _classes(manifest, profiles, label, TRAIN)
     if len(classes) < 2:
         raise InputError(
-            f"{fold}: column {label} has one class ({classes[0]}) in training; a classifier needs two: choose another "
-            "--label-column or split"
+            f"{fold}: column {label} has one class ({classes.pop()}) in training; a classifier needs two: choose "
+            "another --label-column or split"
         )
+
+
+def _classes(manifest: pd.DataFrame, profiles: Profiles, label: str, part: str) -> set[str]:
+    rows = profiles.metadata["site_id"].isin(manifest.loc[manifest["part"] == part, "site_id"])
+    return set(profiles.column(label)[rows])
 
 
 @dataclasses.dataclass
@@ -195,7 +205,7 @@ class _Task:
         from perturbjax.features.classifiers import CLASSIFIERS, probabilities
 
         rows, arrays, inner = self._prepare(manifest)
-        labels = self.labels[rows[splits.TRAIN]]
+        labels = self.labels[rows[TRAIN]]
         start = time.monotonic()
         recipe = CLASSIFIERS[name]
         model = recipe.make(len(labels), len(np.unique(labels)), self.config.seed)
@@ -205,23 +215,23 @@ class _Task:
         model.set_params(**chosen)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            model.fit(arrays[splits.TRAIN], labels)
+            model.fit(arrays[TRAIN], labels)
         self.notes += [f"{name}: {str(w.message).splitlines()[0]}" for w in caught if "onverge" in str(w.message)]
         setting = ", ".join(f"{key} {value:g}" for key, value in chosen.items())
-        train, test = (probabilities(model, arrays[part], classes) for part in (splits.TRAIN, splits.TEST))
+        train, test = (probabilities(model, arrays[part], classes) for part in (TRAIN, TEST))
         return _Fitted(train, test, time.monotonic() - start, setting, score)
 
     def _prepare(self, manifest: pd.DataFrame) -> _Prepared:
         if self._fold is None or self._fold[0] is not manifest:
             rows = {
                 part: self.position[manifest.loc[manifest["part"] == part, "site_id"]].to_numpy()
-                for part in (splits.TRAIN, splits.TEST)
+                for part in (TRAIN, TEST)
             }
-            groups = manifest.loc[manifest["part"] == splits.TRAIN, "group"].to_numpy()
-            steps, train = self._prepared(rows[splits.TRAIN], groups)
+            groups = manifest.loc[manifest["part"] == TRAIN, "group"].to_numpy()
+            steps, train = self._prepared(rows[TRAIN], groups)
             self.notes += notes_of(steps)
-            arrays = {splits.TRAIN: train, splits.TEST: steps.transform(self.table.iloc[rows[splits.TEST]])}
-            inner = list(self._inner(rows[splits.TRAIN], groups)) if self.config.tune else []
+            arrays = {TRAIN: train, TEST: steps.transform(self.table.iloc[rows[TEST]])}
+            inner = list(self._inner(rows[TRAIN], groups)) if self.config.tune else []
             self._fold = (manifest, _Prepared(rows, arrays, inner))
         return self._fold[1]
 
@@ -280,7 +290,7 @@ def _tune(model: Any, grid: tuple[dict[str, Any], ...], inner: list, criterion: 
 
 def _fold(name: str, manifest: pd.DataFrame, index: pd.DataFrame) -> Fold:
     by_id = index.set_index("site_id", drop=False)
-    sides = [by_id.loc[manifest.loc[manifest["part"] == part, "site_id"]] for part in (splits.TRAIN, splits.TEST)]
+    sides = [by_id.loc[manifest.loc[manifest["part"] == part, "site_id"]] for part in (TRAIN, TEST)]
     return Fold(name, *(side.reset_index(drop=True) for side in sides))
 
 
@@ -325,8 +335,8 @@ def _write(
             predictions_table(index, values, class_names, part=part, label=index["label"])
             for at, fold in enumerate(folds)
             for part, index, values in (
-                *([(splits.TRAIN, fold.train, subject.train[at])] if single else []),
-                (splits.TEST, fold.test, subject.test[at]),
+                *([(TRAIN, fold.train, subject.train[at])] if single else []),
+                (TEST, fold.test, subject.test[at]),
             )
         ]
         write_predictions(out / "predictions" / f"{subject.name}.parquet", pd.concat(tables, ignore_index=True))

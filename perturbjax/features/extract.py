@@ -30,6 +30,7 @@ from perturbjax.features import tables
 from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, dihedral, intensity_range
 from perturbjax.feed import Decoder, Order, Sites, open_feed
 from perturbjax.files import atomic, file_digest, make_folder, read_json, write_json
+from perturbjax.inference import feature_names
 from perturbjax.models import BACKBONES, Mode
 from perturbjax.training.devices import ComputeConfig, Placement, open_devices
 
@@ -45,7 +46,8 @@ class FeaturesConfig:
     data: Path
     """Dataset directory."""
     out: Path
-    """File to write. Where extraction was interrupted, the same command goes on."""
+    """File to write: .parquet (Metadata_* first, then one column a feature) or .h5ad (AnnData). Where extraction was
+    interrupted, the same command goes on."""
     backbone: str = "resnet50"
     """Network that weights are published for."""
     weights: str = ""
@@ -61,13 +63,11 @@ class FeaturesConfig:
     """Sites a step, over all devices."""
     level: Literal["site", "well"] = "site"
     """well: the mean of each well's sites."""
-    format: Literal["parquet", "anndata"] = "parquet"
-    """parquet: Metadata_* first, then one column a feature. anndata: an .h5ad."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require_output(self.out)
+        require_output(self.out, ".parquet", ".h5ad")
         if self.run is None and not self.weights:
             backbone = BACKBONES.get(self.backbone)
             such = f", such as {backbone.source}, {backbone.licence}" if backbone and backbone.source else ""
@@ -102,7 +102,7 @@ def extract(config: FeaturesConfig) -> Path:
         InputError: dataset, weights or run cannot be used or do not fit, a flag makes no sense, or `out` cannot be
             written.
     """
-    if config.format == "anndata":
+    if config.out.suffix == ".h5ad":
         tables.require_anndata()
     dataset = open_dataset(config.data)
     make_folder(config.out.parent)
@@ -126,8 +126,8 @@ def extract(config: FeaturesConfig) -> Path:
         done = number + 1
 
     parts = [np.load(_part_file(work, number), mmap_mode="r") for number in range(done)]
-    names = _feature_names(extractor.groups, parts[0].shape[1])
-    rows = tables.write(config.out, config.format, config.level, dataset.index, parts, names, extractor.facts)
+    names = feature_names(extractor.groups, parts[0].shape[1])
+    rows = tables.write(config.out, config.level, dataset.index, parts, names, extractor.facts)
     shutil.rmtree(work)
     console.print(f"{rows} {config.level}s, {len(names)} features")
     return config.out
@@ -177,11 +177,6 @@ def _one_ahead(items: Iterator[Array]) -> Iterator[Array]:
         yield before
         before = item
     yield before
-
-
-def _feature_names(groups: list[str], count: int) -> list[str]:
-    numbers = range(1, count // len(groups) + 1)
-    return [f"{group}_{number:04d}" for group in groups for number in numbers]
 
 
 def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Placement) -> Extractor:

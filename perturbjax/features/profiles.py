@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float32
 
 from perturbjax.console import InputError
 from perturbjax.dataset import PLATE, SITE, WELL
+from perturbjax.files import read_parquet
 
 METADATA = "Metadata_"
 #: Begins the names of features that are a dataset's index's own statistics, and not a network's.
@@ -104,14 +105,10 @@ def _read_table(path: Path) -> pd.DataFrame:
     name = path.name.lower()
     if not path.is_file():
         raise InputError(f"{path}: no such features file; make one with `perturbjax features`")
-    try:
-        if name.endswith((".parquet", ".pq")):
-            table = pd.read_parquet(path)
-        else:
-            table = pd.read_csv(path, sep="\t" if ".tsv" in name else ",", low_memory=False)
-    except Exception as error:  # pyarrow and pandas raise many kinds; to the user they all mean the same
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as parquet or CSV ({reason})") from error
+    if name.endswith((".parquet", ".pq")):
+        table = read_parquet(path, "make it again")
+    else:
+        table = _read_csv(path, "\t" if ".tsv" in name else ",")
     if missing := [column for column in (PLATE, WELL) if column not in table.columns]:
         raise InputError(f"{path}: no column {missing[0]}; profiles need the plate and the well of every row")
     if table.empty:
@@ -119,6 +116,14 @@ def _read_table(path: Path) -> pd.DataFrame:
     if (repeated := table.columns.duplicated()).any():
         raise InputError(f"{path}: column {table.columns[repeated][0]!r} is twice there")
     return table
+
+
+def _read_csv(path: Path, sep: str) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, sep=sep, low_memory=False)
+    except Exception as error:  # pandas and the packers raise many kinds; to the user they all mean the same
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: cannot be read as CSV ({reason}); make it again") from error
 
 
 def _shared_features(tables: list[pd.DataFrame], paths: Sequence[Path | str], notes: list[str]) -> list[str]:

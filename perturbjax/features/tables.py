@@ -15,19 +15,17 @@ from perturbjax.console import InputError
 from perturbjax.dataset import PLATE, WELL
 from perturbjax.files import atomic
 
-Format = Literal["parquet", "anndata"]
 Level = Literal["site", "well"]
 Parts = Sequence[Float32[np.ndarray, "_n _d"]]
 #: Under which key the provenance of the features stands in the file.
 PROVENANCE_KEY = "perturbjax"
 
 
-def write(
-    path: Path, format: Format, level: Level, index: pd.DataFrame, parts: Parts, names: list[str], facts: dict[str, Any]
-) -> int:
+def write(path: Path, level: Level, index: pd.DataFrame, parts: Parts, names: list[str], facts: dict[str, Any]) -> int:
     """Write the features of an index's records, in order, and return the number of rows.
 
     Args:
+        path: its suffix decides: .h5ad is AnnData's, else parquet.
         parts: the features of consecutive records; they may be memory maps, and are read one after the other.
         names: of the features.
         facts: how they came about, as plain values.
@@ -37,7 +35,7 @@ def write(
     if level == "well":
         metadata, parts = well_means(metadata, parts)
     with atomic(path) as temporary:
-        (_write_parquet if format == "parquet" else _write_anndata)(temporary, metadata, parts, names, facts)
+        (_write_anndata if path.suffix == ".h5ad" else _write_parquet)(temporary, metadata, parts, names, facts)
     return len(metadata)
 
 
@@ -71,7 +69,7 @@ def _write_parquet(path: Path, metadata: pd.DataFrame, parts: Parts, names: list
             columns = [pa.array(np.ascontiguousarray(column)) for column in np.asarray(part).T]
             table = pa.table([*left.columns, *columns], names=[*left.column_names, *names])
             table = table.replace_schema_metadata({PROVENANCE_KEY: json.dumps(facts)})
-            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer = writer or pq.ParquetWriter(path, table.schema, write_page_checksum=True)
             writer.write_table(table)
     finally:
         if writer is not None:
@@ -85,7 +83,7 @@ def require_anndata() -> None:
     try:
         import anndata  # noqa: F401
     except ImportError as error:
-        raise InputError("--format anndata: needs anndata; run `pip install 'perturbjax[anndata]'`") from error
+        raise InputError("--out: .h5ad needs anndata; run `pip install 'perturbjax[anndata]'`") from error
 
 
 def _write_anndata(path: Path, metadata: pd.DataFrame, parts: Parts, names: list[str], facts: dict[str, Any]) -> None:

@@ -39,16 +39,20 @@ def describe_sites(
 ) -> Sites:
     """Labels and normalisation of every record, from the index alone: no image is decoded.
 
-    `class_names` gives the logit order; None takes the sorted values of the label column. `seed` decides which mask
-    each image gets under `mask_use="shuffle"`: one fixed cycle through all records, so that none keeps its own.
+    `class_names` gives the logit order; None takes the sorted values of the label column; where they are none, nobody
+    asks for labels, and the dataset need have none. `seed` decides which mask each image gets under
+    `mask_use="shuffle"`: one fixed cycle through all records, so that none keeps its own.
     `statistics` are those that the run was trained with; None fits them to this dataset.
 
     Raises:
         InputError: the label column, or a channel's statistics, are not in the index.
     """
-    values = dataset.column(input.label_column or dataset.label_column).astype(str)
-    names = tuple(sorted(values.unique())) if class_names is None else tuple(class_names)
-    labels = pd.Index(names).get_indexer(values).astype(np.int32)
+    names: tuple[str, ...] = ()
+    labels = np.full(len(dataset), -1, np.int32)
+    if class_names is None or len(class_names):
+        values = dataset.column(input.label_column or dataset.label_column).astype(str)
+        names = tuple(sorted(values.unique())) if class_names is None else tuple(class_names)
+        labels = pd.Index(names).get_indexer(values).astype(np.int32)
     shift, scale = normalize.intensities(dataset, input, statistics)
     mask_of = np.arange(len(dataset), dtype=np.int32)
     if input.mask_use == "shuffle":

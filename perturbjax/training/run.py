@@ -21,7 +21,7 @@ from perturbjax import normalize
 from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
 from perturbjax.dataset import INDEX, Dataset, open_dataset
-from perturbjax.files import atomic, file_digest, make_folder, read_json, write_json
+from perturbjax.files import atomic, file_digest, make_folder, read_json, read_parquet, write_json
 from perturbjax.splits import fingerprint, read_split, split_for, write_split
 
 CONFIG, SPLIT_FILE, LABELS, METRICS = "config.json", "split.parquet", "labels.json", "metrics.jsonl"
@@ -251,12 +251,10 @@ def _read_split_file(path: Path) -> pd.DataFrame:
     Raises:
         InputError: it is missing or damaged.
     """
-    file = path / SPLIT_FILE
-    try:
-        table = pd.read_parquet(file)
-        return table.assign(site_id=table["site_id"].astype(str), part=table["part"].astype(str))
-    except Exception as error:  # pyarrow raises many kinds
-        raise InputError(f"{file}: cannot be read ({str(error).splitlines()[0]}); restore it") from error
+    table = read_parquet(path / SPLIT_FILE, "restore it")
+    if not {"site_id", "part"} <= set(table.columns):
+        raise InputError(f"{path / SPLIT_FILE}: is not the split that the run was trained by; restore it")
+    return table.assign(site_id=table["site_id"].astype(str), part=table["part"].astype(str))
 
 
 def _json(value: Any) -> str:

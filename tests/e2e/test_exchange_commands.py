@@ -116,7 +116,7 @@ def test_a_description_of_another_file_is_refused(command, capsys, run, checkpoi
     command("export-torch", "--run", run, "--out", weights)
     weights.write_bytes(checkpoint[0].read_bytes())
     said = refusal(capsys, "import-torch", "--checkpoint", weights, "--out", tmp_path / "back")
-    assert "weights.pth.json: describes another file" in said
+    assert "weights.pth.json: describes other tensors" in said
 
 
 def test_what_cannot_be_imported_is_refused_in_one_line(capsys, checkpoint, imported, sites, tmp_path):

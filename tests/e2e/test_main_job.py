@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 from commands import SMALL, assert_same_parameters
 
-from perturbjax.dataset import open_dataset
+from data_prep.__main__ import main as build
+from perturbjax.cli import main as perturbjax
+from perturbjax.dataset import PLATE, SITE, WELL, open_dataset
 
 
 def test_a_run_directory_holds_all_that_is_promised(run):
@@ -61,6 +63,24 @@ def test_a_split_manifest_travels_from_split_to_train(command, run, dataset, tmp
     manifest = pd.read_parquet(tmp_path / "split.parquet")
     used = pd.read_parquet(run / "split.parquet")
     pd.testing.assert_frame_equal(manifest, used)
+
+
+def test_images_without_labels_are_built_and_predicted_like_those_with(run, plates, tmp_path):
+    table = pd.read_csv(plates / "load_data.csv", dtype=str)
+    known = [name for name in table if name.startswith(("FileName", "PathName", PLATE, WELL, SITE))]
+    table[known].to_csv(tmp_path / "load_data.csv", index=False)
+    paths = ("--load-data", tmp_path / "load_data.csv", "--images", plates, "--out", tmp_path / "data")
+    for command, *words in (
+        (build, "build", *paths, "--workers", 1, "--label-column", "none"),
+        (perturbjax, "predict", "--run", run, "--data", tmp_path / "data", "--out", tmp_path / "p.parquet"),
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            command([str(word) for word in words])
+    unlabelled = pd.read_parquet(tmp_path / "p.parquet").set_index("site_id")
+    assert set(unlabelled["label"]) == {""}
+    judged = pd.read_parquet(run / "evaluation" / "predictions.parquet").set_index("site_id")
+    names = [name for name in judged if name.startswith("prob_")]
+    np.testing.assert_allclose(unlabelled.loc[judged.index, names], judged[names], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["pmap", "sharded"])

@@ -254,6 +254,23 @@ def test_the_command_ends_with_one_line_and_status_two_on_bad_input(
     assert said.startswith("error: features: no column 'Metadata_nothing'") and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "dealt",
+    [
+        {"hold_out": "P3"},
+        {"hold_out": "each"},
+        {"hold_out": "", "split": SplitConfig(split="site", folds=3)},
+        {"hold_out": "", "split": SplitConfig(split="well", folds=3)},
+    ],
+)
+def test_labels_that_are_all_different_are_refused(tmp_path: Path, dealt) -> None:
+    table = make_table()
+    table["Metadata_pert_iname"] = [f"compound {number}" for number in range(len(table))]
+    with pytest.raises(InputError, match="Metadata_pert_iname"):
+        classify(config_for(table, tmp_path, **dealt))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_ridge_takes_seconds_on_three_thousand_profiles_of_two_thousand_features() -> None:
     import time

@@ -146,7 +146,7 @@ def test_four_devices_give_what_one_gives(data, weights, table, tmp_path):
 
 
 def test_a_well_is_the_mean_of_its_sites_and_anndata_holds_the_same(data, weights, table, tmp_path):
-    out = extract(config(data, weights, tmp_path / "wells.h5ad", level="well", format="anndata"))
+    out = extract(config(data, weights, tmp_path / "wells.h5ad", level="well"))
     sites = pd.read_parquet(table)
     features = [c for c in sites if not c.startswith("Metadata_")]
     wells = anndata.read_h5ad(out)

@@ -1,37 +1,46 @@
 """`python -m tests.storms`: try to break every command, and say how each case ended.
 
-`--seconds` bounds each half; `--only` takes storms by name. Ends with status 1 if anything ended otherwise than right,
-refused in one line, or killed and then finished as if nothing had happened.
+`--only` takes storms by name. Ends with status 1 if anything ended otherwise than right, refused in one line, or killed
+and then finished as if nothing had happened.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import pandas as pd
 import tyro
 
 from experiments.bench.tables import markdown
 from tests.storms import files, kills, oddities
-from tests.storms.arena import GOOD, Arena
-from tests.storms.files import Finding
-from tests.storms.material import Material, make_material
+from tests.storms.arena import Arena
+from tests.storms.material import Material
+from tests.storms.outcomes import GOOD, Finding, summary
 
-OUTCOMES = (*GOOD, "traceback", "silently different", "hang", "memory", "executed")
+#: Cases of a subject in one part: parts are what processes share.
+PART = 60
+Storm = Callable[[Arena, Path], Iterator[Finding]]
 
 
 @dataclass(frozen=True)
 class Options:
     """What is tried, and how often."""
 
-    mutations: int = 2000
+    mutations: int = 2100
     """Damaged files, over all subjects; the quicker a subject, the more of them it gets."""
-    kills: int = 200
+    kills: int = 210
     """Commands killed, interrupted or terminated at random instants."""
     seed: int = 0
     """Of all that is random."""
@@ -45,58 +54,76 @@ class Options:
 
 def main(options: Options) -> int:
     """Run the storms, print their table, and say whether all ended well."""
-    with tempfile.TemporaryDirectory(prefix="storm-") as folder, Arena() as arena:
-        root = Path(folder)
-        made = make_material(arena, root)
-        jobs = plan(made, options)
-        with ThreadPoolExecutor(options.processes) as threads:
-            found = [f for part in threads.map(lambda job: run(job, made, root), enumerate(jobs)) for f in part]
-    table = pd.DataFrame([vars(finding) for finding in found])
+    started = time.monotonic()
+    found = run(options)
     if options.out is not None:
-        table.to_csv(options.out, index=False)
-    print(markdown(summary(table)) if len(table) else "nothing was tried")
-    bad = [finding for finding in found if finding.outcome not in GOOD]
-    for finding in bad:
-        print(f"{finding.outcome}: {finding.subject}, {finding.mutation}, {finding.file}: {finding.said[:200]}")
+        pd.DataFrame([vars(one) for one in found]).to_csv(options.out, index=False)
+    print(markdown(summary(found)) if found else "nothing was tried")
+    minutes, used = (time.monotonic() - started) / 60, os.times()
+    processor = (used.children_user + used.children_system) / 60
+    print(f"{len(found)} cases in {minutes:.1f} minutes, {processor:.1f} of a processor, {options.processes} at once")
+    bad = [one for one in found if one.outcome not in GOOD]
+    for one in bad:
+        print(f"{one.outcome}: {one.storm}, {one.case}, {one.file}: {one.said[:200]}")
     return int(bool(bad))
 
 
-def plan(made: Material, options: Options) -> list[tuple]:
-    """(kind, subject, how many, seed), each subject in parts so that two processes share the work."""
-    tried = [s for s in files.subjects(made) if options.only in s.name]
-    shares = {s.name: 1 / max(s.cost, 0.3) ** 0.75 for s in tried}
-    whole = sum(shares.values()) or 1.0
-    jobs = []
+def run(options: Options) -> list[Finding]:
+    """Every case of the storms that were asked for."""
+    with tempfile.TemporaryDirectory(prefix="storm-") as folder, ExitStack() as stack:
+        arenas: SimpleQueue[Arena] = SimpleQueue()
+        for _ in range(options.processes):
+            arenas.put(stack.enter_context(Arena()))
+        first = arenas.get()
+        made = Material(first, Path(folder) / "made")
+        parts = plan(made.make() if options.processes > 1 else made, options)
+        arenas.put(first)
+
+        def one_part(number: int) -> list[Finding]:
+            name, storm = parts[number]
+            arena, place = arenas.get(), Path(folder) / f"part{number}"
+            place.mkdir()
+            try:
+                found = list(storm(arena, place))
+            finally:
+                arenas.put(arena)
+                shutil.rmtree(place)
+            ended = ", ".join(f"{n} {outcome}" for outcome, n in Counter(one.outcome for one in found).items())
+            print(f"{name}: {ended}", file=sys.stderr, flush=True)
+            return found
+
+        with ThreadPoolExecutor(options.processes) as threads:
+            return [one for part in threads.map(one_part, range(len(parts))) for one in part]
+
+
+def plan(made: Material, options: Options) -> list[tuple[str, Storm]]:
+    """The storms that were asked for, by name, the longest first."""
+    parts: list[tuple[str, Storm]] = []
+    for target in kills.targets(made):
+        share = -(-options.kills // len(kills.targets(made)))
+        parts.append((target.name, partial(_kill, target=target, count=share, seed=options.seed)))
+    for oddity in oddities.oddities():
+        parts.append((oddity.name, partial(_odd, oddity=oddity, made=made)))
+    tried = [subject for subject in files.subjects(made) if options.only in subject.name]
+    shares = {subject.name: subject.cost**-0.75 for subject in tried}
     for subject in tried:
-        count = max(round(options.mutations * shares[subject.name] / whole), 1)
-        for part in range(0, count, 50):
-            jobs.append(("files", subject, min(50, count - part), options.seed + part))
-    targets = [t for t in kills.targets(made) if options.only in t.name]
-    for target in targets:
-        for part in range(0, -(-options.kills // max(len(targets), 1)), 8):
-            jobs.append(("kills", target, 8, options.seed + part))
-    jobs.extend(("oddities", oddity, 1, 0) for oddity in oddities.ODDITIES if options.only in oddity.name)
-    return jobs
+        count = max(round(options.mutations * shares[subject.name] / sum(shares.values())), 1)
+        for start in range(0, count, PART):
+            damage = partial(_damage, subject=subject, count=min(PART, count - start), seed=options.seed + start)
+            parts.append((subject.name, damage))
+    return [(name, storm) for name, storm in parts if options.only in name]
 
 
-def run(job: tuple, made: Material, root: Path) -> list[Finding]:
-    """One part of the storm, in a folder and a process of its own."""
-    number, (kind, subject, count, seed) = job
-    folder = root / f"job{number}"
-    folder.mkdir()
-    with Arena() as arena:
-        storm = {"files": files.storm, "kills": kills.storm}.get(kind)
-        found = list(storm(arena, subject, folder, count, seed) if storm else subject.run(arena, made, folder))
-    ended = Counter(f.outcome for f in found)
-    print(f"{subject.name}: {', '.join(f'{n} {o}' for o, n in ended.items())}", file=sys.stderr, flush=True)
-    return found
+def _damage(arena: Arena, place: Path, *, subject: files.Subject, count: int, seed: int) -> Iterator[Finding]:
+    return files.storm(arena, subject, place, count, seed)
 
 
-def summary(table: pd.DataFrame) -> list[dict[str, object]]:
-    """How often each outcome came, by storm and in all."""
-    counted = pd.crosstab(table["subject"], table["outcome"]).reindex(columns=list(OUTCOMES), fill_value=0)
-    counted.loc["all"] = counted.sum()
-    return [{"storm": name, **row} for name, row in counted.to_dict("index").items()]
+def _kill(arena: Arena, place: Path, *, target: kills.Target, count: int, seed: int) -> Iterator[Finding]:
+    return kills.storm(arena, target, place, count, seed)
+
+
+def _odd(arena: Arena, place: Path, *, oddity: oddities.Oddity, made: Material) -> Iterator[Finding]:
+    return oddity.run(arena, made, place)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Running one command of a storm, and saying how it ended."""
+"""Running the commands of a storm, each in a process of its own that has imported everything already."""
 
 from __future__ import annotations
 
@@ -10,17 +10,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-#: No hostile input may make a command hold more than this.
-PEAK_BYTES = 2**30
 #: A command here takes seconds; one that takes this long hangs.
 LIMIT_S = 90.0
-
-Outcome = Literal["right", "one line", "killed", "traceback", "silently different", "hang", "memory", "executed"]
-#: Outcomes that are as promised; the others are findings.
-GOOD: tuple[Outcome, ...] = ("right", "one line", "killed")
 
 
 @dataclass(frozen=True)
@@ -91,28 +84,3 @@ class Arena:
             ended = json.loads(self._process.stdout.readline())
             texts = {name: Path(said, name).read_text(errors="replace") for name in ("stdout", "stderr")}
         return Ended(**ended, **texts)
-
-
-def classify(ended: Ended, *, same: bool, may_differ: bool, marker: Path) -> Outcome:
-    """How a command ended.
-
-    Args:
-        same: its result is that of the undamaged input.
-        may_differ: another result is right too, since the input says something else and says it well.
-        marker: a file that exists if something of the input was executed.
-    """
-    if marker.exists():
-        return "executed"
-    if ended.timed_out:
-        return "memory" if ended.peak_bytes > PEAK_BYTES else "hang"
-    if ended.peak_bytes > PEAK_BYTES:
-        return "memory"
-    if "Traceback (most recent call last)" in ended.stderr or "Traceback (most recent call last)" in ended.stdout:
-        return "traceback"
-    if ended.status == 0:
-        return "right" if same or may_differ else "silently different"
-    if ended.signalled and ended.status in (-9, -15, -2, 130, 143):
-        return "killed"
-    if ended.status == 2 and (len(ended.errors) == 1 or "Parsing error" in ended.stderr + ended.stdout):
-        return "one line"
-    return "traceback"

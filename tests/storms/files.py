@@ -12,9 +12,10 @@ from random import Random
 
 import pandas as pd
 
-from tests.storms.arena import Arena, Order, Outcome, classify
-from tests.storms.material import BUILT, TRAINED, Material
+from tests.storms.arena import Arena, Ended, Order
+from tests.storms.material import BUILT, TRAINED, Material, read_plates
 from tests.storms.mutations import BYTES, CSV, CSV_SAME, JSON, Mutation, well_formed
+from tests.storms.outcomes import Finding, finding
 
 Command = Callable[[Path], Sequence[object]]
 #: Files a hostile one would leave behind if it ran.
@@ -27,7 +28,7 @@ class Subject:
 
     Attributes:
         name: what the table calls it.
-        source: folder that is copied for each case.
+        source: makes the folder that is copied for each case.
         files: pattern of the files that are damaged, within it.
         command: from the copy to the command line.
         result: from the copy to what the command made, comparable; the undamaged copy's is the truth.
@@ -37,7 +38,7 @@ class Subject:
     """
 
     name: str
-    source: Path
+    source: Callable[[], Path]
     files: str
     command: Command
     result: Callable[[Path, str], str]
@@ -46,37 +47,26 @@ class Subject:
     cost: float = 1.0
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One case, and how it ended."""
-
-    subject: str
-    mutation: str
-    file: str
-    outcome: Outcome
-    said: str
-
-
 def subjects(made: Material) -> list[Subject]:
     """Every kind of file a user can hand to a command."""
-    plates, built = ("--images", made.plates), ("--out", "OUT", *BUILT)
+    built = ("--out", "OUT", *BUILT)
 
     def inspect(folder: Path) -> Sequence[object]:
-        return ("data_prep", "inspect", "--load-data", folder / "load_data.csv", *plates)
+        return ("data_prep", "inspect", *read_plates(made, folder / "load_data.csv"))
 
     def build(folder: Path) -> Sequence[object]:
         return ("data_prep", "build", "--load-data", folder / "load_data.csv", "--images", folder, *built)
 
     def build_csv(folder: Path) -> Sequence[object]:
-        return ("data_prep", "build", "--load-data", folder / "load_data.csv", *plates, *built)
+        return ("data_prep", "build", *read_plates(made, folder / "load_data.csv"), *built)
 
     def split(folder: Path) -> Sequence[object]:
         return ("perturbjax", "split", "--data", folder, "--out", folder.parent / "OUT.parquet", "--folds", 2)
 
-    def predict(run: Path | None, data: Path | None) -> Command:
+    def predict(run: Callable[[], Path] | None, data: Callable[[], Path] | None) -> Command:
         def command(folder: Path) -> Sequence[object]:
-            out = folder.parent / "OUT.parquet"
-            return ("perturbjax", "predict", "--run", run or folder, "--data", data or folder, "--out", out)
+            read = ("--run", run() if run else folder, "--data", data() if data else folder)
+            return ("perturbjax", "predict", *read, "--out", folder.parent / "OUT.parquet")
 
         return command
 
@@ -84,18 +74,11 @@ def subjects(made: Material) -> list[Subject]:
         return ("perturbjax", "evaluate", "--run", folder, "--data", made.dataset, "--replicates", 50)
 
     def train(folder: Path) -> Sequence[object]:
-        out = folder.parent / "OUT"
-        return (
-            "perturbjax",
-            "train",
-            "--data",
-            made.dataset,
-            "--out",
-            out,
-            *TRAINED,
-            "--split-file",
-            folder / "s.parquet",
-        )
+        flags = ("--data", made.dataset, "--out", folder.parent / "OUT", "--split-file", folder / "split.parquet")
+        return ("perturbjax", "train", *flags, *TRAINED)
+
+    def described() -> Path:
+        return _folder_of(made.root / "pth", made.weights, made.weights.with_name("weights.pth.json"))
 
     def classify_table(folder: Path) -> Sequence[object]:
         table = ("--features", folder / "features.parquet", "--models", "lda", "--folds", 2, "--split", "well")
@@ -104,34 +87,45 @@ def subjects(made: Material) -> list[Subject]:
     def import_torch(name: str) -> Command:
         return lambda folder: (
             *("perturbjax", "import-torch", "--checkpoint", folder / name, "--out", folder.parent / "OUT"),
-            *("--model", "attention", "--preset", "original"),
         )
 
-    csvs, images = made.plates.parent / "csv", made.plates
-    _folder_of(csvs, made.plates / "load_data.csv")
-    manifests = _folder_of(made.plates.parent / "manifests", made.split, "s.parquet")
-    tables = _folder_of(made.plates.parent / "tables", made.features)
-    pth = _folder_of(made.plates.parent / "pth", made.weights)
-    safe = _folder_of(made.plates.parent / "safetensors", made.safetensors)
+    def alone(name: str, file: Callable[[], Path]) -> Callable[[], Path]:
+        return lambda: _folder_of(made.root / name, file())
+
+    def dataset() -> Path:
+        return made.dataset
+
+    def run() -> Path:
+        return made.run
+
+    csv = alone("csv", lambda: made.plates / "load_data.csv")
     return [
-        Subject("inspect, CSV", csvs, "*.csv", inspect, stdout, CSV, well_formed, 0.3),
-        Subject("inspect, CSV otherwise written", csvs, "*.csv", inspect, stdout, CSV_SAME, cost=0.3),
-        Subject("build, CSV", csvs, "*.csv", build_csv, dataset_made, CSV, well_formed, 4),
-        Subject("build, TIFF", images, "**/*.tif*", build, dataset_made, BYTES, lambda _: True, 4),
-        Subject("split, dataset", made.dataset, "*", split, table_made, JSON, cost=0.5),
-        Subject("predict, dataset", made.dataset, "*", predict(made.run, None), table_made, JSON, cost=2),
-        Subject("predict, run", made.run, "**/*", predict(None, made.dataset), table_made, JSON, cost=2),
-        Subject("evaluate, run", made.run, "**/*", evaluate, scores_made, JSON, cost=4),
-        Subject("train, split manifest", manifests, "*.parquet", train, losses_made, BYTES, cost=5),
-        Subject("classify, features", tables, "*.parquet", classify_table, stdout, BYTES, cost=1.5),
-        Subject("import-torch, .pth", pth, "*.pth", import_torch(made.weights.name), ending, BYTES, cost=1),
-        Subject("import-torch, .safetensors", safe, "*", import_torch(made.safetensors.name), ending, BYTES, cost=1),
+        Subject("inspect, CSV", csv, "*.csv", inspect, stdout, CSV, well_formed, 0.3),
+        Subject("inspect, CSV otherwise written", csv, "*.csv", inspect, stdout, CSV_SAME, cost=0.3),
+        Subject("build, CSV", csv, "*.csv", build_csv, dataset_made, CSV, well_formed, 1),
+        Subject("build, TIFF", lambda: made.plates, "**/*.tif*", build, dataset_made, BYTES, lambda _: True, 1),
+        Subject("split, dataset", dataset, "*", split, table_made, JSON, cost=0.5),
+        Subject("predict, dataset", dataset, "*", predict(run, None), table_made, JSON),
+        Subject("predict, run", run, "**/*", predict(None, dataset), table_made, JSON, cost=2),
+        Subject("evaluate, run", run, "**/*", evaluate, scores_made, JSON, cost=4),
+        Subject("train, split manifest", alone("manifests", lambda: made.split), "*", train, losses_made, BYTES),
+        Subject("classify, features", alone("tables", lambda: made.features), "*", classify_table, stdout, BYTES),
+        Subject("import-torch, .pth", described, "*", import_torch("weights.pth"), run_made, JSON),
+        Subject(
+            "import-torch, .safetensors",
+            alone("safetensors", lambda: made.safetensors),
+            "*",
+            import_torch("weights.safetensors"),
+            run_made,
+            JSON,
+        ),
     ]
 
 
-def _folder_of(folder: Path, file: Path, name: str = "") -> Path:
+def _folder_of(folder: Path, *files: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    shutil.copy(file, folder / (name or file.name))
+    for file in files:
+        shutil.copy(file, folder)
     return folder
 
 
@@ -140,9 +134,10 @@ def stdout(folder: Path, said: str) -> str:
     return "\n".join(line for line in said.splitlines() if "written" not in line and " in " not in line)
 
 
-def ending(folder: Path, said: str) -> str:
-    """That it succeeded: what it made is held to its checksums by the command itself."""
-    return "done"
+def run_made(folder: Path, said: str) -> str:
+    """What the checkpoint of a run says of its arrays, recipe and labels; where they came from is another fact."""
+    facts = json.loads((folder.parent / "OUT" / "checkpoints" / "latest" / "0" / "facts" / "metadata").read_text())
+    return json.dumps([facts["arrays_sha256"], facts["recipe"], facts["classes"]])
 
 
 def dataset_made(folder: Path, said: str) -> str:
@@ -172,13 +167,14 @@ def _digest(data: bytes) -> str:
 def storm(arena: Arena, subject: Subject, root: Path, count: int, seed: int) -> Iterator[Finding]:
     """`count` cases of a subject, the mutations and files in turn; the same for the same seed."""
     random = Random(f"{subject.name} {seed}")
-    truth = _case(arena, subject, root, None)[1]
-    assert truth is not None, f"{subject.name}: fails on what is whole"
-    files = sorted(path.relative_to(subject.source) for path in subject.source.glob(subject.files) if path.is_file())
+    ended, truth = _case(arena, subject, root, None)
+    assert truth is not None, f"{subject.name}: fails on what is whole: {ended.stderr}"
+    source = subject.source()
+    files = sorted(path.relative_to(source) for path in source.glob(subject.files) if path.is_file())
     names = list(subject.mutations)
     for number in range(count):
         file, name = random.choice(files), names[number % len(names)]
-        damaged = subject.mutations[name]((subject.source / file).read_bytes(), random)
+        damaged = subject.mutations[name]((source / file).read_bytes(), random)
         if damaged is None:
             continue
         yield _judged(arena, subject, root, file, name, damaged, truth)
@@ -186,20 +182,18 @@ def storm(arena: Arena, subject: Subject, root: Path, count: int, seed: int) -> 
 
 def _judged(arena: Arena, subject: Subject, root: Path, file: Path, name: str, damaged: bytes, truth: str) -> Finding:
     ended, result = _case(arena, subject, root, (file, damaged))
-    outcome = classify(
-        ended, same=result == truth, may_differ=subject.may_differ(damaged), marker=root / "work" / MARKER
-    )
-    said = (ended.errors or ended.stderr.strip().splitlines() or [""])[-1]
-    return Finding(subject.name, name, str(file), outcome, said)
+    same = result == truth or subject.may_differ(damaged)
+    executed = (root / "work" / MARKER).exists()
+    return finding(subject.name, name, ended, file=str(file), same=same, executed=executed)
 
 
-def _case(arena: Arena, subject: Subject, root: Path, change: tuple[Path, bytes] | None):
+def _case(arena: Arena, subject: Subject, root: Path, change: tuple[Path, bytes] | None) -> tuple[Ended, str | None]:
     """Copy, damage, run; what the command said, and its result where it ended well."""
     folder, work = root / "copy", root / "work"
     for path in (folder, work, root / "OUT"):
         shutil.rmtree(path, ignore_errors=True)
     (root / "OUT.parquet").unlink(missing_ok=True)
-    shutil.copytree(subject.source, folder)
+    shutil.copytree(subject.source(), folder)
     work.mkdir()
     if change is not None:
         (folder / change[0]).write_bytes(change[1])

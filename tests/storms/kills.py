@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -9,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tests.storms.arena import Arena, Order, classify
-from tests.storms.files import Finding, dataset_made, losses_made, scores_made, stdout, table_made
-from tests.storms.material import BUILT, SIMULATED, TRAINED, Material
+from perturbjax.files import file_digest
+from tests.storms.arena import Arena, Order
+from tests.storms.files import Command, dataset_made, losses_made, run_made, scores_made, stdout, table_made
+from tests.storms.material import BUILT, SIMULATED, TRAINED, Material, read_plates
+from tests.storms.outcomes import Finding, finding
 
 #: Kills of one output before it is let finish.
 IN_A_ROW = 4
+Prepare = Callable[[Path], None]
+Result = Callable[[Path, str], str]
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
 
@@ -29,14 +34,13 @@ class Target:
     """
 
     name: str
-    prepare: Callable[[Path], None]
-    command: Callable[[Path], Sequence[object]]
-    result: Callable[[Path, str], str]
+    prepare: Prepare
+    command: Command
+    result: Result
 
 
 def targets(made: Material) -> list[Target]:
     """Every command that writes."""
-    plates = ("--load-data", made.plates / "load_data.csv", "--images", made.plates)
 
     def nothing(folder: Path) -> None:
         folder.mkdir()
@@ -44,56 +48,54 @@ def targets(made: Material) -> list[Target]:
     def run_copied(folder: Path) -> None:
         shutil.copytree(made.run, folder)
 
+    def perturbjax(name: str, result: Result, command: Command, prepare: Prepare = nothing) -> Target:
+        return Target(f"{name}, killed", prepare, lambda folder: ("perturbjax", name, *command(folder)), result)
+
+    def data_prep(name: str, result: Result, command: Command) -> Target:
+        return Target(f"{name}, killed", nothing, lambda folder: ("data_prep", name, *command(folder)), result)
+
+    def out(folder: Path) -> Path:
+        return folder.parent / "OUT"
+
+    def table(folder: Path) -> Path:
+        return folder.parent / "OUT.parquet"
+
+    def data() -> Sequence[object]:
+        return ("--data", made.dataset)
+
+    def build(folder: Path) -> Sequence[object]:  # the cache of masks would finish what a killed build began
+        return (*read_plates(made), "--out", "OUT", *BUILT, "--mask-cache", "none")
+
+    def profiles(folder: Path) -> Sequence[object]:
+        dealt = ("--folds", 2, "--split", "well", "--replicates", 50)
+        return ("--features", made.features, "--models", "lda", *dealt, "--out", out(folder))
+
     return [
-        Target(
-            "build, killed", nothing, lambda f: ("data_prep", "build", *plates, "--out", "OUT", *BUILT), dataset_made
+        data_prep("simulate", drawn, lambda f: ("--out", out(f), *SIMULATED)),
+        data_prep(
+            "build", dataset_made, lambda f: (*read_plates(made), "--out", "OUT", *BUILT, "--mask-cache", "none")
         ),
-        Target(
-            "train, killed",
-            nothing,
-            lambda f: (
-                *("perturbjax", "train", "--data", made.dataset, "--out", f.parent / "OUT", *TRAINED),
-                *("--checkpoint-every", 1),
-            ),
-            losses_made,
+        perturbjax("train", losses_made, lambda f: (*data(), "--out", out(f), *TRAINED, "--checkpoint-every", 1)),
+        perturbjax("evaluate", scores_made, lambda f: ("--run", f, *data(), "--replicates", 50), run_copied),
+        perturbjax("predict", table_made, lambda f: ("--run", made.run, *data(), "--out", table(f))),
+        perturbjax(
+            "features", table_made, lambda f: ("--run", made.run, *data(), "--out", table(f), "--batch-size", 1)
         ),
-        Target(
-            "evaluate, killed",
-            run_copied,
-            lambda f: ("perturbjax", "evaluate", "--run", f, "--data", made.dataset, "--replicates", 50),
-            scores_made,
-        ),
-        Target(
-            "predict, killed",
-            nothing,
-            lambda f: (
-                *("perturbjax", "predict", "--run", made.run, "--data", made.dataset),
-                *("--out", f.parent / "OUT.parquet"),
-            ),
-            table_made,
-        ),
-        Target(
-            "classify, killed",
-            nothing,
-            lambda f: (
-                *("perturbjax", "classify", "--features", made.features, "--models", "lda", "--folds", 2),
-                *("--split", "well", "--out", f.parent / "OUT", "--replicates", 50),
-            ),
-            stdout,
-        ),
-        Target(
-            "simulate, killed",
-            nothing,
-            lambda f: ("data_prep", "simulate", "--out", f.parent / "OUT", *SIMULATED),
-            lambda f, _: (f.parent / "OUT" / "load_data.csv").read_text(),
-        ),
-        Target(
-            "import-torch, killed",
-            nothing,
-            lambda f: ("perturbjax", "import-torch", "--checkpoint", made.safetensors, "--out", f.parent / "OUT"),
-            lambda f, _: (f.parent / "OUT" / "labels.json").read_text(),
-        ),
+        perturbjax("classify", stdout, profiles),
+        perturbjax("split", table_made, lambda f: (*data(), "--out", table(f), "--folds", 2)),
+        perturbjax("export-torch", weights_made, lambda f: ("--run", made.run, "--out", out(f).with_suffix(".pth"))),
+        perturbjax("import-torch", run_made, lambda f: ("--checkpoint", made.safetensors, "--out", out(f))),
     ]
+
+
+def drawn(folder: Path, said: str) -> str:
+    """The bytes of all simulated files."""
+    files = sorted(path for path in (folder.parent / "OUT").rglob("*") if path.is_file())
+    return json.dumps({path.name: file_digest(path) for path in files})
+
+
+def weights_made(folder: Path, said: str) -> str:
+    return file_digest(folder.parent / "OUT.pth") + file_digest(folder.parent / "OUT.pth.json")
 
 
 def storm(arena: Arena, target: Target, root: Path, count: int, seed: int) -> Iterator[Finding]:
@@ -103,32 +105,27 @@ def storm(arena: Arena, target: Target, root: Path, count: int, seed: int) -> It
     whole = arena.run(Order(target.command(folder), work))
     assert whole.status == 0, f"{target.name}: {whole.stderr}"
     truth = target.result(folder, whole.stdout + whole.stderr)
-    for _ in range(-(-count // IN_A_ROW)):
+    left = count
+    while left > 0:
         folder, work = _fresh(target, root)
-        for _ in range(IN_A_ROW):
+        for _ in range(min(IN_A_ROW, left)):
             name = random.choice(list(SIGNALS))
             after = random.uniform(0, whole.seconds)
             ended = arena.run(Order(target.command(folder), work, signal=SIGNALS[name], signal_after_s=after))
             if ended.status == 0:  # it was quicker than the signal
                 break
-            yield _finding(target, name, ended, same=False, root=root)
+            left -= 1
+            yield finding(target.name, name, ended)
         ended = arena.run(Order(target.command(folder), work))
         same = ended.status == 0 and target.result(folder, ended.stdout + ended.stderr) == truth
-        yield _finding(target, "started again", ended, same=same, root=root)
+        # Going on must not need a person: a refusal, however well said, is a finding here.
+        yield finding(target.name, "started again", ended, same=same).unless(ended.status == 0, "traceback")
 
 
 def _fresh(target: Target, root: Path) -> tuple[Path, Path]:
     folder, work = root / "copy", root / "work"
-    for path in (folder, work, root / "OUT", *root.glob(".OUT*")):
-        shutil.rmtree(path, ignore_errors=True)
-    (root / "OUT.parquet").unlink(missing_ok=True)
+    for path in root.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     target.prepare(folder)
     work.mkdir()
     return folder, work
-
-
-def _finding(target: Target, name: str, ended, *, same: bool, root: Path) -> Finding:
-    outcome = classify(ended, same=same, may_differ=False, marker=root / "executed")
-    if name == "started again" and outcome != "right":
-        outcome = "traceback" if outcome == "one line" else outcome  # going on must not need a person
-    return Finding(target.name, name, "", outcome, (ended.stderr.strip().splitlines() or [""])[-1])

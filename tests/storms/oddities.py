@@ -6,17 +6,21 @@ import os
 import pty
 import shutil
 import stat
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from tests.storms.arena import Arena, Ended, Order, classify
-from tests.storms.files import Finding
-from tests.storms.material import BUILT, SIMULATED, TRAINED, Material
+from tests.storms.arena import Arena, Order
+from tests.storms.hostile import hostile_files
+from tests.storms.material import BUILT, SIMULATED, TRAINED, Material, read_plates
+from tests.storms.outcomes import Finding, finding
 
-#: Texts that are code to some interpreter: matplotlib, rich, HTML, a spreadsheet, a shell, a path.
+#: Texts that are code to some interpreter: matplotlib, rich, HTML, a spreadsheet, a path, a terminal.
 HOSTILE_NAMES = (
     "$x_{$",
     "benzo[a]pyrene",
@@ -27,8 +31,21 @@ HOSTILE_NAMES = (
     "a\tb",
     "´é漢",
 )
-#: Kilobytes of one file at which the disk is full.
-FULL_AT_KB = (0, 1, 4, 16, 64, 256)
+#: Kilobytes that a file can have at most where the disk is full by a limit, and that a small disk has in all.
+LIMITS_KB, DISKS_KB = (0, 4, 64), (64, 512)
+WRITERS = ("simulate", "build", "train", "predict", "split", "import-torch", "export-torch")
+NOWHERE = "/proc/nowhere"
+#: What → variables set, and variables taken away.
+ENVIRONMENTS: dict[str, tuple[Mapping[str, str], Sequence[str]]] = {
+    "no HOME": ({}, ("HOME", "XDG_CACHE_HOME")),
+    "HOME that cannot be written": ({"HOME": NOWHERE, "XDG_CACHE_HOME": NOWHERE}, ()),
+    "40 columns": ({"COLUMNS": "40"}, ()),
+    "locale C": ({"LC_ALL": "C", "LANG": "C"}, ()),
+    "locale tr_TR": ({"LC_ALL": "tr_TR.UTF-8"}, ()),
+    "a zone 14 hours ahead": ({"TZ": "Pacific/Kiritimati"}, ()),
+    "SOURCE_DATE_EPOCH=x": ({"SOURCE_DATE_EPOCH": "x"}, ()),
+    "no TERM": ({}, ("TERM",)),
+}
 
 
 @dataclass(frozen=True)
@@ -39,139 +56,159 @@ class Oddity:
     run: Callable[[Arena, Material, Path], Iterator[Finding]]
 
 
-@dataclass(frozen=True)
-class _Try:
-    command: Sequence[object]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    without: Sequence[str] = ()
+def oddities() -> list[Oddity]:
+    """All of them, in parts that take alike."""
+    return [
+        *(Oddity(f"disk full, {name}", partial(full_disks, name=name)) for name in WRITERS),
+        *(Oddity(f"odd environment, {name}", partial(environment, name=name)) for name in ENVIRONMENTS),
+        Oddity("hostile file", hostile_files),
+        Oddity("hostile name", hostile_names),
+        Oddity("odd place", odd_places),
+    ]
 
 
 def _writers(made: Material, root: Path) -> dict[str, Sequence[object]]:
-    plates = ("--load-data", made.plates / "load_data.csv", "--images", made.plates)
-    out = root / "OUT"
+    out, table = ("--out", root / "OUT"), ("--out", root / "OUT.parquet")
     return {
-        "simulate": ("data_prep", "simulate", "--out", out, *SIMULATED),
-        "build": ("data_prep", "build", *plates, "--out", out, *BUILT),
-        "train": ("perturbjax", "train", "--data", made.dataset, "--out", out, *TRAINED, "--compile-cache", "none"),
-        "predict": ("perturbjax", "predict", "--run", made.run, "--data", made.dataset, "--out", root / "OUT.parquet"),
-        "split": ("perturbjax", "split", "--data", made.dataset, "--out", root / "OUT.parquet", "--folds", 2),
-        "import-torch": ("perturbjax", "import-torch", "--checkpoint", made.safetensors, "--out", out),
+        "simulate": ("data_prep", "simulate", *out, *SIMULATED),
+        "build": ("data_prep", "build", *read_plates(made), *out, *BUILT),
+        "train": ("perturbjax", "train", "--data", made.dataset, *out, *TRAINED),
+        "predict": ("perturbjax", "predict", "--run", made.run, "--data", made.dataset, *table),
+        "split": ("perturbjax", "split", "--data", made.dataset, *table, "--folds", 2),
+        "import-torch": ("perturbjax", "import-torch", "--checkpoint", made.safetensors, *out),
         "export-torch": ("perturbjax", "export-torch", "--run", made.run, "--out", root / "OUT.pth"),
     }
 
 
 def _clean(root: Path) -> None:
     for path in root.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _finding(name: str, what: str, ended: Ended, root: Path) -> Finding:
-    said = (ended.errors or ended.stderr.strip().splitlines() or [""])[-1]
-    return Finding(name, what, "", classify(ended, same=True, may_differ=True, marker=root / "executed"), said)
+def full_disks(arena: Arena, made: Material, root: Path, *, name: str) -> Iterator[Finding]:
+    """A writer where files cannot grow, and on a small disk; then again with room, where it must finish."""
+    command = _writers(made, root)[name]
+    for kilobytes in LIMITS_KB:
+        _clean(root)
+        ended = arena.run(Order(command, root, file_bytes=kilobytes * 1024))
+        yield finding("disk full", f"{name}, files of {kilobytes} KB", ended)
+        yield from _with_room(arena, command, root, f"{name} after files of {kilobytes} KB")
+    for kilobytes in DISKS_KB:
+        _clean(root)
+        with _disk(root / "disk", kilobytes) as disk:
+            if disk is None:
+                return
+            command = _writers(made, disk)[name]
+            yield finding("disk full", f"{name}, a disk of {kilobytes} KB", arena.run(Order(command, root)))
+            subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+            yield from _with_room(arena, command, root, f"{name} after a disk of {kilobytes} KB")
 
 
-def full_disks(arena: Arena, made: Material, root: Path) -> Iterator[Finding]:
-    """Every writer, with files that cannot grow; then again with room, which must finish what was begun."""
-    for name, command in _writers(made, root).items():
-        for kilobytes in FULL_AT_KB:
-            _clean(root)
-            ended = arena.run(Order(command, root, file_bytes=kilobytes * 1024))
-            yield _finding("disk full", f"{name} at {kilobytes} KB", ended, root)
-            if ended.status:
-                again = arena.run(Order(command, root))
-                finding = _finding("disk full, then room", f"{name} after {kilobytes} KB", again, root)
-                yield finding if again.status == 0 else Finding(**{**vars(finding), "outcome": "traceback"})
+def _with_room(arena: Arena, command: Sequence[object], root: Path, what: str) -> Iterator[Finding]:
+    again = arena.run(Order(command, root))
+    yield finding("disk full, then room", what, again).unless(again.status == 0, "traceback")
 
 
-def environments(arena: Arena, made: Material, root: Path) -> Iterator[Finding]:
-    """No home, a home that cannot be written, other locales, zones and widths: the same answers."""
-    readonly = "/proc/nowhere"
-    odd = {
-        "no HOME": ({}, ("HOME", "XDG_CACHE_HOME")),
-        "HOME that cannot be written": ({"HOME": readonly, "XDG_CACHE_HOME": readonly}, ()),
-        "40 columns": ({"COLUMNS": "40"}, ()),
-        "locale C": ({"LC_ALL": "C", "LANG": "C"}, ()),
-        "locale tr_TR": ({"LC_ALL": "tr_TR.UTF-8"}, ()),
-        "a zone 14 hours ahead": ({"TZ": "Pacific/Kiritimati"}, ()),
-        "SOURCE_DATE_EPOCH=x": ({"SOURCE_DATE_EPOCH": "x"}, ()),
-        "no TERM": ({}, ("TERM",)),
-    }
-    for what, (environment, without) in odd.items():
-        for name, command in _writers(made, root).items():
-            _clean(root)
-            ended = arena.run(Order(command, root, environment, without))
-            refused_well = what == "SOURCE_DATE_EPOCH=x" and ended.status == 2
-            finding = _finding("odd environment", f"{name}, {what}", ended, root)
-            yield finding if ended.status == 0 or refused_well else Finding(**{**vars(finding), "outcome": "traceback"})
+@contextmanager
+def _disk(folder: Path, kilobytes: int) -> Iterator[Path | None]:
+    """A file system of that size; None where the user may mount none."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder]
+    mounted = shutil.which("mount") and not subprocess.run(mount, capture_output=True).returncode
+    try:
+        yield folder if mounted else None
+    finally:
+        if mounted:
+            subprocess.run(["umount", folder], check=True)
+
+
+def environment(arena: Arena, made: Material, root: Path, *, name: str) -> Iterator[Finding]:
+    """No home, a home that cannot be written, other locales, zones and widths: commands end as anywhere else."""
+    variables, without = ENVIRONMENTS[name]
+    for verb, command in _writers(made, root).items():
+        _clean(root)
+        ended = arena.run(Order(command, root, variables, without))
+        refused_well = name == "SOURCE_DATE_EPOCH=x" and ended.status == 2
+        yield finding("odd environment", f"{verb}, {name}", ended).unless(
+            ended.status == 0 or refused_well, "traceback"
+        )
 
 
 def hostile_names(arena: Arena, made: Material, root: Path) -> Iterator[Finding]:
-    """Classes and folders with names that are code to somebody, from the CSV to the report."""
+    """Classes with names that are code to somebody, from the CSV to the report; then folders with such names."""
+    plates, csv = root / "plates", root / "load_data.csv"
+    drawn = ("--plates", 2, "--wells", 20, "--sites", 1, "--compounds", len(HOSTILE_NAMES), "--size", 48)
+    arena.run(Order(("data_prep", "simulate", "--out", plates, *drawn), root))
+    table = pd.read_csv(plates / "load_data.csv", dtype=str, keep_default_na=False)
+    label = table["Metadata_pert_iname"]
+    names = dict(zip(sorted(set(label) - {"DMSO"}), HOSTILE_NAMES, strict=True))
+    table.assign(Metadata_pert_iname=label.replace(names)).to_csv(csv, index=False)
+    run = root / "run"
+    profiles = ("--features", run / "evaluation" / "features.parquet", "--models", "lda", "--split", "plate")
+    for command in (
+        ("data_prep", "inspect", "--load-data", csv, "--images", plates),
+        ("data_prep", "build", "--load-data", csv, "--images", plates, "--out", root / "data", *BUILT),
+        ("perturbjax", "train", "--data", root / "data", "--out", run, *TRAINED, "--split", "plate"),
+        ("perturbjax", "evaluate", "--run", run, "--replicates", 50),
+        ("perturbjax", "classify", *profiles, "--folds", 2, "--out", root / "classified", "--replicates", 50),
+        ("perturbjax", "predict", "--run", run, "--data", root / "data", "--out", root / "p.csv"),
+    ):
+        ended = arena.run(Order(command, root))
+        yield finding("hostile name", f"{command[1]}, classes", ended).unless(ended.status == 0, "traceback")
+    report, cells = (run / "report.html").read_text(), pd.read_csv(root / "p.csv", dtype=str)
+    escaped = "<script>alert" not in report and not cells["label"].str.startswith("=").any()
+    yield finding("hostile name", "report and table", ended).unless(escaped, "executed")
     for name in HOSTILE_NAMES:
-        _clean(root)
-        table = pd.read_csv(made.plates / "load_data.csv", dtype=str, keep_default_na=False)
-        other = table["Metadata_pert_iname"].ne("DMSO")
-        first = table.loc[other, "Metadata_pert_iname"].iloc[0]
-        table.loc[table["Metadata_pert_iname"].eq(first), "Metadata_pert_iname"] = name
-        table.to_csv(root / "load_data.csv", index=False)
-        folder = root / name.replace("/", "_").replace("\t", " ")
-        plates = ("--load-data", root / "load_data.csv", "--images", made.plates)
+        folder = root / "named" / name.replace("/", "_").replace("\t", " ")
         for command in (
-            ("data_prep", "build", *plates, "--out", root / "data", *BUILT),
-            ("perturbjax", "train", "--data", root / "data", "--out", folder, *TRAINED),
-            ("perturbjax", "evaluate", "--run", folder, "--replicates", 50),
-            ("perturbjax", "classify", *("--features", folder / "evaluation" / "features.parquet", "--models", "lda"),
-             *("--folds", 2, "--split", "well", "--out", root / "classified", "--replicates", 50)),
-        ):  # fmt: skip
+            ("perturbjax", "split", "--data", made.dataset, "--out", folder / "s.parquet", "--folds", 2),
+            ("perturbjax", "train", "--data", made.dataset, "--out", folder / "run", "--split-file", folder / "none"),
+        ):
             ended = arena.run(Order(command, root))
-            finding = _finding("hostile name", f"{command[1]}, {name!r}", ended, root)
-            yield finding if ended.status == 0 else Finding(**{**vars(finding), "outcome": "traceback"})
-            if ended.status:
-                break
-        report = folder / "report.html"
-        if report.is_file() and "<script>alert" in report.read_text():
-            yield Finding("hostile name", f"report, {name!r}", "", "executed", "the page holds the script")
+            right = ended.status == (0 if command[1] == "split" else 2)
+            shown = str(folder) in "".join(ended.stderr.splitlines())
+            yield finding("hostile name", f"{command[1]}, folder {name}", ended).unless(right and shown, "traceback")
 
 
 def odd_places(arena: Arena, made: Material, root: Path) -> Iterator[Finding]:
-    """Outputs that are no files or hold a user's own, inputs that are no files."""
-    build = ("data_prep", "build", "--load-data", made.plates / "load_data.csv", "--images", made.plates, *BUILT)
+    """Outputs that are no files or hold a user's own, inputs that are no files: each is refused."""
     predict = ("perturbjax", "predict", "--run", made.run, "--data", made.dataset)
     os.mkfifo(root / "fifo")
+    os.mkfifo(root / "fifo.parquet")
+    (root / "folder.parquet").mkdir()
     device = _device(root)
-    tries = {
+    (root / "device.csv").symlink_to(device)
+    mine = Path(shutil.copytree(made.dataset, root / "mine"))
+    (mine / "notes.txt").write_text("mine")
+    build = ("data_prep", "build", *read_plates(made), *BUILT)
+    tries: dict[str, Sequence[object]] = {
         "build --out .": (*build, "--out", "."),
         "build --out /": (*build, "--out", "/"),
         "build --out ''": (*build, "--out", ""),
+        "build --overwrite over a user's file": (*build, "--out", mine, "--overwrite", "--resize", 24),
         "CSV is a FIFO": ("data_prep", "inspect", "--load-data", root / "fifo", "--images", made.plates),
         "CSV is a folder": ("data_prep", "inspect", "--load-data", root, "--images", made.plates),
         "predict to a device": (*predict, "--out", device),
-        "predict to a folder": (*predict, "--out", root),
+        "predict to a link to a device": (*predict, "--out", root / "device.csv"),
+        "predict to a pipe": (*predict, "--out", root / "fifo.parquet"),
+        "predict to a folder": (*predict, "--out", root / "folder.parquet"),
+        "predict to standard output": (*predict, "--out", "/dev/stdout"),
         "dataset is a file": ("perturbjax", "split", "--data", made.split, "--out", root / "s.parquet"),
         "run is a dataset": ("perturbjax", "evaluate", "--run", made.dataset),
         "weights are a FIFO": ("perturbjax", "import-torch", "--checkpoint", root / "fifo", "--out", root / "o"),
     }
     for what, command in tries.items():
         ended = arena.run(Order(command, root, limit_s=45))
-        finding = _finding("odd place", what, ended, root)
-        yield finding if ended.status == 2 else Finding(**{**vars(finding), "outcome": "silently different"})
-    if not device.is_char_device():
-        yield Finding("odd place", "predict to a device", "", "silently different", "the device became a file")
+        yield finding("odd place", what, ended).unless(ended.status == 2, "silently different")
+    whole = device.is_char_device() and (root / "fifo.parquet").is_fifo() and (mine / "notes.txt").is_file()
+    yield finding("odd place", "what was there is there", ended).unless(whole, "silently different")
 
 
 def _device(root: Path) -> Path:
     """A device that may be spoilt: one of our own where the user may make one, else a terminal's end."""
-    own = root / "null"
+    own = root / "null.parquet"
     try:
         os.mknod(own, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     except PermissionError:
         return Path(os.ttyname(pty.openpty()[1]))
     return own
-
-
-ODDITIES = [
-    Oddity("disk full", full_disks),
-    Oddity("odd environment", environments),
-    Oddity("hostile name", hostile_names),
-    Oddity("odd place", odd_places),
-]

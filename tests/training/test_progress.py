@@ -1,5 +1,7 @@
 """A run knows how far it is: what it goes on from, and what is left when it must stop."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -87,3 +89,11 @@ def test_a_directory_is_kept_by_one_at_a_time(tmp_path):
     with pytest.raises(InputError, match="holds no run"), locked(tmp_path):
         pass
     assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("damage", [b"\xff\x00\x80", b'{"epoch": 2', b"[" * 100_000, b'{"epoch": "x"}', b"null"])
+def test_what_follows_a_damaged_line_of_metrics_is_left_out(tmp_path, damage):
+    row = {"epoch": 1, "step": 4, "split": "train", "loss": 2.0, "accuracy": 0.5}
+    whole = json.dumps(row).encode()
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([whole, damage, whole]))
+    assert read_metrics(tmp_path) == [row]

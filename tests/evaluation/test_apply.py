@@ -1,0 +1,120 @@
+"""A run applied to data: what is known of the sites is asked for before anything is computed, and only if needed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_dataset import write_dataset
+
+from perturbjax.config import AugmentConfig, OptimConfig, Recipe, SplitConfig
+from perturbjax.console import InputError
+from perturbjax.dataset import open_dataset
+from perturbjax.evaluation import apply
+from perturbjax.evaluation.apply import ApplyConfig, EvaluateConfig, PredictConfig, evaluate, predict
+from perturbjax.features.extract import FeaturesConfig, extract
+from perturbjax.training.fit import TrainConfig, fit
+
+SITES = 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("apply")
+
+
+@pytest.fixture(scope="module")
+def data(folder) -> Path:
+    return write_dataset(folder / "data", sites=SITES, size=24, channels=["DNA"])
+
+
+@pytest.fixture(scope="module")
+def unlabelled(folder) -> Path:
+    return write_dataset(folder / "unlabelled", sites=SITES, size=24, channels=["DNA"], label_column="")
+
+
+@pytest.fixture(scope="module")
+def judged(folder, data) -> Path:
+    """A run of one epoch that was evaluated."""
+    recipe = Recipe(
+        augment=AugmentConfig(crop=16),
+        optim=OptimConfig(epochs=1, batch_size=8),
+        split=SplitConfig(split="well", folds=3),
+    )
+    path = fit(TrainConfig(out=folder / "run", data=data, recipe=recipe)).path
+    evaluate(EvaluateConfig(ApplyConfig(path, batch_size=8), replicates=20))
+    return path
+
+
+@pytest.fixture
+def run(judged, tmp_path) -> Path:
+    """That run before it was evaluated."""
+    copy = shutil.copytree(judged, tmp_path / "run")
+    shutil.rmtree(copy / "evaluation")
+    return Path(copy)
+
+
+@pytest.fixture
+def no_forward_pass(monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was applied")
+
+    monkeypatch.setattr(apply, "apply_run", refuse)
+
+
+def predicted(run: Path, data: Path, out: Path) -> pd.DataFrame:
+    predict(PredictConfig(ApplyConfig(run, batch_size=8), data, out))
+    return pd.read_parquet(out) if out.suffix == ".parquet" else pd.read_csv(out)
+
+
+def test_the_suffix_says_how_predictions_are_written(judged, data, tmp_path):
+    binary, text = (predicted(judged, data, tmp_path / f"p{suffix}") for suffix in (".parquet", ".csv"))
+    assert (tmp_path / "p.csv").read_text().startswith("Metadata_Plate,")
+    pd.testing.assert_frame_equal(text.astype({"Metadata_Site": str}), binary, check_dtype=False, rtol=1e-6)
+
+
+def test_sites_without_labels_are_predicted_like_others(judged, data, unlabelled, tmp_path):
+    assert "Metadata_pert_iname" not in open_dataset(unlabelled).index
+    known, unknown = (predicted(judged, path, tmp_path / "p.parquet") for path in (data, unlabelled))
+    assert set(unknown["label"]) == {""} and set(known["label"]) == {"DMSO", "taxol"}
+    probabilities = [name for name in known if name.startswith("prob_")]
+    assert np.array_equal(unknown[probabilities], known[probabilities])
+
+
+def test_nothing_is_trained_on_or_judged_by_sites_without_labels(run, unlabelled, tmp_path, no_forward_pass):
+    with pytest.raises(InputError, match="was built without labels"):
+        fit(TrainConfig(out=tmp_path / "other", data=unlabelled))
+    with pytest.raises(InputError, match="no column 'Metadata_pert_iname'"):
+        evaluate(EvaluateConfig(ApplyConfig(run), data=unlabelled))
+    assert not (tmp_path / "other").exists() and not (run / "evaluation").exists()
+
+
+def test_labels_that_a_run_does_not_know_are_refused_before_it_is_applied(run, folder, no_forward_pass):
+    others = folder / "others"
+    if not others.is_dir():
+        write_dataset(others, sites=SITES, size=24, channels=["DNA"], compounds=("DMSO", "ALLN"))
+    with pytest.raises(InputError, match=r"others: label 'ALLN' is not one of the run's 2 classes"):
+        evaluate(EvaluateConfig(ApplyConfig(run), data=others))
+    assert not (run / "evaluation").exists()
+
+
+def test_an_evaluation_that_fails_leaves_nothing_half_made(run, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise InputError("cannot be judged")
+
+    monkeypatch.setattr(apply, "judge", fail)
+    with pytest.raises(InputError, match="cannot be judged"):
+        evaluate(EvaluateConfig(ApplyConfig(run, batch_size=8), replicates=20))
+    assert not (run / "evaluation").exists()
+
+
+def test_a_feature_has_one_name_whichever_command_writes_it(judged, data, tmp_path):
+    out = extract(FeaturesConfig(data=data, out=tmp_path / "f.parquet", run=judged, batch_size=8))
+    ours = pd.read_parquet(out).set_index("Metadata_site_id")
+    theirs = pd.read_parquet(judged / "evaluation" / "features.parquet").set_index("Metadata_site_id")
+    names = [name for name in theirs if not name.startswith("Metadata_")]
+    assert names == [name for name in ours if not name.startswith("Metadata_")] and names[0] == "attention_0001"
+    np.testing.assert_allclose(ours.loc[theirs.index, names], theirs[names], rtol=1e-5, atol=1e-6)
