@@ -149,7 +149,12 @@ def _classifier(
 ) -> PretrainedClassifier:
     if provenance["inputs"] != 3:
         raise InputError(f"--weights {transfer.weights}: takes {provenance['inputs']} channels; transfer needs 3")
-    shape = {"classes": classes, "channels": channels, "dropout": dropout, "backbone_norm": transfer.backbone_norm}
+    shape: dict[str, Any] = {
+        "classes": classes,
+        "channels": channels,
+        "dropout": dropout,
+        "backbone_norm": transfer.backbone_norm,
+    }
     if transfer.head == "channels":
         from perturbjax.models import BACKBONES
 

@@ -118,7 +118,7 @@ def fit(config: TrainConfig) -> Run:
         feed = held.enter_context(open_feed(experiment.decoder, placement, choice=config.feed, workers=config.workers))
         asked_to_end = held.enter_context(sigterm_noted())
         multiple = placement.count if placement.processes > 1 else 1
-        if step == 0 and recipe.transfer.head == "channels":
+        if step == 0 and recipe.transfer.head == "channels" and config.init_from is None:
             state = start_at_linear(state, experiment, predict_step, feed.batches, multiple=multiple)
             state = placement.replicate(state)
 

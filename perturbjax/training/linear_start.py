@@ -13,7 +13,7 @@ from perturbjax.config import LINEAR_C, LINEAR_COMPONENTS, LINEAR_VARIANCE
 from perturbjax.console import console
 from perturbjax.feed import Order, RawBatch
 from perturbjax.training.experiment import Experiment
-from perturbjax.training.predict import predict_sites
+from perturbjax.training.predict import apply_to_sites
 from perturbjax.training.step import PredictStep, TrainState, split_model
 
 #: Bias of a class that no training site has.
@@ -41,7 +41,7 @@ def start_at_linear(
 
     Features are computed once, by the network itself; the same sites give the same solution, whatever the feed.
     """
-    answers = predict_sites(
+    _, features = apply_to_sites(
         predict_step,
         state.params,
         state.stats,
@@ -52,7 +52,7 @@ def start_at_linear(
     )
     labels = experiment.sites.labels[experiment.train]
     model = nnx.merge(experiment.graphdef, state.params, state.stats, copy=True)
-    found = solve(answers.features, labels, len(experiment.class_names), model.seen)
+    found = solve(features, labels, len(experiment.class_names), model.seen)
     model.standardize.mean[...], model.standardize.gain[...] = found.mean, found.gain
     model.head.kernel[...], model.head.bias[...] = found.kernel, found.bias
     console.print(f"head started at the linear solution of {len(labels)} training sites")
