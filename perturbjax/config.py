@@ -162,6 +162,8 @@ class TransferConfig:
     """What is put on the backbone. dense: average, dense. attention: the mask says where to average. channels: the
     backbone sees every channel by itself; their averages and statistics of the site go to one dense layer, which
     starts at the linear solution (needs --normalize log or log_plate)."""
+    symmetries: int = 1
+    """How many of the square's eight symmetries --head channels averages the features over where it is not training."""
     freeze_epochs: int = 5
     """Epochs, of --epochs, in which only the new layers move and the backbone stands still."""
     finetune_rate: float = 0.1
@@ -174,6 +176,7 @@ class TransferConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
+        require("symmetries", self.symmetries, 1 <= self.symmetries <= 8, "1 to 8: a square has 8 symmetries")
         require("freeze-epochs", self.freeze_epochs, self.freeze_epochs >= 0, "0 or more")
         require("finetune-rate", self.finetune_rate, self.finetune_rate >= 0, "0 or more")
         require("layer-decay", self.layer_decay, 0 < self.layer_decay <= 1, "greater than 0, at most 1")
@@ -220,7 +223,7 @@ PRESETS: dict[str, Recipe] = {
         augment=AugmentConfig(crop=128, crop_scale=(0.7, 1.0), crop_ratio=(1.0, 1.0)),
         optim=OptimConfig(epochs=4, batch_size=64, learning_rate=1e-5, weight_decay=0.01, decoupled=True, balance=1.0),
         transfer=TransferConfig(
-            weights="package:efficientnet_lite0", head="channels", freeze_epochs=1, finetune_rate=2.0
+            weights="package:efficientnet_lite0", head="channels", symmetries=4, freeze_epochs=1, finetune_rate=2.0
         ),
     ),
     # The simulated plates of `make demo`: learned in about a minute on two cores.

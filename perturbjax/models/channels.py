@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from perturbjax.config import BackboneNorm
 from perturbjax.models.backbone import Colours
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
+from perturbjax.models.symmetries import dihedral
 
 #: Statistics of a channel's pixels: mean, deviation, and these percentiles.
 PERCENTILES = (1.0, 50.0, 99.0)
@@ -30,6 +31,7 @@ class ChannelClassifier(nnx.Module):
     layer move alike.
 
     Attributes:
+        symmetries: views of the site that the features are averaged over where it is not training.
         frozen, backbone_norm: as of `TransferClassifier`.
     """
 
@@ -43,6 +45,7 @@ class ChannelClassifier(nnx.Module):
         dropout: float,
         colours: Colours,
         backbone_norm: BackboneNorm = "published",
+        symmetries: int = 1,
         rngs: nnx.Rngs,
     ):
         self.backbone = backbone
@@ -52,7 +55,8 @@ class ChannelClassifier(nnx.Module):
         self.feature_size = self.seen + channels * (2 + len(PERCENTILES)) + 2
         self.standardize = Standardize(self.feature_size)
         self.head = Dense(self.feature_size, classes, rngs=rngs)
-        self.dropout, self.colours, self.frozen, self.backbone_norm = dropout, colours, False, backbone_norm
+        self.dropout, self.colours, self.symmetries = dropout, colours, symmetries
+        self.frozen, self.backbone_norm = False, backbone_norm
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
         mask, image = x[..., 0], x[..., 1:]
@@ -68,12 +72,17 @@ class ChannelClassifier(nnx.Module):
         seen = jnp.clip((linear - low) / jnp.maximum(high - low, 1e-6), 0, 1)
         b, h, w, c = seen.shape
         seen = jnp.moveaxis(seen, 3, 1).reshape(b * c, h, w, 1)
+        views = [dihedral(seen, element) for element in range(1 if mode.train else self.symmetries)]
+        return jnp.stack([self.of_view(view, mode) for view in views]).mean(0).reshape(b, -1)
+
+    def of_view(self, image: Float[Array, "bc h w 1"], mode: Mode) -> Float[Array, "bc d"]:
+        """The backbone's averages of grey images in [0, 1]."""
         mean, deviation = (jnp.asarray(values, jnp.float32) for values in self.colours)
         settled = self.frozen or self.backbone_norm == "published"
-        found = self.backbone.feature_map((seen - mean) / deviation, mode.frozen() if settled else mode)
+        found = self.backbone.feature_map((image - mean) / deviation, mode.frozen() if settled else mode)
         if self.frozen:
             found = jax.lax.stop_gradient(found)
-        return found.astype(jnp.float32).mean((1, 2)).reshape(b, -1)
+        return found.astype(jnp.float32).mean((1, 2))
 
 
 class Standardize(nnx.Module):

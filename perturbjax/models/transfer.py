@@ -159,7 +159,8 @@ def _classifier(
         from perturbjax.models import BACKBONES
 
         colours = BACKBONES[provenance["backbone"]].colours
-        return ChannelClassifier(backbone, ways=ways, colours=colours, **shape, rngs=nnx.Rngs(seed))
+        own: dict[str, Any] = {"ways": ways, "colours": colours, "symmetries": transfer.symmetries}
+        return ChannelClassifier(backbone, **own, **shape, rngs=nnx.Rngs(seed))
     return TransferClassifier(backbone, head=transfer.head, **shape, rngs=nnx.Rngs(seed))
 
 
