@@ -32,7 +32,13 @@ def command(module: str, *words: object) -> None:
     """Run one public command, its progress shown; leave with its status if it fails."""
     line = [sys.executable, "-m", module, *map(str, words)]
     console.print("$ " + " ".join(line[2:]))
-    status = subprocess.run(line).returncode
+    process = subprocess.Popen(line)
+    try:
+        status = process.wait()
+    except BaseException:  # Ctrl-C or SIGTERM: let it save what it has
+        process.terminate()
+        process.wait()
+        raise
     if status:
         sys.exit(status)
 

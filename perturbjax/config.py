@@ -17,8 +17,13 @@ MaskEncoding = Literal["instance", "binary", "boundary", "distance"]
 MaskUse = Literal["keep", "none", "only", "shuffle"]
 Normalization = Literal["dtype", "log", "log_plate", "site", "plate"]
 Precision = Literal["float32", "bf16"]
-Head = Literal["dense", "attention"]
+Head = Literal["dense", "attention", "channels"]
 BackboneNorm = Literal["published", "batch"]
+
+#: The linear solution, of `classify --preset linear` and where `--head channels` starts: logistic regression of this
+#: inverse penalty on so many principal components of the backbone's features and on the site's statistics, both scaled
+#: to this total variance, so that neither drowns in the other (chosen on inner folds of BBBC021, docs/presets.md).
+LINEAR_C, LINEAR_COMPONENTS, LINEAR_VARIANCE = 0.01, 256, 500.0
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,11 @@ class TransferConfig:
     """Where --model's published weights come from: a file, hf:OWNER/REPOSITORY[@REVISION] or
     package:NAME. Empty trains --model from scratch, in one phase."""
     head: Head = "dense"
-    """What is put on the backbone. dense: average, dense. attention: the mask says where to average."""
+    """What is put on the backbone. dense: average, dense. attention: the mask says where to average. channels: the
+    backbone sees every channel by itself; their averages and statistics of the site go to one dense layer, which
+    starts at the linear solution (needs --normalize log or log_plate)."""
+    symmetries: int = 1
+    """How many of the square's eight symmetries --head channels averages the features over where it is not training."""
     freeze_epochs: int = 5
     """Epochs, of --epochs, in which only the new layers move and the backbone stands still."""
     finetune_rate: float = 0.1
@@ -167,6 +176,7 @@ class TransferConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
+        require("symmetries", self.symmetries, 1 <= self.symmetries <= 8, "1 to 8: a square has 8 symmetries")
         require("freeze-epochs", self.freeze_epochs, self.freeze_epochs >= 0, "0 or more")
         require("finetune-rate", self.finetune_rate, self.finetune_rate >= 0, "0 or more")
         require("layer-decay", self.layer_decay, 0 < self.layer_decay <= 1, "greater than 0, at most 1")
@@ -189,6 +199,10 @@ class Recipe:
         require_sound(self)
         require("crop", self.augment.crop, self.augment.crop >= 8, "at least 8 pixels")  # what networks halve thrice
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+        if self.transfer.head == "channels":
+            logarithms = self.input.normalize in ("log", "log_plate")
+            require("normalize", self.input.normalize, logarithms, "log or log_plate with --head channels")
+            require("weights", self.transfer.weights, bool(self.transfer.weights), "given with --head channels")
 
 
 PRESETS: dict[str, Recipe] = {
@@ -201,6 +215,16 @@ PRESETS: dict[str, Recipe] = {
             epochs=30, batch_size=64, learning_rate=0.002, weight_decay=0.05, decoupled=True, balance=1.0
         ),
         split=SplitConfig(split="plate"),
+    ),
+    # Any new data: starts at the linear solution on photographs' features, then moves gently (docs/presets.md).
+    "pretrained": Recipe(
+        model=ModelConfig(model="efficientnet_lite0"),
+        input=InputConfig(normalize="log_plate", mask_encoding="instance"),
+        augment=AugmentConfig(crop=128, crop_scale=(0.7, 1.0), crop_ratio=(1.0, 1.0)),
+        optim=OptimConfig(epochs=2, batch_size=32, learning_rate=1e-5, weight_decay=0.01, decoupled=True, balance=1.0),
+        transfer=TransferConfig(
+            weights="package:efficientnet_lite0", head="channels", freeze_epochs=1, finetune_rate=2.0
+        ),
     ),
     # The simulated plates of `make demo`: learned in about a minute on two cores.
     "demo": Recipe(

@@ -11,7 +11,9 @@ import tyro
 from test_options import COMMANDS, PREPARATION
 
 from perturbjax import cli
+from perturbjax.config import PRESETS
 from perturbjax.console import parse_options
+from perturbjax.features.settings import CLASSIFY_PRESETS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -47,7 +49,7 @@ def test_commands_on_the_pages_are_accepted(page, words):
     _, verb, *rest = words
     if verb in ("VERB", "--version"):
         return
-    _, rest = cli._take_preset(rest)
+    _, rest = cli._take_preset(rest, (*PRESETS, *CLASSIFY_PRESETS), default="")
     assert parse_options(KINDS[verb], cli._profile_alone(rest), config=(tyro.conf.OmitArgPrefixes,))
 
 

@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
 from sklearn.naive_bayes import BernoulliNB, GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 
+from perturbjax.config import LINEAR_C
 from perturbjax.console import InputError
 from perturbjax.features.plda import PLDA
 
@@ -54,7 +55,7 @@ CLASSIFIERS: dict[str, Classifier] = {
         lambda rows, classes, seed: LogisticRegression(C=0.01, max_iter=300), _grid("C", 0.001, 0.01, 0.1)
     ),
     "logistic_balanced": Classifier(  # every class counts the same
-        lambda rows, classes, seed: LogisticRegression(C=0.01, max_iter=300, class_weight="balanced"),
+        lambda rows, classes, seed: LogisticRegression(C=LINEAR_C, max_iter=300, class_weight="balanced"),
         _grid("C", 0.001, 0.01, 0.1),
     ),
     "lda": Classifier(

@@ -27,11 +27,12 @@ from perturbjax.config import InputConfig, Precision
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.dataset import INDEX, Dataset, open_dataset
 from perturbjax.features import tables
-from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, dihedral, intensity_range
+from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, intensity_range
 from perturbjax.feed import Decoder, Order, Sites, open_feed
 from perturbjax.files import atomic, file_digest, make_folder, read_json, write_json
 from perturbjax.inference import feature_names
 from perturbjax.models import BACKBONES, Mode
+from perturbjax.models.symmetries import dihedral
 from perturbjax.training.devices import ComputeConfig, Placement, open_devices
 
 #: Batches in a part, what a kill can cost.

@@ -111,10 +111,3 @@ def adapt(
     x = jnp.moveaxis(x[..., triples], 3, 1)  # (b, h, w, k, 3) → (b, k, h, w, 3)
     mean, deviation = (jnp.asarray(values, jnp.float32) for values in colours)
     return ((x - mean) / deviation).reshape(b * len(triples), h, w, 3)
-
-
-def dihedral(x: Float[Array, "b h w c"], element: int) -> Float[Array, "b h2 w2 c"]:
-    """One of the eight symmetries of the square, by number: 0 none, 1 to 3 turn or mirror, 4 to 7 transpose too."""
-    rows, columns = (slice(None, None, -1 if flip else 1) for flip in (element & 1, element & 2))
-    x = x[:, rows, columns]
-    return x.swapaxes(1, 2) if element & 4 else x

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from perturbjax.config import SplitConfig
+from perturbjax.config import LINEAR_COMPONENTS, LINEAR_VARIANCE, SplitConfig
 from perturbjax.console import InputError, require, require_output, require_sound
 
 Scale = Literal["none", "standardize", "robustize"]
@@ -48,6 +48,8 @@ class Preparation:
     """Added to the eigenvalues, in units of their mean, > 0."""
     pca: int = 0
     """Principal components to keep of the features, beside the index's statistics; 0 keeps all features."""
+    pca_variance: float = 0.0
+    """Scale the components, and the statistics, to this total variance; 0 leaves them."""
     relative: Relative = "none"
     """Add what is left so far once more, relative to its plate. negcon: minus the mean of the plate's negative
     controls. plate: minus the mean of all its rows. auto: negcon where plates hold enough of them; else plate, where
@@ -62,6 +64,7 @@ class Preparation:
         require("correlation", self.correlation, 0 < self.correlation <= 1, "above 0 and at most 1")
         require("sphere-regularization", self.sphere_regularization, self.sphere_regularization > 0, "above 0")
         require("pca", self.pca, self.pca >= 0, "0 (keep all) or a number of components")
+        require("pca-variance", self.pca_variance, self.pca_variance >= 0, "0 (as they are) or a total variance")
         require("max-missing", self.max_missing, 0 <= self.max_missing <= 1, "from 0 to 1")
 
 
@@ -153,7 +156,9 @@ CLASSIFY_PRESETS: dict[str, dict[str, Any]] = {
     "linear": {
         "source": {"statistics": True},
         "models": "logistic_balanced",
-        "preparation": Preparation(normalize_by="training", pca=256, relative="auto"),
+        "preparation": Preparation(
+            normalize_by="training", pca=LINEAR_COMPONENTS, pca_variance=LINEAR_VARIANCE, relative="auto"
+        ),
     },
 }
 

@@ -21,6 +21,7 @@ from perturbjax.config import BackboneNorm, Head, TransferConfig
 from perturbjax.console import InputError
 from perturbjax.models.attention import ConvBlock, SpatialAttention
 from perturbjax.models.backbone import Backbone
+from perturbjax.models.channels import ChannelClassifier
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
 
 Phase = Literal["new layers", "all layers"]
@@ -100,6 +101,10 @@ class MaskAttention(nnx.Module):
         return self.attention(x, mode).astype(jnp.float32), x.astype(jnp.float32).mean((1, 2))
 
 
+#: What has a backbone with published weights and new layers on it.
+PretrainedClassifier = TransferClassifier | ChannelClassifier
+
+
 def _to_colours(channels: int) -> Float[np.ndarray, "channels 3"]:
     """One channel to all three colours; more dealt out in turn, each colour the mean of its own."""
     colours = np.ones((1, 3)) if channels == 1 else np.eye(3)[np.arange(channels) % 3]
@@ -107,8 +112,8 @@ def _to_colours(channels: int) -> Float[np.ndarray, "channels 3"]:
 
 
 def build(
-    backbone: str, transfer: TransferConfig, *, classes: int, channels: int, dropout: float, seed: int
-) -> tuple[TransferClassifier, dict[str, Any]]:
+    backbone: str, transfer: TransferConfig, *, classes: int, channels: int, ways: int, dropout: float, seed: int
+) -> tuple[PretrainedClassifier, dict[str, Any]]:
     """A backbone with its published weights and fresh new layers; and where the weights came from.
 
     Raises:
@@ -117,18 +122,18 @@ def build(
     from perturbjax.models.weights import load_pretrained
 
     pretrained = load_pretrained(backbone, transfer.weights)
-    model = _classifier(pretrained.model, pretrained.provenance, transfer, classes, channels, dropout, seed)
+    model = _classifier(pretrained.model, pretrained.provenance, transfer, classes, channels, ways, dropout, seed)
     return model, pretrained.provenance
 
 
 def skeleton(
-    provenance: dict[str, Any], transfer: TransferConfig, *, classes: int, channels: int, dropout: float
-) -> TransferClassifier:
+    provenance: dict[str, Any], transfer: TransferConfig, *, classes: int, channels: int, ways: int, dropout: float
+) -> PretrainedClassifier:
     """The same network without values, for a checkpoint to fill: the weights themselves are not needed."""
     from perturbjax.models.weights import empty_backbone
 
     return nnx.eval_shape(
-        lambda: _classifier(empty_backbone(provenance), provenance, transfer, classes, channels, dropout, seed=0)
+        lambda: _classifier(empty_backbone(provenance), provenance, transfer, classes, channels, ways, dropout, seed=0)
     )
 
 
@@ -138,23 +143,28 @@ def _classifier(
     transfer: TransferConfig,
     classes: int,
     channels: int,
+    ways: int,
     dropout: float,
     seed: int,
-) -> TransferClassifier:
+) -> PretrainedClassifier:
     if provenance["inputs"] != 3:
         raise InputError(f"--weights {transfer.weights}: takes {provenance['inputs']} channels; transfer needs 3")
-    return TransferClassifier(
-        backbone,
-        head=transfer.head,
-        classes=classes,
-        channels=channels,
-        dropout=dropout,
-        backbone_norm=transfer.backbone_norm,
-        rngs=nnx.Rngs(seed),
-    )
+    shape: dict[str, Any] = {
+        "classes": classes,
+        "channels": channels,
+        "dropout": dropout,
+        "backbone_norm": transfer.backbone_norm,
+    }
+    if transfer.head == "channels":
+        from perturbjax.models import BACKBONES
+
+        colours = BACKBONES[provenance["backbone"]].colours
+        own: dict[str, Any] = {"ways": ways, "colours": colours, "symmetries": transfer.symmetries}
+        return ChannelClassifier(backbone, **own, **shape, rngs=nnx.Rngs(seed))
+    return TransferClassifier(backbone, head=transfer.head, **shape, rngs=nnx.Rngs(seed))
 
 
-def in_phase(model: TransferClassifier, phase: Phase) -> TransferClassifier:
+def in_phase(model: PretrainedClassifier, phase: Phase) -> PretrainedClassifier:
     """The same network with its backbone standing still, or not."""
     model.frozen = phase == "new layers"
     return model

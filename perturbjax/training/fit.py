@@ -20,6 +20,7 @@ from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.devices import ComputeConfig, Dispatches, open_devices, stack_steps
 from perturbjax.training.experiment import Experiment, prepare_experiment, say_what_runs
 from perturbjax.training.hosts import HostsConfig, connect, from_first, is_first, require_possible
+from perturbjax.training.linear_start import start_at_linear
 from perturbjax.training.phases import plan_phases
 from perturbjax.training.predict import accuracy_and_loss, apply_to_sites
 from perturbjax.training.profile import TRACED_STEPS, trace_steps
@@ -116,6 +117,10 @@ def fit(config: TrainConfig) -> Run:
         state = placement.replicate(begun.state)
         feed = held.enter_context(open_feed(experiment.decoder, placement, choice=config.feed, workers=config.workers))
         asked_to_end = held.enter_context(sigterm_noted())
+        multiple = placement.count if placement.processes > 1 else 1
+        if step == 0 and recipe.transfer.head == "channels" and config.init_from is None:
+            state = start_at_linear(state, experiment, predict_step, feed.batches, multiple=multiple)
+            state = placement.replicate(state)
 
         phase, parts, before = None, begun.parts(), float(begun.seconds)
         for epoch in track(
@@ -168,7 +173,7 @@ def fit(config: TrainConfig) -> Run:
                     feed.batches,
                     experiment.test,
                     min(recipe.optim.batch_size, len(experiment.test)),
-                    multiple=placement.count if placement.processes > 1 else 1,
+                    multiple=multiple,
                 )
                 accuracy, loss = accuracy_and_loss(probabilities, experiment.sites.labels[experiment.test])
                 rows.append({**row, "split": TEST, "loss": loss, "accuracy": accuracy})

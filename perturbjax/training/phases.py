@@ -12,6 +12,7 @@ from flax import nnx
 from perturbjax import models
 from perturbjax.config import Recipe
 from perturbjax.models import transfer
+from perturbjax.normalize import METHODS
 from perturbjax.training.optimizer import Schedule, make_optimizer, schedules
 from perturbjax.training.step import split_model
 
@@ -47,10 +48,11 @@ def create_network(
         InputError: there is no such network, or its weights cannot be had.
     """
     shape: dict[str, Any] = {"classes": len(class_names), "channels": channels, "dropout": recipe.model.dropout}
+    ways = METHODS[recipe.input.normalize].ways
     if pretrained is not None:
-        return transfer.skeleton(pretrained, recipe.transfer, **shape), pretrained
+        return transfer.skeleton(pretrained, recipe.transfer, **shape, ways=ways), pretrained
     if recipe.transfer.weights:
-        return transfer.build(recipe.model.model, recipe.transfer, **shape, seed=recipe.seed)
+        return transfer.build(recipe.model.model, recipe.transfer, **shape, ways=ways, seed=recipe.seed)
     return models.create(recipe.model.model, **shape, seed=recipe.seed, image_size=recipe.augment.crop), None
 
 

@@ -22,9 +22,10 @@ from perturbjax.console import InputError
 from perturbjax.dataset import open_dataset
 from perturbjax.features import extract as extraction
 from perturbjax.features.extract import FeaturesConfig, extract
-from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, dihedral, intensity_range
+from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, intensity_range
 from perturbjax.models import Mode
 from perturbjax.models.backbone import IMAGENET
+from perturbjax.models.symmetries import dihedral
 from perturbjax.models.weights import load_pretrained
 
 SITES, CHANNELS = 26, ["DNA", "Actin"]

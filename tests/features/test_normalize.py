@@ -194,7 +194,8 @@ def test_the_pipeline_can_be_cloned_as_scikit_learn_asks(screen: pd.DataFrame) -
 
 
 @pytest.mark.parametrize(
-    "change", [{"correlation": 0.0}, {"sphere_regularization": 0.0}, {"max_missing": 1.5}, {"pca": -1}]
+    "change",
+    [{"correlation": 0.0}, {"sphere_regularization": 0.0}, {"max_missing": 1.5}, {"pca": -1}, {"pca_variance": -1.0}],
 )
 def test_numbers_out_of_range_name_their_flag(change: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"^--{next(iter(change)).replace('_', '-')} "):

@@ -101,3 +101,5 @@ def test_statistics_of_the_index_are_no_part_of_the_components():
     found = steps.fit_transform(table, labels)
     assert found.shape == (len(table), 4)
     np.testing.assert_array_equal(found[:, 3], table["index_log_n_cells"])
+    alike = preparation(Preparation(pca=3, pca_variance=20, normalize="none", outliers="none")).fit_transform(table)
+    np.testing.assert_allclose([alike[:, :3].var(0).sum(), alike[:, 3].var()], 20, rtol=0.02)

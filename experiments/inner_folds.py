@@ -1,0 +1,117 @@
+"""What each part of the linear baseline is worth, told by folds of the training plates alone.
+
+    python -m experiments.inner_folds --data DIR --out runs/inner
+
+For every one of the five outer folds of plates, the plates that train are dealt to three inner folds; each variant is
+fitted on two of them and judged on the third. The outer folds' judging plates are never looked at: what is chosen here
+is judged once, by `experiments.presets`. `scores.md` has a row a variant: the means over the inner folds, and on how
+many of them it is better than the preset as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+from experiments.runs import write_table
+from perturbjax import splits
+from perturbjax.config import LINEAR_VARIANCE
+from perturbjax.console import parse_options, require, require_sound, run_command, track
+from perturbjax.features.classifiers import CLASSIFIERS
+from perturbjax.features.classify import load_profiles, prepared
+from perturbjax.features.normalize import as_table
+from perturbjax.features.profiles import STATISTIC
+from perturbjax.features.settings import CLASSIFY_PRESETS, Preparation, ProfileConfig, SourceConfig
+
+#: What the preset is, and what is changed of it: fields of the preparation, and whether the statistics are there.
+PRESET = "as it is"
+VARIANTS: dict[str, tuple[dict[str, object], bool]] = {
+    PRESET: ({}, True),
+    "relative to the plate's mean": ({"relative": "plate"}, True),
+    "not relative": ({"relative": "none"}, True),
+    "without statistics": ({}, False),
+    "features alone": ({"relative": "none"}, False),
+    "components as large as they come": ({"pca_variance": 0.0}, True),
+    "a quarter of the variance": ({"pca_variance": LINEAR_VARIANCE / 4}, True),
+    "four times the variance": ({"pca_variance": LINEAR_VARIANCE * 4}, True),
+}
+INNER = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    data: Path
+    """Dataset directory."""
+    out: Path
+    """Folder for the scores."""
+    folds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Of which outer folds the training plates are taken."""
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    """Which variants."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("folds", self.folds, bool(self.folds) and all(0 <= fold < 5 for fold in self.folds), "some of 0 to 4")
+        require("variants", self.variants, set(self.variants) <= set(VARIANTS), f"some of {', '.join(VARIANTS)}")
+
+
+def main(options: Options) -> None:
+    """Judge every variant on every inner fold; write and print the table."""
+    preset: Preparation = CLASSIFY_PRESETS["linear"]["preparation"]
+    source = SourceConfig(data=options.data, statistics=True)
+    profiles, negcon, column = load_profiles(ProfileConfig(source=source))
+    table, labels = as_table(profiles, negcon), pd.factorize(profiles.column(column), sort=True)[0]
+    plain = table[[name for name in table.columns if not name.startswith(STATISTIC)]]
+    rows = []
+    parts = [part for fold in options.folds for part in inner_parts(profiles.metadata, column, fold)]
+    for number, (fit, held, groups) in enumerate(track(parts, total=len(parts), label="inner folds", unit="folds")):
+        for name in options.variants:
+            changes, statistics = VARIANTS[name]
+            seen = table if statistics else plain
+            steps, x = prepared(seen.iloc[fit], dataclasses.replace(preset, **changes), 0, labels[fit], groups)
+            model = CLASSIFIERS["logistic_balanced"].make(len(fit), len(np.unique(labels[fit])), 0)
+            said = model.fit(x, labels[fit]).predict(steps.transform(seen.iloc[held]))
+            rows.append({"variant": name, "part": number, **scores(labels[held], said)})
+        found = pd.DataFrame(rows)
+        write_table(found, as_markdown(found), options.out)
+    print((options.out / "scores.md").read_text())
+
+
+def inner_parts(
+    metadata: pd.DataFrame, label: str, fold: int
+) -> Iterator[tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"], np.ndarray]]:
+    """(rows that fit, rows that judge, plates of those that fit) of the inner folds of an outer fold."""
+    outer = splits.make_split(metadata, "plate", label=label, folds=5, fold=fold, seed=0)
+    train = np.flatnonzero(outer["part"] == splits.TRAIN)
+    for inner in range(INNER):
+        dealt = splits.make_split(metadata.iloc[train], "plate", label=label, folds=INNER, fold=inner, seed=1)
+        judges = (dealt["part"] == splits.TEST).to_numpy()
+        yield train[~judges], train[judges], dealt["group"].to_numpy()[~judges]
+
+
+def scores(truth: Int[np.ndarray, " n"], said: Int[np.ndarray, " n"]) -> dict[str, float]:
+    """Accuracy, and balanced accuracy over the classes that are there."""
+    right = truth == said
+    return {"accuracy": right.mean(), "balanced_accuracy": pd.Series(right).groupby(truth).mean().mean()}
+
+
+def as_markdown(found: pd.DataFrame) -> str:
+    """A row a variant."""
+    heads = ("variant", "inner folds", "accuracy", "balanced accuracy", "better than the preset on")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    wide = found.pivot(index="part", columns="variant", values="balanced_accuracy")
+    for name, rows in found.groupby("variant", sort=False):
+        better = "" if name == PRESET or PRESET not in wide else str(int((wide[name] > wide[PRESET]).sum()))
+        means = (f"{rows[metric].mean():.3f}" for metric in ("accuracy", "balanced_accuracy"))
+        lines.append("| " + " | ".join([str(name), str(len(rows)), *means, better]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(parse_options(Options, description=__doc__.split("\n\n")[0])))

@@ -1,0 +1,113 @@
+"""A network that sees photographs' features of every channel, and what can be measured of the site beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perturbjax.config import BackboneNorm
+from perturbjax.models.backbone import Colours
+from perturbjax.models.layers import Dense, Mode, Outputs, dropout
+from perturbjax.models.symmetries import dihedral
+
+#: Statistics of a channel's pixels: mean, deviation, and these percentiles.
+PERCENTILES = (1.0, 50.0, 99.0)
+#: Side in pixels of the grid that they are taken on: those of more pixels are the same, and cost a sort.
+GRID = 56
+
+
+class ChannelClassifier(nnx.Module):
+    """One dense layer on a backbone's features of every channel, and on statistics of the site.
+
+    Takes (B, H, W, 1 + ways × channels): the mask first, then every channel as the logarithm of intensities over the
+    background, perhaps a second time relative to the plate (`--normalize log`, `log_plate`). The backbone sees each
+    channel by itself, linear again and between its 1st and 99th percentile, as `perturbjax features` shows it.
+
+    The features are standardised by fixed statistics (see `training.linear_start`), so that all inputs of the dense
+    layer move alike.
+
+    Attributes:
+        symmetries: views of the site that the features are averaged over where it is not training.
+        frozen, backbone_norm: as of `TransferClassifier`.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        classes: int,
+        channels: int,
+        ways: int,
+        dropout: float,
+        colours: Colours,
+        backbone_norm: BackboneNorm = "published",
+        symmetries: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        self.backbone = backbone
+        self.backbone.head = None
+        self.channels = channels // ways
+        self.seen = self.channels * backbone.feature_size
+        self.feature_size = self.seen + channels * (2 + len(PERCENTILES)) + 2
+        self.standardize = Standardize(self.feature_size)
+        self.head = Dense(self.feature_size, classes, rngs=rngs)
+        self.dropout, self.colours, self.symmetries = dropout, colours, symmetries
+        self.frozen, self.backbone_norm = False, backbone_norm
+
+    def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
+        mask, image = x[..., 0], x[..., 1:]
+        features = jnp.concatenate([self.of_channels(image, mode), measured(mask, image)], axis=-1)
+        features = self.standardize(features)
+        logits = self.head(dropout(features, self.dropout, mode))
+        return Outputs(logits, features)
+
+    def of_channels(self, image: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
+        """The backbone's averages of each stored channel, one channel after the other."""
+        linear = jnp.expm1(image[..., : self.channels])
+        low, high = jnp.percentile(_on_grid(linear), jnp.array([1.0, 99.0]), axis=(1, 2), keepdims=True)
+        seen = jnp.clip((linear - low) / jnp.maximum(high - low, 1e-6), 0, 1)
+        b, h, w, c = seen.shape
+        seen = jnp.moveaxis(seen, 3, 1).reshape(b * c, h, w, 1)
+        views = [dihedral(seen, element) for element in range(1 if mode.train else self.symmetries)]
+        return jnp.stack([self.of_view(view, mode) for view in views]).mean(0).reshape(b, -1)
+
+    def of_view(self, image: Float[Array, "bc h w 1"], mode: Mode) -> Float[Array, "bc d"]:
+        """The backbone's averages of grey images in [0, 1]."""
+        mean, deviation = (jnp.asarray(values, jnp.float32) for values in self.colours)
+        settled = self.frozen or self.backbone_norm == "published"
+        found = self.backbone.feature_map((image - mean) / deviation, mode.frozen() if settled else mode)
+        if self.frozen:
+            found = jax.lax.stop_gradient(found)
+        return found.astype(jnp.float32).mean((1, 2))
+
+
+class Standardize(nnx.Module):
+    """Every feature to mean 0 and deviation 1 of the training sites; statistics that no step moves."""
+
+    def __init__(self, size: int):
+        self.mean = nnx.BatchStat(jnp.zeros(size))
+        self.gain = nnx.BatchStat(jnp.ones(size))
+
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        return (x - self.mean[...]) * self.gain[...]
+
+
+def measured(mask: Float[Array, "b h w"], image: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+    """Mean, deviation and percentiles of every channel; the logarithms of the cells' number and of their share."""
+    pixels = _on_grid(image)
+    percentiles = jnp.moveaxis(jnp.percentile(pixels, jnp.array(PERCENTILES), axis=(1, 2)), 0, 1)
+    numbers = jnp.sort(mask.reshape(len(mask), -1), axis=1)
+    count = ((numbers[:, 1:] != numbers[:, :-1]) & (numbers[:, 1:] > 0)).sum(1) + (numbers[:, 0] > 0)
+    share = (mask > 0).mean((1, 2))
+    of_cells = jnp.stack([jnp.log1p(count.astype(jnp.float32)), jnp.log(share + 1e-3)], axis=1)
+    of_light = [pixels.mean((1, 2)), pixels.std((1, 2)), percentiles.reshape(len(mask), -1)]
+    return jnp.concatenate([*of_light, of_cells], axis=1)
+
+
+def _on_grid(image: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    step = max(1, image.shape[1] // GRID)
+    return image[:, ::step, ::step]
