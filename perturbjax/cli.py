@@ -21,7 +21,7 @@ T = TypeVar("T")
 Verb = Callable[[Sequence[str]], object]
 
 #: Verbs whose steps are many and alike, and gain by keeping their memory.
-RUN_A_NETWORK = ("train", "evaluate", "predict", "features", "classify", "train-segmenter")
+RUN_A_NETWORK = ("train", "evaluate", "predict", "features", "classify", "audit", "train-segmenter")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -319,6 +319,24 @@ def embed(argv: Sequence[str]) -> None:
     console.print(f"written: {picture} and {picture.with_suffix('.html')}")
 
 
+def audit(argv: Sequence[str]) -> None:
+    """Say how much of a score is biology: one model under every split, beside its controls.
+
+    perturbjax audit --features features.parquet --data dataset --out audit
+    perturbjax audit --run run --out audit
+    """
+    from perturbjax.audit.command import audit as judge_splits
+    from perturbjax.audit.page import write_page
+    from perturbjax.audit.settings import AuditConfig
+    from perturbjax.audit.views import print_audit, write_tables
+
+    config = _parse(AuditConfig, argv, "audit", about=audit.__doc__)
+    found = judge_splits(config)
+    print_audit(found)
+    write_tables(found, config.out)
+    console.print(f"written: {write_page(found, config.out)}")
+
+
 def import_torch(argv: Sequence[str]) -> None:
     """Turn a PyTorch checkpoint of one of the original's networks into a run.
 
@@ -388,6 +406,7 @@ VERBS: dict[str, Verb] = {
     "features": features,
     "classify": classify,
     "embed": embed,
+    "audit": audit,
     "export": export,
     "import-torch": import_torch,
     "export-torch": export_torch,

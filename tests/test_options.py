@@ -18,6 +18,7 @@ from data_prep.inspection import InspectOptions
 from data_prep.segment import SegmenterConfig
 from data_prep.simulate import SimulateOptions
 from perturbjax import cli
+from perturbjax.audit.settings import AuditConfig
 from perturbjax.config import PRESETS, Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
 from perturbjax.evaluation.apply import EvaluateConfig, PredictConfig
@@ -38,6 +39,7 @@ COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "split": (cli.SplitOptions, ("--data", "data", "--out", "split.parquet")),
     "features": (FeaturesConfig, ("--data", "data", "--out", "f.parquet", "--weights", "w")),
     "classify": (ClassifyConfig, ("--features", "f.parquet", "--out", "table")),
+    "audit": (AuditConfig, ("--features", "f.parquet", "--out", "audit")),
     "embed": (EmbedConfig, ("--features", "f.parquet", "--out", "e.png")),
     "import-torch": (ImportConfig, ("--checkpoint", "c.pth", "--out", "run")),
     "export": (ExportOptions, ("--run", "run", "--out", "exported")),
