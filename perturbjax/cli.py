@@ -337,6 +337,21 @@ def audit(argv: Sequence[str]) -> None:
     console.print(f"written: {write_page(found, config.out)}")
 
 
+def compare(argv: Sequence[str]) -> None:
+    """Compare runs that judged the same sites: scores side by side, and paired differences with intervals.
+
+    perturbjax compare run_1 run_2 --out compared
+    """
+    from perturbjax.audit.compare import compare as side_by_side
+    from perturbjax.audit.compare import print_comparison, write_comparison
+    from perturbjax.audit.settings import CompareConfig
+
+    config = _parse(CompareConfig, argv, "compare", about=compare.__doc__)
+    found = side_by_side(config)
+    print_comparison(found)
+    console.print(f"written: {write_comparison(found, config.out)}")
+
+
 def import_torch(argv: Sequence[str]) -> None:
     """Turn a PyTorch checkpoint of one of the original's networks into a run.
 
@@ -407,6 +422,7 @@ VERBS: dict[str, Verb] = {
     "classify": classify,
     "embed": embed,
     "audit": audit,
+    "compare": compare,
     "export": export,
     "import-torch": import_torch,
     "export-torch": export_torch,

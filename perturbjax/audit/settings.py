@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import Positional
+
 from perturbjax.console import require, require_output, require_sound
 from perturbjax.features.settings import Preparation
 
@@ -60,8 +62,8 @@ class AuditConfig:
 class CompareConfig:
     """Runs that judged the same sites, side by side."""
 
-    runs: tuple[Path, ...]
-    """Runs that were evaluated, two or more; the others are compared with the first."""
+    runs: Positional[tuple[Path, ...]]
+    """Runs that were evaluated, or files of predictions, two or more; the others are compared with the first."""
     out: Path
     """Folder for compare.json, compare.csv and compare.html."""
     resample: Literal["well", "plate"] = "well"

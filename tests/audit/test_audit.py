@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from audit.truth import audit_of, screen
 
+from experiments.audit_truth import audit_of, screen
 from perturbjax.audit.verdict import verdict
 from perturbjax.cli import main
 

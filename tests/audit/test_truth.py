@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from audit.truth import audit_of, screen
 from scipy.stats import kstest
 
+from experiments.audit_truth import QUICK, audit_of, intervals, screen
 from perturbjax.audit.findings import Audit
 from perturbjax.audit.verdict import verdict
-
-#: One screen: two plates of 48 wells of two sites, each with its own layout.
-QUICK = {"plates": 2, "sites": 2, "wells": 48, "classes": 4}
 
 
 def says_leak(found: Audit) -> bool:
@@ -57,3 +54,9 @@ def test_p_is_uniform_without_effect_though_folds_train_on_each_other(policy):
     found = [audit_of(screen(gradient=4.0, seed=seed, **QUICK), folds=3)[policy].p for seed in range(200)]
     assert kstest(found, "uniform").pvalue > 0.01
     assert np.mean(np.array(found) < 0.05) < 0.09
+
+
+@pytest.mark.slow
+def test_intervals_hold_the_truth_where_every_class_counts_alike_and_wells_are_few():
+    shares = intervals(300).set_index(["classes", "wells a class"]).astype(float)
+    assert shares.to_numpy().min() > 0.9 and shares.to_numpy().mean() > 0.93
