@@ -27,12 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("evaluation",),
     ("features",),
-<<<<<<< HEAD
-    ("api", "report"),
-=======
     ("audit",),
-    ("report",),
->>>>>>> 4537781 (perturbjax audit: one model under every split that the data allows, beside its controls, with a verdict in words)
+    ("api", "report"),
     ("cli", "__init__"),
     ("__main__",),
 )
