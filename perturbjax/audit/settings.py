@@ -9,7 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from perturbjax.console import require, require_output, require_sound
-from perturbjax.features.settings import Preparation
+from perturbjax.features.settings import Preparation, SourceConfig
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,8 @@ class AuditConfig:
     out: Path
     """Folder for audit.json, audit.csv and audit.html."""
     features: tuple[Path, ...] = ()
-    """Tables of features (parquet or CSV), as `perturbjax features`, CellProfiler or pycytominer write them."""
-    data: Path | None = None
-    """Dataset directory. With --features it adds cell counts and brightness; alone, its features are extracted."""
+    """Tables of features (parquet or CSV), as `perturbjax features`, CellProfiler or pycytominer write them. --data
+    beside them adds the cell counts and the brightness of their sites."""
     run: Path | None = None
     """A run that was evaluated: its network answers for the split that it was trained on."""
     label_column: str = ""
@@ -29,10 +28,7 @@ class AuditConfig:
     model: str = "lda"
     """The classifier on the features: a name of `perturbjax classify --models`."""
     preparation: Preparation = field(default_factory=lambda: Preparation(normalize_by="training", pca=256))
-    backbone: str = "efficientnet_lite0"
-    """Network that extracts the features of --data, as `perturbjax features` takes it."""
-    weights: str = "package:efficientnet_lite0"
-    """Its weights, as `perturbjax features` takes them."""
+    source: SourceConfig = field(default_factory=SourceConfig)
     untrained: bool = False
     """Judge the features of the same network untrained too, with --data alone or --run: a strong control, at the cost
     of extracting features once more."""
@@ -48,7 +44,7 @@ class AuditConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
-        some = bool(self.features) or self.data is not None or self.run is not None
+        some = bool(self.features) or self.source.data is not None or self.run is not None
         require("features", "(none)", some, "given, or else --data or --run: there is nothing to audit")
         require("run", self.run, self.run is None or not self.features, "without --features; audit one at a time")
         require("untrained", self.untrained, not (self.untrained and self.features),

@@ -20,17 +20,16 @@ from perturbjax.evaluation.apply import EVALUATION, PREDICTIONS
 from perturbjax.evaluation.predictions import predictions_of, read_predictions
 from perturbjax.evaluation.wells import well_ids
 from perturbjax.features.profiles import Profiles
-from perturbjax.features.settings import Preparation, ProfileConfig
+from perturbjax.features.settings import Preparation, ProfileConfig, SourceConfig
 from perturbjax.inference import BATCH_SIZE, Network
+from perturbjax.models.weights import UNTRAINED as UNTRAINED_WEIGHTS
 from perturbjax.normalize import METHODS
 from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.devices import choose_placement
 from perturbjax.training.phases import create_network
 from perturbjax.training.run import Run, open_run
-from perturbjax.training.step import make_predict_step, split_model
+from perturbjax.training.step import split_model
 
-#: What a table is asked for where nobody says.
-LABEL = "Metadata_pert_iname"
 #: What happens to measurements of brightness before the classifier.
 BRIGHTNESS = Preparation(normalize_by="training")
 
@@ -60,7 +59,8 @@ class Features:
         from perturbjax.features.classifiers import CLASSIFIERS, probabilities
         from perturbjax.features.classify import prepared
 
-        steps, x = prepared(self.table.iloc[train], self.preparation, seed)
+        rows = self.table.iloc[train]
+        steps, x = prepared(rows, self.preparation, seed, labels[0], well_ids(rows))
         z, found = steps.transform(self.table.iloc[test]), []
         for one in labels:
             classifier = CLASSIFIERS[model].make(len(one), len(np.unique(one)), seed)
@@ -122,17 +122,16 @@ def of_features(config: AuditConfig) -> Material:
     Raises:
         InputError: a file or column cannot be used, or the table's rows are not sites of the dataset.
     """
-    dataset = None if config.data is None else open_dataset(config.data)
-    label = config.label_column or (LABEL if dataset is None else dataset.label_column)
-    files = config.features or (_extract(config, config.weights, "features.parquet"),)
-    profiles, negcon = _read(files, label)
+    data = config.source.data
+    dataset = None if data is None else open_dataset(data)
+    profiles, negcon, label = _read(config, config.source)
     index = profiles.metadata.assign(negcon=negcon)
     index = index if dataset is None else _with_dataset(index, dataset)
-    names = [path.name for path in config.features]
-    what = (names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")) if names else str(config.data)
+    names = [path.name for path in config.features] or [str(data)]
+    what = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     material = material_of(what, label, index, profiles, config)
     if config.untrained:
-        blank = _read((_extract(config, "untrained", "untrained.parquet"),), label)[0]
+        blank, _, _ = _read(config, dataclasses.replace(config.source, weights=UNTRAINED_WEIGHTS))
         material.controls[UNTRAINED] = _as_features(index, _frame(blank), config.preparation)
     return material
 
@@ -149,15 +148,19 @@ def _frame(profiles: Profiles) -> pd.DataFrame:
     return pd.DataFrame(profiles.values, columns=list(profiles.names))
 
 
-def _read(files: tuple[Path, ...], label: str) -> tuple[Profiles, Bool[np.ndarray, " n"]]:
-    """Profiles that have a label, and which of them are negative controls."""
+def _read(config: AuditConfig, source: SourceConfig) -> tuple[Profiles, Bool[np.ndarray, " n"], str]:
+    """Profiles that have a label, which of them are negative controls, and the label's column."""
     from perturbjax.features.classify import load_profiles, require_extra
 
     require_extra()
-    profiles, negcon = load_profiles(ProfileConfig(files, label_column=label))
+    label = config.label_column
+    if config.features and source.data is not None:
+        label = label or open_dataset(source.data).label_column
+    source = SourceConfig() if config.features else source
+    profiles, negcon, label = load_profiles(ProfileConfig(config.features, source, label))
     for note in profiles.notes:
         console.print(f"features: {note}")
-    return profiles, negcon
+    return profiles, negcon, label
 
 
 def _brightness(index: pd.DataFrame) -> dict[str, Features]:
@@ -176,20 +179,13 @@ def _with_dataset(index: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     return pd.concat([index, dataset.index[measured].iloc[at].reset_index(drop=True)], axis=1)
 
 
-def _extract(config: AuditConfig, weights: str, name: str) -> Path:
-    from perturbjax.features.extract import FeaturesConfig, extract
-
-    assert config.data is not None
-    return extract(FeaturesConfig(config.data, config.out / name, config.backbone, weights))
-
-
 def of_run(config: AuditConfig, path: Path) -> tuple[Material, Answered]:
     """A run's dataset, and what `perturbjax evaluate` wrote of its judging sites.
 
     Raises:
         InputError: the run was not evaluated, or its predictions do not fit its split.
     """
-    run, dataset, index, part, table = read_evaluated(path, config.data)
+    run, dataset, index, part, table = read_evaluated(path, config.source.data)
     train, test = (np.flatnonzero(part == name) for name in (TRAIN, TEST))
     _, probabilities = predictions_of(table, index.iloc[test], run.class_names)
     controls: dict[str, Features] = {}
@@ -227,9 +223,8 @@ def untrained_features(run: Run, dataset: Dataset, positions: Int[np.ndarray, " 
     channels = len(dataset.channel_names) * METHODS[recipe.input.normalize].ways
     model, _ = create_network(recipe, channels, run.class_names)
     graphdef, params, stats = split_model(model)
-    step = placement.compile_predict(make_predict_step(graphdef, recipe))
     state = placement.replicate({"params": params, "stats": stats})
-    return Network(run, {"epoch": 0}, placement, BATCH_SIZE, state, step).apply_to(dataset, positions).features
+    return Network(run, {"epoch": 0}, placement, BATCH_SIZE, graphdef, state).apply_to(dataset, positions).features
 
 
 def _as_features(index: pd.DataFrame, values: pd.DataFrame, preparation: Preparation) -> Features:
