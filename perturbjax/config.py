@@ -77,8 +77,8 @@ class AugmentConfig:
     contrast: float = 0.0
     """Greatest relative change of the normalised image, a channel at a time."""
     legacy_augmentation: bool = False
-    """Restore the original: flips and rotation move the image and not its mask, whose numbers the crop interpolates, and
-    test images are augmented too."""
+    """Restore the original: flips and rotation move the image and not its mask, the crop interpolates the mask's
+    numbers, and test images are augmented too."""
 
     def __post_init__(self) -> None:
         require_sound(self)

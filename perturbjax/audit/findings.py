@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from perturbjax.audit.controls import BLIND, UNTRAINED
 from perturbjax.evaluation.bootstrap import Estimate
+from perturbjax.evaluation.calibration import Confidence
 from perturbjax.evaluation.judgement import Judgement, Scored
 from perturbjax.evaluation.scores import HEADLINE
 
@@ -27,6 +27,8 @@ class Answer:
     """Why there is no p; empty where there is one."""
     unanswerable: int
     """Sites not judged: no training site has their label."""
+    confidence: Confidence
+    """Whether the model's probabilities mean what they say."""
 
     @property
     def model(self) -> Scored:
@@ -104,8 +106,3 @@ class Audit:
     def leak(self) -> Difference | None:
         """How much more the weakest split shows than the one to go by; None where there is one split."""
         return next((one for one in self.differences if one.stricter == self.strictest.policy), None)
-
-
-def plain(audit: Audit) -> dict:
-    """Plain values, for JSON."""
-    return dataclasses.asdict(audit)

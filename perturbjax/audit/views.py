@@ -50,6 +50,11 @@ def rows(audit: Audit, gap: str = " ") -> Iterator[tuple[str, list[str]]]:
     yield "best control", [name for name, _ in leads]
     yield "lead over it", [cell(lead, gap) for _, lead in leads]
     yield "p", ["" if answer.p is None else f"{answer.p:.3f}" for answer in audit.answers]
+    sure = [answer.confidence for answer in audit.answers]
+    yield "calibration error", [f"{one.error:.3f}" for one in sure]
+    yield "… with temperature", [f"{one.scaled_error:.3f}{gap}(T = {one.temperature:.2f})" for one in sure]
+    accuracy = [(answer.model.scores["accuracy"].value, answer.confidence) for answer in audit.answers]
+    yield "accuracy, surer half", [f"{one.half_accuracy:.3f}{gap}(all {every:.3f})" for every, one in accuracy]
     for size in ("site", "well", "plate"):
         yield f"{size}s judged", [str(getattr(answer.judgement.n, size)) for answer in audit.answers]
 
@@ -85,6 +90,7 @@ def as_json(audit: Audit, found: Verdict) -> dict[str, Any]:
             "no_p": answer.no_p,
             "unanswerable": answer.unanswerable,
             "leaks": answer.leaks,
+            "confidence": dataclasses.asdict(answer.confidence),
             "n": dataclasses.asdict(judgement.n),
             "overlap": dataclasses.asdict(judgement.overlap),
             "skipped": judgement.skipped,
