@@ -69,7 +69,8 @@ def prepare(
 
     With `train` the records are augmented; without, the whole site is resized to `augment.crop` and nothing is
     random. `legacy_augmentation` restores the original instead: flips and rotation (about the site's centre, zeros
-    beyond its border) move the image and not its mask, the crop moves both, and evaluation is augmented too.
+    beyond its border) move the image and not its mask, the crop moves both and interpolates the mask as it does the
+    image, and evaluation is augmented too.
 
     Pure: `seed` and `epoch` may be traced; shapes follow from `raw` and `augment.crop`.
     """
@@ -92,7 +93,11 @@ def prepare(
         image = jnp.where(_inside(image_points, height, width)[..., None], image, 0)
     if random:
         image = _change_intensity(image, draws[:, len(_GEOMETRY) :], augment)
-    mask = _nearest(raw.mask, mask_points).astype(jnp.float32) * masks.SCALES[input.mask_encoding]
+    if augment.legacy_augmentation:
+        mask = _sample_image(raw.mask[..., None], mask_points, boxes, augment, random)[..., 0]
+    else:
+        mask = _nearest(raw.mask, mask_points).astype(jnp.float32)
+    mask = mask * masks.SCALES[input.mask_encoding]
     return _join(
         jnp.zeros_like(mask) if input.mask_use == "none" else mask,
         jnp.zeros_like(image) if input.mask_use == "only" else image,

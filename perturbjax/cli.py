@@ -21,7 +21,7 @@ T = TypeVar("T")
 Verb = Callable[[Sequence[str]], object]
 
 #: Verbs whose steps are many and alike, and gain by keeping their memory.
-RUN_A_NETWORK = ("train", "evaluate", "predict", "features", "classify", "train-segmenter")
+RUN_A_NETWORK = ("train", "evaluate", "predict", "features", "classify", "audit", "train-segmenter")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -319,6 +319,39 @@ def embed(argv: Sequence[str]) -> None:
     console.print(f"written: {picture} and {picture.with_suffix('.html')}")
 
 
+def audit(argv: Sequence[str]) -> None:
+    """Say how much of a score is biology: one model under every split, beside its controls.
+
+    perturbjax audit --features features.parquet --data dataset --out audit
+    perturbjax audit --run run --out audit
+    """
+    from perturbjax.audit.command import audit as judge_splits
+    from perturbjax.audit.page import write_page
+    from perturbjax.audit.settings import AuditConfig
+    from perturbjax.audit.views import print_audit, write_tables
+
+    config = _parse(AuditConfig, argv, "audit", about=audit.__doc__)
+    found = judge_splits(config)
+    print_audit(found)
+    write_tables(found, config.out)
+    console.print(f"written: {write_page(found, config.out)}")
+
+
+def compare(argv: Sequence[str]) -> None:
+    """Compare runs that judged the same sites: scores side by side, and paired differences with intervals.
+
+    perturbjax compare run_1 run_2 --out compared
+    """
+    from perturbjax.audit.compare import compare as side_by_side
+    from perturbjax.audit.compare import print_comparison, write_comparison
+    from perturbjax.audit.settings import CompareConfig
+
+    config = _parse(CompareConfig, argv, "compare", about=compare.__doc__)
+    found = side_by_side(config)
+    print_comparison(found)
+    console.print(f"written: {write_comparison(found, config.out)}")
+
+
 def import_torch(argv: Sequence[str]) -> None:
     """Turn a PyTorch checkpoint of one of the original's networks into a run.
 
@@ -388,6 +421,8 @@ VERBS: dict[str, Verb] = {
     "features": features,
     "classify": classify,
     "embed": embed,
+    "audit": audit,
+    "compare": compare,
     "export": export,
     "import-torch": import_torch,
     "export-torch": export_torch,

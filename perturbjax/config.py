@@ -82,7 +82,8 @@ class AugmentConfig:
     contrast: float = 0.0
     """Greatest relative change of the normalised image, a channel at a time."""
     legacy_augmentation: bool = False
-    """Restore the original: flips and rotation move the image and not its mask, and test images are augmented too."""
+    """Restore the original: flips and rotation move the image and not its mask, the crop interpolates the mask's
+    numbers, and test images are augmented too."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -235,7 +236,7 @@ PRESETS: dict[str, Recipe] = {
     # What the original program did, its known faults included; docs/fidelity.md says which they are.
     "original": Recipe(
         input=InputConfig(mask_encoding="instance"),
-        augment=AugmentConfig(legacy_augmentation=True),
+        augment=AugmentConfig(rotate=20.0, legacy_augmentation=True),
         split=SplitConfig(split="site"),
     ),
 }

@@ -64,13 +64,13 @@ def make_split(
         raise InputError(
             f"--split {policy} --folds {folds}: there are only {present} groups ({policy}s); use fewer folds"
         )
-    if (most := int(pd.Series(labels).value_counts().iloc[0])) < folds:
+    counts = pd.Series(labels).value_counts()
+    if counts.max() < folds:
         raise InputError(
-            f"--folds {folds}: no class of column {label} has more than {most} sites; use fewer folds, or "
-            "choose another --label-column"
+            f"--split {policy} --folds {folds}: no class of column {label} has more than {counts.max()} sites; "
+            "use fewer folds, or choose another --label-column"
         )
     if policy == "site":
-        counts = pd.Series(labels).value_counts()
         if counts.min() < 2:
             raise InputError(
                 f"--split site: label {counts.idxmin()!r} of column {label} has one site and cannot stand on both sides"
@@ -115,7 +115,7 @@ def _require_learnable(manifest: pd.DataFrame, labels: np.ndarray, policy: str, 
     both = f"only {shared.pop()!r}" if shared else "no class"
     raise InputError(
         f"--split {policy}: {both} of column {label} stands on both sides, so nothing can be learned; choose another "
-        f"--label-column, or --split site (then {MEANING['site']})"
+        "--label-column, or see `perturbjax audit` for the splits that this data allows"
     )
 
 

@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("evaluation",),
     ("features",),
+    ("audit",),
     ("api", "report"),
     ("cli", "__init__"),
     ("__main__",),

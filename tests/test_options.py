@@ -18,6 +18,7 @@ from data_prep.inspection import InspectOptions
 from data_prep.segment import SegmenterConfig
 from data_prep.simulate import SimulateOptions
 from perturbjax import cli
+from perturbjax.audit.settings import AuditConfig, CompareConfig
 from perturbjax.config import PRESETS, Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
 from perturbjax.evaluation.apply import EvaluateConfig, PredictConfig
@@ -38,6 +39,8 @@ COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "split": (cli.SplitOptions, ("--data", "data", "--out", "split.parquet")),
     "features": (FeaturesConfig, ("--data", "data", "--out", "f.parquet", "--weights", "w")),
     "classify": (ClassifyConfig, ("--features", "f.parquet", "--out", "table")),
+    "audit": (AuditConfig, ("--features", "f.parquet", "--out", "audit")),
+    "compare": (CompareConfig, ("run", "other", "--out", "compared")),
     "embed": (EmbedConfig, ("--features", "f.parquet", "--out", "e.png")),
     "import-torch": (ImportConfig, ("--checkpoint", "c.pth", "--out", "run")),
     "export": (ExportOptions, ("--run", "run", "--out", "exported")),
@@ -45,6 +48,8 @@ COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "train-segmenter": (TrainSegmenterConfig, ("--images", "i", "--out", "w.safetensors")),
     "export-torch": (ExportConfig, ("--run", "run", "--out", "w.pth")),
 }
+#: Options that have no flag on the command line, and how many words they take.
+POSITIONAL = {("verify", "path"): 1, ("compare", "runs"): 2}
 PREPARATION: dict[str, tuple[type, tuple[str, ...]]] = {
     "inspect": (InspectOptions, ("--load-data", "c.csv", "--images", "i")),
     "build": (BuildOptions, ("--load-data", "c.csv", "--images", "i", "--out", "data")),
@@ -121,14 +126,16 @@ def test_a_value_out_of_range_is_one_line_and_nothing_on_disk(capsys, tmp_path, 
     flag = f"--{name.replace('_', '-')}"
     kept = [word for at, word in enumerate(words) if flag not in (word, words[at - 1])]
     main = cli.main if verb in COMMANDS else data_prep_command.main
-    positional = flag not in words and verb == "verify"
-    line = refusal(capsys, main, [verb, *wrong_words(hint)] if positional else [verb, *kept, flag, *wrong_words(hint)])
+    if (verb, name) in POSITIONAL:
+        line = refusal(capsys, main, [verb, *wrong_words(hint), *words[POSITIONAL[verb, name] :]])
+    else:
+        line = refusal(capsys, main, [verb, *kept, flag, *wrong_words(hint)])
     assert flag in line and "\x1b" not in line, line
     assert not list(tmp_path.iterdir())
 
 
 def test_every_command_is_walked():
-    assert set(COMMANDS) == set(cli.VERBS)
+    assert set(COMMANDS) | set(PREPARATION) == set(cli.VERBS)
     assert set(PREPARATION) == set(data_prep_command.verbs())
 
 
@@ -154,7 +161,8 @@ def test_no_options_object_holds_what_it_may_not(kind):
 def example(kind: type) -> Any:
     """One sound instance: defaults, and some path or text for what has none."""
     suffix = {EmbedConfig: ".png", TrainSegmenterConfig: ".safetensors", ExportConfig: ".pth"}.get(kind, ".parquet")
-    given: dict = {FeaturesConfig: {"weights": "w"}, ProfileConfig: {"features": (Path("there"),)}}.get(kind, {})
+    tables = {"features": (Path("there"),)}
+    given: dict = {FeaturesConfig: {"weights": "w"}, ProfileConfig: tables, AuditConfig: tables}.get(kind, {})
     for field in dataclasses.fields(kind):
         hint = typing.get_type_hints(kind)[field.name]
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:

@@ -180,7 +180,7 @@ def cell_count(
     Raises:
         Unavailable: `n_cells` and `mask_area` are not in the index, or not numbers.
     """
-    x, z = _counts(train), _counts(test)
+    x, z = log_counts(train), log_counts(test)
     scale = x.std(axis=0) + 1e-9
     centre = x.mean(axis=0)
     x, z = (x - centre) / scale, (z - centre) / scale
@@ -203,7 +203,12 @@ def cell_count(
     return likelihood / likelihood.sum(axis=1, keepdims=True)
 
 
-def _counts(index: pd.DataFrame) -> Float[np.ndarray, "n 2"]:
+def log_counts(index: pd.DataFrame) -> Float[np.ndarray, "n 2"]:
+    """Logarithms of the number and of the area of each site's cells.
+
+    Raises:
+        Unavailable: the index has no such columns, or they are not numbers.
+    """
     columns = ["n_cells", "mask_area"]
     if missing := [column for column in columns if column not in index.columns]:
         raise Unavailable(f"the index has no column {missing[0]}")
@@ -213,33 +218,51 @@ def _counts(index: pd.DataFrame) -> Float[np.ndarray, "n 2"]:
     return np.log1p(values)
 
 
+def log_intensities(index: pd.DataFrame) -> Float[np.ndarray, "n d"]:
+    """Logarithms of the mean, the deviation and percentiles of each channel's pixels.
+
+    Raises:
+        Unavailable: the index has no such columns, or they are not numbers.
+    """
+    columns = [column for column in index.columns if _INTENSITY.match(column)]
+    if not columns:
+        raise Unavailable("the index has no columns mean_<channel>, std_<channel>, p50_<channel>")
+    values = np.log1p(index[columns].to_numpy(dtype=float).clip(min=0))
+    if not np.isfinite(values).all():
+        raise Unavailable("statistics of the channels are missing for some sites")
+    return values
+
+
 def intensity(
     train: pd.DataFrame, train_labels: Int[np.ndarray, " train"], test: pd.DataFrame, classes: int
 ) -> Float[np.ndarray, "test classes"]:
     """What the brightness of each channel says, without a shape: logistic regression on the index's statistics.
 
-    Mean, standard deviation and percentiles of each channel's pixels, as logarithms, standardized on training sites.
-
     Raises:
-        Unavailable: the index has no such columns, or they are not numbers.
+        Unavailable: as `log_intensities`.
     """
-    columns = [column for column in train.columns if _INTENSITY.match(column) and column in test.columns]
-    if not columns:
-        raise Unavailable("the index has no columns mean_<channel>, std_<channel>, p50_<channel>")
-    x, z = (np.log1p(table[columns].to_numpy(dtype=float).clip(min=0)) for table in (train, test))
-    if not (np.isfinite(x).all() and np.isfinite(z).all()):
-        raise Unavailable("statistics of the channels are missing for some sites")
+    return standard_logistic(log_intensities(train), train_labels, log_intensities(test), classes)
+
+
+def standard_logistic(
+    x: Float[np.ndarray, "train d"],
+    train_labels: Int[np.ndarray, " train"],
+    z: Float[np.ndarray, "test d"],
+    classes: int,
+) -> Float[np.ndarray, "test classes"]:
+    """Probabilities of `logistic` on columns standardized on training rows; 0 for classes that are not there."""
     centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-9
     seen, targets = np.unique(train_labels, return_inverse=True)
-    found = np.zeros((len(test), classes))
-    found[:, seen] = _logistic((x - centre) / scale, targets, (z - centre) / scale)
+    found = np.zeros((len(z), classes))
+    found[:, seen] = logistic((x - centre) / scale, targets, (z - centre) / scale)
     return found
 
 
-def _logistic(
+def logistic(
     x: Float[np.ndarray, "train d"], targets: Int[np.ndarray, " train"], z: Float[np.ndarray, "test d"]
 ) -> Float[np.ndarray, "test classes"]:
-    """Multinomial logistic regression, half the squared weights (not the intercepts) added to the summed loss."""
+    """Probabilities of multinomial logistic regression, half the squared weights (not the intercepts) added to the
+    summed loss; columns should be of about deviation 1, `targets` number the classes that occur."""
     n, (d, classes) = len(x), (x.shape[1], int(targets.max()) + 1)
     ones = np.zeros((n, classes))
     ones[np.arange(n), targets] = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from perturbjax.console import PLOT_TEXT, InputError
-from perturbjax.evaluation.judgement import Judgement, ranked
-from perturbjax.evaluation.scores import METRICS
+from perturbjax.evaluation.judgement import Judgement, Level, ranked
+from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.files import atomic
 from perturbjax.plates import PLATE, WELL, parse_wells, row_name, shape_holding
 
@@ -145,6 +145,23 @@ def plot_ranking(judgement: Judgement, path: Path, title: str) -> Path:
         figure.suptitle(title, fontsize=11)
         figure.supxlabel("filled: test, with 95 % interval (whole wells resampled); hollow: training; grey: baselines",
                          fontsize=9)  # fmt: skip
+    return Path(path)
+
+
+def plot_splits(levels: Mapping[str, Level], subject: str, path: Path) -> Path:
+    """The headline score of one subject (blue) and its controls (grey) with 95 % intervals, one panel a split."""
+    names = list(dict.fromkeys(row.name for level in levels.values() for row in level.rows))
+    with _figure(path, 2.6 * len(levels) + 1.6, 0.3 * len(names) + 1.1) as figure:
+        panels = np.ravel(figure.subplots(1, len(levels), sharey=True, sharex=True))
+        for axes, (split, level) in zip(panels, levels.items(), strict=True):
+            for row in level.rows:
+                y, found, colour = names.index(row.name), row.scores[HEADLINE], BLUE if row.name == subject else GREY
+                axes.plot([found.low, found.high], [y, y], color=colour, linewidth=2)
+                axes.plot(found.value, y, "o", color=colour, markersize=5)
+            axes.set(title=f"split by {split} (n = {level.n})", xlabel=METRICS[HEADLINE].words, xlim=(-0.02, 1.02))
+            axes.grid(axis="y", visible=False)
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.5, -0.5)
     return Path(path)
 
 

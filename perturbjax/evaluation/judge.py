@@ -7,7 +7,7 @@ everything is resampled once a level, however many subjects there are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from perturbjax.console import InputError
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.evaluation.baselines import BASELINES, Unavailable
+from perturbjax.evaluation.baselines import BASELINES, Baseline, Unavailable
 from perturbjax.evaluation.bootstrap import resample
 from perturbjax.evaluation.judgement import MODEL, Judgement, Level, Scored, Sizes
 from perturbjax.evaluation.predictions import label_numbers, predictions_of
@@ -91,6 +91,7 @@ def judge(
     seed: int = 0,
     replicates: int = 2000,
     whole: Literal["well", "plate"] = "well",
+    baselines: Mapping[str, Baseline] = BASELINES,
 ) -> Judgement:
     """Scores of every subject and baseline over the test sites of all folds together.
 
@@ -102,6 +103,7 @@ def judge(
         seed: of the bootstrap.
         replicates: of the bootstrap.
         whole: what the bootstrap draws whole. Plates give the wider, more cautious interval, and need several.
+        baselines: what all are judged beside.
 
     Raises:
         InputError: a label is not one of `class_names`, probabilities are none, or a table lacks a column.
@@ -109,7 +111,7 @@ def judge(
     for fold in folds:
         for part, table in (("train", fold.train), ("test", fold.test)):
             _require_columns(f"{fold.name}: {part}", table, ("site_id", PLATE, WELL, "label"))
-    panel = _Panel(subjects, folds, class_names, seed, replicates)
+    panel = _Panel(subjects, folds, class_names, baselines, seed, replicates)
     test, wells = panel.test, panel.wells
     clusters = wells if whole == "well" else pd.factorize(test[PLATE])[0]
     levels = [panel.level("site", panel.answers, panel.labels, clusters)]
@@ -152,11 +154,13 @@ class _Panel:
         subjects: Sequence[Subject],
         folds: Sequence[Fold],
         class_names: Sequence[str],
+        baselines: Mapping[str, Baseline],
         seed: int,
         replicates: int,
     ):
         self.subjects = tuple(subject.name for subject in subjects)
         self.classes, self.seed, self.replicates = len(class_names), seed, replicates
+        self.baselines = baselines
         self.test = pd.concat([fold.test for fold in folds], ignore_index=True)
         self.wells = well_ids(self.test)
         self.labels = label_numbers(self.test["label"], class_names, "test sites")
@@ -166,7 +170,7 @@ class _Panel:
         for answer in self.answers.values():
             check_probabilities(self.labels, answer, list(self.test["site_id"]))
         self.skipped: dict[str, str] = {}
-        for name, baseline in BASELINES.items():
+        for name, baseline in baselines.items():
             if baseline.predict is None:
                 continue
             try:
@@ -197,7 +201,7 @@ class _Panel:
     ) -> Level:
         """Everybody's scores and the subjects' leads where these rows are what is counted."""
         counts = {subject: count(labels, answers[subject], clusters) for subject in self.subjects}
-        for baseline, how in BASELINES.items():
+        for baseline, how in self.baselines.items():
             if how.draw is not None:
                 counts[baseline] = how.draw(labels, self.train_labels, self.classes, clusters, seed=self.seed)
             elif baseline in answers:

@@ -134,6 +134,16 @@ def macro_f1(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
     return counts.over_classes(f1) / counts.over_classes(either > 0)
 
 
+def matthews(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
+    """Correlation of truth and prediction over all classes (Gorodkin 2004): 0 for an answer that knows nothing, or is
+    constant, however unequal the classes are."""
+    total, right = counts.truth.sum(axis=-1), counts.hits.sum(axis=-1)
+    together = right * total - (counts.truth * counts.predicted).sum(axis=-1)
+    spreads = [total**2 - (part**2).sum(axis=-1) for part in (counts.truth, counts.predicted)]
+    product = np.maximum(spreads[0], 0) * np.maximum(spreads[1], 0)
+    return together / np.sqrt(np.where(product > 0, product, np.inf))
+
+
 @dataclass(frozen=True)
 class Metric:
     """A score: what it is called, and how it is computed for every row of counts or of weights at once.
@@ -175,6 +185,7 @@ METRICS: dict[str, Metric] = {
     "top5": Metric(f"top-{TOP_K} accuracy", top5, least_classes=TOP_K + 1),
     "balanced_accuracy": Metric("balanced accuracy", balanced_accuracy, class_averaged=True),
     "macro_f1": Metric("macro-F1", macro_f1, class_averaged=True),
+    "mcc": Metric("MCC", matthews, bounds=(-1.0, 1.0)),
 }
 #: The one that ranks, that headlines name and that warnings go by.
 HEADLINE = "balanced_accuracy"

@@ -41,7 +41,7 @@ class Overlap:
         if self.position > 0.5 and self.well == 0:
             found.append(
                 f"{self.position:.0%} of the test sites have their label at the same place of a training plate: "
-                "position alone can answer; --split layout holds such plates out together"
+                "position alone can answer; `perturbjax audit` says whether this data allows a split where it cannot"
             )
         return found
 

@@ -18,7 +18,7 @@ from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.features.settings import SourceConfig
 from perturbjax.files import drop_oldest, file_digest, make_folder, user_cache
 from perturbjax.models import BACKBONES, with_weights
-from perturbjax.models.weights import locate
+from perturbjax.models.weights import UNTRAINED, locate
 
 #: Part of every key: raised when features of the same data, network and settings change.
 FEATURES_VERSION = 1
@@ -67,7 +67,7 @@ def _key(config: FeaturesConfig, dataset: Dataset) -> str:
         "features": FEATURES_VERSION,
         "data": dataset.fingerprint,
         "backbone": config.backbone,
-        "weights": file_digest(locate(config.weights)[0]),
+        "weights": UNTRAINED if config.weights == UNTRAINED else file_digest(locate(config.weights)[0]),
         "adapt": dataclasses.asdict(config.adapt),
         "augmentations": config.augmentations,
         "precision": config.precision,

@@ -24,6 +24,8 @@ from perturbjax.models.backbone import Naming, Tensors
 
 #: Files of a hub repository that hold weights, the safer first.
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+#: In place of a source: random values. A control, which says what the network's shape alone gives.
+UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def load_pretrained(backbone: str, source: str, **arguments: Any) -> Pretrained:
 
     Args:
         backbone: a name of `models.with_weights`.
-        source: a file, `hf:OWNER/REPOSITORY[@REVISION]` or `package:NAME`.
+        source: a file, `hf:OWNER/REPOSITORY[@REVISION]` or `package:NAME`; `untrained` for random values.
         arguments: the network's, where the weights do not tell them: EfficientNet's dialect (`padding`, `epsilon`).
 
     Raises:
@@ -54,6 +56,10 @@ def load_pretrained(backbone: str, source: str, **arguments: Any) -> Pretrained:
 
     if backbone not in with_weights():
         raise InputError(f"--backbone {backbone}: has no published weights; choose one of {', '.join(with_weights())}")
+    if source == UNTRAINED:
+        facts = {"backbone": backbone, "inputs": 3, "classes": 0, **arguments}
+        model = BACKBONES[backbone].network(**_arguments(facts), rngs=nnx.Rngs(0))
+        return Pretrained(model, {**facts, "source": source})
     path, revision = locate(source)
     model, facts = from_tensors(backbone, read_tensors(path), source, **arguments)
     digest = file_digest(path)
@@ -162,9 +168,13 @@ def recognise(names: set[str], namings: Iterable[Naming]) -> Naming | None:
 
 def empty_backbone(facts: dict[str, Any]) -> nnx.Module:
     """A backbone without values, as the facts of a `Pretrained` describe it."""
-    record = BACKBONES[facts["backbone"]]
-    arguments = {name: facts[name] for name in record.argument_names if name in facts}
-    return nnx.eval_shape(lambda: record.network(**arguments, rngs=nnx.Rngs(0)))
+    network, arguments = BACKBONES[facts["backbone"]].network, _arguments(facts)
+    return nnx.eval_shape(lambda: network(**arguments, rngs=nnx.Rngs(0)))
+
+
+def _arguments(facts: dict[str, Any]) -> dict[str, Any]:
+    """Of the facts those that the constructor takes."""
+    return {name: facts[name] for name in BACKBONES[facts["backbone"]].argument_names if name in facts}
 
 
 def fill(model: nnx.Module, tensors: Tensors, naming: Naming, what: str) -> None:

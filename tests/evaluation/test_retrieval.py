@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from perturbjax.console import InputError
 from perturbjax.evaluation.retrieval import (
+    _places,
     average_precision,
     cosine_similarity,
     evaluate_retrieval,
@@ -19,6 +22,7 @@ from perturbjax.evaluation.retrieval import (
     replicate_retrieval,
     well_profiles,
 )
+from perturbjax.plates import plate_layouts
 
 
 def screen(strength: float, *, plates: int = 4, seed: int = 0) -> pd.DataFrame:
@@ -125,6 +129,92 @@ def test_wells_are_the_mean_of_their_sites_standardised():
     np.testing.assert_allclose(features, [[-1.0], [1.0]])
 
 
+def by_hand(features, metadata, controls, restriction) -> pd.DataFrame:
+    """Mean average precision and recall at 1 % of each perturbation, pair by pair."""
+    similarity, rows = cosine_similarity(features), []
+    layouts = plate_layouts(metadata)
+    for query, candidate in itertools.product(range(len(metadata)), repeat=2):
+        one, other = metadata.iloc[query], metadata.iloc[candidate]
+        apart = {
+            "NR": True,
+            "NSB": one["Metadata_Plate"] != other["Metadata_Plate"],
+            "NSS": one["Metadata_Well"] != other["Metadata_Well"],
+            "NSL": layouts[one["Metadata_Plate"]] != layouts[other["Metadata_Plate"]],
+        }[restriction]
+        if query != candidate and apart and not controls[query] and not controls[candidate]:
+            right = one["Metadata_pert_iname"] == other["Metadata_pert_iname"]
+            rows.append((query, one["Metadata_pert_iname"], right, similarity[query, candidate]))
+    pairs = pd.DataFrame(rows, columns=["query", "label", "right", "similarity"])
+    found = []
+    for (_, label), pool in pairs.groupby(["query", "label"]):
+        if 0 < pool["right"].sum() < len(pool):
+            nearest = pool.nlargest(int(np.ceil(0.01 * len(pool))), "similarity")
+            recall = nearest["right"].sum() / pool["right"].sum()
+            found.append((label, average_precision_score(pool["right"], pool["similarity"]), recall))
+    return pd.DataFrame(found, columns=["label", "map", "recall"]).groupby("label").mean()
+
+
+@pytest.mark.parametrize("restriction", ["NR", "NSB", "NSS", "NSL"])
+def test_what_is_kept_apart_from_the_query_is_what_the_name_says(restriction):
+    """Against every pair by hand, on plates of two layouts, one of which is there twice."""
+    rng = np.random.default_rng(3)
+    table = screen(0.6, plates=4, seed=3)
+    for plates in (["P0", "P1"], ["P2"], ["P3"]):
+        order = rng.permutation(14)
+        for plate in plates:
+            at = table["Metadata_Plate"] == plate
+            table.loc[at, "Metadata_Well"] = [f"A{place + 1:02d}" for place in order]
+    metadata, features = well_profiles(table)
+    controls = negative_controls(metadata)
+    options = {"against": "others", "restriction": restriction, "draws": 200}
+    found = replicate_retrieval(features, metadata, controls, **options).set_index("label")
+    expected = by_hand(features, metadata, controls, restriction)
+    pd.testing.assert_frame_equal(found[["map", "recall"]], expected, check_names=False)
+
+
+def test_too_few_replicates_for_a_null_have_no_p(tmp_path):
+    """Two wells of each of two compounds: a query ranks one replicate among three wells."""
+    table = screen(3.0, plates=2)
+    few = table[table["Metadata_pert_iname"].isin(["compound 0", "compound 1"])]
+    metadata, features = well_profiles(few)
+    found = replicate_retrieval(features, metadata, np.zeros(4, dtype=bool), against="others")
+    assert (found["wells"] == 2).all() and found["p"].isna().all() and found["q"].isna().all()
+    said = evaluate_retrieval(few, tmp_path)
+    assert "share retrieved against others: too few replicates for a p" in list(said["measure"])
+
+
+def test_random_places_are_different_and_even():
+    for few, of in ((2, 50), (9, 12)):
+        places = _places(few, of, 4000, np.random.default_rng(0))
+        assert all(len(set(row)) == few for row in places)
+        assert np.bincount(places.ravel(), minlength=of).std() < 0.15 * 4000 * few / of
+
+
+@pytest.mark.slow
+def test_nine_thousand_wells_take_less_than_two_gigabytes(tmp_path):
+    """24 plates of 384 wells in a process of their own."""
+    code = f"""
+import resource, sys
+import numpy as np, pandas as pd
+from perturbjax.evaluation.retrieval import evaluate_retrieval
+rng = np.random.default_rng(0)
+compounds = ["DMSO"] * 64 + [f"c{{n}}" for n in range(320)]
+wells = [f"{{'ABCDEFGHIJKLMNOP'[n // 24]}}{{n % 24 + 1:02d}}" for n in range(384)]
+tables = []
+for plate in range(24):
+    kinds = rng.permutation(compounds)
+    moa = ["" if k == "DMSO" else f"m{{int(k[1:]) % 40}}" for k in kinds]
+    tables.append(pd.DataFrame({{"Metadata_Plate": f"P{{plate}}", "Metadata_Well": wells, "Metadata_pert_iname": kinds,
+                                "Metadata_moa": moa}}))
+table = pd.concat(tables, ignore_index=True)
+features = pd.DataFrame(rng.normal(size=(len(table), 384)), columns=[f"f{{n}}" for n in range(384)])
+evaluate_retrieval(pd.concat([table, features], axis=1), {str(tmp_path)!r})
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=500)
+    assert int(done.stdout) < 2e6  # kilobytes
+
+
 def test_controls_are_read_from_their_column_or_else_from_the_name():
     table = pd.DataFrame({"Metadata_pert_iname": ["DMSO", "taxol", "x"], "Metadata_control_type": ["", "", "negcon"]})
     assert negative_controls(table).tolist() == [False, False, True]
@@ -134,9 +224,25 @@ def test_controls_are_read_from_their_column_or_else_from_the_name():
 def test_the_summary_is_written_and_leaves_out_what_the_data_does_not_allow(tmp_path):
     table = screen(3.0)
     found = evaluate_retrieval(table, tmp_path)
-    assert len(found) == 6
-    assert len(pd.read_csv(tmp_path / "retrieval.csv")) == 6
-    assert set(pd.read_csv(tmp_path / "retrieval_per_class.csv")["against"]) == {"controls", "others"}
+    # One layout, and every compound always in the same well: nothing can be asked of other places or other layouts.
+    assert list(found["measure"]) == [
+        "replicates, mAP against controls",
+        "share retrieved against controls (q < 0.05)",
+        *(
+            f"{what} against others{apart}{more}"
+            for apart in ("", ", NSB")
+            for what, more in (
+                ("replicates, mAP", ""),
+                ("replicates, recall at 1 %", ""),
+                ("share retrieved", " (q < 0.05)"),
+            )
+        ),
+        "mechanism of the nearest well, NSC",
+        "mechanism of the nearest well, NSCB, a batch a plate",
+    ]
+    assert len(pd.read_csv(tmp_path / "retrieval.csv")) == len(found)
+    per_class = pd.read_csv(tmp_path / "retrieval_per_class.csv", keep_default_na=False)
+    assert set(per_class["against"]) == {"controls", "others"} and set(per_class["restriction"]) == {"NR", "NSB"}
     single = table[table["Metadata_Plate"] == "P0"].drop(columns="Metadata_moa")
     assert evaluate_retrieval(single, tmp_path).empty
 

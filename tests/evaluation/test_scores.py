@@ -37,6 +37,7 @@ def test_scores_are_those_of_scikit_learn_also_with_absent_classes(seed, n, clas
         warnings.simplefilter("ignore")  # scikit-learn warns about the very cases that are meant here
         assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
         assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
+        assert found["mcc"] == pytest.approx(metrics.matthews_corrcoef(labels, predicted))
         assert found["macro_f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
         if classes > 5:
             expected = metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=np.arange(classes))
@@ -88,7 +89,9 @@ def test_scores_stay_when_classes_are_renamed_and_are_one_for_perfect_prediction
     moved = np.empty_like(probabilities)
     moved[:, renamed] = probabilities
     assert score(renamed[labels], moved) == pytest.approx(score(labels, probabilities))
-    assert set(score(labels, np.eye(classes)[labels]).values()) == {1.0}
+    perfect = score(labels, np.eye(classes)[labels])
+    assert perfect.pop("mcc") == pytest.approx(float(len(set(labels)) > 1))  # of one class there is no correlation
+    assert set(perfect.values()) == {1.0}
 
 
 def test_counts_of_clusters_add_up_to_the_whole():

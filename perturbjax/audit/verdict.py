@@ -1,0 +1,155 @@
+"""What an audit means, in words a biologist understands; every sentence follows from the numbers of an `Audit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from perturbjax.audit.controls import UNTRAINED
+from perturbjax.audit.findings import Answer, Audit
+from perturbjax.evaluation.judgement import cell
+from perturbjax.evaluation.scores import HEADLINE, METRICS
+
+Finding = Literal["chance", "explained", "beyond"]
+#: A p below this counts: of a hundred datasets without any effect, one is called better than chance.
+_ALPHA = 0.01
+#: Share of a score above chance which a control reaches alone, from which it is called most of it.
+_MOST = 0.5
+
+_ON = {
+    "site": "on other sites of the same wells",
+    "well": "on held-out wells of known plates",
+    "plate": "on held-out plates",
+    "layout": "on held-out layouts",
+    "compound": "on compounds never seen",
+}
+#: What a control that does as well is, in words.
+_IS = {
+    "position": "the well's place on the plate",
+    "plate": "which plate it is",
+    "cell count": "the number and area of the cells",
+    "intensity": "brightness",
+    "all together": "place, plate, cell count and brightness together",
+    "majority": "how frequent the classes are",
+    "chance": "chance",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found under the split to go by.
+
+    Attributes:
+        finding: "chance": nothing is recognised beyond luck. "explained": a control does as well. "beyond": more than
+            any control.
+        honest: whether that split leaves nothing but the cells to answer.
+        leaky: whether the weakest split clearly shows more than that split.
+        sentences: the same in words, the most important first.
+        advice: what can be done, each a thing that this data allows or names the data it takes.
+    """
+
+    finding: Finding
+    honest: bool
+    leaky: bool
+    sentences: tuple[str, ...]
+    advice: tuple[str, ...]
+
+
+def verdict(audit: Audit) -> Verdict:
+    """The verdict on an audit."""
+    answer, leak = audit.strictest, audit.leak
+    finding = _finding(answer)
+    leaky = leak is not None and leak.estimate.low > 0
+    sentences = [_found(answer, finding)]
+    if leaky and leak is not None:
+        sentences.append(_leaked(audit, answer))
+    sentences += _untrained(answer)
+    if answer.leaks:
+        sentences.append(_dishonest(answer))
+    if answer.unanswerable:
+        sentences.append(
+            f"{answer.unanswerable} sites could not be asked: their {audit.label} stands in one {answer.policy} only."
+        )
+    return Verdict(finding, not answer.leaks, leaky, tuple(sentences), tuple(_advice(audit, finding)))
+
+
+def above_chance(answer: Answer) -> bool:
+    """Whether the score is clearly better than chance: by its interval, and by exchanging labels where that can be."""
+    lead = answer.model.leads["chance"][HEADLINE]
+    return lead.low > 0 and (answer.p is None or answer.p < _ALPHA)
+
+
+def _finding(answer: Answer) -> Finding:
+    if not above_chance(answer):
+        return "chance"
+    return "beyond" if answer.model.leads[answer.rival][HEADLINE].low > 0 else "explained"
+
+
+def _found(answer: Answer, finding: Finding) -> str:
+    where, metric = _capital(_ON.get(answer.policy, f"under the split {answer.policy}")), METRICS[HEADLINE].words
+    score, rival = cell(answer.score), answer.rival
+    reached = answer.controls[rival].value
+    p = "" if answer.p is None else f" (p = {answer.p:.3f})" if answer.p >= 0.001 else " (p < 0.001)"
+    said = f"{where}: {metric} {score}, chance {answer.chance:.3f}{p}"
+    if finding == "chance":
+        return f"{said}: no better than chance; nothing is recognised there."
+    alone = f"{_IS.get(rival, rival)} {'reach' if rival == 'all together' else 'alone reaches'} {reached:.3f}"
+    if finding == "explained" and answer.leaks:
+        return f"{said}; {alone}: this data cannot show that cells were recognised."
+    lead = cell(answer.model.leads[rival][HEADLINE])
+    if finding == "explained":
+        return f"{said}; {alone}: the features lead by {lead}, which is not clearly more."
+    if reached - answer.chance > _MOST * (answer.score.value - answer.chance):
+        return f"{said}; {alone}: most of this is {_IS.get(rival, rival)}, and {lead} is beyond it."
+    return f"{said}; of the controls {alone}, and the features {lead} more."
+
+
+def _leaked(audit: Audit, answer: Answer) -> str:
+    assert audit.leak is not None
+    weak = audit[audit.leak.weaker]
+    what = {"site": "the well", "well": "the plate", "plate": "the place on a known layout"}.get(weak.policy, "them")
+    return (
+        f"{_capital(_ON[weak.policy])} it shows {weak.score.value:.3f}: {cell(audit.leak.estimate)} more on the same "
+        f"sites, and that part recognises {what}, not the treatment."
+    )
+
+
+def _untrained(answer: Answer) -> list[str]:
+    if (lead := answer.model.leads.get(UNTRAINED, {}).get(HEADLINE)) is None:
+        return []
+    reached = answer.controls[UNTRAINED].value
+    if lead.low > 0:
+        return [f"The same network untrained reaches {reached:.3f}; what it learned adds {cell(lead)}."]
+    return [f"The same network untrained reaches {reached:.3f}: what it learned adds nothing that is clear."]
+
+
+def _dishonest(answer: Answer) -> str:
+    if "wells" in answer.leaks:
+        return "No honest score: sites of one well stand on both sides, so it tells wells, not treatments."
+    place = answer.controls["position"].value
+    return f"No honest score: the place on the plate alone reaches {place:.3f}: a plate map learned by heart answers."
+
+
+def _advice(audit: Audit, finding: Finding) -> list[str]:
+    """Only what this data allows, or what data it takes."""
+    answer, found = audit.strictest, []
+    if answer.leaks:
+        found.append(
+            "Needed for an honest score: the same treatments in other wells of further plates (a second layout), at "
+            "least two wells each."
+            if "position" in answer.leaks
+            else "Needed for an honest score: each treatment in two wells or more, better on two plates or more."
+        )
+    elif audit.model != "model":
+        found.append(f"Report the score of --split {answer.policy}; it is the strictest that this data allows.")
+    if finding == "explained" and not answer.leaks:
+        found.append(
+            f"Compare with features without {_IS.get(answer.rival, answer.rival)}, or show what they add to it."
+        )
+    if answer.policy in ("site", "well") and not answer.leaks:
+        found.append("Whether it holds on a new plate cannot be said: it takes the same treatments on further plates.")
+    return found
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
