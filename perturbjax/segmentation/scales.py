@@ -32,7 +32,7 @@ class AnySize:
     def __init__(self, segmenter: Segmenter):
         self.segmenter = segmenter
 
-    def masks(self, images: Iterable[Num[np.ndarray, "h w *c"]]) -> Iterator[Objects]:
+    def masks(self, images: Iterable[Num[np.ndarray, "_h _w *_c"]]) -> Iterator[Objects]:
         """The objects of each image, in order; neighbours of one scale go through the network together.
 
         Raises:
