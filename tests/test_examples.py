@@ -32,7 +32,10 @@ def test_commands_are_accepted(name, count):
     commands = commands_in((EXAMPLES / name).read_text())
     assert len(commands) == count
     for verb, *words in commands:
-        words = ["cells" if (before, word) == ("--preset", "2") else word for before, word in zip(["", *words], words, strict=False)]
+        words = [
+            "cells" if (before, word) == ("--preset", "2") else word
+            for before, word in zip(["", *words], words, strict=False)
+        ]
         _, rest = cli._take_preset(words)
         assert parse_options(KINDS[verb], rest, config=(tyro.conf.OmitArgPrefixes,))
 
