@@ -20,6 +20,7 @@ from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.devices import ComputeConfig, Dispatches, open_devices, stack_steps
 from perturbjax.training.experiment import Experiment, prepare_experiment, say_what_runs
 from perturbjax.training.hosts import HostsConfig, connect, from_first, is_first, require_possible
+from perturbjax.training.log import LogTo, open_log, require_package
 from perturbjax.training.phases import plan_phases
 from perturbjax.training.predict import accuracy_and_loss, apply_to_sites
 from perturbjax.training.profile import TRACED_STEPS, trace_steps
@@ -56,6 +57,8 @@ class TrainConfig:
     profile: str = ""
     """Folder for a trace of a few steps (for Perfetto or XProf); where their time went is printed. --profile alone, or
     default: OUT/profile. Training is not changed by it."""
+    log_to: LogTo = "none"
+    """Where metrics are told beside metrics.jsonl; each wants its own package."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
@@ -63,6 +66,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
+        require_package(self.log_to)
         require("workers", self.workers, self.workers >= 0, "0 or more")
         require("evaluate-every", self.evaluate_every, self.evaluate_every >= 1, "at least one")
         require("checkpoint-every", self.checkpoint_every, self.checkpoint_every >= 1, "at least one")
@@ -115,6 +119,7 @@ def fit(config: TrainConfig) -> Run:
             return run
         state = placement.replicate(begun.state)
         feed = held.enter_context(open_feed(experiment.decoder, placement, choice=config.feed, workers=config.workers))
+        log = held.enter_context(open_log(config.log_to, run))
         asked_to_end = held.enter_context(sigterm_noted())
 
         phase, parts, before = None, begun.parts(), float(begun.seconds)
@@ -177,6 +182,7 @@ def fit(config: TrainConfig) -> Run:
                 continue
             # Metrics before the checkpoint: a kill between the two leaves rows that resuming drops, never a gap.
             run.append_metrics(rows)
+            log(rows)
             if last or accuracy is not None or (epoch + 1) % config.checkpoint_every == 0:
                 checkpoints.save(state, epoch=epoch + 1, facts=run.identity, accuracy=accuracy)
     return run
