@@ -8,11 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-import tyro
-from test_docs import KINDS
-
-from perturbjax import cli
-from perturbjax.console import parse_options
+from accepted import accept
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLES = REPOSITORY / "examples"
@@ -28,7 +24,7 @@ def commands_in(text):
 
 
 @pytest.mark.parametrize(("name", "count"), [("Snakefile", 3), ("main.nf", 3), ("../Dockerfile", 1)])
-def test_commands_are_accepted(name, count):
+def test_commands_are_accepted(monkeypatch, name, count):
     commands = commands_in((EXAMPLES / name).read_text())
     assert len(commands) == count
     for verb, *words in commands:
@@ -36,8 +32,8 @@ def test_commands_are_accepted(name, count):
             "cells" if (before, word) == ("--preset", "2") else word
             for before, word in zip(["", *words], words, strict=False)
         ]
-        _, rest = cli._take_preset(words)
-        assert parse_options(KINDS[verb], rest, config=(tyro.conf.OmitArgPrefixes,))
+        with monkeypatch.context() as patched:
+            accept(patched, verb, words)
 
 
 def test_the_snakefile_is_rules_of_python_parts():

@@ -66,7 +66,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
-        require_package(self.log_to)
         require("workers", self.workers, self.workers >= 0, "0 or more")
         require("evaluate-every", self.evaluate_every, self.evaluate_every >= 1, "at least one")
         require("checkpoint-every", self.checkpoint_every, self.checkpoint_every >= 1, "at least one")
@@ -85,6 +84,7 @@ def fit(config: TrainConfig) -> Run:
             finite.
         Terminated: SIGTERM came, and the run was saved.
     """
+    require_package(config.log_to)
     connect(config.hosts)
     placement = open_devices(config.compute)
     resumed = open_run(config.out) if config.resume else None

@@ -75,4 +75,5 @@ def test_training_tells_as_it_goes(monkeypatch, run, tmp_path):
 def test_a_package_that_is_not_there_is_named(monkeypatch, tmp_path, to):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=f"--log-to {to}: must be installed: pip install {PACKAGES[to][1]}"):
-        TrainConfig(out=tmp_path / "run", log_to=to)
+        fit(TrainConfig(out=tmp_path / "run", log_to=to))
+    assert not list(tmp_path.iterdir())
