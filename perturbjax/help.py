@@ -107,7 +107,7 @@ def _about(about: str, prog: str) -> tuple[str, list[str]]:
 
 def _command(line: str) -> list[str]:
     """A command to be copied, continued as a shell continues it."""
-    *parts, last = _wrap(f"  {line}", "      ", WIDTH - 2)
+    *parts, last = _wrap(f"  {line}", "      ", WIDTH if len(line) <= WIDTH - 2 else WIDTH - 2)
     return [*(f"{part} \\" for part in parts), last]
 
 
@@ -136,7 +136,7 @@ def _wrap(text: str, indent: str = "", width: int = WIDTH) -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def _groups(kind: type, default: Any, choices: dict[str, Sequence[str]]) -> list[Group]:
+def _groups(kind: Any, default: Any, choices: dict[str, Sequence[str]]) -> list[Group]:
     """The command's own options first, then those of every dataclass it holds."""
     hints, said = typing.get_type_hints(kind, include_extras=True), _sentences(kind)
     own: list[Option] = []

@@ -78,9 +78,15 @@ def test_attention_is_a_gate_at_every_place(run, dataset):
     assert 0 < attention.min() < attention.max() < 1
 
 
-def test_a_network_without_attention_says_so(dataset):
-    with pytest.raises(perturbjax.InputError, match="attention: resnet18 has none"):
-        perturbjax.load(train(dataset, "resnet", model="resnet18")).attention(*dataset.read([0]))
+@pytest.fixture(scope="module")
+def plain(dataset):
+    """A run without attention, whose input depends on the images' own statistics."""
+    return perturbjax.load(train(dataset, "plain", model="masked_cnn", normalize="site"))
+
+
+def test_a_network_without_attention_says_so(plain, dataset):
+    with pytest.raises(perturbjax.InputError, match="attention: masked_cnn has none"):
+        plain.attention(*dataset.read([0]))
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
@@ -202,13 +208,12 @@ def test_an_exported_network_answers_any_number_of_images_as_its_run(run, datase
     assert [of["shape"] for of in description["inputs"]] == [["b", 24, 24, 2], ["b", 24, 24]]
 
 
-def test_what_depends_on_the_images_is_an_input_of_the_exported_network(dataset, tmp_path):
-    run = perturbjax.load(train(dataset, "by_site", normalize="site", model="resnet18"))
-    network, description = reloaded(export(ExportOptions(run=run.run.path, out=tmp_path / "out")))
+def test_what_depends_on_the_images_is_an_input_of_the_exported_network(plain, dataset, tmp_path):
+    network, description = reloaded(export(ExportOptions(run=plain.run.path, out=tmp_path / "out")))
     images, masks = dataset.read(range(3))
     assert [of["name"] for of in description["inputs"]] == ["image", "mask", "shift", "scale"]
-    probabilities, _ = network.call(images, (masks > 0).astype(np.uint8), *run.network.intensities(images))
-    np.testing.assert_allclose(probabilities, run.network.predict(images, masks), atol=1e-6)
+    probabilities, _ = network.call(images, (masks > 0).astype(np.uint8), *plain.network.intensities(images))
+    np.testing.assert_allclose(probabilities, plain.network.predict(images, masks), atol=1e-6)
 
 
 def test_an_exported_network_is_for_every_kind_of_device(exported):

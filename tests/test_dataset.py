@@ -15,7 +15,7 @@ from tiny_dataset import write_dataset as write_tiny
 
 from perturbjax import dataset as module
 from perturbjax.console import InputError
-from perturbjax.dataset import open_dataset, opened
+from perturbjax.dataset import SCHEMA_VERSION, SPLIT, open_dataset, opened
 from perturbjax.dataset.array_record import FEATURES, check_features
 from perturbjax.files import file_digest
 from perturbjax.verify import verify
@@ -286,3 +286,15 @@ def test_verify_finds_an_index_that_says_other_than_the_records(spoilt, column):
 def test_verify_says_where_there_is_nothing_to_verify(tmp_path):
     with pytest.raises(InputError, match="nothing there can be verified"):
         verify(tmp_path)
+
+
+def test_tfds_finds_a_dataset_by_name_and_folder_without_tensorflow(tiny, tmp_path):
+    import tensorflow_datasets as tfds
+
+    (tmp_path / "cell_sites").mkdir()
+    (tmp_path / "cell_sites" / SCHEMA_VERSION).symlink_to(tiny)
+    source = tfds.data_source("cell_sites", data_dir=str(tmp_path), split=SPLIT)
+    ours = open_dataset(tiny)
+    assert len(source) == len(ours)
+    np.testing.assert_array_equal(source[3]["image"], ours[3]["image"])
+    assert source[3]["site_id"].decode() == ours[3]["site_id"] and "tensorflow" not in sys.modules

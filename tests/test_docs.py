@@ -7,18 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-import tyro
-from test_options import COMMANDS, PREPARATION
-
-from perturbjax import cli
-from perturbjax.config import PRESETS
-from perturbjax.console import parse_options
-from perturbjax.features.settings import CLASSIFY_PRESETS
+from accepted import accept
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-KINDS = {verb: kind for verb, (kind, _) in (COMMANDS | PREPARATION).items()}
 
 
 def commands_of(page):
@@ -45,12 +38,9 @@ def test_links_lead_to_what_is_there(page):
 
 
 @pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{page.stem}-{at}" for at, (page, _) in enumerate(ALL)])
-def test_commands_on_the_pages_are_accepted(page, words):
+def test_commands_on_the_pages_are_accepted(monkeypatch, page, words):
     _, verb, *rest = words
-    if verb in ("VERB", "--version"):
-        return
-    _, rest = cli._take_preset(rest, (*PRESETS, *CLASSIFY_PRESETS), default="")
-    assert parse_options(KINDS[verb], cli._profile_alone(rest), config=(tyro.conf.OmitArgPrefixes,))
+    accept(monkeypatch, verb, rest)
 
 
 def test_every_page_is_in_the_contents():

@@ -21,6 +21,7 @@ from perturbjax.training.devices import ComputeConfig, Dispatches, open_devices,
 from perturbjax.training.experiment import Experiment, prepare_experiment, say_what_runs
 from perturbjax.training.hosts import HostsConfig, connect, from_first, is_first, require_possible
 from perturbjax.training.linear_start import start_at_linear
+from perturbjax.training.log import LogTo, open_log, require_package
 from perturbjax.training.phases import plan_phases
 from perturbjax.training.predict import accuracy_and_loss, apply_to_sites
 from perturbjax.training.profile import TRACED_STEPS, trace_steps
@@ -57,6 +58,8 @@ class TrainConfig:
     profile: str = ""
     """Folder for a trace of a few steps (for Perfetto or XProf); where their time went is printed. --profile alone, or
     default: OUT/profile. Training is not changed by it."""
+    log_to: LogTo = "none"
+    """Where metrics are told beside metrics.jsonl; each wants its own package."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
@@ -82,6 +85,7 @@ def fit(config: TrainConfig) -> Run:
             finite.
         Terminated: SIGTERM came, and the run was saved.
     """
+    require_package(config.log_to)
     connect(config.hosts)
     placement = open_devices(config.compute)
     resumed = open_run(config.out) if config.resume else None
@@ -116,6 +120,7 @@ def fit(config: TrainConfig) -> Run:
             return run
         state = placement.replicate(begun.state)
         feed = held.enter_context(open_feed(experiment.decoder, placement, choice=config.feed, workers=config.workers))
+        log = held.enter_context(open_log(config.log_to, run))
         asked_to_end = held.enter_context(sigterm_noted())
         multiple = placement.count if placement.processes > 1 else 1
         if step == 0 and recipe.transfer.head == "channels" and config.init_from is None:
@@ -182,6 +187,7 @@ def fit(config: TrainConfig) -> Run:
                 continue
             # Metrics before the checkpoint: a kill between the two leaves rows that resuming drops, never a gap.
             run.append_metrics(rows)
+            log(rows)
             if last or accuracy is not None or (epoch + 1) % config.checkpoint_every == 0:
                 checkpoints.save(state, epoch=epoch + 1, facts=run.identity, accuracy=accuracy)
     return run

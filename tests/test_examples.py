@@ -1,0 +1,65 @@
+"""The workflows' and the container's commands are commands, and their files are what their programs read."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from accepted import accept
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+EXAMPLES = REPOSITORY / "examples"
+
+
+def commands_in(text):
+    """Every `perturbjax VERB …`, with 2 in the place of `{names}`."""
+    joined = re.sub(r'"\s*\n\s*"', "", text)  # strings that stand below each other are one
+    return [
+        shlex.split(re.sub(r"\$?\{[^}]*\}", "2", found))
+        for found in re.findall(r"perturbjax ([a-z][^\"\n]*--\S[^\"\n]*)", joined)
+    ]
+
+
+@pytest.mark.parametrize(("name", "count"), [("Snakefile", 3), ("main.nf", 3), ("../Dockerfile", 1)])
+def test_commands_are_accepted(monkeypatch, name, count):
+    commands = commands_in((EXAMPLES / name).read_text())
+    assert len(commands) == count
+    for verb, *words in commands:
+        words = [
+            "cells" if (before, word) == ("--preset", "2") else word
+            for before, word in zip(["", *words], words, strict=False)
+        ]
+        with monkeypatch.context() as patched:
+            accept(patched, verb, words)
+
+
+def test_the_snakefile_is_rules_of_python_parts():
+    """As Snakemake reads it: top-level Python, and `rule NAME:` blocks of `part: expression, …`."""
+    head, *rules = re.split(r"^rule (\w+):\n", (EXAMPLES / "Snakefile").read_text(), flags=re.MULTILINE)
+    ast.parse(head)
+    assert rules[::2] == ["all", "build", "train", "evaluate"]
+    for body in rules[1::2]:
+        parts = re.split(r"^    (input|output|params|threads|shell):", body, flags=re.MULTILINE)
+        for part in parts[2::2]:
+            ast.parse(f"f({part.strip()})")
+
+
+def test_the_nextflow_script_closes_what_it_opens():
+    text = (EXAMPLES / "main.nf").read_text()
+    assert [text.count(mark) % 2 for mark in ('"""', "'")] == [0, 0]
+    assert text.count("{") == text.count("}") and text.count("(") == text.count(")")
+    processes = re.findall(r"^process (\w+) \{(.*?)^\}", text, flags=re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in processes] == ["BUILD", "TRAIN", "EVALUATE"]
+    assert all({"input:", "output:", "script:"} <= set(body.split()) for _, body in processes)
+
+
+def test_the_container_installs_what_is_there():
+    lines = [line for line in (REPOSITORY / "Dockerfile").read_text().splitlines() if line and not line.startswith("#")]
+    assert {line.split()[0] for line in lines} <= {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "ENV", "ENTRYPOINT", "CMD"}
+    copied = [source for line in lines if line.startswith("COPY") for source in line.split()[1:-1]]
+    assert all((REPOSITORY / source).exists() for source in copied)
+    allowed = (REPOSITORY / ".dockerignore").read_text()
+    assert all(f"!{source}\n" in allowed for source in copied)
