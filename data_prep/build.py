@@ -27,13 +27,14 @@ from data_prep.sites import FILE, SiteTable, channels_of, choose_label, merged_i
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.dataset import INDEX, PROVENANCE, SCHEMA_VERSION, SOURCE_DIGEST, open_dataset, write_dataset
 from perturbjax.files import make_folder, read_json
+from perturbjax.pages.preview import PREVIEW, write_preview
 
 #: Sites whose files are looked at in one task.
 CHUNK = 32
 #: A site may have this many times the pixels of the plate's middle one: more is a header that lies.
 LARGEST_RATIO = 64
 #: Files of a dataset of any version; whatever else lies in its folder is somebody's own.
-DATASET_FILES = ("*.array_record*", "*.labels.txt", "dataset_info.json", "features.json", INDEX, PROVENANCE)
+DATASET_FILES = ("*.array_record*", "*.labels.txt", "dataset_info.json", "features.json", INDEX, PROVENANCE, PREVIEW)
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,15 @@ def build(options: BuildOptions) -> None:
                 table, sites, workers.Settings(engine, store, options.aggregate, options.resize, described), facts, work
             )
             _segment(pool, job)
-            _publish(_write(pool, job, dtype, shapes), options)
+            complete = _write(pool, job, dtype, shapes)
+            write_preview(open_dataset(complete), options.out.name)
+            _publish(complete, options)
             shutil.rmtree(work)
         if store.cache is not None:
             masks.trim(store.cache)
     classes = f"{table.sites[label_column].nunique()} classes of {label_column}" if label_column else "no labels"
     console.print(f"{options.out}: {len(table)} sites, {classes}")
+    console.print(f"look at it: {options.out / PREVIEW}")
 
 
 def _tidy(out: Path) -> None:

@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("files", "help", "memory", "plates", "config"),
     ("dataset",),
     ("normalize", "masks", "splits"),
-    ("augment",),
+    ("augment", "pages"),
     ("feed", "models"),
     ("segmentation",),
     ("training",),
@@ -41,7 +41,7 @@ NEIGHBOURS: dict[str, tuple[str, ...]] = {
 #: What one room may not import though it stands above it.
 NEVER: dict[str, tuple[str, ...]] = {"config": ("dataset", "files", "memory"), "segmentation": ("feed",)}
 #: What data_prep may import of perturbjax.
-FOR_DATA_PREP = {"", "console", "files", "help", "memory", "plates", "dataset", "config", "segmentation"}
+FOR_DATA_PREP = {"", "console", "files", "help", "memory", "plates", "dataset", "config", "segmentation", "pages"}
 #: What perturbjax imports nowhere but behind its command line.
 OUTSIDE = {"data_prep", "experiments", "tests", "torch", "tensorflow", "cellpose"}
 

@@ -1,0 +1,209 @@
+"""`preview.html`: what was built, plate by plate, before a network sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from perturbjax.console import html_text
+from perturbjax.dataset import Dataset
+from perturbjax.files import atomic
+from perturbjax.pages import pictures
+from perturbjax.pages.page import Section, anchor, page, table
+from perturbjax.pages.plates import mappable, plate_maps
+from perturbjax.plates import PLATE, SITE, WELL
+
+PREVIEW = "preview.html"
+#: Pictures on the page, outliers' among them: they decide what it weighs and what it costs.
+PICTURES, PER_PLATE, OUTLIERS = 240, 24, 24
+#: A well is an outlier so many robust deviations from the middle of its plate.
+FAR = 5.0
+#: 1.4826 times the median distance from the median estimates the deviation of a normal distribution.
+_NORMAL = 1.4826
+
+
+def write_preview(dataset: Dataset, name: str = "") -> Path:
+    """Write `preview.html` beside a dataset: a montage of each plate, its heat maps, and the wells that stand out.
+
+    At most 240 sites are decoded, however many there are; the rest is from the index.
+
+    Args:
+        name: what the page calls it; by default what its folder is called.
+    """
+    wells = well_table(dataset)
+    far = outliers(wells)
+    painter = pictures.painter(dataset)
+    title = f"perturbjax: {name or dataset.path.resolve().name}"
+    sections = [
+        Section("plates", "Plates", _plates(wells, far)),
+        Section("outliers", "Wells that stand out", _outliers(far, wells, painter)),
+        *_montages(dataset, wells, painter),
+    ]
+    out = dataset.path / PREVIEW
+    with atomic(out) as temporary:
+        temporary.write_text(page(title, _lead(dataset, wells, far), sections), encoding="utf-8")
+    return out
+
+
+def well_table(dataset: Dataset) -> pd.DataFrame:
+    """One row a well: `Metadata_Plate`, `Metadata_Well`, the label, `cells` (mean a site), `cell area` (pixels), the
+    median intensity and contrast of each channel, `sites`, and `position`, of the site that shows it."""
+    index = dataset.index.assign(position=np.arange(len(dataset)))
+    groups = index.groupby([PLATE, WELL], sort=False)
+    cells = groups["n_cells"].sum()
+    found = pd.DataFrame(
+        {
+            dataset.label_column.removeprefix("Metadata_"): groups[dataset.label_column].first(),
+            "cells": groups["n_cells"].mean(),
+            "cell area": groups["mask_area"].sum() / cells.where(cells > 0),
+        }
+    )
+    for channel in dataset.channel_names:
+        found[f"{channel} intensity"] = groups[f"mean_{channel}"].mean()
+        # Blur takes the deviation from an image and leaves its mean: what focus looks like from the index alone.
+        found[f"{channel} contrast"] = groups[f"std_{channel}"].mean() / found[f"{channel} intensity"].clip(lower=1e-9)
+    found["sites"] = groups.size()
+    found["position"] = groups["position"].first()
+    return found.reset_index()
+
+
+def _measures(wells: pd.DataFrame) -> list[str]:
+    return [
+        column
+        for column in wells.columns
+        if column in ("cells", "cell area") or column.endswith(("intensity", "contrast"))
+    ]
+
+
+def outliers(wells: pd.DataFrame) -> pd.DataFrame:
+    """Wells farther than `FAR` robust deviations from the median of their plate, the farthest first: `Metadata_Plate`,
+    `Metadata_Well`, the label, `what`, `value`, `plate's median`, `deviations`, `position`.
+
+    Cells and intensities are compared as logarithms, as they spread; a well without a cell is always one.
+    """
+    rows = []
+    for what in _measures(wells):
+        values = np.log(wells[what].astype(float).clip(lower=1e-6))
+        score = values.groupby(wells[PLATE]).transform(lambda v: robust(v.to_numpy()))
+        far = (score.abs() > FAR) | (wells["cells"].eq(0) if what == "cells" else False)
+        middle = wells.groupby(PLATE)[what].transform("median")
+        rows.append(
+            wells.loc[far, [PLATE, WELL, wells.columns[2], "position"]].assign(
+                what=what, value=wells.loc[far, what], median=middle[far], deviations=score[far]
+            )
+        )
+    found = pd.concat(rows)
+    order = (-found["deviations"].abs()).argsort(kind="stable")
+    return found.iloc[order].rename(columns={"median": "plate's median"}).reset_index(drop=True)
+
+
+def robust(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Distances from the median, in robust deviations; at least a hundredth is taken for one, where all are alike."""
+    distance = values - np.nanmedian(values)
+    return distance / max(_NORMAL * float(np.nanmedian(np.abs(distance))), 0.01)
+
+
+def _lead(dataset: Dataset, wells: pd.DataFrame, far: pd.DataFrame) -> str:
+    cells, empty = int(dataset.index["n_cells"].sum()), int((dataset.index["n_cells"] == 0).sum())
+    label = dataset.label_column.removeprefix("Metadata_")
+    segmenter = dataset.provenance.get("segmenter") or {}
+    engine = segmenter.get("engine") or segmenter.get("name") or "" if isinstance(segmenter, dict) else ""
+    by = f" by {html_text(engine)}" if engine else ""
+    named = far.drop_duplicates([PLATE, WELL])
+    verdict = (
+        f"{cells:,} cells in {len(dataset):,} sites of {len(wells):,} wells on {wells[PLATE].nunique()} plates; "
+        f"{len(named)} {'well stands' if len(named) == 1 else 'wells stand'} out."
+    )
+    facts = [
+        ("Label", f"{html_text(label)}, {dataset.column(dataset.label_column).nunique()} classes"),
+        ("Channels", html_text(", ".join(dataset.channel_names))),
+        ("Masks", f"{cells / len(dataset):.1f} cells a site{by}; {empty} sites without a cell"),
+        ("Stored as", f"{dataset.image_dtype}, {_sizes(dataset)} pixels"),
+    ]
+    cells_of = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
+    return f'<p class="verdict">{verdict}</p><dl class="answers">{cells_of}</dl>'
+
+
+def _sizes(dataset: Dataset) -> str:
+    sizes = dataset.index[["height", "width"]].drop_duplicates()
+    return " × ".join(map(str, sizes.iloc[0])) if len(sizes) == 1 else f"{len(sizes)} different sizes of"
+
+
+def _plates(wells: pd.DataFrame, far: pd.DataFrame) -> str:
+    if not mappable(wells):
+        return "<p>Wells are not named like A01: no plate can be drawn.</p>"
+    flagged = pd.MultiIndex.from_frame(wells[[PLATE, WELL]]).isin(pd.MultiIndex.from_frame(far[[PLATE, WELL]]))
+    drawn = wells.assign(flagged=flagged.astype(int), site=[_name(*well) for well in wells[[PLATE, WELL]].to_numpy()])
+    return plate_maps(
+        "wells",
+        drawn.drop(columns="position"),
+        colour="cells",
+        label=f"Maps of {wells[PLATE].nunique()} plates, each well coloured by its number of cells",
+        caption="Choose what colours the wells. Ringed wells stand out (below). Contrast is deviation over mean: a "
+        "well out of focus has little. Edges or rows that differ are of the plate, not of a treatment.",
+    )
+
+
+def _name(plate: str, well: str) -> str:
+    return anchor("well", f"{plate}-{well}")
+
+
+def _outliers(far: pd.DataFrame, wells: pd.DataFrame, painter: pictures.Painter) -> str:
+    if far.empty:
+        return f"<p>None: no well is farther than {FAR:g} robust deviations from the middle of its plate.</p>"
+    shown = far.drop_duplicates([PLATE, WELL]).head(OUTLIERS)
+    said = far.groupby([PLATE, WELL], sort=False)["what"].agg(", ".join)
+    shots = [
+        pictures.shot(
+            pictures.address(painter.picture(int(row["position"]))),
+            f"{row[PLATE]} {row[WELL]}: {said[row[PLATE], row[WELL]]}",
+            f"cells of well {row[WELL]} of plate {row[PLATE]}",
+            css="outlier",
+            name=_name(row[PLATE], row[WELL]),
+        )
+        for row in shown.to_dict("records")
+    ]
+    pictured = set(map(tuple, shown[[PLATE, WELL]].to_numpy()))
+    links = [f"#{_name(*well)}" if tuple(well) in pictured else "" for well in far[[PLATE, WELL]].to_numpy()]
+    listed = far.drop(columns="position")[[WELL, PLATE, *far.columns.drop([WELL, PLATE, "position"])]]
+    listed = listed.rename(columns={PLATE: "plate", WELL: "well"})
+    note = (
+        f'<p class="note">Farther than {FAR:g} robust deviations (1.4826 times the median distance) from the median of '
+        "their plate, on a logarithmic scale. A strong treatment stands out too: look before you drop one.</p>"
+    )
+    return (
+        note
+        + f'<div class="shots">{"".join(shots)}</div>'
+        + table("outlier-table", listed, links=links, rows="findings")
+    )
+
+
+def _montages(dataset: Dataset, wells: pd.DataFrame, painter: pictures.Painter) -> Iterator[Section]:
+    plates = list(wells[PLATE].unique())
+    each = int(np.clip(PICTURES // len(plates), 4, PER_PLATE))
+    shown, label = plates[: PICTURES // each], wells.columns[2]
+    for number, plate in enumerate(shown):
+        here = wells[wells[PLATE] == plate]
+        chosen = here.iloc[np.unique(np.linspace(0, len(here) - 1, each).round().astype(int))]
+        shots = "".join(
+            pictures.shot(
+                pictures.address(painter.picture(int(row["position"]))),
+                f"{row[WELL]} {row[label]}",
+                f"cells of well {row[WELL]}, {row[label]}",
+                tip=_tip(dataset, row),
+            )
+            for row in chosen.to_dict("records")
+        )
+        left = f" of {len(plates)} plates; the rest is in the maps above" if len(shown) < len(plates) else ""
+        note = f'<p class="note">{len(chosen)} of {len(here)} wells{left if number == 0 else ""}.</p>'
+        legend = painter.legend() if number == 0 else ""
+        yield Section(anchor("plate", plate), f"Plate {plate}", f'{legend}{note}<div class="shots">{shots}</div>')
+
+
+def _tip(dataset: Dataset, row: dict) -> str:
+    site = dataset.index.iloc[int(row["position"])]
+    return f"plate {row[PLATE]}, well {row[WELL]}, site {site.get(SITE, '?')}\n{site['n_cells']} cells"
