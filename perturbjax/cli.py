@@ -159,7 +159,7 @@ def evaluate(argv: Sequence[str]) -> None:
     perturbjax evaluate --run run --checkpoint best --data /elsewhere/dataset
     """
     from perturbjax.evaluation import apply, views
-    from perturbjax.evaluation.report import write_report
+    from perturbjax.report import write_report
 
     config = _parse(apply.EvaluateConfig, argv, "evaluate", about=evaluate.__doc__)
     judgement = apply.evaluate(config)
@@ -198,7 +198,7 @@ def report(argv: Sequence[str]) -> None:
     perturbjax report --run run
     perturbjax report --run classified/evaluation/lda
     """
-    from perturbjax.evaluation.report import write_report
+    from perturbjax.report import write_report
 
     console.print(f"written: {write_report(_parse(ReportOptions, argv, 'report', about=report.__doc__).run)}")
 

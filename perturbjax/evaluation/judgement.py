@@ -216,6 +216,34 @@ def _from_json(found: dict[str, Any]) -> Judgement:
     )
 
 
+#: Where a split says that answers hold, in words.
+_WHERE = {
+    "site": "at other places of wells it was trained on",
+    "well": "in wells it never saw, of plates it knows",
+    "plate": "on plates it never saw",
+    "layout": "on plates of layouts it never saw",
+    "compound": "for compounds it never saw",
+}
+
+
+def verdict(judgement: Judgement) -> str:
+    """One plain sentence: whether the (best) subject knows more than what sees no cell, and where."""
+    level = judgement.shown[-1]
+    subject, words = ranked(level, judgement.subjects)[0], METRICS[HEADLINE].words
+    score, where = subject.scores[HEADLINE], _WHERE.get(judgement.split, "on the sites held out")
+    reached = f"{words} {score.value:.2f} ({score.low:.2f} to {score.high:.2f}) {level.words}"
+    leads = {name: lead[HEADLINE] for name, lead in subject.leads.items()}
+    best = level.best_baseline
+    beside = f"the best baseline ({best.name}) reaches {best.scores[HEADLINE].value:.2f}"
+    if any(lead.high < 0 for lead in leads.values()):
+        return f"No: {where}, {beside}, and the {subject.name} {score.value:.2f}."
+    if any(lead.low <= 0 for lead in leads.values()):
+        return f"Not shown: {where}, it reaches {reached}, not clearly more than baselines do; {beside}."
+    if judgement.overlap.well > 0:
+        return f"Not shown for a treatment: {reached}, but it was trained on other sites of the judged wells."
+    return f"Yes: {where}, it tells classes apart with {reached}; {beside}."
+
+
 def tested_on(judgement: Judgement) -> str:
     """One sentence: how the split was made, and how much the test part holds."""
     n = judgement.n

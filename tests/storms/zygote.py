@@ -32,9 +32,9 @@ def import_everything() -> None:
     import data_prep.inspection
     import data_prep.simulate
     import perturbjax.cli
-    import perturbjax.evaluation.report
     import perturbjax.features.classify
     import perturbjax.features.extract
+    import perturbjax.report
     import perturbjax.training.exchange_run
     import perturbjax.training.fit
 

@@ -1,0 +1,84 @@
+"""One HTML file that says whether a run worked, on what, how far to trust it, which classes, and shows the cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from perturbjax.console import html_text
+from perturbjax.files import atomic
+from perturbjax.pages import Section, page, pictures, table
+from perturbjax.report import curves, gallery, places
+from perturbjax.report.classes import class_table, confusion_figure, read_confusion
+from perturbjax.report.evidence import Evidence, read_evidence
+from perturbjax.report.lead import lead
+from perturbjax.report.prints import print_figures
+from perturbjax.report.provenance import again, provenance
+from perturbjax.report.words import MEANINGS
+
+REPORT = "report.html"
+
+
+def write_report(run: Path) -> Path:
+    """Write a run's `report.html`, and its figures as PNG into `evaluation/`.
+
+    One file that asks nothing of a network. Parts whose files are missing are left out. `run` may also be the folder
+    of one evaluation, as `perturbjax classify` writes one a classifier.
+
+    Raises:
+        InputError: the run was neither trained nor evaluated here, or a file of it cannot be read.
+    """
+    found = read_evidence(run)
+    print_figures(found)
+    out = found.path / REPORT
+    with atomic(out) as temporary:
+        temporary.write_text(run_page(found), encoding="utf-8")
+    return out
+
+
+def run_page(found: Evidence) -> str:
+    """The page of one run."""
+    painter = None if found.dataset is None else pictures.painter(found.dataset)
+    confusion = read_confusion(found)
+    shown: set[str] = set()
+    pairs = cells = ""
+    if painter is not None and found.answers is not None:
+        album = gallery.Gallery(found, found.answers, painter)
+        pairs = gallery.pairs(album, confusion) if confusion is not None else ""
+        cells, shown = gallery.classes(album)
+    elif found.judgement is not None:
+        cells = f'<p class="note">No pictures: {html_text(found.no_dataset)}.</p>'
+    answers = found.answers
+    many = confusion is not None and len(confusion.names) > gallery.ROOMY
+    sections = [
+        Section("scores", "Scores", curves.scores(found.judgement) if found.judgement else ""),
+        *([Section("pairs", "The most confused pairs", pairs)] if many else []),
+        Section("gallery", "The cells", cells),
+        Section("classes", "Classes", class_table(found, confusion, shown)),
+        Section("taken-for", "What is taken for what", confusion_figure(confusion) if confusion is not None else ""),
+        *([] if many else [Section("pairs", "The most confused pairs", pairs)]),
+        Section("on-plates", "Plates", places.plates(found)),
+        Section("sureness", "How sure, and how often right", curves.calibration(answers) if answers else ""),
+        Section("training", "Training", curves.training(found.metrics)),
+        Section("layout", "Features in the plane", places.embedding(found, painter)),
+        Section("retrieval", "Retrieval by features", _retrieval(found)),
+        Section("provenance", "Provenance", provenance(found)),
+        Section("again", "The same again", again(found)),
+    ]
+    title = f"perturbjax: {found.path.resolve().name}"
+    return page(title, lead(found, pictures=bool(shown)), sections)
+
+
+def _retrieval(found: Evidence) -> str:
+    if not (found.folder / "retrieval.csv").is_file():
+        return ""
+    rows = pd.read_csv(found.folder / "retrieval.csv")
+    if rows.empty:
+        return ""
+    note = (
+        '<p class="note">Wells of the test part, compared by the cosine of their mean features. mAP: do replicates '
+        "find each other before the controls of their plate, or before other perturbations? NSC, NSCB: has the nearest "
+        "well of another compound (and another batch) the same mechanism? chance: the same of random rankings.</p>"
+    )
+    return note + table("retrieval-table", rows, meanings=MEANINGS, rows="measures")
