@@ -131,6 +131,32 @@ class Network:
         with open_feed(self.decoder(dataset), self.placement, choice=feed) as opened:
             return Predictions(*self._answers(self._predict_step, opened.batches, positions))
 
+    def with_masks(
+        self, dataset: Dataset, positions: Int[np.ndarray, " n"], change: Callable[[np.ndarray], np.ndarray]
+    ) -> Predictions:
+        """The same answers with each batch's masks (b, h, w), as they are encoded, replaced by what `change` makes."""
+        return Predictions(*self._answers(self._predict_step, self._batches(dataset, change), positions))
+
+    def attention_to(self, dataset: Dataset, positions: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n h2 w2"]:
+        """By how much the mask lets each place of records of a dataset through, see `attention`.
+
+        Raises:
+            InputError: the network has no attention, or the dataset does not fit.
+        """
+        (attention,) = self._answers(self._attention_step, self._batches(dataset, lambda masks: masks), positions)
+        return attention
+
+    def _batches(
+        self, dataset: Dataset, change: Callable[[np.ndarray], np.ndarray]
+    ) -> Callable[[Order], Iterator[RawBatch]]:
+        decoder = self.decoder(dataset)
+
+        def batches(order: Order) -> Iterator[RawBatch]:
+            for batch in decoder.batches(order):
+                yield self.placement.place_rows(batch._replace(mask=change(np.asarray(batch.mask))))
+
+        return batches
+
     def decoder(self, dataset: Dataset) -> Decoder:
         """What the network is fed of every record of a dataset.
 

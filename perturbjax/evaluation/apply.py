@@ -15,12 +15,13 @@ from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation import views
 from perturbjax.evaluation.judge import judge, run_as_subject
 from perturbjax.evaluation.judgement import MODEL, Judgement, cell, read_judgement
+from perturbjax.evaluation.looked import look
 from perturbjax.evaluation.predictions import label_numbers, predictions_table, write_predictions
 from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.feed import FeedChoice
 from perturbjax.files import file_digest, make_folder, write_parquet
-from perturbjax.inference import BATCH_SIZE, feature_names, load_network
+from perturbjax.inference import BATCH_SIZE, Network, feature_names, load_network
 from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.checkpoint import Which
 from perturbjax.training.devices import ComputeConfig, open_devices
@@ -86,17 +87,15 @@ class EvaluateConfig:
         require("replicates", self.replicates, self.replicates >= 1, "at least one")
 
 
-def apply_run(run: Run, dataset: Dataset, positions: np.ndarray, config: ApplyConfig) -> Predictions:
-    """Probabilities and features of the records at `positions`, without augmentation.
-
-    Several processes each read their share, and all get all answers.
+def network_of(run: Run, dataset: Dataset, config: ApplyConfig) -> Network:
+    """The run's network on the devices, for this dataset.
 
     Raises:
         InputError: the dataset's channels or pixel type are not those the run was trained on, or no checkpoint fits.
     """
     connect(config.hosts)
     require_possible(config.feed, config.compute.devices, config.batch_size)
-    network = load_network(
+    return load_network(
         run,
         config.checkpoint,
         config.epoch,
@@ -104,7 +103,6 @@ def apply_run(run: Run, dataset: Dataset, positions: np.ndarray, config: ApplyCo
         dataset=dataset,
         batch_size=config.batch_size,
     )
-    return network.apply_to(dataset, positions, feed=config.feed)
 
 
 def predict(config: PredictConfig) -> Path:
@@ -117,7 +115,8 @@ def predict(config: PredictConfig) -> Path:
     """
     run, dataset, out = open_run(config.apply.run), open_dataset(config.data), config.out
     make_folder(out.parent)
-    answers = apply_run(run, dataset, np.arange(len(dataset)), config.apply)
+    network = network_of(run, dataset, config.apply)
+    answers = network.apply_to(dataset, np.arange(len(dataset)), feed=config.apply.feed)
     if not is_first():
         return out
     write_predictions(out, table_of(run, dataset.index, answers, run.parts(dataset.index["site_id"])))
@@ -146,7 +145,8 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     positions = dataset.positions(manifest["site_id"].tolist())
     rows = dataset.index.iloc[positions].reset_index(drop=True)
     label_numbers(dataset.column(run.label_column).iloc[positions], run.class_names, str(dataset.path))
-    answers = apply_run(run, dataset, positions, config.apply)
+    network = network_of(run, dataset, config.apply)
+    answers = network.apply_to(dataset, positions, feed=config.apply.feed)
     if not is_first():
         return None
     part = manifest["part"].to_numpy()
@@ -169,6 +169,9 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     replicates_of = COMPOUND if COMPOUND in rows.columns else run.label_column
     evaluate_retrieval(features[part == TEST], out, label_column=replicates_of)
     views.write_run(judgement, subject, fold, run.class_names, out)
+    if network.placement.processes == 1:
+        judged = label_numbers(table["label"][part == TEST], run.class_names, "test sites")
+        look(network, dataset, positions[part == TEST], judged, out)
     return judgement
 
 

@@ -41,10 +41,11 @@ class Painter:
     low: Float[np.ndarray, " c"]
     high: Float[np.ndarray, " c"]
 
-    def picture(self, position: int, side: int = SIDE) -> UInt8[np.ndarray, "h w 3"]:
+    def picture(self, position: int, side: int = SIDE, *, whole: bool = False) -> UInt8[np.ndarray, "h w 3"]:
         """A site, or a window of it, with the outlines of its cells."""
         image, mask = self.dataset.pixels(position)
-        image, mask = window(image, mask)
+        if not whole:
+            image, mask = window(image, mask)
         step = max(1, -(-max(mask.shape) // side))
         return outlined(composite(shrunk(image, step), self.low, self.high), mask[::step, ::step])
 

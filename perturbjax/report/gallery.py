@@ -52,7 +52,7 @@ def choose(
     first = [_spread(surest[answers.right[surest] == told], wells, each) for told in (True, False)]
     middle = own[np.argsort(distance, kind="stable")]
     typical = _spread(middle[~np.isin(middle, first[0])], wells, each) if right.size else []
-    return Choice(*first, typical)
+    return Choice(first[0], first[1], typical)
 
 
 def _spread(ordered: Int[np.ndarray, " k"], wells: Int[np.ndarray, " n"], count: int) -> list[int]:

@@ -75,7 +75,8 @@ def _build(facts: dict[str, Any], data: str) -> str:
     flags += ["--segmenter", str(segmenter["engine"])]
     if segmenter["engine"].startswith("cellpose") and segmenter.get("weights"):
         flags += ["--weights", Path(str(segmenter["weights"])).name]
-    if (channels := segmenter.get("channels")) != ["aggregate"]:
+    channels = segmenter.get("channels") or ["aggregate"]
+    if channels != ["aggregate"]:
         flags += ["--segment-channels", ",".join(channels)]
     diameter = (segmenter.get("parameters") or {}).get("diameter")
     if isinstance(diameter, int | float) and diameter:

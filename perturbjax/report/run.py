@@ -13,6 +13,7 @@ from perturbjax.report import curves, gallery, places
 from perturbjax.report.classes import class_table, confusion_figure, read_confusion
 from perturbjax.report.evidence import Evidence, read_evidence
 from perturbjax.report.lead import lead
+from perturbjax.report.looked import looked_at
 from perturbjax.report.prints import print_figures
 from perturbjax.report.provenance import again, provenance
 from perturbjax.report.words import MEANINGS
@@ -60,6 +61,7 @@ def run_page(found: Evidence) -> str:
         *([] if many else [Section("pairs", "The most confused pairs", pairs)]),
         Section("on-plates", "Plates", places.plates(found)),
         Section("sureness", "How sure, and how often right", curves.calibration(answers) if answers else ""),
+        Section("looked-at", "What it looked at", looked_at(found, painter)),
         Section("training", "Training", curves.training(found.metrics)),
         Section("layout", "Features in the plane", places.embedding(found, painter)),
         Section("retrieval", "Retrieval by features", _retrieval(found)),
