@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -159,13 +160,17 @@ def evaluate(argv: Sequence[str]) -> None:
     perturbjax evaluate --run run --checkpoint best --data /elsewhere/dataset
     """
     from perturbjax.evaluation import apply, views
+    from perturbjax.evaluation.judgement import to_json
     from perturbjax.report import write_report
 
     config = _parse(apply.EvaluateConfig, argv, "evaluate", about=evaluate.__doc__)
     judgement = apply.evaluate(config)
     if judgement is None:  # another process of the job writes
         return
-    views.print_judgement(judgement)
+    if config.json:
+        print(json.dumps(to_json(judgement), indent=2))
+    else:
+        views.print_judgement(judgement)
     report = write_report(config.apply.run)
     console.print(f"written: {config.apply.run / apply.EVALUATION} and {report}")
     if beside := apply.beside_linear(config):
@@ -185,22 +190,28 @@ def predict(argv: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    run: Path
-    """Run directory that was evaluated."""
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Runs that were evaluated, or folders that `perturbjax classify` wrote; several are compared."""
+    out: Path = Path("report.html")
+    """Page of several runs; that of one, or of one classify, is written into its own folder."""
 
     def __post_init__(self) -> None:
         require_sound(self)
+        require_output(self.out, ".html")
+        if not self.runs:
+            raise InputError("report: names no run; give a run directory, or several")
 
 
 def report(argv: Sequence[str]) -> None:
-    """Write a run's report.html: one file with its scores, figures and provenance.
+    """Write a run's report.html, or compare several: one file with scores, cells, figures and provenance.
 
-    perturbjax report --run run
-    perturbjax report --run classified/evaluation/lda
+    perturbjax report run
+    perturbjax report run other_run classified --out comparison.html
     """
-    from perturbjax.report import write_report
+    from perturbjax.report import write_reports
 
-    console.print(f"written: {write_report(_parse(ReportOptions, argv, 'report', about=report.__doc__).run)}")
+    options = _parse(ReportOptions, argv, "report", about=report.__doc__)
+    console.print(f"written: {write_reports(options.runs, options.out)}")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "train": (TrainConfig, ("--out", "run", "--data", "data")),
     "evaluate": (EvaluateConfig, ("--run", "run")),
     "predict": (PredictConfig, ("--run", "run", "--data", "data", "--out", "p.parquet")),
-    "report": (cli.ReportOptions, ("--run", "run")),
+    "report": (cli.ReportOptions, ("run",)),
     "split": (cli.SplitOptions, ("--data", "data", "--out", "split.parquet")),
     "features": (FeaturesConfig, ("--data", "data", "--out", "f.parquet", "--weights", "w")),
     "classify": (ClassifyConfig, ("--features", "f.parquet", "--out", "table")),

@@ -81,6 +81,8 @@ class EvaluateConfig:
     """Dataset directory; by default the one the run was trained on."""
     replicates: int = 2000
     """Bootstrap resamples of whole wells behind each interval."""
+    json: bool = False
+    """Print the scores as JSON, as scores.json holds them, instead of tables."""
 
     def __post_init__(self) -> None:
         require_sound(self)

@@ -162,7 +162,7 @@ def table(
         if links and links[at]:
             cells[0] = f'<td class="text"><a href="{html_text(links[at])}">{html_text(row[0])}</a></td>'
         css = ' class="model"' if strong is not None and strong[at] else ""
-        body.append(f'<tr{css} data-name="{html_text(row[0])}">{"".join(cells)}</tr>')
+        body.append(f"<tr{css}>{''.join(cells)}</tr>")
     many = len(values) > _MANY
     find = (
         f'<label>find <input type="search" data-filter="#{html_text(name)} tbody tr"></label><output></output>'
