@@ -153,7 +153,8 @@ class Network:
 
         def batches(order: Order) -> Iterator[RawBatch]:
             for batch in decoder.batches(order):
-                yield self.placement.place_rows(batch._replace(mask=change(np.asarray(batch.mask))))
+                changed: Any = change(np.asarray(batch.mask))  # on the host still, as the feed's own
+                yield self.placement.place_rows(batch._replace(mask=changed))
 
         return batches
 

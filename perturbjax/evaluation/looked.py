@@ -21,7 +21,7 @@ LOOKED, ATTENTION = "looked.json", "attention.parquet"
 #: Sites that are looked at, at most: each is answered three times more.
 SITES = 1000
 #: What is done to the masks of a batch, by what it is called.
-MASKS = {
+MASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "as they are": lambda masks: masks,
     "of another site": lambda masks: np.roll(masks, 1, axis=0),
     "taken away": np.zeros_like,

@@ -20,6 +20,8 @@ from perturbjax.report.evidence import Evidence, read_evidence
 from perturbjax.report.run import REPORT, write_report
 from perturbjax.report.words import MEANINGS
 
+_BEWARE = '<p class="warning">A higher score may only mean easier sites. <code>--split-file</code> trains on a given split.</p>'
+
 
 def write_reports(runs: Sequence[Path], out: Path) -> Path:
     """The report of one run, or the page of several; what was written.
@@ -76,10 +78,11 @@ def index_page(found: dict[str, Evidence], links: Sequence[str]) -> str:
     order = sorted(judged, key=lambda name: -_subject(judged[name]).scores[HEADLINE].value)
     best = order[0]
     one = _subject(judged[best]).scores[HEADLINE]
-    lead = (
-        f'<p class="verdict">Of {len(found)} the best is {html_text(best)}: {METRICS[HEADLINE].words} {one.value:.2f} '
-        f"({one.low:.2f} to {one.high:.2f}) by site.</p>{_comparable(found)}"
-    )
+    same, words = _same_sites(found), METRICS[HEADLINE].words
+    first = "the best is" if same else f"not judged on the same sites, the highest {words} is of"
+    reached = f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f}) by site"
+    told = f"Of {len(found)} {first} {html_text(best)}: {f'{words} ' if same else ''}{reached}."
+    lead = f'<p class="verdict">{told}</p>{"" if same else _BEWARE}'
     sections = [
         Section("runs", "Runs", _ranking(judged, order, dict(zip(found, links, strict=True)))),
         Section("scores", "Scores", _whiskers(judged, order)),
@@ -93,18 +96,13 @@ def _subject(judgement: Judgement, level: str = "site") -> Scored:
     return judgement[level][judgement.subjects[0]]
 
 
-def _comparable(found: dict[str, Evidence]) -> str:
+def _same_sites(found: dict[str, Evidence]) -> bool:
     """Whether all were judged on the same sites: else their scores do not compare."""
     sites = {
         frozenset(one.answers.table["site_id"].astype(str)) if one.answers is not None else frozenset()
         for one in found.values()
     }
-    if len(sites) == 1 and frozenset() not in sites:
-        return "<p>All were judged on the same sites.</p>"
-    return (
-        '<p class="warning">Not all were judged on the same sites: a higher score may only mean easier ones. '
-        "--split-file trains on a given split.</p>"
-    )
+    return len(sites) == 1 and frozenset() not in sites
 
 
 def _ranking(judged: dict[str, Judgement], order: Sequence[str], links: dict[str, str]) -> str:
@@ -172,12 +170,12 @@ def _differences(found: dict[str, Evidence]) -> str:
 
 def _flat(config: dict[str, Any]) -> list[tuple[str, str]]:
     entries = [
-        (f"{section}.{key}", str(value))
+        (f"{section}.{key}".rstrip("."), str(value))
         for section, values in (config.get("recipe") or {}).items()
         for key, value in (values.items() if isinstance(values, dict) else [("", values)])
     ]
     facts = config.get("facts", {})
-    return entries + [(key, str(facts[key])) for key in ("label_column", "split_fingerprint") if key in facts]
+    return entries + [(key, str(facts[key])[:16]) for key in ("label_column", "split_fingerprint") if key in facts]
 
 
 def _classes(found: dict[str, Evidence]) -> str:

@@ -57,11 +57,11 @@ def _maps(found: Evidence, painter: pictures.Painter | None) -> str:
     if painter is None or answers is None:
         return ""
     maps = read_attention(found.folder)
-    shown = []
+    shown: list[int] = []
     for label in np.unique(answers.labels):
         own = np.flatnonzero((answers.labels == label) & answers.table["site_id"].isin(maps).to_numpy())
         if len(own) and len(shown) < _SHOWN:
-            shown.append(own[np.argsort(-answers.confidence[own], kind="stable")][0])
+            shown.append(int(own[np.argsort(-answers.confidence[own], kind="stable")][0]))
     pairs = "".join(_pair(answers.table.iloc[at], maps, found.positions, painter) for at in shown)
     legend = '<p class="legend">attention 0<span class="ramp"></span>1, the same scale for all</p>'
     return f'<div class="strips">{pairs}</div>{legend}'
