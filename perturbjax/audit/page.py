@@ -1,19 +1,22 @@
-"""The one page of an audit, and of a comparison: self-contained, without scripts, its picture inside."""
+"""The one page of an audit, and of a comparison: self-contained, its picture inside."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pandas as pd
+
+from perturbjax import pages
 from perturbjax.audit.findings import Audit
 from perturbjax.audit.verdict import verdict
 from perturbjax.audit.views import notes, rows
 from perturbjax.console import html_text
 from perturbjax.evaluation import figures
 from perturbjax.evaluation.judgement import cell
-from perturbjax.evaluation.report import _STYLE, _figure, _table
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.files import atomic
+from perturbjax.pages.page import anchor
 from perturbjax.splits import MEANING
 
 
@@ -32,7 +35,7 @@ def write_page(audit: Audit, out: Path) -> Path:
         *(f"<p>{html_text(line)}</p>" for line in found.advice),
         f"<h2>Every split beside its controls: {words} by site</h2>",
         table(["", *levels], [(name, *cells) for name, cells in rows(audit)], bold=audit.model),
-        _figure(picture, f"{words}, with 95 % intervals. Blue: what is judged; grey: its controls."),
+        pages.image(picture, f"{words}, with 95 % intervals. Blue: what is judged; grey: its controls."),
     ]
     if differences:
         body += [
@@ -47,16 +50,13 @@ def write_page(audit: Audit, out: Path) -> Path:
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]], bold: str = "") -> str:
     """An HTML table of texts; lines that begin with `bold` stand out."""
-    return _table(head, [([html_text(text) for text in line], "model" if line[0] == bold else "") for line in lines])
+    values = pd.DataFrame(list(map(tuple, lines)), columns=list(head), dtype=object)
+    strong = [bool(bold) and line[0] == bold for line in values.itertuples(index=False)]
+    return pages.table(anchor("table", head), values, strong=strong)
 
 
 def write_html(path: Path, title: str, body: Iterable[str]) -> Path:
     """A page from pieces of HTML, atomically."""
-    page = (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html_text(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
-        f"<body><h1>{html_text(title)}</h1>{''.join(body)}</body></html>\n"
-    )
     with atomic(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(pages.page(title, "".join(body), ()), encoding="utf-8")
     return path

@@ -10,9 +10,10 @@ function ramp(share) {
   const at = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), low = Math.min(Math.floor(at), RAMP.length - 2);
   return `rgb(${RAMP[low].map((v, i) => Math.round(v + (at - low) * (RAMP[low + 1][i] - v))).join()})`;
 }
+const SVG = Object.assign(document.createElement("template"), {innerHTML: "<svg></svg>"}).content.firstChild.namespaceURI;
 function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "circle", "text", "rect"].includes(tag);
-  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   node.append(...children);
   return node;

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,16 @@ def figure(name: str, drawing: str, caption: str, values: pd.DataFrame) -> str:
     return (
         f'<figure class="figure" id="{html_text(name)}">{drawing}<figcaption>{html_text(caption)}</figcaption>'
         f'<div class="tools">{csv_button(source, name)}</div>{data(source, values)}</figure>'
+    )
+
+
+def image(file: Path, caption: str) -> str:
+    """A PNG inside the page, with its caption (text), which also says what is seen."""
+    held = base64.b64encode(file.read_bytes()).decode()
+    text = html_text(caption)
+    return (
+        f'<figure><img class="print" alt="{text}" src="data:image/png;base64,{held}"><figcaption>{text}</figcaption>'
+        "</figure>"
     )
 
 

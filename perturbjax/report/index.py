@@ -20,7 +20,10 @@ from perturbjax.report.evidence import Evidence, read_evidence
 from perturbjax.report.run import REPORT, write_report
 from perturbjax.report.words import MEANINGS
 
-_BEWARE = '<p class="warning">A higher score may only mean easier sites. <code>--split-file</code> trains on a given split.</p>'
+_BEWARE = (
+    '<p class="warning">A higher score may only mean easier sites; <code>--split-file</code> trains on a given '
+    "split.</p>"
+)
 
 
 def write_reports(runs: Sequence[Path], out: Path) -> Path:
