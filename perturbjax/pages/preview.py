@@ -20,6 +20,8 @@ from perturbjax.plates import PLATE, SITE, WELL
 PREVIEW = "preview.html"
 #: Pictures on the page, outliers' among them: they decide what it weighs and what it costs.
 PICTURES, PER_PLATE, OUTLIERS = 240, 24, 24
+#: Column of the label while wells are gathered.
+_LABEL = "preview label"
 #: A well is an outlier so many robust deviations from the middle of its plate.
 FAR = 5.0
 #: 1.4826 times the median distance from the median estimates the deviation of a normal distribution.
@@ -52,12 +54,12 @@ def write_preview(dataset: Dataset, name: str = "") -> Path:
 def well_table(dataset: Dataset) -> pd.DataFrame:
     """One row a well: `Metadata_Plate`, `Metadata_Well`, the label, `cells` (mean a site), `cell area` (pixels), the
     median intensity and contrast of each channel, `sites`, and `position`, of the site that shows it."""
-    index = dataset.index.assign(position=np.arange(len(dataset)))
+    index = dataset.index.assign(position=np.arange(len(dataset)), **{_LABEL: _labels(dataset).to_numpy()})
     groups = index.groupby([PLATE, WELL], sort=False)
     cells = groups["n_cells"].sum()
     found = pd.DataFrame(
         {
-            dataset.label_column.removeprefix("Metadata_"): groups[dataset.label_column].first(),
+            dataset.label_column.removeprefix("Metadata_") or "label": groups[_LABEL].first(),
             "cells": groups["n_cells"].mean(),
             "cell area": groups["mask_area"].sum() / cells.where(cells > 0),
         }
@@ -69,6 +71,13 @@ def well_table(dataset: Dataset) -> pd.DataFrame:
     found["sites"] = groups.size()
     found["position"] = groups["position"].first()
     return found.reset_index()
+
+
+def _labels(dataset: Dataset) -> pd.Series:
+    """The label of each site; empty where the dataset was built without one."""
+    if not dataset.label_column:
+        return pd.Series("", index=dataset.index.index)
+    return dataset.column(dataset.label_column)
 
 
 def _measures(wells: pd.DataFrame) -> list[str]:
@@ -119,7 +128,7 @@ def _lead(dataset: Dataset, wells: pd.DataFrame, far: pd.DataFrame) -> str:
         f"{len(named)} {'well stands' if len(named) == 1 else 'wells stand'} out."
     )
     facts = [
-        ("Label", f"{html_text(label)}, {dataset.column(dataset.label_column).nunique()} classes"),
+        ("Label", f"{html_text(label)}, {_labels(dataset).nunique()} classes" if label else "none"),
         ("Channels", html_text(", ".join(dataset.channel_names))),
         ("Masks", f"{cells / len(dataset):.1f} cells a site{by}; {empty} sites without a cell"),
         ("Stored as", f"{dataset.image_dtype}, {_sizes(dataset)} pixels"),
@@ -192,8 +201,8 @@ def _montages(dataset: Dataset, wells: pd.DataFrame, painter: pictures.Painter) 
         shots = "".join(
             pictures.shot(
                 pictures.address(painter.picture(int(row["position"]))),
-                f"{row[WELL]} {row[label]}",
-                f"cells of well {row[WELL]}, {row[label]}",
+                f"{row[WELL]} {row[label]}".strip(),
+                f"cells of well {row[WELL]} {row[label]}".strip(),
                 tip=_tip(dataset, row),
             )
             for row in chosen.to_dict("records")

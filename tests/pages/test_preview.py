@@ -66,3 +66,9 @@ def test_wells_that_are_not_named_as_on_a_plate_are_no_obstacle(tmp_path):
     write_images(tmp_path / "data", index)
     page = Page(preview.write_preview(open_dataset(tmp_path / "data")).read_text())
     assert "not named like A01" in page.text and page.all("img")
+
+
+def test_a_dataset_without_labels_is_shown_too(tmp_path):
+    write_images(tmp_path / "data", make_index(plates=1), label_column="")
+    page = Page(preview.write_preview(open_dataset(tmp_path / "data")).read_text())
+    assert len(page.all("figure", "shot")) == 24 and set(page.data("wells")["label"]) == {""}

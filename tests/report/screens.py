@@ -47,7 +47,7 @@ def make_run(path: Path, *, first_class: str = "DMSO", images: bool = False) -> 
     return to_json(judgement)
 
 
-def write_images(path: Path, index: pd.DataFrame, side: int = 32) -> None:
+def write_images(path: Path, index: pd.DataFrame, side: int = 32, label_column: str = "Metadata_pert_iname") -> None:
     """Three channels of noise with a square cell in the middle of each site."""
     rng = np.random.default_rng(0)
     mask = np.zeros((side, side), np.uint16)
@@ -59,7 +59,7 @@ def write_images(path: Path, index: pd.DataFrame, side: int = 32) -> None:
     table = index[columns].assign(Metadata_pert_iname=index["label"])
     dataset.write_dataset(
         path, table, sites, channel_names=["DNA", "ER", "Mito"], image_dtype=np.uint16,
-        label_column="Metadata_pert_iname", facts={"source": {"name": "load_data.csv"},
+        label_column=label_column, facts={"source": {"name": "load_data.csv"},
         "channels": ["DNA", "ER", "Mito"],
         "aggregate": "none", "segmenter": {"engine": "nuclei", "channels": ["DNA"], "parameters": {"diameter": 30.0}}},
     )  # fmt: skip
