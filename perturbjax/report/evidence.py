@@ -21,6 +21,9 @@ from perturbjax.files import read_json
 from perturbjax.splits import TEST
 from perturbjax.training.run import CONFIG, read_metrics
 
+#: Where an audit of a run is looked for.
+AUDIT = "audit/audit.json"
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -84,6 +87,17 @@ class Evidence:
         if self.dataset is None:
             return {}
         return {site: at for at, site in enumerate(self.dataset.index["site_id"])}
+
+    @property
+    def audited(self) -> list[str]:
+        """What `perturbjax audit --run RUN --out RUN/audit` says of the run, if it was asked."""
+        file = self.path / AUDIT
+        if not file.is_file():
+            return []
+        try:
+            return [str(sentence) for sentence in read_json(file)["verdict"]["sentences"]]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{file}: is no audit ({error!r}); run `perturbjax audit` again, or remove it") from error
 
     def csv(self, name: str, *shares: str) -> pd.DataFrame | None:
         """A table of the evaluation, text as text; an empty share is NaN."""

@@ -30,7 +30,9 @@ def lead(found: Evidence, *, pictures: bool) -> str:
         ("Show me", '<a href="#gallery">The cells: right, wrong and typical</a>' if pictures else ""),
     ]
     warnings = "".join(f'<p class="warning">{html_text(warning)}</p>' for warning in judgement.warnings())
-    return f'<p class="verdict">{html_text(verdict(judgement))}</p>{_answers(questions)}{warnings}'
+    first, *more = found.audited or [verdict(judgement)]
+    said = "".join(f"<p>{html_text(sentence)}</p>" for sentence in more)
+    return f'<p class="verdict">{html_text(first)}</p>{said}{_answers(questions)}{warnings}'
 
 
 def _answers(questions: list[tuple[str, str]]) -> str:

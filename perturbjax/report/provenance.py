@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from perturbjax.config import PRESETS, Recipe, recipe_from_dict
-from perturbjax.console import html_text
+from perturbjax.console import clock, html_text
 from perturbjax.dataset import PROVENANCE
 from perturbjax.files import read_json
 from perturbjax.pages import table
@@ -25,7 +25,9 @@ def provenance(found: Evidence) -> str:
     """The run, its recipe, its data and its versions, as one table; empty where nothing is known."""
     config = found.config
     facts: list[tuple[str, str, Any]] = [("run", name, value) for name, value in config.get("facts", {}).items()]
-    facts += [("run", name, value) for name, value in (config.get("machine") or {}).items()]
+    facts += [("run", f"begun {name}", value) for name, value in (config.get("begun") or {}).items()]
+    if seconds := sum(row.get("seconds") or 0 for row in found.metrics if row["split"] == "train"):
+        facts.append(("run", "time in training epochs", clock(seconds)))
     facts += [("versions", name, value) for name, value in config.get("versions", {}).items()]
     for section, values in (config.get("recipe") or {}).items():
         fields = values.items() if isinstance(values, dict) else [(section, values)]

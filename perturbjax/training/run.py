@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -189,8 +192,18 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
             "data": None if run.data is None else str(run.data),
             "facts": run.facts,
             "versions": {name: version(name) for name in RECORDED_VERSIONS},
+            "begun": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "on": _machine()},
         },
     )
+
+
+def _machine() -> str:
+    """Where this process computes, in words."""
+    import jax
+
+    devices = jax.devices()
+    host = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return f"{host}; {len(devices)} × {devices[0].device_kind}"
 
 
 @contextmanager

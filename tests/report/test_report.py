@@ -50,7 +50,15 @@ def test_every_score_stands_with_its_interval_beside_the_baselines(run):
 
 def test_provenance_is_whole_and_the_same_again_names_no_place(run):
     path, _, text, page = run
-    for fact in ("0123abcd", "0.0.test", "Metadata_pert_iname", "learning_rate", "content_sha256"):
+    for fact in (
+        "0123abcd",
+        "0.0.test",
+        "Metadata_pert_iname",
+        "learning_rate",
+        "content_sha256",
+        "Linux, 2 cores",
+        "10 s",
+    ):
         assert fact in page.text
     assert "--split plate" in text and "--seed 3" in text
     assert "python -m data_prep build --load-data load_data.csv --images DIR --out data" in page.text
@@ -170,3 +178,15 @@ def test_a_verdict_below_a_baseline_is_no(tmp_path):
         level["position"]["balanced_accuracy"] = {"value": -0.2, "low": -0.3, "high": -0.1}
     file.write_text(json.dumps(scores))
     assert '<p class="verdict">No: ' in write_report(tmp_path).read_text()
+
+
+def test_the_verdict_of_an_audit_of_the_run_stands_on_top(tmp_path):
+    make_run(tmp_path)
+    (tmp_path / "audit").mkdir()
+    file = tmp_path / "audit" / "audit.json"
+    file.write_text(json.dumps({"verdict": {"sentences": ["Nothing is recognised there.", "And <b> no more."]}}))
+    text = write_report(tmp_path).read_text()
+    assert '<p class="verdict">Nothing is recognised there.</p><p>And &lt;b&gt; no more.</p>' in text
+    file.write_text("[]")
+    with pytest.raises(InputError, match="is no audit"):
+        write_report(tmp_path)
