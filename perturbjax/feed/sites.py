@@ -47,7 +47,8 @@ def describe_sites(
     Raises:
         InputError: the label column, or a channel's statistics, are not in the index.
     """
-    names, labels = (), np.full(len(dataset), -1, np.int32)
+    names: tuple[str, ...] = ()
+    labels = np.full(len(dataset), -1, np.int32)
     if class_names is None or len(class_names):
         values = dataset.column(input.label_column or dataset.label_column).astype(str)
         names = tuple(sorted(values.unique())) if class_names is None else tuple(class_names)

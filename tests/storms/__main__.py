@@ -90,6 +90,9 @@ def run(options: Options) -> list[Finding]:
                 shutil.rmtree(place)
             ended = ", ".join(f"{n} {outcome}" for outcome, n in Counter(one.outcome for one in found).items())
             print(f"{name}: {ended}", file=sys.stderr, flush=True)
+            for one in found:
+                if one.outcome not in GOOD:
+                    print(f"  {one.outcome}: {one.case} {one.file}: {one.said[:200]}", file=sys.stderr, flush=True)
             return found
 
         with ThreadPoolExecutor(options.processes) as threads:

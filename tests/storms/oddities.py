@@ -32,7 +32,7 @@ HOSTILE_NAMES = (
     "´é漢",
 )
 #: Kilobytes that a file can have at most where the disk is full by a limit, and that a small disk has in all.
-LIMITS_KB, DISKS_KB = (0, 4, 64), (64, 512)
+LIMITS_KB, DISKS_KB = (4, 64), (64, 512)
 WRITERS = ("simulate", "build", "train", "predict", "split", "import-torch", "export-torch")
 NOWHERE = "/proc/nowhere"
 #: What → variables set, and variables taken away.
