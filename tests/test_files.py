@@ -48,6 +48,6 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path, kind: str) ->
 
 def test_room_is_asked_for_and_given_back(tmp_path: Path) -> None:
     require_room(tmp_path, 1 << 20)
-    with pytest.raises(OSError, match="No space|too large"):
+    with pytest.raises(OSError, match=r"No space|too large"):
         require_room(tmp_path, 1 << 60)
     assert not list(tmp_path.iterdir())
