@@ -15,8 +15,8 @@ from tests.storms.outcomes import GOOD, Finding, classify
 
 
 @pytest.fixture(scope="module")
-def arena() -> Iterator[Arena]:
-    with Arena() as arena:
+def arena(tmp_path_factory) -> Iterator[Arena]:
+    with Arena(tmp_path_factory.mktemp("cache")) as arena:
         yield arena
 
 
