@@ -20,7 +20,7 @@ import numpy as np
 import perturbjax
 from data_prep import masks, workers
 from data_prep.images import Aggregate
-from data_prep.output import creation_time, work_folder
+from data_prep.output import creation_time, tidy, work_folder
 from data_prep.pool import Pool
 from data_prep.segment import Engine, SegmenterConfig, pipeline
 from data_prep.sites import FILE, SiteTable, channels_of, choose_label, merged_identities, read_sites
@@ -121,7 +121,7 @@ def build(options: BuildOptions) -> None:
         sites = _sites(table, stored, segmented)
         if _already_built(options, facts, sites, pool):
             console.print(f"{options.out}: is already built of these images with these settings ({len(table)} sites)")
-            _tidy(options.out)
+            tidy(options.out, "building")
             return
         dtype, shapes = _probe(pool, sites)
         with work_folder(options.out, "building") as work:
@@ -139,13 +139,6 @@ def build(options: BuildOptions) -> None:
     classes = f"{table.sites[label_column].nunique()} classes of {label_column}" if label_column else "no labels"
     console.print(f"{options.out}: {len(table)} sites, {classes}")
     console.print(f"look at it: {options.out / PREVIEW}")
-
-
-def _tidy(out: Path) -> None:
-    """Remove what a build leaves that was killed between its last rename and its end."""
-    if out.with_name(f".{out.name}.building").is_dir():
-        with work_folder(out, "building") as work:
-            shutil.rmtree(work)
 
 
 def _cache(options: BuildOptions) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -29,6 +30,13 @@ def work_folder(out: Path, doing: str) -> Iterator[Path]:
         except OSError as error:
             raise InputError(f"{work}: another {name} is at work there; wait for it or choose another --out") from error
         yield work
+
+
+def tidy(out: Path, doing: str) -> None:
+    """Remove what a command leaves that was killed between its last rename and its end."""
+    if out.with_name(f".{out.name}.{doing}").is_dir():
+        with work_folder(out, doing) as work:
+            shutil.rmtree(work)
 
 
 @contextmanager

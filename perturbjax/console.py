@@ -136,7 +136,7 @@ def _refuse(words: str) -> NoReturn:
 def _full_disk(error: BaseException | None) -> str | None:
     """What is full, if that is what an error or one of its causes says; libraries in C++ say it in words alone."""
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in FULL) or os.strerror(errno.ENOSPC) in str(error):
+        if (isinstance(error, OSError) and error.errno in FULL) or any(os.strerror(n) in str(error) for n in FULL):
             name = getattr(error, "filename", None)
             return f"the disk of {name}" if name else "the disk"
         error = error.__cause__ or error.__context__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,18 @@ def make_folder(path: Path) -> Path:
     if not os.access(path, os.W_OK):
         raise InputError(f"{path}: no permission to write there; choose another output")
     return Path(path)
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Have the disk give `size` bytes for a moment, for writers that end in disorder where it does not.
+
+    Raises:
+        OSError: it is full, or a limit is reached.
+    """
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".room.") as file:
+        os.posix_fallocate(file.fileno(), 0, max(size, 1))
 
 
 def write_json(path: Path, value: Any) -> None:

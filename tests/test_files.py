@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from perturbjax.console import InputError
-from perturbjax.files import atomic, write_json
+from perturbjax.files import atomic, require_room, write_json
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -44,3 +44,10 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path, kind: str) ->
     with pytest.raises(InputError, match=r"a\.json: is there and is not a regular file"):
         write_json(path, 1)
     assert stat.S_IFMT(os.lstat(path).st_mode) == before
+
+
+def test_room_is_asked_for_and_given_back(tmp_path: Path) -> None:
+    require_room(tmp_path, 1 << 20)
+    with pytest.raises(OSError, match=r"No space|too large"):
+        require_room(tmp_path, 1 << 60)
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_prep.output import work_folder
+from data_prep.output import tidy, work_folder
 from data_prep.simulate.cells import CHANNELS, draw_site
 from data_prep.simulate.layout import (
     PLATE_SPREAD,
@@ -25,8 +25,11 @@ from data_prep.simulate.layout import (
     well_names,
 )
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
-from perturbjax.files import make_folder, write_json
+from perturbjax.files import make_folder, read_json, write_json
 from perturbjax.plates import FORMATS
+
+#: What a folder of plates was drawn with; written last.
+SETTINGS = "truth/settings.json"
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,16 @@ class SimulateOptions:
 
 
 def simulate(options: SimulateOptions) -> None:
-    """Write the plates; the folder appears complete or not at all.
+    """Write the plates; the folder appears complete or not at all. Plates of the same settings are left as they are.
 
     Raises:
-        InputError: a number makes no sense, or the output exists or cannot be written.
+        InputError: a number makes no sense, or the output is something else or cannot be written.
     """
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    if (options.out / SETTINGS).is_file() and read_json(options.out / SETTINGS) == settings:
+        console.print(f"{options.out}: is already there, drawn with these settings")
+        tidy(options.out, "simulating")
+        return
     if options.out.exists():
         raise InputError(f"--out {options.out}: exists already; choose another name or remove it")
     make_folder(options.out.parent)
@@ -92,7 +100,7 @@ def simulate(options: SimulateOptions) -> None:
         rows = [_write_site(plate, site, options) for site in _tracked(truth)]
         pd.DataFrame(rows).to_csv(plate / "load_data.csv", index=False)
         truth.to_parquet(plate / "truth" / "parameters.parquet", index=False)
-        write_json(plate / "truth" / "settings.json", {k: v for k, v in vars(options).items() if k != "out"})
+        write_json(plate / SETTINGS, settings)
         os.rename(plate, options.out)
         shutil.rmtree(work)
     console.print(

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from perturbjax.console import InputError
-from perturbjax.files import make_folder
+from perturbjax.files import make_folder, require_room
 from perturbjax.training.step import TrainState
 
 Tree = dict[str, Shaped[np.ndarray, "..."]]
@@ -29,6 +29,8 @@ Which = Literal["latest", "best"]
 #: The fact that holds a checkpoint's arrays to what was saved.
 DIGEST = "arrays_sha256"
 INTERRUPTED = "interrupted"
+#: Bytes of a checkpoint that are not its arrays.
+BESIDE_ARRAYS = 1 << 20
 
 
 def digest_of(tree: Tree) -> str:
@@ -130,7 +132,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         facts = {**facts, DIGEST: digest_of(tree)}
-        self._manager(which).save(
+        manager = self._manager(which)
+        require_room(self.path, sum(array.nbytes for array in tree.values()) + BESIDE_ARRAYS)
+        manager.save(
             number,
             args=ocp.args.Composite(state=ocp.args.StandardSave(tree), facts=ocp.args.JsonSave(facts)),
             metrics=None if accuracy is None else {"accuracy": float(accuracy)},

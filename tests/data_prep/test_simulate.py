@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from data_prep.simulate import SimulateOptions, simulate
 from data_prep.simulate.cells import draw_site
 from data_prep.simulate.layout import ASPECTS, TRAITS, trait_values
 from data_prep.simulate.plate import plan
+from perturbjax.console import InputError
 
 SMALL = {"plates": 1, "wells": 6, "sites": 1, "compounds": 2, "size": 64}
 
@@ -127,6 +129,19 @@ def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
     (tmp_path / "y").mkdir()
     assert "exists already" in refused("simulate", "--out", tmp_path / "y")
     assert [path.name for path in tmp_path.iterdir()] == ["y"]
+
+
+def test_plates_that_are_there_already_are_left_as_they_are(refused, tmp_path, capsys):
+    options = SimulateOptions(out=tmp_path / "x", plates=1, wells=2, sites=1, compounds=1, size=32)
+    simulate(options)
+    (tmp_path / ".x.simulating").mkdir()  # as a kill after the last rename leaves it
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}
+    simulate(options)
+    assert "is already there" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    with pytest.raises(InputError, match="exists already"):
+        simulate(replace(options, seed=1))
 
 
 def test_two_simulations_of_one_output_do_not_meet(refused, tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import subprocess
 
 import pandas as pd
 import pytest
-from commands import SMALL, one_line
+from commands import SMALL, command_line, one_line
 
 from perturbjax.training.checkpoint import Checkpoints
 
@@ -92,6 +94,25 @@ def test_an_output_that_cannot_be_written_is_named(refused, dataset, run, tmp_pa
     assert str(tmp_path / "file") in line
     line = refused("predict", "--run", run, "--data", dataset, "--out", tmp_path / "file" / "p.parquet")
     assert str(tmp_path / "file") in line
+
+
+def test_a_full_disk_is_one_line_and_with_room_the_command_goes_on(environment, command, run, dataset, tmp_path):
+    command("export-torch", "--run", run, "--out", tmp_path / "w.safetensors")
+    words = {
+        "train": ("--data", dataset, "--out", tmp_path / "train", *SMALL),
+        "import-torch": ("--checkpoint", tmp_path / "w.safetensors", "--out", tmp_path / "import-torch"),
+    }
+    for verb, flags in words.items():
+        full = subprocess.run(
+            [*command_line(verb), *map(str, flags)],
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert (full.returncode == 2 and "No space" in one_line(full.stderr)) or "no space" in one_line(full.stderr)
+        command(verb, *flags)
+        assert Checkpoints(tmp_path / verb).epochs()
 
 
 def test_a_loss_that_is_not_finite_stops_training(refused, dataset, tmp_path):

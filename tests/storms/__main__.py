@@ -73,7 +73,7 @@ def run(options: Options) -> list[Finding]:
     with tempfile.TemporaryDirectory(prefix="storm-") as folder, ExitStack() as stack:
         arenas: SimpleQueue[Arena] = SimpleQueue()
         for _ in range(options.processes):
-            arenas.put(stack.enter_context(Arena()))
+            arenas.put(stack.enter_context(Arena(Path(folder) / "cache")))
         first = arenas.get()
         made = Material(first, Path(folder) / "made")
         parts = plan(made.make() if options.processes > 1 else made, options)
@@ -90,6 +90,9 @@ def run(options: Options) -> list[Finding]:
                 shutil.rmtree(place)
             ended = ", ".join(f"{n} {outcome}" for outcome, n in Counter(one.outcome for one in found).items())
             print(f"{name}: {ended}", file=sys.stderr, flush=True)
+            for one in found:
+                if one.outcome not in GOOD:
+                    print(f"  {one.outcome}: {one.case} {one.file}: {one.said[:200]}", file=sys.stderr, flush=True)
             return found
 
         with ThreadPoolExecutor(options.processes) as threads:
@@ -99,12 +102,13 @@ def run(options: Options) -> list[Finding]:
 def plan(made: Material, options: Options) -> list[tuple[str, Storm]]:
     """The storms that were asked for, by name, the longest first."""
     parts: list[tuple[str, Storm]] = []
-    for target in kills.targets(made):
-        share = -(-options.kills // len(kills.targets(made)))
+    targets = kills.targets(made) if options.kills else []
+    for target in targets:
+        share = -(-options.kills // len(targets))
         parts.append((target.name, partial(_kill, target=target, count=share, seed=options.seed)))
     for oddity in oddities.oddities():
         parts.append((oddity.name, partial(_odd, oddity=oddity, made=made)))
-    tried = [subject for subject in files.subjects(made) if options.only in subject.name]
+    tried = [subject for subject in files.subjects(made) if options.only in subject.name and options.mutations]
     shares = {subject.name: subject.cost**-0.75 for subject in tried}
     for subject in tried:
         count = max(round(options.mutations * shares[subject.name] / sum(shares.values())), 1)

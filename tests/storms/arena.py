@@ -58,8 +58,13 @@ class Ended:
 class Arena:
     """One process that runs commands one after another; a `with` block ends it."""
 
+    def __init__(self, cache: Path):
+        """`cache` is the user's cache to its commands, so that the real one is not spoilt."""
+        self._cache = cache
+
     def __enter__(self) -> Arena:
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}
+        given = {"JAX_PLATFORMS": "cpu", "COLUMNS": "120", "PYTHONPATH": REPOSITORY, "XDG_CACHE_HOME": self._cache}
+        environment = {**os.environ, **{name: str(value) for name, value in given.items()}}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.storms.zygote"],
             cwd=REPOSITORY,
