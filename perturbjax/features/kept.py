@@ -22,6 +22,8 @@ from perturbjax.models.weights import UNTRAINED, locate
 
 #: Part of every key: raised when features of the same data, network and settings change.
 FEATURES_VERSION = 1
+#: Images a step, each channel of a site one: more are no faster on CPUs, and take gigabytes.
+BATCH_IMAGES = 32
 #: Bytes the cache may hold; 2,000 sites of three channels take 30 MB with EfficientNet-Lite0.
 CACHE_BYTES = 4 << 30
 
@@ -34,7 +36,11 @@ def kept_features(source: SourceConfig, dataset: Dataset) -> Path:
     """
     folder = Path(source.feature_cache) if source.feature_cache else user_cache("features")
     config = FeaturesConfig(
-        dataset.path, folder / "features.parquet", backbone=source.backbone, weights=weights_of(source)
+        dataset.path,
+        folder / "features.parquet",
+        backbone=source.backbone,
+        weights=weights_of(source),
+        batch_size=max(1, BATCH_IMAGES // len(dataset.channel_names)),
     )
     file = make_folder(folder) / f"{_key(config, dataset)}.parquet"
     with _alone(file.with_suffix(".lock")):
