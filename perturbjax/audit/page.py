@@ -28,7 +28,8 @@ def write_page(audit: Audit, out: Path) -> Path:
     body = [
         f"<p>Asked: which <b>{html_text(audit.label)}</b> was this site given? <b>{html_text(audit.model)}</b> "
         f"answers, from {html_text(audit.what)}.</p>",
-        *(f'<p class="headline"><b>{html_text(sentence)}</b></p>' for sentence in found.sentences),
+        f'<p class="headline"><b>{html_text(found.sentences[0])}</b></p>',
+        *(f"<p><b>{html_text(sentence)}</b></p>" for sentence in found.sentences[1:]),
         *(f"<p>{html_text(line)}</p>" for line in found.advice),
         f"<h2>Every split beside its controls: {words} by site</h2>",
         table(["", *levels], [(name, *cells) for name, cells in rows(audit)], bold=audit.model),
