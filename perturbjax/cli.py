@@ -352,6 +352,7 @@ def compare(argv: Sequence[str]) -> None:
     """Compare runs that judged the same sites: scores side by side, and paired differences with intervals.
 
     perturbjax compare run_1 run_2 --out compared
+    perturbjax compare classified/predictions/lda.parquet run --out compared
     """
     from perturbjax.audit.compare import compare as side_by_side
     from perturbjax.audit.compare import print_comparison, write_comparison

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 from accepted import accept
-from test_options import COMMANDS, PREPARATION, options_of
+from test_options import COMMANDS, POSITIONAL, PREPARATION, options_of
 
 import data_prep.__main__ as data_prep_command
 from perturbjax import cli
@@ -28,7 +28,7 @@ def test_help_fits_a_terminal_and_names_every_option(capsys, verb, asked):
     assert max(map(len, lines)) <= 80
     assert asked == "--help-all" or len(lines) <= 64
     words = " ".join(lines).replace(",", " ").split()
-    positional = {"path"} if verb == "verify" else set()
+    positional = {name for of, name in POSITIONAL if of == verb}
     assert {f"--{name.replace('_', '-')}" for name, _ in options_of(VERBS[verb][0]) if name not in positional} <= set(
         words
     )

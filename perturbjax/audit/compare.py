@@ -195,7 +195,7 @@ def _explained(comparison: Comparison) -> str:
 
 def write_comparison(comparison: Comparison, out: Path) -> Path:
     """`compare.json`, `compare.csv` (one row a number) and the page `compare.html`, which is returned."""
-    from perturbjax.audit.page import table, write_html
+    from perturbjax.audit.page import html_table, write_html
 
     write_json(make_folder(out) / "compare.json", dataclasses.asdict(comparison))
     numbers = [
@@ -207,8 +207,9 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
     ]
     columns = ["level", "run", "what", "metric", "value", "low", "high"]
     write_csv(out / "compare.csv", pd.DataFrame(numbers, columns=columns))
-    body = [f"<p>The same {comparison.sites} sites in {comparison.wells} wells.</p>"]
-    for level in comparison.levels:
-        body += [f"<h2>By {level}</h2>", table(head(comparison, level), rows(comparison, level))]
-    body.append(f"<p><small>{html_text(_explained(comparison))}</small></p>")
-    return write_html(out / "compare.html", "perturbjax compare", body)
+    lead = f"<p>The same {comparison.sites} sites in {comparison.wells} wells.</p>"
+    sections = {
+        f"By {level}": html_table(head(comparison, level), rows(comparison, level)) for level in comparison.levels
+    }
+    explained = f"<p><small>{html_text(_explained(comparison))}</small></p>"
+    return write_html(out / "compare.html", "perturbjax compare", lead + explained, sections)

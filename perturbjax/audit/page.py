@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -25,38 +25,39 @@ def write_page(audit: Audit, out: Path) -> Path:
     found, words = verdict(audit), METRICS[HEADLINE].words
     levels = {answer.policy: answer.judgement.levels[0] for answer in audit.answers}
     picture = figures.plot_splits(levels, audit.model, out / "audit.png")
+    lead = [
+        f"<p>Asked: which <b>{html_text(audit.label)}</b> was this site given? <b>{html_text(audit.model)}</b> "
+        f"answers, from {html_text(audit.what)}.</p>",
+        f'<p class="verdict">{html_text(found.sentences[0])}</p>',
+        *(f"<p><b>{html_text(sentence)}</b></p>" for sentence in found.sentences[1:]),
+        *(f"<p>{html_text(line)}</p>" for line in found.advice),
+    ]
+    every = html_table(["", *levels], [(name, *cells) for name, cells in rows(audit)], strong=audit.model)
+    caption = f"{words}, with 95 % intervals. Blue: what is judged; grey: its controls."
     differences = [
         (f"{one.weaker} minus {one.stricter}", str(one.sites), cell(one.estimate)) for one in audit.differences
     ]
-    body = [
-        f"<p>Asked: which <b>{html_text(audit.label)}</b> was this site given? <b>{html_text(audit.model)}</b> "
-        f"answers, from {html_text(audit.what)}.</p>",
-        *(f'<p class="headline"><b>{html_text(sentence)}</b></p>' for sentence in found.sentences),
-        *(f"<p>{html_text(line)}</p>" for line in found.advice),
-        f"<h2>Every split beside its controls: {words} by site</h2>",
-        table(["", *levels], [(name, *cells) for name, cells in rows(audit)], bold=audit.model),
-        pages.image(picture, f"{words}, with 95 % intervals. Blue: what is judged; grey: its controls."),
-    ]
+    meanings = [f"<p><b>{html_text(one)}</b>: {html_text(MEANING.get(one, one))}.</p>" for one in levels]
+    absent = [f"<p><small>{html_text(note)}</small></p>" for note in notes(audit)]
+    sections = {
+        f"Every split beside its controls: {words} by site": every + pages.image(picture, caption),
+        "What the splits mean": "".join((*meanings, *absent)),
+    }
     if differences:
-        body += [
-            "<h2>The same sites under two splits</h2>",
-            table(["weaker minus stricter", "sites", words], differences),
-        ]
-    body += ["<h2>What the splits mean</h2>"]
-    body += [f"<p><b>{html_text(policy)}</b>: {html_text(MEANING.get(policy, policy))}.</p>" for policy in levels]
-    body += [f"<p><small>{html_text(note)}</small></p>" for note in notes(audit)]
-    return write_html(out / "audit.html", f"perturbjax audit: {audit.what}", body)
+        sections["The same sites under two splits"] = html_table(["weaker minus stricter", "sites", words], differences)
+    return write_html(out / "audit.html", f"perturbjax audit: {audit.what}", "".join(lead), sections)
 
 
-def table(head: Sequence[str], lines: Iterable[Sequence[str]], bold: str = "") -> str:
-    """An HTML table of texts; lines that begin with `bold` stand out."""
+def html_table(head: Sequence[str], lines: Iterable[Sequence[str]], strong: str = "") -> str:
+    """An HTML table of texts; lines that begin with `strong` stand out."""
     values = pd.DataFrame(list(map(tuple, lines)), columns=list(head), dtype=object)
-    strong = [bool(bold) and line[0] == bold for line in values.itertuples(index=False)]
-    return pages.table(anchor("table", head), values, strong=strong)
+    stand_out = [bool(strong) and line[0] == strong for line in values.itertuples(index=False)]
+    return pages.table(anchor("table", head), values, strong=stand_out)
 
 
-def write_html(path: Path, title: str, body: Iterable[str]) -> Path:
-    """A page from pieces of HTML, atomically."""
+def write_html(path: Path, title: str, lead: str, sections: Mapping[str, str]) -> Path:
+    """A page of HTML under its title (text) and sections by their titles (text), atomically."""
+    parts = [pages.Section(anchor("part", name), name, body) for name, body in sections.items()]
     with atomic(path) as temporary:
-        temporary.write_text(pages.page(title, "".join(body), ()), encoding="utf-8")
+        temporary.write_text(pages.page(title, lead, parts), encoding="utf-8")
     return path

@@ -23,6 +23,8 @@ _ON = {
     "layout": "on held-out layouts",
     "compound": "on compounds never seen",
 }
+#: What a split leaves to be told that the next stricter one does not.
+_TELLS = {"site": "the well", "well": "the plate", "plate": "the place on a known layout", "layout": ""}
 #: What a control that does as well is, in words.
 _IS = {
     "position": "the well's place on the plate",
@@ -98,7 +100,8 @@ def _found(answer: Answer, finding: Finding) -> str:
         return f"{said}; {alone}: this data cannot show that cells were recognised."
     lead = cell(answer.model.leads[rival][HEADLINE])
     if finding == "explained":
-        return f"{said}; {alone}: the features lead by {lead}, which is not clearly more."
+        more = "show less" if answer.model.leads[rival][HEADLINE].value < 0 else "are not clearly above that"
+        return f"{said}; {alone}: the features {more} ({lead})."
     if reached - answer.chance > _MOST * (answer.score.value - answer.chance):
         return f"{said}; {alone}: most of this is {_IS.get(rival, rival)}, and {lead} is beyond it."
     return f"{said}; of the controls {alone}, and the features {lead} more."
@@ -107,10 +110,11 @@ def _found(answer: Answer, finding: Finding) -> str:
 def _leaked(audit: Audit, answer: Answer) -> str:
     assert audit.leak is not None
     weak = audit[audit.leak.weaker]
-    what = {"site": "the well", "well": "the plate", "plate": "the place on a known layout"}.get(weak.policy, "them")
+    order = list(_TELLS)
+    between = [_TELLS[policy] for policy in order[order.index(weak.policy) : order.index(answer.policy)]]
     return (
         f"{_capital(_ON[weak.policy])} it shows {weak.score.value:.3f}: {cell(audit.leak.estimate)} more on the same "
-        f"sites, and that part recognises {what}, not the treatment."
+        f"sites, which tells {' or '.join(between)}, not the treatment."
     )
 
 
