@@ -121,19 +121,10 @@ def _has_second_plane(tiff: Any) -> bool:
         return False
 
 
-def read_channels(paths: Sequence[str | Path], where: str) -> UInt[np.ndarray, "h w c"]:
-    """The channels of one site, in the order given; uint16 as soon as one of them is.
-
-    Raises:
-        InputError: a file cannot be used, or channels differ in shape.
-    """
-    return stack_planes({path: read_plane(path, where) for path in paths}, paths, where)
-
-
 def stack_planes(
     planes: Mapping[Any, UInt[np.ndarray, "h w"]], paths: Sequence[str | Path], where: str
 ) -> UInt[np.ndarray, "h w c"]:
-    """`read_channels` of files that were decoded already.
+    """The channels of one site, in the order of their files; uint16 as soon as one of them is.
 
     Raises:
         InputError: channels differ in shape.

@@ -48,12 +48,6 @@ def unit_rows(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     return features / np.where(length > 0, length, 1)
 
 
-def cosine_similarity(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
-    """Cosine of the angle between each two rows."""
-    unit = unit_rows(features)
-    return unit @ unit.T
-
-
 def average_precision(
     similarity: Float[np.ndarray, "q n"], positives: Bool[np.ndarray, "q n"], negatives: Bool[np.ndarray, "q n"]
 ) -> Float[np.ndarray, " q"]:

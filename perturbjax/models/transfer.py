@@ -170,11 +170,6 @@ def in_phase(model: PretrainedClassifier, phase: Phase) -> PretrainedClassifier:
     return model
 
 
-def trainable_mask(params: Any, phase: Phase) -> Any:
-    """Whether each parameter moves: a pytree of bools."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: phase == "all layers" or not _in_backbone(path), params)
-
-
 def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: Backbone) -> Any:
     """Each parameter's learning rate as a share of the recipe's: a pytree of floats, 0 where nothing moves."""
 

@@ -10,10 +10,10 @@ import tifffile
 from data_prep.images import (
     aggregate_channels,
     probe_plane,
-    read_channels,
     read_plane,
     resize_image,
     resize_mask,
+    stack_planes,
 )
 from perturbjax.console import InputError
 
@@ -51,10 +51,12 @@ def test_resizing_a_mask_mixes_no_labels():
 
 
 def test_eight_bits_stay_eight_and_mixed_channels_become_sixteen(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tiff", np.full((8, 8), 200, np.uint8))
-    tifffile.imwrite(tmp_path / "b.tiff", np.full((8, 8), 4000, np.uint16))
-    assert read_channels([tmp_path / "a.tiff"], "row 2").dtype == np.uint8
-    assert read_channels([tmp_path / "a.tiff", tmp_path / "b.tiff"], "row 2").dtype == np.uint16
+    a, b = tmp_path / "a.tiff", tmp_path / "b.tiff"
+    tifffile.imwrite(a, np.full((8, 8), 200, np.uint8))
+    tifffile.imwrite(b, np.full((8, 8), 4000, np.uint16))
+    planes = {path: read_plane(path, "row 2") for path in (a, b)}
+    assert stack_planes(planes, [a], "row 2").dtype == np.uint8
+    assert stack_planes(planes, [a, b], "row 2").dtype == np.uint16
 
 
 def spoilt(tmp_path, kind: str):
