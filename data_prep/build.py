@@ -131,7 +131,7 @@ def build(options: BuildOptions) -> None:
             )
             _segment(pool, job)
             complete = _write(pool, job, dtype, shapes)
-            write_preview(open_dataset(complete), options.out.name)
+            write_preview(open_dataset(complete))
             _publish(complete, options)
             shutil.rmtree(work)
         if store.cache is not None:

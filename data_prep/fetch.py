@@ -151,6 +151,7 @@ def download(url: str, path: Path) -> int:
             with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply, atomic(path) as temporary:
                 return _copy(reply, temporary)
         except urllib.error.HTTPError as error:
+            error.close()  # it is the reply, too
             reason = f"HTTP {error.code}"
             if error.code in (400, 401, 403, 404, 410):
                 raise InputError(

@@ -18,6 +18,8 @@ from perturbjax.pages.plates import mappable, plate_maps
 from perturbjax.plates import PLATE, SITE, WELL
 
 PREVIEW = "preview.html"
+#: Plates that the page is called by.
+TITLED = 3
 #: Pictures on the page, outliers' among them: they decide what it weighs and what it costs.
 PICTURES, PER_PLATE, OUTLIERS = 240, 24, 24
 #: Column of the label while wells are gathered.
@@ -28,18 +30,17 @@ FAR = 5.0
 _NORMAL = 1.4826
 
 
-def write_preview(dataset: Dataset, name: str = "") -> Path:
+def write_preview(dataset: Dataset) -> Path:
     """Write `preview.html` beside a dataset: a montage of each plate, its heat maps, and the wells that stand out.
 
-    At most 240 sites are decoded, however many there are; the rest is from the index.
-
-    Args:
-        name: what the page calls it; by default what its folder is called.
+    At most 240 sites are decoded, however many there are; the rest is from the index. The same dataset gives the same
+    bytes wherever it lies.
     """
     wells = well_table(dataset)
     far = outliers(wells)
     painter = pictures.painter(dataset)
-    title = f"perturbjax: {name or dataset.path.resolve().name}"
+    plates = list(map(str, wells[PLATE].unique()))
+    title = ", ".join(plates[:TITLED]) + (f" and {len(plates) - TITLED} plates more" if len(plates) > TITLED else "")
     sections = [
         Section("plates", "Plates", _plates(wells, far)),
         Section("outliers", "Wells that stand out", _outliers(far, wells, painter)),

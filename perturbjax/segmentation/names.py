@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,8 @@ def _opened(url: str, name: str) -> http.client.HTTPResponse:
     try:
         return urllib.request.urlopen(url, timeout=TIMEOUT_S)
     except (http.client.HTTPException, ValueError, OSError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is the reply, too
         raise _unfetched(url, name, error) from error
 
 

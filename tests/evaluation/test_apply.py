@@ -62,7 +62,7 @@ def no_forward_pass(monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the network was applied")
 
-    monkeypatch.setattr(apply, "apply_run", refuse)
+    monkeypatch.setattr(apply, "network_of", refuse)
 
 
 def predicted(run: Path, data: Path, out: Path) -> pd.DataFrame:
