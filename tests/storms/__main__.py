@@ -7,6 +7,7 @@ and then finished as if nothing had happened.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -45,7 +46,7 @@ class Options:
     seed: int = 0
     """Of all that is random."""
     only: str = ""
-    """Only storms whose name holds this."""
+    """Only storms in whose name this regular expression is found."""
     processes: int = 2
     """Commands at once."""
     out: Path | None = None
@@ -108,14 +109,14 @@ def plan(made: Material, options: Options) -> list[tuple[str, Storm]]:
         parts.append((target.name, partial(_kill, target=target, count=share, seed=options.seed)))
     for oddity in oddities.oddities():
         parts.append((oddity.name, partial(_odd, oddity=oddity, made=made)))
-    tried = [subject for subject in files.subjects(made) if options.only in subject.name and options.mutations]
+    tried = [subject for subject in files.subjects(made) if options.mutations and re.search(options.only, subject.name)]
     shares = {subject.name: subject.cost**-0.75 for subject in tried}
     for subject in tried:
         count = max(round(options.mutations * shares[subject.name] / sum(shares.values())), 1)
         for start in range(0, count, PART):
             damage = partial(_damage, subject=subject, count=min(PART, count - start), seed=options.seed + start)
             parts.append((subject.name, damage))
-    return [(name, storm) for name, storm in parts if options.only in name]
+    return [(name, storm) for name, storm in parts if re.search(options.only, name)]
 
 
 def _damage(arena: Arena, place: Path, *, subject: files.Subject, count: int, seed: int) -> Iterator[Finding]:

@@ -67,17 +67,19 @@ def oddities() -> list[Oddity]:
     ]
 
 
-def _writers(made: Material, root: Path) -> dict[str, Sequence[object]]:
+def _writer(name: str, made: Material, root: Path) -> Sequence[object]:
+    """The command line of one of `WRITERS`, which needs of the material no more than its own."""
     out, table = ("--out", root / "OUT"), ("--out", root / "OUT.parquet")
-    return {
-        "simulate": ("data_prep", "simulate", *out, *SIMULATED),
-        "build": ("data_prep", "build", *read_plates(made), *out, *BUILT),
-        "train": ("perturbjax", "train", "--data", made.dataset, *out, *TRAINED),
-        "predict": ("perturbjax", "predict", "--run", made.run, "--data", made.dataset, *table),
-        "split": ("perturbjax", "split", "--data", made.dataset, *table, "--folds", 2),
-        "import-torch": ("perturbjax", "import-torch", "--checkpoint", made.safetensors, *out),
-        "export-torch": ("perturbjax", "export-torch", "--run", made.run, "--out", root / "OUT.pth"),
+    commands: dict[str, Callable[[], Sequence[object]]] = {
+        "simulate": lambda: ("data_prep", "simulate", *out, *SIMULATED),
+        "build": lambda: ("data_prep", "build", *read_plates(made), *out, *BUILT),
+        "train": lambda: ("perturbjax", "train", "--data", made.dataset, *out, *TRAINED),
+        "predict": lambda: ("perturbjax", "predict", "--run", made.run, "--data", made.dataset, *table),
+        "split": lambda: ("perturbjax", "split", "--data", made.dataset, *table, "--folds", 2),
+        "import-torch": lambda: ("perturbjax", "import-torch", "--checkpoint", made.safetensors, *out),
+        "export-torch": lambda: ("perturbjax", "export-torch", "--run", made.run, "--out", root / "OUT.pth"),
     }
+    return commands[name]()
 
 
 def _clean(root: Path) -> None:
@@ -87,7 +89,7 @@ def _clean(root: Path) -> None:
 
 def full_disks(arena: Arena, made: Material, root: Path, *, name: str) -> Iterator[Finding]:
     """A writer where files cannot grow, and on a small disk; then again with room, where it must finish."""
-    command = _writers(made, root)[name]
+    command = _writer(name, made, root)
     for kilobytes in LIMITS_KB:
         _clean(root)
         ended = arena.run(Order(command, root, file_bytes=kilobytes * 1024))
@@ -98,7 +100,7 @@ def full_disks(arena: Arena, made: Material, root: Path, *, name: str) -> Iterat
         with _disk(root / "disk", kilobytes) as disk:
             if disk is None:
                 return
-            command = _writers(made, disk)[name]
+            command = _writer(name, made, disk)
             yield finding("disk full", f"{name}, a disk of {kilobytes} KB", arena.run(Order(command, root)))
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
             yield from _with_room(arena, command, root, f"{name} after a disk of {kilobytes} KB")
@@ -125,9 +127,9 @@ def _disk(folder: Path, kilobytes: int) -> Iterator[Path | None]:
 def environment(arena: Arena, made: Material, root: Path, *, name: str) -> Iterator[Finding]:
     """No home, a home that cannot be written, other locales, zones and widths: commands end as anywhere else."""
     variables, without = ENVIRONMENTS[name]
-    for verb, command in _writers(made, root).items():
+    for verb in WRITERS:
         _clean(root)
-        ended = arena.run(Order(command, root, variables, without))
+        ended = arena.run(Order(_writer(verb, made, root), root, variables, without))
         refused_well = name == "SOURCE_DATE_EPOCH=x" and ended.status == 2
         yield finding("odd environment", f"{verb}, {name}", ended).unless(
             ended.status == 0 or refused_well, "traceback"
