@@ -18,15 +18,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
 
 from experiments.runs import write_table
 from perturbjax import splits
 from perturbjax.config import LINEAR_VARIANCE
 from perturbjax.console import parse_options, require, require_sound, run_command, track
 from perturbjax.features.classifiers import CLASSIFIERS
-from perturbjax.features.classify import load_profiles, prepared
-from perturbjax.features.normalize import as_table
+from perturbjax.features.classify import load_profiles
+from perturbjax.features.normalize import as_table, preparation
 from perturbjax.features.profiles import STATISTIC
+from perturbjax.features.relative import GROUP
 from perturbjax.features.settings import CLASSIFY_PRESETS, Preparation, ProfileConfig, SourceConfig
 
 #: What the preset is, and what is changed of it: fields of the preparation, and whether the statistics are there.
@@ -42,6 +45,8 @@ VARIANTS: dict[str, tuple[dict[str, object], bool]] = {
     "four times the variance": ({"pca_variance": LINEAR_VARIANCE * 4}, True),
 }
 INNER = 3
+#: Steps in which variants differ.
+AFTER = ("balance", "relative", "features")
 
 
 @dataclass(frozen=True)
@@ -67,20 +72,33 @@ def main(options: Options) -> None:
     source = SourceConfig(data=options.data, statistics=True)
     profiles, negcon, column = load_profiles(ProfileConfig(source=source))
     table, labels = as_table(profiles, negcon), pd.factorize(profiles.column(column), sort=True)[0]
-    plain = table[[name for name in table.columns if not name.startswith(STATISTIC)]]
     rows = []
     parts = [part for fold in options.folds for part in inner_parts(profiles.metadata, column, fold)]
     for number, (fit, held, groups) in enumerate(track(parts, total=len(parts), label="inner folds", unit="folds")):
+        shared = Pipeline(steps_of(preset, first=True))  # what is the same in all variants is fitted once
+        inside = shared.fit_transform(table.iloc[fit].assign(**{GROUP: groups}))
+        outside = shared.transform(table.iloc[held].assign(**{GROUP: ""}))
         for name in options.variants:
             changes, statistics = VARIANTS[name]
-            seen = table if statistics else plain
-            steps, x = prepared(seen.iloc[fit], dataclasses.replace(preset, **changes), 0, labels[fit], groups)
+            x, z = (part if statistics else without_statistics(part) for part in (inside, outside))
+            steps = Pipeline(steps_of(dataclasses.replace(preset, **changes), first=False))
+            x = steps.fit_transform(x, labels[fit])
             model = CLASSIFIERS["logistic_balanced"].make(len(fit), len(np.unique(labels[fit])), 0)
-            said = model.fit(x, labels[fit]).predict(steps.transform(seen.iloc[held]))
+            said = model.fit(x, labels[fit]).predict(steps.transform(z))
             rows.append({"variant": name, "part": number, **scores(labels[held], said)})
         found = pd.DataFrame(rows)
         write_table(found, as_markdown(found), options.out)
     print((options.out / "scores.md").read_text())
+
+
+def steps_of(config: Preparation, *, first: bool) -> list[tuple[str, BaseEstimator]]:
+    """The steps of a preparation up to the components, or those after them."""
+    return [(name, step) for name, step in preparation(config).steps if (name in AFTER) != first]
+
+
+def without_statistics(table: pd.DataFrame) -> pd.DataFrame:
+    """A table without the index's statistics."""
+    return table[[name for name in table.columns if not name.startswith(STATISTIC)]]
 
 
 def inner_parts(

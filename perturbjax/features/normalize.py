@@ -248,29 +248,43 @@ class Components(TableStep):
     """The first principal components; all there are where rows or features are fewer than asked for.
 
     Statistics of a dataset's index are handed on beside them: a few numbers would drown among a network's thousands.
-
-    Args:
-        count: of components.
-        variance: total variance in training that components and statistics are each scaled to; 0 leaves both.
     """
 
-    def __init__(self, count: int = 50, variance: float = 0.0, seed: int = 0):
+    def __init__(self, count: int = 50, seed: int = 0):
         self.count = count
-        self.variance = variance
         self.seed = seed
 
     def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
         self.kept_ = np.array([name.startswith(STATISTIC) for name in feature_names(X)])
         rest = values[:, ~self.kept_]
         self.pca_ = PCA(min(self.count, *rest.shape), random_state=self.seed).fit(rest)
-        totals = self.pca_.explained_variance_.sum(), values[:, self.kept_].var(axis=0).sum()
-        self.gains_ = [np.sqrt(self.variance / total) if self.variance and total > 0 else 1.0 for total in totals]
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-        found = self.pca_.transform(values[:, ~self.kept_]) * self.gains_[0]
+        found = self.pca_.transform(values[:, ~self.kept_])
         names = [name for name, keep in zip(feature_names(X), self.kept_, strict=True) if keep]
         names = [*(f"component_{i}" for i in range(found.shape[1])), *names]
-        return np.concatenate([found, values[:, self.kept_] * self.gains_[1]], axis=1), names
+        return np.concatenate([found, values[:, self.kept_]], axis=1), names
+
+
+class Balance(TableStep):
+    """The index's statistics, and all else, each scaled to one total variance, so that neither drowns in the other.
+
+    Args:
+        variance: the sum of a part's variances over the training rows, > 0.
+    """
+
+    def __init__(self, variance: float):
+        self.variance = variance
+
+    def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
+        statistic = np.array([name.startswith(STATISTIC) for name in feature_names(X)])
+        self.gain_ = np.ones(values.shape[1])
+        for part in (statistic, ~statistic):
+            total = values[:, part].var(axis=0).sum()
+            self.gain_[part] = np.sqrt(self.variance / total) if total > 0 else 1.0
+
+    def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+        return values * self.gain_, feature_names(X)
 
 
 class Features(TransformerMixin, BaseEstimator):
@@ -299,7 +313,9 @@ def preparation(config: Preparation, *, seed: int = 0) -> Pipeline:
         reference: Literal["all", "negcon"] = "negcon" if config.sphere == "negcon" else "all"
         steps.append(("sphere", Sphere(reference, config.sphere_method, config.sphere_regularization)))
     if config.pca:
-        steps.append(("pca", Components(config.pca, config.pca_variance, seed)))
+        steps.append(("pca", Components(config.pca, seed)))
+    if config.pca and config.pca_variance:
+        steps.append(("balance", Balance(config.pca_variance)))
     if config.relative != "none":
         from perturbjax.features.relative import Relative
 
