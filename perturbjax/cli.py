@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import tyro
 
 from perturbjax import __version__, help
-from perturbjax.config import PRESETS, SplitConfig, SplitPolicy, preset
-from perturbjax.console import InputError, console, parse_options, require, require_output, require_sound, run_command
+from perturbjax.config import PRESETS, preset
+from perturbjax.console import InputError, console, parse_options, require_sound, run_command
 from perturbjax.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -214,51 +214,15 @@ def report(argv: Sequence[str]) -> None:
     console.print(f"written: {write_reports(options.runs, options.out)}")
 
 
-@dataclass(frozen=True)
-class SplitOptions:
-    data: Path
-    """Dataset directory."""
-    out: Path
-    """Manifest to write (parquet), for `perturbjax train --split-file`."""
-    policy: SplitPolicy = "well"
-    """What is kept whole."""
-    label_column: str = ""
-    """Column to stratify by; empty takes the one the dataset was built with."""
-    folds: int = SplitConfig.folds
-    """Parts the groups are dealt into."""
-    fold: int = 0
-    """Which of the parts judges, from 0."""
-    seed: int = 0
-    """Of the shuffle."""
-
-    def __post_init__(self) -> None:
-        require_sound(self)
-        require_output(self.out, ".parquet")
-        require("folds", self.folds, self.folds >= 2, "2 or more")
-        require("fold", self.fold, 0 <= self.fold < self.folds, f"from 0 to --folds - 1, {self.folds - 1}")
-        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
-
-
 def split(argv: Sequence[str]) -> None:
     """Deal a dataset's sites to training and judging, and write the manifest.
 
     perturbjax split --data dataset --policy compound --out split.parquet
     perturbjax split --data dataset --policy plate --folds 10 --out split.parquet
     """
-    from perturbjax import splits
-    from perturbjax.dataset import open_dataset
+    from perturbjax.splits import SplitOptions, split_dataset
 
-    options = _parse(SplitOptions, argv, "split", about=split.__doc__)
-    dataset = open_dataset(options.data)
-    label = dataset.column(options.label_column or dataset.label_column).name
-    manifest = splits.make_split(
-        dataset.index, options.policy, label=label, folds=options.folds, fold=options.fold, seed=options.seed
-    )
-    splits.write_split(manifest, options.out)
-    judged = (manifest["part"] == splits.TEST).sum()
-    console.print(f"{options.policy}: {splits.MEANING[options.policy]}")
-    console.print(f"{len(manifest) - judged} sites train, {judged} judge; fingerprint {splits.fingerprint(manifest)}")
-    console.print(f"written: {options.out}")
+    console.print(f"written: {split_dataset(_parse(SplitOptions, argv, 'split', about=split.__doc__))}")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from perturbjax.features.embed import COLOURS
 from perturbjax.features.extract import FeaturesConfig
 from perturbjax.features.settings import MOST_COLOURS, ClassifyConfig, EmbedConfig, ProfileConfig
 from perturbjax.segmentation.train import TrainSegmenterConfig
+from perturbjax.splits import SplitOptions
 from perturbjax.training.exchange_run import ExportConfig, ImportConfig
 from perturbjax.training.fit import TrainConfig
 
@@ -36,7 +37,7 @@ COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "evaluate": (EvaluateConfig, ("--run", "run")),
     "predict": (PredictConfig, ("--run", "run", "--data", "data", "--out", "p.parquet")),
     "report": (cli.ReportOptions, ("run",)),
-    "split": (cli.SplitOptions, ("--data", "data", "--out", "split.parquet")),
+    "split": (SplitOptions, ("--data", "data", "--out", "split.parquet")),
     "features": (FeaturesConfig, ("--data", "data", "--out", "f.parquet", "--weights", "w")),
     "classify": (ClassifyConfig, ("--features", "f.parquet", "--out", "table")),
     "audit": (AuditConfig, ("--features", "f.parquet", "--out", "audit")),
