@@ -15,7 +15,7 @@ import tyro
 
 from perturbjax import __version__, help
 from perturbjax.config import PRESETS, preset
-from perturbjax.console import InputError, console, parse_options, require_sound, run_command
+from perturbjax.console import InputError, console, parse_options, require_output, require_sound, run_command
 from perturbjax.memory import keep_freed_memory
 
 T = TypeVar("T")

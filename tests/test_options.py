@@ -50,7 +50,7 @@ COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "export-torch": (ExportConfig, ("--run", "run", "--out", "w.pth")),
 }
 #: Options that have no flag on the command line, and how many words they take.
-POSITIONAL = {("verify", "path"): 1, ("compare", "runs"): 2}
+POSITIONAL = {("verify", "path"): 1, ("compare", "runs"): 2, ("report", "runs"): 1}
 PREPARATION: dict[str, tuple[type, tuple[str, ...]]] = {
     "inspect": (InspectOptions, ("--load-data", "c.csv", "--images", "i")),
     "build": (BuildOptions, ("--load-data", "c.csv", "--images", "i", "--out", "data")),
