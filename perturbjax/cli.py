@@ -6,7 +6,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ import tyro
 
 from perturbjax import __version__, help
 from perturbjax.config import PRESETS, preset
-from perturbjax.console import InputError, console, parse_options, require_output, require_sound, run_command
+from perturbjax.console import InputError, console, parse_options, run_command
 from perturbjax.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -188,27 +187,13 @@ def predict(argv: Sequence[str]) -> None:
     apply.predict(_parse(apply.PredictConfig, argv, "predict", about=predict.__doc__))
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Runs that were evaluated, or folders that `perturbjax classify` wrote; several are compared."""
-    out: Path = Path("report.html")
-    """Page of several runs; that of one, or of one classify, is written into its own folder."""
-
-    def __post_init__(self) -> None:
-        require_sound(self)
-        require_output(self.out, ".html")
-        if not self.runs:
-            raise InputError("report: names no run; give a run directory, or several")
-
-
 def report(argv: Sequence[str]) -> None:
     """Write a run's report.html, or compare several: one file with scores, cells, figures and provenance.
 
     perturbjax report run
     perturbjax report run other_run classified --out comparison.html
     """
-    from perturbjax.report import write_reports
+    from perturbjax.report.index import ReportOptions, write_reports
 
     options = _parse(ReportOptions, argv, "report", about=report.__doc__)
     console.print(f"written: {write_reports(options.runs, options.out)}")
@@ -225,21 +210,13 @@ def split(argv: Sequence[str]) -> None:
     console.print(f"written: {split_dataset(_parse(SplitOptions, argv, 'split', about=split.__doc__))}")
 
 
-@dataclass(frozen=True)
-class VerifyOptions:
-    path: tyro.conf.Positional[Path]
-    """Directory to check."""
-
-    def __post_init__(self) -> None:
-        require_sound(self)
-
-
 def verify(argv: Sequence[str]) -> None:
     """Check everything that a directory of ours holds against its digests.
 
     perturbjax verify dataset
     perturbjax verify run
     """
+    from perturbjax.verify import VerifyOptions
     from perturbjax.verify import verify as check
 
     options = _parse(VerifyOptions, argv, "verify", about=verify.__doc__)
