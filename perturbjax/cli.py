@@ -6,7 +6,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +13,8 @@ from typing import Any, TypeVar
 import tyro
 
 from perturbjax import __version__, help
-from perturbjax.config import PRESETS, SplitConfig, SplitPolicy, preset
-from perturbjax.console import InputError, console, parse_options, require, require_output, require_sound, run_command
+from perturbjax.config import PRESETS, preset
+from perturbjax.console import InputError, console, parse_options, run_command
 from perturbjax.memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -188,55 +187,16 @@ def predict(argv: Sequence[str]) -> None:
     apply.predict(_parse(apply.PredictConfig, argv, "predict", about=predict.__doc__))
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Runs that were evaluated, or folders that `perturbjax classify` wrote; several are compared."""
-    out: Path = Path("report.html")
-    """Page of several runs; that of one, or of one classify, is written into its own folder."""
-
-    def __post_init__(self) -> None:
-        require_sound(self)
-        require_output(self.out, ".html")
-        if not self.runs:
-            raise InputError("report: names no run; give a run directory, or several")
-
-
 def report(argv: Sequence[str]) -> None:
     """Write a run's report.html, or compare several: one file with scores, cells, figures and provenance.
 
     perturbjax report run
     perturbjax report run other_run classified --out comparison.html
     """
-    from perturbjax.report import write_reports
+    from perturbjax.report.index import ReportOptions, write_reports
 
     options = _parse(ReportOptions, argv, "report", about=report.__doc__)
     console.print(f"written: {write_reports(options.runs, options.out)}")
-
-
-@dataclass(frozen=True)
-class SplitOptions:
-    data: Path
-    """Dataset directory."""
-    out: Path
-    """Manifest to write (parquet), for `perturbjax train --split-file`."""
-    policy: SplitPolicy = "well"
-    """What is kept whole."""
-    label_column: str = ""
-    """Column to stratify by; empty takes the one the dataset was built with."""
-    folds: int = SplitConfig.folds
-    """Parts the groups are dealt into."""
-    fold: int = 0
-    """Which of the parts judges, from 0."""
-    seed: int = 0
-    """Of the shuffle."""
-
-    def __post_init__(self) -> None:
-        require_sound(self)
-        require_output(self.out, ".parquet")
-        require("folds", self.folds, self.folds >= 2, "2 or more")
-        require("fold", self.fold, 0 <= self.fold < self.folds, f"from 0 to --folds - 1, {self.folds - 1}")
-        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
 def split(argv: Sequence[str]) -> None:
@@ -245,29 +205,9 @@ def split(argv: Sequence[str]) -> None:
     perturbjax split --data dataset --policy compound --out split.parquet
     perturbjax split --data dataset --policy plate --folds 10 --out split.parquet
     """
-    from perturbjax import splits
-    from perturbjax.dataset import open_dataset
+    from perturbjax.splits import SplitOptions, split_dataset
 
-    options = _parse(SplitOptions, argv, "split", about=split.__doc__)
-    dataset = open_dataset(options.data)
-    label = dataset.column(options.label_column or dataset.label_column).name
-    manifest = splits.make_split(
-        dataset.index, options.policy, label=label, folds=options.folds, fold=options.fold, seed=options.seed
-    )
-    splits.write_split(manifest, options.out)
-    judged = (manifest["part"] == splits.TEST).sum()
-    console.print(f"{options.policy}: {splits.MEANING[options.policy]}")
-    console.print(f"{len(manifest) - judged} sites train, {judged} judge; fingerprint {splits.fingerprint(manifest)}")
-    console.print(f"written: {options.out}")
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    path: tyro.conf.Positional[Path]
-    """Directory to check."""
-
-    def __post_init__(self) -> None:
-        require_sound(self)
+    console.print(f"written: {split_dataset(_parse(SplitOptions, argv, 'split', about=split.__doc__))}")
 
 
 def verify(argv: Sequence[str]) -> None:
@@ -276,6 +216,7 @@ def verify(argv: Sequence[str]) -> None:
     perturbjax verify dataset
     perturbjax verify run
     """
+    from perturbjax.verify import VerifyOptions
     from perturbjax.verify import verify as check
 
     options = _parse(VerifyOptions, argv, "verify", about=verify.__doc__)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from perturbjax.config import SplitConfig, SplitPolicy
-from perturbjax.console import InputError
+from perturbjax.console import InputError, console, require, require_output, require_sound
+from perturbjax.dataset import open_dataset
 from perturbjax.files import read_parquet, write_parquet
 from perturbjax.plates import PLATE, WELL, compound_column, plate_layouts
 
@@ -186,3 +188,46 @@ def split_for(index: pd.DataFrame, config: SplitConfig, *, label: str, seed: int
     if config.split_file:
         return read_split(Path(config.split_file), index)
     return make_split(index, config.split, label=label, folds=config.folds, fold=config.fold, seed=seed)
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    data: Path
+    """Dataset directory."""
+    out: Path
+    """Manifest to write (parquet), for `perturbjax train --split-file`."""
+    policy: SplitPolicy = "well"
+    """What is kept whole."""
+    label_column: str = ""
+    """Column to stratify by; empty takes the one the dataset was built with."""
+    folds: int = SplitConfig.folds
+    """Parts the groups are dealt into."""
+    fold: int = 0
+    """Which of the parts judges, from 0."""
+    seed: int = 0
+    """Of the shuffle."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out, ".parquet")
+        require("folds", self.folds, self.folds >= 2, "2 or more")
+        require("fold", self.fold, 0 <= self.fold < self.folds, f"from 0 to --folds - 1, {self.folds - 1}")
+        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+
+
+def split_dataset(options: SplitOptions) -> Path:
+    """Deal a dataset's sites to training and judging, and write the manifest.
+
+    Raises:
+        InputError: the dataset cannot be opened, has no such column, or cannot be dealt so.
+    """
+    dataset = open_dataset(options.data)
+    label = dataset.column(options.label_column or dataset.label_column).name
+    manifest = make_split(
+        dataset.index, options.policy, label=label, folds=options.folds, fold=options.fold, seed=options.seed
+    )
+    write_split(manifest, options.out)
+    judged = (manifest["part"] == TEST).sum()
+    console.print(f"{options.policy}: {MEANING[options.policy]}")
+    console.print(f"{len(manifest) - judged} sites train, {judged} judge; fingerprint {fingerprint(manifest)}")
+    return options.out

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from perturbjax.console import InputError
+import tyro
+
+from perturbjax.console import InputError, require_sound
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    path: tyro.conf.Positional[Path]
+    """Directory to check."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
 
 
 def verify_dataset(path: Path) -> str:

@@ -10,6 +10,7 @@ from test_options import COMMANDS, POSITIONAL, PREPARATION, options_of
 
 import data_prep.__main__ as data_prep_command
 from perturbjax import cli
+from perturbjax.config import PRESETS
 
 VERBS = COMMANDS | PREPARATION
 
@@ -47,7 +48,7 @@ def test_two_examples_a_command_and_both_are_accepted(capsys, monkeypatch, verb)
 
 def test_choices_and_defaults_are_the_real_ones(capsys):
     text = " ".join(said(capsys, cli.main, "train", "--help-all", "--preset", "cells").split())
-    assert "--preset {paper,cells,demo,original} Recipe that gives the defaults below (default: cells)." in text
+    assert f"--preset {{{','.join(PRESETS)}}} Recipe that gives the defaults below (default: cells)." in text
     assert "--model NAME Name of the network. One of attention, attention_multiscale, masked_cnn, resnet18," in text
     assert "--normalize {dtype,log,log_plate,site,plate}" in text and "(default: log_plate)" in text
     assert "--flip, --no-flip" in text and "--crop-ratio X X" in text

@@ -26,17 +26,20 @@ from perturbjax.export import ExportOptions
 from perturbjax.features.embed import COLOURS
 from perturbjax.features.extract import FeaturesConfig
 from perturbjax.features.settings import MOST_COLOURS, ClassifyConfig, EmbedConfig, ProfileConfig
+from perturbjax.report.index import ReportOptions
 from perturbjax.segmentation.train import TrainSegmenterConfig
+from perturbjax.splits import SplitOptions
 from perturbjax.training.exchange_run import ExportConfig, ImportConfig
 from perturbjax.training.fit import TrainConfig
+from perturbjax.verify import VerifyOptions
 
 #: Verb → its options, and the words it cannot do without. Nothing of what they name is there.
 COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "train": (TrainConfig, ("--out", "run", "--data", "data")),
     "evaluate": (EvaluateConfig, ("--run", "run")),
     "predict": (PredictConfig, ("--run", "run", "--data", "data", "--out", "p.parquet")),
-    "report": (cli.ReportOptions, ("run",)),
-    "split": (cli.SplitOptions, ("--data", "data", "--out", "split.parquet")),
+    "report": (ReportOptions, ("run",)),
+    "split": (SplitOptions, ("--data", "data", "--out", "split.parquet")),
     "features": (FeaturesConfig, ("--data", "data", "--out", "f.parquet", "--weights", "w")),
     "classify": (ClassifyConfig, ("--features", "f.parquet", "--out", "table")),
     "audit": (AuditConfig, ("--features", "f.parquet", "--out", "audit")),
@@ -44,12 +47,12 @@ COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "embed": (EmbedConfig, ("--features", "f.parquet", "--out", "e.png")),
     "import-torch": (ImportConfig, ("--checkpoint", "c.pth", "--out", "run")),
     "export": (ExportOptions, ("--run", "run", "--out", "exported")),
-    "verify": (cli.VerifyOptions, ("run",)),
+    "verify": (VerifyOptions, ("run",)),
     "train-segmenter": (TrainSegmenterConfig, ("--images", "i", "--out", "w.safetensors")),
     "export-torch": (ExportConfig, ("--run", "run", "--out", "w.pth")),
 }
 #: Options that have no flag on the command line, and how many words they take.
-POSITIONAL = {("verify", "path"): 1, ("compare", "runs"): 2}
+POSITIONAL = {("verify", "path"): 1, ("compare", "runs"): 2, ("report", "runs"): 1}
 PREPARATION: dict[str, tuple[type, tuple[str, ...]]] = {
     "inspect": (InspectOptions, ("--load-data", "c.csv", "--images", "i")),
     "build": (BuildOptions, ("--load-data", "c.csv", "--images", "i", "--out", "data")),

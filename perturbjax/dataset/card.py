@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import UInt, UInt8
+import pandas as pd
+from jaxtyping import Float
 
+from perturbjax.colours import address, composite, shrunk
 from perturbjax.console import html_text
 from perturbjax.plates import PLATE, WELL
 
 if TYPE_CHECKING:
     from perturbjax.dataset.opened import Dataset
 
-#: Colours of channels, added up, that are told apart with any colour vision (after Okabe and Ito, 2008); one channel
-#: alone is white.
-COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0))
+#: Black is this percentile, over sites, of a site's 1st percentile; full colour that of its 99th.
+LOW, HIGH = 5, 95
 #: Pictures in a strip, their side in pixels, and classes that are listed.
 PICTURES, SIDE, LISTED = 8, 96, 12
 
@@ -50,37 +50,25 @@ def card(title: str, facts: Mapping[str, object], classes: Sequence[str], pictur
 def strip(dataset: Dataset, column: str, classes: Sequence[str]) -> str:
     """The first site of each of the first classes of a column, as `<img>` tags that say what is seen."""
     values = dataset.column(column).astype(str).to_numpy()
-    limits = contrast(dataset)
+    low, high = contrast(dataset)
     pictures = []
     for name in [name for name in classes if name in values][:PICTURES]:
         site = dataset[int(np.argmax(values == name))]
-        data = base64.b64encode(png(colour(site["image"], limits))).decode()
+        step = max(min(site["mask"].shape) // SIDE, 1)
+        data = address(composite(shrunk(site["image"], step), low, high))
         words = html_text(f"{name}, {site['site_id']}")
-        pictures.append(f'<img src="data:image/png;base64,{data}" alt="{words}" title="{words}" height="{SIDE}"> ')
-    shown = "black to full colour: 1st to 99th percentile of the channel (median over sites)"
+        pictures.append(f'<img src="{data}" alt="{words}" title="{words}" height="{SIDE}"> ')
+    shown = f"black: {LOW}th percentile over sites of their 1st, full colour: {HIGH}th of their 99th percentile"
     return f"<p>{''.join(pictures)}<br><small>one site a class; {shown}</small></p>"
 
 
-def contrast(dataset: Dataset) -> Sequence[tuple[float, float]]:
-    """Intensities of each channel that are shown as black and as full colour, in stored units."""
-    return [
-        (float(dataset.column(f"p01_{name}").median()), float(dataset.column(f"p99_{name}").median()))
-        for name in dataset.channel_names
-    ]
+def contrast(dataset: Dataset) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Stored intensities of each channel that are shown as black and as full colour, from the index alone."""
 
+    def of_sites(statistic: str, share: float) -> Float[np.ndarray, " c"]:
+        columns = [dataset.column(f"{statistic}_{name}") for name in dataset.channel_names]
+        numbers = [pd.to_numeric(column, errors="coerce").fillna(0).to_numpy(dtype=float) for column in columns]
+        return np.array([np.percentile(values, share) for values in numbers])
 
-def colour(image: UInt[np.ndarray, "h w c"], limits: Sequence[tuple[float, float]]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """An image in colours, each channel between its limits, at most about `SIDE` pixels high by leaving pixels out."""
-    step = max(min(image.shape[:2]) // SIDE, 1)
-    low, high = np.array(limits, np.float32).T
-    shown = np.clip((image[::step, ::step] - low) / np.maximum(high - low, 1), 0, 1)
-    channels = shown.shape[2]
-    colours = np.array([(255, 255, 255)] if channels == 1 else COLOURS, np.float32)
-    return np.clip(shown @ colours[np.arange(channels) % len(colours)], 0, 255).astype(np.uint8)
-
-
-def png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Pixels as a PNG file."""
-    import imagecodecs
-
-    return bytes(imagecodecs.png_encode(pixels))
+    low = of_sites("p01", LOW)
+    return low, np.maximum(of_sites("p99", HIGH), low + 1)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float, UInt, UInt8, UInt16
 
+from perturbjax.colours import COLOURS, address, composite, shrunk
 from perturbjax.console import html_text
 from perturbjax.dataset import Dataset
+from perturbjax.dataset.card import HIGH, LOW, contrast
 from perturbjax.masks import encode
 
-#: Of channels in their order, told apart in the common colour blindnesses (after Okabe & Ito, and IBM's palette);
-#: one channel alone is white. More than there are colours begin again.
-COLOURS = ("#4da6ff", "#ffb000", "#dc267f", "#2bb38a", "#ffffff")
+__all__ = ["Painter", "address", "atlas", "composite", "outlined", "painter", "shot", "shrunk", "window"]
+
+#: In words, the colours of `colours.COLOURS`.
 _WORDS = ("blue", "amber", "magenta", "green", "white")
 OUTLINE = np.array([255, 255, 255], np.float32)
 #: Side in pixels of a picture, and of the window of a site that it shows, at most.
 SIDE, WINDOW = 128, 320
-#: Black is this percentile, over sites, of a site's 1st percentile; full colour that of its 99th.
-LOW, HIGH = 5, 95
-_QUALITY = 78
 #: Values that are decoded for one page's pictures, and pictures that there are however large sites are.
 _READ, _FEWEST = 1.2e9, 60
 
@@ -80,17 +77,7 @@ class Painter:
 
 def painter(dataset: Dataset) -> Painter:
     """A painter whose contrast is taken from the index of the whole dataset."""
-    low, high = [], []
-    for name in dataset.channel_names:
-        bottom = float(np.percentile(_numbers(dataset, f"p01_{name}"), LOW))
-        top = float(np.percentile(_numbers(dataset, f"p99_{name}"), HIGH))
-        low.append(bottom)
-        high.append(max(top, bottom + 1))
-    return Painter(dataset, np.array(low), np.array(high))
-
-
-def _numbers(dataset: Dataset, column: str) -> np.ndarray:
-    return pd.to_numeric(dataset.column(column), errors="coerce").fillna(0).to_numpy(dtype=float)
+    return Painter(dataset, *contrast(dataset))
 
 
 def window(
@@ -105,30 +92,6 @@ def window(
     top, left = np.unravel_index(int(inside.argmax()), inside.shape)
     there = np.s_[top : top + high, left : left + wide]
     return image[there], mask[there]
-
-
-def shrunk(image: UInt[np.ndarray, "h w c"], step: int) -> Float[np.ndarray, "h2 w2 c"]:
-    """Means of step × step pixels; what is left over at the end is repeated."""
-    high, wide, channels = image.shape
-    padded = np.pad(image, ((0, -high % step), (0, -wide % step), (0, 0)), mode="edge").astype(float)
-    return padded.reshape(-(-high // step), step, -(-wide // step), step, channels).mean(axis=(1, 3))
-
-
-def composite(
-    image: Float[np.ndarray, "h w c"], low: Float[np.ndarray, " c"], high: Float[np.ndarray, " c"]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Channels as lights of their colours on one screen: where two are bright it is brighter than either, never cut."""
-    share = np.clip((image - low) / (high - low), 0, 1)
-    channels = image.shape[-1]
-    colours = np.ones((1, 3)) if channels == 1 else np.array([_rgb(c) for c in COLOURS]) / 255
-    dark = np.ones((*image.shape[:2], 3))
-    for at in range(channels):
-        dark *= 1 - share[..., at, None] * colours[at % len(colours)]
-    return np.rint(255 * (1 - dark)).astype(np.uint8)
-
-
-def _rgb(colour: str) -> tuple[int, ...]:
-    return tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5))
 
 
 def outlined(
@@ -149,16 +112,6 @@ def atlas(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], side: int, across: int
         high, wide = min(side, picture.shape[0]), min(side, picture.shape[1])
         sheet[row * side : row * side + high, column * side : column * side + wide] = picture[:high, :wide]
     return sheet
-
-
-def address(picture: UInt8[np.ndarray, "h w 3"]) -> str:
-    """A picture (WebP) as an address that holds it."""
-    import imagecodecs
-
-    return (
-        "data:image/webp;base64,"
-        + base64.b64encode(imagecodecs.webp_encode(picture, level=_QUALITY, lossless=False)).decode()
-    )
 
 
 def shot(address: str, caption: str, alt: str, *, css: str = "", name: str = "", tip: str = "") -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import tyro
 
-from perturbjax.console import InputError, html_text
+from perturbjax.console import InputError, html_text, require_output, require_sound
 from perturbjax.evaluation.apply import EVALUATION
 from perturbjax.evaluation.judgement import HEADLINE, Judgement, Scored, verdict
 from perturbjax.evaluation.scores import METRICS
@@ -24,6 +26,20 @@ _BEWARE = (
     '<p class="warning">A higher score may only mean easier sites; <code>--split-file</code> trains on a given '
     "split.</p>"
 )
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Runs that were evaluated, or folders that `perturbjax classify` wrote; several are compared."""
+    out: Path = Path("report.html")
+    """Page of several runs; that of one, or of one classify, is written into its own folder."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out, ".html")
+        if not self.runs:
+            raise InputError("report: names no run; give a run directory, or several")
 
 
 def write_reports(runs: Sequence[Path], out: Path) -> Path:
