@@ -135,6 +135,8 @@ function plates(box) {
       svg.append(make("text", {x: (column + 1.5) * side, y: 13, "text-anchor": "middle"}, String(column + 1)));
     for (let row = 0; row < height; row++)
       svg.append(make("text", {x: 15, y: (row + 1.5) * side + 4, "text-anchor": "end"}, letters(row)));
+    for (let row = 0; row < height; row++) for (let column = 0; column < width; column++)
+      svg.append(make("circle", {class: "none", cx: (column + 1.5) * side, cy: (row + 1.5) * side, r: 1.6}));
     const own = plate.rows.map(at => {
       const judged = table.part?.[at] === "test", flagged = table.flagged?.[at];
       const circle = make("circle", {cx: (table.column[at] + 1.5) * side, cy: (table.row[at] + 1.5) * side,

@@ -112,9 +112,9 @@ def outliers(wells: pd.DataFrame) -> pd.DataFrame:
 
 
 def robust(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Distances from the median, in robust deviations; at least a hundredth is taken for one, where all are alike."""
+    """Distances from the median, in robust deviations; at least a twentieth is taken for one, where most are alike."""
     distance = values - np.nanmedian(values)
-    return distance / max(_NORMAL * float(np.nanmedian(np.abs(distance))), 0.01)
+    return distance / max(_NORMAL * float(np.nanmedian(np.abs(distance))), 0.05)
 
 
 def _lead(dataset: Dataset, wells: pd.DataFrame, far: pd.DataFrame) -> str:

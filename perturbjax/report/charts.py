@@ -84,8 +84,12 @@ class Chart:
         """What colours mean, at the top right: (words, css)."""
         for row, (words, css) in enumerate(entries):
             px, py = self.width - 18, 40 + 16 * row
-            self.text(px - 10, py + 4, words, "end")
-            self._marks.append(f'<circle class="dot {css}" cx="{px}" cy="{py}" r="4"/>')
+            self.entry(px, py, words, css)
+
+    def entry(self, px: float, py: float, words: str, css: str) -> None:
+        """A dot of that colour behind the words it stands for, at a place in pixels."""
+        self.text(px - 9, py + 4, words, "end")
+        self._marks.append(f'<circle class="dot {css}" cx="{px:.1f}" cy="{py:.1f}" r="4"/>')
 
     def svg(self) -> str:
         """The drawing."""

@@ -59,8 +59,7 @@ def _panel(judgement: Judgement, metric: str) -> str:
     if len(levels) > 1:
         for order, level in enumerate(levels):
             px = chart.width - 20 - 74 * (len(levels) - 1 - order)
-            chart.text(px - 8, 14, level.words, "end")
-            chart._marks.append(f'<circle class="dot {_LEVEL[level.name]}" cx="{px}" cy="10" r="4"/>')
+            chart.entry(px, 10, level.words, _LEVEL[level.name])
     return chart.svg()
 
 

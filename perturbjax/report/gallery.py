@@ -178,11 +178,12 @@ def classes(gallery: Gallery) -> tuple[str, set[str]]:
     left = len(order) - len(shown)
     less = f"; {left} with fewer errors are left out to keep the page below 10 MB and quick" if left else ""
     note = f'<div class="tools">{find}<span>{len(shown)} of {len(order)} classes{first}{less}</span></div>'
-    return gallery.painter.legend() + _frames() + note + "".join(parts), set(shown)
+    return note + "".join(parts), set(shown)
 
 
-def _frames() -> str:
-    return (
+def key(gallery: Gallery) -> str:
+    """What colours and frames of the pictures mean."""
+    return gallery.painter.legend() + (
         '<p class="note"><span class="swatch" style="background:var(--right)"></span>solid blue frame: recognised. '
         '<span class="swatch" style="background:var(--wrong)"></span>dashed orange frame: taken for another class. The '
         "number is how sure it was. All are held-out sites.</p>"

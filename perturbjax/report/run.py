@@ -42,16 +42,18 @@ def run_page(found: Evidence) -> str:
     """The page of one run."""
     painter = None if found.dataset is None else pictures.painter(found.dataset)
     confusion = read_confusion(found)
+    many = confusion is not None and len(confusion.names) > gallery.ROOMY
     shown: set[str] = set()
     pairs = cells = ""
     if painter is not None and found.answers is not None:
         album = gallery.Gallery(found, found.answers, painter)
         pairs = gallery.pairs(album, confusion) if confusion is not None else ""
         cells, shown = gallery.classes(album)
+        meant = gallery.key(album)
+        pairs, cells = (meant + pairs, cells) if many else (pairs, meant + cells)
     elif found.judgement is not None:
         cells = f'<p class="note">No pictures: {html_text(found.no_dataset)}.</p>'
     answers = found.answers
-    many = confusion is not None and len(confusion.names) > gallery.ROOMY
     sections = [
         Section("scores", "Scores", curves.scores(found.judgement) if found.judgement else ""),
         *([Section("pairs", "The most confused pairs", pairs)] if many else []),

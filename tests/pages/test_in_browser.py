@@ -108,7 +108,7 @@ def test_the_keyboard_walks_plates_and_matrix(window, report):
 
 def test_wells_are_coloured_by_what_is_chosen(window, report):
     window.open(report)
-    fill = "return document.querySelector('#plates circle').style.fill"
+    fill = "return document.querySelector('#plates circle:not(.none)').style.fill"
     before = window.run(fill)
     window.run(
         "const s = document.querySelector('#plates select'); s.value = 'class'; s.dispatchEvent(new Event('change'))"
