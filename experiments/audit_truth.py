@@ -114,7 +114,7 @@ class Options:
     """Which truths."""
     screens: int = 100
     """Screens a truth."""
-    experiments: int = 300
+    experiments: int = 1000
     """Experiments behind each share of intervals; 0 leaves them out."""
 
     def __post_init__(self) -> None:
@@ -180,7 +180,7 @@ def intervals(experiments: int) -> pd.DataFrame:
         truth = score(*world(4000, np.random.default_rng(1))[:2])
         held = dict.fromkeys(METRICS, 0)
         for number in range(experiments):
-            labels, answers, of_well = world(wells, np.random.default_rng([2, number]))
+            labels, answers, of_well = world(wells, np.random.default_rng([classes, wells, number]))
             found = resample({"model": count(labels, answers, of_well)}, replicates=400, seed=number).scores("model")
             for metric in METRICS:
                 held[metric] += found[metric].low <= truth[metric] <= found[metric].high
