@@ -33,6 +33,7 @@ QUICK = {"plates": 2, "sites": 2, "wells": 48, "classes": 4}
 TRUTHS: dict[str, dict[str, float]] = {
     "nothing": {},
     "position gradient": {"gradient": 4.0},
+    "position gradient, plates of 96 wells": {"gradient": 4.0, "wells": 96, "sites": 3},
     "position gradient, one layout": {"gradient": 4.0, "layouts": 1},
     "brightness alone": {"brightness": 8.0},
     "effect 1.5": {"effect": 1.5},
@@ -150,7 +151,7 @@ def verdicts(truths: Sequence[str], screens: int) -> pd.DataFrame:
     rows = []
     for name in truths:
         truth = TRUTHS[name]
-        found = [audit_of(screen(**QUICK, **truth, seed=seed), folds=3) for seed in range(screens)]  # type: ignore[arg-type]
+        found = [audit_of(screen(**(QUICK | truth), seed=seed), folds=3) for seed in range(screens)]  # type: ignore[arg-type]
         said, p = [verdict(one) for one in found], np.array([one["plate"].p for one in found])
         rows.append(
             {
