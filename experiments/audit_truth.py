@@ -33,6 +33,7 @@ QUICK = {"plates": 2, "sites": 2, "wells": 48, "classes": 4}
 TRUTHS: dict[str, dict[str, float]] = {
     "nothing": {},
     "position gradient": {"gradient": 4.0},
+    "position gradient, plates of 96 wells": {"gradient": 4.0, "wells": 96, "sites": 3},
     "position gradient, one layout": {"gradient": 4.0, "layouts": 1},
     "brightness alone": {"brightness": 8.0},
     "effect 1.5": {"effect": 1.5},
@@ -114,7 +115,7 @@ class Options:
     """Which truths."""
     screens: int = 100
     """Screens a truth."""
-    experiments: int = 300
+    experiments: int = 1000
     """Experiments behind each share of intervals; 0 leaves them out."""
 
     def __post_init__(self) -> None:
@@ -150,7 +151,7 @@ def verdicts(truths: Sequence[str], screens: int) -> pd.DataFrame:
     rows = []
     for name in truths:
         truth = TRUTHS[name]
-        found = [audit_of(screen(**QUICK, **truth, seed=seed), folds=3) for seed in range(screens)]  # type: ignore[arg-type]
+        found = [audit_of(screen(**(QUICK | truth), seed=seed), folds=3) for seed in range(screens)]  # type: ignore[arg-type]
         said, p = [verdict(one) for one in found], np.array([one["plate"].p for one in found])
         rows.append(
             {
@@ -180,7 +181,7 @@ def intervals(experiments: int) -> pd.DataFrame:
         truth = score(*world(4000, np.random.default_rng(1))[:2])
         held = dict.fromkeys(METRICS, 0)
         for number in range(experiments):
-            labels, answers, of_well = world(wells, np.random.default_rng([2, number]))
+            labels, answers, of_well = world(wells, np.random.default_rng([classes, wells, number]))
             found = resample({"model": count(labels, answers, of_well)}, replicates=400, seed=number).scores("model")
             for metric in METRICS:
                 held[metric] += found[metric].low <= truth[metric] <= found[metric].high

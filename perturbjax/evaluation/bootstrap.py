@@ -11,9 +11,10 @@ little spread. Classes of a single well show none; they are drawn among each oth
 collapse strata of one unit). A class that alone has a single well is taken as it is: its interval speaks of the others.
 Where a cluster holds several classes (plates) there is nothing to draw within, and clusters are drawn as for any score.
 
-In simulations of 40 classes of unequal difficulty, four sites a well that err together, 95 % intervals held the true
-balanced accuracy in 99, 92 and 96 %, and macro-F1 in 97, 93 and 94 % of 300 experiments with one, two and three wells a
-class; with seven classes of six wells in 93 and 94 %.
+Few wells tell little of their own spread, so replicates are spread by as much as Student's t is wider than the normal
+distribution, with as many degrees of freedom as there are clusters beyond one a stratum.
+
+How often 95 % intervals hold the true score is measured by `experiments/audit_truth.py`; docs/audit.md has the table.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import sparse
+from scipy import sparse, stats
 
 from perturbjax.evaluation.scores import METRICS, Counts, Metric, four_counts, point
 
@@ -128,17 +129,34 @@ def replicate(subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: i
     within = _one_class_a_cluster(truth)
     averaged = {name: metric for name, metric in METRICS.items() if metric.class_averaged}
     plain = {name: metric for name, metric in METRICS.items() if within is None or name not in averaged}
+    of = clusters.pop()
+    wider = dict.fromkeys(plain, _wider(of - 1))
     found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in subjects}
     summed = {name: _Sums(counts) for name, counts in subjects.items()}
     if plain:
-        for weights in _weights(clusters.pop(), replicates, seed):
+        for weights in _weights(of, replicates, seed):
             for name, sums in summed.items():
                 sums.score(plain, weights, None, found[name])
     if within is not None and averaged:
+        wider |= dict.fromkeys(averaged, _wider(of - len(np.unique(within.strata))))
         for weights, times in within.draws(truth.shape[1], replicates, seed):
             for name, sums in summed.items():
                 sums.score(averaged, weights, times, found[name])
-    return {name: {metric: np.concatenate(parts) for metric, parts in of.items()} for name, of in found.items()}
+    return {
+        name: {metric: _spread(np.concatenate(parts), wider[metric]) for metric, parts in metrics.items()}
+        for name, metrics in found.items()
+    }
+
+
+def _wider(freedom: int) -> float:
+    """How much wider a 95 % interval of Student's t is than that of the normal distribution."""
+    return float(stats.t.ppf(0.975, max(freedom, 1)) / stats.norm.ppf(0.975))
+
+
+def _spread(values: Float[np.ndarray, " replicates"], factor: float) -> Float[np.ndarray, " replicates"]:
+    """Replicates moved away from their mean by a factor."""
+    mean = values.mean(dtype=float)
+    return mean + factor * (values - mean)
 
 
 class _Sums:
