@@ -17,16 +17,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def verbs() -> dict[str, tuple[type, Callable[[Any], object]]]:
     """Verb → its options, and what runs with them. Imported here: worker processes import this module too."""
-    from data_prep.build import BuildOptions, build
-    from data_prep.fetch import FetchOptions, fetch
-    from data_prep.inspection import InspectOptions, inspect
-    from data_prep.simulate import SimulateOptions, simulate
+    from data_prep.build import BuildConfig, build
+    from data_prep.fetch import FetchConfig, fetch
+    from data_prep.inspection import InspectConfig, inspect
+    from data_prep.simulate import SimulateConfig, simulate
 
     return {
-        "inspect": (InspectOptions, inspect),
-        "build": (BuildOptions, build),
-        "simulate": (SimulateOptions, simulate),
-        "fetch": (FetchOptions, fetch),
+        "inspect": (InspectConfig, inspect),
+        "build": (BuildConfig, build),
+        "simulate": (SimulateConfig, simulate),
+        "fetch": (FetchConfig, fetch),
     }
 
 

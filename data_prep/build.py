@@ -38,7 +38,7 @@ DATASET_FILES = ("*.array_record*", "*.labels.txt", "dataset_info.json", "featur
 
 
 @dataclass(frozen=True)
-class BuildOptions:
+class BuildConfig:
     """TIFFs and load_data.csv to a dataset directory.
 
     perturbjax build --load-data load_data.csv --images DIR --out dataset
@@ -87,7 +87,7 @@ class BuildOptions:
         require("workers", self.workers, self.workers >= 0, "0 (every core) or more")
 
 
-def build(options: BuildOptions) -> None:
+def build(options: BuildConfig) -> None:
     """Make the dataset directory, or go on making it.
 
     Raises:
@@ -141,7 +141,7 @@ def build(options: BuildOptions) -> None:
     console.print(f"look at it: {options.out / PREVIEW}")
 
 
-def _cache(options: BuildOptions) -> Path | None:
+def _cache(options: BuildConfig) -> Path | None:
     if options.mask_cache == "none":
         return None
     return Path(options.mask_cache) if options.mask_cache else masks.default_cache()
@@ -159,7 +159,7 @@ class _Job:
 
 
 def _facts(
-    options: BuildOptions, table: SiteTable, stored: tuple[str, ...], label_column: str, segmenter: dict[str, Any]
+    options: BuildConfig, table: SiteTable, stored: tuple[str, ...], label_column: str, segmenter: dict[str, Any]
 ) -> dict[str, Any]:
     """Everything but the images that decides the dataset's content, and its digest: the start of its provenance."""
     facts = {
@@ -192,7 +192,7 @@ def _sites(table: SiteTable, stored: tuple[str, ...], segmented: tuple[str, ...]
     ]
 
 
-def _already_built(options: BuildOptions, facts: dict[str, Any], sites: list[workers.Site], pool: Pool) -> bool:
+def _already_built(options: BuildConfig, facts: dict[str, Any], sites: list[workers.Site], pool: Pool) -> bool:
     """Whether the output is there, whole, and of these settings and images; refuses to touch anything else there."""
     out = options.out
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -282,7 +282,7 @@ def _write(pool: Pool, job: _Job, dtype: np.dtype, shapes: list[tuple[int, int]]
     )
 
 
-def _publish(complete: Path, options: BuildOptions) -> None:
+def _publish(complete: Path, options: BuildConfig) -> None:
     """Give the finished directory its name; an old dataset steps aside only now."""
     out = options.out
     old = out.with_name(f".{out.name}.old")

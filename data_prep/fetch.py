@@ -42,7 +42,7 @@ CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class FetchOptions:
+class FetchConfig:
     """A plate from the public Cell Painting Gallery.
 
     perturbjax fetch --plate BR00116991 --out plate
@@ -73,7 +73,7 @@ class FetchOptions:
         require("downloads", self.downloads, self.downloads >= 1, "at least one")
 
 
-def fetch(options: FetchOptions) -> None:
+def fetch(options: FetchConfig) -> None:
     """Fetch images, then write load_data.csv with what each well got: it is there only when all files are.
 
     Raises:
@@ -115,7 +115,7 @@ def _plain_name(name: str, where: str) -> str:
     return name
 
 
-def _fetch(options: FetchOptions) -> None:
+def _fetch(options: FetchConfig) -> None:
     table, locations = _plate_table(options)
     for channel, (names, _) in locations.items():
         for row, name in enumerate(names, 1):
@@ -184,7 +184,7 @@ def _read(reply) -> bytes:
         raise EOFError(f"the connection broke: {error}") from error
 
 
-def _plate_table(options: FetchOptions) -> tuple[pd.DataFrame, dict[str, tuple[pd.Series, pd.Series]]]:
+def _plate_table(options: FetchConfig) -> tuple[pd.DataFrame, dict[str, tuple[pd.Series, pd.Series]]]:
     """The chosen sites with all metadata, and channel → (file names, folders)."""
     tables = make_folder(options.out / "metadata")
     original = _table(options, f"workspace/load_data_csv/{options.batch}/{options.plate}/load_data.csv", tables)
@@ -216,7 +216,7 @@ def _plate_table(options: FetchOptions) -> tuple[pd.DataFrame, dict[str, tuple[p
     return joined[kept].copy(), {channel: locations[channel] for channel in chosen}
 
 
-def _choose_sites(table: pd.DataFrame, options: FetchOptions, source: Path) -> pd.DataFrame:
+def _choose_sites(table: pd.DataFrame, options: FetchConfig, source: Path) -> pd.DataFrame:
     wells = [name.strip() for name in options.wells.split(",") if name.strip()]
     for well in wells:
         if well not in set(table[WELL]):
@@ -229,14 +229,14 @@ def _choose_sites(table: pd.DataFrame, options: FetchOptions, source: Path) -> p
     return table.reset_index(drop=True)
 
 
-def _table(options: FetchOptions, key: str, folder: Path) -> Path:
+def _table(options: FetchConfig, key: str, folder: Path) -> Path:
     path = folder / _plain_name(key.rsplit("/", 1)[-1], f"{options.base_url}/{SOURCE}")
     if not path.is_file():
         download(f"{options.base_url}/{urllib.parse.quote(f'{SOURCE}/{key}')}", path)
     return path
 
 
-def _image_key(folder: str, options: FetchOptions) -> str:
+def _image_key(folder: str, options: FetchConfig) -> str:
     """Key of the folder a row names: the path that follows the batch, whatever machine it was written on.
 
     Raises:

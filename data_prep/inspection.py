@@ -25,7 +25,7 @@ LEAST_PER_CLASS = 2
 
 
 @dataclass(frozen=True)
-class InspectOptions:
+class InspectConfig:
     """What a load_data.csv and its images hold.
 
     perturbjax inspect --load-data load_data.csv --images DIR
@@ -48,7 +48,7 @@ class InspectOptions:
         require_sound(self)
 
 
-def inspect(options: InspectOptions) -> None:
+def inspect(options: InspectConfig) -> None:
     """Print the report to stdout.
 
     Raises:

@@ -106,7 +106,7 @@ def audit_of(table: pd.DataFrame, **changes: object) -> Audit:
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     """Audit screens whose truth is known, and count how often intervals hold the truth."""
 
     out: Path
@@ -127,7 +127,7 @@ class Options:
         require("truths", self.truths, not unknown, f"among {', '.join(TRUTHS)}")
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     """Write both tables; print them."""
     options.out.mkdir(parents=True, exist_ok=True)
     tables = {"verdicts": verdicts(options.truths, options.screens)}
@@ -210,4 +210,4 @@ def _world(classes: int, rng: np.random.Generator) -> Callable[[int, np.random.G
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, description=__doc__)))
+    run_command(lambda: main(parse_options(Config, description=__doc__)))

@@ -37,7 +37,7 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     images: Path
     """Folder of load_data.csv and images/."""
     weights: Path
@@ -56,7 +56,7 @@ class Options:
         require("folds", self.folds, bool(self.folds) and all(0 <= fold < 5 for fold in self.folds), "some of 0 to 4")
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     """Build, train and judge every recipe and fold; print and write one table."""
     check_names("--recipes", options.recipes, RECIPES)
     rows = []
@@ -73,7 +73,7 @@ def main(options: Options) -> None:
     print((options.out / "scores.md").read_text())
 
 
-def build(options: Options, aggregate: str) -> Path:
+def build(options: Config, aggregate: str) -> Path:
     """Cellpose masks of the DNA channel, and the dataset."""
     data = options.out / f"dataset_{aggregate}"
     command(
@@ -85,4 +85,4 @@ def build(options: Options, aggregate: str) -> Path:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, description=__doc__.split("\n\n")[0])))
+    run_command(lambda: main(parse_options(Config, description=__doc__.split("\n\n")[0])))

@@ -42,7 +42,7 @@ NO_BIOLOGY = ("Center_X", "Center_Y", "Orientation")
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     """Match mechanisms of BBBC021's treatments."""
 
     out: Path
@@ -61,7 +61,7 @@ class Options:
         require("replicates", self.replicates, self.replicates >= 1, "at least one")
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     """Match by every pipeline, print and write the table."""
     profiles = published(options.data) if options.data else of_table(options.features)
     rows, nearest = [], []
@@ -219,4 +219,4 @@ def interval(found: pd.DataFrame, replicates: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, description=__doc__)))
+    run_command(lambda: main(parse_options(Config, description=__doc__)))

@@ -38,7 +38,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     data: Path
     """Dataset directory, of one channel as the original's."""
     out: Path
@@ -63,7 +63,7 @@ class Options:
         require("epochs", self.epochs, self.epochs >= 1, "at least one")
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     """Train and judge every variant and seed; print and write one table."""
     check_names("--variants", options.variants, VARIANTS)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -97,4 +97,4 @@ def by_variant(table: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, description=__doc__.split("\n\n")[0])))
+    run_command(lambda: main(parse_options(Config, description=__doc__.split("\n\n")[0])))

@@ -68,7 +68,7 @@ CANDIDATES: dict[str, tuple[Preparation, str]] = {
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     """Classify the wells of CPJUMP1 profiles, leaving each plate out in turn."""
 
     data: Path
@@ -80,7 +80,7 @@ class Options:
         require_sound(self)
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     """Run every candidate on every held-out plate, choose, judge, and ask about position."""
     files = tuple(sorted(options.data.glob("*.csv.gz")))
     if len(files) < 4:
@@ -230,4 +230,4 @@ def _answer(question: str, subject: str, found: Estimate) -> dict:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, description=__doc__)))
+    run_command(lambda: main(parse_options(Config, description=__doc__)))

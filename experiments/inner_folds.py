@@ -50,7 +50,7 @@ AFTER = ("balance", "relative", "features")
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     data: Path
     """Dataset directory."""
     out: Path
@@ -66,7 +66,7 @@ class Options:
         require("variants", self.variants, set(self.variants) <= set(VARIANTS), f"some of {', '.join(VARIANTS)}")
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     """Judge every variant on every inner fold; write and print the table."""
     preset: Preparation = CLASSIFY_PRESETS["linear"]["preparation"]
     source = SourceConfig(data=options.data, statistics=True)
@@ -132,4 +132,4 @@ def as_markdown(found: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, description=__doc__.split("\n\n")[0])))
+    run_command(lambda: main(parse_options(Config, description=__doc__.split("\n\n")[0])))

@@ -40,7 +40,7 @@ REPORTED = {"train": 0.381, "test": 0.330}
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     data: Path
     """Dataset directory."""
     out: Path
@@ -64,7 +64,7 @@ class Options:
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     """Train, draw the figures and say how the scores stand to those reported."""
     config = TrainConfig(
         out=options.out,
@@ -85,7 +85,7 @@ def main(options: Options) -> None:
     console.print(f"written: {run.path}/summary.md, curves.png and example.png")
 
 
-def recipe_of(options: Options) -> Recipe:
+def recipe_of(options: Config) -> Recipe:
     """The original's recipe, or that with its faults mended but for the split."""
     recipe = PRESETS["original"]
     if options.corrected:
@@ -148,4 +148,4 @@ def plot_example(dataset: Dataset, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, description=__doc__)))
+    run_command(lambda: main(parse_options(Config, description=__doc__)))

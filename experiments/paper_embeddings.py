@@ -42,7 +42,7 @@ AS_THEY_ARE = Preparation(normalize="none", outliers="none")
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     """Re-make the original's tables and figures of pretrained features."""
 
     data: Path
@@ -66,7 +66,7 @@ class Options:
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     """Extract, classify and embed with every backbone; write one table beside the original's numbers."""
     pairs = [text.partition("=")[::2] for text in options.backbones]
     if bad := [name for name, weights in pairs if not weights]:
@@ -81,7 +81,7 @@ def main(options: Options) -> None:
     print(table.round(4).to_string(index=False, na_rep=""))
 
 
-def run_backbone(options: Options, backbone: str, weights: str, label: str) -> pd.DataFrame:
+def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd.DataFrame:
     """One backbone's features, classifiers and figures; accuracies beside the original's."""
     features = options.out / f"{backbone}.parquet"
     if not features.exists():
@@ -113,4 +113,4 @@ def run_backbone(options: Options, backbone: str, weights: str, label: str) -> p
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))))
+    run_command(lambda: main(parse_options(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))))

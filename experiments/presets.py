@@ -31,7 +31,7 @@ MARKS = ("<!-- presets -->", "<!-- end presets -->")
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     data: tuple[str, ...]
     """NAME=DIRECTORY of every data set."""
     out: Path
@@ -57,7 +57,7 @@ class Options:
         require("seeds", self.seeds, bool(self.seeds) and min(self.seeds, default=0) >= 0, "one or several, 0 or more")
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     """Judge every preset on every data set; write the table after every row."""
     check_names("--presets", options.presets, NAMES)
     check_names("--splits", options.splits, SPLITS)
@@ -85,7 +85,7 @@ def _deal(manifest: Path, directory: str, split: str, fold: int) -> None:
         command("perturbjax.cli", "split", "--data", directory, "--out", manifest, *flags)
 
 
-def judged(run: Path, directory: str, manifest: Path, preset: str, options: Options) -> None:
+def judged(run: Path, directory: str, manifest: Path, preset: str, options: Config) -> None:
     """Train and judge one run, unless it was judged before."""
     if _scores_file(run) is not None:
         return
@@ -181,4 +181,4 @@ def _parts_of(page: Path) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, description=__doc__.split("\n\n")[0])))
+    run_command(lambda: main(parse_options(Config, description=__doc__.split("\n\n")[0])))

@@ -27,7 +27,7 @@ WAYS = ("scratch", "frozen", "two_phase", "two_phase_attention")
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     data: Path
     """Dataset directory."""
     out: Path
@@ -57,7 +57,7 @@ class Options:
         require("crop", self.crop, self.crop >= 8, "at least 8 pixels")
 
 
-def flags_of(way: str, options: Options) -> tuple[object, ...]:
+def flags_of(way: str, options: Config) -> tuple[object, ...]:
     """What `perturbjax train` is told beside what all ways share."""
     if way == "scratch":
         return ("--learning-rate", 0.002)
@@ -66,7 +66,7 @@ def flags_of(way: str, options: Options) -> tuple[object, ...]:
     return ("--weights", options.weights, "--head", head, "--freeze-epochs", frozen, "--learning-rate", 0.003)
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     """Train and judge every way and fold; print and write one table."""
     check_names("--ways", options.ways, WAYS)
     rows = []
@@ -85,4 +85,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, description=__doc__.split("\n\n")[0])))
+    run_command(lambda: main(parse_options(Config, description=__doc__.split("\n\n")[0])))

@@ -193,9 +193,9 @@ def report(argv: Sequence[str]) -> None:
     perturbjax report run
     perturbjax report run other_run classified --out comparison.html
     """
-    from perturbjax.report.index import ReportOptions, write_reports
+    from perturbjax.report.index import ReportConfig, write_reports
 
-    options = _parse(ReportOptions, argv, "report", about=report.__doc__)
+    options = _parse(ReportConfig, argv, "report", about=report.__doc__)
     console.print(f"written: {write_reports(options.runs, options.out)}")
 
 
@@ -205,9 +205,9 @@ def split(argv: Sequence[str]) -> None:
     perturbjax split --data dataset --policy compound --out split.parquet
     perturbjax split --data dataset --policy plate --folds 10 --out split.parquet
     """
-    from perturbjax.splits import SplitOptions, split_dataset
+    from perturbjax.splits import ManifestConfig, split_dataset
 
-    console.print(f"written: {split_dataset(_parse(SplitOptions, argv, 'split', about=split.__doc__))}")
+    console.print(f"written: {split_dataset(_parse(ManifestConfig, argv, 'split', about=split.__doc__))}")
 
 
 def verify(argv: Sequence[str]) -> None:
@@ -216,10 +216,10 @@ def verify(argv: Sequence[str]) -> None:
     perturbjax verify dataset
     perturbjax verify run
     """
-    from perturbjax.verify import VerifyOptions
+    from perturbjax.verify import VerifyConfig
     from perturbjax.verify import verify as check
 
-    options = _parse(VerifyOptions, argv, "verify", about=verify.__doc__)
+    options = _parse(VerifyConfig, argv, "verify", about=verify.__doc__)
     console.print(f"{options.path}: {check(options.path)}")
 
 
@@ -342,10 +342,10 @@ def export(argv: Sequence[str]) -> None:
     perturbjax export --run run --out exported
     perturbjax export --run run --out exported --checkpoint best
     """
-    from perturbjax.export import ExportOptions
+    from perturbjax.export import StableHLOConfig
     from perturbjax.export import export as write
 
-    write(_parse(ExportOptions, argv, "export", about=export.__doc__))
+    write(_parse(StableHLOConfig, argv, "export", about=export.__doc__))
 
 
 def train_segmenter(argv: Sequence[str]) -> None:

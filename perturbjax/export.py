@@ -42,7 +42,7 @@ NORMALIZATIONS = {
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class StableHLOConfig:
     """Write a run's network as StableHLO, for runtimes without perturbjax."""
 
     run: Path
@@ -60,7 +60,7 @@ class ExportOptions:
         require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
 
 
-def export(options: ExportOptions) -> Path:
+def export(options: StableHLOConfig) -> Path:
     """Write a run's prediction as one function of arrays, parameters inside, for any number of images.
 
     (image, mask) → (probabilities, features), with two more inputs where the run's normalisation depends on the

@@ -191,7 +191,7 @@ def split_for(index: pd.DataFrame, config: SplitConfig, *, label: str, seed: int
 
 
 @dataclass(frozen=True)
-class SplitOptions:
+class ManifestConfig:
     data: Path
     """Dataset directory."""
     out: Path
@@ -215,7 +215,7 @@ class SplitOptions:
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
-def split_dataset(options: SplitOptions) -> Path:
+def split_dataset(options: ManifestConfig) -> Path:
     """Deal a dataset's sites to training and judging, and write the manifest.
 
     Raises:

@@ -12,7 +12,7 @@ from perturbjax.console import InputError, require_sound
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
+class VerifyConfig:
     path: tyro.conf.Positional[Path]
     """Directory to check."""
 

@@ -19,7 +19,7 @@ from tiny_dataset import write_dataset
 import perturbjax
 from perturbjax.config import AugmentConfig, InputConfig, ModelConfig, OptimConfig, Recipe
 from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
-from perturbjax.export import ExportOptions, export
+from perturbjax.export import StableHLOConfig, export
 from perturbjax.files import file_digest
 from perturbjax.training.exchange_run import ExportConfig, export_run
 from perturbjax.training.fit import TrainConfig, fit
@@ -167,7 +167,7 @@ def test_examples_in_docstrings_are_true(documented, run, dataset, tmp_path, mon
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    return export(ExportOptions(run=run.run.path, out=tmp_path_factory.mktemp("exported")))
+    return export(StableHLOConfig(run=run.run.path, out=tmp_path_factory.mktemp("exported")))
 
 
 def reloaded(folder):
@@ -209,7 +209,7 @@ def test_an_exported_network_answers_any_number_of_images_as_its_run(run, datase
 
 
 def test_what_depends_on_the_images_is_an_input_of_the_exported_network(plain, dataset, tmp_path):
-    network, description = reloaded(export(ExportOptions(run=plain.run.path, out=tmp_path / "out")))
+    network, description = reloaded(export(StableHLOConfig(run=plain.run.path, out=tmp_path / "out")))
     images, masks = dataset.read(range(3))
     assert [of["name"] for of in description["inputs"]] == ["image", "mask", "shift", "scale"]
     probabilities, _ = network.call(images, (masks > 0).astype(np.uint8), *plain.network.intensities(images))

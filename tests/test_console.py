@@ -26,7 +26,7 @@ from perturbjax.console import (
     run_command,
 )
 from perturbjax.files import file_digest, read_json, write_csv
-from perturbjax.splits import SplitOptions
+from perturbjax.splits import ManifestConfig
 
 HOSTILE = ["benzo[a]pyrene", "a[/b]", "[red]", ":smile:", "$x_{$", "=HYPERLINK(1)", "<b>"]
 
@@ -118,7 +118,7 @@ def test_a_reader_that_leaves_is_no_traceback(words):
 
 def test_a_word_that_does_not_fit_is_said_without_a_box():
     with pytest.raises(InputError, match=r"^Error parsing --folds: .*'two'.*run perturbjax split --help\)|--folds"):
-        parse_options(SplitOptions, ["--data", "d", "--out", "o", "--folds", "two"], prog="perturbjax split")
+        parse_options(ManifestConfig, ["--data", "d", "--out", "o", "--folds", "two"], prog="perturbjax split")
 
 
 def test_json_nested_without_end_is_refused(tmp_path):

@@ -12,52 +12,52 @@ from typing import Any
 import pytest
 
 import data_prep.__main__ as data_prep_command
-from data_prep.build import BuildOptions
-from data_prep.fetch import FetchOptions
-from data_prep.inspection import InspectOptions
+from data_prep.build import BuildConfig
+from data_prep.fetch import FetchConfig
+from data_prep.inspection import InspectConfig
 from data_prep.segment import SegmenterConfig
-from data_prep.simulate import SimulateOptions
+from data_prep.simulate import SimulateConfig
 from perturbjax import cli
 from perturbjax.audit.settings import AuditConfig, CompareConfig
 from perturbjax.config import PRESETS, Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
 from perturbjax.evaluation.apply import EvaluateConfig, PredictConfig
-from perturbjax.export import ExportOptions
+from perturbjax.export import StableHLOConfig
 from perturbjax.features.embed import COLOURS
 from perturbjax.features.extract import FeaturesConfig
 from perturbjax.features.settings import MOST_COLOURS, ClassifyConfig, EmbedConfig, ProfileConfig
-from perturbjax.report.index import ReportOptions
+from perturbjax.report.index import ReportConfig
 from perturbjax.segmentation.train import TrainSegmenterConfig
-from perturbjax.splits import SplitOptions
+from perturbjax.splits import ManifestConfig
 from perturbjax.training.exchange_run import ExportConfig, ImportConfig
 from perturbjax.training.fit import TrainConfig
-from perturbjax.verify import VerifyOptions
+from perturbjax.verify import VerifyConfig
 
 #: Verb → its options, and the words it cannot do without. Nothing of what they name is there.
 COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
     "train": (TrainConfig, ("--out", "run", "--data", "data")),
     "evaluate": (EvaluateConfig, ("--run", "run")),
     "predict": (PredictConfig, ("--run", "run", "--data", "data", "--out", "p.parquet")),
-    "report": (ReportOptions, ("run",)),
-    "split": (SplitOptions, ("--data", "data", "--out", "split.parquet")),
+    "report": (ReportConfig, ("run",)),
+    "split": (ManifestConfig, ("--data", "data", "--out", "split.parquet")),
     "features": (FeaturesConfig, ("--data", "data", "--out", "f.parquet", "--weights", "w")),
     "classify": (ClassifyConfig, ("--features", "f.parquet", "--out", "table")),
     "audit": (AuditConfig, ("--features", "f.parquet", "--out", "audit")),
     "compare": (CompareConfig, ("run", "other", "--out", "compared")),
     "embed": (EmbedConfig, ("--features", "f.parquet", "--out", "e.png")),
     "import-torch": (ImportConfig, ("--checkpoint", "c.pth", "--out", "run")),
-    "export": (ExportOptions, ("--run", "run", "--out", "exported")),
-    "verify": (VerifyOptions, ("run",)),
+    "export": (StableHLOConfig, ("--run", "run", "--out", "exported")),
+    "verify": (VerifyConfig, ("run",)),
     "train-segmenter": (TrainSegmenterConfig, ("--images", "i", "--out", "w.safetensors")),
     "export-torch": (ExportConfig, ("--run", "run", "--out", "w.pth")),
 }
 #: Options that have no flag on the command line, and how many words they take.
 POSITIONAL = {("verify", "path"): 1, ("compare", "runs"): 2, ("report", "runs"): 1}
 PREPARATION: dict[str, tuple[type, tuple[str, ...]]] = {
-    "inspect": (InspectOptions, ("--load-data", "c.csv", "--images", "i")),
-    "build": (BuildOptions, ("--load-data", "c.csv", "--images", "i", "--out", "data")),
-    "simulate": (SimulateOptions, ("--out", "plates")),
-    "fetch": (FetchOptions, ("--plate", "P", "--out", "plate", "--base-url", "http://127.0.0.1:9")),
+    "inspect": (InspectConfig, ("--load-data", "c.csv", "--images", "i")),
+    "build": (BuildConfig, ("--load-data", "c.csv", "--images", "i", "--out", "data")),
+    "simulate": (SimulateConfig, ("--out", "plates")),
+    "fetch": (FetchConfig, ("--plate", "P", "--out", "plate", "--base-url", "http://127.0.0.1:9")),
 }
 
 

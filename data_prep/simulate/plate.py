@@ -33,7 +33,7 @@ SETTINGS = "truth/settings.json"
 
 
 @dataclass(frozen=True)
-class SimulateOptions:
+class SimulateConfig:
     """A plate with known truth, as TIFFs and load_data.csv.
 
     perturbjax simulate --out plates
@@ -76,7 +76,7 @@ class SimulateOptions:
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
-def simulate(options: SimulateOptions) -> None:
+def simulate(options: SimulateConfig) -> None:
     """Write the plates; the folder appears complete or not at all. Plates of the same settings are left as they are.
 
     Raises:
@@ -108,7 +108,7 @@ def simulate(options: SimulateOptions) -> None:
     )
 
 
-def plan(options: SimulateOptions) -> pd.DataFrame:
+def plan(options: SimulateConfig) -> pd.DataFrame:
     """The truth of every site: where it is, what it got, and its traits' values.
 
     Every plate, well and site draws from its own stream, so that more plates change nothing about the first ones.
@@ -143,7 +143,7 @@ def plan(options: SimulateOptions) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _write_site(work: Path, site: dict[str, Any], options: SimulateOptions) -> dict[str, Any]:
+def _write_site(work: Path, site: dict[str, Any], options: SimulateConfig) -> dict[str, Any]:
     """Draw and write one site; its row of load_data.csv."""
     import tifffile
 
@@ -165,5 +165,5 @@ def _tracked(truth: pd.DataFrame) -> Iterator[dict[str, Any]]:
     return track(truth.to_dict("records"), total=len(truth), label="drawing", unit="sites")
 
 
-def _rng(options: SimulateOptions, *stream: int) -> np.random.Generator:
+def _rng(options: SimulateConfig, *stream: int) -> np.random.Generator:
     return np.random.default_rng([options.seed, *stream])

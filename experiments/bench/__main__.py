@@ -35,7 +35,7 @@ MARKED = re.compile(r"(?P<open><!-- bench (?P<name>\w+) -->)\n.*?(?P<close><!-- 
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     """Measure speed, and write a table."""
 
     out: Path
@@ -156,7 +156,7 @@ def require_quiet(parts: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     if options.readme:
         marked_text(Path(options.readme))  # said now, not after all has been measured
     if options.tables_only:
@@ -176,7 +176,7 @@ def main(options: Options) -> None:
         renew_tables(Path(options.readme), parts)
 
 
-def _run_apart(name: str, options: Options) -> bool:
+def _run_apart(name: str, options: Config) -> bool:
     console.print(f"{name} …")
     command = [sys.executable, "-m", "experiments.bench", "--only", name, "--out", str(options.out)]
     done = subprocess.run([*command, *(["--quick"] if options.quick else [])], stdout=subprocess.DEVNULL)
@@ -184,4 +184,4 @@ def _run_apart(name: str, options: Options) -> bool:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Options, description=__doc__, prog="python -m experiments.bench")))
+    run_command(lambda: main(parse_options(Config, description=__doc__, prog="python -m experiments.bench")))

@@ -49,7 +49,7 @@ Program = Callable[[Any], tuple[Any, tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     """Compile ahead of time, and count."""
 
     targets: str = ",".join(TARGETS)
@@ -73,14 +73,14 @@ def run(quick: bool) -> Iterator[list[Row]]:
     Raises:
         CannotRun: neither the TPU's nor the GPU's compiler is here.
     """
-    options = Options(programs="step bf16", devices="1") if quick else Options()
+    options = Config(programs="step bf16", devices="1") if quick else Config()
     rows: list[Row] = []
     for row in compile_all(options):
         rows.append(row)
         yield rows
 
 
-def compile_all(options: Options) -> Iterator[Row]:
+def compile_all(options: Config) -> Iterator[Row]:
     """Rows of what was asked for; a target whose compiler is missing is said and left out.
 
     Raises:
@@ -325,7 +325,7 @@ PROGRAMS: dict[str, Program] = {
 }
 
 
-def main(options: Options) -> None:
+def main(options: Config) -> None:
     rows = []
     for row in compile_all(options):
         rows.append(row)
@@ -356,4 +356,4 @@ def key(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Options, description=__doc__, prog="python -m experiments.bench.aot")))
+    run_command(lambda: main(tyro.cli(Config, description=__doc__, prog="python -m experiments.bench.aot")))

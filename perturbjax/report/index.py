@@ -29,7 +29,7 @@ _BEWARE = (
 
 
 @dataclass(frozen=True)
-class ReportOptions:
+class ReportConfig:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Runs that were evaluated, or folders that `perturbjax classify` wrote; several are compared."""
     out: Path = Path("report.html")

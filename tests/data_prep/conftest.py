@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.simulate import SimulateOptions, simulate
+from data_prep.simulate import SimulateConfig, simulate
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,7 +29,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two plates of 6 wells, 2 sites each, 64 x 64 pixels, with DMSO and two compounds. Not to be changed."""
     out = tmp_path_factory.mktemp("simulated") / "plate"
-    simulate(SimulateOptions(out=out, plates=2, wells=6, sites=2, compounds=2, size=64, effect=3.0))
+    simulate(SimulateConfig(out=out, plates=2, wells=6, sites=2, compounds=2, size=64, effect=3.0))
     return out
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import tifffile
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import BuildConfig, build
 from data_prep.images import aggregate_channels, resize_mask
 from data_prep.masks import MaskStore, trim
 from perturbjax.console import InputError
@@ -30,9 +30,9 @@ def dataset(simulated: Path, tmp_path_factory) -> Path:
     return out
 
 
-def options(plate: Path, out: Path, **changes) -> BuildOptions:
+def options(plate: Path, out: Path, **changes) -> BuildConfig:
     settings = {"aggregate": "none", "segment_channels": "DNA", "workers": 1, **changes}
-    return BuildOptions(load_data=plate / "load_data.csv", images=plate, out=out, **settings)
+    return BuildConfig(load_data=plate / "load_data.csv", images=plate, out=out, **settings)
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from data_prep import fetch as module
-from data_prep.fetch import FetchOptions, fetch
+from data_prep.fetch import FetchConfig, fetch
 from data_prep.sites import choose_label, read_sites
 from perturbjax.console import InputError
 
@@ -84,7 +84,7 @@ def gallery(plate, tmp_path, monkeypatch):
 
 def test_a_fetched_plate_is_ready_to_build(gallery, tmp_path):
     url, _, _ = gallery
-    fetch(FetchOptions(PLATE, tmp_path / "out", base_url=url))
+    fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
     table = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out")
     assert len(table) == 12 and table.channels == ("DNA", "Actin", "Tubulin")
     assert choose_label(table.sites, "", table.source) == "Metadata_pert_iname"
@@ -93,7 +93,7 @@ def test_a_fetched_plate_is_ready_to_build(gallery, tmp_path):
 
 def test_channels_wells_and_sites_can_be_chosen(gallery, tmp_path):
     url, asked, _ = gallery
-    fetch(FetchOptions(PLATE, tmp_path / "out", channels="DNA", wells="A02,B01", sites=1, base_url=url))
+    fetch(FetchConfig(PLATE, tmp_path / "out", channels="DNA", wells="A02,B01", sites=1, base_url=url))
     assert len(list((tmp_path / "out/images").rglob("*.tiff"))) == 2
     table = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out")
     assert list(table.sites["site_id"]) == [f"{PLATE}_A02_1", f"{PLATE}_B01_1"]
@@ -104,7 +104,7 @@ def test_a_connection_that_breaks_is_tried_again_and_never_leaves_half_a_file(ga
     url, asked, broken = gallery
     name = "SIM001_A01_s01_DNA.tiff"
     broken[name] = 2
-    fetch(FetchOptions(PLATE, tmp_path / "out", base_url=url))
+    fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
     assert asked[name] == 3
     served = next((tmp_path / "served").rglob(name))
     assert (tmp_path / "out/images" / PLATE / name).read_bytes() == served.read_bytes()
@@ -115,14 +115,14 @@ def test_a_stopped_fetch_goes_on_where_it_was(gallery, tmp_path):
     last = "SIM001_B03_s02_Tubulin.tiff"
     broken[last] = 99
     with pytest.raises(InputError, match=f"{last}: cannot be fetched after 5 tries"):
-        fetch(FetchOptions(PLATE, tmp_path / "out", base_url=url))
+        fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
     assert not (tmp_path / "out/load_data.csv").exists()
     assert not (tmp_path / "out/images" / PLATE / last).exists()
     there = {path.name for path in (tmp_path / "out/images").rglob("*.tiff")}
     assert there
     asked.clear()
     broken.clear()
-    fetch(FetchOptions(PLATE, tmp_path / "out", base_url=url))
+    fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
     assert not there & set(asked)
     assert len(read_sites(tmp_path / "out/load_data.csv", tmp_path / "out")) == 12
 
@@ -149,7 +149,7 @@ def test_a_server_names_no_file_outside_the_output(gallery, tmp_path, name):
     url, _, _ = gallery
     change(tmp_path / "served", "load_data.csv", "SIM001_A01_s01_DNA.tiff", name)
     with pytest.raises(InputError, match="is no plain file name"):
-        fetch(FetchOptions(PLATE, tmp_path / "deep/er/out", base_url=url))
+        fetch(FetchConfig(PLATE, tmp_path / "deep/er/out", base_url=url))
     assert not list(tmp_path.rglob("*escaped*")) and not (tmp_path / "deep/er/out/load_data.csv").exists()
 
 
@@ -157,7 +157,7 @@ def test_a_server_names_no_platemap_outside_the_output(gallery, tmp_path):
     url, _, _ = gallery
     change(tmp_path / "served", "barcode_platemap.csv", "JUMP-Target-1_compound_platemap", "../../escaped")
     with pytest.raises(InputError, match=r"Plate_Map_Name: .*is no plain file name"):
-        fetch(FetchOptions(PLATE, tmp_path / "out", base_url=url))
+        fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
 
 
 def test_what_a_killed_fetch_left_half_written_goes(gallery, tmp_path):
@@ -165,7 +165,7 @@ def test_what_a_killed_fetch_left_half_written_goes(gallery, tmp_path):
     half = tmp_path / "out/images" / PLATE / ".SIM001_A01_s01_DNA.4711.tmp.tiff"
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
-    fetch(FetchOptions(PLATE, tmp_path / "out", base_url=url))
+    fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
     assert not half.exists()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"images", "metadata", "load_data.csv"}
 
@@ -173,4 +173,4 @@ def test_what_a_killed_fetch_left_half_written_goes(gallery, tmp_path):
 def test_two_fetches_into_one_folder_do_not_meet(gallery, tmp_path):
     url, _, _ = gallery
     with module._alone(tmp_path), pytest.raises(InputError, match="another fetch is at work"):
-        fetch(FetchOptions(PLATE, tmp_path, base_url=url))
+        fetch(FetchConfig(PLATE, tmp_path, base_url=url))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from data_prep.inspection import InspectOptions, inspect, warnings
+from data_prep.inspection import InspectConfig, inspect, warnings
 from perturbjax import splits
 from perturbjax.plates import shared_layouts
 
@@ -13,7 +13,7 @@ def wells(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
 
 
 def test_the_report_counts_plates_wells_sites_and_classes(plate, capsys):
-    inspect(InspectOptions(plate / "load_data.csv", plate))
+    inspect(InspectConfig(plate / "load_data.csv", plate))
     report = capsys.readouterr().out
     for words in ("12  (6 a plate)", "24  (2 a well", "DNA, Actin, Tubulin", "64 x 64 uint16 (24)"):
         assert words in report
@@ -74,6 +74,6 @@ def test_a_table_that_cannot_be_used_ends_with_status_2(plate, refused):
 @pytest.mark.shared
 def test_the_majority_class_of_real_cells_is_warned_of(shared, capsys):
     cells = shared / "data/bbbc021_cells"
-    inspect(InspectOptions(cells / "load_data.csv", cells, label_column="Metadata_moa"))
+    inspect(InspectConfig(cells / "load_data.csv", cells, label_column="Metadata_moa"))
     report = capsys.readouterr().out
     assert "Microtubule stabilizers is 38.8% of all sites" in report

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from data_prep.output import work_folder
-from data_prep.simulate import SimulateOptions, simulate
+from data_prep.simulate import SimulateConfig, simulate
 from data_prep.simulate.cells import draw_site
 from data_prep.simulate.layout import ASPECTS, TRAITS, trait_values
 from data_prep.simulate.plate import plan
@@ -26,14 +26,14 @@ def digest(folder: Path) -> dict[str, str]:
 
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        simulate(SimulateOptions(tmp_path / name, seed=seed, **SMALL))
+        simulate(SimulateConfig(tmp_path / name, seed=seed, **SMALL))
     a, b, c = (digest(tmp_path / name) for name in "abc")
     assert a == b
     assert all(a[name] != c[name] for name in a if name.startswith("images"))
 
 
 def test_a_plate_more_leaves_the_first_ones_as_they_were():
-    one, two = (plan(SimulateOptions(Path("unused"), plates=plates, wells=24)) for plates in (1, 2))
+    one, two = (plan(SimulateConfig(Path("unused"), plates=plates, wells=24)) for plates in (1, 2))
     pd.testing.assert_frame_equal(one, two.iloc[: len(one)])
 
 
@@ -62,7 +62,7 @@ def test_some_cells_touch(simulated):
 
 def test_a_compound_shifts_three_aspects_by_the_stated_effect():
     """Over many wells the mean of a trait's deviation, in between-well units, is the effect."""
-    options = SimulateOptions(Path("unused"), plates=1, wells=384, sites=2, compounds=3, effect=2.0)
+    options = SimulateConfig(Path("unused"), plates=1, wells=384, sites=2, compounds=3, effect=2.0)
     truth = plan(options)
     deviation = np.log(truth[list(TRAITS)].to_numpy() / trait_values(np.zeros(len(TRAITS))))
     deviation = pd.DataFrame(deviation / np.log1p([trait.deviation for trait in TRAITS.values()]), columns=list(TRAITS))
@@ -78,18 +78,18 @@ def test_a_compound_shifts_three_aspects_by_the_stated_effect():
 
 
 def test_position_shows_without_any_treatment_effect():
-    options = SimulateOptions(Path("unused"), plates=1, wells=96, sites=1, effect=0.0, position_gradient=8.0)
+    options = SimulateConfig(Path("unused"), plates=1, wells=96, sites=1, effect=0.0, position_gradient=8.0)
     truth = plan(options)
     assert (truth[[column for column in truth if column.startswith("shift_")]] == 0).all().all()
     row = truth["Metadata_Well"].str[0].map(ord)
     assert abs(np.corrcoef(row, np.log(truth["dna"]))[0, 1]) > 0.6
-    flat = plan(SimulateOptions(Path("unused"), plates=1, wells=96, sites=1, effect=0.0))
+    flat = plan(SimulateConfig(Path("unused"), plates=1, wells=96, sites=1, effect=0.0))
     assert abs(np.corrcoef(row, np.log(flat["dna"]))[0, 1]) < 0.4
 
 
 def test_layouts_are_shared_only_when_asked():
     def layouts(shared: bool) -> list[tuple]:
-        truth = plan(SimulateOptions(Path("unused"), plates=2, wells=24, sites=1, shared_layout=shared))
+        truth = plan(SimulateConfig(Path("unused"), plates=2, wells=24, sites=1, shared_layout=shared))
         return [tuple(rows["Metadata_pert_iname"]) for _, rows in truth.groupby("Metadata_Plate")]
 
     first, second = layouts(shared=True)
@@ -132,7 +132,7 @@ def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
 
 
 def test_plates_that_are_there_already_are_left_as_they_are(refused, tmp_path, capsys):
-    options = SimulateOptions(out=tmp_path / "x", plates=1, wells=2, sites=1, compounds=1, size=32)
+    options = SimulateConfig(out=tmp_path / "x", plates=1, wells=2, sites=1, compounds=1, size=32)
     simulate(options)
     (tmp_path / ".x.simulating").mkdir()  # as a kill after the last rename leaves it
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}

@@ -58,7 +58,7 @@ def test_measuring_one_again_keeps_the_others(benchmarks, tmp_path):
 def test_times_from_a_busy_machine_or_far_apart_are_not_put_into_a_readme(benchmarks, tmp_path, monkeypatch):
     readme, out = tmp_path / "README.md", tmp_path / "out"
     readme.write_text(before := "<!-- bench fast -->\nold\n<!-- end bench -->\n")
-    options = runner.Options(out=out, tables_only=True, readme=str(readme))
+    options = runner.Config(out=out, tables_only=True, readme=str(readme))
     monkeypatch.setattr(runner, "others_busy", lambda: 0.5)
     runner.run_one("fast", False, out)
     with pytest.raises(InputError, match="fast: 50% of the processors were busy with other work"):
@@ -94,14 +94,14 @@ def test_a_readme_s_tables_are_renewed_from_what_was_measured_and_all_else_stays
     monkeypatch.setattr(runner, "others_busy", lambda: 0.0)
     for name in ("fast", "device"):
         runner.run_one(name, False, tmp_path / "out")
-    runner.main(runner.Options(out=tmp_path / "out", tables_only=True, readme=str(readme)))
+    runner.main(runner.Config(out=tmp_path / "out", tables_only=True, readme=str(readme)))
     table = markdown([{"what": "step", "images/s": 12.3456, "quick": False}])
     assert readme.read_text() == before.replace("old\n", f"{table}\nMeasured on {where(machine())}.\n")
     readme.write_text("no markers")
     with pytest.raises(InputError, match="nothing between <!-- bench NAME -->"):
-        runner.main(runner.Options(out=tmp_path / "out", readme=str(readme)))
+        runner.main(runner.Config(out=tmp_path / "out", readme=str(readme)))
     with pytest.raises(InputError, match="no such file"):
-        runner.main(runner.Options(out=tmp_path / "out", readme=str(tmp_path / "absent.md")))
+        runner.main(runner.Config(out=tmp_path / "out", readme=str(tmp_path / "absent.md")))
 
 
 def test_an_unknown_benchmark_is_refused_and_the_message_lists_those_there_are(benchmarks, tmp_path):

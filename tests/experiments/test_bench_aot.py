@@ -64,9 +64,9 @@ def test_a_missing_compiler_and_a_wrong_name_are_told_in_one_line(monkeypatch):
     with pytest.raises(CannotRun, match="make aot-env"):
         next(aot.run(quick=True))
     with pytest.raises(InputError, match="--targets v9: choose of v5e, v6e, h100"):
-        next(aot.compile_all(aot.Options(targets="v9")))
+        next(aot.compile_all(aot.Config(targets="v9")))
     with pytest.raises(InputError, match="--programs walk: there are step bf16"):
-        next(aot.compile_all(aot.Options(programs="walk")))
+        next(aot.compile_all(aot.Config(programs="walk")))
 
 
 def test_rows_take_the_place_of_older_ones_of_the_same_program(tmp_path):

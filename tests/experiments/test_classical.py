@@ -40,7 +40,7 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_plate_is_held_out_and_a_candidate_chosen(tmp_path: Path, few_candidates: None) -> None:
     data = write_screen(tmp_path / "data", place=0.0, treatment=4.0)
-    cpjump1_profiles.main(cpjump1_profiles.Options(data, tmp_path / "out"))
+    cpjump1_profiles.main(cpjump1_profiles.Config(data, tmp_path / "out"))
     table = pd.read_csv(tmp_path / "out" / "table.csv").set_index(["level", "subject"])
     chosen = table.loc[("site", cpjump1_profiles.CHOSEN)]
     assert chosen["n"] == 96 and chosen["accuracy"] > 0.7
@@ -63,12 +63,12 @@ def test_position_controls_find_what_only_the_place_says(tmp_path: Path) -> None
 
 def test_a_folder_without_plates_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="0 profile files"):
-        cpjump1_profiles.main(cpjump1_profiles.Options(tmp_path, tmp_path / "out"))
+        cpjump1_profiles.main(cpjump1_profiles.Config(tmp_path, tmp_path / "out"))
 
 
 def test_a_backbone_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--backbones resnet50: write BACKBONE=WEIGHTS"):
-        paper_embeddings.main(paper_embeddings.Options(tmp_path, tmp_path / "out", ("resnet50",)))
+        paper_embeddings.main(paper_embeddings.Config(tmp_path, tmp_path / "out", ("resnet50",)))
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_the_originals_table_and_figures_are_made_from_a_dataset(tmp_path: Path)
 
     data = write_dataset(tmp_path / "data", sites=26, size=40, channels=["DNA"])
     weights = write_resnet18(tmp_path / "resnet18.safetensors")
-    options = paper_embeddings.Options(
+    options = paper_embeddings.Config(
         data, tmp_path / "out", (f"resnet18={weights}",), split=SplitConfig("site", folds=2), adapt=AdaptConfig(size=32)
     )
     paper_embeddings.main(options)

@@ -23,14 +23,14 @@ from perturbjax.splits import fingerprint
 )
 def test_an_unknown_name_is_refused_with_those_there_are(tmp_path, experiment, flags):
     with pytest.raises(InputError, match=r"no such: unknown; choose among \w+"):
-        experiment.main(experiment.Options(out=tmp_path / "out", **flags))
+        experiment.main(experiment.Config(out=tmp_path / "out", **flags))
     assert not (tmp_path / "out").exists()
 
 
 def test_seeds_share_their_judged_sites_and_finished_runs_are_kept(tmp_path):
     data = write_dataset(tmp_path / "data", sites=144, size=16, channels=["DNA"])
     out = tmp_path / "out"
-    options = corrections.Options(data, out, ("no mask",), seeds=(0, 1), crop=8, epochs=1)
+    options = corrections.Config(data, out, ("no mask",), seeds=(0, 1), crop=8, epochs=1)
     corrections.main(dataclasses.replace(options, seeds=(0,)))
     judged = out / "no_mask_seed0/evaluation/scores.json"
     before = judged.stat().st_mtime_ns
