@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.bbbc021_mechanisms import Options, main
+from experiments.bbbc021_mechanisms import Config, main
 
 
 @pytest.mark.shared
 def test_the_simple_recipe_on_published_profiles_gives_what_was_measured_by_hand(shared, tmp_path):
-    main(Options(out=tmp_path, data=shared / "data" / "bbbc021_profiles", replicates=200))
+    main(Config(out=tmp_path, data=shared / "data" / "bbbc021_profiles", replicates=200))
     found = pd.read_csv(tmp_path / "mechanisms.csv").set_index(["pipeline", "measure"])
     plain = found.loc["z-scores against the plate's DMSO"]
     assert plain["treatments"].to_dict() == {"NSC": 103, "NSCB": 92}
@@ -31,7 +31,7 @@ def test_planted_mechanisms_are_matched_and_trained_features_are_warned_of(tmp_p
     values = 5 * np.eye(4)[kinds] + rng.normal(size=(len(table), 4))
     table = pd.concat([table.assign(Metadata_part="test"), pd.DataFrame(values).add_prefix("f")], axis=1)
     table.to_parquet(tmp_path / "f.parquet", index=False)
-    main(Options(out=tmp_path / "out", features=tmp_path / "f.parquet", replicates=100))
+    main(Config(out=tmp_path / "out", features=tmp_path / "f.parquet", replicates=100))
     found = pd.read_csv(tmp_path / "out" / "mechanisms.csv")
     assert list(found["matched"]) == [1.0] and found["measure"].tolist() == ["NSC"]
     said = " ".join(capsys.readouterr().err.split())

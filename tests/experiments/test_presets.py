@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from experiments import presets
-from experiments.presets import MARKS, Options, gather, summary, write_page
+from experiments.presets import MARKS, Config, gather, summary, write_page
 from perturbjax.console import InputError
 
 
@@ -59,7 +59,7 @@ def test_the_table_comes_between_the_marks_and_nothing_else_changes(out: Path, t
 def test_a_page_without_marks_is_refused_before_anything_runs(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(presets, "command", lambda *words: pytest.fail("ran"))
     with pytest.raises(InputError, match=r"--page .*has no lines"):
-        presets.main(Options(("screen=there",), tmp_path, page=tmp_path / "none.md"))
+        presets.main(Config(("screen=there",), tmp_path, page=tmp_path / "none.md"))
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_a_page_without_marks_is_refused_before_anything_runs(tmp_path: Path, mo
 )
 def test_flags_that_make_no_sense_are_named(tmp_path: Path, changes: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        Options(**{"data": ("screen=there",), "out": tmp_path, **changes})
+        Config(**{"data": ("screen=there",), "out": tmp_path, **changes})
 
 
 def test_what_was_judged_is_not_judged_again(out: Path, monkeypatch) -> None:
     monkeypatch.setattr(presets, "command", lambda *words: pytest.fail("ran"))
     monkeypatch.setattr(presets, "train_and_judge", lambda *words: pytest.fail("ran"))
-    options = Options(("screen=there",), out)
+    options = Config(("screen=there",), out)
     for preset in ("linear", "cells"):
         presets.judged(out / "screen/plate/fold0" / f"{preset}_seed0", "there", out / "m.parquet", preset, options)

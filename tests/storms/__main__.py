@@ -36,7 +36,7 @@ Storm = Callable[[Arena, Path], Iterator[Finding]]
 
 
 @dataclass(frozen=True)
-class Options:
+class Config:
     """What is tried, and how often."""
 
     mutations: int = 2100
@@ -53,7 +53,7 @@ class Options:
     """CSV of every case."""
 
 
-def main(options: Options) -> int:
+def main(options: Config) -> int:
     """Run the storms, print their table, and say whether all ended well."""
     started = time.monotonic()
     found = run(options)
@@ -69,7 +69,7 @@ def main(options: Options) -> int:
     return int(bool(bad))
 
 
-def run(options: Options) -> list[Finding]:
+def run(options: Config) -> list[Finding]:
     """Every case of the storms that were asked for."""
     with tempfile.TemporaryDirectory(prefix="storm-") as folder, ExitStack() as stack:
         arenas: SimpleQueue[Arena] = SimpleQueue()
@@ -100,7 +100,7 @@ def run(options: Options) -> list[Finding]:
             return [one for part in threads.map(one_part, range(len(parts))) for one in part]
 
 
-def plan(made: Material, options: Options) -> list[tuple[str, Storm]]:
+def plan(made: Material, options: Config) -> list[tuple[str, Storm]]:
     """The storms that were asked for, by name, the longest first."""
     parts: list[tuple[str, Storm]] = []
     targets = kills.targets(made) if options.kills else []
@@ -132,4 +132,4 @@ def _odd(arena: Arena, place: Path, *, oddity: oddities.Oddity, made: Material) 
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options, description=__doc__)))
+    sys.exit(main(tyro.cli(Config, description=__doc__)))
