@@ -24,7 +24,7 @@ from data_prep.output import creation_time, tidy, work_folder
 from data_prep.pool import Pool
 from data_prep.segment import Engine, SegmenterConfig, pipeline
 from data_prep.sites import FILE, SiteTable, channels_of, choose_label, merged_identities, read_sites
-from perturbjax.console import InputError, console, require, require_output, require_sound, track
+from perturbjax.console import InputError, console, names_in, require, require_output, require_sound, track
 from perturbjax.dataset import INDEX, PROVENANCE, SCHEMA_VERSION, SOURCE_DIGEST, open_dataset, write_dataset
 from perturbjax.files import make_folder, read_json
 from perturbjax.pages.preview import PREVIEW, write_preview
@@ -94,8 +94,8 @@ def build(options: BuildConfig) -> None:
         InputError: input, settings or output cannot be used; nothing is left under the output's name.
     """
     created = creation_time()
-    stored = _names(options.channels) or tuple(channels_of(options.load_data))
-    segmented = _names(options.segment_channels)
+    stored = names_in(options.channels) or tuple(channels_of(options.load_data))
+    segmented = names_in(options.segment_channels)
     chosen: Engine = pipeline.suited(stored, segmented) if options.segmenter == "auto" else options.segmenter
     options = replace(options, segmenter=chosen)
     pipeline.check_channels(chosen, stored, segmented)
@@ -174,10 +174,6 @@ def _facts(
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return {**facts, "settings_sha256": digest, "created_by": f"perturbjax {perturbjax.__version__}"}
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _sites(table: SiteTable, stored: tuple[str, ...], segmented: tuple[str, ...]) -> list[workers.Site]:

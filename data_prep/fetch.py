@@ -30,7 +30,7 @@ import pandas as pd
 from data_prep.platemap import join_platemap
 from data_prep.sites import FILE_COLUMN_PATTERN, file_locations, normalise_position
 from data_prep.tables import read_table
-from perturbjax.console import InputError, console, require, require_output, require_sound, track
+from perturbjax.console import InputError, console, names_in, require, require_output, require_sound, track
 from perturbjax.files import atomic, make_folder
 from perturbjax.plates import SITE, WELL
 
@@ -193,7 +193,7 @@ def _plate_table(options: FetchConfig) -> tuple[pd.DataFrame, dict[str, tuple[pd
     normalise_position(table, original)
     table = _choose_sites(table, options, original)
     locations = file_locations(table, original)
-    chosen = [name.strip() for name in options.channels.split(",") if name.strip()] or list(locations)
+    chosen = names_in(options.channels) or tuple(locations)
     for channel in chosen:
         if channel not in locations:
             raise InputError(f"--channels {channel}: the plate has no such channel; it has {', '.join(locations)}")
@@ -217,7 +217,7 @@ def _plate_table(options: FetchConfig) -> tuple[pd.DataFrame, dict[str, tuple[pd
 
 
 def _choose_sites(table: pd.DataFrame, options: FetchConfig, source: Path) -> pd.DataFrame:
-    wells = [name.strip() for name in options.wells.split(",") if name.strip()]
+    wells = names_in(options.wells)
     for well in wells:
         if well not in set(table[WELL]):
             raise InputError(f"--wells {well}: {source} has no such well")

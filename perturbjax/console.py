@@ -143,6 +143,11 @@ def _full_disk(error: BaseException | None) -> str | None:
     return None
 
 
+def names_in(text: str) -> tuple[str, ...]:
+    """The names of an option that takes several with commas between them; none of an empty text."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def require(flag: str, value: object, holds: bool, words: str) -> None:
     """Refuse an option's value unless `holds`.
 

@@ -19,7 +19,7 @@ from sklearn.naive_bayes import BernoulliNB, GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 
 from perturbjax.config import LINEAR_C
-from perturbjax.console import InputError
+from perturbjax.console import InputError, names_in
 from perturbjax.features.plda import PLDA
 
 #: Penalties from which Ridge chooses by its closed-form leave-one-out error.
@@ -80,7 +80,7 @@ def parse_models(text: str) -> tuple[str, ...]:
     Raises:
         InputError: a name is unknown; the message lists those there are.
     """
-    names = tuple(CLASSIFIERS) if text == "all" else tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(CLASSIFIERS) if text == "all" else names_in(text)
     if unknown := [name for name in names if name not in CLASSIFIERS]:
         raise InputError(f"--models {unknown[0]}: unknown; choose from all, {', '.join(CLASSIFIERS)}")
     if not names:

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Array, Float, Float32, Int
 
 from perturbjax.augment import RawBatch
-from perturbjax.console import InputError, require, require_sound
+from perturbjax.console import InputError, names_in, require, require_sound
 from perturbjax.dataset import PLATE, Dataset
 from perturbjax.models.backbone import HALF, IMAGENET, UNCHANGED, Colours
 
@@ -63,9 +63,11 @@ def channel_triples(
         InputError: a name is not stored or named twice, or `rgb` is asked of other than three.
     """
     each = channels == EACH
-    names = list(stored) if each else [name.strip() for name in channels.split(",")]
+    names = list(stored) if each else list(names_in(channels))
     if unknown := [name for name in names if name not in stored]:
         raise InputError(f"--channels {channels}: {unknown[0]!r} is not stored; there are {', '.join(stored)}")
+    if not names:
+        raise InputError(f"--channels {channels!r}: names none; there are {', '.join(stored)}, or {EACH}")
     positions = [stored.index(name) for name in names]
     if channels_as == "rgb" or (channels_as == "auto" and not each and len(names) == 3):
         if len(names) != 3:
