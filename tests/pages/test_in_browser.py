@@ -81,12 +81,12 @@ def test_a_table_sorts_both_ways_and_filters(window, report):
 
 def test_hovering_names_wells_cells_of_the_matrix_points_and_words(window, report):
     window.open(report)
+    window.run("document.querySelector('.answers dfn').focus()")
+    assert "every class counts the same" in window.run(TIP)
     window.hover("#plates svg circle.judged")
     assert "class: " in window.run(TIP) and "probability of the true class" in window.run(TIP)
     window.hover("#confusion canvas", 0.5, 0.5)
     assert "sites" in window.run(TIP)
-    window.run("document.querySelector('.answers dfn').focus()")
-    assert "every class counts the same" in window.run(TIP)
     window.press("#embedding canvas", "ArrowRight")
     assert "part: " in window.run(TIP) and "predicted: " in window.run(TIP)
     assert window.run("return getComputedStyle(document.querySelector('#tip i')).backgroundImage").startswith(
