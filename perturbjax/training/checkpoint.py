@@ -132,9 +132,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         facts = {**facts, DIGEST: digest_of(tree)}
-        manager = self._manager(which)
-        require_room(self.path, sum(array.nbytes for array in tree.values()) + BESIDE_ARRAYS)
-        manager.save(
+        # Before orbax is asked for anything: its threads do not end well where a save fails.
+        require_room(make_folder(self.path), sum(array.nbytes for array in tree.values()) + BESIDE_ARRAYS)
+        self._manager(which).save(
             number,
             args=ocp.args.Composite(state=ocp.args.StandardSave(tree), facts=ocp.args.JsonSave(facts)),
             metrics=None if accuracy is None else {"accuracy": float(accuracy)},

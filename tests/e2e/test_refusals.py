@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 
@@ -104,8 +103,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_command_goes_on(environment, 
     }
     for verb, flags in words.items():
         full = subprocess.run(
-            [*command_line(verb), *map(str, flags)],
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+            ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *command_line(verb), *map(str, flags)],
             env=environment,
             capture_output=True,
             text=True,
