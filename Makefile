@@ -5,7 +5,8 @@ VENV ?= .venv
 AOT_VENV ?= .venv-aot
 BIN := $(VENV)/bin
 DEMO ?= demo
-PYTEST_FLAGS ?=
+# Two workers, a file of tests each at a time: what a file sets up is set up once.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .PHONY: demo test test-slow lint types docs storm bench aot aot-env clean
 
