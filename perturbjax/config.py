@@ -281,3 +281,21 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
             value = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
         sections[section.name] = value
     return Recipe(**sections)
+
+
+def recipe_flags(recipe: Recipe) -> list[str]:
+    """Command line flags that turn the default recipe into this one."""
+    default, flags = PRESETS["paper"], [] if recipe.seed == PRESETS["paper"].seed else ["--seed", str(recipe.seed)]
+    for section in dataclasses.fields(Recipe):
+        if section.name == "seed":
+            continue
+        ours, usual = getattr(recipe, section.name), getattr(default, section.name)
+        for option in dataclasses.fields(ours):
+            value, name = getattr(ours, option.name), option.name.replace("_", "-")
+            if value == getattr(usual, option.name):
+                continue
+            if isinstance(value, bool):
+                flags.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                flags += [f"--{name}", *(str(v) for v in (value if isinstance(value, tuple) else (value,)))]
+    return flags

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shlex
@@ -11,14 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from perturbjax.config import PRESETS, Recipe, recipe_from_dict
+from perturbjax.config import recipe_flags, recipe_from_dict
 from perturbjax.console import clock, html_text
 from perturbjax.dataset import PROVENANCE
 from perturbjax.files import read_json
 from perturbjax.pages import table
 from perturbjax.report.evidence import Evidence
-
-_RECIPE_SECTIONS = tuple(field.name for field in dataclasses.fields(Recipe) if field.name != "seed")
 
 
 def provenance(found: Evidence) -> str:
@@ -86,20 +83,4 @@ def _build(facts: dict[str, Any], data: str) -> str:
     if facts.get("resize"):
         flags += ["--resize", str(facts["resize"])]
     flags += ["--label-column", str(facts.get("label_column"))]
-    return shlex.join(["python", "-m", "data_prep", "build", *flags])
-
-
-def recipe_flags(recipe: Recipe) -> list[str]:
-    """Command line flags that turn the default recipe into this one."""
-    default, flags = PRESETS["paper"], [] if recipe.seed == PRESETS["paper"].seed else ["--seed", str(recipe.seed)]
-    for section in _RECIPE_SECTIONS:
-        for field in dataclasses.fields(getattr(recipe, section)):
-            value = getattr(getattr(recipe, section), field.name)
-            if value == getattr(getattr(default, section), field.name):
-                continue
-            name = field.name.replace("_", "-")
-            if isinstance(value, bool):
-                flags.append(f"--{name}" if value else f"--no-{name}")
-            else:
-                flags += [f"--{name}", *(str(v) for v in (value if isinstance(value, tuple) else (value,)))]
-    return flags
+    return shlex.join(["perturbjax", "build", *flags])

@@ -10,10 +10,9 @@ import struct
 import numpy as np
 import pytest
 
-from perturbjax.config import Recipe, SplitConfig
+from perturbjax.config import Recipe, SplitConfig, recipe_flags
 from perturbjax.console import InputError
 from perturbjax.report import write_report
-from perturbjax.report.provenance import recipe_flags
 
 from .screens import HOSTILE, Page, make_run
 
@@ -61,7 +60,7 @@ def test_provenance_is_whole_and_the_same_again_names_no_place(run):
     ):
         assert fact in page.text
     assert "--split plate" in text and "--seed 3" in text
-    assert "python -m data_prep build --load-data load_data.csv --images DIR --out data" in page.text
+    assert "perturbjax build --load-data load_data.csv --images DIR --out data" in page.text
     assert "--segmenter nuclei --segment-channels DNA --diameter 30" in page.text
     assert str(path.parent) not in text
 
