@@ -24,6 +24,7 @@ def test_bytes_and_operations_are_counted_once():
     assert all_reduced("ROOT %a = f32[2] add(%x, %y)") == (0, 0)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_every_gradient_is_told(tmp_path):
     command = [sys.executable, "-m", "experiments.bench", "--only", "devices", "--quick", "--out", str(tmp_path)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}

@@ -30,6 +30,7 @@ def test_the_recipe_is_the_papers():
     assert TINY.steps == 2
 
 
+@pytest.mark.slow
 def test_jax_trains_and_judges():
     measured = gpu.measure_jax(TINY, "float32")
     assert_timed(measured)

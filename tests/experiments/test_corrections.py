@@ -27,6 +27,7 @@ def test_an_unknown_name_is_refused_with_those_there_are(tmp_path, experiment, f
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_seeds_share_their_judged_sites_and_finished_runs_are_kept(tmp_path):
     data = write_dataset(tmp_path / "data", sites=144, size=16, channels=["DNA"])
     out = tmp_path / "out"

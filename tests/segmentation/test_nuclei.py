@@ -35,6 +35,7 @@ def test_nuclei_of_any_size_are_found_without_a_diameter(engine):
     assert precision.match(truth, found, [0.5]).average_precision[0] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_real_nuclei_are_found_better_than_by_the_watershed(shared, engine):
     """The first eight of the test images; the watershed reaches 0.742, 0.524 and 0.175 on all 40."""

@@ -88,6 +88,7 @@ def test_training_lowers_the_loss_and_writes_what_can_be_read(folder, tmp_path, 
     assert [path.name for path in out.parent.iterdir()] == [out.name]  # no checkpoint is left
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights(folder, tmp_path):
     whole, killed = tmp_path / "a" / "net.safetensors", tmp_path / "b" / "net.safetensors"
     train(_config(folder, whole))

@@ -36,7 +36,7 @@ def test_masks_of_real_nuclei_are_the_packages(shared, weights):
     """Maps within 1e-4 of the package's largest value, and masks of AP 0.98 against its own at IoU 0.9."""
     package = models.CellposeModel(gpu=False, pretrained_model=str(weights))
     ours = Segmenter(weights)
-    images, _ = nuclei(shared, 2)
+    images, _ = nuclei(shared, 1)
     for image, found in zip(images, ours.masks(images), strict=True):
         masks, (_, flows, logits), _ = package.eval(image, channels=[0, 0], max_size_fraction=1.0)
         maps = np.asarray(ours.maps([ours._with_channels(image)])[0])[: image.shape[0], : image.shape[1]]
@@ -125,6 +125,7 @@ def test_one_image_gives_what_it_gives_among_others(small):
         np.testing.assert_array_equal(segment(image, small), mask)
 
 
+@pytest.mark.slow
 def test_an_image_in_blocks_has_the_objects_of_the_whole(shared, weights, monkeypatch):
     images, _ = nuclei(shared, 4, "train")
     image = (
