@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from experiments.bench.devices import all_reduced
 
 HLO = """
