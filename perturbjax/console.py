@@ -32,6 +32,8 @@ T = TypeVar("T")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 #: Seconds between progress lines where the output is a file or a pipe.
 PLAIN_INTERVAL_S = 10.0
+#: Beginnings of text that a spreadsheet runs as a formula.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 #: Settings of matplotlib's under which text is text; else what stands between two `$` is read as a formula.
 PLOT_TEXT: Any = {"text.parse_math": False}
 #: Whole numbers of options stay below this: more is a slip of the keyboard, and overflows somewhere.
@@ -55,16 +57,22 @@ def html_text(value: object) -> str:
 def csv_text(value: T) -> T | str:
     """A cell for a CSV: text that a spreadsheet would run as a formula begins with an apostrophe instead.
 
-    Numbers written as text stay as they are, and so does everything but text. The tables that perturbjax reads back
-    (`load_data.csv`, tables of features) are not guarded: they must come back as they were.
+    Numbers written as text stay as they are, and so does everything but text. `csv_value` reads it back. Tables that
+    other programs write too (`load_data.csv`, tables of features) are not guarded: they must come back as they were.
     """
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if not isinstance(value, str) or not value.lstrip("'").startswith(FORMULA):
         return value
     try:
         float(value)
     except ValueError:
         return "'" + value
     return value
+
+
+def csv_value(cell: T) -> T | str:
+    """What `csv_text` made a cell of."""
+    guarded = isinstance(cell, str) and cell.startswith("'") and cell.lstrip("'").startswith(FORMULA)
+    return cell[1:] if isinstance(cell, str) and guarded else cell
 
 
 class PlainConsole(Console):

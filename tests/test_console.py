@@ -21,6 +21,7 @@ from perturbjax.console import (
     PlainConsole,
     console,
     csv_text,
+    csv_value,
     html_text,
     parse_options,
     run_command,
@@ -62,6 +63,11 @@ def test_a_spreadsheet_runs_nothing_of_a_table(tmp_path):
     assert list(back.iloc[:, 0]) == ["'=HYPERLINK(1)", "'@x", "'-SO3H", "-1.5", "DMSO"]
     assert back.columns[0] == "'=1+1" and back["value"][0] == -1.5
     assert csv_text(-3) == -3
+
+
+@pytest.mark.parametrize("text", ["=1", "'=1", "''-a", "'plain", "'", "-1.5", "'-1.5", "", "DMSO", "@x"])
+def test_what_is_guarded_for_spreadsheets_is_read_back(text):
+    assert csv_value(csv_text(text)) == text
 
 
 def left(capsys, command) -> tuple[int, str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from perturbjax.console import csv_value
 from perturbjax.pages import CLASS, data, figure, table, widget
 from perturbjax.pages.page import anchor
 from perturbjax.report.evidence import Evidence
@@ -40,7 +41,7 @@ def read_confusion(found: Evidence) -> Confusion | None:
     read = pd.read_csv(file, index_col=0, keep_default_na=False, dtype=str)
     matrix = read.to_numpy().astype(int)
     kept = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
-    names = [str(name) for name in read.columns]
+    names = [str(csv_value(name)) for name in read.columns]
     return Confusion([names[at] for at in kept], matrix[np.ix_(kept, kept)])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from perturbjax.console import InputError
+from perturbjax.console import InputError, csv_value
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation.apply import EVALUATION, FEATURES
 from perturbjax.evaluation.judgement import Judgement, read_judgement
@@ -105,7 +105,8 @@ class Evidence:
             return None
         gaps = dict.fromkeys(shares, "")
         texts = {"class": str, "label": str}
-        return pd.read_csv(self.folder / name, dtype=texts, keep_default_na=False, na_values=gaps)
+        table = pd.read_csv(self.folder / name, dtype=texts, keep_default_na=False, na_values=gaps)
+        return table.map(csv_value)
 
 
 def read_evidence(run: Path) -> Evidence:
