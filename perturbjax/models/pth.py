@@ -18,7 +18,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
@@ -301,8 +301,7 @@ def _interpret(stream: io.BytesIO) -> Any:
         del stack[start:]
         return items
 
-    argument: Any
-    for opcode, argument, _position in pickletools.genops(stream):
+    for opcode, argument, _position in cast(Any, pickletools.genops(stream)):
         steps += 1
         if steps > MOST_STEPS:
             raise _Refused(f"takes more than {MOST_STEPS} steps to read")
