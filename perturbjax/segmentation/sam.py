@@ -21,7 +21,7 @@ from perturbjax.models.layers import Conv, Dense, LayerNorm, Mode
 from perturbjax.segmentation.cpnet import CPOutputs
 from perturbjax.segmentation.tiles import Tiling
 
-#: Of these names of the published file, what we call the layer; blocks have the second.
+#: Our layer → what the published file calls it, outside the blocks and within one; then parameters that are no layer's.
 _LAYERS = {
     "embed": "encoder.patch_embed.proj",
     "neck.narrow": "encoder.neck.0",
