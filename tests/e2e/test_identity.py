@@ -39,11 +39,12 @@ def empty_config(run: Path) -> None:
 
 
 def flip_a_bit(run: Path) -> None:
-    array = max((run / "checkpoints").rglob("d/*"), key=lambda path: path.stat().st_size)
-    data = bytearray(array.read_bytes())
-    data[len(data) // 2] ^= 16
-    for path in (run / "checkpoints").rglob(f"d/{array.name}"):
-        path.write_bytes(data)
+    for epoch in (run / "checkpoints").glob("*/*/"):  # each of them: a command opens the one that it wants
+        array = max(epoch.rglob("d/*"), key=lambda path: path.stat().st_size)
+        data = bytearray(array.read_bytes())
+        data[len(data) // 2] ^= 16
+        for path in epoch.rglob(f"d/{array.name}"):
+            path.write_bytes(data)
 
 
 CHANGES = {
