@@ -26,8 +26,8 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, co
     work = tmp_path / ".killed.building"
     draw = random.Random(time.time_ns())
     stages = [
-        lambda: len(list(work.glob("masks/*.tiff"))) >= draw.randint(1, 12),
-        lambda: len(list(work.glob("masks/*.tiff"))) >= 24 and draw.random() < 0.2,
+        lambda: len(list(work.glob("masks/[!.]*.tiff"))) >= draw.randint(1, 12),
+        lambda: len(list(work.glob("masks/[!.]*.tiff"))) >= 24 and draw.random() < 0.2,
         lambda: any(work.glob("dataset/tfds/**/*array_record*")),
     ]
     finished: dict[Path, int] = {}
