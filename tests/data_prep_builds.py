@@ -12,7 +12,8 @@ from data_prep.build import BuildConfig
 
 
 def options(plate: Path, out: Path, **changes) -> BuildConfig:
-    settings = {"aggregate": "none", "segment_channels": "DNA", "workers": 1, **changes}
+    """A build by the segmenter that starts at once, for what no segmenter changes."""
+    settings = {"aggregate": "none", "segment_channels": "DNA", "segmenter": "watershed", "workers": 1, **changes}
     return BuildConfig(load_data=plate / "load_data.csv", images=plate, out=out, **settings)
 
 

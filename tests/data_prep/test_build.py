@@ -24,7 +24,7 @@ from perturbjax.dataset import open_dataset
 def dataset(simulated: Path, tmp_path_factory) -> Path:
     """The plate with its three channels apart, nuclei segmented."""
     out = tmp_path_factory.mktemp("built") / "dataset"
-    build(options(simulated, out))
+    build(options(simulated, out, segmenter="auto"))
     return out
 
 
@@ -91,10 +91,10 @@ def test_the_aggregated_image_is_resized_with_its_mask(simulated, tmp_path):
 
 def test_building_again_changes_nothing_and_other_settings_need_overwrite(simulated, dataset, capsys):
     before = contents(dataset)
-    build(options(simulated, dataset))
+    build(options(simulated, dataset, segmenter="auto"))
     assert "is already built" in capsys.readouterr().err
     with pytest.raises(InputError, match="holds a dataset of other settings"):
-        build(options(simulated, dataset, label_column="Metadata_moa"))
+        build(options(simulated, dataset, segmenter="auto", label_column="Metadata_moa"))
     assert contents(dataset) == before
     assert list(dataset.parent.iterdir()) == [dataset]
 

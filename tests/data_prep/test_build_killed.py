@@ -19,7 +19,7 @@ from perturbjax.dataset import open_dataset
 def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, command, tmp_path):
     """Real processes, SIGKILL at random points of segmenting and of writing; finished sites are left alone."""
     flags = ["--load-data", simulated / "load_data.csv", "--images", simulated, "--aggregate", "none"]
-    flags += ["--segment-channels", "DNA", "--workers", 2, "--mask-cache", "none"]
+    flags += ["--segment-channels", "DNA", "--segmenter", "watershed", "--workers", 2, "--mask-cache", "none"]
     epoch = {"SOURCE_DATE_EPOCH": "1700000000"}
     assert command("build", *flags, "--out", tmp_path / "whole", **epoch).wait() == 0
 
@@ -78,7 +78,7 @@ def test_a_killed_worker_is_one_line_and_the_build_goes_on_after_it(simulated, c
 
 def test_images_that_change_between_a_kill_and_its_resumption_get_masks_of_their_own(plate, command, tmp_path):
     flags = ["build", "--load-data", plate / "load_data.csv", "--images", plate, "--segment-channels", "DNA"]
-    flags += ["--aggregate", "none", "--workers", 1, "--mask-cache", "none"]
+    flags += ["--aggregate", "none", "--segmenter", "watershed", "--workers", 1, "--mask-cache", "none"]
     process = command(*flags, "--out", tmp_path / "killed")
     while not len(list(tmp_path.glob(".killed.building/masks/*.tiff"))) > 2:
         assert process.poll() is None

@@ -150,7 +150,8 @@ if __name__ == "__main__":
 
 def test_a_disk_that_fills_up_while_shards_are_written_is_one_line(simulated, tmp_path):
     flags = ["build", "--load-data", simulated / "load_data.csv", "--images", simulated, "--workers", 1]
-    flags += ["--segment-channels", "DNA", "--aggregate", "none", "--out", tmp_path / "dataset"]
+    flags += ["--segment-channels", "DNA", "--segmenter", "watershed", "--aggregate", "none"]
+    flags += ["--out", tmp_path / "dataset"]
     done = limited(flags, 300_000)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
