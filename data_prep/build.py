@@ -22,7 +22,7 @@ from data_prep import masks, workers
 from data_prep.images import Aggregate
 from data_prep.output import creation_time, tidy, work_folder
 from data_prep.pool import Pool
-from data_prep.segment import Engine, SegmenterConfig, pipeline
+from data_prep.segment import Engine, Precision, SegmenterConfig, pipeline
 from data_prep.sites import FILE, SiteTable, channels_of, choose_label, merged_identities, read_sites
 from perturbjax.console import InputError, console, names_in, require, require_output, require_sound, track
 from perturbjax.dataset import INDEX, PROVENANCE, SCHEMA_VERSION, SOURCE_DIGEST, open_dataset, write_dataset
@@ -63,6 +63,8 @@ class BuildConfig:
     """Channels to segment, with commas; empty segments the aggregated image."""
     diameter: float = 0.0
     """Typical diameter in pixels of what is segmented; 0 leaves it to the engine."""
+    precision: Precision = "auto"
+    """What the segmenting network computes in; auto is bfloat16 for cpsam and float32 for the others."""
     label_column: str = ""
     """Column of the label; empty takes the first of Metadata_pert_iname, Metadata_broad_sample, Metadata_moa. none: the
     sites have no labels, and are there to be predicted."""
@@ -113,7 +115,7 @@ def build(options: BuildConfig) -> None:
         console.print(f"note: {note}")
     make_folder(options.out.parent)
 
-    engine = SegmenterConfig(chosen, options.weights, options.diameter)
+    engine = SegmenterConfig(chosen, options.weights, options.diameter, options.precision)
     with Pool(workers.worker_count(options.workers, chosen)) as pool:
         described = pipeline.describe(pool, engine)
         segmenter = {**described, "channels": list(segmented) or ["aggregate"]}

@@ -13,9 +13,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt, UInt16
 
-from perturbjax.console import require, require_sound
+from perturbjax.console import InputError, require, require_sound
 
 Engine = Literal["nuclei", "cellpose", "cellpose-torch", "watershed"]
+Precision = Literal["auto", "float32", "bfloat16"]
 #: Engines of networks in JAX: one process owns the accelerator that they run on.
 NETWORKS = ("nuclei", "cellpose")
 
@@ -42,6 +43,8 @@ class SegmenterConfig:
     """For cellpose: name of a published model, or path of a weights file; the other engines take none."""
     diameter: float = 0.0
     """Typical diameter of an object in pixels; 0 leaves it to the engine."""
+    precision: Precision = "auto"
+    """What a network in JAX computes in; auto is bfloat16 for cpsam and float32 for the others."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -54,14 +57,18 @@ def create(config: SegmenterConfig) -> Segmenter:
     Raises:
         InputError: the engine cannot run as configured.
     """
+    if config.precision != "auto" and config.engine not in NETWORKS:
+        raise InputError(
+            f"--precision {config.precision}: --segmenter {config.engine} has none; {' and '.join(NETWORKS)} do"
+        )
     if config.engine == "cellpose":
         from data_prep.segment.cellpose import Cellpose
 
-        return Cellpose(config.weights, config.diameter)
+        return Cellpose(config.weights, config.diameter, config.precision)
     if config.engine == "nuclei":
         from data_prep.segment.nuclei import Nuclei
 
-        return Nuclei(config.weights, config.diameter)
+        return Nuclei(config.weights, config.diameter, config.precision)
     if config.engine == "cellpose-torch":
         from data_prep.segment.cellpose_torch import CellposeTorch
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import UInt, UInt16
 
+from data_prep.segment import Precision
 from perturbjax.console import InputError
 from perturbjax.files import file_digest
 
@@ -22,12 +23,13 @@ MOST = int(np.iinfo(np.uint16).max)
 class Cellpose:
     """A network of cellpose for one process, which then owns the accelerator."""
 
-    def __init__(self, weights: str, diameter: float = 0.0):
+    def __init__(self, weights: str, diameter: float = 0.0, precision: Precision = "auto"):
         """
         Args:
             weights: `nuclei`, `cyto`, `cyto2`, `cyto3` or `cpsam` (from the cellpose package's cache, or fetched into
                 it), or path of a weights file.
             diameter: typical diameter of an object in pixels; 0 takes that of the images of the weights' training.
+            precision: what the network computes in; auto is bfloat16 for cpsam and float32 for the others.
 
         Raises:
             InputError: the weights cannot be found, read or used, or the diameter makes no sense.
@@ -36,7 +38,7 @@ class Cellpose:
 
         if not weights:
             raise InputError("--segmenter cellpose: needs --weights NAME or PATH; nothing is chosen for you")
-        self.network = Segmenter(weights, diameter)
+        self.network = Segmenter(weights, diameter, precision)
         self.finder: Segmenter | AnySize = self.network
         self.doubted: list[Any] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_prep.segment import Precision
 from data_prep.segment.cellpose import Cellpose
 from perturbjax.console import InputError
 
@@ -17,11 +18,12 @@ FLOW_THRESHOLD = 0.8
 class Nuclei(Cellpose):
     """The `cellpose` engine with the shipped weights, which look at every site at the scale of its own nuclei."""
 
-    def __init__(self, weights: str = "", diameter: float = 0.0):
+    def __init__(self, weights: str = "", diameter: float = 0.0, precision: Precision = "auto"):
         """
         Args:
             weights: must be empty.
             diameter: typical diameter of a nucleus in pixels; 0 finds it in each site.
+            precision: what the network computes in; auto is float32.
 
         Raises:
             InputError: weights were given, or the diameter makes no sense.
@@ -30,7 +32,7 @@ class Nuclei(Cellpose):
 
         if weights:
             raise InputError(f"--weights {weights}: --segmenter nuclei has its own; choose --segmenter cellpose")
-        super().__init__(WEIGHTS, diameter)
+        super().__init__(WEIGHTS, diameter, precision)
         self.network.rules = self.network.rules._replace(flow_threshold=FLOW_THRESHOLD)
         self.finder = self.network if diameter else AnySize(self.network)
 

@@ -56,6 +56,7 @@ def test_a_missing_and_an_empty_csv(plate, refused, build_arguments, tmp_path):
         (["--label-column", "Metadata_gene"], "--label-column Metadata_gene: .*it has Metadata_Plate"),
         (["--aggregate", "none"], "--segment-channels"),
         (["--weights", "nuclei"], "the watershed has no weights"),
+        (["--precision", "bfloat16"], "--precision bfloat16: --segmenter watershed has none"),
         (["--segmenter", "cellpose", "--weights", "cyto3"], "--segment-channels; there are DNA, Actin, Tubulin"),
         (["--segmenter", "cellpose", "--segment-channels", "DNA"], "needs --weights"),
         (

@@ -103,6 +103,10 @@ def test_cellpose_finds_the_packages_nuclei_and_says_what_ran(shared):
         assert average_precision(oracle.segment(image).astype(int), mask.astype(int), 0.9) == 1
 
 
+def test_a_network_computes_in_what_it_was_told():
+    assert segment.create(SegmenterConfig("nuclei", precision="bfloat16")).describe()["precision"] == "bfloat16"
+
+
 @pytest.fixture
 def torch_file(tmp_path):
     torch = pytest.importorskip("torch")
