@@ -6,12 +6,13 @@
 
 The programs are those of the paper's recipe (see `gpu.py`): a training step of 128 crops of 128² pixels in bf16 and
 float32, an epoch over the resident dataset, evaluation, feature extraction of 32 images of 224² in bf16, and the
-segmenter on 8 tiles of 224². A TPU's compiler estimates cycles for most operations; gathers and select-and-scatters
-carry none, nor do many small ones: `no estimate` names the kinds and `GB without` is what they move, so a cycle count
-is less than the whole. For the H100, `GB` over the bandwidth of its memory is a floor of the time: all operands and
-results of every kernel once, of a gather what it selects. The columns of the step's parts (augment, forward, backward,
-update) are GB on the H100 and millions of cycles on TPUs. `MiB` is what the program holds beside its arguments. `told
-MiB` is what collectives give, a device.
+segmenter: its network on 8 tiles of 224², and of a 1080² field with 512 cells the following of the flow (200 steps of
+262,144 pixels) and the judging of the cells (boxes of 48², heat spreading 192 steps). A TPU's compiler estimates cycles
+for most operations; gathers and select-and-scatters carry none, nor do many small ones: `no estimate` names the kinds
+and `GB without` is what they move, so a cycle count is less than the whole. For the H100, `GB` over the bandwidth of
+its memory is a floor of the time: all operands and results of every kernel once, of a gather what it selects. The
+columns of the step's parts (augment, forward, backward, update) are GB on the H100 and millions of cycles on TPUs.
+`MiB` is what the program holds beside its arguments. `told MiB` is what collectives give, a device.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ BANDWIDTH = {"v5e": 0.819e12, "v6e": 1.64e12, "h100": 3.35e12}
 PARTS = ("augment", "forward", "backward", "update")
 BASELINES = Path(__file__).with_name("aot_baselines.json")
 SIDE, IMAGES, TILES = 224, 32, 8
+#: A field's side, pixels of its cells, how many these are and the side of a cell's box.
+FIELD, CELL_PIXELS, CELLS, BOX = 1088, 2**18, 512, 48
 #: Operations that are told apart where they carry no estimate.
 HEAVY = r"gather|scatter|sort|convolution|dot|reduce|custom-call"
 INSTALL = "run `make aot-env`, then use .venv-aot/bin/python"
@@ -314,6 +317,42 @@ def _segmenter(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
     return jax.jit(forward), (*(abstract(tree, NamedSharding(mesh, P())) for tree in (params, stats)), x)
 
 
+def _following(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Following the flow of a field's cells: what `dynamics.follow` dispatches to an accelerator, of fixed length."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from perturbjax.segmentation import dynamics
+
+    def following(flow: jax.Array, places: jax.Array) -> jax.Array:
+        return dynamics._steps(flow, places, FIELD, FIELD, dynamics.STEPS)[0]
+
+    everywhere = NamedSharding(mesh, P())
+    flow = jax.ShapeDtypeStruct((FIELD, FIELD, 8), jnp.float32, sharding=everywhere)
+    return jax.jit(following), (flow, jax.ShapeDtypeStruct((CELL_PIXELS, 2), jnp.float32, sharding=everywhere))
+
+
+def _checking(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The flows and holes of a field's cells by their shapes alone: what `dynamics` dispatches to judge them."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from perturbjax.segmentation import dynamics
+
+    steps = np.full(CELLS, 4 * BOX, np.int32)
+
+    def checking(mine: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return dynamics._flow_of(mine, steps), dynamics._holes(mine)
+
+    mine = jax.ShapeDtypeStruct((CELLS, BOX, BOX), jnp.bool_, sharding=NamedSharding(mesh, P()))
+    return jax.jit(checking), (mine,)
+
+
 PROGRAMS: dict[str, Program] = {
     "step bf16": lambda mesh: _step(mesh, "bf16"),
     "step float32": lambda mesh: _step(mesh, "float32"),
@@ -322,6 +361,8 @@ PROGRAMS: dict[str, Program] = {
     "resnet50 bf16": lambda mesh: _features(mesh, "resnet50"),
     "efficientnet_b0 bf16": lambda mesh: _features(mesh, "efficientnet_b0"),
     "segmenter bf16": _segmenter,
+    "segmenter follow": _following,
+    "segmenter judge": _checking,
 }
 
 

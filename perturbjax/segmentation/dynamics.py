@@ -25,8 +25,9 @@ SINK, SINK_RADIUS, REACH, SPARSE = 10, 2, 5, 2
 MARGIN = 8
 #: Steps between two looks at which pixels still move, and how far (pixels in two steps) counts as moving.
 LOOK_EVERY, STILL = 32, 1e-3
-#: Pixels a batch of objects' boxes holds: at 4 bytes it stays in a core's cache through hundreds of steps.
-BATCH_PIXELS = 2**16
+#: Pixels a batch of objects' boxes holds: at 4 bytes it stays in a core's cache through hundreds of steps. An
+#: accelerator takes all objects at once, up to the second number: a step over few costs it no less.
+BATCH_PIXELS, MOST_PIXELS = 2**16, 2**22
 #: Smallest side of an object's box.
 SMALLEST_BOX = 16
 
@@ -227,7 +228,7 @@ def _judged(
         members = ids[sides == side]
         # Objects of like extent together: a batch takes as many steps as its largest needs.
         members = members[np.argsort(extent[sides == side].sum(1), kind="stable")]
-        batch = max(BATCH_PIXELS // int(side) ** 2, 1)
+        batch = _together(int(side), len(members))
         for start in range(0, len(members), batch):
             some = np.pad(members[start : start + batch], (0, max(start + batch - len(members), 0)))
             error, filled, any_hole = _check(maps, device_labels, some, boxes[some], side=int(side))
@@ -242,6 +243,14 @@ def _judged(
     whole = labels[: size[0], : size[1]]
     table = np.where(keep, np.arange(len(areas)), 0).astype(np.uint32)
     return Objects(_numbered(_filled(table[whole], np.concatenate(holes), keep, areas), rules.smallest), errors[ids])
+
+
+def _together(side: int, count: int) -> int:
+    """How many of `count` objects with boxes of one side are looked at in one go; of few numbers, each a program."""
+    batch = max(BATCH_PIXELS // side**2, 1)
+    if jax.default_backend() == "cpu":
+        return batch
+    return min(_rounded(count, batch), max(MOST_PIXELS // side**2, 1))
 
 
 def _sides(extent: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:

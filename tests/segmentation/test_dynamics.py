@@ -116,3 +116,11 @@ def test_more_objects_than_16_bits_number_get_32():
     labels = np.arange(70_000 * 4).reshape(-1, 700)
     numbered = dynamics._numbered((labels // 4).astype(np.uint32), smallest=1)
     assert numbered.dtype == np.uint32 and numbered.max() == 69_999
+
+
+def test_an_accelerator_which_judges_all_objects_at_once_finds_the_same(monkeypatch):
+    _, maps = field_of((300, 310), 160)
+    apart = dynamics.objects(maps, 300, 310, 200)
+    monkeypatch.setattr(dynamics.jax, "default_backend", lambda: "gpu")
+    assert dynamics._together(24, 160) >= 160 > dynamics.BATCH_PIXELS // 24**2
+    assert agreement(apart.labels, dynamics.objects(maps, 300, 310, 200).labels, iou=0.99) == 1
