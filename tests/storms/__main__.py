@@ -84,11 +84,14 @@ def run(options: Config) -> list[Finding]:
             name, storm = parts[number]
             arena, place = arenas.get(), Path(folder) / f"part{number}"
             place.mkdir()
+            found = []
             try:
-                found = list(storm(arena, place))
+                found.extend(storm(arena, place))
+            except Exception as error:  # of the storm: the others go on, and it is told at the end
+                found.append(Finding(name, "the storm itself", "", "traceback", repr(error), 0, 0))
             finally:
                 arenas.put(arena)
-                shutil.rmtree(place)
+                shutil.rmtree(place, ignore_errors=True)
             ended = ", ".join(f"{n} {outcome}" for outcome, n in Counter(one.outcome for one in found).items())
             print(f"{name}: {ended}", file=sys.stderr, flush=True)
             for one in found:
@@ -112,6 +115,7 @@ def plan(made: Material, options: Config) -> list[tuple[str, Storm]]:
     tried = [subject for subject in files.subjects(made) if options.mutations and re.search(options.only, subject.name)]
     shares = {subject.name: subject.cost**-0.75 for subject in tried}
     for subject in tried:
+        subject.source()  # before several processes ask for it at once
         count = max(round(options.mutations * shares[subject.name] / sum(shares.values())), 1)
         for start in range(0, count, PART):
             damage = partial(_damage, subject=subject, count=min(PART, count - start), seed=options.seed + start)

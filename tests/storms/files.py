@@ -123,9 +123,11 @@ def subjects(made: Material) -> list[Subject]:
 
 
 def _folder_of(folder: Path, *files: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    for file in files:
-        shutil.copy(file, folder)
+    """Those files in a folder of their own; once, since others may be reading there."""
+    if not folder.exists():
+        folder.mkdir()
+        for file in files:
+            shutil.copy(file, folder)
     return folder
 
 
