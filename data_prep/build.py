@@ -24,6 +24,7 @@ from data_prep.output import creation_time, tidy, work_folder
 from data_prep.pool import Pool
 from data_prep.segment import Engine, Precision, SegmenterConfig, pipeline
 from data_prep.sites import FILE, SiteTable, channels_of, choose_label, merged_identities, read_sites
+from data_prep.sources import Project
 from perturbjax.console import InputError, console, names_in, require, require_output, require_sound, track
 from perturbjax.dataset import INDEX, PROVENANCE, SCHEMA_VERSION, SOURCE_DIGEST, open_dataset, write_dataset
 from perturbjax.files import make_folder, read_json
@@ -72,6 +73,8 @@ class BuildConfig:
     """TSV with well_position and broad_sample, where the CSV does not say what a well got."""
     compounds: Path | None = None
     """TSV with broad_sample, pert_iname, InChIKey … to join to the platemap."""
+    project: Project = "none"
+    """How a stack of focal planes becomes one; none refuses stacks. middle: of an even number the upper one."""
     resize: int = 0
     """Store images and masks at N x N pixels; 0 keeps their size."""
     workers: int = 0
@@ -109,6 +112,7 @@ def build(options: BuildConfig) -> None:
         channels=tuple(dict.fromkeys(stored + segmented)),
         platemap=options.platemap,
         compounds=options.compounds,
+        project=options.project,
     )
     label_column = choose_label(table.sites, options.label_column, options.load_data)
     for note in merged_identities(table.sites, label_column):
@@ -169,6 +173,7 @@ def _facts(
         "channels": list(stored),
         "channels_stored": list(stored) if options.aggregate == "none" else ["aggregate"],
         "aggregate": options.aggregate,
+        **({} if options.project == "none" else {"project": options.project}),
         "resize": options.resize,
         "label_column": label_column,
         "segmenter": segmenter,

@@ -11,8 +11,8 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.images import probe_plane
 from data_prep.sites import FILE, IDENTITY_COLUMNS, SiteTable, choose_label, merged_identities, read_sites
+from data_prep.sources import probe_planes
 from perturbjax.console import InputError, PlainConsole, require_sound, terminal_text, track
 from perturbjax.plates import COMPOUND_COLUMNS, PLATE, SITE, WELL, shared_layouts
 
@@ -60,18 +60,22 @@ def inspect(options: InspectConfig) -> None:
         platemap=options.platemap,
         compounds=options.compounds,
         must_exist=False,
+        project="middle",  # nothing is read; a stack is told of below
     )
     label_column = choose_label(table.sites, options.label_column, options.load_data)
     out = PlainConsole()
     if not out.is_terminal:
         out.width = PLAIN_WIDTH
     out.print(_counts(table))
-    out.print(_channels(table, sizes := _sizes(table)))
+    sizes, deepest = _sizes(table)
+    out.print(_channels(table, sizes))
     out.print(_labels(table, label_column))
     found = warnings(table.sites, label_column) if label_column else []
     found += merged_identities(table.sites, label_column)
     if len({shape for counts in sizes.values() for shape, _ in counts}) > 1:
         found.append("sites differ in size; training needs one size: build with --resize N")
+    if deepest > 1:
+        found.append(f"files hold stacks of up to {deepest} planes: build with --project max, mean or middle")
     for warning in found:
         out.print(Text.assemble(("warning", "yellow"), f": {terminal_text(warning)}"))
     _refuse_missing(table)
@@ -127,18 +131,23 @@ def _span(counts: pd.Series) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-def _sizes(table: SiteTable) -> dict[str, Counter]:
-    """Channel → how many of the sampled files have each ((height, width), type)."""
+def _sizes(table: SiteTable) -> tuple[dict[str, Counter], int]:
+    """Channel → how many of the sampled planes have each ((height, width), type), and the deepest stack's planes."""
     picked = np.unique(np.linspace(0, len(table) - 1, SAMPLE).astype(int))
     sizes: dict[str, Counter] = {channel: Counter() for channel in table.channels}
+    deepest = 1
     rows = table.sites.iloc[picked].to_dict("records")
     for row in track(rows, total=len(rows), label="sampling files", unit="sites"):
-        for channel in table.channels:
-            if row[FILE + channel]:
-                where = f"{table.source}, row {row['row']}, channel {channel}"
-                dtype, shape = probe_plane(row[FILE + channel], where)
-                sizes[channel][shape, dtype.name] += 1
-    return sizes
+        planes = {channel: row[FILE + channel] for channel in table.channels if row[FILE + channel].file}
+        probes = probe_planes(planes.values(), f"{table.source}, row {row['row']}")
+        for channel, plane in planes.items():
+            sizes[channel][probes[plane].shape, probes[plane].dtype.name] += 1
+            deepest = max(deepest, probes[plane].depth)
+    return sizes, deepest
+
+
+def _missing(table: SiteTable, channel: str) -> pd.Series:
+    return table.sites[FILE + channel].map(lambda plane: not plane.file)
 
 
 def _channels(table: SiteTable, sizes: dict[str, Counter]) -> Table:
@@ -146,7 +155,7 @@ def _channels(table: SiteTable, sizes: dict[str, Counter]) -> Table:
     for heading in ("channel", "files", "missing", "height x width, type (sampled)"):
         shown.add_column(heading)
     for channel in table.channels:
-        missing = int((table.sites[FILE + channel] == "").sum())
+        missing = int(_missing(table, channel).sum())
         kinds = ", ".join(f"{h} x {w} {dtype} ({n})" for ((h, w), dtype), n in sizes[channel].most_common(4))
         shown.add_row(channel, str(len(table) - missing), Text(str(missing), "red" if missing else ""), kinds or "-")
     return shown
@@ -178,9 +187,9 @@ def _spread(counts: pd.Series) -> str:
 
 def _refuse_missing(table: SiteTable) -> None:
     for channel in table.channels:
-        missing = table.sites.loc[table.sites[FILE + channel] == "", "row"]
+        missing = table.sites.loc[_missing(table, channel), "row"]
         if len(missing):
-            total = sum(int((table.sites[FILE + other] == "").sum()) for other in table.channels)
+            total = sum(int(_missing(table, other).sum()) for other in table.channels)
             raise InputError(
                 f"{table.source}, row {missing.iloc[0]}, channel {channel}: the file is missing ({total} such files); "
                 "check --images"

@@ -1,7 +1,8 @@
 """From a JUMP-style load_data.csv to one validated row per site.
 
 A row names one file per channel (`FileName_Orig<CHANNEL>`, `PathName_Orig<CHANNEL>`, or `URL_Orig<CHANNEL>`) and what
-is known of the site (`Metadata_*`). Channels are found by the name in their column, never by their position.
+is known of the site (`Metadata_*`). Channels are found by the name in their column, never by their position. Where a
+file holds several, `Series_Orig<CHANNEL>`, `Channel_Orig<CHANNEL>` and `Frame_Orig<CHANNEL>` say what is meant.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from data_prep.platemap import join_platemap
+from data_prep.sources import Plane, Project
+from data_prep.sources.finder import FileFinder
 from data_prep.tables import FIRST_ROW, SOLVENT, read_table
 from perturbjax.console import InputError
 from perturbjax.files import file_digest
@@ -31,11 +35,13 @@ IDENTITY_COLUMNS = (
     "Metadata_moa",
     "Metadata_concentration_uM",
 )
-#: Prefix of the columns this module adds: one absolute file path per channel.
+#: Prefix of the columns this module adds: where each channel lies, as a `Plane`.
 FILE = "file_"
 #: Columns that name files, as (pattern before the channel, what they hold), the first kind found being used.
 FILE_COLUMNS = (("FileName_Orig", "name"), ("URL_Orig", "url"), ("FileName_(?!Illum)", "name"))
-FILE_COLUMN_PATTERN = re.compile("(FileName|PathName|URL)_")
+FILE_COLUMN_PATTERN = re.compile("(FileName|PathName|URL|Series|Frame|Channel)_")
+#: Columns that say which image and which plane of a file is meant (CellProfiler's LoadData has the same), from 0.
+NUMBERS = {"Series": "series", "Frame": "frame"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class SiteTable:
     """All sites of a load_data.csv, in its order.
 
     Attributes:
-        sites: `site_id` (unique), `row` (line in the CSV), every `Metadata_*` as text, `file_<CHANNEL>` paths.
+        sites: `site_id` (unique), `row` (line in the CSV), every `Metadata_*` as text, `file_<CHANNEL>` as a `Plane`,
+            whose file is empty where there is none.
         channels: the channels asked for, in the order asked for.
         source: the CSV.
         sha256: of each file it was read from, by the flag that names it.
@@ -70,6 +77,7 @@ def read_sites(
     platemap: Path | None = None,
     compounds: Path | None = None,
     must_exist: bool = True,
+    project: Project = "none",
 ) -> SiteTable:
     """Read and validate a load_data.csv.
 
@@ -80,6 +88,7 @@ def read_sites(
         platemap: TSV with `well_position` and `broad_sample`, joined on the well.
         compounds: TSV with `broad_sample` and what is known of it, joined on `broad_sample`.
         must_exist: every file of every row must be there.
+        project: how a stack of planes becomes one.
 
     Raises:
         InputError: the CSV is missing, empty or malformed; a column, a channel or a file is missing; a plate, well or
@@ -107,9 +116,10 @@ def read_sites(
     finder = FileFinder(Path(images), must_exist)
     for channel in chosen:
         names, folders = locations[channel]
+        chosen_planes = _selections(table, channel, load_data)
         sites[FILE + channel] = [
-            finder.find(folder, name, f"{load_data}, row {row}, channel {channel}")
-            for row, folder, name in zip(sites["row"], folders, names, strict=True)
+            Plane(finder.find(folder, name, f"{load_data}, row {row}, channel {channel}"), project=project, **selection)
+            for row, folder, name, selection in zip(sites["row"], folders, names, chosen_planes, strict=True)
         ]
     files = {"load_data": load_data, "platemap": platemap, "compounds": compounds}
     sha256 = {name: file_digest(Path(path)) for name, path in files.items() if path}
@@ -194,6 +204,26 @@ def file_locations(table: pd.DataFrame, source: Path) -> dict[str, tuple[pd.Seri
     raise InputError(f"{source}: has no FileName_Orig<CHANNEL> column, so no channel can be found by name")
 
 
+def _selections(table: pd.DataFrame, channel: str, source: Path) -> list[dict[str, Any]]:
+    """What each row says of where in its file a channel lies, as fields of a `Plane`.
+
+    Raises:
+        InputError: a series or a frame is no number.
+    """
+    nothing = pd.Series("", index=table.index)
+
+    def column(kind: str) -> pd.Series:
+        return table.get(f"{kind}_Orig{channel}", table.get(f"{kind}_{channel}", nothing))
+
+    found: list[dict[str, Any]] = [{"channel": name or channel} for name in column("Channel")]
+    for kind, field in NUMBERS.items():
+        for row, (text, selection) in enumerate(zip(column(kind), found, strict=True), FIRST_ROW):
+            if text and not re.fullmatch("[0-9]{1,9}", text):
+                raise InputError(f"{source}, row {row}: {kind}_Orig{channel} is {text!r}; it must be a number from 0")
+            selection[field] = int(text) if text else None
+    return found
+
+
 def normalise_position(sites: pd.DataFrame, source: Path) -> None:
     """Spell wells and sites alike, in place.
 
@@ -219,52 +249,3 @@ def _refuse_duplicates(sites: pd.DataFrame, source: Path) -> None:
             f"{source}, rows {rows.iloc[0]} and {rows.iloc[1]}: both are plate {first[PLATE]}, well {first[WELL]}, "
             f"site {first[SITE]}; a site may stand only once"
         )
-
-
-class FileFinder:
-    """Finds the file a row names, below the images folder or where the row says.
-
-    A path written on another machine is matched by its last folders: the longest run of them that exists below
-    the images folder. Folders are listed once, since a plate has tens of thousands of files in a few of them.
-    """
-
-    def __init__(self, images: Path, must_exist: bool = True):
-        if not images.is_dir():
-            raise InputError(f"--images {images}: no such folder")
-        self.images = images.resolve()
-        self.must_exist = must_exist
-        self._listings: dict[Path, frozenset[str]] = {}
-        self._candidates: dict[str, list[Path]] = {}
-
-    def find(self, folder: str, name: str, where: str) -> str:
-        """Absolute path of a file; "" where it is absent and need not exist.
-
-        Raises:
-            InputError: the row names no file, or the file is not there.
-        """
-        if not name:
-            raise InputError(f"{where}: names no file")
-        if folder not in self._candidates:
-            self._candidates[folder] = list(dict.fromkeys(self._folders(folder)))
-        for candidate in self._candidates[folder]:
-            if name in self._names(candidate):
-                return str(candidate / name)
-        if not self.must_exist:
-            return ""
-        raise InputError(f"{where}: {name} is neither in {folder or '(no path)'} nor below --images {self.images}")
-
-    def _folders(self, folder: str):
-        written = PurePosixPath(folder.replace("\\", "/"))
-        if written.is_absolute():
-            yield Path(written)
-        parts = [part for part in written.parts if part != "/"]
-        for start in range(len(parts) + 1):
-            yield self.images.joinpath(*parts[start:])
-
-    def _names(self, folder: Path) -> frozenset[str]:
-        if folder not in self._listings:
-            try:
-                self._listings[folder] = frozenset(entry.name for entry in folder.iterdir())
-            except OSError:
-                self._listings[folder] = frozenset()
-        return self._listings[folder]

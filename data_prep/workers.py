@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +15,12 @@ from data_prep import segment
 from data_prep.images import (
     Aggregate,
     aggregate_channels,
-    decode_plane,
-    probe_plane,
-    read_file,
     resize_image,
     resize_mask,
     stack_planes,
 )
 from data_prep.masks import MaskStore, mask_key
+from data_prep.sources import Plane, pixel_digest, probe_planes, read_planes
 from perturbjax.console import InputError
 from perturbjax.dataset import SitePixels, site_statistics
 
@@ -36,13 +33,13 @@ class Site:
     """`site_id`."""
     where: str
     """CSV and row, for messages."""
-    stored: tuple[str, ...]
-    """Files of the channels that make the stored image."""
-    segmented: tuple[str, ...]
-    """Files of the channels that are segmented; empty segments the stored image."""
+    stored: tuple[Plane, ...]
+    """The channels that make the stored image."""
+    segmented: tuple[Plane, ...]
+    """The channels that are segmented; empty segments the stored image."""
 
     @property
-    def files(self) -> tuple[str, ...]:
+    def planes(self) -> tuple[Plane, ...]:
         return tuple(dict.fromkeys((*self.stored, *self.segmented)))
 
 
@@ -83,30 +80,28 @@ def probe_sites(sites: list[Site]) -> list[tuple[str, tuple[int, int]]]:
     """Stored type and (height, width) of each site from its files' headers.
 
     Raises:
-        InputError: a file is no TIFF of one plane, is cut short, or channels of a site differ in shape.
+        InputError: a plane is not there, cannot be read, or is cut short, or channels of a site differ in shape.
     """
     found = []
     for site in sites:
-        paths = (*site.stored, *site.segmented)
-        probes = [probe_plane(path, site.where) for path in paths]
-        for path, (_, shape) in zip(paths, probes, strict=True):
-            if shape != probes[0][1]:
-                raise InputError(f"{site.where}: {path} is {shape}, but {paths[0]} of the same site is {probes[0][1]}")
-        stored = [dtype for dtype, _ in probes[: len(site.stored)]]
-        found.append((np.result_type(*stored).name, probes[0][1]))
+        probes = probe_planes(site.planes, site.where)
+        first, shape = site.planes[0], probes[site.planes[0]].shape
+        for plane, probe in probes.items():
+            if probe.shape != shape:
+                raise InputError(f"{site.where}: {plane} is {probe.shape}, but {first} of the same site is {shape}")
+        found.append((np.result_type(*(probes[plane].dtype for plane in site.stored)).name, shape))
     return found
 
 
 def digest_sites(sites: list[Site]) -> list[str]:
-    """SHA-256 of the files each site is made from, as a build records it."""
-    return [_digest([read_file(path, site.where) for path in site.files]) for site in sites]
+    """SHA-256 of the pixels each site is made from, as a build records it."""
+    return [pixel_digest(read_planes(site.planes, site.where).values()) for site in sites]
 
 
 def segment_site(task: tuple[Site, Settings]) -> int | None:
     """Segment a site and keep its mask; the number of its cells, or None where its mask was there already."""
     site, settings = task
-    contents = {path: read_file(path, site.where) for path in site.segmented or site.stored}
-    image = _segmented(site, settings, contents)
+    image = _segmented(site, settings, read_planes(site.segmented or site.stored, site.where))
     key = mask_key(image, settings.described)
     if settings.masks.find(key):
         return None
@@ -121,8 +116,7 @@ def segment_site(task: tuple[Site, Settings]) -> int | None:
 def read_site(task: tuple[Site, Settings]) -> tuple[str, UInt[np.ndarray, "h w c"] | None]:
     """The key of a site's mask, and what is to be segmented; None where its mask is there already."""
     site, settings = task
-    contents = {path: read_file(path, site.where) for path in site.segmented or site.stored}
-    image = _segmented(site, settings, contents)
+    image = _segmented(site, settings, read_planes(site.segmented or site.stored, site.where))
     key = mask_key(image, settings.described)
     return key, None if settings.masks.find(key) else image
 
@@ -134,31 +128,22 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
         InputError: a file cannot be read, or changed since it was segmented.
     """
     site, settings, dtype = task
-    contents = {path: read_file(path, site.where) for path in site.files}
-    image = aggregate_channels(_stack(site, site.stored, contents), settings.aggregate)
-    segmented = _segmented(site, settings, contents) if site.segmented else image
+    planes = read_planes(site.planes, site.where)
+    image = aggregate_channels(stack_planes(planes, site.stored, site.where), settings.aggregate)
+    segmented = _segmented(site, settings, planes) if site.segmented else image
     mask = settings.masks.get(mask_key(segmented, settings.described))
     if mask is None or mask.shape != image.shape[:2]:
         raise InputError(f"{site.where}: its images changed while they were built; run the same command again")
     if settings.resize:
         image, mask = resize_image(image, settings.resize), resize_mask(mask, settings.resize)
-    digest = _digest(list(contents.values()))
-    return SitePixels(np.ascontiguousarray(image.astype(dtype)), mask, site_statistics(image), digest)
+    pixels = np.ascontiguousarray(image.astype(dtype))
+    return SitePixels(pixels, mask, site_statistics(image), pixel_digest(planes.values()))
 
 
-def _segmented(site: Site, settings: Settings, contents: dict[str, bytes]) -> UInt[np.ndarray, "h w c"]:
+def _segmented(
+    site: Site, settings: Settings, planes: dict[Plane, UInt[np.ndarray, "_ _"]]
+) -> UInt[np.ndarray, "h w c"]:
     """What the engine is given."""
     if site.segmented:
-        return _stack(site, site.segmented, contents)
-    return aggregate_channels(_stack(site, site.stored, contents), settings.aggregate)
-
-
-def _stack(site: Site, paths: tuple[str, ...], contents: dict[str, bytes]) -> UInt[np.ndarray, "h w c"]:
-    return stack_planes({path: decode_plane(contents[path], path, site.where) for path in paths}, paths, site.where)
-
-
-def _digest(contents: list[bytes]) -> str:
-    digest = hashlib.sha256()
-    for content in contents:
-        digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()
+        return stack_planes(planes, site.segmented, site.where)
+    return aggregate_channels(stack_planes(planes, site.stored, site.where), settings.aggregate)

@@ -20,7 +20,7 @@ PROVENANCE = "provenance.json"
 #: `p01_NAME`, `p50_NAME` and `p99_NAME`: statistics of the site's stored pixels, in stored units.
 INDEX_COLUMNS = ("site_id", "label", "height", "width", "n_cells", "mask_area")
 STATISTICS = ("mean", "std", "p01", "p50", "p99")
-#: Index column with the SHA-256 of the files a site was made from, where it was made from files.
+#: Index column with the SHA-256 of the planes of pixels a site was made from, whatever files they lay in.
 SOURCE_DIGEST = "source_sha256"
 #: The one class of a dataset without labels: every record must have one, and its features name it.
 UNLABELLED = "unlabelled"
@@ -37,7 +37,7 @@ class SitePixels:
     statistics: Float64[np.ndarray, "c 5"] | None = None
     """What `site_statistics` gives, where it was computed elsewhere already."""
     source_sha256: str = ""
-    """Digest of the files it was made from."""
+    """Digest of the planes it was made from."""
 
 
 @dataclass(frozen=True)

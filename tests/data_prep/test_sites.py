@@ -16,7 +16,7 @@ def test_every_row_is_one_site_with_its_files_in_the_order_asked_for(plate):
     assert table.channels == ("Tubulin", "DNA")
     first = table.sites.iloc[0]
     assert (first["site_id"], first["row"]) == ("SIM001_A01_1", 2)
-    assert first["file_Tubulin"] == str((plate / "images/SIM001/SIM001_A01_s01_Tubulin.tiff").resolve())
+    assert first["file_Tubulin"].file == str((plate / "images/SIM001/SIM001_A01_s01_Tubulin.tiff").resolve())
 
 
 def test_channels_go_by_name_whatever_the_order_of_columns(plate, edit):
@@ -42,7 +42,7 @@ def test_a_path_of_another_machine_is_matched_by_its_last_folders(plate, edit, w
 
     edit(change)
     found = read_sites(plate / "load_data.csv", plate).sites["file_DNA"]
-    assert all(Path(path).is_file() for path in found)
+    assert all(Path(plane.file).is_file() for plane in found)
 
 
 def test_urls_serve_where_there_are_no_file_names(plate, edit):
@@ -55,7 +55,7 @@ def test_urls_serve_where_there_are_no_file_names(plate, edit):
     edit(change)
     table = read_sites(plate / "load_data.csv", plate)
     assert table.channels == ("DNA", "Actin", "Tubulin")
-    assert table.sites["file_DNA"].map(lambda path: Path(path).is_file()).all()
+    assert table.sites["file_DNA"].map(lambda plane: Path(plane.file).is_file()).all()
 
 
 @pytest.mark.parametrize(("spelling", "well"), [("a1", "A01"), ("A01", "A01"), ("P024", "P24"), ("AF48", "AF48")])

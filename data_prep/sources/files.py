@@ -1,0 +1,58 @@
+"""The bytes of an image file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import BinaryIO
+
+from perturbjax.console import InputError
+from perturbjax.dataset import LARGEST_SITE
+
+#: Bytes a file of one plane may have beyond its pixels, uncompressed.
+_HEADER_BYTES = 64 << 20
+#: Bytes a file may have that must be read as a whole: two for every pixel.
+LARGEST_FILE = 2 * LARGEST_SITE + _HEADER_BYTES
+
+
+def open_file(file: str, where: str) -> BinaryIO:
+    """A file to read and seek in; the caller closes it.
+
+    Raises:
+        InputError: it is a folder, a pipe or a device, or cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            raise InputError(f"{where}: {file} is not a file, and so not a readable image")
+        return open(file, "rb")
+    except OSError as error:
+        raise InputError(f"{where}: {file} cannot be read ({error.strerror or error})") from error
+
+
+def read_file(file: str, where: str, most: int = LARGEST_FILE) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        InputError: as `open_file`, or it is too large for an image that is decoded as a whole.
+    """
+    with open_file(file, where) as opened:
+        try:
+            content = opened.read(most + 1)
+        except OSError as error:
+            raise InputError(f"{where}: {file} cannot be read ({error.strerror or error})") from error
+    if len(content) > most:
+        raise InputError(f"{where}: {file} has more than {most} bytes, more than one plane can; crop or tile it")
+    return content
+
+
+def read_start(file: str, where: str, size: int) -> bytes:
+    """The first bytes of a file, for its header.
+
+    Raises:
+        InputError: as `open_file`.
+    """
+    with open_file(file, where) as opened:
+        try:
+            return opened.read(size)
+        except OSError as error:
+            raise InputError(f"{where}: {file} cannot be read ({error.strerror or error})") from error
