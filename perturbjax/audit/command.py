@@ -18,7 +18,6 @@ from perturbjax.audit.sources import Answered, Material
 from perturbjax.console import InputError, require, track
 from perturbjax.evaluation.baselines import Unavailable
 from perturbjax.evaluation.bootstrap import resample
-from perturbjax.evaluation.calibration import Confidence, confidence
 from perturbjax.evaluation.judge import Fold, Subject, judge
 from perturbjax.evaluation.judgement import MODEL
 from perturbjax.evaluation.permutation import permutation_p
@@ -138,16 +137,7 @@ def _judge(
         p, why = _p(material, dealt, np.concatenate(said), config), ""
     except Unavailable as reason:
         p, why = None, str(reason)
-    return Answer(
-        dealt.policy, judgement, p, why, dealt.unanswerable, _confidence(material, dealt, np.concatenate(said))
-    )
-
-
-def _confidence(material: Material, dealt: Dealt, said: Float[np.ndarray, "n classes"]) -> Confidence:
-    """Calibration with each fold's temperature from the others; of a single fold halves of its wells take its place."""
-    fold = np.repeat(np.arange(len(dealt.folds)), [len(test) for _, test in dealt.folds])
-    parts = fold if len(dealt.folds) > 1 else material.wells[dealt.judged] % 2
-    return confidence(material.labels[dealt.judged], said, parts)
+    return Answer(dealt.policy, judgement, p, why, dealt.unanswerable)
 
 
 def _p(material: Material, dealt: Dealt, said: Float[np.ndarray, "n classes"], config: AuditConfig) -> float:
