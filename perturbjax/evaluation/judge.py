@@ -220,7 +220,7 @@ class _Panel:
 
 
 def judging_parts(folds: Sequence[Fold], wells: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " n"]:
-    """What a temperature is fitted on and what by: folds, or of a single fold two halves of its wells, dealt by luck."""
+    """What temperatures are fitted across: folds, or of a single fold two halves of its wells, dealt by luck."""
     if len(folds) > 1:
         return np.repeat(np.arange(len(folds)), [len(fold.test) for fold in folds])
     return np.random.default_rng(seed).permutation(int(wells.max()) + 1)[wells] % 2
