@@ -19,8 +19,9 @@ class AuditConfig:
     out: Path
     """Folder for audit.json, audit.csv and audit.html."""
     features: tuple[Path, ...] = ()
-    """Tables of features (parquet or CSV), as `perturbjax features`, CellProfiler or pycytominer write them. --data
-    beside them adds the cell counts and the brightness of their sites."""
+    """Tables of features (parquet or CSV), as `perturbjax features`, CellProfiler or pycytominer write them; tables of
+    other features of the same sites are joined. --data beside them adds the cell counts and the brightness of their
+    sites."""
     run: Path | None = None
     """A run that was evaluated: its network answers for the split that it was trained on."""
     label_column: str = ""

@@ -58,9 +58,9 @@ class Order:
         cls, seed: int, records: Int[np.ndarray, " n"], batch_size: int, epochs: int, steps: int = 0
     ) -> Order:
         """Training's order: every epoch shuffled by (seed, epoch), see `epoch_order`."""
-        options = {"seed": seed, "records": np.asarray(records), "batch_size": batch_size, "steps": steps}
+        deal = functools.partial(_shuffled, seed=seed, records=np.asarray(records), batch_size=batch_size, steps=steps)
         in_epoch = steps or -(-len(records) // batch_size)
-        return cls(functools.partial(_shuffled, **options), in_epoch, 0, epochs * in_epoch)
+        return cls(deal, in_epoch, 0, epochs * in_epoch)
 
     @classmethod
     def once(cls, records: Int[np.ndarray, " n"], batch_size: int) -> Order:
