@@ -105,6 +105,9 @@ class OptimConfig:
     """Passes over the training sites."""
     batch_size: int = 128
     """Sites a step, over all devices."""
+    steps_per_epoch: int = 0
+    """Steps an epoch; 0: as many as one pass over the training sites takes. More begin another pass, fewer leave sites
+    out; none is padded."""
     learning_rate: float = 0.005
     """Peak of the one-cycle schedule."""
     weight_decay: float = 1e-4
@@ -125,6 +128,7 @@ class OptimConfig:
         require_sound(self)
         require("epochs", self.epochs, self.epochs >= 1, "at least one")
         require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
+        require("steps-per-epoch", self.steps_per_epoch, self.steps_per_epoch >= 0, "0 (one pass) or more")
         require("learning-rate", self.learning_rate, self.learning_rate > 0, "greater than 0")
         require("weight-decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         require("warmup", self.warmup, 0 <= self.warmup <= 1, "a share from 0 to 1")

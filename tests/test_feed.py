@@ -100,6 +100,17 @@ def test_an_epoch_visits_each_record_exactly_once(n, batch_size, epoch, seed):
     assert np.array_equal(indices, again)
 
 
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 9))
+def test_so_many_steps_an_epoch_visit_records_equally_often_but_for_one(n, batch_size, steps):
+    indices, weight = epoch_order(SEED, 3, np.arange(n), batch_size, steps)
+    assert indices.shape == (steps, batch_size) and (weight == 1).all()
+    visits = np.bincount(indices.ravel(), minlength=n)
+    assert visits.max() - visits.min() <= 1
+    order = Order.of_epochs(SEED, np.arange(n), batch_size, epochs=4, steps=steps)
+    assert order.steps_per_epoch == steps and len(order) == 4 * steps
+    assert np.array_equal(order[3 * steps].positions, indices[0])
+
+
 def test_epochs_and_seeds_differ_in_order():
     first, other_epoch, other_seed = (epoch_order(s, e, RECORDS, 8)[0] for s, e in ((0, 0), (0, 1), (1, 0)))
     assert not np.array_equal(first, other_epoch)

@@ -18,7 +18,6 @@ from perturbjax.audit.sources import Answered, Material
 from perturbjax.console import InputError, require, track
 from perturbjax.evaluation.baselines import Unavailable
 from perturbjax.evaluation.bootstrap import resample
-from perturbjax.evaluation.calibration import Confidence, confidence
 from perturbjax.evaluation.judge import Fold, Subject, judge
 from perturbjax.evaluation.judgement import MODEL
 from perturbjax.evaluation.permutation import permutation_p
@@ -38,6 +37,8 @@ def audit(config: AuditConfig) -> Audit:
     model = _model(config.model)
     if config.run is not None:
         material, answered = sources.of_run(config, config.run)
+        if config.train:
+            return audit_trained(material, config, model)
         return audit_run(material, answered, config, model)
     return audit_features(sources.of_features(config), config, model)
 
@@ -60,15 +61,41 @@ def audit_features(material: Material, config: AuditConfig, model: str) -> Audit
     Raises:
         InputError: the data allows no split at all, or the model cannot be fitted.
     """
-    dealt, refused = deal(material.index, label="label", folds=config.folds, seed=config.seed)
-    if not dealt:
-        reasons = "; ".join(f"{policy}: {why}" for policy, why in refused.items())
-        raise InputError(f"{material.what}: no split can be made ({reasons}); it takes each class in two wells or more")
+    dealt, refused = _dealt(material, config)
     jobs = [(one, fold) for one in dealt for fold in range(len(one.folds))]
     said: dict[str, dict[str, Said]] = {one.policy: {} for one in dealt}
     for one, fold in track(jobs, total=len(jobs), label="audit", unit="folds"):
         for who, answer in _fit(material, one, fold, config, model):
             said[one.policy].setdefault(who, []).append(answer)
+    return _audited(material, dealt, refused, model, said, config)
+
+
+#: Probabilities of the judged sites, fold after fold.
+Said = list[Float[np.ndarray, "_n classes"]]
+
+
+def _dealt(material: Material, config: AuditConfig) -> tuple[tuple[Dealt, ...], dict[str, str]]:
+    """Every split that the data allows, and why not the others.
+
+    Raises:
+        InputError: it allows none.
+    """
+    dealt, refused = deal(material.index, label="label", folds=config.folds, seed=config.seed)
+    if not dealt:
+        reasons = "; ".join(f"{policy}: {why}" for policy, why in refused.items())
+        raise InputError(f"{material.what}: no split can be made ({reasons}); it takes each class in two wells or more")
+    return dealt, refused
+
+
+def _audited(
+    material: Material,
+    dealt: tuple[Dealt, ...],
+    refused: dict[str, str],
+    model: str,
+    said: dict[str, dict[str, Said]],
+    config: AuditConfig,
+) -> Audit:
+    """What everybody said under every split, judged and compared."""
     answers, owned = [], {}
     for one in dealt:
         own = said[one.policy].pop(model)
@@ -76,10 +103,6 @@ def audit_features(material: Material, config: AuditConfig, model: str) -> Audit
         owned[one.policy] = np.concatenate(own)
     differences = tuple(_differences(material, dealt, owned, config))
     return Audit(material.what, material.label, model, tuple(answers), differences, refused)
-
-
-#: Probabilities of the judged sites, fold after fold.
-Said = list[Float[np.ndarray, "_n classes"]]
 
 
 def _fit(
@@ -138,16 +161,7 @@ def _judge(
         p, why = _p(material, dealt, np.concatenate(said), config), ""
     except Unavailable as reason:
         p, why = None, str(reason)
-    return Answer(
-        dealt.policy, judgement, p, why, dealt.unanswerable, _confidence(material, dealt, np.concatenate(said))
-    )
-
-
-def _confidence(material: Material, dealt: Dealt, said: Float[np.ndarray, "n classes"]) -> Confidence:
-    """Calibration with each fold's temperature from the others; of a single fold halves of its wells take its place."""
-    fold = np.repeat(np.arange(len(dealt.folds)), [len(test) for _, test in dealt.folds])
-    parts = fold if len(dealt.folds) > 1 else material.wells[dealt.judged] % 2
-    return confidence(material.labels[dealt.judged], said, parts)
+    return Answer(dealt.policy, judgement, p, why, dealt.unanswerable)
 
 
 def _p(material: Material, dealt: Dealt, said: Float[np.ndarray, "n classes"], config: AuditConfig) -> float:
@@ -194,3 +208,22 @@ def audit_run(material: Material, answered: Answered, config: AuditConfig, model
         refused[one.policy] = f"a network answers for its own split; `perturbjax train --split {one.policy}` asks this"
     refused.pop(answered.policy, None)
     return Audit(material.what, material.label, MODEL, (answer,), (), refused)
+
+
+def audit_trained(material: Material, config: AuditConfig, model: str) -> Audit:
+    """A run's recipe under every split that the data allows, trained anew for every fold.
+
+    Raises:
+        InputError: the data allows no split, or a training cannot be made.
+    """
+    from perturbjax.audit.trained import answers
+
+    assert config.run is not None
+    run, dataset, *_ = sources.read_evaluated(config.run, config.source.data)
+    dealt, refused = _dealt(material, config)
+    network = run.recipe.model.model
+    said: dict[str, dict[str, Said]] = {one.policy: {} for one in dealt}
+    for one, fold, own in answers(material, dataset, run, dealt, config.out):
+        for who, answer in ((network, own), *_fit(material, one, fold, config, model)):
+            said[one.policy].setdefault(who, []).append(answer)
+    return _audited(material, dealt, refused, network, said, config)

@@ -27,14 +27,17 @@ class Answer:
     """Why there is no p; empty where there is one."""
     unanswerable: int
     """Sites not judged: no training site has their label."""
-    confidence: Confidence
-    """Whether the model's probabilities mean what they say."""
 
     @property
     def model(self) -> Scored:
         """The features' own scores, by site."""
         level = self.judgement.levels[0]
         return level[self.judgement.subjects[0]]
+
+    @property
+    def confidence(self) -> Confidence:
+        """Whether the model's probabilities mean what they say."""
+        return self.judgement.confidence[self.judgement.subjects[0]]
 
     @property
     def score(self) -> Estimate:

@@ -19,10 +19,14 @@ class AuditConfig:
     out: Path
     """Folder for audit.json, audit.csv and audit.html."""
     features: tuple[Path, ...] = ()
-    """Tables of features (parquet or CSV), as `perturbjax features`, CellProfiler or pycytominer write them. --data
-    beside them adds the cell counts and the brightness of their sites."""
+    """Tables of features (parquet or CSV), as `perturbjax features`, CellProfiler or pycytominer write them; tables of
+    other features of the same sites are joined. --data beside them adds the cell counts and the brightness of their
+    sites."""
     run: Path | None = None
     """A run that was evaluated: its network answers for the split that it was trained on."""
+    train: bool = False
+    """With --run: train its recipe anew on every fold of every split that the data allows, so that the network itself
+    stands under all of them; takes as many trainings. The runs are kept in OUT/runs."""
     label_column: str = ""
     """Metadata column to predict; by default the dataset's, else Metadata_pert_iname."""
     model: str = "lda"
@@ -47,6 +51,7 @@ class AuditConfig:
         some = bool(self.features) or self.source.data is not None or self.run is not None
         require("features", "(none)", some, "given, or else --data or --run: there is nothing to audit")
         require("run", self.run, self.run is None or not self.features, "without --features; audit one at a time")
+        require("train", self.train, not self.train or self.run is not None, "given with --run, whose recipe it trains")
         require("untrained", self.untrained, not (self.untrained and self.features),
                 "without --features: a table does not say which network made it")  # fmt: skip
         require("folds", self.folds, self.folds >= 2, "2 or more")

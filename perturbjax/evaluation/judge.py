@@ -18,6 +18,7 @@ from perturbjax.console import InputError
 from perturbjax.dataset import PLATE, WELL
 from perturbjax.evaluation.baselines import BASELINES, Baseline, Unavailable
 from perturbjax.evaluation.bootstrap import resample
+from perturbjax.evaluation.calibration import confidence
 from perturbjax.evaluation.judgement import MODEL, Judgement, Level, Scored, Sizes
 from perturbjax.evaluation.predictions import label_numbers, predictions_of
 from perturbjax.evaluation.scores import METRICS, check_probabilities, count, score
@@ -143,6 +144,7 @@ def judge(
         seed=seed,
         replicates=replicates,
         resample=whole,
+        confidence={name: confidence(panel.labels, panel.answers[name], panel.parts) for name in panel.subjects},
     )
 
 
@@ -163,6 +165,7 @@ class _Panel:
         self.baselines = baselines
         self.test = pd.concat([fold.test for fold in folds], ignore_index=True)
         self.wells = well_ids(self.test)
+        self.parts = judging_parts(folds, self.wells, seed)
         self.labels = label_numbers(self.test["label"], class_names, "test sites")
         in_training = [label_numbers(fold.train["label"], class_names, "training sites") for fold in folds]
         self.train_labels = np.concatenate(in_training)
@@ -214,6 +217,13 @@ class _Panel:
         ]
         rows += [Scored(one, True, found.scores(one), {}) for one in baselines]
         return Level(name, len(labels), tuple(rows))
+
+
+def judging_parts(folds: Sequence[Fold], wells: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " n"]:
+    """What temperatures are fitted across: folds, or of a single fold two halves of its wells, dealt by luck."""
+    if len(folds) > 1:
+        return np.repeat(np.arange(len(folds)), [len(fold.test) for fold in folds])
+    return np.random.default_rng(seed).permutation(int(wells.max()) + 1)[wells] % 2
 
 
 def _train_scores(

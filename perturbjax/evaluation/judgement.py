@@ -9,6 +9,7 @@ from typing import Any
 
 from perturbjax.console import InputError
 from perturbjax.evaluation.bootstrap import Estimate
+from perturbjax.evaluation.calibration import Confidence
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.evaluation.shortcuts import Overlap
 from perturbjax.files import read_json
@@ -91,6 +92,8 @@ class Judgement:
     replicates: int
     resample: str
     """What was resampled whole: well or plate."""
+    confidence: dict[str, Confidence]
+    """Of each subject: whether its probabilities mean what they say, as they are and with a temperature."""
 
     def __getitem__(self, level: str) -> Level:
         return next(one for one in self.levels if one.name == level)
@@ -123,7 +126,8 @@ class Judgement:
             rows = (dataclasses.replace(level[subject], name=MODEL), *(row for row in level.rows if row.baseline))
             levels.append(dataclasses.replace(level, rows=rows))
         train = {MODEL: self.train[subject]} if subject in self.train else {}
-        return dataclasses.replace(self, levels=tuple(levels), train=train)
+        sure = {MODEL: self.confidence[subject]} if subject in self.confidence else {}
+        return dataclasses.replace(self, levels=tuple(levels), train=train, confidence=sure)
 
     def warnings(self) -> list[str]:
         """What a reader of the scores has to know, most damaging first; empty if nothing was found."""
@@ -160,8 +164,8 @@ def _unbeaten(level: Level) -> list[str]:
 
 def to_json(judgement: Judgement) -> dict[str, Any]:
     """What `scores.json` holds of one subject: `levels` {site|well: {subject: {metric: {value, low, high}}}}, `leads`
-    (model minus each baseline), `n`, `train`, `overlap`, `warnings`, `skipped` (baseline: why), `split`, `seed`,
-    `replicates`."""
+    (model minus each baseline), `n`, `train`, `confidence` (see `calibration.Confidence`), `overlap`, `warnings`,
+    `skipped` (baseline: why), `split`, `seed`, `replicates`."""
     (subject,) = judgement.subjects
     plain = dataclasses.asdict
     return {
@@ -171,6 +175,7 @@ def to_json(judgement: Judgement) -> dict[str, Any]:
         "levels": {level.name: {row.name: plain(row)["scores"] for row in level.rows} for level in judgement.levels},
         "leads": {level.name: plain(level[subject])["leads"] for level in judgement.levels},
         "train": judgement.train.get(subject, {}),
+        "confidence": plain(judgement.confidence[subject]),
         "overlap": plain(judgement.overlap),
         "skipped": judgement.skipped,
         "seed": judgement.seed,
@@ -212,6 +217,7 @@ def _from_json(found: dict[str, Any]) -> Judgement:
         levels=tuple(levels),
         train={MODEL: found["train"]} if found["train"] else {},
         overlap=Overlap(**found["overlap"]),
+        confidence={MODEL: Confidence(**found["confidence"])},
         **{name: found[name] for name in ("skipped", "seed", "replicates", "resample")},
     )
 
@@ -274,6 +280,16 @@ def ranked(level: Level, names: Sequence[str]) -> list[Scored]:
     """The rows of these names, best headline score first; of equals the more accurate, then the first."""
     rows = [row for row in level.rows if row.name in names]
     return sorted(rows, key=lambda row: (-row.scores[HEADLINE].value, -row.scores["accuracy"].value))
+
+
+def calibrated(confidence: Confidence) -> str:
+    """One sentence: how far stated probabilities lie from what is reached, before and after one temperature."""
+    hot = confidence.temperature
+    says = "too much" if hot > 1 else "too little"
+    return (
+        f"Calibration error {confidence.error:.3f}; {confidence.scaled_error:.3f} with one temperature fitted on other "
+        f"held-out wells ({hot:.2f}: it says {says}). The surer half is right in {confidence.half_accuracy:.1%}."
+    )
 
 
 def cell(estimate: Estimate | None, gap: str = " ") -> str:

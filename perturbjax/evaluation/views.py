@@ -11,7 +11,18 @@ import pandas as pd
 
 from perturbjax.console import PlainConsole, terminal_text
 from perturbjax.evaluation.judge import Fold, Subject
-from perturbjax.evaluation.judgement import LEVELS, Judgement, Level, Scored, cell, headline, ranked, tested_on, to_json
+from perturbjax.evaluation.judgement import (
+    LEVELS,
+    Judgement,
+    Level,
+    Scored,
+    calibrated,
+    cell,
+    headline,
+    ranked,
+    tested_on,
+    to_json,
+)
 from perturbjax.evaluation.predictions import label_numbers
 from perturbjax.evaluation.scores import METRICS, confusion_matrix, per_class
 from perturbjax.evaluation.wells import well_ids
@@ -22,6 +33,7 @@ if TYPE_CHECKING:
 
 #: Columns of the terminal from which an interval stands beside its value, and not below.
 _WIDE = 105
+_CONFIDENCE = ("calibration_error", "scaled_error", "temperature")
 
 
 def print_judgement(judgement: Judgement) -> None:
@@ -38,6 +50,8 @@ def print_judgement(judgement: Judgement) -> None:
     console.print(f"In brackets: 95 % intervals from {whole}.{dim}")
     for sentence in headline(judgement):
         console.print(sentence, style="bold")
+    if len(judgement.subjects) == 1:
+        console.print(calibrated(judgement.confidence[judgement.subjects[0]]))
     for name, why in judgement.skipped.items():
         console.print(f"no {name}: {why}")
     for warning in judgement.warnings():
@@ -124,7 +138,8 @@ def tidy(judgement: Judgement) -> pd.DataFrame:
 def ranking(judgement: Judgement) -> pd.DataFrame:
     """One row a level and subject or baseline, best headline score first: `level`, `subject`, `baseline` (true or
     false), `n`, each metric of `METRICS` with `_low` and `_high`, and `train_<metric>`, the mean over folds of the
-    score on the training rows."""
+    score on the training rows. At the level of sites also `calibration_error`, what it is with one temperature fitted
+    on other rows (`scaled_error`), and that `temperature`."""
     rows = []
     for level in judgement.shown:
         for one in ranked(level, [row.name for row in level.rows]):
@@ -132,7 +147,9 @@ def ranking(judgement: Judgement) -> pd.DataFrame:
             for metric, found in one.scores.items():
                 row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
             row |= {f"train_{metric}": value for metric, value in judgement.train.get(one.name, {}).items()}
+            if level.name == "site" and (sure := judgement.confidence.get(one.name)):
+                row |= dict(zip(_CONFIDENCE, (sure.error, sure.scaled_error, sure.temperature), strict=True))
             rows.append(row)
     columns = ["level", "subject", "baseline", "n"]
     columns += [name for metric in METRICS for name in (metric, f"{metric}_low", f"{metric}_high")]
-    return pd.DataFrame(rows).reindex(columns=[*columns, *(f"train_{metric}" for metric in METRICS)])
+    return pd.DataFrame(rows).reindex(columns=[*columns, *(f"train_{metric}" for metric in METRICS), *_CONFIDENCE])

@@ -28,6 +28,7 @@ from perturbjax.console import InputError, console, require, require_output, req
 from perturbjax.dataset import INDEX, Dataset, open_dataset
 from perturbjax.features import tables
 from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, intensity_range
+from perturbjax.features.profiles import METADATA
 from perturbjax.feed import Decoder, Order, Sites, open_feed
 from perturbjax.files import atomic, file_digest, make_folder, read_json, write_json
 from perturbjax.inference import feature_names
@@ -62,6 +63,8 @@ class FeaturesConfig:
     """What activations are computed in; features are float32."""
     batch_size: int = 32
     """Sites a step, over all devices."""
+    prefix: str = ""
+    """Put before the name of every feature. With Cells_ pycytominer's features="infer" finds them."""
     level: Literal["site", "well"] = "site"
     """well: the mean of each well's sites."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -77,6 +80,7 @@ class FeaturesConfig:
             )
         require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8: a square has 8 symmetries")
         require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
+        require("prefix", self.prefix, not self.prefix.startswith(METADATA), f"something else than {METADATA}")
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def extract(config: FeaturesConfig) -> Path:
         done = number + 1
 
     parts = [np.load(_part_file(work, number), mmap_mode="r") for number in range(done)]
-    names = feature_names(extractor.groups, parts[0].shape[1])
+    names = [config.prefix + name for name in feature_names(extractor.groups, parts[0].shape[1])]
     rows = tables.write(config.out, config.level, dataset.index, parts, names, extractor.facts)
     shutil.rmtree(work)
     console.print(f"{rows} {config.level}s, {len(names)} features")

@@ -72,33 +72,86 @@ class Profiles:
 
 
 def read_profiles(paths: Sequence[Path | str]) -> Profiles:
-    """Read one or several files (parquet, or CSV/TSV, also compressed) and put them one below the other.
+    """Read one or several files (parquet, or CSV/TSV, also compressed): below each other those that share features,
+    and beside each other those that share none, row by row of the same site (such as those of two networks).
 
-    Features are the numeric columns that all files share. Left out, each with a note: columns that some file lacks,
-    columns that are not numbers. Infinite values become NaN, with a note. `site_id` is the file's own (`site_id` or
-    `Metadata_site_id`) or, where it has none, plate_well(_site).
+    Features are the numeric columns that all files below each other share. Left out, each with a note: columns that
+    some of those lack, columns that are not numbers, and sites that are not on both sides. Infinite values become NaN,
+    with a note. `site_id` is the file's own (`site_id` or `Metadata_site_id`) or, where it has none, plate_well(_site).
 
     Raises:
         InputError: a file cannot be read, has no rows, no `Metadata_Plate` or `Metadata_Well`, no numeric feature; the
-            files share no feature; or a profile occurs twice.
+            files share neither a feature nor a site; or a profile occurs twice.
     """
     if not paths:
         raise InputError("--features: needs at least one file")
-    tables = [_read_table(Path(path)) for path in paths]
+    groups: list[list[_Table]] = []
     notes: list[str] = []
-    shared = _shared_features(tables, paths, notes)
-    metadata = pd.concat([_text_metadata(table) for table in tables], ignore_index=True).fillna("")
-    values = np.concatenate([table[shared].to_numpy(dtype=np.float32) for table in tables])
+    for path in map(Path, paths):
+        table = _read_table(path)
+        new = _Table(path, table, _numeric(table, path, notes))
+        below = next((group for group in groups if set(group[0].numeric) & set(new.numeric)), None)
+        if below is None:
+            groups.append([new])
+        else:
+            below.append(new)
+    first, *others = [_below(group, notes) for group in groups]
+    for group, other in zip(groups[1:], others, strict=True):
+        first = _beside(first, other, str(paths[0]), str(group[0].path), notes)
+    return replace(first, notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A file of profiles, and its columns that are features."""
+
+    path: Path
+    table: pd.DataFrame
+    numeric: list[str]
+
+
+def _below(group: list[_Table], notes: list[str]) -> Profiles:
+    """Files of the same features, one below the other."""
+    shared = _shared_features(group, notes)
+    metadata = pd.concat([_text_metadata(one.table) for one in group], ignore_index=True).fillna("")
+    values = np.concatenate([one.table[shared].to_numpy(dtype=np.float32) for one in group])
     if infinite := int(np.isinf(values).sum()):
         notes.append(f"{infinite} infinite values are taken as missing")
         values[np.isinf(values)] = np.nan
     metadata.insert(0, SITE_ID, _site_ids(metadata))
     if (twice := metadata[SITE_ID].duplicated()).any():
         raise InputError(
-            f"{paths[0]}{' …' if len(paths) > 1 else ''}: profile {metadata.loc[twice, SITE_ID].iloc[0]!r} occurs "
-            "more than once; give every file once, and rows of one well a Metadata_Site"
+            f"{group[0].path}{' …' if len(group) > 1 else ''}: profile {metadata.loc[twice, SITE_ID].iloc[0]!r} occurs "
+            "more than once; give every file once, rows of one well a Metadata_Site, and features of two networks "
+            "names of their own (`perturbjax features --prefix`)"
         )
-    return Profiles(metadata, values, tuple(shared), tuple(notes))
+    return Profiles(metadata, values, tuple(shared))
+
+
+def _beside(left: Profiles, right: Profiles, first: str, second: str, notes: list[str]) -> Profiles:
+    """The sites that both know, with the features of both."""
+    at = pd.Index(right.metadata[SITE_ID]).get_indexer(left.metadata[SITE_ID])
+    known = at >= 0
+    if not known.any():
+        raise InputError(
+            f"{first} and {second}: share neither a feature column nor a site; give files made in the same way, or of "
+            "the same sites"
+        )
+    if left_out := len(left) + len(right) - 2 * int(known.sum()):
+        notes.append(f"{left_out} rows of {first} or {second} have no row of the same site in the other, left out")
+    left, at = left.take(known), at[known]
+    theirs = right.metadata.iloc[at].reset_index(drop=True)
+    for column in (PLATE, WELL):
+        if (other := (left.metadata[column] != theirs[column]).to_numpy()).any():
+            site = left.metadata[SITE_ID].iloc[int(np.argmax(other))]
+            raise InputError(f"{second}: site {site!r} has another {column} than in {first}; join files of one screen")
+    new = [column for column in theirs.columns if column not in left.metadata.columns]
+    return replace(
+        left,
+        metadata=pd.concat([left.metadata, theirs[new]], axis=1),
+        values=np.concatenate([left.values, right.values[at]], axis=1),
+        names=(*left.names, *right.names),
+    )
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -126,21 +179,25 @@ def _read_csv(path: Path, sep: str) -> pd.DataFrame:
         raise InputError(f"{path}: cannot be read as CSV ({reason}); make it again") from error
 
 
-def _shared_features(tables: list[pd.DataFrame], paths: Sequence[Path | str], notes: list[str]) -> list[str]:
-    """Numeric columns of all tables, in the first one's order."""
-    numeric: list[set[str]] = []
-    for table, path in zip(tables, paths, strict=True):
-        candidates = [c for c in table.columns if not c.startswith(METADATA) and c not in NOT_FEATURES]
-        numbers = [c for c in candidates if pd.api.types.is_numeric_dtype(table[c]) or table[c].isna().all()]
-        if texts := [c for c in candidates if c not in set(numbers)]:
-            notes.append(f"{path}: {_some(texts)} not numbers, left out")
-        if not numbers:
-            raise InputError(f"{path}: no numeric feature column beside {METADATA}*; give a table of features")
-        numeric.append(set(numbers))
-    shared = [column for column in tables[0].columns if all(column in names for names in numeric)]
+def _numeric(table: pd.DataFrame, path: Path, notes: list[str]) -> list[str]:
+    """The columns of a file that are features."""
+    candidates = [c for c in table.columns if not c.startswith(METADATA) and c not in NOT_FEATURES]
+    numbers = [c for c in candidates if pd.api.types.is_numeric_dtype(table[c]) or table[c].isna().all()]
+    if texts := [c for c in candidates if c not in set(numbers)]:
+        notes.append(f"{path}: {_some(texts)} not numbers, left out")
+    if not numbers:
+        raise InputError(f"{path}: no numeric feature column beside {METADATA}*; give a table of features")
+    return numbers
+
+
+def _shared_features(group: list[_Table], notes: list[str]) -> list[str]:
+    """Features of all files, in the first one's order."""
+    every = [set(one.numeric) for one in group]
+    shared = [name for name in group[0].numeric if all(name in names for names in every)]
     if not shared:
-        raise InputError(f"{paths[0]} and {paths[-1]}: share no feature column; give files made in the same way")
-    if lacking := set.union(*numeric) - set(shared):
+        paths = f"{group[0].path} and {group[-1].path}"
+        raise InputError(f"{paths}: share no feature column; give files made in the same way")
+    if lacking := set.union(*every) - set(shared):
         notes.append(f"{_some(sorted(lacking))} not in every file, left out")
     return shared
 

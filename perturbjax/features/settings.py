@@ -93,7 +93,8 @@ class ProfileConfig:
     """Which profiles, and what is known of their wells."""
 
     features: tuple[Path, ...] = ()
-    """Tables of features (parquet or CSV), one or several, such as one a plate; or else --data."""
+    """Tables of features (parquet or CSV), one or several: one a plate, or those of several networks, which are joined
+    by site; or else --data."""
     source: SourceConfig = field(default_factory=SourceConfig)
     label_column: str = ""
     """Metadata column to predict or to colour by; rows where it is empty are left out. By default the one that --data

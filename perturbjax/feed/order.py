@@ -19,13 +19,18 @@ class Rows(NamedTuple):
     """1 for a site, 0 for padding."""
 
 
-def epoch_order(seed: int, epoch: int, records: Int[np.ndarray, " n"], batch_size: int) -> Rows:
+def epoch_order(seed: int, epoch: int, records: Int[np.ndarray, " n"], batch_size: int, steps: int = 0) -> Rows:
     """The records of every step of an epoch, shuffled by (seed, epoch), and their weights.
 
-    The last batch is filled up with records of the epoch's beginning, at weight 0.
+    The last batch is filled up with records of the epoch's beginning, at weight 0. With `steps` there are so many
+    steps and no padding: records are shuffled again for as long as it takes, and the rest of the last pass is left out.
     """
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
-    return fixed_order(random.permutation(np.asarray(records)), batch_size)
+    if not steps:
+        return fixed_order(random.permutation(np.asarray(records)), batch_size)
+    passes = -(-steps * batch_size // len(records))
+    shuffled = np.concatenate([random.permutation(np.asarray(records)) for _ in range(passes)])
+    return fixed_order(shuffled[: steps * batch_size], batch_size)
 
 
 def fixed_order(records: Int[np.ndarray, " n"], batch_size: int) -> Rows:
@@ -49,11 +54,13 @@ class Order:
         self._recent: dict[int, Rows] = {}
 
     @classmethod
-    def of_epochs(cls, seed: int, records: Int[np.ndarray, " n"], batch_size: int, epochs: int) -> Order:
+    def of_epochs(
+        cls, seed: int, records: Int[np.ndarray, " n"], batch_size: int, epochs: int, steps: int = 0
+    ) -> Order:
         """Training's order: every epoch shuffled by (seed, epoch), see `epoch_order`."""
-        rows_of = functools.partial(_shuffled, seed=seed, records=np.asarray(records), batch_size=batch_size)
-        steps = -(-len(records) // batch_size)
-        return cls(rows_of, steps, 0, epochs * steps)
+        deal = functools.partial(_shuffled, seed=seed, records=np.asarray(records), batch_size=batch_size, steps=steps)
+        in_epoch = steps or -(-len(records) // batch_size)
+        return cls(deal, in_epoch, 0, epochs * in_epoch)
 
     @classmethod
     def once(cls, records: Int[np.ndarray, " n"], batch_size: int) -> Order:
@@ -100,8 +107,8 @@ class Order:
         return known
 
 
-def _shuffled(epoch: int, *, seed: int, records: np.ndarray, batch_size: int) -> Rows:
-    return epoch_order(seed, epoch, records, batch_size)
+def _shuffled(epoch: int, *, seed: int, records: np.ndarray, batch_size: int, steps: int) -> Rows:
+    return epoch_order(seed, epoch, records, batch_size, steps)
 
 
 def _always(epoch: int, *, rows: Rows) -> Rows:

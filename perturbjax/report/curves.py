@@ -9,7 +9,7 @@ import pandas as pd
 
 from perturbjax.console import html_text
 from perturbjax.evaluation.baselines import BASELINES
-from perturbjax.evaluation.judgement import Judgement
+from perturbjax.evaluation.judgement import Judgement, calibrated
 from perturbjax.evaluation.scores import METRICS
 from perturbjax.evaluation.views import tidy
 from perturbjax.pages import figure, table
@@ -126,8 +126,9 @@ def _curve(rows: pd.DataFrame, key: str, words: str) -> str:
     return chart.svg()
 
 
-def calibration(answers: Answers) -> str:
-    """How sure it says it is and how often it is right; and what is left when unsure answers are dropped."""
+def calibration(answers: Answers, judgement: Judgement | None) -> str:
+    """How sure it says it is and how often it is right, before and after one temperature; and what is left when unsure
+    answers are dropped."""
     edges = np.linspace(0, 1, _BINS + 1)
     where = np.clip(np.digitize(answers.confidence, edges) - 1, 0, _BINS - 1)
     sites = np.bincount(where, minlength=_BINS)
@@ -147,7 +148,8 @@ def calibration(answers: Answers) -> str:
     second = figure(
         "coverage", _coverage(kept), "Accuracy of the answers that it is surest of, as fewer are asked for.", kept
     )
-    return f'<div class="row">{first}{second}</div>'
+    told = "" if judgement is None else f"<p>{html_text(calibrated(judgement.confidence[judgement.subjects[0]]))}</p>"
+    return f'{told}<div class="row">{first}{second}</div>'
 
 
 def coverage(answers: Answers) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,7 @@ class Experiment:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.train) // self.recipe.optim.batch_size)
+        return self.order.steps_per_epoch
 
     @property
     def decoder(self) -> Decoder:
@@ -57,7 +57,8 @@ class Experiment:
     @property
     def order(self) -> Order:
         """The order of all epochs."""
-        return Order.of_epochs(self.recipe.seed, self.train, self.recipe.optim.batch_size, self.recipe.optim.epochs)
+        optim = self.recipe.optim
+        return Order.of_epochs(self.recipe.seed, self.train, optim.batch_size, optim.epochs, optim.steps_per_epoch)
 
     @property
     def class_weight(self) -> Float[Array, " classes"] | None:

@@ -49,3 +49,24 @@ def test_a_run_that_was_not_evaluated_says_what_to_do(trained, tmp_path, capsys)
         (bare / name).write_bytes((trained / name).read_bytes())
     assert run("audit", "--run", bare, "--out", tmp_path / "audit") == 2
     assert f"{bare}: was not evaluated; run `perturbjax evaluate --run {bare}` first" in capsys.readouterr().err
+
+
+def test_a_recipe_is_trained_anew_under_every_split_and_finished_runs_are_not_again(trained, tmp_path, capsys):
+    out = tmp_path / "audit"
+    command = ("audit", "--run", trained, "--train", "--out", out, "--folds", 2, "--replicates", 100)
+    assert run(*command) == 0
+    found = json.loads((out / "audit.json").read_text())
+    assert {"site", "well", "plate"} <= set(found["splits"]) and found["model"] == "masked_cnn"
+    for policy, answer in found["splits"].items():
+        assert (answer["overlap"]["well"] > 0) == (policy == "site")
+        assert {"masked_cnn", "intensity", "all together"} <= set(answer["levels"]["site"])
+    assert found["differences"] and (out / "runs" / "plate_1" / "checkpoints").is_dir()
+    capsys.readouterr()
+    assert run(*command) == 0
+    assert json.loads((out / "audit.json").read_text()) == found
+    assert "train loss" not in capsys.readouterr().err
+
+
+def test_training_anew_asks_for_a_run(tmp_path, capsys):
+    assert run("audit", "--data", tmp_path, "--train", "--out", tmp_path / "audit") == 2
+    assert "--train True: must be given with --run, whose recipe it trains" in capsys.readouterr().err

@@ -10,10 +10,11 @@ import pytest
 
 from perturbjax.console import InputError
 from perturbjax.evaluation import baselines, scores
-from perturbjax.evaluation.judge import Fold, Subject, judge
+from perturbjax.evaluation.judge import Fold, Subject, judge, judging_parts
 from perturbjax.evaluation.judgement import read_judgement, to_json
 from perturbjax.evaluation.scores import METRICS, Metric, score
 from perturbjax.evaluation.views import print_judgement, ranking
+from perturbjax.evaluation.wells import well_ids
 from perturbjax.report import write_report
 
 from .conftest import CLASSES, judge_run, make_index, make_predictions
@@ -46,6 +47,27 @@ def test_site_scores_are_the_plain_scores_of_the_predictions(screen):
     plain = score(labels, predictions[[f"prob_{name}" for name in CLASSES]].to_numpy())
     found = judge_screen(screen)["site"]["model"].scores
     assert {metric: found[metric].value for metric in METRICS} == pytest.approx(plain)
+
+
+def test_calibration_is_told_before_and_after_a_temperature_that_saw_other_wells(screen, tmp_path, capsys):
+    """Probabilities that say too much: their error falls, and the scores stay."""
+    _, test, predictions = screen
+    columns = [f"prob_{name}" for name in CLASSES]
+    sharp = predictions[columns].to_numpy(float) ** 4
+    overdone = predictions.assign(**dict(zip(columns, (sharp / sharp.sum(axis=1, keepdims=True)).T, strict=True)))
+    plain, found = (judge_screen(screen, predictions=one, out=tmp_path) for one in (predictions, overdone))
+    sure = found.confidence["model"]
+    assert sure.temperature > 2 and sure.scaled_error < sure.error - 0.02
+    assert found["site"]["model"].scores["accuracy"] == plain["site"]["model"].scores["accuracy"]
+    assert read_judgement(tmp_path / "scores.json").confidence == found.confidence
+    assert ranking(found)["temperature"].tolist()[0] == pytest.approx(sure.temperature)
+    print_judgement(found)
+    assert (
+        f"Calibration error {sure.error:.3f}; {sure.scaled_error:.3f} with one temperature" in capsys.readouterr().out
+    )
+    wells = well_ids(test)
+    halves = judging_parts([Fold("one", screen[0], test)], wells, seed=0)
+    assert len(np.unique(np.stack([wells, halves]), axis=1)[0]) == wells.max() + 1, "no well is in both halves"
 
 
 def log_loss(labels, probabilities, weights):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import pycytominer
 import pytest
 import torch
 from flax import nnx
@@ -159,6 +160,19 @@ def test_a_well_is_the_mean_of_its_sites_and_anndata_holds_the_same(data, weight
     assert "Metadata_Site" not in wells.obs and "Metadata_pert_iname" in wells.obs
 
 
+def test_pycytominer_infers_the_features_of_our_profiles(data, weights, tmp_path):
+    out = extract(config(data, weights, tmp_path / "sites.parquet", prefix="Cells_"))
+    sites = pd.read_parquet(out)
+    features = [c for c in sites if not c.startswith("Metadata_")]
+    scaled = pycytominer.normalize(out, features="infer", samples="all", method="standardize")
+    kept = [c for c in scaled if c.startswith("Cells_")]
+    assert kept == features
+    np.testing.assert_allclose(scaled[kept].std(ddof=0)[sites[features].std() > 1e-6], 1, rtol=1e-3)
+    strata = ["Metadata_Plate", "Metadata_Well"]
+    wells = pycytominer.aggregate(sites, strata=strata, features="infer", operation="mean")
+    np.testing.assert_allclose(wells[features], sites.groupby(strata)[features].mean(), rtol=1e-4, atol=1e-5)
+
+
 def test_augmentations_average_over_the_symmetries_of_the_square(data, weights, tmp_path):
     settings = AdaptConfig(size=32, channels="Actin")
     averaged = values(extract(config(data, weights, tmp_path / "all.parquet", settings, augmentations=8)))
@@ -241,6 +255,7 @@ class TestAdaptation:
     ("changes", "message"),
     [
         ({"weights": ""}, "--weights: is required"),
+        ({"prefix": "Metadata_x"}, "--prefix Metadata_x: must be something else than Metadata_"),
         ({"augmentations": 9}, "--augmentations 9: must be 1 to 8: a square has 8"),
         ({"adapt": AdaptConfig(channels="RNA")}, "'RNA' is not stored"),
         ({"backbone": "attention"}, "has no published weights; choose one of resnet18"),

@@ -48,6 +48,37 @@ def test_files_are_joined_on_the_features_they_share_and_this_is_said(tmp_path: 
     assert profiles.notes == ("2 columns (Cells_f3, Cells_f5) are not in every file, left out",)
 
 
+def test_files_of_other_features_are_joined_by_site_plate_by_plate(tmp_path: Path) -> None:
+    """Two networks, a file a plate each, rows in another order, and one site that a network did not see."""
+    table = make_table(plates=2)
+    other = table.rename(columns=lambda name: name.replace("Cells_", "resnet_")).sample(frac=1, random_state=0)
+    other = other[~((other["Metadata_Plate"] == "P0") & (other["Metadata_Well"] == "A01"))]
+    paths = [
+        write(rows[rows["Metadata_Plate"] == plate].assign(Metadata_from=kind), tmp_path / f"{kind}_{plate}.parquet")
+        for kind, rows in (("a", table), ("b", other))
+        for plate in ("P0", "P1")
+    ]
+    profiles = read_profiles(paths)
+    assert len(profiles) == 47
+    assert profiles.names == tuple(f"{kind}_f{i}" for kind in ("Cells", "resnet") for i in range(12))
+    np.testing.assert_array_equal(profiles.values[:, :12], profiles.values[:, 12:])
+    assert set(profiles.metadata["Metadata_from"]) == {"a"}, "metadata are the first file's"
+    said = f"1 rows of {paths[0]} or {paths[2]} have no row of the same site in the other, left out"
+    assert profiles.notes == (said,)
+
+
+def test_files_that_share_nothing_or_say_different_of_a_site_are_refused(tmp_path: Path) -> None:
+    table = make_table(plates=1).assign(site_id=[f"s{i}" for i in range(24)])
+    other = table.rename(columns=lambda name: name.replace("Cells_", "resnet_"))
+    a = write(table, tmp_path / "a.parquet")
+    b = write(other.assign(site_id=[f"t{i}" for i in range(24)]), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match="share neither a feature column nor a site"):
+        read_profiles([a, b])
+    c = write(other.assign(Metadata_Well=other["Metadata_Well"][::-1].to_numpy()), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"c\.parquet: site 's0' has another Metadata_Well than in"):
+        read_profiles([a, c])
+
+
 def test_columns_of_text_are_left_out_and_named(tmp_path: Path) -> None:
     path = write(make_table(plates=1).assign(Cells_note="ok"), tmp_path / "a.parquet")
     profiles = read_profiles([path])
