@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from perturbjax.console import InputError
 from perturbjax.dataset import LARGEST_SITE
@@ -56,3 +56,24 @@ def read_start(file: str, where: str, size: int) -> bytes:
             return opened.read(size)
         except OSError as error:
             raise InputError(f"{where}: {file} cannot be read ({error.strerror or error})") from error
+
+
+def zarr_store(root: str, where: str) -> Any:
+    """A Zarr store, as zarr-python takes it, that is only read.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    from zarr.storage import LocalStore
+
+    if not os.path.isdir(root):
+        raise InputError(f"{where}: {root} is no folder")
+    return LocalStore(root, read_only=True)
+
+
+def names_of_folder(folder: str) -> list[str]:
+    """Names of what lies in a folder; none where it is not there."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

@@ -121,7 +121,7 @@ def _of_series(tiff: Any, plane: Plane, where: str) -> list[Any]:
             "(height, width) is needed: split it, or say which in a column Frame_Orig<CHANNEL>"
         )
     names = _channel_names(tiff, number)
-    channel = channel_number(plane, names, sizes.get("C", 1), where)
+    channel = channel_number(plane, names, sizes["C"], where) if sizes.get("C", 1) > 1 else 0
     order = np.arange(len(pages)).reshape([size for _, size in axes])
     picked = order[tuple(channel if name == "C" else slice(None) for name, _ in axes)]
     return [pages[index].aspage() for index in picked.ravel()]
