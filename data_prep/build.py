@@ -46,8 +46,9 @@ class BuildConfig:
     perturbjax build --load-data load_data.csv --images DIR --out dataset --resize 128
     """
 
-    images: Path | str
-    """Folder the paths in the CSV start from, or a Zarr store of plates (NAME.zarr), or a folder of them."""
+    images: str | Path
+    """Folder the paths in the CSV start from, or a Zarr store of plates (NAME.zarr), or a folder of them; or the URL of
+    one: s3://…, https://…"""
     out: Path
     """Dataset directory to make."""
     load_data: Path | None = None

@@ -32,8 +32,9 @@ class InspectConfig:
     perturbjax inspect --load-data load_data.csv --images DIR --platemap platemap.tsv
     """
 
-    images: Path | str
-    """Folder the paths in the CSV start from, or a Zarr store of plates (NAME.zarr), or a folder of them."""
+    images: str | Path
+    """Folder the paths in the CSV start from, or a Zarr store of plates (NAME.zarr), or a folder of them; or the URL of
+    one: s3://…, https://…"""
     load_data: Path | None = None
     """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row a site. A store needs no
     file names in it, and none at all where --platemap says what the wells got."""

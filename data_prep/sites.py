@@ -149,7 +149,7 @@ def _names_files(table: pd.DataFrame, images: str, load_data: Path | None) -> bo
 
 def _in_files(table: pd.DataFrame, sites: pd.DataFrame, images: str, source: Path | str, must_exist: bool) -> Places:
     locations = file_locations(table, source)
-    finder = FileFinder(Path(images), must_exist)
+    finder = FileFinder(images, must_exist)
 
     def place(channel: str) -> list[str]:
         names, folders = locations[channel]

@@ -1,4 +1,4 @@
-"""Where pixels come from: TIFF and OME-TIFF, other lossless images, images in Zarr stores.
+"""Where pixels come from: TIFF and OME-TIFF, other lossless images, images in Zarr stores; on a disk or behind a URL.
 
 A table says where every channel of a site lies (`Plane`). A source reads planes of one file; nothing above this room
 knows which kind it was, and a dataset's digests are the same for the same pixels.

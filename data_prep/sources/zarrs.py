@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt
 
+from data_prep.sources import remote
 from data_prep.sources.files import zarr_store
 from data_prep.sources.plane import (
     Found,
@@ -263,6 +264,8 @@ def _told(file: str, where: str) -> Iterator[None]:
             raise InputError(
                 f"{where}: {file} is kept with a codec that is not installed ({error}); install the package that has it"
             ) from error
+        if type(error).__module__.startswith("obstore"):
+            raise InputError(f"{where}: {file} {remote.reason(error)}") from error
         raise InputError(
             f"{where}: {file} cannot be read: its metadata or a chunk is damaged, or of another shape ({error})"
         ) from error
