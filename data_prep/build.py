@@ -40,10 +40,10 @@ DATASET_FILES = ("*.array_record*", "*.labels.txt", "dataset_info.json", "featur
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """TIFFs and load_data.csv to a dataset directory.
+    """Images and load_data.csv to a dataset directory.
 
     perturbjax build --load-data load_data.csv --images DIR --out dataset
-    perturbjax build --load-data load_data.csv --images DIR --out dataset --resize 128
+    perturbjax build --images plate.zarr --platemap map.tsv --out dataset --resize 128
     """
 
     images: str | Path

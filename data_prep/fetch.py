@@ -33,7 +33,6 @@ from perturbjax.plates import SITE, WELL
 class FetchConfig:
     """A plate from the public Cell Painting Gallery.
 
-    perturbjax fetch --plate BR00116991 --out plate
     perturbjax fetch --plate BR00116991 --out plate --wells A01,A02 --sites 1
     perturbjax fetch --accession cpg0016 --source source_4 --batch 2021_04_26_Batch1 --plate BR00117035 --out plate
     """
@@ -62,8 +61,8 @@ class FetchConfig:
     """Files fetched at the same time."""
     base_url: str = GALLERY
     """Where the gallery is served, without its last slash."""
-    jump_metadata_url: str = gallery.JUMP_METADATA
-    """Where JUMP's tables of wells and compounds are served, for cpg0016."""
+    jump_metadata_url: str = ""
+    """Where JUMP's tables of wells and compounds are served, for cpg0016; empty takes JUMP's own repository."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -239,7 +238,7 @@ def _plate_table(options: FetchConfig) -> tuple[pd.DataFrame, Locations]:
 def _of_jump(table: pd.DataFrame, options: FetchConfig, tables: Path) -> pd.DataFrame:
     for name in gallery.JUMP_TABLES:
         if not (tables / name).is_file():
-            download(f"{options.jump_metadata_url}/{name}", tables / name)
+            download(f"{options.jump_metadata_url or gallery.JUMP_METADATA}/{name}", tables / name)
     joined, unknown = gallery.jump_perturbations(tables, table, options.source)
     if unknown:
         console.print(

@@ -108,6 +108,8 @@ def read_sites(
     images = str(images)
     source = images if load_data is None else Path(load_data)
     table = stores.store_table(images) if load_data is None else read_table(load_data)
+    if names_files := _names_files(table, images, load_data):
+        file_locations(table, source)  # a table that names none is told of first
     sites = table[[column for column in table.columns if column.startswith("Metadata_")]].copy()
     sites.insert(0, "row", range(FIRST_ROW, FIRST_ROW + len(sites)))
     normalise_position(sites, source)
@@ -118,7 +120,7 @@ def read_sites(
     elif compounds is not None:
         raise InputError("--compounds: is joined to the platemap; give --platemap as well")
 
-    find = _in_files if _names_files(table, images, load_data) else _in_stores
+    find = _in_files if names_files else _in_stores
     available, place = find(table, sites, images, source, must_exist)
     chosen = _choose(tuple(channels), tuple(also), available, source)
     for channel in chosen:
