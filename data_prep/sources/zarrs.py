@@ -140,11 +140,10 @@ def attributes(file: str, where: str) -> dict[str, Any]:
     Raises:
         InputError: there is no such group.
     """
-    import zarr
-
     root, path = split_store(file)
     with _told(file, where):
-        found: Any = dict(zarr.open_group(_recording(root, where)[0], path=path, mode="r").attrs)
+        store, _ = _recording(root, where)
+        found: Any = dict(_zarr(root, where).open_group(store, path=path, mode="r").attrs)
         return found.get("ome", found)
 
 
@@ -219,6 +218,14 @@ def _depths(image: Image, channel: int, depths: range) -> Iterator[np.ndarray]:
         yield from image.block(slice(channel, channel + 1), slice(start, min(start + step, depths.stop)))[0]
 
 
+def _zarr(root: str, where: str) -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise InputError(f'{where}: {root} is a Zarr store; to read it: pip install "perturbjax[zarr]"') from error
+    return zarr
+
+
 @functools.cache
 def _zarr_codecs() -> None:
     """Make imagecodecs' codecs known to zarr, for stores of JPEG XL and the like."""
@@ -229,12 +236,9 @@ def _zarr_codecs() -> None:
 
 def _recording(root: str, where: str) -> tuple[Any, list[str]]:
     """A store that is read through zarr, and a list to which it adds what it was asked for and does not have."""
-    try:
-        from zarr.storage import WrapperStore
-    except ImportError as error:
-        raise InputError(
-            f'{where}: {root} is a Zarr store; reading one needs pip install "perturbjax[zarr]"'
-        ) from error
+    _zarr(root, where)
+    from zarr.storage import WrapperStore
+
     _zarr_codecs()
     missing: list[str] = []
 

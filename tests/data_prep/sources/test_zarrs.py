@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -231,4 +232,13 @@ def test_what_is_no_plate_is_one_line(tmp_path, stores):
         read_sites(None, tmp_path / "dataset")
     change(stores / "SIM001.zarr/zarr.json", '"A/1"', '"../../A/1"')
     with pytest.raises(InputError, match="leads out of the store"):
+        read_sites(None, stores / "SIM001.zarr")
+
+
+def test_without_the_extra_a_store_says_what_to_install(stores, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    monkeypatch.setitem(sys.modules, "zarr.storage", None)
+    with pytest.raises(InputError, match=r"pip install .perturbjax\[zarr\]"):
+        one(site(stores))
+    with pytest.raises(InputError, match=r"pip install .perturbjax\[zarr\]"):
         read_sites(None, stores / "SIM001.zarr")
