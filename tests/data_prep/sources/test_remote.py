@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
+from collections import Counter
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +109,32 @@ def test_a_build_goes_on_once_a_missing_object_is_there(simulated, uploaded, s3,
     file = str(simulated / "images/SIM001/SIM001_A02_s02_DNA.tiff")
     s3.upload_file(file, "coming", key, ExtraArgs={"ACL": "public-read"})
     build(from_url(table, url, tmp_path / "dataset"))
+
+
+def test_of_a_build_that_an_object_left_midway_the_finished_sites_are_kept(simulated, served, nobody, tmp_path, capsys):
+    """The last site's DNA is there when headers are asked for, gone when it is to be segmented, and back later."""
+    asked, gone = Counter(), "SIM001_A02_s02_DNA.tiff"
+
+    class Leaving(SimpleHTTPRequestHandler):
+        def send_head(self):
+            asked[Path(self.path).name] += 1
+            if asked[gone] > 2 and self.path.endswith(gone):  # its size and its header are asked for first
+                self.send_error(404)
+                return None
+            return super().send_head()
+
+        def log_message(self, *_):
+            pass
+
+    url = served(functools.partial(Leaving, directory=str(simulated)))
+    table = small(simulated, tmp_path / "load_data.csv")
+    with pytest.raises(InputError, match=r"load_data.csv, row 5: http://.*SIM001_A02_s02_DNA.tiff is not there"):
+        build(from_url(table, url, tmp_path / "dataset"))
+    assert not (tmp_path / "dataset").exists()
+    assert len(list((tmp_path / ".dataset.building/masks").glob("*.tiff"))) == 3
+    asked[gone] = -100
+    build(replace(from_url(table, url, tmp_path / "dataset"), mask_cache="none"))
+    assert "reused: 3 of 4 sites have masks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("signed", [False, True])
