@@ -1,1 +1,1 @@
-"""The offline stage: TIFFs and load_data.csv in, masks and a dataset directory out."""
+"""The offline stage: images and load_data.csv in, masks and a dataset directory out."""

@@ -23,7 +23,7 @@ from data_prep.images import Aggregate
 from data_prep.output import creation_time, tidy, work_folder
 from data_prep.pool import Pool
 from data_prep.segment import Engine, Precision, SegmenterConfig, pipeline
-from data_prep.sites import FILE, SiteTable, channels_of, choose_label, merged_identities, read_sites
+from data_prep.sites import FILE, SiteTable, choose_label, merged_identities, read_sites
 from data_prep.sources import Project
 from perturbjax.console import InputError, console, names_in, require, require_output, require_sound, track
 from perturbjax.dataset import INDEX, PROVENANCE, SCHEMA_VERSION, SOURCE_DIGEST, open_dataset, write_dataset
@@ -40,18 +40,20 @@ DATASET_FILES = ("*.array_record*", "*.labels.txt", "dataset_info.json", "featur
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """TIFFs and load_data.csv to a dataset directory.
+    """Images and load_data.csv to a dataset directory.
 
     perturbjax build --load-data load_data.csv --images DIR --out dataset
-    perturbjax build --load-data load_data.csv --images DIR --out dataset --resize 128
+    perturbjax build --images plate.zarr --platemap map.tsv --out dataset --resize 128
     """
 
-    load_data: Path
-    """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row a site."""
-    images: Path
-    """Folder the paths in the CSV start from."""
+    images: str | Path
+    """Folder the paths in the CSV start from, or a Zarr store of plates (NAME.zarr), or a folder of them; or the URL of
+    one: s3://…, https://…"""
     out: Path
     """Dataset directory to make."""
+    load_data: Path | None = None
+    """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row a site. A store needs no
+    file names in it, and none at all where --platemap says what the wells got."""
     channels: str = ""
     """Names of the channels to use, with commas; empty takes all."""
     aggregate: Aggregate = "median"
@@ -99,22 +101,23 @@ def build(options: BuildConfig) -> None:
         InputError: input, settings or output cannot be used; nothing is left under the output's name.
     """
     created = creation_time()
-    stored = names_in(options.channels) or tuple(channels_of(options.load_data))
     segmented = names_in(options.segment_channels)
+    table = read_sites(
+        options.load_data,
+        options.images,
+        channels=names_in(options.channels),
+        also=segmented,
+        platemap=options.platemap,
+        compounds=options.compounds,
+        project=options.project,
+    )
+    stored = names_in(options.channels) or table.channels
     chosen: Engine = pipeline.suited(stored, segmented) if options.segmenter == "auto" else options.segmenter
     options = replace(options, segmenter=chosen)
     pipeline.check_channels(chosen, stored, segmented)
     if options.aggregate == "none" and len(stored) > 1 and not segmented:
         raise InputError("--aggregate none: there is no one image to segment; name its channel with --segment-channels")
-    table = read_sites(
-        options.load_data,
-        options.images,
-        channels=tuple(dict.fromkeys(stored + segmented)),
-        platemap=options.platemap,
-        compounds=options.compounds,
-        project=options.project,
-    )
-    label_column = choose_label(table.sites, options.label_column, options.load_data)
+    label_column = choose_label(table.sites, options.label_column, table.source)
     for note in merged_identities(table.sites, label_column):
         console.print(f"note: {note}")
     make_folder(options.out.parent)
@@ -177,7 +180,7 @@ def _facts(
         "resize": options.resize,
         "label_column": label_column,
         "segmenter": segmenter,
-        "source": {"name": options.load_data.name, "sha256": table.sha256},
+        "source": {"name": Path(table.source).name, "sha256": table.sha256},
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return {**facts, "settings_sha256": digest, "created_by": f"perturbjax {perturbjax.__version__}"}
@@ -187,7 +190,7 @@ def _sites(table: SiteTable, stored: tuple[str, ...], segmented: tuple[str, ...]
     return [
         workers.Site(
             name=row["site_id"],
-            where=f"{table.source}, row {row['row']}",
+            where=table.where(row),
             stored=tuple(row[FILE + channel] for channel in stored),
             segmented=tuple(row[FILE + channel] for channel in segmented),
         )

@@ -1,32 +1,26 @@
-"""`perturbjax fetch`: a plate of the JUMP pilot from the public Cell Painting Gallery, over plain HTTPS.
+"""`perturbjax fetch`: a plate of the public Cell Painting Gallery, over plain HTTPS.
 
-The gallery's layout (its documentation: https://broadinstitute.github.io/cellpainting-gallery/data_structure.html),
-below `cpg0000-jump-pilot/source_4`:
-
-    workspace/load_data_csv/BATCH/PLATE/load_data.csv
-    workspace/metadata/platemaps/BATCH/barcode_platemap.csv          plate → name of its platemap
-    workspace/metadata/platemaps/BATCH/platemap/NAME.txt             well → broad_sample
-    workspace/metadata/external_metadata/….tsv                       broad_sample → compound
-    images/BATCH/images/PLATE__DATE-Measurement1/Images/….tiff       named by the load_data.csv
+Where things lie there, and what is known to be wrong, stands in `gallery.py`.
 """
 
 from __future__ import annotations
 
 import fcntl
-import http.client
-import time
+import html
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from data_prep import gallery
+from data_prep.download import NotThere, download, download_if_there, in_parallel
+from data_prep.gallery import GALLERY
 from data_prep.platemap import join_platemap
 from data_prep.sites import FILE_COLUMN_PATTERN, file_locations, normalise_position
 from data_prep.tables import read_table
@@ -34,37 +28,41 @@ from perturbjax.console import InputError, console, names_in, require, require_o
 from perturbjax.files import atomic, make_folder
 from perturbjax.plates import SITE, WELL
 
-GALLERY = "https://cellpainting-gallery.s3.amazonaws.com"
-SOURCE = "cpg0000-jump-pilot/source_4"
-#: Tries for each file, seconds before the second one (doubled each time), seconds without a byte that end a try.
-TRIES, PAUSE_S, TIMEOUT_S = 5, 1.0, 60.0
-CHUNK = 1 << 20
-
 
 @dataclass(frozen=True)
 class FetchConfig:
     """A plate from the public Cell Painting Gallery.
 
-    perturbjax fetch --plate BR00116991 --out plate
     perturbjax fetch --plate BR00116991 --out plate --wells A01,A02 --sites 1
+    perturbjax fetch --accession cpg0016 --source source_4 --batch 2021_04_26_Batch1 --plate BR00117035 --out plate
     """
 
     plate: str
     """Barcode, as BR00116991."""
     out: Path
     """Folder for images/PLATE/ and load_data.csv; run again to go on after a stop."""
-    batch: str = "2020_11_04_CPJUMP1"
-    """Batch the plate was imaged in."""
+    accession: str = "cpg0000"
+    """Data set of the gallery: a number (cpg0000, cpg0016), or its whole name."""
+    source: str = ""
+    """Who imaged it, as source_4; empty takes the only one."""
+    batch: str = ""
+    """Batch the plate was imaged in; empty takes 2020_11_04_CPJUMP1 of cpg0000."""
     channels: str = ""
     """Names of the channels to fetch, with commas; empty takes all the plate has."""
     wells: str = ""
     """Wells to fetch, with commas; empty takes all."""
     sites: int = 0
     """Sites to fetch of each well, the lowest numbers first; 0 takes all."""
+    illumination: bool = False
+    """Fetch the plate's illumination functions too, into illum/PLATE/ (build --illumination)."""
+    tables_only: bool = False
+    """Fetch no images: the table is for build --images s3://cellpainting-gallery, which reads them where they lie."""
     downloads: int = 8
     """Files fetched at the same time."""
     base_url: str = GALLERY
     """Where the gallery is served, without its last slash."""
+    jump_metadata_url: str = ""
+    """Where JUMP's tables of wells and compounds are served, for cpg0016; empty takes JUMP's own repository."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -72,15 +70,25 @@ class FetchConfig:
         require("sites", self.sites, self.sites >= 0, "0 (all) or more")
         require("downloads", self.downloads, self.downloads >= 1, "at least one")
 
+    @property
+    def root(self) -> str:
+        """What all keys of the source begin with."""
+        return f"{self.accession}/{self.source}"
+
 
 def fetch(options: FetchConfig) -> None:
     """Fetch images, then write load_data.csv with what each well got: it is there only when all files are.
+
+    Sites of which the gallery has not every image are left out of the table, told of, and listed in missing_images.csv.
 
     Raises:
         InputError: the plate, a channel or a well is unknown, the gallery cannot be reached, or the output cannot
             be written.
     """
-    _plain_name(options.plate, "--plate")
+    accession, source, batch = gallery.named(options.accession, options.source, options.batch)
+    options = replace(options, accession=accession, source=source, batch=batch)
+    for flag in ("plate", "accession", "source", "batch"):
+        _plain_name(getattr(options, flag), f"--{flag}")
     make_folder(options.out)
     with _alone(options.out):
         _fetch(options)
@@ -120,84 +128,129 @@ def _fetch(options: FetchConfig) -> None:
     for channel, (names, _) in locations.items():
         for row, name in enumerate(names, 1):
             _plain_name(name, f"load_data.csv of {options.plate}, site {row}, channel {channel}")
+    keys = {channel: [_image_key(folder, options) for folder in folders] for channel, (_, folders) in locations.items()}
+    if options.illumination:
+        _illumination(options, locations)
+    if options.tables_only:
+        _write_table(options, table, locations, keys)
+        at = "s3://cellpainting-gallery" if options.base_url == GALLERY else options.base_url
+        console.print(
+            f"{options.out}: {len(table)} sites; build --load-data {options.out / 'load_data.csv'} --images {at}"
+        )
+        return
+    table, locations, received = _images(options, table, locations, keys)
+    folder = f"images/{options.plate}"
+    _write_table(options, table, locations, {channel: [folder] * len(table) for channel in locations})
+    count = len(table) * len(locations)
+    console.print(f"{options.out}: {len(table)} sites, {count} images ({received / 1e9:.2f} GB received)")
+
+
+#: Channel → (file names, folders), one a site.
+Locations = dict[str, tuple[pd.Series, pd.Series]]
+
+
+def _images(
+    options: FetchConfig, table: pd.DataFrame, locations: Locations, keys: dict[str, list[str]]
+) -> tuple[pd.DataFrame, Locations, int]:
+    """Fetch the images; the sites that have all of them, and the bytes received."""
     images = make_folder(options.out / "images" / options.plate)
     wanted = {
-        images / name: f"{options.base_url}/{urllib.parse.quote(f'{_image_key(folder, options)}/{name}')}"
-        for names, folders in locations.values()
-        for name, folder in zip(names, folders, strict=True)
+        images / name: f"{options.base_url}/{urllib.parse.quote(f'{key}/{name}')}"
+        for channel, (names, _) in locations.items()
+        for name, key in zip(names, keys[channel], strict=True)
     }
     missing = {path: url for path, url in wanted.items() if not path.is_file()}
     if len(missing) < len(wanted):
         console.print(f"resuming: {len(wanted) - len(missing)} of {len(wanted)} images are already there")
-    results = _in_parallel(lambda item: download(item[1], item[0]), missing.items(), options.downloads)
-    received = sum(track(results, total=len(wanted), label="fetching", unit="images", done=len(wanted) - len(missing)))
+    results = in_parallel(lambda item: download_if_there(item[1], item[0]), missing.items(), options.downloads)
+    followed = track(results, total=len(wanted), label="fetching", unit="images", done=len(wanted) - len(missing))
+    sizes = dict(zip(missing, followed, strict=True))
+    whole = pd.Series(True, index=table.index)
+    for names, _ in locations.values():
+        whole &= pd.Series([sizes.get(images / name) is not None or images / name not in sizes for name in names])
+    gone = {path: wanted[path] for path, size in sizes.items() if size is None}
+    _tell_missing(options, gone, table, whole)
+    kept: Locations = {
+        channel: (names[whole].reset_index(drop=True), folders[whole].reset_index(drop=True))
+        for channel, (names, folders) in locations.items()
+    }
+    return table[whole].reset_index(drop=True), kept, sum(size or 0 for size in sizes.values())
+
+
+def _tell_missing(options: FetchConfig, gone: dict[Path, str], table: pd.DataFrame, whole: pd.Series) -> None:
+    """Say which sites are left out since the gallery lacks images of them (jump-cellpainting/datasets#78)."""
+    listed = options.out / "missing_images.csv"
+    if not gone:
+        listed.unlink(missing_ok=True)
+        return
+    if not whole.any():
+        raise InputError(f"{next(iter(gone.values()))}: no site has all its images there (HTTP 404); check --plate")
+    with atomic(listed) as temporary:
+        pd.DataFrame({"url": list(gone.values())}).to_csv(temporary, index=False)
+    first = table[~whole].iloc[0]
+    console.print(
+        f"note: {int((~whole).sum())} of {len(table)} sites lack images at the gallery ({len(gone)}, the first of "
+        f"well {first[WELL]}, site {first[SITE]}); they are left out, see {listed}"
+    )
+
+
+def _write_table(options: FetchConfig, table: pd.DataFrame, locations: Locations, paths: dict[str, list[str]]) -> None:
     for channel, (names, _) in locations.items():
-        table[f"FileName_Orig{channel}"] = names
-        table[f"PathName_Orig{channel}"] = f"images/{options.plate}"
+        table[f"FileName_Orig{channel}"] = list(names)
+        table[f"PathName_Orig{channel}"] = paths[channel]
     with atomic(options.out / "load_data.csv") as temporary:
         table.to_csv(temporary, index=False)
-    console.print(f"{options.out}: {len(table)} sites, {len(wanted)} images ({received / 1e9:.2f} GB received)")
 
 
-def download(url: str, path: Path) -> int:
-    """Fetch a file under its final name, whole or not at all; tries again after what may pass. Its bytes.
-
-    Raises:
-        InputError: there is no such file, or no try succeeded.
-    """
-    pause = PAUSE_S
-    for attempt in range(1, TRIES + 1):
-        try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply, atomic(path) as temporary:
-                return _copy(reply, temporary)
-        except urllib.error.HTTPError as error:
-            error.close()  # it is the reply, too
-            reason = f"HTTP {error.code}"
-            if error.code in (400, 401, 403, 404, 410):
-                raise InputError(
-                    f"{url}: cannot be fetched ({reason}); check --plate, --batch and --base-url"
-                ) from error
-        except (OSError, EOFError, http.client.HTTPException) as error:
-            reason = str(getattr(error, "reason", error))
-        if attempt < TRIES:
-            time.sleep(pause)
-            pause *= 2
-    raise InputError(f"{url}: cannot be fetched after {TRIES} tries ({reason}); run the same command again to go on")
+def _illumination(options: FetchConfig, locations: Locations) -> None:
+    """The plate's functions; a channel that has none is told of."""
+    folder = make_folder(options.out / "illum" / options.plate)
+    for channel in locations:
+        name = _plain_name(f"{options.plate}_Illum{channel}.npy", "load_data.csv")
+        key = f"{options.root}/images/{options.batch}/illum/{options.plate}/{name}"
+        if download_if_there(f"{options.base_url}/{urllib.parse.quote(key)}", folder / name) is None:
+            console.print(f"note: the gallery has no illumination function of channel {channel} of {options.plate}")
 
 
-def _copy(reply, path: Path) -> int:
-    """Write a reply to a file and hold it to the length it announced."""
-    announced = reply.headers.get("Content-Length")
-    with open(path, "wb") as file:
-        while chunk := _read(reply):
-            file.write(chunk)
-        size = file.tell()
-    if announced is not None and str(size) != announced.strip():
-        raise EOFError(f"{size} of {announced} bytes came")
-    return size
-
-
-def _read(reply) -> bytes:
-    try:
-        return reply.read(CHUNK)
-    except (OSError, http.client.HTTPException) as error:  # told apart from a disk that is full
-        raise EOFError(f"the connection broke: {error}") from error
-
-
-def _plate_table(options: FetchConfig) -> tuple[pd.DataFrame, dict[str, tuple[pd.Series, pd.Series]]]:
-    """The chosen sites with all metadata, and channel → (file names, folders)."""
+def _plate_table(options: FetchConfig) -> tuple[pd.DataFrame, Locations]:
+    """The chosen sites with all metadata, and where their files lie."""
     tables = make_folder(options.out / "metadata")
-    original = _table(options, f"workspace/load_data_csv/{options.batch}/{options.plate}/load_data.csv", tables)
+    folder = f"workspace/load_data_csv/{options.batch}/{options.plate}"
+    original = _first_table(options, [f"{folder}/load_data.csv", f"{folder}/load_data.csv.gz"], tables)
     table = read_table(original)
     table.insert(0, "row", range(2, 2 + len(table)))
     normalise_position(table, original)
     table = _choose_sites(table, options, original)
-    locations = file_locations(table, original)
+    if options.accession == gallery.IN_JUMP_METADATA:
+        joined = _of_jump(table, options, tables)
+    else:
+        joined = _of_platemap(table, options, tables)
+    locations = file_locations(joined, original)
     chosen = names_in(options.channels) or tuple(locations)
     for channel in chosen:
         if channel not in locations:
             raise InputError(f"--channels {channel}: the plate has no such channel; it has {', '.join(locations)}")
+    found = _checked(options, {channel: locations[channel] for channel in chosen})
+    kept = [column for column in joined.columns if not FILE_COLUMN_PATTERN.match(column) and column != "row"]
+    return joined[kept].copy(), found
 
+
+def _of_jump(table: pd.DataFrame, options: FetchConfig, tables: Path) -> pd.DataFrame:
+    for name in gallery.JUMP_TABLES:
+        if not (tables / name).is_file():
+            download(f"{options.jump_metadata_url or gallery.JUMP_METADATA}/{name}", tables / name)
+    joined, unknown = gallery.jump_perturbations(tables, table, options.source)
+    if unknown:
+        console.print(
+            f"note: {len(unknown)} wells have images and stand in no table of JUMP's ({', '.join(unknown[:8])}"
+            f"{' …' if len(unknown) > 8 else ''}); nobody knows what they got, and they are left out"
+        )
+    if joined.empty:
+        raise InputError(f"--plate {options.plate}: JUMP's tables know none of the chosen wells")
+    return joined
+
+
+def _of_platemap(table: pd.DataFrame, options: FetchConfig, tables: Path) -> pd.DataFrame:
     maps = f"workspace/metadata/platemaps/{options.batch}"
     barcodes_file = _table(options, f"{maps}/barcode_platemap.csv", tables)
     barcodes = read_table(barcodes_file)
@@ -209,11 +262,71 @@ def _plate_table(options: FetchConfig) -> tuple[pd.DataFrame, dict[str, tuple[pd
         raise InputError(f"--plate {options.plate}: is not in {barcodes_file.name} of batch {options.batch}")
     name = _plain_name(names.iloc[0], f"{barcodes_file}, Plate_Map_Name")
     platemap = _table(options, f"{maps}/platemap/{name}.txt", tables)
-    external = name.replace("_platemap", "_metadata")
-    compounds = _table(options, f"workspace/metadata/external_metadata/{external}.tsv", tables)
-    joined = join_platemap(table, read_table(platemap, sep="\t"), platemap, compounds)
-    kept = [column for column in joined.columns if not FILE_COLUMN_PATTERN.match(column) and column != "row"]
-    return joined[kept].copy(), {channel: locations[channel] for channel in chosen}
+    external = "workspace/metadata/external_metadata"
+    try:
+        compounds = _table(options, f"{external}/{name.replace('_platemap', '_metadata')}.tsv", tables)
+    except NotThere:
+        others = [found for found in _listed(options, f"{options.root}/{external}") if found.endswith(".tsv")]
+        if len(others) != 1:
+            console.print(
+                f"note: the gallery has {len(others)} tables of compounds for this plate; platemap alone is joined"
+            )
+            return join_platemap(table, read_table(platemap, sep="\t"), platemap, None)
+        compounds = _table(options, f"{external}/{others[0]}", tables)
+    return join_platemap(table, read_table(platemap, sep="\t"), platemap, compounds)
+
+
+def _checked(options: FetchConfig, locations: Locations) -> Locations:
+    """The files of the channels, what is known to be wrong mended or told of.
+
+    Raises:
+        InputError: two channels name the same file, and it cannot be told whose it is.
+    """
+    names = {channel: files for channel, (files, _) in locations.items()}
+    if options.accession == gallery.IN_JUMP_METADATA and (note := gallery.order_note(options.source, names)):
+        console.print(f"note: {note}")
+    pair = gallery.twins(names)
+    if pair is None:
+        return locations
+    listings: dict[str, list[str]] = {}
+    mended = dict(locations)
+    for channel in pair:
+        files, folders = locations[channel]
+        found = []
+        for name, folder in zip(files, folders, strict=True):
+            key = _image_key(folder, options)
+            if key not in listings:
+                listings[key] = _listed(options, key) if options.accession == gallery.ACCESSIONS["cpg0012"][0] else []
+            found.append(gallery.untwinned(name, channel, listings[key]))
+        if None in found:
+            raise InputError(
+                f"load_data.csv of {options.plate}: channels {pair[0]} and {pair[1]} name the same file "
+                f"({files.iloc[0]}); fetch one of them, with --channels"
+            )
+        mended[channel] = (pd.Series(found), folders)
+    console.print(
+        f"note: load_data.csv names the same files for {pair[0]} and {pair[1]} (jump-cellpainting/datasets#33); mended "
+        "by the numbers in the names of the files that are there"
+    )
+    return mended
+
+
+def _listed(options: FetchConfig, folder: str) -> list[str]:
+    """Names of the files in a folder of the bucket (S3's ListObjectsV2)."""
+    found: list[str] = []
+    token = ""
+    while True:
+        asked = {"list-type": "2", "prefix": f"{folder}/", "delimiter": "/"}
+        query = urllib.parse.urlencode({**asked, **({"continuation-token": token} if token else {})})
+        page = options.out / "metadata" / ".listing"
+        download(f"{options.base_url}/?{query}", page)
+        text = page.read_text()
+        page.unlink()
+        found += [html.unescape(key).rpartition("/")[2] for key in re.findall("<Key>(.*?)</Key>", text)]
+        following = re.search("<NextContinuationToken>(.*?)</NextContinuationToken>", text)
+        if following is None:
+            return found
+        token = html.unescape(following[1])
 
 
 def _choose_sites(table: pd.DataFrame, options: FetchConfig, source: Path) -> pd.DataFrame:
@@ -229,10 +342,20 @@ def _choose_sites(table: pd.DataFrame, options: FetchConfig, source: Path) -> pd
     return table.reset_index(drop=True)
 
 
+def _first_table(options: FetchConfig, keys: list[str], folder: Path) -> Path:
+    """The first table of several names that is there."""
+    for key in keys[:-1]:
+        try:
+            return _table(options, key, folder)
+        except NotThere:
+            continue
+    return _table(options, keys[-1], folder)
+
+
 def _table(options: FetchConfig, key: str, folder: Path) -> Path:
-    path = folder / _plain_name(key.rsplit("/", 1)[-1], f"{options.base_url}/{SOURCE}")
+    path = folder / _plain_name(key.rsplit("/", 1)[-1], f"{options.base_url}/{options.root}")
     if not path.is_file():
-        download(f"{options.base_url}/{urllib.parse.quote(f'{SOURCE}/{key}')}", path)
+        download(f"{options.base_url}/{urllib.parse.quote(f'{options.root}/{key}')}", path)
     return path
 
 
@@ -245,21 +368,4 @@ def _image_key(folder: str, options: FetchConfig) -> str:
     parts = [part for part in folder.replace("\\", "/").split("/") if part]
     if options.batch not in parts:
         raise InputError(f"load_data.csv of {options.plate}: folder {folder!r} does not name batch {options.batch}")
-    return "/".join([SOURCE, "images", *parts[len(parts) - 1 - parts[::-1].index(options.batch) :]])
-
-
-def _in_parallel(function: Callable, items, threads: int) -> Iterator[int]:
-    """Results in order, a bounded number of items ahead; the first failure ends it."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future] = deque()
-        try:
-            for item in items:
-                if len(pending) >= 4 * threads:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(function, item))
-            while pending:
-                yield pending.popleft().result()
-        except BaseException:
-            for future in pending:
-                future.cancel()
-            raise
+    return "/".join([options.root, "images", *parts[len(parts) - 1 - parts[::-1].index(options.batch) :]])

@@ -32,10 +32,12 @@ class InspectConfig:
     perturbjax inspect --load-data load_data.csv --images DIR --platemap platemap.tsv
     """
 
-    load_data: Path
-    """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row a site."""
-    images: Path
-    """Folder the paths in the CSV start from."""
+    images: str | Path
+    """Folder the paths in the CSV start from, or a Zarr store of plates (NAME.zarr), or a folder of them; or the URL of
+    one: s3://…, https://…"""
+    load_data: Path | None = None
+    """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row a site. A store needs no
+    file names in it, and none at all where --platemap says what the wells got."""
     label_column: str = ""
     """Column of the label; empty takes the first of Metadata_pert_iname, Metadata_broad_sample, Metadata_moa. none: the
     sites have no labels."""
@@ -62,7 +64,7 @@ def inspect(options: InspectConfig) -> None:
         must_exist=False,
         project="middle",  # nothing is read; a stack is told of below
     )
-    label_column = choose_label(table.sites, options.label_column, options.load_data)
+    label_column = choose_label(table.sites, options.label_column, table.source)
     out = PlainConsole()
     if not out.is_terminal:
         out.width = PLAIN_WIDTH
@@ -139,7 +141,7 @@ def _sizes(table: SiteTable) -> tuple[dict[str, Counter], int]:
     rows = table.sites.iloc[picked].to_dict("records")
     for row in track(rows, total=len(rows), label="sampling files", unit="sites"):
         planes = {channel: row[FILE + channel] for channel in table.channels if row[FILE + channel].file}
-        probes = probe_planes(planes.values(), f"{table.source}, row {row['row']}")
+        probes = probe_planes(planes.values(), table.where(row))
         for channel, plane in planes.items():
             sizes[channel][probes[plane].shape, probes[plane].dtype.name] += 1
             deepest = max(deepest, probes[plane].depth)

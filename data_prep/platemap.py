@@ -16,18 +16,19 @@ def join_platemap(sites: pd.DataFrame, platemap: pd.DataFrame, source: Path, com
 
     Args:
         sites: with `Metadata_Well` and `row`.
-        platemap: `well_position`, `broad_sample` and any more columns.
+        platemap: `well_position`, `broad_sample` (needed where there are compounds) and any more columns.
         source: the platemap's file, for messages.
         compounds: TSV with `broad_sample`, `pert_iname`, `InChIKey` and any more columns.
 
     Raises:
         InputError: a column is missing, a well stands twice or not at all, or a sample is not among the compounds.
     """
-    _need(platemap, ("well_position", "broad_sample"), source)
+    _need(platemap, ("well_position",) if compounds is None else ("well_position", "broad_sample"), source)
     platemap = platemap.assign(well_position=platemap["well_position"].map(normalise_well))
     _need_once(platemap, "well_position", source)
     _leave_positions(platemap, source)
-    platemap["broad_sample"] = platemap["broad_sample"].replace("", SOLVENT)
+    if "broad_sample" in platemap.columns:
+        platemap["broad_sample"] = platemap["broad_sample"].replace("", SOLVENT)
     if compounds is not None:
         known = read_table(compounds, sep="\t")
         _need(known, ("broad_sample",), compounds)

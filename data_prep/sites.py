@@ -7,8 +7,9 @@ file holds several, `Series_Orig<CHANNEL>`, `Channel_Orig<CHANNEL>` and `Frame_O
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import pandas as pd
 
 from data_prep.platemap import join_platemap
-from data_prep.sources import Plane, Project
+from data_prep.sources import Plane, Project, stores, zarrs
+from data_prep.sources.files import names_of_folder
 from data_prep.sources.finder import FileFinder
 from data_prep.tables import FIRST_ROW, SOLVENT, read_table
 from perturbjax.console import InputError
@@ -52,17 +54,23 @@ class SiteTable:
         sites: `site_id` (unique), `row` (line in the CSV), every `Metadata_*` as text, `file_<CHANNEL>` as a `Plane`,
             whose file is empty where there is none.
         channels: the channels asked for, in the order asked for.
-        source: the CSV.
-        sha256: of each file it was read from, by the flag that names it.
+        source: the CSV, or the store whose sites these are.
+        sha256: of each file it was read from, by the flag that names it; of the list of sites where a store gave it.
     """
 
     sites: pd.DataFrame
     channels: tuple[str, ...]
-    source: Path
+    source: Path | str
     sha256: dict[str, str]
 
     def __len__(self) -> int:
         return len(self.sites)
+
+    def where(self, row: Mapping[Any, Any]) -> str:
+        """What messages call a site by: its row of the CSV, or its place in the store."""
+        if isinstance(self.source, Path):
+            return f"{self.source}, row {row['row']}"
+        return f"{self.source}, plate {row[PLATE]}, well {row[WELL]}, site {row[SITE]}"
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -70,21 +78,24 @@ class SiteTable:
 
 
 def read_sites(
-    load_data: Path,
-    images: Path,
+    load_data: Path | None,
+    images: Path | str,
     *,
     channels: Sequence[str] = (),
+    also: Sequence[str] = (),
     platemap: Path | None = None,
     compounds: Path | None = None,
     must_exist: bool = True,
     project: Project = "none",
 ) -> SiteTable:
-    """Read and validate a load_data.csv.
+    """Read and validate a load_data.csv, or the list of sites that a Zarr store of plates has.
 
     Args:
-        load_data: the CSV (`.gz` too).
-        images: folder that relative paths start from; absolute paths of another machine are looked for below it.
-        channels: names to use, in this order; empty takes all the CSV has.
+        load_data: the CSV (`.gz` too), or parquet; None where a store says itself which sites there are.
+        images: folder that relative paths start from; absolute paths of another machine are looked for below it. Or a
+            Zarr store, or a folder of them: sites are found in it by plate, well and site.
+        channels: names to use, in this order; empty takes all there are.
+        also: names that must be among them, and are added where they are not.
         platemap: TSV with `well_position` and `broad_sample`, joined on the well.
         compounds: TSV with `broad_sample` and what is known of it, joined on `broad_sample`.
         must_exist: every file of every row must be there.
@@ -94,44 +105,93 @@ def read_sites(
         InputError: the CSV is missing, empty or malformed; a column, a channel or a file is missing; a plate, well or
             site is empty; two rows are the same (plate, well, site).
     """
-    table = read_table(load_data)
-    locations = file_locations(table, load_data)
-    chosen = tuple(channels) or tuple(locations)
-    for channel in chosen:
-        if channel not in locations:
-            raise InputError(f"--channels {channel}: {load_data} has no such channel; it has {', '.join(locations)}")
-    if len(set(chosen)) < len(chosen):
-        raise InputError(f"--channels {','.join(chosen)}: a channel is named twice")
-
+    images = str(images)
+    source = images if load_data is None else Path(load_data)
+    table = stores.store_table(images) if load_data is None else read_table(load_data)
+    if names_files := _names_files(table, images, load_data):
+        file_locations(table, source)  # a table that names none is told of first
     sites = table[[column for column in table.columns if column.startswith("Metadata_")]].copy()
     sites.insert(0, "row", range(FIRST_ROW, FIRST_ROW + len(sites)))
-    normalise_position(sites, load_data)
+    normalise_position(sites, source)
     sites.insert(0, "site_id", sites[PLATE] + "_" + sites[WELL] + "_" + sites[SITE])
-    _refuse_duplicates(sites, load_data)
+    _refuse_duplicates(sites, source)
     if platemap is not None:
         sites = join_platemap(sites, read_table(platemap, sep="\t"), platemap, compounds)
     elif compounds is not None:
         raise InputError("--compounds: is joined to the platemap; give --platemap as well")
 
-    finder = FileFinder(Path(images), must_exist)
+    find = _in_files if names_files else _in_stores
+    available, place = find(table, sites, images, source, must_exist)
+    chosen = _choose(tuple(channels), tuple(also), available, source)
     for channel in chosen:
-        names, folders = locations[channel]
-        chosen_planes = _selections(table, channel, load_data)
         sites[FILE + channel] = [
-            Plane(finder.find(folder, name, f"{load_data}, row {row}, channel {channel}"), project=project, **selection)
-            for row, folder, name, selection in zip(sites["row"], folders, names, chosen_planes, strict=True)
+            Plane(file, project=project, **selection)
+            for file, selection in zip(place(channel), _selections(table, channel, source), strict=True)
         ]
     files = {"load_data": load_data, "platemap": platemap, "compounds": compounds}
     sha256 = {name: file_digest(Path(path)) for name, path in files.items() if path}
-    return SiteTable(sites, chosen, Path(load_data), sha256)
+    if load_data is None:
+        sha256["images"] = hashlib.sha256(table.drop(columns=stores.IMAGE).to_csv(index=False).encode()).hexdigest()
+    return SiteTable(sites, chosen, source, sha256)
 
 
-def channels_of(load_data: Path) -> list[str]:
-    """Names of the channels a load_data.csv has, in its order."""
-    return list(file_locations(read_table(load_data), load_data))
+#: Channels that there are, and what gives the file of each site for one of them.
+Places = tuple[tuple[str, ...], Callable[[str], list[str]]]
 
 
-def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path) -> str:
+def _names_files(table: pd.DataFrame, images: str, load_data: Path | None) -> bool:
+    """Whether rows name files; else sites are looked for in stores, by plate, well and site."""
+    if load_data is None or stores.is_store(images):
+        return False
+    if any(re.match("(FileName|URL)_", column) for column in table.columns):
+        return True
+    plates = table[PLATE] if PLATE in table.columns else []
+    return not {f"{plate}.zarr" for plate in plates} & set(names_of_folder(images))
+
+
+def _in_files(table: pd.DataFrame, sites: pd.DataFrame, images: str, source: Path | str, must_exist: bool) -> Places:
+    locations = file_locations(table, source)
+    finder = FileFinder(images, must_exist)
+
+    def place(channel: str) -> list[str]:
+        names, folders = locations[channel]
+        return [
+            finder.find(folder, name, f"{source}, row {row}, channel {channel}")
+            for row, folder, name in zip(sites["row"], folders, names, strict=True)
+        ]
+
+    return tuple(locations), place
+
+
+def _in_stores(table: pd.DataFrame, sites: pd.DataFrame, images: str, source: Path | str, _: bool) -> Places:
+    finder = stores.StoreFinder(images)
+    files = (
+        list(table[stores.IMAGE])
+        if stores.IMAGE in table.columns
+        else [finder.find(row, f"{source}, row {row['row']}") for row in sites.to_dict("records")]
+    )
+    named = [column.removeprefix("Channel_Orig") for column in table.columns if column.startswith("Channel_Orig")]
+    available = tuple(named or zarrs.channel_names(files[0], str(source)))
+    if not available:
+        raise InputError(
+            f"{files[0]}: names no channels; say which is which in columns Channel_Orig<CHANNEL> of --load-data"
+        )
+    return available, lambda channel: files
+
+
+def _choose(
+    asked: tuple[str, ...], also: tuple[str, ...], available: tuple[str, ...], source: Path | str
+) -> tuple[str, ...]:
+    chosen = asked or available
+    for channel in chosen + also:
+        if channel not in available:
+            raise InputError(f"--channels {channel}: {source} has no such channel; it has {', '.join(available)}")
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"--channels {','.join(chosen)}: a channel is named twice")
+    return tuple(dict.fromkeys(chosen + also))
+
+
+def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path | str) -> str:
     """The label column asked for, or the first of `LABEL_COLUMNS` there is; none where `NO_LABEL` was asked for.
 
     Raises:
@@ -149,7 +209,7 @@ def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path) -> str
             f"sites without labels, to predict, are built with --label-column {NO_LABEL}"
         )
     if label_column not in have:
-        if label_column in read_table(load_data).columns:
+        if isinstance(load_data, Path) and label_column in read_table(load_data).columns:
             raise InputError(
                 f"--label-column {label_column}: columns of {load_data} that tell of a site begin with Metadata_; "
                 f"rename it there to Metadata_{label_column}"
@@ -179,7 +239,7 @@ def merged_identities(sites: pd.DataFrame, label_column: str) -> list[str]:
     return notes
 
 
-def file_locations(table: pd.DataFrame, source: Path) -> dict[str, tuple[pd.Series, pd.Series]]:
+def file_locations(table: pd.DataFrame, source: Path | str) -> dict[str, tuple[pd.Series, pd.Series]]:
     """Channel → (file names, folders), one a row, in the order of the table's columns.
 
     Raises:
@@ -204,7 +264,7 @@ def file_locations(table: pd.DataFrame, source: Path) -> dict[str, tuple[pd.Seri
     raise InputError(f"{source}: has no FileName_Orig<CHANNEL> column, so no channel can be found by name")
 
 
-def _selections(table: pd.DataFrame, channel: str, source: Path) -> list[dict[str, Any]]:
+def _selections(table: pd.DataFrame, channel: str, source: Path | str) -> list[dict[str, Any]]:
     """What each row says of where in its file a channel lies, as fields of a `Plane`.
 
     Raises:
@@ -224,7 +284,7 @@ def _selections(table: pd.DataFrame, channel: str, source: Path) -> list[dict[st
     return found
 
 
-def normalise_position(sites: pd.DataFrame, source: Path) -> None:
+def normalise_position(sites: pd.DataFrame, source: Path | str) -> None:
     """Spell wells and sites alike, in place.
 
     Raises:
@@ -240,7 +300,7 @@ def normalise_position(sites: pd.DataFrame, source: Path) -> None:
     sites[SITE] = sites[SITE].map(lambda site: str(int(site)) if re.fullmatch("[0-9]{1,18}", site) else site)
 
 
-def _refuse_duplicates(sites: pd.DataFrame, source: Path) -> None:
+def _refuse_duplicates(sites: pd.DataFrame, source: Path | str) -> None:
     twice = sites[sites["site_id"].duplicated(keep=False)]
     if len(twice):
         first = twice.iloc[0]

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from perturbjax.console import InputError
+from perturbjax.files import read_parquet
 
 #: What an empty perturbation stands for, in a table whose column says so: the wells that got the solvent only.
 SOLVENT = "DMSO"
@@ -27,13 +28,15 @@ _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, "
 
 
 def read_table(path: Path, sep: str = ",") -> pd.DataFrame:
-    """A CSV or TSV (also `.gz`, `.bz2`, `.xz`) with every cell as text; empty cells are empty text.
+    """A CSV or TSV (also `.gz`, `.bz2`, `.xz`) or parquet with every cell as text; empty cells are empty text.
 
     Raises:
         InputError: it is missing, empty, cut short or no text; a column stands twice, or a row has not as many cells
             as there are columns (the message names the row).
     """
     path = Path(path)
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
     try:
         rows = list(csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=sep, strict=True))
     except csv.Error as error:
@@ -54,6 +57,14 @@ def read_table(path: Path, sep: str = ",") -> pd.DataFrame:
     if len(rows) == 1:
         raise InputError(f"{path}: has a header but no rows")
     return pd.DataFrame([[cell.strip() for cell in row] for row in rows[1:]], columns=columns, dtype=object)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    table = read_parquet(path, "is it whole?")
+    if table.empty:
+        raise InputError(f"{path}: has a header but no rows")
+    empty = table.isna()
+    return table.astype(str).mask(empty, "").astype(object)
 
 
 def _read_text(path: Path) -> str:

@@ -9,6 +9,8 @@ import imagecodecs
 import numpy as np
 import pandas as pd
 import tifffile
+import zarr
+from imagecodecs import numcodecs as codecs
 
 CHANNELS = ("DNA", "Actin", "Tubulin")
 #: Order in which files of several channels hold them: not the table's.
@@ -69,3 +71,65 @@ def as_png(plate: Path, out: Path) -> Path:
         return {channel: f"{path.name}_{channel}.png" for channel in pixels}
 
     return rewritten(plate, out, write)
+
+
+def well_of(row: pd.Series) -> str:
+    """`A/1` of well A01, as OME-Zarr names its groups."""
+    return f"{row['Metadata_Well'][0]}/{int(row['Metadata_Well'][1:])}"
+
+
+def as_ome_zarr(plate: Path, out: Path, version: int = 3, table: bool = True) -> Path:
+    """A store for each plate, as OME-Zarr 0.4 (Zarr v2) or 0.5 (v3), axes tczyx; a table without names of files."""
+    rows = table_of(plate)
+    for name, of_plate in rows.groupby("Metadata_Plate"):
+        store = out / f"{name}.zarr"
+        root = zarr.open_group(store, mode="w", zarr_format=version)
+        wells = [{"path": path} for path in dict.fromkeys(well_of(row) for _, row in of_plate.iterrows())]
+        _describe(root, {"plate": {"name": name, "wells": wells}}, version)
+        for _, row in of_plate.iterrows():
+            field = str(int(row["Metadata_Site"]) - 1)
+            well = root.require_group(well_of(row))
+            fields = _described(well).get("well", {"images": []})["images"]
+            _describe(well, {"well": {"images": [*fields, {"path": field}]}}, version)
+            image = np.stack([site_pixels(plate, row)[channel] for channel in WRITTEN])[None, :, None]
+            _write_image(well.create_group(field), image, version)
+    if table:
+        rows[[column for column in rows if column.startswith("Metadata_")]].to_csv(out / "load_data.csv", index=False)
+    return out
+
+
+def _write_image(group: zarr.Group, image: np.ndarray, version: int) -> None:
+    scales = {"datasets": [{"path": "0"}], "axes": [{"name": axis} for axis in "tczyx"]}
+    channels = [{"label": channel} for channel in WRITTEN]
+    _describe(group, {"multiscales": [scales], "omero": {"channels": channels}}, version)
+    group.create_array("0", data=image, chunks=(1, 1, 1, 40, 64))
+
+
+def _describe(group: zarr.Group, facts: dict, version: int) -> None:
+    group.attrs.update(facts if version == 2 else {"ome": {"version": "0.5", **facts}})
+
+
+def _described(group: zarr.Group) -> dict:
+    found = dict(group.attrs)
+    return found.get("ome", found)
+
+
+def as_jump_lite(plate: Path, out: Path, version: int = 3) -> Path:
+    """One store of arrays (channel, y, x) named as JUMP-Lite's: v3 with Blosc's Zstd, or v2 with JPEG XL, losslessly.
+
+    The three channels of the plate are DNA, ER and RNA here; AGP and Mito are empty.
+    """
+    rows = table_of(plate).assign(Metadata_Source="source_4", Metadata_Batch="batch_1")
+    codecs.register_codecs(verbose=False)
+    blosc = zarr.codecs.BloscCodec(cname="zstd", clevel=9, shuffle="bitshuffle")
+    for _, row in rows.iterrows():
+        pixels = site_pixels(plate, row)
+        none = np.zeros_like(pixels["DNA"])
+        image = np.stack([none, pixels["DNA"], pixels["Actin"], none, pixels["Tubulin"]])
+        key = "__".join(row[f"Metadata_{part}"] for part in ("Source", "Batch", "Plate", "Well", "Site"))
+        settings = {"compressors": blosc if version == 3 else codecs.Jpegxl(lossless=True), "zarr_format": version}
+        store = zarr.storage.LocalStore(out / "lite.zarr")
+        array = zarr.create_array(store, name=key, shape=image.shape, chunks=image.shape, dtype="uint16", **settings)
+        array[:] = image
+    rows.drop(columns=[column for column in rows if "Name_" in column]).to_parquet(out / "index.parquet")
+    return out

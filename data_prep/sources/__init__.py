@@ -1,4 +1,4 @@
-"""Where pixels come from: TIFF and OME-TIFF, other lossless images, and whatever kind a site's files are of.
+"""Where pixels come from: TIFF and OME-TIFF, other lossless images, images in Zarr stores; on a disk or behind a URL.
 
 A table says where every channel of a site lies (`Plane`). A source reads planes of one file; nothing above this room
 knows which kind it was, and a dataset's digests are the same for the same pixels.
@@ -13,14 +13,16 @@ from typing import cast
 import numpy as np
 from jaxtyping import UInt
 
-from data_prep.sources import lossless, tiff
+from data_prep.sources import lossless, tiff, zarrs
 from data_prep.sources.plane import Found, Plane, Project, Source, pixel_digest
 
 __all__ = ["Found", "Plane", "Project", "Source", "pixel_digest", "probe_planes", "read_planes", "source_of"]
 
 
 def source_of(file: str) -> Source:
-    """What reads a file, by the end of its name; TIFF where that says nothing."""
+    """What reads a file, by its name; TIFF where that says nothing."""
+    if zarrs.inside_store(file):
+        return cast(Source, zarrs)
     suffix = PurePosixPath(file).suffix.lower()
     return cast(Source, lossless if suffix in lossless.KINDS else tiff)
 

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from jaxtyping import Integer, UInt
@@ -47,7 +47,7 @@ def probe(planes: Sequence[Plane], where: str) -> list[Found]:
     Raises:
         InputError: as `read`, as far as headers and the file's length tell.
     """
-    with _opened(planes[0].file, where) as tiff:
+    with _opened(planes[0].file, where, header=True) as tiff:
         return [_found(_choose(tiff, plane, where), plane, where) for plane in planes]
 
 
@@ -62,13 +62,13 @@ def _pixels(pages: list[Any], plane: Plane) -> Integer[np.ndarray, "h w"]:
 
 
 @contextmanager
-def _opened(file: str, where: str) -> Iterator[Any]:
+def _opened(file: str, where: str, header: bool = False) -> Iterator[Any]:
     import tifffile
 
-    with open_file(file, where) as opened:
+    with open_file(file, where, header) as opened:
         try:
             logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it complains of ends in a line of ours
-            with tifffile.TiffFile(opened, _multifile=False) as tiff:
+            with tifffile.TiffFile(cast(IO[bytes], opened), _multifile=False) as tiff:
                 yield tiff
         except InputError:
             raise
@@ -121,7 +121,7 @@ def _of_series(tiff: Any, plane: Plane, where: str) -> list[Any]:
             "(height, width) is needed: split it, or say which in a column Frame_Orig<CHANNEL>"
         )
     names = _channel_names(tiff, number)
-    channel = channel_number(plane, names, sizes.get("C", 1), where)
+    channel = channel_number(plane, names, sizes["C"], where) if sizes.get("C", 1) > 1 else 0
     order = np.arange(len(pages)).reshape([size for _, size in axes])
     picked = order[tuple(channel if name == "C" else slice(None) for name, _ in axes)]
     return [pages[index].aspage() for index in picked.ravel()]

@@ -13,7 +13,7 @@ def wells(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
 
 
 def test_the_report_counts_plates_wells_sites_and_classes(plate, capsys):
-    inspect(InspectConfig(plate / "load_data.csv", plate))
+    inspect(InspectConfig(images=plate, load_data=plate / "load_data.csv"))
     report = capsys.readouterr().out
     for words in ("12  (6 a plate)", "24  (2 a well", "DNA, Actin, Tubulin", "64 x 64 uint16 (24)"):
         assert words in report
@@ -74,6 +74,6 @@ def test_a_table_that_cannot_be_used_ends_with_status_2(plate, refused):
 @pytest.mark.shared
 def test_the_majority_class_of_real_cells_is_warned_of(shared, capsys):
     cells = shared / "data/bbbc021_cells"
-    inspect(InspectConfig(cells / "load_data.csv", cells, label_column="Metadata_moa"))
+    inspect(InspectConfig(images=cells, load_data=cells / "load_data.csv", label_column="Metadata_moa"))
     report = capsys.readouterr().out
     assert "Microtubule stabilizers is 38.8% of all sites" in report
