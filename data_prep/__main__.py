@@ -38,13 +38,15 @@ def _run(argv: list[str]) -> None:
         return
     if verb not in verbs():
         raise InputError(f"data_prep {verb}: unknown; choose one of {', '.join(verbs())}")
+    import tyro
+
     options, run = verbs()[verb]
     if asked := set(words) & set(help.ASKED):
         print(
             help.render(options, f"perturbjax {verb}", options.__doc__ or "", everything="--help-all" in asked), end=""
         )
         return
-    run(parse_options(options, words, prog=f"python -m data_prep {verb}"))
+    run(parse_options(options, words, prog=f"python -m data_prep {verb}", config=(tyro.conf.OmitArgPrefixes,)))
 
 
 if __name__ == "__main__":

@@ -8,34 +8,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 import perturbjax
-from data_prep import masks, workers
+from data_prep import appending, illumination, masks, quality, workers
+from data_prep.cluster import ClusterConfig, open_pool
+from data_prep.existing import already_built, publish, restore
 from data_prep.images import Aggregate
 from data_prep.output import creation_time, tidy, work_folder
-from data_prep.pool import Pool
+from data_prep.pool import TaskPool, by_chunks
 from data_prep.segment import Engine, Precision, SegmenterConfig, pipeline
 from data_prep.sites import FILE, SiteTable, choose_label, merged_identities, read_sites
 from data_prep.sources import Project
 from perturbjax.console import InputError, console, names_in, require, require_output, require_sound, track
-from perturbjax.dataset import INDEX, PROVENANCE, SCHEMA_VERSION, SOURCE_DIGEST, open_dataset, write_dataset
-from perturbjax.files import make_folder, read_json
+from perturbjax.dataset import SCHEMA_VERSION, Dataset, open_dataset, write_dataset
+from perturbjax.dataset.append import append_dataset, class_names
+from perturbjax.dataset.writer import Shard, Written
+from perturbjax.files import file_digest, make_folder
 from perturbjax.pages.preview import PREVIEW, write_preview
+from perturbjax.plates import PLATE
 
-#: Sites whose files are looked at in one task.
-CHUNK = 32
 #: A site may have this many times the pixels of the plate's middle one: more is a header that lies.
 LARGEST_RATIO = 64
-#: Files of a dataset of any version; whatever else lies in its folder is somebody's own.
-DATASET_FILES = ("*.array_record*", "*.labels.txt", "dataset_info.json", "features.json", INDEX, PROVENANCE, PREVIEW)
+
+#: (plate, channel) → the function that its images are divided by.
+Functions = dict[tuple[str, str], Path]
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,19 @@ class BuildConfig:
     """TSV with broad_sample, pert_iname, InChIKey … to join to the platemap."""
     project: Project = "none"
     """How a stack of focal planes becomes one; none refuses stacks. middle: of an even number the upper one."""
+    illumination: str = ""
+    """Even the light: estimate, or folder of PLATE_IllumCHANNEL.npy."""
     resize: int = 0
-    """Store images and masks at N x N pixels; 0 keeps their size."""
+    """Store N x N pixels; 0 keeps the size."""
     workers: int = 0
     """Processes; 0 uses every core, or one where a GPU runs the network."""
     mask_cache: str = ""
     """Folder of finished masks that builds share, kept below 4 GB; empty takes one in the user's cache, none none."""
+    append: bool = False
+    """Add these plates to the dataset at --out."""
     overwrite: bool = False
-    """Replace a dataset that was built with other settings or of other images."""
+    """Replace a dataset of other settings or images."""
+    where: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -92,6 +100,7 @@ class BuildConfig:
         require("diameter", self.diameter, self.diameter >= 0, "0 (the engine estimates it) or more")
         require("resize", self.resize, self.resize >= 0, "0 (keeps the size) or more")
         require("workers", self.workers, self.workers >= 0, "0 (every core) or more")
+        require("append", "--overwrite", not (self.append and self.overwrite), "given without --overwrite")
 
 
 def build(options: BuildConfig) -> None:
@@ -113,41 +122,53 @@ def build(options: BuildConfig) -> None:
     )
     stored = names_in(options.channels) or table.channels
     chosen: Engine = pipeline.suited(stored, segmented) if options.segmenter == "auto" else options.segmenter
-    options = replace(options, segmenter=chosen)
+    options = replace(options, segmenter=chosen, channels=",".join(stored))
     pipeline.check_channels(chosen, stored, segmented)
     if options.aggregate == "none" and len(stored) > 1 and not segmented:
         raise InputError("--aggregate none: there is no one image to segment; name its channel with --segment-channels")
     label_column = choose_label(table.sites, options.label_column, table.source)
+    functions = _given_functions(options, table, (*stored, *segmented))
     for note in merged_identities(table.sites, label_column):
         console.print(f"note: {note}")
     make_folder(options.out.parent)
+    restore(options.out)
+    target = appending.open_target(options.out) if options.append else None
 
     engine = SegmenterConfig(chosen, options.weights, options.diameter, options.precision)
-    with Pool(workers.worker_count(options.workers, chosen)) as pool:
+    with open_pool(workers.worker_count(options.workers, chosen), options.where) as pool:
         described = pipeline.describe(pool, engine)
         segmenter = {**described, "channels": list(segmented) or ["aggregate"]}
-        facts = {**_facts(options, table, stored, label_column, segmenter), "created": created}
-        sites = _sites(table, stored, segmented)
-        if _already_built(options, facts, sites, pool):
+        facts = {**_facts(options, table, stored, label_column, segmenter, functions), "created": created}
+        sites = _sites(table, stored, segmented, functions)
+        if _is_there(target, options, facts, sites, pool):
             console.print(f"{options.out}: is already built of these images with these settings ({len(table)} sites)")
             tidy(options.out, "building")
             return
+        if target is not None:
+            table = appending.fitting(target, facts, table)
         dtype, shapes = _probe(pool, sites)
-        with work_folder(options.out, "building") as work:
+        with work_folder(options.out.absolute(), "building") as work:
             store = masks.MaskStore(make_folder(work / "masks"), _cache(options))
-            job = _Job(
-                table, sites, workers.Settings(engine, store, options.aggregate, options.resize, described), facts, work
-            )
+            settings = workers.Settings(engine, store, options.aggregate, options.resize, described)
+            job = _lit(pool, _Job(table, sites, settings, facts, work), options, shapes)
             _segment(pool, job)
-            complete = _write(pool, job, dtype, shapes)
+            complete = _write(pool, job, dtype, shapes, target)
             write_preview(open_dataset(complete))
-            _publish(complete, options)
+            publish(complete, options.out)
             shutil.rmtree(work)
         if store.cache is not None:
             masks.trim(store.cache)
     classes = f"{table.sites[label_column].nunique()} classes of {label_column}" if label_column else "no labels"
     console.print(f"{options.out}: {len(table)} sites, {classes}")
     console.print(f"look at it: {options.out / PREVIEW}")
+
+
+def _is_there(
+    target: Dataset | None, options: BuildConfig, facts: dict[str, Any], sites: list[workers.Site], pool: TaskPool
+) -> bool:
+    if target is not None:
+        return appending.already_appended(target, facts, sites, pool)
+    return already_built(options.out, options.overwrite, facts, sites, pool)
 
 
 def _cache(options: BuildConfig) -> Path | None:
@@ -168,7 +189,12 @@ class _Job:
 
 
 def _facts(
-    options: BuildConfig, table: SiteTable, stored: tuple[str, ...], label_column: str, segmenter: dict[str, Any]
+    options: BuildConfig,
+    table: SiteTable,
+    stored: tuple[str, ...],
+    label_column: str,
+    segmenter: dict[str, Any],
+    functions: Functions,
 ) -> dict[str, Any]:
     """Everything but the images that decides the dataset's content, and its digest: the start of its provenance."""
     facts = {
@@ -178,73 +204,67 @@ def _facts(
         "aggregate": options.aggregate,
         **({} if options.project == "none" else {"project": options.project}),
         "resize": options.resize,
+        "quality": quality.VERSION,
         "label_column": label_column,
         "segmenter": segmenter,
+        **_light(options, {key: file_digest(path) for key, path in functions.items()}),
         "source": {"name": Path(table.source).name, "sha256": table.sha256},
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return {**facts, "settings_sha256": digest, "created_by": f"perturbjax {perturbjax.__version__}"}
 
 
-def _sites(table: SiteTable, stored: tuple[str, ...], segmented: tuple[str, ...]) -> list[workers.Site]:
+def _given_functions(options: BuildConfig, table: SiteTable, channels: tuple[str, ...]) -> Functions:
+    if options.illumination in ("", illumination.ESTIMATE):
+        return {}
+    return illumination.given(Path(options.illumination), table.sites[PLATE].unique(), channels)
+
+
+def _light(options: BuildConfig, digests: dict[tuple[str, str], str]) -> dict[str, Any]:
+    """What the provenance says of the light: nothing where images are left as they are."""
+    if not options.illumination:
+        return {}
+    by_plate: dict[str, dict[str, str]] = {}
+    for (plate, channel), digest in digests.items():
+        by_plate.setdefault(plate, {})[channel] = digest
+    how = {"how": "functions"}
+    if options.illumination == illumination.ESTIMATE:
+        how = {"how": illumination.ESTIMATE, "version": str(illumination.VERSION)}
+    return {"illumination": {**how, "sha256": by_plate}}
+
+
+def _sites(
+    table: SiteTable, stored: tuple[str, ...], segmented: tuple[str, ...], functions: Functions
+) -> list[workers.Site]:
     return [
         workers.Site(
             name=row["site_id"],
             where=table.where(row),
             stored=tuple(row[FILE + channel] for channel in stored),
             segmented=tuple(row[FILE + channel] for channel in segmented),
+            channels=(*stored, *segmented),
+            functions=tuple(functions[row[PLATE], channel] for channel in (*stored, *segmented) if functions),
         )
         for row in table.sites.to_dict("records")
     ]
 
 
-def _already_built(options: BuildConfig, facts: dict[str, Any], sites: list[workers.Site], pool: Pool) -> bool:
-    """Whether the output is there, whole, and of these settings and images; refuses to touch anything else there."""
-    out = options.out
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    if not (out / "dataset_info.json").is_file():
-        raise InputError(f"--out {out}: exists and is not a dataset; choose another name or remove it")
-    _refuse_foreign(out)
-    try:
-        other = _difference(out, facts, sites, pool)
-    except InputError as error:
-        if not options.overwrite:
-            raise InputError(f"{error}, with --overwrite") from error
-        return False
-    if other and not options.overwrite:
-        raise InputError(f"--out {out}: holds a dataset of {other}; choose another name or give --overwrite")
-    return not other
+def _lit(pool: TaskPool, job: _Job, options: BuildConfig, shapes: list[tuple[int, int]]) -> _Job:
+    """The job with every function that its images are to be divided by, looked at or estimated."""
+    if options.illumination != illumination.ESTIMATE:
+        illumination.require_sizes(job.sites, shapes)
+        return job
+    channels = (*names_in(options.channels), *names_in(options.segment_channels))
+    plates = list(job.table.sites[PLATE])
+    made = illumination.estimate_all(pool, job.sites, plates, channels, shapes, job.work / "illumination")
+    sites = illumination.with_functions(job.sites, plates, channels, {key: path for key, (path, _) in made.items()})
+    light = _light(options, {key: digest for key, (_, digest) in made.items()})
+    return replace(job, sites=sites, facts={**job.facts, **light})
 
 
-def _difference(out: Path, facts: dict[str, Any], sites: list[workers.Site], pool: Pool) -> str:
-    """How the dataset at `out` is another one than is asked for; empty where it is the same."""
-    found = read_json(out / PROVENANCE) if (out / PROVENANCE).is_file() else None
-    if not isinstance(found, dict) or found.get("settings_sha256") != facts["settings_sha256"]:
-        return "other settings"
-    built = open_dataset(out).column(SOURCE_DIGEST)
-    digests = _by_chunks(pool, workers.digest_sites, sites, "comparing images")
-    changed = [site for site, new, old in zip(sites, digests, built, strict=True) if new != old]
-    return f"other images ({len(changed)} of {len(sites)} sites, first {changed[0].where})" if changed else ""
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Refuse to replace a dataset's folder in which somebody keeps something else."""
-    for path in sorted(out.iterdir()):
-        if path.is_dir() or not any(path.match(pattern) for pattern in DATASET_FILES):
-            raise InputError(f"--out {out}: {path.name} in it is no part of a dataset; move it away or choose another")
-
-
-def _by_chunks(pool: Pool, function: Any, sites: list[workers.Site], label: str) -> Iterable[Any]:
-    """The results of a function of many sites, one a site, in their order."""
-    chunks = [sites[start : start + CHUNK] for start in range(0, len(sites), CHUNK)]
-    results = (result for chunk in pool.in_order(function, chunks) for result in chunk)
-    return track(results, total=len(sites), label=label, unit="sites")
-
-
-def _probe(pool: Pool, sites: list[workers.Site]) -> tuple[np.dtype, list[tuple[int, int]]]:
+def _probe(pool: TaskPool, sites: list[workers.Site]) -> tuple[np.dtype, list[tuple[int, int]]]:
     """The one stored type and each site's shape, from headers: bad files are told of before hours of segmenting."""
-    probes = list(_by_chunks(pool, workers.probe_sites, sites, "checking files"))
+    probes = list(by_chunks(pool, workers.probe_sites, sites, "checking files"))
     shapes = [shape for _, shape in probes]
     middle = float(np.median([height * width for height, width in shapes]))
     for site, (height, width) in zip(sites, shapes, strict=True):
@@ -260,7 +280,7 @@ def _probe(pool: Pool, sites: list[workers.Site]) -> tuple[np.dtype, list[tuple[
     return np.result_type(*{dtype for dtype, _ in probes}), shapes
 
 
-def _segment(pool: Pool, job: _Job) -> None:
+def _segment(pool: TaskPool, job: _Job) -> None:
     results = pipeline.segmented(pool, job.sites, job.settings)
     found = list(track(results, total=len(job.sites), label="segmenting", unit="sites"))
     if reused := found.count(None):
@@ -269,14 +289,23 @@ def _segment(pool: Pool, job: _Job) -> None:
         console.print(f"note: nothing was found in {empty} of the {len(found) - reused} sites just segmented")
 
 
-def _write(pool: Pool, job: _Job, dtype: np.dtype, shapes: list[tuple[int, int]]) -> Path:
+def _write(pool: TaskPool, job: _Job, dtype: np.dtype, shapes: list[tuple[int, int]], target: Dataset | None) -> Path:
     """The complete dataset directory, still in the working folder."""
     folder = job.work / "dataset"
     shutil.rmtree(folder, ignore_errors=True)
     table, resize = job.table, job.settings.resize
+    if target is not None:
+        dtype = appending.stored_type(target, dtype)
     prepared = pool.in_order(workers.prepare_site, ((site, job.settings, dtype) for site in job.sites))
     pixels = len(table) * resize**2 if resize else sum(height * width for height, width in shapes)
-    return write_dataset(
+
+    def elsewhere(shards: list[Shard]) -> Iterator[Written]:
+        of = [job.sites[shard.start : shard.start + len(shard.labels)] for shard in shards]
+        tasks = ((shard, sites, job.settings, dtype) for shard, sites in zip(shards, of, strict=True))
+        done = pool.in_order(workers.write_shard, tasks)
+        yield from track(done, total=len(shards), label="writing", unit="shards")
+
+    written = write_dataset(
         folder,
         table.sites[["site_id", *table.metadata_columns]],
         track(prepared, total=len(table), label="writing", unit="sites"),
@@ -285,19 +314,7 @@ def _write(pool: Pool, job: _Job, dtype: np.dtype, shapes: list[tuple[int, int]]
         label_column=job.facts["label_column"],
         pixel_bytes=pixels * (len(job.facts["channels_stored"]) * dtype.itemsize + 2),
         facts=job.facts,
+        classes=() if target is None else class_names(target.path),
+        elsewhere=elsewhere if pool.remote else None,
     )
-
-
-def _publish(complete: Path, options: BuildConfig) -> None:
-    """Give the finished directory its name; an old dataset steps aside only now."""
-    out = options.out
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    try:
-        if out.exists() and any(out.iterdir()):
-            _refuse_foreign(out)  # what was put there meanwhile
-            os.rename(out, old)
-        os.rename(complete, out)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose another output") from error
-    shutil.rmtree(old, ignore_errors=True)
+    return written if target is None else append_dataset(target.path, written, job.work / "together")

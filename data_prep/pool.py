@@ -18,41 +18,41 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar, cast
 
-from perturbjax.console import InputError
+from perturbjax.console import InputError, track
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 #: Tasks in flight for each worker: one in work, one waiting.
 IN_FLIGHT = 2
+#: Small items that one task takes together.
+CHUNK = 32
 
 
-class Pool:
-    """Spawned processes, with results as they come or in order, never more than a few tasks ahead."""
+class TaskPool:
+    """Results as they come or in order, never more than a few tasks ahead: what every engine below shares."""
 
-    def __init__(self, workers: int):
-        self.workers = workers
-        self._processes: list[Any] = []
-        self._pipes: list[Connection] = []
-        self._load: list[int] = []
-        self._results: queue.SimpleQueue = queue.SimpleQueue()
+    #: Whether tasks run on other machines, which share disks with this one and nothing else.
+    remote = False
 
-    def __enter__(self) -> Pool:
+    @property
+    def workers(self) -> int:
+        """Tasks that can run at the same time."""
+        raise NotImplementedError
+
+    def __enter__(self) -> TaskPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        """Stop the processes: at once after an error, and else once they have nothing left to do."""
-        for process, pipe in zip(self._processes, self._pipes, strict=True):
-            if kind is not None:
-                process.kill()
-                continue
-            with contextlib.suppress(OSError):
-                pipe.send(None)  # closing it is not enough: the listening thread holds it open
-        for process in self._processes:
-            process.join(10)
-            process.kill()
-        for pipe in self._pipes:
-            pipe.close()
+        raise NotImplementedError
+
+    def _send(self, number: int, function: Callable, task: Any) -> None:
+        """Begin a task."""
+        raise NotImplementedError
+
+    def _receive(self) -> tuple[int, Any]:
+        """The number of a task that is done and its result; what it raised is raised here."""
+        raise NotImplementedError
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """One result."""
@@ -90,6 +90,36 @@ class Pool:
             found, result = self._receive()
             early[found] = result
         return early.pop(number)
+
+
+class Pool(TaskPool):
+    """Spawned processes, with results as they come or in order, never more than a few tasks ahead."""
+
+    def __init__(self, workers: int):
+        self._workers = workers
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        self._load: list[int] = []
+        self._results: queue.SimpleQueue = queue.SimpleQueue()
+
+    @property
+    def workers(self) -> int:
+        """Processes."""
+        return self._workers
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        """Stop the processes: at once after an error, and else once they have nothing left to do."""
+        for process, pipe in zip(self._processes, self._pipes, strict=True):
+            if kind is not None:
+                process.kill()
+                continue
+            with contextlib.suppress(OSError):
+                pipe.send(None)  # closing it is not enough: the listening thread holds it open
+        for process in self._processes:
+            process.join(10)
+            process.kill()
+        for pipe in self._pipes:
+            pipe.close()
 
     def _send(self, number: int, function: Callable, task: Any) -> None:
         if not self._processes:
@@ -139,6 +169,13 @@ class Pool:
                     self._results.put((pipes.index(pipe), *pipe.recv()))
         except (EOFError, OSError, ValueError, TypeError):  # a worker is gone, or the pool was closed
             self._results.put((None, None, None, None))
+
+
+def by_chunks(pool: TaskPool, function: Callable[[list], list], items: list[Any], label: str) -> Iterator[Any]:
+    """The results of a function of many sites, one a site, in their order, with its progress."""
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    results = (result for chunk in pool.in_order(function, chunks) for result in chunk)
+    return track(results, total=len(items), label=label, unit="sites")
 
 
 @contextlib.contextmanager

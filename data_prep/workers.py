@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt
 
 from data_prep import segment
+from data_prep.illumination import correct
 from data_prep.images import (
     Aggregate,
     aggregate_channels,
@@ -20,9 +21,12 @@ from data_prep.images import (
     stack_planes,
 )
 from data_prep.masks import MaskStore, mask_key
+from data_prep.quality import site_quality
 from data_prep.sources import Plane, pixel_digest, probe_planes, read_planes
 from perturbjax.console import InputError
 from perturbjax.dataset import SitePixels, site_statistics
+from perturbjax.dataset.writer import Shard, Written
+from perturbjax.dataset.writer import write_shard as write
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Site:
     """The channels that make the stored image."""
     segmented: tuple[Plane, ...]
     """The channels that are segmented; empty segments the stored image."""
+    channels: tuple[str, ...] = ()
+    """Names of `stored`, then of `segmented`."""
+    functions: tuple[Path, ...] = ()
+    """What each of `stored`, then of `segmented`, is divided by for even light; empty leaves them as they are."""
 
     @property
     def planes(self) -> tuple[Plane, ...]:
@@ -101,7 +109,7 @@ def digest_sites(sites: list[Site]) -> list[str]:
 def segment_site(task: tuple[Site, Settings]) -> int | None:
     """Segment a site and keep its mask; the number of its cells, or None where its mask was there already."""
     site, settings = task
-    image = _segmented(site, settings, read_planes(site.segmented or site.stored, site.where))
+    image = _segmented(site, settings, correct(read_planes(site.segmented or site.stored, site.where), site))
     key = mask_key(image, settings.described)
     if settings.masks.find(key):
         return None
@@ -116,7 +124,7 @@ def segment_site(task: tuple[Site, Settings]) -> int | None:
 def read_site(task: tuple[Site, Settings]) -> tuple[str, UInt[np.ndarray, "h w c"] | None]:
     """The key of a site's mask, and what is to be segmented; None where its mask is there already."""
     site, settings = task
-    image = _segmented(site, settings, read_planes(site.segmented or site.stored, site.where))
+    image = _segmented(site, settings, correct(read_planes(site.segmented or site.stored, site.where), site))
     key = mask_key(image, settings.described)
     return key, None if settings.masks.find(key) else image
 
@@ -128,16 +136,29 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
         InputError: a file cannot be read, or changed since it was segmented.
     """
     site, settings, dtype = task
-    planes = read_planes(site.planes, site.where)
+    raw = read_planes(site.planes, site.where)
+    planes = correct(raw, site)
     image = aggregate_channels(stack_planes(planes, site.stored, site.where), settings.aggregate)
     segmented = _segmented(site, settings, planes) if site.segmented else image
     mask = settings.masks.get(mask_key(segmented, settings.described))
     if mask is None or mask.shape != image.shape[:2]:
         raise InputError(f"{site.where}: its images changed while they were built; run the same command again")
+    named = dict(zip(site.channels, (*site.stored, *site.segmented), strict=True))
+    quality = site_quality({name: raw[plane] for name, plane in named.items()}, mask, segmented[..., 0])
     if settings.resize:
         image, mask = resize_image(image, settings.resize), resize_mask(mask, settings.resize)
     pixels = np.ascontiguousarray(image.astype(dtype))
-    return SitePixels(pixels, mask, site_statistics(image), pixel_digest(planes.values()))
+    return SitePixels(pixels, mask, site_statistics(image), pixel_digest(raw.values()), quality)
+
+
+def write_shard(task: tuple[Shard, list[Site], Settings, np.dtype]) -> Written:
+    """Make a whole shard of the dataset: `prepare_site` of each of its sites, one after the other.
+
+    Raises:
+        InputError: as `prepare_site`, or the shard cannot be written.
+    """
+    shard, sites, settings, dtype = task
+    return write(shard, (prepare_site((site, settings, dtype)) for site in sites))
 
 
 def _segmented(

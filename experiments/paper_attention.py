@@ -68,7 +68,7 @@ def main(options: Config) -> None:
     """Train, draw the figures and say how the scores stand to those reported."""
     config = TrainConfig(
         out=options.out,
-        data=options.data,
+        data=(options.data,),
         recipe=recipe_of(options),
         evaluate_every=EVERY,
         checkpoint_every=EVERY,

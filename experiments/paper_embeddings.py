@@ -86,7 +86,7 @@ def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd
     features = options.out / f"{backbone}.parquet"
     if not features.exists():
         extract(
-            FeaturesConfig(data=options.data, out=features, backbone=backbone, weights=weights, adapt=options.adapt)
+            FeaturesConfig(data=(options.data,), out=features, backbone=backbone, weights=weights, adapt=options.adapt)
         )
     profiles = ProfileConfig((features,), label_column=label, negcon=options.negcon)
     judgement = classify(

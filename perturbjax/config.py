@@ -149,6 +149,9 @@ class SplitConfig:
     """Which of the parts judges, from 0."""
     split_file: str = ""
     """A manifest written by `perturbjax split`, instead of the policy above."""
+    exclude: tuple[str, ...] = ()
+    """Sites that neither train nor judge: rules on columns of the index, as focus_DNA<-6 or Metadata_Well==A01, or
+    files of such rules. What each leaves out is said."""
 
     def __post_init__(self) -> None:
         require_sound(self)

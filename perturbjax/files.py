@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +37,9 @@ def atomic(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():  # a device or a pipe would become a file
         raise InputError(f"{path}: is there and is not a regular file; choose another output")
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{path.suffix}")
+    # Threads, processes and machines that write the same file do not meet before they rename it.
+    writer = f"{platform.node()}.{os.getpid()}.{threading.get_ident()}"
+    temporary = target.with_name(f".{target.stem}.{writer}.tmp{path.suffix}")
     make_folder(target.parent)
     try:
         yield temporary

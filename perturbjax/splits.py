@@ -17,6 +17,7 @@ import pandas as pd
 from perturbjax.config import SplitConfig, SplitPolicy
 from perturbjax.console import InputError, console, require, require_output, require_sound
 from perturbjax.dataset import open_dataset
+from perturbjax.exclusion import kept_sites, read_rules
 from perturbjax.files import read_parquet, write_parquet
 from perturbjax.plates import PLATE, WELL, compound_column, plate_layouts
 
@@ -184,10 +185,29 @@ def check_no_overlap(manifest: pd.DataFrame, path: Path | str = "split") -> None
 
 
 def split_for(index: pd.DataFrame, config: SplitConfig, *, label: str, seed: int) -> pd.DataFrame:
-    """The manifest a configuration asks for: read from its file, or made by its policy."""
+    """The manifest that a configuration asks for, read or made, of the sites that it does not exclude.
+
+    What was excluded is said in `attrs["excluded"]`, a sentence a rule.
+    """
+    kept, said = kept_sites(index, read_rules(config.exclude), label)
     if config.split_file:
-        return read_split(Path(config.split_file), index)
-    return make_split(index, config.split, label=label, folds=config.folds, fold=config.fold, seed=seed)
+        manifest = without(read_split(Path(config.split_file), index), index["site_id"][~kept])
+    else:
+        index = index[kept]
+        manifest = make_split(index, config.split, label=label, folds=config.folds, fold=config.fold, seed=seed)
+    manifest.attrs["excluded"] = said
+    return manifest
+
+
+def without(manifest: pd.DataFrame, site_ids: pd.Series) -> pd.DataFrame:
+    """A manifest less some sites.
+
+    Raises:
+        InputError: that leaves a side empty.
+    """
+    left = manifest[~manifest["site_id"].isin(site_ids)].reset_index(drop=True)
+    check_no_overlap(left, "--exclude")
+    return left
 
 
 @dataclass(frozen=True)
@@ -206,6 +226,8 @@ class ManifestConfig:
     """Which of the parts judges, from 0."""
     seed: int = 0
     """Of the shuffle."""
+    exclude: tuple[str, ...] = SplitConfig.exclude
+    """Sites that are left out: rules on columns of the index, as focus_DNA<-6, or files of such rules."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -223,9 +245,10 @@ def split_dataset(options: ManifestConfig) -> Path:
     """
     dataset = open_dataset(options.data)
     label = dataset.column(options.label_column or dataset.label_column).name
-    manifest = make_split(
-        dataset.index, options.policy, label=label, folds=options.folds, fold=options.fold, seed=options.seed
-    )
+    config = SplitConfig(split=options.policy, folds=options.folds, fold=options.fold, exclude=options.exclude)
+    manifest = split_for(dataset.index, config, label=label, seed=options.seed)
+    for sentence in manifest.attrs["excluded"]:
+        console.print(sentence)
     write_split(manifest, options.out)
     judged = (manifest["part"] == TEST).sum()
     console.print(f"{options.policy}: {MEANING[options.policy]}")

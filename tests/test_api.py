@@ -41,7 +41,7 @@ def train(dataset, name, model="attention", normalize="log"):
         augment=AugmentConfig(crop=16),
         optim=OptimConfig(epochs=1, batch_size=8),
     )
-    return fit(TrainConfig(out=dataset.path.parent / name, data=dataset.path, recipe=recipe)).path
+    return fit(TrainConfig(out=dataset.path.parent / name, data=(dataset.path,), recipe=recipe)).path
 
 
 @pytest.fixture(scope="module")

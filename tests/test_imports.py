@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 #: Rooms on one line are neighbours that do not know each other, unless `NEIGHBOURS` says so.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("console",),
-    ("files", "help", "colours", "memory", "plates", "config"),
+    ("files", "help", "colours", "memory", "plates", "config", "exclusion"),
     ("dataset",),
     ("normalize", "masks", "splits"),
     ("augment", "pages"),

@@ -38,7 +38,7 @@ def run(request, folder):
         optim=OptimConfig(epochs=1, batch_size=8),
         split=SplitConfig(split="well", folds=3),
     )
-    return fit(TrainConfig(out=folder / request.param, data=folder / "data", recipe=recipe))
+    return fit(TrainConfig(out=folder / request.param, data=(folder / "data",), recipe=recipe))
 
 
 def load(run):

@@ -46,7 +46,7 @@ def trained(folder):
                 optim=OptimConfig(epochs=1, batch_size=16),
                 split=SplitConfig(folds=3),
             )
-            runs[name] = fit(TrainConfig(out=folder / f"run_{name}", data=folder / "many", recipe=recipe)).path
+            runs[name] = fit(TrainConfig(out=folder / f"run_{name}", data=(folder / "many",), recipe=recipe)).path
         return runs[name]
 
     return train
@@ -78,7 +78,7 @@ def test_a_background_of_the_nine_themselves_is_another(folder):
 
 def test_features_of_a_run_use_its_statistics_too(trained, folder, tmp_path):
     def values(name: str) -> np.ndarray:
-        config = FeaturesConfig(folder / name, tmp_path / f"{name}.parquet", run=trained("log"), batch_size=BATCH)
+        config = FeaturesConfig((folder / name,), tmp_path / f"{name}.parquet", run=trained("log"), batch_size=BATCH)
         table = pd.read_parquet(extract(config))
         return table[[column for column in table if not column.startswith("Metadata_")]].to_numpy()[:FEW]
 

@@ -1,7 +1,7 @@
 """Segmenting a plate: one process owns the accelerator, and reading and writing run beside it in the workers.
 
-Engines without a network run in the workers themselves, a site each. A network runs here, in the process that asked:
-workers read sites ahead of it, a few at most, and threads keep the masks behind it.
+Engines without a network run in the workers themselves, a site each, and on a cluster all do. Else a network runs here,
+in the process that asked: workers read sites ahead of it, a few at most, and threads keep the masks behind it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt16
 
 from data_prep import segment
-from data_prep.pool import Pool
+from data_prep.pool import TaskPool
 from perturbjax.console import InputError, console
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def check_channels(engine: segment.Engine, stored: tuple[str, ...], segmented: t
         )
 
 
-def describe(pool: Pool, config: segment.SegmenterConfig) -> dict[str, Any]:
+def describe(pool: TaskPool, config: segment.SegmenterConfig) -> dict[str, Any]:
     """Provenance of the engine, from the process that runs it; raises where it cannot run as configured."""
     from data_prep import workers
 
@@ -55,11 +55,11 @@ def describe(pool: Pool, config: segment.SegmenterConfig) -> dict[str, Any]:
     return _network(config).describe()
 
 
-def segmented(pool: Pool, sites: list[Site], settings: Settings) -> Iterator[int | None]:
+def segmented(pool: TaskPool, sites: list[Site], settings: Settings) -> Iterator[int | None]:
     """Segment every site and keep its mask; the number of each one's cells, or None where its mask was there."""
     from data_prep import workers
 
-    if settings.segmenter.engine not in segment.NETWORKS:
+    if settings.segmenter.engine not in segment.NETWORKS or pool.remote:
         yield from pool.as_completed(workers.segment_site, ((site, settings) for site in sites))
         return
     engine = _network(settings.segmenter)
@@ -77,7 +77,7 @@ def _network(config: segment.SegmenterConfig) -> Cellpose:
     return engine
 
 
-def _by_owner(pool: Pool, engine: Cellpose, sites: list[Site], settings: Settings) -> Iterator[int | None]:
+def _by_owner(pool: TaskPool, engine: Cellpose, sites: list[Site], settings: Settings) -> Iterator[int | None]:
     from data_prep import workers
 
     start = time.monotonic()

@@ -209,7 +209,7 @@ def read_evaluated(
     file = run.path / EVALUATION / PREDICTIONS
     if not file.is_file():
         raise InputError(f"{path}: was not evaluated; run `perturbjax evaluate --run {path}` first")
-    dataset = run.open_data(data)
+    dataset = run.open_data(() if data is None else (data,))
     manifest = run.manifest(dataset.index)
     index = dataset.index.iloc[dataset.positions(list(manifest["site_id"]))].reset_index(drop=True)
     index = index.assign(label=index[run.label_column])

@@ -62,7 +62,7 @@ def _train_and_ask(
         split=SplitConfig(split_file=str(split)),
     )
     epochs = recipe.optim.epochs
-    trained = fit(TrainConfig(out=folder / name, data=dataset.path, recipe=recipe, evaluate_every=epochs))
+    trained = fit(TrainConfig(out=folder / name, data=dataset.paths, recipe=recipe, evaluate_every=epochs))
     network = load_network(trained, dataset=dataset)
     judged = material.index["site_id"].to_numpy()[dealt.folds[fold][1]]
     found: Float32[np.ndarray, "n known"] = network.apply_to(dataset, dataset.positions(list(judged))).probabilities

@@ -15,7 +15,7 @@ import numpy as np
 
 from perturbjax.console import InputError
 from perturbjax.dataset.schema import SPLIT, Contents
-from perturbjax.files import read_json
+from perturbjax.files import atomic, read_json
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 #: Every TFDS feature of a record, and the one key beside `pythonClassName` that describes it. TFDS imports the module
@@ -76,21 +76,36 @@ def open_pixels(path: Path) -> ArrayRecordPixels:
     return ArrayRecordPixels(path)
 
 
-def write_pixels(folder: Path, records: Callable[[], Iterator[dict[str, Any]]], contents: Contents) -> None:
-    """Write all records into shards directly below `folder`."""
-    from perturbjax.dataset.shards import record_features, write_shards
+def write_pixels(
+    folder: Path,
+    records: Callable[[], Iterator[dict[str, Any]]],
+    contents: Contents,
+    elsewhere: Callable[[list[Path], list[int]], int] | None = None,
+) -> None:
+    """Write all records into shards directly below `folder`; where shards are made `elsewhere`, by that."""
+    from perturbjax.dataset.shards import in_order, record_features, write_shards
+
+    features = record_features(contents)
 
     with redirect_stdout(StringIO()), _full_disk_told(folder):  # tfds announces itself on stdout
         written = write_shards(
             folder / "tfds",
-            features=record_features(contents),
-            records=records,
+            features=features,
+            write=elsewhere or in_order(features, records),
             count=contents.count,
             pixel_bytes=contents.pixel_bytes,
         )
     for file in sorted(written.iterdir()):
         file.rename(folder / file.name)
     shutil.rmtree(folder / "tfds")
+
+
+def write_one_shard(path: Path, records: Iterator[dict[str, Any]], contents: Contents) -> int:
+    """A shard under its final name, whole or not at all: two that make the same one do not meet. Its records' bytes."""
+    from perturbjax.dataset.shards import record_features, write_shard
+
+    with _full_disk_told(path.parent), atomic(path) as temporary:
+        return write_shard(temporary, record_features(contents), records)
 
 
 @contextmanager

@@ -72,6 +72,16 @@ class Dataset(SiteSource, Protocol):
     """How it was made (segmenter, weights' SHA-256, channels, aggregation …), and the digest of every file."""
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """Its directory, or those of several that are opened as one."""
+        ...
+
+    @property
+    def index_sha256(self) -> str:
+        """SHA-256 of what its index was read from."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of what it holds: two datasets with one fingerprint give the same records."""
         ...
@@ -108,14 +118,15 @@ class PixelStore(Protocol):
     def record(self, position: int) -> dict[str, Any]: ...
 
 
-def open_dataset(path: Path | str) -> Dataset:
-    """Open a dataset directory; images are decoded only when asked for.
+def open_dataset(path: Path | str | Sequence[Path | str]) -> Dataset:
+    """Open a dataset directory, or several as one; images are decoded only when asked for.
 
     The index and all small files are held to the digests in the provenance, the others to their sizes, and each
     record to its row of the index when it is read. `perturbjax verify` checks everything at once.
 
     Raises:
-        InputError: the directory is missing, incomplete, changed since it was written, or of another schema version.
+        InputError: the directory is missing, incomplete, changed since it was written, or of another schema version; or
+            several do not agree in channels and type of pixels.
 
     Examples:
         >>> dataset = perturbjax.open_dataset("dataset")
@@ -129,7 +140,13 @@ def open_dataset(path: Path | str) -> Dataset:
         >>> masks.shape, masks.dtype
         ((3, 24, 24), dtype('uint16'))
     """
-    return SiteDataset(path)
+    if isinstance(path, str | Path):
+        return SiteDataset(path)
+    if len(path) == 1:
+        return SiteDataset(path[0])
+    from perturbjax.dataset.joined import JoinedDataset
+
+    return JoinedDataset(path)
 
 
 class SiteDataset:
@@ -179,6 +196,16 @@ class SiteDataset:
         from perturbjax.dataset.card import dataset_card
 
         return dataset_card(self)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Its directory, or directories."""
+        return (self.path,)
+
+    @property
+    def index_sha256(self) -> str:
+        """SHA-256 of its index's file."""
+        return file_digest(self.path / INDEX)
 
     @property
     def fingerprint(self) -> str:

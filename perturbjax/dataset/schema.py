@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ INDEX = "index.parquet"
 PROVENANCE = "provenance.json"
 
 #: Columns every `index.parquet` has beside `Metadata_*`. Per channel NAME it also has `mean_NAME`, `std_NAME`,
-#: `p01_NAME`, `p50_NAME` and `p99_NAME`: statistics of the site's stored pixels, in stored units.
+#: `p01_NAME`, `p50_NAME` and `p99_NAME`: statistics of the site's stored pixels, in stored units. Those that
+#: `perturbjax build` wrote also have the columns of `data_prep.quality`, of every channel that was read.
 INDEX_COLUMNS = ("site_id", "label", "height", "width", "n_cells", "mask_area")
 STATISTICS = ("mean", "std", "p01", "p50", "p99")
 #: Index column with the SHA-256 of the planes of pixels a site was made from, whatever files they lay in.
@@ -38,6 +39,8 @@ class SitePixels:
     """What `site_statistics` gives, where it was computed elsewhere already."""
     source_sha256: str = ""
     """Digest of the planes it was made from."""
+    quality: dict[str, float] = field(default_factory=dict)
+    """More columns of the index: how good its images are."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def index_row(texts: dict[str, str], label: int, site: SitePixels, channel_names
     statistics = site_statistics(site.image) if site.statistics is None else site.statistics
     for channel, values in zip(channel_names, statistics, strict=True):
         row.update({f"{name}_{channel}": value for name, value in zip(STATISTICS, values, strict=True)})
+    row.update(site.quality)
     if site.source_sha256:
         row[SOURCE_DIGEST] = site.source_sha256
     return row

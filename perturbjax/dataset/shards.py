@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import example_serializer, writer
+from tensorflow_datasets.core import example_serializer, file_adapters, writer
 from tensorflow_datasets.core.splits import SplitInfo
 
 from perturbjax.dataset.schema import SCHEMA_VERSION, SPLIT, Contents
@@ -51,7 +51,7 @@ class CellSites(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         self,
         *,
         features: tfds.features.FeaturesDict,
-        records: Callable[[], Iterator[Record]],
+        write: Callable[[list[Path], list[int]], int],
         count: int,
         pixel_bytes: int,
         **options: Any,
@@ -59,13 +59,13 @@ class CellSites(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         """
         Args:
             features: of one record.
-            records: gives all of them, once.
+            write: makes the shards of these paths with so many records each; the bytes of all records.
             count: how many there will be.
             pixel_bytes: image and mask of all of them together, uncompressed.
             options: as tfds takes them (`data_dir`, `file_format`).
         """
         self._record_features = features
-        self._records = records
+        self._write = write
         self._count = count
         self._shards = min(max(-(-pixel_bytes // SHARD_BYTES), 1), count)
         super().__init__(**options)
@@ -81,7 +81,7 @@ class CellSites(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         return {SPLIT: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, Record]]:
-        yield from enumerate(self._records())
+        raise NotImplementedError("shards are written whole")
 
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[SplitInfo]:
         """Write each record as it comes.
@@ -89,26 +89,44 @@ class CellSites(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         The inherited way gathers a whole split in memory, to shuffle it, and turns to TensorFlow's files beyond
         1 GB; a plate is tens of gigabytes, and its order is already the wanted one.
         """
-        serializer = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
         template = self._get_filename_template(split_name=SPLIT)
-        shards = writer.ExampleWriter(file_format=self.info.file_format)
-        written = 0
-
-        def serialized(examples: Iterator[tuple[int, Record]]) -> Iterator[tuple[int, bytes]]:
-            nonlocal written
-            for key, record in examples:
-                example = serializer.get_tf_example(self.info.features.encode_example(record))
-                data = example.SerializeToString(deterministic=True)  # else the order of fields is each process's own
-                written += len(data)
-                yield key, data
-
-        examples = self._split_generators(dl_manager)[SPLIT]
         lengths = [len(part) for part in np.array_split(np.arange(self._count), self._shards)]
-        for shard, length in enumerate(lengths):
-            path = template.sharded_filepath(shard_index=shard, num_shards=len(lengths))
-            shards.write(path, serialized(itertools.islice(examples, length)))
-        next(examples, None)  # runs the generator to its end, so that its progress closes
+        numbers = range(len(lengths))
+        paths = [template.sharded_filepath(shard_index=shard, num_shards=len(lengths)) for shard in numbers]
+        written = self._write([Path(path) for path in paths], lengths)
         return [SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=written, filename_template=template)]
+
+
+def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Iterable[Record]) -> int:
+    """One shard; the bytes of its records."""
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    written = 0
+
+    def serialized() -> Iterator[tuple[int, bytes]]:
+        nonlocal written
+        for key, record in enumerate(records):
+            example = serializer.get_tf_example(features.encode_example(record))
+            data = example.SerializeToString(deterministic=True)  # else the order of fields is each process's own
+            written += len(data)
+            yield key, data
+
+    writer.ExampleWriter(file_format=file_adapters.FileFormat.ARRAY_RECORD).write(path, serialized())
+    return written
+
+
+def in_order(
+    features: tfds.features.FeaturesDict, records: Callable[[], Iterator[Record]]
+) -> Callable[[list[Path], list[int]], int]:
+    """What writes one shard after the other from one stream of records."""
+
+    def write(paths: list[Path], lengths: list[int]) -> int:
+        stream, written = records(), 0
+        for path, length in zip(paths, lengths, strict=True):
+            written += write_shard(path, features, itertools.islice(stream, length))
+        next(stream, None)  # runs the generator to its end, so that its progress closes
+        return written
+
+    return write
 
 
 def write_shards(folder: Path, **builder: Any) -> Path:

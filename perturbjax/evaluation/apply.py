@@ -77,8 +77,8 @@ class EvaluateConfig:
     """Judge a run on its own split."""
 
     apply: ApplyConfig
-    data: Path | None = None
-    """Dataset directory; by default the one the run was trained on."""
+    data: tuple[Path, ...] = ()
+    """Dataset directory, or several; by default what the run was trained on."""
     replicates: int = 2000
     """Bootstrap resamples of whole wells behind each interval."""
     json: bool = False
@@ -185,14 +185,14 @@ def beside_linear(config: EvaluateConfig) -> str:
     """
     run = open_run(config.apply.run)
     data, split, out = config.data or run.data, run.path / SPLIT_FILE, run.path / LINEAR
-    if data is None or not split.is_file():
+    if len(data) != 1 or not split.is_file():
         return ""
     found = next(out.glob(f"{EVALUATION}/*/scores.json"), None)
     if found is not None and file_digest(out / SPLIT_FILE) == file_digest(split):
         scores = read_judgement(found)["site"][MODEL].scores
         words = ", ".join(f"{METRICS[name].words} {cell(scores[name])}" for name in ("accuracy", HEADLINE))
         return f"the linear baseline on this split, by site: {words} ({out})"
-    options = ["--data", data, "--split-file", split, "--label-column", run.label_column, "--out", out]
+    options = ["--data", *data, "--split-file", split, "--label-column", run.label_column, "--out", out]
     command = shlex.join(["perturbjax", "classify", "--preset", "linear", *map(str, options)])
     return f"next, what a linear model on photographs' features reaches on this split: {command}"
 

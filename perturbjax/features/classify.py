@@ -19,6 +19,7 @@ from perturbjax.evaluation import figures, views
 from perturbjax.evaluation.judge import Fold, Subject, judge
 from perturbjax.evaluation.judgement import Judgement
 from perturbjax.evaluation.predictions import predictions_table, write_predictions
+from perturbjax.exclusion import kept_sites, read_rules
 from perturbjax.features.profiles import Profiles, aggregate_to_wells, read_profiles
 from perturbjax.features.settings import EACH, ClassifyConfig, Preparation, ProfileConfig
 from perturbjax.features.source import read_source
@@ -130,7 +131,10 @@ def _manifests(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[s
         chosen = plates if config.hold_out == EACH else [config.hold_out]
         if unknown := [plate for plate in chosen if plate not in plates]:
             raise InputError(f"--hold-out {unknown[0]}: no such plate; choose {EACH} or one of {', '.join(plates)}")
-        found = {plate: _hold_out(profiles, plate) for plate in chosen}
+        kept, said = kept_sites(profiles.metadata, read_rules(split.exclude), label)
+        out = profiles.metadata["site_id"][~kept]
+        found = {plate: splits.without(_hold_out(profiles, plate), out) for plate in chosen}
+        found[chosen[0]].attrs["excluded"] = said
     elif config.all_folds:
         every = [dataclasses.replace(split, fold=fold) for fold in range(split.folds)]
         found = {
@@ -139,6 +143,8 @@ def _manifests(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[s
     else:
         one = splits.split_for(profiles.metadata, split, label=label, seed=config.seed)
         found = {"split_file" if split.split_file else f"fold_{split.fold}": one}
+    for sentence in next(iter(found.values())).attrs["excluded"]:
+        console.print(sentence)
     for fold, manifest in found.items():
         _require_two_classes(fold, manifest, profiles, label)
     if not any(_classes(one, profiles, label, TRAIN) & _classes(one, profiles, label, TEST) for one in found.values()):

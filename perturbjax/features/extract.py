@@ -25,12 +25,12 @@ from jaxtyping import Array, Float, Float32
 from perturbjax.augment import RawBatch
 from perturbjax.config import InputConfig, Precision
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
-from perturbjax.dataset import INDEX, Dataset, open_dataset
+from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.features import tables
 from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, intensity_range
 from perturbjax.features.profiles import METADATA
 from perturbjax.feed import Decoder, Order, Sites, open_feed
-from perturbjax.files import atomic, file_digest, make_folder, read_json, write_json
+from perturbjax.files import atomic, make_folder, read_json, write_json
 from perturbjax.inference import feature_names
 from perturbjax.models import BACKBONES, Mode
 from perturbjax.models.symmetries import dihedral
@@ -45,8 +45,8 @@ SETTINGS = "settings.json"
 class FeaturesConfig:
     """Extract features of every site of a dataset."""
 
-    data: Path
-    """Dataset directory."""
+    data: tuple[Path, ...]
+    """Dataset directory; several, whose channels agree, are taken together."""
     out: Path
     """File to write: .parquet (Metadata_* first, then one column a feature) or .h5ad (AnnData). Where extraction was
     interrupted, the same command goes on."""
@@ -120,7 +120,7 @@ def extract(config: FeaturesConfig) -> Path:
     work = config.out.with_name(f".{config.out.name}.extracting")
     settings = {
         **extractor.facts,
-        "index_sha256": file_digest(dataset.path / INDEX),
+        "index_sha256": dataset.index_sha256,
         "sites": len(dataset),
         "batch_size": config.batch_size,
     }

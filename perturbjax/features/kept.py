@@ -36,7 +36,7 @@ def kept_features(source: SourceConfig, dataset: Dataset) -> Path:
     """
     folder = Path(source.feature_cache) if source.feature_cache else user_cache("features")
     config = FeaturesConfig(
-        dataset.path,
+        dataset.paths,
         folder / "features.parquet",
         backbone=source.backbone,
         weights=weights_of(source),

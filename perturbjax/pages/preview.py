@@ -22,6 +22,8 @@ PREVIEW = "preview.html"
 TITLED = 3
 #: Pictures on the page, outliers' among them: they decide what it weighs and what it costs.
 PICTURES, PER_PLATE, OUTLIERS = 240, 24, 24
+#: Ends of the measures whose outliers are sought on their own scale and not on a logarithmic one.
+AS_THEY_ARE = (" focus", " saturated")
 #: Column of the label while wells are gathered.
 _LABEL = "preview label"
 #: A well is an outlier so many robust deviations from the middle of its plate.
@@ -53,8 +55,9 @@ def write_preview(dataset: Dataset) -> Path:
 
 
 def well_table(dataset: Dataset) -> pd.DataFrame:
-    """One row a well: `Metadata_Plate`, `Metadata_Well`, the label, `cells` (mean a site), `cell area` (pixels), the
-    median intensity and contrast of each channel, `sites`, and `position`, of the site that shows it."""
+    """One row a well: `Metadata_Plate`, `Metadata_Well`, the label, `cells` (mean a site), `cell area` (pixels), of
+    each channel intensity, contrast and, where the index has them, focus and saturated share, `sites`, and `position`,
+    of the site that shows it."""
     index = dataset.index.assign(position=np.arange(len(dataset)), **{_LABEL: _labels(dataset).to_numpy()})
     groups = index.groupby([PLATE, WELL], sort=False)
     cells = groups["n_cells"].sum()
@@ -67,11 +70,18 @@ def well_table(dataset: Dataset) -> pd.DataFrame:
     )
     for channel in dataset.channel_names:
         found[f"{channel} intensity"] = groups[f"mean_{channel}"].mean()
-        # Blur takes the deviation from an image and leaves its mean: what focus looks like from the index alone.
         found[f"{channel} contrast"] = groups[f"std_{channel}"].mean() / found[f"{channel} intensity"].clip(lower=1e-9)
+    for column in _quality(dataset.index):
+        kind, _, channel = column.partition("_")
+        found[f"{channel} {kind}"] = groups[column].median()
     found["sites"] = groups.size()
     found["position"] = groups["position"].first()
     return found.reset_index()
+
+
+def _quality(index: pd.DataFrame) -> list[str]:
+    """Columns of focus and saturation, where the dataset has them."""
+    return [column for column in index.columns if column.startswith(("focus_", "saturated_"))]
 
 
 def _labels(dataset: Dataset) -> pd.Series:
@@ -85,7 +95,7 @@ def _measures(wells: pd.DataFrame) -> list[str]:
     return [
         column
         for column in wells.columns
-        if column in ("cells", "cell area") or column.endswith(("intensity", "contrast"))
+        if column in ("cells", "cell area") or column.endswith((" intensity", " contrast", *AS_THEY_ARE))
     ]
 
 
@@ -93,11 +103,14 @@ def outliers(wells: pd.DataFrame) -> pd.DataFrame:
     """Wells farther than `FAR` robust deviations from the median of their plate, the farthest first: `Metadata_Plate`,
     `Metadata_Well`, the label, `what`, `value`, `plate's median`, `deviations`, `position`.
 
-    Cells and intensities are compared as logarithms, as they spread; a well without a cell is always one.
+    Cells and intensities are compared as logarithms, as they spread, focus (a slope) and saturation (a share) as they
+    are; a well without a cell is always one.
     """
     rows = []
     for what in _measures(wells):
-        values = np.log(wells[what].astype(float).clip(lower=1e-6))
+        values = wells[what].astype(float)
+        if not what.endswith(AS_THEY_ARE):
+            values = np.log(values.clip(lower=1e-6))
         score = values.groupby(wells[PLATE]).transform(lambda v: robust(v.to_numpy()))
         far = (score.abs() > FAR) | (wells["cells"].eq(0) if what == "cells" else False)
         middle = wells.groupby(PLATE)[what].transform("median")
@@ -153,8 +166,9 @@ def _plates(wells: pd.DataFrame, far: pd.DataFrame) -> str:
         drawn.drop(columns="position"),
         colour="cells",
         label=f"Maps of {wells[PLATE].nunique()} plates, each well coloured by its number of cells",
-        caption="Choose what colours the wells. Ringed wells stand out (below). Contrast is deviation over mean: a "
-        "well out of focus has little. Edges or rows that differ are of the plate, not of a treatment.",
+        caption="Choose what colours the wells. Ringed wells stand out (below). Focus is the slope of the power "
+        "spectrum, lower out of focus; contrast is deviation over mean. Edges or "
+        "rows that differ are of the plate, not of a treatment.",
     )
 
 
@@ -183,7 +197,8 @@ def _outliers(far: pd.DataFrame, wells: pd.DataFrame, painter: pictures.Painter)
     listed = listed.rename(columns={PLATE: "plate", WELL: "well"})
     note = (
         f'<p class="note">Farther than {FAR:g} robust deviations (1.4826 times the median distance) from the median of '
-        "their plate, on a logarithmic scale. A strong treatment stands out too: look before you drop one.</p>"
+        "their plate, on a logarithmic scale but for focus and saturation. A strong treatment stands out too: look "
+        "before you drop one.</p>"
     )
     return (
         note

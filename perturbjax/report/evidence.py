@@ -19,7 +19,7 @@ from perturbjax.evaluation.judgement import Judgement, read_judgement
 from perturbjax.evaluation.predictions import classes_of, labels_and_probabilities, read_predictions
 from perturbjax.files import read_json
 from perturbjax.splits import TEST
-from perturbjax.training.run import CONFIG, read_metrics
+from perturbjax.training.run import CONFIG, data_of, read_metrics
 
 #: Where an audit of a run is looked for.
 AUDIT = "audit/audit.json"
@@ -132,12 +132,13 @@ def read_evidence(run: Path) -> Evidence:
 
 def _dataset(found: Evidence) -> tuple[Dataset | None, str]:
     """The dataset that was judged, where it is still there, or why it is not."""
-    if not found.config.get("data"):
+    paths = data_of(found.config) if found.config.get("data") else ()
+    if not paths:
         return None, "no dataset of images is known"
     try:
-        dataset = open_dataset(found.config["data"])
+        dataset = open_dataset(paths)
     except InputError:
-        return None, f"the dataset {Path(found.config['data']).name} is not where it was, or was changed"
+        return None, f"the dataset {' and '.join(path.name for path in paths)} is not where it was, or was changed"
     if found.predictions is not None and not found.predictions["site_id"].isin(dataset.index["site_id"]).all():
         return None, f"the dataset {dataset.path.name} does not hold the sites that were judged"
     return dataset, ""

@@ -102,7 +102,7 @@ def import_run(config: ImportConfig) -> Run:
     class_names = _class_names(config, described, imported.classes, dataset, label_column)
     facts, manifest = _facts(config.checkpoint, recipe, imported.channels, dataset, described)
 
-    run = Run(out, recipe, None if dataset is None else dataset.path.absolute(), class_names, facts)
+    run = Run(out, recipe, () if dataset is None else (dataset.path.absolute(),), class_names, facts)
     with locked(out):  # one that was killed is found there, and finished
         start_run(run, manifest)
         checkpoints = Checkpoints(out)
@@ -157,7 +157,7 @@ def open_described(path: Path) -> tuple[Run, Tree]:
     if described is None:
         raise InputError(f"{path}: says nothing of its recipe; make a run of it with `perturbjax import-torch`")
     imported = exchange.import_state_dict(path, described.recipe.model.model)
-    run = Run(path, described.recipe, None, described.class_names, described.facts)
+    run = Run(path, described.recipe, (), described.class_names, described.facts)
     return run, state_to_tree({"params": imported.params, "stats": imported.stats})
 
 

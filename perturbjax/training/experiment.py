@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from perturbjax.config import Recipe
 from perturbjax.console import InputError, console
 from perturbjax.dataset import Dataset, open_dataset
+from perturbjax.exclusion import read_rules
 from perturbjax.feed import Decoder, Order, Sites, channels_seen, describe_sites
 from perturbjax.splits import MEANING, TEST, TRAIN, split_for
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
@@ -71,12 +72,12 @@ class Experiment:
 
 
 def prepare_experiment(
-    recipe: Recipe, data: Path | None, *, resumed: Run | None = None, init_from: Path | None = None
+    recipe: Recipe, data: tuple[Path, ...], *, resumed: Run | None = None, init_from: Path | None = None
 ) -> Experiment:
     """Open the data, deal the split and initialise the network; nothing is written.
 
     Args:
-        data: dataset directory.
+        data: dataset directories.
         resumed: the run whose recipe, data and split are taken, where one is gone on with by what it says.
         init_from: the run whose parameters are started from.
 
@@ -87,10 +88,12 @@ def prepare_experiment(
         recipe, dataset, label_column = resumed.recipe, resumed.open_data(data), resumed.label_column
         manifest = resumed.manifest(dataset.index)
     else:
-        if data is None:
+        if not data:
             raise InputError("--data: is required; give the dataset directory that `perturbjax build` wrote")
         dataset = open_dataset(data)
         label_column = dataset.column(recipe.input.label_column or dataset.label_column).name
+        # The rules themselves are part of the recipe, not the file they stood in: that may change.
+        recipe = replace(recipe, split=replace(recipe.split, exclude=read_rules(recipe.split.exclude)))
         manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
     class_names = sorted(labels.unique())
@@ -153,6 +156,8 @@ def say_what_runs(experiment: Experiment, placement: Placement, phases: list[Pha
         console.print(f"split from {policy.split_file}")
     else:
         console.print(f"split by {policy.split}: {MEANING[policy.split]}")
+    for sentence in experiment.manifest.attrs.get("excluded", ()):
+        console.print(sentence)
     epochs, steps = divmod(done, experiment.steps_per_epoch)
     if done:
         within = f" and {steps} of {experiment.steps_per_epoch} steps" if steps else ""

@@ -36,8 +36,8 @@ class TrainConfig:
 
     out: Path
     """Run directory to write. Where it holds an unfinished run of the same flags, that run goes on."""
-    data: Path | None = None
-    """Dataset directory, from `perturbjax build`."""
+    data: tuple[Path, ...] = ()
+    """Dataset directory, from `perturbjax build`; several, whose channels agree, are taken together."""
     resume: bool = False
     """Go on with the run in --out by the recipe saved in it; flags of the recipe are ignored."""
     init_from: Path | None = None

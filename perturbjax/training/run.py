@@ -23,8 +23,8 @@ import pandas as pd
 from perturbjax import normalize
 from perturbjax.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.console import InputError
-from perturbjax.dataset import INDEX, Dataset, open_dataset
-from perturbjax.files import atomic, file_digest, make_folder, read_json, read_parquet, write_json
+from perturbjax.dataset import Dataset, open_dataset
+from perturbjax.files import atomic, make_folder, read_json, read_parquet, write_json
 from perturbjax.splits import fingerprint, read_split, split_for, write_split
 
 CONFIG, SPLIT_FILE, LABELS, METRICS = "config.json", "split.parquet", "labels.json", "metrics.jsonl"
@@ -40,14 +40,14 @@ class Run:
     Attributes:
         path: the directory.
         recipe: what decides the run's numbers.
-        data: the dataset directory it was started on; None for a network imported without one.
+        data: the dataset directories it was started on; none for a network imported without one.
         class_names: in the order of the logits.
         facts: what must not change between two parts of one run.
     """
 
     path: Path
     recipe: Recipe
-    data: Path | None
+    data: tuple[Path, ...]
     class_names: list[str]
     facts: dict[str, Any]
 
@@ -67,7 +67,10 @@ class Run:
             InputError: names the file that differs.
         """
         for name, file in (("classes", LABELS), ("recipe", CONFIG), ("facts", CONFIG)):
-            if _json(facts.get(name)) != _json(self.identity[name]):
+            said = facts.get(name)
+            if name == "recipe" and isinstance(said, dict):
+                said = recipe_to_dict(recipe_from_dict(said))  # of a version that had fewer options
+            if _json(said) != _json(self.identity[name]):
                 raise InputError(
                     f"{self.path / file}: differs from what {checkpoint} was trained with ({name}); "
                     "restore the file, or train again"
@@ -95,13 +98,13 @@ class Run:
         is_own = own is not None and own == dataset_facts(dataset)["index_sha256"]
         return normalize.statistics_for(dataset, self.recipe.input, kept, self.path, own=is_own)
 
-    def open_data(self, path: Path | None = None) -> Dataset:
-        """The dataset at `path`, or else the one the run was started on.
+    def open_data(self, paths: tuple[Path, ...] = ()) -> Dataset:
+        """The dataset at `paths`, or else the one the run was started on.
 
         Raises:
             InputError: there is neither, or it cannot be opened.
         """
-        if (chosen := path or self.data) is None:
+        if not (chosen := paths or self.data):
             raise InputError(f"--data: {self.path} was imported without a dataset; name one")
         return open_dataset(chosen)
 
@@ -141,7 +144,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
         "channels": dataset.channel_names,
         "image_dtype": str(dataset.image_dtype),
         "image_size": list(dataset.image_size),
-        "index_sha256": file_digest(dataset.path / INDEX),
+        "index_sha256": dataset.index_sha256,
     }
 
 
@@ -164,7 +167,7 @@ def describe_run(
     }
     if pretrained is not None:
         facts["pretrained"] = pretrained
-    return Run(Path(path), recipe, dataset.path.absolute(), class_names, facts)
+    return Run(Path(path), recipe, tuple(path.absolute() for path in dataset.paths), class_names, facts)
 
 
 def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
@@ -189,12 +192,23 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
         path / CONFIG,
         {
             "recipe": recipe_to_dict(run.recipe),
-            "data": None if run.data is None else str(run.data),
+            "data": _as_json(run.data),
             "facts": run.facts,
             "versions": {name: version(name) for name in RECORDED_VERSIONS},
             "begun": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "on": _machine()},
         },
     )
+
+
+def _as_json(data: tuple[Path, ...]) -> str | list[str] | None:
+    """One directory as its name, several as a list, none as null."""
+    return str(data[0]) if len(data) == 1 else [str(path) for path in data] or None
+
+
+def data_of(config: dict[str, Any]) -> tuple[Path, ...]:
+    """The dataset directories that a `config.json` names."""
+    named = config["data"]
+    return tuple(map(Path, [named] if isinstance(named, str) else named or []))
 
 
 def _machine() -> str:
@@ -246,7 +260,7 @@ def open_run(path: Path) -> Run:
     config, names = read_json(path / CONFIG), read_json(path / LABELS)
     try:
         recipe, facts = recipe_from_dict(config["recipe"]), config["facts"]
-        data = None if config["data"] is None else Path(config["data"])
+        data = data_of(config)
         split = facts["split_fingerprint"]
         labels = facts["label_column"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -17,6 +17,7 @@ from perturbjax.evaluation import apply
 from perturbjax.evaluation.apply import ApplyConfig, EvaluateConfig, PredictConfig, evaluate, predict
 from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.training.fit import TrainConfig, fit
+from perturbjax.training.run import open_run
 
 SITES = 30
 
@@ -44,7 +45,7 @@ def judged(folder, data) -> Path:
         optim=OptimConfig(epochs=1, batch_size=8),
         split=SplitConfig(split="well", folds=3),
     )
-    path = fit(TrainConfig(out=folder / "run", data=data, recipe=recipe)).path
+    path = fit(TrainConfig(out=folder / "run", data=(data,), recipe=recipe)).path
     evaluate(EvaluateConfig(ApplyConfig(path, batch_size=8), replicates=20))
     return path
 
@@ -86,9 +87,9 @@ def test_sites_without_labels_are_predicted_like_others(judged, data, unlabelled
 
 def test_nothing_is_trained_on_or_judged_by_sites_without_labels(run, unlabelled, tmp_path, no_forward_pass):
     with pytest.raises(InputError, match="was built without labels"):
-        fit(TrainConfig(out=tmp_path / "other", data=unlabelled))
+        fit(TrainConfig(out=tmp_path / "other", data=(unlabelled,)))
     with pytest.raises(InputError, match="no column 'Metadata_pert_iname'"):
-        evaluate(EvaluateConfig(ApplyConfig(run), data=unlabelled))
+        evaluate(EvaluateConfig(ApplyConfig(run), data=(unlabelled,)))
     assert not (tmp_path / "other").exists() and not (run / "evaluation").exists()
 
 
@@ -97,7 +98,7 @@ def test_labels_that_a_run_does_not_know_are_refused_before_it_is_applied(run, f
     if not others.is_dir():
         write_dataset(others, sites=SITES, size=24, channels=["DNA"], compounds=("DMSO", "ALLN"))
     with pytest.raises(InputError, match=r"others: label 'ALLN' is not one of the run's 2 classes"):
-        evaluate(EvaluateConfig(ApplyConfig(run), data=others))
+        evaluate(EvaluateConfig(ApplyConfig(run), data=(others,)))
     assert not (run / "evaluation").exists()
 
 
@@ -112,9 +113,27 @@ def test_an_evaluation_that_fails_leaves_nothing_half_made(run, monkeypatch):
 
 
 def test_a_feature_has_one_name_whichever_command_writes_it(judged, data, tmp_path):
-    out = extract(FeaturesConfig(data=data, out=tmp_path / "f.parquet", run=judged, batch_size=8))
+    out = extract(FeaturesConfig(data=(data,), out=tmp_path / "f.parquet", run=judged, batch_size=8))
     ours = pd.read_parquet(out).set_index("Metadata_site_id")
     theirs = pd.read_parquet(judged / "evaluation" / "features.parquet").set_index("Metadata_site_id")
     names = [name for name in theirs if not name.startswith("Metadata_")]
     assert names == [name for name in ours if not name.startswith("Metadata_")] and names[0] == "attention_0001"
     np.testing.assert_allclose(ours.loc[theirs.index, names], theirs[names], rtol=1e-5, atol=1e-6)
+
+
+def test_excluded_sites_are_neither_trained_on_nor_judged_and_the_run_says_the_rule(folder, data, capsys):
+    rules = folder / "rules.txt"
+    rules.write_text("std_DNA<1  # flat\n")
+    recipe = Recipe(
+        augment=AugmentConfig(crop=16),
+        optim=OptimConfig(epochs=1, batch_size=8),
+        split=SplitConfig(split="well", folds=3, exclude=(str(rules),)),
+    )
+    path = fit(TrainConfig(out=folder / "excluding", data=(data,), recipe=recipe)).path
+    assert f"excluded by std_DNA<1: {-(-SITES // 4)} of {SITES} sites" in capsys.readouterr().err
+    rules.unlink()  # the run knows the rule, not the file
+    evaluate(EvaluateConfig(ApplyConfig(path, batch_size=8), replicates=20))
+    flat = open_dataset(data).index.query("std_DNA < 1")["site_id"]
+    judged = pd.read_parquet(path / "evaluation" / "predictions.parquet")["site_id"]
+    assert len(judged) == SITES - len(flat) and not set(judged) & set(flat)
+    assert open_run(path).recipe.split.exclude == ("std_DNA<1",)

@@ -47,7 +47,7 @@ SMALL = AdaptConfig(size=32)
 
 def config(data, weights, out, adapt=SMALL, **changes) -> FeaturesConfig:
     return FeaturesConfig(
-        data=data, out=out, backbone="resnet18", weights=weights, adapt=adapt, batch_size=4, **changes
+        data=(data,), out=out, backbone="resnet18", weights=weights, adapt=adapt, batch_size=4, **changes
     )
 
 
@@ -137,7 +137,7 @@ def test_four_devices_give_what_one_gives(data, weights, table, tmp_path):
     script = (
         "import sys, jax; from pathlib import Path; from perturbjax.features.extract import *\n"
         "assert jax.device_count() == 4\n"
-        "extract(FeaturesConfig(data=Path(sys.argv[1]), out=Path(sys.argv[3]), backbone='resnet18', "
+        "extract(FeaturesConfig(data=(Path(sys.argv[1]),), out=Path(sys.argv[3]), backbone='resnet18', "
         "weights=sys.argv[2], adapt=AdaptConfig(size=32), batch_size=6))"
     )
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
@@ -262,7 +262,7 @@ class TestAdaptation:
     ],
 )
 def test_bad_flags_are_told_in_one_line_and_nothing_is_written(data, weights, tmp_path, changes, message):
-    settings = {"data": data, "out": tmp_path / "out.parquet", "backbone": "resnet18", "weights": weights, **changes}
+    settings = {"data": (data,), "out": tmp_path / "out.parquet", "backbone": "resnet18", "weights": weights, **changes}
     with pytest.raises(InputError, match=message):
         extract(FeaturesConfig(**settings))
     assert list(tmp_path.iterdir()) == []

@@ -117,7 +117,7 @@ def test_evaluate_names_the_baseline_until_it_was_tried_on_the_run_s_split(
     manifest = make_split(open_dataset(data).index, "well", label="Metadata_pert_iname")
     write_split(manifest, out / "split.parquet")
     facts = {"label_column": "Metadata_pert_iname", "split_fingerprint": fingerprint(manifest)}
-    monkeypatch.setattr(apply, "open_run", lambda path: runs.Run(path, Recipe(), data, ["DMSO", "taxol"], facts))
+    monkeypatch.setattr(apply, "open_run", lambda path: runs.Run(path, Recipe(), (data,), ["DMSO", "taxol"], facts))
     config = EvaluateConfig(ApplyConfig(out))
     said = apply.beside_linear(config)
     command = said.partition(": ")[2].split()[1:]

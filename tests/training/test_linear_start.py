@@ -77,7 +77,11 @@ def config(folder, name: str, **changes) -> TrainConfig:
     )
     recipe = dataclasses.replace(recipe, **changes)
     return TrainConfig(
-        out=folder / name, data=folder / "data", recipe=recipe, checkpoint_every=1, compute=ComputeConfig(devices="1")
+        out=folder / name,
+        data=(folder / "data",),
+        recipe=recipe,
+        checkpoint_every=1,
+        compute=ComputeConfig(devices="1"),
     )
 
 

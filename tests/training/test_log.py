@@ -21,7 +21,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("log")
     write_dataset(folder / "data", sites=24, size=24, channels=["DNA"])
     recipe = Recipe(augment=AugmentConfig(crop=16), optim=OptimConfig(epochs=1, batch_size=8))
-    return fit(TrainConfig(out=folder / "run", data=folder / "data", recipe=recipe))
+    return fit(TrainConfig(out=folder / "run", data=(folder / "data",), recipe=recipe))
 
 
 class Told:

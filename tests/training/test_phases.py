@@ -39,7 +39,7 @@ def config(folder, name: str, **changes) -> TrainConfig:
         transfer=TransferConfig(weights=str(folder / "resnet18.safetensors"), freeze_epochs=FROZEN, **changes),
     )
     return TrainConfig(
-        out=folder / name, data=folder / "data", recipe=recipe, checkpoint_every=1, keep_latest=EPOCHS, compute=ONE
+        out=folder / name, data=(folder / "data",), recipe=recipe, checkpoint_every=1, keep_latest=EPOCHS, compute=ONE
     )
 
 
@@ -104,7 +104,7 @@ def test_a_run_is_applied_without_the_file_it_started_from(folder, run):
     shutil.move(folder / "resnet18.safetensors", moved)
     try:
         out = predict(PredictConfig(ApplyConfig(run=run, compute=ONE), folder / "data", folder / "predictions.parquet"))
-        features = extract(FeaturesConfig(data=folder / "data", out=folder / "features.parquet", run=run))
+        features = extract(FeaturesConfig(data=(folder / "data",), out=folder / "features.parquet", run=run))
     finally:
         shutil.move(moved, folder / "resnet18.safetensors")
     assert out.is_file() and features.is_file()

@@ -28,7 +28,7 @@ def sums(*steps: float) -> list[Sums]:
 @pytest.fixture
 def run(tmp_path):
     """A run of three epochs in its metrics."""
-    run = Run(tmp_path, Recipe(), None, ["DMSO", "taxol"], {"split_fingerprint": None})
+    run = Run(tmp_path, Recipe(), (), ["DMSO", "taxol"], {"split_fingerprint": None})
     run.append_metrics([dict.fromkeys(("step", "split", "loss", "accuracy")) | {"epoch": n} for n in (1, 2, 3)])
     return run
 

@@ -1,0 +1,144 @@
+"""Uneven light is divided out, whether the function is given or estimated, and nothing is divided by a wrong one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from data_prep_builds import contents, options
+
+from data_prep.build import build
+from data_prep.illumination import divide, edge_to_centre, read_function, smooth_light
+from perturbjax.console import InputError
+from perturbjax.dataset import open_dataset
+
+CHANNELS = ("DNA", "Actin", "Tubulin")
+
+
+def light(side: int) -> np.ndarray:
+    """1 at the darkest corner, more than twice that in the middle."""
+    y, x = np.meshgrid(*[np.linspace(-1, 1, side)] * 2, indexing="ij")
+    function = np.exp(-0.5 * (x**2 + 0.8 * y**2) + 0.1 * x)
+    return (function / np.percentile(function, 2)).astype(np.float32)
+
+
+@pytest.fixture
+def functions(plate: Path, tmp_path: Path) -> Path:
+    """A folder of functions, one a plate and channel, in both places where they may lie."""
+    folder = tmp_path / "illum"
+    for name, place in (("SIM001", folder / "SIM001"), ("SIM002", folder)):
+        place.mkdir(parents=True, exist_ok=True)
+        for channel in CHANNELS:
+            np.save(place / f"{name}_Illum{channel}.npy", light(64))
+    return folder
+
+
+def test_images_are_divided_by_the_function_of_their_plate_and_channel(plate, functions, tmp_path):
+    build(options(plate, tmp_path / "dataset", illumination=str(functions)))
+    opened = open_dataset(tmp_path / "dataset")
+    table = pd.read_csv(plate / "load_data.csv", dtype=str)
+    raw = tifffile.imread(plate / table["PathName_OrigActin"][20] / table["FileName_OrigActin"][20])
+    np.testing.assert_array_equal(opened.read([20])[0][0, ..., 1], np.rint(raw / light(64)).astype(np.uint16))
+    said = opened.provenance["illumination"]
+    assert said["how"] == "functions" and set(said["sha256"]) == {"SIM001", "SIM002"}
+    assert set(said["sha256"]["SIM001"]) == set(CHANNELS)
+
+
+def test_another_function_is_another_dataset(plate, functions, tmp_path):
+    build(options(plate, tmp_path / "dataset", illumination=str(functions)))
+    np.save(functions / "SIM002_IllumDNA.npy", np.ones((64, 64)))
+    with pytest.raises(InputError, match="holds a dataset of other settings"):
+        build(options(plate, tmp_path / "dataset", illumination=str(functions)))
+
+
+def test_light_that_was_put_in_is_estimated_and_taken_out(plate, tmp_path):
+    for path in (plate / "images").rglob("*_DNA.tiff"):
+        shaded = 400 + tifffile.imread(path).astype(float) / 4
+        tifffile.imwrite(path, np.rint(shaded * light(64)).astype(np.uint16), metadata=None)
+    build(options(plate, tmp_path / "shaded"))
+    build(options(plate, tmp_path / "even", illumination="estimate"))
+    before, after = (open_dataset(tmp_path / name).read(np.arange(24))[0][..., 0] for name in ("shaded", "even"))
+    assert np.median([edge_to_centre(image) for image in before]) < 0.65
+    assert np.median([edge_to_centre(image) for image in after]) == pytest.approx(1, abs=0.06)
+    said = json.loads((tmp_path / "even" / "provenance.json").read_text())["illumination"]
+    assert said["how"] == "estimate" and set(said["sha256"]["SIM002"]) == set(CHANNELS)
+
+
+def test_an_estimate_is_the_same_whatever_the_number_of_workers(simulated, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    for workers in (1, 2):
+        build(options(simulated, tmp_path / str(workers), illumination="estimate", workers=workers))
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_the_fit_follows_light_and_not_what_lies_on_it():
+    spoilt = light(128).astype(np.float64)
+    spoilt[40:52, 60:80] *= 3  # cells that lie alike on most sites
+    np.testing.assert_allclose(smooth_light(spoilt, (256, 256)), light(256), rtol=0.04)
+
+
+def test_division_stays_in_the_range_of_the_type():
+    plane = np.array([[0, 255]], np.uint8)
+    np.testing.assert_array_equal(divide(plane, np.array([[0.5, 0.5]], np.float32)), [[0, 255]])
+
+
+def broken_function(folder: Path, kind: str) -> None:
+    path = folder / "SIM002_IllumActin.npy"
+    if kind == "missing":
+        path.unlink()
+    elif kind == "size":
+        np.save(path, np.ones((64, 60)))
+    elif kind == "zero":
+        np.save(path, np.zeros((64, 64)))
+    elif kind == "cube":
+        np.save(path, np.ones((2, 64, 64)))
+    elif kind == "pickle":
+        np.save(path, np.array([[{}]], object), allow_pickle=True)
+    else:
+        path.write_bytes(b"no array")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "has no SIM002_IllumActin.npy"),
+        ("size", r"row 14: its images are \(64, 64\), but the illumination function .*IllumActin.npy is \(64, 60\)"),
+        ("zero", "SIM002_IllumActin.npy: holds values that are not finite and positive"),
+        ("cube", "SIM002_IllumActin.npy: is no illumination function"),
+        ("pickle", "SIM002_IllumActin.npy: cannot be read as an illumination function"),
+        ("text", "SIM002_IllumActin.npy: cannot be read as an illumination function"),
+    ],
+)
+def test_a_bad_function_is_one_line_before_anything_is_segmented(
+    functions, refused, build_arguments, tmp_path, kind, message
+):
+    import re
+
+    broken_function(functions, kind)
+    line = refused(*build_arguments("--illumination", functions))
+    assert re.search(message, line), line
+    assert not (tmp_path / "dataset").exists() and not list(tmp_path.glob(".dataset.building/masks/*"))
+
+
+def test_no_functions_and_too_few_sites_are_one_line(edit, refused, build_arguments, tmp_path):
+    assert "--illumination nowhere: no such folder" in refused(*build_arguments("--illumination", "nowhere"))
+    edit(lambda table: table.iloc[:20])
+    assert "plate SIM002 has 8 sites, and 10 are needed" in refused(*build_arguments("--illumination", "estimate"))
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_a_plate_that_is_dark_has_no_function(plate, refused, build_arguments):
+    for path in (plate / "images/SIM002").glob("*_Actin.tiff"):
+        tifffile.imwrite(path, np.zeros((64, 64), np.uint16), metadata=None)
+    line = refused(*build_arguments("--illumination", "estimate"))
+    assert "plate SIM002, channel Actin: 0 of its sites show light" in line
+
+
+def test_a_function_is_kept_from_being_changed(tmp_path):
+    np.save(tmp_path / "f.npy", np.ones((4, 4)))
+    with pytest.raises(ValueError, match="read-only"):
+        read_function(tmp_path / "f.npy")[0, 0] = 2
