@@ -37,6 +37,7 @@ from perturbjax.inference import feature_names
 from perturbjax.models import BACKBONES, Mode
 from perturbjax.models.symmetries import dihedral
 from perturbjax.training.devices import ComputeConfig, Placement, open_devices
+from perturbjax.training.run import open_run
 
 #: Batches in a part, what a kill can cost.
 PART_BATCHES = 16
@@ -166,7 +167,10 @@ def _write(
     parts = [np.load(_part_file(work, number), mmap_mode="r") for number in range(done)]
     names = [config.prefix + one for one in name(parts[0].shape[1])]
     facts = {key: value for key, value in facts.items() if key != "batch_size"}
-    rows = tables.write(config.out, config.level, dataset.index, parts, names, facts)
+    index = dataset.index
+    if config.run is not None:  # what was trained on lies apart by no merit: `embed` tells it from the rest
+        index = index.assign(Metadata_part=open_run(config.run).parts(index["site_id"]))
+    rows = tables.write(config.out, config.level, index, parts, names, facts)
     shutil.rmtree(work)
     console.print(f"{rows} {config.level}s, {len(names)} features")
     return config.out
@@ -269,7 +273,6 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
 def run_extractor(path: Path, dataset: Dataset, placement: Placement) -> Extractor:
     """A trained run's own features, its input prepared as in evaluation."""
     from perturbjax.inference import load_network
-    from perturbjax.training.run import open_run
 
     run = open_run(path)
     network = load_network(run, placement=placement, dataset=dataset)
