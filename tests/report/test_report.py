@@ -57,6 +57,7 @@ def test_provenance_is_whole_and_the_same_again_names_no_place(run):
         "learning_rate",
         "content_sha256",
         "Linux, 2 cores",
+        "c0ffee",
         "0:10",
     ):
         assert fact in page.text
