@@ -141,14 +141,34 @@ def meaningful(profiles: Profiles) -> Treatments:
 
 def sphered(profiles: Profiles) -> Treatments:
     """The same, whitened by the covariance of all DMSO wells, so that what varies between them counts less."""
-    from perturbjax.features.normalize import NEGCON, Sphere
+    return corrected(profiles, ["sphere"])
+
+
+def tvn(profiles: Profiles) -> Treatments:
+    """The same, and each plate's DMSO wells given one covariance."""
+    return corrected(profiles, ["sphere", "coral"])
+
+
+def combat(profiles: Profiles) -> Treatments:
+    """ComBat by DMSO in place of each plate's z-scores."""
+    return corrected(profiles, ["combat"], scaled=False)
+
+
+def corrected(profiles: Profiles, names: list[str], *, scaled: bool = True) -> Treatments:
+    """Without features of place and direction, and corrected by steps of `perturbjax classify` fitted on DMSO wells."""
+    from perturbjax.features.align import Combat, Coral
+    from perturbjax.features.normalize import NEGCON, Clean, Sphere
 
     kept = [not any(part in name for part in NO_BIOLOGY) for name in profiles.names]
-    values = z_scores(profiles, profiles.values[:, kept].astype(float))
+    values = profiles.values[:, kept].astype(float)
+    values = z_scores(profiles, values) if scaled else values
     table = profiles.metadata[[PLATE, WELL]].assign(**{NEGCON: is_vehicle(profiles)})
     table = pd.concat([table, pd.DataFrame(values).add_prefix("f")], axis=1)
-    changed = Sphere("negcon").fit(table).transform(table)
-    return to_treatments(profiles, changed[[c for c in changed.columns if c.startswith("f")]].to_numpy())
+    steps = {"sphere": Sphere("negcon"), "coral": Coral(), "combat": Combat()}
+    for step in ([] if scaled else [Clean()]) + [steps[name] for name in names]:
+        table = step.fit(table).transform(table)
+    found = table[[c for c in table.columns if c.startswith("f")]].to_numpy()
+    return to_treatments(profiles, found if scaled else found / found[is_vehicle(profiles)].std(axis=0))
 
 
 def against_all(profiles: Profiles) -> Treatments:
@@ -163,6 +183,8 @@ PIPELINES: dict[str, Callable[[Profiles], Treatments]] = {
     "z-scores against the plate's DMSO": plain,
     "without place and direction": meaningful,
     "and sphered by DMSO": sphered,
+    "sphered and aligned by DMSO (TVN)": tvn,
+    "ComBat by DMSO": combat,
     "z-scores against all wells": against_all,
 }
 

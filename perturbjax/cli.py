@@ -170,8 +170,8 @@ def evaluate(argv: Sequence[str]) -> None:
         print(json.dumps(to_json(judgement), indent=2))
     else:
         views.print_judgement(judgement)
-    report = write_report(config.apply.run)
-    console.print(f"written: {config.apply.run / apply.EVALUATION} and {report}")
+    report = write_report(config.apply.chosen.run)
+    console.print(f"written: {config.apply.chosen.run / apply.EVALUATION} and {report}")
     if beside := apply.beside_linear(config):
         console.print(beside)
 

@@ -16,11 +16,11 @@ from jaxtyping import Array
 
 from perturbjax import masks
 from perturbjax.augment import RawBatch
-from perturbjax.console import InputError, console, require, require_output, require_sound
+from perturbjax.console import InputError, console, require_output, require_sound
 from perturbjax.files import atomic, file_digest, make_folder, write_json
 from perturbjax.inference import Network, load_network
 from perturbjax.normalize import METHODS
-from perturbjax.training.checkpoint import Which
+from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.devices import choose_placement
 
 NETWORK, DESCRIPTION = "network.jax_export", "description.json"
@@ -45,19 +45,13 @@ NORMALIZATIONS = {
 class StableHLOConfig:
     """Write a run's network as StableHLO, for runtimes without perturbjax."""
 
-    run: Path
-    """Run directory."""
+    chosen: CheckpointConfig
     out: Path
     """Folder to write: network.jax_export (for jax.export.deserialize) and description.json."""
-    checkpoint: Which = "latest"
-    """latest: after the last epoch. best: the most accurate on the judging sites."""
-    epoch: int = 0
-    """Export the checkpoint of this epoch; 0 takes the newest, or the best."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
-        require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
 
 
 def export(options: StableHLOConfig) -> Path:
@@ -70,9 +64,10 @@ def export(options: StableHLOConfig) -> Path:
     Raises:
         InputError: the run cannot be used, does not know the size of its images, or `out` cannot be written.
     """
-    network = load_network(options.run, options.checkpoint, options.epoch, placement=choose_placement("1"))
+    chosen = options.chosen
+    network = load_network(chosen.run, chosen.checkpoint, chosen.epoch, placement=choose_placement("1"))
     if network.run.facts["image_size"] is None:
-        raise InputError(f"{options.run}: was imported without a dataset, and the size of its images is not known")
+        raise InputError(f"{chosen.run}: was imported without a dataset, and the size of its images is not known")
     inputs = _inputs(network)
     exported = jax.export.export(jax.jit(_as_function(network)), platforms=PLATFORMS)(*inputs.values())
     folder = make_folder(options.out)

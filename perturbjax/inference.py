@@ -23,6 +23,7 @@ from perturbjax.config import InputConfig
 from perturbjax.console import InputError, console
 from perturbjax.dataset import PLATE, Dataset, SiteSource
 from perturbjax.feed import Decoder, FeedChoice, Order, describe_sites, open_feed
+from perturbjax.feed.decode import Redraw
 from perturbjax.normalize import METHODS, Intensities, Statistics, intensities
 from perturbjax.training.checkpoint import Checkpoints, Tree, Which, tree_to_state
 from perturbjax.training.devices import Placement, choose_placement
@@ -132,10 +133,29 @@ class Network:
             return Predictions(*self._answers(self._predict_step, opened.batches, positions))
 
     def with_masks(
-        self, dataset: Dataset, positions: Int[np.ndarray, " n"], change: Callable[[np.ndarray], np.ndarray]
+        self,
+        dataset: Dataset,
+        positions: Int[np.ndarray, " n"],
+        change: Callable[[np.ndarray], np.ndarray],
+        redraw: Redraw | None = None,
     ) -> Predictions:
-        """The same answers with each batch's masks (b, h, w), as they are encoded, replaced by what `change` makes."""
-        return Predictions(*self._answers(self._predict_step, self._batches(dataset, change), positions))
+        """The same answers with each batch's masks (b, h, w), as they are encoded, replaced by what `change` makes, of
+        cells that `redraw` drew anew before."""
+
+        def changed(batch: RawBatch, first: int) -> RawBatch:
+            return batch._replace(mask=change(np.asarray(batch.mask)))  # type: ignore[arg-type]  # on the host still
+
+        return self.changed(dataset, positions, changed, redraw)
+
+    def changed(
+        self,
+        dataset: Dataset,
+        positions: Int[np.ndarray, " n"],
+        change: Callable[[RawBatch, int], RawBatch],
+        redraw: Redraw | None = None,
+    ) -> Predictions:
+        """The same answers to batches that `change` makes of those on the host, given the number of their first row."""
+        return Predictions(*self._answers(self._predict_step, self._batches(dataset, change, redraw), positions))
 
     def attention_to(self, dataset: Dataset, positions: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n h2 w2"]:
         """By how much the mask lets each place of records of a dataset through, see `attention`.
@@ -143,18 +163,21 @@ class Network:
         Raises:
             InputError: the network has no attention, or the dataset does not fit.
         """
-        (attention,) = self._answers(self._attention_step, self._batches(dataset, lambda masks: masks), positions)
+        batches = self._batches(dataset, lambda batch, first: batch, None)
+        (attention,) = self._answers(self._attention_step, batches, positions)
         return attention
 
     def _batches(
-        self, dataset: Dataset, change: Callable[[np.ndarray], np.ndarray]
+        self, dataset: Dataset, change: Callable[[RawBatch, int], RawBatch], redraw: Redraw | None
     ) -> Callable[[Order], Iterator[RawBatch]]:
         decoder = self.decoder(dataset)
+        decoder.redraw = redraw
 
         def batches(order: Order) -> Iterator[RawBatch]:
+            first = 0
             for batch in decoder.batches(order):
-                changed: Any = change(np.asarray(batch.mask))  # on the host still, as the feed's own
-                yield self.placement.place_rows(batch._replace(mask=changed))
+                yield self.placement.place_rows(change(batch, first))
+                first += len(batch.weight)
 
         return batches
 

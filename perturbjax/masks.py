@@ -34,6 +34,30 @@ def encode(mask: UInt16[np.ndarray, "h w"], how: MaskEncoding) -> UInt[np.ndarra
             return _relative_depth(mask)
 
 
+def discs(mask: UInt16[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
+    """Every cell as the disc about the middle of its box that holds it: where it is and how wide, and no shape.
+
+    Of discs that overlap the smaller lies on top.
+    """
+    from scipy import ndimage
+
+    found = []
+    for number, box in enumerate(ndimage.find_objects(mask), start=1):
+        if box is None:
+            continue
+        middle = [(side.start + side.stop - 1) / 2 for side in box]
+        rows, columns = np.nonzero(mask[box] == number)
+        away = np.hypot(rows + box[0].start - middle[0], columns + box[1].start - middle[1])
+        found.append((float(away.max()), number, middle))
+    out = np.zeros_like(mask)
+    for radius, number, (y, x) in sorted(found, reverse=True):
+        top, left = max(0, int(y - radius)), max(0, int(x - radius))
+        part = out[top : int(y + radius) + 2, left : int(x + radius) + 2]
+        rows, columns = np.ogrid[top : top + part.shape[0], left : left + part.shape[1]]
+        part[np.hypot(rows - y, columns - x) <= radius] = number
+    return out
+
+
 def _outline(mask: UInt16[np.ndarray, "h w"]) -> np.ndarray:
     """Pixels of a cell with a pixel of something else above, below, left or right."""
     outline = np.zeros(mask.shape, bool)

@@ -21,6 +21,7 @@ from perturbjax.config import AugmentConfig, InputConfig, ModelConfig, OptimConf
 from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.export import StableHLOConfig, export
 from perturbjax.files import file_digest
+from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.exchange_run import ExportConfig, export_run
 from perturbjax.training.fit import TrainConfig, fit
 
@@ -51,7 +52,7 @@ def run(dataset):
 
 def test_a_table_is_what_the_command_writes_to_the_bit(run, dataset, tmp_path):
     written = pd.read_parquet(
-        predict(PredictConfig(ApplyConfig(run=run.run.path), dataset.path, tmp_path / "p.parquet"))
+        predict(PredictConfig(ApplyConfig(CheckpointConfig(run.run.path)), dataset.path, tmp_path / "p.parquet"))
     )
     images, masks = dataset.read(range(SITES))
     pd.testing.assert_frame_equal(run.predict(images, masks, dataset.index), written, check_exact=True)
@@ -91,13 +92,13 @@ def test_a_network_without_attention_says_so(plain, dataset):
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 def test_exported_weights_with_their_description_answer_as_their_run(run, dataset, tmp_path, name):
-    exported = perturbjax.load(export_run(ExportConfig(run=run.run.path, out=tmp_path / name)))
+    exported = perturbjax.load(export_run(ExportConfig(CheckpointConfig(run.run.path), out=tmp_path / name)))
     images, masks = dataset.read(range(SITES))
     pd.testing.assert_frame_equal(exported.predict(images, masks), run.predict(images, masks), check_exact=True)
 
 
 def test_weights_that_do_not_say_what_they_were_fed_are_refused(run, tmp_path):
-    out = export_run(ExportConfig(run=run.run.path, out=tmp_path / "w.pth"))
+    out = export_run(ExportConfig(CheckpointConfig(run.run.path), out=tmp_path / "w.pth"))
     (tmp_path / "w.pth.json").unlink()
     with pytest.raises(perturbjax.InputError, match="import-torch"):
         perturbjax.load(out)
@@ -167,7 +168,7 @@ def test_examples_in_docstrings_are_true(documented, run, dataset, tmp_path, mon
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    return export(StableHLOConfig(run=run.run.path, out=tmp_path_factory.mktemp("exported")))
+    return export(StableHLOConfig(CheckpointConfig(run.run.path), out=tmp_path_factory.mktemp("exported")))
 
 
 def reloaded(folder):
@@ -185,7 +186,7 @@ BLOCKS = [(page, block) for page in PAGES for block in re.findall(r"```python\n(
 def test_python_on_the_pages_runs(page, block, run, dataset, exported, tmp_path, monkeypatch):
     for name, path in {"run": run.run.path, "dataset": dataset.path, "exported": exported}.items():
         (tmp_path / name).symlink_to(path)
-    export_run(ExportConfig(run=run.run.path, out=tmp_path / "weights.safetensors"))
+    export_run(ExportConfig(CheckpointConfig(run.run.path), out=tmp_path / "weights.safetensors"))
     (tmp_path / "segmenter.safetensors").symlink_to(
         REPOSITORY / "perturbjax/segmentation/weights/nuclei_small.safetensors"
     )
@@ -209,7 +210,7 @@ def test_an_exported_network_answers_any_number_of_images_as_its_run(run, datase
 
 
 def test_what_depends_on_the_images_is_an_input_of_the_exported_network(plain, dataset, tmp_path):
-    network, description = reloaded(export(StableHLOConfig(run=plain.run.path, out=tmp_path / "out")))
+    network, description = reloaded(export(StableHLOConfig(CheckpointConfig(plain.run.path), out=tmp_path / "out")))
     images, masks = dataset.read(range(3))
     assert [of["name"] for of in description["inputs"]] == ["image", "mask", "shift", "scale"]
     probabilities, _ = network.call(images, (masks > 0).astype(np.uint8), *plain.network.intensities(images))

@@ -12,6 +12,7 @@ from perturbjax.console import InputError
 from perturbjax.dataset import PLATE, open_dataset
 from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.inference import load_network
+from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.fit import TrainConfig, fit
 
 SITES, BATCH = 30, 8
@@ -52,7 +53,9 @@ def plates_for(run, dataset):
 @pytest.mark.parametrize("feed", ["resident", "streamed"])
 def test_arrays_have_the_answers_that_the_command_gives(run, dataset, tmp_path, feed):
     out = predict(
-        PredictConfig(ApplyConfig(run=run.path, batch_size=BATCH, feed=feed), dataset.path, tmp_path / "p.parquet")
+        PredictConfig(
+            ApplyConfig(CheckpointConfig(run.path), batch_size=BATCH, feed=feed), dataset.path, tmp_path / "p.parquet"
+        )
     )
     table = pd.read_parquet(out)
     network = load(run)

@@ -14,7 +14,7 @@ from perturbjax.console import InputError
 from perturbjax.dataset import open_dataset
 from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.features.extract import FeaturesConfig, extract
-from perturbjax.training.checkpoint import Checkpoints
+from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run import open_run
 
@@ -54,7 +54,7 @@ def trained(folder):
 
 def answers(run, data, out) -> np.ndarray:
     """Probabilities of the first sites."""
-    table = pd.read_parquet(predict(PredictConfig(ApplyConfig(run, batch_size=BATCH), data, out)))
+    table = pd.read_parquet(predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=BATCH), data, out)))
     return table[[name for name in table if name.startswith("prob_")]].to_numpy()[:FEW]
 
 

@@ -23,7 +23,7 @@ from perturbjax.feed import FeedChoice
 from perturbjax.files import file_digest, make_folder, write_parquet
 from perturbjax.inference import BATCH_SIZE, Network, feature_names, load_network
 from perturbjax.splits import TEST, TRAIN
-from perturbjax.training.checkpoint import Which
+from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.devices import ComputeConfig, open_devices
 from perturbjax.training.hosts import HostsConfig, connect, is_first, require_possible
 from perturbjax.training.predict import Predictions
@@ -36,14 +36,9 @@ LINEAR = "linear"
 
 @dataclass(frozen=True)
 class ApplyConfig:
-    """Which checkpoint is applied, and on what."""
+    """Which checkpoint is applied, and how."""
 
-    run: Path
-    """Run directory, as `perturbjax train` writes it."""
-    checkpoint: Which = "latest"
-    """latest: after the last epoch. best: the most accurate on the judging sites, whose score is optimistic."""
-    epoch: int = 0
-    """Apply the checkpoint of this epoch; 0 takes the newest, or the best."""
+    chosen: CheckpointConfig
     batch_size: int = BATCH_SIZE
     """Sites a step."""
     feed: FeedChoice = "auto"
@@ -53,7 +48,6 @@ class ApplyConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
         require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
 
 
@@ -99,8 +93,8 @@ def network_of(run: Run, dataset: Dataset, config: ApplyConfig) -> Network:
     require_possible(config.feed, config.compute.devices, config.batch_size)
     return load_network(
         run,
-        config.checkpoint,
-        config.epoch,
+        config.chosen.checkpoint,
+        config.chosen.epoch,
         placement=open_devices(config.compute),
         dataset=dataset,
         batch_size=config.batch_size,
@@ -115,7 +109,7 @@ def predict(config: PredictConfig) -> Path:
     Raises:
         InputError: the run or dataset cannot be used, they do not fit, or --out cannot be written.
     """
-    run, dataset, out = open_run(config.apply.run), open_dataset(config.data), config.out
+    run, dataset, out = open_run(config.apply.chosen.run), open_dataset(config.data), config.out
     make_folder(out.parent)
     network = network_of(run, dataset, config.apply)
     answers = network.apply_to(dataset, np.arange(len(dataset)), feed=config.apply.feed)
@@ -141,7 +135,7 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     Raises:
         InputError: the run or its dataset cannot be used.
     """
-    run = open_run(config.apply.run)
+    run = open_run(config.apply.chosen.run)
     dataset = run.open_data(config.data)
     manifest = run.manifest(dataset.index)
     positions = dataset.positions(manifest["site_id"].tolist())
@@ -183,7 +177,7 @@ def beside_linear(config: EvaluateConfig) -> str:
     Raises:
         InputError: the run cannot be read, or its baseline is no judgement.
     """
-    run = open_run(config.apply.run)
+    run = open_run(config.apply.chosen.run)
     data, split, out = config.data or run.data, run.path / SPLIT_FILE, run.path / LINEAR
     if len(data) != 1 or not split.is_file():
         return ""

@@ -11,6 +11,9 @@ little spread. Classes of a single well show none; they are drawn among each oth
 collapse strata of one unit). A class that alone has a single well is taken as it is: its interval speaks of the others.
 Where a cluster holds several classes (plates) there is nothing to draw within, and clusters are drawn as for any score.
 
+A correlation (MCC) is drawn within classes too where each has two clusters or more, since a class's wells are fixed by
+the plate map. Its draws are spread and moved as their z = artanh (Fisher 1915, Biometrika 10, 507), of even spread.
+
 Few wells tell little of their own spread, so replicates are spread by as much as Student's t is wider than the normal
 distribution, with as many degrees of freedom as there are clusters beyond one a stratum.
 
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -127,7 +131,8 @@ def replicate(subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: i
         raise ValueError(f"subjects stand on different numbers of clusters: {sorted(clusters)}")
     truth = next(iter(subjects.values())).truth
     within = _one_class_a_cluster(truth)
-    averaged = {name: metric for name, metric in METRICS.items() if metric.class_averaged}
+    repeated = within is not None and not len(within.single)
+    averaged = {name: one for name, one in METRICS.items() if one.class_averaged or (repeated and one.correlation)}
     plain = {name: metric for name, metric in METRICS.items() if within is None or name not in averaged}
     of = clusters.pop()
     wider = dict.fromkeys(plain, _wider(of - 1))
@@ -143,7 +148,7 @@ def replicate(subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: i
             for name, sums in summed.items():
                 sums.score(averaged, weights, times, found[name])
     return {
-        name: {metric: _spread(np.concatenate(parts), wider[metric]) for metric, parts in metrics.items()}
+        name: {metric: _widened(metric, np.concatenate(parts), wider[metric], of) for metric, parts in metrics.items()}
         for name, metrics in found.items()
     }
 
@@ -151,6 +156,24 @@ def replicate(subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: i
 def _wider(freedom: int) -> float:
     """How much wider a 95 % interval of Student's t is than that of the normal distribution."""
     return float(stats.t.ppf(0.975, max(freedom, 1)) / stats.norm.ppf(0.975))
+
+
+def _widened(
+    metric: str, values: Float[np.ndarray, " replicates"], factor: float, clusters: int
+) -> Float[np.ndarray, " replicates"]:
+    """Replicates spread by a factor, those of a correlation as its z."""
+    if not METRICS[metric].correlation:
+        return _spread(values, factor)
+    return _from_z(_spread(_z(values, clusters), factor), clusters)
+
+
+def _z(values: Any, clusters: int) -> Any:
+    """Fisher's z of correlations, shrunk by as little as so many clusters can tell: 1 itself has none."""
+    return np.arctanh(values * (1 - 1 / (clusters + 1)))
+
+
+def _from_z(values: Any, clusters: int) -> Any:
+    return np.tanh(values) / (1 - 1 / (clusters + 1))
 
 
 def _spread(values: Float[np.ndarray, " replicates"], factor: float) -> Float[np.ndarray, " replicates"]:
@@ -206,12 +229,12 @@ class Resampled:
 
     points: dict[str, dict[str, float]]
     draws: dict[str, Draws]
+    clusters: int
 
     def scores(self, subject: str) -> dict[str, Estimate]:
         """Every score of a subject, with its interval (95 %)."""
-        bounds = {metric: METRICS[metric].bounds for metric in self.points[subject]}
         return {
-            metric: _estimate(value, self.draws[subject][metric], *bounds[metric])
+            metric: _scored(METRICS[metric], value, self.draws[subject][metric], self.clusters)
             for metric, value in self.points[subject].items()
         }
 
@@ -226,6 +249,14 @@ class Resampled:
         return found
 
 
+def _scored(metric: Metric, value: float, values: Float[np.ndarray, " replicates"], clusters: int) -> Estimate:
+    least, greatest = metric.bounds
+    if not metric.correlation:
+        return _estimate(value, values, least, greatest)
+    low, high = _from_z(np.array(interval(_z(values, clusters), float(_z(value, clusters)))), clusters)
+    return Estimate(value, max(float(min(low, value)), least), min(float(max(high, value)), greatest))
+
+
 def _estimate(value: float, values: Float[np.ndarray, " replicates"], least: float, greatest: float) -> Estimate:
     low, high = interval(values, value)
     return Estimate(value, max(low, least), min(high, greatest))
@@ -234,4 +265,5 @@ def _estimate(value: float, values: Float[np.ndarray, " replicates"], least: flo
 def resample(subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0) -> Resampled:
     """Score every subject and resample them all once; arguments as in `replicate`."""
     points = {name: point(counts) for name, counts in subjects.items()}
-    return Resampled(points, replicate(subjects, replicates=replicates, seed=seed))
+    draws = replicate(subjects, replicates=replicates, seed=seed)
+    return Resampled(points, draws, len(next(iter(subjects.values())).top))

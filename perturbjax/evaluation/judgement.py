@@ -294,7 +294,7 @@ def calibrated(confidence: Confidence) -> str:
 
 def cell(estimate: Estimate | None, gap: str = " ") -> str:
     """`0.712 [0.65, 0.77]`; empty where there is no such score."""
-    return "" if estimate is None else f"{estimate.value:.3f}{gap}[{estimate.low:.2f}, {estimate.high:.2f}]"
+    return "" if estimate is None else f"{estimate.value:z.3f}{gap}[{estimate.low:z.2f}, {estimate.high:z.2f}]"
 
 
 def _capital(words: str) -> str:

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32, Int
 
+from perturbjax.augment import RawBatch
 from perturbjax.console import InputError
 from perturbjax.dataset import Dataset
+from perturbjax.evaluation.occlusion import middles, occlude, summary
 from perturbjax.evaluation.scores import HEADLINE, score
+from perturbjax.feed.decode import Redraw
 from perturbjax.files import read_json, write_json, write_parquet
+from perturbjax.masks import discs
 from perturbjax.training.predict import Predictions
 from perturbjax.training.run import Run
 
-LOOKED, ATTENTION = "looked.json", "attention.parquet"
-#: Sites that are looked at, at most: each is answered three times more.
-SITES = 1000
-#: What is done to the masks of a batch, by what it is called.
-MASKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "as they are": lambda masks: masks,
-    "of another site": lambda masks: np.roll(masks, 1, axis=0),
-    "taken away": np.zeros_like,
+LOOKED, ATTENTION, OCCLUSION = "looked.json", "attention.parquet", "occlusion.parquet"
+#: Sites that are looked at, at most: each is answered four times more; and of those without attention where windows
+#: are hidden.
+SITES, OCCLUDED = 1000, 12
+
+
+class Other(NamedTuple):
+    """What is done to masks: to a batch of them as they are encoded, and to the cells of a site before that."""
+
+    change: Callable[[np.ndarray], np.ndarray] = lambda masks: masks
+    redraw: Redraw | None = None
+
+
+#: By what it is called.
+MASKS = {
+    "as they are": Other(),
+    "each cell its bounding disc": Other(redraw=discs),
+    "of another site": Other(lambda masks: np.roll(masks, 1, axis=0)),
+    "taken away": Other(np.zeros_like),
 }
 
 
@@ -36,7 +51,15 @@ class Asked(Protocol):
     def run(self) -> Run: ...
 
     def with_masks(
-        self, dataset: Dataset, positions: Int[np.ndarray, " n"], change: Callable[[np.ndarray], np.ndarray]
+        self,
+        dataset: Dataset,
+        positions: Int[np.ndarray, " n"],
+        change: Callable[[np.ndarray], np.ndarray],
+        redraw: Redraw | None = None,
+    ) -> Predictions: ...
+
+    def changed(
+        self, dataset: Dataset, positions: Int[np.ndarray, " n"], change: Callable[[RawBatch, int], RawBatch]
     ) -> Predictions: ...
 
     def attention_to(self, dataset: Dataset, positions: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n h2 w2"]: ...
@@ -45,12 +68,14 @@ class Asked(Protocol):
 def look(
     network: Asked, dataset: Dataset, positions: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], out: Path
 ) -> None:
-    """Write `looked.json`, and `attention.parquet` where the network has attention.
+    """Write `looked.json`, and `attention.parquet` where the network has attention, else `occlusion.parquet`.
 
     `looked.json` holds `sites`; `masks` {what is done to them: {metric: value}}, of networks that are given masks; and
     `attention` {low, high, mean, contrast}: the 5th and 95th percentile over the places of a site and their mean, as
     means over sites, and high minus low. A contrast of 0 lets everything through alike: then the mask gates nothing.
-    `attention.parquet` has `site_id`, `height`, `width` (places) and `attention`, the places row by row, in (0, 1).
+    `attention.parquet` has `site_id`, `height`, `width` (places) and `attention`, the places row by row, in (0, 1);
+    `occlusion.parquet` the same with `occlusion`, see `occlusion.occlude`, of at most `OCCLUDED` sites: those surest of
+    their class. `occlusion` of `looked.json` is `occlusion.summary`.
 
     Args:
         positions: sites that judge, at most `SITES` of which are looked at, evenly chosen.
@@ -60,7 +85,7 @@ def look(
     positions, labels = positions[chosen], labels[chosen]
     found: dict[str, Any] = {"sites": len(positions)}
     if network.run.recipe.input.mask_use == "keep":
-        answers = {name: network.with_masks(dataset, positions, change) for name, change in MASKS.items()}
+        answers = {name: network.with_masks(dataset, positions, *other) for name, other in MASKS.items()}
         found["masks"] = {
             name: {metric: score(labels, answer.probabilities)[metric] for metric in ("accuracy", HEADLINE)}
             for name, answer in answers.items()
@@ -68,14 +93,33 @@ def look(
     try:
         attention = network.attention_to(dataset, positions)
     except InputError:  # the network has none
-        attention = None
-    if attention is not None:
+        found["occlusion"] = _occluded(network, dataset, positions, labels, out)
+    else:
         found["attention"] = spread(attention)
-        table = pd.DataFrame({"site_id": dataset.index["site_id"].to_numpy()[positions]})
-        table = table.assign(height=attention.shape[1], width=attention.shape[2])
-        table["attention"] = list(attention.reshape(len(attention), -1))
-        write_parquet(out / ATTENTION, table)
+        _write_maps(out / ATTENTION, "attention", dataset, positions, attention)
     write_json(out / LOOKED, found)
+
+
+def _occluded(
+    network: Asked, dataset: Dataset, positions: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], out: Path
+) -> dict[str, float]:
+    """Hide windows of the site of each class that the network is surest of, and write what is lost."""
+    asked = network.with_masks(dataset, positions, lambda masks: masks).probabilities
+    sure = pd.Series(asked[np.arange(len(labels)), labels]).groupby(labels).idxmax()
+    chosen = positions[np.sort(sure.to_numpy()[:OCCLUDED])]
+    drops = occlude(network, dataset, chosen)
+    _write_maps(out / OCCLUSION, "occlusion", dataset, chosen, drops)
+    cells = np.stack([middles(dataset.pixels(int(position))[1]) for position in chosen])
+    return summary(drops, cells)
+
+
+def _write_maps(
+    path: Path, name: str, dataset: Dataset, positions: Int[np.ndarray, " n"], maps: Float32[np.ndarray, "n h w"]
+) -> None:
+    table = pd.DataFrame({"site_id": dataset.index["site_id"].to_numpy()[positions]})
+    table = table.assign(height=maps.shape[1], width=maps.shape[2])
+    table[name] = list(maps.reshape(len(maps), -1))
+    write_parquet(path, table)
 
 
 def spread(attention: Float[np.ndarray, "n h w"]) -> dict[str, float]:
@@ -90,9 +134,10 @@ def read_looked(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / LOOKED) if (folder / LOOKED).is_file() else None
 
 
-def read_attention(folder: Path) -> dict[str, Float32[np.ndarray, "h w"]]:
-    """The map of each site, by its site_id; empty where the network has no attention."""
-    if not (folder / ATTENTION).is_file():
+def read_maps(folder: Path, name: str) -> dict[str, Float32[np.ndarray, "h w"]]:
+    """The map of each site, by its site_id: of its `attention`, or its `occlusion`; empty where there are none."""
+    file = folder / f"{name}.parquet"
+    if not file.is_file():
         return {}
-    rows = pd.read_parquet(folder / ATTENTION).itertuples()
-    return {row.site_id: np.asarray(row.attention, np.float32).reshape(row.height, row.width) for row in rows}
+    rows = pd.read_parquet(file).itertuples()
+    return {row.site_id: np.asarray(getattr(row, name), np.float32).reshape(row.height, row.width) for row in rows}

@@ -157,6 +157,7 @@ class Metric:
             says how often the example counts (calibration error, log loss).
         made_of: which of the two.
         class_averaged: whether every class counts alike, so that a resample may lose none (see `bootstrap`).
+        correlation: whether it is one, whose draws lie the more askew the nearer it is to 1 (see `bootstrap`).
         bounds: least and greatest value there can be; intervals end there.
         least_classes: shown where there are as many classes: top 5 says nothing of five.
     """
@@ -165,6 +166,7 @@ class Metric:
     function: Callable[..., Any]
     made_of: Literal["counts", "probabilities"] = "counts"
     class_averaged: bool = False
+    correlation: bool = False
     bounds: tuple[float, float] = (0.0, 1.0)
     least_classes: int = 0
 
@@ -187,7 +189,7 @@ METRICS: dict[str, Metric] = {
     "top5": Metric(f"top-{TOP_K} accuracy", top5, least_classes=_MANY_CLASSES),
     "balanced_accuracy": Metric("balanced accuracy", balanced_accuracy, class_averaged=True),
     "macro_f1": Metric("macro-F1", macro_f1, class_averaged=True),
-    "mcc": Metric("MCC", matthews, bounds=(-1.0, 1.0)),
+    "mcc": Metric("MCC", matthews, correlation=True, bounds=(-1.0, 1.0)),
 }
 #: The one that ranks, that headlines name and that warnings go by.
 HEADLINE = "balanced_accuracy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from perturbjax.features.classify import load_profiles, notes_of, prepared, requ
 from perturbjax.features.profiles import Profiles
 from perturbjax.features.settings import EmbedConfig
 from perturbjax.files import atomic, write_csv
+from perturbjax.splits import TRAIN
 
 #: Colours told apart by most eyes (Okabe & Ito, then Tol's muted), in the order in which classes take them.
 COLOURS = (
@@ -28,6 +30,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#c4c4c4"
 #: Greatest number of replicates that lines join; a star of hundreds hides what it joins.
 _JOINED = 30
+#: Says of the features of a run which part of its split a row was in.
+_PART = "Metadata_part"
 #: At most so many metadata columns are shown where the mouse points.
 _HOVER = 8
 
@@ -86,13 +90,20 @@ def embed(config: EmbedConfig) -> Path:
         points = lay_out_tsne(features, neighbours, config.seed)
     quality = measure(features, points, labels, k=neighbours)
     chosen = choose_highlighted(features, labels, negcon, config.highlight, k=neighbours)
-    picture = Picture(points, labels, negcon, chosen, config, quality, label)
+    picture = Picture(points, labels, negcon, chosen, config, quality, label, _trained(profiles.metadata))
     with matplotlib.rc_context(PLOT_TEXT):
         _draw(picture, out)
     _draw_interactive(picture, profiles, out.with_suffix(".html"))
     write_csv(out.with_suffix(".csv"), profiles.metadata.assign(x=points[:, 0], y=points[:, 1]))
     console.print(f"{config.method}: {quality.caption()}")
     return out
+
+
+def _trained(metadata: pd.DataFrame) -> Bool[np.ndarray, " n"] | None:
+    """Which rows a run was trained on, as its features' table says."""
+    if _PART not in metadata.columns or not (metadata[_PART] == TRAIN).any():
+        return None
+    return (metadata[_PART] == TRAIN).to_numpy()
 
 
 def lay_out_umap(
@@ -186,6 +197,22 @@ class Picture:
     config: EmbedConfig
     quality: Quality
     label_column: str
+    trained: Bool[np.ndarray, " n"] | None = None
+    """Rows that the network of the features was trained on; None where nothing is known of it."""
+
+    @property
+    def caption(self) -> str:
+        """Sentences for the figure."""
+        if self.trained is None:
+            return self.quality.caption()
+        return f"{self.quality.caption()}. Hollow: the {self.trained.sum()} rows that its network was trained on"
+
+    def sides(self, rows: Bool[np.ndarray, " n"]) -> Iterator[tuple[Bool[np.ndarray, " n"], bool]]:
+        """Of these rows those that were held out, and those that were trained on: (rows, whether hollow)."""
+        known = np.zeros_like(rows) if self.trained is None else self.trained
+        for part, hollow in ((rows & ~known, False), (rows & known, True)):
+            if part.any():
+                yield part, hollow
 
     def title(self) -> str:
         """What is shown."""
@@ -233,13 +260,19 @@ def _draw(picture: Picture, path: Path) -> None:
             for a, b in picture.points[rows]:
                 axis.plot([a, x.mean()], [b, y.mean()], color=colour, lw=0.7, alpha=0.6, zorder=2)
         rim: dict[str, Any] = {} if control else {"edgecolors": "none" if grey else "white"}
-        axis.scatter(
-            x, y, c=colour, marker=marker, label=f"{textwrap.shorten(legend, 32, placeholder=' …')} · {rows.sum()}",
-            s=size * emphasis, alpha=0.6 if grey or control else 0.9, linewidths=0.8 if control else 0.3,
-            **rim, zorder=order,
-        )  # fmt: skip
+        name: str | None = f"{textwrap.shorten(legend, 32, placeholder=' …')} · {rows.sum()}"
+        for part, hollow in picture.sides(rows):
+            open_rim: dict[str, Any] = {"facecolors": "none", "edgecolors": colour}
+            paint: dict[str, Any] = open_rim if hollow and not control else {"c": colour, **rim}
+            across, up = picture.points[part].T
+            axis.scatter(
+                across, up, marker=marker, label=name, s=size * emphasis,
+                alpha=0.6 if grey or control else 0.9, linewidths=0.8 if control or hollow else 0.3, **paint,
+                zorder=order,
+            )  # fmt: skip
+            name = None
     axis.set(xticks=[], yticks=[], title=picture.title())
-    axis.set_xlabel("\n".join(textwrap.wrap(picture.quality.caption(), 90)), fontsize=9)
+    axis.set_xlabel("\n".join(textwrap.wrap(picture.caption, 90)), fontsize=9)
     axis.set_aspect("equal", adjustable="datalim")
     axis.spines[["top", "right", "left", "bottom"]].set_color("0.8")
     axis.legend(
@@ -261,17 +294,17 @@ def _draw_interactive(picture: Picture, profiles: Profiles, path: Path) -> None:
     figure = go.Figure()
     for legend, rows, colour, marker in picture.groups():
         control = marker == "x"
-        symbol = "x-thin" if control else symbols[marker]
-        style: dict[str, Any] = {"color": colour, "size": 5 if colour == GREY else 8, "symbol": symbol}
-        style["line"] = {"width": 1, "color": colour if control else "white"}
-        x, y = picture.points[rows].T
-        figure.add_trace(
-            go.Scattergl(
-                x=x, y=y, mode="markers", name=html_text(legend), marker=style, text=hover[rows], hoverinfo="text"
+        for part, hollow in picture.sides(rows):
+            symbol = "x-thin" if control else symbols[marker] + ("-open" if hollow else "")
+            style: dict[str, Any] = {"color": colour, "size": 5 if colour == GREY else 8, "symbol": symbol}
+            style["line"] = {"width": 1, "color": colour if control or hollow else "white"}
+            x, y = picture.points[part].T
+            name = html_text(legend) + (", trained on" if hollow else "")
+            figure.add_trace(
+                go.Scattergl(x=x, y=y, mode="markers", name=name, marker=style, text=hover[part], hoverinfo="text")
             )
-        )
     figure.update_layout(
-        title={"text": f"{html_text(picture.title())}<br><sup>{picture.quality.caption()}</sup>"},
+        title={"text": f"{html_text(picture.title())}<br><sup>{picture.caption}</sup>"},
         template="plotly_white",
         xaxis={"visible": False},
         yaxis={"visible": False, "scaleanchor": "x"},

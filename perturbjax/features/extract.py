@@ -8,6 +8,7 @@ of sites.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -26,7 +27,8 @@ from perturbjax.augment import RawBatch
 from perturbjax.config import InputConfig, Precision
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.dataset import Dataset, open_dataset
-from perturbjax.features import tables
+from perturbjax.features import cellprofiler, tables
+from perturbjax.features.cellprofiler import CELLPROFILER
 from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, intensity_range
 from perturbjax.features.profiles import METADATA
 from perturbjax.feed import Decoder, Order, Sites, open_feed
@@ -35,6 +37,7 @@ from perturbjax.inference import feature_names
 from perturbjax.models import BACKBONES, Mode
 from perturbjax.models.symmetries import dihedral
 from perturbjax.training.devices import ComputeConfig, Placement, open_devices
+from perturbjax.training.run import open_run
 
 #: Batches in a part, what a kill can cost.
 PART_BATCHES = 16
@@ -51,7 +54,8 @@ class FeaturesConfig:
     """File to write: .parquet (Metadata_* first, then one column a feature) or .h5ad (AnnData). Where extraction was
     interrupted, the same command goes on."""
     backbone: str = "resnet50"
-    """Network that weights are published for."""
+    """Network that weights are published for; or cellprofiler: CellProfiler's measurements of every cell of the masks,
+    the median of a site's cells (needs the extra of that name)."""
     weights: str = ""
     """A file (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] from the Hugging Face hub, or package:NAME."""
     run: Path | None = None
@@ -65,6 +69,8 @@ class FeaturesConfig:
     """Sites a step, over all devices."""
     prefix: str = ""
     """Put before the name of every feature. With Cells_ pycytominer's features="infer" finds them."""
+    workers: int = 0
+    """Processes that measure cells, with --backbone cellprofiler; 0 takes one a core."""
     level: Literal["site", "well"] = "site"
     """well: the mean of each well's sites."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -72,7 +78,7 @@ class FeaturesConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out, ".parquet", ".h5ad")
-        if self.run is None and not self.weights:
+        if self.run is None and not self.weights and self.backbone != CELLPROFILER:
             backbone = BACKBONES.get(self.backbone)
             such = f", such as {backbone.source}, {backbone.licence}" if backbone and backbone.source else ""
             raise InputError(
@@ -80,6 +86,7 @@ class FeaturesConfig:
             )
         require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8: a square has 8 symmetries")
         require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
+        require("workers", self.workers, self.workers >= 0, "0 (one a core) or more")
         require("prefix", self.prefix, not self.prefix.startswith(METADATA), f"something else than {METADATA}")
 
 
@@ -111,28 +118,59 @@ def extract(config: FeaturesConfig) -> Path:
         tables.require_anndata()
     dataset = open_dataset(config.data)
     make_folder(config.out.parent)
+    if config.run is None and config.backbone == CELLPROFILER:
+        return _measured(config, dataset)
     placement = open_devices(config.compute)
     extractor = (
         backbone_extractor(config, dataset, placement)
         if config.run is None
         else run_extractor(config.run, dataset, placement)
     )
+    compute = functools.partial(_compute_parts, config, placement, extractor)
+    name = functools.partial(feature_names, extractor.groups)
+    return _write(config, dataset, {**extractor.facts, "batch_size": config.batch_size}, compute, name)
+
+
+def _measured(config: FeaturesConfig, dataset: Dataset) -> Path:
+    """CellProfiler's measurements in place of a network's features."""
+    cellprofiler.require_cp_measure()
+    names = cellprofiler.names(dataset)
+
+    def compute(done: int) -> Iterator[tuple[int, Float32[np.ndarray, "_n d"]]]:
+        return cellprofiler.parts(dataset, done, config.workers, len(names))
+
+    return _write(config, dataset, cellprofiler.facts(), compute, lambda count: names)
+
+
+def _write(
+    config: FeaturesConfig,
+    dataset: Dataset,
+    facts: dict[str, Any],
+    compute: Callable[[int], Iterator[tuple[int, Float32[np.ndarray, "_n _d"]]]],
+    name: Callable[[int], list[str]],
+) -> Path:
+    """Compute what an interrupted extraction did not, and write the table.
+
+    Args:
+        facts: whatever decides the features' values.
+        compute: (parts that there are) → (number, features) of the others.
+        name: (number of features) → their names.
+    """
     work = config.out.with_name(f".{config.out.name}.extracting")
-    settings = {
-        **extractor.facts,
-        "index_sha256": dataset.index_sha256,
-        "sites": len(dataset),
-        "batch_size": config.batch_size,
-    }
+    settings = {**facts, "index_sha256": dataset.index_sha256, "sites": len(dataset)}
     done = _finished_parts(work, settings)
-    for number, features in _compute_parts(config, placement, extractor, done):
+    for number, features in compute(done):
         with atomic(_part_file(work, number)) as temporary:
             np.save(temporary, features)
         done = number + 1
 
     parts = [np.load(_part_file(work, number), mmap_mode="r") for number in range(done)]
-    names = [config.prefix + name for name in feature_names(extractor.groups, parts[0].shape[1])]
-    rows = tables.write(config.out, config.level, dataset.index, parts, names, extractor.facts)
+    names = [config.prefix + one for one in name(parts[0].shape[1])]
+    facts = {key: value for key, value in facts.items() if key != "batch_size"}
+    index = dataset.index
+    if config.run is not None:  # what was trained on lies apart by no merit: `embed` tells it from the rest
+        index = index.assign(Metadata_part=open_run(config.run).parts(index["site_id"]))
+    rows = tables.write(config.out, config.level, index, parts, names, facts)
     shutil.rmtree(work)
     console.print(f"{rows} {config.level}s, {len(names)} features")
     return config.out
@@ -235,7 +273,6 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
 def run_extractor(path: Path, dataset: Dataset, placement: Placement) -> Extractor:
     """A trained run's own features, its input prepared as in evaluation."""
     from perturbjax.inference import load_network
-    from perturbjax.training.run import open_run
 
     run = open_run(path)
     network = load_network(run, placement=placement, dataset=dataset)

@@ -312,6 +312,13 @@ def preparation(config: Preparation, *, seed: int = 0) -> Pipeline:
     if config.sphere != "none":
         reference: Literal["all", "negcon"] = "negcon" if config.sphere == "negcon" else "all"
         steps.append(("sphere", Sphere(reference, config.sphere_method, config.sphere_regularization)))
+    if config.align != "none":
+        from perturbjax.features.align import Combat, Coral
+
+        aligned = (
+            Coral(config.align_to, config.sphere_regularization) if config.align == "coral" else Combat(config.align_to)
+        )
+        steps.append(("align", aligned))
     if config.pca:
         steps.append(("pca", Components(config.pca, seed)))
     if config.pca and config.pca_variance:

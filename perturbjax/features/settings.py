@@ -14,6 +14,7 @@ Reference = Literal["all", "negcon"]
 ScaleBy = Literal["plate", "training"]
 Outliers = Literal["none", "clip", "arcsinh"]
 Relative = Literal["none", "auto", "negcon", "plate"]
+Alignment = Literal["none", "coral", "combat"]
 Whitening = Literal["zca", "zca_cor", "pca_cor"]
 Aggregation = Literal["none", "median", "mean"]
 EmbedMethod = Literal["umap", "tsne"]
@@ -45,7 +46,12 @@ class Preparation:
     sphere_method: Whitening = "zca_cor"
     """How to whiten; pca_cor leaves components in place of features."""
     sphere_regularization: float = 1.0
-    """Added to the eigenvalues, in units of their mean, > 0."""
+    """Added to the eigenvalues, in units of their mean, > 0; of --align coral too."""
+    align: Alignment = "none"
+    """Move every plate onto the training plates by its own --align-to rows. coral: their covariance (after --sphere
+    negcon this is TVN). combat: shift and spread of each feature, shrunk towards those of the others."""
+    align_to: Reference = "negcon"
+    """Rows that plates are aligned by: negative controls, or all, where every plate holds the same treatments."""
     pca: int = 0
     """Principal components to keep of the features, beside the index's statistics; 0 keeps all features."""
     pca_variance: float = 0.0

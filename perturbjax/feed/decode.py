@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,24 @@ from perturbjax.dataset import SiteSource
 from perturbjax.feed.order import Order, Rows
 from perturbjax.feed.sites import Sites
 
+#: Instance numbers of a site, to others of the same size.
+Redraw = Callable[[UInt16[np.ndarray, "h w"]], UInt16[np.ndarray, "h w"]]
+
 
 class Decoder:
     """From positions in the dataset to what a feed gives; grain's workers are each given a copy."""
 
-    def __init__(self, dataset: SiteSource, sites: Sites, input: InputConfig, augment: AugmentConfig | None = None):
-        """`augment` lets sites be stored at the finest resolution that its crops can use; None stores them whole."""
-        self.dataset, self.sites, self.input = dataset, sites, input
+    def __init__(
+        self,
+        dataset: SiteSource,
+        sites: Sites,
+        input: InputConfig,
+        augment: AugmentConfig | None = None,
+        redraw: Redraw | None = None,
+    ):
+        """`augment` lets sites be stored at the finest resolution that its crops can use; None stores them whole.
+        `redraw` makes other cells of a site's instance numbers before they are encoded."""
+        self.dataset, self.sites, self.input, self.redraw = dataset, sites, input, redraw
         self.halvings = mip_levels(*dataset.image_size, augment, random=True)[0] if augment else 0
 
     @property
@@ -43,6 +54,7 @@ class Decoder:
             _, instances = self.dataset.pixels(other)
         for _ in range(self.halvings):
             pixels, instances = _halve(pixels, instances)
+        instances = instances if self.redraw is None else self.redraw(instances)
         image[:], mask[:] = pixels, masks.encode(instances, self.input.mask_encoding)
 
     def __call__(self, step: Rows) -> RawBatch:

@@ -305,12 +305,26 @@ function scatter(box) {
   const shown = Object.keys(table).filter(name => !["x", "y", "picture"].includes(name));
   const text = at => shown.filter(name => short(table[name][at])).map(name => `${name}: ${short(table[name][at])}`).join("\n");
   const legend = make("p", {class: "legend"}), order = table.x.map((_, at) => at).sort((a, b) => (table.part[a] === "test") - (table.part[b] === "test"));
-  let colours = colouring(table[choices[0]]), spots = [], here = -1;
+  let colours = colouring(table[choices[0]]), spots = [], here = -1, every = false;
+  const kin = new Map();  // of each class its points, which are replicates of each other
+  table.class.forEach((name, at) => kin.set(name, [...(kin.get(name) ?? []), at]));
+  const many = 30;  // lines of more would hide the points
   const bounds = values => [Math.min(...values), Math.max(...values)], [x0, x1] = bounds(table.x), [y0, y1] = bounds(table.y);
   const [canvas, again] = canvasIn(box, box.dataset.label, (pen, width, height, colour) => {
     const scale = Math.min((width - 24) / (x1 - x0 || 1), (height - 24) / (y1 - y0 || 1));
     const left = (width - scale * (x1 - x0)) / 2, top = (height - scale * (y1 - y0)) / 2;
     spots = table.x.map((x, at) => [left + scale * (x - x0), top + scale * (y1 - table.y[at])]);
+    const joined = every ? [...kin.keys()].filter(name => kin.get(name).length <= many) : [];
+    if (here >= 0 && !joined.includes(table.class[here])) joined.push(table.class[here]);
+    for (const name of joined) {
+      const own = kin.get(name), middle = [0, 1].map(axis => own.reduce((sum, at) => sum + spots[at][axis], 0) / own.length);
+      pen.lineWidth = here >= 0 && name === table.class[here] ? 1.2 : .6;
+      pen.globalAlpha = .6;
+      for (const at of own) {
+        pen.strokeStyle = colours.colour(table[colours.name ?? choices[0]][at]) ?? GREY;
+        pen.beginPath(); pen.moveTo(...middle); pen.lineTo(...spots[at]); pen.stroke();
+      }
+    }
     for (const at of here < 0 ? order : [...order, here]) {
       const judged = table.part[at] === "test";
       pen.beginPath(); pen.arc(...spots[at], judged ? 5 : 3.2, 0, 2 * Math.PI);
@@ -349,7 +363,9 @@ function scatter(box) {
     if (step) { event.preventDefault(); point((Math.max(here, -1) + step + spots.length) % spots.length); }
   });
   const paint = name => { colours = colouring(table[name]); colours.name = name; legend.replaceChildren(...colours.legend); again(); };
-  box.append(make("div", {class: "tools"}, chooser("colour", choices, paint), legend), canvas);
+  const join = make("input", {type: "checkbox"});
+  join.addEventListener("change", () => { every = join.checked; again(); });
+  box.append(make("div", {class: "tools"}, chooser("colour", choices, paint), make("label", {}, join, " join replicates"), legend), canvas);
   paint(choices[0]);
 }
 const WIDGETS = {plates, confusion, scatter};

@@ -9,7 +9,7 @@ import pandas as pd
 
 from perturbjax.console import html_text
 from perturbjax.evaluation.baselines import BASELINES
-from perturbjax.evaluation.judgement import Judgement, calibrated
+from perturbjax.evaluation.judgement import Judgement, calibrated, cell
 from perturbjax.evaluation.scores import METRICS
 from perturbjax.evaluation.views import tidy
 from perturbjax.pages import figure, table
@@ -70,7 +70,7 @@ def _table(judgement: Judgement, name: str) -> str:
         entry: dict[str, Any] = {f"{level.words} (n = {level.n})": row.name}
         for metric in judgement.metrics:
             one = row.scores.get(metric)
-            entry[METRICS[metric].words] = f"{one.value:.3f} [{one.low:.2f}, {one.high:.2f}]" if one else ""
+            entry[METRICS[metric].words] = cell(one) if one else ""
         rows.append(entry)
     if name == "site":
         for subject, train in judgement.train.items():

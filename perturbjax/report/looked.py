@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, UInt8
 
-from perturbjax.evaluation.looked import read_attention, read_looked
+from perturbjax.evaluation.looked import read_looked, read_maps
 from perturbjax.evaluation.scores import METRICS
 from perturbjax.pages import pictures, table
 from perturbjax.report.evidence import Evidence
@@ -25,7 +25,14 @@ def looked_at(found: Evidence, painter: pictures.Painter | None) -> str:
         parts.append(_masks(known["masks"], known["sites"]))
     if "attention" in known:
         parts.append(_words(known["attention"]))
-        parts.append(_maps(found, painter))
+        legend = '<p class="legend">attention 0<span class="ramp"></span>1, the same scale for all</p>'
+        parts.append(_maps(found, painter, "attention", 1.0, legend))
+    if "occlusion" in known:
+        parts.append(_lost(known["occlusion"]))
+        maps = read_maps(found.folder, "occlusion")
+        most = max((float(one.max()) for one in maps.values()), default=0.0)
+        legend = f'<p class="legend">lost 0<span class="ramp"></span>{most:.2f}, the same scale for all</p>'
+        parts.append(_maps(found, painter, "occlusion", most, legend) if most > 0 else "")
     return "".join(parts)
 
 
@@ -52,27 +59,43 @@ def _words(spread: dict[str, float]) -> str:
     )
 
 
-def _maps(found: Evidence, painter: pictures.Painter | None) -> str:
+def _lost(numbers: dict[str, float]) -> str:
+    return (
+        "<p>It has no attention, so parts of a site were hidden one after the other. Where it matters most, that costs "
+        f"<b>{numbers['largest']:.2f}</b> of the probability of its answer (mean over sites); "
+        f"<b>{numbers['on_cells']:.0%}</b> of all that is lost lies about cells, which are {numbers['cells']:.0%} of "
+        "the places.</p>"
+    )
+
+
+def _maps(found: Evidence, painter: pictures.Painter | None, kind: str, most: float, legend: str) -> str:
+    """Cells of some classes beside their maps, which run from 0 to `most`."""
     answers = found.answers
     if painter is None or answers is None:
         return ""
-    maps = read_attention(found.folder)
+    maps = read_maps(found.folder, kind)
     shown: list[int] = []
     for label in np.unique(answers.labels):
         own = np.flatnonzero((answers.labels == label) & answers.table["site_id"].isin(maps).to_numpy())
         if len(own) and len(shown) < _SHOWN:
             shown.append(int(own[np.argsort(-answers.confidence[own], kind="stable")][0]))
-    pairs = "".join(_pair(answers.table.iloc[at], maps, found.positions, painter) for at in shown)
-    legend = '<p class="legend">attention 0<span class="ramp"></span>1, the same scale for all</p>'
+    pairs = ""
+    for at in shown:
+        site = answers.table.iloc[at]
+        pairs += _pair(
+            site, kind, maps[site["site_id"]], most, painter.picture(found.positions[site["site_id"]], whole=True)
+        )
     return f'<div class="strips">{pairs}</div>{legend}'
 
 
-def _pair(site: pd.Series, maps: dict[str, np.ndarray], positions: dict[str, int], painter: pictures.Painter) -> str:
-    picture = painter.picture(positions[site["site_id"]], whole=True)
-    attention = maps[site["site_id"]]
+def _pair(
+    site: pd.Series, kind: str, values: Float[np.ndarray, "h w"], most: float, picture: UInt8[np.ndarray, "high wide 3"]
+) -> str:
     shots = pictures.shot(pictures.address(picture), str(site["label"]), f"cells given {site['label']}")
-    alt = f"attention to it, from {attention.min():.2f} to {attention.max():.2f}"
-    shots += pictures.shot(pictures.address(coloured(attention, picture.shape[:2])), alt.split(", ")[1], alt)
+    said = f"from {values.min():.2f} to {values.max():.2f}"
+    alt = f"{'attention to it' if kind == 'attention' else 'what is lost where it is hidden'}, {said}"
+    drawn = coloured(np.clip(values / most, 0, 1), picture.shape[:2])
+    shots += pictures.shot(pictures.address(drawn), said, alt)
     return f'<div class="strip"><div class="shots">{shots}</div></div>'
 
 

@@ -95,7 +95,8 @@ def embedding(found: Evidence, painter: pictures.Painter | None) -> str:
     label = f"{len(drawn)} {by} laid out by t-SNE of the network's features; filled ones judge, hollow ones trained"
     caption = (
         f"t-SNE (perplexity {_PERPLEXITY}) of the network's features, one point a {by.removesuffix('s')}. Filled: held "
-        "out. Hollow: trained on, and therefore apart by no merit. Only nearness means something, not distance."
+        "out. Hollow: trained on, and therefore apart by no merit. Where the pointer is, replicates are joined to the "
+        "middle of their class. Only nearness means something, not distance."
     )
     return figure("embedding", widget("scatter", "embedding", label, **settings), caption, drawn)
 

@@ -22,7 +22,8 @@ def provenance(found: Evidence) -> str:
     """The run, its recipe, its data and its versions, as one table; empty where nothing is known."""
     config = found.config
     facts: list[tuple[str, str, Any]] = [("run", name, value) for name, value in config.get("facts", {}).items()]
-    facts += [("run", f"begun {name}", value) for name, value in (config.get("begun") or {}).items()]
+    begun = config.get("begun") or {}
+    facts += [("run", "commit" if name == "commit" else f"begun {name}", value) for name, value in begun.items()]
     if seconds := sum(row.get("seconds") or 0 for row in found.metrics if row["split"] == "train"):
         facts.append(("run", "time in training epochs", clock(seconds)))
     facts += [("versions", name, value) for name, value in config.get("versions", {}).items()]

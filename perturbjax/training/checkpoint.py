@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from perturbjax.console import InputError
+from perturbjax.console import InputError, require, require_sound
 from perturbjax.files import make_folder, require_room
 from perturbjax.training.step import TrainState
 
@@ -31,6 +32,22 @@ DIGEST = "arrays_sha256"
 INTERRUPTED = "interrupted"
 #: Bytes of a checkpoint that are not its arrays.
 BESIDE_ARRAYS = 1 << 20
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Which network of a run."""
+
+    run: Path
+    """Run directory, as `perturbjax train` writes it."""
+    checkpoint: Which = "latest"
+    """latest: after the last epoch. best: the most accurate on the judging sites, whose score is optimistic."""
+    epoch: int = 0
+    """Take the checkpoint of this epoch; 0 takes the newest, or the best."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
 
 
 def digest_of(tree: Tree) -> str:

@@ -14,13 +14,13 @@ from flax import nnx
 
 from perturbjax import normalize
 from perturbjax.config import AugmentConfig, Recipe, preset
-from perturbjax.console import InputError, console, require, require_output, require_sound
+from perturbjax.console import InputError, console, require_output, require_sound
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.feed import channels_seen
 from perturbjax.files import file_digest, read_json
 from perturbjax.models import SIZED, exchange
 from perturbjax.splits import fingerprint, split_for
-from perturbjax.training.checkpoint import Checkpoints, Tree, Which, state_to_tree, tree_to_state
+from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints, Tree, state_to_tree, tree_to_state
 from perturbjax.training.description import Description, read_description, write_described
 from perturbjax.training.run import Run, dataset_facts, locked, open_run, start_run
 from perturbjax.training.step import TrainState
@@ -64,21 +64,15 @@ class ImportConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a run's parameters as a PyTorch state dict."""
+    """Write the parameters of a run of one of the original's networks as a PyTorch state dict."""
 
-    run: Path
-    """Run directory of one of the original's networks."""
+    chosen: CheckpointConfig
     out: Path
     """File to write: .pth, which torch.load(weights_only=True) opens, or .safetensors."""
-    checkpoint: Which = "latest"
-    """latest: after the last epoch. best: the most accurate on the judging sites."""
-    epoch: int = 0
-    """Export the checkpoint of this epoch; 0 takes the newest, or the best."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out, *WEIGHTS)
-        require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
 
 
 def import_run(config: ImportConfig) -> Run:
@@ -122,11 +116,11 @@ def export_run(config: ExportConfig) -> Path:
     Raises:
         InputError: the run cannot be opened, its network is none of the original's, or `out` cannot be written.
     """
-    run = open_run(config.run)
+    run = open_run(config.chosen.run)
     model = run.recipe.model.model
     layers = exchange.layers_of(model)
     checkpoints = Checkpoints(run.path)
-    tree, known = checkpoints.load(config.checkpoint, config.epoch or None)
+    tree, known = checkpoints.load(config.chosen.checkpoint, config.chosen.epoch or None)
     checkpoints.close()
     run.require_own(known, checkpoints.path)
     first = f"params/{layers[0][1].replace('.', '/')}/kernel/value"

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,7 +196,7 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
             "data": _as_json(run.data),
             "facts": run.facts,
             "versions": {name: version(name) for name in RECORDED_VERSIONS},
-            "begun": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "on": _machine()},
+            "begun": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "on": _machine(), **_commit()},
         },
     )
 
@@ -218,6 +219,19 @@ def _machine() -> str:
     devices = jax.devices()
     host = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return f"{host}; {len(devices)} × {devices[0].device_kind}"
+
+
+def _commit() -> dict[str, str]:
+    """The commit of the program, where it runs from a clone; with -dirty where files of it were changed since."""
+    clone = Path(__file__).parents[2]
+    if not (clone / ".git").exists():
+        return {}
+    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):  # no git here, or it will not read this clone
+        return {}
+    return {"commit": told.stdout.strip()}
 
 
 @contextmanager

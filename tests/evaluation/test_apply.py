@@ -16,6 +16,7 @@ from perturbjax.dataset import open_dataset
 from perturbjax.evaluation import apply
 from perturbjax.evaluation.apply import ApplyConfig, EvaluateConfig, PredictConfig, evaluate, predict
 from perturbjax.features.extract import FeaturesConfig, extract
+from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run import open_run
 
@@ -46,7 +47,7 @@ def judged(folder, data) -> Path:
         split=SplitConfig(split="well", folds=3),
     )
     path = fit(TrainConfig(out=folder / "run", data=(data,), recipe=recipe)).path
-    evaluate(EvaluateConfig(ApplyConfig(path, batch_size=8), replicates=20))
+    evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(path), batch_size=8), replicates=20))
     return path
 
 
@@ -67,7 +68,7 @@ def no_forward_pass(monkeypatch) -> None:
 
 
 def predicted(run: Path, data: Path, out: Path) -> pd.DataFrame:
-    predict(PredictConfig(ApplyConfig(run, batch_size=8), data, out))
+    predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), data, out))
     return pd.read_parquet(out) if out.suffix == ".parquet" else pd.read_csv(out)
 
 
@@ -89,7 +90,7 @@ def test_nothing_is_trained_on_or_judged_by_sites_without_labels(run, unlabelled
     with pytest.raises(InputError, match="was built without labels"):
         fit(TrainConfig(out=tmp_path / "other", data=(unlabelled,)))
     with pytest.raises(InputError, match="no column 'Metadata_pert_iname'"):
-        evaluate(EvaluateConfig(ApplyConfig(run), data=(unlabelled,)))
+        evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(run)), data=(unlabelled,)))
     assert not (tmp_path / "other").exists() and not (run / "evaluation").exists()
 
 
@@ -98,7 +99,7 @@ def test_labels_that_a_run_does_not_know_are_refused_before_it_is_applied(run, f
     if not others.is_dir():
         write_dataset(others, sites=SITES, size=24, channels=["DNA"], compounds=("DMSO", "ALLN"))
     with pytest.raises(InputError, match=r"others: label 'ALLN' is not one of the run's 2 classes"):
-        evaluate(EvaluateConfig(ApplyConfig(run), data=(others,)))
+        evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(run)), data=(others,)))
     assert not (run / "evaluation").exists()
 
 
@@ -108,7 +109,7 @@ def test_an_evaluation_that_fails_leaves_nothing_half_made(run, monkeypatch):
 
     monkeypatch.setattr(apply, "judge", fail)
     with pytest.raises(InputError, match="cannot be judged"):
-        evaluate(EvaluateConfig(ApplyConfig(run, batch_size=8), replicates=20))
+        evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), replicates=20))
     assert not (run / "evaluation").exists()
 
 

@@ -137,3 +137,16 @@ def test_subjects_on_other_clusters_are_not_compared():
     rng = np.random.default_rng(7)
     with pytest.raises(ValueError, match="different numbers of clusters"):
         replicate({"one": coin(rng, 5, 0.5), "two": coin(rng, 6, 0.5)})
+
+
+def test_the_interval_of_a_correlation_near_one_reaches_further_down_than_up():
+    """24 wells of two classes, one wrong; where none is, or all are answered alike, there is nothing to tell."""
+    labels = np.repeat([0, 1], 12)
+    told = labels.copy()
+    told[0] = 1
+    found = scores(count(labels, np.eye(2)[told]))["mcc"]
+    assert 0.6 < found.low < found.value < found.high <= 1
+    assert found.value - found.low > 1.5 * (found.high - found.value)
+    perfect, constant = (scores(count(labels, np.eye(2)[told]))["mcc"] for told in (labels, 0 * labels))
+    assert (perfect.value, perfect.high) == (1, 1) and perfect.low == pytest.approx(1)
+    assert (constant.low, constant.value, constant.high) == (0, 0, 0)

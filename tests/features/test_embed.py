@@ -112,6 +112,17 @@ def test_picture_page_and_coordinates_are_written(tmp_path: Path) -> None:
     assert len(points) == 96 and np.isfinite(points[["x", "y"]]).all(axis=None)
 
 
+def test_what_a_network_was_trained_on_is_hollow(tmp_path: Path) -> None:
+    table = make_table()
+    table["Metadata_part"] = np.where(table["Metadata_Plate"] == "P0", "test", "train")
+    path = embed(config_for(table, tmp_path))
+    page = path.with_suffix(".html").read_text()
+    assert "Hollow: the 72 rows that its network was trained on" in page
+    assert "circle-open" in page and "taxol, trained on" in page
+    plain = embed(config_for(make_table(), tmp_path, out=tmp_path / "plain.png"))
+    assert "trained on" not in plain.with_suffix(".html").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

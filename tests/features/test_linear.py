@@ -20,6 +20,7 @@ from perturbjax.features import kept
 from perturbjax.features.settings import ProfileConfig, SourceConfig
 from perturbjax.splits import fingerprint, make_split, write_split
 from perturbjax.training import run as runs
+from perturbjax.training.checkpoint import CheckpointConfig
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_evaluate_names_the_baseline_until_it_was_tried_on_the_run_s_split(
     write_split(manifest, out / "split.parquet")
     facts = {"label_column": "Metadata_pert_iname", "split_fingerprint": fingerprint(manifest)}
     monkeypatch.setattr(apply, "open_run", lambda path: runs.Run(path, Recipe(), (data,), ["DMSO", "taxol"], facts))
-    config = EvaluateConfig(ApplyConfig(out))
+    config = EvaluateConfig(ApplyConfig(CheckpointConfig(out)))
     said = apply.beside_linear(config)
     command = said.partition(": ")[2].split()[1:]
     assert command[:3] == ["classify", "--preset", "linear"]

@@ -94,6 +94,17 @@ def test_hovering_names_wells_cells_of_the_matrix_points_and_words(window, repor
     )
 
 
+def test_replicates_are_joined_where_the_pointer_is_or_all_of_them(window, report):
+    window.open(report)
+    drawn = "return document.querySelector('#embedding canvas').toDataURL()"
+    plain = window.run(drawn)
+    window.click("#embedding input[type=checkbox]")
+    assert window.run(drawn) != plain
+    window.click("#embedding input[type=checkbox]")
+    assert window.run(drawn) == plain
+    assert window.complaints() == []
+
+
 def test_the_keyboard_walks_plates_and_matrix(window, report):
     window.open(report)
     window.press("#plates svg", "ArrowRight")

@@ -37,7 +37,7 @@ def make_run(path: Path, *, first_class: str = "DMSO", images: bool = False) -> 
     facts = {"label_column": "Metadata_pert_iname", "split_fingerprint": "0123abcd"}
     config = {"recipe": recipe_to_dict(Recipe(split=SplitConfig(split="plate"), seed=3)), "data": str(path / "data"),
               "facts": facts, "versions": {"jax": "0.0.test"},
-              "begun": {"at": "2026-01-02", "on": "Linux, 2 cores"}}  # fmt: skip
+              "begun": {"at": "2026-01-02", "on": "Linux, 2 cores", "commit": "c0ffee"}}  # fmt: skip
     (path / "config.json").write_text(json.dumps(config))
     rows = [{"epoch": e, "step": 2 * e, "split": s, "loss": 2 / e, "accuracy": 1 - 1 / e, "learning_rate": 0.01 / e,
              "seconds": 2.0}

@@ -8,6 +8,7 @@ import json
 import struct
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from perturbjax.config import Recipe, SplitConfig, recipe_flags
@@ -56,6 +57,7 @@ def test_provenance_is_whole_and_the_same_again_names_no_place(run):
         "learning_rate",
         "content_sha256",
         "Linux, 2 cores",
+        "c0ffee",
         "0:10",
     ):
         assert fact in page.text
@@ -189,3 +191,18 @@ def test_the_verdict_of_an_audit_of_the_run_stands_on_top(tmp_path):
     file.write_text("[]")
     with pytest.raises(InputError, match="is no audit"):
         write_report(tmp_path)
+
+
+def test_what_is_lost_where_a_site_is_hidden_stands_beside_its_cells(tmp_path):
+    make_run(tmp_path, images=True)
+    judged = pd.read_parquet(tmp_path / "evaluation" / "predictions.parquet").query("part == 'test'")
+    sites = judged["site_id"].tolist()[:3]
+    maps = pd.DataFrame({"site_id": sites, "height": 2, "width": 2})
+    maps["occlusion"] = [[0.0, -0.1, 0.2, 0.4]] * 3
+    maps.to_parquet(tmp_path / "evaluation" / "occlusion.parquet")
+    told = {"largest": 0.4, "on_cells": 0.75, "cells": 0.5}
+    (tmp_path / "evaluation" / "looked.json").write_text(json.dumps({"sites": 3, "occlusion": told}))
+    text = write_report(tmp_path).read_text()
+    assert "<b>0.40</b> of the probability of its answer" in text and "<b>75%</b> of all that is lost" in text
+    assert "what is lost where it is hidden, from -0.10 to 0.40" in text
+    assert '<p class="legend">lost 0<span class="ramp"></span>0.40' in text

@@ -12,7 +12,7 @@ from perturbjax.console import InputError
 from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.training import fit as training
-from perturbjax.training.checkpoint import Checkpoints
+from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run import read_metrics
@@ -103,7 +103,11 @@ def test_a_run_is_applied_without_the_file_it_started_from(folder, run):
     moved = folder / "moved.safetensors"
     shutil.move(folder / "resnet18.safetensors", moved)
     try:
-        out = predict(PredictConfig(ApplyConfig(run=run, compute=ONE), folder / "data", folder / "predictions.parquet"))
+        out = predict(
+            PredictConfig(
+                ApplyConfig(CheckpointConfig(run), compute=ONE), folder / "data", folder / "predictions.parquet"
+            )
+        )
         features = extract(FeaturesConfig(data=(folder / "data",), out=folder / "features.parquet", run=run))
     finally:
         shutil.move(moved, folder / "resnet18.safetensors")

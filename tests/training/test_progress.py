@@ -1,6 +1,7 @@
 """A run knows how far it is: what it goes on from, and what is left when it must stop."""
 
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from perturbjax.config import Recipe
 from perturbjax.console import InputError, Terminated
+from perturbjax.training import run as run_module
 from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.fit import _require_finite
 from perturbjax.training.progress import leave, resume
@@ -97,3 +99,11 @@ def test_what_follows_a_damaged_line_of_metrics_is_left_out(tmp_path, damage):
     whole = json.dumps(row).encode()
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([whole, damage, whole]))
     assert read_metrics(tmp_path) == [row]
+
+
+def test_a_run_names_the_commit_of_a_clone_and_nothing_where_there_is_none(tmp_path, monkeypatch):
+    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", run_module._commit().get("commit", "0000000"))
+    monkeypatch.setattr(run_module, "__file__", str(tmp_path / "perturbjax" / "training" / "run.py"))
+    assert run_module._commit() == {}, "no clone"
+    (tmp_path / ".git").mkdir()
+    assert run_module._commit() == {}, "a clone that git cannot read"
