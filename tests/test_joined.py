@@ -76,6 +76,7 @@ def test_what_does_not_agree_is_one_line(two, tmp_path):
 def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, tmp_path):
     from perturbjax.evaluation.apply import ApplyConfig, EvaluateConfig, evaluate
     from perturbjax.features.extract import FeaturesConfig, extract
+    from perturbjax.training.checkpoint import CheckpointConfig
     from perturbjax.training.fit import TrainConfig, fit
     from perturbjax.training.run import open_run
 
@@ -86,7 +87,7 @@ def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, 
     )
     run = fit(TrainConfig(out=tmp_path / "run", data=two, recipe=recipe)).path
     assert open_run(run).data == tuple(path.absolute() for path in two)
-    evaluate(EvaluateConfig(ApplyConfig(run, batch_size=8), replicates=20))
+    evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), replicates=20))
     predictions = pd.read_parquet(run / "evaluation" / "predictions.parquet")
     assert len(predictions) == 32 and "prob_AZ" in predictions
     table = extract(FeaturesConfig(data=two, out=tmp_path / "f.parquet", run=run, batch_size=8))

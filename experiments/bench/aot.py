@@ -338,13 +338,12 @@ def _checking(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
     """The flows and holes of a field's cells by their shapes alone: what `dynamics` dispatches to judge them."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
     from perturbjax.segmentation import dynamics
 
-    steps = np.full(CELLS, 4 * BOX, np.int32)
+    steps = jnp.full(CELLS, 4 * BOX)
 
     def checking(mine: jax.Array) -> tuple[jax.Array, jax.Array]:
         return dynamics._flow_of(mine, steps), dynamics._holes(mine)

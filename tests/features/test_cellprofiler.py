@@ -17,7 +17,7 @@ from perturbjax.features.extract import FeaturesConfig, extract
 
 
 def config(data, out, **changes) -> FeaturesConfig:
-    return FeaturesConfig(data=data, out=out, backbone="cellprofiler", **{"workers": 1, **changes})
+    return FeaturesConfig(data=(data,), out=out, backbone="cellprofiler", **{"workers": 1, **changes})
 
 
 @pytest.fixture(scope="module")
