@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +26,21 @@ from perturbjax.segmentation import Segmenter, precision
 from perturbjax.segmentation.api import Precision
 
 Masks = list[np.ndarray]
+#: All there are.
+IMAGES = 40
 
 
-def run(quick: bool) -> list[Row]:
-    """One row per engine.
+def run(quick: bool) -> Iterator[list[Row]]:
+    """One row per engine, all there are so far after each.
 
     Raises:
         CannotRun: the real data or the cellpose package is not there.
     """
     shared = shared_data()
-    files = sorted((shared / "dsb2018_nuclei/test").glob("*_labels.tif"))[: 4 if quick else None]
-    truths = [tifffile.imread(file).astype(int) for file in files]
-    images = [tifffile.imread(file.with_name(file.name.replace("_labels", ""))) for file in files]
+    images, truths = read(shared, 4 if quick else IMAGES)
     rows: list[Row] = []
     package: Masks = []
-    for name, engine in _engines(shared / "weights/nuclei_dsb2018").items():
+    for name, engine in engines(shared / "weights/nuclei_dsb2018").items():
         start = time.perf_counter()
         found = engine(images)
         seconds = time.perf_counter() - start
@@ -57,10 +57,23 @@ def run(quick: bool) -> list[Row]:
                 "s an image": seconds / len(images),
             }
         )
-    return rows
+        yield rows
 
 
-def _engines(weights: Path) -> dict[str, Callable[[Masks], Masks]]:
+def read(shared: Path, count: int) -> tuple[Masks, Masks]:
+    """That many images, evenly spread over those there are, and their true masks."""
+    files = sorted((shared / "dsb2018_nuclei/test").glob("*_labels.tif"))
+    files = [files[k] for k in np.linspace(0, len(files) - 1, count).round().astype(int)]
+    images = [tifffile.imread(file.with_name(file.name.replace("_labels", ""))) for file in files]
+    return images, [tifffile.imread(file).astype(int) for file in files]
+
+
+def engines(weights: Path) -> dict[str, Callable[[Masks], Masks]]:
+    """Each engine's name → images to masks.
+
+    Raises:
+        CannotRun: the cellpose package is not installed.
+    """
     try:
         from cellpose import models
     except ImportError as error:
@@ -81,7 +94,8 @@ def _engines(weights: Path) -> dict[str, Callable[[Masks], Masks]]:
 
 
 def main() -> None:
-    print(markdown(run(quick="--quick" in sys.argv[1:])))
+    *_, rows = run(quick="--quick" in sys.argv[1:])
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

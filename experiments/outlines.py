@@ -1,0 +1,79 @@
+"""Outlines over real nuclei: the truth's, the cellpose package's, and those of every engine here, side by side.
+
+    python -m experiments.outlines --out outlines.png [--images 6]
+
+The nuclei are those of `dsb2018_nuclei/test`, every engine as in `experiments.bench.masks`, where their scores are
+from. Needs the data folder named by PERTURBJAX_SHARED, and the cellpose package. Six images take about a minute on two
+cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments.bench.masks import engines, read
+from experiments.bench.segmentation import shared_data
+from experiments.bench.tables import CannotRun
+from perturbjax.console import InputError, parse_options, require, require_output, require_sound, run_command, track
+from perturbjax.files import atomic
+
+#: Pixels of each image that are shown, from its upper left.
+SHOWN = 256
+#: Colour of outlines, told apart from grey by any reader.
+COLOUR = (1.0, 0.55, 0.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    out: Path
+    """PNG to write."""
+    images: int = 6
+    """How many of the 40 images, evenly spread."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out, ".png")
+        require("images", self.images, 1 <= self.images <= 40, "1 to 40")
+
+
+def main(options: Config) -> None:
+    """Segment, and draw one row an image."""
+    try:
+        shared = shared_data()
+        makers = engines(shared / "weights/nuclei_dsb2018")
+    except CannotRun as reason:
+        raise InputError(str(reason)) from reason
+    images, truths = read(shared, options.images)
+    columns = {"truth": truths}
+    for name, engine in track(makers.items(), total=len(makers), label="segmenting", unit="engines"):
+        columns[name] = engine(images)
+    draw(images, columns, options.out)
+
+
+def draw(images: list[np.ndarray], columns: dict[str, list[np.ndarray]], out: Path) -> None:
+    """One row an image, one column a way, each with its number of objects."""
+    import matplotlib.pyplot as plt
+    from skimage.segmentation import find_boundaries
+
+    figure, axes = plt.subplots(len(images), len(columns), squeeze=False)
+    figure.set_size_inches(3 * len(columns), 3 * len(images))
+    for row, image in zip(range(len(images)), images, strict=True):
+        low, high = np.percentile(image, [1, 99.5])
+        grey = np.clip((image - low) / max(high - low, 1), 0, 1)
+        for axis, (name, masks) in zip(axes[row], columns.items(), strict=True):
+            shown = np.stack([grey] * 3, -1)
+            shown[find_boundaries(masks[row], mode="inner")] = COLOUR
+            axis.imshow(shown[:SHOWN, :SHOWN], interpolation="nearest")
+            axis.set_title(f"{name}: {len(np.unique(masks[row])) - 1}", fontsize=9)
+            axis.axis("off")
+    figure.tight_layout()
+    with atomic(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(parse_options(Config, description=__doc__.split("\n\n")[0])))
