@@ -94,6 +94,7 @@ def simulated(options: Config, plates: int) -> Path:
     out = options.out / f"plates_{plates}"
     if not out.exists():
         words = ["simulate", "--out", out, "--plates", plates, "--wells", options.wells, "--sites", options.sites]
+        words += ["--compounds", min(8, options.wells - 1)]
         measured([*words, "--size", options.size], options.out / "simulate.log")
     return out
 

@@ -20,9 +20,9 @@ from perturbjax.evaluation.predictions import label_numbers, predictions_table, 
 from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.feed import FeedChoice
-from perturbjax.files import file_digest, make_folder, write_parquet
+from perturbjax.files import make_folder, read_parquet, write_parquet
 from perturbjax.inference import BATCH_SIZE, Network, feature_names, load_network
-from perturbjax.splits import TEST, TRAIN
+from perturbjax.splits import TEST, TRAIN, fingerprint
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.devices import ComputeConfig, open_devices
 from perturbjax.training.hosts import HostsConfig, connect, is_first, require_possible
@@ -182,13 +182,18 @@ def beside_linear(config: EvaluateConfig) -> str:
     if len(data) != 1 or not split.is_file():
         return ""
     found = next(out.glob(f"{EVALUATION}/*/scores.json"), None)
-    if found is not None and file_digest(out / SPLIT_FILE) == file_digest(split):
+    if found is not None and _sides(out / SPLIT_FILE) == _sides(split):
         scores = read_judgement(found)["site"][MODEL].scores
         words = ", ".join(f"{METRICS[name].words} {cell(scores[name])}" for name in ("accuracy", HEADLINE))
         return f"the linear baseline on this split, by site: {words} ({out})"
     options = ["--data", *data, "--split-file", split, "--label-column", run.label_column, "--out", out]
     command = shlex.join(["perturbjax", "classify", "--preset", "linear", *map(str, options)])
     return f"next, what a linear model on photographs' features reaches on this split: {command}"
+
+
+def _sides(manifest: Path) -> str:
+    """Who trains and who judges, whatever else stands in the file."""
+    return fingerprint(read_parquet(manifest, "run the same `perturbjax classify` again"))
 
 
 def features_table(run: Run, index: pd.DataFrame, part: np.ndarray, features: np.ndarray) -> pd.DataFrame:

@@ -133,7 +133,7 @@ def test_excluded_sites_are_neither_trained_on_nor_judged_and_the_run_says_the_r
     path = fit(TrainConfig(out=folder / "excluding", data=(data,), recipe=recipe)).path
     assert f"excluded by std_DNA<1: {-(-SITES // 4)} of {SITES} sites" in capsys.readouterr().err
     rules.unlink()  # the run knows the rule, not the file
-    evaluate(EvaluateConfig(ApplyConfig(path, batch_size=8), replicates=20))
+    evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(path), batch_size=8), replicates=20))
     flat = open_dataset(data).index.query("std_DNA < 1")["site_id"]
     judged = pd.read_parquet(path / "evaluation" / "predictions.parquet")["site_id"]
     assert len(judged) == SITES - len(flat) and not set(judged) & set(flat)
