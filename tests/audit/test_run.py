@@ -51,6 +51,7 @@ def test_a_run_that_was_not_evaluated_says_what_to_do(trained, tmp_path, capsys)
     assert f"{bare}: was not evaluated; run `perturbjax evaluate --run {bare}` first" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_recipe_is_trained_anew_under_every_split_and_finished_runs_are_not_again(trained, tmp_path, capsys):
     out = tmp_path / "audit"
     command = ("audit", "--run", trained, "--train", "--out", out, "--folds", 2, "--replicates", 100)

@@ -91,7 +91,7 @@ def test_a_trained_run_goes_to_pytorch(command, run, sites, tmp_path):
     assert int(network.image_features[1].num_batches_tracked) > 0
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [pytest.param(".pth", marks=pytest.mark.slow), ".safetensors"])
 def test_a_run_that_went_to_pytorch_and_back_predicts_the_same(command, run, sites, tmp_path, suffix):
     weights, back = tmp_path / f"weights{suffix}", tmp_path / "back"
     command("export-torch", "--run", run, "--out", weights)

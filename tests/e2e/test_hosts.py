@@ -69,6 +69,7 @@ def test_the_first_process_alone_speaks_and_writes(trained):
     assert {path.name for path in (out / "checkpoints/latest").iterdir()} == {"2"}
 
 
+@pytest.mark.slow
 def test_two_processes_predict_what_one_does(both, run, dataset, tmp_path):
     out = tmp_path / "predictions.parquet"
     ends = both("predict", "--run", run, "--data", dataset, "--out", out, "--batch-size", 10)

@@ -83,7 +83,8 @@ def test_images_without_labels_are_built_and_predicted_like_those_with(run, plat
     np.testing.assert_allclose(unlabelled.loc[judged.index, names], judged[names], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("pmap", marks=pytest.mark.slow), "sharded"])
+@pytest.mark.slow  # test_devices holds the step to it at once
+@pytest.mark.parametrize("kind", ["pmap", "sharded"])
 def test_eight_devices_train_the_same_network_as_one(command, environment, run, dataset, tmp_path, kind):
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     try:

@@ -13,6 +13,7 @@ from experiments.illumination import Config, run
 SHARED = Path(os.environ.get("PERTURBJAX_SHARED", "nowhere")) / "data" / "sbs_transfluor"
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the images of SBS Transfluor")
 def test_the_light_of_real_images_is_more_even_after_than_before(tmp_path):

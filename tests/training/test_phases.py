@@ -80,7 +80,7 @@ def test_each_phase_has_its_own_one_cycle(run):
     assert rates[0] > rates[1] and rates[2] > rates[1] and rates[2] > rates[3]
 
 
-@pytest.mark.parametrize("killed_after", [1, FROZEN])
+@pytest.mark.parametrize("killed_after", [pytest.param(1, marks=pytest.mark.slow), FROZEN])
 def test_a_run_interrupted_within_a_phase_or_between_the_two_ends_the_same(folder, run, killed_after, monkeypatch):
     again = config(folder, f"killed{killed_after}")
 
