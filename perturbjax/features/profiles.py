@@ -6,9 +6,13 @@ missing values, constant columns and scales are dealt with in `normalize`, on tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +28,9 @@ STATISTIC = "index_"
 SITE_ID = "site_id"
 #: Columns that some writers put beside features and that are no measurement of a cell.
 NOT_FEATURES = (SITE_ID, "label", "part", "ImageNumber", "TableNumber")
+#: A packed table of numbers unfolds to a few times its size.
+MOST_UNFOLDED = 64
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 @dataclass(frozen=True)
@@ -173,10 +180,28 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def _read_csv(path: Path, sep: str) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, sep=sep, low_memory=False)
+        _require_sane(path)
+        return pd.read_csv(path, sep=sep, low_memory=False, compression="infer" if path.suffix in _OPENERS else None)
+    except InputError:
+        raise
     except Exception as error:  # pandas and the packers raise many kinds; to the user they all mean the same
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as CSV ({reason}); make it again") from error
+
+
+def _require_sane(path: Path) -> None:
+    """Refuse a packed table that would fill the memory, before anything of it is kept."""
+    if path.suffix not in _OPENERS:
+        return
+    left = MOST_UNFOLDED * path.stat().st_size + (1 << 20)
+    with _OPENERS[path.suffix](path, "rb") as file:
+        while left >= 0 and (part := file.read(1 << 20)):
+            left -= len(part)
+    if left < 0:
+        raise InputError(
+            f"{path}: unfolds to more than {MOST_UNFOLDED} times its size, as no table of numbers does; unpack it "
+            "yourself if it is right"
+        )
 
 
 def _numeric(table: pd.DataFrame, path: Path, notes: list[str]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +139,15 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
         read_profiles([tmp_path / "a.parquet"])
     with pytest.raises(InputError, match="no such features file"):
         read_profiles([tmp_path / "none.csv"])
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_a_packed_table_that_would_fill_the_memory_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.csv{suffix}"
+    with {".gz": gzip, ".bz2": bz2, ".xz": lzma}[suffix].open(path, "wb") as file:
+        file.write(b"Metadata_Plate,Metadata_Well,f\n" + b"P0,A01,0\n" * 2_000_000)
+    with pytest.raises(InputError, match=r"a\.csv.*: unfolds to more than 64 times its size"):
+        read_profiles([path])
 
 
 @pytest.mark.shared
