@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import io
 import lzma
 import zlib
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from perturbjax.console import InputError
-from perturbjax.files import read_parquet
+from perturbjax.files import OPENERS, read_parquet
 
 #: What an empty perturbation stands for, in a table whose column says so: the wells that got the solvent only.
 SOLVENT = "DMSO"
@@ -24,7 +20,6 @@ SOLVENT = "DMSO"
 LARGEST_TABLE = 1 << 28
 #: The header is line 1, so the first row is row 2, as editors and spreadsheets number them.
 FIRST_ROW = 2
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 def read_table(path: Path, sep: str = ",") -> pd.DataFrame:
@@ -71,7 +66,7 @@ def _read_text(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: is not a file")
-        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+        with OPENERS.get(path.suffix, open)(path, "rb") as file:
             content = file.read(LARGEST_TABLE + 1)
         text = content.decode("utf-8-sig")
     except FileNotFoundError as error:

@@ -3,8 +3,7 @@
     python -m experiments.outlines --out outlines.png [--images 6]
 
 The nuclei are those of `dsb2018_nuclei/test`, every engine as in `experiments.bench.masks`, where their scores are
-from. Needs the data folder named by PERTURBJAX_SHARED, and the cellpose package. Six images take about a minute on two
-cores.
+from. Needs the data folder named by PERTURBJAX_SHARED, and the cellpose package.
 """
 
 from __future__ import annotations

@@ -6,13 +6,9 @@ missing values, constant columns and scales are dealt with in `normalize`, on tr
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +16,7 @@ from jaxtyping import Bool, Float32
 
 from perturbjax.console import InputError
 from perturbjax.dataset import PLATE, SITE, WELL
-from perturbjax.files import read_parquet
+from perturbjax.files import OPENERS, read_parquet
 
 METADATA = "Metadata_"
 #: Begins the names of features that are a dataset's index's own statistics, and not a network's.
@@ -30,7 +26,6 @@ SITE_ID = "site_id"
 NOT_FEATURES = (SITE_ID, "label", "part", "ImageNumber", "TableNumber")
 #: A packed table of numbers unfolds to a few times its size.
 MOST_UNFOLDED = 64
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 @dataclass(frozen=True)
@@ -181,7 +176,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 def _read_csv(path: Path, sep: str) -> pd.DataFrame:
     try:
         _require_sane(path)
-        return pd.read_csv(path, sep=sep, low_memory=False, compression="infer" if path.suffix in _OPENERS else None)
+        return pd.read_csv(path, sep=sep, low_memory=False, compression="infer" if path.suffix in OPENERS else None)
     except InputError:
         raise
     except Exception as error:  # pandas and the packers raise many kinds; to the user they all mean the same
@@ -191,10 +186,10 @@ def _read_csv(path: Path, sep: str) -> pd.DataFrame:
 
 def _require_sane(path: Path) -> None:
     """Refuse a packed table that would fill the memory, before anything of it is kept."""
-    if path.suffix not in _OPENERS:
+    if path.suffix not in OPENERS:
         return
     left = MOST_UNFOLDED * path.stat().st_size + (1 << 20)
-    with _OPENERS[path.suffix](path, "rb") as file:
+    with OPENERS[path.suffix](path, "rb") as file:
         while left >= 0 and (part := file.read(1 << 20)):
             left -= len(part)
     if left < 0:
