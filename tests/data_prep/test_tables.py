@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from data_prep import tables
 from data_prep.tables import read_table
 from perturbjax.console import InputError
+from perturbjax.files import OPENERS
 
 
 def test_cells_are_text_as_written(tmp_path):
@@ -23,7 +23,7 @@ def test_cells_are_text_as_written(tmp_path):
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])
 def test_packed_tables_are_read(tmp_path, suffix):
     path = tmp_path / f"t.csv{suffix}"
-    with tables._OPENERS.get(suffix, open)(path, "wb") as file:
+    with OPENERS.get(suffix, open)(path, "wb") as file:
         file.write(b"a,b\n1,2\n")
     assert read_table(path).to_numpy().tolist() == [["1", "2"]]
 
