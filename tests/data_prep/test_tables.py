@@ -57,7 +57,7 @@ def test_a_packed_table_that_was_cut_short_is_one_line(tmp_path, kept):
 
 
 def test_a_packed_table_that_never_ends_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "LARGEST_TABLE", 10_000)
+    monkeypatch.setattr("data_prep.tables.LARGEST_TABLE", 10_000)
     path = tmp_path / "t.csv.gz"
     path.write_bytes(gzip.compress(bytes(20_000)))
     with pytest.raises(InputError, match="no table of a screen"):
