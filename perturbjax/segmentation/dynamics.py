@@ -249,7 +249,10 @@ def _together(side: int, count: int) -> int:
     """How many of `count` objects with boxes of one side are looked at in one go; of few numbers, each a program."""
     batch = max(BATCH_PIXELS // side**2, 1)
     if jax.default_backend() == "cpu":
-        return batch
+        few = 1  # as in the picture of one cell, where the places of a full batch would stay empty
+        while few < min(count, batch):
+            few *= 4
+        return min(few, batch)
     return min(_rounded(count, batch), max(MOST_PIXELS // side**2, 1))
 
 
