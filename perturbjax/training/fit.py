@@ -207,7 +207,8 @@ def _profile(train: Dispatches, state: TrainState, config: TrainConfig, experime
     folder = config.out / "profile" if config.profile == "default" else Path(config.profile)
     steps = min(TRACED_STEPS, experiment.steps_per_epoch)
     order = experiment.order.between(step, min(step + steps, experiment.order.stop))
-    trace_steps(lambda state: collections.deque(train(state, order), maxlen=1), state, folder, len(order))
+    # A list: JAX waits for what is in one, and for nothing in a deque.
+    trace_steps(lambda state: list(collections.deque(train(state, order), maxlen=1)), state, folder, len(order))
 
 
 def _require_finite(losses: np.ndarray, epoch: int, checkpoints: Checkpoints, run: Run) -> None:

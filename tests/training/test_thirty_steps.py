@@ -49,7 +49,9 @@ def float64(monkeypatch):
         yield
 
 
-@pytest.mark.parametrize("name", ["attention", pytest.param("attention_multiscale", marks=pytest.mark.slow), "masked_cnn"])
+@pytest.mark.parametrize(
+    "name", ["attention", pytest.param("attention_multiscale", marks=pytest.mark.slow), "masked_cnn"]
+)
 def test_parameters_and_losses_are_torchs(tmp_path, name, float64):
     """Losses within 1e-4, parameters and statistics within 1e-3 of the tensor's largest value."""
     pair = make_pair(name, tmp_path, size=SIZE)
