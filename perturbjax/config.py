@@ -19,6 +19,7 @@ Normalization = Literal["dtype", "log", "log_plate", "site", "plate"]
 Precision = Literal["float32", "bf16"]
 Head = Literal["dense", "attention", "channels"]
 BackboneNorm = Literal["published", "batch"]
+Pool = Literal["last", "stages"]
 
 #: The linear solution, of `classify --preset linear` and where `--head channels` starts: logistic regression of this
 #: inverse penalty on so many principal components of the backbone's features and on the site's statistics, both scaled

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from perturbjax.augment import RawBatch
-from perturbjax.config import InputConfig, Precision
+from perturbjax.config import InputConfig, Pool, Precision
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.features import cellprofiler, tables
@@ -35,6 +36,7 @@ from perturbjax.feed import Decoder, Order, Sites, open_feed
 from perturbjax.files import atomic, make_folder, read_json, write_json
 from perturbjax.inference import feature_names
 from perturbjax.models import BACKBONES, Mode
+from perturbjax.models.pooling import pool_stages
 from perturbjax.models.symmetries import dihedral
 from perturbjax.training.devices import ComputeConfig, Placement, open_devices
 from perturbjax.training.run import open_run
@@ -61,6 +63,9 @@ class FeaturesConfig:
     run: Path | None = None
     """A trained run, whose own network is used instead of backbone, weights and the adaptation of the input."""
     adapt: Annotated[AdaptConfig, tyro.conf.arg(name="")] = field(default_factory=AdaptConfig)
+    pool: Pool = "last"
+    """What is kept of the backbone's maps. last: its own features. stages: mean, mean over cells and deviation of the
+    maps of every stage but the last, which tells photographs apart rather than cells."""
     augmentations: int = 1
     """How many of the square's eight symmetries the features are averaged over, from 1 (the image as it is) to 8."""
     precision: Precision = "float32"
@@ -242,13 +247,17 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
     prepare = jax.jit(lambda batch: adapt(batch, adaptation, positions, colours), out_shardings=placement.by_row)
 
     @jax.jit
-    def forward(params: Any, stats: Any, x: Float[Array, "bk h w 3"]) -> Float[Array, "bk d"]:
-        return nnx.merge(graphdef, params, stats, copy=True)(x, Mode(dtype=DTYPES[config.precision])).features
+    def forward(params: Any, stats: Any, x: Float[Array, "bk h w 3"], cells: Array) -> Float[Array, "bk d"]:
+        model, mode = nnx.merge(graphdef, params, stats, copy=True), Mode(dtype=DTYPES[config.precision])
+        if config.pool == "last":
+            return model(x, mode).features
+        return pool_stages(model.stage_maps(x, mode), jnp.repeat(cells, len(triples), axis=0))
 
     def step(batch: RawBatch) -> Float[Array, "b kd"]:
-        x = prepare(batch)
+        x, cells = prepare(batch), batch.mask[..., None]
         views = range(config.augmentations)
-        features = sum(forward(params, stats, dihedral(x, element)) for element in views) / len(views)
+        of_views = (forward(params, stats, dihedral(x, view), dihedral(cells, view)[..., 0]) for view in views)
+        features = sum(of_views) / len(views)
         features = features.reshape(-1, len(triples), features.shape[1])
         return features.mean(1) if averaged else features.reshape(len(features), -1)
 
@@ -264,6 +273,7 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
         {
             **pretrained.provenance,
             "input": {**vars(adaptation), **colours._asdict()},
+            "pool": config.pool,
             "augmentations": config.augmentations,
             "precision": config.precision,
         },

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from perturbjax.config import LINEAR_COMPONENTS, LINEAR_VARIANCE, SplitConfig
+from perturbjax.config import LINEAR_COMPONENTS, LINEAR_VARIANCE, Pool, SplitConfig
 from perturbjax.console import InputError, require, require_output, require_sound
 
 Scale = Literal["none", "standardize", "robustize"]
@@ -84,6 +84,13 @@ class SourceConfig:
     """Network for --data, one of those of `perturbjax features`."""
     weights: str = ""
     """Its weights: a file, hf:OWNER/REPOSITORY[@REVISION] or package:NAME; empty takes those known for the backbone."""
+    size: int | None = None
+    """Side in pixels at which the backbone sees sites; by default what its weights are usually applied at, or with
+    --pool stages 128 for sites that are no larger."""
+    pool: Pool = "last"
+    """What is kept of its maps: its last features, or those of its stages, as in `perturbjax features`."""
+    augmentations: int = 1
+    """How many of the square's eight symmetries the features are averaged over."""
     statistics: bool = False
     """Add what the index of --data knows: logarithms of each channel's mean, deviation and percentiles, of the number
     of cells and of their area."""
@@ -92,6 +99,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
+        require("size", self.size, self.size is None or self.size >= 8, "at least 8 pixels")
+        require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8: a square has 8 symmetries")
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,7 @@ class ClassifyConfig:
 #: this is the one place where its recipe stands.
 CLASSIFY_PRESETS: dict[str, dict[str, Any]] = {
     "linear": {
-        "source": {"statistics": True},
+        "source": {"statistics": True, "pool": "stages", "augmentations": 4},
         "models": "logistic_balanced",
         "preparation": Preparation(
             normalize_by="training", pca=LINEAR_COMPONENTS, pca_variance=LINEAR_VARIANCE, relative="auto"

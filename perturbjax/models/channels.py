@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from perturbjax.config import BackboneNorm
 from perturbjax.models.backbone import Colours
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
+from perturbjax.models.pooling import pool_stages, pooled_size
 from perturbjax.models.symmetries import dihedral
 
 #: Statistics of a channel's pixels: mean, deviation, and these percentiles.
@@ -25,7 +26,8 @@ class ChannelClassifier(nnx.Module):
 
     Takes (B, H, W, 1 + ways × channels): the mask first, then every channel as the logarithm of intensities over the
     background, perhaps a second time relative to the plate (`--normalize log`, `log_plate`). The backbone sees each
-    channel by itself, linear again and between its 1st and 99th percentile, as `perturbjax features` shows it.
+    channel by itself, linear again and between its 1st and 99th percentile, as `perturbjax features` shows it, and the
+    mask says where in its stages' maps cells lie (`models.pooling`).
 
     The features are standardised by fixed statistics (see `training.linear_start`), so that all inputs of the dense
     layer move alike.
@@ -51,7 +53,7 @@ class ChannelClassifier(nnx.Module):
         self.backbone = backbone
         self.backbone.head = None
         self.channels = channels // ways
-        self.seen = self.channels * backbone.feature_size
+        self.seen = self.channels * pooled_size(backbone)
         self.feature_size = self.seen + channels * (2 + len(PERCENTILES)) + 2
         self.standardize = Standardize(self.feature_size)
         self.head = Dense(self.feature_size, classes, rngs=rngs)
@@ -60,29 +62,31 @@ class ChannelClassifier(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
         mask, image = x[..., 0], x[..., 1:]
-        features = jnp.concatenate([self.of_channels(image, mode), measured(mask, image)], axis=-1)
+        features = jnp.concatenate([self.of_channels(mask, image, mode), measured(mask, image)], axis=-1)
         features = self.standardize(features)
         logits = self.head(dropout(features, self.dropout, mode))
         return Outputs(logits, features)
 
-    def of_channels(self, image: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
-        """The backbone's averages of each stored channel, one channel after the other."""
+    def of_channels(self, mask: Float[Array, "b h w"], image: Float[Array, "b h w c"], mode: Mode) -> Array:
+        """(B, seen): what the backbone finds in each stored channel, one channel after the other."""
         linear = jnp.expm1(image[..., : self.channels])
         low, high = jnp.percentile(_on_grid(linear), jnp.array([1.0, 99.0]), axis=(1, 2), keepdims=True)
         seen = jnp.clip((linear - low) / jnp.maximum(high - low, 1e-6), 0, 1)
         b, h, w, c = seen.shape
         seen = jnp.moveaxis(seen, 3, 1).reshape(b * c, h, w, 1)
-        views = [dihedral(seen, element) for element in range(1 if mode.train else self.symmetries)]
+        both = jnp.concatenate([seen, jnp.repeat(mask[..., None], c, axis=0)], axis=-1)
+        views = [dihedral(both, element) for element in range(1 if mode.train else self.symmetries)]
         return jnp.stack([self.of_view(view, mode) for view in views]).mean(0).reshape(b, -1)
 
-    def of_view(self, image: Float[Array, "bc h w 1"], mode: Mode) -> Float[Array, "bc d"]:
-        """The backbone's averages of grey images in [0, 1]."""
+    def of_view(self, view: Float[Array, "bc h w 2"], mode: Mode) -> Float[Array, "bc d"]:
+        """What the backbone finds in grey images in [0, 1], each with the mask of its cells."""
+        image, mask = view[..., :1], view[..., 1]
         mean, deviation = (jnp.asarray(values, jnp.float32) for values in self.colours)
         settled = self.frozen or self.backbone_norm == "published"
-        found = self.backbone.feature_map((image - mean) / deviation, mode.frozen() if settled else mode)
+        maps = self.backbone.stage_maps((image - mean) / deviation, mode.frozen() if settled else mode)
         if self.frozen:
-            found = jax.lax.stop_gradient(found)
-        return found.astype(jnp.float32).mean((1, 2))
+            maps = jax.lax.stop_gradient(maps)
+        return pool_stages(maps, mask)
 
 
 class Standardize(nnx.Module):

@@ -9,6 +9,7 @@ antialiased.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,8 @@ PATCH = 14
 #: Side in pixels of the images that the last steps of the published training saw; 37 patches.
 PUBLISHED_SIZE = 518
 REGISTERS = 4
+#: Depths at which `stage_maps` looks.
+STAGES = 4
 
 
 class Attention(nnx.Module):
@@ -96,9 +99,19 @@ class DinoV2(nnx.Module):
         self.norm = LayerNorm(width)
         self.head = Dense(width, classes, rngs=rngs)
         self.feature_size, self.dropout = width, dropout
+        self.stage_widths = (width,) * min(STAGES, depth)
 
     def tokens(self, x: Float[Array, "b h w inputs"], mode: Mode) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
         """The class token, the registers and the patches in rows, after the last normalisation; and the patches' grid.
+
+        Raises:
+            ValueError: the image is smaller than a patch.
+        """
+        *_, last = self.blockwise(x, mode)
+        return self.norm(last), self.grid(x)
+
+    def blockwise(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Iterator[Float[Array, "b n d"]]:
+        """The same after each block, before that normalisation.
 
         Raises:
             ValueError: the image is smaller than a patch.
@@ -116,12 +129,24 @@ class DinoV2(nnx.Module):
         tokens = jnp.concatenate([*before, patches], axis=1)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens), (rows, columns)
+            yield tokens
+
+    def grid(self, x: Float[Array, "b h w inputs"]) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return x.shape[1] // PATCH, x.shape[2] // PATCH
+
+    def stage_maps(self, x: Float[Array, "b h w inputs"], mode: Mode) -> list[Float[Array, "b h2 w2 d"]]:
+        """The patches' tokens after each quarter of the blocks, normalised as the last ones are."""
+        ends = [len(self.blocks) * (stage + 1) // len(self.stage_widths) - 1 for stage in range(len(self.stage_widths))]
+        after = list(self.blockwise(x, mode))
+        return [self._as_map(self.norm(after[end]), self.grid(x)) for end in ends]
 
     def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
         """The patches' tokens where they lie: a 14th of the side, rounded down."""
-        tokens, grid = self.tokens(x, mode)
-        return tokens[:, -grid[0] * grid[1] :].reshape(x.shape[0], *grid, -1)
+        return self._as_map(*self.tokens(x, mode))
+
+    def _as_map(self, tokens: Float[Array, "b n d"], grid: tuple[int, int]) -> Float[Array, "b h2 w2 d"]:
+        return tokens[:, -grid[0] * grid[1] :].reshape(len(tokens), *grid, -1)
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
         features = self.tokens(x, mode)[0][:, 0].astype(jnp.float32)

@@ -7,6 +7,7 @@ stochastic depth.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -159,6 +160,7 @@ class EfficientNet(nnx.Module):
     """
 
     feature_size = TOP_WIDTH
+    stage_widths = tuple(outputs for *_, outputs in STAGES)
 
     def __init__(
         self,
@@ -185,13 +187,22 @@ class EfficientNet(nnx.Module):
         self.head = Dense(TOP_WIDTH, classes, rngs=rngs)
         self.lite, self.dropout = lite, dropout
 
+    def stage_maps(self, x: Float[Array, "b h w inputs"], mode: Mode) -> list[Float[Array, "b _h _w _d"]]:
+        """What each of the seven stages gives, the finest first."""
+        x = self.activation(self.stem(x.astype(mode.dtype), mode))
+        maps: list[Array] = []
+        for (stage, _), block in zip(_BLOCKS, self.blocks, strict=True):
+            x = block(x, mode)
+            maps[stage:] = [x]
+        return maps
+
     def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
         """What the average is taken of: a 32nd of the side, rounded up."""
-        activation = jax.nn.relu6 if self.lite else jax.nn.silu
-        x = activation(self.stem(x.astype(mode.dtype), mode))
-        for block in self.blocks:
-            x = block(x, mode)
-        return activation(self.top(x, mode))
+        return self.activation(self.top(self.stage_maps(x, mode)[-1], mode))
+
+    @property
+    def activation(self) -> Callable[[Array], Array]:
+        return jax.nn.relu6 if self.lite else jax.nn.silu
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
         features = self.feature_map(x, mode).astype(jnp.float32).mean((1, 2))

@@ -102,6 +102,7 @@ class ResNet(nnx.Module):
     ):
         self.stem = ConvNorm(1 + channels if inputs is None else inputs, STAGE_WIDTHS[0], 7, stride=2, rngs=rngs)
         stages, width_in = [], STAGE_WIDTHS[0]
+        self.stage_widths = tuple(width * block.expansion for width in STAGE_WIDTHS)
         for number, (size, width) in enumerate(zip(stage_sizes, STAGE_WIDTHS, strict=True)):
             blocks = []
             for position in range(size):
@@ -113,14 +114,20 @@ class ResNet(nnx.Module):
         self.head = Dense(width_in, classes, rngs=rngs)
         self.feature_size, self.dropout = width_in, dropout
 
-    def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
-        """What the average is taken of: a 32nd of the side, rounded up."""
+    def stage_maps(self, x: Float[Array, "b h w inputs"], mode: Mode) -> list[Float[Array, "b _h _w _d"]]:
+        """What each of the four stages gives, the finest first."""
         x = jax.nn.relu(self.stem(x.astype(mode.dtype), mode))
         x = max_pool(x, window=3, stride=2, padding=1)
+        maps = []
         for stage in self.stages:
             for block in stage:
                 x = block(x, mode)
-        return x
+            maps.append(x)
+        return maps
+
+    def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
+        """What the average is taken of: a 32nd of the side, rounded up."""
+        return self.stage_maps(x, mode)[-1]
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
         features = self.feature_map(x, mode).astype(jnp.float32).mean((1, 2))

@@ -26,6 +26,7 @@ from perturbjax.features.extract import FeaturesConfig, extract
 from perturbjax.features.inputs import AdaptConfig, adapt, channel_triples, intensity_range
 from perturbjax.models import Mode
 from perturbjax.models.backbone import IMAGENET
+from perturbjax.models.pooling import pool_stages
 from perturbjax.models.symmetries import dihedral
 from perturbjax.models.weights import load_pretrained
 
@@ -183,6 +184,16 @@ def test_augmentations_average_over_the_symmetries_of_the_square(data, weights, 
     assert len(views) == 8  # eight different images
     expected = np.mean([np.asarray(forward(model, view))[0] for view in views.values()], axis=0)
     np.testing.assert_allclose(averaged[1], expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_pooled_stages_are_those_of_the_site_and_the_mask_of_its_cells(data, weights, tmp_path):
+    settings = AdaptConfig(size=32, channels="Actin")
+    found = values(extract(config(data, weights, tmp_path / "stages.parquet", settings, pool="stages")))
+    model, mask = load_pretrained("resnet18", weights).model, open_dataset(data).read([1])[1]
+    x = jnp.asarray(adapted(data, settings, positions=[1]))
+    expected = pool_stages(model.stage_maps(x, Mode()), jnp.asarray(mask))[0]
+    assert found.shape == (SITES, 3 * (64 + 128 + 256))
+    np.testing.assert_allclose(found[1], expected, atol=1e-4 * np.abs(expected).max())
 
 
 def adapted(data, settings: AdaptConfig, positions: list[int]) -> np.ndarray:

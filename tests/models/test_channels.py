@@ -12,17 +12,22 @@ from perturbjax.models.channels import ChannelClassifier
 from perturbjax.models.layers import Conv
 from perturbjax.models.symmetries import dihedral
 
+#: Features of a channel: the first stage's, three ways.
+SEEN = 3 * 7
+
 
 class Backbone(nnx.Module):
-    """One convolution: a network of photographs as far as its inputs and outputs go."""
+    """Two convolutions: a network of photographs as far as its inputs and outputs go."""
 
-    feature_size = 7
+    stage_widths = (7, 5)
 
     def __init__(self):
         self.conv = Conv(3, 7, stride=2, rngs=nnx.Rngs(0))
+        self.last = Conv(7, 5, stride=2, rngs=nnx.Rngs(1))
 
-    def feature_map(self, x, mode):
-        return jax.nn.relu(self.conv(x))
+    def stage_maps(self, x, mode):
+        found = jax.nn.relu(self.conv(x))
+        return [found, self.last(found)]
 
 
 def forward(model: ChannelClassifier, x: jax.Array):
@@ -42,7 +47,7 @@ def site(channels: int, n: int = 2) -> jax.Array:
 @pytest.mark.parametrize(("channels", "ways"), [(1, 1), (6, 1), (12, 2)])
 def test_features_are_those_of_the_stored_channels_and_statistics_of_all(channels, ways):
     out = forward(small(channels, ways), site(channels))
-    assert out.features.shape == (2, channels // ways * 7 + channels * 5 + 2) and out.logits.shape == (2, 3)
+    assert out.features.shape == (2, channels // ways * SEEN + channels * 5 + 2) and out.logits.shape == (2, 3)
 
 
 def test_a_channel_s_features_do_not_depend_on_the_others_and_not_on_its_exposure():
@@ -51,8 +56,8 @@ def test_a_channel_s_features_do_not_depend_on_the_others_and_not_on_its_exposur
     brighter = jnp.log1p(3 * jnp.expm1(x[..., 1:]) + 1)
     brighter = jnp.concatenate([x[..., :1], brighter], axis=-1)
     seen, with_other, exposed = (forward(model, one).features for one in (x, other, brighter))
-    np.testing.assert_allclose(with_other[:, :7], seen[:, :7], atol=1e-5)
-    np.testing.assert_allclose(exposed[:, :14], seen[:, :14], atol=1e-3)
+    np.testing.assert_allclose(with_other[:, :SEEN], seen[:, :SEEN], atol=1e-5)
+    np.testing.assert_allclose(exposed[:, : 2 * SEEN], seen[:, : 2 * SEEN], atol=1e-3)
 
 
 def test_averaged_over_all_symmetries_a_turned_site_has_the_same_features():

@@ -74,6 +74,9 @@ def test_tokens_are_transformers_tokens_at_every_size(small, sides):
     np.testing.assert_allclose(outputs.features, answer.pooler_output.numpy(), atol=1e-4)
     patches = answer.last_hidden_state[:, -grid[0] * grid[1] :].reshape(2, *grid, -1).numpy()
     np.testing.assert_allclose(model.feature_map(jnp.asarray(x), Mode()), patches, atol=1e-4)
+    maps = model.stage_maps(jnp.asarray(x), Mode())
+    assert tuple(found.shape[-1] for found in maps) == model.stage_widths
+    np.testing.assert_allclose(maps[-1], patches, atol=1e-4)
 
 
 @pytest.mark.slow
