@@ -94,3 +94,12 @@ def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, 
     assert set(pd.read_parquet(table)["Metadata_Plate"]) == {"P1", "P2"}
     with pytest.raises(InputError, match="already holds another run"):
         fit(TrainConfig(out=run, data=two[:1], recipe=recipe))
+
+
+@pytest.mark.slow
+def test_cells_of_both_are_measured_by_several_processes(two, tmp_path):
+    pytest.importorskip("cp_measure")
+    from perturbjax.features.extract import FeaturesConfig, extract
+
+    out = extract(FeaturesConfig(two, tmp_path / "cells.parquet", backbone="cellprofiler", workers=2))
+    assert pd.read_parquet(out)["Metadata_site_id"].tolist() == open_dataset(two).index["site_id"].tolist()
