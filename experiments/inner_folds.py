@@ -69,7 +69,7 @@ class Config:
 def main(options: Config) -> None:
     """Judge every variant on every inner fold; write and print the table."""
     preset: Preparation = CLASSIFY_PRESETS["linear"]["preparation"]
-    source = SourceConfig(data=options.data, **CLASSIFY_PRESETS["linear"]["source"])
+    source = SourceConfig(data=(options.data,), **CLASSIFY_PRESETS["linear"]["source"])
     profiles, negcon, column = load_profiles(ProfileConfig(source=source))
     table, labels = as_table(profiles, negcon), pd.factorize(profiles.column(column), sort=True)[0]
     rows = []

@@ -212,8 +212,8 @@ def without(manifest: pd.DataFrame, site_ids: pd.Series) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class ManifestConfig:
-    data: Path
-    """Dataset directory."""
+    data: tuple[Path, ...]
+    """Dataset directory; several, whose channels agree, are dealt together."""
     out: Path
     """Manifest to write (parquet), for `perturbjax train --split-file`."""
     policy: SplitPolicy = "well"

@@ -52,7 +52,7 @@ def run(dataset):
 
 def test_a_table_is_what_the_command_writes_to_the_bit(run, dataset, tmp_path):
     written = pd.read_parquet(
-        predict(PredictConfig(ApplyConfig(CheckpointConfig(run.run.path)), dataset.path, tmp_path / "p.parquet"))
+        predict(PredictConfig(ApplyConfig(CheckpointConfig(run.run.path)), (dataset.path,), tmp_path / "p.parquet"))
     )
     images, masks = dataset.read(range(SITES))
     pd.testing.assert_frame_equal(run.predict(images, masks, dataset.index), written, check_exact=True)

@@ -94,7 +94,7 @@ def test_the_manifest_that_split_writes_leaves_them_out(tmp_path, capsys):
     from tiny_dataset import write_dataset
 
     path = write_dataset(tmp_path / "data", sites=48, size=8, channels=["DNA"])
-    options = ManifestConfig(path, tmp_path / "split.parquet", exclude=("Metadata_Well==A01",))
+    options = ManifestConfig((path,), tmp_path / "split.parquet", exclude=("Metadata_Well==A01",))
     split_dataset(options)
     assert "excluded by Metadata_Well==A01" in capsys.readouterr().err
     import perturbjax

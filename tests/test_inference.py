@@ -54,7 +54,9 @@ def plates_for(run, dataset):
 def test_arrays_have_the_answers_that_the_command_gives(run, dataset, tmp_path, feed):
     out = predict(
         PredictConfig(
-            ApplyConfig(CheckpointConfig(run.path), batch_size=BATCH, feed=feed), dataset.path, tmp_path / "p.parquet"
+            ApplyConfig(CheckpointConfig(run.path), batch_size=BATCH, feed=feed),
+            (dataset.path,),
+            tmp_path / "p.parquet",
         )
     )
     table = pd.read_parquet(out)

@@ -54,7 +54,7 @@ def trained(folder):
 
 def answers(run, data, out) -> np.ndarray:
     """Probabilities of the first sites."""
-    table = pd.read_parquet(predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=BATCH), data, out)))
+    table = pd.read_parquet(predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=BATCH), (data,), out)))
     return table[[name for name in table if name.startswith("prob_")]].to_numpy()[:FEW]
 
 

@@ -28,20 +28,22 @@ class Drawing:
     cells: UInt16[np.ndarray, "h w"]
 
 
-def draw_site(traits: dict[str, float], size: int, rng: np.random.Generator) -> Drawing:
+def draw_site(traits: dict[str, float], size: int, rng: np.random.Generator, *, magnification: float = 1.0) -> Drawing:
     """Draw the cells of one site.
 
     Args:
         traits: one value for each of `layout.TRAITS`.
         size: height and width in pixels; the number of cells grows with the area.
         rng: decides everything the traits leave open.
+        magnification: of the objective, as it were: cells are larger by it, and fewer.
     """
-    expected = traits["count"] * (size / 128) ** 2
-    radius = CELL_RADIUS * traits["cell_radius"]
+    expected = traits["count"] * (size / 128 / magnification) ** 2
+    typical = CELL_RADIUS * magnification
+    radius = typical * traits["cell_radius"]
     centres = _place(max(rng.poisson(expected), 1), size, CLOSEST * radius, rng)
     count = len(centres)
     radii = radius * np.exp(rng.normal(0, 0.10, count))
-    nucleus_radii = CELL_RADIUS * traits["nucleus_radius"] * np.exp(rng.normal(0, 0.08, count))
+    nucleus_radii = typical * traits["nucleus_radius"] * np.exp(rng.normal(0, 0.08, count))
     level = np.exp(rng.normal(0, 0.15, (count, len(CHANNELS))))
 
     to_nucleus, angle = _distances(centres, nucleus_radii, 1 + 0.6 * (traits["elongation"] - 1), 0.03, size, rng)

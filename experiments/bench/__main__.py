@@ -25,7 +25,7 @@ from perturbjax.console import InputError, console, parse_options, require_sound
 from perturbjax.files import atomic, make_folder, read_json, write_json
 
 #: Modules beside the benchmarks that are none.
-HELPERS = ("__main__", "tables", "hlo")
+HELPERS = ("__main__", "commands", "hlo", "mosaic", "tables")
 NAMES = tuple(m.name for m in pkgutil.iter_modules(bench.__path__) if m.name not in HELPERS)
 #: Benchmarks that count what a compiler says, and measure no time.
 COUNTED = ("aot",)

@@ -51,7 +51,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     contents = {channel: (shared / f"r01c02f01p01-ch{n}sk1fk1fl1.tiff").read_bytes() for channel, n in FILES.items()}
     image = np.stack([tifffile.imread(shared / f"r01c02f01p01-ch{n}sk1fk1fl1.tiff") for n in FILES.values()])
     rows = []
-    with tempfile.TemporaryDirectory() as temporary, _s3() as upload:
+    with tempfile.TemporaryDirectory() as temporary, served_s3() as upload:
         for name, write in _writers(image, contents).items():
             folder = Path(temporary) / name.replace(" ", "_")
             folder.mkdir()
@@ -145,7 +145,7 @@ def _timed(root: str, sites: list[dict[str, str]], image: np.ndarray, quick: boo
 
 
 @contextmanager
-def _s3() -> Iterator[Callable[[Path], str]]:
+def served_s3() -> Iterator[Callable[[Path], str]]:
     """A server of S3 on the loopback interface, and what uploads a folder to it and gives its URL."""
     import boto3
 

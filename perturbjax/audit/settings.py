@@ -48,7 +48,7 @@ class AuditConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
-        some = bool(self.features) or self.source.data is not None or self.run is not None
+        some = bool(self.features) or bool(self.source.data) or self.run is not None
         require("features", "(none)", some, "given, or else --data or --run: there is nothing to audit")
         require("run", self.run, self.run is None or not self.features, "without --features; audit one at a time")
         require("train", self.train, not self.train or self.run is not None, "given with --run, whose recipe it trains")

@@ -123,11 +123,11 @@ def of_features(config: AuditConfig) -> Material:
         InputError: a file or column cannot be used, or the table's rows are not sites of the dataset.
     """
     data = config.source.data
-    dataset = None if data is None else open_dataset(data)
+    dataset = open_dataset(data) if data else None
     profiles, negcon, label = _read(config, config.source)
     index = profiles.metadata.assign(negcon=negcon)
     index = index if dataset is None else _with_dataset(index, dataset)
-    names = [path.name for path in config.features] or [str(data)]
+    names = [path.name for path in config.features] or list(map(str, data))
     what = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     material = material_of(what, label, index, profiles, config)
     if config.untrained:
@@ -154,7 +154,7 @@ def _read(config: AuditConfig, source: SourceConfig) -> tuple[Profiles, Bool[np.
 
     require_extra()
     label = config.label_column
-    if config.features and source.data is not None:
+    if config.features and source.data:
         label = label or open_dataset(source.data).label_column
     source = SourceConfig() if config.features else source
     profiles, negcon, label = load_profiles(ProfileConfig(config.features, source, label))
@@ -198,7 +198,7 @@ def of_run(config: AuditConfig, path: Path) -> tuple[Material, Answered]:
 
 
 def read_evaluated(
-    path: Path, data: Path | None = None
+    path: Path, data: tuple[Path, ...] = ()
 ) -> tuple[Run, Dataset, pd.DataFrame, Shaped[np.ndarray, " n"], pd.DataFrame]:
     """A run, its dataset, one row a site of its split with `label`, the part of each, and its table of predictions.
 
@@ -209,7 +209,7 @@ def read_evaluated(
     file = run.path / EVALUATION / PREDICTIONS
     if not file.is_file():
         raise InputError(f"{path}: was not evaluated; run `perturbjax evaluate --run {path}` first")
-    dataset = run.open_data(() if data is None else (data,))
+    dataset = run.open_data(data)
     manifest = run.manifest(dataset.index)
     index = dataset.index.iloc[dataset.positions(list(manifest["site_id"]))].reset_index(drop=True)
     index = index.assign(label=index[run.label_column])

@@ -56,8 +56,8 @@ class PredictConfig:
     """Predict the sites of any dataset with a trained run."""
 
     apply: ApplyConfig
-    data: Path
-    """Dataset directory; its channels must be those the run was trained on."""
+    data: tuple[Path, ...]
+    """Dataset directory, or several; their channels must be those the run was trained on."""
     out: Path
     """Table to write, .parquet or .csv: Metadata_*, site_id, part, label, predicted, and one probability a class."""
 
@@ -179,7 +179,7 @@ def beside_linear(config: EvaluateConfig) -> str:
     """
     run = open_run(config.apply.chosen.run)
     data, split, out = config.data or run.data, run.path / SPLIT_FILE, run.path / LINEAR
-    if len(data) != 1 or not split.is_file():
+    if not data or not split.is_file():
         return ""
     found = next(out.glob(f"{EVALUATION}/*/scores.json"), None)
     if found is not None and _sides(out / SPLIT_FILE) == _sides(split):

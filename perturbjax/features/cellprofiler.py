@@ -12,7 +12,7 @@ import itertools
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -61,39 +61,39 @@ def names(dataset: Dataset) -> list[str]:
     return [f"{OBJECT}_{column.replace('__', '_')}" for column in columns]
 
 
-def parts(dataset: Dataset, done: int, workers: int, count: int) -> Iterator[tuple[int, Float32[np.ndarray, "n d"]]]:
-    """(number, features) of every part that is not done yet, in record order; NaN where a site has no cells.
+def parts(
+    dataset: Dataset, parts: Sequence[range], behind: int, workers: int, count: int
+) -> Iterator[Float32[np.ndarray, "n d"]]:
+    """The features of every part, NaN where a site has no cells.
 
     Args:
-        done: parts that there are.
+        parts: the sites of each.
+        behind: sites that need not be measured any more.
         workers: processes; 0 takes as many as there are cores, 16 at most.
         count: of the features.
     """
-    sites = range(done * PART, len(dataset))
-    processes = min(workers or min(len(os.sched_getaffinity(0)), _PROCESSES), max(1, len(sites)))
+    sites = list(itertools.chain(*parts))
+    processes = min(workers or min(len(os.sched_getaffinity(0)), _PROCESSES), len(sites))
     with ExitStack() as held:
         if processes == 1:
             measured: Iterator[np.ndarray] = map(partial(_of_site, dataset, count=count), sites)
         else:
             spawn = multiprocessing.get_context("spawn")
             pool = held.enter_context(
-                ProcessPoolExecutor(processes, spawn, initializer=_open, initargs=(dataset.path, count))
+                ProcessPoolExecutor(processes, spawn, initializer=_open, initargs=(dataset.paths, count))
             )
             measured = pool.map(_of_position, sites, chunksize=4)
-        rows = track(measured, total=len(dataset), done=done * PART, label="features", unit="sites")
-        for number in itertools.count(done):
-            part = list(itertools.islice(rows, PART))
-            if not part:
-                return
-            yield number, np.stack(part)
+        rows = track(measured, total=behind + len(sites), done=behind, label="features", unit="sites")
+        for part in parts:
+            yield np.stack(list(itertools.islice(rows, len(part))))
 
 
 _measure: Measure
 
 
-def _open(path: Path, count: int) -> None:
+def _open(paths: tuple[Path, ...], count: int) -> None:
     global _measure
-    _measure = partial(_of_site, open_dataset(path), count=count)
+    _measure = partial(_of_site, open_dataset(paths), count=count)
 
 
 def _of_position(position: int) -> Float32[np.ndarray, " d"]:

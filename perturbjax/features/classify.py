@@ -107,8 +107,9 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, np.ndarray, str]:
     Raises:
         InputError: as `read_profiles`; the label column is missing or empty; `negcon` is not COLUMN=VALUE.
     """
-    profiles = read_source(config.source) if config.source.data is not None else read_profiles(config.features)
-    label = config.label_column or profiles.label_column
+    profiles = read_source(config.source) if config.source.data else read_profiles(config.features)
+    if not (label := config.label_column or profiles.label_column):
+        raise InputError("--label-column: is required, since --data was built for no label, or for several")
     if config.aggregate != "none":
         profiles = aggregate_to_wells(profiles, config.aggregate)
     empty = (profiles.column(label) == "").to_numpy()

@@ -2,7 +2,7 @@
 
 Sites stream through the network in record order. Finished parts are kept in a folder beside the output, so that a run
 that was killed goes on where it was; the output appears complete or not at all. Memory does not depend on the number
-of sites.
+of sites. Several processes share the parts (`shares.py`): a part is computed the same way whoever does it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +32,7 @@ from perturbjax.features import cellprofiler, tables
 from perturbjax.features.cellprofiler import CELLPROFILER
 from perturbjax.features.inputs import COLOURS, AdaptConfig, adapt, channel_triples, intensity_range
 from perturbjax.features.profiles import METADATA
+from perturbjax.features.shares import Crew, meet
 from perturbjax.feed import Decoder, Order, Sites, open_feed
 from perturbjax.files import atomic, make_folder, read_json, write_json
 from perturbjax.inference import feature_names
@@ -39,6 +40,7 @@ from perturbjax.models import BACKBONES, Mode
 from perturbjax.models.pooling import pool_stages
 from perturbjax.models.symmetries import dihedral
 from perturbjax.training.devices import ComputeConfig, Placement, open_devices
+from perturbjax.training.hosts import HostsConfig
 from perturbjax.training.run import open_run
 
 #: Batches in a part, what a kill can cost.
@@ -79,6 +81,7 @@ class FeaturesConfig:
     level: Literal["site", "well"] = "site"
     """well: the mean of each well's sites."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -115,81 +118,99 @@ class Extractor:
 def extract(config: FeaturesConfig) -> Path:
     """Write the features of every site (or well) of a dataset to `config.out`, and return it.
 
+    Of several processes each computes its share of the parts, and the first writes; all return when it has.
+
     Raises:
-        InputError: dataset, weights or run cannot be used or do not fit, a flag makes no sense, or `out` cannot be
-            written.
+        InputError: dataset, weights or run cannot be used or do not fit, a flag makes no sense, `out` cannot be
+            written, or another process of the job ended before its share was done.
     """
-    if config.out.suffix == ".h5ad":
-        tables.require_anndata()
-    dataset = open_dataset(config.data)
-    make_folder(config.out.parent)
-    if config.run is None and config.backbone == CELLPROFILER:
-        return _measured(config, dataset)
-    placement = open_devices(config.compute)
-    extractor = (
-        backbone_extractor(config, dataset, placement)
-        if config.run is None
-        else run_extractor(config.run, dataset, placement)
-    )
-    compute = functools.partial(_compute_parts, config, placement, extractor)
-    name = functools.partial(feature_names, extractor.groups)
-    return _write(config, dataset, {**extractor.facts, "batch_size": config.batch_size}, compute, name)
+    crew = meet(config.hosts, config.out)
+    with crew.at_work():
+        if config.out.suffix == ".h5ad":
+            tables.require_anndata()
+        dataset = open_dataset(config.data)
+        make_folder(config.out.parent)
+        if config.run is None and config.backbone == CELLPROFILER:
+            return _measured(config, dataset, crew)
+        placement = open_devices(config.compute, own=True)
+        extractor = (
+            backbone_extractor(config, dataset, placement)
+            if config.run is None
+            else run_extractor(config.run, dataset, placement)
+        )
+        compute = functools.partial(_compute_parts, config, placement, extractor)
+        name = functools.partial(feature_names, extractor.groups)
+        job = Job({**extractor.facts, "batch_size": config.batch_size}, PART_BATCHES * config.batch_size, compute, name)
+        return _write(config, dataset, crew, job)
 
 
-def _measured(config: FeaturesConfig, dataset: Dataset) -> Path:
+def _measured(config: FeaturesConfig, dataset: Dataset, crew: Crew) -> Path:
     """CellProfiler's measurements in place of a network's features."""
     cellprofiler.require_cp_measure()
     names = cellprofiler.names(dataset)
 
-    def compute(done: int) -> Iterator[tuple[int, Float32[np.ndarray, "_n d"]]]:
-        return cellprofiler.parts(dataset, done, config.workers, len(names))
+    def compute(parts: Sequence[range], behind: int) -> Iterator[Float32[np.ndarray, "_n d"]]:
+        return cellprofiler.parts(dataset, parts, behind, config.workers, len(names))
 
-    return _write(config, dataset, cellprofiler.facts(), compute, lambda count: names)
+    return _write(config, dataset, crew, Job(cellprofiler.facts(), cellprofiler.PART, compute, lambda count: names))
 
 
-def _write(
-    config: FeaturesConfig,
-    dataset: Dataset,
-    facts: dict[str, Any],
-    compute: Callable[[int], Iterator[tuple[int, Float32[np.ndarray, "_n _d"]]]],
-    name: Callable[[int], list[str]],
-) -> Path:
-    """Compute what an interrupted extraction did not, and write the table.
+@dataclass(frozen=True)
+class Job:
+    """What is computed of a dataset, a part at a time.
 
-    Args:
+    Attributes:
         facts: whatever decides the features' values.
-        compute: (parts that there are) → (number, features) of the others.
+        part: sites in a part; the last may have fewer.
+        compute: (the sites of some parts, number of sites that are behind already) → the features of each part.
         name: (number of features) → their names.
     """
-    work = config.out.with_name(f".{config.out.name}.extracting")
-    settings = {**facts, "index_sha256": dataset.index_sha256, "sites": len(dataset)}
-    done = _finished_parts(work, settings)
-    for number, features in compute(done):
-        with atomic(_part_file(work, number)) as temporary:
-            np.save(temporary, features)
-        done = number + 1
 
-    parts = [np.load(_part_file(work, number), mmap_mode="r") for number in range(done)]
-    names = [config.prefix + one for one in name(parts[0].shape[1])]
-    facts = {key: value for key, value in facts.items() if key != "batch_size"}
+    facts: dict[str, Any]
+    part: int
+    compute: Callable[[Sequence[range], int], Iterator[Float32[np.ndarray, "_n _d"]]]
+    name: Callable[[int], list[str]]
+
+
+def _write(config: FeaturesConfig, dataset: Dataset, crew: Crew, job: Job) -> Path:
+    """Compute what an interrupted extraction did not, and write the table."""
+    work = config.out.with_name(f".{config.out.name}.extracting")
+    settings = {**job.facts, "index_sha256": dataset.index_sha256, "sites": len(dataset)}
+    every = [range(start, min(start + job.part, len(dataset))) for start in range(0, len(dataset), job.part)]
+    mine = crew.deal(lambda: _unfinished_parts(work, settings, len(every)))
+    todo = [every[number] for number in mine]
+    behind = len(dataset) - sum(map(len, todo)) if crew.alone else 0
+    if todo:
+        for number, features in zip(mine, job.compute(todo, behind), strict=True):
+            with atomic(_part_file(work, number)) as temporary:
+                np.save(temporary, features)
+    if not crew.first:
+        crew.wait_for_first()
+        return config.out
+
+    crew.wait_for_all(lambda number: _part_file(work, number).is_file())
+    parts = [np.load(_part_file(work, number), mmap_mode="r") for number in range(len(every))]
+    names = [config.prefix + one for one in job.name(parts[0].shape[1])]
+    facts = {key: value for key, value in job.facts.items() if key != "batch_size"}
     index = dataset.index
     if config.run is not None:  # what was trained on lies apart by no merit: `embed` tells it from the rest
         index = index.assign(Metadata_part=open_run(config.run).parts(index["site_id"]))
     rows = tables.write(config.out, config.level, index, parts, names, facts)
     shutil.rmtree(work)
+    crew.dismiss()
     console.print(f"{rows} {config.level}s, {len(names)} features")
     return config.out
 
 
-def _finished_parts(work: Path, settings: dict[str, Any]) -> int:
-    """How many parts an interrupted extraction of the same settings left behind; of other settings none are kept."""
+def _unfinished_parts(work: Path, settings: dict[str, Any], count: int) -> list[int]:
+    """Which parts an interrupted extraction of the same settings did not leave; of other settings none are kept."""
     settings = json.loads(json.dumps(settings))
     if (work / SETTINGS).is_file() and read_json(work / SETTINGS) != settings:
         console.print(f"{work}: was left by an extraction with other settings; starting anew")
         shutil.rmtree(work)
     make_folder(work)
     write_json(work / SETTINGS, settings)
-    return next(number for number in itertools.count() if not _part_file(work, number).is_file())
+    return [number for number in range(count) if not _part_file(work, number).is_file()]
 
 
 def _part_file(work: Path, number: int) -> Path:
@@ -197,25 +218,18 @@ def _part_file(work: Path, number: int) -> Path:
 
 
 def _compute_parts(
-    config: FeaturesConfig, placement: Placement, extractor: Extractor, done: int
-) -> Iterator[tuple[int, Float32[np.ndarray, "n d"]]]:
-    """(number, features) of every part that is not done yet, in record order."""
-    sites = len(extractor.decoder.dataset)
-    order = Order.once(np.arange(sites), config.batch_size)
-    left = order.between(min(done * PART_BATCHES, len(order)), len(order))
-    if not len(left):
-        return
+    config: FeaturesConfig, placement: Placement, extractor: Extractor, parts: Sequence[range], behind: int
+) -> Iterator[Float32[np.ndarray, "n d"]]:
+    """The features of every part, see `Job`. All but the last of a dataset's are whole batches."""
+    order = Order.once(np.concatenate(parts), config.batch_size)
+    done = -(-behind // config.batch_size)
     with open_feed(extractor.decoder, placement, choice="streamed") as feed:
-        ahead = (extractor.step(batch) for batch in feed.batches(left))
+        ahead = (extractor.step(batch) for batch in feed.batches(order))
         fetched = (np.asarray(features)[: config.batch_size] for features in _one_ahead(ahead))
         unit = f"batches of {config.batch_size}"
-        batches = track(fetched, total=len(order), done=len(order) - len(left), label="features", unit=unit)
-        for number in itertools.count(done):
-            part = list(itertools.islice(batches, PART_BATCHES))
-            if not part:
-                return
-            rows = sites - number * PART_BATCHES * config.batch_size  # the last batch's padding is dropped
-            yield number, np.concatenate(part)[:rows]
+        batches = track(fetched, total=done + len(order), done=done, label="features", unit=unit)
+        for part in parts:  # the last batch's padding is dropped
+            yield np.concatenate(list(itertools.islice(batches, -(-len(part) // config.batch_size))))[: len(part)]
 
 
 def _one_ahead(items: Iterator[Array]) -> Iterator[Array]:

@@ -78,8 +78,9 @@ class Preparation:
 class SourceConfig:
     """A dataset whose features are extracted, in place of tables of features."""
 
-    data: Path | None = None
-    """Dataset directory, in place of --features: a backbone sees every channel of every site by itself."""
+    data: tuple[Path, ...] = ()
+    """Dataset directory, in place of --features: a backbone sees every channel of every site by itself. Several, whose
+    channels agree, are taken together."""
     backbone: str = "efficientnet_lite0"
     """Network for --data, one of those of `perturbjax features`."""
     weights: str = ""
@@ -122,14 +123,14 @@ class ProfileConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         column, _, marked = self.negcon.partition("=")
-        if bool(self.features) == (self.source.data is not None):
+        if bool(self.features) == bool(self.source.data):
             raise InputError("--features, --data: give one of the two, tables of features or a dataset directory")
         require("negcon", self.negcon, bool(column and marked), "COLUMN=VALUE, such as Metadata_control_type=negcon")
 
     @property
-    def where(self) -> Path | None:
-        """The first table, or the dataset: what a message names."""
-        return self.features[0] if self.features else self.source.data
+    def where(self) -> Path:
+        """The first table or dataset: what a message names."""
+        return (self.features or self.source.data)[0]
 
 
 @dataclass(frozen=True)

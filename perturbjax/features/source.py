@@ -24,7 +24,6 @@ def read_source(source: SourceConfig) -> Profiles:
     Raises:
         InputError: the dataset or the weights cannot be used.
     """
-    assert source.data is not None
     dataset = open_dataset(source.data)
     profiles = read_profiles([kept_features(source, dataset)])
     measured = statistics_of(dataset)

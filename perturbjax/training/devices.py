@@ -185,14 +185,14 @@ def pad_rows(rows: np.ndarray | jax.Array, multiple: int, axis: int = 0) -> np.n
     return np.pad(rows, widths) if isinstance(rows, np.ndarray) else jnp.pad(rows, widths)
 
 
-def open_devices(compute: ComputeConfig) -> Placement:
-    """The devices of a command, with compiled programs kept as it says.
+def open_devices(compute: ComputeConfig, *, own: bool = False) -> Placement:
+    """The devices of a command, with compiled programs kept as it says; with `own` those of this process alone.
 
     Raises:
         InputError: fewer devices are there than asked for, or several processes are to leave some out.
     """
     use_compilation_cache(compute.compile_cache)
-    return choose_placement(compute.devices, compute.device_count)
+    return choose_placement(compute.devices, compute.device_count, own=own)
 
 
 def use_compilation_cache(folder: str) -> None:
@@ -226,20 +226,22 @@ def stack_steps(sums: Sequence[Sums]) -> Sums:
     return jax.tree.map(lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]), *jax.device_get(sums))
 
 
-def choose_placement(kind: DeviceKind, count: int = 0) -> Placement:
+def choose_placement(kind: DeviceKind, count: int = 0, *, own: bool = False) -> Placement:
     """The devices of a run: `auto` shards over all there are.
 
     Args:
         kind: "1", "pmap", "sharded" or "auto".
         count: how many devices at most; 0 takes all.
+        own: only those of this process, which computes apart from the others of its job.
 
     Raises:
         InputError: fewer devices are there than asked for, or several processes are to leave some out.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    there = jax.local_devices() if own else jax.devices()
+    devices = sorted(there, key=lambda device: (device.process_index, device.id))
     if count > len(devices):
         raise InputError(f"--device-count {count}: only {len(devices)} {devices[0].platform} devices are there")
-    if count and jax.process_count() > 1:
+    if count and not own and jax.process_count() > 1:
         raise InputError(f"--device-count {count}: several processes use all the devices they have; leave it out")
     taken = devices[:1] if kind == "1" else devices[: count or len(devices)]
     mesh = Mesh(np.array(taken), (AXIS,))

@@ -1,4 +1,4 @@
-"""Two processes train one network over the loopback interface, each on its share of every batch."""
+"""Two processes train, predict and extract over the loopback interface, each on its share."""
 
 from __future__ import annotations
 
@@ -67,6 +67,16 @@ def test_the_first_process_alone_speaks_and_writes(trained):
     assert "epoch 2" in first and "epoch" not in second and "trained" not in second
     assert len(metrics(out)) == 3
     assert {path.name for path in (out / "checkpoints/latest").iterdir()} == {"2"}
+
+
+def test_two_processes_extract_the_features_of_one_byte_for_byte(both, command, run, dataset, tmp_path):
+    flags = ("--data", dataset, "--run", run, "--batch-size", "1")  # three parts
+    command("features", *flags, "--out", tmp_path / "one.parquet")
+    ends = both("features", *flags, "--out", tmp_path / "two.parquet")
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert "48 sites, " in ends[0][1] and "sites" not in ends[1][1]
+    assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.parquet", "two.parquet"]
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def no_forward_pass(monkeypatch) -> None:
 
 
 def predicted(run: Path, data: Path, out: Path) -> pd.DataFrame:
-    predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), data, out))
+    predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), (data,), out))
     return pd.read_parquet(out) if out.suffix == ".parquet" else pd.read_csv(out)
 
 

@@ -105,7 +105,7 @@ def test_a_run_is_applied_without_the_file_it_started_from(folder, run):
     try:
         out = predict(
             PredictConfig(
-                ApplyConfig(CheckpointConfig(run), compute=ONE), folder / "data", folder / "predictions.parquet"
+                ApplyConfig(CheckpointConfig(run), compute=ONE), (folder / "data",), folder / "predictions.parquet"
             )
         )
         features = extract(FeaturesConfig(data=(folder / "data",), out=folder / "features.parquet", run=run))
