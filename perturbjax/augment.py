@@ -160,11 +160,18 @@ def _points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Points:
     matrix = jnp.matmul(to_turn, to_site, precision="highest")
     step = (jnp.arange(crop) + 0.5) / crop - 0.5
 
-    def coordinate(axis: int) -> Float[Array, "b crop crop"]:
-        by_y, by_x, constant = (matrix[:, axis, column, None, None] for column in range(3))
-        return by_y * step[:, None] + by_x * step + constant
+    def one_by_one(matrix: Float[Array, "b 2 3"]) -> list[Float[Array, "b crop"]]:
+        return [matrix[:, axis, column, None] * step for axis in (0, 1) for column in (0, 1)]
 
-    return _Points(coordinate(0), coordinate(1))
+    def at_once(matrix: Float[Array, "b 2 3"]) -> list[Float[Array, "b crop"]]:
+        along = matrix[:, :, :2, None] * step
+        return [along[:, axis, column] for axis in (0, 1) for column in (0, 1)]
+
+    # A GPU starts one kernel in place of four; a CPU computes them where they are added.
+    y_by_y, y_by_x, x_by_y, x_by_x = jax.lax.platform_dependent(matrix, cuda=at_once, default=one_by_one)
+    y = y_by_y[:, :, None] + y_by_x[:, None] + matrix[:, 0, 2, None, None]
+    x = x_by_y[:, :, None] + x_by_x[:, None] + matrix[:, 1, 2, None, None]
+    return _Points(y, x)
 
 
 def _inside(points: _Points, height: int, width: int) -> Bool[Array, "b crop crop"]:

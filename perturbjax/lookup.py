@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -92,8 +94,10 @@ def _by_axes(pixels: _Pixels, grid: Grid, weigh: Callable[[Array], Array]) -> Fl
 
     def weights(at: Float[Array, "b n"], length: Int[Array, " b"], side: int) -> Float[Array, "b n {side}"]:
         first = jnp.floor(at)
-        pairs = (first + i for i in (0, 1))
-        return sum(weigh(at - pixel)[..., None] * _ones(pixel.astype(jnp.int32), length, side) for pixel in pairs)
+        shares = (
+            weigh(at - pixel)[..., None] * _ones(pixel.astype(jnp.int32), length, side) for pixel in (first, first + 1)
+        )
+        return reduce(add, shares)
 
     down = weights(grid.y[:, :, 0], pixels.height, height)
     across = weights(grid.x[:, 0], pixels.width, width)

@@ -56,7 +56,7 @@ def test_products_make_the_images_of_look_ups(shape, changes, dtype, monkeypatch
         return np.asarray(jax.jit(way)(raw))
 
     expected = [seen(train) for train in (True, False)]
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **ways: ways.get("tpu", default)(*args))
     monkeypatch.setattr(jnp, "einsum", by_halves)
     monkeypatch.setattr(lookup, "WINDOW", 40)  # so that small images are dealt into tiles, too
     for got, wanted in zip((seen(True), seen(False)), expected, strict=True):
