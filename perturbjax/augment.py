@@ -14,6 +14,7 @@ A record's changes follow from (seed, epoch, record) alone: neither the batch, t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import reduce
 from operator import add
 from typing import NamedTuple
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt
 
-from perturbjax import masks, normalize
+from perturbjax import lookup, masks, normalize
 from perturbjax.config import AugmentConfig, InputConfig
 
 #: Uniform draws a record needs for its geometry, in this order.
@@ -96,7 +97,7 @@ def prepare(
     if augment.legacy_augmentation:
         mask = _sample_image(raw.mask[..., None], mask_points, boxes, augment, random)[..., 0]
     else:
-        mask = _nearest(raw.mask, mask_points).astype(jnp.float32)
+        mask = _sample_mask(raw.mask, mask_points, augment, random)
     mask = mask * masks.SCALES[input.mask_encoding]
     return _join(
         jnp.zeros_like(mask) if input.mask_use == "none" else mask,
@@ -159,11 +160,18 @@ def _points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Points:
     matrix = jnp.matmul(to_turn, to_site, precision="highest")
     step = (jnp.arange(crop) + 0.5) / crop - 0.5
 
-    def coordinate(axis: int) -> Float[Array, "b crop crop"]:
-        by_y, by_x, constant = (matrix[:, axis, column, None, None] for column in range(3))
-        return by_y * step[:, None] + by_x * step + constant
+    def one_by_one(matrix: Float[Array, "b 2 3"]) -> list[Float[Array, "b crop"]]:
+        return [matrix[:, axis, column, None] * step for axis in (0, 1) for column in (0, 1)]
 
-    return _Points(coordinate(0), coordinate(1))
+    def at_once(matrix: Float[Array, "b 2 3"]) -> list[Float[Array, "b crop"]]:
+        along = matrix[:, :, :2, None] * step
+        return [along[:, axis, column] for axis in (0, 1) for column in (0, 1)]
+
+    # A GPU starts one kernel in place of four; a CPU computes them where they are added.
+    y_by_y, y_by_x, x_by_y, x_by_x = jax.lax.platform_dependent(matrix, cuda=at_once, default=one_by_one)
+    y = y_by_y[:, :, None] + y_by_x[:, None] + matrix[:, 0, 2, None, None]
+    x = x_by_y[:, :, None] + x_by_x[:, None] + matrix[:, 1, 2, None, None]
+    return _Points(y, x)
 
 
 def _inside(points: _Points, height: int, width: int) -> Bool[Array, "b crop crop"]:
@@ -198,15 +206,64 @@ def _sample_image(
     """Look points up in the level that leaves each box nearest to its output's resolution."""
     levels = mip_levels(image.shape[1], image.shape[2], augment, random)
     shrink = jnp.sqrt(boxes.size[:, 0] * boxes.size[:, 1]) / augment.crop
-    wanted = jnp.clip(jnp.round(jnp.log2(shrink)), levels[0], levels[-1])[:, None, None, None]
+    wanted = jnp.clip(jnp.round(jnp.log2(shrink)), levels[0], levels[-1])
+
+    def by_place(image: Array, points: _Points, wanted: Array) -> Array:
+        pixels = _halvings(image, levels)
+        sampled = _bilinear(next(pixels), points, 2 ** levels[0])
+        for level, smaller in zip(levels[1:], pixels, strict=True):
+            looked_up = _bilinear(smaller, points, 2**level)
+            sampled = jnp.where(wanted[:, None, None, None] == level, looked_up, sampled)
+        return sampled
+
+    def by_products(image: Array, points: _Points, wanted: Array) -> Array:
+        step = _longest_step(image.shape[1], image.shape[2], levels, augment) if random and augment.rotate else None
+        return lookup.bilinear(list(_halvings(image, levels)), _grid(points, wanted, levels, step))
+
+    return jax.lax.platform_dependent(image, points, wanted, tpu=by_products, default=by_place)
+
+
+def _sample_mask(
+    mask: UInt[Array, "b h w"], points: _Points, augment: AugmentConfig, random: bool
+) -> Float[Array, "b crop crop"]:
+    """Look points up in the pixel that they lie in."""
+
+    def by_place(mask: Array, points: _Points) -> Array:
+        return _nearest(mask, points).astype(jnp.float32)
+
+    def by_products(mask: Array, points: _Points) -> Array:
+        _, height, width = mask.shape
+        step = _longest_step(height, width, range(1), augment) if random and augment.rotate else None
+        return lookup.nearest(mask, _grid(points, jnp.zeros_like(points.y[:, 0, 0]), range(1), step))
+
+    return jax.lax.platform_dependent(mask, points, tpu=by_products, default=by_place)
+
+
+def _grid(points: _Points, level: Float[Array, " b"], levels: range, step: float | None) -> lookup.Grid:
+    """The points in pixels of each record's averaging level."""
+    block = jnp.exp2(-level)[:, None, None]
+    return lookup.Grid(points.y * block - 0.5, points.x * block - 0.5, level.astype(jnp.int32) - levels[0], step)
+
+
+def _longest_step(height: int, width: int, levels: range, augment: AugmentConfig) -> float:
+    """The most that points of neighbouring output pixels lie apart, in pixels of their averaging level.
+
+    A level but the last takes crops of up to √2 their output's resolution, as long as `crop_ratio` lets one side be;
+    or as the site is, where a side was cut to the site's.
+    """
+    ratio = max(augment.crop_ratio[1], 1 / augment.crop_ratio[0], height / width, width / height)
+    longest = math.sqrt(2 * ratio) * augment.crop
+    sides = [min(longest, max(height, width) / 2**level) for level in levels[:-1]]
+    return max([*sides, max(height, width) / 2 ** levels[-1]]) / augment.crop
+
+
+def _halvings(image: UInt[Array, "b h w c"], levels: range) -> Iterator[Array]:
+    """The image at each averaging level."""
     pixels: Array = image
-    for _ in range(levels[0]):
-        pixels = _halve(pixels)
-    sampled = _bilinear(pixels, points, 2 ** levels[0])
-    for level in levels[1:]:
-        pixels = _halve(pixels)
-        sampled = jnp.where(wanted == level, _bilinear(pixels, points, 2**level), sampled)
-    return sampled
+    for level in range(levels[-1] + 1):
+        pixels = _halve(pixels) if level else pixels
+        if level in levels:
+            yield pixels
 
 
 def _halve(image: Array) -> Float[Array, "b h w c"]:

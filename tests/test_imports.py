@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("console",),
     ("files", "help", "colours", "memory", "plates", "config", "exclusion"),
     ("dataset",),
-    ("normalize", "masks", "splits"),
+    ("normalize", "masks", "splits", "lookup"),
     ("augment", "pages"),
     ("feed", "models"),
     ("segmentation",),

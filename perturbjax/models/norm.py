@@ -51,7 +51,7 @@ class BatchNorm(nnx.Module):
         if not mode.train:
             return self._by_running_statistics(x, shift)
         z, statistics = _normalise(
-            x, self.scale[...], self.bias[...], _weight(x, mode), self._centre(shift), self.epsilon, mode.axis_name
+            x, self.scale[...], self.bias[...], _weight(x, mode), self._centre(), self.epsilon, mode.axis_name
         )
         self._update(statistics, shift)
         return z
@@ -96,15 +96,19 @@ class BatchNorm(nnx.Module):
             self.scale[...] * turned,
             self.bias[...],
             _weight(x, mode),
-            self._centre(shift) * turned,
+            self._centre() * turned,
             self.epsilon,
             mode.axis_name,
         )
         self._update(Statistics(mean * turned, var, count), shift)
         return z
 
-    def _centre(self, shift: Array | None) -> Array:
-        return jax.lax.stop_gradient(self.mean[...] if shift is None else self.mean[...] - shift)
+    def _centre(self) -> Array:
+        """Near the mean of what is normalised: less `shift` it would be nearer, at the cost of a GPU's kernel a layer.
+
+        A bias before a normalisation has no gradient, so that it stays what it was drawn as, or decays.
+        """
+        return jax.lax.stop_gradient(self.mean[...])
 
     def _by_running_statistics(self, x: Array, shift: Array | None) -> Array:
         mean = self.mean[...] if shift is None else self.mean[...] - shift
