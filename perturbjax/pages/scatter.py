@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,8 @@ def scatter(
         palette: value of the first column → colour, in the order of the legend; what is not in it is grey. By default
             the most frequent values have colours.
     """
-    drawn, settings = points.assign(picture=-1), {"colours": list(colours)}
+    drawn = points.assign(picture=-1)
+    settings: dict[str, Any] = {"colours": list(colours)}
     if palette is not None:
         settings["palette"] = dict(palette)
     if painter is not None and positions is not None:
