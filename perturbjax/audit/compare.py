@@ -47,9 +47,15 @@ class Comparison:
 
     sites: int
     wells: int
+    classes: int
     resample: str
     replicates: int
     levels: dict[str, tuple[Row, ...]]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics worth a column."""
+        return tuple(metric for metric, what in METRICS.items() if self.classes >= what.least_classes)
 
 
 def compare(config: CompareConfig) -> Comparison:
@@ -77,7 +83,8 @@ def compare(config: CompareConfig) -> Comparison:
         levels["well"] = _rows({n: count(*one, of_well) for n, one in together.items()}, series, config)
     except InputError:  # sites of one well differ in label: there is no level of wells
         pass
-    return Comparison(len(labels), int(wells.max()) + 1, config.resample, config.replicates, levels)
+    classes = len(classes_of(first))
+    return Comparison(len(labels), int(wells.max()) + 1, classes, config.resample, config.replicates, levels)
 
 
 def _names(paths: Sequence[Path]) -> dict[str, Path]:
@@ -159,13 +166,21 @@ def rows(comparison: Comparison, level: str, gap: str = " ") -> Iterator[list[st
     for row in comparison.levels[level]:
         spread = "" if row.spread is None else f"{gap}± {row.spread:.3f} ({row.seeds} seeds)"
         lead = cell(row.leads.get(HEADLINE), gap)
-        yield [row.name, *(cell(row.scores[m], gap) + (spread if m == HEADLINE else "") for m in METRICS), lead]
+        yield [
+            row.name,
+            *(cell(row.scores[m], gap) + (spread if m == HEADLINE else "") for m in comparison.metrics),
+            lead,
+        ]
 
 
 def head(comparison: Comparison, level: str) -> list[str]:
     """Titles of that table."""
     first = comparison.levels[level][0].name
-    return [f"by {level}", *(metric.words for metric in METRICS.values()), f"{METRICS[HEADLINE].words} minus {first}'s"]
+    return [
+        f"by {level}",
+        *(METRICS[metric].words for metric in comparison.metrics),
+        f"{METRICS[HEADLINE].words} minus {first}'s",
+    ]
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -183,6 +198,19 @@ def print_comparison(comparison: Comparison) -> None:
             table.add_row(*cells)
         console.print(table)
     console.print(_explained(comparison))
+
+
+def told(comparison: Comparison) -> str:
+    """One plain sentence: whether one run is clearly better than the first, where wells can be counted by well."""
+    name, (first, *others) = list(comparison.levels.items())[-1]
+    best = max((row for row in others if row.leads), key=lambda row: row.leads[HEADLINE].value)
+    lead, words = best.leads[HEADLINE], METRICS[HEADLINE].words
+    by = f"{words} by {name}, {lead.value:+.2f} ({lead.low:+.2f} to {lead.high:+.2f})".replace("-", "−")
+    if lead.low > 0:
+        return f"{best.name} is clearly better than {first.name}: {by}."
+    if lead.high < 0:
+        return f"{first.name} is clearly better than {'each of the others' if len(others) > 1 else best.name}: {by}."
+    return f"No clear difference between {first.name} and {best.name}: {by}."
 
 
 def _explained(comparison: Comparison) -> str:
@@ -207,7 +235,10 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
     ]
     columns = ["level", "run", "what", "metric", "value", "low", "high"]
     write_csv(out / "compare.csv", pd.DataFrame(numbers, columns=columns))
-    lead = f"<p>The same {comparison.sites} sites in {comparison.wells} wells.</p>"
+    lead = (
+        f'<p class="verdict">{html_text(told(comparison))}</p>'
+        f"<p>All judged the same {comparison.sites} sites in {comparison.wells} wells.</p>"
+    )
     sections = {
         f"By {level}": html_table(head(comparison, level), rows(comparison, level)) for level in comparison.levels
     }

@@ -16,7 +16,7 @@ from perturbjax.evaluation import figures
 from perturbjax.evaluation.judgement import cell
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.files import atomic
-from perturbjax.pages.page import anchor
+from perturbjax.pages.page import anchor, with_code
 from perturbjax.splits import MEANING
 
 
@@ -25,27 +25,28 @@ def write_page(audit: Audit, out: Path) -> Path:
     found, words = verdict(audit), METRICS[HEADLINE].words
     levels = {answer.policy: answer.judgement.levels[0] for answer in audit.answers}
     picture = figures.plot_splits(levels, audit.model, out / "audit.png")
+    what = Path(audit.what).name
     lead = [
-        f"<p>Asked: which <b>{html_text(audit.label)}</b> was this site given? <b>{html_text(audit.model)}</b> "
-        f"answers, from {html_text(audit.what)}.</p>",
-        f'<p class="verdict">{html_text(found.sentences[0])}</p>',
-        *(f"<p><b>{html_text(sentence)}</b></p>" for sentence in found.sentences[1:]),
-        *(f"<p>{html_text(line)}</p>" for line in found.advice),
+        f'<p class="verdict">{html_text(found.headline)}</p>',
+        *(f"<p>{html_text(sentence)}</p>" for sentence in found.sentences),
+        *(f'<p class="next"><b>Next:</b> {with_code(line)}</p>' for line in found.advice),
+        f"<p>Asked: which <b>{html_text(audit.label.removeprefix('Metadata_'))}</b> does an image show? "
+        f"<b>{html_text(audit.model)}</b> answers, from {html_text(what)}.</p>",
     ]
-    every = html_table(["", *levels], [(name, *cells) for name, cells in rows(audit)], strong=audit.model)
+    every = html_table(["split by", *levels], [(name, *cells) for name, cells in rows(audit)], strong=audit.model)
     caption = f"{words}, with 95 % intervals. Blue: what is judged; grey: its controls."
     differences = [
         (f"{one.weaker} minus {one.stricter}", str(one.sites), cell(one.estimate)) for one in audit.differences
     ]
     meanings = [f"<p><b>{html_text(one)}</b>: {html_text(MEANING.get(one, one))}.</p>" for one in levels]
-    absent = [f"<p><small>{html_text(note)}</small></p>" for note in notes(audit)]
+    absent = [f"<p><small>{with_code(note[0].upper() + note[1:])}</small></p>" for note in notes(audit)]
     sections = {
         f"Every split beside its controls: {words} by site": every + pages.image(picture, caption),
         "What the splits mean": "".join((*meanings, *absent)),
     }
     if differences:
         sections["The same sites under two splits"] = html_table(["weaker minus stricter", "sites", words], differences)
-    return write_html(out / "audit.html", f"perturbjax audit: {audit.what}", "".join(lead), sections)
+    return write_html(out / "audit.html", f"perturbjax audit: {what}", "".join(lead), sections)
 
 
 def html_table(head: Sequence[str], lines: Iterable[Sequence[str]], strong: str = "") -> str:

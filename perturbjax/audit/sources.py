@@ -150,9 +150,8 @@ def _frame(profiles: Profiles) -> pd.DataFrame:
 
 def _read(config: AuditConfig, source: SourceConfig) -> tuple[Profiles, Bool[np.ndarray, " n"], str]:
     """Profiles that have a label, which of them are negative controls, and the label's column."""
-    from perturbjax.features.classify import load_profiles, require_extra
+    from perturbjax.features.classify import load_profiles
 
-    require_extra()
     label = config.label_column
     if config.features and source.data:
         label = label or open_dataset(source.data).label_column

@@ -46,6 +46,7 @@ class Verdict:
             any control.
         honest: whether that split leaves nothing but the cells to answer.
         leaky: whether the weakest split clearly shows more than that split.
+        headline: the finding in a few words.
         sentences: the same in words, the most important first.
         advice: what can be done, each a thing that this data allows or names the data it takes.
     """
@@ -53,6 +54,7 @@ class Verdict:
     finding: Finding
     honest: bool
     leaky: bool
+    headline: str
     sentences: tuple[str, ...]
     advice: tuple[str, ...]
 
@@ -72,7 +74,18 @@ def verdict(audit: Audit) -> Verdict:
         sentences.append(
             f"{answer.unanswerable} sites could not be asked: their {audit.label} stands in one {answer.policy} only."
         )
-    return Verdict(finding, not answer.leaks, leaky, tuple(sentences), tuple(_advice(audit, finding)))
+    advice = tuple(_advice(audit, finding))
+    return Verdict(finding, not answer.leaks, leaky, _headline(finding, not answer.leaks), tuple(sentences), advice)
+
+
+def _headline(finding: Finding, honest: bool) -> str:
+    if finding == "chance":
+        return "No: nothing is recognised beyond luck."
+    if finding == "explained":
+        return "Not shown: what sees no cell answers as well."
+    if not honest:
+        return "Not shown: under the strictest split that this data allows, more than cells can answer."
+    return "Yes: more is recognised than what sees no cell can tell."
 
 
 def above_chance(answer: Answer) -> bool:
@@ -148,7 +161,7 @@ def _advice(audit: Audit, finding: Finding) -> list[str]:
         found.append(f"Report the score of --split {answer.policy}; it is the strictest that this data allows.")
     if finding == "explained" and not answer.leaks:
         found.append(
-            f"Compare with features without {_IS.get(answer.rival, answer.rival)}, or show what they add to it."
+            f"Compare with features without {_IS.get(answer.rival, answer.rival)}, or show what the cells add to that."
         )
     if answer.policy in ("site", "well") and not answer.leaks:
         found.append("Whether it holds on a new plate cannot be said: it takes the same treatments on further plates.")

@@ -41,6 +41,11 @@ def print_audit(audit: Audit) -> None:
         console.print(line)
 
 
+def p_words(p: float) -> str:
+    """`0.012`; what is less than a thousandth says so."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def rows(audit: Audit, gap: str = " ") -> Iterator[tuple[str, list[str]]]:
     """The model, every control, and what stands beside them, a cell a split; empty where a split has none."""
     yield audit.model, [cell(answer.score, gap) for answer in audit.answers]
@@ -49,7 +54,7 @@ def rows(audit: Audit, gap: str = " ") -> Iterator[tuple[str, list[str]]]:
     leads = [(answer.rival, answer.model.leads[answer.rival][HEADLINE]) for answer in audit.answers]
     yield "best control", [name for name, _ in leads]
     yield "lead over it", [cell(lead, gap) for _, lead in leads]
-    yield "p", ["" if answer.p is None else f"{answer.p:.3f}" for answer in audit.answers]
+    yield "p", ["" if answer.p is None else p_words(answer.p) for answer in audit.answers]
     sure = [answer.confidence for answer in audit.answers]
     yield "calibration error", [f"{one.error:.3f}" for one in sure]
     yield "… with temperature", [f"{one.scaled_error:.3f}{gap}(T = {one.temperature:.2f})" for one in sure]

@@ -115,6 +115,11 @@ class Judgement:
         return tuple(m for m, what in METRICS.items() if m in found and self.n.classes >= what.least_classes)
 
     @property
+    def split_name(self) -> str:
+        """What the split is called: a file without its folders."""
+        return self.split if self.split in MEANING else Path(self.split).name
+
+    @property
     def split_words(self) -> str:
         """What the split means."""
         return MEANING.get(self.split, "as given in a split file")
@@ -138,7 +143,8 @@ class Judgement:
 
 
 def _beaten(level: Level, subject: Scored) -> str:
-    """One sentence on the baselines that the subject does not clearly beat at this level, if any."""
+    """One sentence on the baselines that the subject does not clearly beat at this level, or which are clearly more
+    accurate though it does, if any."""
     value = {row.name: row.scores[HEADLINE].value for row in level.rows}
     leads = {f"{name} ({value[name]:.3f})": lead[HEADLINE] for name, lead in subject.leads.items()}
     below = [name for name, lead in leads.items() if lead.high < 0]
@@ -147,7 +153,16 @@ def _beaten(level: Level, subject: Scored) -> str:
         f"{verb} {', '.join(names)}" for verb, names in (("below", below), ("not clearly above", unclear)) if names
     ]
     words = METRICS[HEADLINE].words
-    return f"{level.words}, the {subject.name}'s {words} is {' and '.join(parts)}" if parts else ""
+    if parts:
+        return f"{level.words}, the {subject.name}'s {words} is {' and '.join(parts)}"
+    better = [row for row in level.rows if row.baseline and subject.leads[row.name]["accuracy"].high < 0]
+    if not better:
+        return ""
+    told = ", ".join(f"{row.name} ({row.scores['accuracy'].value:.3f})" for row in better)
+    return (
+        f"{level.words}, accuracy is below {told}: what it gains in rare classes it loses in frequent ones, which "
+        f"{words} counts the same"
+    )
 
 
 def _unbeaten(level: Level) -> list[str]:
@@ -222,34 +237,6 @@ def _from_json(found: dict[str, Any]) -> Judgement:
     )
 
 
-#: Where a split says that answers hold, in words.
-_WHERE = {
-    "site": "at other places of wells it was trained on",
-    "well": "in wells it never saw, of plates it knows",
-    "plate": "on plates it never saw",
-    "layout": "on plates of layouts it never saw",
-    "compound": "for compounds it never saw",
-}
-
-
-def verdict(judgement: Judgement) -> str:
-    """One plain sentence: whether the (best) subject knows more than what sees no cell, and where."""
-    level = judgement.shown[-1]
-    subject, words = ranked(level, judgement.subjects)[0], METRICS[HEADLINE].words
-    score, where = subject.scores[HEADLINE], _WHERE.get(judgement.split, "on the sites held out")
-    reached = f"{words} {score.value:.2f} ({score.low:.2f} to {score.high:.2f}) {level.words}"
-    leads = {name: lead[HEADLINE] for name, lead in subject.leads.items()}
-    best = level.best_baseline
-    beside = f"the best baseline ({best.name}) reaches {best.scores[HEADLINE].value:.2f}"
-    if any(lead.high < 0 for lead in leads.values()):
-        return f"No: {where}, {beside}, and the {subject.name} {score.value:.2f}."
-    if any(lead.low <= 0 for lead in leads.values()):
-        return f"Not shown: {where}, it reaches {reached}, not clearly more than baselines do; {beside}."
-    if judgement.overlap.well > 0:
-        return f"Not shown for a treatment: {reached}, but it was trained on other sites of the judged wells."
-    return f"Yes: {where}, it tells classes apart with {reached}; {beside}."
-
-
 def tested_on(judgement: Judgement) -> str:
     """One sentence: how the split was made, and how much the test part holds."""
     n = judgement.n
@@ -257,7 +244,7 @@ def tested_on(judgement: Judgement) -> str:
     tested = ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in sizes.items())
     trained = "trained on" if judgement.folds == 1 else f"{judgement.folds} folds, each trained on about"
     return (
-        f"Split by {judgement.split}: {judgement.split_words}. Tested on {tested}, "
+        f"Split by {judgement.split_name}: {judgement.split_words}. Tested on {tested}, "
         f"{n.test_classes} of {n.classes} classes; {trained} {n.train_site} sites."
     )
 
@@ -285,10 +272,11 @@ def ranked(level: Level, names: Sequence[str]) -> list[Scored]:
 def calibrated(confidence: Confidence) -> str:
     """One sentence: how far stated probabilities lie from what is reached, before and after one temperature."""
     hot = confidence.temperature
-    says = "too much" if hot > 1 else "too little"
+    says = "surer than it is right" if hot > 1 else "less sure than it could be"
     return (
-        f"Calibration error {confidence.error:.3f}; {confidence.scaled_error:.3f} with one temperature fitted on other "
-        f"held-out wells ({hot:.2f}: it says {says}). The surer half is right in {confidence.half_accuracy:.1%}."
+        f"Calibration error {confidence.error:.3f} as it is; {confidence.scaled_error:.3f} with one temperature fitted "
+        f"on other held-out wells ({hot:.2f}: it is {says}). Of the half that it is then surest of, "
+        f"{confidence.half_accuracy:.1%} are right."
     )
 
 

@@ -33,14 +33,6 @@ if TYPE_CHECKING:
 _TUNING_FOLDS = 5
 
 
-def require_extra() -> None:
-    """Raise `InputError` where the libraries of the `features` extra are not installed."""
-    try:
-        import sklearn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise InputError("scikit-learn is not installed; run `pip install 'perturbjax[features]'`") from error
-
-
 def classify(config: ClassifyConfig) -> Judgement:
     """Fit every model on the training rows, predict both parts, judge, and write tables, predictions and a figure.
 
@@ -54,7 +46,6 @@ def classify(config: ClassifyConfig) -> Judgement:
     Raises:
         InputError: a file, column, plate or flag cannot be used; nothing can be learned; or no model could be fitted.
     """
-    require_extra()
     from perturbjax.features.classifiers import parse_models
 
     names = parse_models(config.models)
@@ -351,7 +342,7 @@ def _write(
             alone = judgement.alone(subject.name)
             views.write_run(alone, subject, folds[0], class_names, out / "evaluation" / subject.name)
     what = f"{len(class_names)} classes, {judgement.n.site} rows judged"
-    title = f"{label}, split by {judgement.split}: {what}"
+    title = f"{label}, split by {judgement.split_name}: {what}"
     figures.plot_ranking(judgement, out / "scores.png", title)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from perturbjax.console import PLOT_TEXT, InputError, console, html_text
+from perturbjax.console import PLOT_TEXT, InputError, console
 from perturbjax.dataset import PLATE
-from perturbjax.features.classify import load_profiles, notes_of, prepared, require_extra
-from perturbjax.features.profiles import Profiles
+from perturbjax.features.classify import load_profiles, notes_of, prepared
 from perturbjax.features.settings import EmbedConfig
 from perturbjax.files import atomic, write_csv
 from perturbjax.splits import TRAIN
@@ -32,8 +32,6 @@ GREY = "#c4c4c4"
 _JOINED = 30
 #: Says of the features of a run which part of its split a row was in.
 _PART = "Metadata_part"
-#: At most so many metadata columns are shown where the mouse points.
-_HOVER = 8
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,10 @@ def embed(config: EmbedConfig) -> Path:
     Raises:
         InputError: a file, column or flag cannot be used, or there are fewer than four rows.
     """
-    require_extra()
+    _require(config.method)
     import matplotlib
 
+    from perturbjax.features.embed_page import write_page
     from perturbjax.features.normalize import as_table
 
     out = Path(config.out)
@@ -93,10 +92,16 @@ def embed(config: EmbedConfig) -> Path:
     picture = Picture(points, labels, negcon, chosen, config, quality, label, _trained(profiles.metadata))
     with matplotlib.rc_context(PLOT_TEXT):
         _draw(picture, out)
-    _draw_interactive(picture, profiles, out.with_suffix(".html"))
+    write_page(picture, profiles, out.with_suffix(".html"))
     write_csv(out.with_suffix(".csv"), profiles.metadata.assign(x=points[:, 0], y=points[:, 1]))
     console.print(f"{config.method}: {quality.caption()}")
     return out
+
+
+def _require(method: str) -> None:
+    library = {"umap": "umap", "tsne": "openTSNE"}[method]
+    if find_spec(library) is None:
+        raise InputError(f"--method {method}: {library} is not installed; run `pip install 'perturbjax[features]'`")
 
 
 def _trained(metadata: pd.DataFrame) -> Bool[np.ndarray, " n"] | None:
@@ -281,47 +286,3 @@ def _draw(picture: Picture, path: Path) -> None:
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)
-
-
-def _draw_interactive(picture: Picture, profiles: Profiles, path: Path) -> None:
-    """The same as one HTML file that needs no network, with metadata where the mouse points."""
-    import plotly.graph_objects as go
-
-    symbols = dict(
-        zip(MARKERS, ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x"), strict=True)
-    )
-    hover = _hover_text(profiles.metadata, picture.label_column)
-    figure = go.Figure()
-    for legend, rows, colour, marker in picture.groups():
-        control = marker == "x"
-        for part, hollow in picture.sides(rows):
-            symbol = "x-thin" if control else symbols[marker] + ("-open" if hollow else "")
-            style: dict[str, Any] = {"color": colour, "size": 5 if colour == GREY else 8, "symbol": symbol}
-            style["line"] = {"width": 1, "color": colour if control or hollow else "white"}
-            x, y = picture.points[part].T
-            name = html_text(legend) + (", trained on" if hollow else "")
-            figure.add_trace(
-                go.Scattergl(x=x, y=y, mode="markers", name=name, marker=style, text=hover[part], hoverinfo="text")
-            )
-    figure.update_layout(
-        title={"text": f"{html_text(picture.title())}<br><sup>{picture.caption}</sup>"},
-        template="plotly_white",
-        xaxis={"visible": False},
-        yaxis={"visible": False, "scaleanchor": "x"},
-        hoverlabel={"align": "left"},
-    )
-    with atomic(path) as temporary:
-        figure.write_html(temporary, include_plotlyjs=True, full_html=True)
-
-
-def _hover_text(metadata: pd.DataFrame, first: str) -> np.ndarray:
-    """One text a row: the label, then metadata that say something."""
-    telling = [c for c in metadata.columns if c not in ("site_id", first) and metadata[c].nunique() > 1]
-    columns = [first, *telling][:_HOVER]
-    texts = [
-        "<br>".join(
-            f"{c.removeprefix('Metadata_')}: {html_text(str(v)[:60])}" for c, v in zip(columns, row, strict=True) if v
-        )
-        for row in metadata[columns].itertuples(index=False)
-    ]
-    return np.asarray(texts, dtype=object)

@@ -97,20 +97,22 @@ for (const input of all("input[data-filter]")) {
 }
 
 // Colours of a column: a ramp for numbers, one colour each for the most frequent words.
-function colouring(values) {
+function colouring(values, palette) {
   const known = values.filter(value => value !== null && value !== "");
   if (known.every(value => typeof value === "number")) {
     const low = known.reduce((a, b) => Math.min(a, b), Infinity), high = known.reduce((a, b) => Math.max(a, b), -Infinity);
-    const legend = make("span", {}, short(low), make("span", {class: "ramp"}), short(high));
+    const round = value => String(+value.toPrecision(Math.abs(value) < 100 ? 2 : 3));
+    const legend = make("span", {}, round(low), make("span", {class: "ramp"}), round(high));
     return {colour: value => value === null || value === "" ? null : ramp((value - low) / (high - low || 1)), legend: known.length ? [legend] : []};
   }
   const counts = new Map();
   for (const value of known) counts.set(value, (counts.get(value) ?? 0) + 1);
-  const named = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || (a < b ? -1 : 1)).slice(0, COLOURS.length);
   const swatch = (colour, name) => { const mark = make("span", {class: "swatch"}); mark.style.background = colour; return make("span", {}, mark, name); };
-  const legend = named.map((name, at) => swatch(COLOURS[at], name));
-  if (counts.size > named.length) legend.push(swatch(GREY, `${counts.size - named.length} others`));
-  return {colour: value => COLOURS[named.indexOf(value)] ?? GREY, legend};
+  const named = palette ? Object.keys(palette).filter(name => counts.has(name)) : [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || (a < b ? -1 : 1)).slice(0, COLOURS.length);
+  const hue = name => named.includes(name) ? palette?.[name] ?? COLOURS[named.indexOf(name)] : GREY;
+  const legend = named.map(name => swatch(hue(name), name));
+  if (counts.size > named.length) legend.push(swatch(GREY, `${counts.size - named.length} other${counts.size > named.length + 1 ? "s" : ""}`));
+  return {colour: hue, legend};
 }
 function chooser(words, options, chosen) {
   const select = make("select");
@@ -127,9 +129,11 @@ function plates(box) {
   const height = +box.dataset.rows, width = +box.dataset.columns, side = 20;
   const letters = row => row < 26 ? String.fromCharCode(65 + row) : "A" + String.fromCharCode(39 + row);
   const legend = make("p", {class: "legend"}), field = make("div", {class: "plates"}), circles = [];
+  const wide = (width + 1) * side + 4;  // names of rows and columns are as large as text whatever the plate's format
+  field.style.setProperty("--plate", `${Math.min(Math.max(wide, 230), 640)}px`);
   const text = at => columns.filter(name => short(table[name][at])).map(name => `${name}: ${short(table[name][at])}`).join("\n");
   function draw(plate) {
-    const svg = make("svg", {viewBox: `0 0 ${(width + 1) * side + 4} ${(height + 1) * side}`, tabindex: "0", role: "img",
+    const svg = make("svg", {viewBox: `0 0 ${wide} ${(height + 1) * side}`, tabindex: "0", role: "img", style: `max-width: ${Math.max(1.4 * wide, 280)}px`,
       "aria-label": `plate ${plate.name}, ${plate.rows.length} wells; arrow keys name them one by one`});
     for (let column = 0; column < width; column += width > 12 ? 2 : 1)
       svg.append(make("text", {x: (column + 1.5) * side, y: 13, "text-anchor": "middle"}, String(column + 1)));
@@ -172,10 +176,11 @@ function plates(box) {
   }
   const found = new Map();
   table.plate.forEach((name, at) => found.set(name, [...(found.get(name) ?? []), at]));
-  const list = [...found].map(([name, rows]) => ({name, rows})), select = chooser("colour", choices, paint);
+  const judged = ({rows}) => table.part && rows.some(at => table.part[at] === "test") ? 0 : 1;
+  const list = [...found].map(([name, rows]) => ({name, rows})).sort((a, b) => judged(a) - judged(b)), select = chooser("colour", choices, paint);
   const rest = list.splice(24);
   list.forEach(draw);
-  const more = make("button", {type: "button"}, `${rest.length} more plates`);
+  const more = make("button", {type: "button", class: "more"}, `${rest.length} more plates`);
   more.addEventListener("click", () => { rest.forEach(draw); more.remove(); paint(select.querySelector("select").value); });
   box.append(make("div", {class: "tools"}, select, legend), field, ...(rest.length ? [more] : []));
   paint(first);
@@ -193,7 +198,7 @@ function canvasIn(box, label, draw) {
     draw(pen, width, height, name => style.getPropertyValue(name).trim());
   };
   new ResizeObserver(again).observe(box);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", again);
   document.addEventListener("theme", again);
   return [canvas, again];
 }
@@ -220,7 +225,7 @@ function confusion(box) {
     pen.font = "11px system-ui, sans-serif";
     const named = (Math.min(width, height) - 20) / span >= 11;
     const longest = Math.max(...Array.from({length: span}, (_, at) => from.map(start => pen.measureText(names[order[start + at]]).width)).flat());
-    const left = named ? Math.min(150, width * .3, longest + 26) : 22, top = left, cell = Math.min(width - left, height - top) / span;
+    const left = named ? Math.min(190, width * .3, longest + 26) : 22, top = left, cell = Math.min(width - left, height - top) / span;
     frame = {left, top, cell};
     pen.fillStyle = colour("--raised");
     pen.fillRect(left, top, cell * span, cell * span);
@@ -254,6 +259,7 @@ function confusion(box) {
       pen.strokeRect(left + (here[1] - from[1]) * cell, top + (here[0] - from[0]) * cell, Math.max(cell, 3), Math.max(cell, 3));
     }
   });
+  let drag = null;
   const inside = at => Math.min(Math.max(at, 0), names.length - span);
   const zoom = (factor, at = here ?? from.map(v => v + Math.floor(span / 2))) => {
     const old = span;
@@ -266,7 +272,6 @@ function confusion(box) {
     const spot = [(event.clientY - area.top - frame.top) / frame.cell, (event.clientX - area.left - frame.left) / frame.cell].map(Math.floor);
     return spot.every(v => v >= 0 && v < span) ? spot.map((v, i) => v + from[i]) : null;
   };
-  let drag = null;
   canvas.addEventListener("pointermove", event => {
     const spot = where(event);
     if (drag && event.buttons && frame) {
@@ -302,10 +307,11 @@ function confusion(box) {
 
 function scatter(box) {
   const table = read(box.dataset.table), choices = JSON.parse(box.dataset.colours);
-  const shown = Object.keys(table).filter(name => !["x", "y", "picture"].includes(name));
+  const shown = Object.keys(table).filter(name => !["x", "y", "picture", "control"].includes(name));
+  const palette = box.dataset.palette && JSON.parse(box.dataset.palette), judges = at => !table.part || table.part[at] === "test";
   const text = at => shown.filter(name => short(table[name][at])).map(name => `${name}: ${short(table[name][at])}`).join("\n");
-  const legend = make("p", {class: "legend"}), order = table.x.map((_, at) => at).sort((a, b) => (table.part[a] === "test") - (table.part[b] === "test"));
-  let colours = colouring(table[choices[0]]), spots = [], here = -1, every = false;
+  const legend = make("p", {class: "legend"}), order = table.x.map((_, at) => at).sort((a, b) => judges(a) - judges(b));
+  let colours = colouring(table[choices[0]], palette), spots = [], here = -1, every = false;
   const kin = new Map();  // of each class its points, which are replicates of each other
   table.class.forEach((name, at) => kin.set(name, [...(kin.get(name) ?? []), at]));
   const many = 30;  // lines of more would hide the points
@@ -326,8 +332,13 @@ function scatter(box) {
       }
     }
     for (const at of here < 0 ? order : [...order, here]) {
-      const judged = table.part[at] === "test";
-      pen.beginPath(); pen.arc(...spots[at], judged ? 5 : 3.2, 0, 2 * Math.PI);
+      const judged = judges(at), [x, y] = spots[at];
+      pen.beginPath(); if (table.control?.[at]) {
+        pen.globalAlpha = .9; pen.lineWidth = at === here ? 3 : 1.4; pen.strokeStyle = colour("--ink");
+        for (const way of [-3.5, 3.5]) { pen.moveTo(x - 3.5, y - way); pen.lineTo(x + 3.5, y + way); }
+        pen.stroke(); continue;
+      }
+      pen.arc(x, y, judged ? 5 : 3.2, 0, 2 * Math.PI);
       pen.globalAlpha = judged ? .9 : .75;
       if (judged) { pen.fillStyle = colours.colour(table[colours.name ?? choices[0]][at]); pen.fill(); }
       pen.lineWidth = judged ? 1 : 1.4;
@@ -362,7 +373,7 @@ function scatter(box) {
     const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
     if (step) { event.preventDefault(); point((Math.max(here, -1) + step + spots.length) % spots.length); }
   });
-  const paint = name => { colours = colouring(table[name]); colours.name = name; legend.replaceChildren(...colours.legend); again(); };
+  const paint = name => { colours = colouring(table[name], name === choices[0] ? palette : null); colours.name = name; legend.replaceChildren(...colours.legend); again(); };
   const join = make("input", {type: "checkbox"});
   join.addEventListener("change", () => { every = join.checked; again(); });
   box.append(make("div", {class: "tools"}, chooser("colour", choices, paint), make("label", {}, join, " join replicates"), legend), canvas);
@@ -379,7 +390,7 @@ function unfold() {
 }
 addEventListener("hashchange", unfold);
 unfold();
-addEventListener("beforeprint", () => all("details").forEach(node => { node.open = true; }));
+addEventListener("beforeprint", () => { all("details").forEach(node => { node.open = true; }); all("button.more").forEach(node => node.click()); });
 for (const button of all("button.theme")) button.addEventListener("click", () => {
   const root = document.documentElement, dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";

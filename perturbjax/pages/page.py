@@ -21,6 +21,8 @@ from perturbjax.console import html_text
 CLASS = "class"
 #: Rows of a table above which it scrolls in a box of its own and can be filtered.
 _MANY = 20
+#: Characters of a text that stays on one line of a table.
+_SHORT = 24
 #: Values of a data column are kept to so many digits.
 _DIGITS = 5
 
@@ -71,6 +73,11 @@ def _asset(name: str) -> str:
 def defined(word: str, meaning: str) -> str:
     """A word that says on hover, and to the keyboard, what it means."""
     return f'<dfn tabindex="0" data-tip="{html_text(meaning)}">{html_text(word)}</dfn>' if meaning else html_text(word)
+
+
+def with_code(text: str) -> str:
+    """Text whose commands stand between backticks, as HTML."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html_text(text))
 
 
 def data(name: str, table: pd.DataFrame) -> str:
@@ -157,7 +164,7 @@ def table(
         meanings: column → what its name means.
         links: one a row, the address that its first cell leads to; empty leads nowhere.
         strong: rows that stand out.
-        rows: what a row is, in the plural.
+        rows: what a row is, in the plural; they are counted where they are many.
     """
     meanings = meanings or {}
     numeric = [values.dtypes.iloc[at].kind in "iuf" for at in range(values.shape[1])]
@@ -171,7 +178,7 @@ def table(
     for at, row in enumerate(values.itertuples(index=False)):
         cells = [_cell(value, number) for value, number in zip(row, numeric, strict=True)]
         if links and links[at]:
-            cells[0] = f'<td class="text"><a href="{html_text(links[at])}">{html_text(row[0])}</a></td>'
+            cells[0] = f'<td class="text{_short(row[0])}"><a href="{html_text(links[at])}">{html_text(row[0])}</a></td>'
         css = ' class="model"' if strong is not None and strong[at] else ""
         body.append(f"<tr{css}>{''.join(cells)}</tr>")
     many = len(values) > _MANY
@@ -180,17 +187,23 @@ def table(
         if many
         else ""
     )
-    tools = f'<div class="tools">{find}<span>{len(values)} {html_text(rows)}</span>{csv_button(name, name)}</div>'
+    count = f"<span>{len(values)} {html_text(rows)}</span>" if many else ""
+    tools = f'<div class="tools">{find}{count}{csv_button(name, name)}</div>'
+    above, below = (tools, "") if many else ("", tools)
     drawn = (
         f'<table class="sortable" id="{html_text(name)}"><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody>'
         "</table>"
     )
-    return f'{tools}<div class="{"tall" if many else "wide"}" tabindex="0">{drawn}</div>'
+    return f'{above}<div class="{"tall" if many else "wide"}" tabindex="0">{drawn}</div>{below}'
+
+
+def _short(value: Any) -> str:
+    return " short" if len(str(value)) <= _SHORT else ""
 
 
 def _cell(value: Any, number: bool) -> str:
     if not number:
-        return f'<td class="text">{html_text(value)}</td>'
+        return f'<td class="text{_short(value)}">{html_text(value)}</td>'
     if pd.isna(value):
         return "<td></td>"
     if isinstance(value, int | np.integer):

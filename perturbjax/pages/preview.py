@@ -24,6 +24,8 @@ TITLED = 3
 PICTURES, PER_PLATE, OUTLIERS = 240, 24, 24
 #: Ends of the measures whose outliers are sought on their own scale and not on a logarithmic one.
 AS_THEY_ARE = (" focus", " saturated")
+#: Plates above which their pictures stand in one section, side by side.
+FEW = 8
 #: Column of the label while wells are gathered.
 _LABEL = "preview label"
 #: A well is an outlier so many robust deviations from the middle of its plate.
@@ -139,7 +141,7 @@ def _lead(dataset: Dataset, wells: pd.DataFrame, far: pd.DataFrame) -> str:
     named = far.drop_duplicates([PLATE, WELL])
     verdict = (
         f"{cells:,} cells in {len(dataset):,} sites of {len(wells):,} wells on {wells[PLATE].nunique()} plates; "
-        f"{len(named)} {'well stands' if len(named) == 1 else 'wells stand'} out."
+        f"{len(named) or 'no'} {'wells stand' if len(named) > 1 else 'well stands'} out."
     )
     facts = [
         ("Label", f"{html_text(label)}, {_labels(dataset).nunique()} classes" if label else "none"),
@@ -208,25 +210,35 @@ def _outliers(far: pd.DataFrame, wells: pd.DataFrame, painter: pictures.Painter)
 
 
 def _montages(dataset: Dataset, wells: pd.DataFrame, painter: pictures.Painter) -> Iterator[Section]:
+    """A section a plate; of many plates one section of all."""
     plates = list(wells[PLATE].unique())
     each = int(np.clip(PICTURES // len(plates), 4, PER_PLATE))
-    shown, label = plates[: PICTURES // each], wells.columns[2]
+    shown = plates[: PICTURES // each]
+    few, left = len(plates) <= FEW, len(plates) - len(shown)
+    strips = []
     for number, plate in enumerate(shown):
         here = wells[wells[PLATE] == plate]
         chosen = here.iloc[np.unique(np.linspace(0, len(here) - 1, each).round().astype(int))]
-        shots = "".join(
-            pictures.shot(
-                pictures.address(painter.picture(int(row["position"]))),
-                f"{row[WELL]} {row[label]}".strip(),
-                f"cells of well {row[WELL]} {row[label]}".strip(),
-                tip=_tip(dataset, row),
-            )
-            for row in chosen.to_dict("records")
-        )
-        left = f" of {len(plates)} plates; the rest is in the maps above" if len(shown) < len(plates) else ""
-        note = f'<p class="note">{len(chosen)} of {len(here)} wells{left if number == 0 else ""}.</p>'
-        legend = painter.legend() if number == 0 else ""
-        yield Section(anchor("plate", plate), f"Plate {plate}", f'{legend}{note}<div class="shots">{shots}</div>')
+        shots = f'<div class="shots">{"".join(_shot(dataset, painter, row) for row in chosen.to_dict("records"))}</div>'
+        count = f"{len(chosen)} of {len(here)} wells"
+        if few:
+            legend = painter.legend() if number == 0 else ""
+            yield Section(anchor("plate", plate), f"Plate {plate}", f'{legend}<p class="note">{count}.</p>{shots}')
+        strips.append(f'<div class="strip"><p>{html_text(plate)}: {count}</p>{shots}</div>')
+    if not few:
+        less = f'<p class="note">{left} plates more are in the maps above.</p>' if left else ""
+        yield Section("cells", "The cells", f'{painter.legend()}{less}<div class="strips">{"".join(strips)}</div>')
+
+
+def _shot(dataset: Dataset, painter: pictures.Painter, row: dict) -> str:
+    """The first site of a well, with its label."""
+    label = list(row)[2]
+    return pictures.shot(
+        pictures.address(painter.picture(int(row["position"]))),
+        f"{row[WELL]}\n{row[label]}".strip(),
+        f"cells of well {row[WELL]} {row[label]}".strip(),
+        tip=_tip(dataset, row),
+    )
 
 
 def _tip(dataset: Dataset, row: dict) -> str:

@@ -55,10 +55,12 @@ def class_table(found: Evidence, confusion: Confusion | None, pictured: set[str]
     if shown is None:
         return ""
     shown = shown.drop(columns="predicted", errors="ignore").rename(columns={"f1": "F1"})
-    activity = found.csv("retrieval_per_class.csv")
+    activity = found.csv("retrieval_per_class.csv", "map", "q")
     if activity is not None and "against" in activity and (activity["against"] == "controls").any():
         own = activity[activity["against"] == "controls"].set_index("label")
-        shown["activity"], shown["q"] = (shown["class"].map(own[column]) for column in ("map", "q"))
+        for name, column in (("activity", "map"), ("q", "q")):
+            if (of := shown["class"].map(own[column])).notna().any():
+                shown[name] = of
     if confusion is not None:
         wrong = confusion.matrix * (1 - np.eye(len(confusion.names), dtype=int))
         most = wrong.argmax(axis=1)
@@ -93,7 +95,8 @@ def confusion_figure(confusion: Confusion) -> str:
     drawing = widget("confusion", "confusion", label, classes="confusion-classes")
     caption = (
         "Rows are true classes, columns predicted ones; blue is right, orange is not, darker is more of the row "
-        "(square root). Point at a cell for its names; a double click or + comes closer, dragging moves, arrows walk."
+        "(square root); numbers are per cent of it. Point at a cell for its names; a double click or + comes closer, "
+        "dragging moves, arrows walk."
     )
     return source + figure("confusion", drawing, caption, cells)
 

@@ -142,7 +142,8 @@ def calibration(answers: Answers, judgement: Judgement | None) -> str:
     first = figure(
         "calibration",
         _reliability(bins, error),
-        f"Above the dashed line it knows more than it says, below less. Mean distance (calibration error) {error:.3f}.",
+        f"Above the dashed line it knows more than it says, below less. Mean distance (calibration error) {error:.3f}. "
+        "Bars: how many sites.",
         bins,
     )
     second = figure(
@@ -162,7 +163,7 @@ def coverage(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
 
 def _reliability(bins: pd.DataFrame, error: float) -> str:
     chart = Chart(
-        (0, 1), (0, 1), "right against sure", f"Calibration of held-out sites, mean error {error:.3f}",
+        (0, 1), (0, 1), "share right, by how sure it is", f"Calibration of held-out sites, mean error {error:.3f}",
         "confidence (probability of the predicted class)", width=400, height=320,
     )  # fmt: skip
     chart.grid(ticks(0, 1, 5), ticks(0, 1, 5))
@@ -180,7 +181,7 @@ def _reliability(bins: pd.DataFrame, error: float) -> str:
 def _coverage(kept: pd.DataFrame) -> str:
     half = float(np.interp(0.5, kept["answered"], kept["right"]))
     chart = Chart(
-        (0, 1), (0, 1), "right against answered",
+        (0, 1), (0, 1), "share right, if only the surest are answered",
         f"Accuracy {kept['right'].iloc[-1]:.2f} of all sites, {half:.2f} of the surer half",
         "share of sites answered, surest first", width=400, height=320,
     )  # fmt: skip

@@ -91,13 +91,22 @@ class Evidence:
     @property
     def audited(self) -> list[str]:
         """What `perturbjax audit --run RUN --out RUN/audit` says of the run, if it was asked."""
+        return [*self._audit("headline"), *self._audit("sentences")]
+
+    @property
+    def advised(self) -> list[str]:
+        """What that audit advises."""
+        return self._audit("advice")
+
+    def _audit(self, part: str) -> list[str]:
         file = self.path / AUDIT
         if not file.is_file():
             return []
         try:
-            return [str(sentence) for sentence in read_json(file)["verdict"]["sentences"]]
+            said = read_json(file)["verdict"][part]
         except (KeyError, TypeError) as error:
             raise InputError(f"{file}: is no audit ({error!r}); run `perturbjax audit` again, or remove it") from error
+        return [said] if isinstance(said, str) else [str(sentence) for sentence in said]
 
     def csv(self, name: str, *shares: str) -> pd.DataFrame | None:
         """A table of the evaluation, text as text; an empty share is NaN."""

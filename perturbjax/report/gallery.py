@@ -20,7 +20,8 @@ from perturbjax.report.evidence import Answers, Evidence
 BUDGET = 5_500_000
 #: Pictures of a kind, where there is room, and classes up to which there is.
 _MOST, ROOMY = 3, 24
-_PAIRS = 12
+#: Confused pairs that are shown, and how many of them may be taken for one class: else a frequent class takes them all.
+_PAIRS, _FOR_ONE = 12, 3
 
 
 class Choice(NamedTuple):
@@ -152,15 +153,16 @@ def _features(found: Evidence, answers: Answers) -> np.ndarray | None:
 def pairs(gallery: Gallery, confusion: Confusion) -> str:
     """The most confused pairs with their pictures."""
     number = {name: at for at, name in enumerate(gallery.answers.class_names)}
-    told = [
-        (number[confusion.names[a]], number[confusion.names[b]], sites) for a, b, sites in confusion.pairs()[:_PAIRS]
-    ]
-    parts = []
-    for pair in told:
-        if gallery.full:
+    parts: list[str] = []
+    shown = np.zeros(len(confusion.names), dtype=int)
+    for true, told, sites in confusion.pairs():
+        if gallery.full or len(parts) == _PAIRS:
             break
-        parts.append(gallery.of_pair(*pair))
-    return "".join(parts)
+        if shown[told] < _FOR_ONE:
+            shown[told] += 1
+            parts.append(gallery.of_pair(number[confusion.names[true]], number[confusion.names[told]], sites))
+    note = f"The most sites first, at most {_FOR_ONE} pairs taken for one class; all are in the matrix."
+    return f'<p class="note">{note}</p>{"".join(parts)}' if parts else ""
 
 
 def classes(gallery: Gallery) -> tuple[str, set[str]]:
@@ -178,7 +180,8 @@ def classes(gallery: Gallery) -> tuple[str, set[str]]:
     left = len(order) - len(shown)
     less = f"; {left} with fewer errors are left out to keep the page below 10 MB and quick" if left else ""
     note = f'<div class="tools">{find}<span>{len(shown)} of {len(order)} classes{first}{less}</span></div>'
-    return note + "".join(parts), set(shown)
+    listed = f'<div class="album" tabindex="0">{"".join(parts)}</div>' if many else "".join(parts)
+    return note + listed, set(shown)
 
 
 def key(gallery: Gallery) -> str:

@@ -13,8 +13,9 @@ import tyro
 
 from perturbjax.console import InputError, html_text, require_output, require_sound
 from perturbjax.evaluation.apply import EVALUATION
-from perturbjax.evaluation.judgement import HEADLINE, Judgement, Scored, verdict
-from perturbjax.evaluation.scores import METRICS
+from perturbjax.evaluation.judgement import Judgement, Scored
+from perturbjax.evaluation.scores import HEADLINE, METRICS
+from perturbjax.evaluation.verdict import verdict
 from perturbjax.files import atomic
 from perturbjax.pages import CLASS, Section, figure, page, table
 from perturbjax.report.charts import Chart, ticks
@@ -129,7 +130,7 @@ def _ranking(judged: dict[str, Judgement], order: Sequence[str], links: dict[str
     for name in order:
         judgement = judged[name]
         last = judgement.shown[-1]
-        row: dict[str, Any] = {"run": name, "split": judgement.split, "sites": judgement.n.site}
+        row: dict[str, Any] = {"run": name, "split": judgement.split_name, "sites": judgement.n.site}
         for shown in judgement.shown:
             value = shown[judgement.subjects[0]].scores[HEADLINE]
             row[f"{METRICS[HEADLINE].words} {shown.words}"] = value.value
@@ -158,14 +159,15 @@ def _whiskers(judged: dict[str, Judgement], order: Sequence[str]) -> str:
     ]
     high = max(one.high for _, one, _ in rows)
     words = METRICS[HEADLINE].words
+    left = 14 + 7 * min(38, max(len(name) for name, _, _ in rows))
     chart = Chart(
         (0, high * 1.04), (len(rows) - 0.5, -0.5), f"{words} by site",
         f"{words} by site: " + "; ".join(f"{name} {one.value:.3f}" for name, one, _ in rows),
-        width=680, height=64 + 22 * len(rows), left=250, bottom=34,
+        width=left + 400, height=64 + 22 * len(rows), left=left, bottom=34,
     )  # fmt: skip
     chart.grid(ticks(0, high, 6), ())
     for at, (name, one, css) in enumerate(rows):
-        chart.text(244, chart.at(0, at)[1] + 4, name if len(name) < 38 else name[:36] + "…", "end")
+        chart.text(left - 6, chart.at(0, at)[1] + 4, name if len(name) < 38 else name[:36] + "…", "end")
         chart.line([one.low, one.high], [at, at], css)
         chart.dots([one.value], [at], css, [f"{name}: {one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"])
     values = pd.DataFrame([(name, one.value, one.low, one.high) for name, one, _ in rows],
@@ -177,7 +179,7 @@ def _whiskers(judged: dict[str, Judgement], order: Sequence[str]) -> str:
 
 def _differences(found: dict[str, Evidence]) -> str:
     """Settings and facts that are not the same in all."""
-    flat = {name: dict(_flat(one.config)) for name, one in found.items()}
+    flat = {name: dict(_flat(one.config)) for name, one in found.items() if one.config}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     rows = [
         {"setting": key, **{name: flat[name].get(key, "") for name in flat}}

@@ -12,7 +12,7 @@ from perturbjax.pages import pictures, table
 from perturbjax.report.evidence import Evidence
 
 #: Sites shown, and places of a map below whose contrast it says that the mask hardly gates.
-_SHOWN, _GATES = 6, 0.2
+_SHOWN, _GATES = 8, 0.2
 
 
 def looked_at(found: Evidence, painter: pictures.Painter | None) -> str:

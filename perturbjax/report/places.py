@@ -10,19 +10,20 @@ from jaxtyping import Float
 
 from perturbjax.evaluation.predictions import classes_of
 from perturbjax.evaluation.wells import well_ids
-from perturbjax.pages import CLASS, figure, pictures, widget
+from perturbjax.pages import CLASS, pictures
 from perturbjax.pages.page import anchor
 from perturbjax.pages.plates import mappable, plate_maps
+from perturbjax.pages.scatter import PICTURES, scatter
 from perturbjax.plates import PLATE, WELL
 from perturbjax.report.evidence import Evidence
 
 #: Points of the layout; more sites are laid out well by well, and of more wells some.
-_POINTS = 600
+_POINTS = PICTURES
 #: Columns of metadata shown beside what is known anyway.
 _METADATA = 8
 _PERPLEXITY, _COMPONENTS, _STEPS = 30, 50, 300
-#: Side of a picture that a point shows, in pixels, and how many stand in a row of their sheet.
-_SIDE, _ACROSS = 56, 30
+#: What a map says of wells in words of its own; metadata of these names would stand for something else.
+_OWN = {CLASS, "part", "plate", "well", "sites", "site", "cells", "row", "column", "flagged"}
 
 
 def plates(found: Evidence) -> str:
@@ -71,6 +72,7 @@ def _telling(table: pd.DataFrame) -> list[str]:
     for column in (c for c in table.columns if c.startswith("Metadata_") and c not in (PLATE, WELL)):
         values = table[column].astype(str)
         alone = values.nunique() < 2 or (values == table["label"]).all()
+        alone |= column.removeprefix("Metadata_") in _OWN
         if not alone and values.groupby([table[PLATE], table[WELL]]).nunique().max() == 1:
             chosen.append(column)
     return chosen[:_METADATA]
@@ -84,21 +86,16 @@ def embedding(found: Evidence, painter: pictures.Painter | None) -> str:
     if len(points) < 8:
         return ""
     layout = lay_out(values)
-    drawn = points.assign(x=layout[:, 0], y=layout[:, 1], picture=-1)
-    settings: dict[str, object] = {"colours": [CLASS, "part", "answer", "plate"]}
-    if painter is not None:
-        count = min(len(drawn), painter.affordable(_POINTS))
-        chosen = np.unique(np.linspace(0, len(drawn) - 1, count).astype(int))
-        drawn.loc[chosen, "picture"] = np.arange(len(chosen))
-        sites = [painter.picture(found.positions[site], _SIDE) for site in drawn["site"].iloc[chosen]]
-        settings |= {"atlas": pictures.address(pictures.atlas(sites, _SIDE, _ACROSS)), "side": _SIDE, "across": _ACROSS}
+    drawn = points.assign(x=layout[:, 0], y=layout[:, 1])
     label = f"{len(drawn)} {by} laid out by t-SNE of the network's features; filled ones judge, hollow ones trained"
     caption = (
         f"t-SNE (perplexity {_PERPLEXITY}) of the network's features, one point a {by.removesuffix('s')}. Filled: held "
         "out. Hollow: trained on, and therefore apart by no merit. Where the pointer is, replicates are joined to the "
         "middle of their class. Only nearness means something, not distance."
     )
-    return figure("embedding", widget("scatter", "embedding", label, **settings), caption, drawn)
+    positions = None if painter is None else np.array([found.positions[site] for site in drawn["site"]], dtype=int)
+    return scatter("embedding", drawn, colours=[CLASS, "part", "answer", "plate"], label=label, caption=caption,
+                   painter=painter, positions=positions)  # fmt: skip
 
 
 def _points(found: Evidence) -> tuple[pd.DataFrame, np.ndarray, str]:

@@ -84,7 +84,8 @@ def _retrieval(found: Evidence) -> str:
         return ""
     note = (
         '<p class="note">Wells of the test part, compared by the cosine of their mean features. mAP: do replicates '
-        "find each other before the controls of their plate, or before other perturbations? NSC, NSCB: has the nearest "
+        "find each other before the controls of their plate, or before other perturbations? NSB, NSS, NSL: "
+        "without wells of the same plate, of the same place on a plate, of the same layout. NSC, NSCB: has the nearest "
         "well of another compound (and another batch) the same mechanism? chance: the same of random rankings.</p>"
     )
     return note + table("retrieval-table", rows, meanings=MEANINGS, rows="measures")

@@ -26,6 +26,7 @@ MEANINGS = {
     "wells": "Wells they lie in. Sites of one well are no independent witnesses.",
     "most confused with": "The class that its wrongly answered sites are taken for most often.",
     "share confused": "Share of its sites that are taken for it.",
+    "baseline": "What answers without a look at how cells are shaped. A network that is not better has shown nothing.",
     "majority": "Always answers as often as each class occurs in training.",
     "position": "Sees only where on the plate a well is, and no cell.",
     "cell count": "Sees only the number and area of the cells.",

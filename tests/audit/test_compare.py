@@ -52,6 +52,11 @@ def test_runs_stand_side_by_side_with_paired_differences(runs, tmp_path, capsys,
     assert csv.loc[("site", "knows_0", "minus the first", "accuracy"), "low"] == pytest.approx(lead["low"])
     for shown in (capsys.readouterr().out, (out / "compare.html").read_text()):
         assert "knows_1" in shown and "2 seeds" in shown and "minus guesses" in shown.replace("\n", " ")
+        assert "top-5" not in shown, "of eight classes it says nothing"
+    assert (
+        '<p class="verdict">knows_' in shown
+        and "is clearly better than guesses: balanced accuracy by well, +0." in shown
+    )
 
 
 def test_a_run_beside_itself_differs_by_nothing_whatever_the_order_of_rows_and_classes(runs, tmp_path):

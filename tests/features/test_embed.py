@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
+from report.screens import Page, make_index, write_images
 from tiny_profiles import make_table, write
 
 from perturbjax.console import InputError
+from perturbjax.dataset import open_dataset
 from perturbjax.features.embed import Picture, choose_highlighted, embed, lay_out_tsne, lay_out_umap, measure
-from perturbjax.features.settings import EmbedConfig, Preparation, ProfileConfig
+from perturbjax.features.embed_page import write_page
+from perturbjax.features.profiles import Profiles, aggregate_to_wells
+from perturbjax.features.settings import EmbedConfig, Preparation, ProfileConfig, SourceConfig
 
 
 def config_for(table: pd.DataFrame, folder: Path, **changes) -> EmbedConfig:
@@ -104,10 +109,15 @@ def test_picture_page_and_coordinates_are_written(tmp_path: Path) -> None:
     path = embed(config_for(table, tmp_path, join=True))
     image = imread(path)
     assert image.shape[0] > 500 and image.std() > 0.05
-    page = path.with_suffix(".html").read_text()
-    assert "nearest-neighbour purity" in page and "taxol" in page
-    assert 'src="http' not in page, "the page needs the network"
-    assert "<b>" not in page.split("CC(=O)")[1][:10], "metadata are not markup"
+    text = path.with_suffix(".html").read_text()
+    page = Page(text)
+    assert "Of the 5 rows nearest to a row, " in page.text and len(text) < 200_000
+    assert all(link["href"].startswith("#") for link in page.all("a")), "the page needs the network"
+    assert "<b>" not in text.split("CC(=O)")[1][:10], "metadata are not markup"
+    shown = page.data("layout")
+    assert len(shown["x"]) == 96 and "taxol" in shown["class"] and "C#N & more" in shown["smiles"]
+    (drawn,) = (one for one in page.all("div") if one.get("data-widget") == "scatter")
+    assert "taxol" in json.loads(drawn["data-palette"]) and json.loads(drawn["data-colours"])[0] == "class"
     points = pd.read_csv(path.with_suffix(".csv"))
     assert len(points) == 96 and np.isfinite(points[["x", "y"]]).all(axis=None)
 
@@ -118,7 +128,7 @@ def test_what_a_network_was_trained_on_is_hollow(tmp_path: Path) -> None:
     path = embed(config_for(table, tmp_path))
     page = path.with_suffix(".html").read_text()
     assert "Hollow: the 72 rows that its network was trained on" in page
-    assert "circle-open" in page and "taxol, trained on" in page
+    assert Page(page).data("layout")["part"].count("train") == 72
     plain = embed(config_for(make_table(), tmp_path, out=tmp_path / "plain.png"))
     assert "trained on" not in plain.with_suffix(".html").read_text()
 
@@ -134,6 +144,36 @@ def test_what_a_network_was_trained_on_is_hollow(tmp_path: Path) -> None:
 def test_flags_that_make_no_sense_are_one_line(tmp_path: Path, changes: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):
         embed(config_for(make_table(), tmp_path, **changes))
+
+
+def test_features_of_a_dataset_show_their_cells(tmp_path: Path) -> None:
+    index = make_index(plates=1)
+    write_images(tmp_path / "data", index)
+    table = open_dataset(tmp_path / "data").index
+    values = np.random.default_rng(0).normal(size=(len(table), 4)).astype(np.float32)
+    for aggregate, rows in (("none", 72), ("median", 24)):
+        profiles = Profiles(table[["site_id", *(c for c in table if c.startswith("Metadata_"))]], values, tuple("abcd"))
+        profiles = profiles if aggregate == "none" else aggregate_to_wells(profiles)
+        config = EmbedConfig(
+            ProfileConfig(source=SourceConfig(tmp_path / "data"), aggregate=aggregate), tmp_path / "a.png"
+        )
+        labels = profiles.metadata["Metadata_pert_iname"].to_numpy()
+        points = profiles.values[:, :2].astype(float)
+        quality = measure(profiles.values.astype(float), points, labels, k=5)
+        picture = Picture(points, labels, labels == "DMSO", ["compound A"], config, quality, "Metadata_pert_iname")
+        page = Page(write_page(picture, profiles, tmp_path / "a.html").read_text())
+        shown = page.data("layout")
+        assert len(shown["picture"]) == rows and max(shown["picture"]) == rows - 1
+        assert sum(shown["control"]) == (labels == "DMSO").sum()
+        (drawn,) = (one for one in page.all("div") if one.get("data-widget") == "scatter")
+        assert drawn["data-atlas"].startswith("data:image/")
+        assert json.loads(drawn["data-palette"]).keys() == {"DMSO", "compound A"}
+
+
+def test_a_library_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("perturbjax.features.embed.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"openTSNE is not installed; run `pip install 'perturbjax\[features\]'`"):
+        embed(config_for(make_table(), tmp_path))
 
 
 def test_three_rows_are_too_few(tmp_path: Path) -> None:

@@ -157,6 +157,40 @@ def test_it_prints_unfolded(window, report):
     assert len(window.run("return document.body.innerText")) > folded
 
 
+def test_it_prints_on_white_from_a_dark_screen_and_splits_no_short_table(window, report):
+    window.open(report, dark=True)
+    style = "return getComputedStyle(document.{}).{}"
+    drawn = "return document.querySelector('#confusion canvas').toDataURL()"
+    dark = window.run(drawn)
+    window.devtools("Emulation.setEmulatedMedia", media="print")
+    assert window.run(style.format("body", "backgroundColor")) == "rgb(255, 255, 255)"
+    assert window.run(style.format("querySelector('.wide')", "breakInside")) == "avoid"
+    assert window.run(drawn) != dark
+    window.devtools("Emulation.setEmulatedMedia", media="")
+    window.open(report)
+    window.click("button.theme")
+    window.devtools("Emulation.setEmulatedMedia", media="print")
+    assert window.run(style.format("body", "backgroundColor")) == "rgb(255, 255, 255)"
+    window.devtools("Emulation.setEmulatedMedia", media="")
+
+
+def test_on_paper_every_plate_is_drawn(window, preview, tmp_path):
+    write_images(tmp_path / "data", make_index(plates=30, rows=1, columns=8, sites=1))
+    window.open(write_preview(open_dataset(tmp_path / "data")))
+    drawn = "return document.querySelectorAll('.plates svg').length"
+    assert window.run(drawn) == 24
+    window.pdf()
+    assert window.run(drawn) == 30
+
+
+def test_names_of_rows_and_columns_of_a_plate_are_no_larger_than_text(window, report, preview):
+    for page in (report, preview):
+        for width in (420, 1000, 1920):
+            window.open(page, width=width)
+            tall = "return document.querySelector('.plates svg text').getBoundingClientRect().height"
+            assert 8 <= window.run(tall) <= 26
+
+
 def test_the_theme_can_be_turned(window, report):
     window.open(report)
     window.click("button.theme")

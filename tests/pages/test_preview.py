@@ -24,7 +24,7 @@ def page(dataset):
 
 def test_it_counts_what_was_built_and_stands_beside_it(dataset, page):
     assert (dataset.path / "preview.html").is_file()
-    assert "216 cells in 216 sites of 72 wells on 3 plates; 0 wells stand out." in page.text
+    assert "216 cells in 216 sites of 72 wells on 3 plates; no well stands out." in page.text
     assert len(open_dataset(dataset.path)) == 216, "the dataset opens as before"
 
 
@@ -38,6 +38,13 @@ def test_every_well_is_on_the_map_with_counts_intensities_and_contrasts(page):
 def test_each_plate_has_a_montage(page):
     assert len(page.all("figure", "shot")) == 72
     assert {"plate-P0", "plate-P1", "plate-P2"} <= {one.get("id") for one in page.all("section")}
+
+
+def test_many_plates_stand_side_by_side_in_one_section(tmp_path):
+    write_images(tmp_path / "data", make_index(plates=9, rows=1, columns=8, sites=1))
+    page = Page(preview.write_preview(open_dataset(tmp_path / "data")).read_text())
+    assert [one.get("id") for one in page.all("section")] == ["plates", "outliers", "cells"]
+    assert len(page.all("div", "strip")) == 9 and "P8: 8 of 8 wells" in page.text
 
 
 def test_a_well_without_cells_and_one_out_of_focus_are_named_and_linked(dataset, tmp_path):

@@ -39,6 +39,17 @@ def test_pairs_come_by_sites_then_by_share():
     assert confusion.pairs() == [(2, 0, 3), (1, 2, 2), (0, 1, 2)]
 
 
+def test_a_class_that_takes_all_has_three_pairs_and_leaves_room_for_others(monkeypatch):
+    names = [f"class {at}" for at in range(7)]
+    album = gallery.Gallery.__new__(gallery.Gallery)
+    album.answers, album.weight, album.left = Answers(pd.DataFrame(), names, np.zeros(1, int), np.ones((1, 7))), 0, 9
+    monkeypatch.setattr(gallery.Gallery, "of_pair", lambda self, true, told, sites: f"{true}>{told} ")
+    matrix = np.zeros((7, 7), int)
+    matrix[1:, 0], matrix[1, 2] = 9, 1
+    said = gallery.pairs(album, Confusion(names, matrix))
+    assert said.endswith("</p>2>0 3>0 4>0 1>2 ") and "at most 3 pairs" in said
+
+
 def test_classes_taken_for_each_other_stand_side_by_side():
     matrix = np.diag([9] * 6)
     matrix[0, 4] = matrix[4, 0] = 8

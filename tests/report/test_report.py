@@ -31,17 +31,19 @@ def run(tmp_path_factory):
 def test_the_verdict_and_the_five_answers_come_first(run):
     text = run[2]
     head = text[text.index("<body") : text.index("<nav")]
-    assert '<p class="verdict">Yes: on plates it never saw' in head
+    assert '<p class="verdict">Yes, as far as asked: on plates it never saw' in head
     for question in ("Did it work?", "On what?", "Can I trust it?", "Which classes?", "Show me"):
         assert f"<dt>{question}</dt>" in head
     assert 'href="#gallery"' in head
+    assert "<b>Next:</b> Ask how much of it is left" in head
+    assert f"<code>perturbjax audit --run {run[0].name} --out {run[0].name}/audit</code>" in head
 
 
 def test_every_score_stands_with_its_interval_beside_the_baselines(run):
     _, result, text, _ = run
     for level in ("site", "well"):
         for subject, scores in result["levels"][level].items():
-            assert f'<td class="text">{subject}</td>' in text
+            assert f">{subject}</td>" in text
             for metric, found in scores.items():
                 if metric != "top5":  # of eight classes it says nothing
                     assert f"{found['value']:.3f} [{found['low']:.2f}, {found['high']:.2f}]" in text
@@ -159,6 +161,16 @@ def test_one_of_several_evaluated_models_is_reported_from_its_own_folder(tmp_pat
     assert "balanced accuracy" in page.text and page.data("plates")["well"]
 
 
+def test_metadata_that_are_called_as_what_the_maps_say_do_not_stand_for_it(tmp_path):
+    make_run(tmp_path)
+    file = tmp_path / "evaluation" / "predictions.parquet"
+    table = pd.read_parquet(file)
+    table["Metadata_part"], table["Metadata_cells"] = table["part"], table["Metadata_Well"]
+    table.to_parquet(file, index=False)
+    page = Page(write_report(tmp_path).read_text())
+    assert set(page.data("plates")["part"]) == {"train", "test"} and "cells" not in page.data("plates")
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="perturbjax evaluate"):
         write_report(tmp_path)
@@ -185,12 +197,36 @@ def test_the_verdict_of_an_audit_of_the_run_stands_on_top(tmp_path):
     make_run(tmp_path)
     (tmp_path / "audit").mkdir()
     file = tmp_path / "audit" / "audit.json"
-    file.write_text(json.dumps({"verdict": {"sentences": ["Nothing is recognised there.", "And <b> no more."]}}))
+    file.write_text(
+        json.dumps(
+            {
+                "verdict": {
+                    "headline": "No.",
+                    "sentences": ["Nothing is there.", "And <b> no more."],
+                    "advice": ["Image `A01` again."],
+                }
+            }
+        )
+    )
     text = write_report(tmp_path).read_text()
-    assert '<p class="verdict">Nothing is recognised there.</p><p>And &lt;b&gt; no more.</p>' in text
+    assert '<p class="verdict">No.</p><p>Nothing is there.</p><p>And &lt;b&gt; no more.</p>' in text
+    assert '<p class="next"><b>Next:</b> Image <code>A01</code> again.</p>' in text
     file.write_text("[]")
     with pytest.raises(InputError, match="is no audit"):
         write_report(tmp_path)
+
+
+def test_false_alarms_have_a_column_only_where_a_p_can_be_had(tmp_path):
+    make_run(tmp_path, images=True)
+    file = tmp_path / "evaluation" / "retrieval_per_class.csv"
+    rows = pd.read_csv(file)
+    for q in (0.01, np.nan):
+        rows.loc[rows["against"] == "controls", "q"] = q
+        rows.to_csv(file, index=False)
+        page = write_report(tmp_path).read_text()
+        table = page[page.index('id="class-table"') :]
+        table = table[: table.index("</table>")]
+        assert (">q</button>" in table) == (q == 0.01) and "nan" not in table
 
 
 def test_what_is_lost_where_a_site_is_hidden_stands_beside_its_cells(tmp_path):
