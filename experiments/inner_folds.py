@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,17 +33,29 @@ from perturbjax.features.profiles import STATISTIC
 from perturbjax.features.relative import GROUP
 from perturbjax.features.settings import CLASSIFY_PRESETS, Preparation, ProfileConfig, SourceConfig
 
-#: What the preset is, and what is changed of it: fields of the preparation, and whether the statistics are there.
+
+@dataclass(frozen=True)
+class Variant:
+    """What is changed of the preset: fields of the preparation, and of where features come from."""
+
+    preparation: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    statistics: bool = True
+
+
 PRESET = "as it is"
-VARIANTS: dict[str, tuple[dict[str, object], bool]] = {
-    PRESET: ({}, True),
-    "relative to the plate's mean": ({"relative": "plate"}, True),
-    "not relative": ({"relative": "none"}, True),
-    "without statistics": ({}, False),
-    "features alone": ({"relative": "none"}, False),
-    "components as large as they come": ({"pca_variance": 0.0}, True),
-    "a quarter of the variance": ({"pca_variance": LINEAR_VARIANCE / 4}, True),
-    "four times the variance": ({"pca_variance": LINEAR_VARIANCE * 4}, True),
+VARIANTS = {
+    PRESET: Variant(),
+    "the last layer, 224×224 pixels": Variant(source={"pool": "last", "augmentations": 1}),
+    "one view of a site": Variant(source={"augmentations": 1}),
+    "stages at 224×224 pixels": Variant(source={"size": 224, "augmentations": 1}),
+    "relative to the plate's mean": Variant({"relative": "plate"}),
+    "not relative": Variant({"relative": "none"}),
+    "without statistics": Variant(statistics=False),
+    "features alone": Variant({"relative": "none"}, statistics=False),
+    "components as large as they come": Variant({"pca_variance": 0.0}),
+    "a quarter of the variance": Variant({"pca_variance": LINEAR_VARIANCE / 4}),
+    "four times the variance": Variant({"pca_variance": LINEAR_VARIANCE * 4}),
 }
 INNER = 3
 #: Steps in which variants differ.
@@ -69,26 +82,36 @@ class Config:
 def main(options: Config) -> None:
     """Judge every variant on every inner fold; write and print the table."""
     preset: Preparation = CLASSIFY_PRESETS["linear"]["preparation"]
-    source = SourceConfig(data=(options.data,), **CLASSIFY_PRESETS["linear"]["source"])
-    profiles, negcon, column = load_profiles(ProfileConfig(source=source))
-    table, labels = as_table(profiles, negcon), pd.factorize(profiles.column(column), sort=True)[0]
+    by_source: dict[str, list[str]] = {}  # variants that see the same features
+    for name in options.variants:
+        by_source.setdefault(str(VARIANTS[name].source), []).append(name)
     rows = []
+    for names in by_source.values():
+        for part, name, right in _judged(options, preset, names):
+            rows.append({"variant": name, "part": part, **right})
+            found = pd.DataFrame(rows)
+            write_table(found, as_markdown(found), options.out)
+    print((options.out / "scores.md").read_text())
+
+
+def _judged(options: Config, preset: Preparation, names: list[str]) -> Iterator[tuple[int, str, dict[str, float]]]:
+    """(number of the inner fold, variant, its scores) of variants that see the same features."""
+    given = CLASSIFY_PRESETS["linear"]["source"] | VARIANTS[names[0]].source
+    profiles, negcon, column = load_profiles(ProfileConfig(source=SourceConfig(data=(options.data,), **given)))
+    table, labels = as_table(profiles, negcon), pd.factorize(profiles.column(column), sort=True)[0]
     parts = [part for fold in options.folds for part in inner_parts(profiles.metadata, column, fold)]
     for number, (fit, held, groups) in enumerate(track(parts, total=len(parts), label="inner folds", unit="folds")):
         shared = Pipeline(steps_of(preset, first=True))  # what is the same in all variants is fitted once
         inside = shared.fit_transform(table.iloc[fit].assign(**{GROUP: groups}))
         outside = shared.transform(table.iloc[held].assign(**{GROUP: ""}))
-        for name in options.variants:
-            changes, statistics = VARIANTS[name]
-            x, z = (part if statistics else without_statistics(part) for part in (inside, outside))
-            steps = Pipeline(steps_of(dataclasses.replace(preset, **changes), first=False))
+        for name in names:
+            variant = VARIANTS[name]
+            x, z = (part if variant.statistics else without_statistics(part) for part in (inside, outside))
+            steps = Pipeline(steps_of(dataclasses.replace(preset, **variant.preparation), first=False))
             x = steps.fit_transform(x, labels[fit])
             model = CLASSIFIERS["logistic_balanced"].make(len(fit), len(np.unique(labels[fit])), 0)
             said = model.fit(x, labels[fit]).predict(steps.transform(z))
-            rows.append({"variant": name, "part": number, **scores(labels[held], said)})
-        found = pd.DataFrame(rows)
-        write_table(found, as_markdown(found), options.out)
-    print((options.out / "scores.md").read_text())
+            yield number, name, scores(labels[held], said)
 
 
 def steps_of(config: Preparation, *, first: bool) -> list[tuple[str, BaseEstimator]]:

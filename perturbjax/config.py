@@ -225,15 +225,13 @@ PRESETS: dict[str, Recipe] = {
         ),
         split=SplitConfig(split="plate"),
     ),
-    # Any new data: starts at the linear solution on photographs' features, then moves gently (docs/presets.md).
+    # Any new data: starts at the linear solution on photographs' features, then its head moves (docs/presets.md).
     "pretrained": Recipe(
         model=ModelConfig(model="efficientnet_lite0"),
         input=InputConfig(normalize="log_plate", mask_encoding="instance"),
         augment=AugmentConfig(crop=128, crop_scale=(0.7, 1.0), crop_ratio=(1.0, 1.0)),
-        optim=OptimConfig(epochs=2, batch_size=32, learning_rate=1e-5, weight_decay=0.01, decoupled=True, balance=1.0),
-        transfer=TransferConfig(
-            weights="package:efficientnet_lite0", head="channels", freeze_epochs=1, finetune_rate=2.0
-        ),
+        optim=OptimConfig(epochs=3, batch_size=32, learning_rate=1e-4, weight_decay=0.01, decoupled=True, balance=1.0),
+        transfer=TransferConfig(weights="package:efficientnet_lite0", head="channels", freeze_epochs=3, symmetries=4),
     ),
     # The simulated plates of `make demo`: learned in about a minute on two cores.
     "demo": Recipe(
