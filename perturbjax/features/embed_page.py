@@ -81,7 +81,7 @@ def _telling(metadata: pd.DataFrame, label: str) -> list[str]:
 def _cells(picture: Picture, profiles: Profiles) -> tuple[pictures.Painter | None, np.ndarray | None]:
     """A painter of the dataset that the features were extracted from, and where each row's site stands in it."""
     data = picture.config.profiles.source.data
-    if data is None:
+    if not data:
         return None, None
     try:
         dataset = open_dataset(data)

@@ -155,7 +155,7 @@ def test_features_of_a_dataset_show_their_cells(tmp_path: Path) -> None:
         profiles = Profiles(table[["site_id", *(c for c in table if c.startswith("Metadata_"))]], values, tuple("abcd"))
         profiles = profiles if aggregate == "none" else aggregate_to_wells(profiles)
         config = EmbedConfig(
-            ProfileConfig(source=SourceConfig(tmp_path / "data"), aggregate=aggregate), tmp_path / "a.png"
+            ProfileConfig(source=SourceConfig((tmp_path / "data",)), aggregate=aggregate), tmp_path / "a.png"
         )
         labels = profiles.metadata["Metadata_pert_iname"].to_numpy()
         points = profiles.values[:, :2].astype(float)
