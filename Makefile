@@ -5,8 +5,9 @@ VENV ?= .venv
 AOT_VENV ?= .venv-aot
 BIN := $(VENV)/bin
 DEMO ?= demo
-# Two workers, a file of tests each at a time: what a file sets up is set up once.
-PYTEST_FLAGS ?= -n 2 --dist loadfile
+# Two workers, a file of tests each at a time: what a file sets up is set up once. In their order: by default the files of few
+# tests come last, which are the long ones, and one worker waits for the other.
+PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow lint types docs storm bench aot aot-env clean
 

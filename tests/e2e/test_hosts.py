@@ -69,6 +69,7 @@ def test_the_first_process_alone_speaks_and_writes(trained):
     assert {path.name for path in (out / "checkpoints/latest").iterdir()} == {"2"}
 
 
+@pytest.mark.slow
 def test_two_processes_extract_the_features_of_one_byte_for_byte(both, command, run, dataset, tmp_path):
     flags = ("--data", dataset, "--run", run, "--batch-size", "1")  # three parts
     command("features", *flags, "--out", tmp_path / "one.parquet")

@@ -4,12 +4,14 @@ import subprocess
 import sys
 
 import pandas as pd
+import pytest
 
 from perturbjax.config import recipe_to_dict
 from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.run import open_run
 
 
+@pytest.mark.slow
 def test_the_papers_experiment_draws_its_figures_and_states_what_was_reported(environment, dataset, tmp_path):
     flags = ("--data", dataset, "--out", tmp_path / "run", "--epochs", 11, "--crop", 16, "--batch-size", 32)
     line = [sys.executable, "-m", "experiments.paper_attention", *map(str, flags)]

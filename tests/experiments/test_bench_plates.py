@@ -15,6 +15,7 @@ from perturbjax.dataset import open_dataset
 from perturbjax.files import write_json
 
 
+@pytest.mark.slow
 def test_a_build_is_measured_by_its_stages_and_one_that_was_stopped_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(plates, "CASES", (Case("part", "TIFF", 1, 1), Case("part", "OME-Zarr", 1, 2)))
     write_json(tmp_path / "rows.json", [{"what": "part", "kept as": "TIFF", "plates": 1, "workers": 1}])

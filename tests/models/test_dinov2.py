@@ -133,6 +133,7 @@ def test_weights_with_registers_and_without_are_told_apart(small, tmp_path):
         load_pretrained("resnet18", str(tmp_path / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_it_trains_from_scratch_on_a_mask_and_any_channels():
     model = models.create("dinov2_small", classes=3, channels=2, dropout=0.1, seed=0)
     x = jax.random.normal(jax.random.key(0), (2, 48, 48, 3))

@@ -53,6 +53,7 @@ def test_every_stage_is_that_of_pytorch():
         assert relative(found, expected.numpy().transpose(0, 2, 3, 1)) < 1e-4, f"after stage {number + 1}"
 
 
+@pytest.mark.slow
 def test_a_fresh_one_takes_the_mask_with_the_image_and_learns():
     model = ResNet(stage_sizes=(1, 1, 1, 1), block=BasicBlock, classes=3, channels=1, dropout=0.5, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (4, 32, 32, 2))

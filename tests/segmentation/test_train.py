@@ -59,6 +59,7 @@ def test_flows_turn_with_the_image():
         assert np.median(cosine) > 0.95
 
 
+@pytest.mark.slow
 def test_crops_show_objects_at_the_wanted_size():
     pool = crops.pool([_disks(0)], replace(STILL, diameter=32))
     scale = float(pool.scale[0])
@@ -67,6 +68,7 @@ def test_crops_show_objects_at_the_wanted_size():
     assert scale > 1.5 and share[0] == pytest.approx(share[1], rel=0.5)
 
 
+@pytest.mark.slow
 def test_what_lies_beyond_a_picture_weighs_nothing():
     drawn = crops.draw(crops.pool([_disks(0, 64)], STILL), jax.random.split(jax.random.key(2), 4), STILL)
     outside = np.asarray(drawn.weight) == 0

@@ -176,6 +176,7 @@ def test_objects_of_another_size_are_told_of():
     assert sizes.doubt_of([], 30) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_nuclei_of_three_times_the_size_are_told_of(shared, weights, capsys):
     images, _ = nuclei(shared, 3, "train")

@@ -67,6 +67,7 @@ def test_frozen_epochs_leave_every_bit_of_the_backbone_and_later_ones_only_its_s
     assert len(heads) == EPOCHS
 
 
+@pytest.mark.slow
 def test_the_backbone_may_take_the_statistics_of_its_batches_once_it_moves(folder):
     run = fit(config(folder, "batch", backbone_norm="batch")).path
     frozen, thawed = arrays(run, FROZEN), arrays(run, EPOCHS)
