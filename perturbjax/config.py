@@ -169,7 +169,7 @@ class TransferConfig:
     package:NAME. Empty trains --model from scratch, in one phase."""
     head: Head = "dense"
     """What is put on the backbone. dense: average, dense. attention: the mask says where to average. channels: the
-    backbone sees every channel by itself; their averages and statistics of the site go to one dense layer, which
+    backbone sees every channel by itself; what its stages find and statistics of the site go to one dense layer, which
     starts at the linear solution (needs --normalize log or log_plate)."""
     symmetries: int = 1
     """How many of the square's eight symmetries --head channels averages the features over where it is not training."""
