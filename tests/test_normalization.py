@@ -62,7 +62,7 @@ def said(capsys) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("name", ["dtype", "log", "site"])
+@pytest.mark.parametrize("name", [pytest.param("dtype", marks=pytest.mark.slow), "log", "site"])
 def test_nine_sites_alone_are_answered_as_among_all(trained, folder, tmp_path, capsys, name):
     run = trained(name)
     among, alone = (answers(run, folder / data, tmp_path / f"{data}.parquet") for data in ("many", "few"))
@@ -96,7 +96,7 @@ def test_statistics_stand_in_the_run_and_in_its_checkpoints(trained, folder):
     assert facts["facts"]["normalization"] == {"background": background}
 
 
-@pytest.mark.parametrize("name", ["log_plate", "plate"])
+@pytest.mark.parametrize("name", [pytest.param("log_plate", marks=pytest.mark.slow), "plate"])
 def test_a_plate_that_is_not_whole_is_named_in_one_line(trained, folder, tmp_path, capsys, name):
     run = trained(name)
     capsys.readouterr()

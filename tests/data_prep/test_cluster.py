@@ -90,6 +90,7 @@ def test_a_killed_worker_loses_nothing(simulated, cluster, local, tmp_path, caps
     assert "is already built" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_loses_its_tasks_to_others_and_it_is_said(simulated, cluster, local, tmp_path, capsys):
     hung, _ = cluster.add_worker(), cluster.add_worker()
     hung.send_signal(signal.SIGSTOP)

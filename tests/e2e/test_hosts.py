@@ -51,6 +51,7 @@ def trained(both, dataset, tmp_path_factory):
     return out, both("train", "--data", dataset, "--out", out, *SMALL)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_network_of_one(trained, run):
     out, ends = trained
     assert [status for status, _ in ends] == [0, 0], ends
@@ -62,6 +63,7 @@ def test_two_processes_train_the_network_of_one(trained, run):
         assert mine["accuracy"] == theirs["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_first_process_alone_speaks_and_writes(trained):
     out, ((_, first), (_, second)) = trained
     assert "epoch 2" in first and "epoch" not in second and "trained" not in second
@@ -92,6 +94,7 @@ def test_two_processes_predict_what_one_does(both, run, dataset, tmp_path):
     np.testing.assert_allclose(got[columns], expected[columns], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_slurm_is_understood_and_what_the_first_process_refuses_ends_both_with_the_same_line(both, trained, dataset):
     flags = ("--data", dataset, "--out", trained[0], *SMALL, "--learning-rate", "0.5")
     ends = both("train", *flags, job=slurm)

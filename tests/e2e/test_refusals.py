@@ -95,6 +95,7 @@ def test_an_output_that_cannot_be_written_is_named(refused, dataset, run, tmp_pa
     assert str(tmp_path / "file") in line
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_with_room_the_command_goes_on(environment, command, run, dataset, tmp_path):
     command("export-torch", "--run", run, "--out", tmp_path / "w.safetensors")
     words = {

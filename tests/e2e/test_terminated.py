@@ -42,7 +42,7 @@ def terminated(environment, tmp_path_factory):
 
 # Before the first checkpoint and after it.
 @pytest.mark.parametrize(
-    ("feed", "signals"), [("resident", (1, 9)), pytest.param("streamed", (3,), marks=pytest.mark.slow)]
+    ("feed", "signals"), [("resident", (9,)), pytest.param("streamed", (1, 9), marks=pytest.mark.slow)]
 )
 def test_training_saves_within_the_epoch_and_goes_on_to_the_same_bits(
     command, terminated, dataset, tmp_path, feed, signals

@@ -37,6 +37,7 @@ def build_without_torch(tmp_path: Path, *arguments: object) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_single_cells_are_built_without_torch(shared, tmp_path):
     data = shared / "data/bbbc021_cells"

@@ -38,6 +38,7 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpjump1_profiles, "CANDIDATES", {k: cpjump1_profiles.CANDIDATES[k] for k in keep})
 
 
+@pytest.mark.slow
 def test_every_plate_is_held_out_and_a_candidate_chosen(tmp_path: Path, few_candidates: None) -> None:
     data = write_screen(tmp_path / "data", place=0.0, treatment=4.0)
     cpjump1_profiles.main(cpjump1_profiles.Config(data, tmp_path / "out"))

@@ -43,6 +43,7 @@ def weights(tmp_path_factory):
     return str(write_resnet18(tmp_path_factory.mktemp("weights") / "resnet18.safetensors"))
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_is_one_line_and_the_next_start_computes_what_it_owes(data, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "PART_BATCHES", 1)
     network = {"backbone": "resnet18", "weights": weights, "adapt": AdaptConfig(size=32), "batch_size": BATCH}

@@ -61,7 +61,14 @@ def small(request, tmp_path_factory):
 
 
 # The size of the kept positions, larger, smaller, oblong, and no multiples of a patch.
-@pytest.mark.parametrize("sides", [(98, 98), (224, 224), (28, 28), (56, 126), (65, 110)])
+@pytest.mark.parametrize(
+    "sides",
+    [
+        (98, 98),
+        *(pytest.param(sides, marks=pytest.mark.slow) for sides in ((224, 224), (28, 28), (65, 110))),
+        (56, 126),
+    ],
+)
 def test_tokens_are_transformers_tokens_at_every_size(small, sides):
     _, theirs, pretrained = small
     x = images(*sides)

@@ -53,7 +53,7 @@ def test_a_pools_gradient_goes_to_the_first_of_equals_bit_for_bit(on, platform, 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("turn_kernel", [True, False])
 @pytest.mark.parametrize("side", [8, 7])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_a_block_and_its_gradients_are_the_cpus(on, platform, turn_kernel, side, dtype):
     block = ConvBlock(2, 4, rngs=nnx.Rngs(0))
     block.norm.scale[...] = jnp.array([1.0, -0.5, 2.0, -1.5])

@@ -50,7 +50,9 @@ def agreement(truth, found, iou=0.9):
     return metrics.average_precision(truth.astype(int), found.astype(int), [iou])[0][0]
 
 
-@pytest.mark.parametrize(("shape", "objects"), [((120, 200), 40), ((67, 64), 6), ((300, 310), 160)])
+@pytest.mark.parametrize(
+    ("shape", "objects"), [((120, 200), 40), ((67, 64), 6), pytest.param((300, 310), 160, marks=pytest.mark.slow)]
+)
 def test_masks_are_the_packages(shape, objects):
     _, maps = field_of(shape, objects)
     found = dynamics.objects(maps, *shape, 200)

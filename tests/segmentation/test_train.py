@@ -79,6 +79,7 @@ def test_what_lies_beyond_a_picture_weighs_nothing():
     assert objective(maps, drawn) == objective(spoiled, drawn)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_writes_what_can_be_read(folder, tmp_path, capsys):
     out = tmp_path / "out" / "net.safetensors"
     train(_config(folder, out, steps=30, checkpoint_every=10, learning_rate=0.02))

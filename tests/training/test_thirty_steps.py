@@ -50,7 +50,8 @@ def float64(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["attention", pytest.param("attention_multiscale", marks=pytest.mark.slow), "masked_cnn"]
+    "name",
+    ["attention", *(pytest.param(name, marks=pytest.mark.slow) for name in ("attention_multiscale", "masked_cnn"))],
 )
 def test_parameters_and_losses_are_torchs(tmp_path, name, float64):
     """Losses within 1e-4, parameters and statistics within 1e-3 of the tensor's largest value."""
@@ -77,6 +78,7 @@ def test_parameters_and_losses_are_torchs(tmp_path, name, float64):
             assert np.abs(ours[tensor] - expected[tensor]).max() <= 1e-3 * largest, tensor
 
 
+@pytest.mark.slow
 def test_float32_alone_would_not_do(tmp_path):
     """torch in float32 is farther from torch in float64 than the tolerance above."""
     pair = make_pair("attention", tmp_path, size=SIZE)
