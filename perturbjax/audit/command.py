@@ -80,7 +80,7 @@ def _dealt(material: Material, config: AuditConfig) -> tuple[tuple[Dealt, ...], 
     Raises:
         InputError: it allows none.
     """
-    dealt, refused = deal(material.index, label="label", folds=config.folds, seed=config.seed)
+    dealt, refused = deal(material.index, label="label", folds=config.folds, seed=config.seed, splits=config.splits)
     if not dealt:
         reasons = "; ".join(f"{policy}: {why}" for policy, why in refused.items())
         raise InputError(f"{material.what}: no split can be made ({reasons}); it takes each class in two wells or more")

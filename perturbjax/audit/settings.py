@@ -8,6 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from perturbjax.config import SplitPolicy
 from perturbjax.console import require, require_output, require_sound
 from perturbjax.features.settings import Preparation, SourceConfig
 
@@ -25,8 +26,8 @@ class AuditConfig:
     run: Path | None = None
     """A run that was evaluated: its network answers for the split that it was trained on."""
     train: bool = False
-    """With --run: train its recipe anew on every fold of every split that the data allows, so that the network itself
-    stands under all of them; takes as many trainings. The runs are kept in OUT/runs."""
+    """With --run: train its recipe anew on every fold of every split that the data allows (or of --splits), so that the
+    network itself stands under all of them; takes as many trainings. The runs are kept in OUT/runs."""
     label_column: str = ""
     """Metadata column to predict; by default the dataset's, else Metadata_pert_iname."""
     model: str = "lda"
@@ -36,6 +37,8 @@ class AuditConfig:
     untrained: bool = False
     """Judge the features of the same network untrained too, with --data alone or --run: a strong control, at the cost
     of extracting features once more."""
+    splits: tuple[SplitPolicy, ...] = ()
+    """Which splits, such as plate layout; by default all that the data allows."""
     folds: int = 5
     """Parts that wells, plates or layouts are dealt into; fewer where there are fewer."""
     resample: Literal["well", "plate"] = "well"
@@ -54,6 +57,10 @@ class AuditConfig:
         require("train", self.train, not self.train or self.run is not None, "given with --run, whose recipe it trains")
         require("untrained", self.untrained, not (self.untrained and self.features),
                 "without --features: a table does not say which network made it")  # fmt: skip
+        own = self.run is not None and not self.train
+        require(
+            "splits", self.splits, not (self.splits and own), "left out with --run, which has one, or given --train"
+        )
         require("folds", self.folds, self.folds >= 2, "2 or more")
         require("replicates", self.replicates, self.replicates >= 100, "100 or more")
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")

@@ -52,6 +52,17 @@ def test_every_split_stands_beside_its_controls_on_terminal_json_csv_and_page(tm
     assert "http" not in page.replace("http-equiv", "") and "data:image/png" in page
 
 
+def test_only_the_splits_that_were_asked_for_are_made(tmp_path, capsys):
+    features = write(screen(effect=8.0, layouts=2, sites=2), tmp_path / "f.parquet")
+    flags = ("--features", features, "--out", tmp_path / "audit", "--replicates", 100)
+    assert run("audit", *flags, "--splits", "layout", "plate") == 0
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert list(found["splits"]) == ["plate", "layout"] and not found["refused"]
+    capsys.readouterr()
+    assert run("audit", "--run", tmp_path, "--out", tmp_path / "other", "--splits", "plate") == 2
+    assert "--splits" in capsys.readouterr().err
+
+
 def test_a_dataset_adds_cell_count_and_brightness(tmp_path):
     found = audit_of(screen(brightness=8.0, sites=2))
     answer = found["plate"]
