@@ -48,6 +48,7 @@ VARIANTS = {
     PRESET: Variant(),
     "the last layer, 224×224 pixels": Variant(source={"pool": "last", "augmentations": 1}),
     "one view of a site": Variant(source={"augmentations": 1}),
+    "eight views": Variant(source={"augmentations": 8}),
     "stages at 224×224 pixels": Variant(source={"size": 224, "augmentations": 1}),
     "relative to the plate's mean": Variant({"relative": "plate"}),
     "not relative": Variant({"relative": "none"}),

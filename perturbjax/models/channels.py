@@ -21,8 +21,8 @@ from perturbjax.models.symmetries import dihedral
 PERCENTILES = (1.0, 50.0, 99.0)
 #: Side in pixels of the grid that they are taken on: those of more pixels are the same, and cost a sort.
 GRID = 56
-#: Images that a backbone which moves is shown at a time.
-TOGETHER = 12
+#: Images that a backbone is shown at a time: where it moves, and what lies between is kept for the way back, and else.
+TOGETHER_MOVING, TOGETHER = 12, 96
 
 
 class ChannelClassifier(nnx.Module):
@@ -80,11 +80,12 @@ class ChannelClassifier(nnx.Module):
         seen = jnp.moveaxis(seen, 3, 1).reshape(b * c, h, w, 1)
         both = jnp.concatenate([seen, jnp.repeat(mask[..., None], c, axis=0)], axis=-1)
         views = [dihedral(both, element) for element in range(1 if mode.train else self.symmetries)]
-        return jnp.stack([self.of_view(view, mode) for view in views]).mean(0).reshape(b, -1)
+        found = self.of_images(jnp.concatenate(views), mode)
+        return found.reshape(len(views), b, -1).mean(0)
 
-    def of_view(self, view: Float[Array, "bc h w 2"], mode: Mode) -> Float[Array, "bc d"]:
+    def of_images(self, images: Float[Array, "n h w 2"], mode: Mode) -> Float[Array, "n d"]:
         """What the backbone finds in grey images in [0, 1], each with the mask of its cells."""
-        image, mask = view[..., :1], view[..., 1]
+        image, mask = images[..., :1], images[..., 1]
         mean, deviation = (jnp.asarray(values, jnp.float32) for values in self.colours)
         settled = self.frozen or self.backbone_norm == "published"
         x = (image - mean) / deviation
@@ -92,17 +93,19 @@ class ChannelClassifier(nnx.Module):
         def found(x: Array, mask: Array) -> Array:
             return pool_stages(self.backbone.stage_maps(x, mode.frozen() if settled else mode), mask)
 
-        if self.frozen:
-            return jax.lax.stop_gradient(found(x, mask))
-        return _in_turn(found, x, mask) if settled and mode.train else found(x, mask)
+        if not settled:  # its statistics are those of the whole batch
+            return found(x, mask)
+        if self.frozen or not mode.train:
+            return jax.lax.stop_gradient(_in_turn(found, x, mask, TOGETHER))
+        return _in_turn(jax.checkpoint(found), x, mask, TOGETHER_MOVING)
 
 
-def _in_turn(found: Callable[[Array, Array], Array], x: Array, mask: Array) -> Array:
-    """The same a few images at a time, and what lies between computed again on the way back: of a batch of 96 images of
-    128×128 pixels EfficientNet-Lite0 would keep 5 GB."""
-    few = math.gcd(len(x), TOGETHER)
+def _in_turn(found: Callable[[Array, Array], Array], x: Array, mask: Array, most: int) -> Array:
+    """The same a few images at a time. Of 96 images of 128×128 pixels EfficientNet-Lite0 would keep 5 GB for the way
+    back, and of four views of 384 it held 11 GB at once."""
+    few = math.gcd(len(x), most)
     x, mask = (part.reshape(-1, few, *part.shape[1:]) for part in (x, mask))
-    features = jax.lax.map(jax.checkpoint(lambda part: found(*part)), (x, mask))
+    features = jax.lax.map(lambda part: found(*part), (x, mask))
     return features.reshape(-1, features.shape[-1])
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from perturbjax.models import Mode
 from perturbjax.models.backbone import HALF
-from perturbjax.models.channels import ChannelClassifier
+from perturbjax.models.channels import TOGETHER, ChannelClassifier
 from perturbjax.models.layers import Conv
 from perturbjax.models.symmetries import dihedral
 
@@ -65,3 +65,11 @@ def test_averaged_over_all_symmetries_a_turned_site_has_the_same_features():
     for symmetries, same in ((1, False), (8, True)):
         model = small(1, symmetries=symmetries)
         assert np.allclose(forward(model, dihedral(x, 5)).features, forward(model, x).features, atol=1e-4) == same
+
+
+@pytest.mark.parametrize("n", [TOGETHER // 4 + 1, TOGETHER])
+def test_sites_in_turn_have_the_features_they_have_alone(n):
+    model, x = small(2, symmetries=3), site(2, n)
+    features = forward(model, x).features
+    for row in (0, n - 1):
+        np.testing.assert_allclose(features[row], forward(model, x[row : row + 1]).features[0], rtol=1e-4, atol=1e-5)
