@@ -98,6 +98,8 @@ def impossible(hint: Any) -> list[Any]:
 
 def wrong_words(hint: Any) -> list[str]:
     """Words that an option refuses: what it could never be, and for a choice what it does not offer."""
+    if typing.get_origin(hint) is tuple and typing.get_origin(typing.get_args(hint)[0]) is typing.Literal:
+        return wrong_words(typing.get_args(hint)[0])
     if typing.get_origin(hint) is typing.Literal:
         return ["no-such-choice"]
     value = impossible(hint)[0]
