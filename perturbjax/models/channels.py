@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -80,8 +79,9 @@ class ChannelClassifier(nnx.Module):
         seen = jnp.moveaxis(seen, 3, 1).reshape(b * c, h, w, 1)
         both = jnp.concatenate([seen, jnp.repeat(mask[..., None], c, axis=0)], axis=-1)
         views = [dihedral(both, element) for element in range(1 if mode.train else self.symmetries)]
-        found = self.of_images(jnp.concatenate(views), mode)
-        return found.reshape(len(views), b, -1).mean(0)
+        # Views of a site stay together: so they are on its device, where sites are dealt to several.
+        found = self.of_images(jnp.stack(views, axis=1).reshape(-1, h, w, 2), mode)
+        return found.reshape(b, c, len(views), -1).mean(2).reshape(b, -1)
 
     def of_images(self, images: Float[Array, "n h w 2"], mode: Mode) -> Float[Array, "n d"]:
         """What the backbone finds in grey images in [0, 1], each with the mask of its cells."""
@@ -93,7 +93,7 @@ class ChannelClassifier(nnx.Module):
         def found(x: Array, mask: Array) -> Array:
             return pool_stages(self.backbone.stage_maps(x, mode.frozen() if settled else mode), mask)
 
-        if not settled:  # its statistics are those of the whole batch
+        if mode.train and not settled:  # its statistics are those of the whole batch
             return found(x, mask)
         if self.frozen or not mode.train:
             return jax.lax.stop_gradient(_in_turn(found, x, mask, TOGETHER))
@@ -103,10 +103,15 @@ class ChannelClassifier(nnx.Module):
 def _in_turn(found: Callable[[Array, Array], Array], x: Array, mask: Array, most: int) -> Array:
     """The same a few images at a time. Of 96 images of 128×128 pixels EfficientNet-Lite0 would keep 5 GB for the way
     back, and of four views of 384 it held 11 GB at once."""
-    few = math.gcd(len(x), most)
-    x, mask = (part.reshape(-1, few, *part.shape[1:]) for part in (x, mask))
-    features = jax.lax.map(lambda part: found(*part), (x, mask))
-    return features.reshape(-1, features.shape[-1])
+    whole = len(x) // most * most
+    features = []
+    if whole:  # those of each turn are taken from all over, since several devices hold a stretch each
+        parts = tuple(part[:whole].reshape(most, -1, *part.shape[1:]).swapaxes(0, 1) for part in (x, mask))
+        of_parts = jax.lax.map(lambda part: found(*part), parts)
+        features.append(of_parts.swapaxes(0, 1).reshape(whole, -1))
+    if whole < len(x):
+        features.append(found(x[whole:], mask[whole:]))
+    return jnp.concatenate(features)
 
 
 class Standardize(nnx.Module):
