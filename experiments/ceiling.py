@@ -6,7 +6,7 @@ Writes `learning.csv` (a quarter, half and all of the training plates of each of
 `familiar.csv` (how often it is right on sites whose compound stands on no training plate, on one, on more), `known.csv`
 (the same recipe where sites of the same plate, and of the same well, train: what is lost to plates, and what the
 neighbours in a well could tell at most), `confused.csv` (classes taken for each other), and all four as `tables.md`.
-Some ten minutes for 2,000 cells on two cores.
+It took 20 minutes for 2,000 cells, beside other work (19 of one processor).
 """
 
 from __future__ import annotations
