@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import html
 import io
 import math
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -168,7 +169,8 @@ def require(flag: str, value: object, holds: bool, words: str) -> None:
 
 
 def require_sound(options: Any) -> None:
-    """Refuse what no option of a dataclass may be: a number that is not finite or is absurd, text that is no line.
+    """Refuse what no option of a dataclass may be: a number that is not finite or is absurd, text that is no line, a
+    name that is none of its choices.
 
     Called first in the `__post_init__` of every options dataclass, whose own rules (`require`) follow.
 
@@ -177,14 +179,29 @@ def require_sound(options: Any) -> None:
     """
     for option in dataclasses.fields(options):
         value = getattr(options, option.name)
-        flag = option.name.replace("_", "-")
+        flag, choices = option.name.replace("_", "-"), _choices(type(options)).get(option.name)
         for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, float):
+            if choices is not None:
+                require(flag, value, one in choices, f"one of {', '.join(map(str, choices))}")
+            elif isinstance(one, float):
                 require(flag, value, math.isfinite(one), "a finite number")
             elif isinstance(one, int):
                 require(flag, value, -LARGEST < one < LARGEST, "less than 2^32")
             elif isinstance(one, str | Path):
                 require(flag, repr(str(one)), not CONTROL.search(str(one)), "text without control characters")
+
+
+@functools.cache
+def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
+    """What the options of a dataclass may be, where that is a `Literal`, alone or many times in a tuple.
+
+    The command line refuses all else by itself; Python does not."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        inner = get_args(hint)[0] if get_origin(hint) is tuple else hint
+        if get_origin(inner) is Literal:
+            found[name] = get_args(inner)
+    return found
 
 
 def require_output(path: Path, *suffixes: str) -> None:

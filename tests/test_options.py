@@ -19,8 +19,8 @@ from data_prep.segment import SegmenterConfig
 from data_prep.simulate import SimulateConfig
 from perturbjax import cli
 from perturbjax.audit.settings import AuditConfig, CompareConfig
-from perturbjax.config import PRESETS, Recipe, recipe_from_dict, recipe_to_dict
-from perturbjax.console import InputError
+from perturbjax.config import PRESETS, Recipe, SplitPolicy, recipe_from_dict, recipe_to_dict
+from perturbjax.console import InputError, require_sound
 from perturbjax.evaluation.apply import EvaluateConfig, PredictConfig
 from perturbjax.export import StableHLOConfig
 from perturbjax.features.embed import COLOURS
@@ -161,6 +161,18 @@ def test_no_options_object_holds_what_it_may_not(kind):
             with pytest.raises(InputError) as refused:
                 dataclasses.replace(sound, **{field.name: value})
             assert f"--{field.name.replace('_', '-')}" in str(refused.value)
+
+
+def test_a_choice_made_in_python_is_one_of_those_there_are():
+    @dataclasses.dataclass(frozen=True)
+    class Config:  # those of the package are held to their types by the tests' own checker
+        split: SplitPolicy = "well"
+        others: tuple[SplitPolicy, ...] = ("well", "plate")
+
+    require_sound(Config())
+    for wrong in ({"split": "wells"}, {"others": ("well", "wells")}):
+        with pytest.raises(InputError, match="wells.* must be one of site, well, plate, layout, compound"):
+            require_sound(Config(**wrong))
 
 
 def example(kind: type) -> Any:
