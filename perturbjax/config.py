@@ -169,10 +169,11 @@ class TransferConfig:
     package:NAME. Empty trains --model from scratch, in one phase."""
     head: Head = "dense"
     """What is put on the backbone. dense: average, dense. attention: the mask says where to average. channels: the
-    backbone sees every channel by itself; what its stages find and statistics of the site go to one dense layer, which
-    starts at the linear solution (needs --normalize log or log_plate)."""
+    backbone sees every channel by itself and stands still; a head is fitted to what its stages find and to statistics
+    of the site, and what the epochs train is a small attention network beside it (needs --normalize log or
+    log_plate)."""
     symmetries: int = 1
-    """How many of the square's eight symmetries --head channels averages the features over where it is not training."""
+    """How many of the square's eight symmetries --head channels averages what the backbone finds over."""
     freeze_epochs: int = 5
     """Epochs, of --epochs, in which only the new layers move and the backbone stands still."""
     finetune_rate: float = 0.1
@@ -225,13 +226,15 @@ PRESETS: dict[str, Recipe] = {
         ),
         split=SplitConfig(split="plate"),
     ),
-    # Any new data: starts at the linear solution on photographs' features, then its head moves (docs/presets.md).
+    # Any new data: photographs' features of every channel, and a small network trained beside them (docs/presets.md).
     "pretrained": Recipe(
         model=ModelConfig(model="efficientnet_lite0"),
         input=InputConfig(normalize="log_plate", mask_encoding="instance"),
-        augment=AugmentConfig(crop=128, crop_scale=(0.7, 1.0), crop_ratio=(1.0, 1.0)),
-        optim=OptimConfig(epochs=3, batch_size=32, learning_rate=1e-4, weight_decay=0.01, decoupled=True, balance=1.0),
-        transfer=TransferConfig(weights="package:efficientnet_lite0", head="channels", freeze_epochs=3, symmetries=4),
+        augment=AugmentConfig(crop=128, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)),
+        optim=OptimConfig(
+            epochs=20, batch_size=64, learning_rate=0.002, weight_decay=0.05, decoupled=True, balance=1.0
+        ),
+        transfer=TransferConfig(weights="package:efficientnet_lite0", head="channels", symmetries=8),
     ),
     # The simulated plates of `make demo`: learned in about a minute on two cores.
     "demo": Recipe(

@@ -45,14 +45,15 @@ class Network:
         run: where it comes from.
         facts: of its checkpoint: `epoch` among them.
         batch_size: sites a step; fewer are padded to it.
+        graphdef, state: of the model; `params` and `stats`, on the devices.
     """
 
     run: Run
     facts: dict[str, Any]
     placement: Placement
     batch_size: int
-    _graphdef: nnx.GraphDef
-    _state: dict[str, Any]
+    graphdef: nnx.GraphDef
+    state: dict[str, Any]
 
     @property
     def class_names(self) -> list[str]:
@@ -192,15 +193,15 @@ class Network:
 
     def step(self, batch: RawBatch) -> tuple[Float32[Array, "b classes"], Float32[Array, "b d"]]:
         """Probabilities and features, on the device, of a batch that a feed placed there, rows of padding too."""
-        return self._predict_step(self._state["params"], self._state["stats"], batch)
+        return self._predict_step(self.state["params"], self.state["stats"], batch)
 
     @functools.cached_property
     def _predict_step(self) -> Any:
-        return self.placement.compile_predict(make_predict_step(self._graphdef, self.run.recipe))
+        return self.placement.compile_predict(make_predict_step(self.graphdef, self.run.recipe))
 
     @functools.cached_property
     def _attention_step(self) -> Any:
-        return self.placement.compile_predict(make_attention_step(self._graphdef, self.run.recipe))
+        return self.placement.compile_predict(make_attention_step(self.graphdef, self.run.recipe))
 
     def _of_arrays(
         self, step: Any, images: np.ndarray, masks: np.ndarray, plates: Sequence[str] | None
@@ -224,7 +225,7 @@ class Network:
         self, step: Any, batches: Callable[[Order], Iterable[RawBatch]], positions: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         multiple = self.placement.count if self.placement.processes > 1 else 1
-        params, stats = self._state["params"], self._state["stats"]
+        params, stats = self.state["params"], self.state["stats"]
         return apply_to_sites(step, params, stats, batches, positions, self.batch_size, multiple=multiple)
 
 

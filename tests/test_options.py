@@ -171,7 +171,7 @@ def test_a_choice_made_in_python_is_one_of_those_there_are():
 
     require_sound(Config())
     for wrong in ({"split": "wells"}, {"others": ("well", "wells")}):
-        with pytest.raises(InputError, match="wells.* must be one of site, well, plate, layout, compound"):
+        with pytest.raises(InputError, match=r"wells.* must be one of site, well, plate, layout, compound"):
             require_sound(Config(**wrong))
 
 

@@ -35,11 +35,10 @@ def audit(config: AuditConfig) -> Audit:
     """
     make_folder(config.out)
     model = _model(config.model)
+    if config.run is not None and config.train:
+        return audit_trained(config, config.run, model)
     if config.run is not None:
-        material, answered = sources.of_run(config, config.run)
-        if config.train:
-            return audit_trained(material, config, model)
-        return audit_run(material, answered, config, model)
+        return audit_run(*sources.of_run(config, config.run), config, model)
     return audit_features(sources.of_features(config), config, model)
 
 
@@ -210,7 +209,7 @@ def audit_run(material: Material, answered: Answered, config: AuditConfig, model
     return Audit(material.what, material.label, MODEL, (answer,), (), refused)
 
 
-def audit_trained(material: Material, config: AuditConfig, model: str) -> Audit:
+def audit_trained(config: AuditConfig, path: Path, model: str) -> Audit:
     """A run's recipe under every split that the data allows, trained anew for every fold.
 
     Raises:
@@ -218,8 +217,7 @@ def audit_trained(material: Material, config: AuditConfig, model: str) -> Audit:
     """
     from perturbjax.audit.trained import answers
 
-    assert config.run is not None
-    run, dataset, *_ = sources.read_evaluated(config.run, config.source.data)
+    material, run, dataset, _ = sources.of_recipe(config, path)
     dealt, refused = _dealt(material, config)
     network = run.recipe.model.model
     said: dict[str, dict[str, Said]] = {one.policy: {} for one in dealt}

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from perturbjax.audit.controls import INTENSITY, UNTRAINED, measured, with_measured
 from perturbjax.audit.settings import AuditConfig
+from perturbjax.config import TransferConfig
 from perturbjax.console import InputError, console
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation.apply import EVALUATION, PREDICTIONS
@@ -184,41 +185,40 @@ def of_run(config: AuditConfig, path: Path) -> tuple[Material, Answered]:
     Raises:
         InputError: the run was not evaluated, or its predictions do not fit its split.
     """
-    run, dataset, index, part, table = read_evaluated(path, config.source.data)
-    train, test = (np.flatnonzero(part == name) for name in (TRAIN, TEST))
-    _, probabilities = predictions_of(table, index.iloc[test], run.class_names)
-    controls: dict[str, Features] = {}
-    if config.untrained:
-        values = untrained_features(run, dataset, dataset.positions(list(index["site_id"])))
-        controls[UNTRAINED] = _as_features(index, pd.DataFrame(values).add_prefix("feature "), config.preparation)
-    policy = run.recipe.split.split_file or run.recipe.split.split
-    material = Material(str(path), run.label_column, index, run.class_names, None, controls)
-    return material, Answered(policy, train, test, probabilities)
-
-
-def read_evaluated(
-    path: Path, data: tuple[Path, ...] = ()
-) -> tuple[Run, Dataset, pd.DataFrame, Shaped[np.ndarray, " n"], pd.DataFrame]:
-    """A run, its dataset, one row a site of its split with `label`, the part of each, and its table of predictions.
-
-    Raises:
-        InputError: the run was not evaluated, or a file of it cannot be read.
-    """
-    run = open_run(path)
+    material, run, _, part = of_recipe(config, path)
     file = run.path / EVALUATION / PREDICTIONS
     if not file.is_file():
         raise InputError(f"{path}: was not evaluated; run `perturbjax evaluate --run {path}` first")
-    dataset = run.open_data(data)
+    train, test = (np.flatnonzero(part == name) for name in (TRAIN, TEST))
+    _, probabilities = predictions_of(read_predictions(file), material.index.iloc[test], run.class_names)
+    policy = run.recipe.split.split_file or run.recipe.split.split
+    return material, Answered(policy, train, test, probabilities)
+
+
+def of_recipe(config: AuditConfig, path: Path) -> tuple[Material, Run, Dataset, Shaped[np.ndarray, " n"]]:
+    """The sites of a run's split, the run, its dataset, and the part of each site.
+
+    Raises:
+        InputError: a file of the run cannot be read.
+    """
+    run = open_run(path)
+    dataset = run.open_data(config.source.data)
     manifest = run.manifest(dataset.index)
-    index = dataset.index.iloc[dataset.positions(list(manifest["site_id"]))].reset_index(drop=True)
+    positions = dataset.positions(list(manifest["site_id"]))
+    index = dataset.index.iloc[positions].reset_index(drop=True)
     index = index.assign(label=index[run.label_column])
-    return run, dataset, index, manifest["part"].to_numpy(), read_predictions(file)
+    controls: dict[str, Features] = {}
+    if config.untrained:
+        values = pd.DataFrame(untrained_features(run, dataset, positions)).add_prefix("feature ")
+        controls[UNTRAINED] = _as_features(index, values, config.preparation)
+    material = Material(str(path), run.label_column, index, run.class_names, None, controls)
+    return material, run, dataset, manifest["part"].to_numpy()
 
 
 def untrained_features(run: Run, dataset: Dataset, positions: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
     """What the last layer of the run's network sees before any training, its input as in evaluation."""
     placement = choose_placement("auto")
-    recipe = dataclasses.replace(run.recipe, transfer=dataclasses.replace(run.recipe.transfer, weights=""))
+    recipe = dataclasses.replace(run.recipe, transfer=TransferConfig())
     channels = len(dataset.channel_names) * METHODS[recipe.input.normalize].ways
     model, _ = create_network(recipe, channels, run.class_names)
     graphdef, params, stats = split_model(model)

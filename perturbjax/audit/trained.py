@@ -15,6 +15,7 @@ from perturbjax.audit.sources import Material
 from perturbjax.config import SplitConfig
 from perturbjax.console import console
 from perturbjax.dataset import Dataset
+from perturbjax.evaluation.predictions import predictions_table, write_predictions
 from perturbjax.files import make_folder
 from perturbjax.inference import load_network
 from perturbjax.splits import TEST, TRAIN, group_of_site, write_split
@@ -31,7 +32,7 @@ def answers(
     """Each split and fold, and the probabilities that a network trained on it gives to the sites it judges.
 
     Everything of the recipe stays (its seed too) but the split, which comes from a file. A run of `out` that was
-    stopped goes on, so that an audit may be killed and started again.
+    stopped goes on, so that an audit may be killed and started again. Beside each run its predictions are written.
 
     Args:
         material: the run's sites.
@@ -66,6 +67,9 @@ def _train_and_ask(
     network = load_network(trained, dataset=dataset)
     judged = material.index["site_id"].to_numpy()[dealt.folds[fold][1]]
     found: Float32[np.ndarray, "n known"] = network.apply_to(dataset, dataset.positions(list(judged))).probabilities
+    rows = material.index.iloc[dealt.folds[fold][1]]
+    table = predictions_table(rows, found, network.class_names, part=TEST, label=rows["label"])
+    write_predictions(folder / f"{name}.predictions.parquet", table)
     every = np.zeros((len(found), len(material.class_names)), found.dtype)
     every[:, [material.class_names.index(one) for one in network.class_names]] = found
     return every

@@ -1,16 +1,19 @@
-"""A network that sees photographs' features of every channel, and what can be measured of the site beside them."""
+"""A network that sees photographs' features of every channel, what can be measured of the site, and the site itself."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from perturbjax.config import BackboneNorm
+from perturbjax.models.attention import AttentionClassifier
 from perturbjax.models.backbone import Colours
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
 from perturbjax.models.pooling import pool_stages, pooled_size
@@ -20,24 +23,32 @@ from perturbjax.models.symmetries import dihedral
 PERCENTILES = (1.0, 50.0, 99.0)
 #: Side in pixels of the grid that they are taken on: those of more pixels are the same, and cost a sort.
 GRID = 56
-#: Images that a backbone is shown at a time: where it moves, and what lies between is kept for the way back, and else.
-TOGETHER_MOVING, TOGETHER = 12, 96
+#: Sites that the backbone is shown at a time, in all their channels and views: those of 128 would take gigabytes.
+TOGETHER = 8
+#: Principal components that are kept of what the backbone finds.
+COMPONENTS = 256
+#: Units between these and the answer, and the share of them that is dropped in training (of what comes in, half that).
+HIDDEN, DROPPED = 512, 0.4
+#: Weight of the trained eyes beside the head, in the mean of their log-probabilities.
+EYES = 0.2
 
 
 class ChannelClassifier(nnx.Module):
-    """One dense layer on a backbone's features of every channel, and on statistics of the site.
+    """What photographs' features tell of every channel, and beside it a small network that is trained on the sites.
 
     Takes (B, H, W, 1 + ways × channels): the mask first, then every channel as the logarithm of intensities over the
     background, perhaps a second time relative to the plate (`--normalize log`, `log_plate`). The backbone sees each
     channel by itself, linear again and between its 1st and 99th percentile, as `perturbjax features` shows it, and the
-    mask says where in its stages' maps cells lie (`models.pooling`).
+    mask says where in its stages' maps cells lie (`models.pooling`). It stands still, as does the head on its
+    components and on statistics of the site: both are set before the first step (`training.head_start`). What is
+    trained are the `eyes`, the attention network, which look at the site at half its side; in training the logits are
+    theirs alone, and the backbone is not asked. The answer is the weighted mean of both log-probabilities.
 
-    The features are standardised by fixed statistics (see `training.linear_start`), so that all inputs of the dense
-    layer move alike.
+    `features` are the components and the statistics; `attention` is the eyes'.
 
     Attributes:
-        symmetries: views of the site that the features are averaged over where it is not training.
-        frozen, backbone_norm: as of `TransferClassifier`.
+        seen: how many of what is described of a site the backbone finds.
+        symmetries: views of the site that what it finds is averaged over.
     """
 
     def __init__(
@@ -49,7 +60,6 @@ class ChannelClassifier(nnx.Module):
         ways: int,
         dropout: float,
         colours: Colours,
-        backbone_norm: BackboneNorm = "published",
         symmetries: int = 1,
         rngs: nnx.Rngs,
     ):
@@ -57,72 +67,99 @@ class ChannelClassifier(nnx.Module):
         self.backbone.head = None
         self.channels = channels // ways
         self.seen = self.channels * pooled_size(backbone)
-        self.feature_size = self.seen + channels * (2 + len(PERCENTILES)) + 2
-        self.standardize = Standardize(self.feature_size)
-        self.head = Dense(self.feature_size, classes, rngs=rngs)
-        self.dropout, self.colours, self.symmetries = dropout, colours, symmetries
-        self.frozen, self.backbone_norm = False, backbone_norm
+        known = channels * (2 + len(PERCENTILES)) + 2
+        self.feature_size = min(COMPONENTS, self.seen) + known
+        self.reduce = Reduce(self.seen + known, self.feature_size)
+        self.head = Perceptron(self.feature_size, classes, rngs=rngs)
+        self.eyes = AttentionClassifier(classes=classes, channels=channels, dropout=dropout, rngs=rngs)
+        self.colours, self.symmetries, self.frozen = colours, symmetries, True
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
-        mask, image = x[..., 0], x[..., 1:]
-        features = jnp.concatenate([self.of_channels(mask, image, mode), measured(mask, image)], axis=-1)
-        features = self.standardize(features)
-        logits = self.head(dropout(features, self.dropout, mode))
-        return Outputs(logits, features)
+        looked = self.eyes(at_half_the_side(x), mode)
+        if mode.train:
+            return looked
+        features = self.reduce(self.described(x, mode))
+        answers = [jax.nn.log_softmax(logits) for logits in (self.head(features, mode), looked.logits)]
+        return Outputs((1 - EYES) * answers[0] + EYES * answers[1], features, looked.attention)
 
-    def of_channels(self, mask: Float[Array, "b h w"], image: Float[Array, "b h w c"], mode: Mode) -> Array:
-        """(B, seen): what the backbone finds in each stored channel, one channel after the other."""
-        linear = jnp.expm1(image[..., : self.channels])
+    def described(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
+        """What the backbone finds in every channel, and what is measured of the site, before any of it is reduced."""
+        mask, image = x[..., 0], x[..., 1:]
+        stored = jnp.concatenate([x[..., :1], image[..., : self.channels]], axis=-1)
+        found = _in_turn(lambda sites: self.of_channels(sites, mode), stored)
+        return jnp.concatenate([found, measured(mask, image)], axis=-1)
+
+    def of_channels(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b seen"]:
+        """What the backbone finds in each stored channel, one channel after the other; the mask comes first."""
+        linear = jnp.expm1(x[..., 1:])
         low, high = jnp.percentile(_on_grid(linear), jnp.array([1.0, 99.0]), axis=(1, 2), keepdims=True)
         seen = jnp.clip((linear - low) / jnp.maximum(high - low, 1e-6), 0, 1)
         b, h, w, c = seen.shape
         seen = jnp.moveaxis(seen, 3, 1).reshape(b * c, h, w, 1)
-        both = jnp.concatenate([seen, jnp.repeat(mask[..., None], c, axis=0)], axis=-1)
-        views = [dihedral(both, element) for element in range(1 if mode.train else self.symmetries)]
-        # Views of a site stay together: so they are on its device, where sites are dealt to several.
-        found = self.of_images(jnp.stack(views, axis=1).reshape(-1, h, w, 2), mode)
-        return found.reshape(b, c, len(views), -1).mean(2).reshape(b, -1)
+        both = jnp.concatenate([seen, jnp.repeat(x[..., :1], c, axis=0)], axis=-1)
+        views = jnp.concatenate([dihedral(both, element) for element in range(self.symmetries)])
+        return self.of_images(views, mode).reshape(self.symmetries, b, -1).mean(0)
 
     def of_images(self, images: Float[Array, "n h w 2"], mode: Mode) -> Float[Array, "n d"]:
         """What the backbone finds in grey images in [0, 1], each with the mask of its cells."""
-        image, mask = images[..., :1], images[..., 1]
         mean, deviation = (jnp.asarray(values, jnp.float32) for values in self.colours)
-        settled = self.frozen or self.backbone_norm == "published"
-        x = (image - mean) / deviation
 
-        def found(x: Array, mask: Array) -> Array:
-            return pool_stages(self.backbone.stage_maps(x, mode.frozen() if settled else mode), mask)
+        def found(images: Array, dtype: DTypeLike) -> Array:
+            x = (images[..., :1] - mean) / deviation
+            maps = self.backbone.stage_maps(x, dataclasses.replace(mode.frozen(), dtype=dtype))
+            return pool_stages(maps, images[..., 1])
 
-        if mode.train and not settled:  # its statistics are those of the whole batch
-            return found(x, mask)
-        if self.frozen or not mode.train:
-            return jax.lax.stop_gradient(_in_turn(found, x, mask, TOGETHER))
-        return _in_turn(jax.checkpoint(found), x, mask, TOGETHER_MOVING)
+        if mode.dtype == jnp.float32:
+            return found(images, jnp.float32)
+        # CPUs take twice the time for a bfloat16 convolution of one channel by itself.
+        ways = {"cpu": partial(found, dtype=jnp.float32), "default": partial(found, dtype=mode.dtype)}
+        return jax.lax.platform_dependent(images, **ways)
 
 
-def _in_turn(found: Callable[[Array, Array], Array], x: Array, mask: Array, most: int) -> Array:
-    """The same a few images at a time. Of 96 images of 128×128 pixels EfficientNet-Lite0 would keep 5 GB for the way
-    back, and of four views of 384 it held 11 GB at once."""
-    whole = len(x) // most * most
+def _in_turn(found: Callable[[Array], Array], x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+    """The same, of `TOGETHER` sites at a time, taken from all over: several devices hold a stretch of them each."""
+    whole = len(x) // TOGETHER * TOGETHER
     features = []
-    if whole:  # those of each turn are taken from all over, since several devices hold a stretch each
-        parts = tuple(part[:whole].reshape(most, -1, *part.shape[1:]).swapaxes(0, 1) for part in (x, mask))
-        of_parts = jax.lax.map(lambda part: found(*part), parts)
-        features.append(of_parts.swapaxes(0, 1).reshape(whole, -1))
+    if whole:
+        parts = x[:whole].reshape(TOGETHER, -1, *x.shape[1:]).swapaxes(0, 1)
+        features.append(jax.lax.map(found, parts).swapaxes(0, 1).reshape(whole, -1))
     if whole < len(x):
-        features.append(found(x[whole:], mask[whole:]))
+        features.append(found(x[whole:]))
     return jnp.concatenate(features)
 
 
-class Standardize(nnx.Module):
-    """Every feature to mean 0 and deviation 1 of the training sites; statistics that no step moves."""
+class Reduce(nnx.Module):
+    """A linear map that no step moves: what is described of a site to its components and statistics."""
 
-    def __init__(self, size: int):
-        self.mean = nnx.BatchStat(jnp.zeros(size))
-        self.gain = nnx.BatchStat(jnp.ones(size))
+    def __init__(self, inputs: int, outputs: int):
+        self.mean = nnx.BatchStat(jnp.zeros(inputs))
+        self.kernel = nnx.BatchStat(jnp.eye(inputs, outputs))
 
-    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-        return (x - self.mean[...]) * self.gain[...]
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
+        return jnp.dot(x - self.mean[...], self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+
+
+class Perceptron(nnx.Module):
+    """One hidden layer, and a linear one past it that starts at 0."""
+
+    def __init__(self, inputs: int, classes: int, *, rngs: nnx.Rngs):
+        self.hidden = Dense(inputs, HIDDEN, rngs=rngs)
+        self.out = Dense(HIDDEN, classes, rngs=rngs)
+        self.past = nnx.Param(jnp.zeros((inputs, classes)))
+
+    def __call__(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "b classes"]:
+        x = dropout(x, DROPPED / 2, mode)
+        if mode.keys is not None:
+            mode = dataclasses.replace(mode, keys=jax.vmap(jax.random.fold_in, (0, None))(mode.keys, 1))
+        hidden = dropout(jax.nn.relu(self.hidden(x)), DROPPED, mode)
+        return self.out(hidden) + x @ self.past[...]
+
+
+def at_half_the_side(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Mask and channels averaged over 2 × 2 pixels, the mask as the share of them that is cell."""
+    x = jnp.concatenate([(x[..., :1] > 0).astype(x.dtype), x[..., 1:]], axis=-1)
+    b, h, w, c = x.shape
+    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
 def measured(mask: Float[Array, "b h w"], image: Float[Array, "b h w c"]) -> Float[Array, "b d"]:

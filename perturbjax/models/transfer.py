@@ -149,19 +149,14 @@ def _classifier(
 ) -> PretrainedClassifier:
     if provenance["inputs"] != 3:
         raise InputError(f"--weights {transfer.weights}: takes {provenance['inputs']} channels; transfer needs 3")
-    shape: dict[str, Any] = {
-        "classes": classes,
-        "channels": channels,
-        "dropout": dropout,
-        "backbone_norm": transfer.backbone_norm,
-    }
+    shape: dict[str, Any] = {"classes": classes, "channels": channels, "dropout": dropout, "rngs": nnx.Rngs(seed)}
     if transfer.head == "channels":
         from perturbjax.models import BACKBONES
 
         colours = BACKBONES[provenance["backbone"]].colours
         own: dict[str, Any] = {"ways": ways, "colours": colours, "symmetries": transfer.symmetries}
-        return ChannelClassifier(backbone, **own, **shape, rngs=nnx.Rngs(seed))
-    return TransferClassifier(backbone, head=transfer.head, **shape, rngs=nnx.Rngs(seed))
+        return ChannelClassifier(backbone, **own, **shape)
+    return TransferClassifier(backbone, head=transfer.head, backbone_norm=transfer.backbone_norm, **shape)
 
 
 def in_phase(model: PretrainedClassifier, phase: Phase) -> PretrainedClassifier:
@@ -171,7 +166,9 @@ def in_phase(model: PretrainedClassifier, phase: Phase) -> PretrainedClassifier:
 
 
 def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: Backbone) -> Any:
-    """Each parameter's learning rate as a share of the recipe's: a pytree of floats, 0 where nothing moves."""
+    """Each parameter's learning rate as a share of the recipe's: a pytree of floats, 0 where nothing moves.
+
+    Of a `ChannelClassifier` the eyes alone move."""
 
     def depth(path: tuple) -> int:
         return backbone.depth(_keys(path)[1:])
@@ -179,6 +176,8 @@ def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: B
     top = max((depth(path) for path, _ in jax.tree_util.tree_leaves_with_path(params) if _in_backbone(path)), default=0)
 
     def scale(path: tuple, _: Any) -> float:
+        if transfer.head == "channels":
+            return float(_keys(path)[0] == "eyes")
         if not _in_backbone(path):
             return 1.0
         frozen = phase == "new layers"

@@ -19,15 +19,15 @@ from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.devices import ComputeConfig, Dispatches, open_devices, stack_steps
 from perturbjax.training.experiment import Experiment, prepare_experiment, say_what_runs
+from perturbjax.training.head_start import start_head
 from perturbjax.training.hosts import HostsConfig, connect, from_first, is_first, require_possible
-from perturbjax.training.linear_start import start_at_linear
 from perturbjax.training.log import LogTo, open_log, require_package
 from perturbjax.training.phases import plan_phases
 from perturbjax.training.predict import accuracy_and_loss, apply_to_sites
 from perturbjax.training.profile import TRACED_STEPS, trace_steps
 from perturbjax.training.progress import Progress, leave, resume, sigterm_noted
 from perturbjax.training.run import Run, describe_run, locked, open_run, start_run
-from perturbjax.training.step import TrainState, initial_state, make_predict_step, make_train_step
+from perturbjax.training.step import TrainState, initial_state, make_describe_step, make_predict_step, make_train_step
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,9 @@ def fit(config: TrainConfig) -> Run:
         log = held.enter_context(open_log(config.log_to, run))
         asked_to_end = held.enter_context(sigterm_noted())
         multiple = placement.count if placement.processes > 1 else 1
-        if step == 0 and recipe.transfer.head == "channels" and config.init_from is None:
-            state = start_at_linear(state, experiment, predict_step, feed.batches, multiple=multiple)
+        if step == 0 and recipe.transfer.head == "channels":
+            describe_step = placement.compile_predict(make_describe_step(experiment.graphdef, recipe))
+            state = start_head(state, experiment, describe_step, feed.batches, multiple=multiple)
             state = placement.replicate(state)
 
         phase, parts, before = None, begun.parts(), float(begun.seconds)

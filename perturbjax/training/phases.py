@@ -58,8 +58,10 @@ def create_network(
 
 def plan_phases(recipe: Recipe, graphdef: nnx.GraphDef, params: Any, stats: Any, steps_per_epoch: int) -> list[Phase]:
     """The phases of a run, in order; each has a one-cycle schedule of its own."""
-    epochs = recipe.optim.epochs
-    frozen = min(recipe.transfer.freeze_epochs, epochs) if recipe.transfer.weights else 0
+    epochs, transferred = recipe.optim.epochs, recipe.transfer
+    frozen = min(transferred.freeze_epochs, epochs) if transferred.weights else 0
+    if transferred.head == "channels":  # its backbone always stands still
+        frozen = epochs
     phases = []
     parts: list[tuple[transfer.Phase, int, int]] = [("new layers", 0, frozen), ("all layers", frozen, epochs)]
     for name, first, stop in parts:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float32, Int, Shaped
 
 from perturbjax.feed import Order, RawBatch
 from perturbjax.training.step import AttentionStep, PredictStep
+
+#: Batches that are under way at a time.
+AHEAD = 3
 
 
 class Predictions(NamedTuple):
@@ -39,8 +43,10 @@ def apply_to_sites(
         batches: a feed's.
     """
     size = batch_size + -batch_size % multiple
-    # Answers are fetched when all batches are under way: the device never waits for the host.
-    answers = [step(params, stats, batch) for batch in batches(Order.once(positions, size))]
+    answers: list[tuple[Any, ...]] = []
+    for batch in batches(Order.once(positions, size)):
+        answers.append(step(params, stats, batch))
+        jax.block_until_ready(answers[-AHEAD:][0])  # the device never waits for the host, nor runs far behind it
     return tuple(
         np.concatenate([np.asarray(part)[:size] for part in parts])[: len(positions)]
         for parts in zip(*answers, strict=True)

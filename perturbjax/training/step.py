@@ -51,6 +51,7 @@ class Sums(NamedTuple):
 TrainStep = Callable[[TrainState, RawBatch], tuple[TrainState, Sums]]
 PredictStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b classes"], Float[Array, "b d"]]]
 AttentionStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b h w"]]]
+DescribeStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b d"]]]
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
@@ -149,6 +150,22 @@ def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> AttentionStep
     return attention_step
 
 
+def make_describe_step(graphdef: nnx.GraphDef, recipe: Recipe) -> DescribeStep:
+    """Build `describe_step(params, stats, batch) -> (described,)` of a `ChannelClassifier`, see its `described`."""
+
+    def describe_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array]:
+        inputs, mode = as_it_is(recipe, batch)
+        return (nnx.merge(graphdef, params, stats, copy=True).described(inputs, mode),)
+
+    return describe_step
+
+
 def _evaluate(graphdef: nnx.GraphDef, recipe: Recipe, params: Any, stats: Any, batch: RawBatch) -> Outputs:
+    inputs, mode = as_it_is(recipe, batch)
+    return nnx.merge(graphdef, params, stats, copy=True)(inputs, mode)
+
+
+def as_it_is(recipe: Recipe, batch: RawBatch) -> tuple[Float[Array, "b crop crop planes"], Mode]:
+    """The input without augmentation, and how it is looked at."""
     inputs = prepare(batch, seed=recipe.seed, epoch=0, augment=recipe.augment, input=recipe.input, train=False)
-    return nnx.merge(graphdef, params, stats, copy=True)(inputs, Mode(dtype=DTYPES[recipe.model.precision]))
+    return inputs, Mode(dtype=DTYPES[recipe.model.precision])

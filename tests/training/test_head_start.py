@@ -1,4 +1,4 @@
-"""A network that starts at the linear solution: it answers as scikit-learn would, and goes on from there."""
+"""A head that is fitted before the first step: what it is fitted to, how well, and that no step moves it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from published import write_resnet18
-from sklearn.linear_model import LogisticRegression
 from tiny_dataset import write_dataset
 
 from perturbjax.config import AugmentConfig, InputConfig, ModelConfig, OptimConfig, Recipe, SplitConfig, TransferConfig
 from perturbjax.console import InputError
 from perturbjax.dataset import open_dataset
 from perturbjax.inference import load_network
-from perturbjax.models.channels import measured
+from perturbjax.models import Mode
+from perturbjax.models.channels import COMPONENTS, Perceptron, measured
 from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.fit import TrainConfig, fit
-from perturbjax.training.linear_start import solve
+from perturbjax.training.head_start import fitted, reduction
 
 
 def blobs(n: int = 120, d: int = 20, classes: int = 3):
@@ -28,24 +29,52 @@ def blobs(n: int = 120, d: int = 20, classes: int = 3):
     return (rng.normal(size=(classes, d))[labels] + rng.normal(size=(n, d))).astype(np.float32) * 5 + 7, labels
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_the_solution_answers_as_the_regression_it_was_made_of(classes):
-    x, labels = blobs(classes=classes)
-    found = solve(x, labels, classes + 1, backbone=15)
-    logits = (x - found.mean) * found.gain @ found.kernel + found.bias
-    model = LogisticRegression(C=0.01, max_iter=300, class_weight="balanced")
-    z = (x - x.mean(0)) / x.std(0)
-    z *= np.sqrt(500 / np.repeat([15, 5], [15, 5]))  # each part's total variance
-    model.fit(z, labels)  # all components are kept, so that rotating the features changes nothing
-    likelihood = np.exp(logits[:, :classes])
-    np.testing.assert_allclose(likelihood / likelihood.sum(1, keepdims=True), model.predict_proba(z), atol=2e-3)
-    assert (logits.argmax(1) < classes).all()  # the class without a site is never answered
+@pytest.mark.parametrize("n", [120, 12])
+def test_components_and_statistics_have_one_total_variance_and_neither_is_correlated_within_components(n):
+    x, _ = blobs(n)
+    mean, kernel = reduction(x, seen=15)
+    z = (x - mean) @ kernel
+    assert z.shape == (n, 20)
+    np.testing.assert_allclose(z.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose([z[:, :15].var(0).sum(), z[:, 15:].var(0).sum()], 10, rtol=1e-4)
+    covariance = np.cov(z[:, : min(15, n - 1)].T)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-3)
+    assert n > 15 or not z[:, n:15].any()  # fewer sites than components
+
+
+def test_of_many_features_the_first_components_are_kept():
+    x = np.random.default_rng(0).normal(size=(300, COMPONENTS + 40)).astype(np.float32)
+    _, kernel = reduction(x, seen=COMPONENTS + 30)
+    assert kernel.shape == (COMPONENTS + 40, COMPONENTS + 10)
 
 
 def test_a_feature_that_never_varies_counts_for_nothing():
-    x, labels = blobs()
+    x, _ = blobs()
     x[:, 3] = 4
-    assert not np.any(solve(x, labels, 3, backbone=15).gain[3])
+    assert not np.any(reduction(x, seen=15)[1][3])
+
+
+def fit_blobs(x, labels, weight, seed: int = 0) -> Perceptron:
+    return fitted(Perceptron(x.shape[1], 4, rngs=nnx.Rngs(0)), x, labels, weight, 0.1, seed)
+
+
+def test_a_head_tells_sites_it_has_not_seen_and_never_says_a_class_without_sites():
+    x, labels = blobs(240)
+    x = (x - x.mean(0)) / x.std(0)
+    head = fit_blobs(x[:160], labels[:160], np.ones(160))
+    said = np.asarray(head(jnp.asarray(x[160:]), Mode())).argmax(1)
+    assert (said == labels[160:]).mean() > 0.9
+    for seed, same in ((0, True), (1, False)):
+        again = fit_blobs(x[:160], labels[:160], np.ones(160), seed)
+        assert np.array_equal(again.hidden.kernel[...], head.hidden.kernel[...]) == same
+
+
+def test_a_site_counts_by_its_weight():
+    x = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    labels = (np.arange(300) % 10 == 0).astype(int)
+    for weight, least, most in ((np.ones(300), 0, 0.05), (np.where(labels, 9.0, 1.0), 0.15, 0.7)):
+        said = np.asarray(fit_blobs(x, labels, weight)(jnp.asarray(x), Mode())).argmax(1)
+        assert least <= (said == 1).mean() <= most
 
 
 def test_cells_are_counted_by_their_numbers_and_light_as_it_is():
@@ -71,9 +100,9 @@ def config(folder, name: str, **changes) -> TrainConfig:
         model=ModelConfig(model="resnet18"),
         input=InputConfig(normalize="log_plate", mask_encoding="instance"),
         augment=AugmentConfig(crop=24),
-        optim=OptimConfig(epochs=1, batch_size=12, learning_rate=1e-9, weight_decay=0.0),
+        optim=OptimConfig(epochs=1, batch_size=12, learning_rate=0.01, weight_decay=0.1, decoupled=True),
         split=SplitConfig(split="well", folds=3),
-        transfer=TransferConfig(weights=str(folder / "resnet18.safetensors"), head="channels", freeze_epochs=1),
+        transfer=TransferConfig(weights=str(folder / "resnet18.safetensors"), head="channels"),
     )
     recipe = dataclasses.replace(recipe, **changes)
     return TrainConfig(
@@ -90,24 +119,26 @@ def run(folder):
     return fit(config(folder, "run"))
 
 
-def test_a_run_that_hardly_moves_ends_where_it_started_at_the_linear_solution(folder, run):
+def test_the_head_is_of_the_training_sites_and_stands_still_while_the_eyes_move(folder, run):
     network = load_network(run)
     dataset = open_dataset(folder / "data")
     train = np.flatnonzero(run.parts(dataset.index["site_id"]) == "train")
     answers = network.apply_to(dataset, train)
-    features = answers.features
-    moving = features.std(0) > 1e-3
-    np.testing.assert_allclose(features.mean(0), 0, atol=1e-3)
-    np.testing.assert_allclose(features[:, moving].std(0), 1, atol=1e-2)
+    np.testing.assert_allclose(answers.features.mean(0), 0, atol=1e-3)
     labels = dataset.column("Metadata_pert_iname").to_numpy()[train]
     assert (np.array(network.class_names)[answers.probabilities.argmax(1)] == labels).mean() > 0.9
+    longer = fit(config(folder, "longer", optim=dataclasses.replace(run.recipe.optim, epochs=2)))
+    one, other = (Checkpoints(path).load("latest")[0] for path in (run.path, longer.path))
+    network_s = [name for name in one if name.startswith(("params/", "stats/"))]
+    moved = [name for name in network_s if not np.array_equal(one[name], other[name])]
+    assert moved and all("/eyes/" in name for name in moved)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_at_the_same_bits(folder, run):
     again = fit(config(folder, "again"))
     one, other = (Checkpoints(path).load("latest")[0] for path in (run.path, again.path))
     assert all(np.array_equal(value, other[name]) for name, value in one.items())
-    assert any(name.startswith("stats/standardize") for name in one)
+    assert any(name.startswith("stats/reduce") for name in one)
 
 
 def test_what_it_needs_is_said():

@@ -1,0 +1,201 @@
+"""What each part of the network of preset `pretrained` is worth, told by folds of the training plates alone.
+
+    python -m experiments.inner_network --data DIR --out runs/inner_network            # the head, in some ten minutes
+    python -m experiments.inner_network --data DIR --out runs/inner_network --eyes     # the eyes beside it, some hours
+
+The folds are those of `experiments.inner_folds`. What the standing backbone sees is computed once for all sites, and a
+head is fitted on two inner folds and judged on the third, in each way of `HEADS`. With `--eyes` the whole preset is
+trained on the first inner fold of each outer one, and judged with the eyes at every weight of `WEIGHTS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from flax import nnx
+from jaxtyping import Float, Float32, Int
+
+from experiments.inner_folds import INNER, inner_parts, scores
+from experiments.runs import write_table
+from perturbjax.augment import RawBatch
+from perturbjax.config import LINEAR_C, PRESETS, Recipe, SplitConfig
+from perturbjax.console import parse_options, require, require_sound, run_command, track
+from perturbjax.dataset import PLATE, Dataset, open_dataset
+from perturbjax.feed import Order, open_feed
+from perturbjax.files import make_folder
+from perturbjax.inference import BATCH_SIZE, load_network
+from perturbjax.models import Mode
+from perturbjax.models.channels import EYES, Perceptron, at_half_the_side
+from perturbjax.splits import TEST, TRAIN, write_split
+from perturbjax.training.devices import choose_placement
+from perturbjax.training.experiment import prepare_experiment
+from perturbjax.training.fit import TrainConfig, fit
+from perturbjax.training.head_start import MIX, fitted, reduction
+from perturbjax.training.loss import class_weights
+from perturbjax.training.predict import apply_to_sites
+from perturbjax.training.step import as_it_is, make_describe_step
+
+PRESET = PRESETS["pretrained"]
+WEIGHTS = (0.0, 0.1, EYES, 0.3, 0.4, 1.0)
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a head is made: views of a site, mixup's parameter, the power of the class weights; or a regression."""
+
+    views: int = PRESET.transfer.symmetries
+    mix: float = MIX
+    balance: float = PRESET.optim.balance
+    linear: bool = False
+
+
+HEADS = {
+    "as it is": Head(),
+    "four views of a site": Head(views=4),
+    "one view": Head(views=1),
+    "without mixed pairs": Head(mix=0.0),
+    "classes weighted by the root": Head(balance=0.5),
+    "logistic regression in its place": Head(linear=True),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    data: Path
+    """Dataset directory."""
+    out: Path
+    """Folder for runs and scores."""
+    folds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Of which outer folds the training plates are taken."""
+    heads: tuple[str, ...] = tuple(HEADS)
+    """Which ways to make a head."""
+    eyes: bool = False
+    """Train the eyes too, on one inner fold of each outer fold."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("folds", self.folds, bool(self.folds) and all(0 <= fold < 5 for fold in self.folds), "some of 0 to 4")
+        require("heads", self.heads, set(self.heads) <= set(HEADS), f"some of {', '.join(HEADS)}")
+
+
+def main(options: Config) -> None:
+    """Judge every variant on every inner fold; write and print the table."""
+    dataset = open_dataset(options.data)
+    label = str(dataset.column(dataset.label_column).name)
+    labels, names_of = pd.factorize(dataset.column(label), sort=True)
+    classes = len(names_of)
+    parts = [part[:2] for fold in options.folds for part in inner_parts(dataset.index, label, fold)]
+    rows: list[dict[str, Any]] = []
+
+    def judged(variant: str, part: int, truth: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n classes"]) -> None:
+        rows.append({"variant": variant, "part": part, **scores(truth, logits.argmax(1))})
+        write_table(pd.DataFrame(rows), as_markdown(pd.DataFrame(rows)), options.out)
+
+    for views in sorted({HEADS[name].views for name in options.heads}, reverse=True):
+        described, seen = describe(options.data, views)
+        names = [name for name in options.heads if HEADS[name].views == views]
+        for number, (train, held) in enumerate(track(parts, total=len(parts), label=f"{views} views", unit="folds")):
+            mean, kernel = reduction(described[train], seen)
+            inside, outside = ((described[part] - mean) @ kernel for part in (train, held))
+            for name in names:
+                judged(name, number, labels[held], answer(HEADS[name], inside, labels[train], outside, classes))
+    if options.eyes:
+        for fold in options.folds:
+            with_eyes(options, dataset, fold, *parts[INNER * options.folds.index(fold)], judged)
+    print((options.out / "scores.md").read_text())
+
+
+def describe(data: Path, views: int) -> tuple[Float32[np.ndarray, "n d"], int]:
+    """What is described of every site before it is reduced, and how much of that the backbone finds."""
+    transfer = dataclasses.replace(PRESET.transfer, symmetries=views)
+    experiment = prepare_experiment(dataclasses.replace(PRESET, transfer=transfer), (data,))
+    placement, positions = choose_placement("auto"), np.arange(len(experiment.dataset))
+    step = placement.compile_predict(make_describe_step(experiment.graphdef, experiment.recipe))
+    state = placement.replicate((experiment.params, experiment.stats))
+    with open_feed(experiment.decoder, placement) as feed:
+
+        def told(order: Order) -> Any:
+            return track(feed.batches(order), total=len(order), label="features", unit="batches")
+
+        (described,) = apply_to_sites(step, *state, told, positions, BATCH_SIZE)
+    return described, nnx.merge(experiment.graphdef, experiment.params, experiment.stats).seen
+
+
+def answer(
+    head: Head,
+    z: Float[np.ndarray, "n e"],
+    labels: Int[np.ndarray, " n"],
+    asked: Float[np.ndarray, "m e"],
+    classes: int,
+) -> Float[np.ndarray, "m classes"]:
+    """What a head that is fitted to reduced features says of others."""
+    weight = class_weights(np.bincount(labels, minlength=classes), head.balance)[labels]
+    if head.linear:
+        from sklearn.linear_model import LogisticRegression
+
+        # In the baseline's scale: there components and statistics have a total variance of 500 each.
+        scale = np.sqrt(1000 / z.shape[1])
+        model = LogisticRegression(C=LINEAR_C, max_iter=300, class_weight="balanced").fit(z * scale, labels)
+        logits = np.full((len(asked), classes), -np.inf)
+        logits[:, model.classes_] = model.decision_function(asked * scale)
+        return logits
+    fresh = Perceptron(z.shape[1], classes, rngs=nnx.Rngs(PRESET.seed))
+    made = fitted(fresh, z, labels, weight, PRESET.optim.label_smoothing, PRESET.seed, mix=head.mix)
+    return np.asarray(made(jnp.asarray(asked, jnp.float32), Mode()))
+
+
+def with_eyes(
+    options: Config,
+    dataset: Dataset,
+    fold: int,
+    train: Int[np.ndarray, " a"],
+    held: Int[np.ndarray, " b"],
+    judged: Callable[..., None],
+) -> None:
+    """Train the whole preset on one inner fold, and judge it with the eyes at every weight."""
+    rows = dataset.index.iloc[np.concatenate([train, held])]
+    part = np.repeat([TRAIN, TEST], [len(train), len(held)])
+    split = make_folder(options.out / "runs") / f"inner{fold}.parquet"
+    write_split(pd.DataFrame({"site_id": rows["site_id"], "group": rows[PLATE].astype(str), "part": part}), split)
+    recipe = dataclasses.replace(PRESET, split=SplitConfig(split_file=str(split)))
+    run = fit(TrainConfig(out=split.with_suffix(""), data=(options.data,), recipe=recipe, evaluate_every=1000))
+    network = load_network(run, dataset=dataset)
+    step = network.placement.compile_predict(_apart(network.graphdef, recipe))
+    with open_feed(network.decoder(dataset), network.placement) as feed:
+        head, eyes = apply_to_sites(step, *network.state.values(), feed.batches, held, BATCH_SIZE)
+    truth = pd.Categorical(dataset.column(run.label_column).iloc[held], categories=network.class_names).codes
+    for weight in WEIGHTS:
+        judged(f"eyes weigh {weight:g}", INNER * options.folds.index(fold), truth, (1 - weight) * head + weight * eyes)
+
+
+def _apart(graphdef: nnx.GraphDef, recipe: Recipe) -> Callable[..., Any]:
+    """The log-probabilities of head and eyes, each by itself."""
+
+    def step(params: Any, stats: Any, batch: RawBatch) -> tuple[Any, Any]:
+        x, mode = as_it_is(recipe, batch)
+        model = nnx.merge(graphdef, params, stats, copy=True)
+        head = model.head(model.reduce(model.described(x, mode)), mode)
+        return jax.nn.log_softmax(head), jax.nn.log_softmax(model.eyes(at_half_the_side(x), mode).logits)
+
+    return step
+
+
+def as_markdown(found: pd.DataFrame) -> str:
+    """A row a variant: means over the inner folds that it was judged on."""
+    lines = ["| variant | inner folds | accuracy | balanced accuracy |", "|---|---|---|---|"]
+    for name, rows in found.groupby("variant", sort=False):
+        means = " | ".join(f"{rows[metric].mean():.3f}" for metric in ("accuracy", "balanced_accuracy"))
+        lines.append(f"| {name} | {len(rows)} | {means} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(parse_options(Config, description=__doc__.split("\n\n")[0])))

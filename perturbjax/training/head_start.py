@@ -1,0 +1,140 @@
+"""The part of `models.channels` that stands still while the eyes are trained, set before the first step.
+
+What the standing backbone sees of the training sites is computed once, without augmentation, reduced, and a perceptron
+is fitted to it: on mixed pairs of sites (mixup, Zhang et al. 2017, arXiv 1710.09412), so that the few sites of a small
+screen are not learned by heart. The constants were chosen by inner folds of the training plates (docs/presets.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from perturbjax.console import console, track
+from perturbjax.feed import Order, RawBatch
+from perturbjax.models import Mode
+from perturbjax.models.channels import COMPONENTS, Perceptron
+from perturbjax.training.experiment import Experiment
+from perturbjax.training.predict import apply_to_sites
+from perturbjax.training.step import TrainState, split_model
+
+#: Sites a step; passes over the sites; steps that are taken where these are few.
+BATCH, EPOCHS, LEAST_STEPS = 128, 60, 300
+#: Learning rate at the start, and AdamW's decay.
+RATE, DECAY = 1e-3, 1e-2
+#: Both parameters of the beta distribution of mixup.
+MIX = 0.4
+
+
+def start_head(
+    state: TrainState,
+    experiment: Experiment,
+    describe_step: Callable[..., Any],
+    batches: Callable[[Order], Iterable[RawBatch]],
+    *,
+    multiple: int = 1,
+) -> TrainState:
+    """The state with `reduce` and `head` of a `ChannelClassifier` set by the training sites.
+
+    The same sites give the same bits, whatever the feed.
+
+    Args:
+        describe_step: of `make_describe_step`.
+        batches: a feed's.
+        multiple: of `apply_to_sites`.
+    """
+
+    def told(order: Order) -> Iterable[RawBatch]:
+        return track(batches(order), total=len(order), label="features of the training sites", unit="batches")
+
+    size = min(experiment.recipe.optim.batch_size, len(experiment.train))
+    (found,) = apply_to_sites(describe_step, state.params, state.stats, told, experiment.train, size, multiple=multiple)
+    labels = experiment.sites.labels[experiment.train]
+    model = nnx.merge(experiment.graphdef, state.params, state.stats, copy=True)
+    mean, kernel = reduction(found, model.seen)
+    model.reduce.mean[...], model.reduce.kernel[...] = mean, kernel
+    optim, weight = experiment.recipe.optim, experiment.class_weight
+    weight = np.ones(len(experiment.class_names)) if weight is None else np.asarray(weight)
+    z = np.asarray(model.reduce(jnp.asarray(found)))
+    model.head = fitted(model.head, z, labels, weight[labels], optim.label_smoothing, experiment.recipe.seed)
+    console.print(f"head fitted to what the backbone sees of {len(labels)} training sites")
+    _, params, stats = split_model(model)
+    return state._replace(params=params, stats=stats)
+
+
+def reduction(x: Float[np.ndarray, "n d"], seen: int) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d e"]]:
+    """(mean, kernel) of what is (x - mean) @ kernel: components of the first `seen` features, the others as they are.
+
+    All are standardised first, and both parts are scaled to one total variance, of a deviation of 1 on average: else
+    a dozen statistics drown among hundreds of components. Where there are fewer sites than components, the last of
+    these are 0.
+    """
+    from sklearn.decomposition import PCA
+
+    x = x.astype(np.float64)
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    gain = np.where(deviation > 1e-6 * np.abs(mean), 1 / np.where(deviation > 0, deviation, 1), 0)
+    z = (x - mean) * gain
+    width = min(COMPONENTS, seen)
+    pca = PCA(min(width, len(x)), random_state=0).fit(z[:, :seen])
+    known = x.shape[1] - seen
+    kernel = np.zeros((x.shape[1], width + known))
+    kernel[:seen, : pca.n_components_] = pca.components_.T
+    kernel[seen:, width:] = np.eye(known)
+    variance = (z @ kernel).var(axis=0)
+    for part in (slice(0, width), slice(width, None)):
+        kernel[:, part] *= np.sqrt(kernel.shape[1] / 2 / max(variance[part].sum(), 1e-12))
+    return mean.astype(np.float32), (gain[:, None] * kernel).astype(np.float32)
+
+
+def fitted(
+    head: Perceptron,
+    z: Float[np.ndarray, "n e"],
+    labels: Int[np.ndarray, " n"],
+    weight: Float[np.ndarray, " n"],
+    smoothing: float,
+    seed: int,
+    *,
+    mix: float = MIX,
+) -> Perceptron:
+    """The head trained on reduced features, each site counting by its weight; `mix` is mixup's, 0 mixes nothing."""
+    graphdef, params = nnx.split(head, nnx.Param)
+    size = min(BATCH, len(z))
+    steps = max(LEAST_STEPS, EPOCHS * len(z) // size)
+    optimizer = optax.adamw(optax.cosine_decay_schedule(RATE, steps), weight_decay=DECAY)
+    classes = head.past.shape[1]
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), smoothing)
+
+    def loss(params: Any, key: Array, z: Array, targets: Array, weight: Array) -> Float[Array, ""]:
+        pick, pair, much, drop = jax.random.split(key, 4)
+        rows = jax.random.randint(pick, (size,), 0, len(z))
+        others = jax.random.permutation(pair, rows)
+        share = jax.random.beta(much, mix, mix, (size,)) if mix else jnp.ones(size)
+        share = jnp.maximum(share, 1 - share)
+
+        def mixed(of: Array) -> Array:
+            own = share.reshape(-1, *[1] * (of.ndim - 1))
+            return own * of[rows] + (1 - own) * of[others]
+
+        logits = nnx.merge(graphdef, params)(mixed(z), Mode(train=True, keys=jax.random.split(drop, size)))
+        return (mixed(weight) * optax.softmax_cross_entropy(logits, mixed(targets))).mean()
+
+    @jax.jit
+    def train(params: Any, *data: Array) -> Any:
+        def step(carry: tuple[Any, Any], key: Array) -> tuple[tuple[Any, Any], None]:
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(params, key, *data), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        keys = jax.random.split(jax.random.key(seed), steps)
+        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+
+    data = (z.astype(np.float32), targets, (weight / weight.mean()).astype(np.float32))
+    return nnx.merge(graphdef, jax.device_get(train(params, *map(jnp.asarray, data))))
