@@ -118,12 +118,15 @@ class ChannelClassifier(nnx.Module):
 
 def _in_turn(found: Callable[[Array], Array], x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
     """The same, of `TOGETHER` sites at a time, taken from all over: several devices hold a stretch of them each."""
-    whole = len(x) // TOGETHER * TOGETHER
+    n = x.shape[0]
+    if not isinstance(n, int):  # exported for any number
+        return found(x)
+    whole = n // TOGETHER * TOGETHER
     features = []
     if whole:
         parts = x[:whole].reshape(TOGETHER, -1, *x.shape[1:]).swapaxes(0, 1)
         features.append(jax.lax.map(found, parts).swapaxes(0, 1).reshape(whole, -1))
-    if whole < len(x):
+    if whole < n:
         features.append(found(x[whole:]))
     return jnp.concatenate(features)
 
@@ -166,11 +169,11 @@ def measured(mask: Float[Array, "b h w"], image: Float[Array, "b h w c"]) -> Flo
     """Mean, deviation and percentiles of every channel; the logarithms of the cells' number and of their share."""
     pixels = _on_grid(image)
     percentiles = jnp.moveaxis(jnp.percentile(pixels, jnp.array(PERCENTILES), axis=(1, 2)), 0, 1)
-    numbers = jnp.sort(mask.reshape(len(mask), -1), axis=1)
+    numbers = jnp.sort(mask.reshape(mask.shape[0], -1), axis=1)
     count = ((numbers[:, 1:] != numbers[:, :-1]) & (numbers[:, 1:] > 0)).sum(1) + (numbers[:, 0] > 0)
     share = (mask > 0).mean((1, 2))
     of_cells = jnp.stack([jnp.log1p(count.astype(jnp.float32)), jnp.log(share + 1e-3)], axis=1)
-    of_light = [pixels.mean((1, 2)), pixels.std((1, 2)), percentiles.reshape(len(mask), -1)]
+    of_light = [pixels.mean((1, 2)), pixels.std((1, 2)), percentiles.reshape(mask.shape[0], -1)]
     return jnp.concatenate([*of_light, of_cells], axis=1)
 
 

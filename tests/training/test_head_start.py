@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ from tiny_dataset import write_dataset
 from perturbjax.config import AugmentConfig, InputConfig, ModelConfig, OptimConfig, Recipe, SplitConfig, TransferConfig
 from perturbjax.console import InputError
 from perturbjax.dataset import open_dataset
+from perturbjax.export import StableHLOConfig, export
 from perturbjax.inference import load_network
 from perturbjax.models import Mode
 from perturbjax.models.channels import COMPONENTS, Perceptron, measured
-from perturbjax.training.checkpoint import Checkpoints
+from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.head_start import fitted, reduction
@@ -139,6 +142,18 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_at_the_same_bi
     one, other = (Checkpoints(path).load("latest")[0] for path in (run.path, again.path))
     assert all(np.array_equal(value, other[name]) for name, value in one.items())
     assert any(name.startswith("stats/reduce") for name in one)
+
+
+def test_exported_it_answers_any_number_of_images_as_its_run(folder, run):
+    out = export(StableHLOConfig(CheckpointConfig(run.path), out=folder / "exported"))
+    exported = jax.export.deserialize((out / "network.jax_export").read_bytes())
+    network, dataset = load_network(run), open_dataset(folder / "data")
+    images, masks = dataset.read(range(9))
+    plates = list(dataset.column("Metadata_Plate")[:9])
+    answers = network.apply(images, masks, plates)
+    found = exported.call(images, masks.astype(np.uint16), *network.intensities(images, plates))
+    np.testing.assert_allclose(found[0], answers.probabilities, atol=1e-5)
+    np.testing.assert_allclose(found[1], answers.features, atol=1e-3)
 
 
 def test_what_it_needs_is_said():
