@@ -107,14 +107,14 @@ def train(argv: Sequence[str]) -> None:
     """Train a network on a prepared dataset, or go on training.
 
     perturbjax train --data dataset --out run --split well
-    perturbjax train --preset cells --data dataset --out run --split plate
+    perturbjax train --preset pretrained --data dataset --out run --split plate
     """
     from perturbjax.models import BACKBONES
     from perturbjax.training.fit import TrainConfig, fit
 
     name, rest = _take_preset(argv, PRESETS, default="paper")
     default = _defaults(TrainConfig, recipe=preset(name))
-    more = (_preset_option("Recipe; none beats a linear model yet", name),)
+    more = (_preset_option("Recipe; pretrained is the one to begin with on new data", name),)
     choices = {"model": tuple(BACKBONES)}
     words = _profile_alone(rest)
     run = fit(_parse(TrainConfig, words, "train", about=train.__doc__, default=default, choices=choices, more=more))

@@ -21,7 +21,7 @@ Head = Literal["dense", "attention", "channels"]
 BackboneNorm = Literal["published", "batch"]
 Pool = Literal["last", "stages"]
 
-#: The linear solution, of `classify --preset linear` and where `--head channels` starts: logistic regression of this
+#: The linear solution, of `classify --preset linear`: logistic regression of this
 #: inverse penalty on so many principal components of the backbone's features and on the site's statistics, both scaled
 #: to this total variance, so that neither drowns in the other (chosen on inner folds of BBBC021, docs/presets.md).
 LINEAR_C, LINEAR_COMPONENTS, LINEAR_VARIANCE = 0.01, 256, 500.0

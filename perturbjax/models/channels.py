@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from perturbjax.config import LINEAR_COMPONENTS
 from perturbjax.models.attention import AttentionClassifier
 from perturbjax.models.backbone import Colours
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
@@ -25,8 +26,8 @@ PERCENTILES = (1.0, 50.0, 99.0)
 GRID = 56
 #: Sites that the backbone is shown at a time, in all their channels and views: those of 128 would take gigabytes.
 TOGETHER = 8
-#: Principal components that are kept of what the backbone finds.
-COMPONENTS = 256
+#: Principal components that are kept of what the backbone finds, as by the linear baseline.
+COMPONENTS = LINEAR_COMPONENTS
 #: Units between these and the answer, and the share of them that is dropped in training (of what comes in, half that).
 HIDDEN, DROPPED = 512, 0.4
 #: Weight of the trained eyes beside the head, in the mean of their log-probabilities.
