@@ -114,7 +114,7 @@ def train(argv: Sequence[str]) -> None:
 
     name, rest = _take_preset(argv, PRESETS, default="paper")
     default = _defaults(TrainConfig, recipe=preset(name))
-    more = (_preset_option("Recipe; pretrained is the one to begin with on new data", name),)
+    more = (_preset_option("Recipe; for new data pretrained", name),)
     choices = {"model": tuple(BACKBONES)}
     words = _profile_alone(rest)
     run = fit(_parse(TrainConfig, words, "train", about=train.__doc__, default=default, choices=choices, more=more))

@@ -48,7 +48,7 @@ def test_two_examples_a_command_and_both_are_accepted(capsys, monkeypatch, verb)
 
 def test_choices_and_defaults_are_the_real_ones(capsys):
     text = " ".join(said(capsys, cli.main, "train", "--help-all", "--preset", "cells").split())
-    assert f"--preset {{{','.join(PRESETS)}}} Recipe; none beats a linear model yet (default: cells)." in text
+    assert f"--preset {{{','.join(PRESETS)}}} Recipe; for new data pretrained (default: cells)." in text
     assert "--model NAME Name of the network. One of attention, attention_multiscale, masked_cnn, resnet18," in text
     assert "--normalize {dtype,log,log_plate,site,plate}" in text and "(default: log_plate)" in text
     assert "--flip, --no-flip" in text and "--crop-ratio X X" in text
