@@ -75,6 +75,8 @@ class EvaluateConfig:
     """Dataset directory, or several; by default what the run was trained on."""
     replicates: int = 2000
     """Bootstrap resamples of whole wells behind each interval."""
+    look: bool = True
+    """Ask the network four times more, of other masks, and show where it looks (looked.json, a chapter of the report)."""
     json: bool = False
     """Print the scores as JSON, as scores.json holds them, instead of tables."""
 
@@ -165,7 +167,7 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     replicates_of = COMPOUND if COMPOUND in rows.columns else run.label_column
     evaluate_retrieval(features[part == TEST], out, label_column=replicates_of)
     views.write_run(judgement, subject, fold, run.class_names, out)
-    if network.placement.processes == 1:
+    if config.look and network.placement.processes == 1:
         judged = label_numbers(table["label"][part == TEST], run.class_names, "test sites")
         look(network, dataset, positions[part == TEST], judged, out)
     return judgement
