@@ -15,7 +15,7 @@ from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation import views
 from perturbjax.evaluation.judge import judge, run_as_subject
 from perturbjax.evaluation.judgement import MODEL, Judgement, cell, read_judgement
-from perturbjax.evaluation.looked import look
+from perturbjax.evaluation.looked import forget, look
 from perturbjax.evaluation.predictions import label_numbers, predictions_table, write_predictions
 from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
 from perturbjax.evaluation.scores import HEADLINE, METRICS
@@ -76,7 +76,7 @@ class EvaluateConfig:
     replicates: int = 2000
     """Bootstrap resamples of whole wells behind each interval."""
     look: bool = True
-    """Ask the network four times more, of other masks, and show where it looks (looked.json, a chapter of the report)."""
+    """Ask the network again with other masks, four times, and show where it looks (looked.json, and in the report)."""
     json: bool = False
     """Print the scores as JSON, as scores.json holds them, instead of tables."""
 
@@ -167,6 +167,7 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     replicates_of = COMPOUND if COMPOUND in rows.columns else run.label_column
     evaluate_retrieval(features[part == TEST], out, label_column=replicates_of)
     views.write_run(judgement, subject, fold, run.class_names, out)
+    forget(out)
     if config.look and network.placement.processes == 1:
         judged = label_numbers(table["label"][part == TEST], run.class_names, "test sites")
         look(network, dataset, positions[part == TEST], judged, out)

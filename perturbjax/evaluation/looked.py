@@ -65,6 +65,12 @@ class Asked(Protocol):
     def attention_to(self, dataset: Dataset, positions: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n h2 w2"]: ...
 
 
+def forget(out: Path) -> None:
+    """Remove what an earlier evaluation wrote of where the network looked: it may have been of another checkpoint."""
+    for name in (LOOKED, ATTENTION, OCCLUSION):
+        (out / name).unlink(missing_ok=True)
+
+
 def look(
     network: Asked, dataset: Dataset, positions: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], out: Path
 ) -> None:

@@ -113,6 +113,18 @@ def test_an_evaluation_that_fails_leaves_nothing_half_made(run, monkeypatch):
     assert not (run / "evaluation").exists()
 
 
+def test_without_a_look_nothing_of_an_earlier_one_stays(folder, judged):
+    run = folder / "again"
+    shutil.copytree(judged, run)
+    for look in (True, False):
+        evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), replicates=20, look=look))
+        files = {file.name for file in (run / "evaluation").iterdir()}
+        assert (
+            {"looked.json", "attention.parquet"} <= files if there else not files & {"looked.json", "attention.parquet"}
+        )
+        assert "scores.json" in files
+
+
 def test_a_feature_has_one_name_whichever_command_writes_it(judged, data, tmp_path):
     out = extract(FeaturesConfig(data=(data,), out=tmp_path / "f.parquet", run=judged, batch_size=8))
     ours = pd.read_parquet(out).set_index("Metadata_site_id")
