@@ -177,9 +177,10 @@ def require_sound(options: Any) -> None:
     Raises:
         InputError: names the flag, its value and what it may be.
     """
+    kind: Any = type(options)
     for option in dataclasses.fields(options):
         value = getattr(options, option.name)
-        flag, choices = option.name.replace("_", "-"), _choices(type(options)).get(option.name)
+        flag, choices = option.name.replace("_", "-"), _choices(kind).get(option.name)
         for one in value if isinstance(value, tuple) else (value,):
             if choices is not None:
                 require(flag, value, one in choices, f"one of {', '.join(map(str, choices))}")

@@ -51,17 +51,17 @@ def start_head(
         multiple: of `apply_to_sites`.
     """
 
-    def told(order: Order) -> Iterable[RawBatch]:
+    def shown(order: Order) -> Iterable[RawBatch]:
         return track(batches(order), total=len(order), label="features of the training sites", unit="batches")
 
-    size = min(experiment.recipe.optim.batch_size, len(experiment.train))
-    (found,) = apply_to_sites(describe_step, state.params, state.stats, told, experiment.train, size, multiple=multiple)
-    labels = experiment.sites.labels[experiment.train]
+    train, labels = experiment.train, experiment.sites.labels[experiment.train]
+    size = min(experiment.recipe.optim.batch_size, len(train))
+    (found,) = apply_to_sites(describe_step, state.params, state.stats, shown, train, size, multiple=multiple)
     model = nnx.merge(experiment.graphdef, state.params, state.stats, copy=True)
     mean, kernel = reduction(found, model.seen)
     model.reduce.mean[...], model.reduce.kernel[...] = mean, kernel
-    optim, weight = experiment.recipe.optim, experiment.class_weight
-    weight = np.ones(len(experiment.class_names)) if weight is None else np.asarray(weight)
+    optim, told = experiment.recipe.optim, experiment.class_weight
+    weight = np.ones(len(experiment.class_names)) if told is None else np.asarray(told)
     z = np.asarray(model.reduce(jnp.asarray(found)))
     model.head = fitted(model.head, z, labels, weight[labels], optim.label_smoothing, experiment.recipe.seed)
     console.print(f"head fitted to what the backbone sees of {len(labels)} training sites")

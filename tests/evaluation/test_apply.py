@@ -119,10 +119,8 @@ def test_without_a_look_nothing_of_an_earlier_one_stays(folder, judged):
     for look in (True, False):
         evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), replicates=20, look=look))
         files = {file.name for file in (run / "evaluation").iterdir()}
-        assert (
-            {"looked.json", "attention.parquet"} <= files if there else not files & {"looked.json", "attention.parquet"}
-        )
-        assert "scores.json" in files
+        of_look = {"looked.json", "attention.parquet"}
+        assert files & of_look == (of_look if look else set()) and "scores.json" in files
 
 
 def test_a_feature_has_one_name_whichever_command_writes_it(judged, data, tmp_path):
