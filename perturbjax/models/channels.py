@@ -24,8 +24,8 @@ from perturbjax.models.symmetries import dihedral
 PERCENTILES = (1.0, 50.0, 99.0)
 #: Side in pixels of the grid that they are taken on: those of more pixels are the same, and cost a sort.
 GRID = 56
-#: Sites that the backbone is shown at a time, in all their channels and views: those of 128 would take gigabytes.
-TOGETHER = 8
+#: Sites that the backbone is shown at a time, in all their channels and views: more were slower on a CPU, and larger.
+TOGETHER = 4
 #: Principal components that are kept of what the backbone finds, as by the linear baseline.
 COMPONENTS = LINEAR_COMPONENTS
 #: Units between these and the answer, and the share of them that is dropped in training (of what comes in, half that).
