@@ -1,7 +1,7 @@
 """What each part of the network of preset `pretrained` is worth, told by folds of the training plates alone.
 
-    python -m experiments.inner_network --data DIR --out runs/inner_network            # the head, in some ten minutes
-    python -m experiments.inner_network --data DIR --out runs/inner_network --eyes     # the eyes beside it, some hours
+    python -m experiments.inner_network --data DIR --out runs/inner_network            # the head alone
+    python -m experiments.inner_network --data DIR --out runs/inner_network --eyes     # and the eyes: five trainings
 
 The folds are those of `experiments.inner_folds`. What the standing backbone sees is computed once for all sites, and a
 head is fitted on two inner folds and judged on the third, in each way of `HEADS`. With `--eyes` the whole preset is
@@ -26,9 +26,10 @@ from jaxtyping import Float, Float32, Int
 from experiments.inner_folds import INNER, inner_parts, scores
 from experiments.runs import write_table
 from perturbjax.augment import RawBatch
-from perturbjax.config import LINEAR_C, PRESETS, Recipe, SplitConfig
+from perturbjax.config import LINEAR_VARIANCE, PRESETS, Recipe, SplitConfig
 from perturbjax.console import parse_options, require, require_sound, run_command, track
 from perturbjax.dataset import PLATE, Dataset, open_dataset
+from perturbjax.features.classifiers import CLASSIFIERS, probabilities
 from perturbjax.feed import Order, open_feed
 from perturbjax.files import make_folder
 from perturbjax.inference import BATCH_SIZE, load_network
@@ -136,17 +137,12 @@ def answer(
     asked: Float[np.ndarray, "m e"],
     classes: int,
 ) -> Float[np.ndarray, "m classes"]:
-    """What a head that is fitted to reduced features says of others."""
+    """What a head that is fitted to reduced features says of others: logits, or a regression's probabilities."""
     weight = class_weights(np.bincount(labels, minlength=classes), head.balance)[labels]
     if head.linear:
-        from sklearn.linear_model import LogisticRegression
-
-        # In the baseline's scale: there components and statistics have a total variance of 500 each.
-        scale = np.sqrt(1000 / z.shape[1])
-        model = LogisticRegression(C=LINEAR_C, max_iter=300, class_weight="balanced").fit(z * scale, labels)
-        logits = np.full((len(asked), classes), -np.inf)
-        logits[:, model.classes_] = model.decision_function(asked * scale)
-        return logits
+        scale = np.sqrt(2 * LINEAR_VARIANCE / z.shape[1])  # the baseline's, of components and of statistics
+        model = CLASSIFIERS["logistic_balanced"].make(len(z), classes, PRESET.seed).fit(z * scale, labels)
+        return probabilities(model, asked * scale, classes)
     fresh = Perceptron(z.shape[1], classes, rngs=nnx.Rngs(PRESET.seed))
     made = fitted(fresh, z, labels, weight, PRESET.optim.label_smoothing, PRESET.seed, mix=head.mix)
     return np.asarray(made(jnp.asarray(asked, jnp.float32), Mode()))

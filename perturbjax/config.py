@@ -169,8 +169,8 @@ class TransferConfig:
     package:NAME. Empty trains --model from scratch, in one phase."""
     head: Head = "dense"
     """What is put on the backbone. dense: average, dense. attention: the mask says where to average. channels: the
-    backbone sees every channel by itself and stands still; a head is fitted to what its stages find and to statistics
-    of the site, and what the epochs train is a small attention network beside it (needs --normalize log or
+    backbone sees every channel by itself and always stands still; a head is fitted to what its stages find and to
+    statistics of the site, and what the epochs train is a small attention network beside it (needs --normalize log or
     log_plate)."""
     symmetries: int = 1
     """How many of the square's eight symmetries --head channels averages what the backbone finds over."""
@@ -213,6 +213,7 @@ class Recipe:
             logarithms = self.input.normalize in ("log", "log_plate")
             require("normalize", self.input.normalize, logarithms, "log or log_plate with --head channels")
             require("weights", self.transfer.weights, bool(self.transfer.weights), "given with --head channels")
+            require("crop", self.augment.crop, self.augment.crop >= 16, "at least 16 pixels with --head channels")
 
 
 PRESETS: dict[str, Recipe] = {

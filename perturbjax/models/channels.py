@@ -24,7 +24,7 @@ from perturbjax.models.symmetries import dihedral
 PERCENTILES = (1.0, 50.0, 99.0)
 #: Side in pixels of the grid that they are taken on: those of more pixels are the same, and cost a sort.
 GRID = 56
-#: Sites that the backbone is shown at a time, in all their channels and views: more were slower on a CPU, and larger.
+#: Sites that the backbone is shown at a time, in all their channels and views: more take more memory.
 TOGETHER = 4
 #: Principal components that are kept of what the backbone finds, as by the linear baseline.
 COMPONENTS = LINEAR_COMPONENTS
@@ -112,7 +112,7 @@ class ChannelClassifier(nnx.Module):
 
         if mode.dtype == jnp.float32:
             return found(images, jnp.float32)
-        # CPUs take twice the time for a bfloat16 convolution of one channel by itself.
+        # EfficientNet takes nearly twice the time in bfloat16 on CPUs (docs/performance.md).
         ways = {"cpu": partial(found, dtype=jnp.float32), "default": partial(found, dtype=mode.dtype)}
         return jax.lax.platform_dependent(images, **ways)
 

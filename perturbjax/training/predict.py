@@ -46,7 +46,8 @@ def apply_to_sites(
     answers: list[tuple[Any, ...]] = []
     for batch in batches(Order.once(positions, size)):
         answers.append(step(params, stats, batch))
-        jax.block_until_ready(answers[-AHEAD:][0])  # the device never waits for the host, nor runs far behind it
+        if len(answers) >= AHEAD:  # the device never waits for the host, nor falls far behind it
+            jax.block_until_ready(answers[-AHEAD])
     return tuple(
         np.concatenate([np.asarray(part)[:size] for part in parts])[: len(positions)]
         for parts in zip(*answers, strict=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from tiny_dataset import write_dataset
 
 from perturbjax.cli import main
+from perturbjax.evaluation.predictions import read_predictions
 
 
 def run(*words: object) -> int:
@@ -54,7 +56,9 @@ def test_a_run_that_was_not_evaluated_says_what_to_do(trained, tmp_path, capsys)
 @pytest.mark.slow
 def test_a_recipe_is_trained_anew_under_every_split_and_finished_runs_are_not_again(trained, tmp_path, capsys):
     out = tmp_path / "audit"
-    command = ("audit", "--run", trained, "--train", "--out", out, "--folds", 2, "--replicates", 100)
+    bare = tmp_path / "bare"  # only its recipe is asked for, not that it was evaluated
+    shutil.copytree(trained, bare, ignore=shutil.ignore_patterns("evaluation"))
+    command = ("audit", "--run", bare, "--train", "--out", out, "--folds", 2, "--replicates", 100)
     assert run(*command) == 0
     found = json.loads((out / "audit.json").read_text())
     assert {"site", "well", "plate"} <= set(found["splits"]) and found["model"] == "masked_cnn"
@@ -62,6 +66,8 @@ def test_a_recipe_is_trained_anew_under_every_split_and_finished_runs_are_not_ag
         assert (answer["overlap"]["well"] > 0) == (policy == "site")
         assert {"masked_cnn", "intensity", "all together"} <= set(answer["levels"]["site"])
     assert found["differences"] and (out / "runs" / "plate_1" / "checkpoints").is_dir()
+    for fold in (0, 1):
+        assert set(read_predictions(out / "runs" / f"plate_{fold}.predictions.parquet")["part"]) == {"test"}
     capsys.readouterr()
     assert run(*command) == 0
     assert json.loads((out / "audit.json").read_text()) == found

@@ -13,15 +13,16 @@ from experiments import inner_network
 from experiments.inner_network import HEADS, WEIGHTS, Config, answer, main
 
 
-def blobs(n: int) -> tuple[np.ndarray, np.ndarray]:
+def blobs(n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    labels = np.arange(n) % 3
-    return (2 * rng.normal(size=(3, 20))[labels] + rng.normal(size=(n, 20))).astype(np.float32), labels
+    labels = np.arange(n) % classes
+    return (2 * rng.normal(size=(classes, 20))[labels] + rng.normal(size=(n, 20))).astype(np.float32), labels
 
 
 @pytest.mark.parametrize("name", ["as it is", "without mixed pairs", "logistic regression in its place"])
-def test_every_head_tells_sites_it_has_not_seen(name):
-    z, labels = blobs(240)
+@pytest.mark.parametrize("known", [2, 3])
+def test_every_head_tells_sites_it_has_not_seen(name, known):
+    z, labels = blobs(240, known)
     said = answer(HEADS[name], z[:160], labels[:160], z[160:], classes=5)
     assert said.shape == (80, 5) and (said.argmax(1) == labels[160:]).mean() > 0.9
 

@@ -101,6 +101,15 @@ def test_the_answer_is_the_weighted_mean_of_what_head_and_eyes_say_and_training_
     assert moved == {"eyes"}
 
 
+def test_in_bfloat16_a_cpu_describes_sites_as_in_float32_and_answers_nearly_so():
+    model, x = small(2, symmetries=2), site(2, TOGETHER + 1)
+    half = Mode(dtype=jnp.bfloat16)
+    ways = nnx.jit(lambda model, x: (model.described(x, half), model(x, half).logits))
+    found, logits = ways(model, x)
+    np.testing.assert_allclose(found, described(model, x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits, forward(model, x).logits, atol=0.02)
+
+
 def test_eyes_see_the_share_that_is_cell_and_the_mean_of_every_channel():
     x = jnp.zeros((1, 5, 4, 2)).at[0, 0, 0, 0].set(7).at[0, :2, :2, 1].set(jnp.array([[1, 2], [3, 6]]))
     half = at_half_the_side(x)

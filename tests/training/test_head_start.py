@@ -159,5 +159,11 @@ def test_exported_it_answers_any_number_of_images_as_its_run(folder, run):
 def test_what_it_needs_is_said():
     with pytest.raises(InputError, match="--normalize site: must be log or log_plate"):
         Recipe(input=InputConfig(normalize="site"), transfer=TransferConfig(weights="w", head="channels"))
+    with pytest.raises(InputError, match="--crop 8: must be at least 16 pixels with --head channels"):
+        Recipe(
+            input=InputConfig(normalize="log"),
+            augment=AugmentConfig(crop=8),
+            transfer=TransferConfig(weights="w", head="channels"),
+        )
     with pytest.raises(InputError, match="--weights : must be given"):
         Recipe(input=InputConfig(normalize="log"), transfer=TransferConfig(head="channels"))
