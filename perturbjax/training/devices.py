@@ -7,6 +7,7 @@ spans all their devices, and each process brings its own rows of a batch.
 
 from __future__ import annotations
 
+import collections
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 DeviceKind = Literal["auto", "1", "pmap", "sharded"]
 AXIS = "batch"
+
+#: Dispatches that are under way at a time where the device is another than the host: it never waits for the host.
+AHEAD = 3
 
 #: (state, order) → after every dispatch the state, and the sums of its steps, with or without an axis of steps. The
 #: state that is given, and every one that is yielded, is given away to the next dispatch.
@@ -114,9 +118,12 @@ class Placement:
         step = self.compile_step(train_step)
 
         def by_step(state: TrainState, order: Order) -> Iterator[tuple[TrainState, Sums]]:
+            dispatched = collections.deque[Sums](maxlen=AHEAD)
             for batch in feed.batches(order):
+                wait_for_earlier(dispatched)
                 with jax.transfer_guard("disallow"):
                     state, sums = step(state, batch)
+                dispatched.append(sums)
                 yield state, sums
 
         return by_step
@@ -219,6 +226,16 @@ def _default_cache() -> str:
         return given
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return str(Path(home) / "perturbjax" / "compiled")
+
+
+def wait_for_earlier(dispatched: Sequence[Any]) -> None:
+    """Wait until as few of what was dispatched are under way that another may be: `AHEAD`, on a CPU one alone.
+
+    On a CPU a program's temporaries are allocated when it is dispatched, so each that waits its turn holds its own.
+    """
+    ahead = 1 if jax.default_backend() == "cpu" else AHEAD
+    if len(dispatched) >= ahead:
+        jax.block_until_ready(dispatched[-ahead])
 
 
 def stack_steps(sums: Sequence[Sums]) -> Sums:

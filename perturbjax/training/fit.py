@@ -15,6 +15,7 @@ import tyro
 from perturbjax.config import Recipe
 from perturbjax.console import InputError, console, require, require_output, require_sound, track
 from perturbjax.feed import FeedChoice, open_feed
+from perturbjax.memory import give_back_freed_memory
 from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.devices import ComputeConfig, Dispatches, open_devices, stack_steps
@@ -132,6 +133,7 @@ def fit(config: TrainConfig) -> Run:
         for epoch in track(
             range(done, recipe.optim.epochs), total=recipe.optim.epochs, done=done, label="train", unit="epochs"
         ):
+            give_back_freed_memory()
             started = time.monotonic() - before
             if phase is None or epoch == phase.stop:
                 phase = next(p for p in phases if epoch < p.stop)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from perturbjax.console import console, track
 from perturbjax.feed import Order, RawBatch
+from perturbjax.memory import give_back_freed_memory
 from perturbjax.models import Mode
 from perturbjax.models.channels import COMPONENTS, Perceptron
 from perturbjax.training.experiment import Experiment
@@ -52,7 +53,9 @@ def start_head(
     """
 
     def shown(order: Order) -> Iterable[RawBatch]:
-        return track(batches(order), total=len(order), label="features of the training sites", unit="batches")
+        for batch in track(batches(order), total=len(order), label="features of the training sites", unit="batches"):
+            give_back_freed_memory()  # each takes seconds, and hundreds of megabytes anew once others have split them
+            yield batch
 
     train, labels = experiment.train, experiment.sites.labels[experiment.train]
     size = min(experiment.recipe.optim.batch_size, len(train))

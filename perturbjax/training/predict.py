@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float32, Int, Shaped
 
 from perturbjax.feed import Order, RawBatch
+from perturbjax.training.devices import wait_for_earlier
 from perturbjax.training.step import AttentionStep, PredictStep
-
-#: Batches that are under way at a time.
-AHEAD = 3
 
 
 class Predictions(NamedTuple):
@@ -45,9 +42,8 @@ def apply_to_sites(
     size = batch_size + -batch_size % multiple
     answers: list[tuple[Any, ...]] = []
     for batch in batches(Order.once(positions, size)):
+        wait_for_earlier(answers)
         answers.append(step(params, stats, batch))
-        if len(answers) >= AHEAD:  # the device never waits for the host, nor falls far behind it
-            jax.block_until_ready(answers[-AHEAD])
     return tuple(
         np.concatenate([np.asarray(part)[:size] for part in parts])[: len(positions)]
         for parts in zip(*answers, strict=True)

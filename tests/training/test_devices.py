@@ -1,4 +1,4 @@
-"""Eight devices train, judge and save as one does."""
+"""Eight devices train, judge and save as one does; a CPU holds the memory of one step at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from perturbjax.training.devices import wait_for_earlier
 
 CLAIMS = Path(__file__).with_name("eight_devices.py")
 
@@ -21,3 +26,14 @@ def test_all_claims_hold_on_eight_emulated_devices():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+def test_on_a_cpu_no_dispatch_waits_its_turn_holding_memory():
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 200, lambda _, y: jnp.tanh(y @ x), x))
+    x = jnp.eye(500)
+    slow(x).block_until_ready()
+    dispatched = []
+    for _ in range(3):
+        wait_for_earlier(dispatched)
+        assert all(one.is_ready() for one in dispatched)
+        dispatched.append(slow(x))
