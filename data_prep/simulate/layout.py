@@ -60,20 +60,23 @@ def well_names(wells: int) -> list[str]:
     return [well_name(*divmod(well, columns)) for well in range(wells)]
 
 
-def perturbations(compounds: int, effect: float, rng: np.random.Generator) -> pd.DataFrame:
+def perturbations(compounds: int, effect: float, rng: np.random.Generator, aspects: Sequence[str] = ()) -> pd.DataFrame:
     """One row per perturbation, the solvent first: names, mechanism, and the shift of each trait.
 
     Shifts are in units of the between-well deviation. A compound moves two aspects with its mechanism and one of
-    its own; within an aspect every trait moves by `effect`, up or down. The solvent moves nothing.
+    its own; within an aspect every trait moves by `effect`, up or down. The solvent moves nothing. Where `aspects` are
+    named, every compound moves all their traits, and no others, each by an amount of its own (`_apart`).
     """
+    named = _apart(compounds, effect, [trait for aspect in aspects for trait in ASPECTS[aspect]], rng)
     rows: list[dict[str, Any]] = [
         {"pert_iname": SOLVENT, "broad_sample": SOLVENT, "moa": "negative control", "control_type": "negcon"}
     ]
     mechanism: dict[str, float] = {}
     for compound in range(compounds):
-        if compound % COMPOUNDS_PER_MOA == 0:
+        if compound % COMPOUNDS_PER_MOA == 0 and not aspects:
             mechanism = _shifts(rng, 2, effect, exclude=())
         taken = {aspect for aspect, traits in ASPECTS.items() if set(traits) & set(mechanism)}
+        own = named[compound] if aspects else _shifts(rng, 1, effect, exclude=tuple(taken))
         rows.append(
             {
                 "pert_iname": f"compound-{compound + 1:02d}",
@@ -81,7 +84,7 @@ def perturbations(compounds: int, effect: float, rng: np.random.Generator) -> pd
                 "moa": f"mechanism {compound // COMPOUNDS_PER_MOA + 1}",
                 "control_type": "trt",
                 **mechanism,
-                **_shifts(rng, 1, effect, exclude=tuple(taken)),
+                **own,
             }
         )
     table = pd.DataFrame(rows)
@@ -92,6 +95,14 @@ def _shifts(rng: np.random.Generator, aspects: int, effect: float, exclude: Sequ
     free = [aspect for aspect in ASPECTS if aspect not in exclude]
     chosen = rng.choice(free, aspects, replace=False)
     return {trait: effect * float(rng.choice((-1, 1))) for aspect in chosen for trait in ASPECTS[aspect]}
+
+
+def _apart(compounds: int, effect: float, traits: Sequence[str], rng: np.random.Generator) -> list[dict[str, float]]:
+    """Shifts evenly spaced from -2 to 2 effects, in an order of each trait's own: neighbours share a mechanism."""
+    mechanisms = -(-compounds // COMPOUNDS_PER_MOA)
+    levels = np.linspace(-2 * effect, 2 * effect, mechanisms * COMPOUNDS_PER_MOA).reshape(mechanisms, -1)
+    of_traits = {trait: levels[rng.permutation(mechanisms)].ravel() for trait in traits}
+    return [{trait: float(shifts[compound]) for trait, shifts in of_traits.items()} for compound in range(compounds)]
 
 
 def assign_wells(wells: int, compounds: int, rng: np.random.Generator) -> np.ndarray:

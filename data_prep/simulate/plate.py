@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,8 @@ class SimulateConfig:
     """Height and width of a site in pixels."""
     effect: float = 1.0
     """Shift of each trait a compound moves, in units of the between-well standard deviation."""
+    aspects: tuple[Literal["count", "size", "shape", "intensity", "texture"], ...] = ()
+    """What compounds move, each by an amount of its own, from -2 to 2 effects; none named: each moves three of them."""
     position_gradient: float = 0.0
     """Drift of every trait from one edge of the plate to the other, in the same units."""
     shared_layout: bool = False
@@ -83,6 +85,7 @@ def simulate(options: SimulateConfig) -> None:
         InputError: a number makes no sense, or the output is something else or cannot be written.
     """
     settings = {name: value for name, value in vars(options).items() if name != "out"}
+    settings["aspects"] = list(options.aspects)  # as JSON has it
     if (options.out / SETTINGS).is_file() and read_json(options.out / SETTINGS) == settings:
         console.print(f"{options.out}: is already there, drawn with these settings")
         tidy(options.out, "simulating")
@@ -114,7 +117,7 @@ def plan(options: SimulateConfig) -> pd.DataFrame:
     Every plate, well and site draws from its own stream, so that more plates change nothing about the first ones.
     """
     names = well_names(options.wells)
-    treatments = perturbations(options.compounds, options.effect, _rng(options, 0))
+    treatments = perturbations(options.compounds, options.effect, _rng(options, 0), options.aspects)
     direction = _rng(options, 1).choice((-1.0, 1.0), (2, len(TRAITS)))
     gradient = position_gradient(options.wells, options.position_gradient, direction)
     shifts = treatments[list(TRAITS)].to_numpy()

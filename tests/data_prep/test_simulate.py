@@ -77,6 +77,21 @@ def test_a_compound_shifts_three_aspects_by_the_stated_effect():
     assert (shifts.loc["DMSO"] == 0).all()
 
 
+@pytest.mark.parametrize("compounds", [1, 5, 8])
+def test_of_named_aspects_every_compound_moves_every_trait_by_its_own_amount_and_no_other(compounds):
+    aspects = ("count", "texture")
+    truth = plan(SimulateConfig(Path("unused"), compounds=compounds, effect=3.0, aspects=aspects))
+    shifts = truth.groupby("Metadata_pert_iname")[[f"shift_{name}" for name in TRAITS]].first().drop(index="DMSO")
+    moved = [f"shift_{trait}" for aspect in aspects for trait in ASPECTS[aspect]]
+    assert (shifts.drop(columns=moved) == 0).all().all()
+    apart = 12 / (2 * -(-compounds // 2) - 1)  # from -6 to 6, two compounds a mechanism
+    for trait in moved:
+        levels = shifts[trait].to_numpy()
+        assert np.abs(levels).max() <= 6 + 1e-9
+        assert (np.diff(np.sort(levels)) >= apart - 1e-9).all()
+        np.testing.assert_allclose(np.abs(np.diff(levels)[::2]), apart)  # a mechanism's are neighbours
+
+
 def test_position_shows_without_any_treatment_effect():
     options = SimulateConfig(Path("unused"), plates=1, wells=96, sites=1, effect=0.0, position_gradient=8.0)
     truth = plan(options)
@@ -125,6 +140,7 @@ def test_a_trait_can_be_seen_in_the_image(trait, factor, measure):
 
 def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
     assert "--wells 1: must be from 2 to 1536" in refused("simulate", "--out", tmp_path / "x", "--wells", 1)
+    assert "colour" in refused("simulate", "--out", tmp_path / "x", "--aspects", "colour")
     assert "--compounds 96" in refused("simulate", "--out", tmp_path / "x", "--compounds", 96)
     (tmp_path / "y").mkdir()
     assert "exists already" in refused("simulate", "--out", tmp_path / "y")
@@ -132,7 +148,7 @@ def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
 
 
 def test_plates_that_are_there_already_are_left_as_they_are(refused, tmp_path, capsys):
-    options = SimulateConfig(out=tmp_path / "x", plates=1, wells=2, sites=1, compounds=1, size=32)
+    options = SimulateConfig(out=tmp_path / "x", plates=1, wells=2, sites=1, compounds=1, size=32, aspects=("shape",))
     simulate(options)
     (tmp_path / ".x.simulating").mkdir()  # as a kill after the last rename leaves it
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}
