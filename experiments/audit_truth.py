@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from experiments.runs import markdown
 from perturbjax.audit.command import audit_features
 from perturbjax.audit.findings import Audit
 from perturbjax.audit.settings import AuditConfig
@@ -138,12 +139,6 @@ def main(options: Config) -> None:
     text = "\n\n".join(markdown(table) for table in tables.values())
     (options.out / "tables.md").write_text(text + "\n")
     print(text)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown."""
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def verdicts(truths: Sequence[str], screens: int) -> pd.DataFrame:

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from experiments.audit_truth import markdown
 from experiments.inner_folds import scores
+from experiments.runs import markdown
 from perturbjax import splits
 from perturbjax.config import SplitPolicy
 from perturbjax.console import console, parse_options, require_output, require_sound, run_command

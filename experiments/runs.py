@@ -79,6 +79,12 @@ def write_table(table: pd.DataFrame, text: str, out: Path) -> None:
         temporary.write_text(text)
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """A table as Markdown."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def by_fold(table: pd.DataFrame) -> str:
     """A row a run and a mean a recipe, as Markdown."""
     heads = ("recipe", "fold", *METRICS, "by well", "majority", "position, balanced", "minutes")
