@@ -76,7 +76,7 @@ class EvaluateConfig:
     replicates: int = 2000
     """Bootstrap resamples of whole wells behind each interval."""
     look: bool = True
-    """Ask the network again with other masks, four times, and show where it looks (looked.json, and in the report)."""
+    """Ask the network again with other masks, three times, and show where it looks (looked.json, and in the report)."""
     json: bool = False
     """Print the scores as JSON, as scores.json holds them, instead of tables."""
 
@@ -169,8 +169,9 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     views.write_run(judgement, subject, fold, run.class_names, out)
     forget(out)
     if config.look and network.placement.processes == 1:
-        judged = label_numbers(table["label"][part == TEST], run.class_names, "test sites")
-        look(network, dataset, positions[part == TEST], judged, out)
+        judging = part == TEST
+        judged = label_numbers(table["label"][judging], run.class_names, "test sites")
+        look(network, dataset, positions[judging], judged, answers.probabilities[judging], out)
     return judgement
 
 

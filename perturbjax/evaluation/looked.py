@@ -22,7 +22,7 @@ from perturbjax.training.predict import Predictions
 from perturbjax.training.run import Run
 
 LOOKED, ATTENTION, OCCLUSION = "looked.json", "attention.parquet", "occlusion.parquet"
-#: Sites that are looked at, at most: each is answered four times more; and of those without attention where windows
+#: Sites that are looked at, at most: each is answered three times more; and of those without attention where windows
 #: are hidden.
 SITES, OCCLUDED = 1000, 12
 
@@ -34,9 +34,9 @@ class Other(NamedTuple):
     redraw: Redraw | None = None
 
 
-#: By what it is called.
+#: What a network was asked before, and what it is asked besides, by what it is called.
+AS_THEY_ARE = "as they are"
 MASKS = {
-    "as they are": Other(),
     "each cell its bounding disc": Other(redraw=discs),
     "of another site": Other(lambda masks: np.roll(masks, 1, axis=0)),
     "taken away": Other(np.zeros_like),
@@ -72,7 +72,12 @@ def forget(out: Path) -> None:
 
 
 def look(
-    network: Asked, dataset: Dataset, positions: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], out: Path
+    network: Asked,
+    dataset: Dataset,
+    positions: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    probabilities: Float32[np.ndarray, "n classes"],
+    out: Path,
 ) -> None:
     """Write `looked.json`, and `attention.parquet` where the network has attention, else `occlusion.parquet`.
 
@@ -86,20 +91,23 @@ def look(
     Args:
         positions: sites that judge, at most `SITES` of which are looked at, evenly chosen.
         labels: their classes.
+        probabilities: what the network answers to them as they are.
     """
     chosen = np.unique(np.linspace(0, len(positions) - 1, min(SITES, len(positions))).round().astype(int))
-    positions, labels = positions[chosen], labels[chosen]
+    positions, labels, probabilities = positions[chosen], labels[chosen], probabilities[chosen]
     found: dict[str, Any] = {"sites": len(positions)}
     if network.run.recipe.input.mask_use == "keep":
-        answers = {name: network.with_masks(dataset, positions, *other) for name, other in MASKS.items()}
+        answers = {AS_THEY_ARE: probabilities}
+        for name, other in MASKS.items():
+            answers[name] = network.with_masks(dataset, positions, *other).probabilities
         found["masks"] = {
-            name: {metric: score(labels, answer.probabilities)[metric] for metric in ("accuracy", HEADLINE)}
+            name: {metric: score(labels, answer)[metric] for metric in ("accuracy", HEADLINE)}
             for name, answer in answers.items()
         }
     try:
         attention = network.attention_to(dataset, positions)
     except InputError:  # the network has none
-        found["occlusion"] = _occluded(network, dataset, positions, labels, out)
+        found["occlusion"] = _occluded(network, dataset, positions, labels, probabilities, out)
     else:
         found["attention"] = spread(attention)
         _write_maps(out / ATTENTION, "attention", dataset, positions, attention)
@@ -107,11 +115,15 @@ def look(
 
 
 def _occluded(
-    network: Asked, dataset: Dataset, positions: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], out: Path
+    network: Asked,
+    dataset: Dataset,
+    positions: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    probabilities: Float32[np.ndarray, "n classes"],
+    out: Path,
 ) -> dict[str, float]:
     """Hide windows of the site of each class that the network is surest of, and write what is lost."""
-    asked = network.with_masks(dataset, positions, lambda masks: masks).probabilities
-    sure = pd.Series(asked[np.arange(len(labels)), labels]).groupby(labels).idxmax()
+    sure = pd.Series(probabilities[np.arange(len(labels)), labels]).groupby(labels).idxmax()
     chosen = positions[np.sort(sure.to_numpy()[:OCCLUDED])]
     drops = occlude(network, dataset, chosen)
     _write_maps(out / OCCLUSION, "occlusion", dataset, chosen, drops)

@@ -52,7 +52,8 @@ class MaskReader:
 def looks(tmp_path, **network) -> dict:
     dataset = open_dataset(write_dataset(tmp_path / "data", sites=20, size=8, channels=["DNA"]))
     positions = np.arange(10, 20)
-    looked.look(MaskReader(**network), dataset, positions, positions % 2, tmp_path)
+    one = (positions % 2).astype(np.float32)
+    looked.look(MaskReader(**network), dataset, positions, positions % 2, np.stack([1 - one, one], axis=1), tmp_path)
     return looked.read_looked(tmp_path)
 
 
