@@ -51,7 +51,7 @@ def main(options: Config) -> None:
         for aspect in options.aspects
         if (unit, aspect) != ("cells", "count")
     ]
-    print("--data " + " ".join(f"{folder.name}={folder}" for folder in made))
+    print("--data " + " ".join(f"simulated_{folder.name}={folder}" for folder in made))
 
 
 def dataset(options: Config, unit: str, aspect: str) -> Path:
