@@ -52,8 +52,9 @@ def site(channels: int, n: int = 2) -> jax.Array:
 def test_the_stored_channels_are_described_and_statistics_of_all(channels, ways):
     model, x = small(channels, ways), site(channels)
     seen, known = channels // ways * SEEN, channels * 5 + 2
-    assert described(model, x).shape == (2, seen + known) and model.seen == seen
-    out = forward(model, x)
+    shape = jax.eval_shape(lambda x: model.described(x, Mode()), x).shape
+    assert shape == (2, seen + known) and model.seen == seen
+    out = jax.eval_shape(lambda x: model(x, Mode()), x)
     assert out.features.shape == (2, min(COMPONENTS, seen) + known) and out.logits.shape == (2, 3)
 
 

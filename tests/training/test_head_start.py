@@ -67,9 +67,8 @@ def test_a_head_tells_sites_it_has_not_seen_and_never_says_a_class_without_sites
     head = fit_blobs(x[:160], labels[:160], np.ones(160))
     said = np.asarray(head(jnp.asarray(x[160:]), Mode())).argmax(1)
     assert (said == labels[160:]).mean() > 0.9
-    for seed, same in ((0, True), (1, False)):
-        again = fit_blobs(x[:160], labels[:160], np.ones(160), seed)
-        assert np.array_equal(again.hidden.kernel[...], head.hidden.kernel[...]) == same
+    other = fit_blobs(x[:160], labels[:160], np.ones(160), seed=1)
+    assert not np.array_equal(other.hidden.kernel[...], head.hidden.kernel[...])
 
 
 def test_a_site_counts_by_its_weight():
