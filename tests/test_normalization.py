@@ -62,7 +62,7 @@ def said(capsys) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("name", [pytest.param("dtype", marks=pytest.mark.slow), "log", "site"])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("dtype", "site")), "log"])
 def test_nine_sites_alone_are_answered_as_among_all(trained, folder, tmp_path, capsys, name):
     run = trained(name)
     among, alone = (answers(run, folder / data, tmp_path / f"{data}.parquet") for data in ("many", "few"))

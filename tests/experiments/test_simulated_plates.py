@@ -12,5 +12,3 @@ def test_a_dataset_an_aspect_and_unit_is_built_and_named_for_the_next_command(tm
     assert capfd.readouterr().out.splitlines()[-1] == f"--data simulated_fields_count={tmp_path / 'fields_count'}"
     assert len(open_dataset(tmp_path / "fields_count").index) == 8
     assert not (tmp_path / "cells_count").exists()  # of one cell the number tells nothing
-    main(options)
-    assert "is already there" in capfd.readouterr().err

@@ -60,9 +60,11 @@ def test_a_class_of_one_row_has_no_silhouette_and_does_no_harm() -> None:
     assert np.isnan(measure(features, features[:, :2], np.arange(100), k=5).silhouette)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lay_out",
-    [pytest.param(lambda x: lay_out_tsne(x, 10, 0), marks=pytest.mark.slow), lambda x: lay_out_umap(x, 10, 0.1, 0)],
+    [lambda x: lay_out_tsne(x, 10, 0), lambda x: lay_out_umap(x, 10, 0.1, 0)],
+    ids=["tsne", "umap"],
 )
 def test_layouts_keep_classes_together_and_repeat_with_their_seed(lay_out) -> None:
     features, labels = blobs(apart=20)

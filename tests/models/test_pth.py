@@ -203,7 +203,7 @@ QUADRATIC = (
 
 
 @pytest.mark.parametrize("program", [NESTED, EXPONENTIAL, QUADRATIC], ids=["deep key", "wide key", "copies"])
-@pytest.mark.parametrize("inflated", [True, False])
+@pytest.mark.parametrize("inflated", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_pickle_that_would_never_end_is_refused_soon(tmp_path, program, inflated):
     path = tmp_path / "bad.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if inflated else zipfile.ZIP_STORED) as archive:
