@@ -107,24 +107,23 @@ def look(
     try:
         attention = network.attention_to(dataset, positions)
     except InputError:  # the network has none
-        found["occlusion"] = _occluded(network, dataset, positions, labels, probabilities, out)
+        found["occlusion"] = _occluded(network, dataset, _surest(positions, labels, probabilities), out)
     else:
         found["attention"] = spread(attention)
         _write_maps(out / ATTENTION, "attention", dataset, positions, attention)
     write_json(out / LOOKED, found)
 
 
-def _occluded(
-    network: Asked,
-    dataset: Dataset,
-    positions: Int[np.ndarray, " n"],
-    labels: Int[np.ndarray, " n"],
-    probabilities: Float32[np.ndarray, "n classes"],
-    out: Path,
-) -> dict[str, float]:
-    """Hide windows of the site of each class that the network is surest of, and write what is lost."""
+def _surest(
+    positions: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], probabilities: Float32[np.ndarray, "n classes"]
+) -> Int[np.ndarray, " few"]:
+    """The site of each class that the network is surest of, of at most `OCCLUDED` classes."""
     sure = pd.Series(probabilities[np.arange(len(labels)), labels]).groupby(labels).idxmax()
-    chosen = positions[np.sort(sure.to_numpy()[:OCCLUDED])]
+    return positions[np.sort(sure.to_numpy()[:OCCLUDED])]
+
+
+def _occluded(network: Asked, dataset: Dataset, chosen: Int[np.ndarray, " n"], out: Path) -> dict[str, float]:
+    """Hide windows of these sites, and write what is lost."""
     drops = occlude(network, dataset, chosen)
     _write_maps(out / OCCLUSION, "occlusion", dataset, chosen, drops)
     cells = np.stack([middles(dataset.pixels(int(position))[1]) for position in chosen])
