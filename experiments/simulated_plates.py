@@ -41,6 +41,8 @@ class Config:
         require_sound(self)
         for name in ("aspects", "units"):
             require(name, getattr(self, name), bool(getattr(self, name)), "at least one")
+        more = set(self.aspects) != {"count"} or "fields" in self.units
+        require("aspects", self.aspects, more, "one besides count: of single cells the number tells nothing")
 
 
 def main(options: Config) -> None:

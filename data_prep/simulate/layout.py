@@ -67,28 +67,33 @@ def perturbations(compounds: int, effect: float, rng: np.random.Generator, aspec
     its own; within an aspect every trait moves by `effect`, up or down. The solvent moves nothing. Where `aspects` are
     named, every compound moves all their traits, and no others, each by an amount of its own (`_apart`).
     """
-    named = _apart(compounds, effect, [trait for aspect in aspects for trait in ASPECTS[aspect]], rng)
     rows: list[dict[str, Any]] = [
         {"pert_iname": SOLVENT, "broad_sample": SOLVENT, "moa": "negative control", "control_type": "negcon"}
     ]
-    mechanism: dict[str, float] = {}
-    for compound in range(compounds):
-        if compound % COMPOUNDS_PER_MOA == 0 and not aspects:
-            mechanism = _shifts(rng, 2, effect, exclude=())
-        taken = {aspect for aspect, traits in ASPECTS.items() if set(traits) & set(mechanism)}
-        own = named[compound] if aspects else _shifts(rng, 1, effect, exclude=tuple(taken))
+    drawn = _apart(compounds, effect, aspects, rng) if aspects else _three_aspects(compounds, effect, rng)
+    for compound, shifts in enumerate(drawn):
         rows.append(
             {
                 "pert_iname": f"compound-{compound + 1:02d}",
                 "broad_sample": f"SIM-{compound + 1:05d}",
                 "moa": f"mechanism {compound // COMPOUNDS_PER_MOA + 1}",
                 "control_type": "trt",
-                **mechanism,
-                **own,
+                **shifts,
             }
         )
     table = pd.DataFrame(rows)
     return table.reindex(columns=["pert_iname", "broad_sample", "moa", "control_type", *TRAITS]).fillna(0.0)
+
+
+def _three_aspects(compounds: int, effect: float, rng: np.random.Generator) -> list[dict[str, float]]:
+    """Shifts of each compound's traits: of two aspects with its mechanism, and of one that is its own."""
+    shifts, mechanism = [], dict[str, float]()
+    for compound in range(compounds):
+        if compound % COMPOUNDS_PER_MOA == 0:
+            mechanism = _shifts(rng, 2, effect, exclude=())
+        taken = [aspect for aspect, traits in ASPECTS.items() if set(traits) & set(mechanism)]
+        shifts.append(mechanism | _shifts(rng, 1, effect, exclude=taken))
+    return shifts
 
 
 def _shifts(rng: np.random.Generator, aspects: int, effect: float, exclude: Sequence[str]) -> dict[str, float]:
@@ -97,10 +102,11 @@ def _shifts(rng: np.random.Generator, aspects: int, effect: float, exclude: Sequ
     return {trait: effect * float(rng.choice((-1, 1))) for aspect in chosen for trait in ASPECTS[aspect]}
 
 
-def _apart(compounds: int, effect: float, traits: Sequence[str], rng: np.random.Generator) -> list[dict[str, float]]:
+def _apart(compounds: int, effect: float, aspects: Sequence[str], rng: np.random.Generator) -> list[dict[str, float]]:
     """Shifts evenly spaced from -2 to 2 effects, in an order of each trait's own: neighbours share a mechanism."""
     mechanisms = -(-compounds // COMPOUNDS_PER_MOA)
     levels = np.linspace(-2 * effect, 2 * effect, mechanisms * COMPOUNDS_PER_MOA).reshape(mechanisms, -1)
+    traits = [trait for aspect in aspects for trait in ASPECTS[aspect]]
     of_traits = {trait: levels[rng.permutation(mechanisms)].ravel() for trait in traits}
     return [{trait: float(shifts[compound]) for trait, shifts in of_traits.items()} for compound in range(compounds)]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from experiments.simulated_plates import Config, main
+from perturbjax.console import InputError
 from perturbjax.dataset import open_dataset
 
 
@@ -12,3 +15,8 @@ def test_a_dataset_an_aspect_and_unit_is_built_and_named_for_the_next_command(tm
     assert capfd.readouterr().out.splitlines()[-1] == f"--data simulated_fields_count={tmp_path / 'fields_count'}"
     assert len(open_dataset(tmp_path / "fields_count").index) == 8
     assert not (tmp_path / "cells_count").exists()  # of one cell the number tells nothing
+
+
+def test_the_number_of_single_cells_alone_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"--aspects .*one besides count"):
+        Config(tmp_path, aspects=("count",), units=("cells",))
