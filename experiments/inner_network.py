@@ -26,20 +26,19 @@ from jaxtyping import Float, Float32, Int
 from experiments.inner_folds import INNER, inner_parts, scores
 from experiments.runs import write_table
 from perturbjax.augment import RawBatch
-from perturbjax.config import LINEAR_VARIANCE, PRESETS, Recipe, SplitConfig
+from perturbjax.config import PRESETS, Recipe, SplitConfig
 from perturbjax.console import parse_options, require, require_sound, run_command, track
 from perturbjax.dataset import PLATE, Dataset, open_dataset
-from perturbjax.features.classifiers import CLASSIFIERS, probabilities
 from perturbjax.feed import Order, open_feed
 from perturbjax.files import make_folder
 from perturbjax.inference import BATCH_SIZE, load_network
 from perturbjax.models import Mode
-from perturbjax.models.channels import EYES, Perceptron, at_half_the_side
+from perturbjax.models.channels import EYES, Head, at_half_the_side
 from perturbjax.splits import TEST, TRAIN, write_split
 from perturbjax.training.devices import choose_placement
 from perturbjax.training.experiment import prepare_experiment
 from perturbjax.training.fit import TrainConfig, fit
-from perturbjax.training.head_start import MIX, fitted, reduction
+from perturbjax.training.head_start import MIX, fit_head, reduction
 from perturbjax.training.loss import class_weights
 from perturbjax.training.predict import apply_to_sites
 from perturbjax.training.step import as_it_is, make_describe_step
@@ -49,22 +48,25 @@ WEIGHTS = (0.0, 0.1, EYES, 0.3, 0.4, 1.0)
 
 
 @dataclass(frozen=True)
-class Head:
-    """How a head is made: views of a site, mixup's parameter, the power of the class weights; or a regression."""
+class Way:
+    """How a head is made: views of a site, mixup's parameter, the power of the class weights, and fixed shares of
+    perceptron and linear model."""
 
     views: int = PRESET.transfer.symmetries
     mix: float = MIX
     balance: float = PRESET.optim.balance
-    linear: bool = False
+    shares: tuple[float, float] | None = None
 
 
 HEADS = {
-    "as it is": Head(),
-    "four views of a site": Head(views=4),
-    "one view": Head(views=1),
-    "without mixed pairs": Head(mix=0.0),
-    "classes weighted by the root": Head(balance=0.5),
-    "logistic regression in its place": Head(linear=True),
+    "as it is": Way(),
+    "the perceptron alone": Way(shares=(1.0, 0.0)),
+    "the linear model alone": Way(shares=(0.0, 1.0)),
+    "both alike": Way(shares=(0.5, 0.5)),
+    "four views of a site": Way(views=4),
+    "one view": Way(views=1),
+    "without mixed pairs": Way(mix=0.0),
+    "classes weighted by the root": Way(balance=0.5),
 }
 
 
@@ -93,7 +95,7 @@ def main(options: Config) -> None:
     label = str(dataset.column(dataset.label_column).name)
     labels, names_of = pd.factorize(dataset.column(label), sort=True)
     classes = len(names_of)
-    parts = [part[:2] for fold in options.folds for part in inner_parts(dataset.index, label, fold)]
+    parts = [part for fold in options.folds for part in inner_parts(dataset.index, label, fold)]
     rows: list[dict[str, Any]] = []
 
     def judged(variant: str, part: int, truth: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n classes"]) -> None:
@@ -103,14 +105,18 @@ def main(options: Config) -> None:
     for views in sorted({HEADS[name].views for name in options.heads}, reverse=True):
         described, seen = describe(options.data, views)
         names = [name for name in options.heads if HEADS[name].views == views]
-        for number, (train, held) in enumerate(track(parts, total=len(parts), label=f"{views} views", unit="folds")):
+        for number, (train, held, groups) in enumerate(
+            track(parts, total=len(parts), label=f"{views} views", unit="folds")
+        ):
             mean, kernel = reduction(described[train], seen)
             inside, outside = ((described[part] - mean) @ kernel for part in (train, held))
             for name in names:
-                judged(name, number, labels[held], answer(HEADS[name], inside, labels[train], outside, classes))
+                logits = answer(HEADS[name], inside, labels[train], groups, outside, classes)
+                judged(name, number, labels[held], logits)
     if options.eyes:
         for fold in options.folds:
-            with_eyes(options, dataset, fold, *parts[INNER * options.folds.index(fold)], judged)
+            train, held, _ = parts[INNER * options.folds.index(fold)]
+            with_eyes(options, dataset, fold, train, held, judged)
     print((options.out / "scores.md").read_text())
 
 
@@ -131,20 +137,20 @@ def describe(data: Path, views: int) -> tuple[Float32[np.ndarray, "n d"], int]:
 
 
 def answer(
-    head: Head,
+    way: Way,
     z: Float[np.ndarray, "n e"],
     labels: Int[np.ndarray, " n"],
+    groups: np.ndarray,
     asked: Float[np.ndarray, "m e"],
     classes: int,
 ) -> Float[np.ndarray, "m classes"]:
-    """What a head that is fitted to reduced features says of others: logits, or a regression's probabilities."""
-    weight = class_weights(np.bincount(labels, minlength=classes), head.balance)[labels]
-    if head.linear:
-        scale = np.sqrt(2 * LINEAR_VARIANCE / z.shape[1])  # the baseline's, of components and of statistics
-        model = CLASSIFIERS["logistic_balanced"].make(len(z), classes, PRESET.seed).fit(z * scale, labels)
-        return probabilities(model, asked * scale, classes)
-    fresh = Perceptron(z.shape[1], classes, rngs=nnx.Rngs(PRESET.seed))
-    made = fitted(fresh, z, labels, weight, PRESET.optim.label_smoothing, PRESET.seed, mix=head.mix)
+    """Logits of others by a head that is fitted to reduced features."""
+    weight = class_weights(np.bincount(labels, minlength=classes), way.balance)[labels]
+    fresh = Head(z.shape[1], classes, rngs=nnx.Rngs(PRESET.seed))
+    smoothing, seed = PRESET.optim.label_smoothing, PRESET.seed
+    made = fit_head(fresh, z, labels, weight, groups, smoothing=smoothing, seed=seed, mix=way.mix)
+    if way.shares is not None:
+        made.shares[...] = jnp.array(way.shares)
     return np.asarray(made(jnp.asarray(asked, jnp.float32), Mode()))
 
 

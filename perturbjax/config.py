@@ -109,6 +109,9 @@ class OptimConfig:
     steps_per_epoch: int = 0
     """Steps an epoch; 0: as many as one pass over the training sites takes. More begin another pass, fewer leave sites
     out; none is padded."""
+    least_steps: int = 0
+    """Steps of the whole training at least: where one pass an epoch takes fewer, every epoch takes more. It counts for
+    nothing with --steps-per-epoch."""
     learning_rate: float = 0.005
     """Peak of the one-cycle schedule."""
     weight_decay: float = 1e-4
@@ -130,6 +133,7 @@ class OptimConfig:
         require("epochs", self.epochs, self.epochs >= 1, "at least one")
         require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
         require("steps-per-epoch", self.steps_per_epoch, self.steps_per_epoch >= 0, "0 (one pass) or more")
+        require("least-steps", self.least_steps, self.least_steps >= 0, "0 or more")
         require("learning-rate", self.learning_rate, self.learning_rate > 0, "greater than 0")
         require("weight-decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         require("warmup", self.warmup, 0 <= self.warmup <= 1, "a share from 0 to 1")
@@ -162,7 +166,7 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """Training in two phases on published weights: new layers first, then all of them."""
+    """Two phases on published weights: new layers first, then all of them."""
 
     weights: str = ""
     """Where --model's published weights come from: a file, hf:OWNER/REPOSITORY[@REVISION] or
@@ -233,7 +237,13 @@ PRESETS: dict[str, Recipe] = {
         input=InputConfig(normalize="log_plate", mask_encoding="instance"),
         augment=AugmentConfig(crop=128, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)),
         optim=OptimConfig(
-            epochs=20, batch_size=64, learning_rate=0.002, weight_decay=0.05, decoupled=True, balance=1.0
+            epochs=20,
+            batch_size=64,
+            least_steps=300,
+            learning_rate=0.002,
+            weight_decay=0.05,
+            decoupled=True,
+            balance=1.0,
         ),
         transfer=TransferConfig(weights="package:efficientnet_lite0", head="channels", symmetries=8),
     ),

@@ -41,7 +41,7 @@ class ChannelClassifier(nnx.Module):
     background, perhaps a second time relative to the plate (`--normalize log`, `log_plate`). The backbone sees each
     channel by itself, linear again and between its 1st and 99th percentile, as `perturbjax features` shows it, and the
     mask says where in its stages' maps cells lie (`models.pooling`). It stands still, as does the head on its
-    components and on statistics of the site: both are set before the first step (`training.head_start`). What is
+    components and on statistics of the site: it is set before the first step (`training.head_start`). What is
     trained are the `eyes`, the attention network, which look at the site at half its side; in training the logits are
     theirs alone, and the backbone is not asked. The answer is the weighted mean of both log-probabilities.
 
@@ -71,7 +71,7 @@ class ChannelClassifier(nnx.Module):
         known = channels * (2 + len(PERCENTILES)) + 2
         self.feature_size = min(COMPONENTS, self.seen) + known
         self.reduce = Reduce(self.seen + known, self.feature_size)
-        self.head = Perceptron(self.feature_size, classes, rngs=rngs)
+        self.head = Head(self.feature_size, classes, rngs=rngs)
         self.eyes = AttentionClassifier(classes=classes, channels=channels, dropout=dropout, rngs=rngs)
         self.colours, self.symmetries, self.frozen = colours, symmetries, True
 
@@ -141,6 +141,23 @@ class Reduce(nnx.Module):
 
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
         return jnp.dot(x - self.mean[...], self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+
+
+class Head(nnx.Module):
+    """A perceptron and a linear model beside each other: the sum of their log-probabilities, each times its share.
+
+    Attributes:
+        shares: (2,) of the perceptron and of the linear model. Their sum need not be 1: it is one over a temperature.
+    """
+
+    def __init__(self, inputs: int, classes: int, *, rngs: nnx.Rngs):
+        self.perceptron = Perceptron(inputs, classes, rngs=rngs)
+        self.linear = Dense(inputs, classes, rngs=nnx.Rngs(0))
+        self.shares = nnx.BatchStat(jnp.array([1.0, 0.0]))
+
+    def __call__(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "b classes"]:
+        answers = jnp.stack([jax.nn.log_softmax(part) for part in (self.perceptron(x, mode), self.linear(x))])
+        return jnp.tensordot(self.shares[...], answers, 1)
 
 
 class Perceptron(nnx.Module):

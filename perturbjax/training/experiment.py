@@ -59,7 +59,10 @@ class Experiment:
     def order(self) -> Order:
         """The order of all epochs."""
         optim = self.recipe.optim
-        return Order.of_epochs(self.recipe.seed, self.train, optim.batch_size, optim.epochs, optim.steps_per_epoch)
+        steps, least = optim.steps_per_epoch, -(-optim.least_steps // optim.epochs)
+        if not steps and least * optim.batch_size > len(self.train):
+            steps = least
+        return Order.of_epochs(self.recipe.seed, self.train, optim.batch_size, optim.epochs, steps)
 
     @property
     def class_weight(self) -> Float[Array, " classes"] | None:

@@ -1,13 +1,17 @@
 """The part of `models.channels` that stands still while the eyes are trained, set before the first step.
 
-What the standing backbone sees of the training sites is computed once, without augmentation, reduced, and a perceptron
-is fitted to it: on mixed pairs of sites (mixup, Zhang et al. 2017, arXiv 1710.09412), so that the few sites of a small
-screen are not learned by heart. The constants were chosen by inner folds of the training plates (docs/presets.md).
+What the standing backbone sees of the training sites is computed once, without augmentation, reduced, and two models
+are fitted to it: a perceptron, on mixed pairs of sites (mixup, Zhang et al. 2017, arXiv 1710.09412), and a logistic
+regression, that of the linear baseline. On a thousand sites and more the first is the better, on a few hundred the
+second: how much either has to say is what makes the labels of held-out training sites likeliest (stacking, Wolpert
+1992, doi 10.1016/S0893-6080(05)80023-1). The constants were chosen by inner folds of the training plates
+(docs/presets.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,11 +21,13 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from perturbjax.config import LINEAR_C, LINEAR_VARIANCE
 from perturbjax.console import console, track
 from perturbjax.feed import Order, RawBatch
 from perturbjax.memory import give_back_freed_memory
 from perturbjax.models import Mode
-from perturbjax.models.channels import COMPONENTS, Perceptron
+from perturbjax.models.channels import COMPONENTS, Head, Perceptron
+from perturbjax.models.layers import Dense
 from perturbjax.training.experiment import Experiment
 from perturbjax.training.predict import apply_to_sites
 from perturbjax.training.step import TrainState, split_model
@@ -32,6 +38,12 @@ BATCH, EPOCHS, LEAST_STEPS = 128, 60, 300
 RATE, DECAY = 1e-3, 1e-2
 #: Both parameters of the beta distribution of mixup.
 MIX = 0.4
+#: Parts in which training sites are held out for the shares.
+PARTS = 3
+#: Least share of either: where held-out sites are told no better than by chance, the likeliest class is still said.
+LEAST_SHARE = 0.01
+#: Logit of a class that a linear model has seen no site of.
+NEVER = -30.0
 
 
 def start_head(
@@ -66,8 +78,14 @@ def start_head(
     optim, told = experiment.recipe.optim, experiment.class_weight
     weight = np.ones(len(experiment.class_names)) if told is None else np.asarray(told)
     z = np.asarray(model.reduce(jnp.asarray(found)))
-    model.head = fitted(model.head, z, labels, weight[labels], optim.label_smoothing, experiment.recipe.seed)
-    console.print(f"head fitted to what the backbone sees of {len(labels)} training sites")
+    groups = experiment.manifest.set_index("site_id")["group"].loc[experiment.dataset.index["site_id"].iloc[train]]
+    fit = partial(fit_head, model.head, smoothing=optim.label_smoothing, seed=experiment.recipe.seed)
+    model.head = fit(z, labels, weight[labels], groups.to_numpy())
+    of_perceptron, of_linear = (float(share) for share in model.head.shares[...])
+    console.print(
+        f"head fitted to what the backbone sees of {len(labels)} training sites: log-probabilities of a perceptron "
+        f"times {of_perceptron:.2f}, of a linear model times {of_linear:.2f}"
+    )
     _, params, stats = split_model(model)
     return state._replace(params=params, stats=stats)
 
@@ -97,7 +115,86 @@ def reduction(x: Float[np.ndarray, "n d"], seen: int) -> tuple[Float[np.ndarray,
     return mean.astype(np.float32), (gain[:, None] * kernel).astype(np.float32)
 
 
-def fitted(
+def fit_head(
+    head: Head,
+    z: Float[np.ndarray, "n e"],
+    labels: Int[np.ndarray, " n"],
+    weight: Float[np.ndarray, " n"],
+    groups: np.ndarray,
+    *,
+    smoothing: float,
+    seed: int,
+    mix: float = MIX,
+) -> Head:
+    """The head with both its parts fitted to all sites, and the shares that sites held out by group speak for.
+
+    A held-out site says nothing if its class has no other site; where none says anything, both parts say as much.
+    """
+    from sklearn.model_selection import GroupKFold, KFold
+
+    def parts(rows: Int[np.ndarray, " m"]) -> tuple[Perceptron, Dense]:
+        data = (z[rows], labels[rows], weight[rows])
+        return fit_perceptron(head.perceptron, *data, smoothing, seed, mix=mix), fit_linear(head.linear, *data)
+
+    grouped = len(np.unique(groups)) > 1
+    deal = GroupKFold(min(PARTS, len(np.unique(groups)))) if grouped else KFold(PARTS, shuffle=True, random_state=seed)
+    said, known = np.zeros((2, len(z), head.linear.bias.shape[0])), np.zeros(len(z), bool)
+    for fit, held in deal.split(z, groups=groups if grouped else None):
+        known[held] = np.isin(labels[held], labels[fit])
+        perceptron, linear = parts(fit)
+        asked = jnp.asarray(z[held])
+        for number, logits in enumerate((perceptron(asked, Mode()), linear(asked))):
+            said[number, held] = jax.nn.log_softmax(logits)
+    made = nnx.clone(head)
+    made.perceptron, made.linear = parts(np.arange(len(z)))
+    made.shares[...] = jnp.asarray(best_shares(said[:, known], labels[known]), jnp.float32)
+    return made
+
+
+def best_shares(said: Float[np.ndarray, "k n classes"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:
+    """The shares under which the weighted sum of log-probabilities makes the labels likeliest."""
+    from scipy.optimize import minimize
+
+    start = np.full(len(said), 1 / len(said))
+    if not len(labels):
+        return start
+    right = said[:, np.arange(len(labels)), labels]
+
+    def loss(shares: np.ndarray) -> tuple[float, np.ndarray]:  # convex in the shares
+        logits = np.tensordot(shares, said, 1)
+        logits -= logits.max(axis=1, keepdims=True)
+        total = np.exp(logits).sum(axis=1)
+        chance = np.exp(logits) / total[:, None]
+        own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+        gradient = (said * chance).sum(axis=2).mean(axis=1) - right.mean(axis=1)
+        return float((np.log(total) - own).mean()), gradient
+
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(LEAST_SHARE, None)] * len(said)).x
+
+
+def fit_linear(
+    model: Dense, z: Float[np.ndarray, "n e"], labels: Int[np.ndarray, " n"], weight: Float[np.ndarray, " n"]
+) -> Dense:
+    """The linear baseline's logistic regression on reduced features, each site counting by its weight."""
+    from sklearn.linear_model import LogisticRegression
+
+    kernel, bias = np.zeros(model.kernel.shape), np.full(model.bias.shape, NEVER)
+    present = np.unique(labels)
+    if len(present) > 1:
+        scale = np.sqrt(2 * LINEAR_VARIANCE / z.shape[1])  # the baseline's, of components and of statistics
+        found = LogisticRegression(C=LINEAR_C, max_iter=300).fit(z * scale, labels, weight / weight.mean())
+        coefficients, constants = found.coef_, found.intercept_
+        if len(present) == 2:  # told by one logit
+            coefficients, constants = (np.concatenate([0 * one, one]) for one in (coefficients, constants))
+        kernel[:, present], bias[present] = scale * coefficients.T, constants
+    else:
+        bias[present] = 0
+    made = nnx.clone(model)
+    made.kernel[...], made.bias[...] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
+    return made
+
+
+def fit_perceptron(
     head: Perceptron,
     z: Float[np.ndarray, "n e"],
     labels: Int[np.ndarray, " n"],
@@ -107,7 +204,7 @@ def fitted(
     *,
     mix: float = MIX,
 ) -> Perceptron:
-    """The head trained on reduced features, each site counting by its weight; `mix` is mixup's, 0 mixes nothing."""
+    """Trained on reduced features, each site counting by its weight; `mix` is mixup's, 0 mixes nothing."""
     graphdef, params = nnx.split(head, nnx.Param)
     size = min(BATCH, len(z))
     steps = max(LEAST_STEPS, EPOCHS * len(z) // size)

@@ -11,17 +11,28 @@ from flax import nnx
 from published import write_resnet18
 from tiny_dataset import write_dataset
 
-from perturbjax.config import AugmentConfig, InputConfig, ModelConfig, OptimConfig, Recipe, SplitConfig, TransferConfig
+from perturbjax.config import (
+    LINEAR_C,
+    LINEAR_VARIANCE,
+    AugmentConfig,
+    InputConfig,
+    ModelConfig,
+    OptimConfig,
+    Recipe,
+    SplitConfig,
+    TransferConfig,
+)
 from perturbjax.console import InputError
 from perturbjax.dataset import open_dataset
 from perturbjax.export import StableHLOConfig, export
 from perturbjax.inference import load_network
 from perturbjax.models import Mode
-from perturbjax.models.channels import COMPONENTS, Perceptron, measured
+from perturbjax.models.channels import COMPONENTS, Head, Perceptron, measured
+from perturbjax.models.layers import Dense
 from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.fit import TrainConfig, fit
-from perturbjax.training.head_start import fitted, reduction
+from perturbjax.training.head_start import LEAST_SHARE, best_shares, fit_head, fit_linear, fit_perceptron, reduction
 
 
 def blobs(n: int = 120, d: int = 20, classes: int = 3):
@@ -56,10 +67,10 @@ def test_a_feature_that_never_varies_counts_for_nothing():
 
 
 def fit_blobs(x, labels, weight, seed: int = 0) -> Perceptron:
-    return fitted(Perceptron(x.shape[1], 4, rngs=nnx.Rngs(0)), x, labels, weight, 0.1, seed)
+    return fit_perceptron(Perceptron(x.shape[1], 4, rngs=nnx.Rngs(0)), x, labels, weight, 0.1, seed)
 
 
-def test_a_head_tells_sites_it_has_not_seen_and_never_says_a_class_without_sites():
+def test_a_perceptron_tells_sites_it_has_not_seen_and_never_says_a_class_without_sites():
     x, labels = blobs(240)
     x = (x - x.mean(0)) / x.std(0)
     head = fit_blobs(x[:160], labels[:160], np.ones(160))
@@ -75,6 +86,69 @@ def test_a_site_counts_by_its_weight():
     for weight, least, most in ((np.ones(300), 0, 0.05), (np.where(labels, 9.0, 1.0), 0.15, 0.7)):
         said = np.asarray(fit_blobs(x, labels, weight)(jnp.asarray(x), Mode())).argmax(1)
         assert least <= (said == 1).mean() <= most
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2], [0, 2], [1]])
+def test_a_linear_model_tells_what_it_has_seen_and_says_nothing_else(classes):
+    x, labels = blobs(240)
+    x = ((x - x.mean(0)) / x.std(0))[np.isin(labels, classes)]
+    labels = labels[np.isin(labels, classes)]
+    half = len(x) // 2
+    model = fit_linear(Dense(20, 3, rngs=nnx.Rngs(0)), x[:half], labels[:half], np.ones(half))
+    said = np.asarray(jax.nn.softmax(model(jnp.asarray(x[half:]))))
+    assert (said.argmax(1) == labels[half:]).mean() > 0.9
+    assert np.all(np.delete(said, classes, axis=1) < 1e-9)
+
+
+def test_a_linear_model_is_scikit_learns():
+    from sklearn.linear_model import LogisticRegression
+
+    x, labels = blobs(90)
+    x = (x - x.mean(0)) / x.std(0)
+    scale = np.sqrt(2 * LINEAR_VARIANCE / 20)
+    theirs = LogisticRegression(C=LINEAR_C, max_iter=300, class_weight="balanced").fit(x * scale, labels)
+    ours = fit_linear(Dense(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(90))
+    np.testing.assert_allclose(jax.nn.softmax(ours(jnp.asarray(x))), theirs.predict_proba(x * scale), atol=1e-4)
+
+
+def test_shares_are_those_that_make_the_labels_likeliest():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 400)
+    knows = 2 * np.eye(4)[labels] + rng.normal(size=(400, 4))
+    logits = np.stack([knows, rng.normal(size=(400, 4))])
+    said = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)), np.float64)
+
+    def loss(shares):
+        together = np.tensordot(shares, said, 1)
+        return np.mean(np.log(np.exp(together).sum(1)) - together[np.arange(400), labels])
+
+    best = best_shares(said, labels)
+    assert best[0] > 0.8 and LEAST_SHARE <= best[1] < 0.2
+    for around in ([0.05, 0], [-0.05, 0], [0, 0.05], [0.05, 0.05]):
+        assert loss(best) <= loss(np.maximum(best + around, LEAST_SHARE)) + 1e-9
+
+
+@pytest.mark.parametrize("groups", [np.arange(120) // 30, np.zeros(120)])
+def test_a_head_is_both_in_shares_of_held_out_groups_and_alike_each_time(groups):
+    x, labels = blobs()
+    x = (x - x.mean(0)) / x.std(0)
+    heads = [
+        fit_head(Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), groups, smoothing=0.1, seed=0)
+        for _ in range(2)
+    ]
+    x = jnp.asarray(x)
+    parts = [jax.nn.log_softmax(part) for part in (heads[0].perceptron(x, Mode()), heads[0].linear(x))]
+    shares = np.asarray(heads[0].shares[...])
+    assert shares.min() >= np.float32(LEAST_SHARE) and shares.max() > 0.5
+    np.testing.assert_allclose(heads[0](x, Mode()), shares[0] * parts[0] + shares[1] * parts[1], atol=1e-4)
+    np.testing.assert_array_equal(heads[0](x, Mode()), heads[1](x, Mode()))
+
+
+def test_sites_of_classes_that_nobody_else_has_do_not_count_for_the_shares():
+    x, labels = blobs()
+    x = (x - x.mean(0)) / x.std(0)
+    head = fit_head(Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), labels, smoothing=0.1, seed=0)
+    np.testing.assert_array_equal(head.shares[...], [0.5, 0.5])
 
 
 def test_cells_are_counted_by_their_numbers_and_light_as_it_is():
@@ -125,7 +199,9 @@ def test_the_head_is_of_the_training_sites_and_stands_still_while_the_eyes_move(
     answers = network.apply_to(dataset, train)
     np.testing.assert_allclose(answers.features.mean(0), 0, atol=1e-3)
     labels = dataset.column("Metadata_pert_iname").to_numpy()[train]
-    assert (np.array(network.class_names)[answers.probabilities.argmax(1)] == labels).mean() > 0.9
+    head = nnx.merge(network.graphdef, *network.state.values()).head
+    for part in (head.perceptron(jnp.asarray(answers.features), Mode()), head.linear(jnp.asarray(answers.features))):
+        assert (np.array(network.class_names)[np.asarray(part).argmax(1)] == labels).mean() > 0.9
     one, other = (Checkpoints(run.path).load("latest", epoch)[0] for epoch in (1, 2))
     network_s = [name for name in one if name.startswith(("params/", "stats/"))]
     moved = [name for name in network_s if not np.array_equal(one[name], other[name])]
