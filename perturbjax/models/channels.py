@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from perturbjax.config import LINEAR_COMPONENTS
@@ -104,17 +102,8 @@ class ChannelClassifier(nnx.Module):
     def of_images(self, images: Float[Array, "n h w 2"], mode: Mode) -> Float[Array, "n d"]:
         """What the backbone finds in grey images in [0, 1], each with the mask of its cells."""
         mean, deviation = (jnp.asarray(values, jnp.float32) for values in self.colours)
-
-        def found(images: Array, dtype: DTypeLike) -> Array:
-            x = (images[..., :1] - mean) / deviation
-            maps = self.backbone.stage_maps(x, dataclasses.replace(mode.frozen(), dtype=dtype))
-            return pool_stages(maps, images[..., 1])
-
-        if mode.dtype == jnp.float32:
-            return found(images, jnp.float32)
-        # EfficientNet takes nearly twice the time in bfloat16 on CPUs (docs/performance.md).
-        ways = {"cpu": partial(found, dtype=jnp.float32), "default": partial(found, dtype=mode.dtype)}
-        return jax.lax.platform_dependent(images, **ways)
+        maps = self.backbone.stage_maps((images[..., :1] - mean) / deviation, mode.frozen())
+        return pool_stages(maps, images[..., 1])
 
 
 def _in_turn(found: Callable[[Array], Array], x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:

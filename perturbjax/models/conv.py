@@ -116,7 +116,8 @@ def _kernel_gradient(
         # So fast are bfloat16 products that one of three times the size pays for copying the gradient three times.
         turned = turned.reshape(groups, o, -1, h2, w2)
         rows = [jnp.pad(turned, ((0, 0), (0, 0), (0, 0), (i, size - 1 - i), (0, 0))) for i in range(size)]
-        stacked = jnp.concatenate([row.reshape(groups, o, -1) for row in rows], axis=1)
+        # Behind a barrier: of a 1×1 kernel XLA would fold the turning into the product, which it then cannot compute.
+        stacked = jax.lax.optimization_barrier(jnp.concatenate([row.reshape(groups, o, -1) for row in rows], axis=1))
         product = _product(_values(stacked, x), _values(columns, x).reshape(groups, -1, columns.shape[-1]))
     else:
         views = [columns[:, i : i + h2].reshape(groups, -1, columns.shape[-1]) for i in range(size)]

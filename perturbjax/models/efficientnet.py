@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from perturbjax.models.backbone import (
@@ -189,6 +190,9 @@ class EfficientNet(nnx.Module):
 
     def stage_maps(self, x: Float[Array, "b h w inputs"], mode: Mode) -> list[Float[Array, "b _h _w _d"]]:
         """What each of the seven stages gives, the finest first."""
+        return _fastest(self._stage_maps, x, mode)
+
+    def _stage_maps(self, x: Array, mode: Mode) -> list[Array]:
         x = self.activation(self.stem(x.astype(mode.dtype), mode))
         maps: list[Array] = []
         for (stage, _), block in zip(_BLOCKS, self.blocks, strict=True):
@@ -198,7 +202,10 @@ class EfficientNet(nnx.Module):
 
     def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
         """What the average is taken of: a 32nd of the side, rounded up."""
-        return self.activation(self.top(self.stage_maps(x, mode)[-1], mode))
+        return _fastest(self._feature_map, x, mode)
+
+    def _feature_map(self, x: Array, mode: Mode) -> Array:
+        return self.activation(self.top(self._stage_maps(x, mode)[-1], mode))
 
     @property
     def activation(self) -> Callable[[Array], Array]:
@@ -208,6 +215,22 @@ class EfficientNet(nnx.Module):
         features = self.feature_map(x, mode).astype(jnp.float32).mean((1, 2))
         logits = self.head(dropout(features, self.dropout, mode).astype(mode.dtype))
         return Outputs(logits.astype(jnp.float32), features)
+
+
+def _fastest(found: Callable[[Array, Mode], Any], x: Array, mode: Mode) -> Any:
+    """`found` of an image in the precision asked for; outside training a CPU takes float32, which is the faster there.
+
+    In bfloat16 a CPU takes nearly twice the time (docs/performance.md). What is asked for in bfloat16 outside training
+    comes as float32.
+    """
+    if mode.train or mode.dtype == jnp.float32:
+        return found(x, mode)
+
+    def wide(x: Array, dtype: DTypeLike) -> Any:
+        return jax.tree.map(lambda each: each.astype(jnp.float32), found(x, replace(mode, dtype=dtype)))
+
+    ways = {"cpu": partial(wide, dtype=jnp.float32), "default": partial(wide, dtype=mode.dtype)}
+    return jax.lax.platform_dependent(x, **ways)
 
 
 #: Flat block number → (stage, position in it).

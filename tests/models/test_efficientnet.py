@@ -8,7 +8,7 @@ import torch
 from flax import nnx
 from published import efficientnet, features_and_logits, tensors_of
 
-from perturbjax.models.efficientnet import InvertedResidual, _shifted_sum, pad
+from perturbjax.models.efficientnet import EfficientNet, InvertedResidual, _shifted_sum, pad
 from perturbjax.models.layers import Mode, conv2d
 from perturbjax.models.weights import from_tensors
 
@@ -65,3 +65,21 @@ def test_every_parameter_of_a_block_gets_a_gradient():
     x = jax.random.normal(jax.random.key(0), (4, 9, 9, 8))
     gradient = nnx.jit(nnx.grad(lambda block: (block(x, Mode(train=True)) ** 3).sum()))(block)
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_in_bfloat16_a_cpu_answers_in_float32_outside_training_and_an_accelerator_in_bfloat16():
+    model = EfficientNet(lite=True, classes=2, inputs=3, rngs=nnx.Rngs(0))
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    x, half = jax.random.normal(jax.random.key(0), (2, 32, 32, 3)), Mode(dtype=jnp.bfloat16)
+
+    def maps(x, mode):
+        return nnx.merge(graphdef, params, stats, copy=True).feature_map(x, mode)
+
+    found = jax.jit(lambda x: maps(x, half))
+    np.testing.assert_allclose(found(x), jax.jit(lambda x: maps(x, Mode()))(x), rtol=1e-5, atol=1e-5)
+    for platform, wide in (("cpu", True), ("cuda", False)):
+        text = found.trace(x).lower(lowering_platforms=(platform,)).as_text()
+        products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+        assert products and all(("xbf16>" not in line) == wide for line in products)
+    trained = jax.eval_shape(lambda x: maps(x, Mode(train=True, dtype=jnp.bfloat16)), x)
+    assert trained.dtype == jnp.bfloat16

@@ -39,6 +39,7 @@ CONVOLUTIONS = {
     "many positions": (3, 33, 32, 16, 4, 3, 1, 1, 1),
     "many positions, two channels": (3, 33, 32, 2, 4, 3, 1, 1, 1),
     "1x1": (3, 5, 4, 32, 4, 1, 1, 0, 1),
+    "1x1, many positions": (3, 48, 48, 32, 16, 1, 1, 0, 1),
     "one channel": (3, 8, 8, 1, 4, 3, 1, 1, 1),
     "stride": (3, 9, 8, 16, 4, 3, 2, 1, 1),
     "7x7 with stride": (2, 16, 15, 3, 4, 7, 2, 3, 1),
