@@ -77,11 +77,11 @@ def depthwise_conv(
 def _shifted_sum(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int) -> Float[Array, "b h2 w2 c"]:
     size = kernel.shape[0]
     high, wide = ((side - size) // stride * stride + 1 for side in x.shape[1:3])
-    total = jnp.zeros((), jnp.float32)
+    total, exact = jnp.zeros((), jnp.float32), x.astype(jnp.float32)
     for row in range(size):
         for column in range(size):
-            shifted = x[:, row : row + high : stride, column : column + wide : stride]
-            total = total + shifted.astype(jnp.float32) * kernel[row, column, 0].astype(jnp.float32)
+            shifted = exact[:, row : row + high : stride, column : column + wide : stride]
+            total = total + shifted * kernel[row, column, 0].astype(jnp.float32)
     return total.astype(x.dtype)
 
 
@@ -220,7 +220,7 @@ class EfficientNet(nnx.Module):
 def _fastest(found: Callable[[Array, Mode], Any], x: Array, mode: Mode) -> Any:
     """`found` of an image in the precision asked for; outside training a CPU takes float32, which is the faster there.
 
-    In bfloat16 a CPU takes nearly twice the time (docs/performance.md). What is asked for in bfloat16 outside training
+    In bfloat16 a CPU takes up to a fifth more time (docs/performance.md). What is asked for in bfloat16 outside training
     comes as float32.
     """
     if mode.train or mode.dtype == jnp.float32:
