@@ -153,9 +153,8 @@ def _run(
         if op.opcode in FREE:
             continue
         if op.opcode == "while":
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', op.rest)
             for body in op.called("body"):
-                yield from _run(computations, body, times * (int(trips[1]) if trips else 1))
+                yield from _run(computations, body, times * _rounds(op, computations))
         elif op.opcode == "conditional":
             names = op.called("branch_computations") + op.called("true_computation") + op.called("false_computation")
             yield from max((list(_run(computations, branch, times)) for branch in names), key=len)
@@ -164,6 +163,20 @@ def _run(
                 yield from _run(computations, body, times)
         elif not op.opcode.endswith(("-done", "-update")):
             yield op, times, computation
+
+
+def _rounds(loop: Operation, computations: dict[str, Computation]) -> int:
+    """How often a loop goes round: what the GPU's compiler says, or the number that a counter from 0 stays below, which
+    is all that the TPU's leaves; 1 where neither is there."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
+    for name in loop.called("condition"):
+        test = list(computations[name].operations.values())[-1]
+        if test.opcode == "compare" and "direction=LT" in test.rest:
+            limit = computations[name].operations.get(test.operands[-1])
+            if limit is not None and limit.opcode == "constant" and limit.operands[0].isdigit():
+                return int(limit.operands[0])
+    return 1
 
 
 def _cost(op: Operation, computation: Computation, computations: dict[str, Computation]) -> Cost:
@@ -231,7 +244,7 @@ def _operation(name: str, text: str) -> Operation:
     start = call.index("(")
     stop = _closing(call, start)
     inside, opcode = call[start + 1 : stop], call[:start]
-    operands = (inside,) if opcode == "parameter" else tuple(_NAME.findall(inside))
+    operands = (inside,) if opcode in ("parameter", "constant") else tuple(_NAME.findall(inside))
     return Operation(name, shape, opcode, operands, call[stop + 1 :])
 
 

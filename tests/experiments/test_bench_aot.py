@@ -52,6 +52,23 @@ def test_kernels_bytes_and_cycles_are_counted_where_they_run():
     assert whole.unpriced == 1608 + 18 * 48 + 820
 
 
+@pytest.mark.parametrize(
+    ("test", "rounds"),
+    [("compare(%i, %n), direction=LT", 7), ("compare(%i, %n), direction=NE", 1), ("compare(%n, %i), direction=LT", 1)],
+)
+def test_a_loop_without_a_known_count_goes_round_until_its_counter_reaches_its_limit(test, rounds):
+    condition = f"""
+%cond (s: (f32[4], s32[])) -> pred[] {{
+  %s = (f32[4]{{0}}, s32[]) parameter(0)
+  %n = s32[]{{:T(128)}} constant(7)
+  %i = s32[] get-tuple-element(%s), index=1
+  ROOT %lt = pred[] {test}
+}}
+"""
+    text = condition + TEXT.replace(', backend_config={"known_trip_count":{"n":"18"}}', "")
+    assert hlo.costs(text)["backward"].kernels == rounds
+
+
 def test_parts_of_a_step_are_told_by_their_scopes():
     assert hlo.part_of("jit(train_step)/augment/mul") == "augment"
     assert hlo.part_of("jit(train_step)/transpose(jvp())/mul") == "backward"
