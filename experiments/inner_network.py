@@ -38,7 +38,7 @@ from perturbjax.splits import TEST, TRAIN, write_split
 from perturbjax.training.devices import choose_placement
 from perturbjax.training.experiment import prepare_experiment
 from perturbjax.training.fit import TrainConfig, fit
-from perturbjax.training.head_start import MIX, fit_head, reduction
+from perturbjax.training.head_start import MIX, fit_head, fit_parts, reduction
 from perturbjax.training.loss import class_weights
 from perturbjax.training.predict import apply_to_sites
 from perturbjax.training.step import as_it_is, make_describe_step
@@ -49,24 +49,24 @@ WEIGHTS = (0.0, 0.1, EYES, 0.3, 0.4, 1.0)
 
 @dataclass(frozen=True)
 class Way:
-    """How a head is made: views of a site, mixup's parameter, the power of the class weights, and fixed shares of
-    perceptron and linear model."""
+    """How a head is made: views of a site, mixup's parameter, the power of the class weights, and the shares of
+    perceptron and linear model; without these, held-out sites decide."""
 
     views: int = PRESET.transfer.symmetries
     mix: float = MIX
     balance: float = PRESET.optim.balance
-    shares: tuple[float, float] | None = None
+    shares: tuple[float, float] | None = (1.0, 0.0)
 
 
 HEADS = {
-    "as it is": Way(),
-    "the perceptron alone": Way(shares=(1.0, 0.0)),
+    "as it is": Way(shares=None),
+    "the perceptron alone": Way(),
     "the linear model alone": Way(shares=(0.0, 1.0)),
     "both alike": Way(shares=(0.5, 0.5)),
-    "four views of a site": Way(views=4),
-    "one view": Way(views=1),
-    "without mixed pairs": Way(mix=0.0),
-    "classes weighted by the root": Way(balance=0.5),
+    "the perceptron, four views of a site": Way(views=4),
+    "the perceptron, one view": Way(views=1),
+    "the perceptron, without mixed pairs": Way(mix=0.0),
+    "the perceptron, classes weighted by the root": Way(balance=0.5),
 }
 
 
@@ -147,9 +147,11 @@ def answer(
     """Logits of others by a head that is fitted to reduced features."""
     weight = class_weights(np.bincount(labels, minlength=classes), way.balance)[labels]
     fresh = Head(z.shape[1], classes, rngs=nnx.Rngs(PRESET.seed))
-    smoothing, seed = PRESET.optim.label_smoothing, PRESET.seed
-    made = fit_head(fresh, z, labels, weight, groups, smoothing=smoothing, seed=seed, mix=way.mix)
-    if way.shares is not None:
+    how: dict[str, Any] = {"smoothing": PRESET.optim.label_smoothing, "seed": PRESET.seed, "mix": way.mix}
+    if way.shares is None:
+        made = fit_head(fresh, z, labels, weight, groups, **how)
+    else:
+        made = fit_parts(fresh, z, labels, weight, **how)
         made.shares[...] = jnp.array(way.shares)
     return np.asarray(made(jnp.asarray(asked, jnp.float32), Mode()))
 

@@ -145,8 +145,11 @@ class Head(nnx.Module):
         self.shares = nnx.BatchStat(jnp.array([1.0, 0.0]))
 
     def __call__(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "b classes"]:
-        answers = jnp.stack([jax.nn.log_softmax(part) for part in (self.perceptron(x, mode), self.linear(x))])
-        return jnp.tensordot(self.shares[...], answers, 1)
+        return jnp.tensordot(self.shares[...], self.answers(x, mode), 1)
+
+    def answers(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "2 b classes"]:
+        """The log-probabilities of each part."""
+        return jnp.stack([jax.nn.log_softmax(logits) for logits in (self.perceptron(x, mode), self.linear(x))])
 
 
 class Perceptron(nnx.Module):

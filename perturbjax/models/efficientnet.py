@@ -220,8 +220,8 @@ class EfficientNet(nnx.Module):
 def _fastest(found: Callable[[Array, Mode], Any], x: Array, mode: Mode) -> Any:
     """`found` of an image in the precision asked for; outside training a CPU takes float32, which is the faster there.
 
-    In bfloat16 a CPU takes up to a fifth more time (docs/performance.md). What is asked for in bfloat16 outside training
-    comes as float32.
+    In bfloat16 a CPU takes up to a fifth more time (docs/performance.md). What is asked for in bfloat16 outside
+    training comes as float32.
     """
     if mode.train or mode.dtype == jnp.float32:
         return found(x, mode)

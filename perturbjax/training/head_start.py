@@ -132,22 +132,32 @@ def fit_head(
     """
     from sklearn.model_selection import GroupKFold, KFold
 
-    def parts(rows: Int[np.ndarray, " m"]) -> tuple[Perceptron, Dense]:
-        data = (z[rows], labels[rows], weight[rows])
-        return fit_perceptron(head.perceptron, *data, smoothing, seed, mix=mix), fit_linear(head.linear, *data)
-
+    parts = partial(fit_parts, head, smoothing=smoothing, seed=seed, mix=mix)
     grouped = len(np.unique(groups)) > 1
     deal = GroupKFold(min(PARTS, len(np.unique(groups)))) if grouped else KFold(PARTS, shuffle=True, random_state=seed)
     said, known = np.zeros((2, len(z), head.linear.bias.shape[0])), np.zeros(len(z), bool)
     for fit, held in deal.split(z, groups=groups if grouped else None):
         known[held] = np.isin(labels[held], labels[fit])
-        perceptron, linear = parts(fit)
-        asked = jnp.asarray(z[held])
-        for number, logits in enumerate((perceptron(asked, Mode()), linear(asked))):
-            said[number, held] = jax.nn.log_softmax(logits)
-    made = nnx.clone(head)
-    made.perceptron, made.linear = parts(np.arange(len(z)))
+        said[:, held] = parts(z[fit], labels[fit], weight[fit]).answers(jnp.asarray(z[held]), Mode())
+    made = parts(z, labels, weight)
     made.shares[...] = jnp.asarray(best_shares(said[:, known], labels[known]), jnp.float32)
+    return made
+
+
+def fit_parts(
+    head: Head,
+    z: Float[np.ndarray, "n e"],
+    labels: Int[np.ndarray, " n"],
+    weight: Float[np.ndarray, " n"],
+    *,
+    smoothing: float,
+    seed: int,
+    mix: float = MIX,
+) -> Head:
+    """The head with both its parts fitted, and the shares that it had."""
+    made = nnx.clone(head)
+    made.perceptron = fit_perceptron(head.perceptron, z, labels, weight, smoothing, seed, mix=mix)
+    made.linear = fit_linear(head.linear, z, labels, weight)
     return made
 
 
