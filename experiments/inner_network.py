@@ -78,6 +78,8 @@ class Config:
     """Folder for runs and scores."""
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of which outer folds the training plates are taken."""
+    inner: tuple[int, ...] = tuple(range(INNER))
+    """On which inner folds of each the head is judged."""
     heads: tuple[str, ...] = tuple(HEADS)
     """Which ways to make a head."""
     eyes: bool = False
@@ -86,6 +88,8 @@ class Config:
     def __post_init__(self) -> None:
         require_sound(self)
         require("folds", self.folds, bool(self.folds) and all(0 <= fold < 5 for fold in self.folds), "some of 0 to 4")
+        inner = bool(self.inner) and all(0 <= part < INNER for part in self.inner)
+        require("inner", self.inner, inner, f"some of 0 to {INNER - 1}")
         require("heads", self.heads, set(self.heads) <= set(HEADS), f"some of {', '.join(HEADS)}")
 
 
@@ -95,7 +99,12 @@ def main(options: Config) -> None:
     label = str(dataset.column(dataset.label_column).name)
     labels, names_of = pd.factorize(dataset.column(label), sort=True)
     classes = len(names_of)
-    parts = [part for fold in options.folds for part in inner_parts(dataset.index, label, fold)]
+    parts = {
+        INNER * fold + inner: part
+        for fold in options.folds
+        for inner, part in enumerate(inner_parts(dataset.index, label, fold))
+    }
+    heads_on = [number for number in parts if number % INNER in options.inner]
     rows: list[dict[str, Any]] = []
 
     def judged(variant: str, part: int, truth: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n classes"]) -> None:
@@ -105,9 +114,8 @@ def main(options: Config) -> None:
     for views in sorted({HEADS[name].views for name in options.heads}, reverse=True):
         described, seen = describe(options.data, views)
         names = [name for name in options.heads if HEADS[name].views == views]
-        for number, (train, held, groups) in enumerate(
-            track(parts, total=len(parts), label=f"{views} views", unit="folds")
-        ):
+        for number in track(heads_on, total=len(heads_on), label=f"{views} views", unit="folds"):
+            train, held, groups = parts[number]
             mean, kernel = reduction(described[train], seen)
             inside, outside = ((described[part] - mean) @ kernel for part in (train, held))
             for name in names:
@@ -115,7 +123,7 @@ def main(options: Config) -> None:
                 judged(name, number, labels[held], logits)
     if options.eyes:
         for fold in options.folds:
-            train, held, _ = parts[INNER * options.folds.index(fold)]
+            train, held, _ = parts[INNER * fold]
             with_eyes(options, dataset, fold, train, held, judged)
     print((options.out / "scores.md").read_text())
 
@@ -177,7 +185,7 @@ def with_eyes(
         head, eyes = apply_to_sites(step, *network.state.values(), feed.batches, held, BATCH_SIZE)
     truth = pd.Categorical(dataset.column(run.label_column).iloc[held], categories=network.class_names).codes
     for weight in WEIGHTS:
-        judged(f"eyes weigh {weight:g}", INNER * options.folds.index(fold), truth, (1 - weight) * head + weight * eyes)
+        judged(f"eyes weigh {weight:g}", INNER * fold, truth, (1 - weight) * head + weight * eyes)
 
 
 def _apart(graphdef: nnx.GraphDef, recipe: Recipe) -> Callable[..., Any]:
