@@ -128,15 +128,17 @@ def fit_head(
 ) -> Head:
     """The head with both its parts fitted to all sites, and the shares that sites held out by group speak for.
 
-    A held-out site says nothing if its class has no other site; where none says anything, both parts say as much.
+    Where there is one group, sites are held out at random. A site says nothing if its class has none outside its group;
+    where no site says anything, both parts have the same share.
     """
-    from sklearn.model_selection import GroupKFold, KFold
+    from sklearn.model_selection import GroupKFold
 
     parts = partial(fit_parts, head, smoothing=smoothing, seed=seed, mix=mix)
-    grouped = len(np.unique(groups)) > 1
-    deal = GroupKFold(min(PARTS, len(np.unique(groups)))) if grouped else KFold(PARTS, shuffle=True, random_state=seed)
+    if len(np.unique(groups)) < 2:
+        groups = np.random.default_rng(seed).permutation(len(z))
+    dealt = GroupKFold(min(PARTS, len(np.unique(groups)))).split(z, groups=groups) if len(z) > 1 else ()
     said, known = np.zeros((2, len(z), head.linear.bias.shape[0])), np.zeros(len(z), bool)
-    for fit, held in deal.split(z, groups=groups if grouped else None):
+    for fit, held in dealt:
         known[held] = np.isin(labels[held], labels[fit])
         said[:, held] = parts(z[fit], labels[fit], weight[fit]).answers(jnp.asarray(z[held]), Mode())
     made = parts(z, labels, weight)

@@ -144,6 +144,14 @@ def test_a_head_is_both_in_shares_of_held_out_groups_and_alike_each_time(groups)
     np.testing.assert_array_equal(heads[0](x, Mode()), heads[1](x, Mode()))
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_of_hardly_any_site_a_head_is_made_all_the_same(n):
+    x, labels = blobs(n)
+    head = fit_head(Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(n), np.zeros(n), smoothing=0.1, seed=0)
+    np.testing.assert_array_equal(head.shares[...], [0.5, 0.5])
+    assert np.isfinite(head(jnp.asarray(x), Mode())).all()
+
+
 def test_sites_of_classes_that_nobody_else_has_do_not_count_for_the_shares():
     x, labels = blobs()
     x = (x - x.mean(0)) / x.std(0)
