@@ -53,7 +53,7 @@ aot-env: $(AOT_VENV)/.aot
 $(AOT_VENV)/.aot: pyproject.toml
 	@test -d $(AOT_VENV) || $(PYTHON) -m venv $(AOT_VENV)
 	@echo "installing the compilers for TPU and GPU into $(AOT_VENV) (some minutes, 6 GB)"
-	$(AOT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "jax[tpu,cuda13]==0.10.2" pytest pytest-timeout --editable .
+	$(AOT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "jax[tpu,cuda13]==0.10.2" pytest pytest-timeout beartype hypothesis --editable .
 	@touch $@
 
 # The test environment serves the demo too; the demo alone needs no extras.
