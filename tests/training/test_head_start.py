@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -31,6 +33,7 @@ from perturbjax.models.channels import COMPONENTS, Head, Perceptron, measured
 from perturbjax.models.layers import Dense
 from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.devices import ComputeConfig
+from perturbjax.training.experiment import prepare_experiment
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.head_start import LEAST_SHARE, best_shares, fit_head, fit_linear, fit_perceptron, reduction
 
@@ -193,6 +196,18 @@ def config(folder, name: str) -> TrainConfig:
         checkpoint_every=1,
         compute=ComputeConfig(devices="1"),
     )
+
+
+@pytest.mark.parametrize(
+    ("least", "steps_per_epoch", "steps"), [(0, 0, 2), (4, 0, 2), (5, 0, 3), (51, 0, 26), (51, 1, 1)]
+)
+def test_few_sites_are_seen_more_than_once_an_epoch_until_the_least_steps_are_reached(
+    folder, least, steps_per_epoch, steps
+):
+    given = config(folder, "never").recipe
+    optim = replace(given.optim, least_steps=least, steps_per_epoch=steps_per_epoch)
+    experiment = prepare_experiment(replace(given, optim=optim), (folder / "data",))
+    assert experiment.steps_per_epoch == steps and len(experiment.order) == 2 * steps  # 24 sites, 12 a step, 2 epochs
 
 
 @pytest.fixture(scope="module")
