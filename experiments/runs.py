@@ -50,7 +50,7 @@ def train_and_judge(run: Path, *flags: object) -> dict[str, float]:
     """
     command("perturbjax.cli", "train", "--out", run, *flags)
     if not (run / SCORES).exists():
-        command("perturbjax.cli", "evaluate", "--run", run, "--no-look")
+        command("perturbjax.cli", "evaluate", "--run", run, "--no-training-sites", "--no-look")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = sum(row["seconds"] for row in rows if row["split"] == "train")
     return {"minutes": round(seconds / 60, 1), **scores_of(run / SCORES)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -121,6 +122,20 @@ def test_without_a_look_nothing_of_an_earlier_one_stays(folder, judged):
         files = {file.name for file in (run / "evaluation").iterdir()}
         of_look = {"looked.json", "attention.parquet"}
         assert files & of_look == (of_look if look else set()) and "scores.json" in files
+
+
+def test_without_training_sites_the_judging_ones_are_judged_the_same(run, judged):
+    evaluate(
+        EvaluateConfig(
+            ApplyConfig(CheckpointConfig(run), batch_size=8), replicates=20, training_sites=False, look=False
+        )
+    )
+    asked, all_asked = (pd.read_parquet(path / "evaluation" / "predictions.parquet") for path in (run, judged))
+    assert set(all_asked["part"]) == {"train", "test"} and 0 < len(asked) < len(all_asked)
+    pd.testing.assert_frame_equal(asked, all_asked.query("part == 'test'").reset_index(drop=True))
+    assert set(pd.read_parquet(run / "evaluation" / "features.parquet")["Metadata_part"]) == {"test"}
+    scores, all_scores = (json.loads((path / "evaluation" / "scores.json").read_text()) for path in (run, judged))
+    assert scores["levels"] == all_scores["levels"] and all_scores["train"] and not scores["train"]
 
 
 def test_a_feature_has_one_name_whichever_command_writes_it(judged, data, tmp_path):
