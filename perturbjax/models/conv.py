@@ -91,7 +91,7 @@ def _narrow_kernel_gradient(
     """The product of all shifted views of an input of few channels, turned, with the gradient as it lies."""
     b, h2, w2, o = gradient.shape
     groups = b // _images_together(b, h2 * w2)
-    padded = jnp.pad(_bits(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    padded = _padded(_bits(x), padding, gradient)
     turned = jnp.moveaxis(padded.reshape(groups, -1, *padded.shape[1:]), -1, 1)
     views = [turned[..., i : i + h2, j : j + w2] for i in range(size) for j in range(size)]
     beside = jnp.concatenate([view.reshape(groups, x.shape[-1], -1) for view in views], axis=1)
@@ -109,7 +109,7 @@ def _kernel_gradient(
     """
     b, h2, w2, o = gradient.shape
     groups = b // _images_together(b, h2 * w2)
-    padded = jnp.pad(_bits(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    padded = _padded(_bits(x), padding, gradient)
     columns = jnp.concatenate([padded[:, :, j : j + w2] for j in range(size)], axis=-1)
     turned = jnp.swapaxes(_bits(gradient).reshape(groups, -1, o), 1, 2)
     if x.dtype == jnp.bfloat16:
@@ -123,6 +123,17 @@ def _kernel_gradient(
         views = [columns[:, i : i + h2].reshape(groups, -1, columns.shape[-1]) for i in range(size)]
         product = jnp.stack([_product(_values(turned, x), _values(view, x)) for view in views])
     return product.reshape(size, o, size, -1).transpose(0, 2, 3, 1).astype(x.dtype)
+
+
+def _padded(x: Shaped[Array, "b h w i"], padding: int, gradient: Array) -> Shaped[Array, "b h2 w2 i"]:
+    """`x` within a frame of zeros, not before there is a gradient.
+
+    XLA's CPU does what it can as early as it can: it would lay out the views of all layers in the forward pass, and
+    hold twice the memory. So the zero is one of the gradient's, which XLA cannot tell.
+    """
+    zero = _bits(jnp.minimum(jnp.abs(gradient[0, 0, 0, 0]), 0))
+    frame = ((0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0))
+    return jax.lax.pad(x, zero, frame)
 
 
 def _product(left: Float[Array, "g m k"], right: Float[Array, "g k n"]) -> Float[Array, "m n"]:

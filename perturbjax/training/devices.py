@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from perturbjax.console import InputError, console, require, require_sound
 from perturbjax.feed import Feed, Order, ResidentArrays, Rows, gather
 from perturbjax.files import make_folder
+from perturbjax.memory import give_back_freed_memory
 from perturbjax.training.step import Sums, TrainState, TrainStep
 
 T = TypeVar("T")
@@ -33,6 +34,10 @@ AXIS = "batch"
 
 #: Dispatches that are under way at a time where the device is another than the host: it never waits for the host.
 AHEAD = 3
+
+#: Dispatches before each of which free memory is given back. The first batches split what a step has freed, so that the
+#: next step's block comes anew; then they find room in what was left, and it stays so.
+SETTLING = 4
 
 #: (state, order) → after every dispatch the state, and the sums of its steps, with or without an axis of steps. The
 #: state that is given, and every one that is yielded, is given away to the next dispatch.
@@ -119,8 +124,12 @@ class Placement:
 
         def by_step(state: TrainState, order: Order) -> Iterator[tuple[TrainState, Sums]]:
             dispatched = collections.deque[Sums](maxlen=AHEAD)
-            for batch in feed.batches(order):
+            for taken, batch in enumerate(feed.batches(order)):
                 wait_for_earlier(dispatched)
+                if not taken:
+                    compile_ahead(step, state, batch)
+                if taken < SETTLING:
+                    give_back_freed_memory()
                 with jax.transfer_guard("disallow"):
                     state, sums = step(state, batch)
                 dispatched.append(sums)
@@ -226,6 +235,17 @@ def _default_cache() -> str:
         return given
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return str(Path(home) / "perturbjax" / "compiled")
+
+
+def compile_ahead(step: Callable[..., Any], *arguments: Any) -> None:
+    """Compile a jitted function for what it is about to be called with, and give back the memory that this took.
+
+    A compiler leaves hundreds of megabytes, which would else be held beside those of the first call. The call finds
+    the program made; what is no jitted function is left to compile itself.
+    """
+    if isinstance(step, jax.stages.Wrapped):
+        step.lower(*arguments).compile()
+    give_back_freed_memory()
 
 
 def wait_for_earlier(dispatched: Sequence[Any]) -> None:
