@@ -220,13 +220,29 @@ def fit_perceptron(
 ) -> Perceptron:
     """Trained on reduced features, each site counting by its weight; `mix` is mixup's, 0 mixes nothing."""
     graphdef, params = nnx.split(head, nnx.Param)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, head.past.shape[1]), smoothing)
+    data = (z.astype(np.float32), targets, (weight / weight.mean()).astype(np.float32))
+    trained = _train_perceptron(graphdef, params, jax.random.key(seed), *map(jnp.asarray, data), mix=mix)
+    return nnx.merge(graphdef, jax.device_get(trained))
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="mix")
+def _train_perceptron(
+    graphdef: nnx.GraphDef,
+    params: Any,
+    key: Array,
+    z: Float[Array, "n e"],
+    targets: Float[Array, "n classes"],
+    weight: Float[Array, " n"],
+    *,
+    mix: float,
+) -> Any:
+    """The parameters after all steps. Parts of one size share a program, most of whose cost is to compile it."""
     size = min(BATCH, len(z))
     steps = max(LEAST_STEPS, EPOCHS * len(z) // size)
     optimizer = optax.adamw(optax.cosine_decay_schedule(RATE, steps), weight_decay=DECAY)
-    classes = head.past.shape[1]
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), smoothing)
 
-    def loss(params: Any, key: Array, z: Array, targets: Array, weight: Array) -> Float[Array, ""]:
+    def loss(params: Any, key: Array) -> Float[Array, ""]:
         pick, pair, much, drop = jax.random.split(key, 4)
         rows = jax.random.randint(pick, (size,), 0, len(z))
         others = jax.random.permutation(pair, rows)
@@ -240,15 +256,9 @@ def fit_perceptron(
         logits = nnx.merge(graphdef, params)(mixed(z), Mode(train=True, keys=jax.random.split(drop, size)))
         return (mixed(weight) * optax.softmax_cross_entropy(logits, mixed(targets))).mean()
 
-    @jax.jit
-    def train(params: Any, *data: Array) -> Any:
-        def step(carry: tuple[Any, Any], key: Array) -> tuple[tuple[Any, Any], None]:
-            params, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(params, key, *data), state, params)
-            return (optax.apply_updates(params, updates), state), None
+    def step(carry: tuple[Any, Any], key: Array) -> tuple[tuple[Any, Any], None]:
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params, key), state, params)
+        return (optax.apply_updates(params, updates), state), None
 
-        keys = jax.random.split(jax.random.key(seed), steps)
-        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
-
-    data = (z.astype(np.float32), targets, (weight / weight.mean()).astype(np.float32))
-    return nnx.merge(graphdef, jax.device_get(train(params, *map(jnp.asarray, data))))
+    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))[0][0]
