@@ -126,10 +126,7 @@ class Placement:
             dispatched = collections.deque[Sums](maxlen=AHEAD)
             for taken, batch in enumerate(feed.batches(order)):
                 wait_for_earlier(dispatched)
-                if not taken:
-                    compile_ahead(step, state, batch)
-                if taken < SETTLING:
-                    give_back_freed_memory()
+                make_room(taken, step, state, batch)
                 with jax.transfer_guard("disallow"):
                     state, sums = step(state, batch)
                 dispatched.append(sums)
@@ -237,15 +234,16 @@ def _default_cache() -> str:
     return str(Path(home) / "perturbjax" / "compiled")
 
 
-def compile_ahead(step: Callable[..., Any], *arguments: Any) -> None:
-    """Compile a jitted function for what it is about to be called with, and give back the memory that this took.
+def make_room(number: int, step: Callable[..., Any], *arguments: Any) -> None:
+    """Before the dispatch of this number: give memory back, and before the first compile what is about to be called.
 
     A compiler leaves hundreds of megabytes, which would else be held beside those of the first call. The call finds
     the program made; what is no jitted function is left to compile itself.
     """
-    if isinstance(step, jax.stages.Wrapped):
+    if not number and isinstance(step, jax.stages.Wrapped):
         step.lower(*arguments).compile()
-    give_back_freed_memory()
+    if number < SETTLING:
+        give_back_freed_memory()
 
 
 def wait_for_earlier(dispatched: Sequence[Any]) -> None:

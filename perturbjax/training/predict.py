@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Shaped
 
 from perturbjax.feed import Order, RawBatch
-from perturbjax.training.devices import compile_ahead, wait_for_earlier
+from perturbjax.training.devices import make_room, wait_for_earlier
 from perturbjax.training.step import AttentionStep, PredictStep
 
 
@@ -43,8 +43,7 @@ def apply_to_sites(
     answers: list[tuple[Any, ...]] = []
     for batch in batches(Order.once(positions, size)):
         wait_for_earlier(answers)
-        if not answers:
-            compile_ahead(step, params, stats, batch)
+        make_room(len(answers), step, params, stats, batch)
         answers.append(step(params, stats, batch))
     return tuple(
         np.concatenate([np.asarray(part)[:size] for part in parts])[: len(positions)]
