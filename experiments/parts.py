@@ -4,7 +4,7 @@
 
 Nothing is asked of images: the head answers to the features that `evaluate` wrote, and what the trained eyes said is
 what remains of the whole answer. Writes `parts.csv`, a row a run and part, and their means over the runs as `parts.md`.
-It takes a second a run.
+It takes seconds a run.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ class EvaluateConfig:
     replicates: int = 2000
     """Bootstrap resamples of whole wells behind each interval."""
     training_sites: bool = True
-    """Apply the network to the sites that it was trained on too: how well it knows them, and their features. A split of
-    five folds is judged in a fifth of the time without."""
+    """Apply the network to the sites that it was trained on too: how well it knows them, and their features.
+    Without, a split of five folds asks the network of a fifth of the sites."""
     look: bool = True
     """Ask the network again with other masks, three times, and show where it looks (looked.json, and in the report)."""
     json: bool = False
