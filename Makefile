@@ -39,7 +39,7 @@ docs: $(VENV)/.docs
 
 # Damaged files, kills, full disks, hostile names: prints how each case ended.
 storm: $(VENV)/.test
-	$(BIN)/python -m tests.storms
+	$(BIN)/python -m tests.faults
 
 bench: $(VENV)/.test
 	$(BIN)/python -m experiments.bench --out runs/bench --readme docs/performance.md

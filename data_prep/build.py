@@ -17,22 +17,28 @@ from typing import Any, Literal
 import numpy as np
 
 import perturbjax
-from data_prep import appending, illumination, masks, quality, workers
+from data_prep import append_sites as appending
+from data_prep import illumination, quality
+from data_prep import mask_cache as masks
+from data_prep import site_tasks as workers
+from data_prep.channel_images import Aggregate
 from data_prep.cluster import ClusterConfig, open_pool
-from data_prep.existing import already_built, publish, restore
-from data_prep.images import Aggregate
+from data_prep.existing_dataset import already_built, publish, restore
 from data_prep.output import creation_time, tidy, work_folder
-from data_prep.pool import TaskPool, by_chunks
+from data_prep.process_pool import TaskPool, by_chunks
 from data_prep.segment import Engine, Precision, SegmenterConfig, pipeline
-from data_prep.sites import FILE, SiteTable, choose_label, merged_identities, read_sites
+from data_prep.site_table import FILE, SiteTable, choose_label, merged_identities, read_sites
 from data_prep.sources import Project
-from perturbjax.console import InputError, console, names_in, require, require_output, require_sound, track
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import file_digest, make_folder
+from perturbjax.core.messages import console
+from perturbjax.core.options import names_in, require, require_output, require_sound
+from perturbjax.core.plates import PLATE
+from perturbjax.core.progress import track
 from perturbjax.dataset import SCHEMA_VERSION, Dataset, open_dataset, write_dataset
 from perturbjax.dataset.append import append_dataset, class_names
 from perturbjax.dataset.writer import Shard, Written
-from perturbjax.files import file_digest, make_folder
-from perturbjax.pages.preview import PREVIEW, write_preview
-from perturbjax.plates import PLATE
+from perturbjax.report.pages.preview import PREVIEW, write_preview
 
 #: A site may have this many times the pixels of the plate's middle one: more is a header that lies.
 LARGEST_RATIO = 64

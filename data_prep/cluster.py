@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.pool import Pool, TaskPool
-from perturbjax.console import InputError, console, require, require_sound
+from data_prep.process_pool import Pool, TaskPool
+from perturbjax.core.errors import InputError
+from perturbjax.core.messages import console
+from perturbjax.core.options import require, require_sound
 
 #: What `--cluster` says for jobs of our own.
 SLURM = "slurm"

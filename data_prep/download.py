@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from perturbjax.console import InputError
-from perturbjax.files import atomic
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import atomic
 
 #: Tries for each file, seconds before the second one (doubled each time), seconds without a byte that end a try.
 TRIES, PAUSE_S, TIMEOUT_S = 5, 1.0, 60.0

@@ -18,15 +18,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep import gallery
+from data_prep import gallery_listing as gallery
+from data_prep.csv_tables import read_table
 from data_prep.download import NotThere, download, download_if_there, in_parallel
-from data_prep.gallery import GALLERY
+from data_prep.gallery_listing import GALLERY
 from data_prep.platemap import join_platemap
-from data_prep.sites import FILE_COLUMN_PATTERN, file_locations, normalise_position
-from data_prep.tables import read_table
-from perturbjax.console import InputError, console, names_in, require, require_output, require_sound, track
-from perturbjax.files import atomic, make_folder
-from perturbjax.plates import SITE, WELL
+from data_prep.site_table import FILE_COLUMN_PATTERN, file_locations, normalise_position
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import atomic, make_folder
+from perturbjax.core.messages import console
+from perturbjax.core.options import names_in, require, require_output, require_sound
+from perturbjax.core.plates import SITE, WELL
+from perturbjax.core.progress import track
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt
 
 from data_prep.sources import Plane, read_planes
-from perturbjax.console import InputError, track
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import atomic, make_folder
+from perturbjax.core.progress import track
 from perturbjax.dataset import LARGEST_SITE
-from perturbjax.files import atomic, make_folder
 
 if TYPE_CHECKING:
-    from data_prep.pool import TaskPool
-    from data_prep.workers import Site
+    from data_prep.process_pool import TaskPool
+    from data_prep.site_tasks import Site
 
 #: What `--illumination` says for functions that are made from the plate itself.
 ESTIMATE = "estimate"

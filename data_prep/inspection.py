@@ -11,10 +11,13 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.sites import FILE, IDENTITY_COLUMNS, SiteTable, choose_label, merged_identities, read_sites
+from data_prep.site_table import FILE, IDENTITY_COLUMNS, SiteTable, choose_label, merged_identities, read_sites
 from data_prep.sources import probe_planes
-from perturbjax.console import InputError, PlainConsole, require_sound, terminal_text, track
-from perturbjax.plates import COMPOUND_COLUMNS, PLATE, SITE, WELL, shared_layouts
+from perturbjax.core.errors import InputError
+from perturbjax.core.messages import PlainConsole, terminal_text
+from perturbjax.core.options import require_sound
+from perturbjax.core.plates import COMPOUND_COLUMNS, PLATE, SITE, WELL, shared_layouts
+from perturbjax.core.progress import track
 
 #: Sites whose files are opened to learn sizes and types.
 SAMPLE = 48

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from perturbjax.console import InputError
-from perturbjax.files import make_folder
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import make_folder
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.tables import SOLVENT, read_table
-from perturbjax.console import InputError
-from perturbjax.plates import PLATE, SITE, WELL, normalise_well
+from data_prep.csv_tables import SOLVENT, read_table
+from perturbjax.core.errors import InputError
+from perturbjax.core.plates import PLATE, SITE, WELL, normalise_well
 
 
 def join_platemap(sites: pd.DataFrame, platemap: pd.DataFrame, source: Path, compounds: Path | None) -> pd.DataFrame:

@@ -17,16 +17,18 @@ import numpy as np
 import pandas as pd
 
 from experiments.runs import markdown
-from perturbjax.audit.command import audit_features
-from perturbjax.audit.findings import Audit
-from perturbjax.audit.settings import AuditConfig
-from perturbjax.audit.sources import material_of
+from perturbjax.audit.audit_inputs import material_of
+from perturbjax.audit.audit_options import AuditConfig
+from perturbjax.audit.audit_result import Audit
+from perturbjax.audit.run_audit import audit_features
 from perturbjax.audit.verdict import verdict
-from perturbjax.console import console, parse_options, require, require_output, require_sound, run_command
+from perturbjax.core.errors import run_command
+from perturbjax.core.messages import console
+from perturbjax.core.options import parse_options, require, require_output, require_sound
+from perturbjax.core.plates import well_name
 from perturbjax.evaluation.bootstrap import resample
 from perturbjax.evaluation.scores import METRICS, count, score
-from perturbjax.features.profiles import Profiles
-from perturbjax.plates import well_name
+from perturbjax.profiles.profile_table import Profiles
 
 FEATURES = 48
 #: The screens of the table.

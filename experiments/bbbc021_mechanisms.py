@@ -25,10 +25,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from perturbjax.console import InputError, console, parse_options, require, require_output, require_sound, run_command
+from perturbjax.core.errors import InputError, run_command
+from perturbjax.core.messages import console
+from perturbjax.core.options import parse_options, require, require_output, require_sound
+from perturbjax.core.plates import PLATE, WELL
 from perturbjax.evaluation.retrieval import nearest_mechanisms
-from perturbjax.features.profiles import Profiles, aggregate_to_wells, read_profiles
-from perturbjax.plates import PLATE, WELL
+from perturbjax.profiles.profile_table import Profiles, aggregate_to_wells, read_profiles
 
 COMPOUND, CONCENTRATION, MOA, WEEK = "Metadata_pert_iname", "Metadata_concentration_uM", "Metadata_moa", "week"
 VEHICLE = "DMSO"
@@ -156,8 +158,8 @@ def combat(profiles: Profiles) -> Treatments:
 
 def corrected(profiles: Profiles, names: list[str], *, scaled: bool = True) -> Treatments:
     """Without features of place and direction, and corrected by steps of `perturbjax classify` fitted on DMSO wells."""
-    from perturbjax.features.align import Combat, Coral
-    from perturbjax.features.normalize import NEGCON, Clean, Sphere
+    from perturbjax.profiles.batch_correction import Combat, Coral
+    from perturbjax.profiles.preparation import NEGCON, Clean, Sphere
 
     kept = [not any(part in name for part in NO_BIOLOGY) for name in profiles.names]
     values = profiles.values[:, kept].astype(float)

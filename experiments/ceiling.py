@@ -20,14 +20,16 @@ from jaxtyping import Int
 
 from experiments.inner_folds import scores
 from experiments.runs import markdown
-from perturbjax import splits
-from perturbjax.config import SplitPolicy
-from perturbjax.console import console, parse_options, require_output, require_sound, run_command
-from perturbjax.features.classifiers import CLASSIFIERS, probabilities
-from perturbjax.features.classify import load_profiles, prepared
-from perturbjax.features.normalize import as_table
-from perturbjax.features.settings import CLASSIFY_PRESETS, ProfileConfig, SourceConfig
-from perturbjax.plates import PLATE, WELL, compound_column
+from perturbjax.core.config import SplitPolicy
+from perturbjax.core.errors import run_command
+from perturbjax.core.messages import console
+from perturbjax.core.options import parse_options, require_output, require_sound
+from perturbjax.core.plates import PLATE, WELL, compound_column
+from perturbjax.data import splits
+from perturbjax.profiles.classifiers import CLASSIFIERS, probabilities
+from perturbjax.profiles.classify import load_profiles, prepared
+from perturbjax.profiles.preparation import as_table
+from perturbjax.profiles.profile_options import CLASSIFY_PRESETS, ProfileConfig, SourceConfig
 
 FOLDS = 5
 SHARES = (0.25, 0.5, 1.0)

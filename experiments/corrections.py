@@ -19,7 +19,8 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.runs import METRICS, check_names, command, train_and_judge, write_table
-from perturbjax.console import parse_options, require, require_sound, run_command
+from perturbjax.core.errors import run_command
+from perturbjax.core.options import parse_options, require, require_sound
 
 MENDED = ("--preset", "paper")
 #: Variant → flags of `perturbjax train`.

@@ -32,13 +32,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from perturbjax import splits
-from perturbjax.config import SplitConfig
-from perturbjax.console import InputError, console, parse_options, require_sound, run_command
+from perturbjax.core.config import SplitConfig
+from perturbjax.core.errors import InputError, run_command
+from perturbjax.core.files import atomic, make_folder, read_json, write_json
+from perturbjax.core.messages import console
+from perturbjax.core.options import parse_options, require_sound
+from perturbjax.data import splits
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.evaluation import figures, views
+from perturbjax.evaluation import figures
+from perturbjax.evaluation import score_tables as views
 from perturbjax.evaluation.bootstrap import Estimate, resample
-from perturbjax.evaluation.judge import Fold, Subject, judge
+from perturbjax.evaluation.evaluate import Fold, Subject, judge
 from perturbjax.evaluation.predictions import (
     classes_of,
     labels_and_probabilities,
@@ -46,10 +50,9 @@ from perturbjax.evaluation.predictions import (
     without_probabilities,
 )
 from perturbjax.evaluation.scores import count
-from perturbjax.features.classify import classify
-from perturbjax.features.profiles import Profiles, read_profiles
-from perturbjax.features.settings import ClassifyConfig, Preparation, ProfileConfig
-from perturbjax.files import atomic, make_folder, read_json, write_json
+from perturbjax.profiles.classify import classify
+from perturbjax.profiles.profile_options import ClassifyConfig, Preparation, ProfileConfig
+from perturbjax.profiles.profile_table import Profiles, read_profiles
 
 LABEL = "Metadata_pert_iname"
 CHOSEN = "chosen by inner cross-validation"

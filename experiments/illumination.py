@@ -25,11 +25,13 @@ import pandas as pd
 
 from data_prep.build import BuildConfig, build
 from data_prep.illumination import Estimate, divide, edge_to_centre, estimate, read_function
+from data_prep.site_tasks import Site
 from data_prep.sources import Plane
-from data_prep.workers import Site
-from perturbjax.console import console, parse_options, require_sound, run_command
+from perturbjax.core.errors import run_command
+from perturbjax.core.files import make_folder, write_csv
+from perturbjax.core.messages import console
+from perturbjax.core.options import parse_options, require_sound
 from perturbjax.dataset import open_dataset
-from perturbjax.files import make_folder, write_csv
 
 #: Row, column and field of an image, in its name.
 NAME = re.compile(r"_([A-P]\d\d)f(\d\d)d2\.TIF$")

@@ -23,15 +23,17 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
 from experiments.runs import write_table
-from perturbjax import splits
-from perturbjax.config import LINEAR_VARIANCE
-from perturbjax.console import parse_options, require, require_sound, run_command, track
-from perturbjax.features.classifiers import CLASSIFIERS
-from perturbjax.features.classify import load_profiles
-from perturbjax.features.normalize import as_table, preparation
-from perturbjax.features.profiles import STATISTIC
-from perturbjax.features.relative import GROUP
-from perturbjax.features.settings import CLASSIFY_PRESETS, Preparation, ProfileConfig, SourceConfig
+from perturbjax.core.config import LINEAR_VARIANCE
+from perturbjax.core.errors import run_command
+from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.core.progress import track
+from perturbjax.data import splits
+from perturbjax.profiles.classifiers import CLASSIFIERS
+from perturbjax.profiles.classify import load_profiles
+from perturbjax.profiles.control_relative import GROUP
+from perturbjax.profiles.preparation import as_table, preparation
+from perturbjax.profiles.profile_options import CLASSIFY_PRESETS, Preparation, ProfileConfig, SourceConfig
+from perturbjax.profiles.profile_table import STATISTIC
 
 
 @dataclass(frozen=True)

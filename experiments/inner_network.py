@@ -25,22 +25,24 @@ from jaxtyping import Float, Float32, Int
 
 from experiments.inner_folds import INNER, inner_parts, scores
 from experiments.runs import write_table
-from perturbjax.augment import RawBatch
-from perturbjax.config import PRESETS, Recipe, SplitConfig
-from perturbjax.console import parse_options, require, require_sound, run_command, track
+from perturbjax.core.config import PRESETS, Recipe, SplitConfig
+from perturbjax.core.errors import run_command
+from perturbjax.core.files import make_folder
+from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.core.progress import track
+from perturbjax.data.augmentation import RawBatch
+from perturbjax.data.batches import Order, open_feed
+from perturbjax.data.splits import TEST, TRAIN, write_split
 from perturbjax.dataset import PLATE, Dataset, open_dataset
-from perturbjax.feed import Order, open_feed
-from perturbjax.files import make_folder
 from perturbjax.inference import BATCH_SIZE, load_network
 from perturbjax.models import Mode
-from perturbjax.models.channels import EYES, Head, at_half_the_side
-from perturbjax.splits import TEST, TRAIN, write_split
+from perturbjax.models.ensemble_head import EYES, Head, at_half_the_side
+from perturbjax.training.apply_network import apply_to_sites
 from perturbjax.training.devices import choose_placement
-from perturbjax.training.experiment import prepare_experiment
+from perturbjax.training.ensemble_fit import MIX, fit_head, fit_parts, reduction
 from perturbjax.training.fit import TrainConfig, fit
-from perturbjax.training.head_start import MIX, fit_head, fit_parts, reduction
 from perturbjax.training.loss import class_weights
-from perturbjax.training.predict import apply_to_sites
+from perturbjax.training.setup import prepare_experiment
 from perturbjax.training.step import as_it_is, make_describe_step
 
 PRESET = PRESETS["pretrained"]

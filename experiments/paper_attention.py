@@ -25,14 +25,16 @@ from typing import Any
 
 import numpy as np
 
-from perturbjax.config import PRESETS, AugmentConfig, InputConfig, OptimConfig, Recipe
-from perturbjax.console import console, parse_options, require, require_sound, run_command
+from perturbjax.core.config import PRESETS, AugmentConfig, InputConfig, OptimConfig, Recipe
+from perturbjax.core.errors import run_command
+from perturbjax.core.files import atomic
+from perturbjax.core.messages import console
+from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.dataset import Dataset
 from perturbjax.evaluation.figures import plot_curves
-from perturbjax.files import atomic
-from perturbjax.splits import TEST, TRAIN
 from perturbjax.training.fit import TrainConfig, fit
-from perturbjax.training.run import Run, read_metrics
+from perturbjax.training.run_directory import Run, read_metrics
 
 SCHEDULED, RAN, EVERY = 200, 160, 10
 #: What the original reported, after `RAN` epochs on 2,687 images of plate BR00116991.

@@ -18,17 +18,19 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from perturbjax.config import SplitConfig
-from perturbjax.console import InputError, console, parse_options, require, require_sound, run_command
+from perturbjax.core.config import SplitConfig
+from perturbjax.core.errors import InputError, run_command
+from perturbjax.core.files import atomic, make_folder
+from perturbjax.core.messages import console
+from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.data.splits import MEANING
 from perturbjax.dataset import open_dataset
-from perturbjax.evaluation.views import print_judgement, ranking
-from perturbjax.features.classify import classify
-from perturbjax.features.embed import embed
-from perturbjax.features.extract import FeaturesConfig, extract
-from perturbjax.features.inputs import AdaptConfig
-from perturbjax.features.settings import ClassifyConfig, EmbedConfig, Preparation, ProfileConfig
-from perturbjax.files import atomic, make_folder
-from perturbjax.splits import MEANING
+from perturbjax.evaluation.score_tables import print_judgement, ranking
+from perturbjax.profiles.classify import classify
+from perturbjax.profiles.embedding import embed
+from perturbjax.profiles.extract import FeaturesConfig, extract
+from perturbjax.profiles.image_inputs import AdaptConfig
+from perturbjax.profiles.profile_options import ClassifyConfig, EmbedConfig, Preparation, ProfileConfig
 
 #: (backbone, model) → accuracy that the original reported in training and in test.
 ORIGINAL = {

@@ -21,15 +21,16 @@ from jaxtyping import Float
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from experiments.runs import markdown
-from perturbjax.console import InputError, parse_options, require_output, require_sound, run_command
+from perturbjax.core.errors import InputError, run_command
+from perturbjax.core.files import make_folder, read_parquet, write_csv
+from perturbjax.core.options import parse_options, require_output, require_sound
+from perturbjax.data.splits import TEST
 from perturbjax.evaluation.apply import EVALUATION, FEATURES, PREDICTIONS
 from perturbjax.evaluation.predictions import labels_and_probabilities, read_predictions
-from perturbjax.files import make_folder, read_parquet, write_csv
 from perturbjax.inference import load_network
 from perturbjax.models import Mode
-from perturbjax.models.channels import EYES, Head
-from perturbjax.splits import TEST
-from perturbjax.training.run import open_run
+from perturbjax.models.ensemble_head import EYES, Head
+from perturbjax.training.run_directory import open_run
 
 
 @dataclass(frozen=True)

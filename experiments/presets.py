@@ -19,9 +19,10 @@ import pandas as pd
 
 from experiments.bench.tables import machine, where
 from experiments.runs import METRICS, SCORES, check_names, command, scores_of, train_and_judge, write_table
-from perturbjax.config import PRESETS
-from perturbjax.console import InputError, parse_options, require, require_sound, run_command
-from perturbjax.files import atomic
+from perturbjax.core.config import PRESETS
+from perturbjax.core.errors import InputError, run_command
+from perturbjax.core.files import atomic
+from perturbjax.core.options import parse_options, require, require_sound
 
 LINEAR = "linear"
 NAMES = (LINEAR, *PRESETS)

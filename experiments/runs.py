@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from perturbjax.console import InputError, console
-from perturbjax.files import atomic
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import atomic
+from perturbjax.core.messages import console
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 SCORES = "evaluation/scores.json"

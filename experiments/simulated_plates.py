@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.runs import command
-from perturbjax.console import parse_options, require, require_sound, run_command
+from perturbjax.core.errors import run_command
+from perturbjax.core.options import parse_options, require, require_sound
 
 Aspect = Literal["count", "size", "shape", "intensity", "texture"]
 #: Pixels of a site; the typical cell has a radius of 15.

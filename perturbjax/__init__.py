@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perturbjax.api import TrainedRun, load
-    from perturbjax.config import Recipe, preset
-    from perturbjax.console import InputError
+    from perturbjax.core.config import Recipe, preset
+    from perturbjax.core.errors import InputError
     from perturbjax.dataset import Dataset, SitePixels, open_dataset, write_dataset
     from perturbjax.models import Mode, Outputs, create
     from perturbjax.segmentation import Segmenter, segment
@@ -36,9 +36,9 @@ _PLACES = {
     "create": "perturbjax.models",
     "Mode": "perturbjax.models",
     "Outputs": "perturbjax.models",
-    "Recipe": "perturbjax.config",
-    "preset": "perturbjax.config",
-    "InputError": "perturbjax.console",
+    "Recipe": "perturbjax.core.config",
+    "preset": "perturbjax.core.config",
+    "InputError": "perturbjax.core.errors",
 }
 
 __all__ = [

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
+from perturbjax.data.normalization import METHODS
 from perturbjax.dataset import PLATE, Dataset, open_dataset
-from perturbjax.dataset.card import card, strip
+from perturbjax.dataset.summary_card import card, strip
 from perturbjax.evaluation.apply import EVALUATION, table_of
-from perturbjax.evaluation.judgement import headline, read_judgement
+from perturbjax.evaluation.evaluation_result import headline, read_judgement
 from perturbjax.inference import Network, load_network
-from perturbjax.normalize import METHODS
 from perturbjax.training.checkpoint import Which
-from perturbjax.training.run import Run
+from perturbjax.training.run_directory import Run
 
 
 @dataclass(frozen=True)

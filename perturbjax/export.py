@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from perturbjax import masks
-from perturbjax.augment import RawBatch
-from perturbjax.console import InputError, console, require_output, require_sound
-from perturbjax.files import atomic, file_digest, make_folder, write_json
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import atomic, file_digest, make_folder, write_json
+from perturbjax.core.messages import console
+from perturbjax.core.options import require_output, require_sound
+from perturbjax.data import mask_encodings as masks
+from perturbjax.data.augmentation import RawBatch
+from perturbjax.data.normalization import METHODS
 from perturbjax.inference import Network, load_network
-from perturbjax.normalize import METHODS
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.devices import choose_placement
 

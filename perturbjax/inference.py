@@ -18,19 +18,20 @@ import pandas as pd
 from flax import nnx
 from jaxtyping import Array, Float32, Float64, Int, UInt, UInt16
 
-from perturbjax.augment import RawBatch
-from perturbjax.config import InputConfig
-from perturbjax.console import InputError, console
+from perturbjax.core.config import InputConfig
+from perturbjax.core.errors import InputError
+from perturbjax.core.messages import console
+from perturbjax.data.augmentation import RawBatch
+from perturbjax.data.batches import Decoder, FeedChoice, Order, describe_sites, open_feed
+from perturbjax.data.batches.decoder import Redraw
+from perturbjax.data.normalization import METHODS, Intensities, Statistics, intensities
 from perturbjax.dataset import PLATE, Dataset, SiteSource
-from perturbjax.feed import Decoder, FeedChoice, Order, describe_sites, open_feed
-from perturbjax.feed.decode import Redraw
-from perturbjax.normalize import METHODS, Intensities, Statistics, intensities
+from perturbjax.training.apply_network import Predictions, apply_to_sites
 from perturbjax.training.checkpoint import Checkpoints, Tree, Which, tree_to_state
 from perturbjax.training.devices import Placement, choose_placement
-from perturbjax.training.exchange_run import WEIGHTS, open_described
 from perturbjax.training.phases import create_network
-from perturbjax.training.predict import Predictions, apply_to_sites
-from perturbjax.training.run import Run, open_run
+from perturbjax.training.pytorch_exchange import WEIGHTS, open_described
+from perturbjax.training.run_directory import Run, open_run
 from perturbjax.training.step import make_attention_step, make_predict_step, split_model
 
 #: Sites a step; also of `perturbjax predict`, whose answers depend on it in their last bit.
@@ -279,7 +280,7 @@ class _Arrays:
         return pd.Series(self._statistics(statistic)[:, self.channel_names.index(channel)])
 
     def _statistics(self, name: str) -> Float64[np.ndarray, "n c"]:
-        # Summed as the builder sums them (data_prep/workers.py), image by image, so that they are the same bits.
+        # Summed as the builder sums them (data_prep/site_tasks.py), image by image, so that they are the same bits.
         pixels = (np.ascontiguousarray(image).reshape(-1, image.shape[-1]) for image in self._images)
         return np.stack([getattr(of_image, name)(0) for of_image in pixels])
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from perturbjax.console import InputError, require_sound
+from perturbjax.core.errors import InputError
+from perturbjax.core.options import require_sound
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ def verify_dataset(path: Path) -> str:
     Raises:
         InputError: something differs; the message names the file or the record.
     """
-    from perturbjax.dataset.verify import verify_dataset
+    from perturbjax.dataset.checksums import verify_dataset
 
     return verify_dataset(path)
 
@@ -38,7 +39,7 @@ def verify_run(path: Path) -> str:
         InputError: something differs; the message names the file.
     """
     from perturbjax.training.checkpoint import Checkpoints
-    from perturbjax.training.run import open_run
+    from perturbjax.training.run_directory import open_run
 
     run, checkpoints = open_run(path), Checkpoints(path)
     checked = 0

@@ -17,13 +17,13 @@ import pytest
 from tiny_dataset import write_dataset
 
 import perturbjax
-from perturbjax.config import AugmentConfig, InputConfig, ModelConfig, OptimConfig, Recipe
+from perturbjax.core.config import AugmentConfig, InputConfig, ModelConfig, OptimConfig, Recipe
+from perturbjax.core.files import file_digest
 from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.export import StableHLOConfig, export
-from perturbjax.files import file_digest
 from perturbjax.training.checkpoint import CheckpointConfig
-from perturbjax.training.exchange_run import ExportConfig, export_run
 from perturbjax.training.fit import TrainConfig, fit
+from perturbjax.training.pytorch_exchange import ExportConfig, export_run
 
 SITES = 30
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from tiny_dataset import write_dataset
 
-from perturbjax.config import AugmentConfig, InputConfig, OptimConfig, Recipe, SplitConfig
-from perturbjax.console import InputError
+from perturbjax.core.config import AugmentConfig, InputConfig, OptimConfig, Recipe, SplitConfig
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import PLATE, open_dataset
 from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.inference import load_network

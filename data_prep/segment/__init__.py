@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt, UInt16
 
-from perturbjax.console import InputError, require, require_sound
+from perturbjax.core.errors import InputError
+from perturbjax.core.options import require, require_sound
 
 Engine = Literal["nuclei", "cellpose", "cellpose-torch", "watershed"]
 Precision = Literal["auto", "float32", "bfloat16"]

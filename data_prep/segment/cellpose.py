@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import UInt, UInt16
 
 from data_prep.segment import Precision
-from perturbjax.console import InputError
-from perturbjax.files import file_digest
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import file_digest
 
 if TYPE_CHECKING:
-    from perturbjax.segmentation.scales import AnySize
+    from perturbjax.segmentation.diameter_estimation import AnySize
 
 #: Objects that a mask of 16 bits can number.
 MOST = int(np.iinfo(np.uint16).max)
@@ -74,12 +74,12 @@ class Cellpose:
 
     def doubt(self) -> str:
         """One line where the objects found so far do not have the size the network was told; else nothing."""
-        from perturbjax.segmentation import sizes
+        from perturbjax.segmentation import diameters as sizes
 
         return sizes.doubt_of(self.doubted, self.network.expected, self.network.rules.flow_threshold)
 
 
 def _diameters(labels: UInt16[np.ndarray, "h w"]) -> np.ndarray:
-    from perturbjax.segmentation import sizes
+    from perturbjax.segmentation import diameters as sizes
 
     return sizes.diameters(labels)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt, UInt16
 
-from perturbjax.console import InputError
-from perturbjax.files import file_digest
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import file_digest
 
 #: A tensor that only that major version's networks have (the readout of the transformer; the last convolution).
 _SIGNATURE = {3: "output.2.weight", 4: "W2"}

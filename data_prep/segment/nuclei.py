@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.segment import Precision
 from data_prep.segment.cellpose import Cellpose
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 #: Name of the weights.
 WEIGHTS = "nuclei_small"
@@ -28,7 +28,7 @@ class Nuclei(Cellpose):
         Raises:
             InputError: weights were given, or the diameter makes no sense.
         """
-        from perturbjax.segmentation.scales import AnySize
+        from perturbjax.segmentation.diameter_estimation import AnySize
 
         if weights:
             raise InputError(f"--weights {weights}: --segmenter nuclei has its own; choose --segmenter cellpose")

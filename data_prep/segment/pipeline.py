@@ -17,12 +17,13 @@ import numpy as np
 from jaxtyping import UInt16
 
 from data_prep import segment
-from data_prep.pool import TaskPool
-from perturbjax.console import InputError, console
+from data_prep.process_pool import TaskPool
+from perturbjax.core.errors import InputError
+from perturbjax.core.messages import console
 
 if TYPE_CHECKING:
     from data_prep.segment.cellpose import Cellpose
-    from data_prep.workers import Settings, Site
+    from data_prep.site_tasks import Settings, Site
 
 #: Threads that compress and write masks, and masks that may wait for them.
 WRITERS, UNWRITTEN = 2, 8
@@ -48,7 +49,7 @@ def check_channels(engine: segment.Engine, stored: tuple[str, ...], segmented: t
 
 def describe(pool: TaskPool, config: segment.SegmenterConfig) -> dict[str, Any]:
     """Provenance of the engine, from the process that runs it; raises where it cannot run as configured."""
-    from data_prep import workers
+    from data_prep import site_tasks as workers
 
     if config.engine not in segment.NETWORKS:
         return pool.call(workers.describe_segmenter, config)
@@ -57,7 +58,7 @@ def describe(pool: TaskPool, config: segment.SegmenterConfig) -> dict[str, Any]:
 
 def segmented(pool: TaskPool, sites: list[Site], settings: Settings) -> Iterator[int | None]:
     """Segment every site and keep its mask; the number of each one's cells, or None where its mask was there."""
-    from data_prep import workers
+    from data_prep import site_tasks as workers
 
     if settings.segmenter.engine not in segment.NETWORKS or pool.remote:
         yield from pool.as_completed(workers.segment_site, ((site, settings) for site in sites))
@@ -78,7 +79,7 @@ def _network(config: segment.SegmenterConfig) -> Cellpose:
 
 
 def _by_owner(pool: TaskPool, engine: Cellpose, sites: list[Site], settings: Settings) -> Iterator[int | None]:
-    from data_prep import workers
+    from data_prep import site_tasks as workers
 
     start = time.monotonic()
     waited = {"reading": 0.0, "writing": 0.0}

@@ -8,8 +8,8 @@ import numpy as np
 import scipy.ndimage as ndi
 from jaxtyping import Bool, Float, UInt, UInt16
 
-from data_prep.images import scaled
-from perturbjax.console import InputError
+from data_prep.channel_images import scaled
+from perturbjax.core.errors import InputError
 
 #: Smoothing before the threshold and of the seeds' map, and the least area kept, in units of the object's diameter
 #: (chosen on the training images of the 2018 Data Science Bowl, judged on its test images).

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from data_prep.tables import SOLVENT
-from perturbjax.plates import plate_shape, well_name
+from data_prep.csv_tables import SOLVENT
+from perturbjax.core.plates import plate_shape, well_name
 
 #: Share of the wells that hold the solvent, as on JUMP-Target-1 (64 of 384).
 SOLVENT_SHARE = 1 / 6

@@ -24,9 +24,12 @@ from data_prep.simulate.layout import (
     trait_values,
     well_names,
 )
-from perturbjax.console import InputError, console, require, require_output, require_sound, track
-from perturbjax.files import make_folder, read_json, write_json
-from perturbjax.plates import FORMATS
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import make_folder, read_json, write_json
+from perturbjax.core.messages import console
+from perturbjax.core.options import require, require_output, require_sound
+from perturbjax.core.plates import FORMATS
+from perturbjax.core.progress import track
 
 #: What a folder of plates was drawn with; written last.
 SETTINGS = "truth/settings.json"

@@ -8,7 +8,7 @@ from io import BufferedIOBase
 from typing import Any
 
 from data_prep.sources import remote
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import LARGEST_SITE
 
 #: Bytes a file of one plane may have beyond its pixels, uncompressed.

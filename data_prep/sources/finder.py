@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from data_prep.sources import remote
 from data_prep.sources.files import names_of_folder
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 
 class FileFinder:

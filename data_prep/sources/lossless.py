@@ -15,7 +15,7 @@ from jaxtyping import UInt
 
 from data_prep.sources.files import read_file, read_start
 from data_prep.sources.plane import Found, Plane, as_stored, require_size
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 #: Bytes in which every header of these formats lies.
 HEADER = 1 << 16

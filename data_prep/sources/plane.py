@@ -11,7 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Integer, UInt
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import LARGEST_SITE
 
 #: How a stack of planes becomes one; none refuses to guess.

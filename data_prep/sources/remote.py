@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 SCHEME = re.compile("(s3|https?)://")
 #: Seconds that a connection may take, and one answer as a whole; how often and how long an object is tried again.

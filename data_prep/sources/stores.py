@@ -13,8 +13,8 @@ import pandas as pd
 
 from data_prep.sources import zarrs
 from data_prep.sources.files import names_of_folder
-from perturbjax.console import InputError
-from perturbjax.plates import PLATE, SITE, WELL, normalise_well
+from perturbjax.core.errors import InputError
+from perturbjax.core.plates import PLATE, SITE, WELL, normalise_well
 
 #: Columns from which the name of an array of JUMP-Lite is made.
 SOURCE, BATCH = "Metadata_Source", "Metadata_Batch"

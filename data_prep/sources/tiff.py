@@ -27,7 +27,7 @@ from data_prep.sources.plane import (
     require_stack,
     stored_type,
 )
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 
 def read(planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:

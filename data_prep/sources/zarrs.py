@@ -29,7 +29,7 @@ from data_prep.sources.plane import (
     require_stack,
     stored_type,
 )
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 #: How names of stores end: what follows in a path lies inside.
 SUFFIX = ".zarr"

@@ -21,8 +21,10 @@ from typing import Any
 
 from experiments import bench
 from experiments.bench.tables import CannotRun, Row, machine, markdown, others_busy, page, spreads, where
-from perturbjax.console import InputError, console, parse_options, require_sound, run_command
-from perturbjax.files import atomic, make_folder, read_json, write_json
+from perturbjax.core.errors import InputError, run_command
+from perturbjax.core.files import atomic, make_folder, read_json, write_json
+from perturbjax.core.messages import console
+from perturbjax.core.options import parse_options, require_sound
 
 #: Modules beside the benchmarks that are none.
 HELPERS = ("__main__", "commands", "hlo", "mosaic", "tables")

@@ -32,8 +32,9 @@ import tyro
 from experiments.bench import hlo
 from experiments.bench.gpu import Size
 from experiments.bench.tables import CannotRun, Row, machine, markdown
-from perturbjax.console import InputError, console, run_command
-from perturbjax.files import make_folder, read_json, write_json
+from perturbjax.core.errors import InputError, run_command
+from perturbjax.core.files import make_folder, read_json, write_json
+from perturbjax.core.messages import console
 
 TARGETS = ("v5e", "v6e", "h100")
 #: Bytes a second of a chip's memory (data sheets).
@@ -230,7 +231,7 @@ def _raw(size: Size, sharding: Any) -> Any:
     import jax
     import numpy as np
 
-    from perturbjax.augment import RawBatch
+    from perturbjax.data.augmentation import RawBatch
 
     b, side = size.batch, size.stored
     shapes = RawBatch(
@@ -254,7 +255,7 @@ def _epoch(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
     import jax
     import numpy as np
 
-    from perturbjax.feed import ResidentArrays, Rows
+    from perturbjax.data.batches import ResidentArrays, Rows
 
     step, _, placement, state, size = _training(mesh, "bf16")
     raw = _raw(dataclasses.replace(size, batch=size.sites), placement.replicated)

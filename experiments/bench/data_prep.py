@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.bench.tables import CannotRun, markdown
-from perturbjax.console import console
+from perturbjax.core.messages import console
 
 #: (data, engine) → sites to build, in the full and in the quick benchmark.
 SITES = {

@@ -66,7 +66,7 @@ class _Step:
         import jax
 
         from perturbjax import models
-        from perturbjax.feed import gather
+        from perturbjax.data.batches import gather
         from perturbjax.training.devices import choose_placement
         from perturbjax.training.optimizer import make_optimizer
         from perturbjax.training.step import initial_state, make_train_step, split_model

@@ -19,7 +19,7 @@ from pathlib import Path
 from experiments.bench.commands import measured, seconds_of
 from experiments.bench.plates import dataset_of, place
 from experiments.bench.tables import CannotRun, Row, markdown
-from perturbjax.console import console
+from perturbjax.core.messages import console
 from perturbjax.dataset import open_dataset
 
 

@@ -31,10 +31,10 @@ from PIL import Image
 from scipy import ndimage
 
 from experiments.bench.tables import markdown
-from perturbjax.augment import RawBatch, prepare
-from perturbjax.config import AugmentConfig, InputConfig
+from perturbjax.core.config import AugmentConfig, InputConfig
+from perturbjax.data.augmentation import RawBatch, prepare
+from perturbjax.data.batches import Decoder, Order, ResidentFeed, StreamedFeed, describe_sites
 from perturbjax.dataset import PLATE, SITE, WELL, Dataset, SitePixels, open_dataset, write_dataset
-from perturbjax.feed import Decoder, Order, ResidentFeed, StreamedFeed, describe_sites
 from perturbjax.training.devices import choose_placement
 
 AUGMENT, INPUT = AugmentConfig(crop=128), InputConfig()

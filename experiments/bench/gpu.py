@@ -41,7 +41,7 @@ import numpy as np
 
 from experiments.bench import hlo
 from experiments.bench.tables import CannotRun, Row, _accelerators
-from perturbjax.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
+from perturbjax.core.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
 
 PRECISIONS = ("bf16", "float32")
 #: Part of a GPU's name → (peak TFLOP/s in bf16, in TF32, memory TB/s), dense. The first that fits.
@@ -275,7 +275,7 @@ def _measure(order: dict[str, Any]) -> Measured:
 
 def simulated_plate(size: Size) -> Any:
     """`ResidentArrays` of noise, on the host."""
-    from perturbjax.feed import ResidentArrays
+    from perturbjax.data.batches import ResidentArrays
 
     random = np.random.default_rng(0)
     shape = (size.sites, size.stored, size.stored)
@@ -292,7 +292,7 @@ def measure_jax(size: Size, precision: str) -> Measured:
     import jax.numpy as jnp
 
     from perturbjax import models
-    from perturbjax.feed import Order, ResidentFeed, gather
+    from perturbjax.data.batches import Order, ResidentFeed, gather
     from perturbjax.training.devices import choose_placement, stack_steps
     from perturbjax.training.optimizer import make_optimizer
     from perturbjax.training.step import initial_state, make_predict_step, make_train_step, split_model

@@ -22,7 +22,8 @@ from data_prep.segment.nuclei import Nuclei
 from data_prep.segment.watershed import Watershed
 from experiments.bench.segmentation import shared_data
 from experiments.bench.tables import CannotRun, Row, markdown
-from perturbjax.segmentation import Segmenter, precision
+from perturbjax.segmentation import Segmenter
+from perturbjax.segmentation import average_precision as precision
 from perturbjax.segmentation.api import Precision
 
 Masks = list[np.ndarray]

@@ -18,7 +18,7 @@ from jaxtyping import UInt16
 from data_prep.simulate.cells import CHANNELS, draw_site
 from data_prep.simulate.layout import TRAITS
 from data_prep.simulate.plate import SimulateConfig, plan
-from perturbjax.console import track
+from perturbjax.core.progress import track
 
 #: Greatest side of a tile in pixels, how many are drawn, and how much larger their cells are than those of `simulate`:
 #: nuclei then measure 28 pixels, 170 in a field of 1080², near to what JUMP's fields show.

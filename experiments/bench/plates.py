@@ -29,9 +29,9 @@ from experiments.bench import mosaic
 from experiments.bench.commands import measured, seconds_of
 from experiments.bench.sources import BUCKET, served_s3
 from experiments.bench.tables import Row, markdown
-from perturbjax.console import console
+from perturbjax.core.files import make_folder, read_json, write_json
+from perturbjax.core.messages import console
 from perturbjax.dataset import open_dataset
-from perturbjax.files import make_folder, read_json, write_json
 
 STAGES = ("checking files", "segmenting", "writing")
 #: (wells of a whole plate, of a part, side of a field in pixels): in full and in the quick benchmark.

@@ -30,7 +30,7 @@ import tifffile
 from data_prep.sources import Plane, probe_planes, read_planes
 from data_prep.sources.zarrs import JUMP_LITE_CHANNELS
 from experiments.bench.tables import CannotRun, markdown
-from perturbjax.console import console
+from perturbjax.core.messages import console
 
 #: Channel → number of its file in the real field.
 FILES = {"AGP": 1, "DNA": 5, "ER": 4, "Mito": 2, "RNA": 3}

@@ -35,7 +35,7 @@ from torch.nn import functional
 
 from experiments.bench.tables import CannotRun, markdown
 from perturbjax import models
-from perturbjax.memory import keep_freed_memory
+from perturbjax.core.memory import keep_freed_memory
 from perturbjax.models.layers import leaky_relu
 
 BATCH, CLASSES, RATE, DECAY = 128, 13, 1e-3, 1e-4

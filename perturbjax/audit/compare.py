@@ -13,18 +13,19 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from perturbjax.audit.settings import CompareConfig
-from perturbjax.console import InputError, PlainConsole, html_text
+from perturbjax.audit.audit_options import CompareConfig
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import make_folder, read_json, write_csv, write_json
+from perturbjax.core.messages import PlainConsole, html_text
+from perturbjax.core.plates import PLATE
+from perturbjax.data.splits import TEST
 from perturbjax.evaluation.apply import EVALUATION, PREDICTIONS
 from perturbjax.evaluation.bootstrap import Estimate, Resampled, interval, resample
-from perturbjax.evaluation.judgement import cell
+from perturbjax.evaluation.evaluation_result import cell
 from perturbjax.evaluation.predictions import classes_of, label_numbers, labels_and_probabilities, read_predictions
 from perturbjax.evaluation.scores import HEADLINE, METRICS, count
 from perturbjax.evaluation.wells import aggregate_wells, well_ids
-from perturbjax.files import make_folder, read_json, write_csv, write_json
-from perturbjax.plates import PLATE
-from perturbjax.splits import TEST
-from perturbjax.training.run import CONFIG
+from perturbjax.training.run_directory import CONFIG
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _explained(comparison: Comparison) -> str:
 
 def write_comparison(comparison: Comparison, out: Path) -> Path:
     """`compare.json`, `compare.csv` (one row a number) and the page `compare.html`, which is returned."""
-    from perturbjax.audit.page import html_table, write_html
+    from perturbjax.report.audit_page import html_table, write_html
 
     write_json(make_folder(out) / "compare.json", dataclasses.asdict(comparison))
     numbers = [

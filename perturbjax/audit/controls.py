@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, Shaped
 
+from perturbjax.core.plates import PLATE, WELL, parse_wells
 from perturbjax.evaluation.baselines import BASELINES, Baseline, Unavailable, log_counts, log_intensities
-from perturbjax.plates import PLATE, WELL, parse_wells
 
 #: Controls that are the judged model itself, on something else than the features.
 SHUFFLED, UNTRAINED, INTENSITY = "labels shuffled", "untrained network", "intensity"

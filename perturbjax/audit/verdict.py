@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from perturbjax.audit.audit_result import Answer, Audit
 from perturbjax.audit.controls import UNTRAINED
-from perturbjax.audit.findings import Answer, Audit
-from perturbjax.evaluation.judgement import cell
+from perturbjax.evaluation.evaluation_result import cell
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
 Finding = Literal["chance", "explained", "beyond"]

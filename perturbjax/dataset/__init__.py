@@ -5,7 +5,8 @@ A dataset directory is one TFDS dataset (`dataset_info.json`, `features.json`, A
 `provenance.json` (how it was made, and the digest of every file). Neither writing nor reading needs TensorFlow.
 """
 
-from perturbjax.dataset.opened import Dataset, PixelStore, SiteDataset, SiteSource, open_dataset
+from perturbjax.core.plates import PLATE, SITE, WELL
+from perturbjax.dataset.reader import Dataset, PixelStore, SiteDataset, SiteSource, open_dataset
 from perturbjax.dataset.schema import (
     INDEX,
     INDEX_COLUMNS,
@@ -20,7 +21,6 @@ from perturbjax.dataset.schema import (
     site_statistics,
 )
 from perturbjax.dataset.writer import write_dataset
-from perturbjax.plates import PLATE, SITE, WELL
 
 __all__ = [
     "INDEX",

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import make_folder, read_json, write_json, write_parquet
 from perturbjax.dataset.array_record import FEATURES, INFO
-from perturbjax.dataset.opened import SiteDataset
+from perturbjax.dataset.reader import SiteDataset
 from perturbjax.dataset.schema import INDEX
 from perturbjax.dataset.writer import described_files, seal
-from perturbjax.files import make_folder, read_json, write_json, write_parquet
 
 #: Names of classes, in the order of the numbers that records hold.
 LABELS = "label.labels.txt"

@@ -13,9 +13,9 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import atomic, read_json
 from perturbjax.dataset.schema import SPLIT, Contents
-from perturbjax.files import atomic, read_json
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 #: Every TFDS feature of a record, and the one key beside `pythonClassName` that describes it. TFDS imports the module

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import UInt, UInt16
 
-from perturbjax.console import InputError
-from perturbjax.dataset.opened import SiteDataset
+from perturbjax.core.errors import InputError
+from perturbjax.dataset.reader import SiteDataset
 from perturbjax.dataset.schema import UNLABELLED
 
 

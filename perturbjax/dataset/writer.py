@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from perturbjax.dataset.opened import FORMATS, content_digest
+from perturbjax.core.files import file_digest, write_json, write_parquet
+from perturbjax.dataset.reader import FORMATS, content_digest
 from perturbjax.dataset.schema import (
     INDEX,
     PROVENANCE,
@@ -22,7 +23,6 @@ from perturbjax.dataset.schema import (
     index_row,
     metadata_of,
 )
-from perturbjax.files import file_digest, write_json, write_parquet
 
 #: Rows of the index, and the bytes of the records they are of.
 Written = tuple[list[dict[str, Any]], int]

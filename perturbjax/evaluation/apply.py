@@ -10,24 +10,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from perturbjax.console import console, require, require_output, require_sound
+from perturbjax.core.files import make_folder, read_parquet, write_parquet
+from perturbjax.core.messages import console
+from perturbjax.core.options import require, require_output, require_sound
+from perturbjax.data.batches import FeedChoice
+from perturbjax.data.splits import TEST, TRAIN, fingerprint
 from perturbjax.dataset import Dataset, open_dataset
-from perturbjax.evaluation import views
-from perturbjax.evaluation.judge import judge, run_as_subject
-from perturbjax.evaluation.judgement import MODEL, Judgement, cell, read_judgement
-from perturbjax.evaluation.looked import forget, look
+from perturbjax.evaluation import score_tables as views
+from perturbjax.evaluation.attribution import forget, look
+from perturbjax.evaluation.evaluate import judge, run_as_subject
+from perturbjax.evaluation.evaluation_result import MODEL, Judgement, cell, read_judgement
 from perturbjax.evaluation.predictions import label_numbers, predictions_table, write_predictions
 from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
 from perturbjax.evaluation.scores import HEADLINE, METRICS
-from perturbjax.feed import FeedChoice
-from perturbjax.files import make_folder, read_parquet, write_parquet
 from perturbjax.inference import BATCH_SIZE, Network, feature_names, load_network
-from perturbjax.splits import TEST, TRAIN, fingerprint
+from perturbjax.training.apply_network import Predictions
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.devices import ComputeConfig, open_devices
-from perturbjax.training.hosts import HostsConfig, connect, is_first, require_possible
-from perturbjax.training.predict import Predictions
-from perturbjax.training.run import SPLIT_FILE, Run, open_run
+from perturbjax.training.processes import HostsConfig, connect, is_first, require_possible
+from perturbjax.training.run_directory import SPLIT_FILE, Run, open_run
 
 EVALUATION, PREDICTIONS, FEATURES = "evaluation", "predictions.parquet", "features.parquet"
 #: Where in a run's directory the linear baseline of its split is looked for.

@@ -15,9 +15,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
 
+from perturbjax.core.plates import PLATE, WELL, parse_wells
 from perturbjax.evaluation.scores import TOP_K, Counts
 from perturbjax.evaluation.wells import well_ids
-from perturbjax.plates import PLATE, WELL, parse_wells
 
 #: Widths in wells of the position baseline's kernel; 0 is the well position alone.
 _WIDTHS = (0.0, 1.0, 2.0, 4.0)

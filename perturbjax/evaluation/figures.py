@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from perturbjax.console import PLOT_TEXT, InputError
-from perturbjax.evaluation.judgement import Judgement, Level, ranked
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import atomic
+from perturbjax.core.messages import PLOT_TEXT
+from perturbjax.core.plates import PLATE, WELL, parse_wells, row_name, shape_holding
+from perturbjax.evaluation.evaluation_result import Judgement, Level, ranked
 from perturbjax.evaluation.scores import HEADLINE, METRICS
-from perturbjax.files import atomic
-from perturbjax.plates import PLATE, WELL, parse_wells, row_name, shape_holding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,9 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from perturbjax.augment import RawBatch
+from perturbjax.data.augmentation import RawBatch
 from perturbjax.dataset import Dataset
-from perturbjax.training.predict import Predictions
+from perturbjax.training.apply_network import Predictions
 
 #: Windows along each side.
 GRID = 8

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import read_parquet, write_csv, write_parquet
+from perturbjax.data.splits import TEST
 from perturbjax.evaluation.scores import check_probabilities
-from perturbjax.files import read_parquet, write_csv, write_parquet
-from perturbjax.splits import TEST
 
 _PROBABILITY = "prob_"
 

@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.special import gammaln
 from scipy.stats import false_discovery_control
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import write_csv
+from perturbjax.core.plates import plate_layouts
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.files import write_csv
-from perturbjax.plates import plate_layouts
 
 MOA, COMPOUND, CONTROL_TYPE = "Metadata_moa", "Metadata_pert_iname", "Metadata_control_type"
 NEGATIVE_CONTROL = "negcon"

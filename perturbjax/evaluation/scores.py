@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Num, Shaped
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 TOP_K = 5
 #: Classes from which being among the five most probable says something.

@@ -28,7 +28,7 @@ class Overlap:
         """What a reader of a score has to know of this split, most damaging first; empty if nothing was found.
 
         Args:
-            policy: how the split was made (a policy of `perturbjax.splits`, or any other name).
+            policy: how the split was made (a policy of `perturbjax.data.splits`, or any other name).
         """
         found = []
         if self.well > 0:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from perturbjax.console import InputError
-from perturbjax.plates import PLATE, WELL
+from perturbjax.core.errors import InputError
+from perturbjax.core.plates import PLATE, WELL
 
 
 def well_ids(index: pd.DataFrame) -> Int[np.ndarray, " n"]:

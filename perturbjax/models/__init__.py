@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flax import nnx
 
-from perturbjax.config import ModelConfig
-from perturbjax.console import InputError
+from perturbjax.core.config import ModelConfig
+from perturbjax.core.errors import InputError
 from perturbjax.models.attention import ATTENTION
 from perturbjax.models.attention_multiscale import ATTENTION_MULTISCALE
 from perturbjax.models.backbone import Backbone

@@ -18,16 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from perturbjax.models.backbone import (
-    HALF,
-    Backbone,
-    Naming,
-    Package,
-    Path,
-    Tensors,
-    by_layer,
-    inputs_and_classes,
-)
+from perturbjax.models.backbone import HALF, Backbone, Naming, Package, Path, Tensors, by_layer, inputs_and_classes
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, conv2d, dropout
 
 #: symmetric: k // 2 on every side. same: TensorFlow's, from the size at hand. static: what `same` is at 224 pixels,

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perturbjax.models.conv import conv2d
+from perturbjax.models.kernels.batch_norm import BatchNorm, batch_statistics
+from perturbjax.models.kernels.convolution import conv2d
+from perturbjax.models.kernels.max_pool import max_pool
 from perturbjax.models.mode import Mode, Outputs
-from perturbjax.models.norm import BatchNorm, batch_statistics
-from perturbjax.models.pool import max_pool
 
 __all__ = [
     "BatchNorm",

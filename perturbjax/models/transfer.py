@@ -17,11 +17,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perturbjax.config import BackboneNorm, Head, TransferConfig
-from perturbjax.console import InputError
+from perturbjax.core.config import BackboneNorm, Head, TransferConfig
+from perturbjax.core.errors import InputError
 from perturbjax.models.attention import ConvBlock, SpatialAttention
 from perturbjax.models.backbone import Backbone
-from perturbjax.models.channels import ChannelClassifier
+from perturbjax.models.ensemble_head import ChannelClassifier
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
 
 Phase = Literal["new layers", "all layers"]

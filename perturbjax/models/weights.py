@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perturbjax.console import InputError
-from perturbjax.files import file_digest
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import file_digest
 from perturbjax.models import BACKBONES, with_weights
 from perturbjax.models.backbone import Naming, Tensors
 
@@ -52,7 +52,7 @@ def load_pretrained(backbone: str, source: str, **arguments: Any) -> Pretrained:
     Raises:
         InputError: the source cannot be had or read, or is not this backbone's; the message names the tensor.
     """
-    from perturbjax.models.pth import read_tensors
+    from perturbjax.models.pytorch_files import read_tensors
 
     if backbone not in with_weights():
         raise InputError(f"--backbone {backbone}: has no published weights; choose one of {', '.join(with_weights())}")

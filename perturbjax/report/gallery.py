@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from perturbjax.console import html_text
+from perturbjax.core.messages import html_text
+from perturbjax.core.plates import PLATE, WELL
 from perturbjax.evaluation.wells import well_ids
-from perturbjax.pages import pictures
-from perturbjax.pages.page import anchor
-from perturbjax.plates import PLATE, WELL
-from perturbjax.report.classes import Confusion
-from perturbjax.report.evidence import Answers, Evidence
+from perturbjax.report.class_section import Confusion
+from perturbjax.report.pages import cell_images as pictures
+from perturbjax.report.pages.page import anchor
+from perturbjax.report.run_results import Answers, Evidence
 
 #: Bytes of pictures (as they stand in the page) after which no more classes are shown; a page stays below 10 MB.
 BUDGET = 5_500_000

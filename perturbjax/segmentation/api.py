@@ -18,9 +18,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Integer, Num
 
-from perturbjax.console import InputError, console
+from perturbjax.core.errors import InputError
+from perturbjax.core.messages import console
 from perturbjax.models.layers import Mode
-from perturbjax.segmentation import dynamics, names, sizes, tiles
+from perturbjax.segmentation import diameters as sizes
+from perturbjax.segmentation import dynamics, tiles
+from perturbjax.segmentation import weight_files as names
 from perturbjax.segmentation.dynamics import Objects, Rules
 from perturbjax.segmentation.weights import build, load_weights
 

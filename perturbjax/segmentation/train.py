@@ -19,17 +19,22 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perturbjax.console import InputError, console, require, require_output, require_sound, track
-from perturbjax.files import atomic
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import atomic
+from perturbjax.core.messages import console
+from perturbjax.core.options import require, require_output, require_sound
+from perturbjax.core.progress import track
 from perturbjax.models.layers import Mode
-from perturbjax.segmentation import crops, names, precision
+from perturbjax.segmentation import average_precision as precision
+from perturbjax.segmentation import training_crops as crops
+from perturbjax.segmentation import weight_files as names
 from perturbjax.segmentation.api import Segmenter
 from perturbjax.segmentation.cpnet import CPnet, CPnetConfig, create
-from perturbjax.segmentation.crops import CropConfig, Crops, Pool
+from perturbjax.segmentation.diameter_estimation import AnySize
+from perturbjax.segmentation.diameters import diameters
 from perturbjax.segmentation.dynamics import FLOW_SCALE
-from perturbjax.segmentation.pictures import Picture, read_folder
-from perturbjax.segmentation.scales import AnySize
-from perturbjax.segmentation.sizes import diameters
+from perturbjax.segmentation.image_folders import Picture, read_folder
+from perturbjax.segmentation.training_crops import CropConfig, Crops, Pool
 from perturbjax.segmentation.weights import build, load_weights, save_weights
 
 #: Share of the past in the averaged weights, which are what is judged and written.

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from perturbjax.console import InputError
-from perturbjax.files import atomic
-from perturbjax.models.pth import read_tensors
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import atomic
+from perturbjax.models.pytorch_files import read_tensors
 from perturbjax.segmentation import sam
 from perturbjax.segmentation.cpnet import CPnet, CPnetConfig
 from perturbjax.segmentation.sam import CPSam, SamConfig

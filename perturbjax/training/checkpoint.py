@@ -21,8 +21,9 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from perturbjax.console import InputError, require, require_sound
-from perturbjax.files import make_folder, require_room
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import make_folder, require_room
+from perturbjax.core.options import require, require_sound
 from perturbjax.training.step import TrainState
 
 Tree = dict[str, Shaped[np.ndarray, "..."]]

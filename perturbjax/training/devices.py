@@ -21,10 +21,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from perturbjax.console import InputError, console, require, require_sound
-from perturbjax.feed import Feed, Order, ResidentArrays, Rows, gather
-from perturbjax.files import make_folder
-from perturbjax.memory import give_back_freed_memory
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import make_folder
+from perturbjax.core.memory import give_back_freed_memory
+from perturbjax.core.messages import console
+from perturbjax.core.options import require, require_sound
+from perturbjax.data.batches import Feed, Order, ResidentArrays, Rows, gather
 from perturbjax.training.step import Sums, TrainState, TrainStep
 
 T = TypeVar("T")

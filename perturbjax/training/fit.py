@@ -12,22 +12,25 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from perturbjax.config import Recipe
-from perturbjax.console import InputError, console, require, require_output, require_sound, track
-from perturbjax.feed import FeedChoice, open_feed
-from perturbjax.memory import give_back_freed_memory
-from perturbjax.splits import TEST, TRAIN
+from perturbjax.core.config import Recipe
+from perturbjax.core.errors import InputError
+from perturbjax.core.memory import give_back_freed_memory
+from perturbjax.core.messages import console
+from perturbjax.core.options import require, require_output, require_sound
+from perturbjax.core.progress import track
+from perturbjax.data.batches import FeedChoice, open_feed
+from perturbjax.data.splits import TEST, TRAIN
+from perturbjax.training.apply_network import accuracy_and_loss, apply_to_sites
 from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.devices import ComputeConfig, Dispatches, open_devices, stack_steps
-from perturbjax.training.experiment import Experiment, prepare_experiment, say_what_runs
-from perturbjax.training.head_start import start_head
-from perturbjax.training.hosts import HostsConfig, connect, from_first, is_first, require_possible
-from perturbjax.training.log import LogTo, open_log, require_package
+from perturbjax.training.ensemble_fit import start_head
+from perturbjax.training.metric_logs import LogTo, open_log, require_package
 from perturbjax.training.phases import plan_phases
-from perturbjax.training.predict import accuracy_and_loss, apply_to_sites
+from perturbjax.training.processes import HostsConfig, connect, from_first, is_first, require_possible
 from perturbjax.training.profile import TRACED_STEPS, trace_steps
 from perturbjax.training.progress import Progress, leave, resume, sigterm_noted
-from perturbjax.training.run import Run, describe_run, locked, open_run, start_run
+from perturbjax.training.run_directory import Run, describe_run, locked, open_run, start_run
+from perturbjax.training.setup import Experiment, prepare_experiment, say_what_runs
 from perturbjax.training.step import TrainState, initial_state, make_describe_step, make_predict_step, make_train_step
 
 

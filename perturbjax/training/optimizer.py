@@ -16,8 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from perturbjax.config import OptimConfig
-from perturbjax.console import InputError
+from perturbjax.core.config import OptimConfig
+from perturbjax.core.errors import InputError
 
 #: A step, counted from 0 → a float32 value; works on Python integers and inside jit.
 Schedule = Callable[[int | Int[Array, ""]], Float[Array, ""]]

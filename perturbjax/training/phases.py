@@ -10,9 +10,9 @@ import optax
 from flax import nnx
 
 from perturbjax import models
-from perturbjax.config import Recipe
+from perturbjax.core.config import Recipe
+from perturbjax.data.normalization import METHODS
 from perturbjax.models import transfer
-from perturbjax.normalize import METHODS
 from perturbjax.training.optimizer import Schedule, make_optimizer, schedules
 from perturbjax.training.step import split_model
 

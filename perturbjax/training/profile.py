@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from perturbjax.console import console
-from perturbjax.files import make_folder
-from perturbjax.training.hosts import is_first
+from perturbjax.core.files import make_folder
+from perturbjax.core.messages import console
+from perturbjax.training.processes import is_first
 
 #: Steps that are traced: enough to see one whole step between two others.
 TRACED_STEPS = 3

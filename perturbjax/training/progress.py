@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from perturbjax.console import Terminated
+from perturbjax.core.errors import Terminated
 from perturbjax.training.checkpoint import Checkpoints, tree_to_state
 from perturbjax.training.devices import stack_steps
-from perturbjax.training.hosts import is_first
-from perturbjax.training.run import Run
+from perturbjax.training.processes import is_first
+from perturbjax.training.run_directory import Run
 from perturbjax.training.step import Sums, TrainState
 
 #: Facts of a checkpoint within an epoch: sums of the epoch's steps that are taken, and the seconds they took.

@@ -11,9 +11,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perturbjax.augment import RawBatch, prepare, record_keys
-from perturbjax.config import Recipe
-from perturbjax.console import InputError
+from perturbjax.core.config import Recipe
+from perturbjax.core.errors import InputError
+from perturbjax.data.augmentation import RawBatch, prepare, record_keys
 from perturbjax.models import Mode, Outputs
 from perturbjax.training.loss import cross_entropy
 

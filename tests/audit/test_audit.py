@@ -140,7 +140,7 @@ def test_a_place_that_names_no_well_still_has_the_other_controls():
 
 
 def test_shuffled_labels_keep_wells_together_and_agree_with_none():
-    from perturbjax.audit.command import _dealt_anew
+    from perturbjax.audit.run_audit import _dealt_anew
 
     labels, wells = np.repeat(np.arange(6), 300), np.repeat(np.arange(600), 3)
     dealt = _dealt_anew(labels, wells, np.random.default_rng(0))

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kstest
 
 from experiments.audit_truth import QUICK, audit_of, intervals, screen
-from perturbjax.audit.findings import Audit
+from perturbjax.audit.audit_result import Audit
 from perturbjax.audit.verdict import verdict
 
 

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from data_prep_builds import contents, options, swap_pixels
 
-from data_prep import existing
+from data_prep import existing_dataset as existing
 from data_prep.build import BuildConfig, build
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
-from perturbjax.dataset.verify import verify_dataset
+from perturbjax.dataset.checksums import verify_dataset
 
 
 def part(plate: Path, name: str, change: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table) -> Path:

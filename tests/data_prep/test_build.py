@@ -15,9 +15,9 @@ import tifffile
 from data_prep_builds import contents, options
 
 from data_prep.build import build
-from data_prep.images import aggregate_channels
+from data_prep.channel_images import aggregate_channels
 from data_prep.sources import pixel_digest
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
 

@@ -12,7 +12,7 @@ import pytest
 from data_prep_builds import children, contents, options, running, swap_pixels
 
 from data_prep.build import build
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
 

@@ -19,7 +19,7 @@ from data_prep_builds import contents, options
 from data_prep import cluster as engine
 from data_prep.build import BuildConfig, build
 from data_prep.cluster import ClusterConfig, ClusterPool
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import shards
 
 pytest.importorskip("distributed")

@@ -16,9 +16,9 @@ import pytest
 from data_prep import download
 from data_prep import fetch as module
 from data_prep.fetch import FetchConfig, fetch
-from data_prep.sites import choose_label, read_sites
+from data_prep.site_table import choose_label, read_sites
 from data_prep.sources import probe_planes
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 BATCH, PLATE = "2020_11_04_CPJUMP1", "BR00116991"
 MEASURED = f"{PLATE}__2020-11-05T19_51_35-Measurement1"

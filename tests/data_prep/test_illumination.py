@@ -13,7 +13,7 @@ from data_prep_builds import contents, options
 
 from data_prep.build import build
 from data_prep.illumination import divide, edge_to_centre, read_function, smooth_light
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
 CHANNELS = ("DNA", "Actin", "Tubulin")

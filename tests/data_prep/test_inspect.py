@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from data_prep.inspection import InspectConfig, inspect, warnings
-from perturbjax import splits
-from perturbjax.plates import shared_layouts
+from perturbjax.core.plates import shared_layouts
+from perturbjax.data import splits
 
 
 def wells(rows: list[tuple[str, str, str]]) -> pd.DataFrame:

@@ -92,7 +92,7 @@ def test_a_well_out_of_focus_is_named_in_the_preview(plate, tmp_path):
     assert "B02" in set(table["Metadata_Well"])
     build(options(plate, tmp_path / "dataset"))
     page = Path(tmp_path / "dataset" / "preview.html").read_text()
-    from perturbjax.pages.preview import outliers, well_table
+    from perturbjax.report.pages.preview import outliers, well_table
 
     wells = well_table(open_dataset(tmp_path / "dataset"))
     far = outliers(wells)

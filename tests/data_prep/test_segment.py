@@ -11,7 +11,7 @@ from skimage.draw import disk
 from data_prep import segment
 from data_prep.segment import SegmenterConfig
 from data_prep.segment.watershed import Watershed
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 
 def average_precision(truth: np.ndarray, found: np.ndarray, iou: float = 0.5) -> float:

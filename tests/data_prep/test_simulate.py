@@ -14,7 +14,7 @@ from data_prep.simulate import SimulateConfig, simulate
 from data_prep.simulate.cells import draw_site
 from data_prep.simulate.layout import ASPECTS, TRAITS, trait_values
 from data_prep.simulate.plate import plan
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 SMALL = {"plates": 1, "wells": 6, "sites": 1, "compounds": 2, "size": 64}
 

@@ -6,9 +6,9 @@ import sys
 import pandas as pd
 import pytest
 
-from perturbjax.config import recipe_to_dict
+from perturbjax.core.config import recipe_to_dict
 from perturbjax.training.checkpoint import Checkpoints
-from perturbjax.training.run import open_run
+from perturbjax.training.run_directory import open_run
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from perturbjax.evaluation.judge import judge, run_as_subject
-from perturbjax.evaluation.judgement import Judgement
-from perturbjax.evaluation.views import write_run
+from perturbjax.evaluation.evaluate import judge, run_as_subject
+from perturbjax.evaluation.evaluation_result import Judgement
+from perturbjax.evaluation.score_tables import write_run
 
 CLASSES = ["DMSO", *(f"compound {letter}" for letter in "ABCDEFG")]
 

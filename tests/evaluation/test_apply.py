@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 from tiny_dataset import write_dataset
 
-from perturbjax.config import AugmentConfig, OptimConfig, Recipe, SplitConfig
-from perturbjax.console import InputError
+from perturbjax.core.config import AugmentConfig, OptimConfig, Recipe, SplitConfig
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 from perturbjax.evaluation import apply
 from perturbjax.evaluation.apply import ApplyConfig, EvaluateConfig, PredictConfig, evaluate, predict
-from perturbjax.features.extract import FeaturesConfig, extract
+from perturbjax.profiles.extract import FeaturesConfig, extract
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.fit import TrainConfig, fit
-from perturbjax.training.run import open_run
+from perturbjax.training.run_directory import open_run
 
 SITES = 30
 

@@ -9,10 +9,10 @@ from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 
+from perturbjax.core.plates import parse_wells
 from perturbjax.evaluation import baselines
 from perturbjax.evaluation.scores import point, score
 from perturbjax.evaluation.wells import aggregate_wells, well_ids
-from perturbjax.plates import parse_wells
 
 
 def plate(name: str, labels: np.ndarray, *, sites: int = 2) -> tuple[pd.DataFrame, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.evaluation import figures
 from perturbjax.evaluation.scores import per_class
 

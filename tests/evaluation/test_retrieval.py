@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
+from perturbjax.core.plates import plate_layouts
 from perturbjax.evaluation.retrieval import (
     _places,
     average_precision,
@@ -22,7 +23,6 @@ from perturbjax.evaluation.retrieval import (
     unit_rows,
     well_profiles,
 )
-from perturbjax.plates import plate_layouts
 
 
 def screen(strength: float, *, plates: int = 4, seed: int = 0) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.evaluation.scores import (
     check_probabilities,
     confusion_matrix,

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.bench import __main__ as runner
 from experiments.bench.tables import CannotRun, machine, markdown, where
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 
 @pytest.fixture

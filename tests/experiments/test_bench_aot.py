@@ -6,8 +6,8 @@ import pytest
 
 from experiments.bench import aot, hlo
 from experiments.bench.tables import CannotRun
-from perturbjax.console import InputError
-from perturbjax.files import read_json
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import read_json
 
 TEXT = """HloModule jit_step, is_scheduled=true
 

@@ -14,7 +14,7 @@ from experiments.bench.aot import BASELINES
 from experiments.bench.gpu import Measured, Size, TorchSetting
 from experiments.bench.tables import CannotRun
 from perturbjax import models
-from perturbjax.files import read_json
+from perturbjax.core.files import read_json
 
 TINY = Size(sites=10, train=7, stored=16, crop=16, batch=4, epochs=3, classes=3, evaluate_every=2)
 PAPER = Size()

@@ -11,8 +11,8 @@ from experiments.bench import mosaic, plates
 from experiments.bench.commands import measured, seconds_of
 from experiments.bench.limits import run as limits
 from experiments.bench.plates import Case
+from perturbjax.core.files import write_json
 from perturbjax.dataset import open_dataset
-from perturbjax.files import write_json
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from experiments import cpjump1_profiles, paper_embeddings
-from perturbjax.config import SplitConfig
-from perturbjax.console import InputError
-from perturbjax.features.inputs import AdaptConfig
+from perturbjax.core.config import SplitConfig
+from perturbjax.core.errors import InputError
+from perturbjax.profiles.image_inputs import AdaptConfig
 
 
 def write_screen(folder: Path, *, place: float, treatment: float, seed: int = 0) -> Path:

@@ -9,8 +9,8 @@ import pytest
 from tiny_dataset import write_dataset
 
 from experiments import bbbc021_cells, corrections, two_phase
-from perturbjax.console import InputError
-from perturbjax.splits import fingerprint
+from perturbjax.core.errors import InputError
+from perturbjax.data.splits import fingerprint
 
 
 @pytest.mark.parametrize(

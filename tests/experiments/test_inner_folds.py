@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from experiments.inner_folds import INNER, PRESET, as_markdown, inner_parts, scores
-from perturbjax.splits import TEST, make_split
+from perturbjax.data.splits import TEST, make_split
 
 
 @pytest.fixture

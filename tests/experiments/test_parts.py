@@ -9,7 +9,7 @@ from flax import nnx
 
 from experiments.parts import apart
 from perturbjax.models import Mode
-from perturbjax.models.channels import EYES, Head
+from perturbjax.models.ensemble_head import EYES, Head
 
 
 def test_what_the_eyes_said_is_what_remains_of_the_whole_answer():

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import presets
 from experiments.presets import MARKS, Config, gather, summary, write_page
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 
 def leave(run: Path, file: str, accuracy: float) -> None:

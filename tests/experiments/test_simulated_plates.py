@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.simulated_plates import Config, main
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
 

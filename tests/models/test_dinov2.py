@@ -10,8 +10,8 @@ import torch
 from flax import nnx
 
 from perturbjax import models
-from perturbjax.config import TransferConfig
-from perturbjax.console import InputError
+from perturbjax.core.config import TransferConfig
+from perturbjax.core.errors import InputError
 from perturbjax.models import BACKBONES, Mode, transfer
 from perturbjax.models.dinov2 import SIZES, cubic_weights
 from perturbjax.models.weights import load_pretrained

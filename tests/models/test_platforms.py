@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from perturbjax.models.attention import ConvBlock
+from perturbjax.models.kernels.batch_norm import _one_pass, _two_passes
 from perturbjax.models.layers import BatchNorm, Mode, max_pool
-from perturbjax.models.norm import _one_pass, _two_passes
 
 PLATFORMS = ("cuda", "tpu")
 

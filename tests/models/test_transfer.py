@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from perturbjax.config import OptimConfig, TransferConfig
+from perturbjax.core.config import OptimConfig, TransferConfig
 from perturbjax.models import Mode
 from perturbjax.models.resnet import RESNET18, BasicBlock, ResNet
 from perturbjax.models.transfer import TransferClassifier, in_phase, rate_scales, scale_updates

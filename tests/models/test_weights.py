@@ -17,7 +17,7 @@ from flax import nnx
 from published import efficientnet, resnet, tensors_of
 from safetensors.numpy import save_file
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.models import BACKBONES
 from perturbjax.models.layers import Mode
 from perturbjax.models.weights import from_tensors, load_pretrained, recognise, to_our_layout
@@ -203,7 +203,7 @@ class TestWrongFiles:
 
 HUB = """
 import json, sys
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.models.weights import load_pretrained
 try:
     print(json.dumps(load_pretrained("resnet18", sys.argv[1]).provenance))

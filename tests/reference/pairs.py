@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 from perturbjax import models
-from perturbjax.models import exchange
+from perturbjax.models import pytorch as exchange
 from perturbjax.training.loss import cross_entropy
 from reference.original import REFERENCES
 

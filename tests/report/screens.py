@@ -12,8 +12,8 @@ import pandas as pd
 from evaluation.conftest import CLASSES, judge_run, make_index, make_predictions
 
 from perturbjax import dataset
-from perturbjax.config import Recipe, SplitConfig, recipe_to_dict
-from perturbjax.evaluation.judgement import to_json
+from perturbjax.core.config import Recipe, SplitConfig, recipe_to_dict
+from perturbjax.evaluation.evaluation_result import to_json
 from perturbjax.evaluation.retrieval import evaluate_retrieval
 
 HOSTILE = '<script>alert("DMSO")</script>'

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from perturbjax.pages import pictures
 from perturbjax.report import gallery
-from perturbjax.report.classes import Confusion, alike, read_confusion
-from perturbjax.report.evidence import Answers, read_evidence
-from perturbjax.report.run import run_page
+from perturbjax.report.class_section import Confusion, alike, read_confusion
+from perturbjax.report.pages import cell_images as pictures
+from perturbjax.report.run_page import run_page
+from perturbjax.report.run_results import Answers, read_evidence
 
 from .screens import Page, make_run
 

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from perturbjax.config import Recipe, SplitConfig, recipe_flags
-from perturbjax.console import InputError
-from perturbjax.report import write_report
+from perturbjax.core.config import Recipe, SplitConfig, recipe_flags
+from perturbjax.core.errors import InputError
+from perturbjax.report.run_page import write_report
 
 from .screens import HOSTILE, Page, make_run
 

@@ -9,7 +9,7 @@ from cellpose.resnet_torch import CPnet as Theirs
 from flax import nnx
 
 from perturbjax.models.layers import Mode
-from perturbjax.models.pth import read_tensors, write_tensors
+from perturbjax.models.pytorch_files import read_tensors, write_tensors
 from perturbjax.segmentation import cpnet
 from perturbjax.segmentation.weights import build, load_weights, save_weights, tensor_name
 

@@ -9,9 +9,10 @@ from data_prep.segment import SegmenterConfig, pipeline
 from data_prep.segment.nuclei import Nuclei
 from data_prep.simulate import layout
 from data_prep.simulate.cells import draw_site
-from perturbjax.console import InputError
-from perturbjax.segmentation import names, precision
-from perturbjax.segmentation.scales import guessed_diameter
+from perturbjax.core.errors import InputError
+from perturbjax.segmentation import average_precision as precision
+from perturbjax.segmentation import weight_files as names
+from perturbjax.segmentation.diameter_estimation import guessed_diameter
 
 
 @pytest.fixture(scope="module")

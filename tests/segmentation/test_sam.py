@@ -9,10 +9,11 @@ import torch
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.models.layers import Mode
-from perturbjax.models.pth import write_tensors
-from perturbjax.segmentation import Segmenter, names
+from perturbjax.models.pytorch_files import write_tensors
+from perturbjax.segmentation import Segmenter
+from perturbjax.segmentation import weight_files as names
 from perturbjax.segmentation.sam import SamConfig
 from perturbjax.segmentation.weights import build, load_weights
 

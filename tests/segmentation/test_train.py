@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from perturbjax.console import InputError
-from perturbjax.segmentation import crops
-from perturbjax.segmentation.crops import CropConfig
-from perturbjax.segmentation.pictures import Picture, read_folder
+from perturbjax.core.errors import InputError
+from perturbjax.segmentation import training_crops as crops
+from perturbjax.segmentation.image_folders import Picture, read_folder
 from perturbjax.segmentation.train import TrainSegmenterConfig, deal, objective, train
+from perturbjax.segmentation.training_crops import CropConfig
 from perturbjax.segmentation.weights import load_weights, read_card
 
 STILL = CropConfig(crop=64, diameter=16, zoom=1, gamma=1, contrast=1, brightness=0, noise=0)

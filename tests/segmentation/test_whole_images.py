@@ -9,9 +9,11 @@ import tifffile
 from cellpose import metrics, models
 from segmentation.test_cpnet import package_file, random_package_network
 
-from perturbjax.console import InputError
-from perturbjax.models.pth import write_tensors
-from perturbjax.segmentation import Segmenter, names, segment, sizes
+from perturbjax.core.errors import InputError
+from perturbjax.models.pytorch_files import write_tensors
+from perturbjax.segmentation import Segmenter, segment
+from perturbjax.segmentation import diameters as sizes
+from perturbjax.segmentation import weight_files as names
 from perturbjax.segmentation.weights import load_weights
 
 

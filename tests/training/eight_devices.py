@@ -15,16 +15,16 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from perturbjax.augment import RawBatch
-from perturbjax.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
-from perturbjax.feed import Order, ResidentArrays, ResidentFeed, Rows, epoch_order, gather
+from perturbjax.core.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
+from perturbjax.data.augmentation import RawBatch
+from perturbjax.data.batches import Order, ResidentArrays, ResidentFeed, Rows, epoch_order, gather
 from perturbjax.models import Mode, Outputs
 from perturbjax.models.attention import ConvBlock
 from perturbjax.models.layers import BatchNorm, Dense, dropout
+from perturbjax.training.apply_network import apply_to_sites
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
 from perturbjax.training.devices import AXIS, Placement, choose_placement, stack_steps
 from perturbjax.training.optimizer import make_optimizer
-from perturbjax.training.predict import apply_to_sites
 from perturbjax.training.step import Sums, TrainState, initial_state, make_predict_step, make_train_step, split_model
 
 SITES, SIDE, BATCH, CLASSES, STEPS = 20, 12, 12, 3, 2

@@ -7,17 +7,10 @@ import optax
 import pytest
 import torch
 
-from perturbjax.config import OptimConfig
-from perturbjax.console import InputError
+from perturbjax.core.config import OptimConfig
+from perturbjax.core.errors import InputError
 from perturbjax.training.loss import class_weights, cross_entropy
-from perturbjax.training.optimizer import (
-    adam,
-    constant,
-    make_optimizer,
-    one_cycle,
-    one_cycle_momentum,
-    schedules,
-)
+from perturbjax.training.optimizer import adam, constant, make_optimizer, one_cycle, one_cycle_momentum, schedules
 
 PAPER_STEPS = 200 * 18
 

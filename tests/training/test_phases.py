@@ -7,15 +7,23 @@ import pytest
 from published import write_resnet18
 from tiny_dataset import write_dataset
 
-from perturbjax.config import AugmentConfig, InputConfig, ModelConfig, OptimConfig, Recipe, SplitConfig, TransferConfig
-from perturbjax.console import InputError
+from perturbjax.core.config import (
+    AugmentConfig,
+    InputConfig,
+    ModelConfig,
+    OptimConfig,
+    Recipe,
+    SplitConfig,
+    TransferConfig,
+)
+from perturbjax.core.errors import InputError
 from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
-from perturbjax.features.extract import FeaturesConfig, extract
+from perturbjax.profiles.extract import FeaturesConfig, extract
 from perturbjax.training import fit as training
 from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.fit import TrainConfig, fit
-from perturbjax.training.run import read_metrics
+from perturbjax.training.run_directory import read_metrics
 
 EPOCHS, FROZEN = 4, 2
 ONE = ComputeConfig(devices="1")

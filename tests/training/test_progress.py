@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturbjax.config import Recipe
-from perturbjax.console import InputError, Terminated
-from perturbjax.training import run as run_module
+from perturbjax.core.config import Recipe
+from perturbjax.core.errors import InputError, Terminated
+from perturbjax.training import run_directory as run_module
 from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.fit import _require_finite
 from perturbjax.training.progress import leave, resume
-from perturbjax.training.run import Run, locked, read_metrics
+from perturbjax.training.run_directory import Run, locked, read_metrics
 from perturbjax.training.step import Sums, TrainState
 
 STEPS = 5

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from perturbjax.console import InputError
-from perturbjax.training import hosts
+from perturbjax.core.errors import InputError
+from perturbjax.training import processes as hosts
 from perturbjax.training.devices import choose_placement
 
 

@@ -18,7 +18,7 @@ import torch
 from reference.pairs import batches, criterion, loss_and_gradients, make_pair, to_torch
 from torch.optim.lr_scheduler import OneCycleLR
 
-from perturbjax.config import OptimConfig
+from perturbjax.core.config import OptimConfig
 from perturbjax.training.optimizer import make_optimizer
 
 STEPS, SIZE, BATCH = 30, 16, 8

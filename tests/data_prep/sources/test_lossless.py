@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_prep.sources import Plane, probe_planes, read_planes
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 ENCODERS = {"png": imagecodecs.png_encode, "jls": imagecodecs.jpegls_encode, "jp2": imagecodecs.jpeg2k_encode}
 

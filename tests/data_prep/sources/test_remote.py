@@ -17,9 +17,9 @@ import pytest
 import tifffile
 
 from data_prep.build import BuildConfig, build
-from data_prep.sites import read_sites
+from data_prep.site_table import read_sites
 from data_prep.sources import Plane, probe_planes, read_planes, remote
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 
 def small(plate: Path, out: Path) -> Path:

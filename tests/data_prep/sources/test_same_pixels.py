@@ -10,7 +10,7 @@ import pytest
 from data_prep_builds import options
 
 from data_prep.build import build
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
 

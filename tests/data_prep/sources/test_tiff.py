@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from data_prep.sources import Plane, probe_planes, read_planes
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 
 
 def spoilt(tmp_path, kind: str) -> Path:

@@ -14,9 +14,9 @@ import zarr
 from data_prep_builds import options
 
 from data_prep.build import BuildConfig, build
-from data_prep.sites import read_sites
+from data_prep.site_table import read_sites
 from data_prep.sources import Plane, probe_planes, read_planes
-from perturbjax.console import InputError
+from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
 

@@ -1,0 +1,96 @@
+"""What a judgement means, in a sentence for who reads no further, and what to do next."""
+
+from __future__ import annotations
+
+from perturbjax.evaluation.evaluation_result import Judgement, Level, Scored, ranked
+from perturbjax.evaluation.scores import HEADLINE, METRICS
+
+#: Where a split says that answers hold, in words.
+_WHERE = {
+    "site": "at other places of wells it was trained on",
+    "well": "in wells it never saw, of plates it knows",
+    "plate": "on plates it never saw",
+    "layout": "on plates of layouts it never saw",
+    "compound": "for compounds it never saw",
+}
+#: What a baseline is that does as well, in words.
+ALONE = {
+    "majority": "always answering the most frequent class",
+    "chance": "guessing",
+    "position": "the place on the plate alone",
+    "cell count": "the number and size of the cells alone",
+    "intensity": "brightness alone",
+}
+#: Score on training sites minus that on held-out ones from which it is called learned by heart.
+_BY_HEART = 0.2
+
+
+def unbeaten(level: Level, subject: Scored) -> Scored | None:
+    """The best baseline that the subject is not clearly above, if any."""
+    names = [name for name, lead in subject.leads.items() if lead[HEADLINE].low <= 0]
+    return ranked(level, names)[0] if names else None
+
+
+def verdict(judgement: Judgement) -> str:
+    """One plain sentence: whether the (best) subject knows more than what sees no cell, and where."""
+    level = judgement.shown[-1]
+    subject, words = ranked(level, judgement.subjects)[0], METRICS[HEADLINE].words
+    score, where = subject.scores[HEADLINE], _WHERE.get(judgement.split, "on the sites held out")
+    reached = f"{words} {score.value:.2f} ({score.low:.2f} to {score.high:.2f}) {level.words}"
+    rival = unbeaten(level, subject)
+    if rival is None:
+        best = level.best_baseline
+        beside = f"the best baseline, {ALONE.get(best.name, best.name)}, reaches {best.scores[HEADLINE].value:.2f}"
+        unasked = [ALONE[name] for name in judgement.skipped if name in ("intensity", "cell count")]
+        if judgement.overlap.well > 0:
+            return f"Not shown for a treatment: {reached}, but it was trained on other sites of the judged wells."
+        if unasked:
+            beside += f"; {' and '.join(unasked)} could not be asked"
+        return f"Yes{', as far as asked' if unasked else ''}: {where}, it tells classes apart with {reached}; {beside}."
+    beside = f"{ALONE.get(rival.name, rival.name)} reaches {rival.scores[HEADLINE].value:.2f}"
+    if any(lead[HEADLINE].high < 0 for lead in subject.leads.values()):
+        return f"No: {where}, it reaches {reached}, and {beside}."
+    return f"Not shown: {where}, it reaches {reached}, but {beside}, which is not clearly less."
+
+
+def advice(judgement: Judgement, run: str | None) -> str:
+    """One sentence: what to do next. Commands stand between backticks.
+
+    Args:
+        run: a run directory's name; None is a classifier on features, which is not trained longer.
+    """
+    level = judgement.shown[-1]
+    subject = ranked(level, judgement.subjects)[0]
+    rival = unbeaten(level, subject)
+    if judgement.overlap.well > 0:
+        return "Hold whole wells out: `--split well`, or `--split plate` where there are several plates."
+    if rival is not None:
+        return _weak(judgement, subject.name, rival.name, run)
+    if judgement.split == "well":
+        if judgement.n.plate > 1:
+            return "Ask whether it holds on a plate that it never saw: `--split plate`."
+        return "Image the same treatments on a further plate: whether it holds there cannot be said yet."
+    audit = "perturbjax audit --features …" if run is None else f"perturbjax audit --run {run} --out {run}/audit"
+    more = "; its verdict then stands here" if run is not None else ""
+    return f"Ask how much of it is left under every split that this data allows: `{audit}`{more}."
+
+
+def _weak(judgement: Judgement, subject: str, rival: str, run: str | None) -> str:
+    """What helps a subject that is not clearly above a baseline."""
+    level = judgement.levels[0]
+    reached = level[subject].scores[HEADLINE].value
+    trained = judgement.train.get(subject, {}).get(HEADLINE)
+    linear = "a linear model on a pretrained network's features (`perturbjax classify --preset linear`)"
+    if run is not None and trained is not None and trained <= level[rival].scores[HEADLINE].value:
+        told = f"it reaches no more than {trained:.2f} on its own training sites"
+        return f"Train longer (`--epochs`): {told}. Or try {linear}."
+    if trained is not None and trained - reached > _BY_HEART:
+        helps = f"More wells and plates help, or {linear}" if run is not None else "More wells and plates help"
+        return f"It learned its training sites by heart ({trained:.2f} there, {reached:.2f} by site here). {helps}."
+    if rival in ("cell count", "intensity"):
+        changed = "brightness" if rival == "intensity" else "the number of cells"
+        return (
+            f"Treatments change {changed} too: look whether that is all they do here. More wells narrow the interval"
+            + (f"; {linear} is the next thing to try." if run is not None else ".")
+        )
+    return f"More wells and plates narrow the interval{f'; {linear} is the next thing to try' if run else ''}."

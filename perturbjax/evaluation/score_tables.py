@@ -1,0 +1,155 @@
+"""A judgement shown to a person on the terminal, and written as tables and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from perturbjax.core.files import make_folder, write_csv, write_json
+from perturbjax.core.messages import PlainConsole, terminal_text
+from perturbjax.evaluation.evaluate import Fold, Subject
+from perturbjax.evaluation.evaluation_result import (
+    LEVELS,
+    Judgement,
+    Level,
+    Scored,
+    calibrated,
+    cell,
+    headline,
+    ranked,
+    tested_on,
+    to_json,
+)
+from perturbjax.evaluation.predictions import label_numbers
+from perturbjax.evaluation.scores import METRICS, confusion_matrix, per_class
+from perturbjax.evaluation.wells import well_ids
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+#: Columns of the terminal from which an interval stands beside its value, and not below.
+_WIDE = 105
+_CONFIDENCE = ("calibration_error", "scaled_error", "temperature")
+
+
+def print_judgement(judgement: Judgement) -> None:
+    """Show scores on stdout: subjects beside baselines, a block a level, and warnings."""
+    from rich.text import Text
+
+    console = PlainConsole(soft_wrap=False)
+    console.print(tested_on(judgement))
+    gap = " " if console.width >= _WIDE + 15 * (len(judgement.metrics) - 4) else "\n"
+    for level in judgement.shown:
+        console.print((_one if len(judgement.subjects) == 1 else _many)(judgement, level, gap))
+    whole = f"{judgement.replicates} resamples of whole {judgement.resample}s"
+    dim = " Dim rows are baselines." if len(judgement.subjects) > 1 else ""
+    console.print(f"In brackets: 95 % intervals from {whole}.{dim}")
+    for sentence in headline(judgement):
+        console.print(sentence, style="bold")
+    if len(judgement.subjects) == 1:
+        console.print(calibrated(judgement.confidence[judgement.subjects[0]]))
+    for name, why in judgement.skipped.items():
+        console.print(f"no {name}: {why}")
+    for warning in judgement.warnings():
+        console.print(Text.assemble(("warning:", "yellow"), f" {terminal_text(warning)}"))
+
+
+def _table(level: Level, words: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=f"{words} (n = {level.n})", title_justify="left", box=box.SIMPLE_HEAD)
+
+
+def _one(judgement: Judgement, level: Level, gap: str) -> Table:
+    """One subject above its baselines, and below them what it reaches on its training sites."""
+    metrics, (subject,) = judgement.metrics, judgement.subjects
+    table = _table(level, level.words)
+    table.add_column("")
+    for metric in metrics:
+        table.add_column(METRICS[metric].words, justify="right")
+    for row in level.rows:
+        own = row.name == subject
+        table.add_row(row.name, *_cells(row, metrics, gap), style="bold" if own else "", end_section=own)
+    if level.name == "site" and (train := judgement.train.get(subject)):
+        table.add_section()
+        table.add_row("on training", *(f"{train[metric]:.3f}" for metric in metrics))
+    return table
+
+
+def _many(judgement: Judgement, level: Level, gap: str) -> Table:
+    """Subjects and baselines, best first; what subjects reach on training rows beside what they reach on test rows."""
+    table = _table(level, LEVELS[level.name])
+    words = " ".join(row.name for row in level.rows).split()
+    table.add_column("", min_width=max(map(len, words)))  # names break between words, never inside
+    for column in ("train accuracy", *(f"test {METRICS[metric].words}" for metric in judgement.metrics)):
+        table.add_column(column, justify="right", max_width=None if gap == " " else len("balanced"))
+    for row in ranked(level, [row.name for row in level.rows]):
+        train = judgement.train.get(row.name)
+        shown = f"{train['accuracy']:.3f}" if train else ""
+        table.add_row(row.name, shown, *_cells(row, judgement.metrics, gap), style="dim" if row.baseline else "")
+    return table
+
+
+def _cells(row: Scored, metrics: Sequence[str], gap: str) -> list[str]:
+    return [cell(row.scores.get(metric), gap) for metric in metrics]
+
+
+def write_run(judgement: Judgement, subject: Subject, fold: Fold, class_names: Sequence[str], out: Path) -> None:
+    """One subject's `scores.json`, `scores.csv`, `per_class.csv` and `confusion.csv`, in the folder `out`.
+
+    Args:
+        judgement: of this subject and this fold alone.
+    """
+    make_folder(Path(out))
+    labels, (probabilities,) = label_numbers(fold.test["label"], class_names, "test sites"), subject.test
+    wells = well_ids(fold.test)
+    matrix = confusion_matrix(labels, probabilities.argmax(axis=1), len(class_names))
+    tables = {
+        "scores.csv": (tidy(judgement), False),
+        "per_class.csv": (per_class(labels, probabilities, wells, class_names), False),
+        "confusion.csv": (pd.DataFrame(matrix, index=pd.Index(class_names, name="true"), columns=class_names), True),
+    }
+    for name, (table, with_index) in tables.items():
+        write_csv(Path(out) / name, table, index=with_index)
+    write_json(Path(out) / "scores.json", to_json(judgement))
+
+
+def tidy(judgement: Judgement) -> pd.DataFrame:
+    """One row a number: level, subject, metric, value, low, high, n."""
+    rows = [
+        (level.name, row.name, metric, one.value, one.low, one.high, level.n)
+        for level in judgement.levels
+        for row in level.rows
+        for metric, one in row.scores.items()
+    ]
+    rows += [
+        ("site", f"{name} on training sites", metric, value, np.nan, np.nan, judgement.n.train_site)
+        for name, scores in judgement.train.items()
+        for metric, value in scores.items()
+    ]
+    return pd.DataFrame(rows, columns=["level", "subject", "metric", "value", "low", "high", "n"])
+
+
+def ranking(judgement: Judgement) -> pd.DataFrame:
+    """One row a level and subject or baseline, best headline score first: `level`, `subject`, `baseline` (true or
+    false), `n`, each metric of `METRICS` with `_low` and `_high`, and `train_<metric>`, the mean over folds of the
+    score on the training rows. At the level of sites also `calibration_error`, what it is with one temperature fitted
+    on other rows (`scaled_error`), and that `temperature`."""
+    rows = []
+    for level in judgement.shown:
+        for one in ranked(level, [row.name for row in level.rows]):
+            row = {"level": level.name, "subject": one.name, "baseline": one.baseline, "n": level.n}
+            for metric, found in one.scores.items():
+                row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
+            row |= {f"train_{metric}": value for metric, value in judgement.train.get(one.name, {}).items()}
+            if level.name == "site" and (sure := judgement.confidence.get(one.name)):
+                row |= dict(zip(_CONFIDENCE, (sure.error, sure.scaled_error, sure.temperature), strict=True))
+            rows.append(row)
+    columns = ["level", "subject", "baseline", "n"]
+    columns += [name for metric in METRICS for name in (metric, f"{metric}_low", f"{metric}_high")]
+    return pd.DataFrame(rows).reindex(columns=[*columns, *(f"train_{metric}" for metric in METRICS), *_CONFIDENCE])

@@ -1,0 +1,104 @@
+"""Sites are left out by rules that are said, counted and part of the recipe; nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from perturbjax.core.config import SplitConfig
+from perturbjax.core.errors import InputError
+from perturbjax.data import splits
+from perturbjax.data.exclusion import kept_sites, matches, read_rules
+from perturbjax.data.splits import ManifestConfig, split_dataset
+
+
+@pytest.fixture
+def index() -> pd.DataFrame:
+    wells = [f"{row}{column:02d}" for row in "ABCD" for column in range(1, 6)]
+    return pd.DataFrame(
+        {
+            "site_id": [f"s{k}" for k in range(20)],
+            "Metadata_Plate": "P",
+            "Metadata_Well": wells,
+            "Metadata_moa": ["DMSO", "taxol"] * 10,
+            "focus_DNA": [-9.0, -8.0, np.nan, *np.linspace(-4, -3, 17)],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "sites"),
+    [
+        ("focus_DNA<-6", ["s0", "s1"]),
+        (" focus_DNA <= -8 ", ["s0", "s1"]),
+        ("focus_DNA>=-3", ["s19"]),
+        ("focus_DNA==-9", ["s0"]),
+        ("Metadata_Well==A03", ["s2"]),
+        ("Metadata_Plate!=P", []),
+    ],
+)
+def test_a_rule_means_what_it_says(index, rule, sites):
+    assert list(index["site_id"][matches(index, rule)]) == sites
+
+
+def test_what_is_left_out_is_counted_and_named(index):
+    kept, said = kept_sites(index, ("focus_DNA<-6", "Metadata_Well==A03"), "Metadata_moa")
+    assert kept.sum() == 17
+    assert said[0] == "excluded by focus_DNA<-6: 2 of 20 sites (1 have no focus_DNA and are kept)"
+    assert said[2] == "excluded together: 3 sites (DMSO 2, taxol 1)"
+    assert "no site is left of taxol" in kept_sites(index, ("Metadata_moa==taxol",), "Metadata_moa")[1][1]
+    assert kept_sites(index, (), "Metadata_moa")[1] == []
+
+
+def test_rules_come_from_a_file_too(tmp_path):
+    (tmp_path / "rules.txt").write_text("# blurred\nfocus_DNA<-6  # by eye\n\nMetadata_Well==A03\n")
+    rules = read_rules((str(tmp_path / "rules.txt"), "debris>9"))
+    assert rules == ("focus_DNA<-6", "Metadata_Well==A03", "debris>9")
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_excluded_sites_neither_train_nor_judge(index, tmp_path, by_file):
+    config = SplitConfig(exclude=("focus_DNA<-6",))
+    if by_file:
+        splits.write_split(splits.make_split(index, "well", label="Metadata_moa"), tmp_path / "split.parquet")
+        config = SplitConfig(split_file=str(tmp_path / "split.parquet"), exclude=("focus_DNA<-6",))
+    manifest = splits.split_for(index, config, label="Metadata_moa", seed=0)
+    assert set(manifest["site_id"]) == {f"s{k}" for k in range(2, 20)}
+    assert manifest.attrs["excluded"][0].startswith("excluded by focus_DNA<-6: 2 of 20 sites")
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("focus_DNA", "--exclude focus_DNA: is no rule like"),
+        ("nowhere.txt", "--exclude nowhere.txt: is no rule like .* there is no such file"),
+        ("focus_RNA<-6", "no column 'focus_RNA'; it has site_id"),
+        ("Metadata_Well<3", "Metadata_Well holds text"),
+        ("focus_DNA<low", "'low' is no number"),
+        ("Metadata_Plate==P", "leaves no site"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_one_line(index, rule, message):
+    with pytest.raises(InputError, match=message):
+        splits.split_for(index, SplitConfig(exclude=(rule,)), label="Metadata_moa", seed=0)
+
+
+def test_a_file_with_a_line_that_is_no_rule_is_one_line(tmp_path):
+    (tmp_path / "rules.txt").write_text("focus_DNA low\n")
+    with pytest.raises(InputError, match="'focus_DNA low' is no rule"):
+        read_rules((str(tmp_path / "rules.txt"),))
+
+
+def test_the_manifest_that_split_writes_leaves_them_out(tmp_path, capsys):
+    from tiny_dataset import write_dataset
+
+    path = write_dataset(tmp_path / "data", sites=48, size=8, channels=["DNA"])
+    options = ManifestConfig((path,), tmp_path / "split.parquet", exclude=("Metadata_Well==A01",))
+    split_dataset(options)
+    assert "excluded by Metadata_Well==A01" in capsys.readouterr().err
+    import perturbjax
+
+    index = perturbjax.open_dataset(path).index
+    out = set(index.loc[index["Metadata_Well"] == "A01", "site_id"])
+    assert out and not out & set(pd.read_parquet(tmp_path / "split.parquet")["site_id"])

@@ -1,0 +1,180 @@
+"""Who trains and who judges: no group on both sides, and the same fold for the same words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perturbjax.core.config import SplitConfig
+from perturbjax.core.errors import InputError
+from perturbjax.core.plates import plate_layouts
+from perturbjax.data import splits
+
+POLICIES = ("site", "well", "plate", "layout", "compound")
+
+
+def plate_index(
+    *, plates: int = 6, wells: int = 12, sites: int = 2, compounds: int = 6, layouts: int = 0
+) -> pd.DataFrame:
+    """An index of `plates` plates; plate p has layout p % layouts (0: each its own)."""
+    rows = []
+    for plate in range(plates):
+        random = np.random.default_rng(plate % layouts if layouts else plate)
+        order = random.permutation(np.arange(wells) % compounds)
+        for well in range(wells):
+            for site in range(sites):
+                name = f"{'ABCDEFGH'[well // 12]}{well % 12 + 1:02d}"
+                rows.append(
+                    (f"P{plate}_{name}_{site}", f"P{plate}", name, f"cpd{order[well]}", f"moa{order[well] % 3}")
+                )
+    columns = ["site_id", "Metadata_Plate", "Metadata_Well", "Metadata_pert_iname", "Metadata_moa"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@settings(max_examples=25)
+@given(
+    policy=st.sampled_from(POLICIES),
+    plates=st.integers(4, 7),
+    wells=st.integers(6, 24),
+    folds=st.integers(2, 4),
+    seed=st.integers(0, 5),
+)
+def test_groups_never_stand_on_both_sides_and_folds_partition_the_sites(policy, plates, wells, folds, seed):
+    index = plate_index(plates=plates, wells=wells)
+    judged = []
+    for fold in range(folds):
+        try:
+            manifest = splits.make_split(index, policy, label="Metadata_moa", folds=folds, fold=fold, seed=seed)
+        except InputError as error:
+            assert "fewer folds" in str(error) or "nothing can be learned" in str(error)
+            return
+        assert list(manifest["site_id"]) == list(index["site_id"])
+        assert (manifest.groupby("group")["part"].nunique() == 1).all()
+        judged += list(manifest.loc[manifest["part"] == "test", "site_id"])
+    assert sorted(judged) == sorted(index["site_id"])
+
+
+def test_plate_split_is_scikit_learns_stratified_group_k_fold():
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    index = plate_index()
+    folder = StratifiedGroupKFold(5, shuffle=True, random_state=3)
+    _, judged = list(folder.split(np.zeros(len(index)), index["Metadata_moa"], index["Metadata_Plate"]))[2]
+    manifest = splits.make_split(index, "plate", label="Metadata_moa", folds=5, fold=2, seed=3)
+    assert list(np.flatnonzero(manifest["part"] == "test")) == list(judged)
+
+
+def test_plates_with_one_plate_map_share_a_layout():
+    layouts = plate_layouts(plate_index(plates=6, wells=24, compounds=12, layouts=2))
+    assert layouts == {"P0": "P0", "P1": "P1", "P2": "P0", "P3": "P1", "P4": "P0", "P5": "P1"}
+
+
+def test_a_few_failed_wells_do_not_make_another_layout():
+    index = plate_index(plates=2, wells=24, compounds=12, layouts=1)
+    index = index.drop(index[(index["Metadata_Plate"] == "P1")].index[:6])
+    assert set(plate_layouts(index).values()) == {"P0"}
+
+
+def test_fingerprint_names_the_split_and_not_the_row_order():
+    index = plate_index()
+    manifest = splits.make_split(index, "well", label="Metadata_moa", seed=0)
+    other = splits.make_split(index, "well", label="Metadata_moa", seed=1)
+    assert splits.fingerprint(manifest) == splits.fingerprint(manifest.sample(frac=1, random_state=0))
+    assert splits.fingerprint(manifest) != splits.fingerprint(other)
+
+
+def test_a_manifest_comes_back_from_its_file(tmp_path):
+    index = plate_index()
+    manifest = splits.make_split(index, "plate", label="Metadata_moa", fold=1)
+    splits.write_split(manifest, tmp_path / "split.parquet")
+    config = SplitConfig(split_file=str(tmp_path / "split.parquet"))
+    read = splits.split_for(index, config, label="Metadata_moa", seed=9)
+    pd.testing.assert_frame_equal(read, manifest)
+    assert read.attrs["policy"] == "plate"
+
+
+def test_sites_a_manifest_leaves_out_take_no_part(tmp_path):
+    index = plate_index()
+    manifest = splits.make_split(index, "plate", label="Metadata_moa").iloc[5:]
+    splits.write_split(manifest, tmp_path / "split.parquet")
+    assert len(splits.read_split(tmp_path / "split.parquet", index)) == len(index) - 5
+
+
+def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
+    manifest = manifest.copy()
+    match how:
+        case "overlap":
+            manifest.loc[manifest.index[0], "part"] = "train" if manifest["part"].iloc[0] == "test" else "test"
+        case "unknown part":
+            manifest.loc[3, "part"] = "validation"
+        case "twice":
+            manifest.loc[1, "site_id"] = manifest.loc[0, "site_id"]
+        case "stranger":
+            manifest.loc[1, "site_id"] = "elsewhere_A01_1"
+        case "no group":
+            manifest = manifest.drop(columns="group")
+        case "empty group":
+            manifest.loc[3, "group"] = ""
+        case "null group":
+            manifest.loc[3, "group"] = None
+        case "one side":
+            manifest["part"] = "train"
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("overlap", "stands in both"),
+        ("unknown part", "validation"),
+        ("twice", "twice"),
+        ("stranger", "elsewhere_A01_1"),
+        ("no group", "group"),
+        ("empty group", "has no group"),
+        ("null group", "has no group"),
+        ("one side", "no site is in test"),
+    ],
+)
+def test_a_damaged_manifest_is_refused_by_name(tmp_path, how, words):
+    index = plate_index()
+    path = tmp_path / "split.parquet"
+    splits.write_split(damaged(splits.make_split(index, "plate", label="Metadata_moa"), how), path)
+    with pytest.raises(InputError, match=words) as refusal:
+        splits.read_split(path, index)
+    assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("policy", "label", "folds", "words"),
+    [
+        ("plate", "Metadata_moa", 7, "only 6 groups"),
+        ("plate", "Metadata_moa", 1, "at least 2 folds"),
+        ("compound", "Metadata_pert_iname", 2, "nothing can be learned"),
+        ("nonsense", "Metadata_moa", 2, "unknown"),
+        ("site", "site_id", 2, "no class of column site_id has more than 1 sites; use fewer folds"),
+        ("well", "Metadata_moa", 200, "use fewer folds"),
+    ],
+)
+def test_an_impossible_split_says_what_to_do(policy, label, folds, words):
+    with pytest.raises(InputError, match=words):
+        splits.make_split(plate_index(), policy, label=label, folds=folds)
+
+
+def test_a_label_with_one_site_cannot_stand_on_both_sides():
+    index = plate_index()
+    index.loc[0, "Metadata_moa"] = "lonely"
+    with pytest.raises(InputError, match=r"'lonely'.*one site"):
+        splits.make_split(index, "site", label="Metadata_moa")
+
+
+@pytest.mark.shared
+def test_the_real_plates_deal_the_fold_that_is_reported(shared):
+    index = pd.read_csv(shared / "data/bbbc021_cells/load_data.csv", dtype=str)
+    index["site_id"] = index["Metadata_Plate"] + index["Metadata_Well"] + index["Metadata_Site"]
+    manifest = splits.make_split(index, "plate", label="Metadata_moa", folds=5, fold=0, seed=0)
+    judged = index[(manifest["part"] == "test").to_numpy()]
+    assert len(judged) == 425
+    assert judged["Metadata_moa"].value_counts(normalize=True).max() == pytest.approx(0.376, abs=0.001)

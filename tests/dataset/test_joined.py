@@ -1,0 +1,133 @@
+"""Datasets that were built apart are one for training, judging and features, where they agree."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from published import write_resnet18
+
+from perturbjax.cli import main
+from perturbjax.core.config import AugmentConfig, OptimConfig, Recipe, SplitConfig
+from perturbjax.core.errors import InputError
+from perturbjax.dataset import SitePixels, open_dataset, write_dataset
+
+
+def plate(
+    path: Path, name: str, channels: tuple[str, ...] = ("DNA",), dtype=np.uint16, more: str = "", **facts
+) -> Path:
+    """One plate of eight wells with two sites each; its labels begin with another class."""
+    rng = np.random.default_rng(len(name))
+    labels = ["DMSO", "taxol"] if name == "P1" else ["AZ", "DMSO"]
+    table = pd.DataFrame(
+        {
+            "site_id": [f"{name}_{k}" for k in range(16)],
+            "Metadata_Plate": name,
+            "Metadata_Well": [f"A{k // 2 + 1:02d}" for k in range(16)],
+            "Metadata_Site": [str(k % 2) for k in range(16)],
+            "Metadata_pert_iname": [labels[k // 2 % 2] for k in range(16)],
+        }
+    )
+    if more:
+        table[more] = "x"
+    images = rng.integers(0, 250, (16, 16, 16, len(channels))).astype(dtype)
+    sites = (SitePixels(image, np.ones((16, 16), np.uint16)) for image in images)
+    facts = {"channel_names": channels, "image_dtype": dtype, "label_column": "Metadata_pert_iname", **facts}
+    return write_dataset(path / name, table, sites, **facts)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("two")
+    return plate(folder, "P1"), plate(folder, "P2", more="Metadata_more")
+
+
+def test_records_are_those_of_each_one_after_the_other(two):
+    joined = open_dataset(two)
+    apart = [open_dataset(path) for path in two]
+    assert len(joined) == 32 and joined.image_size == (16, 16) and joined.channel_names == ["DNA"]
+    images, _ = joined.read([0, 15, 16, 31])
+    for image, (part, position) in zip(images, ((0, 0), (0, 15), (1, 0), (1, 15)), strict=True):
+        np.testing.assert_array_equal(image, apart[part].pixels(position)[0])
+    assert joined.record(16)["site_id"] == b"P2_0" and joined[-1]["site_id"] == "P2_15"
+    assert "Metadata_more" not in joined.index.columns
+    classes = joined.index.groupby("Metadata_pert_iname")["label"].unique().map(list).to_dict()
+    assert classes == {"AZ": [0], "DMSO": [1], "taxol": [2]}
+    again = pickle.loads(pickle.dumps(joined))
+    np.testing.assert_array_equal(again.pixels(17)[0], joined.pixels(17)[0])
+
+
+def test_their_order_is_part_of_what_they_are(two):
+    forth, back = open_dataset(two), open_dataset(two[::-1])
+    assert forth.fingerprint != back.fingerprint and forth.index_sha256 != back.index_sha256
+    assert open_dataset(two[:1]).fingerprint == open_dataset(two[0]).fingerprint
+
+
+def test_what_does_not_agree_is_one_line(two, tmp_path):
+    with pytest.raises(InputError, match=r"has channels DNA, .* has DNA, Actin; datasets that go together must agree"):
+        open_dataset([two[0], plate(tmp_path, "P3", ("DNA", "Actin"))])
+    with pytest.raises(InputError, match=r"has pixels uint16, .* has uint8"):
+        open_dataset([two[0], plate(tmp_path, "P4", dtype=np.uint8)])
+    with pytest.raises(InputError, match="site 'P1_0' stands in two of"):
+        open_dataset([two[0], plate(tmp_path, "P1")])
+    with pytest.raises(InputError, match="no such dataset directory"):
+        open_dataset([two[0], tmp_path / "nowhere"])
+
+
+def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, tmp_path):
+    from perturbjax.evaluation.apply import ApplyConfig, EvaluateConfig, PredictConfig, evaluate, predict
+    from perturbjax.profiles.extract import FeaturesConfig, extract
+    from perturbjax.training.checkpoint import CheckpointConfig
+    from perturbjax.training.fit import TrainConfig, fit
+    from perturbjax.training.run_directory import open_run
+
+    recipe = Recipe(
+        augment=AugmentConfig(crop=16),
+        optim=OptimConfig(epochs=1, batch_size=8),
+        split=SplitConfig(split="well", folds=3),
+    )
+    run = fit(TrainConfig(out=tmp_path / "run", data=two, recipe=recipe)).path
+    assert open_run(run).data == tuple(path.absolute() for path in two)
+    evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), replicates=20))
+    predictions = pd.read_parquet(run / "evaluation" / "predictions.parquet")
+    assert len(predictions) == 32 and "prob_AZ" in predictions
+    table = extract(FeaturesConfig(data=two, out=tmp_path / "f.parquet", run=run, batch_size=8))
+    assert set(pd.read_parquet(table)["Metadata_Plate"]) == {"P1", "P2"}
+    both = predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), two, tmp_path / "both.parquet"))
+    alone = predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), two[1:], tmp_path / "p2.parquet"))
+    found = pd.read_parquet(both)
+    assert found["site_id"].tolist() == open_dataset(two).index["site_id"].tolist()
+    pd.testing.assert_frame_equal(
+        found[16:].filter(like="prob_").reset_index(drop=True), pd.read_parquet(alone).filter(like="prob_")
+    )
+    with pytest.raises(InputError, match="already holds another run"):
+        fit(TrainConfig(out=run, data=two[:1], recipe=recipe))
+
+
+def test_classical_models_are_judged_on_both(two, tmp_path, capsys):
+    weights = write_resnet18(tmp_path / "resnet18.safetensors")
+    network = ["--backbone", "resnet18", "--weights", weights, "--feature-cache", tmp_path / "cache"]
+    words = ["classify", "--preset", "linear", *network, "--split", "well", "--folds", "3", "--replicates", "20"]
+
+    def run(status: str, *more: object) -> None:
+        with pytest.raises(SystemExit, match=status):
+            main([*map(str, words), "--out", str(tmp_path / "out"), *map(str, more)])
+
+    run("0", "--data", *two)
+    manifest = pd.read_parquet(tmp_path / "out" / "split.parquet")
+    assert manifest["site_id"].str[:2].nunique() == 2 and len(manifest) == 32
+    other = plate(tmp_path, "P3", label_column="")
+    run("2", "--data", two[0], other)
+    assert "--label-column: is required" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_cells_of_both_are_measured_by_several_processes(two, tmp_path):
+    pytest.importorskip("cp_measure")
+    from perturbjax.profiles.extract import FeaturesConfig, extract
+
+    out = extract(FeaturesConfig(two, tmp_path / "cells.parquet", backbone="cellprofiler", workers=2))
+    assert pd.read_parquet(out)["Metadata_site_id"].tolist() == open_dataset(two).index["site_id"].tolist()

@@ -1,0 +1,96 @@
+"""The sentence on top says yes, no or not shown, names the baseline that answers as well, and what to do next."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from perturbjax.evaluation.bootstrap import Estimate
+from perturbjax.evaluation.conclusions import ALONE, advice, unbeaten, verdict
+from perturbjax.evaluation.evaluation_result import Judgement
+from perturbjax.evaluation.shortcuts import Overlap
+
+from .conftest import judge_run, make_index, make_predictions
+
+
+def judged(skill: float, *, split: str = "plate", skill_in_training: float | None = None) -> Judgement:
+    index = make_index()
+    test = index["Metadata_Plate"] == "P2"
+    found = judge_run(make_predictions(index[test], skill=skill), index[~test], index[test], split=split)
+    found = dataclasses.replace(found, skipped={})  # this screen has no intensities
+    if skill_in_training is None:
+        return found
+    return dataclasses.replace(found, train={"model": {"balanced_accuracy": skill_in_training}})
+
+
+def beside(judgement: Judgement, name: str) -> Judgement:
+    """The same with one baseline at the model's heels and all others far below."""
+
+    def moved(row):
+        gaps = {other: 0.0 if other == name else 0.5 for other in row.leads}
+        leads = {other: {"balanced_accuracy": Estimate(gap, gap - 0.05, gap + 0.05)} for other, gap in gaps.items()}
+        return dataclasses.replace(row, leads=leads) if not row.baseline else row
+
+    levels = [dataclasses.replace(level, rows=tuple(map(moved, level.rows))) for level in judgement.levels]
+    return dataclasses.replace(judgement, levels=tuple(levels))
+
+
+def test_what_clearly_beats_every_baseline_is_a_yes():
+    said = verdict(judged(6.0))
+    assert said.startswith("Yes: on plates it never saw, it tells classes apart with balanced accuracy 1.00 (")
+    assert "by well; the best baseline, " in said
+
+
+def test_what_sees_nothing_has_shown_nothing():
+    judgement = judged(0.0)
+    said, rival = verdict(judgement), unbeaten(judgement.shown[-1], judgement.shown[-1]["model"])
+    assert said.startswith("Not shown: on plates it never saw") and "not clearly less" in said
+    assert rival is not None and ALONE[rival.name] in said
+
+
+def test_the_baseline_named_is_one_that_is_not_beaten():
+    said = verdict(beside(judged(3.0), "position"))
+    assert said.startswith("Not shown: ") and "but the place on the plate alone reaches " in said
+
+
+def test_a_yes_says_which_baselines_could_not_be_asked():
+    without = dataclasses.replace(judged(6.0), skipped={"intensity": "no such columns", "well level": "none"})
+    assert verdict(without).startswith("Yes, as far as asked: ")
+    assert verdict(without).endswith("; brightness alone could not be asked.")
+
+
+def test_a_baseline_that_is_more_accurate_is_warned_of_though_the_verdict_is_yes():
+    judgement = judged(6.0)
+
+    def moved(row):
+        lead = row.leads.get("position", {}) | {"accuracy": Estimate(-0.1, -0.2, -0.05)}
+        return row if row.baseline else dataclasses.replace(row, leads=row.leads | {"position": lead})
+
+    levels = [dataclasses.replace(level, rows=tuple(map(moved, level.rows))) for level in judgement.levels]
+    found = dataclasses.replace(judgement, levels=tuple(levels))
+    assert verdict(found).startswith("Yes: ") and judgement.warnings() == []
+    assert all("accuracy is below position (" in warning for warning in found.warnings()) and len(found.warnings()) == 2
+
+
+def test_sites_of_wells_it_was_trained_on_show_nothing_of_a_treatment():
+    leaky = dataclasses.replace(judged(6.0), overlap=Overlap(1, 1, 1, 1))
+    assert verdict(leaky).startswith("Not shown for a treatment: ")
+    assert "`--split well`" in advice(leaky, "run")
+
+
+@pytest.mark.parametrize(
+    ("judgement", "run", "said"),
+    [
+        (judged(6.0), "run", "`perturbjax audit --run run --out run/audit`"),
+        (judged(6.0), None, "`perturbjax audit --features …`."),
+        (judged(6.0, split="well"), "run", "a further plate"),
+        (beside(judged(3.0, skill_in_training=0.0), "position"), "run", "Train longer (`--epochs`)"),
+        (beside(judged(0.5, skill_in_training=0.99), "position"), "run", "by heart (0.99 there"),
+        (beside(judged(3.0), "cell count"), "run", "Treatments change the number of cells too"),
+        (beside(judged(3.0), "cell count"), None, "More wells narrow the interval."),
+        (beside(judged(3.0), "position"), "run", "`perturbjax classify --preset linear`"),
+    ],
+)  # fmt: skip
+def test_what_to_do_next_follows_from_what_was_found(judgement, run, said):
+    assert said in advice(judgement, run)

@@ -1,0 +1,65 @@
+"""CellProfiler's measurements: of the cells of the masks, named as it names them, the same from any process."""
+
+from __future__ import annotations
+
+import builtins
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from tiny_dataset import write_dataset
+
+from perturbjax.core.errors import InputError
+from perturbjax.dataset import open_dataset
+from perturbjax.profiles.extract import FeaturesConfig, extract
+
+
+def config(data, out, **changes) -> FeaturesConfig:
+    return FeaturesConfig(data=(data,), out=out, backbone="cellprofiler", **{"workers": 1, **changes})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), sites=6, size=40, channels=["DNA", "Actin"])
+
+
+def test_a_site_is_the_median_of_its_cells_by_name(data, tmp_path):
+    pytest.importorskip("cp_measure")
+    table = pd.read_parquet(extract(config(data, tmp_path / "cells.parquet")))
+    dataset = open_dataset(data)
+    for position in range(len(dataset)):
+        image, mask = dataset.pixels(position)
+        if not mask.any():
+            assert table.filter(like="Cells_").iloc[position].isna().all()
+            continue
+        labels = np.unique(mask[mask > 0])
+        areas = [int((mask == label).sum()) for label in labels]
+        means = [image[mask == label, 1].mean() / np.iinfo(image.dtype).max for label in labels]
+        assert table["Cells_Area"][position] == pytest.approx(np.median(areas))
+        assert table["Cells_Intensity_MeanIntensity_Actin"][position] == pytest.approx(np.median(means), rel=1e-4)
+    assert table["Metadata_site_id"].tolist() == dataset.index["site_id"].tolist()
+    facts = json.loads(pq.read_schema(tmp_path / "cells.parquet").metadata[b"perturbjax"])
+    assert facts["backbone"] == "cellprofiler" and facts["cp_measure"]
+
+
+@pytest.mark.slow
+def test_several_processes_measure_the_same(data, tmp_path):
+    pytest.importorskip("cp_measure")
+    one, two = (extract(config(data, tmp_path / f"{n}.parquet", workers=n)) for n in (1, 2))
+    pd.testing.assert_frame_equal(pd.read_parquet(one), pd.read_parquet(two))
+
+
+def test_without_cp_measure_it_says_what_to_install_and_writes_nothing(data, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def absent(name, *args, **kwargs):
+        if name.startswith("cp_measure"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(InputError, match=r"needs cp_measure; run `pip install 'perturbjax\[cellprofiler\]'`"):
+        extract(config(data, tmp_path / "cells.parquet"))
+    assert list(tmp_path.iterdir()) == []

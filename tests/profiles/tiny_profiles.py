@@ -1,0 +1,43 @@
+"""Small tables of profiles with known truth: plates of wells, classes that differ in a few features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from perturbjax.profiles.profile_table import Profiles, read_profiles
+
+COMPOUNDS = ["DMSO", "taxol", "nocodazole", "etoposide", "latrunculin", "ALLN"]
+
+
+def make_table(
+    plates: int = 4, wells: int = 24, features: int = 12, *, signal: float = 3.0, seed: int = 0, classes: int = 6
+) -> pd.DataFrame:
+    """A table as CellProfiler's: compounds at random places, plates with a shift and a scale of their own."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(classes, features)) * signal
+    centres[0] = 0
+    tables = []
+    for plate in range(plates):
+        kinds = rng.permutation(np.resize(np.arange(classes), wells))
+        values = (centres[kinds] + rng.normal(size=(wells, features))) * (1 + plate) + 10 * plate
+        table = pd.DataFrame(values, columns=[f"Cells_f{i}" for i in range(features)])
+        table.insert(0, "Metadata_Plate", f"P{plate}")
+        table.insert(1, "Metadata_Well", [f"{chr(65 + w // 6)}{w % 6 + 1:02d}" for w in range(wells)])
+        table.insert(2, "Metadata_pert_iname", np.asarray(COMPOUNDS)[kinds])
+        table.insert(3, "Metadata_control_type", np.where(kinds == 0, "negcon", ""))
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def write(table: pd.DataFrame, path: Path) -> Path:
+    """As parquet or CSV, by its name."""
+    table.to_parquet(path, index=False) if path.suffix == ".parquet" else table.to_csv(path, index=False)
+    return path
+
+
+def as_profiles(table: pd.DataFrame, folder: Path) -> Profiles:
+    """Through a file, as users' tables come."""
+    return read_profiles([write(table, folder / "screen.parquet")])

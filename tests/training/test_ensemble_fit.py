@@ -1,0 +1,263 @@
+"""A head that is fitted before the first step: what it is fitted to, how well, and that no step moves it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from published import write_resnet18
+from tiny_dataset import write_dataset
+
+from perturbjax.core.config import (
+    LINEAR_C,
+    LINEAR_VARIANCE,
+    AugmentConfig,
+    InputConfig,
+    ModelConfig,
+    OptimConfig,
+    Recipe,
+    SplitConfig,
+    TransferConfig,
+)
+from perturbjax.core.errors import InputError
+from perturbjax.dataset import open_dataset
+from perturbjax.export import StableHLOConfig, export
+from perturbjax.inference import load_network
+from perturbjax.models import Mode
+from perturbjax.models.ensemble_head import COMPONENTS, Head, Perceptron, measured
+from perturbjax.models.layers import Dense
+from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
+from perturbjax.training.devices import ComputeConfig
+from perturbjax.training.ensemble_fit import LEAST_SHARE, best_shares, fit_head, fit_linear, fit_perceptron, reduction
+from perturbjax.training.fit import TrainConfig, fit
+from perturbjax.training.setup import prepare_experiment
+
+
+def blobs(n: int = 120, d: int = 20, classes: int = 3):
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % classes
+    return (rng.normal(size=(classes, d))[labels] + rng.normal(size=(n, d))).astype(np.float32) * 5 + 7, labels
+
+
+@pytest.mark.parametrize("n", [120, 12])
+def test_components_and_statistics_have_one_total_variance_and_neither_is_correlated_within_components(n):
+    x, _ = blobs(n)
+    mean, kernel = reduction(x, seen=15)
+    z = (x - mean) @ kernel
+    assert z.shape == (n, 20)
+    np.testing.assert_allclose(z.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose([z[:, :15].var(0).sum(), z[:, 15:].var(0).sum()], 10, rtol=1e-4)
+    covariance = np.cov(z[:, : min(15, n - 1)].T)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-3)
+    assert n > 15 or not z[:, n:15].any()  # fewer sites than components
+
+
+def test_of_many_features_the_first_components_are_kept():
+    x = np.random.default_rng(0).normal(size=(300, COMPONENTS + 40)).astype(np.float32)
+    _, kernel = reduction(x, seen=COMPONENTS + 30)
+    assert kernel.shape == (COMPONENTS + 40, COMPONENTS + 10)
+
+
+def test_a_feature_that_never_varies_counts_for_nothing():
+    x, _ = blobs()
+    x[:, 3] = 4
+    assert not np.any(reduction(x, seen=15)[1][3])
+
+
+def fit_blobs(x, labels, weight, seed: int = 0) -> Perceptron:
+    return fit_perceptron(Perceptron(x.shape[1], 4, rngs=nnx.Rngs(0)), x, labels, weight, 0.1, seed)
+
+
+def test_a_perceptron_tells_sites_it_has_not_seen_and_never_says_a_class_without_sites():
+    x, labels = blobs(240)
+    x = (x - x.mean(0)) / x.std(0)
+    head = fit_blobs(x[:160], labels[:160], np.ones(160))
+    said = np.asarray(head(jnp.asarray(x[160:]), Mode())).argmax(1)
+    assert (said == labels[160:]).mean() > 0.9
+    other = fit_blobs(x[:160], labels[:160], np.ones(160), seed=1)
+    assert not np.array_equal(other.hidden.kernel[...], head.hidden.kernel[...])
+
+
+def test_a_site_counts_by_its_weight():
+    x = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    labels = (np.arange(300) % 10 == 0).astype(int)
+    for weight, least, most in ((np.ones(300), 0, 0.05), (np.where(labels, 9.0, 1.0), 0.15, 0.7)):
+        said = np.asarray(fit_blobs(x, labels, weight)(jnp.asarray(x), Mode())).argmax(1)
+        assert least <= (said == 1).mean() <= most
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2], [0, 2], [1]])
+def test_a_linear_model_tells_what_it_has_seen_and_says_nothing_else(classes):
+    x, labels = blobs(240)
+    x = ((x - x.mean(0)) / x.std(0))[np.isin(labels, classes)]
+    labels = labels[np.isin(labels, classes)]
+    half = len(x) // 2
+    model = fit_linear(Dense(20, 3, rngs=nnx.Rngs(0)), x[:half], labels[:half], np.ones(half))
+    said = np.asarray(jax.nn.softmax(model(jnp.asarray(x[half:]))))
+    assert (said.argmax(1) == labels[half:]).mean() > 0.9
+    assert np.all(np.delete(said, classes, axis=1) < 1e-9)
+
+
+def test_a_linear_model_is_scikit_learns():
+    from sklearn.linear_model import LogisticRegression
+
+    x, labels = blobs(90)
+    x = (x - x.mean(0)) / x.std(0)
+    scale = np.sqrt(2 * LINEAR_VARIANCE / 20)
+    theirs = LogisticRegression(C=LINEAR_C, max_iter=300, class_weight="balanced").fit(x * scale, labels)
+    ours = fit_linear(Dense(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(90))
+    np.testing.assert_allclose(jax.nn.softmax(ours(jnp.asarray(x))), theirs.predict_proba(x * scale), atol=1e-4)
+
+
+def test_shares_are_those_that_make_the_labels_likeliest():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 400)
+    knows = 2 * np.eye(4)[labels] + rng.normal(size=(400, 4))
+    logits = np.stack([knows, rng.normal(size=(400, 4))])
+    said = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)), np.float64)
+
+    def loss(shares):
+        together = np.tensordot(shares, said, 1)
+        return np.mean(np.log(np.exp(together).sum(1)) - together[np.arange(400), labels])
+
+    best = best_shares(said, labels)
+    assert best[0] > 0.8 and LEAST_SHARE <= best[1] < 0.2
+    for around in ([0.05, 0], [-0.05, 0], [0, 0.05], [0.05, 0.05]):
+        assert loss(best) <= loss(np.maximum(best + around, LEAST_SHARE)) + 1e-9
+
+
+@pytest.mark.parametrize("groups", [np.arange(120) // 30, np.zeros(120)])
+def test_a_head_is_both_in_shares_of_held_out_groups_and_alike_each_time(groups):
+    x, labels = blobs()
+    x = (x - x.mean(0)) / x.std(0)
+    heads = [
+        fit_head(Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), groups, smoothing=0.1, seed=0)
+        for _ in range(2)
+    ]
+    x = jnp.asarray(x)
+    parts = [jax.nn.log_softmax(part) for part in (heads[0].perceptron(x, Mode()), heads[0].linear(x))]
+    shares = np.asarray(heads[0].shares[...])
+    assert shares.min() >= np.float32(LEAST_SHARE) and shares.max() > 0.5
+    np.testing.assert_allclose(heads[0](x, Mode()), shares[0] * parts[0] + shares[1] * parts[1], atol=1e-4)
+    np.testing.assert_array_equal(heads[0](x, Mode()), heads[1](x, Mode()))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_of_hardly_any_site_a_head_is_made_all_the_same(n):
+    x, labels = blobs(n)
+    head = fit_head(Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(n), np.zeros(n), smoothing=0.1, seed=0)
+    np.testing.assert_array_equal(head.shares[...], [0.5, 0.5])
+    assert np.isfinite(head(jnp.asarray(x), Mode())).all()
+
+
+def test_sites_of_classes_that_nobody_else_has_do_not_count_for_the_shares():
+    x, labels = blobs()
+    x = (x - x.mean(0)) / x.std(0)
+    head = fit_head(Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), labels, smoothing=0.1, seed=0)
+    np.testing.assert_array_equal(head.shares[...], [0.5, 0.5])
+
+
+def test_cells_are_counted_by_their_numbers_and_light_as_it_is():
+    mask = jnp.zeros((2, 8, 8)).at[0, :2, :2].set(1).at[0, 4:, 4:].set(7)
+    image = jnp.stack([jnp.full((8, 8, 1), 2.0), jnp.arange(64.0).reshape(8, 8, 1)])
+    found = np.asarray(measured(mask, image))
+    np.testing.assert_allclose(found[0, :5], [2, 0, 2, 2, 2], atol=1e-6)
+    np.testing.assert_allclose(found[1, [0, 3]], [31.5, 31.5])
+    np.testing.assert_allclose(np.expm1(found[:, 5]), [2, 0], atol=1e-6)
+    np.testing.assert_allclose(np.exp(found[:, 6]), [20 / 64 + 1e-3, 1e-3], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("linear")
+    write_dataset(folder / "data", sites=36, size=24, channels=["DNA", "Actin"])
+    write_resnet18(folder / "resnet18.safetensors")
+    return folder
+
+
+def config(folder, name: str) -> TrainConfig:
+    recipe = Recipe(
+        model=ModelConfig(model="resnet18"),
+        input=InputConfig(normalize="log_plate", mask_encoding="instance"),
+        augment=AugmentConfig(crop=24),
+        optim=OptimConfig(epochs=2, batch_size=12, learning_rate=0.01, weight_decay=0.1, decoupled=True),
+        split=SplitConfig(split="well", folds=3),
+        transfer=TransferConfig(weights=str(folder / "resnet18.safetensors"), head="channels"),
+    )
+    return TrainConfig(
+        out=folder / name,
+        data=(folder / "data",),
+        recipe=recipe,
+        checkpoint_every=1,
+        compute=ComputeConfig(devices="1"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("least", "steps_per_epoch", "steps"), [(0, 0, 2), (4, 0, 2), (5, 0, 3), (51, 0, 26), (51, 1, 1)]
+)
+def test_few_sites_are_seen_more_than_once_an_epoch_until_the_least_steps_are_reached(
+    folder, least, steps_per_epoch, steps
+):
+    given = config(folder, "never").recipe
+    optim = replace(given.optim, least_steps=least, steps_per_epoch=steps_per_epoch)
+    experiment = prepare_experiment(replace(given, optim=optim), (folder / "data",))
+    assert experiment.steps_per_epoch == steps and len(experiment.order) == 2 * steps  # 24 sites, 12 a step, 2 epochs
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return fit(config(folder, "run"))
+
+
+def test_the_head_is_of_the_training_sites_and_stands_still_while_the_eyes_move(folder, run):
+    network = load_network(run)
+    dataset = open_dataset(folder / "data")
+    train = np.flatnonzero(run.parts(dataset.index["site_id"]) == "train")
+    answers = network.apply_to(dataset, train)
+    np.testing.assert_allclose(answers.features.mean(0), 0, atol=1e-3)
+    labels = dataset.column("Metadata_pert_iname").to_numpy()[train]
+    head = nnx.merge(network.graphdef, *network.state.values()).head
+    for part in (head.perceptron(jnp.asarray(answers.features), Mode()), head.linear(jnp.asarray(answers.features))):
+        assert (np.array(network.class_names)[np.asarray(part).argmax(1)] == labels).mean() > 0.9
+    one, other = (Checkpoints(run.path).load("latest", epoch)[0] for epoch in (1, 2))
+    network_s = [name for name in one if name.startswith(("params/", "stats/"))]
+    moved = [name for name in network_s if not np.array_equal(one[name], other[name])]
+    assert moved and all("/eyes/" in name for name in moved)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_at_the_same_bits(folder, run):
+    again = fit(config(folder, "again"))
+    one, other = (Checkpoints(path).load("latest")[0] for path in (run.path, again.path))
+    assert all(np.array_equal(value, other[name]) for name, value in one.items())
+    assert any(name.startswith("stats/reduce") for name in one)
+
+
+def test_exported_it_answers_any_number_of_images_as_its_run(folder, run):
+    out = export(StableHLOConfig(CheckpointConfig(run.path), out=folder / "exported"))
+    exported = jax.export.deserialize((out / "network.jax_export").read_bytes())
+    network, dataset = load_network(run), open_dataset(folder / "data")
+    images, masks = dataset.read(range(9))
+    plates = list(dataset.column("Metadata_Plate")[:9])
+    answers = network.apply(images, masks, plates)
+    found = exported.call(images, masks.astype(np.uint16), *network.intensities(images, plates))
+    np.testing.assert_allclose(found[0], answers.probabilities, atol=1e-5)
+    np.testing.assert_allclose(found[1], answers.features, atol=1e-3)
+
+
+def test_what_it_needs_is_said():
+    with pytest.raises(InputError, match="--normalize site: must be log or log_plate"):
+        Recipe(input=InputConfig(normalize="site"), transfer=TransferConfig(weights="w", head="channels"))
+    with pytest.raises(InputError, match="--crop 8: must be at least 16 pixels with --head channels"):
+        Recipe(
+            input=InputConfig(normalize="log"),
+            augment=AugmentConfig(crop=8),
+            transfer=TransferConfig(weights="w", head="channels"),
+        )
+    with pytest.raises(InputError, match="--weights : must be given"):
+        Recipe(input=InputConfig(normalize="log"), transfer=TransferConfig(head="channels"))
