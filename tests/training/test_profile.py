@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from perturbjax.cli import _profile_alone
+from perturbjax.cli.commands import _profile_alone
 from perturbjax.training import profile
 from perturbjax.training.profile import Span, names_in, read_spans, sum_by_kind, trace_steps
 
