@@ -38,12 +38,16 @@ def open_target(out: Path) -> Dataset:
         InputError: there is none, or it is not whole.
     """
     if not out.exists():
-        raise InputError(f"--append: there is no dataset at {out} to add to; build it without --append first")
+        raise InputError(
+            f"--append: there is no dataset at {out} to add to; build it without --append first"
+        )
     require_dataset(out)
     return open_dataset(out)
 
 
-def already_appended(target: Dataset, facts: dict[str, Any], sites: list[workers.Site], pool: TaskPool) -> bool:
+def already_appended(
+    target: Dataset, facts: dict[str, Any], sites: list[workers.Site], pool: TaskPool
+) -> bool:
     """Whether these very plates were added before, with these settings.
 
     Raises:
@@ -53,7 +57,9 @@ def already_appended(target: Dataset, facts: dict[str, Any], sites: list[workers
     if facts["settings_sha256"] not in [part.get("settings_sha256") for part in parts]:
         return False
     if other := other_images(target, sites, pool):
-        raise InputError(f"--append: {target.path} holds these plates already, of {other}; build them anew elsewhere")
+        raise InputError(
+            f"--append: {target.path} holds these plates already, of {other}; build them anew elsewhere"
+        )
     return True
 
 
@@ -66,16 +72,24 @@ def fitting(target: Dataset, facts: dict[str, Any], table: SiteTable) -> SiteTab
     for name, flags in DECIDED_BY.items():
         was, now = target.provenance.get(name), facts.get(name)
         if was != now:
-            raise InputError(f"--append: {target.path} was built with {name} {was}, not {now}; make {flags} agree")
+            raise InputError(
+                f"--append: {target.path} was built with {name} {was}, not {now}; make {flags} agree"
+            )
     was, now = (_how_lit(known) for known in (target.provenance, facts))
     if was != now:
-        raise InputError(f"--append: {target.path} was built with illumination {was}, not {now}; make it agree")
+        raise InputError(
+            f"--append: {target.path} was built with illumination {was}, not {now}; make it agree"
+        )
     here = set(target.column(PLATE))
     if twice := [plate for plate in table.sites[PLATE].unique() if plate in here]:
-        raise InputError(f"--append: {target.path} has plate {twice[0]} already; whole plates are added, once")
+        raise InputError(
+            f"--append: {target.path} has plate {twice[0]} already; whole plates are added, once"
+        )
     columns = [column for column in target.index.columns if column.startswith("Metadata_")]
     if missing := [column for column in columns if column not in table.sites.columns]:
-        raise InputError(f"--append: {table.source} has no {missing[0]}, and {target.path} has; add the column")
+        raise InputError(
+            f"--append: {table.source} has no {missing[0]}, and {target.path} has; add the column"
+        )
     if more := [column for column in table.metadata_columns if column not in columns]:
         console.print(f"note: {', '.join(more)} is not in {target.path}, and is left out")
     return replace(table, sites=table.sites[[c for c in table.sites.columns if c not in more]])
@@ -93,5 +107,7 @@ def stored_type(target: Dataset, dtype: np.dtype) -> np.dtype:
         InputError: it does not.
     """
     if not np.can_cast(dtype, target.image_dtype):
-        raise InputError(f"--append: {target.path} holds {target.image_dtype}, and these images are {dtype}")
+        raise InputError(
+            f"--append: {target.path} holds {target.image_dtype}, and these images are {dtype}"
+        )
     return target.image_dtype

@@ -103,10 +103,17 @@ class BuildConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
-        require("diameter", self.diameter, self.diameter >= 0, "0 (the engine estimates it) or more")
+        require(
+            "diameter", self.diameter, self.diameter >= 0, "0 (the engine estimates it) or more"
+        )
         require("resize", self.resize, self.resize >= 0, "0 (keeps the size) or more")
         require("workers", self.workers, self.workers >= 0, "0 (every core) or more")
-        require("append", "--overwrite", not (self.append and self.overwrite), "given without --overwrite")
+        require(
+            "append",
+            "--overwrite",
+            not (self.append and self.overwrite),
+            "given without --overwrite",
+        )
 
 
 def build(options: BuildConfig) -> None:
@@ -127,11 +134,15 @@ def build(options: BuildConfig) -> None:
         project=options.project,
     )
     stored = names_in(options.channels) or table.channels
-    chosen: Engine = pipeline.suited(stored, segmented) if options.segmenter == "auto" else options.segmenter
+    chosen: Engine = (
+        pipeline.suited(stored, segmented) if options.segmenter == "auto" else options.segmenter
+    )
     options = replace(options, segmenter=chosen, channels=",".join(stored))
     pipeline.check_channels(chosen, stored, segmented)
     if options.aggregate == "none" and len(stored) > 1 and not segmented:
-        raise InputError("--aggregate none: there is no one image to segment; name its channel with --segment-channels")
+        raise InputError(
+            "--aggregate none: there is no one image to segment; name its channel with --segment-channels"
+        )
     label_column = choose_label(table.sites, options.label_column, table.source)
     functions = _given_functions(options, table, (*stored, *segmented))
     for note in merged_identities(table.sites, label_column):
@@ -144,10 +155,15 @@ def build(options: BuildConfig) -> None:
     with open_pool(workers.worker_count(options.workers, chosen), options.where) as pool:
         described = pipeline.describe(pool, engine)
         segmenter = {**described, "channels": list(segmented) or ["aggregate"]}
-        facts = {**_facts(options, table, stored, label_column, segmenter, functions), "created": created}
+        facts = {
+            **_facts(options, table, stored, label_column, segmenter, functions),
+            "created": created,
+        }
         sites = _sites(table, stored, segmented, functions)
         if _is_there(target, options, facts, sites, pool):
-            console.print(f"{options.out}: is already built of these images with these settings ({len(table)} sites)")
+            console.print(
+                f"{options.out}: is already built of these images with these settings ({len(table)} sites)"
+            )
             tidy(options.out, "building")
             return
         if target is not None:
@@ -164,13 +180,21 @@ def build(options: BuildConfig) -> None:
             shutil.rmtree(work)
         if store.cache is not None:
             masks.trim(store.cache)
-    classes = f"{table.sites[label_column].nunique()} classes of {label_column}" if label_column else "no labels"
+    classes = (
+        f"{table.sites[label_column].nunique()} classes of {label_column}"
+        if label_column
+        else "no labels"
+    )
     console.print(f"{options.out}: {len(table)} sites, {classes}")
     console.print(f"look at it: {options.out / PREVIEW}")
 
 
 def _is_there(
-    target: Dataset | None, options: BuildConfig, facts: dict[str, Any], sites: list[workers.Site], pool: TaskPool
+    target: Dataset | None,
+    options: BuildConfig,
+    facts: dict[str, Any],
+    sites: list[workers.Site],
+    pool: TaskPool,
 ) -> bool:
     if target is not None:
         return appending.already_appended(target, facts, sites, pool)
@@ -217,10 +241,16 @@ def _facts(
         "source": {"name": Path(table.source).name, "sha256": table.sha256},
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return {**facts, "settings_sha256": digest, "created_by": f"perturbjax {perturbjax.__version__}"}
+    return {
+        **facts,
+        "settings_sha256": digest,
+        "created_by": f"perturbjax {perturbjax.__version__}",
+    }
 
 
-def _given_functions(options: BuildConfig, table: SiteTable, channels: tuple[str, ...]) -> Functions:
+def _given_functions(
+    options: BuildConfig, table: SiteTable, channels: tuple[str, ...]
+) -> Functions:
     if options.illumination in ("", illumination.ESTIMATE):
         return {}
     return illumination.given(Path(options.illumination), table.sites[PLATE].unique(), channels)
@@ -249,7 +279,9 @@ def _sites(
             stored=tuple(row[FILE + channel] for channel in stored),
             segmented=tuple(row[FILE + channel] for channel in segmented),
             channels=(*stored, *segmented),
-            functions=tuple(functions[row[PLATE], channel] for channel in (*stored, *segmented) if functions),
+            functions=tuple(
+                functions[row[PLATE], channel] for channel in (*stored, *segmented) if functions
+            ),
         )
         for row in table.sites.to_dict("records")
     ]
@@ -262,8 +294,12 @@ def _lit(pool: TaskPool, job: _Job, options: BuildConfig, shapes: list[tuple[int
         return job
     channels = (*names_in(options.channels), *names_in(options.segment_channels))
     plates = list(job.table.sites[PLATE])
-    made = illumination.estimate_all(pool, job.sites, plates, channels, shapes, job.work / "illumination")
-    sites = illumination.with_functions(job.sites, plates, channels, {key: path for key, (path, _) in made.items()})
+    made = illumination.estimate_all(
+        pool, job.sites, plates, channels, shapes, job.work / "illumination"
+    )
+    sites = illumination.with_functions(
+        job.sites, plates, channels, {key: path for key, (path, _) in made.items()}
+    )
     light = _light(options, {key: digest for key, (_, digest) in made.items()})
     return replace(job, sites=sites, facts={**job.facts, **light})
 
@@ -290,24 +326,38 @@ def _segment(pool: TaskPool, job: _Job) -> None:
     results = pipeline.segmented(pool, job.sites, job.settings)
     found = list(track(results, total=len(job.sites), label="segmenting", unit="sites"))
     if reused := found.count(None):
-        console.print(f"reused: {reused} of {len(found)} sites have masks of the same pixels and settings already")
+        console.print(
+            f"reused: {reused} of {len(found)} sites have masks of the same pixels and settings already"
+        )
     if empty := found.count(0):
-        console.print(f"note: nothing was found in {empty} of the {len(found) - reused} sites just segmented")
+        console.print(
+            f"note: nothing was found in {empty} of the {len(found) - reused} sites just segmented"
+        )
 
 
-def _write(pool: TaskPool, job: _Job, dtype: np.dtype, shapes: list[tuple[int, int]], target: Dataset | None) -> Path:
+def _write(
+    pool: TaskPool,
+    job: _Job,
+    dtype: np.dtype,
+    shapes: list[tuple[int, int]],
+    target: Dataset | None,
+) -> Path:
     """The complete dataset directory, still in the working folder."""
     folder = job.work / "dataset"
     shutil.rmtree(folder, ignore_errors=True)
     table, resize = job.table, job.settings.resize
     if target is not None:
         dtype = appending.stored_type(target, dtype)
-    prepared = pool.in_order(workers.prepare_site, ((site, job.settings, dtype) for site in job.sites))
+    prepared = pool.in_order(
+        workers.prepare_site, ((site, job.settings, dtype) for site in job.sites)
+    )
     pixels = len(table) * resize**2 if resize else sum(height * width for height, width in shapes)
 
     def elsewhere(shards: list[Shard]) -> Iterator[Written]:
         of = [job.sites[shard.start : shard.start + len(shard.labels)] for shard in shards]
-        tasks = ((shard, sites, job.settings, dtype) for shard, sites in zip(shards, of, strict=True))
+        tasks = (
+            (shard, sites, job.settings, dtype) for shard, sites in zip(shards, of, strict=True)
+        )
         done = pool.in_order(workers.write_shard, tasks)
         yield from track(done, total=len(shards), label="writing", unit="shards")
 
@@ -323,4 +373,6 @@ def _write(pool: TaskPool, job: _Job, dtype: np.dtype, shapes: list[tuple[int, i
         classes=() if target is None else class_names(target.path),
         elsewhere=elsewhere if pool.remote else None,
     )
-    return written if target is None else append_dataset(target.path, written, job.work / "together")
+    return (
+        written if target is None else append_dataset(target.path, written, job.work / "together")
+    )

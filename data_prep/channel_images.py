@@ -25,11 +25,15 @@ def stack_planes(
     for plane in chosen:
         if planes[plane].shape != planes[chosen[0]].shape:
             first = planes[chosen[0]].shape
-            raise InputError(f"{where}: {plane} is {planes[plane].shape}, but {chosen[0]} of the same site is {first}")
+            raise InputError(
+                f"{where}: {plane} is {planes[plane].shape}, but {chosen[0]} of the same site is {first}"
+            )
     return np.stack([planes[plane] for plane in chosen], axis=-1)
 
 
-def aggregate_channels(image: UInt[np.ndarray, "h w c"], how: Aggregate) -> UInt[np.ndarray, "h w k"]:
+def aggregate_channels(
+    image: UInt[np.ndarray, "h w c"], how: Aggregate
+) -> UInt[np.ndarray, "h w k"]:
     """The stored image: k = 1 after median, mean (rounded) or max over channels; all of them after none."""
     if how == "none":
         return image
@@ -70,4 +74,6 @@ def resize_mask(mask: UInt16[np.ndarray, "h w"], side: int) -> UInt16[np.ndarray
 def scaled(image: UInt[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
     """Each channel with its 1st percentile at 0 and its 99.8th at 1, not clipped."""
     low, high = np.percentile(image, (1, 99.8), axis=(0, 1))
-    return (image.astype(np.float32) - low.astype(np.float32)) / np.maximum(high - low, 1).astype(np.float32)
+    return (image.astype(np.float32) - low.astype(np.float32)) / np.maximum(high - low, 1).astype(
+        np.float32
+    )

@@ -63,7 +63,12 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         address = re.fullmatch(r"(tcp|tls|ucx)://\S+:\d+", self.cluster)
-        require("cluster", self.cluster, self.cluster in ("", SLURM) or bool(address), "tcp://HOST:PORT or slurm")
+        require(
+            "cluster",
+            self.cluster,
+            self.cluster in ("", SLURM) or bool(address),
+            "tcp://HOST:PORT or slurm",
+        )
         jobs = self.cluster_options is None or self.cluster == SLURM
         require("cluster-options", self.cluster_options, jobs, "given with --cluster slurm")
         require("patience", self.patience, self.patience >= 1, "1 second or more")
@@ -141,9 +146,14 @@ class ClusterPool(TaskPool):
                 continue  # of a task that was begun again
             try:
                 result, error = future.result(timeout=self.config.patience)
-            except (Exception, asyncio.CancelledError) as lost:  # its worker, or the scheduler, is gone
+            except (
+                Exception,
+                asyncio.CancelledError,
+            ) as lost:  # its worker, or the scheduler, is gone
                 if self._is_connected():
-                    console.print(f"note: a worker was lost ({type(lost).__name__}); its task goes to another")
+                    console.print(
+                        f"note: a worker was lost ({type(lost).__name__}); its task goes to another"
+                    )
                     self._begin(number)
                 else:
                     self._look_after()
@@ -180,9 +190,13 @@ class ClusterPool(TaskPool):
     def _begin_elsewhere(self, number: int, working: dict[str, Any]) -> None:
         """Take a task from a worker that hangs, and its other tasks too."""
         flight = self._flights[number]
-        holders = [worker for worker, keys in working.items() if flight.future.key in map(_key, keys)]
+        holders = [
+            worker for worker, keys in working.items() if flight.future.key in map(_key, keys)
+        ]
         for worker in holders:
-            console.print(f"note: {worker} hangs (a task took over {self.config.patience:g} s); its tasks go to others")
+            console.print(
+                f"note: {worker} hangs (a task took over {self.config.patience:g} s); its tasks go to others"
+            )
             with contextlib.suppress(Exception):
                 self._client.run_on_scheduler(_dismissal(worker))
         flight.future.cancel()
@@ -194,7 +208,9 @@ class ClusterPool(TaskPool):
         Raises:
             InputError: it did not come back.
         """
-        console.print(f"note: the scheduler at {self._address} is gone; waiting for it for up to {AWAY_S:.0f} s")
+        console.print(
+            f"note: the scheduler at {self._address} is gone; waiting for it for up to {AWAY_S:.0f} s"
+        )
         with contextlib.suppress(Exception):
             self._client.close(timeout=1)
         self._client = _connect(self._address, AWAY_S)
@@ -216,7 +232,9 @@ def _answer(function: Callable, task: Any) -> tuple[Any, Exception | None]:
     except InputError as error:
         return None, error
     except Exception as error:
-        return None, RuntimeError(f"{error!r} in a worker of the cluster:\n{traceback.format_exc()}")
+        return None, RuntimeError(
+            f"{error!r} in a worker of the cluster:\n{traceback.format_exc()}"
+        )
 
 
 def _dismissal(worker: str) -> Callable:
@@ -237,7 +255,9 @@ def _require_distributed() -> None:
         import distributed  # noqa: F401
     except ImportError as error:
         raise InputError('--cluster: needs Dask; pip install "perturbjax[cluster]"') from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it says of lost connections is said here
+    logging.getLogger("distributed").setLevel(
+        logging.CRITICAL
+    )  # what it says of lost connections is said here
 
 
 def _connect(address: str, seconds: float) -> Any:
@@ -266,15 +286,23 @@ def _start_jobs(path: Path | None) -> Any:
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
-        raise InputError('--cluster slurm: needs dask-jobqueue; pip install "perturbjax[cluster]"') from error
+        raise InputError(
+            '--cluster slurm: needs dask-jobqueue; pip install "perturbjax[cluster]"'
+        ) from error
     options = _read_options(path, SLURMCluster)
     jobs = options.pop("jobs")
     try:
         cluster = SLURMCluster(**options)
         cluster.scale(jobs=jobs)
-    except Exception as error:  # dask-jobqueue raises many kinds for options that do not go together
-        raise InputError(f"--cluster-options {path}: Slurm's jobs could not be started ({error})") from error
-    console.print(f"{jobs} jobs of Slurm are asked for; the scheduler is at {cluster.scheduler_address}")
+    except (
+        Exception
+    ) as error:  # dask-jobqueue raises many kinds for options that do not go together
+        raise InputError(
+            f"--cluster-options {path}: Slurm's jobs could not be started ({error})"
+        ) from error
+    console.print(
+        f"{jobs} jobs of Slurm are asked for; the scheduler is at {cluster.scheduler_address}"
+    )
     return cluster
 
 
@@ -284,15 +312,21 @@ def _read_options(path: Path | None, kind: Any) -> dict[str, Any]:
     try:
         options = yaml.safe_load(path.read_text()) if path is not None else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--cluster-options {path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise InputError(
+            f"--cluster-options {path}: cannot be read ({' '.join(str(error).split())})"
+        ) from error
     if not isinstance(options, dict):
         raise InputError(f"--cluster-options {path}: must hold names and values, as `cores: 4`")
     known = {"jobs", *_parameters(kind)}
     if unknown := [name for name in options if name not in known]:
-        raise InputError(f"--cluster-options {path}: {unknown[0]} is no option of dask-jobqueue's SLURMCluster")
+        raise InputError(
+            f"--cluster-options {path}: {unknown[0]} is no option of dask-jobqueue's SLURMCluster"
+        )
     jobs = options.setdefault("jobs", 1)
     if not isinstance(jobs, int) or not 1 <= jobs <= 10_000:
-        raise InputError(f"--cluster-options {path}: jobs is {jobs!r}; it must be a number from 1 to 10000")
+        raise InputError(
+            f"--cluster-options {path}: jobs is {jobs!r}; it must be a number from 1 to 10000"
+        )
     return options
 
 
@@ -301,4 +335,6 @@ def _parameters(kind: Any) -> Iterator[str]:
     for one in (*kind.__mro__, *kind.job_cls.__mro__):
         if "__init__" in vars(one):
             parameters = inspect.signature(one.__init__).parameters.values()
-            yield from (p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+            yield from (
+                p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            )

@@ -33,7 +33,9 @@ def read_table(path: Path, sep: str = ",") -> pd.DataFrame:
     if path.suffix == ".parquet":
         return _read_parquet(path)
     try:
-        rows = list(csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=sep, strict=True))
+        rows = list(
+            csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=sep, strict=True)
+        )
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read as a table ({error})") from error
     rows = [row for row in rows if row]  # blank lines say nothing
@@ -42,7 +44,9 @@ def read_table(path: Path, sep: str = ",") -> pd.DataFrame:
     columns = [name.strip() for name in rows[0]]
     name, times = Counter(columns).most_common(1)[0]
     if times > 1:
-        raise InputError(f"{path}: column {name or '(without a name)'} stands twice in the header; rename one of them")
+        raise InputError(
+            f"{path}: column {name or '(without a name)'} stands twice in the header; rename one of them"
+        )
     for number, row in enumerate(rows[1:], FIRST_ROW):
         if len(row) != len(columns):
             raise InputError(
@@ -51,7 +55,9 @@ def read_table(path: Path, sep: str = ",") -> pd.DataFrame:
             )
     if len(rows) == 1:
         raise InputError(f"{path}: has a header but no rows")
-    return pd.DataFrame([[cell.strip() for cell in row] for row in rows[1:]], columns=columns, dtype=object)
+    return pd.DataFrame(
+        [[cell.strip() for cell in row] for row in rows[1:]], columns=columns, dtype=object
+    )
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -74,7 +80,9 @@ def _read_text(path: Path) -> str:
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path}: cannot be read as a table ({error}); is it whole?") from error
     if len(content) > LARGEST_TABLE:
-        raise InputError(f"{path}: is larger than {LARGEST_TABLE >> 20} MB, unpacked; no table of a screen is")
+        raise InputError(
+            f"{path}: is larger than {LARGEST_TABLE >> 20} MB, unpacked; no table of a screen is"
+        )
     if "\0" in text:
         raise InputError(
             f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: holds a NUL byte; it is damaged"

@@ -56,7 +56,9 @@ def download(url: str, path: Path) -> int:
         if attempt < TRIES:
             time.sleep(pause)
             pause *= 2
-    raise InputError(f"{url}: cannot be fetched after {TRIES} tries ({reason}); run the same command again to go on")
+    raise InputError(
+        f"{url}: cannot be fetched after {TRIES} tries ({reason}); run the same command again to go on"
+    )
 
 
 def _copy(reply, path: Path) -> int:

@@ -15,10 +15,20 @@ from perturbjax.dataset import INDEX, PROVENANCE, SOURCE_DIGEST, Dataset, open_d
 from perturbjax.report.pages.preview import PREVIEW
 
 #: Files of a dataset of any version; whatever else lies in its folder is somebody's own.
-DATASET_FILES = ("*.array_record*", "*.labels.txt", "dataset_info.json", "features.json", INDEX, PROVENANCE, PREVIEW)
+DATASET_FILES = (
+    "*.array_record*",
+    "*.labels.txt",
+    "dataset_info.json",
+    "features.json",
+    INDEX,
+    PROVENANCE,
+    PREVIEW,
+)
 
 
-def already_built(out: Path, overwrite: bool, facts: dict[str, Any], sites: list[workers.Site], pool: TaskPool) -> bool:
+def already_built(
+    out: Path, overwrite: bool, facts: dict[str, Any], sites: list[workers.Site], pool: TaskPool
+) -> bool:
     """Whether the output is there, whole, and of these settings and images; refuses to touch anything else there.
 
     Raises:
@@ -34,7 +44,9 @@ def already_built(out: Path, overwrite: bool, facts: dict[str, Any], sites: list
             raise InputError(f"{error}, with --overwrite") from error
         return False
     if other and not overwrite:
-        raise InputError(f"--out {out}: holds a dataset of {other}; choose another name or give --overwrite")
+        raise InputError(
+            f"--out {out}: holds a dataset of {other}; choose another name or give --overwrite"
+        )
     return not other
 
 
@@ -45,7 +57,9 @@ def require_dataset(out: Path) -> None:
         InputError: it is.
     """
     if not (out / "dataset_info.json").is_file():
-        raise InputError(f"--out {out}: exists and is not a dataset; choose another name or remove it")
+        raise InputError(
+            f"--out {out}: exists and is not a dataset; choose another name or remove it"
+        )
     _refuse_foreign(out)
 
 
@@ -66,13 +80,19 @@ def other_images(dataset: Dataset, sites: list[workers.Site], pool: TaskPool) ->
     built = dataset.column(SOURCE_DIGEST).iloc[positions]
     digests = by_chunks(pool, workers.digest_sites, sites, "comparing images")
     changed = [site for site, new, old in zip(sites, digests, built, strict=True) if new != old]
-    return f"other images ({len(changed)} of {len(sites)} sites, first {changed[0].where})" if changed else ""
+    return (
+        f"other images ({len(changed)} of {len(sites)} sites, first {changed[0].where})"
+        if changed
+        else ""
+    )
 
 
 def _refuse_foreign(out: Path) -> None:
     for path in sorted(out.iterdir()):
         if path.is_dir() or not any(path.match(pattern) for pattern in DATASET_FILES):
-            raise InputError(f"--out {out}: {path.name} in it is no part of a dataset; move it away or choose another")
+            raise InputError(
+                f"--out {out}: {path.name} in it is no part of a dataset; move it away or choose another"
+            )
 
 
 def restore(out: Path) -> None:
@@ -100,5 +120,7 @@ def publish(complete: Path, out: Path) -> None:
             os.rename(out, old)
         os.rename(complete, out)
     except OSError as error:
-        raise InputError(f"--out {out}: cannot be written ({error.strerror}); choose another output") from error
+        raise InputError(
+            f"--out {out}: cannot be written ({error.strerror}); choose another output"
+        ) from error
     shutil.rmtree(old, ignore_errors=True)

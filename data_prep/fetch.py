@@ -131,7 +131,10 @@ def _fetch(options: FetchConfig) -> None:
     for channel, (names, _) in locations.items():
         for row, name in enumerate(names, 1):
             _plain_name(name, f"load_data.csv of {options.plate}, site {row}, channel {channel}")
-    keys = {channel: [_image_key(folder, options) for folder in folders] for channel, (_, folders) in locations.items()}
+    keys = {
+        channel: [_image_key(folder, options) for folder in folders]
+        for channel, (_, folders) in locations.items()
+    }
     if options.illumination:
         _illumination(options, locations)
     if options.tables_only:
@@ -143,9 +146,13 @@ def _fetch(options: FetchConfig) -> None:
         return
     table, locations, received = _images(options, table, locations, keys)
     folder = f"images/{options.plate}"
-    _write_table(options, table, locations, {channel: [folder] * len(table) for channel in locations})
+    _write_table(
+        options, table, locations, {channel: [folder] * len(table) for channel in locations}
+    )
     count = len(table) * len(locations)
-    console.print(f"{options.out}: {len(table)} sites, {count} images ({received / 1e9:.2f} GB received)")
+    console.print(
+        f"{options.out}: {len(table)} sites, {count} images ({received / 1e9:.2f} GB received)"
+    )
 
 
 #: Channel → (file names, folders), one a site.
@@ -164,13 +171,21 @@ def _images(
     }
     missing = {path: url for path, url in wanted.items() if not path.is_file()}
     if len(missing) < len(wanted):
-        console.print(f"resuming: {len(wanted) - len(missing)} of {len(wanted)} images are already there")
-    results = in_parallel(lambda item: download_if_there(item[1], item[0]), missing.items(), options.downloads)
-    followed = track(results, total=len(wanted), label="fetching", unit="images", done=len(wanted) - len(missing))
+        console.print(
+            f"resuming: {len(wanted) - len(missing)} of {len(wanted)} images are already there"
+        )
+    results = in_parallel(
+        lambda item: download_if_there(item[1], item[0]), missing.items(), options.downloads
+    )
+    followed = track(
+        results, total=len(wanted), label="fetching", unit="images", done=len(wanted) - len(missing)
+    )
     sizes = dict(zip(missing, followed, strict=True))
     whole = pd.Series(True, index=table.index)
     for names, _ in locations.values():
-        whole &= pd.Series([sizes.get(images / name) is not None or images / name not in sizes for name in names])
+        whole &= pd.Series(
+            [sizes.get(images / name) is not None or images / name not in sizes for name in names]
+        )
     gone = {path: wanted[path] for path, size in sizes.items() if size is None}
     _tell_missing(options, gone, table, whole)
     kept: Locations = {
@@ -180,14 +195,18 @@ def _images(
     return table[whole].reset_index(drop=True), kept, sum(size or 0 for size in sizes.values())
 
 
-def _tell_missing(options: FetchConfig, gone: dict[Path, str], table: pd.DataFrame, whole: pd.Series) -> None:
+def _tell_missing(
+    options: FetchConfig, gone: dict[Path, str], table: pd.DataFrame, whole: pd.Series
+) -> None:
     """Say which sites are left out since the gallery lacks images of them (jump-cellpainting/datasets#78)."""
     listed = options.out / "missing_images.csv"
     if not gone:
         listed.unlink(missing_ok=True)
         return
     if not whole.any():
-        raise InputError(f"{next(iter(gone.values()))}: no site has all its images there (HTTP 404); check --plate")
+        raise InputError(
+            f"{next(iter(gone.values()))}: no site has all its images there (HTTP 404); check --plate"
+        )
     with atomic(listed) as temporary:
         pd.DataFrame({"url": list(gone.values())}).to_csv(temporary, index=False)
     first = table[~whole].iloc[0]
@@ -197,7 +216,9 @@ def _tell_missing(options: FetchConfig, gone: dict[Path, str], table: pd.DataFra
     )
 
 
-def _write_table(options: FetchConfig, table: pd.DataFrame, locations: Locations, paths: dict[str, list[str]]) -> None:
+def _write_table(
+    options: FetchConfig, table: pd.DataFrame, locations: Locations, paths: dict[str, list[str]]
+) -> None:
     for channel, (names, _) in locations.items():
         table[f"FileName_Orig{channel}"] = list(names)
         table[f"PathName_Orig{channel}"] = paths[channel]
@@ -211,15 +232,22 @@ def _illumination(options: FetchConfig, locations: Locations) -> None:
     for channel in locations:
         name = _plain_name(f"{options.plate}_Illum{channel}.npy", "load_data.csv")
         key = f"{options.root}/images/{options.batch}/illum/{options.plate}/{name}"
-        if download_if_there(f"{options.base_url}/{urllib.parse.quote(key)}", folder / name) is None:
-            console.print(f"note: the gallery has no illumination function of channel {channel} of {options.plate}")
+        if (
+            download_if_there(f"{options.base_url}/{urllib.parse.quote(key)}", folder / name)
+            is None
+        ):
+            console.print(
+                f"note: the gallery has no illumination function of channel {channel} of {options.plate}"
+            )
 
 
 def _plate_table(options: FetchConfig) -> tuple[pd.DataFrame, Locations]:
     """The chosen sites with all metadata, and where their files lie."""
     tables = make_folder(options.out / "metadata")
     folder = f"workspace/load_data_csv/{options.batch}/{options.plate}"
-    original = _first_table(options, [f"{folder}/load_data.csv", f"{folder}/load_data.csv.gz"], tables)
+    original = _first_table(
+        options, [f"{folder}/load_data.csv", f"{folder}/load_data.csv.gz"], tables
+    )
     table = read_table(original)
     table.insert(0, "row", range(2, 2 + len(table)))
     normalise_position(table, original)
@@ -232,9 +260,15 @@ def _plate_table(options: FetchConfig) -> tuple[pd.DataFrame, Locations]:
     chosen = names_in(options.channels) or tuple(locations)
     for channel in chosen:
         if channel not in locations:
-            raise InputError(f"--channels {channel}: the plate has no such channel; it has {', '.join(locations)}")
+            raise InputError(
+                f"--channels {channel}: the plate has no such channel; it has {', '.join(locations)}"
+            )
     found = _checked(options, {channel: locations[channel] for channel in chosen})
-    kept = [column for column in joined.columns if not FILE_COLUMN_PATTERN.match(column) and column != "row"]
+    kept = [
+        column
+        for column in joined.columns
+        if not FILE_COLUMN_PATTERN.match(column) and column != "row"
+    ]
     return joined[kept].copy(), found
 
 
@@ -259,17 +293,27 @@ def _of_platemap(table: pd.DataFrame, options: FetchConfig, tables: Path) -> pd.
     barcodes = read_table(barcodes_file)
     for column in ("Assay_Plate_Barcode", "Plate_Map_Name"):
         if column not in barcodes.columns:
-            raise InputError(f"{barcodes_file}: column {column} is missing; delete the file and try again")
+            raise InputError(
+                f"{barcodes_file}: column {column} is missing; delete the file and try again"
+            )
     names = barcodes.loc[barcodes["Assay_Plate_Barcode"] == options.plate, "Plate_Map_Name"]
     if names.empty:
-        raise InputError(f"--plate {options.plate}: is not in {barcodes_file.name} of batch {options.batch}")
+        raise InputError(
+            f"--plate {options.plate}: is not in {barcodes_file.name} of batch {options.batch}"
+        )
     name = _plain_name(names.iloc[0], f"{barcodes_file}, Plate_Map_Name")
     platemap = _table(options, f"{maps}/platemap/{name}.txt", tables)
     external = "workspace/metadata/external_metadata"
     try:
-        compounds = _table(options, f"{external}/{name.replace('_platemap', '_metadata')}.tsv", tables)
+        compounds = _table(
+            options, f"{external}/{name.replace('_platemap', '_metadata')}.tsv", tables
+        )
     except NotThere:
-        others = [found for found in _listed(options, f"{options.root}/{external}") if found.endswith(".tsv")]
+        others = [
+            found
+            for found in _listed(options, f"{options.root}/{external}")
+            if found.endswith(".tsv")
+        ]
         if len(others) != 1:
             console.print(
                 f"note: the gallery has {len(others)} tables of compounds for this plate; platemap alone is joined"
@@ -286,7 +330,9 @@ def _checked(options: FetchConfig, locations: Locations) -> Locations:
         InputError: two channels name the same file, and it cannot be told whose it is.
     """
     names = {channel: files for channel, (files, _) in locations.items()}
-    if options.accession == gallery.IN_JUMP_METADATA and (note := gallery.order_note(options.source, names)):
+    if options.accession == gallery.IN_JUMP_METADATA and (
+        note := gallery.order_note(options.source, names)
+    ):
         console.print(f"note: {note}")
     pair = gallery.twins(names)
     if pair is None:
@@ -299,7 +345,11 @@ def _checked(options: FetchConfig, locations: Locations) -> Locations:
         for name, folder in zip(files, folders, strict=True):
             key = _image_key(folder, options)
             if key not in listings:
-                listings[key] = _listed(options, key) if options.accession == gallery.ACCESSIONS["cpg0012"][0] else []
+                listings[key] = (
+                    _listed(options, key)
+                    if options.accession == gallery.ACCESSIONS["cpg0012"][0]
+                    else []
+                )
             found.append(gallery.untwinned(name, channel, listings[key]))
         if None in found:
             raise InputError(
@@ -320,12 +370,16 @@ def _listed(options: FetchConfig, folder: str) -> list[str]:
     token = ""
     while True:
         asked = {"list-type": "2", "prefix": f"{folder}/", "delimiter": "/"}
-        query = urllib.parse.urlencode({**asked, **({"continuation-token": token} if token else {})})
+        query = urllib.parse.urlencode(
+            {**asked, **({"continuation-token": token} if token else {})}
+        )
         page = options.out / "metadata" / ".listing"
         download(f"{options.base_url}/?{query}", page)
         text = page.read_text()
         page.unlink()
-        found += [html.unescape(key).rpartition("/")[2] for key in re.findall("<Key>(.*?)</Key>", text)]
+        found += [
+            html.unescape(key).rpartition("/")[2] for key in re.findall("<Key>(.*?)</Key>", text)
+        ]
         following = re.search("<NextContinuationToken>(.*?)</NextContinuationToken>", text)
         if following is None:
             return found
@@ -340,7 +394,9 @@ def _choose_sites(table: pd.DataFrame, options: FetchConfig, source: Path) -> pd
     if wells:
         table = table[table[WELL].isin(wells)]
     if options.sites:
-        order = pd.to_numeric(table[SITE], errors="coerce").groupby(table[WELL]).rank(method="first")
+        order = (
+            pd.to_numeric(table[SITE], errors="coerce").groupby(table[WELL]).rank(method="first")
+        )
         table = table[order <= options.sites]
     return table.reset_index(drop=True)
 
@@ -370,5 +426,9 @@ def _image_key(folder: str, options: FetchConfig) -> str:
     """
     parts = [part for part in folder.replace("\\", "/").split("/") if part]
     if options.batch not in parts:
-        raise InputError(f"load_data.csv of {options.plate}: folder {folder!r} does not name batch {options.batch}")
-    return "/".join([options.root, "images", *parts[len(parts) - 1 - parts[::-1].index(options.batch) :]])
+        raise InputError(
+            f"load_data.csv of {options.plate}: folder {folder!r} does not name batch {options.batch}"
+        )
+    return "/".join(
+        [options.root, "images", *parts[len(parts) - 1 - parts[::-1].index(options.batch) :]]
+    )

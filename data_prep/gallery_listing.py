@@ -43,7 +43,9 @@ ACCESSIONS: dict[str, tuple[str, str, str]] = {
 #: Channels in the order in which microscopes of cpg0016 number them, of the sources on which both of JUMP's catalogues
 #: agree (jump-cellpainting/datasets#164, and its channel_mapping.csv, which was withdrawn).
 ORDERS = {
-    **dict.fromkeys(("source_2", "source_5", "source_6", "source_10"), ("DNA", "ER", "RNA", "AGP", "Mito")),
+    **dict.fromkeys(
+        ("source_2", "source_5", "source_6", "source_10"), ("DNA", "ER", "RNA", "AGP", "Mito")
+    ),
     **dict.fromkeys(("source_3", "source_4", "source_8"), ("Mito", "AGP", "RNA", "ER", "DNA")),
     "source_9": ("ER", "Mito", "AGP", "DNA", "RNA"),
 }
@@ -59,15 +61,22 @@ def named(accession: str, source: str, batch: str) -> tuple[str, str, str]:
     Raises:
         InputError: source or batch must be named.
     """
-    known = next((names for key, names in ACCESSIONS.items() if accession in (key, names[0])), (accession, "broad", ""))
+    known = next(
+        (names for key, names in ACCESSIONS.items() if accession in (key, names[0])),
+        (accession, "broad", ""),
+    )
     found = (known[0], source or known[1], batch or known[2])
     for flag, name in zip(("accession", "source", "batch"), found, strict=True):
         if not name:
-            raise InputError(f"--{flag}: say which of {accession}; its folders are listed at {GALLERY}/index.html")
+            raise InputError(
+                f"--{flag}: say which of {accession}; its folders are listed at {GALLERY}/index.html"
+            )
     return found
 
 
-def jump_perturbations(folder: Path, sites: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[str]]:
+def jump_perturbations(
+    folder: Path, sites: pd.DataFrame, source: str
+) -> tuple[pd.DataFrame, list[str]]:
     """Sites of cpg0016 with what JUMP's tables say of their wells, and the wells of which they say nothing.
 
     Some wells have images and stand in no table (jump-cellpainting/datasets#24 and #75): those are given back by name.
@@ -83,20 +92,30 @@ def jump_perturbations(folder: Path, sites: pd.DataFrame, source: str) -> tuple[
     ):
         for column in columns:
             if column not in table.columns:
-                raise InputError(f"{folder / name}: column {column} is missing; delete the file and try again")
+                raise InputError(
+                    f"{folder / name}: column {column} is missing; delete the file and try again"
+                )
     plate = sites[PLATE].iloc[0]
     wells = wells[(wells["Metadata_Source"] == source) & (wells[PLATE] == plate)]
     if wells.empty:
-        raise InputError(f"--plate {plate}: {JUMP_TABLES[0]} of JUMP knows no well of it in {source}")
-    told = wells.assign(**{WELL: wells[WELL].map(normalise_well)})[[WELL, JUMP_ID]].drop_duplicates(WELL)
+        raise InputError(
+            f"--plate {plate}: {JUMP_TABLES[0]} of JUMP knows no well of it in {source}"
+        )
+    told = wells.assign(**{WELL: wells[WELL].map(normalise_well)})[[WELL, JUMP_ID]].drop_duplicates(
+        WELL
+    )
     for table in (compounds, controls):
         told = told.merge(table.drop_duplicates(JUMP_ID), on=JUMP_ID, how="left")
     told = told.fillna("").rename(columns={"Metadata_Name": "Metadata_pert_iname"})
-    told["Metadata_pert_iname"] = told["Metadata_pert_iname"].where(told["Metadata_pert_iname"] != "", told[JUMP_ID])
+    told["Metadata_pert_iname"] = told["Metadata_pert_iname"].where(
+        told["Metadata_pert_iname"] != "", told[JUMP_ID]
+    )
     unknown = sorted(set(sites[WELL]) - set(told[WELL]))
     kept = sites[~sites[WELL].isin(unknown)]
     replaced = [column for column in told.columns if column in kept.columns and column != WELL]
-    return kept.drop(columns=replaced).merge(told, on=WELL, how="left", validate="many_to_one"), unknown
+    return kept.drop(columns=replaced).merge(
+        told, on=WELL, how="left", validate="many_to_one"
+    ), unknown
 
 
 def twins(names: dict[str, pd.Series]) -> tuple[str, str] | None:
@@ -125,9 +144,17 @@ def order_note(source: str, names: dict[str, pd.Series]) -> str:
     """A sentence where file names number channels otherwise than JUMP's catalogues say; else empty."""
     order, wrong = ORDERS.get(source, ()), []
     for channel, files in names.items():
-        numbers = {next(filter(None, found.groups())) for name in files if (found := NUMBER.search(name))}
-        if channel in order and numbers and {int(number) for number in numbers} != {order.index(channel) + 1}:
-            wrong.append(f"{channel} is {', '.join(sorted(numbers))} and not {order.index(channel) + 1}")
+        numbers = {
+            next(filter(None, found.groups())) for name in files if (found := NUMBER.search(name))
+        }
+        if (
+            channel in order
+            and numbers
+            and {int(number) for number in numbers} != {order.index(channel) + 1}
+        ):
+            wrong.append(
+                f"{channel} is {', '.join(sorted(numbers))} and not {order.index(channel) + 1}"
+            )
     if not wrong:
         return ""
     return (

@@ -56,7 +56,9 @@ class Estimate:
     out: Path
 
 
-def given(folder: Path, plates: Iterable[str], channels: Sequence[str]) -> dict[tuple[str, str], Path]:
+def given(
+    folder: Path, plates: Iterable[str], channels: Sequence[str]
+) -> dict[tuple[str, str], Path]:
     """Where the functions of plates and channels lie: `FOLDER/PLATE/PLATE_IllumCHANNEL.npy`, or without the `PLATE/`.
 
     Raises:
@@ -69,7 +71,9 @@ def given(folder: Path, plates: Iterable[str], channels: Sequence[str]) -> dict[
         for channel in channels:
             name = f"{plate}_Illum{channel}.npy"
             if Path(name).name != name or Path(plate).name != plate:
-                raise InputError(f"--illumination {folder}: plate {plate!r} cannot be part of a file's name; rename it")
+                raise InputError(
+                    f"--illumination {folder}: plate {plate!r} cannot be part of a file's name; rename it"
+                )
             paths = [path for path in (folder / plate / name, folder / name) if path.is_file()]
             if not paths:
                 raise InputError(
@@ -89,32 +93,44 @@ def read_function(path: Path) -> Float32[np.ndarray, "h w"]:
     """
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-        sound = isinstance(values, np.ndarray) and values.ndim == 2 and 0 < values.size <= LARGEST_SITE
+        sound = (
+            isinstance(values, np.ndarray) and values.ndim == 2 and 0 < values.size <= LARGEST_SITE
+        )
         sound = sound and values.dtype.kind in "fiu"
         function = np.asarray(values, np.float32) if sound else None
     except Exception as error:  # numpy raises many kinds for files that are no arrays
         raise InputError(f"{path}: cannot be read as an illumination function ({error})") from error
     if function is None:
-        raise InputError(f"{path}: is no illumination function: an array (height, width) of numbers is needed")
+        raise InputError(
+            f"{path}: is no illumination function: an array (height, width) of numbers is needed"
+        )
     if not (np.isfinite(function) & (function > 0)).all():
-        raise InputError(f"{path}: holds values that are not finite and positive; no image can be divided by them")
+        raise InputError(
+            f"{path}: holds values that are not finite and positive; no image can be divided by them"
+        )
     function.setflags(write=False)
     return function
 
 
-def divide(plane: UInt[np.ndarray, "h w"], function: Float[np.ndarray, "h w"]) -> UInt[np.ndarray, "h w"]:
+def divide(
+    plane: UInt[np.ndarray, "h w"], function: Float[np.ndarray, "h w"]
+) -> UInt[np.ndarray, "h w"]:
     """A plane under even light: rounded, and kept in the range of its type."""
     return np.clip(np.rint(plane / function), 0, np.iinfo(plane.dtype).max).astype(plane.dtype)
 
 
-def correct(planes: Mapping[Plane, UInt[np.ndarray, "_ _"]], site: Site) -> dict[Plane, UInt[np.ndarray, "_ _"]]:
+def correct(
+    planes: Mapping[Plane, UInt[np.ndarray, "_ _"]], site: Site
+) -> dict[Plane, UInt[np.ndarray, "_ _"]]:
     """The planes of a site under even light; as they are where it has no functions.
 
     Raises:
         InputError: a function has another size than the plane.
     """
     corrected = dict(planes)
-    for key, path in dict(zip((*site.stored, *site.segmented), site.functions, strict=False)).items():
+    for key, path in dict(
+        zip((*site.stored, *site.segmented), site.functions, strict=False)
+    ).items():
         if key in planes:
             function = read_function(path)
             require_size(function, planes[key].shape, site, path)
@@ -122,7 +138,9 @@ def correct(planes: Mapping[Plane, UInt[np.ndarray, "_ _"]], site: Site) -> dict
     return corrected
 
 
-def require_size(function: Shaped[np.ndarray, "_ _"], shape: tuple[int, ...], site: Site, path: Path) -> None:
+def require_size(
+    function: Shaped[np.ndarray, "_ _"], shape: tuple[int, ...], site: Site, path: Path
+) -> None:
     """Refuse a function of another size than the images that it is to divide.
 
     Raises:
@@ -165,10 +183,14 @@ def _averaged(plane: UInt[np.ndarray, "h w"]) -> Float32[np.ndarray, "_ _"]:
 
     scale = min(GRID / max(plane.shape), 1.0)
     shape = tuple(max(round(side * scale), 1) for side in plane.shape)
-    return resize_local_mean(plane.astype(np.float32), shape, preserve_range=True).astype(np.float32)
+    return resize_local_mean(plane.astype(np.float32), shape, preserve_range=True).astype(
+        np.float32
+    )
 
 
-def smooth_light(light: Float[np.ndarray, "_ _"], shape: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
+def smooth_light(
+    light: Float[np.ndarray, "_ _"], shape: tuple[int, int]
+) -> Float32[np.ndarray, "h w"]:
     """The polynomial in rows and columns that the logarithm of `light` follows, at another size, about 1 or more."""
     values = np.log(np.maximum(light, np.finfo(np.float32).tiny)).astype(np.float64).ravel()
     terms = _terms(light.shape)
@@ -176,7 +198,9 @@ def smooth_light(light: Float[np.ndarray, "_ _"], shape: tuple[int, int]) -> Flo
     for _ in range(ROUNDS):
         fitted = np.linalg.lstsq(terms * weights[:, None], values * weights, rcond=None)[0]
         rest = np.abs(values - terms @ fitted)
-        scale = max(1.5 * 1.4826 * float(np.median(rest)), 1e-9)  # Huber's bound, in robust deviations
+        scale = max(
+            1.5 * 1.4826 * float(np.median(rest)), 1e-9
+        )  # Huber's bound, in robust deviations
         weights = np.sqrt(1 / np.maximum(rest / scale, 1))
     function = np.exp(_terms(shape) @ fitted).reshape(shape)
     return (function / np.percentile(function, MINIMUM_PERCENTILE)).astype(np.float32)
@@ -199,7 +223,10 @@ def edge_to_centre(image: Shaped[np.ndarray, "h w"]) -> float:
 
 
 def with_functions(
-    sites: list[Site], plates: Sequence[str], channels: Sequence[str], paths: Mapping[tuple[str, str], Path]
+    sites: list[Site],
+    plates: Sequence[str],
+    channels: Sequence[str],
+    paths: Mapping[tuple[str, str], Path],
 ) -> list[Site]:
     """Sites that know what each of their planes is divided by; `channels` of what they store and segment, in order."""
     return [
@@ -249,12 +276,21 @@ def estimate_all(
         chosen = np.unique(np.linspace(0, len(here) - 1, MOST_SITES).round().astype(int))
         for channel in dict.fromkeys(channels):
             one = tuple(_alone(sites[here[k]], channels.index(channel)) for k in chosen)
-            name = hashlib.sha256(f"{plate}\0{channel}".encode()).hexdigest()  # plates are not named for files
+            name = hashlib.sha256(
+                f"{plate}\0{channel}".encode()
+            ).hexdigest()  # plates are not named for files
             tasks.append(Estimate(plate, channel, one, shapes[here[0]], folder / f"{name}.npy"))
-    digests = track(pool.in_order(estimate, tasks), total=len(tasks), label="estimating light", unit="functions")
-    return {(task.plate, task.channel): (task.out, digest) for task, digest in zip(tasks, digests, strict=True)}
+    digests = track(
+        pool.in_order(estimate, tasks), total=len(tasks), label="estimating light", unit="functions"
+    )
+    return {
+        (task.plate, task.channel): (task.out, digest)
+        for task, digest in zip(tasks, digests, strict=True)
+    }
 
 
 def _alone(site: Site, at: int) -> Site:
     """The site with one of its channels, to be read as it is."""
-    return replace(site, stored=((*site.stored, *site.segmented)[at],), segmented=(), channels=(), functions=())
+    return replace(
+        site, stored=((*site.stored, *site.segmented)[at],), segmented=(), channels=(), functions=()
+    )

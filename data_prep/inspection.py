@@ -11,7 +11,14 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.site_table import FILE, IDENTITY_COLUMNS, SiteTable, choose_label, merged_identities, read_sites
+from data_prep.site_table import (
+    FILE,
+    IDENTITY_COLUMNS,
+    SiteTable,
+    choose_label,
+    merged_identities,
+    read_sites,
+)
 from data_prep.sources import probe_planes
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import PlainConsole, terminal_text
@@ -80,7 +87,9 @@ def inspect(options: InspectConfig) -> None:
     if len({shape for counts in sizes.values() for shape, _ in counts}) > 1:
         found.append("sites differ in size; training needs one size: build with --resize N")
     if deepest > 1:
-        found.append(f"files hold stacks of up to {deepest} planes: build with --project max, mean or middle")
+        found.append(
+            f"files hold stacks of up to {deepest} planes: build with --project max, mean or middle"
+        )
     for warning in found:
         out.print(Text.assemble(("warning", "yellow"), f": {terminal_text(warning)}"))
     _refuse_missing(table)
@@ -112,7 +121,9 @@ def warnings(sites: pd.DataFrame, label_column: str) -> list[str]:
         )
     share = sites[label_column].value_counts(normalize=True)
     if share.iloc[0] >= 1 / 3:
-        found.append(f"{share.index[0]} is {share.iloc[0]:.1%} of all sites: always answering it scores that much")
+        found.append(
+            f"{share.index[0]} is {share.iloc[0]:.1%} of all sites: always answering it scores that much"
+        )
     if len(per_class) == 1:
         found.append(f"{label_column} has a single class: there is nothing to predict")
     return found
@@ -125,9 +136,13 @@ def _counts(table: SiteTable) -> Table:
     shown = Table(title=str(table.source), title_justify="left", show_header=False)
     shown.add_row("plates", str(sites[PLATE].nunique()))
     shown.add_row("wells", f"{len(wells)}  ({_span(per_plate)} a plate)")
-    shown.add_row("sites", f"{len(sites)}  ({_span(per_well)} a well, {sites[SITE].nunique()} site numbers)")
+    shown.add_row(
+        "sites", f"{len(sites)}  ({_span(per_well)} a well, {sites[SITE].nunique()} site numbers)"
+    )
     shown.add_row("channels", ", ".join(table.channels))
-    shown.add_row("metadata", ", ".join(column.removeprefix("Metadata_") for column in table.metadata_columns))
+    shown.add_row(
+        "metadata", ", ".join(column.removeprefix("Metadata_") for column in table.metadata_columns)
+    )
     return shown
 
 
@@ -143,7 +158,9 @@ def _sizes(table: SiteTable) -> tuple[dict[str, Counter], int]:
     deepest = 1
     rows = table.sites.iloc[picked].to_dict("records")
     for row in track(rows, total=len(rows), label="sampling files", unit="sites"):
-        planes = {channel: row[FILE + channel] for channel in table.channels if row[FILE + channel].file}
+        planes = {
+            channel: row[FILE + channel] for channel in table.channels if row[FILE + channel].file
+        }
         probes = probe_planes(planes.values(), table.where(row))
         for channel, plane in planes.items():
             sizes[channel][probes[plane].shape, probes[plane].dtype.name] += 1
@@ -161,8 +178,15 @@ def _channels(table: SiteTable, sizes: dict[str, Counter]) -> Table:
         shown.add_column(heading)
     for channel in table.channels:
         missing = int(_missing(table, channel).sum())
-        kinds = ", ".join(f"{h} x {w} {dtype} ({n})" for ((h, w), dtype), n in sizes[channel].most_common(4))
-        shown.add_row(channel, str(len(table) - missing), Text(str(missing), "red" if missing else ""), kinds or "-")
+        kinds = ", ".join(
+            f"{h} x {w} {dtype} ({n})" for ((h, w), dtype), n in sizes[channel].most_common(4)
+        )
+        shown.add_row(
+            channel,
+            str(len(table) - missing),
+            Text(str(missing), "red" if missing else ""),
+            kinds or "-",
+        )
     return shown
 
 

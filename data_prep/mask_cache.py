@@ -30,7 +30,12 @@ CACHE_BYTES = 4 << 30
 
 def mask_key(image: UInt[np.ndarray, "h w c"], segmenter: dict[str, Any]) -> str:
     """SHA-256 of the pixels a segmenter is given and of its provenance (engine, version, weights, parameters)."""
-    described = {"mask": MASK_VERSION, "segmenter": segmenter, "shape": image.shape, "dtype": image.dtype.str}
+    described = {
+        "mask": MASK_VERSION,
+        "segmenter": segmenter,
+        "shape": image.shape,
+        "dtype": image.dtype.str,
+    }
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()

@@ -28,7 +28,9 @@ def work_folder(out: Path, doing: str) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"{work}: another {name} is at work there; wait for it or choose another --out") from error
+            raise InputError(
+                f"{work}: another {name} is at work there; wait for it or choose another --out"
+            ) from error
         yield work
 
 
@@ -62,5 +64,7 @@ def creation_time() -> str:
     try:
         moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
     except (ValueError, OverflowError, OSError) as error:
-        raise InputError(f"SOURCE_DATE_EPOCH={epoch}: must be whole seconds since 1970, or not be set") from error
+        raise InputError(
+            f"SOURCE_DATE_EPOCH={epoch}: must be whole seconds since 1970, or not be set"
+        ) from error
     return moment.isoformat(timespec="seconds")

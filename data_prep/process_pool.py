@@ -44,7 +44,9 @@ class TaskPool:
     def __enter__(self) -> TaskPool:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
         raise NotImplementedError
 
     def _send(self, number: int, function: Callable, task: Any) -> None:
@@ -60,7 +62,9 @@ class TaskPool:
         (result,) = self.in_order(_Spread(function), [arguments])
         return result
 
-    def as_completed(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def as_completed(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task]
+    ) -> Iterator[Result]:
         """Results in whatever order they come."""
         pending = 0
         for number, task in enumerate(tasks):
@@ -72,7 +76,9 @@ class TaskPool:
         for _ in range(pending):
             yield self._receive()[1]
 
-    def in_order(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def in_order(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task]
+    ) -> Iterator[Result]:
         """Results in the order of the tasks."""
         early: dict[int, Result] = {}
         sent = given = 0
@@ -108,7 +114,9 @@ class Pool(TaskPool):
         """Processes."""
         return self._workers
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
         """Stop the processes: at once after an error, and else once they have nothing left to do."""
         for process, pipe in zip(self._processes, self._pipes, strict=True):
             if kind is not None:
@@ -168,11 +176,18 @@ class Pool(TaskPool):
             while True:
                 for pipe in cast("list[Connection]", wait(pipes)):
                     self._results.put((pipes.index(pipe), *pipe.recv()))
-        except (EOFError, OSError, ValueError, TypeError):  # a worker is gone, or the pool was closed
+        except (
+            EOFError,
+            OSError,
+            ValueError,
+            TypeError,
+        ):  # a worker is gone, or the pool was closed
             self._results.put((None, None, None, None))
 
 
-def by_chunks(pool: TaskPool, function: Callable[[list], list], items: list[Any], label: str) -> Iterator[Any]:
+def by_chunks(
+    pool: TaskPool, function: Callable[[list], list], items: list[Any], label: str
+) -> Iterator[Any]:
     """The results of a function of many sites, one a site, in their order, with its progress."""
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     results = (result for chunk in pool.in_order(function, chunks) for result in chunk)

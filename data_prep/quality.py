@@ -49,8 +49,14 @@ def site_quality(
         columns[f"focus_{channel}"] = spectrum_slope(plane)
         columns[f"laplacian_{channel}"] = laplacian_variance(plane)
         columns[f"saturated_{channel}"] = saturated_share(plane)
-        columns[f"background_{channel}"] = float(np.median(plane[outside])) if outside.any() else np.nan
-    return {**columns, "border_cells": border_share(mask), "debris": float(debris_like(mask, segmented))}
+        columns[f"background_{channel}"] = (
+            float(np.median(plane[outside])) if outside.any() else np.nan
+        )
+    return {
+        **columns,
+        "border_cells": border_share(mask),
+        "debris": float(debris_like(mask, segmented)),
+    }
 
 
 def spectrum_slope(plane: UInt[np.ndarray, "h w"]) -> float:
@@ -81,7 +87,9 @@ def _window(shape: tuple[int, int]) -> Float[np.ndarray, "h w"]:
 @functools.lru_cache(maxsize=4)
 def _bands(shape: tuple[int, int]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " bands"]]:
     """The band of every value of `rfft2`, `BANDS` for what is in none, and how many values each has."""
-    frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]).ravel()
+    frequency = np.hypot(
+        np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]
+    ).ravel()
     edges = np.geomspace(FREQUENCIES[0], FREQUENCIES[1], BANDS + 1)
     band = np.searchsorted(edges, frequency, side="right") - 1
     band[(band < 0) | (band >= BANDS)] = BANDS
@@ -94,14 +102,20 @@ def laplacian_variance(plane: UInt[np.ndarray, "h w"]) -> float:
     if min(values.shape) < 3:
         return float("nan")
     inner = values[1:-1, 1:-1]
-    laplacian = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:] - 4 * inner
+    laplacian = (
+        values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:] - 4 * inner
+    )
     return float(laplacian.var(dtype=np.float64))
 
 
 def saturated_share(plane: UInt[np.ndarray, "h w"]) -> float:
     """Share of the pixels at the camera's full scale, where the brightest pixel is at one."""
     brightest = int(plane.max())
-    return float(np.count_nonzero(plane == brightest) / plane.size) if brightest in FULL_SCALES else 0.0
+    return (
+        float(np.count_nonzero(plane == brightest) / plane.size)
+        if brightest in FULL_SCALES
+        else 0.0
+    )
 
 
 def border_share(mask: UInt16[np.ndarray, "h w"]) -> float:

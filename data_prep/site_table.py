@@ -126,12 +126,16 @@ def read_sites(
     for channel in chosen:
         sites[FILE + channel] = [
             Plane(file, project=project, **selection)
-            for file, selection in zip(place(channel), _selections(table, channel, source), strict=True)
+            for file, selection in zip(
+                place(channel), _selections(table, channel, source), strict=True
+            )
         ]
     files = {"load_data": load_data, "platemap": platemap, "compounds": compounds}
     sha256 = {name: file_digest(Path(path)) for name, path in files.items() if path}
     if load_data is None:
-        sha256["images"] = hashlib.sha256(table.drop(columns=stores.IMAGE).to_csv(index=False).encode()).hexdigest()
+        sha256["images"] = hashlib.sha256(
+            table.drop(columns=stores.IMAGE).to_csv(index=False).encode()
+        ).hexdigest()
     return SiteTable(sites, chosen, source, sha256)
 
 
@@ -149,7 +153,9 @@ def _names_files(table: pd.DataFrame, images: str, load_data: Path | None) -> bo
     return not {f"{plate}.zarr" for plate in plates} & set(names_of_folder(images))
 
 
-def _in_files(table: pd.DataFrame, sites: pd.DataFrame, images: str, source: Path | str, must_exist: bool) -> Places:
+def _in_files(
+    table: pd.DataFrame, sites: pd.DataFrame, images: str, source: Path | str, must_exist: bool
+) -> Places:
     locations = file_locations(table, source)
     finder = FileFinder(images, must_exist)
 
@@ -163,14 +169,20 @@ def _in_files(table: pd.DataFrame, sites: pd.DataFrame, images: str, source: Pat
     return tuple(locations), place
 
 
-def _in_stores(table: pd.DataFrame, sites: pd.DataFrame, images: str, source: Path | str, _: bool) -> Places:
+def _in_stores(
+    table: pd.DataFrame, sites: pd.DataFrame, images: str, source: Path | str, _: bool
+) -> Places:
     finder = stores.StoreFinder(images)
     files = (
         list(table[stores.IMAGE])
         if stores.IMAGE in table.columns
         else [finder.find(row, f"{source}, row {row['row']}") for row in sites.to_dict("records")]
     )
-    named = [column.removeprefix("Channel_Orig") for column in table.columns if column.startswith("Channel_Orig")]
+    named = [
+        column.removeprefix("Channel_Orig")
+        for column in table.columns
+        if column.startswith("Channel_Orig")
+    ]
     available = tuple(named or zarrs.channel_names(files[0], str(source)))
     if not available:
         raise InputError(
@@ -185,7 +197,9 @@ def _choose(
     chosen = asked or available
     for channel in chosen + also:
         if channel not in available:
-            raise InputError(f"--channels {channel}: {source} has no such channel; it has {', '.join(available)}")
+            raise InputError(
+                f"--channels {channel}: {source} has no such channel; it has {', '.join(available)}"
+            )
     if len(set(chosen)) < len(chosen):
         raise InputError(f"--channels {','.join(chosen)}: a channel is named twice")
     return tuple(dict.fromkeys(chosen + also))
@@ -214,7 +228,9 @@ def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path | str) 
                 f"--label-column {label_column}: columns of {load_data} that tell of a site begin with Metadata_; "
                 f"rename it there to Metadata_{label_column}"
             )
-        raise InputError(f"--label-column {label_column}: {load_data} has no such column; it has {', '.join(have)}")
+        raise InputError(
+            f"--label-column {label_column}: {load_data} has no such column; it has {', '.join(have)}"
+        )
     empty = sites.loc[sites[label_column] == "", "row"]
     if len(empty):
         raise InputError(
@@ -235,11 +251,15 @@ def merged_identities(sites: pd.DataFrame, label_column: str) -> list[str]:
         several = values[values > 1]
         if len(several):
             examples = ", ".join(f"{label} ({count})" for label, count in several.head(4).items())
-            notes.append(f"{label_column} merges several {column} in {len(several)} of its classes: {examples}")
+            notes.append(
+                f"{label_column} merges several {column} in {len(several)} of its classes: {examples}"
+            )
     return notes
 
 
-def file_locations(table: pd.DataFrame, source: Path | str) -> dict[str, tuple[pd.Series, pd.Series]]:
+def file_locations(
+    table: pd.DataFrame, source: Path | str
+) -> dict[str, tuple[pd.Series, pd.Series]]:
     """Channel → (file names, folders), one a row, in the order of the table's columns.
 
     Raises:
@@ -247,21 +267,32 @@ def file_locations(table: pd.DataFrame, source: Path | str) -> dict[str, tuple[p
     """
     nowhere = pd.Series("", index=table.index)
     for prefix, kind in FILE_COLUMNS:
-        columns = {match[1]: column for column in table.columns if (match := re.fullmatch(prefix + "(.+)", column))}
+        columns = {
+            match[1]: column
+            for column in table.columns
+            if (match := re.fullmatch(prefix + "(.+)", column))
+        }
         if kind == "name":
             found = {
-                channel: (table[column], table.get(column.replace("FileName_", "PathName_", 1), nowhere))
+                channel: (
+                    table[column],
+                    table.get(column.replace("FileName_", "PathName_", 1), nowhere),
+                )
                 for channel, column in columns.items()
             }
         else:
             paths = {
-                channel: table[column].str.replace(r"^[a-z0-9]+:/+", "/", regex=True).str.rpartition("/")
+                channel: table[column]
+                .str.replace(r"^[a-z0-9]+:/+", "/", regex=True)
+                .str.rpartition("/")
                 for channel, column in columns.items()
             }
             found = {channel: (path[2], path[0]) for channel, path in paths.items()}
         if found:
             return found
-    raise InputError(f"{source}: has no FileName_Orig<CHANNEL> column, so no channel can be found by name")
+    raise InputError(
+        f"{source}: has no FileName_Orig<CHANNEL> column, so no channel can be found by name"
+    )
 
 
 def _selections(table: pd.DataFrame, channel: str, source: Path | str) -> list[dict[str, Any]]:
@@ -279,7 +310,9 @@ def _selections(table: pd.DataFrame, channel: str, source: Path | str) -> list[d
     for kind, field in NUMBERS.items():
         for row, (text, selection) in enumerate(zip(column(kind), found, strict=True), FIRST_ROW):
             if text and not re.fullmatch("[0-9]{1,9}", text):
-                raise InputError(f"{source}, row {row}: {kind}_Orig{channel} is {text!r}; it must be a number from 0")
+                raise InputError(
+                    f"{source}, row {row}: {kind}_Orig{channel} is {text!r}; it must be a number from 0"
+                )
             selection[field] = int(text) if text else None
     return found
 
@@ -297,7 +330,9 @@ def normalise_position(sites: pd.DataFrame, source: Path | str) -> None:
         if len(empty):
             raise InputError(f"{source}, row {empty.iloc[0]}: {column} is empty")
     sites[WELL] = sites[WELL].map(normalise_well)
-    sites[SITE] = sites[SITE].map(lambda site: str(int(site)) if re.fullmatch("[0-9]{1,18}", site) else site)
+    sites[SITE] = sites[SITE].map(
+        lambda site: str(int(site)) if re.fullmatch("[0-9]{1,18}", site) else site
+    )
 
 
 def _refuse_duplicates(sites: pd.DataFrame, source: Path | str) -> None:

@@ -12,7 +12,13 @@ import numpy as np
 from jaxtyping import UInt
 
 from data_prep import segment
-from data_prep.channel_images import Aggregate, aggregate_channels, resize_image, resize_mask, stack_planes
+from data_prep.channel_images import (
+    Aggregate,
+    aggregate_channels,
+    resize_image,
+    resize_mask,
+    stack_planes,
+)
 from data_prep.illumination import correct
 from data_prep.mask_cache import MaskStore, mask_key
 from data_prep.quality import site_quality
@@ -90,7 +96,9 @@ def probe_sites(sites: list[Site]) -> list[tuple[str, tuple[int, int]]]:
         first, shape = site.planes[0], probes[site.planes[0]].shape
         for plane, probe in probes.items():
             if probe.shape != shape:
-                raise InputError(f"{site.where}: {plane} is {probe.shape}, but {first} of the same site is {shape}")
+                raise InputError(
+                    f"{site.where}: {plane} is {probe.shape}, but {first} of the same site is {shape}"
+                )
         found.append((np.result_type(*(probes[plane].dtype for plane in site.stored)).name, shape))
     return found
 
@@ -103,7 +111,9 @@ def digest_sites(sites: list[Site]) -> list[str]:
 def segment_site(task: tuple[Site, Settings]) -> int | None:
     """Segment a site and keep its mask; the number of its cells, or None where its mask was there already."""
     site, settings = task
-    image = _segmented(site, settings, correct(read_planes(site.segmented or site.stored, site.where), site))
+    image = _segmented(
+        site, settings, correct(read_planes(site.segmented or site.stored, site.where), site)
+    )
     key = mask_key(image, settings.described)
     if settings.masks.find(key):
         return None
@@ -118,7 +128,9 @@ def segment_site(task: tuple[Site, Settings]) -> int | None:
 def read_site(task: tuple[Site, Settings]) -> tuple[str, UInt[np.ndarray, "h w c"] | None]:
     """The key of a site's mask, and what is to be segmented; None where its mask is there already."""
     site, settings = task
-    image = _segmented(site, settings, correct(read_planes(site.segmented or site.stored, site.where), site))
+    image = _segmented(
+        site, settings, correct(read_planes(site.segmented or site.stored, site.where), site)
+    )
     key = mask_key(image, settings.described)
     return key, None if settings.masks.find(key) else image
 
@@ -136,9 +148,13 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
     segmented = _segmented(site, settings, planes) if site.segmented else image
     mask = settings.masks.get(mask_key(segmented, settings.described))
     if mask is None or mask.shape != image.shape[:2]:
-        raise InputError(f"{site.where}: its images changed while they were built; run the same command again")
+        raise InputError(
+            f"{site.where}: its images changed while they were built; run the same command again"
+        )
     named = dict(zip(site.channels, (*site.stored, *site.segmented), strict=True))
-    quality = site_quality({name: raw[plane] for name, plane in named.items()}, mask, segmented[..., 0])
+    quality = site_quality(
+        {name: raw[plane] for name, plane in named.items()}, mask, segmented[..., 0]
+    )
     if settings.resize:
         image, mask = resize_image(image, settings.resize), resize_mask(mask, settings.resize)
     pixels = np.ascontiguousarray(image.astype(dtype))

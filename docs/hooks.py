@@ -18,7 +18,9 @@ def on_page_markdown(markdown: str, **page: Any) -> str:
     """Put every command's full help, or a notebook with what it showed, in the place of its mark."""
     if COMMANDS in markdown:
         markdown = markdown.replace(COMMANDS, _commands())
-    return NOTEBOOK.sub(lambda found: _notebook(Path(__file__).parent / f"notebooks/{found[1]}.ipynb"), markdown)
+    return NOTEBOOK.sub(
+        lambda found: _notebook(Path(__file__).parent / f"notebooks/{found[1]}.ipynb"), markdown
+    )
 
 
 def _commands() -> str:
@@ -37,7 +39,9 @@ def _help(verb: str) -> str:
 
 
 def _notebook(path: Path) -> str:
-    return "\n\n".join(part for cell in json.loads(path.read_text())["cells"] for part in _cell(cell))
+    return "\n\n".join(
+        part for cell in json.loads(path.read_text())["cells"] for part in _cell(cell)
+    )
 
 
 def _cell(cell: dict[str, Any]) -> list[str]:

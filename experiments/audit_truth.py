@@ -79,11 +79,22 @@ def screen(
     tables = []
     for plate in range(plates):
         kinds = of_layout[plate % layouts]
-        of_well = centres[kinds] + place + well_noise * rng.normal(size=(wells, FEATURES)) + rng.normal(size=FEATURES)
-        light = np.repeat(bright[kinds] + rng.normal(size=wells), sites) + 0.5 * rng.normal(size=wells * sites)
-        values = np.repeat(of_well, sites, axis=0) + 0.5 * well_noise * rng.normal(size=(wells * sites, FEATURES))
+        of_well = (
+            centres[kinds]
+            + place
+            + well_noise * rng.normal(size=(wells, FEATURES))
+            + rng.normal(size=FEATURES)
+        )
+        light = np.repeat(bright[kinds] + rng.normal(size=wells), sites) + 0.5 * rng.normal(
+            size=wells * sites
+        )
+        values = np.repeat(of_well, sites, axis=0) + 0.5 * well_noise * rng.normal(
+            size=(wells * sites, FEATURES)
+        )
         names = np.repeat([well_name(*spot) for spot in spots], sites)
-        table = pd.DataFrame(np.c_[values, light], columns=[f"f{number}" for number in range(FEATURES + 1)])
+        table = pd.DataFrame(
+            np.c_[values, light], columns=[f"f{number}" for number in range(FEATURES + 1)]
+        )
         table = table.assign(
             Metadata_Plate=f"P{plate}",
             Metadata_Well=names,
@@ -99,13 +110,27 @@ def screen(
 def audit_of(table: pd.DataFrame, **changes: object) -> Audit:
     """The audit of such a screen, quick."""
     names = [column for column in table.columns if column[0] == "f"]
-    metadata = table[[column for column in table.columns if column.startswith("Metadata_")]].astype(str)
-    ids = metadata["Metadata_Plate"] + "_" + metadata["Metadata_Well"] + "_" + metadata["Metadata_Site"]
-    profiles = Profiles(metadata.assign(site_id=ids), table[names].to_numpy(np.float32), tuple(names))
+    metadata = table[[column for column in table.columns if column.startswith("Metadata_")]].astype(
+        str
+    )
+    ids = (
+        metadata["Metadata_Plate"]
+        + "_"
+        + metadata["Metadata_Well"]
+        + "_"
+        + metadata["Metadata_Site"]
+    )
+    profiles = Profiles(
+        metadata.assign(site_id=ids), table[names].to_numpy(np.float32), tuple(names)
+    )
     index = profiles.metadata.join(table[["mean_DNA", "n_cells", "mask_area"]])
-    config = AuditConfig(**{"out": Path("audit"), "features": (Path("screen"),), "replicates": 200, **changes})
+    config = AuditConfig(
+        **{"out": Path("audit"), "features": (Path("screen"),), "replicates": 200, **changes}
+    )
     label = "Metadata_pert_iname"
-    return audit_features(material_of("screen", label, index, profiles, config), config, config.model)
+    return audit_features(
+        material_of("screen", label, index, profiles, config), config, config.model
+    )
 
 
 @dataclass(frozen=True)
@@ -179,10 +204,14 @@ def intervals(experiments: int) -> pd.DataFrame:
         held = dict.fromkeys(METRICS, 0)
         for number in range(experiments):
             labels, answers, of_well = world(wells, np.random.default_rng([classes, wells, number]))
-            found = resample({"model": count(labels, answers, of_well)}, replicates=400, seed=number).scores("model")
+            found = resample(
+                {"model": count(labels, answers, of_well)}, replicates=400, seed=number
+            ).scores("model")
             for metric in METRICS:
                 held[metric] += found[metric].low <= truth[metric] <= found[metric].high
-        shares = {METRICS[metric].words: f"{share / experiments:.3f}" for metric, share in held.items()}
+        shares = {
+            METRICS[metric].words: f"{share / experiments:.3f}" for metric, share in held.items()
+        }
         rows.append({"classes": classes, "wells a class": wells, **shares})
     return pd.DataFrame(rows)
 
@@ -200,7 +229,10 @@ def _world(classes: int, rng: np.random.Generator) -> Callable[[int, np.random.G
         of_well = np.repeat(np.arange(classes), wells)
         of_site = np.repeat(np.arange(classes * wells), 4)
         labels = of_well[of_site]
-        right = rng.random(len(of_site)) < 1 / (1 + np.exp(-(ease[of_well] + rng.normal(size=len(of_well)))))[of_site]
+        right = (
+            rng.random(len(of_site))
+            < 1 / (1 + np.exp(-(ease[of_well] + rng.normal(size=len(of_well)))))[of_site]
+        )
         return labels, np.eye(classes)[np.where(right, labels, taken_for[labels])], of_site
 
     return draw

@@ -54,7 +54,12 @@ class Config:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("folds", self.folds, bool(self.folds) and all(0 <= fold < 5 for fold in self.folds), "some of 0 to 4")
+        require(
+            "folds",
+            self.folds,
+            bool(self.folds) and all(0 <= fold < 5 for fold in self.folds),
+            "some of 0 to 4",
+        )
 
 
 def main(options: Config) -> None:
@@ -78,8 +83,24 @@ def build(options: Config, aggregate: str) -> Path:
     """Cellpose masks of the DNA channel, and the dataset."""
     data = options.out / f"dataset_{aggregate}"
     command(
-        *("data_prep", "build", "--load-data", options.images / "load_data.csv", "--images", options.images),
-        *("--out", data, "--aggregate", aggregate, "--segmenter", "cellpose-torch", "--weights", options.weights),
+        *(
+            "data_prep",
+            "build",
+            "--load-data",
+            options.images / "load_data.csv",
+            "--images",
+            options.images,
+        ),
+        *(
+            "--out",
+            data,
+            "--aggregate",
+            aggregate,
+            "--segmenter",
+            "cellpose-torch",
+            "--weights",
+            options.weights,
+        ),
         *("--segment-channels", "DNA", "--diameter", DIAMETER, "--label-column", LABEL),
     )
     return data

@@ -32,7 +32,12 @@ from perturbjax.core.plates import PLATE, WELL
 from perturbjax.evaluation.retrieval import nearest_mechanisms
 from perturbjax.profiles.profile_table import Profiles, aggregate_to_wells, read_profiles
 
-COMPOUND, CONCENTRATION, MOA, WEEK = "Metadata_pert_iname", "Metadata_concentration_uM", "Metadata_moa", "week"
+COMPOUND, CONCENTRATION, MOA, WEEK = (
+    "Metadata_pert_iname",
+    "Metadata_concentration_uM",
+    "Metadata_moa",
+    "week",
+)
 VEHICLE = "DMSO"
 WELLS, IMAGES, MECHANISMS = (
     "ljosa_jbiomolscreen_2013_per_well_mean.csv.gz",
@@ -59,7 +64,12 @@ class Config:
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
-        require("data", self.data, (self.data is None) != (self.features is None), "given, or else --features")
+        require(
+            "data",
+            self.data,
+            (self.data is None) != (self.features is None),
+            "given, or else --features",
+        )
         require("replicates", self.replicates, self.replicates >= 1, "at least one")
 
 
@@ -79,8 +89,15 @@ def main(options: Config) -> None:
             if counted.empty:  # no two compounds of one mechanism, or not in two weeks
                 continue
             low, high = interval(counted, options.replicates)
-            scores = {"matched": counted["right"].mean(), "low": low, "high": high, "chance": counted["chance"].mean()}
-            rows.append({"pipeline": name, "measure": measure, "treatments": len(counted), **scores})
+            scores = {
+                "matched": counted["right"].mean(),
+                "low": low,
+                "high": high,
+                "chance": counted["chance"].mean(),
+            }
+            rows.append(
+                {"pipeline": name, "measure": measure, "treatments": len(counted), **scores}
+            )
             nearest.append(found.assign(pipeline=name, measure=measure))
     table = pd.DataFrame(rows)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -94,7 +111,9 @@ def published(data: Path) -> Profiles:
     for name in (WELLS, IMAGES, MECHANISMS):
         if not (data / name).is_file():
             raise InputError(f"--data {data}: has no {name}; see the README of the shared data")
-    wells = pd.read_csv(data / WELLS).rename(columns={"Image_Metadata_Plate": PLATE, "Image_Metadata_Well": WELL})
+    wells = pd.read_csv(data / WELLS).rename(
+        columns={"Image_Metadata_Plate": PLATE, "Image_Metadata_Well": WELL}
+    )
     images = pd.read_csv(data / IMAGES).rename(
         columns={
             "Image_Metadata_Plate_DAPI": PLATE,
@@ -170,7 +189,9 @@ def corrected(profiles: Profiles, names: list[str], *, scaled: bool = True) -> T
     for step in ([] if scaled else [Clean()]) + [steps[name] for name in names]:
         table = step.fit(table).transform(table)
     found = table[[c for c in table.columns if c.startswith("f")]].to_numpy()
-    return to_treatments(profiles, found if scaled else found / found[is_vehicle(profiles)].std(axis=0))
+    return to_treatments(
+        profiles, found if scaled else found / found[is_vehicle(profiles)].std(axis=0)
+    )
 
 
 def against_all(profiles: Profiles) -> Treatments:
@@ -211,26 +232,42 @@ def z_scores(profiles: Profiles, values: Float[np.ndarray, "n d"]) -> Float[np.n
             raise InputError(f"plate {plate} has {len(reference)} DMSO wells, and it takes two")
         spread = reference.std(axis=0)
         varies &= spread > 1e-9 * np.abs(reference).max(axis=0)
-        out[plates == plate] = (values[plates == plate] - reference.mean(axis=0)) / np.where(spread > 0, spread, 1)
+        out[plates == plate] = (values[plates == plate] - reference.mean(axis=0)) / np.where(
+            spread > 0, spread, 1
+        )
     return out[:, varies]
 
 
 def to_treatments(profiles: Profiles, values: Float[np.ndarray, "n d"]) -> Treatments:
     """The median of each treatment's wells, of those whose mechanism is known."""
     metadata = profiles.metadata.assign(**{WEEK: profiles.column(PLATE).str.split("_").str[0]})
-    known = ~is_vehicle(profiles) & (metadata[MOA] != "").to_numpy() & (metadata[MOA] != VEHICLE).to_numpy()
+    known = (
+        ~is_vehicle(profiles)
+        & (metadata[MOA] != "").to_numpy()
+        & (metadata[MOA] != VEHICLE).to_numpy()
+    )
     groups = metadata[known].reset_index(drop=True).groupby([COMPOUND, CONCENTRATION], sort=True)
     medians = pd.DataFrame(values[known]).groupby(groups.ngroup().to_numpy()).median().to_numpy()
-    first = groups[[MOA]].first().assign(**{WEEK: groups[WEEK].agg(lambda weeks: ",".join(sorted(set(weeks))))})
+    first = (
+        groups[[MOA]]
+        .first()
+        .assign(**{WEEK: groups[WEEK].agg(lambda weeks: ",".join(sorted(set(weeks))))})
+    )
     return first.reset_index(), medians
 
 
-def matched(treatments: pd.DataFrame, values: Float[np.ndarray, "n d"], *, week: bool) -> pd.DataFrame:
+def matched(
+    treatments: pd.DataFrame, values: Float[np.ndarray, "n d"], *, week: bool
+) -> pd.DataFrame:
     """Each treatment with its nearest, see `nearest_mechanisms`."""
     batches = treatments[WEEK].to_numpy() if week else None
-    found = nearest_mechanisms(values, treatments[COMPOUND].to_numpy(), treatments[MOA].to_numpy(), batches)
+    found = nearest_mechanisms(
+        values, treatments[COMPOUND].to_numpy(), treatments[MOA].to_numpy(), batches
+    )
     names = treatments[[COMPOUND, CONCENTRATION, MOA]]
-    return pd.concat([names, found.assign(nearest=names[COMPOUND].to_numpy()[found["nearest"]])], axis=1)
+    return pd.concat(
+        [names, found.assign(nearest=names[COMPOUND].to_numpy()[found["nearest"]])], axis=1
+    )
 
 
 def interval(found: pd.DataFrame, replicates: int) -> tuple[float, float]:

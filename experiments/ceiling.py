@@ -63,19 +63,31 @@ class Baseline:
     def truth(self) -> Int[np.ndarray, " n"]:
         return pd.factorize(self.metadata[self.label], sort=True)[0]
 
-    def parts(self, policy: SplitPolicy, fold: int) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+    def parts(
+        self, policy: SplitPolicy, fold: int
+    ) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
         """Rows that train and rows that judge."""
-        dealt = splits.make_split(self.metadata, policy, label=self.label, folds=FOLDS, fold=fold, seed=0)
-        train, test = (np.flatnonzero(dealt["part"] == part) for part in (splits.TRAIN, splits.TEST))
+        dealt = splits.make_split(
+            self.metadata, policy, label=self.label, folds=FOLDS, fold=fold, seed=0
+        )
+        train, test = (
+            np.flatnonzero(dealt["part"] == part) for part in (splits.TRAIN, splits.TEST)
+        )
         return train, test
 
     def answers(self, fit: Int[np.ndarray, " a"], judge: Int[np.ndarray, " b"]) -> np.ndarray:
         """(b, classes) probabilities of the rows that judge."""
         labels = self.truth
         groups = self.metadata[PLATE].to_numpy()[fit]
-        steps, x = prepared(self.table.iloc[fit], CLASSIFY_PRESETS["linear"]["preparation"], 0, labels[fit], groups)
-        model = CLASSIFIERS[CLASSIFY_PRESETS["linear"]["models"]].make(len(fit), len(np.unique(labels[fit])), 0)
-        return probabilities(model.fit(x, labels[fit]), steps.transform(self.table.iloc[judge]), labels.max() + 1)
+        steps, x = prepared(
+            self.table.iloc[fit], CLASSIFY_PRESETS["linear"]["preparation"], 0, labels[fit], groups
+        )
+        model = CLASSIFIERS[CLASSIFY_PRESETS["linear"]["models"]].make(
+            len(fit), len(np.unique(labels[fit])), 0
+        )
+        return probabilities(
+            model.fit(x, labels[fit]), steps.transform(self.table.iloc[judge]), labels.max() + 1
+        )
 
 
 def main(options: Config) -> None:
@@ -110,14 +122,24 @@ def learn(baseline: Baseline, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
             said = baseline.answers(fit, test)
             console.print(f"fold {fold}: {share:g} of the training plates")
             found = scores(baseline.truth[test], said.argmax(1))
-            rows.append({"share of plates": share, "plates": round(share * len(order)), "sites": len(fit), **found})
+            rows.append(
+                {
+                    "share of plates": share,
+                    "plates": round(share * len(order)),
+                    "sites": len(fit),
+                    **found,
+                }
+            )
         answered[test] = said
     return pd.DataFrame(rows).groupby("share of plates", as_index=False).mean(), answered
 
 
 def familiar(baseline: Baseline, answered: np.ndarray) -> pd.DataFrame:
     """How often it is right on the sites of plates held out, by what of their compound training plates held."""
-    compounds, truth = baseline.metadata[compound_column(baseline.metadata)].to_numpy(), baseline.truth
+    compounds, truth = (
+        baseline.metadata[compound_column(baseline.metadata)].to_numpy(),
+        baseline.truth,
+    )
     plates = baseline.metadata[PLATE].to_numpy()
     held = np.zeros(len(truth), int)
     for fold in range(FOLDS):
@@ -127,7 +149,11 @@ def familiar(baseline: Baseline, answered: np.ndarray) -> pd.DataFrame:
     kinds = [("no training plate", held == 0), ("one", held == 1), ("two or more", held >= 2)]
     right = answered.argmax(1) == truth
     rows = [
-        {"compound stands on": name, "compounds": len(np.unique(compounds[at])), "sites": int(at.sum())}
+        {
+            "compound stands on": name,
+            "compounds": len(np.unique(compounds[at])),
+            "sites": int(at.sum()),
+        }
         | scores(truth[at], answered[at].argmax(1))
         for name, at in kinds
         if at.any()
@@ -148,7 +174,13 @@ def known(baseline: Baseline, by_plate: np.ndarray) -> pd.DataFrame:
         console.print(f"split by {policy}")
         of_well = pd.DataFrame(answered).groupby(wells).transform("mean").to_numpy()
         by_site, pooled = (scores(baseline.truth, each.argmax(1)) for each in (answered, of_well))
-        rows.append({"kept whole": policy, **by_site, **{f"{name}, its well's mean": s for name, s in pooled.items()}})
+        rows.append(
+            {
+                "kept whole": policy,
+                **by_site,
+                **{f"{name}, its well's mean": s for name, s in pooled.items()},
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -159,7 +191,9 @@ def confused(baseline: Baseline, answered: np.ndarray) -> pd.DataFrame:
     wrong = pd.DataFrame({"is": names[truth], "taken for": names[said]})[truth != said]
     counts = wrong.value_counts().head(PAIRS).reset_index(name="sites")
     sizes = pd.Series(names[truth]).value_counts()
-    return counts.assign(**{"of the class": (counts["sites"] / counts["is"].map(sizes)).astype(float)})
+    return counts.assign(
+        **{"of the class": (counts["sites"] / counts["is"].map(sizes)).astype(float)}
+    )
 
 
 if __name__ == "__main__":

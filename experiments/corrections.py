@@ -78,7 +78,16 @@ def main(options: Config) -> None:
             scores = train_and_judge(
                 options.out / f"{variant.replace(', ', '_').replace(' ', '_')}_seed{seed}",
                 *("--data", options.data, *VARIANTS[variant]),
-                *("--split-file", manifest, "--crop", options.crop, "--epochs", options.epochs, "--seed", seed),
+                *(
+                    "--split-file",
+                    manifest,
+                    "--crop",
+                    options.crop,
+                    "--epochs",
+                    options.epochs,
+                    "--seed",
+                    seed,
+                ),
             )
             rows.append({"variant": variant, "seed": seed, **scores})
             table = pd.DataFrame(rows)
@@ -91,7 +100,9 @@ def by_variant(table: pd.DataFrame) -> str:
     heads = ("variant", "seeds", *METRICS, "majority", "minutes a run")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for variant, rows in table.groupby("variant", sort=False):
-        cells = [f"{rows[m].mean():.3f} ± {(rows[m] - rows[m].mean()).abs().max():.3f}" for m in METRICS]
+        cells = [
+            f"{rows[m].mean():.3f} ± {(rows[m] - rows[m].mean()).abs().max():.3f}" for m in METRICS
+        ]
         rest = f"{rows['majority_accuracy'].mean():.3f}", f"{rows['minutes'].mean():.1f}"
         lines.append("| " + " | ".join([str(variant), str(len(rows)), *cells, *rest]) + " |")
     return "\n".join(lines) + "\n"

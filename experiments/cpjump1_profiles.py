@@ -87,10 +87,14 @@ def main(options: Config) -> None:
     """Run every candidate on every held-out plate, choose, judge, and ask about position."""
     files = tuple(sorted(options.data.glob("*.csv.gz")))
     if len(files) < 4:
-        raise InputError(f"{options.data}: {len(files)} profile files (*.csv.gz); this needs at least four plates")
+        raise InputError(
+            f"{options.data}: {len(files)} profile files (*.csv.gz); this needs at least four plates"
+        )
     make_folder(options.out)
     plates = sorted(read_profiles(files).column(PLATE).unique())
-    folds, answers, choices = zip(*(run_plate(files, plate, options.out / plate) for plate in plates), strict=True)
+    folds, answers, choices = zip(
+        *(run_plate(files, plate, options.out / plate) for plate in plates), strict=True
+    )
     class_names = read_json(options.out / plates[0] / "robust_plda" / "labels.json")
     subjects = [_over_folds(name, answers) for name in answers[0]]
     judgement = judge(subjects, folds, class_names, split="plate")
@@ -101,8 +105,12 @@ def main(options: Config) -> None:
     figures.plot_ranking(judgement, options.out / "scores.png", title)
     write_json(options.out / "choices.json", dict(zip(plates, choices, strict=True)))
     for plate, choice in zip(plates, choices, strict=True):
-        console.print(f"{plate}: {choice['candidate']}, {choice['setting']}, inner accuracy {choice['score']:.3f}")
-    position = pd.DataFrame([*well_from_controls(files, options.out), *other_well(files, options.out)])
+        console.print(
+            f"{plate}: {choice['candidate']}, {choice['setting']}, inner accuracy {choice['score']:.3f}"
+        )
+    position = pd.DataFrame(
+        [*well_from_controls(files, options.out), *other_well(files, options.out)]
+    )
     with atomic(options.out / "position.csv") as temporary:
         position.to_csv(temporary, index=False)
     print(position.to_string(index=False))
@@ -115,10 +123,14 @@ Sides = dict[str, np.ndarray]
 def _over_folds(name: str, answers: tuple[dict[str, Sides], ...]) -> Subject:
     """A candidate's probabilities on every plate that was held out in turn."""
     sides = [of_plate[name] for of_plate in answers]
-    return Subject(name, *(tuple(side[part] for side in sides) for part in (splits.TEST, splits.TRAIN)))
+    return Subject(
+        name, *(tuple(side[part] for side in sides) for part in (splits.TEST, splits.TRAIN))
+    )
 
 
-def run_plate(files: tuple[Path, ...], plate: str, out: Path) -> tuple[Fold, dict[str, Sides], dict]:
+def run_plate(
+    files: tuple[Path, ...], plate: str, out: Path
+) -> tuple[Fold, dict[str, Sides], dict]:
     """All candidates with one plate held out, and the one that the other plates choose."""
     answers: dict[str, Sides] = {}
     inner: dict[str, tuple[float, str]] = {}
@@ -140,7 +152,10 @@ def run_plate(files: tuple[Path, ...], plate: str, out: Path) -> tuple[Fold, dic
         row = pd.read_csv(folder / "table.csv").set_index(["level", "subject"]).loc[("site", model)]
         table = read_predictions(folder / "predictions" / f"{model}.parquet")
         sides = {part: rows for part, rows in table.groupby("part")}
-        answers[candidate] = {part: labels_and_probabilities(rows, classes_of(rows))[1] for part, rows in sides.items()}
+        answers[candidate] = {
+            part: labels_and_probabilities(rows, classes_of(rows))[1]
+            for part, rows in sides.items()
+        }
         if candidate not in UNTUNED:
             inner[candidate] = float(row["inner_score"]), row["setting"]
     best = max(inner, key=lambda name: inner[name][0])
@@ -172,7 +187,10 @@ def well_from_controls(files: tuple[Path, ...], out: Path) -> list[dict]:
         )
     )
     question = "which of the DMSO wells is it?"
-    return [_answer(question, name, judgement["site"][name].scores["accuracy"]) for name in ("plda", "chance")]
+    return [
+        _answer(question, name, judgement["site"][name].scores["accuracy"])
+        for name in ("plda", "chance")
+    ]
 
 
 def other_well(files: tuple[Path, ...], out: Path) -> list[dict]:
@@ -200,19 +218,30 @@ def other_well(files: tuple[Path, ...], out: Path) -> list[dict]:
                 )
                 predictions = read_predictions(folder / "predictions" / "plda.parquet")
                 tables.append(predictions[predictions["site_id"].isin(asked)])
-        found.append(_answer("compounds in two wells", f"trained on the {source} well", _pooled(tables)))
+        found.append(
+            _answer("compounds in two wells", f"trained on the {source} well", _pooled(tables))
+        )
     return found
 
 
-def _one_well_manifest(profiles: Profiles, plate: str, half: int, *, same: bool) -> tuple[pd.DataFrame, pd.Series]:
+def _one_well_manifest(
+    profiles: Profiles, plate: str, half: int, *, same: bool
+) -> tuple[pd.DataFrame, pd.Series]:
     """`plate` judges, whole, since it is scaled by all its wells; and the ids of the wells that are asked about.
 
     Asked about is one well of each compound that has two. Of these compounds the same, or the other well trains.
     """
     wells = profiles.metadata.groupby(LABEL)[WELL].agg(lambda column: sorted(column.unique()))
     pairs = {label: pair for label, pair in wells.items() if len(pair) == 2}
-    label, well, test = profiles.column(LABEL), profiles.column(WELL), profiles.column(PLATE) == plate
-    twice, at = label.isin(pairs), well == [pairs[one][half] if one in pairs else "" for one in label]
+    label, well, test = (
+        profiles.column(LABEL),
+        profiles.column(WELL),
+        profiles.column(PLATE) == plate,
+    )
+    twice, at = (
+        label.isin(pairs),
+        well == [pairs[one][half] if one in pairs else "" for one in label],
+    )
     train = ~test & (~twice | (at if same else ~at))
     part = np.where(test, splits.TEST, splits.TRAIN)
     ids = profiles.metadata["site_id"]
@@ -223,7 +252,9 @@ def _one_well_manifest(profiles: Profiles, plate: str, half: int, *, same: bool)
 def _pooled(tables: list[pd.DataFrame]) -> Estimate:
     together = pd.concat(tables, ignore_index=True)
     labels, probabilities = labels_and_probabilities(together, classes_of(together))
-    compounds = pd.factorize(together["label"])[0]  # a compound's wells on four plates are resampled together
+    compounds = pd.factorize(together["label"])[
+        0
+    ]  # a compound's wells on four plates are resampled together
     return resample({"plda": count(labels, probabilities, compounds)}).scores("plda")["accuracy"]
 
 

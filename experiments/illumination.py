@@ -52,11 +52,18 @@ class Config:
 def write_table(images: Path, path: Path) -> None:
     """The load_data.csv of the folder."""
     rows = [
-        {"Metadata_Plate": PLATE, "Metadata_Well": found[1], "Metadata_Site": int(found[2]), "FileName": file.name}
+        {
+            "Metadata_Plate": PLATE,
+            "Metadata_Well": found[1],
+            "Metadata_Site": int(found[2]),
+            "FileName": file.name,
+        }
         for file in sorted(images.glob("*.TIF"))
         if (found := NAME.search(file.name))
     ]
-    pd.DataFrame(rows).rename(columns={"FileName": f"FileName_Orig{CHANNEL}"}).to_csv(path, index=False)
+    pd.DataFrame(rows).rename(columns={"FileName": f"FileName_Orig{CHANNEL}"}).to_csv(
+        path, index=False
+    )
 
 
 def built(options: Config, how: str, name: str) -> np.ndarray:
@@ -78,7 +85,9 @@ def by_other_half(before: np.ndarray, files: list[Path], out: Path) -> np.ndarra
     """The images, each divided by the function of those it was not among: even ones by that of the odd, and so on."""
     after = np.empty_like(before)
     for half in (0, 1):
-        sites = tuple(Site(file.name, str(file), (Plane(str(file)),), ()) for file in files[1 - half :: 2])
+        sites = tuple(
+            Site(file.name, str(file), (Plane(str(file)),), ()) for file in files[1 - half :: 2]
+        )
         path = out / f"half_{half}.npy"
         estimate(Estimate(PLATE, CHANNEL, sites, before.shape[1:], path))
         after[half::2] = [divide(image, read_function(path)) for image in before[half::2]]
@@ -92,7 +101,9 @@ def draw(ratios: pd.DataFrame, before: np.ndarray, after: np.ndarray, path: Path
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained", width_ratios=(2, 1, 1))
+    figure, axes = pyplot.subplots(
+        1, 3, figsize=(11, 3.4), layout="constrained", width_ratios=(2, 1, 1)
+    )
     order = ratios.sort_values("before").reset_index(drop=True)
     for name, marker in (("before", "o"), ("after", "s"), ("after, by the other half", "x")):
         axes[0].plot(order[name], marker, markersize=3.5, label=name)
@@ -112,14 +123,21 @@ def run(options: Config) -> pd.DataFrame:
     make_folder(options.out)
     write_table(options.images, options.out / "load_data.csv")
     before, after = built(options, "", "as_they_are"), built(options, "estimate", "evened")
-    files = [options.images / name for name in pd.read_csv(options.out / "load_data.csv")[f"FileName_Orig{CHANNEL}"]]
+    files = [
+        options.images / name
+        for name in pd.read_csv(options.out / "load_data.csv")[f"FileName_Orig{CHANNEL}"]
+    ]
     held_out = by_other_half(before, files, options.out)
     columns = {"before": before, "after": after, "after, by the other half": held_out}
-    ratios = pd.DataFrame({name: [edge_to_centre(image) for image in images] for name, images in columns.items()})
+    ratios = pd.DataFrame(
+        {name: [edge_to_centre(image) for image in images] for name, images in columns.items()}
+    )
     write_csv(options.out / "ratios.csv", ratios.assign(image=[file.name for file in files]))
     draw(ratios, before, after, options.out / "ratios.png")
     for name, values in ratios.items():
-        console.print(f"{name}: median {values.median():.3f}, mean |ln ratio| {np.abs(np.log(values)).mean():.3f}")
+        console.print(
+            f"{name}: median {values.median():.3f}, mean |ln ratio| {np.abs(np.log(values)).mean():.3f}"
+        )
         console.print(f"    from {values.min():.3f} to {values.max():.3f}")
     return ratios
 

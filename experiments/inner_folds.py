@@ -32,7 +32,12 @@ from perturbjax.profiles.classifiers import CLASSIFIERS
 from perturbjax.profiles.classify import load_profiles
 from perturbjax.profiles.control_relative import GROUP
 from perturbjax.profiles.preparation import as_table, preparation
-from perturbjax.profiles.profile_options import CLASSIFY_PRESETS, Preparation, ProfileConfig, SourceConfig
+from perturbjax.profiles.profile_options import (
+    CLASSIFY_PRESETS,
+    Preparation,
+    ProfileConfig,
+    SourceConfig,
+)
 from perturbjax.profiles.profile_table import STATISTIC
 
 
@@ -78,8 +83,18 @@ class Config:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("folds", self.folds, bool(self.folds) and all(0 <= fold < 5 for fold in self.folds), "some of 0 to 4")
-        require("variants", self.variants, set(self.variants) <= set(VARIANTS), f"some of {', '.join(VARIANTS)}")
+        require(
+            "folds",
+            self.folds,
+            bool(self.folds) and all(0 <= fold < 5 for fold in self.folds),
+            "some of 0 to 4",
+        )
+        require(
+            "variants",
+            self.variants,
+            set(self.variants) <= set(VARIANTS),
+            f"some of {', '.join(VARIANTS)}",
+        )
 
 
 def main(options: Config) -> None:
@@ -97,20 +112,35 @@ def main(options: Config) -> None:
     print((options.out / "scores.md").read_text())
 
 
-def _judged(options: Config, preset: Preparation, names: list[str]) -> Iterator[tuple[int, str, dict[str, float]]]:
+def _judged(
+    options: Config, preset: Preparation, names: list[str]
+) -> Iterator[tuple[int, str, dict[str, float]]]:
     """(number of the inner fold, variant, its scores) of variants that see the same features."""
     given = CLASSIFY_PRESETS["linear"]["source"] | VARIANTS[names[0]].source
-    profiles, negcon, column = load_profiles(ProfileConfig(source=SourceConfig(data=(options.data,), **given)))
+    profiles, negcon, column = load_profiles(
+        ProfileConfig(source=SourceConfig(data=(options.data,), **given))
+    )
     table, labels = as_table(profiles, negcon), pd.factorize(profiles.column(column), sort=True)[0]
-    parts = [part for fold in options.folds for part in inner_parts(profiles.metadata, column, fold)]
-    for number, (fit, held, groups) in enumerate(track(parts, total=len(parts), label="inner folds", unit="folds")):
-        shared = Pipeline(steps_of(preset, first=True))  # what is the same in all variants is fitted once
+    parts = [
+        part for fold in options.folds for part in inner_parts(profiles.metadata, column, fold)
+    ]
+    for number, (fit, held, groups) in enumerate(
+        track(parts, total=len(parts), label="inner folds", unit="folds")
+    ):
+        shared = Pipeline(
+            steps_of(preset, first=True)
+        )  # what is the same in all variants is fitted once
         inside = shared.fit_transform(table.iloc[fit].assign(**{GROUP: groups}))
         outside = shared.transform(table.iloc[held].assign(**{GROUP: ""}))
         for name in names:
             variant = VARIANTS[name]
-            x, z = (part if variant.statistics else without_statistics(part) for part in (inside, outside))
-            steps = Pipeline(steps_of(dataclasses.replace(preset, **variant.preparation), first=False))
+            x, z = (
+                part if variant.statistics else without_statistics(part)
+                for part in (inside, outside)
+            )
+            steps = Pipeline(
+                steps_of(dataclasses.replace(preset, **variant.preparation), first=False)
+            )
             x = steps.fit_transform(x, labels[fit])
             model = CLASSIFIERS["logistic_balanced"].make(len(fit), len(np.unique(labels[fit])), 0)
             said = model.fit(x, labels[fit]).predict(steps.transform(z))
@@ -134,7 +164,9 @@ def inner_parts(
     outer = splits.make_split(metadata, "plate", label=label, folds=5, fold=fold, seed=0)
     train = np.flatnonzero(outer["part"] == splits.TRAIN)
     for inner in range(INNER):
-        dealt = splits.make_split(metadata.iloc[train], "plate", label=label, folds=INNER, fold=inner, seed=1)
+        dealt = splits.make_split(
+            metadata.iloc[train], "plate", label=label, folds=INNER, fold=inner, seed=1
+        )
         judges = (dealt["part"] == splits.TEST).to_numpy()
         yield train[~judges], train[judges], dealt["group"].to_numpy()[~judges]
 
@@ -142,7 +174,10 @@ def inner_parts(
 def scores(truth: Int[np.ndarray, " n"], said: Int[np.ndarray, " n"]) -> dict[str, float]:
     """Accuracy, and balanced accuracy over the classes that are there."""
     right = truth == said
-    return {"accuracy": right.mean(), "balanced_accuracy": pd.Series(right).groupby(truth).mean().mean()}
+    return {
+        "accuracy": right.mean(),
+        "balanced_accuracy": pd.Series(right).groupby(truth).mean().mean(),
+    }
 
 
 def as_markdown(found: pd.DataFrame) -> str:
@@ -151,7 +186,11 @@ def as_markdown(found: pd.DataFrame) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     wide = found.pivot(index="part", columns="variant", values="balanced_accuracy")
     for name, rows in found.groupby("variant", sort=False):
-        better = "" if name == PRESET or PRESET not in wide else str(int((wide[name] > wide[PRESET]).sum()))
+        better = (
+            ""
+            if name == PRESET or PRESET not in wide
+            else str(int((wide[name] > wide[PRESET]).sum()))
+        )
         means = (f"{rows[metric].mean():.3f}" for metric in ("accuracy", "balanced_accuracy"))
         lines.append("| " + " | ".join([str(name), str(len(rows)), *means, better]) + " |")
     return "\n".join(lines) + "\n"

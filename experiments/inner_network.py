@@ -89,7 +89,12 @@ class Config:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("folds", self.folds, bool(self.folds) and all(0 <= fold < 5 for fold in self.folds), "some of 0 to 4")
+        require(
+            "folds",
+            self.folds,
+            bool(self.folds) and all(0 <= fold < 5 for fold in self.folds),
+            "some of 0 to 4",
+        )
         inner = bool(self.inner) and all(0 <= part < INNER for part in self.inner)
         require("inner", self.inner, inner, f"some of 0 to {INNER - 1}")
         require("heads", self.heads, set(self.heads) <= set(HEADS), f"some of {', '.join(HEADS)}")
@@ -109,7 +114,12 @@ def main(options: Config) -> None:
     heads_on = [number for number in parts if number % INNER in options.inner]
     rows: list[dict[str, Any]] = []
 
-    def judged(variant: str, part: int, truth: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n classes"]) -> None:
+    def judged(
+        variant: str,
+        part: int,
+        truth: Int[np.ndarray, " n"],
+        logits: Float[np.ndarray, "n classes"],
+    ) -> None:
         rows.append({"variant": variant, "part": part, **scores(truth, logits.argmax(1))})
         write_table(pd.DataFrame(rows), as_markdown(pd.DataFrame(rows)), options.out)
 
@@ -157,7 +167,11 @@ def answer(
     """Logits of others by a head that is fitted to reduced features."""
     weight = class_weights(np.bincount(labels, minlength=classes), way.balance)[labels]
     fresh = Head(z.shape[1], classes, rngs=nnx.Rngs(PRESET.seed))
-    how: dict[str, Any] = {"smoothing": PRESET.optim.label_smoothing, "seed": PRESET.seed, "mix": way.mix}
+    how: dict[str, Any] = {
+        "smoothing": PRESET.optim.label_smoothing,
+        "seed": PRESET.seed,
+        "mix": way.mix,
+    }
     if way.shares is None:
         made = fit_head(fresh, z, labels, weight, groups, **how)
     else:
@@ -178,14 +192,23 @@ def with_eyes(
     rows = dataset.index.iloc[np.concatenate([train, held])]
     part = np.repeat([TRAIN, TEST], [len(train), len(held)])
     split = make_folder(options.out / "runs") / f"inner{fold}.parquet"
-    write_split(pd.DataFrame({"site_id": rows["site_id"], "group": rows[PLATE].astype(str), "part": part}), split)
+    write_split(
+        pd.DataFrame({"site_id": rows["site_id"], "group": rows[PLATE].astype(str), "part": part}),
+        split,
+    )
     recipe = dataclasses.replace(PRESET, split=SplitConfig(split_file=str(split)))
-    run = fit(TrainConfig(out=split.with_suffix(""), data=(options.data,), recipe=recipe, evaluate_every=1000))
+    run = fit(
+        TrainConfig(
+            out=split.with_suffix(""), data=(options.data,), recipe=recipe, evaluate_every=1000
+        )
+    )
     network = load_network(run, dataset=dataset)
     step = network.placement.compile_predict(_apart(network.graphdef, recipe))
     with open_feed(network.decoder(dataset), network.placement) as feed:
         head, eyes = apply_to_sites(step, *network.state.values(), feed.batches, held, BATCH_SIZE)
-    truth = pd.Categorical(dataset.column(run.label_column).iloc[held], categories=network.class_names).codes
+    truth = pd.Categorical(
+        dataset.column(run.label_column).iloc[held], categories=network.class_names
+    ).codes
     for weight in WEIGHTS:
         judged(f"eyes weigh {weight:g}", INNER * fold, truth, (1 - weight) * head + weight * eyes)
 
@@ -197,7 +220,9 @@ def _apart(graphdef: nnx.GraphDef, recipe: Recipe) -> Callable[..., Any]:
         x, mode = as_it_is(recipe, batch)
         model = nnx.merge(graphdef, params, stats, copy=True)
         head = model.head(model.reduce(model.described(x, mode)), mode)
-        return jax.nn.log_softmax(head), jax.nn.log_softmax(model.eyes(at_half_the_side(x), mode).logits)
+        return jax.nn.log_softmax(head), jax.nn.log_softmax(
+            model.eyes(at_half_the_side(x), mode).logits
+        )
 
     return step
 
@@ -206,7 +231,9 @@ def as_markdown(found: pd.DataFrame) -> str:
     """A row a variant: means over the inner folds that it was judged on."""
     lines = ["| variant | inner folds | accuracy | balanced accuracy |", "|---|---|---|---|"]
     for name, rows in found.groupby("variant", sort=False):
-        means = " | ".join(f"{rows[metric].mean():.3f}" for metric in ("accuracy", "balanced_accuracy"))
+        means = " | ".join(
+            f"{rows[metric].mean():.3f}" for metric in ("accuracy", "balanced_accuracy")
+        )
         lines.append(f"| {name} | {len(rows)} | {means} |")
     return "\n".join(lines) + "\n"
 

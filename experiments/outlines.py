@@ -49,7 +49,9 @@ def main(options: Config) -> None:
         raise InputError(str(reason)) from reason
     images, truths = read(shared, options.images)
     columns = {"truth": truths}
-    for name, engine in track(makers.items(), total=len(makers), label="segmenting", unit="engines"):
+    for name, engine in track(
+        makers.items(), total=len(makers), label="segmenting", unit="engines"
+    ):
         columns[name] = engine(images)
     draw(images, columns, options.out)
 

@@ -95,7 +95,9 @@ def recipe_of(options: Config) -> Recipe:
     return dataclasses.replace(
         recipe,
         augment=dataclasses.replace(recipe.augment, crop=options.crop),
-        optim=dataclasses.replace(recipe.optim, epochs=options.epochs, batch_size=options.batch_size),
+        optim=dataclasses.replace(
+            recipe.optim, epochs=options.epochs, batch_size=options.batch_size
+        ),
         seed=options.seed,
     )
 
@@ -104,7 +106,12 @@ def summarise(run: Run, rows: list[dict[str, Any]]) -> str:
     """A table of accuracies: reported, at the epoch the original stopped at, and at the end."""
     dataset = run.open_data()
     manifest = run.manifest(dataset.index)
-    truth = dataset.index.set_index("site_id").loc[manifest["site_id"], run.label_column].astype(str).to_numpy()
+    truth = (
+        dataset.index.set_index("site_id")
+        .loc[manifest["site_id"], run.label_column]
+        .astype(str)
+        .to_numpy()
+    )
     parts = manifest["part"].to_numpy()
     names, counts = np.unique(truth[parts == TRAIN], return_counts=True)
     commonest = names[counts.argmax()]
@@ -119,7 +126,9 @@ def summarise(run: Run, rows: list[dict[str, Any]]) -> str:
     last = run.recipe.optim.epochs
     for epoch in [RAN, last] if last > RAN else [last]:
         at = {row["split"]: row["accuracy"] for row in rows if row["epoch"] == epoch}
-        lines.append(f"| this run, epoch {epoch} of {last} | {at['train']:.3f} | {at['test']:.3f} |")
+        lines.append(
+            f"| this run, epoch {epoch} of {last} | {at['train']:.3f} | {at['test']:.3f} |"
+        )
     shares = [float((truth[parts == part] == commonest).mean()) for part in (TRAIN, TEST)]
     lines.append(f"| always answering {commonest} | {shares[0]:.3f} | {shares[1]:.3f} |")
     return "\n".join(lines) + "\n"
@@ -139,7 +148,11 @@ def plot_example(dataset: Dataset, path: Path) -> None:
     panels = [
         (channel, image, {"cmap": "gray", "vmin": low, "vmax": high}),
         (f"mask, {cells} cells", np.where(mask, shuffled[mask], 0), {"cmap": "viridis"}),
-        (f"{channel} × mask", np.where(mask > 0, image, 0), {"cmap": "gray", "vmin": low, "vmax": high}),
+        (
+            f"{channel} × mask",
+            np.where(mask > 0, image, 0),
+            {"cmap": "gray", "vmin": low, "vmax": high},
+        ),
     ]
     for axes, (title, pixels, colours) in zip(figure.subplots(1, 3), panels, strict=True):
         axes.imshow(pixels, interpolation="nearest", **colours)

@@ -30,7 +30,12 @@ from perturbjax.profiles.classify import classify
 from perturbjax.profiles.embedding import embed
 from perturbjax.profiles.extract import FeaturesConfig, extract
 from perturbjax.profiles.image_inputs import AdaptConfig
-from perturbjax.profiles.profile_options import ClassifyConfig, EmbedConfig, Preparation, ProfileConfig
+from perturbjax.profiles.profile_options import (
+    ClassifyConfig,
+    EmbedConfig,
+    Preparation,
+    ProfileConfig,
+)
 
 #: (backbone, model) → accuracy that the original reported in training and in test.
 ORIGINAL = {
@@ -72,7 +77,9 @@ def main(options: Config) -> None:
     """Extract, classify and embed with every backbone; write one table beside the original's numbers."""
     pairs = [text.partition("=")[::2] for text in options.backbones]
     if bad := [name for name, weights in pairs if not weights]:
-        raise InputError(f"--backbones {bad[0]}: write BACKBONE=WEIGHTS, such as resnet50=hf:timm/resnet50.tv_in1k")
+        raise InputError(
+            f"--backbones {bad[0]}: write BACKBONE=WEIGHTS, such as resnet50=hf:timm/resnet50.tv_in1k"
+        )
     make_folder(options.out)
     label = options.label_column or open_dataset(options.data).label_column
     console.print(f"split by {options.split.split}: {MEANING[options.split.split]}")
@@ -88,7 +95,13 @@ def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd
     features = options.out / f"{backbone}.parquet"
     if not features.exists():
         extract(
-            FeaturesConfig(data=(options.data,), out=features, backbone=backbone, weights=weights, adapt=options.adapt)
+            FeaturesConfig(
+                data=(options.data,),
+                out=features,
+                backbone=backbone,
+                weights=weights,
+                adapt=options.adapt,
+            )
         )
     profiles = ProfileConfig((features,), label_column=label, negcon=options.negcon)
     judgement = classify(
@@ -105,14 +118,33 @@ def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd
     for method in ("umap", "tsne"):
         picture = options.out / f"{method}_{backbone}.png"
         scaled = Preparation(normalize_by="training", pca=50)
-        embed(EmbedConfig(profiles=profiles, out=picture, method=method, preparation=scaled, seed=options.seed))
+        embed(
+            EmbedConfig(
+                profiles=profiles, out=picture, method=method, preparation=scaled, seed=options.seed
+            )
+        )
     scores = ranking(judgement)
     rows = scores[(scores["level"] == "site") & (scores["subject"] != "chance")]
-    table = rows[["subject", "train_accuracy", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy"]].copy()
+    table = rows[
+        [
+            "subject",
+            "train_accuracy",
+            "accuracy",
+            "accuracy_low",
+            "accuracy_high",
+            "balanced_accuracy",
+        ]
+    ].copy()
     table.insert(0, "backbone", backbone)
     reported = [ORIGINAL.get((backbone, subject), (None, None)) for subject in table["subject"]]
-    return table.assign(original_train=[a for a, _ in reported], original_test=[b for _, b in reported])
+    return table.assign(
+        original_train=[a for a, _ in reported], original_test=[b for _, b in reported]
+    )
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))))
+    run_command(
+        lambda: main(
+            parse_options(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+        )
+    )

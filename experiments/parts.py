@@ -65,20 +65,28 @@ def judged(path: Path) -> pd.DataFrame:
     network = load_network(open_run(path))
     model = nnx.merge(network.graphdef, *network.state.values(), copy=True)
     if not isinstance(getattr(model, "head", None), Head):
-        raise InputError(f"--runs {path}: has no head of two parts; only those of --head channels have")
+        raise InputError(
+            f"--runs {path}: has no head of two parts; only those of --head channels have"
+        )
     tables = [
         read_parquet(path / EVALUATION / FEATURES, "evaluate again"),
         read_predictions(path / EVALUATION / PREDICTIONS),
     ]
     features, predictions = (
-        table[table[column] == TEST] for table, column in zip(tables, ("Metadata_part", "part"), strict=True)
+        table[table[column] == TEST]
+        for table, column in zip(tables, ("Metadata_part", "part"), strict=True)
     )
     truth, whole = labels_and_probabilities(predictions, network.class_names)
-    numbers = features[[column for column in features.columns if not column.startswith("Metadata_")]]
+    numbers = features[
+        [column for column in features.columns if not column.startswith("Metadata_")]
+    ]
     rows = []
     for part, answers in apart(model.head, numbers.to_numpy(np.float32), whole).items():
         said = answers.argmax(1)
-        scores = {"accuracy": accuracy_score(truth, said), "balanced accuracy": balanced_accuracy_score(truth, said)}
+        scores = {
+            "accuracy": accuracy_score(truth, said),
+            "balanced accuracy": balanced_accuracy_score(truth, said),
+        }
         rows.append({"run": str(path), "part": part, **scores})
     return pd.DataFrame(rows)
 
@@ -91,7 +99,13 @@ def apart(
     perceptron, linear = np.asarray(head.answers(x, Mode()))
     both, told = np.asarray(jax.nn.log_softmax(head(x, Mode()))), np.log(np.maximum(whole, 1e-30))
     eyes = (told - (1 - EYES) * both) / EYES
-    return {"whole": told, "head": both, "its perceptron": perceptron, "its linear model": linear, "eyes": eyes}
+    return {
+        "whole": told,
+        "head": both,
+        "its perceptron": perceptron,
+        "its linear model": linear,
+        "eyes": eyes,
+    }
 
 
 if __name__ == "__main__":

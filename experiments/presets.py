@@ -18,7 +18,15 @@ from typing import Any
 import pandas as pd
 
 from experiments.bench.tables import machine, where
-from experiments.runs import METRICS, SCORES, check_names, command, scores_of, train_and_judge, write_table
+from experiments.runs import (
+    METRICS,
+    SCORES,
+    check_names,
+    command,
+    scores_of,
+    train_and_judge,
+    write_table,
+)
 from perturbjax.core.config import PRESETS
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import atomic
@@ -54,8 +62,18 @@ class Config:
         require_sound(self)
         for one in self.data:
             require("data", one, all(one.partition("=")), "NAME=DIRECTORY")
-        require("folds", self.folds, bool(self.folds) and all(0 <= fold < 5 for fold in self.folds), "some of 0 to 4")
-        require("seeds", self.seeds, bool(self.seeds) and min(self.seeds, default=0) >= 0, "one or several, 0 or more")
+        require(
+            "folds",
+            self.folds,
+            bool(self.folds) and all(0 <= fold < 5 for fold in self.folds),
+            "some of 0 to 4",
+        )
+        require(
+            "seeds",
+            self.seeds,
+            bool(self.seeds) and min(self.seeds, default=0) >= 0,
+            "one or several, 0 or more",
+        )
 
 
 def main(options: Config) -> None:
@@ -71,7 +89,13 @@ def main(options: Config) -> None:
                 _deal(manifest, directory, split, fold)
                 for preset in options.presets:
                     for seed in options.seeds if preset != LINEAR else (0,):
-                        judged(manifest.with_suffix("") / f"{preset}_seed{seed}", directory, manifest, preset, options)
+                        judged(
+                            manifest.with_suffix("") / f"{preset}_seed{seed}",
+                            directory,
+                            manifest,
+                            preset,
+                            options,
+                        )
                         table = gather(options.out)
                         write_table(table, as_markdown(table), options.out)
                         if options.page is not None:
@@ -99,7 +123,10 @@ def judged(run: Path, directory: str, manifest: Path, preset: str, options: Conf
 
 
 def _scores_file(run: Path) -> Path | None:
-    return next((file for file in (run / SCORES, *run.glob("evaluation/*/scores.json")) if file.is_file()), None)
+    return next(
+        (file for file in (run / SCORES, *run.glob("evaluation/*/scores.json")) if file.is_file()),
+        None,
+    )
 
 
 def gather(out: Path) -> pd.DataFrame:
@@ -109,8 +136,20 @@ def gather(out: Path) -> pd.DataFrame:
         if (file := _scores_file(run)) is None:
             continue
         preset, _, seed = run.name.rpartition("_seed")
-        place = {"data": run.parts[-4], "split": run.parts[-3], "fold": int(run.parts[-2].removeprefix("fold"))}
-        rows.append({**place, "preset": preset, "seed": int(seed), **scores_of(file), "minutes": _minutes(run)})
+        place = {
+            "data": run.parts[-4],
+            "split": run.parts[-3],
+            "fold": int(run.parts[-2].removeprefix("fold")),
+        }
+        rows.append(
+            {
+                **place,
+                "preset": preset,
+                "seed": int(seed),
+                **scores_of(file),
+                "minutes": _minutes(run),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -130,30 +169,57 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
         first = part.drop_duplicates("fold")
         for name in ("majority", "position"):
             means = {metric: first[f"{name}_{metric}"].mean() for metric in METRICS[:2]}
-            rows.append({"data": data, "split": split, "recipe": name, "folds": len(first), **means})
+            rows.append(
+                {"data": data, "split": split, "recipe": name, "folds": len(first), **means}
+            )
         for preset in sorted(part["preset"].unique(), key=NAMES.index):
             own = part[part["preset"] == preset]
             means = {metric: own[metric].mean() for metric in METRICS}
             shared = own[own["fold"].isin(base.index)]
             lead = shared["balanced_accuracy"] - shared["fold"].map(base["balanced_accuracy"])
             rows.append(
-                {"data": data, "split": split, "recipe": preset, "folds": own["fold"].nunique(), **means}
-                | {"seeds": own["seed"].nunique(), "lead": None if preset == LINEAR or lead.empty else lead.mean()}
-                | {"worst": None if preset == LINEAR or lead.empty else lead.min(), "minutes": own["minutes"].mean()}
+                {
+                    "data": data,
+                    "split": split,
+                    "recipe": preset,
+                    "folds": own["fold"].nunique(),
+                    **means,
+                }
+                | {
+                    "seeds": own["seed"].nunique(),
+                    "lead": None if preset == LINEAR or lead.empty else lead.mean(),
+                }
+                | {
+                    "worst": None if preset == LINEAR or lead.empty else lead.min(),
+                    "minutes": own["minutes"].mean(),
+                }
             )
     return rows
 
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The summary as a Markdown table."""
-    heads = ("data", "split", "recipe", "folds", "seeds", "accuracy", "balanced accuracy", "macro-F1")
+    heads = (
+        "data",
+        "split",
+        "recipe",
+        "folds",
+        "seeds",
+        "accuracy",
+        "balanced accuracy",
+        "macro-F1",
+    )
     heads += ("balanced, over linear", "least of the folds", "minutes a fold")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in summary(table):
         numbers = [_number(row.get(metric), ".3f") for metric in METRICS]
         leads = [_number(row.get(name), "+.3f") for name in ("lead", "worst")]
         place = (row["data"], row["split"], row["recipe"], row["folds"], row.get("seeds", ""))
-        lines.append("| " + " | ".join([*map(str, place), *numbers, *leads, _number(row.get("minutes"), ".1f")]) + " |")
+        lines.append(
+            "| "
+            + " | ".join([*map(str, place), *numbers, *leads, _number(row.get("minutes"), ".1f")])
+            + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -165,7 +231,9 @@ def write_page(page: Path, table: pd.DataFrame) -> None:
     """Put the table between the page's marks, with the machine it was measured on."""
     before, after = _parts_of(page)
     with atomic(page) as temporary:
-        temporary.write_text(f"{before}{MARKS[0]}\n{as_markdown(table)}\n{where(machine())}.\n{MARKS[1]}{after}")
+        temporary.write_text(
+            f"{before}{MARKS[0]}\n{as_markdown(table)}\n{where(machine())}.\n{MARKS[1]}{after}"
+        )
 
 
 def _parts_of(page: Path) -> tuple[str, str]:
@@ -177,7 +245,9 @@ def _parts_of(page: Path) -> tuple[str, str]:
     text = page.read_text() if page.is_file() else ""
     found = re.fullmatch(rf"(.*){MARKS[0]}.*{MARKS[1]}(.*)", text, re.DOTALL)
     if found is None:
-        raise InputError(f"--page {page}: has no lines {MARKS[0]} and {MARKS[1]}; write them where the table is to be")
+        raise InputError(
+            f"--page {page}: has no lines {MARKS[0]} and {MARKS[1]}; write them where the table is to be"
+        )
     return found[1], found[2]
 
 

@@ -63,11 +63,17 @@ def scores_of(file: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for metric in METRICS:
         estimate = levels["site"]["model"][metric]
-        found |= {metric: estimate["value"], f"{metric}_low": estimate["low"], f"{metric}_high": estimate["high"]}
+        found |= {
+            metric: estimate["value"],
+            f"{metric}_low": estimate["low"],
+            f"{metric}_high": estimate["high"],
+        }
         found[f"well_{metric}"] = levels["well"]["model"][metric]["value"]
     for baseline in ("majority", "position", "cell count"):
         for metric in METRICS[:2]:
-            found[f"{baseline}_{metric}".replace(" ", "_")] = levels["site"][baseline][metric]["value"]
+            found[f"{baseline}_{metric}".replace(" ", "_")] = levels["site"][baseline][metric][
+                "value"
+            ]
     return found
 
 
@@ -82,7 +88,11 @@ def write_table(table: pd.DataFrame, text: str, out: Path) -> None:
 
 def markdown(table: pd.DataFrame) -> str:
     """A table as Markdown."""
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    rows = [
+        list(table.columns),
+        ["---"] * len(table.columns),
+        *table.astype(str).to_numpy().tolist(),
+    ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -92,7 +102,9 @@ def by_fold(table: pd.DataFrame) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for recipe, rows in table.groupby("recipe", sort=False):
         for _, row in rows.iterrows():
-            cells = [f"{row[m]:.3f} [{row[m + '_low']:.2f}, {row[m + '_high']:.2f}]" for m in METRICS]
+            cells = [
+                f"{row[m]:.3f} [{row[m + '_low']:.2f}, {row[m + '_high']:.2f}]" for m in METRICS
+            ]
             lines.append(_line(recipe, row["fold"], cells, row))
         if len(rows) > 1:
             mean = rows.mean(numeric_only=True)
@@ -102,6 +114,7 @@ def by_fold(table: pd.DataFrame) -> str:
 
 def _line(recipe: str, fold: object, cells: list[str], row: pd.Series) -> str:
     rest = [
-        f"{row[name]:.3f}" for name in ("well_balanced_accuracy", "majority_accuracy", "position_balanced_accuracy")
+        f"{row[name]:.3f}"
+        for name in ("well_balanced_accuracy", "majority_accuracy", "position_balanced_accuracy")
     ]
     return "| " + " | ".join([recipe, str(fold), *cells, *rest, f"{row['minutes']:.1f}"]) + " |"

@@ -43,7 +43,12 @@ class Config:
         for name in ("aspects", "units"):
             require(name, getattr(self, name), bool(getattr(self, name)), "at least one")
         more = set(self.aspects) != {"count"} or "fields" in self.units
-        require("aspects", self.aspects, more, "one besides count: of single cells the number tells nothing")
+        require(
+            "aspects",
+            self.aspects,
+            more,
+            "one besides count: of single cells the number tells nothing",
+        )
 
 
 def main(options: Config) -> None:
@@ -65,7 +70,17 @@ def dataset(options: Config, unit: str, aspect: str) -> Path:
     drawn = ("--aspects", aspect, "--sites", 2, "--size", SIDES[unit])
     command("perturbjax.cli", "simulate", "--out", plates, *flags, *drawn)
     source = ("--load-data", plates / "load_data.csv", "--images", plates)
-    command("data_prep", "build", *source, "--out", built, "--aggregate", "none", "--segment-channels", "DNA")
+    command(
+        "data_prep",
+        "build",
+        *source,
+        "--out",
+        built,
+        "--aggregate",
+        "none",
+        "--segment-channels",
+        "DNA",
+    )
     return built
 
 

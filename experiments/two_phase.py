@@ -52,9 +52,19 @@ class Config:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("folds", self.folds, bool(self.folds) and all(0 <= fold < 5 for fold in self.folds), "some of 0 to 4")
+        require(
+            "folds",
+            self.folds,
+            bool(self.folds) and all(0 <= fold < 5 for fold in self.folds),
+            "some of 0 to 4",
+        )
         require("epochs", self.epochs, self.epochs >= 1, "at least one")
-        require("freeze-epochs", self.freeze_epochs, 0 <= self.freeze_epochs <= self.epochs, "from 0 to --epochs")
+        require(
+            "freeze-epochs",
+            self.freeze_epochs,
+            0 <= self.freeze_epochs <= self.epochs,
+            "from 0 to --epochs",
+        )
         require("crop", self.crop, self.crop >= 8, "at least 8 pixels")
 
 
@@ -64,7 +74,16 @@ def flags_of(way: str, options: Config) -> tuple[object, ...]:
         return ("--learning-rate", 0.002)
     frozen = options.epochs if way == "frozen" else options.freeze_epochs
     head = "attention" if way.endswith("attention") else "dense"
-    return ("--weights", options.weights, "--head", head, "--freeze-epochs", frozen, "--learning-rate", 0.003)
+    return (
+        "--weights",
+        options.weights,
+        "--head",
+        head,
+        "--freeze-epochs",
+        frozen,
+        "--learning-rate",
+        0.003,
+    )
 
 
 def main(options: Config) -> None:

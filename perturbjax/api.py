@@ -51,7 +51,10 @@ class TrainedRun:
         return list(self.run.facts["channels"] or [])
 
     def predict(
-        self, images: np.ndarray | Dataset, masks: np.ndarray | None = None, sites: pd.DataFrame | None = None
+        self,
+        images: np.ndarray | Dataset,
+        masks: np.ndarray | None = None,
+        sites: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
         """The table that `perturbjax predict` writes: a row an image.
 
@@ -70,7 +73,10 @@ class TrainedRun:
         return table_of(self.run, sites, answers, self.run.parts(sites["site_id"]))
 
     def features(
-        self, images: np.ndarray | Dataset, masks: np.ndarray | None = None, sites: pd.DataFrame | None = None
+        self,
+        images: np.ndarray | Dataset,
+        masks: np.ndarray | None = None,
+        sites: pd.DataFrame | None = None,
     ) -> Float32[np.ndarray, "n d"]:
         """What the last layers see of every image.
 
@@ -123,7 +129,11 @@ class TrainedRun:
         if judged.is_file():
             facts["judged"] = " ".join(headline(read_judgement(judged)))
         try:
-            pictures = strip(open_dataset(run.data), run.label_column, self.class_names) if run.data else ""
+            pictures = (
+                strip(open_dataset(run.data), run.label_column, self.class_names)
+                if run.data
+                else ""
+            )
         except InputError:  # the dataset is elsewhere by now: a run does without it
             pictures = ""
         return card(str(run.path), facts, self.class_names, pictures)
@@ -163,4 +173,8 @@ def _numbered(sites: pd.DataFrame | None, count: int) -> pd.DataFrame:
     sites = pd.DataFrame(index=range(count)) if sites is None else sites
     if len(sites) != count:
         raise InputError(f"sites: has {len(sites)} rows for {count} images; give one each")
-    return sites if "site_id" in sites.columns else sites.assign(site_id=[str(number) for number in range(count)])
+    return (
+        sites
+        if "site_id" in sites.columns
+        else sites.assign(site_id=[str(number) for number in range(count)])
+    )

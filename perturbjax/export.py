@@ -67,15 +67,23 @@ def export(options: StableHLOConfig) -> Path:
         InputError: the run cannot be used, does not know the size of its images, or `out` cannot be written.
     """
     chosen = options.chosen
-    network = load_network(chosen.run, chosen.checkpoint, chosen.epoch, placement=choose_placement("1"))
+    network = load_network(
+        chosen.run, chosen.checkpoint, chosen.epoch, placement=choose_placement("1")
+    )
     if network.run.facts["image_size"] is None:
-        raise InputError(f"{chosen.run}: was imported without a dataset, and the size of its images is not known")
+        raise InputError(
+            f"{chosen.run}: was imported without a dataset, and the size of its images is not known"
+        )
     inputs = _inputs(network)
-    exported = jax.export.export(jax.jit(_as_function(network)), platforms=PLATFORMS)(*inputs.values())
+    exported = jax.export.export(jax.jit(_as_function(network)), platforms=PLATFORMS)(
+        *inputs.values()
+    )
     folder = make_folder(options.out)
     with atomic(folder / NETWORK) as temporary:
         temporary.write_bytes(exported.serialize())
-    write_json(folder / DESCRIPTION, _describe(network, inputs, exported, file_digest(folder / NETWORK)))
+    write_json(
+        folder / DESCRIPTION, _describe(network, inputs, exported, file_digest(folder / NETWORK))
+    )
     console.print(f"written: {folder / NETWORK} and {folder / DESCRIPTION}")
     return folder
 
@@ -97,16 +105,24 @@ def _inputs(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
 def _as_function(network: Network) -> Callable[..., tuple[Array, Array]]:
     def predict(image: Array, mask: Array, shift: Array | None = None, scale: Array | None = None):
         rows = image.shape[:1]
-        if shift is None or scale is None:  # the same for every image, so that any will do to ask for them
+        if (
+            shift is None or scale is None
+        ):  # the same for every image, so that any will do to ask for them
             blank = np.zeros((1, *image.shape[1:]), image.dtype)
-            shift, scale = (jnp.broadcast_to(of, (*rows, of.shape[1])) for of in network.intensities(blank))
+            shift, scale = (
+                jnp.broadcast_to(of, (*rows, of.shape[1])) for of in network.intensities(blank)
+            )
         record = jnp.zeros(rows, jnp.int32)
-        return tuple(network.step(RawBatch(image, mask, record, record, jnp.ones(rows), shift, scale)))
+        return tuple(
+            network.step(RawBatch(image, mask, record, record, jnp.ones(rows), shift, scale))
+        )
 
     return predict
 
 
-def _describe(network: Network, inputs: dict[str, Any], exported: jax.export.Exported, digest: str) -> dict[str, Any]:
+def _describe(
+    network: Network, inputs: dict[str, Any], exported: jax.export.Exported, digest: str
+) -> dict[str, Any]:
     """What a stranger must know to call it."""
     run, facts = network.run, network.run.facts
     how = run.recipe.input.normalize

@@ -123,7 +123,9 @@ class Network:
         arrays = _Arrays(self.run, images, np.zeros(np.shape(images)[:3], np.uint16), plates)
         return intensities(arrays, self.run.recipe.input, self.run.facts.get("normalization"))
 
-    def apply_to(self, dataset: Dataset, positions: Int[np.ndarray, " n"], *, feed: FeedChoice = "auto") -> Predictions:
+    def apply_to(
+        self, dataset: Dataset, positions: Int[np.ndarray, " n"], *, feed: FeedChoice = "auto"
+    ) -> Predictions:
         """Probabilities and features of the records at `positions` of a dataset, without augmentation.
 
         Several processes each read their share, and all get all answers.
@@ -157,9 +159,13 @@ class Network:
         redraw: Redraw | None = None,
     ) -> Predictions:
         """The same answers to batches that `change` makes of those on the host, given the number of their first row."""
-        return Predictions(*self._answers(self._predict_step, self._batches(dataset, change, redraw), positions))
+        return Predictions(
+            *self._answers(self._predict_step, self._batches(dataset, change, redraw), positions)
+        )
 
-    def attention_to(self, dataset: Dataset, positions: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n h2 w2"]:
+    def attention_to(
+        self, dataset: Dataset, positions: Int[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n h2 w2"]:
         """By how much the mask lets each place of records of a dataset through, see `attention`.
 
         Raises:
@@ -217,9 +223,13 @@ class Network:
 
         return self._answers(step, batches, np.arange(len(arrays)))
 
-    def _decoder(self, dataset: SiteSource, statistics: Statistics | None, input: InputConfig) -> Decoder:
+    def _decoder(
+        self, dataset: SiteSource, statistics: Statistics | None, input: InputConfig
+    ) -> Decoder:
         recipe = self.run.recipe
-        sites = describe_sites(dataset, input, (), seed=recipe.seed, statistics=statistics)  # of labels it asks none
+        sites = describe_sites(
+            dataset, input, (), seed=recipe.seed, statistics=statistics
+        )  # of labels it asks none
         return Decoder(dataset, sites, input, recipe.augment)
 
     def _answers(
@@ -227,13 +237,17 @@ class Network:
     ) -> tuple[np.ndarray, ...]:
         multiple = self.placement.count if self.placement.processes > 1 else 1
         params, stats = self.state["params"], self.state["stats"]
-        return apply_to_sites(step, params, stats, batches, positions, self.batch_size, multiple=multiple)
+        return apply_to_sites(
+            step, params, stats, batches, positions, self.batch_size, multiple=multiple
+        )
 
 
 class _Arrays:
     """Images and masks in memory, as a feed asks a dataset for them."""
 
-    def __init__(self, run: Run, images: np.ndarray, masks: np.ndarray, plates: Sequence[str] | None):
+    def __init__(
+        self, run: Run, images: np.ndarray, masks: np.ndarray, plates: Sequence[str] | None
+    ):
         """Check what cannot be applied.
 
         Raises:
@@ -244,19 +258,37 @@ class _Arrays:
         self.label_column, self.image_dtype = run.label_column, images.dtype
         dtypes, channels = run.facts["image_dtype"] or "uint8 or uint16", len(self.channel_names)
         if images.ndim != 4 or not len(images) or (channels and images.shape[3] != channels):
-            wanted = f"{channels} ({', '.join(self.channel_names)})" if channels else "all its channels"
-            raise InputError(f"images: have shape {images.shape}; {run.path} takes (n, height, width, {wanted})")
+            wanted = (
+                f"{channels} ({', '.join(self.channel_names)})" if channels else "all its channels"
+            )
+            raise InputError(
+                f"images: have shape {images.shape}; {run.path} takes (n, height, width, {wanted})"
+            )
         if str(images.dtype) not in dtypes.split(" or "):
-            raise InputError(f"images: are {images.dtype}; {run.path} takes {dtypes}, as it was trained on")
+            raise InputError(
+                f"images: are {images.dtype}; {run.path} takes {dtypes}, as it was trained on"
+            )
         if masks.shape != images.shape[:3]:
-            raise InputError(f"masks: have shape {masks.shape}; with these images they must have {images.shape[:3]}")
-        if masks.dtype.kind not in "biu" or masks.min() < 0 or masks.max() > np.iinfo(np.uint16).max:
-            raise InputError("masks: must be whole numbers from 0 (background) to 65535, one a cell")
+            raise InputError(
+                f"masks: have shape {masks.shape}; with these images they must have {images.shape[:3]}"
+            )
+        if (
+            masks.dtype.kind not in "biu"
+            or masks.min() < 0
+            or masks.max() > np.iinfo(np.uint16).max
+        ):
+            raise InputError(
+                "masks: must be whole numbers from 0 (background) to 65535, one a cell"
+            )
         if plates is not None and len(plates) != len(images):
             raise InputError(f"plates: are {len(plates)} for {len(images)} images; give one each")
         if plates is None and METHODS[run.recipe.input.normalize].whole_plates:
-            raise InputError(f"plates: {run.path} normalises by plate; give the name of each image's plate")
-        self.channel_names = self.channel_names or [str(number) for number in range(images.shape[3])]
+            raise InputError(
+                f"plates: {run.path} normalises by plate; give the name of each image's plate"
+            )
+        self.channel_names = self.channel_names or [
+            str(number) for number in range(images.shape[3])
+        ]
         self._images, self._masks, self._plates = images, masks.astype(np.uint16), plates
         self.image_size = (images.shape[1], images.shape[2])
 
@@ -276,17 +308,24 @@ class _Arrays:
             return pd.Series(self._plates, dtype=str)
         statistic, _, channel = name.partition("_")
         if statistic not in ("mean", "std") or channel not in self.channel_names:
-            raise InputError(f"{self.path}: keeps no statistics to normalise arrays by; apply it to a whole dataset")
+            raise InputError(
+                f"{self.path}: keeps no statistics to normalise arrays by; apply it to a whole dataset"
+            )
         return pd.Series(self._statistics(statistic)[:, self.channel_names.index(channel)])
 
     def _statistics(self, name: str) -> Float64[np.ndarray, "n c"]:
         # Summed as the builder sums them (data_prep/site_tasks.py), image by image, so that they are the same bits.
-        pixels = (np.ascontiguousarray(image).reshape(-1, image.shape[-1]) for image in self._images)
+        pixels = (
+            np.ascontiguousarray(image).reshape(-1, image.shape[-1]) for image in self._images
+        )
         return np.stack([getattr(of_image, name)(0) for of_image in pixels])
 
 
 def _require_fitting(run: Run, dataset: Dataset) -> None:
-    for what, here in (("channels", dataset.channel_names), ("image_dtype", str(dataset.image_dtype))):
+    for what, here in (
+        ("channels", dataset.channel_names),
+        ("image_dtype", str(dataset.image_dtype)),
+    ):
         trained = run.facts[what]
         if trained is not None and trained != here:  # an imported network does not know
             raise InputError(
@@ -332,7 +371,9 @@ def load_network(
         _require_fitting(run, dataset)
     names = run.facts["channels"] or (dataset and dataset.channel_names)
     if not names:
-        raise InputError(f"{run.path}: was imported without a dataset, and its channels are not known; name a dataset")
+        raise InputError(
+            f"{run.path}: was imported without a dataset, and its channels are not known; name a dataset"
+        )
     channels = len(names) * METHODS[run.recipe.input.normalize].ways
     model, _ = create_network(run.recipe, channels, run.class_names, run.facts.get("pretrained"))
     graphdef, params, stats = split_model(model)
@@ -348,4 +389,6 @@ def _checkpoint_of(run: Run, checkpoint: Which, epoch: int) -> tuple[Tree, dict[
     checkpoints.close()
     run.require_own(facts, checkpoints.path)
     console.print(f"{run.path}: checkpoint of epoch {facts['epoch']} ({checkpoint})")
-    return {name: value for name, value in tree.items() if name.startswith(("params/", "stats/"))}, facts
+    return {
+        name: value for name, value in tree.items() if name.startswith(("params/", "stats/"))
+    }, facts

@@ -55,7 +55,10 @@ def verify_run(path: Path) -> str:
 
 
 #: The file that tells a kind of directory → what checks it, and says in a sentence what it found.
-KINDS: dict[str, Callable[[Path], str]] = {"provenance.json": verify_dataset, "config.json": verify_run}
+KINDS: dict[str, Callable[[Path], str]] = {
+    "provenance.json": verify_dataset,
+    "config.json": verify_run,
+}
 
 
 def verify(path: Path) -> str:

@@ -26,7 +26,13 @@ class Cluster:
     def start_scheduler(self) -> None:
         """Start it on its port, where another may have been; returns once it listens."""
         self.scheduler = self._start(
-            "scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--dashboard-address", "127.0.0.1:0"
+            "scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--dashboard-address",
+            "127.0.0.1:0",
         )
         deadline = time.monotonic() + 60
         while True:
@@ -49,7 +55,9 @@ class Cluster:
             "--host",
             "127.0.0.1",
         )
-        self.workers.append(self._start("worker", self.address, *words, "--local-directory", str(self.folder)))
+        self.workers.append(
+            self._start("worker", self.address, *words, "--local-directory", str(self.folder))
+        )
         self.wait_for(sum(worker.poll() is None for worker in self.workers))
         return self.workers[-1]
 
@@ -64,7 +72,10 @@ class Cluster:
         log = open(self.folder / f"{kind}.log", "ab")  # noqa: SIM115  # the process keeps it
         try:
             return subprocess.Popen(
-                [sys.executable, "-m", "dask", kind, *words], stdout=log, stderr=log, env={**os.environ}
+                [sys.executable, "-m", "dask", kind, *words],
+                stdout=log,
+                stderr=log,
+                env={**os.environ},
             )
         finally:
             log.close()

@@ -13,19 +13,30 @@ from data_prep.build import BuildConfig
 
 def options(plate: Path, out: Path, **changes) -> BuildConfig:
     """A build by the segmenter that starts at once, for what no segmenter changes."""
-    settings = {"aggregate": "none", "segment_channels": "DNA", "segmenter": "watershed", "workers": 1, **changes}
+    settings = {
+        "aggregate": "none",
+        "segment_channels": "DNA",
+        "segmenter": "watershed",
+        "workers": 1,
+        **changes,
+    }
     return BuildConfig(load_data=plate / "load_data.csv", images=plate, out=out, **settings)
 
 
 def contents(folder: Path) -> dict[str, str]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def children(pid: int) -> list[int]:
     """Process ids of a process's children; none where there is no /proc."""
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except OSError:
         return []
 

@@ -22,8 +22,13 @@ def execute(notebook: Path, folder: Path) -> list[dict[str, Any]]:
     cells = json.loads(notebook.read_text())["cells"]
     names: dict[str, Any] = {"__name__": "__main__"}
     with contextlib.chdir(folder):
-        for number, cell in enumerate((cell for cell in cells if cell["cell_type"] == "code"), start=1):
-            cell["execution_count"], cell["outputs"] = number, _run("".join(cell["source"]), names, number)
+        for number, cell in enumerate(
+            (cell for cell in cells if cell["cell_type"] == "code"), start=1
+        ):
+            cell["execution_count"], cell["outputs"] = (
+                number,
+                _run("".join(cell["source"]), names, number),
+            )
     return cells
 
 
@@ -35,20 +40,30 @@ def _run(source: str, names: dict[str, Any], number: int) -> list[dict[str, Any]
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(compile(ast.Module(body, []), "cell", "exec"), names)
-        value = None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+        value = (
+            None
+            if last is None
+            else eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+        )
     return _stream(said.getvalue()) + ([] if value is None else [_result(value, number)])
 
 
 def _shell(line: str) -> str:
     command = line.replace("perturbjax ", f"{sys.executable} -m perturbjax ", 1)
     environment = {**os.environ, "COLUMNS": "100"}
-    done = subprocess.run(command, shell=True, text=True, env=environment, capture_output=True, timeout=1800)
+    done = subprocess.run(
+        command, shell=True, text=True, env=environment, capture_output=True, timeout=1800
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr + done.stdout
 
 
 def _stream(text: str) -> list[dict[str, Any]]:
-    return [{"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)}] if text else []
+    return (
+        [{"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)}]
+        if text
+        else []
+    )
 
 
 def _result(value: Any, number: int) -> dict[str, Any]:
@@ -56,11 +71,18 @@ def _result(value: Any, number: int) -> dict[str, Any]:
     data = {"text/plain": repr(value).splitlines(keepends=True)}
     if shown:
         data["text/html"] = shown.splitlines(keepends=True)
-    return {"output_type": "execute_result", "execution_count": number, "metadata": {}, "data": data}
+    return {
+        "output_type": "execute_result",
+        "execution_count": number,
+        "metadata": {},
+        "data": data,
+    }
 
 
 if __name__ == "__main__":
     path = Path(sys.argv[1]).absolute()
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(tempfile.mkdtemp())
     whole = json.loads(path.read_text())
-    path.write_text(json.dumps({**whole, "cells": execute(path, folder)}, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(
+        json.dumps({**whole, "cells": execute(path, folder)}, indent=1, ensure_ascii=False) + "\n"
+    )

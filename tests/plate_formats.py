@@ -22,19 +22,26 @@ def table_of(plate: Path) -> pd.DataFrame:
 
 
 def site_pixels(plate: Path, row: pd.Series) -> dict[str, np.ndarray]:
-    return {c: tifffile.imread(plate / row[f"PathName_Orig{c}"] / row[f"FileName_Orig{c}"]) for c in CHANNELS}
+    return {
+        c: tifffile.imread(plate / row[f"PathName_Orig{c}"] / row[f"FileName_Orig{c}"])
+        for c in CHANNELS
+    }
 
 
 def site_name(row: pd.Series) -> str:
     return f"{row['Metadata_Plate']}_{row['Metadata_Well']}_{row['Metadata_Site']}"
 
 
-def rewritten(plate: Path, out: Path, write: Callable[[Path, dict[str, np.ndarray]], dict[str, str]]) -> Path:
+def rewritten(
+    plate: Path, out: Path, write: Callable[[Path, dict[str, np.ndarray]], dict[str, str]]
+) -> Path:
     """The plate with `write(path without suffix, pixels)` for every site, which gives channel → name of its file."""
     table = table_of(plate)
     (out / "images").mkdir(parents=True)
     for at, row in table.iterrows():
-        for channel, name in write(out / "images" / site_name(row), site_pixels(plate, row)).items():
+        for channel, name in write(
+            out / "images" / site_name(row), site_pixels(plate, row)
+        ).items():
             table.loc[at, [f"FileName_Orig{channel}", f"PathName_Orig{channel}"]] = [name, "images"]
     table.to_csv(out / "load_data.csv", index=False)
     return out
@@ -46,7 +53,9 @@ def as_ome_tiff(plate: Path, out: Path) -> Path:
     def write(path: Path, pixels: dict[str, np.ndarray]) -> dict[str, str]:
         metadata = {"axes": "CYX", "Channel": {"Name": list(WRITTEN)}}
         image = np.stack([pixels[channel] for channel in WRITTEN])
-        tifffile.imwrite(f"{path}.ome.tiff", image, ome=True, metadata=metadata, photometric="minisblack")
+        tifffile.imwrite(
+            f"{path}.ome.tiff", image, ome=True, metadata=metadata, photometric="minisblack"
+        )
         return dict.fromkeys(CHANNELS, f"{path.name}.ome.tiff")
 
     return rewritten(plate, out, write)
@@ -58,7 +67,9 @@ def as_ome_stack(plate: Path, out: Path) -> Path:
     def write(path: Path, pixels: dict[str, np.ndarray]) -> dict[str, str]:
         metadata = {"axes": "CZYX", "Channel": {"Name": list(WRITTEN)}}
         image = np.stack([np.stack([pixels[c] // 2, pixels[c], pixels[c] // 3]) for c in WRITTEN])
-        tifffile.imwrite(f"{path}.ome.tiff", image, ome=True, metadata=metadata, photometric="minisblack")
+        tifffile.imwrite(
+            f"{path}.ome.tiff", image, ome=True, metadata=metadata, photometric="minisblack"
+        )
         return dict.fromkeys(CHANNELS, f"{path.name}.ome.tiff")
 
     return rewritten(plate, out, write)
@@ -84,17 +95,23 @@ def as_ome_zarr(plate: Path, out: Path, version: int = 3, table: bool = True) ->
     for name, of_plate in rows.groupby("Metadata_Plate"):
         store = out / f"{name}.zarr"
         root = zarr.open_group(store, mode="w", zarr_format=version)
-        wells = [{"path": path} for path in dict.fromkeys(well_of(row) for _, row in of_plate.iterrows())]
+        wells = [
+            {"path": path} for path in dict.fromkeys(well_of(row) for _, row in of_plate.iterrows())
+        ]
         _describe(root, {"plate": {"name": name, "wells": wells}}, version)
         for _, row in of_plate.iterrows():
             field = str(int(row["Metadata_Site"]) - 1)
             well = root.require_group(well_of(row))
             fields = _described(well).get("well", {"images": []})["images"]
             _describe(well, {"well": {"images": [*fields, {"path": field}]}}, version)
-            image = np.stack([site_pixels(plate, row)[channel] for channel in WRITTEN])[None, :, None]
+            image = np.stack([site_pixels(plate, row)[channel] for channel in WRITTEN])[
+                None, :, None
+            ]
             _write_image(well.create_group(field), image, version)
     if table:
-        rows[[column for column in rows if column.startswith("Metadata_")]].to_csv(out / "load_data.csv", index=False)
+        rows[[column for column in rows if column.startswith("Metadata_")]].to_csv(
+            out / "load_data.csv", index=False
+        )
     return out
 
 
@@ -126,10 +143,19 @@ def as_jump_lite(plate: Path, out: Path, version: int = 3) -> Path:
         pixels = site_pixels(plate, row)
         none = np.zeros_like(pixels["DNA"])
         image = np.stack([none, pixels["DNA"], pixels["Actin"], none, pixels["Tubulin"]])
-        key = "__".join(row[f"Metadata_{part}"] for part in ("Source", "Batch", "Plate", "Well", "Site"))
-        settings = {"compressors": blosc if version == 3 else codecs.Jpegxl(lossless=True), "zarr_format": version}
+        key = "__".join(
+            row[f"Metadata_{part}"] for part in ("Source", "Batch", "Plate", "Well", "Site")
+        )
+        settings = {
+            "compressors": blosc if version == 3 else codecs.Jpegxl(lossless=True),
+            "zarr_format": version,
+        }
         store = zarr.storage.LocalStore(out / "lite.zarr")
-        array = zarr.create_array(store, name=key, shape=image.shape, chunks=image.shape, dtype="uint16", **settings)
+        array = zarr.create_array(
+            store, name=key, shape=image.shape, chunks=image.shape, dtype="uint16", **settings
+        )
         array[:] = image
-    rows.drop(columns=[column for column in rows if "Name_" in column]).to_parquet(out / "index.parquet")
+    rows.drop(columns=[column for column in rows if "Name_" in column]).to_parquet(
+        out / "index.parquet"
+    )
     return out

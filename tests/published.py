@@ -48,7 +48,9 @@ def efficientnet(name: str, classes: int = 7, image_size: int | None = None) -> 
     else:
         from efficientnet_pytorch import EfficientNet
     torch.manual_seed(0)
-    network = EfficientNet.from_name(name.replace("_", "-"), num_classes=classes, image_size=image_size)
+    network = EfficientNet.from_name(
+        name.replace("_", "-"), num_classes=classes, image_size=image_size
+    )
     return perturbed(network)
 
 
@@ -72,7 +74,11 @@ def write_resnet18(path: Path, *, inputs: int = 3) -> Path:
     model = nnx.eval_shape(lambda: RESNET18.network(classes=2, inputs=inputs, rngs=nnx.Rngs(0)))
     for layer, leaf in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
         fan_in = np.prod(leaf.shape[:-1]) or 1
-        value = rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape) if leaf.ndim > 1 else rng.uniform(0.5, 1.5, leaf.shape)
+        value = (
+            rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape)
+            if leaf.ndim > 1
+            else rng.uniform(0.5, 1.5, leaf.shape)
+        )
         value = value.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, (0,)))
         tensors[NAMINGS[0].tensor(layer)] = np.ascontiguousarray(value, np.float32)
     save_file(tensors, path)

@@ -31,7 +31,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    folder = write_dataset(tmp_path_factory.mktemp("api") / "data", sites=SITES, size=24, channels=["DNA", "Actin"])
+    folder = write_dataset(
+        tmp_path_factory.mktemp("api") / "data", sites=SITES, size=24, channels=["DNA", "Actin"]
+    )
     return perturbjax.open_dataset(folder)
 
 
@@ -42,7 +44,9 @@ def train(dataset, name, model="attention", normalize="log"):
         augment=AugmentConfig(crop=16),
         optim=OptimConfig(epochs=1, batch_size=8),
     )
-    return fit(TrainConfig(out=dataset.path.parent / name, data=(dataset.path,), recipe=recipe)).path
+    return fit(
+        TrainConfig(out=dataset.path.parent / name, data=(dataset.path,), recipe=recipe)
+    ).path
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +56,16 @@ def run(dataset):
 
 def test_a_table_is_what_the_command_writes_to_the_bit(run, dataset, tmp_path):
     written = pd.read_parquet(
-        predict(PredictConfig(ApplyConfig(CheckpointConfig(run.run.path)), (dataset.path,), tmp_path / "p.parquet"))
+        predict(
+            PredictConfig(
+                ApplyConfig(CheckpointConfig(run.run.path)), (dataset.path,), tmp_path / "p.parquet"
+            )
+        )
     )
     images, masks = dataset.read(range(SITES))
-    pd.testing.assert_frame_equal(run.predict(images, masks, dataset.index), written, check_exact=True)
+    pd.testing.assert_frame_equal(
+        run.predict(images, masks, dataset.index), written, check_exact=True
+    )
     pd.testing.assert_frame_equal(run.predict(dataset), written, check_exact=True)
     assert set(written["part"]) == {"train", "test"} and set(written["label"]) == {"DMSO", "taxol"}
 
@@ -63,19 +73,27 @@ def test_a_table_is_what_the_command_writes_to_the_bit(run, dataset, tmp_path):
 def test_one_image_at_a_time_is_answered_as_all_together(run, dataset):
     images, masks = dataset.read(range(SITES))
     together = run.predict(images, masks)
-    assert list(together["site_id"]) == [str(number) for number in range(SITES)] and set(together["part"]) == {"new"}
+    assert list(together["site_id"]) == [str(number) for number in range(SITES)] and set(
+        together["part"]
+    ) == {"new"}
     probabilities = [f"prob_{name}" for name in run.class_names]
     for number in (0, 7):
         site = dataset[number]
         alone = run.predict(site["image"][None], site["mask"][None])
         assert np.array_equal(alone[probabilities].iloc[0], together[probabilities].iloc[number])
-        assert np.array_equal(run.features(images[[number]], masks[[number]]), run.features(dataset)[[number]])
-        assert np.array_equal(run.attention(images[[number]], masks[[number]]), run.attention(images, masks)[[number]])
+        assert np.array_equal(
+            run.features(images[[number]], masks[[number]]), run.features(dataset)[[number]]
+        )
+        assert np.array_equal(
+            run.attention(images[[number]], masks[[number]]), run.attention(images, masks)[[number]]
+        )
 
 
 def test_attention_is_a_gate_at_every_place(run, dataset):
     attention = run.attention(*dataset.read(range(SITES)))
-    assert attention.shape == (SITES, 2, 2) and attention.dtype == np.float32  # 16 pixels, halved three times
+    assert (
+        attention.shape == (SITES, 2, 2) and attention.dtype == np.float32
+    )  # 16 pixels, halved three times
     assert 0 < attention.min() < attention.max() < 1
 
 
@@ -92,9 +110,13 @@ def test_a_network_without_attention_says_so(plain, dataset):
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 def test_exported_weights_with_their_description_answer_as_their_run(run, dataset, tmp_path, name):
-    exported = perturbjax.load(export_run(ExportConfig(CheckpointConfig(run.run.path), out=tmp_path / name)))
+    exported = perturbjax.load(
+        export_run(ExportConfig(CheckpointConfig(run.run.path), out=tmp_path / name))
+    )
     images, masks = dataset.read(range(SITES))
-    pd.testing.assert_frame_equal(exported.predict(images, masks), run.predict(images, masks), check_exact=True)
+    pd.testing.assert_frame_equal(
+        exported.predict(images, masks), run.predict(images, masks), check_exact=True
+    )
 
 
 def test_weights_that_do_not_say_what_they_were_fed_are_refused(run, tmp_path):
@@ -116,7 +138,10 @@ def test_images_need_masks_and_a_row_each(run, dataset):
 
 def test_a_dataset_gives_sites_by_position(dataset):
     last = dataset[-1]
-    assert last["site_id"] == f"site{SITES - 1}" and last["Metadata_pert_iname"] in ("DMSO", "taxol")
+    assert last["site_id"] == f"site{SITES - 1}" and last["Metadata_pert_iname"] in (
+        "DMSO",
+        "taxol",
+    )
     assert last["image"].shape == (24, 24, 2) and last["mask"].shape == (24, 24)
     with pytest.raises(IndexError):
         dataset[SITES]
@@ -143,8 +168,9 @@ def test_create_gives_a_network_for_a_loop_of_ones_own():
 
 
 def test_every_name_is_there_and_imported_when_it_is_asked_for():
-    code = "import sys, perturbjax; assert 'jax' not in sys.modules and 'numpy' not in sys.modules; " + "; ".join(
-        f"perturbjax.{name}" for name in perturbjax.__all__
+    code = (
+        "import sys, perturbjax; assert 'jax' not in sys.modules and 'numpy' not in sys.modules; "
+        + "; ".join(f"perturbjax.{name}" for name in perturbjax.__all__)
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert set(perturbjax.__all__) <= set(dir(perturbjax))
@@ -152,7 +178,13 @@ def test_every_name_is_there_and_imported_when_it_is_asked_for():
         _ = perturbjax.lod
 
 
-EXAMPLES = (perturbjax.load, perturbjax.open_dataset, perturbjax.create, perturbjax.segment, perturbjax.preset)
+EXAMPLES = (
+    perturbjax.load,
+    perturbjax.open_dataset,
+    perturbjax.create,
+    perturbjax.segment,
+    perturbjax.preset,
+)
 
 
 @pytest.mark.parametrize("documented", EXAMPLES, ids=lambda documented: documented.__name__)
@@ -162,13 +194,17 @@ def test_examples_in_docstrings_are_true(documented, run, dataset, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     images, masks = dataset.read(range(SITES))
     names = {"perturbjax": perturbjax, "np": np, "jnp": jnp, "images": images, "masks": masks}
-    (examples,) = [found for found in doctest.DocTestFinder(recurse=False).find(documented, globs=names)]
+    (examples,) = [
+        found for found in doctest.DocTestFinder(recurse=False).find(documented, globs=names)
+    ]
     assert examples.examples and not doctest.DocTestRunner().run(examples).failed
 
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    return export(StableHLOConfig(CheckpointConfig(run.run.path), out=tmp_path_factory.mktemp("exported")))
+    return export(
+        StableHLOConfig(CheckpointConfig(run.run.path), out=tmp_path_factory.mktemp("exported"))
+    )
 
 
 def reloaded(folder):
@@ -179,10 +215,16 @@ def reloaded(folder):
 
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-BLOCKS = [(page, block) for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
+BLOCKS = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+]
 
 
-@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page.stem}-{at}" for at, (page, _) in enumerate(BLOCKS)])
+@pytest.mark.parametrize(
+    ("page", "block"), BLOCKS, ids=[f"{page.stem}-{at}" for at, (page, _) in enumerate(BLOCKS)]
+)
 def test_python_on_the_pages_runs(page, block, run, dataset, exported, tmp_path, monkeypatch):
     for name, path in {"run": run.run.path, "dataset": dataset.path, "exported": exported}.items():
         (tmp_path / name).symlink_to(path)
@@ -210,10 +252,14 @@ def test_an_exported_network_answers_any_number_of_images_as_its_run(run, datase
 
 
 def test_what_depends_on_the_images_is_an_input_of_the_exported_network(plain, dataset, tmp_path):
-    network, description = reloaded(export(StableHLOConfig(CheckpointConfig(plain.run.path), out=tmp_path / "out")))
+    network, description = reloaded(
+        export(StableHLOConfig(CheckpointConfig(plain.run.path), out=tmp_path / "out"))
+    )
     images, masks = dataset.read(range(3))
     assert [of["name"] for of in description["inputs"]] == ["image", "mask", "shift", "scale"]
-    probabilities, _ = network.call(images, (masks > 0).astype(np.uint8), *plain.network.intensities(images))
+    probabilities, _ = network.call(
+        images, (masks > 0).astype(np.uint8), *plain.network.intensities(images)
+    )
     np.testing.assert_allclose(probabilities, plain.network.predict(images, masks), atol=1e-6)
 
 

@@ -37,7 +37,9 @@ def test_links_lead_to_what_is_there(page):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize(("page", "words"), ALL, ids=[f"{page.stem}-{at}" for at, (page, _) in enumerate(ALL)])
+@pytest.mark.parametrize(
+    ("page", "words"), ALL, ids=[f"{page.stem}-{at}" for at, (page, _) in enumerate(ALL)]
+)
 def test_commands_on_the_pages_are_accepted(monkeypatch, page, words):
     _, verb, *rest = words
     accept(monkeypatch, verb, rest)

@@ -23,7 +23,9 @@ def commands_in(text):
     ]
 
 
-@pytest.mark.parametrize(("name", "count"), [("Snakefile", 3), ("main.nf", 3), ("../Dockerfile", 1)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("Snakefile", 3), ("main.nf", 3), ("../Dockerfile", 1)]
+)
 def test_commands_are_accepted(monkeypatch, name, count):
     commands = commands_in((EXAMPLES / name).read_text())
     assert len(commands) == count
@@ -38,7 +40,9 @@ def test_commands_are_accepted(monkeypatch, name, count):
 
 def test_the_snakefile_is_rules_of_python_parts():
     """As Snakemake reads it: top-level Python, and `rule NAME:` blocks of `part: expression, …`."""
-    head, *rules = re.split(r"^rule (\w+):\n", (EXAMPLES / "Snakefile").read_text(), flags=re.MULTILINE)
+    head, *rules = re.split(
+        r"^rule (\w+):\n", (EXAMPLES / "Snakefile").read_text(), flags=re.MULTILINE
+    )
     ast.parse(head)
     assert rules[::2] == ["all", "build", "train", "evaluate"]
     for body in rules[1::2]:
@@ -57,8 +61,21 @@ def test_the_nextflow_script_closes_what_it_opens():
 
 
 def test_the_container_installs_what_is_there():
-    lines = [line for line in (REPOSITORY / "Dockerfile").read_text().splitlines() if line and not line.startswith("#")]
-    assert {line.split()[0] for line in lines} <= {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "ENV", "ENTRYPOINT", "CMD"}
+    lines = [
+        line
+        for line in (REPOSITORY / "Dockerfile").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert {line.split()[0] for line in lines} <= {
+        "FROM",
+        "ARG",
+        "WORKDIR",
+        "COPY",
+        "RUN",
+        "ENV",
+        "ENTRYPOINT",
+        "CMD",
+    }
     copied = [source for line in lines if line.startswith("COPY") for source in line.split()[1:-1]]
     assert all((REPOSITORY / source).exists() for source in copied)
     allowed = (REPOSITORY / ".dockerignore").read_text()

@@ -88,25 +88,33 @@ def test_every_room_has_its_floor():
 
 @pytest.mark.parametrize("room", sorted({room_of(path) for path in FILES}))
 def test_imports_go_down_only(room):
-    allowed = {other for other, floor in FLOOR.items() if floor < FLOOR[room]} - set(NEVER.get(room, ()))
+    allowed = {other for other, floor in FLOOR.items() if floor < FLOOR[room]} - set(
+        NEVER.get(room, ())
+    )
     allowed |= {room, "", *NEIGHBOURS.get(room, ())}
     for path in FILES:
         if room_of(path) == room:
-            assert rooms_of(path) <= allowed, f"{path.relative_to(REPOSITORY)} imports {rooms_of(path) - allowed}"
+            assert rooms_of(path) <= allowed, (
+                f"{path.relative_to(REPOSITORY)} imports {rooms_of(path) - allowed}"
+            )
 
 
 def test_perturbjax_imports_neither_what_stands_above_nor_torch():
     for path in FILES:
         tops = {module.split(".")[0] for module, _ in imports_of(path)}
         may = {"data_prep"} if room_of(path) == "cli" else set()
-        assert not tops & (OUTSIDE - may), f"{path.relative_to(REPOSITORY)} imports {tops & OUTSIDE}"
+        assert not tops & (OUTSIDE - may), (
+            f"{path.relative_to(REPOSITORY)} imports {tops & OUTSIDE}"
+        )
 
 
 def test_data_prep_imports_the_ground_floor():
     for path in sorted((REPOSITORY / "data_prep").rglob("*.py")):
         if path.name == "__main__.py":
             continue
-        assert rooms_of(path) <= FOR_DATA_PREP, f"{path.relative_to(REPOSITORY)}: {rooms_of(path) - FOR_DATA_PREP}"
+        assert rooms_of(path) <= FOR_DATA_PREP, (
+            f"{path.relative_to(REPOSITORY)}: {rooms_of(path) - FOR_DATA_PREP}"
+        )
 
 
 def test_importing_perturbjax_is_light_and_starts_no_device():
@@ -120,7 +128,9 @@ heavy = {"torch", "tensorflow", "cellpose", "sklearn"} & set(sys.modules)
 backends = sys.modules["jax"]._src.xla_bridge._backends if "jax" in sys.modules else {}
 print(took, sorted(heavy), sorted(backends))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     took, rest = done.stdout.split(" ", 1)
     assert rest.strip() == "[] []"
     assert float(took) < 2

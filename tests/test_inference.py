@@ -70,7 +70,9 @@ def test_a_site_alone_and_in_any_place_has_the_answer_it_has_among_all(run, data
     network, plates = load(run), plates_for(run, dataset)
     images, masks = dataset.read(range(SITES))
     together = network.apply(images, masks, plates)
-    assert np.ptp(together.probabilities, axis=0).max() > 0, "nothing would be shown by answers that are all alike"
+    assert np.ptp(together.probabilities, axis=0).max() > 0, (
+        "nothing would be shown by answers that are all alike"
+    )
     if plates is not None:  # its answers depend on which sites of a plate there are
         return
     for position in (0, 5, 13, SITES - 1):
@@ -78,7 +80,9 @@ def test_a_site_alone_and_in_any_place_has_the_answer_it_has_among_all(run, data
         for one, among in zip(alone, together, strict=True):
             assert np.array_equal(one[0], among[position])
     shuffled = np.random.default_rng(0).permutation(SITES)
-    assert np.array_equal(network.features(images[shuffled], masks[shuffled]), together.features[shuffled])
+    assert np.array_equal(
+        network.features(images[shuffled], masks[shuffled]), together.features[shuffled]
+    )
     assert np.array_equal(network.apply_to(dataset, shuffled).features, together.features[shuffled])
 
 
@@ -94,7 +98,10 @@ def test_a_run_is_loaded_by_its_path_and_says_of_which_epoch(run):
         (lambda images, masks: (images[:0], masks[:0]), "images: have shape"),
         (lambda images, masks: (images.astype(np.float32), masks), "images: are float32.*uint16"),
         (lambda images, masks: (images, masks[:, 1:]), "masks: have shape"),
-        (lambda images, masks: (images, masks.astype(np.int32) - 1), "masks: must be whole numbers"),
+        (
+            lambda images, masks: (images, masks.astype(np.int32) - 1),
+            "masks: must be whole numbers",
+        ),
         (lambda images, masks: (images, masks.astype(float)), "masks: must be whole numbers"),
         (lambda images, masks: (images, masks, ["P0"]), "plates: are 1 for 30 images"),
     ],

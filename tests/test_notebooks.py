@@ -12,8 +12,13 @@ NOTEBOOKS = Path(__file__).resolve().parents[1] / "docs/notebooks"
 
 def shown(cells):
     """All that was shown, as text."""
-    outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
-    return "".join("".join(output.get("text", output.get("data", {}).get("text/plain", ""))) for output in outputs)
+    outputs = [
+        output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]
+    ]
+    return "".join(
+        "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
+        for output in outputs
+    )
 
 
 @pytest.mark.slow

@@ -49,7 +49,9 @@ class SegmenterConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("diameter", self.diameter, self.diameter >= 0, "0 (the engine estimates it) or more")
+        require(
+            "diameter", self.diameter, self.diameter >= 0, "0 (the engine estimates it) or more"
+        )
 
 
 def create(config: SegmenterConfig) -> Segmenter:

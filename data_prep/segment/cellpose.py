@@ -37,7 +37,9 @@ class Cellpose:
         from perturbjax.segmentation import Segmenter
 
         if not weights:
-            raise InputError("--segmenter cellpose: needs --weights NAME or PATH; nothing is chosen for you")
+            raise InputError(
+                "--segmenter cellpose: needs --weights NAME or PATH; nothing is chosen for you"
+            )
         self.network = Segmenter(weights, diameter, precision)
         self.finder: Segmenter | AnySize = self.network
         self.doubted: list[Any] = []
@@ -64,11 +66,15 @@ class Cellpose:
         """
         return next(self.segment_all([image]))
 
-    def segment_all(self, images: Iterable[UInt[np.ndarray, "_h _w _c"]]) -> Iterator[UInt16[np.ndarray, "_h _w"]]:
+    def segment_all(
+        self, images: Iterable[UInt[np.ndarray, "_h _w _c"]]
+    ) -> Iterator[UInt16[np.ndarray, "_h _w"]]:
         """As `segment`, of many sites in their order: neighbours of one size go through the network together."""
         for found in self.finder.masks(images):
             if found.labels.dtype != np.uint16:
-                raise InputError(f"cellpose found {found.labels.max()} objects in one site; a mask holds up to {MOST}")
+                raise InputError(
+                    f"cellpose found {found.labels.max()} objects in one site; a mask holds up to {MOST}"
+                )
             self.doubted.append((found.errors, _diameters(found.labels)))
             yield found.labels
 
@@ -76,7 +82,9 @@ class Cellpose:
         """One line where the objects found so far do not have the size the network was told; else nothing."""
         from perturbjax.segmentation import diameters as sizes
 
-        return sizes.doubt_of(self.doubted, self.network.expected, self.network.rules.flow_threshold)
+        return sizes.doubt_of(
+            self.doubted, self.network.expected, self.network.rules.flow_threshold
+        )
 
 
 def _diameters(labels: UInt16[np.ndarray, "h w"]) -> np.ndarray:

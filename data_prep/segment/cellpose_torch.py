@@ -54,7 +54,10 @@ class CellposeTorch:
             "version": self.version,
             "weights": self.path.name,
             "sha256": file_digest(self.path),
-            "parameters": {"diameter": self.diameter or "the weights' own", "max_size_fraction": LARGEST},
+            "parameters": {
+                "diameter": self.diameter or "the weights' own",
+                "max_size_fraction": LARGEST,
+            },
         }
 
     def segment(self, image: UInt[np.ndarray, "h w c"]) -> UInt16[np.ndarray, "h w"]:
@@ -66,7 +69,9 @@ class CellposeTorch:
         channels = image.shape[-1]
         most = 2 if self.major == 3 else 3
         if channels > most:
-            raise InputError(f"--segment-channels: cellpose {self.version} takes up to {most}, not {channels}")
+            raise InputError(
+                f"--segment-channels: cellpose {self.version} takes up to {most}, not {channels}"
+            )
         options: dict[str, Any] = {"diameter": self.diameter or None, "max_size_fraction": LARGEST}
         if self.major == 3:
             options["channels"] = [0, 0] if channels == 1 else [1, 2]
@@ -75,7 +80,9 @@ class CellposeTorch:
             options["channel_axis"] = -1
         mask = np.asarray(self._model.eval(pixels, **options)[0]).reshape(image.shape[:2])
         if mask.max(initial=0) > np.iinfo(np.uint16).max:
-            raise InputError(f"cellpose found {mask.max()} objects in one site; a mask holds up to 65535")
+            raise InputError(
+                f"cellpose found {mask.max()} objects in one site; a mask holds up to 65535"
+            )
         return mask.astype(np.uint16)
 
 
@@ -88,10 +95,14 @@ def installed_version() -> str:
     try:
         found = version("cellpose")
     except PackageNotFoundError as error:
-        raise InputError("--segmenter cellpose-torch: is not installed; pip install 'perturbjax[cellpose]'") from error
+        raise InputError(
+            "--segmenter cellpose-torch: is not installed; pip install 'perturbjax[cellpose]'"
+        ) from error
     major, minor = (int(part) for part in found.split(".")[:2])
     if (major, minor) < (3, 1) or major > 4:
-        raise InputError(f"--segmenter cellpose-torch: version {found} is installed; 3.1 and 4 are supported")
+        raise InputError(
+            f"--segmenter cellpose-torch: version {found} is installed; 3.1 and 4 are supported"
+        )
     return found
 
 
@@ -102,7 +113,9 @@ def find_weights(weights: str, major: int) -> Path:
         InputError: it is neither a known name nor a file, or a named model cannot be fetched.
     """
     if not weights:
-        raise InputError("--segmenter cellpose-torch: needs --weights NAME or PATH; nothing is chosen for you")
+        raise InputError(
+            "--segmenter cellpose-torch: needs --weights NAME or PATH; nothing is chosen for you"
+        )
     if Path(weights).is_file():
         return Path(weights).resolve()
     from cellpose import models
@@ -114,11 +127,15 @@ def find_weights(weights: str, major: int) -> Path:
             f"--weights {weights}: no such file, and cellpose {major} has no model of that name; "
             f"it has {', '.join(names)}"
         )
-    fetched = getattr(models, "model_path", None) or models.cache_model_path  # 3.1 and 4.0; 4.1 and later
+    fetched = (
+        getattr(models, "model_path", None) or models.cache_model_path
+    )  # 3.1 and 4.0; 4.1 and later
     try:
         return Path(fetched(weights))
     except Exception as error:  # urllib, ssl and socket raise many kinds
-        raise InputError(f"--weights {weights}: the model could not be fetched ({error}); give a PATH") from error
+        raise InputError(
+            f"--weights {weights}: the model could not be fetched ({error}); give a PATH"
+        ) from error
 
 
 def check_weights(path: Path, weights: str, major: int, installed: str) -> None:
@@ -133,7 +150,9 @@ def check_weights(path: Path, weights: str, major: int, installed: str) -> None:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         names = {name.removeprefix("module.") for name in tensors}  # as DataParallel saves them
     except Exception as error:  # zipfile, pickle and torch raise many kinds
-        raise InputError(f"--weights {weights}: is not a cellpose weights file ({type(error).__name__})") from error
+        raise InputError(
+            f"--weights {weights}: is not a cellpose weights file ({type(error).__name__})"
+        ) from error
     if _SIGNATURE[major] in names:
         return
     for other, signature in _SIGNATURE.items():
@@ -142,7 +161,9 @@ def check_weights(path: Path, weights: str, major: int, installed: str) -> None:
                 f"--weights {weights}: were made by cellpose {other}, and cellpose {installed} is installed; "
                 f"pip install 'cellpose=={other}.*' or give weights of version {major}"
             )
-    raise InputError(f"--weights {weights}: holds none of cellpose's layers; it is not a cellpose weights file")
+    raise InputError(
+        f"--weights {weights}: holds none of cellpose's layers; it is not a cellpose weights file"
+    )
 
 
 def _load(path: Path, weights: str) -> Any:

@@ -31,7 +31,9 @@ class Nuclei(Cellpose):
         from perturbjax.segmentation.diameter_estimation import AnySize
 
         if weights:
-            raise InputError(f"--weights {weights}: --segmenter nuclei has its own; choose --segmenter cellpose")
+            raise InputError(
+                f"--weights {weights}: --segmenter nuclei has its own; choose --segmenter cellpose"
+            )
         super().__init__(WEIGHTS, diameter, precision)
         self.network.rules = self.network.rules._replace(flow_threshold=FLOW_THRESHOLD)
         self.finder = self.network if diameter else AnySize(self.network)

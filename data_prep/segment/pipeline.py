@@ -34,7 +34,9 @@ def suited(stored: tuple[str, ...], segmented: tuple[str, ...]) -> segment.Engin
     return "nuclei" if len(segmented or stored) == 1 else "watershed"
 
 
-def check_channels(engine: segment.Engine, stored: tuple[str, ...], segmented: tuple[str, ...]) -> None:
+def check_channels(
+    engine: segment.Engine, stored: tuple[str, ...], segmented: tuple[str, ...]
+) -> None:
     """Refuse to run a network on the mixture of several stains: its weights know nuclei or cells, not their median.
 
     Raises:
@@ -78,7 +80,9 @@ def _network(config: segment.SegmenterConfig) -> Cellpose:
     return engine
 
 
-def _by_owner(pool: TaskPool, engine: Cellpose, sites: list[Site], settings: Settings) -> Iterator[int | None]:
+def _by_owner(
+    pool: TaskPool, engine: Cellpose, sites: list[Site], settings: Settings
+) -> Iterator[int | None]:
     from data_prep import site_tasks as workers
 
     start = time.monotonic()
@@ -109,7 +113,9 @@ def _by_owner(pool: TaskPool, engine: Cellpose, sites: list[Site], settings: Set
                     waited["writing"] += time.monotonic() - before
                     yield count
         except InputError as error:
-            where = f"{queued[0][0].where}: " if queued and queued[0][0].where not in str(error) else ""
+            where = (
+                f"{queued[0][0].where}: " if queued and queued[0][0].where not in str(error) else ""
+            )
             raise InputError(f"{where}{error}") from error
         yield from (future.result() for future in writing)
     yield from (None for _ in there)

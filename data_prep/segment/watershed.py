@@ -37,7 +37,9 @@ class Watershed:
             InputError: weights were given, or the diameter is negative.
         """
         if weights:
-            raise InputError(f"--weights {weights}: the watershed has no weights; choose --segmenter cellpose for them")
+            raise InputError(
+                f"--weights {weights}: the watershed has no weights; choose --segmenter cellpose for them"
+            )
         if diameter < 0:
             raise InputError(f"--diameter {diameter}: must not be negative; 0 estimates it")
         self.diameter = diameter
@@ -66,13 +68,17 @@ class Watershed:
         from skimage.segmentation import watershed
 
         plane = scaled(image).mean(axis=-1)
-        diameter = self.diameter or _estimated_diameter(_foreground(ndi.gaussian_filter(plane, 1.0)))
+        diameter = self.diameter or _estimated_diameter(
+            _foreground(ndi.gaussian_filter(plane, 1.0))
+        )
         foreground = _foreground(ndi.gaussian_filter(plane, max(diameter * SMOOTH, 0.5)))
         least = max(int(SMALLEST_AREA * np.pi / 4 * diameter**2), 4)
         foreground = ndi.binary_fill_holes(foreground)
         if not foreground.any():
             return np.zeros(plane.shape, np.uint16)
-        distance = ndi.gaussian_filter(ndi.distance_transform_edt(foreground), diameter * SEED_SMOOTH)
+        distance = ndi.gaussian_filter(
+            ndi.distance_transform_edt(foreground), diameter * SEED_SMOOTH
+        )
         seeds = label(_peaks(distance, foreground, max(round(diameter * SEED_SPACING), 1)))
         labels = watershed(-distance, seeds, mask=foreground)
         return _relabelled(labels, least)
@@ -106,7 +112,11 @@ def _peaks(
     from skimage.measure import label
 
     places = peak_local_max(
-        distance, min_distance=spacing, labels=label(foreground), exclude_border=False, threshold_abs=0
+        distance,
+        min_distance=spacing,
+        labels=label(foreground),
+        exclude_border=False,
+        threshold_abs=0,
     )
     peaks = np.zeros(distance.shape, bool)
     peaks[tuple(places.T)] = True

@@ -28,7 +28,9 @@ class Drawing:
     cells: UInt16[np.ndarray, "h w"]
 
 
-def draw_site(traits: dict[str, float], size: int, rng: np.random.Generator, *, magnification: float = 1.0) -> Drawing:
+def draw_site(
+    traits: dict[str, float], size: int, rng: np.random.Generator, *, magnification: float = 1.0
+) -> Drawing:
     """Draw the cells of one site.
 
     Args:
@@ -46,7 +48,9 @@ def draw_site(traits: dict[str, float], size: int, rng: np.random.Generator, *, 
     nucleus_radii = typical * traits["nucleus_radius"] * np.exp(rng.normal(0, 0.08, count))
     level = np.exp(rng.normal(0, 0.15, (count, len(CHANNELS))))
 
-    to_nucleus, angle = _distances(centres, nucleus_radii, 1 + 0.6 * (traits["elongation"] - 1), 0.03, size, rng)
+    to_nucleus, angle = _distances(
+        centres, nucleus_radii, 1 + 0.6 * (traits["elongation"] - 1), 0.03, size, rng
+    )
     to_cell, _ = _distances(centres, radii, traits["elongation"], traits["irregularity"], size, rng)
     owner = to_cell.argmin(axis=0)
     inside_cell = np.take_along_axis(to_cell, owner[None], 0)[0]
@@ -55,20 +59,30 @@ def draw_site(traits: dict[str, float], size: int, rng: np.random.Generator, *, 
     nuclei = np.where(inside_nucleus < 1, nucleus_owner + 1, 0).astype(np.uint16)
     cells = np.where(nuclei > 0, nuclei, np.where(inside_cell < 1, owner + 1, 0)).astype(np.uint16)
 
-    dna = _soft(inside_nucleus, 0.10) * level[nucleus_owner, 0] * _grain(size, 1.3, traits["granularity"], rng)
+    dna = (
+        _soft(inside_nucleus, 0.10)
+        * level[nucleus_owner, 0]
+        * _grain(size, 1.3, traits["granularity"], rng)
+    )
     body = _soft(inside_cell, 0.06) * level[owner, 1]
     cortex = np.exp(-(((inside_cell - 0.9) / 0.12) ** 2)) * (inside_cell < 1.2)
-    actin = (0.35 * body + 0.65 * cortex * level[owner, 1]) * _grain(size, 2.2, 0.6 * traits["fibres"], rng)
+    actin = (0.35 * body + 0.65 * cortex * level[owner, 1]) * _grain(
+        size, 2.2, 0.6 * traits["fibres"], rng
+    )
     around = np.take_along_axis(angle, owner[None], 0)[0]
     strands = 1 + traits["fibres"] * np.sin(9 * around + 4 * _noise(size, 5.0, rng))
     falling = np.clip(1.15 - 0.75 * inside_cell, 0, None) * (1 - 0.55 * _soft(inside_nucleus, 0.15))
     tubulin = _soft(inside_cell, 0.06) * falling * strands * level[owner, 2]
     tubulin *= _grain(size, 1.6, 0.8 * traits["granularity"], rng)
-    light = np.stack([dna * traits["dna"], actin * traits["actin"], tubulin * traits["tubulin"]], axis=-1)
+    light = np.stack(
+        [dna * traits["dna"], actin * traits["actin"], tubulin * traits["tubulin"]], axis=-1
+    )
     return Drawing(_camera(light, size, rng), nuclei, cells)
 
 
-def _place(count: int, size: int, closest: float, rng: np.random.Generator) -> Float[np.ndarray, "count 2"]:
+def _place(
+    count: int, size: int, closest: float, rng: np.random.Generator
+) -> Float[np.ndarray, "count 2"]:
     """Centres that keep their distance: of a few random places for each cell, those too near another are passed over.
 
     Most places lie beside a cell already there, so that cells come in groups, as they do in culture.
@@ -111,7 +125,11 @@ def _distances(
     along = (np.cos(tilt) * x + np.sin(tilt) * y) / ratio
     across = (np.cos(tilt) * y - np.sin(tilt) * x) * ratio
     angle = np.arctan2(across, along)
-    wave = 0.4 * np.cos(2 * angle + two) + 0.8 * np.cos(3 * angle + three) + 0.5 * np.cos(5 * angle + five)
+    wave = (
+        0.4 * np.cos(2 * angle + two)
+        + 0.8 * np.cos(3 * angle + three)
+        + 0.5 * np.cos(5 * angle + five)
+    )
     outline = radii[:, None, None].astype(np.float32) * (1 + np.float32(irregularity) * wave)
     return np.hypot(along, across) / np.maximum(outline, 0.3 * radii.min()), angle
 
@@ -123,19 +141,29 @@ def _soft(distance: Float[np.ndarray, "h w"], width: float) -> Float[np.ndarray,
 
 def _noise(size: int, scale: float, rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
     """Smooth noise of mean 0 and deviation 1, with structures of about `scale` pixels."""
-    field = ndi.gaussian_filter(rng.standard_normal((size, size), dtype=np.float32), scale, mode="wrap")
+    field = ndi.gaussian_filter(
+        rng.standard_normal((size, size), dtype=np.float32), scale, mode="wrap"
+    )
     return field / field.std()
 
 
-def _grain(size: int, scale: float, strength: float, rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
+def _grain(
+    size: int, scale: float, strength: float, rng: np.random.Generator
+) -> Float[np.ndarray, "h w"]:
     return np.exp(strength * _noise(size, scale, rng) - strength**2 / 2)
 
 
-def _camera(light: Float[np.ndarray, "h w 3"], size: int, rng: np.random.Generator) -> UInt16[np.ndarray, "h w 3"]:
+def _camera(
+    light: Float[np.ndarray, "h w 3"], size: int, rng: np.random.Generator
+) -> UInt16[np.ndarray, "h w 3"]:
     """Haze, uneven illumination, blur, photon noise and read noise, in 16 bits."""
     haze = ndi.gaussian_filter(light, (size / 10, size / 10, 0)) * 0.10 + 60
     place = np.linspace(-1, 1, size)
     vignette = 1 - 0.12 * (place[:, None] ** 2 + place[None, :] ** 2) / 2
     signal = ndi.gaussian_filter(light + haze, (BLUR, BLUR, 0)) * vignette[..., None]
-    seen = GAIN * rng.poisson(np.clip(signal, 0, None) / GAIN) + OFFSET + rng.normal(0, READ_NOISE, light.shape)
+    seen = (
+        GAIN * rng.poisson(np.clip(signal, 0, None) / GAIN)
+        + OFFSET
+        + rng.normal(0, READ_NOISE, light.shape)
+    )
     return np.clip(np.rint(seen), 0, 65535).astype(np.uint16)

@@ -60,7 +60,9 @@ def well_names(wells: int) -> list[str]:
     return [well_name(*divmod(well, columns)) for well in range(wells)]
 
 
-def perturbations(compounds: int, effect: float, rng: np.random.Generator, aspects: Sequence[str] = ()) -> pd.DataFrame:
+def perturbations(
+    compounds: int, effect: float, rng: np.random.Generator, aspects: Sequence[str] = ()
+) -> pd.DataFrame:
     """One row per perturbation, the solvent first: names, mechanism, and the shift of each trait.
 
     Shifts are in units of the between-well deviation. A compound moves two aspects with its mechanism and one of
@@ -68,9 +70,18 @@ def perturbations(compounds: int, effect: float, rng: np.random.Generator, aspec
     named, every compound moves all their traits, and no others, each by an amount of its own (`_apart`).
     """
     rows: list[dict[str, Any]] = [
-        {"pert_iname": SOLVENT, "broad_sample": SOLVENT, "moa": "negative control", "control_type": "negcon"}
+        {
+            "pert_iname": SOLVENT,
+            "broad_sample": SOLVENT,
+            "moa": "negative control",
+            "control_type": "negcon",
+        }
     ]
-    drawn = _apart(compounds, effect, aspects, rng) if aspects else _three_aspects(compounds, effect, rng)
+    drawn = (
+        _apart(compounds, effect, aspects, rng)
+        if aspects
+        else _three_aspects(compounds, effect, rng)
+    )
     for compound, shifts in enumerate(drawn):
         rows.append(
             {
@@ -82,10 +93,14 @@ def perturbations(compounds: int, effect: float, rng: np.random.Generator, aspec
             }
         )
     table = pd.DataFrame(rows)
-    return table.reindex(columns=["pert_iname", "broad_sample", "moa", "control_type", *TRAITS]).fillna(0.0)
+    return table.reindex(
+        columns=["pert_iname", "broad_sample", "moa", "control_type", *TRAITS]
+    ).fillna(0.0)
 
 
-def _three_aspects(compounds: int, effect: float, rng: np.random.Generator) -> list[dict[str, float]]:
+def _three_aspects(
+    compounds: int, effect: float, rng: np.random.Generator
+) -> list[dict[str, float]]:
     """Shifts of each compound's traits: of two aspects with its mechanism, and of one that is its own."""
     shifts, mechanism = [], dict[str, float]()
     for compound in range(compounds):
@@ -96,19 +111,30 @@ def _three_aspects(compounds: int, effect: float, rng: np.random.Generator) -> l
     return shifts
 
 
-def _shifts(rng: np.random.Generator, aspects: int, effect: float, exclude: Sequence[str]) -> dict[str, float]:
+def _shifts(
+    rng: np.random.Generator, aspects: int, effect: float, exclude: Sequence[str]
+) -> dict[str, float]:
     free = [aspect for aspect in ASPECTS if aspect not in exclude]
     chosen = rng.choice(free, aspects, replace=False)
-    return {trait: effect * float(rng.choice((-1, 1))) for aspect in chosen for trait in ASPECTS[aspect]}
+    return {
+        trait: effect * float(rng.choice((-1, 1))) for aspect in chosen for trait in ASPECTS[aspect]
+    }
 
 
-def _apart(compounds: int, effect: float, aspects: Sequence[str], rng: np.random.Generator) -> list[dict[str, float]]:
+def _apart(
+    compounds: int, effect: float, aspects: Sequence[str], rng: np.random.Generator
+) -> list[dict[str, float]]:
     """Shifts evenly spaced from -2 to 2 effects, in an order of each trait's own: neighbours share a mechanism."""
     mechanisms = -(-compounds // COMPOUNDS_PER_MOA)
-    levels = np.linspace(-2 * effect, 2 * effect, mechanisms * COMPOUNDS_PER_MOA).reshape(mechanisms, -1)
+    levels = np.linspace(-2 * effect, 2 * effect, mechanisms * COMPOUNDS_PER_MOA).reshape(
+        mechanisms, -1
+    )
     traits = [trait for aspect in aspects for trait in ASPECTS[aspect]]
     of_traits = {trait: levels[rng.permutation(mechanisms)].ravel() for trait in traits}
-    return [{trait: float(shifts[compound]) for trait, shifts in of_traits.items()} for compound in range(compounds)]
+    return [
+        {trait: float(shifts[compound]) for trait, shifts in of_traits.items()}
+        for compound in range(compounds)
+    ]
 
 
 def assign_wells(wells: int, compounds: int, rng: np.random.Generator) -> np.ndarray:

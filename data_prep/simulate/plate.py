@@ -77,7 +77,9 @@ class SimulateConfig:
         require("compounds", self.compounds, self.compounds < self.wells, room)
         require("size", self.size, self.size >= 32, "at least 32 pixels")
         require("effect", self.effect, self.effect >= 0, "0 or more")
-        require("position-gradient", self.position_gradient, self.position_gradient >= 0, "0 or more")
+        require(
+            "position-gradient", self.position_gradient, self.position_gradient >= 0, "0 or more"
+        )
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
@@ -126,7 +128,11 @@ def plan(options: SimulateConfig) -> pd.DataFrame:
     shifts = treatments[list(TRAITS)].to_numpy()
     rows: list[dict[str, Any]] = []
     for plate in range(options.plates):
-        layout = assign_wells(options.wells, options.compounds, _rng(options, 2, 0 if options.shared_layout else plate))
+        layout = assign_wells(
+            options.wells,
+            options.compounds,
+            _rng(options, 2, 0 if options.shared_layout else plate),
+        )
         rng = _rng(options, 3, plate)
         of_plate = PLATE_SPREAD * rng.standard_normal(len(TRAITS))
         of_well = rng.standard_normal((options.wells, len(TRAITS)))
@@ -140,7 +146,11 @@ def plan(options: SimulateConfig) -> pd.DataFrame:
                     "Metadata_Plate": f"SIM{plate + 1:03d}",
                     "Metadata_Well": names[place],
                     "Metadata_Site": site + 1,
-                    **{f"Metadata_{name}": given[name] for name in given.index if name not in TRAITS},
+                    **{
+                        f"Metadata_{name}": given[name]
+                        for name in given.index
+                        if name not in TRAITS
+                    },
                     "stream": f"{plate},{place},{site}",
                     **dict(zip(TRAITS, values[place, site], strict=True)),
                     **{f"shift_{name}": given[name] for name in TRAITS},
@@ -154,7 +164,9 @@ def _write_site(work: Path, site: dict[str, Any], options: SimulateConfig) -> di
     import tifffile
 
     stream = [int(part) for part in site["stream"].split(",")]
-    drawing = draw_site({name: site[name] for name in TRAITS}, options.size, _rng(options, 4, *stream))
+    drawing = draw_site(
+        {name: site[name] for name in TRAITS}, options.size, _rng(options, 4, *stream)
+    )
     plate, well = site["Metadata_Plate"], site["Metadata_Well"]
     name = f"{plate}_{well}_s{site['Metadata_Site']:02d}"
     row = {key: value for key, value in site.items() if key.startswith("Metadata_")}
@@ -163,7 +175,9 @@ def _write_site(work: Path, site: dict[str, Any], options: SimulateConfig) -> di
         row[f"PathName_Orig{channel}"] = f"images/{plate}"
         tifffile.imwrite(work / "images" / plate / f"{name}_{channel}.tiff", plane, metadata=None)
     for part, mask in (("nuclei", drawing.nuclei), ("cells", drawing.cells)):
-        tifffile.imwrite(work / "truth" / f"{name}_{part}_mask.tiff", mask, compression="zlib", metadata=None)
+        tifffile.imwrite(
+            work / "truth" / f"{name}_{part}_mask.tiff", mask, compression="zlib", metadata=None
+        )
     return row
 
 

@@ -16,7 +16,16 @@ from jaxtyping import UInt
 from data_prep.sources import lossless, tiff, zarrs
 from data_prep.sources.plane import Found, Plane, Project, Source, pixel_digest
 
-__all__ = ["Found", "Plane", "Project", "Source", "pixel_digest", "probe_planes", "read_planes", "source_of"]
+__all__ = [
+    "Found",
+    "Plane",
+    "Project",
+    "Source",
+    "pixel_digest",
+    "probe_planes",
+    "read_planes",
+    "source_of",
+]
 
 
 def source_of(file: str) -> Source:

@@ -42,7 +42,9 @@ def read_file(file: str, where: str, most: int = LARGEST_FILE) -> bytes:
     with open_file(file, where) as opened:
         content = _read(opened, most + 1, file, where)
     if len(content) > most:
-        raise InputError(f"{where}: {file} has more than {most} bytes, more than one plane can; crop or tile it")
+        raise InputError(
+            f"{where}: {file} has more than {most} bytes, more than one plane can; crop or tile it"
+        )
     return content
 
 

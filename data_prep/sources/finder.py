@@ -42,7 +42,9 @@ class FileFinder:
                 return f"{candidate}/{name}"
         if not self.must_exist:
             return ""
-        raise InputError(f"{where}: {name} is neither in {folder or '(no path)'} nor below --images {self.images}")
+        raise InputError(
+            f"{where}: {name} is neither in {folder or '(no path)'} nor below --images {self.images}"
+        )
 
     def _folders(self, folder: str) -> Iterator[str]:
         written = PurePosixPath(folder.replace("\\", "/"))

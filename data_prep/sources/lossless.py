@@ -48,9 +48,13 @@ def read(planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
 
         image = np.asarray(getattr(imagecodecs, f"{kind.codec}_decode")(content))
     except Exception as error:  # each codec raises its own kinds; a missing one says so
-        raise InputError(f"{where}: {plane} is not a readable {kind.name}, or is cut short ({error})") from error
+        raise InputError(
+            f"{where}: {plane} is not a readable {kind.name}, or is cut short ({error})"
+        ) from error
     if image.shape != (header.height, header.width):
-        raise InputError(f"{where}: {plane} decodes to {image.shape}; its header promises one plane, {header[:2]}")
+        raise InputError(
+            f"{where}: {plane} decodes to {image.shape}; its header promises one plane, {header[:2]}"
+        )
     stored = as_stored(image, plane, where)
     return [stored] * len(planes)
 
@@ -71,7 +75,9 @@ def _kind(plane: Plane, where: str) -> _Kind:
     suffix = PurePosixPath(plane.file).suffix.lower()
     kind = KINDS[suffix]
     if kind is None:
-        raise InputError(f"{where}: {plane} is JPEG, which does not keep pixels as they were; use the original images")
+        raise InputError(
+            f"{where}: {plane} is JPEG, which does not keep pixels as they were; use the original images"
+        )
     return kind
 
 
@@ -82,13 +88,17 @@ def _checked(kind: _Kind, content: bytes, planes: Sequence[Plane], where: str) -
     try:
         header = kind.header(content)
     except (ValueError, struct.error) as error:
-        raise InputError(f"{where}: {plane} is not a readable {kind.name}, or is cut short ({error})") from error
+        raise InputError(
+            f"{where}: {plane} is not a readable {kind.name}, or is cut short ({error})"
+        ) from error
     if header.samples != 1:
         raise InputError(
             f"{where}: {plane} has {header.samples} samples a pixel or a palette; one plane (height, width) is needed"
         )
     if not 8 <= header.bits <= 16:
-        raise InputError(f"{where}: {plane} holds {header.bits} bits a pixel; convert it to integers of 8 or 16 bits")
+        raise InputError(
+            f"{where}: {plane} holds {header.bits} bits a pixel; convert it to integers of 8 or 16 bits"
+        )
     require_size((header.height, header.width), plane, where)
     return header
 

@@ -90,7 +90,9 @@ def stored_type(dtype: np.dtype | None, plane: Plane | str, where: str) -> np.dt
     return np.dtype(np.uint8) if dtype == np.uint8 else np.dtype(np.uint16)
 
 
-def as_stored(image: Integer[np.ndarray, "h w"], plane: Plane, where: str) -> UInt[np.ndarray, "h w"]:
+def as_stored(
+    image: Integer[np.ndarray, "h w"], plane: Plane, where: str
+) -> UInt[np.ndarray, "h w"]:
     """The plane as uint8 or uint16, in this machine's byte order.
 
     Raises:
@@ -99,7 +101,9 @@ def as_stored(image: Integer[np.ndarray, "h w"], plane: Plane, where: str) -> UI
     if image.dtype in (np.uint8, np.uint16):
         return image.astype(image.dtype.newbyteorder("="), copy=False)
     if image.min() < 0 or image.max() > 65535:
-        raise InputError(f"{where}: {plane} holds {image.dtype}; convert it to integers of 8 or 16 bits")
+        raise InputError(
+            f"{where}: {plane} holds {image.dtype}; convert it to integers of 8 or 16 bits"
+        )
     return image.astype(np.uint16)
 
 
@@ -110,7 +114,9 @@ def require_size(shape: Sequence[int], plane: Plane | str, where: str) -> None:
         InputError: the plane, or a chunk that must be decoded whole, is larger.
     """
     if math.prod(shape) > LARGEST_SITE:
-        raise InputError(f"{where}: {plane} claims {tuple(shape)} pixels, more than any camera's; it was not decoded")
+        raise InputError(
+            f"{where}: {plane} claims {tuple(shape)} pixels, more than any camera's; it was not decoded"
+        )
 
 
 def require_stack(depth: int, plane: Plane, where: str) -> None:
@@ -132,7 +138,9 @@ def chosen_depths(depth: int, how: Project) -> range:
     return range(depth // 2, depth // 2 + 1) if how == "middle" else range(depth)
 
 
-def projected(stack: Iterable[Integer[np.ndarray, "h w"]], how: Project) -> Integer[np.ndarray, "h w"]:
+def projected(
+    stack: Iterable[Integer[np.ndarray, "h w"]], how: Project
+) -> Integer[np.ndarray, "h w"]:
     """The planes of a stack as one, read one after the other: the mean is rounded to the type they are stored in."""
     planes = iter(stack)
     first = next(planes)

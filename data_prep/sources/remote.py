@@ -114,8 +114,14 @@ def reason(error: Exception) -> str:
     words = str(error)
     if isinstance(error, FileNotFoundError):
         return "is not there"
-    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or re.search(r"\b40[13] ", words):
-        signed = "the credentials in the environment were refused" if _signed() else "no credentials were given"
+    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or re.search(
+        r"\b40[13] ", words
+    ):
+        signed = (
+            "the credentials in the environment were refused"
+            if _signed()
+            else "no credentials were given"
+        )
         return f"may not be read ({signed}); set AWS_ACCESS_KEY_ID and its secret, or unset them for a public bucket"
     if "redirect" in words.lower() or re.search(r"\b30[1278] ", words):
         return f"is redirected: its bucket lies in another region than {_region()}; set AWS_REGION to the bucket's"
@@ -140,7 +146,9 @@ class _Pieces(io.RawIOBase):
         return self.at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = max(0, {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence] + offset)
+        self.at = max(
+            0, {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence] + offset
+        )
         return self.at
 
     def readinto(self, buffer: Any) -> int:
@@ -174,7 +182,9 @@ def _whole(file: str, where: str, most: int) -> bytes:
         for attempt in range(1, TRIES + 1):
             found = _obstore().get(store, key)
             if found.meta["size"] > most:
-                raise InputError(f"{where}: {file} has {found.meta['size']} bytes, more than one plane can; tile it")
+                raise InputError(
+                    f"{where}: {file} has {found.meta['size']} bytes, more than one plane can; tile it"
+                )
             try:
                 return bytes(found.bytes())
             except Exception:
@@ -226,7 +236,9 @@ def _store(root: str, _: tuple[str, ...]) -> Any:
     if os.environ.get("AWS_PROFILE"):
         settings["credential_provider"] = _of_profile()
     bucket = origin.removeprefix("s3://")
-    return S3Store(bucket, prefix=key or None, region=_region(), skip_signature=not _signed(), **settings)
+    return S3Store(
+        bucket, prefix=key or None, region=_region(), skip_signature=not _signed(), **settings
+    )
 
 
 def _of_profile() -> Any:
@@ -250,4 +262,6 @@ def _obstore_or_refuse(url: str, where: str) -> None:
     try:
         _obstore()
     except ImportError as error:
-        raise InputError(f'{where}: {url} lies elsewhere; to read it: pip install "perturbjax[remote]"') from error
+        raise InputError(
+            f'{where}: {url} lies elsewhere; to read it: pip install "perturbjax[remote]"'
+        ) from error

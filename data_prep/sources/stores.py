@@ -38,7 +38,9 @@ def store_table(images: str) -> pd.DataFrame:
         return pd.DataFrame(_sites_of(images.rstrip("/")), dtype=object)
     stores = sorted(name for name in names_of_folder(images) if name.endswith(zarrs.SUFFIX))
     if not stores:
-        raise InputError(f"--images {images}: holds no Zarr store (NAME.zarr); give --load-data, which names files")
+        raise InputError(
+            f"--images {images}: holds no Zarr store (NAME.zarr); give --load-data, which names files"
+        )
     found = [row for name in stores for row in _sites_of(f"{images.rstrip('/')}/{name}")]
     return pd.DataFrame(found, dtype=object)
 
@@ -62,7 +64,9 @@ class StoreFinder:
         if (row[WELL], row[SITE]) not in plate:
             there = sorted(site for well, site in plate if well == row[WELL])
             has = f"its sites are {', '.join(there[:9])}" if there else "it has no such well"
-            raise InputError(f"{where}: site {row[SITE]} of well {row[WELL]} is not in plate {row[PLATE]}; {has}")
+            raise InputError(
+                f"{where}: site {row[SITE]} of well {row[WELL]} is not in plate {row[PLATE]}; {has}"
+            )
         return plate[row[WELL], row[SITE]]
 
     def _plate(self, name: str, where: str) -> dict[tuple[str, str], str]:
@@ -70,7 +74,9 @@ class StoreFinder:
             store = self.images if is_store(self.images) else f"{self.images}/{name}{zarrs.SUFFIX}"
             rows = _sites_of(store)
             if rows and rows[0][PLATE] != name and is_store(self.images):
-                raise InputError(f"{where}: plate {name} is not in {store}, which holds plate {rows[0][PLATE]}")
+                raise InputError(
+                    f"{where}: plate {name} is not in {store}, which holds plate {rows[0][PLATE]}"
+                )
             self._plates[name] = {(row[WELL], row[SITE]): row[IMAGE] for row in rows}
         return self._plates[name]
 
@@ -82,7 +88,9 @@ class StoreFinder:
     def _jump_lite(self, row: Mapping[str, str], where: str) -> str:
         for column in (SOURCE, BATCH):
             if not row.get(column):
-                raise InputError(f"{where}: {column} is missing; arrays of {self.images} are named by it")
+                raise InputError(
+                    f"{where}: {column} is missing; arrays of {self.images} are named by it"
+                )
         return f"{self.images}/{'__'.join(row[column] for column in KEY)}"
 
 
@@ -101,7 +109,9 @@ def _sites_of(store: str) -> list[dict[str, str]]:
     plate = _plate_of(store)
     rows = _jump_lite_sites(store) if plate is None else _plate_sites(store, plate)
     if not rows:
-        raise InputError(f"--images {store}: is neither a plate of OME-Zarr nor has arrays named as JUMP-Lite's")
+        raise InputError(
+            f"--images {store}: is neither a plate of OME-Zarr nor has arrays named as JUMP-Lite's"
+        )
     return rows
 
 
@@ -133,9 +143,13 @@ def _images_of(store: str, well: str) -> list[tuple[str, str]]:
     try:
         images = zarrs.attributes(f"{store}/{well}", f"--images {store}")["well"]["images"]
     except InputError as error:
-        raise InputError(f"{error}: the plate's metadata name well {well}; the store is half there") from error
+        raise InputError(
+            f"{error}: the plate's metadata name well {well}; the store is half there"
+        ) from error
     if len({image.get("acquisition") for image in images}) > 1:
-        raise InputError(f"--images {store}: well {well} has several acquisitions, and nothing says which is meant")
+        raise InputError(
+            f"--images {store}: well {well} has several acquisitions, and nothing says which is meant"
+        )
     paths = [_inside(image["path"], store) for image in images]
     counted = sorted(paths) == sorted(map(str, range(len(paths))))
     return [(str(int(path) + 1) if counted else path, path) for path in paths]

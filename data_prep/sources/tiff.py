@@ -38,7 +38,9 @@ def read(planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
             integers of up to 16 bits.
     """
     with _opened(planes[0].file, where) as tiff:
-        return [as_stored(_pixels(_choose(tiff, plane, where), plane), plane, where) for plane in planes]
+        return [
+            as_stored(_pixels(_choose(tiff, plane, where), plane), plane, where) for plane in planes
+        ]
 
 
 def probe(planes: Sequence[Plane], where: str) -> list[Found]:
@@ -53,12 +55,17 @@ def probe(planes: Sequence[Plane], where: str) -> list[Found]:
 
 def _found(pages: list[Any], plane: Plane, where: str) -> Found:
     page = pages[0]
-    return Found(stored_type(page.dtype, plane, where), (page.imagelength, page.imagewidth), len(pages))
+    return Found(
+        stored_type(page.dtype, plane, where), (page.imagelength, page.imagewidth), len(pages)
+    )
 
 
 def _pixels(pages: list[Any], plane: Plane) -> Integer[np.ndarray, "h w"]:
     chosen = [pages[depth] for depth in chosen_depths(len(pages), plane.project)]
-    return projected((page.asarray().reshape(page.imagelength, page.imagewidth) for page in chosen), plane.project)
+    return projected(
+        (page.asarray().reshape(page.imagelength, page.imagewidth) for page in chosen),
+        plane.project,
+    )
 
 
 @contextmanager
@@ -67,13 +74,19 @@ def _opened(file: str, where: str, header: bool = False) -> Iterator[Any]:
 
     with open_file(file, where, header) as opened:
         try:
-            logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it complains of ends in a line of ours
+            logging.getLogger("tifffile").setLevel(
+                logging.CRITICAL
+            )  # what it complains of ends in a line of ours
             with tifffile.TiffFile(cast(IO[bytes], opened), _multifile=False) as tiff:
                 yield tiff
         except InputError:
             raise
-        except Exception as error:  # tifffile and its codecs raise many kinds; to the user they all mean the same
-            raise InputError(f"{where}: {file} is not a readable TIFF, or is cut short ({error})") from error
+        except (
+            Exception
+        ) as error:  # tifffile and its codecs raise many kinds; to the user they all mean the same
+            raise InputError(
+                f"{where}: {file} is not a readable TIFF, or is cut short ({error})"
+            ) from error
 
 
 def _choose(tiff: Any, plane: Plane, where: str) -> list[Any]:
@@ -95,14 +108,20 @@ def _choose(tiff: Any, plane: Plane, where: str) -> list[Any]:
 def _has_second_plane(tiff: Any) -> bool:
     """Whether a page follows that is no small copy of the first."""
     try:
-        return not getattr(tiff.pages[1], "is_reduced", False)  # what was found to be part of a series has no such word
+        return not getattr(
+            tiff.pages[1], "is_reduced", False
+        )  # what was found to be part of a series has no such word
     except IndexError:
         return False
 
 
 def _of_series(tiff: Any, plane: Plane, where: str) -> list[Any]:
     series, number = _series(tiff, plane, where)
-    axes = [(name, size) for name, size in zip(series.axes, series.shape, strict=True) if name not in "YX"]
+    axes = [
+        (name, size)
+        for name, size in zip(series.axes, series.shape, strict=True)
+        if name not in "YX"
+    ]
     sizes = dict(axes)
     pages = list(series.pages)
     if len(pages) != math.prod(size for _, size in axes) or None in pages:
@@ -112,7 +131,9 @@ def _of_series(tiff: Any, plane: Plane, where: str) -> list[Any]:
         )
     if plane.frame is not None:
         if plane.frame >= len(pages):
-            raise InputError(f"{where}: {plane} is not in the file, which holds {len(pages)} planes")
+            raise InputError(
+                f"{where}: {plane} is not in the file, which holds {len(pages)} planes"
+            )
         return [pages[plane.frame].aspage()]
     unknown = [f"{size} {name}" for name, size in axes if name not in "CZ" and size > 1]
     if unknown:
@@ -135,7 +156,9 @@ def _series(tiff: Any, plane: Plane, where: str) -> tuple[Any, int]:
             "split it, or say which image in a column Series_Orig<CHANNEL>"
         )
     if number >= len(tiff.series):
-        raise InputError(f"{where}: {plane} is not in the file, which holds {len(tiff.series)} images")
+        raise InputError(
+            f"{where}: {plane} is not in the file, which holds {len(tiff.series)} images"
+        )
     return tiff.series[number], number
 
 
@@ -148,13 +171,18 @@ def _channel_names(tiff: Any, series: int) -> list[str]:
     images = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
     image = images[series] if isinstance(images, list) else images
     channels = image["Pixels"].get("Channel", [])
-    names = [str(channel.get("Name", "")) for channel in (channels if isinstance(channels, list) else [channels])]
+    names = [
+        str(channel.get("Name", ""))
+        for channel in (channels if isinstance(channels, list) else [channels])
+    ]
     return names if all(names) else []
 
 
 def _check_page(page: Any, tiff: Any, plane: Plane, where: str) -> None:
     if math.prod(page.shape) != page.imagelength * page.imagewidth:
-        raise InputError(f"{where}: {plane} has shape {page.shape}; one plane (height, width) is needed")
+        raise InputError(
+            f"{where}: {plane} has shape {page.shape}; one plane (height, width) is needed"
+        )
     require_size(page.shape, plane, where)
     require_size(page.chunks or (0,), plane, where)
     stored_type(page.dtype, plane, where)

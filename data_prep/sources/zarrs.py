@@ -67,7 +67,9 @@ class Image:
         pixels = np.asarray(self.array[tuple(wanted.get(axis, slice(None)) for axis in self.axes)])
         order = [axis for axis in "tczyx" if axis in self.axes]
         pixels = pixels.transpose([self.axes.index(axis) for axis in order])
-        return pixels.reshape(channels.stop - channels.start, depths.stop - depths.start, *pixels.shape[-2:])
+        return pixels.reshape(
+            channels.stop - channels.start, depths.stop - depths.start, *pixels.shape[-2:]
+        )
 
 
 def inside_store(file: str) -> bool:
@@ -154,16 +156,30 @@ def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list
     if isinstance(node, zarr.Array):
         lite = JUMP_LITE_CHANNELS if JUMP_LITE.fullmatch(path.rpartition("/")[2]) else ()
         if node.ndim not in (2, 3):
-            raise InputError(f"{where}: {file} has shape {node.shape}; (channel, y, x) or (y, x) is needed")
+            raise InputError(
+                f"{where}: {file} has shape {node.shape}; (channel, y, x) or (y, x) is needed"
+            )
         return node, "cyx"[-node.ndim :], list(lite)
     metadata: Any = dict(node.attrs)
     metadata = metadata.get("ome", metadata)
     scales = metadata["multiscales"][0]
-    array = zarr.open_array(store, path=f"{path}/{scales['datasets'][0]['path']}".strip("/"), mode="r")
-    axes = "".join(axis if isinstance(axis, str) else axis["name"] for axis in scales.get("axes", OLD_AXES))
-    if len(axes) != array.ndim or not {"y", "x"} <= set(axes) <= set(OLD_AXES) or len(set(axes)) < len(axes):
-        raise InputError(f"{where}: {file} has shape {array.shape} and axes {axes}; its metadata contradict its array")
-    names = [str(channel.get("label", "")) for channel in metadata.get("omero", {}).get("channels", [])]
+    array = zarr.open_array(
+        store, path=f"{path}/{scales['datasets'][0]['path']}".strip("/"), mode="r"
+    )
+    axes = "".join(
+        axis if isinstance(axis, str) else axis["name"] for axis in scales.get("axes", OLD_AXES)
+    )
+    if (
+        len(axes) != array.ndim
+        or not {"y", "x"} <= set(axes) <= set(OLD_AXES)
+        or len(set(axes)) < len(axes)
+    ):
+        raise InputError(
+            f"{where}: {file} has shape {array.shape} and axes {axes}; its metadata contradict its array"
+        )
+    names = [
+        str(channel.get("label", "")) for channel in metadata.get("omero", {}).get("channels", [])
+    ]
     return array, axes, names if all(names) else []
 
 
@@ -171,7 +187,9 @@ def _checked(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:
     """The image, and the number of the channel of each plane."""
     file = planes[0].file
     if any(plane.series is not None or plane.frame is not None for plane in planes):
-        raise InputError(f"{where}: {file} lies in a Zarr store; Series_Orig and Frame_Orig are for files")
+        raise InputError(
+            f"{where}: {file} lies in a Zarr store; Series_Orig and Frame_Orig are for files"
+        )
     image = opened(file, where)
     stored_type(image.array.dtype, planes[0], where)
     require_size((image.size("y"), image.size("x")), planes[0], where)
@@ -180,7 +198,9 @@ def _checked(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:
         if not CODECS.fullmatch(codec):
             raise InputError(f"{where}: {file} is kept with codec {codec}, which is not read here")
     if image.size("t") > 1:
-        raise InputError(f"{where}: {file} is a movie of {image.size('t')} frames; one plane is needed")
+        raise InputError(
+            f"{where}: {file} is a movie of {image.size('t')} frames; one plane is needed"
+        )
     for plane in planes:
         require_stack(image.size("z"), plane, where)
     return image, [channel_number(plane, image.names, image.size("c"), where) for plane in planes]
@@ -189,7 +209,11 @@ def _checked(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:
 def _codecs(metadata: Any) -> Iterator[str]:
     """Names of what undoes an array's chunks; those inside a shard too."""
     if metadata.zarr_format == 2:
-        yield from (codec.codec_id for codec in (metadata.compressor, *(metadata.filters or ())) if codec is not None)
+        yield from (
+            codec.codec_id
+            for codec in (metadata.compressor, *(metadata.filters or ()))
+            if codec is not None
+        )
         return
     waiting = list(metadata.to_dict()["codecs"])
     while waiting:
@@ -199,7 +223,9 @@ def _codecs(metadata: Any) -> Iterator[str]:
         waiting += [*inside.get("codecs", ()), *inside.get("index_codecs", ())]
 
 
-def _stacks(image: Image, numbers: list[int], planes: Sequence[Plane]) -> list[Integer[np.ndarray, "h w"]]:
+def _stacks(
+    image: Image, numbers: list[int], planes: Sequence[Plane]
+) -> list[Integer[np.ndarray, "h w"]]:
     depth = image.size("z")
     if image.chunk("c") == 1 or depth > 1:
         return [
@@ -215,14 +241,18 @@ def _depths(image: Image, channel: int, depths: range) -> Iterator[np.ndarray]:
     """Planes of a stack, read a chunk's depth at a time: a deep stack never lies in memory as a whole."""
     step = image.chunk("z")
     for start in range(depths.start, depths.stop, step):
-        yield from image.block(slice(channel, channel + 1), slice(start, min(start + step, depths.stop)))[0]
+        yield from image.block(
+            slice(channel, channel + 1), slice(start, min(start + step, depths.stop))
+        )[0]
 
 
 def _zarr(root: str, where: str) -> Any:
     try:
         import zarr
     except ImportError as error:
-        raise InputError(f'{where}: {root} is a Zarr store; to read it: pip install "perturbjax[zarr]"') from error
+        raise InputError(
+            f'{where}: {root} is a Zarr store; to read it: pip install "perturbjax[zarr]"'
+        ) from error
     return zarr
 
 
@@ -262,7 +292,9 @@ def _told(file: str, where: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{where}: {file} is not in the store") from error
     except (KeyError, IndexError, AttributeError, TypeError) as error:
-        raise InputError(f"{where}: {file} is no image of OME-Zarr, or its metadata are damaged ({error!r})") from error
+        raise InputError(
+            f"{where}: {file} is no image of OME-Zarr, or its metadata are damaged ({error!r})"
+        ) from error
     except Exception as error:  # codecs raise many kinds
         if type(error).__name__ == "UnknownCodecError":
             raise InputError(

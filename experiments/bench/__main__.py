@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments import bench
-from experiments.bench.tables import CannotRun, Row, machine, markdown, others_busy, page, spreads, where
+from experiments.bench.tables import (
+    CannotRun,
+    Row,
+    machine,
+    markdown,
+    others_busy,
+    page,
+    spreads,
+    where,
+)
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import atomic, make_folder, read_json, write_json
 from perturbjax.core.messages import console
@@ -33,7 +42,9 @@ NAMES = tuple(m.name for m in pkgutil.iter_modules(bench.__path__) if m.name not
 COUNTED = ("aot",)
 #: Share of the processors that others may use, and how far apart (greatest over least) the times of one way may lie.
 MOST_OTHERS, WIDEST = 0.1, 1.5
-MARKED = re.compile(r"(?P<open><!-- bench (?P<name>\w+) -->)\n.*?(?P<close><!-- end bench -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(?P<open><!-- bench (?P<name>\w+) -->)\n.*?(?P<close><!-- end bench -->)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,12 @@ def measure(name: str, quick: bool, save: Callable[[dict[str, Any]], object]) ->
 
     A benchmark that yields its rows so far has them saved each time.
     """
-    part: dict[str, Any] = {"about": "", "machine": machine(), "quick": quick, "others": others_busy()}
+    part: dict[str, Any] = {
+        "about": "",
+        "machine": machine(),
+        "quick": quick,
+        "others": others_busy(),
+    }
     try:
         module = importlib.import_module(f"experiments.bench.{name}")
         part["about"] = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
@@ -80,7 +96,9 @@ def measure(name: str, quick: bool, save: Callable[[dict[str, Any]], object]) ->
 
 def write_tables(out: Path) -> Path:
     """Gather every `NAME.json` of a folder into `bench.json` and `bench.md`."""
-    parts = {name: read_json(out / f"{name}.json") for name in NAMES if (out / f"{name}.json").is_file()}
+    parts = {
+        name: read_json(out / f"{name}.json") for name in NAMES if (out / f"{name}.json").is_file()
+    }
     write_json(out / "bench.json", parts)
     with atomic(out / "bench.md") as temporary:
         temporary.write_text(page(parts))
@@ -94,12 +112,15 @@ def run_one(name: str, quick: bool, out: Path) -> None:
         InputError: there is none of that name.
     """
     if name not in NAMES:
-        raise InputError(f"--only {name}: no such benchmark; choose one of {', '.join(NAMES) or '(none exist)'}")
+        raise InputError(
+            f"--only {name}: no such benchmark; choose one of {', '.join(NAMES) or '(none exist)'}"
+        )
     path = make_folder(out) / f"{name}.json"
     part = measure(name, quick, lambda part: write_json(path, part))
     write_json(path, part)
     console.print(
-        f"{name}: " + (f"not run here: {part['skipped']}" if "skipped" in part else f"{len(part['rows'])} rows")
+        f"{name}: "
+        + (f"not run here: {part['skipped']}" if "skipped" in part else f"{len(part['rows'])} rows")
     )
 
 
@@ -113,7 +134,9 @@ def marked_text(path: Path) -> str:
         raise InputError(f"--readme {path}: no such file")
     text = path.read_text(encoding="utf-8")
     if not MARKED.search(text):
-        raise InputError(f"--readme {path}: nothing between <!-- bench NAME --> and <!-- end bench --> to renew")
+        raise InputError(
+            f"--readme {path}: nothing between <!-- bench NAME --> and <!-- end bench --> to renew"
+        )
     return text
 
 
@@ -181,9 +204,13 @@ def main(options: Config) -> None:
 def _run_apart(name: str, options: Config) -> bool:
     console.print(f"{name} …")
     command = [sys.executable, "-m", "experiments.bench", "--only", name, "--out", str(options.out)]
-    done = subprocess.run([*command, *(["--quick"] if options.quick else [])], stdout=subprocess.DEVNULL)
+    done = subprocess.run(
+        [*command, *(["--quick"] if options.quick else [])], stdout=subprocess.DEVNULL
+    )
     return done.returncode == 0
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(parse_options(Config, description=__doc__, prog="python -m experiments.bench")))
+    run_command(
+        lambda: main(parse_options(Config, description=__doc__, prog="python -m experiments.bench"))
+    )

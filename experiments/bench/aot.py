@@ -92,7 +92,9 @@ def compile_all(options: Config) -> Iterator[Row]:
     """
     names = [name for name in options.programs.split(",") if name] or list(PROGRAMS)
     if unknown := set(names) - set(PROGRAMS):
-        raise InputError(f"--programs {', '.join(sorted(unknown))}: there are {', '.join(PROGRAMS)}")
+        raise InputError(
+            f"--programs {', '.join(sorted(unknown))}: there are {', '.join(PROGRAMS)}"
+        )
     compiled, missing = 0, []
     for target in options.targets.split(","):
         for count in map(int, options.devices.split(",")):
@@ -129,7 +131,9 @@ def target_mesh(target: str, count: int) -> Any:
     if importlib.util.find_spec(plugin.split(".")[0]) is None or not _found(plugin):
         raise CannotRun(f"{target}: no {plugin} here; {INSTALL}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no device is taken, so several may compile at a time
+    os.environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # no device is taken, so several may compile at a time
     import jax
     import jax.experimental.topologies as topologies
     import numpy as np
@@ -138,7 +142,9 @@ def target_mesh(target: str, count: int) -> Any:
 
     jax.config.update("jax_platforms", "cpu")  # what is computed here, is computed on the CPU
     if target == "h100":
-        description = Path(os.environ.get("PERTURBJAX_SHARED", "../shared")) / "targets" / "h100.txtpb"
+        description = (
+            Path(os.environ.get("PERTURBJAX_SHARED", "../shared")) / "targets" / "h100.txtpb"
+        )
         if not description.is_file():
             raise CannotRun(
                 f"h100: no {description}: set PERTURBJAX_SHARED to the folder that holds targets/h100.txtpb"
@@ -146,7 +152,11 @@ def target_mesh(target: str, count: int) -> Any:
         options = {"target_config": description.read_text(), "topology": f"1x1x{count}"}
         topology = topologies.get_topology_desc("h100", "cuda", **options)
     else:
-        options = {"topology_name": f"{target}:2x2", "chips_per_host_bounds": (2, 2, 1), "num_slices": 1}
+        options = {
+            "topology_name": f"{target}:2x2",
+            "chips_per_host_bounds": (2, 2, 1),
+            "num_slices": 1,
+        }
         topology = topologies.get_topology_desc(platform="tpu", **options)
     return jax.sharding.Mesh(np.array(topology.devices[:count]), (AXIS,))
 
@@ -173,20 +183,36 @@ def compile_one(name: str, target: str, mesh: Any, hlo_folder: str = "") -> Row:
     whole = parts["all"]
     row: Row = {"target": target, "devices": mesh.size, "program": name}
     if target == "h100":
-        row |= {"kernels": whole.kernels, "GB": whole.moved / 1e9, "floor ms": 1e3 * whole.moved / BANDWIDTH[target]}
+        row |= {
+            "kernels": whole.kernels,
+            "GB": whole.moved / 1e9,
+            "floor ms": 1e3 * whole.moved / BANDWIDTH[target],
+        }
         row |= {part: parts[part].moved / 1e9 for part in PARTS if part in parts and len(parts) > 3}
     else:
         row |= {"M cycles": whole.cycles / 1e6}
-        row |= {part: parts[part].cycles / 1e6 for part in PARTS if part in parts and len(parts) > 3}
-        row |= {"GB": whole.moved / 1e9, "GB without": whole.unpriced / 1e9, "no estimate": _silent(whole)}
-    row |= {"MiB": memory.temp_size_in_bytes / 2**20, "collectives": whole.collectives, "told MiB": whole.told / 2**20}
+        row |= {
+            part: parts[part].cycles / 1e6 for part in PARTS if part in parts and len(parts) > 3
+        }
+        row |= {
+            "GB": whole.moved / 1e9,
+            "GB without": whole.unpriced / 1e9,
+            "no estimate": _silent(whole),
+        }
+    row |= {
+        "MiB": memory.temp_size_in_bytes / 2**20,
+        "collectives": whole.collectives,
+        "told MiB": whole.told / 2**20,
+    }
     return row | {"compile s": time.perf_counter() - started}
 
 
 def _silent(cost: hlo.Cost) -> str:
     """The heavy operations that carry no estimate, and how many others."""
     heavy = {what: n for what, n in sorted(cost.silent.items()) if re.search(HEAVY, what)}
-    others = sum(n for what, n in cost.silent.items() if what not in heavy and not what.endswith("-start"))
+    others = sum(
+        n for what, n in cost.silent.items() if what not in heavy and not what.endswith("-start")
+    )
     return "; ".join([*(f"{n} {what}" for what, n in heavy.items()), f"{others} others"])
 
 
@@ -204,17 +230,26 @@ def _training(mesh: Any, precision: str) -> tuple[Any, Any, Any, Any, Any]:
     from perturbjax import models
     from perturbjax.training.devices import Placement
     from perturbjax.training.optimizer import make_optimizer
-    from perturbjax.training.step import initial_state, make_predict_step, make_train_step, split_model
+    from perturbjax.training.step import (
+        initial_state,
+        make_predict_step,
+        make_train_step,
+        split_model,
+    )
 
     paper = Size()
     recipe = paper.recipe(precision)
     optimizer = make_optimizer(recipe.optim, paper.epochs * paper.steps)
     network = nnx.eval_shape(
-        lambda: models.create("attention", classes=paper.classes, channels=1, dropout=recipe.model.dropout, seed=0)
+        lambda: models.create(
+            "attention", classes=paper.classes, channels=1, dropout=recipe.model.dropout, seed=0
+        )
     )
     graphdef, params, stats = split_model(network)
     replicated = NamedSharding(mesh, P())
-    state = abstract(jax.eval_shape(lambda p, s: initial_state(p, s, optimizer), params, stats), replicated)
+    state = abstract(
+        jax.eval_shape(lambda p, s: initial_state(p, s, optimizer), params, stats), replicated
+    )
     step = make_train_step(graphdef, optimizer, recipe, steps_per_epoch=paper.steps)
     return step, make_predict_step(graphdef, recipe), Placement(False, mesh, True), state, paper
 
@@ -223,7 +258,9 @@ def abstract(tree: Any, sharding: Any) -> Any:
     """Shapes and dtypes of a tree, with where they shall lie."""
     import jax
 
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
 
 
 def _raw(size: Size, sharding: Any) -> Any:
@@ -287,14 +324,21 @@ def _features(mesh: Any, backbone: str) -> tuple[Any, tuple[Any, ...]]:
     from perturbjax.models import BACKBONES, Mode
     from perturbjax.training.devices import AXIS
 
-    network = nnx.eval_shape(lambda: BACKBONES[backbone].network(classes=1000, inputs=3, rngs=nnx.Rngs(0)))
+    network = nnx.eval_shape(
+        lambda: BACKBONES[backbone].network(classes=1000, inputs=3, rngs=nnx.Rngs(0))
+    )
     graphdef, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
 
     def forward(params: Any, stats: Any, x: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, params, stats, copy=True)(x, Mode(dtype=jnp.bfloat16)).features
 
-    x = jax.ShapeDtypeStruct((IMAGES, SIDE, SIDE, 3), jnp.float32, sharding=NamedSharding(mesh, P(AXIS)))
-    return jax.jit(forward), (*(abstract(tree, NamedSharding(mesh, P())) for tree in (params, stats)), x)
+    x = jax.ShapeDtypeStruct(
+        (IMAGES, SIDE, SIDE, 3), jnp.float32, sharding=NamedSharding(mesh, P(AXIS))
+    )
+    return jax.jit(forward), (
+        *(abstract(tree, NamedSharding(mesh, P())) for tree in (params, stats)),
+        x,
+    )
 
 
 def _segmenter(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -314,8 +358,13 @@ def _segmenter(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
     def forward(params: Any, stats: Any, x: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, params, stats, copy=True)(x, Mode(dtype=jnp.bfloat16)).maps
 
-    x = jax.ShapeDtypeStruct((TILES, SIDE, SIDE, 2), jnp.float32, sharding=NamedSharding(mesh, P(AXIS)))
-    return jax.jit(forward), (*(abstract(tree, NamedSharding(mesh, P())) for tree in (params, stats)), x)
+    x = jax.ShapeDtypeStruct(
+        (TILES, SIDE, SIDE, 2), jnp.float32, sharding=NamedSharding(mesh, P(AXIS))
+    )
+    return jax.jit(forward), (
+        *(abstract(tree, NamedSharding(mesh, P())) for tree in (params, stats)),
+        x,
+    )
 
 
 def _following(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -332,7 +381,10 @@ def _following(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
 
     everywhere = NamedSharding(mesh, P())
     flow = jax.ShapeDtypeStruct((FIELD, FIELD, 8), jnp.float32, sharding=everywhere)
-    return jax.jit(following), (flow, jax.ShapeDtypeStruct((CELL_PIXELS, 2), jnp.float32, sharding=everywhere))
+    return jax.jit(following), (
+        flow,
+        jax.ShapeDtypeStruct((CELL_PIXELS, 2), jnp.float32, sharding=everywhere),
+    )
 
 
 def _checking(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -376,16 +428,24 @@ def main(options: Config) -> None:
         print(markdown([row for row in rows if row["target"] == target]))
     if options.write_baselines:
         kept = read_json(BASELINES) if BASELINES.is_file() else {}
-        counted = {key(row): {c: row[c] for c in ("GB", "kernels", "M cycles") if c in row} for row in rows}
+        counted = {
+            key(row): {c: row[c] for c in ("GB", "kernels", "M cycles") if c in row} for row in rows
+        }
         write_json(BASELINES, dict(sorted((kept | counted).items())))
 
 
 def _merge(path: Path, row: Row) -> None:
     """Put a row into a benchmark's file, in the place of an older one of the same program."""
     part = read_json(path) if path.is_file() else {}
-    part = {"about": "What accelerators would do.", "others": 0.0} | part | {"machine": machine(), "quick": False}
+    part = (
+        {"about": "What accelerators would do.", "others": 0.0}
+        | part
+        | {"machine": machine(), "quick": False}
+    )
     rows = {key(old): old for old in part.get("rows", [])} | {key(row): row}
-    order = [f"{target} x{count} {name}" for target in TARGETS for count in (1, 4) for name in PROGRAMS]
+    order = [
+        f"{target} x{count} {name}" for target in TARGETS for count in (1, 4) for name in PROGRAMS
+    ]
     part["rows"] = [rows[name] for name in sorted(rows, key=order.index)]
     part.pop("skipped", None)
     write_json(make_folder(path.parent) / path.name, part)
@@ -397,4 +457,6 @@ def key(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(tyro.cli(Config, description=__doc__, prog="python -m experiments.bench.aot")))
+    run_command(
+        lambda: main(tyro.cli(Config, description=__doc__, prog="python -m experiments.bench.aot"))
+    )

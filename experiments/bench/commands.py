@@ -27,7 +27,9 @@ def measured(words: Sequence[object], log: Path) -> dict[str, Any]:
     """
     start = time.perf_counter()
     with open(log, "w") as file:
-        process = subprocess.Popen([sys.executable, "-m", "perturbjax", *map(str, words)], stderr=file, stdout=file)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "perturbjax", *map(str, words)], stderr=file, stdout=file
+        )
     over, found = threading.Event(), dict.fromkeys(("main MB", "worker MB", "all MB", "own MB"), 0)
     looking = threading.Thread(target=_look, args=(process.pid, over, found))
     looking.start()
@@ -49,10 +51,18 @@ def _look(pid: int, over: threading.Event, found: dict[str, int]) -> None:
     while not over.wait(LOOK_S):
         try:
             main = psutil.Process(pid)
-            sizes = [process.memory_info().rss // 10**6 for process in (main, *main.children(recursive=True))]
+            sizes = [
+                process.memory_info().rss // 10**6
+                for process in (main, *main.children(recursive=True))
+            ]
         except psutil.Error:  # one ended in between
             continue
-        now = {"main MB": sizes[0], "worker MB": max(sizes[1:], default=0), "all MB": sum(sizes), "own MB": _own(pid)}
+        now = {
+            "main MB": sizes[0],
+            "worker MB": max(sizes[1:], default=0),
+            "all MB": sum(sizes),
+            "own MB": _own(pid),
+        }
         found.update({name: max(size, found[name]) for name, size in now.items()})
 
 
@@ -62,7 +72,9 @@ def _own(pid: int) -> int:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 // 10**6 for line in lines if line.startswith("RssAnon:")), 0)
+    return next(
+        (int(line.split()[1]) * 1024 // 10**6 for line in lines if line.startswith("RssAnon:")), 0
+    )
 
 
 def seconds_of(said: str, label: str) -> float:

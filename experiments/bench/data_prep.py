@@ -43,9 +43,14 @@ def run(quick: bool) -> list[dict[str, Any]]:
     Raises:
         CannotRun: the real data is not there.
     """
-    shared = Path(os.environ.get("PERTURBJAX_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
+    shared = (
+        Path(os.environ.get("PERTURBJAX_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+        / "data"
+    )
     if not shared.is_dir():
-        raise CannotRun(f"no real data at {shared.parent}: set PERTURBJAX_SHARED to the folder that holds it")
+        raise CannotRun(
+            f"no real data at {shared.parent}: set PERTURBJAX_SHARED to the folder that holds it"
+        )
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -72,11 +77,35 @@ def _table(shared: Path, data: str, sites: int) -> pd.DataFrame:
     return table
 
 
-def _build(work: Path, shared: Path, data: str, engine: str, workers: int, sites: int) -> dict[str, Any]:
+def _build(
+    work: Path, shared: Path, data: str, engine: str, workers: int, sites: int
+) -> dict[str, Any]:
     """Run one build; its row."""
-    command = [sys.executable, "-m", "data_prep", "build", "--load-data", str(work / "load_data.csv")]
-    command += ["--images", str(shared), "--out", str(work / "dataset"), "--overwrite", "--aggregate", "none"]
-    command += ["--segment-channels", "DNA", "--diameter", str(DIAMETER[data]), "--workers", str(workers)]
+    command = [
+        sys.executable,
+        "-m",
+        "data_prep",
+        "build",
+        "--load-data",
+        str(work / "load_data.csv"),
+    ]
+    command += [
+        "--images",
+        str(shared),
+        "--out",
+        str(work / "dataset"),
+        "--overwrite",
+        "--aggregate",
+        "none",
+    ]
+    command += [
+        "--segment-channels",
+        "DNA",
+        "--diameter",
+        str(DIAMETER[data]),
+        "--workers",
+        str(workers),
+    ]
     command += ["--segmenter", engine]
     if engine == "cellpose-torch":
         command += ["--weights", str(shared / "weights" / "nuclei_dsb2018")]

@@ -28,7 +28,19 @@ SIZE = Size(sites=64, train=64, stored=64, crop=64, batch=64, epochs=10, classes
 QUICK = Size(sites=16, train=16, stored=16, crop=16, batch=16, epochs=10, classes=3)
 ON_ACCELERATORS = Size(sites=512, train=512, stored=128, batch=512, epochs=10)
 EMULATED = 8
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}
 
 
 def run(quick: bool) -> list[Row]:
@@ -42,7 +54,9 @@ def run(quick: bool) -> list[Row]:
     try:
         jax.config.update("jax_num_cpu_devices", EMULATED)
     except RuntimeError as error:
-        raise CannotRun("needs a process of its own: run `python -m experiments.bench --only devices`") from error
+        raise CannotRun(
+            "needs a process of its own: run `python -m experiments.bench --only devices`"
+        ) from error
     devices = jax.devices()
     emulated = devices[0].platform == "cpu"
     size = (QUICK if quick else SIZE) if emulated else ON_ACCELERATORS
@@ -50,7 +64,10 @@ def run(quick: bool) -> list[Row]:
     if len(counts) == 1:
         raise CannotRun("needs two devices or more, and there is one")
     steps = {
-        (kind, n): _Step(kind, n, size) for kind in ("sharded", "pmap") for n in counts if (kind, n) != ("pmap", 1)
+        (kind, n): _Step(kind, n, size)
+        for kind in ("sharded", "pmap")
+        for n in counts
+        if (kind, n) != ("pmap", 1)
     }
     for _ in range(2 if quick else 5):
         for step in steps.values():
@@ -73,13 +90,21 @@ class _Step:
 
         self.kind, self.count, self.size, self.seconds = kind, count, size, []
         recipe, placement = size.recipe("float32"), choose_placement(kind, count)
-        network = models.create("attention", classes=size.classes, channels=1, dropout=recipe.model.dropout, seed=0)
+        network = models.create(
+            "attention", classes=size.classes, channels=1, dropout=recipe.model.dropout, seed=0
+        )
         graphdef, params, stats = split_model(network)
         optimizer = make_optimizer(recipe.optim, 100)
-        step = make_train_step(graphdef, optimizer, recipe, steps_per_epoch=1, axis_name=placement.axis_name)
+        step = make_train_step(
+            graphdef, optimizer, recipe, steps_per_epoch=1, axis_name=placement.axis_name
+        )
         self.parameter_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         self.state = placement.replicate(initial_state(params, stats, optimizer))
-        rows = gather(simulated_plate(size), np.arange(size.batch, dtype=np.int32), np.ones(size.batch, np.float32))
+        rows = gather(
+            simulated_plate(size),
+            np.arange(size.batch, dtype=np.int32),
+            np.ones(size.batch, np.float32),
+        )
         self.batch = placement.place_rows(rows)
         before = _programs()
         self.step: Callable[..., Any] = placement.compile_step(step)
@@ -115,7 +140,11 @@ def _programs() -> set[str]:
     """The text of every compiled program of this process."""
     import jax
 
-    return {m.to_string() for program in jax.devices()[0].client.live_executables() for m in program.hlo_modules()}
+    return {
+        m.to_string()
+        for program in jax.devices()[0].client.live_executables()
+        for m in program.hlo_modules()
+    }
 
 
 def all_reduced(hlo: str) -> tuple[int, int]:

@@ -36,11 +36,30 @@ def run(quick: bool, folder: Path | None = None) -> Iterator[list[Row]]:
     rows: list[Row] = []
     for feed in ("resident", "streamed"):
         shutil.rmtree(out, ignore_errors=True)
-        words = ["train", "--data", data, "--out", out, "--epochs", 1, "--feed", feed, "--split", "well"]
+        words = [
+            "train",
+            "--data",
+            data,
+            "--out",
+            out,
+            "--epochs",
+            1,
+            "--feed",
+            feed,
+            "--split",
+            "well",
+        ]
         words += ["--folds", 4, "--batch-size", 64, "--crop", 32 if quick else 128]
         found = measured(words, folder / "train.log")
-        row = {"feed": feed, "sites": len(open_dataset(data)), "train s": seconds_of(found["said"], "train")}
-        row |= {"command s": found["s"], **{name: found[name] for name in ("processor s", "main MB", "own MB")}}
+        row = {
+            "feed": feed,
+            "sites": len(open_dataset(data)),
+            "train s": seconds_of(found["said"], "train"),
+        }
+        row |= {
+            "command s": found["s"],
+            **{name: found[name] for name in ("processor s", "main MB", "own MB")},
+        }
         rows = [*rows, row]
         console.print(", ".join(f"{name} {value}" for name, value in row.items()))
         yield rows

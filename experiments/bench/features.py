@@ -52,7 +52,9 @@ def _measure(backbone: str, precision: str, batch: int, rounds: int) -> list[dic
             start = time.perf_counter()
             forward()
             rates[way].append(batch / (time.perf_counter() - start))
-    medians = {way: statistics.median(measured[1:]) for way, measured in rates.items()}  # the first round compiles
+    medians = {
+        way: statistics.median(measured[1:]) for way, measured in rates.items()
+    }  # the first round compiles
     base = max(rate for way, rate in medians.items() if way != "perturbjax")
     return [
         {
@@ -74,7 +76,9 @@ def _ours(backbone: str, precision: str, x: np.ndarray) -> Callable[[], object]:
 
     @jax.jit
     def forward(params: Any, stats: Any, x: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, params, stats, copy=True)(x, Mode(dtype=PRECISIONS[precision])).features
+        return nnx.merge(graphdef, params, stats, copy=True)(
+            x, Mode(dtype=PRECISIONS[precision])
+        ).features
 
     return lambda: forward(params, stats, x).block_until_ready()
 
@@ -85,7 +89,9 @@ def _pytorch(backbone: str, precision: str, x: np.ndarray) -> dict[str, Callable
         from efficientnet_pytorch import EfficientNet
         from transformers import ResNetConfig, ResNetModel
     except ImportError as error:
-        raise CannotRun("PyTorch's networks are not installed; run `pip install 'perturbjax[test]'`") from error
+        raise CannotRun(
+            "PyTorch's networks are not installed; run `pip install 'perturbjax[test]'`"
+        ) from error
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
 
     def way(layout: torch.memory_format) -> Callable[[], object]:
@@ -104,7 +110,10 @@ def _pytorch(backbone: str, precision: str, x: np.ndarray) -> dict[str, Callable
 
         return forward
 
-    return {"PyTorch": way(torch.contiguous_format), "PyTorch, channels_last": way(torch.channels_last)}
+    return {
+        "PyTorch": way(torch.contiguous_format),
+        "PyTorch, channels_last": way(torch.channels_last),
+    }
 
 
 if __name__ == "__main__":

@@ -57,7 +57,10 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 def _measure(folder: Path, size: int, n: int, rounds: int) -> list[dict[str, Any]]:
     dataset = _write_sites(folder, size, n)
-    decoder, placement = Decoder(dataset, describe_sites(dataset, INPUT), INPUT, AUGMENT), choose_placement("1")
+    decoder, placement = (
+        Decoder(dataset, describe_sites(dataset, INPUT), INPUT, AUGMENT),
+        choose_placement("1"),
+    )
     order = Order.of_epochs(0, np.arange(n), BATCH, epochs=2 * (rounds + 1))
     steps = order.steps_per_epoch
     resident = ResidentFeed.load(decoder, placement)
@@ -105,7 +108,9 @@ def _cpu_seconds() -> float:
     return sum(sum(process.cpu_times()[:2]) for process in (me, *me.children(recursive=True)))
 
 
-def _row(size: int, n: int, way: str, measured: list[dict[str, tuple[float, float]]]) -> dict[str, Any]:
+def _row(
+    size: int, n: int, way: str, measured: list[dict[str, tuple[float, float]]]
+) -> dict[str, Any]:
     walls = [epoch[way][0] for epoch in measured]
     return {
         "stored": f"{size}²",
@@ -137,7 +142,9 @@ def _write_sites(folder: Path, size: int, n: int) -> Dataset:
             yield SitePixels(field[window][..., None], cells[window])
 
     names = [str(at) for at in range(n)]
-    table = pd.DataFrame({"site_id": names, PLATE: "P", WELL: "A01", SITE: names, "Metadata_pert_iname": "x"})
+    table = pd.DataFrame(
+        {"site_id": names, PLATE: "P", WELL: "A01", SITE: names, "Metadata_pert_iname": "x"}
+    )
     path = write_dataset(
         folder / "dataset",
         table,
@@ -162,7 +169,9 @@ class _PilSites:
     def __getitem__(self, at: int) -> tuple[Any, int]:
         import torch
 
-        image, mask = (Image.open(self.folder / "png" / f"{at}_{kind}.png") for kind in ("image", "mask"))
+        image, mask = (
+            Image.open(self.folder / "png" / f"{at}_{kind}.png") for kind in ("image", "mask")
+        )
         random = np.random.default_rng()
         for flip in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM):
             if random.random() < 0.5:
@@ -174,11 +183,15 @@ class _PilSites:
         side = (AUGMENT.crop, AUGMENT.crop)
         image = image.resize(side, Image.Resampling.BILINEAR, box=box)
         mask = mask.resize(side, Image.Resampling.NEAREST, box=box)
-        pixels = np.stack([np.asarray(mask) > 0, np.asarray(image, np.float32) / 255]).astype(np.float32)
+        pixels = np.stack([np.asarray(mask) > 0, np.asarray(image, np.float32) / 255]).astype(
+            np.float32
+        )
         return torch.from_numpy(pixels), 0
 
 
-def _random_box(random: np.random.Generator, width: int, height: int) -> tuple[float, float, float, float]:
+def _random_box(
+    random: np.random.Generator, width: int, height: int
+) -> tuple[float, float, float, float]:
     area = width * height * random.uniform(*AUGMENT.crop_scale)
     ratio = math.exp(random.uniform(*map(math.log, AUGMENT.crop_ratio)))
     w, h = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)

@@ -119,15 +119,30 @@ TORCH_SETTINGS = [
     setting
     for precision in PRECISIONS
     for setting in (
-        TorchSetting("compiled, channels_last, CUDA graphs", precision, True, {"mode": "reduce-overhead"}),
+        TorchSetting(
+            "compiled, channels_last, CUDA graphs", precision, True, {"mode": "reduce-overhead"}
+        ),
         TorchSetting("eager, channels_last", precision, True),
-        TorchSetting("compiled, channels_last, autotuned, CUDA graphs", precision, True, {"mode": "max-autotune"}),
+        TorchSetting(
+            "compiled, channels_last, autotuned, CUDA graphs",
+            precision,
+            True,
+            {"mode": "max-autotune"},
+        ),
         TorchSetting("eager", precision),
     )
 ]
 
 #: What is measured, in this order: what matters most first, and JAX again, with its programs compiled.
-PARTS = [("jax", "bf16"), ("torch", 0), ("jax", "float32"), ("torch", 4), ("jax", "bf16"), ("torch", 1), ("torch", 2)]
+PARTS = [
+    ("jax", "bf16"),
+    ("torch", 0),
+    ("jax", "float32"),
+    ("torch", 4),
+    ("jax", "bf16"),
+    ("torch", 1),
+    ("torch", 2),
+]
 PARTS += [("torch", 5), ("torch", 6), ("torch", 3), ("torch", 7)]
 
 
@@ -139,14 +154,20 @@ def run(quick: bool) -> Iterator[list[Row]]:
     """
     gpus = _accelerators()
     if not gpus:
-        raise CannotRun("needs an NVIDIA GPU (H100 or H200); run `python -m experiments.bench --only gpu` on one")
+        raise CannotRun(
+            "needs an NVIDIA GPU (H100 or H200); run `python -m experiments.bench --only gpu` on one"
+        )
     for library in ("jax", "torch"):
         require_card(library)
     size, started, results = QUICK if quick else Size(), time.monotonic(), []
     with tempfile.TemporaryDirectory() as cache:
         for library, which in PARTS:
             spent = time.monotonic() - started
-            result = _apart(library, which, size, cache) if spent < BUDGET_S else f"not begun after {spent:.0f} s"
+            result = (
+                _apart(library, which, size, cache)
+                if spent < BUDGET_S
+                else f"not begun after {spent:.0f} s"
+            )
             results.append((library, which, result))
             yield table(results, size, gpus[0])
 
@@ -161,14 +182,19 @@ def require_card(library: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no GPU"])[-1][:200]
-        raise CannotRun(f"{library} does not see the GPU ({said}); install as the docstring of gpu.py says")
+        raise CannotRun(
+            f"{library} does not see the GPU ({said}); install as the docstring of gpu.py says"
+        )
 
 
 def table(results: list[tuple[str, Any, Measured | str]], size: Size, gpu: str) -> list[Row]:
     """Rows from what was measured: (library, precision or number of PyTorch's setting, result or why there is none)."""
     done = [result for result in results if isinstance(result[2], Measured)]
     best = {
-        p: min((m.step for lib, i, m in done if lib == "torch" and TORCH_SETTINGS[i].precision == p), default=None)
+        p: min(
+            (m.step for lib, i, m in done if lib == "torch" and TORCH_SETTINGS[i].precision == p),
+            default=None,
+        )
         for p in PRECISIONS
     }
     rows, seen = [], set()
@@ -192,7 +218,10 @@ def _measured_row(measured: Measured, precision: str, size: Size, gpu: str) -> R
     flops = size.batch * flops_per_image(size)
     floors = {
         name: None if moved is None else roofline_seconds(gpu, precision, flops, moved)
-        for name, moved in (("by hand", size.batch * bytes_per_image(size, precision)), ("compiled", measured.moved))
+        for name, moved in (
+            ("by hand", size.batch * bytes_per_image(size, precision)),
+            ("compiled", measured.moved),
+        )
     }
     return {
         "step ms": 1e3 * measured.step,
@@ -202,7 +231,10 @@ def _measured_row(measured: Measured, precision: str, size: Size, gpu: str) -> R
         "peak GiB": None if measured.peak_bytes is None else measured.peak_bytes / 2**30,
         "TFLOP/s": flops / measured.step / 1e12,
         "compiled GB": None if measured.moved is None else measured.moved / 1e9,
-        **{f"of floor, {name}": None if least is None else least / measured.step for name, least in floors.items()},
+        **{
+            f"of floor, {name}": None if least is None else least / measured.step
+            for name, least in floors.items()
+        },
     }
 
 
@@ -226,7 +258,11 @@ def bytes_per_image(size: Size, precision: str) -> float:
     times, values = VALUES_MOVED, 0.0
     for side, inputs, outputs in convolutions(size):
         first = side == size.crop
-        values += side**2 * outputs * (times["output"] + times["pooled"] / 4 + times["turned"] * (not first))
+        values += (
+            side**2
+            * outputs
+            * (times["output"] + times["pooled"] / 4 + times["turned"] * (not first))
+        )
         values += side**2 * inputs * (times["input"] - first)
     return (2 if precision == "bf16" else 4) * values
 
@@ -242,7 +278,9 @@ def roofline_seconds(gpu: str, precision: str, flops: float, moved: float) -> fl
 
 def _apart(library: str, which: Any, size: Size, cache: str) -> Measured | str:
     """Measure in a process of its own, for `LIMIT_S` at most; where that fails, the last line it said."""
-    order = json.dumps({"library": library, "which": which, "size": dataclasses.asdict(size), "cache": cache})
+    order = json.dumps(
+        {"library": library, "which": which, "size": dataclasses.asdict(size), "cache": cache}
+    )
     folders = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch", "TRITON_CACHE_DIR": f"{cache}/triton"}
     try:
         done = subprocess.run(
@@ -283,7 +321,9 @@ def simulated_plate(size: Size) -> Any:
     mask[:, size.stored // 4 : -size.stored // 4, size.stored // 4 : -size.stored // 4] = 1
     scale = np.full((size.sites, 1), 1 / 65535, np.float32)
     image = random.integers(0, 65536, (*shape, 1), dtype=np.uint16)
-    return ResidentArrays(image, mask, random.integers(0, size.classes, size.sites, np.int32), 0 * scale, scale)
+    return ResidentArrays(
+        image, mask, random.integers(0, size.classes, size.sites, np.int32), 0 * scale, scale
+    )
 
 
 def measure_jax(size: Size, precision: str) -> Measured:
@@ -295,11 +335,18 @@ def measure_jax(size: Size, precision: str) -> Measured:
     from perturbjax.data.batches import Order, ResidentFeed, gather
     from perturbjax.training.devices import choose_placement, stack_steps
     from perturbjax.training.optimizer import make_optimizer
-    from perturbjax.training.step import initial_state, make_predict_step, make_train_step, split_model
+    from perturbjax.training.step import (
+        initial_state,
+        make_predict_step,
+        make_train_step,
+        split_model,
+    )
 
     recipe, placement = size.recipe(precision), choose_placement("1")
     feed = ResidentFeed(simulated_plate(size), placement)
-    network = models.create("attention", classes=size.classes, channels=1, dropout=recipe.model.dropout, seed=0)
+    network = models.create(
+        "attention", classes=size.classes, channels=1, dropout=recipe.model.dropout, seed=0
+    )
     graphdef, params, stats = split_model(network)
     optimizer = make_optimizer(recipe.optim, size.epochs * size.steps)
     state = placement.replicate(initial_state(params, stats, optimizer))
@@ -315,13 +362,17 @@ def measure_jax(size: Size, precision: str) -> Measured:
         nonlocal state
         started = time.perf_counter()
         sums = []
-        for after, part in run(state, order.between(number * size.steps, (number + 1) * size.steps)):
+        for after, part in run(
+            state, order.between(number * size.steps, (number + 1) * size.steps)
+        ):
             state = after
             sums.append(part)
         stack_steps(sums)
         took = time.perf_counter() - started
         if (number + 1) % size.evaluate_every == 0:
-            jax.device_get([predict(state.params, state.stats, batch)[0] for batch in feed.batches(judged)])
+            jax.device_get(
+                [predict(state.params, state.stats, batch)[0] for batch in feed.batches(judged)]
+            )
         return took
 
     memory = jax.local_devices()[0].memory_stats
@@ -370,7 +421,9 @@ def measure_torch(size: Size, setting: TorchSetting, device: str) -> Measured:
     return _time_run(epoch, size, lambda: torch.cuda.max_memory_allocated() if cuda else None)
 
 
-def _time_run(epoch: Callable[[int], float], size: Size, peak_bytes: Callable[[], int | None]) -> Measured:
+def _time_run(
+    epoch: Callable[[int], float], size: Size, peak_bytes: Callable[[], int | None]
+) -> Measured:
     started = time.perf_counter()
     epochs = [epoch(0)]
     first = time.perf_counter() - started

@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16}
 BITS |= {"f32": 32, "s32": 32, "u32": 32, "f64": 64, "s64": 64, "u64": 64, "c64": 64}
 #: Operations that name, split or wait for what lies in memory, and move nothing.
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+}
 FREE |= {"opt-barrier", "add-dependency", "domain"}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 #: Operations that touch what they select, not the whole of their first operand.
@@ -61,7 +70,11 @@ class Computation:
 
     def parameter(self, number: int) -> str | None:
         """The name of a parameter."""
-        wanted = (name for name, op in self.operations.items() if op.opcode == "parameter" and _number(op) == number)
+        wanted = (
+            name
+            for name, op in self.operations.items()
+            if op.opcode == "parameter" and _number(op) == number
+        )
         return next(wanted, None)
 
 
@@ -133,7 +146,9 @@ def costs(text: str) -> dict[str, Cost]:
 def operations(text: str) -> list[tuple[Cost, Operation, int]]:
     """Every operation that runs, what it costs once, and how often it runs."""
     computations, entry = parse(text)
-    return [(_cost(op, comp, computations), op, times) for op, times, comp in _run(computations, entry)]
+    return [
+        (_cost(op, comp, computations), op, times) for op, times, comp in _run(computations, entry)
+    ]
 
 
 def size(shape: str) -> float:
@@ -156,7 +171,11 @@ def _run(
             for body in op.called("body"):
                 yield from _run(computations, body, times * _rounds(op, computations))
         elif op.opcode == "conditional":
-            names = op.called("branch_computations") + op.called("true_computation") + op.called("false_computation")
+            names = (
+                op.called("branch_computations")
+                + op.called("true_computation")
+                + op.called("false_computation")
+            )
             yield from max((list(_run(computations, branch, times)) for branch in names), key=len)
         elif op.opcode == "call":
             for body in op.called("to_apply"):
@@ -198,7 +217,9 @@ def _kind(op: Operation, computations: dict[str, Computation]) -> str:
     """The opcode; of a fusion, what in it makes it more than elementwise."""
     if op.opcode != "fusion":
         return op.opcode
-    inner = {o.opcode for name in op.called("calls") for o in computations[name].operations.values()}
+    inner = {
+        o.opcode for name in op.called("calls") for o in computations[name].operations.values()
+    }
     telling = inner & {"gather", "scatter", "convolution", "dot", "reduce", "reduce-window", "sort"}
     return "fusion of " + ("+".join(sorted(telling)) or "others")
 

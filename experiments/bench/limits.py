@@ -45,10 +45,18 @@ def run(quick: bool, folder: Path | None = None) -> list[Row]:
     pixels = sum(path.stat().st_size for path in files)
     timed("read, from the disk", lambda: [path.read_bytes() for path in files])
     timed("read, from the page cache", lambda: [path.read_bytes() for path in files])
-    planes: list[np.ndarray] = timed("read and decode", lambda: [tifffile.imread(path) for path in files])
+    planes: list[np.ndarray] = timed(
+        "read and decode", lambda: [tifffile.imread(path) for path in files]
+    )
     deflated = timed("deflate", lambda: [zlib.compress(plane.tobytes()) for plane in planes])
-    timed("inflate", lambda: [imagecodecs.zlib_decode(part, out=planes[0].nbytes) for part in deflated])
-    timed("write, to the disk", lambda: [_written(folder / "written", b"".join(plane.tobytes() for plane in planes))])
+    timed(
+        "inflate",
+        lambda: [imagecodecs.zlib_decode(part, out=planes[0].nbytes) for part in deflated],
+    )
+    timed(
+        "write, to the disk",
+        lambda: [_written(folder / "written", b"".join(plane.tobytes() for plane in planes))],
+    )
     rows[3]["deflated to"] = sum(map(len, deflated)) / pixels
     return [{**row, "MB": pixels / 1e6} for row in rows]
 

@@ -48,11 +48,16 @@ def run(quick: bool) -> Iterator[list[Row]]:
         package = package or found
         pairs = list(zip(truths, found, strict=True))
         average = precision.mean([precision.match(truth, masks) for truth, masks in pairs])
-        same = precision.mean([precision.match(theirs, masks) for theirs, masks in zip(package, found, strict=True)])
+        same = precision.mean(
+            [precision.match(theirs, masks) for theirs, masks in zip(package, found, strict=True)]
+        )
         rows.append(
             {
                 "engine": name,
-                **{f"AP {iou:g}": float(value) for iou, value in zip(precision.THRESHOLDS, average, strict=True)},
+                **{
+                    f"AP {iou:g}": float(value)
+                    for iou, value in zip(precision.THRESHOLDS, average, strict=True)
+                },
                 "AP 0.9 of package": float(same[-1]),
                 "missed": sum(bool(truth.any()) and not masks.any() for truth, masks in pairs),
                 "s an image": seconds / len(images),
@@ -78,18 +83,24 @@ def engines(weights: Path) -> dict[str, Callable[[Masks], Masks]]:
     try:
         from cellpose import models
     except ImportError as error:
-        raise CannotRun("the cellpose package is not installed: pip install 'perturbjax[test]'") from error
+        raise CannotRun(
+            "the cellpose package is not installed: pip install 'perturbjax[test]'"
+        ) from error
     package = models.CellposeModel(gpu=False, pretrained_model=str(weights))
     nuclei, watershed = Nuclei(), Watershed("", 0.0)
 
     def ours(how: Precision) -> Callable[[Masks], Masks]:
-        return lambda images: [found.labels for found in Segmenter(weights, precision=how).masks(images)]
+        return lambda images: [
+            found.labels for found in Segmenter(weights, precision=how).masks(images)
+        ]
 
     return {
         "package": lambda images: [package.eval(image, channels=[0, 0])[0] for image in images],
         "cellpose float32": ours("float32"),
         "cellpose bf16": ours("bfloat16"),
-        "nuclei (shipped)": lambda images: list(nuclei.segment_all([image[..., None] for image in images])),
+        "nuclei (shipped)": lambda images: list(
+            nuclei.segment_all([image[..., None] for image in images])
+        ),
         "watershed": lambda images: [watershed.segment(image[..., None]) for image in images],
     }
 

@@ -35,10 +35,14 @@ def write_plates(out: Path, *, plates: int, wells: int, sites: int, size: int) -
     work = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     compounds = min(8, wells - 1)
-    truth = plan(SimulateConfig(out, plates=plates, wells=wells, sites=sites, compounds=compounds, size=size))
+    truth = plan(
+        SimulateConfig(out, plates=plates, wells=wells, sites=sites, compounds=compounds, size=size)
+    )
     tiles = _drawn(truth, min(size, TILE))
     rows = []
-    for number, site in enumerate(track(truth.to_dict("records"), total=len(truth), label="fields", unit="sites")):
+    for number, site in enumerate(
+        track(truth.to_dict("records"), total=len(truth), label="fields", unit="sites")
+    ):
         field = _field(tiles, size, np.random.default_rng([1, number]))
         plate, well = site["Metadata_Plate"], site["Metadata_Well"]
         row = {key: value for key, value in site.items() if key.startswith("Metadata_")}
@@ -66,7 +70,9 @@ def _drawn(truth: pd.DataFrame, side: int) -> list[UInt16[np.ndarray, "side side
     ]
 
 
-def _field(tiles: list[np.ndarray], size: int, rng: np.random.Generator) -> UInt16[np.ndarray, "size size 3"]:
+def _field(
+    tiles: list[np.ndarray], size: int, rng: np.random.Generator
+) -> UInt16[np.ndarray, "size size 3"]:
     across = -(-size // len(tiles[0]))
 
     def turned() -> Iterator[np.ndarray]:
@@ -90,15 +96,23 @@ def as_ome_zarr(plates: Path, plate: str, out: Path) -> Path:
     table = table[table["Metadata_Plate"] == plate]
     wells = {well: f"{well[0]}/{int(well[1:])}" for well in table["Metadata_Well"]}
     root = zarr.open_group(work, mode="w", zarr_format=3)
-    root.attrs["ome"] = {"version": "0.5", "plate": {"name": plate, "wells": [{"path": p} for p in wells.values()]}}
+    root.attrs["ome"] = {
+        "version": "0.5",
+        "plate": {"name": plate, "wells": [{"path": p} for p in wells.values()]},
+    }
     scales = {"datasets": [{"path": "0"}], "axes": [{"name": axis} for axis in "cyx"]}
     channels = {"channels": [{"label": channel} for channel in CHANNELS]}
     for well, path in wells.items():
         fields = table[table["Metadata_Well"] == well]
         group = root.create_group(path)
-        group.attrs["ome"] = {"version": "0.5", "well": {"images": [{"path": str(k)} for k in range(len(fields))]}}
+        group.attrs["ome"] = {
+            "version": "0.5",
+            "well": {"images": [{"path": str(k)} for k in range(len(fields))]},
+        }
         for number, (_, row) in enumerate(fields.iterrows()):
-            files = [plates / "images" / plate / row[f"FileName_Orig{channel}"] for channel in CHANNELS]
+            files = [
+                plates / "images" / plate / row[f"FileName_Orig{channel}"] for channel in CHANNELS
+            ]
             image = np.stack([tifffile.imread(file) for file in files])
             field = group.create_group(str(number))
             field.attrs["ome"] = {"version": "0.5", "multiscales": [scales], "omero": channels}

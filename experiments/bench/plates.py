@@ -68,7 +68,10 @@ def run(quick: bool, folder: Path | None = None) -> Iterator[list[Row]]:
     rows: list[Row] = read_json(kept) if kept.is_file() else []
     yield rows
     for case in CASES:
-        if any(all(row[name.replace("_", " ")] == value for name, value in case._asdict().items()) for row in rows):
+        if any(
+            all(row[name.replace("_", " ")] == value for name, value in case._asdict().items())
+            for row in rows
+        ):
             continue
         rows = [*rows, built(folder, case, SIZES[quick])]
         console.print(", ".join(f"{name} {value}" for name, value in rows[-1].items()))
@@ -85,7 +88,9 @@ def plates_of(folder: Path, what: str, sizes: tuple[int, int, int]) -> Path:
     """One whole plate, or four parts, as TIFFs; made where they are not there."""
     wells, some, size = sizes
     number, wells = (1, wells) if what == "plate" else (4, some)
-    return mosaic.write_plates(folder / f"{what}s", plates=number, wells=wells, sites=SITES, size=size)
+    return mosaic.write_plates(
+        folder / f"{what}s", plates=number, wells=wells, sites=SITES, size=size
+    )
 
 
 def dataset_of(folder: Path, what: str) -> Path:
@@ -106,13 +111,35 @@ def built(folder: Path, case: Case, sizes: tuple[int, int, int]) -> Row:
         if case.kept_as == "OME-Zarr":
             table = table[[column for column in table if column.startswith("Metadata_")]]
         table.to_csv(folder / "load_data.csv", index=False)
-        words: list[Any] = ["build", "--load-data", folder / "load_data.csv", "--images", images, "--out", out]
-        words += ["--aggregate", "none", "--segment-channels", "DNA", "--segmenter", "nuclei", "--mask-cache", "none"]
+        words: list[Any] = [
+            "build",
+            "--load-data",
+            folder / "load_data.csv",
+            "--images",
+            images,
+            "--out",
+            out,
+        ]
+        words += [
+            "--aggregate",
+            "none",
+            "--segment-channels",
+            "DNA",
+            "--segmenter",
+            "nuclei",
+            "--mask-cache",
+            "none",
+        ]
         found = measured([*words, "--workers", case.workers], folder / "build.log")
-    row = {**{name.replace("_", " "): value for name, value in case._asdict().items()}, "sites": len(table)}
+    row = {
+        **{name.replace("_", " "): value for name, value in case._asdict().items()},
+        "sites": len(table),
+    }
     row |= {f"{stage.split()[0]} s": seconds_of(found["said"], stage) for stage in STAGES}
     row |= {"build s": found["s"], "processor s": found["processor s"]}
-    row |= {name: value for name, value in found.items() if name in ("main MB", "worker MB", "all MB")}
+    row |= {
+        name: value for name, value in found.items() if name in ("main MB", "worker MB", "all MB")
+    }
     row |= {"images MB": megabytes(files), "dataset MB": megabytes([out])}
     if case.plates == 1:
         _keep(out, dataset_of(folder, case.what))
@@ -140,7 +167,9 @@ def _keep(out: Path, kept: Path) -> None:
         out.rename(kept)
         return
     if open_dataset(out).fingerprint != open_dataset(kept).fingerprint:
-        raise RuntimeError(f"{out} is not the dataset that {kept} is, though its pixels are the same")
+        raise RuntimeError(
+            f"{out} is not the dataset that {kept} is, though its pixels are the same"
+        )
     shutil.rmtree(out)
 
 

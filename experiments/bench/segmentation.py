@@ -53,7 +53,9 @@ def run(quick: bool) -> list[Row]:
     try:
         import cellpose  # noqa: F401
     except ImportError as error:
-        raise CannotRun("the cellpose package is not installed: pip install 'perturbjax[test]'") from error
+        raise CannotRun(
+            "the cellpose package is not installed: pip install 'perturbjax[test]'"
+        ) from error
     shared = shared_data()
     return [row for kind in DIAMETER for row in _compare(shared, kind, 1 if quick else 3)]
 
@@ -64,9 +66,14 @@ def shared_data() -> Path:
     Raises:
         CannotRun: it is not there.
     """
-    shared = Path(os.environ.get("PERTURBJAX_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
+    shared = (
+        Path(os.environ.get("PERTURBJAX_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+        / "data"
+    )
     if not shared.is_dir():
-        raise CannotRun(f"no real data at {shared.parent}: set PERTURBJAX_SHARED to the folder that holds it")
+        raise CannotRun(
+            f"no real data at {shared.parent}: set PERTURBJAX_SHARED to the folder that holds it"
+        )
     return shared
 
 
@@ -82,7 +89,11 @@ def read(shared: Path, kind: str) -> list[np.ndarray]:
 
 
 def _ways(shared: Path, kind: str) -> dict[str, Callable[[], Way]]:
-    weights, images, diameter = shared / "weights/nuclei_dsb2018", read(shared, kind), DIAMETER[kind]
+    weights, images, diameter = (
+        shared / "weights/nuclei_dsb2018",
+        read(shared, kind),
+        DIAMETER[kind],
+    )
     return {
         AS_IT_COMES: lambda: _package(weights, images, diameter, best=False),
         "package, channels last, bf16": lambda: _package(weights, images, diameter, best=True),
@@ -129,7 +140,9 @@ def _package(weights: Path, images: list[np.ndarray], diameter: float, *, best: 
         package.net.mkldnn = False
         package.net = package.net.to(memory_format=torch.channels_last)
         # The package hands the network's output to NumPy, which has no bfloat16.
-        package.net.register_forward_hook(lambda net, inputs, outputs: tuple(each.float() for each in outputs[:2]))
+        package.net.register_forward_hook(
+            lambda net, inputs, outputs: tuple(each.float() for each in outputs[:2])
+        )
     steps = int(200 / (package.diam_mean / diameter))
 
     def took() -> Took:
@@ -160,7 +173,9 @@ def _ours(weights: str, images: list[np.ndarray], diameter: float, precision: An
         """The stages overlap in use; here the one waits for the other, as in the package."""
         start = time.perf_counter()
         shaped = [segmenter._with_channels(image) for image in images]
-        maps = [each for batch in segmenter._batches(shaped) for each in segmenter._timed_maps(batch)]
+        maps = [
+            each for batch in segmenter._batches(shaped) for each in segmenter._timed_maps(batch)
+        ]
         between = time.perf_counter()
         for image, each in zip(images, maps, strict=True):
             segmenter._objects(each, (image.shape[0], image.shape[1]))

@@ -45,22 +45,39 @@ def run(quick: bool) -> list[dict[str, Any]]:
     Raises:
         CannotRun: the real data is not there.
     """
-    shared = Path(os.environ.get("PERTURBJAX_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data/jump_fov"
+    shared = (
+        Path(os.environ.get("PERTURBJAX_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+        / "data/jump_fov"
+    )
     if not shared.is_dir():
-        raise CannotRun(f"no real field at {shared}: set PERTURBJAX_SHARED to the folder that holds it")
-    contents = {channel: (shared / f"r01c02f01p01-ch{n}sk1fk1fl1.tiff").read_bytes() for channel, n in FILES.items()}
-    image = np.stack([tifffile.imread(shared / f"r01c02f01p01-ch{n}sk1fk1fl1.tiff") for n in FILES.values()])
+        raise CannotRun(
+            f"no real field at {shared}: set PERTURBJAX_SHARED to the folder that holds it"
+        )
+    contents = {
+        channel: (shared / f"r01c02f01p01-ch{n}sk1fk1fl1.tiff").read_bytes()
+        for channel, n in FILES.items()
+    }
+    image = np.stack(
+        [tifffile.imread(shared / f"r01c02f01p01-ch{n}sk1fk1fl1.tiff") for n in FILES.values()]
+    )
     rows = []
     with tempfile.TemporaryDirectory() as temporary, served_s3() as upload:
         for name, write in _writers(image, contents).items():
             folder = Path(temporary) / name.replace(" ", "_")
             folder.mkdir()
             sites = [write(folder, site) for site in range(COPIES[quick])]
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / len(sites)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / len(
+                sites
+            )
             for place in ("disk", "S3, loopback"):
                 root = str(folder) if place == "disk" else upload(folder)
                 rows.append(
-                    {"kept as": name, "where": place, "MB a site": size / 1e6, **_timed(root, sites, image, quick)}
+                    {
+                        "kept as": name,
+                        "where": place,
+                        "MB a site": size / 1e6,
+                        **_timed(root, sites, image, quick),
+                    }
                 )
                 console.print(", ".join(f"{key} {value}" for key, value in rows[-1].items()))
     return rows
@@ -80,21 +97,33 @@ def _writers(image: np.ndarray, contents: dict[str, bytes]) -> dict[str, Writer]
 
     def ome_tiff(folder: Path, site: int) -> dict[str, str]:
         metadata = {"axes": "CYX", "Channel": {"Name": list(FILES)}}
-        settings: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": metadata}
+        settings: dict[str, Any] = {
+            "compression": "zlib",
+            "photometric": "minisblack",
+            "metadata": metadata,
+        }
         tifffile.imwrite(folder / f"{site}.ome.tiff", image, ome=True, **settings)
         return dict.fromkeys(FILES, f"{site}.ome.tiff")
 
     def ome_zarr(folder: Path, site: int) -> dict[str, str]:
         group = zarr.open_group(folder / "plate.zarr" / str(site), mode="w")
         scales = {"datasets": [{"path": "0"}], "axes": [{"name": axis} for axis in "cyx"]}
-        group.attrs["ome"] = {"multiscales": [scales], "omero": {"channels": [{"label": name} for name in FILES]}}
+        group.attrs["ome"] = {
+            "multiscales": [scales],
+            "omero": {"channels": [{"label": name} for name in FILES]},
+        }
         group.create_array("0", data=image, chunks=(1, *image.shape[1:]))
         return dict.fromkeys(FILES, f"plate.zarr/{site}")
 
     def lite(folder: Path, site: int, **settings: Any) -> dict[str, str]:
         name = f"source_4__batch__plate__A02__{site}"
         array = zarr.create_array(
-            folder / "lite.zarr", name=name, shape=image.shape, chunks=image.shape, dtype="uint16", **settings
+            folder / "lite.zarr",
+            name=name,
+            shape=image.shape,
+            chunks=image.shape,
+            dtype="uint16",
+            **settings,
         )
         array[:] = image[[list(FILES).index(channel) for channel in JUMP_LITE_CHANNELS]]
         return dict.fromkeys(FILES, f"lite.zarr/{name}")
@@ -107,7 +136,9 @@ def _writers(image: np.ndarray, contents: dict[str, bytes]) -> dict[str, Writer]
         from imagecodecs import numcodecs
 
         numcodecs.register_codecs(verbose=False)
-        return lite(folder, site, compressors=numcodecs.Jpegxl(lossless=False, distance=1.0), zarr_format=2)
+        return lite(
+            folder, site, compressors=numcodecs.Jpegxl(lossless=False, distance=1.0), zarr_format=2
+        )
 
     return {
         "TIFF, as the microscope wrote it": tiff,
@@ -118,9 +149,13 @@ def _writers(image: np.ndarray, contents: dict[str, bytes]) -> dict[str, Writer]
     }
 
 
-def _timed(root: str, sites: list[dict[str, str]], image: np.ndarray, quick: bool) -> dict[str, Any]:
+def _timed(
+    root: str, sites: list[dict[str, str]], image: np.ndarray, quick: bool
+) -> dict[str, Any]:
     """Read all sites several times; probes are timed once each."""
-    planes = [[Plane(f"{root}/{file}", channel) for channel, file in site.items()] for site in sites]
+    planes = [
+        [Plane(f"{root}/{file}", channel) for channel, file in site.items()] for site in sites
+    ]
     found = read_planes(planes[0], "bench")  # imports, connections
     lossy = "Lite" in root and not np.array_equal(found[planes[0][0]], image[0])
     start = time.perf_counter()
@@ -150,12 +185,22 @@ def served_s3() -> Iterator[Callable[[Path], str]]:
     import boto3
 
     command = [sys.executable, "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     assert process.stderr is not None
     try:
-        url = next(found[0] for line in process.stderr if (found := re.search(r"http://127[.0-9]+:[0-9]+", line)))
+        url = next(
+            found[0]
+            for line in process.stderr
+            if (found := re.search(r"http://127[.0-9]+:[0-9]+", line))
+        )
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_ENDPOINT_URL": url}
+        keys = {
+            "AWS_ACCESS_KEY_ID": "bench",
+            "AWS_SECRET_ACCESS_KEY": "bench",
+            "AWS_ENDPOINT_URL": url,
+        }
         os.environ.update(keys)
         client = boto3.client("s3", region_name="us-east-1", endpoint_url=url)
         client.create_bucket(Bucket=BUCKET)
@@ -163,7 +208,9 @@ def served_s3() -> Iterator[Callable[[Path], str]]:
         def upload(folder: Path) -> str:
             for path in folder.rglob("*"):
                 if path.is_file():
-                    client.upload_file(str(path), BUCKET, f"{folder.name}/{path.relative_to(folder)}")
+                    client.upload_file(
+                        str(path), BUCKET, f"{folder.name}/{path.relative_to(folder)}"
+                    )
             return f"s3://{BUCKET}/{folder.name}"
 
         yield upload

@@ -48,7 +48,9 @@ def run(quick: bool) -> list[dict[str, Any]]:
     """One row per size of the crops and way."""
     keep_freed_memory()
     if jax.default_backend() != "cpu":
-        raise CannotRun("JAX runs on an accelerator here, and this compares CPUs: set JAX_PLATFORMS=cpu")
+        raise CannotRun(
+            "JAX runs on an accelerator here, and this compares CPUs: set JAX_PLATFORMS=cpu"
+        )
     sides, batch, rounds = ((64,), 32, 3) if quick else ((128, 64), BATCH, 7)
     return [row for side in sides for row in _measure(side, batch, rounds)]
 
@@ -64,7 +66,9 @@ def _measure(side: int, batch: int, rounds: int) -> list[dict[str, Any]]:
         ("perturbjax", "bf16"): _jax_way(side, batch, jnp.bfloat16),
     }
     seconds, cpu = ({(kind, way): [] for kind in (0, 1) for way in ways} for _ in range(2))
-    for round_, (way, kind) in itertools.product(range(WARM + rounds), itertools.product(ways, (0, 1))):
+    for round_, (way, kind) in itertools.product(
+        range(WARM + rounds), itertools.product(ways, (0, 1))
+    ):
         start, used = time.perf_counter(), time.process_time()
         ways[way][kind]()
         if round_ >= WARM:
@@ -73,8 +77,15 @@ def _measure(side: int, batch: int, rounds: int) -> list[dict[str, Any]]:
     return [_row(side, batch, way, ways, seconds, cpu) for way in ways]
 
 
-def _row(side: int, batch: int, way: tuple[str, str], ways: dict, seconds: dict, cpu: dict) -> dict[str, Any]:
-    row: dict[str, Any] = {"pixels": side, "way": way[0], "precision": way[1], "compile s": ways[way][2]}
+def _row(
+    side: int, batch: int, way: tuple[str, str], ways: dict, seconds: dict, cpu: dict
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "pixels": side,
+        "way": way[0],
+        "precision": way[1],
+        "compile s": ways[way][2],
+    }
     rivals = [rival for rival in ways if rival[0].startswith("PyTorch") and rival[1] == way[1]]
     for kind, name in enumerate(("train", "evaluate")):
         best = min((seconds[kind, rival] for rival in rivals), key=statistics.median)
@@ -134,11 +145,17 @@ def _plain_logits(network: Any, x: jax.Array, mode: models.Mode) -> jax.Array:
 
     def conv(layer: Any, x: jax.Array) -> jax.Array:
         dims = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x, layer.kernel[...], (1, 1), "SAME", dimension_numbers=dims)
+        y = jax.lax.conv_general_dilated(
+            x, layer.kernel[...], (1, 1), "SAME", dimension_numbers=dims
+        )
         return y + layer.bias[...]
 
     def norm(layer: Any, x: jax.Array) -> jax.Array:
-        mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if mode.train else (layer.mean[...], layer.var[...])
+        mean, var = (
+            (x.mean((0, 1, 2)), x.var((0, 1, 2)))
+            if mode.train
+            else (layer.mean[...], layer.var[...])
+        )
         return (x - mean) * jax.lax.rsqrt(var + layer.epsilon) * layer.scale[...] + layer.bias[...]
 
     def branch(blocks: Any, x: jax.Array) -> jax.Array:
@@ -165,7 +182,10 @@ class _Attention(torch.nn.Module):
             *self._normalised(128, 128), torch.nn.Conv2d(128, 1, 1), torch.nn.Sigmoid()
         )
         self.head = torch.nn.Sequential(
-            torch.nn.Linear(256, 128), torch.nn.LeakyReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(128, CLASSES)
+            torch.nn.Linear(256, 128),
+            torch.nn.LeakyReLU(),
+            torch.nn.Dropout(0.3),
+            torch.nn.Linear(128, CLASSES),
         )
 
     def _normalised(self, inputs: int, outputs: int) -> list[torch.nn.Module]:
@@ -174,7 +194,9 @@ class _Attention(torch.nn.Module):
 
     def _branch(self) -> torch.nn.Sequential:
         pairs = itertools.pairwise((1, 32, 64, 128))
-        return torch.nn.Sequential(*[m for i, o in pairs for m in (*self._normalised(i, o), torch.nn.MaxPool2d(2))])
+        return torch.nn.Sequential(
+            *[m for i, o in pairs for m in (*self._normalised(i, o), torch.nn.MaxPool2d(2))]
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mask, image = self.mask(x[:, :1]), self.image(x[:, 1:])

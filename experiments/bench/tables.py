@@ -37,7 +37,9 @@ def machine() -> dict[str, str]:
     """Processor, cores this process may use, memory, accelerators, and versions. Nothing that names the machine."""
     facts = {
         "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "accelerators": ", ".join(_accelerators()) or "none",
         "python": platform.python_version(),
@@ -78,13 +80,18 @@ def _processor() -> str:
     facts = dict(line.split(":", 1) for line in lines if ":" in line)
     facts = {name.strip(): value.strip() for name, value in facts.items()}
     known = [name for name in INSTRUCTIONS if name in facts.get("flags", "").split()]
-    return " ".join([facts.get("model name", platform.machine()), f"({', '.join(known)})" if known else ""]).strip()
+    return " ".join(
+        [facts.get("model name", platform.machine()), f"({', '.join(known)})" if known else ""]
+    ).strip()
 
 
 def _accelerators() -> list[str]:
     try:
         asked = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=30
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
@@ -99,7 +106,9 @@ def markdown(rows: Sequence[Row]) -> str:
         "| " + " | ".join(columns) + " |",
         "|" + "|".join("---:" if numbers[column] else "---" for column in columns) + "|",
     ]
-    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
+    lines += [
+        "| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -122,8 +131,14 @@ def page(parts: dict[str, dict[str, Any]]) -> str:
     for name, part in parts.items():
         if part["machine"] != seen:
             seen = part["machine"]
-            lines.append("Measured on: " + "; ".join(f"{fact} {value}" for fact, value in seen.items()) + ".\n")
+            lines.append(
+                "Measured on: "
+                + "; ".join(f"{fact} {value}" for fact, value in seen.items())
+                + ".\n"
+            )
         quick = " (quick: fewer repeats, smaller sizes)" if part["quick"] else ""
         lines.append(f"## {name}{quick}\n\n{part['about']}\n")
-        lines.append(f"Not run here: {part['skipped']}\n" if "skipped" in part else markdown(part["rows"]))
+        lines.append(
+            f"Not run here: {part['skipped']}\n" if "skipped" in part else markdown(part["rows"])
+        )
     return "\n".join(lines)

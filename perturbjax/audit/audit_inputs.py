@@ -68,11 +68,15 @@ class Features:
             classifier = CLASSIFIERS[model].make(len(one), len(np.unique(one)), seed)
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of classes with few rows: what that does is what is judged
+                    warnings.simplefilter(
+                        "ignore"
+                    )  # of classes with few rows: what that does is what is judged
                     classifier.fit(x, one)
             except (ValueError, np.linalg.LinAlgError) as error:
                 why = " ".join(str(error).split())
-                raise InputError(f"--model {model}: cannot be fitted ({why}); choose another") from error
+                raise InputError(
+                    f"--model {model}: cannot be fitted ({why}); choose another"
+                ) from error
             found.append(probabilities(classifier, z, classes))
         return found
 
@@ -100,7 +104,9 @@ class Material:
     @property
     def labels(self) -> Int[np.ndarray, " n"]:
         """Class numbers."""
-        return np.asarray(pd.Categorical(self.index["label"], categories=self.class_names).codes, dtype=int)
+        return np.asarray(
+            pd.Categorical(self.index["label"], categories=self.class_names).codes, dtype=int
+        )
 
     @property
     def wells(self) -> Int[np.ndarray, " n"]:
@@ -138,7 +144,9 @@ def of_features(config: AuditConfig) -> Material:
     return material
 
 
-def material_of(what: str, label: str, index: pd.DataFrame, profiles: Profiles, config: AuditConfig) -> Material:
+def material_of(
+    what: str, label: str, index: pd.DataFrame, profiles: Profiles, config: AuditConfig
+) -> Material:
     """Profiles with the controls that their index allows; `index` has a row a profile."""
     index = with_measured(index.assign(label=index[label]), _frame(profiles))
     features = _as_features(index, _frame(profiles), config.preparation)
@@ -150,7 +158,9 @@ def _frame(profiles: Profiles) -> pd.DataFrame:
     return pd.DataFrame(profiles.values, columns=list(profiles.names))
 
 
-def _read(config: AuditConfig, source: SourceConfig) -> tuple[Profiles, Bool[np.ndarray, " n"], str]:
+def _read(
+    config: AuditConfig, source: SourceConfig
+) -> tuple[Profiles, Bool[np.ndarray, " n"], str]:
     """Profiles that have a label, which of them are negative controls, and the label's column."""
     from perturbjax.profiles.classify import load_profiles
 
@@ -175,8 +185,12 @@ def _with_dataset(index: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     at = pd.Index(dataset.index["site_id"]).get_indexer(index["site_id"])
     if (at < 0).any():
         site = index["site_id"].iloc[int(np.argmin(at))]
-        raise InputError(f"--features: row {site!r} is no site of {dataset.path}; extract them with --level site")
-    measured = [c for c in dataset.index.columns if c not in index.columns and not c.startswith("Metadata_")]
+        raise InputError(
+            f"--features: row {site!r} is no site of {dataset.path}; extract them with --level site"
+        )
+    measured = [
+        c for c in dataset.index.columns if c not in index.columns and not c.startswith("Metadata_")
+    ]
     return pd.concat([index, dataset.index[measured].iloc[at].reset_index(drop=True)], axis=1)
 
 
@@ -191,12 +205,16 @@ def of_run(config: AuditConfig, path: Path) -> tuple[Material, Answered]:
     if not file.is_file():
         raise InputError(f"{path}: was not evaluated; run `perturbjax evaluate --run {path}` first")
     train, test = (np.flatnonzero(part == name) for name in (TRAIN, TEST))
-    _, probabilities = predictions_of(read_predictions(file), material.index.iloc[test], run.class_names)
+    _, probabilities = predictions_of(
+        read_predictions(file), material.index.iloc[test], run.class_names
+    )
     policy = run.recipe.split.split_file or run.recipe.split.split
     return material, Answered(policy, train, test, probabilities)
 
 
-def of_recipe(config: AuditConfig, path: Path) -> tuple[Material, Run, Dataset, Shaped[np.ndarray, " n"]]:
+def of_recipe(
+    config: AuditConfig, path: Path
+) -> tuple[Material, Run, Dataset, Shaped[np.ndarray, " n"]]:
     """The sites of a run's split, the run, its dataset, and the part of each site.
 
     Raises:
@@ -216,7 +234,9 @@ def of_recipe(config: AuditConfig, path: Path) -> tuple[Material, Run, Dataset, 
     return material, run, dataset, manifest["part"].to_numpy()
 
 
-def untrained_features(run: Run, dataset: Dataset, positions: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
+def untrained_features(
+    run: Run, dataset: Dataset, positions: Int[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n d"]:
     """What the last layer of the run's network sees before any training, its input as in evaluation."""
     placement = choose_placement("auto")
     recipe = dataclasses.replace(run.recipe, transfer=TransferConfig())
@@ -224,7 +244,11 @@ def untrained_features(run: Run, dataset: Dataset, positions: Int[np.ndarray, " 
     model, _ = create_network(recipe, channels, run.class_names)
     graphdef, params, stats = split_model(model)
     state = placement.replicate({"params": params, "stats": stats})
-    return Network(run, {"epoch": 0}, placement, BATCH_SIZE, graphdef, state).apply_to(dataset, positions).features
+    return (
+        Network(run, {"epoch": 0}, placement, BATCH_SIZE, graphdef, state)
+        .apply_to(dataset, positions)
+        .features
+    )
 
 
 def _as_features(index: pd.DataFrame, values: pd.DataFrame, preparation: Preparation) -> Features:

@@ -32,7 +32,9 @@ class AuditConfig:
     """Metadata column to predict; by default the dataset's, else Metadata_pert_iname."""
     model: str = "lda"
     """The classifier on the features: a name of `perturbjax classify --models`."""
-    preparation: Preparation = field(default_factory=lambda: Preparation(normalize_by="training", pca=256))
+    preparation: Preparation = field(
+        default_factory=lambda: Preparation(normalize_by="training", pca=256)
+    )
     source: SourceConfig = field(default_factory=SourceConfig)
     untrained: bool = False
     """Judge the features of the same network untrained too, with --data alone or --run: a strong control, at the cost
@@ -52,14 +54,29 @@ class AuditConfig:
         require_sound(self)
         require_output(self.out)
         some = bool(self.features) or bool(self.source.data) or self.run is not None
-        require("features", "(none)", some, "given, or else --data or --run: there is nothing to audit")
-        require("run", self.run, self.run is None or not self.features, "without --features; audit one at a time")
-        require("train", self.train, not self.train or self.run is not None, "given with --run, whose recipe it trains")
+        require(
+            "features", "(none)", some, "given, or else --data or --run: there is nothing to audit"
+        )
+        require(
+            "run",
+            self.run,
+            self.run is None or not self.features,
+            "without --features; audit one at a time",
+        )
+        require(
+            "train",
+            self.train,
+            not self.train or self.run is not None,
+            "given with --run, whose recipe it trains",
+        )
         require("untrained", self.untrained, not (self.untrained and self.features),
                 "without --features: a table does not say which network made it")  # fmt: skip
         own = self.run is not None and not self.train
         require(
-            "splits", self.splits, not (self.splits and own), "left out with --run, which has one, or given --train"
+            "splits",
+            self.splits,
+            not (self.splits and own),
+            "left out with --run, which has one, or given --train",
         )
         require("folds", self.folds, self.folds >= 2, "2 or more")
         require("replicates", self.replicates, self.replicates >= 100, "100 or more")

@@ -47,7 +47,9 @@ class Answer:
     @property
     def controls(self) -> dict[str, Estimate]:
         """Headline score of each control, by site."""
-        return {row.name: row.scores[HEADLINE] for row in self.judgement.levels[0].rows if row.baseline}
+        return {
+            row.name: row.scores[HEADLINE] for row in self.judgement.levels[0].rows if row.baseline
+        }
 
     @property
     def chance(self) -> float:
@@ -57,7 +59,11 @@ class Answer:
     @property
     def rival(self) -> str:
         """The best control that knows something of the site without understanding cells; the first of equals."""
-        known = {name: one.value for name, one in self.controls.items() if name not in (*BLIND, UNTRAINED)}
+        known = {
+            name: one.value
+            for name, one in self.controls.items()
+            if name not in (*BLIND, UNTRAINED)
+        }
         return max(known, key=lambda name: known[name]) if known else "chance"
 
     @property
@@ -108,4 +114,6 @@ class Audit:
     @property
     def leak(self) -> Difference | None:
         """How much more the weakest split shows than the one to go by; None where there is one split."""
-        return next((one for one in self.differences if one.stricter == self.strictest.policy), None)
+        return next(
+            (one for one in self.differences if one.stricter == self.strictest.policy), None
+        )

@@ -23,7 +23,9 @@ def print_audit(audit: Audit) -> None:
     from rich.table import Table
 
     console, found = PlainConsole(soft_wrap=False), verdict(audit)
-    console.print(f"{audit.what}: {audit.label} by {audit.model}, {METRICS[HEADLINE].words} by site")
+    console.print(
+        f"{audit.what}: {audit.label} by {audit.model}, {METRICS[HEADLINE].words} by site"
+    )
     table = Table(box=box.SIMPLE_HEAD)
     for title in ("", *(answer.policy for answer in audit.answers)):
         table.add_column(title, justify="right" if title else "left", no_wrap=not title)
@@ -57,11 +59,22 @@ def rows(audit: Audit, gap: str = " ") -> Iterator[tuple[str, list[str]]]:
     yield "p", ["" if answer.p is None else p_words(answer.p) for answer in audit.answers]
     sure = [answer.confidence for answer in audit.answers]
     yield "calibration error", [f"{one.error:.3f}" for one in sure]
-    yield "… with temperature", [f"{one.scaled_error:.3f}{gap}(T = {one.temperature:.2f})" for one in sure]
-    accuracy = [(answer.model.scores["accuracy"].value, answer.confidence) for answer in audit.answers]
-    yield "accuracy, surer half", [f"{one.half_accuracy:.3f}{gap}(all {every:.3f})" for every, one in accuracy]
+    yield (
+        "… with temperature",
+        [f"{one.scaled_error:.3f}{gap}(T = {one.temperature:.2f})" for one in sure],
+    )
+    accuracy = [
+        (answer.model.scores["accuracy"].value, answer.confidence) for answer in audit.answers
+    ]
+    yield (
+        "accuracy, surer half",
+        [f"{one.half_accuracy:.3f}{gap}(all {every:.3f})" for every, one in accuracy],
+    )
     for size in ("site", "well", "plate"):
-        yield f"{size}s judged", [str(getattr(answer.judgement.n, size)) for answer in audit.answers]
+        yield (
+            f"{size}s judged",
+            [str(getattr(answer.judgement.n, size)) for answer in audit.answers],
+        )
 
 
 def notes(audit: Audit) -> Iterator[str]:
@@ -71,8 +84,14 @@ def notes(audit: Audit) -> Iterator[str]:
     for answer in audit.answers:
         if answer.no_p:
             yield f"no p under the {answer.policy} split: {answer.no_p}."
-    absent = {(name, why) for answer in audit.answers for name, why in answer.judgement.skipped.items()}
-    everywhere = {name for name in dict(absent) if all(name not in answer.controls for answer in audit.answers)}
+    absent = {
+        (name, why) for answer in audit.answers for name, why in answer.judgement.skipped.items()
+    }
+    everywhere = {
+        name
+        for name in dict(absent)
+        if all(name not in answer.controls for answer in audit.answers)
+    }
     for name, why in sorted(absent):
         if name in everywhere:
             yield f"no {name}: {why}."
@@ -89,7 +108,10 @@ def as_json(audit: Audit, found: Verdict) -> dict[str, Any]:
     answers = {}
     for answer in audit.answers:
         judgement = answer.judgement
-        levels = {level.name: {row.name: dataclasses.asdict(row) for row in level.rows} for level in judgement.levels}
+        levels = {
+            level.name: {row.name: dataclasses.asdict(row) for row in level.rows}
+            for level in judgement.levels
+        }
         answers[answer.policy] = {
             "p": answer.p,
             "no_p": answer.no_p,
@@ -100,7 +122,10 @@ def as_json(audit: Audit, found: Verdict) -> dict[str, Any]:
             "overlap": dataclasses.asdict(judgement.overlap),
             "skipped": judgement.skipped,
             "levels": {
-                level: {name: {"scores": row["scores"], "leads": row["leads"]} for name, row in of.items()}
+                level: {
+                    name: {"scores": row["scores"], "leads": row["leads"]}
+                    for name, row in of.items()
+                }
                 for level, of in levels.items()
             },
         }
@@ -124,11 +149,27 @@ def tidy(audit: Audit) -> pd.DataFrame:
     for answer in audit.answers:
         for level in answer.judgement.levels:
             for row in level.rows:
-                pairs = [(row.name, row.scores), *((f"{row.name} minus {b}", lead) for b, lead in row.leads.items())]
+                pairs = [
+                    (row.name, row.scores),
+                    *((f"{row.name} minus {b}", lead) for b, lead in row.leads.items()),
+                ]
                 for who, scores in pairs:
                     for metric, one in scores.items():
-                        found.append((answer.policy, level.name, who, metric, *dataclasses.astuple(one), level.n))
+                        found.append(
+                            (
+                                answer.policy,
+                                level.name,
+                                who,
+                                metric,
+                                *dataclasses.astuple(one),
+                                level.n,
+                            )
+                        )
     for pair in audit.differences:
         splits = f"{pair.weaker} minus {pair.stricter}"
-        found.append((splits, "site", audit.model, HEADLINE, *dataclasses.astuple(pair.estimate), pair.sites))
-    return pd.DataFrame(found, columns=["split", "level", "who", "metric", "value", "low", "high", "n"])
+        found.append(
+            (splits, "site", audit.model, HEADLINE, *dataclasses.astuple(pair.estimate), pair.sites)
+        )
+    return pd.DataFrame(
+        found, columns=["split", "level", "who", "metric", "value", "low", "high", "n"]
+    )

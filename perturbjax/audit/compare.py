@@ -22,7 +22,12 @@ from perturbjax.data.splits import TEST
 from perturbjax.evaluation.apply import EVALUATION, PREDICTIONS
 from perturbjax.evaluation.bootstrap import Estimate, Resampled, interval, resample
 from perturbjax.evaluation.evaluation_result import cell
-from perturbjax.evaluation.predictions import classes_of, label_numbers, labels_and_probabilities, read_predictions
+from perturbjax.evaluation.predictions import (
+    classes_of,
+    label_numbers,
+    labels_and_probabilities,
+    read_predictions,
+)
 from perturbjax.evaluation.scores import HEADLINE, METRICS, count
 from perturbjax.evaluation.wells import aggregate_wells, well_ids
 from perturbjax.training.run_directory import CONFIG
@@ -56,7 +61,9 @@ class Comparison:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Metrics worth a column."""
-        return tuple(metric for metric, what in METRICS.items() if self.classes >= what.least_classes)
+        return tuple(
+            metric for metric, what in METRICS.items() if self.classes >= what.least_classes
+        )
 
 
 def compare(config: CompareConfig) -> Comparison:
@@ -77,15 +84,23 @@ def compare(config: CompareConfig) -> Comparison:
     wells = well_ids(first)
     whole = wells if config.resample == "well" else pd.factorize(first[PLATE])[0]
     series = _series(names)
-    levels = {"site": _rows({n: count(labels, a, whole) for n, a in answers.items()}, series, config)}
+    levels = {
+        "site": _rows({n: count(labels, a, whole) for n, a in answers.items()}, series, config)
+    }
     try:
-        together = {name: aggregate_wells(wells, labels, answer) for name, answer in answers.items()}
+        together = {
+            name: aggregate_wells(wells, labels, answer) for name, answer in answers.items()
+        }
         of_well = whole[np.unique(wells, return_index=True)[1]]
-        levels["well"] = _rows({n: count(*one, of_well) for n, one in together.items()}, series, config)
+        levels["well"] = _rows(
+            {n: count(*one, of_well) for n, one in together.items()}, series, config
+        )
     except InputError:  # sites of one well differ in label: there is no level of wells
         pass
     classes = len(classes_of(first))
-    return Comparison(len(labels), int(wells.max()) + 1, classes, config.resample, config.replicates, levels)
+    return Comparison(
+        len(labels), int(wells.max()) + 1, classes, config.resample, config.replicates, levels
+    )
 
 
 def _names(paths: Sequence[Path]) -> dict[str, Path]:
@@ -115,7 +130,9 @@ def _judged(path: Path) -> pd.DataFrame:
     return table.sort_values("site_id").reset_index(drop=True)
 
 
-def _answers(path: Path, table: pd.DataFrame, first: pd.DataFrame) -> Float[np.ndarray, "n classes"]:
+def _answers(
+    path: Path, table: pd.DataFrame, first: pd.DataFrame
+) -> Float[np.ndarray, "n classes"]:
     """Probabilities, classes sorted by name.
 
     Raises:
@@ -129,10 +146,14 @@ def _answers(path: Path, table: pd.DataFrame, first: pd.DataFrame) -> Float[np.n
         )
     if (other := (table["label"] != first["label"]).to_numpy()).any():
         site = table["site_id"][int(np.argmax(other))]
-        raise InputError(f"{path}: site {site!r} has another label than in the first run; compare runs of one label")
+        raise InputError(
+            f"{path}: site {site!r} has another label than in the first run; compare runs of one label"
+        )
     names = sorted(classes_of(first))
     if sorted(classes_of(table)) != names:
-        raise InputError(f"{path}: knows other classes than the first run; compare runs of one label")
+        raise InputError(
+            f"{path}: knows other classes than the first run; compare runs of one label"
+        )
     return np.asarray(labels_and_probabilities(table, names)[1], dtype=float)
 
 
@@ -146,7 +167,9 @@ def _series(names: Mapping[str, Path]) -> dict[str, list[str]]:
     return {f"mean of {', '.join(runs)}": runs for runs in groups.values() if len(runs) > 1}
 
 
-def _rows(counts: dict[str, Any], series: dict[str, list[str]], config: CompareConfig) -> tuple[Row, ...]:
+def _rows(
+    counts: dict[str, Any], series: dict[str, list[str]], config: CompareConfig
+) -> tuple[Row, ...]:
     found = resample(counts, replicates=config.replicates, seed=config.seed)
     first = next(iter(counts))
     rows = [Row(n, found.scores(n), {} if n == first else found.lead(n, first)) for n in counts]
@@ -155,10 +178,17 @@ def _rows(counts: dict[str, Any], series: dict[str, list[str]], config: CompareC
 
 def _mean(found: Resampled, name: str, runs: list[str], first: str) -> Row:
     """The mean of several runs, and the spread of their seeds."""
-    points = {metric: float(np.mean([found.points[run][metric] for run in runs])) for metric in found.points[first]}
-    draws = {metric: np.mean([found.draws[run][metric] for run in runs], axis=0) for metric in points}
+    points = {
+        metric: float(np.mean([found.points[run][metric] for run in runs]))
+        for metric in found.points[first]
+    }
+    draws = {
+        metric: np.mean([found.draws[run][metric] for run in runs], axis=0) for metric in points
+    }
     spread = float(np.std([found.points[run][HEADLINE] for run in runs], ddof=1))
-    scores = {metric: Estimate(value, *interval(draws[metric], value)) for metric, value in points.items()}
+    scores = {
+        metric: Estimate(value, *interval(draws[metric], value)) for metric, value in points.items()
+    }
     return Row(name, scores, {}, len(runs), spread)
 
 
@@ -169,7 +199,10 @@ def rows(comparison: Comparison, level: str, gap: str = " ") -> Iterator[list[st
         lead = cell(row.leads.get(HEADLINE), gap)
         yield [
             row.name,
-            *(cell(row.scores[m], gap) + (spread if m == HEADLINE else "") for m in comparison.metrics),
+            *(
+                cell(row.scores[m], gap) + (spread if m == HEADLINE else "")
+                for m in comparison.metrics
+            ),
             lead,
         ]
 
@@ -206,7 +239,9 @@ def told(comparison: Comparison) -> str:
     name, (first, *others) = list(comparison.levels.items())[-1]
     best = max((row for row in others if row.leads), key=lambda row: row.leads[HEADLINE].value)
     lead, words = best.leads[HEADLINE], METRICS[HEADLINE].words
-    by = f"{words} by {name}, {lead.value:+.2f} ({lead.low:+.2f} to {lead.high:+.2f})".replace("-", "−")
+    by = f"{words} by {name}, {lead.value:+.2f} ({lead.low:+.2f} to {lead.high:+.2f})".replace(
+        "-", "−"
+    )
     if lead.low > 0:
         return f"{best.name} is clearly better than {first.name}: {by}."
     if lead.high < 0:
@@ -241,7 +276,8 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
         f"<p>All judged the same {comparison.sites} sites in {comparison.wells} wells.</p>"
     )
     sections = {
-        f"By {level}": html_table(head(comparison, level), rows(comparison, level)) for level in comparison.levels
+        f"By {level}": html_table(head(comparison, level), rows(comparison, level))
+        for level in comparison.levels
     }
     explained = f"<p><small>{html_text(_explained(comparison))}</small></p>"
     return write_html(out / "compare.html", "perturbjax compare", lead + explained, sections)

@@ -9,7 +9,13 @@ import pandas as pd
 from jaxtyping import Float, Int, Shaped
 
 from perturbjax.core.plates import PLATE, WELL, parse_wells
-from perturbjax.evaluation.baselines import BASELINES, Baseline, Unavailable, log_counts, log_intensities
+from perturbjax.evaluation.baselines import (
+    BASELINES,
+    Baseline,
+    Unavailable,
+    log_counts,
+    log_intensities,
+)
 
 #: Controls that are the judged model itself, on something else than the features.
 SHUFFLED, UNTRAINED, INTENSITY = "labels shuffled", "untrained network", "intensity"
@@ -58,7 +64,9 @@ def together(
     known = _known(pd.concat([train, test], ignore_index=True))
     model = ExtraTreesClassifier(_TREES, random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes with few rows: that is asked of the data, not of this model
+        warnings.simplefilter(
+            "ignore"
+        )  # of classes with few rows: that is asked of the data, not of this model
         model.fit(known[: len(train)], train_labels)
     found = np.zeros((len(test), classes))
     found[:, model.classes_] = model.predict_proba(known[len(train) :])
@@ -94,10 +102,14 @@ def with_measured(index: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
 
 def measured(index: pd.DataFrame) -> Float[np.ndarray, "n d"]:
     """What `with_measured` put beside the index; no columns where it put none."""
-    return index[[column for column in index.columns if column.startswith(_PREFIX)]].to_numpy(dtype=float)
+    return index[[column for column in index.columns if column.startswith(_PREFIX)]].to_numpy(
+        dtype=float
+    )
 
 
-def given(site_ids: Shaped[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"], words: str) -> Baseline:
+def given(
+    site_ids: Shaped[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"], words: str
+) -> Baseline:
     """A control that was predicted already: the probabilities of these sites, each judged once."""
     rows = pd.Series(np.arange(len(site_ids)), index=site_ids)
 
@@ -113,5 +125,7 @@ def given(site_ids: Shaped[np.ndarray, " n"], probabilities: Float[np.ndarray, "
 CONTROLS: dict[str, Baseline] = {
     **BASELINES,
     "plate": Baseline("how often its plate's training sites have each label", predict=plate),
-    "all together": Baseline("place, plate, cell count and brightness in one model", predict=together),
+    "all together": Baseline(
+        "place, plate, cell count and brightness in one model", predict=together
+    ),
 }

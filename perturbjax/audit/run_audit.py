@@ -82,10 +82,14 @@ def _dealt(material: Material, config: AuditConfig) -> tuple[tuple[Dealt, ...], 
     Raises:
         InputError: it allows none.
     """
-    dealt, refused = deal(material.index, label="label", folds=config.folds, seed=config.seed, splits=config.splits)
+    dealt, refused = deal(
+        material.index, label="label", folds=config.folds, seed=config.seed, splits=config.splits
+    )
     if not dealt:
         reasons = "; ".join(f"{policy}: {why}" for policy, why in refused.items())
-        raise InputError(f"{material.what}: no split can be made ({reasons}); it takes each class in two wells or more")
+        raise InputError(
+            f"{material.what}: no split can be made ({reasons}); it takes each class in two wells or more"
+        )
     return dealt, refused
 
 
@@ -115,7 +119,9 @@ def _fit(
     labels = material.labels[train]
     options: dict[str, Any] = {"classes": len(material.class_names), "seed": config.seed}
     if material.features is not None:
-        shuffled = _dealt_anew(labels, material.wells[train], np.random.default_rng([config.seed, fold]))
+        shuffled = _dealt_anew(
+            labels, material.wells[train], np.random.default_rng([config.seed, fold])
+        )
         own, luck = material.features.fitted(model, train, test, (labels, shuffled), **options)
         yield model, own
         yield SHUFFLED, luck
@@ -132,7 +138,9 @@ def _dealt_anew(
     ones in part, and what a model learns of that would be taken for a leak.
     """
     _, first, of_site = np.unique(wells, return_index=True, return_inverse=True)
-    order = np.lexsort((rng.random(len(first)), labels[first]))  # by class, in random order within each
+    order = np.lexsort(
+        (rng.random(len(first)), labels[first])
+    )  # by class, in random order within each
     spread = np.argsort((np.arange(len(first)) * (5**0.5 - 1) / 2 + rng.random()) % 1)
     dealt = np.empty_like(order)
     dealt[order] = labels[first][order][spread]
@@ -140,13 +148,23 @@ def _dealt_anew(
 
 
 def _judge(
-    material: Material, dealt: Dealt, model: str, said: Said, controls: dict[str, Said], config: AuditConfig
+    material: Material,
+    dealt: Dealt,
+    model: str,
+    said: Said,
+    controls: dict[str, Said],
+    config: AuditConfig,
 ) -> Answer:
     """The model beside its controls under one split."""
     sites = material.index["site_id"].to_numpy()[dealt.judged]
-    same_model = {name: given(sites, np.concatenate(answer), WORDS[name]) for name, answer in controls.items()}
+    same_model = {
+        name: given(sites, np.concatenate(answer), WORDS[name]) for name, answer in controls.items()
+    }
     folds = [
-        Fold(f"{dealt.policy} {number}", *(material.index.iloc[part].reset_index(drop=True) for part in parts))
+        Fold(
+            f"{dealt.policy} {number}",
+            *(material.index.iloc[part].reset_index(drop=True) for part in parts),
+        )
         for number, parts in enumerate(dealt.folds)
     ]
     judgement = judge(
@@ -166,7 +184,9 @@ def _judge(
     return Answer(dealt.policy, judgement, p, why, dealt.unanswerable)
 
 
-def _p(material: Material, dealt: Dealt, said: Float[np.ndarray, "n classes"], config: AuditConfig) -> float:
+def _p(
+    material: Material, dealt: Dealt, said: Float[np.ndarray, "n classes"], config: AuditConfig
+) -> float:
     """Of a permutation test within plates and folds.
 
     Raises:
@@ -174,7 +194,9 @@ def _p(material: Material, dealt: Dealt, said: Float[np.ndarray, "n classes"], c
     """
     judged, wells = dealt.judged, material.wells
     if any(np.isin(wells[test], wells[train]).any() for train, test in dealt.folds):
-        raise Unavailable("sites of one well stand on both sides, so their labels cannot be exchanged")
+        raise Unavailable(
+            "sites of one well stand on both sides, so their labels cannot be exchanged"
+        )
     fold = np.repeat(np.arange(len(dealt.folds)), [len(test) for _, test in dealt.folds])
     plate = pd.factorize(material.index[PLATE])[0][judged]
     blocks = np.unique(np.stack([fold, plate]), axis=1, return_inverse=True)[1].ravel()
@@ -184,7 +206,10 @@ def _p(material: Material, dealt: Dealt, said: Float[np.ndarray, "n classes"], c
 
 
 def _differences(
-    material: Material, dealt: tuple[Dealt, ...], said: dict[str, Float[np.ndarray, "_n classes"]], config: AuditConfig
+    material: Material,
+    dealt: tuple[Dealt, ...],
+    said: dict[str, Float[np.ndarray, "_n classes"]],
+    config: AuditConfig,
 ) -> Iterator[Difference]:
     """The weakest split against each stricter one that asks of the same treatments, on the sites that both judged."""
     same = [one for one in dealt if one.policy in ORDER]
@@ -207,7 +232,9 @@ def audit_run(material: Material, answered: Answered, config: AuditConfig, model
     answer = _judge(material, dealt, MODEL, [answered.probabilities], controls, config)
     others, refused = deal(material.index, label="label", folds=config.folds, seed=config.seed)
     for one in others:
-        refused[one.policy] = f"a network answers for its own split; `perturbjax train --split {one.policy}` asks this"
+        refused[one.policy] = (
+            f"a network answers for its own split; `perturbjax train --split {one.policy}` asks this"
+        )
     refused.pop(answered.policy, None)
     return Audit(material.what, material.label, MODEL, (answer,), (), refused)
 

@@ -44,7 +44,12 @@ class Dealt:
 
 
 def deal(
-    index: pd.DataFrame, *, label: str, folds: int = 5, seed: int = 0, splits: Sequence[SplitPolicy] = ()
+    index: pd.DataFrame,
+    *,
+    label: str,
+    folds: int = 5,
+    seed: int = 0,
+    splits: Sequence[SplitPolicy] = (),
 ) -> tuple[tuple[Dealt, ...], dict[str, str]]:
     """Every split that the data allows, and for each other one sentence that says why not.
 
@@ -82,7 +87,9 @@ def _asks_nothing(index: pd.DataFrame, policy: str, label: str) -> str:
         except InputError as error:
             return str(error)
         if policy == "compound" and (index.groupby(label)[column].nunique() < 2).all():
-            return "every class is one compound, and a compound never seen has no name to be told by"
+            return (
+                "every class is one compound, and a compound never seen has no name to be told by"
+            )
     if policy == "layout":
         layouts = len(np.unique(group_of_site(index, "layout")))
         if layouts == 1:

@@ -47,7 +47,9 @@ def answers(
     total = sum(len(one.folds) for one in dealt)
     jobs = [(one, fold) for one in dealt for fold in range(len(one.folds))]
     for number, (one, fold) in enumerate(jobs, start=1):
-        console.print(f"audit: training {number} of {total}, {one.policy} split, fold {fold + 1} of {len(one.folds)}")
+        console.print(
+            f"audit: training {number} of {total}, {one.policy} split, fold {fold + 1} of {len(one.folds)}"
+        )
         yield one, fold, _train_and_ask(material, dataset, run, one, fold, make_folder(out / RUNS))
 
 
@@ -63,10 +65,14 @@ def _train_and_ask(
         split=SplitConfig(split_file=str(split)),
     )
     epochs = recipe.optim.epochs
-    trained = fit(TrainConfig(out=folder / name, data=dataset.paths, recipe=recipe, evaluate_every=epochs))
+    trained = fit(
+        TrainConfig(out=folder / name, data=dataset.paths, recipe=recipe, evaluate_every=epochs)
+    )
     network = load_network(trained, dataset=dataset)
     judged = material.index["site_id"].to_numpy()[dealt.folds[fold][1]]
-    found: Float32[np.ndarray, "n known"] = network.apply_to(dataset, dataset.positions(list(judged))).probabilities
+    found: Float32[np.ndarray, "n known"] = network.apply_to(
+        dataset, dataset.positions(list(judged))
+    ).probabilities
     rows = material.index.iloc[dealt.folds[fold][1]]
     table = predictions_table(rows, found, network.class_names, part=TEST, label=rows["label"])
     write_predictions(folder / f"{name}.predictions.parquet", table)
@@ -81,4 +87,6 @@ def _manifest(index: pd.DataFrame, dealt: Dealt, fold: int) -> pd.DataFrame:
     rows = np.concatenate([train, test])
     part = np.repeat([TRAIN, TEST], [len(train), len(test)])
     groups = group_of_site(index, dealt.policy)[rows]
-    return pd.DataFrame({"site_id": index["site_id"].to_numpy()[rows], "group": groups, "part": part})
+    return pd.DataFrame(
+        {"site_id": index["site_id"].to_numpy()[rows], "group": groups, "part": part}
+    )

@@ -24,7 +24,12 @@ _ON = {
     "compound": "on compounds never seen",
 }
 #: What a split leaves to be told that the next stricter one does not.
-_TELLS = {"site": "the well", "well": "the plate", "plate": "the place on a known layout", "layout": ""}
+_TELLS = {
+    "site": "the well",
+    "well": "the plate",
+    "plate": "the place on a known layout",
+    "layout": "",
+}
 #: What a control that does as well is, in words.
 _IS = {
     "position": "the well's place on the plate",
@@ -75,7 +80,14 @@ def verdict(audit: Audit) -> Verdict:
             f"{answer.unanswerable} sites could not be asked: their {audit.label} stands in one {answer.policy} only."
         )
     advice = tuple(_advice(audit, finding))
-    return Verdict(finding, not answer.leaks, leaky, _headline(finding, not answer.leaks), tuple(sentences), advice)
+    return Verdict(
+        finding,
+        not answer.leaks,
+        leaky,
+        _headline(finding, not answer.leaks),
+        tuple(sentences),
+        advice,
+    )
 
 
 def _headline(finding: Finding, honest: bool) -> str:
@@ -101,10 +113,19 @@ def _finding(answer: Answer) -> Finding:
 
 
 def _found(answer: Answer, finding: Finding) -> str:
-    where, metric = _capital(_ON.get(answer.policy, f"under the split {answer.policy}")), METRICS[HEADLINE].words
+    where, metric = (
+        _capital(_ON.get(answer.policy, f"under the split {answer.policy}")),
+        METRICS[HEADLINE].words,
+    )
     score, rival = cell(answer.score), answer.rival
     reached = answer.controls[rival].value
-    p = "" if answer.p is None else f" (p = {answer.p:.3f})" if answer.p >= 0.001 else " (p < 0.001)"
+    p = (
+        ""
+        if answer.p is None
+        else f" (p = {answer.p:.3f})"
+        if answer.p >= 0.001
+        else " (p < 0.001)"
+    )
     said = f"{where}: {metric} {score}, chance {answer.chance:.3f}{p}"
     if finding == "chance":
         return f"{said}: no better than chance; nothing is recognised there."
@@ -113,7 +134,11 @@ def _found(answer: Answer, finding: Finding) -> str:
         return f"{said}; {alone}: this data cannot show that cells were recognised."
     lead = cell(answer.model.leads[rival][HEADLINE])
     if finding == "explained":
-        more = "show less" if answer.model.leads[rival][HEADLINE].value < 0 else "are not clearly above that"
+        more = (
+            "show less"
+            if answer.model.leads[rival][HEADLINE].value < 0
+            else "are not clearly above that"
+        )
         return f"{said}; {alone}: the features {more} ({lead})."
     if reached - answer.chance > _MOST * (answer.score.value - answer.chance):
         return f"{said}; {alone}: most of this is {_IS.get(rival, rival)}, and {lead} is beyond it."
@@ -124,7 +149,9 @@ def _leaked(audit: Audit, answer: Answer) -> str:
     assert audit.leak is not None
     weak = audit[audit.leak.weaker]
     order = list(_TELLS)
-    between = [_TELLS[policy] for policy in order[order.index(weak.policy) : order.index(answer.policy)]]
+    between = [
+        _TELLS[policy] for policy in order[order.index(weak.policy) : order.index(answer.policy)]
+    ]
     return (
         f"{_capital(_ON[weak.policy])} it shows {weak.score.value:.3f}: {cell(audit.leak.estimate)} more on the same "
         f"sites, which tells {' or '.join(between)}, not the treatment."
@@ -136,8 +163,12 @@ def _untrained(answer: Answer) -> list[str]:
         return []
     reached = answer.controls[UNTRAINED].value
     if lead.low > 0:
-        return [f"The same network untrained reaches {reached:.3f}; what it learned adds {cell(lead)}."]
-    return [f"The same network untrained reaches {reached:.3f}: what it learned adds nothing that is clear."]
+        return [
+            f"The same network untrained reaches {reached:.3f}; what it learned adds {cell(lead)}."
+        ]
+    return [
+        f"The same network untrained reaches {reached:.3f}: what it learned adds nothing that is clear."
+    ]
 
 
 def _dishonest(answer: Answer) -> str:
@@ -158,13 +189,17 @@ def _advice(audit: Audit, finding: Finding) -> list[str]:
             else "Needed for an honest score: each treatment in two wells or more, better on two plates or more."
         )
     elif audit.model != "model":
-        found.append(f"Report the score of --split {answer.policy}; it is the strictest that this data allows.")
+        found.append(
+            f"Report the score of --split {answer.policy}; it is the strictest that this data allows."
+        )
     if finding == "explained" and not answer.leaks:
         found.append(
             f"Compare with features without {_IS.get(answer.rival, answer.rival)}, or show what the cells add to that."
         )
     if answer.policy in ("site", "well") and not answer.leaks:
-        found.append("Whether it holds on a new plate cannot be said: it takes the same treatments on further plates.")
+        found.append(
+            "Whether it holds on a new plate cannot be said: it takes the same treatments on further plates."
+        )
     return found
 
 

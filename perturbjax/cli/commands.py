@@ -46,7 +46,9 @@ def _run(argv: list[str]) -> None:
     if argv and argv[0] not in ("-h", "--help"):
         raise InputError(f"perturbjax {argv[0]}: unknown; choose one of {', '.join(VERBS)}")
     print("usage: perturbjax VERB [options]    (perturbjax VERB --help says more)\n")
-    print(help.listed({name: (verb.__doc__ or " ").splitlines()[0] for name, verb in VERBS.items()}))
+    print(
+        help.listed({name: (verb.__doc__ or " ").splitlines()[0] for name, verb in VERBS.items()})
+    )
     sys.exit(0 if argv else 2)
 
 
@@ -64,7 +66,12 @@ def _parse(
     prog = f"perturbjax {verb}"
     if asked := set(argv) & set(help.ASKED):
         everything = "--help-all" in asked
-        print(help.render(kind, prog, about or "", default, choices=choices, more=more, everything=everything), end="")
+        print(
+            help.render(
+                kind, prog, about or "", default, choices=choices, more=more, everything=everything
+            ),
+            end="",
+        )
         sys.exit(0)
     extra = {} if default is None else {"default": default}
     return parse_options(kind, argv, prog=prog, config=(tyro.conf.OmitArgPrefixes,), **extra)
@@ -74,7 +81,11 @@ def _defaults(kind: type[T], **given: Any) -> T:
     """What tyro shows as defaults where some are `given`. It is never constructed: what is required is missing."""
     shown = object.__new__(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default = (
+            field.default
+            if field.default_factory is dataclasses.MISSING
+            else field.default_factory()
+        )
         value = given.get(field.name, tyro.MISSING if default is dataclasses.MISSING else default)
         object.__setattr__(shown, field.name, value)
     return shown
@@ -121,17 +132,35 @@ def train(argv: Sequence[str]) -> None:
     more = (_preset_option("Recipe; for new data pretrained", name),)
     choices = {"model": tuple(BACKBONES)}
     words = _profile_alone(rest)
-    run = fit(_parse(TrainConfig, words, "train", about=train.__doc__, default=default, choices=choices, more=more))
+    run = fit(
+        _parse(
+            TrainConfig,
+            words,
+            "train",
+            about=train.__doc__,
+            default=default,
+            choices=choices,
+            more=more,
+        )
+    )
     console.print(f"trained: {run.path}; judge it with `perturbjax evaluate --run {run.path}`")
 
 
 def _preset_option(words: str, name: str, known: Collection[str] = tuple(PRESETS)) -> help.Option:
-    return help.Option("--preset", "{" + ",".join(known) + "}", f"{words} (default: {name or 'none'}).")
+    return help.Option(
+        "--preset", "{" + ",".join(known) + "}", f"{words} (default: {name or 'none'})."
+    )
 
 
-def _take_preset(argv: Sequence[str], known: Collection[str], default: str) -> tuple[str, list[str]]:
+def _take_preset(
+    argv: Sequence[str], known: Collection[str], default: str
+) -> tuple[str, list[str]]:
     """`--preset NAME` decides the defaults of all other flags, so it is read before them."""
-    rest = [part for word in argv for part in (word.split("=", 1) if word.startswith("--preset=") else [word])]
+    rest = [
+        part
+        for word in argv
+        for part in (word.split("=", 1) if word.startswith("--preset=") else [word])
+    ]
     if "--preset" not in rest:
         return default, rest
     at = rest.index("--preset")
@@ -152,8 +181,15 @@ def _value_of(flag: str, argv: Sequence[str]) -> str:
 
 def _profile_alone(argv: list[str]) -> list[str]:
     """`--profile` without a folder means the default one."""
-    alone = [word == "--profile" and (after or "--").startswith("--") for word, after in zip_longest(argv, argv[1:])]
-    return [part for word, bare in zip(argv, alone, strict=True) for part in ([word, "default"] if bare else [word])]
+    alone = [
+        word == "--profile" and (after or "--").startswith("--")
+        for word, after in zip_longest(argv, argv[1:])
+    ]
+    return [
+        part
+        for word, bare in zip(argv, alone, strict=True)
+        for part in ([word, "default"] if bare else [word])
+    ]
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -212,7 +248,9 @@ def split(argv: Sequence[str]) -> None:
     """
     from perturbjax.data.splits import ManifestConfig, split_dataset
 
-    console.print(f"written: {split_dataset(_parse(ManifestConfig, argv, 'split', about=split.__doc__))}")
+    console.print(
+        f"written: {split_dataset(_parse(ManifestConfig, argv, 'split', about=split.__doc__))}"
+    )
 
 
 def verify(argv: Sequence[str]) -> None:
@@ -250,7 +288,12 @@ def classify(argv: Sequence[str]) -> None:
     """
     from perturbjax.evaluation.score_tables import print_judgement
     from perturbjax.profiles.classify import classify as fit_and_judge
-    from perturbjax.profiles.profile_options import CLASSIFY_PRESETS, ClassifyConfig, ProfileConfig, SourceConfig
+    from perturbjax.profiles.profile_options import (
+        CLASSIFY_PRESETS,
+        ClassifyConfig,
+        ProfileConfig,
+        SourceConfig,
+    )
 
     name, rest = _take_preset(argv, CLASSIFY_PRESETS, default="")
     given = dict(CLASSIFY_PRESETS.get(name, {}))
@@ -258,7 +301,9 @@ def classify(argv: Sequence[str]) -> None:
     default = _defaults(ClassifyConfig, profiles=_defaults(ProfileConfig, source=source), **given)
     words = "Settings that give the defaults below; linear is the baseline a network has to beat, and takes --data"
     more = (_preset_option(words, name, tuple(CLASSIFY_PRESETS)),)
-    config = _parse(ClassifyConfig, rest, "classify", about=classify.__doc__, default=default, more=more)
+    config = _parse(
+        ClassifyConfig, rest, "classify", about=classify.__doc__, default=default, more=more
+    )
     print_judgement(fit_and_judge(config))
     console.print(f"written: {config.out}")
 
@@ -317,7 +362,12 @@ def import_torch(argv: Sequence[str]) -> None:
     perturbjax import-torch --checkpoint weights.safetensors --data dataset --out run
     """
     from perturbjax.models import BACKBONES
-    from perturbjax.training.pytorch_exchange import ImportConfig, described_recipe, import_run, recipe_for_import
+    from perturbjax.training.pytorch_exchange import (
+        ImportConfig,
+        described_recipe,
+        import_run,
+        recipe_for_import,
+    )
 
     name, rest = _take_preset(argv, PRESETS, default="")
     described = None if name else described_recipe(Path(_value_of("--checkpoint", rest)))
@@ -327,7 +377,17 @@ def import_torch(argv: Sequence[str]) -> None:
     more = (_preset_option("What the network was fed", now),)
     choices = {"model": [name for name, model in BACKBONES.items() if model.original]}
     about = import_torch.__doc__
-    import_run(_parse(ImportConfig, rest, "import-torch", about=about, default=default, choices=choices, more=more))
+    import_run(
+        _parse(
+            ImportConfig,
+            rest,
+            "import-torch",
+            about=about,
+            default=default,
+            choices=choices,
+            more=more,
+        )
+    )
 
 
 def export_torch(argv: Sequence[str]) -> None:
@@ -361,7 +421,9 @@ def train_segmenter(argv: Sequence[str]) -> None:
     """
     from perturbjax.segmentation.train import TrainSegmenterConfig, train
 
-    out = train(_parse(TrainSegmenterConfig, argv, "train-segmenter", about=train_segmenter.__doc__))
+    out = train(
+        _parse(TrainSegmenterConfig, argv, "train-segmenter", about=train_segmenter.__doc__)
+    )
     console.print(f"written: {out}")
 
 

@@ -76,13 +76,21 @@ def render(
     own, *groups = _groups(kind, default, dict(choices or {}))
     own = Group("Options", (*more, *own.options))
     words, examples = _about(about, prog)
-    needed = [_usage(option) for group in (own, *groups) for option in group.options if option.required]
+    needed = [
+        _usage(option) for group in (own, *groups) for option in group.options if option.required
+    ]
     head = [*_wrap(f"usage: {' '.join([prog, *needed, '[options]'])}", "    "), "", *_wrap(words)]
-    head += ["", "Examples:", *(part for line in examples for part in _command(line))] if examples else []
+    head += (
+        ["", "Examples:", *(part for line in examples for part in _command(line))]
+        if examples
+        else []
+    )
     full = [line for group in (own, *groups) for line in _full(group)]
     if everything or len(head) + len(full) <= SCREENFUL:
         return "\n".join([*head, *full]) + "\n"
-    shown = [line for group in (own, *groups) if group is own or group.required for line in _full(group)]
+    shown = [
+        line for group in (own, *groups) if group is own or group.required for line in _full(group)
+    ]
     rest = [line for group in groups if not group.required for line in _brief(group)]
     last = ["", f"More options ({prog} --help-all says what each means):", *rest]
     return "\n".join([*head, *shown, *last]) + "\n"
@@ -102,7 +110,9 @@ def listed(commands: Mapping[str, str]) -> str:
 def _about(about: str, prog: str) -> tuple[str, list[str]]:
     lines = inspect.cleandoc(about).splitlines()
     examples = [line.strip() for line in lines if line.strip().startswith(f"{prog} ")]
-    return " ".join(" ".join(line for line in lines if line.strip() not in examples).split()), examples
+    return " ".join(
+        " ".join(line for line in lines if line.strip() not in examples).split()
+    ), examples
 
 
 def _command(line: str) -> list[str]:
@@ -129,11 +139,15 @@ def _full(group: Group) -> Iterator[str]:
 
 def _brief(group: Group) -> Iterator[str]:
     yield from _wrap(f"  {group.title}:", "  ")
-    yield from _wrap("      " + " ".join(option.flag.split(",")[0] for option in group.options), "      ")
+    yield from _wrap(
+        "      " + " ".join(option.flag.split(",")[0] for option in group.options), "      "
+    )
 
 
 def _wrap(text: str, indent: str = "", width: int = WIDTH) -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ) or [""]
 
 
 def _groups(kind: Any, default: Any, choices: dict[str, Sequence[str]]) -> list[Group]:
@@ -144,9 +158,13 @@ def _groups(kind: Any, default: Any, choices: dict[str, Sequence[str]]) -> list[
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         value = _default(field) if default is None else getattr(default, field.name)
-        plain: Any = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+        plain: Any = (
+            typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+        )
         if dataclasses.is_dataclass(plain):
-            first, *rest = _groups(typing.cast(type, plain), None if _is_missing(value) else value, choices)
+            first, *rest = _groups(
+                typing.cast(type, plain), None if _is_missing(value) else value, choices
+            )
             # A dataclass that is nothing but groups of its own lends its few options to the command.
             own += first.options if rest else ()
             held += rest if rest else [first]
@@ -206,11 +224,15 @@ def _shown(value: Any) -> str:
     if value is True:
         return "default: yes"
     parts = value if isinstance(value, tuple) else (value,)
-    return "default: " + " ".join(f"{part:.6g}" if isinstance(part, float) else str(part) for part in parts)
+    return "default: " + " ".join(
+        f"{part:.6g}" if isinstance(part, float) else str(part) for part in parts
+    )
 
 
 def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )
 
 
 def _is_missing(value: Any) -> bool:
@@ -225,6 +247,10 @@ def _sentences(kind: type) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     said = {}
     for field, below in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+        ):
             said[field.target.id] = str(ast.literal_eval(below.value))
     return said

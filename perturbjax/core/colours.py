@@ -16,8 +16,12 @@ _QUALITY = 78
 def shrunk(image: UInt[np.ndarray, "h w c"], step: int) -> Float[np.ndarray, "h2 w2 c"]:
     """Means of step × step pixels; what is left over at the end is repeated."""
     high, wide, channels = image.shape
-    padded = np.pad(image, ((0, -high % step), (0, -wide % step), (0, 0)), mode="edge").astype(float)
-    return padded.reshape(-(-high // step), step, -(-wide // step), step, channels).mean(axis=(1, 3))
+    padded = np.pad(image, ((0, -high % step), (0, -wide % step), (0, 0)), mode="edge").astype(
+        float
+    )
+    return padded.reshape(-(-high // step), step, -(-wide // step), step, channels).mean(
+        axis=(1, 3)
+    )
 
 
 def composite(
@@ -43,5 +47,7 @@ def address(picture: UInt8[np.ndarray, "h w 3"]) -> str:
 
     return (
         "data:image/webp;base64,"
-        + base64.b64encode(imagecodecs.webp_encode(picture, level=_QUALITY, lossless=False)).decode()
+        + base64.b64encode(
+            imagecodecs.webp_encode(picture, level=_QUALITY, lossless=False)
+        ).decode()
     )

@@ -133,12 +133,22 @@ class OptimConfig:
         require_sound(self)
         require("epochs", self.epochs, self.epochs >= 1, "at least one")
         require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
-        require("steps-per-epoch", self.steps_per_epoch, self.steps_per_epoch >= 0, "0 (one pass) or more")
+        require(
+            "steps-per-epoch",
+            self.steps_per_epoch,
+            self.steps_per_epoch >= 0,
+            "0 (one pass) or more",
+        )
         require("least-steps", self.least_steps, self.least_steps >= 0, "0 or more")
         require("learning-rate", self.learning_rate, self.learning_rate > 0, "greater than 0")
         require("weight-decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         require("warmup", self.warmup, 0 <= self.warmup <= 1, "a share from 0 to 1")
-        require("label-smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a share from 0, less than 1")
+        require(
+            "label-smoothing",
+            self.label_smoothing,
+            0 <= self.label_smoothing < 1,
+            "a share from 0, less than 1",
+        )
         require("balance", self.balance, 0 <= self.balance <= 1, "a power from 0 to 1")
 
 
@@ -162,7 +172,12 @@ class SplitConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         require("folds", self.folds, self.folds >= 2, "2 or more")
-        require("fold", self.fold, 0 <= self.fold < self.folds, f"from 0 to --folds - 1, {self.folds - 1}")
+        require(
+            "fold",
+            self.fold,
+            0 <= self.fold < self.folds,
+            f"from 0 to --folds - 1, {self.folds - 1}",
+        )
 
 
 @dataclass(frozen=True)
@@ -191,10 +206,17 @@ class TransferConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("symmetries", self.symmetries, 1 <= self.symmetries <= 8, "1 to 8: a square has 8 symmetries")
+        require(
+            "symmetries",
+            self.symmetries,
+            1 <= self.symmetries <= 8,
+            "1 to 8: a square has 8 symmetries",
+        )
         require("freeze-epochs", self.freeze_epochs, self.freeze_epochs >= 0, "0 or more")
         require("finetune-rate", self.finetune_rate, self.finetune_rate >= 0, "0 or more")
-        require("layer-decay", self.layer_decay, 0 < self.layer_decay <= 1, "greater than 0, at most 1")
+        require(
+            "layer-decay", self.layer_decay, 0 < self.layer_decay <= 1, "greater than 0, at most 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -212,13 +234,30 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("crop", self.augment.crop, self.augment.crop >= 8, "at least 8 pixels")  # what networks halve thrice
+        require(
+            "crop", self.augment.crop, self.augment.crop >= 8, "at least 8 pixels"
+        )  # what networks halve thrice
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
         if self.transfer.head == "channels":
             logarithms = self.input.normalize in ("log", "log_plate")
-            require("normalize", self.input.normalize, logarithms, "log or log_plate with --head channels")
-            require("weights", self.transfer.weights, bool(self.transfer.weights), "given with --head channels")
-            require("crop", self.augment.crop, self.augment.crop >= 16, "at least 16 pixels with --head channels")
+            require(
+                "normalize",
+                self.input.normalize,
+                logarithms,
+                "log or log_plate with --head channels",
+            )
+            require(
+                "weights",
+                self.transfer.weights,
+                bool(self.transfer.weights),
+                "given with --head channels",
+            )
+            require(
+                "crop",
+                self.augment.crop,
+                self.augment.crop >= 16,
+                "at least 16 pixels with --head channels",
+            )
 
 
 PRESETS: dict[str, Recipe] = {
@@ -228,7 +267,12 @@ PRESETS: dict[str, Recipe] = {
         input=InputConfig(normalize="log_plate"),
         augment=AugmentConfig(crop=48, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)),
         optim=OptimConfig(
-            epochs=30, batch_size=64, learning_rate=0.002, weight_decay=0.05, decoupled=True, balance=1.0
+            epochs=30,
+            batch_size=64,
+            learning_rate=0.002,
+            weight_decay=0.05,
+            decoupled=True,
+            balance=1.0,
         ),
         split=SplitConfig(split="plate"),
     ),
@@ -246,13 +290,17 @@ PRESETS: dict[str, Recipe] = {
             decoupled=True,
             balance=1.0,
         ),
-        transfer=TransferConfig(weights="package:efficientnet_lite0", head="channels", symmetries=8),
+        transfer=TransferConfig(
+            weights="package:efficientnet_lite0", head="channels", symmetries=8
+        ),
     ),
     # The simulated plates of `make demo`: learned in about a minute on two cores.
     "demo": Recipe(
         input=InputConfig(normalize="log"),
         augment=AugmentConfig(crop=48, crop_scale=(0.3, 1.0)),
-        optim=OptimConfig(epochs=20, batch_size=32, learning_rate=0.003, weight_decay=0.01, decoupled=True),
+        optim=OptimConfig(
+            epochs=20, batch_size=32, learning_rate=0.003, weight_decay=0.01, decoupled=True
+        ),
     ),
     # What the original program did, its known faults included; docs/fidelity.md says which they are.
     "original": Recipe(
@@ -306,7 +354,10 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
 
 def recipe_flags(recipe: Recipe) -> list[str]:
     """Command line flags that turn the default recipe into this one."""
-    default, flags = PRESETS["paper"], [] if recipe.seed == PRESETS["paper"].seed else ["--seed", str(recipe.seed)]
+    default, flags = (
+        PRESETS["paper"],
+        [] if recipe.seed == PRESETS["paper"].seed else ["--seed", str(recipe.seed)],
+    )
     for section in dataclasses.fields(Recipe):
         if section.name == "seed":
             continue
@@ -318,5 +369,8 @@ def recipe_flags(recipe: Recipe) -> list[str]:
             if isinstance(value, bool):
                 flags.append(f"--{name}" if value else f"--no-{name}")
             else:
-                flags += [f"--{name}", *(str(v) for v in (value if isinstance(value, tuple) else (value,)))]
+                flags += [
+                    f"--{name}",
+                    *(str(v) for v in (value if isinstance(value, tuple) else (value,))),
+                ]
     return flags

@@ -33,7 +33,9 @@ def run_command(command: Callable[[], object]) -> NoReturn:
     reads the output any more (`… --help | head`) the command ends without a word, with status 141.
     """
     try:
-        if threading.current_thread() is threading.main_thread():  # no other may say what a signal does
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # no other may say what a signal does
             signal.signal(signal.SIGTERM, _terminate)
         try:
             command()
@@ -45,13 +47,17 @@ def run_command(command: Callable[[], object]) -> NoReturn:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more on leaving
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else Python complains once more on leaving
         sys.exit(NOBODY_READS)
     except Terminated as error:
         print(f"terminated: {error}", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
     except MemoryError as error:
-        _refuse(f"out of memory ({error or 'no more is given'}); free some, or give a smaller --batch-size")
+        _refuse(
+            f"out of memory ({error or 'no more is given'}); free some, or give a smaller --batch-size"
+        )
     except Exception as error:
         if (where := _full_disk(error)) is None:
             raise
@@ -73,7 +79,9 @@ def _refuse(words: str) -> NoReturn:
 def _full_disk(error: BaseException | None) -> str | None:
     """What is full, if that is what an error or one of its causes says; libraries in C++ say it in words alone."""
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in FULL) or any(os.strerror(n) in str(error) for n in FULL):
+        if (isinstance(error, OSError) and error.errno in FULL) or any(
+            os.strerror(n) in str(error) for n in FULL
+        ):
             name = getattr(error, "filename", None)
             return f"the disk of {name}" if name else "the disk"
         error = error.__cause__ or error.__context__

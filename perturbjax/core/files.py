@@ -51,7 +51,9 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another output") from error
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another output"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -65,7 +67,9 @@ def make_folder(path: Path) -> Path:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot be created ({error.strerror or error}); choose another output") from error
+        raise InputError(
+            f"{path}: cannot be created ({error.strerror or error}); choose another output"
+        ) from error
     if not os.access(path, os.W_OK):
         raise InputError(f"{path}: no permission to write there; choose another output")
     return Path(path)

@@ -31,6 +31,10 @@ def give_back_freed_memory() -> None:
     Small blocks that live on come to lie in large ones that were freed, which are then too small for the next of their
     kind; without this the process would grow by hundreds of megabytes whenever that happens.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    trim = (
+        getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if sys.platform.startswith("linux")
+        else None
+    )
     if trim is not None:
         trim(0)

@@ -45,7 +45,9 @@ def csv_text(value: T) -> T | str:
 
 def csv_value(cell: T) -> T | str:
     """What `csv_text` made a cell of."""
-    guarded = isinstance(cell, str) and cell.startswith("'") and cell.lstrip("'").startswith(FORMULA)
+    guarded = (
+        isinstance(cell, str) and cell.startswith("'") and cell.lstrip("'").startswith(FORMULA)
+    )
     return cell[1:] if isinstance(cell, str) and guarded else cell
 
 
@@ -53,7 +55,9 @@ class PlainConsole(Console):
     """A console to which text is text: no markup, no emoji codes, no control characters."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"highlight": False, "soft_wrap": True, **settings}, markup=False, emoji=False)
+        super().__init__(
+            **{"highlight": False, "soft_wrap": True, **settings}, markup=False, emoji=False
+        )
 
     def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(terminal_text(text), **settings)

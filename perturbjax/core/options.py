@@ -58,7 +58,12 @@ def require_sound(options: Any) -> None:
             elif isinstance(one, int):
                 require(flag, value, -LARGEST < one < LARGEST, "less than 2^32")
             elif isinstance(one, str | Path):
-                require(flag, repr(str(one)), not CONTROL.search(str(one)), "text without control characters")
+                require(
+                    flag,
+                    repr(str(one)),
+                    not CONTROL.search(str(one)),
+                    "text without control characters",
+                )
 
 
 @functools.cache
@@ -91,7 +96,9 @@ def require_output(path: Path, *suffixes: str) -> None:
     is_kind, kind = (path.is_file, "a regular file") if suffixes else (path.is_dir, "a folder")
     require("out", path, is_kind() or not os.path.exists(path), f"a new name, or {kind}")
     if suffixes:
-        require("out", path, path.suffix in suffixes, f"a name that ends in {' or '.join(suffixes)}")
+        require(
+            "out", path, path.suffix in suffixes, f"a name that ends in {' or '.join(suffixes)}"
+        )
 
 
 def parse_options(kind: Any, argv: Sequence[str] | None = None, **settings: Any) -> Any:
@@ -115,7 +122,11 @@ def parse_options(kind: Any, argv: Sequence[str] | None = None, **settings: Any)
 
 def _out_of_box(drawn: str) -> str:
     """The words in a box of tyro's: its lines without the frame, as one."""
-    lines = [line.strip("│ ") for line in Text.from_ansi(drawn).plain.splitlines() if not line.startswith(("╭", "╰"))]
+    lines = [
+        line.strip("│ ")
+        for line in Text.from_ansi(drawn).plain.splitlines()
+        if not line.startswith(("╭", "╰"))
+    ]
     rule = next((at for at, line in enumerate(lines) if set(line) == {"─"}), len(lines))
     hint = next((line for line in lines[rule:] if line.startswith("For full helptext")), "")
     return " ".join([*lines[:rule], f"({hint[0].lower()}{hint[1:]})" if hint else ""]).strip()

@@ -15,7 +15,15 @@ PLATE, WELL, SITE = "Metadata_Plate", "Metadata_Well", "Metadata_Site"
 #: Columns that name a compound, best first: one compound can carry several broad_samples.
 COMPOUND_COLUMNS = ("Metadata_InChIKey", "Metadata_pert_iname", "Metadata_broad_sample")
 #: Wells of the usual plates: (rows, columns).
-FORMATS = {6: (2, 3), 12: (3, 4), 24: (4, 6), 48: (6, 8), 96: (8, 12), 384: (16, 24), 1536: (32, 48)}
+FORMATS = {
+    6: (2, 3),
+    12: (3, 4),
+    24: (4, 6),
+    48: (6, 8),
+    96: (8, 12),
+    384: (16, 24),
+    1536: (32, 48),
+}
 #: Two plates share a layout when their sets of (well, compound) overlap by at least this Jaccard index. Plates of one
 #: layout differ by a few failed wells; plates of two layouts have only their control wells in common.
 SAME_LAYOUT = 0.5
@@ -84,7 +92,9 @@ def compound_column(index: pd.DataFrame) -> str:
     for column in COMPOUND_COLUMNS:
         if column in index.columns:
             return column
-    raise InputError(f"the index has no column that names a compound; it needs one of {', '.join(COMPOUND_COLUMNS)}")
+    raise InputError(
+        f"the index has no column that names a compound; it needs one of {', '.join(COMPOUND_COLUMNS)}"
+    )
 
 
 def plate_layouts(index: pd.DataFrame) -> dict[str, str]:

@@ -56,7 +56,9 @@ def _track_plain(items: Iterable[T], total: int, label: str, unit: str, done: in
             last = now
             rate = finished / (now - start)
             left = (total - done - finished) / rate
-            console.print(f"{label}: {done + finished}/{total} {unit}, {rate:.3g}/s, {clock(left)} left")
+            console.print(
+                f"{label}: {done + finished}/{total} {unit}, {rate:.3g}/s, {clock(left)} left"
+            )
     took = time.monotonic() - start
     console.print(f"{label}: {done + finished}/{total} {unit} in {clock(took)}")
 

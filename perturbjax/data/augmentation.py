@@ -82,7 +82,11 @@ def prepare(
     random = train or augment.legacy_augmentation
     keys = record_keys(seed, epoch, raw.record)
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_GEOMETRY) + 2 * seen,)))(keys)
-    boxes = _random_boxes(draws, height, width, augment) if random else _whole_sites(draws, height, width)
+    boxes = (
+        _random_boxes(draws, height, width, augment)
+        if random
+        else _whole_sites(draws, height, width)
+    )
 
     upright = boxes._replace(angle=jnp.zeros_like(boxes.angle), mirror=jnp.ones_like(boxes.mirror))
     if augment.legacy_augmentation:
@@ -131,7 +135,9 @@ def _whole_sites(draws: Float[Array, "b n"], height: int, width: int) -> _Boxes:
     return _Boxes(size / 2, size, jnp.zeros(b), jnp.ones((b, 2)))
 
 
-def _random_boxes(draws: Float[Array, "b n"], height: int, width: int, augment: AugmentConfig) -> _Boxes:
+def _random_boxes(
+    draws: Float[Array, "b n"], height: int, width: int, augment: AugmentConfig
+) -> _Boxes:
     """Random resized crops: share of the area uniform, aspect ratio log-uniform, place uniform.
 
     A side longer than the site's is cut to it (torchvision draws again, up to ten times).
@@ -156,8 +162,12 @@ def _points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Points:
     turn = jnp.stack([cos, sin, -sin, cos], axis=1).reshape(-1, 2, 2) * boxes.mirror[:, None]
     about = jnp.broadcast_to(about, boxes.center.shape)
     to_turn = jnp.concatenate([turn, about[..., None]], axis=2)
-    to_site = jnp.concatenate([jax.vmap(jnp.diag)(boxes.size), (boxes.center - about)[..., None]], axis=2)
-    to_site = jnp.concatenate([to_site, jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (about.shape[0], 1, 3))], axis=1)
+    to_site = jnp.concatenate(
+        [jax.vmap(jnp.diag)(boxes.size), (boxes.center - about)[..., None]], axis=2
+    )
+    to_site = jnp.concatenate(
+        [to_site, jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (about.shape[0], 1, 3))], axis=1
+    )
     # One product, since XLA's CPU would otherwise compute the matrix again for every pixel.
     matrix = jnp.matmul(to_turn, to_site, precision="highest")
     step = (jnp.arange(crop) + 0.5) / crop - 0.5
@@ -170,7 +180,9 @@ def _points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Points:
         return [along[:, axis, column] for axis in (0, 1) for column in (0, 1)]
 
     # A GPU starts one kernel in place of four; a CPU computes them where they are added.
-    y_by_y, y_by_x, x_by_y, x_by_x = jax.lax.platform_dependent(matrix, cuda=at_once, default=one_by_one)
+    y_by_y, y_by_x, x_by_y, x_by_x = jax.lax.platform_dependent(
+        matrix, cuda=at_once, default=one_by_one
+    )
     y = y_by_y[:, :, None] + y_by_x[:, None] + matrix[:, 0, 2, None, None]
     x = x_by_y[:, :, None] + x_by_x[:, None] + matrix[:, 1, 2, None, None]
     return _Points(y, x)
@@ -203,7 +215,11 @@ def mip_levels(height: int, width: int, augment: AugmentConfig, random: bool) ->
 
 
 def _sample_image(
-    image: UInt[Array, "b h w c"], points: _Points, boxes: _Boxes, augment: AugmentConfig, random: bool
+    image: UInt[Array, "b h w c"],
+    points: _Points,
+    boxes: _Boxes,
+    augment: AugmentConfig,
+    random: bool,
 ) -> Float[Array, "b crop crop c"]:
     """Look points up in the level that leaves each box nearest to its output's resolution."""
     levels = mip_levels(image.shape[1], image.shape[2], augment, random)
@@ -219,7 +235,11 @@ def _sample_image(
         return sampled
 
     def by_products(image: Array, points: _Points, wanted: Array) -> Array:
-        step = _longest_step(image.shape[1], image.shape[2], levels, augment) if random and augment.rotate else None
+        step = (
+            _longest_step(image.shape[1], image.shape[2], levels, augment)
+            if random and augment.rotate
+            else None
+        )
         return lookup.bilinear(list(_halvings(image, levels)), _grid(points, wanted, levels, step))
 
     return jax.lax.platform_dependent(image, points, wanted, tpu=by_products, default=by_place)
@@ -235,16 +255,24 @@ def _sample_mask(
 
     def by_products(mask: Array, points: _Points) -> Array:
         _, height, width = mask.shape
-        step = _longest_step(height, width, range(1), augment) if random and augment.rotate else None
-        return lookup.nearest(mask, _grid(points, jnp.zeros_like(points.y[:, 0, 0]), range(1), step))
+        step = (
+            _longest_step(height, width, range(1), augment) if random and augment.rotate else None
+        )
+        return lookup.nearest(
+            mask, _grid(points, jnp.zeros_like(points.y[:, 0, 0]), range(1), step)
+        )
 
     return jax.lax.platform_dependent(mask, points, tpu=by_products, default=by_place)
 
 
-def _grid(points: _Points, level: Float[Array, " b"], levels: range, step: float | None) -> lookup.Grid:
+def _grid(
+    points: _Points, level: Float[Array, " b"], levels: range, step: float | None
+) -> lookup.Grid:
     """The points in pixels of each record's averaging level."""
     block = jnp.exp2(-level)[:, None, None]
-    return lookup.Grid(points.y * block - 0.5, points.x * block - 0.5, level.astype(jnp.int32) - levels[0], step)
+    return lookup.Grid(
+        points.y * block - 0.5, points.x * block - 0.5, level.astype(jnp.int32) - levels[0], step
+    )
 
 
 def _longest_step(height: int, width: int, levels: range, augment: AugmentConfig) -> float:
@@ -287,14 +315,19 @@ def _bilinear(image: Array, points: _Points, block: int) -> Float[Array, "b crop
     pixels, corner = image.reshape(b, rows * columns, c), top * columns + left
 
     def row(at: Int[Array, "b crop crop"]) -> Float[Array, "b crop crop c"]:
-        return _take(pixels, at).astype(jnp.float32) * (1 - right) + _take(pixels, at + 1).astype(jnp.float32) * right
+        return (
+            _take(pixels, at).astype(jnp.float32) * (1 - right)
+            + _take(pixels, at + 1).astype(jnp.float32) * right
+        )
 
     return row(corner) * (1 - down) + row(corner + columns) * down
 
 
 def _take(pixels: Array, at: Int[Array, "b crop crop"]) -> Array:
     """Each record's pixels at flat positions that are known to be inside."""
-    return jax.vmap(lambda source, index: source.at[index].get(mode="promise_in_bounds"))(pixels, at)
+    return jax.vmap(lambda source, index: source.at[index].get(mode="promise_in_bounds"))(
+        pixels, at
+    )
 
 
 def _change_intensity(
@@ -309,7 +342,9 @@ def _change_intensity(
     return image
 
 
-def _join(mask: Float[Array, "b crop crop"], image: Float[Array, "b crop crop c"]) -> Float[Array, "b crop crop 1+c"]:
+def _join(
+    mask: Float[Array, "b crop crop"], image: Float[Array, "b crop crop c"]
+) -> Float[Array, "b crop crop 1+c"]:
     """The mask as channel 0. Written in place: a concatenation takes XLA's CPU three times as long."""
     *shape, c = image.shape
     return jnp.zeros((*shape, 1 + c)).at[..., 0].set(mask).at[..., 1:].set(image)

@@ -34,7 +34,11 @@ def read_rules(words: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InputError: a word is neither a rule nor a file of rules.
     """
-    return tuple(rule for word in words for rule in ([word] if RULE.fullmatch(word) else _rules_in(Path(word))))
+    return tuple(
+        rule
+        for word in words
+        for rule in ([word] if RULE.fullmatch(word) else _rules_in(Path(word)))
+    )
 
 
 def _rules_in(path: Path) -> list[str]:
@@ -47,7 +51,9 @@ def _rules_in(path: Path) -> list[str]:
     rules = [line for line in lines if line]
     for rule in rules:
         if not RULE.fullmatch(rule):
-            raise InputError(f"--exclude {path}: {rule!r} is no rule like focus_DNA<-6 or Metadata_Well==A01")
+            raise InputError(
+                f"--exclude {path}: {rule!r} is no rule like focus_DNA<-6 or Metadata_Well==A01"
+            )
     return rules
 
 
@@ -62,12 +68,16 @@ def matches(index: pd.DataFrame, rule: str) -> Bool[np.ndarray, " n"]:
         raise InputError(f"--exclude {rule}: is no rule like focus_DNA<-6 or Metadata_Well==A01")
     column, sign, value = found.groups()
     if column not in index.columns:
-        raise InputError(f"--exclude {rule}: the index has no column {column!r}; it has {', '.join(index.columns)}")
+        raise InputError(
+            f"--exclude {rule}: the index has no column {column!r}; it has {', '.join(index.columns)}"
+        )
     values = index[column]
     if not pd.api.types.is_numeric_dtype(values):
         if sign in ("==", "!="):
             return OPERATORS[sign](values.astype(str), value).to_numpy(bool)
-        raise InputError(f"--exclude {rule}: {column} holds text; it can only be compared by == and !=")
+        raise InputError(
+            f"--exclude {rule}: {column} holds text; it can only be compared by == and !="
+        )
     try:
         number = float(value)
     except ValueError as error:
@@ -76,7 +86,9 @@ def matches(index: pd.DataFrame, rule: str) -> Bool[np.ndarray, " n"]:
     return known & OPERATORS[sign](values, number).to_numpy(bool)
 
 
-def kept_sites(index: pd.DataFrame, rules: Sequence[str], label: str) -> tuple[Bool[np.ndarray, " n"], list[str]]:
+def kept_sites(
+    index: pd.DataFrame, rules: Sequence[str], label: str
+) -> tuple[Bool[np.ndarray, " n"], list[str]]:
     """The sites that no rule leaves out, and one sentence for each rule that says what it leaves out.
 
     Raises:
@@ -106,5 +118,11 @@ def _lost(index: pd.DataFrame, kept: Bool[np.ndarray, " n"], label: str) -> str:
     each = ", ".join(f"{name} {count}" for name, count in counts.head(NAMED).items())
     more = f" and {len(counts) - NAMED} classes more" if len(counts) > NAMED else ""
     gone = sorted(set(labels) - set(labels[kept]))
-    lost = f"; no site is left of {', '.join(gone[:NAMED])}" + (" …" if len(gone) > NAMED else "") if gone else ""
-    return f"excluded together: {(~kept).sum()} sites" + (f" ({each}{more}){lost}" if len(counts) else "")
+    lost = (
+        f"; no site is left of {', '.join(gone[:NAMED])}" + (" …" if len(gone) > NAMED else "")
+        if gone
+        else ""
+    )
+    return f"excluded together: {(~kept).sum()} sites" + (
+        f" ({each}{more}){lost}" if len(counts) else ""
+    )

@@ -8,7 +8,12 @@ from jaxtyping import UInt, UInt16
 from perturbjax.core.config import MaskEncoding
 
 #: The mask channel of the model's input is `encode(mask, how) * SCALES[how]`.
-SCALES: dict[MaskEncoding, float] = {"instance": 1.0, "binary": 1.0, "boundary": 1.0, "distance": 1 / 255}
+SCALES: dict[MaskEncoding, float] = {
+    "instance": 1.0,
+    "binary": 1.0,
+    "boundary": 1.0,
+    "distance": 1 / 255,
+}
 
 
 def storage_dtype(how: MaskEncoding) -> np.dtype:

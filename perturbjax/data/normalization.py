@@ -62,24 +62,35 @@ def fit(dataset: SiteSource, input: InputConfig) -> Statistics:
         InputError: a channel's statistics, or the plates, are not in the index.
     """
     method = METHODS[input.normalize]
-    plates = dataset.column(PLATE).astype(str).value_counts(sort=False) if method.whole_plates else {}
+    plates = (
+        dataset.column(PLATE).astype(str).value_counts(sort=False) if method.whole_plates else {}
+    )
     sites: dict[str, Any] = (
-        {"plates": {plate: int(count) for plate, count in plates.items()}} if method.whole_plates else {}
+        {"plates": {plate: int(count) for plate, count in plates.items()}}
+        if method.whole_plates
+        else {}
     )
     return {**method.fit(dataset), **sites}
 
 
-def intensities(dataset: SiteSource, input: InputConfig, statistics: Statistics | None = None) -> Intensities:
+def intensities(
+    dataset: SiteSource, input: InputConfig, statistics: Statistics | None = None
+) -> Intensities:
     """Shift and scale of every site of a dataset, by the statistics of a run; None fits them to this dataset.
 
     Raises:
         InputError: a channel's statistics are neither in the index nor in the run.
     """
-    return METHODS[input.normalize].intensities(dataset, fit(dataset, input) if statistics is None else statistics)
+    return METHODS[input.normalize].intensities(
+        dataset, fit(dataset, input) if statistics is None else statistics
+    )
 
 
 def apply(
-    image: Float[Array, "b h w c"], shift: Float[Array, "b kc"], scale: Float[Array, "b kc"], name: Normalization
+    image: Float[Array, "b h w c"],
+    shift: Float[Array, "b kc"],
+    scale: Float[Array, "b kc"],
+    name: Normalization,
 ) -> Float[Array, "b h w kc"]:
     """What the network sees of stored intensities; pure, for use inside jit."""
     image = jnp.tile(image, shift.shape[1] // image.shape[-1])
@@ -124,7 +135,9 @@ def _say_broken_plates(dataset: SiteSource, input: InputConfig, trained: dict[st
     broken = {plate: count for plate, count in here.items() if count < trained.get(plate, usual)}
     if broken:
         plate, count = next(iter(broken.items()))
-        known = f"of {trained[plate]:g}" if plate in trained else f"where plates had {usual / WHOLE:g}"
+        known = (
+            f"of {trained[plate]:g}" if plate in trained else f"where plates had {usual / WHOLE:g}"
+        )
         more = f", and {len(broken) - 1} more plates" if len(broken) > 1 else ""
         console.print(
             f"note: plate {plate} has {count} sites {known} in training{more}; --normalize {input.normalize} takes "
@@ -154,7 +167,9 @@ def _over_background_and_plate(dataset: SiteSource, statistics: Statistics) -> I
     return _relative_to([np.zeros(plate_mean.shape), plate_mean], dataset, statistics)
 
 
-def _relative_to(centers: list[np.ndarray], dataset: SiteSource, statistics: Statistics) -> Intensities:
+def _relative_to(
+    centers: list[np.ndarray], dataset: SiteSource, statistics: Statistics
+) -> Intensities:
     kept = statistics.get("background", {})
     if lacking := [name for name in dataset.channel_names if name not in kept]:
         raise InputError(
@@ -183,7 +198,9 @@ def _of_sites(dataset: SiteSource, name: str) -> Float64[np.ndarray, "n c"]:
     return np.stack(columns, axis=1).astype(np.float64)
 
 
-def _of_plates(dataset: SiteSource) -> tuple[Float64[np.ndarray, "n c"], Float64[np.ndarray, "n c"]]:
+def _of_plates(
+    dataset: SiteSource,
+) -> tuple[Float64[np.ndarray, "n c"], Float64[np.ndarray, "n c"]]:
     """Mean and deviation of all pixels of a record's plate, from those of its sites (which are equal in size).
 
     The variance of a plate is the mean of its sites' variances plus the variance of their means.
@@ -198,7 +215,9 @@ def _of_plates(dataset: SiteSource) -> tuple[Float64[np.ndarray, "n c"], Float64
 METHODS: dict[Normalization, Method] = {
     "dtype": Method(_by_dtype),
     "log": Method(_over_background, _backgrounds, jnp.log1p),
-    "log_plate": Method(_over_background_and_plate, _backgrounds, jnp.log1p, ways=2, whole_plates=True),
+    "log_plate": Method(
+        _over_background_and_plate, _backgrounds, jnp.log1p, ways=2, whole_plates=True
+    ),
     "site": Method(_by_site),
     "plate": Method(_by_plate, whole_plates=True),
 }

@@ -36,7 +36,13 @@ MEANING: dict[str, str] = {
 
 
 def make_split(
-    index: pd.DataFrame, policy: SplitPolicy | str, *, label: str, folds: int = 5, fold: int = 0, seed: int = 0
+    index: pd.DataFrame,
+    policy: SplitPolicy | str,
+    *,
+    label: str,
+    folds: int = 5,
+    fold: int = 0,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Deal groups into `folds` parts with similar label shares; part `fold` judges.
 
@@ -58,12 +64,16 @@ def make_split(
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     if folds < 2 or not 0 <= fold < folds:
-        raise InputError(f"--folds {folds} --fold {fold}: needs at least 2 folds and a fold from 0 to folds - 1")
+        raise InputError(
+            f"--folds {folds} --fold {fold}: needs at least 2 folds and a fold from 0 to folds - 1"
+        )
     labels = index[label].to_numpy()
     groups = group_of_site(index, policy)
     if (nameless := pd.Series(groups).astype(str).str.strip() == "").any():
         site = index["site_id"].iloc[int(np.flatnonzero(nameless)[0])]
-        raise InputError(f"--split {policy}: site {site} has no {policy} to keep whole; fill its column in")
+        raise InputError(
+            f"--split {policy}: site {site} has no {policy} to keep whole; fill its column in"
+        )
     present = len(np.unique(groups))
     if present < folds:
         raise InputError(
@@ -126,7 +136,9 @@ def _require_learnable(manifest: pd.DataFrame, labels: np.ndarray, policy: str, 
 
 def fingerprint(manifest: pd.DataFrame) -> str:
     """SHA-256 (hexadecimal) over the sorted (site_id, part) pairs."""
-    rows = sorted(f"{site}\t{part}" for site, part in zip(manifest["site_id"], manifest["part"], strict=True))
+    rows = sorted(
+        f"{site}\t{part}" for site, part in zip(manifest["site_id"], manifest["part"], strict=True)
+    )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
@@ -148,7 +160,9 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
     if missing := [column for column in COLUMNS if column not in manifest.columns]:
         raise InputError(f"{path}: no column {missing[0]!r}; a manifest has {', '.join(COLUMNS)}")
     if unknown := set(manifest["part"]) - {TRAIN, TEST}:
-        raise InputError(f"{path}: unknown part {sorted(map(str, unknown))[0]!r}; parts are {TRAIN} and {TEST}")
+        raise InputError(
+            f"{path}: unknown part {sorted(map(str, unknown))[0]!r}; parts are {TRAIN} and {TEST}"
+        )
     if manifest["site_id"].duplicated().any():
         raise InputError(
             f"{path}: site {manifest.loc[manifest['site_id'].duplicated(), 'site_id'].iloc[0]!r} is twice there"
@@ -196,7 +210,9 @@ def split_for(index: pd.DataFrame, config: SplitConfig, *, label: str, seed: int
         manifest = without(read_split(Path(config.split_file), index), index["site_id"][~kept])
     else:
         index = index[kept]
-        manifest = make_split(index, config.split, label=label, folds=config.folds, fold=config.fold, seed=seed)
+        manifest = make_split(
+            index, config.split, label=label, folds=config.folds, fold=config.fold, seed=seed
+        )
     manifest.attrs["excluded"] = said
     return manifest
 
@@ -235,7 +251,12 @@ class ManifestConfig:
         require_sound(self)
         require_output(self.out, ".parquet")
         require("folds", self.folds, self.folds >= 2, "2 or more")
-        require("fold", self.fold, 0 <= self.fold < self.folds, f"from 0 to --folds - 1, {self.folds - 1}")
+        require(
+            "fold",
+            self.fold,
+            0 <= self.fold < self.folds,
+            f"from 0 to --folds - 1, {self.folds - 1}",
+        )
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
 
@@ -247,12 +268,16 @@ def split_dataset(options: ManifestConfig) -> Path:
     """
     dataset = open_dataset(options.data)
     label = dataset.column(options.label_column or dataset.label_column).name
-    config = SplitConfig(split=options.policy, folds=options.folds, fold=options.fold, exclude=options.exclude)
+    config = SplitConfig(
+        split=options.policy, folds=options.folds, fold=options.fold, exclude=options.exclude
+    )
     manifest = split_for(dataset.index, config, label=label, seed=options.seed)
     for sentence in manifest.attrs["excluded"]:
         console.print(sentence)
     write_split(manifest, options.out)
     judged = (manifest["part"] == TEST).sum()
     console.print(f"{options.policy}: {MEANING[options.policy]}")
-    console.print(f"{len(manifest) - judged} sites train, {judged} judge; fingerprint {fingerprint(manifest)}")
+    console.print(
+        f"{len(manifest) - judged} sites train, {judged} judge; fingerprint {fingerprint(manifest)}"
+    )
     return options.out

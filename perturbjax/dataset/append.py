@@ -33,7 +33,9 @@ def class_names(path: Path) -> list[str]:
     try:
         return (path / LABELS).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path / LABELS}: cannot be read ({error}); build the dataset again") from error
+        raise InputError(
+            f"{path / LABELS}: cannot be read ({error}); build the dataset again"
+        ) from error
 
 
 def append_dataset(old: Path, added: Path, folder: Path) -> Path:
@@ -55,7 +57,10 @@ def append_dataset(old: Path, added: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
     ours, theirs = _shards(old), _shards(added)
-    names = [_numbered(shard.name, number, len(ours) + len(theirs)) for number, shard in enumerate([*ours, *theirs])]
+    names = [
+        _numbered(shard.name, number, len(ours) + len(theirs))
+        for number, shard in enumerate([*ours, *theirs])
+    ]
     for shard, name in zip([*ours, *theirs], names, strict=True):
         _link(shard, folder / name)
     for name in (FEATURES, LABELS):
@@ -64,10 +69,17 @@ def append_dataset(old: Path, added: Path, folder: Path) -> Path:
     index = pd.concat([first.index, second.index[first.index.columns]], ignore_index=True)
     write_parquet(folder / INDEX, index)
 
-    known = {name: first.provenance["files"][shard.name] for shard, name in zip(ours, names, strict=False)}
+    known = {
+        name: first.provenance["files"][shard.name]
+        for shard, name in zip(ours, names, strict=False)
+    }
     part = {key: second.provenance[key] for key in _TOLD if key in second.provenance}
     facts = {
-        **{key: value for key, value in first.provenance.items() if key not in ("files", "content_sha256")},
+        **{
+            key: value
+            for key, value in first.provenance.items()
+            if key not in ("files", "content_sha256")
+        },
         "n_sites": len(index),
         "n_classes": len(class_names(folder)) if first.label_column else 0,
         "n_cells": int(index["n_cells"].sum()),
@@ -81,7 +93,9 @@ def _require_fitting(first: SiteDataset, second: SiteDataset) -> None:
     same = first.channel_names == second.channel_names and first.image_dtype == second.image_dtype
     same &= theirs[: len(mine)] == mine and set(first.index.columns) == set(second.index.columns)
     if not same or first.provenance["format"] != second.provenance["format"]:
-        raise InputError(f"{second.path}: has other channels, columns or classes than {first.path}; build both again")
+        raise InputError(
+            f"{second.path}: has other channels, columns or classes than {first.path}; build both again"
+        )
     if twice := sorted(set(first.index["site_id"]) & set(second.index["site_id"])):
         raise InputError(f"{first.path}: has site {twice[0]!r} already; a site may stand only once")
 

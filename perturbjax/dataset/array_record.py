@@ -53,7 +53,9 @@ class ArrayRecordPixels:
         """One decoded record as stored (texts are bytes, as TFDS gives them)."""
         return self._source[int(position)]
 
-    def read(self, position: int, shape: tuple[int, int, int], dtype: np.dtype) -> tuple[str, np.ndarray, np.ndarray]:
+    def read(
+        self, position: int, shape: tuple[int, int, int], dtype: np.dtype
+    ) -> tuple[str, np.ndarray, np.ndarray]:
         """What `record` gives of `site_id`, `image` and `mask`, in less than half the time.
 
         The tensors are inflated by libdeflate, straight into their arrays; tfds uses Python's zlib.
@@ -116,7 +118,9 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
         reason = re.search(r"\w+\(\) failed: ([^;]*)", str(error))
         if reason is None:
             raise
-        raise InputError(f"{folder}: cannot be written ({reason[1]}); make room and run it again") from error
+        raise InputError(
+            f"{folder}: cannot be written ({reason[1]}); make room and run it again"
+        ) from error
 
 
 def _open(path: Path) -> Any:
@@ -135,7 +139,9 @@ def _open(path: Path) -> Any:
     except InputError:
         raise
     except Exception as error:  # tfds raises many kinds; to the user they all mean the same
-        raise InputError(f"{path}: its shards cannot be read ({error}); build the dataset again") from error
+        raise InputError(
+            f"{path}: its shards cannot be read ({error}); build the dataset again"
+        ) from error
 
 
 def check_features(file: Path) -> None:
@@ -148,13 +154,20 @@ def check_features(file: Path) -> None:
     try:
         members = described["featuresDict"]["features"]
         ours = set(described) <= {"featuresDict", "pythonClassName", "protoCls"}
-        ours &= described["pythonClassName"] == ALL_FEATURES and set(described["featuresDict"]) == {"features"}
+        ours &= described["pythonClassName"] == ALL_FEATURES and set(described["featuresDict"]) == {
+            "features"
+        }
         for feature in members.values():
-            ours &= set(feature) == {"pythonClassName", FEATURE_CLASSES.get(feature["pythonClassName"])}
+            ours &= set(feature) == {
+                "pythonClassName",
+                FEATURE_CLASSES.get(feature["pythonClassName"]),
+            }
     except (KeyError, TypeError, AttributeError):
         ours = False
     if not ours:
-        raise InputError(f"{file}: names features that no dataset of this program has; it was not opened")
+        raise InputError(
+            f"{file}: names features that no dataset of this program has; it was not opened"
+        )
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -163,7 +176,9 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _inflate(fields: Mapping[str, Any], name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _inflate(
+    fields: Mapping[str, Any], name: str, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
     """A tensor as tfds serializes it under `encoding="zlib"`."""
     if (found := tuple(fields[f"{name}/shape"].int64_list.value)) != shape:
         raise ValueError(f"{name} is {found}, the index says {shape}")

@@ -22,7 +22,9 @@ def verify_dataset(path: Path) -> str:
     dataset = SiteDataset(path)
     for name, file in dataset.provenance["files"].items():
         if file_digest(dataset.path / name) != file["sha256"]:
-            raise InputError(f"{dataset.path / name}: is not what was written there; build the dataset again")
+            raise InputError(
+                f"{dataset.path / name}: is not what was written there; build the dataset again"
+            )
     for position in track(range(len(dataset)), total=len(dataset), label="verifying", unit="sites"):
         _verify_record(dataset, position)
     return f"{len(dataset)} sites and {len(dataset.provenance['files'])} files are what was written"
@@ -32,7 +34,11 @@ def _verify_record(dataset: SiteDataset, position: int) -> None:
     row = dataset.index.iloc[position]
     record = dataset.record(position)
     image, mask = dataset.pixels(position)
-    found = {"label": int(record["label"]), "n_cells": count_cells(mask), "mask_area": int(np.count_nonzero(mask))}
+    found = {
+        "label": int(record["label"]),
+        "n_cells": count_cells(mask),
+        "mask_area": int(np.count_nonzero(mask)),
+    }
     found |= {column: record[column].decode() for column in metadata_of(dataset.index.columns)}
     for name, value in found.items():
         if row[name] != value:

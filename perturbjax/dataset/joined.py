@@ -31,7 +31,10 @@ class JoinedDataset(SiteDataset):
             _require_alike(first, part)
         self.path = Path(" and ".join(str(part.path) for part in self.parts))
         labels = {part.label_column for part in self.parts}
-        self.provenance = {**first.provenance, "label_column": labels.pop() if len(labels) == 1 else ""}
+        self.provenance = {
+            **first.provenance,
+            "label_column": labels.pop() if len(labels) == 1 else "",
+        }
         self.index = self._joined_index()
         self._site_ids = self.index["site_id"].to_numpy()
         self._starts = np.cumsum([0, *map(len, self.parts)])
@@ -40,9 +43,17 @@ class JoinedDataset(SiteDataset):
         index = pd.concat([part.index for part in self.parts], join="inner", ignore_index=True)
         twice = index["site_id"][index["site_id"].duplicated()]
         if len(twice):
-            raise InputError(f"--data: site {twice.iloc[0]!r} stands in two of {self.path}; a site may stand only once")
-        label = index[self.label_column].astype(str) if self.label_column else pd.Series(UNLABELLED, index.index)
-        return index.assign(label=label.astype("category").cat.codes.astype(np.int64))  # each numbers its own classes
+            raise InputError(
+                f"--data: site {twice.iloc[0]!r} stands in two of {self.path}; a site may stand only once"
+            )
+        label = (
+            index[self.label_column].astype(str)
+            if self.label_column
+            else pd.Series(UNLABELLED, index.index)
+        )
+        return index.assign(
+            label=label.astype("category").cat.codes.astype(np.int64)
+        )  # each numbers its own classes
 
     @property
     def paths(self) -> tuple[Path, ...]:

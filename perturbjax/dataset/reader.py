@@ -24,7 +24,13 @@ FORMATS = {"array_record": "perturbjax.dataset.array_record"}
 #: Files whose digests are checked whenever a dataset is opened; of the others only the size is.
 CHECKED_AT_ONCE = (".parquet", ".json", ".txt")
 #: What the provenance must say, and as what.
-_FACTS = {"channels_stored": list, "image_dtype": str, "label_column": str, "files": dict, "format": str}
+_FACTS = {
+    "channels_stored": list,
+    "image_dtype": str,
+    "label_column": str,
+    "files": dict,
+    "format": str,
+}
 
 
 @runtime_checkable
@@ -111,7 +117,9 @@ class PixelStore(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, position: int, shape: tuple[int, int, int], dtype: np.dtype) -> tuple[str, np.ndarray, np.ndarray]:
+    def read(
+        self, position: int, shape: tuple[int, int, int], dtype: np.dtype
+    ) -> tuple[str, np.ndarray, np.ndarray]:
         """site_id, image of that shape and dtype, and mask; refuses another shape before it allocates memory."""
         ...
 
@@ -166,7 +174,8 @@ class SiteDataset:
             )
         self._site_ids = self.index["site_id"].to_numpy()
         self._shapes = [
-            (*size, len(self.channel_names)) for size in self.index[["height", "width"]].to_numpy().tolist()
+            (*size, len(self.channel_names))
+            for size in self.index[["height", "width"]].to_numpy().tolist()
         ]
 
     def __len__(self) -> int:
@@ -282,7 +291,9 @@ class SiteDataset:
     ) -> tuple[UInt[np.ndarray, "n h w c"], UInt16[np.ndarray, "n h w"]]:
         """Decode sites by position: images (n, H, W, C) in their stored dtype and masks (n, H, W) uint16."""
         height, width = self.image_size
-        images = np.empty((len(positions), height, width, len(self.channel_names)), self.image_dtype)
+        images = np.empty(
+            (len(positions), height, width, len(self.channel_names)), self.image_dtype
+        )
         masks = np.empty((len(positions), height, width), np.uint16)
         for row, position in enumerate(positions):
             images[row], masks[row] = self.pixels(position)
@@ -295,7 +306,9 @@ class SiteDataset:
             InputError: the record is damaged, or is not the site that stands there in the index.
         """
         with self._damage_told(position):
-            site_id, image, mask = self._store.read(position, self._shapes[position], self.image_dtype)
+            site_id, image, mask = self._store.read(
+                position, self._shapes[position], self.image_dtype
+            )
         if site_id != self._site_ids[position]:
             raise InputError(
                 f"{self.path}: record {position} is site {site_id!r}, {INDEX} says {self._site_ids[position]!r}; "
@@ -307,7 +320,9 @@ class SiteDataset:
     def _damage_told(self, position: int) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # array_record, protobuf and imagecodecs raise many kinds for damaged files
+        except (
+            Exception
+        ) as error:  # array_record, protobuf and imagecodecs raise many kinds for damaged files
             raise InputError(
                 f"{self.path}: record {position} cannot be read ({error}); build the dataset again"
             ) from error
@@ -321,9 +336,13 @@ def content_digest(files: dict[str, dict[str, Any]]) -> str:
 
 def _read_provenance(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise InputError(f"{path}: no such dataset directory; make one with `perturbjax build --out {path}`")
+        raise InputError(
+            f"{path}: no such dataset directory; make one with `perturbjax build --out {path}`"
+        )
     if not (path / PROVENANCE).is_file():
-        raise InputError(f"{path}: is not a complete dataset ({PROVENANCE} is missing); run `perturbjax build`")
+        raise InputError(
+            f"{path}: is not a complete dataset ({PROVENANCE} is missing); run `perturbjax build`"
+        )
     provenance = read_json(path / PROVENANCE)
     version = provenance.get("schema_version") if isinstance(provenance, dict) else None
     if version != SCHEMA_VERSION:
@@ -333,13 +352,19 @@ def _read_provenance(path: Path) -> dict[str, Any]:
     wrong = [name for name, kind in _FACTS.items() if not isinstance(provenance.get(name), kind)]
     if not wrong:
         wrong += ["files"] * (not _are_files(provenance["files"]))
-        wrong += ["channels_stored"] * (not all(isinstance(name, str) for name in provenance["channels_stored"]))
+        wrong += ["channels_stored"] * (
+            not all(isinstance(name, str) for name in provenance["channels_stored"])
+        )
         wrong += ["image_dtype"] * (provenance["image_dtype"] not in ("uint8", "uint16"))
         wrong += ["format"] * (provenance["format"] not in FORMATS)
     if wrong:
-        raise InputError(f"{path / PROVENANCE}: {wrong[0]} is missing or is not what a dataset has; build it again")
+        raise InputError(
+            f"{path / PROVENANCE}: {wrong[0]} is missing or is not what a dataset has; build it again"
+        )
     if content_digest(provenance["files"]) != provenance.get("content_sha256"):
-        raise InputError(f"{path / PROVENANCE}: the digests of its files were changed; build the dataset again")
+        raise InputError(
+            f"{path / PROVENANCE}: the digests of its files were changed; build the dataset again"
+        )
     return provenance
 
 
@@ -357,14 +382,18 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
     for name, file in files.items():
         found = path / name
         if not found.is_file():
-            raise InputError(f"{path}: is not a complete dataset ({name} is missing); build the dataset again")
+            raise InputError(
+                f"{path}: is not a complete dataset ({name} is missing); build the dataset again"
+            )
         if (size := found.stat().st_size) != file["bytes"]:
             raise InputError(
                 f"{found}: has {size} bytes, and {file['bytes']} were written: it is cut short or was changed; "
                 "build the dataset again"
             )
         if found.suffix in CHECKED_AT_ONCE and file_digest(found) != file["sha256"]:
-            raise InputError(f"{found}: is not what was written there (its SHA-256 differs); build the dataset again")
+            raise InputError(
+                f"{found}: is not what was written there (its SHA-256 differs); build the dataset again"
+            )
 
 
 def _read_index(path: Path, provenance: dict[str, Any]) -> pd.DataFrame:
@@ -374,8 +403,14 @@ def _read_index(path: Path, provenance: dict[str, Any]) -> pd.DataFrame:
     if index.empty or index["site_id"].duplicated().any():
         raise InputError(f"{path / INDEX}: has no row, or a site twice; build the dataset again")
     sides = index[["height", "width"]].to_numpy()
-    if sides.dtype.kind not in "iu" or sides.min() < 1 or sides.astype(float).prod(1).max() > LARGEST_SITE:
-        raise InputError(f"{path / INDEX}: height and width are no size of an image; build the dataset again")
+    if (
+        sides.dtype.kind not in "iu"
+        or sides.min() < 1
+        or sides.astype(float).prod(1).max() > LARGEST_SITE
+    ):
+        raise InputError(
+            f"{path / INDEX}: height and width are no size of an image; build the dataset again"
+        )
     return index
 
 

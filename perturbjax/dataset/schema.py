@@ -73,7 +73,9 @@ def metadata_of(columns: Iterable[str]) -> list[str]:
     return [column for column in columns if column.startswith("Metadata_")]
 
 
-def index_row(texts: dict[str, str], label: int, site: SitePixels, channel_names: Sequence[str]) -> dict[str, Any]:
+def index_row(
+    texts: dict[str, str], label: int, site: SitePixels, channel_names: Sequence[str]
+) -> dict[str, Any]:
     """A site's row of the index: `texts` (site_id and `Metadata_*`), and what its pixels say."""
     height, width = site.mask.shape
     row: dict[str, Any] = {
@@ -87,7 +89,9 @@ def index_row(texts: dict[str, str], label: int, site: SitePixels, channel_names
     }
     statistics = site_statistics(site.image) if site.statistics is None else site.statistics
     for channel, values in zip(channel_names, statistics, strict=True):
-        row.update({f"{name}_{channel}": value for name, value in zip(STATISTICS, values, strict=True)})
+        row.update(
+            {f"{name}_{channel}": value for name, value in zip(STATISTICS, values, strict=True)}
+        )
     row.update(site.quality)
     if site.source_sha256:
         row[SOURCE_DIGEST] = site.source_sha256

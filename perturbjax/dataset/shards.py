@@ -92,9 +92,16 @@ class CellSites(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         template = self._get_filename_template(split_name=SPLIT)
         lengths = [len(part) for part in np.array_split(np.arange(self._count), self._shards)]
         numbers = range(len(lengths))
-        paths = [template.sharded_filepath(shard_index=shard, num_shards=len(lengths)) for shard in numbers]
+        paths = [
+            template.sharded_filepath(shard_index=shard, num_shards=len(lengths))
+            for shard in numbers
+        ]
         written = self._write([Path(path) for path in paths], lengths)
-        return [SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=written, filename_template=template)]
+        return [
+            SplitInfo(
+                name=SPLIT, shard_lengths=lengths, num_bytes=written, filename_template=template
+            )
+        ]
 
 
 def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Iterable[Record]) -> int:
@@ -106,11 +113,15 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Itera
         nonlocal written
         for key, record in enumerate(records):
             example = serializer.get_tf_example(features.encode_example(record))
-            data = example.SerializeToString(deterministic=True)  # else the order of fields is each process's own
+            data = example.SerializeToString(
+                deterministic=True
+            )  # else the order of fields is each process's own
             written += len(data)
             yield key, data
 
-    writer.ExampleWriter(file_format=file_adapters.FileFormat.ARRAY_RECORD).write(path, serialized())
+    writer.ExampleWriter(file_format=file_adapters.FileFormat.ARRAY_RECORD).write(
+        path, serialized()
+    )
     return written
 
 

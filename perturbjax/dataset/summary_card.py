@@ -41,7 +41,9 @@ def dataset_card(dataset: Dataset) -> str:
 
 def card(title: str, facts: Mapping[str, object], classes: Sequence[str], pictures: str) -> str:
     """HTML of a title, facts in one line, pictures, and the first classes."""
-    line = " · ".join(f"{html_text(name)}: <b>{html_text(value)}</b>" for name, value in facts.items())
+    line = " · ".join(
+        f"{html_text(name)}: <b>{html_text(value)}</b>" for name, value in facts.items()
+    )
     listed = ", ".join(map(html_text, classes[:LISTED]))
     rest = f" … and {len(classes) - LISTED} more" if len(classes) > LISTED else ""
     return f"<div><p><b>{html_text(title)}</b><br>{line}</p>{pictures}<p>{listed}{rest}</p></div>"
@@ -67,7 +69,10 @@ def contrast(dataset: Dataset) -> tuple[Float[np.ndarray, " c"], Float[np.ndarra
 
     def of_sites(statistic: str, share: float) -> Float[np.ndarray, " c"]:
         columns = [dataset.column(f"{statistic}_{name}") for name in dataset.channel_names]
-        numbers = [pd.to_numeric(column, errors="coerce").fillna(0).to_numpy(dtype=float) for column in columns]
+        numbers = [
+            pd.to_numeric(column, errors="coerce").fillna(0).to_numpy(dtype=float)
+            for column in columns
+        ]
         return np.array([np.percentile(values, share) for values in numbers])
 
     low = of_sites("p01", LOW)

@@ -44,7 +44,13 @@ class Shard:
 
     def part(self, path: Path, start: int, stop: int) -> Shard:
         """A shard of some of these records."""
-        return replace(self, path=path, start=start, labels=self.labels[start:stop], texts=self.texts[start:stop])
+        return replace(
+            self,
+            path=path,
+            start=start,
+            labels=self.labels[start:stop],
+            texts=self.texts[start:stop],
+        )
 
 
 def write_dataset(
@@ -95,7 +101,9 @@ def write_dataset(
         assert elsewhere is not None
         starts = np.cumsum([0, *lengths]).tolist()
         written = 0
-        for rows, size in elsewhere([whole.part(*one) for one in zip(paths, starts, starts[1:], strict=False)]):
+        for rows, size in elsewhere(
+            [whole.part(*one) for one in zip(paths, starts, starts[1:], strict=False)]
+        ):
             index.extend(rows)
             written += size
         return written
@@ -118,10 +126,14 @@ def write_dataset(
     return seal(folder, facts, described_files(folder))
 
 
-def _records(shard: Shard, sites: Iterable[SitePixels], index: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _records(
+    shard: Shard, sites: Iterable[SitePixels], index: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """The records of a shard; a row of the index for each is put into `index`."""
     for label, texts, site in zip(shard.labels, shard.texts, sites, strict=True):
-        index.append(index_row(texts, shard.contents.label_names.index(label), site, shard.channel_names))
+        index.append(
+            index_row(texts, shard.contents.label_names.index(label), site, shard.channel_names)
+        )
         yield {"image": site.image, "mask": site.mask, "label": label, **texts}
 
 
@@ -137,11 +149,14 @@ def write_shard(shard: Shard, sites: Iterable[SitePixels]) -> Written:
     return index, size
 
 
-def described_files(folder: Path, known: dict[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+def described_files(
+    folder: Path, known: dict[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file of a folder by name; `known` ones are not read again."""
     known = known or {}
     return {
-        path.name: known.get(path.name) or {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        path.name: known.get(path.name)
+        or {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(folder.iterdir())
         if path.is_file()
     }
@@ -149,5 +164,7 @@ def described_files(folder: Path, known: dict[str, dict[str, Any]] | None = None
 
 def seal(folder: Path, facts: dict[str, Any], files: dict[str, dict[str, Any]]) -> Path:
     """Write the provenance, with which a folder becomes a dataset that opens."""
-    write_json(folder / PROVENANCE, {**facts, "content_sha256": content_digest(files), "files": files})
+    write_json(
+        folder / PROVENANCE, {**facts, "content_sha256": content_digest(files), "files": files}
+    )
     return folder

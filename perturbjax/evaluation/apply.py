@@ -121,7 +121,9 @@ def predict(config: PredictConfig) -> Path:
     answers = network.apply_to(dataset, np.arange(len(dataset)), feed=config.apply.feed)
     if not is_first():
         return out
-    write_predictions(out, table_of(run, dataset.index, answers, run.parts(dataset.index["site_id"])))
+    write_predictions(
+        out, table_of(run, dataset.index, answers, run.parts(dataset.index["site_id"]))
+    )
     console.print(f"{len(dataset)} sites predicted: {out}")
     return out
 
@@ -146,7 +148,9 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     manifest = run.manifest(dataset.index)
     positions, part = dataset.positions(manifest["site_id"].tolist()), manifest["part"].to_numpy()
     rows = dataset.index.iloc[positions].reset_index(drop=True)
-    label_numbers(dataset.column(run.label_column).iloc[positions], run.class_names, str(dataset.path))
+    label_numbers(
+        dataset.column(run.label_column).iloc[positions], run.class_names, str(dataset.path)
+    )
     rows["label"] = rows[run.label_column].astype(str)
     asked = (part == TEST) | config.training_sites
     network = network_of(run, dataset, config.apply)
@@ -174,7 +178,14 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     forget(out)
     if config.look and network.placement.processes == 1:
         judged = label_numbers(rows["label"][part == TEST], run.class_names, "test sites")
-        look(network, dataset, positions[part == TEST], judged, answers.probabilities[part[asked] == TEST], out)
+        look(
+            network,
+            dataset,
+            positions[part == TEST],
+            judged,
+            answers.probabilities[part[asked] == TEST],
+            out,
+        )
     return judgement
 
 
@@ -191,9 +202,20 @@ def beside_linear(config: EvaluateConfig) -> str:
     found = next(out.glob(f"{EVALUATION}/*/scores.json"), None)
     if found is not None and _sides(out / SPLIT_FILE) == _sides(split):
         scores = read_judgement(found)["site"][MODEL].scores
-        words = ", ".join(f"{METRICS[name].words} {cell(scores[name])}" for name in ("accuracy", HEADLINE))
+        words = ", ".join(
+            f"{METRICS[name].words} {cell(scores[name])}" for name in ("accuracy", HEADLINE)
+        )
         return f"the linear baseline on this split, by site: {words} ({out})"
-    options = ["--data", *data, "--split-file", split, "--label-column", run.label_column, "--out", out]
+    options = [
+        "--data",
+        *data,
+        "--split-file",
+        split,
+        "--label-column",
+        run.label_column,
+        "--out",
+        out,
+    ]
     command = shlex.join(["perturbjax", "classify", "--preset", "linear", *map(str, options)])
     return f"next, what a linear model on photographs' features reaches on this split: {command}"
 
@@ -203,9 +225,13 @@ def _sides(manifest: Path) -> str:
     return fingerprint(read_parquet(manifest, "run the same `perturbjax classify` again"))
 
 
-def features_table(run: Run, index: pd.DataFrame, part: np.ndarray, features: np.ndarray) -> pd.DataFrame:
+def features_table(
+    run: Run, index: pd.DataFrame, part: np.ndarray, features: np.ndarray
+) -> pd.DataFrame:
     """`Metadata_*` (site and part among them) first, then one column a feature of the network."""
     metadata = index[[column for column in index.columns if column.startswith("Metadata_")]]
-    metadata = metadata.assign(Metadata_site_id=index["site_id"], Metadata_part=part).reset_index(drop=True)
+    metadata = metadata.assign(Metadata_site_id=index["site_id"], Metadata_part=part).reset_index(
+        drop=True
+    )
     names = feature_names([run.recipe.model.model], features.shape[1])
     return pd.concat([metadata, pd.DataFrame(features, columns=names)], axis=1)

@@ -59,10 +59,15 @@ class Asked(Protocol):
     ) -> Predictions: ...
 
     def changed(
-        self, dataset: Dataset, positions: Int[np.ndarray, " n"], change: Callable[[RawBatch, int], RawBatch]
+        self,
+        dataset: Dataset,
+        positions: Int[np.ndarray, " n"],
+        change: Callable[[RawBatch, int], RawBatch],
     ) -> Predictions: ...
 
-    def attention_to(self, dataset: Dataset, positions: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n h2 w2"]: ...
+    def attention_to(
+        self, dataset: Dataset, positions: Int[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n h2 w2"]: ...
 
 
 def forget(out: Path) -> None:
@@ -93,7 +98,9 @@ def look(
         labels: their classes.
         probabilities: what the network answers to them as they are.
     """
-    chosen = np.unique(np.linspace(0, len(positions) - 1, min(SITES, len(positions))).round().astype(int))
+    chosen = np.unique(
+        np.linspace(0, len(positions) - 1, min(SITES, len(positions))).round().astype(int)
+    )
     positions, labels, probabilities = positions[chosen], labels[chosen], probabilities[chosen]
     found: dict[str, Any] = {"sites": len(positions)}
     if network.run.recipe.input.mask_use == "keep":
@@ -107,7 +114,9 @@ def look(
     try:
         attention = network.attention_to(dataset, positions)
     except InputError:  # the network has none
-        found["occlusion"] = _occluded(network, dataset, _surest(positions, labels, probabilities), out)
+        found["occlusion"] = _occluded(
+            network, dataset, _surest(positions, labels, probabilities), out
+        )
     else:
         found["attention"] = spread(attention)
         _write_maps(out / ATTENTION, "attention", dataset, positions, attention)
@@ -115,14 +124,18 @@ def look(
 
 
 def _surest(
-    positions: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], probabilities: Float32[np.ndarray, "n classes"]
+    positions: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    probabilities: Float32[np.ndarray, "n classes"],
 ) -> Int[np.ndarray, " few"]:
     """The site of each class that the network is surest of, of at most `OCCLUDED` classes."""
     sure = pd.Series(probabilities[np.arange(len(labels)), labels]).groupby(labels).idxmax()
     return positions[np.sort(sure.to_numpy()[:OCCLUDED])]
 
 
-def _occluded(network: Asked, dataset: Dataset, chosen: Int[np.ndarray, " n"], out: Path) -> dict[str, float]:
+def _occluded(
+    network: Asked, dataset: Dataset, chosen: Int[np.ndarray, " n"], out: Path
+) -> dict[str, float]:
     """Hide windows of these sites, and write what is lost."""
     drops = occlude(network, dataset, chosen)
     _write_maps(out / OCCLUSION, "occlusion", dataset, chosen, drops)
@@ -131,7 +144,11 @@ def _occluded(network: Asked, dataset: Dataset, chosen: Int[np.ndarray, " n"], o
 
 
 def _write_maps(
-    path: Path, name: str, dataset: Dataset, positions: Int[np.ndarray, " n"], maps: Float32[np.ndarray, "n h w"]
+    path: Path,
+    name: str,
+    dataset: Dataset,
+    positions: Int[np.ndarray, " n"],
+    maps: Float32[np.ndarray, "n h w"],
 ) -> None:
     table = pd.DataFrame({"site_id": dataset.index["site_id"].to_numpy()[positions]})
     table = table.assign(height=maps.shape[1], width=maps.shape[2])
@@ -143,7 +160,12 @@ def spread(attention: Float[np.ndarray, "n h w"]) -> dict[str, float]:
     """How unequally places of a site are let through, as means over sites; see `look`."""
     places = attention.reshape(len(attention), -1)
     low, high = np.percentile(places, (5, 95), axis=1).mean(axis=1)
-    return {"low": float(low), "high": float(high), "mean": float(places.mean()), "contrast": float(high - low)}
+    return {
+        "low": float(low),
+        "high": float(high),
+        "mean": float(places.mean()),
+        "contrast": float(high - low),
+    }
 
 
 def read_looked(folder: Path) -> dict[str, Any] | None:
@@ -157,4 +179,7 @@ def read_maps(folder: Path, name: str) -> dict[str, Float32[np.ndarray, "h w"]]:
     if not file.is_file():
         return {}
     rows = pd.read_parquet(file).itertuples()
-    return {row.site_id: np.asarray(getattr(row, name), np.float32).reshape(row.height, row.width) for row in rows}
+    return {
+        row.site_id: np.asarray(getattr(row, name), np.float32).reshape(row.height, row.width)
+        for row in rows
+    }

@@ -63,10 +63,15 @@ def chance_counts(
     with np.errstate(divide="ignore"):  # a class without training sites is never drawn
         logits = np.log(prior) + np.random.default_rng(seed).gumbel(size=(draws, classes))
     k = min(TOP_K, classes)
-    among_top = np.bincount(np.argpartition(-logits, k - 1, axis=1)[:, :k].ravel(), minlength=classes) / draws
+    among_top = (
+        np.bincount(np.argpartition(-logits, k - 1, axis=1)[:, :k].ravel(), minlength=classes)
+        / draws
+    )
     among_top = np.where(prior > 0, among_top, 0)
     rows = int(clusters.max()) + 1
-    truth = np.bincount(clusters * classes + labels, minlength=rows * classes).reshape(rows, classes)
+    truth = np.bincount(clusters * classes + labels, minlength=rows * classes).reshape(
+        rows, classes
+    )
     predicted = truth.sum(axis=1, keepdims=True) * prior
     return Counts(truth.astype(float), predicted, truth * prior, truth @ among_top)
 
@@ -85,7 +90,9 @@ def position(
     """
     train_wells, train_spots = _spots(train, "training")
     test_wells, test_spots = _spots(test, "test")
-    first, test_first = (np.unique(wells, return_index=True)[1] for wells in (train_wells, test_wells))
+    first, test_first = (
+        np.unique(wells, return_index=True)[1] for wells in (train_wells, test_wells)
+    )
     places, place_of = np.unique(
         np.concatenate([train_spots[first], test_spots[test_first]]), axis=0, return_inverse=True
     )
@@ -150,22 +157,32 @@ class _PositionVotes:
 
         `leave` "plate" keeps those out, "well" the votes of the asked wells themselves.
         """
-        kernel = (self.squared == 0).astype(float) if width == 0 else np.exp(-self.squared / (2 * width**2))
+        kernel = (
+            (self.squared == 0).astype(float)
+            if width == 0
+            else np.exp(-self.squared / (2 * width**2))
+        )
         everywhere = kernel @ self._on_places(slice(None))
         out = np.empty((len(place_of), self.votes.shape[1]))
         for plate in np.unique(plate_of):
             asked = np.flatnonzero(plate_of == plate)
             places, own = place_of[asked], self._on_places(self.plate_of == plate)
-            said = everywhere[places] + (-1.0 if leave == "plate" else own_plate - 1) * (kernel[places] @ own)
+            said = everywhere[places] + (-1.0 if leave == "plate" else own_plate - 1) * (
+                kernel[places] @ own
+            )
             if leave == "well":
                 said -= own_plate * own[places]
-            said = said.clip(min=0) + _PRIOR_WELLS * self.prior  # what was taken out leaves rounding below zero
+            said = (
+                said.clip(min=0) + _PRIOR_WELLS * self.prior
+            )  # what was taken out leaves rounding below zero
             out[asked] = said / said.sum(axis=1, keepdims=True)
         return out
 
     def training_accuracy(self, width: float, own_plate: float, leave: str) -> float:
         """Share of training wells whose label is predicted when they are left out as `leave` says."""
-        predicted = self.predict(self.place_of, self.plate_of, width, own_plate, leave).argmax(axis=1)
+        predicted = self.predict(self.place_of, self.plate_of, width, own_plate, leave).argmax(
+            axis=1
+        )
         return float((predicted == self.votes.argmax(axis=1)).mean())
 
 
@@ -186,7 +203,10 @@ def cell_count(
     x, z = (x - centre) / scale, (z - centre) / scale
     support = np.bincount(train_labels, minlength=classes).astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        means = np.stack([np.bincount(train_labels, column, classes) for column in x.T], axis=1) / support[:, None]
+        means = (
+            np.stack([np.bincount(train_labels, column, classes) for column in x.T], axis=1)
+            / support[:, None]
+        )
         log_prior = np.log(support / support.sum())
     means = np.where(support[:, None] > 0, means, 0)
     residual = x - means[train_labels]
@@ -194,7 +214,9 @@ def cell_count(
     scatter = np.zeros((classes, 2, 2))
     np.add.at(scatter, train_labels, products)
     pooled = scatter.sum(axis=0) / len(x)
-    covariance = (scatter + _POOLED_SITES * pooled) / (support + _POOLED_SITES)[:, None, None] + 1e-3 * np.eye(2)
+    covariance = (scatter + _POOLED_SITES * pooled) / (support + _POOLED_SITES)[
+        :, None, None
+    ] + 1e-3 * np.eye(2)
     precision, log_determinant = np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1]
     delta = z[:, None] - means
     distance = np.einsum("nci,cij,ncj->nc", delta, precision, delta, optimize=True)
@@ -259,7 +281,9 @@ def standard_logistic(
 
 
 def logistic(
-    x: Float[np.ndarray, "train d"], targets: Int[np.ndarray, " train"], z: Float[np.ndarray, "test d"]
+    x: Float[np.ndarray, "train d"],
+    targets: Int[np.ndarray, " train"],
+    z: Float[np.ndarray, "test d"],
 ) -> Float[np.ndarray, "test classes"]:
     """Probabilities of multinomial logistic regression, half the squared weights (not the intercepts) added to the
     summed loss; columns should be of about deviation 1, `targets` number the classes that occur."""
@@ -273,10 +297,14 @@ def logistic(
         logits -= logits.max(axis=1, keepdims=True)
         log_sum = np.log(np.exp(logits).sum(axis=1, keepdims=True))
         error = np.exp(logits - log_sum) - ones
-        value = float((log_sum[:, 0] - logits[np.arange(n), targets]).sum() + 0.5 * (weights**2).sum())
+        value = float(
+            (log_sum[:, 0] - logits[np.arange(n), targets]).sum() + 0.5 * (weights**2).sum()
+        )
         return value, np.concatenate([error.sum(axis=0), (x.T @ error + weights).ravel()])
 
-    fit = minimize(loss, np.zeros(classes * (d + 1)), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}).x
+    fit = minimize(
+        loss, np.zeros(classes * (d + 1)), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}
+    ).x
     logits = z @ fit[classes:].reshape(d, classes) + fit[:classes]
     likelihood = np.exp(logits - logits.max(axis=1, keepdims=True))
     return likelihood / likelihood.sum(axis=1, keepdims=True)
@@ -304,5 +332,7 @@ BASELINES: dict[str, Baseline] = {
     "chance": Baseline("a class drawn by them", draw=chance_counts),
     "position": Baseline("nearest training wells", predict=position),
     "cell count": Baseline("number and area of the cells", predict=cell_count),
-    "intensity": Baseline("mean, spread and percentiles of each channel's pixels", predict=intensity),
+    "intensity": Baseline(
+        "mean, spread and percentiles of each channel's pixels", predict=intensity
+    ),
 }

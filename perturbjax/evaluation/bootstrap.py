@@ -49,12 +49,18 @@ class Estimate:
 Draws = dict[str, Float[np.ndarray, " replicates"]]
 
 
-def _weights(clusters: int, replicates: int, seed: int) -> Iterator[Float[np.ndarray, "chunk clusters"]]:
+def _weights(
+    clusters: int, replicates: int, seed: int
+) -> Iterator[Float[np.ndarray, "chunk clusters"]]:
     """How often each cluster is drawn in each replicate, `_CHUNK` replicates at a time."""
     rng = np.random.default_rng(seed)
     for rows in _chunks(replicates):
         drawn = rng.integers(clusters, size=(rows, clusters)) + clusters * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(np.float32)
+        yield (
+            np.bincount(drawn.ravel(), minlength=rows * clusters)
+            .reshape(rows, clusters)
+            .astype(np.float32)
+        )
 
 
 def _chunks(replicates: int) -> list[int]:
@@ -68,7 +74,9 @@ def _weights_within(
 
     A stratum of one cluster is always there, once.
     """
-    rng = np.random.default_rng([seed, 1])  # other draws than those of the scores that go by whole resamples
+    rng = np.random.default_rng(
+        [seed, 1]
+    )  # other draws than those of the scores that go by whole resamples
     order = np.argsort(strata, kind="stable")
     sizes = np.bincount(strata)
     first = np.cumsum(sizes) - sizes
@@ -79,7 +87,9 @@ def _weights_within(
     for rows in _chunks(replicates):
         drawn = first[of_draw] + rng.integers(sizes[of_draw], size=(rows, len(of_draw)))
         drawn += clusters * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters) * scale
+        times = (
+            np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters) * scale
+        )
         times[:, alone] = 1
         weights = np.empty((rows, clusters), dtype=np.float32)
         weights[:, order] = times
@@ -117,7 +127,9 @@ def _one_class_a_cluster(truth: Float[np.ndarray, "clusters classes"]) -> _Class
     return _Classes(strata, np.flatnonzero(alone), class_of[alone])
 
 
-def replicate(subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0) -> dict[str, Draws]:
+def replicate(
+    subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0
+) -> dict[str, Draws]:
     """Scores of every subject over the same resamples of the same clusters, so that they may be subtracted.
 
     Args:
@@ -132,8 +144,14 @@ def replicate(subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: i
     truth = next(iter(subjects.values())).truth
     within = _one_class_a_cluster(truth)
     repeated = within is not None and not len(within.single)
-    averaged = {name: one for name, one in METRICS.items() if one.class_averaged or (repeated and one.correlation)}
-    plain = {name: metric for name, metric in METRICS.items() if within is None or name not in averaged}
+    averaged = {
+        name: one
+        for name, one in METRICS.items()
+        if one.class_averaged or (repeated and one.correlation)
+    }
+    plain = {
+        name: metric for name, metric in METRICS.items() if within is None or name not in averaged
+    }
     of = clusters.pop()
     wider = dict.fromkeys(plain, _wider(of - 1))
     found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in subjects}
@@ -148,7 +166,10 @@ def replicate(subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: i
             for name, sums in summed.items():
                 sums.score(averaged, weights, times, found[name])
     return {
-        name: {metric: _widened(metric, np.concatenate(parts), wider[metric], of) for metric, parts in metrics.items()}
+        name: {
+            metric: _widened(metric, np.concatenate(parts), wider[metric], of)
+            for metric, parts in metrics.items()
+        }
         for name, metrics in found.items()
     }
 
@@ -176,7 +197,9 @@ def _from_z(values: Any, clusters: int) -> Any:
     return np.tanh(values) / (1 - 1 / (clusters + 1))
 
 
-def _spread(values: Float[np.ndarray, " replicates"], factor: float) -> Float[np.ndarray, " replicates"]:
+def _spread(
+    values: Float[np.ndarray, " replicates"], factor: float
+) -> Float[np.ndarray, " replicates"]:
     """Replicates moved away from their mean by a factor."""
     mean = values.mean(dtype=float)
     return mean + factor * (values - mean)
@@ -199,12 +222,17 @@ class _Sums:
     ) -> None:
         """Append the values of a chunk of replicates to each metric's list."""
         truth, predicted, hits, top = (weights @ part for part in self.parts)
-        sums, examples = Counts(truth, predicted, hits, top[:, 0], class_weight), self.counts.examples
+        sums, examples = (
+            Counts(truth, predicted, hits, top[:, 0], class_weight),
+            self.counts.examples,
+        )
         for name, metric in metrics.items():
             if metric.made_of == "counts":
                 into.setdefault(name, []).append(metric.function(sums))
             elif examples is not None:
-                values = metric.function(examples.labels, examples.probabilities, weights[:, examples.clusters])
+                values = metric.function(
+                    examples.labels, examples.probabilities, weights[:, examples.clusters]
+                )
                 into.setdefault(name, []).append(values)
 
 
@@ -214,12 +242,18 @@ def _compact(part: Float[np.ndarray, "clusters columns"]) -> np.ndarray | sparse
     return sparse.csc_array(part) if np.count_nonzero(part) < 0.1 * part.size else part
 
 
-def interval(values: Float[np.ndarray, " replicates"], value: float, confidence: float = 0.95) -> tuple[float, float]:
+def interval(
+    values: Float[np.ndarray, " replicates"], value: float, confidence: float = 0.95
+) -> tuple[float, float]:
     """The percentile interval that holds `confidence` of the replicates, moved so that their mean is `value`.
 
     Replicates tell the spread of a score, not its place: that of macro-F1 lies lower in them, since drawn wells repeat.
     """
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]) + value - values.mean(dtype=float)
+    low, high = (
+        np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+        + value
+        - values.mean(dtype=float)
+    )
     return float(min(low, value)), float(max(high, value))
 
 
@@ -249,15 +283,23 @@ class Resampled:
         return found
 
 
-def _scored(metric: Metric, value: float, values: Float[np.ndarray, " replicates"], clusters: int) -> Estimate:
+def _scored(
+    metric: Metric, value: float, values: Float[np.ndarray, " replicates"], clusters: int
+) -> Estimate:
     least, greatest = metric.bounds
     if not metric.correlation:
         return _estimate(value, values, least, greatest)
-    low, high = _from_z(np.array(interval(_z(values, clusters), float(_z(value, clusters)))), clusters)
-    return Estimate(value, max(float(min(low, value)), least), min(float(max(high, value)), greatest))
+    low, high = _from_z(
+        np.array(interval(_z(values, clusters), float(_z(value, clusters)))), clusters
+    )
+    return Estimate(
+        value, max(float(min(low, value)), least), min(float(max(high, value)), greatest)
+    )
 
 
-def _estimate(value: float, values: Float[np.ndarray, " replicates"], least: float, greatest: float) -> Estimate:
+def _estimate(
+    value: float, values: Float[np.ndarray, " replicates"], least: float, greatest: float
+) -> Estimate:
     low, high = interval(values, value)
     return Estimate(value, max(low, least), min(high, greatest))
 

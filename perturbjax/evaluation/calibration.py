@@ -29,7 +29,9 @@ class Confidence:
     """Accuracy where only the more confident half of the sites is answered."""
 
 
-def calibration_error(labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]) -> float:
+def calibration_error(
+    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
+) -> float:
     """Mean over bins of confidence of |accuracy - confidence|, each bin by its share of sites."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     where = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
@@ -37,25 +39,33 @@ def calibration_error(labels: Int[np.ndarray, " n"], probabilities: Float[np.nda
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def temperature(labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]) -> float:
+def temperature(
+    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
+) -> float:
     """The T under which softmax(log p / T) has the least log loss on these sites."""
     own = np.arange(len(labels)), labels
 
     def loss(log_temperature: float) -> float:
-        return float(-np.log(np.maximum(scaled(probabilities, np.exp(log_temperature))[own], _LEAST)).mean())
+        return float(
+            -np.log(np.maximum(scaled(probabilities, np.exp(log_temperature))[own], _LEAST)).mean()
+        )
 
     end = np.log(_HOTTEST)
     return float(np.exp(minimize_scalar(loss, bounds=(-end, end), method="bounded").x))
 
 
-def scaled(probabilities: Float[np.ndarray, "n classes"], temperature: float) -> Float[np.ndarray, "n classes"]:
+def scaled(
+    probabilities: Float[np.ndarray, "n classes"], temperature: float
+) -> Float[np.ndarray, "n classes"]:
     """softmax(log p / T): the same ranking, other confidence."""
     powers = np.maximum(probabilities, _LEAST).astype(float) ** (1 / temperature)
     return powers / powers.sum(axis=1, keepdims=True)
 
 
 def confidence(
-    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"], parts: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n classes"],
+    parts: Int[np.ndarray, " n"],
 ) -> Confidence:
     """Calibration as it is, and with the temperature of each part's sites fitted on all other parts.
 

@@ -70,7 +70,11 @@ def advice(judgement: Judgement, run: str | None) -> str:
         if judgement.n.plate > 1:
             return "Ask whether it holds on a plate that it never saw: `--split plate`."
         return "Image the same treatments on a further plate: whether it holds there cannot be said yet."
-    audit = "perturbjax audit --features …" if run is None else f"perturbjax audit --run {run} --out {run}/audit"
+    audit = (
+        "perturbjax audit --features …"
+        if run is None
+        else f"perturbjax audit --run {run} --out {run}/audit"
+    )
     more = "; its verdict then stands here" if run is not None else ""
     return f"Ask how much of it is left under every split that this data allows: `{audit}`{more}."
 
@@ -80,12 +84,18 @@ def _weak(judgement: Judgement, subject: str, rival: str, run: str | None) -> st
     level = judgement.levels[0]
     reached = level[subject].scores[HEADLINE].value
     trained = judgement.train.get(subject, {}).get(HEADLINE)
-    linear = "a linear model on a pretrained network's features (`perturbjax classify --preset linear`)"
+    linear = (
+        "a linear model on a pretrained network's features (`perturbjax classify --preset linear`)"
+    )
     if run is not None and trained is not None and trained <= level[rival].scores[HEADLINE].value:
         told = f"it reaches no more than {trained:.2f} on its own training sites"
         return f"Train longer (`--epochs`): {told}. Or try {linear}."
     if trained is not None and trained - reached > _BY_HEART:
-        helps = f"More wells and plates help, or {linear}" if run is not None else "More wells and plates help"
+        helps = (
+            f"More wells and plates help, or {linear}"
+            if run is not None
+            else "More wells and plates help"
+        )
         return f"It learned its training sites by heart ({trained:.2f} there, {reached:.2f} by site here). {helps}."
     if rival in ("cell count", "intensity"):
         changed = "brightness" if rival == "intensity" else "the number of cells"

@@ -56,7 +56,10 @@ class Subject:
 
 
 def run_as_subject(
-    predictions: pd.DataFrame, train_index: pd.DataFrame, test_index: pd.DataFrame, class_names: Sequence[str]
+    predictions: pd.DataFrame,
+    train_index: pd.DataFrame,
+    test_index: pd.DataFrame,
+    class_names: Sequence[str],
 ) -> tuple[Subject, Fold]:
     """A run's table of predictions, checked against its split: one subject and one fold.
 
@@ -80,7 +83,9 @@ def run_as_subject(
 
 def _require_columns(name: str, index: pd.DataFrame, needed: Sequence[str]) -> None:
     if missing := [column for column in needed if column not in index.columns]:
-        raise InputError(f"{name}: no column {missing[0]!r}; it has {', '.join(map(str, index.columns))}")
+        raise InputError(
+            f"{name}: no column {missing[0]!r}; it has {', '.join(map(str, index.columns))}"
+        )
 
 
 def judge(
@@ -116,10 +121,16 @@ def judge(
     test, wells = panel.test, panel.wells
     clusters = wells if whole == "well" else pd.factorize(test[PLATE])[0]
     levels = [panel.level("site", panel.answers, panel.labels, clusters)]
-    treated = ~test[NEGCON].to_numpy(dtype=bool) if NEGCON in test.columns else np.ones(len(test), dtype=bool)
+    treated = (
+        ~test[NEGCON].to_numpy(dtype=bool)
+        if NEGCON in test.columns
+        else np.ones(len(test), dtype=bool)
+    )
     if treated.any() and not treated.all():
         some = {name: answer[treated] for name, answer in panel.answers.items()}
-        levels.append(panel.level("treated", some, panel.labels[treated], pd.factorize(clusters[treated])[0]))
+        levels.append(
+            panel.level("treated", some, panel.labels[treated], pd.factorize(clusters[treated])[0])
+        )
     try:
         well_labels, together = panel.by_well()
         of_well = clusters[np.unique(wells, return_index=True)[1]]
@@ -144,7 +155,10 @@ def judge(
         seed=seed,
         replicates=replicates,
         resample=whole,
-        confidence={name: confidence(panel.labels, panel.answers[name], panel.parts) for name in panel.subjects},
+        confidence={
+            name: confidence(panel.labels, panel.answers[name], panel.parts)
+            for name in panel.subjects
+        },
     )
 
 
@@ -167,7 +181,9 @@ class _Panel:
         self.wells = well_ids(self.test)
         self.parts = judging_parts(folds, self.wells, seed)
         self.labels = label_numbers(self.test["label"], class_names, "test sites")
-        in_training = [label_numbers(fold.train["label"], class_names, "training sites") for fold in folds]
+        in_training = [
+            label_numbers(fold.train["label"], class_names, "training sites") for fold in folds
+        ]
         self.train_labels = np.concatenate(in_training)
         self.answers = {subject.name: np.concatenate(subject.test) for subject in subjects}
         for answer in self.answers.values():
@@ -186,14 +202,21 @@ class _Panel:
             else:
                 self.answers[name] = np.concatenate(parts)
 
-    def by_well(self) -> tuple[Int[np.ndarray, " wells"], dict[str, Float[np.ndarray, "wells classes"]]]:
+    def by_well(
+        self,
+    ) -> tuple[Int[np.ndarray, " wells"], dict[str, Float[np.ndarray, "wells classes"]]]:
         """True class of each well, and what its sites say together by the name of who said it.
 
         Raises:
             InputError: the sites of one well have different labels.
         """
-        together = {name: aggregate_wells(self.wells, self.labels, answer) for name, answer in self.answers.items()}
-        return next(iter(together.values()))[0], {name: mean for name, (_, mean) in together.items()}
+        together = {
+            name: aggregate_wells(self.wells, self.labels, answer)
+            for name, answer in self.answers.items()
+        }
+        return next(iter(together.values()))[0], {
+            name: mean for name, (_, mean) in together.items()
+        }
 
     def level(
         self,
@@ -206,20 +229,29 @@ class _Panel:
         counts = {subject: count(labels, answers[subject], clusters) for subject in self.subjects}
         for baseline, how in self.baselines.items():
             if how.draw is not None:
-                counts[baseline] = how.draw(labels, self.train_labels, self.classes, clusters, seed=self.seed)
+                counts[baseline] = how.draw(
+                    labels, self.train_labels, self.classes, clusters, seed=self.seed
+                )
             elif baseline in answers:
                 counts[baseline] = count(labels, answers[baseline], clusters)
         baselines = [one for one in counts if one not in self.subjects]
         found = resample(counts, replicates=self.replicates, seed=self.seed)
         rows = [
-            Scored(one, False, found.scores(one), {other: found.lead(one, other) for other in baselines})
+            Scored(
+                one,
+                False,
+                found.scores(one),
+                {other: found.lead(one, other) for other in baselines},
+            )
             for one in self.subjects
         ]
         rows += [Scored(one, True, found.scores(one), {}) for one in baselines]
         return Level(name, len(labels), tuple(rows))
 
 
-def judging_parts(folds: Sequence[Fold], wells: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " n"]:
+def judging_parts(
+    folds: Sequence[Fold], wells: Int[np.ndarray, " n"], seed: int
+) -> Int[np.ndarray, " n"]:
     """What temperatures are fitted across: folds, or of a single fold two halves of its wells, dealt by luck."""
     if len(folds) > 1:
         return np.repeat(np.arange(len(folds)), [len(fold.test) for fold in folds])
@@ -235,7 +267,10 @@ def _train_scores(
             score(label_numbers(fold.train["label"], class_names, "training sites"), answer)
             for fold, answer in zip(folds, subject.train, strict=True)
         ]
-        yield subject.name, {metric: float(np.mean([one[metric] for one in scores])) for metric in METRICS}
+        yield (
+            subject.name,
+            {metric: float(np.mean([one[metric] for one in scores])) for metric in METRICS},
+        )
 
 
 def _mean_overlap(folds: Sequence[Fold]) -> Overlap:

@@ -57,7 +57,9 @@ class Level:
     @property
     def best_baseline(self) -> Scored:
         """The baseline with the best headline score; the first of equals."""
-        return max((row for row in self.rows if row.baseline), key=lambda row: row.scores[HEADLINE].value)
+        return max(
+            (row for row in self.rows if row.baseline), key=lambda row: row.scores[HEADLINE].value
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +108,17 @@ class Judgement:
     @property
     def shown(self) -> tuple[Level, ...]:
         """Levels worth a table: that of wells where they hold several sites."""
-        return tuple(level for level in self.levels if level.name != "well" or self.n.well < self.n.site)
+        return tuple(
+            level for level in self.levels if level.name != "well" or self.n.well < self.n.site
+        )
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Metrics worth a column."""
         found = {metric for level in self.levels for row in level.rows for metric in row.scores}
-        return tuple(m for m, what in METRICS.items() if m in found and self.n.classes >= what.least_classes)
+        return tuple(
+            m for m, what in METRICS.items() if m in found and self.n.classes >= what.least_classes
+        )
 
     @property
     def split_name(self) -> str:
@@ -128,7 +134,10 @@ class Judgement:
         """One subject, called "model", beside the baselines, by site and by well: as a run is judged."""
         levels = []
         for level in (level for level in self.levels if level.name in ("site", "well")):
-            rows = (dataclasses.replace(level[subject], name=MODEL), *(row for row in level.rows if row.baseline))
+            rows = (
+                dataclasses.replace(level[subject], name=MODEL),
+                *(row for row in level.rows if row.baseline),
+            )
             levels.append(dataclasses.replace(level, rows=rows))
         train = {MODEL: self.train[subject]} if subject in self.train else {}
         sure = {MODEL: self.confidence[subject]} if subject in self.confidence else {}
@@ -138,7 +147,11 @@ class Judgement:
         """What a reader of the scores has to know, most damaging first; empty if nothing was found."""
         found = self.overlap.warnings(self.split)
         if len(self.subjects) == 1:
-            return found + [sentence for level in self.shown if (sentence := _beaten(level, level[self.subjects[0]]))]
+            return found + [
+                sentence
+                for level in self.shown
+                if (sentence := _beaten(level, level[self.subjects[0]]))
+            ]
         return found + _unbeaten(self.levels[0])
 
 
@@ -150,12 +163,16 @@ def _beaten(level: Level, subject: Scored) -> str:
     below = [name for name, lead in leads.items() if lead.high < 0]
     unclear = [name for name, lead in leads.items() if lead.low <= 0 <= lead.high]
     parts = [
-        f"{verb} {', '.join(names)}" for verb, names in (("below", below), ("not clearly above", unclear)) if names
+        f"{verb} {', '.join(names)}"
+        for verb, names in (("below", below), ("not clearly above", unclear))
+        if names
     ]
     words = METRICS[HEADLINE].words
     if parts:
         return f"{level.words}, the {subject.name}'s {words} is {' and '.join(parts)}"
-    better = [row for row in level.rows if row.baseline and subject.leads[row.name]["accuracy"].high < 0]
+    better = [
+        row for row in level.rows if row.baseline and subject.leads[row.name]["accuracy"].high < 0
+    ]
     if not better:
         return ""
     told = ", ".join(f"{row.name} ({row.scores['accuracy'].value:.3f})" for row in better)
@@ -187,7 +204,10 @@ def to_json(judgement: Judgement) -> dict[str, Any]:
         "split": judgement.split,
         "split_words": judgement.split_words,
         "n": plain(judgement.n),
-        "levels": {level.name: {row.name: plain(row)["scores"] for row in level.rows} for level in judgement.levels},
+        "levels": {
+            level.name: {row.name: plain(row)["scores"] for row in level.rows}
+            for level in judgement.levels
+        },
         "leads": {level.name: plain(level[subject])["leads"] for level in judgement.levels},
         "train": judgement.train.get(subject, {}),
         "confidence": plain(judgement.confidence[subject]),
@@ -210,7 +230,9 @@ def read_judgement(path: Path) -> Judgement:
     try:
         return _from_json(found)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is no judgement ({error}); run `perturbjax evaluate` again") from error
+        raise InputError(
+            f"{path}: is no judgement ({error}); run `perturbjax evaluate` again"
+        ) from error
 
 
 def _from_json(found: dict[str, Any]) -> Judgement:
@@ -222,7 +244,11 @@ def _from_json(found: dict[str, Any]) -> Judgement:
         return Scored(name, name != MODEL, estimates(scores), leads)
 
     levels = [
-        Level(level, found["n"][level], tuple(row(name, of, found["leads"][level]) for name, of in subjects.items()))
+        Level(
+            level,
+            found["n"][level],
+            tuple(row(name, of, found["leads"][level]) for name, of in subjects.items()),
+        )
         for level, subjects in found["levels"].items()
     ]
     return Judgement(
@@ -241,8 +267,12 @@ def tested_on(judgement: Judgement) -> str:
     """One sentence: how the split was made, and how much the test part holds."""
     n = judgement.n
     sizes = {"site": n.site, "well": n.well, "plate": n.plate}
-    tested = ", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in sizes.items())
-    trained = "trained on" if judgement.folds == 1 else f"{judgement.folds} folds, each trained on about"
+    tested = ", ".join(
+        f"{count} {what}{'' if count == 1 else 's'}" for what, count in sizes.items()
+    )
+    trained = (
+        "trained on" if judgement.folds == 1 else f"{judgement.folds} folds, each trained on about"
+    )
     return (
         f"Split by {judgement.split_name}: {judgement.split_words}. Tested on {tested}, "
         f"{n.test_classes} of {n.classes} classes; {trained} {n.train_site} sites."
@@ -266,7 +296,9 @@ def headline(judgement: Judgement) -> list[str]:
 def ranked(level: Level, names: Sequence[str]) -> list[Scored]:
     """The rows of these names, best headline score first; of equals the more accurate, then the first."""
     rows = [row for row in level.rows if row.name in names]
-    return sorted(rows, key=lambda row: (-row.scores[HEADLINE].value, -row.scores["accuracy"].value))
+    return sorted(
+        rows, key=lambda row: (-row.scores[HEADLINE].value, -row.scores["accuracy"].value)
+    )
 
 
 def calibrated(confidence: Confidence) -> str:
@@ -282,7 +314,11 @@ def calibrated(confidence: Confidence) -> str:
 
 def cell(estimate: Estimate | None, gap: str = " ") -> str:
     """`0.712 [0.65, 0.77]`; empty where there is no such score."""
-    return "" if estimate is None else f"{estimate.value:z.3f}{gap}[{estimate.low:z.2f}, {estimate.high:z.2f}]"
+    return (
+        ""
+        if estimate is None
+        else f"{estimate.value:z.3f}{gap}[{estimate.low:z.2f}, {estimate.high:z.2f}]"
+    )
 
 
 def _capital(words: str) -> str:

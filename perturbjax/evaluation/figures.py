@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 #: One colour a meaning, in every figure: told apart in the common colour blindnesses (Wong 2011).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 _PART = {"train": (BLUE, "training sites"), "test": (ORANGE, "held-out sites")}
-_LEVEL = {"site": (BLUE, "by site"), "treated": (GREEN, "by treated row"), "well": (ORANGE, "by well")}
+_LEVEL = {
+    "site": (BLUE, "by site"),
+    "treated": (GREEN, "by treated row"),
+    "well": (ORANGE, "by well"),
+}
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -65,14 +69,26 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     """
     from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
-    panels = [("loss", "loss (cross-entropy, nats)"), ("accuracy", "accuracy"), ("learning_rate", "learning rate")]
+    panels = [
+        ("loss", "loss (cross-entropy, nats)"),
+        ("accuracy", "accuracy"),
+        ("learning_rate", "learning rate"),
+    ]
     table = pd.DataFrame(list(rows))
-    panels = [(key, title) for key, title in panels if key in table and "epoch" in table and table[key].notna().any()]
+    panels = [
+        (key, title)
+        for key, title in panels
+        if key in table and "epoch" in table and table[key].notna().any()
+    ]
     if not panels:
-        raise InputError("metrics.jsonl: has no epoch with a loss, an accuracy or a learning rate to draw")
+        raise InputError(
+            "metrics.jsonl: has no epoch with a loss, an accuracy or a learning rate to draw"
+        )
     split = table["split"] if "split" in table else pd.Series("train", index=table.index)
     with _figure(path, 3.6 * len(panels), 2.9) as figure:
-        for axes, (key, title) in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
+        for axes, (key, title) in zip(
+            np.ravel(figure.subplots(1, len(panels))), panels, strict=True
+        ):
             parts = ["train"] if key == "learning_rate" else list(_PART)
             for part in parts:
                 line = table[(split == part) & table[key].notna()]
@@ -80,7 +96,9 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
                     continue
                 colour, label = _PART[part] if key != "learning_rate" else (GREY, None)
                 marker = "o" if len(line) <= 40 else None
-                axes.plot(line["epoch"], line[key], color=colour, label=label, marker=marker, markersize=3)
+                axes.plot(
+                    line["epoch"], line[key], color=colour, label=label, marker=marker, markersize=3
+                )
             axes.set(title=title, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             if key == "learning_rate":
@@ -100,7 +118,11 @@ def plot_scores(judgement: Judgement, path: Path) -> Path:
         panels = np.ravel(figure.subplots(1, len(metrics), sharey=True))
         for axes, metric in zip(panels, metrics, strict=True):
             for offset, level in zip(_offsets(len(levels)), levels, strict=True):
-                known = [(at, row.scores[metric]) for at, row in enumerate(level.rows) if metric in row.scores]
+                known = [
+                    (at, row.scores[metric])
+                    for at, row in enumerate(level.rows)
+                    if metric in row.scores
+                ]
                 value, low, high = np.array([(one.value, one.low, one.high) for _, one in known]).T
                 axes.errorbar(
                     value, np.array([at for at, _ in known]) + offset, xerr=[value - low, high - value], fmt="o",
@@ -156,17 +178,27 @@ def plot_splits(levels: Mapping[str, Level], subject: str, path: Path) -> Path:
         panels = np.ravel(figure.subplots(1, len(levels), sharey=True, sharex=True))
         for axes, (split, level) in zip(panels, levels.items(), strict=True):
             for row in level.rows:
-                y, found, colour = names.index(row.name), row.scores[HEADLINE], BLUE if row.name == subject else GREY
+                y, found, colour = (
+                    names.index(row.name),
+                    row.scores[HEADLINE],
+                    BLUE if row.name == subject else GREY,
+                )
                 axes.plot([found.low, found.high], [y, y], color=colour, linewidth=2)
                 axes.plot(found.value, y, "o", color=colour, markersize=5)
-            axes.set(title=f"split by {split} (n = {level.n})", xlabel=METRICS[HEADLINE].words, xlim=(-0.02, 1.02))
+            axes.set(
+                title=f"split by {split} (n = {level.n})",
+                xlabel=METRICS[HEADLINE].words,
+                xlim=(-0.02, 1.02),
+            )
             axes.grid(axis="y", visible=False)
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
     return Path(path)
 
 
-def plot_confusion(matrix: Int[np.ndarray, "classes classes"], class_names: Sequence[str], path: Path) -> Path:
+def plot_confusion(
+    matrix: Int[np.ndarray, "classes classes"], class_names: Sequence[str], path: Path
+) -> Path:
     """Share of each true class (row) predicted as each class (column); most frequent classes first.
 
     Rows are the classes that occur in the truth, columns those that occur in the truth or among the predictions.
@@ -182,8 +214,12 @@ def plot_confusion(matrix: Int[np.ndarray, "classes classes"], class_names: Sequ
     side = 2.2 + 0.34 * len(columns) if named else 8.0
     with _figure(path, max(side + 1.2, 5), max(side, 4)) as figure:
         axes = figure.subplots()
-        image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest")
-        bar = figure.colorbar(image, ax=axes, label="share of the true class", ticks=[0, 0.05, 0.2, 0.5, 1])
+        image = axes.imshow(
+            share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest"
+        )
+        bar = figure.colorbar(
+            image, ax=axes, label="share of the true class", ticks=[0, 0.05, 0.2, 0.5, 1]
+        )
         bar.ax.set_yticklabels(["0", "5 %", "20 %", "50 %", "100 %"])
         axes.grid(visible=False)
         if named:
@@ -196,11 +232,27 @@ def plot_confusion(matrix: Int[np.ndarray, "classes classes"], class_names: Sequ
             for (row, column), value in np.ndenumerate(share):
                 if value >= 0.005:
                     colour = "white" if value > 0.4 else "black"
-                    axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=7)
+                    axes.text(
+                        column,
+                        row,
+                        f"{100 * value:.0f}",
+                        ha="center",
+                        va="center",
+                        color=colour,
+                        fontsize=7,
+                    )
         title = "confusion of held-out sites"
         title += ", in % of the true class" if len(columns) <= _NUMBERED_CLASSES else ""
-        title += "" if named else f": {len(columns)} classes, most frequent first; the most predicted are named"
-        axes.set(title=title, xlabel="predicted class", ylabel="true class (sites)" if named else "true class")
+        title += (
+            ""
+            if named
+            else f": {len(columns)} classes, most frequent first; the most predicted are named"
+        )
+        axes.set(
+            title=title,
+            xlabel="predicted class",
+            ylabel="true class (sites)" if named else "true class",
+        )
     return Path(path)
 
 
@@ -225,19 +277,32 @@ def plot_recall(table: pd.DataFrame, path: Path) -> Path:
     """
     present = table[table["sites"] > 0].sort_values("sites", ascending=False, kind="stable")
     crowded = len(present) > _NAMED_CLASSES
-    shown = present.head(30 if crowded else len(present)).sort_values("recall", ascending=False, kind="stable")
+    shown = present.head(30 if crowded else len(present)).sort_values(
+        "recall", ascending=False, kind="stable"
+    )
     with _figure(path, 9 if crowded else 6.5, 0.2 * len(shown) + 1.1) as figure:
-        panels = figure.subplots(1, 2 if crowded else 1, width_ratios=[3, 2] if crowded else None, squeeze=False)[0]
+        panels = figure.subplots(
+            1, 2 if crowded else 1, width_ratios=[3, 2] if crowded else None, squeeze=False
+        )[0]
         axes = panels[0]
         axes.barh(np.arange(len(shown)), shown["recall"], color=BLUE, height=0.72)
         names = [f"{row['class']} ({row['sites']}, {row['wells']})" for _, row in shown.iterrows()]
         axes.set_yticks(np.arange(len(shown)), names)
-        axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6), xlabel="recall (share of its sites recognised)")
-        axes.set_title((f"{len(shown)} most frequent classes" if crowded else "all classes") + " (sites, wells)")
+        axes.set(
+            xlim=(0, 1),
+            ylim=(len(shown) - 0.4, -0.6),
+            xlabel="recall (share of its sites recognised)",
+        )
+        axes.set_title(
+            (f"{len(shown)} most frequent classes" if crowded else "all classes")
+            + " (sites, wells)"
+        )
         axes.grid(axis="y", visible=False)
         if crowded:
             panels[1].hist(present["recall"], bins=np.linspace(0, 1, 21), color=BLUE)
-            panels[1].set(title=f"all {len(present)} classes", xlabel="recall", ylabel="classes", xlim=(0, 1))
+            panels[1].set(
+                title=f"all {len(present)} classes", xlabel="recall", ylabel="classes", xlim=(0, 1)
+            )
             panels[1].set_box_aspect(0.8)
             panels[1].set_anchor("N")
     return Path(path)
@@ -275,13 +340,17 @@ def plot_plates(
             axes.set_facecolor("#F2F2F2")
             image = axes.imshow(grid, cmap="viridis", vmin=0, vmax=max(wells["true"].max(), 1e-3))
             axes.set_title(str(plate), fontsize=8)
-            axes.set_xticks(range(0, width, 4 if width > 12 else 2), range(1, width + 1, 4 if width > 12 else 2))
+            axes.set_xticks(
+                range(0, width, 4 if width > 12 else 2), range(1, width + 1, 4 if width > 12 else 2)
+            )
             axes.set_yticks(range(0, height, 3), [row_name(row) for row in range(0, height, 3)])
             axes.tick_params(labelsize=7, length=2)
             axes.grid(visible=False)
         for axes in panels[len(plates) :]:
             axes.axis("off")
-        figure.colorbar(image, ax=panels.tolist(), label="mean probability of the true class", shrink=0.7)
+        figure.colorbar(
+            image, ax=panels.tolist(), label="mean probability of the true class", shrink=0.7
+        )
         total = wells["plate"].nunique()
         figure.suptitle("held-out wells" + (f" of {len(plates)} of {total} plates" if total > len(plates) else ""),
                         x=0.01, ha="left", fontsize=10)  # fmt: skip
@@ -289,7 +358,10 @@ def plot_plates(
 
 
 def plot_reliability(
-    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"], path: Path, bins: int = 10
+    labels: Int[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n classes"],
+    path: Path,
+    bins: int = 10,
 ) -> Path:
     """Accuracy against stated confidence, and how often each confidence is stated.
 
@@ -308,7 +380,10 @@ def plot_reliability(
         upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as stated")
         upper.plot(stated, reached, "o-", color=BLUE, markersize=4, label="model")
         upper.set(
-            title=f"calibration of held-out sites, error {error:.3f}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1)
+            title=f"calibration of held-out sites, error {error:.3f}",
+            ylabel="accuracy",
+            xlim=(0, 1),
+            ylim=(0, 1),
         )
         upper.legend(loc="upper left")
         lower.bar(edges[:-1], sites, width=1 / bins, align="edge", color=BLUE, edgecolor="white")

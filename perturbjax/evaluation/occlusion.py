@@ -25,11 +25,16 @@ class Asked(Protocol):
     """What is asked of a network (`inference.Network`)."""
 
     def changed(
-        self, dataset: Dataset, positions: Int[np.ndarray, " n"], change: Callable[[RawBatch, int], RawBatch]
+        self,
+        dataset: Dataset,
+        positions: Int[np.ndarray, " n"],
+        change: Callable[[RawBatch, int], RawBatch],
     ) -> Predictions: ...
 
 
-def occlude(network: Asked, dataset: Dataset, positions: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n g g"]:
+def occlude(
+    network: Asked, dataset: Dataset, positions: Int[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n g g"]:
     """By how much the probability of the answer to each site falls where a window is hidden; below 0 it rises."""
     asked = 1 + GRID**2  # as it is, then with each window hidden
 
@@ -60,7 +65,9 @@ def window_at(number: int, height: int, width: int) -> tuple[slice, slice]:
     return sides[0], sides[1]
 
 
-def summary(drops: Float[np.ndarray, "n g g"], cells: Float[np.ndarray, "n g g"]) -> dict[str, float]:
+def summary(
+    drops: Float[np.ndarray, "n g g"], cells: Float[np.ndarray, "n g g"]
+) -> dict[str, float]:
     """In numbers: `largest`, the mean over sites of the greatest loss; `on_cells`, the share of all that is lost in
     windows about a cell's pixel, and `cells`, the share of such windows.
 
@@ -70,7 +77,11 @@ def summary(drops: Float[np.ndarray, "n g g"], cells: Float[np.ndarray, "n g g"]
     lost = np.maximum(drops, 0)
     total = float(lost.sum())
     on_cells = float((lost * cells).sum() / total) if total else 0.0
-    return {"largest": float(lost.max(axis=(1, 2)).mean()), "on_cells": on_cells, "cells": float(cells.mean())}
+    return {
+        "largest": float(lost.max(axis=(1, 2)).mean()),
+        "on_cells": on_cells,
+        "cells": float(cells.mean()),
+    }
 
 
 def middles(mask: Int[np.ndarray, "h w"] | np.ndarray) -> Float[np.ndarray, "g g"]:

@@ -45,7 +45,9 @@ def permutation_p(
     first = np.unique(wells, return_index=True)[1]
     of_well, block_of, classes = labels[first], blocks[first], probabilities.shape[1]
     if (of_well[wells] != labels).any():
-        raise Unavailable("the sites of one well have different labels, so wells cannot be exchanged")
+        raise Unavailable(
+            "the sites of one well have different labels, so wells cannot be exchanged"
+        )
     ways = _log_ways(of_well, block_of)
     if ways < np.log(_LEAST_WAYS):
         raise Unavailable(
@@ -63,8 +65,12 @@ def permutation_p(
         shuffled = order if row == 0 else np.lexsort((rng.random(len(first)), block_of))
         dealt[order] = of_well[shuffled]
         truth = np.bincount(dealt, weights=sites, minlength=classes)
-        hits = np.bincount(dealt, weights=predicted[np.arange(len(first)), dealt], minlength=classes)
-        scores[row] = METRICS[metric].function(Counts(truth, predicted.sum(axis=0), hits, np.float64(0)))
+        hits = np.bincount(
+            dealt, weights=predicted[np.arange(len(first)), dealt], minlength=classes
+        )
+        scores[row] = METRICS[metric].function(
+            Counts(truth, predicted.sum(axis=0), hits, np.float64(0))
+        )
     return float((scores >= scores[0] - 1e-12).mean())
 
 

@@ -39,7 +39,9 @@ def predictions_table(
         label: the true class of each row; empty where it is not known.
     """
     names = np.asarray(class_names, dtype=object)
-    metadata = index[[column for column in index.columns if column.startswith("Metadata_")]].reset_index(drop=True)
+    metadata = index[
+        [column for column in index.columns if column.startswith("Metadata_")]
+    ].reset_index(drop=True)
     answers = pd.DataFrame(
         {
             "site_id": index["site_id"].to_numpy(),
@@ -48,7 +50,9 @@ def predictions_table(
             "predicted": names[probabilities.argmax(axis=1)],
         }
     )
-    wide = pd.DataFrame(probabilities.astype(np.float32), columns=[_PROBABILITY + name for name in class_names])
+    wide = pd.DataFrame(
+        probabilities.astype(np.float32), columns=[_PROBABILITY + name for name in class_names]
+    )
     return pd.concat([metadata, answers, wide], axis=1)
 
 
@@ -72,7 +76,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 def classes_of(table: pd.DataFrame) -> list[str]:
     """The classes that a table has probabilities of, in their order."""
-    return [column.removeprefix(_PROBABILITY) for column in table.columns if column.startswith(_PROBABILITY)]
+    return [
+        column.removeprefix(_PROBABILITY)
+        for column in table.columns
+        if column.startswith(_PROBABILITY)
+    ]
 
 
 def without_probabilities(table: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +99,9 @@ def labels_and_probabilities(
     columns = [_PROBABILITY + name for name in class_names]
     for column in ("site_id", "label", *columns):
         if column not in table.columns:
-            raise InputError(f"predictions: no column {column!r}; predict again with the run's own classes")
+            raise InputError(
+                f"predictions: no column {column!r}; predict again with the run's own classes"
+            )
     labels = label_numbers(table["label"], class_names, "predictions")
     probabilities = table[columns].to_numpy(dtype=np.float32)
     check_probabilities(labels, probabilities, list(table["site_id"]))
@@ -123,15 +133,21 @@ def predictions_of(
     _refuse_repeated(table["site_id"], "predictions")
     _refuse_repeated(index["site_id"], "index")
     if missing := sorted(set(index["site_id"]) - set(table["site_id"])):
-        raise InputError(f"predictions: none for {part} site {missing[0]} ({len(missing)} missing); predict again")
+        raise InputError(
+            f"predictions: none for {part} site {missing[0]} ({len(missing)} missing); predict again"
+        )
     if foreign := sorted(set(table["site_id"]) - set(index["site_id"])):
-        raise InputError(f"predictions: site {foreign[0]} is not in the {part} part ({len(foreign)} such sites)")
+        raise InputError(
+            f"predictions: site {foreign[0]} is not in the {part} part ({len(foreign)} such sites)"
+        )
     rows = table.set_index("site_id", drop=False).loc[index["site_id"]].reset_index(drop=True)
     _, probabilities = labels_and_probabilities(rows, class_names)
     return rows["label"], probabilities
 
 
-def label_numbers(labels: pd.Series, class_names: Sequence[str], table: str) -> Int[np.ndarray, " n"]:
+def label_numbers(
+    labels: pd.Series, class_names: Sequence[str], table: str
+) -> Int[np.ndarray, " n"]:
     """Class names as numbers in logit order.
 
     Raises:
@@ -140,10 +156,14 @@ def label_numbers(labels: pd.Series, class_names: Sequence[str], table: str) -> 
     numbers = labels.map({name: number for number, name in enumerate(class_names)})
     if numbers.isna().any():
         unknown = labels[numbers.isna().to_numpy()].iloc[0]
-        raise InputError(f"{table}: label {unknown!r} is not one of the run's {len(class_names)} classes (labels.json)")
+        raise InputError(
+            f"{table}: label {unknown!r} is not one of the run's {len(class_names)} classes (labels.json)"
+        )
     return numbers.to_numpy(dtype=int)
 
 
 def _refuse_repeated(site_ids: pd.Series, table: str) -> None:
     if (repeated := site_ids.duplicated()).any():
-        raise InputError(f"{table}: site {site_ids[repeated].iloc[0]} occurs more than once; every site counts once")
+        raise InputError(
+            f"{table}: site {site_ids[repeated].iloc[0]} occurs more than once; every site counts once"
+        )

@@ -49,7 +49,9 @@ def unit_rows(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
 
 
 def average_precision(
-    similarity: Float[np.ndarray, "q n"], positives: Bool[np.ndarray, "q n"], negatives: Bool[np.ndarray, "q n"]
+    similarity: Float[np.ndarray, "q n"],
+    positives: Bool[np.ndarray, "q n"],
+    negatives: Bool[np.ndarray, "q n"],
 ) -> Float[np.ndarray, " q"]:
     """How well each row ranks its positives before its negatives, by similarity.
 
@@ -67,7 +69,9 @@ def average_precision(
 
 
 def recall_at_top(
-    similarity: Float[np.ndarray, "q n"], positives: Bool[np.ndarray, "q n"], negatives: Bool[np.ndarray, "q n"]
+    similarity: Float[np.ndarray, "q n"],
+    positives: Bool[np.ndarray, "q n"],
+    negatives: Bool[np.ndarray, "q n"],
 ) -> Float[np.ndarray, " q"]:
     """Share of each row's positives among the most similar 1 % of what it may retrieve (one at least).
 
@@ -82,7 +86,9 @@ def recall_at_top(
     return found
 
 
-def _blocks(features: Float[np.ndarray, "n d"]) -> Iterator[tuple[Int[np.ndarray, " q"], Float[np.ndarray, "q n"]]]:
+def _blocks(
+    features: Float[np.ndarray, "n d"],
+) -> Iterator[tuple[Int[np.ndarray, " q"], Float[np.ndarray, "q n"]]]:
     """Rows, and their similarity to all, some at a time."""
     unit = unit_rows(features)
     for start in range(0, len(unit), _BLOCK):
@@ -90,13 +96,17 @@ def _blocks(features: Float[np.ndarray, "n d"]) -> Iterator[tuple[Int[np.ndarray
         yield rows, unit[rows] @ unit.T
 
 
-def _null(positives: int, negatives: int, draws: int, rng: np.random.Generator) -> Float[np.ndarray, " draws"]:
+def _null(
+    positives: int, negatives: int, draws: int, rng: np.random.Generator
+) -> Float[np.ndarray, " draws"]:
     """Average precision of random rankings."""
     places = np.sort(_places(positives, positives + negatives, draws, rng), axis=1) + 1
     return (np.arange(1, positives + 1) / places).mean(axis=1)
 
 
-def _places(few: int, of: int, draws: int, rng: np.random.Generator) -> Int[np.ndarray, "draws few"]:
+def _places(
+    few: int, of: int, draws: int, rng: np.random.Generator
+) -> Int[np.ndarray, "draws few"]:
     """So many different numbers below `of`, drawn anew for each row."""
     if few * few > of:
         return np.stack([rng.choice(of, few, replace=False, shuffle=False) for _ in range(draws)])
@@ -160,8 +170,14 @@ def replicate_retrieval(
     queries = _queries(features, pairs).assign(label=metadata[label_column].astype(str).to_numpy())
     queries = queries[queries["ap"].notna()]
     rng = np.random.default_rng(seed)
-    nulls = {size: _null(*size, draws, rng) for size in sorted(set(zip(queries["p"], queries["n"], strict=True)))}
-    found = [_perturbation(str(label), group, nulls) for label, group in queries.groupby("label", sort=True)]
+    nulls = {
+        size: _null(*size, draws, rng)
+        for size in sorted(set(zip(queries["p"], queries["n"], strict=True)))
+    }
+    found = [
+        _perturbation(str(label), group, nulls)
+        for label, group in queries.groupby("label", sort=True)
+    ]
     table = pd.DataFrame(found, columns=["label", "wells", "map", "recall", "chance", "p"])
     tested = table["p"].notna()
     table.loc[tested, "q"] = false_discovery_control(table.loc[tested, "p"]) if tested.any() else []
@@ -174,7 +190,9 @@ def _queries(features: Float[np.ndarray, "n d"], pairs: Pairs) -> pd.DataFrame:
     for rows, similarity in _blocks(features):
         positives, negatives = pairs(rows)
         columns = {"ap": average_precision, "recall": recall_at_top}
-        part = pd.DataFrame({name: measure(similarity, positives, negatives) for name, measure in columns.items()})
+        part = pd.DataFrame(
+            {name: measure(similarity, positives, negatives) for name, measure in columns.items()}
+        )
         parts.append(part.assign(p=positives.sum(axis=1), n=negatives.sum(axis=1)))
     return pd.concat(parts, ignore_index=True)
 
@@ -195,7 +213,9 @@ def _shared(metadata: pd.DataFrame, restriction: str) -> Int[np.ndarray, " n"]:
     return np.arange(len(metadata))
 
 
-def _perturbation(label: str, queries: pd.DataFrame, nulls: dict[tuple[int, int], np.ndarray]) -> dict[str, object]:
+def _perturbation(
+    label: str, queries: pd.DataFrame, nulls: dict[tuple[int, int], np.ndarray]
+) -> dict[str, object]:
     """One perturbation's mean average precision beside that of random rankings.
 
     Queries of the same size share their random rankings, as in copairs: replicates retrieve each other, so their
@@ -203,15 +223,28 @@ def _perturbation(label: str, queries: pd.DataFrame, nulls: dict[tuple[int, int]
     """
     null = np.mean([nulls[size] for size in zip(queries["p"], queries["n"], strict=True)], axis=0)
     value, chance = queries["ap"].mean(), null.mean()
-    p = (1 + (null >= value).sum()) / (1 + len(null)) if _rankings(queries) >= _LEAST_RANKINGS else np.nan
+    p = (
+        (1 + (null >= value).sum()) / (1 + len(null))
+        if _rankings(queries) >= _LEAST_RANKINGS
+        else np.nan
+    )
     recall = queries["recall"].mean()
-    return {"label": label, "wells": len(queries), "map": value, "recall": recall, "chance": chance, "p": p}
+    return {
+        "label": label,
+        "wells": len(queries),
+        "map": value,
+        "recall": recall,
+        "chance": chance,
+        "p": p,
+    }
 
 
 def _rankings(queries: pd.DataFrame) -> float:
     """In how many ways the query that has most could have ranked its positives among all."""
     p, n = queries["p"], queries["n"]
-    return float(np.exp(np.minimum(gammaln(p + n + 1) - gammaln(p + 1) - gammaln(n + 1), 100).max()))
+    return float(
+        np.exp(np.minimum(gammaln(p + n + 1) - gammaln(p + 1) - gammaln(n + 1), 100).max())
+    )
 
 
 def match_mechanisms(
@@ -256,15 +289,22 @@ def nearest_mechanisms(
         if batch is not None:
             allowed &= batch[rows, None] != batch
         nearest = np.where(allowed, similarity, -np.inf).argmax(axis=1)
-        chance = (allowed & (mechanism[rows, None] == mechanism)).sum(axis=1) / np.maximum(allowed.sum(axis=1), 1)
+        chance = (allowed & (mechanism[rows, None] == mechanism)).sum(axis=1) / np.maximum(
+            allowed.sum(axis=1), 1
+        )
         right = mechanism[nearest] == mechanism[rows]
         parts.append(pd.DataFrame({"nearest": nearest, "right": right, "chance": chance}))
     return pd.concat(parts, ignore_index=True)
 
 
-def negative_controls(metadata: pd.DataFrame, label_column: str = COMPOUND) -> Bool[np.ndarray, " n"]:
+def negative_controls(
+    metadata: pd.DataFrame, label_column: str = COMPOUND
+) -> Bool[np.ndarray, " n"]:
     """The wells that `Metadata_control_type` calls negcon; without any, those whose label names the vehicle."""
-    if CONTROL_TYPE in metadata.columns and (marked := metadata[CONTROL_TYPE] == NEGATIVE_CONTROL).any():
+    if (
+        CONTROL_TYPE in metadata.columns
+        and (marked := metadata[CONTROL_TYPE] == NEGATIVE_CONTROL).any()
+    ):
         return marked.to_numpy()
     return metadata[label_column].astype(str).str.lower().isin(_VEHICLES).to_numpy()
 
@@ -278,24 +318,38 @@ def well_profiles(table: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, 
     Raises:
         InputError: there is no plate, no well or no feature, or features are not all finite.
     """
-    names = [c for c in table.columns if not c.startswith("Metadata_") and pd.api.types.is_numeric_dtype(table[c])]
+    names = [
+        c
+        for c in table.columns
+        if not c.startswith("Metadata_") and pd.api.types.is_numeric_dtype(table[c])
+    ]
     for column in (PLATE, WELL):
         if column not in table.columns:
             raise InputError(f"features: no column {column}; wells cannot be told apart")
     if not names:
-        raise InputError("features: no numeric column beside Metadata_*; nothing to compare wells by")
+        raise InputError(
+            "features: no numeric column beside Metadata_*; nothing to compare wells by"
+        )
     if not np.isfinite(values := table[names].to_numpy(dtype=np.float64)).all():
         row, column = np.argwhere(~np.isfinite(values))[0]
-        raise InputError(f"features: row {row}, column {names[column]!r} is not finite; drop it or extract again")
+        raise InputError(
+            f"features: row {row}, column {names[column]!r} is not finite; drop it or extract again"
+        )
     groups = table.groupby([PLATE, WELL], sort=False)
     features = groups[names].mean().to_numpy()
-    metadata = groups[[c for c in table.columns if c.startswith("Metadata_")]].head(1).reset_index(drop=True)
+    metadata = (
+        groups[[c for c in table.columns if c.startswith("Metadata_")]]
+        .head(1)
+        .reset_index(drop=True)
+    )
     deviation = features.std(axis=0)
     varying = deviation > 0
     return metadata, (features[:, varying] - features.mean(axis=0)[varying]) / deviation[varying]
 
 
-def evaluate_retrieval(table: pd.DataFrame, out: Path, *, label_column: str = COMPOUND, seed: int = 0) -> pd.DataFrame:
+def evaluate_retrieval(
+    table: pd.DataFrame, out: Path, *, label_column: str = COMPOUND, seed: int = 0
+) -> pd.DataFrame:
     """All that can be retrieved from a table of features; writes `retrieval.csv` and `retrieval_per_class.csv`.
 
     Args:
@@ -312,7 +366,9 @@ def evaluate_retrieval(table: pd.DataFrame, out: Path, *, label_column: str = CO
     """
     metadata, features = well_profiles(table)
     if label_column not in metadata.columns:
-        raise InputError(f"features: no column {label_column}; choose the column that tells replicates")
+        raise InputError(
+            f"features: no column {label_column}; choose the column that tells replicates"
+        )
     controls = negative_controls(metadata, label_column)
     summary: list[tuple[str, float, float | None, str]] = []
     perturbations = []
@@ -363,12 +419,18 @@ def _replicate_rows(
 def _mechanism_rows(
     features: np.ndarray, metadata: pd.DataFrame, controls: np.ndarray
 ) -> list[tuple[str, float, float, str]]:
-    known = ~controls & metadata[MOA].notna().to_numpy() & (metadata[MOA].astype(str) != "").to_numpy()
-    compounds, mechanisms, plates = (metadata[c].astype(str).to_numpy()[known] for c in (COMPOUND, MOA, PLATE))
+    known = (
+        ~controls & metadata[MOA].notna().to_numpy() & (metadata[MOA].astype(str) != "").to_numpy()
+    )
+    compounds, mechanisms, plates = (
+        metadata[c].astype(str).to_numpy()[known] for c in (COMPOUND, MOA, PLATE)
+    )
     rows = []
     for name, batches in (("NSC", None), ("NSCB, a batch a plate", plates)):
         found = match_mechanisms(features[known], compounds, mechanisms, batches)
         if found["rows"]:
             n = f"{found['rows']} wells"
-            rows.append((f"mechanism of the nearest well, {name}", found["accuracy"], found["chance"], n))
+            rows.append(
+                (f"mechanism of the nearest well, {name}", found["accuracy"], found["chance"], n)
+            )
     return rows

@@ -74,7 +74,9 @@ def _one(judgement: Judgement, level: Level, gap: str) -> Table:
         table.add_column(METRICS[metric].words, justify="right")
     for row in level.rows:
         own = row.name == subject
-        table.add_row(row.name, *_cells(row, metrics, gap), style="bold" if own else "", end_section=own)
+        table.add_row(
+            row.name, *_cells(row, metrics, gap), style="bold" if own else "", end_section=own
+        )
     if level.name == "site" and (train := judgement.train.get(subject)):
         table.add_section()
         table.add_row("on training", *(f"{train[metric]:.3f}" for metric in metrics))
@@ -86,12 +88,20 @@ def _many(judgement: Judgement, level: Level, gap: str) -> Table:
     table = _table(level, LEVELS[level.name])
     words = " ".join(row.name for row in level.rows).split()
     table.add_column("", min_width=max(map(len, words)))  # names break between words, never inside
-    for column in ("train accuracy", *(f"test {METRICS[metric].words}" for metric in judgement.metrics)):
+    for column in (
+        "train accuracy",
+        *(f"test {METRICS[metric].words}" for metric in judgement.metrics),
+    ):
         table.add_column(column, justify="right", max_width=None if gap == " " else len("balanced"))
     for row in ranked(level, [row.name for row in level.rows]):
         train = judgement.train.get(row.name)
         shown = f"{train['accuracy']:.3f}" if train else ""
-        table.add_row(row.name, shown, *_cells(row, judgement.metrics, gap), style="dim" if row.baseline else "")
+        table.add_row(
+            row.name,
+            shown,
+            *_cells(row, judgement.metrics, gap),
+            style="dim" if row.baseline else "",
+        )
     return table
 
 
@@ -99,20 +109,28 @@ def _cells(row: Scored, metrics: Sequence[str], gap: str) -> list[str]:
     return [cell(row.scores.get(metric), gap) for metric in metrics]
 
 
-def write_run(judgement: Judgement, subject: Subject, fold: Fold, class_names: Sequence[str], out: Path) -> None:
+def write_run(
+    judgement: Judgement, subject: Subject, fold: Fold, class_names: Sequence[str], out: Path
+) -> None:
     """One subject's `scores.json`, `scores.csv`, `per_class.csv` and `confusion.csv`, in the folder `out`.
 
     Args:
         judgement: of this subject and this fold alone.
     """
     make_folder(Path(out))
-    labels, (probabilities,) = label_numbers(fold.test["label"], class_names, "test sites"), subject.test
+    labels, (probabilities,) = (
+        label_numbers(fold.test["label"], class_names, "test sites"),
+        subject.test,
+    )
     wells = well_ids(fold.test)
     matrix = confusion_matrix(labels, probabilities.argmax(axis=1), len(class_names))
     tables = {
         "scores.csv": (tidy(judgement), False),
         "per_class.csv": (per_class(labels, probabilities, wells, class_names), False),
-        "confusion.csv": (pd.DataFrame(matrix, index=pd.Index(class_names, name="true"), columns=class_names), True),
+        "confusion.csv": (
+            pd.DataFrame(matrix, index=pd.Index(class_names, name="true"), columns=class_names),
+            True,
+        ),
     }
     for name, (table, with_index) in tables.items():
         write_csv(Path(out) / name, table, index=with_index)
@@ -145,11 +163,22 @@ def ranking(judgement: Judgement) -> pd.DataFrame:
         for one in ranked(level, [row.name for row in level.rows]):
             row = {"level": level.name, "subject": one.name, "baseline": one.baseline, "n": level.n}
             for metric, found in one.scores.items():
-                row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
-            row |= {f"train_{metric}": value for metric, value in judgement.train.get(one.name, {}).items()}
+                row |= {
+                    metric: found.value,
+                    f"{metric}_low": found.low,
+                    f"{metric}_high": found.high,
+                }
+            row |= {
+                f"train_{metric}": value
+                for metric, value in judgement.train.get(one.name, {}).items()
+            }
             if level.name == "site" and (sure := judgement.confidence.get(one.name)):
-                row |= dict(zip(_CONFIDENCE, (sure.error, sure.scaled_error, sure.temperature), strict=True))
+                row |= dict(
+                    zip(_CONFIDENCE, (sure.error, sure.scaled_error, sure.temperature), strict=True)
+                )
             rows.append(row)
     columns = ["level", "subject", "baseline", "n"]
     columns += [name for metric in METRICS for name in (metric, f"{metric}_low", f"{metric}_high")]
-    return pd.DataFrame(rows).reindex(columns=[*columns, *(f"train_{metric}" for metric in METRICS), *_CONFIDENCE])
+    return pd.DataFrame(rows).reindex(
+        columns=[*columns, *(f"train_{metric}" for metric in METRICS), *_CONFIDENCE]
+    )

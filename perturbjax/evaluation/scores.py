@@ -48,13 +48,19 @@ class Counts:
     examples: Examples | None = None
     """The same, example by example; None where the answer is no probabilities (a class drawn by chance)."""
 
-    def over_classes(self, values: Shaped[np.ndarray, "*clusters classes"]) -> Num[np.ndarray, " *clusters"]:
+    def over_classes(
+        self, values: Shaped[np.ndarray, "*clusters classes"]
+    ) -> Num[np.ndarray, " *clusters"]:
         """Sum over classes, each as often as it counts."""
-        return np.asarray((values if self.class_weight is None else values * self.class_weight).sum(axis=-1))
+        return np.asarray(
+            (values if self.class_weight is None else values * self.class_weight).sum(axis=-1)
+        )
 
 
 def check_probabilities(
-    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"], names: Sequence[str]
+    labels: Int[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n classes"],
+    names: Sequence[str],
 ) -> None:
     """Refuse what cannot be scored; `names` are the rows' site ids, for the message.
 
@@ -67,7 +73,9 @@ def check_probabilities(
     classes = probabilities.shape[1]
     if (bad := (labels < 0) | (labels >= classes)).any():
         row = int(np.flatnonzero(bad)[0])
-        raise InputError(f"predictions: site {names[row]}: label {labels[row]} is not one of {classes} classes")
+        raise InputError(
+            f"predictions: site {names[row]}: label {labels[row]} is not one of {classes} classes"
+        )
     checks = {
         "are not all finite": ~np.isfinite(probabilities).all(axis=1),
         "are not all positive": (probabilities < 0).any(axis=1),
@@ -109,7 +117,9 @@ def count(
 
     top = np.bincount(clusters, weights=top_k_hits(labels, probabilities), minlength=rows)
     examples = Examples(labels, probabilities, clusters)
-    return Counts(table(labels), table(predicted), table(labels, labels == predicted), top, examples=examples)
+    return Counts(
+        table(labels), table(predicted), table(labels, labels == predicted), top, examples=examples
+    )
 
 
 def accuracy(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
@@ -180,7 +190,11 @@ class Metric:
             return float(self.function(Counts(*(part.sum(axis=0) for part in four_counts(counts)))))
         if (examples := counts.examples) is None:
             raise ValueError(f"{self.words} needs probabilities")
-        return float(self.function(examples.labels, examples.probabilities, np.ones((1, len(examples.labels))))[0])
+        return float(
+            self.function(
+                examples.labels, examples.probabilities, np.ones((1, len(examples.labels)))
+            )[0]
+        )
 
 
 #: Every score that is computed, written and shown. A new one is one line here.
@@ -200,14 +214,18 @@ def four_counts(counts: Counts) -> tuple[Any, Any, Any, Any]:
     return counts.truth, counts.predicted, counts.hits, counts.top
 
 
-def score(labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]) -> dict[str, float]:
+def score(
+    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
+) -> dict[str, float]:
     """Every score of `METRICS`, over all examples."""
     return point(count(labels, probabilities, np.zeros(len(labels), dtype=int)))
 
 
 def point(counts: Counts) -> dict[str, float]:
     """Every score of `METRICS` that these counts allow, over all clusters together."""
-    return {name: metric.over_all(counts) for name, metric in METRICS.items() if metric.defined(counts)}
+    return {
+        name: metric.over_all(counts) for name, metric in METRICS.items() if metric.defined(counts)
+    }
 
 
 def confusion_matrix(

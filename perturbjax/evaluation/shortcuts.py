@@ -37,7 +37,9 @@ class Overlap:
                 "this score says which well, not which treatment"
             )
         if self.label < 1:
-            found.append(f"{1 - self.label:.1%} of the test sites have a label without training sites: never right")
+            found.append(
+                f"{1 - self.label:.1%} of the test sites have a label without training sites: never right"
+            )
         if self.position > 0.5 and self.well == 0:
             found.append(
                 f"{self.position:.0%} of the test sites have their label at the same place of a training plate: "
@@ -49,7 +51,9 @@ class Overlap:
 def overlap(train: pd.DataFrame, test: pd.DataFrame) -> Overlap:
     """What stands on both sides of a split; both tables need `Metadata_Plate`, `Metadata_Well` and `label`."""
     wells = well_ids(pd.concat([train, test], ignore_index=True))
-    places = [table[WELL].astype(str) + "\0" + table["label"].astype(str) for table in (train, test)]
+    places = [
+        table[WELL].astype(str) + "\0" + table["label"].astype(str) for table in (train, test)
+    ]
     return Overlap(
         well=float(np.isin(wells[len(train) :], wells[: len(train)]).mean()),
         plate=float(test[PLATE].isin(train[PLATE]).mean()),

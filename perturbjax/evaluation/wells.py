@@ -18,12 +18,16 @@ def well_ids(index: pd.DataFrame) -> Int[np.ndarray, " n"]:
     """
     for column in (PLATE, WELL):
         if column not in index.columns:
-            raise InputError(f"index: no column {column}; scores need the plate and the well of every site")
+            raise InputError(
+                f"index: no column {column}; scores need the plate and the well of every site"
+            )
     return index.groupby([PLATE, WELL], sort=False, dropna=False).ngroup().to_numpy()
 
 
 def aggregate_wells(
-    wells: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
+    wells: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n classes"],
 ) -> tuple[Int[np.ndarray, " wells"], Float[np.ndarray, "wells classes"]]:
     """What the sites of a well say together: the mean of their probabilities.
 
@@ -46,7 +50,9 @@ def aggregate_wells(
     well_labels[wells] = labels
     if (differs := well_labels[wells] != labels).any():
         row = int(np.flatnonzero(differs)[0])
-        raise InputError(f"index: row {row} and another site of its well have different labels; no well level")
+        raise InputError(
+            f"index: row {row} and another site of its well have different labels; no well level"
+        )
     sites = np.bincount(wells, minlength=count)[:, None]
     sums = np.zeros((count, probabilities.shape[1]))
     np.add.at(sums, wells, probabilities)

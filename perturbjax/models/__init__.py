@@ -72,4 +72,6 @@ def create(
     if name not in BACKBONES:
         raise InputError(f"--model {name}: unknown; choose one of {', '.join(BACKBONES)}")
     sized = {"image_size": image_size} if name in SIZED else {}
-    return BACKBONES[name].network(classes=classes, channels=channels, dropout=dropout, rngs=nnx.Rngs(seed), **sized)
+    return BACKBONES[name].network(
+        classes=classes, channels=channels, dropout=dropout, rngs=nnx.Rngs(seed), **sized
+    )

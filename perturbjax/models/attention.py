@@ -21,14 +21,23 @@ class ConvBlock(nnx.Module):
     The activation never decreases, so it may wait until the pool has left it a quarter of the values.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, activation: Callable[[Array], Array] = leaky_relu, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        activation: Callable[[Array], Array] = leaky_relu,
+        rngs: nnx.Rngs,
+    ):
         self.conv = Conv(inputs, outputs, rngs=rngs)
         self.norm = BatchNorm(outputs)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
         turn = self.norm.turn()
-        z = self.norm.pooled(self.conv.unbiased(x, turn), mode, shift=self.conv.bias[...], turned=turn)  # type: ignore[index]
+        z = self.norm.pooled(
+            self.conv.unbiased(x, turn), mode, shift=self.conv.bias[...], turned=turn
+        )  # type: ignore[index]
         return self.activation(z)
 
 
@@ -56,7 +65,10 @@ class AttentionClassifier(nnx.Module):
 
     def __init__(self, *, classes: int, channels: int = 1, dropout: float = 0.3, rngs: nnx.Rngs):
         self.image_blocks = nnx.List(
-            [ConvBlock(i, o, rngs=rngs) for i, o in zip((channels, *WIDTHS[:-1]), WIDTHS, strict=True)]
+            [
+                ConvBlock(i, o, rngs=rngs)
+                for i, o in zip((channels, *WIDTHS[:-1]), WIDTHS, strict=True)
+            ]
         )
         self.mask_blocks = nnx.List(
             [ConvBlock(i, o, rngs=rngs) for i, o in zip((1, *WIDTHS[:-1]), WIDTHS, strict=True)]

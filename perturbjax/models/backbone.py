@@ -13,7 +13,13 @@ from flax import nnx
 Path = tuple[Any, ...]
 Tensors = Mapping[str, np.ndarray]
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 
 
 class Colours(NamedTuple):
@@ -67,7 +73,10 @@ def inputs_and_classes(naming: Naming, tensors: Tensors, source: str) -> dict[st
     """Channels in and logits out; no logits where the head was not published."""
     stem = tensors[naming.tensor(naming.stem)]
     head = tensors.get(naming.tensor(("head", "kernel")))
-    return {"inputs": stem.shape[1] if stem.ndim == 4 else 0, "classes": 0 if head is None else len(head)}
+    return {
+        "inputs": stem.shape[1] if stem.ndim == 4 else 0,
+        "classes": 0 if head is None else len(head),
+    }
 
 
 @dataclass(frozen=True)

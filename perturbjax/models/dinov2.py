@@ -34,12 +34,16 @@ class Attention(nnx.Module):
     """Every token looks at every token, in each of several heads."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
-        self.query, self.key, self.value, self.out = (Dense(width, width, rngs=rngs) for _ in range(4))
+        self.query, self.key, self.value, self.out = (
+            Dense(width, width, rngs=rngs) for _ in range(4)
+        )
         self.heads = heads
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         b, n, d = x.shape
-        query, key, value = (f(x).reshape(b, n, self.heads, -1) for f in (self.query, self.key, self.value))
+        query, key, value = (
+            f(x).reshape(b, n, self.heads, -1) for f in (self.query, self.key, self.value)
+        )
         return self.out(jax.nn.dot_product_attention(query, key, value).reshape(b, n, d))
 
 
@@ -49,7 +53,10 @@ class Block(nnx.Module):
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.attention = Attention(width, heads, rngs=rngs)
-        self.dense1, self.dense2 = Dense(width, 4 * width, rngs=rngs), Dense(4 * width, width, rngs=rngs)
+        self.dense1, self.dense2 = (
+            Dense(width, 4 * width, rngs=rngs),
+            Dense(4 * width, width, rngs=rngs),
+        )
         self.scale1, self.scale2 = nnx.Param(jnp.ones(width)), nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -92,7 +99,14 @@ class DinoV2(nnx.Module):
         def tokens(count: int) -> nnx.Param:
             return nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, count, width)))
 
-        self.stem = Conv(1 + channels if inputs is None else inputs, width, PATCH, stride=PATCH, padding=0, rngs=rngs)
+        self.stem = Conv(
+            1 + channels if inputs is None else inputs,
+            width,
+            PATCH,
+            stride=PATCH,
+            padding=0,
+            rngs=rngs,
+        )
         self.class_token, self.positions = tokens(1), tokens(1 + (image_size // PATCH) ** 2)
         self.registers = tokens(registers) if registers else None
         self.blocks = nnx.List([Block(width, heads, rngs=rngs) for _ in range(depth)])
@@ -101,7 +115,9 @@ class DinoV2(nnx.Module):
         self.feature_size, self.dropout = width, dropout
         self.stage_widths = (width,) * min(STAGES, depth)
 
-    def tokens(self, x: Float[Array, "b h w inputs"], mode: Mode) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
+    def tokens(
+        self, x: Float[Array, "b h w inputs"], mode: Mode
+    ) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
         """The class token, the registers and the patches in rows, after the last normalisation; and the patches' grid.
 
         Raises:
@@ -110,22 +126,30 @@ class DinoV2(nnx.Module):
         *_, last = self.blockwise(x, mode)
         return self.norm(last), self.grid(x)
 
-    def blockwise(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Iterator[Float[Array, "b n d"]]:
+    def blockwise(
+        self, x: Float[Array, "b h w inputs"], mode: Mode
+    ) -> Iterator[Float[Array, "b n d"]]:
         """The same after each block, before that normalisation.
 
         Raises:
             ValueError: the image is smaller than a patch.
         """
         if min(x.shape[1:3]) < PATCH:
-            raise ValueError(f"dinov2 needs {PATCH}×{PATCH} pixels at least, not {x.shape[1]}×{x.shape[2]}")
+            raise ValueError(
+                f"dinov2 needs {PATCH}×{PATCH} pixels at least, not {x.shape[1]}×{x.shape[2]}"
+            )
         patches = self.stem(x.astype(mode.dtype))
         b, rows, columns, d = patches.shape
         positions = self.positions[...].astype(jnp.float32)
-        of_patches = interpolate(positions[0, 1:], (rows, columns), antialias=self.registers is not None)
+        of_patches = interpolate(
+            positions[0, 1:], (rows, columns), antialias=self.registers is not None
+        )
         patches = patches.reshape(b, -1, d) + of_patches.astype(mode.dtype)
         first = [self.class_token[...] + positions[:, :1]]
         first += [] if self.registers is None else [self.registers[...]]
-        before = [jnp.broadcast_to(token.astype(mode.dtype), (b, *token.shape[1:])) for token in first]
+        before = [
+            jnp.broadcast_to(token.astype(mode.dtype), (b, *token.shape[1:])) for token in first
+        ]
         tokens = jnp.concatenate([*before, patches], axis=1)
         for block in self.blocks:
             tokens = block(tokens)
@@ -135,9 +159,14 @@ class DinoV2(nnx.Module):
         """Rows and columns of patches."""
         return x.shape[1] // PATCH, x.shape[2] // PATCH
 
-    def stage_maps(self, x: Float[Array, "b h w inputs"], mode: Mode) -> list[Float[Array, "b h2 w2 d"]]:
+    def stage_maps(
+        self, x: Float[Array, "b h w inputs"], mode: Mode
+    ) -> list[Float[Array, "b h2 w2 d"]]:
         """The patches' tokens after each quarter of the blocks, normalised as the last ones are."""
-        ends = [len(self.blocks) * (stage + 1) // len(self.stage_widths) - 1 for stage in range(len(self.stage_widths))]
+        ends = [
+            len(self.blocks) * (stage + 1) // len(self.stage_widths) - 1
+            for stage in range(len(self.stage_widths))
+        ]
         after = list(self.blockwise(x, mode))
         return [self._as_map(self.norm(after[end]), self.grid(x)) for end in ends]
 
@@ -145,7 +174,9 @@ class DinoV2(nnx.Module):
         """The patches' tokens where they lie: a 14th of the side, rounded down."""
         return self._as_map(*self.tokens(x, mode))
 
-    def _as_map(self, tokens: Float[Array, "b n d"], grid: tuple[int, int]) -> Float[Array, "b h2 w2 d"]:
+    def _as_map(
+        self, tokens: Float[Array, "b n d"], grid: tuple[int, int]
+    ) -> Float[Array, "b h2 w2 d"]:
         return tokens[:, -grid[0] * grid[1] :].reshape(len(tokens), *grid, -1)
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
@@ -154,7 +185,9 @@ class DinoV2(nnx.Module):
         return Outputs(logits.astype(jnp.float32), features)
 
 
-def interpolate(positions: Float[Array, "n d"], grid: tuple[int, int], *, antialias: bool) -> Float[Array, "m d"]:
+def interpolate(
+    positions: Float[Array, "n d"], grid: tuple[int, int], *, antialias: bool
+) -> Float[Array, "m d"]:
     """Positions of a square grid of n patches, for another grid, its rows one after the other."""
     side = math.isqrt(len(positions))
     square = positions.reshape(side, side, -1)
@@ -163,7 +196,9 @@ def interpolate(positions: Float[Array, "n d"], grid: tuple[int, int], *, antial
     return resized.reshape(grid[0] * grid[1], -1)
 
 
-def cubic_weights(before: int, after: int, *, antialias: bool) -> Float32[np.ndarray, "after before"]:
+def cubic_weights(
+    before: int, after: int, *, antialias: bool
+) -> Float32[np.ndarray, "after before"]:
     """What torch's bicubic resampling of one axis multiplies with.
 
     Its kernel is Keys' at -0.75 and its borders are repeated; with antialiasing it is at -0.5, as wide as an output
@@ -177,7 +212,9 @@ def cubic_weights(before: int, after: int, *, antialias: bool) -> Float32[np.nda
     weights = np.zeros((after, before))
     for step in range(-1, 3):
         at = np.floor(centers).astype(int) + step
-        np.add.at(weights, (np.arange(after), np.clip(at, 0, before - 1)), _keys(centers - at, -0.75))
+        np.add.at(
+            weights, (np.arange(after), np.clip(at, 0, before - 1)), _keys(centers - at, -0.75)
+        )
     return weights.astype(np.float32)
 
 
@@ -219,7 +256,11 @@ def _arguments(naming: Naming, tensors: Tensors, source: str) -> dict[str, Any]:
     """The classifiers that were published look at more than the class token: there are no logits."""
     stem, positions = (tensors[naming.tensor(path)] for path in (naming.stem, ("positions",)))
     side = math.isqrt(max(positions.shape[1] - 1, 0)) if positions.ndim == 3 else 0
-    return {"inputs": stem.shape[1] if stem.ndim == 4 else 0, "classes": 0, "image_size": PATCH * side}
+    return {
+        "inputs": stem.shape[1] if stem.ndim == 4 else 0,
+        "classes": 0,
+        "image_size": PATCH * side,
+    }
 
 
 def _backbone(name: str, width: int, depth: int, heads: int, registers: int = 0) -> Backbone:

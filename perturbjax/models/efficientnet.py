@@ -18,7 +18,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from perturbjax.models.backbone import HALF, Backbone, Naming, Package, Path, Tensors, by_layer, inputs_and_classes
+from perturbjax.models.backbone import (
+    HALF,
+    Backbone,
+    Naming,
+    Package,
+    Path,
+    Tensors,
+    by_layer,
+    inputs_and_classes,
+)
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, conv2d, dropout
 
 #: symmetric: k // 2 on every side. same: TensorFlow's, from the size at hand. static: what `same` is at 224 pixels,
@@ -38,7 +47,9 @@ STAGES = (
 STEM_WIDTH, TOP_WIDTH = 32, 1280
 
 
-def pad(x: Float[Array, "b h w c"], size: int, stride: int, padding: Padding) -> Float[Array, "b h2 w2 c"]:
+def pad(
+    x: Float[Array, "b h w c"], size: int, stride: int, padding: Padding
+) -> Float[Array, "b h2 w2 c"]:
     """Zeros around `x`: a `size`-wide convolution that pads nothing itself then gives a `stride`-th of the side."""
     if size == 1:
         return x
@@ -62,10 +73,14 @@ def depthwise_conv(
     """
     kernel = kernel.astype(x.dtype)
     grouped = partial(conv2d, stride=stride, groups=x.shape[-1])
-    return jax.lax.platform_dependent(x, kernel, cpu=partial(_shifted_sum, stride=stride), default=grouped)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=partial(_shifted_sum, stride=stride), default=grouped
+    )
 
 
-def _shifted_sum(x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int) -> Float[Array, "b h2 w2 c"]:
+def _shifted_sum(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int
+) -> Float[Array, "b h2 w2 c"]:
     size = kernel.shape[0]
     high, wide = ((side - size) // stride * stride + 1 for side in x.shape[1:3])
     total, exact = jnp.zeros((), jnp.float32), x.astype(jnp.float32)
@@ -92,13 +107,26 @@ class ConvNorm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         groups = inputs if depthwise else 1
-        self.conv = Conv(inputs, outputs, size, stride=stride, padding=0, groups=groups, use_bias=False, rngs=rngs)
+        self.conv = Conv(
+            inputs,
+            outputs,
+            size,
+            stride=stride,
+            padding=0,
+            groups=groups,
+            use_bias=False,
+            rngs=rngs,
+        )
         self.norm = BatchNorm(outputs, epsilon=epsilon)
         self.size, self.stride, self.padding, self.depthwise = size, stride, padding, depthwise
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
         x = pad(x, self.size, self.stride, self.padding)
-        y = depthwise_conv(x, self.conv.kernel[...], self.stride) if self.depthwise else self.conv(x)
+        y = (
+            depthwise_conv(x, self.conv.kernel[...], self.stride)
+            if self.depthwise
+            else self.conv(x)
+        )
         return self.norm(y, mode)
 
 
@@ -119,11 +147,22 @@ class InvertedResidual(nnx.Module):
     """1×1 to a wider space, depthwise, squeeze-and-excitation, 1×1 back; added to its input where shapes agree."""
 
     def __init__(
-        self, inputs: int, outputs: int, size: int, *, stride: int, expansion: int, lite: bool, rngs: nnx.Rngs, **norm
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int,
+        expansion: int,
+        lite: bool,
+        rngs: nnx.Rngs,
+        **norm,
     ):
         wide = inputs * expansion
         self.expand = ConvNorm(inputs, wide, 1, rngs=rngs, **norm) if expansion > 1 else None
-        self.depthwise = ConvNorm(wide, wide, size, stride=stride, depthwise=True, rngs=rngs, **norm)
+        self.depthwise = ConvNorm(
+            wide, wide, size, stride=stride, depthwise=True, rngs=rngs, **norm
+        )
         self.squeeze = None if lite else SqueezeExcite(wide, inputs // 4, rngs=rngs)
         self.project = ConvNorm(wide, outputs, 1, rngs=rngs, **norm)
         self.lite, self.residual = lite, stride == 1 and inputs == outputs
@@ -167,11 +206,15 @@ class EfficientNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         norm: dict[str, Any] = {"padding": padding, "epsilon": epsilon, "rngs": rngs}
-        self.stem = ConvNorm(1 + channels if inputs is None else inputs, STEM_WIDTH, 3, stride=2, **norm)
+        self.stem = ConvNorm(
+            1 + channels if inputs is None else inputs, STEM_WIDTH, 3, stride=2, **norm
+        )
         blocks, width = [], STEM_WIDTH
         for repeats, size, first_stride, expansion, outputs in STAGES:
             for stride in (first_stride, *[1] * (repeats - 1)):
-                block = InvertedResidual(width, outputs, size, stride=stride, expansion=expansion, lite=lite, **norm)
+                block = InvertedResidual(
+                    width, outputs, size, stride=stride, expansion=expansion, lite=lite, **norm
+                )
                 blocks.append(block)
                 width = outputs
         self.blocks = nnx.List(blocks)
@@ -179,7 +222,9 @@ class EfficientNet(nnx.Module):
         self.head = Dense(TOP_WIDTH, classes, rngs=rngs)
         self.lite, self.dropout = lite, dropout
 
-    def stage_maps(self, x: Float[Array, "b h w inputs"], mode: Mode) -> list[Float[Array, "b _h _w _d"]]:
+    def stage_maps(
+        self, x: Float[Array, "b h w inputs"], mode: Mode
+    ) -> list[Float[Array, "b _h _w _d"]]:
         """What each of the seven stages gives, the finest first."""
         return _fastest(self._stage_maps, x, mode)
 
@@ -218,14 +263,18 @@ def _fastest(found: Callable[[Array, Mode], Any], x: Array, mode: Mode) -> Any:
         return found(x, mode)
 
     def wide(x: Array, dtype: DTypeLike) -> Any:
-        return jax.tree.map(lambda each: each.astype(jnp.float32), found(x, replace(mode, dtype=dtype)))
+        return jax.tree.map(
+            lambda each: each.astype(jnp.float32), found(x, replace(mode, dtype=dtype))
+        )
 
     ways = {"cpu": partial(wide, dtype=jnp.float32), "default": partial(wide, dtype=mode.dtype)}
     return jax.lax.platform_dependent(x, **ways)
 
 
 #: Flat block number → (stage, position in it).
-_BLOCKS = [(stage, position) for stage, (repeats, *_) in enumerate(STAGES) for position in range(repeats)]
+_BLOCKS = [
+    (stage, position) for stage, (repeats, *_) in enumerate(STAGES) for position in range(repeats)
+]
 _TIMM_LAYERS = {"expand": "pw", "depthwise": "dw", "project": "pwl"}
 
 
@@ -254,7 +303,9 @@ def _timm(path: Path) -> str:
             return "blocks.{}.{}.se.conv_{}".format(*_BLOCKS[number], part)
         case ("blocks", number, layer, part):
             layers = {"depthwise": "dw", "project": "pw"} if number == 0 else _TIMM_LAYERS
-            name = f"conv_{layers[layer]}" if part == "conv" else f"bn{list(layers).index(layer) + 1}"
+            name = (
+                f"conv_{layers[layer]}" if part == "conv" else f"bn{list(layers).index(layer) + 1}"
+            )
             return "blocks.{}.{}.{}".format(*_BLOCKS[number], name)
     return "classifier"
 
@@ -264,7 +315,9 @@ def _torchvision(path: Path) -> str:
         case ("stem" | "top" as place, part):
             return f"features.{0 if place == 'stem' else len(STAGES) + 1}.{('conv', 'norm').index(part)}"
         case ("blocks", number, layer, part):
-            order = ["expand", "depthwise", "squeeze", "project"][number == 0 :]  # the first block does not expand
+            order = ["expand", "depthwise", "squeeze", "project"][
+                number == 0 :
+            ]  # the first block does not expand
             last = {"reduce": "fc1", "expand": "fc2", "conv": "0", "norm": "1"}[part]
             stage, position = _BLOCKS[number]
             return f"features.{stage + 1}.{position}.block.{order.index(layer)}.{last}"

@@ -70,7 +70,9 @@ class ChannelClassifier(nnx.Module):
         self.feature_size = min(COMPONENTS, self.seen) + known
         self.reduce = Reduce(self.seen + known, self.feature_size)
         self.head = Head(self.feature_size, classes, rngs=rngs)
-        self.eyes = AttentionClassifier(classes=classes, channels=channels, dropout=dropout, rngs=rngs)
+        self.eyes = AttentionClassifier(
+            classes=classes, channels=channels, dropout=dropout, rngs=rngs
+        )
         self.colours, self.symmetries, self.frozen = colours, symmetries, True
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
@@ -78,7 +80,9 @@ class ChannelClassifier(nnx.Module):
         if mode.train:
             return looked
         features = self.reduce(self.described(x, mode))
-        answers = [jax.nn.log_softmax(logits) for logits in (self.head(features, mode), looked.logits)]
+        answers = [
+            jax.nn.log_softmax(logits) for logits in (self.head(features, mode), looked.logits)
+        ]
         return Outputs((1 - EYES) * answers[0] + EYES * answers[1], features, looked.attention)
 
     def described(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
@@ -91,7 +95,9 @@ class ChannelClassifier(nnx.Module):
     def of_channels(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b seen"]:
         """What the backbone finds in each stored channel, one channel after the other; the mask comes first."""
         linear = jnp.expm1(x[..., 1:])
-        low, high = jnp.percentile(_on_grid(linear), jnp.array([1.0, 99.0]), axis=(1, 2), keepdims=True)
+        low, high = jnp.percentile(
+            _on_grid(linear), jnp.array([1.0, 99.0]), axis=(1, 2), keepdims=True
+        )
         seen = jnp.clip((linear - low) / jnp.maximum(high - low, 1e-6), 0, 1)
         b, h, w, c = seen.shape
         seen = jnp.moveaxis(seen, 3, 1).reshape(b * c, h, w, 1)
@@ -149,7 +155,9 @@ class Head(nnx.Module):
 
     def answers(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "2 b classes"]:
         """The log-probabilities of each part."""
-        return jnp.stack([jax.nn.log_softmax(logits) for logits in (self.perceptron(x, mode), self.linear(x))])
+        return jnp.stack(
+            [jax.nn.log_softmax(logits) for logits in (self.perceptron(x, mode), self.linear(x))]
+        )
 
 
 class Perceptron(nnx.Module):
@@ -163,7 +171,9 @@ class Perceptron(nnx.Module):
     def __call__(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "b classes"]:
         x = dropout(x, DROPPED / 2, mode)
         if mode.keys is not None:
-            mode = dataclasses.replace(mode, keys=jax.vmap(jax.random.fold_in, (0, None))(mode.keys, 1))
+            mode = dataclasses.replace(
+                mode, keys=jax.vmap(jax.random.fold_in, (0, None))(mode.keys, 1)
+            )
         hidden = dropout(jax.nn.relu(self.hidden(x)), DROPPED, mode)
         return self.out(hidden) + x @ self.past[...]
 
@@ -180,7 +190,9 @@ def measured(mask: Float[Array, "b h w"], image: Float[Array, "b h w c"]) -> Flo
     pixels = _on_grid(image)
     percentiles = jnp.moveaxis(jnp.percentile(pixels, jnp.array(PERCENTILES), axis=(1, 2)), 0, 1)
     numbers = jnp.sort(mask.reshape(mask.shape[0], -1), axis=1)
-    count = ((numbers[:, 1:] != numbers[:, :-1]) & (numbers[:, 1:] > 0)).sum(1) + (numbers[:, 0] > 0)
+    count = ((numbers[:, 1:] != numbers[:, :-1]) & (numbers[:, 1:] > 0)).sum(1) + (
+        numbers[:, 0] > 0
+    )
     share = (mask > 0).mean((1, 2))
     of_cells = jnp.stack([jnp.log1p(count.astype(jnp.float32)), jnp.log(share + 1e-3)], axis=1)
     of_light = [pixels.mean((1, 2)), pixels.std((1, 2)), percentiles.reshape(mask.shape[0], -1)]

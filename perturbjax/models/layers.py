@@ -53,9 +53,13 @@ class Conv(nnx.Module):
     ):
         shape = (size, size, inputs // groups, outputs)
         bound = (size * size * inputs // groups) ** -0.5
-        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+        self.kernel = nnx.Param(
+            jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+        )
         self.bias = (
-            nnx.Param(jax.random.uniform(rngs.params(), (outputs,), minval=-bound, maxval=bound)) if use_bias else None
+            nnx.Param(jax.random.uniform(rngs.params(), (outputs,), minval=-bound, maxval=bound))
+            if use_bias
+            else None
         )
         self.stride, self.groups = stride, groups
         self.padding = size // 2 if padding is None else padding
@@ -64,7 +68,9 @@ class Conv(nnx.Module):
         y = self.unbiased(x)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
-    def unbiased(self, x: Float[Array, "b h w i"], turn: Float[Array, " o"] | None = None) -> Float[Array, "b h2 w2 o"]:
+    def unbiased(
+        self, x: Float[Array, "b h w i"], turn: Float[Array, " o"] | None = None
+    ) -> Float[Array, "b h2 w2 o"]:
         """The convolution alone: for a normalisation that takes the bias into its own (`BatchNorm`'s `shift`).
 
         `turn` (`BatchNorm.turn`) multiplies the output's channels, by way of the kernel.
@@ -78,8 +84,12 @@ class Dense(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         bound = inputs**-0.5
-        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (inputs, outputs), minval=-bound, maxval=bound))
-        self.bias = nnx.Param(jax.random.uniform(rngs.params(), (outputs,), minval=-bound, maxval=bound))
+        self.kernel = nnx.Param(
+            jax.random.uniform(rngs.params(), (inputs, outputs), minval=-bound, maxval=bound)
+        )
+        self.bias = nnx.Param(
+            jax.random.uniform(rngs.params(), (outputs,), minval=-bound, maxval=bound)
+        )
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)

@@ -9,7 +9,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perturbjax.models.backbone import Backbone, Tensors
-from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, leaky_relu, max_pool
+from perturbjax.models.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    Mode,
+    Outputs,
+    dropout,
+    leaky_relu,
+    max_pool,
+)
 
 WIDTHS = (16, 32, 64)
 HIDDEN = 128
@@ -25,7 +34,15 @@ class MaskedCNN(nnx.Module):
 
     feature_size = HIDDEN
 
-    def __init__(self, *, classes: int, channels: int = 1, dropout: float = 0.5, image_size: int = 128, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        *,
+        classes: int,
+        channels: int = 1,
+        dropout: float = 0.5,
+        image_size: int = 128,
+        rngs: nnx.Rngs,
+    ):
         pairs = zip((channels, *WIDTHS[:-1]), WIDTHS, strict=True)
         self.convs = nnx.List([Conv(i, o, rngs=rngs) for i, o in pairs])
         self.norms = nnx.List([BatchNorm(width) for width in WIDTHS[:-1]])

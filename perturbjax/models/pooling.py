@@ -26,7 +26,9 @@ def pooled_size(backbone: Any) -> int:
     return WAYS * sum(backbone.stage_widths[:-1])
 
 
-def pool_stages(maps: Sequence[Float[Array, "b _h _w _c"]], mask: Num[Array, "b h w"]) -> Float[Array, "b d"]:
+def pool_stages(
+    maps: Sequence[Float[Array, "b _h _w _c"]], mask: Num[Array, "b h w"]
+) -> Float[Array, "b d"]:
     """Mean, mean over cells and deviation of the maps of all stages but the last, the finest first.
 
     Args:
@@ -34,11 +36,17 @@ def pool_stages(maps: Sequence[Float[Array, "b _h _w _c"]], mask: Num[Array, "b 
         mask: 0 where there is no cell, anything above where there is one; of any size.
     """
     cells = (mask > 0).astype(jnp.float32)
-    return jnp.concatenate([_pooled(each.astype(jnp.float32), cells) for each in maps[:-1]], axis=-1)
+    return jnp.concatenate(
+        [_pooled(each.astype(jnp.float32), cells) for each in maps[:-1]], axis=-1
+    )
 
 
-def _pooled(found: Float[Array, "b h w c"], cells: Float[Array, "b h2 w2"]) -> Float[Array, "b 3*c"]:
-    weight = jax.image.resize(cells, found.shape[:3], "linear", antialias=True)[..., None] + _OUTSIDE
+def _pooled(
+    found: Float[Array, "b h w c"], cells: Float[Array, "b h2 w2"]
+) -> Float[Array, "b 3*c"]:
+    weight = (
+        jax.image.resize(cells, found.shape[:3], "linear", antialias=True)[..., None] + _OUTSIDE
+    )
     over_cells = (found * weight).sum((1, 2)) / weight.sum((1, 2))
     deviation = jnp.sqrt(found.var((1, 2)) + _LEAST)
     return jnp.concatenate([found.mean((1, 2)), over_cells, deviation], axis=-1)

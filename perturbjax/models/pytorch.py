@@ -85,7 +85,9 @@ def abstract(model: str, classes: int, channels: int, image_size: int | None) ->
     """A network's structure and shapes, without values."""
     sized = {} if image_size is None else {"image_size": image_size}
     return nnx.eval_shape(
-        lambda: models.create(model, classes=classes, channels=channels, dropout=0.0, seed=0, **sized)
+        lambda: models.create(
+            model, classes=classes, channels=channels, dropout=0.0, seed=0, **sized
+        )
     )
 
 
@@ -95,9 +97,13 @@ def layers_of(model: str) -> tuple[tuple[str, str], ...]:
     Raises:
         InputError: it has none; the message lists those that have.
     """
-    known = {name: backbone.original for name, backbone in models.BACKBONES.items() if backbone.original}
+    known = {
+        name: backbone.original for name, backbone in models.BACKBONES.items() if backbone.original
+    }
     if model not in known:
-        raise InputError(f"--model {model}: has no PyTorch counterpart; choose one of {', '.join(known)}")
+        raise InputError(
+            f"--model {model}: has no PyTorch counterpart; choose one of {', '.join(known)}"
+        )
     return known[model]
 
 
@@ -117,11 +123,15 @@ def _variables(module: nnx.Module) -> dict[str, nnx.Variable]:
 
 
 def _to_torch(array: np.ndarray) -> np.ndarray:
-    return {4: lambda: array.transpose(3, 2, 0, 1), 2: lambda: array.T}.get(array.ndim, lambda: array)()
+    return {4: lambda: array.transpose(3, 2, 0, 1), 2: lambda: array.T}.get(
+        array.ndim, lambda: array
+    )()
 
 
 def _from_torch(array: np.ndarray) -> np.ndarray:
-    return {4: lambda: array.transpose(2, 3, 1, 0), 2: lambda: array.T}.get(array.ndim, lambda: array)()
+    return {4: lambda: array.transpose(2, 3, 1, 0), 2: lambda: array.T}.get(
+        array.ndim, lambda: array
+    )()
 
 
 def _require_names(path: Path, model: str, tensors: dict[str, np.ndarray]) -> None:
@@ -132,18 +142,26 @@ def _require_names(path: Path, model: str, tensors: dict[str, np.ndarray]) -> No
         for suffix in _variables(_module(network, module_path))
     }
     if missing := [name for name in wanted if name not in tensors]:
-        raise InputError(f"{path}: has no tensor {missing[0]} ({len(missing)} missing); is it a checkpoint of {model}?")
+        raise InputError(
+            f"{path}: has no tensor {missing[0]} ({len(missing)} missing); is it a checkpoint of {model}?"
+        )
     if extra := [name for name in tensors if name not in wanted]:
-        raise InputError(f"{path}: {model} has no tensor {extra[0]} ({len(extra)} extra); is it another model's?")
+        raise InputError(
+            f"{path}: {model} has no tensor {extra[0]} ({len(extra)} extra); is it another model's?"
+        )
 
 
-def _checked(path: Path, name: str, tensors: dict[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+def _checked(
+    path: Path, name: str, tensors: dict[str, np.ndarray], shape: tuple[int, ...]
+) -> np.ndarray:
     """A tensor in our layout, float32."""
     tensor = tensors[name]
     ours = _from_torch(tensor)
     if ours.shape != tuple(shape):
         expected = _to_torch(np.empty(shape)).shape
-        raise InputError(f"{path}: tensor {name} has shape {tensor.shape}, the model needs {expected}")
+        raise InputError(
+            f"{path}: tensor {name} has shape {tensor.shape}, the model needs {expected}"
+        )
     if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
         raise InputError(f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers")
     return np.ascontiguousarray(ours, np.float32)

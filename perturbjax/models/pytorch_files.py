@@ -105,7 +105,9 @@ def _mapping(pairs: Any = ()) -> dict[Any, Any]:
 #: The only calls there are, by the name a pickle gives them.
 _CALLS: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": _mapping,
-    "torch._utils _rebuild_tensor_v2": lambda storage, offset, size, stride, *_: _tensor(storage, offset, size, stride),
+    "torch._utils _rebuild_tensor_v2": lambda storage, offset, size, stride, *_: _tensor(
+        storage, offset, size, stride
+    ),
     "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
 }
 
@@ -130,7 +132,9 @@ def read_tensors(path: Path | str) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_tensors(path: Path | str, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path | str, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
     """Write tensors by name, as `.pth` that `torch.load(weights_only=True)` opens, or as `.safetensors`.
 
     The same tensors give the same bytes. Written atomically. Only `.safetensors` holds `metadata`.
@@ -141,7 +145,10 @@ def write_tensors(path: Path | str, tensors: dict[str, np.ndarray], metadata: di
     path = Path(path)
     if path.suffix not in (".pth", ".pt", ".safetensors"):
         raise InputError(f"{path}: the name must end in .pth or .safetensors")
-    tensors = {name: np.ascontiguousarray(tensor).reshape(np.shape(tensor)) for name, tensor in tensors.items()}
+    tensors = {
+        name: np.ascontiguousarray(tensor).reshape(np.shape(tensor))
+        for name, tensor in tensors.items()
+    }
     with atomic(path) as temporary:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
@@ -163,7 +170,9 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         with safe_open(path, framework="numpy") as file:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({error}); download or export it again") from error
+        raise InputError(
+            f"{path}: cannot be read as safetensors ({error}); download or export it again"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -172,8 +181,15 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, KeyError, AttributeError) as error:  # the last two: a type that numpy lacks
-        raise InputError(f"{path}: cannot be read as safetensors ({error}); download or export it again") from error
+    except (
+        SafetensorError,
+        OSError,
+        KeyError,
+        AttributeError,
+    ) as error:  # the last two: a type that numpy lacks
+        raise InputError(
+            f"{path}: cannot be read as safetensors ({error}); download or export it again"
+        ) from error
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -186,7 +202,9 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path}: {error}, which a state dict does not need; refused and not run. "
             "Save the model's state_dict() alone"
         ) from error
-    except Exception as error:  # whatever breaks while interpreting a file means that the file is broken
+    except (
+        Exception
+    ) as error:  # whatever breaks while interpreting a file means that the file is broken
         raise InputError(
             f"{path}: damaged, cut short, or not a PyTorch file ({error}); download or save it again"
         ) from error
@@ -194,11 +212,15 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     for name, tensor in _find_state_dict(path, value).items():
         left -= math.prod(tensor.size) * tensor.storage.dtype.itemsize
         if left < 0:
-            raise InputError(f"{path}: its tensors unfold to over {MOST_UNFOLDED} times the file; it is refused")
+            raise InputError(
+                f"{path}: its tensors unfold to over {MOST_UNFOLDED} times the file; it is refused"
+            )
         try:
             tensors[name] = _materialize(tensor, numbers(tensor.storage))
         except Exception as error:
-            raise InputError(f"{path}: tensor {name} is damaged ({error}); download or save it again") from error
+            raise InputError(
+                f"{path}: tensor {name} is damaged ({error}); download or save it again"
+            ) from error
     return tensors
 
 
@@ -225,9 +247,16 @@ def _read_zip(file: io.BytesIO) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
 
     def numbers(storage: _Storage) -> np.ndarray:
         member = archive.getinfo(f"{root}data/{storage.key}")
-        if member.file_size < storage.length * storage.dtype.itemsize or member.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"its storage {storage.key} is shorter than {storage.length} values, or compressed")
-        return np.frombuffer(archive.read(member), storage.dtype.newbyteorder(order), storage.length)
+        if (
+            member.file_size < storage.length * storage.dtype.itemsize
+            or member.compress_type != zipfile.ZIP_STORED
+        ):
+            raise ValueError(
+                f"its storage {storage.key} is shorter than {storage.length} values, or compressed"
+            )
+        return np.frombuffer(
+            archive.read(member), storage.dtype.newbyteorder(order), storage.length
+        )
 
     size = archive.getinfo(pickled).file_size
     if size > MOST_PICKLE_BYTES:
@@ -270,7 +299,12 @@ def _storages(value: Any) -> list[_Storage]:
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> _Tensor:
     whole = all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride))
-    if not isinstance(storage, _Storage) or not whole or len(size) != len(stride) or len(size) > MOST_DIMENSIONS:
+    if (
+        not isinstance(storage, _Storage)
+        or not whole
+        or len(size) != len(stride)
+        or len(size) > MOST_DIMENSIONS
+    ):
         raise ValueError("a tensor's storage, offset, size or stride makes no sense")
     return _Tensor(storage, offset, tuple(size), tuple(stride))
 
@@ -280,9 +314,13 @@ def _materialize(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
     count = math.prod(tensor.size)
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.size, tensor.stride, strict=True))
     if count and (last >= len(values) or count > len(values)):
-        raise ValueError(f"{tensor.size} values from {tensor.offset} lie outside its storage of {len(values)}")
+        raise ValueError(
+            f"{tensor.size} values from {tensor.offset} lie outside its storage of {len(values)}"
+        )
     strides = [s * values.itemsize for s in tensor.stride]
-    view = np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.size, strides, writeable=False)
+    view = np.lib.stride_tricks.as_strided(
+        values[tensor.offset :], tensor.size, strides, writeable=False
+    )
     return np.array(view, dtype=tensor.storage.dtype, order="C")
 
 
@@ -374,7 +412,9 @@ def _write_zip(path: Path, tensors: dict[str, np.ndarray]) -> None:
         members[f"data/{key}"] = tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)  # ZipInfo's fixed date: the same bytes
+            archive.writestr(
+                zipfile.ZipInfo(f"archive/{name}"), data
+            )  # ZipInfo's fixed date: the same bytes
 
 
 def _pickle(tensors: dict[str, np.ndarray]) -> bytes:
@@ -395,6 +435,13 @@ def _pickle(tensors: dict[str, np.ndarray]) -> bytes:
         storage = f"ctorch\n{names[tensor.dtype]}\n".encode()
         reference = b"(" + text("storage") + storage + text(str(key)) + text("cpu")
         reference += b"J" + struct.pack("<i", tensor.size) + b"tQ"
-        view = reference + b"K\x00" + integers(tensor.shape) + integers(stride) + b"\x89" + ordered_dict
+        view = (
+            reference
+            + b"K\x00"
+            + integers(tensor.shape)
+            + integers(stride)
+            + b"\x89"
+            + ordered_dict
+        )
         items += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"tR"
     return b"\x80\x02" + ordered_dict + b"(" + items + b"u."

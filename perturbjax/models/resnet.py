@@ -35,7 +35,9 @@ class Block(nnx.Module):
     #: Channels out for each channel of the block's width.
     expansion: int
 
-    def __init__(self, inputs: int, layers: list[ConvNorm], *, outputs: int, stride: int, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, layers: list[ConvNorm], *, outputs: int, stride: int, rngs: nnx.Rngs
+    ):
         self.layers = nnx.List(layers)
         changes = stride != 1 or inputs != outputs
         self.shortcut = ConvNorm(inputs, outputs, 1, stride=stride, rngs=rngs) if changes else None
@@ -54,7 +56,10 @@ class BasicBlock(Block):
     expansion = 1
 
     def __init__(self, inputs: int, width: int, *, stride: int, rngs: nnx.Rngs):
-        layers = [ConvNorm(inputs, width, 3, stride=stride, rngs=rngs), ConvNorm(width, width, 3, rngs=rngs)]
+        layers = [
+            ConvNorm(inputs, width, 3, stride=stride, rngs=rngs),
+            ConvNorm(width, width, 3, rngs=rngs),
+        ]
         super().__init__(inputs, layers, outputs=width, stride=stride, rngs=rngs)
 
 
@@ -100,7 +105,9 @@ class ResNet(nnx.Module):
         dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        self.stem = ConvNorm(1 + channels if inputs is None else inputs, STAGE_WIDTHS[0], 7, stride=2, rngs=rngs)
+        self.stem = ConvNorm(
+            1 + channels if inputs is None else inputs, STAGE_WIDTHS[0], 7, stride=2, rngs=rngs
+        )
         stages, width_in = [], STAGE_WIDTHS[0]
         self.stage_widths = tuple(width * block.expansion for width in STAGE_WIDTHS)
         for number, (size, width) in enumerate(zip(stage_sizes, STAGE_WIDTHS, strict=True)):
@@ -114,7 +121,9 @@ class ResNet(nnx.Module):
         self.head = Dense(width_in, classes, rngs=rngs)
         self.feature_size, self.dropout = width_in, dropout
 
-    def stage_maps(self, x: Float[Array, "b h w inputs"], mode: Mode) -> list[Float[Array, "b _h _w _d"]]:
+    def stage_maps(
+        self, x: Float[Array, "b h w inputs"], mode: Mode
+    ) -> list[Float[Array, "b _h _w _d"]]:
         """What each of the four stages gives, the finest first."""
         x = jax.nn.relu(self.stem(x.astype(mode.dtype), mode))
         x = max_pool(x, window=3, stride=2, padding=1)

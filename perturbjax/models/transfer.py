@@ -112,7 +112,14 @@ def _to_colours(channels: int) -> Float[np.ndarray, "channels 3"]:
 
 
 def build(
-    backbone: str, transfer: TransferConfig, *, classes: int, channels: int, ways: int, dropout: float, seed: int
+    backbone: str,
+    transfer: TransferConfig,
+    *,
+    classes: int,
+    channels: int,
+    ways: int,
+    dropout: float,
+    seed: int,
 ) -> tuple[PretrainedClassifier, dict[str, Any]]:
     """A backbone with its published weights and fresh new layers; and where the weights came from.
 
@@ -122,18 +129,35 @@ def build(
     from perturbjax.models.weights import load_pretrained
 
     pretrained = load_pretrained(backbone, transfer.weights)
-    model = _classifier(pretrained.model, pretrained.provenance, transfer, classes, channels, ways, dropout, seed)
+    model = _classifier(
+        pretrained.model, pretrained.provenance, transfer, classes, channels, ways, dropout, seed
+    )
     return model, pretrained.provenance
 
 
 def skeleton(
-    provenance: dict[str, Any], transfer: TransferConfig, *, classes: int, channels: int, ways: int, dropout: float
+    provenance: dict[str, Any],
+    transfer: TransferConfig,
+    *,
+    classes: int,
+    channels: int,
+    ways: int,
+    dropout: float,
 ) -> PretrainedClassifier:
     """The same network without values, for a checkpoint to fill: the weights themselves are not needed."""
     from perturbjax.models.weights import empty_backbone
 
     return nnx.eval_shape(
-        lambda: _classifier(empty_backbone(provenance), provenance, transfer, classes, channels, ways, dropout, seed=0)
+        lambda: _classifier(
+            empty_backbone(provenance),
+            provenance,
+            transfer,
+            classes,
+            channels,
+            ways,
+            dropout,
+            seed=0,
+        )
     )
 
 
@@ -148,15 +172,24 @@ def _classifier(
     seed: int,
 ) -> PretrainedClassifier:
     if provenance["inputs"] != 3:
-        raise InputError(f"--weights {transfer.weights}: takes {provenance['inputs']} channels; transfer needs 3")
-    shape: dict[str, Any] = {"classes": classes, "channels": channels, "dropout": dropout, "rngs": nnx.Rngs(seed)}
+        raise InputError(
+            f"--weights {transfer.weights}: takes {provenance['inputs']} channels; transfer needs 3"
+        )
+    shape: dict[str, Any] = {
+        "classes": classes,
+        "channels": channels,
+        "dropout": dropout,
+        "rngs": nnx.Rngs(seed),
+    }
     if transfer.head == "channels":
         from perturbjax.models import BACKBONES
 
         colours = BACKBONES[provenance["backbone"]].colours
         own: dict[str, Any] = {"ways": ways, "colours": colours, "symmetries": transfer.symmetries}
         return ChannelClassifier(backbone, **own, **shape)
-    return TransferClassifier(backbone, head=transfer.head, backbone_norm=transfer.backbone_norm, **shape)
+    return TransferClassifier(
+        backbone, head=transfer.head, backbone_norm=transfer.backbone_norm, **shape
+    )
 
 
 def in_phase(model: PretrainedClassifier, phase: Phase) -> PretrainedClassifier:
@@ -173,7 +206,14 @@ def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: B
     def depth(path: tuple) -> int:
         return backbone.depth(_keys(path)[1:])
 
-    top = max((depth(path) for path, _ in jax.tree_util.tree_leaves_with_path(params) if _in_backbone(path)), default=0)
+    top = max(
+        (
+            depth(path)
+            for path, _ in jax.tree_util.tree_leaves_with_path(params)
+            if _in_backbone(path)
+        ),
+        default=0,
+    )
 
     def scale(path: tuple, _: Any) -> float:
         if transfer.head == "channels":
@@ -181,18 +221,24 @@ def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: B
         if not _in_backbone(path):
             return 1.0
         frozen = phase == "new layers"
-        return 0.0 if frozen else transfer.finetune_rate * transfer.layer_decay ** (top - depth(path))
+        return (
+            0.0 if frozen else transfer.finetune_rate * transfer.layer_decay ** (top - depth(path))
+        )
 
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def scale_updates(optimizer: optax.GradientTransformation, scales: Any) -> optax.GradientTransformation:
+def scale_updates(
+    optimizer: optax.GradientTransformation, scales: Any
+) -> optax.GradientTransformation:
     """The optimizer with each parameter's update multiplied; at 0 a parameter keeps every bit."""
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, state = optimizer.update(gradients, state, params)
         # x + -0.0 is x for every x; 0.0 would turn -0.0 into 0.0.
-        return jax.tree.map(lambda u, s: u * s if s else jnp.full_like(u, -0.0), updates, scales), state
+        return jax.tree.map(
+            lambda u, s: u * s if s else jnp.full_like(u, -0.0), updates, scales
+        ), state
 
     return optax.GradientTransformation(optimizer.init, update)
 

@@ -55,7 +55,9 @@ def load_pretrained(backbone: str, source: str, **arguments: Any) -> Pretrained:
     from perturbjax.models.pytorch_files import read_tensors
 
     if backbone not in with_weights():
-        raise InputError(f"--backbone {backbone}: has no published weights; choose one of {', '.join(with_weights())}")
+        raise InputError(
+            f"--backbone {backbone}: has no published weights; choose one of {', '.join(with_weights())}"
+        )
     if source == UNTRAINED:
         facts = {"backbone": backbone, "inputs": 3, "classes": 0, **arguments}
         model = BACKBONES[backbone].network(**_arguments(facts), rngs=nnx.Rngs(0))
@@ -80,17 +82,29 @@ def locate(source: str) -> tuple[Path, str | None]:
         return _from_package(name), None
     path = Path(source)
     if not path.is_file():
-        raise InputError(f"--weights {source}: no such file (hf:OWNER/REPOSITORY and package:NAME are also known)")
+        raise InputError(
+            f"--weights {source}: no such file (hf:OWNER/REPOSITORY and package:NAME are also known)"
+        )
     return path, None
 
 
 def _from_package(name: str) -> Path:
-    packages = {name: backbone.package for name, backbone in BACKBONES.items() if backbone.package is not None}
+    packages = {
+        name: backbone.package
+        for name, backbone in BACKBONES.items()
+        if backbone.package is not None
+    }
     if name not in packages:
-        raise InputError(f"--weights package:{name}: unknown; there is package:{', package:'.join(packages)}")
+        raise InputError(
+            f"--weights package:{name}: unknown; there is package:{', package:'.join(packages)}"
+        )
     module, file, project = packages[name]
     spec = importlib.util.find_spec(module)
-    path = Path(spec.submodule_search_locations[0]) / file if spec and spec.submodule_search_locations else None
+    path = (
+        Path(spec.submodule_search_locations[0]) / file
+        if spec and spec.submodule_search_locations
+        else None
+    )
     if path is None or not path.is_file():
         raise InputError(f"--weights package:{name}: not installed; run `pip install {project}`")
     return path
@@ -108,7 +122,9 @@ def _from_hub(name: str) -> tuple[Path, str]:
             RevisionNotFoundError,
         )
     except ImportError as error:
-        raise InputError(f"--weights hf:{name}: needs huggingface_hub; run `pip install 'perturbjax[hub]'`") from error
+        raise InputError(
+            f"--weights hf:{name}: needs huggingface_hub; run `pip install 'perturbjax[hub]'`"
+        ) from error
 
     repository, _, revision = name.partition("@")
     flag = f"--weights hf:{name}"
@@ -117,13 +133,17 @@ def _from_hub(name: str) -> tuple[Path, str]:
             path = Path(hf_hub_download(repository, file, revision=revision or None))
             return path, path.parent.name  # the hub's cache keeps a file under the commit it is of
         except LocalEntryNotFoundError as error:
-            by_hand = f"{HUB_FILES[0]} of {repository}" + (f" at revision {revision}" if revision else "")
+            by_hand = f"{HUB_FILES[0]} of {repository}" + (
+                f" at revision {revision}" if revision else ""
+            )
             raise InputError(
                 f"{flag}: not in the cache, and the hub is out of reach; download {by_hand} where there is a network "
                 f"and give the file itself: --weights {HUB_FILES[0]}"
             ) from error
         except RepositoryNotFoundError as error:
-            raise InputError(f"{flag}: the hub has no repository {repository} (or it needs a login)") from error
+            raise InputError(
+                f"{flag}: the hub has no repository {repository} (or it needs a login)"
+            ) from error
         except RevisionNotFoundError as error:
             raise InputError(f"{flag}: {repository} has no revision {revision}") from error
         except EntryNotFoundError:
@@ -133,7 +153,9 @@ def _from_hub(name: str) -> tuple[Path, str]:
     raise InputError(f"{flag}: the repository holds neither {' nor '.join(HUB_FILES)}")
 
 
-def from_tensors(backbone: str, tensors: Tensors, source: str, **arguments: Any) -> tuple[nnx.Module, dict[str, Any]]:
+def from_tensors(
+    backbone: str, tensors: Tensors, source: str, **arguments: Any
+) -> tuple[nnx.Module, dict[str, Any]]:
     """A backbone filled with tensors under their published names; and which names and arguments those meant.
 
     Raises:
@@ -143,15 +165,28 @@ def from_tensors(backbone: str, tensors: Tensors, source: str, **arguments: Any)
     record, names = BACKBONES[backbone], set(tensors)
     naming = recognise(names, record.namings)
     if naming is None:
-        other = recognise(names, [naming for known in BACKBONES.values() for naming in known.namings])
+        other = recognise(
+            names, [naming for known in BACKBONES.values() for naming in known.namings]
+        )
         first = f"tensors of no known naming (such as {next(iter(tensors), 'none')})"
-        found = first if other is None else f"weights of the {other.family} family ({other.library} names)"
-        raise InputError(f"{source}: holds {found}, not {backbone}; choose another --weights or --backbone")
+        found = (
+            first
+            if other is None
+            else f"weights of the {other.family} family ({other.library} names)"
+        )
+        raise InputError(
+            f"{source}: holds {found}, not {backbone}; choose another --weights or --backbone"
+        )
     if odd := sorted(set(arguments) - set(record.argument_names)):
         raise InputError(f"--backbone {backbone}: {odd[0]} is not its to choose")
 
     tensors = {name.removeprefix(naming.prefix): value for name, value in tensors.items()}
-    facts = {"backbone": backbone, "naming": naming.library, **record.arguments(naming, tensors, source), **arguments}
+    facts = {
+        "backbone": backbone,
+        "naming": naming.library,
+        **record.arguments(naming, tensors, source),
+        **arguments,
+    }
     model = empty_backbone(facts)
     fill(model, tensors, naming, f"{source}: not {backbone}:")
     return model, facts
@@ -174,7 +209,9 @@ def empty_backbone(facts: dict[str, Any]) -> nnx.Module:
 
 def _arguments(facts: dict[str, Any]) -> dict[str, Any]:
     """Of the facts those that the constructor takes."""
-    return {name: facts[name] for name in BACKBONES[facts["backbone"]].argument_names if name in facts}
+    return {
+        name: facts[name] for name in BACKBONES[facts["backbone"]].argument_names if name in facts
+    }
 
 
 def fill(model: nnx.Module, tensors: Tensors, naming: Naming, what: str) -> None:
@@ -186,12 +223,18 @@ def fill(model: nnx.Module, tensors: Tensors, naming: Naming, what: str) -> None
     leaves = dict(nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))))
     names = {path: naming.tensor(path) for path, leaf in leaves.items() if leaf.size}
     if missing := [name for name in names.values() if name not in tensors]:
-        raise InputError(f"{what} {missing[0]} is missing ({len(missing)} of {len(names)} tensors are)")
+        raise InputError(
+            f"{what} {missing[0]} is missing ({len(missing)} of {len(names)} tensors are)"
+        )
     unused = {name for name in tensors if name.endswith("num_batches_tracked")} | set(naming.unused)
     if extra := sorted(set(tensors) - set(names.values()) - unused):
-        raise InputError(f"{what} there is no place for {extra[0]} ({len(extra)} of {len(tensors)} tensors have none)")
+        raise InputError(
+            f"{what} there is no place for {extra[0]} ({len(extra)} of {len(tensors)} tensors have none)"
+        )
 
-    filled = {path: leaf.replace(jnp.zeros(leaf.shape)) for path, leaf in leaves.items() if not leaf.size}
+    filled = {
+        path: leaf.replace(jnp.zeros(leaf.shape)) for path, leaf in leaves.items() if not leaf.size
+    }
     for path, name in names.items():
         value = to_our_layout(np.asarray(tensors[name], np.float32), len(leaves[path].shape))
         if value.shape != leaves[path].shape:

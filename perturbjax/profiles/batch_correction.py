@@ -27,7 +27,9 @@ class _ByPlate(TableStep):
 
     reference: Reference
 
-    def _reference(self, values: Float[np.ndarray, "n d"], X: pd.DataFrame) -> Float[np.ndarray, "m d"]:
+    def _reference(
+        self, values: Float[np.ndarray, "n d"], X: pd.DataFrame
+    ) -> Float[np.ndarray, "m d"]:
         return values[X[NEGCON].to_numpy()] if self.reference == "negcon" else values
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
@@ -41,7 +43,10 @@ class _ByPlate(TableStep):
 
     def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
         plates = X[PLATE].to_numpy()
-        own = {name: self._own(name, values[plates == name], X[plates == name]) for name in pd.unique(plates)}
+        own = {
+            name: self._own(name, values[plates == name], X[plates == name])
+            for name in pd.unique(plates)
+        }
         self._target(own)
         self.plates_ = {name: self._of_plate(name, rows) for name, rows in own.items()}
 
@@ -76,7 +81,9 @@ class Coral(_ByPlate):
         covariance = np.mean([_covariance(rows) for rows in own.values()], axis=0)
         self.floor_ = self.regularization * float(np.trace(covariance)) / len(covariance)
         if not self.floor_ > 0:
-            raise InputError("--align coral: the rows to align by are all alike; choose another --align-to or --negcon")
+            raise InputError(
+                "--align coral: the rows to align by are all alike; choose another --align-to or --negcon"
+            )
         self.colour_ = _power(covariance, self.floor_, 0.5)
 
     def _of_plate(self, plate: str, own: Float[np.ndarray, "m d"]) -> tuple[np.ndarray, np.ndarray]:
@@ -113,12 +120,16 @@ class Combat(_ByPlate):
         n, shift, variance = len(z), z.mean(axis=0), z.var(axis=0, ddof=1)
         prior_mean, prior_variance = shift.mean(), shift.var(ddof=1) if len(shift) > 1 else 0.0
         mean, spread = variance.mean(), variance.var(ddof=1) if len(shift) > 1 else 0.0
-        if not (prior_variance > 0 and spread > 0):  # one feature, or all alike: nothing to learn from the others
+        if not (
+            prior_variance > 0 and spread > 0
+        ):  # one feature, or all alike: nothing to learn from the others
             return _Batch(shift, np.sqrt(np.where(variance > 0, variance, 1.0)))
         shape, rate = 2 + mean**2 / spread, mean * (1 + mean**2 / spread)
         gamma, delta = shift, variance
         for _ in range(_STEPS):
-            new_gamma = (n * prior_variance * shift + delta * prior_mean) / (n * prior_variance + delta)
+            new_gamma = (n * prior_variance * shift + delta * prior_mean) / (
+                n * prior_variance + delta
+            )
             squares = ((z - new_gamma) ** 2).sum(axis=0)
             new_delta = (rate + squares / 2) / (n / 2 + shape - 1)
             change = max(_change(gamma, new_gamma), _change(delta, new_delta))
@@ -137,7 +148,9 @@ def _covariance(rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "d d"]:
     return centred.T @ centred / (len(rows) - 1)
 
 
-def _power(covariance: Float[np.ndarray, "d d"], floor: float, power: float) -> Float[np.ndarray, "d d"]:
+def _power(
+    covariance: Float[np.ndarray, "d d"], floor: float, power: float
+) -> Float[np.ndarray, "d d"]:
     """(C + floor I)^power."""
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * (np.maximum(values, 0) + floor) ** power) @ vectors.T

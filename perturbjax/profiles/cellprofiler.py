@@ -49,7 +49,11 @@ def require_cp_measure() -> None:
 
 def facts() -> dict[str, Any]:
     """What decides the features' values."""
-    return {"backbone": CELLPROFILER, "cp_measure": importlib.metadata.version("cp_measure"), "of_site": "median"}
+    return {
+        "backbone": CELLPROFILER,
+        "cp_measure": importlib.metadata.version("cp_measure"),
+        "of_site": "median",
+    }
 
 
 def names(dataset: Dataset) -> list[str]:
@@ -57,7 +61,9 @@ def names(dataset: Dataset) -> list[str]:
     side = 32
     square = np.zeros((side, side), np.uint16)
     square[8:24, 8:24] = 1
-    image = np.random.default_rng(0).integers(1, 200, (side, side, len(dataset.channel_names)), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(
+        1, 200, (side, side, len(dataset.channel_names)), dtype=np.uint8
+    )
     _, columns = _cells(image, square, dataset.channel_names)
     return [f"{OBJECT}_{column.replace('__', '_')}" for column in columns]
 
@@ -81,10 +87,14 @@ def parts(
         else:
             spawn = multiprocessing.get_context("spawn")
             pool = held.enter_context(
-                ProcessPoolExecutor(processes, spawn, initializer=_open, initargs=(dataset.paths, count))
+                ProcessPoolExecutor(
+                    processes, spawn, initializer=_open, initargs=(dataset.paths, count)
+                )
             )
             measured = pool.map(_of_position, sites, chunksize=4)
-        rows = track(measured, total=behind + len(sites), done=behind, label="features", unit="sites")
+        rows = track(
+            measured, total=behind + len(sites), done=behind, label="features", unit="sites"
+        )
         for part in parts:
             yield np.stack(list(itertools.islice(rows, len(part))))
 

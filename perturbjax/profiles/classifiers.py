@@ -44,19 +44,30 @@ def _grid(parameter: str, *values: Any) -> tuple[dict[str, Any], ...]:
 CLASSIFIERS: dict[str, Classifier] = {
     "ridge": Classifier(lambda rows, classes, seed: RidgeClassifierCV(alphas=ALPHAS)),
     "random_forest": Classifier(
-        lambda rows, classes, seed: RandomForestClassifier(n_estimators=500, random_state=seed, n_jobs=-1)
+        lambda rows, classes, seed: RandomForestClassifier(
+            n_estimators=500, random_state=seed, n_jobs=-1
+        )
     ),
-    "bernoulli_nb": Classifier(lambda rows, classes, seed: BernoulliNB(), _grid("alpha", 0.1, 1.0, 10.0)),
-    "gaussian_nb": Classifier(lambda rows, classes, seed: GaussianNB(), _grid("var_smoothing", 1e-9, 1e-2, 1e-1, 1.0)),
+    "bernoulli_nb": Classifier(
+        lambda rows, classes, seed: BernoulliNB(), _grid("alpha", 0.1, 1.0, 10.0)
+    ),
+    "gaussian_nb": Classifier(
+        lambda rows, classes, seed: GaussianNB(), _grid("var_smoothing", 1e-9, 1e-2, 1e-1, 1.0)
+    ),
     "knn": Classifier(
-        lambda rows, classes, seed: KNeighborsClassifier(n_neighbors=min(5, rows), weights="distance", metric="cosine"),
+        lambda rows, classes, seed: KNeighborsClassifier(
+            n_neighbors=min(5, rows), weights="distance", metric="cosine"
+        ),
         _grid("n_neighbors", 1, 3, 5, 10, 20),
     ),
     "logistic": Classifier(
-        lambda rows, classes, seed: LogisticRegression(C=0.01, max_iter=300), _grid("C", 0.001, 0.01, 0.1)
+        lambda rows, classes, seed: LogisticRegression(C=0.01, max_iter=300),
+        _grid("C", 0.001, 0.01, 0.1),
     ),
     "logistic_balanced": Classifier(  # every class counts the same
-        lambda rows, classes, seed: LogisticRegression(C=LINEAR_C, max_iter=300, class_weight="balanced"),
+        lambda rows, classes, seed: LogisticRegression(
+            C=LINEAR_C, max_iter=300, class_weight="balanced"
+        ),
         _grid("C", 0.001, 0.01, 0.1),
     ),
     "lda": Classifier(
@@ -65,11 +76,17 @@ CLASSIFIERS: dict[str, Classifier] = {
     ),
     "plda": Classifier(
         lambda rows, classes, seed: PLDA(),
-        tuple({"shrinkage": shrinkage, "prior": prior} for shrinkage in (0.2, 0.4, 0.6) for prior in (1.0, 2.0)),
+        tuple(
+            {"shrinkage": shrinkage, "prior": prior}
+            for shrinkage in (0.2, 0.4, 0.6)
+            for prior in (1.0, 2.0)
+        ),
     ),
     "gradient_boosting": Classifier(
         lambda rows, classes, seed: HistGradientBoostingClassifier(
-            max_iter=int(np.clip(_BOOSTED_TREES / classes, 10, 100)), early_stopping=False, random_state=seed
+            max_iter=int(np.clip(_BOOSTED_TREES / classes, 10, 100)),
+            early_stopping=False,
+            random_state=seed,
         )
     ),
 }
@@ -83,9 +100,13 @@ def parse_models(text: str) -> tuple[str, ...]:
     """
     names = tuple(CLASSIFIERS) if text == "all" else names_in(text)
     if unknown := [name for name in names if name not in CLASSIFIERS]:
-        raise InputError(f"--models {unknown[0]}: unknown; choose from all, {', '.join(CLASSIFIERS)}")
+        raise InputError(
+            f"--models {unknown[0]}: unknown; choose from all, {', '.join(CLASSIFIERS)}"
+        )
     if not names:
-        raise InputError(f"--models {text!r}: names none; choose from all, {', '.join(CLASSIFIERS)}")
+        raise InputError(
+            f"--models {text!r}: names none; choose from all, {', '.join(CLASSIFIERS)}"
+        )
     return tuple(dict.fromkeys(names))
 
 

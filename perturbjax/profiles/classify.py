@@ -64,7 +64,12 @@ def classify(config: ClassifyConfig) -> Judgement:
     jobs = [(fold, manifest, name) for fold, manifest in manifests.items() for name in names]
     fitted: dict[str, dict[str, _Fitted]] = {fold: {} for fold in manifests}
     failed: dict[str, str] = {}
-    task = _Task(config, profiles, negcon, labels.map({c: i for i, c in enumerate(class_names)}).to_numpy(int))
+    task = _Task(
+        config,
+        profiles,
+        negcon,
+        labels.map({c: i for i, c in enumerate(class_names)}).to_numpy(int),
+    )
     for fold, manifest, name in track(jobs, total=len(jobs), label="classify", unit="fits"):
         if name in failed:
             continue
@@ -74,7 +79,9 @@ def classify(config: ClassifyConfig) -> Judgement:
             failed[name] = " ".join(str(error).split())
             console.print(f"{name}: left out ({failed[name]})")
     if len(failed) == len(names):
-        raise InputError(f"--models {config.models}: none could be fitted ({next(iter(failed.values()))})")
+        raise InputError(
+            f"--models {config.models}: none could be fitted ({next(iter(failed.values()))})"
+        )
     for note in dict.fromkeys((*profiles.notes, *task.notes)):
         console.print(f"features: {note}")
 
@@ -83,12 +90,19 @@ def classify(config: ClassifyConfig) -> Judgement:
     subjects = [_subject(name, [of_fold[name] for of_fold in fitted.values()]) for name in kept]
     _say_unknown_classes(folds)
     judgement = judge(
-        subjects, folds, class_names, split=policy_of(config), seed=config.seed, replicates=config.replicates
+        subjects,
+        folds,
+        class_names,
+        split=policy_of(config),
+        seed=config.seed,
+        replicates=config.replicates,
     )
     table = views.ranking(judgement).merge(_costs(fitted, kept), on="subject", how="left")
     _write(config, judgement, subjects, folds, class_names, label)
     for fold, manifest in manifests.items():
-        splits.write_split(manifest, config.out / ("split.parquet" if len(folds) == 1 else f"split_{fold}.parquet"))
+        splits.write_split(
+            manifest, config.out / ("split.parquet" if len(folds) == 1 else f"split_{fold}.parquet")
+        )
     write_csv(config.out / "table.csv", table)
     write_json(config.out / "labels.json", class_names)
     write_json(config.out / "config.json", _plain(dataclasses.asdict(config)))
@@ -103,7 +117,9 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, np.ndarray, str]:
     """
     profiles = read_source(config.source) if config.source.data else read_profiles(config.features)
     if not (label := config.label_column or profiles.label_column):
-        raise InputError("--label-column: is required, since --data was built for no label, or for several")
+        raise InputError(
+            "--label-column: is required, since --data was built for no label, or for several"
+        )
     if config.aggregate != "none":
         profiles = aggregate_to_wells(profiles, config.aggregate)
     empty = (profiles.column(label) == "").to_numpy()
@@ -125,7 +141,9 @@ def _manifests(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[s
         plates = sorted(profiles.column(PLATE).unique())
         chosen = plates if config.hold_out == EACH else [config.hold_out]
         if unknown := [plate for plate in chosen if plate not in plates]:
-            raise InputError(f"--hold-out {unknown[0]}: no such plate; choose {EACH} or one of {', '.join(plates)}")
+            raise InputError(
+                f"--hold-out {unknown[0]}: no such plate; choose {EACH} or one of {', '.join(plates)}"
+            )
         kept, said = kept_sites(profiles.metadata, read_rules(split.exclude), label)
         out = profiles.metadata["site_id"][~kept]
         found = {plate: splits.without(_hold_out(profiles, plate), out) for plate in chosen}
@@ -133,7 +151,10 @@ def _manifests(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[s
     elif config.all_folds:
         every = [dataclasses.replace(split, fold=fold) for fold in range(split.folds)]
         found = {
-            f"fold_{one.fold}": splits.split_for(profiles.metadata, one, label=label, seed=config.seed) for one in every
+            f"fold_{one.fold}": splits.split_for(
+                profiles.metadata, one, label=label, seed=config.seed
+            )
+            for one in every
         }
     else:
         one = splits.split_for(profiles.metadata, split, label=label, seed=config.seed)
@@ -142,7 +163,10 @@ def _manifests(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[s
         console.print(sentence)
     for fold, manifest in found.items():
         _require_two_classes(fold, manifest, profiles, label)
-    if not any(_classes(one, profiles, label, TRAIN) & _classes(one, profiles, label, TEST) for one in found.values()):
+    if not any(
+        _classes(one, profiles, label, TRAIN) & _classes(one, profiles, label, TEST)
+        for one in found.values()
+    ):
         raise InputError(
             f"{config.profiles.features[0]}: no class of column {label} is both in training and judged, so nothing can "
             "be learned; choose another --label-column or split"
@@ -153,7 +177,9 @@ def _manifests(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[s
 def _hold_out(profiles: Profiles, plate: str) -> pd.DataFrame:
     groups = profiles.column(PLATE)
     part = np.where(groups == plate, TEST, TRAIN)
-    manifest = pd.DataFrame({"site_id": profiles.metadata["site_id"], "group": groups, "part": part})
+    manifest = pd.DataFrame(
+        {"site_id": profiles.metadata["site_id"], "group": groups, "part": part}
+    )
     splits.check_no_overlap(manifest, f"--hold-out {plate}")
     return manifest
 
@@ -192,7 +218,9 @@ class _Prepared(NamedTuple):
 class _Task:
     """Fits models on the training rows of a manifest; rows are prepared once a fold."""
 
-    def __init__(self, config: ClassifyConfig, profiles: Profiles, negcon: np.ndarray, labels: np.ndarray):
+    def __init__(
+        self, config: ClassifyConfig, profiles: Profiles, negcon: np.ndarray, labels: np.ndarray
+    ):
         from perturbjax.profiles.preparation import as_table
 
         self.config, self.labels = config, labels
@@ -211,13 +239,19 @@ class _Task:
         recipe = CLASSIFIERS[name]
         model = recipe.make(len(labels), len(np.unique(labels)), self.config.seed)
         chosen, score = (
-            _tune(model, recipe.grid, inner, self.config.tune_by) if inner and recipe.grid else ({}, float("nan"))
+            _tune(model, recipe.grid, inner, self.config.tune_by)
+            if inner and recipe.grid
+            else ({}, float("nan"))
         )
         model.set_params(**chosen)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model.fit(arrays[TRAIN], labels)
-        self.notes += [f"{name}: {str(w.message).splitlines()[0]}" for w in caught if "onverge" in str(w.message)]
+        self.notes += [
+            f"{name}: {str(w.message).splitlines()[0]}"
+            for w in caught
+            if "onverge" in str(w.message)
+        ]
         setting = ", ".join(f"{key} {value:g}" for key, value in chosen.items())
         train, test = (probabilities(model, arrays[part], classes) for part in (TRAIN, TEST))
         return _Fitted(train, test, time.monotonic() - start, setting, score)
@@ -242,14 +276,22 @@ class _Task:
 
         parts = min(_TUNING_FOLDS, len(np.unique(groups)))
         if parts < 2:
-            raise InputError("--tune: the training rows are one group; tuning needs two: choose another --split")
+            raise InputError(
+                "--tune: the training rows are one group; tuning needs two: choose another --split"
+            )
         for fit, held in GroupKFold(parts).split(rows, groups=groups):
             steps, x = self._prepared(rows[fit], groups[fit])
             z = steps.transform(self.table.iloc[rows[held]])
             yield x, self.labels[rows[fit]], z, self.labels[rows[held]]
 
     def _prepared(self, rows: np.ndarray, groups: np.ndarray) -> tuple[Pipeline, np.ndarray]:
-        return prepared(self.table.iloc[rows], self.config.preparation, self.config.seed, self.labels[rows], groups)
+        return prepared(
+            self.table.iloc[rows],
+            self.config.preparation,
+            self.config.seed,
+            self.labels[rows],
+            groups,
+        )
 
 
 def prepared(
@@ -268,21 +310,32 @@ def prepared(
 
 def notes_of(steps: Pipeline) -> list[str]:
     """What the steps of a fitted preparation did and chose, one sentence each."""
-    return [note for step in steps.named_steps.values() if hasattr(step, "notes") for note in step.notes()]
+    return [
+        note
+        for step in steps.named_steps.values()
+        if hasattr(step, "notes")
+        for note in step.notes()
+    ]
 
 
-def _tune(model: Any, grid: tuple[dict[str, Any], ...], inner: list, criterion: str) -> tuple[dict[str, Any], float]:
+def _tune(
+    model: Any, grid: tuple[dict[str, Any], ...], inner: list, criterion: str
+) -> tuple[dict[str, Any], float]:
     """The setting with the best mean score over the inner parts (the first of equals), and that score."""
     from sklearn.base import clone
     from sklearn.metrics import accuracy_score, recall_score
 
-    def one(setting: dict[str, Any], x: np.ndarray, y: np.ndarray, z: np.ndarray, truth: np.ndarray) -> float:
+    def one(
+        setting: dict[str, Any], x: np.ndarray, y: np.ndarray, z: np.ndarray, truth: np.ndarray
+    ) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             predicted = clone(model).set_params(**setting).fit(x, y).predict(z)
         if criterion == "accuracy":
             return accuracy_score(truth, predicted)
-        return recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
+        return recall_score(
+            truth, predicted, labels=np.unique(truth), average="macro", zero_division=0
+        )
 
     scores = [float(np.mean([one(setting, *part) for part in inner])) for setting in grid]
     best = int(np.argmax(scores))
@@ -340,10 +393,14 @@ def _write(
                 (TEST, fold.test, subject.test[at]),
             )
         ]
-        write_predictions(out / "predictions" / f"{subject.name}.parquet", pd.concat(tables, ignore_index=True))
+        write_predictions(
+            out / "predictions" / f"{subject.name}.parquet", pd.concat(tables, ignore_index=True)
+        )
         if single:
             alone = judgement.alone(subject.name)
-            views.write_run(alone, subject, folds[0], class_names, out / "evaluation" / subject.name)
+            views.write_run(
+                alone, subject, folds[0], class_names, out / "evaluation" / subject.name
+            )
     what = f"{len(class_names)} classes, {judgement.n.site} rows judged"
     title = f"{label}, split by {judgement.split_name}: {what}"
     figures.plot_ranking(judgement, out / "scores.png", title)

@@ -44,7 +44,9 @@ class Relative(TableStep):
 
     def fit(self, X: pd.DataFrame, y: object = None) -> Relative:
         """Learn the means of training plates; `y` are class numbers, which only "auto" looks at."""
-        self.chosen_, self.reason_ = (self.how, "") if self.how != "auto" else choose(X, np.asarray(y))
+        self.chosen_, self.reason_ = (
+            (self.how, "") if self.how != "auto" else choose(X, np.asarray(y))
+        )
         self.rows_ = X.index
         self.means_ = {plate: self._mean(plate, X[rows]) for plate, rows in self._plates(X)}
         return self
@@ -65,7 +67,10 @@ class Relative(TableStep):
             if self.chosen_ == "negcon":  # x - (sum - x) / (n - 1) = (x - mean) n / (n - 1)
                 within = rows & X[NEGCON].to_numpy() & (known if seen else True)
                 relative[within] *= count / (count - 1)
-        return np.concatenate([values, relative], axis=1), [*names, *(f"{name}_on_plate" for name in names)]
+        return np.concatenate([values, relative], axis=1), [
+            *names,
+            *(f"{name}_on_plate" for name in names),
+        ]
 
     def _plates(self, X: pd.DataFrame) -> list[tuple[str, np.ndarray]]:
         plates = X[PLATE].to_numpy()
@@ -91,18 +96,27 @@ def choose(X: pd.DataFrame, y: Int[np.ndarray, " n"]) -> tuple[How, str]:
     controls = X.groupby(PLATE, sort=False)[NEGCON].sum()
     fewest = int(controls.min())
     if fewest >= LEAST_CONTROLS:
-        return "negcon", f"relative to the plate's negative controls: every plate holds {fewest} or more"
+        return (
+            "negcon",
+            f"relative to the plate's negative controls: every plate holds {fewest} or more",
+        )
     few = f"plate {controls.idxmin()} holds {fewest} negative controls, fewer than {LEAST_CONTROLS}"
     classes = pd.Series(y).groupby(X[PLATE].to_numpy()).nunique()
     holds = f"plates hold {classes.median():g} of {len(np.unique(y))} classes (median)"
     groups = (X[GROUP] if GROUP in X else X[PLATE]).to_numpy()
     if len(np.unique(groups)) < 2:
-        return "none", f"not relative to the plate: {few}, and all training rows are one group: no trial is possible"
+        return (
+            "none",
+            f"not relative to the plate: {few}, and all training rows are one group: no trial is possible",
+        )
     without, having = (_tried(how, X, y, groups) for how in ("none", "plate"))
     trial = f"on held-out training groups, balanced accuracy is {having:.3f} with its own mean, {without:.3f} without"
     if having > without:
         return "plate", f"relative to the plate's own mean: {few}; {holds}, and {trial}"
-    return "none", f"not relative to the plate: {few}; {holds}, so its own mean is no reference: {trial}"
+    return (
+        "none",
+        f"not relative to the plate: {few}; {holds}, so its own mean is no reference: {trial}",
+    )
 
 
 def _tried(how: How, X: pd.DataFrame, y: Int[np.ndarray, " n"], groups: np.ndarray) -> float:

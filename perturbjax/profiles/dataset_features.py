@@ -29,7 +29,9 @@ def read_source(source: SourceConfig) -> Profiles:
     measured = statistics_of(dataset)
     values, names = profiles.values, profiles.names
     if source.statistics:
-        values = np.concatenate([values, np.log1p(measured.clip(lower=0)).to_numpy(np.float32)], axis=1)
+        values = np.concatenate(
+            [values, np.log1p(measured.clip(lower=0)).to_numpy(np.float32)], axis=1
+        )
         names = (*names, *(f"{STATISTIC}log_{name}" for name in measured))
     return dataclasses.replace(
         profiles, values=values, names=names, label_column=dataset.label_column, measured=measured
@@ -40,4 +42,6 @@ def statistics_of(dataset: Dataset) -> pd.DataFrame:
     """What the index measured of every site, in stored units: number and area of the cells, pixels of each channel."""
     index = dataset.index
     columns = [name for name in index.columns if not name.startswith(METADATA)]
-    return index[[name for name in columns if name in _COUNTED or _MEASURED.match(name)]].reset_index(drop=True)
+    return index[
+        [name for name in columns if name in _COUNTED or _MEASURED.match(name)]
+    ].reset_index(drop=True)

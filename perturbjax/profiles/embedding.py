@@ -75,7 +75,9 @@ def embed(config: EmbedConfig) -> Path:
     out = Path(config.out)
     profiles, negcon, label = load_profiles(config.profiles)
     if len(profiles) < 4:
-        raise InputError(f"{config.profiles.where}: {len(profiles)} rows; a layout needs four or more")
+        raise InputError(
+            f"{config.profiles.where}: {len(profiles)} rows; a layout needs four or more"
+        )
     labels = profiles.column(label).to_numpy()
     plates = profiles.column(PLATE).to_numpy()
     steps, features = prepared(
@@ -90,7 +92,9 @@ def embed(config: EmbedConfig) -> Path:
         points = lay_out_tsne(features, neighbours, config.seed)
     quality = measure(features, points, labels, k=neighbours)
     chosen = choose_highlighted(features, labels, negcon, config.highlight, k=neighbours)
-    picture = Picture(points, labels, negcon, chosen, config, quality, label, _trained(profiles.metadata))
+    picture = Picture(
+        points, labels, negcon, chosen, config, quality, label, _trained(profiles.metadata)
+    )
     with matplotlib.rc_context(PLOT_TEXT):
         _draw(picture, out)
     write_page(picture, profiles, out.with_suffix(".html"))
@@ -102,7 +106,9 @@ def embed(config: EmbedConfig) -> Path:
 def _require(method: str) -> None:
     library = {"umap": "umap", "tsne": "openTSNE"}[method]
     if find_spec(library) is None:
-        raise InputError(f"--method {method}: {library} is not installed; run `pip install 'perturbjax[features]'`")
+        raise InputError(
+            f"--method {method}: {library} is not installed; run `pip install 'perturbjax[features]'`"
+        )
 
 
 def _trained(metadata: pd.DataFrame) -> Bool[np.ndarray, " n"] | None:
@@ -130,7 +136,9 @@ def lay_out_umap(
         return np.asarray(layout.fit_transform(features.astype(np.float32)), dtype=float)
 
 
-def lay_out_tsne(features: Float[np.ndarray, "n d"], perplexity: int, seed: int) -> Float[np.ndarray, "n 2"]:
+def lay_out_tsne(
+    features: Float[np.ndarray, "n d"], perplexity: int, seed: int
+) -> Float[np.ndarray, "n 2"]:
     """t-SNE by openTSNE, started from principal components; perplexity at most a third of the rows."""
     import openTSNE
 
@@ -146,7 +154,11 @@ def lay_out_tsne(features: Float[np.ndarray, "n d"], perplexity: int, seed: int)
 
 
 def measure(
-    features: Float[np.ndarray, "n d"], points: Float[np.ndarray, "n axes"], labels: np.ndarray, *, k: int
+    features: Float[np.ndarray, "n d"],
+    points: Float[np.ndarray, "n axes"],
+    labels: np.ndarray,
+    *,
+    k: int,
 ) -> Quality:
     """How well `labels` hold together among `features` and among `points`."""
     from sklearn.metrics import silhouette_score
@@ -160,7 +172,9 @@ def measure(
         purity=float(neighbour_purity(features, number, k).mean()),
         purity_2d=float(neighbour_purity(points, number, k).mean()),
         chance=float(((counts[number] - 1) / (len(labels) - 1)).mean()),
-        silhouette=float(silhouette_score(features[repeated], number[repeated])) if defined else float("nan"),
+        silhouette=float(silhouette_score(features[repeated], number[repeated]))
+        if defined
+        else float("nan"),
     )
 
 
@@ -175,7 +189,12 @@ def neighbour_purity(
 
 
 def choose_highlighted(
-    features: Float[np.ndarray, "n d"], labels: np.ndarray, negcon: Bool[np.ndarray, " n"], top: int, *, k: int
+    features: Float[np.ndarray, "n d"],
+    labels: np.ndarray,
+    negcon: Bool[np.ndarray, " n"],
+    top: int,
+    *,
+    k: int,
 ) -> list[str]:
     """Classes that get a colour: all where there are few, else those whose rows find most of their own class nearby.
 
@@ -235,7 +254,9 @@ class Picture:
         apart = self.negcon if len(names) == 1 else np.zeros_like(self.negcon)
         others = ~apart & ~np.isin(self.labels, self.chosen)
         if others.any():
-            found.append((f"{len(np.unique(self.labels[others]))} other classes", others, GREY, "o"))
+            found.append(
+                (f"{len(np.unique(self.labels[others]))} other classes", others, GREY, "o")
+            )
         if len(names) == 1:
             found.append((f"negative control ({names[0]})", self.negcon, "black", "x"))
         for i, name in enumerate(self.chosen):
@@ -257,7 +278,9 @@ def _draw(picture: Picture, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(9.5, 7), layout="constrained")
     size = float(np.clip(12000 / len(picture.labels), 14, 45))
     groups = picture.groups()
-    few = 2.5 if groups[0][2] == GREY else 1  # a handful among hundreds of grey rows has to be found
+    few = (
+        2.5 if groups[0][2] == GREY else 1
+    )  # a handful among hundreds of grey rows has to be found
     for order, (legend, rows, colour, marker) in enumerate(groups, start=3):
         grey, control = colour == GREY, marker == "x"
         emphasis = 0.7 if grey else 1 if control else few
@@ -282,7 +305,12 @@ def _draw(picture: Picture, path: Path) -> None:
     axis.set_aspect("equal", adjustable="datalim")
     axis.spines[["top", "right", "left", "bottom"]].set_color("0.8")
     axis.legend(
-        loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9, title="class · rows", markerscale=1.2
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        frameon=False,
+        fontsize=9,
+        title="class · rows",
+        markerscale=1.2,
     )
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -40,7 +40,13 @@ from perturbjax.models.symmetries import dihedral
 from perturbjax.profiles import cellprofiler
 from perturbjax.profiles import feature_files as tables
 from perturbjax.profiles.cellprofiler import CELLPROFILER
-from perturbjax.profiles.image_inputs import COLOURS, AdaptConfig, adapt, channel_triples, intensity_range
+from perturbjax.profiles.image_inputs import (
+    COLOURS,
+    AdaptConfig,
+    adapt,
+    channel_triples,
+    intensity_range,
+)
 from perturbjax.profiles.profile_table import METADATA
 from perturbjax.profiles.shards import Crew, meet
 from perturbjax.training.devices import ComputeConfig, Placement, open_devices
@@ -92,14 +98,28 @@ class FeaturesConfig:
         require_output(self.out, ".parquet", ".h5ad")
         if self.run is None and not self.weights and self.backbone != CELLPROFILER:
             backbone = BACKBONES.get(self.backbone)
-            such = f", such as {backbone.source}, {backbone.licence}" if backbone and backbone.source else ""
+            such = (
+                f", such as {backbone.source}, {backbone.licence}"
+                if backbone and backbone.source
+                else ""
+            )
             raise InputError(
                 f"--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME{such}), or else --run"
             )
-        require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8: a square has 8 symmetries")
+        require(
+            "augmentations",
+            self.augmentations,
+            1 <= self.augmentations <= 8,
+            "1 to 8: a square has 8 symmetries",
+        )
         require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
         require("workers", self.workers, self.workers >= 0, "0 (one a core) or more")
-        require("prefix", self.prefix, not self.prefix.startswith(METADATA), f"something else than {METADATA}")
+        require(
+            "prefix",
+            self.prefix,
+            not self.prefix.startswith(METADATA),
+            f"something else than {METADATA}",
+        )
 
 
 @dataclass(frozen=True)
@@ -144,7 +164,12 @@ def extract(config: FeaturesConfig) -> Path:
         )
         compute = functools.partial(_compute_parts, config, placement, extractor)
         name = functools.partial(feature_names, extractor.groups)
-        job = Job({**extractor.facts, "batch_size": config.batch_size}, PART_BATCHES * config.batch_size, compute, name)
+        job = Job(
+            {**extractor.facts, "batch_size": config.batch_size},
+            PART_BATCHES * config.batch_size,
+            compute,
+            name,
+        )
         return _write(config, dataset, crew, job)
 
 
@@ -156,7 +181,12 @@ def _measured(config: FeaturesConfig, dataset: Dataset, crew: Crew) -> Path:
     def compute(parts: Sequence[range], behind: int) -> Iterator[Float32[np.ndarray, "_n d"]]:
         return cellprofiler.parts(dataset, parts, behind, config.workers, len(names))
 
-    return _write(config, dataset, crew, Job(cellprofiler.facts(), cellprofiler.PART, compute, lambda count: names))
+    return _write(
+        config,
+        dataset,
+        crew,
+        Job(cellprofiler.facts(), cellprofiler.PART, compute, lambda count: names),
+    )
 
 
 @dataclass(frozen=True)
@@ -180,7 +210,10 @@ def _write(config: FeaturesConfig, dataset: Dataset, crew: Crew, job: Job) -> Pa
     """Compute what an interrupted extraction did not, and write the table."""
     work = config.out.with_name(f".{config.out.name}.extracting")
     settings = {**job.facts, "index_sha256": dataset.index_sha256, "sites": len(dataset)}
-    every = [range(start, min(start + job.part, len(dataset))) for start in range(0, len(dataset), job.part)]
+    every = [
+        range(start, min(start + job.part, len(dataset)))
+        for start in range(0, len(dataset), job.part)
+    ]
     mine = crew.deal(lambda: _unfinished_parts(work, settings, len(every)))
     todo = [every[number] for number in mine]
     behind = len(dataset) - sum(map(len, todo)) if crew.alone else 0
@@ -197,7 +230,9 @@ def _write(config: FeaturesConfig, dataset: Dataset, crew: Crew, job: Job) -> Pa
     names = [config.prefix + one for one in job.name(parts[0].shape[1])]
     facts = {key: value for key, value in job.facts.items() if key != "batch_size"}
     index = dataset.index
-    if config.run is not None:  # what was trained on lies apart by no merit: `embed` tells it from the rest
+    if (
+        config.run is not None
+    ):  # what was trained on lies apart by no merit: `embed` tells it from the rest
         index = index.assign(Metadata_part=open_run(config.run).parts(index["site_id"]))
     rows = tables.write(config.out, config.level, index, parts, names, facts)
     shutil.rmtree(work)
@@ -222,7 +257,11 @@ def _part_file(work: Path, number: int) -> Path:
 
 
 def _compute_parts(
-    config: FeaturesConfig, placement: Placement, extractor: Extractor, parts: Sequence[range], behind: int
+    config: FeaturesConfig,
+    placement: Placement,
+    extractor: Extractor,
+    parts: Sequence[range],
+    behind: int,
 ) -> Iterator[Float32[np.ndarray, "n d"]]:
     """The features of every part, see `Job`. All but the last of a dataset's are whole batches."""
     order = Order.once(np.concatenate(parts), config.batch_size)
@@ -233,7 +272,9 @@ def _compute_parts(
         unit = f"batches of {config.batch_size}"
         batches = track(fetched, total=done + len(order), done=done, label="features", unit=unit)
         for part in parts:  # the last batch's padding is dropped
-            yield np.concatenate(list(itertools.islice(batches, -(-len(part) // config.batch_size))))[: len(part)]
+            yield np.concatenate(
+                list(itertools.islice(batches, -(-len(part) // config.batch_size)))
+            )[: len(part)]
 
 
 def _one_ahead(items: Iterator[Array]) -> Iterator[Array]:
@@ -257,16 +298,25 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
     if adaptation.size is None:
         adaptation = dataclasses.replace(adaptation, size=record.input_size)
     if pretrained.provenance["inputs"] != 3:
-        raise InputError(f"--weights {config.weights}: takes {pretrained.provenance['inputs']} channels, not 3")
+        raise InputError(
+            f"--weights {config.weights}: takes {pretrained.provenance['inputs']} channels, not 3"
+        )
     colours = COLOURS.get(adaptation.normalize, record.colours)  # auto: the backbone's
     graphdef, params, stats = split_model(pretrained.model)
     params, stats = placement.replicate((params, stats))
     positions = np.array(list(triples.values()))
-    prepare = jax.jit(lambda batch: adapt(batch, adaptation, positions, colours), out_shardings=placement.by_row)
+    prepare = jax.jit(
+        lambda batch: adapt(batch, adaptation, positions, colours), out_shardings=placement.by_row
+    )
 
     @jax.jit
-    def forward(params: Any, stats: Any, x: Float[Array, "bk h w 3"], cells: Array) -> Float[Array, "bk d"]:
-        model, mode = nnx.merge(graphdef, params, stats, copy=True), Mode(dtype=DTYPES[config.precision])
+    def forward(
+        params: Any, stats: Any, x: Float[Array, "bk h w 3"], cells: Array
+    ) -> Float[Array, "bk d"]:
+        model, mode = (
+            nnx.merge(graphdef, params, stats, copy=True),
+            Mode(dtype=DTYPES[config.precision]),
+        )
         if config.pool == "last":
             return model(x, mode).features
         return pool_stages(model.stage_maps(x, mode), jnp.repeat(cells, len(triples), axis=0))
@@ -274,7 +324,10 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
     def step(batch: RawBatch) -> Float[Array, "b kd"]:
         x, cells = prepare(batch), batch.mask[..., None]
         views = range(config.augmentations)
-        of_views = (forward(params, stats, dihedral(x, view), dihedral(cells, view)[..., 0]) for view in views)
+        of_views = (
+            forward(params, stats, dihedral(x, view), dihedral(cells, view)[..., 0])
+            for view in views
+        )
         features = sum(of_views) / len(views)
         features = features.reshape(-1, len(triples), features.shape[1])
         return features.mean(1) if averaged else features.reshape(len(features), -1)
@@ -285,7 +338,11 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
     shift, scale = intensity_range(dataset, adaptation.scale)
     unlabelled, own_mask = np.zeros(len(dataset), np.int32), np.arange(len(dataset), dtype=np.int32)
     return Extractor(
-        Decoder(dataset, Sites((), unlabelled, shift, scale, own_mask), InputConfig(mask_encoding="binary")),
+        Decoder(
+            dataset,
+            Sites((), unlabelled, shift, scale, own_mask),
+            InputConfig(mask_encoding="binary"),
+        ),
         step,
         groups,
         {

@@ -57,13 +57,20 @@ def kept_features(source: SourceConfig, dataset: Dataset) -> Path:
             console.print(f"features: {source.backbone}, as kept in {file}")
         else:
             extract(dataclasses.replace(config, out=file))
-            drop_oldest((one for one in folder.glob("*.parquet") if one != file), CACHE_BYTES - file.stat().st_size)
+            drop_oldest(
+                (one for one in folder.glob("*.parquet") if one != file),
+                CACHE_BYTES - file.stat().st_size,
+            )
     return file
 
 
 def _side(source: SourceConfig, dataset: Dataset) -> int | None:
     """Pixels at which a site is seen; None leaves it to the backbone."""
-    if source.size is None and source.pool == "stages" and dataset.index[["height", "width"]].to_numpy().max() <= SMALL:
+    if (
+        source.size is None
+        and source.pool == "stages"
+        and dataset.index[["height", "width"]].to_numpy().max() <= SMALL
+    ):
         return SMALL
     return source.size
 
@@ -75,10 +82,14 @@ def weights_of(source: SourceConfig) -> str:
         InputError: there is no such backbone, or nobody publishes weights for it.
     """
     if source.backbone not in with_weights():
-        raise InputError(f"--backbone {source.backbone}: unknown; choose one of {', '.join(with_weights())}")
+        raise InputError(
+            f"--backbone {source.backbone}: unknown; choose one of {', '.join(with_weights())}"
+        )
     weights = source.weights or BACKBONES[source.backbone].source
     if not weights:
-        raise InputError(f"--weights: is required for {source.backbone} (a file, or hf:OWNER/REPOSITORY)")
+        raise InputError(
+            f"--weights: is required for {source.backbone} (a file, or hf:OWNER/REPOSITORY)"
+        )
     return weights
 
 
@@ -88,7 +99,9 @@ def _key(config: FeaturesConfig, dataset: Dataset) -> str:
         "features": FEATURES_VERSION,
         "data": dataset.fingerprint,
         "backbone": config.backbone,
-        "weights": UNTRAINED if config.weights == UNTRAINED else file_digest(locate(config.weights)[0]),
+        "weights": UNTRAINED
+        if config.weights == UNTRAINED
+        else file_digest(locate(config.weights)[0]),
         "adapt": dataclasses.asdict(config.adapt),
         "pool": config.pool,
         "augmentations": config.augmentations,
@@ -112,6 +125,8 @@ def _holds(file: Path, rows: int) -> bool:
 def _alone(lock: Path) -> Iterator[None]:
     """Let one process at a time make or find what the lock stands for; the next one finds it made."""
     with lock.open("w") as file:
-        with suppress(OSError):  # some network filesystems have no locks; then two may extract the same
+        with suppress(
+            OSError
+        ):  # some network filesystems have no locks; then two may extract the same
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -21,7 +21,14 @@ Parts = Sequence[Float32[np.ndarray, "_n _d"]]
 PROVENANCE_KEY = "perturbjax"
 
 
-def write(path: Path, level: Level, index: pd.DataFrame, parts: Parts, names: list[str], facts: dict[str, Any]) -> int:
+def write(
+    path: Path,
+    level: Level,
+    index: pd.DataFrame,
+    parts: Parts,
+    names: list[str],
+    facts: dict[str, Any],
+) -> int:
     """Write the features of an index's records, in order, and return the number of rows.
 
     Args:
@@ -35,7 +42,9 @@ def write(path: Path, level: Level, index: pd.DataFrame, parts: Parts, names: li
     if level == "well":
         metadata, parts = well_means(metadata, parts)
     with atomic(path) as temporary:
-        (_write_anndata if path.suffix == ".h5ad" else _write_parquet)(temporary, metadata, parts, names, facts)
+        (_write_anndata if path.suffix == ".h5ad" else _write_parquet)(
+            temporary, metadata, parts, names, facts
+        )
     return len(metadata)
 
 
@@ -44,7 +53,10 @@ def well_means(metadata: pd.DataFrame, parts: Parts) -> tuple[pd.DataFrame, Part
 
     Metadata that differ between the sites of a well are left out; `Metadata_Site_Count` is added.
     """
-    keys = [metadata[PLATE].to_numpy(), metadata[WELL].to_numpy()]  # as arrays, so that the two columns stay
+    keys = [
+        metadata[PLATE].to_numpy(),
+        metadata[WELL].to_numpy(),
+    ]  # as arrays, so that the two columns stay
     groups = metadata.groupby(keys, sort=False)
     well = groups.ngroup().to_numpy()
     counts = np.bincount(well)
@@ -53,18 +65,24 @@ def well_means(metadata: pd.DataFrame, parts: Parts) -> tuple[pd.DataFrame, Part
         np.add.at(sums, well[start : start + len(part)], part)
         start += len(part)
     same = (groups.nunique(dropna=False) <= 1).all()
-    wells = metadata.loc[np.unique(well, return_index=True)[1], same.index[same]].reset_index(drop=True)
+    wells = metadata.loc[np.unique(well, return_index=True)[1], same.index[same]].reset_index(
+        drop=True
+    )
     return wells.assign(Metadata_Site_Count=counts), [(sums / counts[:, None]).astype(np.float32)]
 
 
-def _write_parquet(path: Path, metadata: pd.DataFrame, parts: Parts, names: list[str], facts: dict[str, Any]) -> None:
+def _write_parquet(
+    path: Path, metadata: pd.DataFrame, parts: Parts, names: list[str], facts: dict[str, Any]
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     writer, start = None, 0
     try:
         for part in parts:
-            left = pa.Table.from_pandas(metadata.iloc[start : start + len(part)], preserve_index=False)
+            left = pa.Table.from_pandas(
+                metadata.iloc[start : start + len(part)], preserve_index=False
+            )
             start += len(part)
             columns = [pa.array(np.ascontiguousarray(column)) for column in np.asarray(part).T]
             table = pa.table([*left.columns, *columns], names=[*left.column_names, *names])
@@ -83,10 +101,14 @@ def require_anndata() -> None:
     try:
         import anndata  # noqa: F401
     except ImportError as error:
-        raise InputError("--out: .h5ad needs anndata; run `pip install 'perturbjax[anndata]'`") from error
+        raise InputError(
+            "--out: .h5ad needs anndata; run `pip install 'perturbjax[anndata]'`"
+        ) from error
 
 
-def _write_anndata(path: Path, metadata: pd.DataFrame, parts: Parts, names: list[str], facts: dict[str, Any]) -> None:
+def _write_anndata(
+    path: Path, metadata: pd.DataFrame, parts: Parts, names: list[str], facts: dict[str, Any]
+) -> None:
     import anndata
 
     # Gathered in a file of its own, so that memory does not grow with the number of rows.

@@ -66,13 +66,19 @@ def channel_triples(
     each = channels == EACH
     names = list(stored) if each else list(names_in(channels))
     if unknown := [name for name in names if name not in stored]:
-        raise InputError(f"--channels {channels}: {unknown[0]!r} is not stored; there are {', '.join(stored)}")
+        raise InputError(
+            f"--channels {channels}: {unknown[0]!r} is not stored; there are {', '.join(stored)}"
+        )
     if not names:
-        raise InputError(f"--channels {channels!r}: names none; there are {', '.join(stored)}, or {EACH}")
+        raise InputError(
+            f"--channels {channels!r}: names none; there are {', '.join(stored)}, or {EACH}"
+        )
     positions = [stored.index(name) for name in names]
     if channels_as == "rgb" or (channels_as == "auto" and not each and len(names) == 3):
         if len(names) != 3:
-            raise InputError(f"--channels {channels}: --channels-as rgb takes three, not {len(names)}")
+            raise InputError(
+                f"--channels {channels}: --channels-as rgb takes three, not {len(names)}"
+            )
         red, green, blue = positions
         return {"-".join(names): (red, green, blue)}
     if len(set(names)) < len(names):
@@ -80,19 +86,26 @@ def channel_triples(
     return {name: (position,) * 3 for name, position in zip(names, positions, strict=True)}
 
 
-def intensity_range(dataset: Dataset, scale: Scale) -> tuple[Float32[np.ndarray, "n c"], Float32[np.ndarray, "n c"]]:
+def intensity_range(
+    dataset: Dataset, scale: Scale
+) -> tuple[Float32[np.ndarray, "n c"], Float32[np.ndarray, "n c"]]:
     """(shift, factor) of every site and channel such that (stored - shift) × factor lies in [0, 1], from the index."""
     shape = (len(dataset), len(dataset.channel_names))
     if scale == "dtype":
         largest = np.iinfo(dataset.image_dtype).max
         return np.zeros(shape, np.float32), np.full(shape, 1 / largest, np.float32)
     low, high = (
-        pd.DataFrame({name: dataset.column(f"{percentile}_{name}") for name in dataset.channel_names})
+        pd.DataFrame(
+            {name: dataset.column(f"{percentile}_{name}") for name in dataset.channel_names}
+        )
         for percentile in ("p01", "p99")
     )
     if scale in ("plate", "dataset"):
         together = dataset.column(PLATE) if scale == "plate" else np.zeros(len(dataset))
-        low, high = (table.groupby(together).transform("quantile", q) for table, q in ((low, 0.5), (high, WHITE)))
+        low, high = (
+            table.groupby(together).transform("quantile", q)
+            for table, q in ((low, 0.5), (high, WHITE))
+        )
     shift, span = low.to_numpy(np.float32), (high - low).to_numpy(np.float32)
     return shift, (1 / np.where(span > 0, span, 1)).astype(np.float32)  # a flat channel becomes 0
 

@@ -54,7 +54,9 @@ class PLDA(ClassifierMixin, BaseEstimator):
         size = np.trace(within) / len(within)
         if size <= 0:
             raise ValueError("rows of one class are all alike")
-        within = self.noise * ((1 - self.shrinkage) * within + self.shrinkage * size * np.eye(len(within)))
+        within = self.noise * (
+            (1 - self.shrinkage) * within + self.shrinkage * size * np.eye(len(within))
+        )
         # Whitening by the Cholesky factor; then B + mean(1/n) is spanned by the class means, so its axes are theirs.
         factor = np.linalg.cholesky(within)
         centred = solve_triangular(factor, (means - self.middle_).T, lower=True).T
@@ -74,7 +76,9 @@ class PLDA(ClassifierMixin, BaseEstimator):
         z = (np.asarray(X, dtype=np.float64) - self.middle_) @ self.project_
         precision = 1 / self.variances_
         squared = (
-            z**2 @ precision.T - 2 * z @ (self.centres_ * precision).T + (self.centres_**2 * precision).sum(axis=1)
+            z**2 @ precision.T
+            - 2 * z @ (self.centres_ * precision).T
+            + (self.centres_**2 * precision).sum(axis=1)
         )
         return self.log_prior_ - 0.5 * (squared + np.log(self.variances_).sum(axis=1))
 

@@ -19,7 +19,14 @@ from sklearn.preprocessing import Normalizer
 
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.profiles.profile_options import Outliers, Preparation, Reference, Scale, ScaleBy, Whitening
+from perturbjax.profiles.profile_options import (
+    Outliers,
+    Preparation,
+    Reference,
+    Scale,
+    ScaleBy,
+    Whitening,
+)
 from perturbjax.profiles.profile_table import METADATA, STATISTIC, Profiles
 
 #: Whether a row is a negative control, true or false.
@@ -35,7 +42,11 @@ _CLIP = 10.0
 def as_table(profiles: Profiles, negcon: np.ndarray) -> pd.DataFrame:
     """What the pipeline takes: float64 features, plate, well, and whether a row is a negative control."""
     table = pd.DataFrame(profiles.values.astype(np.float64), columns=list(profiles.names))
-    where = {PLATE: profiles.column(PLATE), WELL: profiles.column(WELL), NEGCON: np.asarray(negcon, dtype=bool)}
+    where = {
+        PLATE: profiles.column(PLATE),
+        WELL: profiles.column(WELL),
+        NEGCON: np.asarray(negcon, dtype=bool),
+    }
     return pd.concat([pd.DataFrame(where), table], axis=1)
 
 
@@ -68,7 +79,9 @@ class Clean(TableStep):
         gone = np.isnan(values).mean(axis=0) > self.max_missing
         columns = feature_names(X)
         filled = values[:, ~gone]
-        spread = np.nanmax(filled, axis=0, initial=-np.inf) - np.nanmin(filled, axis=0, initial=np.inf)
+        spread = np.nanmax(filled, axis=0, initial=-np.inf) - np.nanmin(
+            filled, axis=0, initial=np.inf
+        )
         size = np.nanmax(np.abs(filled), axis=0, initial=0)
         constant = np.zeros(len(columns), dtype=bool)
         constant[~gone] = ~(spread > _CONSTANT * size)
@@ -76,7 +89,9 @@ class Clean(TableStep):
         self.constant_ = [c for c, drop in zip(columns, constant, strict=True) if drop]
         self.kept_ = ~(gone | constant)
         if not self.kept_.any():
-            raise InputError("features: every column is constant or missing in the training rows; nothing is left")
+            raise InputError(
+                "features: every column is constant or missing in the training rows; nothing is left"
+            )
         self.median_ = np.nanmedian(values[:, self.kept_], axis=0)
         self.filled_ = int(np.isnan(values[:, self.kept_]).sum())
 
@@ -96,7 +111,9 @@ class Clean(TableStep):
                 shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
                 found.append(f"{len(names)} features dropped, {why}: {shown}")
         if self.filled_:
-            found.append(f"{self.filled_} missing training values filled with the feature's training median")
+            found.append(
+                f"{self.filled_} missing training values filled with the feature's training median"
+            )
         return found
 
 
@@ -116,19 +133,25 @@ class Scaler(TableStep):
         InputError: a plate has fewer than two reference rows.
     """
 
-    def __init__(self, how: Scale = "standardize", by: ScaleBy = "plate", reference: Reference = "all"):
+    def __init__(
+        self, how: Scale = "standardize", by: ScaleBy = "plate", reference: Reference = "all"
+    ):
         self.how = how
         self.by = by
         self.reference = reference
 
     def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
         groups = self._groups(X)
-        self.scales_ = {name: self._centre_and_scale(name, values[rows], X[rows]) for name, rows in groups}
+        self.scales_ = {
+            name: self._centre_and_scale(name, values[rows], X[rows]) for name, rows in groups
+        }
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         out = np.empty_like(values)
         for name, rows in self._groups(X):
-            centre, scale = self.scales_.get(name) or self._centre_and_scale(name, values[rows], X[rows])
+            centre, scale = self.scales_.get(name) or self._centre_and_scale(
+                name, values[rows], X[rows]
+            )
             out[rows] = (values[rows] - centre) / scale
         return out, feature_names(X)
 
@@ -136,7 +159,9 @@ class Scaler(TableStep):
         names = X[PLATE].to_numpy() if self.by == "plate" else np.full(len(X), "training")
         return [(name, names == name) for name in pd.unique(names)]
 
-    def _centre_and_scale(self, name: str, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    def _centre_and_scale(
+        self, name: str, values: np.ndarray, X: pd.DataFrame
+    ) -> tuple[np.ndarray, np.ndarray]:
         if self.how == "none":
             return np.zeros(values.shape[1]), np.ones(values.shape[1])
         reference = values[X[NEGCON].to_numpy()] if self.reference == "negcon" else values
@@ -166,7 +191,11 @@ class Tame(TableStep):
         self.fitted_ = True
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-        tamed = {"none": values, "arcsinh": np.arcsinh(values), "clip": np.clip(values, -_CLIP, _CLIP)}
+        tamed = {
+            "none": values,
+            "arcsinh": np.arcsinh(values),
+            "clip": np.clip(values, -_CLIP, _CLIP),
+        }
         return tamed[self.how], feature_names(X)
 
 
@@ -212,7 +241,12 @@ class Sphere(TableStep):
         InputError: fewer than three reference rows.
     """
 
-    def __init__(self, reference: Reference = "negcon", method: Whitening = "zca_cor", regularization: float = 1.0):
+    def __init__(
+        self,
+        reference: Reference = "negcon",
+        method: Whitening = "zca_cor",
+        regularization: float = 1.0,
+    ):
         self.reference = reference
         self.method = method
         self.regularization = regularization
@@ -232,8 +266,14 @@ class Sphere(TableStep):
         eigenvalues = singular**2 / (len(reference) - 1)
         floor = self.regularization * eigenvalues.sum() / values.shape[1]
         if floor <= 0:
-            raise InputError("--sphere: the reference rows are all alike, or the regularization is not above 0")
-        self.rotation_, self.gain_, self.rest_ = rotation, 1 / np.sqrt(eigenvalues + floor), 1 / np.sqrt(floor)
+            raise InputError(
+                "--sphere: the reference rows are all alike, or the regularization is not above 0"
+            )
+        self.rotation_, self.gain_, self.rest_ = (
+            rotation,
+            1 / np.sqrt(eigenvalues + floor),
+            1 / np.sqrt(floor),
+        )
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         unit = (values - self.centre_) / self.scale_
@@ -241,7 +281,9 @@ class Sphere(TableStep):
         if self.method == "pca_cor":
             return scores * self.gain_, [f"component_{i}" for i in range(scores.shape[1])]
         # Directions outside the reference's span have eigenvalue 0 and all get the same gain.
-        return self.rest_ * unit + (scores * (self.gain_ - self.rest_)) @ self.rotation_, feature_names(X)
+        return self.rest_ * unit + (
+            scores * (self.gain_ - self.rest_)
+        ) @ self.rotation_, feature_names(X)
 
 
 class Components(TableStep):
@@ -311,12 +353,16 @@ def preparation(config: Preparation, *, seed: int = 0) -> Pipeline:
         steps.append(("select", CorrelationFilter(config.correlation)))
     if config.sphere != "none":
         reference: Literal["all", "negcon"] = "negcon" if config.sphere == "negcon" else "all"
-        steps.append(("sphere", Sphere(reference, config.sphere_method, config.sphere_regularization)))
+        steps.append(
+            ("sphere", Sphere(reference, config.sphere_method, config.sphere_regularization))
+        )
     if config.align != "none":
         from perturbjax.profiles.batch_correction import Combat, Coral
 
         aligned = (
-            Coral(config.align_to, config.sphere_regularization) if config.align == "coral" else Combat(config.align_to)
+            Coral(config.align_to, config.sphere_regularization)
+            if config.align == "coral"
+            else Combat(config.align_to)
         )
         steps.append(("align", aligned))
     if config.pca:

@@ -69,9 +69,19 @@ class Preparation:
     def __post_init__(self) -> None:
         require_sound(self)
         require("correlation", self.correlation, 0 < self.correlation <= 1, "above 0 and at most 1")
-        require("sphere-regularization", self.sphere_regularization, self.sphere_regularization > 0, "above 0")
+        require(
+            "sphere-regularization",
+            self.sphere_regularization,
+            self.sphere_regularization > 0,
+            "above 0",
+        )
         require("pca", self.pca, self.pca >= 0, "0 (keep all) or a number of components")
-        require("pca-variance", self.pca_variance, self.pca_variance >= 0, "0 (as they are) or a total variance")
+        require(
+            "pca-variance",
+            self.pca_variance,
+            self.pca_variance >= 0,
+            "0 (as they are) or a total variance",
+        )
         require("max-missing", self.max_missing, 0 <= self.max_missing <= 1, "from 0 to 1")
 
 
@@ -102,7 +112,12 @@ class SourceConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         require("size", self.size, self.size is None or self.size >= 8, "at least 8 pixels")
-        require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8: a square has 8 symmetries")
+        require(
+            "augmentations",
+            self.augmentations,
+            1 <= self.augmentations <= 8,
+            "1 to 8: a square has 8 symmetries",
+        )
 
 
 @dataclass(frozen=True)
@@ -125,8 +140,15 @@ class ProfileConfig:
         require_sound(self)
         column, _, marked = self.negcon.partition("=")
         if bool(self.features) == bool(self.source.data):
-            raise InputError("--features, --data: give one of the two, tables of features or a dataset directory")
-        require("negcon", self.negcon, bool(column and marked), "COLUMN=VALUE, such as Metadata_control_type=negcon")
+            raise InputError(
+                "--features, --data: give one of the two, tables of features or a dataset directory"
+            )
+        require(
+            "negcon",
+            self.negcon,
+            bool(column and marked),
+            "COLUMN=VALUE, such as Metadata_control_type=negcon",
+        )
 
     @property
     def where(self) -> Path:
@@ -163,7 +185,9 @@ class ClassifyConfig:
         require_sound(self)
         require_output(self.out)
         alone = not (self.hold_out and (self.all_folds or self.split.split_file))
-        require("hold-out", self.hold_out, alone, "without --all-folds and --split-file; choose one")
+        require(
+            "hold-out", self.hold_out, alone, "without --all-folds and --split-file; choose one"
+        )
         require("replicates", self.replicates, self.replicates >= 1, "at least one")
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
@@ -175,7 +199,10 @@ CLASSIFY_PRESETS: dict[str, dict[str, Any]] = {
         "source": {"statistics": True, "pool": "stages", "augmentations": 4},
         "models": "logistic_balanced",
         "preparation": Preparation(
-            normalize_by="training", pca=LINEAR_COMPONENTS, pca_variance=LINEAR_VARIANCE, relative="auto"
+            normalize_by="training",
+            pca=LINEAR_COMPONENTS,
+            pca_variance=LINEAR_VARIANCE,
+            relative="auto",
         ),
     },
 }
@@ -209,5 +236,10 @@ class EmbedConfig:
         require_output(self.out, ".png")
         require("neighbors", self.neighbors, self.neighbors >= 2, "2 or more")
         require("min-dist", self.min_dist, 0 <= self.min_dist <= 1, "from 0 to 1")
-        require("highlight", self.highlight, 1 <= self.highlight <= MOST_COLOURS, f"from 1 to {MOST_COLOURS}")
+        require(
+            "highlight",
+            self.highlight,
+            1 <= self.highlight <= MOST_COLOURS,
+            f"from 1 to {MOST_COLOURS}",
+        )
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")

@@ -58,7 +58,9 @@ class Profiles:
             InputError: there is none of that name; the message lists those there are.
         """
         if name not in self.metadata.columns:
-            raise InputError(f"features: no column {name!r}; there are {', '.join(self.metadata.columns)}")
+            raise InputError(
+                f"features: no column {name!r}; there are {', '.join(self.metadata.columns)}"
+            )
         return self.metadata[name]
 
     def take(self, rows: Bool[np.ndarray, " n"] | np.ndarray) -> Profiles:
@@ -70,7 +72,9 @@ class Profiles:
     def frame(self) -> pd.DataFrame:
         """Metadata and features as one table, `Metadata_*` first: what pycytominer and copairs read."""
         first = self.metadata[[c for c in self.metadata.columns if c.startswith(METADATA)]]
-        return pd.concat([first, pd.DataFrame(self.values, columns=list(self.names), index=first.index)], axis=1)
+        return pd.concat(
+            [first, pd.DataFrame(self.values, columns=list(self.names), index=first.index)], axis=1
+        )
 
 
 def read_profiles(paths: Sequence[Path | str]) -> Profiles:
@@ -140,13 +144,17 @@ def _beside(left: Profiles, right: Profiles, first: str, second: str, notes: lis
             "the same sites"
         )
     if left_out := len(left) + len(right) - 2 * int(known.sum()):
-        notes.append(f"{left_out} rows of {first} or {second} have no row of the same site in the other, left out")
+        notes.append(
+            f"{left_out} rows of {first} or {second} have no row of the same site in the other, left out"
+        )
     left, at = left.take(known), at[known]
     theirs = right.metadata.iloc[at].reset_index(drop=True)
     for column in (PLATE, WELL):
         if (other := (left.metadata[column] != theirs[column]).to_numpy()).any():
             site = left.metadata[SITE_ID].iloc[int(np.argmax(other))]
-            raise InputError(f"{second}: site {site!r} has another {column} than in {first}; join files of one screen")
+            raise InputError(
+                f"{second}: site {site!r} has another {column} than in {first}; join files of one screen"
+            )
     new = [column for column in theirs.columns if column not in left.metadata.columns]
     return replace(
         left,
@@ -165,7 +173,9 @@ def _read_table(path: Path) -> pd.DataFrame:
     else:
         table = _read_csv(path, "\t" if ".tsv" in name else ",")
     if missing := [column for column in (PLATE, WELL) if column not in table.columns]:
-        raise InputError(f"{path}: no column {missing[0]}; profiles need the plate and the well of every row")
+        raise InputError(
+            f"{path}: no column {missing[0]}; profiles need the plate and the well of every row"
+        )
     if table.empty:
         raise InputError(f"{path}: has no rows")
     if (repeated := table.columns.duplicated()).any():
@@ -176,10 +186,14 @@ def _read_table(path: Path) -> pd.DataFrame:
 def _read_csv(path: Path, sep: str) -> pd.DataFrame:
     try:
         _require_sane(path)
-        return pd.read_csv(path, sep=sep, low_memory=False, compression="infer" if path.suffix in OPENERS else None)
+        return pd.read_csv(
+            path, sep=sep, low_memory=False, compression="infer" if path.suffix in OPENERS else None
+        )
     except InputError:
         raise
-    except Exception as error:  # pandas and the packers raise many kinds; to the user they all mean the same
+    except (
+        Exception
+    ) as error:  # pandas and the packers raise many kinds; to the user they all mean the same
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as CSV ({reason}); make it again") from error
 
@@ -202,11 +216,15 @@ def _require_sane(path: Path) -> None:
 def _numeric(table: pd.DataFrame, path: Path, notes: list[str]) -> list[str]:
     """The columns of a file that are features."""
     candidates = [c for c in table.columns if not c.startswith(METADATA) and c not in NOT_FEATURES]
-    numbers = [c for c in candidates if pd.api.types.is_numeric_dtype(table[c]) or table[c].isna().all()]
+    numbers = [
+        c for c in candidates if pd.api.types.is_numeric_dtype(table[c]) or table[c].isna().all()
+    ]
     if texts := [c for c in candidates if c not in set(numbers)]:
         notes.append(f"{path}: {_some(texts)} not numbers, left out")
     if not numbers:
-        raise InputError(f"{path}: no numeric feature column beside {METADATA}*; give a table of features")
+        raise InputError(
+            f"{path}: no numeric feature column beside {METADATA}*; give a table of features"
+        )
     return numbers
 
 
@@ -244,7 +262,9 @@ def _site_ids(metadata: pd.DataFrame) -> pd.Series:
         return metadata.pop(SITE_ID)
     if METADATA + SITE_ID in metadata.columns:
         return metadata[METADATA + SITE_ID]
-    parts = [metadata[PLATE], metadata[WELL]] + ([metadata[SITE]] if SITE in metadata.columns else [])
+    parts = [metadata[PLATE], metadata[WELL]] + (
+        [metadata[SITE]] if SITE in metadata.columns else []
+    )
     return parts[0].str.cat(parts[1:], sep="_")
 
 
@@ -261,7 +281,11 @@ def aggregate_to_wells(profiles: Profiles, how: str = "median") -> Profiles:
     keys = [profiles.metadata[PLATE], profiles.metadata[WELL]]
     grouped = profiles.metadata.drop(columns=[SITE_ID]).groupby(keys, sort=False)
     same = (grouped.nunique() <= 1).all()
-    metadata = grouped.first()[[c for c in same.index[same] if c not in (PLATE, WELL)]].reset_index()
-    values = pd.DataFrame(profiles.values).groupby([key.to_numpy() for key in keys], sort=False).agg(how)
+    metadata = grouped.first()[
+        [c for c in same.index[same] if c not in (PLATE, WELL)]
+    ].reset_index()
+    values = (
+        pd.DataFrame(profiles.values).groupby([key.to_numpy() for key in keys], sort=False).agg(how)
+    )
     metadata.insert(0, SITE_ID, metadata[PLATE].str.cat(metadata[WELL], sep="_"))
     return replace(profiles, metadata=metadata, values=values.to_numpy(np.float32), measured=None)

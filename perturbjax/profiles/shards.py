@@ -83,7 +83,9 @@ class Crew:
             self._dealt = find()
             if not self.alone:
                 write_json(self.folder / DEALT, self._dealt)
-                console.print(f"features: {self.count} processes share {len(self._dealt)} parts; this one's:")
+                console.print(
+                    f"features: {self.count} processes share {len(self._dealt)} parts; this one's:"
+                )
         else:
             self._wait((self.folder / DEALT).is_file, lambda: {0})
             self._dealt = read_json(self.folder / DEALT)
@@ -132,7 +134,9 @@ class Crew:
         last, looks = heard.get(other, (said, 0))
         heard[other] = said, looks + 1 if said == last else 0
         if heard[other][1] * LOOK_S > SILENT_S:
-            raise InputError(f"{name} gave no sign of life in {self.folder} for {SILENT_S:.0f} s; {GO_ON}")
+            raise InputError(
+                f"{name} gave no sign of life in {self.folder} for {SILENT_S:.0f} s; {GO_ON}"
+            )
 
     def _word_of(self, process: int) -> Path:
         return self.folder / f"gave-up-{process}"

@@ -26,7 +26,9 @@ def looked_at(found: Evidence, painter: pictures.Painter | None) -> str:
         parts.append(_masks(known["masks"], known["sites"]))
     if "attention" in known:
         parts.append(_words(known["attention"]))
-        legend = '<p class="legend">attention 0<span class="ramp"></span>1, the same scale for all</p>'
+        legend = (
+            '<p class="legend">attention 0<span class="ramp"></span>1, the same scale for all</p>'
+        )
         parts.append(_maps(found, painter, "attention", 1.0, legend))
     if "occlusion" in known:
         parts.append(_lost(known["occlusion"]))
@@ -39,7 +41,8 @@ def looked_at(found: Evidence, painter: pictures.Painter | None) -> str:
 
 def _masks(masks: dict[str, dict[str, float]], sites: int) -> str:
     rows = [
-        {"masks": name, **{METRICS[m].words: value for m, value in scores.items()}} for name, scores in masks.items()
+        {"masks": name, **{METRICS[m].words: value for m, value in scores.items()}}
+        for name, scores in masks.items()
     ]
     note = (
         f"<p>The same network, asked of {sites} held-out sites once more with other masks. It was not trained without "
@@ -69,7 +72,9 @@ def _lost(numbers: dict[str, float]) -> str:
     )
 
 
-def _maps(found: Evidence, painter: pictures.Painter | None, kind: str, most: float, legend: str) -> str:
+def _maps(
+    found: Evidence, painter: pictures.Painter | None, kind: str, most: float, legend: str
+) -> str:
     """Cells of some classes beside their maps, which run from 0 to `most`."""
     answers = found.answers
     if painter is None or answers is None:
@@ -77,32 +82,54 @@ def _maps(found: Evidence, painter: pictures.Painter | None, kind: str, most: fl
     maps = read_maps(found.folder, kind)
     shown: list[int] = []
     for label in np.unique(answers.labels):
-        own = np.flatnonzero((answers.labels == label) & answers.table["site_id"].isin(maps).to_numpy())
+        own = np.flatnonzero(
+            (answers.labels == label) & answers.table["site_id"].isin(maps).to_numpy()
+        )
         if len(own) and len(shown) < _SHOWN:
             shown.append(int(own[np.argsort(-answers.confidence[own], kind="stable")][0]))
     pairs = ""
     for at in shown:
         site = answers.table.iloc[at]
         pairs += _pair(
-            site, kind, maps[site["site_id"]], most, painter.picture(found.positions[site["site_id"]], whole=True)
+            site,
+            kind,
+            maps[site["site_id"]],
+            most,
+            painter.picture(found.positions[site["site_id"]], whole=True),
         )
     return f'<div class="strips">{pairs}</div>{legend}'
 
 
 def _pair(
-    site: pd.Series, kind: str, values: Float[np.ndarray, "h w"], most: float, picture: UInt8[np.ndarray, "high wide 3"]
+    site: pd.Series,
+    kind: str,
+    values: Float[np.ndarray, "h w"],
+    most: float,
+    picture: UInt8[np.ndarray, "high wide 3"],
 ) -> str:
-    shots = pictures.shot(pictures.address(picture), str(site["label"]), f"cells given {site['label']}")
+    shots = pictures.shot(
+        pictures.address(picture), str(site["label"]), f"cells given {site['label']}"
+    )
     said = f"from {values.min():.2f} to {values.max():.2f}"
-    alt = f"{'attention to it' if kind == 'attention' else 'what is lost where it is hidden'}, {said}"
+    alt = (
+        f"{'attention to it' if kind == 'attention' else 'what is lost where it is hidden'}, {said}"
+    )
     drawn = coloured(np.clip(values / most, 0, 1), picture.shape[:2])
     shots += pictures.shot(pictures.address(drawn), said, alt)
     return f'<div class="strip"><div class="shots">{shots}</div></div>'
 
 
-def coloured(attention: Float[np.ndarray, "h w"], size: tuple[int, ...]) -> UInt8[np.ndarray, "high wide 3"]:
+def coloured(
+    attention: Float[np.ndarray, "h w"], size: tuple[int, ...]
+) -> UInt8[np.ndarray, "high wide 3"]:
     """A map at the size of a picture, each place a square of its colour; 0 is dark, 1 is yellow."""
     from matplotlib import colormaps
 
-    rows, columns = (np.arange(length) * of // length for length, of in zip(size, attention.shape, strict=True))
-    return (colormaps["viridis"](attention[np.ix_(rows, columns)])[..., :3] * 255).round().astype(np.uint8)
+    rows, columns = (
+        np.arange(length) * of // length for length, of in zip(size, attention.shape, strict=True)
+    )
+    return (
+        (colormaps["viridis"](attention[np.ix_(rows, columns)])[..., :3] * 255)
+        .round()
+        .astype(np.uint8)
+    )

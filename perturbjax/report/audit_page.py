@@ -33,19 +33,28 @@ def write_page(audit: Audit, out: Path) -> Path:
         f"<p>Asked: which <b>{html_text(audit.label.removeprefix('Metadata_'))}</b> does an image show? "
         f"<b>{html_text(audit.model)}</b> answers, from {html_text(what)}.</p>",
     ]
-    every = html_table(["split by", *levels], [(name, *cells) for name, cells in rows(audit)], strong=audit.model)
+    every = html_table(
+        ["split by", *levels], [(name, *cells) for name, cells in rows(audit)], strong=audit.model
+    )
     caption = f"{words}, with 95 % intervals. Blue: what is judged; grey: its controls."
     differences = [
-        (f"{one.weaker} minus {one.stricter}", str(one.sites), cell(one.estimate)) for one in audit.differences
+        (f"{one.weaker} minus {one.stricter}", str(one.sites), cell(one.estimate))
+        for one in audit.differences
     ]
-    meanings = [f"<p><b>{html_text(one)}</b>: {html_text(MEANING.get(one, one))}.</p>" for one in levels]
-    absent = [f"<p><small>{with_code(note[0].upper() + note[1:])}</small></p>" for note in notes(audit)]
+    meanings = [
+        f"<p><b>{html_text(one)}</b>: {html_text(MEANING.get(one, one))}.</p>" for one in levels
+    ]
+    absent = [
+        f"<p><small>{with_code(note[0].upper() + note[1:])}</small></p>" for note in notes(audit)
+    ]
     sections = {
         f"Every split beside its controls: {words} by site": every + pages.image(picture, caption),
         "What the splits mean": "".join((*meanings, *absent)),
     }
     if differences:
-        sections["The same sites under two splits"] = html_table(["weaker minus stricter", "sites", words], differences)
+        sections["The same sites under two splits"] = html_table(
+            ["weaker minus stricter", "sites", words], differences
+        )
     return write_html(out / "audit.html", f"perturbjax audit: {what}", "".join(lead), sections)
 
 

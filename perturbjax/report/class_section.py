@@ -66,7 +66,9 @@ def class_table(found: Evidence, confusion: Confusion | None, pictured: set[str]
         most = wrong.argmax(axis=1)
         share = wrong.max(axis=1) / np.maximum(confusion.matrix.sum(axis=1), 1)
         other = {
-            name: (confusion.names[most[at]], share[at]) for at, name in enumerate(confusion.names) if wrong[at].any()
+            name: (confusion.names[most[at]], share[at])
+            for at, name in enumerate(confusion.names)
+            if wrong[at].any()
         }
         shown["most confused with"] = [other.get(name, ("", 0))[0] for name in shown["class"]]
         shown["share confused"] = [other.get(name, ("", np.nan))[1] for name in shown["class"]]
@@ -80,7 +82,9 @@ def confusion_figure(confusion: Confusion) -> str:
     names, matrix = confusion
     rows, columns = np.nonzero(matrix)
     text = np.asarray(names, dtype=object)
-    cells = pd.DataFrame({"true": text[rows], "predicted": text[columns], "sites": matrix[rows, columns]})
+    cells = pd.DataFrame(
+        {"true": text[rows], "predicted": text[columns], "sites": matrix[rows, columns]}
+    )
     frequent = np.argsort(-matrix.sum(axis=1), kind="stable")
     orders = {
         "most frequent first": frequent,
@@ -89,7 +93,9 @@ def confusion_figure(confusion: Confusion) -> str:
     }
     if len(names) > _FEW:
         orders = dict(sorted(orders.items()))
-    told = "; ".join(f"{names[a]} for {names[b]} ({sites})" for a, b, sites in confusion.pairs()[:5])
+    told = "; ".join(
+        f"{names[a]} for {names[b]} ({sites})" for a, b, sites in confusion.pairs()[:5]
+    )
     label = f"Confusion of {len(names)} classes. Most often taken for another: {told or 'none'}"
     source = data("confusion-classes", pd.DataFrame({CLASS: text, **orders}))
     drawing = widget("confusion", "confusion", label, classes="confusion-classes")
@@ -112,4 +118,6 @@ def alike(matrix: Int[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
     near = np.clip((share + share.T) / 2, 0, 1)
     distance = 1 - near
     np.fill_diagonal(distance, 0)
-    return leaves_list(linkage(squareform(distance, checks=False), "average", optimal_ordering=len(matrix) <= 400))
+    return leaves_list(
+        linkage(squareform(distance, checks=False), "average", optimal_ordering=len(matrix) <= 400)
+    )

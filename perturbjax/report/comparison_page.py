@@ -64,7 +64,9 @@ def write_reports(runs: Sequence[Path], out: Path) -> Path:
     found = {name: read_evidence(model) for name, model in zip(_names(models), models, strict=True)}
     for name, one in found.items():
         if one.judgement is None:
-            raise InputError(f"{models[list(found).index(name)]}: was not evaluated; run `perturbjax evaluate` first")
+            raise InputError(
+                f"{models[list(found).index(name)]}: was not evaluated; run `perturbjax evaluate` first"
+            )
     reports = [write_report(model) for model in models]
     links = [Path(os.path.relpath(report, out.parent)).as_posix() for report in reports]
     with atomic(out) as temporary:
@@ -74,7 +76,9 @@ def write_reports(runs: Sequence[Path], out: Path) -> Path:
 
 def models_of(run: Path) -> list[Path]:
     """The run itself, or the folders of the models that `classify` judged in it."""
-    return sorted(file.parent for file in (Path(run) / EVALUATION).glob("*/scores.json")) or [Path(run)]
+    return sorted(file.parent for file in (Path(run) / EVALUATION).glob("*/scores.json")) or [
+        Path(run)
+    ]
 
 
 def _names(models: Sequence[Path]) -> list[str]:
@@ -88,7 +92,9 @@ def _names(models: Sequence[Path]) -> list[str]:
         if paths.count(path) > 1:
             raise InputError(f"{path.name}: is named twice; give each run once")
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(part for part in path.parts[-parts:] if part != EVALUATION) for path in paths]
+        names = [
+            "/".join(part for part in path.parts[-parts:] if part != EVALUATION) for path in paths
+        ]
         if len(set(names)) == len(names):
             return names
     return [path.name for path in paths]
@@ -121,7 +127,9 @@ def _subject(judgement: Judgement, level: str = "site") -> Scored:
 def _same_sites(found: dict[str, Evidence]) -> bool:
     """Whether all were judged on the same sites: else their scores do not compare."""
     sites = {
-        frozenset(one.answers.table["site_id"].astype(str)) if one.answers is not None else frozenset()
+        frozenset(one.answers.table["site_id"].astype(str))
+        if one.answers is not None
+        else frozenset()
         for one in found.values()
     }
     return len(sites) == 1 and frozenset() not in sites
@@ -132,13 +140,19 @@ def _ranking(judged: dict[str, Judgement], order: Sequence[str], links: dict[str
     for name in order:
         judgement = judged[name]
         last = judgement.shown[-1]
-        row: dict[str, Any] = {"run": name, "split": judgement.split_name, "sites": judgement.n.site}
+        row: dict[str, Any] = {
+            "run": name,
+            "split": judgement.split_name,
+            "sites": judgement.n.site,
+        }
         for shown in judgement.shown:
             value = shown[judgement.subjects[0]].scores[HEADLINE]
             row[f"{METRICS[HEADLINE].words} {shown.words}"] = value.value
         others = [metric for metric in judgement.metrics if metric != HEADLINE]
         scores = _subject(judgement).scores
-        row |= {METRICS[metric].words: scores[metric].value for metric in others if metric in scores}
+        row |= {
+            METRICS[metric].words: scores[metric].value for metric in others if metric in scores
+        }
         row[f"best baseline {last.words}"] = (
             f"{last.best_baseline.name} {last.best_baseline.scores[HEADLINE].value:.3f}"
         )
@@ -148,7 +162,11 @@ def _ranking(judged: dict[str, Judgement], order: Sequence[str], links: dict[str
         "verdict": "Whether it clearly beats every baseline, by well where wells hold several sites."
     }
     return table(
-        "runs-table", pd.DataFrame(rows), meanings=meanings, links=[links[name] for name in order], rows="runs"
+        "runs-table",
+        pd.DataFrame(rows),
+        meanings=meanings,
+        links=[links[name] for name in order],
+        rows="runs",
     )
 
 
@@ -169,13 +187,20 @@ def _whiskers(judged: dict[str, Judgement], order: Sequence[str]) -> str:
     )  # fmt: skip
     chart.grid(ticks(0, high, 6), ())
     for at, (name, one, css) in enumerate(rows):
-        chart.text(left - 6, chart.at(0, at)[1] + 4, name if len(name) < 38 else name[:36] + "…", "end")
+        chart.text(
+            left - 6, chart.at(0, at)[1] + 4, name if len(name) < 38 else name[:36] + "…", "end"
+        )
         chart.line([one.low, one.high], [at, at], css)
-        chart.dots([one.value], [at], css, [f"{name}: {one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"])
+        chart.dots(
+            [one.value], [at], css, [f"{name}: {one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"]
+        )
     values = pd.DataFrame([(name, one.value, one.low, one.high) for name, one, _ in rows],
                           columns=["run", words, "low", "high"])  # fmt: skip
     return figure(
-        "comparison", chart.svg(), "Bars are 95 % intervals; baselines (grey) are those of the best run.", values
+        "comparison",
+        chart.svg(),
+        "Bars are 95 % intervals; baselines (grey) are those of the best run.",
+        values,
     )
 
 
@@ -198,12 +223,18 @@ def _flat(config: dict[str, Any]) -> list[tuple[str, str]]:
         for key, value in (values.items() if isinstance(values, dict) else [("", values)])
     ]
     facts = config.get("facts", {})
-    return entries + [(key, str(facts[key])[:16]) for key in ("label_column", "split_fingerprint") if key in facts]
+    return entries + [
+        (key, str(facts[key])[:16]) for key in ("label_column", "split_fingerprint") if key in facts
+    ]
 
 
 def _classes(found: dict[str, Evidence]) -> str:
-    tables = {name: one.csv("per_class.csv", "precision", "recall", "f1") for name, one in found.items()}
-    recalls = {name: of.set_index("class")["recall"] for name, of in tables.items() if of is not None}
+    tables = {
+        name: one.csv("per_class.csv", "precision", "recall", "f1") for name, one in found.items()
+    }
+    recalls = {
+        name: of.set_index("class")["recall"] for name, of in tables.items() if of is not None
+    }
     if not recalls:
         return ""
     shown = pd.DataFrame(recalls).rename_axis(CLASS).reset_index()

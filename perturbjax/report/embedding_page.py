@@ -33,7 +33,11 @@ def write_page(picture: Picture, profiles: Profiles, path: Path) -> Path:
         "-1, mixed up, to 1, apart).</p>"
     )
     trained = 0 if picture.trained is None else int(picture.trained.sum())
-    rim = f" Hollow: the {trained} rows that its network was trained on, apart by no merit." if trained else ""
+    rim = (
+        f" Hollow: the {trained} rows that its network was trained on, apart by no merit."
+        if trained
+        else ""
+    )
     cross = " Crosses are negative controls." if picture.negcon.any() else ""
     painter, positions = _cells(picture, profiles)
     drawn = scatter(
@@ -48,7 +52,11 @@ def write_page(picture: Picture, profiles: Profiles, path: Path) -> Path:
         palette=_palette(picture),
     )
     with atomic(path) as temporary:
-        body = page(f"perturbjax embed: {path.stem}", lead, [Section("features", "Features in the plane", drawn)])
+        body = page(
+            f"perturbjax embed: {path.stem}",
+            lead,
+            [Section("features", "Features in the plane", drawn)],
+        )
         temporary.write_text(body, encoding="utf-8")
     return path
 
@@ -57,11 +65,17 @@ def _palette(picture: Picture) -> dict[str, str]:
     """Colours of classes; controls of one class, which are crosses, have that of no class."""
     named = np.unique(picture.labels[picture.negcon])
     crossed = {str(named[0]): GREY} if len(named) == 1 else {}
-    return crossed | {name: colour for name, _, colour, marker in picture.groups() if colour != GREY and marker != "x"}
+    return crossed | {
+        name: colour
+        for name, _, colour, marker in picture.groups()
+        if colour != GREY and marker != "x"
+    }
 
 
 def _points(picture: Picture, metadata: pd.DataFrame) -> pd.DataFrame:
-    points = pd.DataFrame({"x": picture.points[:, 0], "y": picture.points[:, 1], CLASS: picture.labels})
+    points = pd.DataFrame(
+        {"x": picture.points[:, 0], "y": picture.points[:, 1], CLASS: picture.labels}
+    )
     if picture.trained is not None:
         points["part"] = np.where(picture.trained, TRAIN, TEST)
     for name in _telling(metadata, picture.label_column):
@@ -80,7 +94,9 @@ def _telling(metadata: pd.DataFrame, label: str) -> list[str]:
     return [name for name in found if name not in taken][:_HOVER]
 
 
-def _cells(picture: Picture, profiles: Profiles) -> tuple[pictures.Painter | None, np.ndarray | None]:
+def _cells(
+    picture: Picture, profiles: Profiles
+) -> tuple[pictures.Painter | None, np.ndarray | None]:
     """A painter of the dataset that the features were extracted from, and where each row's site stands in it."""
     data = picture.config.profiles.source.data
     if not data:
@@ -90,7 +106,9 @@ def _cells(picture: Picture, profiles: Profiles) -> tuple[pictures.Painter | Non
     except InputError:
         return None, None
     sites = dataset.index["site_id"]
-    if picture.config.profiles.aggregate != "none":  # a well is shown by its first site, and called by its place
+    if (
+        picture.config.profiles.aggregate != "none"
+    ):  # a well is shown by its first site, and called by its place
         wells = dataset.index[PLATE].str.cat(dataset.index[WELL], sep="_")
         sites = wells.where(~wells.duplicated(), sites)
     positions = pd.Index(sites).get_indexer(profiles.metadata[SITE_ID])

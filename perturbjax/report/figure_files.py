@@ -20,12 +20,22 @@ def print_figures(found: Evidence) -> list[Path]:
         return drawn
     drawn.append(figures.plot_scores(found.judgement, out / "scores.png"))
     if (confusion := read_confusion(found)) is not None:
-        drawn.append(figures.plot_confusion(confusion.matrix, confusion.names, out / "confusion.png"))
+        drawn.append(
+            figures.plot_confusion(confusion.matrix, confusion.names, out / "confusion.png")
+        )
     if (classes := found.csv("per_class.csv", "precision", "recall", "f1")) is not None:
         drawn.append(figures.plot_recall(classes, out / "recall.png"))
     if (answers := found.answers) is None:
         return drawn
-    drawn.append(figures.plot_reliability(answers.labels, answers.probabilities, out / "calibration.png"))
-    with contextlib.suppress(InputError):  # wells that are not named as on a plate: there is no map to draw
-        drawn.append(figures.plot_plates(answers.table, answers.labels, answers.probabilities, out / "plates.png"))
+    drawn.append(
+        figures.plot_reliability(answers.labels, answers.probabilities, out / "calibration.png")
+    )
+    with contextlib.suppress(
+        InputError
+    ):  # wells that are not named as on a plate: there is no map to draw
+        drawn.append(
+            figures.plot_plates(
+                answers.table, answers.labels, answers.probabilities, out / "plates.png"
+            )
+        )
     return drawn

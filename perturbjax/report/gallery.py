@@ -36,7 +36,11 @@ class Choice(NamedTuple):
 
 
 def choose(
-    answers: Answers, wells: Int[np.ndarray, " n"], features: Float[np.ndarray, "n d"] | None, label: int, each: int
+    answers: Answers,
+    wells: Int[np.ndarray, " n"],
+    features: Float[np.ndarray, "n d"] | None,
+    label: int,
+    each: int,
 ) -> Choice:
     """Sites that show a class, at most `each` of a kind; other wells first, so that they are not all of one.
 
@@ -80,7 +84,10 @@ class Gallery:
         self._addresses: dict[int, str] = {}
         present = np.unique(answers.labels)
         each = pictures_each(len(present))
-        self.choices = {int(label): choose(answers, self.wells, self.features, int(label), each) for label in present}
+        self.choices = {
+            int(label): choose(answers, self.wells, self.features, int(label), each)
+            for label in present
+        }
 
     @property
     def full(self) -> bool:
@@ -94,10 +101,16 @@ class Gallery:
     def _shot(self, at: int) -> str:
         answers, site = self.answers, self.answers.table.iloc[at]
         if at not in self._addresses:
-            self._addresses[at] = pictures.address(self.painter.picture(self.positions[site["site_id"]]))
+            self._addresses[at] = pictures.address(
+                self.painter.picture(self.positions[site["site_id"]])
+            )
             self.left -= 1
         self.weight += len(self._addresses[at])
-        told, own, right = answers.class_names[answers.predicted[at]], site["label"], bool(answers.right[at])
+        told, own, right = (
+            answers.class_names[answers.predicted[at]],
+            site["label"],
+            bool(answers.right[at]),
+        )
         says = f"{'right' if right else f'taken for {told}'}, {answers.confidence[at]:.2f}"
         return pictures.shot(
             self._addresses[at],
@@ -113,9 +126,15 @@ class Gallery:
         own = self.answers.labels == label
         recognised = f"{int(self.answers.right[own].sum())} of {int(own.sum())} sites recognised"
         head = f"{html_text(name)} <small>{recognised}</small>"
-        kinds = (("surest right", choice.right), ("surest wrong", choice.wrong), ("typical", choice.typical))
+        kinds = (
+            ("surest right", choice.right),
+            ("surest wrong", choice.wrong),
+            ("typical", choice.typical),
+        )
         strips = "".join(
-            f'<div class="strip"><p>{words}</p>{self.shots(sites)}</div>' for words, sites in kinds if sites
+            f'<div class="strip"><p>{words}</p>{self.shots(sites)}</div>'
+            for words, sites in kinds
+            if sites
         )
         return (
             f'<details class="class" id="{anchor("class", name)}" data-name="{html_text(name)}"'
@@ -134,7 +153,9 @@ class Gallery:
         shown += [(f"typical {name}", self.choices[at].typical[:2] or self.choices[at].right[:2])
                   for name, at in ((a, true), (b, told)) if at in self.choices]  # fmt: skip
         strips = "".join(
-            f'<div class="strip"><p>{words}</p>{self.shots(found)}</div>' for words, found in shown if found
+            f'<div class="strip"><p>{words}</p>{self.shots(found)}</div>'
+            for words, found in shown
+            if found
         )
         return f'<h3>{a} → {b} <small>{sites} of {total} sites</small></h3><div class="strips">{strips}</div>'
 
@@ -145,9 +166,13 @@ def _features(found: Evidence, answers: Answers) -> np.ndarray | None:
         return None
     rows = found.features.set_index("Metadata_site_id")
     values = (
-        rows[[c for c in rows.columns if not c.startswith("Metadata_")]].loc[answers.table["site_id"]].to_numpy(float)
+        rows[[c for c in rows.columns if not c.startswith("Metadata_")]]
+        .loc[answers.table["site_id"]]
+        .to_numpy(float)
     )
-    return (values - values.mean(axis=0)) / np.where((deviation := values.std(axis=0)) > 0, deviation, 1)
+    return (values - values.mean(axis=0)) / np.where(
+        (deviation := values.std(axis=0)) > 0, deviation, 1
+    )
 
 
 def pairs(gallery: Gallery, confusion: Confusion) -> str:
@@ -160,7 +185,9 @@ def pairs(gallery: Gallery, confusion: Confusion) -> str:
             break
         if shown[told] < _FOR_ONE:
             shown[told] += 1
-            parts.append(gallery.of_pair(number[confusion.names[true]], number[confusion.names[told]], sites))
+            parts.append(
+                gallery.of_pair(number[confusion.names[true]], number[confusion.names[told]], sites)
+            )
     note = f"The most sites first, at most {_FOR_ONE} pairs taken for one class; all are in the matrix."
     return f'<p class="note">{note}</p>{"".join(parts)}' if parts else ""
 
@@ -175,10 +202,18 @@ def classes(gallery: Gallery) -> tuple[str, set[str]]:
             break
         parts.append(gallery.of_class(label, opened=not many or place < 3))
         shown.append(answers.class_names[label])
-    find = '<label>find <input type="search" data-filter="details.class"></label><output></output>' if many else ""
+    find = (
+        '<label>find <input type="search" data-filter="details.class"></label><output></output>'
+        if many
+        else ""
+    )
     first = ", those with most errors first" if many else ""
     left = len(order) - len(shown)
-    less = f"; {left} with fewer errors are left out to keep the page below 10 MB and quick" if left else ""
+    less = (
+        f"; {left} with fewer errors are left out to keep the page below 10 MB and quick"
+        if left
+        else ""
+    )
     note = f'<div class="tools">{find}<span>{len(shown)} of {len(order)} classes{first}{less}</span></div>'
     listed = f'<div class="album" tabindex="0">{"".join(parts)}</div>' if many else "".join(parts)
     return note + listed, set(shown)

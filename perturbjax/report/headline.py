@@ -29,10 +29,14 @@ def lead(found: Evidence, *, pictures: bool) -> str:
         ("On what?", html_text(tested_on(judgement))),
         ("Can I trust it?", _trust(found)),
         ("Which classes?", _which(found)),
-        ("Show me", '<a href="#gallery">The cells: right, wrong and typical</a>' if pictures else ""),
+        (
+            "Show me",
+            '<a href="#gallery">The cells: right, wrong and typical</a>' if pictures else "",
+        ),
     ]
     warnings = "".join(
-        f'<p class="warning">{with_code(warning[0].upper() + warning[1:])}</p>' for warning in judgement.warnings()
+        f'<p class="warning">{with_code(warning[0].upper() + warning[1:])}</p>'
+        for warning in judgement.warnings()
     )
     first, *more = found.audited or [verdict(judgement)]
     said = "".join(f"<p>{html_text(sentence)}</p>" for sentence in more)
@@ -43,18 +47,26 @@ def _next(found: Evidence, judgement: Judgement) -> str:
     """What to do next; what an audit advises where it was asked."""
     trained = found.path.resolve().name if found.config.get("recipe") else None
     advised = found.advised if found.audited else [advice(judgement, trained)]
-    return "".join(f'<p class="next"><b>Next:</b> {with_code(sentence)}</p>' for sentence in advised)
+    return "".join(
+        f'<p class="next"><b>Next:</b> {with_code(sentence)}</p>' for sentence in advised
+    )
 
 
 def _answers(questions: list[tuple[str, str]]) -> str:
-    shown = "".join(f"<div><dt>{word}</dt><dd>{answer}</dd></div>" for word, answer in questions if answer)
+    shown = "".join(
+        f"<div><dt>{word}</dt><dd>{answer}</dd></div>" for word, answer in questions if answer
+    )
     return f'<dl class="answers">{shown}</dl>'
 
 
 def _asked(found: Evidence) -> list[tuple[str, str]]:
     label = found.config.get("facts", {}).get("label_column")
     network = found.config.get("recipe", {}).get("model", {}).get("model")
-    asked = f"Which <b>{html_text(label.removeprefix('Metadata_'))}</b> does an image show?" if label else ""
+    asked = (
+        f"Which <b>{html_text(label.removeprefix('Metadata_'))}</b> does an image show?"
+        if label
+        else ""
+    )
     return [("Asked", asked + (f" Network: <b>{html_text(network)}</b>." if network else ""))]
 
 
@@ -93,14 +105,18 @@ def _trust(found: Evidence) -> str:
 def _surer(found: Evidence) -> str:
     if found.answers is None:
         return ""
-    half = np.argsort(-found.answers.confidence, kind="stable")[: max(1, len(found.answers.labels) // 2)]
+    half = np.argsort(-found.answers.confidence, kind="stable")[
+        : max(1, len(found.answers.labels) // 2)
+    ]
     right = found.answers.right[half].mean()
     return f' Of the half of the sites that it is <a href="#sureness">surest</a> of, {right:.0%} are right.'
 
 
 def _plain(estimate: Estimate) -> str:
     """`0.82 (0.76 to 0.86)`, with a minus sign that is one."""
-    value, low, high = (f"{part:z.2f}".replace("-", "−") for part in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (
+        f"{part:z.2f}".replace("-", "−") for part in (estimate.value, estimate.low, estimate.high)
+    )
     return f"{value} ({low} to {high})"
 
 
@@ -115,7 +131,11 @@ def _which(found: Evidence) -> str:
     none = int((judged["recall"] == 0).sum())
     if len(worst) and none <= _NAMED:
         told += "; worst " + ", ".join(map(_named, worst["class"], worst["recall"]))
-    return told + (f"; {none} of {len(judged)} never recognised" if none else "") + ' (<a href="#classes">all</a>)'
+    return (
+        told
+        + (f"; {none} of {len(judged)} never recognised" if none else "")
+        + ' (<a href="#classes">all</a>)'
+    )
 
 
 def _named(name: str, recall: float) -> str:

@@ -60,17 +60,25 @@ def _wells(found: Evidence, table: pd.DataFrame) -> pd.DataFrame:
     wells = groups[["label", "part", *metadata]].first().rename(columns={"label": CLASS})
     wells["probability of the true class"] = groups["truth"].mean()
     wells["share of sites right"] = groups["right"].mean()
-    for column in rows.columns.intersection(["n_cells", *(c for c in rows if c.startswith("mean_"))]):
+    for column in rows.columns.intersection(
+        ["n_cells", *(c for c in rows if c.startswith("mean_"))]
+    ):
         words = "cells" if column == "n_cells" else f"{column.removeprefix('mean_')} intensity"
         wells[words] = groups[column].mean()
-    wells = wells.rename(columns={column: column.removeprefix("Metadata_") for column in metadata}).reset_index()
-    return wells.assign(sites=groups.size().to_numpy(), site=[anchor("class", name) for name in wells[CLASS]])
+    wells = wells.rename(
+        columns={column: column.removeprefix("Metadata_") for column in metadata}
+    ).reset_index()
+    return wells.assign(
+        sites=groups.size().to_numpy(), site=[anchor("class", name) for name in wells[CLASS]]
+    )
 
 
 def _telling(table: pd.DataFrame) -> list[str]:
     """Metadata that differ between wells, do not repeat the class, and are alike within a well."""
     chosen = []
-    for column in (c for c in table.columns if c.startswith("Metadata_") and c not in (PLATE, WELL)):
+    for column in (
+        c for c in table.columns if c.startswith("Metadata_") and c not in (PLATE, WELL)
+    ):
         values = table[column].astype(str)
         alone = values.nunique() < 2 or (values == table["label"]).all()
         alone |= column.removeprefix("Metadata_") in _OWN
@@ -94,7 +102,11 @@ def embedding(found: Evidence, painter: pictures.Painter | None) -> str:
         "out. Hollow: trained on, and therefore apart by no merit. Where the pointer is, replicates are joined to the "
         "middle of their class. Only nearness means something, not distance."
     )
-    positions = None if painter is None else np.array([found.positions[site] for site in drawn["site"]], dtype=int)
+    positions = (
+        None
+        if painter is None
+        else np.array([found.positions[site] for site in drawn["site"]], dtype=int)
+    )
     return scatter("embedding", drawn, colours=[CLASS, "part", "answer", "plate"], label=label, caption=caption,
                    painter=painter, positions=positions)  # fmt: skip
 
@@ -122,8 +134,15 @@ def _points(found: Evidence) -> tuple[pd.DataFrame, np.ndarray, str]:
         first = np.unique(wells, return_index=True)[1]
         sums = np.zeros((len(first), values.shape[1]))
         np.add.at(sums, wells, values)
-        values, points = sums / np.bincount(wells)[:, None], points.iloc[first].reset_index(drop=True)
-        right = pd.Series(rows["label"].to_numpy() == rows["predicted"].to_numpy()).groupby(wells).mean()
+        values, points = (
+            sums / np.bincount(wells)[:, None],
+            points.iloc[first].reset_index(drop=True),
+        )
+        right = (
+            pd.Series(rows["label"].to_numpy() == rows["predicted"].to_numpy())
+            .groupby(wells)
+            .mean()
+        )
         points["answer"] = np.where(right >= 0.5, "right", "wrong")
     if len(points) > _POINTS:
         kept = np.sort(np.random.default_rng(0).choice(len(points), _POINTS, replace=False))
@@ -146,6 +165,6 @@ def lay_out(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
         warnings.catch_warnings()
     ):  # exact: with few points quicker than the approximation, whose threads wait for each other
         warnings.simplefilter("ignore")
-        return TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=_STEPS, method="exact").fit_transform(
-            parts
-        )
+        return TSNE(
+            perplexity=perplexity, init="pca", random_state=0, max_iter=_STEPS, method="exact"
+        ).fit_transform(parts)

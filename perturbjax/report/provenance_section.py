@@ -22,19 +22,33 @@ from perturbjax.report.run_results import Evidence
 def provenance(found: Evidence) -> str:
     """The run, its recipe, its data and its versions, as one table; empty where nothing is known."""
     config = found.config
-    facts: list[tuple[str, str, Any]] = [("run", name, value) for name, value in config.get("facts", {}).items()]
+    facts: list[tuple[str, str, Any]] = [
+        ("run", name, value) for name, value in config.get("facts", {}).items()
+    ]
     begun = config.get("begun") or {}
-    facts += [("run", "commit" if name == "commit" else f"begun {name}", value) for name, value in begun.items()]
+    facts += [
+        ("run", "commit" if name == "commit" else f"begun {name}", value)
+        for name, value in begun.items()
+    ]
     if seconds := sum(row.get("seconds") or 0 for row in found.metrics if row["split"] == "train"):
         facts.append(("run", "time in training epochs", clock(seconds)))
     facts += [("versions", name, value) for name, value in config.get("versions", {}).items()]
     for section, values in (config.get("recipe") or {}).items():
         fields = values.items() if isinstance(values, dict) else [(section, values)]
-        facts += [(f"recipe: {section}" if isinstance(values, dict) else "recipe", *field) for field in fields]
-    facts += [("dataset", name, value) for name, value in _dataset_facts(config).items() if name != "files"]
+        facts += [
+            (f"recipe: {section}" if isinstance(values, dict) else "recipe", *field)
+            for field in fields
+        ]
+    facts += [
+        ("dataset", name, value)
+        for name, value in _dataset_facts(config).items()
+        if name != "files"
+    ]
     if not facts:
         return ""
-    rows = pd.DataFrame([(kind, name, _text(value)) for kind, name, value in facts], columns=["of", "what", "value"])
+    rows = pd.DataFrame(
+        [(kind, name, _text(value)) for kind, name, value in facts], columns=["of", "what", "value"]
+    )
     return f"<details><summary>{len(rows)} facts</summary>{table('provenance-table', rows, rows='facts')}</details>"
 
 
@@ -58,9 +72,21 @@ def again(found: Evidence) -> str:
     made = ["train", "--data", data]
     if imported := config.get("facts", {}).get("imported"):
         file = Path(imported["file"]).name
-        made = ["import-torch", "--preset", "paper", "--checkpoint", file, "--labels", f"{run}/labels.json"]
+        made = [
+            "import-torch",
+            "--preset",
+            "paper",
+            "--checkpoint",
+            file,
+            "--labels",
+            f"{run}/labels.json",
+        ]
     commands = [_build(_dataset_facts(config), data)]
-    commands.append(shlex.join(["perturbjax", *made, "--out", run, *recipe_flags(recipe_from_dict(config["recipe"]))]))
+    commands.append(
+        shlex.join(
+            ["perturbjax", *made, "--out", run, *recipe_flags(recipe_from_dict(config["recipe"]))]
+        )
+    )
     if found.judgement is not None:
         commands.append(shlex.join(["perturbjax", "evaluate", "--run", run]))
     return f"<pre>{html_text(chr(10).join(filter(None, commands)))}</pre>"
@@ -72,7 +98,12 @@ def _build(facts: dict[str, Any], data: str) -> str:
     if not isinstance(source, dict) or not isinstance(segmenter, dict) or "engine" not in segmenter:
         return ""
     flags = ["--load-data", str(source.get("name")), "--images", "DIR", "--out", data]
-    flags += ["--channels", ",".join(facts.get("channels", [])), "--aggregate", str(facts.get("aggregate"))]
+    flags += [
+        "--channels",
+        ",".join(facts.get("channels", [])),
+        "--aggregate",
+        str(facts.get("aggregate")),
+    ]
     flags += ["--segmenter", str(segmenter["engine"])]
     if segmenter["engine"].startswith("cellpose") and segmenter.get("weights"):
         flags += ["--weights", Path(str(segmenter["weights"])).name]

@@ -62,11 +62,17 @@ def run_page(found: Evidence) -> str:
         *([Section("pairs", "The most confused pairs", pairs)] if many else []),
         Section("gallery", "The cells", cells),
         Section("classes", "Classes", class_table(found, confusion, shown)),
-        Section("taken-for", "What is taken for what", confusion_figure(confusion) if confusion is not None else ""),
+        Section(
+            "taken-for",
+            "What is taken for what",
+            confusion_figure(confusion) if confusion is not None else "",
+        ),
         *([] if many else [Section("pairs", "The most confused pairs", pairs)]),
         Section("on-plates", "Plates", places.plates(found)),
         Section(
-            "sureness", "How sure, and how often right", curves.calibration(answers, found.judgement) if answers else ""
+            "sureness",
+            "How sure, and how often right",
+            curves.calibration(answers, found.judgement) if answers else "",
         ),
         Section("looked-at", "What it looked at", looked_at(found, painter)),
         Section("training", "Training", curves.training(found.metrics)),

@@ -80,7 +80,9 @@ class Evidence:
             return None
         table = self.predictions[self.predictions["part"] == TEST].reset_index(drop=True)
         names = classes_of(table)
-        return Answers(table, names, *labels_and_probabilities(table, names)) if len(table) else None
+        return (
+            Answers(table, names, *labels_and_probabilities(table, names)) if len(table) else None
+        )
 
     @functools.cached_property
     def positions(self) -> dict[str, int]:
@@ -106,7 +108,9 @@ class Evidence:
         try:
             said = read_json(file)["verdict"][part]
         except (KeyError, TypeError) as error:
-            raise InputError(f"{file}: is no audit ({error!r}); run `perturbjax audit` again, or remove it") from error
+            raise InputError(
+                f"{file}: is no audit ({error!r}); run `perturbjax audit` again, or remove it"
+            ) from error
         return [said] if isinstance(said, str) else [str(sentence) for sentence in said]
 
     def csv(self, name: str, *shares: str) -> pd.DataFrame | None:
@@ -126,13 +130,24 @@ def read_evidence(run: Path) -> Evidence:
         InputError: the run was neither trained nor evaluated here, or a file of it cannot be read.
     """
     run = Path(run)
-    folder = run / EVALUATION if (run / EVALUATION).is_dir() or not (run / "scores.json").is_file() else run
-    judgement = read_judgement(folder / "scores.json") if (folder / "scores.json").is_file() else None
+    folder = (
+        run / EVALUATION
+        if (run / EVALUATION).is_dir() or not (run / "scores.json").is_file()
+        else run
+    )
+    judgement = (
+        read_judgement(folder / "scores.json") if (folder / "scores.json").is_file() else None
+    )
     config = read_json(run / CONFIG) if (run / CONFIG).is_file() else {}
     metrics = read_metrics(run)
     if judgement is None and not metrics:
-        raise InputError(f"{run}: holds neither metrics nor scores; run `perturbjax evaluate --run {run}` first")
-    beside = (folder / "predictions.parquet", folder.parent.parent / "predictions" / f"{folder.name}.parquet")
+        raise InputError(
+            f"{run}: holds neither metrics nor scores; run `perturbjax evaluate --run {run}` first"
+        )
+    beside = (
+        folder / "predictions.parquet",
+        folder.parent.parent / "predictions" / f"{folder.name}.parquet",
+    )
     predictions = next((read_predictions(file) for file in beside if file.is_file()), None)
     features = pd.read_parquet(folder / FEATURES) if (folder / FEATURES).is_file() else None
     found = Evidence(run, folder, judgement, config, metrics, predictions, features, None, "")
@@ -148,7 +163,13 @@ def _dataset(found: Evidence) -> tuple[Dataset | None, str]:
     try:
         dataset = open_dataset(paths)
     except InputError:
-        return None, f"the dataset {' and '.join(path.name for path in paths)} is not where it was, or was changed"
-    if found.predictions is not None and not found.predictions["site_id"].isin(dataset.index["site_id"]).all():
+        return (
+            None,
+            f"the dataset {' and '.join(path.name for path in paths)} is not where it was, or was changed",
+        )
+    if (
+        found.predictions is not None
+        and not found.predictions["site_id"].isin(dataset.index["site_id"]).all()
+    ):
         return None, f"the dataset {dataset.path.name} does not hold the sites that were judged"
     return dataset, ""

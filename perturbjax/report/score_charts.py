@@ -26,7 +26,10 @@ def scores(judgement: Judgement) -> str:
     drawing = "".join(_panel(judgement, metric) for metric in judgement.metrics)
     resampled = f"{judgement.replicates} resamples of whole {judgement.resample}s"
     drawn = figure(
-        "scores", f'<div class="row">{drawing}</div>', f"Bars are 95 % intervals from {resampled}.", tidy(judgement)
+        "scores",
+        f'<div class="row">{drawing}</div>',
+        f"Bars are 95 % intervals from {resampled}.",
+        tidy(judgement),
     )
     return (
         drawn
@@ -39,7 +42,11 @@ def _panel(judgement: Judgement, metric: str) -> str:
     rows, levels, what = judgement.levels[0].rows, judgement.shown, METRICS[metric]
     known = [row.scores[metric] for level in levels for row in level.rows if metric in row.scores]
     low, high = min(0.0, *(one.low for one in known)), max(max(one.high for one in known), 1e-3)
-    said = "; ".join(f"{row.name} {row.scores[metric].value:.3f}" for row in levels[0].rows if metric in row.scores)
+    said = "; ".join(
+        f"{row.name} {row.scores[metric].value:.3f}"
+        for row in levels[0].rows
+        if metric in row.scores
+    )
     chart = Chart(
         (low, high * 1.04), (len(rows) - 0.5, -0.5), what.words, f"{what.words} {levels[0].words}: {said}",
         width=390, height=64 + 26 * len(rows), left=110, bottom=34,
@@ -74,7 +81,11 @@ def _table(judgement: Judgement, name: str) -> str:
         rows.append(entry)
     if name == "site":
         for subject, train in judgement.train.items():
-            own = {METRICS[m].words: f"{train[m]:.3f}" for m in judgement.metrics if np.isfinite(train.get(m, np.nan))}
+            own = {
+                METRICS[m].words: f"{train[m]:.3f}"
+                for m in judgement.metrics
+                if np.isfinite(train.get(m, np.nan))
+            }
             rows.append({f"{level.words} (n = {level.n})": f"{subject}, on training sites", **own})
     shown = pd.DataFrame(rows).fillna("")
     strong = [not row.baseline for row in level.rows] + [False] * (len(shown) - len(level.rows))
@@ -83,8 +94,12 @@ def _table(judgement: Judgement, name: str) -> str:
 
 def _notes(judgement: Judgement) -> str:
     there = {row.name for row in judgement.levels[0].rows}
-    words = " ".join(f"{name}: {baseline.words}." for name, baseline in BASELINES.items() if name in there)
-    skipped = "".join(f" No {html_text(name)}: {html_text(why)}." for name, why in judgement.skipped.items())
+    words = " ".join(
+        f"{name}: {baseline.words}." for name, baseline in BASELINES.items() if name in there
+    )
+    skipped = "".join(
+        f" No {html_text(name)}: {html_text(why)}." for name, why in judgement.skipped.items()
+    )
     return (
         "<p class=\"note\">A well's prediction is the mean of its sites' probabilities. Baselines: "
         f"{html_text(words)}{skipped}</p>"
@@ -94,7 +109,11 @@ def _notes(judgement: Judgement) -> str:
 def training(metrics: list[dict[str, Any]]) -> str:
     """Loss and accuracy against the epoch, and the learning rate behind them; empty where nothing was kept."""
     rows = pd.DataFrame(metrics)
-    names = {"loss": "loss (cross-entropy, nats)", "accuracy": "accuracy", "learning_rate": "learning rate"}
+    names = {
+        "loss": "loss (cross-entropy, nats)",
+        "accuracy": "accuracy",
+        "learning_rate": "learning rate",
+    }
     names = {key: words for key, words in names.items() if key in rows and rows[key].notna().any()}
     if not names:
         return ""
@@ -109,9 +128,17 @@ def _curve(rows: pd.DataFrame, key: str, words: str) -> str:
     known = rows[rows[key].notna()]
     top = float(known[key].max()) * 1.05 or 1.0
     last = int(known["epoch"].max())
-    ends = ", ".join(f"{part} ends at {part_rows[key].iloc[-1]:.3g}" for part, part_rows in known.groupby("split"))
+    ends = ", ".join(
+        f"{part} ends at {part_rows[key].iloc[-1]:.3g}"
+        for part, part_rows in known.groupby("split")
+    )
     chart = Chart(
-        (min(1, last), max(last, 2)), (0, top), words, f"{words} over {last} epochs: {ends}", "epoch", width=400
+        (min(1, last), max(last, 2)),
+        (0, top),
+        words,
+        f"{words} over {last} epochs: {ends}",
+        "epoch",
+        width=400,
     )
     chart.grid([tick for tick in ticks(1, last, 6) if tick == int(tick)], ticks(0, top, 5))
     for part in ("train",) if key == "learning_rate" else ("train", "test"):
@@ -119,8 +146,13 @@ def _curve(rows: pd.DataFrame, key: str, words: str) -> str:
         css = "other" if key == "learning_rate" else part
         if len(line) > 1:
             chart.line(line["epoch"].tolist(), line[key].tolist(), css)
-        tips = [f"{part}, epoch {epoch}: {value:.4g}" for epoch, value in zip(line["epoch"], line[key], strict=True)]
-        chart.dots(line["epoch"].tolist(), line[key].tolist(), css, tips, 2.5 if len(line) > 40 else 3)
+        tips = [
+            f"{part}, epoch {epoch}: {value:.4g}"
+            for epoch, value in zip(line["epoch"], line[key], strict=True)
+        ]
+        chart.dots(
+            line["epoch"].tolist(), line[key].tolist(), css, tips, 2.5 if len(line) > 40 else 3
+        )
     if key == "loss":
         chart.key([("training sites", "train"), ("held-out sites", "test")])
     return chart.svg()
@@ -147,9 +179,16 @@ def calibration(answers: Answers, judgement: Judgement | None) -> str:
         bins,
     )
     second = figure(
-        "coverage", _coverage(kept), "Accuracy of the answers that it is surest of, as fewer are asked for.", kept
+        "coverage",
+        _coverage(kept),
+        "Accuracy of the answers that it is surest of, as fewer are asked for.",
+        kept,
     )
-    told = "" if judgement is None else f"<p>{html_text(calibrated(judgement.confidence[judgement.subjects[0]]))}</p>"
+    told = (
+        ""
+        if judgement is None
+        else f"<p>{html_text(calibrated(judgement.confidence[judgement.subjects[0]]))}</p>"
+    )
     return f'{told}<div class="row">{first}{second}</div>'
 
 
@@ -173,7 +212,10 @@ def _reliability(bins: pd.DataFrame, error: float) -> str:
         chart.bar(at, at + 1 / _BINS, 0.22 * row.sites / most, f"{row.sites} sites")
     chart.line([0, 1], [0, 1], "dashed", 1)
     chart.line(bins["stated"].tolist(), bins["right"].tolist(), "test")
-    tips = [f"says {row.stated:.2f}, is right {row.right:.2f} ({row.sites} sites)" for row in bins.itertuples()]
+    tips = [
+        f"says {row.stated:.2f}, is right {row.right:.2f} ({row.sites} sites)"
+        for row in bins.itertuples()
+    ]
     chart.dots(bins["stated"].tolist(), bins["right"].tolist(), "test", tips, 4)
     return chart.svg()
 
@@ -190,6 +232,10 @@ def _coverage(kept: pd.DataFrame) -> str:
     ends = [at for at in (0.25, 0.5, 1.0) if at >= kept["answered"].iloc[0]]
     values = [float(np.interp(at, kept["answered"], kept["right"])) for at in ends]
     chart.dots(
-        ends, values, "test", [f"surest {at:.0%}: {value:.3f} right" for at, value in zip(ends, values, strict=True)], 4
+        ends,
+        values,
+        "test",
+        [f"surest {at:.0%}: {value:.3f} right" for at, value in zip(ends, values, strict=True)],
+        4,
     )
     return chart.svg()

@@ -39,7 +39,9 @@ class Chart:
         right, top = self.width - 14, 26
         return (
             self.left + (x - x0) / ((x1 - x0) or 1) * (right - self.left),
-            self.height - self.bottom - (y - y0) / ((y1 - y0) or 1) * (self.height - self.bottom - top),
+            self.height
+            - self.bottom
+            - (y - y0) / ((y1 - y0) or 1) * (self.height - self.bottom - top),
         )
 
     def grid(self, xs: Iterable[float], ys: Iterable[float]) -> None:
@@ -56,7 +58,9 @@ class Chart:
     def text(self, px: float, py: float, words: str, where: str = "start", css: str = "") -> None:
         """Words at a place in pixels."""
         named = f' class="{css}"' if css else ""
-        self._marks.append(f'<text x="{px:.1f}" y="{py:.1f}" text-anchor="{where}"{named}>{html_text(words)}</text>')
+        self._marks.append(
+            f'<text x="{px:.1f}" y="{py:.1f}" text-anchor="{where}"{named}>{html_text(words)}</text>'
+        )
 
     def line(self, xs: Sequence[float], ys: Sequence[float], css: str, width: float = 2) -> None:
         """Points joined in their order."""
@@ -65,12 +69,19 @@ class Chart:
         self._marks.append(f'<path class="{css}"{style} stroke-width="{width}" d="M{path}"/>')
 
     def dots(
-        self, xs: Sequence[float], ys: Sequence[float], css: str, tips: Sequence[str] = (), size: float = 3.5
+        self,
+        xs: Sequence[float],
+        ys: Sequence[float],
+        css: str,
+        tips: Sequence[str] = (),
+        size: float = 3.5,
     ) -> None:
         """A dot each, which says its tip on hover."""
         for at, (px, py) in enumerate(map(self.at, xs, ys)):
             tip = f' data-tip="{html_text(tips[at])}"' if tips else ""
-            self._marks.append(f'<circle class="dot {css}" cx="{px:.1f}" cy="{py:.1f}" r="{size}"{tip}/>')
+            self._marks.append(
+                f'<circle class="dot {css}" cx="{px:.1f}" cy="{py:.1f}" r="{size}"{tip}/>'
+            )
 
     def bar(self, x0: float, x1: float, y: float, tip: str = "") -> None:
         """From the bottom up."""
@@ -108,6 +119,8 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round values from low to high, at most so many."""
     span = max(high - low, 1e-12)
     step = 10.0 ** np.floor(np.log10(span / most))
-    step = next((step * factor for factor in (1, 2, 5, 10) if span / (step * factor) <= most), 10 * step)
+    step = next(
+        (step * factor for factor in (1, 2, 5, 10) if span / (step * factor) <= most), 10 * step
+    )
     first = np.ceil(low / step - 1e-9) * step
     return [float(f"{value:.10g}") + 0.0 for value in np.arange(first, high + step * 1e-6, step)]

@@ -50,7 +50,11 @@ class Segmenter:
     """
 
     def __init__(
-        self, weights: str | Path, diameter: float = 0.0, precision: Precision = "auto", rules: Rules | None = None
+        self,
+        weights: str | Path,
+        diameter: float = 0.0,
+        precision: Precision = "auto",
+        rules: Rules | None = None,
     ):
         """
         Args:
@@ -102,7 +106,9 @@ class Segmenter:
                     pending.append(threads.submit(self._in_blocks, batch[0]))
                 else:
                     for image, maps in zip(batch, self._timed_maps(batch), strict=True):
-                        pending.append(threads.submit(self._objects, maps, (image.shape[0], image.shape[1])))
+                        pending.append(
+                            threads.submit(self._objects, maps, (image.shape[0], image.shape[1]))
+                        )
                 while len(pending) > AHEAD:
                     yield pending.popleft().result()
             while pending:
@@ -115,7 +121,9 @@ class Segmenter:
             image = self._with_channels(np.asarray(image))
             plan = self.plan(image)
             full = len(together) * plan.count >= self._at_once(plan)
-            if together and (full or together[0].shape != image.shape or max(image.shape[:2]) > BLOCK):
+            if together and (
+                full or together[0].shape != image.shape or max(image.shape[:2]) > BLOCK
+            ):
                 yield together
                 together = []
             together.append(image)
@@ -130,7 +138,9 @@ class Segmenter:
 
     def _objects(self, maps: Float[Array, "hb wb 3"], shape: tuple[int, int]) -> Objects:
         start = time.monotonic()
-        found = dynamics.objects(maps, *shape, max(int(dynamics.STEPS / self.rescale), 1), self.rules)
+        found = dynamics.objects(
+            maps, *shape, max(int(dynamics.STEPS / self.rescale), 1), self.rules
+        )
         self.seconds["masks"] += time.monotonic() - start
         return found
 
@@ -143,7 +153,10 @@ class Segmenter:
         """The network's flows and logits for images of one shape; padded at the bottom and right."""
         plan = self.plan(images[0])
         ends = np.stack([tiles.percentiles(image) for image in images]) if ends is None else ends
-        more = [(0, padded - size) for padded, size in zip(plan.padded, images[0].shape[:2], strict=True)]
+        more = [
+            (0, padded - size)
+            for padded, size in zip(plan.padded, images[0].shape[:2], strict=True)
+        ]
         stacked = np.stack([np.pad(image, (*more, (0, 0))) for image in images])
         cut = tiles.cut(stacked, ends, plan.y.cut, plan.x.cut)
         count, grid = len(images) * plan.count, (plan.y.tiles, plan.x.tiles)
@@ -220,11 +233,15 @@ def segment(
         >>> perturbjax.segment(nuclei, diameter=24).max()
         np.uint16(4)
     """
-    one = isinstance(images, np.ndarray) and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4))
+    one = isinstance(images, np.ndarray) and (
+        images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4)
+    )
     segmenter = Segmenter(weights, diameter, precision)
     found = list(segmenter.masks([np.asarray(images)] if one else images))
     doubt = sizes.doubt(
-        [(each.labels, each.errors) for each in found], segmenter.expected, segmenter.rules.flow_threshold
+        [(each.labels, each.errors) for each in found],
+        segmenter.expected,
+        segmenter.rules.flow_threshold,
     )
     if doubt:
         console.print(f"note: {doubt}")
@@ -232,16 +249,22 @@ def segment(
 
 
 @partial(jax.jit, static_argnames=("graph", "dtype"))
-def _forward(graph: nnx.GraphDef, state: nnx.State, x: Float[Array, "n h w c"], *, dtype) -> Float[Array, "n h w o"]:
+def _forward(
+    graph: nnx.GraphDef, state: nnx.State, x: Float[Array, "n h w c"], *, dtype
+) -> Float[Array, "n h w o"]:
     return nnx.merge(graph, state)(x, Mode(dtype=dtype)).maps[..., :3]
 
 
-def _middles_in(labels: Integer[np.ndarray, "h w"], start: tuple[int, int], side: int) -> np.ndarray:
+def _middles_in(
+    labels: Integer[np.ndarray, "h w"], start: tuple[int, int], side: int
+) -> np.ndarray:
     """Which labels' middles lie in the square of `side` from `start` on."""
     count = np.bincount(labels.ravel()).astype(float)
     own = np.ones(len(count), bool)
     for axis, first in enumerate(start):
-        position = np.broadcast_to(np.expand_dims(np.arange(labels.shape[axis]), 1 - axis), labels.shape)
+        position = np.broadcast_to(
+            np.expand_dims(np.arange(labels.shape[axis]), 1 - axis), labels.shape
+        )
         middle = np.bincount(labels.ravel(), position.ravel()) / np.maximum(count, 1)
         own &= (middle >= first) & (middle < first + side)
     own[0] = False

@@ -27,7 +27,9 @@ class Matches(NamedTuple):
         return np.where(everything > 0, self.true_positives / np.maximum(everything, 1), 1.0)
 
 
-def overlaps(truth: Integer[np.ndarray, "h w"], found: Integer[np.ndarray, "h w"]) -> Float[np.ndarray, "n m"]:
+def overlaps(
+    truth: Integer[np.ndarray, "h w"], found: Integer[np.ndarray, "h w"]
+) -> Float[np.ndarray, "n m"]:
     """Intersection over union of every object of the truth with every found one; labels may have gaps."""
     _, a = np.unique(truth, return_inverse=True)
     _, b = np.unique(found, return_inverse=True)
@@ -38,7 +40,9 @@ def overlaps(truth: Integer[np.ndarray, "h w"], found: Integer[np.ndarray, "h w"
 
 
 def match(
-    truth: Integer[np.ndarray, "h w"], found: Integer[np.ndarray, "h w"], thresholds: Iterable[float] = THRESHOLDS
+    truth: Integer[np.ndarray, "h w"],
+    found: Integer[np.ndarray, "h w"],
+    thresholds: Iterable[float] = THRESHOLDS,
 ) -> Matches:
     """Pair the objects of one image, as many as can be at each threshold, no object twice.
 
@@ -54,7 +58,9 @@ def match(
     hits = []
     for threshold in thresholds:
         # A pair above the threshold outweighs any sum of overlaps below it.
-        pairs = linear_sum_assignment((iou >= threshold) + iou / (2 * max(min(n, m), 1)), maximize=True)
+        pairs = linear_sum_assignment(
+            (iou >= threshold) + iou / (2 * max(min(n, m), 1)), maximize=True
+        )
         hits.append(int((iou[pairs] >= threshold).sum()))
     true = np.array(hits, int)
     return Matches(true, m - true, n - true)

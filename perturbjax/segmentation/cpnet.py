@@ -72,7 +72,9 @@ class CPOutputs(NamedTuple):
 class NormConv(nnx.Module):
     """Normalisation, ReLU where `active`, convolution: in this order, for the sums between blocks stay linear."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, active: bool = True, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, size: int, *, active: bool = True, rngs: nnx.Rngs
+    ):
         self.norm = BatchNorm(inputs, momentum=MOMENTUM)
         self.conv = Conv(inputs, outputs, size, rngs=rngs)
         self.active = active
@@ -106,7 +108,11 @@ class Up(nnx.Module):
         self.styles = nnx.List([Dense(style, outputs, rngs=rngs) for _ in range(3)])
 
     def __call__(
-        self, x: Float[Array, "b h0 w0 i"], skipped: Float[Array, "b h w o"], style: Float[Array, "b s"], mode: Mode
+        self,
+        x: Float[Array, "b h0 w0 i"],
+        skipped: Float[Array, "b h w o"],
+        style: Float[Array, "b s"],
+        mode: Mode,
     ) -> Float[Array, "b h w o"]:
         """`x` is brought to the size of `skipped` by repeating its pixels."""
         double = x.shape[1] != skipped.shape[1]
@@ -144,7 +150,9 @@ class CPnet(nnx.Module):
         mode = Mode() if mode is None else mode
         multiple = self.config.multiple
         if x.shape[1] % multiple or x.shape[2] % multiple or x.shape[3] != self.config.channels:
-            raise ValueError(f"input {x.shape}: wants multiples of {multiple}, and {self.config.channels} channels")
+            raise ValueError(
+                f"input {x.shape}: wants multiples of {multiple}, and {self.config.channels} channels"
+            )
         x = x.astype(mode.dtype)
         encoded: list[Array] = []
         for level, block in enumerate(self.down):
@@ -172,6 +180,10 @@ def create(config: CPnetConfig, seed: int = 0) -> CPnet:
     Raises:
         ValueError: a width is not positive, or there is no level.
     """
-    if len(config.nbase) < 2 or min(*config.nbase, config.outputs) < 1 or not math.isfinite(config.diam_mean):
+    if (
+        len(config.nbase) < 2
+        or min(*config.nbase, config.outputs) < 1
+        or not math.isfinite(config.diam_mean)
+    ):
         raise ValueError(f"{config}: wants at least one level, and positive widths")
     return CPnet(config, rngs=nnx.Rngs(seed))

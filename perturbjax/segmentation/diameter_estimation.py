@@ -38,7 +38,10 @@ class AnySize:
         Raises:
             InputError: an image is empty, or has more channels than the network.
         """
-        scaled = ((self._scale(guessed_diameter(_first(image))), image) for image in map(np.asarray, images))
+        scaled = (
+            (self._scale(guessed_diameter(_first(image))), image)
+            for image in map(np.asarray, images)
+        )
         for scale, alike in itertools.groupby(scaled, key=lambda pair: pair[0]):
             waiting: deque[np.ndarray] = deque()
             for found in self._at(scale).masks(_kept(alike, waiting)):
@@ -75,7 +78,9 @@ def _first(image: Num[np.ndarray, "h w *c"]) -> Num[np.ndarray, "h w"]:
     return image[..., 0] if image.ndim == 3 else image
 
 
-def _kept(pairs: Iterable[tuple[float, np.ndarray]], waiting: deque[np.ndarray]) -> Iterator[np.ndarray]:
+def _kept(
+    pairs: Iterable[tuple[float, np.ndarray]], waiting: deque[np.ndarray]
+) -> Iterator[np.ndarray]:
     for _, image in pairs:
         waiting.append(image)
         yield image

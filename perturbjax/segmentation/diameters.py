@@ -22,7 +22,9 @@ def diameters(labels: Integer[np.ndarray, "h w"]) -> Float[np.ndarray, " objects
     return 2 * np.sqrt(areas[areas > 0] / np.pi)
 
 
-def doubt_of(found: Iterable[tuple[np.ndarray, np.ndarray]], expected: float, flow_threshold: float = 0.4) -> str:
+def doubt_of(
+    found: Iterable[tuple[np.ndarray, np.ndarray]], expected: float, flow_threshold: float = 0.4
+) -> str:
     """One line where objects do not seem to have the expected diameter, with what to try; else nothing.
 
     Args:
@@ -52,6 +54,10 @@ def doubt_of(found: Iterable[tuple[np.ndarray, np.ndarray]], expected: float, fl
     return ""
 
 
-def doubt(found: Sequence[tuple[np.ndarray, np.ndarray]], expected: float, flow_threshold: float = 0.4) -> str:
+def doubt(
+    found: Sequence[tuple[np.ndarray, np.ndarray]], expected: float, flow_threshold: float = 0.4
+) -> str:
     """`doubt_of` for pairs of (labels, flow errors)."""
-    return doubt_of([(errors, diameters(labels)) for labels, errors in found], expected, flow_threshold)
+    return doubt_of(
+        [(errors, diameters(labels)) for labels, errors in found], expected, flow_threshold
+    )

@@ -55,7 +55,9 @@ class Objects(NamedTuple):
     """Flow error of every object found, dropped ones among them."""
 
 
-def objects(maps: Float[Array, "hb wb 3"], height: int, width: int, steps: int, rules: Rules | None = None) -> Objects:
+def objects(
+    maps: Float[Array, "hb wb 3"], height: int, width: int, steps: int, rules: Rules | None = None
+) -> Objects:
     """Instance masks from flows (down, right) and cell logits.
 
     Args:
@@ -68,12 +70,16 @@ def objects(maps: Float[Array, "hb wb 3"], height: int, width: int, steps: int, 
     pixels = np.flatnonzero(cells)
     if not len(pixels):
         return Objects(np.zeros((height, width), np.uint16), np.zeros(0, np.float32))
-    pixels = np.pad(pixels, (0, _rounded(len(pixels)) - len(pixels)), constant_values=-1).astype(np.int32)
+    pixels = np.pad(pixels, (0, _rounded(len(pixels)) - len(pixels)), constant_values=-1).astype(
+        np.int32
+    )
     places = follow(flow, pixels, height, width, steps)
     ends, sinks = _ends(places, pixels, shape=maps.shape[:2])
     where = np.flatnonzero(sinks)
     where = where[np.argsort(np.asarray(ends).ravel()[where], kind="stable")]
-    where = np.pad(where, (0, _rounded(len(where), 64) - len(where)), constant_values=2**30).astype(np.int32)
+    where = np.pad(where, (0, _rounded(len(where), 64) - len(where)), constant_values=2**30).astype(
+        np.int32
+    )
     label = np.asarray(_labels(ends, places, pixels, where))
     areas = np.bincount(label, minlength=len(where) + 1)
     areas[0] = 0
@@ -94,7 +100,9 @@ def _rounded(count: int, least: int = 4096) -> int:
 
 
 @jax.jit
-def _prepared(maps: Array, height: Array, width: Array, threshold: Array) -> tuple[Bool[Array, "hb wb"], Array]:
+def _prepared(
+    maps: Array, height: Array, width: Array, threshold: Array
+) -> tuple[Bool[Array, "hb wb"], Array]:
     """Which pixels are a cell's; and the flow with what bilinear sampling needs of it side by side: one place to read a
     step instead of four."""
     rows, columns = jnp.arange(maps.shape[0])[:, None], jnp.arange(maps.shape[1])
@@ -109,7 +117,11 @@ def _prepared(maps: Array, height: Array, width: Array, threshold: Array) -> tup
 
 
 def follow(
-    flow: Float[Array, "hb wb 8"], pixels: Integer[np.ndarray, " p"], height: int, width: int, steps: int
+    flow: Float[Array, "hb wb 8"],
+    pixels: Integer[np.ndarray, " p"],
+    height: int,
+    width: int,
+    steps: int,
 ) -> Float[np.ndarray, "p 2"]:
     """Where each pixel is after `steps` Euler steps; it stays within the image.
 
@@ -133,7 +145,11 @@ def follow(
 
 @jax.jit
 def _steps(
-    flow: Float[Array, "hb wb 8"], places: Float[Array, "p 2"], height: Array, width: Array, steps: Array
+    flow: Float[Array, "hb wb 8"],
+    places: Float[Array, "p 2"],
+    height: Array,
+    width: Array,
+    steps: Array,
 ) -> tuple[Float[Array, "p 2"], Float[Array, " p"]]:
     """Places after some steps, and how far the last two led: to and fro over a sink that it overshoots, a pixel is
     still."""
@@ -170,7 +186,10 @@ def _ends(
 
 @jax.jit
 def _labels(
-    ends: Int[Array, "hm wm"], places: Float[Array, "p 2"], pixels: Int[Array, " p"], sinks: Int[Array, " n"]
+    ends: Int[Array, "hm wm"],
+    places: Float[Array, "p 2"],
+    pixels: Int[Array, " p"],
+    sinks: Int[Array, " n"],
 ) -> Int[Array, " p"]:
     """The number of each pixel's sink, 0 for none.
 
@@ -184,7 +203,9 @@ def _labels(
     return jnp.where(pixels >= 0, reached[places[:, 0], places[:, 1]], 0)
 
 
-def _boxes(label: Integer[np.ndarray, " p"], pixels: Integer[np.ndarray, " p"], columns: int, count: int) -> np.ndarray:
+def _boxes(
+    label: Integer[np.ndarray, " p"], pixels: Integer[np.ndarray, " p"], columns: int, count: int
+) -> np.ndarray:
     """(count, 4): the first row and column of each label, and the ones after its last.
 
     The host's: XLA's CPU scatters a pixel in 80 ns, NumPy in 10.
@@ -200,7 +221,10 @@ def _around(values: Int[Array, "h w"], radius: int) -> Int[Array, "h w"]:
     """Largest value within a square; an axis at a time."""
     for axis in (0, 1):
         padded = jnp.pad(values, [(radius, radius) if a == axis else (0, 0) for a in (0, 1)])
-        shifted = [jax.lax.slice_in_dim(padded, k, k + values.shape[axis], axis=axis) for k in range(2 * radius + 1)]
+        shifted = [
+            jax.lax.slice_in_dim(padded, k, k + values.shape[axis], axis=axis)
+            for k in range(2 * radius + 1)
+        ]
         values = jnp.stack(shifted).max(0) if len(shifted) > 5 else _largest(shifted)
     return values
 
@@ -213,7 +237,12 @@ def _largest(values: list[Array]) -> Array:
 
 
 def _judged(
-    maps: Array, labels: np.ndarray, areas: np.ndarray, boxes: np.ndarray, size: tuple[int, int], rules: Rules
+    maps: Array,
+    labels: np.ndarray,
+    areas: np.ndarray,
+    boxes: np.ndarray,
+    size: tuple[int, int],
+    rules: Rules,
 ) -> Objects:
     """Objects that are large enough and whose flow agrees, their holes filled, numbered anew.
 
@@ -221,7 +250,9 @@ def _judged(
     """
     ids, device_labels = np.flatnonzero(areas), jnp.asarray(labels)
     errors = np.zeros(len(areas), np.float32)
-    extent = boxes[ids, 2:] - boxes[ids, :2] + 2  # with the ring of background that shifting relies on
+    extent = (
+        boxes[ids, 2:] - boxes[ids, :2] + 2
+    )  # with the ring of background that shifting relies on
     sides = _sides(extent.max(1, initial=1))
     holes = [np.zeros((0, 3), int)]
     for side in np.unique(sides):
@@ -242,7 +273,10 @@ def _judged(
         keep &= errors <= rules.flow_threshold
     whole = labels[: size[0], : size[1]]
     table = np.where(keep, np.arange(len(areas)), 0).astype(np.uint32)
-    return Objects(_numbered(_filled(table[whole], np.concatenate(holes), keep, areas), rules.smallest), errors[ids])
+    return Objects(
+        _numbered(_filled(table[whole], np.concatenate(holes), keep, areas), rules.smallest),
+        errors[ids],
+    )
 
 
 def _together(side: int, count: int) -> int:
@@ -262,7 +296,9 @@ def _sides(extent: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
     return np.maximum(-(-extent // step) * step, SMALLEST_BOX)
 
 
-def _filled(labels: np.ndarray, holes: np.ndarray, keep: np.ndarray, areas: np.ndarray) -> np.ndarray:
+def _filled(
+    labels: np.ndarray, holes: np.ndarray, keep: np.ndarray, areas: np.ndarray
+) -> np.ndarray:
     """Pixels of holes go to the object around them, and of two such objects to the outer, which is the larger."""
     holes = holes[keep[holes[:, 0]]]
     holes = holes[np.argsort(areas[holes[:, 0]], kind="stable")]
@@ -276,7 +312,9 @@ def _numbered(labels: Integer[np.ndarray, "h w"], smallest: int) -> Integer[np.n
     keep = areas >= max(smallest, 1)
     keep[0] = False
     first = np.full(len(areas), labels.size)
-    first[labels.ravel()[::-1]] = np.arange(labels.size)[::-1]  # of a pixel named twice the last assignment holds
+    first[labels.ravel()[::-1]] = np.arange(labels.size)[
+        ::-1
+    ]  # of a pixel named twice the last assignment holds
     order = np.argsort(np.where(keep, first, labels.size), kind="stable")[: keep.sum()]
     number = np.zeros(len(areas), np.uint16 if len(order) <= np.iinfo(np.uint16).max else np.uint32)
     number[order] = np.arange(1, len(order) + 1)
@@ -285,13 +323,24 @@ def _numbered(labels: Integer[np.ndarray, "h w"], smallest: int) -> Integer[np.n
 
 @partial(jax.jit, static_argnames="side")
 def _check(
-    maps: Array, labels: Int[Array, "hb wb"], ids: Int[Array, " n"], boxes: Int[Array, "n 4"], *, side: int
+    maps: Array,
+    labels: Int[Array, "hb wb"],
+    ids: Int[Array, " n"],
+    boxes: Int[Array, "n 4"],
+    *,
+    side: int,
 ) -> tuple[Float[Array, " n"], Bool[Array, "n side side"], Bool[Array, ""]]:
     """Of each object the flow error and the pixels of its holes, in a box that a ring of background surrounds."""
     rows = boxes[:, 0, None] - 1 + jnp.arange(side)
     columns = boxes[:, 1, None] - 1 + jnp.arange(side)
-    where = jnp.where((rows < 0) | (rows >= len(labels)), len(labels), rows)[:, :, None], columns[:, None, :]
-    where = where[0], jnp.where((where[1] < 0) | (where[1] >= labels.shape[1]), labels.shape[1], where[1])
+    where = (
+        jnp.where((rows < 0) | (rows >= len(labels)), len(labels), rows)[:, :, None],
+        columns[:, None, :],
+    )
+    where = (
+        where[0],
+        jnp.where((where[1] < 0) | (where[1] >= labels.shape[1]), labels.shape[1], where[1]),
+    )
     mine = labels.at[where].get(mode="fill", fill_value=0) == ids[:, None, None]
     mine &= ids[:, None, None] > 0
     flow = maps[..., :2].at[where].get(mode="fill", fill_value=0) / FLOW_SCALE
@@ -316,13 +365,18 @@ def _flow_of(mine: Bool[Array, "n s s"], steps: Int[Array, " n"]) -> Float[Array
     share = jnp.where(mine, 1 / 9, 0).reshape(n * side, side).astype(jnp.float32)
     inflow = _neighbourhood(source) * share
     heat = jax.lax.fori_loop(
-        0, steps.max(), lambda _, heat: _neighbourhood(heat) * share + inflow, jnp.zeros_like(inflow)
+        0,
+        steps.max(),
+        lambda _, heat: _neighbourhood(heat) * share + inflow,
+        jnp.zeros_like(inflow),
     )
     down = jnp.roll(heat, -1, 0) - jnp.roll(heat, 1, 0)
     right = jnp.roll(heat, -1, 1) - jnp.roll(heat, 1, 1)
     flow = jnp.stack([down, right], -1)
     largest = jnp.abs(flow).max(-1, keepdims=True)
-    flow = jnp.where(largest > 0, flow / largest, 0)  # so that squares of tiny numbers do not vanish
+    flow = jnp.where(
+        largest > 0, flow / largest, 0
+    )  # so that squares of tiny numbers do not vanish
     length = jnp.sqrt(jnp.square(flow).sum(-1, keepdims=True))
     flow = jnp.where(length > 0, flow / length, 0).reshape(n, side, side, 2)
     return jnp.where(mine[..., None], flow, 0)
@@ -342,7 +396,13 @@ def _holes(mine: Bool[Array, "n s s"]) -> Bool[Array, "n s s"]:
     n, side, _ = mine.shape
     edge = side
     free = ~mine.reshape(-1)
-    ring = jnp.zeros((side, side), bool).at[jnp.array([0, -1])].set(True).at[:, jnp.array([0, -1])].set(True)
+    ring = (
+        jnp.zeros((side, side), bool)
+        .at[jnp.array([0, -1])]
+        .set(True)
+        .at[:, jnp.array([0, -1])]
+        .set(True)
+    )
     start = jnp.pad(jnp.tile(ring.reshape(-1), n) & free, edge)
 
     def flood(carry: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -49,7 +49,9 @@ def masks_to_flows(labels: Integer[np.ndarray, "h w"]) -> Float32[np.ndarray, "2
     return flows
 
 
-def _centers(labels: Integer[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "n 2"], Int[np.ndarray, " m"]]:
+def _centers(
+    labels: Integer[np.ndarray, "h w"],
+) -> tuple[Int[np.ndarray, "n 2"], Int[np.ndarray, " m"]]:
     """The pixel of each object nearest to its mean, and for each label the steps that its heat spreads."""
     boxes = ndi.find_objects(labels)
     steps = np.zeros(len(boxes) + 1, int)

@@ -33,12 +33,20 @@ def read_folder(folder: Path) -> list[Picture]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"--images {folder}: is no folder; it should hold NAME.tif and NAME_labels.tif for each image")
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".tif", ".tiff")}
+        raise InputError(
+            f"--images {folder}: is no folder; it should hold NAME.tif and NAME_labels.tif for each image"
+        )
+    files = {
+        path.stem: path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in (".tif", ".tiff")
+    }
     masks = {stem for stem in files if stem.endswith(SUFFIXES)}
     images = [stem for stem in files if stem not in masks]
     if not images:
-        raise InputError(f"--images {folder}: holds no image; it should hold NAME.tif and NAME_labels.tif for each")
+        raise InputError(
+            f"--images {folder}: holds no image; it should hold NAME.tif and NAME_labels.tif for each"
+        )
     return [_read(stem, files) for stem in images]
 
 
@@ -46,13 +54,21 @@ def _read(stem: str, files: dict[str, Path]) -> Picture:
     path = files[stem]
     theirs = [stem + suffix for suffix in SUFFIXES if stem + suffix in files]
     if len(theirs) != 1:
-        problem = f"has both {' and '.join(theirs)}; keep one" if theirs else f"has no mask {stem}{SUFFIXES[0]}.tif"
+        problem = (
+            f"has both {' and '.join(theirs)}; keep one"
+            if theirs
+            else f"has no mask {stem}{SUFFIXES[0]}.tif"
+        )
         raise InputError(f"{path}: {problem}")
     image, labels = _plane(path), _plane(files[theirs[0]])
     if image.shape != labels.shape:
-        raise InputError(f"{files[theirs[0]]}: is {labels.shape} pixels, and its image is {image.shape}")
+        raise InputError(
+            f"{files[theirs[0]]}: is {labels.shape} pixels, and its image is {image.shape}"
+        )
     if labels.dtype.kind not in "ui" or labels.min(initial=0) < 0:
-        raise InputError(f"{files[theirs[0]]}: holds {labels.dtype}; a mask holds whole numbers, 0 for background")
+        raise InputError(
+            f"{files[theirs[0]]}: holds {labels.dtype}; a mask holds whole numbers, 0 for background"
+        )
     return Picture(stem, normalised(image), labels.astype(np.uint32))
 
 
@@ -64,7 +80,9 @@ def _plane(path: Path) -> np.ndarray:
     except Exception as error:  # tifffile and its codecs raise many kinds
         raise InputError(f"{path}: cannot be read as TIFF ({error})") from error
     if plane.ndim != 2 or plane.dtype.kind not in "uif" or min(plane.shape) < 2:
-        raise InputError(f"{path}: is {plane.shape} of {plane.dtype}; one channel of grey values is wanted")
+        raise InputError(
+            f"{path}: is {plane.shape} of {plane.dtype}; one channel of grey values is wanted"
+        )
     return plane
 
 

@@ -92,8 +92,12 @@ class Attention(nnx.Module):
         query, key, value = (qkv[:, :, part] for part in range(3))
         looking = query.reshape(b, rows, columns, self.heads, -1)
         along = (
-            jnp.einsum("brcnd,rkd->bnrck", looking, _relative(self.down[...], rows).astype(x.dtype))[..., :, None],
-            jnp.einsum("brcnd,ckd->bnrck", looking, _relative(self.across[...], columns).astype(x.dtype))[..., None, :],
+            jnp.einsum(
+                "brcnd,rkd->bnrck", looking, _relative(self.down[...], rows).astype(x.dtype)
+            )[..., :, None],
+            jnp.einsum(
+                "brcnd,ckd->bnrck", looking, _relative(self.across[...], columns).astype(x.dtype)
+            )[..., None, :],
         )
         bias = (along[0] + along[1]).reshape(b, self.heads, rows * columns, rows * columns)
         seen = jax.nn.dot_product_attention(query, key, value, bias=bias)
@@ -112,7 +116,10 @@ class Block(nnx.Module):
     def __init__(self, width: int, heads: int, reach: int, *, rngs: nnx.Rngs):
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.attention = Attention(width, heads, reach, rngs=rngs)
-        self.dense1, self.dense2 = Dense(width, 4 * width, rngs=rngs), Dense(4 * width, width, rngs=rngs)
+        self.dense1, self.dense2 = (
+            Dense(width, 4 * width, rngs=rngs),
+            Dense(4 * width, width, rngs=rngs),
+        )
 
     def __call__(self, x: Float[Array, "b rows columns d"]) -> Float[Array, "b rows columns d"]:
         x = x + self.attention(self.norm1(x))
@@ -136,9 +143,15 @@ class CPSam(nnx.Module):
 
     def __init__(self, config: SamConfig, *, rngs: nnx.Rngs):
         self.config, width = config, config.width
-        self.embed = Conv(config.channels, width, config.patch, stride=config.patch, padding=0, rngs=rngs)
-        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, config.grid, config.grid, width)))
-        self.blocks = nnx.List([Block(width, config.heads, reach, rngs=rngs) for reach in config.reach])
+        self.embed = Conv(
+            config.channels, width, config.patch, stride=config.patch, padding=0, rngs=rngs
+        )
+        self.positions = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (1, config.grid, config.grid, width))
+        )
+        self.blocks = nnx.List(
+            [Block(width, config.heads, reach, rngs=rngs) for reach in config.reach]
+        )
         self.neck = Neck(width, config.neck, rngs=rngs)
         self.out = Conv(config.neck, config.outputs * config.patch**2, 1, rngs=rngs)
 
@@ -151,12 +164,16 @@ class CPSam(nnx.Module):
         mode = Mode() if mode is None else mode
         config, side = self.config, self.config.tiling.side
         if x.shape[1:] != (side, side, config.channels):
-            raise ValueError(f"input {x.shape}: wants {side} by {side} pixels and {config.channels} channels")
+            raise ValueError(
+                f"input {x.shape}: wants {side} by {side} pixels and {config.channels} channels"
+            )
         tokens = self.embed(x.astype(mode.dtype)) + self.positions[...].astype(mode.dtype)
         for block in self.blocks:
             tokens = block(tokens)
         read = self.out(self.neck(tokens)).astype(jnp.float32)
-        pixels = read.reshape(-1, config.grid, config.grid, config.outputs, config.patch, config.patch)
+        pixels = read.reshape(
+            -1, config.grid, config.grid, config.outputs, config.patch, config.patch
+        )
         maps = pixels.transpose(0, 1, 4, 2, 5, 3).reshape(-1, side, side, config.outputs)
         return CPOutputs(maps, jnp.zeros((len(x), 0)))
 
@@ -178,21 +195,42 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> SamConfig:
     Raises:
         ValueError: the tensors are not this network's; the message says which.
     """
-    depth = len({match[1] for name in tensors if (match := re.match(r"encoder\.blocks\.(\d+)\.", name))})
+    depth = len(
+        {match[1] for name in tensors if (match := re.match(r"encoder\.blocks\.(\d+)\.", name))}
+    )
     shapes = {}
-    for name, dimensions in (("encoder.patch_embed.proj.weight", 4), (MARK, 4), ("encoder.neck.0.weight", 4)):
+    for name, dimensions in (
+        ("encoder.patch_embed.proj.weight", 4),
+        (MARK, 4),
+        ("encoder.neck.0.weight", 4),
+    ):
         shapes[name] = np.shape(tensors.get(name, 0))
         if len(shapes[name]) != dimensions:
             raise ValueError(f"tensor {name} is missing or of shape {shapes[name]}")
     width, channels, patch, _ = shapes["encoder.patch_embed.proj.weight"]
-    reaches = [np.shape(tensors.get(f"encoder.blocks.{block}.attn.rel_pos_h", 0)) for block in range(depth)]
+    reaches = [
+        np.shape(tensors.get(f"encoder.blocks.{block}.attn.rel_pos_h", 0)) for block in range(depth)
+    ]
     if not depth or any(len(shape) != 2 for shape in reaches):
         raise ValueError("its blocks know no relative positions")
     grid, head = shapes[MARK][1], reaches[0][1]
     maps, remainder = divmod(np.size(tensors.get("out.bias", [])), patch**2)
-    sound = max(width, shapes["encoder.neck.0.weight"][0]) <= WIDEST and depth <= DEEPEST and grid <= LARGEST_GRID
-    if channels != SamConfig.channels or remainder or maps < 3 or not head or width % head or not sound:
-        raise ValueError(f"width {width}, {channels} channels in and {maps} maps out are not those of cpsam")
+    sound = (
+        max(width, shapes["encoder.neck.0.weight"][0]) <= WIDEST
+        and depth <= DEEPEST
+        and grid <= LARGEST_GRID
+    )
+    if (
+        channels != SamConfig.channels
+        or remainder
+        or maps < 3
+        or not head
+        or width % head
+        or not sound
+    ):
+        raise ValueError(
+            f"width {width}, {channels} channels in and {maps} maps out are not those of cpsam"
+        )
     _require_plain_readout(tensors, maps * patch**2)
     reach = tuple(int(shape[0]) for shape in reaches)
     neck = int(shapes["encoder.neck.0.weight"][0])

@@ -178,11 +178,19 @@ def _ends(plane: Num[np.ndarray, "h w"]) -> Float[np.ndarray, "2"]:
     if plane.dtype.kind != "u" or plane.dtype.itemsize > 2:
         finite = np.asarray(plane, np.float32)
         finite = finite[np.isfinite(finite)]
-        return np.array([np.percentile(finite, each) for each in PERCENTILES]) if finite.size else np.zeros(2)
+        return (
+            np.array([np.percentile(finite, each) for each in PERCENTILES])
+            if finite.size
+            else np.zeros(2)
+        )
     below = np.cumsum(np.bincount(plane.ravel()))
     # In single precision, as NumPy has it of single-precision pixels, which the package makes of all.
-    place = (np.array(PERCENTILES, np.float32) / np.float32(100) * np.float32(plane.size - 1)).astype(np.float64)
-    first, second = (np.searchsorted(below, np.floor(place) + shift, side="right") for shift in (0, 1))
+    place = (
+        np.array(PERCENTILES, np.float32) / np.float32(100) * np.float32(plane.size - 1)
+    ).astype(np.float64)
+    first, second = (
+        np.searchsorted(below, np.floor(place) + shift, side="right") for shift in (0, 1)
+    )
     second = np.minimum(second, len(below) - 1)
     return first + (second - first) * (place - np.floor(place))
 
@@ -195,12 +203,16 @@ def cut(
     columns: Taps,
 ) -> Float[Array, "b rows columns c"]:
     """Normalised, rescaled and padded images with the tiles' overlap in them: `(tiles × side)` rows and columns."""
-    images = jnp.nan_to_num((images.astype(jnp.float32) - ends[:, None, None, :, 0]) / ends[:, None, None, :, 1])
+    images = jnp.nan_to_num(
+        (images.astype(jnp.float32) - ends[:, None, None, :, 0]) / ends[:, None, None, :, 1]
+    )
     return jax.vmap(lambda image: _resample(image, rows, columns))(images)
 
 
 @partial(jax.jit, static_argnames=("tiles", "count"))
-def chunk(joined: Float[Array, "b rows columns c"], tiles: tuple[int, int], start: Array, count: int) -> Array:
+def chunk(
+    joined: Float[Array, "b rows columns c"], tiles: tuple[int, int], start: Array, count: int
+) -> Array:
     """Tiles `start` to `start + count` of a batch of images as (count, side, side, c), zeros beyond the last."""
     b, rows, columns, c = joined.shape
     down, across = tiles
@@ -228,13 +240,25 @@ def join(
 
 
 def _resample(image: Float[Array, "h w c"], rows: Taps, columns: Taps) -> Float[Array, "h2 w2 c"]:
-    down = reduce(add, (image[rows.index[:, k]] * rows.weight[:, k, None, None] for k in range(rows.index.shape[1])))
+    down = reduce(
+        add,
+        (
+            image[rows.index[:, k]] * rows.weight[:, k, None, None]
+            for k in range(rows.index.shape[1])
+        ),
+    )
     return reduce(
-        add, (down[:, columns.index[:, k]] * columns.weight[:, k, None] for k in range(columns.index.shape[1]))
+        add,
+        (
+            down[:, columns.index[:, k]] * columns.weight[:, k, None]
+            for k in range(columns.index.shape[1])
+        ),
     )
 
 
-def _linear(rows: Integer[np.ndarray, " n"], of: int, size: int, precision: type = np.float64) -> Taps:
+def _linear(
+    rows: Integer[np.ndarray, " n"], of: int, size: int, precision: type = np.float64
+) -> Taps:
     """Bilinear interpolation of `size` pixels at `rows` of the `of` that they are stretched to; edges repeat."""
     if of == size:
         return Taps(rows[:, None], np.ones((len(rows), 1)))
@@ -242,7 +266,9 @@ def _linear(rows: Integer[np.ndarray, " n"], of: int, size: int, precision: type
     first = np.floor(source).astype(int)
     fraction = np.where((first < 0) | (first >= size - 1), 0, source - first)
     first = np.clip(first, 0, size - 1)
-    return Taps(np.stack([first, np.minimum(first + 1, size - 1)], 1), np.stack([1 - fraction, fraction], 1))
+    return Taps(
+        np.stack([first, np.minimum(first + 1, size - 1)], 1), np.stack([1 - fraction, fraction], 1)
+    )
 
 
 def _taper(side: int) -> Float[np.ndarray, " side"]:
@@ -262,4 +288,6 @@ def _compact(index: np.ndarray, weight: np.ndarray) -> Taps:
 
 def _padded(taps: Taps, rows: int) -> Taps:
     more = ((0, rows - len(taps.index)), (0, 0))
-    return Taps(np.pad(taps.index, more).astype(np.int32), np.pad(taps.weight, more).astype(np.float32))
+    return Taps(
+        np.pad(taps.index, more).astype(np.int32), np.pad(taps.weight, more).astype(np.float32)
+    )

@@ -87,7 +87,12 @@ class TrainSegmenterConfig:
         require("learning-rate", self.learning_rate, self.learning_rate > 0, "greater than 0")
         require("weight-decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         require("held-out", self.held_out, 0 <= self.held_out < 1, "at least 0 and below 1")
-        require("evaluate-every", self.evaluate_every, self.evaluate_every >= 0, "0 (at the end alone) or more")
+        require(
+            "evaluate-every",
+            self.evaluate_every,
+            self.evaluate_every >= 0,
+            "0 (at the end alone) or more",
+        )
         require("checkpoint-every", self.checkpoint_every, self.checkpoint_every >= 1, "at least 1")
         require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
 
@@ -112,7 +117,11 @@ def train(config: TrainSegmenterConfig) -> Path:
     folders = [read_folder(folder) for folder in config.images]
     dealt = [deal(pictures, config.held_out) for pictures in folders]
     learned = [picture for pictures, _ in dealt for picture in pictures]
-    judged = {str(folder.name): held for folder, (_, held) in zip(config.images, dealt, strict=True) if held}
+    judged = {
+        str(folder.name): held
+        for folder, (_, held) in zip(config.images, dealt, strict=True)
+        if held
+    }
     console.print(f"{len(learned)} images train, {sum(map(len, judged.values()))} judge")
     model = _start(config)
     optimizer = make_optimizer(config)
@@ -162,9 +171,13 @@ def _start(config: TrainSegmenterConfig) -> CPnet:
     if config.init_from:
         model = build(*load_weights(names.find(config.init_from, flag="init-from")))
         if not isinstance(model, CPnet):
-            raise InputError(f"--init-from {config.init_from}: is cpsam; networks of cellpose 3 are trained here")
+            raise InputError(
+                f"--init-from {config.init_from}: is cpsam; networks of cellpose 3 are trained here"
+            )
         if model.config.channels not in (1, 2):
-            raise InputError(f"--init-from {config.init_from}: takes {model.config.channels} channels, not 1 or 2")
+            raise InputError(
+                f"--init-from {config.init_from}: takes {model.config.channels} channels, not 1 or 2"
+            )
         return model
     size = config.crops.diameter
     return create(CPnetConfig((1, *config.widths), diam_mean=size, diam_labels=size), config.seed)
@@ -173,8 +186,12 @@ def _start(config: TrainSegmenterConfig) -> CPnet:
 def make_optimizer(config: TrainSegmenterConfig) -> optax.GradientTransformation:
     """AdamW under a rising and falling rate, gradients cut to a length."""
     top = config.learning_rate
-    rate = optax.warmup_cosine_decay_schedule(top / 25, top, max(config.steps // 10, 1), config.steps + 1, top / 100)
-    return optax.chain(optax.clip_by_global_norm(LONGEST), optax.adamw(rate, weight_decay=config.weight_decay))
+    rate = optax.warmup_cosine_decay_schedule(
+        top / 25, top, max(config.steps // 10, 1), config.steps + 1, top / 100
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(LONGEST), optax.adamw(rate, weight_decay=config.weight_decay)
+    )
 
 
 def begin(model: CPnet, optimizer: optax.GradientTransformation) -> State:
@@ -190,7 +207,11 @@ def averaged(model: CPnet, state: State) -> CPnet:
 
 
 def _steps(
-    state: State, pool: Pool, model: CPnet, optimizer: optax.GradientTransformation, config: TrainSegmenterConfig
+    state: State,
+    pool: Pool,
+    model: CPnet,
+    optimizer: optax.GradientTransformation,
+    config: TrainSegmenterConfig,
 ) -> Iterator[State]:
     graph = nnx.split(model)[0]
     channels = model.config.channels
@@ -206,20 +227,28 @@ def _steps(
     def advance(state: State, pool: Pool) -> tuple[State, Array]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         batch = crops.draw(pool, jax.random.split(key, config.batch), config.crops)
-        (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, state.statistics, batch)
+        (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(
+            state.params, state.statistics, batch
+        )
         updates, moved = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         # Young runs average over fewer steps, or the start would stay in.
         share = jnp.minimum(AVERAGING, (1 + state.step) / (10 + state.step))
-        mean = jax.tree.map(lambda old, new: share * old + (1 - share) * new, state.averaged, (params, statistics))
+        mean = jax.tree.map(
+            lambda old, new: share * old + (1 - share) * new, state.averaged, (params, statistics)
+        )
         return State(state.step + 1, params, statistics, moved, mean), value
 
     done, recent = int(state.step), []
-    for _ in track(range(done, config.steps), total=config.steps, label="training", unit="batches", done=done):
+    for _ in track(
+        range(done, config.steps), total=config.steps, label="training", unit="batches", done=done
+    ):
         state, value = advance(state, pool)
         recent.append(float(value))
         if not np.isfinite(recent[-1]):
-            raise InputError(f"--learning-rate {config.learning_rate}: the loss is {value} at step {int(state.step)}")
+            raise InputError(
+                f"--learning-rate {config.learning_rate}: the loss is {value} at step {int(state.step)}"
+            )
         if len(recent) == config.checkpoint_every:
             console.print(f"step {int(state.step)}: loss {np.mean(recent):.4f}")
             recent.clear()
@@ -239,20 +268,29 @@ def judge(segmenter: Segmenter, folders: dict[str, list[Picture]]) -> dict[str, 
     scores = {}
     for folder, pictures in folders.items():
         found = AnySize(segmenter).masks(picture.image for picture in pictures)
-        matches = [precision.match(picture.labels, mask.labels) for picture, mask in zip(pictures, found, strict=True)]
+        matches = [
+            precision.match(picture.labels, mask.labels)
+            for picture, mask in zip(pictures, found, strict=True)
+        ]
         average = precision.mean(matches)
         scores[folder] = {
             f"AP {threshold}": round(float(value), 4)
             for threshold, value in zip(precision.THRESHOLDS, average, strict=True)
         }
-        stated = ", ".join(f"{value:.3f} at IoU {name[3:]}" for name, value in scores[folder].items())
+        stated = ", ".join(
+            f"{value:.3f} at IoU {name[3:]}" for name, value in scores[folder].items()
+        )
         console.print(f"held out of {folder}, {len(pictures)} images: average precision {stated}")
     return scores
 
 
 def _identity(config: TrainSegmenterConfig, folders: list[list[Picture]]) -> str:
     """Of everything that a run's weights follow from."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("images", "out", "evaluate_every", "half")}
+    settings = {
+        k: v
+        for k, v in asdict(config).items()
+        if k not in ("images", "out", "evaluate_every", "half")
+    }
     settings.pop("checkpoint_every")
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(_digest(folders).encode())
@@ -266,13 +304,22 @@ def _digest(folders: list[list[Picture]]) -> str:
     return digest.hexdigest()
 
 
-def _card(config: TrainSegmenterConfig, folders: list[list[Picture]], scores: dict[str, Any]) -> dict[str, Any]:
-    widths = np.concatenate([diameters(picture.labels) for pictures in folders for picture in pictures])
+def _card(
+    config: TrainSegmenterConfig, folders: list[list[Picture]], scores: dict[str, Any]
+) -> dict[str, Any]:
+    widths = np.concatenate(
+        [diameters(picture.labels) for pictures in folders for picture in pictures]
+    )
     return {
-        "data": {folder.name: len(pictures) for folder, pictures in zip(config.images, folders, strict=True)},
+        "data": {
+            folder.name: len(pictures)
+            for folder, pictures in zip(config.images, folders, strict=True)
+        },
         "data_sha256": _digest(folders),
         "objects": len(widths),
-        "settings": json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in ("images", "out")})),
+        "settings": json.loads(
+            json.dumps({k: v for k, v in asdict(config).items() if k not in ("images", "out")})
+        ),
         "held_out": scores,
     }
 
@@ -288,9 +335,13 @@ def _restored(path: Path, state: State, identity: str) -> State:
     try:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["identity"]) != identity:
-                raise InputError(f"{path}: is of a run with other settings or images; remove it to start anew")
+                raise InputError(
+                    f"{path}: is of a run with other settings or images; remove it to start anew"
+                )
             values = [stored[f"arr_{number}"] for number in range(len(leaves))]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: is no whole checkpoint ({error}); remove it to start anew") from error
+        raise InputError(
+            f"{path}: is no whole checkpoint ({error}); remove it to start anew"
+        ) from error
     console.print(f"going on from {path}")
     return jax.tree.unflatten(structure, [jnp.asarray(value) for value in values])

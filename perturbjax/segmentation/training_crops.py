@@ -79,7 +79,9 @@ def pool(pictures: list[Picture], config: CropConfig) -> Pool:
         sizes.append(picture.labels.shape)
         widths = diameters(picture.labels)
         # Beyond a factor of 4 pixels would be magnified, not objects.
-        scales.append(np.clip(config.diameter / np.median(widths), 1 / 8, 4) if len(widths) else 1.0)
+        scales.append(
+            np.clip(config.diameter / np.median(widths), 1 / 8, 4) if len(widths) else 1.0
+        )
         chances.append(math.sqrt(len(widths) + 1))
     start = np.cumsum([0] + [len(part) for part in parts[:-1]])
     chance = np.asarray(chances) / sum(chances)
@@ -106,15 +108,23 @@ def _crop(pool: Pool, key: Array, config: CropConfig) -> Crops:
     angle = 2 * math.pi * angle
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     # From the crop's directions to the picture's: a rotation after a mirroring, of length 1.
-    turn = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])]) * jnp.stack([1.0, jnp.where(mirror < 0.5, -1, 1)])
+    turn = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])]) * jnp.stack(
+        [1.0, jnp.where(mirror < 0.5, -1, 1)]
+    )
     half = config.crop / 2 / scale
     # A picture smaller than the crop is wholly in it; else the crop's middle keeps away from its edges.
     margin = jnp.minimum(0.8 * half, size / 2)
     middle = margin + (size - 2 * margin) * jnp.stack([y, x])
     step = (jnp.arange(config.crop) + 0.5 - config.crop / 2) / scale
-    place = (turn[:, 0, None, None] * step[:, None] + turn[:, 1, None, None] * step) + middle[:, None, None] - 0.5
+    place = (
+        (turn[:, 0, None, None] * step[:, None] + turn[:, 1, None, None] * step)
+        + middle[:, None, None]
+        - 0.5
+    )
     values, weight = _bilinear(pool, number, place)
-    flow = jnp.einsum("hwi,ij->hwj", values[..., 2:], turn)  # the inverse of a rotation is its transpose
+    flow = jnp.einsum(
+        "hwi,ij->hwj", values[..., 2:], turn
+    )  # the inverse of a rotation is its transpose
     image = _changed(values[..., 0], light, grain, config) * weight
     return Crops(image[..., None], values[..., 1], flow, weight)
 
@@ -139,7 +149,9 @@ def _bilinear(
     return (top * (1 - y) + bottom * y) * weight[..., None], weight
 
 
-def _changed(image: Float[Array, "h w"], light: Array, grain: Array, config: CropConfig) -> Float[Array, "h w"]:
+def _changed(
+    image: Float[Array, "h w"], light: Array, grain: Array, config: CropConfig
+) -> Float[Array, "h w"]:
     power, factor, added, noise = jax.random.uniform(light, (4,), minval=-1)
     image = jnp.sign(image) * (jnp.abs(image) + 1e-6) ** (config.gamma**power)
     image = image * config.contrast**factor + config.brightness * added

@@ -13,7 +13,10 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, file_digest
 from perturbjax.core.messages import console
 
-URL, SAM_URL = "https://www.cellpose.org/models", "https://huggingface.co/mouseland/cellpose-sam/resolve/main"
+URL, SAM_URL = (
+    "https://www.cellpose.org/models",
+    "https://huggingface.co/mouseland/cellpose-sam/resolve/main",
+)
 #: Name → where the file is published.
 FILES = {
     "nuclei": f"{URL}/nucleitorch_0",
@@ -48,7 +51,9 @@ def find(weights: str | Path, server: str = "", flag: str = "weights") -> Path:
         return ours
     if str(weights) not in FILES:
         there = ", ".join([*FILES, *sorted(file.stem for file in SHIPPED.glob("*.safetensors"))])
-        raise InputError(f"--{flag} {weights}: no such file, and no model of that name; there are {there}")
+        raise InputError(
+            f"--{flag} {weights}: no such file, and no model of that name; there are {there}"
+        )
     published = FILES[str(weights)]
     file = published.rsplit("/", 1)[1]
     cached = cache() / file
@@ -69,9 +74,13 @@ def _fetch(url: str, path: Path, name: str) -> None:
             size = sum(file.write(block) for block in _blocks(answer, url, name))
         expected = answer.headers.get("Content-Length", "")
         if not size or (expected.isdecimal() and int(expected) != size):
-            raise InputError(f"--weights {name}: {url} broke off after {size} bytes; try again or give a PATH")
+            raise InputError(
+                f"--weights {name}: {url} broke off after {size} bytes; try again or give a PATH"
+            )
         if (known := DIGESTS.get(name)) and file_digest(temporary) != known:
-            raise InputError(f"--weights {name}: {url} is not the published file (SHA-256); give a PATH")
+            raise InputError(
+                f"--weights {name}: {url} is not the published file (SHA-256); give a PATH"
+            )
 
 
 def _opened(url: str, name: str) -> http.client.HTTPResponse:

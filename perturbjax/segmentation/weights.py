@@ -30,7 +30,13 @@ FORMAT = 1
 #: The most values a level may have and levels a network: a file cannot ask for more memory than its size explains.
 WIDEST, DEEPEST = 4096, 8
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 
 
 def load_weights(path: Path | str) -> tuple[CPnetConfig | SamConfig, nnx.State]:
@@ -43,19 +49,27 @@ def load_weights(path: Path | str) -> tuple[CPnetConfig | SamConfig, nnx.State]:
     """
     path = Path(path)
     tensors, metadata = _read(path)
-    config = _sam_config(path, tensors) if sam.MARK in tensors else _config_of(path, tensors, metadata)
+    config = (
+        _sam_config(path, tensors) if sam.MARK in tensors else _config_of(path, tensors, metadata)
+    )
     name_of = sam.tensor_name if isinstance(config, SamConfig) else tensor_name
     state = nnx.state(nnx.eval_shape(lambda: config.build(nnx.Rngs(0))))
     flat = {}
     for key, variable in nnx.to_flat_state(state):
         name = name_of(key)
         if name not in tensors:
-            raise InputError(f"{path}: tensor {name} is missing; it is not a whole cellpose weights file")
+            raise InputError(
+                f"{path}: tensor {name} is missing; it is not a whole cellpose weights file"
+            )
         value = _turned(np.asarray(tensors[name], np.float32), str(key[-1]))
         if value.shape != variable.shape:
-            raise InputError(f"{path}: tensor {name} is {tensors[name].shape}, which does not fit {config}")
+            raise InputError(
+                f"{path}: tensor {name} is {tensors[name].shape}, which does not fit {config}"
+            )
         if not np.isfinite(value).all():
-            raise InputError(f"{path}: tensor {name} holds numbers that are not finite; train or download it again")
+            raise InputError(
+                f"{path}: tensor {name} holds numbers that are not finite; train or download it again"
+            )
         flat[key] = variable.replace(jnp.asarray(value))
     return config, nnx.from_flat_state(flat)
 
@@ -147,11 +161,15 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         metadata = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{path}: its metadata is not JSON ({error}); train or download it again") from error
+        raise InputError(
+            f"{path}: its metadata is not JSON ({error}); train or download it again"
+        ) from error
     if not isinstance(metadata, dict):
         raise InputError(f"{path}: its metadata is no JSON object; train or download it again")
     if metadata.get("format", FORMAT) != FORMAT:
-        raise InputError(f"{path}: is of format {metadata['format']}, and this version reads {FORMAT}; update")
+        raise InputError(
+            f"{path}: is of format {metadata['format']}, and this version reads {FORMAT}; update"
+        )
     return tensors, metadata
 
 
@@ -165,18 +183,26 @@ def _sam_config(path: Path, tensors: dict[str, np.ndarray]) -> SamConfig:
 def _config_of(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> CPnetConfig:
     """The network's shape, from the tensors themselves, and the sizes they know."""
     if "output.2.weight" not in tensors:
-        raise InputError(f"{path}: holds none of cellpose's layers; it is not a cellpose weights file")
+        raise InputError(
+            f"{path}: holds none of cellpose's layers; it is not a cellpose weights file"
+        )
     nbase, levels = [], 0
     while (kernel := tensors.get(f"downsample.down.res_down_{levels}.proj.1.weight")) is not None:
         if kernel.ndim != 4:
-            raise InputError(f"{path}: is a network of volumes or of an unknown kind; only 2D networks are known")
+            raise InputError(
+                f"{path}: is a network of volumes or of an unknown kind; only 2D networks are known"
+            )
         nbase += [kernel.shape[1], kernel.shape[0]] if levels == 0 else [kernel.shape[0]]
         levels += 1
     outputs = tensors["output.2.weight"].shape[0]
     if not nbase or levels > DEEPEST or max(nbase) > WIDEST or min(nbase) < 1 or outputs < 3:
-        raise InputError(f"{path}: widths {nbase} and {outputs} maps out are not those of a cellpose 3 network")
+        raise InputError(
+            f"{path}: widths {nbase} and {outputs} maps out are not those of a cellpose 3 network"
+        )
     config = CPnetConfig(tuple(int(width) for width in nbase), int(outputs))
-    sizes = {name: _diameter(path, name, tensors, metadata) for name in ("diam_mean", "diam_labels")}
+    sizes = {
+        name: _diameter(path, name, tensors, metadata) for name in ("diam_mean", "diam_labels")
+    }
     if sizes["diam_mean"] is not None:
         config = replace(config, diam_mean=sizes["diam_mean"], diam_labels=sizes["diam_mean"])
     if sizes["diam_labels"] is not None:
@@ -184,14 +210,20 @@ def _config_of(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, A
     return config
 
 
-def _diameter(path: Path, name: str, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> float | None:
+def _diameter(
+    path: Path, name: str, tensors: dict[str, np.ndarray], metadata: dict[str, Any]
+) -> float | None:
     value = metadata[name] if name in metadata else tensors.get(name)
     if value is None:
         return None
     try:
-        number = float(np.asarray(value, np.float64).reshape(()) if np.ndim(value) == 0 else np.ravel(value)[0])
+        number = float(
+            np.asarray(value, np.float64).reshape(()) if np.ndim(value) == 0 else np.ravel(value)[0]
+        )
     except (TypeError, ValueError, IndexError):
         number = float("nan")
     if not 0 < number < 1e5:
-        raise InputError(f"{path}: its {name} {value} is no diameter in pixels; train or download it again")
+        raise InputError(
+            f"{path}: its {name} {value} is no diameter in pixels; train or download it again"
+        )
     return number

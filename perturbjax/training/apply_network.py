@@ -56,4 +56,6 @@ def accuracy_and_loss(
 ) -> tuple[float, float]:
     """Share of sites whose most probable class is the true one, and their mean cross-entropy (natural, unsmoothed)."""
     of_truth = probabilities[np.arange(len(labels)), labels]
-    return float((probabilities.argmax(1) == labels).mean()), float(-np.log(np.maximum(of_truth, 1e-30)).mean())
+    return float((probabilities.argmax(1) == labels).mean()), float(
+        -np.log(np.maximum(of_truth, 1e-30)).mean()
+    )

@@ -80,7 +80,9 @@ def tree_to_state(tree: Tree, template: Any, source: Path | str) -> Any:
         raise InputError(f"{source}: {side} {odd[0]}; it belongs to another model")
     for name, leaf in wanted.items():
         if np.shape(leaf) != tree[name].shape:
-            raise InputError(f"{source}: {name} has shape {tree[name].shape}, the model needs {np.shape(leaf)}")
+            raise InputError(
+                f"{source}: {name} has shape {tree[name].shape}, the model needs {np.shape(leaf)}"
+            )
     return jax.tree_util.tree_unflatten(treedef, [tree[name] for name in wanted])
 
 
@@ -119,7 +121,11 @@ class Checkpoints:
             import orbax.checkpoint as ocp
 
             logging.getLogger("absl").setLevel(logging.ERROR)
-            best = {"best_fn": lambda metrics: metrics["accuracy"], "best_mode": "max"} if which == "best" else {}
+            best = (
+                {"best_fn": lambda metrics: metrics["accuracy"], "best_mode": "max"}
+                if which == "best"
+                else {}
+            )
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep[which],
                 enable_async_checkpointing=False,
@@ -133,7 +139,9 @@ class Checkpoints:
             )
         return self._managers[which]
 
-    def save(self, state: TrainState, *, epoch: int, facts: dict[str, Any], accuracy: float | None) -> None:
+    def save(
+        self, state: TrainState, *, epoch: int, facts: dict[str, Any], accuracy: float | None
+    ) -> None:
         """Save after `epoch` (counted from 1). Given an accuracy, it is also a candidate for the best."""
         facts = {"epoch": epoch, **facts}
         for which in ("latest",) if accuracy is None else ("latest", "best"):
@@ -142,19 +150,27 @@ class Checkpoints:
             manager.close()
         shutil.rmtree(self.path / INTERRUPTED, ignore_errors=True)
 
-    def save_within(self, state: TrainState, *, epoch: int, step: int, facts: dict[str, Any]) -> None:
+    def save_within(
+        self, state: TrainState, *, epoch: int, step: int, facts: dict[str, Any]
+    ) -> None:
         """Save within the epoch that follows `epoch`, at a step counted from the run's first."""
         self._save(INTERRUPTED, step, state_to_tree(state), {"epoch": epoch, **facts}, None)
 
-    def _save(self, which: str, number: int, tree: Tree, facts: dict[str, Any], accuracy: float | None) -> None:
+    def _save(
+        self, which: str, number: int, tree: Tree, facts: dict[str, Any], accuracy: float | None
+    ) -> None:
         import orbax.checkpoint as ocp
 
         facts = {**facts, DIGEST: digest_of(tree)}
         # Before orbax is asked for anything: its threads do not end well where a save fails.
-        require_room(make_folder(self.path), sum(array.nbytes for array in tree.values()) + BESIDE_ARRAYS)
+        require_room(
+            make_folder(self.path), sum(array.nbytes for array in tree.values()) + BESIDE_ARRAYS
+        )
         self._manager(which).save(
             number,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(tree), facts=ocp.args.JsonSave(facts)),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(tree), facts=ocp.args.JsonSave(facts)
+            ),
             metrics=None if accuracy is None else {"accuracy": float(accuracy)},
             force=True,
         )
@@ -165,7 +181,9 @@ class Checkpoints:
             return []
         return sorted(self._manager(which).all_steps())
 
-    def load(self, which: Which = "latest", epoch: int | None = None) -> tuple[Tree, dict[str, Any]]:
+    def load(
+        self, which: Which = "latest", epoch: int | None = None
+    ) -> tuple[Tree, dict[str, Any]]:
         """The arrays and facts of a checkpoint: of `epoch`, or the newest (`latest`) or greatest in accuracy (`best`).
 
         Raises:
@@ -177,7 +195,9 @@ class Checkpoints:
         if epoch is None:
             epoch = self._manager(which).best_step() if which == "best" else there[-1]
         if epoch not in there:
-            raise InputError(f"{self.path / which}: holds no epoch {epoch}; it has {', '.join(map(str, there))}")
+            raise InputError(
+                f"{self.path / which}: holds no epoch {epoch}; it has {', '.join(map(str, there))}"
+            )
         return self._load(which, epoch)
 
     def load_newest(self) -> tuple[Tree, dict[str, Any]] | None:
@@ -198,12 +218,20 @@ class Checkpoints:
 
         try:
             loaded = self._manager(which).restore(
-                number, args=ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
+                number,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()
+                ),
             )
         except Exception as error:  # orbax and tensorstore raise many kinds
             reason = str(error).splitlines()[0]
-            raise InputError(f"{self.path / which / str(number)}: cannot be read ({reason})") from error
-        tree, facts = {name: np.asarray(value) for name, value in loaded["state"].items()}, loaded["facts"]
+            raise InputError(
+                f"{self.path / which / str(number)}: cannot be read ({reason})"
+            ) from error
+        tree, facts = (
+            {name: np.asarray(value) for name, value in loaded["state"].items()},
+            loaded["facts"],
+        )
         if not isinstance(facts, dict) or facts.get(DIGEST) != digest_of(tree):
             raise InputError(
                 f"{self.path / which / str(number)}: is damaged (its arrays are not those that were saved); "

@@ -103,7 +103,8 @@ class Placement:
         if self.processes == 1:
             return jax.device_put(tree, self.replicated)
         return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(self.replicated, np.asarray(leaf)), tree
+            lambda leaf: jax.make_array_from_process_local_data(self.replicated, np.asarray(leaf)),
+            tree,
         )
 
     def compile_training(self, train_step: TrainStep, feed: Feed) -> Dispatches:
@@ -136,28 +137,38 @@ class Placement:
 
         return by_step
 
-    def compile_epoch(self, train_step: TrainStep) -> Callable[[TrainState, ResidentArrays, Rows], Any]:
+    def compile_epoch(
+        self, train_step: TrainStep
+    ) -> Callable[[TrainState, ResidentArrays, Rows], Any]:
         """Consecutive steps over resident arrays, every batch gathered inside jit."""
 
-        def gathered_step(state: TrainState, arrays: ResidentArrays, rows: Rows) -> tuple[TrainState, Sums]:
+        def gathered_step(
+            state: TrainState, arrays: ResidentArrays, rows: Rows
+        ) -> tuple[TrainState, Sums]:
             batch = gather(arrays, jnp.asarray(rows.positions), jnp.asarray(rows.weight))
             if not self.mapped:
                 batch = jax.lax.with_sharding_constraint(batch, self.by_row)
             return train_step(state, batch)
 
-        def run_steps(state: TrainState, arrays: ResidentArrays, rows: Rows) -> tuple[TrainState, Sums]:
+        def run_steps(
+            state: TrainState, arrays: ResidentArrays, rows: Rows
+        ) -> tuple[TrainState, Sums]:
             return jax.lax.scan(lambda state, row: gathered_step(state, arrays, row), state, rows)
 
         if self.mapped:
             devices = list(self.mesh.devices.flat)
-            return jax.pmap(run_steps, AXIS, in_axes=(None, None, 1), out_axes=None, devices=devices)
+            return jax.pmap(
+                run_steps, AXIS, in_axes=(None, None, 1), out_axes=None, devices=devices
+            )
         return jax.jit(run_steps, donate_argnums=0, out_shardings=self.replicated)
 
     def compile_step(self, train_step: TrainStep) -> TrainStep:
         """One step on a batch that `place_rows` has placed."""
         if not self.mapped:
             return jax.jit(train_step, donate_argnums=0, out_shardings=self.replicated)
-        compiled = jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=None, devices=list(self.mesh.devices.flat))
+        compiled = jax.pmap(
+            train_step, AXIS, in_axes=(None, 0), out_axes=None, devices=list(self.mesh.devices.flat)
+        )
         return lambda state, batch: compiled(state, jax.tree.map(self._by_device, batch))
 
     def _place_epoch(self, rows: Rows) -> Rows:
@@ -180,14 +191,17 @@ class Placement:
             return jax.device_put(padded, self.by_row)
         local = self.count // self.processes
         return jax.tree.map(
-            lambda rows: jax.make_array_from_process_local_data(self.by_row, pad_rows(rows, local)), batch
+            lambda rows: jax.make_array_from_process_local_data(self.by_row, pad_rows(rows, local)),
+            batch,
         )
 
     def _by_device(self, rows: np.ndarray | jax.Array, axis: int = 0) -> np.ndarray | jax.Array:
         """Split the padded axis into (devices, rows a device)."""
         padded = pad_rows(rows, self.count, axis)
         shape = padded.shape
-        return padded.reshape(*shape[:axis], self.count, shape[axis] // self.count, *shape[axis + 1 :])
+        return padded.reshape(
+            *shape[:axis], self.count, shape[axis] // self.count, *shape[axis + 1 :]
+        )
 
 
 def pad_rows(rows: np.ndarray | jax.Array, multiple: int, axis: int = 0) -> np.ndarray | jax.Array:
@@ -219,10 +233,17 @@ def use_compilation_cache(folder: str) -> None:
         return
     try:
         kept = make_folder(Path(folder if folder != "default" else _default_cache()).absolute())
-    except (InputError, RuntimeError) as error:  # pathlib raises RuntimeError where there is no home
+    except (
+        InputError,
+        RuntimeError,
+    ) as error:  # pathlib raises RuntimeError where there is no home
         reason = str(error).split("; ")[0]
-        console.print(f"note: compiled programs are not kept ({reason}); --compile-cache DIR names another folder")
-        jax.config.update("jax_compilation_cache_dir", None)  # or JAX would say so again for every program
+        console.print(
+            f"note: compiled programs are not kept ({reason}); --compile-cache DIR names another folder"
+        )
+        jax.config.update(
+            "jax_compilation_cache_dir", None
+        )  # or JAX would say so again for every program
         return
     jax.config.update("jax_compilation_cache_dir", str(kept))
     # Dozens of small programs take as long as a large one: kept too, they halve the start of every command.
@@ -260,7 +281,10 @@ def wait_for_earlier(dispatched: Sequence[Any]) -> None:
 
 def stack_steps(sums: Sequence[Sums]) -> Sums:
     """The sums of consecutive dispatches, fetched to the host, with one leading axis of steps."""
-    return jax.tree.map(lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]), *jax.device_get(sums))
+    return jax.tree.map(
+        lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]),
+        *jax.device_get(sums),
+    )
 
 
 def choose_placement(kind: DeviceKind, count: int = 0, *, own: bool = False) -> Placement:
@@ -277,9 +301,13 @@ def choose_placement(kind: DeviceKind, count: int = 0, *, own: bool = False) -> 
     there = jax.local_devices() if own else jax.devices()
     devices = sorted(there, key=lambda device: (device.process_index, device.id))
     if count > len(devices):
-        raise InputError(f"--device-count {count}: only {len(devices)} {devices[0].platform} devices are there")
+        raise InputError(
+            f"--device-count {count}: only {len(devices)} {devices[0].platform} devices are there"
+        )
     if count and not own and jax.process_count() > 1:
-        raise InputError(f"--device-count {count}: several processes use all the devices they have; leave it out")
+        raise InputError(
+            f"--device-count {count}: several processes use all the devices they have; leave it out"
+        )
     taken = devices[:1] if kind == "1" else devices[: count or len(devices)]
     mesh = Mesh(np.array(taken), (AXIS,))
     return Placement(mapped=kind == "pmap", mesh=mesh, scans=devices[0].platform != "cpu")

@@ -66,13 +66,17 @@ def start_head(
     """
 
     def shown(order: Order) -> Iterable[RawBatch]:
-        for batch in track(batches(order), total=len(order), label="features of the training sites", unit="batches"):
+        for batch in track(
+            batches(order), total=len(order), label="features of the training sites", unit="batches"
+        ):
             give_back_freed_memory()  # each takes seconds, and hundreds of megabytes anew once others have split them
             yield batch
 
     train, labels = experiment.train, experiment.sites.labels[experiment.train]
     size = min(experiment.recipe.optim.batch_size, len(train))
-    (found,) = apply_to_sites(describe_step, state.params, state.stats, shown, train, size, multiple=multiple)
+    (found,) = apply_to_sites(
+        describe_step, state.params, state.stats, shown, train, size, multiple=multiple
+    )
     give_back_freed_memory()
     model = nnx.merge(experiment.graphdef, state.params, state.stats, copy=True)
     mean, kernel = reduction(found, model.seen)
@@ -80,8 +84,12 @@ def start_head(
     optim, told = experiment.recipe.optim, experiment.class_weight
     weight = np.ones(len(experiment.class_names)) if told is None else np.asarray(told)
     z = np.asarray(model.reduce(jnp.asarray(found)))
-    groups = experiment.manifest.set_index("site_id")["group"].loc[experiment.dataset.index["site_id"].iloc[train]]
-    fit = partial(fit_head, model.head, smoothing=optim.label_smoothing, seed=experiment.recipe.seed)
+    groups = experiment.manifest.set_index("site_id")["group"].loc[
+        experiment.dataset.index["site_id"].iloc[train]
+    ]
+    fit = partial(
+        fit_head, model.head, smoothing=optim.label_smoothing, seed=experiment.recipe.seed
+    )
     model.head = fit(z, labels, weight[labels], groups.to_numpy())
     of_perceptron, of_linear = (float(share) for share in model.head.shares[...])
     console.print(
@@ -93,7 +101,9 @@ def start_head(
     return state._replace(params=params, stats=stats)
 
 
-def reduction(x: Float[np.ndarray, "n d"], seen: int) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d e"]]:
+def reduction(
+    x: Float[np.ndarray, "n d"], seen: int
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d e"]]:
     """(mean, kernel) of what is (x - mean) @ kernel: components of the first `seen` features, the others as they are.
 
     All are standardised first, and both parts are scaled to one total variance, of a deviation of 1 on average: else
@@ -139,11 +149,15 @@ def fit_head(
     parts = partial(fit_parts, head, smoothing=smoothing, seed=seed, mix=mix)
     if len(np.unique(groups)) < 2:
         groups = np.random.default_rng(seed).permutation(len(z))
-    dealt = GroupKFold(min(PARTS, len(np.unique(groups)))).split(z, groups=groups) if len(z) > 1 else ()
+    dealt = (
+        GroupKFold(min(PARTS, len(np.unique(groups)))).split(z, groups=groups) if len(z) > 1 else ()
+    )
     said, known = np.zeros((2, len(z), head.linear.bias.shape[0])), np.zeros(len(z), bool)
     for fit, held in dealt:
         known[held] = np.isin(labels[held], labels[fit])
-        said[:, held] = parts(z[fit], labels[fit], weight[fit]).answers(jnp.asarray(z[held]), Mode())
+        said[:, held] = parts(z[fit], labels[fit], weight[fit]).answers(
+            jnp.asarray(z[held]), Mode()
+        )
     made = parts(z, labels, weight)
     made.shares[...] = jnp.asarray(best_shares(said[:, known], labels[known]), jnp.float32)
     return made
@@ -166,7 +180,9 @@ def fit_parts(
     return made
 
 
-def best_shares(said: Float[np.ndarray, "k n classes"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:
+def best_shares(
+    said: Float[np.ndarray, "k n classes"], labels: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, " k"]:
     """The shares under which the weighted sum of log-probabilities makes the labels likeliest."""
     from scipy.optimize import minimize
 
@@ -184,11 +200,16 @@ def best_shares(said: Float[np.ndarray, "k n classes"], labels: Int[np.ndarray, 
         gradient = (said * chance).sum(axis=2).mean(axis=1) - right.mean(axis=1)
         return float((np.log(total) - own).mean()), gradient
 
-    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(LEAST_SHARE, None)] * len(said)).x
+    return minimize(
+        loss, start, jac=True, method="L-BFGS-B", bounds=[(LEAST_SHARE, None)] * len(said)
+    ).x
 
 
 def fit_linear(
-    model: Dense, z: Float[np.ndarray, "n e"], labels: Int[np.ndarray, " n"], weight: Float[np.ndarray, " n"]
+    model: Dense,
+    z: Float[np.ndarray, "n e"],
+    labels: Int[np.ndarray, " n"],
+    weight: Float[np.ndarray, " n"],
 ) -> Dense:
     """The linear baseline's logistic regression on reduced features, each site counting by its weight."""
     from sklearn.linear_model import LogisticRegression
@@ -196,16 +217,25 @@ def fit_linear(
     kernel, bias = np.zeros(model.kernel.shape), np.full(model.bias.shape, NEVER)
     present = np.unique(labels)
     if len(present) > 1:
-        scale = np.sqrt(2 * LINEAR_VARIANCE / z.shape[1])  # the baseline's, of components and of statistics
-        found = LogisticRegression(C=LINEAR_C, max_iter=300).fit(z * scale, labels, weight / weight.mean())
+        scale = np.sqrt(
+            2 * LINEAR_VARIANCE / z.shape[1]
+        )  # the baseline's, of components and of statistics
+        found = LogisticRegression(C=LINEAR_C, max_iter=300).fit(
+            z * scale, labels, weight / weight.mean()
+        )
         coefficients, constants = found.coef_, found.intercept_
         if len(present) == 2:  # told by one logit
-            coefficients, constants = (np.concatenate([0 * one, one]) for one in (coefficients, constants))
+            coefficients, constants = (
+                np.concatenate([0 * one, one]) for one in (coefficients, constants)
+            )
         kernel[:, present], bias[present] = scale * coefficients.T, constants
     else:
         bias[present] = 0
     made = nnx.clone(model)
-    made.kernel[...], made.bias[...] = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
+    made.kernel[...], made.bias[...] = (
+        jnp.asarray(kernel, jnp.float32),
+        jnp.asarray(bias, jnp.float32),
+    )
     return made
 
 
@@ -223,7 +253,9 @@ def fit_perceptron(
     graphdef, params = nnx.split(head, nnx.Param)
     targets = optax.smooth_labels(jax.nn.one_hot(labels, head.past.shape[1]), smoothing)
     data = (z.astype(np.float32), targets, (weight / weight.mean()).astype(np.float32))
-    trained = _train_perceptron(graphdef, params, jax.random.key(seed), *map(jnp.asarray, data), mix=mix)
+    trained = _train_perceptron(
+        graphdef, params, jax.random.key(seed), *map(jnp.asarray, data), mix=mix
+    )
     return nnx.merge(graphdef, jax.device_get(trained))
 
 
@@ -254,7 +286,9 @@ def _train_perceptron(
             own = share.reshape(-1, *[1] * (of.ndim - 1))
             return own * of[rows] + (1 - own) * of[others]
 
-        logits = nnx.merge(graphdef, params)(mixed(z), Mode(train=True, keys=jax.random.split(drop, size)))
+        logits = nnx.merge(graphdef, params)(
+            mixed(z), Mode(train=True, keys=jax.random.split(drop, size))
+        )
         return (mixed(weight) * optax.softmax_cross_entropy(logits, mixed(targets))).mean()
 
     def step(carry: tuple[Any, Any], key: Array) -> tuple[tuple[Any, Any], None]:

@@ -26,12 +26,24 @@ from perturbjax.training.devices import ComputeConfig, Dispatches, open_devices,
 from perturbjax.training.ensemble_fit import start_head
 from perturbjax.training.metric_logs import LogTo, open_log, require_package
 from perturbjax.training.phases import plan_phases
-from perturbjax.training.processes import HostsConfig, connect, from_first, is_first, require_possible
+from perturbjax.training.processes import (
+    HostsConfig,
+    connect,
+    from_first,
+    is_first,
+    require_possible,
+)
 from perturbjax.training.profile import TRACED_STEPS, trace_steps
 from perturbjax.training.progress import Progress, leave, resume, sigterm_noted
 from perturbjax.training.run_directory import Run, describe_run, locked, open_run, start_run
 from perturbjax.training.setup import Experiment, prepare_experiment, say_what_runs
-from perturbjax.training.step import TrainState, initial_state, make_describe_step, make_predict_step, make_train_step
+from perturbjax.training.step import (
+    TrainState,
+    initial_state,
+    make_describe_step,
+    make_predict_step,
+    make_train_step,
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,9 @@ class TrainConfig:
         require_output(self.out)
         require("workers", self.workers, self.workers >= 0, "0 or more")
         require("evaluate-every", self.evaluate_every, self.evaluate_every >= 1, "at least one")
-        require("checkpoint-every", self.checkpoint_every, self.checkpoint_every >= 1, "at least one")
+        require(
+            "checkpoint-every", self.checkpoint_every, self.checkpoint_every >= 1, "at least one"
+        )
         require("keep-latest", self.keep_latest, self.keep_latest >= 1, "at least one")
         require("keep-best", self.keep_best, self.keep_best >= 1, "at least one")
 
@@ -93,7 +107,9 @@ def fit(config: TrainConfig) -> Run:
     connect(config.hosts)
     placement = open_devices(config.compute)
     resumed = open_run(config.out) if config.resume else None
-    experiment = prepare_experiment(config.recipe, config.data, resumed=resumed, init_from=config.init_from)
+    experiment = prepare_experiment(
+        config.recipe, config.data, resumed=resumed, init_from=config.init_from
+    )
     recipe, steps = experiment.recipe, experiment.steps_per_epoch
     require_possible(config.feed, config.compute.devices, recipe.optim.batch_size)
 
@@ -112,7 +128,9 @@ def fit(config: TrainConfig) -> Run:
         pretrained=experiment.pretrained,
     )
     with contextlib.ExitStack() as held:
-        checkpoints = Checkpoints(run.path, keep_latest=config.keep_latest, keep_best=config.keep_best)
+        checkpoints = Checkpoints(
+            run.path, keep_latest=config.keep_latest, keep_best=config.keep_best
+        )
         held.callback(checkpoints.close)
         begun: Progress = from_first(
             lambda: _begin(run, experiment, checkpoints, fresh, held),
@@ -123,25 +141,35 @@ def fit(config: TrainConfig) -> Run:
         if done == recipe.optim.epochs:
             return run
         state = placement.replicate(begun.state)
-        feed = held.enter_context(open_feed(experiment.decoder, placement, choice=config.feed, workers=config.workers))
+        feed = held.enter_context(
+            open_feed(experiment.decoder, placement, choice=config.feed, workers=config.workers)
+        )
         log = held.enter_context(open_log(config.log_to, run))
         asked_to_end = held.enter_context(sigterm_noted())
         multiple = placement.count if placement.processes > 1 else 1
         if step == 0 and recipe.transfer.head == "channels":
-            describe_step = placement.compile_predict(make_describe_step(experiment.graphdef, recipe))
+            describe_step = placement.compile_predict(
+                make_describe_step(experiment.graphdef, recipe)
+            )
             state = start_head(state, experiment, describe_step, feed.batches, multiple=multiple)
             state = placement.replicate(state)
 
         phase, parts, before = None, begun.parts(), float(begun.seconds)
         for epoch in track(
-            range(done, recipe.optim.epochs), total=recipe.optim.epochs, done=done, label="train", unit="epochs"
+            range(done, recipe.optim.epochs),
+            total=recipe.optim.epochs,
+            done=done,
+            label="train",
+            unit="epochs",
         ):
             give_back_freed_memory()
             started = time.monotonic() - before
             if phase is None or epoch == phase.stop:
                 phase = next(p for p in phases if epoch < p.stop)
                 if step == phase.first * steps:
-                    state = placement.replicate(state._replace(opt_state=phase.optimizer.init(state.params)))
+                    state = placement.replicate(
+                        state._replace(opt_state=phase.optimizer.init(state.params))
+                    )
                 train = placement.compile_training(
                     make_train_step(
                         phase.graphdef,
@@ -162,7 +190,14 @@ def fit(config: TrainConfig) -> Run:
                 step += sums.loss.size
                 if asked_to_end(step):
                     took = time.monotonic() - started
-                    raise leave(checkpoints, state, epoch=epoch, parts=parts, seconds=took, facts=run.identity)
+                    raise leave(
+                        checkpoints,
+                        state,
+                        epoch=epoch,
+                        parts=parts,
+                        seconds=took,
+                        facts=run.identity,
+                    )
             sums, parts, before = stack_steps(parts), [], 0.0
             _require_finite(np.asarray(sums.loss), epoch, checkpoints, run)
             row = {
@@ -186,7 +221,9 @@ def fit(config: TrainConfig) -> Run:
                     min(recipe.optim.batch_size, len(experiment.test)),
                     multiple=multiple,
                 )
-                accuracy, loss = accuracy_and_loss(probabilities, experiment.sites.labels[experiment.test])
+                accuracy, loss = accuracy_and_loss(
+                    probabilities, experiment.sites.labels[experiment.test]
+                )
                 rows.append({**row, "split": TEST, "loss": loss, "accuracy": accuracy})
                 _say_epoch(rows)
             if not is_first():  # of several processes one writes
@@ -200,7 +237,11 @@ def fit(config: TrainConfig) -> Run:
 
 
 def _begin(
-    run: Run, experiment: Experiment, checkpoints: Checkpoints, fresh: TrainState, held: contextlib.ExitStack
+    run: Run,
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    fresh: TrainState,
+    held: contextlib.ExitStack,
 ) -> Progress:
     """Keep the run directory for this process, find or make the run there, and how far it is."""
     held.enter_context(locked(run.path))
@@ -208,13 +249,20 @@ def _begin(
     return resume(run, checkpoints, fresh, experiment.steps_per_epoch)
 
 
-def _profile(train: Dispatches, state: TrainState, config: TrainConfig, experiment: Experiment, step: int) -> None:
+def _profile(
+    train: Dispatches, state: TrainState, config: TrainConfig, experiment: Experiment, step: int
+) -> None:
     """Trace the first steps that are to come, on a copy of the state."""
     folder = config.out / "profile" if config.profile == "default" else Path(config.profile)
     steps = min(TRACED_STEPS, experiment.steps_per_epoch)
     order = experiment.order.between(step, min(step + steps, experiment.order.stop))
     # A list: JAX waits for what is in one, and for nothing in a deque.
-    trace_steps(lambda state: list(collections.deque(train(state, order), maxlen=1)), state, folder, len(order))
+    trace_steps(
+        lambda state: list(collections.deque(train(state, order), maxlen=1)),
+        state,
+        folder,
+        len(order),
+    )
 
 
 def _require_finite(losses: np.ndarray, epoch: int, checkpoints: Checkpoints, run: Run) -> None:
@@ -223,7 +271,9 @@ def _require_finite(losses: np.ndarray, epoch: int, checkpoints: Checkpoints, ru
         step = epoch * len(losses) + int(bad[0]) + 1
         saved = checkpoints.epochs() if is_first() else []
         kept = (
-            f"the checkpoint of epoch {saved[-1]} stays in {run.path}" if saved else "no checkpoint was saved before it"
+            f"the checkpoint of epoch {saved[-1]} stays in {run.path}"
+            if saved
+            else "no checkpoint was saved before it"
         )
         raise InputError(
             f"the loss is not finite at step {step} (epoch {epoch + 1}); {kept}. "

@@ -37,7 +37,9 @@ def cross_entropy(
     return losses.sum(), counted.sum()
 
 
-def class_weights(counts: Int[np.ndarray, " classes"], power: float) -> Float[np.ndarray, " classes"]:
+def class_weights(
+    counts: Int[np.ndarray, " classes"], power: float
+) -> Float[np.ndarray, " classes"]:
     """Weights against the imbalance of the training sites: all 1 at power 0, classes equal in sum at 1.
 
     `counts` are training sites a class; a class without any weighs 1.

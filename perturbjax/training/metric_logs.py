@@ -37,7 +37,12 @@ def require_package(to: LogTo) -> None:
     """
     if to != "none":
         module, package = PACKAGES[to]
-        require("log-to", to, importlib.util.find_spec(module) is not None, f"installed: pip install {package}")
+        require(
+            "log-to",
+            to,
+            importlib.util.find_spec(module) is not None,
+            f"installed: pip install {package}",
+        )
 
 
 @contextmanager
@@ -47,10 +52,14 @@ def open_log(to: LogTo, run: Run) -> Iterator[Log]:
         yield lambda rows: None
         return
     package = importlib.import_module(PACKAGES[to][0])
-    with {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[to](package, run) as tell:
+    with {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[to](
+        package, run
+    ) as tell:
 
         def log(rows: Sequence[dict[str, Any]]) -> None:
-            values = {f"{row['split']}/{name}": row[name] for row in rows for name in ("loss", "accuracy")}
+            values = {
+                f"{row['split']}/{name}": row[name] for row in rows for name in ("loss", "accuracy")
+            }
             tell({**values, "learning_rate": rows[0]["learning_rate"]}, rows[0]["epoch"])
 
         yield log
@@ -72,7 +81,9 @@ def _tensorboard(package: Any, run: Run) -> Iterator[Tell]:
 
 @contextmanager
 def _wandb(package: Any, run: Run) -> Iterator[Tell]:
-    same = hashlib.sha256(str(run.path.absolute()).encode()).hexdigest()[:16]  # a run that goes on is the same there
+    same = hashlib.sha256(str(run.path.absolute()).encode()).hexdigest()[
+        :16
+    ]  # a run that goes on is the same there
     settings = {"name": run.path.name, "dir": str(run.path), "config": recipe_to_dict(run.recipe)}
     with package.init(id=same, resume="allow", **settings) as told:
         yield lambda values, epoch: told.log(values, step=epoch)
@@ -81,5 +92,11 @@ def _wandb(package: Any, run: Run) -> Iterator[Tell]:
 @contextmanager
 def _mlflow(package: Any, run: Run) -> Iterator[Tell]:
     with package.start_run(run_name=run.path.name):
-        package.log_params({"model": run.recipe.model.model, "split": run.recipe.split.split, "seed": run.recipe.seed})
+        package.log_params(
+            {
+                "model": run.recipe.model.model,
+                "split": run.recipe.split.split,
+                "seed": run.recipe.seed,
+            }
+        )
         yield lambda values, epoch: package.log_metrics(values, step=epoch)

@@ -65,7 +65,9 @@ def one_cycle_momentum(
     return _two_phases(high, low, high, total_steps, warmup)
 
 
-def _two_phases(start: float, middle: float, end: float, total_steps: int, warmup: float) -> Schedule:
+def _two_phases(
+    start: float, middle: float, end: float, total_steps: int, warmup: float
+) -> Schedule:
     """Two half cosines, start → middle → end, meeting where OneCycleLR has them meet.
 
     The values are computed once in float64 and rounded, for a float32 cosine would be 1e-9 off the mark.
@@ -118,7 +120,9 @@ def adam(
         gradients: optax.Updates, state: AdamState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, AdamState]:
         if weight_decay and params is None:
-            raise ValueError("adam: weight decay needs the parameters; call update(gradients, state, params)")
+            raise ValueError(
+                "adam: weight decay needs the parameters; call update(gradients, state, params)"
+            )
         rate, beta1 = schedule(state.count), beta1_schedule(state.count)
         count = optax.safe_increment(state.count)
         if weight_decay and not decoupled:
@@ -129,7 +133,9 @@ def adam(
         correction1 = -jnp.expm1(count * jnp.log(beta1))
         correction2 = -jnp.expm1(count * math.log(beta2))
         scale, root = rate / correction1, jnp.sqrt(correction2)
-        updates = jax.tree.map(lambda m, v: -scale * m / (jnp.sqrt(v) / root + epsilon), mean, square)
+        updates = jax.tree.map(
+            lambda m, v: -scale * m / (jnp.sqrt(v) / root + epsilon), mean, square
+        )
         if weight_decay and decoupled:
             updates = jax.tree.map(lambda u, p: u - rate * weight_decay * p, updates, params)
         return updates, AdamState(count, mean, square)
@@ -140,7 +146,9 @@ def adam(
 def schedules(optim: OptimConfig, total_steps: int) -> tuple[Schedule, Schedule]:
     """The learning rate and beta1 of every step of a recipe."""
     rate = one_cycle(optim.learning_rate, total_steps, optim.warmup)
-    return rate, one_cycle_momentum(total_steps, optim.warmup) if optim.cycle_momentum else constant(BETA1)
+    return rate, one_cycle_momentum(
+        total_steps, optim.warmup
+    ) if optim.cycle_momentum else constant(BETA1)
 
 
 def make_optimizer(optim: OptimConfig, total_steps: int) -> optax.GradientTransformation:

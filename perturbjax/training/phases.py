@@ -37,7 +37,10 @@ class Phase:
 
 
 def create_network(
-    recipe: Recipe, channels: int, class_names: Sequence[str], pretrained: dict[str, Any] | None = None
+    recipe: Recipe,
+    channels: int,
+    class_names: Sequence[str],
+    pretrained: dict[str, Any] | None = None,
 ) -> tuple[nnx.Module, dict[str, Any] | None]:
     """The recipe's network for the image channels that it sees, and where published weights in it came from.
 
@@ -47,31 +50,48 @@ def create_network(
     Raises:
         InputError: there is no such network, or its weights cannot be had.
     """
-    shape: dict[str, Any] = {"classes": len(class_names), "channels": channels, "dropout": recipe.model.dropout}
+    shape: dict[str, Any] = {
+        "classes": len(class_names),
+        "channels": channels,
+        "dropout": recipe.model.dropout,
+    }
     ways = METHODS[recipe.input.normalize].ways
     if pretrained is not None:
         return transfer.skeleton(pretrained, recipe.transfer, **shape, ways=ways), pretrained
     if recipe.transfer.weights:
-        return transfer.build(recipe.model.model, recipe.transfer, **shape, ways=ways, seed=recipe.seed)
-    return models.create(recipe.model.model, **shape, seed=recipe.seed, image_size=recipe.augment.crop), None
+        return transfer.build(
+            recipe.model.model, recipe.transfer, **shape, ways=ways, seed=recipe.seed
+        )
+    return models.create(
+        recipe.model.model, **shape, seed=recipe.seed, image_size=recipe.augment.crop
+    ), None
 
 
-def plan_phases(recipe: Recipe, graphdef: nnx.GraphDef, params: Any, stats: Any, steps_per_epoch: int) -> list[Phase]:
+def plan_phases(
+    recipe: Recipe, graphdef: nnx.GraphDef, params: Any, stats: Any, steps_per_epoch: int
+) -> list[Phase]:
     """The phases of a run, in order; each has a one-cycle schedule of its own."""
     epochs, transferred = recipe.optim.epochs, recipe.transfer
     frozen = min(transferred.freeze_epochs, epochs) if transferred.weights else 0
     if transferred.head == "channels":  # its backbone always stands still
         frozen = epochs
     phases = []
-    parts: list[tuple[transfer.Phase, int, int]] = [("new layers", 0, frozen), ("all layers", frozen, epochs)]
+    parts: list[tuple[transfer.Phase, int, int]] = [
+        ("new layers", 0, frozen),
+        ("all layers", frozen, epochs),
+    ]
     for name, first, stop in parts:
         if first == stop:
             continue
         steps = (stop - first) * steps_per_epoch
         optimizer, graph = make_optimizer(recipe.optim, steps), graphdef
         if recipe.transfer.weights:
-            scales = transfer.rate_scales(params, name, recipe.transfer, models.BACKBONES[recipe.model.model])
+            scales = transfer.rate_scales(
+                params, name, recipe.transfer, models.BACKBONES[recipe.model.model]
+            )
             optimizer = transfer.scale_updates(optimizer, scales)
-            graph, *_ = split_model(transfer.in_phase(nnx.merge(graphdef, params, stats, copy=True), name))
+            graph, *_ = split_model(
+                transfer.in_phase(nnx.merge(graphdef, params, stats, copy=True), name)
+            )
         phases.append(Phase(name, first, stop, graph, optimizer, schedules(recipe.optim, steps)[0]))
     return phases

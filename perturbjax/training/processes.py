@@ -53,13 +53,17 @@ def connect(config: HostsConfig) -> None:
     """
     if not (config.distributed or config.coordinator):
         if config.processes or config.process >= 0:
-            raise InputError("--processes, --process: need --coordinator HOST:PORT of the first process")
+            raise InputError(
+                "--processes, --process: need --coordinator HOST:PORT of the first process"
+            )
         return
     if config.coordinator and not 0 <= config.process < config.processes:
         raise InputError(
             f"--process {config.process}: with --coordinator, give --processes N and --process from 0 to N - 1"
         )
-    explicit: list[Any] = [config.coordinator, config.processes, config.process] if config.coordinator else []
+    explicit: list[Any] = (
+        [config.coordinator, config.processes, config.process] if config.coordinator else []
+    )
     try:
         jax.distributed.initialize(*explicit, shutdown_timeout_seconds=END_TIMEOUT_S)  # type: ignore[misc]
     except (ValueError, RuntimeError) as error:
@@ -90,7 +94,9 @@ def require_possible(feed: FeedChoice, devices: str, batch_size: int) -> None:
             f"--feed resident: would have each of {count} processes read the whole dataset; use --feed streamed"
         )
     if devices in ("1", "pmap"):
-        raise InputError(f"--devices {devices}: is for one process, and {count} are here; use --devices sharded")
+        raise InputError(
+            f"--devices {devices}: is for one process, and {count} are here; use --devices sharded"
+        )
     if batch_size % count:
         raise InputError(f"--batch-size {batch_size}: is not a multiple of the {count} processes")
 
@@ -116,7 +122,9 @@ def from_first(work: Callable[[], T], like: T) -> T:
         except InputError as error:
             refusal = str(error)
     message = np.frombuffer(refusal.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0"), np.uint8)
-    answer = jax.tree.map(lambda leaf, shape: np.asarray(leaf, np.asarray(shape).dtype), answer, like)
+    answer = jax.tree.map(
+        lambda leaf, shape: np.asarray(leaf, np.asarray(shape).dtype), answer, like
+    )
     message, answer = multihost_utils.broadcast_one_to_all((message, answer))
     if said := bytes(message).rstrip(b"\0").decode(errors="replace"):
         raise InputError(said)

@@ -20,7 +20,12 @@ TRACED_STEPS = 3
 #: Lines of the table; what is beyond is summed in one.
 LINES = 12
 #: How JAX marks the pass in an operation's name, the first that fits.
-PASSES = (("/augment/", "augment"), ("/update/", "update"), ("transpose(jvp", "backward"), ("jvp(", "forward"))
+PASSES = (
+    ("/augment/", "augment"),
+    ("/update/", "update"),
+    ("transpose(jvp", "backward"),
+    ("jvp(", "forward"),
+)
 
 
 class Spent(NamedTuple):
@@ -64,7 +69,9 @@ def trace_steps(run: Callable[[Any], Any], state: Any, folder: Path, steps: int)
     trace = max(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     spent = sum_by_kind(read_spans(trace), _names_of_operations())
     _print_table(spent, steps, took)
-    console.print(f"trace: {trace.parent} (perfetto_trace.json.gz for ui.perfetto.dev, the rest for XProf)")
+    console.print(
+        f"trace: {trace.parent} (perfetto_trace.json.gz for ui.perfetto.dev, the rest for XProf)"
+    )
     return spent
 
 
@@ -74,7 +81,9 @@ def read_spans(trace: Path) -> list[list[Span]]:
     Where a device has a timeline of its own, the host's (which repeats it) is left out.
     """
     planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
-    lines = {plane.name: [spans for line in plane.lines if (spans := _spans(line))] for plane in planes}
+    lines = {
+        plane.name: [spans for line in plane.lines if (spans := _spans(line))] for plane in planes
+    }
     own = [spans for name, found in lines.items() if name.startswith("/device:") for spans in found]
     return own or [spans for found in lines.values() for spans in found]
 
@@ -85,7 +94,12 @@ def _spans(line: Any) -> list[Span]:
         facts = dict(event.stats)
         if "hlo_op" in facts:
             found.append(
-                Span(event.start_ns / 1e9, event.end_ns / 1e9, str(facts.get("hlo_module", "")), str(facts["hlo_op"]))
+                Span(
+                    event.start_ns / 1e9,
+                    event.end_ns / 1e9,
+                    str(facts.get("hlo_module", "")),
+                    str(facts["hlo_op"]),
+                )
             )
     return found
 
@@ -108,7 +122,9 @@ def sum_by_kind(lines: Iterable[list[Span]], names: dict[tuple[str, str], str]) 
             if open_spans:
                 sums[open_spans[-1][1]] -= span.end - span.start
             open_spans.append((span.end, kind))
-    return sorted((Spent(*kind, seconds) for kind, seconds in sums.items()), key=lambda spent: -spent.seconds)
+    return sorted(
+        (Spent(*kind, seconds) for kind, seconds in sums.items()), key=lambda spent: -spent.seconds
+    )
 
 
 def _kind(operation: str, name: str) -> tuple[str, str]:
@@ -119,8 +135,16 @@ def _kind(operation: str, name: str) -> tuple[str, str]:
 
 def _names_of_operations() -> dict[tuple[str, str], str]:
     """(module, operation) → JAX's name, of every program that is compiled in this process."""
-    modules = [m for program in jax.local_devices()[0].client.live_executables() for m in program.hlo_modules()]
-    return {(m.name, operation): name for m in modules for operation, name in names_in(m.to_string()).items()}
+    modules = [
+        m
+        for program in jax.local_devices()[0].client.live_executables()
+        for m in program.hlo_modules()
+    ]
+    return {
+        (m.name, operation): name
+        for m in modules
+        for operation, name in names_in(m.to_string()).items()
+    }
 
 
 def names_in(hlo: str) -> dict[str, str]:
@@ -137,7 +161,9 @@ def names_in(hlo: str) -> dict[str, str]:
                 names[operation[1]] = last[computation] = name[1]
             elif calls := re.search(r"calls=%?([\w.-]+)", line):
                 fusions[operation[1]] = calls[1]
-    return names | {operation: last[called] for operation, called in fusions.items() if called in last}
+    return names | {
+        operation: last[called] for operation, called in fusions.items() if called in last
+    }
 
 
 def _copy(state: Any) -> Any:
@@ -152,6 +178,13 @@ def _print_table(spent: list[Spent], steps: int, took: float) -> None:
     )
     rest = Spent("", f"{len(spent[LINES:])} others", sum(kind.seconds for kind in spent[LINES:]))
     for part, operation, seconds in (*spent[:LINES], rest):
-        console.print(f"  {1e3 * seconds / steps:9.2f} ms {100 * seconds / total:5.1f} %  {part:8}  {operation}")
-    parts = {kind.part: sum(other.seconds for other in spent if other.part == kind.part) for kind in spent}
-    console.print("  " + ", ".join(f"{part} {100 * seconds / total:.1f} %" for part, seconds in parts.items()))
+        console.print(
+            f"  {1e3 * seconds / steps:9.2f} ms {100 * seconds / total:5.1f} %  {part:8}  {operation}"
+        )
+    parts = {
+        kind.part: sum(other.seconds for other in spent if other.part == kind.part)
+        for kind in spent
+    }
+    console.print(
+        "  " + ", ".join(f"{part} {100 * seconds / total:.1f} %" for part, seconds in parts.items())
+    )

@@ -83,8 +83,12 @@ def leave(
     sums = stack_steps(parts)
     if is_first():
         partial = {SUMS: [part.tolist() for part in sums], SECONDS: seconds}
-        checkpoints.save_within(state, epoch=epoch, step=int(state.step), facts={**facts, **partial})
-    return Terminated(f"saved after step {len(sums.loss)} of epoch {epoch + 1}; run the same command again to go on")
+        checkpoints.save_within(
+            state, epoch=epoch, step=int(state.step), facts={**facts, **partial}
+        )
+    return Terminated(
+        f"saved after step {len(sums.loss)} of epoch {epoch + 1}; run the same command again to go on"
+    )
 
 
 @contextmanager
@@ -101,7 +105,9 @@ def sigterm_noted() -> Iterator[Callable[[int], bool]]:
         yield multihost_utils.reached_preemption_sync_point
         return
     came = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # no other may say what a signal does
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # no other may say what a signal does
         yield lambda step: False
         return
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.set())

@@ -23,7 +23,13 @@ from perturbjax.data.splits import fingerprint, split_for
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.models import SIZED
 from perturbjax.models import pytorch as exchange
-from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints, Tree, state_to_tree, tree_to_state
+from perturbjax.training.checkpoint import (
+    CheckpointConfig,
+    Checkpoints,
+    Tree,
+    state_to_tree,
+    tree_to_state,
+)
 from perturbjax.training.run_directory import Run, dataset_facts, locked, open_run, start_run
 from perturbjax.training.step import TrainState
 from perturbjax.training.weight_metadata import Description, read_description, write_described
@@ -92,19 +98,27 @@ def import_run(config: ImportConfig) -> Run:
     described = read_description(config.checkpoint)
     imported = exchange.import_state_dict(config.checkpoint, recipe.model.model)
     if imported.image_size is not None:
-        recipe = dataclasses.replace(recipe, augment=dataclasses.replace(recipe.augment, crop=imported.image_size))
+        recipe = dataclasses.replace(
+            recipe, augment=dataclasses.replace(recipe.augment, crop=imported.image_size)
+        )
     dataset = None if config.data is None else open_dataset(config.data)
     label_column = recipe.input.label_column or _known_label_column(described, dataset)
-    recipe = dataclasses.replace(recipe, input=dataclasses.replace(recipe.input, label_column=label_column))
+    recipe = dataclasses.replace(
+        recipe, input=dataclasses.replace(recipe.input, label_column=label_column)
+    )
     class_names = _class_names(config, described, imported.classes, dataset, label_column)
     facts, manifest = _facts(config.checkpoint, recipe, imported.channels, dataset, described)
 
-    run = Run(out, recipe, () if dataset is None else (dataset.path.absolute(),), class_names, facts)
+    run = Run(
+        out, recipe, () if dataset is None else (dataset.path.absolute(),), class_names, facts
+    )
     with locked(out):  # one that was killed is found there, and finished
         start_run(run, manifest)
         checkpoints = Checkpoints(out)
         if not checkpoints.epochs():
-            state = TrainState(imported.params, imported.stats, opt_state=(), step=jnp.int32(imported.batches))
+            state = TrainState(
+                imported.params, imported.stats, opt_state=(), step=jnp.int32(imported.batches)
+            )
             checkpoints.save(state, epoch=0, facts=run.identity, accuracy=None)
         checkpoints.close()
     if described is None:
@@ -152,7 +166,9 @@ def open_described(path: Path) -> tuple[Run, Tree]:
         raise InputError(f"{path}: no such file")
     described = read_description(path)
     if described is None:
-        raise InputError(f"{path}: says nothing of its recipe; make a run of it with `perturbjax import-torch`")
+        raise InputError(
+            f"{path}: says nothing of its recipe; make a run of it with `perturbjax import-torch`"
+        )
     imported = exchange.import_state_dict(path, described.recipe.model.model)
     run = Run(path, described.recipe, (), described.class_names, described.facts)
     return run, state_to_tree({"params": imported.params, "stats": imported.stats})
@@ -172,7 +188,9 @@ def _known_label_column(described: Description | None, dataset: Dataset | None) 
 
 def _say_what_was_assumed(config: ImportConfig, recipe: Recipe, dataset: Dataset | None) -> None:
     """A bare state dict does not say what its network was fed, and another guess gives other predictions."""
-    guessed = "" if config.labels is not None else "; the order of the labels is a guess: give --labels"
+    guessed = (
+        "" if config.labels is not None else "; the order of the labels is a guess: give --labels"
+    )
     seen = recipe.input
     console.print(
         f"{config.checkpoint}: says nothing of its recipe; assumed --crop {recipe.augment.crop} "
@@ -181,7 +199,11 @@ def _say_what_was_assumed(config: ImportConfig, recipe: Recipe, dataset: Dataset
 
 
 def _class_names(
-    config: ImportConfig, described: Description | None, classes: int, dataset: Dataset | None, label_column: str
+    config: ImportConfig,
+    described: Description | None,
+    classes: int,
+    dataset: Dataset | None,
+    label_column: str,
 ) -> list[str]:
     """The names of the logits, from a file, a dataset, or their numbers."""
     if config.labels is not None:
@@ -191,7 +213,10 @@ def _class_names(
     elif described is not None:
         names, source = described.class_names, f"{config.checkpoint}, its description"
     elif dataset is not None:
-        names, source = sorted(dataset.column(label_column).astype(str).unique()), f"{dataset.path}, {label_column}"
+        names, source = (
+            sorted(dataset.column(label_column).astype(str).unique()),
+            f"{dataset.path}, {label_column}",
+        )
     else:
         return [f"class_{number:03d}" for number in range(classes)]
     if len(names) != classes or len(set(names)) != classes:
@@ -203,7 +228,11 @@ def _class_names(
 
 
 def _facts(
-    checkpoint: Path, recipe: Recipe, channels: int, dataset: Dataset | None, described: Description | None
+    checkpoint: Path,
+    recipe: Recipe,
+    channels: int,
+    dataset: Dataset | None,
+    described: Description | None,
 ) -> tuple[dict[str, Any], pd.DataFrame | None]:
     """What identifies the run, and its split; both as far as they are known."""
     label_column = recipe.input.label_column

@@ -59,7 +59,11 @@ class Run:
     @property
     def identity(self) -> dict[str, Any]:
         """All that its predictions depend on beside the arrays: what every checkpoint of it repeats."""
-        return {"recipe": recipe_to_dict(self.recipe), "classes": self.class_names, "facts": self.facts}
+        return {
+            "recipe": recipe_to_dict(self.recipe),
+            "classes": self.class_names,
+            "facts": self.facts,
+        }
 
     def require_own(self, facts: dict[str, Any], checkpoint: Path) -> None:
         """Hold the files of the run, which are for reading, to what its checkpoint says.
@@ -80,7 +84,9 @@ class Run:
     def manifest(self, index: pd.DataFrame) -> pd.DataFrame:
         """The run's split, in the order of `index`; where it came without one, what its recipe deals."""
         if not (self.path / SPLIT_FILE).is_file():
-            return split_for(index, self.recipe.split, label=self.label_column, seed=self.recipe.seed)
+            return split_for(
+                index, self.recipe.split, label=self.label_column, seed=self.recipe.seed
+            )
         return read_split(self.path / SPLIT_FILE, index)
 
     def parts(self, site_ids: pd.Series) -> np.ndarray:
@@ -130,7 +136,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in file.read_bytes().splitlines():
         try:
             row = json.loads(line)
-            whole = isinstance(row["epoch"], int) and {"step", "split", "loss", "accuracy"} <= set(row)
+            whole = isinstance(row["epoch"], int) and {"step", "split", "loss", "accuracy"} <= set(
+                row
+            )
         except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:
@@ -168,7 +176,9 @@ def describe_run(
     }
     if pretrained is not None:
         facts["pretrained"] = pretrained
-    return Run(Path(path), recipe, tuple(path.absolute() for path in dataset.paths), class_names, facts)
+    return Run(
+        Path(path), recipe, tuple(path.absolute() for path in dataset.paths), class_names, facts
+    )
 
 
 def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
@@ -196,7 +206,11 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
             "data": _as_json(run.data),
             "facts": run.facts,
             "versions": {name: version(name) for name in RECORDED_VERSIONS},
-            "begun": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "on": _machine(), **_commit()},
+            "begun": {
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "on": _machine(),
+                **_commit(),
+            },
         },
     )
 
@@ -226,7 +240,16 @@ def _commit() -> dict[str, str]:
     clone = Path(__file__).parents[2]
     if not (clone / ".git").exists():
         return {}
-    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(clone),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):  # no git here, or it will not read this clone
@@ -258,7 +281,9 @@ def locked(path: Path) -> Iterator[None]:
 def _require_free(path: Path) -> None:
     # A run that was killed while it was begun left no more than these, and files still under temporary names.
     begun = (LOCK, SPLIT_FILE, LABELS)
-    if path.is_dir() and any(file.name not in begun and not file.name.startswith(".") for file in path.iterdir()):
+    if path.is_dir() and any(
+        file.name not in begun and not file.name.startswith(".") for file in path.iterdir()
+    ):
         raise InputError(f"{path}: is not empty and holds no run; choose another --out")
 
 
@@ -270,7 +295,9 @@ def open_run(path: Path) -> Run:
     """
     path = Path(path)
     if not (path / CONFIG).is_file():
-        raise InputError(f"{path}: holds no run ({CONFIG} is missing); make one with `perturbjax train --out {path}`")
+        raise InputError(
+            f"{path}: holds no run ({CONFIG} is missing); make one with `perturbjax train --out {path}`"
+        )
     config, names = read_json(path / CONFIG), read_json(path / LABELS)
     try:
         recipe, facts = recipe_from_dict(config["recipe"]), config["facts"]
@@ -279,10 +306,18 @@ def open_run(path: Path) -> Run:
         labels = facts["label_column"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path / CONFIG}: was not written by this program ({error!r})") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not isinstance(labels, str):
-        raise InputError(f"{path / LABELS}: is not the list of class names that was written; restore it")
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or not isinstance(labels, str)
+    ):
+        raise InputError(
+            f"{path / LABELS}: is not the list of class names that was written; restore it"
+        )
     if split is not None and fingerprint(_read_split_file(path)) != split:
-        raise InputError(f"{path / SPLIT_FILE}: is not the split that the run was trained by; restore it")
+        raise InputError(
+            f"{path / SPLIT_FILE}: is not the split that the run was trained by; restore it"
+        )
     return Run(path, recipe, data, names, facts)
 
 
@@ -294,7 +329,9 @@ def _read_split_file(path: Path) -> pd.DataFrame:
     """
     table = read_parquet(path / SPLIT_FILE, "restore it")
     if not {"site_id", "part"} <= set(table.columns):
-        raise InputError(f"{path / SPLIT_FILE}: is not the split that the run was trained by; restore it")
+        raise InputError(
+            f"{path / SPLIT_FILE}: is not the split that the run was trained by; restore it"
+        )
     return table.assign(site_id=table["site_id"].astype(str), part=table["part"].astype(str))
 
 
@@ -307,12 +344,22 @@ def _require_same(run: Run, other: Run) -> None:
     """Refuse to go on with a run under another recipe, dataset, split or labels."""
     before, now = recipe_to_dict(run.recipe), recipe_to_dict(other.recipe)
     old = {
-        **{f"{s}.{k}": v for s, part in before.items() if isinstance(part, dict) for k, v in part.items()},
+        **{
+            f"{s}.{k}": v
+            for s, part in before.items()
+            if isinstance(part, dict)
+            for k, v in part.items()
+        },
         **run.facts,
         "labels": run.class_names,
     }
     new = {
-        **{f"{s}.{k}": v for s, part in now.items() if isinstance(part, dict) for k, v in part.items()},
+        **{
+            f"{s}.{k}": v
+            for s, part in now.items()
+            if isinstance(part, dict)
+            for k, v in part.items()
+        },
         **other.facts,
         "labels": other.class_names,
     }

@@ -76,7 +76,11 @@ class Experiment:
 
 
 def prepare_experiment(
-    recipe: Recipe, data: tuple[Path, ...], *, resumed: Run | None = None, init_from: Path | None = None
+    recipe: Recipe,
+    data: tuple[Path, ...],
+    *,
+    resumed: Run | None = None,
+    init_from: Path | None = None,
 ) -> Experiment:
     """Open the data, deal the split and initialise the network; nothing is written.
 
@@ -89,15 +93,23 @@ def prepare_experiment(
         InputError: the recipe, the data or the run cannot be used, or do not fit each other.
     """
     if resumed is not None:
-        recipe, dataset, label_column = resumed.recipe, resumed.open_data(data), resumed.label_column
+        recipe, dataset, label_column = (
+            resumed.recipe,
+            resumed.open_data(data),
+            resumed.label_column,
+        )
         manifest = resumed.manifest(dataset.index)
     else:
         if not data:
-            raise InputError("--data: is required; give the dataset directory that `perturbjax build` wrote")
+            raise InputError(
+                "--data: is required; give the dataset directory that `perturbjax build` wrote"
+            )
         dataset = open_dataset(data)
         label_column = dataset.column(recipe.input.label_column or dataset.label_column).name
         # The rules themselves are part of the recipe, not the file they stood in: that may change.
-        recipe = replace(recipe, split=replace(recipe.split, exclude=read_rules(recipe.split.exclude)))
+        recipe = replace(
+            recipe, split=replace(recipe.split, exclude=read_rules(recipe.split.exclude))
+        )
         manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
     class_names = sorted(labels.unique())
@@ -141,7 +153,9 @@ def _parameters_from(path: Path, params: Any, stats: Any) -> tuple[Any, Any]:
     return merged["params"], merged["stats"]
 
 
-def say_what_runs(experiment: Experiment, placement: Placement, phases: list[Phase], done: int) -> None:
+def say_what_runs(
+    experiment: Experiment, placement: Placement, phases: list[Phase], done: int
+) -> None:
     """What is about to be trained, on what, by which split, and how many steps of it are done."""
     recipe, policy = experiment.recipe, experiment.recipe.split
     device = placement.mesh.devices.flat[0]
@@ -151,7 +165,9 @@ def say_what_runs(experiment: Experiment, placement: Placement, phases: list[Pha
         f"of {experiment.label_column}"
     )
     if experiment.pretrained is not None:
-        moves = "; ".join(f"epochs {phase.first + 1} to {phase.stop}: {phase.name}" for phase in phases)
+        moves = "; ".join(
+            f"epochs {phase.first + 1} to {phase.stop}: {phase.name}" for phase in phases
+        )
         console.print(
             f"weights from {experiment.pretrained['source']} (SHA-256 {experiment.pretrained['sha256'][:12]}…)"
         )

@@ -85,7 +85,12 @@ def make_train_step(
         epoch = state.step // steps_per_epoch
         with jax.named_scope("augment"):  # scopes name the parts of the step in a profile
             inputs = prepare(
-                batch, seed=recipe.seed, epoch=epoch, augment=recipe.augment, input=recipe.input, train=True
+                batch,
+                seed=recipe.seed,
+                epoch=epoch,
+                augment=recipe.augment,
+                input=recipe.input,
+                train=True,
             )
         mode = Mode(
             train=True,
@@ -109,7 +114,9 @@ def make_train_step(
             )
             return loss, (weight, logits, nnx.state(model, nnx.BatchStat))
 
-        (loss, (loss_weight, logits, stats)), gradients = jax.value_and_grad(loss_sum, has_aux=True)(state.params)
+        (loss, (loss_weight, logits, stats)), gradients = jax.value_and_grad(
+            loss_sum, has_aux=True
+        )(state.params)
         correct = jnp.sum((logits.argmax(-1) == batch.label) * batch.weight)
         sums = Sums(loss, loss_weight, correct, batch.weight.sum())
         if axis_name is not None:
@@ -160,12 +167,16 @@ def make_describe_step(graphdef: nnx.GraphDef, recipe: Recipe) -> DescribeStep:
     return describe_step
 
 
-def _evaluate(graphdef: nnx.GraphDef, recipe: Recipe, params: Any, stats: Any, batch: RawBatch) -> Outputs:
+def _evaluate(
+    graphdef: nnx.GraphDef, recipe: Recipe, params: Any, stats: Any, batch: RawBatch
+) -> Outputs:
     inputs, mode = as_it_is(recipe, batch)
     return nnx.merge(graphdef, params, stats, copy=True)(inputs, mode)
 
 
 def as_it_is(recipe: Recipe, batch: RawBatch) -> tuple[Float[Array, "b crop crop planes"], Mode]:
     """The input without augmentation, and how it is looked at."""
-    inputs = prepare(batch, seed=recipe.seed, epoch=0, augment=recipe.augment, input=recipe.input, train=False)
+    inputs = prepare(
+        batch, seed=recipe.seed, epoch=0, augment=recipe.augment, input=recipe.input, train=False
+    )
     return inputs, Mode(dtype=DTYPES[recipe.model.precision])

@@ -73,7 +73,9 @@ def read_description(path: Path) -> Description | None:
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: its description is damaged ({error}); export it again") from error
+            raise InputError(
+                f"{path}: its description is damaged ({error}); export it again"
+            ) from error
     elif source.is_file():
         values = read_json(source)
     else:
@@ -88,7 +90,9 @@ def read_description(path: Path) -> Description | None:
             raise InputError(f"{source}: its labels are no list of class names; export it again")
         return Description(recipe_from_dict(values["recipe"]), names, dict(values["facts"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{source}: is not a description that export-torch wrote ({error!r})") from error
+        raise InputError(
+            f"{source}: is not a description that export-torch wrote ({error!r})"
+        ) from error
 
 
 def _digest(values: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:

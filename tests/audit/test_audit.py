@@ -25,12 +25,25 @@ def run(*words: object) -> int:
     return left.value.code
 
 
-def test_every_split_stands_beside_its_controls_on_terminal_json_csv_and_page(tmp_path, capsys, monkeypatch):
+def test_every_split_stands_beside_its_controls_on_terminal_json_csv_and_page(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.setenv("COLUMNS", "160")
     table = screen(effect=8.0, layouts=2, wells=48, sites=2)
     table = table.rename(columns={"f48": "Cells_Intensity_MeanIntensity_DNA"})
     out = tmp_path / "audit"
-    assert run("audit", "--features", write(table, tmp_path / "f.parquet"), "--out", out, "--replicates", 100) == 0
+    assert (
+        run(
+            "audit",
+            "--features",
+            write(table, tmp_path / "f.parquet"),
+            "--out",
+            out,
+            "--replicates",
+            100,
+        )
+        == 0
+    )
     shown = " ".join(capsys.readouterr().out.split())
     found = json.loads((out / "audit.json").read_text())
     assert list(found["splits"]) == ["site", "well", "plate", "layout"]
@@ -41,13 +54,23 @@ def test_every_split_stands_beside_its_controls_on_terminal_json_csv_and_page(tm
     assert set(by_layout["levels"]["site"]["lda"]["leads"]) == names
     assert found["splits"]["well"]["levels"]["site"].keys() >= {"plate"}
     assert by_layout["p"] < 0.02 and found["splits"]["site"]["p"] is None
-    assert 0 <= by_layout["confidence"]["scaled_error"] < 0.2 and by_layout["confidence"]["half_accuracy"] > 0.5
+    assert (
+        0 <= by_layout["confidence"]["scaled_error"] < 0.2
+        and by_layout["confidence"]["half_accuracy"] > 0.5
+    )
     csv = pd.read_csv(out / "audit.csv").set_index(["split", "level", "who", "metric"])
     score = by_layout["levels"]["site"]["lda"]["scores"]["balanced_accuracy"]
-    assert csv.loc[("layout", "site", "lda", "balanced_accuracy"), "low"] == pytest.approx(score["low"])
+    assert csv.loc[("layout", "site", "lda", "balanced_accuracy"), "low"] == pytest.approx(
+        score["low"]
+    )
     assert ("site minus layout", "site", "lda", "balanced_accuracy") in csv.index
     page = (out / "audit.html").read_text()
-    for words in ("On held-out layouts: balanced accuracy", "labels shuffled", "no cell count", "--split layout"):
+    for words in (
+        "On held-out layouts: balanced accuracy",
+        "labels shuffled",
+        "no cell count",
+        "--split layout",
+    ):
         assert words.lower() in page.lower() and words in shown
     assert "http" not in page.replace("http-equiv", "") and "data:image/png" in page
 
@@ -91,8 +114,13 @@ def test_what_the_data_does_not_allow_is_said_and_never_recommended():
 
 
 def test_classes_of_one_well_each_leave_nothing_to_be_learned(tmp_path, capsys):
-    file, out = write(screen(classes=48, plates=1, sites=2), tmp_path / "f.parquet"), tmp_path / "audit"
-    assert run("audit", "--features", file, "--out", out, "--replicates", 100, "--model", "knn") == 0
+    file, out = (
+        write(screen(classes=48, plates=1, sites=2), tmp_path / "f.parquet"),
+        tmp_path / "audit",
+    )
+    assert (
+        run("audit", "--features", file, "--out", out, "--replicates", 100, "--model", "knn") == 0
+    )
     found = json.loads((out / "audit.json").read_text())
     assert list(found["splits"]) == ["site"]
     assert "0 of 48 classes stand in two wells or more" in found["refused"]["well"]
@@ -106,7 +134,10 @@ def test_sites_whose_class_stands_in_one_group_are_not_judged_and_are_counted():
     alone = (table["Metadata_Plate"] == "P0") & (table["Metadata_Well"] == "A01")
     table.loc[alone, "Metadata_pert_iname"] = "rare"
     found = audit_of(table)
-    assert found["well"].unanswerable == found["plate"].unanswerable == 2 and found["site"].unanswerable == 0
+    assert (
+        found["well"].unanswerable == found["plate"].unanswerable == 2
+        and found["site"].unanswerable == 0
+    )
     assert any("2 sites could not be asked" in sentence for sentence in verdict(found).sentences)
     assert found.differences[0].sites == len(table) - 2
 
@@ -116,7 +147,10 @@ def test_sites_whose_class_stands_in_one_group_are_not_judged_and_are_counted():
     [
         ((), "--features (none): must be given, or else --data or --run"),
         (("--features", "f.parquet", "--run", "r"), "--run r: must be without --features"),
-        (("--features", "f.parquet", "--untrained"), "--untrained True: must be without --features"),
+        (
+            ("--features", "f.parquet", "--untrained"),
+            "--untrained True: must be without --features",
+        ),
         (("--features", "f.parquet", "--model", "forest"), "--model forest: must be one of ridge"),
         (("--features", "f.parquet", "--replicates", "10"), "--replicates 10: must be 100 or more"),
         (("--features", "nowhere.parquet"), "nowhere.parquet: no such features file"),
@@ -135,7 +169,11 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, words, named):
 
 def test_a_place_that_names_no_well_still_has_the_other_controls():
     table = screen(effect=8.0, sites=2)
-    found = audit_of(table.assign(Metadata_Well="w" + table["Metadata_Well"].str[1:] + table["Metadata_Well"].str[0]))
+    found = audit_of(
+        table.assign(
+            Metadata_Well="w" + table["Metadata_Well"].str[1:] + table["Metadata_Well"].str[0]
+        )
+    )
     assert "position" not in found["plate"].controls and "all together" in found["plate"].controls
 
 

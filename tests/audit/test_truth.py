@@ -27,14 +27,21 @@ def test_a_position_gradient_without_effect_is_called_a_leak_and_no_effect():
 @pytest.mark.slow
 def test_without_effect_none_is_found_in_ninety_five_of_a_hundred_screens():
     """The leak of some screens of 96 wells is too small to be told from luck; that there is no effect is said."""
-    found = [verdict(audit_of(screen(gradient=4.0, seed=seed, **QUICK), folds=3)) for seed in range(100)]
+    found = [
+        verdict(audit_of(screen(gradient=4.0, seed=seed, **QUICK), folds=3)) for seed in range(100)
+    ]
     assert sum(one.finding == "chance" for one in found) >= 95
     assert sum(one.leaky for one in found) >= 85
 
 
-@pytest.mark.parametrize("screens", [pytest.param(3, id="3"), pytest.param(50, id="50", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "screens", [pytest.param(3, id="3"), pytest.param(50, id="50", marks=pytest.mark.slow)]
+)
 def test_a_strong_effect_is_found_on_new_plates(screens):
-    found = [verdict(audit_of(screen(effect=6.0, seed=seed, **QUICK), folds=3)) for seed in range(screens)]
+    found = [
+        verdict(audit_of(screen(effect=6.0, seed=seed, **QUICK), folds=3))
+        for seed in range(screens)
+    ]
     assert sum(one.finding == "beyond" and one.honest for one in found) >= 0.95 * screens
 
 
@@ -48,7 +55,10 @@ def test_an_effect_on_brightness_alone_is_called_brightness():
 def test_the_score_grows_with_the_effect():
     means = [
         np.mean(
-            [audit_of(screen(effect=effect, seed=seed, **QUICK), folds=3)["plate"].score.value for seed in range(8)]
+            [
+                audit_of(screen(effect=effect, seed=seed, **QUICK), folds=3)["plate"].score.value
+                for seed in range(8)
+            ]
         )
         for effect in (0.0, 1.5, 3.0, 6.0)
     ]
@@ -58,7 +68,9 @@ def test_the_score_grows_with_the_effect():
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["well", "plate"])
 def test_p_is_uniform_without_effect_though_folds_train_on_each_other(policy):
-    found = [audit_of(screen(gradient=4.0, seed=seed, **QUICK), folds=3)[policy].p for seed in range(200)]
+    found = [
+        audit_of(screen(gradient=4.0, seed=seed, **QUICK), folds=3)[policy].p for seed in range(200)
+    ]
     assert kstest(found, "uniform").pvalue > 0.01
     assert np.mean(np.array(found) < 0.05) < 0.09
 

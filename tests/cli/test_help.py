@@ -29,9 +29,11 @@ def test_help_fits_a_terminal_and_names_every_option(capsys, verb, asked):
     assert asked == "--help-all" or len(lines) <= 64
     words = " ".join(lines).replace(",", " ").split()
     positional = {name for of, name in POSITIONAL if of == verb}
-    assert {f"--{name.replace('_', '-')}" for name, _ in options_of(VERBS[verb][0]) if name not in positional} <= set(
-        words
-    )
+    assert {
+        f"--{name.replace('_', '-')}"
+        for name, _ in options_of(VERBS[verb][0])
+        if name not in positional
+    } <= set(words)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -47,8 +49,14 @@ def test_two_examples_a_command_and_both_are_accepted(capsys, monkeypatch, verb)
 
 def test_choices_and_defaults_are_the_real_ones(capsys):
     text = " ".join(said(capsys, cli.main, "train", "--help-all", "--preset", "cells").split())
-    assert f"--preset {{{','.join(PRESETS)}}} Recipe; for new data pretrained (default: cells)." in text
-    assert "--model NAME Name of the network. One of attention, attention_multiscale, masked_cnn, resnet18," in text
+    assert (
+        f"--preset {{{','.join(PRESETS)}}} Recipe; for new data pretrained (default: cells)."
+        in text
+    )
+    assert (
+        "--model NAME Name of the network. One of attention, attention_multiscale, masked_cnn, resnet18,"
+        in text
+    )
     assert "--normalize {dtype,log,log_plate,site,plate}" in text and "(default: log_plate)" in text
     assert "--flip, --no-flip" in text and "--crop-ratio X X" in text
 

@@ -26,7 +26,12 @@ from perturbjax.evaluation.apply import EvaluateConfig, PredictConfig
 from perturbjax.export import StableHLOConfig
 from perturbjax.profiles.embedding import COLOURS
 from perturbjax.profiles.extract import FeaturesConfig
-from perturbjax.profiles.profile_options import MOST_COLOURS, ClassifyConfig, EmbedConfig, ProfileConfig
+from perturbjax.profiles.profile_options import (
+    MOST_COLOURS,
+    ClassifyConfig,
+    EmbedConfig,
+    ProfileConfig,
+)
 from perturbjax.report.comparison_page import ReportConfig
 from perturbjax.segmentation.train import TrainSegmenterConfig
 from perturbjax.training.fit import TrainConfig
@@ -81,7 +86,9 @@ def groups_of(kind: type) -> Iterator[type]:
 
 def impossible(hint: Any) -> list[Any]:
     """Values of the option's own type that no option may have."""
-    hint = next((kind for kind in typing.get_args(hint) if type(None) in typing.get_args(hint)), hint)
+    hint = next(
+        (kind for kind in typing.get_args(hint) if type(None) in typing.get_args(hint)), hint
+    )
     if hint is bool or typing.get_origin(hint) is typing.Literal:
         return []
     if typing.get_origin(hint) is tuple:
@@ -98,7 +105,10 @@ def impossible(hint: Any) -> list[Any]:
 
 def wrong_words(hint: Any) -> list[str]:
     """Words that an option refuses: what it could never be, and for a choice what it does not offer."""
-    if typing.get_origin(hint) is tuple and typing.get_origin(typing.get_args(hint)[0]) is typing.Literal:
+    if (
+        typing.get_origin(hint) is tuple
+        and typing.get_origin(typing.get_args(hint)[0]) is typing.Literal
+    ):
         return wrong_words(typing.get_args(hint)[0])
     if typing.get_origin(hint) is typing.Literal:
         return ["no-such-choice"]
@@ -125,7 +135,9 @@ def refusal(capsys, main, words: list[str]) -> str:
 
 
 @pytest.mark.parametrize(("verb", "name", "hint"), every_option(COMMANDS | PREPARATION))
-def test_a_value_out_of_range_is_one_line_and_nothing_on_disk(capsys, tmp_path, monkeypatch, verb, name, hint):
+def test_a_value_out_of_range_is_one_line_and_nothing_on_disk(
+    capsys, tmp_path, monkeypatch, verb, name, hint
+):
     monkeypatch.chdir(tmp_path)
     _, words = (COMMANDS | PREPARATION)[verb]
     flag = f"--{name.replace('_', '-')}"
@@ -170,15 +182,23 @@ def test_a_choice_made_in_python_is_one_of_those_there_are():
 
     require_sound(Config())
     for wrong in ({"split": "wells"}, {"others": ("well", "wells")}):
-        with pytest.raises(InputError, match=r"wells.* must be one of site, well, plate, layout, compound"):
+        with pytest.raises(
+            InputError, match=r"wells.* must be one of site, well, plate, layout, compound"
+        ):
             require_sound(Config(**wrong))
 
 
 def example(kind: type) -> Any:
     """One sound instance: defaults, and some path or text for what has none."""
-    suffix = {EmbedConfig: ".png", TrainSegmenterConfig: ".safetensors", ExportConfig: ".pth"}.get(kind, ".parquet")
+    suffix = {EmbedConfig: ".png", TrainSegmenterConfig: ".safetensors", ExportConfig: ".pth"}.get(
+        kind, ".parquet"
+    )
     tables = {"features": (Path("there"),)}
-    given: dict = {FeaturesConfig: {"weights": "w"}, ProfileConfig: tables, AuditConfig: tables}.get(kind, {})
+    given: dict = {
+        FeaturesConfig: {"weights": "w"},
+        ProfileConfig: tables,
+        AuditConfig: tables,
+    }.get(kind, {})
     for field in dataclasses.fields(kind):
         hint = typing.get_type_hints(kind)[field.name]
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
@@ -193,23 +213,47 @@ def example(kind: type) -> Any:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("train --out run --data data --evaluate-every 0", "--evaluate-every 0: must be at least one"),
+        (
+            "train --out run --data data --evaluate-every 0",
+            "--evaluate-every 0: must be at least one",
+        ),
         ("train --out run --data data --checkpoint-every 0", "--checkpoint-every 0"),
         ("train --out run --data data --keep-latest -1", "--keep-latest -1"),
         ("train --out run --data data --device-count -1", "--device-count -1"),
         ("train --out run --data data --balance -1", "--balance -1.0"),
-        ("train --out run --data data --crop-scale 0.9 0.1", "--crop-scale 0.9 0.1: must be 0 < low <= high <= 1"),
-        ("train --out run --data data --folds 3 --fold 3", "--fold 3: must be from 0 to --folds - 1, 2"),
+        (
+            "train --out run --data data --crop-scale 0.9 0.1",
+            "--crop-scale 0.9 0.1: must be 0 < low <= high <= 1",
+        ),
+        (
+            "train --out run --data data --folds 3 --fold 3",
+            "--fold 3: must be from 0 to --folds - 1, 2",
+        ),
         ("evaluate --run run --batch-size 0", "--batch-size 0"),
         ("evaluate --run run --replicates 0", "--replicates 0"),
         ("split --data data --out split.parquet --folds 1", "--folds 1: must be 2 or more"),
         ("predict --run run --data data --out .", "--out ."),
-        ("predict --run run --data data --out p.txt", "--out p.txt: must be a name that ends in .parquet or .csv"),
-        ("predict --run run --data data --out /dev/null", "--out /dev/null: must be a new name, or a regular file"),
-        ("classify --features f --out /dev/null", "--out /dev/null: must be a new name, or a folder"),
+        (
+            "predict --run run --data data --out p.txt",
+            "--out p.txt: must be a name that ends in .parquet or .csv",
+        ),
+        (
+            "predict --run run --data data --out /dev/null",
+            "--out /dev/null: must be a new name, or a regular file",
+        ),
+        (
+            "classify --features f --out /dev/null",
+            "--out /dev/null: must be a new name, or a folder",
+        ),
         ("split --data data --out s.csv", "--out s.csv: must be a name that ends in .parquet"),
-        ("features --data data --out f.csv --weights w", "--out f.csv: must be a name that ends in .parquet or .h5ad"),
-        ("embed --features f.parquet --out page.pdf", "--out page.pdf: must be a name that ends in .png"),
+        (
+            "features --data data --out f.csv --weights w",
+            "--out f.csv: must be a name that ends in .parquet or .h5ad",
+        ),
+        (
+            "embed --features f.parquet --out page.pdf",
+            "--out page.pdf: must be a name that ends in .png",
+        ),
         ("features --data data --out f.parquet", "--weights"),
         ("classify --features f --out o --hold-out P --all-folds", "--hold-out P"),
         ("classify --features f --out o --negcon DMSO", "--negcon DMSO: must be COLUMN=VALUE"),

@@ -17,7 +17,14 @@ from matplotlib.figure import Figure
 
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import file_digest, read_json, write_csv
-from perturbjax.core.messages import PLOT_TEXT, PlainConsole, console, csv_text, csv_value, html_text
+from perturbjax.core.messages import (
+    PLOT_TEXT,
+    PlainConsole,
+    console,
+    csv_text,
+    csv_value,
+    html_text,
+)
 from perturbjax.core.options import parse_options
 from perturbjax.data.splits import ManifestConfig
 
@@ -49,7 +56,9 @@ def test_html_is_escaped_inside_quotes_too():
 
 
 def test_a_spreadsheet_runs_nothing_of_a_table(tmp_path):
-    table = pd.DataFrame({"=1+1": ["=HYPERLINK(1)", "@x", "-SO3H", "-1.5", "DMSO"], "value": [-1.5, 2, 3, 4, np.nan]})
+    table = pd.DataFrame(
+        {"=1+1": ["=HYPERLINK(1)", "@x", "-SO3H", "-1.5", "DMSO"], "value": [-1.5, 2, 3, 4, np.nan]}
+    )
     write_csv(tmp_path / "table.csv", table)
     back = pd.read_csv(tmp_path / "table.csv")
     assert list(back.iloc[:, 0]) == ["'=HYPERLINK(1)", "'@x", "'-SO3H", "-1.5", "DMSO"]
@@ -57,7 +66,9 @@ def test_a_spreadsheet_runs_nothing_of_a_table(tmp_path):
     assert csv_text(-3) == -3
 
 
-@pytest.mark.parametrize("text", ["=1", "'=1", "''-a", "'plain", "'", "-1.5", "'-1.5", "", "DMSO", "@x"])
+@pytest.mark.parametrize(
+    "text", ["=1", "'=1", "''-a", "'plain", "'", "-1.5", "'-1.5", "", "DMSO", "@x"]
+)
 def test_what_is_guarded_for_spreadsheets_is_read_back(text):
     assert csv_value(csv_text(text)) == text
 
@@ -87,7 +98,10 @@ def wrapped() -> None:
     [
         (raises(InputError("two\nlines \x1b[2J")), "error: two lines �[2J\n"),
         (raises(OSError(errno.ENOSPC, "full", "/data/x")), "no space left on the disk of /data/x"),
-        (raises(RuntimeError(f"RESOURCE_EXHAUSTED: {os.strerror(errno.ENOSPC)}")), "no space left on the disk;"),
+        (
+            raises(RuntimeError(f"RESOURCE_EXHAUSTED: {os.strerror(errno.ENOSPC)}")),
+            "no space left on the disk;",
+        ),
         (wrapped, "no space left on the disk of shard-0"),
         (raises(MemoryError()), "out of memory"),
     ],
@@ -108,15 +122,23 @@ def test_a_reader_that_leaves_is_no_traceback(words):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "perturbjax.cli", *words], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, "-m", "perturbjax.cli", *words],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
     )
     os.close(writer)
     assert done.returncode == 141 and done.stderr == ""
 
 
 def test_a_word_that_does_not_fit_is_said_without_a_box():
-    with pytest.raises(InputError, match=r"^Error parsing --folds: .*'two'.*run perturbjax split --help\)|--folds"):
-        parse_options(ManifestConfig, ["--data", "d", "--out", "o", "--folds", "two"], prog="perturbjax split")
+    with pytest.raises(
+        InputError, match=r"^Error parsing --folds: .*'two'.*run perturbjax split --help\)|--folds"
+    ):
+        parse_options(
+            ManifestConfig, ["--data", "d", "--out", "o", "--folds", "two"], prog="perturbjax split"
+        )
 
 
 def test_json_nested_without_end_is_refused(tmp_path):
@@ -139,5 +161,12 @@ def test_names_of_classes_come_through_json_as_they_are(tmp_path):
 
 @pytest.mark.parametrize("module", ["perturbjax.cli", "data_prep"])
 def test_commands_are_listed_where_python_drops_docstrings_and_assertions(module):
-    done = subprocess.run([sys.executable, "-OO", "-m", module, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr and ("build" in done.stdout) and "Traceback" not in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", module, "--help"], capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 0
+        and not done.stderr
+        and ("build" in done.stdout)
+        and "Traceback" not in done.stdout
+    )

@@ -19,7 +19,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         _ = 1 / 0
     assert (tmp_path / "a.json").read_text() == "old"
     write_json(tmp_path / "a.json", 3)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_text() == "3\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and (
+        tmp_path / "a.json"
+    ).read_text() == "3\n"
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
@@ -27,7 +29,9 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "a.json").symlink_to(tmp_path / "disk" / "b.json")
     for value in (1, 2):  # the first makes what the link points to
         write_json(tmp_path / "a.json", value)
-        assert (tmp_path / "a.json").is_symlink() and (tmp_path / "disk" / "b.json").read_text() == f"{value}\n"
+        assert (tmp_path / "a.json").is_symlink() and (
+            tmp_path / "disk" / "b.json"
+        ).read_text() == f"{value}\n"
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link to a pipe"])

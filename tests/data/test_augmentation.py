@@ -18,8 +18,12 @@ from perturbjax.data import augmentation as augment
 from perturbjax.data.augmentation import RawBatch, prepare
 
 SIZE = 32
-STILL = AugmentConfig(crop=SIZE, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False, rotate=0.0)
-MOVING = dataclasses.replace(STILL, crop_scale=(0.2, 1.0), crop_ratio=(0.75, 4 / 3), flip=True, rotate=180.0)
+STILL = AugmentConfig(
+    crop=SIZE, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False, rotate=0.0
+)
+MOVING = dataclasses.replace(
+    STILL, crop_scale=(0.2, 1.0), crop_ratio=(0.75, 4 / 3), flip=True, rotate=180.0
+)
 NUMBERS = InputConfig(mask_encoding="instance")
 
 
@@ -47,7 +51,9 @@ def as_batch(image, mask, records=None):
 @pytest.fixture(scope="module")
 def sites():
     """16 sites of blobs: smooth noise cut at its median, its parts numbered."""
-    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(16, SIZE, SIZE)), (0, 3, 3))
+    noise = ndimage.gaussian_filter(
+        np.random.default_rng(0).normal(size=(16, SIZE, SIZE)), (0, 3, 3)
+    )
     mask = np.stack([ndimage.label(site > np.median(site))[0] for site in noise]).astype(np.uint16)
     image = np.random.default_rng(1).integers(0, 60000, (16, SIZE, SIZE, 2), dtype=np.uint16)
     return image, mask
@@ -140,7 +146,9 @@ def test_crops_have_the_stated_areas_ratios_and_lie_inside():
 
 def test_crops_cover_the_whole_site():
     b = 2048
-    numbers = np.broadcast_to(np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE), (b, SIZE, SIZE))
+    numbers = np.broadcast_to(
+        np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE), (b, SIZE, SIZE)
+    )
     config = dataclasses.replace(STILL, crop_scale=(0.2, 0.4))
     seen = np.asarray(prepared(as_batch(numbers, numbers), augment=config))[..., 0]
     assert len(np.unique(seen)) == SIZE * SIZE
@@ -148,7 +156,9 @@ def test_crops_cover_the_whole_site():
 
 def test_corners_are_filled_from_inside_the_site():
     cells = np.full((16, SIZE, SIZE), 7, np.uint16)
-    out = np.asarray(prepared(as_batch(cells, cells), augment=dataclasses.replace(STILL, rotate=180.0)))
+    out = np.asarray(
+        prepared(as_batch(cells, cells), augment=dataclasses.replace(STILL, rotate=180.0))
+    )
     np.testing.assert_allclose(out, 7, rtol=1e-6)
 
 
@@ -209,7 +219,9 @@ def test_a_crop_of_any_size_keeps_its_sharpness_within_a_factor():
     )
     side = np.asarray(augment._random_boxes(draws, size, size, config).size)[:, 0]
     wave = np.sin(2 * np.pi * np.arange(size) / (4 * side[:, None] / 32))
-    image = np.rint(1000 + 1000 * np.broadcast_to(wave[:, None, :], (b, size, size))).astype(np.uint16)
+    image = np.rint(1000 + 1000 * np.broadcast_to(wave[:, None, :], (b, size, size))).astype(
+        np.uint16
+    )
     out = np.asarray(prepared(as_batch(image, image), augment=config))[..., 1]
     contrast = out.std((1, 2)) / 1000 * math.sqrt(2)
     assert contrast.min() > 0.4
@@ -227,7 +239,8 @@ def test_ablations_blank_mask_or_image(sites, use, channel):
 def test_the_legacy_way_turns_the_image_and_not_its_mask(sites):
     raw = as_batch(*sites)
     still, legacy = (
-        dataclasses.replace(STILL, flip=f, rotate=r, legacy_augmentation=f) for f, r in ((False, 0), (True, 90))
+        dataclasses.replace(STILL, flip=f, rotate=r, legacy_augmentation=f)
+        for f, r in ((False, 0), (True, 90))
     )
     before, after = (np.asarray(prepared(raw, augment=config)) for config in (still, legacy))
     assert np.array_equal(after[..., 0], before[..., 0])

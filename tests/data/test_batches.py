@@ -50,7 +50,12 @@ def dataset(tmp_path_factory):
     for n in range(SITES):
         image = random.normal(1000 + 2000 * (n % 3), 100 + n, (HEIGHT, WIDTH, 2)).astype(np.uint16)
         mask = np.kron(random.integers(0, 4, (4, 3)), np.ones((5, 6), int)).astype(np.uint16)
-        metadata = {PLATE: f"P{n % 3}", WELL: f"A{n % 5:02d}", SITE: str(n), "Metadata_moa": f"moa{n % 2}"}
+        metadata = {
+            PLATE: f"P{n % 3}",
+            WELL: f"A{n % 5:02d}",
+            SITE: str(n),
+            "Metadata_moa": f"moa{n % 2}",
+        }
         sites.append(SitePixels(image, mask))
         rows.append({"site_id": f"s{n}", **metadata, "Metadata_pert_iname": f"drug{n % 4}"})
     folder = write_dataset(
@@ -112,7 +117,9 @@ def test_so_many_steps_an_epoch_visit_records_equally_often_but_for_one(n, batch
 
 
 def test_epochs_and_seeds_differ_in_order():
-    first, other_epoch, other_seed = (epoch_order(s, e, RECORDS, 8)[0] for s, e in ((0, 0), (0, 1), (1, 0)))
+    first, other_epoch, other_seed = (
+        epoch_order(s, e, RECORDS, 8)[0] for s, e in ((0, 0), (0, 1), (1, 0))
+    )
     assert not np.array_equal(first, other_epoch)
     assert not np.array_equal(first, other_seed)
 
@@ -169,7 +176,10 @@ def test_a_stream_begins_at_any_step_and_several_may_run_at_once(dataset, placem
 
 def test_worker_processes_give_the_same_live_through_epochs_and_end_when_closed(dataset, placement):
     fed = decoder(dataset)
-    with ResidentFeed.load(fed, placement) as resident, StreamedFeed(fed, placement, workers=2) as streamed:
+    with (
+        ResidentFeed.load(fed, placement) as resident,
+        StreamedFeed(fed, placement, workers=2) as streamed,
+    ):
         whole = resident.batches(ORDER)
         training = streamed.batches(ORDER)
         first = [next(training)]
@@ -179,7 +189,9 @@ def test_worker_processes_give_the_same_live_through_epochs_and_end_when_closed(
         assert_same(first, [next(whole) for _ in first])
         assert {process.pid for process in multiprocessing.active_children()} == processes
         list(streamed.batches(Order.once(np.arange(SITES), BATCH)))
-        assert len(multiprocessing.active_children()) == 2, "a single pass started processes of its own"
+        assert len(multiprocessing.active_children()) == 2, (
+            "a single pass started processes of its own"
+        )
     assert not multiprocessing.active_children()
 
 
@@ -187,12 +199,17 @@ def test_parts_of_several_processes_make_up_the_batch(dataset):
     fed, order = decoder(dataset), epochs(0, 1)
     for at in range(len(order)):
         parts = [fed(order.share(part, 2)[at]) for part in (0, 1)]
-        assert_same([fed(order[at])], [RawBatch(*(np.concatenate(pair) for pair in zip(*parts, strict=True)))])
+        assert_same(
+            [fed(order[at])],
+            [RawBatch(*(np.concatenate(pair) for pair in zip(*parts, strict=True)))],
+        )
 
 
 def test_a_record_that_pads_a_batch_is_decoded_once(dataset, monkeypatch):
     fed, read = decoder(dataset), []
-    monkeypatch.setattr(fed, "read_into", lambda *of: read.append(of[0]) or Decoder.read_into(fed, *of))
+    monkeypatch.setattr(
+        fed, "read_into", lambda *of: read.append(of[0]) or Decoder.read_into(fed, *of)
+    )
     batch = fed(Order.once(np.array([4, 9]), 7)[0])
     assert read == [4, 9] and np.array_equal(batch.weight, [1, 1, 0, 0, 0, 0, 0])
     assert all(np.array_equal(batch.image[row], batch.image[row % 2]) for row in range(7))
@@ -260,14 +277,18 @@ def test_any_column_can_be_the_label_and_unknown_classes_are_marked(dataset):
 
 def test_shuffled_masks_are_all_another_sites_and_the_seed_decides(dataset):
     shuffle = dataclasses.replace(INPUT, mask_use="shuffle")
-    first, again, other = (describe_sites(dataset, shuffle, seed=seed).mask_of for seed in (0, 0, 1))
+    first, again, other = (
+        describe_sites(dataset, shuffle, seed=seed).mask_of for seed in (0, 0, 1)
+    )
     assert (first != np.arange(SITES)).all()
     assert sorted(first) == list(range(SITES))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_large_sites_are_stored_at_the_resolution_that_crops_can_use(dataset, placement):
-    augment = AugmentConfig(crop=4, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0))  # 13 pixels and more shrink to 4
+    augment = AugmentConfig(
+        crop=4, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)
+    )  # 13 pixels and more shrink to 4
     fed = decoder(dataset, augment=augment)
     resident = ResidentFeed.load(fed, placement)
     assert resident.arrays.image.shape == (SITES, HEIGHT // 4, -(-WIDTH // 4), 2)

@@ -47,7 +47,10 @@ def test_what_is_left_out_is_counted_and_named(index):
     assert kept.sum() == 17
     assert said[0] == "excluded by focus_DNA<-6: 2 of 20 sites (1 have no focus_DNA and are kept)"
     assert said[2] == "excluded together: 3 sites (DMSO 2, taxol 1)"
-    assert "no site is left of taxol" in kept_sites(index, ("Metadata_moa==taxol",), "Metadata_moa")[1][1]
+    assert (
+        "no site is left of taxol"
+        in kept_sites(index, ("Metadata_moa==taxol",), "Metadata_moa")[1][1]
+    )
     assert kept_sites(index, (), "Metadata_moa")[1] == []
 
 
@@ -61,7 +64,9 @@ def test_rules_come_from_a_file_too(tmp_path):
 def test_excluded_sites_neither_train_nor_judge(index, tmp_path, by_file):
     config = SplitConfig(exclude=("focus_DNA<-6",))
     if by_file:
-        splits.write_split(splits.make_split(index, "well", label="Metadata_moa"), tmp_path / "split.parquet")
+        splits.write_split(
+            splits.make_split(index, "well", label="Metadata_moa"), tmp_path / "split.parquet"
+        )
         config = SplitConfig(split_file=str(tmp_path / "split.parquet"), exclude=("focus_DNA<-6",))
     manifest = splits.split_for(index, config, label="Metadata_moa", seed=0)
     assert set(manifest["site_id"]) == {f"s{k}" for k in range(2, 20)}

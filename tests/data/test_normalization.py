@@ -29,7 +29,10 @@ def folder(tmp_path_factory):
     for name, sites in (("many", SITES), ("few", FEW)):
         write_dataset(folder / name, sites=sites, size=32, channels=CHANNELS)
     many, few = (open_dataset(folder / name) for name in ("many", "few"))
-    assert all(np.array_equal(a, b) for a, b in zip(many.read(range(FEW)), few.read(range(FEW)), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(many.read(range(FEW)), few.read(range(FEW)), strict=True)
+    )
     return folder
 
 
@@ -46,7 +49,9 @@ def trained(folder):
                 optim=OptimConfig(epochs=1, batch_size=16),
                 split=SplitConfig(folds=3),
             )
-            runs[name] = fit(TrainConfig(out=folder / f"run_{name}", data=(folder / "many",), recipe=recipe)).path
+            runs[name] = fit(
+                TrainConfig(out=folder / f"run_{name}", data=(folder / "many",), recipe=recipe)
+            ).path
         return runs[name]
 
     return train
@@ -54,7 +59,9 @@ def trained(folder):
 
 def answers(run, data, out) -> np.ndarray:
     """Probabilities of the first sites."""
-    table = pd.read_parquet(predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=BATCH), (data,), out)))
+    table = pd.read_parquet(
+        predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=BATCH), (data,), out))
+    )
     return table[[name for name in table if name.startswith("prob_")]].to_numpy()[:FEW]
 
 
@@ -62,25 +69,38 @@ def said(capsys) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("dtype", "site")), "log"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("dtype", "site")), "log"]
+)
 def test_nine_sites_alone_are_answered_as_among_all(trained, folder, tmp_path, capsys, name):
     run = trained(name)
-    among, alone = (answers(run, folder / data, tmp_path / f"{data}.parquet") for data in ("many", "few"))
+    among, alone = (
+        answers(run, folder / data, tmp_path / f"{data}.parquet") for data in ("many", "few")
+    )
     np.testing.assert_array_equal(alone, among)
     assert "note:" not in said(capsys)
 
 
 def test_a_background_of_the_nine_themselves_is_another(folder):
     """So that the test above can fail."""
-    few, many = (normalize.fit(open_dataset(folder / name), InputConfig(normalize="log")) for name in ("few", "many"))
-    assert any(abs(few["background"][name] / many["background"][name] - 1) > 1e-3 for name in CHANNELS)
+    few, many = (
+        normalize.fit(open_dataset(folder / name), InputConfig(normalize="log"))
+        for name in ("few", "many")
+    )
+    assert any(
+        abs(few["background"][name] / many["background"][name] - 1) > 1e-3 for name in CHANNELS
+    )
 
 
 def test_features_of_a_run_use_its_statistics_too(trained, folder, tmp_path):
     def values(name: str) -> np.ndarray:
-        config = FeaturesConfig((folder / name,), tmp_path / f"{name}.parquet", run=trained("log"), batch_size=BATCH)
+        config = FeaturesConfig(
+            (folder / name,), tmp_path / f"{name}.parquet", run=trained("log"), batch_size=BATCH
+        )
         table = pd.read_parquet(extract(config))
-        return table[[column for column in table if not column.startswith("Metadata_")]].to_numpy()[:FEW]
+        return table[[column for column in table if not column.startswith("Metadata_")]].to_numpy()[
+            :FEW
+        ]
 
     np.testing.assert_array_equal(values("few"), values("many"))
 
@@ -110,7 +130,11 @@ def test_a_plate_that_is_not_whole_is_named_in_one_line(trained, folder, tmp_pat
 
 def test_a_new_plate_is_whole_from_half_of_what_plates_had(folder, capsys):
     few, input = open_dataset(folder / "few"), InputConfig(normalize="plate")
-    for plates, expected in (({"A": 16, "B": 18}, False), ({"A": 40, "B": 44}, True), ({"P0": 9, "B": 99}, False)):
+    for plates, expected in (
+        ({"A": 16, "B": 18}, False),
+        ({"A": 40, "B": 44}, True),
+        ({"P0": 9, "B": 99}, False),
+    ):
         normalize.statistics_for(few, input, {"plates": plates}, "run", own=False)
         assert ("plate P0 has 9 sites" in said(capsys)) == expected
 

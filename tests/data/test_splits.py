@@ -28,7 +28,13 @@ def plate_index(
             for site in range(sites):
                 name = f"{'ABCDEFGH'[well // 12]}{well % 12 + 1:02d}"
                 rows.append(
-                    (f"P{plate}_{name}_{site}", f"P{plate}", name, f"cpd{order[well]}", f"moa{order[well] % 3}")
+                    (
+                        f"P{plate}_{name}_{site}",
+                        f"P{plate}",
+                        name,
+                        f"cpd{order[well]}",
+                        f"moa{order[well] % 3}",
+                    )
                 )
     columns = ["site_id", "Metadata_Plate", "Metadata_Well", "Metadata_pert_iname", "Metadata_moa"]
     return pd.DataFrame(rows, columns=columns)
@@ -42,12 +48,16 @@ def plate_index(
     folds=st.integers(2, 4),
     seed=st.integers(0, 5),
 )
-def test_groups_never_stand_on_both_sides_and_folds_partition_the_sites(policy, plates, wells, folds, seed):
+def test_groups_never_stand_on_both_sides_and_folds_partition_the_sites(
+    policy, plates, wells, folds, seed
+):
     index = plate_index(plates=plates, wells=wells)
     judged = []
     for fold in range(folds):
         try:
-            manifest = splits.make_split(index, policy, label="Metadata_moa", folds=folds, fold=fold, seed=seed)
+            manifest = splits.make_split(
+                index, policy, label="Metadata_moa", folds=folds, fold=fold, seed=seed
+            )
         except InputError as error:
             assert "fewer folds" in str(error) or "nothing can be learned" in str(error)
             return
@@ -62,7 +72,9 @@ def test_plate_split_is_scikit_learns_stratified_group_k_fold():
 
     index = plate_index()
     folder = StratifiedGroupKFold(5, shuffle=True, random_state=3)
-    _, judged = list(folder.split(np.zeros(len(index)), index["Metadata_moa"], index["Metadata_Plate"]))[2]
+    _, judged = list(
+        folder.split(np.zeros(len(index)), index["Metadata_moa"], index["Metadata_Plate"])
+    )[2]
     manifest = splits.make_split(index, "plate", label="Metadata_moa", folds=5, fold=2, seed=3)
     assert list(np.flatnonzero(manifest["part"] == "test")) == list(judged)
 
@@ -82,7 +94,9 @@ def test_fingerprint_names_the_split_and_not_the_row_order():
     index = plate_index()
     manifest = splits.make_split(index, "well", label="Metadata_moa", seed=0)
     other = splits.make_split(index, "well", label="Metadata_moa", seed=1)
-    assert splits.fingerprint(manifest) == splits.fingerprint(manifest.sample(frac=1, random_state=0))
+    assert splits.fingerprint(manifest) == splits.fingerprint(
+        manifest.sample(frac=1, random_state=0)
+    )
     assert splits.fingerprint(manifest) != splits.fingerprint(other)
 
 
@@ -107,7 +121,9 @@ def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
     manifest = manifest.copy()
     match how:
         case "overlap":
-            manifest.loc[manifest.index[0], "part"] = "train" if manifest["part"].iloc[0] == "test" else "test"
+            manifest.loc[manifest.index[0], "part"] = (
+                "train" if manifest["part"].iloc[0] == "test" else "test"
+            )
         case "unknown part":
             manifest.loc[3, "part"] = "validation"
         case "twice":
@@ -177,4 +193,6 @@ def test_the_real_plates_deal_the_fold_that_is_reported(shared):
     manifest = splits.make_split(index, "plate", label="Metadata_moa", folds=5, fold=0, seed=0)
     judged = index[(manifest["part"] == "test").to_numpy()]
     assert len(judged) == 425
-    assert judged["Metadata_moa"].value_counts(normalize=True).max() == pytest.approx(0.376, abs=0.001)
+    assert judged["Metadata_moa"].value_counts(normalize=True).max() == pytest.approx(
+        0.376, abs=0.001
+    )

@@ -59,7 +59,9 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
         with pytest.raises(SystemExit) as stopped:
             main()
         assert stopped.value.code == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        lines = [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")
+        ]
         assert len(lines) == 1
         return lines[0]
 
@@ -81,7 +83,9 @@ def build_arguments(plate: Path, tmp_path: Path) -> Callable[..., list[str]]:
 def command() -> Callable[..., subprocess.Popen]:
     """Start `python -m data_prep …` in its own process."""
 
-    def start(*arguments: object, start_new_session: bool = False, **environment: str) -> subprocess.Popen:
+    def start(
+        *arguments: object, start_new_session: bool = False, **environment: str
+    ) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", "data_prep", *map(str, arguments)],
             stderr=subprocess.PIPE,

@@ -18,7 +18,9 @@ from perturbjax.dataset import open_dataset
 from perturbjax.dataset.checksums import verify_dataset
 
 
-def part(plate: Path, name: str, change: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table) -> Path:
+def part(
+    plate: Path, name: str, change: Callable[[pd.DataFrame], pd.DataFrame] = lambda table: table
+) -> Path:
     """The load_data.csv of one plate of the two."""
     table = pd.read_csv(plate / "load_data.csv", dtype=str, keep_default_na=False)
     change(table[table["Metadata_Plate"] == name]).to_csv(plate / f"{name}.csv", index=False)
@@ -53,7 +55,9 @@ def test_a_plate_is_added_and_the_shards_that_were_there_are_the_same_files(plat
     build(options(plate, tmp_path / "whole"))
     whole = open_dataset(tmp_path / "whole")
     np.testing.assert_array_equal(opened.read(np.arange(24))[0], whole.read(np.arange(24))[0])
-    pd.testing.assert_frame_equal(opened.index.drop(columns="label"), whole.index.drop(columns="label"))
+    pd.testing.assert_frame_equal(
+        opened.index.drop(columns="label"), whole.index.drop(columns="label")
+    )
     (added,) = opened.provenance["appended"]
     assert added["n_sites"] == 12 and added["source"]["name"] == "SIM002.csv"
     assert sorted(path.name for path in first.parent.iterdir() if path.name.startswith(".")) == []
@@ -101,7 +105,15 @@ def test_what_does_not_fit_is_one_line(plate, first, tmp_path):
     with pytest.raises(InputError, match="has plate SIM001 already"):
         build(of(plate, "SIM001", first, append=True, change=lambda table: table.iloc[:4]))
     with pytest.raises(InputError, match="has no Metadata_moa"):
-        build(of(plate, "SIM002", first, append=True, change=lambda table: table.drop(columns="Metadata_moa")))
+        build(
+            of(
+                plate,
+                "SIM002",
+                first,
+                append=True,
+                change=lambda table: table.drop(columns="Metadata_moa"),
+            )
+        )
     with pytest.raises(InputError, match="there is no dataset at"):
         build(of(plate, "SIM002", tmp_path / "nowhere", append=True))
     with pytest.raises(InputError, match="given without --overwrite"):
@@ -116,7 +128,15 @@ def test_images_that_changed_after_they_were_added_are_told_of(plate, first):
 
 
 def test_a_column_more_is_left_out_and_said(plate, first, capsys):
-    build(of(plate, "SIM002", first, append=True, change=lambda table: table.assign(Metadata_more="x")))
+    build(
+        of(
+            plate,
+            "SIM002",
+            first,
+            append=True,
+            change=lambda table: table.assign(Metadata_more="x"),
+        )
+    )
     assert "Metadata_more is not in" in capsys.readouterr().err
     assert "Metadata_more" not in open_dataset(first).index.columns
 

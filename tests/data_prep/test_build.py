@@ -37,7 +37,9 @@ def test_records_hold_the_pixels_of_the_files_in_the_order_of_the_table(simulate
     images, masks = opened.read([5, 0])
     for image, row in zip(images, (5, 0), strict=True):
         for channel, name in enumerate(opened.channel_names):
-            path = simulated / table[f"PathName_Orig{name}"][row] / table[f"FileName_Orig{name}"][row]
+            path = (
+                simulated / table[f"PathName_Orig{name}"][row] / table[f"FileName_Orig{name}"][row]
+            )
             np.testing.assert_array_equal(image[..., channel], tifffile.imread(path))
     assert masks.dtype == np.uint16 and (masks.max((1, 2)) > 0).all()
 
@@ -55,7 +57,9 @@ def test_the_index_says_what_the_records_hold(dataset):
         assert row["mask_area"] == (record["mask"] > 0).sum()
         actin = record["image"][..., 1]
         expected = [actin.mean(), actin.std(), *np.percentile(actin, (1, 50, 99))]
-        found = row[["mean_Actin", "std_Actin", "p01_Actin", "p50_Actin", "p99_Actin"]].astype(float)
+        found = row[["mean_Actin", "std_Actin", "p01_Actin", "p50_Actin", "p99_Actin"]].astype(
+            float
+        )
         np.testing.assert_allclose(found, expected)
 
 
@@ -71,26 +75,45 @@ def test_provenance_says_how_it_was_made(dataset, simulated):
     for name, file in provenance["files"].items():
         assert file["sha256"] == contents(dataset)[name]
     row = pd.read_csv(simulated / "load_data.csv", dtype=str).iloc[4]
-    paths = [simulated / row[f"PathName_Orig{c}"] / row[f"FileName_Orig{c}"] for c in ("DNA", "Actin", "Tubulin")]
+    paths = [
+        simulated / row[f"PathName_Orig{c}"] / row[f"FileName_Orig{c}"]
+        for c in ("DNA", "Actin", "Tubulin")
+    ]
     digest = pixel_digest(tifffile.imread(path) for path in paths)
     assert open_dataset(dataset).column("source_sha256")[4] == digest
     assert str(simulated) not in json.dumps(provenance)
 
 
 def test_the_aggregated_image_is_resized_with_its_mask(simulated, tmp_path):
-    build(options(simulated, tmp_path / "dataset", aggregate="median", segment_channels="", resize=32, workers=2))
+    build(
+        options(
+            simulated,
+            tmp_path / "dataset",
+            aggregate="median",
+            segment_channels="",
+            resize=32,
+            workers=2,
+        )
+    )
     opened = open_dataset(tmp_path / "dataset")
     assert opened.channel_names == ["aggregate"] and opened.image_size == (32, 32)
     images, masks = opened.read([0])
     table = pd.read_csv(simulated / "load_data.csv")
-    paths = [simulated / "images/SIM001" / table[f"FileName_Orig{c}"][0] for c in ("DNA", "Actin", "Tubulin")]
-    whole = aggregate_channels(np.stack([tifffile.imread(path) for path in paths], -1), "median")[..., 0]
+    paths = [
+        simulated / "images/SIM001" / table[f"FileName_Orig{c}"][0]
+        for c in ("DNA", "Actin", "Tubulin")
+    ]
+    whole = aggregate_channels(np.stack([tifffile.imread(path) for path in paths], -1), "median")[
+        ..., 0
+    ]
     blocks = whole.reshape(32, 2, 32, 2).mean((1, 3))
     np.testing.assert_allclose(images[0, ..., 0], blocks, atol=1)
     assert masks.shape == (1, 32, 32) and masks.max() > 0
 
 
-def test_building_again_changes_nothing_and_other_settings_need_overwrite(simulated, dataset, capsys):
+def test_building_again_changes_nothing_and_other_settings_need_overwrite(
+    simulated, dataset, capsys
+):
     before = contents(dataset)
     build(options(simulated, dataset, segmenter="auto"))
     assert "is already built" in capsys.readouterr().err
@@ -113,7 +136,9 @@ def test_memory_does_not_grow_with_the_plate(tmp_path):
 
     def peak(count: int) -> float:
         command = [sys.executable, "-c", MEMORY, str(tmp_path / str(count)), str(count)]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        return float(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+        )
 
     assert peak(100) - peak(10) < 45
 
@@ -125,7 +150,9 @@ def test_large_plates_are_split_into_shards(simulated, tmp_path, monkeypatch):
     build(options(simulated, tmp_path / "dataset"))
     opened = open_dataset(tmp_path / "dataset")
     assert len(list((tmp_path / "dataset").glob("*array_record*"))) > 1
-    assert [opened.record(i)["site_id"].decode() for i in range(24)] == list(opened.index["site_id"])
+    assert [opened.record(i)["site_id"].decode() for i in range(24)] == list(
+        opened.index["site_id"]
+    )
 
 
 @pytest.mark.parametrize("name", ["provenance.json", "index.parquet", "dataset_info.json"])

@@ -18,8 +18,24 @@ from perturbjax.dataset import open_dataset
 
 def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, command, tmp_path):
     """Real processes, SIGKILL at random points of segmenting and of writing; finished sites are left alone."""
-    flags = ["--load-data", simulated / "load_data.csv", "--images", simulated, "--aggregate", "none"]
-    flags += ["--segment-channels", "DNA", "--segmenter", "watershed", "--workers", 2, "--mask-cache", "none"]
+    flags = [
+        "--load-data",
+        simulated / "load_data.csv",
+        "--images",
+        simulated,
+        "--aggregate",
+        "none",
+    ]
+    flags += [
+        "--segment-channels",
+        "DNA",
+        "--segmenter",
+        "watershed",
+        "--workers",
+        2,
+        "--mask-cache",
+        "none",
+    ]
     epoch = {"SOURCE_DATE_EPOCH": "1700000000"}
     assert command("build", *flags, "--out", tmp_path / "whole", **epoch).wait() == 0
 
@@ -59,7 +75,15 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, co
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the workers in /proc")
 def test_a_killed_worker_is_one_line_and_the_build_goes_on_after_it(simulated, command, tmp_path):
-    flags = ["build", "--load-data", simulated / "load_data.csv", "--images", simulated, "--workers", 1]
+    flags = [
+        "build",
+        "--load-data",
+        simulated / "load_data.csv",
+        "--images",
+        simulated,
+        "--workers",
+        1,
+    ]
     flags += ["--out", tmp_path / "dataset", "--mask-cache", "none"]
     process = command(*flags)
     while not list(tmp_path.glob(".dataset.building/masks/*.tiff")):
@@ -76,9 +100,28 @@ def test_a_killed_worker_is_one_line_and_the_build_goes_on_after_it(simulated, c
     assert len(open_dataset(tmp_path / "dataset")) == 24
 
 
-def test_images_that_change_between_a_kill_and_its_resumption_get_masks_of_their_own(plate, command, tmp_path):
-    flags = ["build", "--load-data", plate / "load_data.csv", "--images", plate, "--segment-channels", "DNA"]
-    flags += ["--aggregate", "none", "--segmenter", "watershed", "--workers", 1, "--mask-cache", "none"]
+def test_images_that_change_between_a_kill_and_its_resumption_get_masks_of_their_own(
+    plate, command, tmp_path
+):
+    flags = [
+        "build",
+        "--load-data",
+        plate / "load_data.csv",
+        "--images",
+        plate,
+        "--segment-channels",
+        "DNA",
+    ]
+    flags += [
+        "--aggregate",
+        "none",
+        "--segmenter",
+        "watershed",
+        "--workers",
+        1,
+        "--mask-cache",
+        "none",
+    ]
     process = command(*flags, "--out", tmp_path / "killed")
     while not len(list(tmp_path.glob(".killed.building/masks/*.tiff"))) > 2:
         assert process.poll() is None
@@ -108,7 +151,15 @@ def test_two_builds_of_one_output_do_not_meet(simulated, tmp_path):
 def test_builds_killed_with_all_their_processes_leave_no_semaphores(simulated, command, tmp_path):
     before = set(Path("/dev/shm").iterdir())
     process = command(
-        *("build", "--load-data", simulated / "load_data.csv", "--images", simulated, "--out", tmp_path / "dataset"),
+        *(
+            "build",
+            "--load-data",
+            simulated / "load_data.csv",
+            "--images",
+            simulated,
+            "--out",
+            tmp_path / "dataset",
+        ),
         *("--workers", 2, "--mask-cache", "none"),
         start_new_session=True,
     )
@@ -117,7 +168,10 @@ def test_builds_killed_with_all_their_processes_leave_no_semaphores(simulated, c
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not {path for path in Path("/dev/shm").iterdir() if path.name.startswith("sem.mp-")} - before
+    assert (
+        not {path for path in Path("/dev/shm").iterdir() if path.name.startswith("sem.mp-")}
+        - before
+    )
 
 
 def spawned(pid: int) -> bool:
@@ -130,9 +184,19 @@ def spawned(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the workers in /proc")
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.8])
-def test_ctrl_c_while_workers_start_prints_no_traceback_of_theirs(simulated, command, tmp_path, delay):
+def test_ctrl_c_while_workers_start_prints_no_traceback_of_theirs(
+    simulated, command, tmp_path, delay
+):
     process = command(
-        *("build", "--load-data", simulated / "load_data.csv", "--images", simulated, "--out", tmp_path / "dataset"),
+        *(
+            "build",
+            "--load-data",
+            simulated / "load_data.csv",
+            "--images",
+            simulated,
+            "--out",
+            tmp_path / "dataset",
+        ),
         *("--workers", 4),
         start_new_session=True,
     )

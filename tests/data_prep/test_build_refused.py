@@ -24,17 +24,31 @@ def replace(table: pd.DataFrame, row: int, column: str, value: str) -> pd.DataFr
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.drop(columns="Metadata_Well"), "load_data.csv: column Metadata_Well is missing"),
+        (
+            lambda t: t.drop(columns="Metadata_Well"),
+            "load_data.csv: column Metadata_Well is missing",
+        ),
         (lambda t: t.iloc[:0], "load_data.csv: has a header but no rows"),
-        (lambda t: t[[c for c in t if c.startswith("Metadata")]], "has no FileName_Orig<CHANNEL> column"),
-        (lambda t: replace(t, 2, "FileName_OrigDNA", "gone.tiff"), "row 4, channel DNA: gone.tiff is neither in"),
+        (
+            lambda t: t[[c for c in t if c.startswith("Metadata")]],
+            "has no FileName_Orig<CHANNEL> column",
+        ),
+        (
+            lambda t: replace(t, 2, "FileName_OrigDNA", "gone.tiff"),
+            "row 4, channel DNA: gone.tiff is neither in",
+        ),
         (lambda t: replace(t, 2, "FileName_OrigDNA", ""), "row 4, channel DNA: names no file"),
         (lambda t: replace(t, 2, "Metadata_Plate", ""), "row 4: Metadata_Plate is empty"),
         (lambda t: pd.concat([t, t.iloc[[3]]]), "rows 5 and 26: both are plate SIM001"),
-        (lambda t: t[[c for c in t if "pert" not in c and "moa" not in c and "broad" not in c]], "--label-column"),
+        (
+            lambda t: t[[c for c in t if "pert" not in c and "moa" not in c and "broad" not in c]],
+            "--label-column",
+        ),
     ],
 )
-def test_a_bad_table_is_one_line_and_nothing_is_written(edit, refused, build_arguments, tmp_path, change, message):
+def test_a_bad_table_is_one_line_and_nothing_is_written(
+    edit, refused, build_arguments, tmp_path, change, message
+):
     edit(change)
     assert message in refused(*build_arguments("--segment-channels", "DNA"))
     assert [path.name for path in tmp_path.iterdir()] == ["plate"]
@@ -53,11 +67,17 @@ def test_a_missing_and_an_empty_csv(plate, refused, build_arguments, tmp_path):
     [
         (["--channels", "DNA,Mito"], "--channels Mito: .*it has DNA, Actin, Tubulin"),
         (["--segment-channels", "Mito"], "Mito: .*it has DNA, Actin, Tubulin"),
-        (["--label-column", "Metadata_gene"], "--label-column Metadata_gene: .*it has Metadata_Plate"),
+        (
+            ["--label-column", "Metadata_gene"],
+            "--label-column Metadata_gene: .*it has Metadata_Plate",
+        ),
         (["--aggregate", "none"], "--segment-channels"),
         (["--weights", "nuclei"], "the watershed has no weights"),
         (["--precision", "bfloat16"], "--precision bfloat16: --segmenter watershed has none"),
-        (["--segmenter", "cellpose", "--weights", "cyto3"], "--segment-channels; there are DNA, Actin, Tubulin"),
+        (
+            ["--segmenter", "cellpose", "--weights", "cyto3"],
+            "--segment-channels; there are DNA, Actin, Tubulin",
+        ),
         (["--segmenter", "cellpose", "--segment-channels", "DNA"], "needs --weights"),
         (
             ["--segmenter", "cellpose", "--segment-channels", "DNA", "--weights", "cyto9"],
@@ -68,7 +88,9 @@ def test_a_missing_and_an_empty_csv(plate, refused, build_arguments, tmp_path):
         (["--workers", "-4"], "--workers -4"),
     ],
 )
-def test_a_bad_flag_is_one_line_and_nothing_is_written(refused, build_arguments, tmp_path, flags, message):
+def test_a_bad_flag_is_one_line_and_nothing_is_written(
+    refused, build_arguments, tmp_path, flags, message
+):
     import re
 
     assert re.search(message, refused(*build_arguments(*flags)))
@@ -76,7 +98,9 @@ def test_a_bad_flag_is_one_line_and_nothing_is_written(refused, build_arguments,
 
 
 @pytest.mark.parametrize("kind", ["text", "truncated", "shape"])
-def test_a_bad_image_is_told_of_before_anything_is_segmented(plate, refused, build_arguments, tmp_path, kind):
+def test_a_bad_image_is_told_of_before_anything_is_segmented(
+    plate, refused, build_arguments, tmp_path, kind
+):
     path = plate / "images/SIM002/SIM002_A01_s02_Actin.tiff"
     if kind == "text":
         path.write_text("no image")
@@ -89,10 +113,14 @@ def test_a_bad_image_is_told_of_before_anything_is_segmented(plate, refused, bui
     assert [path.name for path in tmp_path.iterdir()] == ["plate"]
 
 
-def test_an_image_that_claims_far_more_pixels_than_the_others_is_refused(plate, refused, build_arguments, tmp_path):
+def test_an_image_that_claims_far_more_pixels_than_the_others_is_refused(
+    plate, refused, build_arguments, tmp_path
+):
     for channel in ("DNA", "Actin", "Tubulin"):
         path = plate / f"images/SIM002/SIM002_A01_s02_{channel}.tiff"
-        tifffile.imwrite(path, np.zeros((64, 64), np.uint16), compression="zlib", metadata=None, rowsperstrip=64)
+        tifffile.imwrite(
+            path, np.zeros((64, 64), np.uint16), compression="zlib", metadata=None, rowsperstrip=64
+        )
         with tifffile.TiffFile(path, mode="r+") as tiff:
             for tag in ("ImageWidth", "ImageLength", "RowsPerStrip"):
                 tiff.pages[0].tags[tag].overwrite(6000)
@@ -106,7 +134,9 @@ def test_an_output_that_cannot_be_written(refused, build_arguments, tmp_path):
     assert "/proc" in refused(*build_arguments(out=Path("/proc/nowhere/dataset")))
 
 
-def test_a_folder_that_is_no_dataset_is_left_alone_even_with_overwrite(refused, build_arguments, tmp_path):
+def test_a_folder_that_is_no_dataset_is_left_alone_even_with_overwrite(
+    refused, build_arguments, tmp_path
+):
     precious = tmp_path / "dataset" / "thesis.txt"
     precious.parent.mkdir()
     precious.write_text("years of work")
@@ -146,11 +176,21 @@ if __name__ == "__main__":
     runpy.run_module("data_prep", run_name="__main__")
 """
     words = [sys.executable, "-c", code]
-    return subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        words, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_a_disk_that_fills_up_while_shards_are_written_is_one_line(simulated, tmp_path):
-    flags = ["build", "--load-data", simulated / "load_data.csv", "--images", simulated, "--workers", 1]
+    flags = [
+        "build",
+        "--load-data",
+        simulated / "load_data.csv",
+        "--images",
+        simulated,
+        "--workers",
+        1,
+    ]
     flags += ["--segment-channels", "DNA", "--segmenter", "watershed", "--aggregate", "none"]
     flags += ["--out", tmp_path / "dataset"]
     done = limited(flags, 300_000)
@@ -161,7 +201,9 @@ def test_a_disk_that_fills_up_while_shards_are_written_is_one_line(simulated, tm
 
 
 def test_a_disk_that_fills_up_while_a_plate_is_drawn_is_one_line(tmp_path):
-    done = limited(["simulate", "--out", tmp_path / "plate", "--wells", 4, "--compounds", 2], 20_000)
+    done = limited(
+        ["simulate", "--out", tmp_path / "plate", "--wells", 4, "--compounds", 2], 20_000
+    )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
     assert not (tmp_path / "plate").exists()

@@ -52,7 +52,12 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 def on(cluster: Cluster, plate: Path, out: Path, patience: float = 600.0, **changes) -> BuildConfig:
     return options(
-        plate, out, mask_cache="none", workers=0, where=ClusterConfig(cluster.address, patience=patience), **changes
+        plate,
+        out,
+        mask_cache="none",
+        workers=0,
+        where=ClusterConfig(cluster.address, patience=patience),
+        **changes,
     )
 
 
@@ -91,7 +96,9 @@ def test_a_killed_worker_loses_nothing(simulated, cluster, local, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_loses_its_tasks_to_others_and_it_is_said(simulated, cluster, local, tmp_path, capsys):
+def test_a_worker_that_hangs_loses_its_tasks_to_others_and_it_is_said(
+    simulated, cluster, local, tmp_path, capsys
+):
     hung, _ = cluster.add_worker(), cluster.add_worker()
     hung.send_signal(signal.SIGSTOP)
     build(on(cluster, simulated, tmp_path / "far", patience=6.0))
@@ -100,7 +107,9 @@ def test_a_worker_that_hangs_loses_its_tasks_to_others_and_it_is_said(simulated,
     assert "hangs (a task took over 6 s); its tasks go to others" in said
 
 
-def test_a_scheduler_that_is_started_again_is_given_what_is_not_done(simulated, cluster, local, tmp_path, capsys):
+def test_a_scheduler_that_is_started_again_is_given_what_is_not_done(
+    simulated, cluster, local, tmp_path, capsys
+):
     first = cluster.add_worker()
 
     def restart() -> None:
@@ -123,7 +132,15 @@ def test_a_scheduler_that_is_started_again_is_given_what_is_not_done(simulated, 
 @pytest.mark.slow
 def test_networks_run_in_the_workers_and_find_the_same_cells(simulated, cluster, tmp_path):
     cluster.add_worker()
-    build(options(simulated, tmp_path / "local", segmenter="nuclei", mask_cache="none", illumination="estimate"))
+    build(
+        options(
+            simulated,
+            tmp_path / "local",
+            segmenter="nuclei",
+            mask_cache="none",
+            illumination="estimate",
+        )
+    )
     build(on(cluster, simulated, tmp_path / "far", segmenter="nuclei", illumination="estimate"))
     assert contents(tmp_path / "far") == contents(tmp_path / "local")
 
@@ -138,7 +155,9 @@ def test_results_come_in_order_and_errors_as_they_were_raised(cluster):
             list(pool.in_order(int, ["x"]))
 
 
-def test_no_scheduler_is_one_line_and_nothing_is_written(refused, build_arguments, tmp_path, monkeypatch):
+def test_no_scheduler_is_one_line_and_nothing_is_written(
+    refused, build_arguments, tmp_path, monkeypatch
+):
     monkeypatch.setattr(engine, "CONNECT_S", 0.5)
     line = refused(*build_arguments("--cluster", "tcp://127.0.0.1:9"))
     assert "--cluster tcp://127.0.0.1:9: no scheduler could be reached there" in line
@@ -149,7 +168,10 @@ def test_no_scheduler_is_one_line_and_nothing_is_written(refused, build_argument
     ("changes", "message"),
     [
         ({"cluster": "host"}, "--cluster host: must be tcp://HOST:PORT or slurm"),
-        ({"cluster_options": Path("o.yaml")}, "--cluster-options o.yaml: must be given with --cluster slurm"),
+        (
+            {"cluster_options": Path("o.yaml")},
+            "--cluster-options o.yaml: must be given with --cluster slurm",
+        ),
         ({"patience": 0.0}, "--patience 0.0: must be 1 second or more"),
     ],
 )
@@ -163,7 +185,10 @@ def fake_slurm(folder: Path) -> Path:
     folder.mkdir()
     run = f'cp "$1" {folder}/job.sh; setsid bash {folder}/job.sh >> {folder}/log 2>&1 < /dev/null &'
     end = f"for pid in $(cat {folder}/pids); do kill -KILL -- -$pid; done"
-    for name, words in (("sbatch", f'{run} echo $! >> {folder}/pids; echo "job $!"'), ("scancel", end)):
+    for name, words in (
+        ("sbatch", f'{run} echo $! >> {folder}/pids; echo "job $!"'),
+        ("scancel", end),
+    ):
         (folder / name).write_text(f"#!/bin/bash\n{words}\n")
         (folder / name).chmod(stat.S_IRWXU)
     return folder
@@ -175,7 +200,9 @@ def test_jobs_of_slurm_are_started_and_ended(simulated, local, tmp_path, monkeyp
     settings = {"jobs": 1, "cores": 1, "memory": "2GB", "interface": "lo", "python": sys.executable}
     file = tmp_path / "options.yaml"
     file.write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
-    config = options(simulated, tmp_path / "far", mask_cache="none", where=ClusterConfig("slurm", file))
+    config = options(
+        simulated, tmp_path / "far", mask_cache="none", where=ClusterConfig("slurm", file)
+    )
     try:
         build(config)
     finally:

@@ -51,7 +51,9 @@ def test_a_damaged_table_is_one_line(tmp_path, content, words):
 @pytest.mark.parametrize("kept", [5, 40, -6])
 def test_a_packed_table_that_was_cut_short_is_one_line(tmp_path, kept):
     path = tmp_path / "t.csv.gz"
-    path.write_bytes(gzip.compress(b"a,b\n" + b"".join(b"%d,%d\n" % (n, n * n) for n in range(500)))[:kept])
+    path.write_bytes(
+        gzip.compress(b"a,b\n" + b"".join(b"%d,%d\n" % (n, n * n) for n in range(500)))[:kept]
+    )
     with pytest.raises(InputError, match=r"cannot be read as a table .*is it whole"):
         read_table(path)
 

@@ -51,8 +51,14 @@ class Gallery(SimpleHTTPRequestHandler):
         folder = Path(self.directory) / asked["prefix"][0]
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         start = int(asked.get("continuation-token", ["0"])[0])
-        keys = "".join(f"<Key>{asked['prefix'][0]}{escape(name)}</Key>" for name in names[start : start + 2])
-        more = f"<NextContinuationToken>{start + 2}</NextContinuationToken>" if start + 2 < len(names) else ""
+        keys = "".join(
+            f"<Key>{asked['prefix'][0]}{escape(name)}</Key>" for name in names[start : start + 2]
+        )
+        more = (
+            f"<NextContinuationToken>{start + 2}</NextContinuationToken>"
+            if start + 2 < len(names)
+            else ""
+        )
         self.send_response(200)
         self.end_headers()
         self.wfile.write(f"<ListBucketResult>{keys}{more}</ListBucketResult>".encode())
@@ -114,7 +120,9 @@ def test_a_fetched_plate_is_ready_to_build(gallery, tmp_path):
 
 def test_channels_wells_and_sites_can_be_chosen(gallery, tmp_path):
     url, asked, _ = gallery
-    fetch(FetchConfig(PLATE, tmp_path / "out", channels="DNA", wells="A02,B01", sites=1, base_url=url))
+    fetch(
+        FetchConfig(PLATE, tmp_path / "out", channels="DNA", wells="A02,B01", sites=1, base_url=url)
+    )
     assert len(list((tmp_path / "out/images").rglob("*.tiff"))) == 2
     table = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out")
     assert list(table.sites["site_id"]) == [f"{PLATE}_A02_1", f"{PLATE}_B01_1"]
@@ -165,18 +173,28 @@ def change(served: Path, name: str, old: str, new: str) -> None:
     file.write_text(file.read_text().replace(old, new))
 
 
-@pytest.mark.parametrize("name", ["../../../escaped.tiff", "/tmp/escaped.tiff", "..", "a\\\\b.tiff"])
+@pytest.mark.parametrize(
+    "name", ["../../../escaped.tiff", "/tmp/escaped.tiff", "..", "a\\\\b.tiff"]
+)
 def test_a_server_names_no_file_outside_the_output(gallery, tmp_path, name):
     url, _, _ = gallery
     change(tmp_path / "served", "load_data.csv", "SIM001_A01_s01_DNA.tiff", name)
     with pytest.raises(InputError, match="is no plain file name"):
         fetch(FetchConfig(PLATE, tmp_path / "deep/er/out", base_url=url))
-    assert not list(tmp_path.rglob("*escaped*")) and not (tmp_path / "deep/er/out/load_data.csv").exists()
+    assert (
+        not list(tmp_path.rglob("*escaped*"))
+        and not (tmp_path / "deep/er/out/load_data.csv").exists()
+    )
 
 
 def test_a_server_names_no_platemap_outside_the_output(gallery, tmp_path):
     url, _, _ = gallery
-    change(tmp_path / "served", "barcode_platemap.csv", "JUMP-Target-1_compound_platemap", "../../escaped")
+    change(
+        tmp_path / "served",
+        "barcode_platemap.csv",
+        "JUMP-Target-1_compound_platemap",
+        "../../escaped",
+    )
     with pytest.raises(InputError, match=r"Plate_Map_Name: .*is no plain file name"):
         fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
 
@@ -188,7 +206,11 @@ def test_what_a_killed_fetch_left_half_written_goes(gallery, tmp_path):
     half.write_bytes(b"half")
     fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
     assert not half.exists()
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"images", "metadata", "load_data.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "images",
+        "metadata",
+        "load_data.csv",
+    }
 
 
 def test_two_fetches_into_one_folder_do_not_meet(gallery, tmp_path):
@@ -217,19 +239,30 @@ def renamed(root: Path, numbers: dict[str, int]) -> None:
         for name in table[f"FileName_Orig{channel}"]:
             found = next(root.rglob(name))
             found.rename(found.with_name(f"{found.stem}-ch{number}sk1fk1fl1.tiff"))
-        table[f"FileName_Orig{channel}"] = table[f"FileName_Orig{channel}"].str[:-5] + f"-ch{number}sk1fk1fl1.tiff"
-    table.columns = [column.replace("Actin", "AGP").replace("Tubulin", "ER") for column in table.columns]
+        table[f"FileName_Orig{channel}"] = (
+            table[f"FileName_Orig{channel}"].str[:-5] + f"-ch{number}sk1fk1fl1.tiff"
+        )
+    table.columns = [
+        column.replace("Actin", "AGP").replace("Tubulin", "ER") for column in table.columns
+    ]
     table.to_csv(path, index=False)
 
 
 def jump_tables(served: Path, wells: list[str]) -> None:
     (served / "jump").mkdir()
-    lines = "".join(f"source_3,{PLATE},{well},JCP2022_{'033924' if well == 'A01' else '000001'}\n" for well in wells)
+    lines = "".join(
+        f"source_3,{PLATE},{well},JCP2022_{'033924' if well == 'A01' else '000001'}\n"
+        for well in wells
+    )
     (served / "jump/well.csv.gz").write_bytes(
-        gzip.compress(b"Metadata_Source,Metadata_Plate,Metadata_Well,Metadata_JCP2022\n" + lines.encode())
+        gzip.compress(
+            b"Metadata_Source,Metadata_Plate,Metadata_Well,Metadata_JCP2022\n" + lines.encode()
+        )
     )
     (served / "jump/compound.csv.gz").write_bytes(
-        gzip.compress(b"Metadata_JCP2022,Metadata_InChIKey\nJCP2022_033924,KEY-D\nJCP2022_000001,KEY-1\n")
+        gzip.compress(
+            b"Metadata_JCP2022,Metadata_InChIKey\nJCP2022_033924,KEY-D\nJCP2022_000001,KEY-1\n"
+        )
     )
     (served / "jump/perturbation_control.csv").write_text(
         "Metadata_JCP2022,Metadata_pert_type,Metadata_Name,Metadata_modality\nJCP2022_033924,negcon,DMSO,compound\n"
@@ -241,7 +274,9 @@ def of_jump(url: str, out: Path) -> FetchConfig:
     return FetchConfig(PLATE, out, **place, base_url=url, jump_metadata_url=f"{url}/jump")
 
 
-def test_a_plate_of_jumps_production_gets_its_perturbations_from_jumps_tables(gallery, tmp_path, capsys):
+def test_a_plate_of_jumps_production_gets_its_perturbations_from_jumps_tables(
+    gallery, tmp_path, capsys
+):
     url, _, _ = gallery
     root = moved(tmp_path, "cpg0016-jump", "source_3")
     path, table = rows_of(root)
@@ -250,15 +285,22 @@ def test_a_plate_of_jumps_production_gets_its_perturbations_from_jumps_tables(ga
     jump_tables(tmp_path / "served", ["A01", "A02", "A03", "B01", "B02"])
     fetch(of_jump(url, tmp_path / "out"))
     said = capsys.readouterr().err
-    assert "1 wells have images and stand in no table of JUMP's (B03)" in said and "numbered otherwise" not in said
+    assert (
+        "1 wells have images and stand in no table of JUMP's (B03)" in said
+        and "numbered otherwise" not in said
+    )
     found = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out").sites
     assert len(found) == 10 and len(table) == 12
     assert set(found["Metadata_pert_iname"]) == {"DMSO", "JCP2022_000001"}
     assert set(found["Metadata_InChIKey"]) == {"KEY-D", "KEY-1"}
 
 
-@pytest.mark.parametrize(("numbers", "told"), [({"DNA": 5, "Actin": 2, "Tubulin": 4}, False), ({"DNA": 1}, True)])
-def test_channels_numbered_otherwise_than_the_catalogue_says_are_told_of(gallery, tmp_path, capsys, numbers, told):
+@pytest.mark.parametrize(
+    ("numbers", "told"), [({"DNA": 5, "Actin": 2, "Tubulin": 4}, False), ({"DNA": 1}, True)]
+)
+def test_channels_numbered_otherwise_than_the_catalogue_says_are_told_of(
+    gallery, tmp_path, capsys, numbers, told
+):
     url, _, _ = gallery
     root = moved(tmp_path, "cpg0016-jump", "source_3")
     renamed(root, numbers)
@@ -271,7 +313,10 @@ def test_sites_whose_images_the_gallery_lacks_are_left_out_and_listed(gallery, t
     url, _, _ = gallery
     next((tmp_path / "served").rglob("SIM001_A02_s01_Actin.tiff")).unlink()
     fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
-    assert "1 of 12 sites lack images at the gallery (1, the first of well A02, site 1)" in capsys.readouterr().err
+    assert (
+        "1 of 12 sites lack images at the gallery (1, the first of well A02, site 1)"
+        in capsys.readouterr().err
+    )
     table = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out")
     assert len(table) == 11 and f"{PLATE}_A02_1" not in set(table.sites["site_id"])
     assert "SIM001_A02_s01_Actin.tiff" in (tmp_path / "out/missing_images.csv").read_text()
@@ -293,25 +338,39 @@ def twins(root: Path) -> None:
     for channel, number in (("Actin", 4), ("Tubulin", 5)):
         for name in table[f"FileName_Orig{channel}"]:
             found = next(root.rglob(name))
-            found.rename(found.with_name(f"{name.rpartition('_')[0]}_w{number}{hash(name) % 10**9}.tiff"))
-    ends = [next(root.rglob(f"{name.rpartition('_')[0]}_w4*")).name for name in table["FileName_OrigActin"]]
-    table = table.rename(columns=lambda column: column.replace("Actin", "AGP").replace("Tubulin", "Mito"))
+            found.rename(
+                found.with_name(f"{name.rpartition('_')[0]}_w{number}{hash(name) % 10**9}.tiff")
+            )
+    ends = [
+        next(root.rglob(f"{name.rpartition('_')[0]}_w4*")).name
+        for name in table["FileName_OrigActin"]
+    ]
+    table = table.rename(
+        columns=lambda column: column.replace("Actin", "AGP").replace("Tubulin", "Mito")
+    )
     table["FileName_OrigAGP"] = table["FileName_OrigMito"] = ends
     table.to_csv(path, index=False)
 
 
-def test_channels_that_name_one_file_in_cpg0012_are_mended_by_what_is_there(gallery, tmp_path, capsys):
+def test_channels_that_name_one_file_in_cpg0012_are_mended_by_what_is_there(
+    gallery, tmp_path, capsys
+):
     url, _, _ = gallery
     root = moved(tmp_path, "cpg0012-wawer-bioactivecompoundprofiling", "broad")
     twins(root)
     fetch(FetchConfig(PLATE, tmp_path / "out", accession="cpg0012", batch=BATCH, base_url=url))
-    assert "names the same files for AGP and Mito (jump-cellpainting/datasets#33); mended" in capsys.readouterr().err
+    assert (
+        "names the same files for AGP and Mito (jump-cellpainting/datasets#33); mended"
+        in capsys.readouterr().err
+    )
     sites = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out").sites
     assert all("_w4" in plane.file for plane in sites["file_AGP"])
     assert all("_w5" in plane.file for plane in sites["file_Mito"])
 
 
-def test_channels_that_name_one_file_elsewhere_are_refused_until_one_is_chosen(gallery, refused, tmp_path):
+def test_channels_that_name_one_file_elsewhere_are_refused_until_one_is_chosen(
+    gallery, refused, tmp_path
+):
     url, _, _ = gallery
     twins(tmp_path / "served")
     flags = ["fetch", "--plate", PLATE, "--out", tmp_path / "out", "--base-url", url]
@@ -337,12 +396,16 @@ def test_tables_alone_are_enough_to_build_from_where_the_images_lie(gallery, tmp
     assert not (tmp_path / "out/images").exists() and not any("tiff" in name for name in asked)
     table = read_sites(tmp_path / "out/load_data.csv", url)
     plane = table.sites["file_DNA"].iloc[3]
-    assert plane.file.startswith(f"{url}/cpg0000-jump-pilot/source_4/images/{BATCH}/images/{MEASURED}/Images/")
+    assert plane.file.startswith(
+        f"{url}/cpg0000-jump-pilot/source_4/images/{BATCH}/images/{MEASURED}/Images/"
+    )
     assert probe_planes([plane], "row 5")[plane].shape == (64, 64)
 
 
 @pytest.mark.parametrize("tables", [1, 0])
-def test_compounds_of_any_name_are_joined_and_without_them_the_platemap_alone(gallery, tmp_path, capsys, tables):
+def test_compounds_of_any_name_are_joined_and_without_them_the_platemap_alone(
+    gallery, tmp_path, capsys, tables
+):
     url, _, _ = gallery
     external = next((tmp_path / "served").rglob("*_metadata.tsv"))
     if tables:
@@ -364,7 +427,11 @@ def test_compounds_of_any_name_are_joined_and_without_them_the_platemap_alone(ga
         (["--accession", "cpg0099-none", "--batch", "b"], "HTTP 404"),
     ],
 )
-def test_an_accession_that_is_not_told_in_full_or_not_there_is_one_line(gallery, refused, tmp_path, flags, message):
+def test_an_accession_that_is_not_told_in_full_or_not_there_is_one_line(
+    gallery, refused, tmp_path, flags, message
+):
     url, _, _ = gallery
-    assert message in refused("fetch", "--plate", PLATE, "--out", tmp_path / "out", "--base-url", url, *flags)
+    assert message in refused(
+        "fetch", "--plate", PLATE, "--out", tmp_path / "out", "--base-url", url, *flags
+    )
     assert not (tmp_path / "out/load_data.csv").exists()

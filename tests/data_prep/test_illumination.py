@@ -42,7 +42,9 @@ def test_images_are_divided_by_the_function_of_their_plate_and_channel(plate, fu
     opened = open_dataset(tmp_path / "dataset")
     table = pd.read_csv(plate / "load_data.csv", dtype=str)
     raw = tifffile.imread(plate / table["PathName_OrigActin"][20] / table["FileName_OrigActin"][20])
-    np.testing.assert_array_equal(opened.read([20])[0][0, ..., 1], np.rint(raw / light(64)).astype(np.uint16))
+    np.testing.assert_array_equal(
+        opened.read([20])[0][0, ..., 1], np.rint(raw / light(64)).astype(np.uint16)
+    )
     said = opened.provenance["illumination"]
     assert said["how"] == "functions" and set(said["sha256"]) == {"SIM001", "SIM002"}
     assert set(said["sha256"]["SIM001"]) == set(CHANNELS)
@@ -61,7 +63,9 @@ def test_light_that_was_put_in_is_estimated_and_taken_out(plate, tmp_path):
         tifffile.imwrite(path, np.rint(shaded * light(64)).astype(np.uint16), metadata=None)
     build(options(plate, tmp_path / "shaded"))
     build(options(plate, tmp_path / "even", illumination="estimate"))
-    before, after = (open_dataset(tmp_path / name).read(np.arange(24))[0][..., 0] for name in ("shaded", "even"))
+    before, after = (
+        open_dataset(tmp_path / name).read(np.arange(24))[0][..., 0] for name in ("shaded", "even")
+    )
     assert np.median([edge_to_centre(image) for image in before]) < 0.65
     assert np.median([edge_to_centre(image) for image in after]) == pytest.approx(1, abs=0.06)
     said = json.loads((tmp_path / "even" / "provenance.json").read_text())["illumination"]
@@ -106,7 +110,10 @@ def broken_function(folder: Path, kind: str) -> None:
     ("kind", "message"),
     [
         ("missing", "has no SIM002_IllumActin.npy"),
-        ("size", r"row 14: its images are \(64, 64\), but the illumination function .*IllumActin.npy is \(64, 60\)"),
+        (
+            "size",
+            r"row 14: its images are \(64, 64\), but the illumination function .*IllumActin.npy is \(64, 60\)",
+        ),
         ("zero", "SIM002_IllumActin.npy: holds values that are not finite and positive"),
         ("cube", "SIM002_IllumActin.npy: is no illumination function"),
         ("pickle", "SIM002_IllumActin.npy: cannot be read as an illumination function"),
@@ -121,13 +128,19 @@ def test_a_bad_function_is_one_line_before_anything_is_segmented(
     broken_function(functions, kind)
     line = refused(*build_arguments("--illumination", functions))
     assert re.search(message, line), line
-    assert not (tmp_path / "dataset").exists() and not list(tmp_path.glob(".dataset.building/masks/*"))
+    assert not (tmp_path / "dataset").exists() and not list(
+        tmp_path.glob(".dataset.building/masks/*")
+    )
 
 
 def test_no_functions_and_too_few_sites_are_one_line(edit, refused, build_arguments, tmp_path):
-    assert "--illumination nowhere: no such folder" in refused(*build_arguments("--illumination", "nowhere"))
+    assert "--illumination nowhere: no such folder" in refused(
+        *build_arguments("--illumination", "nowhere")
+    )
     edit(lambda table: table.iloc[:20])
-    assert "plate SIM002 has 8 sites, and 10 are needed" in refused(*build_arguments("--illumination", "estimate"))
+    assert "plate SIM002 has 8 sites, and 10 are needed" in refused(
+        *build_arguments("--illumination", "estimate")
+    )
     assert not (tmp_path / "dataset").exists()
 
 

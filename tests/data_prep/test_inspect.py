@@ -21,9 +21,12 @@ def test_the_report_counts_plates_wells_sites_and_classes(plate, capsys):
 
 
 def test_a_compound_in_one_well_is_warned_of():
-    sites = wells([("p", "A01", "DMSO"), ("p", "A02", "DMSO"), ("p", "A03", "x"), ("p", "A04", "y")])
+    sites = wells(
+        [("p", "A01", "DMSO"), ("p", "A02", "DMSO"), ("p", "A03", "x"), ("p", "A04", "y")]
+    )
     assert any(
-        "2 of 3 classes" in warning and "one well only" in warning for warning in warnings(sites, "Metadata_pert_iname")
+        "2 of 3 classes" in warning and "one well only" in warning
+        for warning in warnings(sites, "Metadata_pert_iname")
     )
 
 
@@ -52,7 +55,10 @@ def test_inspect_and_split_mean_the_same_by_a_layout_where_a_plate_lost_two_well
     rows = [("p", *well) for well in layout] + [("q", *well) for well in layout[:-2]]
     rows += [("r", well, f"other-{well}") for well, _ in layout]
     sites = wells(rows)
-    assert any("2 plates share one layout (p, q)" in warning for warning in warnings(sites, "Metadata_pert_iname"))
+    assert any(
+        "2 plates share one layout (p, q)" in warning
+        for warning in warnings(sites, "Metadata_pert_iname")
+    )
     groups = dict(zip(sites["Metadata_Plate"], splits.group_of_site(sites, "layout"), strict=True))
     assert groups == {"p": "p", "q": "p", "r": "r"}
 
@@ -74,6 +80,8 @@ def test_a_table_that_cannot_be_used_ends_with_status_2(plate, refused):
 @pytest.mark.shared
 def test_the_majority_class_of_real_cells_is_warned_of(shared, capsys):
     cells = shared / "data/bbbc021_cells"
-    inspect(InspectConfig(images=cells, load_data=cells / "load_data.csv", label_column="Metadata_moa"))
+    inspect(
+        InspectConfig(images=cells, load_data=cells / "load_data.csv", label_column="Metadata_moa")
+    )
     report = capsys.readouterr().out
     assert "Microtubule stabilizers is 38.8% of all sites" in report

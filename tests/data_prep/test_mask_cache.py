@@ -36,7 +36,9 @@ def test_the_same_csv_with_other_images_is_not_already_built(plate, tmp_path, ca
     build(options(plate, out))
     before = open_dataset(out).pixels(0)
     swap_pixels(plate, "SIM001_A01_s01")
-    with pytest.raises(InputError, match=r"other images \(1 of 24 sites, first .*row 2\).*--overwrite"):
+    with pytest.raises(
+        InputError, match=r"other images \(1 of 24 sites, first .*row 2\).*--overwrite"
+    ):
         build(options(plate, out))
     capsys.readouterr()
     build(options(plate, out, overwrite=True))
@@ -45,7 +47,9 @@ def test_the_same_csv_with_other_images_is_not_already_built(plate, tmp_path, ca
         assert not np.array_equal(old, new)
 
 
-def test_a_damaged_mask_is_made_again_and_a_cache_that_cannot_be_written_is_done_without(simulated, tmp_path):
+def test_a_damaged_mask_is_made_again_and_a_cache_that_cannot_be_written_is_done_without(
+    simulated, tmp_path
+):
     cache = tmp_path / "masks"
     build(options(simulated, tmp_path / "one", mask_cache=str(cache)))
     for path in cache.rglob("*.tiff"):
@@ -61,7 +65,10 @@ def test_the_cache_drops_what_was_used_longest_ago(tmp_path):
     store = MaskStore(tmp_path / "own", tmp_path / "cache")
     for number in range(4):
         store.keep(f"{number}" * 64, np.full((50, 50), number, np.uint16))
-        os.utime(tmp_path / "cache" / f"{number}{number}" / (f"{number}" * 64 + ".tiff"), (number, number))
+        os.utime(
+            tmp_path / "cache" / f"{number}{number}" / (f"{number}" * 64 + ".tiff"),
+            (number, number),
+        )
     MaskStore(tmp_path / "another", tmp_path / "cache").find("0" * 64)  # used now
     size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.tiff"))
     trim(tmp_path / "cache", most=size // 2)

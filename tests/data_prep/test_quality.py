@@ -40,7 +40,9 @@ def test_focus_falls_with_blur_under_noise(sharp):
 
 def test_brightness_leaves_the_slope_as_it_is(sharp):
     image = blurred(sharp, 1)
-    assert quality.spectrum_slope(image * 3) == pytest.approx(quality.spectrum_slope(image), abs=0.01)
+    assert quality.spectrum_slope(image * 3) == pytest.approx(
+        quality.spectrum_slope(image), abs=0.01
+    )
 
 
 def test_nothing_to_see_has_no_focus():
@@ -48,7 +50,9 @@ def test_nothing_to_see_has_no_focus():
     assert np.isnan(quality.laplacian_variance(np.full((2, 2), 7, np.uint16)))
 
 
-@pytest.mark.parametrize(("brightest", "share"), [(4095, 0.01), (65535, 0.01), (255, 0.01), (4000, 0.0)])
+@pytest.mark.parametrize(
+    ("brightest", "share"), [(4095, 0.01), (65535, 0.01), (255, 0.01), (4000, 0.0)]
+)
 def test_saturated_pixels_are_those_at_a_cameras_full_scale(brightest, share):
     plane = np.zeros((10, 10), np.uint16)
     plane[0, 0] = brightest
@@ -63,7 +67,11 @@ def test_cells_at_the_border_small_objects_and_bright_spots_are_counted():
     image[23:26, 25:28] = 200  # a bright spot that a cell touches
     assert quality.border_share(mask) == pytest.approx(1 / 4)
     assert quality.debris_like(mask, image) == 2
-    assert quality.border_share(np.zeros_like(mask)) == quality.debris_like(np.zeros_like(mask), image) == 0
+    assert (
+        quality.border_share(np.zeros_like(mask))
+        == quality.debris_like(np.zeros_like(mask), image)
+        == 0
+    )
 
 
 def test_the_index_says_it_of_every_channel_that_was_read(plate, tmp_path):
@@ -72,11 +80,21 @@ def test_the_index_says_it_of_every_channel_that_was_read(plate, tmp_path):
     spoilt = tifffile.imread(path)
     spoilt[:8] = 4095
     tifffile.imwrite(path, np.minimum(spoilt, 4095), metadata=None)
-    build(options(plate, tmp_path / "dataset", aggregate="median", channels="Actin,Tubulin", resize=32))
+    build(
+        options(
+            plate, tmp_path / "dataset", aggregate="median", channels="Actin,Tubulin", resize=32
+        )
+    )
     opened = open_dataset(tmp_path / "dataset")
-    names = [f"{kind}_{name}" for name in ("Actin", "Tubulin", "DNA") for kind in ("focus", "laplacian", "saturated")]
+    names = [
+        f"{kind}_{name}"
+        for name in ("Actin", "Tubulin", "DNA")
+        for kind in ("focus", "laplacian", "saturated")
+    ]
     assert {*names, "background_DNA", "border_cells", "debris"} <= set(opened.index.columns)
-    assert opened.index["saturated_Actin"][5] >= 8 / 64 and not opened.index["saturated_Tubulin"].any()
+    assert (
+        opened.index["saturated_Actin"][5] >= 8 / 64 and not opened.index["saturated_Tubulin"].any()
+    )
     assert opened.provenance["quality"] == quality.VERSION
     expected = quality.spectrum_slope(
         tifffile.imread(plate / table["PathName_OrigDNA"][3] / table["FileName_OrigDNA"][3])

@@ -74,7 +74,11 @@ def test_watershed_on_real_nuclei(shared):
     scores = []
     for path in labels:
         image = tifffile.imread(path.with_name(path.name.replace("_labels", "")))
-        scores.append(average_precision(tifffile.imread(path).astype(int), Watershed().segment(image[..., None])))
+        scores.append(
+            average_precision(
+                tifffile.imread(path).astype(int), Watershed().segment(image[..., None])
+            )
+        )
     print(f"watershed, mean AP at IoU 0.5: {np.mean(scores):.3f}")
     assert np.mean(scores) > 0.70
 
@@ -90,7 +94,10 @@ def test_cellpose_finds_the_packages_nuclei_and_says_what_ran(shared):
     weights = shared / "data/weights/nuclei_dsb2018"
     engines = ("cellpose", "cellpose-torch")
     ours, oracle = (segment.create(SegmenterConfig(name, str(weights), 45.0)) for name in engines)
-    for engine, name, version in ((ours, "cellpose", "perturbjax"), (oracle, "cellpose-torch", "3.1")):
+    for engine, name, version in (
+        (ours, "cellpose", "perturbjax"),
+        (oracle, "cellpose-torch", "3.1"),
+    ):
         described = engine.describe()
         assert described["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
         assert (described["engine"], described["weights"]) == (name, "nuclei_dsb2018")
@@ -104,7 +111,10 @@ def test_cellpose_finds_the_packages_nuclei_and_says_what_ran(shared):
 
 
 def test_a_network_computes_in_what_it_was_told():
-    assert segment.create(SegmenterConfig("nuclei", precision="bfloat16")).describe()["precision"] == "bfloat16"
+    assert (
+        segment.create(SegmenterConfig("nuclei", precision="bfloat16")).describe()["precision"]
+        == "bfloat16"
+    )
 
 
 @pytest.fixture
@@ -123,9 +133,15 @@ def test_weights_of_the_other_version_are_refused(torch_file):
     pytest.importorskip("cellpose")
     from data_prep.segment.cellpose_torch import check_weights
 
-    with pytest.raises(InputError, match=r"were made by cellpose 4, and cellpose 3\.1\.1 is installed"):
-        check_weights(path := torch_file(names=["module.W2", "module.out.weight"]), str(path), 3, "3.1.1")
-    with pytest.raises(InputError, match=r"were made by cellpose 3, and cellpose 4\.0\.6 is installed"):
+    with pytest.raises(
+        InputError, match=r"were made by cellpose 4, and cellpose 3\.1\.1 is installed"
+    ):
+        check_weights(
+            path := torch_file(names=["module.W2", "module.out.weight"]), str(path), 3, "3.1.1"
+        )
+    with pytest.raises(
+        InputError, match=r"were made by cellpose 3, and cellpose 4\.0\.6 is installed"
+    ):
         check_weights(path := torch_file(names=["output.2.weight"]), str(path), 4, "4.0.6")
     with pytest.raises(InputError, match="is not a cellpose weights file"):
         check_weights(path := torch_file(names=["fc.weight"]), str(path), 3, "3.1.1")
@@ -154,7 +170,8 @@ def test_an_unknown_model_is_refused_with_the_names_there_are():
     from data_prep.segment.cellpose_torch import find_weights
 
     with pytest.raises(
-        InputError, match=r"--weights cyto9: no such file, and cellpose 3 has no model .* cyto3, nuclei"
+        InputError,
+        match=r"--weights cyto9: no such file, and cellpose 3 has no model .* cyto3, nuclei",
     ):
         find_weights("cyto9", 3)
     with pytest.raises(InputError, match="needs --weights"):
@@ -166,5 +183,7 @@ def test_versions_of_cellpose_nobody_tried_are_refused(monkeypatch, installed):
     from data_prep.segment import cellpose_torch
 
     monkeypatch.setattr(cellpose_torch, "version", lambda _: installed)
-    with pytest.raises(InputError, match=f"version {installed} is installed; 3.1 and 4 are supported"):
+    with pytest.raises(
+        InputError, match=f"version {installed} is installed; 3.1 and 4 are supported"
+    ):
         cellpose_torch.installed_version()

@@ -21,7 +21,10 @@ SMALL = {"plates": 1, "wells": 6, "sites": 1, "compounds": 2, "size": 64}
 
 def digest(folder: Path) -> dict[str, str]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path):
@@ -65,23 +68,35 @@ def test_a_compound_shifts_three_aspects_by_the_stated_effect():
     options = SimulateConfig(Path("unused"), plates=1, wells=384, sites=2, compounds=3, effect=2.0)
     truth = plan(options)
     deviation = np.log(truth[list(TRAITS)].to_numpy() / trait_values(np.zeros(len(TRAITS))))
-    deviation = pd.DataFrame(deviation / np.log1p([trait.deviation for trait in TRAITS.values()]), columns=list(TRAITS))
+    deviation = pd.DataFrame(
+        deviation / np.log1p([trait.deviation for trait in TRAITS.values()]), columns=list(TRAITS)
+    )
     wells = deviation.groupby(truth["Metadata_pert_iname"]).mean()
     wells = wells - wells.loc["DMSO"]
     shifts = truth.groupby("Metadata_pert_iname")[[f"shift_{name}" for name in TRAITS]].first()
     for compound in ("compound-01", "compound-02", "compound-03"):
         stated = shifts.loc[compound].to_numpy()
-        moved = {aspect for aspect, traits in ASPECTS.items() if shifts.loc[compound, f"shift_{traits[0]}"] != 0}
+        moved = {
+            aspect
+            for aspect, traits in ASPECTS.items()
+            if shifts.loc[compound, f"shift_{traits[0]}"] != 0
+        }
         assert len(moved) == 3 and set(np.abs(stated)) == {0.0, 2.0}
         np.testing.assert_allclose(wells.loc[compound], stated, atol=0.75)
     assert (shifts.loc["DMSO"] == 0).all()
 
 
 @pytest.mark.parametrize("compounds", [1, 5, 8])
-def test_of_named_aspects_every_compound_moves_every_trait_by_its_own_amount_and_no_other(compounds):
+def test_of_named_aspects_every_compound_moves_every_trait_by_its_own_amount_and_no_other(
+    compounds,
+):
     aspects = ("count", "texture")
     truth = plan(SimulateConfig(Path("unused"), compounds=compounds, effect=3.0, aspects=aspects))
-    shifts = truth.groupby("Metadata_pert_iname")[[f"shift_{name}" for name in TRAITS]].first().drop(index="DMSO")
+    shifts = (
+        truth.groupby("Metadata_pert_iname")[[f"shift_{name}" for name in TRAITS]]
+        .first()
+        .drop(index="DMSO")
+    )
     moved = [f"shift_{trait}" for aspect in aspects for trait in ASPECTS[aspect]]
     assert (shifts.drop(columns=moved) == 0).all().all()
     apart = 12 / (2 * -(-compounds // 2) - 1)  # from -6 to 6, two compounds a mechanism
@@ -89,11 +104,15 @@ def test_of_named_aspects_every_compound_moves_every_trait_by_its_own_amount_and
         levels = shifts[trait].to_numpy()
         assert np.abs(levels).max() <= 6 + 1e-9
         assert (np.diff(np.sort(levels)) >= apart - 1e-9).all()
-        np.testing.assert_allclose(np.abs(np.diff(levels)[::2]), apart)  # a mechanism's are neighbours
+        np.testing.assert_allclose(
+            np.abs(np.diff(levels)[::2]), apart
+        )  # a mechanism's are neighbours
 
 
 def test_position_shows_without_any_treatment_effect():
-    options = SimulateConfig(Path("unused"), plates=1, wells=96, sites=1, effect=0.0, position_gradient=8.0)
+    options = SimulateConfig(
+        Path("unused"), plates=1, wells=96, sites=1, effect=0.0, position_gradient=8.0
+    )
     truth = plan(options)
     assert (truth[[column for column in truth if column.startswith("shift_")]] == 0).all().all()
     row = truth["Metadata_Well"].str[0].map(ord)
@@ -104,7 +123,9 @@ def test_position_shows_without_any_treatment_effect():
 
 def test_layouts_are_shared_only_when_asked():
     def layouts(shared: bool) -> list[tuple]:
-        truth = plan(SimulateConfig(Path("unused"), plates=2, wells=24, sites=1, shared_layout=shared))
+        truth = plan(
+            SimulateConfig(Path("unused"), plates=2, wells=24, sites=1, shared_layout=shared)
+        )
         return [tuple(rows["Metadata_pert_iname"]) for _, rows in truth.groupby("Metadata_Plate")]
 
     first, second = layouts(shared=True)
@@ -139,7 +160,9 @@ def test_a_trait_can_be_seen_in_the_image(trait, factor, measure):
 
 
 def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
-    assert "--wells 1: must be from 2 to 1536" in refused("simulate", "--out", tmp_path / "x", "--wells", 1)
+    assert "--wells 1: must be from 2 to 1536" in refused(
+        "simulate", "--out", tmp_path / "x", "--wells", 1
+    )
     assert "colour" in refused("simulate", "--out", tmp_path / "x", "--aspects", "colour")
     assert "--compounds 96" in refused("simulate", "--out", tmp_path / "x", "--compounds", 96)
     (tmp_path / "y").mkdir()
@@ -148,7 +171,9 @@ def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
 
 
 def test_plates_that_are_there_already_are_left_as_they_are(refused, tmp_path, capsys):
-    options = SimulateConfig(out=tmp_path / "x", plates=1, wells=2, sites=1, compounds=1, size=32, aspects=("shape",))
+    options = SimulateConfig(
+        out=tmp_path / "x", plates=1, wells=2, sites=1, compounds=1, size=32, aspects=("shape",)
+    )
     simulate(options)
     (tmp_path / ".x.simulating").mkdir()  # as a kill after the last rename leaves it
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}

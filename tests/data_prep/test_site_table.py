@@ -16,7 +16,9 @@ def test_every_row_is_one_site_with_its_files_in_the_order_asked_for(plate):
     assert table.channels == ("Tubulin", "DNA")
     first = table.sites.iloc[0]
     assert (first["site_id"], first["row"]) == ("SIM001_A01_1", 2)
-    assert first["file_Tubulin"].file == str((plate / "images/SIM001/SIM001_A01_s01_Tubulin.tiff").resolve())
+    assert first["file_Tubulin"].file == str(
+        (plate / "images/SIM001/SIM001_A01_s01_Tubulin.tiff").resolve()
+    )
 
 
 def test_channels_go_by_name_whatever_the_order_of_columns(plate, edit):
@@ -37,7 +39,9 @@ def test_channels_go_by_name_whatever_the_order_of_columns(plate, edit):
 def test_a_path_of_another_machine_is_matched_by_its_last_folders(plate, edit, written):
     def change(table):
         for channel in ("DNA", "Actin", "Tubulin"):
-            table[f"PathName_Orig{channel}"] = [written.format(plate=p) for p in table["Metadata_Plate"]]
+            table[f"PathName_Orig{channel}"] = [
+                written.format(plate=p) for p in table["Metadata_Plate"]
+            ]
         return table
 
     edit(change)
@@ -48,7 +52,10 @@ def test_a_path_of_another_machine_is_matched_by_its_last_folders(plate, edit, w
 def test_urls_serve_where_there_are_no_file_names(plate, edit):
     def change(table):
         for channel in ("DNA", "Actin", "Tubulin"):
-            folder, name = table.pop(f"PathName_Orig{channel}"), table.pop(f"FileName_Orig{channel}")
+            folder, name = (
+                table.pop(f"PathName_Orig{channel}"),
+                table.pop(f"FileName_Orig{channel}"),
+            )
             table[f"URL_Orig{channel}"] = "s3://bucket/project/" + folder + "/" + name
         return table
 
@@ -58,7 +65,9 @@ def test_urls_serve_where_there_are_no_file_names(plate, edit):
     assert table.sites["file_DNA"].map(lambda plane: Path(plane.file).is_file()).all()
 
 
-@pytest.mark.parametrize(("spelling", "well"), [("a1", "A01"), ("A01", "A01"), ("P024", "P24"), ("AF48", "AF48")])
+@pytest.mark.parametrize(
+    ("spelling", "well"), [("a1", "A01"), ("A01", "A01"), ("P024", "P24"), ("AF48", "AF48")]
+)
 def test_wells_are_spelt_one_way(spelling, well):
     assert normalise_well(spelling) == well
 
@@ -78,13 +87,18 @@ def test_the_label_is_the_first_usable_column(plate):
     assert choose_label(table.sites, "", table.source) == "Metadata_pert_iname"
 
 
-def test_an_empty_perturbation_is_the_solvent_only_where_the_platemap_says_so(plate, edit, tmp_path):
+def test_an_empty_perturbation_is_the_solvent_only_where_the_platemap_says_so(
+    plate, edit, tmp_path
+):
     edit(lambda table: table.replace({"Metadata_pert_iname": {"DMSO": ""}}))
     table = read_sites(plate / "load_data.csv", plate)
-    with pytest.raises(InputError, match=r"row \d+: Metadata_pert_iname is empty .*fill it in .DMSO"):
+    with pytest.raises(
+        InputError, match=r"row \d+: Metadata_pert_iname is empty .*fill it in .DMSO"
+    ):
         choose_label(table.sites, "", table.source)
     wells = "".join(
-        f"{well}\t{'' if well == 'A01' else 'BRD-1'}\n" for well in sorted(set(table.sites["Metadata_Well"]))
+        f"{well}\t{'' if well == 'A01' else 'BRD-1'}\n"
+        for well in sorted(set(table.sites["Metadata_Well"]))
     )
     (tmp_path / "map.tsv").write_text("well_position\tbroad_sample\n" + wells)
     joined = read_sites(plate / "load_data.csv", plate, platemap=tmp_path / "map.tsv").sites
@@ -105,7 +119,9 @@ def test_an_empty_label_of_another_column_is_refused_with_its_row(plate, edit):
 def test_a_label_without_the_prefix_of_metadata_is_refused_with_the_name_it_needs(plate, edit):
     edit(lambda table: table.assign(drug="taxol"))
     table = read_sites(plate / "load_data.csv", plate)
-    with pytest.raises(InputError, match=r"--label-column drug: .* rename it there to Metadata_drug"):
+    with pytest.raises(
+        InputError, match=r"--label-column drug: .* rename it there to Metadata_drug"
+    ):
         choose_label(table.sites, "drug", table.source)
 
 
@@ -113,7 +129,10 @@ def test_what_a_label_merges_is_said(plate):
     sites = read_sites(plate / "load_data.csv", plate).sites
     assert merged_identities(sites, "Metadata_pert_iname") == []
     merged = merged_identities(sites, "Metadata_moa")
-    assert "Metadata_moa merges several Metadata_pert_iname in 1 of its classes: mechanism 1 (2)" in merged
+    assert (
+        "Metadata_moa merges several Metadata_pert_iname in 1 of its classes: mechanism 1 (2)"
+        in merged
+    )
 
 
 @pytest.mark.shared
@@ -122,15 +141,22 @@ def test_jump_target_1_has_64_dmso_wells_and_four_names_of_two_samples(shared, p
     maps = profiles / "JUMP-Target-1_compound_platemap.tsv"
     wells = pd.read_csv(maps, sep="\t")["well_position"]
     image = "images/SIM001/SIM001_A01_s01_DNA.tiff"
-    rows = {"Metadata_Plate": "BR00116991", "Metadata_Well": wells, "Metadata_Site": 1, "FileName_OrigDNA": image}
-    pd.DataFrame(rows).assign(FileName_OrigDNA=Path(image).name, PathName_OrigDNA="images/SIM001").to_csv(
-        tmp_path / "load_data.csv", index=False
-    )
+    rows = {
+        "Metadata_Plate": "BR00116991",
+        "Metadata_Well": wells,
+        "Metadata_Site": 1,
+        "FileName_OrigDNA": image,
+    }
+    pd.DataFrame(rows).assign(
+        FileName_OrigDNA=Path(image).name, PathName_OrigDNA="images/SIM001"
+    ).to_csv(tmp_path / "load_data.csv", index=False)
     compounds = profiles / "JUMP-Target-1_compound_metadata.tsv"
     table = read_sites(tmp_path / "load_data.csv", plate, platemap=maps, compounds=compounds)
     label = choose_label(table.sites, "", table.source)
     assert (table.sites[label] == "DMSO").sum() == 64
-    assert (table.sites.loc[table.sites[label] == "DMSO", "Metadata_control_type"] == "negcon").all()
+    assert (
+        table.sites.loc[table.sites[label] == "DMSO", "Metadata_control_type"] == "negcon"
+    ).all()
     assert any(
         "merges several Metadata_broad_sample in 4 of its classes" in note
         for note in merged_identities(table.sites, label)
@@ -146,7 +172,9 @@ def test_a_well_outside_the_platemap_is_refused(plate, tmp_path):
 @pytest.mark.parametrize("column", ["Plate", "Well", "Site"])
 def test_a_platemap_that_would_replace_a_sites_position_is_refused(plate, tmp_path, column):
     (tmp_path / "map.tsv").write_text(f"well_position\tbroad_sample\t{column}\nA01\tBRD-1\tX\n")
-    with pytest.raises(InputError, match=rf"map\.tsv: column {column} would replace Metadata_{column}"):
+    with pytest.raises(
+        InputError, match=rf"map\.tsv: column {column} would replace Metadata_{column}"
+    ):
         read_sites(plate / "load_data.csv", plate, platemap=tmp_path / "map.tsv")
 
 

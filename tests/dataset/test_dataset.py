@@ -48,7 +48,9 @@ def write_pixels(folder, records, contents):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "data", sites=30, size=24, channels=["DNA", "Actin"])
+    return write_tiny(
+        tmp_path_factory.mktemp("tiny") / "data", sites=30, size=24, channels=["DNA", "Actin"]
+    )
 
 
 @pytest.fixture
@@ -111,7 +113,9 @@ def test_a_site_that_is_not_there_is_named(tiny):
 
 
 def reversed_index(path: Path) -> None:
-    pd.read_parquet(path / "index.parquet").iloc[::-1].to_parquet(path / "index.parquet", index=False)
+    pd.read_parquet(path / "index.parquet").iloc[::-1].to_parquet(
+        path / "index.parquet", index=False
+    )
 
 
 def rolled_labels(path: Path) -> None:
@@ -123,11 +127,15 @@ def rolled_labels(path: Path) -> None:
 @pytest.mark.parametrize("change", [reversed_index, rolled_labels])
 def test_a_changed_index_does_not_open(spoilt, change):
     change(spoilt)
-    with pytest.raises(InputError, match=r"index\.parquet: (is not what was written|has \d+ bytes)"):
+    with pytest.raises(
+        InputError, match=r"index\.parquet: (is not what was written|has \d+ bytes)"
+    ):
         open_dataset(spoilt)
 
 
-def test_an_index_in_another_order_is_found_out_by_the_first_record_even_where_digests_were_forged(spoilt):
+def test_an_index_in_another_order_is_found_out_by_the_first_record_even_where_digests_were_forged(
+    spoilt,
+):
     reversed_index(spoilt)
     forge(spoilt)
     with pytest.raises(InputError, match=r"record 0 is site 'site0', index\.parquet says 'site29'"):
@@ -163,14 +171,18 @@ def test_a_damaged_index_is_one_line(spoilt, how, forged):
     damaged_index(spoilt, how)
     if forged:
         forge(spoilt)
-    if forged and how == "flipped":  # may be anything, even nothing: only the digest knows, and it was forged
+    if (
+        forged and how == "flipped"
+    ):  # may be anything, even nothing: only the digest knows, and it was forged
         return
     with pytest.raises(InputError, match=r"index\.parquet"):
         open_dataset(spoilt)
 
 
 @pytest.mark.parametrize("name", ["provenance.json", "dataset_info.json", "features.json"])
-@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "3", '"text"', "null", "{", "\0", "{}", '{"files": 3}'])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[1]", "3", '"text"', "null", "{", "\0", "{}", '{"files": 3}']
+)
 def test_json_of_another_kind_is_one_line(spoilt, name, text):
     (spoilt / name).write_text(text)
     if name != "provenance.json":
@@ -179,7 +191,9 @@ def test_json_of_another_kind_is_one_line(spoilt, name, text):
         open_dataset(spoilt)
 
 
-@pytest.mark.parametrize("files", [{}, {"../x": {"bytes": 1, "sha256": ""}}, {"index.parquet": 3}, []])
+@pytest.mark.parametrize(
+    "files", [{}, {"../x": {"bytes": 1, "sha256": ""}}, {"index.parquet": 3}, []]
+)
 def test_provenance_that_names_no_files_of_its_own_is_refused(spoilt, files):
     provenance = json.loads((spoilt / "provenance.json").read_text())
     (spoilt / "provenance.json").write_text(json.dumps({**provenance, "files": files}))
@@ -205,9 +219,13 @@ def test_a_shard_cut_at_a_multiple_of_64_kib_does_not_open(tmp_path):
 def test_features_name_no_code_of_a_stranger(spoilt, tmp_path, monkeypatch):
     """tfds imports the module of every class that features.json names."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Text: pass\n")
+    (tmp_path / "stranger.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Text: pass\n"
+    )
     text = (spoilt / FEATURES).read_text()
-    (spoilt / FEATURES).write_text(text.replace("tensorflow_datasets.core.features.text_feature.Text", "stranger.Text"))
+    (spoilt / FEATURES).write_text(
+        text.replace("tensorflow_datasets.core.features.text_feature.Text", "stranger.Text")
+    )
     forge(spoilt)
     with pytest.raises(InputError, match=r"features\.json: names features that no dataset"):
         open_dataset(spoilt)
@@ -242,7 +260,17 @@ def hidden(features: dict, how: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "how", ["other spelling", "both spellings", "nested", "in a tensor", "old form", "twice", "list", "top"]
+    "how",
+    [
+        "other spelling",
+        "both spellings",
+        "nested",
+        "in a tensor",
+        "old form",
+        "twice",
+        "list",
+        "top",
+    ],
 )
 def test_no_spelling_hides_a_strangers_class(tiny, tmp_path, how):
     text = hidden(json.loads((tiny / FEATURES).read_text()), how)
@@ -280,7 +308,9 @@ def test_verify_finds_an_index_that_says_other_than_the_records(spoilt, column):
     index.loc[7, "n_cells"] += column == "n_cells"
     index.to_parquet(spoilt / "index.parquet", index=False)
     forge(spoilt)
-    with pytest.raises(InputError, match=rf"record \d+ .site\d+. has ({column}|other intensities in Actin)"):
+    with pytest.raises(
+        InputError, match=rf"record \d+ .site\d+. has ({column}|other intensities in Actin)"
+    ):
         verify(spoilt)
 
 

@@ -17,7 +17,12 @@ from perturbjax.dataset import SitePixels, open_dataset, write_dataset
 
 
 def plate(
-    path: Path, name: str, channels: tuple[str, ...] = ("DNA",), dtype=np.uint16, more: str = "", **facts
+    path: Path,
+    name: str,
+    channels: tuple[str, ...] = ("DNA",),
+    dtype=np.uint16,
+    more: str = "",
+    **facts,
 ) -> Path:
     """One plate of eight wells with two sites each; its labels begin with another class."""
     rng = np.random.default_rng(len(name))
@@ -35,7 +40,12 @@ def plate(
         table[more] = "x"
     images = rng.integers(0, 250, (16, 16, 16, len(channels))).astype(dtype)
     sites = (SitePixels(image, np.ones((16, 16), np.uint16)) for image in images)
-    facts = {"channel_names": channels, "image_dtype": dtype, "label_column": "Metadata_pert_iname", **facts}
+    facts = {
+        "channel_names": channels,
+        "image_dtype": dtype,
+        "label_column": "Metadata_pert_iname",
+        **facts,
+    }
     return write_dataset(path / name, table, sites, **facts)
 
 
@@ -67,7 +77,10 @@ def test_their_order_is_part_of_what_they_are(two):
 
 
 def test_what_does_not_agree_is_one_line(two, tmp_path):
-    with pytest.raises(InputError, match=r"has channels DNA, .* has DNA, Actin; datasets that go together must agree"):
+    with pytest.raises(
+        InputError,
+        match=r"has channels DNA, .* has DNA, Actin; datasets that go together must agree",
+    ):
         open_dataset([two[0], plate(tmp_path, "P3", ("DNA", "Actin"))])
     with pytest.raises(InputError, match=r"has pixels uint16, .* has uint8"):
         open_dataset([two[0], plate(tmp_path, "P4", dtype=np.uint8)])
@@ -78,7 +91,13 @@ def test_what_does_not_agree_is_one_line(two, tmp_path):
 
 
 def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, tmp_path):
-    from perturbjax.evaluation.apply import ApplyConfig, EvaluateConfig, PredictConfig, evaluate, predict
+    from perturbjax.evaluation.apply import (
+        ApplyConfig,
+        EvaluateConfig,
+        PredictConfig,
+        evaluate,
+        predict,
+    )
     from perturbjax.profiles.extract import FeaturesConfig, extract
     from perturbjax.training.checkpoint import CheckpointConfig
     from perturbjax.training.fit import TrainConfig, fit
@@ -96,12 +115,21 @@ def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, 
     assert len(predictions) == 32 and "prob_AZ" in predictions
     table = extract(FeaturesConfig(data=two, out=tmp_path / "f.parquet", run=run, batch_size=8))
     assert set(pd.read_parquet(table)["Metadata_Plate"]) == {"P1", "P2"}
-    both = predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), two, tmp_path / "both.parquet"))
-    alone = predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), two[1:], tmp_path / "p2.parquet"))
+    both = predict(
+        PredictConfig(
+            ApplyConfig(CheckpointConfig(run), batch_size=8), two, tmp_path / "both.parquet"
+        )
+    )
+    alone = predict(
+        PredictConfig(
+            ApplyConfig(CheckpointConfig(run), batch_size=8), two[1:], tmp_path / "p2.parquet"
+        )
+    )
     found = pd.read_parquet(both)
     assert found["site_id"].tolist() == open_dataset(two).index["site_id"].tolist()
     pd.testing.assert_frame_equal(
-        found[16:].filter(like="prob_").reset_index(drop=True), pd.read_parquet(alone).filter(like="prob_")
+        found[16:].filter(like="prob_").reset_index(drop=True),
+        pd.read_parquet(alone).filter(like="prob_"),
     )
     with pytest.raises(InputError, match="already holds another run"):
         fit(TrainConfig(out=run, data=two[:1], recipe=recipe))
@@ -109,8 +137,26 @@ def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, 
 
 def test_classical_models_are_judged_on_both(two, tmp_path, capsys):
     weights = write_resnet18(tmp_path / "resnet18.safetensors")
-    network = ["--backbone", "resnet18", "--weights", weights, "--feature-cache", tmp_path / "cache"]
-    words = ["classify", "--preset", "linear", *network, "--split", "well", "--folds", "3", "--replicates", "20"]
+    network = [
+        "--backbone",
+        "resnet18",
+        "--weights",
+        weights,
+        "--feature-cache",
+        tmp_path / "cache",
+    ]
+    words = [
+        "classify",
+        "--preset",
+        "linear",
+        *network,
+        "--split",
+        "well",
+        "--folds",
+        "3",
+        "--replicates",
+        "20",
+    ]
 
     def run(status: str, *more: object) -> None:
         with pytest.raises(SystemExit, match=status):
@@ -129,5 +175,10 @@ def test_cells_of_both_are_measured_by_several_processes(two, tmp_path):
     pytest.importorskip("cp_measure")
     from perturbjax.profiles.extract import FeaturesConfig, extract
 
-    out = extract(FeaturesConfig(two, tmp_path / "cells.parquet", backbone="cellprofiler", workers=2))
-    assert pd.read_parquet(out)["Metadata_site_id"].tolist() == open_dataset(two).index["site_id"].tolist()
+    out = extract(
+        FeaturesConfig(two, tmp_path / "cells.parquet", backbone="cellprofiler", workers=2)
+    )
+    assert (
+        pd.read_parquet(out)["Metadata_site_id"].tolist()
+        == open_dataset(two).index["site_id"].tolist()
+    )

@@ -15,7 +15,12 @@ from commands import SMALL, command_line
 def environment(tmp_path_factory) -> dict[str, str]:
     """What every command runs in: one compilation cache for all, so that each program is compiled once."""
     cache = tmp_path_factory.getbasetemp().parent / "compiled"
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu", "COLUMNS": "120"}
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PLATFORMS": "cpu",
+        "COLUMNS": "120",
+    }
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +29,15 @@ def command(environment) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(verb: str, *flags: object, status: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [*command_line(verb), *map(str, flags)], env=environment, capture_output=True, text=True, timeout=300
+            [*command_line(verb), *map(str, flags)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
-        assert done.returncode == status, f"{verb} {flags}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == status, (
+            f"{verb} {flags}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done
 
     return run
@@ -38,7 +49,22 @@ def plates(command, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("plates") / "plates"
     command(
         "data_prep simulate",
-        *("--out", out, "--plates", 2, "--wells", 12, "--sites", 2, "--compounds", 3, "--size", 64, "--effect", 3),
+        *(
+            "--out",
+            out,
+            "--plates",
+            2,
+            "--wells",
+            12,
+            "--sites",
+            2,
+            "--compounds",
+            3,
+            "--size",
+            64,
+            "--effect",
+            3,
+        ),
     )
     return out
 
@@ -47,7 +73,9 @@ def plates(command, tmp_path_factory) -> Path:
 def dataset(command, plates, tmp_path_factory) -> Path:
     """Those plates, built."""
     out = tmp_path_factory.mktemp("dataset") / "dataset"
-    command("data_prep build", "--load-data", plates / "load_data.csv", "--images", plates, "--out", out)
+    command(
+        "data_prep build", "--load-data", plates / "load_data.csv", "--images", plates, "--out", out
+    )
     return out
 
 

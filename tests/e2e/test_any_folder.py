@@ -23,12 +23,16 @@ def test_a_folder_of_the_users_that_is_named_as_ours_is_left_alone(tmp_path, env
         "build --load-data plates/load_data.csv --images plates --out dataset --segmenter watershed --workers 2",
     ):
         command = [sys.executable, "-m", "perturbjax", *words.split()]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr
     assert len(open_dataset(tmp_path / "dataset")) == 6
 
 
 def test_a_wheel_brings_the_two_packages_alone():
-    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]["find"]
     packages = find_packages(str(REPOSITORY), include=settings["include"])
     assert {name.split(".")[0] for name in packages} == {"perturbjax", "data_prep"}

@@ -39,16 +39,38 @@ def imported(command, checkpoint, sites, tmp_path_factory):
     flags = ("--label-column", sites.label_column, "--crop", SIDE, "--folds", 3)
     command(
         "import-torch",
-        *("--checkpoint", checkpoint[0], "--model", "attention", "--out", folder / "run", "--labels", labels, *flags),
+        *(
+            "--checkpoint",
+            checkpoint[0],
+            "--model",
+            "attention",
+            "--out",
+            folder / "run",
+            "--labels",
+            labels,
+            *flags,
+        ),
     )
     return folder / "run"
 
 
-def test_the_imported_run_predicts_what_pytorch_predicts(command, checkpoint, imported, sites, tmp_path):
-    command("predict", "--run", imported, "--data", sites.path, "--out", tmp_path / "predictions.parquet")
+def test_the_imported_run_predicts_what_pytorch_predicts(
+    command, checkpoint, imported, sites, tmp_path
+):
+    command(
+        "predict",
+        "--run",
+        imported,
+        "--data",
+        sites.path,
+        "--out",
+        tmp_path / "predictions.parquet",
+    )
     table = pd.read_parquet(tmp_path / "predictions.parquet")
     images, masks = sites.read(np.arange(len(sites)))
-    x = np.concatenate([masks[..., None], images / np.iinfo(images.dtype).max], axis=-1).astype(np.float32)
+    x = np.concatenate([masks[..., None], images / np.iinfo(images.dtype).max], axis=-1).astype(
+        np.float32
+    )
     with torch.no_grad():
         expected = checkpoint[1](torch.tensor(x.transpose(0, 3, 1, 2))).softmax(1).numpy()
     ours = table[[column for column in table.columns if column.startswith("prob_")]].to_numpy()
@@ -63,7 +85,9 @@ def test_the_imported_run_is_judged(command, imported, sites):
 
 
 def test_training_starts_from_the_imported_run(command, imported, sites, tmp_path):
-    done = command("train", "--data", sites.path, "--out", tmp_path / "run", "--init-from", imported, *SMALL)
+    done = command(
+        "train", "--data", sites.path, "--out", tmp_path / "run", "--init-from", imported, *SMALL
+    )
     assert "started from" in done.stderr and "fresh" not in done.stderr
 
 
@@ -92,20 +116,38 @@ def test_a_trained_run_goes_to_pytorch(command, run, sites, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [pytest.param(".pth", marks=pytest.mark.slow), ".safetensors"])
-def test_a_run_that_went_to_pytorch_and_back_predicts_the_same(command, run, sites, tmp_path, suffix):
+def test_a_run_that_went_to_pytorch_and_back_predicts_the_same(
+    command, run, sites, tmp_path, suffix
+):
     weights, back = tmp_path / f"weights{suffix}", tmp_path / "back"
     command("export-torch", "--run", run, "--out", weights)
     done = command("import-torch", "--checkpoint", weights, "--out", back)
     assert "guess" not in done.stderr + done.stdout
     tables = []
     for path in (run, back):
-        command("predict", "--run", path, "--data", sites.path, "--out", tmp_path / "predictions.parquet")
+        command(
+            "predict",
+            "--run",
+            path,
+            "--data",
+            sites.path,
+            "--out",
+            tmp_path / "predictions.parquet",
+        )
         tables.append(pd.read_parquet(tmp_path / "predictions.parquet").drop(columns="part"))
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
 def test_a_bare_state_dict_says_what_was_assumed(command, checkpoint, sites, tmp_path):
-    done = command("import-torch", "--checkpoint", checkpoint[0], "--data", sites.path, "--out", tmp_path / "run")
+    done = command(
+        "import-torch",
+        "--checkpoint",
+        checkpoint[0],
+        "--data",
+        sites.path,
+        "--out",
+        tmp_path / "run",
+    )
     said = " ".join((done.stderr + done.stdout).split())
     assert "assumed --crop 128 --normalize dtype --mask-encoding instance" in said
     assert "the order of the labels is a guess" in said
@@ -119,14 +161,19 @@ def test_a_description_of_another_file_is_refused(command, capsys, run, checkpoi
     assert "weights.pth.json: describes other tensors" in said
 
 
-def test_what_cannot_be_imported_is_refused_in_one_line(capsys, checkpoint, imported, sites, tmp_path):
+def test_what_cannot_be_imported_is_refused_in_one_line(
+    capsys, checkpoint, imported, sites, tmp_path
+):
     labels, out = tmp_path / "labels.json", tmp_path / "a"
     labels.write_text('["one", "two"]')
     for flags, named in [
         (("--model", "attention_multiscale", "--out", out), "image_block1.0.weight"),
         (("--labels", labels, "--out", out), "labels.json"),
         (("--out", imported), "already holds another run"),
-        (("--data", sites.path, "--normalize", "log_plate", "--out", out), "has 2 channels as normalised by log_plate"),
+        (
+            ("--data", sites.path, "--normalize", "log_plate", "--out", out),
+            "has 2 channels as normalised by log_plate",
+        ),
     ]:
         assert named in refusal(capsys, "import-torch", "--checkpoint", checkpoint[0], *flags)
         assert not out.exists()

@@ -19,7 +19,13 @@ def explicit(process: int, port: int) -> tuple[list[str], dict[str, str]]:
 
 def slurm(process: int, port: int) -> tuple[list[str], dict[str, str]]:
     """What srun tells each of its two tasks; JAX makes the coordinator's port of the job's number."""
-    told = {"JOB_ID": port, "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": process, "LOCALID": process}
+    told = {
+        "JOB_ID": port,
+        "STEP_NODELIST": "localhost",
+        "NTASKS": 2,
+        "PROCID": process,
+        "LOCALID": process,
+    }
     return ["--distributed"], {f"SLURM_{name}": str(value) for name, value in told.items()}
 
 
@@ -72,7 +78,9 @@ def test_the_first_process_alone_speaks_and_writes(trained):
 
 
 @pytest.mark.slow
-def test_two_processes_extract_the_features_of_one_byte_for_byte(both, command, run, dataset, tmp_path):
+def test_two_processes_extract_the_features_of_one_byte_for_byte(
+    both, command, run, dataset, tmp_path
+):
     flags = ("--data", dataset, "--run", run, "--batch-size", "1")  # three parts
     command("features", *flags, "--out", tmp_path / "one.parquet")
     ends = both("features", *flags, "--out", tmp_path / "two.parquet")
@@ -88,14 +96,18 @@ def test_two_processes_predict_what_one_does(both, run, dataset, tmp_path):
     ends = both("predict", "--run", run, "--data", dataset, "--out", out, "--batch-size", 10)
     assert [status for status, _ in ends] == [0, 0], ends
     got = pd.read_parquet(out).set_index("site_id")
-    expected = pd.read_parquet(run / "evaluation/predictions.parquet").set_index("site_id").loc[got.index]
+    expected = (
+        pd.read_parquet(run / "evaluation/predictions.parquet").set_index("site_id").loc[got.index]
+    )
     columns = [column for column in got if column.startswith("prob_")]
     assert len(got) == 48
     np.testing.assert_allclose(got[columns], expected[columns], atol=2e-6)
 
 
 @pytest.mark.slow
-def test_slurm_is_understood_and_what_the_first_process_refuses_ends_both_with_the_same_line(both, trained, dataset):
+def test_slurm_is_understood_and_what_the_first_process_refuses_ends_both_with_the_same_line(
+    both, trained, dataset
+):
     flags = ("--data", dataset, "--out", trained[0], *SMALL, "--learning-rate", "0.5")
     ends = both("train", *flags, job=slurm)
     assert [status for status, _ in ends] == [2, 2], ends
@@ -111,7 +123,9 @@ def test_slurm_is_understood_and_what_the_first_process_refuses_ends_both_with_t
         (("--distributed",), "--coordinator HOST:PORT"),
     ],
 )
-def test_a_job_that_is_not_described_is_refused(command, dataset, environment, tmp_path, flags, words):
+def test_a_job_that_is_not_described_is_refused(
+    command, dataset, environment, tmp_path, flags, words
+):
     done = command("train", "--data", dataset, "--out", tmp_path / "run", *flags, *SMALL, status=2)
     assert words in one_line(done.stderr) and not (tmp_path / "run").exists()
 

@@ -39,7 +39,9 @@ def empty_config(run: Path) -> None:
 
 
 def flip_a_bit(run: Path) -> None:
-    for epoch in (run / "checkpoints").glob("*/*/"):  # each of them: a command opens the one that it wants
+    for epoch in (run / "checkpoints").glob(
+        "*/*/"
+    ):  # each of them: a command opens the one that it wants
         array = max(epoch.rglob("d/*"), key=lambda path: path.stat().st_size)
         data = bytearray(array.read_bytes())
         data[len(data) // 2] ^= 16

@@ -11,13 +11,26 @@ from pathlib import Path
 from commands import assert_same_parameters, command_line
 
 EPOCHS = 24
-FLAGS = ("--crop", "16", "--batch-size", "16", "--epochs", str(EPOCHS), "--split", "well", "--folds", "3")
+FLAGS = (
+    "--crop",
+    "16",
+    "--batch-size",
+    "16",
+    "--epochs",
+    str(EPOCHS),
+    "--split",
+    "well",
+    "--folds",
+    "3",
+)
 OFTEN = ("--checkpoint-every", "1", "--evaluate-every", "5")
 #: Kills come within this many seconds after the run has reached these epochs: while it computes, writes or saves.
 KILLED_AFTER, WITHIN_S = (0, 8), 0.3
 
 
-def test_training_killed_at_random_ends_with_bit_identical_parameters(command, environment, dataset, tmp_path):
+def test_training_killed_at_random_ends_with_bit_identical_parameters(
+    command, environment, dataset, tmp_path
+):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command("train", "--data", dataset, "--out", whole, *FLAGS, *OFTEN)
 

@@ -16,9 +16,18 @@ from perturbjax.dataset import PLATE, SITE, WELL, open_dataset
 
 def test_a_run_directory_holds_all_that_is_promised(run):
     there = {path.name for path in run.iterdir()}
-    assert {"config.json", "split.parquet", "labels.json", "metrics.jsonl", "checkpoints", "report.html"} <= there
+    assert {
+        "config.json",
+        "split.parquet",
+        "labels.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "report.html",
+    } <= there
     scores = json.loads((run / "evaluation/scores.json").read_text())
-    assert {"model", "majority", "chance", "position", "cell count"} <= set(scores["levels"]["site"])
+    assert {"model", "majority", "chance", "position", "cell count"} <= set(
+        scores["levels"]["site"]
+    )
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if row["split"] == "train"] == [1, 2]
 
@@ -34,15 +43,31 @@ def test_predictions_hold_one_probability_a_class_for_every_site(run, dataset):
 
 
 def test_predict_and_evaluate_give_the_same_probabilities(command, run, dataset, tmp_path):
-    command("predict", "--run", run, "--data", dataset, "--out", tmp_path / "p.parquet", "--batch-size", 7)
+    command(
+        "predict",
+        "--run",
+        run,
+        "--data",
+        dataset,
+        "--out",
+        tmp_path / "p.parquet",
+        "--batch-size",
+        7,
+    )
     again = pd.read_parquet(tmp_path / "p.parquet").set_index("site_id")
-    first = pd.read_parquet(run / "evaluation/predictions.parquet").set_index("site_id").loc[again.index]
+    first = (
+        pd.read_parquet(run / "evaluation/predictions.parquet")
+        .set_index("site_id")
+        .loc[again.index]
+    )
     columns = [column for column in first if column.startswith("prob_")]
     np.testing.assert_allclose(again[columns], first[columns], atol=2e-6)
 
 
 def test_resident_and_streamed_feeds_train_the_same_network(command, run, dataset, tmp_path):
-    command("train", "--data", dataset, "--out", tmp_path / "streamed", "--feed", "streamed", *SMALL)
+    command(
+        "train", "--data", dataset, "--out", tmp_path / "streamed", "--feed", "streamed", *SMALL
+    )
     assert_same_parameters(run, tmp_path / "streamed")
 
 
@@ -54,12 +79,24 @@ def test_a_finished_run_is_left_as_it_is(command, run, dataset):
 
 
 def test_a_run_can_start_from_another(command, run, dataset, tmp_path):
-    done = command("train", "--data", dataset, "--out", tmp_path / "next", "--init-from", run, *SMALL)
+    done = command(
+        "train", "--data", dataset, "--out", tmp_path / "next", "--init-from", run, *SMALL
+    )
     assert f"started from {run}" in done.stderr
 
 
 def test_a_split_manifest_travels_from_split_to_train(command, run, dataset, tmp_path):
-    command("split", "--data", dataset, "--policy", "well", "--folds", 3, "--out", tmp_path / "split.parquet")
+    command(
+        "split",
+        "--data",
+        dataset,
+        "--policy",
+        "well",
+        "--folds",
+        3,
+        "--out",
+        tmp_path / "split.parquet",
+    )
     manifest = pd.read_parquet(tmp_path / "split.parquet")
     used = pd.read_parquet(run / "split.parquet")
     pd.testing.assert_frame_equal(manifest, used)
@@ -69,10 +106,26 @@ def test_images_without_labels_are_built_and_predicted_like_those_with(run, plat
     table = pd.read_csv(plates / "load_data.csv", dtype=str)
     known = [name for name in table if name.startswith(("FileName", "PathName", PLATE, WELL, SITE))]
     table[known].to_csv(tmp_path / "load_data.csv", index=False)
-    paths = ("--load-data", tmp_path / "load_data.csv", "--images", plates, "--out", tmp_path / "data")
+    paths = (
+        "--load-data",
+        tmp_path / "load_data.csv",
+        "--images",
+        plates,
+        "--out",
+        tmp_path / "data",
+    )
     for command, *words in (
         (build, "build", *paths, "--workers", 1, "--label-column", "none"),
-        (perturbjax, "predict", "--run", run, "--data", tmp_path / "data", "--out", tmp_path / "p.parquet"),
+        (
+            perturbjax,
+            "predict",
+            "--run",
+            run,
+            "--data",
+            tmp_path / "data",
+            "--out",
+            tmp_path / "p.parquet",
+        ),
     ):
         with pytest.raises(SystemExit, match="0"):
             command([str(word) for word in words])
@@ -85,7 +138,9 @@ def test_images_without_labels_are_built_and_predicted_like_those_with(run, plat
 
 @pytest.mark.slow  # test_devices holds the step to it at once
 @pytest.mark.parametrize("kind", ["pmap", "sharded"])
-def test_eight_devices_train_the_same_network_as_one(command, environment, run, dataset, tmp_path, kind):
+def test_eight_devices_train_the_same_network_as_one(
+    command, environment, run, dataset, tmp_path, kind
+):
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     try:
         out = tmp_path / kind

@@ -12,8 +12,21 @@ from perturbjax.training.run_directory import open_run
 
 
 @pytest.mark.slow
-def test_the_papers_experiment_draws_its_figures_and_states_what_was_reported(environment, dataset, tmp_path):
-    flags = ("--data", dataset, "--out", tmp_path / "run", "--epochs", 11, "--crop", 16, "--batch-size", 32)
+def test_the_papers_experiment_draws_its_figures_and_states_what_was_reported(
+    environment, dataset, tmp_path
+):
+    flags = (
+        "--data",
+        dataset,
+        "--out",
+        tmp_path / "run",
+        "--epochs",
+        11,
+        "--crop",
+        16,
+        "--batch-size",
+        32,
+    )
     line = [sys.executable, "-m", "experiments.paper_attention", *map(str, flags)]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -24,7 +37,12 @@ def test_the_papers_experiment_draws_its_figures_and_states_what_was_reported(en
 
     run = open_run(tmp_path / "run")
     recipe = recipe_to_dict(run.recipe)
-    assert recipe["augment"]["legacy_augmentation"] and recipe["input"]["mask_encoding"] == "instance"
-    assert recipe["optim"] | {"learning_rate": 0.005, "weight_decay": 1e-4, "label_smoothing": 0.1} == recipe["optim"]
+    assert (
+        recipe["augment"]["legacy_augmentation"] and recipe["input"]["mask_encoding"] == "instance"
+    )
+    assert (
+        recipe["optim"] | {"learning_rate": 0.005, "weight_decay": 1e-4, "label_smoothing": 0.1}
+        == recipe["optim"]
+    )
     split = pd.read_parquet(run.path / "split.parquet")
     assert 0.15 < (split["part"] == "test").mean() < 0.25

@@ -7,7 +7,9 @@ from commands import SMALL, assert_same_parameters
 
 
 @pytest.mark.slow
-def test_a_profiled_run_ends_with_the_same_parameters_and_says_where_time_went(command, run, dataset, tmp_path):
+def test_a_profiled_run_ends_with_the_same_parameters_and_says_where_time_went(
+    command, run, dataset, tmp_path
+):
     out = tmp_path / "profiled"
     said = command("train", "--data", dataset, "--out", out, *SMALL, "--profile").stderr
     assert "ms a step" in said

@@ -42,12 +42,16 @@ def refused(command, tmp_path):
     ],
 )
 def test_impossible_flags_are_named(refused, dataset, tmp_path, flags, words):
-    line = refused("train", "--data", dataset, "--out", tmp_path / "run", *flags, out=tmp_path / "run")
+    line = refused(
+        "train", "--data", dataset, "--out", tmp_path / "run", *flags, out=tmp_path / "run"
+    )
     assert all(word in line for word in words), line
 
 
 def test_a_missing_dataset_is_named(refused, tmp_path):
-    line = refused("train", "--data", tmp_path / "none", "--out", tmp_path / "run", out=tmp_path / "run")
+    line = refused(
+        "train", "--data", tmp_path / "none", "--out", tmp_path / "run", out=tmp_path / "run"
+    )
     assert str(tmp_path / "none") in line and "perturbjax build" in line
 
 
@@ -55,15 +59,21 @@ def test_a_missing_dataset_is_named(refused, tmp_path):
 def test_an_incomplete_dataset_is_refused(refused, dataset, tmp_path, missing):
     shutil.copytree(dataset, tmp_path / "data")
     (tmp_path / "data" / missing).unlink()
-    line = refused("train", "--data", tmp_path / "data", "--out", tmp_path / "run", out=tmp_path / "run")
+    line = refused(
+        "train", "--data", tmp_path / "data", "--out", tmp_path / "run", out=tmp_path / "run"
+    )
     assert missing in line
 
 
 def test_a_dataset_of_another_schema_version_is_refused(refused, dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "data")
     provenance = json.loads((tmp_path / "data/provenance.json").read_text())
-    (tmp_path / "data/provenance.json").write_text(json.dumps({**provenance, "schema_version": "0.1.0"}))
-    line = refused("train", "--data", tmp_path / "data", "--out", tmp_path / "run", out=tmp_path / "run")
+    (tmp_path / "data/provenance.json").write_text(
+        json.dumps({**provenance, "schema_version": "0.1.0"})
+    )
+    line = refused(
+        "train", "--data", tmp_path / "data", "--out", tmp_path / "run", out=tmp_path / "run"
+    )
     assert "0.1.0" in line
 
 
@@ -71,7 +81,9 @@ def test_a_shard_that_is_cut_short_is_refused(refused, dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "data")
     shard = next((tmp_path / "data").glob("*array_record*"))
     shard.write_bytes(shard.read_bytes()[:-5000])
-    assert str(tmp_path / "data") in refused("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *SMALL)
+    assert str(tmp_path / "data") in refused(
+        "train", "--data", tmp_path / "data", "--out", tmp_path / "run", *SMALL
+    )
 
 
 def test_a_run_directory_of_another_run_is_left_alone(refused, run, dataset):
@@ -91,33 +103,73 @@ def test_an_output_that_cannot_be_written_is_named(refused, dataset, run, tmp_pa
     (tmp_path / "file").write_text("")
     line = refused("train", "--data", dataset, "--out", tmp_path / "file" / "run", *SMALL)
     assert str(tmp_path / "file") in line
-    line = refused("predict", "--run", run, "--data", dataset, "--out", tmp_path / "file" / "p.parquet")
+    line = refused(
+        "predict", "--run", run, "--data", dataset, "--out", tmp_path / "file" / "p.parquet"
+    )
     assert str(tmp_path / "file") in line
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_with_room_the_command_goes_on(environment, command, run, dataset, tmp_path):
+def test_a_full_disk_is_one_line_and_with_room_the_command_goes_on(
+    environment, command, run, dataset, tmp_path
+):
     command("export-torch", "--run", run, "--out", tmp_path / "w.safetensors")
     words = {
         "train": ("--data", dataset, "--out", tmp_path / "train", *SMALL),
-        "import-torch": ("--checkpoint", tmp_path / "w.safetensors", "--out", tmp_path / "import-torch"),
+        "import-torch": (
+            "--checkpoint",
+            tmp_path / "w.safetensors",
+            "--out",
+            tmp_path / "import-torch",
+        ),
     }
     for verb, flags in words.items():
         full = subprocess.run(
-            ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *command_line(verb), *map(str, flags)],
+            [
+                "bash",
+                "-c",
+                'ulimit -f 20; exec "$@"',
+                "bash",
+                *command_line(verb),
+                *map(str, flags),
+            ],
             env=environment,
             capture_output=True,
             text=True,
         )
-        assert (full.returncode == 2 and "No space" in one_line(full.stderr)) or "no space" in one_line(full.stderr)
+        assert (
+            full.returncode == 2 and "No space" in one_line(full.stderr)
+        ) or "no space" in one_line(full.stderr)
         command(verb, *flags)
         assert Checkpoints(tmp_path / verb).epochs()
 
 
 def test_a_loss_that_is_not_finite_stops_training(refused, dataset, tmp_path):
     out = tmp_path / "run"
-    flags = ("--data", dataset, "--out", out, *SMALL[:4], "--epochs", "6", "--split", "well", "--folds", "3")
-    wild = (*flags, "--learning-rate", "1e30", "--weight-decay", "0", "--checkpoint-every", "1", "--warmup", "1")
+    flags = (
+        "--data",
+        dataset,
+        "--out",
+        out,
+        *SMALL[:4],
+        "--epochs",
+        "6",
+        "--split",
+        "well",
+        "--folds",
+        "3",
+    )
+    wild = (
+        *flags,
+        "--learning-rate",
+        "1e30",
+        "--weight-decay",
+        "0",
+        "--checkpoint-every",
+        "1",
+        "--warmup",
+        "1",
+    )
     line = refused("train", *wild)
     assert "not finite at step" in line and "--learning-rate" in line
     assert ("no checkpoint was saved" in line) == (not Checkpoints(out).epochs())
@@ -136,7 +188,9 @@ def test_a_dataset_with_other_channels_does_not_fit_a_run(command, refused, run,
         *("--load-data", tmp_path / "few.csv", "--images", plates, "--out", tmp_path / "d"),
         *("--aggregate", "none", "--segment-channels", "DNA"),
     )
-    line = refused("predict", "--run", run, "--data", tmp_path / "d", "--out", tmp_path / "p.parquet")
+    line = refused(
+        "predict", "--run", run, "--data", tmp_path / "d", "--out", tmp_path / "p.parquet"
+    )
     assert "channels" in line and not (tmp_path / "p.parquet").exists()
 
 

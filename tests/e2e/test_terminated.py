@@ -14,7 +14,18 @@ from perturbjax.training.checkpoint import Checkpoints
 
 EPOCHS = 16
 #: One site a step: 32 steps an epoch, so that a signal comes within one.
-FLAGS = ("--crop", "16", "--batch-size", "1", "--epochs", str(EPOCHS), "--split", "well", "--folds", "3")
+FLAGS = (
+    "--crop",
+    "16",
+    "--batch-size",
+    "1",
+    "--epochs",
+    str(EPOCHS),
+    "--split",
+    "well",
+    "--folds",
+    "3",
+)
 RARELY = ("--checkpoint-every", "8", "--evaluate-every", "100")
 
 
@@ -42,7 +53,8 @@ def terminated(environment, tmp_path_factory):
 
 # Before the first checkpoint and after it.
 @pytest.mark.parametrize(
-    ("feed", "signals"), [("resident", (9,)), pytest.param("streamed", (1, 9), marks=pytest.mark.slow)]
+    ("feed", "signals"),
+    [("resident", (9,)), pytest.param("streamed", (1, 9), marks=pytest.mark.slow)],
 )
 def test_training_saves_within_the_epoch_and_goes_on_to_the_same_bits(
     command, terminated, dataset, tmp_path, feed, signals
@@ -71,7 +83,9 @@ def test_training_saves_within_the_epoch_and_goes_on_to_the_same_bits(
     assert not (again / "checkpoints" / "interrupted").exists()
 
 
-def test_other_commands_end_in_one_line_and_leave_nothing_half_written(terminated, run, dataset, tmp_path):
+def test_other_commands_end_in_one_line_and_leave_nothing_half_written(
+    terminated, run, dataset, tmp_path
+):
     out = tmp_path / "predictions.parquet"
     status, said = terminated(
         *("predict", "--run", run, "--data", dataset, "--out", out, "--compile-cache", "none"),
@@ -82,7 +96,9 @@ def test_other_commands_end_in_one_line_and_leave_nothing_half_written(terminate
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_directory_is_trained_in_by_one_process_at_a_time(command, environment, dataset, tmp_path):
+def test_a_run_directory_is_trained_in_by_one_process_at_a_time(
+    command, environment, dataset, tmp_path
+):
     out = tmp_path / "run"
     flags = ("--data", dataset, *FLAGS, *RARELY, "--out", out)
     line = [*command_line("train"), *map(str, flags)]
@@ -96,12 +112,16 @@ def test_a_run_directory_is_trained_in_by_one_process_at_a_time(command, environ
     finally:
         first.kill()
         first.wait()
-    assert "another process is training there" in refused.stderr and "Traceback" not in refused.stderr
+    assert (
+        "another process is training there" in refused.stderr and "Traceback" not in refused.stderr
+    )
     command("train", *flags)  # a lock dies with its process
     assert [epoch for epoch, *_ in epochs_of(out)] == [*range(1, EPOCHS + 1), EPOCHS]
 
 
-def test_a_compile_cache_that_cannot_be_written_is_a_note_and_no_error(command, run, dataset, tmp_path):
+def test_a_compile_cache_that_cannot_be_written_is_a_note_and_no_error(
+    command, run, dataset, tmp_path
+):
     (tmp_path / "file").write_text("")
     flags = ("--run", run, "--data", dataset, "--out", tmp_path / "p.parquet")
     done = command("predict", *flags, "--compile-cache", tmp_path / "file" / "cache")

@@ -29,10 +29,14 @@ def build_without_torch(tmp_path: Path, *arguments: object) -> str:
     (tmp_path / "block" / "sitecustomize.py").write_text(BLOCK)
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "block"), root])}
-    probe = subprocess.run([sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True)
+    probe = subprocess.run(
+        [sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True
+    )
     assert "torch is blocked" in probe.stderr
     command = [sys.executable, "-m", "data_prep", "build", *arguments, "--mask-cache", "none"]
-    done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(part) for part in command], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -46,14 +50,34 @@ def test_single_cells_are_built_without_torch(shared, tmp_path):
     weights = shared / "data/weights/nuclei_dsb2018"
     told = build_without_torch(
         tmp_path,
-        *("--load-data", tmp_path / "load_data.csv", "--images", data, "--out", tmp_path / "dataset"),
-        *("--segmenter", "cellpose", "--weights", weights, "--segment-channels", "DNA", "--diameter", 45),
+        *(
+            "--load-data",
+            tmp_path / "load_data.csv",
+            "--images",
+            data,
+            "--out",
+            tmp_path / "dataset",
+        ),
+        *(
+            "--segmenter",
+            "cellpose",
+            "--weights",
+            weights,
+            "--segment-channels",
+            "DNA",
+            "--diameter",
+            45,
+        ),
     )
     assert "segmenting was bound by" in told
     dataset = open_dataset(tmp_path / "dataset")
     assert len(dataset) == len(table[::200])
     facts = json.loads((tmp_path / "dataset/provenance.json").read_text())["segmenter"]
-    assert (facts["engine"], facts["weights"], facts["precision"]) == ("cellpose", "nuclei_dsb2018", "float32")
+    assert (facts["engine"], facts["weights"], facts["precision"]) == (
+        "cellpose",
+        "nuclei_dsb2018",
+        "float32",
+    )
 
 
 @pytest.mark.slow
@@ -61,7 +85,12 @@ def test_single_cells_are_built_without_torch(shared, tmp_path):
 def test_a_field_of_view_is_built_without_torch(shared, tmp_path):
     """306 nuclei, as the package finds."""
     row = {"FileName_OrigDNA": "r01c02f01p01-ch4sk1fk1fl1.tiff", "PathName_OrigDNA": "."}
-    row |= {"Metadata_Plate": "P", "Metadata_Well": "A02", "Metadata_Site": "1", "Metadata_pert_iname": "DMSO"}
+    row |= {
+        "Metadata_Plate": "P",
+        "Metadata_Well": "A02",
+        "Metadata_Site": "1",
+        "Metadata_pert_iname": "DMSO",
+    }
     pd.DataFrame([row]).to_csv(tmp_path / "load_data.csv", index=False)
     build_without_torch(
         tmp_path,

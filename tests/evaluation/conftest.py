@@ -15,10 +15,16 @@ from perturbjax.evaluation.score_tables import write_run
 CLASSES = ["DMSO", *(f"compound {letter}" for letter in "ABCDEFG")]
 
 
-def make_index(plates: int = 3, rows: int = 4, columns: int = 6, sites: int = 3, seed: int = 0) -> pd.DataFrame:
+def make_index(
+    plates: int = 3, rows: int = 4, columns: int = 6, sites: int = 3, seed: int = 0
+) -> pd.DataFrame:
     """Every plate has every class in several wells, at random places; counts of cells carry no signal."""
     rng = np.random.default_rng(seed)
-    wells = [f"{'ABCDEFGHIJKLMNOP'[row]}{column + 1:02d}" for row in range(rows) for column in range(columns)]
+    wells = [
+        f"{'ABCDEFGHIJKLMNOP'[row]}{column + 1:02d}"
+        for row in range(rows)
+        for column in range(columns)
+    ]
     tables = []
     for plate in range(plates):
         labels = rng.permutation(np.resize(CLASSES, len(wells)))
@@ -34,7 +40,9 @@ def make_index(plates: int = 3, rows: int = 4, columns: int = 6, sites: int = 3,
     return index
 
 
-def make_predictions(index: pd.DataFrame, *, skill: float, seed: int = 0, part: str = "test") -> pd.DataFrame:
+def make_predictions(
+    index: pd.DataFrame, *, skill: float, seed: int = 0, part: str = "test"
+) -> pd.DataFrame:
     """Random probabilities, `skill` added to the logit of the true class."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(len(index), len(CLASSES)))
@@ -42,7 +50,9 @@ def make_predictions(index: pd.DataFrame, *, skill: float, seed: int = 0, part: 
     logits[np.arange(len(index)), labels] += skill
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     table = index[["Metadata_Plate", "Metadata_Well", "Metadata_Site", "site_id"]].assign(
-        part=part, label=index["label"], predicted=np.asarray(CLASSES, dtype=object)[probabilities.argmax(axis=1)]
+        part=part,
+        label=index["label"],
+        predicted=np.asarray(CLASSES, dtype=object)[probabilities.argmax(axis=1)],
     )
     for i, name in enumerate(CLASSES):
         table[f"prob_{name}"] = probabilities[:, i].astype(np.float32)

@@ -9,7 +9,9 @@ from copairs.map import average_precision, mean_average_precision
 
 from perturbjax.evaluation.retrieval import replicate_retrieval
 
-PERT, PLATE, WELL, LAYOUT, CONTROL = (f"Metadata_{name}" for name in ("pert_iname", "Plate", "Well", "layout", "own"))
+PERT, PLATE, WELL, LAYOUT, CONTROL = (
+    f"Metadata_{name}" for name in ("pert_iname", "Plate", "Well", "layout", "own")
+)
 #: What a query and what it retrieves may not share, as copairs is told it.
 DIFFERENT = {"NR": [], "NSB": [PLATE], "NSS": [WELL], "NSL": [LAYOUT]}
 
@@ -22,14 +24,23 @@ def wells() -> tuple[pd.DataFrame, np.ndarray]:
     for plate in range(4):
         names = ["DMSO"] * 4 + [f"c{i}" for i in range(8)] + [f"c{i}" for i in range(3)]
         order = np.random.default_rng(plate // 2).permutation(len(names))
-        rows += [(f"P{plate}", f"A{spot + 1:02d}", names[at], f"L{plate // 2}") for spot, at in enumerate(order)]
+        rows += [
+            (f"P{plate}", f"A{spot + 1:02d}", names[at], f"L{plate // 2}")
+            for spot, at in enumerate(order)
+        ]
     table = pd.DataFrame(rows, columns=[PLATE, WELL, PERT, LAYOUT])
-    effects = {name: rng.normal(size=12) * (name != "DMSO") for name in sorted(table[PERT].unique())}
-    features = np.array([effects[name] for name in table[PERT]]) * 0.6 + rng.normal(size=(len(table), 12))
+    effects = {
+        name: rng.normal(size=12) * (name != "DMSO") for name in sorted(table[PERT].unique())
+    }
+    features = np.array([effects[name] for name in table[PERT]]) * 0.6 + rng.normal(
+        size=(len(table), 12)
+    )
     return table, features
 
 
-def of_copairs(table: pd.DataFrame, features: np.ndarray, same: list[str], **pairs: list[str]) -> pd.DataFrame:
+def of_copairs(
+    table: pd.DataFrame, features: np.ndarray, same: list[str], **pairs: list[str]
+) -> pd.DataFrame:
     """Its mean average precision of each compound, and p."""
     found = average_precision(table, features, same, distance="cosine", progress_bar=False, **pairs)
     found = found[(found[PERT] != "DMSO") & (found["n_pos_pairs"] > 0)]
@@ -74,7 +85,11 @@ def test_consistency_of_mechanisms_among_compounds(wells):
     profiles = pd.DataFrame(features[treated]).groupby(table[PERT][treated].to_numpy()).mean()
     mechanism = [f"m{int(name[1:]) // 3}" for name in profiles.index]
     compounds = pd.DataFrame({PERT: mechanism, PLATE: "all", WELL: profiles.index})
-    own = replicate_retrieval(profiles.to_numpy(), compounds, np.zeros(len(compounds), dtype=bool), against="others")
-    theirs = of_copairs(compounds, profiles.to_numpy(), [PERT], pos_diffby=[], neg_sameby=[], neg_diffby=[PERT])
+    own = replicate_retrieval(
+        profiles.to_numpy(), compounds, np.zeros(len(compounds), dtype=bool), against="others"
+    )
+    theirs = of_copairs(
+        compounds, profiles.to_numpy(), [PERT], pos_diffby=[], neg_sameby=[], neg_diffby=[PERT]
+    )
     own = own.set_index("label").sort_index()
     np.testing.assert_allclose(own["map"], theirs["mean_average_precision"], rtol=1e-5)

@@ -25,7 +25,9 @@ class MaskReader:
         self.has = attention
 
     def with_masks(self, dataset, positions, change, redraw=None) -> Predictions:
-        masks = change(np.stack([np.full((4, 4), position % 2, np.uint8) for position in positions]))
+        masks = change(
+            np.stack([np.full((4, 4), position % 2, np.uint8) for position in positions])
+        )
         one = masks.mean(axis=(1, 2)).astype(np.float32)
         return Predictions(np.stack([1 - one, one], axis=1), np.zeros((len(one), 2), np.float32))
 
@@ -46,21 +48,32 @@ class MaskReader:
     def attention_to(self, dataset, positions) -> np.ndarray:
         if not self.has:
             raise InputError("attention: masked_cnn has none")
-        return np.tile(np.linspace(0.5, 1, 16, dtype=np.float32).reshape(4, 4), (len(positions), 1, 1))
+        return np.tile(
+            np.linspace(0.5, 1, 16, dtype=np.float32).reshape(4, 4), (len(positions), 1, 1)
+        )
 
 
 def looks(tmp_path, **network) -> dict:
     dataset = open_dataset(write_dataset(tmp_path / "data", sites=20, size=8, channels=["DNA"]))
     positions = np.arange(10, 20)
     one = (positions % 2).astype(np.float32)
-    looked.look(MaskReader(**network), dataset, positions, positions % 2, np.stack([1 - one, one], axis=1), tmp_path)
+    looked.look(
+        MaskReader(**network),
+        dataset,
+        positions,
+        positions % 2,
+        np.stack([1 - one, one], axis=1),
+        tmp_path,
+    )
     return looked.read_looked(tmp_path)
 
 
 def test_masks_of_others_and_none_show_what_the_score_owes_to_them(tmp_path):
     masks = looks(tmp_path, attention=True)["masks"]
     assert masks["as they are"]["balanced_accuracy"] == 1
-    assert masks["of another site"]["balanced_accuracy"] == 0, "every neighbour is of the other class"
+    assert masks["of another site"]["balanced_accuracy"] == 0, (
+        "every neighbour is of the other class"
+    )
     assert masks["taken away"]["balanced_accuracy"] == 0.5
 
 
@@ -89,7 +102,9 @@ def test_what_a_network_without_attention_looks_at_is_found_by_hiding_it(tmp_pat
     assert len(maps) == 2, "a site a class"
     for lost in maps.values():
         assert lost.shape == (8, 8)
-        assert lost[3:5, 3:5].min() == pytest.approx(0.4, abs=1e-6), "windows of four pixels hide all of it"
+        assert lost[3:5, 3:5].min() == pytest.approx(0.4, abs=1e-6), (
+            "windows of four pixels hide all of it"
+        )
         assert abs(lost[0]).max() == abs(lost[:, -1]).max() == 0
     assert found["largest"] == pytest.approx(0.4, abs=1e-6) and 0 <= found["on_cells"] <= 1
 

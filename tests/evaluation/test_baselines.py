@@ -18,7 +18,9 @@ from perturbjax.evaluation.wells import aggregate_wells, well_ids
 def plate(name: str, labels: np.ndarray, *, sites: int = 2) -> tuple[pd.DataFrame, np.ndarray]:
     """A 96-well plate with the given labels (8, 12), and its labels a site."""
     rows, columns = np.divmod(np.repeat(np.arange(96), sites), 12)
-    wells = [f"{'ABCDEFGH'[row]}{column + 1:02d}" for row, column in zip(rows, columns, strict=True)]
+    wells = [
+        f"{'ABCDEFGH'[row]}{column + 1:02d}" for row, column in zip(rows, columns, strict=True)
+    ]
     return pd.DataFrame({"Metadata_Plate": name, "Metadata_Well": wells}), labels[rows, columns]
 
 
@@ -46,7 +48,9 @@ def test_a_well_says_the_mean_of_its_sites_probabilities():
 
 
 def test_wells_of_the_same_name_on_two_plates_are_two():
-    index = pd.DataFrame({"Metadata_Plate": ["P", "Q", "P"], "Metadata_Well": ["A01", "A01", "A01"]})
+    index = pd.DataFrame(
+        {"Metadata_Plate": ["P", "Q", "P"], "Metadata_Well": ["A01", "A01", "A01"]}
+    )
     np.testing.assert_array_equal(well_ids(index), [0, 1, 0])
 
 
@@ -54,7 +58,11 @@ def test_the_majority_baseline_is_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     train, test = rng.choice(8, size=300, p=np.arange(1, 9) / 36), rng.integers(8, size=100)
     ours = baselines.majority(pd.DataFrame(), train, pd.DataFrame(index=range(100)), 8)
-    theirs = DummyClassifier(strategy="prior").fit(np.zeros((300, 1)), train).predict_proba(np.zeros((100, 1)))
+    theirs = (
+        DummyClassifier(strategy="prior")
+        .fit(np.zeros((300, 1)), train)
+        .predict_proba(np.zeros((100, 1)))
+    )
     np.testing.assert_allclose(ours, theirs)
     assert accuracy(ours, test) == np.mean(test == np.bincount(train).argmax())
 
@@ -106,7 +114,10 @@ def test_position_answers_everything_where_wells_stand_on_both_sides():
     grid = np.random.default_rng(5).integers(6, size=(8, 12))
     index, labels = screen(grid, grid.T.reshape(8, 12))
     held = np.arange(len(index)) % 2 == 0
-    assert accuracy(baselines.position(index[~held], labels[~held], index[held], 6), labels[held]) == 1.0
+    assert (
+        accuracy(baselines.position(index[~held], labels[~held], index[held], 6), labels[held])
+        == 1.0
+    )
 
 
 def test_position_finds_nothing_in_randomised_layouts():
@@ -124,7 +135,9 @@ def test_position_says_why_it_cannot():
 
 def counts(rng: np.random.Generator, labels: np.ndarray, effect: float) -> pd.DataFrame:
     n_cells = np.exp(rng.normal(3 + effect * labels, 0.2))
-    return pd.DataFrame({"n_cells": n_cells, "mask_area": n_cells * np.exp(rng.normal(4, 0.1, len(labels)))})
+    return pd.DataFrame(
+        {"n_cells": n_cells, "mask_area": n_cells * np.exp(rng.normal(4, 0.1, len(labels)))}
+    )
 
 
 def test_cell_count_finds_toxic_classes_and_only_those():
@@ -161,7 +174,9 @@ def test_cell_count_says_why_it_cannot():
 def brightness(rng: np.random.Generator, labels: np.ndarray, effect: float) -> pd.DataFrame:
     level = 500 * np.exp(effect * labels + rng.normal(0, 0.2, len(labels)))
     noise = rng.lognormal(5, 0.3, size=(len(labels), 2))
-    return pd.DataFrame({"mean_DNA": level, "p50_DNA": noise[:, 0], "std_ER": noise[:, 1], "n_cells": labels})
+    return pd.DataFrame(
+        {"mean_DNA": level, "p50_DNA": noise[:, 0], "std_ER": noise[:, 1], "n_cells": labels}
+    )
 
 
 def test_intensity_finds_bright_classes_and_only_those():
@@ -181,7 +196,9 @@ def test_intensity_is_the_logistic_regression_of_scikit_learn_without_classes_th
     x, z = (np.log1p(table.drop(columns="n_cells")) for table in (x, z))
     centre, scale = x.mean(), x.std(ddof=0)
     theirs = LogisticRegression(tol=1e-8, max_iter=1000).fit((x - centre) / scale, train)
-    np.testing.assert_allclose(found[:, [0, 2, 4]], theirs.predict_proba((z - centre) / scale), atol=1e-3)
+    np.testing.assert_allclose(
+        found[:, [0, 2, 4]], theirs.predict_proba((z - centre) / scale), atol=1e-3
+    )
     np.testing.assert_array_equal(found[:, [1, 3]], 0)
 
 

@@ -17,7 +17,9 @@ def coin(rng: np.random.Generator, clusters: int, share: float, size: int = 1) -
     """Clusters of `size` identical sites of one class, a `share` of them right."""
     right = np.repeat(rng.random(clusters) < share, size)
     probabilities = np.where(right[:, None], [1.0, 0.0], [0.0, 1.0])
-    return count(np.zeros(len(right), dtype=int), probabilities, np.repeat(np.arange(clusters), size))
+    return count(
+        np.zeros(len(right), dtype=int), probabilities, np.repeat(np.arange(clusters), size)
+    )
 
 
 def test_the_interval_covers_the_true_accuracy_about_95_times_in_100():
@@ -41,7 +43,10 @@ def test_identical_sites_of_a_well_count_as_one():
     one = coin(np.random.default_rng(2), 80, 0.5)
     nine = coin(np.random.default_rng(2), 80, 0.5, size=9)
     independent = Counts(
-        *(np.repeat(part / 9, 9, axis=0) for part in (nine.truth, nine.predicted, nine.hits, nine.top))
+        *(
+            np.repeat(part / 9, 9, axis=0)
+            for part in (nine.truth, nine.predicted, nine.hits, nine.top)
+        )
     )
     width = {}
     for name, counts in {"one": one, "nine": nine, "independent": independent}.items():
@@ -77,7 +82,9 @@ def test_within_classes_of_few_wells_the_spread_is_that_of_the_mean_of_recalls(w
     labels = np.repeat(np.arange(30), wells)
     right = rng.random(len(labels)) < 0.6
     probabilities = np.eye(30)[np.where(right, labels, (labels + 1) % 30)]
-    draws = replicate({"model": count(labels, probabilities)}, replicates=4000)["model"]["balanced_accuracy"]
+    draws = replicate({"model": count(labels, probabilities)}, replicates=4000)["model"][
+        "balanced_accuracy"
+    ]
     of_class = right.reshape(30, wells).var(axis=1, ddof=1) / wells
     assert draws.std() == pytest.approx(np.sqrt(of_class.sum()) / 30, rel=0.05)
 
@@ -86,7 +93,9 @@ def test_classes_of_a_single_well_are_drawn_among_each_other():
     """Nothing is seen of their spread within; between them it is that of a mean over classes."""
     right = np.random.default_rng(12).random(60) < 0.4
     probabilities = np.eye(60)[np.where(right, np.arange(60), (np.arange(60) + 1) % 60)]
-    draws = replicate({"model": count(np.arange(60), probabilities)}, replicates=4000)["model"]["balanced_accuracy"]
+    draws = replicate({"model": count(np.arange(60), probabilities)}, replicates=4000)["model"][
+        "balanced_accuracy"
+    ]
     assert draws.mean() == pytest.approx(right.mean(), abs=0.01)
     assert draws.std() == pytest.approx(np.sqrt(right.var(ddof=1) / 60), rel=0.05)
 
@@ -121,7 +130,9 @@ def test_a_paired_difference_is_sharper_than_two_intervals_apart():
     second[:20] = np.eye(4)[(labels[:20] + 1) % 4]
     both = resample({"first": count(labels, first, wells), "second": count(labels, second, wells)})
     found, alone = both.lead("first", "second")["accuracy"], both.scores("first")["accuracy"]
-    assert found.value == pytest.approx(score(labels, first)["accuracy"] - score(labels, second)["accuracy"])
+    assert found.value == pytest.approx(
+        score(labels, first)["accuracy"] - score(labels, second)["accuracy"]
+    )
     assert found.high - found.low < 0.6 * (alone.high - alone.low)
 
 
@@ -129,7 +140,9 @@ def test_a_model_beside_itself_differs_by_nothing():
     rng = np.random.default_rng(6)
     labels, probabilities = rng.integers(3, size=50), rng.dirichlet(np.ones(3), size=50)
     counts = count(labels, probabilities)
-    for found in resample({"one": counts, "two": counts}, replicates=100).lead("one", "two").values():
+    for found in (
+        resample({"one": counts, "two": counts}, replicates=100).lead("one", "two").values()
+    ):
         assert found == Estimate(0.0, 0.0, 0.0)
 
 
@@ -147,6 +160,8 @@ def test_the_interval_of_a_correlation_near_one_reaches_further_down_than_up():
     found = scores(count(labels, np.eye(2)[told]))["mcc"]
     assert 0.6 < found.low < found.value < found.high <= 1
     assert found.value - found.low > 1.5 * (found.high - found.value)
-    perfect, constant = (scores(count(labels, np.eye(2)[told]))["mcc"] for told in (labels, 0 * labels))
+    perfect, constant = (
+        scores(count(labels, np.eye(2)[told]))["mcc"] for told in (labels, 0 * labels)
+    )
     assert (perfect.value, perfect.high) == (1, 1) and perfect.low == pytest.approx(1)
     assert (constant.low, constant.value, constant.high) == (0, 0, 0)

@@ -40,6 +40,10 @@ def test_the_confident_half_is_more_accurate_and_a_temperature_changes_no_answer
 
 def test_by_hand_and_with_exact_zeros():
     probabilities = np.array([[1.0, 0.0], [0.8, 0.2], [0.8, 0.2], [0.0, 1.0]])
-    assert calibration_error(np.array([0, 0, 1, 1]), probabilities) == pytest.approx((abs(2 - 2) + abs(1 - 1.6)) / 4)
-    assert confidence(np.array([0, 0, 1, 1]), probabilities, np.zeros(4, dtype=int)).temperature == 1.0
+    assert calibration_error(np.array([0, 0, 1, 1]), probabilities) == pytest.approx(
+        (abs(2 - 2) + abs(1 - 1.6)) / 4
+    )
+    assert (
+        confidence(np.array([0, 0, 1, 1]), probabilities, np.zeros(4, dtype=int)).temperature == 1.0
+    )
     assert np.isfinite(scaled(probabilities, 0.05)).all()

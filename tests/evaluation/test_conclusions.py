@@ -14,10 +14,14 @@ from perturbjax.evaluation.shortcuts import Overlap
 from .conftest import judge_run, make_index, make_predictions
 
 
-def judged(skill: float, *, split: str = "plate", skill_in_training: float | None = None) -> Judgement:
+def judged(
+    skill: float, *, split: str = "plate", skill_in_training: float | None = None
+) -> Judgement:
     index = make_index()
     test = index["Metadata_Plate"] == "P2"
-    found = judge_run(make_predictions(index[test], skill=skill), index[~test], index[test], split=split)
+    found = judge_run(
+        make_predictions(index[test], skill=skill), index[~test], index[test], split=split
+    )
     found = dataclasses.replace(found, skipped={})  # this screen has no intensities
     if skill_in_training is None:
         return found
@@ -29,16 +33,23 @@ def beside(judgement: Judgement, name: str) -> Judgement:
 
     def moved(row):
         gaps = {other: 0.0 if other == name else 0.5 for other in row.leads}
-        leads = {other: {"balanced_accuracy": Estimate(gap, gap - 0.05, gap + 0.05)} for other, gap in gaps.items()}
+        leads = {
+            other: {"balanced_accuracy": Estimate(gap, gap - 0.05, gap + 0.05)}
+            for other, gap in gaps.items()
+        }
         return dataclasses.replace(row, leads=leads) if not row.baseline else row
 
-    levels = [dataclasses.replace(level, rows=tuple(map(moved, level.rows))) for level in judgement.levels]
+    levels = [
+        dataclasses.replace(level, rows=tuple(map(moved, level.rows))) for level in judgement.levels
+    ]
     return dataclasses.replace(judgement, levels=tuple(levels))
 
 
 def test_what_clearly_beats_every_baseline_is_a_yes():
     said = verdict(judged(6.0))
-    assert said.startswith("Yes: on plates it never saw, it tells classes apart with balanced accuracy 1.00 (")
+    assert said.startswith(
+        "Yes: on plates it never saw, it tells classes apart with balanced accuracy 1.00 ("
+    )
     assert "by well; the best baseline, " in said
 
 
@@ -55,7 +66,9 @@ def test_the_baseline_named_is_one_that_is_not_beaten():
 
 
 def test_a_yes_says_which_baselines_could_not_be_asked():
-    without = dataclasses.replace(judged(6.0), skipped={"intensity": "no such columns", "well level": "none"})
+    without = dataclasses.replace(
+        judged(6.0), skipped={"intensity": "no such columns", "well level": "none"}
+    )
     assert verdict(without).startswith("Yes, as far as asked: ")
     assert verdict(without).endswith("; brightness alone could not be asked.")
 
@@ -65,12 +78,19 @@ def test_a_baseline_that_is_more_accurate_is_warned_of_though_the_verdict_is_yes
 
     def moved(row):
         lead = row.leads.get("position", {}) | {"accuracy": Estimate(-0.1, -0.2, -0.05)}
-        return row if row.baseline else dataclasses.replace(row, leads=row.leads | {"position": lead})
+        return (
+            row if row.baseline else dataclasses.replace(row, leads=row.leads | {"position": lead})
+        )
 
-    levels = [dataclasses.replace(level, rows=tuple(map(moved, level.rows))) for level in judgement.levels]
+    levels = [
+        dataclasses.replace(level, rows=tuple(map(moved, level.rows))) for level in judgement.levels
+    ]
     found = dataclasses.replace(judgement, levels=tuple(levels))
     assert verdict(found).startswith("Yes: ") and judgement.warnings() == []
-    assert all("accuracy is below position (" in warning for warning in found.warnings()) and len(found.warnings()) == 2
+    assert (
+        all("accuracy is below position (" in warning for warning in found.warnings())
+        and len(found.warnings()) == 2
+    )
 
 
 def test_sites_of_wells_it_was_trained_on_show_nothing_of_a_treatment():

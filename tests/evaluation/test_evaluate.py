@@ -24,7 +24,9 @@ BASELINES = {"majority", "chance", "position", "cell count"}
 
 def judge_screen(screen, *, predictions=None, train=None, test=None, **options):
     own = screen[2] if predictions is None else predictions
-    return judge_run(own, screen[0] if train is None else train, screen[1] if test is None else test, **options)
+    return judge_run(
+        own, screen[0] if train is None else train, screen[1] if test is None else test, **options
+    )
 
 
 def test_the_model_stands_beside_every_baseline_at_both_levels(screen):
@@ -32,12 +34,18 @@ def test_the_model_stands_beside_every_baseline_at_both_levels(screen):
     assert [level.name for level in judgement.levels] == ["site", "well"]
     for level in judgement.levels:
         assert {row.name for row in level.rows} == {"model", *BASELINES}
-        assert {row.name for row in level.rows if row.baseline} == set(level["model"].leads) == BASELINES
+        assert (
+            {row.name for row in level.rows if row.baseline}
+            == set(level["model"].leads)
+            == BASELINES
+        )
         for row in level.rows:
             assert set(row.scores) == set(METRICS)
     n = {"site": 72, "well": 24, "plate": 1, "train_site": 144, "classes": 8, "test_classes": 8}
     assert to_json(judgement)["n"] == n
-    by_site, by_well = (judgement[level]["model"].scores["accuracy"].value for level in ("site", "well"))
+    by_site, by_well = (
+        judgement[level]["model"].scores["accuracy"].value for level in ("site", "well")
+    )
     assert by_well > by_site
 
 
@@ -49,25 +57,34 @@ def test_site_scores_are_the_plain_scores_of_the_predictions(screen):
     assert {metric: found[metric].value for metric in METRICS} == pytest.approx(plain)
 
 
-def test_calibration_is_told_before_and_after_a_temperature_that_saw_other_wells(screen, tmp_path, capsys):
+def test_calibration_is_told_before_and_after_a_temperature_that_saw_other_wells(
+    screen, tmp_path, capsys
+):
     """Probabilities that say too much: their error falls, and the scores stay."""
     _, test, predictions = screen
     columns = [f"prob_{name}" for name in CLASSES]
     sharp = predictions[columns].to_numpy(float) ** 4
-    overdone = predictions.assign(**dict(zip(columns, (sharp / sharp.sum(axis=1, keepdims=True)).T, strict=True)))
-    plain, found = (judge_screen(screen, predictions=one, out=tmp_path) for one in (predictions, overdone))
+    overdone = predictions.assign(
+        **dict(zip(columns, (sharp / sharp.sum(axis=1, keepdims=True)).T, strict=True))
+    )
+    plain, found = (
+        judge_screen(screen, predictions=one, out=tmp_path) for one in (predictions, overdone)
+    )
     sure = found.confidence["model"]
     assert sure.temperature > 2 and sure.scaled_error < sure.error - 0.02
     assert found["site"]["model"].scores["accuracy"] == plain["site"]["model"].scores["accuracy"]
     assert read_judgement(tmp_path / "scores.json").confidence == found.confidence
     assert ranking(found)["temperature"].tolist()[0] == pytest.approx(sure.temperature)
     print_judgement(found)
-    assert f"Calibration error {sure.error:.3f} as it is; {sure.scaled_error:.3f} with one" in " ".join(
-        capsys.readouterr().out.split()
+    assert (
+        f"Calibration error {sure.error:.3f} as it is; {sure.scaled_error:.3f} with one"
+        in " ".join(capsys.readouterr().out.split())
     )
     wells = well_ids(test)
     halves = judging_parts([Fold("one", screen[0], test)], wells, seed=0)
-    assert len(np.unique(np.stack([wells, halves]), axis=1)[0]) == wells.max() + 1, "no well is in both halves"
+    assert len(np.unique(np.stack([wells, halves]), axis=1)[0]) == wells.max() + 1, (
+        "no well is in both halves"
+    )
 
 
 def log_loss(labels, probabilities, weights):
@@ -91,15 +108,25 @@ def test_a_metric_is_one_line_and_is_seen_in_every_view(screen, tmp_path, capsys
     shown = f"{found.value:.3f} [{found.low:.2f}, {found.high:.2f}]"
     terminal = capsys.readouterr().out
     assert "log loss" in terminal and shown in terminal
-    assert json.loads((tmp_path / "scores.json").read_text())["levels"]["site"]["model"]["log_loss"]["low"] == found.low
+    assert (
+        json.loads((tmp_path / "scores.json").read_text())["levels"]["site"]["model"]["log_loss"][
+            "low"
+        ]
+        == found.low
+    )
     tidy = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "subject", "metric"])
     assert tidy.loc[("site", "model", "log_loss"), "value"] == pytest.approx(found.value)
-    assert ranking(judgement).loc[0, ["log_loss", "log_loss_high"]].tolist() == [found.value, found.high]
+    assert ranking(judgement).loc[0, ["log_loss", "log_loss_high"]].tolist() == [
+        found.value,
+        found.high,
+    ]
     page = write_report(tmp_path).read_text()
     assert ">log loss</button></th>" in page and shown in page
 
 
-def test_a_baseline_is_one_line_and_is_fitted_once_a_fold_for_all_subjects(screen, tmp_path, monkeypatch):
+def test_a_baseline_is_one_line_and_is_fitted_once_a_fold_for_all_subjects(
+    screen, tmp_path, monkeypatch
+):
     train, test, _ = screen
     asked = []
 
@@ -107,12 +134,22 @@ def test_a_baseline_is_one_line_and_is_fitted_once_a_fold_for_all_subjects(scree
         asked.append((len(train), len(test)))
         return np.eye(classes)[np.zeros(len(test), dtype=int)]
 
-    monkeypatch.setitem(baselines.BASELINES, "always DMSO", baselines.Baseline("the first class", predict=first_class))
-    folds = [Fold("one", train, test), Fold("other", test, train.assign(negcon=train["label"] == "DMSO"))]
+    monkeypatch.setitem(
+        baselines.BASELINES,
+        "always DMSO",
+        baselines.Baseline("the first class", predict=first_class),
+    )
+    folds = [
+        Fold("one", train, test),
+        Fold("other", test, train.assign(negcon=train["label"] == "DMSO")),
+    ]
     folds[0] = Fold("one", train, test.assign(negcon=test["label"] == "DMSO"))
     names = [f"prob_{name}" for name in CLASSES]
     subjects = [
-        Subject(f"skill {skill}", tuple(make_predictions(f.test, skill=skill)[names].to_numpy() for f in folds))
+        Subject(
+            f"skill {skill}",
+            tuple(make_predictions(f.test, skill=skill)[names].to_numpy() for f in folds),
+        )
         for skill in (0, 1, 3)
     ]
     judgement = judge(subjects, folds, CLASSES, split="plate", replicates=50)
@@ -128,9 +165,9 @@ def test_a_baseline_is_one_line_and_is_fitted_once_a_fold_for_all_subjects(scree
         "skill 1",
         "skill 0",
     ]
-    assert to_json(judgement.alone("skill 1"))["leads"]["site"]["always DMSO"]["accuracy"]["value"] == pytest.approx(
-        judgement["site"]["skill 1"].scores["accuracy"].value - 1 / 8
-    )
+    assert to_json(judgement.alone("skill 1"))["leads"]["site"]["always DMSO"]["accuracy"][
+        "value"
+    ] == pytest.approx(judgement["site"]["skill 1"].scores["accuracy"].value - 1 / 8)
 
 
 def test_intensity_stands_among_the_baselines_where_the_index_has_it(screen):
@@ -152,7 +189,9 @@ def test_resampling_plates_widens_intervals_where_plates_differ():
     screen = (index[index["Metadata_Plate"].isin(["P0", "P1"])], test, predictions)
     width = {}
     for whole in ("well", "plate"):
-        accuracy = judge_screen(screen, whole=whole, replicates=500)["well"]["model"].scores["accuracy"]
+        accuracy = judge_screen(screen, whole=whole, replicates=500)["well"]["model"].scores[
+            "accuracy"
+        ]
         width[whole] = accuracy.high - accuracy.low
     assert width["plate"] > 2 * width["well"]
 
@@ -211,7 +250,10 @@ def test_a_missing_baseline_says_why(screen):
     [
         (lambda p: p.iloc[1:], "none for test site P2_A01_0"),
         (lambda p: pd.concat([p, p.iloc[:1]]), "P2_A01_0 occurs more than once"),
-        (lambda p: pd.concat([p, p.iloc[:1].assign(site_id="elsewhere")]), "elsewhere is not in the test part"),
+        (
+            lambda p: pd.concat([p, p.iloc[:1].assign(site_id="elsewhere")]),
+            "elsewhere is not in the test part",
+        ),
         (lambda p: p.assign(label="aspirin"), "label 'aspirin' is not one of the run's 8 classes"),
         (lambda p: p.drop(columns="prob_DMSO"), "no column 'prob_DMSO'"),
         (lambda p: p.assign(prob_DMSO=np.nan), "P2_A01_0: its probabilities are not all finite"),
@@ -236,7 +278,9 @@ def test_the_table_shows_numbers_baselines_and_warnings(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     index = make_index()
     held = index["Metadata_Site"] == "0"
-    judgement = judge_run(make_predictions(index[held], skill=1.0), index[~held], index[held], split="site")
+    judgement = judge_run(
+        make_predictions(index[held], skill=1.0), index[~held], index[held], split="site"
+    )
     print_judgement(judgement)
     shown = capsys.readouterr().out
     best = judgement["well"]["model"].scores["balanced_accuracy"]

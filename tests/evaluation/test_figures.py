@@ -29,7 +29,10 @@ def test_figures_grow_with_the_classes_but_stay_on_a_screen(tmp_path):
     rng = np.random.default_rng(0)
     for classes in (3, 13, 300):
         names = [f"a compound with a long name {i}" for i in range(classes)]
-        labels, probabilities = rng.integers(classes, size=900), rng.dirichlet(np.ones(classes), size=900)
+        labels, probabilities = (
+            rng.integers(classes, size=900),
+            rng.dirichlet(np.ones(classes), size=900),
+        )
         matrix = np.zeros((classes, classes), dtype=int)
         np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
         table = per_class(labels, probabilities, np.arange(900) // 3, names)

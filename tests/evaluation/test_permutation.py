@@ -13,7 +13,9 @@ from perturbjax.evaluation.permutation import permutation_p
 def plates(seed: int, *, skill: float = 0.0, wells: int = 24, classes: int = 4):
     """Labels, probabilities, wells and plates of two plates of wells of two sites; sites of a well err together."""
     rng = np.random.default_rng(seed)
-    of_well = np.concatenate([rng.permutation(np.resize(np.arange(classes), wells)) for _ in range(2)])
+    of_well = np.concatenate(
+        [rng.permutation(np.resize(np.arange(classes), wells)) for _ in range(2)]
+    )
     logits = rng.normal(size=(2 * wells, classes)) + skill * np.eye(classes)[of_well]
     site = np.repeat(np.arange(2 * wells), 2)
     logits = logits[site] + 0.3 * rng.normal(size=(4 * wells, classes))

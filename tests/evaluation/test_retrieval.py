@@ -43,9 +43,16 @@ def screen(strength: float, *, plates: int = 4, seed: int = 0) -> pd.DataFrame:
             )
         )
     table = pd.concat(tables, ignore_index=True)
-    effects = {name: rng.normal(size=20) for name in sorted(set(mechanisms))} | {"DMSO": np.zeros(20)}
-    own = {name: 0.7 * rng.normal(size=20) for name in sorted(set(compounds))} | {"DMSO": np.zeros(20)}
-    signal = [effects[m] + own[c] for m, c in zip(table["Metadata_moa"], table["Metadata_pert_iname"], strict=True)]
+    effects = {name: rng.normal(size=20) for name in sorted(set(mechanisms))} | {
+        "DMSO": np.zeros(20)
+    }
+    own = {name: 0.7 * rng.normal(size=20) for name in sorted(set(compounds))} | {
+        "DMSO": np.zeros(20)
+    }
+    signal = [
+        effects[m] + own[c]
+        for m, c in zip(table["Metadata_moa"], table["Metadata_pert_iname"], strict=True)
+    ]
     features = strength * np.array(signal) + 0.5 * rng.normal(size=(len(table), 20))
     return pd.concat([table, pd.DataFrame(features, columns=[f"f{i}" for i in range(20)])], axis=1)
 
@@ -56,7 +63,9 @@ def test_average_precision_is_that_of_scikit_learn():
     found = average_precision(similarity, kind == 0, kind == 1)
     for row in range(30):
         used = kind[row] < 2
-        assert found[row] == pytest.approx(average_precision_score(kind[row][used] == 0, similarity[row][used]))
+        assert found[row] == pytest.approx(
+            average_precision_score(kind[row][used] == 0, similarity[row][used])
+        )
 
 
 def test_average_precision_by_hand_and_ties_against_the_query():
@@ -65,7 +74,9 @@ def test_average_precision_by_hand_and_ties_against_the_query():
     ranked = np.array([[0.1, 0.9, 0.8, 0.7, 0.0]])  # positive, negative, positive, ...
     assert average_precision(ranked, positives, negatives)[0] == pytest.approx((1 / 1 + 2 / 3) / 2)
     all_equal = np.zeros((1, 5))
-    assert average_precision(all_equal, positives, negatives)[0] == pytest.approx((1 / 4 + 2 / 5) / 2)
+    assert average_precision(all_equal, positives, negatives)[0] == pytest.approx(
+        (1 / 4 + 2 / 5) / 2
+    )
     assert np.isnan(average_precision(ranked, positives, np.zeros_like(positives))[0])
 
 
@@ -78,7 +89,9 @@ def test_cosine_similarity_bears_a_row_of_zeros():
 def test_planted_replicates_are_retrieved_and_noise_is_not(against):
     for strength, share in ((3.0, 1.0), (0.0, 0.0)):
         metadata, features = well_profiles(screen(strength))
-        found = replicate_retrieval(features, metadata, negative_controls(metadata), against=against, draws=2000)
+        found = replicate_retrieval(
+            features, metadata, negative_controls(metadata), against=against, draws=2000
+        )
         assert list(found["label"]) == [f"compound {i}" for i in range(6)]
         assert (found["wells"] == 4).all()
         assert (found["q"] < 0.05).mean() == share
@@ -87,15 +100,21 @@ def test_planted_replicates_are_retrieved_and_noise_is_not(against):
 
 def test_chance_is_the_mean_over_all_rankings():
     """Two positives among four negatives: the mean of average precision over all fifteen placings."""
-    metadata = pd.DataFrame({"Metadata_Plate": "P", "Metadata_pert_iname": ["a"] * 3 + ["DMSO"] * 4})
+    metadata = pd.DataFrame(
+        {"Metadata_Plate": "P", "Metadata_pert_iname": ["a"] * 3 + ["DMSO"] * 4}
+    )
     features = np.random.default_rng(1).normal(size=(7, 5))
     found = replicate_retrieval(features, metadata, negative_controls(metadata))
-    exact = np.mean([(1 / first + 2 / second) / 2 for first, second in itertools.combinations(range(1, 7), 2)])
+    exact = np.mean(
+        [(1 / first + 2 / second) / 2 for first, second in itertools.combinations(range(1, 7), 2)]
+    )
     assert found["chance"].iloc[0] == pytest.approx(exact, abs=0.01)
 
 
 def test_controls_of_other_plates_are_no_negatives():
-    metadata = pd.DataFrame({"Metadata_Plate": ["P", "Q", "R"], "Metadata_pert_iname": ["a", "a", "DMSO"]})
+    metadata = pd.DataFrame(
+        {"Metadata_Plate": ["P", "Q", "R"], "Metadata_pert_iname": ["a", "a", "DMSO"]}
+    )
     assert replicate_retrieval(np.eye(3), metadata, negative_controls(metadata)).empty
 
 
@@ -103,10 +122,14 @@ def test_mechanisms_match_where_planted_and_never_by_the_same_compound():
     table = screen(2.0)
     table = table[table["Metadata_pert_iname"] != "DMSO"]
     metadata, features = well_profiles(table)
-    compounds, mechanisms = (metadata[c].to_numpy() for c in ("Metadata_pert_iname", "Metadata_moa"))
+    compounds, mechanisms = (
+        metadata[c].to_numpy() for c in ("Metadata_pert_iname", "Metadata_moa")
+    )
     found = match_mechanisms(features, compounds, mechanisms)
     assert found["accuracy"] > 0.9 and found["rows"] == 24 and found["chance"] == pytest.approx(0.2)
-    assert match_mechanisms(features, compounds, compounds)["rows"] == 0  # no other compound has its name
+    assert (
+        match_mechanisms(features, compounds, compounds)["rows"] == 0
+    )  # no other compound has its name
 
 
 def test_nscb_leaves_out_the_own_batch():
@@ -122,7 +145,9 @@ def test_nscb_leaves_out_the_own_batch():
 
 def test_wells_are_the_mean_of_their_sites_standardised():
     wells = ["A01", "A01", "A02"]
-    table = pd.DataFrame({"Metadata_Plate": "P", "Metadata_Well": wells, "x": [1.0, 3.0, 4.0], "constant": 5.0})
+    table = pd.DataFrame(
+        {"Metadata_Plate": "P", "Metadata_Well": wells, "x": [1.0, 3.0, 4.0], "constant": 5.0}
+    )
     metadata, features = well_profiles(table)
     assert metadata["Metadata_Well"].tolist() == ["A01", "A02"]
     np.testing.assert_allclose(features, [[-1.0], [1.0]])
@@ -150,7 +175,9 @@ def by_hand(features, metadata, controls, restriction) -> pd.DataFrame:
         if 0 < pool["right"].sum() < len(pool):
             nearest = pool.nlargest(int(np.ceil(0.01 * len(pool))), "similarity")
             recall = nearest["right"].sum() / pool["right"].sum()
-            found.append((label, average_precision_score(pool["right"], pool["similarity"]), recall))
+            found.append(
+                (label, average_precision_score(pool["right"], pool["similarity"]), recall)
+            )
     return pd.DataFrame(found, columns=["label", "map", "recall"]).groupby("label").mean()
 
 
@@ -211,14 +238,22 @@ features = pd.DataFrame(rng.normal(size=(len(table), 384)), columns=[f"f{{n}}" f
 evaluate_retrieval(pd.concat([table, features], axis=1), {str(tmp_path)!r})
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=500
+    )
     assert int(done.stdout) < 2e6  # kilobytes
 
 
 def test_controls_are_read_from_their_column_or_else_from_the_name():
-    table = pd.DataFrame({"Metadata_pert_iname": ["DMSO", "taxol", "x"], "Metadata_control_type": ["", "", "negcon"]})
+    table = pd.DataFrame(
+        {"Metadata_pert_iname": ["DMSO", "taxol", "x"], "Metadata_control_type": ["", "", "negcon"]}
+    )
     assert negative_controls(table).tolist() == [False, False, True]
-    assert negative_controls(table.drop(columns="Metadata_control_type")).tolist() == [True, False, False]
+    assert negative_controls(table.drop(columns="Metadata_control_type")).tolist() == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_summary_is_written_and_leaves_out_what_the_data_does_not_allow(tmp_path):
@@ -242,7 +277,9 @@ def test_the_summary_is_written_and_leaves_out_what_the_data_does_not_allow(tmp_
     ]
     assert len(pd.read_csv(tmp_path / "retrieval.csv")) == len(found)
     per_class = pd.read_csv(tmp_path / "retrieval_per_class.csv", keep_default_na=False)
-    assert set(per_class["against"]) == {"controls", "others"} and set(per_class["restriction"]) == {"NR", "NSB"}
+    assert set(per_class["against"]) == {"controls", "others"} and set(
+        per_class["restriction"]
+    ) == {"NR", "NSB"}
     single = table[table["Metadata_Plate"] == "P0"].drop(columns="Metadata_moa")
     assert evaluate_retrieval(single, tmp_path).empty
 
@@ -266,7 +303,9 @@ def test_on_real_profiles_mean_average_precision_is_that_of_copairs(shared):
     """Four CPJUMP1 plates. copairs 0.5.2 on the same standardised profiles, controls of the same plate as negatives,
     gave a mean of 0.502096 and a share of 0.513245 of the compounds at corrected p < 0.05."""
     files = sorted((shared / "data" / "cpjump1_profiles").glob("*.csv.gz"))
-    table = pd.concat([pd.read_csv(file) for file in files], ignore_index=True).dropna(axis=1, how="all")
+    table = pd.concat([pd.read_csv(file) for file in files], ignore_index=True).dropna(
+        axis=1, how="all"
+    )
     features = [c for c in table.columns if not c.startswith("Metadata_")]
     table = table.drop(columns=[c for c in features if not np.isfinite(table[c]).all()])
     metadata, profiles = well_profiles(table)

@@ -34,13 +34,21 @@ def test_scores_are_those_of_scikit_learn_also_with_absent_classes(seed, n, clas
     predicted = probabilities.argmax(axis=1)
     found = score(labels, probabilities)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn warns about the very cases that are meant here
+        warnings.simplefilter(
+            "ignore"
+        )  # scikit-learn warns about the very cases that are meant here
         assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
-        assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
+        assert found["balanced_accuracy"] == pytest.approx(
+            metrics.balanced_accuracy_score(labels, predicted)
+        )
         assert found["mcc"] == pytest.approx(metrics.matthews_corrcoef(labels, predicted))
-        assert found["macro_f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+        assert found["macro_f1"] == pytest.approx(
+            metrics.f1_score(labels, predicted, average="macro")
+        )
         if classes > 5:
-            expected = metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=np.arange(classes))
+            expected = metrics.top_k_accuracy_score(
+                labels, probabilities, k=5, labels=np.arange(classes)
+            )
             assert found["top5"] == pytest.approx(expected)
 
 
@@ -67,8 +75,12 @@ def test_per_class_counts_wells_once_and_says_nothing_of_absent_classes():
 
 def test_among_equal_probabilities_the_first_class_counts_as_predicted():
     probabilities = np.full((3, 3), 1 / 3)
-    np.testing.assert_array_equal(top_k_hits(np.array([0, 1, 2]), probabilities, 1), [True, False, False])
-    np.testing.assert_array_equal(top_k_hits(np.array([0, 1, 2]), probabilities, 2), [True, True, False])
+    np.testing.assert_array_equal(
+        top_k_hits(np.array([0, 1, 2]), probabilities, 1), [True, False, False]
+    )
+    np.testing.assert_array_equal(
+        top_k_hits(np.array([0, 1, 2]), probabilities, 2), [True, True, False]
+    )
 
 
 @settings(max_examples=40)
@@ -90,7 +102,9 @@ def test_scores_stay_when_classes_are_renamed_and_are_one_for_perfect_prediction
     moved[:, renamed] = probabilities
     assert score(renamed[labels], moved) == pytest.approx(score(labels, probabilities))
     perfect = score(labels, np.eye(classes)[labels])
-    assert perfect.pop("mcc") == pytest.approx(float(len(set(labels)) > 1))  # of one class there is no correlation
+    assert perfect.pop("mcc") == pytest.approx(
+        float(len(set(labels)) > 1)
+    )  # of one class there is no correlation
     assert set(perfect.values()) == {1.0}
 
 

@@ -49,14 +49,19 @@ def test_a_model_no_better_than_its_baselines_is_told_so():
         judge_run(make_predictions(index[test], skill=skill), index[~test], index[test]).warnings()
         for skill in (0.0, 6.0)
     )
-    assert any("by site, " in warning and "not clearly above majority (0.125)" in warning for warning in blind)
+    assert any(
+        "by site, " in warning and "not clearly above majority (0.125)" in warning
+        for warning in blind
+    )
     assert seeing == []
 
 
 def test_under_a_site_split_position_alone_is_perfect_and_beats_the_model():
     index = make_index()
     test = index["Metadata_Site"] == "0"
-    judgement = judge_run(make_predictions(index[test], skill=1.0), index[~test], index[test], split="site")
+    judgement = judge_run(
+        make_predictions(index[test], skill=1.0), index[~test], index[test], split="site"
+    )
     assert judgement.overlap.well == 1.0
     assert judgement["site"]["position"].scores["accuracy"].value == 1.0
     found = judgement.warnings()

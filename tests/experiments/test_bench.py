@@ -20,7 +20,9 @@ def benchmarks(monkeypatch):
     """Three modules: one that measures, one that lacks a device, one that lacks a package."""
 
     def add(name, run):
-        module = types.ModuleType(f"experiments.bench.{name}", doc=f"How fast {name} is.\n\nDetails.")
+        module = types.ModuleType(
+            f"experiments.bench.{name}", doc=f"How fast {name} is.\n\nDetails."
+        )
         module.run = run
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
@@ -55,7 +57,9 @@ def test_measuring_one_again_keeps_the_others(benchmarks, tmp_path):
     assert set(json.loads((tmp_path / "bench.json").read_text())) == {"fast", "device"}
 
 
-def test_times_from_a_busy_machine_or_far_apart_are_not_put_into_a_readme(benchmarks, tmp_path, monkeypatch):
+def test_times_from_a_busy_machine_or_far_apart_are_not_put_into_a_readme(
+    benchmarks, tmp_path, monkeypatch
+):
     readme, out = tmp_path / "README.md", tmp_path / "out"
     readme.write_text(before := "<!-- bench fast -->\nold\n<!-- end bench -->\n")
     options = runner.Config(out=out, tables_only=True, readme=str(readme))
@@ -86,7 +90,9 @@ def test_rows_are_saved_as_they_come(benchmarks, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "fast.json").read_text())["rows"] == [{"row": 1}]
 
 
-def test_a_readme_s_tables_are_renewed_from_what_was_measured_and_all_else_stays(benchmarks, tmp_path, monkeypatch):
+def test_a_readme_s_tables_are_renewed_from_what_was_measured_and_all_else_stays(
+    benchmarks, tmp_path, monkeypatch
+):
     readme = tmp_path / "README.md"
     before = "# Speed\n<!-- bench fast -->\nold\n<!-- end bench -->\nkept\n"
     before += "<!-- bench device -->\n| GPU |\n<!-- end bench -->\n"
@@ -96,7 +102,9 @@ def test_a_readme_s_tables_are_renewed_from_what_was_measured_and_all_else_stays
         runner.run_one(name, False, tmp_path / "out")
     runner.main(runner.Config(out=tmp_path / "out", tables_only=True, readme=str(readme)))
     table = markdown([{"what": "step", "images/s": 12.3456, "quick": False}])
-    assert readme.read_text() == before.replace("old\n", f"{table}\nMeasured on {where(machine())}.\n")
+    assert readme.read_text() == before.replace(
+        "old\n", f"{table}\nMeasured on {where(machine())}.\n"
+    )
     readme.write_text("no markers")
     with pytest.raises(InputError, match="nothing between <!-- bench NAME -->"):
         runner.main(runner.Config(out=tmp_path / "out", readme=str(readme)))
@@ -104,14 +112,23 @@ def test_a_readme_s_tables_are_renewed_from_what_was_measured_and_all_else_stays
         runner.main(runner.Config(out=tmp_path / "out", readme=str(tmp_path / "absent.md")))
 
 
-def test_an_unknown_benchmark_is_refused_and_the_message_lists_those_there_are(benchmarks, tmp_path):
-    with pytest.raises(InputError, match="--only slow: no such benchmark; choose one of fast, device, package"):
+def test_an_unknown_benchmark_is_refused_and_the_message_lists_those_there_are(
+    benchmarks, tmp_path
+):
+    with pytest.raises(
+        InputError, match="--only slow: no such benchmark; choose one of fast, device, package"
+    ):
         runner.run_one("slow", True, tmp_path)
 
 
 def test_a_table_has_every_column_once_and_stays_one_row_a_line():
     text = markdown([{"a": 1, "b": "x|y"}, {"a": 20000.123, "c": None, "b": "two\nlines"}])
-    assert text.splitlines() == ["| a | b | c |", "|---:|---|---|", "| 1 | x\\|y |  |", "| 20000 | two lines |  |"]
+    assert text.splitlines() == [
+        "| a | b | c |",
+        "|---:|---|---|",
+        "| 1 | x\\|y |  |",
+        "| 20000 | two lines |  |",
+    ]
 
 
 def test_the_machine_is_described_without_its_name():

@@ -54,7 +54,11 @@ def test_kernels_bytes_and_cycles_are_counted_where_they_run():
 
 @pytest.mark.parametrize(
     ("test", "rounds"),
-    [("compare(%i, %n), direction=LT", 7), ("compare(%i, %n), direction=NE", 1), ("compare(%n, %i), direction=LT", 1)],
+    [
+        ("compare(%i, %n), direction=LT", 7),
+        ("compare(%i, %n), direction=NE", 1),
+        ("compare(%n, %i), direction=LT", 1),
+    ],
 )
 def test_a_loop_without_a_known_count_goes_round_until_its_counter_reaches_its_limit(test, rounds):
     condition = f"""
@@ -94,7 +98,10 @@ def test_rows_take_the_place_of_older_ones_of_the_same_program(tmp_path):
         ("h100", 4, "step bf16", 3.0),
     ):
         aot._merge(path, {"target": target, "devices": count, "program": program, "GB": moved})
-    assert [(row["target"], row["GB"]) for row in read_json(path)["rows"]] == [("v5e", 2.0), ("h100", 3.0)]
+    assert [(row["target"], row["GB"]) for row in read_json(path)["rows"]] == [
+        ("v5e", 2.0),
+        ("h100", 3.0),
+    ]
 
 
 @pytest.mark.slow
@@ -109,4 +116,6 @@ def test_compiled_programs_grow_by_no_more_than_a_twentieth(name):
     except CannotRun as reason:
         pytest.skip(str(reason))
     for what, before in read_json(aot.BASELINES)[name].items():
-        assert row[what] <= 1.05 * before, f"{what} of {name}: {before:.4g} before, {row[what]:.4g} now"
+        assert row[what] <= 1.05 * before, (
+            f"{what} of {name}: {before:.4g} before, {row[what]:.4g} now"
+        )

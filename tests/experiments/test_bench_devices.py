@@ -28,11 +28,24 @@ def test_bytes_and_operations_are_counted_once():
 
 @pytest.mark.slow
 def test_the_benchmark_runs_and_every_gradient_is_told(tmp_path):
-    command = [sys.executable, "-m", "experiments.bench", "--only", "devices", "--quick", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.bench",
+        "--only",
+        "devices",
+        "--quick",
+        "--out",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=500)
     rows = json.loads((tmp_path / "devices.json").read_text())["rows"]
-    assert [(row["way"], row["devices"]) for row in rows] == [("sharded", 1), ("sharded", 2), ("pmap", 2)]
+    assert [(row["way"], row["devices"]) for row in rows] == [
+        ("sharded", 1),
+        ("sharded", 2),
+        ("pmap", 2),
+    ]
     alone, *spread = rows
     assert alone["all-reduced KiB"] == 0 and alone["efficiency"] == 1
     for row in spread:

@@ -41,7 +41,9 @@ def test_jax_trains_and_judges():
     "setting",
     [
         TorchSetting("eager", "float32"),
-        TorchSetting("compiled, channels_last", "bf16", channels_last=True, compiled={"backend": "eager"}),
+        TorchSetting(
+            "compiled, channels_last", "bf16", channels_last=True, compiled={"backend": "eager"}
+        ),
     ],
 )
 def test_pytorch_trains(setting):
@@ -52,7 +54,9 @@ def test_pytorch_trains(setting):
 
 def test_convolutions_are_those_of_the_network():
     network = models.create("attention", classes=3, channels=1, dropout=0.0, seed=0)
-    kernels = [leaf.shape for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)) if leaf.ndim == 4]
+    kernels = [
+        leaf.shape for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)) if leaf.ndim == 4
+    ]
     mine = sorted((3, 3, inputs, outputs) for _, inputs, outputs in gpu.convolutions(PAPER))
     assert sorted(shape for shape in kernels if shape[0] == 3) == mine
 
@@ -90,15 +94,22 @@ def test_the_bytes_by_hand_are_a_little_less_than_what_xla_compiles_for_the_h100
 
 
 def test_the_roofline_is_the_greater_of_arithmetic_and_memory():
-    assert gpu.roofline_seconds("NVIDIA H100 80GB HBM3", "bf16", 989e12, 3.35e12 / 2) == pytest.approx(1)
-    assert gpu.roofline_seconds("NVIDIA H100 80GB HBM3", "float32", 495e12 / 4, 3.35e12) == pytest.approx(1)
+    assert gpu.roofline_seconds(
+        "NVIDIA H100 80GB HBM3", "bf16", 989e12, 3.35e12 / 2
+    ) == pytest.approx(1)
+    assert gpu.roofline_seconds(
+        "NVIDIA H100 80GB HBM3", "float32", 495e12 / 4, 3.35e12
+    ) == pytest.approx(1)
     assert gpu.roofline_seconds("NVIDIA H200", "bf16", 0, 4.8e12) == pytest.approx(1)
     assert gpu.roofline_seconds("a GPU nobody knows", "bf16", 1, 1) is None
 
 
 def test_rows_compare_each_precision_with_pytorchs_best_and_keep_what_failed():
     last = len(gpu.TORCH_SETTINGS) - 1
-    assert gpu.TORCH_SETTINGS[0].precision == "bf16" and gpu.TORCH_SETTINGS[last].precision == "float32"
+    assert (
+        gpu.TORCH_SETTINGS[0].precision == "bf16"
+        and gpu.TORCH_SETTINGS[last].precision == "float32"
+    )
     results = [
         ("jax", "bf16", Measured(10.0, 5.036, 0.002, 2**31, 4e9)),
         ("torch", 0, Measured(40.0, 9.0, 0.01, 2**30)),
@@ -109,8 +120,12 @@ def test_rows_compare_each_precision_with_pytorchs_best_and_keep_what_failed():
     ]
     jax_bf16, _, torch_best, failed, jax_float32, again = gpu.table(results, PAPER, "NVIDIA H200")
     assert jax_bf16["× PyTorch"] == 2.5 and torch_best["× PyTorch"] == 1
-    assert jax_bf16["images/s"] == 64_000 and jax_bf16["peak GiB"] == 2 and jax_bf16["compile s"] == 5
-    assert 0 < jax_bf16["of floor, by hand"] < jax_bf16["of floor, compiled"] == 4e9 / 4.8e12 / 0.002
+    assert (
+        jax_bf16["images/s"] == 64_000 and jax_bf16["peak GiB"] == 2 and jax_bf16["compile s"] == 5
+    )
+    assert (
+        0 < jax_bf16["of floor, by hand"] < jax_bf16["of floor, compiled"] == 4e9 / 4.8e12 / 0.002
+    )
     assert again["way"] == "perturbjax, compiled before"
     assert "out of memory" in failed["way"] and "step ms" not in failed
     assert jax_float32["× PyTorch"] is None
@@ -144,5 +159,10 @@ def test_rows_come_one_by_one_and_a_part_that_takes_too_long_is_one_of_them(monk
 
 
 def test_every_part_is_measured_and_what_matters_comes_first():
-    assert gpu.PARTS[:2] == [("jax", "bf16"), ("torch", 0)] and "CUDA graphs" in gpu.TORCH_SETTINGS[0].name
-    assert sorted(which for library, which in gpu.PARTS if library == "torch") == list(range(len(gpu.TORCH_SETTINGS)))
+    assert (
+        gpu.PARTS[:2] == [("jax", "bf16"), ("torch", 0)]
+        and "CUDA graphs" in gpu.TORCH_SETTINGS[0].name
+    )
+    assert sorted(which for library, which in gpu.PARTS if library == "torch") == list(
+        range(len(gpu.TORCH_SETTINGS))
+    )

@@ -17,12 +17,21 @@ from perturbjax.dataset import open_dataset
 
 @pytest.mark.slow
 def test_a_build_is_measured_by_its_stages_and_one_that_was_stopped_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(plates, "CASES", (Case("part", "TIFF", 1, 1), Case("part", "OME-Zarr", 1, 2)))
-    write_json(tmp_path / "rows.json", [{"what": "part", "kept as": "TIFF", "plates": 1, "workers": 1}])
+    monkeypatch.setattr(
+        plates, "CASES", (Case("part", "TIFF", 1, 1), Case("part", "OME-Zarr", 1, 2))
+    )
+    write_json(
+        tmp_path / "rows.json", [{"what": "part", "kept as": "TIFF", "plates": 1, "workers": 1}]
+    )
     *_, rows = plates.run(quick=True, folder=tmp_path)
     assert len(rows) == 2
     row = rows[1]
-    assert row["sites"] == 4 and row["processor s"] > 0 and row["dataset MB"] > 0 and row["images MB"] > 0
+    assert (
+        row["sites"] == 4
+        and row["processor s"] > 0
+        and row["dataset MB"] > 0
+        and row["images MB"] > 0
+    )
     assert row["checking s"] + row["segmenting s"] + row["writing s"] <= row["build s"] + 0.3
     assert 0 < row["worker MB"] <= row["all MB"] and 0 < row["main MB"] <= row["all MB"]
     assert len(open_dataset(plates.dataset_of(tmp_path, "part"))) == 4
@@ -31,7 +40,10 @@ def test_a_build_is_measured_by_its_stages_and_one_that_was_stopped_goes_on(tmp_
 def test_fields_are_put_together_of_tiles_and_no_two_are_alike(tmp_path):
     plate = mosaic.write_plates(tmp_path / "plate", plates=1, wells=3, sites=1, size=300)
     table = pd.read_csv(plate / "load_data.csv")
-    files = [plate / "images" / table.loc[k, "PathName_OrigDNA"] / table.loc[k, "FileName_OrigDNA"] for k in range(3)]
+    files = [
+        plate / "images" / table.loc[k, "PathName_OrigDNA"] / table.loc[k, "FileName_OrigDNA"]
+        for k in range(3)
+    ]
     fields = [tifffile.imread(file) for file in files]
     assert {field.shape for field in fields} == {(300, 300)}
     assert len({field.tobytes() for field in fields}) == 3

@@ -47,14 +47,24 @@ def test_every_site_is_answered_by_plates_that_are_not_its_own(baseline, learned
     table, answered = learned
     np.testing.assert_allclose(answered.sum(1), 1, rtol=1e-6)
     assert list(table["share of plates"]) == [0.25, 0.5, 1.0]
-    assert list(table["plates"]) == [4, 8, 16] and list(table["sites"]) == [4 * SITES, 8 * SITES, 16 * SITES]
+    assert list(table["plates"]) == [4, 8, 16] and list(table["sites"]) == [
+        4 * SITES,
+        8 * SITES,
+        16 * SITES,
+    ]
     assert table["accuracy"].iloc[-1] > 0.6
 
 
 def test_a_compound_on_no_training_plate_is_told_apart_from_those_there(baseline, learned):
     table = familiar(baseline, learned[1]).set_index("compound stands on")
-    assert table.loc["no training plate", "sites"] == 12 and table.loc["no training plate", "accuracy"] < 0.2
-    assert table.loc["two or more", "sites"] == PLATES * SITES - 12 and table.loc["two or more", "accuracy"] > 0.6
+    assert (
+        table.loc["no training plate", "sites"] == 12
+        and table.loc["no training plate", "accuracy"] < 0.2
+    )
+    assert (
+        table.loc["two or more", "sites"] == PLATES * SITES - 12
+        and table.loc["two or more", "accuracy"] > 0.6
+    )
     assert table.loc["any", "sites"] == PLATES * SITES
 
 
@@ -67,5 +77,8 @@ def test_answers_of_a_well_together_are_better_than_one_by_one(baseline, learned
 def test_classes_that_are_one_are_those_confused(baseline, learned):
     table = confused(baseline, learned[1])
     assert len(table) <= PAIRS
-    assert {tuple(row) for row in table[["is", "taken for"]].head(2).to_numpy()} == {("one", "two"), ("two", "one")}
+    assert {tuple(row) for row in table[["is", "taken for"]].head(2).to_numpy()} == {
+        ("one", "two"),
+        ("two", "one"),
+    }
     assert 0.3 < table["of the class"].iloc[0] < 0.7

@@ -39,6 +39,8 @@ def test_seeds_share_their_judged_sites_and_finished_runs_are_kept(tmp_path):
     assert judged.stat().st_mtime_ns == before
     table = pd.read_csv(out / "scores.csv")
     assert table["seed"].tolist() == [0, 1] and table["balanced_accuracy"].between(0, 1).all()
-    splits = [fingerprint(pd.read_parquet(run / "split.parquet")) for run in sorted(out.glob("*_seed*"))]
+    splits = [
+        fingerprint(pd.read_parquet(run / "split.parquet")) for run in sorted(out.glob("*_seed*"))
+    ]
     assert len(splits) == 2 and len(set(splits)) == 1
     assert "| no mask | 2 |" in (out / "scores.md").read_text()

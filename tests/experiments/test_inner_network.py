@@ -16,10 +16,14 @@ from experiments.inner_network import HEADS, WEIGHTS, Config, answer, main
 def blobs(n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     labels = np.arange(n) % classes
-    return (2 * rng.normal(size=(classes, 20))[labels] + rng.normal(size=(n, 20))).astype(np.float32), labels
+    return (2 * rng.normal(size=(classes, 20))[labels] + rng.normal(size=(n, 20))).astype(
+        np.float32
+    ), labels
 
 
-@pytest.mark.parametrize("name", ["as it is", "the perceptron, without mixed pairs", "the linear model alone"])
+@pytest.mark.parametrize(
+    "name", ["as it is", "the perceptron, without mixed pairs", "the linear model alone"]
+)
 @pytest.mark.parametrize("known", [2, 3])
 def test_every_head_tells_sites_it_has_not_seen(name, known):
     z, labels = blobs(240, known)
@@ -38,7 +42,13 @@ def test_head_and_eyes_are_judged_on_inner_folds(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(inner_network, "PRESET", small)
     main(
-        Config(data=tmp_path / "data", out=tmp_path / "out", folds=(1,), heads=("the perceptron, one view",), eyes=True)
+        Config(
+            data=tmp_path / "data",
+            out=tmp_path / "out",
+            folds=(1,),
+            heads=("the perceptron, one view",),
+            eyes=True,
+        )
     )
     found = pd.read_csv(tmp_path / "out" / "scores.csv").groupby("variant").size()
     assert found["the perceptron, one view"] == 3

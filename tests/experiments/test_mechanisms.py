@@ -29,10 +29,15 @@ def test_planted_mechanisms_are_matched_and_trained_features_are_warned_of(tmp_p
     table = pd.DataFrame(rows)
     kinds = table["Metadata_moa"].str[1:].astype(int).to_numpy()
     values = 5 * np.eye(4)[kinds] + rng.normal(size=(len(table), 4))
-    table = pd.concat([table.assign(Metadata_part="test"), pd.DataFrame(values).add_prefix("f")], axis=1)
+    table = pd.concat(
+        [table.assign(Metadata_part="test"), pd.DataFrame(values).add_prefix("f")], axis=1
+    )
     table.to_parquet(tmp_path / "f.parquet", index=False)
     main(Config(out=tmp_path / "out", features=tmp_path / "f.parquet", replicates=100))
     found = pd.read_csv(tmp_path / "out" / "mechanisms.csv")
     assert list(found["matched"]) == [1.0] and found["measure"].tolist() == ["NSC"]
     said = " ".join(capsys.readouterr().err.split())
-    assert "the labels are in the features" in said and "left out (plate Week1_1 has 0 DMSO wells" in said
+    assert (
+        "the labels are in the features" in said
+        and "left out (plate Week1_1 has 0 DMSO wells" in said
+    )

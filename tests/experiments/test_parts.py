@@ -21,5 +21,6 @@ def test_what_the_eyes_said_is_what_remains_of_the_whole_answer():
     np.testing.assert_allclose(jax.nn.log_softmax(parts["eyes"]), eyes, atol=1e-4)
     np.testing.assert_allclose(parts["head"], both, atol=1e-6)
     np.testing.assert_array_equal(
-        [parts["its perceptron"], parts["its linear model"]], head.answers(jnp.asarray(features), Mode())
+        [parts["its perceptron"], parts["its linear model"]],
+        head.answers(jnp.asarray(features), Mode()),
     )

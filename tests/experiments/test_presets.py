@@ -18,14 +18,17 @@ def leave(run: Path, file: str, accuracy: float) -> None:
     estimate = {"value": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
     every = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), estimate)
     levels = {
-        level: dict.fromkeys(("model", "majority", "position", "cell count"), every) for level in ("site", "well")
+        level: dict.fromkeys(("model", "majority", "position", "cell count"), every)
+        for level in ("site", "well")
     }
     (run / file).parent.mkdir(parents=True)
     (run / file).write_text(json.dumps({"levels": levels}))
     if "logistic" in file:
         pd.DataFrame({"seconds": [30.0]}).to_csv(run / "table.csv")
     else:
-        (run / "metrics.jsonl").write_text('{"split": "train", "seconds": 90}\n{"split": "test", "seconds": 90}\n')
+        (run / "metrics.jsonl").write_text(
+            '{"split": "train", "seconds": 90}\n{"split": "test", "seconds": 90}\n'
+        )
 
 
 @pytest.fixture
@@ -43,10 +46,14 @@ def test_means_are_over_the_folds_judged_and_leads_over_those_both_have(out: Pat
     assert list(rows) == ["majority", "position", "linear", "cells"]
     assert rows["linear"]["folds"] == 3 and rows["linear"]["accuracy"] == pytest.approx(0.5)
     assert rows["cells"]["folds"] == 2 and rows["cells"]["lead"] == pytest.approx((0.1 - 0.05) / 2)
-    assert rows["cells"]["worst"] == pytest.approx(-0.05) and rows["cells"]["minutes"] == pytest.approx(1.5)
+    assert rows["cells"]["worst"] == pytest.approx(-0.05) and rows["cells"][
+        "minutes"
+    ] == pytest.approx(1.5)
 
 
-def test_the_table_comes_between_the_marks_and_nothing_else_changes(out: Path, tmp_path: Path) -> None:
+def test_the_table_comes_between_the_marks_and_nothing_else_changes(
+    out: Path, tmp_path: Path
+) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{MARKS[0]}\na stale table\n{MARKS[1]}\nafter\n")
     for _ in range(2):
@@ -80,4 +87,10 @@ def test_what_was_judged_is_not_judged_again(out: Path, monkeypatch) -> None:
     monkeypatch.setattr(presets, "train_and_judge", lambda *words: pytest.fail("ran"))
     options = Config(("screen=there",), out)
     for preset in ("linear", "cells"):
-        presets.judged(out / "screen/plate/fold0" / f"{preset}_seed0", "there", out / "m.parquet", preset, options)
+        presets.judged(
+            out / "screen/plate/fold0" / f"{preset}_seed0",
+            "there",
+            out / "m.parquet",
+            preset,
+            options,
+        )

@@ -12,7 +12,10 @@ from perturbjax.dataset import open_dataset
 def test_a_dataset_an_aspect_and_unit_is_built_and_named_for_the_next_command(tmp_path, capfd):
     options = Config(tmp_path, aspects=("count",), plates=1, wells=4, compounds=2)
     main(options)
-    assert capfd.readouterr().out.splitlines()[-1] == f"--data simulated_fields_count={tmp_path / 'fields_count'}"
+    assert (
+        capfd.readouterr().out.splitlines()[-1]
+        == f"--data simulated_fields_count={tmp_path / 'fields_count'}"
+    )
     assert len(open_dataset(tmp_path / "fields_count").index) == 8
     assert not (tmp_path / "cells_count").exists()  # of one cell the number tells nothing
 

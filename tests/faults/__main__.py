@@ -62,7 +62,9 @@ def main(options: Config) -> int:
     print(markdown(summary(found)) if found else "nothing was tried")
     minutes, used = (time.monotonic() - started) / 60, os.times()
     processor = (used.children_user + used.children_system) / 60
-    print(f"{len(found)} cases in {minutes:.1f} minutes, {processor:.1f} of a processor, {options.processes} at once")
+    print(
+        f"{len(found)} cases in {minutes:.1f} minutes, {processor:.1f} of a processor, {options.processes} at once"
+    )
     bad = [one for one in found if one.outcome not in GOOD]
     for one in bad:
         print(f"{one.outcome}: {one.storm}, {one.case}, {one.file}: {one.said[:200]}")
@@ -92,11 +94,17 @@ def run(options: Config) -> list[Finding]:
             finally:
                 arenas.put(arena)
                 shutil.rmtree(place, ignore_errors=True)
-            ended = ", ".join(f"{n} {outcome}" for outcome, n in Counter(one.outcome for one in found).items())
+            ended = ", ".join(
+                f"{n} {outcome}" for outcome, n in Counter(one.outcome for one in found).items()
+            )
             print(f"{name}: {ended}", file=sys.stderr, flush=True)
             for one in found:
                 if one.outcome not in GOOD:
-                    print(f"  {one.outcome}: {one.case} {one.file}: {one.said[:200]}", file=sys.stderr, flush=True)
+                    print(
+                        f"  {one.outcome}: {one.case} {one.file}: {one.said[:200]}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             return found
 
         with ThreadPoolExecutor(options.processes) as threads:
@@ -112,26 +120,38 @@ def plan(made: Material, options: Config) -> list[tuple[str, Storm]]:
         parts.append((target.name, partial(_kill, target=target, count=share, seed=options.seed)))
     for oddity in oddities.oddities():
         parts.append((oddity.name, partial(_odd, oddity=oddity, made=made)))
-    tried = [subject for subject in files.subjects(made) if options.mutations and re.search(options.only, subject.name)]
+    tried = [
+        subject
+        for subject in files.subjects(made)
+        if options.mutations and re.search(options.only, subject.name)
+    ]
     shares = {subject.name: subject.cost**-0.75 for subject in tried}
     for subject in tried:
         subject.source()  # before several processes ask for it at once
         count = max(round(options.mutations * shares[subject.name] / sum(shares.values())), 1)
         for start in range(0, count, PART):
-            damage = partial(_damage, subject=subject, count=min(PART, count - start), seed=options.seed + start)
+            damage = partial(
+                _damage, subject=subject, count=min(PART, count - start), seed=options.seed + start
+            )
             parts.append((subject.name, damage))
     return [(name, storm) for name, storm in parts if re.search(options.only, name)]
 
 
-def _damage(arena: Arena, place: Path, *, subject: files.Subject, count: int, seed: int) -> Iterator[Finding]:
+def _damage(
+    arena: Arena, place: Path, *, subject: files.Subject, count: int, seed: int
+) -> Iterator[Finding]:
     return files.storm(arena, subject, place, count, seed)
 
 
-def _kill(arena: Arena, place: Path, *, target: kills.Target, count: int, seed: int) -> Iterator[Finding]:
+def _kill(
+    arena: Arena, place: Path, *, target: kills.Target, count: int, seed: int
+) -> Iterator[Finding]:
     return kills.storm(arena, target, place, count, seed)
 
 
-def _odd(arena: Arena, place: Path, *, oddity: oddities.Oddity, made: Material) -> Iterator[Finding]:
+def _odd(
+    arena: Arena, place: Path, *, oddity: oddities.Oddity, made: Material
+) -> Iterator[Finding]:
     return oddity.run(arena, made, place)
 
 

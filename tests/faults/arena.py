@@ -63,7 +63,12 @@ class Arena:
         self._cache = cache
 
     def __enter__(self) -> Arena:
-        given = {"JAX_PLATFORMS": "cpu", "COLUMNS": "120", "PYTHONPATH": REPOSITORY, "XDG_CACHE_HOME": self._cache}
+        given = {
+            "JAX_PLATFORMS": "cpu",
+            "COLUMNS": "120",
+            "PYTHONPATH": REPOSITORY,
+            "XDG_CACHE_HOME": self._cache,
+        }
         environment = {**os.environ, **{name: str(value) for name, value in given.items()}}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.zygote"],
@@ -84,8 +89,12 @@ class Arena:
     def run(self, order: Order) -> Ended:
         with tempfile.TemporaryDirectory() as said:
             words = [str(word) for word in order.command]
-            self._process.stdin.write(json.dumps({**vars(order), "command": words, "said": said}, default=str) + "\n")
+            self._process.stdin.write(
+                json.dumps({**vars(order), "command": words, "said": said}, default=str) + "\n"
+            )
             self._process.stdin.flush()
             ended = json.loads(self._process.stdout.readline())
-            texts = {name: Path(said, name).read_text(errors="replace") for name in ("stdout", "stderr")}
+            texts = {
+                name: Path(said, name).read_text(errors="replace") for name in ("stdout", "stderr")
+            }
         return Ended(**ended, **texts)

@@ -55,13 +55,30 @@ def subjects(made: Material) -> list[Subject]:
         return ("data_prep", "inspect", *read_plates(made, folder / "load_data.csv"))
 
     def build(folder: Path) -> Sequence[object]:
-        return ("data_prep", "build", "--load-data", folder / "load_data.csv", "--images", folder, *built)
+        return (
+            "data_prep",
+            "build",
+            "--load-data",
+            folder / "load_data.csv",
+            "--images",
+            folder,
+            *built,
+        )
 
     def build_csv(folder: Path) -> Sequence[object]:
         return ("data_prep", "build", *read_plates(made, folder / "load_data.csv"), *built)
 
     def split(folder: Path) -> Sequence[object]:
-        return ("perturbjax", "split", "--data", folder, "--out", folder.parent / "OUT.parquet", "--folds", 2)
+        return (
+            "perturbjax",
+            "split",
+            "--data",
+            folder,
+            "--out",
+            folder.parent / "OUT.parquet",
+            "--folds",
+            2,
+        )
 
     def predict(run: Callable[[], Path] | None, data: Callable[[], Path] | None) -> Command:
         def command(folder: Path) -> Sequence[object]:
@@ -71,22 +88,64 @@ def subjects(made: Material) -> list[Subject]:
         return command
 
     def evaluate(folder: Path) -> Sequence[object]:
-        return ("perturbjax", "evaluate", "--run", folder, "--data", made.dataset, "--replicates", 50)
+        return (
+            "perturbjax",
+            "evaluate",
+            "--run",
+            folder,
+            "--data",
+            made.dataset,
+            "--replicates",
+            50,
+        )
 
     def train(folder: Path) -> Sequence[object]:
-        flags = ("--data", made.dataset, "--out", folder.parent / "OUT", "--split-file", folder / "split.parquet")
+        flags = (
+            "--data",
+            made.dataset,
+            "--out",
+            folder.parent / "OUT",
+            "--split-file",
+            folder / "split.parquet",
+        )
         return ("perturbjax", "train", *flags, *TRAINED)
 
     def described() -> Path:
-        return _folder_of(made.root / "pth", made.weights, made.weights.with_name("weights.pth.json"))
+        return _folder_of(
+            made.root / "pth", made.weights, made.weights.with_name("weights.pth.json")
+        )
 
     def classify_table(folder: Path) -> Sequence[object]:
-        table = ("--features", folder / "features.parquet", "--models", "lda", "--folds", 2, "--split", "well")
-        return ("perturbjax", "classify", *table, "--out", folder.parent / "OUT", "--replicates", 50)
+        table = (
+            "--features",
+            folder / "features.parquet",
+            "--models",
+            "lda",
+            "--folds",
+            2,
+            "--split",
+            "well",
+        )
+        return (
+            "perturbjax",
+            "classify",
+            *table,
+            "--out",
+            folder.parent / "OUT",
+            "--replicates",
+            50,
+        )
 
     def import_torch(name: str) -> Command:
         return lambda folder: (
-            *("perturbjax", "import-torch", "--checkpoint", folder / name, "--out", folder.parent / "OUT"),
+            *(
+                "perturbjax",
+                "import-torch",
+                "--checkpoint",
+                folder / name,
+                "--out",
+                folder.parent / "OUT",
+            ),
         )
 
     def alone(name: str, file: Callable[[], Path]) -> Callable[[], Path]:
@@ -101,15 +160,40 @@ def subjects(made: Material) -> list[Subject]:
     csv = alone("csv", lambda: made.plates / "load_data.csv")
     return [
         Subject("inspect, CSV", csv, "*.csv", inspect, stdout, CSV, well_formed, 0.3),
-        Subject("inspect, CSV otherwise written", csv, "*.csv", inspect, stdout, CSV_SAME, cost=0.3),
+        Subject(
+            "inspect, CSV otherwise written", csv, "*.csv", inspect, stdout, CSV_SAME, cost=0.3
+        ),
         Subject("build, CSV", csv, "*.csv", build_csv, dataset_made, CSV, well_formed, 1),
-        Subject("build, TIFF", lambda: made.plates, "**/*.tif*", build, dataset_made, BYTES, lambda _: True, 1),
+        Subject(
+            "build, TIFF",
+            lambda: made.plates,
+            "**/*.tif*",
+            build,
+            dataset_made,
+            BYTES,
+            lambda _: True,
+            1,
+        ),
         Subject("split, dataset", dataset, "*", split, table_made, JSON, cost=0.5),
         Subject("predict, dataset", dataset, "*", predict(run, None), table_made, JSON),
         Subject("predict, run", run, "**/*", predict(None, dataset), table_made, JSON, cost=2),
         Subject("evaluate, run", run, "**/*", evaluate, scores_made, JSON, cost=4),
-        Subject("train, split manifest", alone("manifests", lambda: made.split), "*", train, losses_made, BYTES),
-        Subject("classify, features", alone("tables", lambda: made.features), "*", classify_table, stdout, BYTES),
+        Subject(
+            "train, split manifest",
+            alone("manifests", lambda: made.split),
+            "*",
+            train,
+            losses_made,
+            BYTES,
+        ),
+        Subject(
+            "classify, features",
+            alone("tables", lambda: made.features),
+            "*",
+            classify_table,
+            stdout,
+            BYTES,
+        ),
         Subject("import-torch, .pth", described, "*", import_torch("weights.pth"), run_made, JSON),
         Subject(
             "import-torch, .safetensors",
@@ -133,12 +217,16 @@ def _folder_of(folder: Path, *files: Path) -> Path:
 
 def stdout(folder: Path, said: str) -> str:
     """What the command printed, without its paths and times."""
-    return "\n".join(line for line in said.splitlines() if "written" not in line and " in " not in line)
+    return "\n".join(
+        line for line in said.splitlines() if "written" not in line and " in " not in line
+    )
 
 
 def run_made(folder: Path, said: str) -> str:
     """What the checkpoint of a run says of its arrays, recipe and labels; where they came from is another fact."""
-    facts = json.loads((folder.parent / "OUT" / "checkpoints" / "latest" / "0" / "facts" / "metadata").read_text())
+    facts = json.loads(
+        (folder.parent / "OUT" / "checkpoints" / "latest" / "0" / "facts" / "metadata").read_text()
+    )
     return json.dumps([facts["arrays_sha256"], facts["recipe"], facts["classes"]])
 
 
@@ -158,7 +246,10 @@ def scores_made(folder: Path, said: str) -> str:
 
 
 def losses_made(folder: Path, said: str) -> str:
-    rows = [json.loads(line) for line in (folder.parent / "OUT" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder.parent / "OUT" / "metrics.jsonl").read_text().splitlines()
+    ]
     return json.dumps([(row["epoch"], row["split"], row["loss"]) for row in rows])
 
 
@@ -172,7 +263,9 @@ def storm(arena: Arena, subject: Subject, root: Path, count: int, seed: int) -> 
     ended, truth = _case(arena, subject, root, None)
     assert truth is not None, f"{subject.name}: fails on what is whole: {ended.stderr}"
     source = subject.source()
-    files = sorted(path.relative_to(source) for path in source.glob(subject.files) if path.is_file())
+    files = sorted(
+        path.relative_to(source) for path in source.glob(subject.files) if path.is_file()
+    )
     names = list(subject.mutations)
     for number in range(count):
         file, name = random.choice(files), names[number % len(names)]
@@ -182,14 +275,18 @@ def storm(arena: Arena, subject: Subject, root: Path, count: int, seed: int) -> 
         yield _judged(arena, subject, root, file, name, damaged, truth)
 
 
-def _judged(arena: Arena, subject: Subject, root: Path, file: Path, name: str, damaged: bytes, truth: str) -> Finding:
+def _judged(
+    arena: Arena, subject: Subject, root: Path, file: Path, name: str, damaged: bytes, truth: str
+) -> Finding:
     ended, result = _case(arena, subject, root, (file, damaged))
     same = result == truth or subject.may_differ(damaged)
     executed = (root / "work" / MARKER).exists()
     return finding(subject.name, name, ended, file=str(file), same=same, executed=executed)
 
 
-def _case(arena: Arena, subject: Subject, root: Path, change: tuple[Path, bytes] | None) -> tuple[Ended, str | None]:
+def _case(
+    arena: Arena, subject: Subject, root: Path, change: tuple[Path, bytes] | None
+) -> tuple[Ended, str | None]:
     """Copy, damage, run; what the command said, and its result where it ended well."""
     folder, work = root / "copy", root / "work"
     for path in (folder, work, root / "OUT"):

@@ -33,7 +33,10 @@ GIGABYTE = 10**9
 
 def hostile_files(arena: Arena, made: Material, root: Path) -> Iterator[Finding]:
     """Each of them through the command that reads its kind, which must refuse it in one line."""
-    train, classify = ("perturbjax", "train", "--data", made.dataset), ("perturbjax", "classify", "--models", "lda")
+    train, classify = (
+        ("perturbjax", "train", "--data", made.dataset),
+        ("perturbjax", "classify", "--models", "lda"),
+    )
     kinds: list[tuple[dict[str, Callable[[Path], None]], Command]] = [
         (PTH, lambda file, out: ("perturbjax", "import-torch", "--checkpoint", file, "--out", out)),
         (CSV, lambda file, out: ("data_prep", "inspect", *read_plates(made, file))),
@@ -53,7 +56,12 @@ def hostile_files(arena: Arena, made: Material, root: Path) -> Iterator[Finding]
         folder = Path(shutil.copytree(made.plates, _fresh(root) / "plates"))
         spoil(next(folder.rglob("*.tif*")))
         read = ("--load-data", folder / "load_data.csv", "--images", folder)
-        yield _refused(arena, root, ("data_prep", "build", *read, "--out", root / "OUT", *BUILT), f"TIFF, {what}")
+        yield _refused(
+            arena,
+            root,
+            ("data_prep", "build", *read, "--out", root / "OUT", *BUILT),
+            f"TIFF, {what}",
+        )
 
 
 def _fresh(root: Path) -> Path:
@@ -84,7 +92,9 @@ def _bytes(data: bytes) -> Callable[[Path], None]:
     return lambda path: (path.write_bytes(data), None)[1]
 
 
-def _safetensors(header: dict[str, object] | bytes, length: int | None = None) -> Callable[[Path], None]:
+def _safetensors(
+    header: dict[str, object] | bytes, length: int | None = None
+) -> Callable[[Path], None]:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return _bytes(struct.pack("<Q", len(text) if length is None else length) + text + bytes(64))
 
@@ -102,7 +112,9 @@ PTH: dict[str, Callable[[Path], None]] = {
     "a tensor of 2^60 bytes.safetensors": _safetensors(
         {"a": {"dtype": "F32", "shape": [2**58], "data_offsets": [0, 2**60]}}
     ),
-    "floats of 8 bits.safetensors": _safetensors({"a": {"dtype": "F8_E4M3", "shape": [64], "data_offsets": [0, 64]}}),
+    "floats of 8 bits.safetensors": _safetensors(
+        {"a": {"dtype": "F8_E4M3", "shape": [64], "data_offsets": [0, 64]}}
+    ),
     "a deep header.safetensors": _safetensors(b"[" * 100_000),
 }
 
@@ -114,14 +126,25 @@ def _packed_zeros(path: Path) -> None:
 CSV: dict[str, Callable[[Path], None]] = {
     "a gigabyte.csv.gz": _packed_zeros,
     "a cell without end.csv": _bytes(b'Metadata_Plate,Metadata_Well\n"' + b"x" * 50_000_000),
-    "half a million columns.csv": _bytes(b",".join(b"%d" % i for i in range(500_000)) + b"\n" + b"," * 499_999),
+    "half a million columns.csv": _bytes(
+        b",".join(b"%d" % i for i in range(500_000)) + b"\n" + b"," * 499_999
+    ),
 }
 
 
 def _many_rows(path: Path) -> None:
     """5 * 10^7 rows that are nothing but run lengths: some kilobytes."""
-    one = {"site_id": ["a"], "group": ["g"], "part": ["train"], "Metadata_Plate": ["P"], "Metadata_Well": ["A01"]}
-    columns = {name: pa.DictionaryArray.from_arrays(np.zeros(10**7, np.int32), values) for name, values in one.items()}
+    one = {
+        "site_id": ["a"],
+        "group": ["g"],
+        "part": ["train"],
+        "Metadata_Plate": ["P"],
+        "Metadata_Well": ["A01"],
+    }
+    columns = {
+        name: pa.DictionaryArray.from_arrays(np.zeros(10**7, np.int32), values)
+        for name, values in one.items()
+    }
     table = pa.table({**columns, "Cells_f": np.zeros(10**7, np.float32)})
     with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
         for _ in range(5):
@@ -155,7 +178,9 @@ def _indexed(**columns: Callable[[pd.Series], object]) -> Callable[[Path], None]
 
 def _shard_elsewhere(folder: Path) -> None:
     info = json.loads((folder / "dataset_info.json").read_text())
-    info["splits"][0]["filepathTemplate"] = "{DATASET}/../../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    info["splits"][0]["filepathTemplate"] = (
+        "{DATASET}/../../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    )
     (folder / "dataset_info.json").write_text(json.dumps(info))
     sign(folder)
 
@@ -181,7 +206,14 @@ DATASETS: dict[str, Callable[[Path], None]] = {
 def _claims_60000(path: Path) -> None:
     """One deflated strip of some bytes, under a header of 60,000 x 60,000 pixels."""
     strip = zlib.compress(bytes(1000))
-    tags = [(256, 4, 60_000), (257, 4, 60_000), (258, 3, 16), (259, 3, 8), (262, 3, 1), (273, 4, 200)]
+    tags = [
+        (256, 4, 60_000),
+        (257, 4, 60_000),
+        (258, 3, 16),
+        (259, 3, 8),
+        (262, 3, 1),
+        (273, 4, 200),
+    ]
     tags += [(277, 3, 1), (278, 4, 60_000), (279, 4, len(strip))]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     header = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
@@ -193,4 +225,7 @@ def _pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-TIFFS: dict[str, Callable[[Path], None]] = {"60,000 x 60,000 pixels": _claims_60000, "a pipe": _pipe}
+TIFFS: dict[str, Callable[[Path], None]] = {
+    "60,000 x 60,000 pixels": _claims_60000,
+    "a pipe": _pipe,
+}

@@ -12,7 +12,15 @@ from random import Random
 
 from perturbjax.core.files import file_digest
 from tests.faults.arena import Arena, Order
-from tests.faults.files import Command, dataset_made, losses_made, run_made, scores_made, stdout, table_made
+from tests.faults.files import (
+    Command,
+    dataset_made,
+    losses_made,
+    run_made,
+    scores_made,
+    stdout,
+    table_made,
+)
 from tests.faults.material import BUILT, SIMULATED, TRAINED, Material, read_plates
 from tests.faults.outcomes import Finding, finding
 
@@ -49,11 +57,20 @@ def targets(made: Material) -> list[Target]:
     def run_copied(folder: Path) -> None:
         shutil.copytree(made.run, folder)
 
-    def perturbjax(name: str, result: Result, command: Command, prepare: Prepare = nothing) -> Target:
-        return Target(f"{name}, killed", prepare, lambda folder: ("perturbjax", name, *command(folder)), result)
+    def perturbjax(
+        name: str, result: Result, command: Command, prepare: Prepare = nothing
+    ) -> Target:
+        return Target(
+            f"{name}, killed",
+            prepare,
+            lambda folder: ("perturbjax", name, *command(folder)),
+            result,
+        )
 
     def data_prep(name: str, result: Result, command: Command) -> Target:
-        return Target(f"{name}, killed", nothing, lambda folder: ("data_prep", name, *command(folder)), result)
+        return Target(
+            f"{name}, killed", nothing, lambda folder: ("data_prep", name, *command(folder)), result
+        )
 
     def out(folder: Path) -> Path:
         return folder.parent / "OUT"
@@ -64,7 +81,9 @@ def targets(made: Material) -> list[Target]:
     def data() -> Sequence[object]:
         return ("--data", made.dataset)
 
-    def build(folder: Path) -> Sequence[object]:  # the cache of masks would finish what a killed build began
+    def build(
+        folder: Path,
+    ) -> Sequence[object]:  # the cache of masks would finish what a killed build began
         return (*read_plates(made), "--out", "OUT", *BUILT, "--mask-cache", "none")
 
     def profiles(folder: Path) -> Sequence[object]:
@@ -74,18 +93,36 @@ def targets(made: Material) -> list[Target]:
     return [
         data_prep("simulate", drawn, lambda f: ("--out", out(f), *SIMULATED)),
         data_prep(
-            "build", dataset_made, lambda f: (*read_plates(made), "--out", "OUT", *BUILT, "--mask-cache", "none")
+            "build",
+            dataset_made,
+            lambda f: (*read_plates(made), "--out", "OUT", *BUILT, "--mask-cache", "none"),
         ),
-        perturbjax("train", losses_made, lambda f: (*data(), "--out", out(f), *TRAINED, "--checkpoint-every", 1)),
-        perturbjax("evaluate", scores_made, lambda f: ("--run", f, *data(), "--replicates", 50), run_copied),
-        perturbjax("predict", table_made, lambda f: ("--run", made.run, *data(), "--out", table(f))),
         perturbjax(
-            "features", table_made, lambda f: ("--run", made.run, *data(), "--out", table(f), "--batch-size", 1)
+            "train",
+            losses_made,
+            lambda f: (*data(), "--out", out(f), *TRAINED, "--checkpoint-every", 1),
+        ),
+        perturbjax(
+            "evaluate", scores_made, lambda f: ("--run", f, *data(), "--replicates", 50), run_copied
+        ),
+        perturbjax(
+            "predict", table_made, lambda f: ("--run", made.run, *data(), "--out", table(f))
+        ),
+        perturbjax(
+            "features",
+            table_made,
+            lambda f: ("--run", made.run, *data(), "--out", table(f), "--batch-size", 1),
         ),
         perturbjax("classify", stdout, profiles),
         perturbjax("split", table_made, lambda f: (*data(), "--out", table(f), "--folds", 2)),
-        perturbjax("export-torch", weights_made, lambda f: ("--run", made.run, "--out", out(f).with_suffix(".pth"))),
-        perturbjax("import-torch", run_made, lambda f: ("--checkpoint", made.safetensors, "--out", out(f))),
+        perturbjax(
+            "export-torch",
+            weights_made,
+            lambda f: ("--run", made.run, "--out", out(f).with_suffix(".pth")),
+        ),
+        perturbjax(
+            "import-torch", run_made, lambda f: ("--checkpoint", made.safetensors, "--out", out(f))
+        ),
     ]
 
 
@@ -112,7 +149,9 @@ def storm(arena: Arena, target: Target, root: Path, count: int, seed: int) -> It
         for _ in range(min(IN_A_ROW, left)):
             name = random.choice(list(SIGNALS))
             after = random.uniform(0, LATEST * whole.seconds)
-            ended = arena.run(Order(target.command(folder), work, signal=SIGNALS[name], signal_after_s=after))
+            ended = arena.run(
+                Order(target.command(folder), work, signal=SIGNALS[name], signal_after_s=after)
+            )
             if ended.status == 0:  # it was quicker than the signal
                 break
             left -= 1
@@ -120,7 +159,9 @@ def storm(arena: Arena, target: Target, root: Path, count: int, seed: int) -> It
         ended = arena.run(Order(target.command(folder), work))
         same = ended.status == 0 and target.result(folder, ended.stdout + ended.stderr) == truth
         # Going on must not need a person: a refusal, however well said, is a finding here.
-        yield finding(target.name, "started again", ended, same=same).unless(ended.status == 0, "traceback")
+        yield finding(target.name, "started again", ended, same=same).unless(
+            ended.status == 0, "traceback"
+        )
 
 
 def _fresh(target: Target, root: Path) -> tuple[Path, Path]:

@@ -8,8 +8,14 @@ from pathlib import Path
 
 from tests.faults.arena import Arena, Order
 
-SIMULATED = (*("--plates", 2, "--wells", 6, "--sites", 2), *("--compounds", 2, "--size", 48, "--effect", 3))
-TRAINED = (*("--crop", 16, "--batch-size", 8, "--epochs", 4, "--folds", 2), *("--split", "well", "--evaluate-every", 2))
+SIMULATED = (
+    *("--plates", 2, "--wells", 6, "--sites", 2),
+    *("--compounds", 2, "--size", 48, "--effect", 3),
+)
+TRAINED = (
+    *("--crop", 16, "--batch-size", 8, "--epochs", 4, "--folds", 2),
+    *("--split", "well", "--evaluate-every", 2),
+)
 BUILT = ("--workers", 1, "--segmenter", "watershed", "--segment-channels", "DNA")
 
 
@@ -44,7 +50,9 @@ class Material:
 
     @cached_property
     def split(self) -> Path:
-        return self._made("split.parquet", "perturbjax", "split", "--data", self.dataset, "--folds", 2)
+        return self._made(
+            "split.parquet", "perturbjax", "split", "--data", self.dataset, "--folds", 2
+        )
 
     @cached_property
     def weights(self) -> Path:

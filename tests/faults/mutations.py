@@ -76,7 +76,9 @@ BYTES: dict[str, Mutation] = {
 
 
 def json_of_other_type(data: bytes, random: Random) -> bytes:
-    return random.choice([b"[]", b"{}", b"null", b"3", b'"text"', b"[[[]]]", b'{"a": 1}', b"true", b"1e999", b"NaN"])
+    return random.choice(
+        [b"[]", b"{}", b"null", b"3", b'"text"', b"[[[]]]", b'{"a": 1}', b"true", b"1e999", b"NaN"]
+    )
 
 
 def json_too_deep(data: bytes, random: Random) -> bytes:
@@ -92,7 +94,13 @@ def json_value_changed(data: bytes, random: Random) -> bytes | None:
     leaves: list[tuple[dict | list, str | int]] = []
 
     def visit(item: object) -> None:
-        pairs = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list) else ()
+        pairs = (
+            item.items()
+            if isinstance(item, dict)
+            else enumerate(item)
+            if isinstance(item, list)
+            else ()
+        )
         for key, inner in pairs:
             leaves.append((item, key))
             visit(inner)
@@ -148,15 +156,27 @@ def duplicate_header(data: bytes, random: Random) -> bytes:
 
 def drop_required_column(data: bytes, random: Random) -> bytes:
     rows = _rows(data)
-    names = ("Metadata_Plate", "Metadata_Well", "Metadata_Site", "FileName_OrigDNA", "PathName_OrigDNA")
+    names = (
+        "Metadata_Plate",
+        "Metadata_Well",
+        "Metadata_Site",
+        "FileName_OrigDNA",
+        "PathName_OrigDNA",
+    )
     at = rows[0].index(random.choice([name for name in names if name in rows[0]]))
     return _text([row[:at] + row[at + 1 :] for row in rows])
 
 
 def empty_cell(data: bytes, random: Random) -> bytes:
     rows = _rows(data)
-    names = [i for i, name in enumerate(rows[0]) if name.startswith(("FileName", "Metadata_Plate", "Metadata_Well"))]
-    rows[random.randrange(1, len(rows))][random.choice(names)] = random.choice(["", " ", "\t", "\u200b"])
+    names = [
+        i
+        for i, name in enumerate(rows[0])
+        if name.startswith(("FileName", "Metadata_Plate", "Metadata_Well"))
+    ]
+    rows[random.randrange(1, len(rows))][random.choice(names)] = random.choice(
+        ["", " ", "\t", "\u200b"]
+    )
     return _text(rows)
 
 
@@ -167,7 +187,19 @@ def duplicate_row(data: bytes, random: Random) -> bytes:
 
 def odd_value(data: bytes, random: Random) -> bytes:
     rows = _rows(data)
-    values = ["../../../etc/passwd", "²", "-1", "1e9", "NaN", "A0", "ZZ99", "\0", "x" * 100_000, "\r", '"']
+    values = [
+        "../../../etc/passwd",
+        "²",
+        "-1",
+        "1e9",
+        "NaN",
+        "A0",
+        "ZZ99",
+        "\0",
+        "x" * 100_000,
+        "\r",
+        '"',
+    ]
     names = ("Metadata_Well", "Metadata_Site", "FileName_OrigDNA", "PathName_OrigDNA")
     at = rows[0].index(random.choice([name for name in names if name in rows[0]]))
     rows[random.randrange(1, len(rows))][at] = random.choice(values)
@@ -189,7 +221,8 @@ CSV: dict[str, Mutation] = {
 CSV_SAME: dict[str, Mutation] = {
     "CRLF": lambda data, random: data.replace(b"\n", b"\r\n"),
     "all quoted": lambda data, random: b"\n".join(
-        b",".join(b'"' + cell.encode().replace(b'"', b'""') + b'"' for cell in row) for row in _rows(data)
+        b",".join(b'"' + cell.encode().replace(b'"', b'""') + b'"' for cell in row)
+        for row in _rows(data)
     ),
     "byte order mark": lambda data, random: b"\xef\xbb\xbf" + data,
     "no last newline": lambda data, random: data.rstrip(b"\n"),
@@ -204,5 +237,7 @@ def well_formed(data: bytes) -> bool:
         return False
     rows = [row for row in rows if row]
     return (
-        b"\0" not in data and len(rows) > 1 and len({len(row) for row in rows}) == 1 == len({*rows[0]}) // len(rows[0])
+        b"\0" not in data
+        and len(rows) > 1
+        and len({len(row) for row in rows}) == 1 == len({*rows[0]}) // len(rows[0])
     )

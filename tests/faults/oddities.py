@@ -60,7 +60,10 @@ def oddities() -> list[Oddity]:
     """All of them, in parts that take alike."""
     return [
         *(Oddity(f"disk full, {name}", partial(full_disks, name=name)) for name in WRITERS),
-        *(Oddity(f"odd environment, {name}", partial(environment, name=name)) for name in ENVIRONMENTS),
+        *(
+            Oddity(f"odd environment, {name}", partial(environment, name=name))
+            for name in ENVIRONMENTS
+        ),
         Oddity("hostile file", hostile_files),
         Oddity("hostile name", hostile_names),
         Oddity("odd place", odd_places),
@@ -74,10 +77,31 @@ def _writer(name: str, made: Material, root: Path) -> Sequence[object]:
         "simulate": lambda: ("data_prep", "simulate", *out, *SIMULATED),
         "build": lambda: ("data_prep", "build", *read_plates(made), *out, *BUILT),
         "train": lambda: ("perturbjax", "train", "--data", made.dataset, *out, *TRAINED),
-        "predict": lambda: ("perturbjax", "predict", "--run", made.run, "--data", made.dataset, *table),
+        "predict": lambda: (
+            "perturbjax",
+            "predict",
+            "--run",
+            made.run,
+            "--data",
+            made.dataset,
+            *table,
+        ),
         "split": lambda: ("perturbjax", "split", "--data", made.dataset, *table, "--folds", 2),
-        "import-torch": lambda: ("perturbjax", "import-torch", "--checkpoint", made.safetensors, *out),
-        "export-torch": lambda: ("perturbjax", "export-torch", "--run", made.run, "--out", root / "OUT.pth"),
+        "import-torch": lambda: (
+            "perturbjax",
+            "import-torch",
+            "--checkpoint",
+            made.safetensors,
+            *out,
+        ),
+        "export-torch": lambda: (
+            "perturbjax",
+            "export-torch",
+            "--run",
+            made.run,
+            "--out",
+            root / "OUT.pth",
+        ),
     }
     return commands[name]()
 
@@ -101,7 +125,9 @@ def full_disks(arena: Arena, made: Material, root: Path, *, name: str) -> Iterat
             if disk is None:
                 return
             command = _writer(name, made, disk)
-            yield finding("disk full", f"{name}, a disk of {kilobytes} KB", arena.run(Order(command, root)))
+            yield finding(
+                "disk full", f"{name}, a disk of {kilobytes} KB", arena.run(Order(command, root))
+            )
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
             yield from _with_room(arena, command, root, f"{name} after a disk of {kilobytes} KB")
 
@@ -139,24 +165,74 @@ def environment(arena: Arena, made: Material, root: Path, *, name: str) -> Itera
 def hostile_names(arena: Arena, made: Material, root: Path) -> Iterator[Finding]:
     """Classes with names that are code to somebody, from the CSV to the report; then folders with such names."""
     plates, csv = root / "plates", root / "load_data.csv"
-    drawn = ("--plates", 2, "--wells", 20, "--sites", 1, "--compounds", len(HOSTILE_NAMES), "--size", 48)
+    drawn = (
+        "--plates",
+        2,
+        "--wells",
+        20,
+        "--sites",
+        1,
+        "--compounds",
+        len(HOSTILE_NAMES),
+        "--size",
+        48,
+    )
     arena.run(Order(("data_prep", "simulate", "--out", plates, *drawn), root))
     table = pd.read_csv(plates / "load_data.csv", dtype=str, keep_default_na=False)
     label = table["Metadata_pert_iname"]
     names = dict(zip(sorted(set(label) - {"DMSO"}), HOSTILE_NAMES, strict=True))
     table.assign(Metadata_pert_iname=label.replace(names)).to_csv(csv, index=False)
     run = root / "run"
-    profiles = ("--features", run / "evaluation" / "features.parquet", "--models", "lda", "--split", "plate")
+    profiles = (
+        "--features",
+        run / "evaluation" / "features.parquet",
+        "--models",
+        "lda",
+        "--split",
+        "plate",
+    )
     for command in (
         ("data_prep", "inspect", "--load-data", csv, "--images", plates),
-        ("data_prep", "build", "--load-data", csv, "--images", plates, "--out", root / "data", *BUILT),
-        ("perturbjax", "train", "--data", root / "data", "--out", run, *TRAINED, "--split", "plate"),
+        (
+            "data_prep",
+            "build",
+            "--load-data",
+            csv,
+            "--images",
+            plates,
+            "--out",
+            root / "data",
+            *BUILT,
+        ),
+        (
+            "perturbjax",
+            "train",
+            "--data",
+            root / "data",
+            "--out",
+            run,
+            *TRAINED,
+            "--split",
+            "plate",
+        ),
         ("perturbjax", "evaluate", "--run", run, "--replicates", 50),
-        ("perturbjax", "classify", *profiles, "--folds", 2, "--out", root / "classified", "--replicates", 50),
+        (
+            "perturbjax",
+            "classify",
+            *profiles,
+            "--folds",
+            2,
+            "--out",
+            root / "classified",
+            "--replicates",
+            50,
+        ),
         ("perturbjax", "predict", "--run", run, "--data", root / "data", "--out", root / "p.csv"),
     ):
         ended = arena.run(Order(command, root))
-        yield finding("hostile name", f"{command[1]}, classes", ended).unless(ended.status == 0, "traceback")
+        yield finding("hostile name", f"{command[1]}, classes", ended).unless(
+            ended.status == 0, "traceback"
+        )
         if ended.status:
             return
     report, cells = (run / "report.html").read_text(), pd.read_csv(root / "p.csv", dtype=str)
@@ -165,13 +241,33 @@ def hostile_names(arena: Arena, made: Material, root: Path) -> Iterator[Finding]
     for name in HOSTILE_NAMES:
         folder = root / "named" / name.replace("/", "_").replace("\t", " ")
         for command in (
-            ("perturbjax", "split", "--data", made.dataset, "--out", folder / "s.parquet", "--folds", 2),
-            ("perturbjax", "train", "--data", made.dataset, "--out", folder / "run", "--split-file", folder / "none"),
+            (
+                "perturbjax",
+                "split",
+                "--data",
+                made.dataset,
+                "--out",
+                folder / "s.parquet",
+                "--folds",
+                2,
+            ),
+            (
+                "perturbjax",
+                "train",
+                "--data",
+                made.dataset,
+                "--out",
+                folder / "run",
+                "--split-file",
+                folder / "none",
+            ),
         ):
             ended = arena.run(Order(command, root))
             right = ended.status == (0 if command[1] == "split" else 2)
             shown = str(folder) in "".join(ended.stderr.splitlines())
-            yield finding("hostile name", f"{command[1]}, folder {name}", ended).unless(right and shown, "traceback")
+            yield finding("hostile name", f"{command[1]}, folder {name}", ended).unless(
+                right and shown, "traceback"
+            )
 
 
 def odd_places(arena: Arena, made: Material, root: Path) -> Iterator[Finding]:
@@ -189,22 +285,54 @@ def odd_places(arena: Arena, made: Material, root: Path) -> Iterator[Finding]:
         "build --out .": (*build, "--out", "."),
         "build --out /": (*build, "--out", "/"),
         "build --out ''": (*build, "--out", ""),
-        "build --overwrite over a user's file": (*build, "--out", mine, "--overwrite", "--resize", 24),
-        "CSV is a FIFO": ("data_prep", "inspect", "--load-data", root / "fifo", "--images", made.plates),
+        "build --overwrite over a user's file": (
+            *build,
+            "--out",
+            mine,
+            "--overwrite",
+            "--resize",
+            24,
+        ),
+        "CSV is a FIFO": (
+            "data_prep",
+            "inspect",
+            "--load-data",
+            root / "fifo",
+            "--images",
+            made.plates,
+        ),
         "CSV is a folder": ("data_prep", "inspect", "--load-data", root, "--images", made.plates),
         "predict to a device": (*predict, "--out", device),
         "predict to a link to a device": (*predict, "--out", root / "device.csv"),
         "predict to a pipe": (*predict, "--out", root / "fifo.parquet"),
         "predict to a folder": (*predict, "--out", root / "folder.parquet"),
         "predict to standard output": (*predict, "--out", "/dev/stdout"),
-        "dataset is a file": ("perturbjax", "split", "--data", made.split, "--out", root / "s.parquet"),
+        "dataset is a file": (
+            "perturbjax",
+            "split",
+            "--data",
+            made.split,
+            "--out",
+            root / "s.parquet",
+        ),
         "run is a dataset": ("perturbjax", "evaluate", "--run", made.dataset),
-        "weights are a FIFO": ("perturbjax", "import-torch", "--checkpoint", root / "fifo", "--out", root / "o"),
+        "weights are a FIFO": (
+            "perturbjax",
+            "import-torch",
+            "--checkpoint",
+            root / "fifo",
+            "--out",
+            root / "o",
+        ),
     }
     for what, command in tries.items():
         ended = arena.run(Order(command, root))
         yield finding("odd place", what, ended).unless(ended.status == 2, "silently different")
-    whole = device.is_char_device() and (root / "fifo.parquet").is_fifo() and (mine / "notes.txt").is_file()
+    whole = (
+        device.is_char_device()
+        and (root / "fifo.parquet").is_fifo()
+        and (mine / "notes.txt").is_file()
+    )
     yield finding("odd place", "what was there is there", ended).unless(whole, "silently different")
 
 

@@ -13,10 +13,19 @@ from tests.faults.arena import Ended
 
 #: No hostile input may make a command hold more than this.
 PEAK_BYTES = 2**30
-Outcome = Literal["right", "one line", "killed", "traceback", "silently different", "hang", "memory", "executed"]
+Outcome = Literal[
+    "right", "one line", "killed", "traceback", "silently different", "hang", "memory", "executed"
+]
 #: Outcomes that are as promised; the others are findings.
 GOOD: tuple[Outcome, ...] = ("right", "one line", "killed")
-OUTCOMES: tuple[Outcome, ...] = (*GOOD, "traceback", "silently different", "hang", "memory", "executed")
+OUTCOMES: tuple[Outcome, ...] = (
+    *GOOD,
+    "traceback",
+    "silently different",
+    "hang",
+    "memory",
+    "executed",
+)
 #: Statuses of a command that a signal ended: by default, or in its own words.
 SIGNALLED = (-9, -15, 130, 143)
 TRACEBACK = "Traceback (most recent call last)"
@@ -61,7 +70,15 @@ def classify(ended: Ended, *, same: bool, executed: bool = False) -> Outcome:
     return "one line" if ended.status == 2 and len(ended.errors) == 1 else "traceback"
 
 
-def finding(storm: str, case: str, ended: Ended, *, file: str = "", same: bool = True, executed: bool = False):
+def finding(
+    storm: str,
+    case: str,
+    ended: Ended,
+    *,
+    file: str = "",
+    same: bool = True,
+    executed: bool = False,
+):
     """A case and how it ended, with the last thing that it said."""
     said = (ended.errors or ended.stderr.strip().splitlines() or [""])[-1]
     outcome = classify(ended, same=same, executed=executed)
@@ -71,11 +88,14 @@ def finding(storm: str, case: str, ended: Ended, *, file: str = "", same: bool =
 def summary(found: Iterable[Finding]) -> list[dict[str, object]]:
     """How often each outcome came and what was held at most, by storm and in all."""
     table = pd.DataFrame([vars(one) for one in found])
-    counted = pd.crosstab(table["storm"], table["outcome"]).reindex(columns=list(OUTCOMES), fill_value=0)
+    counted = pd.crosstab(table["storm"], table["outcome"]).reindex(
+        columns=list(OUTCOMES), fill_value=0
+    )
     counted.insert(0, "cases", counted.sum(axis=1))
     counted.loc["all"] = counted.sum()
     peaks = table.groupby("storm")["peak_bytes"].max()
     peaks.loc["all"] = peaks.max()
     return [
-        {"storm": name, **row, "peak MB": int(peaks[name] // 1e6)} for name, row in counted.to_dict("index").items()
+        {"storm": name, **row, "peak MB": int(peaks[name] // 1e6)}
+        for name, row in counted.to_dict("index").items()
     ]

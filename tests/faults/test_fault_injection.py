@@ -32,7 +32,9 @@ def bad(found: Iterable[Finding]) -> list[Finding]:
     return [one for one in found if one.outcome not in GOOD]
 
 
-@pytest.mark.parametrize("name", ["inspect, CSV", "inspect, CSV otherwise written", "split, dataset"])
+@pytest.mark.parametrize(
+    "name", ["inspect, CSV", "inspect, CSV otherwise written", "split, dataset"]
+)
 def test_damaged_files_are_read_as_they_were_or_refused(arena, made, tmp_path, name):
     subject = next(subject for subject in files.subjects(made) if subject.name == name)
     assert not bad(files.storm(arena, subject, tmp_path, 2 * len(subject.mutations), seed=1))
@@ -70,6 +72,13 @@ def test_a_full_disk_is_one_line_and_with_room_the_command_finishes(arena, made,
     ],
 )
 def test_a_storm_sees_what_it_is_there_for(ended, same, outcome):
-    quiet = {"seconds": 1.0, "peak_bytes": 0, "timed_out": False, "signalled": False, "stdout": "", "stderr": ""}
+    quiet = {
+        "seconds": 1.0,
+        "peak_bytes": 0,
+        "timed_out": False,
+        "signalled": False,
+        "stdout": "",
+        "stderr": "",
+    }
     assert classify(Ended(**{**quiet, **ended}), same=same) == outcome
     assert classify(Ended(**{**quiet, **ended}), same=same, executed=True) == "executed"

@@ -19,11 +19,19 @@ from perturbjax.models.weights import load_pretrained
 
 def published(folder, *, size: str = "small", registers: bool = False, image_size: int = 98):
     """transformers' network with random weights, and the safetensors file it is published as."""
-    from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+    from transformers import (
+        Dinov2Config,
+        Dinov2Model,
+        Dinov2WithRegistersConfig,
+        Dinov2WithRegistersModel,
+    )
 
     width, depth, heads = SIZES[size]
     config, network = (
-        (functools.partial(Dinov2WithRegistersConfig, num_register_tokens=4), Dinov2WithRegistersModel)
+        (
+            functools.partial(Dinov2WithRegistersConfig, num_register_tokens=4),
+            Dinov2WithRegistersModel,
+        )
         if registers
         else (Dinov2Config, Dinov2Model)
     )
@@ -39,7 +47,11 @@ def published(folder, *, size: str = "small", registers: bool = False, image_siz
     ).eval()
     generator = torch.Generator().manual_seed(1)
     for name, parameter in theirs.named_parameters():  # what starts as 0 or 1 would hide a mix-up
-        spread = 0.5 if "lambda" in name or "norm" in name or "register" in name or "bias" in name else 0.04
+        spread = (
+            0.5
+            if "lambda" in name or "norm" in name or "register" in name or "bias" in name
+            else 0.04
+        )
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * spread)
     theirs.save_pretrained(folder)
     return theirs, folder / "model.safetensors"
@@ -65,7 +77,10 @@ def small(request, tmp_path_factory):
     "sides",
     [
         (98, 98),
-        *(pytest.param(sides, marks=pytest.mark.slow) for sides in ((224, 224), (28, 28), (65, 110))),
+        *(
+            pytest.param(sides, marks=pytest.mark.slow)
+            for sides in ((224, 224), (28, 28), (65, 110))
+        ),
         (56, 126),
     ],
 )
@@ -75,7 +90,10 @@ def test_tokens_are_transformers_tokens_at_every_size(small, sides):
     with torch.no_grad():
         answer = theirs(to_torch(x))
     model = pretrained.model
-    tokens, grid = nnx.jit(lambda model, x: model.tokens(x, Mode())[0])(model, x), (sides[0] // 14, sides[1] // 14)
+    tokens, grid = (
+        nnx.jit(lambda model, x: model.tokens(x, Mode())[0])(model, x),
+        (sides[0] // 14, sides[1] // 14),
+    )
     outputs = model(jnp.asarray(x), Mode())
     np.testing.assert_allclose(tokens, answer.last_hidden_state.numpy(), atol=1e-4)
     np.testing.assert_allclose(outputs.features, answer.pooler_output.numpy(), atol=1e-4)
@@ -102,11 +120,21 @@ def test_the_larger_ones_are_transformers_too(tmp_path, size, registers):
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name.startswith("dinov2_")])
 def test_shapes_are_those_that_transformers_publishes(name):
     """Of every size, without values: our tensors under their names are theirs, but for what has no place here."""
-    from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+    from transformers import (
+        Dinov2Config,
+        Dinov2Model,
+        Dinov2WithRegistersConfig,
+        Dinov2WithRegistersModel,
+    )
 
     record = BACKBONES[name]
     width, depth, heads = SIZES[name.split("_")[1]]
-    config = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "image_size": 518}
+    config = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "image_size": 518,
+    }
     with torch.device("meta"):
         if name.endswith("registers"):
             theirs = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**config, patch_size=14))
@@ -114,7 +142,10 @@ def test_shapes_are_those_that_transformers_publishes(name):
             theirs = Dinov2Model(Dinov2Config(**config))
     sizes = sorted(t.numel() for n, t in theirs.state_dict().items() if "mask_token" not in n)
     model = nnx.eval_shape(lambda: record.network(classes=0, inputs=3, rngs=nnx.Rngs(0)))
-    assert sorted(leaf.size for _, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)) if leaf.size) == sizes
+    assert (
+        sorted(leaf.size for _, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)) if leaf.size)
+        == sizes
+    )
     assert record.licence == "Apache-2.0" and record.source.startswith("hf:facebook/dinov2-")
 
 
@@ -123,7 +154,10 @@ def test_shapes_are_those_that_transformers_publishes(name):
 def test_bicubic_weights_are_torch_s(before, after, antialias):
     column = torch.eye(before).reshape(1, before, before, 1)  # every channel one unit vector
     theirs = torch.nn.functional.interpolate(
-        column.expand(1, before, before, before), (after, before), mode="bicubic", antialias=antialias
+        column.expand(1, before, before, before),
+        (after, before),
+        mode="bicubic",
+        antialias=antialias,
     )
     np.testing.assert_allclose(
         cubic_weights(before, after, antialias=antialias), theirs[0, :, :, 0].T.numpy(), atol=1e-5
@@ -155,13 +189,22 @@ def test_layer_wise_rates_fall_from_the_last_block_to_the_patches():
 
     def classifier() -> nnx.Module:
         backbone = record.network(classes=0, inputs=3, rngs=nnx.Rngs(0))
-        return transfer.TransferClassifier(backbone, head="dense", classes=2, channels=1, dropout=0.0, rngs=nnx.Rngs(0))
+        return transfer.TransferClassifier(
+            backbone, head="dense", classes=2, channels=1, dropout=0.0, rngs=nnx.Rngs(0)
+        )
 
     model = nnx.eval_shape(classifier)
     rates = transfer.rate_scales(
-        nnx.state(model, nnx.Param), "all layers", TransferConfig(finetune_rate=1.0, layer_decay=0.5), record
+        nnx.state(model, nnx.Param),
+        "all layers",
+        TransferConfig(finetune_rate=1.0, layer_decay=0.5),
+        record,
     )
-    found = {"/".join(map(str, path)): rate.get_raw_value() for path, rate in nnx.to_flat_state(rates)}
+    found = {
+        "/".join(map(str, path)): rate.get_raw_value() for path, rate in nnx.to_flat_state(rates)
+    }
     assert found["backbone/norm/scale"] == 1 and found["backbone/blocks/11/dense1/kernel"] == 0.5
     assert found["backbone/blocks/0/scale1"] == 0.5**12
-    assert {found[f"backbone/{part}"] for part in ("stem/kernel", "class_token", "positions")} == {0.5**13}
+    assert {found[f"backbone/{part}"] for part in ("stem/kernel", "class_token", "positions")} == {
+        0.5**13
+    }

@@ -24,7 +24,9 @@ forward = nnx.jit(lambda model, x: model(x, Mode()))
         ("efficientnet_lite0", (63, 64), "static", 224),
     ],
 )
-def test_features_and_logits_are_those_of_pytorch_on_even_and_odd_sizes(name, size, padding, image_size):
+def test_features_and_logits_are_those_of_pytorch_on_even_and_odd_sizes(
+    name, size, padding, image_size
+):
     theirs = efficientnet(name, image_size=image_size)
     ours, dialect = from_tensors(name, tensors_of(theirs), "random", padding=padding)
     assert (dialect["padding"], dialect["epsilon"]) == (padding, 1e-3)
@@ -56,12 +58,16 @@ def test_symmetric_padding_is_torch_s():
         torch.from_numpy(x.transpose(0, 3, 1, 2).copy()),
         torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()),
     )
-    theirs = torch.nn.functional.conv2d(batch, weight, stride=2, padding=2).numpy().transpose(0, 2, 3, 1)
+    theirs = (
+        torch.nn.functional.conv2d(batch, weight, stride=2, padding=2).numpy().transpose(0, 2, 3, 1)
+    )
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_every_parameter_of_a_block_gets_a_gradient():
-    block = InvertedResidual(8, 8, 3, stride=1, expansion=6, lite=False, padding="same", epsilon=1e-3, rngs=nnx.Rngs(0))
+    block = InvertedResidual(
+        8, 8, 3, stride=1, expansion=6, lite=False, padding="same", epsilon=1e-3, rngs=nnx.Rngs(0)
+    )
     x = jax.random.normal(jax.random.key(0), (4, 9, 9, 8))
     gradient = nnx.jit(nnx.grad(lambda block: (block(x, Mode(train=True)) ** 3).sum()))(block)
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
@@ -76,7 +82,9 @@ def test_in_bfloat16_a_cpu_answers_in_float32_outside_training_and_an_accelerato
         return nnx.merge(graphdef, params, stats, copy=True).feature_map(x, mode)
 
     found = jax.jit(lambda x: maps(x, half))
-    np.testing.assert_allclose(found(x), jax.jit(lambda x: maps(x, Mode()))(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found(x), jax.jit(lambda x: maps(x, Mode()))(x), rtol=1e-5, atol=1e-5
+    )
     for platform, wide in (("cpu", True), ("cuda", False)):
         text = found.trace(x).lower(lowering_platforms=(platform,)).as_text()
         products = [line for line in text.splitlines() if "stablehlo.convolution" in line]

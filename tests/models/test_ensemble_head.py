@@ -8,7 +8,14 @@ from flax import nnx
 
 from perturbjax.models import Mode
 from perturbjax.models.backbone import HALF
-from perturbjax.models.ensemble_head import COMPONENTS, EYES, TOGETHER, ChannelClassifier, Reduce, at_half_the_side
+from perturbjax.models.ensemble_head import (
+    COMPONENTS,
+    EYES,
+    TOGETHER,
+    ChannelClassifier,
+    Reduce,
+    at_half_the_side,
+)
 from perturbjax.models.layers import Conv
 from perturbjax.models.symmetries import dihedral
 
@@ -80,7 +87,9 @@ def test_sites_in_turn_are_described_as_they_are_alone(n):
     model, x = small(2, symmetries=3), site(2, n)
     together = described(model, x)
     for row in (0, n - 1):
-        np.testing.assert_allclose(together[row], described(model, x[row : row + 1])[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            together[row], described(model, x[row : row + 1])[0], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_answer_is_the_weighted_mean_of_what_head_and_eyes_say_and_training_is_the_eyes_alone():
@@ -98,7 +107,9 @@ def test_the_answer_is_the_weighted_mean_of_what_head_and_eyes_say_and_training_
 
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     gradients = jax.jit(jax.grad(loss))(params, x)
-    moved = {name for name in gradients if any(np.any(leaf) for leaf in jax.tree.leaves(gradients[name]))}
+    moved = {
+        name for name in gradients if any(np.any(leaf) for leaf in jax.tree.leaves(gradients[name]))
+    }
     assert moved == {"eyes"}
 
 
@@ -109,11 +120,19 @@ def test_in_bfloat16_it_answers_nearly_as_in_float32():
 
 
 def test_eyes_see_the_share_that_is_cell_and_the_mean_of_every_channel():
-    x = jnp.zeros((1, 5, 4, 2)).at[0, 0, 0, 0].set(7).at[0, :2, :2, 1].set(jnp.array([[1, 2], [3, 6]]))
+    x = (
+        jnp.zeros((1, 5, 4, 2))
+        .at[0, 0, 0, 0]
+        .set(7)
+        .at[0, :2, :2, 1]
+        .set(jnp.array([[1, 2], [3, 6]]))
+    )
     half = at_half_the_side(x)
     assert half.shape == (1, 2, 2, 2)
     np.testing.assert_allclose(half[0, 0, 0], [0.25, 3])
 
 
 def test_before_it_is_set_a_reduction_keeps_the_first_of_what_comes():
-    np.testing.assert_array_equal(Reduce(5, 3)(jnp.arange(10.0).reshape(2, 5)), [[0, 1, 2], [5, 6, 7]])
+    np.testing.assert_array_equal(
+        Reduce(5, 3)(jnp.arange(10.0).reshape(2, 5)), [[0, 1, 2], [5, 6, 7]]
+    )

@@ -49,22 +49,30 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)], ids=["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)], ids=["float32", "bf16"]
+)
 def test_convolution_and_both_its_gradients_are_torchs(case, dtype, tolerance):
     b, h, w, i, o, size, stride, padding, groups = CONVOLUTIONS[case]
     x, kernel = normal(b, h, w, i), normal(size, size, i // groups, o)
     their_x = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
     their_kernel = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
-    theirs = torch.nn.functional.conv2d(their_x, their_kernel, stride=stride, padding=padding, groups=groups)
+    theirs = torch.nn.functional.conv2d(
+        their_x, their_kernel, stride=stride, padding=padding, groups=groups
+    )
     gradient = RNG.normal(size=theirs.shape).astype(np.float32)
     theirs.backward(torch.tensor(gradient))
 
     @jax.jit
     def forward_and_backward(x, kernel, gradient):
-        y, back = jax.vjp(lambda x, k: conv2d(x, k, stride=stride, padding=padding, groups=groups), x, kernel)
+        y, back = jax.vjp(
+            lambda x, k: conv2d(x, k, stride=stride, padding=padding, groups=groups), x, kernel
+        )
         return y, *back(gradient.astype(y.dtype))
 
-    y, dx, dkernel = forward_and_backward(jnp.asarray(x, dtype), kernel, gradient.transpose(0, 2, 3, 1))
+    y, dx, dkernel = forward_and_backward(
+        jnp.asarray(x, dtype), kernel, gradient.transpose(0, 2, 3, 1)
+    )
     assert y.dtype == dtype and dkernel.dtype == jnp.float32
     assert_near(y, theirs.detach().numpy().transpose(0, 2, 3, 1), tolerance)
     assert_near(dx, their_x.grad.numpy().transpose(0, 2, 3, 1), tolerance)
@@ -209,7 +217,11 @@ print("agree")
 
 
 def test_a_block_on_two_devices_under_pmap_has_the_gradients_of_one():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES],
         env=environment,

@@ -18,15 +18,23 @@ def test_products_are_the_convolution(size, padding, dtype, tolerance):
     ours = products.convolve(x, kernel, padding=padding)
     theirs = conv._plain(x.astype(jnp.float32), kernel.astype(jnp.float32), padding)
     assert ours.dtype == dtype
-    np.testing.assert_allclose(np.asarray(ours, np.float32), theirs, atol=tolerance * float(jnp.abs(theirs).max()))
+    np.testing.assert_allclose(
+        np.asarray(ours, np.float32), theirs, atol=tolerance * float(jnp.abs(theirs).max())
+    )
 
 
 def test_a_pointwise_convolution_and_its_gradients_are_those_of_the_convolution():
     random = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(random.normal(size=s), jnp.float32) for s in ((2, 6, 5, 32), (1, 1, 32, 8)))
+    x, kernel = (
+        jnp.asarray(random.normal(size=s), jnp.float32) for s in ((2, 6, 5, 32), (1, 1, 32, 8))
+    )
     assert products.pays(x.dtype, kernel.shape)
-    ours = jax.jit(jax.value_and_grad(lambda x, k: (conv.conv2d(x, k) ** 2).sum(), (0, 1)))(x, kernel)
-    theirs = jax.jit(jax.value_and_grad(lambda x, k: (conv._plain(x, k, 0) ** 2).sum(), (0, 1)))(x, kernel)
+    ours = jax.jit(jax.value_and_grad(lambda x, k: (conv.conv2d(x, k) ** 2).sum(), (0, 1)))(
+        x, kernel
+    )
+    theirs = jax.jit(jax.value_and_grad(lambda x, k: (conv._plain(x, k, 0) ** 2).sum(), (0, 1)))(
+        x, kernel
+    )
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
 

@@ -55,11 +55,17 @@ def test_every_gradient_is_torchs_within_1e_4(trained):
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-6)
     ours = pair.named(gradients)
     largest = max(float(p.grad.abs().max()) for p in theirs.parameters())
-    cancelled = {name for name, p in theirs.named_parameters() if p.grad.abs().max() < 1e-5 * largest}
+    cancelled = {
+        name for name, p in theirs.named_parameters() if p.grad.abs().max() < 1e-5 * largest
+    }
     assert all(name.endswith(".bias") for name in cancelled)
     for name, parameter in theirs.named_parameters():
         gradient = parameter.grad.numpy()
-        tolerance = 1e-5 * largest if name in cancelled else max(1e-4 * np.abs(gradient).max(), 1e-6 * largest)
+        tolerance = (
+            1e-5 * largest
+            if name in cancelled
+            else max(1e-4 * np.abs(gradient).max(), 1e-6 * largest)
+        )
         assert np.abs(ours[name] - gradient).max() <= tolerance, name
 
 
@@ -72,7 +78,9 @@ def test_running_statistics_after_several_batches_are_torchs(trained):
         stats = compute(pair.params, stats, inputs, wanted)[0][1]
         theirs(to_torch(inputs))
     ours = pair.named(stats=stats)
-    expected = {name: value.numpy() for name, value in theirs.state_dict().items() if "running" in name}
+    expected = {
+        name: value.numpy() for name, value in theirs.state_dict().items() if "running" in name
+    }
     start = pair.named()
     assert expected
     for name, value in expected.items():

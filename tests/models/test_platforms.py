@@ -46,7 +46,8 @@ def test_a_pools_gradient_goes_to_the_first_of_equals_bit_for_bit(on, platform, 
     on(platform)
     assert np.array_equal(gradient(x), expected)
     assert np.array_equal(
-        max_pool(x), x[:, : side // 2 * 2, : (side + 2) // 2 * 2].reshape(2, side // 2, 2, -1, 2, 3).max((2, 4))
+        max_pool(x),
+        x[:, : side // 2 * 2, : (side + 2) // 2 * 2].reshape(2, side // 2, 2, -1, 2, 3).max((2, 4)),
     )
 
 
@@ -71,7 +72,9 @@ def test_a_block_and_its_gradients_are_the_cpus(on, platform, turn_kernel, side,
         else:
             z = block.norm.pooled(block.conv.unbiased(x), mode, shift=block.conv.bias[...])
         z = z.astype(jnp.float32)
-        return (z * weight[:, None, None, None] * jnp.cos(jnp.arange(z.size).reshape(z.shape))).sum(), nnx.state(block)
+        return (
+            z * weight[:, None, None, None] * jnp.cos(jnp.arange(z.size).reshape(z.shape))
+        ).sum(), nnx.state(block)
 
     def everything():
         params = nnx.filter_state(state, nnx.Param), nnx.filter_state(state, nnx.BatchStat)

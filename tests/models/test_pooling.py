@@ -31,7 +31,9 @@ def test_without_cells_the_mean_over_them_is_the_mean():
 
 
 def test_a_blank_image_has_finite_slopes():
-    slopes = jax.grad(lambda found: pool_stages([found, found], CELL).sum())(jnp.zeros((1, 4, 4, 2)))
+    slopes = jax.grad(lambda found: pool_stages([found, found], CELL).sum())(
+        jnp.zeros((1, 4, 4, 2))
+    )
     assert np.isfinite(slopes).all()
 
 
@@ -39,7 +41,9 @@ def test_all_backbones_say_how_wide_their_stages_are():
     for name in ("resnet18", "resnet50", "efficientnet_b0", "efficientnet_lite0", "dinov2_small"):
         x = jax.ShapeDtypeStruct((2, 42, 56, 3), jnp.float32)
         model = nnx.eval_shape(
-            lambda name=name: BACKBONES[name].network(classes=2, inputs=3, channels=1, dropout=0.0, rngs=nnx.Rngs(0))
+            lambda name=name: BACKBONES[name].network(
+                classes=2, inputs=3, channels=1, dropout=0.0, rngs=nnx.Rngs(0)
+            )
         )
         maps = nnx.eval_shape(lambda model, x: model.stage_maps(x, Mode()), model, x)
         assert tuple(found.shape[-1] for found in maps) == model.stage_widths

@@ -39,7 +39,12 @@ def test_a_round_trip_changes_no_bit(tmp_path, name, suffix):
     reference.train()(torch.rand(4, 3, 24, 24))
     torch.save({"epoch": 1, "model_state_dict": reference.state_dict()}, tmp_path / "in.pth")
     got = exchange.import_state_dict(tmp_path / "in.pth", name)
-    assert (got.classes, got.channels, got.image_size, got.batches) == (7, 2, sized.get("image_size"), 1)
+    assert (got.classes, got.channels, got.image_size, got.batches) == (
+        7,
+        2,
+        sized.get("image_size"),
+        1,
+    )
 
     network = exchange.abstract(name, got.classes, got.channels, got.image_size)
     nnx.update(network, got.params, got.stats)
@@ -69,15 +74,27 @@ def test_half_precision_becomes_float32(tmp_path, published):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda t: t.pop("attention.attention_conv.1.running_var"), "no tensor attention.attention_conv.1.running_var"),
+        (
+            lambda t: t.pop("attention.attention_conv.1.running_var"),
+            "no tensor attention.attention_conv.1.running_var",
+        ),
         (lambda t: t.update(extra=np.zeros(3, np.float32)), "no tensor extra"),
         (
             lambda t: t.update({"mask_features.4.weight": np.zeros((64, 32, 5, 5), np.float32)}),
             r"mask_features\.4\.weight has shape \(64, 32, 5, 5\), the model needs \(64, 32, 3, 3\)",
         ),
-        (lambda t: t.update({"classifier.0.bias": np.zeros(128, np.int64)}), r"classifier\.0\.bias holds int64"),
-        (lambda t: t.update({"classifier.3.bias": np.zeros(9, np.float32)}), r"classifier\.3\.weight"),
-        (lambda t: t.update({"image_features.0.weight": np.zeros(4, np.float32)}), r"image_features\.0\.weight"),
+        (
+            lambda t: t.update({"classifier.0.bias": np.zeros(128, np.int64)}),
+            r"classifier\.0\.bias holds int64",
+        ),
+        (
+            lambda t: t.update({"classifier.3.bias": np.zeros(9, np.float32)}),
+            r"classifier\.3\.weight",
+        ),
+        (
+            lambda t: t.update({"image_features.0.weight": np.zeros(4, np.float32)}),
+            r"image_features\.0\.weight",
+        ),
     ],
     ids=["missing", "extra", "mis-shaped", "integers", "heads disagree", "flat kernel"],
 )

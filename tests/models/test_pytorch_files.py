@@ -55,7 +55,11 @@ def network() -> torch.nn.Module:
 @pytest.mark.parametrize("layout", ["zip", "legacy", "protocol 4"])
 def test_any_state_dict_reads_bit_for_bit(tmp_path, layout):
     path, tensors = tmp_path / "weights.pth", awkward_state_dict()
-    options = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}, "protocol 4": {"pickle_protocol": 4}}
+    options = {
+        "zip": {},
+        "legacy": {"_use_new_zipfile_serialization": False},
+        "protocol 4": {"pickle_protocol": 4},
+    }
     torch.save(tensors, path, **options[layout])
     assert_same(read_tensors(path), tensors)
 
@@ -89,7 +93,9 @@ def test_a_training_checkpoint_gives_its_state_dict(tmp_path, network, wrapper):
     optimizer.step()
     path = tmp_path / "checkpoint.pth"
     state = {f"module.{name}": value for name, value in network.state_dict().items()}
-    torch.save({"epoch": 3, "loss": 0.25, wrapper: state, "optimizer": optimizer.state_dict()}, path)
+    torch.save(
+        {"epoch": 3, "loss": 0.25, wrapper: state, "optimizer": optimizer.state_dict()}, path
+    )
     assert_same(read_tensors(path), network.state_dict())
 
 
@@ -198,15 +204,23 @@ def test_missing_files_and_unknown_suffixes_are_told(tmp_path):
 NESTED = b"\x80\x02}" + b")" + b"\x85" * 1_000_000 + b"K\x01s."
 EXPONENTIAL = b"\x80\x02})" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(120)) + b"K\x01s."
 QUADRATIC = (
-    b"\x80\x02](" + b"K\x01K\x02\x86" * 100_000 + b"eq\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 100_000 + b"."
+    b"\x80\x02]("
+    + b"K\x01K\x02\x86" * 100_000
+    + b"eq\x00"
+    + b"ccollections\nOrderedDict\nh\x00\x85R" * 100_000
+    + b"."
 )
 
 
-@pytest.mark.parametrize("program", [NESTED, EXPONENTIAL, QUADRATIC], ids=["deep key", "wide key", "copies"])
+@pytest.mark.parametrize(
+    "program", [NESTED, EXPONENTIAL, QUADRATIC], ids=["deep key", "wide key", "copies"]
+)
 @pytest.mark.parametrize("inflated", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_pickle_that_would_never_end_is_refused_soon(tmp_path, program, inflated):
     path = tmp_path / "bad.pth"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if inflated else zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(
+        path, "w", zipfile.ZIP_DEFLATED if inflated else zipfile.ZIP_STORED
+    ) as archive:
         archive.writestr("archive/data.pkl", program)
     with pytest.raises(InputError, match=r"bad\.pth"):
         read_tensors(path)
@@ -232,7 +246,9 @@ def test_tensors_that_share_one_storage_cannot_unfold_without_end(tmp_path):
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4", "nonsense"])
 def test_a_safetensors_type_that_numpy_lacks_is_refused(tmp_path, dtype):
     path = tmp_path / "weights.safetensors"
-    header = json.dumps({"w": {"dtype": dtype, "shape": [2], "data_offsets": [0, 1 if dtype == "F4" else 2]}}).encode()
+    header = json.dumps(
+        {"w": {"dtype": dtype, "shape": [2], "data_offsets": [0, 1 if dtype == "F4" else 2]}}
+    ).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(1 if dtype == "F4" else 2))
     with pytest.raises(InputError, match=r"weights\.safetensors"):
         read_tensors(path)

@@ -31,7 +31,10 @@ def by_halves(what, *factors, precision):
     first = [jax.lax.reduce_precision(factor, 8, 7) for factor in factors]
     total = EINSUM(what, *first)
     if precision == "high":
-        rest = [jax.lax.reduce_precision(factor - part, 8, 7) for factor, part in zip(factors, first, strict=True)]
+        rest = [
+            jax.lax.reduce_precision(factor - part, 8, 7)
+            for factor, part in zip(factors, first, strict=True)
+        ]
         total = total + EINSUM(what, first[0], rest[1]) + EINSUM(what, rest[0], first[1])
     return total
 
@@ -52,11 +55,17 @@ def test_products_make_the_images_of_look_ups(shape, changes, dtype, monkeypatch
     config, numbers = AugmentConfig(**changes), InputConfig(mask_encoding="instance")
 
     def seen(train):
-        way = functools.partial(prepare, seed=0, epoch=1, augment=config, input=numbers, train=train)
+        way = functools.partial(
+            prepare, seed=0, epoch=1, augment=config, input=numbers, train=train
+        )
         return np.asarray(jax.jit(way)(raw))
 
     expected = [seen(train) for train in (True, False)]
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **ways: ways.get("tpu", default)(*args))
+    monkeypatch.setattr(
+        jax.lax,
+        "platform_dependent",
+        lambda *args, default, **ways: ways.get("tpu", default)(*args),
+    )
     monkeypatch.setattr(jnp, "einsum", by_halves)
     monkeypatch.setattr(lookup, "WINDOW", 40)  # so that small images are dealt into tiles, too
     for got, wanted in zip((seen(True), seen(False)), expected, strict=True):
@@ -67,8 +76,12 @@ def test_products_make_the_images_of_look_ups(shape, changes, dtype, monkeypatch
             assert (got[..., 0] != wanted[..., 0]).mean() < 1e-4
 
 
-@pytest.mark.parametrize(("rows", "columns", "step"), [(128, 128, 1.7), (17, 224, 0.3), (1, 5, 0.1), (64, 64, 9.0)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "step"), [(128, 128, 1.7), (17, 224, 0.3), (1, 5, 0.1), (64, 64, 9.0)]
+)
 def test_windows_are_no_larger_than_what_is_multiplied_at_a_time(rows, columns, step):
     tall, wide, side = lookup._tiling(rows, columns, step)
     assert side <= lookup.WINDOW
-    assert side >= step * np.hypot(tall - 1, wide - 1) + 2  # the places of a turned tile, and a neighbour on each side
+    assert (
+        side >= step * np.hypot(tall - 1, wide - 1) + 2
+    )  # the places of a turned tile, and a neighbour on each side

@@ -50,12 +50,21 @@ def test_every_stage_is_that_of_pytorch():
     maps = ours.stage_maps(jnp.asarray(x), Mode())
     assert ours.stage_widths == tuple(found.shape[-1] for found in maps)
     for number, (found, expected) in enumerate(zip(maps, hidden[1:], strict=True)):
-        assert relative(found, expected.numpy().transpose(0, 2, 3, 1)) < 1e-4, f"after stage {number + 1}"
+        assert relative(found, expected.numpy().transpose(0, 2, 3, 1)) < 1e-4, (
+            f"after stage {number + 1}"
+        )
 
 
 @pytest.mark.slow
 def test_a_fresh_one_takes_the_mask_with_the_image_and_learns():
-    model = ResNet(stage_sizes=(1, 1, 1, 1), block=BasicBlock, classes=3, channels=1, dropout=0.5, rngs=nnx.Rngs(0))
+    model = ResNet(
+        stage_sizes=(1, 1, 1, 1),
+        block=BasicBlock,
+        classes=3,
+        channels=1,
+        dropout=0.5,
+        rngs=nnx.Rngs(0),
+    )
     x = jax.random.normal(jax.random.key(0), (4, 32, 32, 2))
     labels = jnp.array([0, 1, 2, 0])
 
@@ -68,7 +77,9 @@ def test_a_fresh_one_takes_the_mask_with_the_image_and_learns():
         return nnx.value_and_grad(loss)(model)
 
     before, gradient = loss_and_gradient(model)
-    nnx.update(model, jax.tree.map(lambda p, g: p - 0.05 * g, nnx.state(model, nnx.Param), gradient))
+    nnx.update(
+        model, jax.tree.map(lambda p, g: p - 0.05 * g, nnx.state(model, nnx.Param), gradient)
+    )
     after, _ = loss_and_gradient(model)
     assert after < before
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))

@@ -15,19 +15,28 @@ from perturbjax.training.optimizer import make_optimizer
 
 
 def small(head: str, channels: int = 1) -> TransferClassifier:
-    backbone = ResNet(stage_sizes=(1, 1, 1, 1), block=BasicBlock, classes=4, inputs=3, rngs=nnx.Rngs(0))
-    return TransferClassifier(backbone, head=head, classes=3, channels=channels, dropout=0.1, rngs=nnx.Rngs(1))
+    backbone = ResNet(
+        stage_sizes=(1, 1, 1, 1), block=BasicBlock, classes=4, inputs=3, rngs=nnx.Rngs(0)
+    )
+    return TransferClassifier(
+        backbone, head=head, classes=3, channels=channels, dropout=0.1, rngs=nnx.Rngs(1)
+    )
 
 
 def leaves(tree) -> dict[str, np.ndarray]:
     found = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in found}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in found
+    }
 
 
 def one_step(model, phase, transfer, optim=OptimConfig(weight_decay=0.1, decoupled=False)):  # noqa: B008
     """Parameters and statistics before and after a training step, weight decay on."""
     graphdef, params, stats = nnx.split(in_phase(model, phase), nnx.Param, nnx.BatchStat)
-    optimizer = scale_updates(make_optimizer(optim, 10), rate_scales(params, phase, transfer, RESNET18))
+    optimizer = scale_updates(
+        make_optimizer(optim, 10), rate_scales(params, phase, transfer, RESNET18)
+    )
     x = jax.random.uniform(jax.random.key(0), (4, 40, 40, 2))
     labels = jnp.array([0, 1, 2, 0])
 
@@ -51,7 +60,9 @@ def one_step(model, phase, transfer, optim=OptimConfig(weight_decay=0.1, decoupl
 def test_in_the_first_phase_the_backbone_is_bit_identical_and_every_new_layer_moves(head):
     model = small(head)
     kernel = model.backbone.stem.conv.kernel
-    kernel[...] = kernel[...].at[0, 0, 0, :2].set(jnp.array([-0.0, 0.0]))  # signed zeros are bits too
+    kernel[...] = (
+        kernel[...].at[0, 0, 0, :2].set(jnp.array([-0.0, 0.0]))
+    )  # signed zeros are bits too
     before, after = one_step(model, "new layers", TransferConfig(head=head))
     backbone = [name for name in before if "backbone" in name]
     assert len(backbone) > 40
@@ -88,7 +99,9 @@ def test_frozen_features_are_the_backbone_s_own_even_while_training():
     alone = model.backbone.feature_map(jnp.repeat(x[..., 1:], 3, axis=-1), Mode()).mean((1, 2))
     training = model(x, Mode(train=True)).features
     np.testing.assert_allclose(training, alone, rtol=1e-5)
-    assert not np.allclose(in_phase(model, "all layers")(x, Mode(train=True)).features, alone, rtol=1e-2)
+    assert not np.allclose(
+        in_phase(model, "all layers")(x, Mode(train=True)).features, alone, rtol=1e-2
+    )
 
 
 def test_attention_depends_on_the_mask_and_dense_does_not():
@@ -107,7 +120,12 @@ def test_any_number_of_channels_reaches_the_three_colours(channels):
     model.backbone.feature_map = lambda image, mode: seen.append(image) or jnp.zeros((1, 2, 2, 512))
     image = np.random.default_rng(0).normal(size=(1, 4, 4, channels)).astype(np.float32)
     model(jnp.concatenate([jnp.ones((1, 4, 4, 1)), image], -1), Mode())
-    expected = {1: [[0], [0], [0]], 2: [[0], [1], []], 3: [[0], [1], [2]], 5: [[0, 3], [1, 4], [2]]}[channels]
+    expected = {
+        1: [[0], [0], [0]],
+        2: [[0], [1], []],
+        3: [[0], [1], [2]],
+        5: [[0, 3], [1, 4], [2]],
+    }[channels]
     for colour, sources in enumerate(expected):
         mean = image[..., sources].mean(-1) if sources else np.zeros((1, 4, 4))
         np.testing.assert_allclose(seen[0][..., colour], mean, atol=1e-6)
@@ -122,14 +140,21 @@ def test_the_published_weights_are_in_the_model_and_a_skeleton_has_its_shape():
     model, provenance = build("efficientnet_lite0", transfer, **shape, seed=0)
     published = load_pretrained("efficientnet_lite0", transfer.weights).model
     assert provenance["sha256"].startswith("57934424") and provenance["padding"] == "same"
-    np.testing.assert_array_equal(model.backbone.top.conv.kernel[...], published.top.conv.kernel[...])
+    np.testing.assert_array_equal(
+        model.backbone.top.conv.kernel[...], published.top.conv.kernel[...]
+    )
     empty = skeleton(provenance, transfer, **shape)
-    mine, other = (jax.tree.map(jnp.shape, leaves(nnx.split(m, nnx.Param, ...)[1])) for m in (model, published))
+    mine, other = (
+        jax.tree.map(jnp.shape, leaves(nnx.split(m, nnx.Param, ...)[1])) for m in (model, published)
+    )
     assert {k: v for k, v in mine.items() if k.startswith("backbone/")}.keys() == {
         f"backbone/{k}" for k in other if not k.startswith("head/")
     }
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     other_graphdef, other_params, other_stats = nnx.split(empty, nnx.Param, nnx.BatchStat)
     assert graphdef == other_graphdef
-    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in ((params, stats), (other_params, other_stats))]
+    shapes = [
+        jax.tree.map(lambda leaf: leaf.shape, tree)
+        for tree in ((params, stats), (other_params, other_stats))
+    ]
     assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])

@@ -24,10 +24,14 @@ from perturbjax.models.weights import from_tensors, load_pretrained, recognise, 
 
 
 @functools.cache
-def published(backbone: str, library: str, classes: int = 5, inputs: int = 3) -> dict[str, np.ndarray]:
+def published(
+    backbone: str, library: str, classes: int = 5, inputs: int = 3
+) -> dict[str, np.ndarray]:
     """Random tensors of a backbone under a library's names and in its layout."""
     naming = next(n for n in BACKBONES[backbone].namings if n.library == library)
-    model = nnx.eval_shape(lambda: BACKBONES[backbone].network(classes=classes, inputs=inputs, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: BACKBONES[backbone].network(classes=classes, inputs=inputs, rngs=nnx.Rngs(0))
+    )
     rng, tensors = np.random.default_rng(0), {}
     for path, leaf in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
         name, value = naming.tensor(path), rng.uniform(0.1, 1, leaf.shape).astype(np.float32)
@@ -40,8 +44,13 @@ def published(backbone: str, library: str, classes: int = 5, inputs: int = 3) ->
 
 
 def test_the_namings_are_those_of_the_libraries():
-    for name, network in (("resnet50", resnet("resnet50")), ("efficientnet_b0", efficientnet("efficientnet_b0"))):
-        theirs = {key.removeprefix("resnet."): value.shape for key, value in tensors_of(network).items()}
+    for name, network in (
+        ("resnet50", resnet("resnet50")),
+        ("efficientnet_b0", efficientnet("efficientnet_b0")),
+    ):
+        theirs = {
+            key.removeprefix("resnet."): value.shape for key, value in tensors_of(network).items()
+        }
         ours = published(name, recognise(set(theirs), BACKBONES[name].namings).library, classes=7)
         assert {key: value.shape for key, value in ours.items()} == theirs
 
@@ -96,7 +105,9 @@ def test_torchvision_s_and_timm_s_names_are_known(backbone, library):
 def test_the_same_weights_are_loaded_under_any_names():
     loaded, dialects = {}, {}
     for library in ("timm", "torchvision", "efficientnet_pytorch"):
-        model, dialect = from_tensors("efficientnet_b0", published("efficientnet_b0", library), "file")
+        model, dialect = from_tensors(
+            "efficientnet_b0", published("efficientnet_b0", library), "file"
+        )
         loaded[library] = dict(nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))))
         dialects[library] = (dialect["padding"], dialect["epsilon"])
     symmetric, same = ("symmetric", 1e-5), ("same", 1e-3)
@@ -114,21 +125,32 @@ def test_timm_s_ports_from_tensorflow_are_told_by_their_name():
 
 
 def test_a_backbone_without_its_head_gives_features_and_no_logits():
-    tensors = {k: v for k, v in published("resnet18", "torchvision").items() if not k.startswith("fc.")}
+    tensors = {
+        k: v for k, v in published("resnet18", "torchvision").items() if not k.startswith("fc.")
+    }
     model, shape = from_tensors("resnet18", tensors, "file")
     outputs = nnx.jit(lambda model, x: model(x, Mode()))(model, np.ones((1, 32, 32, 3), np.float32))
-    assert shape["classes"] == 0 and outputs.logits.shape == (1, 0) and outputs.features.shape == (1, 512)
+    assert (
+        shape["classes"] == 0
+        and outputs.logits.shape == (1, 0)
+        and outputs.features.shape == (1, 512)
+    )
 
 
 def test_both_file_formats_give_the_same_network(tmp_path):
     tensors = published("resnet18", "torchvision")
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()}, tmp_path / "model.safetensors"
+    )
     torch.save({k: torch.tensor(v) for k, v in tensors.items()}, tmp_path / "resnet18.pth")
     one = load_pretrained("resnet18", str(tmp_path / "model.safetensors"))
     two = load_pretrained("resnet18", str(tmp_path / "resnet18.pth"))
     leaves = [dict(nnx.to_flat_state(nnx.state(p.model))) for p in (one, two)]
     assert all(np.array_equal(leaf[...], leaves[1][path][...]) for path, leaf in leaves[0].items())
-    assert one.provenance["sha256"] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    assert (
+        one.provenance["sha256"]
+        == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    )
     assert one.provenance["naming"] == "torchvision"
 
 
@@ -152,19 +174,26 @@ class TestWrongWeights:
         assert "layer1.0.conv3.weight is missing" in self.refused(tensors, "resnet50")
 
     def test_of_no_known_naming(self):
-        assert "no known naming (such as encoder.weight)" in self.refused({"encoder.weight": np.zeros(3)})
+        assert "no known naming (such as encoder.weight)" in self.refused(
+            {"encoder.weight": np.zeros(3)}
+        )
 
     def test_with_a_tensor_missing(self, tensors):
         broken = {k: v for k, v in tensors.items() if k != "layer3.1.bn2.running_var"}
         assert "layer3.1.bn2.running_var is missing (1 of 102" in self.refused(broken)
 
     def test_with_a_tensor_too_many(self, tensors):
-        assert "no place for layer5.weight (1 of" in self.refused({**tensors, "layer5.weight": np.zeros(3)})
+        assert "no place for layer5.weight (1 of" in self.refused(
+            {**tensors, "layer5.weight": np.zeros(3)}
+        )
 
     def test_with_a_tensor_of_another_shape(self, tensors):
         broken = {**tensors, "layer2.0.conv1.weight": np.zeros((128, 64, 1, 1))}
         message = self.refused(broken)
-        assert "layer2.0.conv1.weight has shape (128, 64, 1, 1) where (128, 64, 3, 3) is needed" in message
+        assert (
+            "layer2.0.conv1.weight has shape (128, 64, 1, 1) where (128, 64, 3, 3) is needed"
+            in message
+        )
 
 
 class TestWrongFiles:
@@ -176,7 +205,9 @@ class TestWrongFiles:
 
     def test_truncated(self, tmp_path):
         whole = tmp_path / "whole.pth"
-        torch.save({k: torch.tensor(v) for k, v in published("resnet18", "torchvision").items()}, whole)
+        torch.save(
+            {k: torch.tensor(v) for k, v in published("resnet18", "torchvision").items()}, whole
+        )
         (tmp_path / "cut.pth").write_bytes(whole.read_bytes()[:100_000])
         assert "cut.pth" in self.refused(tmp_path / "cut.pth")
 
@@ -198,7 +229,9 @@ class TestWrongFiles:
         assert "there is package:efficientnet_lite0" in self.refused("package:resnet18")
 
     def test_of_a_network_that_has_none(self):
-        assert "choose one of resnet18" in self.refused("package:efficientnet_lite0", backbone="attention")
+        assert "choose one of resnet18" in self.refused(
+            "package:efficientnet_lite0", backbone="attention"
+        )
 
 
 HUB = """
@@ -218,12 +251,16 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     file = tmp_path_factory.mktemp("hub") / "model.safetensors"
-    save_file({k: np.ascontiguousarray(v) for k, v in published("resnet18", "torchvision").items()}, file)
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in published("resnet18", "torchvision").items()}, file
+    )
     data = file.read_bytes()
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
-            there = self.path in (f"/some/net/resolve/{r}/model.safetensors" for r in ("main", REVISION))
+            there = self.path in (
+                f"/some/net/resolve/{r}/model.safetensors" for r in ("main", REVISION)
+            )
             self.send_response(200 if there else 404)
             self.send_header("Content-Length", str(len(data)) if there else "0")
             if there:
@@ -261,10 +298,14 @@ class TestHub:
             **environment,
         }
         command = [sys.executable, "-c", HUB, source]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=300, check=True
+        )
         return json.loads(done.stdout.splitlines()[-1])
 
-    def test_a_repository_is_fetched_once_and_then_found_in_the_cache_offline(self, served, tmp_path):
+    def test_a_repository_is_fetched_once_and_then_found_in_the_cache_offline(
+        self, served, tmp_path
+    ):
         endpoint, digest = served
         first = self.load("hf:some/net", tmp_path, HF_ENDPOINT=endpoint)
         assert (first["revision"], first["sha256"]) == (REVISION, digest)
@@ -272,7 +313,10 @@ class TestHub:
 
     def test_offline_and_not_cached_says_which_file_to_put_where(self, tmp_path):
         message = self.load("hf:timm/resnet18.tv_in1k", tmp_path, HF_HUB_OFFLINE="1")["error"]
-        assert "model.safetensors of timm/resnet18.tv_in1k" in message and "--weights model.safetensors" in message
+        assert (
+            "model.safetensors of timm/resnet18.tv_in1k" in message
+            and "--weights model.safetensors" in message
+        )
 
     def test_a_repository_that_is_not_there(self, served, tmp_path):
         message = self.load("hf:nobody/nothing", tmp_path, HF_ENDPOINT=served[0])["error"]
@@ -286,8 +330,17 @@ def test_trained_weights_name_what_a_photograph_shows_as_pytorch_does():
     from skimage import data
     from skimage.transform import resize
 
-    photographs = {"chelsea": {281, 282, 285}, "coffee": {967}, "rocket": {657}}  # cats; espresso; missile
-    x = np.stack([resize(square(getattr(data, name)()), (224, 224), anti_aliasing=True) for name in photographs])
+    photographs = {
+        "chelsea": {281, 282, 285},
+        "coffee": {967},
+        "rocket": {657},
+    }  # cats; espresso; missile
+    x = np.stack(
+        [
+            resize(square(getattr(data, name)()), (224, 224), anti_aliasing=True)
+            for name in photographs
+        ]
+    )
     x = ((x * 255 - 127) / 128).astype(np.float32)
 
     pretrained = load_pretrained("efficientnet_lite0", "package:efficientnet_lite0")

@@ -21,7 +21,10 @@ def screen(plates: int = 3, controls: int = 40, treated: int = 20, seed: int = 0
     for plate in range(plates):
         clean = rng.normal(size=(controls + treated, FEATURES))
         clean[controls:, 0] += 3
-        mixed = clean @ (np.eye(FEATURES) + 0.3 * rng.normal(size=(FEATURES, FEATURES))) + rng.normal(size=FEATURES) * 4
+        mixed = (
+            clean @ (np.eye(FEATURES) + 0.3 * rng.normal(size=(FEATURES, FEATURES)))
+            + rng.normal(size=FEATURES) * 4
+        )
         part = pd.DataFrame(mixed, columns=[f"f{i}" for i in range(FEATURES)])
         part.insert(0, "Metadata_Plate", f"P{plate}")
         part.insert(1, "Metadata_Well", [f"A{i:02d}" for i in range(len(part))])
@@ -41,7 +44,9 @@ def test_coral_gives_the_controls_of_every_plate_one_mean_and_one_covariance():
     wanted = np.mean([np.cov(controls_of(table, f"P{i}").T) for i in range(3)], axis=0)
     for plate in ("P0", "P1", "P2"):
         np.testing.assert_allclose(controls_of(after, plate).mean(axis=0), step.centre_, atol=1e-8)
-        np.testing.assert_allclose(np.cov(controls_of(after, plate).T), wanted, atol=1e-4 * np.trace(wanted))
+        np.testing.assert_allclose(
+            np.cov(controls_of(after, plate).T), wanted, atol=1e-4 * np.trace(wanted)
+        )
 
 
 def test_after_tvn_the_covariance_of_the_controls_is_the_identity_on_new_plates_too():
@@ -50,11 +55,15 @@ def test_after_tvn_the_covariance_of_the_controls_is_the_identity_on_new_plates_
     train, new = table[table["Metadata_Plate"] != "P3"], table[table["Metadata_Plate"] == "P3"]
     sphere = Sphere("negcon", "zca", regularization=1e-6).fit(train)
     step = Coral(regularization=1e-6).fit(sphere.transform(train))
-    again = Sphere("negcon", "zca", regularization=1e-6).fit(step.transform(sphere.transform(train)))
+    again = Sphere("negcon", "zca", regularization=1e-6).fit(
+        step.transform(sphere.transform(train))
+    )
     for part in (train, new):
         after = again.transform(step.transform(sphere.transform(part)))
         for plate in part["Metadata_Plate"].unique():
-            np.testing.assert_allclose(np.cov(controls_of(after, plate).T), np.eye(FEATURES), atol=0.02)
+            np.testing.assert_allclose(
+                np.cov(controls_of(after, plate).T), np.eye(FEATURES), atol=0.02
+            )
 
 
 def test_combat_takes_away_shift_and_spread_and_shrinks_where_rows_are_few():
@@ -68,7 +77,9 @@ def test_combat_takes_away_shift_and_spread_and_shrinks_where_rows_are_few():
     few = screen(controls=3)
     own = Combat().fit(few).plates_["P0"].spread
     plain = controls_of(few, "P0").std(axis=0, ddof=1) / Combat().fit(few).spread_
-    assert own.std() < 0.7 * plain.std(), "the spread of three rows is told from that of the other features too"
+    assert own.std() < 0.7 * plain.std(), (
+        "the spread of three rows is told from that of the other features too"
+    )
 
 
 @pytest.mark.parametrize("step", [Coral(), Combat()])
@@ -80,7 +91,9 @@ def test_a_plate_that_comes_later_is_moved_alone_and_what_was_done_to_wells_stay
     pd.testing.assert_frame_equal(alone, together[together["Metadata_Plate"] != "P3"])
     pd.testing.assert_frame_equal(step.transform(new), together[together["Metadata_Plate"] == "P3"])
     moved = step.transform(new)
-    lead = feature_values(moved[~moved[NEGCON]]).mean(axis=0) - feature_values(moved[moved[NEGCON]]).mean(axis=0)
+    lead = feature_values(moved[~moved[NEGCON]]).mean(axis=0) - feature_values(
+        moved[moved[NEGCON]]
+    ).mean(axis=0)
     assert np.linalg.norm(lead) > 1
 
 
@@ -89,9 +102,13 @@ def test_both_stand_in_the_pipeline_and_a_plate_without_controls_is_named():
     labels = np.zeros(len(table), dtype=int)
     for align in ("coral", "combat"):
         steps = preparation(Preparation(normalize="none", sphere="negcon", align=align))
-        assert "align" in steps.named_steps and np.isfinite(steps.fit_transform(table, labels)).all()
+        assert (
+            "align" in steps.named_steps and np.isfinite(steps.fit_transform(table, labels)).all()
+        )
     lone = table[~((table["Metadata_Plate"] == "P1") & table[NEGCON])]
-    with pytest.raises(InputError, match=r"plate P1: 0 rows to align it by \(--align-to negcon\), and it needs two"):
+    with pytest.raises(
+        InputError, match=r"plate P1: 0 rows to align it by \(--align-to negcon\), and it needs two"
+    ):
         Coral().fit(lone)
     everything = Combat("all").fit(lone)
     assert set(everything.plates_) == {"P0", "P1", "P2"}

@@ -17,12 +17,16 @@ from perturbjax.profiles.extract import FeaturesConfig, extract
 
 
 def config(data, out, **changes) -> FeaturesConfig:
-    return FeaturesConfig(data=(data,), out=out, backbone="cellprofiler", **{"workers": 1, **changes})
+    return FeaturesConfig(
+        data=(data,), out=out, backbone="cellprofiler", **{"workers": 1, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data"), sites=6, size=40, channels=["DNA", "Actin"])
+    return write_dataset(
+        tmp_path_factory.mktemp("data"), sites=6, size=40, channels=["DNA", "Actin"]
+    )
 
 
 def test_a_site_is_the_median_of_its_cells_by_name(data, tmp_path):
@@ -38,7 +42,9 @@ def test_a_site_is_the_median_of_its_cells_by_name(data, tmp_path):
         areas = [int((mask == label).sum()) for label in labels]
         means = [image[mask == label, 1].mean() / np.iinfo(image.dtype).max for label in labels]
         assert table["Cells_Area"][position] == pytest.approx(np.median(areas))
-        assert table["Cells_Intensity_MeanIntensity_Actin"][position] == pytest.approx(np.median(means), rel=1e-4)
+        assert table["Cells_Intensity_MeanIntensity_Actin"][position] == pytest.approx(
+            np.median(means), rel=1e-4
+        )
     assert table["Metadata_site_id"].tolist() == dataset.index["site_id"].tolist()
     facts = json.loads(pq.read_schema(tmp_path / "cells.parquet").metadata[b"perturbjax"])
     assert facts["backbone"] == "cellprofiler" and facts["cp_measure"]
@@ -60,6 +66,8 @@ def test_without_cp_measure_it_says_what_to_install_and_writes_nothing(data, tmp
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(InputError, match=r"needs cp_measure; run `pip install 'perturbjax\[cellprofiler\]'`"):
+    with pytest.raises(
+        InputError, match=r"needs cp_measure; run `pip install 'perturbjax\[cellprofiler\]'`"
+    ):
         extract(config(data, tmp_path / "cells.parquet"))
     assert list(tmp_path.iterdir()) == []

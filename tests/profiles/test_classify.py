@@ -78,13 +78,19 @@ def test_shuffled_labels_give_chance(tmp_path: Path) -> None:
     table["Metadata_pert_iname"] = np.random.default_rng(0).permutation(labels)
     preparation = Preparation(normalize="robustize", select=True, sphere="negcon")
     found = scores(
-        classify(config_for(table, tmp_path, models=QUICK, hold_out="each", preparation=preparation, tune=True))
+        classify(
+            config_for(
+                table, tmp_path, models=QUICK, hold_out="each", preparation=preparation, tune=True
+            )
+        )
     )
     models = found[~found["baseline"]]
     assert ((models["accuracy"] - 1 / 6).abs() < 0.08).all(), models["accuracy"]
 
 
-def test_what_is_predicted_for_one_test_row_does_not_depend_on_the_labels_of_test_rows(tmp_path: Path) -> None:
+def test_what_is_predicted_for_one_test_row_does_not_depend_on_the_labels_of_test_rows(
+    tmp_path: Path,
+) -> None:
     table = make_table()
     held = table["Metadata_Plate"] == "P3"
     other = table.copy()
@@ -96,7 +102,12 @@ def test_what_is_predicted_for_one_test_row_does_not_depend_on_the_labels_of_tes
     for folder, one in ((tmp_path, table), (tmp_path / "b", other)):
         config = config_for(one, folder, models=QUICK, tune=True)
         classify(config)
-        got.append([pd.read_parquet(config.out / "predictions" / f"{name}.parquet") for name in QUICK.split(",")])
+        got.append(
+            [
+                pd.read_parquet(config.out / "predictions" / f"{name}.parquet")
+                for name in QUICK.split(",")
+            ]
+        )
     for a, b in zip(*got, strict=True):
         pd.testing.assert_frame_equal(a.filter(like="prob_"), b.filter(like="prob_"))
 
@@ -109,29 +120,43 @@ def test_every_plate_in_turn_judges_every_row_once(tmp_path: Path) -> None:
     assert len(predictions) == 96 and predictions["site_id"].is_unique
     right = (predictions["predicted"] == predictions["label"]).mean()
     assert found.loc["lda", "accuracy"] == pytest.approx(right)
-    assert sorted(p.name for p in config.out.glob("split_*")) == [f"split_P{i}.parquet" for i in range(4)]
+    assert sorted(p.name for p in config.out.glob("split_*")) == [
+        f"split_P{i}.parquet" for i in range(4)
+    ]
 
 
 def test_all_folds_of_a_well_split_judge_every_row_once(tmp_path: Path) -> None:
-    config = config_for(make_table(), tmp_path, hold_out="", split=SplitConfig("well", folds=3), all_folds=True)
+    config = config_for(
+        make_table(), tmp_path, hold_out="", split=SplitConfig("well", folds=3), all_folds=True
+    )
     assert scores(classify(config)).loc["lda", "n"] == 96
 
 
 def test_a_split_file_decides_who_judges(tmp_path: Path) -> None:
     first = config_for(make_table(), tmp_path, hold_out="", split=SplitConfig("well"))
     a = classify(first)
-    second = replace(first, out=tmp_path / "again", split=SplitConfig(split_file=str(first.out / "split.parquet")))
+    second = replace(
+        first,
+        out=tmp_path / "again",
+        split=SplitConfig(split_file=str(first.out / "split.parquet")),
+    )
     assert scores(classify(second)).loc["lda", "accuracy"] == scores(a).loc["lda", "accuracy"]
 
 
 def test_sites_are_judged_alone_and_as_wells(tmp_path: Path) -> None:
-    sites = pd.concat([make_table(seed=0, signal=0.6).assign(Metadata_Site=s) for s in range(4)], ignore_index=True)
+    sites = pd.concat(
+        [make_table(seed=0, signal=0.6).assign(Metadata_Site=s) for s in range(4)],
+        ignore_index=True,
+    )
     features = [c for c in sites if c.startswith("Cells")]
     sites[features] += np.random.default_rng(0).normal(size=(len(sites), len(features))) * 3
     judgement = classify(config_for(sites, tmp_path))
     assert scores(judgement, "site").loc["lda", "n"] == 96
     assert scores(judgement, "well").loc["lda", "n"] == 24
-    assert scores(judgement, "well").loc["lda", "accuracy"] > scores(judgement, "site").loc["lda", "accuracy"]
+    assert (
+        scores(judgement, "well").loc["lda", "accuracy"]
+        > scores(judgement, "site").loc["lda", "accuracy"]
+    )
 
 
 def test_treated_rows_are_those_that_are_not_negative_controls(tmp_path: Path) -> None:
@@ -143,13 +168,16 @@ def test_treated_rows_are_those_that_are_not_negative_controls(tmp_path: Path) -
     assert treated["accuracy"] == pytest.approx((rows["predicted"] == rows["label"]).mean())
 
 
-def test_a_class_in_the_test_part_only_is_judged_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_class_in_the_test_part_only_is_judged_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     table = make_table()
     table.loc[table.index[-3:], "Metadata_pert_iname"] = "newcomer"
     config = config_for(table, tmp_path, models="lda,ridge")
     found = scores(classify(config))
-    assert "1 classes stand in the test part only (first: newcomer); their 3 rows are judged and never right" in (
-        capsys.readouterr().err
+    assert (
+        "1 classes stand in the test part only (first: newcomer); their 3 rows are judged and never right"
+        in (capsys.readouterr().err)
     )
     predictions = pd.read_parquet(config.out / "predictions" / "lda.parquet")
     assert (predictions["prob_newcomer"] == 0).all()
@@ -170,14 +198,18 @@ def test_a_model_that_cannot_be_fitted_is_left_out_and_the_others_go_on(
         classify(replace(config, models="lda,plda"))
 
 
-def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_rows_without_a_label_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     table = make_table()
     table.loc[:4, "Metadata_pert_iname"] = None
     classify(config_for(table, tmp_path))
     assert "5 rows without Metadata_pert_iname left out" in capsys.readouterr().err
 
 
-def test_missing_and_constant_features_are_said_and_harmless(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_missing_and_constant_features_are_said_and_harmless(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     table = make_table()
     table["Cells_constant"], table["Cells_hollow"] = 1.0, np.nan
     table.loc[5, "Cells_f1"] = np.inf
@@ -213,19 +245,32 @@ def test_one_class_in_all_is_refused(tmp_path: Path) -> None:
 
 def test_a_label_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     config = config_for(make_table(), tmp_path)
-    with pytest.raises(InputError, match="no column 'Metadata_moa'; there are site_id, Metadata_Plate"):
+    with pytest.raises(
+        InputError, match="no column 'Metadata_moa'; there are site_id, Metadata_Plate"
+    ):
         classify(replace(config, profiles=replace(config.profiles, label_column="Metadata_moa")))
 
 
-def test_the_table_shows_training_and_test_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_table_shows_training_and_test_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     print_judgement(classify(config_for(make_table(), tmp_path, models="lda,ridge")))
     shown = capsys.readouterr().out
     words = " ".join(shown.split())
-    for part in ("train", "test", "balanced", "lda", "position", "rows that are not negative controls (n = 20)"):
+    for part in (
+        "train",
+        "test",
+        "balanced",
+        "lda",
+        "position",
+        "rows that are not negative controls (n = 20)",
+    ):
         assert part in words
 
 
-def test_a_plate_map_that_answers_everything_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_plate_map_that_answers_everything_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """All plates with one layout, features of noise: only position knows."""
     table = make_table(signal=0.0)
     table["Metadata_pert_iname"] = np.tile(table["Metadata_pert_iname"][:24].to_numpy(), 4)
@@ -244,14 +289,26 @@ def test_the_command_ends_with_one_line_and_status_two_on_bad_input(
     from perturbjax.cli import main
 
     path = write(make_table(), tmp_path / "screen.csv")
-    good = ["classify", "--features", str(path), "--hold-out", "P3", "--models", "knn", "--replicates", "20"]
+    good = [
+        "classify",
+        "--features",
+        str(path),
+        "--hold-out",
+        "P3",
+        "--models",
+        "knn",
+        "--replicates",
+        "20",
+    ]
     with pytest.raises(SystemExit, match="0"):
         main([*good, "--out", str(tmp_path / "out")])
     assert "knn" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         main([*good, "--out", str(tmp_path / "out"), "--label-column", "Metadata_nothing"])
     said = capsys.readouterr().err
-    assert said.startswith("error: features: no column 'Metadata_nothing'") and said.count("\n") == 1
+    assert (
+        said.startswith("error: features: no column 'Metadata_nothing'") and said.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ def screen(
     tables, labels = [], []
     for number, classes in enumerate(classes_of_plate):
         of_plate = np.concatenate([np.repeat(classes, 8), np.zeros(controls, int)])
-        values = centres[of_plate] + rng.normal(size=(len(of_plate), 8)) + shift * rng.normal(size=8)
+        values = (
+            centres[of_plate] + rng.normal(size=(len(of_plate), 8)) + shift * rng.normal(size=8)
+        )
         table = pd.DataFrame(values, columns=[f"f{i}" for i in range(8)])
         table.insert(0, PLATE, f"P{number}")
         table.insert(1, WELL, "A01")
@@ -66,7 +68,9 @@ def test_what_is_relative_loses_the_shift_of_a_plate_that_was_not_there():
     moved = table[~seen].copy()
     moved[[f"f{i}" for i in range(8)]] += 100
     for whole, other in ((step.transform(table[~seen]), step.transform(moved)),):
-        np.testing.assert_allclose(feature_values(whole)[:, 8:], feature_values(other)[:, 8:], atol=1e-9)
+        np.testing.assert_allclose(
+            feature_values(whole)[:, 8:], feature_values(other)[:, 8:], atol=1e-9
+        )
 
 
 def test_a_control_is_relative_to_the_other_controls():
@@ -81,7 +85,9 @@ def test_a_control_is_relative_to_the_other_controls():
 
 def test_controls_that_are_not_there_name_the_plate_and_the_flag():
     table, _ = screen(ALL)
-    with pytest.raises(InputError, match=r"plate P0: 0 negative controls .*--relative negcon.*--negcon"):
+    with pytest.raises(
+        InputError, match=r"plate P0: 0 negative controls .*--relative negcon.*--negcon"
+    ):
         Relative("negcon").fit(table)
 
 
@@ -101,5 +107,7 @@ def test_statistics_of_the_index_are_no_part_of_the_components():
     found = steps.fit_transform(table, labels)
     assert found.shape == (len(table), 4)
     np.testing.assert_array_equal(found[:, 3], table["index_log_n_cells"])
-    alike = preparation(Preparation(pca=3, pca_variance=20, normalize="none", outliers="none")).fit_transform(table)
+    alike = preparation(
+        Preparation(pca=3, pca_variance=20, normalize="none", outliers="none")
+    ).fit_transform(table)
     np.testing.assert_allclose([alike[:, :3].var(0).sum(), alike[:, 3].var()], 20, rtol=0.02)

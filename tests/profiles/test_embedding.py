@@ -15,8 +15,20 @@ from tiny_profiles import make_table, write
 
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
-from perturbjax.profiles.embedding import Picture, choose_highlighted, embed, lay_out_tsne, lay_out_umap, measure
-from perturbjax.profiles.profile_options import EmbedConfig, Preparation, ProfileConfig, SourceConfig
+from perturbjax.profiles.embedding import (
+    Picture,
+    choose_highlighted,
+    embed,
+    lay_out_tsne,
+    lay_out_umap,
+    measure,
+)
+from perturbjax.profiles.profile_options import (
+    EmbedConfig,
+    Preparation,
+    ProfileConfig,
+    SourceConfig,
+)
 from perturbjax.profiles.profile_table import Profiles, aggregate_to_wells
 from perturbjax.report.embedding_page import write_page
 
@@ -38,7 +50,9 @@ def config_for(table: pd.DataFrame, folder: Path, **changes) -> EmbedConfig:
 def blobs(apart: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.array(list("abcd")), 25)
-    return rng.normal(size=(100, 5)) + apart * np.repeat(rng.normal(size=(4, 5)), 25, axis=0), labels
+    return rng.normal(size=(100, 5)) + apart * np.repeat(
+        rng.normal(size=(4, 5)), 25, axis=0
+    ), labels
 
 
 def test_purity_is_one_for_separate_classes_and_chance_for_mixed_ones() -> None:
@@ -90,7 +104,9 @@ def test_many_classes_leave_most_grey_and_every_row_is_drawn_once() -> None:
     chosen = choose_highlighted(rng.normal(size=(600, 3)), labels, negcon, 12, k=5)
     config = EmbedConfig(ProfileConfig((Path("a"),)), Path("a.png"))
     quality = measure(rng.normal(size=(600, 3)), rng.normal(size=(600, 2)), labels, k=5)
-    groups = Picture(rng.normal(size=(600, 2)), labels, negcon, chosen, config, quality, "Metadata_moa").groups()
+    groups = Picture(
+        rng.normal(size=(600, 2)), labels, negcon, chosen, config, quality, "Metadata_moa"
+    ).groups()
     assert [legend for legend, *_ in groups][:2] == ["258 other classes", "negative control (DMSO)"]
     assert len(groups) == 14
     assert (np.sum([rows for _, rows, _, _ in groups], axis=0) == 1).all()
@@ -101,7 +117,13 @@ def test_controls_of_several_classes_are_crossed_on_top_of_their_class() -> None
     negcon = np.arange(100) % 5 == 0
     config = EmbedConfig(ProfileConfig((Path("a"),)), Path("a.png"))
     picture = Picture(
-        features[:, :2], labels, negcon, list("abcd"), config, measure(features, features, labels, k=5), "Metadata_moa"
+        features[:, :2],
+        labels,
+        negcon,
+        list("abcd"),
+        config,
+        measure(features, features, labels, k=5),
+        "Metadata_moa",
     )
     *classes, controls = picture.groups()
     assert controls[0] == "negative controls" and controls[3] == "x"
@@ -122,7 +144,10 @@ def test_picture_page_and_coordinates_are_written(tmp_path: Path) -> None:
     shown = page.data("layout")
     assert len(shown["x"]) == 96 and "taxol" in shown["class"] and "C#N & more" in shown["smiles"]
     (drawn,) = (one for one in page.all("div") if one.get("data-widget") == "scatter")
-    assert "taxol" in json.loads(drawn["data-palette"]) and json.loads(drawn["data-colours"])[0] == "class"
+    assert (
+        "taxol" in json.loads(drawn["data-palette"])
+        and json.loads(drawn["data-colours"])[0] == "class"
+    )
     points = pd.read_csv(path.with_suffix(".csv"))
     assert len(points) == 96 and np.isfinite(points[["x", "y"]]).all(axis=None)
 
@@ -157,15 +182,22 @@ def test_features_of_a_dataset_show_their_cells(tmp_path: Path) -> None:
     table = open_dataset(tmp_path / "data").index
     values = np.random.default_rng(0).normal(size=(len(table), 4)).astype(np.float32)
     for aggregate, rows in (("none", 72), ("median", 24)):
-        profiles = Profiles(table[["site_id", *(c for c in table if c.startswith("Metadata_"))]], values, tuple("abcd"))
+        profiles = Profiles(
+            table[["site_id", *(c for c in table if c.startswith("Metadata_"))]],
+            values,
+            tuple("abcd"),
+        )
         profiles = profiles if aggregate == "none" else aggregate_to_wells(profiles)
         config = EmbedConfig(
-            ProfileConfig(source=SourceConfig((tmp_path / "data",)), aggregate=aggregate), tmp_path / "a.png"
+            ProfileConfig(source=SourceConfig((tmp_path / "data",)), aggregate=aggregate),
+            tmp_path / "a.png",
         )
         labels = profiles.metadata["Metadata_pert_iname"].to_numpy()
         points = profiles.values[:, :2].astype(float)
         quality = measure(profiles.values.astype(float), points, labels, k=5)
-        picture = Picture(points, labels, labels == "DMSO", ["compound A"], config, quality, "Metadata_pert_iname")
+        picture = Picture(
+            points, labels, labels == "DMSO", ["compound A"], config, quality, "Metadata_pert_iname"
+        )
         page = Page(write_page(picture, profiles, tmp_path / "a.html").read_text())
         shown = page.data("layout")
         assert len(shown["picture"]) == rows and max(shown["picture"]) == rows - 1
@@ -177,7 +209,9 @@ def test_features_of_a_dataset_show_their_cells(tmp_path: Path) -> None:
 
 def test_a_library_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("perturbjax.profiles.embedding.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"openTSNE is not installed; run `pip install 'perturbjax\[features\]'`"):
+    with pytest.raises(
+        InputError, match=r"openTSNE is not installed; run `pip install 'perturbjax\[features\]'`"
+    ):
         embed(config_for(make_table(), tmp_path))
 
 

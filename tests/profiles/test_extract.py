@@ -48,7 +48,13 @@ SMALL = AdaptConfig(size=32)
 
 def config(data, weights, out, adapt=SMALL, **changes) -> FeaturesConfig:
     return FeaturesConfig(
-        data=(data,), out=out, backbone="resnet18", weights=weights, adapt=adapt, batch_size=4, **changes
+        data=(data,),
+        out=out,
+        backbone="resnet18",
+        weights=weights,
+        adapt=adapt,
+        batch_size=4,
+        **changes,
     )
 
 
@@ -67,15 +73,27 @@ def test_metadata_come_first_then_a_float32_column_a_feature_in_record_order(dat
     metadata = [column for column in frame if column.startswith("Metadata_")]
     features = list(frame.columns[len(metadata) :])
     assert list(frame.columns[: len(metadata)]) == metadata
-    assert features[0] == "resnet18_DNA_0001" and features[-1] == "resnet18_Actin_0512" and len(features) == 1024
+    assert (
+        features[0] == "resnet18_DNA_0001"
+        and features[-1] == "resnet18_Actin_0512"
+        and len(features) == 1024
+    )
     assert set(frame[features].dtypes) == {np.dtype(np.float32)}
     assert list(frame["Metadata_site_id"]) == list(index["site_id"])
     assert list(frame["Metadata_Well"]) == list(index["Metadata_Well"])
     assert json.loads(pq.read_schema(table).metadata[b"perturbjax"])["naming"] == "torchvision"
 
 
-def test_a_bag_of_channels_is_the_mean_of_each_channel_s_own_features(data, weights, table, tmp_path):
-    mean = values(extract(config(data, weights, tmp_path / "mean.parquet", AdaptConfig(size=32, channels_as="mean"))))
+def test_a_bag_of_channels_is_the_mean_of_each_channel_s_own_features(
+    data, weights, table, tmp_path
+):
+    mean = values(
+        extract(
+            config(
+                data, weights, tmp_path / "mean.parquet", AdaptConfig(size=32, channels_as="mean")
+            )
+        )
+    )
     joined = values(table)
     assert mean.shape == (SITES, 512)
     np.testing.assert_allclose(mean, (joined[:, :512] + joined[:, 512:]) / 2, atol=1e-6)
@@ -97,7 +115,9 @@ def test_each_row_is_the_network_s_answer_to_that_site_alone(data, weights, tabl
             np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
-def test_an_interrupted_extraction_goes_on_and_ends_in_the_same_bytes(data, weights, table, tmp_path, monkeypatch):
+def test_an_interrupted_extraction_goes_on_and_ends_in_the_same_bytes(
+    data, weights, table, tmp_path, monkeypatch
+):
     monkeypatch.setattr(extraction, "PART_BATCHES", 2)
     whole = extract(config(data, weights, tmp_path / "whole.parquet"))
     computed = []
@@ -141,7 +161,11 @@ def test_four_devices_give_what_one_gives(data, weights, table, tmp_path):
         "extract(FeaturesConfig(data=(Path(sys.argv[1]),), out=Path(sys.argv[3]), backbone='resnet18', "
         "weights=sys.argv[2], adapt=AdaptConfig(size=32), batch_size=6))"
     )
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-c", script, str(data), weights, str(tmp_path / "four.parquet")]
     subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True)
     one, four = values(table), values(tmp_path / "four.parquet")
@@ -154,7 +178,9 @@ def test_a_well_is_the_mean_of_its_sites_and_anndata_holds_the_same(data, weight
     features = [c for c in sites if not c.startswith("Metadata_")]
     wells = anndata.read_h5ad(out)
     expected = sites.groupby(["Metadata_Plate", "Metadata_Well"], sort=False)[features].mean()
-    assert list(zip(wells.obs["Metadata_Plate"], wells.obs["Metadata_Well"], strict=True)) == list(expected.index)
+    assert list(zip(wells.obs["Metadata_Plate"], wells.obs["Metadata_Well"], strict=True)) == list(
+        expected.index
+    )
     np.testing.assert_allclose(wells.X, expected.to_numpy(), rtol=1e-4, atol=1e-5)
     assert list(wells.var_names) == features
     assert list(wells.obs["Metadata_Site_Count"]) == [3] * 8 + [2]
@@ -171,16 +197,23 @@ def test_pycytominer_infers_the_features_of_our_profiles(data, weights, tmp_path
     np.testing.assert_allclose(scaled[kept].std(ddof=0)[sites[features].std() > 1e-6], 1, rtol=1e-3)
     strata = ["Metadata_Plate", "Metadata_Well"]
     wells = pycytominer.aggregate(sites, strata=strata, features="infer", operation="mean")
-    np.testing.assert_allclose(wells[features], sites.groupby(strata)[features].mean(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        wells[features], sites.groupby(strata)[features].mean(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_augmentations_average_over_the_symmetries_of_the_square(data, weights, tmp_path):
     settings = AdaptConfig(size=32, channels="Actin")
-    averaged = values(extract(config(data, weights, tmp_path / "all.parquet", settings, augmentations=8)))
+    averaged = values(
+        extract(config(data, weights, tmp_path / "all.parquet", settings, augmentations=8))
+    )
     model = load_pretrained("resnet18", weights).model
     forward = nnx.jit(lambda model, x: model(x, Mode()).features)
     x = adapted(data, settings, positions=[1])
-    views = {np.asarray(view).tobytes(): view for view in (dihedral(jnp.asarray(x), element) for element in range(8))}
+    views = {
+        np.asarray(view).tobytes(): view
+        for view in (dihedral(jnp.asarray(x), element) for element in range(8))
+    }
     assert len(views) == 8  # eight different images
     expected = np.mean([np.asarray(forward(model, view))[0] for view in views.values()], axis=0)
     np.testing.assert_allclose(averaged[1], expected, atol=1e-4 * np.abs(expected).max())
@@ -188,7 +221,9 @@ def test_augmentations_average_over_the_symmetries_of_the_square(data, weights, 
 
 def test_pooled_stages_are_those_of_the_site_and_the_mask_of_its_cells(data, weights, tmp_path):
     settings = AdaptConfig(size=32, channels="Actin")
-    found = values(extract(config(data, weights, tmp_path / "stages.parquet", settings, pool="stages")))
+    found = values(
+        extract(config(data, weights, tmp_path / "stages.parquet", settings, pool="stages"))
+    )
     model, mask = load_pretrained("resnet18", weights).model, open_dataset(data).read([1])[1]
     x = jnp.asarray(adapted(data, settings, positions=[1]))
     expected = pool_stages(model.stage_maps(x, Mode()), jnp.asarray(mask))[0]
@@ -202,7 +237,9 @@ def adapted(data, settings: AdaptConfig, positions: list[int]) -> np.ndarray:
     shift, scale = (part[positions] for part in intensity_range(dataset, settings.scale))
     none = np.zeros(len(positions))
     triples = np.array(list(channel_triples(settings.channels, dataset.channel_names).values()))
-    return np.asarray(adapt(RawBatch(image, mask, none, none, none, shift, scale), settings, triples, IMAGENET))
+    return np.asarray(
+        adapt(RawBatch(image, mask, none, none, none, shift, scale), settings, triples, IMAGENET)
+    )
 
 
 class TestAdaptation:
@@ -212,7 +249,9 @@ class TestAdaptation:
         inside = open_dataset(data).read([1])[1][0] > 0
         np.testing.assert_allclose(
             masked[:, ~inside],
-            np.broadcast_to(adapted(data, AdaptConfig(size=0), [0])[0, 0, 0], masked[:, ~inside].shape),
+            np.broadcast_to(
+                adapted(data, AdaptConfig(size=0), [0])[0, 0, 0], masked[:, ~inside].shape
+            ),
             atol=1e-6,
         )
         np.testing.assert_array_equal(masked[:, inside], plain[:, inside])
@@ -222,7 +261,10 @@ class TestAdaptation:
         assert native.shape == (4, 40, 40, 3)
         small = adapted(data, AdaptConfig(size=16), [1, 2])
         theirs = torch.nn.functional.interpolate(
-            torch.from_numpy(native.transpose(0, 3, 1, 2).copy()), (16, 16), mode="bilinear", antialias=True
+            torch.from_numpy(native.transpose(0, 3, 1, 2).copy()),
+            (16, 16),
+            mode="bilinear",
+            antialias=True,
         )
         np.testing.assert_allclose(small, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-4)
 
@@ -272,8 +314,16 @@ class TestAdaptation:
         ({"backbone": "attention"}, "has no published weights; choose one of resnet18"),
     ],
 )
-def test_bad_flags_are_told_in_one_line_and_nothing_is_written(data, weights, tmp_path, changes, message):
-    settings = {"data": (data,), "out": tmp_path / "out.parquet", "backbone": "resnet18", "weights": weights, **changes}
+def test_bad_flags_are_told_in_one_line_and_nothing_is_written(
+    data, weights, tmp_path, changes, message
+):
+    settings = {
+        "data": (data,),
+        "out": tmp_path / "out.parquet",
+        "backbone": "resnet18",
+        "weights": weights,
+        **changes,
+    }
     with pytest.raises(InputError, match=message):
         extract(FeaturesConfig(**settings))
     assert list(tmp_path.iterdir()) == []

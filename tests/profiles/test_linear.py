@@ -25,14 +25,25 @@ from perturbjax.training.checkpoint import CheckpointConfig
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data") / "cells", sites=48, size=24, channels=["DNA", "Actin"])
+    return write_dataset(
+        tmp_path_factory.mktemp("data") / "cells", sites=48, size=24, channels=["DNA", "Actin"]
+    )
 
 
 @pytest.fixture(scope="module")
 def words(data: Path, tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("weights")
     weights = write_resnet18(folder / "resnet18.safetensors")
-    source = ["--data", data, "--backbone", "resnet18", "--weights", weights, "--feature-cache", folder / "cache"]
+    source = [
+        "--data",
+        data,
+        "--backbone",
+        "resnet18",
+        "--weights",
+        weights,
+        "--feature-cache",
+        folder / "cache",
+    ]
     return ["classify", "--preset", "linear", *map(str, source), "--replicates", "20"]
 
 
@@ -57,7 +68,11 @@ def test_it_is_judged_beside_every_baseline(judged: Path) -> None:
 
 
 def test_features_are_extracted_once_and_damaged_ones_again(
-    words: list[str], judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    words: list[str],
+    judged: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     cache = Path(words[words.index("--feature-cache") + 1])
     (file,) = cache.glob("*.parquet")
@@ -65,14 +80,19 @@ def test_features_are_extracted_once_and_damaged_ones_again(
         patched.setattr(kept, "extract", lambda config: pytest.fail("extracted again"))
         run(*words, "--out", tmp_path / "again")
     assert "as kept in" in capsys.readouterr().err
-    said = (pd.read_parquet(next(out.glob("predictions/*.parquet"))) for out in (judged, tmp_path / "again"))
+    said = (
+        pd.read_parquet(next(out.glob("predictions/*.parquet")))
+        for out in (judged, tmp_path / "again")
+    )
     pd.testing.assert_frame_equal(*said)
     file.write_bytes(file.read_bytes()[:1000])
     run(*words, "--out", tmp_path / "anew")
     assert kept._holds(file, 48)
 
 
-def test_what_may_be_relative_to_what_is_said(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_may_be_relative_to_what_is_said(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     run(*words, "--out", tmp_path / "out")
     said = capsys.readouterr().err
     assert "relative to the plate" in said and "holds 0 negative controls, fewer than 4" in said
@@ -118,7 +138,9 @@ def test_evaluate_names_the_baseline_until_it_was_tried_on_the_run_s_split(
     manifest = make_split(open_dataset(data).index, "well", label="Metadata_pert_iname")
     write_split(manifest, out / "split.parquet")
     facts = {"label_column": "Metadata_pert_iname", "split_fingerprint": fingerprint(manifest)}
-    monkeypatch.setattr(apply, "open_run", lambda path: runs.Run(path, Recipe(), (data,), ["DMSO", "taxol"], facts))
+    monkeypatch.setattr(
+        apply, "open_run", lambda path: runs.Run(path, Recipe(), (data,), ["DMSO", "taxol"], facts)
+    )
     config = EvaluateConfig(ApplyConfig(CheckpointConfig(out)))
     said = apply.beside_linear(config)
     command = said.partition(": ")[2].split()[1:]

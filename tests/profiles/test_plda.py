@@ -11,7 +11,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from perturbjax.profiles.plda import PLDA
 
 
-def draw(rows: list[int], d: int, *, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw(
+    rows: list[int], d: int, *, spread: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of classes with Gaussian centres, and one new row a class."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(d, d)) / np.sqrt(d) + np.eye(d)
@@ -25,7 +27,9 @@ def draw(rows: list[int], d: int, *, spread: float, seed: int) -> tuple[np.ndarr
 
 
 @pytest.mark.parametrize(("shrinkage", "noise", "prior"), [(0.2, 1.0, 1.0), (0.7, 1.5, 2.0)])
-def test_decisions_are_the_gaussian_predictive_densities(shrinkage: float, noise: float, prior: float) -> None:
+def test_decisions_are_the_gaussian_predictive_densities(
+    shrinkage: float, noise: float, prior: float
+) -> None:
     """Held to dense formulas: centre B (B + W/n)^-1 (mean - m), covariance W + B - B (B + W/n)^-1 B."""
     rows = [2, 3, 3, 4, 10, 3, 2, 5, 3, 3]
     x, y, new = draw(rows, 3, spread=4.0, seed=0)
@@ -40,12 +44,16 @@ def test_decisions_are_the_gaussian_predictive_densities(shrinkage: float, noise
     want = np.empty((10, 10))
     for c, n in enumerate(rows):
         gain = between @ np.linalg.inv(between + within / n)
-        density = multivariate_normal(middle + gain @ (means[c] - middle), within + between - gain @ between)
+        density = multivariate_normal(
+            middle + gain @ (means[c] - middle), within + between - gain @ between
+        )
         want[:, c] = density.logpdf(new) + prior * np.log(n / sum(rows))
     np.testing.assert_allclose(got - got[:, :1], want - want[:, :1], atol=1e-8)
 
 
-def test_in_many_dimensions_it_does_not_call_every_rare_class_the_frequent_one_as_lda_does() -> None:
+def test_in_many_dimensions_it_does_not_call_every_rare_class_the_frequent_one_as_lda_does() -> (
+    None
+):
     """A mean of 3 rows lies further from everything than a mean of 150; LDA takes this for evidence."""
     x, y, new = draw([150] + [3] * 60, 200, spread=0.5, seed=0)
     truth = np.arange(61)
@@ -66,7 +74,9 @@ def test_probabilities_sum_to_one_and_agree_with_the_prediction() -> None:
 def test_features_without_signal_say_the_prior() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(4000, 3)), np.repeat([0, 1], [3000, 1000])
-    np.testing.assert_allclose(PLDA().fit(x, y).predict_proba(x).mean(axis=0), [0.75, 0.25], atol=0.02)
+    np.testing.assert_allclose(
+        PLDA().fit(x, y).predict_proba(x).mean(axis=0), [0.75, 0.25], atol=0.02
+    )
 
 
 def test_it_can_be_cloned_and_set_as_scikit_learn_asks() -> None:

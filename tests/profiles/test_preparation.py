@@ -27,7 +27,9 @@ from perturbjax.profiles.preparation import (
 from perturbjax.profiles.profile_options import Preparation
 
 
-def table_of(values: np.ndarray, plates: list[str] | None = None, negcon: np.ndarray | None = None) -> pd.DataFrame:
+def table_of(
+    values: np.ndarray, plates: list[str] | None = None, negcon: np.ndarray | None = None
+) -> pd.DataFrame:
     n = len(values)
     first = pd.DataFrame(
         {
@@ -36,7 +38,9 @@ def table_of(values: np.ndarray, plates: list[str] | None = None, negcon: np.nda
             NEGCON: np.zeros(n, bool) if negcon is None else negcon,
         }
     )
-    return pd.concat([first, pd.DataFrame(values, columns=[f"f{i}" for i in range(values.shape[1])])], axis=1)
+    return pd.concat(
+        [first, pd.DataFrame(values, columns=[f"f{i}" for i in range(values.shape[1])])], axis=1
+    )
 
 
 @pytest.fixture
@@ -69,12 +73,18 @@ def test_nothing_left_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("how", "centre", "spread"), [("standardize", np.mean, np.std), ("robustize", np.median, None)]
 )
-def test_each_plate_gets_the_same_centre_and_scale(screen: pd.DataFrame, how: str, centre, spread) -> None:
+def test_each_plate_gets_the_same_centre_and_scale(
+    screen: pd.DataFrame, how: str, centre, spread
+) -> None:
     scaled = Scaler(how).fit_transform(screen)
     for _, plate in scaled.groupby("Metadata_Plate"):
         values = feature_values(plate)
         np.testing.assert_allclose(centre(values, axis=0), 0, atol=1e-6)
-        size = values.std(axis=0) if how == "standardize" else 1.4826 * np.median(np.abs(values), axis=0)
+        size = (
+            values.std(axis=0)
+            if how == "standardize"
+            else 1.4826 * np.median(np.abs(values), axis=0)
+        )
         np.testing.assert_allclose(size, 1, rtol=1e-6)
 
 
@@ -110,8 +120,14 @@ def test_mad_of_zero_does_not_divide_by_zero() -> None:
 
 def test_outliers_are_cut_or_made_logarithmic() -> None:
     values = np.array([[-100.0], [0.5], [100.0]])
-    assert feature_values(Tame("clip").fit_transform(table_of(values))).ravel().tolist() == [-10, 0.5, 10]
-    np.testing.assert_allclose(feature_values(Tame("arcsinh").fit_transform(table_of(values))), np.arcsinh(values))
+    assert feature_values(Tame("clip").fit_transform(table_of(values))).ravel().tolist() == [
+        -10,
+        0.5,
+        10,
+    ]
+    np.testing.assert_allclose(
+        feature_values(Tame("arcsinh").fit_transform(table_of(values))), np.arcsinh(values)
+    )
 
 
 @settings(max_examples=50)
@@ -122,11 +138,15 @@ def test_outliers_are_cut_or_made_logarithmic() -> None:
     regularization=st.sampled_from([1e-3, 0.1, 1.0]),
     seed=st.integers(0, 2**16),
 )
-def test_sphering_whitens_its_reference(n: int, d: int, method: str, regularization: float, seed: int) -> None:
+def test_sphering_whitens_its_reference(
+    n: int, d: int, method: str, regularization: float, seed: int
+) -> None:
     """A direction of variance θ ends with θ / (θ + ε): nearly 1 where it stands out of ε, 0 outside the reference."""
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + 3
-    before = np.linalg.eigvalsh(np.cov(values.T) if method == "zca" else np.corrcoef(values.T)).clip(0)
+    before = np.linalg.eigvalsh(
+        np.cov(values.T) if method == "zca" else np.corrcoef(values.T)
+    ).clip(0)
     whitened = feature_values(Sphere("all", method, regularization).fit_transform(table_of(values)))
     after = np.linalg.eigvalsh(np.cov(whitened.T).reshape(whitened.shape[1], -1))
     expected = np.sort(before / (before + regularization * before.mean()))
@@ -134,7 +154,9 @@ def test_sphering_whitens_its_reference(n: int, d: int, method: str, regularizat
 
 
 def test_zca_equals_the_inverse_root_of_the_covariance() -> None:
-    values = np.random.default_rng(1).normal(size=(50, 6)) @ np.random.default_rng(2).normal(size=(6, 6))
+    values = np.random.default_rng(1).normal(size=(50, 6)) @ np.random.default_rng(2).normal(
+        size=(6, 6)
+    )
     covariance = np.cov(values.T)
     eigenvalues, axes = np.linalg.eigh(covariance)
     root = axes @ np.diag(1 / np.sqrt(eigenvalues + 0.3 * eigenvalues.mean())) @ axes.T
@@ -145,7 +167,9 @@ def test_zca_equals_the_inverse_root_of_the_covariance() -> None:
 def test_sphering_with_fewer_controls_than_features_is_defined() -> None:
     values = np.random.default_rng(0).normal(size=(30, 20))
     controls = np.arange(30) < 6
-    whitened = feature_values(Sphere("negcon", "zca_cor", 1.0).fit_transform(table_of(values, negcon=controls)))
+    whitened = feature_values(
+        Sphere("negcon", "zca_cor", 1.0).fit_transform(table_of(values, negcon=controls))
+    )
     assert whitened.shape == (30, 20) and np.isfinite(whitened).all()
     with pytest.raises(InputError, match="--sphere negcon: 2 such training rows"):
         Sphere("negcon").fit(table_of(values, negcon=np.arange(30) < 2))
@@ -171,7 +195,9 @@ def test_changing_test_rows_does_not_change_what_was_fitted(screen: pd.DataFrame
     train = (np.arange(len(screen)) % 3) > 0
     features = [c for c in screen if c.startswith("Cells")]
     spoiled = screen.copy()
-    spoiled.loc[~train, features] = np.random.default_rng(1).normal(size=((~train).sum(), len(features))) * 1e3
+    spoiled.loc[~train, features] = (
+        np.random.default_rng(1).normal(size=((~train).sum(), len(features))) * 1e3
+    )
     outputs = []
     for whole in (screen, spoiled):
         steps = preparation(EVERYTHING)
@@ -184,7 +210,9 @@ def test_test_rows_do_not_see_each_other_on_plates_of_the_training(screen: pd.Da
     train = (np.arange(len(screen)) % 3) > 0
     steps = preparation(EVERYTHING).fit(screen[train])
     together = steps.transform(screen[~train])
-    alone = np.concatenate([steps.transform(screen[~train].iloc[[i]]) for i in range((~train).sum())])
+    alone = np.concatenate(
+        [steps.transform(screen[~train].iloc[[i]]) for i in range((~train).sum())]
+    )
     np.testing.assert_allclose(together, alone, atol=1e-9)
 
 
@@ -195,7 +223,13 @@ def test_the_pipeline_can_be_cloned_as_scikit_learn_asks(screen: pd.DataFrame) -
 
 @pytest.mark.parametrize(
     "change",
-    [{"correlation": 0.0}, {"sphere_regularization": 0.0}, {"max_missing": 1.5}, {"pca": -1}, {"pca_variance": -1.0}],
+    [
+        {"correlation": 0.0},
+        {"sphere_regularization": 0.0},
+        {"max_missing": 1.5},
+        {"pca": -1},
+        {"pca_variance": -1.0},
+    ],
 )
 def test_numbers_out_of_range_name_their_flag(change: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"^--{next(iter(change)).replace('_', '-')} "):

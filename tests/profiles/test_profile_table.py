@@ -43,8 +43,12 @@ def test_rows_without_an_id_are_called_by_plate_well_and_site(tmp_path: Path) ->
 
 def test_files_are_joined_on_the_features_they_share_and_this_is_said(tmp_path: Path) -> None:
     table = make_table(plates=2)
-    one = write(table[table["Metadata_Plate"] == "P0"].drop(columns="Cells_f3"), tmp_path / "a.parquet")
-    two = write(table[table["Metadata_Plate"] == "P1"].drop(columns="Cells_f5"), tmp_path / "b.parquet")
+    one = write(
+        table[table["Metadata_Plate"] == "P0"].drop(columns="Cells_f3"), tmp_path / "a.parquet"
+    )
+    two = write(
+        table[table["Metadata_Plate"] == "P1"].drop(columns="Cells_f5"), tmp_path / "b.parquet"
+    )
     profiles = read_profiles([one, two])
     assert len(profiles) == 48
     assert set(profiles.names) == {f"Cells_f{i}" for i in range(12)} - {"Cells_f3", "Cells_f5"}
@@ -54,16 +58,23 @@ def test_files_are_joined_on_the_features_they_share_and_this_is_said(tmp_path: 
 def test_files_of_other_features_are_joined_by_site_plate_by_plate(tmp_path: Path) -> None:
     """Two networks, a file a plate each, rows in another order, and one site that a network did not see."""
     table = make_table(plates=2)
-    other = table.rename(columns=lambda name: name.replace("Cells_", "resnet_")).sample(frac=1, random_state=0)
+    other = table.rename(columns=lambda name: name.replace("Cells_", "resnet_")).sample(
+        frac=1, random_state=0
+    )
     other = other[~((other["Metadata_Plate"] == "P0") & (other["Metadata_Well"] == "A01"))]
     paths = [
-        write(rows[rows["Metadata_Plate"] == plate].assign(Metadata_from=kind), tmp_path / f"{kind}_{plate}.parquet")
+        write(
+            rows[rows["Metadata_Plate"] == plate].assign(Metadata_from=kind),
+            tmp_path / f"{kind}_{plate}.parquet",
+        )
         for kind, rows in (("a", table), ("b", other))
         for plate in ("P0", "P1")
     ]
     profiles = read_profiles(paths)
     assert len(profiles) == 47
-    assert profiles.names == tuple(f"{kind}_f{i}" for kind in ("Cells", "resnet") for i in range(12))
+    assert profiles.names == tuple(
+        f"{kind}_f{i}" for kind in ("Cells", "resnet") for i in range(12)
+    )
     np.testing.assert_array_equal(profiles.values[:, :12], profiles.values[:, 12:])
     assert set(profiles.metadata["Metadata_from"]) == {"a"}, "metadata are the first file's"
     said = f"1 rows of {paths[0]} or {paths[2]} have no row of the same site in the other, left out"
@@ -77,8 +88,12 @@ def test_files_that_share_nothing_or_say_different_of_a_site_are_refused(tmp_pat
     b = write(other.assign(site_id=[f"t{i}" for i in range(24)]), tmp_path / "b.parquet")
     with pytest.raises(InputError, match="share neither a feature column nor a site"):
         read_profiles([a, b])
-    c = write(other.assign(Metadata_Well=other["Metadata_Well"][::-1].to_numpy()), tmp_path / "c.parquet")
-    with pytest.raises(InputError, match=r"c\.parquet: site 's0' has another Metadata_Well than in"):
+    c = write(
+        other.assign(Metadata_Well=other["Metadata_Well"][::-1].to_numpy()), tmp_path / "c.parquet"
+    )
+    with pytest.raises(
+        InputError, match=r"c\.parquet: site 's0' has another Metadata_Well than in"
+    ):
         read_profiles([a, c])
 
 
@@ -126,7 +141,9 @@ def test_what_is_written_puts_metadata_first(tmp_path: Path) -> None:
         (lambda t: pd.concat([t, t]), "'P0_A01' occurs more than once"),
     ],
 )
-def test_tables_that_cannot_be_used_are_refused_in_one_line(tmp_path: Path, change, says: str) -> None:
+def test_tables_that_cannot_be_used_are_refused_in_one_line(
+    tmp_path: Path, change, says: str
+) -> None:
     path = write(change(make_table(plates=1)), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=says) as caught:
         read_profiles([path])

@@ -44,21 +44,48 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_one_that_is_killed_is_one_line_and_the_next_start_computes_what_it_owes(data, weights, tmp_path, monkeypatch):
+def test_one_that_is_killed_is_one_line_and_the_next_start_computes_what_it_owes(
+    data, weights, tmp_path, monkeypatch
+):
     monkeypatch.setattr(extraction, "PART_BATCHES", 1)
-    network = {"backbone": "resnet18", "weights": weights, "adapt": AdaptConfig(size=32), "batch_size": BATCH}
+    network = {
+        "backbone": "resnet18",
+        "weights": weights,
+        "adapt": AdaptConfig(size=32),
+        "batch_size": BATCH,
+    }
     whole = extract(FeaturesConfig((data,), tmp_path / "whole.parquet", **network))
 
     out = tmp_path / "shared.parquet"
-    flags = ["--data", data, "--out", out, "--backbone", "resnet18", "--weights", weights, "--size", "32"]
+    flags = [
+        "--data",
+        data,
+        "--out",
+        out,
+        "--backbone",
+        "resnet18",
+        "--weights",
+        weights,
+        "--size",
+        "32",
+    ]
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        job = ["--coordinator", f"localhost:{free.getsockname()[1]}", "--processes", "2", "--process"]
+        job = [
+            "--coordinator",
+            f"localhost:{free.getsockname()[1]}",
+            "--processes",
+            "2",
+            "--process",
+        ]
     words = list(map(str, [*flags, "--batch-size", BATCH, *job]))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *words, str(process)], env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", COMMAND, *words, str(process)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for process in range(2)
     ]
@@ -69,14 +96,24 @@ def test_one_that_is_killed_is_one_line_and_the_next_start_computes_what_it_owes
             process.kill()
     assert [process.returncode for process in started] == [2, -9], said
     errors = [line for line in said[0].splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "process 1 (of 0 to 1) gave no sign of life" in errors[0] and "Traceback" not in said[0]
+    assert (
+        len(errors) == 1
+        and "process 1 (of 0 to 1) gave no sign of life" in errors[0]
+        and "Traceback" not in said[0]
+    )
     assert not out.exists()
     kept = sorted(path.name for path in (tmp_path / ".shared.parquet.extracting").glob("*.npy"))
-    assert kept == ["part-000000.npy", "part-000002.npy", "part-000004.npy"]  # what the first was dealt
+    assert kept == [
+        "part-000000.npy",
+        "part-000002.npy",
+        "part-000004.npy",
+    ]  # what the first was dealt
 
     computed: list[str] = []
     save = extraction.np.save
-    monkeypatch.setattr(extraction.np, "save", lambda path, values: (computed.append(path.name), save(path, values)))
+    monkeypatch.setattr(
+        extraction.np, "save", lambda path, values: (computed.append(path.name), save(path, values))
+    )
     extract(FeaturesConfig((data,), out, **network))
     assert len(computed) == 2
     assert out.read_bytes() == whole.read_bytes()
@@ -118,7 +155,9 @@ def test_one_that_beats_is_waited_for_and_one_that_does_not_is_named(tmp_path, m
         threading.Timer(3.0, there.set).start()
         crew[0].wait_for_all(lambda number: number == 0 or there.is_set())
     there.clear()
-    with pytest.raises(InputError, match=r"process 1 \(of 0 to 1\) gave no sign of life in .*processes for 2 s"):
+    with pytest.raises(
+        InputError, match=r"process 1 \(of 0 to 1\) gave no sign of life in .*processes for 2 s"
+    ):
         crew[0].wait_for_all(lambda number: number == 0)
 
 

@@ -13,7 +13,13 @@ COMPOUNDS = ["DMSO", "taxol", "nocodazole", "etoposide", "latrunculin", "ALLN"]
 
 
 def make_table(
-    plates: int = 4, wells: int = 24, features: int = 12, *, signal: float = 3.0, seed: int = 0, classes: int = 6
+    plates: int = 4,
+    wells: int = 24,
+    features: int = 12,
+    *,
+    signal: float = 3.0,
+    seed: int = 0,
+    classes: int = 6,
 ) -> pd.DataFrame:
     """A table as CellProfiler's: compounds at random places, plates with a shift and a scale of their own."""
     rng = np.random.default_rng(seed)
@@ -25,7 +31,9 @@ def make_table(
         values = (centres[kinds] + rng.normal(size=(wells, features))) * (1 + plate) + 10 * plate
         table = pd.DataFrame(values, columns=[f"Cells_f{i}" for i in range(features)])
         table.insert(0, "Metadata_Plate", f"P{plate}")
-        table.insert(1, "Metadata_Well", [f"{chr(65 + w // 6)}{w % 6 + 1:02d}" for w in range(wells)])
+        table.insert(
+            1, "Metadata_Well", [f"{chr(65 + w // 6)}{w % 6 + 1:02d}" for w in range(wells)]
+        )
         table.insert(2, "Metadata_pert_iname", np.asarray(COMPOUNDS)[kinds])
         table.insert(3, "Metadata_control_type", np.where(kinds == 0, "negcon", ""))
         tables.append(table)
@@ -34,7 +42,9 @@ def make_table(
 
 def write(table: pd.DataFrame, path: Path) -> Path:
     """As parquet or CSV, by its name."""
-    table.to_parquet(path, index=False) if path.suffix == ".parquet" else table.to_csv(path, index=False)
+    table.to_parquet(path, index=False) if path.suffix == ".parquet" else table.to_csv(
+        path, index=False
+    )
     return path
 
 

@@ -12,7 +12,12 @@ WIDTHS = (32, 64, 128)
 
 
 def stage(inputs: int, outputs: int, activation: type[nn.Module]) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), activation(), nn.MaxPool2d(2)]
+    return [
+        nn.Conv2d(inputs, outputs, 3, padding=1),
+        nn.BatchNorm2d(outputs),
+        activation(),
+        nn.MaxPool2d(2),
+    ]
 
 
 class Attention(nn.Module):
@@ -54,10 +59,14 @@ class ClassifierV2(nn.Module):
     def __init__(self, classes: int, channels: int = 1, dropout: float = 0.3):
         super().__init__()
         for branch, inputs in (("image", channels), ("mask", 1)):
-            for number, (i, o) in enumerate(zip((inputs, *WIDTHS[:-1]), WIDTHS, strict=True), start=1):
+            for number, (i, o) in enumerate(
+                zip((inputs, *WIDTHS[:-1]), WIDTHS, strict=True), start=1
+            ):
                 setattr(self, f"{branch}_block{number}", nn.Sequential(*stage(i, o, nn.ReLU)))
         self.attention1, self.attention2, self.attention3 = (Attention(width) for width in WIDTHS)
-        self.classifier = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Dropout(dropout), nn.Linear(128, classes))
+        self.classifier = nn.Sequential(
+            nn.Linear(256, 128), nn.ReLU(), nn.Dropout(dropout), nn.Linear(128, classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         mask1 = self.mask_block1(x[:, :1])
@@ -70,11 +79,18 @@ class ClassifierV2(nn.Module):
 
 
 class MaskedCNN(nn.Module):
-    def __init__(self, classes: int, channels: int = 1, dropout: float = 0.5, image_size: int = 128):
+    def __init__(
+        self, classes: int, channels: int = 1, dropout: float = 0.5, image_size: int = 128
+    ):
         super().__init__()
         flat = 64 * (image_size // 8) ** 2
         self.features = nn.Sequential(
-            *(nn.Conv2d(channels, 16, 3, padding=1), nn.LeakyReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(16)),
+            *(
+                nn.Conv2d(channels, 16, 3, padding=1),
+                nn.LeakyReLU(),
+                nn.MaxPool2d(2),
+                nn.BatchNorm2d(16),
+            ),
             *(nn.Conv2d(16, 32, 3, padding=1), nn.LeakyReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(32)),
             *(nn.Conv2d(32, 64, 3, padding=1), nn.LeakyReLU(), nn.MaxPool2d(2)),
         )
@@ -87,4 +103,8 @@ class MaskedCNN(nn.Module):
         return self.classifier(self.features(x[:, :1] * x[:, 1:]))
 
 
-REFERENCES = {"attention": Classifier, "attention_multiscale": ClassifierV2, "masked_cnn": MaskedCNN}
+REFERENCES = {
+    "attention": Classifier,
+    "attention_multiscale": ClassifierV2,
+    "masked_cnn": MaskedCNN,
+}

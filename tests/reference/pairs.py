@@ -59,7 +59,9 @@ def make_pair(name: str, folder: Path, *, size: int, channels: int = 1) -> Pair:
     return Pair(name, theirs, graphdef, params, stats)
 
 
-def batches(count: int, batch: int, height: int, width: int, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def batches(
+    count: int, batch: int, height: int, width: int, channels: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Inputs (count, batch, H, W, 1 + channels) with a binary mask first, and labels (count, batch)."""
     rng = np.random.default_rng(0)
     x = rng.random((count, batch, height, width, 1 + channels), np.float32)

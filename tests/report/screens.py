@@ -31,7 +31,9 @@ def make_run(path: Path, *, first_class: str = "DMSO", images: bool = False) -> 
     predictions["predicted"] = predictions["predicted"].replace("DMSO", first_class)
     predictions = predictions.rename(columns={"prob_DMSO": f"prob_{first_class}"})
     evaluation = path / "evaluation"
-    judgement = judge_run(predictions, index[~test], index[test], class_names=names, out=evaluation, replicates=100)
+    judgement = judge_run(
+        predictions, index[~test], index[test], class_names=names, out=evaluation, replicates=100
+    )
     predictions.to_parquet(evaluation / "predictions.parquet", index=False)
     (path / "labels.json").write_text(json.dumps(names))
     facts = {"label_column": "Metadata_pert_iname", "split_fingerprint": "0123abcd"}
@@ -49,13 +51,16 @@ def make_run(path: Path, *, first_class: str = "DMSO", images: bool = False) -> 
     return to_json(judgement)
 
 
-def write_images(path: Path, index: pd.DataFrame, side: int = 32, label_column: str = "Metadata_pert_iname") -> None:
+def write_images(
+    path: Path, index: pd.DataFrame, side: int = 32, label_column: str = "Metadata_pert_iname"
+) -> None:
     """Three channels of noise with a square cell in the middle of each site."""
     rng = np.random.default_rng(0)
     mask = np.zeros((side, side), np.uint16)
     mask[side // 4 : -side // 4, side // 4 : -side // 4] = 1
     sites = (
-        dataset.SitePixels(rng.integers(100, 9000, (side, side, 3)).astype(np.uint16), mask) for _ in range(len(index))
+        dataset.SitePixels(rng.integers(100, 9000, (side, side, 3)).astype(np.uint16), mask)
+        for _ in range(len(index))
     )
     columns = ["site_id", "Metadata_Plate", "Metadata_Well", "Metadata_Site"]
     table = index[columns].assign(Metadata_pert_iname=index["label"])
@@ -78,7 +83,9 @@ def write_features(folder: Path, index: pd.DataFrame, test: pd.Series, names: li
         Metadata_site_id=index["site_id"],
         Metadata_part=np.where(test, "test", "train"),
     )
-    table = pd.concat([metadata, pd.DataFrame(values, columns=[f"f_{at}" for at in range(9)])], axis=1)
+    table = pd.concat(
+        [metadata, pd.DataFrame(values, columns=[f"f_{at}" for at in range(9)])], axis=1
+    )
     table.to_parquet(folder / "features.parquet", index=False)
     evaluate_retrieval(table[test], folder, label_column="Metadata_pert_iname")
 
@@ -110,13 +117,17 @@ class Page(HTMLParser):
     def all(self, tag: str, css: str = "") -> list[dict[str, str | None]]:
         """Attributes of every such tag with that class."""
         return [
-            found for name, found in self.tags if name == tag and (not css or css in (found.get("class") or "").split())
+            found
+            for name, found in self.tags
+            if name == tag and (not css or css in (found.get("class") or "").split())
         ]
 
     def data(self, name: str) -> dict[str, Any]:
         """A figure's data, as its CSV would be."""
         columns = json.loads(self.scripts[f"{name}-data"])
         return {
-            column: [values["levels"][code] for code in values["codes"]] if isinstance(values, dict) else values
+            column: [values["levels"][code] for code in values["codes"]]
+            if isinstance(values, dict)
+            else values
             for column, values in columns.items()
         }

@@ -23,7 +23,11 @@ def runs(tmp_path_factory) -> list[Path]:
     make_run(folder / "first")
     shutil.copytree(folder / "first", folder / "second")
     scores = json.loads((folder / "second" / "evaluation" / "scores.json").read_text())
-    scores["levels"]["site"]["model"]["balanced_accuracy"] = {"value": 0.875, "low": 0.8, "high": 0.95}
+    scores["levels"]["site"]["model"]["balanced_accuracy"] = {
+        "value": 0.875,
+        "low": 0.8,
+        "high": 0.95,
+    }
     (folder / "second" / "evaluation" / "scores.json").write_text(json.dumps(scores))
     config = json.loads((folder / "second" / "config.json").read_text())
     config["recipe"]["seed"] = 4
@@ -65,7 +69,9 @@ def test_the_models_of_one_classify_are_compared_in_its_folder(runs, tmp_path):
     out = write_reports([tmp_path / "classified"], tmp_path / "unused.html")
     assert out == tmp_path / "classified" / "report.html"
     page = Page(out.read_text())
-    assert {"evaluation/lda/report.html", "evaluation/ridge/report.html"} <= {link["href"] for link in page.all("a")}
+    assert {"evaluation/lda/report.html", "evaluation/ridge/report.html"} <= {
+        link["href"] for link in page.all("a")
+    }
     assert (tmp_path / "classified" / "evaluation" / "lda" / "report.html").is_file()
 
 

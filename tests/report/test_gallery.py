@@ -42,8 +42,14 @@ def test_pairs_come_by_sites_then_by_share():
 def test_a_class_that_takes_all_has_three_pairs_and_leaves_room_for_others(monkeypatch):
     names = [f"class {at}" for at in range(7)]
     album = gallery.Gallery.__new__(gallery.Gallery)
-    album.answers, album.weight, album.left = Answers(pd.DataFrame(), names, np.zeros(1, int), np.ones((1, 7))), 0, 9
-    monkeypatch.setattr(gallery.Gallery, "of_pair", lambda self, true, told, sites: f"{true}>{told} ")
+    album.answers, album.weight, album.left = (
+        Answers(pd.DataFrame(), names, np.zeros(1, int), np.ones((1, 7))),
+        0,
+        9,
+    )
+    monkeypatch.setattr(
+        gallery.Gallery, "of_pair", lambda self, true, told, sites: f"{true}>{told} "
+    )
     matrix = np.zeros((7, 7), int)
     matrix[1:, 0], matrix[1, 2] = 9, 1
     said = gallery.pairs(album, Confusion(names, matrix))

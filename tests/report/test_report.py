@@ -76,7 +76,11 @@ def test_text_from_the_data_is_shown_and_never_run(run):
     assert HOSTILE in page.data("confusion")["true"], "and whole in the data"
     code = page.scripts["code"]
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-    policy = next(one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        one["content"]
+        for one in page.all("meta")
+        if one.get("http-equiv") == "Content-Security-Policy"
+    )
     assert f"script-src 'sha256-{digest}'" in policy, "the browser runs no script but ours"
 
 
@@ -101,7 +105,9 @@ def test_every_class_has_its_cells_framed_by_right_and_wrong(run):
     assert any("right" in shot["class"].split() for shot in shots)
     assert any("wrong" in shot["class"].split() for shot in shots)
     for image in page.all("img"):
-        assert image["src"].startswith("data:image/webp;base64,") and image["alt"].startswith("cells given ")
+        assert image["src"].startswith("data:image/webp;base64,") and image["alt"].startswith(
+            "cells given "
+        )
 
 
 def test_every_drawing_says_in_words_what_is_seen(run):
@@ -119,7 +125,9 @@ def test_the_data_of_every_figure_is_in_the_page(run):
     assert plates["part"].count("test") == result["n"]["well"]
     assert all(0 <= value <= 1 for value in plates["probability of the true class"])
     points = page.data("embedding")
-    assert len(points["x"]) == 216 and max(points["picture"]) == 215 and np.isfinite(points["x"]).all()
+    assert (
+        len(points["x"]) == 216 and max(points["picture"]) == 215 and np.isfinite(points["x"]).all()
+    )
     assert sum(page.data("calibration")["sites"]) == result["n"]["site"]
     assert page.data("coverage")["answered"][-1] == 1
 
@@ -146,7 +154,9 @@ def test_without_its_dataset_a_report_says_why_it_shows_no_cells(tmp_path):
 
 
 def test_a_run_that_was_only_trained_shows_its_curves(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "step": 4, "split": "train", "loss": 2.0, "accuracy": 0.5}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"epoch": 1, "step": 4, "split": "train", "loss": 2.0, "accuracy": 0.5}\n'
+    )
     page = write_report(tmp_path).read_text()
     assert "not evaluated yet" in page and 'id="curves"' in page
 
@@ -168,7 +178,9 @@ def test_metadata_that_are_called_as_what_the_maps_say_do_not_stand_for_it(tmp_p
     table["Metadata_part"], table["Metadata_cells"] = table["part"], table["Metadata_Well"]
     table.to_parquet(file, index=False)
     page = Page(write_report(tmp_path).read_text())
-    assert set(page.data("plates")["part"]) == {"train", "test"} and "cells" not in page.data("plates")
+    assert set(page.data("plates")["part"]) == {"train", "test"} and "cells" not in page.data(
+        "plates"
+    )
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -231,14 +243,21 @@ def test_false_alarms_have_a_column_only_where_a_p_can_be_had(tmp_path):
 
 def test_what_is_lost_where_a_site_is_hidden_stands_beside_its_cells(tmp_path):
     make_run(tmp_path, images=True)
-    judged = pd.read_parquet(tmp_path / "evaluation" / "predictions.parquet").query("part == 'test'")
+    judged = pd.read_parquet(tmp_path / "evaluation" / "predictions.parquet").query(
+        "part == 'test'"
+    )
     sites = judged["site_id"].tolist()[:3]
     maps = pd.DataFrame({"site_id": sites, "height": 2, "width": 2})
     maps["occlusion"] = [[0.0, -0.1, 0.2, 0.4]] * 3
     maps.to_parquet(tmp_path / "evaluation" / "occlusion.parquet")
     told = {"largest": 0.4, "on_cells": 0.75, "cells": 0.5}
-    (tmp_path / "evaluation" / "looked.json").write_text(json.dumps({"sites": 3, "occlusion": told}))
+    (tmp_path / "evaluation" / "looked.json").write_text(
+        json.dumps({"sites": 3, "occlusion": told})
+    )
     text = write_report(tmp_path).read_text()
-    assert "<b>0.40</b> of the probability of its answer" in text and "<b>75%</b> of all that is lost" in text
+    assert (
+        "<b>0.40</b> of the probability of its answer" in text
+        and "<b>75%</b> of all that is lost" in text
+    )
     assert "what is lost where it is hidden, from -0.10 to 0.40" in text
     assert '<p class="legend">lost 0<span class="ramp"></span>0.40' in text

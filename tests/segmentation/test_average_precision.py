@@ -36,7 +36,10 @@ def test_masks_without_background_and_without_objects():
 def test_images_count_alike_however_crowded():
     good, bad = (
         precision.match(_squares((0, 0, 9)), _squares((0, 0, 9))),
-        precision.match(_squares(*[(12 * i, 12 * j, 8) for i in range(3) for j in range(3)]), np.zeros((40, 40), int)),
+        precision.match(
+            _squares(*[(12 * i, 12 * j, 8) for i in range(3) for j in range(3)]),
+            np.zeros((40, 40), int),
+        ),
     )
     assert precision.mean([good, bad]).tolist() == [0.5, 0.5, 0.5]
 
@@ -47,4 +50,6 @@ def test_agrees_with_cellpose():
     truth = np.kron(rng.permutation(64).reshape(8, 8), np.ones((6, 6), int))
     found = np.roll(truth, 1, axis=0) * (rng.random(truth.shape) > 0.1)
     theirs = metrics.average_precision([truth], [found], threshold=[0.5, 0.6, 0.75])[0][0]
-    np.testing.assert_allclose(precision.match(truth, found, [0.5, 0.6, 0.75]).average_precision, theirs, rtol=1e-6)
+    np.testing.assert_allclose(
+        precision.match(truth, found, [0.5, 0.6, 0.75]).average_precision, theirs, rtol=1e-6
+    )

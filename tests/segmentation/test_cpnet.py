@@ -107,10 +107,16 @@ def test_a_saved_network_comes_back_bit_for_bit_and_in_the_packages_names(tmp_pa
     save_weights(path, model, {"command": "train"})
     config, params = load_weights(path)
     assert config == model.config
-    for (key, ours), (_, back) in zip(nnx.to_flat_state(nnx.state(model)), nnx.to_flat_state(params), strict=True):
+    for (key, ours), (_, back) in zip(
+        nnx.to_flat_state(nnx.state(model)), nnx.to_flat_state(params), strict=True
+    ):
         np.testing.assert_array_equal(ours[...], back[...], err_msg=str(key))
     theirs = Theirs([1, 4, 8], 3, 3)
-    names = {name for name in theirs.state_dict() if "num_batches" not in name and not name.startswith("diam")}
+    names = {
+        name
+        for name in theirs.state_dict()
+        if "num_batches" not in name and not name.startswith("diam")
+    }
     assert set(read_tensors(path)) == names
 
 

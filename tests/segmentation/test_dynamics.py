@@ -51,7 +51,8 @@ def agreement(truth, found, iou=0.9):
 
 
 @pytest.mark.parametrize(
-    ("shape", "objects"), [((120, 200), 40), ((67, 64), 6), pytest.param((300, 310), 160, marks=pytest.mark.slow)]
+    ("shape", "objects"),
+    [((120, 200), 40), ((67, 64), 6), pytest.param((300, 310), 160, marks=pytest.mark.slow)],
 )
 def test_masks_are_the_packages(shape, objects):
     _, maps = field_of(shape, objects)
@@ -70,7 +71,12 @@ def test_objects_whose_flow_disagrees_are_dropped_as_the_package_drops_them():
     every = package_masks(maps, 200, 200, flow_threshold=0)
     assert dropped.max() < every.max()
     assert agreement(dropped, dynamics.objects(maps, 200, 200, 200).labels, 0.75) >= 0.95
-    assert agreement(every, dynamics.objects(maps, 200, 200, 200, Rules(flow_threshold=0)).labels, 0.75) >= 0.95
+    assert (
+        agreement(
+            every, dynamics.objects(maps, 200, 200, 200, Rules(flow_threshold=0)).labels, 0.75
+        )
+        >= 0.95
+    )
 
 
 def test_flows_of_masks_are_the_packages():

@@ -56,7 +56,10 @@ def test_an_empty_site_has_no_nuclei(engine):
 def test_provenance_names_the_weights_and_their_digest(engine):
     described = engine.describe()
     assert described["engine"] == "nuclei" and described["weights"] == "nuclei_small.safetensors"
-    assert len(described["sha256"]) == 64 and described["parameters"]["diameter"] == "found in each site"
+    assert (
+        len(described["sha256"]) == 64
+        and described["parameters"]["diameter"] == "found in each site"
+    )
     assert Nuclei(diameter=30).describe()["parameters"]["diameter"] == 30
 
 
@@ -81,5 +84,9 @@ def test_shipped_weights_go_by_name_and_are_small():
 @pytest.mark.parametrize("radius", [6, 12, 25])
 def test_the_first_guess_is_near_the_diameter_of_disks(radius):
     y, x = np.mgrid[:200, :200]
-    image = sum((y - row) ** 2 + (x - column) ** 2 < radius**2 for row in (50, 150) for column in (50, 150))
-    assert 1 / 1.5 < guessed_diameter(100 + 900 * image) / (2 * radius) < 1.5  # what a second look mends
+    image = sum(
+        (y - row) ** 2 + (x - column) ** 2 < radius**2 for row in (50, 150) for column in (50, 150)
+    )
+    assert (
+        1 / 1.5 < guessed_diameter(100 + 900 * image) / (2 * radius) < 1.5
+    )  # what a second look mends

@@ -89,7 +89,9 @@ def images():
 
 def test_maps_are_those_of_the_published_network_within_1e_4(published, path, images):
     with torch.no_grad():
-        theirs = published(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+        theirs = (
+            published(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+        )
     model = build(*load_weights(path))
     ours = jax.jit(lambda model, x: model(x).maps)(model, jnp.asarray(images))
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
@@ -98,7 +100,9 @@ def test_maps_are_those_of_the_published_network_within_1e_4(published, path, im
 def test_bfloat16_says_nearly_the_same(path, images):
     model = build(*load_weights(path))
     exact, rounded = (
-        jax.jit(lambda model, x, dtype=dtype: model(x, Mode(dtype=dtype)).maps)(model, jnp.asarray(images))
+        jax.jit(lambda model, x, dtype=dtype: model(x, Mode(dtype=dtype)).maps)(
+            model, jnp.asarray(images)
+        )
         for dtype in (jnp.float32, jnp.bfloat16)
     )
     assert np.corrcoef(np.ravel(exact), np.ravel(rounded))[0, 1] > 0.999
@@ -111,8 +115,15 @@ def test_the_shape_is_read_off_the_file(path):
 
 def test_images_of_any_size_and_of_one_to_three_channels_are_segmented(path):
     segmenter = Segmenter(path)
-    assert segmenter.precision == "bfloat16" and Segmenter(path, precision="float32").precision == "float32"
-    assert segmenter.plan(np.zeros((5, 40, 3))).tile == (SIDE, SIDE) == segmenter.plan(np.zeros((200, 90, 3))).tile
+    assert (
+        segmenter.precision == "bfloat16"
+        and Segmenter(path, precision="float32").precision == "float32"
+    )
+    assert (
+        segmenter.plan(np.zeros((5, 40, 3))).tile
+        == (SIDE, SIDE)
+        == segmenter.plan(np.zeros((200, 90, 3))).tile
+    )
     random = np.random.default_rng(0)
     for shape in ((5, 40), (100, 70, 2)):
         (found,) = segmenter.masks([random.integers(0, 60000, shape).astype(np.uint16)])
@@ -122,11 +133,23 @@ def test_images_of_any_size_and_of_one_to_three_channels_are_segmented(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop("encoder.blocks.1.mlp.lin1.bias"), r"encoder\.blocks\.1\.mlp\.lin1\.bias is miss"),
-        (lambda tensors: tensors.pop("encoder.neck.0.weight"), r"encoder\.neck\.0\.weight is missing"),
+        (
+            lambda tensors: tensors.pop("encoder.blocks.1.mlp.lin1.bias"),
+            r"encoder\.blocks\.1\.mlp\.lin1\.bias is miss",
+        ),
+        (
+            lambda tensors: tensors.pop("encoder.neck.0.weight"),
+            r"encoder\.neck\.0\.weight is missing",
+        ),
         (lambda tensors: tensors.update(W2=tensors["W2"][::-1].copy()), "W2 is no plain layout"),
-        (lambda tensors: tensors.update({"out.bias": np.zeros(65, np.float32)}), "are not those of cpsam"),
-        (lambda tensors: tensors.update({"out.weight": np.zeros((192, 5, 1, 1), np.float32)}), "does not fit"),
+        (
+            lambda tensors: tensors.update({"out.bias": np.zeros(65, np.float32)}),
+            "are not those of cpsam",
+        ),
+        (
+            lambda tensors: tensors.update({"out.weight": np.zeros((192, 5, 1, 1), np.float32)}),
+            "does not fit",
+        ),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(published, tmp_path, change, message):

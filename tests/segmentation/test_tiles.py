@@ -6,7 +6,14 @@ from cellpose import transforms
 
 from perturbjax.segmentation import tiles
 
-SHAPES = [((1, 1), 1.0), ((17, 40), 1.0), ((300, 190), 1.0), ((500, 225), 0.77), ((256, 320), 1.286), ((301, 97), 3.0)]
+SHAPES = [
+    ((1, 1), 1.0),
+    ((17, 40), 1.0),
+    ((300, 190), 1.0),
+    ((500, 225), 0.77),
+    ((256, 320), 1.286),
+    ((301, 97), 3.0),
+]
 
 
 def package_tiles(image, rescale):
@@ -15,7 +22,13 @@ def package_tiles(image, rescale):
     y1, y2, x1, x2 = transforms.get_pad_yx(*scaled.shape[:2])
     padded = np.pad(scaled.transpose(2, 0, 1), [(0, 0), (y1, y2), (x1, x2)])
     cut, rows, columns, *shape = transforms.make_tiles(padded)
-    return cut.reshape(-1, *cut.shape[2:]).transpose(0, 2, 3, 1), rows, columns, shape, (y1, y2, x1, x2)
+    return (
+        cut.reshape(-1, *cut.shape[2:]).transpose(0, 2, 3, 1),
+        rows,
+        columns,
+        shape,
+        (y1, y2, x1, x2),
+    )
 
 
 def our_tiles(image, rescale):
@@ -29,7 +42,11 @@ def our_tiles(image, rescale):
 @pytest.mark.parametrize(("shape", "rescale"), SHAPES)
 def test_cutting_is_the_packages(shape, rescale):
     image = np.random.default_rng(0).integers(0, 60000, (*shape, 2)).astype(np.uint16)
-    normal = transforms.normalize_img(image.astype(np.float32)) if min(shape) > 1 else np.zeros((*shape, 2), np.float32)
+    normal = (
+        transforms.normalize_img(image.astype(np.float32))
+        if min(shape) > 1
+        else np.zeros((*shape, 2), np.float32)
+    )
     expected = package_tiles(normal, rescale)[0]
     plan, ours = our_tiles(image, rescale)
     assert ours.shape == expected.shape and plan.tile == expected.shape[1:3]
@@ -49,7 +66,9 @@ def test_putting_together_is_the_packages(shape, rescale):
     high, wide = plan.padded
     halves = (maps[: len(maps) // 2], maps[len(maps) // 2 :])
     ours = tiles.join(halves, plan.y.join(high), plan.x.join(wide), (plan.y.tiles, plan.x.tiles), 1)
-    np.testing.assert_allclose(ours[0, : shape[0], : shape[1]], expected.reshape(*shape, 3), atol=2e-5)
+    np.testing.assert_allclose(
+        ours[0, : shape[0], : shape[1]], expected.reshape(*shape, 3), atol=2e-5
+    )
     assert not np.asarray(ours[0, shape[0] :]).any()
 
 
@@ -57,7 +76,9 @@ def test_putting_together_is_the_packages(shape, rescale):
 def test_percentiles_are_numpys(dtype):
     image = np.random.default_rng(0).gamma(2, 20, (97, 53, 2)).astype(dtype)
     low, span = tiles.percentiles(image).T
-    first, last = (np.percentile(image.astype(np.float32), each, axis=(0, 1)) for each in (1.0, 99.0))
+    first, last = (
+        np.percentile(image.astype(np.float32), each, axis=(0, 1)) for each in (1.0, 99.0)
+    )
     np.testing.assert_allclose(low, first, rtol=1e-6)
     np.testing.assert_allclose(low + span, last, rtol=1e-6)
 

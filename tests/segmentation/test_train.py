@@ -32,7 +32,9 @@ def _disks(seed: int, size: int = 64) -> Picture:
 def folder(tmp_path: Path) -> Path:
     for seed in range(4):
         picture = _disks(seed)
-        tifffile.imwrite(tmp_path / f"{picture.name}.tif", (1000 + 500 * picture.image).astype(np.uint16))
+        tifffile.imwrite(
+            tmp_path / f"{picture.name}.tif", (1000 + 500 * picture.image).astype(np.uint16)
+        )
         suffix = "_masks" if seed == 3 else "_labels"
         tifffile.imwrite(tmp_path / f"{picture.name}{suffix}.tif", picture.labels.astype(np.uint16))
     return tmp_path
@@ -40,7 +42,14 @@ def folder(tmp_path: Path) -> Path:
 
 def _config(folder: Path, out: Path, **changes) -> TrainSegmenterConfig:
     config = TrainSegmenterConfig(
-        images=(folder,), out=out, widths=(4, 8), steps=4, batch=2, held_out=0.25, checkpoint_every=2, crops=STILL
+        images=(folder,),
+        out=out,
+        widths=(4, 8),
+        steps=4,
+        batch=2,
+        held_out=0.25,
+        checkpoint_every=2,
+        crops=STILL,
     )
     return replace(config, **changes)
 
@@ -55,7 +64,9 @@ def test_flows_turn_with_the_image():
         depth = ndi.gaussian_filter(ndi.distance_transform_edt(inside > 0.5), 1)
         rise = np.stack(np.gradient(depth), -1)
         rim = (depth > 1) & (depth < 4)
-        cosine = (rise * flow).sum(-1)[rim] / (np.linalg.norm(rise, axis=-1) * np.linalg.norm(flow, axis=-1))[rim]
+        cosine = (rise * flow).sum(-1)[rim] / (
+            np.linalg.norm(rise, axis=-1) * np.linalg.norm(flow, axis=-1)
+        )[rim]
         assert np.median(cosine) > 0.95
 
 
@@ -70,10 +81,14 @@ def test_crops_show_objects_at_the_wanted_size():
 
 @pytest.mark.slow
 def test_what_lies_beyond_a_picture_weighs_nothing():
-    drawn = crops.draw(crops.pool([_disks(0, 64)], STILL), jax.random.split(jax.random.key(2), 4), STILL)
+    drawn = crops.draw(
+        crops.pool([_disks(0, 64)], STILL), jax.random.split(jax.random.key(2), 4), STILL
+    )
     outside = np.asarray(drawn.weight) == 0
     assert outside.any()
-    assert (np.asarray(drawn.image)[outside] == 0).all() and (np.asarray(drawn.inside)[outside] == 0).all()
+    assert (np.asarray(drawn.image)[outside] == 0).all() and (
+        np.asarray(drawn.inside)[outside] == 0
+    ).all()
     maps = jax.numpy.zeros((*outside.shape, 3))
     spoiled = maps.at[..., 2].set(np.where(outside, 50.0, 0))
     assert objective(maps, drawn) == objective(spoiled, drawn)
@@ -83,11 +98,17 @@ def test_what_lies_beyond_a_picture_weighs_nothing():
 def test_training_lowers_the_loss_and_writes_what_can_be_read(folder, tmp_path, capsys):
     out = tmp_path / "out" / "net.safetensors"
     train(_config(folder, out, steps=30, checkpoint_every=10, learning_rate=0.02))
-    losses = [float(line.split()[-1]) for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
+    losses = [
+        float(line.split()[-1])
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("step")
+    ]
     assert losses[-1] < 0.7 * losses[0]
     config, _ = load_weights(out)
     assert config.nbase == (1, 4, 8) and config.diam_mean == 16
-    assert read_card(out)["data"] == {folder.name: 4} and set(read_card(out)["held_out"]) == {folder.name}
+    assert read_card(out)["data"] == {folder.name: 4} and set(read_card(out)["held_out"]) == {
+        folder.name
+    }
     assert [path.name for path in out.parent.iterdir()] == [out.name]  # no checkpoint is left
 
 
@@ -103,7 +124,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder, tmp_path):
         f"t.train(me._config(Path({str(folder)!r}), Path({str(killed)!r})))\n"
     )
     root = Path(__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True).returncode == 9
+    assert (
+        subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True).returncode
+        == 9
+    )
     assert not killed.exists()
     with pytest.raises(InputError, match="other settings"):
         train(_config(folder, killed, seed=1))

@@ -41,7 +41,9 @@ def test_masks_of_real_nuclei_are_the_packages(shared, weights):
     images, _ = nuclei(shared, 1)
     for image, found in zip(images, ours.masks(images), strict=True):
         masks, (_, flows, logits), _ = package.eval(image, channels=[0, 0], max_size_fraction=1.0)
-        maps = np.asarray(ours.maps([ours._with_channels(image)])[0])[: image.shape[0], : image.shape[1]]
+        maps = np.asarray(ours.maps([ours._with_channels(image)])[0])[
+            : image.shape[0], : image.shape[1]
+        ]
         for mine, theirs in ((np.moveaxis(maps[..., :2], -1, 0), flows), (maps[..., 2], logits)):
             error = np.abs(mine - theirs) / np.abs(theirs).max()
             print("relative error:", error.max())
@@ -63,7 +65,9 @@ def test_all_forty_images_score_what_the_package_scores(shared, weights):
 @pytest.mark.parametrize(
     ("channels", "shape", "rescale"), [(2, (61, 75), 1.0), (2, (90, 250), 0.6), (1, (40, 33), 2.0)]
 )
-def test_maps_of_rescaled_two_channel_and_tiled_images_are_the_packages(channels, shape, rescale, tmp_path):
+def test_maps_of_rescaled_two_channel_and_tiled_images_are_the_packages(
+    channels, shape, rescale, tmp_path
+):
     path = package_file(random_package_network((2, 8, 16, 24, 32)), tmp_path / "weights.pth")
     network = random_package_network((2, 8, 16, 24, 32))
     network.mkldnn = False
@@ -94,15 +98,17 @@ def package_maps(network, image):
     cut, rows, columns, high, wide = transforms.make_tiles(padded)
     with torch.no_grad():
         maps = network(torch.from_numpy(cut.reshape(-1, *cut.shape[2:])))[0].numpy()
-    return transforms.average_tiles(maps, rows, columns, high, wide)[:, y1 : high - y2, x1 : wide - x2].transpose(
-        1, 2, 0
-    )
+    return transforms.average_tiles(maps, rows, columns, high, wide)[
+        :, y1 : high - y2, x1 : wide - x2
+    ].transpose(1, 2, 0)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """Weights of a small network that says something of everything."""
-    return package_file(random_package_network((2, 4, 8)), tmp_path_factory.mktemp("small") / "weights.pth")
+    return package_file(
+        random_package_network((2, 4, 8)), tmp_path_factory.mktemp("small") / "weights.pth"
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +127,10 @@ def test_an_image_without_contrast_gives_masks_of_its_shape(image, small):
 
 def test_one_image_gives_what_it_gives_among_others(small):
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 900, shape).astype(np.uint16) for shape in ((40, 50), (40, 50), (64, 30), (40, 50))]
+    images = [
+        rng.integers(0, 900, shape).astype(np.uint16)
+        for shape in ((40, 50), (40, 50), (64, 30), (40, 50))
+    ]
     together = segment(images, small)
     for image, mask in zip(images, together, strict=True):
         np.testing.assert_array_equal(segment(image, small), mask)
@@ -131,7 +140,9 @@ def test_one_image_gives_what_it_gives_among_others(small):
 def test_an_image_in_blocks_has_the_objects_of_the_whole(shared, weights, monkeypatch):
     images, _ = nuclei(shared, 4, "train")
     image = (
-        np.vstack([np.hstack(images[:2]), np.hstack(images[2:4])]) if len({i.shape for i in images}) == 1 else images[0]
+        np.vstack([np.hstack(images[:2]), np.hstack(images[2:4])])
+        if len({i.shape for i in images}) == 1
+        else images[0]
     )
     whole = next(Segmenter(weights).masks([image])).labels
     from perturbjax.segmentation import api
@@ -199,7 +210,9 @@ def server(small):
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content if self.path.endswith("nucleitorch_0") else content[: len(content) // 2])
+            self.wfile.write(
+                content if self.path.endswith("nucleitorch_0") else content[: len(content) // 2]
+            )
 
         def log_message(self, *_):
             pass
@@ -210,7 +223,9 @@ def server(small):
         server.shutdown()
 
 
-def test_published_weights_are_fetched_once_and_whole_or_not_at_all(server, tmp_path, monkeypatch, small):
+def test_published_weights_are_fetched_once_and_whole_or_not_at_all(
+    server, tmp_path, monkeypatch, small
+):
     monkeypatch.setenv("CELLPOSE_LOCAL_MODELS_PATH", str(tmp_path / "models"))
     path = names.find("nuclei", server)
     assert path.read_bytes() == small.read_bytes() and path == tmp_path / "models/nucleitorch_0"
@@ -227,5 +242,7 @@ def test_published_weights_are_fetched_once_and_whole_or_not_at_all(server, tmp_
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(InputError, match=r"--weights cyto9: no such file, .* nuclei, cyto, cyto2, cyto3"):
+    with pytest.raises(
+        InputError, match=r"--weights cyto9: no such file, .* nuclei, cyto, cyto2, cyto3"
+    ):
         Segmenter("cyto9")

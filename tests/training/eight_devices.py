@@ -25,7 +25,14 @@ from perturbjax.training.apply_network import apply_to_sites
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
 from perturbjax.training.devices import AXIS, Placement, choose_placement, stack_steps
 from perturbjax.training.optimizer import make_optimizer
-from perturbjax.training.step import Sums, TrainState, initial_state, make_predict_step, make_train_step, split_model
+from perturbjax.training.step import (
+    Sums,
+    TrainState,
+    initial_state,
+    make_predict_step,
+    make_train_step,
+    split_model,
+)
 
 SITES, SIDE, BATCH, CLASSES, STEPS = 20, 12, 12, 3, 2
 RECIPE = Recipe(
@@ -53,7 +60,9 @@ def sites() -> ResidentArrays:
     image = random.integers(0, 60_000, (SITES, SIDE, SIDE, 1), dtype=np.uint16)
     mask = random.integers(0, 2, (SITES, SIDE, SIDE), dtype=np.uint8)
     scale = np.full((SITES, 1), 1 / 65535, np.float32)
-    return ResidentArrays(image, mask, np.arange(SITES, dtype=np.int32) % CLASSES, np.zeros_like(scale), scale)
+    return ResidentArrays(
+        image, mask, np.arange(SITES, dtype=np.int32) % CLASSES, np.zeros_like(scale), scale
+    )
 
 
 class Training:
@@ -62,7 +71,9 @@ class Training:
     def __init__(self, placement: Placement, sites: ResidentArrays):
         graphdef, params, stats = split_model(TinyNet(rngs=nnx.Rngs(0)))
         optimizer = make_optimizer(RECIPE.optim, RECIPE.optim.epochs * STEPS)
-        step = make_train_step(graphdef, optimizer, RECIPE, steps_per_epoch=STEPS, axis_name=placement.axis_name)
+        step = make_train_step(
+            graphdef, optimizer, RECIPE, steps_per_epoch=STEPS, axis_name=placement.axis_name
+        )
         self.traces = 0
 
         def counted_step(state: TrainState, batch: RawBatch) -> tuple[TrainState, Sums]:
@@ -76,13 +87,17 @@ class Training:
 
     def start(self, tree: dict | None = None) -> None:
         """From the beginning, or from a checkpoint."""
-        self.state = self.placement.replicate(self.fresh if tree is None else tree_to_state(tree, self.fresh, "test"))
+        self.state = self.placement.replicate(
+            self.fresh if tree is None else tree_to_state(tree, self.fresh, "test")
+        )
 
     def epochs(self, *epochs: int) -> tuple[list[np.ndarray], dict]:
         """The losses of every step, and all arrays of the state after the last."""
         parts = []
         order = Order.of_epochs(RECIPE.seed, np.arange(SITES), BATCH, RECIPE.optim.epochs)
-        for state, part in self.run(self.state, order.between(epochs[0] * STEPS, (epochs[-1] + 1) * STEPS)):
+        for state, part in self.run(
+            self.state, order.between(epochs[0] * STEPS, (epochs[-1] + 1) * STEPS)
+        ):
             self.state = state
             parts.append(part)
         sums = stack_steps(parts)
@@ -123,14 +138,20 @@ def one_device(begin):
     training = begin("1")
     start = state_to_tree(training.state)
     losses, tree = training.epochs(0, 1, 2)
-    moved = [np.abs(value - start[name]).max() for name, value in tree.items() if name.startswith("params")]
+    moved = [
+        np.abs(value - start[name]).max()
+        for name, value in tree.items()
+        if name.startswith("params")
+    ]
     assert min(moved) > 100 * CLOSE["atol"], "nothing would be shown by parameters that stand still"
     return losses, tree
 
 
 @pytest.mark.parametrize("scans", [False, True], ids=["step-by-step", "one-dispatch"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_and_parameters_are_those_of_one_device_and_the_step_is_traced_once(kind, scans, begin, one_device):
+def test_losses_and_parameters_are_those_of_one_device_and_the_step_is_traced_once(
+    kind, scans, begin, one_device
+):
     training = begin(kind, scans)
     losses, tree = training.epochs(0, 1, 2)
     np.testing.assert_allclose(losses, one_device[0], **CLOSE)
@@ -151,9 +172,13 @@ def test_batchnorm_learns_the_statistics_of_the_whole_batch_without_its_padding(
         return [norm.mean[...], norm.var[...]]
 
     if kind == "pmap":
-        mean, var = jax.pmap(learn, AXIS, out_axes=None)(rows.reshape(8, 2, 1), weight.reshape(8, 2))
+        mean, var = jax.pmap(learn, AXIS, out_axes=None)(
+            rows.reshape(8, 2, 1), weight.reshape(8, 2)
+        )
     else:
-        mean, var = jax.jit(learn)(*(jax.device_put(x, placed(kind).by_row) for x in (rows, weight)))
+        mean, var = jax.jit(learn)(
+            *(jax.device_put(x, placed(kind).by_row) for x in (rows, weight))
+        )
     np.testing.assert_allclose(mean, rows[:13].mean(0), rtol=1e-6)
     np.testing.assert_allclose(var, rows[:13].var(0, ddof=1), rtol=1e-6)
 
@@ -168,7 +193,9 @@ def test_what_stands_in_padded_rows_moves_nothing(begin):
     for rows in (order, other):
         training = begin("sharded")
         dealt = Rows(rows, weight)
-        *_, (state, sums) = training.run(training.state, Order(lambda epoch, dealt=dealt: dealt, STEPS, 0, STEPS))
+        *_, (state, sums) = training.run(
+            training.state, Order(lambda epoch, dealt=dealt: dealt, STEPS, 0, STEPS)
+        )
         answers.append(to_bytes(state_to_tree((state, sums))))
     assert answers[0] == answers[1]
 
@@ -179,17 +206,25 @@ def test_evaluation_answers_every_site_once_in_the_order_asked_for(kind, begin, 
     positions = np.random.default_rng(1).permutation(SITES)[:13]
     training = begin(kind)
     params, stats = training.state.params, training.state.stats
-    probabilities, _ = apply_to_sites(training.predict, params, stats, training.feed.batches, positions, batch_size=5)
+    probabilities, _ = apply_to_sites(
+        training.predict, params, stats, training.feed.batches, positions, batch_size=5
+    )
     single = begin("1")
     expected = [
-        single.predict(single.state.params, single.state.stats, gather(sites, jnp.array([p]), jnp.ones(1)))[0]
+        single.predict(
+            single.state.params, single.state.stats, gather(sites, jnp.array([p]), jnp.ones(1))
+        )[0]
         for p in positions
     ]
     np.testing.assert_allclose(probabilities, np.concatenate(expected), **CLOSE)
 
 
-@pytest.mark.parametrize(("first", "then"), [("sharded", "1"), ("1", "sharded"), ("pmap", "1"), ("1", "pmap")])
-def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_the_other_way_round(first, then, begin, one_device, tmp_path):
+@pytest.mark.parametrize(
+    ("first", "then"), [("sharded", "1"), ("1", "sharded"), ("pmap", "1"), ("1", "pmap")]
+)
+def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_the_other_way_round(
+    first, then, begin, one_device, tmp_path
+):
     begun = begin(first)
     _, saved = begun.epochs(0, 1)
     checkpoints = Checkpoints(tmp_path)
@@ -206,7 +241,9 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_the_other_way_round(fi
 
 def test_rows_are_dealt_over_all_devices_and_padded_at_weight_zero(sites):
     placement = placed("sharded")
-    batch = placement.place_rows(gather(jax.tree.map(jnp.asarray, sites), jnp.arange(13), jnp.ones(13)))
+    batch = placement.place_rows(
+        gather(jax.tree.map(jnp.asarray, sites), jnp.arange(13), jnp.ones(13))
+    )
     assert isinstance(batch, RawBatch) and len(batch.image) == 16
     assert len({shard.device for shard in batch.image.addressable_shards}) == 8
     assert batch.image.sharding.spec == P(AXIS)

@@ -33,7 +33,14 @@ from perturbjax.models.ensemble_head import COMPONENTS, Head, Perceptron, measur
 from perturbjax.models.layers import Dense
 from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.devices import ComputeConfig
-from perturbjax.training.ensemble_fit import LEAST_SHARE, best_shares, fit_head, fit_linear, fit_perceptron, reduction
+from perturbjax.training.ensemble_fit import (
+    LEAST_SHARE,
+    best_shares,
+    fit_head,
+    fit_linear,
+    fit_perceptron,
+    reduction,
+)
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.setup import prepare_experiment
 
@@ -41,11 +48,15 @@ from perturbjax.training.setup import prepare_experiment
 def blobs(n: int = 120, d: int = 20, classes: int = 3):
     rng = np.random.default_rng(0)
     labels = np.arange(n) % classes
-    return (rng.normal(size=(classes, d))[labels] + rng.normal(size=(n, d))).astype(np.float32) * 5 + 7, labels
+    return (rng.normal(size=(classes, d))[labels] + rng.normal(size=(n, d))).astype(
+        np.float32
+    ) * 5 + 7, labels
 
 
 @pytest.mark.parametrize("n", [120, 12])
-def test_components_and_statistics_have_one_total_variance_and_neither_is_correlated_within_components(n):
+def test_components_and_statistics_have_one_total_variance_and_neither_is_correlated_within_components(
+    n,
+):
     x, _ = blobs(n)
     mean, kernel = reduction(x, seen=15)
     z = (x - mean) @ kernel
@@ -109,9 +120,13 @@ def test_a_linear_model_is_scikit_learns():
     x, labels = blobs(90)
     x = (x - x.mean(0)) / x.std(0)
     scale = np.sqrt(2 * LINEAR_VARIANCE / 20)
-    theirs = LogisticRegression(C=LINEAR_C, max_iter=300, class_weight="balanced").fit(x * scale, labels)
+    theirs = LogisticRegression(C=LINEAR_C, max_iter=300, class_weight="balanced").fit(
+        x * scale, labels
+    )
     ours = fit_linear(Dense(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(90))
-    np.testing.assert_allclose(jax.nn.softmax(ours(jnp.asarray(x))), theirs.predict_proba(x * scale), atol=1e-4)
+    np.testing.assert_allclose(
+        jax.nn.softmax(ours(jnp.asarray(x))), theirs.predict_proba(x * scale), atol=1e-4
+    )
 
 
 def test_shares_are_those_that_make_the_labels_likeliest():
@@ -136,21 +151,29 @@ def test_a_head_is_both_in_shares_of_held_out_groups_and_alike_each_time(groups)
     x, labels = blobs()
     x = (x - x.mean(0)) / x.std(0)
     heads = [
-        fit_head(Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), groups, smoothing=0.1, seed=0)
+        fit_head(
+            Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), groups, smoothing=0.1, seed=0
+        )
         for _ in range(2)
     ]
     x = jnp.asarray(x)
-    parts = [jax.nn.log_softmax(part) for part in (heads[0].perceptron(x, Mode()), heads[0].linear(x))]
+    parts = [
+        jax.nn.log_softmax(part) for part in (heads[0].perceptron(x, Mode()), heads[0].linear(x))
+    ]
     shares = np.asarray(heads[0].shares[...])
     assert shares.min() >= np.float32(LEAST_SHARE) and shares.max() > 0.5
-    np.testing.assert_allclose(heads[0](x, Mode()), shares[0] * parts[0] + shares[1] * parts[1], atol=1e-4)
+    np.testing.assert_allclose(
+        heads[0](x, Mode()), shares[0] * parts[0] + shares[1] * parts[1], atol=1e-4
+    )
     np.testing.assert_array_equal(heads[0](x, Mode()), heads[1](x, Mode()))
 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_of_hardly_any_site_a_head_is_made_all_the_same(n):
     x, labels = blobs(n)
-    head = fit_head(Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(n), np.zeros(n), smoothing=0.1, seed=0)
+    head = fit_head(
+        Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(n), np.zeros(n), smoothing=0.1, seed=0
+    )
     np.testing.assert_array_equal(head.shares[...], [0.5, 0.5])
     assert np.isfinite(head(jnp.asarray(x), Mode())).all()
 
@@ -158,7 +181,9 @@ def test_of_hardly_any_site_a_head_is_made_all_the_same(n):
 def test_sites_of_classes_that_nobody_else_has_do_not_count_for_the_shares():
     x, labels = blobs()
     x = (x - x.mean(0)) / x.std(0)
-    head = fit_head(Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), labels, smoothing=0.1, seed=0)
+    head = fit_head(
+        Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), labels, smoothing=0.1, seed=0
+    )
     np.testing.assert_array_equal(head.shares[...], [0.5, 0.5])
 
 
@@ -185,7 +210,9 @@ def config(folder, name: str) -> TrainConfig:
         model=ModelConfig(model="resnet18"),
         input=InputConfig(normalize="log_plate", mask_encoding="instance"),
         augment=AugmentConfig(crop=24),
-        optim=OptimConfig(epochs=2, batch_size=12, learning_rate=0.01, weight_decay=0.1, decoupled=True),
+        optim=OptimConfig(
+            epochs=2, batch_size=12, learning_rate=0.01, weight_decay=0.1, decoupled=True
+        ),
         split=SplitConfig(split="well", folds=3),
         transfer=TransferConfig(weights=str(folder / "resnet18.safetensors"), head="channels"),
     )
@@ -199,7 +226,8 @@ def config(folder, name: str) -> TrainConfig:
 
 
 @pytest.mark.parametrize(
-    ("least", "steps_per_epoch", "steps"), [(0, 0, 2), (4, 0, 2), (5, 0, 3), (51, 0, 26), (51, 1, 1)]
+    ("least", "steps_per_epoch", "steps"),
+    [(0, 0, 2), (4, 0, 2), (5, 0, 3), (51, 0, 26), (51, 1, 1)],
 )
 def test_few_sites_are_seen_more_than_once_an_epoch_until_the_least_steps_are_reached(
     folder, least, steps_per_epoch, steps
@@ -207,7 +235,9 @@ def test_few_sites_are_seen_more_than_once_an_epoch_until_the_least_steps_are_re
     given = config(folder, "never").recipe
     optim = replace(given.optim, least_steps=least, steps_per_epoch=steps_per_epoch)
     experiment = prepare_experiment(replace(given, optim=optim), (folder / "data",))
-    assert experiment.steps_per_epoch == steps and len(experiment.order) == 2 * steps  # 24 sites, 12 a step, 2 epochs
+    assert (
+        experiment.steps_per_epoch == steps and len(experiment.order) == 2 * steps
+    )  # 24 sites, 12 a step, 2 epochs
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +253,10 @@ def test_the_head_is_of_the_training_sites_and_stands_still_while_the_eyes_move(
     np.testing.assert_allclose(answers.features.mean(0), 0, atol=1e-3)
     labels = dataset.column("Metadata_pert_iname").to_numpy()[train]
     head = nnx.merge(network.graphdef, *network.state.values()).head
-    for part in (head.perceptron(jnp.asarray(answers.features), Mode()), head.linear(jnp.asarray(answers.features))):
+    for part in (
+        head.perceptron(jnp.asarray(answers.features), Mode()),
+        head.linear(jnp.asarray(answers.features)),
+    ):
         assert (np.array(network.class_names)[np.asarray(part).argmax(1)] == labels).mean() > 0.9
     one, other = (Checkpoints(run.path).load("latest", epoch)[0] for epoch in (1, 2))
     network_s = [name for name in one if name.startswith(("params/", "stats/"))]
@@ -252,8 +285,13 @@ def test_exported_it_answers_any_number_of_images_as_its_run(folder, run):
 
 def test_what_it_needs_is_said():
     with pytest.raises(InputError, match="--normalize site: must be log or log_plate"):
-        Recipe(input=InputConfig(normalize="site"), transfer=TransferConfig(weights="w", head="channels"))
-    with pytest.raises(InputError, match="--crop 8: must be at least 16 pixels with --head channels"):
+        Recipe(
+            input=InputConfig(normalize="site"),
+            transfer=TransferConfig(weights="w", head="channels"),
+        )
+    with pytest.raises(
+        InputError, match="--crop 8: must be at least 16 pixels with --head channels"
+    ):
         Recipe(
             input=InputConfig(normalize="log"),
             augment=AugmentConfig(crop=8),

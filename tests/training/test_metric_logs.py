@@ -45,9 +45,32 @@ class Told:
 @pytest.mark.parametrize(
     ("to", "expected"),
     [
-        ("tensorboard", [("add_scalar", "train/loss"), ("add_scalar", "train/accuracy"), ("add_scalar", "test/loss")]),
-        ("wandb", [("log", {"train/loss", "train/accuracy", "test/loss", "test/accuracy", "learning_rate"})]),
-        ("mlflow", [("log_metrics", {"train/loss", "train/accuracy", "test/loss", "test/accuracy", "learning_rate"})]),
+        (
+            "tensorboard",
+            [
+                ("add_scalar", "train/loss"),
+                ("add_scalar", "train/accuracy"),
+                ("add_scalar", "test/loss"),
+            ],
+        ),
+        (
+            "wandb",
+            [
+                (
+                    "log",
+                    {"train/loss", "train/accuracy", "test/loss", "test/accuracy", "learning_rate"},
+                )
+            ],
+        ),
+        (
+            "mlflow",
+            [
+                (
+                    "log_metrics",
+                    {"train/loss", "train/accuracy", "test/loss", "test/accuracy", "learning_rate"},
+                )
+            ],
+        ),
     ],
 )
 def test_every_epoch_is_told_under_its_names(monkeypatch, run, to, expected):
@@ -55,7 +78,11 @@ def test_every_epoch_is_told_under_its_names(monkeypatch, run, to, expected):
     monkeypatch.setitem(sys.modules, PACKAGES[to][0], told)
     with open_log(to, run) as log:
         log(read_metrics(run.path))
-    calls = [(name, words[0] if isinstance(words[0], str) else set(words[0])) for name, words, _ in told.calls if words]
+    calls = [
+        (name, words[0] if isinstance(words[0], str) else set(words[0]))
+        for name, words, _ in told.calls
+        if words
+    ]
     assert [call for call in expected if call not in calls] == []
     opened = [named for name, _, named in told.calls if name in ("init", "start_run")]
     assert all(run.path.name in named.values() for named in opened)
@@ -74,6 +101,8 @@ def test_training_tells_as_it_goes(monkeypatch, run, tmp_path):
 @pytest.mark.parametrize("to", PACKAGES)
 def test_a_package_that_is_not_there_is_named(monkeypatch, tmp_path, to):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=f"--log-to {to}: must be installed: pip install {PACKAGES[to][1]}"):
+    with pytest.raises(
+        InputError, match=f"--log-to {to}: must be installed: pip install {PACKAGES[to][1]}"
+    ):
         fit(TrainConfig(out=tmp_path / "run", log_to=to))
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,14 @@ import torch
 from perturbjax.core.config import OptimConfig
 from perturbjax.core.errors import InputError
 from perturbjax.training.loss import class_weights, cross_entropy
-from perturbjax.training.optimizer import adam, constant, make_optimizer, one_cycle, one_cycle_momentum, schedules
+from perturbjax.training.optimizer import (
+    adam,
+    constant,
+    make_optimizer,
+    one_cycle,
+    one_cycle_momentum,
+    schedules,
+)
 
 PAPER_STEPS = 200 * 18
 
@@ -18,7 +25,9 @@ PAPER_STEPS = 200 * 18
 def torch_schedule(max_lr: float, total_steps: int, warmup: float) -> tuple[np.ndarray, np.ndarray]:
     """OneCycleLR's learning rates and beta1s, float64."""
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps=total_steps, pct_start=warmup)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr, total_steps=total_steps, pct_start=warmup
+    )
     rates, betas = [], []
     for step in range(total_steps):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -69,11 +78,15 @@ def test_adam_moves_as_torchs_does(decoupled, cycle_momentum):
     """60 steps on given gradients, spanning ten orders of magnitude so that epsilon counts: within 1e-6."""
     steps, recipe = (
         60,
-        OptimConfig(learning_rate=0.01, weight_decay=0.1, decoupled=decoupled, cycle_momentum=cycle_momentum),
+        OptimConfig(
+            learning_rate=0.01, weight_decay=0.1, decoupled=decoupled, cycle_momentum=cycle_momentum
+        ),
     )
     rng = np.random.default_rng(0)
     start = rng.normal(size=(4, 30)).astype(np.float32)
-    gradients = (rng.normal(size=(steps, 4, 30)) * 10.0 ** rng.integers(-10, 1, size=(4, 30))).astype(np.float32)
+    gradients = (
+        rng.normal(size=(steps, 4, 30)) * 10.0 ** rng.integers(-10, 1, size=(4, 30))
+    ).astype(np.float32)
     recorded = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
     theirs = kind([recorded], weight_decay=recipe.weight_decay)
@@ -100,7 +113,9 @@ def test_the_first_step_is_the_learning_rate_whatever_the_gradient():
     """Adam's first step is lr in the direction of the sign, exactly where both corrections are exact."""
     optimizer = adam(constant(0.01), constant(0.95))
     params = {"w": jnp.array([1.0, -2.0, 3.0])}
-    updates, _ = optimizer.update({"w": jnp.array([5.0, -3.0, 1e-3])}, optimizer.init(params), params)
+    updates, _ = optimizer.update(
+        {"w": jnp.array([5.0, -3.0, 1e-3])}, optimizer.init(params), params
+    )
     np.testing.assert_allclose(updates["w"], [-0.01, 0.01, -0.01 * 1e-3 / (1e-3 + 1e-8)], rtol=2e-6)
 
 
@@ -121,12 +136,15 @@ def test_loss_and_its_gradient_are_torchs(smoothing, weighted):
 
     theirs = torch.tensor(logits[:7], requires_grad=True)
     loss = torch.nn.CrossEntropyLoss(
-        weight=None if class_weight is None else torch.tensor(class_weight), label_smoothing=smoothing
+        weight=None if class_weight is None else torch.tensor(class_weight),
+        label_smoothing=smoothing,
     )(theirs, torch.tensor(labels[:7]))
     loss.backward()
 
     def mean(x):
-        ours = jax.tree.map(jnp.asarray, {"labels": labels, "weight": padding, "class_weight": class_weight})
+        ours = jax.tree.map(
+            jnp.asarray, {"labels": labels, "weight": padding, "class_weight": class_weight}
+        )
         total, weight = cross_entropy(x, **ours, smoothing=smoothing)
         return total / weight
 

@@ -44,10 +44,17 @@ def config(folder, name: str, **changes) -> TrainConfig:
         augment=AugmentConfig(crop=32),
         optim=OptimConfig(epochs=EPOCHS, batch_size=8, learning_rate=1e-3),
         split=SplitConfig(split="well", folds=3),
-        transfer=TransferConfig(weights=str(folder / "resnet18.safetensors"), freeze_epochs=FROZEN, **changes),
+        transfer=TransferConfig(
+            weights=str(folder / "resnet18.safetensors"), freeze_epochs=FROZEN, **changes
+        ),
     )
     return TrainConfig(
-        out=folder / name, data=(folder / "data",), recipe=recipe, checkpoint_every=1, keep_latest=EPOCHS, compute=ONE
+        out=folder / name,
+        data=(folder / "data",),
+        recipe=recipe,
+        checkpoint_every=1,
+        keep_latest=EPOCHS,
+        compute=ONE,
     )
 
 
@@ -68,10 +75,16 @@ def test_frozen_epochs_leave_every_bit_of_the_backbone_and_later_ones_only_its_s
     backbone = [n for n in epochs[0] if n.startswith(("params/backbone", "stats/backbone"))]
     assert len(backbone) > 80
     for name in backbone:
-        frozen, thawed = (value[name].tobytes() for value in epochs[:FROZEN]), epochs[-1][name].tobytes()
+        frozen, thawed = (
+            (value[name].tobytes() for value in epochs[:FROZEN]),
+            epochs[-1][name].tobytes(),
+        )
         assert len(set(frozen)) == 1, name
         assert (thawed == epochs[0][name].tobytes()) == name.startswith("stats"), name
-    heads = {tree[next(n for n in tree if n.startswith("params/head/kernel"))].tobytes() for tree in epochs}
+    heads = {
+        tree[next(n for n in tree if n.startswith("params/head/kernel"))].tobytes()
+        for tree in epochs
+    }
     assert len(heads) == EPOCHS
 
 
@@ -90,7 +103,9 @@ def test_each_phase_has_its_own_one_cycle(run):
 
 
 @pytest.mark.parametrize("killed_after", [pytest.param(1, marks=pytest.mark.slow), FROZEN])
-def test_a_run_interrupted_within_a_phase_or_between_the_two_ends_the_same(folder, run, killed_after, monkeypatch):
+def test_a_run_interrupted_within_a_phase_or_between_the_two_ends_the_same(
+    folder, run, killed_after, monkeypatch
+):
     again = config(folder, f"killed{killed_after}")
 
     def interrupted(items, **_):
@@ -114,10 +129,14 @@ def test_a_run_is_applied_without_the_file_it_started_from(folder, run):
     try:
         out = predict(
             PredictConfig(
-                ApplyConfig(CheckpointConfig(run), compute=ONE), (folder / "data",), folder / "predictions.parquet"
+                ApplyConfig(CheckpointConfig(run), compute=ONE),
+                (folder / "data",),
+                folder / "predictions.parquet",
             )
         )
-        features = extract(FeaturesConfig(data=(folder / "data",), out=folder / "features.parquet", run=run))
+        features = extract(
+            FeaturesConfig(data=(folder / "data",), out=folder / "features.parquet", run=run)
+        )
     finally:
         shutil.move(moved, folder / "resnet18.safetensors")
     assert out.is_file() and features.is_file()

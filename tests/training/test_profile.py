@@ -39,7 +39,10 @@ def test_time_inside_another_operation_counts_once():
         Span(4.0, 6.0, "m", "add.1"),
         Span(12.0, 13.0, "m", "add.1"),
     ]
-    sums = {(part, operation): seconds for part, operation, seconds in sum_by_kind([spans, spans[3:]], names)}
+    sums = {
+        (part, operation): seconds
+        for part, operation, seconds in sum_by_kind([spans, spans[3:]], names)
+    }
     assert sums == {
         ("other", "while"): 5.0,
         ("backward", "conv_general_dilated"): 3.0,

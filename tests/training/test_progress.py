@@ -20,7 +20,9 @@ STEPS = 5
 
 
 def state(step: int) -> TrainState:
-    return TrainState({"w": jnp.full(3, step / 7)}, {"m": jnp.zeros(2)}, {"v": jnp.ones(3)}, jnp.int32(step))
+    return TrainState(
+        {"w": jnp.full(3, step / 7)}, {"m": jnp.zeros(2)}, {"v": jnp.ones(3)}, jnp.int32(step)
+    )
 
 
 def sums(*steps: float) -> list[Sums]:
@@ -31,7 +33,9 @@ def sums(*steps: float) -> list[Sums]:
 def run(tmp_path):
     """A run of three epochs in its metrics."""
     run = Run(tmp_path, Recipe(), (), ["DMSO", "taxol"], {"split_fingerprint": None})
-    run.append_metrics([dict.fromkeys(("step", "split", "loss", "accuracy")) | {"epoch": n} for n in (1, 2, 3)])
+    run.append_metrics(
+        [dict.fromkeys(("step", "split", "loss", "accuracy")) | {"epoch": n} for n in (1, 2, 3)]
+    )
     return run
 
 
@@ -48,7 +52,9 @@ def checkpoints(tmp_path):
 
 def test_a_run_left_within_an_epoch_goes_on_there_with_the_sums_of_its_steps(run, checkpoints):
     checkpoints.save(state(10), epoch=2, facts=run.identity, accuracy=None)
-    ends = leave(checkpoints, state(13), epoch=2, parts=sums(11, 12, 13), seconds=1.5, facts=run.identity)
+    ends = leave(
+        checkpoints, state(13), epoch=2, parts=sums(11, 12, 13), seconds=1.5, facts=run.identity
+    )
     assert isinstance(ends, Terminated) and "after step 3 of epoch 3" in str(ends)
     begun = resume(run, checkpoints, state(0), STEPS)
     assert (begun.epoch, begun.taken, begun.seconds) == (2, 3, 1.5) and epochs_kept(run) == [1, 2]
@@ -83,7 +89,11 @@ def test_a_loss_that_is_not_finite_names_the_checkpoint_that_stays(run, checkpoi
 
 def test_a_directory_is_kept_by_one_at_a_time(tmp_path):
     kept = locked(tmp_path / "run")
-    with kept, pytest.raises(InputError, match="another process is training there"), locked(tmp_path / "run"):
+    with (
+        kept,
+        pytest.raises(InputError, match="another process is training there"),
+        locked(tmp_path / "run"),
+    ):
         pass
     with locked(tmp_path / "run"):
         pass
@@ -93,7 +103,9 @@ def test_a_directory_is_kept_by_one_at_a_time(tmp_path):
     assert not (tmp_path / ".lock").exists()
 
 
-@pytest.mark.parametrize("damage", [b"\xff\x00\x80", b'{"epoch": 2', b"[" * 100_000, b'{"epoch": "x"}', b"null"])
+@pytest.mark.parametrize(
+    "damage", [b"\xff\x00\x80", b'{"epoch": 2', b"[" * 100_000, b'{"epoch": "x"}', b"null"]
+)
 def test_what_follows_a_damaged_line_of_metrics_is_left_out(tmp_path, damage):
     row = {"epoch": 1, "step": 4, "split": "train", "loss": 2.0, "accuracy": 0.5}
     whole = json.dumps(row).encode()
@@ -103,7 +115,9 @@ def test_what_follows_a_damaged_line_of_metrics_is_left_out(tmp_path, damage):
 
 def test_a_run_names_the_commit_of_a_clone_and_nothing_where_there_is_none(tmp_path, monkeypatch):
     assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", run_module._commit().get("commit", "0000000"))
-    monkeypatch.setattr(run_module, "__file__", str(tmp_path / "perturbjax" / "training" / "run.py"))
+    monkeypatch.setattr(
+        run_module, "__file__", str(tmp_path / "perturbjax" / "training" / "run.py")
+    )
     assert run_module._commit() == {}, "no clone"
     (tmp_path / ".git").mkdir()
     assert run_module._commit() == {}, "a clone that git cannot read"

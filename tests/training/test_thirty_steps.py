@@ -25,7 +25,9 @@ STEPS, SIZE, BATCH = 30, 16, 8
 RECIPE = OptimConfig()
 
 
-def train_torch(network: torch.nn.Module, x: np.ndarray, labels: np.ndarray) -> tuple[list[float], dict]:
+def train_torch(
+    network: torch.nn.Module, x: np.ndarray, labels: np.ndarray
+) -> tuple[list[float], dict]:
     """Losses before each step, and the state dict after the last."""
     optimizer = torch.optim.Adam(network.parameters(), weight_decay=RECIPE.weight_decay)
     schedule = OneCycleLR(optimizer, RECIPE.learning_rate, total_steps=STEPS)
@@ -51,7 +53,13 @@ def float64(monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["attention", *(pytest.param(name, marks=pytest.mark.slow) for name in ("attention_multiscale", "masked_cnn"))],
+    [
+        "attention",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("attention_multiscale", "masked_cnn")
+        ),
+    ],
 )
 def test_parameters_and_losses_are_torchs(tmp_path, name, float64):
     """Losses within 1e-4, parameters and statistics within 1e-3 of the tensor's largest value."""
@@ -59,9 +67,15 @@ def test_parameters_and_losses_are_torchs(tmp_path, name, float64):
     x, labels = batches(STEPS, BATCH, SIZE, SIZE)
     expected_losses, expected = train_torch(pair.theirs.double(), x, labels)
 
-    params, stats = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (pair.params, pair.stats))
+    params, stats = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.float64), (pair.params, pair.stats)
+    )
     optimizer = make_optimizer(RECIPE, STEPS)
-    state, compute, update = optimizer.init(params), loss_and_gradients(pair, jnp.float64), jax.jit(optimizer.update)
+    state, compute, update = (
+        optimizer.init(params),
+        loss_and_gradients(pair, jnp.float64),
+        jax.jit(optimizer.update),
+    )
     start, losses = pair.named(params, stats), []
     for inputs, wanted in zip(x, labels, strict=True):
         (loss, stats), gradients = compute(params, stats, inputs.astype(np.float64), wanted)
@@ -69,12 +83,17 @@ def test_parameters_and_losses_are_torchs(tmp_path, name, float64):
         params = optax.apply_updates(params, updates)
         losses.append(float(loss))
     ours = pair.named(params, stats)
-    assert ours["classifier.0.weight" if name != "masked_cnn" else "classifier.2.weight"].dtype == np.float64
+    assert (
+        ours["classifier.0.weight" if name != "masked_cnn" else "classifier.2.weight"].dtype
+        == np.float64
+    )
     np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=1e-4)
     for tensor in start:
         if not tensor.endswith("num_batches_tracked"):
             largest = np.abs(expected[tensor]).max()
-            assert np.abs(expected[tensor] - start[tensor]).max() > 1e-2 * largest, f"{tensor} did not move"
+            assert np.abs(expected[tensor] - start[tensor]).max() > 1e-2 * largest, (
+                f"{tensor} did not move"
+            )
             assert np.abs(ours[tensor] - expected[tensor]).max() <= 1e-3 * largest, tensor
 
 
@@ -85,5 +104,9 @@ def test_float32_alone_would_not_do(tmp_path):
     x, labels = batches(STEPS, BATCH, SIZE, SIZE)
     _, double = train_torch(copy.deepcopy(pair.theirs).double(), x, labels)
     _, single = train_torch(pair.theirs, x, labels)
-    apart = [np.abs(single[n] - double[n]).max() / np.abs(double[n]).max() for n in double if "num_" not in n]
+    apart = [
+        np.abs(single[n] - double[n]).max() / np.abs(double[n]).max()
+        for n in double
+        if "num_" not in n
+    ]
     assert max(apart) > 1e-3

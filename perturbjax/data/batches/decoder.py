@@ -47,7 +47,9 @@ class Decoder:
         image = np.empty((*shape, len(self.dataset.channel_names)), self.dataset.image_dtype)
         return image, np.empty(shape, masks.storage_dtype(self.input.mask_encoding))
 
-    def read_into(self, position: int, image: UInt[np.ndarray, "h w c"], mask: UInt[np.ndarray, "h w"]) -> None:
+    def read_into(
+        self, position: int, image: UInt[np.ndarray, "h w c"], mask: UInt[np.ndarray, "h w"]
+    ) -> None:
         """Decode one record."""
         pixels, instances = self.dataset.pixels(position)
         if (other := self.sites.mask_of[position]) != position:
@@ -68,7 +70,9 @@ class Decoder:
                 self.read_into(position, image[row], mask[row])
             else:
                 image[row], mask[row] = image[first], mask[first]
-        label, shift, scale = (of[positions] for of in (self.sites.labels, self.sites.shift, self.sites.scale))
+        label, shift, scale = (
+            of[positions] for of in (self.sites.labels, self.sites.shift, self.sites.scale)
+        )
         host: tuple[Any, ...] = (image, mask, label, positions, weight, shift, scale)
         return RawBatch(*host)
 
@@ -84,6 +88,8 @@ def _halve(
     if any(side % 2 for side in mask.shape):
         pad = [(0, side % 2) for side in mask.shape]
         image, mask = np.pad(image, [*pad, (0, 0)], mode="edge"), np.pad(mask, pad, mode="edge")
-    rows = np.add(image[0::2], image[1::2], dtype=np.uint16 if image.dtype == np.uint8 else np.uint32)
+    rows = np.add(
+        image[0::2], image[1::2], dtype=np.uint16 if image.dtype == np.uint8 else np.uint32
+    )
     mean = (rows[:, 0::2] + rows[:, 1::2] + 2) >> 2
     return mean.astype(image.dtype), mask[1::2, 1::2]

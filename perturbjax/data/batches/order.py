@@ -19,7 +19,9 @@ class Rows(NamedTuple):
     """1 for a site, 0 for padding."""
 
 
-def epoch_order(seed: int, epoch: int, records: Int[np.ndarray, " n"], batch_size: int, steps: int = 0) -> Rows:
+def epoch_order(
+    seed: int, epoch: int, records: Int[np.ndarray, " n"], batch_size: int, steps: int = 0
+) -> Rows:
     """The records of every step of an epoch, shuffled by (seed, epoch), and their weights.
 
     The last batch is filled up with records of the epoch's beginning, at weight 0. With `steps` there are so many
@@ -50,7 +52,12 @@ class Order:
 
     def __init__(self, rows_of: Callable[[int], Rows], steps_per_epoch: int, first: int, stop: int):
         """`rows_of(epoch)` gives an epoch's rows (steps, b); the stretch goes from step `first` to before `stop`."""
-        self.rows_of, self.steps_per_epoch, self.first, self.stop = rows_of, steps_per_epoch, first, stop
+        self.rows_of, self.steps_per_epoch, self.first, self.stop = (
+            rows_of,
+            steps_per_epoch,
+            first,
+            stop,
+        )
         self._recent: dict[int, Rows] = {}
 
     @classmethod
@@ -58,7 +65,9 @@ class Order:
         cls, seed: int, records: Int[np.ndarray, " n"], batch_size: int, epochs: int, steps: int = 0
     ) -> Order:
         """Training's order: every epoch shuffled by (seed, epoch), see `epoch_order`."""
-        deal = functools.partial(_shuffled, seed=seed, records=np.asarray(records), batch_size=batch_size, steps=steps)
+        deal = functools.partial(
+            _shuffled, seed=seed, records=np.asarray(records), batch_size=batch_size, steps=steps
+        )
         in_epoch = steps or -(-len(records) // batch_size)
         return cls(deal, in_epoch, 0, epochs * in_epoch)
 
@@ -82,7 +91,11 @@ class Order:
     def epochs(self) -> list[range]:
         """The steps of the stretch, epoch by epoch; the first and the last may be parts of epochs."""
         n = self.steps_per_epoch
-        starts = [self.first, *range((self.first // n + 1) * n, self.stop, n)] if self.first < self.stop else []
+        starts = (
+            [self.first, *range((self.first // n + 1) * n, self.stop, n)]
+            if self.first < self.stop
+            else []
+        )
         return [range(start, min((start // n + 1) * n, self.stop)) for start in starts]
 
     def rows(self, steps: range) -> Rows:
@@ -103,7 +116,9 @@ class Order:
         if known is None:
             known = self.rows_of(epoch)
             # Readers on both sides of an epoch's end need two epochs; older ones may go.
-            self._recent = {e: rows for e, rows in self._recent.items() if e >= epoch - 1} | {epoch: known}
+            self._recent = {e: rows for e, rows in self._recent.items() if e >= epoch - 1} | {
+                epoch: known
+            }
         return known
 
 

@@ -18,7 +18,9 @@ from perturbjax.data.batches.order import Order
 from perturbjax.data.batches.protocol import Devices, ResidentArrays
 
 
-def gather(arrays: ResidentArrays, indices: Int32[Array, " b"], weight: Float32[Array, " b"]) -> RawBatch:
+def gather(
+    arrays: ResidentArrays, indices: Int32[Array, " b"], weight: Float32[Array, " b"]
+) -> RawBatch:
     """A batch of resident sites; pure, for use inside jit. `indices` are positions in the dataset."""
     image, mask, label, shift, scale = (array[indices] for array in arrays)
     return RawBatch(image, mask, label, indices, weight, shift, scale)

@@ -20,7 +20,9 @@ FeedChoice = Literal["auto", "resident", "streamed"]
 DEVICE_SHARE, HOST_SHARE = 0.5, 0.4
 
 
-def open_feed(decoder: Decoder, placement: Devices, *, choice: FeedChoice = "auto", workers: int = 0) -> Feed:
+def open_feed(
+    decoder: Decoder, placement: Devices, *, choice: FeedChoice = "auto", workers: int = 0
+) -> Feed:
     """The feed of a dataset, to be used in a `with` block; both kinds give the same batches.
 
     Args:
@@ -41,7 +43,12 @@ def resident_bytes(decoder: Decoder) -> int:
     dataset = decoder.dataset
     height, width = decoder.stored_size
     pixel = len(dataset.channel_names) * dataset.image_dtype.itemsize
-    return len(dataset) * height * width * (pixel + masks.storage_dtype(decoder.input.mask_encoding).itemsize)
+    return (
+        len(dataset)
+        * height
+        * width
+        * (pixel + masks.storage_dtype(decoder.input.mask_encoding).itemsize)
+    )
 
 
 def _room() -> float:
@@ -55,6 +62,8 @@ def _free_memory() -> float:
     """Bytes that can be allocated without swapping; where the system does not tell, half of what is installed."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        return next(
+            1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")
+        )
     except (OSError, StopIteration):
         return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -72,7 +72,9 @@ class StreamedFeed:
         # Every element is a whole batch already: prefetched record by record, each worker would leave a tail.
         batches = grain.MapDataset.source(order).map(self._decoder)
         threads = 1 if workers else min(os.cpu_count() or 1, MOST_THREADS)
-        stream = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+        stream = batches.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        )
         if workers:
             if not flags.FLAGS.is_parsed():  # grain's workers take their options from absl's flags
                 flags.FLAGS.mark_as_parsed()

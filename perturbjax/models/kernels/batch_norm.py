@@ -45,13 +45,23 @@ class BatchNorm(nnx.Module):
         self.momentum, self.epsilon = momentum, epsilon
 
     def __call__(
-        self, x: Float[Array, "b *spatial c"], mode: Mode, *, shift: Float[Array, " c"] | None = None
+        self,
+        x: Float[Array, "b *spatial c"],
+        mode: Mode,
+        *,
+        shift: Float[Array, " c"] | None = None,
     ) -> Float[Array, "b *spatial c"]:
         """Normalise `x`, or `x + shift`: the bias of the convolution before, which a batch's mean takes away again."""
         if not mode.train:
             return self._by_running_statistics(x, shift)
         z, statistics = _normalise(
-            x, self.scale[...], self.bias[...], _weight(x, mode), self._centre(), self.epsilon, mode.axis_name
+            x,
+            self.scale[...],
+            self.bias[...],
+            _weight(x, mode),
+            self._centre(),
+            self.epsilon,
+            mode.axis_name,
         )
         self._update(statistics, shift)
         return z
@@ -64,7 +74,9 @@ class BatchNorm(nnx.Module):
         """
         return jax.lax.stop_gradient(
             jax.lax.platform_dependent(
-                self.scale[...], tpu=lambda scale: jnp.where(scale < 0, -1.0, 1.0), default=jnp.ones_like
+                self.scale[...],
+                tpu=lambda scale: jnp.where(scale < 0, -1.0, 1.0),
+                default=jnp.ones_like,
             )
         )
 
@@ -146,7 +158,10 @@ def _reduce(values: Array, axis_name: str | None) -> Array:
 
 
 def _statistics(
-    x: Float[Array, "b *spatial c"], weight: Float[Array, " b"], centre: Float[Array, " c"], axis_name: str | None
+    x: Float[Array, "b *spatial c"],
+    weight: Float[Array, " b"],
+    centre: Float[Array, " c"],
+    axis_name: str | None,
 ) -> Statistics:
     two, one = (partial(passes, axis_name=axis_name) for passes in (_two_passes, _one_pass))
     return jax.lax.platform_dependent(x, weight, centre, cpu=two, default=one)
@@ -156,7 +171,9 @@ def _count(x: Array, weight: Array, axis_name: str | None) -> Float[Array, ""]:
     return _reduce(weight.sum() * (x[0, ..., 0].size), axis_name)
 
 
-def _two_passes(x: Array, weight: Array, centre: Float[Array, " c"], *, axis_name: str | None) -> Statistics:
+def _two_passes(
+    x: Array, weight: Array, centre: Float[Array, " c"], *, axis_name: str | None
+) -> Statistics:
     count = _count(x, weight, axis_name)
     mean = _reduce(_weighted(_total(x), weight), axis_name) / count
     squares = _total(jnp.square(x.astype(jnp.float32) - mean))
@@ -164,11 +181,15 @@ def _two_passes(x: Array, weight: Array, centre: Float[Array, " c"], *, axis_nam
 
 
 def _one_pass(x: Array, weight: Array, centre: Array, *, axis_name: str | None) -> Statistics:
-    return _from_sums(*_centred_sums([x], weight, centre), _count(x, weight, axis_name), centre, axis_name)
+    return _from_sums(
+        *_centred_sums([x], weight, centre), _count(x, weight, axis_name), centre, axis_name
+    )
 
 
 def _centred_sums(
-    parts: list[Float[Array, "b *spatial c"]], weight: Float[Array, " b"], centre: Float[Array, " c"]
+    parts: list[Float[Array, "b *spatial c"]],
+    weight: Float[Array, " b"],
+    centre: Float[Array, " c"],
 ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Sums over equal parts of a batch of its values less `centre`, and of their squares."""
     centred = [part.astype(jnp.float32) - centre for part in parts]
@@ -177,7 +198,9 @@ def _centred_sums(
     )
 
 
-def _from_sums(first: Array, second: Array, count: Array, centre: Array, axis_name: str | None) -> Statistics:
+def _from_sums(
+    first: Array, second: Array, count: Array, centre: Array, axis_name: str | None
+) -> Statistics:
     first, second = (_reduce(sums, axis_name) / count for sums in (first, second))
     return Statistics(centre + first, jnp.maximum(second - jnp.square(first), 0), count)
 
@@ -233,8 +256,13 @@ def _normalise_and_pool(
 
 
 def _normalise_and_pool_forward(x, scale, bias, weight, centre, epsilon, axis_name):
-    cpu, tpu, gpu = (partial(way, axis_name=axis_name) for way in (_pool_by_passes, _pool_by_windows, _pool_at_once))
-    statistics, top, index = jax.lax.platform_dependent(x, scale, weight, centre, cpu=cpu, tpu=tpu, default=gpu)
+    cpu, tpu, gpu = (
+        partial(way, axis_name=axis_name)
+        for way in (_pool_by_passes, _pool_by_windows, _pool_at_once)
+    )
+    statistics, top, index = jax.lax.platform_dependent(
+        x, scale, weight, centre, cpu=cpu, tpu=tpu, default=gpu
+    )
     z = _affine(top, scale, bias, statistics, epsilon)
     return (z, statistics), (x, top, index, scale, weight, statistics)
 
@@ -245,7 +273,9 @@ def _sign(x: Array, scale: Array) -> Array:
 
 
 def _upright(x: Array, scale: Array) -> Array:
-    return jax.lax.platform_dependent(x, scale, tpu=lambda x, scale: x, default=lambda x, scale: x * _sign(x, scale))
+    return jax.lax.platform_dependent(
+        x, scale, tpu=lambda x, scale: x, default=lambda x, scale: x * _sign(x, scale)
+    )
 
 
 def _pool_by_passes(x, scale, weight, centre, *, axis_name):
@@ -272,7 +302,11 @@ def _pool_at_once(x, scale, weight, centre, *, axis_name):
     # One kernel computes both, but only where they are wanted at the same time; and without the barrier the backward
     # pass would find the maxima in `x` again rather than read a quarter as much.
     sums, top = jax.lax.optimization_barrier((sums, top))
-    return _from_sums(*sums, _count(x, weight, axis_name), centre, axis_name), top, jnp.zeros(top.shape, jnp.uint8)
+    return (
+        _from_sums(*sums, _count(x, weight, axis_name), centre, axis_name),
+        top,
+        jnp.zeros(top.shape, jnp.uint8),
+    )
 
 
 def _normalise_and_pool_backward(epsilon, axis_name, residuals, gradients):

@@ -47,19 +47,25 @@ def _plain(x: Array, kernel: Array, padding: int, stride: int = 1, groups: int =
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dense(x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: int) -> Float[Array, "b h2 w2 o"]:
+def _dense(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: int
+) -> Float[Array, "b h2 w2 o"]:
     plain = partial(_plain, padding=padding)
     # XLA's library refuses a kernel larger than the image, and the loop that it falls back on is 50 times slower.
     if not (products.pays(x.dtype, kernel.shape) or min(x.shape[1:3]) < len(kernel)):
         return plain(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=partial(products.convolve, padding=padding), default=plain)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=partial(products.convolve, padding=padding), default=plain
+    )
 
 
 def _dense_forward(x: Array, kernel: Array, padding: int) -> tuple[Array, tuple[Array, Array]]:
     return _dense(x, kernel, padding), (x, kernel)
 
 
-def _dense_backward(padding: int, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _dense_backward(
+    padding: int, residuals: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
     x, kernel = residuals
     size = len(kernel)
     # The input's gradient is the convolution of the output's with the kernel turned about.
@@ -78,8 +84,12 @@ def _dense_backward(padding: int, residuals: tuple[Array, Array], gradient: Arra
         by_products = by_convolution
     else:
         narrow = x.shape[-1] < PRODUCT_CHANNELS
-        by_products = partial(_narrow_kernel_gradient if narrow else _kernel_gradient, size=size, padding=padding)
-    return dx, jax.lax.platform_dependent(x, gradient, cpu=by_products, cuda=laid_out, default=by_convolution)
+        by_products = partial(
+            _narrow_kernel_gradient if narrow else _kernel_gradient, size=size, padding=padding
+        )
+    return dx, jax.lax.platform_dependent(
+        x, gradient, cpu=by_products, cuda=laid_out, default=by_convolution
+    )
 
 
 _dense.defvjp(_dense_forward, _dense_backward)
@@ -115,17 +125,26 @@ def _kernel_gradient(
     if x.dtype == jnp.bfloat16:
         # So fast are bfloat16 products that one of three times the size pays for copying the gradient three times.
         turned = turned.reshape(groups, o, -1, h2, w2)
-        rows = [jnp.pad(turned, ((0, 0), (0, 0), (0, 0), (i, size - 1 - i), (0, 0))) for i in range(size)]
+        rows = [
+            jnp.pad(turned, ((0, 0), (0, 0), (0, 0), (i, size - 1 - i), (0, 0)))
+            for i in range(size)
+        ]
         # Behind a barrier: of a 1×1 kernel XLA would fold the turning into the product, which it then cannot compute.
-        stacked = jax.lax.optimization_barrier(jnp.concatenate([row.reshape(groups, o, -1) for row in rows], axis=1))
-        product = _product(_values(stacked, x), _values(columns, x).reshape(groups, -1, columns.shape[-1]))
+        stacked = jax.lax.optimization_barrier(
+            jnp.concatenate([row.reshape(groups, o, -1) for row in rows], axis=1)
+        )
+        product = _product(
+            _values(stacked, x), _values(columns, x).reshape(groups, -1, columns.shape[-1])
+        )
     else:
         views = [columns[:, i : i + h2].reshape(groups, -1, columns.shape[-1]) for i in range(size)]
         product = jnp.stack([_product(_values(turned, x), _values(view, x)) for view in views])
     return product.reshape(size, o, size, -1).transpose(0, 2, 3, 1).astype(x.dtype)
 
 
-def _padded(x: Shaped[Array, "b h w i"], padding: int, gradient: Array) -> Shaped[Array, "b h2 w2 i"]:
+def _padded(
+    x: Shaped[Array, "b h w i"], padding: int, gradient: Array
+) -> Shaped[Array, "b h2 w2 i"]:
     """`x` within a frame of zeros, not before there is a gradient.
 
     XLA's CPU does what it can as early as it can: it would lay out the views of all layers in the forward pass, and
@@ -138,7 +157,9 @@ def _padded(x: Shaped[Array, "b h w i"], padding: int, gradient: Array) -> Shape
 
 def _product(left: Float[Array, "g m k"], right: Float[Array, "g k n"]) -> Float[Array, "m n"]:
     """Σ over groups of matrix products, in float32."""
-    product = jax.lax.dot_general(left, right, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+    product = jax.lax.dot_general(
+        left, right, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
+    )
     return product.sum(0)
 
 

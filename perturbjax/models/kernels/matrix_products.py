@@ -33,7 +33,11 @@ def convolve(
         x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     rows, columns = x.shape[1] - high + 1, x.shape[2] - wide + 1
     # What a row of the kernel covers, side by side, for every row of the image and every column of the output.
-    covered = x if wide == 1 else jnp.stack([x[:, :, column : column + columns] for column in range(wide)], axis=3)
+    covered = (
+        x
+        if wide == 1
+        else jnp.stack([x[:, :, column : column + columns] for column in range(wide)], axis=3)
+    )
     total = reduce(
         add,
         (

@@ -14,7 +14,9 @@ def max_pool(
 
     Among equal values the first of the window, row by row, gets the whole gradient, as in torch.
     """
-    return _halve(x) if (window, stride, padding) == (2, 2, 0) else windows(x, window, stride, padding)
+    return (
+        _halve(x) if (window, stride, padding) == (2, 2, 0) else windows(x, window, stride, padding)
+    )
 
 
 def quarters(x: Float[Array, "b h w c"]) -> list[Float[Array, "b h2 w2 c"]]:
@@ -51,7 +53,9 @@ def spread(
 
 
 def scatter(
-    x: Float[Array, "b h w c"], gradient: Float[Array, "b h2 w2 c"], index: UInt8[Array, "b h2 w2 c"]
+    x: Float[Array, "b h w c"],
+    gradient: Float[Array, "b h2 w2 c"],
+    index: UInt8[Array, "b h2 w2 c"],
 ) -> Float[Array, "b h w c"]:
     """Put the gradient of `x`'s 2×2 maxima where these were, zero elsewhere; `index` is `winner`'s.
 
@@ -66,7 +70,9 @@ def scatter(
     def by_index(x: Array, gradient: Array, index: Array) -> Array:
         return spread(gradient, index, *x.shape[1:3])
 
-    return jax.lax.platform_dependent(x, gradient, index, cpu=by_index, tpu=by_operation, default=by_comparison)
+    return jax.lax.platform_dependent(
+        x, gradient, index, cpu=by_index, tpu=by_operation, default=by_comparison
+    )
 
 
 def by_comparison(x: Array, gradient: Array, index: Array) -> Array:
@@ -85,7 +91,9 @@ def by_comparison(x: Array, gradient: Array, index: Array) -> Array:
     return jnp.pad(full.reshape(b, 2 * h, 2 * w, c), rest)
 
 
-def windows(x: Float[Array, "b h w c"], window: int, stride: int, padding: int = 0) -> Float[Array, "b h2 w2 c"]:
+def windows(
+    x: Float[Array, "b h w c"], window: int, stride: int, padding: int = 0
+) -> Float[Array, "b h2 w2 c"]:
     """The maximum of every window, by XLA's own operation."""
     return jax.lax.reduce_window(
         x,

@@ -41,7 +41,9 @@ class Grid(NamedTuple):
     step: float | None
 
 
-def bilinear(images: Sequence[Shaped[Array, "b _h _w c"]], grid: Grid) -> Float[Array, "b rows columns c"]:
+def bilinear(
+    images: Sequence[Shaped[Array, "b _h _w c"]], grid: Grid
+) -> Float[Array, "b rows columns c"]:
     """Look every place up between its four neighbours, in the image of its record's level; the finest comes first.
 
     Beyond its border an image is mirrored.
@@ -55,10 +57,16 @@ def nearest(image: Shaped[Array, "b h w"], grid: Grid) -> Float[Array, "b rows c
     return _look_up([image[..., None]], whole, lambda away: (away == 0).astype(jnp.float32))[..., 0]
 
 
-def _look_up(images: Sequence[Array], grid: Grid, weigh: Callable[[Array], Array]) -> Float[Array, "b rows columns c"]:
+def _look_up(
+    images: Sequence[Array], grid: Grid, weigh: Callable[[Array], Array]
+) -> Float[Array, "b rows columns c"]:
     """`weigh` says by its distance along one axis what a pixel counts for."""
     pixels = _choose(images, grid.level)
-    return _by_axes(pixels, grid, weigh) if grid.step is None else _by_tiles(pixels, grid, grid.step, weigh)
+    return (
+        _by_axes(pixels, grid, weigh)
+        if grid.step is None
+        else _by_tiles(pixels, grid, grid.step, weigh)
+    )
 
 
 class _Pixels(NamedTuple):
@@ -75,13 +83,21 @@ def _choose(images: Sequence[Shaped[Array, "b _h _w c"]], level: Int[Array, " b"
     image = images[0].astype(jnp.float32)
     for number, other in enumerate(images[1:], start=1):
         rest = [(0, whole - length) for whole, length in zip(image.shape, other.shape, strict=True)]
-        image = jnp.where((level == number)[:, None, None, None], jnp.pad(other.astype(jnp.float32), rest), image)
+        image = jnp.where(
+            (level == number)[:, None, None, None], jnp.pad(other.astype(jnp.float32), rest), image
+        )
     mine = level[:, None] == jnp.arange(len(images))
-    height, width = (jnp.where(mine, jnp.array([of.shape[axis] for of in images]), 0).sum(1) for axis in (1, 2))
-    return _Pixels(image, height, width, "default" if all(of.dtype == jnp.uint8 for of in images) else "high")
+    height, width = (
+        jnp.where(mine, jnp.array([of.shape[axis] for of in images]), 0).sum(1) for axis in (1, 2)
+    )
+    return _Pixels(
+        image, height, width, "default" if all(of.dtype == jnp.uint8 for of in images) else "high"
+    )
 
 
-def _ones(at: Int[Array, "b *some"], length: Int[Array, " b"], width: int) -> Float[Array, "b *some {width}"]:
+def _ones(
+    at: Int[Array, "b *some"], length: Int[Array, " b"], width: int
+) -> Float[Array, "b *some {width}"]:
     """1 at each index, or where it is mirrored to from beyond `length`; 0 elsewhere."""
     length = length.reshape(-1, *[1] * (at.ndim - 1))
     at = at % (2 * length)
@@ -89,13 +105,18 @@ def _ones(at: Int[Array, "b *some"], length: Int[Array, " b"], width: int) -> Fl
     return (at[..., None] == jnp.arange(width)).astype(jnp.float32)
 
 
-def _by_axes(pixels: _Pixels, grid: Grid, weigh: Callable[[Array], Array]) -> Float[Array, "b rows columns c"]:
+def _by_axes(
+    pixels: _Pixels, grid: Grid, weigh: Callable[[Array], Array]
+) -> Float[Array, "b rows columns c"]:
     _, height, width, _ = pixels.image.shape
 
-    def weights(at: Float[Array, "b n"], length: Int[Array, " b"], side: int) -> Float[Array, "b n {side}"]:
+    def weights(
+        at: Float[Array, "b n"], length: Int[Array, " b"], side: int
+    ) -> Float[Array, "b n {side}"]:
         first = jnp.floor(at)
         shares = (
-            weigh(at - pixel)[..., None] * _ones(pixel.astype(jnp.int32), length, side) for pixel in (first, first + 1)
+            weigh(at - pixel)[..., None] * _ones(pixel.astype(jnp.int32), length, side)
+            for pixel in (first, first + 1)
         )
         return reduce(add, shares)
 
@@ -112,7 +133,9 @@ def _by_tiles(
     tall, wide, side = _tiling(rows, columns, step)
     y, x = (_tiles(of, tall, wide) for of in (grid.y, grid.x))
     top, left = (jnp.floor(of.min(-1, keepdims=True)) for of in (y, x))
-    windows = _windows(pixels, *(start.astype(jnp.int32) + jnp.arange(side) for start in (top, left)))
+    windows = _windows(
+        pixels, *(start.astype(jnp.int32) + jnp.arange(side) for start in (top, left))
+    )
     pixel = jnp.arange(side)[:, None]
     down, across = (weigh(of[:, :, None] - pixel) for of in (y - top, x - left))
     between = jnp.einsum("bgnmc,bgnp->bgmpc", windows, down, precision="high")
@@ -122,16 +145,24 @@ def _by_tiles(
 def _tiling(rows: int, columns: int, step: float) -> tuple[int, int, int]:
     """Rows and columns of tiles whose windows are small enough, and the side of these windows."""
     tall, wide = rows, columns
-    while (side := math.ceil(step * math.hypot(tall - 1, wide - 1)) + 3) > WINDOW and max(tall, wide) > 1:
+    while (side := math.ceil(step * math.hypot(tall - 1, wide - 1)) + 3) > WINDOW and max(
+        tall, wide
+    ) > 1:
         tall, wide = -(-tall // 2), -(-wide // 2)
     return tall, wide, side
 
 
-def _tiles(of: Float[Array, "b rows columns"], tall: int, wide: int) -> Float[Array, "b tiles places"]:
+def _tiles(
+    of: Float[Array, "b rows columns"], tall: int, wide: int
+) -> Float[Array, "b tiles places"]:
     b, rows, columns = of.shape
     of = jnp.pad(of, ((0, 0), (0, -rows % tall), (0, -columns % wide)), mode="edge")
     down, across = of.shape[1] // tall, of.shape[2] // wide
-    return of.reshape(b, down, tall, across, wide).swapaxes(2, 3).reshape(b, down * across, tall * wide)
+    return (
+        of.reshape(b, down, tall, across, wide)
+        .swapaxes(2, 3)
+        .reshape(b, down * across, tall * wide)
+    )
 
 
 def _joined(
@@ -139,7 +170,11 @@ def _joined(
 ) -> Float[Array, "b {rows} {columns} c"]:
     b, _, _, c = tiles.shape
     down, across = -(-rows // tall), -(-columns // wide)
-    whole = tiles.reshape(b, down, across, tall, wide, c).swapaxes(2, 3).reshape(b, down * tall, across * wide, c)
+    whole = (
+        tiles.reshape(b, down, across, tall, wide, c)
+        .swapaxes(2, 3)
+        .reshape(b, down * tall, across * wide, c)
+    )
     return whole[:, :rows, :columns]
 
 

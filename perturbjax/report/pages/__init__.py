@@ -4,6 +4,16 @@ Pages are plain HTML and SVG with one style and one small script, both inlined (
 and draws neither plates nor galleries). They ask nothing of a network, and say so to the browser.
 """
 
-from perturbjax.report.pages.page import CLASS, Section, data, defined, figure, image, page, table, widget
+from perturbjax.report.pages.page import (
+    CLASS,
+    Section,
+    data,
+    defined,
+    figure,
+    image,
+    page,
+    table,
+    widget,
+)
 
 __all__ = ["CLASS", "Section", "data", "defined", "figure", "image", "page", "table", "widget"]

@@ -14,7 +14,17 @@ from perturbjax.data.mask_encodings import encode
 from perturbjax.dataset import Dataset
 from perturbjax.dataset.summary_card import HIGH, LOW, contrast
 
-__all__ = ["Painter", "address", "atlas", "composite", "outlined", "painter", "shot", "shrunk", "window"]
+__all__ = [
+    "Painter",
+    "address",
+    "atlas",
+    "composite",
+    "outlined",
+    "painter",
+    "shot",
+    "shrunk",
+    "window",
+]
 
 #: In words, the colours of `colours.COLOURS`.
 _WORDS = ("blue", "amber", "magenta", "green", "white")
@@ -38,7 +48,9 @@ class Painter:
     low: Float[np.ndarray, " c"]
     high: Float[np.ndarray, " c"]
 
-    def picture(self, position: int, side: int = SIDE, *, whole: bool = False) -> UInt8[np.ndarray, "h w 3"]:
+    def picture(
+        self, position: int, side: int = SIDE, *, whole: bool = False
+    ) -> UInt8[np.ndarray, "h w 3"]:
         """A site, or a window of it, with the outlines of its cells."""
         image, mask = self.dataset.pixels(position)
         if not whole:
@@ -48,7 +60,9 @@ class Painter:
 
     def affordable(self, wanted: int) -> int:
         """How many of so many pictures can be read in some seconds: sites are decoded whole for them."""
-        values = float(self.dataset.index[["height", "width"]].prod(axis=1).max()) * len(self.dataset.channel_names)
+        values = float(self.dataset.index[["height", "width"]].prod(axis=1).max()) * len(
+            self.dataset.channel_names
+        )
         return min(wanted, max(_FEWEST, int(_READ / values)))
 
     def legend(self) -> str:
@@ -104,17 +118,23 @@ def outlined(
     return found.astype(np.uint8)
 
 
-def atlas(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], side: int, across: int) -> UInt8[np.ndarray, "high wide 3"]:
+def atlas(
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], side: int, across: int
+) -> UInt8[np.ndarray, "high wide 3"]:
     """Pictures of at most side × side pixels in rows of `across`, in one."""
     sheet = np.zeros((-(-len(pictures) // across) * side, across * side, 3), np.uint8)
     for at, picture in enumerate(pictures):
         row, column = divmod(at, across)
         high, wide = min(side, picture.shape[0]), min(side, picture.shape[1])
-        sheet[row * side : row * side + high, column * side : column * side + wide] = picture[:high, :wide]
+        sheet[row * side : row * side + high, column * side : column * side + wide] = picture[
+            :high, :wide
+        ]
     return sheet
 
 
-def shot(address: str, caption: str, alt: str, *, css: str = "", name: str = "", tip: str = "") -> str:
+def shot(
+    address: str, caption: str, alt: str, *, css: str = "", name: str = "", tip: str = ""
+) -> str:
     """A picture with its caption (text).
 
     Args:

@@ -72,7 +72,11 @@ def _asset(name: str) -> str:
 
 def defined(word: str, meaning: str) -> str:
     """A word that says on hover, and to the keyboard, what it means."""
-    return f'<dfn tabindex="0" data-tip="{html_text(meaning)}">{html_text(word)}</dfn>' if meaning else html_text(word)
+    return (
+        f'<dfn tabindex="0" data-tip="{html_text(meaning)}">{html_text(word)}</dfn>'
+        if meaning
+        else html_text(word)
+    )
 
 
 def with_code(text: str) -> str:
@@ -140,8 +144,12 @@ def widget(kind: str, source: str, label: str, **settings: Any) -> str:
         label: what is seen, for those who do not.
         settings: `data-*` attributes; what is not text or a number is written as JSON.
     """
-    plain = {k: v if isinstance(v, str | int | float) else json.dumps(v) for k, v in settings.items()}
-    extra = "".join(f' data-{name.replace("_", "-")}="{html_text(value)}"' for name, value in plain.items())
+    plain = {
+        k: v if isinstance(v, str | int | float) else json.dumps(v) for k, v in settings.items()
+    }
+    extra = "".join(
+        f' data-{name.replace("_", "-")}="{html_text(value)}"' for name, value in plain.items()
+    )
     return (
         f'<div data-widget="{kind}" data-table="{html_text(source)}-data" data-label="{html_text(label)}"{extra}></div>'
         f"<noscript><p>{html_text(label)} (drawn where scripts may run)</p></noscript>"
@@ -178,7 +186,9 @@ def table(
     for at, row in enumerate(values.itertuples(index=False)):
         cells = [_cell(value, number) for value, number in zip(row, numeric, strict=True)]
         if links and links[at]:
-            cells[0] = f'<td class="text{_short(row[0])}"><a href="{html_text(links[at])}">{html_text(row[0])}</a></td>'
+            cells[0] = (
+                f'<td class="text{_short(row[0])}"><a href="{html_text(links[at])}">{html_text(row[0])}</a></td>'
+            )
         css = ' class="model"' if strong is not None and strong[at] else ""
         body.append(f"<tr{css}>{''.join(cells)}</tr>")
     many = len(values) > _MANY
@@ -216,4 +226,8 @@ def anchor(prefix: str, name: object) -> str:
     """An address inside the page for a name from the data."""
     text = str(name)
     clean = re.sub(r"[^A-Za-z0-9_-]+", "-", text)
-    return f"{prefix}-{clean}" if clean == text else f"{prefix}-{clean}-{hashlib.sha1(text.encode()).hexdigest()[:6]}"
+    return (
+        f"{prefix}-{clean}"
+        if clean == text
+        else f"{prefix}-{clean}-{hashlib.sha1(text.encode()).hexdigest()[:6]}"
+    )

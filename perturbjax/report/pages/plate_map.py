@@ -27,6 +27,8 @@ def plate_maps(name: str, wells: pd.DataFrame, *, colour: str, label: str, capti
     """
     spots = parse_wells(wells[WELL])
     rows, columns = shape_holding(spots, least=24)
-    drawn = wells.rename(columns={PLATE: "plate", WELL: "well"}).assign(row=spots[:, 0], column=spots[:, 1])
+    drawn = wells.rename(columns={PLATE: "plate", WELL: "well"}).assign(
+        row=spots[:, 0], column=spots[:, 1]
+    )
     drawing = widget("plates", name, label, colour=colour, rows=rows, columns=columns)
     return figure(name, drawing, caption, drawn)

@@ -44,7 +44,9 @@ def write_preview(dataset: Dataset) -> Path:
     far = outliers(wells)
     painter = pictures.painter(dataset)
     plates = list(map(str, wells[PLATE].unique()))
-    title = ", ".join(plates[:TITLED]) + (f" and {len(plates) - TITLED} plates more" if len(plates) > TITLED else "")
+    title = ", ".join(plates[:TITLED]) + (
+        f" and {len(plates) - TITLED} plates more" if len(plates) > TITLED else ""
+    )
     sections = [
         Section("plates", "Plates", _plates(wells, far)),
         Section("outliers", "Wells that stand out", _outliers(far, wells, painter)),
@@ -60,7 +62,9 @@ def well_table(dataset: Dataset) -> pd.DataFrame:
     """One row a well: `Metadata_Plate`, `Metadata_Well`, the label, `cells` (mean a site), `cell area` (pixels), of
     each channel intensity, contrast and, where the index has them, focus and saturated share, `sites`, and `position`,
     of the site that shows it."""
-    index = dataset.index.assign(position=np.arange(len(dataset)), **{_LABEL: _labels(dataset).to_numpy()})
+    index = dataset.index.assign(
+        position=np.arange(len(dataset)), **{_LABEL: _labels(dataset).to_numpy()}
+    )
     groups = index.groupby([PLATE, WELL], sort=False)
     cells = groups["n_cells"].sum()
     found = pd.DataFrame(
@@ -72,7 +76,9 @@ def well_table(dataset: Dataset) -> pd.DataFrame:
     )
     for channel in dataset.channel_names:
         found[f"{channel} intensity"] = groups[f"mean_{channel}"].mean()
-        found[f"{channel} contrast"] = groups[f"std_{channel}"].mean() / found[f"{channel} intensity"].clip(lower=1e-9)
+        found[f"{channel} contrast"] = groups[f"std_{channel}"].mean() / found[
+            f"{channel} intensity"
+        ].clip(lower=1e-9)
     for column in _quality(dataset.index):
         kind, _, channel = column.partition("_")
         found[f"{channel} {kind}"] = groups[column].median()
@@ -97,7 +103,8 @@ def _measures(wells: pd.DataFrame) -> list[str]:
     return [
         column
         for column in wells.columns
-        if column in ("cells", "cell area") or column.endswith((" intensity", " contrast", *AS_THEY_ARE))
+        if column in ("cells", "cell area")
+        or column.endswith((" intensity", " contrast", *AS_THEY_ARE))
     ]
 
 
@@ -136,7 +143,11 @@ def _lead(dataset: Dataset, wells: pd.DataFrame, far: pd.DataFrame) -> str:
     cells, empty = int(dataset.index["n_cells"].sum()), int((dataset.index["n_cells"] == 0).sum())
     label = dataset.label_column.removeprefix("Metadata_")
     segmenter = dataset.provenance.get("segmenter") or {}
-    engine = segmenter.get("engine") or segmenter.get("name") or "" if isinstance(segmenter, dict) else ""
+    engine = (
+        segmenter.get("engine") or segmenter.get("name") or ""
+        if isinstance(segmenter, dict)
+        else ""
+    )
     by = f" by {html_text(engine)}" if engine else ""
     named = far.drop_duplicates([PLATE, WELL])
     verdict = (
@@ -155,14 +166,22 @@ def _lead(dataset: Dataset, wells: pd.DataFrame, far: pd.DataFrame) -> str:
 
 def _sizes(dataset: Dataset) -> str:
     sizes = dataset.index[["height", "width"]].drop_duplicates()
-    return " × ".join(map(str, sizes.iloc[0])) if len(sizes) == 1 else f"{len(sizes)} different sizes of"
+    return (
+        " × ".join(map(str, sizes.iloc[0]))
+        if len(sizes) == 1
+        else f"{len(sizes)} different sizes of"
+    )
 
 
 def _plates(wells: pd.DataFrame, far: pd.DataFrame) -> str:
     if not mappable(wells):
         return "<p>Wells are not named like A01: no plate can be drawn.</p>"
-    flagged = pd.MultiIndex.from_frame(wells[[PLATE, WELL]]).isin(pd.MultiIndex.from_frame(far[[PLATE, WELL]]))
-    drawn = wells.assign(flagged=flagged.astype(int), site=[_name(*well) for well in wells[[PLATE, WELL]].to_numpy()])
+    flagged = pd.MultiIndex.from_frame(wells[[PLATE, WELL]]).isin(
+        pd.MultiIndex.from_frame(far[[PLATE, WELL]])
+    )
+    drawn = wells.assign(
+        flagged=flagged.astype(int), site=[_name(*well) for well in wells[[PLATE, WELL]].to_numpy()]
+    )
     return plate_maps(
         "wells",
         drawn.drop(columns="position"),
@@ -194,8 +213,13 @@ def _outliers(far: pd.DataFrame, wells: pd.DataFrame, painter: pictures.Painter)
         for row in shown.to_dict("records")
     ]
     pictured = set(map(tuple, shown[[PLATE, WELL]].to_numpy()))
-    links = [f"#{_name(*well)}" if tuple(well) in pictured else "" for well in far[[PLATE, WELL]].to_numpy()]
-    listed = far.drop(columns="position")[[WELL, PLATE, *far.columns.drop([WELL, PLATE, "position"])]]
+    links = [
+        f"#{_name(*well)}" if tuple(well) in pictured else ""
+        for well in far[[PLATE, WELL]].to_numpy()
+    ]
+    listed = far.drop(columns="position")[
+        [WELL, PLATE, *far.columns.drop([WELL, PLATE, "position"])]
+    ]
     listed = listed.rename(columns={PLATE: "plate", WELL: "well"})
     note = (
         f'<p class="note">Farther than {FAR:g} robust deviations (1.4826 times the median distance) from the median of '
@@ -209,7 +233,9 @@ def _outliers(far: pd.DataFrame, wells: pd.DataFrame, painter: pictures.Painter)
     )
 
 
-def _montages(dataset: Dataset, wells: pd.DataFrame, painter: pictures.Painter) -> Iterator[Section]:
+def _montages(
+    dataset: Dataset, wells: pd.DataFrame, painter: pictures.Painter
+) -> Iterator[Section]:
     """A section a plate; of many plates one section of all."""
     plates = list(wells[PLATE].unique())
     each = int(np.clip(PICTURES // len(plates), 4, PER_PLATE))
@@ -223,11 +249,19 @@ def _montages(dataset: Dataset, wells: pd.DataFrame, painter: pictures.Painter) 
         count = f"{len(chosen)} of {len(here)} wells"
         if few:
             legend = painter.legend() if number == 0 else ""
-            yield Section(anchor("plate", plate), f"Plate {plate}", f'{legend}<p class="note">{count}.</p>{shots}')
+            yield Section(
+                anchor("plate", plate),
+                f"Plate {plate}",
+                f'{legend}<p class="note">{count}.</p>{shots}',
+            )
         strips.append(f'<div class="strip"><p>{html_text(plate)}: {count}</p>{shots}</div>')
     if not few:
         less = f'<p class="note">{left} plates more are in the maps above.</p>' if left else ""
-        yield Section("cells", "The cells", f'{painter.legend()}{less}<div class="strips">{"".join(strips)}</div>')
+        yield Section(
+            "cells",
+            "The cells",
+            f'{painter.legend()}{less}<div class="strips">{"".join(strips)}</div>',
+        )
 
 
 def _shot(dataset: Dataset, painter: pictures.Painter, row: dict) -> str:
@@ -243,4 +277,6 @@ def _shot(dataset: Dataset, painter: pictures.Painter, row: dict) -> str:
 
 def _tip(dataset: Dataset, row: dict) -> str:
     site = dataset.index.iloc[int(row["position"])]
-    return f"plate {row[PLATE]}, well {row[WELL]}, site {site.get(SITE, '?')}\n{site['n_cells']} cells"
+    return (
+        f"plate {row[PLATE]}, well {row[WELL]}, site {site.get(SITE, '?')}\n{site['n_cells']} cells"
+    )

@@ -50,5 +50,9 @@ def scatter(
         chosen = np.unique(np.linspace(0, len(drawn) - 1, count).astype(int))
         drawn.iloc[chosen, drawn.columns.get_loc("picture")] = np.arange(len(chosen))
         sites = [painter.picture(int(position), _SIDE) for position in positions[chosen]]
-        settings |= {"atlas": pictures.address(pictures.atlas(sites, _SIDE, _ACROSS)), "side": _SIDE, "across": _ACROSS}
+        settings |= {
+            "atlas": pictures.address(pictures.atlas(sites, _SIDE, _ACROSS)),
+            "side": _SIDE,
+            "across": _ACROSS,
+        }
     return figure(name, widget("scatter", name, label, **settings), caption, drawn)

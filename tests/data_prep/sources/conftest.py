@@ -22,9 +22,15 @@ import pytest
 def s3_server() -> Iterator[str]:
     """Where moto's server answers: its own process, on a port that it chose."""
     command = [sys.executable, "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     assert process.stderr is not None
-    url = next(found[0] for line in process.stderr if (found := re.search(r"http://127[.0-9]+:[0-9]+", line)))
+    url = next(
+        found[0]
+        for line in process.stderr
+        if (found := re.search(r"http://127[.0-9]+:[0-9]+", line))
+    )
     threading.Thread(target=process.stderr.read, daemon=True).start()  # else its log fills the pipe
     for _ in range(100):
         try:

@@ -7,7 +7,11 @@ import pytest
 from data_prep.sources import Plane, probe_planes, read_planes
 from perturbjax.core.errors import InputError
 
-ENCODERS = {"png": imagecodecs.png_encode, "jls": imagecodecs.jpegls_encode, "jp2": imagecodecs.jpeg2k_encode}
+ENCODERS = {
+    "png": imagecodecs.png_encode,
+    "jls": imagecodecs.jpegls_encode,
+    "jp2": imagecodecs.jpeg2k_encode,
+}
 
 
 def written(tmp_path, kind: str, image: np.ndarray):
@@ -19,7 +23,9 @@ def written(tmp_path, kind: str, image: np.ndarray):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_pixels_come_back_as_they_were(tmp_path, kind, dtype):
-    image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (40, 30), dtype=dtype, endpoint=True)
+    image = np.random.default_rng(0).integers(
+        0, np.iinfo(dtype).max, (40, 30), dtype=dtype, endpoint=True
+    )
     plane = written(tmp_path, kind, image)
     found = read_planes([plane], "row 2")[plane]
     assert found.dtype == dtype
@@ -46,7 +52,9 @@ def test_a_file_that_is_none_of_its_kind_is_named(tmp_path, kind, look):
 
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_a_file_that_is_cut_short_is_named(tmp_path, kind):
-    plane = written(tmp_path, kind, np.random.default_rng(0).integers(0, 60_000, (40, 30), dtype=np.uint16))
+    plane = written(
+        tmp_path, kind, np.random.default_rng(0).integers(0, 60_000, (40, 30), dtype=np.uint16)
+    )
     with open(plane.file, "r+b") as file:
         file.truncate(1200)
     with pytest.raises(InputError, match=r"cut short|decodes to"):

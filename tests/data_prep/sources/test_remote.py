@@ -33,7 +33,12 @@ def content(dataset: Path) -> str:
 
 
 def from_url(table: Path, images: str, out: Path) -> BuildConfig:
-    settings = {"aggregate": "none", "segment_channels": "DNA", "segmenter": "watershed", "workers": 1}
+    settings = {
+        "aggregate": "none",
+        "segment_channels": "DNA",
+        "segmenter": "watershed",
+        "workers": 1,
+    }
     return BuildConfig(images=images, out=out, load_data=table, **settings)
 
 
@@ -54,7 +59,9 @@ def test_zarr_stores_in_a_bucket_hold_the_pixels_of_the_files(simulated, uploade
     row = plate_formats.table_of(simulated).iloc[5]
     planes = [table.sites.iloc[5][f"file_{channel}"] for channel in plate_formats.CHANNELS]
     found = read_planes(planes, "row 7")
-    for plane, expected in zip(planes, plate_formats.site_pixels(simulated, row).values(), strict=True):
+    for plane, expected in zip(
+        planes, plate_formats.site_pixels(simulated, row).values(), strict=True
+    ):
         np.testing.assert_array_equal(found[plane], expected)
 
 
@@ -84,15 +91,21 @@ def test_an_object_that_vanishes_between_probe_and_read_is_named(uploaded, s3, t
     plane = Plane(f"{uploaded(tmp_path / 'plate', 'vanishing')}/a.tiff", "DNA")
     probe_planes([plane], "load_data.csv, row 7")
     s3.delete_object(Bucket="vanishing", Key="some where/a.tiff")
-    with pytest.raises(InputError, match=r"load_data.csv, row 7: s3://vanishing/some where/a\.tiff is not there"):
+    with pytest.raises(
+        InputError, match=r"load_data.csv, row 7: s3://vanishing/some where/a\.tiff is not there"
+    ):
         read_planes([plane], "load_data.csv, row 7")
 
 
-def test_a_private_bucket_is_read_with_the_users_credentials_and_not_without(uploaded, tmp_path, monkeypatch):
+def test_a_private_bucket_is_read_with_the_users_credentials_and_not_without(
+    uploaded, tmp_path, monkeypatch
+):
     (tmp_path / "plate").mkdir()
     tifffile.imwrite(tmp_path / "plate/a.tiff", np.full((8, 8), 7, np.uint16), metadata=None)
     plane = Plane(f"{uploaded(tmp_path / 'plate', 'private', acl='private')}/a.tiff", "DNA")
-    with pytest.raises(InputError, match=r"row 2: s3://private/.* may not be read \(no credentials were given\)"):
+    with pytest.raises(
+        InputError, match=r"row 2: s3://private/.* may not be read \(no credentials were given\)"
+    ):
         probe_planes([plane], "row 2")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
@@ -100,10 +113,15 @@ def test_a_private_bucket_is_read_with_the_users_credentials_and_not_without(upl
 
 
 def test_a_build_goes_on_once_a_missing_object_is_there(simulated, uploaded, s3, tmp_path):
-    table, url = small(simulated, tmp_path / "load_data.csv"), uploaded(simulated / "images", "coming")
+    table, url = (
+        small(simulated, tmp_path / "load_data.csv"),
+        uploaded(simulated / "images", "coming"),
+    )
     key = "some where/SIM001/SIM001_A02_s02_DNA.tiff"
     s3.delete_object(Bucket="coming", Key=key)
-    with pytest.raises(InputError, match=r"row 5, channel DNA: SIM001_A02_s02_DNA.tiff is neither in"):
+    with pytest.raises(
+        InputError, match=r"row 5, channel DNA: SIM001_A02_s02_DNA.tiff is neither in"
+    ):
         build(from_url(table, url, tmp_path / "dataset"))
     assert not (tmp_path / "dataset").exists()
     file = str(simulated / "images/SIM001/SIM001_A02_s02_DNA.tiff")
@@ -111,14 +129,18 @@ def test_a_build_goes_on_once_a_missing_object_is_there(simulated, uploaded, s3,
     build(from_url(table, url, tmp_path / "dataset"))
 
 
-def test_of_a_build_that_an_object_left_midway_the_finished_sites_are_kept(simulated, served, nobody, tmp_path, capsys):
+def test_of_a_build_that_an_object_left_midway_the_finished_sites_are_kept(
+    simulated, served, nobody, tmp_path, capsys
+):
     """The last site's DNA is there when headers are asked for, gone when it is to be segmented, and back later."""
     asked, gone = Counter(), "SIM001_A02_s02_DNA.tiff"
 
     class Leaving(SimpleHTTPRequestHandler):
         def send_head(self):
             asked[Path(self.path).name] += 1
-            if asked[gone] > 2 and self.path.endswith(gone):  # its size and its header are asked for first
+            if asked[gone] > 2 and self.path.endswith(
+                gone
+            ):  # its size and its header are asked for first
                 self.send_error(404)
                 return None
             return super().send_head()
@@ -128,7 +150,9 @@ def test_of_a_build_that_an_object_left_midway_the_finished_sites_are_kept(simul
 
     url = served(functools.partial(Leaving, directory=str(simulated)))
     table = small(simulated, tmp_path / "load_data.csv")
-    with pytest.raises(InputError, match=r"load_data.csv, row 5: http://.*SIM001_A02_s02_DNA.tiff is not there"):
+    with pytest.raises(
+        InputError, match=r"load_data.csv, row 5: http://.*SIM001_A02_s02_DNA.tiff is not there"
+    ):
         build(from_url(table, url, tmp_path / "dataset"))
     assert not (tmp_path / "dataset").exists()
     assert len(list((tmp_path / ".dataset.building/masks").glob("*.tiff"))) == 3
@@ -140,7 +164,11 @@ def test_of_a_build_that_an_object_left_midway_the_finished_sites_are_kept(simul
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(403, "may not be read"), (401, "may not be read"), (301, "another region than us-east-1; set AWS_REGION")],
+    [
+        (403, "may not be read"),
+        (401, "may not be read"),
+        (301, "another region than us-east-1; set AWS_REGION"),
+    ],
 )
 def test_what_a_bucket_refuses_is_one_line(answering, nobody, monkeypatch, status, words, signed):
     monkeypatch.setenv("AWS_ENDPOINT_URL", answering(status=status))
@@ -165,7 +193,10 @@ def test_a_server_that_is_busy_is_asked_again(answering, nobody, tmp_path):
 def test_a_server_that_stays_busy_is_named_with_the_object(answering, nobody, monkeypatch):
     monkeypatch.setattr(remote, "RETRIES", 1)
     url = answering(status=500)
-    with pytest.raises(InputError, match=r"row 2: http://127.*a\.tiff cannot be read .*; run the same command again"):
+    with pytest.raises(
+        InputError,
+        match=r"row 2: http://127.*a\.tiff cannot be read .*; run the same command again",
+    ):
         read_planes([Plane(f"{url}/a.tiff")], "row 2")
 
 
@@ -187,7 +218,9 @@ def test_an_answer_that_breaks_off_is_asked_for_again(answering, nobody, tmp_pat
 def test_a_huge_object_is_refused_before_it_is_read(answering, nobody, monkeypatch):
     monkeypatch.setattr("data_prep.sources.files.LARGEST_FILE", 1000)
     url = answering(bad=0, content=bytes(2000))
-    with pytest.raises(InputError, match=r"row 2: .*a\.tiff has 2000 bytes, more than one plane can"):
+    with pytest.raises(
+        InputError, match=r"row 2: .*a\.tiff has 2000 bytes, more than one plane can"
+    ):
         read_planes([Plane(f"{url}/a.tiff")], "row 2")
 
 
@@ -197,9 +230,13 @@ def test_without_the_extra_a_url_says_what_to_install(simulated, monkeypatch):
         read_sites(simulated / "load_data.csv", "s3://bucket/plate")
 
 
-def test_the_command_takes_a_url_as_it_stands(refused, simulated, nobody, monkeypatch, answering, tmp_path):
+def test_the_command_takes_a_url_as_it_stands(
+    refused, simulated, nobody, monkeypatch, answering, tmp_path
+):
     monkeypatch.setenv("AWS_ENDPOINT_URL", answering(status=403))
     flags = ["--load-data", simulated / "load_data.csv", "--images", "s3://bucket/plate"]
-    assert "s3://bucket/plate/images/SIM001 may not be read (no credentials" in refused("inspect", *flags)
+    assert "s3://bucket/plate/images/SIM001 may not be read (no credentials" in refused(
+        "inspect", *flags
+    )
     assert "s3://bucket/plate" in refused("build", *flags, "--out", tmp_path / "dataset")
     assert not list(tmp_path.iterdir())

@@ -33,9 +33,13 @@ def test_every_format_makes_the_dataset_that_tiffs_make(simulated, from_tiff, tm
     assert content(tmp_path / "dataset") == from_tiff
 
 
-def test_a_stack_is_refused_before_anything_is_segmented_and_its_projection_is_recorded(simulated, tmp_path):
+def test_a_stack_is_refused_before_anything_is_segmented_and_its_projection_is_recorded(
+    simulated, tmp_path
+):
     plate = plate_formats.as_ome_stack(simulated, tmp_path / "plate")
-    with pytest.raises(InputError, match=r"load_data.csv, row 2: .* is a stack of 3 planes; .*--project"):
+    with pytest.raises(
+        InputError, match=r"load_data.csv, row 2: .* is a stack of 3 planes; .*--project"
+    ):
         build(options(plate, tmp_path / "dataset", segmenter="watershed"))
     assert [path.name for path in tmp_path.iterdir()] == ["plate"]
     build(options(plate, tmp_path / "dataset", segmenter="watershed", project="max"))

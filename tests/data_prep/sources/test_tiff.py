@@ -65,7 +65,9 @@ def test_two_pages_written_one_after_the_other_are_refused(tmp_path, look):
 
 def claims(path, side: int):
     """A small deflated TIFF whose header claims to be side x side."""
-    tifffile.imwrite(path, np.zeros((64, 64), np.uint16), compression="zlib", metadata=None, rowsperstrip=64)
+    tifffile.imwrite(
+        path, np.zeros((64, 64), np.uint16), compression="zlib", metadata=None, rowsperstrip=64
+    )
     with tifffile.TiffFile(path, mode="r+") as tiff:
         for tag in ("ImageWidth", "ImageLength", "RowsPerStrip"):
             tiff.pages[0].tags[tag].overwrite(side)
@@ -110,7 +112,9 @@ def test_channels_of_an_ome_tiff_are_found_by_their_names(tmp_path, stack):
 
 def test_a_channel_without_a_name_needs_a_number_and_takes_it(tmp_path, stack):
     path = ome(tmp_path / "site.ome.tiff", stack[:, 0], "CYX")
-    with pytest.raises(InputError, match=r"row 2: .*has no channel DNA; .*without names.*Channel_Orig"):
+    with pytest.raises(
+        InputError, match=r"row 2: .*has no channel DNA; .*without names.*Channel_Orig"
+    ):
         one(path, channel="DNA")
     np.testing.assert_array_equal(one(path, channel="2"), stack[2, 0])
     np.testing.assert_array_equal(one(path, frame=1), stack[1, 0])
@@ -124,7 +128,9 @@ def test_a_stack_is_projected_as_it_is_said_and_never_otherwise(tmp_path, stack,
     written = stack if axes == "CZYX" else stack.transpose(1, 0, 2, 3)
     path = ome(tmp_path / "site.ome.tiff", written, axes, ["ER", "DNA", "AGP"])
     if how == "none":
-        with pytest.raises(InputError, match="is a stack of 4 planes; say how they become one with --project"):
+        with pytest.raises(
+            InputError, match="is a stack of 4 planes; say how they become one with --project"
+        ):
             probe_planes([Plane(str(path), "DNA")], "row 2")
         return
     planes = stack[1].astype(float)
@@ -159,7 +165,9 @@ def test_a_movie_is_refused_until_a_frame_is_named(tmp_path, stack):
 
 def test_a_stack_of_imagej_is_known_as_one(tmp_path, stack):
     tifffile.imwrite(tmp_path / "stack.tif", stack[0], imagej=True, metadata={"axes": "ZYX"})
-    np.testing.assert_array_equal(one(tmp_path / "stack.tif", channel="DNA", project="max"), stack[0].max(0))
+    np.testing.assert_array_equal(
+        one(tmp_path / "stack.tif", channel="DNA", project="max"), stack[0].max(0)
+    )
 
 
 def test_pages_that_the_metadata_promise_and_the_file_lacks_are_told(tmp_path, stack):
@@ -173,10 +181,16 @@ def test_names_that_are_not_as_many_as_the_channels_contradict_the_pixels(tmp_pa
     path = ome(tmp_path / "site.ome.tiff", stack[:, 0], "CYX", ["ER", "DNA", "AGP"])
     description = tifffile.tiffcomment(path)
     start = description.index("<Channel ")
-    end = description.index("</Channel>", start) + len("</Channel>") if "</Channel>" in description else 0
+    end = (
+        description.index("</Channel>", start) + len("</Channel>")
+        if "</Channel>" in description
+        else 0
+    )
     end = end or description.index("/>", start) + 2
     tifffile.tiffcomment(path, (description[:start] + description[end:]).encode())
-    with pytest.raises(InputError, match=r"names 2 channels \(DNA, AGP\) and holds 3; its metadata contradict"):
+    with pytest.raises(
+        InputError, match=r"names 2 channels \(DNA, AGP\) and holds 3; its metadata contradict"
+    ):
         one(path, channel="DNA")
 
 
@@ -191,7 +205,9 @@ def test_a_pyramid_is_one_plane(tmp_path, stack):
 @pytest.mark.parametrize("dtype", [">u2", "<u4", "<i2", "|u1"])
 def test_other_integers_are_stored_as_sixteen_bits_where_they_fit(tmp_path, dtype):
     image = np.arange(64, dtype=dtype).reshape(8, 8)
-    tifffile.imwrite(tmp_path / "a.tiff", image, metadata=None, byteorder=">" if dtype == ">u2" else None)
+    tifffile.imwrite(
+        tmp_path / "a.tiff", image, metadata=None, byteorder=">" if dtype == ">u2" else None
+    )
     found = one(tmp_path / "a.tiff")
     assert found.dtype == (np.uint8 if dtype == "|u1" else np.uint16) and found.dtype.isnative
     np.testing.assert_array_equal(found, image)

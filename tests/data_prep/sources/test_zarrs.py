@@ -41,7 +41,13 @@ def one(file: Path, channel: str = "DNA", project: str = "none") -> np.ndarray:
 
 
 def built(images: Path, out: Path, load_data: Path | None = None, **changes) -> BuildConfig:
-    settings = {"aggregate": "none", "segment_channels": "DNA", "segmenter": "watershed", "workers": 1, **changes}
+    settings = {
+        "aggregate": "none",
+        "segment_channels": "DNA",
+        "segmenter": "watershed",
+        "workers": 1,
+        **changes,
+    }
     return BuildConfig(images=images, out=out, load_data=load_data, **settings)
 
 
@@ -60,7 +66,9 @@ CHANNELS = {"channels": "DNA,Actin,Tubulin"}
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_a_plate_of_ome_zarr_makes_the_dataset_that_tiffs_make(simulated, from_tiff, tmp_path, version):
+def test_a_plate_of_ome_zarr_makes_the_dataset_that_tiffs_make(
+    simulated, from_tiff, tmp_path, version
+):
     stores = plate_formats.as_ome_zarr(simulated, tmp_path / "stores", version)
     build(built(stores, tmp_path / "dataset", stores / "load_data.csv", **CHANNELS))
     assert content(tmp_path / "dataset") == content(from_tiff)
@@ -74,13 +82,17 @@ def test_jump_lites_store_holds_the_pixels_of_the_files(simulated, from_tiff, tm
     found, expected = open_dataset(tmp_path / "dataset"), open_dataset(from_tiff)
     assert list(found.column("source_sha256")) == list(expected.column("source_sha256"))
     for position in (0, 23):
-        np.testing.assert_array_equal(found.record(position)["image"], expected.record(position)["image"])
+        np.testing.assert_array_equal(
+            found.record(position)["image"], expected.record(position)["image"]
+        )
 
 
 def test_a_store_says_itself_which_sites_there_are(written, simulated):
     table = read_sites(None, written / "SIM001.zarr")
     of_csv = read_sites(simulated / "load_data.csv", simulated).sites
-    assert list(table.sites["site_id"]) == [name for name in of_csv["site_id"] if name.startswith("SIM001")]
+    assert list(table.sites["site_id"]) == [
+        name for name in of_csv["site_id"] if name.startswith("SIM001")
+    ]
     assert table.channels == plate_formats.WRITTEN
     assert set(read_sites(None, written).sites["Metadata_Plate"]) == {"SIM001", "SIM002"}
 
@@ -120,14 +132,22 @@ def test_a_stack_is_projected_as_it_is_said_and_never_otherwise(tmp_path, how):
 
 def test_a_sharded_array_is_read(tmp_path):
     image = np.random.default_rng(0).integers(0, 60_000, (5, 64, 64), dtype=np.uint16)
-    zarr.create_array(tmp_path / "a.zarr", name="s__b__p__A01__1", data=image, chunks=(1, 32, 32), shards=(5, 64, 64))
+    zarr.create_array(
+        tmp_path / "a.zarr",
+        name="s__b__p__A01__1",
+        data=image,
+        chunks=(1, 32, 32),
+        shards=(5, 64, 64),
+    )
     np.testing.assert_array_equal(one(tmp_path / "a.zarr/s__b__p__A01__1", "ER"), image[2])
 
 
 def test_a_chunk_that_is_missing_is_named_and_never_read_as_zeros(stores):
     chunks = sorted(path for path in site(stores, "0", "c").rglob("*") if path.is_file())
     chunks[-1].unlink()
-    with pytest.raises(InputError, match=r"row 2: .*SIM001.zarr/A/1/0: chunk A/1/0/0/c/0/2/0/1/0 is missing"):
+    with pytest.raises(
+        InputError, match=r"row 2: .*SIM001.zarr/A/1/0: chunk A/1/0/0/c/0/2/0/1/0 is missing"
+    ):
         one(site(stores), "Actin")
     assert one(site(stores), "DNA").any()  # whose chunks are there
 
@@ -138,11 +158,17 @@ def test_a_chunk_that_is_no_chunk_of_its_array_is_refused(stores, kind):
     if kind == "damaged":
         chunk.write_bytes(b"no chunk")
     else:
-        other = zarr.create_array(stores / "other.zarr", data=np.ones((3, 3), np.uint16), chunks=(3, 3))
+        other = zarr.create_array(
+            stores / "other.zarr", data=np.ones((3, 3), np.uint16), chunks=(3, 3)
+        )
         chunk.write_bytes((stores / "other.zarr/c/0/0").read_bytes())
         assert other.shape == (3, 3)
-    with pytest.raises(InputError, match=r"row 2: .*SIM001.zarr/A/1/0 cannot be read: .*a chunk is damaged"):
-        read_planes([Plane(str(site(stores)), channel) for channel in plate_formats.WRITTEN], "row 2")
+    with pytest.raises(
+        InputError, match=r"row 2: .*SIM001.zarr/A/1/0 cannot be read: .*a chunk is damaged"
+    ):
+        read_planes(
+            [Plane(str(site(stores)), channel) for channel in plate_formats.WRITTEN], "row 2"
+        )
 
 
 def change(path: Path, old: str, new: str) -> None:
@@ -153,7 +179,9 @@ def change(path: Path, old: str, new: str) -> None:
 
 def test_a_codec_that_is_not_installed_is_named(stores):
     change(site(stores, "0/zarr.json"), '"zstd"', '"zstd9000"')
-    with pytest.raises(InputError, match=r"row 2: .*A/1/0 is kept with a codec that is not installed .*zstd9000"):
+    with pytest.raises(
+        InputError, match=r"row 2: .*A/1/0 is kept with a codec that is not installed .*zstd9000"
+    ):
         one(site(stores))
 
 
@@ -161,21 +189,45 @@ def test_a_codec_that_is_not_installed_is_named(stores):
 def test_a_codec_that_is_none_of_images_is_refused_before_it_runs(tmp_path, codec):
     folder = tmp_path / "a.zarr/s__b__p__A01__1"
     folder.mkdir(parents=True)
-    facts = {"zarr_format": 2, "shape": [5, 8, 8], "chunks": [5, 8, 8], "dtype": "<u2", "fill_value": 0, "order": "C"}
+    facts = {
+        "zarr_format": 2,
+        "shape": [5, 8, 8],
+        "chunks": [5, 8, 8],
+        "dtype": "<u2",
+        "fill_value": 0,
+        "order": "C",
+    }
     types = {"encode_dtype": "<u2", "decode_dtype": "<u2"} if codec == "astype" else {}
     facts |= {"filters": None, "compressor": {"id": codec, **types}}
     (folder / ".zarray").write_text(json.dumps(facts))
     (folder / "0.0.0").write_bytes(pickle.dumps(np.zeros((5, 8, 8), np.uint16)))
-    with pytest.raises(InputError, match=r"codec astype, which is not read here|cannot be read: .*pickle"):
+    with pytest.raises(
+        InputError, match=r"codec astype, which is not read here|cannot be read: .*pickle"
+    ):
         one(folder)
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("zarr.json", '"name": "t"', '"name": "q"', "axes qczyx; its metadata contradict its array"),
-        ("zarr.json", '"label": "DNA"', '"label": "Hoechst"', "has no channel DNA; it has Tubulin, Hoechst, Actin"),
-        ("zarr.json", '{\n            "label": "DNA"\n          },', "", "names 2 channels .* and holds 3"),
+        (
+            "zarr.json",
+            '"name": "t"',
+            '"name": "q"',
+            "axes qczyx; its metadata contradict its array",
+        ),
+        (
+            "zarr.json",
+            '"label": "DNA"',
+            '"label": "Hoechst"',
+            "has no channel DNA; it has Tubulin, Hoechst, Actin",
+        ),
+        (
+            "zarr.json",
+            '{\n            "label": "DNA"\n          },',
+            "",
+            "names 2 channels .* and holds 3",
+        ),
         ("zarr.json", '"path": "0"', '"path": "9"', "is not in the store"),
         ("zarr.json", '"multiscales"', '"scales"', "is no image of OME-Zarr"),
         ("0/zarr.json", '"uint16"', '"float32"', "holds float32; convert it"),
@@ -190,7 +242,9 @@ def test_metadata_that_contradict_the_array_are_one_line(stores, file, old, new,
 
 def test_a_channel_that_one_site_lacks_is_told_before_anything_is_segmented(stores, tmp_path):
     change(stores / "SIM002.zarr/B/2/1/zarr.json", '"label": "DNA"', '"label": "Other"')
-    with pytest.raises(InputError, match=r"load_data.csv, row 23: .*SIM002.zarr/B/2/1 has no channel DNA"):
+    with pytest.raises(
+        InputError, match=r"load_data.csv, row 23: .*SIM002.zarr/B/2/1 has no channel DNA"
+    ):
         build(built(stores, tmp_path / "dataset", stores / "load_data.csv"))
     assert not (tmp_path / "dataset").exists()
 
@@ -202,15 +256,26 @@ def test_a_store_that_is_half_there_is_one_line(stores, tmp_path):
     shutil.rmtree(stores / "SIM002.zarr/A/2/1")
     table = read_sites(None, stores / "SIM002.zarr")
     row = next(row for row in table.sites.to_dict("records") if row["site_id"] == "SIM002_A02_2")
-    with pytest.raises(InputError, match=r"SIM002.zarr, plate SIM002, well A02, site 2: .*A/2/1 is not in the store"):
+    with pytest.raises(
+        InputError,
+        match=r"SIM002.zarr, plate SIM002, well A02, site 2: .*A/2/1 is not in the store",
+    ):
         probe_planes([row["file_DNA"]], table.where(row))
 
 
 def test_rows_that_are_in_no_store_are_named(stores, tmp_path):
     table = pd.read_csv(stores / "load_data.csv", dtype=str)
     for column, value, message in [
-        ("Metadata_Site", "7", "row 3: site 7 of well A01 is not in plate SIM001; its sites are 1, 2"),
-        ("Metadata_Well", "P24", "row 3: site 2 of well P24 is not in plate SIM001; it has no such well"),
+        (
+            "Metadata_Site",
+            "7",
+            "row 3: site 7 of well A01 is not in plate SIM001; its sites are 1, 2",
+        ),
+        (
+            "Metadata_Well",
+            "P24",
+            "row 3: site 2 of well P24 is not in plate SIM001; it has no such well",
+        ),
         ("Metadata_Plate", "SIM009", "SIM009.zarr"),
     ]:
         changed = table.copy()
@@ -218,7 +283,9 @@ def test_rows_that_are_in_no_store_are_named(stores, tmp_path):
         changed.to_csv(tmp_path / "load_data.csv", index=False)
         with pytest.raises(InputError, match=message):
             read_sites(tmp_path / "load_data.csv", stores)
-    with pytest.raises(InputError, match=r"plate SIM002 is not in .*SIM001.zarr, which holds plate SIM001"):
+    with pytest.raises(
+        InputError, match=r"plate SIM002 is not in .*SIM001.zarr, which holds plate SIM001"
+    ):
         read_sites(stores / "load_data.csv", stores / "SIM001.zarr")
 
 

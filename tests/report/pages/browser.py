@@ -16,7 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER, BROWSER = (
+    shutil.which("chromedriver"),
+    shutil.which("chromium") or shutil.which("google-chrome"),
+)
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
@@ -25,9 +28,20 @@ class Browser:
 
     def __init__(self, address: str):
         self._address = address
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
-        options = {"goog:chromeOptions": {"binary": BROWSER, "args": flags}, "goog:loggingPrefs": {"browser": "ALL"}}
-        self._session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": options}})["sessionId"]
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--disable-dev-shm-usage",
+        ]
+        options = {
+            "goog:chromeOptions": {"binary": BROWSER, "args": flags},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
+        self._session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": options}})[
+            "sessionId"
+        ]
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(
@@ -43,7 +57,11 @@ class Browser:
             raise AssertionError(json.load(error)["value"]["message"]) from None
 
     def _do(self, path: str, body: Any = None, method: str = "POST") -> Any:
-        return self._ask(method, f"/session/{self._session}{path}", {} if body is None and method == "POST" else body)
+        return self._ask(
+            method,
+            f"/session/{self._session}{path}",
+            {} if body is None and method == "POST" else body,
+        )
 
     def devtools(self, command: str, **parameters: Any) -> Any:
         return self._do("/goog/cdp/execute", {"cmd": command, "params": parameters})
@@ -56,7 +74,11 @@ class Browser:
 
     def resize(self, width: int, height: int = 900) -> None:
         self.devtools(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
         )
 
     def run(self, script: str, *arguments: Any) -> Any:
@@ -65,7 +87,8 @@ class Browser:
 
     def click(self, selector: str) -> None:
         self.run(
-            "const n = document.querySelector(arguments[0]); n.scrollIntoView({block: 'center'}); n.click()", selector
+            "const n = document.querySelector(arguments[0]); n.scrollIntoView({block: 'center'}); n.click()",
+            selector,
         )
 
     def hover(self, selector: str, x: float = 0.5, y: float = 0.5) -> None:
@@ -93,7 +116,9 @@ class Browser:
         if whole:
             size = self.devtools("Page.getLayoutMetrics")["cssContentSize"]
             extra = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
-        out.write_bytes(base64.b64decode(self.devtools("Page.captureScreenshot", format="png", **extra)["data"]))
+        out.write_bytes(
+            base64.b64decode(self.devtools("Page.captureScreenshot", format="png", **extra)["data"])
+        )
 
     def pdf(self) -> bytes:
         """The page as it is printed."""
@@ -110,7 +135,10 @@ def browser() -> Iterator[Browser]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     driver = subprocess.Popen(
-        [DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
+        [DRIVER, f"--port={port}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ,
     )
     try:
         _wait(port)

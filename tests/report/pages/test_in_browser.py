@@ -16,7 +16,8 @@ from . import browser as chromium
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not (chromium.DRIVER and chromium.BROWSER), reason="no chromium or no chromedriver is installed"
+        not (chromium.DRIVER and chromium.BROWSER),
+        reason="no chromium or no chromedriver is installed",
     ),
 ]
 TIP = "const tip = document.getElementById('tip'); return tip.hidden ? '' : tip.textContent"
@@ -66,7 +67,9 @@ def test_a_table_sorts_both_ways_and_filters(window, report):
     assert window.run(recall) == sorted(window.run(recall), reverse=True)
     window.click("#class-table th:nth-child(5) button")
     assert window.run(recall) == sorted(window.run(recall))
-    sort = window.run("return document.querySelector('#class-table th:nth-child(5)').getAttribute('aria-sort')")
+    sort = window.run(
+        "return document.querySelector('#class-table th:nth-child(5)').getAttribute('aria-sort')"
+    )
     assert sort == "ascending"
     window.run(
         "document.querySelectorAll('details').forEach(d => { d.open = true }); "
@@ -89,9 +92,9 @@ def test_hovering_names_wells_cells_of_the_matrix_points_and_words(window, repor
     assert "sites" in window.run(TIP)
     window.press("#embedding canvas", "ArrowRight")
     assert "part: " in window.run(TIP) and "predicted: " in window.run(TIP)
-    assert window.run("return getComputedStyle(document.querySelector('#tip i')).backgroundImage").startswith(
-        'url("data:'
-    )
+    assert window.run(
+        "return getComputedStyle(document.querySelector('#tip i')).backgroundImage"
+    ).startswith('url("data:')
 
 
 def test_replicates_are_joined_where_the_pointer_is_or_all_of_them(window, report):
@@ -135,8 +138,12 @@ def test_the_data_of_a_figure_is_saved_as_csv_that_no_spreadsheet_runs(window, r
         "URL.createObjectURL = blob => { blob.text().then(t => { window.saved = t }); return '#'; }"
     )
     window.click('button[data-name="confusion"]')
-    rows = window.run("return new Promise(done => setTimeout(() => done(window.saved), 200))").splitlines()
-    assert rows[0] == "true,predicted,sites" and any('"<script>alert(""DMSO"")</script>"' in row for row in rows)
+    rows = window.run(
+        "return new Promise(done => setTimeout(() => done(window.saved), 200))"
+    ).splitlines()
+    assert rows[0] == "true,predicted,sites" and any(
+        '"<script>alert(""DMSO"")</script>"' in row for row in rows
+    )
 
 
 def test_a_link_opens_what_it_leads_to(window, report):
@@ -187,14 +194,18 @@ def test_names_of_rows_and_columns_of_a_plate_are_no_larger_than_text(window, re
     for page in (report, preview):
         for width in (420, 1000, 1920):
             window.open(page, width=width)
-            tall = "return document.querySelector('.plates svg text').getBoundingClientRect().height"
+            tall = (
+                "return document.querySelector('.plates svg text').getBoundingClientRect().height"
+            )
             assert 8 <= window.run(tall) <= 26
 
 
 def test_the_theme_can_be_turned(window, report):
     window.open(report)
     window.click("button.theme")
-    assert window.run("return getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    assert (
+        window.run("return getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    )
 
 
 def test_without_scripts_the_scores_and_the_cells_are_there(window, report):

@@ -48,14 +48,19 @@ def test_pixels_are_averaged_and_the_rest_at_the_edge_is_kept():
 
 
 def test_a_site_is_painted_small_and_its_address_holds_it(tmp_path):
-    dataset = open_dataset(write_dataset(tmp_path / "data", sites=6, size=300, channels=["DNA", "ER"]))
+    dataset = open_dataset(
+        write_dataset(tmp_path / "data", sites=6, size=300, channels=["DNA", "ER"])
+    )
     painter = pictures.painter(dataset)
     picture = painter.picture(1)
     assert max(picture.shape) <= pictures.SIDE and picture.std() > 1
     kind, text = pictures.address(picture).split(",")
     assert kind == "data:image/webp;base64"
     assert imagecodecs.webp_decode(base64.b64decode(text)).shape == picture.shape
-    assert "DNA (blue)" in painter.legend().replace("</span>", "") and "5th percentile" in painter.legend()
+    assert (
+        "DNA (blue)" in painter.legend().replace("</span>", "")
+        and "5th percentile" in painter.legend()
+    )
 
 
 def test_large_sites_are_read_less_often(tmp_path):
@@ -69,4 +74,6 @@ def test_large_sites_are_read_less_often(tmp_path):
 def test_pictures_stand_in_their_sheet_where_the_page_looks_for_them():
     sheet = pictures.atlas([np.full((4, 3, 3), at, np.uint8) for at in (1, 2, 3)], 4, 2)
     assert sheet.shape == (8, 8, 3)
-    assert sheet[0, 0, 0] == 1 and sheet[0, 4, 0] == 2 and sheet[4, 0, 0] == 3 and sheet[0, 3, 0] == 0
+    assert (
+        sheet[0, 0, 0] == 1 and sheet[0, 4, 0] == 2 and sheet[4, 0, 0] == 3 and sheet[0, 3, 0] == 0
+    )

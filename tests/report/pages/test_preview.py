@@ -55,11 +55,16 @@ def test_a_well_without_cells_and_one_out_of_focus_are_named_and_linked(dataset,
     changed.index.loc[blurred, "std_DNA"] /= 10
     wells = preview.well_table(changed)
     far = preview.outliers(wells)
-    assert set(zip(far["Metadata_Well"], far["what"], strict=True)) == {("B02", "cells"), ("C03", "DNA contrast")}
+    assert set(zip(far["Metadata_Well"], far["what"], strict=True)) == {
+        ("B02", "cells"),
+        ("C03", "DNA contrast"),
+    }
     page = Page(preview.write_preview(changed).read_text())
     assert "2 wells stand out" in page.text
     links = {one["href"] for one in page.all("a")}
-    assert "#well-P1-B02" in links and "well-P1-B02" in {one.get("id") for one in page.all("figure")}
+    assert "#well-P1-B02" in links and "well-P1-B02" in {
+        one.get("id") for one in page.all("figure")
+    }
     assert sum(page.data("wells")["flagged"]) == 2
 
 
@@ -69,7 +74,9 @@ def test_robust_deviations_do_not_follow_the_outlier():
 
 
 def test_wells_that_are_not_named_as_on_a_plate_are_no_obstacle(tmp_path):
-    index = make_index(plates=1).assign(Metadata_Well=lambda table: "well " + table["Metadata_Well"])
+    index = make_index(plates=1).assign(
+        Metadata_Well=lambda table: "well " + table["Metadata_Well"]
+    )
     write_images(tmp_path / "data", index)
     page = Page(preview.write_preview(open_dataset(tmp_path / "data")).read_text())
     assert "not named like A01" in page.text and page.all("img")
