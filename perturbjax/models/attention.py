@@ -35,9 +35,8 @@ class ConvBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
         turn = self.norm.turn()
-        z = self.norm.pooled(
-            self.conv.unbiased(x, turn), mode, shift=self.conv.bias[...], turned=turn
-        )  # type: ignore[index]
+        bias = self.conv.bias[...]  # type: ignore[index]
+        z = self.norm.pooled(self.conv.unbiased(x, turn), mode, shift=bias, turned=turn)
         return self.activation(z)
 
 
