@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.runs import markdown
-from perturbjax.audit.audit_inputs import material_of
+from perturbjax.audit.audit_inputs import build_audit_data
 from perturbjax.audit.audit_options import AuditConfig
-from perturbjax.audit.audit_result import Audit
+from perturbjax.audit.audit_result import AuditResult
 from perturbjax.audit.run_audit import audit_features
 from perturbjax.audit.verdict import verdict
 from perturbjax.core.errors import run_command
@@ -107,7 +107,7 @@ def screen(
     return pd.concat(tables, ignore_index=True)
 
 
-def audit_of(table: pd.DataFrame, **changes: object) -> Audit:
+def audit_of(table: pd.DataFrame, **changes: object) -> AuditResult:
     """The audit of such a screen, quick."""
     names = [column for column in table.columns if column[0] == "f"]
     metadata = table[[column for column in table.columns if column.startswith("Metadata_")]].astype(
@@ -129,7 +129,7 @@ def audit_of(table: pd.DataFrame, **changes: object) -> Audit:
     )
     label = "Metadata_pert_iname"
     return audit_features(
-        material_of("screen", label, index, profiles, config), config, config.model
+        build_audit_data("screen", label, index, profiles, config), config, config.model
     )
 
 

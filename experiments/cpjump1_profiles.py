@@ -44,10 +44,10 @@ from perturbjax.evaluation import score_tables as views
 from perturbjax.evaluation.bootstrap import Estimate, resample
 from perturbjax.evaluation.evaluate import Fold, Subject, judge
 from perturbjax.evaluation.predictions import (
-    classes_of,
+    drop_probabilities,
     labels_and_probabilities,
+    predicted_class_names,
     read_predictions,
-    without_probabilities,
 )
 from perturbjax.evaluation.scores import count
 from perturbjax.profiles.classify import classify
@@ -97,12 +97,12 @@ def main(options: Config) -> None:
     )
     class_names = read_json(options.out / plates[0] / "robust_plda" / "labels.json")
     subjects = [_over_folds(name, answers) for name in answers[0]]
-    judgement = judge(subjects, folds, class_names, split="plate")
-    views.print_judgement(judgement)
+    evaluation = judge(subjects, folds, class_names, split="plate")
+    views.print_evaluation(evaluation)
     with atomic(options.out / "table.csv") as temporary:
-        views.ranking(judgement).to_csv(temporary, index=False)
+        views.ranking(evaluation).to_csv(temporary, index=False)
     title = f"CPJUMP1: leave one of {len(plates)} plates out"
-    figures.plot_ranking(judgement, options.out / "scores.png", title)
+    figures.plot_ranking(evaluation, options.out / "scores.png", title)
     write_json(options.out / "choices.json", dict(zip(plates, choices, strict=True)))
     for plate, choice in zip(plates, choices, strict=True):
         console.print(
@@ -153,7 +153,7 @@ def run_plate(
         table = read_predictions(folder / "predictions" / f"{model}.parquet")
         sides = {part: rows for part, rows in table.groupby("part")}
         answers[candidate] = {
-            part: labels_and_probabilities(rows, classes_of(rows))[1]
+            part: labels_and_probabilities(rows, predicted_class_names(rows))[1]
             for part, rows in sides.items()
         }
         if candidate not in UNTUNED:
@@ -167,7 +167,7 @@ def run_plate(
 
 def _with_negcon(predictions: pd.DataFrame) -> pd.DataFrame:
     negcon = predictions["Metadata_control_type"] == "negcon"
-    return without_probabilities(predictions).assign(negcon=negcon).reset_index(drop=True)
+    return drop_probabilities(predictions).assign(negcon=negcon).reset_index(drop=True)
 
 
 def well_from_controls(files: tuple[Path, ...], out: Path) -> list[dict]:
@@ -177,7 +177,7 @@ def well_from_controls(files: tuple[Path, ...], out: Path) -> list[dict]:
     path = out / "controls.parquet"
     with atomic(path) as temporary:
         controls.frame().to_parquet(temporary, index=False)
-    judgement = classify(
+    evaluation = classify(
         ClassifyConfig(
             profiles=ProfileConfig((path,), label_column=WELL),
             out=out / "position_controls",
@@ -188,7 +188,7 @@ def well_from_controls(files: tuple[Path, ...], out: Path) -> list[dict]:
     )
     question = "which of the DMSO wells is it?"
     return [
-        _answer(question, name, judgement["site"][name].scores["accuracy"])
+        _answer(question, name, evaluation["site"][name].scores["accuracy"])
         for name in ("plda", "chance")
     ]
 
@@ -251,7 +251,7 @@ def _one_well_manifest(
 
 def _pooled(tables: list[pd.DataFrame]) -> Estimate:
     together = pd.concat(tables, ignore_index=True)
-    labels, probabilities = labels_and_probabilities(together, classes_of(together))
+    labels, probabilities = labels_and_probabilities(together, predicted_class_names(together))
     compounds = pd.factorize(together["label"])[
         0
     ]  # a compound's wells on four plates are resampled together

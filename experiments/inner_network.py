@@ -4,7 +4,7 @@
     python -m experiments.inner_network --data DIR --out runs/inner_network --eyes     # and the eyes: five trainings
 
 The folds are those of `experiments.inner_folds`. What the standing backbone sees is computed once for all sites, and a
-head is fitted on two inner folds and judged on the third, in each way of `HEADS`. With `--eyes` the whole preset is
+head is fitted on two inner folds and judged on the third, in each way of `HEADS`. With `--trainable_branch` the whole preset is
 trained on the first inner fold of each outer one, and judged with the eyes at every weight of `WEIGHTS`.
 """
 
@@ -36,17 +36,17 @@ from perturbjax.data.splits import TEST, TRAIN, write_split
 from perturbjax.dataset import PLATE, Dataset, open_dataset
 from perturbjax.inference import BATCH_SIZE, load_network
 from perturbjax.models import Mode
-from perturbjax.models.ensemble_head import EYES, Head, at_half_the_side
+from perturbjax.models.ensemble_head import BRANCH_WEIGHT, Head, downsample_by_2
 from perturbjax.training.apply_network import apply_to_sites
 from perturbjax.training.devices import choose_placement
-from perturbjax.training.ensemble_fit import MIX, fit_head, fit_parts, reduction
+from perturbjax.training.ensemble_fit import MIX, fit_ensemble, fit_ensemble_members, reduction
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.loss import class_weights
 from perturbjax.training.setup import prepare_experiment
-from perturbjax.training.step import as_it_is, make_describe_step
+from perturbjax.training.step import evaluation_input, make_site_features_step
 
 PRESET = PRESETS["pretrained"]
-WEIGHTS = (0.0, 0.1, EYES, 0.3, 0.4, 1.0)
+WEIGHTS = (0.0, 0.1, BRANCH_WEIGHT, 0.3, 0.4, 1.0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Config:
     """On which inner folds of each the head is judged."""
     heads: tuple[str, ...] = tuple(HEADS)
     """Which ways to make a head."""
-    eyes: bool = False
+    trainable_branch: bool = False
     """Train the eyes too, on one inner fold of each outer fold."""
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ def main(options: Config) -> None:
             for name in names:
                 logits = answer(HEADS[name], inside, labels[train], groups, outside, classes)
                 judged(name, number, labels[held], logits)
-    if options.eyes:
+    if options.trainable_branch:
         for fold in options.folds:
             train, held, _ = parts[INNER * fold]
             with_eyes(options, dataset, fold, train, held, judged)
@@ -145,7 +145,9 @@ def describe(data: Path, views: int) -> tuple[Float32[np.ndarray, "n d"], int]:
     transfer = dataclasses.replace(PRESET.transfer, symmetries=views)
     experiment = prepare_experiment(dataclasses.replace(PRESET, transfer=transfer), (data,))
     placement, positions = choose_placement("auto"), np.arange(len(experiment.dataset))
-    step = placement.compile_predict(make_describe_step(experiment.graphdef, experiment.recipe))
+    step = placement.compile_predict(
+        make_site_features_step(experiment.graphdef, experiment.recipe)
+    )
     state = placement.replicate((experiment.params, experiment.stats))
     with open_feed(experiment.decoder, placement) as feed:
 
@@ -173,9 +175,9 @@ def answer(
         "mix": way.mix,
     }
     if way.shares is None:
-        made = fit_head(fresh, z, labels, weight, groups, **how)
+        made = fit_ensemble(fresh, z, labels, weight, groups, **how)
     else:
-        made = fit_parts(fresh, z, labels, weight, **how)
+        made = fit_ensemble_members(fresh, z, labels, weight, **how)
         made.shares[...] = jnp.array(way.shares)
     return np.asarray(made(jnp.asarray(asked, jnp.float32), Mode()))
 
@@ -205,23 +207,30 @@ def with_eyes(
     network = load_network(run, dataset=dataset)
     step = network.placement.compile_predict(_apart(network.graphdef, recipe))
     with open_feed(network.decoder(dataset), network.placement) as feed:
-        head, eyes = apply_to_sites(step, *network.state.values(), feed.batches, held, BATCH_SIZE)
+        head, trainable_branch = apply_to_sites(
+            step, *network.state.values(), feed.batches, held, BATCH_SIZE
+        )
     truth = pd.Categorical(
         dataset.column(run.label_column).iloc[held], categories=network.class_names
     ).codes
     for weight in WEIGHTS:
-        judged(f"eyes weigh {weight:g}", INNER * fold, truth, (1 - weight) * head + weight * eyes)
+        judged(
+            f"eyes weigh {weight:g}",
+            INNER * fold,
+            truth,
+            (1 - weight) * head + weight * trainable_branch,
+        )
 
 
 def _apart(graphdef: nnx.GraphDef, recipe: Recipe) -> Callable[..., Any]:
     """The log-probabilities of head and eyes, each by itself."""
 
     def step(params: Any, stats: Any, batch: RawBatch) -> tuple[Any, Any]:
-        x, mode = as_it_is(recipe, batch)
+        x, mode = evaluation_input(recipe, batch)
         model = nnx.merge(graphdef, params, stats, copy=True)
         head = model.head(model.reduce(model.described(x, mode)), mode)
         return jax.nn.log_softmax(head), jax.nn.log_softmax(
-            model.eyes(at_half_the_side(x), mode).logits
+            model.trainable_branch(downsample_by_2(x), mode).logits
         )
 
     return step

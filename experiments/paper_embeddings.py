@@ -25,7 +25,7 @@ from perturbjax.core.messages import console
 from perturbjax.core.options import parse_options, require, require_sound
 from perturbjax.data.splits import MEANING
 from perturbjax.dataset import open_dataset
-from perturbjax.evaluation.score_tables import print_judgement, ranking
+from perturbjax.evaluation.score_tables import print_evaluation, ranking
 from perturbjax.profiles.classify import classify
 from perturbjax.profiles.embedding import embed
 from perturbjax.profiles.extract import FeaturesConfig, extract
@@ -104,7 +104,7 @@ def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd
             )
         )
     profiles = ProfileConfig((features,), label_column=label, negcon=options.negcon)
-    judgement = classify(
+    evaluation = classify(
         ClassifyConfig(
             profiles=profiles,
             out=options.out / f"classify_{backbone}",
@@ -114,7 +114,7 @@ def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd
             seed=options.seed,
         )
     )
-    print_judgement(judgement)
+    print_evaluation(evaluation)
     for method in ("umap", "tsne"):
         picture = options.out / f"{method}_{backbone}.png"
         scaled = Preparation(normalize_by="training", pca=50)
@@ -123,7 +123,7 @@ def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd
                 profiles=profiles, out=picture, method=method, preparation=scaled, seed=options.seed
             )
         )
-    scores = ranking(judgement)
+    scores = ranking(evaluation)
     rows = scores[(scores["level"] == "site") & (scores["subject"] != "chance")]
     table = rows[
         [

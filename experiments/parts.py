@@ -29,7 +29,7 @@ from perturbjax.evaluation.apply import EVALUATION, FEATURES, PREDICTIONS
 from perturbjax.evaluation.predictions import labels_and_probabilities, read_predictions
 from perturbjax.inference import load_network
 from perturbjax.models import Mode
-from perturbjax.models.ensemble_head import EYES, Head
+from perturbjax.models.ensemble_head import BRANCH_WEIGHT, Head
 from perturbjax.training.run_directory import open_run
 
 
@@ -96,15 +96,15 @@ def apart(
 ) -> dict[str, Float[np.ndarray, "n classes"]]:
     """Log-probabilities of the parts, up to a constant a site; `whole` are probabilities."""
     x = jnp.asarray(features)
-    perceptron, linear = np.asarray(head.answers(x, Mode()))
+    mlp, linear = np.asarray(head.answers(x, Mode()))
     both, told = np.asarray(jax.nn.log_softmax(head(x, Mode()))), np.log(np.maximum(whole, 1e-30))
-    eyes = (told - (1 - EYES) * both) / EYES
+    trainable_branch = (told - (1 - BRANCH_WEIGHT) * both) / BRANCH_WEIGHT
     return {
         "whole": told,
         "head": both,
-        "its perceptron": perceptron,
+        "its perceptron": mlp,
         "its linear model": linear,
-        "eyes": eyes,
+        "eyes": trainable_branch,
     }
 
 

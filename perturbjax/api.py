@@ -14,7 +14,7 @@ from perturbjax.data.normalization import METHODS
 from perturbjax.dataset import PLATE, Dataset, open_dataset
 from perturbjax.dataset.summary_card import card, strip
 from perturbjax.evaluation.apply import EVALUATION, table_of
-from perturbjax.evaluation.evaluation_result import headline, read_judgement
+from perturbjax.evaluation.evaluation_result import headline, read_evaluation
 from perturbjax.inference import Network, load_network
 from perturbjax.training.checkpoint import Which
 from perturbjax.training.run_directory import Run
@@ -66,7 +66,10 @@ class TrainedRun:
             InputError: the arrays do not fit each other or the run.
         """
         if isinstance(images, Dataset):
-            answers, sites = self.network.apply_to(images, np.arange(len(images))), images.index
+            answers, sites = (
+                self.network.apply_to_dataset(images, np.arange(len(images))),
+                images.index,
+            )
         else:
             answers = self.network.apply(images, *self._masks_and_plates(masks, sites))
             sites = _numbered(sites, len(images))
@@ -84,7 +87,7 @@ class TrainedRun:
             InputError: the arrays do not fit each other or the run.
         """
         if isinstance(images, Dataset):
-            return self.network.apply_to(images, np.arange(len(images))).features
+            return self.network.apply_to_dataset(images, np.arange(len(images))).features
         return self.network.features(images, *self._masks_and_plates(masks, sites))
 
     def attention(
@@ -127,7 +130,7 @@ class TrainedRun:
         }
         judged = run.path / EVALUATION / "scores.json"
         if judged.is_file():
-            facts["judged"] = " ".join(headline(read_judgement(judged)))
+            facts["judged"] = " ".join(headline(read_evaluation(judged)))
         try:
             pictures = (
                 strip(open_dataset(run.data), run.label_column, self.class_names)

@@ -30,7 +30,7 @@ from perturbjax.training.apply_network import Predictions, apply_to_sites
 from perturbjax.training.checkpoint import Checkpoints, Tree, Which, tree_to_state
 from perturbjax.training.devices import Placement, choose_placement
 from perturbjax.training.phases import create_network
-from perturbjax.training.pytorch_exchange import WEIGHTS, open_described
+from perturbjax.training.pytorch_exchange import WEIGHTS, open_weight_file
 from perturbjax.training.run_directory import Run, open_run
 from perturbjax.training.step import make_attention_step, make_predict_step, split_model
 
@@ -123,7 +123,7 @@ class Network:
         arrays = _Arrays(self.run, images, np.zeros(np.shape(images)[:3], np.uint16), plates)
         return intensities(arrays, self.run.recipe.input, self.run.facts.get("normalization"))
 
-    def apply_to(
+    def apply_to_dataset(
         self, dataset: Dataset, positions: Int[np.ndarray, " n"], *, feed: FeedChoice = "auto"
     ) -> Predictions:
         """Probabilities and features of the records at `positions` of a dataset, without augmentation.
@@ -136,7 +136,7 @@ class Network:
         with open_feed(self.decoder(dataset), self.placement, choice=feed) as opened:
             return Predictions(*self._answers(self._predict_step, opened.batches, positions))
 
-    def with_masks(
+    def apply_with_masks(
         self,
         dataset: Dataset,
         positions: Int[np.ndarray, " n"],
@@ -163,7 +163,7 @@ class Network:
             *self._answers(self._predict_step, self._batches(dataset, change, redraw), positions)
         )
 
-    def attention_to(
+    def attention_on_dataset(
         self, dataset: Dataset, positions: Int[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n h2 w2"]:
         """By how much the mask lets each place of records of a dataset through, see `attention`.
@@ -362,7 +362,7 @@ def load_network(
         InputError: there is no run, no checkpoint fits, or the dataset does not.
     """
     if isinstance(source, Path | str) and Path(source).suffix in WEIGHTS:
-        run, tree = open_described(Path(source))
+        run, tree = open_weight_file(Path(source))
         facts: dict[str, Any] = {"epoch": 0}
     else:
         run = source if isinstance(source, Run) else open_run(Path(source))
@@ -387,7 +387,7 @@ def _checkpoint_of(run: Run, checkpoint: Which, epoch: int) -> tuple[Tree, dict[
     checkpoints = Checkpoints(run.path)
     tree, facts = checkpoints.load(checkpoint, epoch or None)
     checkpoints.close()
-    run.require_own(facts, checkpoints.path)
+    run.require_matching_files(facts, checkpoints.path)
     console.print(f"{run.path}: checkpoint of epoch {facts['epoch']} ({checkpoint})")
     return {
         name: value for name, value in tree.items() if name.startswith(("params/", "stats/"))

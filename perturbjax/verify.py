@@ -46,7 +46,7 @@ def verify_run(path: Path) -> str:
     for which in ("latest", "best"):
         for epoch in checkpoints.epochs(which):
             _, facts = checkpoints.load(which, epoch)
-            run.require_own(facts, checkpoints.path / which / str(epoch))
+            run.require_matching_files(facts, checkpoints.path / which / str(epoch))
             checked += 1
     checkpoints.close()
     if not checked:

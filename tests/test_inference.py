@@ -83,7 +83,9 @@ def test_a_site_alone_and_in_any_place_has_the_answer_it_has_among_all(run, data
     assert np.array_equal(
         network.features(images[shuffled], masks[shuffled]), together.features[shuffled]
     )
-    assert np.array_equal(network.apply_to(dataset, shuffled).features, together.features[shuffled])
+    assert np.array_equal(
+        network.apply_to_dataset(dataset, shuffled).features, together.features[shuffled]
+    )
 
 
 def test_a_run_is_loaded_by_its_path_and_says_of_which_epoch(run):

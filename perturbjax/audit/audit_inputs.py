@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from perturbjax.audit.audit_options import AuditConfig
-from perturbjax.audit.controls import INTENSITY, UNTRAINED, measured, with_measured
+from perturbjax.audit.controls import INTENSITY, UNTRAINED, add_intensity_features, measured
 from perturbjax.core.config import TransferConfig
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
@@ -21,7 +21,7 @@ from perturbjax.data.normalization import METHODS
 from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation.apply import EVALUATION, PREDICTIONS
-from perturbjax.evaluation.predictions import predictions_of, read_predictions
+from perturbjax.evaluation.predictions import read_predictions, select_predictions
 from perturbjax.evaluation.wells import well_ids
 from perturbjax.inference import BATCH_SIZE, Network
 from perturbjax.models.weights import UNTRAINED as UNTRAINED_WEIGHTS
@@ -137,18 +137,18 @@ def of_features(config: AuditConfig) -> Material:
     index = index if dataset is None else _with_dataset(index, dataset)
     names = [path.name for path in config.features] or list(map(str, data))
     what = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    material = material_of(what, label, index, profiles, config)
+    material = build_audit_data(what, label, index, profiles, config)
     if config.untrained:
         blank, _, _ = _read(config, dataclasses.replace(config.source, weights=UNTRAINED_WEIGHTS))
         material.controls[UNTRAINED] = _as_features(index, _frame(blank), config.preparation)
     return material
 
 
-def material_of(
+def build_audit_data(
     what: str, label: str, index: pd.DataFrame, profiles: Profiles, config: AuditConfig
 ) -> Material:
     """Profiles with the controls that their index allows; `index` has a row a profile."""
-    index = with_measured(index.assign(label=index[label]), _frame(profiles))
+    index = add_intensity_features(index.assign(label=index[label]), _frame(profiles))
     features = _as_features(index, _frame(profiles), config.preparation)
     names = sorted(index["label"].unique())
     return Material(what, label, index, names, features, _brightness(index))
@@ -205,7 +205,7 @@ def of_run(config: AuditConfig, path: Path) -> tuple[Material, Answered]:
     if not file.is_file():
         raise InputError(f"{path}: was not evaluated; run `perturbjax evaluate --run {path}` first")
     train, test = (np.flatnonzero(part == name) for name in (TRAIN, TEST))
-    _, probabilities = predictions_of(
+    _, probabilities = select_predictions(
         read_predictions(file), material.index.iloc[test], run.class_names
     )
     policy = run.recipe.split.split_file or run.recipe.split.split
@@ -246,7 +246,7 @@ def untrained_features(
     state = placement.replicate({"params": params, "stats": stats})
     return (
         Network(run, {"epoch": 0}, placement, BATCH_SIZE, graphdef, state)
-        .apply_to(dataset, positions)
+        .apply_to_dataset(dataset, positions)
         .features
     )
 

@@ -1,4 +1,4 @@
-"""What an audit found, as plain frozen records: terminal, JSON, CSV and page are views of an `Audit`."""
+"""What an audit found, as plain frozen records: terminal, JSON, CSV and page are views of an `AuditResult`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from perturbjax.audit.controls import BLIND, UNTRAINED
 from perturbjax.evaluation.bootstrap import Estimate
 from perturbjax.evaluation.calibration import Confidence
-from perturbjax.evaluation.evaluation_result import Judgement, Scored
+from perturbjax.evaluation.evaluation_result import EvaluationResult, ModelScores
 from perturbjax.evaluation.scores import HEADLINE
 
 #: Share of the way from chance to 1 from which the place on the plate is said to answer by itself.
@@ -19,25 +19,25 @@ class Answer:
     """What the features answer under one split."""
 
     policy: str
-    judgement: Judgement
+    evaluation: EvaluationResult
     """One subject, the features' model, beside every control."""
     p: float | None
     """Of a permutation test; None where it cannot be made."""
     no_p: str
     """Why there is no p; empty where there is one."""
-    unanswerable: int
+    n_excluded: int
     """Sites not judged: no training site has their label."""
 
     @property
-    def model(self) -> Scored:
+    def model(self) -> ModelScores:
         """The features' own scores, by site."""
-        level = self.judgement.levels[0]
-        return level[self.judgement.subjects[0]]
+        level = self.evaluation.levels[0]
+        return level[self.evaluation.subjects[0]]
 
     @property
     def confidence(self) -> Confidence:
         """Whether the model's probabilities mean what they say."""
-        return self.judgement.confidence[self.judgement.subjects[0]]
+        return self.evaluation.confidence[self.evaluation.subjects[0]]
 
     @property
     def score(self) -> Estimate:
@@ -48,7 +48,7 @@ class Answer:
     def controls(self) -> dict[str, Estimate]:
         """Headline score of each control, by site."""
         return {
-            row.name: row.scores[HEADLINE] for row in self.judgement.levels[0].rows if row.baseline
+            row.name: row.scores[HEADLINE] for row in self.evaluation.levels[0].rows if row.baseline
         }
 
     @property
@@ -69,7 +69,7 @@ class Answer:
     @property
     def leaks(self) -> tuple[str, ...]:
         """What answers in place of the cells: wells that stand on both sides, or the place on the plate."""
-        if self.judgement.overlap.well > 0:
+        if self.evaluation.overlap.well > 0:
             return ("wells",)
         place = self.controls.get("position")
         answers = place is not None and place.value - self.chance > _ANSWERS * (1 - self.chance)
@@ -87,7 +87,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Audit:
+class AuditResult:
     """The same features under every split that the data allows."""
 
     what: str

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from perturbjax.audit.audit_result import Audit
+from perturbjax.audit.audit_result import AuditResult
 from perturbjax.audit.verdict import Verdict, verdict
 from perturbjax.core.files import write_csv, write_json
 from perturbjax.core.messages import PlainConsole
@@ -17,7 +17,7 @@ from perturbjax.evaluation.evaluation_result import cell
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
 
-def print_audit(audit: Audit) -> None:
+def print_audit(audit: AuditResult) -> None:
     """Show the verdict, every split side by side, and why not the others, on stdout."""
     from rich import box
     from rich.table import Table
@@ -34,7 +34,7 @@ def print_audit(audit: Audit) -> None:
         own = name == audit.model
         table.add_row(name, *cells, style="bold" if own else "", end_section=own)
     console.print(table)
-    first = audit.answers[0].judgement
+    first = audit.answers[0].evaluation
     intervals = f"95 % intervals from {first.replicates} resamples of whole {first.resample}s"
     console.print(f"In brackets: {intervals}. p: labels exchanged between the wells of a plate.")
     for sentence in found.sentences:
@@ -48,7 +48,7 @@ def p_words(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def rows(audit: Audit, gap: str = " ") -> Iterator[tuple[str, list[str]]]:
+def rows(audit: AuditResult, gap: str = " ") -> Iterator[tuple[str, list[str]]]:
     """The model, every control, and what stands beside them, a cell a split; empty where a split has none."""
     yield audit.model, [cell(answer.score, gap) for answer in audit.answers]
     for name in dict.fromkeys(name for answer in audit.answers for name in answer.controls):
@@ -73,11 +73,11 @@ def rows(audit: Audit, gap: str = " ") -> Iterator[tuple[str, list[str]]]:
     for size in ("site", "well", "plate"):
         yield (
             f"{size}s judged",
-            [str(getattr(answer.judgement.n, size)) for answer in audit.answers],
+            [str(getattr(answer.evaluation.n, size)) for answer in audit.answers],
         )
 
 
-def notes(audit: Audit) -> Iterator[str]:
+def notes(audit: AuditResult) -> Iterator[str]:
     """Why splits, controls and p-values are absent."""
     for policy, why in audit.refused.items():
         yield f"no {policy} split: {why}."
@@ -85,7 +85,7 @@ def notes(audit: Audit) -> Iterator[str]:
         if answer.no_p:
             yield f"no p under the {answer.policy} split: {answer.no_p}."
     absent = {
-        (name, why) for answer in audit.answers for name, why in answer.judgement.skipped.items()
+        (name, why) for answer in audit.answers for name, why in answer.evaluation.skipped.items()
     }
     everywhere = {
         name
@@ -97,30 +97,30 @@ def notes(audit: Audit) -> Iterator[str]:
             yield f"no {name}: {why}."
 
 
-def write_tables(audit: Audit, out: Path) -> None:
+def write_tables(audit: AuditResult, out: Path) -> None:
     """`audit.json`, and `audit.csv` with one row a number."""
     write_json(out / "audit.json", as_json(audit, verdict(audit)))
     write_csv(out / "audit.csv", tidy(audit))
 
 
-def as_json(audit: Audit, found: Verdict) -> dict[str, Any]:
+def as_json(audit: AuditResult, found: Verdict) -> dict[str, Any]:
     """The verdict; for each split scores of everybody, leads of the model, p, overlap and sizes; as plain values."""
     answers = {}
     for answer in audit.answers:
-        judgement = answer.judgement
+        evaluation = answer.evaluation
         levels = {
             level.name: {row.name: dataclasses.asdict(row) for row in level.rows}
-            for level in judgement.levels
+            for level in evaluation.levels
         }
         answers[answer.policy] = {
             "p": answer.p,
             "no_p": answer.no_p,
-            "unanswerable": answer.unanswerable,
+            "unanswerable": answer.n_excluded,
             "leaks": answer.leaks,
             "confidence": dataclasses.asdict(answer.confidence),
-            "n": dataclasses.asdict(judgement.n),
-            "overlap": dataclasses.asdict(judgement.overlap),
-            "skipped": judgement.skipped,
+            "n": dataclasses.asdict(evaluation.n),
+            "overlap": dataclasses.asdict(evaluation.overlap),
+            "skipped": evaluation.skipped,
             "levels": {
                 level: {
                     name: {"scores": row["scores"], "leads": row["leads"]}
@@ -140,14 +140,14 @@ def as_json(audit: Audit, found: Verdict) -> dict[str, Any]:
     }
 
 
-def tidy(audit: Audit) -> pd.DataFrame:
+def tidy(audit: AuditResult) -> pd.DataFrame:
     """One row a number: split, level, who, metric, value, low, high, n.
 
     Leads stand as `who minus control`, differences of two splits as `split minus split`.
     """
     found: list[tuple] = []
     for answer in audit.answers:
-        for level in answer.judgement.levels:
+        for level in answer.evaluation.levels:
             for row in level.rows:
                 pairs = [
                     (row.name, row.scores),

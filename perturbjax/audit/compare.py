@@ -23,9 +23,9 @@ from perturbjax.evaluation.apply import EVALUATION, PREDICTIONS
 from perturbjax.evaluation.bootstrap import Estimate, Resampled, interval, resample
 from perturbjax.evaluation.evaluation_result import cell
 from perturbjax.evaluation.predictions import (
-    classes_of,
-    label_numbers,
+    encode_labels,
     labels_and_probabilities,
+    predicted_class_names,
     read_predictions,
 )
 from perturbjax.evaluation.scores import HEADLINE, METRICS, count
@@ -61,9 +61,7 @@ class Comparison:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Metrics worth a column."""
-        return tuple(
-            metric for metric, what in METRICS.items() if self.classes >= what.least_classes
-        )
+        return tuple(metric for metric, what in METRICS.items() if self.classes >= what.min_classes)
 
 
 def compare(config: CompareConfig) -> Comparison:
@@ -80,7 +78,7 @@ def compare(config: CompareConfig) -> Comparison:
     tables = {name: _judged(path) for name, path in names.items()}
     first = next(iter(tables.values()))
     answers = {name: _answers(names[name], table, first) for name, table in tables.items()}
-    labels = label_numbers(first["label"], sorted(classes_of(first)), "predictions")
+    labels = encode_labels(first["label"], sorted(predicted_class_names(first)), "predictions")
     wells = well_ids(first)
     whole = wells if config.resample == "well" else pd.factorize(first[PLATE])[0]
     series = _series(names)
@@ -97,7 +95,7 @@ def compare(config: CompareConfig) -> Comparison:
         )
     except InputError:  # sites of one well differ in label: there is no level of wells
         pass
-    classes = len(classes_of(first))
+    classes = len(predicted_class_names(first))
     return Comparison(
         len(labels), int(wells.max()) + 1, classes, config.resample, config.replicates, levels
     )
@@ -149,8 +147,8 @@ def _answers(
         raise InputError(
             f"{path}: site {site!r} has another label than in the first run; compare runs of one label"
         )
-    names = sorted(classes_of(first))
-    if sorted(classes_of(table)) != names:
+    names = sorted(predicted_class_names(first))
+    if sorted(predicted_class_names(table)) != names:
         raise InputError(
             f"{path}: knows other classes than the first run; compare runs of one label"
         )

@@ -12,8 +12,8 @@ from perturbjax.core.plates import PLATE, WELL, parse_wells
 from perturbjax.evaluation.baselines import (
     BASELINES,
     Baseline,
-    Unavailable,
-    log_counts,
+    BaselineUnavailable,
+    log_cell_counts,
     log_intensities,
 )
 
@@ -44,7 +44,7 @@ def plate(
     plates = pd.Index(pd.unique(train[PLATE]))
     of_test = plates.get_indexer(test[PLATE])
     if (of_test < 0).all():
-        raise Unavailable("no judged plate is in training, so a plate's name says nothing")
+        raise BaselineUnavailable("no judged plate is in training, so a plate's name says nothing")
     prior = np.bincount(train_labels, minlength=classes) / len(train_labels)
     counts = np.zeros((len(plates) + 1, classes))  # the last row is for plates that are new
     np.add.at(counts, (plates.get_indexer(train[PLATE]), train_labels), 1)
@@ -78,22 +78,22 @@ def _known(index: pd.DataFrame) -> Float[np.ndarray, "n d"]:
     spots = parse_wells(index[WELL])
     edge = np.minimum(spots, spots.max(axis=0) - spots).min(axis=1, keepdims=True)
     parts = [spots, edge, pd.get_dummies(index[PLATE]).to_numpy(), measured(index)]
-    for read in (log_counts, log_intensities):
+    for read in (log_cell_counts, log_intensities):
         try:
             parts.append(read(index))
-        except Unavailable:  # said of the control that is made of it alone
+        except BaselineUnavailable:  # said of the control that is made of it alone
             continue
     return np.concatenate(parts, axis=1).astype(float)
 
 
-def with_measured(index: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
+def add_intensity_features(index: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
     """The index, and beside it those features that CellProfiler calls Intensity, gaps filled by the median.
 
     Left as it is where a dataset has measured brightness already.
     """
     try:
         log_intensities(index)
-    except Unavailable:
+    except BaselineUnavailable:
         kept = values[[name for name in values.columns if _MEASURED in name]]
         kept = kept.fillna(kept.median()).dropna(axis=1).add_prefix(_PREFIX)
         return pd.concat([index, kept.set_axis(index.index)], axis=1)
@@ -101,7 +101,7 @@ def with_measured(index: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
 
 
 def measured(index: pd.DataFrame) -> Float[np.ndarray, "n d"]:
-    """What `with_measured` put beside the index; no columns where it put none."""
+    """What `add_intensity_features` put beside the index; no columns where it put none."""
     return index[[column for column in index.columns if column.startswith(_PREFIX)]].to_numpy(
         dtype=float
     )

@@ -13,15 +13,15 @@ from jaxtyping import Float, Int
 from perturbjax.audit import audit_inputs as sources
 from perturbjax.audit.audit_inputs import Answered, Material
 from perturbjax.audit.audit_options import AuditConfig
-from perturbjax.audit.audit_result import Answer, Audit, Difference
+from perturbjax.audit.audit_result import Answer, AuditResult, Difference
 from perturbjax.audit.controls import CONTROLS, SHUFFLED, WORDS, given
-from perturbjax.audit.split_designs import ORDER, Dealt, deal
+from perturbjax.audit.split_designs import ORDER, SplitDesign, deal
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder
 from perturbjax.core.options import require
 from perturbjax.core.plates import PLATE
 from perturbjax.core.progress import track
-from perturbjax.evaluation.baselines import Unavailable
+from perturbjax.evaluation.baselines import BaselineUnavailable
 from perturbjax.evaluation.bootstrap import resample
 from perturbjax.evaluation.evaluate import Fold, Subject, judge
 from perturbjax.evaluation.evaluation_result import MODEL
@@ -30,7 +30,7 @@ from perturbjax.evaluation.scores import HEADLINE, count
 from perturbjax.evaluation.wells import well_ids
 
 
-def audit(config: AuditConfig) -> Audit:
+def audit(config: AuditConfig) -> AuditResult:
     """Judge features under every split that the data allows, or a run under its own, and write what was found.
 
     Raises:
@@ -57,7 +57,7 @@ def _model(name: str) -> str:
     return name
 
 
-def audit_features(material: Material, config: AuditConfig, model: str) -> Audit:
+def audit_features(material: Material, config: AuditConfig, model: str) -> AuditResult:
     """One classifier on the features, fitted anew on the training part of every fold of every split.
 
     Raises:
@@ -76,7 +76,9 @@ def audit_features(material: Material, config: AuditConfig, model: str) -> Audit
 Said = list[Float[np.ndarray, "_n classes"]]
 
 
-def _dealt(material: Material, config: AuditConfig) -> tuple[tuple[Dealt, ...], dict[str, str]]:
+def _dealt(
+    material: Material, config: AuditConfig
+) -> tuple[tuple[SplitDesign, ...], dict[str, str]]:
     """Every split that the data allows, and why not the others.
 
     Raises:
@@ -95,12 +97,12 @@ def _dealt(material: Material, config: AuditConfig) -> tuple[tuple[Dealt, ...], 
 
 def _audited(
     material: Material,
-    dealt: tuple[Dealt, ...],
+    dealt: tuple[SplitDesign, ...],
     refused: dict[str, str],
     model: str,
     said: dict[str, dict[str, Said]],
     config: AuditConfig,
-) -> Audit:
+) -> AuditResult:
     """What everybody said under every split, judged and compared."""
     answers, owned = [], {}
     for one in dealt:
@@ -108,11 +110,11 @@ def _audited(
         answers.append(_judge(material, one, model, own, said[one.policy], config))
         owned[one.policy] = np.concatenate(own)
     differences = tuple(_differences(material, dealt, owned, config))
-    return Audit(material.what, material.label, model, tuple(answers), differences, refused)
+    return AuditResult(material.what, material.label, model, tuple(answers), differences, refused)
 
 
 def _fit(
-    material: Material, dealt: Dealt, fold: int, config: AuditConfig, model: str
+    material: Material, dealt: SplitDesign, fold: int, config: AuditConfig, model: str
 ) -> Iterator[tuple[str, Float[np.ndarray, "n classes"]]]:
     """Who answers a fold and how: the features' model, and the controls that are the same model on something else."""
     train, test = dealt.folds[fold]
@@ -149,7 +151,7 @@ def _dealt_anew(
 
 def _judge(
     material: Material,
-    dealt: Dealt,
+    dealt: SplitDesign,
     model: str,
     said: Said,
     controls: dict[str, Said],
@@ -167,7 +169,7 @@ def _judge(
         )
         for number, parts in enumerate(dealt.folds)
     ]
-    judgement = judge(
+    evaluation = judge(
         [Subject(model, tuple(said))],
         folds,
         material.class_names,
@@ -179,13 +181,16 @@ def _judge(
     )
     try:
         p, why = _p(material, dealt, np.concatenate(said), config), ""
-    except Unavailable as reason:
+    except BaselineUnavailable as reason:
         p, why = None, str(reason)
-    return Answer(dealt.policy, judgement, p, why, dealt.unanswerable)
+    return Answer(dealt.policy, evaluation, p, why, dealt.n_excluded)
 
 
 def _p(
-    material: Material, dealt: Dealt, said: Float[np.ndarray, "n classes"], config: AuditConfig
+    material: Material,
+    dealt: SplitDesign,
+    said: Float[np.ndarray, "n classes"],
+    config: AuditConfig,
 ) -> float:
     """Of a permutation test within plates and folds.
 
@@ -194,7 +199,7 @@ def _p(
     """
     judged, wells = dealt.judged, material.wells
     if any(np.isin(wells[test], wells[train]).any() for train, test in dealt.folds):
-        raise Unavailable(
+        raise BaselineUnavailable(
             "sites of one well stand on both sides, so their labels cannot be exchanged"
         )
     fold = np.repeat(np.arange(len(dealt.folds)), [len(test) for _, test in dealt.folds])
@@ -207,7 +212,7 @@ def _p(
 
 def _differences(
     material: Material,
-    dealt: tuple[Dealt, ...],
+    dealt: tuple[SplitDesign, ...],
     said: dict[str, Float[np.ndarray, "_n classes"]],
     config: AuditConfig,
 ) -> Iterator[Difference]:
@@ -225,9 +230,11 @@ def _differences(
         yield Difference(same[0].policy, stricter.policy, len(sites), estimate)
 
 
-def audit_run(material: Material, answered: Answered, config: AuditConfig, model: str) -> Audit:
+def audit_run(
+    material: Material, answered: Answered, config: AuditConfig, model: str
+) -> AuditResult:
     """A run's own predictions under the split that it was trained on; the other splits ask for other runs."""
-    dealt = Dealt(answered.policy, ((answered.train, answered.test),), 0)
+    dealt = SplitDesign(answered.policy, ((answered.train, answered.test),), 0)
     controls = {control: [answer] for control, answer in _fit(material, dealt, 0, config, model)}
     answer = _judge(material, dealt, MODEL, [answered.probabilities], controls, config)
     others, refused = deal(material.index, label="label", folds=config.folds, seed=config.seed)
@@ -236,10 +243,10 @@ def audit_run(material: Material, answered: Answered, config: AuditConfig, model
             f"a network answers for its own split; `perturbjax train --split {one.policy}` asks this"
         )
     refused.pop(answered.policy, None)
-    return Audit(material.what, material.label, MODEL, (answer,), (), refused)
+    return AuditResult(material.what, material.label, MODEL, (answer,), (), refused)
 
 
-def audit_trained(config: AuditConfig, path: Path, model: str) -> Audit:
+def audit_trained(config: AuditConfig, path: Path, model: str) -> AuditResult:
     """A run's recipe under every split that the data allows, trained anew for every fold.
 
     Raises:

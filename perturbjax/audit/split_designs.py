@@ -23,7 +23,7 @@ _LEAST_JUDGED = 0.1
 
 
 @dataclass(frozen=True)
-class Dealt:
+class SplitDesign:
     """One split, all its folds.
 
     Attributes:
@@ -35,7 +35,7 @@ class Dealt:
 
     policy: str
     folds: tuple[tuple[np.ndarray, np.ndarray], ...]
-    unanswerable: int
+    n_excluded: int
 
     @property
     def judged(self) -> np.ndarray:
@@ -50,7 +50,7 @@ def deal(
     folds: int = 5,
     seed: int = 0,
     splits: Sequence[SplitPolicy] = (),
-) -> tuple[tuple[Dealt, ...], dict[str, str]]:
+) -> tuple[tuple[SplitDesign, ...], dict[str, str]]:
     """Every split that the data allows, and for each other one sentence that says why not.
 
     Args:
@@ -61,7 +61,7 @@ def deal(
         seed: of the shuffle.
         splits: those to try; empty tries all.
     """
-    done: list[Dealt] = []
+    done: list[SplitDesign] = []
     refused: dict[str, str] = {}
     for policy in (one for one in get_args(SplitPolicy) if not splits or one in splits):
         if why := _asks_nothing(index, policy, label):
@@ -99,7 +99,9 @@ def _asks_nothing(index: pd.DataFrame, policy: str, label: str) -> str:
     return ""
 
 
-def _deal(index: pd.DataFrame, policy: SplitPolicy, label: str, folds: int, seed: int) -> Dealt:
+def _deal(
+    index: pd.DataFrame, policy: SplitPolicy, label: str, folds: int, seed: int
+) -> SplitDesign:
     """Every fold that can be learned from.
 
     Raises:
@@ -125,7 +127,7 @@ def _deal(index: pd.DataFrame, policy: SplitPolicy, label: str, folds: int, seed
     judged = sum(len(test) for _, test in found)
     if judged < _LEAST_JUDGED * len(index):
         raise InputError(f"only {judged} of {len(index)} rows could be judged: {classes}")
-    return Dealt(policy, tuple(found), len(index) - judged)
+    return SplitDesign(policy, tuple(found), len(index) - judged)
 
 
 def _without_flag(message: str) -> str:

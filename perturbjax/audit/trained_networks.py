@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Float32
 
 from perturbjax.audit.audit_inputs import Material
-from perturbjax.audit.split_designs import Dealt
+from perturbjax.audit.split_designs import SplitDesign
 from perturbjax.core.config import SplitConfig
 from perturbjax.core.files import make_folder
 from perturbjax.core.messages import console
@@ -27,8 +27,8 @@ RUNS = "runs"
 
 
 def answers(
-    material: Material, dataset: Dataset, run: Run, dealt: tuple[Dealt, ...], out: Path
-) -> Iterator[tuple[Dealt, int, Float[np.ndarray, "n classes"]]]:
+    material: Material, dataset: Dataset, run: Run, dealt: tuple[SplitDesign, ...], out: Path
+) -> Iterator[tuple[SplitDesign, int, Float[np.ndarray, "n classes"]]]:
     """Each split and fold, and the probabilities that a network trained on it gives to the sites it judges.
 
     Everything of the recipe stays (its seed too) but the split, which comes from a file. A run of `out` that was
@@ -54,7 +54,7 @@ def answers(
 
 
 def _train_and_ask(
-    material: Material, dataset: Dataset, run: Run, dealt: Dealt, fold: int, folder: Path
+    material: Material, dataset: Dataset, run: Run, dealt: SplitDesign, fold: int, folder: Path
 ) -> Float[np.ndarray, "n classes"]:
     name = f"{dealt.policy}_{fold}"
     split = folder / f"{name}.parquet"
@@ -70,7 +70,7 @@ def _train_and_ask(
     )
     network = load_network(trained, dataset=dataset)
     judged = material.index["site_id"].to_numpy()[dealt.folds[fold][1]]
-    found: Float32[np.ndarray, "n known"] = network.apply_to(
+    found: Float32[np.ndarray, "n known"] = network.apply_to_dataset(
         dataset, dataset.positions(list(judged))
     ).probabilities
     rows = material.index.iloc[dealt.folds[fold][1]]
@@ -81,7 +81,7 @@ def _train_and_ask(
     return every
 
 
-def _manifest(index: pd.DataFrame, dealt: Dealt, fold: int) -> pd.DataFrame:
+def _manifest(index: pd.DataFrame, dealt: SplitDesign, fold: int) -> pd.DataFrame:
     """A fold as `perturbjax split` writes one; sites that cannot be judged are in neither part."""
     train, test = dealt.folds[fold]
     rows = np.concatenate([train, test])

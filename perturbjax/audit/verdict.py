@@ -1,11 +1,11 @@
-"""What an audit means, in words a biologist understands; every sentence follows from the numbers of an `Audit`."""
+"""What an audit means, in words a biologist understands; every sentence follows from the numbers of an `AuditResult`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from perturbjax.audit.audit_result import Answer, Audit
+from perturbjax.audit.audit_result import Answer, AuditResult
 from perturbjax.audit.controls import UNTRAINED
 from perturbjax.evaluation.evaluation_result import cell
 from perturbjax.evaluation.scores import HEADLINE, METRICS
@@ -64,7 +64,7 @@ class Verdict:
     advice: tuple[str, ...]
 
 
-def verdict(audit: Audit) -> Verdict:
+def verdict(audit: AuditResult) -> Verdict:
     """The verdict on an audit."""
     answer, leak = audit.strictest, audit.leak
     finding = _finding(answer)
@@ -75,9 +75,9 @@ def verdict(audit: Audit) -> Verdict:
     sentences += _untrained(answer)
     if answer.leaks:
         sentences.append(_dishonest(answer))
-    if answer.unanswerable:
+    if answer.n_excluded:
         sentences.append(
-            f"{answer.unanswerable} sites could not be asked: their {audit.label} stands in one {answer.policy} only."
+            f"{answer.n_excluded} sites could not be asked: their {audit.label} stands in one {answer.policy} only."
         )
     advice = tuple(_advice(audit, finding))
     return Verdict(
@@ -145,7 +145,7 @@ def _found(answer: Answer, finding: Finding) -> str:
     return f"{said}; of the controls {alone}, and the features {lead} more."
 
 
-def _leaked(audit: Audit, answer: Answer) -> str:
+def _leaked(audit: AuditResult, answer: Answer) -> str:
     assert audit.leak is not None
     weak = audit[audit.leak.weaker]
     order = list(_TELLS)
@@ -178,7 +178,7 @@ def _dishonest(answer: Answer) -> str:
     return f"No honest score: the place on the plate alone reaches {place:.3f}: a plate map learned by heart answers."
 
 
-def _advice(audit: Audit, finding: Finding) -> list[str]:
+def _advice(audit: AuditResult, finding: Finding) -> list[str]:
     """Only what this data allows, or what data it takes."""
     answer, found = audit.strictest, []
     if answer.leaks:

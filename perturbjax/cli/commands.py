@@ -204,16 +204,16 @@ def evaluate(argv: Sequence[str]) -> None:
     from perturbjax.report.run_page import write_report
 
     config = _parse(apply.EvaluateConfig, argv, "evaluate", about=evaluate.__doc__)
-    judgement = apply.evaluate(config)
-    if judgement is None:  # another process of the job writes
+    evaluation = apply.evaluate(config)
+    if evaluation is None:  # another process of the job writes
         return
     if config.json:
-        print(json.dumps(to_json(judgement), indent=2))
+        print(json.dumps(to_json(evaluation), indent=2))
     else:
-        views.print_judgement(judgement)
+        views.print_evaluation(evaluation)
     report = write_report(config.apply.chosen.run)
     console.print(f"written: {config.apply.chosen.run / apply.EVALUATION} and {report}")
-    if beside := apply.beside_linear(config):
+    if beside := apply.describe_linear_baseline(config):
         console.print(beside)
 
 
@@ -286,7 +286,7 @@ def classify(argv: Sequence[str]) -> None:
     perturbjax classify --features features.parquet --split plate --out classified
     perturbjax classify --features profiles.csv --all-folds --out classified
     """
-    from perturbjax.evaluation.score_tables import print_judgement
+    from perturbjax.evaluation.score_tables import print_evaluation
     from perturbjax.profiles.classify import classify as fit_and_judge
     from perturbjax.profiles.profile_options import (
         CLASSIFY_PRESETS,
@@ -304,7 +304,7 @@ def classify(argv: Sequence[str]) -> None:
     config = _parse(
         ClassifyConfig, rest, "classify", about=classify.__doc__, default=default, more=more
     )
-    print_judgement(fit_and_judge(config))
+    print_evaluation(fit_and_judge(config))
     console.print(f"written: {config.out}")
 
 
@@ -364,13 +364,13 @@ def import_torch(argv: Sequence[str]) -> None:
     from perturbjax.models import BACKBONES
     from perturbjax.training.pytorch_exchange import (
         ImportConfig,
-        described_recipe,
         import_run,
         recipe_for_import,
+        recipe_of_weight_file,
     )
 
     name, rest = _take_preset(argv, PRESETS, default="")
-    described = None if name else described_recipe(Path(_value_of("--checkpoint", rest)))
+    described = None if name else recipe_of_weight_file(Path(_value_of("--checkpoint", rest)))
     recipe = described or recipe_for_import(name or "original")
     now = "what export-torch wrote with the weights" if described else name or "original"
     default = _defaults(ImportConfig, recipe=recipe)

@@ -18,16 +18,21 @@ from perturbjax.data.splits import TEST, TRAIN, fingerprint
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation import score_tables as views
 from perturbjax.evaluation.attribution import forget, look
-from perturbjax.evaluation.evaluate import judge, run_as_subject
-from perturbjax.evaluation.evaluation_result import MODEL, Judgement, cell, read_judgement
-from perturbjax.evaluation.predictions import label_numbers, predictions_table, write_predictions
+from perturbjax.evaluation.evaluate import judge, match_run_predictions
+from perturbjax.evaluation.evaluation_result import MODEL, EvaluationResult, cell, read_evaluation
+from perturbjax.evaluation.predictions import encode_labels, predictions_table, write_predictions
 from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.inference import BATCH_SIZE, Network, feature_names, load_network
 from perturbjax.training.apply_network import Predictions
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.devices import ComputeConfig, open_devices
-from perturbjax.training.processes import HostsConfig, connect, is_first, require_possible
+from perturbjax.training.processes import (
+    HostsConfig,
+    connect,
+    is_first_process,
+    require_supported_job,
+)
 from perturbjax.training.run_directory import SPLIT_FILE, Run, open_run
 
 EVALUATION, PREDICTIONS, FEATURES = "evaluation", "predictions.parquet", "features.parquet"
@@ -89,14 +94,14 @@ class EvaluateConfig:
         require("replicates", self.replicates, self.replicates >= 1, "at least one")
 
 
-def network_of(run: Run, dataset: Dataset, config: ApplyConfig) -> Network:
+def open_network(run: Run, dataset: Dataset, config: ApplyConfig) -> Network:
     """The run's network on the devices, for this dataset.
 
     Raises:
         InputError: the dataset's channels or pixel type are not those the run was trained on, or no checkpoint fits.
     """
     connect(config.hosts)
-    require_possible(config.feed, config.compute.devices, config.batch_size)
+    require_supported_job(config.feed, config.compute.devices, config.batch_size)
     return load_network(
         run,
         config.chosen.checkpoint,
@@ -117,9 +122,9 @@ def predict(config: PredictConfig) -> Path:
     """
     run, dataset, out = open_run(config.apply.chosen.run), open_dataset(config.data), config.out
     make_folder(out.parent)
-    network = network_of(run, dataset, config.apply)
-    answers = network.apply_to(dataset, np.arange(len(dataset)), feed=config.apply.feed)
-    if not is_first():
+    network = open_network(run, dataset, config.apply)
+    answers = network.apply_to_dataset(dataset, np.arange(len(dataset)), feed=config.apply.feed)
+    if not is_first_process():
         return out
     write_predictions(
         out, table_of(run, dataset.index, answers, run.parts(dataset.index["site_id"]))
@@ -134,7 +139,7 @@ def table_of(run: Run, index: pd.DataFrame, answers: Predictions, part: Any) -> 
     return predictions_table(index, answers.probabilities, run.class_names, part=part, label=label)
 
 
-def evaluate(config: EvaluateConfig) -> Judgement | None:
+def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     """Judge a run on its own split: write `evaluation/` (predictions, features, scores, tables).
 
     Nothing is computed of labels that the run does not know, and nothing written before all is judged. Of several
@@ -148,19 +153,21 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     manifest = run.manifest(dataset.index)
     positions, part = dataset.positions(manifest["site_id"].tolist()), manifest["part"].to_numpy()
     rows = dataset.index.iloc[positions].reset_index(drop=True)
-    label_numbers(
+    encode_labels(
         dataset.column(run.label_column).iloc[positions], run.class_names, str(dataset.path)
     )
     rows["label"] = rows[run.label_column].astype(str)
     asked = (part == TEST) | config.training_sites
-    network = network_of(run, dataset, config.apply)
-    answers = network.apply_to(dataset, positions[asked], feed=config.apply.feed)
-    if not is_first():
+    network = open_network(run, dataset, config.apply)
+    answers = network.apply_to_dataset(dataset, positions[asked], feed=config.apply.feed)
+    if not is_first_process():
         return None
     table = table_of(run, rows[asked], answers, part[asked])
     features = features_table(run, rows[asked], part[asked], answers.features)
-    subject, fold = run_as_subject(table, rows[part == TRAIN], rows[part == TEST], run.class_names)
-    judgement = judge(
+    subject, fold = match_run_predictions(
+        table, rows[part == TRAIN], rows[part == TEST], run.class_names
+    )
+    evaluation = judge(
         [subject],
         [fold],
         run.class_names,
@@ -174,10 +181,10 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
     write_parquet(out / FEATURES, features)
     replicates_of = COMPOUND if COMPOUND in rows.columns else run.label_column
     evaluate_retrieval(features[part[asked] == TEST], out, label_column=replicates_of)
-    views.write_run(judgement, subject, fold, run.class_names, out)
+    views.write_run(evaluation, subject, fold, run.class_names, out)
     forget(out)
     if config.look and network.placement.processes == 1:
-        judged = label_numbers(rows["label"][part == TEST], run.class_names, "test sites")
+        judged = encode_labels(rows["label"][part == TEST], run.class_names, "test sites")
         look(
             network,
             dataset,
@@ -186,10 +193,10 @@ def evaluate(config: EvaluateConfig) -> Judgement | None:
             answers.probabilities[part[asked] == TEST],
             out,
         )
-    return judgement
+    return evaluation
 
 
-def beside_linear(config: EvaluateConfig) -> str:
+def describe_linear_baseline(config: EvaluateConfig) -> str:
     """What the linear baseline reaches on the run's split, or the command that finds out; empty without a dataset.
 
     Raises:
@@ -201,7 +208,7 @@ def beside_linear(config: EvaluateConfig) -> str:
         return ""
     found = next(out.glob(f"{EVALUATION}/*/scores.json"), None)
     if found is not None and _sides(out / SPLIT_FILE) == _sides(split):
-        scores = read_judgement(found)["site"][MODEL].scores
+        scores = read_evaluation(found)["site"][MODEL].scores
         words = ", ".join(
             f"{METRICS[name].words} {cell(scores[name])}" for name in ("accuracy", HEADLINE)
         )

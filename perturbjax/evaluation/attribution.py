@@ -16,12 +16,12 @@ from perturbjax.data.augmentation import RawBatch
 from perturbjax.data.batches.decoder import Redraw
 from perturbjax.data.mask_encodings import discs
 from perturbjax.dataset import Dataset
-from perturbjax.evaluation.occlusion import middles, occlude, summary
+from perturbjax.evaluation.occlusion import occlude, summary, window_centers
 from perturbjax.evaluation.scores import HEADLINE, score
 from perturbjax.training.apply_network import Predictions
 from perturbjax.training.run_directory import Run
 
-LOOKED, ATTENTION, OCCLUSION = "looked.json", "attention.parquet", "occlusion.parquet"
+ATTRIBUTION_FILE, ATTENTION, OCCLUSION = "looked.json", "attention.parquet", "occlusion.parquet"
 #: Sites that are looked at, at most: each is answered three times more; and of those without attention where windows
 #: are hidden.
 SITES, OCCLUDED = 1000, 12
@@ -50,7 +50,7 @@ class Asked(Protocol):
     @property
     def run(self) -> Run: ...
 
-    def with_masks(
+    def apply_with_masks(
         self,
         dataset: Dataset,
         positions: Int[np.ndarray, " n"],
@@ -65,14 +65,14 @@ class Asked(Protocol):
         change: Callable[[RawBatch, int], RawBatch],
     ) -> Predictions: ...
 
-    def attention_to(
+    def attention_on_dataset(
         self, dataset: Dataset, positions: Int[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n h2 w2"]: ...
 
 
 def forget(out: Path) -> None:
     """Remove what an earlier evaluation wrote of where the network looked: it may have been of another checkpoint."""
-    for name in (LOOKED, ATTENTION, OCCLUSION):
+    for name in (ATTRIBUTION_FILE, ATTENTION, OCCLUSION):
         (out / name).unlink(missing_ok=True)
 
 
@@ -106,13 +106,13 @@ def look(
     if network.run.recipe.input.mask_use == "keep":
         answers = {AS_THEY_ARE: probabilities}
         for name, other in MASKS.items():
-            answers[name] = network.with_masks(dataset, positions, *other).probabilities
+            answers[name] = network.apply_with_masks(dataset, positions, *other).probabilities
         found["masks"] = {
             name: {metric: score(labels, answer)[metric] for metric in ("accuracy", HEADLINE)}
             for name, answer in answers.items()
         }
     try:
-        attention = network.attention_to(dataset, positions)
+        attention = network.attention_on_dataset(dataset, positions)
     except InputError:  # the network has none
         found["occlusion"] = _occluded(
             network, dataset, _surest(positions, labels, probabilities), out
@@ -120,7 +120,7 @@ def look(
     else:
         found["attention"] = spread(attention)
         _write_maps(out / ATTENTION, "attention", dataset, positions, attention)
-    write_json(out / LOOKED, found)
+    write_json(out / ATTRIBUTION_FILE, found)
 
 
 def _surest(
@@ -139,7 +139,7 @@ def _occluded(
     """Hide windows of these sites, and write what is lost."""
     drops = occlude(network, dataset, chosen)
     _write_maps(out / OCCLUSION, "occlusion", dataset, chosen, drops)
-    cells = np.stack([middles(dataset.pixels(int(position))[1]) for position in chosen])
+    cells = np.stack([window_centers(dataset.pixels(int(position))[1]) for position in chosen])
     return summary(drops, cells)
 
 
@@ -168,9 +168,9 @@ def spread(attention: Float[np.ndarray, "n h w"]) -> dict[str, float]:
     }
 
 
-def read_looked(folder: Path) -> dict[str, Any] | None:
+def read_attribution(folder: Path) -> dict[str, Any] | None:
     """What `look` wrote there; None where it wrote nothing."""
-    return read_json(folder / LOOKED) if (folder / LOOKED).is_file() else None
+    return read_json(folder / ATTRIBUTION_FILE) if (folder / ATTRIBUTION_FILE).is_file() else None
 
 
 def read_maps(folder: Path, name: str) -> dict[str, Float32[np.ndarray, "h w"]]:

@@ -33,7 +33,7 @@ _INTENSITY = re.compile(r"^(mean|std|p\d\d)_")
 _STEPS = 200
 
 
-class Unavailable(Exception):
+class BaselineUnavailable(Exception):
     """A baseline cannot be computed on this data; the message says why."""
 
 
@@ -122,7 +122,7 @@ def _spots(index: pd.DataFrame, part: str) -> tuple[Int[np.ndarray, " n"], Int[n
     spots = parse_wells(index[WELL])
     if (bad := spots[:, 0] < 0).any():
         name = index[WELL].iloc[int(np.flatnonzero(bad)[0])]
-        raise Unavailable(f"{part} well {name!r} is not named like A01 to P24 (or AF48)")
+        raise BaselineUnavailable(f"{part} well {name!r} is not named like A01 to P24 (or AF48)")
     return well_ids(index), spots
 
 
@@ -197,7 +197,7 @@ def cell_count(
     Raises:
         Unavailable: `n_cells` and `mask_area` are not in the index, or not numbers.
     """
-    x, z = log_counts(train), log_counts(test)
+    x, z = log_cell_counts(train), log_cell_counts(test)
     scale = x.std(axis=0) + 1e-9
     centre = x.mean(axis=0)
     x, z = (x - centre) / scale, (z - centre) / scale
@@ -225,7 +225,7 @@ def cell_count(
     return likelihood / likelihood.sum(axis=1, keepdims=True)
 
 
-def log_counts(index: pd.DataFrame) -> Float[np.ndarray, "n 2"]:
+def log_cell_counts(index: pd.DataFrame) -> Float[np.ndarray, "n 2"]:
     """Logarithms of the number and of the area of each site's cells.
 
     Raises:
@@ -233,10 +233,10 @@ def log_counts(index: pd.DataFrame) -> Float[np.ndarray, "n 2"]:
     """
     columns = ["n_cells", "mask_area"]
     if missing := [column for column in columns if column not in index.columns]:
-        raise Unavailable(f"the index has no column {missing[0]}")
+        raise BaselineUnavailable(f"the index has no column {missing[0]}")
     values = index[columns].to_numpy(dtype=float)
     if not np.isfinite(values).all():
-        raise Unavailable("n_cells or mask_area is missing for some sites")
+        raise BaselineUnavailable("n_cells or mask_area is missing for some sites")
     return np.log1p(values)
 
 
@@ -248,10 +248,12 @@ def log_intensities(index: pd.DataFrame) -> Float[np.ndarray, "n d"]:
     """
     columns = [column for column in index.columns if _INTENSITY.match(column)]
     if not columns:
-        raise Unavailable("the index has no columns mean_<channel>, std_<channel>, p50_<channel>")
+        raise BaselineUnavailable(
+            "the index has no columns mean_<channel>, std_<channel>, p50_<channel>"
+        )
     values = np.log1p(index[columns].to_numpy(dtype=float).clip(min=0))
     if not np.isfinite(values).all():
-        raise Unavailable("statistics of the channels are missing for some sites")
+        raise BaselineUnavailable("statistics of the channels are missing for some sites")
     return values
 
 
@@ -263,10 +265,12 @@ def intensity(
     Raises:
         Unavailable: as `log_intensities`.
     """
-    return standard_logistic(log_intensities(train), train_labels, log_intensities(test), classes)
+    return standardized_logistic(
+        log_intensities(train), train_labels, log_intensities(test), classes
+    )
 
 
-def standard_logistic(
+def standardized_logistic(
     x: Float[np.ndarray, "train d"],
     train_labels: Int[np.ndarray, " train"],
     z: Float[np.ndarray, "test d"],

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse, stats
 
-from perturbjax.evaluation.scores import METRICS, Counts, Metric, four_counts, point
+from perturbjax.evaluation.scores import METRICS, Counts, Metric, additive_counts, point
 
 #: Replicates at a time: bounds memory at this times the clusters and the classes.
 _CHUNK = 250
@@ -210,7 +210,7 @@ class _Sums:
 
     def __init__(self, counts: Counts):
         self.counts = counts
-        truth, predicted, hits, top = four_counts(counts)
+        truth, predicted, hits, top = additive_counts(counts)
         self.parts = [_compact(part) for part in (truth, predicted, hits, top[:, None])]
 
     def score(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perturbjax.evaluation.evaluation_result import Judgement, Level, Scored, ranked
+from perturbjax.evaluation.evaluation_result import EvaluationResult, Level, ModelScores, ranked
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
 #: Where a split says that answers hold, in words.
@@ -25,24 +25,26 @@ ALONE = {
 _BY_HEART = 0.2
 
 
-def unbeaten(level: Level, subject: Scored) -> Scored | None:
+def best_unbeaten_baseline(level: Level, subject: ModelScores) -> ModelScores | None:
     """The best baseline that the subject is not clearly above, if any."""
     names = [name for name, lead in subject.leads.items() if lead[HEADLINE].low <= 0]
     return ranked(level, names)[0] if names else None
 
 
-def verdict(judgement: Judgement) -> str:
+def verdict(evaluation: EvaluationResult) -> str:
     """One plain sentence: whether the (best) subject knows more than what sees no cell, and where."""
-    level = judgement.shown[-1]
-    subject, words = ranked(level, judgement.subjects)[0], METRICS[HEADLINE].words
-    score, where = subject.scores[HEADLINE], _WHERE.get(judgement.split, "on the sites held out")
+    level = evaluation.shown[-1]
+    subject, words = ranked(level, evaluation.subjects)[0], METRICS[HEADLINE].words
+    score, where = subject.scores[HEADLINE], _WHERE.get(evaluation.split, "on the sites held out")
     reached = f"{words} {score.value:.2f} ({score.low:.2f} to {score.high:.2f}) {level.words}"
-    rival = unbeaten(level, subject)
+    rival = best_unbeaten_baseline(level, subject)
     if rival is None:
         best = level.best_baseline
         beside = f"the best baseline, {ALONE.get(best.name, best.name)}, reaches {best.scores[HEADLINE].value:.2f}"
-        unasked = [ALONE[name] for name in judgement.skipped if name in ("intensity", "cell count")]
-        if judgement.overlap.well > 0:
+        unasked = [
+            ALONE[name] for name in evaluation.skipped if name in ("intensity", "cell count")
+        ]
+        if evaluation.overlap.well > 0:
             return f"Not shown for a treatment: {reached}, but it was trained on other sites of the judged wells."
         if unasked:
             beside += f"; {' and '.join(unasked)} could not be asked"
@@ -53,21 +55,21 @@ def verdict(judgement: Judgement) -> str:
     return f"Not shown: {where}, it reaches {reached}, but {beside}, which is not clearly less."
 
 
-def advice(judgement: Judgement, run: str | None) -> str:
+def advice(evaluation: EvaluationResult, run: str | None) -> str:
     """One sentence: what to do next. Commands stand between backticks.
 
     Args:
         run: a run directory's name; None is a classifier on features, which is not trained longer.
     """
-    level = judgement.shown[-1]
-    subject = ranked(level, judgement.subjects)[0]
-    rival = unbeaten(level, subject)
-    if judgement.overlap.well > 0:
+    level = evaluation.shown[-1]
+    subject = ranked(level, evaluation.subjects)[0]
+    rival = best_unbeaten_baseline(level, subject)
+    if evaluation.overlap.well > 0:
         return "Hold whole wells out: `--split well`, or `--split plate` where there are several plates."
     if rival is not None:
-        return _weak(judgement, subject.name, rival.name, run)
-    if judgement.split == "well":
-        if judgement.n.plate > 1:
+        return _weak(evaluation, subject.name, rival.name, run)
+    if evaluation.split == "well":
+        if evaluation.n.plate > 1:
             return "Ask whether it holds on a plate that it never saw: `--split plate`."
         return "Image the same treatments on a further plate: whether it holds there cannot be said yet."
     audit = (
@@ -79,11 +81,11 @@ def advice(judgement: Judgement, run: str | None) -> str:
     return f"Ask how much of it is left under every split that this data allows: `{audit}`{more}."
 
 
-def _weak(judgement: Judgement, subject: str, rival: str, run: str | None) -> str:
+def _weak(evaluation: EvaluationResult, subject: str, rival: str, run: str | None) -> str:
     """What helps a subject that is not clearly above a baseline."""
-    level = judgement.levels[0]
+    level = evaluation.levels[0]
     reached = level[subject].scores[HEADLINE].value
-    trained = judgement.train.get(subject, {}).get(HEADLINE)
+    trained = evaluation.train.get(subject, {}).get(HEADLINE)
     linear = (
         "a linear model on a pretrained network's features (`perturbjax classify --preset linear`)"
     )

@@ -17,11 +17,17 @@ from jaxtyping import Float, Int
 from perturbjax.core.errors import InputError
 from perturbjax.data.splits import TRAIN
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.evaluation.baselines import BASELINES, Baseline, Unavailable
+from perturbjax.evaluation.baselines import BASELINES, Baseline, BaselineUnavailable
 from perturbjax.evaluation.bootstrap import resample
 from perturbjax.evaluation.calibration import confidence
-from perturbjax.evaluation.evaluation_result import MODEL, Judgement, Level, Scored, Sizes
-from perturbjax.evaluation.predictions import label_numbers, predictions_of
+from perturbjax.evaluation.evaluation_result import (
+    MODEL,
+    EvaluationResult,
+    Level,
+    ModelScores,
+    Sizes,
+)
+from perturbjax.evaluation.predictions import encode_labels, select_predictions
 from perturbjax.evaluation.scores import METRICS, check_probabilities, count, score
 from perturbjax.evaluation.shortcuts import Overlap, overlap
 from perturbjax.evaluation.wells import aggregate_wells, well_ids
@@ -55,7 +61,7 @@ class Subject:
     train: tuple[Float[np.ndarray, "_train classes"], ...] = ()
 
 
-def run_as_subject(
+def match_run_predictions(
     predictions: pd.DataFrame,
     train_index: pd.DataFrame,
     test_index: pd.DataFrame,
@@ -69,14 +75,14 @@ def run_as_subject(
         class_names: classes in logit order.
 
     Raises:
-        InputError: as `predictions.predictions_of`, or an index lacks a column.
+        InputError: as `predictions.select_predictions`, or an index lacks a column.
     """
     _require_columns("train_index", train_index, ("site_id", PLATE, WELL, "label"))
     _require_columns("test_index", test_index, ("site_id", PLATE, WELL))
-    labels, test = predictions_of(predictions, test_index, class_names)
+    labels, test = select_predictions(predictions, test_index, class_names)
     train: tuple[np.ndarray, ...] = ()
     if "part" in predictions.columns and (predictions["part"] == TRAIN).any():
-        train = (predictions_of(predictions, train_index, class_names, part=TRAIN)[1],)
+        train = (select_predictions(predictions, train_index, class_names, part=TRAIN)[1],)
     judged = test_index.reset_index(drop=True).assign(label=labels)
     return Subject(MODEL, (test,), train), Fold(MODEL, train_index.reset_index(drop=True), judged)
 
@@ -98,7 +104,7 @@ def judge(
     replicates: int = 2000,
     whole: Literal["well", "plate"] = "well",
     baselines: Mapping[str, Baseline] = BASELINES,
-) -> Judgement:
+) -> EvaluationResult:
     """Scores of every subject and baseline over the test sites of all folds together.
 
     Args:
@@ -137,7 +143,7 @@ def judge(
         levels.append(panel.level("well", together, well_labels, of_well))
     except InputError as error:
         panel.skipped["well level"] = str(error)
-    return Judgement(
+    return EvaluationResult(
         split=split,
         folds=len(folds),
         n=Sizes(
@@ -179,10 +185,10 @@ class _Panel:
         self.baselines = baselines
         self.test = pd.concat([fold.test for fold in folds], ignore_index=True)
         self.wells = well_ids(self.test)
-        self.parts = judging_parts(folds, self.wells, seed)
-        self.labels = label_numbers(self.test["label"], class_names, "test sites")
+        self.parts = calibration_parts(folds, self.wells, seed)
+        self.labels = encode_labels(self.test["label"], class_names, "test sites")
         in_training = [
-            label_numbers(fold.train["label"], class_names, "training sites") for fold in folds
+            encode_labels(fold.train["label"], class_names, "training sites") for fold in folds
         ]
         self.train_labels = np.concatenate(in_training)
         self.answers = {subject.name: np.concatenate(subject.test) for subject in subjects}
@@ -197,7 +203,7 @@ class _Panel:
                     baseline.predict(fold.train, labels, fold.test, self.classes)
                     for fold, labels in zip(folds, in_training, strict=True)
                 ]
-            except Unavailable as reason:
+            except BaselineUnavailable as reason:
                 self.skipped[name] = str(reason)
             else:
                 self.answers[name] = np.concatenate(parts)
@@ -237,7 +243,7 @@ class _Panel:
         baselines = [one for one in counts if one not in self.subjects]
         found = resample(counts, replicates=self.replicates, seed=self.seed)
         rows = [
-            Scored(
+            ModelScores(
                 one,
                 False,
                 found.scores(one),
@@ -245,11 +251,11 @@ class _Panel:
             )
             for one in self.subjects
         ]
-        rows += [Scored(one, True, found.scores(one), {}) for one in baselines]
+        rows += [ModelScores(one, True, found.scores(one), {}) for one in baselines]
         return Level(name, len(labels), tuple(rows))
 
 
-def judging_parts(
+def calibration_parts(
     folds: Sequence[Fold], wells: Int[np.ndarray, " n"], seed: int
 ) -> Int[np.ndarray, " n"]:
     """What temperatures are fitted across: folds, or of a single fold two halves of its wells, dealt by luck."""
@@ -264,7 +270,7 @@ def _train_scores(
     """Each subject's mean scores over folds on what it was trained on, where it predicted that."""
     for subject in (subject for subject in subjects if subject.train):
         scores = [
-            score(label_numbers(fold.train["label"], class_names, "training sites"), answer)
+            score(encode_labels(fold.train["label"], class_names, "training sites"), answer)
             for fold, answer in zip(folds, subject.train, strict=True)
         ]
         yield (

@@ -1,4 +1,4 @@
-"""What the judge found, as plain frozen records; everything that is shown or written is a view of a `Judgement`."""
+"""What the judge found, as plain frozen records; everything that is shown or written is a view of a `EvaluationResult`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEVELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
+class ModelScores:
     """One subject or baseline at one level."""
 
     name: str
@@ -43,10 +43,10 @@ class Level:
 
     name: str
     n: int
-    rows: tuple[Scored, ...]
+    rows: tuple[ModelScores, ...]
     """Subjects first, then baselines."""
 
-    def __getitem__(self, subject: str) -> Scored:
+    def __getitem__(self, subject: str) -> ModelScores:
         return next(row for row in self.rows if row.name == subject)
 
     @property
@@ -55,7 +55,7 @@ class Level:
         return "by treated row" if self.name == "treated" else f"by {self.name}"
 
     @property
-    def best_baseline(self) -> Scored:
+    def best_baseline(self) -> ModelScores:
         """The baseline with the best headline score; the first of equals."""
         return max(
             (row for row in self.rows if row.baseline), key=lambda row: row.scores[HEADLINE].value
@@ -76,7 +76,7 @@ class Sizes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class EvaluationResult:
     """Every subject beside every baseline, over the test sites of all folds together."""
 
     split: str
@@ -117,7 +117,7 @@ class Judgement:
         """Metrics worth a column."""
         found = {metric for level in self.levels for row in level.rows for metric in row.scores}
         return tuple(
-            m for m, what in METRICS.items() if m in found and self.n.classes >= what.least_classes
+            m for m, what in METRICS.items() if m in found and self.n.classes >= what.min_classes
         )
 
     @property
@@ -130,7 +130,7 @@ class Judgement:
         """What the split means."""
         return MEANING.get(self.split, "as given in a split file")
 
-    def alone(self, subject: str) -> Judgement:
+    def alone(self, subject: str) -> EvaluationResult:
         """One subject, called "model", beside the baselines, by site and by well: as a run is judged."""
         levels = []
         for level in (level for level in self.levels if level.name in ("site", "well")):
@@ -155,7 +155,7 @@ class Judgement:
         return found + _unbeaten(self.levels[0])
 
 
-def _beaten(level: Level, subject: Scored) -> str:
+def _beaten(level: Level, subject: ModelScores) -> str:
     """One sentence on the baselines that the subject does not clearly beat at this level, or which are clearly more
     accurate though it does, if any."""
     value = {row.name: row.scores[HEADLINE].value for row in level.rows}
@@ -194,33 +194,33 @@ def _unbeaten(level: Level) -> list[str]:
     ]
 
 
-def to_json(judgement: Judgement) -> dict[str, Any]:
+def to_json(evaluation: EvaluationResult) -> dict[str, Any]:
     """What `scores.json` holds of one subject: `levels` {site|well: {subject: {metric: {value, low, high}}}}, `leads`
     (model minus each baseline), `n`, `train`, `confidence` (see `calibration.Confidence`), `overlap`, `warnings`,
     `skipped` (baseline: why), `split`, `seed`, `replicates`."""
-    (subject,) = judgement.subjects
+    (subject,) = evaluation.subjects
     plain = dataclasses.asdict
     return {
-        "split": judgement.split,
-        "split_words": judgement.split_words,
-        "n": plain(judgement.n),
+        "split": evaluation.split,
+        "split_words": evaluation.split_words,
+        "n": plain(evaluation.n),
         "levels": {
             level.name: {row.name: plain(row)["scores"] for row in level.rows}
-            for level in judgement.levels
+            for level in evaluation.levels
         },
-        "leads": {level.name: plain(level[subject])["leads"] for level in judgement.levels},
-        "train": judgement.train.get(subject, {}),
-        "confidence": plain(judgement.confidence[subject]),
-        "overlap": plain(judgement.overlap),
-        "skipped": judgement.skipped,
-        "seed": judgement.seed,
-        "replicates": judgement.replicates,
-        "resample": judgement.resample,
-        "warnings": judgement.warnings(),
+        "leads": {level.name: plain(level[subject])["leads"] for level in evaluation.levels},
+        "train": evaluation.train.get(subject, {}),
+        "confidence": plain(evaluation.confidence[subject]),
+        "overlap": plain(evaluation.overlap),
+        "skipped": evaluation.skipped,
+        "seed": evaluation.seed,
+        "replicates": evaluation.replicates,
+        "resample": evaluation.resample,
+        "warnings": evaluation.warnings(),
     }
 
 
-def read_judgement(path: Path) -> Judgement:
+def read_evaluation(path: Path) -> EvaluationResult:
     """The judgement of one subject that a `scores.json` holds.
 
     Raises:
@@ -235,13 +235,13 @@ def read_judgement(path: Path) -> Judgement:
         ) from error
 
 
-def _from_json(found: dict[str, Any]) -> Judgement:
+def _from_json(found: dict[str, Any]) -> EvaluationResult:
     def estimates(of: dict[str, dict[str, float]]) -> dict[str, Estimate]:
         return {metric: Estimate(**one) for metric, one in of.items()}
 
-    def row(name: str, scores: dict, leads: dict) -> Scored:
+    def row(name: str, scores: dict, leads: dict) -> ModelScores:
         leads = {other: estimates(lead) for other, lead in leads.items()} if name == MODEL else {}
-        return Scored(name, name != MODEL, estimates(scores), leads)
+        return ModelScores(name, name != MODEL, estimates(scores), leads)
 
     levels = [
         Level(
@@ -251,7 +251,7 @@ def _from_json(found: dict[str, Any]) -> Judgement:
         )
         for level, subjects in found["levels"].items()
     ]
-    return Judgement(
+    return EvaluationResult(
         split=found["split"],
         folds=1,
         n=Sizes(**found["n"]),
@@ -263,29 +263,31 @@ def _from_json(found: dict[str, Any]) -> Judgement:
     )
 
 
-def tested_on(judgement: Judgement) -> str:
+def describe_test_set(evaluation: EvaluationResult) -> str:
     """One sentence: how the split was made, and how much the test part holds."""
-    n = judgement.n
+    n = evaluation.n
     sizes = {"site": n.site, "well": n.well, "plate": n.plate}
     tested = ", ".join(
         f"{count} {what}{'' if count == 1 else 's'}" for what, count in sizes.items()
     )
     trained = (
-        "trained on" if judgement.folds == 1 else f"{judgement.folds} folds, each trained on about"
+        "trained on"
+        if evaluation.folds == 1
+        else f"{evaluation.folds} folds, each trained on about"
     )
     return (
-        f"Split by {judgement.split_name}: {judgement.split_words}. Tested on {tested}, "
+        f"Split by {evaluation.split_name}: {evaluation.split_words}. Tested on {tested}, "
         f"{n.test_classes} of {n.classes} classes; {trained} {n.train_site} sites."
     )
 
 
-def headline(judgement: Judgement) -> list[str]:
+def headline(evaluation: EvaluationResult) -> list[str]:
     """For each level one sentence: the (best) subject's headline score, and its lead over the best baseline."""
     sentences = []
-    for level in judgement.shown:
-        subject = ranked(level, judgement.subjects)[0]
+    for level in evaluation.shown:
+        subject = ranked(level, evaluation.subjects)[0]
         best = level.best_baseline.name
-        of = f" of {subject.name}" if len(judgement.subjects) > 1 else ""
+        of = f" of {subject.name}" if len(evaluation.subjects) > 1 else ""
         sentences.append(
             f"{_capital(METRICS[HEADLINE].words)} {level.words}{of} {cell(subject.scores[HEADLINE])}; lead over the "
             f"best baseline ({best}) {cell(subject.leads[best][HEADLINE])}."
@@ -293,7 +295,7 @@ def headline(judgement: Judgement) -> list[str]:
     return sentences
 
 
-def ranked(level: Level, names: Sequence[str]) -> list[Scored]:
+def ranked(level: Level, names: Sequence[str]) -> list[ModelScores]:
     """The rows of these names, best headline score first; of equals the more accurate, then the first."""
     rows = [row for row in level.rows if row.name in names]
     return sorted(
@@ -301,7 +303,7 @@ def ranked(level: Level, names: Sequence[str]) -> list[Scored]:
     )
 
 
-def calibrated(confidence: Confidence) -> str:
+def describe_calibration(confidence: Confidence) -> str:
     """One sentence: how far stated probabilities lie from what is reached, before and after one temperature."""
     hot = confidence.temperature
     says = "surer than it is right" if hot > 1 else "less sure than it could be"

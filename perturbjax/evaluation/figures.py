@@ -15,7 +15,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic
 from perturbjax.core.messages import PLOT_TEXT
 from perturbjax.core.plates import PLATE, WELL, parse_wells, row_name, shape_holding
-from perturbjax.evaluation.evaluation_result import Judgement, Level, ranked
+from perturbjax.evaluation.evaluation_result import EvaluationResult, Level, ranked
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     return Path(path)
 
 
-def plot_scores(judgement: Judgement, path: Path) -> Path:
+def plot_scores(evaluation: EvaluationResult, path: Path) -> Path:
     """One subject beside its baselines with 95 % intervals, one panel a metric."""
-    metrics, levels = judgement.metrics, judgement.shown
-    rows = [row.name for row in judgement.levels[0].rows]
+    metrics, levels = evaluation.metrics, evaluation.shown
+    rows = [row.name for row in evaluation.levels[0].rows]
     with _figure(path, 2.5 * len(metrics) + 1, 0.42 * len(rows) + 1.3) as figure:
         panels = np.ravel(figure.subplots(1, len(metrics), sharey=True))
         for axes, metric in zip(panels, metrics, strict=True):
@@ -145,10 +145,10 @@ def _offsets(count: int) -> list[float]:
     return [0.26 * (at - (count - 1) / 2) / max(count - 1, 1) for at in range(count)]
 
 
-def plot_ranking(judgement: Judgement, path: Path, title: str) -> Path:
+def plot_ranking(evaluation: EvaluationResult, path: Path, title: str) -> Path:
     """Accuracy and balanced accuracy of several subjects (training hollow, test filled, with interval) and baselines,
     by site, best first."""
-    level = judgement.levels[0]
+    level = evaluation.levels[0]
     rows = ranked(level, [row.name for row in level.rows])[::-1]
     with _figure(path, 10, 1.6 + 0.34 * len(rows)) as figure:
         panels = figure.subplots(1, 2, sharey=True)
@@ -157,8 +157,8 @@ def plot_ranking(judgement: Judgement, path: Path, title: str) -> Path:
                 found, colour = row.scores[metric], GREY if row.baseline else BLUE
                 axes.plot([found.low, found.high], [y, y], color=colour, linewidth=2)
                 axes.plot(found.value, y, "o", color=colour, markersize=7)
-                if row.name in judgement.train:
-                    trained = judgement.train[row.name][metric]
+                if row.name in evaluation.train:
+                    trained = evaluation.train[row.name][metric]
                     axes.plot(trained, y, "o", markerfacecolor="none", color=colour, markersize=7)
                 axes.annotate(f"{found.value:.3f}", (found.value, y), (0, 7), textcoords="offset points",
                               ha="center", fontsize=8, color=colour)  # fmt: skip

@@ -84,7 +84,7 @@ def summary(
     }
 
 
-def middles(mask: Int[np.ndarray, "h w"] | np.ndarray) -> Float[np.ndarray, "g g"]:
+def window_centers(mask: Int[np.ndarray, "h w"] | np.ndarray) -> Float[np.ndarray, "g g"]:
     """1 where the middle of a window lies in a cell."""
     rows, columns = (((np.arange(GRID) + 0.5) * side / GRID).astype(int) for side in mask.shape)
     return (mask[np.ix_(rows, columns)] > 0).astype(float)

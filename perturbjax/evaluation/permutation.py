@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import gammaln
 
-from perturbjax.evaluation.baselines import Unavailable
+from perturbjax.evaluation.baselines import BaselineUnavailable
 from perturbjax.evaluation.scores import HEADLINE, METRICS, Counts
 
 #: Fewer ways than this to deal the labels give no p below 0.01.
@@ -45,12 +45,12 @@ def permutation_p(
     first = np.unique(wells, return_index=True)[1]
     of_well, block_of, classes = labels[first], blocks[first], probabilities.shape[1]
     if (of_well[wells] != labels).any():
-        raise Unavailable(
+        raise BaselineUnavailable(
             "the sites of one well have different labels, so wells cannot be exchanged"
         )
     ways = _log_ways(of_well, block_of)
     if ways < np.log(_LEAST_WAYS):
-        raise Unavailable(
+        raise BaselineUnavailable(
             f"there are {round(np.exp(ways))} ways to deal the labels to the wells of a plate: too few for a p-value"
         )
     predicted = np.zeros((len(first), classes))

@@ -74,7 +74,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return table
 
 
-def classes_of(table: pd.DataFrame) -> list[str]:
+def predicted_class_names(table: pd.DataFrame) -> list[str]:
     """The classes that a table has probabilities of, in their order."""
     return [
         column.removeprefix(_PROBABILITY)
@@ -83,7 +83,7 @@ def classes_of(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def without_probabilities(table: pd.DataFrame) -> pd.DataFrame:
+def drop_probabilities(table: pd.DataFrame) -> pd.DataFrame:
     """What is known of the rows, and what was predicted."""
     return table[[column for column in table.columns if not column.startswith(_PROBABILITY)]]
 
@@ -102,13 +102,13 @@ def labels_and_probabilities(
             raise InputError(
                 f"predictions: no column {column!r}; predict again with the run's own classes"
             )
-    labels = label_numbers(table["label"], class_names, "predictions")
+    labels = encode_labels(table["label"], class_names, "predictions")
     probabilities = table[columns].to_numpy(dtype=np.float32)
     check_probabilities(labels, probabilities, list(table["site_id"]))
     return labels, probabilities
 
 
-def predictions_of(
+def select_predictions(
     table: pd.DataFrame, index: pd.DataFrame, class_names: Sequence[str], *, part: str = TEST
 ) -> tuple[pd.Series, Float[np.ndarray, "n classes"]]:
     """The predictions of one part, checked, in the order of `index`.
@@ -145,7 +145,7 @@ def predictions_of(
     return rows["label"], probabilities
 
 
-def label_numbers(
+def encode_labels(
     labels: pd.Series, class_names: Sequence[str], table: str
 ) -> Int[np.ndarray, " n"]:
     """Class names as numbers in logit order.

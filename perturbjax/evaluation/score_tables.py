@@ -14,17 +14,17 @@ from perturbjax.core.messages import PlainConsole, terminal_text
 from perturbjax.evaluation.evaluate import Fold, Subject
 from perturbjax.evaluation.evaluation_result import (
     LEVELS,
-    Judgement,
+    EvaluationResult,
     Level,
-    Scored,
-    calibrated,
+    ModelScores,
     cell,
+    describe_calibration,
+    describe_test_set,
     headline,
     ranked,
-    tested_on,
     to_json,
 )
-from perturbjax.evaluation.predictions import label_numbers
+from perturbjax.evaluation.predictions import encode_labels
 from perturbjax.evaluation.scores import METRICS, confusion_matrix, per_class
 from perturbjax.evaluation.wells import well_ids
 
@@ -36,25 +36,25 @@ _WIDE = 105
 _CONFIDENCE = ("calibration_error", "scaled_error", "temperature")
 
 
-def print_judgement(judgement: Judgement) -> None:
+def print_evaluation(evaluation: EvaluationResult) -> None:
     """Show scores on stdout: subjects beside baselines, a block a level, and warnings."""
     from rich.text import Text
 
     console = PlainConsole(soft_wrap=False)
-    console.print(tested_on(judgement))
-    gap = " " if console.width >= _WIDE + 15 * (len(judgement.metrics) - 4) else "\n"
-    for level in judgement.shown:
-        console.print((_one if len(judgement.subjects) == 1 else _many)(judgement, level, gap))
-    whole = f"{judgement.replicates} resamples of whole {judgement.resample}s"
-    dim = " Dim rows are baselines." if len(judgement.subjects) > 1 else ""
+    console.print(describe_test_set(evaluation))
+    gap = " " if console.width >= _WIDE + 15 * (len(evaluation.metrics) - 4) else "\n"
+    for level in evaluation.shown:
+        console.print((_one if len(evaluation.subjects) == 1 else _many)(evaluation, level, gap))
+    whole = f"{evaluation.replicates} resamples of whole {evaluation.resample}s"
+    dim = " Dim rows are baselines." if len(evaluation.subjects) > 1 else ""
     console.print(f"In brackets: 95 % intervals from {whole}.{dim}")
-    for sentence in headline(judgement):
+    for sentence in headline(evaluation):
         console.print(sentence, style="bold")
-    if len(judgement.subjects) == 1:
-        console.print(calibrated(judgement.confidence[judgement.subjects[0]]))
-    for name, why in judgement.skipped.items():
+    if len(evaluation.subjects) == 1:
+        console.print(describe_calibration(evaluation.confidence[evaluation.subjects[0]]))
+    for name, why in evaluation.skipped.items():
         console.print(f"no {name}: {why}")
-    for warning in judgement.warnings():
+    for warning in evaluation.warnings():
         console.print(Text.assemble(("warning:", "yellow"), f" {terminal_text(warning)}"))
 
 
@@ -65,9 +65,9 @@ def _table(level: Level, words: str) -> Table:
     return Table(title=f"{words} (n = {level.n})", title_justify="left", box=box.SIMPLE_HEAD)
 
 
-def _one(judgement: Judgement, level: Level, gap: str) -> Table:
+def _one(evaluation: EvaluationResult, level: Level, gap: str) -> Table:
     """One subject above its baselines, and below them what it reaches on its training sites."""
-    metrics, (subject,) = judgement.metrics, judgement.subjects
+    metrics, (subject,) = evaluation.metrics, evaluation.subjects
     table = _table(level, level.words)
     table.add_column("")
     for metric in metrics:
@@ -77,40 +77,44 @@ def _one(judgement: Judgement, level: Level, gap: str) -> Table:
         table.add_row(
             row.name, *_cells(row, metrics, gap), style="bold" if own else "", end_section=own
         )
-    if level.name == "site" and (train := judgement.train.get(subject)):
+    if level.name == "site" and (train := evaluation.train.get(subject)):
         table.add_section()
         table.add_row("on training", *(f"{train[metric]:.3f}" for metric in metrics))
     return table
 
 
-def _many(judgement: Judgement, level: Level, gap: str) -> Table:
+def _many(evaluation: EvaluationResult, level: Level, gap: str) -> Table:
     """Subjects and baselines, best first; what subjects reach on training rows beside what they reach on test rows."""
     table = _table(level, LEVELS[level.name])
     words = " ".join(row.name for row in level.rows).split()
     table.add_column("", min_width=max(map(len, words)))  # names break between words, never inside
     for column in (
         "train accuracy",
-        *(f"test {METRICS[metric].words}" for metric in judgement.metrics),
+        *(f"test {METRICS[metric].words}" for metric in evaluation.metrics),
     ):
         table.add_column(column, justify="right", max_width=None if gap == " " else len("balanced"))
     for row in ranked(level, [row.name for row in level.rows]):
-        train = judgement.train.get(row.name)
+        train = evaluation.train.get(row.name)
         shown = f"{train['accuracy']:.3f}" if train else ""
         table.add_row(
             row.name,
             shown,
-            *_cells(row, judgement.metrics, gap),
+            *_cells(row, evaluation.metrics, gap),
             style="dim" if row.baseline else "",
         )
     return table
 
 
-def _cells(row: Scored, metrics: Sequence[str], gap: str) -> list[str]:
+def _cells(row: ModelScores, metrics: Sequence[str], gap: str) -> list[str]:
     return [cell(row.scores.get(metric), gap) for metric in metrics]
 
 
 def write_run(
-    judgement: Judgement, subject: Subject, fold: Fold, class_names: Sequence[str], out: Path
+    evaluation: EvaluationResult,
+    subject: Subject,
+    fold: Fold,
+    class_names: Sequence[str],
+    out: Path,
 ) -> None:
     """One subject's `scores.json`, `scores.csv`, `per_class.csv` and `confusion.csv`, in the folder `out`.
 
@@ -119,13 +123,13 @@ def write_run(
     """
     make_folder(Path(out))
     labels, (probabilities,) = (
-        label_numbers(fold.test["label"], class_names, "test sites"),
+        encode_labels(fold.test["label"], class_names, "test sites"),
         subject.test,
     )
     wells = well_ids(fold.test)
     matrix = confusion_matrix(labels, probabilities.argmax(axis=1), len(class_names))
     tables = {
-        "scores.csv": (tidy(judgement), False),
+        "scores.csv": (tidy(evaluation), False),
         "per_class.csv": (per_class(labels, probabilities, wells, class_names), False),
         "confusion.csv": (
             pd.DataFrame(matrix, index=pd.Index(class_names, name="true"), columns=class_names),
@@ -134,32 +138,40 @@ def write_run(
     }
     for name, (table, with_index) in tables.items():
         write_csv(Path(out) / name, table, index=with_index)
-    write_json(Path(out) / "scores.json", to_json(judgement))
+    write_json(Path(out) / "scores.json", to_json(evaluation))
 
 
-def tidy(judgement: Judgement) -> pd.DataFrame:
+def tidy(evaluation: EvaluationResult) -> pd.DataFrame:
     """One row a number: level, subject, metric, value, low, high, n."""
     rows = [
         (level.name, row.name, metric, one.value, one.low, one.high, level.n)
-        for level in judgement.levels
+        for level in evaluation.levels
         for row in level.rows
         for metric, one in row.scores.items()
     ]
     rows += [
-        ("site", f"{name} on training sites", metric, value, np.nan, np.nan, judgement.n.train_site)
-        for name, scores in judgement.train.items()
+        (
+            "site",
+            f"{name} on training sites",
+            metric,
+            value,
+            np.nan,
+            np.nan,
+            evaluation.n.train_site,
+        )
+        for name, scores in evaluation.train.items()
         for metric, value in scores.items()
     ]
     return pd.DataFrame(rows, columns=["level", "subject", "metric", "value", "low", "high", "n"])
 
 
-def ranking(judgement: Judgement) -> pd.DataFrame:
+def ranking(evaluation: EvaluationResult) -> pd.DataFrame:
     """One row a level and subject or baseline, best headline score first: `level`, `subject`, `baseline` (true or
     false), `n`, each metric of `METRICS` with `_low` and `_high`, and `train_<metric>`, the mean over folds of the
     score on the training rows. At the level of sites also `calibration_error`, what it is with one temperature fitted
     on other rows (`scaled_error`), and that `temperature`."""
     rows = []
-    for level in judgement.shown:
+    for level in evaluation.shown:
         for one in ranked(level, [row.name for row in level.rows]):
             row = {"level": level.name, "subject": one.name, "baseline": one.baseline, "n": level.n}
             for metric, found in one.scores.items():
@@ -170,9 +182,9 @@ def ranking(judgement: Judgement) -> pd.DataFrame:
                 }
             row |= {
                 f"train_{metric}": value
-                for metric, value in judgement.train.get(one.name, {}).items()
+                for metric, value in evaluation.train.get(one.name, {}).items()
             }
-            if level.name == "site" and (sure := judgement.confidence.get(one.name)):
+            if level.name == "site" and (sure := evaluation.confidence.get(one.name)):
                 row |= dict(
                     zip(_CONFIDENCE, (sure.error, sure.scaled_error, sure.temperature), strict=True)
                 )

@@ -111,8 +111,12 @@ def count(
     rows = int(clusters.max()) + 1
     predicted = probabilities.argmax(axis=1)
 
-    def table(classes_of: np.ndarray, keep: np.ndarray | slice = slice(None)) -> np.ndarray:
-        cells = np.bincount(clusters[keep] * classes + classes_of[keep], minlength=rows * classes)
+    def table(
+        predicted_class_names: np.ndarray, keep: np.ndarray | slice = slice(None)
+    ) -> np.ndarray:
+        cells = np.bincount(
+            clusters[keep] * classes + predicted_class_names[keep], minlength=rows * classes
+        )
         return cells.reshape(rows, classes).astype(float)
 
     top = np.bincount(clusters, weights=top_k_hits(labels, probabilities), minlength=rows)
@@ -178,16 +182,18 @@ class Metric:
     class_averaged: bool = False
     correlation: bool = False
     bounds: tuple[float, float] = (0.0, 1.0)
-    least_classes: int = 0
+    min_classes: int = 0
 
     def defined(self, counts: Counts) -> bool:
         """Whether it can be computed: one of probabilities needs an answer that is probabilities."""
         return self.made_of == "counts" or counts.examples is not None
 
-    def over_all(self, counts: Counts) -> float:
+    def pooled_value(self, counts: Counts) -> float:
         """The value over all clusters together."""
         if self.made_of == "counts":
-            return float(self.function(Counts(*(part.sum(axis=0) for part in four_counts(counts)))))
+            return float(
+                self.function(Counts(*(part.sum(axis=0) for part in additive_counts(counts))))
+            )
         if (examples := counts.examples) is None:
             raise ValueError(f"{self.words} needs probabilities")
         return float(
@@ -200,7 +206,7 @@ class Metric:
 #: Every score that is computed, written and shown. A new one is one line here.
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", accuracy),
-    "top5": Metric(f"top-{TOP_K} accuracy", top5, least_classes=_MANY_CLASSES),
+    "top5": Metric(f"top-{TOP_K} accuracy", top5, min_classes=_MANY_CLASSES),
     "balanced_accuracy": Metric("balanced accuracy", balanced_accuracy, class_averaged=True),
     "macro_f1": Metric("macro-F1", macro_f1, class_averaged=True),
     "mcc": Metric("MCC", matthews, correlation=True, bounds=(-1.0, 1.0)),
@@ -209,7 +215,7 @@ METRICS: dict[str, Metric] = {
 HEADLINE = "balanced_accuracy"
 
 
-def four_counts(counts: Counts) -> tuple[Any, Any, Any, Any]:
+def additive_counts(counts: Counts) -> tuple[Any, Any, Any, Any]:
     """The counts that add up over clusters."""
     return counts.truth, counts.predicted, counts.hits, counts.top
 
@@ -224,7 +230,9 @@ def score(
 def point(counts: Counts) -> dict[str, float]:
     """Every score of `METRICS` that these counts allow, over all clusters together."""
     return {
-        name: metric.over_all(counts) for name, metric in METRICS.items() if metric.defined(counts)
+        name: metric.pooled_value(counts)
+        for name, metric in METRICS.items()
+        if metric.defined(counts)
     }
 
 

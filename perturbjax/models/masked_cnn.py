@@ -87,5 +87,5 @@ MASKED_CNN = Backbone(
         ("classifier.2", "hidden"),
         ("classifier.5", "head"),
     ),
-    side_of=_side_of,
+    infer_image_size=_side_of,
 )

@@ -58,8 +58,8 @@ def import_state_dict(path: Path | str, model: str) -> Imported:
     classes = tensors[f"{layers[-1][0]}.bias"].size
     first = tensors[f"{layers[0][0]}.weight"]
     channels = first.shape[1] if first.ndim == 4 else 1
-    side_of = models.BACKBONES[model].side_of
-    image_size = None if side_of is None else side_of(tensors)
+    infer_image_size = models.BACKBONES[model].infer_image_size
+    image_size = None if infer_image_size is None else infer_image_size(tensors)
     network = abstract(model, classes, channels, image_size)
     for prefix, module_path in layers:
         for suffix, variable in _variables(_module(network, module_path)).items():

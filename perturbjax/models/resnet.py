@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perturbjax.models.backbone import Backbone, Naming, Path, by_layer
+from perturbjax.models.backbone import Backbone, Naming, Path, name_by_layer
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, max_pool
 
 STAGE_WIDTHS = (64, 128, 256, 512)
@@ -170,8 +170,10 @@ def _transformers(path: Path) -> str:
 
 
 NAMINGS = (
-    Naming("resnet", "torchvision", by_layer(_torchvision)),  # and timm, which took the names over
-    Naming("resnet", "transformers", by_layer(_transformers), prefix="resnet."),
+    Naming(
+        "resnet", "torchvision", name_by_layer(_torchvision)
+    ),  # and timm, which took the names over
+    Naming("resnet", "transformers", name_by_layer(_transformers), prefix="resnet."),
 )
 
 
@@ -183,7 +185,7 @@ def _backbone(
         namings=NAMINGS,
         stage_count=len(stage_sizes),
         source=source,
-        licence="BSD-3-Clause",  # torchvision's
+        license="BSD-3-Clause",  # torchvision's
     )
 
 

@@ -21,7 +21,7 @@ from perturbjax.core.config import BackboneNorm, Head, TransferConfig
 from perturbjax.core.errors import InputError
 from perturbjax.models.attention import ConvBlock, SpatialAttention
 from perturbjax.models.backbone import Backbone
-from perturbjax.models.ensemble_head import ChannelClassifier
+from perturbjax.models.ensemble_head import EnsembleClassifier
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
 
 Phase = Literal["new layers", "all layers"]
@@ -102,7 +102,7 @@ class MaskAttention(nnx.Module):
 
 
 #: What has a backbone with published weights and new layers on it.
-PretrainedClassifier = TransferClassifier | ChannelClassifier
+PretrainedClassifier = TransferClassifier | EnsembleClassifier
 
 
 def _to_colours(channels: int) -> Float[np.ndarray, "channels 3"]:
@@ -135,7 +135,7 @@ def build(
     return model, pretrained.provenance
 
 
-def skeleton(
+def abstract_classifier(
     provenance: dict[str, Any],
     transfer: TransferConfig,
     *,
@@ -186,13 +186,13 @@ def _classifier(
 
         colours = BACKBONES[provenance["backbone"]].colours
         own: dict[str, Any] = {"ways": ways, "colours": colours, "symmetries": transfer.symmetries}
-        return ChannelClassifier(backbone, **own, **shape)
+        return EnsembleClassifier(backbone, **own, **shape)
     return TransferClassifier(
         backbone, head=transfer.head, backbone_norm=transfer.backbone_norm, **shape
     )
 
 
-def in_phase(model: PretrainedClassifier, phase: Phase) -> PretrainedClassifier:
+def set_phase(model: PretrainedClassifier, phase: Phase) -> PretrainedClassifier:
     """The same network with its backbone standing still, or not."""
     model.frozen = phase == "new layers"
     return model
@@ -201,7 +201,7 @@ def in_phase(model: PretrainedClassifier, phase: Phase) -> PretrainedClassifier:
 def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: Backbone) -> Any:
     """Each parameter's learning rate as a share of the recipe's: a pytree of floats, 0 where nothing moves.
 
-    Of a `ChannelClassifier` the eyes alone move."""
+    Of a `EnsembleClassifier` the eyes alone move."""
 
     def depth(path: tuple) -> int:
         return backbone.depth(_keys(path)[1:])

@@ -163,9 +163,9 @@ def from_tensors(
             another shape.
     """
     record, names = BACKBONES[backbone], set(tensors)
-    naming = recognise(names, record.namings)
+    naming = identify_naming(names, record.namings)
     if naming is None:
-        other = recognise(
+        other = identify_naming(
             names, [naming for known in BACKBONES.values() for naming in known.namings]
         )
         first = f"tensors of no known naming (such as {next(iter(tensors), 'none')})"
@@ -192,7 +192,7 @@ def from_tensors(
     return model, facts
 
 
-def recognise(names: set[str], namings: Iterable[Naming]) -> Naming | None:
+def identify_naming(names: set[str], namings: Iterable[Naming]) -> Naming | None:
     """Whose names these are, told by what the first convolution is called; None if nobody's."""
     for naming in namings:
         first = naming.tensor(naming.stem)

@@ -23,7 +23,7 @@ from perturbjax.dataset import PLATE
 from perturbjax.evaluation import figures
 from perturbjax.evaluation import score_tables as views
 from perturbjax.evaluation.evaluate import Fold, Subject, judge
-from perturbjax.evaluation.evaluation_result import Judgement
+from perturbjax.evaluation.evaluation_result import EvaluationResult
 from perturbjax.evaluation.predictions import predictions_table, write_predictions
 from perturbjax.profiles.dataset_features import read_source
 from perturbjax.profiles.profile_options import EACH, ClassifyConfig, Preparation, ProfileConfig
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _TUNING_FOLDS = 5
 
 
-def classify(config: ClassifyConfig) -> Judgement:
+def classify(config: ClassifyConfig) -> EvaluationResult:
     """Fit every model on the training rows, predict both parts, judge, and write tables, predictions and a figure.
 
     All that is fitted (gaps, scales, selection, sphering, components, the model, its tuning) sees training rows only;
@@ -89,7 +89,7 @@ def classify(config: ClassifyConfig) -> Judgement:
     folds = [_fold(fold, manifest, index) for fold, manifest in manifests.items()]
     subjects = [_subject(name, [of_fold[name] for of_fold in fitted.values()]) for name in kept]
     _say_unknown_classes(folds)
-    judgement = judge(
+    evaluation = judge(
         subjects,
         folds,
         class_names,
@@ -97,8 +97,8 @@ def classify(config: ClassifyConfig) -> Judgement:
         seed=config.seed,
         replicates=config.replicates,
     )
-    table = views.ranking(judgement).merge(_costs(fitted, kept), on="subject", how="left")
-    _write(config, judgement, subjects, folds, class_names, label)
+    table = views.ranking(evaluation).merge(_costs(fitted, kept), on="subject", how="left")
+    _write(config, evaluation, subjects, folds, class_names, label)
     for fold, manifest in manifests.items():
         splits.write_split(
             manifest, config.out / ("split.parquet" if len(folds) == 1 else f"split_{fold}.parquet")
@@ -106,7 +106,7 @@ def classify(config: ClassifyConfig) -> Judgement:
     write_csv(config.out / "table.csv", table)
     write_json(config.out / "labels.json", class_names)
     write_json(config.out / "config.json", _plain(dataclasses.asdict(config)))
-    return judgement
+    return evaluation
 
 
 def load_profiles(config: ProfileConfig) -> tuple[Profiles, np.ndarray, str]:
@@ -376,7 +376,7 @@ def _costs(fitted: dict[str, dict[str, _Fitted]], names: list[str]) -> pd.DataFr
 
 def _write(
     config: ClassifyConfig,
-    judgement: Judgement,
+    evaluation: EvaluationResult,
     subjects: list[Subject],
     folds: list[Fold],
     class_names: list[str],
@@ -397,13 +397,13 @@ def _write(
             out / "predictions" / f"{subject.name}.parquet", pd.concat(tables, ignore_index=True)
         )
         if single:
-            alone = judgement.alone(subject.name)
+            alone = evaluation.alone(subject.name)
             views.write_run(
                 alone, subject, folds[0], class_names, out / "evaluation" / subject.name
             )
-    what = f"{len(class_names)} classes, {judgement.n.site} rows judged"
-    title = f"{label}, split by {judgement.split_name}: {what}"
-    figures.plot_ranking(judgement, out / "scores.png", title)
+    what = f"{len(class_names)} classes, {evaluation.n.site} rows judged"
+    title = f"{label}, split by {evaluation.split_name}: {what}"
+    figures.plot_ranking(evaluation, out / "scores.png", title)
 
 
 def policy_of(config: ClassifyConfig) -> str:

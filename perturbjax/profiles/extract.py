@@ -99,7 +99,7 @@ class FeaturesConfig:
         if self.run is None and not self.weights and self.backbone != CELLPROFILER:
             backbone = BACKBONES.get(self.backbone)
             such = (
-                f", such as {backbone.source}, {backbone.licence}"
+                f", such as {backbone.source}, {backbone.license}"
                 if backbone and backbone.source
                 else ""
             )

@@ -15,10 +15,10 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.options import names_in, require, require_sound
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.dataset import PLATE, Dataset
-from perturbjax.models.backbone import HALF, IMAGENET, UNCHANGED, Colours
+from perturbjax.models.backbone import IMAGENET_SCALING, NO_SCALING, SYMMETRIC_SCALING, InputScaling
 
 #: What `--normalize` names; auto is the backbone's own.
-COLOURS = {"imagenet": IMAGENET, "half": HALF, "none": UNCHANGED}
+COLOURS = {"imagenet": IMAGENET_SCALING, "half": SYMMETRIC_SCALING, "none": NO_SCALING}
 EACH = "each"
 #: Of the sites' own 99th percentiles, the share that a common white point leaves below it.
 WHITE = 0.95
@@ -111,7 +111,7 @@ def intensity_range(
 
 
 def adapt(
-    raw: RawBatch, config: AdaptConfig, triples: Int[np.ndarray, "k 3"], colours: Colours
+    raw: RawBatch, config: AdaptConfig, triples: Int[np.ndarray, "k 3"], colours: InputScaling
 ) -> Float[Array, "bk h w 3"]:
     """The k images of every site, one site after the other.
 

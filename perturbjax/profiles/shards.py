@@ -19,7 +19,7 @@ import jax
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder, read_json, write_json
 from perturbjax.core.messages import console
-from perturbjax.training.processes import HostsConfig, connect, from_first
+from perturbjax.training.processes import HostsConfig, connect, run_on_first_process
 
 #: Seconds between signs of life; how long a process may give none (a network's file system may show them a minute
 #: late); and between looks at what the others did.
@@ -175,7 +175,7 @@ def meet(hosts: HostsConfig, out: Path) -> Crew:
         _remove(folder)
         make_folder(folder)
 
-    from_first(start, like=None)
+    run_on_first_process(start, like=None)
     crew = Crew(folder, jax.process_index(), jax.process_count())
     jax.distributed.shutdown()  # else JAX would end every process some time after one has died
     if crew.alone:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, UInt8
 
-from perturbjax.evaluation.attribution import read_looked, read_maps
+from perturbjax.evaluation.attribution import read_attribution, read_maps
 from perturbjax.evaluation.scores import METRICS
 from perturbjax.report.pages import cell_images as pictures
 from perturbjax.report.pages import table
@@ -18,7 +18,7 @@ _SHOWN, _GATES = 8, 0.2
 
 def looked_at(found: Evidence, painter: pictures.Painter | None) -> str:
     """Numbers, and maps of attention beside their cells; empty where nothing was looked at."""
-    known = read_looked(found.folder)
+    known = read_attribution(found.folder)
     if known is None:
         return ""
     parts = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from perturbjax.audit.audit_result import Audit
+from perturbjax.audit.audit_result import AuditResult
 from perturbjax.audit.audit_tables import notes, rows
 from perturbjax.audit.verdict import verdict
 from perturbjax.core.files import atomic
@@ -20,10 +20,10 @@ from perturbjax.report import pages
 from perturbjax.report.pages.page import anchor, with_code
 
 
-def write_page(audit: Audit, out: Path) -> Path:
+def write_page(audit: AuditResult, out: Path) -> Path:
     """Write `audit.html` and the picture in it, `audit.png`; return the page."""
     found, words = verdict(audit), METRICS[HEADLINE].words
-    levels = {answer.policy: answer.judgement.levels[0] for answer in audit.answers}
+    levels = {answer.policy: answer.evaluation.levels[0] for answer in audit.answers}
     picture = figures.plot_splits(levels, audit.model, out / "audit.png")
     what = Path(audit.what).name
     lead = [

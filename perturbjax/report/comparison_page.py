@@ -17,7 +17,7 @@ from perturbjax.core.messages import html_text
 from perturbjax.core.options import require_output, require_sound
 from perturbjax.evaluation.apply import EVALUATION
 from perturbjax.evaluation.conclusions import verdict
-from perturbjax.evaluation.evaluation_result import Judgement, Scored
+from perturbjax.evaluation.evaluation_result import EvaluationResult, ModelScores
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.report.metric_descriptions import MEANINGS
 from perturbjax.report.pages import CLASS, Section, figure, page, table
@@ -63,7 +63,7 @@ def write_reports(runs: Sequence[Path], out: Path) -> Path:
         out = Path(runs[0]) / REPORT
     found = {name: read_evidence(model) for name, model in zip(_names(models), models, strict=True)}
     for name, one in found.items():
-        if one.judgement is None:
+        if one.evaluation is None:
             raise InputError(
                 f"{models[list(found).index(name)]}: was not evaluated; run `perturbjax evaluate` first"
             )
@@ -102,7 +102,7 @@ def _names(models: Sequence[Path]) -> list[str]:
 
 def index_page(found: dict[str, Evidence], links: Sequence[str]) -> str:
     """The page of several runs, by their names."""
-    judged = {name: one.judgement for name, one in found.items() if one.judgement is not None}
+    judged = {name: one.evaluation for name, one in found.items() if one.evaluation is not None}
     order = sorted(judged, key=lambda name: -_subject(judged[name]).scores[HEADLINE].value)
     best = order[0]
     one = _subject(judged[best]).scores[HEADLINE]
@@ -120,8 +120,8 @@ def index_page(found: dict[str, Evidence], links: Sequence[str]) -> str:
     return page("perturbjax: runs side by side", lead, sections)
 
 
-def _subject(judgement: Judgement, level: str = "site") -> Scored:
-    return judgement[level][judgement.subjects[0]]
+def _subject(evaluation: EvaluationResult, level: str = "site") -> ModelScores:
+    return evaluation[level][evaluation.subjects[0]]
 
 
 def _same_sites(found: dict[str, Evidence]) -> bool:
@@ -135,28 +135,30 @@ def _same_sites(found: dict[str, Evidence]) -> bool:
     return len(sites) == 1 and frozenset() not in sites
 
 
-def _ranking(judged: dict[str, Judgement], order: Sequence[str], links: dict[str, str]) -> str:
+def _ranking(
+    judged: dict[str, EvaluationResult], order: Sequence[str], links: dict[str, str]
+) -> str:
     rows = []
     for name in order:
-        judgement = judged[name]
-        last = judgement.shown[-1]
+        evaluation = judged[name]
+        last = evaluation.shown[-1]
         row: dict[str, Any] = {
             "run": name,
-            "split": judgement.split_name,
-            "sites": judgement.n.site,
+            "split": evaluation.split_name,
+            "sites": evaluation.n.site,
         }
-        for shown in judgement.shown:
-            value = shown[judgement.subjects[0]].scores[HEADLINE]
+        for shown in evaluation.shown:
+            value = shown[evaluation.subjects[0]].scores[HEADLINE]
             row[f"{METRICS[HEADLINE].words} {shown.words}"] = value.value
-        others = [metric for metric in judgement.metrics if metric != HEADLINE]
-        scores = _subject(judgement).scores
+        others = [metric for metric in evaluation.metrics if metric != HEADLINE]
+        scores = _subject(evaluation).scores
         row |= {
             METRICS[metric].words: scores[metric].value for metric in others if metric in scores
         }
         row[f"best baseline {last.words}"] = (
             f"{last.best_baseline.name} {last.best_baseline.scores[HEADLINE].value:.3f}"
         )
-        row["verdict"] = verdict(judgement).split(":")[0]
+        row["verdict"] = verdict(evaluation).split(":")[0]
         rows.append(row)
     meanings = MEANINGS | {
         "verdict": "Whether it clearly beats every baseline, by well where wells hold several sites."
@@ -170,7 +172,7 @@ def _ranking(judged: dict[str, Judgement], order: Sequence[str], links: dict[str
     )
 
 
-def _whiskers(judged: dict[str, Judgement], order: Sequence[str]) -> str:
+def _whiskers(judged: dict[str, EvaluationResult], order: Sequence[str]) -> str:
     rows = [(name, _subject(judged[name]).scores[HEADLINE], "train") for name in order]
     rows += [
         (f"{baseline.name} ({order[0]})", baseline.scores[HEADLINE], "other")

@@ -16,9 +16,9 @@ def print_figures(found: Evidence) -> list[Path]:
     out, drawn = found.folder, []
     if found.metrics:
         drawn.append(figures.plot_curves(found.metrics, out / "curves.png"))
-    if found.judgement is None:
+    if found.evaluation is None:
         return drawn
-    drawn.append(figures.plot_scores(found.judgement, out / "scores.png"))
+    drawn.append(figures.plot_scores(found.evaluation, out / "scores.png"))
     if (confusion := read_confusion(found)) is not None:
         drawn.append(
             figures.plot_confusion(confusion.matrix, confusion.names, out / "confusion.png")

@@ -6,8 +6,8 @@ import numpy as np
 
 from perturbjax.core.messages import html_text
 from perturbjax.evaluation.bootstrap import Estimate
-from perturbjax.evaluation.conclusions import advice, unbeaten, verdict
-from perturbjax.evaluation.evaluation_result import Judgement, tested_on
+from perturbjax.evaluation.conclusions import advice, best_unbeaten_baseline, verdict
+from perturbjax.evaluation.evaluation_result import EvaluationResult, describe_test_set
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.report.metric_descriptions import MEANINGS
 from perturbjax.report.pages import defined
@@ -20,13 +20,13 @@ _NAMED = 3
 
 def lead(found: Evidence, *, pictures: bool) -> str:
     """The verdict in one sentence, the five questions of whoever opens the page, and what to beware of."""
-    judgement = found.judgement
-    if judgement is None:
+    evaluation = found.evaluation
+    if evaluation is None:
         return '<p class="verdict">This run was not evaluated yet.</p>' + _answers(_asked(found))
     questions = [
         *_asked(found),
         ("Did it work?", _did_it_work(found)),
-        ("On what?", html_text(tested_on(judgement))),
+        ("On what?", html_text(describe_test_set(evaluation))),
         ("Can I trust it?", _trust(found)),
         ("Which classes?", _which(found)),
         (
@@ -36,17 +36,17 @@ def lead(found: Evidence, *, pictures: bool) -> str:
     ]
     warnings = "".join(
         f'<p class="warning">{with_code(warning[0].upper() + warning[1:])}</p>'
-        for warning in judgement.warnings()
+        for warning in evaluation.warnings()
     )
-    first, *more = found.audited or [verdict(judgement)]
+    first, *more = found.audited or [verdict(evaluation)]
     said = "".join(f"<p>{html_text(sentence)}</p>" for sentence in more)
-    return f'<p class="verdict">{html_text(first)}</p>{said}{_next(found, judgement)}{_answers(questions)}{warnings}'
+    return f'<p class="verdict">{html_text(first)}</p>{said}{_next(found, evaluation)}{_answers(questions)}{warnings}'
 
 
-def _next(found: Evidence, judgement: Judgement) -> str:
+def _next(found: Evidence, evaluation: EvaluationResult) -> str:
     """What to do next; what an audit advises where it was asked."""
     trained = found.path.resolve().name if found.config.get("recipe") else None
-    advised = found.advised if found.audited else [advice(judgement, trained)]
+    advised = found.advised if found.audited else [advice(evaluation, trained)]
     return "".join(
         f'<p class="next"><b>Next:</b> {with_code(sentence)}</p>' for sentence in advised
     )
@@ -71,25 +71,25 @@ def _asked(found: Evidence) -> list[tuple[str, str]]:
 
 
 def _did_it_work(found: Evidence) -> str:
-    judgement = found.judgement
-    assert judgement is not None
-    level = judgement.shown[-1]
-    (subject,) = judgement.subjects
+    evaluation = found.evaluation
+    assert evaluation is not None
+    level = evaluation.shown[-1]
+    (subject,) = evaluation.subjects
     best = level.best_baseline
     words = METRICS[HEADLINE].words
     return (
-        f"{verdict(judgement).split(':')[0]}. {defined(words.capitalize(), MEANINGS[words])} {level.words} "
+        f"{verdict(evaluation).split(':')[0]}. {defined(words.capitalize(), MEANINGS[words])} {level.words} "
         f"<b>{_plain(level[subject].scores[HEADLINE])}</b>; the best {defined('baseline', MEANINGS['baseline'])}, "
         f"{defined(best.name, MEANINGS.get(best.name, ''))}, {best.scores[HEADLINE].value:.2f}."
     )
 
 
 def _trust(found: Evidence) -> str:
-    judgement = found.judgement
-    assert judgement is not None
-    (subject,) = judgement.subjects
-    level, count = judgement.shown[-1], len(judgement.warnings())
-    rival = unbeaten(level, level[subject])
+    evaluation = found.evaluation
+    assert evaluation is not None
+    (subject,) = evaluation.subjects
+    level, count = evaluation.shown[-1], len(evaluation.warnings())
+    rival = best_unbeaten_baseline(level, level[subject])
     against = level.best_baseline if rival is None else rival
     lead = _plain(level[subject].leads[against.name][HEADLINE])
     name = html_text(against.name)

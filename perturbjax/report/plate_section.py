@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from perturbjax.core.plates import PLATE, WELL
-from perturbjax.evaluation.predictions import classes_of
+from perturbjax.evaluation.predictions import predicted_class_names
 from perturbjax.evaluation.wells import well_ids
 from perturbjax.report.pages import CLASS
 from perturbjax.report.pages import cell_images as pictures
@@ -45,7 +45,7 @@ def plates(found: Evidence) -> str:
 
 
 def _wells(found: Evidence, table: pd.DataFrame) -> pd.DataFrame:
-    names = classes_of(table)
+    names = predicted_class_names(table)
     values = table[[f"prob_{name}" for name in names]].to_numpy(dtype=float)
     own = pd.Index(names).get_indexer(table["label"])
     truth = np.where(own >= 0, values[np.arange(len(table)), own], np.nan)

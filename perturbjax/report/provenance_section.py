@@ -87,7 +87,7 @@ def again(found: Evidence) -> str:
             ["perturbjax", *made, "--out", run, *recipe_flags(recipe_from_dict(config["recipe"]))]
         )
     )
-    if found.judgement is not None:
+    if found.evaluation is not None:
         commands.append(shlex.join(["perturbjax", "evaluate", "--run", run]))
     return f"<pre>{html_text(chr(10).join(filter(None, commands)))}</pre>"
 

@@ -54,11 +54,11 @@ def run_page(found: Evidence) -> str:
         cells, shown = gallery.classes(album)
         meant = gallery.key(album)
         pairs, cells = (meant + pairs, cells) if many else (pairs, meant + cells)
-    elif found.judgement is not None:
+    elif found.evaluation is not None:
         cells = f'<p class="note">No pictures: {html_text(found.no_dataset)}.</p>'
     answers = found.answers
     sections = [
-        Section("scores", "Scores", curves.scores(found.judgement) if found.judgement else ""),
+        Section("scores", "Scores", curves.scores(found.evaluation) if found.evaluation else ""),
         *([Section("pairs", "The most confused pairs", pairs)] if many else []),
         Section("gallery", "The cells", cells),
         Section("classes", "Classes", class_table(found, confusion, shown)),
@@ -72,7 +72,7 @@ def run_page(found: Evidence) -> str:
         Section(
             "sureness",
             "How sure, and how often right",
-            curves.calibration(answers, found.judgement) if answers else "",
+            curves.calibration(answers, found.evaluation) if answers else "",
         ),
         Section("looked-at", "What it looked at", looked_at(found, painter)),
         Section("training", "Training", curves.training(found.metrics)),

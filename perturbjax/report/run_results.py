@@ -18,9 +18,13 @@ from perturbjax.core.messages import csv_value
 from perturbjax.data.splits import TEST
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation.apply import EVALUATION, FEATURES
-from perturbjax.evaluation.evaluation_result import Judgement, read_judgement
-from perturbjax.evaluation.predictions import classes_of, labels_and_probabilities, read_predictions
-from perturbjax.training.run_directory import CONFIG, data_of, read_metrics
+from perturbjax.evaluation.evaluation_result import EvaluationResult, read_evaluation
+from perturbjax.evaluation.predictions import (
+    labels_and_probabilities,
+    predicted_class_names,
+    read_predictions,
+)
+from perturbjax.training.run_directory import CONFIG, dataset_paths, read_metrics
 
 #: Where an audit of a run is looked for.
 AUDIT = "audit/audit.json"
@@ -63,7 +67,7 @@ class Evidence:
     path: Path
     folder: Path
     """Where its scores and tables are."""
-    judgement: Judgement | None
+    evaluation: EvaluationResult | None
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     predictions: pd.DataFrame | None
@@ -79,7 +83,7 @@ class Evidence:
         if self.predictions is None:
             return None
         table = self.predictions[self.predictions["part"] == TEST].reset_index(drop=True)
-        names = classes_of(table)
+        names = predicted_class_names(table)
         return (
             Answers(table, names, *labels_and_probabilities(table, names)) if len(table) else None
         )
@@ -135,12 +139,12 @@ def read_evidence(run: Path) -> Evidence:
         if (run / EVALUATION).is_dir() or not (run / "scores.json").is_file()
         else run
     )
-    judgement = (
-        read_judgement(folder / "scores.json") if (folder / "scores.json").is_file() else None
+    evaluation = (
+        read_evaluation(folder / "scores.json") if (folder / "scores.json").is_file() else None
     )
     config = read_json(run / CONFIG) if (run / CONFIG).is_file() else {}
     metrics = read_metrics(run)
-    if judgement is None and not metrics:
+    if evaluation is None and not metrics:
         raise InputError(
             f"{run}: holds neither metrics nor scores; run `perturbjax evaluate --run {run}` first"
         )
@@ -150,14 +154,14 @@ def read_evidence(run: Path) -> Evidence:
     )
     predictions = next((read_predictions(file) for file in beside if file.is_file()), None)
     features = pd.read_parquet(folder / FEATURES) if (folder / FEATURES).is_file() else None
-    found = Evidence(run, folder, judgement, config, metrics, predictions, features, None, "")
+    found = Evidence(run, folder, evaluation, config, metrics, predictions, features, None, "")
     dataset, why = _dataset(found)
     return dataclasses.replace(found, dataset=dataset, no_dataset=why)
 
 
 def _dataset(found: Evidence) -> tuple[Dataset | None, str]:
     """The dataset that was judged, where it is still there, or why it is not."""
-    paths = data_of(found.config) if found.config.get("data") else ()
+    paths = dataset_paths(found.config) if found.config.get("data") else ()
     if not paths:
         return None, "no dataset of images is known"
     try:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from perturbjax.core.messages import html_text
 from perturbjax.evaluation.baselines import BASELINES
-from perturbjax.evaluation.evaluation_result import Judgement, calibrated, cell
+from perturbjax.evaluation.evaluation_result import EvaluationResult, cell, describe_calibration
 from perturbjax.evaluation.score_tables import tidy
 from perturbjax.evaluation.scores import METRICS
 from perturbjax.report.metric_descriptions import MEANINGS
@@ -21,25 +21,25 @@ _LEVEL = {"site": "train", "treated": "other", "well": "test"}
 _BINS = 10
 
 
-def scores(judgement: Judgement) -> str:
+def scores(evaluation: EvaluationResult) -> str:
     """A panel a metric, and the numbers as tables."""
-    drawing = "".join(_panel(judgement, metric) for metric in judgement.metrics)
-    resampled = f"{judgement.replicates} resamples of whole {judgement.resample}s"
+    drawing = "".join(_panel(evaluation, metric) for metric in evaluation.metrics)
+    resampled = f"{evaluation.replicates} resamples of whole {evaluation.resample}s"
     drawn = figure(
         "scores",
         f'<div class="row">{drawing}</div>',
         f"Bars are 95 % intervals from {resampled}.",
-        tidy(judgement),
+        tidy(evaluation),
     )
     return (
         drawn
-        + "".join(_table(judgement, name) for name in (level.name for level in judgement.shown))
-        + _notes(judgement)
+        + "".join(_table(evaluation, name) for name in (level.name for level in evaluation.shown))
+        + _notes(evaluation)
     )
 
 
-def _panel(judgement: Judgement, metric: str) -> str:
-    rows, levels, what = judgement.levels[0].rows, judgement.shown, METRICS[metric]
+def _panel(evaluation: EvaluationResult, metric: str) -> str:
+    rows, levels, what = evaluation.levels[0].rows, evaluation.shown, METRICS[metric]
     known = [row.scores[metric] for level in levels for row in level.rows if metric in row.scores]
     low, high = min(0.0, *(one.low for one in known)), max(max(one.high for one in known), 1e-3)
     said = "; ".join(
@@ -70,20 +70,20 @@ def _panel(judgement: Judgement, metric: str) -> str:
     return chart.svg()
 
 
-def _table(judgement: Judgement, name: str) -> str:
-    level = judgement[name]
+def _table(evaluation: EvaluationResult, name: str) -> str:
+    level = evaluation[name]
     rows = []
     for row in level.rows:
         entry: dict[str, Any] = {f"{level.words} (n = {level.n})": row.name}
-        for metric in judgement.metrics:
+        for metric in evaluation.metrics:
             one = row.scores.get(metric)
             entry[METRICS[metric].words] = cell(one) if one else ""
         rows.append(entry)
     if name == "site":
-        for subject, train in judgement.train.items():
+        for subject, train in evaluation.train.items():
             own = {
                 METRICS[m].words: f"{train[m]:.3f}"
-                for m in judgement.metrics
+                for m in evaluation.metrics
                 if np.isfinite(train.get(m, np.nan))
             }
             rows.append({f"{level.words} (n = {level.n})": f"{subject}, on training sites", **own})
@@ -92,13 +92,13 @@ def _table(judgement: Judgement, name: str) -> str:
     return table(f"scores-{name}", shown, meanings=MEANINGS, strong=strong)
 
 
-def _notes(judgement: Judgement) -> str:
-    there = {row.name for row in judgement.levels[0].rows}
+def _notes(evaluation: EvaluationResult) -> str:
+    there = {row.name for row in evaluation.levels[0].rows}
     words = " ".join(
         f"{name}: {baseline.words}." for name, baseline in BASELINES.items() if name in there
     )
     skipped = "".join(
-        f" No {html_text(name)}: {html_text(why)}." for name, why in judgement.skipped.items()
+        f" No {html_text(name)}: {html_text(why)}." for name, why in evaluation.skipped.items()
     )
     return (
         "<p class=\"note\">A well's prediction is the mean of its sites' probabilities. Baselines: "
@@ -158,7 +158,7 @@ def _curve(rows: pd.DataFrame, key: str, words: str) -> str:
     return chart.svg()
 
 
-def calibration(answers: Answers, judgement: Judgement | None) -> str:
+def calibration(answers: Answers, evaluation: EvaluationResult | None) -> str:
     """How sure it says it is and how often it is right, before and after one temperature; and what is left when unsure
     answers are dropped."""
     edges = np.linspace(0, 1, _BINS + 1)
@@ -186,8 +186,8 @@ def calibration(answers: Answers, judgement: Judgement | None) -> str:
     )
     told = (
         ""
-        if judgement is None
-        else f"<p>{html_text(calibrated(judgement.confidence[judgement.subjects[0]]))}</p>"
+        if evaluation is None
+        else f"<p>{html_text(describe_calibration(evaluation.confidence[evaluation.subjects[0]]))}</p>"
     )
     return f'{told}<div class="row">{first}{second}</div>'
 

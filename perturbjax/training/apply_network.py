@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Shaped
 
 from perturbjax.data.batches import Order, RawBatch
-from perturbjax.training.devices import make_room, wait_for_earlier
+from perturbjax.training.devices import limit_pending_steps, prepare_step
 from perturbjax.training.step import AttentionStep, PredictStep
 
 
@@ -42,8 +42,8 @@ def apply_to_sites(
     size = batch_size + -batch_size % multiple
     answers: list[tuple[Any, ...]] = []
     for batch in batches(Order.once(positions, size)):
-        wait_for_earlier(answers)
-        make_room(len(answers), step, params, stats, batch)
+        limit_pending_steps(answers)
+        prepare_step(len(answers), step, params, stats, batch)
         answers.append(step(params, stats, batch))
     return tuple(
         np.concatenate([np.asarray(part)[:size] for part in parts])[: len(positions)]

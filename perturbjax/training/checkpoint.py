@@ -51,7 +51,7 @@ class CheckpointConfig:
         require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
 
 
-def digest_of(tree: Tree) -> str:
+def arrays_checksum(tree: Tree) -> str:
     """SHA-256 (hexadecimal) over names, types, shapes and values of arrays."""
     digest = hashlib.sha256()
     for name in sorted(tree):
@@ -161,7 +161,7 @@ class Checkpoints:
     ) -> None:
         import orbax.checkpoint as ocp
 
-        facts = {**facts, DIGEST: digest_of(tree)}
+        facts = {**facts, DIGEST: arrays_checksum(tree)}
         # Before orbax is asked for anything: its threads do not end well where a save fails.
         require_room(
             make_folder(self.path), sum(array.nbytes for array in tree.values()) + BESIDE_ARRAYS
@@ -232,7 +232,7 @@ class Checkpoints:
             {name: np.asarray(value) for name, value in loaded["state"].items()},
             loaded["facts"],
         )
-        if not isinstance(facts, dict) or facts.get(DIGEST) != digest_of(tree):
+        if not isinstance(facts, dict) or facts.get(DIGEST) != arrays_checksum(tree):
             raise InputError(
                 f"{self.path / which / str(number)}: is damaged (its arrays are not those that were saved); "
                 "remove it to go on from an earlier one, or train again"

@@ -128,8 +128,8 @@ class Placement:
         def by_step(state: TrainState, order: Order) -> Iterator[tuple[TrainState, Sums]]:
             dispatched = collections.deque[Sums](maxlen=AHEAD)
             for taken, batch in enumerate(feed.batches(order)):
-                wait_for_earlier(dispatched)
-                make_room(taken, step, state, batch)
+                limit_pending_steps(dispatched)
+                prepare_step(taken, step, state, batch)
                 with jax.transfer_guard("disallow"):
                     state, sums = step(state, batch)
                 dispatched.append(sums)
@@ -257,7 +257,7 @@ def _default_cache() -> str:
     return str(Path(home) / "perturbjax" / "compiled")
 
 
-def make_room(number: int, step: Callable[..., Any], *arguments: Any) -> None:
+def prepare_step(number: int, step: Callable[..., Any], *arguments: Any) -> None:
     """Before the dispatch of this number: give memory back, and before the first compile what is about to be called.
 
     A compiler leaves hundreds of megabytes, which would else be held beside those of the first call. The call finds
@@ -269,7 +269,7 @@ def make_room(number: int, step: Callable[..., Any], *arguments: Any) -> None:
         give_back_freed_memory()
 
 
-def wait_for_earlier(dispatched: Sequence[Any]) -> None:
+def limit_pending_steps(dispatched: Sequence[Any]) -> None:
     """Wait until as few of what was dispatched are under way that another may be: `AHEAD`, on a CPU one alone.
 
     On a CPU a program's temporaries are allocated when it is dispatched, so each that waits its turn holds its own.

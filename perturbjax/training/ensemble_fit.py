@@ -27,7 +27,7 @@ from perturbjax.core.messages import console
 from perturbjax.core.progress import track
 from perturbjax.data.batches import Order, RawBatch
 from perturbjax.models import Mode
-from perturbjax.models.ensemble_head import COMPONENTS, Head, Perceptron
+from perturbjax.models.ensemble_head import COMPONENTS, MLP, Head
 from perturbjax.models.layers import Dense
 from perturbjax.training.apply_network import apply_to_sites
 from perturbjax.training.setup import Experiment
@@ -42,12 +42,12 @@ MIX = 0.4
 #: Parts in which training sites are held out for the shares.
 PARTS = 3
 #: Least share of either: where held-out sites are told no better than by chance, the likeliest class is still said.
-LEAST_SHARE = 0.01
+MIN_ENSEMBLE_WEIGHT = 0.01
 #: Logit of a class that a linear model has seen no site of.
 NEVER = -30.0
 
 
-def start_head(
+def fit_ensemble_head(
     state: TrainState,
     experiment: Experiment,
     describe_step: Callable[..., Any],
@@ -55,12 +55,12 @@ def start_head(
     *,
     multiple: int = 1,
 ) -> TrainState:
-    """The state with `reduce` and `head` of a `ChannelClassifier` set by the training sites.
+    """The state with `reduce` and `head` of a `EnsembleClassifier` set by the training sites.
 
     The same sites give the same bits, whatever the feed.
 
     Args:
-        describe_step: of `make_describe_step`.
+        describe_step: of `make_site_features_step`.
         batches: a feed's.
         multiple: of `apply_to_sites`.
     """
@@ -88,7 +88,7 @@ def start_head(
         experiment.dataset.index["site_id"].iloc[train]
     ]
     fit = partial(
-        fit_head, model.head, smoothing=optim.label_smoothing, seed=experiment.recipe.seed
+        fit_ensemble, model.head, smoothing=optim.label_smoothing, seed=experiment.recipe.seed
     )
     model.head = fit(z, labels, weight[labels], groups.to_numpy())
     of_perceptron, of_linear = (float(share) for share in model.head.shares[...])
@@ -128,7 +128,7 @@ def reduction(
     return mean.astype(np.float32), (gain[:, None] * kernel).astype(np.float32)
 
 
-def fit_head(
+def fit_ensemble(
     head: Head,
     z: Float[np.ndarray, "n e"],
     labels: Int[np.ndarray, " n"],
@@ -146,7 +146,7 @@ def fit_head(
     """
     from sklearn.model_selection import GroupKFold
 
-    parts = partial(fit_parts, head, smoothing=smoothing, seed=seed, mix=mix)
+    parts = partial(fit_ensemble_members, head, smoothing=smoothing, seed=seed, mix=mix)
     if len(np.unique(groups)) < 2:
         groups = np.random.default_rng(seed).permutation(len(z))
     dealt = (
@@ -159,11 +159,13 @@ def fit_head(
             jnp.asarray(z[held]), Mode()
         )
     made = parts(z, labels, weight)
-    made.shares[...] = jnp.asarray(best_shares(said[:, known], labels[known]), jnp.float32)
+    made.shares[...] = jnp.asarray(
+        estimate_ensemble_weights(said[:, known], labels[known]), jnp.float32
+    )
     return made
 
 
-def fit_parts(
+def fit_ensemble_members(
     head: Head,
     z: Float[np.ndarray, "n e"],
     labels: Int[np.ndarray, " n"],
@@ -175,12 +177,12 @@ def fit_parts(
 ) -> Head:
     """The head with both its parts fitted, and the shares that it had."""
     made = nnx.clone(head)
-    made.perceptron = fit_perceptron(head.perceptron, z, labels, weight, smoothing, seed, mix=mix)
-    made.linear = fit_linear(head.linear, z, labels, weight)
+    made.mlp = fit_mlp(head.mlp, z, labels, weight, smoothing, seed, mix=mix)
+    made.linear = fit_logistic_regression(head.linear, z, labels, weight)
     return made
 
 
-def best_shares(
+def estimate_ensemble_weights(
     said: Float[np.ndarray, "k n classes"], labels: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, " k"]:
     """The shares under which the weighted sum of log-probabilities makes the labels likeliest."""
@@ -201,11 +203,11 @@ def best_shares(
         return float((np.log(total) - own).mean()), gradient
 
     return minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=[(LEAST_SHARE, None)] * len(said)
+        loss, start, jac=True, method="L-BFGS-B", bounds=[(MIN_ENSEMBLE_WEIGHT, None)] * len(said)
     ).x
 
 
-def fit_linear(
+def fit_logistic_regression(
     model: Dense,
     z: Float[np.ndarray, "n e"],
     labels: Int[np.ndarray, " n"],
@@ -239,8 +241,8 @@ def fit_linear(
     return made
 
 
-def fit_perceptron(
-    head: Perceptron,
+def fit_mlp(
+    head: MLP,
     z: Float[np.ndarray, "n e"],
     labels: Int[np.ndarray, " n"],
     weight: Float[np.ndarray, " n"],
@@ -248,7 +250,7 @@ def fit_perceptron(
     seed: int,
     *,
     mix: float = MIX,
-) -> Perceptron:
+) -> MLP:
     """Trained on reduced features, each site counting by its weight; `mix` is mixup's, 0 mixes nothing."""
     graphdef, params = nnx.split(head, nnx.Param)
     targets = optax.smooth_labels(jax.nn.one_hot(labels, head.past.shape[1]), smoothing)

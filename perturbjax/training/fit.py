@@ -23,25 +23,25 @@ from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.training.apply_network import accuracy_and_loss, apply_to_sites
 from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.devices import ComputeConfig, Dispatches, open_devices, stack_steps
-from perturbjax.training.ensemble_fit import start_head
+from perturbjax.training.ensemble_fit import fit_ensemble_head
 from perturbjax.training.metric_logs import LogTo, open_log, require_package
 from perturbjax.training.phases import plan_phases
 from perturbjax.training.processes import (
     HostsConfig,
     connect,
-    from_first,
-    is_first,
-    require_possible,
+    is_first_process,
+    require_supported_job,
+    run_on_first_process,
 )
 from perturbjax.training.profile import TRACED_STEPS, trace_steps
-from perturbjax.training.progress import Progress, leave, resume, sigterm_noted
+from perturbjax.training.progress import Progress, leave, resume, watch_sigterm
 from perturbjax.training.run_directory import Run, describe_run, locked, open_run, start_run
-from perturbjax.training.setup import Experiment, prepare_experiment, say_what_runs
+from perturbjax.training.setup import Experiment, prepare_experiment, print_training_summary
 from perturbjax.training.step import (
     TrainState,
     initial_state,
-    make_describe_step,
     make_predict_step,
+    make_site_features_step,
     make_train_step,
 )
 
@@ -111,7 +111,7 @@ def fit(config: TrainConfig) -> Run:
         config.recipe, config.data, resumed=resumed, init_from=config.init_from
     )
     recipe, steps = experiment.recipe, experiment.steps_per_epoch
-    require_possible(config.feed, config.compute.devices, recipe.optim.batch_size)
+    require_supported_job(config.feed, config.compute.devices, recipe.optim.batch_size)
 
     phases = plan_phases(recipe, experiment.graphdef, experiment.params, experiment.stats, steps)
     predict_step = placement.compile_predict(make_predict_step(experiment.graphdef, recipe))
@@ -132,12 +132,12 @@ def fit(config: TrainConfig) -> Run:
             run.path, keep_latest=config.keep_latest, keep_best=config.keep_best
         )
         held.callback(checkpoints.close)
-        begun: Progress = from_first(
+        begun: Progress = run_on_first_process(
             lambda: _begin(run, experiment, checkpoints, fresh, held),
             like=Progress(fresh, 0, 0, np.zeros((4, steps), np.float32), 0.0),
         )
         done, step = int(begun.epoch), int(begun.epoch) * steps + int(begun.taken)
-        say_what_runs(experiment, placement, phases, step)
+        print_training_summary(experiment, placement, phases, step)
         if done == recipe.optim.epochs:
             return run
         state = placement.replicate(begun.state)
@@ -145,13 +145,15 @@ def fit(config: TrainConfig) -> Run:
             open_feed(experiment.decoder, placement, choice=config.feed, workers=config.workers)
         )
         log = held.enter_context(open_log(config.log_to, run))
-        asked_to_end = held.enter_context(sigterm_noted())
+        asked_to_end = held.enter_context(watch_sigterm())
         multiple = placement.count if placement.processes > 1 else 1
         if step == 0 and recipe.transfer.head == "channels":
             describe_step = placement.compile_predict(
-                make_describe_step(experiment.graphdef, recipe)
+                make_site_features_step(experiment.graphdef, recipe)
             )
-            state = start_head(state, experiment, describe_step, feed.batches, multiple=multiple)
+            state = fit_ensemble_head(
+                state, experiment, describe_step, feed.batches, multiple=multiple
+            )
             state = placement.replicate(state)
 
         phase, parts, before = None, begun.parts(), float(begun.seconds)
@@ -226,7 +228,7 @@ def fit(config: TrainConfig) -> Run:
                 )
                 rows.append({**row, "split": TEST, "loss": loss, "accuracy": accuracy})
                 _say_epoch(rows)
-            if not is_first():  # of several processes one writes
+            if not is_first_process():  # of several processes one writes
                 continue
             # Metrics before the checkpoint: a kill between the two leaves rows that resuming drops, never a gap.
             run.append_metrics(rows)
@@ -269,7 +271,7 @@ def _require_finite(losses: np.ndarray, epoch: int, checkpoints: Checkpoints, ru
     bad = np.flatnonzero(~np.isfinite(losses))
     if len(bad):
         step = epoch * len(losses) + int(bad[0]) + 1
-        saved = checkpoints.epochs() if is_first() else []
+        saved = checkpoints.epochs() if is_first_process() else []
         kept = (
             f"the checkpoint of epoch {saved[-1]} stays in {run.path}"
             if saved

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from perturbjax.core.config import recipe_to_dict
 from perturbjax.core.options import require
-from perturbjax.training.processes import is_first
+from perturbjax.training.processes import is_first_process
 from perturbjax.training.run_directory import Run
 
 LogTo = Literal["none", "tensorboard", "wandb", "mlflow"]
@@ -48,7 +48,7 @@ def require_package(to: LogTo) -> None:
 @contextmanager
 def open_log(to: LogTo, run: Run) -> Iterator[Log]:
     """What a training tells its rows to, until the block ends; of several processes the first tells."""
-    if to == "none" or not is_first():
+    if to == "none" or not is_first_process():
         yield lambda rows: None
         return
     package = importlib.import_module(PACKAGES[to][0])

@@ -57,7 +57,9 @@ def create_network(
     }
     ways = METHODS[recipe.input.normalize].ways
     if pretrained is not None:
-        return transfer.skeleton(pretrained, recipe.transfer, **shape, ways=ways), pretrained
+        return transfer.abstract_classifier(
+            pretrained, recipe.transfer, **shape, ways=ways
+        ), pretrained
     if recipe.transfer.weights:
         return transfer.build(
             recipe.model.model, recipe.transfer, **shape, ways=ways, seed=recipe.seed
@@ -91,7 +93,7 @@ def plan_phases(
             )
             optimizer = transfer.scale_updates(optimizer, scales)
             graph, *_ = split_model(
-                transfer.in_phase(nnx.merge(graphdef, params, stats, copy=True), name)
+                transfer.set_phase(nnx.merge(graphdef, params, stats, copy=True), name)
             )
         phases.append(Phase(name, first, stop, graph, optimizer, schedules(recipe.optim, steps)[0]))
     return phases

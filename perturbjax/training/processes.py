@@ -72,15 +72,15 @@ def connect(config: HostsConfig) -> None:
             f"{where}: could not join the other processes ({error}); outside Slurm, Open MPI, TPU slices and "
             "Kubernetes give --coordinator HOST:PORT --processes N --process I"
         ) from error
-    console.quiet = not is_first()
+    console.quiet = not is_first_process()
 
 
-def is_first() -> bool:
+def is_first_process() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
 
 
-def require_possible(feed: FeedChoice, devices: str, batch_size: int) -> None:
+def require_supported_job(feed: FeedChoice, devices: str, batch_size: int) -> None:
     """Refuse what several processes cannot do.
 
     Raises:
@@ -101,7 +101,7 @@ def require_possible(feed: FeedChoice, devices: str, batch_size: int) -> None:
         raise InputError(f"--batch-size {batch_size}: is not a multiple of the {count} processes")
 
 
-def from_first(work: Callable[[], T], like: T) -> T:
+def run_on_first_process(work: Callable[[], T], like: T) -> T:
     """What process 0 alone gets from `work`, on every process; a refusal reaches all of them too.
 
     Args:
@@ -116,7 +116,7 @@ def from_first(work: Callable[[], T], like: T) -> T:
     from jax.experimental import multihost_utils
 
     answer, refusal = like, ""
-    if is_first():
+    if is_first_process():
         try:
             answer = work()
         except InputError as error:

@@ -13,7 +13,7 @@ import jax
 
 from perturbjax.core.files import make_folder
 from perturbjax.core.messages import console
-from perturbjax.training.processes import is_first
+from perturbjax.training.processes import is_first_process
 
 #: Steps that are traced: enough to see one whole step between two others.
 TRACED_STEPS = 3
@@ -28,7 +28,7 @@ PASSES = (
 )
 
 
-class Spent(NamedTuple):
+class OperationTime(NamedTuple):
     """Time spent in operations of one kind."""
 
     part: str
@@ -48,7 +48,9 @@ class Span(NamedTuple):
     operation: str
 
 
-def trace_steps(run: Callable[[Any], Any], state: Any, folder: Path, steps: int) -> list[Spent]:
+def trace_steps(
+    run: Callable[[Any], Any], state: Any, folder: Path, steps: int
+) -> list[OperationTime]:
     """Trace `run(state)`, which takes `steps` steps, into `folder`, and print where its time went.
 
     It runs twice, each time on a copy of the state: once to compile. The state is left as it was.
@@ -58,7 +60,7 @@ def trace_steps(run: Callable[[Any], Any], state: Any, folder: Path, steps: int)
     """
     jax.block_until_ready(run(_copy(state)))
     copy = _copy(state)
-    if not is_first():  # the step waits for all processes, and one of them writes
+    if not is_first_process():  # the step waits for all processes, and one of them writes
         jax.block_until_ready(run(copy))
         return []
     make_folder(folder)
@@ -67,7 +69,7 @@ def trace_steps(run: Callable[[Any], Any], state: Any, folder: Path, steps: int)
         jax.block_until_ready(run(copy))
         took = time.perf_counter() - started
     trace = max(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    spent = sum_by_kind(read_spans(trace), _names_of_operations())
+    spent = sum_by_operation(read_spans(trace), _names_of_operations())
     _print_table(spent, steps, took)
     console.print(
         f"trace: {trace.parent} (perfetto_trace.json.gz for ui.perfetto.dev, the rest for XProf)"
@@ -104,7 +106,9 @@ def _spans(line: Any) -> list[Span]:
     return found
 
 
-def sum_by_kind(lines: Iterable[list[Span]], names: dict[tuple[str, str], str]) -> list[Spent]:
+def sum_by_operation(
+    lines: Iterable[list[Span]], names: dict[tuple[str, str], str]
+) -> list[OperationTime]:
     """Time by pass and primitive, the greatest first; what runs inside another operation counts for itself alone.
 
     Args:
@@ -123,7 +127,8 @@ def sum_by_kind(lines: Iterable[list[Span]], names: dict[tuple[str, str], str]) 
                 sums[open_spans[-1][1]] -= span.end - span.start
             open_spans.append((span.end, kind))
     return sorted(
-        (Spent(*kind, seconds) for kind, seconds in sums.items()), key=lambda spent: -spent.seconds
+        (OperationTime(*kind, seconds) for kind, seconds in sums.items()),
+        key=lambda spent: -spent.seconds,
     )
 
 
@@ -171,12 +176,14 @@ def _copy(state: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.copy(), state)
 
 
-def _print_table(spent: list[Spent], steps: int, took: float) -> None:
+def _print_table(spent: list[OperationTime], steps: int, took: float) -> None:
     total = sum(kind.seconds for kind in spent)
     console.print(
         f"{1e3 * took / steps:.1f} ms a step, of {steps} traced; in operations, summed over devices and threads:"
     )
-    rest = Spent("", f"{len(spent[LINES:])} others", sum(kind.seconds for kind in spent[LINES:]))
+    rest = OperationTime(
+        "", f"{len(spent[LINES:])} others", sum(kind.seconds for kind in spent[LINES:])
+    )
     for part, operation, seconds in (*spent[:LINES], rest):
         console.print(
             f"  {1e3 * seconds / steps:9.2f} ms {100 * seconds / total:5.1f} %  {part:8}  {operation}"

@@ -19,7 +19,7 @@ from jaxtyping import Float32
 from perturbjax.core.errors import Terminated
 from perturbjax.training.checkpoint import Checkpoints, tree_to_state
 from perturbjax.training.devices import stack_steps
-from perturbjax.training.processes import is_first
+from perturbjax.training.processes import is_first_process
 from perturbjax.training.run_directory import Run
 from perturbjax.training.step import Sums, TrainState
 
@@ -57,7 +57,7 @@ def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, steps_per_epoc
         run.truncate_metrics(0)
         return Progress(fresh, 0, 0, sums, 0.0)
     tree, facts = found
-    run.require_own(facts, checkpoints.path)
+    run.require_matching_files(facts, checkpoints.path)
     run.truncate_metrics(facts["epoch"])
     partial = np.asarray(facts.get(SUMS, np.zeros((len(sums), 0))), np.float32)
     sums[:, : partial.shape[1]] = partial
@@ -81,7 +81,7 @@ def leave(
         seconds: time spent on them.
     """
     sums = stack_steps(parts)
-    if is_first():
+    if is_first_process():
         partial = {SUMS: [part.tolist() for part in sums], SECONDS: seconds}
         checkpoints.save_within(
             state, epoch=epoch, step=int(state.step), facts={**facts, **partial}
@@ -92,7 +92,7 @@ def leave(
 
 
 @contextmanager
-def sigterm_noted() -> Iterator[Callable[[int], bool]]:
+def watch_sigterm() -> Iterator[Callable[[int], bool]]:
     """Give `asked(step)`: whether SIGTERM came, to this process or, at the same step for all, to any of its job.
 
     Within the block the signal does nothing else.

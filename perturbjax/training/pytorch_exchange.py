@@ -21,7 +21,7 @@ from perturbjax.data import normalization as normalize
 from perturbjax.data.batches import channels_seen
 from perturbjax.data.splits import fingerprint, split_for
 from perturbjax.dataset import Dataset, open_dataset
-from perturbjax.models import SIZED
+from perturbjax.models import FIXED_SIZE_NETWORKS
 from perturbjax.models import pytorch as exchange
 from perturbjax.training.checkpoint import (
     CheckpointConfig,
@@ -32,10 +32,10 @@ from perturbjax.training.checkpoint import (
 )
 from perturbjax.training.run_directory import Run, dataset_facts, locked, open_run, start_run
 from perturbjax.training.step import TrainState
-from perturbjax.training.weight_metadata import Description, read_description, write_described
+from perturbjax.training.weight_metadata import Description, read_description, write_weights
 
 #: What a run knows of the split and the dataset it was trained on, which do not travel with its weights.
-OF_THE_RUN_ALONE = ("split_fingerprint", "index_sha256", "imported")
+NOT_EXPORTED = ("split_fingerprint", "index_sha256", "imported")
 #: How the files that weights are exchanged in end.
 WEIGHTS = (".safetensors", ".pth")
 #: The column that compounds are named in, where neither a dataset nor a flag says otherwise.
@@ -139,24 +139,24 @@ def export_run(config: ExportConfig) -> Path:
     checkpoints = Checkpoints(run.path)
     tree, known = checkpoints.load(config.chosen.checkpoint, config.chosen.epoch or None)
     checkpoints.close()
-    run.require_own(known, checkpoints.path)
+    run.require_matching_files(known, checkpoints.path)
     first = f"params/{layers[0][1].replace('.', '/')}/kernel/value"
     if first not in tree:
         raise InputError(f"{run.path}: its checkpoint has no {first}; it belongs to another model")
-    size = run.recipe.augment.crop if model in SIZED else None
+    size = run.recipe.augment.crop if model in FIXED_SIZE_NETWORKS else None
     network = exchange.abstract(model, len(run.class_names), tree[first].shape[2], size)
     template = {"params": nnx.state(network, nnx.Param), "stats": nnx.state(network, nnx.BatchStat)}
     kept = {name: value for name, value in tree.items() if name.startswith(("params/", "stats/"))}
     filled = tree_to_state(kept, template, run.path)
     nnx.update(network, filled["params"], filled["stats"])
     tensors = exchange.state_dict(model, network, batches=int(tree["step"]))
-    facts = {name: value for name, value in run.facts.items() if name not in OF_THE_RUN_ALONE}
-    write_described(config.out, tensors, Description(run.recipe, run.class_names, facts))
+    facts = {name: value for name, value in run.facts.items() if name not in NOT_EXPORTED}
+    write_weights(config.out, tensors, Description(run.recipe, run.class_names, facts))
     console.print(f"written: {config.out}")
     return Path(config.out)
 
 
-def open_described(path: Path) -> tuple[Run, Tree]:
+def open_weight_file(path: Path) -> tuple[Run, Tree]:
     """The run that a weight file of `export-torch` describes, in memory alone, and its parameters and statistics.
 
     Raises:
@@ -174,7 +174,7 @@ def open_described(path: Path) -> tuple[Run, Tree]:
     return run, state_to_tree({"params": imported.params, "stats": imported.stats})
 
 
-def described_recipe(checkpoint: Path) -> Recipe | None:
+def recipe_of_weight_file(checkpoint: Path) -> Recipe | None:
     """The recipe that `export-torch` wrote with a weight file; None where there is none."""
     described = read_description(checkpoint) if checkpoint.is_file() else None
     return None if described is None else described.recipe

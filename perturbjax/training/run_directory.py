@@ -65,7 +65,7 @@ class Run:
             "facts": self.facts,
         }
 
-    def require_own(self, facts: dict[str, Any], checkpoint: Path) -> None:
+    def require_matching_files(self, facts: dict[str, Any], checkpoint: Path) -> None:
         """Hold the files of the run, which are for reading, to what its checkpoint says.
 
         Raises:
@@ -220,7 +220,7 @@ def _as_json(data: tuple[Path, ...]) -> str | list[str] | None:
     return str(data[0]) if len(data) == 1 else [str(path) for path in data] or None
 
 
-def data_of(config: dict[str, Any]) -> tuple[Path, ...]:
+def dataset_paths(config: dict[str, Any]) -> tuple[Path, ...]:
     """The dataset directories that a `config.json` names."""
     named = config["data"]
     return tuple(map(Path, [named] if isinstance(named, str) else named or []))
@@ -301,7 +301,7 @@ def open_run(path: Path) -> Run:
     config, names = read_json(path / CONFIG), read_json(path / LABELS)
     try:
         recipe, facts = recipe_from_dict(config["recipe"]), config["facts"]
-        data = data_of(config)
+        data = dataset_paths(config)
         split = facts["split_fingerprint"]
         labels = facts["label_column"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:

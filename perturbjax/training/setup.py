@@ -117,7 +117,7 @@ def prepare_experiment(
     graphdef, params, stats = split_model(model)
     if init_from is not None:
         params, stats = _parameters_from(init_from, params, stats)
-    train, test = (positions_of(dataset, manifest, part) for part in (TRAIN, TEST))
+    train, test = (positions_of_part(dataset, manifest, part) for part in (TRAIN, TEST))
     return Experiment(
         recipe=recipe,
         dataset=dataset,
@@ -133,7 +133,7 @@ def prepare_experiment(
     )
 
 
-def positions_of(dataset: Dataset, manifest: pd.DataFrame, part: str) -> Int[np.ndarray, " n"]:
+def positions_of_part(dataset: Dataset, manifest: pd.DataFrame, part: str) -> Int[np.ndarray, " n"]:
     """Positions in the dataset of the sites of one part of a split."""
     sites = set(manifest.loc[manifest["part"] == part, "site_id"])
     return np.flatnonzero(dataset.index["site_id"].isin(sites)).astype(np.int32)
@@ -153,7 +153,7 @@ def _parameters_from(path: Path, params: Any, stats: Any) -> tuple[Any, Any]:
     return merged["params"], merged["stats"]
 
 
-def say_what_runs(
+def print_training_summary(
     experiment: Experiment, placement: Placement, phases: list[Phase], done: int
 ) -> None:
     """What is about to be trained, on what, by which split, and how many steps of it are done."""

@@ -51,7 +51,7 @@ class Sums(NamedTuple):
 TrainStep = Callable[[TrainState, RawBatch], tuple[TrainState, Sums]]
 PredictStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b classes"], Float[Array, "b d"]]]
 AttentionStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b h w"]]]
-DescribeStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b d"]]]
+SiteFeaturesStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b d"]]]
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
@@ -157,11 +157,11 @@ def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> AttentionStep
     return attention_step
 
 
-def make_describe_step(graphdef: nnx.GraphDef, recipe: Recipe) -> DescribeStep:
-    """Build `describe_step(params, stats, batch) -> (described,)` of a `ChannelClassifier`, see its `described`."""
+def make_site_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> SiteFeaturesStep:
+    """Build `describe_step(params, stats, batch) -> (described,)` of a `EnsembleClassifier`, see its `described`."""
 
     def describe_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array]:
-        inputs, mode = as_it_is(recipe, batch)
+        inputs, mode = evaluation_input(recipe, batch)
         return (nnx.merge(graphdef, params, stats, copy=True).described(inputs, mode),)
 
     return describe_step
@@ -170,11 +170,13 @@ def make_describe_step(graphdef: nnx.GraphDef, recipe: Recipe) -> DescribeStep:
 def _evaluate(
     graphdef: nnx.GraphDef, recipe: Recipe, params: Any, stats: Any, batch: RawBatch
 ) -> Outputs:
-    inputs, mode = as_it_is(recipe, batch)
+    inputs, mode = evaluation_input(recipe, batch)
     return nnx.merge(graphdef, params, stats, copy=True)(inputs, mode)
 
 
-def as_it_is(recipe: Recipe, batch: RawBatch) -> tuple[Float[Array, "b crop crop planes"], Mode]:
+def evaluation_input(
+    recipe: Recipe, batch: RawBatch
+) -> tuple[Float[Array, "b crop crop planes"], Mode]:
     """The input without augmentation, and how it is looked at."""
     inputs = prepare(
         batch, seed=recipe.seed, epoch=0, augment=recipe.augment, input=recipe.input, train=False

@@ -18,7 +18,7 @@ from perturbjax.core.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json, write_json
 from perturbjax.models.pytorch_files import read_metadata, read_tensors, write_tensors
-from perturbjax.training.checkpoint import digest_of
+from perturbjax.training.checkpoint import arrays_checksum
 
 #: The one key of ours in a safetensors file's metadata.
 KEY = "perturbjax"
@@ -40,7 +40,7 @@ class Description:
     facts: dict[str, Any]
 
 
-def write_described(path: Path, tensors: dict[str, np.ndarray], description: Description) -> None:
+def write_weights(path: Path, tensors: dict[str, np.ndarray], description: Description) -> None:
     """Write tensors (`.pth` or `.safetensors`) with their description.
 
     Raises:
@@ -97,7 +97,7 @@ def read_description(path: Path) -> Description | None:
 
 def _digest(values: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     """SHA-256 over a description and the tensors it is of."""
-    text = json.dumps(values, sort_keys=True) + digest_of(tensors)
+    text = json.dumps(values, sort_keys=True) + arrays_checksum(tensors)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -135,8 +135,7 @@ def test_sites_whose_class_stands_in_one_group_are_not_judged_and_are_counted():
     table.loc[alone, "Metadata_pert_iname"] = "rare"
     found = audit_of(table)
     assert (
-        found["well"].unanswerable == found["plate"].unanswerable == 2
-        and found["site"].unanswerable == 0
+        found["well"].n_excluded == found["plate"].n_excluded == 2 and found["site"].n_excluded == 0
     )
     assert any("2 sites could not be asked" in sentence for sentence in verdict(found).sentences)
     assert found.differences[0].sites == len(table) - 2

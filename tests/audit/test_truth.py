@@ -7,11 +7,11 @@ import pytest
 from scipy.stats import kstest
 
 from experiments.audit_truth import QUICK, audit_of, intervals, screen
-from perturbjax.audit.audit_result import Audit
+from perturbjax.audit.audit_result import AuditResult
 from perturbjax.audit.verdict import verdict
 
 
-def says_leak(found: Audit) -> bool:
+def says_leak(found: AuditResult) -> bool:
     said = verdict(found)
     return said.finding == "chance" and said.leaky
 

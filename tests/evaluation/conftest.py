@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from perturbjax.evaluation.evaluate import judge, run_as_subject
-from perturbjax.evaluation.evaluation_result import Judgement
+from perturbjax.evaluation.evaluate import judge, match_run_predictions
+from perturbjax.evaluation.evaluation_result import EvaluationResult
 from perturbjax.evaluation.score_tables import write_run
 
 CLASSES = ["DMSO", *(f"compound {letter}" for letter in "ABCDEFG")]
@@ -59,16 +59,18 @@ def make_predictions(
     return table
 
 
-def judge_run(
+def evaluate_run(
     predictions: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame, *, split: str = "plate", class_names=CLASSES,
     out: Path | None = None, **options,
-) -> Judgement:  # fmt: skip
+) -> EvaluationResult:  # fmt: skip
     """As `evaluate` does with a run's table of predictions."""
-    subject, fold = run_as_subject(predictions, train, test, class_names)
-    judgement = judge([subject], [fold], class_names, split=split, **{"replicates": 200, **options})
+    subject, fold = match_run_predictions(predictions, train, test, class_names)
+    evaluation = judge(
+        [subject], [fold], class_names, split=split, **{"replicates": 200, **options}
+    )
     if out is not None:
-        write_run(judgement, subject, fold, class_names, out)
-    return judgement
+        write_run(evaluation, subject, fold, class_names, out)
+    return evaluation
 
 
 @pytest.fixture

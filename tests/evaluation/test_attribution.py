@@ -24,7 +24,7 @@ class MaskReader:
         self.run = SimpleNamespace(recipe=SimpleNamespace(input=InputConfig(mask_use=mask_use)))
         self.has = attention
 
-    def with_masks(self, dataset, positions, change, redraw=None) -> Predictions:
+    def apply_with_masks(self, dataset, positions, change, redraw=None) -> Predictions:
         masks = change(
             np.stack([np.full((4, 4), position % 2, np.uint8) for position in positions])
         )
@@ -45,7 +45,7 @@ class MaskReader:
         one = np.concatenate(parts).astype(np.float32)
         return Predictions(np.stack([1 - one, one], axis=1), np.zeros((len(one), 2), np.float32))
 
-    def attention_to(self, dataset, positions) -> np.ndarray:
+    def attention_on_dataset(self, dataset, positions) -> np.ndarray:
         if not self.has:
             raise InputError("attention: masked_cnn has none")
         return np.tile(
@@ -65,7 +65,7 @@ def looks(tmp_path, **network) -> dict:
         np.stack([1 - one, one], axis=1),
         tmp_path,
     )
-    return looked.read_looked(tmp_path)
+    return looked.read_attribution(tmp_path)
 
 
 def test_masks_of_others_and_none_show_what_the_score_owes_to_them(tmp_path):

@@ -129,7 +129,7 @@ def test_position_finds_nothing_in_randomised_layouts():
 
 def test_position_says_why_it_cannot():
     train, labels = screen(np.zeros((8, 12), dtype=int))
-    with pytest.raises(baselines.Unavailable, match="training well 'site 4'"):
+    with pytest.raises(baselines.BaselineUnavailable, match="training well 'site 4'"):
         baselines.position(train.assign(Metadata_Well="site 4"), labels, train, 1)
 
 
@@ -165,9 +165,9 @@ def test_cell_count_never_predicts_a_class_without_training_sites_and_bears_cons
 
 def test_cell_count_says_why_it_cannot():
     table = pd.DataFrame({"n_cells": [1.0, np.nan], "mask_area": [1.0, 2.0]})
-    with pytest.raises(baselines.Unavailable, match="missing for some sites"):
+    with pytest.raises(baselines.BaselineUnavailable, match="missing for some sites"):
         baselines.cell_count(table, np.array([0, 1]), table, 2)
-    with pytest.raises(baselines.Unavailable, match="no column mask_area"):
+    with pytest.raises(baselines.BaselineUnavailable, match="no column mask_area"):
         baselines.cell_count(table[["n_cells"]], np.array([0, 1]), table, 2)
 
 
@@ -204,9 +204,9 @@ def test_intensity_is_the_logistic_regression_of_scikit_learn_without_classes_th
 
 def test_intensity_says_why_it_cannot():
     table = pd.DataFrame({"mean_DNA": [1.0, np.nan], "n_cells": [1, 2]})
-    with pytest.raises(baselines.Unavailable, match="missing for some sites"):
+    with pytest.raises(baselines.BaselineUnavailable, match="missing for some sites"):
         baselines.intensity(table, np.array([0, 1]), table, 2)
-    with pytest.raises(baselines.Unavailable, match="no columns mean_<channel>"):
+    with pytest.raises(baselines.BaselineUnavailable, match="no columns mean_<channel>"):
         baselines.intensity(table[["n_cells"]], np.array([0, 1]), table, 2)
 
 

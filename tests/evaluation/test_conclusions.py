@@ -7,19 +7,19 @@ import dataclasses
 import pytest
 
 from perturbjax.evaluation.bootstrap import Estimate
-from perturbjax.evaluation.conclusions import ALONE, advice, unbeaten, verdict
-from perturbjax.evaluation.evaluation_result import Judgement
+from perturbjax.evaluation.conclusions import ALONE, advice, best_unbeaten_baseline, verdict
+from perturbjax.evaluation.evaluation_result import EvaluationResult
 from perturbjax.evaluation.shortcuts import Overlap
 
-from .conftest import judge_run, make_index, make_predictions
+from .conftest import evaluate_run, make_index, make_predictions
 
 
 def judged(
     skill: float, *, split: str = "plate", skill_in_training: float | None = None
-) -> Judgement:
+) -> EvaluationResult:
     index = make_index()
     test = index["Metadata_Plate"] == "P2"
-    found = judge_run(
+    found = evaluate_run(
         make_predictions(index[test], skill=skill), index[~test], index[test], split=split
     )
     found = dataclasses.replace(found, skipped={})  # this screen has no intensities
@@ -28,7 +28,7 @@ def judged(
     return dataclasses.replace(found, train={"model": {"balanced_accuracy": skill_in_training}})
 
 
-def beside(judgement: Judgement, name: str) -> Judgement:
+def beside(evaluation: EvaluationResult, name: str) -> EvaluationResult:
     """The same with one baseline at the model's heels and all others far below."""
 
     def moved(row):
@@ -40,9 +40,10 @@ def beside(judgement: Judgement, name: str) -> Judgement:
         return dataclasses.replace(row, leads=leads) if not row.baseline else row
 
     levels = [
-        dataclasses.replace(level, rows=tuple(map(moved, level.rows))) for level in judgement.levels
+        dataclasses.replace(level, rows=tuple(map(moved, level.rows)))
+        for level in evaluation.levels
     ]
-    return dataclasses.replace(judgement, levels=tuple(levels))
+    return dataclasses.replace(evaluation, levels=tuple(levels))
 
 
 def test_what_clearly_beats_every_baseline_is_a_yes():
@@ -54,8 +55,11 @@ def test_what_clearly_beats_every_baseline_is_a_yes():
 
 
 def test_what_sees_nothing_has_shown_nothing():
-    judgement = judged(0.0)
-    said, rival = verdict(judgement), unbeaten(judgement.shown[-1], judgement.shown[-1]["model"])
+    evaluation = judged(0.0)
+    said, rival = (
+        verdict(evaluation),
+        best_unbeaten_baseline(evaluation.shown[-1], evaluation.shown[-1]["model"]),
+    )
     assert said.startswith("Not shown: on plates it never saw") and "not clearly less" in said
     assert rival is not None and ALONE[rival.name] in said
 
@@ -74,7 +78,7 @@ def test_a_yes_says_which_baselines_could_not_be_asked():
 
 
 def test_a_baseline_that_is_more_accurate_is_warned_of_though_the_verdict_is_yes():
-    judgement = judged(6.0)
+    evaluation = judged(6.0)
 
     def moved(row):
         lead = row.leads.get("position", {}) | {"accuracy": Estimate(-0.1, -0.2, -0.05)}
@@ -83,10 +87,11 @@ def test_a_baseline_that_is_more_accurate_is_warned_of_though_the_verdict_is_yes
         )
 
     levels = [
-        dataclasses.replace(level, rows=tuple(map(moved, level.rows))) for level in judgement.levels
+        dataclasses.replace(level, rows=tuple(map(moved, level.rows)))
+        for level in evaluation.levels
     ]
-    found = dataclasses.replace(judgement, levels=tuple(levels))
-    assert verdict(found).startswith("Yes: ") and judgement.warnings() == []
+    found = dataclasses.replace(evaluation, levels=tuple(levels))
+    assert verdict(found).startswith("Yes: ") and evaluation.warnings() == []
     assert (
         all("accuracy is below position (" in warning for warning in found.warnings())
         and len(found.warnings()) == 2
@@ -112,5 +117,5 @@ def test_sites_of_wells_it_was_trained_on_show_nothing_of_a_treatment():
         (beside(judged(3.0), "position"), "run", "`perturbjax classify --preset linear`"),
     ],
 )  # fmt: skip
-def test_what_to_do_next_follows_from_what_was_found(judgement, run, said):
-    assert said in advice(judgement, run)
+def test_what_to_do_next_follows_from_what_was_found(evaluation, run, said):
+    assert said in advice(evaluation, run)

@@ -10,29 +10,29 @@ import pytest
 
 from perturbjax.core.errors import InputError
 from perturbjax.evaluation import baselines, scores
-from perturbjax.evaluation.evaluate import Fold, Subject, judge, judging_parts
-from perturbjax.evaluation.evaluation_result import read_judgement, to_json
-from perturbjax.evaluation.score_tables import print_judgement, ranking
+from perturbjax.evaluation.evaluate import Fold, Subject, calibration_parts, judge
+from perturbjax.evaluation.evaluation_result import read_evaluation, to_json
+from perturbjax.evaluation.score_tables import print_evaluation, ranking
 from perturbjax.evaluation.scores import METRICS, Metric, score
 from perturbjax.evaluation.wells import well_ids
 from perturbjax.report.run_page import write_report
 
-from .conftest import CLASSES, judge_run, make_index, make_predictions
+from .conftest import CLASSES, evaluate_run, make_index, make_predictions
 
 BASELINES = {"majority", "chance", "position", "cell count"}
 
 
 def judge_screen(screen, *, predictions=None, train=None, test=None, **options):
     own = screen[2] if predictions is None else predictions
-    return judge_run(
+    return evaluate_run(
         own, screen[0] if train is None else train, screen[1] if test is None else test, **options
     )
 
 
 def test_the_model_stands_beside_every_baseline_at_both_levels(screen):
-    judgement = judge_screen(screen)
-    assert [level.name for level in judgement.levels] == ["site", "well"]
-    for level in judgement.levels:
+    evaluation = judge_screen(screen)
+    assert [level.name for level in evaluation.levels] == ["site", "well"]
+    for level in evaluation.levels:
         assert {row.name for row in level.rows} == {"model", *BASELINES}
         assert (
             {row.name for row in level.rows if row.baseline}
@@ -42,9 +42,9 @@ def test_the_model_stands_beside_every_baseline_at_both_levels(screen):
         for row in level.rows:
             assert set(row.scores) == set(METRICS)
     n = {"site": 72, "well": 24, "plate": 1, "train_site": 144, "classes": 8, "test_classes": 8}
-    assert to_json(judgement)["n"] == n
+    assert to_json(evaluation)["n"] == n
     by_site, by_well = (
-        judgement[level]["model"].scores["accuracy"].value for level in ("site", "well")
+        evaluation[level]["model"].scores["accuracy"].value for level in ("site", "well")
     )
     assert by_well > by_site
 
@@ -73,15 +73,15 @@ def test_calibration_is_told_before_and_after_a_temperature_that_saw_other_wells
     sure = found.confidence["model"]
     assert sure.temperature > 2 and sure.scaled_error < sure.error - 0.02
     assert found["site"]["model"].scores["accuracy"] == plain["site"]["model"].scores["accuracy"]
-    assert read_judgement(tmp_path / "scores.json").confidence == found.confidence
+    assert read_evaluation(tmp_path / "scores.json").confidence == found.confidence
     assert ranking(found)["temperature"].tolist()[0] == pytest.approx(sure.temperature)
-    print_judgement(found)
+    print_evaluation(found)
     assert (
         f"Calibration error {sure.error:.3f} as it is; {sure.scaled_error:.3f} with one"
         in " ".join(capsys.readouterr().out.split())
     )
     wells = well_ids(test)
-    halves = judging_parts([Fold("one", screen[0], test)], wells, seed=0)
+    halves = calibration_parts([Fold("one", screen[0], test)], wells, seed=0)
     assert len(np.unique(np.stack([wells, halves]), axis=1)[0]) == wells.max() + 1, (
         "no well is in both halves"
     )
@@ -97,14 +97,14 @@ def test_a_metric_is_one_line_and_is_seen_in_every_view(screen, tmp_path, capsys
     monkeypatch.setenv("COLUMNS", "160")
     metric = Metric("log loss", log_loss, made_of="probabilities", bounds=(0.0, np.inf))
     monkeypatch.setitem(scores.METRICS, "log_loss", metric)
-    judgement = judge_screen(screen, out=tmp_path)
+    evaluation = judge_screen(screen, out=tmp_path)
     _, test, predictions = screen
     truth = [predictions[f"prob_{label}"][row] for row, label in enumerate(test["label"])]
-    found = judgement["site"]["model"].scores["log_loss"]
+    found = evaluation["site"]["model"].scores["log_loss"]
     assert found.value == pytest.approx(-np.log(truth).mean())
     assert found.low < found.value < found.high
-    assert "log_loss" not in judgement["site"]["chance"].scores
-    print_judgement(judgement)
+    assert "log_loss" not in evaluation["site"]["chance"].scores
+    print_evaluation(evaluation)
     shown = f"{found.value:.3f} [{found.low:.2f}, {found.high:.2f}]"
     terminal = capsys.readouterr().out
     assert "log loss" in terminal and shown in terminal
@@ -116,7 +116,7 @@ def test_a_metric_is_one_line_and_is_seen_in_every_view(screen, tmp_path, capsys
     )
     tidy = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "subject", "metric"])
     assert tidy.loc[("site", "model", "log_loss"), "value"] == pytest.approx(found.value)
-    assert ranking(judgement).loc[0, ["log_loss", "log_loss_high"]].tolist() == [
+    assert ranking(evaluation).loc[0, ["log_loss", "log_loss_high"]].tolist() == [
         found.value,
         found.high,
     ]
@@ -152,22 +152,22 @@ def test_a_baseline_is_one_line_and_is_fitted_once_a_fold_for_all_subjects(
         )
         for skill in (0, 1, 3)
     ]
-    judgement = judge(subjects, folds, CLASSES, split="plate", replicates=50)
+    evaluation = judge(subjects, folds, CLASSES, split="plate", replicates=50)
     assert asked == [(144, 72), (72, 144)]
-    assert judgement.n.site == 216 and judgement.folds == 2
-    for level in judgement.levels:
+    assert evaluation.n.site == 216 and evaluation.folds == 2
+    for level in evaluation.levels:
         assert level["always DMSO"].scores["balanced_accuracy"].value == pytest.approx(
             {"site": 1 / 8, "treated": 0, "well": 1 / 8}[level.name]
         )
-    table = ranking(judgement)
+    table = ranking(evaluation)
     assert table[(table["level"] == "site") & ~table["baseline"]]["subject"].tolist() == [
         "skill 3",
         "skill 1",
         "skill 0",
     ]
-    assert to_json(judgement.alone("skill 1"))["leads"]["site"]["always DMSO"]["accuracy"][
+    assert to_json(evaluation.alone("skill 1"))["leads"]["site"]["always DMSO"]["accuracy"][
         "value"
-    ] == pytest.approx(judgement["site"]["skill 1"].scores["accuracy"].value - 1 / 8)
+    ] == pytest.approx(evaluation["site"]["skill 1"].scores["accuracy"].value - 1 / 8)
 
 
 def test_intensity_stands_among_the_baselines_where_the_index_has_it(screen):
@@ -202,12 +202,12 @@ def test_the_order_of_the_predictions_does_not_matter(screen):
 
 
 def test_the_files_hold_what_was_returned(screen, tmp_path):
-    judgement = judge_screen(screen, out=tmp_path)
-    assert read_judgement(tmp_path / "scores.json") == judgement
-    assert json.loads((tmp_path / "scores.json").read_text())["warnings"] == judgement.warnings()
+    evaluation = judge_screen(screen, out=tmp_path)
+    assert read_evaluation(tmp_path / "scores.json") == evaluation
+    assert json.loads((tmp_path / "scores.json").read_text())["warnings"] == evaluation.warnings()
     tidy = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "subject", "metric"])
     row = tidy.loc[("well", "model", "macro_f1")]
-    assert row["value"] == pytest.approx(judgement["well"]["model"].scores["macro_f1"].value)
+    assert row["value"] == pytest.approx(evaluation["well"]["model"].scores["macro_f1"].value)
     assert row["n"] == 24
     confusion = pd.read_csv(tmp_path / "confusion.csv", index_col="true")
     assert list(confusion.index) == list(confusion.columns) == CLASSES
@@ -219,30 +219,30 @@ def test_the_files_hold_what_was_returned(screen, tmp_path):
 def test_a_file_that_is_no_judgement_is_refused(tmp_path):
     (tmp_path / "scores.json").write_text('{"levels": 3}')
     with pytest.raises(InputError, match=r"scores.json: is no judgement .*perturbjax evaluate"):
-        read_judgement(tmp_path / "scores.json")
+        read_evaluation(tmp_path / "scores.json")
 
 
 def test_predictions_of_training_sites_are_scored_apart(screen):
     train, _, predictions = screen
     both = pd.concat([make_predictions(train, skill=50, part="train"), predictions])
-    judgement = judge_screen(screen, predictions=both)
-    assert judgement.train["model"]["accuracy"] == 1.0
-    assert judgement.levels == judge_screen(screen).levels
+    evaluation = judge_screen(screen, predictions=both)
+    assert evaluation.train["model"]["accuracy"] == 1.0
+    assert evaluation.levels == judge_screen(screen).levels
 
 
 def test_wells_of_several_labels_have_no_well_level(screen):
     predictions = screen[2]
     predictions = predictions.assign(label=["DMSO", *predictions["label"].iloc[1:]])
     predictions.loc[1:2, "label"] = "compound A"
-    judgement = judge_screen(screen, predictions=predictions)
-    assert [level.name for level in judgement.levels] == ["site"]
-    assert "different labels" in judgement.skipped["well level"]
+    evaluation = judge_screen(screen, predictions=predictions)
+    assert [level.name for level in evaluation.levels] == ["site"]
+    assert "different labels" in evaluation.skipped["well level"]
 
 
 def test_a_missing_baseline_says_why(screen):
-    judgement = judge_screen(screen, train=screen[0].drop(columns="n_cells"))
-    assert "n_cells" in judgement.skipped["cell count"]
-    assert "cell count" not in {row.name for row in judgement["site"].rows}
+    evaluation = judge_screen(screen, train=screen[0].drop(columns="n_cells"))
+    assert "n_cells" in evaluation.skipped["cell count"]
+    assert "cell count" not in {row.name for row in evaluation["site"].rows}
 
 
 @pytest.mark.parametrize(
@@ -278,12 +278,12 @@ def test_the_table_shows_numbers_baselines_and_warnings(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     index = make_index()
     held = index["Metadata_Site"] == "0"
-    judgement = judge_run(
+    evaluation = evaluate_run(
         make_predictions(index[held], skill=1.0), index[~held], index[held], split="site"
     )
-    print_judgement(judgement)
+    print_evaluation(evaluation)
     shown = capsys.readouterr().out
-    best = judgement["well"]["model"].scores["balanced_accuracy"]
+    best = evaluation["well"]["model"].scores["balanced_accuracy"]
     assert f"{best.value:.3f} [{best.low:.2f}, {best.high:.2f}]" in shown
     for word in ("majority", "chance", "position", "cell count", "72 sites", "which well, not which treatment",
                  "no intensity: the index has no columns"):  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from perturbjax.evaluation.baselines import Unavailable
+from perturbjax.evaluation.baselines import BaselineUnavailable
 from perturbjax.evaluation.permutation import permutation_p
 
 
@@ -51,5 +51,5 @@ def test_a_difference_between_plates_alone_is_no_effect():
 )
 def test_where_it_would_say_nothing_there_is_no_p(labels, wells, blocks, why):
     answer = np.full((4, 2), 0.5)
-    with pytest.raises(Unavailable, match=why):
+    with pytest.raises(BaselineUnavailable, match=why):
         permutation_p(np.array(labels), answer, np.array(wells), np.array(blocks))

@@ -7,7 +7,7 @@ import pytest
 
 from perturbjax.evaluation.shortcuts import Overlap, overlap
 
-from .conftest import judge_run, make_index, make_predictions
+from .conftest import evaluate_run, make_index, make_predictions
 
 
 def table(*rows: tuple[str, str, str]) -> pd.DataFrame:
@@ -46,7 +46,9 @@ def test_a_model_no_better_than_its_baselines_is_told_so():
     index = make_index()
     test = index["Metadata_Plate"] == "P2"
     blind, seeing = (
-        judge_run(make_predictions(index[test], skill=skill), index[~test], index[test]).warnings()
+        evaluate_run(
+            make_predictions(index[test], skill=skill), index[~test], index[test]
+        ).warnings()
         for skill in (0.0, 6.0)
     )
     assert any(
@@ -59,11 +61,11 @@ def test_a_model_no_better_than_its_baselines_is_told_so():
 def test_under_a_site_split_position_alone_is_perfect_and_beats_the_model():
     index = make_index()
     test = index["Metadata_Site"] == "0"
-    judgement = judge_run(
+    evaluation = evaluate_run(
         make_predictions(index[test], skill=1.0), index[~test], index[test], split="site"
     )
-    assert judgement.overlap.well == 1.0
-    assert judgement["site"]["position"].scores["accuracy"].value == 1.0
-    found = judgement.warnings()
+    assert evaluation.overlap.well == 1.0
+    assert evaluation["site"]["position"].scores["accuracy"].value == 1.0
+    found = evaluation.warnings()
     assert "which well, not which treatment" in found[0]
     assert any("balanced accuracy is below position (1.000)" in warning for warning in found)

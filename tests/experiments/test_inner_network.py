@@ -47,7 +47,7 @@ def test_head_and_eyes_are_judged_on_inner_folds(tmp_path, monkeypatch):
             out=tmp_path / "out",
             folds=(1,),
             heads=("the perceptron, one view",),
-            eyes=True,
+            trainable_branch=True,
         )
     )
     found = pd.read_csv(tmp_path / "out" / "scores.csv").groupby("variant").size()

@@ -146,7 +146,7 @@ def test_shapes_are_those_that_transformers_publishes(name):
         sorted(leaf.size for _, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)) if leaf.size)
         == sizes
     )
-    assert record.licence == "Apache-2.0" and record.source.startswith("hf:facebook/dinov2-")
+    assert record.license == "Apache-2.0" and record.source.startswith("hf:facebook/dinov2-")
 
 
 @pytest.mark.parametrize("antialias", [False, True])

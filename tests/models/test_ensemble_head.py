@@ -7,14 +7,14 @@ import pytest
 from flax import nnx
 
 from perturbjax.models import Mode
-from perturbjax.models.backbone import HALF
+from perturbjax.models.backbone import SYMMETRIC_SCALING
 from perturbjax.models.ensemble_head import (
+    BRANCH_WEIGHT,
     COMPONENTS,
-    EYES,
     TOGETHER,
-    ChannelClassifier,
-    Reduce,
-    at_half_the_side,
+    EnsembleClassifier,
+    LinearReduction,
+    downsample_by_2,
 )
 from perturbjax.models.layers import Conv
 from perturbjax.models.symmetries import dihedral
@@ -37,17 +37,19 @@ class Backbone(nnx.Module):
         return [found, self.last(found)]
 
 
-def forward(model: ChannelClassifier, x: jax.Array):
+def forward(model: EnsembleClassifier, x: jax.Array):
     return nnx.jit(lambda model, x: model(x, Mode()))(model, x)
 
 
-def described(model: ChannelClassifier, x: jax.Array) -> jax.Array:
+def described(model: EnsembleClassifier, x: jax.Array) -> jax.Array:
     return nnx.jit(lambda model, x: model.described(x, Mode()))(model, x)
 
 
-def small(channels: int = 2, ways: int = 1, symmetries: int = 1) -> ChannelClassifier:
+def small(channels: int = 2, ways: int = 1, symmetries: int = 1) -> EnsembleClassifier:
     shape = {"classes": 3, "channels": channels, "ways": ways, "symmetries": symmetries}
-    return ChannelClassifier(Backbone(), **shape, dropout=0.0, colours=HALF, rngs=nnx.Rngs(1))
+    return EnsembleClassifier(
+        Backbone(), **shape, dropout=0.0, colours=SYMMETRIC_SCALING, rngs=nnx.Rngs(1)
+    )
 
 
 def site(channels: int, n: int = 2) -> jax.Array:
@@ -94,10 +96,10 @@ def test_sites_in_turn_are_described_as_they_are_alone(n):
 
 def test_the_answer_is_the_weighted_mean_of_what_head_and_eyes_say_and_training_is_the_eyes_alone():
     model, x = small(), site(2)
-    looked = nnx.jit(lambda model, x: model.eyes(at_half_the_side(x), Mode()))(model, x)
+    looked = nnx.jit(lambda model, x: model.trainable_branch(downsample_by_2(x), Mode()))(model, x)
     out = forward(model, x)
     known = jax.nn.log_softmax(model.head(out.features, Mode()))
-    expected = (1 - EYES) * known + EYES * jax.nn.log_softmax(looked.logits)
+    expected = (1 - BRANCH_WEIGHT) * known + BRANCH_WEIGHT * jax.nn.log_softmax(looked.logits)
     np.testing.assert_allclose(out.logits, expected, atol=1e-5)
     assert out.attention.shape == (2, 2, 2)  # of 40 pixels, halved four times
 
@@ -127,12 +129,12 @@ def test_eyes_see_the_share_that_is_cell_and_the_mean_of_every_channel():
         .at[0, :2, :2, 1]
         .set(jnp.array([[1, 2], [3, 6]]))
     )
-    half = at_half_the_side(x)
+    half = downsample_by_2(x)
     assert half.shape == (1, 2, 2, 2)
     np.testing.assert_allclose(half[0, 0, 0], [0.25, 3])
 
 
 def test_before_it_is_set_a_reduction_keeps_the_first_of_what_comes():
     np.testing.assert_array_equal(
-        Reduce(5, 3)(jnp.arange(10.0).reshape(2, 5)), [[0, 1, 2], [5, 6, 7]]
+        LinearReduction(5, 3)(jnp.arange(10.0).reshape(2, 5)), [[0, 1, 2], [5, 6, 7]]
     )

@@ -34,7 +34,7 @@ def test_the_published_names_are_read(tmp_path, published):
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_round_trip_changes_no_bit(tmp_path, name, suffix):
     torch.manual_seed(0)
-    sized = {"image_size": 24} if name in models.SIZED else {}
+    sized = {"image_size": 24} if name in models.FIXED_SIZE_NETWORKS else {}
     reference = REFERENCES[name](7, channels=2, **sized)
     reference.train()(torch.rand(4, 3, 24, 24))
     torch.save({"epoch": 1, "model_state_dict": reference.state_dict()}, tmp_path / "in.pth")

@@ -10,7 +10,7 @@ from flax import nnx
 from perturbjax.core.config import OptimConfig, TransferConfig
 from perturbjax.models import Mode
 from perturbjax.models.resnet import RESNET18, BasicBlock, ResNet
-from perturbjax.models.transfer import TransferClassifier, in_phase, rate_scales, scale_updates
+from perturbjax.models.transfer import TransferClassifier, rate_scales, scale_updates, set_phase
 from perturbjax.training.optimizer import make_optimizer
 
 
@@ -33,7 +33,7 @@ def leaves(tree) -> dict[str, np.ndarray]:
 
 def one_step(model, phase, transfer, optim=OptimConfig(weight_decay=0.1, decoupled=False)):  # noqa: B008
     """Parameters and statistics before and after a training step, weight decay on."""
-    graphdef, params, stats = nnx.split(in_phase(model, phase), nnx.Param, nnx.BatchStat)
+    graphdef, params, stats = nnx.split(set_phase(model, phase), nnx.Param, nnx.BatchStat)
     optimizer = scale_updates(
         make_optimizer(optim, 10), rate_scales(params, phase, transfer, RESNET18)
     )
@@ -94,13 +94,13 @@ def test_the_backbone_alone_stands_still_and_only_at_first():
 
 
 def test_frozen_features_are_the_backbone_s_own_even_while_training():
-    model = in_phase(small("dense"), "new layers")
+    model = set_phase(small("dense"), "new layers")
     x = jax.random.uniform(jax.random.key(0), (3, 33, 40, 2))
     alone = model.backbone.feature_map(jnp.repeat(x[..., 1:], 3, axis=-1), Mode()).mean((1, 2))
     training = model(x, Mode(train=True)).features
     np.testing.assert_allclose(training, alone, rtol=1e-5)
     assert not np.allclose(
-        in_phase(model, "all layers")(x, Mode(train=True)).features, alone, rtol=1e-2
+        set_phase(model, "all layers")(x, Mode(train=True)).features, alone, rtol=1e-2
     )
 
 
@@ -132,7 +132,7 @@ def test_any_number_of_channels_reaches_the_three_colours(channels):
 
 
 def test_the_published_weights_are_in_the_model_and_a_skeleton_has_its_shape():
-    from perturbjax.models.transfer import build, skeleton
+    from perturbjax.models.transfer import abstract_classifier, build
     from perturbjax.models.weights import load_pretrained
 
     transfer = TransferConfig(weights="package:efficientnet_lite0", head="attention")
@@ -143,7 +143,7 @@ def test_the_published_weights_are_in_the_model_and_a_skeleton_has_its_shape():
     np.testing.assert_array_equal(
         model.backbone.top.conv.kernel[...], published.top.conv.kernel[...]
     )
-    empty = skeleton(provenance, transfer, **shape)
+    empty = abstract_classifier(provenance, transfer, **shape)
     mine, other = (
         jax.tree.map(jnp.shape, leaves(nnx.split(m, nnx.Param, ...)[1])) for m in (model, published)
     )

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from perturbjax.core.errors import InputError
 from perturbjax.models import BACKBONES
 from perturbjax.models.layers import Mode
-from perturbjax.models.weights import from_tensors, load_pretrained, recognise, to_our_layout
+from perturbjax.models.weights import from_tensors, identify_naming, load_pretrained, to_our_layout
 
 
 @functools.cache
@@ -51,7 +51,9 @@ def test_the_namings_are_those_of_the_libraries():
         theirs = {
             key.removeprefix("resnet."): value.shape for key, value in tensors_of(network).items()
         }
-        ours = published(name, recognise(set(theirs), BACKBONES[name].namings).library, classes=7)
+        ours = published(
+            name, identify_naming(set(theirs), BACKBONES[name].namings).library, classes=7
+        )
         assert {key: value.shape for key, value in ours.items()} == theirs
 
 
@@ -99,7 +101,7 @@ def test_torchvision_s_and_timm_s_names_are_known(backbone, library):
     tensors = published(backbone, library)
     shapes = {name: tensors[name].shape for name in KNOWN_NAMES[backbone, library]}
     assert shapes == KNOWN_NAMES[backbone, library]
-    assert recognise(set(tensors), BACKBONES[backbone].namings).library == library
+    assert identify_naming(set(tensors), BACKBONES[backbone].namings).library == library
 
 
 def test_the_same_weights_are_loaded_under_any_names():

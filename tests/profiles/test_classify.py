@@ -12,8 +12,8 @@ from tiny_profiles import COMPOUNDS, make_table, write
 
 from perturbjax.core.config import SplitConfig
 from perturbjax.core.errors import InputError
-from perturbjax.evaluation.evaluation_result import Judgement
-from perturbjax.evaluation.score_tables import print_judgement, ranking
+from perturbjax.evaluation.evaluation_result import EvaluationResult
+from perturbjax.evaluation.score_tables import print_evaluation, ranking
 from perturbjax.profiles.classify import classify
 from perturbjax.profiles.profile_options import ClassifyConfig, Preparation, ProfileConfig
 
@@ -34,22 +34,22 @@ def config_for(table: pd.DataFrame, folder: Path, **changes) -> ClassifyConfig:
     )
 
 
-def scores(judgement: Judgement, level: str = "site") -> pd.DataFrame:
-    table = ranking(judgement)
+def scores(evaluation: EvaluationResult, level: str = "site") -> pd.DataFrame:
+    table = ranking(evaluation)
     return table[table["level"] == level].set_index("subject")
 
 
 def test_every_classifier_learns_what_separates_classes_and_all_is_written(tmp_path: Path) -> None:
     config = config_for(make_table(), tmp_path, models="all", tune=True)
-    judgement = classify(config)
-    found = scores(judgement)
+    evaluation = classify(config)
+    found = scores(evaluation)
     models = found[~found["baseline"]]
     assert len(models) == 10
     assert (models["accuracy"] > 0.75).all(), models["accuracy"]
     assert (models["train_accuracy"] > 0.75).all()
     assert (found.loc[["majority", "chance"], "accuracy"] < 0.5).all()
     assert models["balanced_accuracy"].is_monotonic_decreasing
-    assert [level.name for level in judgement.shown] == ["site", "treated"]
+    assert [level.name for level in evaluation.shown] == ["site", "treated"]
     for name in ("table.csv", "scores.png", "split.parquet", "labels.json", "config.json"):
         assert (config.out / name).stat().st_size > 0
     assert (config.out / "evaluation" / "lda" / "scores.json").is_file()
@@ -150,12 +150,12 @@ def test_sites_are_judged_alone_and_as_wells(tmp_path: Path) -> None:
     )
     features = [c for c in sites if c.startswith("Cells")]
     sites[features] += np.random.default_rng(0).normal(size=(len(sites), len(features))) * 3
-    judgement = classify(config_for(sites, tmp_path))
-    assert scores(judgement, "site").loc["lda", "n"] == 96
-    assert scores(judgement, "well").loc["lda", "n"] == 24
+    evaluation = classify(config_for(sites, tmp_path))
+    assert scores(evaluation, "site").loc["lda", "n"] == 96
+    assert scores(evaluation, "well").loc["lda", "n"] == 24
     assert (
-        scores(judgement, "well").loc["lda", "accuracy"]
-        > scores(judgement, "site").loc["lda", "accuracy"]
+        scores(evaluation, "well").loc["lda", "accuracy"]
+        > scores(evaluation, "site").loc["lda", "accuracy"]
     )
 
 
@@ -254,7 +254,7 @@ def test_a_label_column_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_the_table_shows_training_and_test_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    print_judgement(classify(config_for(make_table(), tmp_path, models="lda,ridge")))
+    print_evaluation(classify(config_for(make_table(), tmp_path, models="lda,ridge")))
     shown = capsys.readouterr().out
     words = " ".join(shown.split())
     for part in (
@@ -277,7 +277,7 @@ def test_a_plate_map_that_answers_everything_is_said(
     board = classify(config_for(table, tmp_path))
     found = scores(board)
     assert found.loc["position", "accuracy"] == 1 and found.loc["lda", "accuracy"] < 0.5
-    print_judgement(board)
+    print_evaluation(board)
     said = " ".join(capsys.readouterr().out.split())
     assert "100% of the test sites have their label at the same place of a training plate" in said
     assert "by site, the lda's balanced accuracy is below position (1.000)" in said

@@ -22,7 +22,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.dataset import open_dataset
 from perturbjax.models import Mode
-from perturbjax.models.backbone import IMAGENET
+from perturbjax.models.backbone import IMAGENET_SCALING
 from perturbjax.models.pooling import pool_stages
 from perturbjax.models.symmetries import dihedral
 from perturbjax.models.weights import load_pretrained
@@ -238,7 +238,12 @@ def adapted(data, settings: AdaptConfig, positions: list[int]) -> np.ndarray:
     none = np.zeros(len(positions))
     triples = np.array(list(channel_triples(settings.channels, dataset.channel_names).values()))
     return np.asarray(
-        adapt(RawBatch(image, mask, none, none, none, shift, scale), settings, triples, IMAGENET)
+        adapt(
+            RawBatch(image, mask, none, none, none, shift, scale),
+            settings,
+            triples,
+            IMAGENET_SCALING,
+        )
     )
 
 

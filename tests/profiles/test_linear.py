@@ -142,8 +142,11 @@ def test_evaluate_names_the_baseline_until_it_was_tried_on_the_run_s_split(
         apply, "open_run", lambda path: runs.Run(path, Recipe(), (data,), ["DMSO", "taxol"], facts)
     )
     config = EvaluateConfig(ApplyConfig(CheckpointConfig(out)))
-    said = apply.beside_linear(config)
+    said = apply.describe_linear_baseline(config)
     command = said.partition(": ")[2].split()[1:]
     assert command[:3] == ["classify", "--preset", "linear"]
     run(*command, *words[words.index("--backbone") :])
-    assert "the linear baseline on this split, by site: accuracy 0." in apply.beside_linear(config)
+    assert (
+        "the linear baseline on this split, by site: accuracy 0."
+        in apply.describe_linear_baseline(config)
+    )

@@ -42,7 +42,7 @@ class Pair(NamedTuple):
 def make_pair(name: str, folder: Path, *, size: int, channels: int = 1) -> Pair:
     """A reference as if trained (BatchNorm's parameters and statistics away from 1 and 0), carried over in a file."""
     torch.manual_seed(0)
-    sized = {"image_size": size} if name in models.SIZED else {}
+    sized = {"image_size": size} if name in models.FIXED_SIZE_NETWORKS else {}
     theirs = REFERENCES[name](CLASSES, channels=channels, dropout=0.0, **sized)
     for module in theirs.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):

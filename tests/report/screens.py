@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from evaluation.conftest import CLASSES, judge_run, make_index, make_predictions
+from evaluation.conftest import CLASSES, evaluate_run, make_index, make_predictions
 
 from perturbjax import dataset
 from perturbjax.core.config import Recipe, SplitConfig, recipe_to_dict
@@ -31,7 +31,7 @@ def make_run(path: Path, *, first_class: str = "DMSO", images: bool = False) -> 
     predictions["predicted"] = predictions["predicted"].replace("DMSO", first_class)
     predictions = predictions.rename(columns={"prob_DMSO": f"prob_{first_class}"})
     evaluation = path / "evaluation"
-    judgement = judge_run(
+    evaluation = evaluate_run(
         predictions, index[~test], index[test], class_names=names, out=evaluation, replicates=100
     )
     predictions.to_parquet(evaluation / "predictions.parquet", index=False)
@@ -48,7 +48,7 @@ def make_run(path: Path, *, first_class: str = "DMSO", images: bool = False) -> 
     if images:
         write_images(path / "data", index)
         write_features(evaluation, index, test, names)
-    return to_json(judgement)
+    return to_json(evaluation)
 
 
 def write_images(

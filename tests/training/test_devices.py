@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from perturbjax.training.devices import wait_for_earlier
+from perturbjax.training.devices import limit_pending_steps
 
 CLAIMS = Path(__file__).with_name("eight_devices.py")
 
@@ -43,6 +43,6 @@ def test_on_a_cpu_no_dispatch_waits_its_turn_holding_memory():
     slow(x).block_until_ready()
     dispatched = []
     for _ in range(3):
-        wait_for_earlier(dispatched)
+        limit_pending_steps(dispatched)
         assert all(one.is_ready() for one in dispatched)
         dispatched.append(slow(x))

@@ -29,16 +29,16 @@ from perturbjax.dataset import open_dataset
 from perturbjax.export import StableHLOConfig, export
 from perturbjax.inference import load_network
 from perturbjax.models import Mode
-from perturbjax.models.ensemble_head import COMPONENTS, Head, Perceptron, measured
+from perturbjax.models.ensemble_head import COMPONENTS, MLP, Head, measured
 from perturbjax.models.layers import Dense
 from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.ensemble_fit import (
-    LEAST_SHARE,
-    best_shares,
-    fit_head,
-    fit_linear,
-    fit_perceptron,
+    MIN_ENSEMBLE_WEIGHT,
+    estimate_ensemble_weights,
+    fit_ensemble,
+    fit_logistic_regression,
+    fit_mlp,
     reduction,
 )
 from perturbjax.training.fit import TrainConfig, fit
@@ -80,8 +80,8 @@ def test_a_feature_that_never_varies_counts_for_nothing():
     assert not np.any(reduction(x, seen=15)[1][3])
 
 
-def fit_blobs(x, labels, weight, seed: int = 0) -> Perceptron:
-    return fit_perceptron(Perceptron(x.shape[1], 4, rngs=nnx.Rngs(0)), x, labels, weight, 0.1, seed)
+def fit_blobs(x, labels, weight, seed: int = 0) -> MLP:
+    return fit_mlp(MLP(x.shape[1], 4, rngs=nnx.Rngs(0)), x, labels, weight, 0.1, seed)
 
 
 def test_a_perceptron_tells_sites_it_has_not_seen_and_never_says_a_class_without_sites():
@@ -108,7 +108,9 @@ def test_a_linear_model_tells_what_it_has_seen_and_says_nothing_else(classes):
     x = ((x - x.mean(0)) / x.std(0))[np.isin(labels, classes)]
     labels = labels[np.isin(labels, classes)]
     half = len(x) // 2
-    model = fit_linear(Dense(20, 3, rngs=nnx.Rngs(0)), x[:half], labels[:half], np.ones(half))
+    model = fit_logistic_regression(
+        Dense(20, 3, rngs=nnx.Rngs(0)), x[:half], labels[:half], np.ones(half)
+    )
     said = np.asarray(jax.nn.softmax(model(jnp.asarray(x[half:]))))
     assert (said.argmax(1) == labels[half:]).mean() > 0.9
     assert np.all(np.delete(said, classes, axis=1) < 1e-9)
@@ -123,7 +125,7 @@ def test_a_linear_model_is_scikit_learns():
     theirs = LogisticRegression(C=LINEAR_C, max_iter=300, class_weight="balanced").fit(
         x * scale, labels
     )
-    ours = fit_linear(Dense(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(90))
+    ours = fit_logistic_regression(Dense(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(90))
     np.testing.assert_allclose(
         jax.nn.softmax(ours(jnp.asarray(x))), theirs.predict_proba(x * scale), atol=1e-4
     )
@@ -140,10 +142,10 @@ def test_shares_are_those_that_make_the_labels_likeliest():
         together = np.tensordot(shares, said, 1)
         return np.mean(np.log(np.exp(together).sum(1)) - together[np.arange(400), labels])
 
-    best = best_shares(said, labels)
-    assert best[0] > 0.8 and LEAST_SHARE <= best[1] < 0.2
+    best = estimate_ensemble_weights(said, labels)
+    assert best[0] > 0.8 and MIN_ENSEMBLE_WEIGHT <= best[1] < 0.2
     for around in ([0.05, 0], [-0.05, 0], [0, 0.05], [0.05, 0.05]):
-        assert loss(best) <= loss(np.maximum(best + around, LEAST_SHARE)) + 1e-9
+        assert loss(best) <= loss(np.maximum(best + around, MIN_ENSEMBLE_WEIGHT)) + 1e-9
 
 
 @pytest.mark.parametrize("groups", [np.arange(120) // 30, np.zeros(120)])
@@ -151,17 +153,15 @@ def test_a_head_is_both_in_shares_of_held_out_groups_and_alike_each_time(groups)
     x, labels = blobs()
     x = (x - x.mean(0)) / x.std(0)
     heads = [
-        fit_head(
+        fit_ensemble(
             Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), groups, smoothing=0.1, seed=0
         )
         for _ in range(2)
     ]
     x = jnp.asarray(x)
-    parts = [
-        jax.nn.log_softmax(part) for part in (heads[0].perceptron(x, Mode()), heads[0].linear(x))
-    ]
+    parts = [jax.nn.log_softmax(part) for part in (heads[0].mlp(x, Mode()), heads[0].linear(x))]
     shares = np.asarray(heads[0].shares[...])
-    assert shares.min() >= np.float32(LEAST_SHARE) and shares.max() > 0.5
+    assert shares.min() >= np.float32(MIN_ENSEMBLE_WEIGHT) and shares.max() > 0.5
     np.testing.assert_allclose(
         heads[0](x, Mode()), shares[0] * parts[0] + shares[1] * parts[1], atol=1e-4
     )
@@ -171,7 +171,7 @@ def test_a_head_is_both_in_shares_of_held_out_groups_and_alike_each_time(groups)
 @pytest.mark.parametrize("n", [1, 2])
 def test_of_hardly_any_site_a_head_is_made_all_the_same(n):
     x, labels = blobs(n)
-    head = fit_head(
+    head = fit_ensemble(
         Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(n), np.zeros(n), smoothing=0.1, seed=0
     )
     np.testing.assert_array_equal(head.shares[...], [0.5, 0.5])
@@ -181,7 +181,7 @@ def test_of_hardly_any_site_a_head_is_made_all_the_same(n):
 def test_sites_of_classes_that_nobody_else_has_do_not_count_for_the_shares():
     x, labels = blobs()
     x = (x - x.mean(0)) / x.std(0)
-    head = fit_head(
+    head = fit_ensemble(
         Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), labels, smoothing=0.1, seed=0
     )
     np.testing.assert_array_equal(head.shares[...], [0.5, 0.5])
@@ -249,12 +249,12 @@ def test_the_head_is_of_the_training_sites_and_stands_still_while_the_eyes_move(
     network = load_network(run)
     dataset = open_dataset(folder / "data")
     train = np.flatnonzero(run.parts(dataset.index["site_id"]) == "train")
-    answers = network.apply_to(dataset, train)
+    answers = network.apply_to_dataset(dataset, train)
     np.testing.assert_allclose(answers.features.mean(0), 0, atol=1e-3)
     labels = dataset.column("Metadata_pert_iname").to_numpy()[train]
     head = nnx.merge(network.graphdef, *network.state.values()).head
     for part in (
-        head.perceptron(jnp.asarray(answers.features), Mode()),
+        head.mlp(jnp.asarray(answers.features), Mode()),
         head.linear(jnp.asarray(answers.features)),
     ):
         assert (np.array(network.class_names)[np.asarray(part).argmax(1)] == labels).mean() > 0.9

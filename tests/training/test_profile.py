@@ -9,7 +9,7 @@ import pytest
 
 from perturbjax.cli.commands import _profile_alone
 from perturbjax.training import profile
-from perturbjax.training.profile import Span, names_in, read_spans, sum_by_kind, trace_steps
+from perturbjax.training.profile import Span, names_in, read_spans, sum_by_operation, trace_steps
 
 HLO = """HloModule jit_step
 %fused_computation.1 (p: f32[8]) -> f32[8] {
@@ -41,7 +41,7 @@ def test_time_inside_another_operation_counts_once():
     ]
     sums = {
         (part, operation): seconds
-        for part, operation, seconds in sum_by_kind([spans, spans[3:]], names)
+        for part, operation, seconds in sum_by_operation([spans, spans[3:]], names)
     }
     assert sums == {
         ("other", "while"): 5.0,

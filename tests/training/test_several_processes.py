@@ -18,11 +18,11 @@ from perturbjax.training.devices import choose_placement
     ],
 )
 def test_impossible_for_three_processes(monkeypatch, feed, devices, batch_size, words):
-    hosts.require_possible(feed, devices, batch_size)
+    hosts.require_supported_job(feed, devices, batch_size)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(InputError, match=words):
-        hosts.require_possible(feed, devices, batch_size)
-    hosts.require_possible("auto", "auto", 129)
+        hosts.require_supported_job(feed, devices, batch_size)
+    hosts.require_supported_job("auto", "auto", 129)
 
 
 def test_several_processes_leave_no_device_out(monkeypatch):
@@ -33,5 +33,5 @@ def test_several_processes_leave_no_device_out(monkeypatch):
 
 
 def test_one_process_does_its_own_work():
-    assert hosts.is_first()
-    assert hosts.from_first(lambda: 3, like=0) == 3
+    assert hosts.is_first_process()
+    assert hosts.run_on_first_process(lambda: 3, like=0) == 3
