@@ -36,7 +36,7 @@ from perturbjax.data.splits import TEST, TRAIN, write_split
 from perturbjax.dataset import PLATE, Dataset, open_dataset
 from perturbjax.inference import BATCH_SIZE, load_network
 from perturbjax.models import Mode
-from perturbjax.models.ensemble_head import BRANCH_WEIGHT, Head, downsample_by_2
+from perturbjax.models.ensemble_head import BRANCH_WEIGHT, EnsembleHead, downsample_by_2
 from perturbjax.training.apply_network import apply_to_sites
 from perturbjax.training.devices import choose_placement
 from perturbjax.training.ensemble_fit import MIX, fit_ensemble, fit_ensemble_members, reduction
@@ -155,7 +155,9 @@ def describe(data: Path, views: int) -> tuple[Float32[np.ndarray, "n d"], int]:
             return track(feed.batches(order), total=len(order), label="features", unit="batches")
 
         (described,) = apply_to_sites(step, *state, told, positions, BATCH_SIZE)
-    return described, nnx.merge(experiment.graphdef, experiment.params, experiment.stats).seen
+    return described, nnx.merge(
+        experiment.graphdef, experiment.params, experiment.stats
+    ).backbone_feature_size
 
 
 def answer(
@@ -168,7 +170,7 @@ def answer(
 ) -> Float[np.ndarray, "m classes"]:
     """Logits of others by a head that is fitted to reduced features."""
     weight = class_weights(np.bincount(labels, minlength=classes), way.balance)[labels]
-    fresh = Head(z.shape[1], classes, rngs=nnx.Rngs(PRESET.seed))
+    fresh = EnsembleHead(z.shape[1], classes, rngs=nnx.Rngs(PRESET.seed))
     how: dict[str, Any] = {
         "smoothing": PRESET.optim.label_smoothing,
         "seed": PRESET.seed,
@@ -178,7 +180,7 @@ def answer(
         made = fit_ensemble(fresh, z, labels, weight, groups, **how)
     else:
         made = fit_ensemble_members(fresh, z, labels, weight, **how)
-        made.shares[...] = jnp.array(way.shares)
+        made.ensemble_weights[...] = jnp.array(way.shares)
     return np.asarray(made(jnp.asarray(asked, jnp.float32), Mode()))
 
 
@@ -228,7 +230,7 @@ def _apart(graphdef: nnx.GraphDef, recipe: Recipe) -> Callable[..., Any]:
     def step(params: Any, stats: Any, batch: RawBatch) -> tuple[Any, Any]:
         x, mode = evaluation_input(recipe, batch)
         model = nnx.merge(graphdef, params, stats, copy=True)
-        head = model.head(model.reduce(model.described(x, mode)), mode)
+        head = model.head(model.reduce(model.compute_features(x, mode)), mode)
         return jax.nn.log_softmax(head), jax.nn.log_softmax(
             model.trainable_branch(downsample_by_2(x), mode).logits
         )

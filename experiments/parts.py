@@ -29,7 +29,7 @@ from perturbjax.evaluation.apply import EVALUATION, FEATURES, PREDICTIONS
 from perturbjax.evaluation.predictions import labels_and_probabilities, read_predictions
 from perturbjax.inference import load_network
 from perturbjax.models import Mode
-from perturbjax.models.ensemble_head import BRANCH_WEIGHT, Head
+from perturbjax.models.ensemble_head import BRANCH_WEIGHT, EnsembleHead
 from perturbjax.training.run_directory import open_run
 
 
@@ -64,7 +64,7 @@ def judged(path: Path) -> pd.DataFrame:
     """
     network = load_network(open_run(path))
     model = nnx.merge(network.graphdef, *network.state.values(), copy=True)
-    if not isinstance(getattr(model, "head", None), Head):
+    if not isinstance(getattr(model, "head", None), EnsembleHead):
         raise InputError(
             f"--runs {path}: has no head of two parts; only those of --head channels have"
         )
@@ -92,11 +92,11 @@ def judged(path: Path) -> pd.DataFrame:
 
 
 def apart(
-    head: Head, features: Float[np.ndarray, "n d"], whole: Float[np.ndarray, "n classes"]
+    head: EnsembleHead, features: Float[np.ndarray, "n d"], whole: Float[np.ndarray, "n classes"]
 ) -> dict[str, Float[np.ndarray, "n classes"]]:
     """Log-probabilities of the parts, up to a constant a site; `whole` are probabilities."""
     x = jnp.asarray(features)
-    mlp, linear = np.asarray(head.answers(x, Mode()))
+    mlp, linear = np.asarray(head.log_probabilities(x, Mode()))
     both, told = np.asarray(jax.nn.log_softmax(head(x, Mode()))), np.log(np.maximum(whole, 1e-30))
     trainable_branch = (told - (1 - BRANCH_WEIGHT) * both) / BRANCH_WEIGHT
     return {

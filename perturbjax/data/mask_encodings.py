@@ -39,7 +39,7 @@ def encode(mask: UInt16[np.ndarray, "h w"], how: MaskEncoding) -> UInt[np.ndarra
             return _relative_depth(mask)
 
 
-def discs(mask: UInt16[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
+def draw_disks(mask: UInt16[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
     """Every cell as the disc about the middle of its box that holds it: where it is and how wide, and no shape.
 
     Of discs that overlap the smaller lies on top.

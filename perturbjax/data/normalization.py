@@ -97,7 +97,7 @@ def apply(
     return METHODS[name].bend((image - shift[:, None, None]) * scale[:, None, None])
 
 
-def channels_seen(dataset: SiteSource, input: InputConfig) -> int:
+def count_input_channels(dataset: SiteSource, input: InputConfig) -> int:
     """How many image channels the network sees: those stored, in each way they are normalised."""
     return len(dataset.channel_names) * METHODS[input.normalize].ways
 

@@ -14,7 +14,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json, write_json, write_parquet
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.data.batches.decoder import Redraw
-from perturbjax.data.mask_encodings import discs
+from perturbjax.data.mask_encodings import draw_disks
 from perturbjax.dataset import Dataset
 from perturbjax.evaluation.occlusion import occlude, summary, window_centers
 from perturbjax.evaluation.scores import HEADLINE, score
@@ -37,7 +37,7 @@ class Other(NamedTuple):
 #: What a network was asked before, and what it is asked besides, by what it is called.
 AS_THEY_ARE = "as they are"
 MASKS = {
-    "each cell its bounding disc": Other(redraw=discs),
+    "each cell its bounding disc": Other(redraw=draw_disks),
     "of another site": Other(lambda masks: np.roll(masks, 1, axis=0)),
     "taken away": Other(np.zeros_like),
 }

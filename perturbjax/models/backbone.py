@@ -90,7 +90,7 @@ class Backbone:
         namings: whose published weights fit.
         arguments: (naming, tensors, where they are from) → the constructor's arguments that the weights decide.
         argument_names: of those.
-        colours: what the published weights expect of an image.
+        input_scaling: what the published weights expect of an image.
         input_size: side in pixels at which they are usually applied.
         stages: the attribute whose entries, from the first on, are each a step further from the stem (for layer-wise
             rates); what lies before them is in `stem`, and the rest is on top of them.
@@ -106,7 +106,7 @@ class Backbone:
     namings: tuple[Naming, ...] = ()
     arguments: Callable[[Naming, Tensors, str], dict[str, Any]] = inputs_and_classes
     argument_names: tuple[str, ...] = ("inputs", "classes")
-    colours: InputScaling = IMAGENET_SCALING
+    input_scaling: InputScaling = IMAGENET_SCALING
     input_size: int = 224
     stages: str = "stages"
     stage_count: int = 0

@@ -351,7 +351,7 @@ EFFICIENTNET_B0 = Backbone(
 EFFICIENTNET_LITE0 = replace(
     EFFICIENTNET_B0,
     network=partial(EfficientNet, lite=True),
-    colours=SYMMETRIC_SCALING,
+    input_scaling=SYMMETRIC_SCALING,
     source="package:efficientnet_lite0",
     license="not stated by the package",
     package=Package(

@@ -23,13 +23,30 @@ PERCENTILES = (1.0, 50.0, 99.0)
 #: Side in pixels of the grid that they are taken on: those of more pixels are the same, and cost a sort.
 GRID = 56
 #: Sites that the backbone is shown at a time, in all their channels and views: more take more memory.
-TOGETHER = 4
+SITES_PER_CHUNK = 4
 #: Principal components that are kept of what the backbone finds, as by the linear baseline.
 COMPONENTS = LINEAR_COMPONENTS
 #: Units between these and the answer, and the share of them that is dropped in training (of what comes in, half that).
 HIDDEN, DROPPED = 512, 0.4
 #: Weight of the trained eyes beside the head, in the mean of their log-probabilities.
 BRANCH_WEIGHT = 0.2
+
+#: Former names of submodules and parameters in checkpoints, and their present names.
+_FORMER_NAMES = {
+    "eyes": "trainable_branch",
+    "perceptron": "mlp",
+    "linear": "logistic_regression",
+    "past": "skip",
+    "shares": "ensemble_weights",
+}
+
+
+def rename_saved_arrays(tree: dict[str, Any]) -> dict[str, Any]:
+    """Replace former names in the paths (`params/head/mlp/…`) of a checkpoint's arrays."""
+    return {
+        "/".join(_FORMER_NAMES.get(part, part) for part in path.split("/")): array
+        for path, array in tree.items()
+    }
 
 
 class EnsembleClassifier(nnx.Module):
@@ -58,28 +75,28 @@ class EnsembleClassifier(nnx.Module):
         channels: int,
         ways: int,
         dropout: float,
-        colours: InputScaling,
+        input_scaling: InputScaling,
         symmetries: int = 1,
         rngs: nnx.Rngs,
     ):
         self.backbone = backbone
         self.backbone.head = None
         self.channels = channels // ways
-        self.seen = self.channels * pooled_size(backbone)
+        self.backbone_feature_size = self.channels * pooled_size(backbone)
         known = channels * (2 + len(PERCENTILES)) + 2
-        self.feature_size = min(COMPONENTS, self.seen) + known
-        self.reduce = LinearReduction(self.seen + known, self.feature_size)
-        self.head = Head(self.feature_size, classes, rngs=rngs)
+        self.feature_size = min(COMPONENTS, self.backbone_feature_size) + known
+        self.reduce = LinearReduction(self.backbone_feature_size + known, self.feature_size)
+        self.head = EnsembleHead(self.feature_size, classes, rngs=rngs)
         self.trainable_branch = AttentionClassifier(
             classes=classes, channels=channels, dropout=dropout, rngs=rngs
         )
-        self.colours, self.symmetries, self.frozen = colours, symmetries, True
+        self.input_scaling, self.symmetries, self.frozen = input_scaling, symmetries, True
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
         looked = self.trainable_branch(downsample_by_2(x), mode)
         if mode.train:
             return looked
-        features = self.reduce(self.described(x, mode))
+        features = self.reduce(self.compute_features(x, mode))
         answers = [
             jax.nn.log_softmax(logits) for logits in (self.head(features, mode), looked.logits)
         ]
@@ -89,14 +106,14 @@ class EnsembleClassifier(nnx.Module):
             looked.attention,
         )
 
-    def described(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
+    def compute_features(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
         """What the backbone finds in every channel, and what is measured of the site, before any of it is reduced."""
         mask, image = x[..., 0], x[..., 1:]
         stored = jnp.concatenate([x[..., :1], image[..., : self.channels]], axis=-1)
-        found = _in_turn(lambda sites: self.of_channels(sites, mode), stored)
-        return jnp.concatenate([found, measured(mask, image)], axis=-1)
+        found = _in_turn(lambda sites: self.pool_channels(sites, mode), stored)
+        return jnp.concatenate([found, compute_statistics(mask, image)], axis=-1)
 
-    def of_channels(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b seen"]:
+    def pool_channels(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b seen"]:
         """What the backbone finds in each stored channel, one channel after the other; the mask comes first."""
         linear = jnp.expm1(x[..., 1:])
         low, high = jnp.percentile(
@@ -107,24 +124,24 @@ class EnsembleClassifier(nnx.Module):
         seen = jnp.moveaxis(seen, 3, 1).reshape(b * c, h, w, 1)
         both = jnp.concatenate([seen, jnp.repeat(x[..., :1], c, axis=0)], axis=-1)
         views = jnp.concatenate([dihedral(both, element) for element in range(self.symmetries)])
-        return self.of_images(views, mode).reshape(self.symmetries, b, -1).mean(0)
+        return self.pool_images(views, mode).reshape(self.symmetries, b, -1).mean(0)
 
-    def of_images(self, images: Float[Array, "n h w 2"], mode: Mode) -> Float[Array, "n d"]:
+    def pool_images(self, images: Float[Array, "n h w 2"], mode: Mode) -> Float[Array, "n d"]:
         """What the backbone finds in grey images in [0, 1], each with the mask of its cells."""
-        mean, deviation = (jnp.asarray(values, jnp.float32) for values in self.colours)
+        mean, deviation = (jnp.asarray(values, jnp.float32) for values in self.input_scaling)
         maps = self.backbone.stage_maps((images[..., :1] - mean) / deviation, mode.frozen())
         return pool_stages(maps, images[..., 1])
 
 
 def _in_turn(found: Callable[[Array], Array], x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-    """The same, of `TOGETHER` sites at a time, taken from all over: several devices hold a stretch of them each."""
+    """The same, of `SITES_PER_CHUNK` sites at a time, taken from all over: several devices hold a stretch of them each."""
     n = x.shape[0]
     if not isinstance(n, int):  # exported for any number
         return found(x)
-    whole = n // TOGETHER * TOGETHER
+    whole = n // SITES_PER_CHUNK * SITES_PER_CHUNK
     features = []
     if whole:
-        parts = x[:whole].reshape(TOGETHER, -1, *x.shape[1:]).swapaxes(0, 1)
+        parts = x[:whole].reshape(SITES_PER_CHUNK, -1, *x.shape[1:]).swapaxes(0, 1)
         features.append(jax.lax.map(found, parts).swapaxes(0, 1).reshape(whole, -1))
     if whole < n:
         features.append(found(x[whole:]))
@@ -142,7 +159,7 @@ class LinearReduction(nnx.Module):
         return jnp.dot(x - self.mean[...], self.kernel[...], precision=jax.lax.Precision.HIGHEST)
 
 
-class Head(nnx.Module):
+class EnsembleHead(nnx.Module):
     """A perceptron and a linear model beside each other: the sum of their log-probabilities, each times its share.
 
     Attributes:
@@ -151,16 +168,19 @@ class Head(nnx.Module):
 
     def __init__(self, inputs: int, classes: int, *, rngs: nnx.Rngs):
         self.mlp = MLP(inputs, classes, rngs=rngs)
-        self.linear = Dense(inputs, classes, rngs=nnx.Rngs(0))
-        self.shares = nnx.BatchStat(jnp.array([1.0, 0.0]))
+        self.logistic_regression = Dense(inputs, classes, rngs=nnx.Rngs(0))
+        self.ensemble_weights = nnx.BatchStat(jnp.array([1.0, 0.0]))
 
     def __call__(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "b classes"]:
-        return jnp.tensordot(self.shares[...], self.answers(x, mode), 1)
+        return jnp.tensordot(self.ensemble_weights[...], self.log_probabilities(x, mode), 1)
 
-    def answers(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "2 b classes"]:
+    def log_probabilities(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "2 b classes"]:
         """The log-probabilities of each part."""
         return jnp.stack(
-            [jax.nn.log_softmax(logits) for logits in (self.mlp(x, mode), self.linear(x))]
+            [
+                jax.nn.log_softmax(logits)
+                for logits in (self.mlp(x, mode), self.logistic_regression(x))
+            ]
         )
 
 
@@ -170,7 +190,7 @@ class MLP(nnx.Module):
     def __init__(self, inputs: int, classes: int, *, rngs: nnx.Rngs):
         self.hidden = Dense(inputs, HIDDEN, rngs=rngs)
         self.out = Dense(HIDDEN, classes, rngs=rngs)
-        self.past = nnx.Param(jnp.zeros((inputs, classes)))
+        self.skip = nnx.Param(jnp.zeros((inputs, classes)))
 
     def __call__(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "b classes"]:
         x = dropout(x, DROPPED / 2, mode)
@@ -179,7 +199,7 @@ class MLP(nnx.Module):
                 mode, keys=jax.vmap(jax.random.fold_in, (0, None))(mode.keys, 1)
             )
         hidden = dropout(jax.nn.relu(self.hidden(x)), DROPPED, mode)
-        return self.out(hidden) + x @ self.past[...]
+        return self.out(hidden) + x @ self.skip[...]
 
 
 def downsample_by_2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -189,7 +209,9 @@ def downsample_by_2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
-def measured(mask: Float[Array, "b h w"], image: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+def compute_statistics(
+    mask: Float[Array, "b h w"], image: Float[Array, "b h w c"]
+) -> Float[Array, "b d"]:
     """Mean, deviation and percentiles of every channel; the logarithms of the cells' number and of their share."""
     pixels = _on_grid(image)
     percentiles = jnp.moveaxis(jnp.percentile(pixels, jnp.array(PERCENTILES), axis=(1, 2)), 0, 1)

@@ -184,8 +184,12 @@ def _classifier(
     if transfer.head == "channels":
         from perturbjax.models import BACKBONES
 
-        colours = BACKBONES[provenance["backbone"]].colours
-        own: dict[str, Any] = {"ways": ways, "colours": colours, "symmetries": transfer.symmetries}
+        input_scaling = BACKBONES[provenance["backbone"]].input_scaling
+        own: dict[str, Any] = {
+            "ways": ways,
+            "input_scaling": input_scaling,
+            "symmetries": transfer.symmetries,
+        }
         return EnsembleClassifier(backbone, **own, **shape)
     return TransferClassifier(
         backbone, head=transfer.head, backbone_norm=transfer.backbone_norm, **shape
@@ -217,7 +221,7 @@ def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: B
 
     def scale(path: tuple, _: Any) -> float:
         if transfer.head == "channels":
-            return float(_keys(path)[0] == "eyes")
+            return float(_keys(path)[0] == "trainable_branch")
         if not _in_backbone(path):
             return 1.0
         frozen = phase == "new layers"

@@ -301,7 +301,7 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
         raise InputError(
             f"--weights {config.weights}: takes {pretrained.provenance['inputs']} channels, not 3"
         )
-    colours = COLOURS.get(adaptation.normalize, record.colours)  # auto: the backbone's
+    colours = COLOURS.get(adaptation.normalize, record.input_scaling)  # auto: the backbone's
     graphdef, params, stats = split_model(pretrained.model)
     params, stats = placement.replicate((params, stats))
     positions = np.array(list(triples.values()))

@@ -24,6 +24,7 @@ from jaxtyping import Shaped
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder, require_room
 from perturbjax.core.options import require, require_sound
+from perturbjax.models.ensemble_head import rename_saved_arrays
 from perturbjax.training.step import TrainState
 
 Tree = dict[str, Shaped[np.ndarray, "..."]]
@@ -237,7 +238,7 @@ class Checkpoints:
                 f"{self.path / which / str(number)}: is damaged (its arrays are not those that were saved); "
                 "remove it to go on from an earlier one, or train again"
             )
-        return tree, facts
+        return rename_saved_arrays(tree), facts
 
     def close(self) -> None:
         for manager in self._managers.values():

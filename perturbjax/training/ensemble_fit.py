@@ -27,7 +27,7 @@ from perturbjax.core.messages import console
 from perturbjax.core.progress import track
 from perturbjax.data.batches import Order, RawBatch
 from perturbjax.models import Mode
-from perturbjax.models.ensemble_head import COMPONENTS, MLP, Head
+from perturbjax.models.ensemble_head import COMPONENTS, MLP, EnsembleHead
 from perturbjax.models.layers import Dense
 from perturbjax.training.apply_network import apply_to_sites
 from perturbjax.training.setup import Experiment
@@ -79,7 +79,7 @@ def fit_ensemble_head(
     )
     give_back_freed_memory()
     model = nnx.merge(experiment.graphdef, state.params, state.stats, copy=True)
-    mean, kernel = reduction(found, model.seen)
+    mean, kernel = reduction(found, model.backbone_feature_size)
     model.reduce.mean[...], model.reduce.kernel[...] = mean, kernel
     optim, told = experiment.recipe.optim, experiment.class_weight
     weight = np.ones(len(experiment.class_names)) if told is None else np.asarray(told)
@@ -91,7 +91,7 @@ def fit_ensemble_head(
         fit_ensemble, model.head, smoothing=optim.label_smoothing, seed=experiment.recipe.seed
     )
     model.head = fit(z, labels, weight[labels], groups.to_numpy())
-    of_perceptron, of_linear = (float(share) for share in model.head.shares[...])
+    of_perceptron, of_linear = (float(share) for share in model.head.ensemble_weights[...])
     console.print(
         f"head fitted to what the backbone sees of {len(labels)} training sites: log-probabilities of a perceptron "
         f"times {of_perceptron:.2f}, of a linear model times {of_linear:.2f}"
@@ -129,7 +129,7 @@ def reduction(
 
 
 def fit_ensemble(
-    head: Head,
+    head: EnsembleHead,
     z: Float[np.ndarray, "n e"],
     labels: Int[np.ndarray, " n"],
     weight: Float[np.ndarray, " n"],
@@ -138,7 +138,7 @@ def fit_ensemble(
     smoothing: float,
     seed: int,
     mix: float = MIX,
-) -> Head:
+) -> EnsembleHead:
     """The head with both its parts fitted to all sites, and the shares that sites held out by group speak for.
 
     Where there is one group, sites are held out at random. A site says nothing if its class has none outside its group;
@@ -152,21 +152,24 @@ def fit_ensemble(
     dealt = (
         GroupKFold(min(PARTS, len(np.unique(groups)))).split(z, groups=groups) if len(z) > 1 else ()
     )
-    said, known = np.zeros((2, len(z), head.linear.bias.shape[0])), np.zeros(len(z), bool)
+    said, known = (
+        np.zeros((2, len(z), head.logistic_regression.bias.shape[0])),
+        np.zeros(len(z), bool),
+    )
     for fit, held in dealt:
         known[held] = np.isin(labels[held], labels[fit])
-        said[:, held] = parts(z[fit], labels[fit], weight[fit]).answers(
+        said[:, held] = parts(z[fit], labels[fit], weight[fit]).log_probabilities(
             jnp.asarray(z[held]), Mode()
         )
     made = parts(z, labels, weight)
-    made.shares[...] = jnp.asarray(
+    made.ensemble_weights[...] = jnp.asarray(
         estimate_ensemble_weights(said[:, known], labels[known]), jnp.float32
     )
     return made
 
 
 def fit_ensemble_members(
-    head: Head,
+    head: EnsembleHead,
     z: Float[np.ndarray, "n e"],
     labels: Int[np.ndarray, " n"],
     weight: Float[np.ndarray, " n"],
@@ -174,11 +177,11 @@ def fit_ensemble_members(
     smoothing: float,
     seed: int,
     mix: float = MIX,
-) -> Head:
+) -> EnsembleHead:
     """The head with both its parts fitted, and the shares that it had."""
     made = nnx.clone(head)
     made.mlp = fit_mlp(head.mlp, z, labels, weight, smoothing, seed, mix=mix)
-    made.linear = fit_logistic_regression(head.linear, z, labels, weight)
+    made.logistic_regression = fit_logistic_regression(head.logistic_regression, z, labels, weight)
     return made
 
 
@@ -253,7 +256,7 @@ def fit_mlp(
 ) -> MLP:
     """Trained on reduced features, each site counting by its weight; `mix` is mixup's, 0 mixes nothing."""
     graphdef, params = nnx.split(head, nnx.Param)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, head.past.shape[1]), smoothing)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, head.skip.shape[1]), smoothing)
     data = (z.astype(np.float32), targets, (weight / weight.mean()).astype(np.float32))
     trained = _train_perceptron(
         graphdef, params, jax.random.key(seed), *map(jnp.asarray, data), mix=mix

@@ -154,6 +154,9 @@ def fit(config: TrainConfig) -> Run:
             state = fit_ensemble_head(
                 state, experiment, describe_step, feed.batches, multiple=multiple
             )
+            state = fit_ensemble_head(
+                state, experiment, describe_step, feed.batches, multiple=multiple
+            )
             state = placement.replicate(state)
 
         phase, parts, before = None, begun.parts(), float(begun.seconds)

@@ -18,7 +18,7 @@ from perturbjax.core.files import file_digest, read_json
 from perturbjax.core.messages import console
 from perturbjax.core.options import require_output, require_sound
 from perturbjax.data import normalization as normalize
-from perturbjax.data.batches import channels_seen
+from perturbjax.data.batches import count_input_channels
 from perturbjax.data.splits import fingerprint, split_for
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.models import FIXED_SIZE_NETWORKS
@@ -246,7 +246,7 @@ def _facts(
     if dataset is None:
         unknown = dict.fromkeys(("split_fingerprint", "channels", "image_dtype", "image_size"))
         return {**unknown, **({} if described is None else described.facts), **facts}, None
-    seen = channels_seen(dataset, recipe.input)
+    seen = count_input_channels(dataset, recipe.input)
     if seen != channels:
         raise InputError(
             f"{dataset.path}: has {seen} channels as normalised by {recipe.input.normalize}, {checkpoint} takes "

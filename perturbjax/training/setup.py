@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from perturbjax.core.config import Recipe
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
-from perturbjax.data.batches import Decoder, Order, Sites, channels_seen, describe_sites
+from perturbjax.data.batches import Decoder, Order, Sites, count_input_channels, describe_sites
 from perturbjax.data.exclusion import read_rules
 from perturbjax.data.splits import MEANING, TEST, TRAIN, split_for
 from perturbjax.dataset import Dataset, open_dataset
@@ -113,7 +113,9 @@ def prepare_experiment(
         manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
     class_names = sorted(labels.unique())
-    model, pretrained = create_network(recipe, channels_seen(dataset, recipe.input), class_names)
+    model, pretrained = create_network(
+        recipe, count_input_channels(dataset, recipe.input), class_names
+    )
     graphdef, params, stats = split_model(model)
     if init_from is not None:
         params, stats = _parameters_from(init_from, params, stats)

@@ -158,11 +158,11 @@ def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> AttentionStep
 
 
 def make_site_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> SiteFeaturesStep:
-    """Build `describe_step(params, stats, batch) -> (described,)` of a `EnsembleClassifier`, see its `described`."""
+    """Build `describe_step(params, stats, batch) -> (described,)` of a `EnsembleClassifier`, see its `compute_features`."""
 
     def describe_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array]:
         inputs, mode = evaluation_input(recipe, batch)
-        return (nnx.merge(graphdef, params, stats, copy=True).described(inputs, mode),)
+        return (nnx.merge(graphdef, params, stats, copy=True).compute_features(inputs, mode),)
 
     return describe_step
 

@@ -25,7 +25,7 @@ from perturbjax.data.batches import (
     RawBatch,
     ResidentFeed,
     StreamedFeed,
-    channels_seen,
+    count_input_channels,
     describe_sites,
     epoch_order,
     fixed_order,
@@ -247,7 +247,7 @@ def test_dtype_normalization_divides_by_the_largest_integer(dataset):
 def test_log_plate_gives_every_channel_as_it_is_and_relative_to_its_plate(dataset, placement):
     input = InputConfig(normalize="log_plate")
     sites = describe_sites(dataset, input)
-    assert sites.shift.shape[1] == channels_seen(dataset, input) == 4
+    assert sites.shift.shape[1] == count_input_channels(dataset, input) == 4
     everything = Order.once(np.arange(SITES), SITES)
     raw = jax.tree.map(jnp.asarray, decoder(dataset, input)(everything[0]))
     still = AugmentConfig(crop=16)

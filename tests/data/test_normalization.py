@@ -159,5 +159,5 @@ def test_every_way_gives_as_many_channels_as_it_says(folder, name):
     shift, scale = map(jnp.asarray, normalize.intensities(dataset, input))
     image, _ = dataset.read(range(FEW))
     seen = normalize.apply(jnp.asarray(image, jnp.float32), shift, scale, name)
-    assert seen.shape == (FEW, 32, 32, normalize.channels_seen(dataset, input))
+    assert seen.shape == (FEW, 32, 32, normalize.count_input_channels(dataset, input))
     assert np.isfinite(seen).all()

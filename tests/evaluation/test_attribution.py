@@ -11,7 +11,7 @@ from tiny_dataset import write_dataset
 from perturbjax.core.config import InputConfig
 from perturbjax.core.errors import InputError
 from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.mask_encodings import discs
+from perturbjax.data.mask_encodings import draw_disks
 from perturbjax.dataset import open_dataset
 from perturbjax.evaluation import attribution as looked
 from perturbjax.training.apply_network import Predictions
@@ -113,9 +113,9 @@ def test_a_disc_holds_its_cell_and_tells_no_shape():
     mask = np.zeros((40, 40), np.uint16)
     mask[10, 5:16] = 3  # a line
     mask[30:34, 30:34] = 7
-    drawn = discs(mask)
+    drawn = draw_disks(mask)
     assert (drawn[mask == 3] == 3).all() and (drawn[mask == 7] == 7).all()
     assert drawn[5:16, 10].tolist() == [3] * 11 and drawn[5, 5] == 0, "round"
     assert (drawn == 7).sum() >= 16 and set(np.unique(drawn)) == {0, 3, 7}
-    assert not discs(np.zeros((4, 4), np.uint16)).any()
+    assert not draw_disks(np.zeros((4, 4), np.uint16)).any()
     assert (mask[10] == 3).sum() == 11, "the mask itself stays"

@@ -9,11 +9,11 @@ from flax import nnx
 
 from experiments.parts import apart
 from perturbjax.models import Mode
-from perturbjax.models.ensemble_head import BRANCH_WEIGHT, Head
+from perturbjax.models.ensemble_head import BRANCH_WEIGHT, EnsembleHead
 
 
 def test_what_the_eyes_said_is_what_remains_of_the_whole_answer():
-    head, random = Head(20, 4, rngs=nnx.Rngs(0)), np.random.default_rng(0)
+    head, random = EnsembleHead(20, 4, rngs=nnx.Rngs(0)), np.random.default_rng(0)
     features = random.normal(size=(30, 20)).astype(np.float32)
     trainable_branch = jax.nn.log_softmax(jnp.asarray(random.normal(size=(30, 4))))
     both = jax.nn.log_softmax(head(jnp.asarray(features), Mode()))
@@ -26,5 +26,5 @@ def test_what_the_eyes_said_is_what_remains_of_the_whole_answer():
     np.testing.assert_allclose(parts["head"], both, atol=1e-6)
     np.testing.assert_array_equal(
         [parts["its perceptron"], parts["its linear model"]],
-        head.answers(jnp.asarray(features), Mode()),
+        head.log_probabilities(jnp.asarray(features), Mode()),
     )

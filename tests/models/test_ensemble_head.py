@@ -11,7 +11,7 @@ from perturbjax.models.backbone import SYMMETRIC_SCALING
 from perturbjax.models.ensemble_head import (
     BRANCH_WEIGHT,
     COMPONENTS,
-    TOGETHER,
+    SITES_PER_CHUNK,
     EnsembleClassifier,
     LinearReduction,
     downsample_by_2,
@@ -42,13 +42,13 @@ def forward(model: EnsembleClassifier, x: jax.Array):
 
 
 def described(model: EnsembleClassifier, x: jax.Array) -> jax.Array:
-    return nnx.jit(lambda model, x: model.described(x, Mode()))(model, x)
+    return nnx.jit(lambda model, x: model.compute_features(x, Mode()))(model, x)
 
 
 def small(channels: int = 2, ways: int = 1, symmetries: int = 1) -> EnsembleClassifier:
     shape = {"classes": 3, "channels": channels, "ways": ways, "symmetries": symmetries}
     return EnsembleClassifier(
-        Backbone(), **shape, dropout=0.0, colours=SYMMETRIC_SCALING, rngs=nnx.Rngs(1)
+        Backbone(), **shape, dropout=0.0, input_scaling=SYMMETRIC_SCALING, rngs=nnx.Rngs(1)
     )
 
 
@@ -61,8 +61,8 @@ def site(channels: int, n: int = 2) -> jax.Array:
 def test_the_stored_channels_are_described_and_statistics_of_all(channels, ways):
     model, x = small(channels, ways), site(channels)
     seen, known = channels // ways * SEEN, channels * 5 + 2
-    shape = jax.eval_shape(lambda x: model.described(x, Mode()), x).shape
-    assert shape == (2, seen + known) and model.seen == seen
+    shape = jax.eval_shape(lambda x: model.compute_features(x, Mode()), x).shape
+    assert shape == (2, seen + known) and model.backbone_feature_size == seen
     out = jax.eval_shape(lambda x: model(x, Mode()), x)
     assert out.features.shape == (2, min(COMPONENTS, seen) + known) and out.logits.shape == (2, 3)
 
@@ -84,7 +84,7 @@ def test_averaged_over_all_symmetries_a_turned_site_is_described_alike():
         assert np.allclose(described(model, dihedral(x, 5)), described(model, x), atol=1e-4) == same
 
 
-@pytest.mark.parametrize("n", [TOGETHER - 1, TOGETHER, 2 * TOGETHER + 1])
+@pytest.mark.parametrize("n", [SITES_PER_CHUNK - 1, SITES_PER_CHUNK, 2 * SITES_PER_CHUNK + 1])
 def test_sites_in_turn_are_described_as_they_are_alone(n):
     model, x = small(2, symmetries=3), site(2, n)
     together = described(model, x)
@@ -112,11 +112,11 @@ def test_the_answer_is_the_weighted_mean_of_what_head_and_eyes_say_and_training_
     moved = {
         name for name in gradients if any(np.any(leaf) for leaf in jax.tree.leaves(gradients[name]))
     }
-    assert moved == {"eyes"}
+    assert moved == {"trainable_branch"}
 
 
 def test_in_bfloat16_it_answers_nearly_as_in_float32():
-    model, x = small(2, symmetries=2), site(2, TOGETHER + 1)
+    model, x = small(2, symmetries=2), site(2, SITES_PER_CHUNK + 1)
     logits = nnx.jit(lambda model, x: model(x, Mode(dtype=jnp.bfloat16)).logits)(model, x)
     np.testing.assert_allclose(logits, forward(model, x).logits, atol=0.02)
 

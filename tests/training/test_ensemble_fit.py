@@ -29,7 +29,7 @@ from perturbjax.dataset import open_dataset
 from perturbjax.export import StableHLOConfig, export
 from perturbjax.inference import load_network
 from perturbjax.models import Mode
-from perturbjax.models.ensemble_head import COMPONENTS, MLP, Head, measured
+from perturbjax.models.ensemble_head import COMPONENTS, MLP, EnsembleHead, compute_statistics
 from perturbjax.models.layers import Dense
 from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.devices import ComputeConfig
@@ -154,13 +154,22 @@ def test_a_head_is_both_in_shares_of_held_out_groups_and_alike_each_time(groups)
     x = (x - x.mean(0)) / x.std(0)
     heads = [
         fit_ensemble(
-            Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), groups, smoothing=0.1, seed=0
+            EnsembleHead(20, 3, rngs=nnx.Rngs(0)),
+            x,
+            labels,
+            np.ones(120),
+            groups,
+            smoothing=0.1,
+            seed=0,
         )
         for _ in range(2)
     ]
     x = jnp.asarray(x)
-    parts = [jax.nn.log_softmax(part) for part in (heads[0].mlp(x, Mode()), heads[0].linear(x))]
-    shares = np.asarray(heads[0].shares[...])
+    parts = [
+        jax.nn.log_softmax(part)
+        for part in (heads[0].mlp(x, Mode()), heads[0].logistic_regression(x))
+    ]
+    shares = np.asarray(heads[0].ensemble_weights[...])
     assert shares.min() >= np.float32(MIN_ENSEMBLE_WEIGHT) and shares.max() > 0.5
     np.testing.assert_allclose(
         heads[0](x, Mode()), shares[0] * parts[0] + shares[1] * parts[1], atol=1e-4
@@ -172,9 +181,15 @@ def test_a_head_is_both_in_shares_of_held_out_groups_and_alike_each_time(groups)
 def test_of_hardly_any_site_a_head_is_made_all_the_same(n):
     x, labels = blobs(n)
     head = fit_ensemble(
-        Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(n), np.zeros(n), smoothing=0.1, seed=0
+        EnsembleHead(20, 3, rngs=nnx.Rngs(0)),
+        x,
+        labels,
+        np.ones(n),
+        np.zeros(n),
+        smoothing=0.1,
+        seed=0,
     )
-    np.testing.assert_array_equal(head.shares[...], [0.5, 0.5])
+    np.testing.assert_array_equal(head.ensemble_weights[...], [0.5, 0.5])
     assert np.isfinite(head(jnp.asarray(x), Mode())).all()
 
 
@@ -182,15 +197,21 @@ def test_sites_of_classes_that_nobody_else_has_do_not_count_for_the_shares():
     x, labels = blobs()
     x = (x - x.mean(0)) / x.std(0)
     head = fit_ensemble(
-        Head(20, 3, rngs=nnx.Rngs(0)), x, labels, np.ones(120), labels, smoothing=0.1, seed=0
+        EnsembleHead(20, 3, rngs=nnx.Rngs(0)),
+        x,
+        labels,
+        np.ones(120),
+        labels,
+        smoothing=0.1,
+        seed=0,
     )
-    np.testing.assert_array_equal(head.shares[...], [0.5, 0.5])
+    np.testing.assert_array_equal(head.ensemble_weights[...], [0.5, 0.5])
 
 
 def test_cells_are_counted_by_their_numbers_and_light_as_it_is():
     mask = jnp.zeros((2, 8, 8)).at[0, :2, :2].set(1).at[0, 4:, 4:].set(7)
     image = jnp.stack([jnp.full((8, 8, 1), 2.0), jnp.arange(64.0).reshape(8, 8, 1)])
-    found = np.asarray(measured(mask, image))
+    found = np.asarray(compute_statistics(mask, image))
     np.testing.assert_allclose(found[0, :5], [2, 0, 2, 2, 2], atol=1e-6)
     np.testing.assert_allclose(found[1, [0, 3]], [31.5, 31.5])
     np.testing.assert_allclose(np.expm1(found[:, 5]), [2, 0], atol=1e-6)
@@ -255,13 +276,13 @@ def test_the_head_is_of_the_training_sites_and_stands_still_while_the_eyes_move(
     head = nnx.merge(network.graphdef, *network.state.values()).head
     for part in (
         head.mlp(jnp.asarray(answers.features), Mode()),
-        head.linear(jnp.asarray(answers.features)),
+        head.logistic_regression(jnp.asarray(answers.features)),
     ):
         assert (np.array(network.class_names)[np.asarray(part).argmax(1)] == labels).mean() > 0.9
     one, other = (Checkpoints(run.path).load("latest", epoch)[0] for epoch in (1, 2))
     network_s = [name for name in one if name.startswith(("params/", "stats/"))]
     moved = [name for name in network_s if not np.array_equal(one[name], other[name])]
-    assert moved and all("/eyes/" in name for name in moved)
+    assert moved and all("/trainable_branch/" in name for name in moved)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_at_the_same_bits(folder, run):
