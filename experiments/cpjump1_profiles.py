@@ -42,7 +42,7 @@ from perturbjax.dataset import PLATE, WELL
 from perturbjax.evaluation import figures
 from perturbjax.evaluation import score_tables as views
 from perturbjax.evaluation.bootstrap import Estimate, resample
-from perturbjax.evaluation.evaluate import Fold, Subject, judge
+from perturbjax.evaluation.evaluate import Fold, ModelPredictions, evaluate_predictions
 from perturbjax.evaluation.predictions import (
     drop_probabilities,
     labels_and_probabilities,
@@ -96,11 +96,11 @@ def main(options: Config) -> None:
         *(run_plate(files, plate, options.out / plate) for plate in plates), strict=True
     )
     class_names = read_json(options.out / plates[0] / "robust_plda" / "labels.json")
-    subjects = [_over_folds(name, answers) for name in answers[0]]
-    evaluation = judge(subjects, folds, class_names, split="plate")
+    model_names = [_over_folds(name, answers) for name in answers[0]]
+    evaluation = evaluate_predictions(model_names, folds, class_names, split="plate")
     views.print_evaluation(evaluation)
     with atomic(options.out / "table.csv") as temporary:
-        views.ranking(evaluation).to_csv(temporary, index=False)
+        views.ranking_table(evaluation).to_csv(temporary, index=False)
     title = f"CPJUMP1: leave one of {len(plates)} plates out"
     figures.plot_ranking(evaluation, options.out / "scores.png", title)
     write_json(options.out / "choices.json", dict(zip(plates, choices, strict=True)))
@@ -120,10 +120,10 @@ def main(options: Config) -> None:
 Sides = dict[str, np.ndarray]
 
 
-def _over_folds(name: str, answers: tuple[dict[str, Sides], ...]) -> Subject:
+def _over_folds(name: str, answers: tuple[dict[str, Sides], ...]) -> ModelPredictions:
     """A candidate's probabilities on every plate that was held out in turn."""
     sides = [of_plate[name] for of_plate in answers]
-    return Subject(
+    return ModelPredictions(
         name, *(tuple(side[part] for side in sides) for part in (splits.TEST, splits.TRAIN))
     )
 
@@ -149,7 +149,7 @@ def run_plate(
                     replicates=200,
                 )
             )
-        row = pd.read_csv(folder / "table.csv").set_index(["level", "subject"]).loc[("site", model)]
+        row = pd.read_csv(folder / "table.csv").set_index(["level", "model"]).loc[("site", model)]
         table = read_predictions(folder / "predictions" / f"{model}.parquet")
         sides = {part: rows for part, rows in table.groupby("part")}
         answers[candidate] = {

@@ -25,7 +25,7 @@ from perturbjax.core.messages import console
 from perturbjax.core.options import parse_options, require, require_sound
 from perturbjax.data.splits import MEANING
 from perturbjax.dataset import open_dataset
-from perturbjax.evaluation.score_tables import print_evaluation, ranking
+from perturbjax.evaluation.score_tables import print_evaluation, ranking_table
 from perturbjax.profiles.classify import classify
 from perturbjax.profiles.embedding import embed
 from perturbjax.profiles.extract import FeaturesConfig, extract
@@ -123,11 +123,11 @@ def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd
                 profiles=profiles, out=picture, method=method, preparation=scaled, seed=options.seed
             )
         )
-    scores = ranking(evaluation)
-    rows = scores[(scores["level"] == "site") & (scores["subject"] != "chance")]
+    scores = ranking_table(evaluation)
+    rows = scores[(scores["level"] == "site") & (scores["model"] != "chance")]
     table = rows[
         [
-            "subject",
+            "model",
             "train_accuracy",
             "accuracy",
             "accuracy_low",
@@ -136,7 +136,7 @@ def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd
         ]
     ].copy()
     table.insert(0, "backbone", backbone)
-    reported = [ORIGINAL.get((backbone, subject), (None, None)) for subject in table["subject"]]
+    reported = [ORIGINAL.get((backbone, subject), (None, None)) for subject in table["model"]]
     return table.assign(
         original_train=[a for a, _ in reported], original_test=[b for _, b in reported]
     )

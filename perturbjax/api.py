@@ -13,8 +13,8 @@ from perturbjax.core.errors import InputError
 from perturbjax.data.normalization import METHODS
 from perturbjax.dataset import PLATE, Dataset, open_dataset
 from perturbjax.dataset.summary_card import card, strip
-from perturbjax.evaluation.apply import EVALUATION, table_of
-from perturbjax.evaluation.evaluation_result import headline, read_evaluation
+from perturbjax.evaluation.apply import EVALUATION, run_predictions_table
+from perturbjax.evaluation.evaluation_result import read_evaluation, summary_sentences
 from perturbjax.inference import Network, load_network
 from perturbjax.training.checkpoint import Which
 from perturbjax.training.run_directory import Run
@@ -73,7 +73,7 @@ class TrainedRun:
         else:
             answers = self.network.apply(images, *self._masks_and_plates(masks, sites))
             sites = _numbered(sites, len(images))
-        return table_of(self.run, sites, answers, self.run.parts(sites["site_id"]))
+        return run_predictions_table(self.run, sites, answers, self.run.parts(sites["site_id"]))
 
     def features(
         self,
@@ -130,7 +130,7 @@ class TrainedRun:
         }
         judged = run.path / EVALUATION / "scores.json"
         if judged.is_file():
-            facts["judged"] = " ".join(headline(read_evaluation(judged)))
+            facts["judged"] = " ".join(summary_sentences(read_evaluation(judged)))
         try:
             pictures = (
                 strip(open_dataset(run.data), run.label_column, self.class_names)

@@ -82,7 +82,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Material:
+class AuditData:
     """Sites, their classes, and their features.
 
     Attributes:
@@ -115,7 +115,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Answered:
+class RunPredictions:
     """A run's own answers: the positions in the material that trained and judged, and what it said of the latter."""
 
     policy: str
@@ -124,7 +124,7 @@ class Answered:
     probabilities: Float[np.ndarray, "test classes"]
 
 
-def of_features(config: AuditConfig) -> Material:
+def of_features(config: AuditConfig) -> AuditData:
     """Tables of features, with what a dataset knows of their sites; or the dataset's own features, extracted.
 
     Raises:
@@ -146,12 +146,12 @@ def of_features(config: AuditConfig) -> Material:
 
 def build_audit_data(
     what: str, label: str, index: pd.DataFrame, profiles: Profiles, config: AuditConfig
-) -> Material:
+) -> AuditData:
     """Profiles with the controls that their index allows; `index` has a row a profile."""
     index = add_intensity_features(index.assign(label=index[label]), _frame(profiles))
     features = _as_features(index, _frame(profiles), config.preparation)
     names = sorted(index["label"].unique())
-    return Material(what, label, index, names, features, _brightness(index))
+    return AuditData(what, label, index, names, features, _brightness(index))
 
 
 def _frame(profiles: Profiles) -> pd.DataFrame:
@@ -194,7 +194,7 @@ def _with_dataset(index: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     return pd.concat([index, dataset.index[measured].iloc[at].reset_index(drop=True)], axis=1)
 
 
-def of_run(config: AuditConfig, path: Path) -> tuple[Material, Answered]:
+def of_run(config: AuditConfig, path: Path) -> tuple[AuditData, RunPredictions]:
     """A run's dataset, and what `perturbjax evaluate` wrote of its judging sites.
 
     Raises:
@@ -209,12 +209,12 @@ def of_run(config: AuditConfig, path: Path) -> tuple[Material, Answered]:
         read_predictions(file), material.index.iloc[test], run.class_names
     )
     policy = run.recipe.split.split_file or run.recipe.split.split
-    return material, Answered(policy, train, test, probabilities)
+    return material, RunPredictions(policy, train, test, probabilities)
 
 
 def of_recipe(
     config: AuditConfig, path: Path
-) -> tuple[Material, Run, Dataset, Shaped[np.ndarray, " n"]]:
+) -> tuple[AuditData, Run, Dataset, Shaped[np.ndarray, " n"]]:
     """The sites of a run's split, the run, its dataset, and the part of each site.
 
     Raises:
@@ -230,7 +230,7 @@ def of_recipe(
     if config.untrained:
         values = pd.DataFrame(untrained_features(run, dataset, positions)).add_prefix("feature ")
         controls[UNTRAINED] = _as_features(index, values, config.preparation)
-    material = Material(str(path), run.label_column, index, run.class_names, None, controls)
+    material = AuditData(str(path), run.label_column, index, run.class_names, None, controls)
     return material, run, dataset, manifest["part"].to_numpy()
 
 

@@ -15,7 +15,7 @@ _ANSWERS = 0.5
 
 
 @dataclass(frozen=True)
-class Answer:
+class SplitResult:
     """What the features answer under one split."""
 
     policy: str
@@ -32,12 +32,12 @@ class Answer:
     def model(self) -> ModelScores:
         """The features' own scores, by site."""
         level = self.evaluation.levels[0]
-        return level[self.evaluation.subjects[0]]
+        return level[self.evaluation.model_names[0]]
 
     @property
     def confidence(self) -> Confidence:
         """Whether the model's probabilities mean what they say."""
-        return self.evaluation.confidence[self.evaluation.subjects[0]]
+        return self.evaluation.confidence[self.evaluation.model_names[0]]
 
     @property
     def score(self) -> Estimate:
@@ -90,26 +90,26 @@ class Difference:
 class AuditResult:
     """The same features under every split that the data allows."""
 
-    what: str
+    source: str
     """What was judged, in words: a file, a run."""
     label: str
     model: str
     """The classifier on the features; a run's own network is called model."""
-    answers: tuple[Answer, ...]
+    splits: tuple[SplitResult, ...]
     """Weakest split first."""
     differences: tuple[Difference, ...]
     """From the weakest split to each stricter one."""
     refused: dict[str, str]
     """Splits that the data does not allow, and why."""
 
-    def __getitem__(self, policy: str) -> Answer:
-        return next(answer for answer in self.answers if answer.policy == policy)
+    def __getitem__(self, policy: str) -> SplitResult:
+        return next(answer for answer in self.splits if answer.policy == policy)
 
     @property
-    def strictest(self) -> Answer:
+    def strictest(self) -> SplitResult:
         """The answer to go by: the strictest split that asks of the same treatments, else the only one there is."""
-        same = [answer for answer in self.answers if answer.policy != "compound"]
-        return (same or list(self.answers))[-1]
+        same = [answer for answer in self.splits if answer.policy != "compound"]
+        return (same or list(self.splits))[-1]
 
     @property
     def leak(self) -> Difference | None:

@@ -13,7 +13,7 @@ from perturbjax.audit.audit_result import AuditResult
 from perturbjax.audit.verdict import Verdict, verdict
 from perturbjax.core.files import write_csv, write_json
 from perturbjax.core.messages import PlainConsole
-from perturbjax.evaluation.evaluation_result import cell
+from perturbjax.evaluation.evaluation_result import format_estimate
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
 
@@ -24,17 +24,17 @@ def print_audit(audit: AuditResult) -> None:
 
     console, found = PlainConsole(soft_wrap=False), verdict(audit)
     console.print(
-        f"{audit.what}: {audit.label} by {audit.model}, {METRICS[HEADLINE].words} by site"
+        f"{audit.source}: {audit.label} by {audit.model}, {METRICS[HEADLINE].words} by site"
     )
     table = Table(box=box.SIMPLE_HEAD)
-    for title in ("", *(answer.policy for answer in audit.answers)):
+    for title in ("", *(answer.policy for answer in audit.splits)):
         table.add_column(title, justify="right" if title else "left", no_wrap=not title)
-    gap = " " if console.width >= 24 + 22 * len(audit.answers) else "\n"
+    gap = " " if console.width >= 24 + 22 * len(audit.splits) else "\n"
     for name, cells in rows(audit, gap):
         own = name == audit.model
         table.add_row(name, *cells, style="bold" if own else "", end_section=own)
     console.print(table)
-    first = audit.answers[0].evaluation
+    first = audit.splits[0].evaluation
     intervals = f"95 % intervals from {first.replicates} resamples of whole {first.resample}s"
     console.print(f"In brackets: {intervals}. p: labels exchanged between the wells of a plate.")
     for sentence in found.sentences:
@@ -50,21 +50,21 @@ def p_words(p: float) -> str:
 
 def rows(audit: AuditResult, gap: str = " ") -> Iterator[tuple[str, list[str]]]:
     """The model, every control, and what stands beside them, a cell a split; empty where a split has none."""
-    yield audit.model, [cell(answer.score, gap) for answer in audit.answers]
-    for name in dict.fromkeys(name for answer in audit.answers for name in answer.controls):
-        yield name, [cell(answer.controls.get(name), gap) for answer in audit.answers]
-    leads = [(answer.rival, answer.model.leads[answer.rival][HEADLINE]) for answer in audit.answers]
+    yield audit.model, [format_estimate(answer.score, gap) for answer in audit.splits]
+    for name in dict.fromkeys(name for answer in audit.splits for name in answer.controls):
+        yield name, [format_estimate(answer.controls.get(name), gap) for answer in audit.splits]
+    leads = [(answer.rival, answer.model.leads[answer.rival][HEADLINE]) for answer in audit.splits]
     yield "best control", [name for name, _ in leads]
-    yield "lead over it", [cell(lead, gap) for _, lead in leads]
-    yield "p", ["" if answer.p is None else p_words(answer.p) for answer in audit.answers]
-    sure = [answer.confidence for answer in audit.answers]
+    yield "lead over it", [format_estimate(lead, gap) for _, lead in leads]
+    yield "p", ["" if answer.p is None else p_words(answer.p) for answer in audit.splits]
+    sure = [answer.confidence for answer in audit.splits]
     yield "calibration error", [f"{one.error:.3f}" for one in sure]
     yield (
         "… with temperature",
         [f"{one.scaled_error:.3f}{gap}(T = {one.temperature:.2f})" for one in sure],
     )
     accuracy = [
-        (answer.model.scores["accuracy"].value, answer.confidence) for answer in audit.answers
+        (answer.model.scores["accuracy"].value, answer.confidence) for answer in audit.splits
     ]
     yield (
         "accuracy, surer half",
@@ -73,7 +73,7 @@ def rows(audit: AuditResult, gap: str = " ") -> Iterator[tuple[str, list[str]]]:
     for size in ("site", "well", "plate"):
         yield (
             f"{size}s judged",
-            [str(getattr(answer.evaluation.n, size)) for answer in audit.answers],
+            [str(getattr(answer.evaluation.n, size)) for answer in audit.splits],
         )
 
 
@@ -81,16 +81,14 @@ def notes(audit: AuditResult) -> Iterator[str]:
     """Why splits, controls and p-values are absent."""
     for policy, why in audit.refused.items():
         yield f"no {policy} split: {why}."
-    for answer in audit.answers:
+    for answer in audit.splits:
         if answer.no_p:
             yield f"no p under the {answer.policy} split: {answer.no_p}."
     absent = {
-        (name, why) for answer in audit.answers for name, why in answer.evaluation.skipped.items()
+        (name, why) for answer in audit.splits for name, why in answer.evaluation.skipped.items()
     }
     everywhere = {
-        name
-        for name in dict(absent)
-        if all(name not in answer.controls for answer in audit.answers)
+        name for name in dict(absent) if all(name not in answer.controls for answer in audit.splits)
     }
     for name, why in sorted(absent):
         if name in everywhere:
@@ -106,7 +104,7 @@ def write_tables(audit: AuditResult, out: Path) -> None:
 def as_json(audit: AuditResult, found: Verdict) -> dict[str, Any]:
     """The verdict; for each split scores of everybody, leads of the model, p, overlap and sizes; as plain values."""
     answers = {}
-    for answer in audit.answers:
+    for answer in audit.splits:
         evaluation = answer.evaluation
         levels = {
             level.name: {row.name: dataclasses.asdict(row) for row in level.rows}
@@ -130,7 +128,7 @@ def as_json(audit: AuditResult, found: Verdict) -> dict[str, Any]:
             },
         }
     return {
-        "what": audit.what,
+        "what": audit.source,
         "label": audit.label,
         "model": audit.model,
         "verdict": dataclasses.asdict(found),
@@ -146,7 +144,7 @@ def tidy(audit: AuditResult) -> pd.DataFrame:
     Leads stand as `who minus control`, differences of two splits as `split minus split`.
     """
     found: list[tuple] = []
-    for answer in audit.answers:
+    for answer in audit.splits:
         for level in answer.evaluation.levels:
             for row in level.rows:
                 pairs = [
@@ -171,5 +169,5 @@ def tidy(audit: AuditResult) -> pd.DataFrame:
             (splits, "site", audit.model, HEADLINE, *dataclasses.astuple(pair.estimate), pair.sites)
         )
     return pd.DataFrame(
-        found, columns=["split", "level", "who", "metric", "value", "low", "high", "n"]
+        found, columns=["split", "level", "model", "metric", "value", "low", "high", "n"]
     )

@@ -21,7 +21,7 @@ from perturbjax.core.plates import PLATE
 from perturbjax.data.splits import TEST
 from perturbjax.evaluation.apply import EVALUATION, PREDICTIONS
 from perturbjax.evaluation.bootstrap import Estimate, Resampled, interval, resample
-from perturbjax.evaluation.evaluation_result import cell
+from perturbjax.evaluation.evaluation_result import format_estimate
 from perturbjax.evaluation.predictions import (
     encode_labels,
     labels_and_probabilities,
@@ -194,11 +194,11 @@ def rows(comparison: Comparison, level: str, gap: str = " ") -> Iterator[list[st
     """The cells of a table: name, every metric, and the lead in the headline score."""
     for row in comparison.levels[level]:
         spread = "" if row.spread is None else f"{gap}± {row.spread:.3f} ({row.seeds} seeds)"
-        lead = cell(row.leads.get(HEADLINE), gap)
+        lead = format_estimate(row.leads.get(HEADLINE), gap)
         yield [
             row.name,
             *(
-                cell(row.scores[m], gap) + (spread if m == HEADLINE else "")
+                format_estimate(row.scores[m], gap) + (spread if m == HEADLINE else "")
                 for m in comparison.metrics
             ),
             lead,
@@ -267,7 +267,7 @@ def write_comparison(comparison: Comparison, out: Path) -> Path:
         for what, scores in (("score", row.scores), ("minus the first", row.leads))
         for metric, one in scores.items()
     ]
-    columns = ["level", "run", "what", "metric", "value", "low", "high"]
+    columns = ["level", "run", "quantity", "metric", "value", "low", "high"]
     write_csv(out / "compare.csv", pd.DataFrame(numbers, columns=columns))
     lead = (
         f'<p class="verdict">{html_text(told(comparison))}</p>'

@@ -11,9 +11,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from perturbjax.audit import audit_inputs as sources
-from perturbjax.audit.audit_inputs import Answered, Material
+from perturbjax.audit.audit_inputs import AuditData, RunPredictions
 from perturbjax.audit.audit_options import AuditConfig
-from perturbjax.audit.audit_result import Answer, AuditResult, Difference
+from perturbjax.audit.audit_result import AuditResult, Difference, SplitResult
 from perturbjax.audit.controls import CONTROLS, SHUFFLED, WORDS, given
 from perturbjax.audit.split_designs import ORDER, SplitDesign, deal
 from perturbjax.core.errors import InputError
@@ -23,7 +23,7 @@ from perturbjax.core.plates import PLATE
 from perturbjax.core.progress import track
 from perturbjax.evaluation.baselines import BaselineUnavailable
 from perturbjax.evaluation.bootstrap import resample
-from perturbjax.evaluation.evaluate import Fold, Subject, judge
+from perturbjax.evaluation.evaluate import Fold, ModelPredictions, evaluate_predictions
 from perturbjax.evaluation.evaluation_result import MODEL
 from perturbjax.evaluation.permutation import permutation_p
 from perturbjax.evaluation.scores import HEADLINE, count
@@ -57,7 +57,7 @@ def _model(name: str) -> str:
     return name
 
 
-def audit_features(material: Material, config: AuditConfig, model: str) -> AuditResult:
+def audit_features(material: AuditData, config: AuditConfig, model: str) -> AuditResult:
     """One classifier on the features, fitted anew on the training part of every fold of every split.
 
     Raises:
@@ -77,7 +77,7 @@ Said = list[Float[np.ndarray, "_n classes"]]
 
 
 def _dealt(
-    material: Material, config: AuditConfig
+    material: AuditData, config: AuditConfig
 ) -> tuple[tuple[SplitDesign, ...], dict[str, str]]:
     """Every split that the data allows, and why not the others.
 
@@ -96,7 +96,7 @@ def _dealt(
 
 
 def _audited(
-    material: Material,
+    material: AuditData,
     dealt: tuple[SplitDesign, ...],
     refused: dict[str, str],
     model: str,
@@ -114,7 +114,7 @@ def _audited(
 
 
 def _fit(
-    material: Material, dealt: SplitDesign, fold: int, config: AuditConfig, model: str
+    material: AuditData, dealt: SplitDesign, fold: int, config: AuditConfig, model: str
 ) -> Iterator[tuple[str, Float[np.ndarray, "n classes"]]]:
     """Who answers a fold and how: the features' model, and the controls that are the same model on something else."""
     train, test = dealt.folds[fold]
@@ -150,13 +150,13 @@ def _dealt_anew(
 
 
 def _judge(
-    material: Material,
+    material: AuditData,
     dealt: SplitDesign,
     model: str,
     said: Said,
     controls: dict[str, Said],
     config: AuditConfig,
-) -> Answer:
+) -> SplitResult:
     """The model beside its controls under one split."""
     sites = material.index["site_id"].to_numpy()[dealt.judged]
     same_model = {
@@ -169,8 +169,8 @@ def _judge(
         )
         for number, parts in enumerate(dealt.folds)
     ]
-    evaluation = judge(
-        [Subject(model, tuple(said))],
+    evaluation = evaluate_predictions(
+        [ModelPredictions(model, tuple(said))],
         folds,
         material.class_names,
         split=dealt.policy,
@@ -183,11 +183,11 @@ def _judge(
         p, why = _p(material, dealt, np.concatenate(said), config), ""
     except BaselineUnavailable as reason:
         p, why = None, str(reason)
-    return Answer(dealt.policy, evaluation, p, why, dealt.n_excluded)
+    return SplitResult(dealt.policy, evaluation, p, why, dealt.n_excluded)
 
 
 def _p(
-    material: Material,
+    material: AuditData,
     dealt: SplitDesign,
     said: Float[np.ndarray, "n classes"],
     config: AuditConfig,
@@ -211,7 +211,7 @@ def _p(
 
 
 def _differences(
-    material: Material,
+    material: AuditData,
     dealt: tuple[SplitDesign, ...],
     said: dict[str, Float[np.ndarray, "_n classes"]],
     config: AuditConfig,
@@ -231,7 +231,7 @@ def _differences(
 
 
 def audit_run(
-    material: Material, answered: Answered, config: AuditConfig, model: str
+    material: AuditData, answered: RunPredictions, config: AuditConfig, model: str
 ) -> AuditResult:
     """A run's own predictions under the split that it was trained on; the other splits ask for other runs."""
     dealt = SplitDesign(answered.policy, ((answered.train, answered.test),), 0)

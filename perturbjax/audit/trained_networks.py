@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float32
 
-from perturbjax.audit.audit_inputs import Material
+from perturbjax.audit.audit_inputs import AuditData
 from perturbjax.audit.split_designs import SplitDesign
 from perturbjax.core.config import SplitConfig
 from perturbjax.core.files import make_folder
@@ -27,7 +27,7 @@ RUNS = "runs"
 
 
 def answers(
-    material: Material, dataset: Dataset, run: Run, dealt: tuple[SplitDesign, ...], out: Path
+    material: AuditData, dataset: Dataset, run: Run, dealt: tuple[SplitDesign, ...], out: Path
 ) -> Iterator[tuple[SplitDesign, int, Float[np.ndarray, "n classes"]]]:
     """Each split and fold, and the probabilities that a network trained on it gives to the sites it judges.
 
@@ -54,7 +54,7 @@ def answers(
 
 
 def _train_and_ask(
-    material: Material, dataset: Dataset, run: Run, dealt: SplitDesign, fold: int, folder: Path
+    material: AuditData, dataset: Dataset, run: Run, dealt: SplitDesign, fold: int, folder: Path
 ) -> Float[np.ndarray, "n classes"]:
     name = f"{dealt.policy}_{fold}"
     split = folder / f"{name}.parquet"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from perturbjax.audit.audit_result import Answer, AuditResult
+from perturbjax.audit.audit_result import AuditResult, SplitResult
 from perturbjax.audit.controls import UNTRAINED
-from perturbjax.evaluation.evaluation_result import cell
+from perturbjax.evaluation.evaluation_result import format_estimate
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
 Finding = Literal["chance", "explained", "beyond"]
@@ -100,24 +100,24 @@ def _headline(finding: Finding, honest: bool) -> str:
     return "Yes: more is recognised than what sees no cell can tell."
 
 
-def above_chance(answer: Answer) -> bool:
+def above_chance(answer: SplitResult) -> bool:
     """Whether the score is clearly better than chance: by its interval, and by exchanging labels where that can be."""
     lead = answer.model.leads["chance"][HEADLINE]
     return lead.low > 0 and (answer.p is None or answer.p < _ALPHA)
 
 
-def _finding(answer: Answer) -> Finding:
+def _finding(answer: SplitResult) -> Finding:
     if not above_chance(answer):
         return "chance"
     return "beyond" if answer.model.leads[answer.rival][HEADLINE].low > 0 else "explained"
 
 
-def _found(answer: Answer, finding: Finding) -> str:
+def _found(answer: SplitResult, finding: Finding) -> str:
     where, metric = (
         _capital(_ON.get(answer.policy, f"under the split {answer.policy}")),
         METRICS[HEADLINE].words,
     )
-    score, rival = cell(answer.score), answer.rival
+    score, rival = format_estimate(answer.score), answer.rival
     reached = answer.controls[rival].value
     p = (
         ""
@@ -132,7 +132,7 @@ def _found(answer: Answer, finding: Finding) -> str:
     alone = f"{_IS.get(rival, rival)} {'reach' if rival == 'all together' else 'alone reaches'} {reached:.3f}"
     if finding == "explained" and answer.leaks:
         return f"{said}; {alone}: this data cannot show that cells were recognised."
-    lead = cell(answer.model.leads[rival][HEADLINE])
+    lead = format_estimate(answer.model.leads[rival][HEADLINE])
     if finding == "explained":
         more = (
             "show less"
@@ -145,7 +145,7 @@ def _found(answer: Answer, finding: Finding) -> str:
     return f"{said}; of the controls {alone}, and the features {lead} more."
 
 
-def _leaked(audit: AuditResult, answer: Answer) -> str:
+def _leaked(audit: AuditResult, answer: SplitResult) -> str:
     assert audit.leak is not None
     weak = audit[audit.leak.weaker]
     order = list(_TELLS)
@@ -153,25 +153,25 @@ def _leaked(audit: AuditResult, answer: Answer) -> str:
         _TELLS[policy] for policy in order[order.index(weak.policy) : order.index(answer.policy)]
     ]
     return (
-        f"{_capital(_ON[weak.policy])} it shows {weak.score.value:.3f}: {cell(audit.leak.estimate)} more on the same "
+        f"{_capital(_ON[weak.policy])} it shows {weak.score.value:.3f}: {format_estimate(audit.leak.estimate)} more on the same "
         f"sites, which tells {' or '.join(between)}, not the treatment."
     )
 
 
-def _untrained(answer: Answer) -> list[str]:
+def _untrained(answer: SplitResult) -> list[str]:
     if (lead := answer.model.leads.get(UNTRAINED, {}).get(HEADLINE)) is None:
         return []
     reached = answer.controls[UNTRAINED].value
     if lead.low > 0:
         return [
-            f"The same network untrained reaches {reached:.3f}; what it learned adds {cell(lead)}."
+            f"The same network untrained reaches {reached:.3f}; what it learned adds {format_estimate(lead)}."
         ]
     return [
         f"The same network untrained reaches {reached:.3f}: what it learned adds nothing that is clear."
     ]
 
 
-def _dishonest(answer: Answer) -> str:
+def _dishonest(answer: SplitResult) -> str:
     if "wells" in answer.leaks:
         return "No honest score: sites of one well stand on both sides, so it tells wells, not treatments."
     place = answer.controls["position"].value

@@ -17,9 +17,14 @@ from perturbjax.data.batches import FeedChoice
 from perturbjax.data.splits import TEST, TRAIN, fingerprint
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation import score_tables as views
-from perturbjax.evaluation.attribution import forget, look
-from perturbjax.evaluation.evaluate import judge, match_run_predictions
-from perturbjax.evaluation.evaluation_result import MODEL, EvaluationResult, cell, read_evaluation
+from perturbjax.evaluation.attribution import forget, write_attribution
+from perturbjax.evaluation.evaluate import evaluate_predictions, match_run_predictions
+from perturbjax.evaluation.evaluation_result import (
+    MODEL,
+    EvaluationResult,
+    format_estimate,
+    read_evaluation,
+)
 from perturbjax.evaluation.predictions import encode_labels, predictions_table, write_predictions
 from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
 from perturbjax.evaluation.scores import HEADLINE, METRICS
@@ -127,13 +132,15 @@ def predict(config: PredictConfig) -> Path:
     if not is_first_process():
         return out
     write_predictions(
-        out, table_of(run, dataset.index, answers, run.parts(dataset.index["site_id"]))
+        out, run_predictions_table(run, dataset.index, answers, run.parts(dataset.index["site_id"]))
     )
     console.print(f"{len(dataset)} sites predicted: {out}")
     return out
 
 
-def table_of(run: Run, index: pd.DataFrame, answers: Predictions, part: Any) -> pd.DataFrame:
+def run_predictions_table(
+    run: Run, index: pd.DataFrame, answers: Predictions, part: Any
+) -> pd.DataFrame:
     """The table of predictions (see `predictions.py`) of the sites of an index, whose parts are given."""
     label = index[run.label_column] if run.label_column in index.columns else ""
     return predictions_table(index, answers.probabilities, run.class_names, part=part, label=label)
@@ -162,12 +169,12 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     answers = network.apply_to_dataset(dataset, positions[asked], feed=config.apply.feed)
     if not is_first_process():
         return None
-    table = table_of(run, rows[asked], answers, part[asked])
+    table = run_predictions_table(run, rows[asked], answers, part[asked])
     features = features_table(run, rows[asked], part[asked], answers.features)
     subject, fold = match_run_predictions(
         table, rows[part == TRAIN], rows[part == TEST], run.class_names
     )
-    evaluation = judge(
+    evaluation = evaluate_predictions(
         [subject],
         [fold],
         run.class_names,
@@ -181,11 +188,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     write_parquet(out / FEATURES, features)
     replicates_of = COMPOUND if COMPOUND in rows.columns else run.label_column
     evaluate_retrieval(features[part[asked] == TEST], out, label_column=replicates_of)
-    views.write_run(evaluation, subject, fold, run.class_names, out)
+    views.write_run_evaluation(evaluation, subject, fold, run.class_names, out)
     forget(out)
     if config.look and network.placement.processes == 1:
         judged = encode_labels(rows["label"][part == TEST], run.class_names, "test sites")
-        look(
+        write_attribution(
             network,
             dataset,
             positions[part == TEST],
@@ -210,7 +217,8 @@ def describe_linear_baseline(config: EvaluateConfig) -> str:
     if found is not None and _sides(out / SPLIT_FILE) == _sides(split):
         scores = read_evaluation(found)["site"][MODEL].scores
         words = ", ".join(
-            f"{METRICS[name].words} {cell(scores[name])}" for name in ("accuracy", HEADLINE)
+            f"{METRICS[name].words} {format_estimate(scores[name])}"
+            for name in ("accuracy", HEADLINE)
         )
         return f"the linear baseline on this split, by site: {words} ({out})"
     options = [

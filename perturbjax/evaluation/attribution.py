@@ -35,8 +35,8 @@ class Other(NamedTuple):
 
 
 #: What a network was asked before, and what it is asked besides, by what it is called.
-AS_THEY_ARE = "as they are"
-MASKS = {
+UNCHANGED_MASKS = "as they are"
+MASK_CHANGES = {
     "each cell its bounding disc": Other(redraw=draw_disks),
     "of another site": Other(lambda masks: np.roll(masks, 1, axis=0)),
     "taken away": Other(np.zeros_like),
@@ -76,7 +76,7 @@ def forget(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def look(
+def write_attribution(
     network: Asked,
     dataset: Dataset,
     positions: Int[np.ndarray, " n"],
@@ -104,8 +104,8 @@ def look(
     positions, labels, probabilities = positions[chosen], labels[chosen], probabilities[chosen]
     found: dict[str, Any] = {"sites": len(positions)}
     if network.run.recipe.input.mask_use == "keep":
-        answers = {AS_THEY_ARE: probabilities}
-        for name, other in MASKS.items():
+        answers = {UNCHANGED_MASKS: probabilities}
+        for name, other in MASK_CHANGES.items():
             answers[name] = network.apply_with_masks(dataset, positions, *other).probabilities
         found["masks"] = {
             name: {metric: score(labels, answer)[metric] for metric in ("accuracy", HEADLINE)}

@@ -128,7 +128,7 @@ def _one_class_a_cluster(truth: Float[np.ndarray, "clusters classes"]) -> _Class
 
 
 def replicate(
-    subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0
+    model_names: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0
 ) -> dict[str, Draws]:
     """Scores of every subject over the same resamples of the same clusters, so that they may be subtracted.
 
@@ -138,10 +138,10 @@ def replicate(
     Returns:
         for each subject and metric that it allows, one value a replicate.
     """
-    clusters = {len(counts.top) for counts in subjects.values()}
+    clusters = {len(counts.top) for counts in model_names.values()}
     if len(clusters) != 1:
         raise ValueError(f"subjects stand on different numbers of clusters: {sorted(clusters)}")
-    truth = next(iter(subjects.values())).truth
+    truth = next(iter(model_names.values())).truth
     within = _one_class_a_cluster(truth)
     repeated = within is not None and not len(within.single)
     averaged = {
@@ -154,8 +154,8 @@ def replicate(
     }
     of = clusters.pop()
     wider = dict.fromkeys(plain, _wider(of - 1))
-    found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in subjects}
-    summed = {name: _Sums(counts) for name, counts in subjects.items()}
+    found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in model_names}
+    summed = {name: _Sums(counts) for name, counts in model_names.items()}
     if plain:
         for weights in _weights(of, replicates, seed):
             for name, sums in summed.items():
@@ -304,8 +304,10 @@ def _estimate(
     return Estimate(value, max(low, least), min(high, greatest))
 
 
-def resample(subjects: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0) -> Resampled:
+def resample(
+    model_names: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0
+) -> Resampled:
     """Score every subject and resample them all once; arguments as in `replicate`."""
-    points = {name: point(counts) for name, counts in subjects.items()}
-    draws = replicate(subjects, replicates=replicates, seed=seed)
-    return Resampled(points, draws, len(next(iter(subjects.values())).top))
+    points = {name: point(counts) for name, counts in model_names.items()}
+    draws = replicate(model_names, replicates=replicates, seed=seed)
+    return Resampled(points, draws, len(next(iter(model_names.values())).top))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perturbjax.evaluation.evaluation_result import EvaluationResult, Level, ModelScores, ranked
+from perturbjax.evaluation.evaluation_result import EvaluationResult, Level, ModelScores, rank_rows
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
 #: Where a split says that answers hold, in words.
@@ -14,7 +14,7 @@ _WHERE = {
     "compound": "for compounds it never saw",
 }
 #: What a baseline is that does as well, in words.
-ALONE = {
+BASELINE_DESCRIPTIONS = {
     "majority": "always answering the most frequent class",
     "chance": "guessing",
     "position": "the place on the plate alone",
@@ -28,28 +28,30 @@ _BY_HEART = 0.2
 def best_unbeaten_baseline(level: Level, subject: ModelScores) -> ModelScores | None:
     """The best baseline that the subject is not clearly above, if any."""
     names = [name for name, lead in subject.leads.items() if lead[HEADLINE].low <= 0]
-    return ranked(level, names)[0] if names else None
+    return rank_rows(level, names)[0] if names else None
 
 
 def verdict(evaluation: EvaluationResult) -> str:
     """One plain sentence: whether the (best) subject knows more than what sees no cell, and where."""
-    level = evaluation.shown[-1]
-    subject, words = ranked(level, evaluation.subjects)[0], METRICS[HEADLINE].words
+    level = evaluation.displayed_levels[-1]
+    subject, words = rank_rows(level, evaluation.model_names)[0], METRICS[HEADLINE].words
     score, where = subject.scores[HEADLINE], _WHERE.get(evaluation.split, "on the sites held out")
     reached = f"{words} {score.value:.2f} ({score.low:.2f} to {score.high:.2f}) {level.words}"
     rival = best_unbeaten_baseline(level, subject)
     if rival is None:
         best = level.best_baseline
-        beside = f"the best baseline, {ALONE.get(best.name, best.name)}, reaches {best.scores[HEADLINE].value:.2f}"
+        beside = f"the best baseline, {BASELINE_DESCRIPTIONS.get(best.name, best.name)}, reaches {best.scores[HEADLINE].value:.2f}"
         unasked = [
-            ALONE[name] for name in evaluation.skipped if name in ("intensity", "cell count")
+            BASELINE_DESCRIPTIONS[name]
+            for name in evaluation.skipped
+            if name in ("intensity", "cell count")
         ]
         if evaluation.overlap.well > 0:
             return f"Not shown for a treatment: {reached}, but it was trained on other sites of the judged wells."
         if unasked:
             beside += f"; {' and '.join(unasked)} could not be asked"
         return f"Yes{', as far as asked' if unasked else ''}: {where}, it tells classes apart with {reached}; {beside}."
-    beside = f"{ALONE.get(rival.name, rival.name)} reaches {rival.scores[HEADLINE].value:.2f}"
+    beside = f"{BASELINE_DESCRIPTIONS.get(rival.name, rival.name)} reaches {rival.scores[HEADLINE].value:.2f}"
     if any(lead[HEADLINE].high < 0 for lead in subject.leads.values()):
         return f"No: {where}, it reaches {reached}, and {beside}."
     return f"Not shown: {where}, it reaches {reached}, but {beside}, which is not clearly less."
@@ -61,8 +63,8 @@ def advice(evaluation: EvaluationResult, run: str | None) -> str:
     Args:
         run: a run directory's name; None is a classifier on features, which is not trained longer.
     """
-    level = evaluation.shown[-1]
-    subject = ranked(level, evaluation.subjects)[0]
+    level = evaluation.displayed_levels[-1]
+    subject = rank_rows(level, evaluation.model_names)[0]
     rival = best_unbeaten_baseline(level, subject)
     if evaluation.overlap.well > 0:
         return "Hold whole wells out: `--split well`, or `--split plate` where there are several plates."

@@ -25,7 +25,7 @@ from perturbjax.evaluation.evaluation_result import (
     EvaluationResult,
     Level,
     ModelScores,
-    Sizes,
+    SampleSizes,
 )
 from perturbjax.evaluation.predictions import encode_labels, select_predictions
 from perturbjax.evaluation.scores import METRICS, check_probabilities, count, score
@@ -50,7 +50,7 @@ class Fold:
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class ModelPredictions:
     """Who is judged: the probabilities that it gave to the sites of each fold, in the fold's order.
 
     `train` is empty where training sites were not predicted.
@@ -66,7 +66,7 @@ def match_run_predictions(
     train_index: pd.DataFrame,
     test_index: pd.DataFrame,
     class_names: Sequence[str],
-) -> tuple[Subject, Fold]:
+) -> tuple[ModelPredictions, Fold]:
     """A run's table of predictions, checked against its split: one subject and one fold.
 
     Args:
@@ -84,7 +84,9 @@ def match_run_predictions(
     if "part" in predictions.columns and (predictions["part"] == TRAIN).any():
         train = (select_predictions(predictions, train_index, class_names, part=TRAIN)[1],)
     judged = test_index.reset_index(drop=True).assign(label=labels)
-    return Subject(MODEL, (test,), train), Fold(MODEL, train_index.reset_index(drop=True), judged)
+    return ModelPredictions(MODEL, (test,), train), Fold(
+        MODEL, train_index.reset_index(drop=True), judged
+    )
 
 
 def _require_columns(name: str, index: pd.DataFrame, needed: Sequence[str]) -> None:
@@ -94,8 +96,8 @@ def _require_columns(name: str, index: pd.DataFrame, needed: Sequence[str]) -> N
         )
 
 
-def judge(
-    subjects: Sequence[Subject],
+def evaluate_predictions(
+    model_names: Sequence[ModelPredictions],
     folds: Sequence[Fold],
     class_names: Sequence[str],
     *,
@@ -123,7 +125,7 @@ def judge(
     for fold in folds:
         for part, table in (("train", fold.train), ("test", fold.test)):
             _require_columns(f"{fold.name}: {part}", table, ("site_id", PLATE, WELL, "label"))
-    panel = _Panel(subjects, folds, class_names, baselines, seed, replicates)
+    panel = _Panel(model_names, folds, class_names, baselines, seed, replicates)
     test, wells = panel.test, panel.wells
     clusters = wells if whole == "well" else pd.factorize(test[PLATE])[0]
     levels = [panel.level("site", panel.answers, panel.labels, clusters)]
@@ -146,7 +148,7 @@ def judge(
     return EvaluationResult(
         split=split,
         folds=len(folds),
-        n=Sizes(
+        n=SampleSizes(
             site=len(test),
             well=int(wells.max()) + 1,
             plate=int(test[PLATE].nunique()),
@@ -155,7 +157,7 @@ def judge(
             test_classes=len(np.unique(panel.labels)),
         ),
         levels=tuple(levels),
-        train=dict(_train_scores(subjects, folds, class_names)),
+        train=dict(_train_scores(model_names, folds, class_names)),
         overlap=_mean_overlap(folds),
         skipped=panel.skipped,
         seed=seed,
@@ -163,7 +165,7 @@ def judge(
         resample=whole,
         confidence={
             name: confidence(panel.labels, panel.answers[name], panel.parts)
-            for name in panel.subjects
+            for name in panel.model_names
         },
     )
 
@@ -173,14 +175,14 @@ class _Panel:
 
     def __init__(
         self,
-        subjects: Sequence[Subject],
+        model_names: Sequence[ModelPredictions],
         folds: Sequence[Fold],
         class_names: Sequence[str],
         baselines: Mapping[str, Baseline],
         seed: int,
         replicates: int,
     ):
-        self.subjects = tuple(subject.name for subject in subjects)
+        self.model_names = tuple(subject.name for subject in model_names)
         self.classes, self.seed, self.replicates = len(class_names), seed, replicates
         self.baselines = baselines
         self.test = pd.concat([fold.test for fold in folds], ignore_index=True)
@@ -191,7 +193,7 @@ class _Panel:
             encode_labels(fold.train["label"], class_names, "training sites") for fold in folds
         ]
         self.train_labels = np.concatenate(in_training)
-        self.answers = {subject.name: np.concatenate(subject.test) for subject in subjects}
+        self.answers = {subject.name: np.concatenate(subject.test) for subject in model_names}
         for answer in self.answers.values():
             check_probabilities(self.labels, answer, list(self.test["site_id"]))
         self.skipped: dict[str, str] = {}
@@ -232,7 +234,9 @@ class _Panel:
         clusters: Int[np.ndarray, " n"],
     ) -> Level:
         """Everybody's scores and the subjects' leads where these rows are what is counted."""
-        counts = {subject: count(labels, answers[subject], clusters) for subject in self.subjects}
+        counts = {
+            subject: count(labels, answers[subject], clusters) for subject in self.model_names
+        }
         for baseline, how in self.baselines.items():
             if how.draw is not None:
                 counts[baseline] = how.draw(
@@ -240,7 +244,7 @@ class _Panel:
                 )
             elif baseline in answers:
                 counts[baseline] = count(labels, answers[baseline], clusters)
-        baselines = [one for one in counts if one not in self.subjects]
+        baselines = [one for one in counts if one not in self.model_names]
         found = resample(counts, replicates=self.replicates, seed=self.seed)
         rows = [
             ModelScores(
@@ -249,7 +253,7 @@ class _Panel:
                 found.scores(one),
                 {other: found.lead(one, other) for other in baselines},
             )
-            for one in self.subjects
+            for one in self.model_names
         ]
         rows += [ModelScores(one, True, found.scores(one), {}) for one in baselines]
         return Level(name, len(labels), tuple(rows))
@@ -265,10 +269,10 @@ def calibration_parts(
 
 
 def _train_scores(
-    subjects: Sequence[Subject], folds: Sequence[Fold], class_names: Sequence[str]
+    model_names: Sequence[ModelPredictions], folds: Sequence[Fold], class_names: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Each subject's mean scores over folds on what it was trained on, where it predicted that."""
-    for subject in (subject for subject in subjects if subject.train):
+    for subject in (subject for subject in model_names if subject.train):
         scores = [
             score(encode_labels(fold.train["label"], class_names, "training sites"), answer)
             for fold, answer in zip(folds, subject.train, strict=True)

@@ -63,7 +63,7 @@ class Level:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class SampleSizes:
     """How much was judged."""
 
     site: int
@@ -82,7 +82,7 @@ class EvaluationResult:
     split: str
     """How the folds were dealt: a policy of `splits`, or the name of a file."""
     folds: int
-    n: Sizes
+    n: SampleSizes
     levels: tuple[Level, ...]
     train: dict[str, dict[str, float]]
     """{subject: {metric: mean over folds of the score on training sites}}, where training sites were predicted."""
@@ -101,12 +101,12 @@ class EvaluationResult:
         return next(one for one in self.levels if one.name == level)
 
     @property
-    def subjects(self) -> tuple[str, ...]:
+    def model_names(self) -> tuple[str, ...]:
         """Who was judged, in the order of asking."""
         return tuple(row.name for row in self.levels[0].rows if not row.baseline)
 
     @property
-    def shown(self) -> tuple[Level, ...]:
+    def displayed_levels(self) -> tuple[Level, ...]:
         """Levels worth a table: that of wells where they hold several sites."""
         return tuple(
             level for level in self.levels if level.name != "well" or self.n.well < self.n.site
@@ -130,7 +130,7 @@ class EvaluationResult:
         """What the split means."""
         return MEANING.get(self.split, "as given in a split file")
 
-    def alone(self, subject: str) -> EvaluationResult:
+    def for_model(self, subject: str) -> EvaluationResult:
         """One subject, called "model", beside the baselines, by site and by well: as a run is judged."""
         levels = []
         for level in (level for level in self.levels if level.name in ("site", "well")):
@@ -146,11 +146,11 @@ class EvaluationResult:
     def warnings(self) -> list[str]:
         """What a reader of the scores has to know, most damaging first; empty if nothing was found."""
         found = self.overlap.warnings(self.split)
-        if len(self.subjects) == 1:
+        if len(self.model_names) == 1:
             return found + [
                 sentence
-                for level in self.shown
-                if (sentence := _beaten(level, level[self.subjects[0]]))
+                for level in self.displayed_levels
+                if (sentence := _beaten(level, level[self.model_names[0]]))
             ]
         return found + _unbeaten(self.levels[0])
 
@@ -198,7 +198,7 @@ def to_json(evaluation: EvaluationResult) -> dict[str, Any]:
     """What `scores.json` holds of one subject: `levels` {site|well: {subject: {metric: {value, low, high}}}}, `leads`
     (model minus each baseline), `n`, `train`, `confidence` (see `calibration.Confidence`), `overlap`, `warnings`,
     `skipped` (baseline: why), `split`, `seed`, `replicates`."""
-    (subject,) = evaluation.subjects
+    (subject,) = evaluation.model_names
     plain = dataclasses.asdict
     return {
         "split": evaluation.split,
@@ -247,14 +247,14 @@ def _from_json(found: dict[str, Any]) -> EvaluationResult:
         Level(
             level,
             found["n"][level],
-            tuple(row(name, of, found["leads"][level]) for name, of in subjects.items()),
+            tuple(row(name, of, found["leads"][level]) for name, of in model_names.items()),
         )
-        for level, subjects in found["levels"].items()
+        for level, model_names in found["levels"].items()
     ]
     return EvaluationResult(
         split=found["split"],
         folds=1,
-        n=Sizes(**found["n"]),
+        n=SampleSizes(**found["n"]),
         levels=tuple(levels),
         train={MODEL: found["train"]} if found["train"] else {},
         overlap=Overlap(**found["overlap"]),
@@ -281,21 +281,21 @@ def describe_test_set(evaluation: EvaluationResult) -> str:
     )
 
 
-def headline(evaluation: EvaluationResult) -> list[str]:
+def summary_sentences(evaluation: EvaluationResult) -> list[str]:
     """For each level one sentence: the (best) subject's headline score, and its lead over the best baseline."""
     sentences = []
-    for level in evaluation.shown:
-        subject = ranked(level, evaluation.subjects)[0]
+    for level in evaluation.displayed_levels:
+        subject = rank_rows(level, evaluation.model_names)[0]
         best = level.best_baseline.name
-        of = f" of {subject.name}" if len(evaluation.subjects) > 1 else ""
+        of = f" of {subject.name}" if len(evaluation.model_names) > 1 else ""
         sentences.append(
-            f"{_capital(METRICS[HEADLINE].words)} {level.words}{of} {cell(subject.scores[HEADLINE])}; lead over the "
-            f"best baseline ({best}) {cell(subject.leads[best][HEADLINE])}."
+            f"{_capital(METRICS[HEADLINE].words)} {level.words}{of} {format_estimate(subject.scores[HEADLINE])}; lead over the "
+            f"best baseline ({best}) {format_estimate(subject.leads[best][HEADLINE])}."
         )
     return sentences
 
 
-def ranked(level: Level, names: Sequence[str]) -> list[ModelScores]:
+def rank_rows(level: Level, names: Sequence[str]) -> list[ModelScores]:
     """The rows of these names, best headline score first; of equals the more accurate, then the first."""
     rows = [row for row in level.rows if row.name in names]
     return sorted(
@@ -314,7 +314,7 @@ def describe_calibration(confidence: Confidence) -> str:
     )
 
 
-def cell(estimate: Estimate | None, gap: str = " ") -> str:
+def format_estimate(estimate: Estimate | None, gap: str = " ") -> str:
     """`0.712 [0.65, 0.77]`; empty where there is no such score."""
     return (
         ""

@@ -15,7 +15,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic
 from perturbjax.core.messages import PLOT_TEXT
 from perturbjax.core.plates import PLATE, WELL, parse_wells, row_name, shape_holding
-from perturbjax.evaluation.evaluation_result import EvaluationResult, Level, ranked
+from perturbjax.evaluation.evaluation_result import EvaluationResult, Level, rank_rows
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
 
 def plot_scores(evaluation: EvaluationResult, path: Path) -> Path:
     """One subject beside its baselines with 95 % intervals, one panel a metric."""
-    metrics, levels = evaluation.metrics, evaluation.shown
+    metrics, levels = evaluation.metrics, evaluation.displayed_levels
     rows = [row.name for row in evaluation.levels[0].rows]
     with _figure(path, 2.5 * len(metrics) + 1, 0.42 * len(rows) + 1.3) as figure:
         panels = np.ravel(figure.subplots(1, len(metrics), sharey=True))
@@ -149,7 +149,7 @@ def plot_ranking(evaluation: EvaluationResult, path: Path, title: str) -> Path:
     """Accuracy and balanced accuracy of several subjects (training hollow, test filled, with interval) and baselines,
     by site, best first."""
     level = evaluation.levels[0]
-    rows = ranked(level, [row.name for row in level.rows])[::-1]
+    rows = rank_rows(level, [row.name for row in level.rows])[::-1]
     with _figure(path, 10, 1.6 + 0.34 * len(rows)) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, metric in zip(panels, ("accuracy", "balanced_accuracy"), strict=True):

@@ -11,17 +11,17 @@ import pandas as pd
 
 from perturbjax.core.files import make_folder, write_csv, write_json
 from perturbjax.core.messages import PlainConsole, terminal_text
-from perturbjax.evaluation.evaluate import Fold, Subject
+from perturbjax.evaluation.evaluate import Fold, ModelPredictions
 from perturbjax.evaluation.evaluation_result import (
     LEVELS,
     EvaluationResult,
     Level,
     ModelScores,
-    cell,
     describe_calibration,
     describe_test_set,
-    headline,
-    ranked,
+    format_estimate,
+    rank_rows,
+    summary_sentences,
     to_json,
 )
 from perturbjax.evaluation.predictions import encode_labels
@@ -43,15 +43,15 @@ def print_evaluation(evaluation: EvaluationResult) -> None:
     console = PlainConsole(soft_wrap=False)
     console.print(describe_test_set(evaluation))
     gap = " " if console.width >= _WIDE + 15 * (len(evaluation.metrics) - 4) else "\n"
-    for level in evaluation.shown:
-        console.print((_one if len(evaluation.subjects) == 1 else _many)(evaluation, level, gap))
+    for level in evaluation.displayed_levels:
+        console.print((_one if len(evaluation.model_names) == 1 else _many)(evaluation, level, gap))
     whole = f"{evaluation.replicates} resamples of whole {evaluation.resample}s"
-    dim = " Dim rows are baselines." if len(evaluation.subjects) > 1 else ""
+    dim = " Dim rows are baselines." if len(evaluation.model_names) > 1 else ""
     console.print(f"In brackets: 95 % intervals from {whole}.{dim}")
-    for sentence in headline(evaluation):
+    for sentence in summary_sentences(evaluation):
         console.print(sentence, style="bold")
-    if len(evaluation.subjects) == 1:
-        console.print(describe_calibration(evaluation.confidence[evaluation.subjects[0]]))
+    if len(evaluation.model_names) == 1:
+        console.print(describe_calibration(evaluation.confidence[evaluation.model_names[0]]))
     for name, why in evaluation.skipped.items():
         console.print(f"no {name}: {why}")
     for warning in evaluation.warnings():
@@ -67,7 +67,7 @@ def _table(level: Level, words: str) -> Table:
 
 def _one(evaluation: EvaluationResult, level: Level, gap: str) -> Table:
     """One subject above its baselines, and below them what it reaches on its training sites."""
-    metrics, (subject,) = evaluation.metrics, evaluation.subjects
+    metrics, (subject,) = evaluation.metrics, evaluation.model_names
     table = _table(level, level.words)
     table.add_column("")
     for metric in metrics:
@@ -93,7 +93,7 @@ def _many(evaluation: EvaluationResult, level: Level, gap: str) -> Table:
         *(f"test {METRICS[metric].words}" for metric in evaluation.metrics),
     ):
         table.add_column(column, justify="right", max_width=None if gap == " " else len("balanced"))
-    for row in ranked(level, [row.name for row in level.rows]):
+    for row in rank_rows(level, [row.name for row in level.rows]):
         train = evaluation.train.get(row.name)
         shown = f"{train['accuracy']:.3f}" if train else ""
         table.add_row(
@@ -106,12 +106,12 @@ def _many(evaluation: EvaluationResult, level: Level, gap: str) -> Table:
 
 
 def _cells(row: ModelScores, metrics: Sequence[str], gap: str) -> list[str]:
-    return [cell(row.scores.get(metric), gap) for metric in metrics]
+    return [format_estimate(row.scores.get(metric), gap) for metric in metrics]
 
 
-def write_run(
+def write_run_evaluation(
     evaluation: EvaluationResult,
-    subject: Subject,
+    subject: ModelPredictions,
     fold: Fold,
     class_names: Sequence[str],
     out: Path,
@@ -129,7 +129,7 @@ def write_run(
     wells = well_ids(fold.test)
     matrix = confusion_matrix(labels, probabilities.argmax(axis=1), len(class_names))
     tables = {
-        "scores.csv": (tidy(evaluation), False),
+        "scores.csv": (long_scores_table(evaluation), False),
         "per_class.csv": (per_class(labels, probabilities, wells, class_names), False),
         "confusion.csv": (
             pd.DataFrame(matrix, index=pd.Index(class_names, name="true"), columns=class_names),
@@ -141,7 +141,7 @@ def write_run(
     write_json(Path(out) / "scores.json", to_json(evaluation))
 
 
-def tidy(evaluation: EvaluationResult) -> pd.DataFrame:
+def long_scores_table(evaluation: EvaluationResult) -> pd.DataFrame:
     """One row a number: level, subject, metric, value, low, high, n."""
     rows = [
         (level.name, row.name, metric, one.value, one.low, one.high, level.n)
@@ -162,18 +162,18 @@ def tidy(evaluation: EvaluationResult) -> pd.DataFrame:
         for name, scores in evaluation.train.items()
         for metric, value in scores.items()
     ]
-    return pd.DataFrame(rows, columns=["level", "subject", "metric", "value", "low", "high", "n"])
+    return pd.DataFrame(rows, columns=["level", "model", "metric", "value", "low", "high", "n"])
 
 
-def ranking(evaluation: EvaluationResult) -> pd.DataFrame:
+def ranking_table(evaluation: EvaluationResult) -> pd.DataFrame:
     """One row a level and subject or baseline, best headline score first: `level`, `subject`, `baseline` (true or
     false), `n`, each metric of `METRICS` with `_low` and `_high`, and `train_<metric>`, the mean over folds of the
     score on the training rows. At the level of sites also `calibration_error`, what it is with one temperature fitted
     on other rows (`scaled_error`), and that `temperature`."""
     rows = []
-    for level in evaluation.shown:
-        for one in ranked(level, [row.name for row in level.rows]):
-            row = {"level": level.name, "subject": one.name, "baseline": one.baseline, "n": level.n}
+    for level in evaluation.displayed_levels:
+        for one in rank_rows(level, [row.name for row in level.rows]):
+            row = {"level": level.name, "model": one.name, "baseline": one.baseline, "n": level.n}
             for metric, found in one.scores.items():
                 row |= {
                     metric: found.value,
@@ -189,7 +189,7 @@ def ranking(evaluation: EvaluationResult) -> pd.DataFrame:
                     zip(_CONFIDENCE, (sure.error, sure.scaled_error, sure.temperature), strict=True)
                 )
             rows.append(row)
-    columns = ["level", "subject", "baseline", "n"]
+    columns = ["level", "model", "baseline", "n"]
     columns += [name for metric in METRICS for name in (metric, f"{metric}_low", f"{metric}_high")]
     return pd.DataFrame(rows).reindex(
         columns=[*columns, *(f"train_{metric}" for metric in METRICS), *_CONFIDENCE]

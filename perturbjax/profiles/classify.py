@@ -22,7 +22,7 @@ from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.dataset import PLATE
 from perturbjax.evaluation import figures
 from perturbjax.evaluation import score_tables as views
-from perturbjax.evaluation.evaluate import Fold, Subject, judge
+from perturbjax.evaluation.evaluate import Fold, ModelPredictions, evaluate_predictions
 from perturbjax.evaluation.evaluation_result import EvaluationResult
 from perturbjax.evaluation.predictions import predictions_table, write_predictions
 from perturbjax.profiles.dataset_features import read_source
@@ -43,7 +43,7 @@ def classify(config: ClassifyConfig) -> EvaluationResult:
     see `normalize.Scaler` for plates that are new. Classes that occur in the test part only are judged, and never
     right.
 
-    Writes `table.csv` (see `views.ranking`), with `seconds` (fitting, all folds), and where tuned `setting` (one a
+    Writes `table.csv` (see `views.ranking_table`), with `seconds` (fitting, all folds), and where tuned `setting` (one a
     fold) and `inner_score` (mean over folds of what tuning maximised, on training rows alone).
 
     Raises:
@@ -87,18 +87,18 @@ def classify(config: ClassifyConfig) -> EvaluationResult:
 
     kept = [name for name in names if name not in failed]
     folds = [_fold(fold, manifest, index) for fold, manifest in manifests.items()]
-    subjects = [_subject(name, [of_fold[name] for of_fold in fitted.values()]) for name in kept]
+    model_names = [_subject(name, [of_fold[name] for of_fold in fitted.values()]) for name in kept]
     _say_unknown_classes(folds)
-    evaluation = judge(
-        subjects,
+    evaluation = evaluate_predictions(
+        model_names,
         folds,
         class_names,
         split=policy_of(config),
         seed=config.seed,
         replicates=config.replicates,
     )
-    table = views.ranking(evaluation).merge(_costs(fitted, kept), on="subject", how="left")
-    _write(config, evaluation, subjects, folds, class_names, label)
+    table = views.ranking_table(evaluation).merge(_costs(fitted, kept), on="model", how="left")
+    _write(config, evaluation, model_names, folds, class_names, label)
     for fold, manifest in manifests.items():
         splits.write_split(
             manifest, config.out / ("split.parquet" if len(folds) == 1 else f"split_{fold}.parquet")
@@ -348,8 +348,10 @@ def _fold(name: str, manifest: pd.DataFrame, index: pd.DataFrame) -> Fold:
     return Fold(name, *(side.reset_index(drop=True) for side in sides))
 
 
-def _subject(name: str, of_folds: list[_Fitted]) -> Subject:
-    return Subject(name, tuple(one.test for one in of_folds), tuple(one.train for one in of_folds))
+def _subject(name: str, of_folds: list[_Fitted]) -> ModelPredictions:
+    return ModelPredictions(
+        name, tuple(one.test for one in of_folds), tuple(one.train for one in of_folds)
+    )
 
 
 def _say_unknown_classes(folds: list[Fold]) -> None:
@@ -367,7 +369,7 @@ def _costs(fitted: dict[str, dict[str, _Fitted]], names: list[str]) -> pd.DataFr
     rows = []
     for name in names:
         every = [of_fold[name] for of_fold in fitted.values()]
-        row = {"subject": name, "seconds": sum(one.seconds for one in every)}
+        row = {"model": name, "seconds": sum(one.seconds for one in every)}
         row["setting"] = "; ".join(one.setting for one in every if one.setting)
         row["inner_score"] = float(np.mean([one.inner_score for one in every]))
         rows.append(row)
@@ -377,14 +379,14 @@ def _costs(fitted: dict[str, dict[str, _Fitted]], names: list[str]) -> pd.DataFr
 def _write(
     config: ClassifyConfig,
     evaluation: EvaluationResult,
-    subjects: list[Subject],
+    model_names: list[ModelPredictions],
     folds: list[Fold],
     class_names: list[str],
     label: str,
 ) -> None:
     """Each subject's predictions (of a single fold those of its training part too) and scores, and the figure."""
     out, single = Path(config.out), len(folds) == 1
-    for subject in subjects:
+    for subject in model_names:
         tables = [
             predictions_table(index, values, class_names, part=part, label=index["label"])
             for at, fold in enumerate(folds)
@@ -397,8 +399,8 @@ def _write(
             out / "predictions" / f"{subject.name}.parquet", pd.concat(tables, ignore_index=True)
         )
         if single:
-            alone = evaluation.alone(subject.name)
-            views.write_run(
+            alone = evaluation.for_model(subject.name)
+            views.write_run_evaluation(
                 alone, subject, folds[0], class_names, out / "evaluation" / subject.name
             )
     what = f"{len(class_names)} classes, {evaluation.n.site} rows judged"

@@ -14,7 +14,7 @@ from perturbjax.core.files import atomic
 from perturbjax.core.messages import html_text
 from perturbjax.data.splits import MEANING
 from perturbjax.evaluation import figures
-from perturbjax.evaluation.evaluation_result import cell
+from perturbjax.evaluation.evaluation_result import format_estimate
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.report import pages
 from perturbjax.report.pages.page import anchor, with_code
@@ -23,9 +23,9 @@ from perturbjax.report.pages.page import anchor, with_code
 def write_page(audit: AuditResult, out: Path) -> Path:
     """Write `audit.html` and the picture in it, `audit.png`; return the page."""
     found, words = verdict(audit), METRICS[HEADLINE].words
-    levels = {answer.policy: answer.evaluation.levels[0] for answer in audit.answers}
+    levels = {split.policy: split.evaluation.levels[0] for split in audit.splits}
     picture = figures.plot_splits(levels, audit.model, out / "audit.png")
-    what = Path(audit.what).name
+    what = Path(audit.source).name
     lead = [
         f'<p class="verdict">{html_text(found.headline)}</p>',
         *(f"<p>{html_text(sentence)}</p>" for sentence in found.sentences),
@@ -38,7 +38,7 @@ def write_page(audit: AuditResult, out: Path) -> Path:
     )
     caption = f"{words}, with 95 % intervals. Blue: what is judged; grey: its controls."
     differences = [
-        (f"{one.weaker} minus {one.stricter}", str(one.sites), cell(one.estimate))
+        (f"{one.weaker} minus {one.stricter}", str(one.sites), format_estimate(one.estimate))
         for one in audit.differences
     ]
     meanings = [

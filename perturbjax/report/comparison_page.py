@@ -121,7 +121,7 @@ def index_page(found: dict[str, Evidence], links: Sequence[str]) -> str:
 
 
 def _subject(evaluation: EvaluationResult, level: str = "site") -> ModelScores:
-    return evaluation[level][evaluation.subjects[0]]
+    return evaluation[level][evaluation.model_names[0]]
 
 
 def _same_sites(found: dict[str, Evidence]) -> bool:
@@ -141,14 +141,14 @@ def _ranking(
     rows = []
     for name in order:
         evaluation = judged[name]
-        last = evaluation.shown[-1]
+        last = evaluation.displayed_levels[-1]
         row: dict[str, Any] = {
             "run": name,
             "split": evaluation.split_name,
             "sites": evaluation.n.site,
         }
-        for shown in evaluation.shown:
-            value = shown[evaluation.subjects[0]].scores[HEADLINE]
+        for shown in evaluation.displayed_levels:
+            value = shown[evaluation.model_names[0]].scores[HEADLINE]
             row[f"{METRICS[HEADLINE].words} {shown.words}"] = value.value
         others = [metric for metric in evaluation.metrics if metric != HEADLINE]
         scores = _subject(evaluation).scores

@@ -73,8 +73,8 @@ def _asked(found: Evidence) -> list[tuple[str, str]]:
 def _did_it_work(found: Evidence) -> str:
     evaluation = found.evaluation
     assert evaluation is not None
-    level = evaluation.shown[-1]
-    (subject,) = evaluation.subjects
+    level = evaluation.displayed_levels[-1]
+    (subject,) = evaluation.model_names
     best = level.best_baseline
     words = METRICS[HEADLINE].words
     return (
@@ -87,8 +87,8 @@ def _did_it_work(found: Evidence) -> str:
 def _trust(found: Evidence) -> str:
     evaluation = found.evaluation
     assert evaluation is not None
-    (subject,) = evaluation.subjects
-    level, count = evaluation.shown[-1], len(evaluation.warnings())
+    (subject,) = evaluation.model_names
+    level, count = evaluation.displayed_levels[-1], len(evaluation.warnings())
     rival = best_unbeaten_baseline(level, level[subject])
     against = level.best_baseline if rival is None else rival
     lead = _plain(level[subject].leads[against.name][HEADLINE])

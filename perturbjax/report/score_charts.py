@@ -9,8 +9,12 @@ import pandas as pd
 
 from perturbjax.core.messages import html_text
 from perturbjax.evaluation.baselines import BASELINES
-from perturbjax.evaluation.evaluation_result import EvaluationResult, cell, describe_calibration
-from perturbjax.evaluation.score_tables import tidy
+from perturbjax.evaluation.evaluation_result import (
+    EvaluationResult,
+    describe_calibration,
+    format_estimate,
+)
+from perturbjax.evaluation.score_tables import long_scores_table
 from perturbjax.evaluation.scores import METRICS
 from perturbjax.report.metric_descriptions import MEANINGS
 from perturbjax.report.pages import figure, table
@@ -29,17 +33,20 @@ def scores(evaluation: EvaluationResult) -> str:
         "scores",
         f'<div class="row">{drawing}</div>',
         f"Bars are 95 % intervals from {resampled}.",
-        tidy(evaluation),
+        long_scores_table(evaluation),
     )
     return (
         drawn
-        + "".join(_table(evaluation, name) for name in (level.name for level in evaluation.shown))
+        + "".join(
+            _table(evaluation, name)
+            for name in (level.name for level in evaluation.displayed_levels)
+        )
         + _notes(evaluation)
     )
 
 
 def _panel(evaluation: EvaluationResult, metric: str) -> str:
-    rows, levels, what = evaluation.levels[0].rows, evaluation.shown, METRICS[metric]
+    rows, levels, what = evaluation.levels[0].rows, evaluation.displayed_levels, METRICS[metric]
     known = [row.scores[metric] for level in levels for row in level.rows if metric in row.scores]
     low, high = min(0.0, *(one.low for one in known)), max(max(one.high for one in known), 1e-3)
     said = "; ".join(
@@ -77,7 +84,7 @@ def _table(evaluation: EvaluationResult, name: str) -> str:
         entry: dict[str, Any] = {f"{level.words} (n = {level.n})": row.name}
         for metric in evaluation.metrics:
             one = row.scores.get(metric)
-            entry[METRICS[metric].words] = cell(one) if one else ""
+            entry[METRICS[metric].words] = format_estimate(one) if one else ""
         rows.append(entry)
     if name == "site":
         for subject, train in evaluation.train.items():
@@ -187,7 +194,7 @@ def calibration(answers: Answers, evaluation: EvaluationResult | None) -> str:
     told = (
         ""
         if evaluation is None
-        else f"<p>{html_text(describe_calibration(evaluation.confidence[evaluation.subjects[0]]))}</p>"
+        else f"<p>{html_text(describe_calibration(evaluation.confidence[evaluation.model_names[0]]))}</p>"
     )
     return f'{told}<div class="row">{first}{second}</div>'
 

@@ -58,7 +58,7 @@ def test_every_split_stands_beside_its_controls_on_terminal_json_csv_and_page(
         0 <= by_layout["confidence"]["scaled_error"] < 0.2
         and by_layout["confidence"]["half_accuracy"] > 0.5
     )
-    csv = pd.read_csv(out / "audit.csv").set_index(["split", "level", "who", "metric"])
+    csv = pd.read_csv(out / "audit.csv").set_index(["split", "level", "model", "metric"])
     score = by_layout["levels"]["site"]["lda"]["scores"]["balanced_accuracy"]
     assert csv.loc[("layout", "site", "lda", "balanced_accuracy"), "low"] == pytest.approx(
         score["low"]

@@ -58,7 +58,7 @@ def test_runs_stand_side_by_side_with_paired_differences(runs, tmp_path, capsys,
         and mean["seeds"] == 2
         and mean["spread"] is not None
     )
-    csv = pd.read_csv(out / "compare.csv").set_index(["level", "run", "what", "metric"])
+    csv = pd.read_csv(out / "compare.csv").set_index(["level", "run", "quantity", "metric"])
     assert csv.loc[("site", "knows_0", "minus the first", "accuracy"), "low"] == pytest.approx(
         lead["low"]
     )

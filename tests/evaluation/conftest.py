@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from perturbjax.evaluation.evaluate import judge, match_run_predictions
+from perturbjax.evaluation.evaluate import evaluate_predictions, match_run_predictions
 from perturbjax.evaluation.evaluation_result import EvaluationResult
-from perturbjax.evaluation.score_tables import write_run
+from perturbjax.evaluation.score_tables import write_run_evaluation
 
 CLASSES = ["DMSO", *(f"compound {letter}" for letter in "ABCDEFG")]
 
@@ -65,11 +65,11 @@ def evaluate_run(
 ) -> EvaluationResult:  # fmt: skip
     """As `evaluate` does with a run's table of predictions."""
     subject, fold = match_run_predictions(predictions, train, test, class_names)
-    evaluation = judge(
+    evaluation = evaluate_predictions(
         [subject], [fold], class_names, split=split, **{"replicates": 200, **options}
     )
     if out is not None:
-        write_run(evaluation, subject, fold, class_names, out)
+        write_run_evaluation(evaluation, subject, fold, class_names, out)
     return evaluation
 
 

@@ -57,7 +57,7 @@ def looks(tmp_path, **network) -> dict:
     dataset = open_dataset(write_dataset(tmp_path / "data", sites=20, size=8, channels=["DNA"]))
     positions = np.arange(10, 20)
     one = (positions % 2).astype(np.float32)
-    looked.look(
+    looked.write_attribution(
         MaskReader(**network),
         dataset,
         positions,

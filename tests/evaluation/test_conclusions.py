@@ -7,7 +7,12 @@ import dataclasses
 import pytest
 
 from perturbjax.evaluation.bootstrap import Estimate
-from perturbjax.evaluation.conclusions import ALONE, advice, best_unbeaten_baseline, verdict
+from perturbjax.evaluation.conclusions import (
+    BASELINE_DESCRIPTIONS,
+    advice,
+    best_unbeaten_baseline,
+    verdict,
+)
 from perturbjax.evaluation.evaluation_result import EvaluationResult
 from perturbjax.evaluation.shortcuts import Overlap
 
@@ -58,10 +63,12 @@ def test_what_sees_nothing_has_shown_nothing():
     evaluation = judged(0.0)
     said, rival = (
         verdict(evaluation),
-        best_unbeaten_baseline(evaluation.shown[-1], evaluation.shown[-1]["model"]),
+        best_unbeaten_baseline(
+            evaluation.displayed_levels[-1], evaluation.displayed_levels[-1]["model"]
+        ),
     )
     assert said.startswith("Not shown: on plates it never saw") and "not clearly less" in said
-    assert rival is not None and ALONE[rival.name] in said
+    assert rival is not None and BASELINE_DESCRIPTIONS[rival.name] in said
 
 
 def test_the_baseline_named_is_one_that_is_not_beaten():

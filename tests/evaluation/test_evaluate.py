@@ -10,9 +10,14 @@ import pytest
 
 from perturbjax.core.errors import InputError
 from perturbjax.evaluation import baselines, scores
-from perturbjax.evaluation.evaluate import Fold, Subject, calibration_parts, judge
+from perturbjax.evaluation.evaluate import (
+    Fold,
+    ModelPredictions,
+    calibration_parts,
+    evaluate_predictions,
+)
 from perturbjax.evaluation.evaluation_result import read_evaluation, to_json
-from perturbjax.evaluation.score_tables import print_evaluation, ranking
+from perturbjax.evaluation.score_tables import print_evaluation, ranking_table
 from perturbjax.evaluation.scores import METRICS, Metric, score
 from perturbjax.evaluation.wells import well_ids
 from perturbjax.report.run_page import write_report
@@ -74,7 +79,7 @@ def test_calibration_is_told_before_and_after_a_temperature_that_saw_other_wells
     assert sure.temperature > 2 and sure.scaled_error < sure.error - 0.02
     assert found["site"]["model"].scores["accuracy"] == plain["site"]["model"].scores["accuracy"]
     assert read_evaluation(tmp_path / "scores.json").confidence == found.confidence
-    assert ranking(found)["temperature"].tolist()[0] == pytest.approx(sure.temperature)
+    assert ranking_table(found)["temperature"].tolist()[0] == pytest.approx(sure.temperature)
     print_evaluation(found)
     assert (
         f"Calibration error {sure.error:.3f} as it is; {sure.scaled_error:.3f} with one"
@@ -114,9 +119,11 @@ def test_a_metric_is_one_line_and_is_seen_in_every_view(screen, tmp_path, capsys
         ]
         == found.low
     )
-    tidy = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "subject", "metric"])
-    assert tidy.loc[("site", "model", "log_loss"), "value"] == pytest.approx(found.value)
-    assert ranking(evaluation).loc[0, ["log_loss", "log_loss_high"]].tolist() == [
+    long_scores_table = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "model", "metric"])
+    assert long_scores_table.loc[("site", "model", "log_loss"), "value"] == pytest.approx(
+        found.value
+    )
+    assert ranking_table(evaluation).loc[0, ["log_loss", "log_loss_high"]].tolist() == [
         found.value,
         found.high,
     ]
@@ -145,27 +152,27 @@ def test_a_baseline_is_one_line_and_is_fitted_once_a_fold_for_all_subjects(
     ]
     folds[0] = Fold("one", train, test.assign(negcon=test["label"] == "DMSO"))
     names = [f"prob_{name}" for name in CLASSES]
-    subjects = [
-        Subject(
+    model_names = [
+        ModelPredictions(
             f"skill {skill}",
             tuple(make_predictions(f.test, skill=skill)[names].to_numpy() for f in folds),
         )
         for skill in (0, 1, 3)
     ]
-    evaluation = judge(subjects, folds, CLASSES, split="plate", replicates=50)
+    evaluation = evaluate_predictions(model_names, folds, CLASSES, split="plate", replicates=50)
     assert asked == [(144, 72), (72, 144)]
     assert evaluation.n.site == 216 and evaluation.folds == 2
     for level in evaluation.levels:
         assert level["always DMSO"].scores["balanced_accuracy"].value == pytest.approx(
             {"site": 1 / 8, "treated": 0, "well": 1 / 8}[level.name]
         )
-    table = ranking(evaluation)
-    assert table[(table["level"] == "site") & ~table["baseline"]]["subject"].tolist() == [
+    table = ranking_table(evaluation)
+    assert table[(table["level"] == "site") & ~table["baseline"]]["model"].tolist() == [
         "skill 3",
         "skill 1",
         "skill 0",
     ]
-    assert to_json(evaluation.alone("skill 1"))["leads"]["site"]["always DMSO"]["accuracy"][
+    assert to_json(evaluation.for_model("skill 1"))["leads"]["site"]["always DMSO"]["accuracy"][
         "value"
     ] == pytest.approx(evaluation["site"]["skill 1"].scores["accuracy"].value - 1 / 8)
 
@@ -205,8 +212,8 @@ def test_the_files_hold_what_was_returned(screen, tmp_path):
     evaluation = judge_screen(screen, out=tmp_path)
     assert read_evaluation(tmp_path / "scores.json") == evaluation
     assert json.loads((tmp_path / "scores.json").read_text())["warnings"] == evaluation.warnings()
-    tidy = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "subject", "metric"])
-    row = tidy.loc[("well", "model", "macro_f1")]
+    long_scores_table = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "model", "metric"])
+    row = long_scores_table.loc[("well", "model", "macro_f1")]
     assert row["value"] == pytest.approx(evaluation["well"]["model"].scores["macro_f1"].value)
     assert row["n"] == 24
     confusion = pd.read_csv(tmp_path / "confusion.csv", index_col="true")

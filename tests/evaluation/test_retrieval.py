@@ -71,13 +71,15 @@ def test_average_precision_is_that_of_scikit_learn():
 def test_average_precision_by_hand_and_ties_against_the_query():
     positives = np.array([[False, True, False, True, False]])
     negatives = ~positives
-    ranked = np.array([[0.1, 0.9, 0.8, 0.7, 0.0]])  # positive, negative, positive, ...
-    assert average_precision(ranked, positives, negatives)[0] == pytest.approx((1 / 1 + 2 / 3) / 2)
+    rank_rows = np.array([[0.1, 0.9, 0.8, 0.7, 0.0]])  # positive, negative, positive, ...
+    assert average_precision(rank_rows, positives, negatives)[0] == pytest.approx(
+        (1 / 1 + 2 / 3) / 2
+    )
     all_equal = np.zeros((1, 5))
     assert average_precision(all_equal, positives, negatives)[0] == pytest.approx(
         (1 / 4 + 2 / 5) / 2
     )
-    assert np.isnan(average_precision(ranked, positives, np.zeros_like(positives))[0])
+    assert np.isnan(average_precision(rank_rows, positives, np.zeros_like(positives))[0])
 
 
 def test_cosine_similarity_bears_a_row_of_zeros():

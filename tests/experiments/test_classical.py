@@ -48,7 +48,7 @@ def test_every_plate_is_held_out_and_a_candidate_chosen(
 ) -> None:
     data = write_screen(tmp_path / "data", place=0.0, treatment=4.0)
     cpjump1_profiles.main(cpjump1_profiles.Config(data, tmp_path / "out"))
-    table = pd.read_csv(tmp_path / "out" / "table.csv").set_index(["level", "subject"])
+    table = pd.read_csv(tmp_path / "out" / "table.csv").set_index(["level", "model"])
     chosen = table.loc[("site", cpjump1_profiles.CHOSEN)]
     assert chosen["n"] == 96 and chosen["accuracy"] > 0.7
     assert chosen["accuracy"] == table.loc[("site", "robust, plda"), "accuracy"], (
@@ -102,6 +102,6 @@ def test_the_originals_table_and_figures_are_made_from_a_dataset(tmp_path: Path)
     )
     paper_embeddings.main(options)
     table = pd.read_csv(tmp_path / "out" / "table.csv")
-    assert set(paper_embeddings.MODELS) < set(table["subject"])
+    assert set(paper_embeddings.MODELS) < set(table["model"])
     for name in ("umap_resnet18.png", "tsne_resnet18.html", "resnet18.parquet"):
         assert (tmp_path / "out" / name).stat().st_size > 0

@@ -13,7 +13,7 @@ from tiny_profiles import COMPOUNDS, make_table, write
 from perturbjax.core.config import SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.evaluation.evaluation_result import EvaluationResult
-from perturbjax.evaluation.score_tables import print_evaluation, ranking
+from perturbjax.evaluation.score_tables import print_evaluation, ranking_table
 from perturbjax.profiles.classify import classify
 from perturbjax.profiles.profile_options import ClassifyConfig, Preparation, ProfileConfig
 
@@ -35,8 +35,8 @@ def config_for(table: pd.DataFrame, folder: Path, **changes) -> ClassifyConfig:
 
 
 def scores(evaluation: EvaluationResult, level: str = "site") -> pd.DataFrame:
-    table = ranking(evaluation)
-    return table[table["level"] == level].set_index("subject")
+    table = ranking_table(evaluation)
+    return table[table["level"] == level].set_index("model")
 
 
 def test_every_classifier_learns_what_separates_classes_and_all_is_written(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_every_classifier_learns_what_separates_classes_and_all_is_written(tmp_p
     assert (models["train_accuracy"] > 0.75).all()
     assert (found.loc[["majority", "chance"], "accuracy"] < 0.5).all()
     assert models["balanced_accuracy"].is_monotonic_decreasing
-    assert [level.name for level in evaluation.shown] == ["site", "treated"]
+    assert [level.name for level in evaluation.displayed_levels] == ["site", "treated"]
     for name in ("table.csv", "scores.png", "split.parquet", "labels.json", "config.json"):
         assert (config.out / name).stat().st_size > 0
     assert (config.out / "evaluation" / "lda" / "scores.json").is_file()

@@ -61,8 +61,8 @@ def judged(words: list[str], tmp_path_factory) -> Path:
 
 def test_it_is_judged_beside_every_baseline(judged: Path) -> None:
     table = pd.read_csv(judged / "table.csv")
-    assert set(table.loc[~table["baseline"], "subject"]) == {"logistic_balanced"}
-    assert {"majority", "position", "cell count", "intensity"} <= set(table["subject"])
+    assert set(table.loc[~table["baseline"], "model"]) == {"logistic_balanced"}
+    assert {"majority", "position", "cell count", "intensity"} <= set(table["model"])
     config = json.loads((judged / "config.json").read_text())
     assert config["preparation"]["pca"] == 256 and config["profiles"]["source"]["statistics"]
 
