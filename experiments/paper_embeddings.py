@@ -18,12 +18,12 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
+from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.config import SplitConfig
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import atomic, make_folder
 from perturbjax.core.messages import console
 from perturbjax.core.options import parse_options, require, require_sound
-from perturbjax.data.splits import MEANING
 from perturbjax.dataset import open_dataset
 from perturbjax.evaluation.score_tables import print_evaluation, ranking_table
 from perturbjax.profiles.classify import classify
@@ -82,7 +82,7 @@ def main(options: Config) -> None:
         )
     make_folder(options.out)
     label = options.label_column or open_dataset(options.data).label_column
-    console.print(f"split by {options.split.split}: {MEANING[options.split.split]}")
+    console.print(f"split by {options.split.split}: {SPLIT_POLICIES[options.split.split].meaning}")
     tables = [run_backbone(options, name, weights, label) for name, weights in pairs]
     table = pd.concat(tables, ignore_index=True)
     with atomic(options.out / "table.csv") as temporary:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
+from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.errors import InputError
-from perturbjax.data.normalization import METHODS
 from perturbjax.dataset import PLATE, Dataset, open_dataset
 from perturbjax.dataset.summary_card import card, strip
 from perturbjax.evaluation.apply import EVALUATION, run_predictions_table
@@ -108,7 +108,7 @@ class TrainedRun:
     ) -> tuple[np.ndarray, list[str] | None]:
         if masks is None:
             raise InputError("masks: are needed with images; perturbjax.segment makes them")
-        by_plate = METHODS[self.run.recipe.input.normalize].whole_plates
+        by_plate = NORMALIZATIONS[self.run.recipe.input.normalize].uses_plates
         known = by_plate and sites is not None and PLATE in sites.columns
         return masks, sites[PLATE].astype(str).tolist() if known and sites is not None else None
 

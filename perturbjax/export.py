@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from perturbjax.core.choices import MASK_ENCODINGS, NORMALIZATIONS
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, file_digest, make_folder, write_json
 from perturbjax.core.messages import console
 from perturbjax.core.options import require_output, require_sound
 from perturbjax.data import mask_encodings as masks
 from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.normalization import METHODS
 from perturbjax.inference import Network, load_network
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.devices import choose_placement
@@ -28,19 +28,6 @@ from perturbjax.training.devices import choose_placement
 NETWORK, DESCRIPTION = "network.jax_export", "description.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 OUTPUTS = ("probabilities", "features")
-#: What the input `mask` holds.
-MASKS = {
-    "instance": "the number of the cell at each pixel, 0 for background",
-    "binary": "1 in cells, 0 for background",
-    "boundary": "1 on every cell's outermost pixels",
-    "distance": "in cells, the distance to the outline over the cell's greatest, in 1/255",
-}
-#: What `shift` and `scale` are, where they depend on the images; `mean` and `std` are of stored intensities.
-NORMALIZATIONS = {
-    "site": "shift: each channel's mean over the image; scale: 1 / its std, or 1 where that is 0",
-    "plate": "shift: each channel's mean over all images of the plate; scale: 1 / its std, or 1 where that is 0",
-    "log_plate": "shift: zeros, then each channel's mean over all images of the plate; scale: 1 / (shift + background)",
-}
 
 
 @dataclass(frozen=True)
@@ -96,8 +83,9 @@ def _inputs(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
         "image": jax.ShapeDtypeStruct((*site, channels), np.dtype(facts["image_dtype"])),
         "mask": jax.ShapeDtypeStruct(site, masks.storage_dtype(recipe.mask_encoding)),
     }
-    if recipe.normalize in NORMALIZATIONS:
-        seen = jax.ShapeDtypeStruct((b, channels * METHODS[recipe.normalize].ways), np.float32)
+    method = NORMALIZATIONS[recipe.normalize]
+    if method.depends_on != "run":
+        seen = jax.ShapeDtypeStruct((b, channels * method.copies), np.float32)
         inputs |= {"shift": seen, "scale": seen}
     return inputs
 
@@ -137,10 +125,10 @@ def _describe(
         "classes": run.class_names,
         "label column": run.label_column,
         "channels": facts["channels"],
-        "mask": MASKS[run.recipe.input.mask_encoding],
+        "mask": MASK_ENCODINGS[run.recipe.input.mask_encoding].stored,
         "normalisation": {
             "method": how,
-            "shift and scale": NORMALIZATIONS.get(how, "inside"),
+            "shift and scale": NORMALIZATIONS[how].inputs or "inside",
             **facts["normalization"],
         },
         "epoch": network.facts["epoch"],

@@ -18,13 +18,14 @@ import pandas as pd
 from flax import nnx
 from jaxtyping import Array, Float32, Float64, Int, UInt, UInt16
 
+from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.config import InputConfig
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.data.batches import Decoder, FeedChoice, Order, describe_sites, open_feed
 from perturbjax.data.batches.decoder import Redraw
-from perturbjax.data.normalization import METHODS, Intensities, Statistics, intensities
+from perturbjax.data.normalization import Intensities, Statistics, site_intensities
 from perturbjax.dataset import PLATE, Dataset, SiteSource
 from perturbjax.training.apply_network import Predictions, apply_to_sites
 from perturbjax.training.checkpoint import Checkpoints, Tree, Which, tree_to_state
@@ -115,13 +116,13 @@ class Network:
         return attention
 
     def intensities(self, images: np.ndarray, plates: Sequence[str] | None = None) -> Intensities:
-        """What images are normalised by, see `normalize.apply`; `perturbjax export`'s networks may ask for it.
+        """What images are normalised by, see `normalization.normalize`; `perturbjax export`'s networks may ask for it.
 
         Raises:
             InputError: as of `apply`.
         """
         arrays = _Arrays(self.run, images, np.zeros(np.shape(images)[:3], np.uint16), plates)
-        return intensities(arrays, self.run.recipe.input, self.run.facts.get("normalization"))
+        return site_intensities(arrays, self.run.recipe.input, self.run.facts.get("normalization"))
 
     def apply_to_dataset(
         self, dataset: Dataset, positions: Int[np.ndarray, " n"], *, feed: FeedChoice = "auto"
@@ -282,7 +283,7 @@ class _Arrays:
             )
         if plates is not None and len(plates) != len(images):
             raise InputError(f"plates: are {len(plates)} for {len(images)} images; give one each")
-        if plates is None and METHODS[run.recipe.input.normalize].whole_plates:
+        if plates is None and NORMALIZATIONS[run.recipe.input.normalize].uses_plates:
             raise InputError(
                 f"plates: {run.path} normalises by plate; give the name of each image's plate"
             )
@@ -374,7 +375,7 @@ def load_network(
         raise InputError(
             f"{run.path}: was imported without a dataset, and its channels are not known; name a dataset"
         )
-    channels = len(names) * METHODS[run.recipe.input.normalize].ways
+    channels = len(names) * NORMALIZATIONS[run.recipe.input.normalize].copies
     model, _ = create_network(run.recipe, channels, run.class_names, run.facts.get("pretrained"))
     graphdef, params, stats = split_model(model)
     state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)

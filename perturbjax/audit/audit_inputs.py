@@ -17,7 +17,7 @@ from perturbjax.audit.controls import INTENSITY, UNTRAINED, add_intensity_featur
 from perturbjax.core.config import TransferConfig
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
-from perturbjax.data.normalization import METHODS
+from perturbjax.data.normalization import count_input_channels
 from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation.apply import EVALUATION, PREDICTIONS
@@ -240,7 +240,7 @@ def untrained_features(
     """What the last layer of the run's network sees before any training, its input as in evaluation."""
     placement = choose_placement("auto")
     recipe = dataclasses.replace(run.recipe, transfer=TransferConfig())
-    channels = len(dataset.channel_names) * METHODS[recipe.input.normalize].ways
+    channels = count_input_channels(dataset, recipe.input)
     model, _ = create_network(recipe, channels, run.class_names)
     graphdef, params, stats = split_model(model)
     state = placement.replicate({"params": params, "stats": stats})

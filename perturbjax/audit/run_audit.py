@@ -15,7 +15,8 @@ from perturbjax.audit.audit_inputs import AuditData, RunPredictions
 from perturbjax.audit.audit_options import AuditConfig
 from perturbjax.audit.audit_result import AuditResult, Difference, SplitResult
 from perturbjax.audit.controls import CONTROLS, SHUFFLED, WORDS, given
-from perturbjax.audit.split_designs import ORDER, SplitDesign, deal
+from perturbjax.audit.split_designs import SplitDesign, deal
+from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder
 from perturbjax.core.options import require
@@ -217,7 +218,7 @@ def _differences(
     config: AuditConfig,
 ) -> Iterator[Difference]:
     """The weakest split against each stricter one that asks of the same treatments, on the sites that both judged."""
-    same = [one for one in dealt if one.policy in ORDER]
+    same = [one for one in dealt if SPLIT_POLICIES[one.policy].tests_known_treatments]
     for stricter in same[1:]:
         sites = np.intersect1d(same[0].judged, stricter.judged)
         wells = well_ids(material.index.iloc[sites])

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import pandas as pd
 
-from perturbjax.core.config import SplitPolicy
+from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.errors import InputError
-from perturbjax.core.plates import PLATE, WELL, compound_column
 from perturbjax.data.splits import TEST, TRAIN, group_of_site, make_split
-
-#: The order of strictness among splits that ask of the same treatments.
-ORDER: tuple[SplitPolicy, ...] = ("site", "well", "plate", "layout")
-
 
 #: Share of the rows that a split must be able to judge.
 _LEAST_JUDGED = 0.1
@@ -49,7 +43,7 @@ def deal(
     label: str,
     folds: int = 5,
     seed: int = 0,
-    splits: Sequence[SplitPolicy] = (),
+    splits: Sequence[str] = (),
 ) -> tuple[tuple[SplitDesign, ...], dict[str, str]]:
     """Every split that the data allows, and for each other one sentence that says why not.
 
@@ -63,45 +57,19 @@ def deal(
     """
     done: list[SplitDesign] = []
     refused: dict[str, str] = {}
-    for policy in (one for one in get_args(SplitPolicy) if not splits or one in splits):
-        if why := _asks_nothing(index, policy, label):
-            refused[policy] = why
+    for policy, choice in SPLIT_POLICIES.items():
+        if splits and policy not in splits:
             continue
         try:
+            if reason := choice.unavailable(index, label):
+                raise InputError(reason)
             done.append(_deal(index, policy, label, folds, seed))
         except InputError as error:
             refused[policy] = _without_flag(str(error))
     return tuple(done), refused
 
 
-def _asks_nothing(index: pd.DataFrame, policy: str, label: str) -> str:
-    """Why a split would ask nothing, or nothing of its own; empty where it does."""
-    plates = index[PLATE].nunique()
-    if policy == "site" and not index.duplicated([PLATE, WELL]).any():
-        return "every well has one row, so it is the split by well"
-    if policy in ("plate", "layout") and plates < 2:
-        return "there is one plate; it takes the same treatments on two plates or more"
-    if policy in ("layout", "compound"):
-        try:
-            column = compound_column(index)
-        except InputError as error:
-            return str(error)
-        if policy == "compound" and (index.groupby(label)[column].nunique() < 2).all():
-            return (
-                "every class is one compound, and a compound never seen has no name to be told by"
-            )
-    if policy == "layout":
-        layouts = len(np.unique(group_of_site(index, "layout")))
-        if layouts == 1:
-            return f"all {plates} plates share one layout; it takes the same treatments in other wells of other plates"
-        if layouts == plates:
-            return "every plate has a layout of its own, so it is the split by plate"
-    return ""
-
-
-def _deal(
-    index: pd.DataFrame, policy: SplitPolicy, label: str, folds: int, seed: int
-) -> SplitDesign:
+def _deal(index: pd.DataFrame, policy: str, label: str, folds: int, seed: int) -> SplitDesign:
     """Every fold that can be learned from.
 
     Raises:

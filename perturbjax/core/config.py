@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from perturbjax.core.choices import MASK_ENCODINGS, NORMALIZATIONS, SPLIT_POLICIES
 from perturbjax.core.errors import InputError
 from perturbjax.core.options import require, require_sound
 
-SplitPolicy = Literal["site", "well", "plate", "layout", "compound"]
-MaskEncoding = Literal["instance", "binary", "boundary", "distance"]
+if TYPE_CHECKING:
+    SplitPolicy = str
+    MaskEncoding = str
+    Normalization = str
+else:  # the names of choices come from their tables alone
+    SplitPolicy = Literal[tuple(SPLIT_POLICIES)]
+    MaskEncoding = Literal[tuple(MASK_ENCODINGS)]
+    Normalization = Literal[tuple(NORMALIZATIONS)]
 MaskUse = Literal["keep", "none", "only", "shuffle"]
-Normalization = Literal["dtype", "log", "log_plate", "site", "plate"]
 Precision = Literal["float32", "bf16"]
 Head = Literal["dense", "attention", "channels"]
 BackboneNorm = Literal["published", "batch"]

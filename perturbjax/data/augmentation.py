@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt
 
+from perturbjax.core.choices import MASK_ENCODINGS
 from perturbjax.core.config import AugmentConfig, InputConfig
-from perturbjax.data import mask_encodings as masks
-from perturbjax.data import normalization as normalize
+from perturbjax.data import normalization
 from perturbjax.models.kernels import resampling as lookup
 
 #: Uniform draws a record needs for its geometry, in this order.
@@ -39,7 +39,7 @@ class RawBatch(NamedTuple):
     image: UInt[Array, "b h w c"]
     """Stored integers."""
     mask: UInt[Array, "b h w"]
-    """Encoded by `masks.encode`."""
+    """Encoded by `mask_encodings.encode`."""
     label: Int32[Array, " b"]
     """Index of the class."""
     record: Int32[Array, " b"]
@@ -47,7 +47,7 @@ class RawBatch(NamedTuple):
     weight: Float32[Array, " b"]
     """1 for a site, 0 for padding."""
     shift: Float32[Array, "b seen"]
-    """Of `normalize.apply`, as is `scale`: all channels in each of k ways."""
+    """Of `normalization.normalize`, as is `scale`: all channels in each of k ways."""
     scale: Float32[Array, "b seen"]
 
 
@@ -95,7 +95,7 @@ def prepare(
     else:
         image_points = mask_points = _points(boxes, boxes.center, augment.crop)
     image = _sample_image(raw.image, image_points, boxes, augment, random)
-    image = normalize.apply(image, raw.shift, raw.scale, input.normalize)
+    image = normalization.normalize(image, raw.shift, raw.scale, input.normalize)
     if augment.legacy_augmentation:
         image = jnp.where(_inside(image_points, height, width)[..., None], image, 0)
     if random:
@@ -104,7 +104,7 @@ def prepare(
         mask = _sample_image(raw.mask[..., None], mask_points, boxes, augment, random)[..., 0]
     else:
         mask = _sample_mask(raw.mask, mask_points, augment, random)
-    mask = mask * masks.SCALES[input.mask_encoding]
+    mask = mask * MASK_ENCODINGS[input.mask_encoding].scale
     return _join(
         jnp.zeros_like(mask) if input.mask_use == "none" else mask,
         jnp.zeros_like(image) if input.mask_use == "only" else image,

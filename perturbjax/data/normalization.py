@@ -1,15 +1,19 @@
-"""Every way intensities are normalised: what it must know, where it learns that, and what it does inside jit.
+"""Intensity normalization: shift and scale of each site, from the index alone, and their use inside jit.
 
-A way is a function from stored integers to what the network sees: (x - shift) × scale, then perhaps a logarithm. What
-`shift` and `scale` follow from has two owners. *Statistics* are fitted once, on the dataset that a run is trained on,
-and belong to the run: they are stored with it and used as they are on whatever it is applied to. The rest is read off
-the site itself, or off its plate. So one site gives what a thousand give, but for ways that look at whole plates.
+A normalization maps stored integers to network input: (x - shift) * scale, then optionally log(1 + x). The methods are
+the records of `perturbjax.core.choices.NORMALIZATIONS`. Shift and scale come from up to three sources:
+
+- the run: statistics of the training data (background of each channel), fitted once and stored with the run;
+- the image: mean and standard deviation of the site, from `index.parquet`;
+- the plate: the same over all images of the plate.
+
+A method can read only the sources that its record declares. A run therefore treats one site as it treats a thousand,
+except with methods that use plates: these need complete plates and print a warning otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -17,207 +21,199 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Float, Float32, Float64
 
-from perturbjax.core.config import InputConfig, Normalization
+from perturbjax.core.choices import NORMALIZATIONS
+from perturbjax.core.config import InputConfig
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.dataset import PLATE, SiteSource
 
-#: What a run keeps: name of a statistic → its value of each channel; and `plates`: name of a plate → its sites. Plain
-#: values, so that they survive JSON to the bit.
+#: Statistics stored with a run: `background` (channel -> stored units) and `plates` (plate -> number of sites). Plain
+#: values, which JSON keeps exactly.
 Statistics = dict[str, dict[str, float]]
-#: A plate that training did not see counts as whole from this share of the median plate's sites on.
-WHOLE = 0.5
+#: A plate that is absent from training counts as complete with this fraction of the sites of the median plate.
+COMPLETE_PLATE = 0.5
 
 
 class Intensities(NamedTuple):
-    """Of every site and channel, all channels in each of k ways; both in stored units."""
+    """Shift and scale of each site and channel, in stored units; `copies` blocks of all c channels."""
 
-    shift: Float32[np.ndarray, "n k*c"]
-    scale: Float32[np.ndarray, "n k*c"]
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way of normalising.
-
-    Attributes:
-        intensities: (dataset, statistics) → shift and scale of its sites; reads no pixels, only the index.
-        fit: dataset → the statistics that belong to a run trained on it.
-        bend: what follows (x - shift) × scale; pure.
-        ways: how many times the network sees every channel.
-        whole_plates: whether a site's input depends on the other sites of its plate.
-    """
-
-    intensities: Callable[[SiteSource, Statistics], Intensities]
-    fit: Callable[[SiteSource], Statistics] = lambda dataset: {}
-    bend: Callable[[Array], Array] = lambda x: x
-    ways: int = 1
-    whole_plates: bool = False
+    shift: Float32[np.ndarray, "n copies*c"]
+    scale: Float32[np.ndarray, "n copies*c"]
 
 
-def fit(dataset: SiteSource, input: InputConfig) -> Statistics:
-    """The statistics of a dataset that a run trained on it keeps; empty where the way needs none.
+def fit_statistics(dataset: SiteSource, input: InputConfig) -> Statistics:
+    """Compute the statistics that a run stores of its training dataset.
+
+    Returns:
+        The statistics; empty if the normalization needs none.
 
     Raises:
-        InputError: a channel's statistics, or the plates, are not in the index.
+        InputError: the index has no statistics of a channel, or no plates.
     """
-    method = METHODS[input.normalize]
-    plates = (
-        dataset.column(PLATE).astype(str).value_counts(sort=False) if method.whole_plates else {}
-    )
-    sites: dict[str, Any] = (
-        {"plates": {plate: int(count) for plate, count in plates.items()}}
-        if method.whole_plates
-        else {}
-    )
-    return {**method.fit(dataset), **sites}
+    method, statistics = NORMALIZATIONS[input.normalize], Statistics()
+    if method.uses_background:
+        background = np.maximum(np.median(_site_values(dataset, "p01"), axis=0), 1)
+        statistics["background"] = dict(
+            zip(dataset.channel_names, background.tolist(), strict=True)
+        )
+    if method.uses_plates:
+        statistics["plates"] = {plate: int(n) for plate, n in _plate_sizes(dataset).items()}
+    return statistics
 
 
-def intensities(
+def site_intensities(
     dataset: SiteSource, input: InputConfig, statistics: Statistics | None = None
 ) -> Intensities:
-    """Shift and scale of every site of a dataset, by the statistics of a run; None fits them to this dataset.
+    """Compute shift and scale of each site of a dataset; no pixels are read.
+
+    Args:
+        dataset: n sites with c channels.
+        input: its `normalize` names the method.
+        statistics: of the run that is applied; None fits them to this dataset.
 
     Raises:
-        InputError: a channel's statistics are neither in the index nor in the run.
+        InputError: a statistic of a channel is missing in the index or in the run.
     """
-    return METHODS[input.normalize].intensities(
-        dataset, fit(dataset, input) if statistics is None else statistics
-    )
+    method = NORMALIZATIONS[input.normalize]
+    fitted = fit_statistics(dataset, input) if statistics is None else statistics
+    values = method.shift_scale(_SiteStatistics(dataset, fitted, method.depends_on))
+    return Intensities(*(value.astype(np.float32) for value in values))
 
 
-def apply(
+def normalize(
     image: Float[Array, "b h w c"],
     shift: Float[Array, "b kc"],
     scale: Float[Array, "b kc"],
-    name: Normalization,
+    method: str,
 ) -> Float[Array, "b h w kc"]:
-    """What the network sees of stored intensities; pure, for use inside jit."""
+    """Normalize stored intensities. Pure function, for use inside jit.
+
+    Args:
+        image: (B, H, W, C) stored intensities.
+        shift, scale: (B, copies * C) rows of `Intensities`.
+        method: a name in `NORMALIZATIONS`.
+
+    Returns:
+        (B, H, W, copies * C) network input.
+    """
     image = jnp.tile(image, shift.shape[1] // image.shape[-1])
-    return METHODS[name].bend((image - shift[:, None, None]) * scale[:, None, None])
+    image = (image - shift[:, None, None]) * scale[:, None, None]
+    return jnp.log1p(image) if NORMALIZATIONS[method].log else image
 
 
 def count_input_channels(dataset: SiteSource, input: InputConfig) -> int:
-    """How many image channels the network sees: those stored, in each way they are normalised."""
-    return len(dataset.channel_names) * METHODS[input.normalize].ways
+    """Return the number of image channels of the network input: stored channels times copies."""
+    return len(dataset.channel_names) * NORMALIZATIONS[input.normalize].copies
 
 
-def statistics_for(
-    dataset: SiteSource, input: InputConfig, kept: Statistics | None, run: Any, *, own: bool
+def choose_statistics(
+    dataset: SiteSource,
+    input: InputConfig,
+    stored: Statistics | None,
+    run: Any,
+    *,
+    is_training_data: bool,
 ) -> Statistics:
-    """The statistics by which a run's network is applied to a dataset, with a line where they are not enough.
+    """Return the statistics to normalize a dataset for a run, with a warning if they are unreliable.
+
+    Imported networks, and runs of early versions, have no stored statistics. They are fitted to the dataset then.
 
     Args:
-        kept: what the run keeps; None where it keeps nothing.
-        run: named in messages.
-        own: whether this is the dataset that the run was trained on.
-
-    A run that keeps nothing (an imported network, or one trained before runs kept statistics) takes them from the
-    dataset at hand.
+        dataset: the dataset that the run is applied to.
+        input: input options of the run.
+        stored: statistics of the run, or None.
+        run: name of the run in messages.
+        is_training_data: whether the run was trained on this dataset.
     """
-    if kept is None:
-        fitted = fit(dataset, input)
-        if fitted and not own:
+    if stored is None:
+        fitted = fit_statistics(dataset, input)
+        if fitted and not is_training_data:
             console.print(
-                f"note: {run} keeps no statistics for --normalize {input.normalize}; they are taken from "
-                f"{dataset.path}, so answers depend on which sites are in it"
+                f"warning: {run} has no stored statistics for --normalize {input.normalize}. They are computed "
+                f"from {dataset.path}, so predictions depend on the sites in it."
             )
         return fitted
-    if METHODS[input.normalize].whole_plates:
-        _say_broken_plates(dataset, input, kept.get("plates", {}))
-    return kept
+    if NORMALIZATIONS[input.normalize].uses_plates:
+        _warn_incomplete_plates(dataset, input, stored.get("plates", {}))
+    return stored
 
 
-def _say_broken_plates(dataset: SiteSource, input: InputConfig, trained: dict[str, float]) -> None:
-    """A line where plates have fewer sites than in training or, new ones, than half of what plates had there."""
-    usual = WHOLE * float(np.median(list(trained.values()))) if trained else 0.0
-    here = dataset.column(PLATE).astype(str).value_counts(sort=False)
-    broken = {plate: count for plate, count in here.items() if count < trained.get(plate, usual)}
-    if broken:
-        plate, count = next(iter(broken.items()))
-        known = (
-            f"of {trained[plate]:g}" if plate in trained else f"where plates had {usual / WHOLE:g}"
+def _warn_incomplete_plates(
+    dataset: SiteSource, input: InputConfig, trained: dict[str, float]
+) -> None:
+    """Warn of plates with fewer sites than in training, or, if new, than half of a training plate."""
+    usual = float(np.median(list(trained.values()))) if trained else 0.0
+    incomplete = {
+        plate: n
+        for plate, n in _plate_sizes(dataset).items()
+        if n < trained.get(str(plate), COMPLETE_PLATE * usual)
+    }
+    if incomplete:
+        plate, n = next(iter(incomplete.items()))
+        before = (
+            f"{trained[plate]:g} sites in training"
+            if plate in trained
+            else f"about {usual:g} sites of each training plate"
         )
-        more = f", and {len(broken) - 1} more plates" if len(broken) > 1 else ""
+        more = f" ({len(incomplete) - 1} more plates are incomplete)" if len(incomplete) > 1 else ""
         console.print(
-            f"note: plate {plate} has {count} sites {known} in training{more}; --normalize {input.normalize} takes "
-            "statistics from whole plates, so these answers depend on which sites are there"
+            f"warning: plate {plate} has {n} sites, compared with {before}{more}. --normalize {input.normalize} "
+            "uses statistics of complete plates, so predictions depend on the sites in the dataset."
         )
 
 
-def _by_dtype(dataset: SiteSource, statistics: Statistics) -> Intensities:
-    shape = (len(dataset), len(dataset.channel_names))
-    largest = np.iinfo(dataset.image_dtype).max
-    return Intensities(np.zeros(shape, np.float32), np.full(shape, 1 / largest, np.float32))
+def _plate_sizes(dataset: SiteSource) -> pd.Series:
+    return dataset.column(PLATE).astype(str).value_counts(sort=False)
 
 
-def _backgrounds(dataset: SiteSource) -> Statistics:
-    """Each channel's background: the median over the sites of their 1st percentile, at least 1."""
-    background = np.maximum(np.median(_of_sites(dataset, "p01"), axis=0), 1)
-    return {"background": dict(zip(dataset.channel_names, background.tolist(), strict=True))}
-
-
-def _over_background(dataset: SiteSource, statistics: Statistics) -> Intensities:
-    return _relative_to([np.zeros((len(dataset), len(dataset.channel_names)))], dataset, statistics)
-
-
-def _over_background_and_plate(dataset: SiteSource, statistics: Statistics) -> Intensities:
-    # log(1 + (x - mean) / (mean + background)) = log((x + background) / (mean + background))
-    plate_mean, _ = _of_plates(dataset)
-    return _relative_to([np.zeros(plate_mean.shape), plate_mean], dataset, statistics)
-
-
-def _relative_to(
-    centers: list[np.ndarray], dataset: SiteSource, statistics: Statistics
-) -> Intensities:
-    kept = statistics.get("background", {})
-    if lacking := [name for name in dataset.channel_names if name not in kept]:
-        raise InputError(
-            f"{dataset.path}: channel {lacking[0]} has no background among the run's ({', '.join(kept) or 'none'})"
-        )
-    background = np.array([kept[name] for name in dataset.channel_names], np.float64)
-    shift = np.concatenate(centers, axis=1).astype(np.float32)
-    return Intensities(shift, (1 / (shift + np.tile(background, len(centers)))).astype(np.float32))
-
-
-def _by_site(dataset: SiteSource, statistics: Statistics) -> Intensities:
-    return _standardised(_of_sites(dataset, "mean"), _of_sites(dataset, "std"))
-
-
-def _by_plate(dataset: SiteSource, statistics: Statistics) -> Intensities:
-    return _standardised(*_of_plates(dataset))
-
-
-def _standardised(mean: np.ndarray, std: np.ndarray) -> Intensities:
-    # A channel without any contrast (all one value) is only shifted.
-    return Intensities(mean.astype(np.float32), (1 / np.where(std > 0, std, 1)).astype(np.float32))
-
-
-def _of_sites(dataset: SiteSource, name: str) -> Float64[np.ndarray, "n c"]:
-    columns = [dataset.column(f"{name}_{channel}") for channel in dataset.channel_names]
+def _site_values(dataset: SiteSource, statistic: str) -> Float64[np.ndarray, "n c"]:
+    columns = [dataset.column(f"{statistic}_{channel}") for channel in dataset.channel_names]
     return np.stack(columns, axis=1).astype(np.float64)
 
 
-def _of_plates(
-    dataset: SiteSource,
-) -> tuple[Float64[np.ndarray, "n c"], Float64[np.ndarray, "n c"]]:
-    """Mean and deviation of all pixels of a record's plate, from those of its sites (which are equal in size).
+class _SiteStatistics:
+    """`core.choices.IntensityStatistics` of a dataset, limited to the declared sources."""
 
-    The variance of a plate is the mean of its sites' variances plus the variance of their means.
-    """
-    mean, std = _of_sites(dataset, "mean"), _of_sites(dataset, "std")
-    plates = dataset.column(PLATE).to_numpy()
-    plate_mean = pd.DataFrame(mean).groupby(plates).transform("mean").to_numpy()
-    spread = std**2 + (mean - plate_mean) ** 2
-    return plate_mean, np.sqrt(pd.DataFrame(spread).groupby(plates).transform("mean").to_numpy())
+    def __init__(self, dataset: SiteSource, fitted: Statistics, depends_on: str):
+        self._dataset, self._fitted, self._depends_on = dataset, fitted, depends_on
+        self.dtype_maximum = np.iinfo(dataset.image_dtype).max
+        self.zeros = np.zeros((len(dataset), len(dataset.channel_names)))
 
+    @property
+    def background(self) -> Float64[np.ndarray, " c"]:
+        fitted = self._fitted.get("background", {})
+        names = self._dataset.channel_names
+        if missing := [name for name in names if name not in fitted]:
+            raise InputError(
+                f"{self._dataset.path}: channel {missing[0]} has no background value in the run (available: "
+                f"{', '.join(fitted) or 'none'}). Apply the run to data with the channels of its training data."
+            )
+        return np.array([fitted[name] for name in names], np.float64)
 
-METHODS: dict[Normalization, Method] = {
-    "dtype": Method(_by_dtype),
-    "log": Method(_over_background, _backgrounds, jnp.log1p),
-    "log_plate": Method(
-        _over_background_and_plate, _backgrounds, jnp.log1p, ways=2, whole_plates=True
-    ),
-    "site": Method(_by_site),
-    "plate": Method(_by_plate, whole_plates=True),
-}
+    @property
+    def site_mean(self) -> Float64[np.ndarray, "n c"]:
+        return self._read("image", "mean")
+
+    @property
+    def site_std(self) -> Float64[np.ndarray, "n c"]:
+        return self._read("image", "std")
+
+    @functools.cached_property
+    def plate_mean(self) -> Float64[np.ndarray, "n c"]:
+        return self._average_over_plates(self._read("plate", "mean"))
+
+    @property
+    def plate_std(self) -> Float64[np.ndarray, "n c"]:
+        # Law of total variance: mean of the variances of sites (of equal size) plus variance of their means.
+        mean, std = self._read("plate", "mean"), self._read("plate", "std")
+        return np.sqrt(self._average_over_plates(std**2 + (mean - self.plate_mean) ** 2))
+
+    def _read(self, source: str, statistic: str) -> Float64[np.ndarray, "n c"]:
+        # Undeclared statistics are an error: export would store those of a blank image as constants.
+        if source not in ("image", self._depends_on) or self._depends_on == "run":
+            raise TypeError(f"normalization depends on the {source}, its record does not say so")
+        return _site_values(self._dataset, statistic)
+
+    def _average_over_plates(self, values: np.ndarray) -> Float64[np.ndarray, "n c"]:
+        plates = self._dataset.column(PLATE).to_numpy()
+        return pd.DataFrame(values).groupby(plates).transform("mean").to_numpy()

@@ -14,25 +14,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.config import SplitConfig, SplitPolicy
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_parquet, write_parquet
 from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_output, require_sound
-from perturbjax.core.plates import PLATE, WELL, compound_column, plate_layouts
 from perturbjax.data.exclusion import kept_sites, read_rules
 from perturbjax.dataset import open_dataset
 
 COLUMNS = ("site_id", "group", "part")
 TRAIN, TEST = "train", "test"
-#: What a score under each policy says, for whoever reads it.
-MEANING: dict[str, str] = {
-    "site": "sites of one well stand on both sides, so the score says how well a WELL is recognised, not a treatment",
-    "well": "wells are kept whole; plates stand on both sides",
-    "plate": "plates are kept whole; plates that share a layout may stand on both sides",
-    "layout": "plates that share a plate map go together, so position tells nothing of the treatment",
-    "compound": "compounds are kept whole: every judged compound is new to the model",
-}
 
 
 def make_split(
@@ -108,18 +100,9 @@ def make_split(
 
 def group_of_site(index: pd.DataFrame, policy: SplitPolicy | str) -> np.ndarray:
     """(n,) text: the group that each site belongs to under a policy."""
-    if policy == "site":
-        return index["site_id"].to_numpy(dtype=object)
-    if policy == "well":
-        return (index[PLATE].astype(str) + "_" + index[WELL].astype(str)).to_numpy(dtype=object)
-    if policy == "plate":
-        return index[PLATE].astype(str).to_numpy(dtype=object)
-    if policy == "layout":
-        layouts = plate_layouts(index)
-        return index[PLATE].astype(str).map(layouts).to_numpy(dtype=object)
-    if policy == "compound":
-        return index[compound_column(index)].astype(str).to_numpy(dtype=object)
-    raise InputError(f"--split {policy}: unknown; choose one of {', '.join(MEANING)}")
+    if policy not in SPLIT_POLICIES:
+        raise InputError(f"--split {policy}: unknown; choose one of {', '.join(SPLIT_POLICIES)}")
+    return SPLIT_POLICIES[policy].groups(index).to_numpy(dtype=object)
 
 
 def _require_learnable(manifest: pd.DataFrame, labels: np.ndarray, policy: str, label: str) -> None:
@@ -276,7 +259,7 @@ def split_dataset(options: ManifestConfig) -> Path:
         console.print(sentence)
     write_split(manifest, options.out)
     judged = (manifest["part"] == TEST).sum()
-    console.print(f"{options.policy}: {MEANING[options.policy]}")
+    console.print(f"{options.policy}: {SPLIT_POLICIES[options.policy].meaning}")
     console.print(
         f"{len(manifest) - judged} sites train, {judged} judge; fingerprint {fingerprint(manifest)}"
     )

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
+from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.evaluation.evaluation_result import EvaluationResult, Level, ModelScores, rank_rows
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
-#: Where a split says that answers hold, in words.
-_WHERE = {
-    "site": "at other places of wells it was trained on",
-    "well": "in wells it never saw, of plates it knows",
-    "plate": "on plates it never saw",
-    "layout": "on plates of layouts it never saw",
-    "compound": "for compounds it never saw",
-}
 #: What a baseline is that does as well, in words.
 BASELINE_DESCRIPTIONS = {
     "majority": "always answering the most frequent class",
@@ -35,7 +28,8 @@ def verdict(evaluation: EvaluationResult) -> str:
     """One plain sentence: whether the (best) subject knows more than what sees no cell, and where."""
     level = evaluation.displayed_levels[-1]
     subject, words = rank_rows(level, evaluation.model_names)[0], METRICS[HEADLINE].words
-    score, where = subject.scores[HEADLINE], _WHERE.get(evaluation.split, "on the sites held out")
+    score, policy = subject.scores[HEADLINE], SPLIT_POLICIES.get(evaluation.split)
+    where = policy.test_set if policy else "on held-out sites"
     reached = f"{words} {score.value:.2f} ({score.low:.2f} to {score.high:.2f}) {level.words}"
     rival = best_unbeaten_baseline(level, subject)
     if rival is None:

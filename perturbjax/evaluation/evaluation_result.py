@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json
-from perturbjax.data.splits import MEANING
 from perturbjax.evaluation.bootstrap import Estimate
 from perturbjax.evaluation.calibration import Confidence
 from perturbjax.evaluation.scores import HEADLINE, METRICS
@@ -123,12 +123,13 @@ class EvaluationResult:
     @property
     def split_name(self) -> str:
         """What the split is called: a file without its folders."""
-        return self.split if self.split in MEANING else Path(self.split).name
+        return self.split if self.split in SPLIT_POLICIES else Path(self.split).name
 
     @property
     def split_words(self) -> str:
         """What the split means."""
-        return MEANING.get(self.split, "as given in a split file")
+        policy = SPLIT_POLICIES.get(self.split)
+        return policy.meaning if policy else "as given in a split file"
 
     def for_model(self, subject: str) -> EvaluationResult:
         """One subject, called "model", beside the baselines, by site and by well: as a run is judged."""

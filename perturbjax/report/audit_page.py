@@ -10,9 +10,9 @@ import pandas as pd
 from perturbjax.audit.audit_result import AuditResult
 from perturbjax.audit.audit_tables import notes, rows
 from perturbjax.audit.verdict import verdict
+from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.files import atomic
 from perturbjax.core.messages import html_text
-from perturbjax.data.splits import MEANING
 from perturbjax.evaluation import figures
 from perturbjax.evaluation.evaluation_result import format_estimate
 from perturbjax.evaluation.scores import HEADLINE, METRICS
@@ -42,7 +42,8 @@ def write_page(audit: AuditResult, out: Path) -> Path:
         for one in audit.differences
     ]
     meanings = [
-        f"<p><b>{html_text(one)}</b>: {html_text(MEANING.get(one, one))}.</p>" for one in levels
+        f"<p><b>{html_text(one)}</b>: {html_text(SPLIT_POLICIES[one].meaning if one in SPLIT_POLICIES else one)}.</p>"
+        for one in levels
     ]
     absent = [
         f"<p><small>{with_code(note[0].upper() + note[1:])}</small></p>" for note in notes(audit)

@@ -10,8 +10,8 @@ import optax
 from flax import nnx
 
 from perturbjax import models
+from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.config import Recipe
-from perturbjax.data.normalization import METHODS
 from perturbjax.models import transfer
 from perturbjax.training.optimizer import Schedule, make_optimizer, schedules
 from perturbjax.training.step import split_model
@@ -55,7 +55,7 @@ def create_network(
         "channels": channels,
         "dropout": recipe.model.dropout,
     }
-    ways = METHODS[recipe.input.normalize].ways
+    ways = NORMALIZATIONS[recipe.input.normalize].copies
     if pretrained is not None:
         return transfer.abstract_classifier(
             pretrained, recipe.transfer, **shape, ways=ways

@@ -17,8 +17,8 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest, read_json
 from perturbjax.core.messages import console
 from perturbjax.core.options import require_output, require_sound
-from perturbjax.data import normalization as normalize
-from perturbjax.data.batches import count_input_channels
+from perturbjax.data import normalization
+from perturbjax.data.normalization import count_input_channels
 from perturbjax.data.splits import fingerprint, split_for
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.models import FIXED_SIZE_NETWORKS
@@ -255,6 +255,8 @@ def _facts(
     manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     # What the network was trained with goes before what this dataset would give.
     trained_with = {} if described is None else described.facts
-    statistics = trained_with.get("normalization") or normalize.fit(dataset, recipe.input)
+    statistics = trained_with.get("normalization") or normalization.fit_statistics(
+        dataset, recipe.input
+    )
     known = {"split_fingerprint": fingerprint(manifest), "normalization": statistics}
     return {**facts, **known, **dataset_facts(dataset)}, manifest

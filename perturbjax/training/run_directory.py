@@ -24,7 +24,7 @@ import pandas as pd
 from perturbjax.core.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, make_folder, read_json, read_parquet, write_json
-from perturbjax.data import normalization as normalize
+from perturbjax.data import normalization
 from perturbjax.data.splits import fingerprint, read_split, split_for, write_split
 from perturbjax.dataset import Dataset, open_dataset
 
@@ -96,14 +96,16 @@ class Run:
         known = _read_split_file(self.path).set_index("site_id")["part"]
         return site_ids.map(known).fillna("new").to_numpy()
 
-    def statistics_for(self, dataset: Dataset) -> normalize.Statistics:
+    def statistics_for(self, dataset: Dataset) -> normalization.Statistics:
         """What intensities of a dataset are normalised by: the statistics that the run was trained with.
 
-        A line is printed where they are not enough (see `normalize.statistics_for`).
+        A line is printed where they are not enough (see `normalization.choose_statistics`).
         """
         kept, own = self.facts.get("normalization"), self.facts.get("index_sha256")
         is_own = own is not None and own == dataset_facts(dataset)["index_sha256"]
-        return normalize.statistics_for(dataset, self.recipe.input, kept, self.path, own=is_own)
+        return normalization.choose_statistics(
+            dataset, self.recipe.input, kept, self.path, is_training_data=is_own
+        )
 
     def open_data(self, paths: tuple[Path, ...] = ()) -> Dataset:
         """The dataset at `paths`, or else the one the run was started on.
@@ -172,7 +174,7 @@ def describe_run(
         "label_column": label_column,
         "split_fingerprint": fingerprint(manifest),
         **dataset_facts(dataset),
-        "normalization": normalize.fit(dataset, recipe.input),
+        "normalization": normalization.fit_statistics(dataset, recipe.input),
     }
     if pretrained is not None:
         facts["pretrained"] = pretrained

@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Float, Int
 
+from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.config import Recipe
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
-from perturbjax.data.batches import Decoder, Order, Sites, count_input_channels, describe_sites
+from perturbjax.data.batches import Decoder, Order, Sites, describe_sites
 from perturbjax.data.exclusion import read_rules
-from perturbjax.data.splits import MEANING, TEST, TRAIN, split_for
+from perturbjax.data.normalization import count_input_channels
+from perturbjax.data.splits import TEST, TRAIN, split_for
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
 from perturbjax.training.devices import Placement
@@ -177,7 +179,7 @@ def print_training_summary(
     if policy.split_file:
         console.print(f"split from {policy.split_file}")
     else:
-        console.print(f"split by {policy.split}: {MEANING[policy.split]}")
+        console.print(f"split by {policy.split}: {SPLIT_POLICIES[policy.split].meaning}")
     for sentence in experiment.manifest.attrs.get("excluded", ()):
         console.print(sentence)
     epochs, steps = divmod(done, experiment.steps_per_epoch)

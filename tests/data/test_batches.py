@@ -25,7 +25,6 @@ from perturbjax.data.batches import (
     RawBatch,
     ResidentFeed,
     StreamedFeed,
-    count_input_channels,
     describe_sites,
     epoch_order,
     fixed_order,
@@ -33,6 +32,7 @@ from perturbjax.data.batches import (
     resident_bytes,
 )
 from perturbjax.data.batches import selection as choice
+from perturbjax.data.normalization import count_input_channels
 from perturbjax.dataset import PLATE, SITE, WELL, SitePixels, open_dataset, write_dataset
 from perturbjax.training.devices import Placement, choose_placement
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from perturbjax.core.choices import MASK_ENCODINGS
 from perturbjax.data import mask_encodings as masks
 
 TOUCHING = np.array(
@@ -59,7 +60,7 @@ def test_distance_is_that_of_every_cell_on_its_own(mask):
     assert (encoded[mask == 0] == 0).all()
 
 
-@pytest.mark.parametrize("how", masks.SCALES)
+@pytest.mark.parametrize("how", MASK_ENCODINGS)
 def test_an_empty_site_stays_empty_and_dtypes_are_as_announced(how):
     for mask in (np.zeros((5, 5), np.uint16), TOUCHING):
         assert masks.encode(mask, how).dtype == masks.storage_dtype(how)
@@ -68,5 +69,5 @@ def test_an_empty_site_stays_empty_and_dtypes_are_as_announced(how):
 
 @pytest.mark.parametrize("how", ["binary", "boundary", "distance"])
 def test_the_channel_spans_zero_to_one(how):
-    channel = masks.encode(TOUCHING, how) * masks.SCALES[how]
+    channel = masks.encode(TOUCHING, how) * MASK_ENCODINGS[how].scale
     assert (channel.min(), channel.max()) == (0, 1)

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from tiny_dataset import write_dataset
 
+from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.config import AugmentConfig, InputConfig, OptimConfig, Recipe, SplitConfig
 from perturbjax.core.errors import InputError
-from perturbjax.data import normalization as normalize
+from perturbjax.data import normalization
 from perturbjax.dataset import open_dataset
 from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.profiles.extract import FeaturesConfig, extract
@@ -78,13 +79,13 @@ def test_nine_sites_alone_are_answered_as_among_all(trained, folder, tmp_path, c
         answers(run, folder / data, tmp_path / f"{data}.parquet") for data in ("many", "few")
     )
     np.testing.assert_array_equal(alone, among)
-    assert "note:" not in said(capsys)
+    assert "warning:" not in said(capsys)
 
 
 def test_a_background_of_the_nine_themselves_is_another(folder):
     """So that the test above can fail."""
     few, many = (
-        normalize.fit(open_dataset(folder / name), InputConfig(normalize="log"))
+        normalization.fit_statistics(open_dataset(folder / name), InputConfig(normalize="log"))
         for name in ("few", "many")
     )
     assert any(
@@ -121,11 +122,14 @@ def test_a_plate_that_is_not_whole_is_named_in_one_line(trained, folder, tmp_pat
     run = trained(name)
     capsys.readouterr()
     answers(run, folder / "many", tmp_path / "many.parquet")
-    assert "note:" not in said(capsys)
+    assert "warning:" not in said(capsys)
     answers(run, folder / "few", tmp_path / "few.parquet")
     heard = said(capsys)
-    assert f"note: plate P0 has 9 sites of 24 in training; --normalize {name} takes" in heard
-    assert heard.count("note:") == 1
+    assert (
+        f"warning: plate P0 has 9 sites, compared with 24 sites in training. --normalize {name} uses"
+        in heard
+    )
+    assert heard.count("warning:") == 1
 
 
 def test_a_new_plate_is_whole_from_half_of_what_plates_had(folder, capsys):
@@ -135,29 +139,35 @@ def test_a_new_plate_is_whole_from_half_of_what_plates_had(folder, capsys):
         ({"A": 40, "B": 44}, True),
         ({"P0": 9, "B": 99}, False),
     ):
-        normalize.statistics_for(few, input, {"plates": plates}, "run", own=False)
+        normalization.choose_statistics(
+            few, input, {"plates": plates}, "run", is_training_data=False
+        )
         assert ("plate P0 has 9 sites" in said(capsys)) == expected
 
 
 def test_a_network_that_kept_nothing_says_where_it_takes_its_statistics(folder, capsys):
     few, input = open_dataset(folder / "few"), InputConfig(normalize="log")
-    assert normalize.statistics_for(few, input, None, "run", own=True) == normalize.fit(few, input)
-    assert "note:" not in said(capsys)  # the dataset that it was trained on is as good
-    normalize.statistics_for(few, input, None, "run", own=False)
-    assert "keeps no statistics for --normalize log; they are taken from" in said(capsys)
+    assert normalization.choose_statistics(
+        few, input, None, "run", is_training_data=True
+    ) == normalization.fit_statistics(few, input)
+    assert "warning:" not in said(capsys)  # the dataset that it was trained on is as good
+    normalization.choose_statistics(few, input, None, "run", is_training_data=False)
+    assert "has no stored statistics for --normalize log. They are computed from" in said(capsys)
 
 
 def test_a_channel_without_statistics_is_named(folder):
     kept = {"background": {"DNA": 100.0}}
-    with pytest.raises(InputError, match="channel Actin has no background among the run's"):
-        normalize.intensities(open_dataset(folder / "many"), InputConfig(normalize="log"), kept)
+    with pytest.raises(InputError, match="channel Actin has no background value in the run"):
+        normalization.site_intensities(
+            open_dataset(folder / "many"), InputConfig(normalize="log"), kept
+        )
 
 
-@pytest.mark.parametrize("name", normalize.METHODS)
+@pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_every_way_gives_as_many_channels_as_it_says(folder, name):
     dataset, input = open_dataset(folder / "few"), InputConfig(normalize=name)
-    shift, scale = map(jnp.asarray, normalize.intensities(dataset, input))
+    shift, scale = map(jnp.asarray, normalization.site_intensities(dataset, input))
     image, _ = dataset.read(range(FEW))
-    seen = normalize.apply(jnp.asarray(image, jnp.float32), shift, scale, name)
-    assert seen.shape == (FEW, 32, 32, normalize.count_input_channels(dataset, input))
+    seen = normalization.normalize(jnp.asarray(image, jnp.float32), shift, scale, name)
+    assert seen.shape == (FEW, 32, 32, normalization.count_input_channels(dataset, input))
     assert np.isfinite(seen).all()

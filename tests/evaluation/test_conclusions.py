@@ -54,7 +54,7 @@ def beside(evaluation: EvaluationResult, name: str) -> EvaluationResult:
 def test_what_clearly_beats_every_baseline_is_a_yes():
     said = verdict(judged(6.0))
     assert said.startswith(
-        "Yes: on plates it never saw, it tells classes apart with balanced accuracy 1.00 ("
+        "Yes: on held-out plates, it tells classes apart with balanced accuracy 1.00 ("
     )
     assert "by well; the best baseline, " in said
 
@@ -67,7 +67,7 @@ def test_what_sees_nothing_has_shown_nothing():
             evaluation.displayed_levels[-1], evaluation.displayed_levels[-1]["model"]
         ),
     )
-    assert said.startswith("Not shown: on plates it never saw") and "not clearly less" in said
+    assert said.startswith("Not shown: on held-out plates") and "not clearly less" in said
     assert rival is not None and BASELINE_DESCRIPTIONS[rival.name] in said
 
 

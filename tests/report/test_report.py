@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 def test_the_verdict_and_the_five_answers_come_first(run):
     text = run[2]
     head = text[text.index("<body") : text.index("<nav")]
-    assert '<p class="verdict">Yes, as far as asked: on plates it never saw' in head
+    assert '<p class="verdict">Yes, as far as asked: on held-out plates' in head
     for question in ("Did it work?", "On what?", "Can I trust it?", "Which classes?", "Show me"):
         assert f"<dt>{question}</dt>" in head
     assert 'href="#gallery"' in head

@@ -12,7 +12,6 @@ from perturbjax.data.batches.resident import ResidentFeed, gather
 from perturbjax.data.batches.selection import FeedChoice, open_feed, resident_bytes
 from perturbjax.data.batches.sites import Sites, describe_sites
 from perturbjax.data.batches.streamed import StreamedFeed
-from perturbjax.data.normalization import count_input_channels
 
 __all__ = [
     "Decoder",
@@ -26,7 +25,6 @@ __all__ = [
     "Rows",
     "Sites",
     "StreamedFeed",
-    "count_input_channels",
     "describe_sites",
     "epoch_order",
     "fixed_order",

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float32, Int32
 
 from perturbjax.core.config import InputConfig
-from perturbjax.data import normalization as normalize
+from perturbjax.data import normalization
 from perturbjax.dataset import SiteSource
 
 
@@ -23,7 +23,7 @@ class Sites:
     labels: Int32[np.ndarray, " n"]
     """Index into `class_names`, -1 where the record's class is not among them."""
     shift: Float32[np.ndarray, "n seen"]
-    """What the model input is made with, see `normalize.apply`: all channels in each of k ways; in stored units."""
+    """What the model input is made with, see `normalization.normalize`: all channels in each of k ways; in stored units."""
     scale: Float32[np.ndarray, "n seen"]
     mask_of: Int32[np.ndarray, " n"]
     """The record whose mask goes with each image: its own, unless masks are shuffled."""
@@ -35,7 +35,7 @@ def describe_sites(
     class_names: Sequence[str] | None = None,
     *,
     seed: int = 0,
-    statistics: normalize.Statistics | None = None,
+    statistics: normalization.Statistics | None = None,
 ) -> Sites:
     """Labels and normalisation of every record, from the index alone: no image is decoded.
 
@@ -53,7 +53,7 @@ def describe_sites(
         values = dataset.column(input.label_column or dataset.label_column).astype(str)
         names = tuple(sorted(values.unique())) if class_names is None else tuple(class_names)
         labels = pd.Index(names).get_indexer(values).astype(np.int32)
-    shift, scale = normalize.intensities(dataset, input, statistics)
+    shift, scale = normalization.site_intensities(dataset, input, statistics)
     mask_of = np.arange(len(dataset), dtype=np.int32)
     if input.mask_use == "shuffle":
         cycle = np.random.Generator(np.random.Philox(seed)).permutation(mask_of)
