@@ -31,7 +31,7 @@ from perturbjax.core.files import make_folder
 from perturbjax.core.options import parse_options, require, require_sound
 from perturbjax.core.progress import track
 from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.batches import Order, open_feed
+from perturbjax.data.batches import BatchOrder, open_batches
 from perturbjax.data.splits import TEST, TRAIN, write_split
 from perturbjax.dataset import PLATE, Dataset, open_dataset
 from perturbjax.inference import BATCH_SIZE, load_network
@@ -149,9 +149,9 @@ def describe(data: Path, views: int) -> tuple[Float32[np.ndarray, "n d"], int]:
         make_site_features_step(experiment.graphdef, experiment.recipe)
     )
     state = placement.replicate((experiment.params, experiment.stats))
-    with open_feed(experiment.decoder, placement) as feed:
+    with open_batches(experiment.decoder, placement) as feed:
 
-        def told(order: Order) -> Any:
+        def told(order: BatchOrder) -> Any:
             return track(feed.batches(order), total=len(order), label="features", unit="batches")
 
         (described,) = apply_to_sites(step, *state, told, positions, BATCH_SIZE)
@@ -208,7 +208,7 @@ def with_eyes(
     )
     network = load_network(run, dataset=dataset)
     step = network.placement.compile_predict(_apart(network.graphdef, recipe))
-    with open_feed(network.decoder(dataset), network.placement) as feed:
+    with open_batches(network.decoder(dataset), network.placement) as feed:
         head, trainable_branch = apply_to_sites(
             step, *network.state.values(), feed.batches, held, BATCH_SIZE
         )

@@ -23,8 +23,14 @@ from perturbjax.core.config import InputConfig
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.batches import Decoder, FeedChoice, Order, describe_sites, open_feed
-from perturbjax.data.batches.decoder import Redraw
+from perturbjax.data.batches import (
+    BatchOrder,
+    Decoder,
+    PipelineChoice,
+    describe_sites,
+    open_batches,
+)
+from perturbjax.data.batches.decoder import MaskTransform
 from perturbjax.data.normalization import Intensities, Statistics, site_intensities
 from perturbjax.dataset import PLATE, Dataset, SiteSource
 from perturbjax.training.apply_network import Predictions, apply_to_sites
@@ -125,7 +131,7 @@ class Network:
         return site_intensities(arrays, self.run.recipe.input, self.run.facts.get("normalization"))
 
     def apply_to_dataset(
-        self, dataset: Dataset, positions: Int[np.ndarray, " n"], *, feed: FeedChoice = "auto"
+        self, dataset: Dataset, positions: Int[np.ndarray, " n"], *, feed: PipelineChoice = "auto"
     ) -> Predictions:
         """Probabilities and features of the records at `positions` of a dataset, without augmentation.
 
@@ -134,7 +140,7 @@ class Network:
         Raises:
             InputError: the dataset's channels or pixel type are not those the run was trained on.
         """
-        with open_feed(self.decoder(dataset), self.placement, choice=feed) as opened:
+        with open_batches(self.decoder(dataset), self.placement, choice=feed) as opened:
             return Predictions(*self._answers(self._predict_step, opened.batches, positions))
 
     def apply_with_masks(
@@ -142,26 +148,28 @@ class Network:
         dataset: Dataset,
         positions: Int[np.ndarray, " n"],
         change: Callable[[np.ndarray], np.ndarray],
-        redraw: Redraw | None = None,
+        mask_transform: MaskTransform | None = None,
     ) -> Predictions:
         """The same answers with each batch's masks (b, h, w), as they are encoded, replaced by what `change` makes, of
-        cells that `redraw` drew anew before."""
+        cells that `mask_transform` drew anew before."""
 
         def changed(batch: RawBatch, first: int) -> RawBatch:
             return batch._replace(mask=change(np.asarray(batch.mask)))  # type: ignore[arg-type]  # on the host still
 
-        return self.changed(dataset, positions, changed, redraw)
+        return self.changed(dataset, positions, changed, mask_transform)
 
     def changed(
         self,
         dataset: Dataset,
         positions: Int[np.ndarray, " n"],
         change: Callable[[RawBatch, int], RawBatch],
-        redraw: Redraw | None = None,
+        mask_transform: MaskTransform | None = None,
     ) -> Predictions:
         """The same answers to batches that `change` makes of those on the host, given the number of their first row."""
         return Predictions(
-            *self._answers(self._predict_step, self._batches(dataset, change, redraw), positions)
+            *self._answers(
+                self._predict_step, self._batches(dataset, change, mask_transform), positions
+            )
         )
 
     def attention_on_dataset(
@@ -177,12 +185,15 @@ class Network:
         return attention
 
     def _batches(
-        self, dataset: Dataset, change: Callable[[RawBatch, int], RawBatch], redraw: Redraw | None
-    ) -> Callable[[Order], Iterator[RawBatch]]:
+        self,
+        dataset: Dataset,
+        change: Callable[[RawBatch, int], RawBatch],
+        mask_transform: MaskTransform | None,
+    ) -> Callable[[BatchOrder], Iterator[RawBatch]]:
         decoder = self.decoder(dataset)
-        decoder.redraw = redraw
+        decoder.mask_transform = mask_transform
 
-        def batches(order: Order) -> Iterator[RawBatch]:
+        def batches(order: BatchOrder) -> Iterator[RawBatch]:
             first = 0
             for batch in decoder.batches(order):
                 yield self.placement.place_rows(change(batch, first))
@@ -219,7 +230,7 @@ class Network:
         own_masks = dataclasses.replace(self.run.recipe.input, mask_use="keep")
         decoder = self._decoder(arrays, self.run.facts.get("normalization"), own_masks)
 
-        def batches(order: Order) -> Iterator[RawBatch]:
+        def batches(order: BatchOrder) -> Iterator[RawBatch]:
             return map(self.placement.place_rows, decoder.batches(order))
 
         return self._answers(step, batches, np.arange(len(arrays)))
@@ -234,7 +245,7 @@ class Network:
         return Decoder(dataset, sites, input, recipe.augment)
 
     def _answers(
-        self, step: Any, batches: Callable[[Order], Iterable[RawBatch]], positions: np.ndarray
+        self, step: Any, batches: Callable[[BatchOrder], Iterable[RawBatch]], positions: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         multiple = self.placement.count if self.placement.processes > 1 else 1
         params, stats = self.state["params"], self.state["stats"]

@@ -292,12 +292,12 @@ def _epoch(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
     import jax
     import numpy as np
 
-    from perturbjax.data.batches import ResidentArrays, Rows
+    from perturbjax.data.batches import BatchRecords, ResidentArrays
 
     step, _, placement, state, size = _training(mesh, "bf16")
     raw = _raw(dataclasses.replace(size, batch=size.sites), placement.replicated)
     arrays = ResidentArrays(raw.image, raw.mask, raw.label, raw.shift, raw.scale)
-    rows = Rows(
+    rows = BatchRecords(
         *(
             jax.ShapeDtypeStruct((size.steps, size.batch), dtype, sharding=placement.replicated)
             for dtype in (np.int32, np.float32)

@@ -33,7 +33,13 @@ from scipy import ndimage
 from experiments.bench.tables import markdown
 from perturbjax.core.config import AugmentConfig, InputConfig
 from perturbjax.data.augmentation import RawBatch, prepare
-from perturbjax.data.batches import Decoder, Order, ResidentFeed, StreamedFeed, describe_sites
+from perturbjax.data.batches import (
+    BatchOrder,
+    Decoder,
+    ResidentBatches,
+    StreamedBatches,
+    describe_sites,
+)
 from perturbjax.dataset import PLATE, SITE, WELL, Dataset, SitePixels, open_dataset, write_dataset
 from perturbjax.training.devices import choose_placement
 
@@ -61,9 +67,9 @@ def _measure(folder: Path, size: int, n: int, rounds: int) -> list[dict[str, Any
         Decoder(dataset, describe_sites(dataset, INPUT), INPUT, AUGMENT),
         choose_placement("1"),
     )
-    order = Order.of_epochs(0, np.arange(n), BATCH, epochs=2 * (rounds + 1))
+    order = BatchOrder.shuffled_epochs(0, np.arange(n), BATCH, epochs=2 * (rounds + 1))
     steps = order.steps_per_epoch
-    resident = ResidentFeed.load(decoder, placement)
+    resident = ResidentBatches.load(decoder, placement)
     step = jax.jit(functools.partial(prepare, seed=0, augment=AUGMENT, input=INPUT, train=True))
 
     def augmented(batches: Iterator[RawBatch], epoch: int) -> None:
@@ -74,12 +80,12 @@ def _measure(folder: Path, size: int, n: int, rounds: int) -> list[dict[str, Any
         return _timed(lambda: [None for _ in loader])
 
     def from_memory(epoch: int) -> tuple[float, float]:
-        one = order.between(epoch * steps, (epoch + 1) * steps)
+        one = order.select_steps(epoch * steps, (epoch + 1) * steps)
         return _timed(lambda: augmented(resident.batches(one), epoch))
 
     def streamed(workers: int, epoch: int) -> tuple[float, float]:
-        with StreamedFeed(decoder, placement, workers=workers) as feed:
-            batches = feed.batches(order.between(2 * epoch * steps, (2 * epoch + 2) * steps))
+        with StreamedBatches(decoder, placement, workers=workers) as feed:
+            batches = feed.batches(order.select_steps(2 * epoch * steps, (2 * epoch + 2) * steps))
             for _ in itertools.islice(batches, steps):  # starts what reads ahead
                 pass
             return _timed(lambda: augmented(batches, epoch))

@@ -332,7 +332,7 @@ def measure_jax(size: Size, precision: str) -> Measured:
     import jax.numpy as jnp
 
     from perturbjax import models
-    from perturbjax.data.batches import Order, ResidentFeed, gather
+    from perturbjax.data.batches import BatchOrder, ResidentBatches, gather
     from perturbjax.training.devices import choose_placement, stack_steps
     from perturbjax.training.optimizer import make_optimizer
     from perturbjax.training.step import (
@@ -343,7 +343,7 @@ def measure_jax(size: Size, precision: str) -> Measured:
     )
 
     recipe, placement = size.recipe(precision), choose_placement("1")
-    feed = ResidentFeed(simulated_plate(size), placement)
+    feed = ResidentBatches(simulated_plate(size), placement)
     network = models.create(
         "attention", classes=size.classes, channels=1, dropout=recipe.model.dropout, seed=0
     )
@@ -354,8 +354,8 @@ def measure_jax(size: Size, precision: str) -> Measured:
     run = placement.compile_training(step, feed)
     predict = placement.compile_predict(make_predict_step(graphdef, recipe))
     records = np.arange(size.sites, dtype=np.int32)
-    order = Order.of_epochs(recipe.seed, records[: size.train], size.batch, size.epochs)
-    judged = Order.once(records[size.train :], size.batch)
+    order = BatchOrder.shuffled_epochs(recipe.seed, records[: size.train], size.batch, size.epochs)
+    judged = BatchOrder.single_pass(records[size.train :], size.batch)
 
     def epoch(number: int) -> float:
         """Train one epoch, and judge where it is time to; the seconds of training."""
@@ -363,7 +363,7 @@ def measure_jax(size: Size, precision: str) -> Measured:
         started = time.perf_counter()
         sums = []
         for after, part in run(
-            state, order.between(number * size.steps, (number + 1) * size.steps)
+            state, order.select_steps(number * size.steps, (number + 1) * size.steps)
         ):
             state = after
             sums.append(part)

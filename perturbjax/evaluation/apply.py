@@ -13,7 +13,7 @@ import pandas as pd
 from perturbjax.core.files import make_folder, read_parquet, write_parquet
 from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_output, require_sound
-from perturbjax.data.batches import FeedChoice
+from perturbjax.data.batches import PipelineChoice
 from perturbjax.data.splits import TEST, TRAIN, fingerprint
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation import score_tables as views
@@ -52,7 +52,7 @@ class ApplyConfig:
     chosen: CheckpointConfig
     batch_size: int = BATCH_SIZE
     """Sites a step."""
-    feed: FeedChoice = "auto"
+    feed: PipelineChoice = "auto"
     """resident: the whole dataset on the device. streamed: decoded while the device computes."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)

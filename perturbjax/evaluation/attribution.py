@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json, write_json, write_parquet
 from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.batches.decoder import Redraw
+from perturbjax.data.batches.decoder import MaskTransform
 from perturbjax.data.mask_encodings import draw_disks
 from perturbjax.dataset import Dataset
 from perturbjax.evaluation.occlusion import occlude, summary, window_centers
@@ -31,13 +31,13 @@ class Other(NamedTuple):
     """What is done to masks: to a batch of them as they are encoded, and to the cells of a site before that."""
 
     change: Callable[[np.ndarray], np.ndarray] = lambda masks: masks
-    redraw: Redraw | None = None
+    mask_transform: MaskTransform | None = None
 
 
 #: What a network was asked before, and what it is asked besides, by what it is called.
 UNCHANGED_MASKS = "as they are"
 MASK_CHANGES = {
-    "each cell its bounding disc": Other(redraw=draw_disks),
+    "each cell its bounding disc": Other(mask_transform=draw_disks),
     "of another site": Other(lambda masks: np.roll(masks, 1, axis=0)),
     "taken away": Other(np.zeros_like),
 }
@@ -55,7 +55,7 @@ class Asked(Protocol):
         dataset: Dataset,
         positions: Int[np.ndarray, " n"],
         change: Callable[[np.ndarray], np.ndarray],
-        redraw: Redraw | None = None,
+        mask_transform: MaskTransform | None = None,
     ) -> Predictions: ...
 
     def changed(

@@ -31,7 +31,7 @@ from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_output, require_sound
 from perturbjax.core.progress import track
 from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.batches import Decoder, Order, Sites, open_feed
+from perturbjax.data.batches import BatchOrder, Decoder, Sites, open_batches
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.inference import feature_names
 from perturbjax.models import BACKBONES, Mode
@@ -264,9 +264,9 @@ def _compute_parts(
     behind: int,
 ) -> Iterator[Float32[np.ndarray, "n d"]]:
     """The features of every part, see `Job`. All but the last of a dataset's are whole batches."""
-    order = Order.once(np.concatenate(parts), config.batch_size)
+    order = BatchOrder.single_pass(np.concatenate(parts), config.batch_size)
     done = -(-behind // config.batch_size)
-    with open_feed(extractor.decoder, placement, choice="streamed") as feed:
+    with open_batches(extractor.decoder, placement, choice="streamed") as feed:
         ahead = (extractor.step(batch) for batch in feed.batches(order))
         fetched = (np.asarray(features)[: config.batch_size] for features in _one_ahead(ahead))
         unit = f"batches of {config.batch_size}"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int, Shaped
 
-from perturbjax.data.batches import Order, RawBatch
+from perturbjax.data.batches import BatchOrder, RawBatch
 from perturbjax.training.devices import limit_pending_steps, prepare_step
 from perturbjax.training.step import AttentionStep, PredictStep
 
@@ -24,7 +24,7 @@ def apply_to_sites(
     step: PredictStep | AttentionStep,
     params: Any,
     stats: Any,
-    batches: Callable[[Order], Iterable[RawBatch]],
+    batches: Callable[[BatchOrder], Iterable[RawBatch]],
     positions: Int[np.ndarray, " n"],
     batch_size: int,
     *,
@@ -41,7 +41,7 @@ def apply_to_sites(
     """
     size = batch_size + -batch_size % multiple
     answers: list[tuple[Any, ...]] = []
-    for batch in batches(Order.once(positions, size)):
+    for batch in batches(BatchOrder.single_pass(positions, size)):
         limit_pending_steps(answers)
         prepare_step(len(answers), step, params, stats, batch)
         answers.append(step(params, stats, batch))

@@ -26,7 +26,7 @@ from perturbjax.core.files import make_folder
 from perturbjax.core.memory import give_back_freed_memory
 from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_sound
-from perturbjax.data.batches import Feed, Order, ResidentArrays, Rows, gather
+from perturbjax.data.batches import BatchOrder, BatchPipeline, BatchRecords, ResidentArrays, gather
 from perturbjax.training.step import Sums, TrainState, TrainStep
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ SETTLING = 4
 
 #: (state, order) → after every dispatch the state, and the sums of its steps, with or without an axis of steps. The
 #: state that is given, and every one that is yielded, is given away to the next dispatch.
-Dispatches = Callable[[TrainState, Order], Iterator[tuple[TrainState, Sums]]]
+Dispatches = Callable[[TrainState, BatchOrder], Iterator[tuple[TrainState, Sums]]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Placement:
             tree,
         )
 
-    def compile_training(self, train_step: TrainStep, feed: Feed) -> Dispatches:
+    def compile_training(self, train_step: TrainStep, feed: BatchPipeline) -> Dispatches:
         """Training over a feed's batches: one dispatch a step, or one an epoch with `scans` and all records resident.
 
         Nothing crosses between host and device in a dispatch but what was put there by name.
@@ -115,9 +115,9 @@ class Placement:
         if self.scans and feed.arrays is not None:
             run_epoch, arrays = self.compile_epoch(train_step), feed.arrays
 
-            def by_epoch(state: TrainState, order: Order) -> Iterator[tuple[TrainState, Sums]]:
-                for steps in order.epochs():
-                    rows = self._place_epoch(order.rows(steps))
+            def by_epoch(state: TrainState, order: BatchOrder) -> Iterator[tuple[TrainState, Sums]]:
+                for steps in order.steps_by_epoch():
+                    rows = self._place_epoch(order.records_of(steps))
                     with jax.transfer_guard("disallow"):
                         state, sums = run_epoch(state, arrays, rows)
                     yield state, sums
@@ -125,7 +125,7 @@ class Placement:
             return by_epoch
         step = self.compile_step(train_step)
 
-        def by_step(state: TrainState, order: Order) -> Iterator[tuple[TrainState, Sums]]:
+        def by_step(state: TrainState, order: BatchOrder) -> Iterator[tuple[TrainState, Sums]]:
             dispatched = collections.deque[Sums](maxlen=AHEAD)
             for taken, batch in enumerate(feed.batches(order)):
                 limit_pending_steps(dispatched)
@@ -139,11 +139,11 @@ class Placement:
 
     def compile_epoch(
         self, train_step: TrainStep
-    ) -> Callable[[TrainState, ResidentArrays, Rows], Any]:
+    ) -> Callable[[TrainState, ResidentArrays, BatchRecords], Any]:
         """Consecutive steps over resident arrays, every batch gathered inside jit."""
 
         def gathered_step(
-            state: TrainState, arrays: ResidentArrays, rows: Rows
+            state: TrainState, arrays: ResidentArrays, rows: BatchRecords
         ) -> tuple[TrainState, Sums]:
             batch = gather(arrays, jnp.asarray(rows.positions), jnp.asarray(rows.weight))
             if not self.mapped:
@@ -151,7 +151,7 @@ class Placement:
             return train_step(state, batch)
 
         def run_steps(
-            state: TrainState, arrays: ResidentArrays, rows: Rows
+            state: TrainState, arrays: ResidentArrays, rows: BatchRecords
         ) -> tuple[TrainState, Sums]:
             return jax.lax.scan(lambda state, row: gathered_step(state, arrays, row), state, rows)
 
@@ -171,7 +171,7 @@ class Placement:
         )
         return lambda state, batch: compiled(state, jax.tree.map(self._by_device, batch))
 
-    def _place_epoch(self, rows: Rows) -> Rows:
+    def _place_epoch(self, rows: BatchRecords) -> BatchRecords:
         """The rows of an epoch on every device, each batch padded; for `pmap`, dealt to them."""
         deal = self._by_device if self.mapped else functools.partial(pad_rows, multiple=self.count)
         where = NamedSharding(self.mesh, P(None, AXIS)) if self.mapped else self.replicated

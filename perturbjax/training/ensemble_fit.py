@@ -25,7 +25,7 @@ from perturbjax.core.config import LINEAR_C, LINEAR_VARIANCE
 from perturbjax.core.memory import give_back_freed_memory
 from perturbjax.core.messages import console
 from perturbjax.core.progress import track
-from perturbjax.data.batches import Order, RawBatch
+from perturbjax.data.batches import BatchOrder, RawBatch
 from perturbjax.models import Mode
 from perturbjax.models.ensemble_head import COMPONENTS, MLP, EnsembleHead
 from perturbjax.models.layers import Dense
@@ -51,7 +51,7 @@ def fit_ensemble_head(
     state: TrainState,
     experiment: Experiment,
     describe_step: Callable[..., Any],
-    batches: Callable[[Order], Iterable[RawBatch]],
+    batches: Callable[[BatchOrder], Iterable[RawBatch]],
     *,
     multiple: int = 1,
 ) -> TrainState:
@@ -65,7 +65,7 @@ def fit_ensemble_head(
         multiple: of `apply_to_sites`.
     """
 
-    def shown(order: Order) -> Iterable[RawBatch]:
+    def shown(order: BatchOrder) -> Iterable[RawBatch]:
         for batch in track(
             batches(order), total=len(order), label="features of the training sites", unit="batches"
         ):

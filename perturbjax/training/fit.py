@@ -18,7 +18,7 @@ from perturbjax.core.memory import give_back_freed_memory
 from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_output, require_sound
 from perturbjax.core.progress import track
-from perturbjax.data.batches import FeedChoice, open_feed
+from perturbjax.data.batches import PipelineChoice, open_batches
 from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.training.apply_network import accuracy_and_loss, apply_to_sites
 from perturbjax.training.checkpoint import Checkpoints
@@ -58,7 +58,7 @@ class TrainConfig:
     """Go on with the run in --out by the recipe saved in it; flags of the recipe are ignored."""
     init_from: Path | None = None
     """Run whose parameters are started from; layers of another shape (another number of classes) start anew."""
-    feed: FeedChoice = "auto"
+    feed: PipelineChoice = "auto"
     """resident: the whole dataset on the device, one dispatch an epoch. streamed: decoded while the device computes.
     auto: resident where it fits."""
     workers: int = 0
@@ -142,7 +142,7 @@ def fit(config: TrainConfig) -> Run:
             return run
         state = placement.replicate(begun.state)
         feed = held.enter_context(
-            open_feed(experiment.decoder, placement, choice=config.feed, workers=config.workers)
+            open_batches(experiment.decoder, placement, choice=config.feed, workers=config.workers)
         )
         log = held.enter_context(open_log(config.log_to, run))
         asked_to_end = held.enter_context(watch_sigterm())
@@ -188,7 +188,7 @@ def fit(config: TrainConfig) -> Run:
                 )
                 if config.profile and epoch == done:
                     _profile(train, state, config, experiment, step)
-                dispatches = train(state, experiment.order.between(step, phase.stop * steps))
+                dispatches = train(state, experiment.order.select_steps(step, phase.stop * steps))
             while step < (epoch + 1) * steps:
                 state, sums = next(dispatches)
                 parts.append(sums)
@@ -260,7 +260,7 @@ def _profile(
     """Trace the first steps that are to come, on a copy of the state."""
     folder = config.out / "profile" if config.profile == "default" else Path(config.profile)
     steps = min(TRACED_STEPS, experiment.steps_per_epoch)
-    order = experiment.order.between(step, min(step + steps, experiment.order.stop))
+    order = experiment.order.select_steps(step, min(step + steps, experiment.order.stop))
     # A list: JAX waits for what is in one, and for nothing in a deque.
     trace_steps(
         lambda state: list(collections.deque(train(state, order), maxlen=1)),

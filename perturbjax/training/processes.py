@@ -16,7 +16,7 @@ import numpy as np
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_sound
-from perturbjax.data.batches import FeedChoice
+from perturbjax.data.batches import PipelineChoice
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def require_supported_job(feed: FeedChoice, devices: str, batch_size: int) -> None:
+def require_supported_job(feed: PipelineChoice, devices: str, batch_size: int) -> None:
     """Refuse what several processes cannot do.
 
     Raises:

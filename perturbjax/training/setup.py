@@ -15,7 +15,7 @@ from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.config import Recipe
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
-from perturbjax.data.batches import Decoder, Order, Sites, describe_sites
+from perturbjax.data.batches import BatchOrder, Decoder, Sites, describe_sites
 from perturbjax.data.exclusion import read_rules
 from perturbjax.data.normalization import count_input_channels
 from perturbjax.data.splits import TEST, TRAIN, split_for
@@ -59,13 +59,15 @@ class Experiment:
         return Decoder(self.dataset, self.sites, self.recipe.input, self.recipe.augment)
 
     @property
-    def order(self) -> Order:
+    def order(self) -> BatchOrder:
         """The order of all epochs."""
         optim = self.recipe.optim
         steps, least = optim.steps_per_epoch, -(-optim.least_steps // optim.epochs)
         if not steps and least * optim.batch_size > len(self.train):
             steps = least
-        return Order.of_epochs(self.recipe.seed, self.train, optim.batch_size, optim.epochs, steps)
+        return BatchOrder.shuffled_epochs(
+            self.recipe.seed, self.train, optim.batch_size, optim.epochs, steps
+        )
 
     @property
     def class_weight(self) -> Float[Array, " classes"] | None:

@@ -1,4 +1,4 @@
-"""Both feeds give the same batches, from (seed, epoch, step) alone."""
+"""Resident and streamed batches are equal and depend on (seed, epoch, step) only."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from perturbjax.core.errors import InputError
 from perturbjax.data import mask_encodings as masks
 from perturbjax.data.augmentation import prepare
 from perturbjax.data.batches import (
+    BatchOrder,
     Decoder,
-    Order,
     RawBatch,
-    ResidentFeed,
-    StreamedFeed,
+    ResidentBatches,
+    StreamedBatches,
     describe_sites,
-    epoch_order,
-    fixed_order,
-    open_feed,
+    open_batches,
     resident_bytes,
+    selection,
+    shuffle_epoch,
+    split_into_batches,
 )
-from perturbjax.data.batches import selection as choice
 from perturbjax.data.normalization import count_input_channels
 from perturbjax.dataset import PLATE, SITE, WELL, SitePixels, open_dataset, write_dataset
 from perturbjax.training.devices import Placement, choose_placement
 
 SITES, HEIGHT, WIDTH, BATCH, SEED = 37, 20, 18, 8, 5
 CHANNELS = ["DNA", "Actin"]
-RECORDS = np.arange(3, SITES, dtype=np.int32)  # what one part of a split might be
+RECORDS = np.arange(3, SITES, dtype=np.int32)  # records of the training set
 INPUT = InputConfig(normalize="plate", mask_encoding="distance")
 
 
@@ -59,7 +59,7 @@ def dataset(tmp_path_factory):
         sites.append(SitePixels(image, mask))
         rows.append({"site_id": f"s{n}", **metadata, "Metadata_pert_iname": f"drug{n % 4}"})
     folder = write_dataset(
-        tmp_path_factory.mktemp("feed"),
+        tmp_path_factory.mktemp("batches"),
         pd.DataFrame(rows),
         sites,
         channel_names=CHANNELS,
@@ -78,12 +78,12 @@ def decoder(dataset, input=INPUT, augment=None) -> Decoder:
     return Decoder(dataset, describe_sites(dataset, input, seed=SEED), input, augment)
 
 
-ORDER = Order.of_epochs(SEED, RECORDS, BATCH, epochs=10)
+ORDER = BatchOrder.shuffled_epochs(SEED, RECORDS, BATCH, epochs=10)
 STEPS = ORDER.steps_per_epoch
 
 
-def epochs(first: int, stop: int) -> Order:
-    return ORDER.between(first * STEPS, stop * STEPS)
+def epochs(first: int, stop: int) -> BatchOrder:
+    return ORDER.select_steps(first * STEPS, stop * STEPS)
 
 
 def assert_same(first: list[RawBatch], second: list[RawBatch]) -> None:
@@ -95,90 +95,98 @@ def assert_same(first: list[RawBatch], second: list[RawBatch]) -> None:
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 5), st.integers(0, 2**31))
-def test_an_epoch_visits_each_record_exactly_once(n, batch_size, epoch, seed):
+def test_shuffle_epoch_visits_each_record_once(n, batch_size, epoch, seed):
     records = np.random.default_rng(n).choice(1000, n, replace=False)
-    indices, weight = epoch_order(seed, epoch, records, batch_size)
+    indices, weight = shuffle_epoch(seed, epoch, records, batch_size)
     assert indices.shape == weight.shape == (-(-n // batch_size), batch_size)
     assert sorted(indices[weight == 1]) == sorted(records)
     assert set(indices.ravel()) <= set(records)
-    again, _ = epoch_order(seed, epoch, records, batch_size)
+    again, _ = shuffle_epoch(seed, epoch, records, batch_size)
     assert np.array_equal(indices, again)
 
 
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 9))
-def test_so_many_steps_an_epoch_visit_records_equally_often_but_for_one(n, batch_size, steps):
-    indices, weight = epoch_order(SEED, 3, np.arange(n), batch_size, steps)
+def test_shuffle_epoch_with_fixed_steps_balances_visits(n, batch_size, steps):
+    indices, weight = shuffle_epoch(SEED, 3, np.arange(n), batch_size, steps)
     assert indices.shape == (steps, batch_size) and (weight == 1).all()
     visits = np.bincount(indices.ravel(), minlength=n)
     assert visits.max() - visits.min() <= 1
-    order = Order.of_epochs(SEED, np.arange(n), batch_size, epochs=4, steps=steps)
+    order = BatchOrder.shuffled_epochs(SEED, np.arange(n), batch_size, epochs=4, steps=steps)
     assert order.steps_per_epoch == steps and len(order) == 4 * steps
     assert np.array_equal(order[3 * steps].positions, indices[0])
 
 
-def test_epochs_and_seeds_differ_in_order():
+def test_shuffle_epoch_depends_on_epoch_and_seed():
     first, other_epoch, other_seed = (
-        epoch_order(s, e, RECORDS, 8)[0] for s, e in ((0, 0), (0, 1), (1, 0))
+        shuffle_epoch(s, e, RECORDS, 8)[0] for s, e in ((0, 0), (0, 1), (1, 0))
     )
     assert not np.array_equal(first, other_epoch)
     assert not np.array_equal(first, other_seed)
 
 
-def test_only_the_end_is_padded_and_evaluation_keeps_its_order():
-    indices, weight = fixed_order(np.arange(10), 4)
+def test_split_into_batches_keeps_order_and_pads_the_end():
+    indices, weight = split_into_batches(np.arange(10), 4)
     assert np.array_equal(indices.ravel()[:10], np.arange(10))
     assert np.array_equal(weight.ravel(), [1] * 10 + [0] * 2)
 
 
-def test_an_order_of_many_epochs_is_theirs_one_after_the_other():
-    dealt = [epoch_order(SEED, epoch, RECORDS, BATCH) for epoch in range(10)]
+def test_order_of_several_epochs_concatenates_epochs():
+    shuffled = [shuffle_epoch(SEED, epoch, RECORDS, BATCH) for epoch in range(10)]
     for kind in (0, 1):
-        of_steps = np.stack([ORDER[at][kind] for at in range(len(ORDER))])
-        assert np.array_equal(of_steps, np.concatenate([rows[kind] for rows in dealt]))
-    middle = ORDER.between(2 * STEPS + 3, 4 * STEPS + 1)
-    assert [len(steps) for steps in middle.epochs()] == [STEPS - 3, STEPS, 1]
-    assert np.array_equal(middle[0].positions, dealt[2].positions[3])
-    whole = np.concatenate([middle.rows(steps).positions for steps in middle.epochs()])
-    assert np.array_equal(whole, np.stack([middle[at].positions for at in range(len(middle))]))
-    assert ORDER.between(5, 5).epochs() == []
+        steps = np.stack([ORDER[step][kind] for step in range(len(ORDER))])
+        assert np.array_equal(steps, np.concatenate([rows[kind] for rows in shuffled]))
+    middle = ORDER.select_steps(2 * STEPS + 3, 4 * STEPS + 1)
+    assert [len(steps) for steps in middle.steps_by_epoch()] == [STEPS - 3, STEPS, 1]
+    assert np.array_equal(middle[0].positions, shuffled[2].positions[3])
+    whole = np.concatenate(
+        [middle.records_of(steps).positions for steps in middle.steps_by_epoch()]
+    )
+    assert np.array_equal(whole, np.stack([middle[step].positions for step in range(len(middle))]))
+    assert ORDER.select_steps(5, 5).steps_by_epoch() == []
     assert np.array_equal(pickle.loads(pickle.dumps(middle))[4].positions, middle[4].positions)
 
 
 @pytest.mark.parametrize("mask_use", ["keep", "shuffle"])
-def test_resident_and_streamed_batches_are_the_same_bytes(dataset, placement, mask_use):
-    fed = decoder(dataset, dataclasses.replace(INPUT, mask_use=mask_use))
-    with ResidentFeed.load(fed, placement) as resident, StreamedFeed(fed, placement) as streamed:
+def test_resident_and_streamed_batches_are_identical(dataset, placement, mask_use):
+    source = decoder(dataset, dataclasses.replace(INPUT, mask_use=mask_use))
+    with (
+        ResidentBatches.load(source, placement) as resident,
+        StreamedBatches(source, placement) as streamed,
+    ):
         assert_same(list(resident.batches(epochs(0, 2))), list(streamed.batches(epochs(0, 2))))
 
 
-def test_batches_hold_what_the_dataset_holds(dataset, placement):
-    fed = decoder(dataset)
-    with StreamedFeed(fed, placement) as streamed:
+def test_batches_contain_the_pixels_of_the_dataset(dataset, placement):
+    source = decoder(dataset)
+    with StreamedBatches(source, placement) as streamed:
         batch = next(streamed.batches(ORDER))
     for row, position in enumerate(np.asarray(batch.record)):
         record = dataset.record(position)
         assert np.array_equal(batch.image[row], record["image"])
         assert np.array_equal(batch.mask[row], masks.encode(record["mask"], "distance"))
-        assert fed.sites.class_names[batch.label[row]] == f"drug{position % 4}"
+        assert source.sites.class_names[batch.label[row]] == f"drug{position % 4}"
 
 
-def test_a_stream_begins_at_any_step_and_several_may_run_at_once(dataset, placement):
-    fed = decoder(dataset)
-    with ResidentFeed.load(fed, placement) as resident, StreamedFeed(fed, placement) as streamed:
-        stretch = ORDER.between(4 * STEPS + 3, 6 * STEPS)
+def test_streams_start_at_any_step_and_run_concurrently(dataset, placement):
+    source = decoder(dataset)
+    with (
+        ResidentBatches.load(source, placement) as resident,
+        StreamedBatches(source, placement) as streamed,
+    ):
+        stretch = ORDER.select_steps(4 * STEPS + 3, 6 * STEPS)
         whole = list(resident.batches(stretch))
         training = streamed.batches(stretch)
         assert_same([next(training)], whole[:1])
-        judging = Order.once(np.arange(SITES), 5)
-        assert_same(list(streamed.batches(judging)), list(resident.batches(judging)))
+        evaluation = BatchOrder.single_pass(np.arange(SITES), 5)
+        assert_same(list(streamed.batches(evaluation)), list(resident.batches(evaluation)))
         assert_same(list(training), whole[1:])
 
 
-def test_worker_processes_give_the_same_live_through_epochs_and_end_when_closed(dataset, placement):
-    fed = decoder(dataset)
+def test_worker_processes_give_identical_batches_and_end_on_close(dataset, placement):
+    source = decoder(dataset)
     with (
-        ResidentFeed.load(fed, placement) as resident,
-        StreamedFeed(fed, placement, workers=2) as streamed,
+        ResidentBatches.load(source, placement) as resident,
+        StreamedBatches(source, placement, workers=2) as streamed,
     ):
         whole = resident.batches(ORDER)
         training = streamed.batches(ORDER)
@@ -188,75 +196,75 @@ def test_worker_processes_give_the_same_live_through_epochs_and_end_when_closed(
         first += [next(training) for _ in range(2 * STEPS)]
         assert_same(first, [next(whole) for _ in first])
         assert {process.pid for process in multiprocessing.active_children()} == processes
-        list(streamed.batches(Order.once(np.arange(SITES), BATCH)))
+        list(streamed.batches(BatchOrder.single_pass(np.arange(SITES), BATCH)))
         assert len(multiprocessing.active_children()) == 2, (
-            "a single pass started processes of its own"
+            "a single pass started additional processes"
         )
     assert not multiprocessing.active_children()
 
 
-def test_parts_of_several_processes_make_up_the_batch(dataset):
-    fed, order = decoder(dataset), epochs(0, 1)
-    for at in range(len(order)):
-        parts = [fed(order.share(part, 2)[at]) for part in (0, 1)]
+def test_for_process_parts_combine_to_the_batch(dataset):
+    source, order = decoder(dataset), epochs(0, 1)
+    for step in range(len(order)):
+        parts = [source(order.for_process(part, 2)[step]) for part in (0, 1)]
         assert_same(
-            [fed(order[at])],
+            [source(order[step])],
             [RawBatch(*(np.concatenate(pair) for pair in zip(*parts, strict=True)))],
         )
 
 
-def test_a_record_that_pads_a_batch_is_decoded_once(dataset, monkeypatch):
-    fed, read = decoder(dataset), []
+def test_decoder_reads_padding_records_once(dataset, monkeypatch):
+    source, read = decoder(dataset), []
     monkeypatch.setattr(
-        fed, "read_into", lambda *of: read.append(of[0]) or Decoder.read_into(fed, *of)
+        source, "read_into", lambda *args: read.append(args[0]) or Decoder.read_into(source, *args)
     )
-    batch = fed(Order.once(np.array([4, 9]), 7)[0])
+    batch = source(BatchOrder.single_pass(np.array([4, 9]), 7)[0])
     assert read == [4, 9] and np.array_equal(batch.weight, [1, 1, 0, 0, 0, 0, 0])
     assert all(np.array_equal(batch.image[row], batch.image[row % 2]) for row in range(7))
 
 
-def test_the_step_is_traced_once_for_all_batches(dataset, placement):
+def test_prepare_is_traced_once_for_all_batches(dataset, placement):
     @jax.jit
     @chex.assert_max_traces(1)
     def step(batch, epoch):
         augment = AugmentConfig(crop=8)
         return prepare(batch, seed=SEED, epoch=epoch, augment=augment, input=INPUT, train=True)
 
-    with ResidentFeed.load(decoder(dataset), placement) as resident:
-        for at, batch in enumerate(resident.batches(epochs(0, 2))):
-            assert np.isfinite(step(batch, at // STEPS)).all()
+    with ResidentBatches.load(decoder(dataset), placement) as resident:
+        for i, batch in enumerate(resident.batches(epochs(0, 2))):
+            assert np.isfinite(step(batch, i // STEPS)).all()
 
 
 @pytest.mark.parametrize(("normalize", "group"), [("site", SITE), ("plate", PLATE)])
-def test_normalized_pixels_have_mean_0_and_deviation_1(dataset, normalize, group):
+def test_normalized_pixels_have_mean_0_and_std_1(dataset, normalize, group):
     sites = describe_sites(dataset, dataclasses.replace(INPUT, normalize=normalize))
     images, _ = dataset.read(np.arange(SITES))
-    seen = (images - sites.shift[:, None, None]) * sites.scale[:, None, None]
+    normalized = (images - sites.shift[:, None, None]) * sites.scale[:, None, None]
     for name in dataset.column(group).unique():
-        pixels = seen[dataset.column(group) == name].reshape(-1, 2)
+        pixels = normalized[dataset.column(group) == name].reshape(-1, 2)
         np.testing.assert_allclose(pixels.mean(0), 0, atol=1e-4)
         np.testing.assert_allclose(pixels.std(0), 1, rtol=1e-4)
 
 
-def test_dtype_normalization_divides_by_the_largest_integer(dataset):
+def test_dtype_normalization_divides_by_the_maximum_integer(dataset):
     sites = describe_sites(dataset, InputConfig(normalize="dtype"))
     assert (sites.shift == 0).all()
     np.testing.assert_allclose(sites.scale, 1 / 65535, rtol=1e-6)
 
 
-def test_log_plate_gives_every_channel_as_it_is_and_relative_to_its_plate(dataset, placement):
+def test_log_plate_adds_a_copy_relative_to_the_plate(dataset, placement):
     input = InputConfig(normalize="log_plate")
     sites = describe_sites(dataset, input)
     assert sites.shift.shape[1] == count_input_channels(dataset, input) == 4
-    everything = Order.once(np.arange(SITES), SITES)
+    everything = BatchOrder.single_pass(np.arange(SITES), SITES)
     raw = jax.tree.map(jnp.asarray, decoder(dataset, input)(everything[0]))
-    still = AugmentConfig(crop=16)
-    twice = prepare(raw, seed=0, epoch=0, augment=still, input=input, train=False)[..., 1:]
+    augment = AugmentConfig(crop=16)
+    twice = prepare(raw, seed=0, epoch=0, augment=augment, input=input, train=False)[..., 1:]
     log = InputConfig(normalize="log")
     raw = jax.tree.map(jnp.asarray, decoder(dataset, log)(everything[0]))
-    once = prepare(raw, seed=0, epoch=0, augment=still, input=log, train=False)[..., 1:]
+    once = prepare(raw, seed=0, epoch=0, augment=augment, input=log, train=False)[..., 1:]
     chex.assert_trees_all_close(twice[..., :2], once, rtol=1e-5)
-    gap = np.asarray(twice[..., 2:] - once)  # the plate's own level: one number a plate and channel
+    gap = np.asarray(twice[..., 2:] - once)  # constant for each plate and channel
     plates = dataset.column(PLATE).to_numpy()
     assert gap.std(axis=(1, 2)).max() < 1e-4
     for plate in np.unique(plates):
@@ -265,7 +273,7 @@ def test_log_plate_gives_every_channel_as_it_is_and_relative_to_its_plate(datase
     assert abs(brightness).max() < 0.1 < np.ptp(np.asarray(once).mean(axis=(1, 2, 3)))
 
 
-def test_any_column_can_be_the_label_and_unknown_classes_are_marked(dataset):
+def test_describe_sites_reads_any_label_column_and_marks_unknown_classes(dataset):
     moa = describe_sites(dataset, InputConfig(label_column="Metadata_moa"))
     assert moa.class_names == ("moa0", "moa1")
     assert np.array_equal(moa.labels, np.arange(SITES) % 2)
@@ -275,7 +283,7 @@ def test_any_column_can_be_the_label_and_unknown_classes_are_marked(dataset):
         describe_sites(dataset, InputConfig(label_column="Metadata_dose"))
 
 
-def test_shuffled_masks_are_all_another_sites_and_the_seed_decides(dataset):
+def test_shuffled_masks_belong_to_other_sites_and_depend_on_the_seed(dataset):
     shuffle = dataclasses.replace(INPUT, mask_use="shuffle")
     first, again, other = (
         describe_sites(dataset, shuffle, seed=seed).mask_of for seed in (0, 0, 1)
@@ -285,33 +293,33 @@ def test_shuffled_masks_are_all_another_sites_and_the_seed_decides(dataset):
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_large_sites_are_stored_at_the_resolution_that_crops_can_use(dataset, placement):
+def test_large_sites_are_downsampled_to_the_resolution_of_crops(dataset, placement):
     augment = AugmentConfig(
         crop=4, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)
-    )  # 13 pixels and more shrink to 4
-    fed = decoder(dataset, augment=augment)
-    resident = ResidentFeed.load(fed, placement)
+    )  # crops of at least 13 pixels are resized to 4
+    source = decoder(dataset, augment=augment)
+    resident = ResidentBatches.load(source, placement)
     assert resident.arrays.image.shape == (SITES, HEIGHT // 4, -(-WIDTH // 4), 2)
-    held = resident.arrays.image.nbytes + resident.arrays.mask.nbytes
-    assert held == resident_bytes(fed) < resident_bytes(decoder(dataset)) / 10
-    with StreamedFeed(fed, placement) as streamed:
+    stored = resident.arrays.image.nbytes + resident.arrays.mask.nbytes
+    assert stored == resident_bytes(source) < resident_bytes(decoder(dataset)) / 10
+    with StreamedBatches(source, placement) as streamed:
         assert_same(list(resident.batches(epochs(0, 1))), list(streamed.batches(epochs(0, 1))))
     record = dataset.record(0)
     blocks = record["image"][:, :16].reshape(5, 4, 4, 4, 2).mean((1, 3))
     np.testing.assert_allclose(resident.arrays.image[0, :, :4], blocks, atol=1)
 
 
-def test_the_feed_follows_from_what_fits(dataset, placement, monkeypatch):
-    fed = decoder(dataset)
-    need = resident_bytes(fed)
-    monkeypatch.setattr(choice, "_room", lambda: need)
-    assert isinstance(open_feed(fed, placement), ResidentFeed)
-    monkeypatch.setattr(choice, "_room", lambda: need - 1)
-    assert isinstance(open_feed(fed, placement), StreamedFeed)
-    assert isinstance(open_feed(fed, placement, choice="resident"), ResidentFeed)
+def test_open_batches_selects_resident_if_memory_suffices(dataset, placement, monkeypatch):
+    source = decoder(dataset)
+    need = resident_bytes(source)
+    monkeypatch.setattr(selection, "_memory_limit", lambda: need)
+    assert isinstance(open_batches(source, placement), ResidentBatches)
+    monkeypatch.setattr(selection, "_memory_limit", lambda: need - 1)
+    assert isinstance(open_batches(source, placement), StreamedBatches)
+    assert isinstance(open_batches(source, placement, choice="resident"), ResidentBatches)
 
 
-def test_a_closed_resident_feed_frees_its_memory(dataset, placement):
-    with ResidentFeed.load(decoder(dataset), placement) as resident:
+def test_resident_batches_free_memory_on_close(dataset, placement):
+    with ResidentBatches.load(decoder(dataset), placement) as resident:
         assert not any(array.is_deleted() for array in resident.arrays)
     assert all(array.is_deleted() for array in resident.arrays)

@@ -17,7 +17,7 @@ from perturbjax.core.config import AugmentConfig, InputConfig, OptimConfig, Reci
 from perturbjax.dataset import open_dataset
 from perturbjax.evaluation.apply import ApplyConfig, EvaluateConfig, evaluate
 from perturbjax.export import StableHLOConfig, export
-from perturbjax.report.run_page import ReportConfig, report
+from perturbjax.report.comparison_page import ReportConfig, report
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.fit import TrainConfig, fit
 
@@ -70,7 +70,7 @@ def test_new_choices_work_in_help_training_evaluation_export_audit_and_report(
     run = fit(TrainConfig(out=tmp_path / "run", data=(data,), recipe=recipe))
     chosen = CheckpointConfig(run.path)
     evaluate(EvaluateConfig(ApplyConfig(chosen)))
-    assert NEW_SPLIT.meaning in report(ReportConfig(run.path)).read_text()
+    assert NEW_SPLIT.meaning in report(ReportConfig((run.path,))).read_text()
 
     description = json.loads(
         (export(StableHLOConfig(chosen, tmp_path / "exported")) / "description.json").read_text()

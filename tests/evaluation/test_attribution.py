@@ -24,7 +24,7 @@ class MaskReader:
         self.run = SimpleNamespace(recipe=SimpleNamespace(input=InputConfig(mask_use=mask_use)))
         self.has = attention
 
-    def apply_with_masks(self, dataset, positions, change, redraw=None) -> Predictions:
+    def apply_with_masks(self, dataset, positions, change, mask_transform=None) -> Predictions:
         masks = change(
             np.stack([np.full((4, 4), position % 2, np.uint8) for position in positions])
         )

@@ -17,7 +17,14 @@ from jax.sharding import PartitionSpec as P
 
 from perturbjax.core.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
 from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.batches import Order, ResidentArrays, ResidentFeed, Rows, epoch_order, gather
+from perturbjax.data.batches import (
+    BatchOrder,
+    BatchRecords,
+    ResidentArrays,
+    ResidentBatches,
+    gather,
+    shuffle_epoch,
+)
 from perturbjax.models import Mode, Outputs
 from perturbjax.models.attention import ConvBlock
 from perturbjax.models.layers import BatchNorm, Dense, dropout
@@ -80,7 +87,7 @@ class Training:
             self.traces += 1
             return step(state, batch)
 
-        self.placement, self.feed = placement, ResidentFeed(sites, placement)
+        self.placement, self.feed = placement, ResidentBatches(sites, placement)
         self.fresh = jax.device_get(initial_state(params, stats, optimizer))
         self.run = placement.compile_training(counted_step, self.feed)
         self.predict = placement.compile_predict(make_predict_step(graphdef, RECIPE))
@@ -94,9 +101,11 @@ class Training:
     def epochs(self, *epochs: int) -> tuple[list[np.ndarray], dict]:
         """The losses of every step, and all arrays of the state after the last."""
         parts = []
-        order = Order.of_epochs(RECIPE.seed, np.arange(SITES), BATCH, RECIPE.optim.epochs)
+        order = BatchOrder.shuffled_epochs(
+            RECIPE.seed, np.arange(SITES), BATCH, RECIPE.optim.epochs
+        )
         for state, part in self.run(
-            self.state, order.between(epochs[0] * STEPS, (epochs[-1] + 1) * STEPS)
+            self.state, order.select_steps(epochs[0] * STEPS, (epochs[-1] + 1) * STEPS)
         ):
             self.state = state
             parts.append(part)
@@ -185,16 +194,16 @@ def test_batchnorm_learns_the_statistics_of_the_whole_batch_without_its_padding(
 
 def test_what_stands_in_padded_rows_moves_nothing(begin):
     """The epoch's tail is filled up at weight 0: with any record there, losses and state are the same bits."""
-    order, weight = epoch_order(RECIPE.seed, 0, np.arange(SITES), BATCH)
+    order, weight = shuffle_epoch(RECIPE.seed, 0, np.arange(SITES), BATCH)
     assert (weight[-1] == 0).sum() == 4
     other = np.where(weight == 0, 7, order)
     assert (other != order).any()
     answers = []
     for rows in (order, other):
         training = begin("sharded")
-        dealt = Rows(rows, weight)
+        dealt = BatchRecords(rows, weight)
         *_, (state, sums) = training.run(
-            training.state, Order(lambda epoch, dealt=dealt: dealt, STEPS, 0, STEPS)
+            training.state, BatchOrder(lambda epoch, dealt=dealt: dealt, STEPS, 0, STEPS)
         )
         answers.append(to_bytes(state_to_tree((state, sums))))
     assert answers[0] == answers[1]

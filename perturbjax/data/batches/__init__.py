@@ -1,34 +1,44 @@
-"""Two feeds that give the same batches: sites resident on the device, or streamed from disk with grain.
+"""Batches for training and inference: resident on the device, or streamed from disk with grain.
 
-Whoever loops owns the order: a feed is opened once by `open_feed`, and gives the batches of any `Order`. The order of
-an epoch follows from (seed, epoch) alone, so a feed has no state: going on from a step needs nothing else.
+Both pipelines give the same batches for the same `BatchOrder`. The order of an epoch depends on (seed, epoch) only, and
+the augmentation of a record depends on (seed, epoch, record) only (see `perturbjax.data.augmentation`). Pipelines
+therefore have no state, and training resumes at any step without any data but the step number.
+
+Resident epochs: if the decoded dataset fits on the device, it is copied there once. The training loop then runs a
+whole epoch as one device call (`lax.scan` over steps). Each step gathers its records by index (`gather`) and augments
+them, so that the host transfers only record numbers.
 """
 
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.data.batches.decoder import Decoder
-from perturbjax.data.batches.order import Order, Rows, epoch_order, fixed_order
-from perturbjax.data.batches.protocol import Devices, Feed, ResidentArrays
-from perturbjax.data.batches.resident import ResidentFeed, gather
-from perturbjax.data.batches.selection import FeedChoice, open_feed, resident_bytes
+from perturbjax.data.batches.order import (
+    BatchOrder,
+    BatchRecords,
+    shuffle_epoch,
+    split_into_batches,
+)
+from perturbjax.data.batches.protocol import BatchPipeline, Devices, ResidentArrays
+from perturbjax.data.batches.resident import ResidentBatches, gather
+from perturbjax.data.batches.selection import PipelineChoice, open_batches, resident_bytes
 from perturbjax.data.batches.sites import Sites, describe_sites
-from perturbjax.data.batches.streamed import StreamedFeed
+from perturbjax.data.batches.streamed import StreamedBatches
 
 __all__ = [
+    "BatchOrder",
+    "BatchPipeline",
+    "BatchRecords",
     "Decoder",
     "Devices",
-    "Feed",
-    "FeedChoice",
-    "Order",
+    "PipelineChoice",
     "RawBatch",
     "ResidentArrays",
-    "ResidentFeed",
-    "Rows",
+    "ResidentBatches",
     "Sites",
-    "StreamedFeed",
+    "StreamedBatches",
     "describe_sites",
-    "epoch_order",
-    "fixed_order",
     "gather",
-    "open_feed",
+    "open_batches",
     "resident_bytes",
+    "shuffle_epoch",
+    "split_into_batches",
 ]

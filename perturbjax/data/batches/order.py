@@ -1,4 +1,8 @@
-"""Which records make up each step, of one epoch or of many."""
+"""Records of each training or inference step.
+
+Training shuffles the records of an epoch with a random generator that is seeded by (seed, epoch). An order is
+therefore a function of the step number: it needs no state, and can start at any step.
+"""
 
 from __future__ import annotations
 
@@ -10,125 +14,150 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32
 
 
-class Rows(NamedTuple):
-    """The records of one step (b,), or of consecutive steps (steps, b)."""
+class BatchRecords(NamedTuple):
+    """Records of one step, shape (b,), or of consecutive steps, shape (steps, b)."""
 
     positions: Int32[np.ndarray, "*steps b"]
-    """In the dataset."""
+    """Positions in the dataset."""
     weight: Float32[np.ndarray, "*steps b"]
     """1 for a site, 0 for padding."""
 
 
-def epoch_order(
+def shuffle_epoch(
     seed: int, epoch: int, records: Int[np.ndarray, " n"], batch_size: int, steps: int = 0
-) -> Rows:
-    """The records of every step of an epoch, shuffled by (seed, epoch), and their weights.
+) -> BatchRecords:
+    """Shuffle the records of one epoch into batches.
 
-    The last batch is filled up with records of the epoch's beginning, at weight 0. With `steps` there are so many
-    steps and no padding: records are shuffled again for as long as it takes, and the rest of the last pass is left out.
+    Args:
+        seed, epoch: seed of the random generator.
+        records: (n,) positions in the dataset.
+        batch_size: sites in each step.
+        steps: number of steps. The records are shuffled repeatedly if one pass has fewer steps, and the rest of the
+            last pass is dropped, so that no batch is padded. 0 takes one pass; the last batch is padded with
+            records of the first batch at weight 0.
+
+    Returns:
+        Positions and weights, (steps, batch_size).
     """
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
     if not steps:
-        return fixed_order(random.permutation(np.asarray(records)), batch_size)
+        return split_into_batches(random.permutation(np.asarray(records)), batch_size)
     passes = -(-steps * batch_size // len(records))
     shuffled = np.concatenate([random.permutation(np.asarray(records)) for _ in range(passes)])
-    return fixed_order(shuffled[: steps * batch_size], batch_size)
+    return split_into_batches(shuffled[: steps * batch_size], batch_size)
 
 
-def fixed_order(records: Int[np.ndarray, " n"], batch_size: int) -> Rows:
-    """As `epoch_order`, in the order given: for evaluation."""
+def split_into_batches(records: Int[np.ndarray, " n"], batch_size: int) -> BatchRecords:
+    """Split records into batches in their order; the last batch is padded with the first records at weight 0."""
     steps = -(-len(records) // batch_size)
-    indices = np.resize(np.asarray(records, np.int32), (steps, batch_size))
+    positions = np.resize(np.asarray(records, np.int32), (steps, batch_size))
     weight = (np.arange(steps * batch_size) < len(records)).astype(np.float32)
-    return Rows(indices, weight.reshape(steps, batch_size))
+    return BatchRecords(positions, weight.reshape(steps, batch_size))
 
 
-class Order:
-    """A stretch of steps, possibly over many epochs, of which each is dealt when it is reached.
+class BatchOrder:
+    """A range of steps, over one or more epochs; an epoch is shuffled when its first step is read.
 
-    Steps are counted from the first epoch's first; `len(order)` of them are in the stretch, and `order[i]` is its
-    i-th. It is what a feed is given, and it can be pickled for a feed's workers.
+    `len(order)` is the number of steps and `order[i]` gives the records of the i-th. Steps are numbered from the first
+    step of epoch 0. An order can be pickled, for worker processes.
     """
 
-    def __init__(self, rows_of: Callable[[int], Rows], steps_per_epoch: int, first: int, stop: int):
-        """`rows_of(epoch)` gives an epoch's rows (steps, b); the stretch goes from step `first` to before `stop`."""
-        self.rows_of, self.steps_per_epoch, self.first, self.stop = (
-            rows_of,
-            steps_per_epoch,
-            first,
-            stop,
-        )
-        self._recent: dict[int, Rows] = {}
+    def __init__(
+        self,
+        epoch_records: Callable[[int], BatchRecords],
+        steps_per_epoch: int,
+        start: int,
+        stop: int,
+    ):
+        """
+        Args:
+            epoch_records: epoch -> records of its steps, (steps, b).
+            steps_per_epoch: number of steps of each epoch.
+            start, stop: first step, and the step after the last.
+        """
+        self.epoch_records, self.steps_per_epoch = epoch_records, steps_per_epoch
+        self.start, self.stop = start, stop
+        self._cache: dict[int, BatchRecords] = {}
 
     @classmethod
-    def of_epochs(
+    def shuffled_epochs(
         cls, seed: int, records: Int[np.ndarray, " n"], batch_size: int, epochs: int, steps: int = 0
-    ) -> Order:
-        """Training's order: every epoch shuffled by (seed, epoch), see `epoch_order`."""
-        deal = functools.partial(
-            _shuffled, seed=seed, records=np.asarray(records), batch_size=batch_size, steps=steps
+    ) -> BatchOrder:
+        """Create the order of training: `shuffle_epoch` for each epoch."""
+        records = np.asarray(records)
+        shuffle = functools.partial(
+            _shuffle, seed=seed, records=records, batch_size=batch_size, steps=steps
         )
-        in_epoch = steps or -(-len(records) // batch_size)
-        return cls(deal, in_epoch, 0, epochs * in_epoch)
+        steps_per_epoch = steps or -(-len(records) // batch_size)
+        return cls(shuffle, steps_per_epoch, 0, epochs * steps_per_epoch)
 
     @classmethod
-    def once(cls, records: Int[np.ndarray, " n"], batch_size: int) -> Order:
-        """Evaluation's order: every record once, as given, see `fixed_order`."""
-        rows = fixed_order(records, batch_size)
-        return cls(functools.partial(_always, rows=rows), len(rows.weight), 0, len(rows.weight))
+    def single_pass(cls, records: Int[np.ndarray, " n"], batch_size: int) -> BatchOrder:
+        """Create the order of evaluation: each record once, in the given order."""
+        batches = split_into_batches(records, batch_size)
+        steps = len(batches.weight)
+        return cls(functools.partial(_constant, batches=batches), steps, 0, steps)
 
-    def between(self, first: int, stop: int) -> Order:
-        """The steps from `first` to before `stop`, both counted from the first epoch's first."""
-        return Order(self.rows_of, self.steps_per_epoch, first, stop)
+    def select_steps(self, start: int, stop: int) -> BatchOrder:
+        """Return the order of the steps from `start` to before `stop`, numbered from epoch 0."""
+        return BatchOrder(self.epoch_records, self.steps_per_epoch, start, stop)
 
-    def share(self, part: int, parts: int) -> Order:
-        """The part of every batch that one of several processes feeds to its devices."""
-        if parts == 1:
+    def for_process(self, index: int, count: int) -> BatchOrder:
+        """Return the order of one of `count` processes, which each load an equal part of every batch."""
+        if count == 1:
             return self
-        rows_of = functools.partial(_share, rows_of=self.rows_of, part=part, parts=parts)
-        return Order(rows_of, self.steps_per_epoch, self.first, self.stop)
-
-    def epochs(self) -> list[range]:
-        """The steps of the stretch, epoch by epoch; the first and the last may be parts of epochs."""
-        n = self.steps_per_epoch
-        starts = (
-            [self.first, *range((self.first // n + 1) * n, self.stop, n)]
-            if self.first < self.stop
-            else []
+        part = functools.partial(
+            _partition, epoch_records=self.epoch_records, index=index, count=count
         )
+        return BatchOrder(part, self.steps_per_epoch, self.start, self.stop)
+
+    def steps_by_epoch(self) -> list[range]:
+        """Return the step numbers of each epoch; the first and last epoch can be incomplete."""
+        n = self.steps_per_epoch
+        if self.start >= self.stop:
+            return []
+        starts = [self.start, *range((self.start // n + 1) * n, self.stop, n)]
         return [range(start, min((start // n + 1) * n, self.stop)) for start in starts]
 
-    def rows(self, steps: range) -> Rows:
-        """The rows of consecutive steps of one epoch."""
-        begin = steps.start - steps.start % self.steps_per_epoch
-        rows = self._epoch(steps.start // self.steps_per_epoch)
-        return Rows(*(part[steps.start - begin : steps.stop - begin] for part in rows))
+    def records_of(self, steps: range) -> BatchRecords:
+        """Return the records of consecutive steps of one epoch, (steps, b)."""
+        epoch = steps.start // self.steps_per_epoch
+        first = epoch * self.steps_per_epoch
+        return BatchRecords(
+            *(part[steps.start - first : steps.stop - first] for part in self._epoch(epoch))
+        )
 
     def __len__(self) -> int:
-        return self.stop - self.first
+        return self.stop - self.start
 
-    def __getitem__(self, at: int) -> Rows:
-        epoch, step = divmod(self.first + at, self.steps_per_epoch)
-        return Rows(*(part[step] for part in self._epoch(epoch)))
+    def __getitem__(self, i: int) -> BatchRecords:
+        epoch, step = divmod(self.start + i, self.steps_per_epoch)
+        return BatchRecords(*(part[step] for part in self._epoch(epoch)))
 
-    def _epoch(self, epoch: int) -> Rows:
-        known = self._recent.get(epoch)
-        if known is None:
-            known = self.rows_of(epoch)
-            # Readers on both sides of an epoch's end need two epochs; older ones may go.
-            self._recent = {e: rows for e, rows in self._recent.items() if e >= epoch - 1} | {
-                epoch: known
-            }
-        return known
-
-
-def _shuffled(epoch: int, *, seed: int, records: np.ndarray, batch_size: int, steps: int) -> Rows:
-    return epoch_order(seed, epoch, records, batch_size, steps)
+    def _epoch(self, epoch: int) -> BatchRecords:
+        records = self._cache.get(epoch)
+        if records is None:
+            records = self.epoch_records(epoch)
+            # Threads that read ahead need two epochs at a time; earlier ones are dropped.
+            recent = {e: kept for e, kept in self._cache.items() if e >= epoch - 1}
+            self._cache = recent | {epoch: records}
+        return records
 
 
-def _always(epoch: int, *, rows: Rows) -> Rows:
-    return rows
+# Module-level functions, since orders are pickled.
 
 
-def _share(epoch: int, *, rows_of: Callable[[int], Rows], part: int, parts: int) -> Rows:
-    return Rows(*(np.split(rows, parts, axis=1)[part] for rows in rows_of(epoch)))
+def _shuffle(
+    epoch: int, *, seed: int, records: np.ndarray, batch_size: int, steps: int
+) -> BatchRecords:
+    return shuffle_epoch(seed, epoch, records, batch_size, steps)
+
+
+def _constant(epoch: int, *, batches: BatchRecords) -> BatchRecords:
+    return batches
+
+
+def _partition(
+    epoch: int, *, epoch_records: Callable[[int], BatchRecords], index: int, count: int
+) -> BatchRecords:
+    return BatchRecords(*(np.split(part, count, axis=1)[index] for part in epoch_records(epoch)))

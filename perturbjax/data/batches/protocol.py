@@ -1,4 +1,4 @@
-"""What every feed is, and what it must know of the devices it feeds."""
+"""Interfaces between batch pipelines, their users, and the devices."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float32, Int32, UInt
 
 from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.batches.order import Order
+from perturbjax.data.batches.order import BatchOrder
 
 T = TypeVar("T")
 
 
 class ResidentArrays(NamedTuple):
-    """Every record of a dataset, on the device. A pytree, to be passed to the jitted epoch."""
+    """All n records of a dataset on the device: a pytree, passed to the jitted epoch."""
 
     image: UInt[Array, "n h w c"]
     mask: UInt[Array, "n h w"]
@@ -25,21 +25,21 @@ class ResidentArrays(NamedTuple):
 
 
 @runtime_checkable
-class Feed(Protocol):
-    """Batches of any order of a dataset's records, on the devices. To be used in a `with` block.
+class BatchPipeline(Protocol):
+    """Batches of a dataset on the devices, for any `BatchOrder`. Use it in a `with` block.
 
     Attributes:
-        arrays: all records, for whoever gathers them inside jit; None where they are not held.
+        arrays: all records on the device, for gathering inside jit; None if the pipeline streams.
     """
 
     @property
     def arrays(self) -> ResidentArrays | None: ...
 
-    def batches(self, order: Order) -> Iterator[RawBatch]:
-        """The batches of an order, a step each, placed on the devices and padded to a multiple of them."""
+    def batches(self, order: BatchOrder) -> Iterator[RawBatch]:
+        """Yield one batch for each step, on the devices, padded to a multiple of the number of devices."""
 
     def close(self) -> None:
-        """Free what the feed holds; what it gave out cannot be read on."""
+        """Release memory and workers. Batches cannot be read afterwards."""
 
     def __enter__(self: T) -> T: ...
 
@@ -48,7 +48,7 @@ class Feed(Protocol):
 
 @runtime_checkable
 class Devices(Protocol):
-    """Which devices a feed's batches are for, and how they are put there (see `training.devices.Placement`)."""
+    """Devices that receive batches (see `training.devices.Placement`)."""
 
     @property
     def processes(self) -> int: ...
@@ -57,7 +57,7 @@ class Devices(Protocol):
     def by_row(self) -> Sharding: ...
 
     def replicate(self, tree: T) -> T:
-        """A copy of every array on every device."""
+        """Copy all arrays to all devices."""
 
     def place_rows(self, batch: T) -> T:
-        """Every array sharded by rows, padded to a multiple of the devices."""
+        """Shard all arrays by rows, padded to a multiple of the number of devices."""

@@ -1,4 +1,8 @@
-"""The whole dataset on the device, so that an epoch can be one dispatch."""
+"""Batches of a dataset that is stored on the device as a whole.
+
+All records are decoded once, at the resolution that training crops use. A batch is then a gather by index, which can
+be part of a larger jitted function: the training loop runs a whole epoch as one device call.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +18,41 @@ from jaxtyping import Array, Float32, Int32
 from perturbjax.core.progress import track
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.data.batches.decoder import Decoder
-from perturbjax.data.batches.order import Order
+from perturbjax.data.batches.order import BatchOrder
 from perturbjax.data.batches.protocol import Devices, ResidentArrays
 
 
 def gather(
     arrays: ResidentArrays, indices: Int32[Array, " b"], weight: Float32[Array, " b"]
 ) -> RawBatch:
-    """A batch of resident sites; pure, for use inside jit. `indices` are positions in the dataset."""
+    """Gather a batch of resident records. Pure function, for use inside jit.
+
+    Args:
+        arrays: all records.
+        indices: (b,) positions in the dataset.
+        weight: (b,) 1 for a site, 0 for padding.
+    """
     image, mask, label, shift, scale = (array[indices] for array in arrays)
     return RawBatch(image, mask, label, indices, weight, shift, scale)
 
 
-class ResidentFeed:
-    """The whole dataset on every device, decoded once."""
+class ResidentBatches:
+    """A `BatchPipeline` with all records on every device."""
 
     def __init__(self, arrays: ResidentArrays, placement: Devices):
-        """Put arrays on the devices."""
+        """Copy `arrays` to the devices."""
         self.arrays: ResidentArrays = placement.replicate(arrays)
         self._place = placement.place_rows
-        self._take = jax.jit(gather, out_shardings=placement.by_row)
+        self._gather = jax.jit(gather, out_shardings=placement.by_row)
 
     @classmethod
-    def load(cls, decoder: Decoder, placement: Devices) -> ResidentFeed:
-        """Decode everything, at the resolution that the decoder stores it in."""
+    def load(cls, decoder: Decoder, placement: Devices) -> ResidentBatches:
+        """Decode all records in threads and copy them to the devices."""
         sites, n = decoder.sites, len(decoder.dataset)
         image, mask = decoder.empty(n)
         with (
             ThreadPoolExecutor(os.cpu_count()) as threads,
-            # Closed first, it takes back what is not begun yet: who interrupts must not wait for the whole dataset.
+            # Closing cancels the records that are not started, so that Ctrl-C takes effect at once.
             contextlib.closing(threads.map(decoder.read_into, range(n), image, mask)) as reads,  # type: ignore[type-var]
         ):
             for _ in track(reads, total=n, label="load", unit="sites"):
@@ -50,16 +60,16 @@ class ResidentFeed:
         host: tuple[Any, ...] = (image, mask, sites.labels, sites.shift, sites.scale)
         return cls(ResidentArrays(*host), placement)
 
-    def batches(self, order: Order) -> Iterator[RawBatch]:
-        """The batches of an order, one dispatch each; a whole epoch in one is the training loop's own affair."""
-        for at in range(len(order)):
-            yield self._take(self.arrays, *self._place(order[at]))
+    def batches(self, order: BatchOrder) -> Iterator[RawBatch]:
+        """Yield the batches of an order, with one device call for each."""
+        for step in range(len(order)):
+            yield self._gather(self.arrays, *self._place(order[step]))
 
     def close(self) -> None:
-        """Free the devices' memory."""
+        """Free the memory of the devices."""
         jax.tree.map(lambda array: array.delete(), self.arrays)
 
-    def __enter__(self) -> ResidentFeed:
+    def __enter__(self) -> ResidentBatches:
         return self
 
     def __exit__(self, *_: object) -> None:

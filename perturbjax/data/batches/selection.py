@@ -1,4 +1,4 @@
-"""Resident where the dataset fits, streamed where it does not."""
+"""Choice of the batch pipeline: resident if the dataset fits in memory, else streamed."""
 
 from __future__ import annotations
 
@@ -10,56 +10,54 @@ import jax
 
 from perturbjax.data import mask_encodings as masks
 from perturbjax.data.batches.decoder import Decoder
-from perturbjax.data.batches.protocol import Devices, Feed
-from perturbjax.data.batches.resident import ResidentFeed
-from perturbjax.data.batches.streamed import StreamedFeed
+from perturbjax.data.batches.protocol import BatchPipeline, Devices
+from perturbjax.data.batches.resident import ResidentBatches
+from perturbjax.data.batches.streamed import StreamedBatches
 
-FeedChoice = Literal["auto", "resident", "streamed"]
+PipelineChoice = Literal["auto", "resident", "streamed"]
 
-#: Share of a device's memory (of the machine's free memory, on a CPU) that resident sites may take.
-DEVICE_SHARE, HOST_SHARE = 0.5, 0.4
+#: Maximum fraction of device memory (on CPUs: of free memory) for resident sites.
+DEVICE_FRACTION, HOST_FRACTION = 0.5, 0.4
 
 
-def open_feed(
-    decoder: Decoder, placement: Devices, *, choice: FeedChoice = "auto", workers: int = 0
-) -> Feed:
-    """The feed of a dataset, to be used in a `with` block; both kinds give the same batches.
+def open_batches(
+    decoder: Decoder, placement: Devices, *, choice: PipelineChoice = "auto", workers: int = 0
+) -> BatchPipeline:
+    """Open the batch pipeline of a dataset, for use in a `with` block. Both kinds give the same batches.
 
     Args:
-        decoder: what is fed of each record.
-        placement: the devices that are fed.
-        choice: auto is resident where the decoded dataset fits (see `DEVICE_SHARE`). Several processes always stream:
-            each reads its share.
-        workers: processes that decode for the streamed feed; 0 decodes in threads.
+        decoder: reads records.
+        placement: devices that receive the batches.
+        choice: "resident", "streamed" or "auto": resident if the decoded dataset fits in `DEVICE_FRACTION` of the
+            device memory. Several processes always stream, and each reads its part of every batch.
+        workers: number of decoding processes if streamed; 0 decodes in threads.
     """
-    fits = choice == "resident" or (choice == "auto" and resident_bytes(decoder) <= _room())
-    if placement.processes == 1 and fits:
-        return ResidentFeed.load(decoder, placement)
-    return StreamedFeed(decoder, placement, workers=workers)
+    resident = choice == "resident" or (
+        choice == "auto" and resident_bytes(decoder) <= _memory_limit()
+    )
+    if placement.processes == 1 and resident:
+        return ResidentBatches.load(decoder, placement)
+    return StreamedBatches(decoder, placement, workers=workers)
 
 
 def resident_bytes(decoder: Decoder) -> int:
-    """Bytes that a `ResidentFeed` holds on each device."""
+    """Return the bytes of device memory that `ResidentBatches` needs."""
     dataset = decoder.dataset
     height, width = decoder.stored_size
     pixel = len(dataset.channel_names) * dataset.image_dtype.itemsize
-    return (
-        len(dataset)
-        * height
-        * width
-        * (pixel + masks.storage_dtype(decoder.input.mask_encoding).itemsize)
-    )
+    pixel += masks.storage_dtype(decoder.input.mask_encoding).itemsize
+    return len(dataset) * height * width * pixel
 
 
-def _room() -> float:
+def _memory_limit() -> float:
     device = jax.local_devices()[0]
     if device.platform != "cpu" and (statistics := device.memory_stats()):
-        return DEVICE_SHARE * statistics["bytes_limit"]
-    return HOST_SHARE * _free_memory()
+        return DEVICE_FRACTION * statistics["bytes_limit"]
+    return HOST_FRACTION * _free_memory()
 
 
 def _free_memory() -> float:
-    """Bytes that can be allocated without swapping; where the system does not tell, half of what is installed."""
+    """Return the bytes available without swapping, or half of the installed memory if that is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(

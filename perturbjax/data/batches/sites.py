@@ -1,4 +1,4 @@
-"""What training needs to know of a dataset's records beside their pixels."""
+"""Labels and normalization of the records of a dataset."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import pandas as pd
 from jaxtyping import Float32, Int32
 
 from perturbjax.core.config import InputConfig
-from perturbjax.data import normalization
+from perturbjax.data.normalization import Statistics, site_intensities
 from perturbjax.dataset import SiteSource
 
 
 @dataclasses.dataclass(frozen=True)
 class Sites:
-    """All that training needs of a dataset's n records beside their pixels, in record order."""
+    """All inputs of training except pixels, for n records in record order."""
 
     class_names: tuple[str, ...]
     """Names in logit order."""
     labels: Int32[np.ndarray, " n"]
-    """Index into `class_names`, -1 where the record's class is not among them."""
-    shift: Float32[np.ndarray, "n seen"]
-    """What the model input is made with, see `normalization.normalize`: all channels in each of k ways; in stored units."""
-    scale: Float32[np.ndarray, "n seen"]
+    """Index into `class_names`; -1 if the class of the record is not among them."""
+    shift: Float32[np.ndarray, "n kc"]
+    """Shift and scale of each channel in stored units, see `normalization.normalize`."""
+    scale: Float32[np.ndarray, "n kc"]
     mask_of: Int32[np.ndarray, " n"]
-    """The record whose mask goes with each image: its own, unless masks are shuffled."""
+    """Record whose mask is combined with each image: the same record, unless masks are shuffled."""
 
 
 def describe_sites(
@@ -35,17 +35,20 @@ def describe_sites(
     class_names: Sequence[str] | None = None,
     *,
     seed: int = 0,
-    statistics: normalization.Statistics | None = None,
+    statistics: Statistics | None = None,
 ) -> Sites:
-    """Labels and normalisation of every record, from the index alone: no image is decoded.
+    """Collect labels and normalization of all records from the index; no image is decoded.
 
-    `class_names` gives the logit order; None takes the sorted values of the label column; where they are none, nobody
-    asks for labels, and the dataset need have none. `seed` decides which mask each image gets under
-    `mask_use="shuffle"`: one fixed cycle through all records, so that none keeps its own.
-    `statistics` are those that the run was trained with; None fits them to this dataset.
+    Args:
+        dataset: n sites.
+        input: label column, normalization and use of masks.
+        class_names: names in logit order. None: the sorted values of the label column. Empty: labels are not read, and
+            the dataset can be without labels.
+        seed: for `mask_use="shuffle"`: a random cycle through all records, so that no image keeps its mask.
+        statistics: statistics of the training data; None fits them to this dataset.
 
     Raises:
-        InputError: the label column, or a channel's statistics, are not in the index.
+        InputError: the index has no label column, or no statistics of a channel.
     """
     names: tuple[str, ...] = ()
     labels = np.full(len(dataset), -1, np.int32)
@@ -53,7 +56,7 @@ def describe_sites(
         values = dataset.column(input.label_column or dataset.label_column).astype(str)
         names = tuple(sorted(values.unique())) if class_names is None else tuple(class_names)
         labels = pd.Index(names).get_indexer(values).astype(np.int32)
-    shift, scale = normalization.site_intensities(dataset, input, statistics)
+    shift, scale = site_intensities(dataset, input, statistics)
     mask_of = np.arange(len(dataset), dtype=np.int32)
     if input.mask_use == "shuffle":
         cycle = np.random.Generator(np.random.Philox(seed)).permutation(mask_of)

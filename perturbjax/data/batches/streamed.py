@@ -1,4 +1,4 @@
-"""Sites decoded by grain while the device computes."""
+"""Batches that grain decodes in threads or processes while the device computes."""
 
 from __future__ import annotations
 
@@ -11,77 +11,75 @@ import jax
 
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.data.batches.decoder import Decoder
-from perturbjax.data.batches.order import Order
+from perturbjax.data.batches.order import BatchOrder
 from perturbjax.data.batches.protocol import Devices
 
-#: Batches kept ready on the device ahead of the step.
-AHEAD = 2
-#: Threads that decode where no worker processes do; each holds a batch, and more of them wait for each other.
-MOST_THREADS = 4
+#: Number of batches that are copied to the device in advance.
+PREFETCHED_BATCHES = 2
+#: Maximum number of decoding threads. Each holds one batch in memory, and more threads block each other.
+MAX_THREADS = 4
 
 
-class StreamedFeed:
-    """Sites decoded while the device computes."""
+class StreamedBatches:
+    """A `BatchPipeline` that decodes each batch when it is needed."""
 
     arrays = None
 
     def __init__(self, decoder: Decoder, placement: Devices, *, workers: int = 0):
-        """Nothing is read yet.
-
+        """
         Args:
-            workers: processes that decode an order of several epochs, and live through them all. A single pass is
-                decoded in threads of this process, as with 0: starting processes takes longer than most of those.
+            decoder: reads records.
+            placement: devices that receive the batches.
+            workers: number of decoding processes for orders over several epochs; they live through all epochs. 0, and
+                all orders within one epoch, decode in threads, because starting processes takes longer.
         """
         self._decoder, self._placement, self._workers = decoder, placement, workers
         self._readers: list[Any] = []
 
-    def batches(self, order: Order) -> Iterator[RawBatch]:
-        """The batches of an order: those, and in that order, that a resident feed would give.
-
-        They are placed on the device `AHEAD` batches before they are asked for, over the ends of epochs too.
-        """
-        order = order.share(jax.process_index(), self._placement.processes)
-        reader = self._read(order)
+    def batches(self, order: BatchOrder) -> Iterator[RawBatch]:
+        """Yield the batches of an order. `PREFETCHED_BATCHES` are copied to the device in advance."""
+        order = order.for_process(jax.process_index(), self._placement.processes)
+        reader = self._start_reader(order)
         self._readers.append(reader)
-        ready: collections.deque[RawBatch] = collections.deque()
+        prefetched: collections.deque[RawBatch] = collections.deque()
         try:
             for batch in reader:
-                ready.append(self._placement.place_rows(batch))
-                if len(ready) > AHEAD:
-                    yield ready.popleft()
-            yield from ready
+                prefetched.append(self._placement.place_rows(batch))
+                if len(prefetched) > PREFETCHED_BATCHES:
+                    yield prefetched.popleft()
+            yield from prefetched
         finally:
-            self._end(reader)
+            self._stop_reader(reader)
 
     def close(self) -> None:
-        """End the workers of every order that was not read to its end."""
+        """Stop the workers of all orders that were not read to their end."""
         for reader in tuple(self._readers):
-            self._end(reader)
+            self._stop_reader(reader)
 
-    def __enter__(self) -> StreamedFeed:
+    def __enter__(self) -> StreamedBatches:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self, order: Order) -> Any:
+    def _start_reader(self, order: BatchOrder) -> Any:
         import grain
         from absl import flags
 
-        workers = self._workers if len(order.epochs()) > 1 else 0
-        # Every element is a whole batch already: prefetched record by record, each worker would leave a tail.
+        workers = self._workers if len(order.steps_by_epoch()) > 1 else 0
+        # Each element is a whole batch: with single records, each worker would end with an incomplete batch.
         batches = grain.MapDataset.source(order).map(self._decoder)
-        threads = 1 if workers else min(os.cpu_count() or 1, MOST_THREADS)
+        threads = 1 if workers else min(os.cpu_count() or 1, MAX_THREADS)
         stream = batches.to_iter_dataset(
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )
         if workers:
-            if not flags.FLAGS.is_parsed():  # grain's workers take their options from absl's flags
+            if not flags.FLAGS.is_parsed():  # grain workers read absl flags
                 flags.FLAGS.mark_as_parsed()
-            stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, AHEAD))
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, PREFETCHED_BATCHES))
         return iter(stream)
 
-    def _end(self, reader: Any) -> None:
+    def _stop_reader(self, reader: Any) -> None:
         if reader in self._readers:
             self._readers.remove(reader)
             reader.close()
