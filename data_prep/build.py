@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from data_prep.sources import Project
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest, make_folder
 from perturbjax.core.messages import console
-from perturbjax.core.options import names_in, require, require_output, require_sound
+from perturbjax.core.options import names_in, python_only, require, require_output, require_sound
 from perturbjax.core.plates import PLATE
 from perturbjax.core.progress import track
 from perturbjax.dataset import SCHEMA_VERSION, Dataset, open_dataset, write_dataset
@@ -49,71 +49,59 @@ Functions = dict[tuple[str, str], Path]
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Images and load_data.csv to a dataset directory.
-
-    perturbjax build --load-data load_data.csv --images DIR --out dataset
-    perturbjax build --images plate.zarr --platemap map.tsv --out dataset --resize 128
-    """
+    """Build a dataset from images and load_data.csv: cell masks, images and metadata."""
 
     images: str | Path
-    """Folder the paths in the CSV start from, or a Zarr store of plates (NAME.zarr), or a folder of them; or the URL of
-    one: s3://…, https://…"""
+    """Folder of the paths in the CSV, a Zarr store (NAME.zarr), a folder of stores, or a URL (s3://, https://)."""
     out: Path
-    """Dataset directory to make."""
+    """Dataset directory to write."""
     load_data: Path | None = None
-    """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row a site. A store needs no
-    file names in it, and none at all where --platemap says what the wells got."""
+    """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row per site. Optional for
+    Zarr stores."""
     channels: str = ""
-    """Names of the channels to use, with commas; empty takes all."""
+    """Channels to use, separated by commas; by default all."""
     aggregate: Aggregate = "median"
-    """How channels become one image; none keeps them apart."""
+    """Combination of the channels into one image; none keeps separate channels."""
     segmenter: Literal[Engine, "auto"] = "auto"
-    """Engine of the instance masks; auto takes nuclei where one channel is segmented, and watershed for a mixture."""
+    """Segmentation engine; auto: nuclei for one channel, watershed for several."""
     weights: str = ""
-    """For cellpose: nuclei, cyto, cyto2, cyto3 or cpsam, or path of a weights file."""
+    """Weights for cellpose: nuclei, cyto, cyto2, cyto3, cpsam or a file."""
     segment_channels: str = ""
-    """Channels to segment, with commas; empty segments the aggregated image."""
+    """Channels to segment, separated by commas; by default the aggregated image."""
     diameter: float = 0.0
-    """Typical diameter in pixels of what is segmented; 0 leaves it to the engine."""
-    precision: Precision = "auto"
-    """What the segmenting network computes in; auto is bfloat16 for cpsam and float32 for the others."""
+    """Object diameter in pixels; 0: estimated."""
+    precision: Precision = python_only("auto")
+    """Number format of the segmentation network; auto: bfloat16 for cpsam, float32 for others."""
     label_column: str = ""
-    """Column of the label; empty takes the first of Metadata_pert_iname, Metadata_broad_sample, Metadata_moa. none: the
-    sites have no labels, and are there to be predicted."""
+    """Label column, or none; by default Metadata_pert_iname, Metadata_broad_sample or Metadata_moa."""
     platemap: Path | None = None
-    """TSV with well_position and broad_sample, where the CSV does not say what a well got."""
+    """TSV with well_position and broad_sample, if the CSV has no treatments."""
     compounds: Path | None = None
-    """TSV with broad_sample, pert_iname, InChIKey … to join to the platemap."""
+    """TSV with broad_sample, pert_iname, InChIKey, …, joined to the plate map."""
     project: Project = "none"
-    """How a stack of focal planes becomes one; none refuses stacks. middle: of an even number the upper one."""
+    """Projection of focal planes; none refuses stacks. middle: the upper one of an even number."""
     illumination: str = ""
-    """Even the light: estimate, or folder of PLATE_IllumCHANNEL.npy."""
+    """Illumination correction: estimate, or a folder of PLATE_IllumCHANNEL.npy."""
     resize: int = 0
-    """Store N x N pixels; 0 keeps the size."""
+    """Height and width of stored images in pixels; 0 keeps the size."""
     workers: int = 0
-    """Processes; 0 uses every core, or one where a GPU runs the network."""
-    mask_cache: str = ""
-    """Folder of finished masks that builds share, kept below 4 GB; empty takes one in the user's cache, none none."""
+    """Processes; 0: every core, or one if a GPU runs the network."""
+    mask_cache: str = python_only("", env="PERTURBJAX_MASK_CACHE")
+    """Folder of cached masks, at most 4 GB; empty: a folder in the user cache. none: no cache."""
     append: bool = False
-    """Add these plates to the dataset at --out."""
+    """Add plates to the dataset in --out."""
     overwrite: bool = False
     """Replace a dataset of other settings or images."""
-    where: ClusterConfig = field(default_factory=ClusterConfig)
+    where: ClusterConfig = ClusterConfig()
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
-        require(
-            "diameter", self.diameter, self.diameter >= 0, "0 (the engine estimates it) or more"
-        )
+        require("diameter", self.diameter, self.diameter >= 0, "0 (estimated) or more")
         require("resize", self.resize, self.resize >= 0, "0 (keeps the size) or more")
         require("workers", self.workers, self.workers >= 0, "0 (every core) or more")
-        require(
-            "append",
-            "--overwrite",
-            not (self.append and self.overwrite),
-            "given without --overwrite",
-        )
+        is_clear = not (self.append and self.overwrite)
+        require("append", "--overwrite", is_clear, "used without --overwrite")
 
 
 def build(options: BuildConfig) -> None:

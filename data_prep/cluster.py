@@ -23,7 +23,7 @@ from typing import Any
 from data_prep.process_pool import Pool, TaskPool
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
-from perturbjax.core.options import require, require_sound
+from perturbjax.core.options import python_only, require, require_sound
 
 #: What `--cluster` says for jobs of our own.
 SLURM = "slurm"
@@ -50,28 +50,31 @@ class _Flight:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """A Dask cluster that shares this disk, instead of this machine's cores."""
+    """Cluster"""
 
     cluster: str = ""
-    """tcp://HOST:PORT of its scheduler, or slurm, which starts jobs of its own; empty uses this machine."""
-    cluster_options: Path | None = None
-    """For --cluster slurm: YAML with options of dask-jobqueue's SLURMCluster (cores, memory, queue, walltime …) and
-    jobs, how many."""
-    patience: float = 600.0
-    """Seconds a task may take, twice as many each time, before its worker is taken to hang and it goes to another."""
+    """Dask cluster with a shared disk: tcp://HOST:PORT of its scheduler, slurm, or slurm:FILE.yaml with options of
+    dask-jobqueue's SLURMCluster and jobs, their number. Empty: this machine."""
+    patience: float = python_only(600.0)
+    """Seconds until a task is sent to another worker; doubled at each attempt."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        address = re.fullmatch(r"(tcp|tls|ucx)://\S+:\d+", self.cluster)
-        require(
-            "cluster",
-            self.cluster,
-            self.cluster in ("", SLURM) or bool(address),
-            "tcp://HOST:PORT or slurm",
-        )
-        jobs = self.cluster_options is None or self.cluster == SLURM
-        require("cluster-options", self.cluster_options, jobs, "given with --cluster slurm")
+        is_address = bool(re.fullmatch(r"(tcp|tls|ucx)://\S+:\d+", self.cluster))
+        is_valid = not self.cluster or self.uses_slurm or is_address
+        require("cluster", self.cluster, is_valid, "tcp://HOST:PORT, slurm or slurm:FILE.yaml")
         require("patience", self.patience, self.patience >= 1, "1 second or more")
+
+    @property
+    def uses_slurm(self) -> bool:
+        """Whether the workers are Slurm jobs that perturbjax starts."""
+        return self.cluster.partition(":")[0] == SLURM
+
+    @property
+    def slurm_options(self) -> Path | None:
+        """YAML file with the options of the Slurm jobs."""
+        file = self.cluster.removeprefix(SLURM).removeprefix(":")
+        return Path(file) if self.uses_slurm and file else None
 
 
 class ClusterPool(TaskPool):
@@ -87,7 +90,7 @@ class ClusterPool(TaskPool):
         """
         _require_distributed()
         self.config = config
-        self._jobs = _start_jobs(config.cluster_options) if config.cluster == SLURM else None
+        self._jobs = _start_jobs(config.slurm_options) if config.uses_slurm else None
         self._address = config.cluster if self._jobs is None else self._jobs.scheduler_address
         self._client = _connect(self._address, CONNECT_S)
         self._flights: dict[int, _Flight] = {}

@@ -27,51 +27,47 @@ from data_prep.site_table import FILE_COLUMN_PATTERN, file_locations, normalise_
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, make_folder
 from perturbjax.core.messages import console
-from perturbjax.core.options import names_in, require, require_output, require_sound
+from perturbjax.core.options import names_in, python_only, require, require_output, require_sound
 from perturbjax.core.plates import SITE, WELL
 from perturbjax.core.progress import track
 
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """A plate from the public Cell Painting Gallery.
-
-    perturbjax fetch --plate BR00116991 --out plate --wells A01,A02 --sites 1
-    perturbjax fetch --accession cpg0016 --source source_4 --batch 2021_04_26_Batch1 --plate BR00117035 --out plate
-    """
+    """Download a plate of the public Cell Painting Gallery."""
 
     plate: str
-    """Barcode, as BR00116991."""
+    """Plate barcode, such as BR00116991."""
     out: Path
-    """Folder for images/PLATE/ and load_data.csv; run again to go on after a stop."""
+    """Folder for images/PLATE/ and load_data.csv. The same command resumes an interrupted download."""
     accession: str = "cpg0000"
-    """Data set of the gallery: a number (cpg0000, cpg0016), or its whole name."""
+    """Data set of the gallery: a number (cpg0000, cpg0016) or its full name."""
     source: str = ""
-    """Who imaged it, as source_4; empty takes the only one."""
+    """Imaging site, such as source_4; by default the only one."""
     batch: str = ""
-    """Batch the plate was imaged in; empty takes 2020_11_04_CPJUMP1 of cpg0000."""
+    """Imaging batch; by default 2020_11_04_CPJUMP1 for cpg0000."""
     channels: str = ""
-    """Names of the channels to fetch, with commas; empty takes all the plate has."""
+    """Channels to download, separated by commas; by default all."""
     wells: str = ""
-    """Wells to fetch, with commas; empty takes all."""
+    """Wells to download, separated by commas; by default all."""
     sites: int = 0
-    """Sites to fetch of each well, the lowest numbers first; 0 takes all."""
+    """Sites to download for each well, lowest numbers first; 0: all."""
     illumination: bool = False
-    """Fetch the plate's illumination functions too, into illum/PLATE/ (build --illumination)."""
+    """Download the illumination functions into illum/PLATE/ too, for build --illumination."""
     tables_only: bool = False
-    """Fetch no images: the table is for build --images s3://cellpainting-gallery, which reads them where they lie."""
-    downloads: int = 8
-    """Files fetched at the same time."""
-    base_url: str = GALLERY
-    """Where the gallery is served, without its last slash."""
-    jump_metadata_url: str = ""
-    """Where JUMP's tables of wells and compounds are served, for cpg0016; empty takes JUMP's own repository."""
+    """Download no images; build --images s3://cellpainting-gallery reads them."""
+    downloads: int = python_only(8, env="PERTURBJAX_DOWNLOADS")
+    """Number of simultaneous downloads."""
+    base_url: str = python_only(GALLERY, env="PERTURBJAX_GALLERY_URL")
+    """URL of the gallery, without the last slash."""
+    jump_metadata_url: str = python_only("", env="PERTURBJAX_JUMP_METADATA_URL")
+    """URL of JUMP's well and compound tables for cpg0016; empty: JUMP's repository."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
         require("sites", self.sites, self.sites >= 0, "0 (all) or more")
-        require("downloads", self.downloads, self.downloads >= 1, "at least one")
+        require("downloads", self.downloads, self.downloads >= 1, "at least 1")
 
     @property
     def root(self) -> str:

@@ -36,25 +36,19 @@ LEAST_PER_CLASS = 2
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """What a load_data.csv and its images hold.
-
-    perturbjax inspect --load-data load_data.csv --images DIR
-    perturbjax inspect --load-data load_data.csv --images DIR --platemap platemap.tsv
-    """
+    """Summarize load_data.csv and its images, and warn about designs that limit the evaluation."""
 
     images: str | Path
-    """Folder the paths in the CSV start from, or a Zarr store of plates (NAME.zarr), or a folder of them; or the URL of
-    one: s3://…, https://…"""
+    """Folder of the paths in the CSV, a Zarr store (NAME.zarr), a folder of stores, or a URL (s3://, https://)."""
     load_data: Path | None = None
-    """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row a site. A store needs no
-    file names in it, and none at all where --platemap says what the wells got."""
+    """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row per site. Optional for
+    Zarr stores."""
     label_column: str = ""
-    """Column of the label; empty takes the first of Metadata_pert_iname, Metadata_broad_sample, Metadata_moa. none: the
-    sites have no labels."""
+    """Label column, or none; by default Metadata_pert_iname, Metadata_broad_sample or Metadata_moa."""
     platemap: Path | None = None
-    """TSV with well_position and broad_sample, where the CSV does not say what a well got."""
+    """TSV with well_position and broad_sample, if the CSV has no treatments."""
     compounds: Path | None = None
-    """TSV with broad_sample, pert_iname, InChIKey … to join to the platemap."""
+    """TSV with broad_sample, pert_iname, InChIKey, …, joined to the plate map."""
 
     def __post_init__(self) -> None:
         require_sound(self)

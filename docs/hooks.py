@@ -24,17 +24,17 @@ def on_page_markdown(markdown: str, **page: Any) -> str:
 
 
 def _commands() -> str:
-    from perturbjax.cli import VERBS
+    from perturbjax.cli import COMMANDS
 
-    return "\n\n".join(f"## {name}\n\n```text\n{_help(name)}```" for name in VERBS)
+    return "\n\n".join(f"## {name}\n\n```text\n{_help(name)}```" for name in COMMANDS)
 
 
 def _help(verb: str) -> str:
-    from perturbjax.cli import VERBS
+    from perturbjax.cli import COMMANDS
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        VERBS[verb](["--help-all"])
+        COMMANDS[verb](["--help-all"])
     return said.getvalue()
 
 

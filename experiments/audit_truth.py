@@ -22,9 +22,10 @@ from perturbjax.audit.audit_options import AuditConfig
 from perturbjax.audit.audit_result import AuditResult
 from perturbjax.audit.run_audit import audit_features
 from perturbjax.audit.verdict import verdict
+from perturbjax.cli import parse_options
 from perturbjax.core.errors import run_command
 from perturbjax.core.messages import console
-from perturbjax.core.options import parse_options, require, require_output, require_sound
+from perturbjax.core.options import require, require_output, require_sound
 from perturbjax.core.plates import well_name
 from perturbjax.evaluation.bootstrap import resample
 from perturbjax.evaluation.scores import METRICS, count, score

@@ -21,8 +21,9 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.runs import by_fold, check_names, command, train_and_judge, write_table
+from perturbjax.cli import parse_options
 from perturbjax.core.errors import run_command
-from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.core.options import require, require_sound
 
 LABEL = "Metadata_moa"
 #: Nuclei of these crops are about this wide, in pixels.

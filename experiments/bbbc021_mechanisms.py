@@ -25,9 +25,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from perturbjax.cli import parse_options
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.messages import console
-from perturbjax.core.options import parse_options, require, require_output, require_sound
+from perturbjax.core.options import require, require_output, require_sound
 from perturbjax.core.plates import PLATE, WELL
 from perturbjax.evaluation.retrieval import nearest_mechanisms
 from perturbjax.profiles.profile_table import Profiles, aggregate_to_wells, read_profiles

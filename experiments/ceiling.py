@@ -20,10 +20,11 @@ from jaxtyping import Int
 
 from experiments.inner_folds import scores
 from experiments.runs import markdown
+from perturbjax.cli import parse_options
 from perturbjax.core.config import SplitPolicy
 from perturbjax.core.errors import run_command
 from perturbjax.core.messages import console
-from perturbjax.core.options import parse_options, require_output, require_sound
+from perturbjax.core.options import require_output, require_sound
 from perturbjax.core.plates import PLATE, WELL, compound_column
 from perturbjax.data import splits
 from perturbjax.profiles.classifiers import CLASSIFIERS, probabilities

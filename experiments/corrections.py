@@ -19,8 +19,9 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.runs import METRICS, check_names, command, train_and_judge, write_table
+from perturbjax.cli import parse_options
 from perturbjax.core.errors import run_command
-from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.core.options import require, require_sound
 
 MENDED = ("--preset", "paper")
 #: Variant → flags of `perturbjax train`.

@@ -32,11 +32,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from perturbjax.cli import parse_options
 from perturbjax.core.config import SplitConfig
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import atomic, make_folder, read_json, write_json
 from perturbjax.core.messages import console
-from perturbjax.core.options import parse_options, require_sound
+from perturbjax.core.options import require_sound
 from perturbjax.data import splits
 from perturbjax.dataset import PLATE, WELL
 from perturbjax.evaluation import figures

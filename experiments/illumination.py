@@ -27,10 +27,11 @@ from data_prep.build import BuildConfig, build
 from data_prep.illumination import Estimate, divide, edge_to_centre, estimate, read_function
 from data_prep.site_tasks import Site
 from data_prep.sources import Plane
+from perturbjax.cli import parse_options
 from perturbjax.core.errors import run_command
 from perturbjax.core.files import make_folder, write_csv
 from perturbjax.core.messages import console
-from perturbjax.core.options import parse_options, require_sound
+from perturbjax.core.options import require_sound
 from perturbjax.dataset import open_dataset
 
 #: Row, column and field of an image, in its name.

@@ -23,9 +23,10 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
 from experiments.runs import write_table
+from perturbjax.cli import parse_options
 from perturbjax.core.config import LINEAR_VARIANCE
 from perturbjax.core.errors import run_command
-from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.core.options import require, require_sound
 from perturbjax.core.progress import track
 from perturbjax.data import splits
 from perturbjax.profiles.classifiers import CLASSIFIERS

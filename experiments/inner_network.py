@@ -25,10 +25,11 @@ from jaxtyping import Float, Float32, Int
 
 from experiments.inner_folds import INNER, inner_parts, scores
 from experiments.runs import write_table
+from perturbjax.cli import parse_options
 from perturbjax.core.config import PRESETS, Recipe, SplitConfig
 from perturbjax.core.errors import run_command
 from perturbjax.core.files import make_folder
-from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.core.options import require, require_sound
 from perturbjax.core.progress import track
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.data.batches import BatchOrder, open_batches

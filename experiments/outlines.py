@@ -16,9 +16,10 @@ import numpy as np
 from experiments.bench.masks import engines, read
 from experiments.bench.segmentation import shared_data
 from experiments.bench.tables import CannotRun
+from perturbjax.cli import parse_options
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import atomic
-from perturbjax.core.options import parse_options, require, require_output, require_sound
+from perturbjax.core.options import require, require_output, require_sound
 from perturbjax.core.progress import track
 
 #: Pixels of each image that are shown, from its upper left.

@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 
+from perturbjax.cli import parse_options
 from perturbjax.core.config import PRESETS, AugmentConfig, InputConfig, OptimConfig, Recipe
 from perturbjax.core.errors import run_command
 from perturbjax.core.files import atomic
 from perturbjax.core.messages import console
-from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.core.options import require, require_sound
 from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.dataset import Dataset
 from perturbjax.evaluation.figures import plot_curves

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-import tyro
 
+from perturbjax.cli import parse_options
 from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.config import SplitConfig
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import atomic, make_folder
 from perturbjax.core.messages import console
-from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.core.options import require, require_sound
 from perturbjax.dataset import open_dataset
 from perturbjax.evaluation.score_tables import print_evaluation, ranking_table
 from perturbjax.profiles.classify import classify
@@ -143,8 +143,4 @@ def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd
 
 
 if __name__ == "__main__":
-    run_command(
-        lambda: main(
-            parse_options(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
-        )
-    )
+    run_command(lambda: main(parse_options(Config, description=__doc__)))

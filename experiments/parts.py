@@ -21,9 +21,10 @@ from jaxtyping import Float
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from experiments.runs import markdown
+from perturbjax.cli import parse_options
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import make_folder, read_parquet, write_csv
-from perturbjax.core.options import parse_options, require_output, require_sound
+from perturbjax.core.options import require_output, require_sound
 from perturbjax.data.splits import TEST
 from perturbjax.evaluation.apply import EVALUATION, FEATURES, PREDICTIONS
 from perturbjax.evaluation.predictions import labels_and_probabilities, read_predictions

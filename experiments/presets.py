@@ -27,10 +27,11 @@ from experiments.runs import (
     train_and_judge,
     write_table,
 )
+from perturbjax.cli import parse_options
 from perturbjax.core.config import PRESETS
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import atomic
-from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.core.options import require, require_sound
 
 LINEAR = "linear"
 NAMES = (LINEAR, *PRESETS)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.runs import command
+from perturbjax.cli import parse_options
 from perturbjax.core.errors import run_command
-from perturbjax.core.options import parse_options, require, require_sound
+from perturbjax.core.options import require, require_sound
 
 Aspect = Literal["count", "size", "shape", "intensity", "texture"]
 #: Pixels of a site; the typical cell has a radius of 15.

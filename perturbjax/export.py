@@ -32,7 +32,7 @@ OUTPUTS = ("probabilities", "features")
 
 @dataclass(frozen=True)
 class StableHLOConfig:
-    """Write a run's network as StableHLO, for runtimes without perturbjax."""
+    """Write the network of a run as StableHLO, for runtimes without perturbjax."""
 
     chosen: CheckpointConfig
     out: Path
@@ -54,9 +54,7 @@ def export(options: StableHLOConfig) -> Path:
         InputError: the run cannot be used, does not know the size of its images, or `out` cannot be written.
     """
     chosen = options.chosen
-    network = load_network(
-        chosen.run, chosen.checkpoint, chosen.epoch, placement=choose_placement("1")
-    )
+    network = load_network(chosen.run, chosen.which, chosen.epoch, placement=choose_placement("1"))
     if network.run.facts["image_size"] is None:
         raise InputError(
             f"{chosen.run}: was imported without a dataset, and the size of its images is not known"

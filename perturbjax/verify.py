@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from perturbjax.core.errors import InputError
-from perturbjax.core.options import require_sound
+from perturbjax.core.options import positional, require_sound
 
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    path: tyro.conf.Positional[Path]
-    """Directory to check."""
+    """Verify checksums."""
+
+    path: Path = positional()
+    """Dataset or run directory."""
 
     def __post_init__(self) -> None:
         require_sound(self)

@@ -1,29 +1,16 @@
-"""Whether a command line is one: parsed as the command parses it, and nothing run."""
+"""Check that a command line in the documentation parses, without running it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
-
 from perturbjax import cli
 
 
-class Parsed(Exception):
-    """A command came as far as its options."""
-
-
-def accept(monkeypatch: pytest.MonkeyPatch, verb: str, words: Sequence[str]) -> None:
-    """Fail unless `perturbjax VERB WORDS` has options that are known and may be.
+def accept(command: str, words: Sequence[str]) -> None:
+    """Fail unless `perturbjax COMMAND WORDS` has known flags and valid values.
 
     Raises:
-        InputError: what the command would say.
+        InputError: the error message of the command.
     """
-    parse = cli._parse
-
-    def and_stop(*given, **named):
-        raise Parsed(parse(*given, **named))
-
-    monkeypatch.setattr(cli, "_parse", and_stop)
-    with pytest.raises(Parsed):
-        cli.VERBS[verb](words)
+    cli.parse_command(command, words)

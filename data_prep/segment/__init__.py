@@ -37,21 +37,19 @@ class Segmenter(Protocol):
 
 @dataclass(frozen=True)
 class SegmenterConfig:
-    """Which engine, and its settings."""
+    """Segmentation engine and its settings."""
 
     engine: Engine = "watershed"
     weights: str = ""
-    """For cellpose: name of a published model, or path of a weights file; the other engines take none."""
+    """Weights for cellpose: name of a published model or a file."""
     diameter: float = 0.0
-    """Typical diameter of an object in pixels; 0 leaves it to the engine."""
+    """Object diameter in pixels; 0: estimated by the engine."""
     precision: Precision = "auto"
-    """What a network in JAX computes in; auto is bfloat16 for cpsam and float32 for the others."""
+    """Number format of a JAX network; auto: bfloat16 for cpsam, float32 for others."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require(
-            "diameter", self.diameter, self.diameter >= 0, "0 (the engine estimates it) or more"
-        )
+        require("diameter", self.diameter, self.diameter >= 0, "0 (estimated) or more")
 
 
 def create(config: SegmenterConfig) -> Segmenter:

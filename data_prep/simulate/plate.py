@@ -27,7 +27,7 @@ from data_prep.simulate.layout import (
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder, read_json, write_json
 from perturbjax.core.messages import console
-from perturbjax.core.options import require, require_output, require_sound
+from perturbjax.core.options import require, require_output, require_seed, require_sound
 from perturbjax.core.plates import FORMATS
 from perturbjax.core.progress import track
 
@@ -37,50 +37,45 @@ SETTINGS = "truth/settings.json"
 
 @dataclass(frozen=True)
 class SimulateConfig:
-    """A plate with known truth, as TIFFs and load_data.csv.
-
-    perturbjax simulate --out plates
-    perturbjax simulate --out plates --plates 4 --wells 384 --compounds 30 --effect 0
-    """
+    """Simulate plates with ground truth, as TIFF files and load_data.csv."""
 
     out: Path
-    """Folder to make: images/, truth/ and load_data.csv."""
+    """Output folder: images/, truth/ and load_data.csv."""
     plates: int = 2
-    """Plates."""
+    """Number of plates."""
     wells: int = 96
-    """Wells a plate."""
+    """Wells of a plate."""
     sites: int = 4
-    """Sites a well."""
+    """Sites of a well."""
     compounds: int = 8
-    """Compounds beside DMSO."""
+    """Number of compounds, without DMSO."""
     size: int = 128
     """Height and width of a site in pixels."""
     effect: float = 1.0
-    """Shift of each trait a compound moves, in units of the between-well standard deviation."""
+    """Effect of a compound on a trait, in standard deviations between wells."""
     aspects: tuple[Literal["count", "size", "shape", "intensity", "texture"], ...] = ()
-    """What compounds move, each by an amount of its own, from -2 to 2 effects; none named: each moves three of them."""
+    """Traits that compounds change, each by -2 to 2 effects; by default three traits for each compound."""
     position_gradient: float = 0.0
-    """Drift of every trait from one edge of the plate to the other, in the same units."""
+    """Change of every trait from one plate edge to the other, in standard deviations."""
     shared_layout: bool = False
-    """Put every compound into the same wells on all plates, as JUMP does."""
+    """Use the same plate layout on all plates, as JUMP does."""
     seed: int = 0
-    """Decides everything; the same seed writes the same bytes."""
+    """Random seed; the same seed writes the same files."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
-        require("plates", self.plates, self.plates >= 1, "at least one")
+        gradient, compounds = self.position_gradient, self.compounds
+        require("plates", self.plates, self.plates >= 1, "at least 1")
         require("wells", self.wells, 2 <= self.wells <= max(FORMATS), f"from 2 to {max(FORMATS)}")
-        require("sites", self.sites, self.sites >= 1, "at least one")
-        require("compounds", self.compounds, self.compounds >= 1, "at least one")
-        room = f"less than --wells, {self.wells}: each has a well, and DMSO too"
-        require("compounds", self.compounds, self.compounds < self.wells, room)
+        require("sites", self.sites, self.sites >= 1, "at least 1")
+        require("compounds", compounds, compounds >= 1, "at least 1")
+        limit = f"less than --wells, {self.wells}: DMSO needs a well too"
+        require("compounds", compounds, compounds < self.wells, limit)
         require("size", self.size, self.size >= 32, "at least 32 pixels")
         require("effect", self.effect, self.effect >= 0, "0 or more")
-        require(
-            "position-gradient", self.position_gradient, self.position_gradient >= 0, "0 or more"
-        )
-        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+        require("position-gradient", gradient, gradient >= 0, "0 or more")
+        require_seed(self.seed)
 
 
 def simulate(options: SimulateConfig) -> None:

@@ -30,10 +30,11 @@ from experiments.bench.tables import (
     spreads,
     where,
 )
+from perturbjax.cli import parse_options
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import atomic, make_folder, read_json, write_json
 from perturbjax.core.messages import console
-from perturbjax.core.options import parse_options, require_sound
+from perturbjax.core.options import require_sound
 
 #: Modules beside the benchmarks that are none.
 HELPERS = ("__main__", "commands", "hlo", "mosaic", "tables")

@@ -27,11 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from experiments.bench import hlo
 from experiments.bench.gpu import Size
 from experiments.bench.tables import CannotRun, Row, machine, markdown
+from perturbjax.cli import parse_options
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import make_folder, read_json, write_json
 from perturbjax.core.messages import console
@@ -458,5 +457,7 @@ def key(row: Row) -> str:
 
 if __name__ == "__main__":
     run_command(
-        lambda: main(tyro.cli(Config, description=__doc__, prog="python -m experiments.bench.aot"))
+        lambda: main(
+            parse_options(Config, description=__doc__, prog="python -m experiments.bench.aot")
+        )
     )

@@ -1,105 +1,89 @@
-"""What may be asked of an audit and of a comparison, as frozen dataclasses; flags are made from them."""
+"""Options of `perturbjax audit` and `perturbjax compare`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
-
 from perturbjax.core.config import SplitPolicy
-from perturbjax.core.options import require, require_output, require_sound
-from perturbjax.profiles.profile_options import Preparation, SourceConfig
+from perturbjax.core.options import (
+    positional,
+    python_only,
+    require,
+    require_output,
+    require_seed,
+    require_sound,
+)
+from perturbjax.profiles.profile_options import Preparation, SourceConfig, prepare_option
 
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """How much of a score is biology: one model on the same features under every split, beside controls."""
+    """Measure the signal beyond technical covariates: one model under every split, next to its controls."""
 
     out: Path
     """Folder for audit.json, audit.csv and audit.html."""
     features: tuple[Path, ...] = ()
-    """Tables of features (parquet or CSV), as `perturbjax features`, CellProfiler or pycytominer write them; tables of
-    other features of the same sites are joined. --data beside them adds the cell counts and the brightness of their
-    sites."""
+    """Feature tables (.parquet or .csv); tables of the same sites are joined. With --data, its cell counts and
+    intensities serve as controls."""
     run: Path | None = None
-    """A run that was evaluated: its network answers for the split that it was trained on."""
+    """Evaluated run: audit its network on its own split."""
     train: bool = False
-    """With --run: train its recipe anew on every fold of every split that the data allows (or of --splits), so that the
-    network itself stands under all of them; takes as many trainings. The runs are kept in OUT/runs."""
+    """With --run: retrain its recipe on every fold of every split; runs are stored in OUT/runs."""
     label_column: str = ""
-    """Metadata column to predict; by default the dataset's, else Metadata_pert_iname."""
+    """Metadata column of the classes; by default that of the dataset, else Metadata_pert_iname."""
     model: str = "lda"
-    """The classifier on the features: a name of `perturbjax classify --models`."""
-    preparation: Preparation = field(
-        default_factory=lambda: Preparation(normalize_by="training", pca=256)
-    )
-    source: SourceConfig = field(default_factory=SourceConfig)
+    """Classifier, one of `perturbjax classify --models`."""
+    preparation: Preparation = prepare_option("training-pca")
+    """Preparation of the profiles."""
+    source: SourceConfig = SourceConfig()
     untrained: bool = False
-    """Judge the features of the same network untrained too, with --data alone or --run: a strong control, at the cost
-    of extracting features once more."""
+    """Add the features of the untrained network as a control, with --data or --run; extracts features again."""
     splits: tuple[SplitPolicy, ...] = ()
-    """Which splits, such as plate layout; by default all that the data allows."""
+    """Splits to test; by default all that the data allow."""
     folds: int = 5
-    """Parts that wells, plates or layouts are dealt into; fewer where there are fewer."""
+    """Number of folds; fewer if there are fewer groups."""
     resample: Literal["well", "plate"] = "well"
-    """What intervals draw whole. plate: wider and more cautious; takes many plates."""
+    """Unit of the bootstrap. plate: wider intervals; needs many plates."""
     replicates: int = 1000
-    """Resamples behind each interval, and deals of the labels behind each p."""
-    seed: int = 0
-    """Decides folds, resamples and deals."""
+    """Bootstrap resamples of each interval and label permutations of each p-value."""
+    seed: int = python_only(0)
+    """Random seed of folds, bootstrap and permutations."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
-        some = bool(self.features) or bool(self.source.data) or self.run is not None
-        require(
-            "features", "(none)", some, "given, or else --data or --run: there is nothing to audit"
-        )
-        require(
-            "run",
-            self.run,
-            self.run is None or not self.features,
-            "without --features; audit one at a time",
-        )
-        require(
-            "train",
-            self.train,
-            not self.train or self.run is not None,
-            "given with --run, whose recipe it trains",
-        )
-        require("untrained", self.untrained, not (self.untrained and self.features),
-                "without --features: a table does not say which network made it")  # fmt: skip
-        own = self.run is not None and not self.train
-        require(
-            "splits",
-            self.splits,
-            not (self.splits and own),
-            "left out with --run, which has one, or given --train",
-        )
+        run, features, data = self.run is not None, bool(self.features), bool(self.source.data)
+        require("features", "(none)", features or data or run, "set, or --data, or --run")
+        require("run", self.run, not (run and features), "used without --features")
+        require("train", self.train, run or not self.train, "used with --run")
+        untrained = not (self.untrained and features)
+        require("untrained", self.untrained, untrained, "used without --features")
+        splits = not self.splits or not run or self.train
+        require("splits", self.splits, splits, "left out with --run, unless with --train")
         require("folds", self.folds, self.folds >= 2, "2 or more")
         require("replicates", self.replicates, self.replicates >= 100, "100 or more")
-        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+        require_seed(self.seed)
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Runs that judged the same sites, side by side."""
+    """Compare models that were evaluated on the same sites."""
 
-    runs: Positional[tuple[Path, ...]]
-    """Runs that were evaluated, or files of predictions, two or more; the others are compared with the first."""
     out: Path
     """Folder for compare.json, compare.csv and compare.html."""
+    runs: tuple[Path, ...] = positional()
+    """Two or more evaluated runs or prediction tables; the first is the reference."""
     resample: Literal["well", "plate"] = "well"
-    """What intervals draw whole."""
-    replicates: int = 2000
-    """Resamples behind each interval."""
-    seed: int = 0
-    """Of the resamples."""
+    """Unit of the bootstrap."""
+    replicates: int = python_only(2000)
+    """Bootstrap resamples of each interval."""
+    seed: int = python_only(0)
+    """Random seed of the bootstrap."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
         require("replicates", self.replicates, self.replicates >= 100, "100 or more")
-        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+        require_seed(self.seed)

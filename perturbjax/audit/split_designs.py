@@ -10,7 +10,7 @@ import pandas as pd
 
 from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.errors import InputError
-from perturbjax.data.splits import TEST, TRAIN, group_of_site, make_split
+from perturbjax.data.splits import TEST, TRAIN, assign_groups, make_split
 
 #: Share of the rows that a split must be able to judge.
 _LEAST_JUDGED = 0.1
@@ -75,7 +75,7 @@ def _deal(index: pd.DataFrame, policy: str, label: str, folds: int, seed: int) -
     Raises:
         InputError: there is none, or fewer than two classes could be judged.
     """
-    labels, groups = index[label].to_numpy(), group_of_site(index, policy)
+    labels, groups = index[label].to_numpy(), assign_groups(index, policy)
     repeated = pd.Series(groups).groupby(labels).nunique() >= 2
     classes = f"{repeated.sum()} of {len(repeated)} classes stand in two {policy}s or more"
     if repeated.sum() < 2:

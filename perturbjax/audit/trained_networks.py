@@ -15,7 +15,7 @@ from perturbjax.audit.split_designs import SplitDesign
 from perturbjax.core.config import SplitConfig
 from perturbjax.core.files import make_folder
 from perturbjax.core.messages import console
-from perturbjax.data.splits import TEST, TRAIN, group_of_site, write_split
+from perturbjax.data.splits import TEST, TRAIN, assign_groups, write_split
 from perturbjax.dataset import Dataset
 from perturbjax.evaluation.predictions import predictions_table, write_predictions
 from perturbjax.inference import load_network
@@ -86,7 +86,7 @@ def _manifest(index: pd.DataFrame, dealt: SplitDesign, fold: int) -> pd.DataFram
     train, test = dealt.folds[fold]
     rows = np.concatenate([train, test])
     part = np.repeat([TRAIN, TEST], [len(train), len(test)])
-    groups = group_of_site(index, dealt.policy)[rows]
+    groups = assign_groups(index, dealt.policy)[rows]
     return pd.DataFrame(
         {"site_id": index["site_id"].to_numpy()[rows], "group": groups, "part": part}
     )

@@ -1,18 +1,30 @@
-"""Every knob, its default, its meaning and its bounds, as frozen dataclasses; and the named presets.
+"""Training settings as frozen dataclasses: defaults, help sentences, valid ranges and named presets.
 
-A `Recipe` is all that decides a run's numbers. It is saved as `config.json` in the run directory, and a run is
-resumed or judged only with the recipe it was started with.
+A `Recipe` contains all settings that determine the numbers of a run. It is stored in `config.json` of the run
+directory; a run is resumed and evaluated with the recipe that it was started with.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from perturbjax.core.choices import MASK_ENCODINGS, NORMALIZATIONS, SPLIT_POLICIES
 from perturbjax.core.errors import InputError
-from perturbjax.core.options import require, require_sound
+from perturbjax.core.files import read_json
+from perturbjax.core.options import (
+    default_of,
+    flag_name,
+    python_only,
+    read_toml,
+    replace_fields,
+    require,
+    require_fold,
+    require_seed,
+    require_sound,
+)
 
 if TYPE_CHECKING:
     SplitPolicy = str
@@ -28,44 +40,41 @@ Head = Literal["dense", "attention", "channels"]
 BackboneNorm = Literal["published", "batch"]
 Pool = Literal["last", "stages"]
 
-#: The linear solution, of `classify --preset linear`: logistic regression of this
-#: inverse penalty on so many principal components of the backbone's features and on the site's statistics, both scaled
-#: to this total variance, so that neither drowns in the other (chosen on inner folds of BBBC021, docs/presets.md).
+#: The linear baseline (`classify --preset linear`): inverse regularization strength of the logistic regression, number
+#: of principal components of the backbone features, and total variance that the components and the site statistics are
+#: each scaled to. Chosen on inner folds of BBBC021 (docs/presets.md).
 LINEAR_C, LINEAR_COMPONENTS, LINEAR_VARIANCE = 0.01, 256, 500.0
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network."""
+    """Network"""
 
     model: str = "attention"
-    """Name of the network."""
-    dropout: float = 0.3
-    """Share of units dropped before the last layer, in [0, 1)."""
+    """Network architecture."""
+    dropout: float = python_only(0.3)
+    """Fraction of units dropped before the last layer, in [0, 1)."""
     precision: Precision = "float32"
-    """What activations are computed in; parameters and statistics stay float32."""
+    """Number format of activations; parameters stay float32."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("dropout", self.dropout, 0 <= self.dropout < 1, "a share from 0, less than 1")
+        require("dropout", self.dropout, 0 <= self.dropout < 1, "at least 0 and less than 1")
 
 
 @dataclass(frozen=True)
 class InputConfig:
-    """What the network sees of a record."""
+    """Network input"""
 
     label_column: str = ""
-    """Index column to predict; empty takes the one the dataset was built with."""
+    """Index column to predict; by default the label column of the dataset."""
     normalize: Normalization = "dtype"
-    """dtype: divide by the largest value of the stored integer type (the original's way). log: log(1 + value over the
-    channel's background), so that stain and exposure shift rather than stretch. log_plate: log, and every channel a
-    second time relative to the mean of its plate. site: per site and channel to mean 0, deviation 1. plate: the same
-    with each plate's own mean and deviation. Where plates count, judge and predict them whole."""
+    """Intensity normalization. dtype: divide by the maximum of the integer type. log: log(1 + value / background).
+    log_plate: log, plus each channel relative to its plate mean. site, plate: mean 0, standard deviation 1."""
     mask_encoding: MaskEncoding = "binary"
-    """What the mask channel holds: instance numbers (the original's way), cell or not, cell outlines, or distance to
-    the outline."""
+    """Content of the mask channel: instance numbers, cell or background, cell outlines, or distance to the outline."""
     mask_use: MaskUse = "keep"
-    """Ablations. none: mask zeroed. only: image zeroed. shuffle: every image with another site's mask."""
+    """Ablation. none: empty mask. only: empty image. shuffle: mask of another site."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -73,202 +82,158 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the training images, applied to image and mask together."""
+    """Augmentation"""
 
     crop: int = 128
-    """Side in pixels of what the network sees. Evaluation resizes the whole site to this."""
+    """Height and width of the network input in pixels. Evaluation resizes whole sites to it."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest share of the site's area that a random resized crop takes."""
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    """Least and greatest aspect ratio of that crop."""
-    flip: bool = True
-    """Mirror at random, horizontally and vertically."""
+    """Minimum and maximum fraction of the site area in a random crop."""
+    crop_ratio: tuple[float, float] = python_only((0.75, 4 / 3))
+    """Minimum and maximum aspect ratio of a random crop."""
+    flip: bool = python_only(True)
+    """Flip horizontally and vertically at random."""
     rotate: float = 180.0
-    """Greatest rotation in degrees, either way."""
-    brightness: float = 0.0
-    """Greatest additive change of the normalised image, a channel at a time."""
-    contrast: float = 0.0
-    """Greatest relative change of the normalised image, a channel at a time."""
-    legacy_augmentation: bool = False
-    """Restore the original: flips and rotation move the image and not its mask, the crop interpolates the mask's
+    """Maximum rotation in degrees, in both directions."""
+    brightness: float = python_only(0.0)
+    """Maximum additive change of the normalized image, for each channel."""
+    contrast: float = python_only(0.0)
+    """Maximum relative change of the normalized image, for each channel."""
+    legacy_augmentation: bool = python_only(False)
+    """Reproduce the original program: flips and rotations change the image but not its mask, crops interpolate mask
     numbers, and test images are augmented too."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        least, most = self.crop_scale
-        narrow, wide = self.crop_ratio
-        require("crop", self.crop, self.crop >= 1, "at least 8 pixels")
-        require("crop-scale", self.crop_scale, 0 < least <= most <= 1, "0 < low <= high <= 1")
-        require("crop-ratio", self.crop_ratio, 0 < narrow <= wide, "0 < low <= high")
-        require("rotate", self.rotate, 0 <= self.rotate <= 180, "from 0 to 180 degrees")
+        scale, ratio = self.crop_scale, self.crop_ratio
+        require("crop", self.crop, self.crop >= 8, "at least 8 pixels")
+        require("crop-scale", scale, 0 < scale[0] <= scale[1] <= 1, "0 < low <= high <= 1")
+        require("crop-ratio", ratio, 0 < ratio[0] <= ratio[1], "0 < low <= high")
+        require("rotate", self.rotate, 0 <= self.rotate <= 180, "0 to 180 degrees")
         require("brightness", self.brightness, self.brightness >= 0, "0 or more")
         require("contrast", self.contrast, self.contrast >= 0, "0 or more")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How parameters move."""
+    """Optimizer and schedule"""
 
     epochs: int = 200
-    """Passes over the training sites."""
+    """Number of epochs."""
     batch_size: int = 128
-    """Sites a step, over all devices."""
-    steps_per_epoch: int = 0
-    """Steps an epoch; 0: as many as one pass over the training sites takes. More begin another pass, fewer leave sites
-    out; none is padded."""
-    least_steps: int = 0
-    """Steps of the whole training at least: where one pass an epoch takes fewer, every epoch takes more. It counts for
-    nothing with --steps-per-epoch."""
+    """Sites in a training step, over all devices."""
+    steps_per_epoch: int = python_only(0)
+    """Steps in an epoch; 0: one pass over the training sites. Batches are never padded."""
+    least_steps: int = python_only(0)
+    """Minimum number of steps of the whole training; epochs of small datasets become longer to reach it. Ignored with
+    steps_per_epoch."""
     learning_rate: float = 0.005
-    """Peak of the one-cycle schedule."""
+    """Peak learning rate of the one-cycle schedule."""
     weight_decay: float = 1e-4
-    """L2 added to the gradient, as torch.optim.Adam does; or decoupled, see --decoupled."""
-    decoupled: bool = False
-    """AdamW instead of Adam with L2."""
+    """Weight decay; L2 with Adam, decoupled with AdamW (recipe field decoupled)."""
+    decoupled: bool = python_only(False)
+    """AdamW instead of Adam with an L2 term."""
     label_smoothing: float = 0.1
-    """Share of the target spread evenly over all classes, in [0, 1)."""
-    warmup: float = 0.3
-    """Share of all steps in which the learning rate rises."""
-    cycle_momentum: bool = True
-    """Move Adam's beta1 from 0.95 to 0.85 and back, against the learning rate."""
+    """Label smoothing, in [0, 1)."""
+    warmup: float = python_only(0.3)
+    """Fraction of all steps in which the learning rate rises."""
+    cycle_momentum: bool = python_only(True)
+    """Change the beta1 of Adam from 0.95 to 0.85 and back, opposite to the learning rate."""
     balance: float = 0.0
-    """0: every site counts the same. 1: every class counts the same in the loss. Between: class weights to this
-    power."""
+    """Exponent of inverse class frequency in the loss. 0: sites count equally. 1: classes count equally."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("epochs", self.epochs, self.epochs >= 1, "at least one")
-        require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
-        require(
-            "steps-per-epoch",
-            self.steps_per_epoch,
-            self.steps_per_epoch >= 0,
-            "0 (one pass) or more",
-        )
+        smoothing, per_epoch = self.label_smoothing, self.steps_per_epoch
+        require("epochs", self.epochs, self.epochs >= 1, "at least 1")
+        require("batch-size", self.batch_size, self.batch_size >= 1, "at least 1")
+        require("steps-per-epoch", per_epoch, per_epoch >= 0, "0 (one pass) or more")
         require("least-steps", self.least_steps, self.least_steps >= 0, "0 or more")
         require("learning-rate", self.learning_rate, self.learning_rate > 0, "greater than 0")
         require("weight-decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
-        require("warmup", self.warmup, 0 <= self.warmup <= 1, "a share from 0 to 1")
-        require(
-            "label-smoothing",
-            self.label_smoothing,
-            0 <= self.label_smoothing < 1,
-            "a share from 0, less than 1",
-        )
-        require("balance", self.balance, 0 <= self.balance <= 1, "a power from 0 to 1")
+        require("warmup", self.warmup, 0 <= self.warmup <= 1, "a fraction from 0 to 1")
+        require("label-smoothing", smoothing, 0 <= smoothing < 1, "at least 0 and less than 1")
+        require("balance", self.balance, 0 <= self.balance <= 1, "an exponent from 0 to 1")
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Who trains and who judges."""
+    """Train/test split"""
 
     split: SplitPolicy = "well"
-    """What is kept whole: site (the paper's protocol: sites of one well on both sides), well, plate, layout (plates
-    that share a plate map) or compound."""
+    """Sites that stay together: of one site, well, plate, plate layout or compound."""
     folds: int = 5
-    """Parts the groups are dealt into; one of them judges."""
+    """Number of folds; one of them is the test set."""
     fold: int = 0
-    """Which of the parts judges, from 0."""
+    """Fold of the test set, from 0."""
     split_file: str = ""
-    """A manifest written by `perturbjax split`, instead of the policy above."""
+    """Split written by `perturbjax split`, in place of --split."""
     exclude: tuple[str, ...] = ()
-    """Sites that neither train nor judge: rules on columns of the index, as focus_DNA<-6 or Metadata_Well==A01, or
-    files of such rules. What each leaves out is said."""
+    """Sites to leave out: rules such as focus_DNA<-6 or Metadata_Well==A01, or files of rules."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("folds", self.folds, self.folds >= 2, "2 or more")
-        require(
-            "fold",
-            self.fold,
-            0 <= self.fold < self.folds,
-            f"from 0 to --folds - 1, {self.folds - 1}",
-        )
+        require_fold(self.fold, self.folds)
 
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """Two phases on published weights: new layers first, then all of them."""
+    """Pretrained weights"""
 
     weights: str = ""
-    """Where --model's published weights come from: a file, hf:OWNER/REPOSITORY[@REVISION] or
-    package:NAME. Empty trains --model from scratch, in one phase."""
+    """Pretrained weights of --model: FILE, hf:OWNER/REPOSITORY[@REVISION] or package:NAME. Empty: train from
+    scratch."""
     head: Head = "dense"
-    """What is put on the backbone. dense: average, dense. attention: the mask says where to average. channels: the
-    backbone sees every channel by itself and always stands still; a head is fitted to what its stages find and to
-    statistics of the site, and what the epochs train is a small attention network beside it (needs --normalize log or
-    log_plate)."""
-    symmetries: int = 1
-    """How many of the square's eight symmetries --head channels averages what the backbone finds over."""
+    """Layers after the backbone. dense: average and dense layer. attention: average weighted by the mask. channels:
+    frozen backbone for each channel, fitted classifiers and a trainable branch."""
+    symmetries: int = python_only(1)
+    """Number of flips and rotations of the site over which --head channels averages the features, 1 to 8."""
     freeze_epochs: int = 5
-    """Epochs, of --epochs, in which only the new layers move and the backbone stands still."""
+    """First epochs, in which only the new layers are trained."""
     finetune_rate: float = 0.1
-    """Learning rate of the backbone in the epochs after, as a share of --learning-rate."""
-    backbone_norm: BackboneNorm = "published"
-    """What the backbone's BatchNorm normalises by in those epochs. published: the statistics that came with the
-    weights, which the layers above were trained on. batch: each batch's own."""
-    layer_decay: float = 1.0
-    """Factor on that rate for each step down, from the backbone's last stage to its stem; 1 moves all alike."""
+    """Learning rate of the backbone after these epochs, as a fraction of --learning-rate."""
+    backbone_norm: BackboneNorm = python_only("published")
+    """Statistics of the BatchNorm layers of the backbone in these epochs. published: those of the weights. batch: those
+    of each batch."""
+    layer_decay: float = python_only(1.0)
+    """Factor on the learning rate for each stage from the last to the first; 1: the same rate everywhere."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require(
-            "symmetries",
-            self.symmetries,
-            1 <= self.symmetries <= 8,
-            "1 to 8: a square has 8 symmetries",
-        )
+        require("symmetries", self.symmetries, 1 <= self.symmetries <= 8, "1 to 8")
         require("freeze-epochs", self.freeze_epochs, self.freeze_epochs >= 0, "0 or more")
         require("finetune-rate", self.finetune_rate, self.finetune_rate >= 0, "0 or more")
-        require(
-            "layer-decay", self.layer_decay, 0 < self.layer_decay <= 1, "greater than 0, at most 1"
-        )
+        decay = self.layer_decay
+        require("layer-decay", decay, 0 < decay <= 1, "greater than 0 and at most 1")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run's numbers."""
+    """All settings that determine the numbers of a run."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    input: InputConfig = field(default_factory=InputConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    split: SplitConfig = field(default_factory=SplitConfig)
-    transfer: TransferConfig = field(default_factory=TransferConfig)
+    model: ModelConfig = ModelConfig()
+    input: InputConfig = InputConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    split: SplitConfig = SplitConfig()
+    transfer: TransferConfig = TransferConfig()
     seed: int = 0
-    """Decides initial parameters, order, augmentation, dropout and split."""
+    """Random seed of training and split."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require(
-            "crop", self.augment.crop, self.augment.crop >= 8, "at least 8 pixels"
-        )  # what networks halve thrice
-        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+        require_seed(self.seed)
         if self.transfer.head == "channels":
-            logarithms = self.input.normalize in ("log", "log_plate")
-            require(
-                "normalize",
-                self.input.normalize,
-                logarithms,
-                "log or log_plate with --head channels",
-            )
-            require(
-                "weights",
-                self.transfer.weights,
-                bool(self.transfer.weights),
-                "given with --head channels",
-            )
-            require(
-                "crop",
-                self.augment.crop,
-                self.augment.crop >= 16,
-                "at least 16 pixels with --head channels",
-            )
+            normalize, crop = self.input.normalize, self.augment.crop
+            logarithm = normalize in ("log", "log_plate")
+            require("normalize", normalize, logarithm, "log or log_plate with --head channels")
+            weights = self.transfer.weights
+            require("weights", weights, bool(weights), "set with --head channels")
+            require("crop", crop, crop >= 16, "at least 16 pixels with --head channels")
 
 
 PRESETS: dict[str, Recipe] = {
     "paper": Recipe(),
-    # Single cells in separate channels, few plates, very unequal classes (measured in experiments/bbbc021_cells.py).
+    # Single cells in separate channels, few plates, unequal classes (measured in experiments/bbbc021_cells.py).
     "cells": Recipe(
         input=InputConfig(normalize="log_plate"),
         augment=AugmentConfig(crop=48, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)),
@@ -282,7 +247,7 @@ PRESETS: dict[str, Recipe] = {
         ),
         split=SplitConfig(split="plate"),
     ),
-    # Any new data: photographs' features of every channel, and a small network trained beside them (docs/presets.md).
+    # New data: ImageNet features of each channel, fitted classifiers and a small trainable branch (docs/presets.md).
     "pretrained": Recipe(
         model=ModelConfig(model="efficientnet_lite0"),
         input=InputConfig(normalize="log_plate", mask_encoding="instance"),
@@ -300,7 +265,7 @@ PRESETS: dict[str, Recipe] = {
             weights="package:efficientnet_lite0", head="channels", symmetries=8
         ),
     ),
-    # The simulated plates of `make demo`: learned in about a minute on two cores.
+    # The simulated plates of `make demo`: about one minute of training on two cores.
     "demo": Recipe(
         input=InputConfig(normalize="log"),
         augment=AugmentConfig(crop=48, crop_scale=(0.3, 1.0)),
@@ -308,7 +273,7 @@ PRESETS: dict[str, Recipe] = {
             epochs=20, batch_size=32, learning_rate=0.003, weight_decay=0.01, decoupled=True
         ),
     ),
-    # What the original program did, its known faults included; docs/fidelity.md says which they are.
+    # The original program with its known errors (docs/fidelity.md).
     "original": Recipe(
         input=InputConfig(mask_encoding="instance"),
         augment=AugmentConfig(rotate=20.0, legacy_augmentation=True),
@@ -318,10 +283,13 @@ PRESETS: dict[str, Recipe] = {
 
 
 def preset(name: str) -> Recipe:
-    """A named recipe.
+    """Return a named recipe.
+
+    Args:
+        name: a key of `PRESETS`.
 
     Raises:
-        InputError: there is none of that name; the message lists those there are.
+        InputError: the name is unknown.
 
     Examples:
         >>> perturbjax.preset("cells").input.normalize
@@ -333,50 +301,69 @@ def preset(name: str) -> Recipe:
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Nested plain values, ready for JSON."""
+    """Convert a recipe to nested plain values, ready for JSON."""
     return dataclasses.asdict(recipe)
 
 
-def recipe_from_dict(values: dict[str, Any]) -> Recipe:
-    """The inverse of `recipe_to_dict`; fields that are absent take their defaults.
+def recipe_from_dict(values: dict[str, Any], base: Recipe = Recipe()) -> Recipe:
+    """Build a recipe from nested plain values; the inverse of `recipe_to_dict`.
+
+    Args:
+        values: section -> field -> value, and `seed`.
+        base: recipe that supplies absent fields.
 
     Raises:
-        InputError: a field is not known, or its value is none that a run can have.
+        InputError: a field is unknown, or its value is not valid.
     """
     sections: dict[str, Any] = {}
-    for section in dataclasses.fields(Recipe):
-        if section.name not in values:
-            continue
-        value = values[section.name]
-        if isinstance(value, dict):
-            kind: Any = section.default_factory
-            known = {f.name for f in dataclasses.fields(kind)}
-            if unknown := sorted(set(value) - known):
-                raise InputError(f"config: unknown field {section.name}.{unknown[0]}")
-            value = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
-        sections[section.name] = value
-    return Recipe(**sections)
+    for name, value in values.items():
+        if not hasattr(base, name):
+            raise InputError(f"recipe: unknown section {name}")
+        section = getattr(base, name)
+        if dataclasses.is_dataclass(section) and not isinstance(section, type):
+            if not isinstance(value, dict):
+                raise InputError(f"recipe: {name} is not a table of fields")
+            value = replace_fields(section, value, f"recipe: {name}")
+        sections[name] = value
+    return dataclasses.replace(base, **sections)
 
 
-def recipe_flags(recipe: Recipe) -> list[str]:
-    """Command line flags that turn the default recipe into this one."""
-    default, flags = (
-        PRESETS["paper"],
-        [] if recipe.seed == PRESETS["paper"].seed else ["--seed", str(recipe.seed)],
-    )
-    for section in dataclasses.fields(Recipe):
-        if section.name == "seed":
-            continue
-        ours, usual = getattr(recipe, section.name), getattr(default, section.name)
-        for option in dataclasses.fields(ours):
-            value, name = getattr(ours, option.name), option.name.replace("_", "-")
-            if value == getattr(usual, option.name):
+def read_recipe(path: Path, base: Recipe) -> Recipe:
+    """Read the fields of a recipe from a file; absent fields keep their values of `base`.
+
+    Args:
+        path: a `.toml` file with the tables `model`, `input`, `augment`, `optim`, `split` and `transfer`, or the
+            `config.json` of a run.
+        base: recipe that supplies absent fields.
+
+    Raises:
+        InputError: the file cannot be read, or a field is unknown or not valid.
+    """
+    if path.suffix == ".toml":
+        return recipe_from_dict(read_toml(path), base)
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"--recipe {path}: is not a recipe; pass a .toml file or a config.json")
+    return recipe_from_dict(values.get("recipe", values), base)
+
+
+def recipe_flags(recipe: Recipe, file: str) -> list[str]:
+    """Return command line flags that turn the default recipe into this one.
+
+    Args:
+        recipe: recipe of a run.
+        file: its `config.json`, used as `--recipe` if a field without a flag differs from its default.
+    """
+    flags: list[str] = []
+    for section in (*vars(recipe).values(), recipe):
+        for option in dataclasses.fields(section) if dataclasses.is_dataclass(section) else ():
+            value = getattr(section, option.name)
+            if dataclasses.is_dataclass(value) or value == default_of(option):
                 continue
-            if isinstance(value, bool):
-                flags.append(f"--{name}" if value else f"--no-{name}")
-            else:
-                flags += [
-                    f"--{name}",
-                    *(str(v) for v in (value if isinstance(value, tuple) else (value,))),
-                ]
+            if not option.metadata.get("flag", True):
+                return ["--recipe", file]
+            flags += [
+                flag_name(option.name),
+                *map(str, value if isinstance(value, tuple) else (value,)),
+            ]
     return flags

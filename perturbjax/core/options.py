@@ -1,132 +1,204 @@
-"""Checks of option values, and parsing of options dataclasses from the command line."""
+"""Fields and value checks of options dataclasses.
+
+Each command has one frozen dataclass of options. `perturbjax.cli.parsing` makes its flags from the fields; the string
+literal below a field is its help sentence. Every `__post_init__` calls `require_sound` first, then its own `require`
+checks, so that the same values are valid in Python, in files and on the command line.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import io
 import math
 import os
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from rich.text import Text
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import CONTROL
 
-#: Whole numbers of options stay below this: more is a slip of the keyboard, and overflows somewhere.
+T = TypeVar("T")
+#: Upper bound of whole numbers: larger values are typing errors and overflow somewhere.
 LARGEST = 2**32
 
 
+def python_only(default: Any, env: str = "") -> Any:
+    """Declare a field without a flag.
+
+    Args:
+        default: value of the field.
+        env: environment variable that replaces the default on the command line.
+    """
+    return dataclasses.field(default=default, metadata={"flag": False, "env": env})
+
+
+def positional(**settings: Any) -> Any:
+    """Declare a field whose command line values have no flag name."""
+    return dataclasses.field(metadata={"positional": True}, **settings)
+
+
+def parsed_by(
+    name: str, parse: Callable[[str], Any], default: Any, metavar: str, show: Callable[[Any], str]
+) -> Any:
+    """Declare a field whose value is converted from text by a function.
+
+    Args:
+        name: name of the flag, without dashes.
+        parse: text -> value; raises `InputError`.
+        default: value of the field.
+        metavar: placeholder of the value in the help.
+        show: value -> text, for the default in the help.
+    """
+    metadata = {"name": name, "parse": parse, "metavar": metavar, "show": show}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def renamed_from(default: Any, *former: str) -> Any:
+    """Declare a field whose flag had other names, which stay valid for one release."""
+    return dataclasses.field(default=default, metadata={"former": former})
+
+
+def optional_value(default: Any, bare: Any) -> Any:
+    """Declare a field whose flag may have no value; then it is `bare`."""
+    return dataclasses.field(default=default, metadata={"const": bare})
+
+
+def only_flags(default: Any, *names: str) -> Any:
+    """Declare a nested options dataclass of which only some fields have a flag."""
+    return dataclasses.field(default=default, metadata={"only": names})
+
+
+def flag_name(field: str) -> str:
+    """The flag of a field: `--batch-size` for `batch_size`."""
+    return f"--{field.replace('_', '-')}"
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """The default of a dataclass field, or `dataclasses.MISSING`."""
+    factory = field.default_factory
+    return field.default if factory is dataclasses.MISSING else factory()
+
+
 def names_in(text: str) -> tuple[str, ...]:
-    """The names of an option that takes several with commas between them; none of an empty text."""
+    """Split the names of a comma-separated option."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def require(flag: str, value: object, holds: bool, words: str) -> None:
-    """Refuse an option's value unless `holds`.
+def require(flag: str, value: object, holds: bool, expected: str) -> None:
+    """Check one option.
+
+    Args:
+        flag: name without dashes.
+        value: value of the option, for the message.
+        holds: result of the check.
+        expected: valid values, completing "must be …".
 
     Raises:
-        InputError: `--flag value: must be words`.
+        InputError: `holds` is false.
     """
     if not holds:
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise InputError(f"--{flag} {shown}: must be {words}")
+        text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise InputError(f"--{flag} {text}: must be {expected}")
+
+
+def require_seed(seed: int) -> None:
+    """Check a random seed.
+
+    Raises:
+        InputError: the seed is negative.
+    """
+    require("seed", seed, seed >= 0, "from 0 to 2^32 - 1")
+
+
+def require_fold(fold: int, folds: int) -> None:
+    """Check the number of folds and the number of the test fold.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+    require("folds", folds, folds >= 2, "2 or more")
+    require("fold", fold, 0 <= fold < folds, f"from 0 to --folds - 1, {folds - 1}")
 
 
 def require_sound(options: Any) -> None:
-    """Refuse what no option of a dataclass may be: a number that is not finite or is absurd, text that is no line, a
-    name that is none of its choices.
+    """Check all fields of an options dataclass by type.
 
-    Called first in the `__post_init__` of every options dataclass, whose own rules (`require`) follow.
+    Numbers must be finite and below 2^32, text has no control characters, and choices are among those of the type.
 
     Raises:
-        InputError: names the flag, its value and what it may be.
+        InputError: names the flag, its value and the valid values.
     """
     kind: Any = type(options)
+    choices = _choices(kind)
     for option in dataclasses.fields(options):
-        value = getattr(options, option.name)
-        flag, choices = option.name.replace("_", "-"), _choices(kind).get(option.name)
+        value, flag = getattr(options, option.name), option.name.replace("_", "-")
         for one in value if isinstance(value, tuple) else (value,):
-            if choices is not None:
-                require(flag, value, one in choices, f"one of {', '.join(map(str, choices))}")
+            if allowed := choices.get(option.name):
+                require(flag, value, one in allowed, f"one of {', '.join(map(str, allowed))}")
             elif isinstance(one, float):
                 require(flag, value, math.isfinite(one), "a finite number")
             elif isinstance(one, int):
                 require(flag, value, -LARGEST < one < LARGEST, "less than 2^32")
             elif isinstance(one, str | Path):
-                require(
-                    flag,
-                    repr(str(one)),
-                    not CONTROL.search(str(one)),
-                    "text without control characters",
-                )
+                is_line = not CONTROL.search(str(one))
+                require(flag, repr(str(one)), is_line, "text without control characters")
 
 
 @functools.cache
 def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
-    """What the options of a dataclass may be, where that is a `Literal`, alone or many times in a tuple.
-
-    The command line refuses all else by itself; Python does not."""
-    found = {}
-    for name, hint in get_type_hints(kind).items():
-        inner = get_args(hint)[0] if get_origin(hint) is tuple else hint
-        if get_origin(inner) is Literal:
-            found[name] = get_args(inner)
-    return found
+    """Field name -> valid values, for fields of type `Literal` or tuples of it."""
+    hints = get_type_hints(kind).items()
+    inner = {name: get_args(h)[0] if get_origin(h) is tuple else h for name, h in hints}
+    return {name: get_args(hint) for name, hint in inner.items() if get_origin(hint) is Literal}
 
 
 def require_output(path: Path, *suffixes: str) -> None:
-    """Refuse an output that is no name of its own (`.`, `/`, empty), or is there and cannot be replaced (a device).
+    """Check the name of an output.
 
-    With `suffixes` it is a file that ends in one of them, else a folder.
+    Args:
+        path: value of `--out`.
+        suffixes: valid file name endings; the output is a folder if there are none.
 
     Raises:
-        InputError: names the flag `--out`.
+        InputError: the name is `.`, `/` or empty, has another ending, or exists as something that cannot be replaced.
     """
-    require(
-        "out",
-        path,
-        path.name not in ("", "..") and "\0" not in str(path),
-        "the name of what to make, not a folder that is there",
-    )
+    is_name = path.name not in ("", "..") and "\0" not in str(path)
+    require("out", path, is_name, "the name of a new file or folder, not . or /")
     is_kind, kind = (path.is_file, "a regular file") if suffixes else (path.is_dir, "a folder")
     require("out", path, is_kind() or not os.path.exists(path), f"a new name, or {kind}")
-    if suffixes:
-        require(
-            "out", path, path.suffix in suffixes, f"a name that ends in {' or '.join(suffixes)}"
-        )
+    ending = f"a name that ends in {' or '.join(suffixes)}"
+    require("out", path, not suffixes or path.suffix in suffixes, ending)
 
 
-def parse_options(kind: Any, argv: Sequence[str] | None = None, **settings: Any) -> Any:
-    """An options dataclass from the words of a command line; `settings` are those of `tyro.cli`.
+def replace_fields(options: T, values: Mapping[str, Any], where: str) -> T:
+    """Copy an options dataclass with other values; lists become tuples.
+
+    Args:
+        options: dataclass instance.
+        values: field name -> value.
+        where: file or section, for messages.
 
     Raises:
-        InputError: a word is no flag, or a value does not fit it, in one line where tyro draws a box.
-        SystemExit: after `--help`.
+        InputError: a field is unknown, or its value is not valid.
     """
-    import tyro
+    kind: Any = type(options)
+    if unknown := sorted(set(values) - {field.name for field in dataclasses.fields(kind)}):
+        raise InputError(f"{where}: unknown field {unknown[0]}")
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return dataclasses.replace(options, **fields)  # type: ignore[type-var]
 
-    said = io.StringIO()
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InputError: the file cannot be read or is not valid TOML.
+    """
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=None if argv is None else list(argv), **settings)
-    except SystemExit as left:
-        if not left.code:
-            raise
-        raise InputError(_out_of_box(said.getvalue())) from None
-
-
-def _out_of_box(drawn: str) -> str:
-    """The words in a box of tyro's: its lines without the frame, as one."""
-    lines = [
-        line.strip("│ ")
-        for line in Text.from_ansi(drawn).plain.splitlines()
-        if not line.startswith(("╭", "╰"))
-    ]
-    rule = next((at for at, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    hint = next((line for line in lines[rule:] if line.startswith("For full helptext")), "")
-    return " ".join([*lines[:rule], f"({hint[0].lower()}{hint[1:]})" if hint else ""]).strip()
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid TOML ({error})") from error

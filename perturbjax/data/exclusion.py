@@ -86,7 +86,7 @@ def matches(index: pd.DataFrame, rule: str) -> Bool[np.ndarray, " n"]:
     return known & OPERATORS[sign](values, number).to_numpy(bool)
 
 
-def kept_sites(
+def apply_exclusions(
     index: pd.DataFrame, rules: Sequence[str], label: str
 ) -> tuple[Bool[np.ndarray, " n"], list[str]]:
     """The sites that no rule leaves out, and one sentence for each rule that says what it leaves out.

@@ -19,8 +19,14 @@ from perturbjax.core.config import SplitConfig, SplitPolicy
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_parquet, write_parquet
 from perturbjax.core.messages import console
-from perturbjax.core.options import require, require_output, require_sound
-from perturbjax.data.exclusion import kept_sites, read_rules
+from perturbjax.core.options import (
+    renamed_from,
+    require_fold,
+    require_output,
+    require_seed,
+    require_sound,
+)
+from perturbjax.data.exclusion import apply_exclusions, read_rules
 from perturbjax.dataset import open_dataset
 
 COLUMNS = ("site_id", "group", "part")
@@ -60,7 +66,7 @@ def make_split(
             f"--folds {folds} --fold {fold}: needs at least 2 folds and a fold from 0 to folds - 1"
         )
     labels = index[label].to_numpy()
-    groups = group_of_site(index, policy)
+    groups = assign_groups(index, policy)
     if (nameless := pd.Series(groups).astype(str).str.strip() == "").any():
         site = index["site_id"].iloc[int(np.flatnonzero(nameless)[0])]
         raise InputError(
@@ -98,7 +104,7 @@ def make_split(
     return manifest
 
 
-def group_of_site(index: pd.DataFrame, policy: SplitPolicy | str) -> np.ndarray:
+def assign_groups(index: pd.DataFrame, policy: SplitPolicy | str) -> np.ndarray:
     """(n,) text: the group that each site belongs to under a policy."""
     if policy not in SPLIT_POLICIES:
         raise InputError(f"--split {policy}: unknown; choose one of {', '.join(SPLIT_POLICIES)}")
@@ -160,14 +166,14 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
             f"{path}: site {manifest.loc[empty, 'site_id'].iloc[0]!r} has no group, so nothing says what it must not "
             "be parted from; name it"
         )
-    check_no_overlap(manifest, path)
+    require_no_overlap(manifest, path)
     order = pd.Index(index["site_id"])
     kept = manifest.set_index("site_id").loc[order[order.isin(manifest["site_id"])]].reset_index()
     kept.attrs = manifest.attrs
     return kept
 
 
-def check_no_overlap(manifest: pd.DataFrame, path: Path | str = "split") -> None:
+def require_no_overlap(manifest: pd.DataFrame, path: Path | str = "split") -> None:
     """Refuse a manifest in which a group stands on both sides, or a side is empty.
 
     Raises:
@@ -183,12 +189,14 @@ def check_no_overlap(manifest: pd.DataFrame, path: Path | str = "split") -> None
             raise InputError(f"{path}: no site is in {part}; give both sides some")
 
 
-def split_for(index: pd.DataFrame, config: SplitConfig, *, label: str, seed: int) -> pd.DataFrame:
+def create_manifest(
+    index: pd.DataFrame, config: SplitConfig, *, label: str, seed: int
+) -> pd.DataFrame:
     """The manifest that a configuration asks for, read or made, of the sites that it does not exclude.
 
     What was excluded is said in `attrs["excluded"]`, a sentence a rule.
     """
-    kept, said = kept_sites(index, read_rules(config.exclude), label)
+    kept, said = apply_exclusions(index, read_rules(config.exclude), label)
     if config.split_file:
         manifest = without(read_split(Path(config.split_file), index), index["site_id"][~kept])
     else:
@@ -207,40 +215,36 @@ def without(manifest: pd.DataFrame, site_ids: pd.Series) -> pd.DataFrame:
         InputError: that leaves a side empty.
     """
     left = manifest[~manifest["site_id"].isin(site_ids)].reset_index(drop=True)
-    check_no_overlap(left, "--exclude")
+    require_no_overlap(left, "--exclude")
     return left
 
 
 @dataclass(frozen=True)
 class ManifestConfig:
+    """Split a dataset into training and test sites."""
+
     data: tuple[Path, ...]
-    """Dataset directory; several, whose channels agree, are dealt together."""
+    """Dataset directories with the same channels."""
     out: Path
-    """Manifest to write (parquet), for `perturbjax train --split-file`."""
-    policy: SplitPolicy = "well"
-    """What is kept whole."""
+    """Split to write (.parquet), for `perturbjax train --split-file`."""
+    split: SplitPolicy = renamed_from("well", "policy")
+    """Sites that stay together: of one site, well, plate, plate layout or compound."""
     label_column: str = ""
-    """Column to stratify by; empty takes the one the dataset was built with."""
-    folds: int = SplitConfig.folds
-    """Parts the groups are dealt into."""
+    """Index column for stratification; by default the label column of the dataset."""
+    folds: int = 5
+    """Number of folds; one of them is the test set."""
     fold: int = 0
-    """Which of the parts judges, from 0."""
+    """Fold of the test set, from 0."""
     seed: int = 0
-    """Of the shuffle."""
-    exclude: tuple[str, ...] = SplitConfig.exclude
-    """Sites that are left out: rules on columns of the index, as focus_DNA<-6, or files of such rules."""
+    """Random seed."""
+    exclude: tuple[str, ...] = ()
+    """Sites to leave out: rules such as focus_DNA<-6 or Metadata_Well==A01, or files of rules."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out, ".parquet")
-        require("folds", self.folds, self.folds >= 2, "2 or more")
-        require(
-            "fold",
-            self.fold,
-            0 <= self.fold < self.folds,
-            f"from 0 to --folds - 1, {self.folds - 1}",
-        )
-        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+        require_fold(self.fold, self.folds)
+        require_seed(self.seed)
 
 
 def split_dataset(options: ManifestConfig) -> Path:
@@ -252,14 +256,14 @@ def split_dataset(options: ManifestConfig) -> Path:
     dataset = open_dataset(options.data)
     label = dataset.column(options.label_column or dataset.label_column).name
     config = SplitConfig(
-        split=options.policy, folds=options.folds, fold=options.fold, exclude=options.exclude
+        split=options.split, folds=options.folds, fold=options.fold, exclude=options.exclude
     )
-    manifest = split_for(dataset.index, config, label=label, seed=options.seed)
+    manifest = create_manifest(dataset.index, config, label=label, seed=options.seed)
     for sentence in manifest.attrs["excluded"]:
         console.print(sentence)
     write_split(manifest, options.out)
     judged = (manifest["part"] == TEST).sum()
-    console.print(f"{options.policy}: {SPLIT_POLICIES[options.policy].meaning}")
+    console.print(f"{options.split}: {SPLIT_POLICIES[options.split].meaning}")
     console.print(
         f"{len(manifest) - judged} sites train, {judged} judge; fingerprint {fingerprint(manifest)}"
     )

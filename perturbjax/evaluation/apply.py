@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,13 @@ import pandas as pd
 
 from perturbjax.core.files import make_folder, read_parquet, write_parquet
 from perturbjax.core.messages import console
-from perturbjax.core.options import require, require_output, require_sound
+from perturbjax.core.options import (
+    python_only,
+    renamed_from,
+    require,
+    require_output,
+    require_sound,
+)
 from perturbjax.data.batches import PipelineChoice
 from perturbjax.data.splits import TEST, TRAIN, fingerprint
 from perturbjax.dataset import Dataset, open_dataset
@@ -47,30 +53,30 @@ LINEAR = "linear"
 
 @dataclass(frozen=True)
 class ApplyConfig:
-    """Which checkpoint is applied, and how."""
+    """Application of a run's network."""
 
     chosen: CheckpointConfig
     batch_size: int = BATCH_SIZE
-    """Sites a step."""
-    feed: PipelineChoice = "auto"
-    """resident: the whole dataset on the device. streamed: decoded while the device computes."""
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    hosts: HostsConfig = field(default_factory=HostsConfig)
+    """Sites in a device call."""
+    feed: PipelineChoice = python_only("auto")
+    """Batch pipeline. resident: dataset on the device. streamed: decode during the computation."""
+    compute: ComputeConfig = ComputeConfig()
+    hosts: HostsConfig = python_only(HostsConfig())
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
+        require("batch-size", self.batch_size, self.batch_size >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Predict the sites of any dataset with a trained run."""
+    """Predict the classes of all sites of a dataset."""
 
     apply: ApplyConfig
     data: tuple[Path, ...]
-    """Dataset directory, or several; their channels must be those the run was trained on."""
+    """Dataset directories with the channels of the run."""
     out: Path
-    """Table to write, .parquet or .csv: Metadata_*, site_id, part, label, predicted, and one probability a class."""
+    """Table to write (.parquet or .csv): metadata, site_id, part, label, predicted and one probability per class."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -79,24 +85,23 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Judge a run on its own split."""
+    """Evaluate a run on its own split."""
 
     apply: ApplyConfig
     data: tuple[Path, ...] = ()
-    """Dataset directory, or several; by default what the run was trained on."""
+    """Dataset directories; by default those of the training."""
     replicates: int = 2000
-    """Bootstrap resamples of whole wells behind each interval."""
+    """Bootstrap resamples of whole wells for each interval."""
     training_sites: bool = True
-    """Apply the network to the sites that it was trained on too: how well it knows them, and their features.
-    Without, a split of five folds asks the network of a fifth of the sites."""
-    look: bool = True
-    """Ask the network again with other masks, three times, and show where it looks (looked.json, and in the report)."""
+    """Evaluate the training sites too, for their scores and features."""
+    attribution: bool = renamed_from(True, "look")
+    """Compute attribution maps; runs the network three more times with other masks."""
     json: bool = False
-    """Print the scores as JSON, as scores.json holds them, instead of tables."""
+    """Print scores.json instead of tables."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("replicates", self.replicates, self.replicates >= 1, "at least one")
+        require("replicates", self.replicates, self.replicates >= 1, "at least 1")
 
 
 def open_network(run: Run, dataset: Dataset, config: ApplyConfig) -> Network:
@@ -109,7 +114,7 @@ def open_network(run: Run, dataset: Dataset, config: ApplyConfig) -> Network:
     require_supported_job(config.feed, config.compute.devices, config.batch_size)
     return load_network(
         run,
-        config.chosen.checkpoint,
+        config.chosen.which,
         config.chosen.epoch,
         placement=open_devices(config.compute),
         dataset=dataset,
@@ -190,7 +195,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     evaluate_retrieval(features[part[asked] == TEST], out, label_column=replicates_of)
     views.write_run_evaluation(evaluation, subject, fold, run.class_names, out)
     forget(out)
-    if config.look and network.placement.processes == 1:
+    if config.attribution and network.placement.processes == 1:
         judged = encode_labels(rows["label"][part == TEST], run.class_names, "test sites")
         write_attribution(
             network,

@@ -17,7 +17,7 @@ from perturbjax.core.files import make_folder, write_csv, write_json
 from perturbjax.core.messages import console
 from perturbjax.core.progress import track
 from perturbjax.data import splits
-from perturbjax.data.exclusion import kept_sites, read_rules
+from perturbjax.data.exclusion import apply_exclusions, read_rules
 from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.dataset import PLATE
 from perturbjax.evaluation import figures
@@ -144,20 +144,20 @@ def _manifests(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[s
             raise InputError(
                 f"--hold-out {unknown[0]}: no such plate; choose {EACH} or one of {', '.join(plates)}"
             )
-        kept, said = kept_sites(profiles.metadata, read_rules(split.exclude), label)
+        kept, said = apply_exclusions(profiles.metadata, read_rules(split.exclude), label)
         out = profiles.metadata["site_id"][~kept]
         found = {plate: splits.without(_hold_out(profiles, plate), out) for plate in chosen}
         found[chosen[0]].attrs["excluded"] = said
     elif config.all_folds:
         every = [dataclasses.replace(split, fold=fold) for fold in range(split.folds)]
         found = {
-            f"fold_{one.fold}": splits.split_for(
+            f"fold_{one.fold}": splits.create_manifest(
                 profiles.metadata, one, label=label, seed=config.seed
             )
             for one in every
         }
     else:
-        one = splits.split_for(profiles.metadata, split, label=label, seed=config.seed)
+        one = splits.create_manifest(profiles.metadata, split, label=label, seed=config.seed)
         found = {"split_file" if split.split_file else f"fold_{split.fold}": one}
     for sentence in next(iter(found.values())).attrs["excluded"]:
         console.print(sentence)
@@ -180,7 +180,7 @@ def _hold_out(profiles: Profiles, plate: str) -> pd.DataFrame:
     manifest = pd.DataFrame(
         {"site_id": profiles.metadata["site_id"], "group": groups, "part": part}
     )
-    splits.check_no_overlap(manifest, f"--hold-out {plate}")
+    splits.require_no_overlap(manifest, f"--hold-out {plate}")
     return manifest
 
 

@@ -13,14 +13,13 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
@@ -28,7 +27,7 @@ from perturbjax.core.config import InputConfig, Pool, Precision
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, make_folder, read_json, write_json
 from perturbjax.core.messages import console
-from perturbjax.core.options import require, require_output, require_sound
+from perturbjax.core.options import python_only, require, require_output, require_sound
 from perturbjax.core.progress import track
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.data.batches import BatchOrder, Decoder, Sites, open_batches
@@ -63,63 +62,48 @@ class FeaturesConfig:
     """Extract features of every site of a dataset."""
 
     data: tuple[Path, ...]
-    """Dataset directory; several, whose channels agree, are taken together."""
+    """Dataset directories with the same channels."""
     out: Path
-    """File to write: .parquet (Metadata_* first, then one column a feature) or .h5ad (AnnData). Where extraction was
-    interrupted, the same command goes on."""
+    """Table to write: .parquet or .h5ad (AnnData). The same command resumes an interrupted extraction."""
     backbone: str = "resnet50"
-    """Network that weights are published for; or cellprofiler: CellProfiler's measurements of every cell of the masks,
-    the median of a site's cells (needs the extra of that name)."""
+    """Network, or cellprofiler for CellProfiler measurements (median over the cells of a site)."""
     weights: str = ""
-    """A file (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] from the Hugging Face hub, or package:NAME."""
+    """Pretrained weights: FILE (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] or package:NAME."""
     run: Path | None = None
-    """A trained run, whose own network is used instead of backbone, weights and the adaptation of the input."""
-    adapt: Annotated[AdaptConfig, tyro.conf.arg(name="")] = field(default_factory=AdaptConfig)
+    """Trained run, in place of --backbone and --weights."""
+    adapt: AdaptConfig = AdaptConfig()
     pool: Pool = "last"
-    """What is kept of the backbone's maps. last: its own features. stages: mean, mean over cells and deviation of the
-    maps of every stage but the last, which tells photographs apart rather than cells."""
+    """last: output of the backbone. stages: mean, mean over cells and standard deviation of each stage but the last."""
     augmentations: int = 1
-    """How many of the square's eight symmetries the features are averaged over, from 1 (the image as it is) to 8."""
+    """Number of flips and rotations that features are averaged over, 1 to 8."""
     precision: Precision = "float32"
-    """What activations are computed in; features are float32."""
+    """Number format of activations."""
     batch_size: int = 32
-    """Sites a step, over all devices."""
-    prefix: str = ""
-    """Put before the name of every feature. With Cells_ pycytominer's features="infer" finds them."""
-    workers: int = 0
-    """Processes that measure cells, with --backbone cellprofiler; 0 takes one a core."""
+    """Sites in a device call, over all devices."""
+    prefix: str = python_only("")
+    """Prefix of the feature names, such as Cells_ for pycytominer."""
+    workers: int = python_only(0)
+    """Processes for --backbone cellprofiler; 0 uses every core."""
     level: Literal["site", "well"] = "site"
-    """well: the mean of each well's sites."""
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    hosts: HostsConfig = field(default_factory=HostsConfig)
+    """Row of the table; well: mean of the sites of a well."""
+    compute: ComputeConfig = ComputeConfig()
+    hosts: HostsConfig = HostsConfig()
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out, ".parquet", ".h5ad")
         if self.run is None and not self.weights and self.backbone != CELLPROFILER:
             backbone = BACKBONES.get(self.backbone)
-            such = (
-                f", such as {backbone.source}, {backbone.license}"
-                if backbone and backbone.source
-                else ""
-            )
+            source = f", such as {backbone.source}, {backbone.license}" if backbone else ""
+            example = source if backbone and backbone.source else ""
             raise InputError(
-                f"--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME{such}), or else --run"
+                f"--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME{example}), or else --run"
             )
-        require(
-            "augmentations",
-            self.augmentations,
-            1 <= self.augmentations <= 8,
-            "1 to 8: a square has 8 symmetries",
-        )
-        require("batch-size", self.batch_size, self.batch_size >= 1, "at least one")
-        require("workers", self.workers, self.workers >= 0, "0 (one a core) or more")
-        require(
-            "prefix",
-            self.prefix,
-            not self.prefix.startswith(METADATA),
-            f"something else than {METADATA}",
-        )
+        prefix = not self.prefix.startswith(METADATA)
+        require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8")
+        require("batch-size", self.batch_size, self.batch_size >= 1, "at least 1")
+        require("workers", self.workers, self.workers >= 0, "0 (every core) or more")
+        require("prefix", self.prefix, prefix, f"text that does not start with {METADATA}")
 
 
 @dataclass(frozen=True)

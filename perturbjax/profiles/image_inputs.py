@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Array, Float, Float32, Int
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.options import names_in, require, require_sound
+from perturbjax.core.options import names_in, python_only, require, require_sound
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.dataset import PLATE, Dataset
 from perturbjax.models.backbone import IMAGENET_SCALING, NO_SCALING, SYMMETRIC_SCALING, InputScaling
@@ -29,30 +29,26 @@ Scale = Literal["site", "plate", "dataset", "dtype"]
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """How a site becomes an RGB image."""
+    """Input of the backbone"""
 
     channels: str = EACH
-    """each: all stored channels. Or names with commas."""
-    channels_as: ChannelsAs = "auto"
-    """joined: every channel by itself, repeated to three colours, their features side by side. mean: the same, their
-    features averaged, so that their number does not depend on the channels'. rgb: three channels as red, green and
-    blue of one image. auto: rgb where three are named, else joined."""
-    use: Literal["image", "masked"] = "image"
-    """masked: what lies outside the cells is black (mask × image)."""
-    scale: Scale = "site"
-    """What becomes 0 and 1, a channel at a time; beyond is cut off. site: the site's 1st and 99th percentile. plate,
-    dataset: the median of the 1st and the 95th percentile of the 99th over all those sites, so that brighter sites
-    stay brighter. dtype: 0 and the largest value of the stored integer type."""
+    """Channels, separated by commas; three form one RGB image. each: every channel as a gray image."""
+    channels_as: ChannelsAs = python_only("auto")
+    """joined: features of all channels side by side. mean: averaged over channels. rgb: three channels as red, green
+    and blue of one image. auto: rgb for three named channels, else joined."""
+    use: Literal["image", "masked"] = python_only("image")
+    """masked: set pixels outside the cells to 0."""
+    scale: Scale = python_only("site")
+    """Intensity range of each channel. site: 1st to 99th percentile of the site. plate, dataset: quantiles of these
+    percentiles over the plate or dataset. dtype: range of the integer type."""
     normalize: Literal["auto", "imagenet", "half", "none"] = "auto"
-    """What follows. imagenet: ImageNet's mean and deviation of each colour. half: to about ±1. none: stays in [0, 1].
-    auto: what the backbone's weights expect."""
+    """imagenet: ImageNet mean and standard deviation. half: about -1 to 1. none: 0 to 1. auto: that of the weights."""
     size: int | None = None
-    """Side in pixels that sites are resized to, with antialiasing; 0 keeps their own size. By default what the
-    backbone is usually applied at (224)."""
+    """Height and width in pixels of the input; 0 keeps the size. By default that of the weights, usually 224."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("size", self.size, self.size is None or self.size >= 0, "0 (as it is) or more")
+        require("size", self.size, self.size is None or self.size >= 0, "0 (no resizing) or more")
 
 
 def channel_triples(

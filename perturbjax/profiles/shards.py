@@ -163,8 +163,7 @@ def meet(hosts: HostsConfig, out: Path) -> Crew:
     Raises:
         InputError: as of `connect`, or the first process cannot write beside `out`.
     """
-    if not (hosts.distributed or hosts.coordinator):
-        connect(hosts)  # which has a word for flags that lack these
+    if not hosts.distributed:
         return Crew()
     # With it JAX keeps SIGTERM to itself, for all processes to end at the same step; here each ends alone.
     jax.config.update("jax_enable_preemption_service", False)

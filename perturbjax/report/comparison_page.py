@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import tyro
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic
 from perturbjax.core.messages import html_text
-from perturbjax.core.options import require_output, require_sound
+from perturbjax.core.options import positional, require_output, require_sound
 from perturbjax.evaluation.apply import EVALUATION
 from perturbjax.evaluation.conclusions import verdict
 from perturbjax.evaluation.evaluation_result import EvaluationResult, ModelScores
@@ -33,16 +32,18 @@ _BEWARE = (
 
 @dataclass(frozen=True)
 class ReportConfig:
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Runs that were evaluated, or folders that `perturbjax classify` wrote; several are compared."""
+    """Write report.html."""
+
+    runs: tuple[Path, ...] = positional()
+    """Evaluated runs, or folders from `perturbjax classify`; several are compared."""
     out: Path = Path("report.html")
-    """Page of several runs; that of one, or of one classify, is written into its own folder."""
+    """Page that compares several runs; the page of one run is written into its folder."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out, ".html")
         if not self.runs:
-            raise InputError("report: names no run; give a run directory, or several")
+            raise InputError("report: no run given. Pass one or more run directories.")
 
 
 def write_reports(runs: Sequence[Path], out: Path) -> Path:

@@ -82,11 +82,8 @@ def again(found: Evidence) -> str:
             f"{run}/labels.json",
         ]
     commands = [_build(_dataset_facts(config), data)]
-    commands.append(
-        shlex.join(
-            ["perturbjax", *made, "--out", run, *recipe_flags(recipe_from_dict(config["recipe"]))]
-        )
-    )
+    flags = recipe_flags(recipe_from_dict(config["recipe"]), f"{run}/config.json")
+    commands.append(shlex.join(["perturbjax", *made, "--out", run, *flags]))
     if found.evaluation is not None:
         commands.append(shlex.join(["perturbjax", "evaluate", "--run", run]))
     return f"<pre>{html_text(chr(10).join(filter(None, commands)))}</pre>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,13 @@ from jaxtyping import Array, Float, Int
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic
 from perturbjax.core.messages import console
-from perturbjax.core.options import require, require_output, require_sound
+from perturbjax.core.options import (
+    python_only,
+    require,
+    require_output,
+    require_seed,
+    require_sound,
+)
 from perturbjax.core.progress import track
 from perturbjax.models.layers import Mode
 from perturbjax.segmentation import average_precision as precision
@@ -45,56 +51,50 @@ LONGEST = 1.0
 
 @dataclass(frozen=True)
 class TrainSegmenterConfig:
-    """What a segmenter is trained on, and how."""
+    """Train a segmentation network on images with masks."""
 
     images: tuple[Path, ...]
-    """Folders of NAME.tif with NAME_labels.tif (or NAME_masks.tif)."""
+    """Folders of NAME.tif with NAME_labels.tif or NAME_masks.tif."""
     out: Path
-    """Weights to write, .safetensors."""
+    """Weights to write (.safetensors)."""
     init_from: str = ""
-    """Weights to start from, a name or a path; their widths and channels are kept. Empty starts afresh."""
-    widths: tuple[int, ...] = (32, 64, 128, 256)
-    """Of the network's levels, finest first; cellpose's own by default."""
+    """Initial weights, a name or a path; empty trains from scratch."""
+    widths: tuple[int, ...] = python_only((32, 64, 128, 256))
+    """Channels of each level, full resolution first; those of Cellpose by default."""
     steps: int = 2000
-    """Batches to train on."""
+    """Number of training steps."""
     batch: int = 8
-    """Crops in a batch."""
+    """Crops in a training step."""
     learning_rate: float = 0.003
-    """At its highest; it rises for the first tenth and falls to a hundredth as a cosine."""
-    weight_decay: float = 1e-4
-    """AdamW's."""
+    """Peak learning rate; it rises in the first tenth of the steps, then decays to a hundredth (cosine)."""
+    weight_decay: float = python_only(1e-4)
+    """Weight decay of AdamW."""
     held_out: float = 0.15
-    """Share of each folder's images that is not trained on and on which average precision is stated."""
-    evaluate_every: int = 0
-    """Steps between statements of it; 0 states it at the end alone."""
-    checkpoint_every: int = 50
+    """Fraction of the images of each folder for validation (average precision), in [0, 1)."""
+    evaluate_every: int = python_only(0)
+    """Steps between validations; 0 validates at the end only."""
+    checkpoint_every: int = python_only(50)
     """Steps between checkpoints."""
-    half: bool = False
-    """Store the weights in 16 bits: half the file."""
+    half: bool = python_only(False)
+    """Store the weights as float16."""
     seed: int = 0
-    """Of the network's start and of every crop."""
-    crops: CropConfig = field(default_factory=CropConfig)
-    """How crops are drawn and changed."""
+    """Random seed of parameters and crops."""
+    crops: CropConfig = CropConfig()
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out, ".safetensors")
+        widths, every = min(self.widths, default=0) >= 1, self.evaluate_every
         require("images", self.images, bool(self.images), "at least one folder")
-        widths = min(self.widths, default=0) >= 1
         require("widths", self.widths, widths, "positive, one for each level")
         require("steps", self.steps, self.steps >= 1, "at least 1")
         require("batch", self.batch, self.batch >= 1, "at least 1")
         require("learning-rate", self.learning_rate, self.learning_rate > 0, "greater than 0")
         require("weight-decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
-        require("held-out", self.held_out, 0 <= self.held_out < 1, "at least 0 and below 1")
-        require(
-            "evaluate-every",
-            self.evaluate_every,
-            self.evaluate_every >= 0,
-            "0 (at the end alone) or more",
-        )
+        require("held-out", self.held_out, 0 <= self.held_out < 1, "at least 0 and less than 1")
+        require("evaluate-every", every, every >= 0, "0 (at the end only) or more")
         require("checkpoint-every", self.checkpoint_every, self.checkpoint_every >= 1, "at least 1")
-        require("seed", self.seed, self.seed >= 0, "from 0 to 2^32 - 1")
+        require_seed(self.seed)
 
 
 class State(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float16, Int, Key
 
-from perturbjax.core.options import require, require_sound
+from perturbjax.core.options import python_only, require, require_sound
 from perturbjax.segmentation.diameters import diameters
 from perturbjax.segmentation.flow_targets import masks_to_flows
 from perturbjax.segmentation.image_folders import Picture
@@ -19,22 +19,25 @@ from perturbjax.segmentation.image_folders import Picture
 
 @dataclass(frozen=True)
 class CropConfig:
-    """How crops are drawn and changed; every range is drawn from evenly, factors on a logarithmic scale."""
+    """Random crops
 
-    crop: int = 128
-    """Side of a crop in pixels; a multiple of 16."""
+    Values are drawn uniformly from each range, factors on a logarithmic scale.
+    """
+
+    crop: int = python_only(128)
+    """Height and width of a crop in pixels; a multiple of 16."""
     diameter: float = 22.0
-    """Pixels to which the typical object of an image is brought."""
-    zoom: float = 1.7
-    """Objects are shown up to this factor larger or smaller than that."""
-    gamma: float = 1.6
-    """Intensities are raised to a power between 1 / gamma and gamma."""
-    contrast: float = 1.4
-    """Intensities are multiplied by a factor between 1 / contrast and contrast."""
-    brightness: float = 0.08
-    """Most that is added or taken away."""
-    noise: float = 0.06
-    """Largest standard deviation of added noise."""
+    """Diameter in pixels that the typical object of an image is rescaled to."""
+    zoom: float = python_only(1.7)
+    """Maximum factor of random enlargement and reduction."""
+    gamma: float = python_only(1.6)
+    """Maximum gamma; the minimum is 1 / gamma."""
+    contrast: float = python_only(1.4)
+    """Maximum contrast factor; the minimum is 1 / contrast."""
+    brightness: float = python_only(0.08)
+    """Maximum additive change of the intensity."""
+    noise: float = python_only(0.06)
+    """Maximum standard deviation of added noise."""
 
     def __post_init__(self) -> None:
         require_sound(self)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from jaxtyping import Shaped
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder, require_room
-from perturbjax.core.options import require, require_sound
+from perturbjax.core.options import renamed_from, require, require_sound
 from perturbjax.models.ensemble_head import rename_saved_arrays
 from perturbjax.training.step import TrainState
 
@@ -38,18 +39,27 @@ BESIDE_ARRAYS = 1 << 20
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Which network of a run."""
+    """Checkpoint"""
 
     run: Path
-    """Run directory, as `perturbjax train` writes it."""
-    checkpoint: Which = "latest"
-    """latest: after the last epoch. best: the most accurate on the judging sites, whose score is optimistic."""
-    epoch: int = 0
-    """Take the checkpoint of this epoch; 0 takes the newest, or the best."""
+    """Run directory from `perturbjax train`."""
+    checkpoint: str = renamed_from("latest", "epoch")
+    """latest: after the last epoch. best: highest test accuracy, an optimistic score. Or the number of an epoch."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("epoch", self.epoch, self.epoch >= 0, "0 (the newest) or more")
+        is_valid = self.checkpoint in get_args(Which) or self.epoch > 0
+        require("checkpoint", self.checkpoint, is_valid, "latest, best or the number of an epoch")
+
+    @property
+    def which(self) -> Which:
+        """latest or best; latest if an epoch is chosen."""
+        return "best" if self.checkpoint == "best" else "latest"
+
+    @property
+    def epoch(self) -> int:
+        """The chosen epoch, or 0."""
+        return int(self.checkpoint) if re.fullmatch(r"\d{1,9}", self.checkpoint) else 0
 
 
 def arrays_checksum(tree: Tree) -> str:

@@ -25,7 +25,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder
 from perturbjax.core.memory import give_back_freed_memory
 from perturbjax.core.messages import console
-from perturbjax.core.options import require, require_sound
+from perturbjax.core.options import python_only, require, require_sound
 from perturbjax.data.batches import BatchOrder, BatchPipeline, BatchRecords, ResidentArrays, gather
 from perturbjax.training.step import Sums, TrainState, TrainStep
 
@@ -48,14 +48,12 @@ Dispatches = Callable[[TrainState, BatchOrder], Iterator[tuple[TrainState, Sums]
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """What a command computes on."""
+    """Compute"""
 
     devices: DeviceKind = "auto"
-    """1: one device. sharded: jit over a mesh of all. pmap: replicated. auto: sharded."""
-    device_count: int = 0
-    """How many devices at most; 0 takes all."""
-    compile_cache: str = "default"
-    """Folder that keeps compiled programs between commands; default: the user's cache directory; none: no cache."""
+    """1: one device. sharded: all devices, jit over a mesh. pmap: all devices, replicated. auto: sharded."""
+    device_count: int = python_only(0)
+    """Maximum number of devices; 0 uses all."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -220,7 +218,7 @@ def open_devices(compute: ComputeConfig, *, own: bool = False) -> Placement:
     Raises:
         InputError: fewer devices are there than asked for, or several processes are to leave some out.
     """
-    use_compilation_cache(compute.compile_cache)
+    use_compilation_cache("default")
     return choose_placement(compute.devices, compute.device_count, own=own)
 
 
@@ -239,7 +237,7 @@ def use_compilation_cache(folder: str) -> None:
     ) as error:  # pathlib raises RuntimeError where there is no home
         reason = str(error).split("; ")[0]
         console.print(
-            f"note: compiled programs are not kept ({reason}); --compile-cache DIR names another folder"
+            f"note: compiled programs are not kept ({reason}); set JAX_COMPILATION_CACHE_DIR to another folder"
         )
         jax.config.update(
             "jax_compilation_cache_dir", None

@@ -5,18 +5,23 @@ from __future__ import annotations
 import collections
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 
 from perturbjax.core.config import Recipe
 from perturbjax.core.errors import InputError
 from perturbjax.core.memory import give_back_freed_memory
 from perturbjax.core.messages import console
-from perturbjax.core.options import require, require_output, require_sound
+from perturbjax.core.options import (
+    optional_value,
+    python_only,
+    require,
+    require_output,
+    require_sound,
+)
 from perturbjax.core.progress import track
 from perturbjax.data.batches import PipelineChoice, open_batches
 from perturbjax.data.splits import TEST, TRAIN
@@ -48,48 +53,42 @@ from perturbjax.training.step import (
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a network on a prepared dataset."""
+    """Train a network on a dataset."""
 
     out: Path
-    """Run directory to write. Where it holds an unfinished run of the same flags, that run goes on."""
+    """Run directory to write. An unfinished run with the same options is resumed."""
     data: tuple[Path, ...] = ()
-    """Dataset directory, from `perturbjax build`; several, whose channels agree, are taken together."""
+    """Dataset directories from `perturbjax build`."""
     resume: bool = False
-    """Go on with the run in --out by the recipe saved in it; flags of the recipe are ignored."""
+    """Resume the run in --out with its stored recipe."""
     init_from: Path | None = None
-    """Run whose parameters are started from; layers of another shape (another number of classes) start anew."""
+    """Run whose parameters initialize the network; layers of another shape are new."""
     feed: PipelineChoice = "auto"
-    """resident: the whole dataset on the device, one dispatch an epoch. streamed: decoded while the device computes.
-    auto: resident where it fits."""
-    workers: int = 0
-    """Processes that decode for the streamed feed; 0 decodes in threads."""
+    """Batch pipeline. resident: dataset on the device. streamed: decode during training. auto: resident if it fits."""
+    workers: int = python_only(0)
+    """Processes that decode records for the streamed pipeline; 0 decodes in threads."""
     evaluate_every: int = 10
-    """Epochs between two looks at the judging sites; the last epoch always looks."""
+    """Epochs between test evaluations."""
     checkpoint_every: int = 10
-    """Epochs between two checkpoints; the last epoch always saves."""
-    keep_latest: int = 2
-    """Newest checkpoints kept, to resume from."""
-    keep_best: int = 1
-    """Checkpoints kept that scored best on the judging sites; a score of these is optimistic."""
-    profile: str = ""
-    """Folder for a trace of a few steps (for Perfetto or XProf); where their time went is printed. --profile alone, or
-    default: OUT/profile. Training is not changed by it."""
+    """Epochs between checkpoints."""
+    keep_latest: int = python_only(2)
+    """Number of latest checkpoints to keep."""
+    profile: str = optional_value("", "default")
+    """Folder for a trace of a few steps (Perfetto, XProf); without a value OUT/profile."""
     log_to: LogTo = "none"
-    """Where metrics are told beside metrics.jsonl; each wants its own package."""
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-    hosts: HostsConfig = field(default_factory=HostsConfig)
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    """Additional metric logger (requires its package); metrics.jsonl is always written."""
+    compute: ComputeConfig = ComputeConfig()
+    hosts: HostsConfig = HostsConfig()
+    recipe: Recipe = Recipe()
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
+        evaluate, checkpoint, latest = self.evaluate_every, self.checkpoint_every, self.keep_latest
         require("workers", self.workers, self.workers >= 0, "0 or more")
-        require("evaluate-every", self.evaluate_every, self.evaluate_every >= 1, "at least one")
-        require(
-            "checkpoint-every", self.checkpoint_every, self.checkpoint_every >= 1, "at least one"
-        )
-        require("keep-latest", self.keep_latest, self.keep_latest >= 1, "at least one")
-        require("keep-best", self.keep_best, self.keep_best >= 1, "at least one")
+        require("evaluate-every", evaluate, evaluate >= 1, "at least 1")
+        require("checkpoint-every", checkpoint, checkpoint >= 1, "at least 1")
+        require("keep-latest", latest, latest >= 1, "at least 1")
 
 
 def fit(config: TrainConfig) -> Run:
@@ -128,9 +127,7 @@ def fit(config: TrainConfig) -> Run:
         pretrained=experiment.pretrained,
     )
     with contextlib.ExitStack() as held:
-        checkpoints = Checkpoints(
-            run.path, keep_latest=config.keep_latest, keep_best=config.keep_best
-        )
+        checkpoints = Checkpoints(run.path, keep_latest=config.keep_latest)
         held.callback(checkpoints.close)
         begun: Progress = run_on_first_process(
             lambda: _begin(run, experiment, checkpoints, fresh, held),

@@ -6,16 +6,17 @@ checkpoints) is done by process 0, which tells the others how it went.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
-from perturbjax.core.options import require, require_sound
+from perturbjax.core.options import require_sound
 from perturbjax.data.batches import PipelineChoice
 
 T = TypeVar("T")
@@ -28,21 +29,16 @@ END_TIMEOUT_S = 600
 
 @dataclass(frozen=True)
 class HostsConfig:
-    """Several processes that do one job."""
+    """Compute
+
+    Several processes that run one job.
+    """
 
     distributed: bool = False
-    """Join the other processes of this job, as Slurm, Open MPI, a TPU slice or Kubernetes describes it."""
-    coordinator: str = ""
-    """HOST:PORT of the first process, where nothing describes the job."""
-    processes: int = 0
-    """With --coordinator: how many processes there are."""
-    process: int = -1
-    """With --coordinator: which of them this one is, from 0."""
+    """Join the other processes of the job (Slurm, Open MPI, TPU, Kubernetes, or JAX_COORDINATOR_ADDRESS)."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("processes", self.processes, self.processes >= 0, "0 or more")
-        require("process", self.process, self.process >= -1, "0 or more")
 
 
 def connect(config: HostsConfig) -> None:
@@ -51,28 +47,30 @@ def connect(config: HostsConfig) -> None:
     Raises:
         InputError: the flags do not describe a job, nothing else does, or the others were not found.
     """
-    if not (config.distributed or config.coordinator):
-        if config.processes or config.process >= 0:
-            raise InputError(
-                "--processes, --process: need --coordinator HOST:PORT of the first process"
-            )
+    if not config.distributed:
         return
-    if config.coordinator and not 0 <= config.process < config.processes:
-        raise InputError(
-            f"--process {config.process}: with --coordinator, give --processes N and --process from 0 to N - 1"
-        )
-    explicit: list[Any] = (
-        [config.coordinator, config.processes, config.process] if config.coordinator else []
-    )
     try:
-        jax.distributed.initialize(*explicit, shutdown_timeout_seconds=END_TIMEOUT_S)  # type: ignore[misc]
+        # jax reads only the address from the environment; the two numbers are passed here.
+        count, number = (
+            _environment_number(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")
+        )
+        jax.distributed.initialize(
+            num_processes=count, process_id=number, shutdown_timeout_seconds=END_TIMEOUT_S
+        )
     except (ValueError, RuntimeError) as error:
-        where = f"--coordinator {config.coordinator}" if explicit else "--distributed"
         raise InputError(
-            f"{where}: could not join the other processes ({error}); outside Slurm, Open MPI, TPU slices and "
-            "Kubernetes give --coordinator HOST:PORT --processes N --process I"
+            f"--distributed: could not join the other processes ({error}). Outside Slurm, Open MPI, TPU slices and "
+            "Kubernetes, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from error
     console.quiet = not is_first_process()
+
+
+def _environment_number(name: str) -> int | None:
+    """A whole number of the environment, or None."""
+    text = os.environ.get(name, "")
+    if text and not text.isdecimal():
+        raise InputError(f"{name}={text}: must be a whole number")
+    return int(text) if text else None
 
 
 def is_first_process() -> bool:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax.numpy as jnp
 import pandas as pd
-import tyro
 from flax import nnx
 
 from perturbjax.core.config import AugmentConfig, Recipe, preset
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest, read_json
 from perturbjax.core.messages import console
-from perturbjax.core.options import require_output, require_sound
+from perturbjax.core.options import only_flags, require_output, require_sound
 from perturbjax.data import normalization
 from perturbjax.data.normalization import count_input_channels
-from perturbjax.data.splits import fingerprint, split_for
+from perturbjax.data.splits import create_manifest, fingerprint
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.models import FIXED_SIZE_NETWORKS
 from perturbjax.models import pytorch as exchange
@@ -53,18 +52,20 @@ def recipe_for_import(name: str = "original") -> Recipe:
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Turn a PyTorch state dict into a run that evaluate, predict and train --init-from accept."""
+    """Convert a PyTorch state dict to a run for evaluate, predict and train --init-from."""
 
     checkpoint: Path
-    """State dict (.pth or .safetensors), alone or inside a training checkpoint."""
+    """State dict (.pth or .safetensors), or a training checkpoint that contains it."""
     out: Path
     """Run directory to write."""
     labels: Path | None = None
-    """JSON list of the class names in the order of the logits. Else those that export-torch wrote with the weights;
-    else the sorted labels of --data, which is a guess, or class_000 …"""
+    """JSON list of class names in the order of the logits; by default those of export-torch, else the sorted labels of
+    --data."""
     data: Path | None = None
-    """Dataset directory to judge the network on; it can also be given to evaluate."""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=recipe_for_import)
+    """Dataset directory for the evaluation."""
+    recipe: Recipe = only_flags(
+        recipe_for_import(), "model", "label_column", "normalize", "mask_encoding", "crop"
+    )
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -73,11 +74,11 @@ class ImportConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write the parameters of a run of one of the original's networks as a PyTorch state dict."""
+    """Write the network of a run as a PyTorch state dict."""
 
     chosen: CheckpointConfig
     out: Path
-    """File to write: .pth, which torch.load(weights_only=True) opens, or .safetensors."""
+    """File to write: .pth (for torch.load with weights_only=True) or .safetensors."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -137,7 +138,7 @@ def export_run(config: ExportConfig) -> Path:
     model = run.recipe.model.model
     layers = exchange.layers_of(model)
     checkpoints = Checkpoints(run.path)
-    tree, known = checkpoints.load(config.chosen.checkpoint, config.chosen.epoch or None)
+    tree, known = checkpoints.load(config.chosen.which, config.chosen.epoch or None)
     checkpoints.close()
     run.require_matching_files(known, checkpoints.path)
     first = f"params/{layers[0][1].replace('.', '/')}/kernel/value"
@@ -252,7 +253,7 @@ def _facts(
             f"{dataset.path}: has {seen} channels as normalised by {recipe.input.normalize}, {checkpoint} takes "
             f"{channels}; build the dataset with --aggregate or --channels to match, or change --normalize"
         )
-    manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
+    manifest = create_manifest(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     # What the network was trained with goes before what this dataset would give.
     trained_with = {} if described is None else described.facts
     statistics = trained_with.get("normalization") or normalization.fit_statistics(

@@ -25,7 +25,7 @@ from perturbjax.core.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, make_folder, read_json, read_parquet, write_json
 from perturbjax.data import normalization
-from perturbjax.data.splits import fingerprint, read_split, split_for, write_split
+from perturbjax.data.splits import create_manifest, fingerprint, read_split, write_split
 from perturbjax.dataset import Dataset, open_dataset
 
 CONFIG, SPLIT_FILE, LABELS, METRICS = "config.json", "split.parquet", "labels.json", "metrics.jsonl"
@@ -84,7 +84,7 @@ class Run:
     def manifest(self, index: pd.DataFrame) -> pd.DataFrame:
         """The run's split, in the order of `index`; where it came without one, what its recipe deals."""
         if not (self.path / SPLIT_FILE).is_file():
-            return split_for(
+            return create_manifest(
                 index, self.recipe.split, label=self.label_column, seed=self.recipe.seed
             )
         return read_split(self.path / SPLIT_FILE, index)

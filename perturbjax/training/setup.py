@@ -18,7 +18,7 @@ from perturbjax.core.messages import console
 from perturbjax.data.batches import BatchOrder, Decoder, Sites, describe_sites
 from perturbjax.data.exclusion import read_rules
 from perturbjax.data.normalization import count_input_channels
-from perturbjax.data.splits import TEST, TRAIN, split_for
+from perturbjax.data.splits import TEST, TRAIN, create_manifest
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
 from perturbjax.training.devices import Placement
@@ -114,7 +114,9 @@ def prepare_experiment(
         recipe = replace(
             recipe, split=replace(recipe.split, exclude=read_rules(recipe.split.exclude))
         )
-        manifest = split_for(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
+        manifest = create_manifest(
+            dataset.index, recipe.split, label=label_column, seed=recipe.seed
+        )
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
     class_names = sorted(labels.unique())
     model, pretrained = create_network(

@@ -1,70 +1,67 @@
-"""What commands say of themselves: 80 columns, defaults and choices that are real, examples that run."""
+"""Help texts: 80 columns, one screen, real defaults and choices, examples that parse."""
 
 from __future__ import annotations
 
 import shlex
 
 import pytest
-from accepted import accept
-from test_options import COMMANDS, POSITIONAL, PREPARATION, options_of
+from test_options import PARSED_FIRST, REQUIRED, visible_flags
 
 from perturbjax import cli
-from perturbjax.core.config import PRESETS
+from perturbjax.profiles.profile_options import PREPARATIONS
 
-VERBS = COMMANDS | PREPARATION
+SCREEN_LINES, SCREEN_COLUMNS = 50, 80
 
 
-def said(capsys, main, *words):
-    with pytest.raises(SystemExit) as left:
-        main(list(words))
-    assert left.value.code == 0
+def help_of(capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(words))
+    assert end.value.code == 0
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("asked", ["--help", "--help-all"])
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_fits_a_terminal_and_names_every_option(capsys, verb, asked):
-    lines = said(capsys, cli.main, verb, asked).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert asked == "--help-all" or len(lines) <= 64
-    words = " ".join(lines).replace(",", " ").split()
-    positional = {name for of, name in POSITIONAL if of == verb}
-    assert {
-        f"--{name.replace('_', '-')}"
-        for name, _ in options_of(VERBS[verb][0])
-        if name not in positional
-    } <= set(words)
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+@pytest.mark.parametrize("command", REQUIRED)
+def test_help_fits_one_screen_and_names_every_flag(capsys, command, flag):
+    lines = help_of(capsys, command, flag).splitlines()
+    assert max(map(len, lines)) <= SCREEN_COLUMNS
+    assert flag == "--help-all" or len(lines) <= SCREEN_LINES
+    words = set(" ".join(lines).replace(",", " ").split())
+    names = {f.spelling for f in visible_flags(command) if not f.metadata.get("positional")}
+    assert names | set(PARSED_FIRST.get(command, ())) <= words
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_two_examples_a_command_and_both_are_accepted(capsys, monkeypatch, verb):
-    text = said(capsys, cli.main, verb, "--help").replace("\\\n", " ")
-    lines = [line.strip() for line in text.splitlines()]
-    examples = [line for line in lines if line.startswith(f"perturbjax {verb} ")]
+@pytest.mark.parametrize("command", REQUIRED)
+def test_every_flag_has_a_sentence(command):
+    for flag in visible_flags(command):
+        assert flag.text.endswith("."), flag
+
+
+@pytest.mark.parametrize("command", REQUIRED)
+def test_both_examples_parse(capsys, command):
+    text = help_of(capsys, command, "--help").replace("\\\n", " ")
+    start = f"perturbjax {command} "
+    examples = [line.strip() for line in text.splitlines() if line.strip().startswith(start)]
     assert len(examples) == 2
     for example in examples:
-        with monkeypatch.context() as patched:
-            accept(patched, verb, shlex.split(example)[2:])
+        cli.parse_command(command, shlex.split(example)[2:])
 
 
-def test_choices_and_defaults_are_the_real_ones(capsys):
-    text = " ".join(said(capsys, cli.main, "train", "--help-all", "--preset", "cells").split())
-    assert (
-        f"--preset {{{','.join(PRESETS)}}} Recipe; for new data pretrained (default: cells)."
-        in text
-    )
-    assert (
-        "--model NAME Name of the network. One of attention, attention_multiscale, masked_cnn, resnet18,"
-        in text
-    )
+def test_help_shows_defaults_of_the_preset_and_choices_of_the_tables(capsys):
+    text = " ".join(help_of(capsys, "train", "--help-all", "--preset", "cells").split())
+    assert "--preset {paper,cells,pretrained,demo,original}" in text
+    assert "Named recipe. (default: cells)" in text
+    assert "--model NAME Network architecture. One of attention, attention_multiscale," in text
     assert "--normalize {dtype,log,log_plate,site,plate}" in text and "(default: log_plate)" in text
-    assert "--flip, --no-flip" in text and "--crop-ratio X X" in text
+    assert "--crop-scale X X" in text and "(default: 0.5 1)" in text
+    assert "--profile [TEXT]" in text
 
 
-def test_the_long_help_of_classify_is_a_screenful(capsys):
-    assert len(said(capsys, cli.main, "classify", "--help").splitlines()) <= 55
-    assert "Whiten by the covariance" in said(capsys, cli.main, "classify", "--help-all")
+def test_long_help_describes_every_preparation(capsys):
+    text = " ".join(help_of(capsys, "classify", "--help-all").split())
+    for name, one in PREPARATIONS.items():
+        assert f"{name}: {one.text}." in text
 
 
 def test_help_lists_every_command(capsys):
-    assert set(cli.VERBS) <= set(said(capsys, cli.main, "--help").split())
+    assert set(cli.COMMANDS) <= set(help_of(capsys, "--help").split())

@@ -1,8 +1,9 @@
-"""Every option of every command, given what it cannot be: one line that names it, status 2, nothing on disk."""
+"""Options of every command: values that are not valid give one line, status 2 and no file."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import typing
 from collections.abc import Iterator
@@ -11,89 +12,83 @@ from typing import Any
 
 import pytest
 
-from data_prep.build import BuildConfig
 from data_prep.fetch import FetchConfig
-from data_prep.inspection import InspectConfig
 from data_prep.segment import SegmenterConfig
-from data_prep.simulate import SimulateConfig
 from perturbjax import cli
-from perturbjax.audit.audit_options import AuditConfig, CompareConfig
+from perturbjax.audit.audit_options import AuditConfig
+from perturbjax.cli.commands import load
+from perturbjax.cli.parsing import Flag, flags_of
 from perturbjax.core.config import PRESETS, Recipe, SplitPolicy, recipe_from_dict, recipe_to_dict
 from perturbjax.core.errors import InputError
 from perturbjax.core.options import require_sound
-from perturbjax.data.splits import ManifestConfig
-from perturbjax.evaluation.apply import EvaluateConfig, PredictConfig
-from perturbjax.export import StableHLOConfig
 from perturbjax.profiles.embedding import COLOURS
 from perturbjax.profiles.extract import FeaturesConfig
 from perturbjax.profiles.profile_options import (
     MOST_COLOURS,
-    ClassifyConfig,
+    PREPARATIONS,
     EmbedConfig,
+    Preparation,
     ProfileConfig,
 )
-from perturbjax.report.comparison_page import ReportConfig
 from perturbjax.segmentation.train import TrainSegmenterConfig
-from perturbjax.training.fit import TrainConfig
-from perturbjax.training.pytorch_exchange import ExportConfig, ImportConfig
-from perturbjax.verify import VerifyConfig
+from perturbjax.training.pytorch_exchange import ExportConfig
 
-#: Verb → its options, and the words it cannot do without. Nothing of what they name is there.
-COMMANDS: dict[str, tuple[type, tuple[str, ...]]] = {
-    "train": (TrainConfig, ("--out", "run", "--data", "data")),
-    "evaluate": (EvaluateConfig, ("--run", "run")),
-    "predict": (PredictConfig, ("--run", "run", "--data", "data", "--out", "p.parquet")),
-    "report": (ReportConfig, ("run",)),
-    "split": (ManifestConfig, ("--data", "data", "--out", "split.parquet")),
-    "features": (FeaturesConfig, ("--data", "data", "--out", "f.parquet", "--weights", "w")),
-    "classify": (ClassifyConfig, ("--features", "f.parquet", "--out", "table")),
-    "audit": (AuditConfig, ("--features", "f.parquet", "--out", "audit")),
-    "compare": (CompareConfig, ("run", "other", "--out", "compared")),
-    "embed": (EmbedConfig, ("--features", "f.parquet", "--out", "e.png")),
-    "import-torch": (ImportConfig, ("--checkpoint", "c.pth", "--out", "run")),
-    "export": (StableHLOConfig, ("--run", "run", "--out", "exported")),
-    "verify": (VerifyConfig, ("run",)),
-    "train-segmenter": (TrainSegmenterConfig, ("--images", "i", "--out", "w.safetensors")),
-    "export-torch": (ExportConfig, ("--run", "run", "--out", "w.pth")),
+#: Command -> its required words. Nothing that they name exists.
+REQUIRED = {
+    "inspect": "--load-data c.csv --images i",
+    "build": "--load-data c.csv --images i --out data",
+    "simulate": "--out plates",
+    "fetch": "--plate P --out plate",
+    "train": "--out run --data data",
+    "evaluate": "--run run",
+    "predict": "--run run --data data --out p.parquet",
+    "report": "run",
+    "split": "--data data --out split.parquet",
+    "verify": "run",
+    "features": "--data data --out f.parquet --weights w",
+    "classify": "--features f.parquet --out table",
+    "embed": "--features f.parquet --out e.png",
+    "audit": "--features f.parquet --out audit",
+    "compare": "run other --out compared",
+    "export": "--run run --out exported",
+    "import-torch": "--checkpoint c.pth --out run",
+    "export-torch": "--run run --out w.pth",
+    "train-segmenter": "--images i --out w.safetensors",
 }
-#: Options that have no flag on the command line, and how many words they take.
-POSITIONAL = {("verify", "path"): 1, ("compare", "runs"): 2, ("report", "runs"): 1}
-PREPARATION: dict[str, tuple[type, tuple[str, ...]]] = {
-    "inspect": (InspectConfig, ("--load-data", "c.csv", "--images", "i")),
-    "build": (BuildConfig, ("--load-data", "c.csv", "--images", "i", "--out", "data")),
-    "simulate": (SimulateConfig, ("--out", "plates")),
-    "fetch": (FetchConfig, ("--plate", "P", "--out", "plate", "--base-url", "http://127.0.0.1:9")),
+#: Flags that are parsed before the options dataclass.
+PARSED_FIRST = {
+    "train": ("--preset", "--recipe"),
+    "import-torch": ("--preset", "--recipe"),
+    "classify": ("--preset",),
 }
+MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 195, 40
 
 
-def options_of(kind: type) -> Iterator[tuple[str, Any]]:
-    """(name, type) of every option that a command line gets from a dataclass, those of its groups included."""
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from options_of(hints[field.name])
-        else:
-            yield field.name, hints[field.name]
+def options_of(command: str) -> type:
+    return load(cli.COMMANDS[command].options)
 
 
-def groups_of(kind: type) -> Iterator[type]:
-    """The dataclass and all that it holds."""
+def visible_flags(command: str) -> list[Flag]:
+    return [flag for flag in flags_of(options_of(command)) if not flag.hidden]
+
+
+def nested_classes(kind: type) -> Iterator[type]:
+    """The options dataclass and all dataclasses in it."""
     yield kind
     for hint in typing.get_type_hints(kind).values():
         if dataclasses.is_dataclass(hint):
-            yield from groups_of(hint)
+            yield from nested_classes(typing.cast(type, hint))
 
 
-def impossible(hint: Any) -> list[Any]:
-    """Values of the option's own type that no option may have."""
-    hint = next(
-        (kind for kind in typing.get_args(hint) if type(None) in typing.get_args(hint)), hint
-    )
+def invalid_values(hint: Any) -> list[Any]:
+    """Values of the type of an option that no option accepts."""
+    parts = typing.get_args(hint)
+    if type(None) in parts:
+        return invalid_values(next(part for part in parts if part is not type(None)))
     if hint is bool or typing.get_origin(hint) is typing.Literal:
         return []
     if typing.get_origin(hint) is tuple:
-        first = typing.get_args(hint)[0]
-        return [(value, value) for value in impossible(first)]
+        return [(value, value) for value in invalid_values(parts[0])]
     if hint is int:
         return [-(10**6), 2**32, -(2**70)]
     if hint is float:
@@ -103,124 +98,136 @@ def impossible(hint: Any) -> list[Any]:
     return [Path("\x1b[2J"), Path("nul\0")]
 
 
-def wrong_words(hint: Any) -> list[str]:
-    """Words that an option refuses: what it could never be, and for a choice what it does not offer."""
-    if (
-        typing.get_origin(hint) is tuple
-        and typing.get_origin(typing.get_args(hint)[0]) is typing.Literal
-    ):
-        return wrong_words(typing.get_args(hint)[0])
-    if typing.get_origin(hint) is typing.Literal:
+def invalid_words(hint: Any) -> list[str]:
+    """Command line words that an option refuses."""
+    if typing.get_origin(hint) is tuple:
+        words = invalid_words(typing.get_args(hint)[0])
+        return words if typing.get_args(hint)[-1] is Ellipsis else words * 2
+    if typing.get_origin(hint) is typing.Literal or dataclasses.is_dataclass(hint):
         return ["no-such-choice"]
-    value = impossible(hint)[0]
-    return [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
+    return [str(invalid_values(hint)[0])]
 
 
-def every_option(commands: dict[str, tuple[type, tuple[str, ...]]]) -> list[Any]:
-    return [
-        pytest.param(verb, name, hint, id=f"{verb} {name}")
-        for verb, (kind, _) in commands.items()
-        for name, hint in options_of(kind)
-        if hint is not bool  # two flags, neither of which takes a value
-    ]
+def refusal(capsys, *words: str) -> str:
+    """The one line of a command that ends with status 2."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(words))
+    output = capsys.readouterr()
+    assert end.value.code == 2, output
+    assert not output.out and output.err.startswith("error: "), output
+    assert len(output.err.splitlines()) == 1, output
+    return output.err
 
 
-def refusal(capsys, main, words: list[str]) -> str:
-    with pytest.raises(SystemExit) as left:
-        main(words)
-    said = capsys.readouterr()
-    assert left.value.code == 2, said
-    assert not said.out and len(said.err.splitlines()) == 1 and said.err.startswith("error: "), said
-    return said.err
+def test_number_of_flags_stays_within_its_limits(capsys):
+    counts = {
+        command: len(visible_flags(command)) + len(PARSED_FIRST.get(command, ()))
+        for command in cli.COMMANDS
+    }
+    with capsys.disabled():
+        print(f"\n{sum(counts.values())} flags: {counts}")
+    assert max(counts.values()) <= MOST_FLAGS_OF_A_COMMAND
+    assert sum(counts.values()) <= MOST_FLAGS
 
 
-@pytest.mark.parametrize(("verb", "name", "hint"), every_option(COMMANDS | PREPARATION))
-def test_a_value_out_of_range_is_one_line_and_nothing_on_disk(
-    capsys, tmp_path, monkeypatch, verb, name, hint
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        pytest.param(command, flag, id=f"{command} {flag.spelling}")
+        for command in REQUIRED
+        for flag in visible_flags(command)
+        if flag.hint is not bool
+    ],
+)
+def test_invalid_value_gives_one_line_and_writes_nothing(
+    capsys, tmp_path, monkeypatch, command, flag
 ):
     monkeypatch.chdir(tmp_path)
-    _, words = (COMMANDS | PREPARATION)[verb]
-    flag = f"--{name.replace('_', '-')}"
-    kept = [word for at, word in enumerate(words) if flag not in (word, words[at - 1])]
-    main = cli.main
-    if (verb, name) in POSITIONAL:
-        line = refusal(capsys, main, [verb, *wrong_words(hint), *words[POSITIONAL[verb, name] :]])
+    words = REQUIRED[command].split()
+    values = invalid_words(flag.hint)
+    if flag.metadata.get("positional"):
+        rest = [word for word in words if word not in ("run", "other")]
+        line = refusal(capsys, command, *values, *rest)
+        assert flag.name in line or "compared" in line or "'" in line
     else:
-        line = refusal(capsys, main, [verb, *kept, flag, *wrong_words(hint)])
-    assert flag in line and "\x1b" not in line, line
+        pairs = zip(words, ["", *words], strict=False)
+        others = [word for word, before in pairs if flag.spelling not in (word, before)]
+        line = refusal(capsys, command, *others, flag.spelling, *values)
+        assert flag.spelling in line or f"--{flag.name.replace('_', '-')}" in line
+    assert "\x1b" not in line
     assert not list(tmp_path.iterdir())
 
 
-def test_every_command_is_walked():
-    assert set(COMMANDS) | set(PREPARATION) == set(cli.VERBS)
+def test_every_command_has_required_words():
+    assert set(REQUIRED) == set(cli.COMMANDS)
 
 
 @pytest.mark.parametrize(
     "kind",
     sorted(
-        {g for k, _ in (COMMANDS | PREPARATION).values() for g in groups_of(k)} | {SegmenterConfig},
+        {part for command in REQUIRED for part in nested_classes(options_of(command))}
+        | {SegmenterConfig},
         key=lambda kind: kind.__name__,
     ),
     ids=lambda kind: kind.__name__,
 )
-def test_no_options_object_holds_what_it_may_not(kind):
-    """By construction: made in Python, read from a file or from flags, the same values are refused."""
-    sound = example(kind)
+def test_options_dataclass_refuses_invalid_values(kind):
+    sound = valid_instance(kind)
     for field in dataclasses.fields(kind):
         hint = typing.get_type_hints(kind)[field.name]
-        for value in () if dataclasses.is_dataclass(hint) else impossible(hint):
+        for value in () if dataclasses.is_dataclass(hint) else invalid_values(hint):
             with pytest.raises(InputError) as refused:
                 dataclasses.replace(sound, **{field.name: value})
             assert f"--{field.name.replace('_', '-')}" in str(refused.value)
 
 
-def test_a_choice_made_in_python_is_one_of_those_there_are():
+def valid_instance(kind: type) -> Any:
+    """An instance with defaults, and a path or text for required fields."""
+    suffix = {EmbedConfig: ".png", TrainSegmenterConfig: ".safetensors", ExportConfig: ".pth"}.get(
+        kind, ".parquet"
+    )
+    table = {"features": (Path("table"),)}
+    special: dict[type, dict[str, Any]] = {
+        FeaturesConfig: {"weights": "w"},
+        ProfileConfig: table,
+        AuditConfig: table,
+    }
+    values = dict(special.get(kind, {}))
+    for field in dataclasses.fields(kind):
+        hint = typing.get_type_hints(kind)[field.name]
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            path = Path(f"o{suffix}") if field.name == "out" else Path("input")
+            values[field.name] = "P" if hint is str else path
+            if dataclasses.is_dataclass(hint):
+                values[field.name] = valid_instance(typing.cast(type, hint))
+            elif typing.get_origin(hint) is tuple:
+                values[field.name] = (path,)
+    return kind(**values)
+
+
+def test_choice_is_checked_in_python():
     @dataclasses.dataclass(frozen=True)
-    class Config:  # those of the package are held to their types by the tests' own checker
+    class Config:  # the type checker of the tests does not check this class
         split: SplitPolicy = "well"
         others: tuple[SplitPolicy, ...] = ("well", "plate")
 
     require_sound(Config())
-    for wrong in ({"split": "wells"}, {"others": ("well", "wells")}):
-        with pytest.raises(
-            InputError, match=r"wells.* must be one of site, well, plate, layout, compound"
-        ):
+    wrong_values: list[dict[str, Any]] = [{"split": "wells"}, {"others": ("well", "wells")}]
+    for wrong in wrong_values:
+        with pytest.raises(InputError, match=r"wells.* must be one of site, well, plate, layout"):
             require_sound(Config(**wrong))
 
 
-def example(kind: type) -> Any:
-    """One sound instance: defaults, and some path or text for what has none."""
-    suffix = {EmbedConfig: ".png", TrainSegmenterConfig: ".safetensors", ExportConfig: ".pth"}.get(
-        kind, ".parquet"
-    )
-    tables = {"features": (Path("there"),)}
-    given: dict = {
-        FeaturesConfig: {"weights": "w"},
-        ProfileConfig: tables,
-        AuditConfig: tables,
-    }.get(kind, {})
-    for field in dataclasses.fields(kind):
-        hint = typing.get_type_hints(kind)[field.name]
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            one = Path(f"o{suffix}") if field.name == "out" else Path("there")
-            lone = "P" if hint is str else one
-            given[field.name] = example(hint) if dataclasses.is_dataclass(hint) else lone
-            if typing.get_origin(hint) is tuple:
-                given[field.name] = (one,)
-    return kind(**given)
-
-
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("words", "message"),
     [
         (
             "train --out run --data data --evaluate-every 0",
-            "--evaluate-every 0: must be at least one",
+            "--evaluate-every 0: must be at least 1",
         ),
         ("train --out run --data data --checkpoint-every 0", "--checkpoint-every 0"),
-        ("train --out run --data data --keep-latest -1", "--keep-latest -1"),
-        ("train --out run --data data --device-count -1", "--device-count -1"),
         ("train --out run --data data --balance -1", "--balance -1.0"),
+        ("train --out run --data data --crop 7", "--crop 7: must be at least 8 pixels"),
         (
             "train --out run --data data --crop-scale 0.9 0.1",
             "--crop-scale 0.9 0.1: must be 0 < low <= high <= 1",
@@ -229,8 +236,14 @@ def example(kind: type) -> Any:
             "train --out run --data data --folds 3 --fold 3",
             "--fold 3: must be from 0 to --folds - 1, 2",
         ),
+        ("train --out run --data data --preset big", "--preset big: unknown; choose one of paper"),
+        ("train --out run --data data --preset", "--preset: expected one argument"),
         ("evaluate --run run --batch-size 0", "--batch-size 0"),
         ("evaluate --run run --replicates 0", "--replicates 0"),
+        (
+            "evaluate --run run --checkpoint first",
+            "--checkpoint first: must be latest, best or the number of an epoch",
+        ),
         ("split --data data --out split.parquet --folds 1", "--folds 1: must be 2 or more"),
         ("predict --run run --data data --out .", "--out ."),
         (
@@ -257,17 +270,110 @@ def example(kind: type) -> Any:
         ("features --data data --out f.parquet", "--weights"),
         ("classify --features f --out o --hold-out P --all-folds", "--hold-out P"),
         ("classify --features f --out o --negcon DMSO", "--negcon DMSO: must be COLUMN=VALUE"),
+        ("classify --features f --out o --prepare all", "--prepare all: must be one of none"),
+        ("classify --features f --out o --prepare no.toml", "no.toml: cannot be read"),
         ("train --data data", "--out"),
-        ("train --out run --data data --no-such-flag 3", "--no-such-flag"),
+        ("train --out run --data data --no-such-flag 3", "--no-such-flag: perturbjax train has no"),
+        ("train --out run --data data --epoch 3", "did you mean --epochs?"),
+        ("chart", "perturbjax chart: unknown command"),
     ],
 )
-def test_what_is_wrong_with_a_value_is_said(capsys, tmp_path, monkeypatch, words, named):
+def test_message_names_flag_value_and_valid_values(capsys, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    assert named in refusal(capsys, cli.main, words.split())
+    assert message in refusal(capsys, *words.split())
     assert not list(tmp_path.iterdir())
 
 
-def test_a_recipe_that_was_changed_on_disk_is_checked_like_flags():
+@pytest.mark.parametrize(
+    ("words", "replacement"),
+    [
+        ("train --out run --data data --no-cycle-momentum", "set cycle_momentum in a .toml file"),
+        ("train --out run --data data --compile-cache d", "JAX_COMPILATION_CACHE_DIR"),
+        ("train --out run --data data --processes 2", "JAX_NUM_PROCESSES"),
+        ("train --out run --data data --keep-latest 3", "in Python, set the field keep_latest"),
+        ("classify --features f --out o --sphere negcon", "choose --prepare NAME"),
+        ("classify --data d --out o --pool stages", "perturbjax features"),
+        ("classify --data d --out o --feature-cache f", "PERTURBJAX_FEATURE_CACHE"),
+        ("fetch --plate P --out o --base-url http://a", "PERTURBJAX_GALLERY_URL"),
+        ("build --images i --out o --mask-cache none", "PERTURBJAX_MASK_CACHE"),
+        ("build --images i --out o --cluster-options f", "--cluster slurm:FILE.yaml"),
+        ("train-segmenter --images i --out w.safetensors --gamma 2", "its value is fixed"),
+    ],
+)
+def test_removed_flag_names_its_replacement(capsys, words, replacement):
+    line = refusal(capsys, *words.split())
+    assert "was removed from perturbjax" in line and replacement in line
+
+
+@pytest.mark.parametrize(
+    ("command", "former", "present"),
+    [
+        ("split", "--policy plate", "--split plate"),
+        ("evaluate", "--no-look", "--no-attribution"),
+        ("predict", "--epoch 40", "--checkpoint 40"),
+    ],
+)
+def test_renamed_flag_is_accepted(command, former, present):
+    words = REQUIRED[command].split()
+    parsed = [cli.parse_command(command, [*words, *flag.split()]) for flag in (former, present)]
+    assert parsed[0] == parsed[1] != cli.parse_command(command, words)
+
+
+def test_recipe_file_supplies_defaults_and_flags_override_it(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text('seed = 3\n[optim]\nepochs = 7\nwarmup = 0.5\n[model]\nmodel = "resnet18"\n')
+    words = ["--out", "run", "--data", "data", "--preset", "cells", "--recipe", str(file)]
+    recipe = cli.parse_command("train", [*words, "--epochs", "9"]).recipe
+    assert (recipe.seed, recipe.optim.epochs, recipe.optim.warmup) == (3, 9, 0.5)
+    assert recipe.model.model == "resnet18"
+    assert recipe.augment == PRESETS["cells"].augment
+
+
+def test_recipe_file_may_be_the_config_of_a_run(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"recipe": recipe_to_dict(PRESETS["pretrained"]), "facts": {}}))
+    words = ["--out", "run", "--data", "data", "--recipe", str(file)]
+    assert cli.parse_command("train", words).recipe == PRESETS["pretrained"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[optim]\nepoch = 1\n", "recipe: optim: unknown field epoch"),
+        ("[optimizer]\nepochs = 1\n", "recipe: unknown section optimizer"),
+        ("optim = 1\n", "recipe: optim is not a table of fields"),
+        ("[optim]\nepochs = 0\n", "--epochs 0: must be at least 1"),
+        ("epochs", "is not valid TOML"),
+    ],
+)
+def test_invalid_recipe_file_gives_one_line(capsys, tmp_path, content, message):
+    file = tmp_path / "recipe.toml"
+    file.write_text(content)
+    assert message in refusal(capsys, "train", "--out", "r", "--data", "d", "--recipe", str(file))
+
+
+def test_environment_replaces_defaults_of_fields_without_a_flag(capsys, monkeypatch):
+    words = REQUIRED["fetch"].split()
+    monkeypatch.setenv("PERTURBJAX_DOWNLOADS", "3")
+    monkeypatch.setenv("PERTURBJAX_GALLERY_URL", "http://127.0.0.1:9")
+    config = cli.parse_command("fetch", words)
+    assert isinstance(config, FetchConfig)
+    assert (config.downloads, config.base_url) == (3, "http://127.0.0.1:9")
+    monkeypatch.setenv("PERTURBJAX_DOWNLOADS", "many")
+    assert "PERTURBJAX_DOWNLOADS=many: must be a number" in refusal(capsys, "fetch", *words)
+
+
+def test_preparation_is_a_name_or_a_file(tmp_path):
+    words = REQUIRED["classify"].split()
+    for name, one in PREPARATIONS.items():
+        assert cli.parse_command("classify", [*words, "--prepare", name]).preparation == one.steps
+    file = tmp_path / "own.toml"
+    file.write_text('sphere = "train"\npca = 3\n')
+    own = cli.parse_command("classify", [*words, "--prepare", str(file)]).preparation
+    assert own == Preparation(sphere="train", pca=3)
+
+
+def test_stored_recipe_is_checked_like_flags():
     values = recipe_to_dict(Recipe())
     values["optim"]["epochs"] = 0
     with pytest.raises(InputError, match="--epochs 0"):
@@ -275,9 +381,9 @@ def test_a_recipe_that_was_changed_on_disk_is_checked_like_flags():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_come_back_from_json_as_they_were(name):
+def test_preset_survives_json(name):
     assert recipe_from_dict(recipe_to_dict(PRESETS[name])) == PRESETS[name]
 
 
-def test_as_many_classes_can_be_highlighted_as_there_are_colours():
+def test_every_highlighted_class_has_a_color():
     assert len(COLOURS) == MOST_COLOURS

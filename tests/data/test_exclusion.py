@@ -9,7 +9,7 @@ import pytest
 from perturbjax.core.config import SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.data import splits
-from perturbjax.data.exclusion import kept_sites, matches, read_rules
+from perturbjax.data.exclusion import apply_exclusions, matches, read_rules
 from perturbjax.data.splits import ManifestConfig, split_dataset
 
 
@@ -43,15 +43,15 @@ def test_a_rule_means_what_it_says(index, rule, sites):
 
 
 def test_what_is_left_out_is_counted_and_named(index):
-    kept, said = kept_sites(index, ("focus_DNA<-6", "Metadata_Well==A03"), "Metadata_moa")
+    kept, said = apply_exclusions(index, ("focus_DNA<-6", "Metadata_Well==A03"), "Metadata_moa")
     assert kept.sum() == 17
     assert said[0] == "excluded by focus_DNA<-6: 2 of 20 sites (1 have no focus_DNA and are kept)"
     assert said[2] == "excluded together: 3 sites (DMSO 2, taxol 1)"
     assert (
         "no site is left of taxol"
-        in kept_sites(index, ("Metadata_moa==taxol",), "Metadata_moa")[1][1]
+        in apply_exclusions(index, ("Metadata_moa==taxol",), "Metadata_moa")[1][1]
     )
-    assert kept_sites(index, (), "Metadata_moa")[1] == []
+    assert apply_exclusions(index, (), "Metadata_moa")[1] == []
 
 
 def test_rules_come_from_a_file_too(tmp_path):
@@ -68,7 +68,7 @@ def test_excluded_sites_neither_train_nor_judge(index, tmp_path, by_file):
             splits.make_split(index, "well", label="Metadata_moa"), tmp_path / "split.parquet"
         )
         config = SplitConfig(split_file=str(tmp_path / "split.parquet"), exclude=("focus_DNA<-6",))
-    manifest = splits.split_for(index, config, label="Metadata_moa", seed=0)
+    manifest = splits.create_manifest(index, config, label="Metadata_moa", seed=0)
     assert set(manifest["site_id"]) == {f"s{k}" for k in range(2, 20)}
     assert manifest.attrs["excluded"][0].startswith("excluded by focus_DNA<-6: 2 of 20 sites")
 
@@ -86,7 +86,7 @@ def test_excluded_sites_neither_train_nor_judge(index, tmp_path, by_file):
 )
 def test_a_rule_that_cannot_be_is_one_line(index, rule, message):
     with pytest.raises(InputError, match=message):
-        splits.split_for(index, SplitConfig(exclude=(rule,)), label="Metadata_moa", seed=0)
+        splits.create_manifest(index, SplitConfig(exclude=(rule,)), label="Metadata_moa", seed=0)
 
 
 def test_a_file_with_a_line_that_is_no_rule_is_one_line(tmp_path):

@@ -105,7 +105,7 @@ def test_a_manifest_comes_back_from_its_file(tmp_path):
     manifest = splits.make_split(index, "plate", label="Metadata_moa", fold=1)
     splits.write_split(manifest, tmp_path / "split.parquet")
     config = SplitConfig(split_file=str(tmp_path / "split.parquet"))
-    read = splits.split_for(index, config, label="Metadata_moa", seed=9)
+    read = splits.create_manifest(index, config, label="Metadata_moa", seed=9)
     pd.testing.assert_frame_equal(read, manifest)
     assert read.attrs["policy"] == "plate"
 

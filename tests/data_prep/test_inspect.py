@@ -59,7 +59,7 @@ def test_inspect_and_split_mean_the_same_by_a_layout_where_a_plate_lost_two_well
         "2 plates share one layout (p, q)" in warning
         for warning in warnings(sites, "Metadata_pert_iname")
     )
-    groups = dict(zip(sites["Metadata_Plate"], splits.group_of_site(sites, "layout"), strict=True))
+    groups = dict(zip(sites["Metadata_Plate"], splits.assign_groups(sites, "layout"), strict=True))
     assert groups == {"p": "p", "q": "p", "r": "r"}
 
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pandas as pd
-import tyro
 
 from experiments.bench.tables import markdown
 from tests.faults import files, kills, oddities
@@ -156,4 +155,4 @@ def _odd(
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)))
+    sys.exit(main(parse_options(Config, description=__doc__)))

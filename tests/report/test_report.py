@@ -190,9 +190,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 
 def test_flags_name_exactly_what_differs_from_the_default_recipe():
-    assert recipe_flags(Recipe()) == []
+    assert recipe_flags(Recipe(), "run/config.json") == []
     recipe = Recipe(split=SplitConfig(split="plate", fold=2), seed=1)
-    assert recipe_flags(recipe) == ["--seed", "1", "--split", "plate", "--fold", "2"]
+    assert recipe_flags(recipe, "run/config.json") == [
+        "--seed",
+        "1",
+        "--split",
+        "plate",
+        "--fold",
+        "2",
+    ]
 
 
 def test_a_verdict_below_a_baseline_is_no(tmp_path):

@@ -1,0 +1,79 @@
+"""Presets and recipe files: read before the other flags, whose defaults they replace."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perturbjax.cli.parsing import Flag, parse_first
+from perturbjax.core.config import PRESETS, Recipe, preset, read_recipe
+from perturbjax.core.errors import InputError
+
+_RECIPE = Flag(
+    "recipe", Path, None, "Recipe: .toml file or config.json of a run; flags override it."
+)
+
+#: Defaults by field name, flags for the help, and the remaining words of the command line.
+Presets = tuple[dict[str, Any], Sequence[Flag], Sequence[str]]
+
+
+def train_presets(words: Sequence[str]) -> Presets:
+    """Presets of `perturbjax train`."""
+    (name, file), rest = parse_first(words, "preset", "recipe")
+    recipe = preset(name or "paper")
+    recipe = read_recipe(Path(file), recipe) if file else recipe
+    flag = _preset_flag("Named recipe.", name or "paper", PRESETS)
+    return _recipe_defaults(recipe), (flag, _RECIPE), rest
+
+
+def import_presets(words: Sequence[str]) -> Presets:
+    """Presets of `perturbjax import-torch`; `export-torch` stores the recipe next to the weights."""
+    from perturbjax.training.pytorch_exchange import recipe_for_import, recipe_of_weight_file
+
+    (name, file, weights), rest = parse_first(words, "preset", "recipe", "checkpoint")
+    stored = recipe_of_weight_file(Path(weights)) if weights and not name else None
+    recipe = stored or recipe_for_import(name or "original")
+    recipe = read_recipe(Path(file), recipe) if file else recipe
+    default = "stored with the weights" if stored else name or "original"
+    flag = _preset_flag("Named recipe of the training.", default, PRESETS)
+    rest = [*rest, "--checkpoint", weights] if weights else rest
+    return _recipe_defaults(recipe), (flag, _RECIPE), rest
+
+
+def classify_presets(words: Sequence[str]) -> Presets:
+    """Presets of `perturbjax classify`."""
+    from perturbjax.profiles.profile_options import CLASSIFY_PRESETS
+
+    (name,), rest = parse_first(words, "preset")
+    if name and name not in CLASSIFY_PRESETS:
+        raise InputError(f"--preset {name}: unknown; choose one of {', '.join(CLASSIFY_PRESETS)}")
+    values = dict(CLASSIFY_PRESETS.get(name, {}))
+    text = "Named settings. linear: baseline for every network, with --data."
+    flag = _preset_flag(text, name or None, CLASSIFY_PRESETS)
+    return {**values.pop("source", {}), **values}, (flag,), rest
+
+
+def preparations() -> Mapping[str, str]:
+    """Name -> description of the preparations of profiles."""
+    from perturbjax.profiles.profile_options import PREPARATIONS
+
+    return {name: preparation.text for name, preparation in PREPARATIONS.items()}
+
+
+def original_networks() -> list[str]:
+    """Networks of the original PyTorch program."""
+    from perturbjax.models import BACKBONES
+
+    return [name for name, network in BACKBONES.items() if network.original]
+
+
+def _preset_flag(text: str, default: str | None, names: Collection[str]) -> Flag:
+    return Flag("preset", str, default, text, metadata={"metavar": f"{{{','.join(names)}}}"})
+
+
+def _recipe_defaults(recipe: Recipe) -> dict[str, Any]:
+    """Field name -> value of all sections of a recipe."""
+    sections = [vars(recipe)[f.name] for f in dataclasses.fields(Recipe) if f.name != "seed"]
+    return {"seed": recipe.seed} | {n: v for section in sections for n, v in vars(section).items()}
