@@ -1,10 +1,12 @@
-"""Split policies, normalizations and mask encodings: one record per choice, in one table per option.
+"""Split policies, normalizations and mask encodings: one record per choice, in one table per
+option.
 
-A record holds everything that the program knows about a choice: text for `--help`, the computation, the wording of
-reports, and the facts that training, export and audit need. Adding a choice means adding one record here.
+A record holds everything that the program knows about a choice: text for `--help`, the computation,
+the wording of reports, and the facts that training, export and audit need. Adding a choice means
+adding one record here.
 
-The command line reads this module for `--help`. Therefore nothing heavy is imported at module level: the functions of
-the records import numpy, pandas and scipy when they are called.
+The command line reads this module for `--help`. Therefore nothing heavy is imported at module
+level: the functions of the records import numpy, pandas and scipy when they are called.
 """
 
 from __future__ import annotations
@@ -70,10 +72,10 @@ class SplitChoice(Choice):
         groups: index (n rows) -> (n,) group names as text.
         meaning: consequence for the score, for messages and reports.
         test_set: the test sites in one phrase, for conclusions ("on held-out plates").
-        tests_known_treatments: True if the treatments of test sites also occur in training. The audit compares
-            these policies with each other, in table order from weak to strict.
-        unavailable: (index, label column) -> reason why the data does not allow this split; empty if it does.
-            Raises InputError if a column is missing.
+        tests_known_treatments: True if the treatments of test sites also occur in training. The
+            audit compares these policies with each other, in table order from weak to strict.
+        unavailable: (index, label column) -> reason why the data does not allow this split; empty
+            if it does. Raises InputError if a column is missing.
     """
 
     groups: Callable[[DataFrame], Series]
@@ -121,7 +123,8 @@ def _layout_unavailable(index: DataFrame, label: str) -> str:
     plates, layouts = _plates(index).nunique(), _layouts(index).nunique()
     if layouts == 1:
         return (
-            f"all {plates} plates share one layout; this split needs the same treatments in different wells on "
+            f"all {plates} plates share one layout; this split needs the same treatments in "
+            "different wells on "
             "different plates"
         )
     if layouts == plates:
@@ -140,8 +143,8 @@ SPLIT_POLICIES: dict[str, SplitChoice] = {
     "site": SplitChoice(
         help="single sites (protocol of the paper); sites of one well occur in train and test",
         groups=lambda index: index["site_id"],
-        meaning="sites of one well occur in train and test, so the score measures recognition of wells, "
-        "not of treatments",
+        meaning="sites of one well occur in train and test, so the score measures recognition "
+        "of wells, not of treatments",
         test_set="on held-out sites of wells used for training",
         unavailable=_site_unavailable,
     ),
@@ -161,7 +164,8 @@ SPLIT_POLICIES: dict[str, SplitChoice] = {
     "layout": SplitChoice(
         help="all plates with the same plate map",
         groups=_layouts,
-        meaning="plates with the same layout are not divided, so well position does not predict the treatment",
+        meaning="plates with the same layout are not divided, so well position does not predict "
+        "the treatment",
         test_set="on plates with held-out layouts",
         unavailable=_layout_unavailable,
     ),
@@ -185,14 +189,15 @@ class NormalizationChoice(Choice):
 
     Attributes:
         shift_scale: statistics -> shift and scale, each (n, copies * c).
-        depends_on: source of the statistics besides the run itself. "run": none, shift and scale are the same for all
-            images. "image": the image itself. "plate": all images of its plate. Training, prediction and export
-            obey it, and statistics that are not declared here cannot be read.
+        depends_on: source of the statistics besides the run itself. "run": none, shift and scale
+            are the same for all images. "image": the image itself. "plate": all images of its
+            plate. Training, prediction and export obey it, and statistics that are not declared
+            here cannot be read.
         uses_background: True if the run stores the background of each channel.
         log: True if log(1 + x) follows.
         copies: number of differently normalized copies of each channel in the network input.
-        inputs: definition of the inputs `shift` and `scale` of an exported network. Required unless `depends_on` is
-            "run": then export stores shift and scale as constants.
+        inputs: definition of the inputs `shift` and `scale` of an exported network. Required unless
+            `depends_on` is "run": then export stores shift and scale as constants.
     """
 
     shift_scale: Callable[[Any], tuple[ndarray, ndarray]]
@@ -240,7 +245,7 @@ NORMALIZATIONS: dict[str, NormalizationChoice] = {
         depends_on="run",
     ),
     "log": NormalizationChoice(
-        help="log(1 + value / background of the channel), so that stain and exposure act as an offset",
+        help="log(1 + value / background of the channel); stain and exposure become an offset",
         shift_scale=lambda s: _relative_to_background(s, s.zeros),
         depends_on="run",
         uses_background=True,
@@ -260,7 +265,8 @@ NORMALIZATIONS: dict[str, NormalizationChoice] = {
         help="mean 0 and standard deviation 1 for each site and channel",
         shift_scale=lambda s: _standardized(s.site_mean, s.site_std),
         depends_on="image",
-        inputs="shift: mean of each channel over the image; scale: 1 / its standard deviation, or 1 where that is 0",
+        inputs="shift: mean of each channel over the image; "
+        "scale: 1 / its standard deviation, or 1 where that is 0",
     ),
     "plate": NormalizationChoice(
         help="mean 0 and standard deviation 1 for each plate and channel",
@@ -315,7 +321,8 @@ def _relative_depth(mask: ndarray) -> ndarray:
     outline = _outline(mask)
     if not outline.any():  # no cell, or one cell that fills the site
         return np.where(mask > 0, 255, 0)
-    # One distance transform serves all cells: a path to another cell crosses the outline of the own cell first.
+    # One distance transform serves all cells: a path to another cell crosses the outline of the own
+    # cell first.
     depth = (ndimage.distance_transform_edt(~outline) + 1) * (mask > 0)
     cells, position = np.unique(mask, return_inverse=True)
     deepest = ndimage.maximum(depth, position, np.arange(len(cells)))

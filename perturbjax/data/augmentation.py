@@ -1,14 +1,22 @@
-"""From a batch of stored sites to the model's input: image and mask moved together, on the device.
+"""Augmentation and normalization on the device: from stored sites to network input, inside jit.
 
-Flips, rotation and the random resized crop are one affine resampling: each output pixel is looked up once in the
-source, bilinearly in the image and by nearest pixel in the mask, so that labels never mix. The crop box lies inside
-the site and turns about its own centre; what its corners reach beyond the site is the site mirrored at its border,
-image and mask alike. Small sites are mostly such border, and mirrored cells teach more than a black frame would.
+Transform. Flip, rotation and random resized crop are one affine map from output pixels to source
+positions: p = about + R M (center + size * step - about), with rotation R, flips M and the pixel
+grid `step` in [-0.5, 0.5]. Its matrix is one product for each record (`_source_points`). Each
+output pixel is then read once: bilinear in the image, nearest pixel in the mask, so that instance
+labels are never mixed. Image and mask use the same positions. The crop box lies inside the site and
+rotates about its center; positions outside the site are reflected at its border.
 
-Where the resampling shrinks, the image is first averaged over 2^n × 2^n blocks, n chosen for each record so that
-what is left to bridge is a factor between 0.7 and 1.4.
+Downsampling. Where a crop is larger than the output, bilinear sampling would skip pixels. The image
+is therefore averaged over 2^n x 2^n blocks first (a mipmap level). n is chosen for each record such
+that the remaining factor lies between 0.7 and 1.4.
 
-A record's changes follow from (seed, epoch, record) alone: neither the batch, the device nor the feed has a part.
+Matrix products. TPUs read single pixels slowly but multiply matrices fast. There, sampling is
+written as products of interpolation weights and pixels (`models.kernels.resampling`); CPUs and GPUs
+gather pixels by index.
+
+Randomness. The random key of a record is a function of (seed, epoch, record), see `record_keys`.
+The result does not depend on batch, device, pipeline or resumption.
 """
 
 from __future__ import annotations
@@ -26,15 +34,15 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, UInt
 
 from perturbjax.core.choices import MASK_ENCODINGS
 from perturbjax.core.config import AugmentConfig, InputConfig
-from perturbjax.data import normalization
-from perturbjax.models.kernels import resampling as lookup
+from perturbjax.data.normalization import normalize
+from perturbjax.models.kernels import resampling
 
-#: Uniform draws a record needs for its geometry, in this order.
+#: Uniform random numbers for the geometry of a record, in this order.
 _GEOMETRY = ("area", "ratio", "top", "left", "angle", "flip_vertical", "flip_horizontal")
 
 
 class RawBatch(NamedTuple):
-    """A batch of sites as a feed gives it; a pytree of host or device arrays."""
+    """A batch of stored sites: a pytree of host or device arrays."""
 
     image: UInt[Array, "b h w c"]
     """Stored integers."""
@@ -46,15 +54,15 @@ class RawBatch(NamedTuple):
     """Position in the dataset."""
     weight: Float32[Array, " b"]
     """1 for a site, 0 for padding."""
-    shift: Float32[Array, "b seen"]
-    """Of `normalization.normalize`, as is `scale`: all channels in each of k ways."""
-    scale: Float32[Array, "b seen"]
+    shift: Float32[Array, "b kc"]
+    """Shift and scale of each channel, see `normalization.normalize`."""
+    scale: Float32[Array, "b kc"]
 
 
 def record_keys(
     seed: int | Int[Array, ""], epoch: int | Int[Array, ""], records: Int[Array | np.ndarray, " b"]
 ) -> Key[Array, " b"]:
-    """The random key of each record in this epoch, whatever batch or device it is on."""
+    """Return the random key of each record in an epoch; it does not depend on the batch."""
     key = jax.random.fold_in(jax.random.key(seed), epoch)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, records)
 
@@ -67,21 +75,27 @@ def prepare(
     augment: AugmentConfig,
     input: InputConfig,
     train: bool,
-) -> Float32[Array, "b crop crop planes"]:
-    """Model input: channel 0 the mask, then the normalised image, k times where it is normalised in k ways.
+) -> Float32[Array, "b crop crop channels"]:
+    """Convert a batch of stored sites to network input. Pure function, for use inside jit.
 
-    With `train` the records are augmented; without, the whole site is resized to `augment.crop` and nothing is
-    random. `legacy_augmentation` restores the original instead: flips and rotation (about the site's centre, zeros
-    beyond its border) move the image and not its mask, the crop moves both and interpolates the mask as it does the
-    image, and evaluation is augmented too.
+    Args:
+        raw: B stored sites.
+        seed, epoch: of the random keys; can be traced.
+        augment: crop size and ranges of random changes. `legacy_augmentation` reproduces the
+            original program: flips and rotation (about the center of the site, zeros outside)
+            change the image but not its mask, the crop changes both and interpolates mask labels,
+            and evaluation is augmented, too.
+        input: normalization and mask encoding.
+        train: True augments. False resizes the whole site to `augment.crop` without any randomness.
 
-    Pure: `seed` and `epoch` may be traced; shapes follow from `raw` and `augment.crop`.
+    Returns:
+        (B, crop, crop, 1 + copies * C): the mask as channel 0, then the normalized image.
     """
     _, height, width, _ = raw.image.shape
-    seen = raw.shift.shape[1]
+    channels = raw.shift.shape[1]
     random = train or augment.legacy_augmentation
     keys = record_keys(seed, epoch, raw.record)
-    draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_GEOMETRY) + 2 * seen,)))(keys)
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_GEOMETRY) + 2 * channels,)))(keys)
     boxes = (
         _random_boxes(draws, height, width, augment)
         if random
@@ -90,12 +104,12 @@ def prepare(
 
     upright = boxes._replace(angle=jnp.zeros_like(boxes.angle), mirror=jnp.ones_like(boxes.mirror))
     if augment.legacy_augmentation:
-        image_points = _points(boxes, jnp.array([[height / 2, width / 2]]), augment.crop)
-        mask_points = _points(upright, boxes.center, augment.crop)
+        image_points = _source_points(boxes, jnp.array([[height / 2, width / 2]]), augment.crop)
+        mask_points = _source_points(upright, boxes.center, augment.crop)
     else:
-        image_points = mask_points = _points(boxes, boxes.center, augment.crop)
+        image_points = mask_points = _source_points(boxes, boxes.center, augment.crop)
     image = _sample_image(raw.image, image_points, boxes, augment, random)
-    image = normalization.normalize(image, raw.shift, raw.scale, input.normalize)
+    image = normalize(image, raw.shift, raw.scale, input.normalize)
     if augment.legacy_augmentation:
         image = jnp.where(_inside(image_points, height, width)[..., None], image, 0)
     if random:
@@ -112,25 +126,25 @@ def prepare(
 
 
 class _Boxes(NamedTuple):
-    """Where each record's crop lies in its site; lengths in pixels, y before x, (0, 0) the site's corner."""
+    """Crop of each record, in pixels of the site: y before x, (0, 0) is the corner of the site."""
 
     center: Float[Array, "b 2"]
     size: Float[Array, "b 2"]
     angle: Float[Array, " b"]
-    """Radians, counter-clockwise as the crop is seen."""
+    """Radians, counterclockwise in the displayed crop."""
     mirror: Float[Array, "b 2"]
-    """-1 where mirrored, else 1."""
+    """-1 where flipped, else 1."""
 
 
 class _Points(NamedTuple):
-    """Where each output pixel's centre lies in the site, in pixels from the site's corner."""
+    """Source position of the center of each output pixel, in pixels from the corner of the site."""
 
     y: Float[Array, "b crop crop"]
     x: Float[Array, "b crop crop"]
 
 
 def _whole_sites(draws: Float[Array, "b n"], height: int, width: int) -> _Boxes:
-    b = draws.shape[0]  # not its length: `perturbjax export` asks for a batch of any size
+    b = draws.shape[0]  # `len` fails for the symbolic batch size of `perturbjax export`
     size = jnp.broadcast_to(jnp.array([height, width], jnp.float32), (b, 2))
     return _Boxes(size / 2, size, jnp.zeros(b), jnp.ones((b, 2)))
 
@@ -138,9 +152,9 @@ def _whole_sites(draws: Float[Array, "b n"], height: int, width: int) -> _Boxes:
 def _random_boxes(
     draws: Float[Array, "b n"], height: int, width: int, augment: AugmentConfig
 ) -> _Boxes:
-    """Random resized crops: share of the area uniform, aspect ratio log-uniform, place uniform.
+    """Draw random resized crops: uniform area, log-uniform aspect ratio, uniform position.
 
-    A side longer than the site's is cut to it (torchvision draws again, up to ten times).
+    Sizes are clipped to the site (torchvision draws again instead, up to ten times).
     """
     draw = dict(zip(_GEOMETRY, draws.T, strict=False))
     low, high = augment.crop_scale
@@ -156,32 +170,34 @@ def _random_boxes(
     return _Boxes(corner + size / 2, size, angle, mirror)
 
 
-def _points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Points:
-    """The boxes' pixels, mirrored and rotated about a point: p = about + R M (center + size · step - about)."""
+def _source_points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Points:
+    """Compute p = about + R M (center + size * step - about) for all output pixels, with one matrix
+    per record.
+    """
     cos, sin = jnp.cos(boxes.angle), jnp.sin(boxes.angle)
-    turn = jnp.stack([cos, sin, -sin, cos], axis=1).reshape(-1, 2, 2) * boxes.mirror[:, None]
+    rotation = jnp.stack([cos, sin, -sin, cos], axis=1).reshape(-1, 2, 2) * boxes.mirror[:, None]
     about = jnp.broadcast_to(about, boxes.center.shape)
-    to_turn = jnp.concatenate([turn, about[..., None]], axis=2)
+    to_rotated = jnp.concatenate([rotation, about[..., None]], axis=2)
     to_site = jnp.concatenate(
         [jax.vmap(jnp.diag)(boxes.size), (boxes.center - about)[..., None]], axis=2
     )
     to_site = jnp.concatenate(
         [to_site, jnp.broadcast_to(jnp.array([0.0, 0.0, 1.0]), (about.shape[0], 1, 3))], axis=1
     )
-    # One product, since XLA's CPU would otherwise compute the matrix again for every pixel.
-    matrix = jnp.matmul(to_turn, to_site, precision="highest")
+    # One matrix product: XLA on CPUs would otherwise recompute the matrix for every pixel.
+    matrix = jnp.matmul(to_rotated, to_site, precision="highest")
     step = (jnp.arange(crop) + 0.5) / crop - 0.5
 
-    def one_by_one(matrix: Float[Array, "b 2 3"]) -> list[Float[Array, "b crop"]]:
+    def separately(matrix: Float[Array, "b 2 3"]) -> list[Float[Array, "b crop"]]:
         return [matrix[:, axis, column, None] * step for axis in (0, 1) for column in (0, 1)]
 
-    def at_once(matrix: Float[Array, "b 2 3"]) -> list[Float[Array, "b crop"]]:
-        along = matrix[:, :, :2, None] * step
-        return [along[:, axis, column] for axis in (0, 1) for column in (0, 1)]
+    def together(matrix: Float[Array, "b 2 3"]) -> list[Float[Array, "b crop"]]:
+        steps = matrix[:, :, :2, None] * step
+        return [steps[:, axis, column] for axis in (0, 1) for column in (0, 1)]
 
-    # A GPU starts one kernel in place of four; a CPU computes them where they are added.
+    # A GPU starts one kernel instead of four; a CPU fuses the products into the sums below.
     y_by_y, y_by_x, x_by_y, x_by_x = jax.lax.platform_dependent(
-        matrix, cuda=at_once, default=one_by_one
+        matrix, cuda=together, default=separately
     )
     y = y_by_y[:, :, None] + y_by_x[:, None] + matrix[:, 0, 2, None, None]
     x = x_by_y[:, :, None] + x_by_x[:, None] + matrix[:, 1, 2, None, None]
@@ -194,7 +210,7 @@ def _inside(points: _Points, height: int, width: int) -> Bool[Array, "b crop cro
 
 
 def _reflect(position: Float[Array, "*shape"], length: int) -> Float[Array, "*shape"]:
-    """Fold positions outside [0, length] back in, as if the site were mirrored at its borders."""
+    """Reflect positions outside [0, length] at the borders."""
     position = position - 2 * length * jnp.floor(position / (2 * length))
     return length - jnp.abs(length - position)
 
@@ -207,10 +223,12 @@ def _nearest(mask: UInt[Array, "b h w"], points: _Points) -> UInt[Array, "b crop
 
 
 def mip_levels(height: int, width: int, augment: AugmentConfig, random: bool) -> range:
-    """The averaging levels that crops of such a site can need; level n is the mean of 2^n × 2^n pixels."""
+    """Return the averaging levels that crops of a site can use; level n is the mean of 2^n × 2^n
+    pixels.
+    """
     whole = math.sqrt(height * width) / augment.crop
     low, high = augment.crop_scale if random else (1.0, 1.0)
-    first, last = (max(0, round(math.log2(whole * math.sqrt(share)))) for share in (low, high))
+    first, last = (max(0, round(math.log2(whole * math.sqrt(area)))) for area in (low, high))
     return range(first, last + 1)
 
 
@@ -221,36 +239,40 @@ def _sample_image(
     augment: AugmentConfig,
     random: bool,
 ) -> Float[Array, "b crop crop c"]:
-    """Look points up in the level that leaves each box nearest to its output's resolution."""
+    """Sample points bilinearly, at the averaging level closest to the output resolution of each
+    record.
+    """
     levels = mip_levels(image.shape[1], image.shape[2], augment, random)
     shrink = jnp.sqrt(boxes.size[:, 0] * boxes.size[:, 1]) / augment.crop
-    wanted = jnp.clip(jnp.round(jnp.log2(shrink)), levels[0], levels[-1])
+    level = jnp.clip(jnp.round(jnp.log2(shrink)), levels[0], levels[-1])
 
-    def by_place(image: Array, points: _Points, wanted: Array) -> Array:
+    def by_index(image: Array, points: _Points, level: Array) -> Array:
         pixels = _halvings(image, levels)
         sampled = _bilinear(next(pixels), points, 2 ** levels[0])
-        for level, smaller in zip(levels[1:], pixels, strict=True):
-            looked_up = _bilinear(smaller, points, 2**level)
-            sampled = jnp.where(wanted[:, None, None, None] == level, looked_up, sampled)
+        for number, smaller in zip(levels[1:], pixels, strict=True):
+            values = _bilinear(smaller, points, 2**number)
+            sampled = jnp.where(level[:, None, None, None] == number, values, sampled)
         return sampled
 
-    def by_products(image: Array, points: _Points, wanted: Array) -> Array:
+    def by_products(image: Array, points: _Points, level: Array) -> Array:
         step = (
             _longest_step(image.shape[1], image.shape[2], levels, augment)
             if random and augment.rotate
             else None
         )
-        return lookup.bilinear(list(_halvings(image, levels)), _grid(points, wanted, levels, step))
+        return resampling.bilinear(
+            list(_halvings(image, levels)), _grid(points, level, levels, step)
+        )
 
-    return jax.lax.platform_dependent(image, points, wanted, tpu=by_products, default=by_place)
+    return jax.lax.platform_dependent(image, points, level, tpu=by_products, default=by_index)
 
 
 def _sample_mask(
     mask: UInt[Array, "b h w"], points: _Points, augment: AugmentConfig, random: bool
 ) -> Float[Array, "b crop crop"]:
-    """Look points up in the pixel that they lie in."""
+    """Read the mask pixel at each point."""
 
-    def by_place(mask: Array, points: _Points) -> Array:
+    def by_index(mask: Array, points: _Points) -> Array:
         return _nearest(mask, points).astype(jnp.float32)
 
     def by_products(mask: Array, points: _Points) -> Array:
@@ -258,37 +280,38 @@ def _sample_mask(
         step = (
             _longest_step(height, width, range(1), augment) if random and augment.rotate else None
         )
-        return lookup.nearest(
+        return resampling.nearest(
             mask, _grid(points, jnp.zeros_like(points.y[:, 0, 0]), range(1), step)
         )
 
-    return jax.lax.platform_dependent(mask, points, tpu=by_products, default=by_place)
+    return jax.lax.platform_dependent(mask, points, tpu=by_products, default=by_index)
 
 
 def _grid(
     points: _Points, level: Float[Array, " b"], levels: range, step: float | None
-) -> lookup.Grid:
-    """The points in pixels of each record's averaging level."""
+) -> resampling.Grid:
+    """Convert points to pixels of the averaging level of each record."""
     block = jnp.exp2(-level)[:, None, None]
-    return lookup.Grid(
+    return resampling.Grid(
         points.y * block - 0.5, points.x * block - 0.5, level.astype(jnp.int32) - levels[0], step
     )
 
 
 def _longest_step(height: int, width: int, levels: range, augment: AugmentConfig) -> float:
-    """The most that points of neighbouring output pixels lie apart, in pixels of their averaging level.
+    """Return the maximum distance between points of adjacent output pixels, in pixels of their
+    averaging level.
 
-    A level but the last takes crops of up to √2 their output's resolution, as long as `crop_ratio` lets one side be;
-    or as the site is, where a side was cut to the site's.
+    All levels but the last serve crops of up to √2 times the output resolution; `crop_ratio` then
+    limits their longer edge. Clipped crops have the aspect ratio of the site at most.
     """
     ratio = max(augment.crop_ratio[1], 1 / augment.crop_ratio[0], height / width, width / height)
     longest = math.sqrt(2 * ratio) * augment.crop
-    sides = [min(longest, max(height, width) / 2**level) for level in levels[:-1]]
-    return max([*sides, max(height, width) / 2 ** levels[-1]]) / augment.crop
+    lengths = [min(longest, max(height, width) / 2**level) for level in levels[:-1]]
+    return max([*lengths, max(height, width) / 2 ** levels[-1]]) / augment.crop
 
 
 def _halvings(image: UInt[Array, "b h w c"], levels: range) -> Iterator[Array]:
-    """The image at each averaging level."""
+    """Yield the image at each averaging level."""
     pixels: Array = image
     for level in range(levels[-1] + 1):
         pixels = _halve(pixels) if level else pixels
@@ -297,7 +320,7 @@ def _halvings(image: UInt[Array, "b h w c"], levels: range) -> Iterator[Array]:
 
 
 def _halve(image: Array) -> Float[Array, "b h w c"]:
-    """Mean of 2 × 2 pixels; the last row or column is repeated where their number is odd."""
+    """Average 2 × 2 pixels; an odd last row or column is repeated."""
     pad = ((0, 0), (0, image.shape[1] % 2), (0, image.shape[2] % 2), (0, 0))
     image = jnp.pad(image, pad, mode="edge") if any(map(any, pad)) else image
     corners = (image[:, top::2, left::2].astype(jnp.float32) for top in (0, 1) for left in (0, 1))
@@ -305,7 +328,7 @@ def _halve(image: Array) -> Float[Array, "b h w c"]:
 
 
 def _bilinear(image: Array, points: _Points, block: int) -> Float[Array, "b crop crop c"]:
-    """Look every point up between its four neighbours, in an image whose pixels are block × block of the site's."""
+    """Sample points bilinearly in an image whose pixels are block × block pixels of the site."""
     b, rows, columns, c = image.shape
     y = jnp.clip(_reflect(points.y / block, rows) - 0.5, 0, rows - 1)
     x = jnp.clip(_reflect(points.x / block, columns) - 0.5, 0, columns - 1)
@@ -314,26 +337,26 @@ def _bilinear(image: Array, points: _Points, block: int) -> Float[Array, "b crop
     down, right = (y - top)[..., None], (x - left)[..., None]
     pixels, corner = image.reshape(b, rows * columns, c), top * columns + left
 
-    def row(at: Int[Array, "b crop crop"]) -> Float[Array, "b crop crop c"]:
+    def row(index: Int[Array, "b crop crop"]) -> Float[Array, "b crop crop c"]:
         return (
-            _take(pixels, at).astype(jnp.float32) * (1 - right)
-            + _take(pixels, at + 1).astype(jnp.float32) * right
+            _take(pixels, index).astype(jnp.float32) * (1 - right)
+            + _take(pixels, index + 1).astype(jnp.float32) * right
         )
 
     return row(corner) * (1 - down) + row(corner + columns) * down
 
 
-def _take(pixels: Array, at: Int[Array, "b crop crop"]) -> Array:
-    """Each record's pixels at flat positions that are known to be inside."""
-    return jax.vmap(lambda source, index: source.at[index].get(mode="promise_in_bounds"))(
-        pixels, at
+def _take(pixels: Array, index: Int[Array, "b crop crop"]) -> Array:
+    """Gather pixels of each record at flat indices, which must be in bounds."""
+    return jax.vmap(lambda source, flat: source.at[flat].get(mode="promise_in_bounds"))(
+        pixels, index
     )
 
 
 def _change_intensity(
     image: Float[Array, "b crop crop c"], draws: Float[Array, "b 2*c"], augment: AugmentConfig
 ) -> Float[Array, "b crop crop c"]:
-    """Contrast (a factor) and brightness (a sum), drawn for each record and channel."""
+    """Multiply by a random contrast and add a random brightness for each record and channel."""
     contrast, brightness = jnp.split((2 * draws - 1)[:, None, None, :], 2, axis=-1)
     if augment.contrast:
         image = image * (1 + augment.contrast * contrast)
@@ -345,6 +368,8 @@ def _change_intensity(
 def _join(
     mask: Float[Array, "b crop crop"], image: Float[Array, "b crop crop c"]
 ) -> Float[Array, "b crop crop 1+c"]:
-    """The mask as channel 0. Written in place: a concatenation takes XLA's CPU three times as long."""
+    """Put the mask in channel 0. Written in place, since concatenation takes three times as long on
+    CPUs.
+    """
     *shape, c = image.shape
     return jnp.zeros((*shape, 1 + c)).at[..., 0].set(mask).at[..., 1:].set(image)

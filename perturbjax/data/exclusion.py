@@ -1,4 +1,6 @@
-"""Which sites are left out of training and judging: rules on columns of the index, and what they left out, said."""
+"""Exclusion of sites from training and evaluation by rules on columns of the index, as
+`focus_DNA<-6`.
+"""
 
 from __future__ import annotations
 
@@ -22,107 +24,127 @@ OPERATORS = {
     ">": operator.gt,
 }
 RULE = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|==|!=|<|>)\s*(.+?)\s*")
-#: Bytes that a file of rules may have.
-LARGEST_FILE = 1 << 20
-#: Classes that a line names at most.
-NAMED = 6
+#: Maximum size of a file of rules, in bytes.
+MAX_FILE_BYTES = 1 << 20
+#: Maximum number of classes listed in a message.
+LISTED_CLASSES = 6
+_EXAMPLES = "a rule like focus_DNA<-6 or Metadata_Well==A01"
 
 
-def read_rules(words: Sequence[str]) -> tuple[str, ...]:
-    """Rules as they are, and those of files in their place: one a line, empty lines and what follows a # left out.
+def read_rules(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Replace files of rules by their rules.
+
+    Args:
+        arguments: rules, and files with one rule per line; empty lines and text after # are
+            ignored.
 
     Raises:
-        InputError: a word is neither a rule nor a file of rules.
+        InputError: an argument is neither a rule nor a file of rules.
     """
     return tuple(
         rule
-        for word in words
-        for rule in ([word] if RULE.fullmatch(word) else _rules_in(Path(word)))
+        for argument in arguments
+        for rule in ([argument] if RULE.fullmatch(argument) else _read_file(Path(argument)))
     )
 
 
-def _rules_in(path: Path) -> list[str]:
+def _read_file(path: Path) -> list[str]:
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
-            raise ValueError("there is no such file of rules, one a line")
+        if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"no file of at most {MAX_FILE_BYTES >> 20} MB has this name")
         lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
-        raise InputError(f"--exclude {path}: is no rule like focus_DNA<-6, and {error}") from error
+        raise InputError(
+            f"--exclude {path}: neither a rule nor a file of rules ({error}). Pass {_EXAMPLES}."
+        ) from error
     rules = [line for line in lines if line]
     for rule in rules:
         if not RULE.fullmatch(rule):
-            raise InputError(
-                f"--exclude {path}: {rule!r} is no rule like focus_DNA<-6 or Metadata_Well==A01"
-            )
+            raise InputError(f"--exclude {path}: {rule!r} is not a rule. Write {_EXAMPLES}.")
     return rules
 
 
-def matches(index: pd.DataFrame, rule: str) -> Bool[np.ndarray, " n"]:
-    """The sites that a rule is true of. `<` and the like compare numbers, `==` and `!=` texts too.
+def match_rule(index: pd.DataFrame, rule: str) -> Bool[np.ndarray, " n"]:
+    """Find the sites that fulfill a rule. `==` and `!=` also compare text; all others compare
+    numbers.
+
+    Returns:
+        (n,) booleans; False where a number is missing.
 
     Raises:
-        InputError: it is no rule, its column is not in the index, or numbers are compared with what is none.
+        InputError: the rule has another form, names an absent column, or compares text with a
+            number.
     """
-    found = RULE.fullmatch(rule)
-    if found is None:
-        raise InputError(f"--exclude {rule}: is no rule like focus_DNA<-6 or Metadata_Well==A01")
-    column, sign, value = found.groups()
+    match = RULE.fullmatch(rule)
+    if match is None:
+        raise InputError(f"--exclude {rule}: not a rule. Pass {_EXAMPLES}.")
+    column, sign, value = match.groups()
     if column not in index.columns:
         raise InputError(
-            f"--exclude {rule}: the index has no column {column!r}; it has {', '.join(index.columns)}"
+            f"--exclude {rule}: the index has no column {column!r} (available: "
+            f"{', '.join(index.columns)})."
         )
     values = index[column]
     if not pd.api.types.is_numeric_dtype(values):
         if sign in ("==", "!="):
             return OPERATORS[sign](values.astype(str), value).to_numpy(bool)
-        raise InputError(
-            f"--exclude {rule}: {column} holds text; it can only be compared by == and !="
-        )
+        raise InputError(f"--exclude {rule}: {column} contains text. Compare it with == or !=.")
     try:
         number = float(value)
     except ValueError as error:
-        raise InputError(f"--exclude {rule}: {value!r} is no number") from error
-    known = values.notna().to_numpy()
-    return known & OPERATORS[sign](values, number).to_numpy(bool)
+        raise InputError(
+            f"--exclude {rule}: {column} contains numbers, {value!r} is not a number."
+        ) from error
+    return values.notna().to_numpy() & OPERATORS[sign](values, number).to_numpy(bool)
 
 
 def apply_exclusions(
     index: pd.DataFrame, rules: Sequence[str], label: str
 ) -> tuple[Bool[np.ndarray, " n"], list[str]]:
-    """The sites that no rule leaves out, and one sentence for each rule that says what it leaves out.
+    """Find the sites that no rule excludes.
+
+    Args:
+        index: one row for each of n sites.
+        rules: exclusion rules.
+        label: column whose classes the summary counts.
+
+    Returns:
+        (n,) True for included sites; and one sentence for each rule with the number of excluded
+        sites.
 
     Raises:
-        InputError: a rule cannot be used, or none is left.
+        InputError: a rule cannot be applied, or all sites are excluded.
     """
-    kept, said = np.ones(len(index), bool), []
+    included, sentences = np.ones(len(index), bool), []
     for rule in rules:
-        out = matches(index, rule)
-        kept &= ~out
-        said.append(f"excluded by {rule}: {out.sum()} of {len(index)} sites{_unknown(index, rule)}")
-    if not kept.any():
-        raise InputError(f"--exclude {' '.join(rules)}: leaves no site; choose other bounds")
+        excluded = match_rule(index, rule)
+        included &= ~excluded
+        sentences.append(
+            f"excluded by {rule}: {excluded.sum()} of {len(index)} "
+            f"sites{_count_missing(index, rule)}"
+        )
+    if not included.any():
+        raise InputError(f"--exclude {' '.join(rules)}: excludes all sites. Use other bounds.")
     if rules:
-        said.append(_lost(index, kept, label))
-    return kept, said
+        sentences.append(_summarize(index[label].astype(str), included))
+    return included, sentences
 
 
-def _unknown(index: pd.DataFrame, rule: str) -> str:
-    column = RULE.fullmatch(rule)[1]  # type: ignore[index]  # matches() has refused what is no rule
+def _count_missing(index: pd.DataFrame, rule: str) -> str:
+    column = RULE.fullmatch(rule)[1]  # type: ignore[index]  # match_rule has checked the rule
     missing = int(index[column].isna().sum())
-    return f" ({missing} have no {column} and are kept)" if missing else ""
+    return f" ({missing} sites without {column} are included)" if missing else ""
 
 
-def _lost(index: pd.DataFrame, kept: Bool[np.ndarray, " n"], label: str) -> str:
-    labels = index[label].astype(str)
-    counts = labels[~kept].value_counts()
-    each = ", ".join(f"{name} {count}" for name, count in counts.head(NAMED).items())
-    more = f" and {len(counts) - NAMED} classes more" if len(counts) > NAMED else ""
-    gone = sorted(set(labels) - set(labels[kept]))
-    lost = (
-        f"; no site is left of {', '.join(gone[:NAMED])}" + (" …" if len(gone) > NAMED else "")
-        if gone
-        else ""
-    )
-    return f"excluded together: {(~kept).sum()} sites" + (
-        f" ({each}{more}){lost}" if len(counts) else ""
-    )
+def _summarize(labels: pd.Series, included: Bool[np.ndarray, " n"]) -> str:
+    """Count the excluded sites of each class, and name the classes without any remaining site."""
+    counts = labels[~included].value_counts()
+    summary = f"excluded in total: {(~included).sum()} sites"
+    if not len(counts):
+        return summary
+    classes = ", ".join(f"{name} {count}" for name, count in counts.head(LISTED_CLASSES).items())
+    if len(counts) > LISTED_CLASSES:
+        classes += f" and {len(counts) - LISTED_CLASSES} more classes"
+    lost = sorted(set(labels) - set(labels[included]))
+    names = ", ".join(lost[:LISTED_CLASSES]) + (" …" if len(lost) > LISTED_CLASSES else "")
+    return f"{summary} ({classes})" + (f"; no sites remain of {names}" if lost else "")

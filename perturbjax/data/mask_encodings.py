@@ -1,7 +1,8 @@
 """Mask channel of the network input: encode instance labels as the integers that batches store.
 
-The encodings are the records of `perturbjax.core.choices.MASK_ENCODINGS`. The mask channel of the network input is
-`encode(mask, encoding) * MASK_ENCODINGS[encoding].scale`; the factor is applied on the device.
+The encodings are the records of `perturbjax.core.choices.MASK_ENCODINGS`. The mask channel of the
+network input is `encode(mask, encoding) * MASK_ENCODINGS[encoding].scale`; the factor is applied on
+the device.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def encode(mask: UInt16[np.ndarray, "h w"], encoding: str) -> UInt[np.ndarray, "
 def draw_disks(mask: UInt16[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
     """Replace each cell by a disk with its position and width, so that its shape is lost.
 
-    The disk is centered in the bounding box of the cell and contains all of its pixels. Smaller disks are drawn over
-    larger ones.
+    The disk is centered in the bounding box of the cell and contains all of its pixels. Smaller
+    disks are drawn over larger ones.
 
     Args:
         mask: (H, W) uint16 instance labels, 0 is background.

@@ -1,14 +1,18 @@
-"""Intensity normalization: shift and scale of each site, from the index alone, and their use inside jit.
+"""Intensity normalization: shift and scale of each site, from the index alone, and their use inside
+jit.
 
-A normalization maps stored integers to network input: (x - shift) * scale, then optionally log(1 + x). The methods are
-the records of `perturbjax.core.choices.NORMALIZATIONS`. Shift and scale come from up to three sources:
+A normalization maps stored integers to network input: (x - shift) * scale, then optionally log(1 +
+x). The methods are the records of `perturbjax.core.choices.NORMALIZATIONS`. Shift and scale come
+from up to three sources:
 
-- the run: statistics of the training data (background of each channel), fitted once and stored with the run;
+- the run: statistics of the training data (background of each channel), fitted once and stored with
+  the run;
 - the image: mean and standard deviation of the site, from `index.parquet`;
 - the plate: the same over all images of the plate.
 
-A method can read only the sources that its record declares. A run therefore treats one site as it treats a thousand,
-except with methods that use plates: these need complete plates and print a warning otherwise.
+A method can read only the sources that its record declares. A run therefore treats one site as it
+treats a thousand, except with methods that use plates: these need complete plates and print a
+warning otherwise.
 """
 
 from __future__ import annotations
@@ -27,10 +31,11 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.dataset import PLATE, SiteSource
 
-#: Statistics stored with a run: `background` (channel -> stored units) and `plates` (plate -> number of sites). Plain
-#: values, which JSON keeps exactly.
+#: Statistics stored with a run: `background` (channel -> stored units) and `plates` (plate ->
+#: number of sites). Plain values, which JSON keeps exactly.
 Statistics = dict[str, dict[str, float]]
-#: A plate that is absent from training counts as complete with this fraction of the sites of the median plate.
+#: A plate that is absent from training counts as complete with this fraction of the sites of the
+#: median plate.
 COMPLETE_PLATE = 0.5
 
 
@@ -114,9 +119,11 @@ def choose_statistics(
     *,
     is_training_data: bool,
 ) -> Statistics:
-    """Return the statistics to normalize a dataset for a run, with a warning if they are unreliable.
+    """Return the statistics to normalize a dataset for a run, with a warning if they are
+    unreliable.
 
-    Imported networks, and runs of early versions, have no stored statistics. They are fitted to the dataset then.
+    Imported networks, and runs of early versions, have no stored statistics. They are fitted to the
+    dataset then.
 
     Args:
         dataset: the dataset that the run is applied to.
@@ -129,7 +136,8 @@ def choose_statistics(
         fitted = fit_statistics(dataset, input)
         if fitted and not is_training_data:
             console.print(
-                f"warning: {run} has no stored statistics for --normalize {input.normalize}. They are computed "
+                f"warning: {run} has no stored statistics for --normalize {input.normalize}. They "
+                "are computed "
                 f"from {dataset.path}, so predictions depend on the sites in it."
             )
         return fitted
@@ -157,7 +165,8 @@ def _warn_incomplete_plates(
         )
         more = f" ({len(incomplete) - 1} more plates are incomplete)" if len(incomplete) > 1 else ""
         console.print(
-            f"warning: plate {plate} has {n} sites, compared with {before}{more}. --normalize {input.normalize} "
+            f"warning: plate {plate} has {n} sites, compared with {before}{more}. --normalize "
+            f"{input.normalize} "
             "uses statistics of complete plates, so predictions depend on the sites in the dataset."
         )
 
@@ -185,8 +194,10 @@ class _SiteStatistics:
         names = self._dataset.channel_names
         if missing := [name for name in names if name not in fitted]:
             raise InputError(
-                f"{self._dataset.path}: channel {missing[0]} has no background value in the run (available: "
-                f"{', '.join(fitted) or 'none'}). Apply the run to data with the channels of its training data."
+                f"{self._dataset.path}: channel {missing[0]} has no background value in the run "
+                "(available: "
+                f"{', '.join(fitted) or 'none'}). Apply the run to data with the channels of its "
+                "training data."
             )
         return np.array([fitted[name] for name in names], np.float64)
 
@@ -204,12 +215,14 @@ class _SiteStatistics:
 
     @property
     def plate_std(self) -> Float64[np.ndarray, "n c"]:
-        # Law of total variance: mean of the variances of sites (of equal size) plus variance of their means.
+        # Law of total variance: mean of the variances of sites (of equal size) plus variance of
+        # their means.
         mean, std = self._read("plate", "mean"), self._read("plate", "std")
         return np.sqrt(self._average_over_plates(std**2 + (mean - self.plate_mean) ** 2))
 
     def _read(self, source: str, statistic: str) -> Float64[np.ndarray, "n c"]:
-        # Undeclared statistics are an error: export would store those of a blank image as constants.
+        # Undeclared statistics are an error: export would store those of a blank image as
+        # constants.
         if source not in ("image", self._depends_on) or self._depends_on == "run":
             raise TypeError(f"normalization depends on the {source}, its record does not say so")
         return _site_values(self._dataset, statistic)

@@ -1,7 +1,10 @@
-"""Who trains and who judges, as a manifest that travels with the run.
+"""Train/test splits: assign groups of sites to train or test, and store the assignment as a
+manifest.
 
-A manifest is a table with one row a site: `site_id`, `group` (what is kept whole) and `part` ("train" or "test").
-Its fingerprint identifies it; two runs are comparable when their fingerprints are the same.
+A manifest is a table with one row for each site: `site_id`, `group` (never divided between train
+and test) and `part` ("train" or "test"). Its fingerprint identifies it: runs with the same
+fingerprint can be compared. The split policies are the records of
+`perturbjax.core.choices.SPLIT_POLICIES`.
 """
 
 from __future__ import annotations
@@ -35,67 +38,47 @@ TRAIN, TEST = "train", "test"
 
 def make_split(
     index: pd.DataFrame,
-    policy: SplitPolicy | str,
+    policy: str,
     *,
     label: str,
     folds: int = 5,
     fold: int = 0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Deal groups into `folds` parts with similar label shares; part `fold` judges.
-
-    Grouped policies use scikit-learn's `StratifiedGroupKFold(folds, shuffle=True, random_state=seed)` on the rows in
-    the order given, `site` its `StratifiedKFold`; so a fold can be named in a paper and found again.
+    """Divide groups into `folds` parts with similar class proportions; part `fold` is the test set.
 
     Args:
-        index: one row a site with `site_id`, `Metadata_Plate`, `Metadata_Well` and the column `label`.
-        policy: what is kept whole.
+        index: one row for each site with `site_id`, `Metadata_Plate`, `Metadata_Well` and the
+            column `label`.
+        policy: a name in `SPLIT_POLICIES`.
         label: column to stratify by.
-        folds, fold, seed: number of parts, the judging one, and the shuffle.
+        folds: number of parts, at least 2.
+        fold: part that is the test set, from 0.
+        seed: seed of the shuffle.
 
     Returns:
         The manifest, in the order of `index`.
 
     Raises:
-        InputError: the split cannot be made, or could not be learned from.
+        InputError: the data does not allow this split, or fewer than two classes occur in both
+            train and test.
+
+    Source:
+        scikit-learn: `StratifiedKFold` for policy "site", else `StratifiedGroupKFold`, with
+        `shuffle=True, random_state=seed`, on the rows of `index`. Policy, folds, fold and seed
+        therefore identify a test set.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    if folds < 2 or not 0 <= fold < folds:
-        raise InputError(
-            f"--folds {folds} --fold {fold}: needs at least 2 folds and a fold from 0 to folds - 1"
-        )
-    labels = index[label].to_numpy()
-    groups = assign_groups(index, policy)
-    if (nameless := pd.Series(groups).astype(str).str.strip() == "").any():
-        site = index["site_id"].iloc[int(np.flatnonzero(nameless)[0])]
-        raise InputError(
-            f"--split {policy}: site {site} has no {policy} to keep whole; fill its column in"
-        )
-    present = len(np.unique(groups))
-    if present < folds:
-        raise InputError(
-            f"--split {policy} --folds {folds}: there are only {present} groups ({policy}s); use fewer folds"
-        )
-    counts = pd.Series(labels).value_counts()
-    if counts.max() < folds:
-        raise InputError(
-            f"--split {policy} --folds {folds}: no class of column {label} has more than {counts.max()} sites; "
-            "use fewer folds, or choose another --label-column"
-        )
-    if policy == "site":
-        if counts.min() < 2:
-            raise InputError(
-                f"--split site: label {counts.idxmin()!r} of column {label} has one site and cannot stand on both sides"
-                "; leave it out of the CSV or choose another --label-column"
-            )
-        folder = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    else:
-        folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    labels, groups = index[label].to_numpy(), assign_groups(index, policy)
+    _require_possible(index, policy, label, groups, folds, fold)
+    kind = StratifiedKFold if policy == "site" else StratifiedGroupKFold
     with warnings.catch_warnings():
-        # A class with fewer members than folds is usual here; what it means for the score is said by the judge.
+        # Classes with fewer members than folds are common here; evaluation reports the classes it
+        # leaves out.
         warnings.simplefilter("ignore", UserWarning)
-        parts = list(folder.split(np.zeros(len(index)), labels, groups))
+        splitter = kind(folds, shuffle=True, random_state=seed)
+        parts = list(splitter.split(np.zeros(len(index)), labels, groups))
     part = np.full(len(index), TRAIN, dtype=object)
     part[parts[fold][1]] = TEST
     manifest = pd.DataFrame({"site_id": index["site_id"].to_numpy(), "group": groups, "part": part})
@@ -104,27 +87,63 @@ def make_split(
     return manifest
 
 
-def assign_groups(index: pd.DataFrame, policy: SplitPolicy | str) -> np.ndarray:
-    """(n,) text: the group that each site belongs to under a policy."""
+def assign_groups(index: pd.DataFrame, policy: str) -> np.ndarray:
+    """Return the group of each site under a split policy, (n,) text."""
     if policy not in SPLIT_POLICIES:
-        raise InputError(f"--split {policy}: unknown; choose one of {', '.join(SPLIT_POLICIES)}")
+        raise InputError(
+            f"--split {policy}: unknown (available: {', '.join(SPLIT_POLICIES)}). Pass one of "
+            "these."
+        )
     return SPLIT_POLICIES[policy].groups(index).to_numpy(dtype=object)
 
 
+def _require_possible(
+    index: pd.DataFrame, policy: str, label: str, groups: np.ndarray, folds: int, fold: int
+) -> None:
+    flags = f"--split {policy} --folds {folds}"
+    if folds < 2 or not 0 <= fold < folds:
+        raise InputError(
+            f"--folds {folds} --fold {fold}: pass at least 2 folds, and a fold from 0 to folds - 1."
+        )
+    if (empty := pd.Series(groups).astype(str).str.strip() == "").any():
+        site = index["site_id"].iloc[int(np.flatnonzero(empty)[0])]
+        raise InputError(
+            f"--split {policy}: site {site} has no {policy} name. Fill in its column in the CSV "
+            "file and rebuild."
+        )
+    if (present := len(np.unique(groups))) < folds:
+        raise InputError(f"{flags}: there are only {present} groups ({policy}s). Use fewer folds.")
+    counts = pd.Series(index[label].to_numpy()).value_counts()
+    if counts.max() < folds:
+        raise InputError(
+            f"{flags}: no class of column {label} has more than {counts.max()} sites. Use fewer "
+            "folds, or pass "
+            "another --label-column."
+        )
+    if policy == "site" and counts.min() < 2:
+        raise InputError(
+            f"--split site: class {counts.idxmin()!r} of column {label} has only one site, which "
+            "cannot be in both "
+            "train and test. Remove it from the CSV file, or pass another --label-column."
+        )
+
+
 def _require_learnable(manifest: pd.DataFrame, labels: np.ndarray, policy: str, label: str) -> None:
-    judged = manifest["part"].to_numpy() == TEST
-    shared = set(labels[judged]) & set(labels[~judged])
+    is_test = manifest["part"].to_numpy() == TEST
+    shared = set(labels[is_test]) & set(labels[~is_test])
     if len(shared) >= 2:
         return
-    both = f"only {shared.pop()!r}" if shared else "no class"
+    classes = f"only class {shared.pop()!r}" if shared else "no class"
     raise InputError(
-        f"--split {policy}: {both} of column {label} stands on both sides, so nothing can be learned; choose another "
-        "--label-column, or see `perturbjax audit` for the splits that this data allows"
+        f"--split {policy}: {classes} of column {label} occurs in both train and test, so nothing "
+        "can be learned. "
+        "Pass another --label-column, or run `perturbjax audit` to list the splits that this data "
+        "allows."
     )
 
 
 def fingerprint(manifest: pd.DataFrame) -> str:
-    """SHA-256 (hexadecimal) over the sorted (site_id, part) pairs."""
+    """Return the SHA-256 (hexadecimal) of the sorted (site_id, part) pairs."""
     rows = sorted(
         f"{site}\t{part}" for site, part in zip(manifest["site_id"], manifest["part"], strict=True)
     )
@@ -132,91 +151,102 @@ def fingerprint(manifest: pd.DataFrame) -> str:
 
 
 def write_split(manifest: pd.DataFrame, path: Path) -> None:
-    """Write a manifest as parquet, atomically; how it was made travels in its metadata."""
+    """Write a manifest as parquet, atomically; the parameters of the split are in its metadata."""
     write_parquet(path, manifest)
 
 
 def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
-    """Read a manifest and put it in the order of `index`.
-
-    Sites the manifest leaves out are neither trained on nor judged.
+    """Read a manifest, in the order of `index`. Sites absent from it are neither in train nor in
+    test.
 
     Raises:
-        InputError: unreadable, a column is missing, a part is unknown, a site is unknown or twice there, a group
-            stands on both sides, or a side is empty.
+        InputError: the file is damaged, a column is missing, a part is neither train nor test, a
+            site is absent from the dataset or duplicated, a group is in both train and test, or one
+            of these is empty.
     """
-    manifest = read_parquet(path, "make it again with `perturbjax split`")
+    manifest = read_parquet(path, "create it again with `perturbjax split`")
     if missing := [column for column in COLUMNS if column not in manifest.columns]:
-        raise InputError(f"{path}: no column {missing[0]!r}; a manifest has {', '.join(COLUMNS)}")
+        raise InputError(
+            f"{path}: no column {missing[0]!r}. A manifest has the columns {', '.join(COLUMNS)}."
+        )
     if unknown := set(manifest["part"]) - {TRAIN, TEST}:
         raise InputError(
-            f"{path}: unknown part {sorted(map(str, unknown))[0]!r}; parts are {TRAIN} and {TEST}"
+            f"{path}: unknown part {min(map(str, unknown))!r}. Use {TRAIN} and {TEST}."
         )
-    if manifest["site_id"].duplicated().any():
+    sites = manifest["site_id"]
+    if (duplicate := sites.duplicated()).any():
         raise InputError(
-            f"{path}: site {manifest.loc[manifest['site_id'].duplicated(), 'site_id'].iloc[0]!r} is twice there"
+            f"{path}: site {sites[duplicate].iloc[0]!r} occurs twice. Remove one of its rows."
         )
-    if strangers := set(manifest["site_id"]) - set(index["site_id"]):
+    if absent := set(sites) - set(index["site_id"]):
         raise InputError(
-            f"{path}: site {sorted(strangers)[0]!r} is not in the dataset; make the manifest from this dataset"
+            f"{path}: site {min(absent)!r} is not in the dataset. Create the manifest from this "
+            "dataset."
         )
     group = manifest["group"]
     if (empty := group.isna() | (group.astype(str).str.strip() == "")).any():
         raise InputError(
-            f"{path}: site {manifest.loc[empty, 'site_id'].iloc[0]!r} has no group, so nothing says what it must not "
-            "be parted from; name it"
+            f"{path}: site {sites[empty].iloc[0]!r} has no group. Fill in the column 'group'."
         )
     require_no_overlap(manifest, path)
     order = pd.Index(index["site_id"])
-    kept = manifest.set_index("site_id").loc[order[order.isin(manifest["site_id"])]].reset_index()
-    kept.attrs = manifest.attrs
-    return kept
+    ordered = manifest.set_index("site_id").loc[order[order.isin(sites)]].reset_index()
+    ordered.attrs = manifest.attrs
+    return ordered
 
 
 def require_no_overlap(manifest: pd.DataFrame, path: Path | str = "split") -> None:
-    """Refuse a manifest in which a group stands on both sides, or a side is empty.
+    """Check that no group is in both train and test, and that both have sites.
 
     Raises:
-        InputError: it does; the message names a group.
+        InputError: names the group or the empty part.
     """
-    sides = manifest.groupby("group")["part"].nunique()
-    if (sides > 1).any():
+    parts = manifest.groupby("group")["part"].nunique()
+    if (parts > 1).any():
         raise InputError(
-            f"{path}: group {sides.index[sides > 1][0]!r} stands in both train and test; deal it to one side"
+            f"{path}: group {parts.index[parts > 1][0]!r} is in both train and test. Assign it to "
+            "one of them."
         )
     for part in (TRAIN, TEST):
         if not (manifest["part"] == part).any():
-            raise InputError(f"{path}: no site is in {part}; give both sides some")
+            raise InputError(f"{path}: no site is in {part}. Assign sites to both train and test.")
 
 
 def create_manifest(
     index: pd.DataFrame, config: SplitConfig, *, label: str, seed: int
 ) -> pd.DataFrame:
-    """The manifest that a configuration asks for, read or made, of the sites that it does not exclude.
+    """Read or make the split of a configuration, without the sites that it excludes.
 
-    What was excluded is said in `attrs["excluded"]`, a sentence a rule.
+    Returns:
+        The manifest. `attrs["excluded"]` has one sentence for each exclusion rule.
     """
-    kept, said = apply_exclusions(index, read_rules(config.exclude), label)
+    included, sentences = apply_exclusions(index, read_rules(config.exclude), label)
     if config.split_file:
-        manifest = without(read_split(Path(config.split_file), index), index["site_id"][~kept])
-    else:
-        index = index[kept]
-        manifest = make_split(
-            index, config.split, label=label, folds=config.folds, fold=config.fold, seed=seed
+        manifest = remove_sites(
+            read_split(Path(config.split_file), index), index["site_id"][~included]
         )
-    manifest.attrs["excluded"] = said
+    else:
+        manifest = make_split(
+            index[included],
+            config.split,
+            label=label,
+            folds=config.folds,
+            fold=config.fold,
+            seed=seed,
+        )
+    manifest.attrs["excluded"] = sentences
     return manifest
 
 
-def without(manifest: pd.DataFrame, site_ids: pd.Series) -> pd.DataFrame:
-    """A manifest less some sites.
+def remove_sites(manifest: pd.DataFrame, site_ids: pd.Series) -> pd.DataFrame:
+    """Return a manifest without some sites.
 
     Raises:
-        InputError: that leaves a side empty.
+        InputError: train or test is empty then.
     """
-    left = manifest[~manifest["site_id"].isin(site_ids)].reset_index(drop=True)
-    require_no_overlap(left, "--exclude")
-    return left
+    remaining = manifest[~manifest["site_id"].isin(site_ids)].reset_index(drop=True)
+    require_no_overlap(remaining, "--exclude")
+    return remaining
 
 
 @dataclass(frozen=True)
@@ -236,9 +266,11 @@ class ManifestConfig:
     fold: int = 0
     """Fold of the test set, from 0."""
     seed: int = 0
-    """Random seed."""
-    exclude: tuple[str, ...] = ()
-    """Sites to leave out: rules such as focus_DNA<-6 or Metadata_Well==A01, or files of rules."""
+    """Of the shuffle."""
+    exclude: tuple[str, ...] = SplitConfig.exclude
+    """Sites that are left out: rules on columns of the index, as focus_DNA<-6, or files of such
+    rules.
+    """
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -248,10 +280,13 @@ class ManifestConfig:
 
 
 def split_dataset(options: ManifestConfig) -> Path:
-    """Deal a dataset's sites to training and judging, and write the manifest.
+    """Split the sites of a dataset into train and test, and write the manifest.
+
+    Returns:
+        Path of the manifest.
 
     Raises:
-        InputError: the dataset cannot be opened, has no such column, or cannot be dealt so.
+        InputError: the dataset cannot be opened, has no such column, or does not allow the split.
     """
     dataset = open_dataset(options.data)
     label = dataset.column(options.label_column or dataset.label_column).name
@@ -262,9 +297,9 @@ def split_dataset(options: ManifestConfig) -> Path:
     for sentence in manifest.attrs["excluded"]:
         console.print(sentence)
     write_split(manifest, options.out)
-    judged = (manifest["part"] == TEST).sum()
-    console.print(f"{options.split}: {SPLIT_POLICIES[options.split].meaning}")
+    test = (manifest["part"] == TEST).sum()
+    console.print(f"Split by {options.split}: {SPLIT_POLICIES[options.split].meaning}.")
     console.print(
-        f"{len(manifest) - judged} sites train, {judged} judge; fingerprint {fingerprint(manifest)}"
+        f"Sites: {len(manifest) - test} train, {test} test. Fingerprint: {fingerprint(manifest)}"
     )
     return options.out

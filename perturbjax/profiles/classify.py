@@ -146,7 +146,7 @@ def _manifests(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[s
             )
         kept, said = apply_exclusions(profiles.metadata, read_rules(split.exclude), label)
         out = profiles.metadata["site_id"][~kept]
-        found = {plate: splits.without(_hold_out(profiles, plate), out) for plate in chosen}
+        found = {plate: splits.remove_sites(_hold_out(profiles, plate), out) for plate in chosen}
         found[chosen[0]].attrs["excluded"] = said
     elif config.all_folds:
         every = [dataclasses.replace(split, fold=fold) for fold in range(split.folds)]

@@ -1,4 +1,4 @@
-"""Sites are left out by rules that are said, counted and part of the recipe; nothing is dropped in silence."""
+"""Exclusion rules remove sites from train and test; the number of excluded sites is reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from perturbjax.core.config import SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.data import splits
-from perturbjax.data.exclusion import apply_exclusions, matches, read_rules
+from perturbjax.data.exclusion import apply_exclusions, match_rule, read_rules
 from perturbjax.data.splits import ManifestConfig, split_dataset
 
 
@@ -38,30 +38,37 @@ def index() -> pd.DataFrame:
         ("Metadata_Plate!=P", []),
     ],
 )
-def test_a_rule_means_what_it_says(index, rule, sites):
-    assert list(index["site_id"][matches(index, rule)]) == sites
+def test_match_rule_finds_sites(index, rule, sites):
+    assert list(index["site_id"][match_rule(index, rule)]) == sites
 
 
-def test_what_is_left_out_is_counted_and_named(index):
-    kept, said = apply_exclusions(index, ("focus_DNA<-6", "Metadata_Well==A03"), "Metadata_moa")
-    assert kept.sum() == 17
-    assert said[0] == "excluded by focus_DNA<-6: 2 of 20 sites (1 have no focus_DNA and are kept)"
-    assert said[2] == "excluded together: 3 sites (DMSO 2, taxol 1)"
+def test_apply_exclusions_counts_excluded_sites(index):
+    included, sentences = apply_exclusions(
+        index, ("focus_DNA<-6", "Metadata_Well==A03"), "Metadata_moa"
+    )
+    assert included.sum() == 17
     assert (
-        "no site is left of taxol"
+        sentences[0]
+        == "excluded by focus_DNA<-6: 2 of 20 sites (1 sites without focus_DNA are included)"
+    )
+    assert sentences[2] == "excluded in total: 3 sites (DMSO 2, taxol 1)"
+    assert (
+        "no sites remain of taxol"
         in apply_exclusions(index, ("Metadata_moa==taxol",), "Metadata_moa")[1][1]
     )
     assert apply_exclusions(index, (), "Metadata_moa")[1] == []
 
 
-def test_rules_come_from_a_file_too(tmp_path):
-    (tmp_path / "rules.txt").write_text("# blurred\nfocus_DNA<-6  # by eye\n\nMetadata_Well==A03\n")
+def test_read_rules_reads_files(tmp_path):
+    (tmp_path / "rules.txt").write_text(
+        "# blurred\nfocus_DNA<-6  # by inspection\n\nMetadata_Well==A03\n"
+    )
     rules = read_rules((str(tmp_path / "rules.txt"), "debris>9"))
     assert rules == ("focus_DNA<-6", "Metadata_Well==A03", "debris>9")
 
 
 @pytest.mark.parametrize("by_file", [False, True])
-def test_excluded_sites_neither_train_nor_judge(index, tmp_path, by_file):
+def test_manifest_has_no_excluded_sites(index, tmp_path, by_file):
     config = SplitConfig(exclude=("focus_DNA<-6",))
     if by_file:
         splits.write_split(
@@ -76,26 +83,26 @@ def test_excluded_sites_neither_train_nor_judge(index, tmp_path, by_file):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("focus_DNA", "--exclude focus_DNA: is no rule like"),
-        ("nowhere.txt", "--exclude nowhere.txt: is no rule like .* there is no such file"),
-        ("focus_RNA<-6", "no column 'focus_RNA'; it has site_id"),
-        ("Metadata_Well<3", "Metadata_Well holds text"),
-        ("focus_DNA<low", "'low' is no number"),
-        ("Metadata_Plate==P", "leaves no site"),
+        ("focus_DNA", "--exclude focus_DNA: neither a rule nor a file of rules"),
+        ("nowhere.txt", "--exclude nowhere.txt: neither a rule nor a file .*no file of"),
+        ("focus_RNA<-6", "no column 'focus_RNA' \\(available: site_id"),
+        ("Metadata_Well<3", "Metadata_Well contains text"),
+        ("focus_DNA<low", "'low' is not a number"),
+        ("Metadata_Plate==P", "excludes all sites"),
     ],
 )
-def test_a_rule_that_cannot_be_is_one_line(index, rule, message):
+def test_unusable_rule_raises_input_error(index, rule, message):
     with pytest.raises(InputError, match=message):
         splits.create_manifest(index, SplitConfig(exclude=(rule,)), label="Metadata_moa", seed=0)
 
 
-def test_a_file_with_a_line_that_is_no_rule_is_one_line(tmp_path):
+def test_read_rules_rejects_invalid_line(tmp_path):
     (tmp_path / "rules.txt").write_text("focus_DNA low\n")
-    with pytest.raises(InputError, match="'focus_DNA low' is no rule"):
+    with pytest.raises(InputError, match="'focus_DNA low' is not a rule"):
         read_rules((str(tmp_path / "rules.txt"),))
 
 
-def test_the_manifest_that_split_writes_leaves_them_out(tmp_path, capsys):
+def test_split_dataset_excludes_sites(tmp_path, capsys):
     from tiny_dataset import write_dataset
 
     path = write_dataset(tmp_path / "data", sites=48, size=8, channels=["DNA"])

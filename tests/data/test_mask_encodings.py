@@ -1,4 +1,4 @@
-"""What each encoding of the mask channel holds."""
+"""Values of each encoding of the mask channel."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ TOUCHING = np.array(
 )
 
 
-def test_instance_keeps_the_numbers():
+def test_instance_encoding_keeps_labels():
     assert np.array_equal(masks.encode(TOUCHING, "instance"), TOUCHING)
 
 
-def test_binary_marks_cells():
+def test_binary_encoding_marks_cells():
     assert np.array_equal(masks.encode(TOUCHING, "binary"), TOUCHING > 0)
 
 
-def test_boundary_runs_between_touching_cells():
+def test_boundary_encoding_separates_touching_cells():
     inside = np.zeros_like(TOUCHING, bool)
     inside[2, [2, 5]] = True
     assert np.array_equal(masks.encode(TOUCHING, "boundary"), (TOUCHING > 0) & ~inside)
 
 
 @pytest.mark.parametrize("how", ["boundary", "distance"])
-def test_the_border_of_the_site_is_no_outline(how):
+def test_site_border_is_not_an_outline(how):
     half = np.zeros((6, 6), np.uint16)
     half[:, :3] = 1
     encoded = masks.encode(half, how)
@@ -47,7 +47,7 @@ def test_the_border_of_the_site_is_no_outline(how):
 
 
 @given(arrays(np.uint16, (9, 11), elements=st.integers(0, 3)))
-def test_distance_is_that_of_every_cell_on_its_own(mask):
+def test_distance_encoding_treats_cells_separately(mask):
     encoded = masks.encode(mask, "distance")
     for cell in np.unique(mask[mask > 0]):
         inside = mask == cell
@@ -61,13 +61,13 @@ def test_distance_is_that_of_every_cell_on_its_own(mask):
 
 
 @pytest.mark.parametrize("how", MASK_ENCODINGS)
-def test_an_empty_site_stays_empty_and_dtypes_are_as_announced(how):
+def test_encode_keeps_empty_sites_and_returns_storage_dtype(how):
     for mask in (np.zeros((5, 5), np.uint16), TOUCHING):
         assert masks.encode(mask, how).dtype == masks.storage_dtype(how)
     assert not masks.encode(np.zeros((5, 5), np.uint16), how).any()
 
 
 @pytest.mark.parametrize("how", ["binary", "boundary", "distance"])
-def test_the_channel_spans_zero_to_one(how):
+def test_mask_channel_ranges_from_0_to_1(how):
     channel = masks.encode(TOUCHING, how) * MASK_ENCODINGS[how].scale
     assert (channel.min(), channel.max()) == (0, 1)

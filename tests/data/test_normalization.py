@@ -1,4 +1,6 @@
-"""A run's statistics are its own: what it answers to a site does not depend on the sites beside it."""
+"""Predictions use the stored statistics of the run, so they do not depend on the other sites of a
+dataset.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,12 @@ from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run_directory import open_run
 
 SITES, FEW, CHANNELS = 48, 9, ["DNA", "Actin"]
-BATCH = 3  # the same batches among many sites as among few
+BATCH = 3  # equal batches in both datasets
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """`many` sites of two whole plates; `few`, the first nine of them, alone."""
+    """`many` sites of two complete plates, and a dataset of the `few` first of them."""
     folder = tmp_path_factory.mktemp("normalize")
     for name, sites in (("many", SITES), ("few", FEW)):
         write_dataset(folder / name, sites=sites, size=32, channels=CHANNELS)
@@ -58,7 +60,7 @@ def trained(folder):
     return train
 
 
-def answers(run, data, out) -> np.ndarray:
+def predict_sites(run, data, out) -> np.ndarray:
     """Probabilities of the first sites."""
     table = pd.read_parquet(
         predict(PredictConfig(ApplyConfig(CheckpointConfig(run), batch_size=BATCH), (data,), out))
@@ -66,24 +68,24 @@ def answers(run, data, out) -> np.ndarray:
     return table[[name for name in table if name.startswith("prob_")]].to_numpy()[:FEW]
 
 
-def said(capsys) -> str:
+def read_output(capsys) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
     "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("dtype", "site")), "log"]
 )
-def test_nine_sites_alone_are_answered_as_among_all(trained, folder, tmp_path, capsys, name):
+def test_predictions_do_not_depend_on_other_sites(trained, folder, tmp_path, capsys, name):
     run = trained(name)
-    among, alone = (
-        answers(run, folder / data, tmp_path / f"{data}.parquet") for data in ("many", "few")
+    expected, predicted = (
+        predict_sites(run, folder / data, tmp_path / f"{data}.parquet") for data in ("many", "few")
     )
-    np.testing.assert_array_equal(alone, among)
-    assert "warning:" not in said(capsys)
+    np.testing.assert_array_equal(predicted, expected)
+    assert "warning:" not in read_output(capsys)
 
 
-def test_a_background_of_the_nine_themselves_is_another(folder):
-    """So that the test above can fail."""
+def test_background_of_a_subset_differs(folder):
+    """The test above could not fail otherwise."""
     few, many = (
         normalization.fit_statistics(open_dataset(folder / name), InputConfig(normalize="log"))
         for name in ("few", "many")
@@ -93,7 +95,7 @@ def test_a_background_of_the_nine_themselves_is_another(folder):
     )
 
 
-def test_features_of_a_run_use_its_statistics_too(trained, folder, tmp_path):
+def test_features_use_statistics_of_the_run(trained, folder, tmp_path):
     def values(name: str) -> np.ndarray:
         config = FeaturesConfig(
             (folder / name,), tmp_path / f"{name}.parquet", run=trained("log"), batch_size=BATCH
@@ -106,7 +108,7 @@ def test_features_of_a_run_use_its_statistics_too(trained, folder, tmp_path):
     np.testing.assert_array_equal(values("few"), values("many"))
 
 
-def test_statistics_stand_in_the_run_and_in_its_checkpoints(trained, folder):
+def test_statistics_are_stored_in_run_and_checkpoints(trained, folder):
     run = trained("log")
     index = open_dataset(folder / "many").index
     background = {name: max(float(np.median(index[f"p01_{name}"])), 1.0) for name in CHANNELS}
@@ -118,21 +120,21 @@ def test_statistics_stand_in_the_run_and_in_its_checkpoints(trained, folder):
 
 
 @pytest.mark.parametrize("name", [pytest.param("log_plate", marks=pytest.mark.slow), "plate"])
-def test_a_plate_that_is_not_whole_is_named_in_one_line(trained, folder, tmp_path, capsys, name):
+def test_incomplete_plate_is_named_in_a_warning(trained, folder, tmp_path, capsys, name):
     run = trained(name)
     capsys.readouterr()
-    answers(run, folder / "many", tmp_path / "many.parquet")
-    assert "warning:" not in said(capsys)
-    answers(run, folder / "few", tmp_path / "few.parquet")
-    heard = said(capsys)
+    predict_sites(run, folder / "many", tmp_path / "many.parquet")
+    assert "warning:" not in read_output(capsys)
+    predict_sites(run, folder / "few", tmp_path / "few.parquet")
+    output = read_output(capsys)
     assert (
-        f"warning: plate P0 has 9 sites, compared with 24 sites in training. --normalize {name} uses"
-        in heard
+        f"warning: plate P0 has 9 sites, compared with 24 sites in training. --normalize {name} "
+        "uses" in output
     )
-    assert heard.count("warning:") == 1
+    assert output.count("warning:") == 1
 
 
-def test_a_new_plate_is_whole_from_half_of_what_plates_had(folder, capsys):
+def test_new_plate_is_complete_with_half_the_sites_of_training_plates(folder, capsys):
     few, input = open_dataset(folder / "few"), InputConfig(normalize="plate")
     for plates, expected in (
         ({"A": 16, "B": 18}, False),
@@ -142,32 +144,34 @@ def test_a_new_plate_is_whole_from_half_of_what_plates_had(folder, capsys):
         normalization.choose_statistics(
             few, input, {"plates": plates}, "run", is_training_data=False
         )
-        assert ("plate P0 has 9 sites" in said(capsys)) == expected
+        assert ("plate P0 has 9 sites" in read_output(capsys)) == expected
 
 
-def test_a_network_that_kept_nothing_says_where_it_takes_its_statistics(folder, capsys):
+def test_missing_statistics_are_fitted_with_a_warning(folder, capsys):
     few, input = open_dataset(folder / "few"), InputConfig(normalize="log")
     assert normalization.choose_statistics(
         few, input, None, "run", is_training_data=True
     ) == normalization.fit_statistics(few, input)
-    assert "warning:" not in said(capsys)  # the dataset that it was trained on is as good
+    assert "warning:" not in read_output(capsys)  # the training dataset gives the same statistics
     normalization.choose_statistics(few, input, None, "run", is_training_data=False)
-    assert "has no stored statistics for --normalize log. They are computed from" in said(capsys)
+    assert "has no stored statistics for --normalize log. They are computed from" in read_output(
+        capsys
+    )
 
 
-def test_a_channel_without_statistics_is_named(folder):
-    kept = {"background": {"DNA": 100.0}}
+def test_channel_without_background_is_named(folder):
+    stored = {"background": {"DNA": 100.0}}
     with pytest.raises(InputError, match="channel Actin has no background value in the run"):
         normalization.site_intensities(
-            open_dataset(folder / "many"), InputConfig(normalize="log"), kept
+            open_dataset(folder / "many"), InputConfig(normalize="log"), stored
         )
 
 
 @pytest.mark.parametrize("name", NORMALIZATIONS)
-def test_every_way_gives_as_many_channels_as_it_says(folder, name):
+def test_normalize_returns_count_input_channels(folder, name):
     dataset, input = open_dataset(folder / "few"), InputConfig(normalize=name)
     shift, scale = map(jnp.asarray, normalization.site_intensities(dataset, input))
     image, _ = dataset.read(range(FEW))
-    seen = normalization.normalize(jnp.asarray(image, jnp.float32), shift, scale, name)
-    assert seen.shape == (FEW, 32, 32, normalization.count_input_channels(dataset, input))
-    assert np.isfinite(seen).all()
+    normalized = normalization.normalize(jnp.asarray(image, jnp.float32), shift, scale, name)
+    assert normalized.shape == (FEW, 32, 32, normalization.count_input_channels(dataset, input))
+    assert np.isfinite(normalized).all()

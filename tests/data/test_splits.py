@@ -1,4 +1,4 @@
-"""Who trains and who judges: no group on both sides, and the same fold for the same words."""
+"""Train/test splits: no group is divided, and the same parameters give the same fold."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def plate_index(
     folds=st.integers(2, 4),
     seed=st.integers(0, 5),
 )
-def test_groups_never_stand_on_both_sides_and_folds_partition_the_sites(
+def test_make_split_never_divides_groups_and_folds_partition_sites(
     policy, plates, wells, folds, seed
 ):
     index = plate_index(plates=plates, wells=wells)
-    judged = []
+    test_sites = []
     for fold in range(folds):
         try:
             manifest = splits.make_split(
@@ -63,34 +63,34 @@ def test_groups_never_stand_on_both_sides_and_folds_partition_the_sites(
             return
         assert list(manifest["site_id"]) == list(index["site_id"])
         assert (manifest.groupby("group")["part"].nunique() == 1).all()
-        judged += list(manifest.loc[manifest["part"] == "test", "site_id"])
-    assert sorted(judged) == sorted(index["site_id"])
+        test_sites += list(manifest.loc[manifest["part"] == "test", "site_id"])
+    assert sorted(test_sites) == sorted(index["site_id"])
 
 
-def test_plate_split_is_scikit_learns_stratified_group_k_fold():
+def test_plate_split_equals_scikit_learn_stratified_group_k_fold():
     from sklearn.model_selection import StratifiedGroupKFold
 
     index = plate_index()
     folder = StratifiedGroupKFold(5, shuffle=True, random_state=3)
-    _, judged = list(
+    _, test_sites = list(
         folder.split(np.zeros(len(index)), index["Metadata_moa"], index["Metadata_Plate"])
     )[2]
     manifest = splits.make_split(index, "plate", label="Metadata_moa", folds=5, fold=2, seed=3)
-    assert list(np.flatnonzero(manifest["part"] == "test")) == list(judged)
+    assert list(np.flatnonzero(manifest["part"] == "test")) == list(test_sites)
 
 
-def test_plates_with_one_plate_map_share_a_layout():
+def test_plates_with_same_plate_map_share_a_layout():
     layouts = plate_layouts(plate_index(plates=6, wells=24, compounds=12, layouts=2))
     assert layouts == {"P0": "P0", "P1": "P1", "P2": "P0", "P3": "P1", "P4": "P0", "P5": "P1"}
 
 
-def test_a_few_failed_wells_do_not_make_another_layout():
+def test_plate_layouts_tolerates_missing_wells():
     index = plate_index(plates=2, wells=24, compounds=12, layouts=1)
     index = index.drop(index[(index["Metadata_Plate"] == "P1")].index[:6])
     assert set(plate_layouts(index).values()) == {"P0"}
 
 
-def test_fingerprint_names_the_split_and_not_the_row_order():
+def test_fingerprint_ignores_row_order():
     index = plate_index()
     manifest = splits.make_split(index, "well", label="Metadata_moa", seed=0)
     other = splits.make_split(index, "well", label="Metadata_moa", seed=1)
@@ -100,7 +100,7 @@ def test_fingerprint_names_the_split_and_not_the_row_order():
     assert splits.fingerprint(manifest) != splits.fingerprint(other)
 
 
-def test_a_manifest_comes_back_from_its_file(tmp_path):
+def test_manifest_round_trip(tmp_path):
     index = plate_index()
     manifest = splits.make_split(index, "plate", label="Metadata_moa", fold=1)
     splits.write_split(manifest, tmp_path / "split.parquet")
@@ -110,7 +110,7 @@ def test_a_manifest_comes_back_from_its_file(tmp_path):
     assert read.attrs["policy"] == "plate"
 
 
-def test_sites_a_manifest_leaves_out_take_no_part(tmp_path):
+def test_read_split_omits_sites_absent_from_the_manifest(tmp_path):
     index = plate_index()
     manifest = splits.make_split(index, "plate", label="Metadata_moa").iloc[5:]
     splits.write_split(manifest, tmp_path / "split.parquet")
@@ -144,7 +144,7 @@ def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("overlap", "stands in both"),
+        ("overlap", "is in both"),
         ("unknown part", "validation"),
         ("twice", "twice"),
         ("stranger", "elsewhere_A01_1"),
@@ -154,13 +154,13 @@ def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
         ("one side", "no site is in test"),
     ],
 )
-def test_a_damaged_manifest_is_refused_by_name(tmp_path, how, words):
+def test_read_split_rejects_damaged_manifest(tmp_path, how, words):
     index = plate_index()
     path = tmp_path / "split.parquet"
     splits.write_split(damaged(splits.make_split(index, "plate", label="Metadata_moa"), how), path)
-    with pytest.raises(InputError, match=words) as refusal:
+    with pytest.raises(InputError, match=words) as caught:
         splits.read_split(path, index)
-    assert str(path) in str(refusal.value)
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -170,29 +170,29 @@ def test_a_damaged_manifest_is_refused_by_name(tmp_path, how, words):
         ("plate", "Metadata_moa", 1, "at least 2 folds"),
         ("compound", "Metadata_pert_iname", 2, "nothing can be learned"),
         ("nonsense", "Metadata_moa", 2, "unknown"),
-        ("site", "site_id", 2, "no class of column site_id has more than 1 sites; use fewer folds"),
-        ("well", "Metadata_moa", 200, "use fewer folds"),
+        ("site", "site_id", 2, "no class of column site_id has more than 1 sites. Use fewer folds"),
+        ("well", "Metadata_moa", 200, "Use fewer folds"),
     ],
 )
-def test_an_impossible_split_says_what_to_do(policy, label, folds, words):
+def test_make_split_rejects_impossible_split(policy, label, folds, words):
     with pytest.raises(InputError, match=words):
         splits.make_split(plate_index(), policy, label=label, folds=folds)
 
 
-def test_a_label_with_one_site_cannot_stand_on_both_sides():
+def test_site_split_rejects_class_with_one_site():
     index = plate_index()
-    index.loc[0, "Metadata_moa"] = "lonely"
-    with pytest.raises(InputError, match=r"'lonely'.*one site"):
+    index.loc[0, "Metadata_moa"] = "single"
+    with pytest.raises(InputError, match=r"'single'.*one site"):
         splits.make_split(index, "site", label="Metadata_moa")
 
 
 @pytest.mark.shared
-def test_the_real_plates_deal_the_fold_that_is_reported(shared):
+def test_real_plates_give_the_reported_fold(shared):
     index = pd.read_csv(shared / "data/bbbc021_cells/load_data.csv", dtype=str)
     index["site_id"] = index["Metadata_Plate"] + index["Metadata_Well"] + index["Metadata_Site"]
     manifest = splits.make_split(index, "plate", label="Metadata_moa", folds=5, fold=0, seed=0)
-    judged = index[(manifest["part"] == "test").to_numpy()]
-    assert len(judged) == 425
-    assert judged["Metadata_moa"].value_counts(normalize=True).max() == pytest.approx(
+    test_sites = index[(manifest["part"] == "test").to_numpy()]
+    assert len(test_sites) == 425
+    assert test_sites["Metadata_moa"].value_counts(normalize=True).max() == pytest.approx(
         0.376, abs=0.001
     )

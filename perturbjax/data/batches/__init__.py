@@ -1,12 +1,14 @@
 """Batches for training and inference: resident on the device, or streamed from disk with grain.
 
-Both pipelines give the same batches for the same `BatchOrder`. The order of an epoch depends on (seed, epoch) only, and
-the augmentation of a record depends on (seed, epoch, record) only (see `perturbjax.data.augmentation`). Pipelines
-therefore have no state, and training resumes at any step without any data but the step number.
+Both pipelines give the same batches for the same `BatchOrder`. The order of an epoch depends on
+(seed, epoch) only, and the augmentation of a record depends on (seed, epoch, record) only (see
+`perturbjax.data.augmentation`). Pipelines therefore have no state, and training resumes at any step
+without any data but the step number.
 
-Resident epochs: if the decoded dataset fits on the device, it is copied there once. The training loop then runs a
-whole epoch as one device call (`lax.scan` over steps). Each step gathers its records by index (`gather`) and augments
-them, so that the host transfers only record numbers.
+Resident epochs: if the decoded dataset fits on the device, it is copied there once. The training
+    loop then runs a
+whole epoch as one device call (`lax.scan` over steps). Each step gathers its records by index
+(`gather`) and augments them, so that the host transfers only record numbers.
 """
 
 from perturbjax.data.augmentation import RawBatch

@@ -35,8 +35,8 @@ class Decoder:
             dataset: n sites of one size.
             sites: labels, shift and scale of its records.
             input: mask encoding.
-            augment: crops of training; sites are downsampled to the finest resolution that these crops use. None
-                keeps the full resolution.
+            augment: crops of training; sites are downsampled to the finest resolution that these
+                crops use. None keeps the full resolution.
             mask_transform: changes the instance labels of a site before they are encoded.
         """
         self.dataset, self.sites, self.input = dataset, sites, input
@@ -45,7 +45,9 @@ class Decoder:
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the decoded sites: the size on disk, halved `halvings` times."""
+        """(height, width) in pixels of the decoded sites: the size on disk, halved `halvings`
+        times.
+        """
         height, width = (-(-length // 2**self.halvings) for length in self.dataset.image_size)
         return height, width
 
@@ -69,7 +71,9 @@ class Decoder:
         image[:], mask[:] = pixels, masks.encode(instances, self.input.mask_encoding)
 
     def __call__(self, step: BatchRecords) -> RawBatch:
-        """Decode the batch of one step. Records that occur several times (padding) are decoded once."""
+        """Decode the batch of one step. Records that occur several times (padding) are decoded
+        once.
+        """
         positions, weight = step
         image, mask = self.empty(len(positions))
         first_row: dict[int, int] = {}

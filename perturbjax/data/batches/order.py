@@ -1,7 +1,7 @@
 """Records of each training or inference step.
 
-Training shuffles the records of an epoch with a random generator that is seeded by (seed, epoch). An order is
-therefore a function of the step number: it needs no state, and can start at any step.
+Training shuffles the records of an epoch with a random generator that is seeded by (seed, epoch).
+An order is therefore a function of the step number: it needs no state, and can start at any step.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def shuffle_epoch(
         seed, epoch: seed of the random generator.
         records: (n,) positions in the dataset.
         batch_size: sites in each step.
-        steps: number of steps. The records are shuffled repeatedly if one pass has fewer steps, and the rest of the
-            last pass is dropped, so that no batch is padded. 0 takes one pass; the last batch is padded with
-            records of the first batch at weight 0.
+        steps: number of steps. The records are shuffled repeatedly if one pass has fewer steps, and
+            the rest of the last pass is dropped, so that no batch is padded. 0 takes one pass; the
+            last batch is padded with records of the first batch at weight 0.
 
     Returns:
         Positions and weights, (steps, batch_size).
@@ -48,7 +48,9 @@ def shuffle_epoch(
 
 
 def split_into_batches(records: Int[np.ndarray, " n"], batch_size: int) -> BatchRecords:
-    """Split records into batches in their order; the last batch is padded with the first records at weight 0."""
+    """Split records into batches in their order; the last batch is padded with the first records at
+    weight 0.
+    """
     steps = -(-len(records) // batch_size)
     positions = np.resize(np.asarray(records, np.int32), (steps, batch_size))
     weight = (np.arange(steps * batch_size) < len(records)).astype(np.float32)
@@ -58,8 +60,8 @@ def split_into_batches(records: Int[np.ndarray, " n"], batch_size: int) -> Batch
 class BatchOrder:
     """A range of steps, over one or more epochs; an epoch is shuffled when its first step is read.
 
-    `len(order)` is the number of steps and `order[i]` gives the records of the i-th. Steps are numbered from the first
-    step of epoch 0. An order can be pickled, for worker processes.
+    `len(order)` is the number of steps and `order[i]` gives the records of the i-th. Steps are
+    numbered from the first step of epoch 0. An order can be pickled, for worker processes.
     """
 
     def __init__(
@@ -103,7 +105,9 @@ class BatchOrder:
         return BatchOrder(self.epoch_records, self.steps_per_epoch, start, stop)
 
     def for_process(self, index: int, count: int) -> BatchOrder:
-        """Return the order of one of `count` processes, which each load an equal part of every batch."""
+        """Return the order of one of `count` processes, which each load an equal part of every
+        batch.
+        """
         if count == 1:
             return self
         part = functools.partial(

@@ -36,7 +36,9 @@ class BatchPipeline(Protocol):
     def arrays(self) -> ResidentArrays | None: ...
 
     def batches(self, order: BatchOrder) -> Iterator[RawBatch]:
-        """Yield one batch for each step, on the devices, padded to a multiple of the number of devices."""
+        """Yield one batch for each step, on the devices, padded to a multiple of the number of
+        devices.
+        """
 
     def close(self) -> None:
         """Release memory and workers. Batches cannot be read afterwards."""

@@ -1,7 +1,8 @@
 """Batches of a dataset that is stored on the device as a whole.
 
-All records are decoded once, at the resolution that training crops use. A batch is then a gather by index, which can
-be part of a larger jitted function: the training loop runs a whole epoch as one device call.
+All records are decoded once, at the resolution that training crops use. A batch is then a gather by
+index, which can be part of a larger jitted function: the training loop runs a whole epoch as one
+device call.
 """
 
 from __future__ import annotations

@@ -23,13 +23,15 @@ DEVICE_FRACTION, HOST_FRACTION = 0.5, 0.4
 def open_batches(
     decoder: Decoder, placement: Devices, *, choice: PipelineChoice = "auto", workers: int = 0
 ) -> BatchPipeline:
-    """Open the batch pipeline of a dataset, for use in a `with` block. Both kinds give the same batches.
+    """Open the batch pipeline of a dataset, for use in a `with` block. Both kinds give the same
+    batches.
 
     Args:
         decoder: reads records.
         placement: devices that receive the batches.
-        choice: "resident", "streamed" or "auto": resident if the decoded dataset fits in `DEVICE_FRACTION` of the
-            device memory. Several processes always stream, and each reads its part of every batch.
+        choice: "resident", "streamed" or "auto": resident if the decoded dataset fits in
+            `DEVICE_FRACTION` of the device memory. Several processes always stream, and each reads
+            its part of every batch.
         workers: number of decoding processes if streamed; 0 decodes in threads.
     """
     resident = choice == "resident" or (
@@ -57,7 +59,9 @@ def _memory_limit() -> float:
 
 
 def _free_memory() -> float:
-    """Return the bytes available without swapping, or half of the installed memory if that is unknown."""
+    """Return the bytes available without swapping, or half of the installed memory if that is
+    unknown.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(

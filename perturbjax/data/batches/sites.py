@@ -42,9 +42,10 @@ def describe_sites(
     Args:
         dataset: n sites.
         input: label column, normalization and use of masks.
-        class_names: names in logit order. None: the sorted values of the label column. Empty: labels are not read, and
-            the dataset can be without labels.
-        seed: for `mask_use="shuffle"`: a random cycle through all records, so that no image keeps its mask.
+        class_names: names in logit order. None: the sorted values of the label column. Empty:
+            labels are not read, and the dataset can be without labels.
+        seed: for `mask_use="shuffle"`: a random cycle through all records, so that no image keeps
+            its mask.
         statistics: statistics of the training data; None fits them to this dataset.
 
     Raises:

@@ -16,7 +16,8 @@ from perturbjax.data.batches.protocol import Devices
 
 #: Number of batches that are copied to the device in advance.
 PREFETCHED_BATCHES = 2
-#: Maximum number of decoding threads. Each holds one batch in memory, and more threads block each other.
+#: Maximum number of decoding threads. Each holds one batch in memory, and more threads block each
+#: other.
 MAX_THREADS = 4
 
 
@@ -30,8 +31,9 @@ class StreamedBatches:
         Args:
             decoder: reads records.
             placement: devices that receive the batches.
-            workers: number of decoding processes for orders over several epochs; they live through all epochs. 0, and
-                all orders within one epoch, decode in threads, because starting processes takes longer.
+            workers: number of decoding processes for orders over several epochs; they live through
+                all epochs. 0, and all orders within one epoch, decode in threads, because starting
+                processes takes longer.
         """
         self._decoder, self._placement, self._workers = decoder, placement, workers
         self._readers: list[Any] = []
@@ -67,7 +69,8 @@ class StreamedBatches:
         from absl import flags
 
         workers = self._workers if len(order.steps_by_epoch()) > 1 else 0
-        # Each element is a whole batch: with single records, each worker would end with an incomplete batch.
+        # Each element is a whole batch: with single records, each worker would end with an
+        # incomplete batch.
         batches = grain.MapDataset.source(order).map(self._decoder)
         threads = 1 if workers else min(os.cpu_count() or 1, MAX_THREADS)
         stream = batches.to_iter_dataset(
