@@ -31,7 +31,8 @@ from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_output, require_sound
 from perturbjax.core.plates import PLATE, WELL
 from perturbjax.evaluation.retrieval import nearest_mechanisms
-from perturbjax.profiles.profile_table import Profiles, aggregate_to_wells, read_profiles
+from perturbjax.profiles.profile_reader import read_profiles
+from perturbjax.profiles.profile_table import Profiles, aggregate_to_wells
 
 COMPOUND, CONCENTRATION, MOA, WEEK = (
     "Metadata_pert_iname",
@@ -179,15 +180,16 @@ def combat(profiles: Profiles) -> Treatments:
 def corrected(profiles: Profiles, names: list[str], *, scaled: bool = True) -> Treatments:
     """Without features of place and direction, and corrected by steps of `perturbjax classify` fitted on DMSO wells."""
     from perturbjax.profiles.batch_correction import Combat, Coral
-    from perturbjax.profiles.preparation import NEGCON, Clean, Sphere
+    from perturbjax.profiles.preparation import FeatureCleaner, Sphering
+    from perturbjax.profiles.table_steps import NEGCON
 
     kept = [not any(part in name for part in NO_BIOLOGY) for name in profiles.names]
     values = profiles.values[:, kept].astype(float)
     values = z_scores(profiles, values) if scaled else values
     table = profiles.metadata[[PLATE, WELL]].assign(**{NEGCON: is_vehicle(profiles)})
     table = pd.concat([table, pd.DataFrame(values).add_prefix("f")], axis=1)
-    steps = {"sphere": Sphere("negcon"), "coral": Coral(), "combat": Combat()}
-    for step in ([] if scaled else [Clean()]) + [steps[name] for name in names]:
+    steps = {"sphere": Sphering("negcon"), "coral": Coral(), "combat": Combat()}
+    for step in ([] if scaled else [FeatureCleaner()]) + [steps[name] for name in names]:
         table = step.fit(table).transform(table)
     found = table[[c for c in table.columns if c.startswith("f")]].to_numpy()
     return to_treatments(

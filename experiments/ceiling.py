@@ -28,9 +28,10 @@ from perturbjax.core.options import require_output, require_sound
 from perturbjax.core.plates import PLATE, WELL, compound_column
 from perturbjax.data import splits
 from perturbjax.profiles.classifiers import CLASSIFIERS, probabilities
-from perturbjax.profiles.classify import load_profiles, prepared
-from perturbjax.profiles.preparation import as_table
+from perturbjax.profiles.preparation import fit_preparation
+from perturbjax.profiles.profile_inputs import load_profiles
 from perturbjax.profiles.profile_options import CLASSIFY_PRESETS, ProfileConfig, SourceConfig
+from perturbjax.profiles.table_steps import as_table
 
 FOLDS = 5
 SHARES = (0.25, 0.5, 1.0)
@@ -80,7 +81,7 @@ class Baseline:
         """(b, classes) probabilities of the rows that judge."""
         labels = self.truth
         groups = self.metadata[PLATE].to_numpy()[fit]
-        steps, x = prepared(
+        steps, x = fit_preparation(
             self.table.iloc[fit], CLASSIFY_PRESETS["linear"]["preparation"], 0, labels[fit], groups
         )
         model = CLASSIFIERS[CLASSIFY_PRESETS["linear"]["models"]].make(

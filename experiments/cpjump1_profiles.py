@@ -53,7 +53,8 @@ from perturbjax.evaluation.predictions import (
 from perturbjax.evaluation.scores import count
 from perturbjax.profiles.classify import classify
 from perturbjax.profiles.profile_options import ClassifyConfig, Preparation, ProfileConfig
-from perturbjax.profiles.profile_table import Profiles, read_profiles
+from perturbjax.profiles.profile_reader import read_profiles
+from perturbjax.profiles.profile_table import Profiles
 
 LABEL = "Metadata_pert_iname"
 CHOSEN = "chosen by inner cross-validation"

@@ -30,9 +30,9 @@ from perturbjax.core.options import require, require_sound
 from perturbjax.core.progress import track
 from perturbjax.data import splits
 from perturbjax.profiles.classifiers import CLASSIFIERS
-from perturbjax.profiles.classify import load_profiles
 from perturbjax.profiles.control_relative import GROUP
-from perturbjax.profiles.preparation import as_table, preparation
+from perturbjax.profiles.preparation import preparation
+from perturbjax.profiles.profile_inputs import load_profiles
 from perturbjax.profiles.profile_options import (
     CLASSIFY_PRESETS,
     Preparation,
@@ -40,6 +40,7 @@ from perturbjax.profiles.profile_options import (
     SourceConfig,
 )
 from perturbjax.profiles.profile_table import STATISTIC
+from perturbjax.profiles.table_steps import as_table
 
 
 @dataclass(frozen=True)

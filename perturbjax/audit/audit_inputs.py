@@ -16,7 +16,6 @@ from perturbjax.audit.audit_options import AuditConfig
 from perturbjax.audit.controls import INTENSITY, UNTRAINED, add_intensity_features, measured
 from perturbjax.core.config import TransferConfig
 from perturbjax.core.errors import InputError
-from perturbjax.core.messages import console
 from perturbjax.data.normalization import count_input_channels
 from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.dataset import Dataset, open_dataset
@@ -38,7 +37,7 @@ BRIGHTNESS = Preparation(normalize_by="training")
 
 @dataclass(frozen=True)
 class Features:
-    """A table of features as `features.normalize.as_table` gives it, and what happens to it before a classifier."""
+    """A table of features as `profiles.table_steps.as_table` gives it, and what happens to it before a classifier."""
 
     table: pd.DataFrame
     preparation: Preparation
@@ -59,10 +58,10 @@ class Features:
             InputError: the classifier cannot be fitted.
         """
         from perturbjax.profiles.classifiers import CLASSIFIERS, probabilities
-        from perturbjax.profiles.classify import prepared
+        from perturbjax.profiles.preparation import fit_preparation
 
         rows = self.table.iloc[train]
-        steps, x = prepared(rows, self.preparation, seed, labels[0], well_ids(rows))
+        steps, x = fit_preparation(rows, self.preparation, seed, labels[0], well_ids(rows))
         z, found = steps.transform(self.table.iloc[test]), []
         for one in labels:
             classifier = CLASSIFIERS[model].make(len(one), len(np.unique(one)), seed)
@@ -162,15 +161,13 @@ def _read(
     config: AuditConfig, source: SourceConfig
 ) -> tuple[Profiles, Bool[np.ndarray, " n"], str]:
     """Profiles that have a label, which of them are negative controls, and the label's column."""
-    from perturbjax.profiles.classify import load_profiles
+    from perturbjax.profiles.profile_inputs import load_profiles
 
     label = config.label_column
     if config.features and source.data:
         label = label or open_dataset(source.data).label_column
     source = SourceConfig() if config.features else source
     profiles, negcon, label = load_profiles(ProfileConfig(config.features, source, label))
-    for note in profiles.notes:
-        console.print(f"features: {note}")
     return profiles, negcon, label
 
 
@@ -252,7 +249,7 @@ def untrained_features(
 
 
 def _as_features(index: pd.DataFrame, values: pd.DataFrame, preparation: Preparation) -> Features:
-    from perturbjax.profiles.preparation import as_table
+    from perturbjax.profiles.table_steps import as_table
 
     profiles = Profiles(index, values.to_numpy(np.float32), tuple(map(str, values.columns)))
     negcon = index["negcon"] if "negcon" in index.columns else np.zeros(len(index), dtype=bool)

@@ -79,9 +79,11 @@ def classify(options: Any) -> None:
 def embed(options: Any) -> None:
     """Draw an embedding."""
     from perturbjax.profiles.embedding import embed as draw_embedding
+    from perturbjax.report.embedding_page import write_page
 
-    picture = draw_embedding(options)
-    console.print(f"Written: {picture} and {picture.with_suffix('.html')}")
+    embedding = draw_embedding(options)
+    page = write_page(embedding, embedding.profiles, options.out.with_suffix(".html"))
+    console.print(f"Written: {options.out} and {page}")
 
 
 def audit(options: Any) -> None:

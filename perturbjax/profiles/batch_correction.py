@@ -1,8 +1,9 @@
-"""Plates made alike by what should be alike on them: steps of the pipeline of `normalize`, after sphering.
+"""Alignment of plates by reference rows: CORAL and ComBat, steps of `preparation` after sphering.
 
-Both take the reference rows (negative controls, or all) of the training plates as the target, and of every plate its
-own: a plate that comes later is moved by its own reference rows to the target, and changes nothing for the others.
-TVN (Ando, McLean, Berndl 2017, bioRxiv 161422) is sphering by the controls, then `Coral`.
+Both compare the reference rows of each plate (its negative controls, or all its rows) with a target, computed from the
+reference rows of the training plates. A new plate is moved to this target by its own reference rows, so that it does not
+change the results of other plates. Sphering by the negative controls followed by `Coral` is TVN, typical variation
+normalization (Ando, McLean, Berndl 2017, doi:10.1101/161422).
 """
 
 from __future__ import annotations
@@ -14,83 +15,85 @@ import pandas as pd
 from jaxtyping import Float
 
 from perturbjax.core.errors import InputError
-from perturbjax.dataset import PLATE
-from perturbjax.profiles.preparation import NEGCON, TableStep, feature_names
 from perturbjax.profiles.profile_options import Reference
+from perturbjax.profiles.table_steps import TableStep, feature_names, reference_rows, rows_by_plate
 
-#: Steps of the empirical Bayes iteration at most, and the relative change at which it ends.
-_STEPS, _ENOUGH = 100, 1e-4
+#: Maximum number of iterations of the empirical Bayes estimate, and the relative change at which it stops.
+_MAX_ITERATIONS, _TOLERANCE = 100, 1e-4
 
 
-class _ByPlate(TableStep):
-    """A step that moves each plate by its own reference rows."""
+class _PlateAlignment(TableStep):
+    """A step that moves each plate by its own reference rows.
+
+    Subclasses define `_fit_target` (from the reference rows of all training plates), `_fit_plate` and `_move`.
+    """
 
     reference: Reference
 
-    def _reference(
-        self, values: Float[np.ndarray, "n d"], X: pd.DataFrame
-    ) -> Float[np.ndarray, "m d"]:
-        return values[X[NEGCON].to_numpy()] if self.reference == "negcon" else values
+    def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
+        rows = {
+            plate: self._reference(plate, values[mask], X[mask]) for plate, mask in rows_by_plate(X)
+        }
+        self._fit_target(rows)
+        self.plates_ = {plate: self._fit_plate(reference) for plate, reference in rows.items()}
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-        out, plates = np.empty_like(values), X[PLATE].to_numpy()
-        for plate in pd.unique(plates):
-            rows = plates == plate
-            if plate not in (known := self.plates_):
-                known = {plate: self._of_plate(plate, self._own(plate, values[rows], X[rows]))}
-            out[rows] = self._moved(values[rows], known[plate])
+        out = np.empty_like(values)
+        for plate, mask in rows_by_plate(X):
+            fitted = self.plates_.get(plate)
+            if fitted is None:  # a new plate
+                fitted = self._fit_plate(self._reference(plate, values[mask], X[mask]))
+            out[mask] = self._move(values[mask], fitted)
         return out, feature_names(X)
 
-    def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
-        plates = X[PLATE].to_numpy()
-        own = {
-            name: self._own(name, values[plates == name], X[plates == name])
-            for name in pd.unique(plates)
-        }
-        self._target(own)
-        self.plates_ = {name: self._of_plate(name, rows) for name, rows in own.items()}
-
-    def _own(self, plate: str, values: np.ndarray, X: pd.DataFrame) -> Float[np.ndarray, "m d"]:
-        reference = self._reference(values, X)
-        if len(reference) < 2:
+    def _reference(
+        self, plate: str, values: np.ndarray, X: pd.DataFrame
+    ) -> Float[np.ndarray, "m d"]:
+        rows = reference_rows(values, X, self.reference)
+        if len(rows) < 2:
+            kind = "negative controls" if self.reference == "negcon" else "rows"
             raise InputError(
-                f"plate {plate}: {len(reference)} rows to align it by (--align-to {self.reference}), and it needs two: "
-                "choose --align none, or another --align-to or --negcon"
+                f"plate {plate}: {len(rows)} {kind} for the alignment of plates, but at least two are needed. Choose a "
+                "preparation without alignment, or check --negcon."
             )
-        return reference
+        return rows
 
 
-class Coral(_ByPlate):
-    """Each plate's covariance made that of the training plates (CORAL: Sun, Feng, Saenko 2016, arXiv 1511.05547).
+class Coral(_PlateAlignment):
+    """CORAL (correlation alignment): give each plate the covariance of the training plates.
 
-    With a plate's reference rows of mean m and covariance C, and the target's M and T, x becomes
-    (x - m) (C + εI)^(-1/2) (T + εI)^(1/2) + M. T is the mean of the training plates' covariances, so that what differs
-    between plates is no part of it.
+    With mean m and covariance C of a plate's reference rows, and M and T those of the target, a row x becomes
+    (x - m) (C + εI)^(-1/2) (T + εI)^(1/2) + M. T is the mean of the covariances *within* training plates, so that it
+    does not contain differences between plates.
+
+    Source: Sun, Feng, Saenko 2016, arXiv:1511.05547.
 
     Args:
         reference: "all" rows of a plate, or its negative controls "negcon".
-        regularization: ε in units of the target's mean variance, > 0; plates have fewer rows than features.
+        regularization: ε in units of the target's mean variance, > 0. It is needed because plates have fewer rows than
+            features.
     """
 
     def __init__(self, reference: Reference = "negcon", regularization: float = 1.0):
         self.reference = reference
         self.regularization = regularization
 
-    def _target(self, own: dict[str, Float[np.ndarray, "_m d"]]) -> None:
-        self.centre_ = np.mean([rows.mean(axis=0) for rows in own.values()], axis=0)
-        covariance = np.mean([_covariance(rows) for rows in own.values()], axis=0)
-        self.floor_ = self.regularization * float(np.trace(covariance)) / len(covariance)
-        if not self.floor_ > 0:
+    def _fit_target(self, plates: dict[str, Float[np.ndarray, "_m d"]]) -> None:
+        self.center_ = np.mean([rows.mean(axis=0) for rows in plates.values()], axis=0)
+        covariance = np.mean([_covariance(rows) for rows in plates.values()], axis=0)
+        self.ridge_ = self.regularization * float(np.trace(covariance)) / len(covariance)
+        if not self.ridge_ > 0:
             raise InputError(
-                "--align coral: the rows to align by are all alike; choose another --align-to or --negcon"
+                "CORAL: the reference rows of each plate are identical. Check --negcon, or choose another preparation."
             )
-        self.colour_ = _power(covariance, self.floor_, 0.5)
+        self.target_ = _power(covariance, self.ridge_, 0.5)
 
-    def _of_plate(self, plate: str, own: Float[np.ndarray, "m d"]) -> tuple[np.ndarray, np.ndarray]:
-        return own.mean(axis=0), _power(_covariance(own), self.floor_, -0.5) @ self.colour_
+    def _fit_plate(self, rows: Float[np.ndarray, "m d"]) -> tuple[np.ndarray, np.ndarray]:
+        return rows.mean(axis=0), _power(_covariance(rows), self.ridge_, -0.5) @ self.target_
 
-    def _moved(self, values: np.ndarray, by: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return (values - by[0]) @ by[1] + self.centre_
+    def _move(self, values: np.ndarray, fitted: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        mean, matrix = fitted
+        return (values - mean) @ matrix + self.center_
 
 
 class _Batch(NamedTuple):
@@ -98,9 +101,14 @@ class _Batch(NamedTuple):
     spread: Float[np.ndarray, " d"]
 
 
-class Combat(_ByPlate):
-    """Each plate's shift and spread of each feature taken away, both shrunk towards those of the plate's other features
-    (ComBat, parametric: Johnson, Li, Rabinovic 2007, doi:10.1093/biostatistics/kxj037).
+class Combat(_PlateAlignment):
+    """ComBat: remove the shift and spread of each feature on each plate, estimated by empirical Bayes.
+
+    A plate has few reference rows, so that shift and spread of a single feature are noisy. ComBat takes them as draws
+    from a distribution over all features of the plate (normal for shifts, inverse gamma for variances) and shrinks each
+    estimate towards the mean of this distribution. Shift γ and variance δ depend on each other and are iterated.
+
+    Source: parametric ComBat, Johnson, Li, Rabinovic 2007, doi:10.1093/biostatistics/kxj037.
 
     Args:
         reference: "all" rows of a plate, or its negative controls "negcon".
@@ -109,52 +117,53 @@ class Combat(_ByPlate):
     def __init__(self, reference: Reference = "negcon"):
         self.reference = reference
 
-    def _target(self, own: dict[str, Float[np.ndarray, "_m d"]]) -> None:
-        rows = sum(len(one) for one in own.values())
-        self.centre_ = sum(one.sum(axis=0) for one in own.values()) / rows
-        within = sum(((one - one.mean(axis=0)) ** 2).sum(axis=0) for one in own.values()) / rows
+    def _fit_target(self, plates: dict[str, Float[np.ndarray, "_m d"]]) -> None:
+        count = sum(len(rows) for rows in plates.values())
+        self.center_ = sum(rows.sum(axis=0) for rows in plates.values()) / count
+        squares = sum(((rows - rows.mean(axis=0)) ** 2).sum(axis=0) for rows in plates.values())
+        within = squares / count
         self.spread_ = np.where(within > 0, np.sqrt(within), 1.0)
 
-    def _of_plate(self, plate: str, own: Float[np.ndarray, "m d"]) -> _Batch:
-        z = (own - self.centre_) / self.spread_
+    def _fit_plate(self, rows: Float[np.ndarray, "m d"]) -> _Batch:
+        z = (rows - self.center_) / self.spread_
         n, shift, variance = len(z), z.mean(axis=0), z.var(axis=0, ddof=1)
-        prior_mean, prior_variance = shift.mean(), shift.var(ddof=1) if len(shift) > 1 else 0.0
-        mean, spread = variance.mean(), variance.var(ddof=1) if len(shift) > 1 else 0.0
-        if not (
-            prior_variance > 0 and spread > 0
-        ):  # one feature, or all alike: nothing to learn from the others
+        several = len(shift) > 1
+        prior_mean, prior_variance = shift.mean(), shift.var(ddof=1) if several else 0.0
+        mean, spread = variance.mean(), variance.var(ddof=1) if several else 0.0
+        if not (prior_variance > 0 and spread > 0):  # no distribution over features to shrink to
             return _Batch(shift, np.sqrt(np.where(variance > 0, variance, 1.0)))
+        # Moments of the inverse gamma prior.
         shape, rate = 2 + mean**2 / spread, mean * (1 + mean**2 / spread)
         gamma, delta = shift, variance
-        for _ in range(_STEPS):
+        for _ in range(_MAX_ITERATIONS):
             new_gamma = (n * prior_variance * shift + delta * prior_mean) / (
                 n * prior_variance + delta
             )
             squares = ((z - new_gamma) ** 2).sum(axis=0)
             new_delta = (rate + squares / 2) / (n / 2 + shape - 1)
-            change = max(_change(gamma, new_gamma), _change(delta, new_delta))
+            change = max(_relative_change(gamma, new_gamma), _relative_change(delta, new_delta))
             gamma, delta = new_gamma, new_delta
-            if change < _ENOUGH:
+            if change < _TOLERANCE:
                 break
         return _Batch(gamma, np.sqrt(delta))
 
-    def _moved(self, values: np.ndarray, by: _Batch) -> np.ndarray:
-        z = (values - self.centre_) / self.spread_
-        return (z - by.shift) / by.spread * self.spread_ + self.centre_
+    def _move(self, values: np.ndarray, fitted: _Batch) -> np.ndarray:
+        z = (values - self.center_) / self.spread_
+        return (z - fitted.shift) / fitted.spread * self.spread_ + self.center_
 
 
 def _covariance(rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "d d"]:
-    centred = rows - rows.mean(axis=0)
-    return centred.T @ centred / (len(rows) - 1)
+    centered = rows - rows.mean(axis=0)
+    return centered.T @ centered / (len(rows) - 1)
 
 
 def _power(
-    covariance: Float[np.ndarray, "d d"], floor: float, power: float
+    covariance: Float[np.ndarray, "d d"], ridge: float, power: float
 ) -> Float[np.ndarray, "d d"]:
-    """(C + floor I)^power."""
+    """Compute (C + ridge I)^power."""
     values, vectors = np.linalg.eigh(covariance)
-    return (vectors * (np.maximum(values, 0) + floor) ** power) @ vectors.T
+    return (vectors * (np.maximum(values, 0) + ridge) ** power) @ vectors.T
 
 
-def _change(old: np.ndarray, new: np.ndarray) -> float:
+def _relative_change(old: np.ndarray, new: np.ndarray) -> float:
     return float((np.abs(new - old) / np.maximum(np.abs(old), 1e-12)).max())

@@ -1,8 +1,8 @@
-"""CellProfiler's measurements of every cell, by cp_measure (Muñoz et al. 2025, arXiv 2507.01163), and their medians.
+"""CellProfiler measurements of every cell of a dataset, summarized by their median per site.
 
-Cells are those of the dataset's own masks. Intensities are divided by the largest value of their stored integer type,
-as CellProfiler does. Costes' correlation is left out: it takes a threshold scale of the camera, which a dataset does
-not know. Sites are measured by several processes and kept in parts, as those of a network are (`extract`).
+The measurements are computed by cp_measure (Muñoz et al. 2025, arXiv:2507.01163) on the masks of the dataset. Intensities
+are divided by the maximum of their stored integer type, as CellProfiler does. Costes' correlation is left out because it
+needs the bit depth of the camera, which a dataset does not store. Local processes share the sites.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -27,28 +27,29 @@ from perturbjax.core.progress import track
 from perturbjax.dataset import Dataset, open_dataset
 
 CELLPROFILER = "cellprofiler"
-#: Begins every name, as CellProfiler's do: pycytominer infers them, and the audit finds their brightness.
+#: Prefix of all names, as in CellProfiler: pycytominer infers features by it, and `audit` finds intensity features.
 OBJECT = "Cells"
-#: Sites in a part, what a kill can cost; and processes at most, each of which holds libraries of 200 MB.
-PART, _PROCESSES = 64, 16
-
-Measure = Callable[[int], Float32[np.ndarray, " d"]]
+#: Sites in a part, and the maximum number of processes, each of which loads libraries of 200 MB.
+PART, _MAX_PROCESSES = 64, 16
 
 
 def require_cp_measure() -> None:
-    """Raises:
-    InputError: cp_measure is not installed.
+    """Check that cp_measure is installed.
+
+    Raises:
+        InputError: It is not.
     """
     try:
         import cp_measure  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "--backbone cellprofiler: needs cp_measure; run `pip install 'perturbjax[cellprofiler]'`"
+            "--backbone cellprofiler: needs cp_measure, which is not installed. Run "
+            "`pip install 'perturbjax[cellprofiler]'`."
         ) from error
 
 
 def facts() -> dict[str, Any]:
-    """What decides the features' values."""
+    """Return everything that determines the values, for the provenance."""
     return {
         "backbone": CELLPROFILER,
         "cp_measure": importlib.metadata.version("cp_measure"),
@@ -57,81 +58,84 @@ def facts() -> dict[str, Any]:
 
 
 def names(dataset: Dataset) -> list[str]:
-    """What is measured of a cell, in CellProfiler's words: Cells_Intensity_MeanIntensity_DNA …"""
-    side = 32
-    square = np.zeros((side, side), np.uint16)
+    """Return the names of the measurements in CellProfiler's form, such as Cells_Intensity_MeanIntensity_DNA."""
+    # cp_measure names its columns only together with values, so measure one square cell of noise.
+    size = 32
+    square = np.zeros((size, size), np.uint16)
     square[8:24, 8:24] = 1
-    image = np.random.default_rng(0).integers(
-        1, 200, (side, side, len(dataset.channel_names)), dtype=np.uint8
-    )
-    _, columns = _cells(image, square, dataset.channel_names)
+    shape = (size, size, len(dataset.channel_names))
+    image = np.random.default_rng(0).integers(1, 200, shape, dtype=np.uint8)
+    _, columns = _measure_cells(image, square, dataset.channel_names)
     return [f"{OBJECT}_{column.replace('__', '_')}" for column in columns]
 
 
-def parts(
-    dataset: Dataset, parts: Sequence[range], behind: int, workers: int, count: int
+def measure_parts(
+    dataset: Dataset, parts: Sequence[range], done: int, workers: int, count: int
 ) -> Iterator[Float32[np.ndarray, "n d"]]:
-    """The features of every part, NaN where a site has no cells.
+    """Yield the measurements of each part; NaN if a site has no cells.
 
     Args:
-        parts: the sites of each.
-        behind: sites that need not be measured any more.
-        workers: processes; 0 takes as many as there are cores, 16 at most.
-        count: of the features.
+        dataset: images and masks.
+        parts: sites of each part.
+        done: number of sites that were measured before, for the progress.
+        workers: number of processes; 0 for the number of cores, at most 16.
+        count: number of measurements d.
     """
     sites = list(itertools.chain(*parts))
-    processes = min(workers or min(len(os.sched_getaffinity(0)), _PROCESSES), len(sites))
-    with ExitStack() as held:
+    processes = min(workers or min(len(os.sched_getaffinity(0)), _MAX_PROCESSES), len(sites))
+    with ExitStack() as stack:
         if processes == 1:
-            measured: Iterator[np.ndarray] = map(partial(_of_site, dataset, count=count), sites)
+            medians: Iterator[np.ndarray] = map(partial(_measure_site, dataset, count), sites)
         else:
-            spawn = multiprocessing.get_context("spawn")
-            pool = held.enter_context(
+            pool = stack.enter_context(
                 ProcessPoolExecutor(
-                    processes, spawn, initializer=_open, initargs=(dataset.paths, count)
+                    processes,
+                    multiprocessing.get_context("spawn"),
+                    initializer=_open_in_worker,
+                    initargs=(dataset.paths,),
                 )
             )
-            measured = pool.map(_of_position, sites, chunksize=4)
+            medians = pool.map(partial(_measure_in_worker, count), sites, chunksize=4)
         rows = track(
-            measured, total=behind + len(sites), done=behind, label="features", unit="sites"
+            medians, total=done + len(sites), done=done, label="Measuring cells", unit="sites"
         )
         for part in parts:
             yield np.stack(list(itertools.islice(rows, len(part))))
 
 
-_measure: Measure
+_worker_dataset: Dataset
 
 
-def _open(paths: tuple[Path, ...], count: int) -> None:
-    global _measure
-    _measure = partial(_of_site, open_dataset(paths), count=count)
+def _open_in_worker(paths: tuple[Path, ...]) -> None:
+    global _worker_dataset
+    _worker_dataset = open_dataset(paths)
 
 
-def _of_position(position: int) -> Float32[np.ndarray, " d"]:
-    return _measure(position)
+def _measure_in_worker(count: int, position: int) -> Float32[np.ndarray, " d"]:
+    return _measure_site(_worker_dataset, count, position)
 
 
-def _of_site(dataset: Dataset, position: int, *, count: int) -> Float32[np.ndarray, " d"]:
-    """The median over a site's cells of everything that is measured."""
+def _measure_site(dataset: Dataset, count: int, position: int) -> Float32[np.ndarray, " d"]:
+    """Return the median of each measurement over the cells of a site."""
     image, mask = dataset.pixels(position)
     if not mask.any():
         return np.full(count, np.nan, np.float32)
-    cells, _ = _cells(image, mask, dataset.channel_names)
+    cells, _ = _measure_cells(image, mask, dataset.channel_names)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what no cell of a site has stays missing
-        found = np.nanmedian(cells, axis=0)
-    return np.where(np.isfinite(found), found, np.nan).astype(np.float32)
+        warnings.simplefilter("ignore")  # a measurement that no cell has is NaN
+        median = np.nanmedian(cells, axis=0)
+    return np.where(np.isfinite(median), median, np.nan).astype(np.float32)
 
 
-def _cells(
+def _measure_cells(
     image: UInt[np.ndarray, "h w c"], mask: UInt16[np.ndarray, "h w"], channels: list[str]
 ) -> tuple[np.ndarray, list[str]]:
-    """(cells, d) of one site, and what each column is."""
+    """Return the measurements of the cells of a site (cells, d) and the name of each column."""
     from cp_measure.featurizer import featurize, make_featurizer_config
 
     config = make_featurizer_config(list(channels), objects=[OBJECT], correlation_costes=False)
     pixels = image.transpose(2, 0, 1)[None] / np.iinfo(image.dtype).max
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # divisions by nothing, of cells of few pixels
+        warnings.simplefilter("ignore")  # cells of few pixels give divisions by zero
         values, columns, _ = featurize(pixels, mask[None, None].astype(np.int32), config)
     return values, list(columns)

@@ -1,8 +1,9 @@
-"""Features of every site of a dataset from a pretrained backbone or a trained run.
+"""Extract features of every site of a dataset with pretrained weights, a trained run, or CellProfiler measurements.
 
-Sites stream through the network in record order. Finished parts are kept in a folder beside the output, so that a run
-that was killed goes on where it was; the output appears complete or not at all. Memory does not depend on the number
-of sites. Several processes share the parts (`shares.py`): a part is computed the same way whoever does it.
+Sites pass through the network in record order, in parts of a few batches. Each finished part is stored in a folder next to
+the output, so that an interrupted extraction resumes; the output itself appears only when it is complete. Memory does not
+depend on the number of sites. With `--distributed`, process i of n computes every n-th unfinished part and the first
+process writes the table.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,24 +39,25 @@ from perturbjax.models import BACKBONES, Mode
 from perturbjax.models.pooling import pool_stages
 from perturbjax.models.symmetries import dihedral
 from perturbjax.profiles import cellprofiler
-from perturbjax.profiles import feature_files as tables
 from perturbjax.profiles.cellprofiler import CELLPROFILER
+from perturbjax.profiles.feature_files import require_anndata, write_features
 from perturbjax.profiles.image_inputs import (
-    COLOURS,
+    INPUT_SCALINGS,
     AdaptConfig,
     adapt,
     channel_triples,
     intensity_range,
 )
 from perturbjax.profiles.profile_table import METADATA
-from perturbjax.profiles.shards import Crew, meet
 from perturbjax.training.devices import ComputeConfig, Placement, open_devices
-from perturbjax.training.processes import HostsConfig
+from perturbjax.training.processes import HostsConfig, connect, run_on_first_process
 from perturbjax.training.run_directory import open_run
 
-#: Batches in a part, what a kill can cost.
+#: Batches in a part: the work that an interruption can lose.
 PART_BATCHES = 16
 SETTINGS = "settings.json"
+#: Seconds between looks for parts and tables that another process writes.
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,13 @@ class FeaturesConfig:
 
 @dataclass(frozen=True)
 class Extractor:
-    """How batches of sites become features.
+    """A network as a function from batches of sites to features.
 
     Attributes:
-        decoder: what is fed of each record.
-        step: a batch on the device → (b, d) features.
-        groups: what the features are called, before their number: d is a multiple of their count.
-        facts: whatever decides the features' values, as plain values for the record.
+        decoder: reads the pixels of each record.
+        step: batch on the device -> features (b, d).
+        groups: prefixes of the feature names; d is a multiple of their number.
+        facts: everything that determines the values, for the provenance.
     """
 
     decoder: Decoder
@@ -123,65 +126,15 @@ class Extractor:
     facts: dict[str, Any]
 
 
-def extract(config: FeaturesConfig) -> Path:
-    """Write the features of every site (or well) of a dataset to `config.out`, and return it.
-
-    Of several processes each computes its share of the parts, and the first writes; all return when it has.
-
-    Raises:
-        InputError: dataset, weights or run cannot be used or do not fit, a flag makes no sense, `out` cannot be
-            written, or another process of the job ended before its share was done.
-    """
-    crew = meet(config.hosts, config.out)
-    with crew.at_work():
-        if config.out.suffix == ".h5ad":
-            tables.require_anndata()
-        dataset = open_dataset(config.data)
-        make_folder(config.out.parent)
-        if config.run is None and config.backbone == CELLPROFILER:
-            return _measured(config, dataset, crew)
-        placement = open_devices(config.compute, own=True)
-        extractor = (
-            backbone_extractor(config, dataset, placement)
-            if config.run is None
-            else run_extractor(config.run, dataset, placement)
-        )
-        compute = functools.partial(_compute_parts, config, placement, extractor)
-        name = functools.partial(feature_names, extractor.groups)
-        job = Job(
-            {**extractor.facts, "batch_size": config.batch_size},
-            PART_BATCHES * config.batch_size,
-            compute,
-            name,
-        )
-        return _write(config, dataset, crew, job)
-
-
-def _measured(config: FeaturesConfig, dataset: Dataset, crew: Crew) -> Path:
-    """CellProfiler's measurements in place of a network's features."""
-    cellprofiler.require_cp_measure()
-    names = cellprofiler.names(dataset)
-
-    def compute(parts: Sequence[range], behind: int) -> Iterator[Float32[np.ndarray, "_n d"]]:
-        return cellprofiler.parts(dataset, parts, behind, config.workers, len(names))
-
-    return _write(
-        config,
-        dataset,
-        crew,
-        Job(cellprofiler.facts(), cellprofiler.PART, compute, lambda count: names),
-    )
-
-
 @dataclass(frozen=True)
 class Job:
-    """What is computed of a dataset, a part at a time.
+    """An extraction in parts.
 
     Attributes:
-        facts: whatever decides the features' values.
-        part: sites in a part; the last may have fewer.
-        compute: (the sites of some parts, number of sites that are behind already) → the features of each part.
-        name: (number of features) → their names.
+        facts: everything that determines the values.
+        part: number of sites in a part; the last may have fewer.
+        compute: (sites of some parts, number of finished sites) -> features of each part.
+        name: number of features -> their names.
     """
 
     facts: dict[str, Any]
@@ -190,54 +143,107 @@ class Job:
     name: Callable[[int], list[str]]
 
 
-def _write(config: FeaturesConfig, dataset: Dataset, crew: Crew, job: Job) -> Path:
-    """Compute what an interrupted extraction did not, and write the table."""
+def extract(config: FeaturesConfig) -> Path:
+    """Write the features of every site or well of a dataset to `config.out`, and return this path.
+
+    With several processes, all return after the first has written the table.
+
+    Raises:
+        InputError: Dataset, weights or run cannot be used, a flag is wrong, or `out` cannot be written.
+    """
+    # JAX would otherwise handle SIGTERM itself, to stop all processes at the same step; here each stops alone.
+    jax.config.update("jax_enable_preemption_service", False)
+    connect(config.hosts)
+    if config.out.suffix == ".h5ad":
+        require_anndata("--out")
+    dataset = open_dataset(config.data)
+    make_folder(config.out.parent)
+    if config.run is None and config.backbone == CELLPROFILER:
+        return _run_job(config, dataset, _cellprofiler_job(config, dataset))
+    placement = open_devices(config.compute, own=True)
+    extractor = (
+        backbone_extractor(config, dataset, placement)
+        if config.run is None
+        else run_extractor(config.run, dataset, placement)
+    )
+    job = Job(
+        {**extractor.facts, "batch_size": config.batch_size},
+        PART_BATCHES * config.batch_size,
+        functools.partial(_compute_parts, config, placement, extractor),
+        functools.partial(feature_names, extractor.groups),
+    )
+    return _run_job(config, dataset, job)
+
+
+def _cellprofiler_job(config: FeaturesConfig, dataset: Dataset) -> Job:
+    cellprofiler.require_cp_measure()
+    names = cellprofiler.names(dataset)
+
+    def compute(parts: Sequence[range], done: int) -> Iterator[Float32[np.ndarray, "_n d"]]:
+        return cellprofiler.measure_parts(dataset, parts, done, config.workers, len(names))
+
+    return Job(cellprofiler.facts(), cellprofiler.PART, compute, lambda count: names)
+
+
+def _run_job(config: FeaturesConfig, dataset: Dataset, job: Job) -> Path:
+    """Compute the unfinished parts and write the table."""
     work = config.out.with_name(f".{config.out.name}.extracting")
     settings = {**job.facts, "index_sha256": dataset.index_sha256, "sites": len(dataset)}
-    every = [
-        range(start, min(start + job.part, len(dataset)))
-        for start in range(0, len(dataset), job.part)
-    ]
-    mine = crew.deal(lambda: _unfinished_parts(work, settings, len(every)))
-    todo = [every[number] for number in mine]
-    behind = len(dataset) - sum(map(len, todo)) if crew.alone else 0
-    if todo:
-        for number, features in zip(mine, job.compute(todo, behind), strict=True):
-            with atomic(_part_file(work, number)) as temporary:
-                np.save(temporary, features)
-    if not crew.first:
-        crew.wait_for_first()
-        return config.out
+    starts = range(0, len(dataset), job.part)
+    parts = [range(start, min(start + job.part, len(dataset))) for start in starts]
+    files = [work / f"part-{number:06d}.npy" for number in range(len(parts))]
 
-    crew.wait_for_all(lambda number: _part_file(work, number).is_file())
-    parts = [np.load(_part_file(work, number), mmap_mode="r") for number in range(len(every))]
-    names = [config.prefix + one for one in job.name(parts[0].shape[1])]
-    facts = {key: value for key, value in job.facts.items() if key != "batch_size"}
-    index = dataset.index
-    if (
-        config.run is not None
-    ):  # what was trained on lies apart by no merit: `embed` tells it from the rest
-        index = index.assign(Metadata_part=open_run(config.run).parts(index["site_id"]))
-    rows = tables.write(config.out, config.level, index, parts, names, facts)
+    def find_unfinished() -> np.ndarray:
+        _prepare_folder(work, settings)
+        return np.array([not file.is_file() for file in files])
+
+    process, processes = 0, 1
+    if jax.distributed.is_initialized():
+        process, processes = jax.process_index(), jax.process_count()
+        unfinished = run_on_first_process(find_unfinished, like=np.zeros(len(files), bool))
+    else:
+        unfinished = find_unfinished()
+    own = np.flatnonzero(unfinished)[process::processes]
+    todo = [parts[number] for number in own]
+    done = len(dataset) - sum(map(len, todo)) if processes == 1 else 0
+    if todo:
+        for number, features in zip(own, job.compute(todo, done), strict=True):
+            with atomic(files[number]) as temporary:
+                np.save(temporary, features)
+    if process:
+        _wait_until(lambda: not work.is_dir())
+        return config.out
+    _wait_until(lambda: all(file.is_file() for file in files))
+    _write_table(config, dataset, job, files)
     shutil.rmtree(work)
-    crew.dismiss()
-    console.print(f"{rows} {config.level}s, {len(names)} features")
     return config.out
 
 
-def _unfinished_parts(work: Path, settings: dict[str, Any], count: int) -> list[int]:
-    """Which parts an interrupted extraction of the same settings did not leave; of other settings none are kept."""
+def _prepare_folder(work: Path, settings: dict[str, Any]) -> None:
+    """Create the folder of finished parts; parts of other settings are deleted."""
     settings = json.loads(json.dumps(settings))
     if (work / SETTINGS).is_file() and read_json(work / SETTINGS) != settings:
-        console.print(f"{work}: was left by an extraction with other settings; starting anew")
+        console.print(f"info: {work}: belongs to an extraction with other settings; starting over")
         shutil.rmtree(work)
     make_folder(work)
     write_json(work / SETTINGS, settings)
-    return [number for number in range(count) if not _part_file(work, number).is_file()]
 
 
-def _part_file(work: Path, number: int) -> Path:
-    return work / f"part-{number:06d}.npy"
+def _wait_until(ready: Callable[[], bool]) -> None:
+    """Wait for files of other processes. If one of these dies, JAX's coordination service ends this process too."""
+    while not ready():
+        time.sleep(_POLL_S)
+
+
+def _write_table(config: FeaturesConfig, dataset: Dataset, job: Job, files: list[Path]) -> None:
+    arrays = [np.load(file, mmap_mode="r") for file in files]
+    names = [config.prefix + name for name in job.name(arrays[0].shape[1])]
+    facts = {key: value for key, value in job.facts.items() if key != "batch_size"}
+    index = dataset.index
+    if config.run is not None:  # `embed` marks training rows, which separate better than new ones
+        index = index.assign(Metadata_part=open_run(config.run).parts(index["site_id"]))
+    rows = write_features(config.out, config.level, index, arrays, names, facts)
+    console.print(f"Extracted features: {rows} {config.level}s, {len(names)} features")
 
 
 def _compute_parts(
@@ -245,24 +251,29 @@ def _compute_parts(
     placement: Placement,
     extractor: Extractor,
     parts: Sequence[range],
-    behind: int,
+    done: int,
 ) -> Iterator[Float32[np.ndarray, "n d"]]:
-    """The features of every part, see `Job`. All but the last of a dataset's are whole batches."""
-    order = BatchOrder.single_pass(np.concatenate(parts), config.batch_size)
-    done = -(-behind // config.batch_size)
-    with open_batches(extractor.decoder, placement, choice="streamed") as feed:
-        ahead = (extractor.step(batch) for batch in feed.batches(order))
-        fetched = (np.asarray(features)[: config.batch_size] for features in _one_ahead(ahead))
-        unit = f"batches of {config.batch_size}"
-        batches = track(fetched, total=done + len(order), done=done, label="features", unit=unit)
-        for part in parts:  # the last batch's padding is dropped
-            yield np.concatenate(
-                list(itertools.islice(batches, -(-len(part) // config.batch_size)))
-            )[: len(part)]
+    """Yield the features of every part, see `Job`. All parts but the last of a dataset are whole batches."""
+    size = config.batch_size
+    order = BatchOrder.single_pass(np.concatenate(parts), size)
+    batches_done = -(-done // size)
+    with open_batches(extractor.decoder, placement, choice="streamed") as source:
+        ahead = (extractor.step(batch) for batch in source.batches(order))
+        fetched = (np.asarray(features)[:size] for features in _one_ahead(ahead))
+        batches = track(
+            fetched,
+            total=batches_done + len(order),
+            done=batches_done,
+            label="Extracting features",
+            unit=f"batches of {size}",
+        )
+        for part in parts:  # the padding of the last batch is dropped
+            features = list(itertools.islice(batches, -(-len(part) // size)))
+            yield np.concatenate(features)[: len(part)]
 
 
 def _one_ahead(items: Iterator[Array]) -> Iterator[Array]:
-    """Each item when the next one is under way: the device never waits for the host to fetch."""
+    """Yield each item after the next one was started, so that the device does not wait for the host to copy."""
     before = next(items)
     for item in items:
         yield before
@@ -271,7 +282,11 @@ def _one_ahead(items: Iterator[Array]) -> Iterator[Array]:
 
 
 def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Placement) -> Extractor:
-    """Published weights on adapted images."""
+    """Return an extractor of a network with published weights.
+
+    Raises:
+        InputError: The weights do not fit the network or do not take RGB images, or a channel is not stored.
+    """
     from perturbjax.models.weights import load_pretrained
     from perturbjax.training.step import DTYPES, split_model
 
@@ -283,24 +298,26 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
         adaptation = dataclasses.replace(adaptation, size=record.input_size)
     if pretrained.provenance["inputs"] != 3:
         raise InputError(
-            f"--weights {config.weights}: takes {pretrained.provenance['inputs']} channels, not 3"
+            f"--weights {config.weights}: the network takes {pretrained.provenance['inputs']} channels, but RGB images "
+            "have 3. Pass other weights."
         )
-    colours = COLOURS.get(adaptation.normalize, record.input_scaling)  # auto: the backbone's
+    scaling = INPUT_SCALINGS.get(
+        adaptation.normalize, record.input_scaling
+    )  # auto: that of the weights
     graphdef, params, stats = split_model(pretrained.model)
     params, stats = placement.replicate((params, stats))
     positions = np.array(list(triples.values()))
+    averaged = adaptation.channels_as == "mean"
     prepare = jax.jit(
-        lambda batch: adapt(batch, adaptation, positions, colours), out_shardings=placement.by_row
+        lambda batch: adapt(batch, adaptation, positions, scaling), out_shardings=placement.by_row
     )
 
     @jax.jit
     def forward(
         params: Any, stats: Any, x: Float[Array, "bk h w 3"], cells: Array
     ) -> Float[Array, "bk d"]:
-        model, mode = (
-            nnx.merge(graphdef, params, stats, copy=True),
-            Mode(dtype=DTYPES[config.precision]),
-        )
+        model = nnx.merge(graphdef, params, stats, copy=True)
+        mode = Mode(dtype=DTYPES[config.precision])
         if config.pool == "last":
             return model(x, mode).features
         return pool_stages(model.stage_maps(x, mode), jnp.repeat(cells, len(triples), axis=0))
@@ -308,39 +325,33 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
     def step(batch: RawBatch) -> Float[Array, "b kd"]:
         x, cells = prepare(batch), batch.mask[..., None]
         views = range(config.augmentations)
-        of_views = (
+        features_of_views = (
             forward(params, stats, dihedral(x, view), dihedral(cells, view)[..., 0])
             for view in views
         )
-        features = sum(of_views) / len(views)
+        features = sum(features_of_views) / len(views)
         features = features.reshape(-1, len(triples), features.shape[1])
         return features.mean(1) if averaged else features.reshape(len(features), -1)
 
-    averaged = adaptation.channels_as == "mean"
     groups = [f"{config.backbone}_{name}" for name in triples]
     groups = [config.backbone] if averaged or len(triples) == 1 else groups
     shift, scale = intensity_range(dataset, adaptation.scale)
-    unlabelled, own_mask = np.zeros(len(dataset), np.int32), np.arange(len(dataset), dtype=np.int32)
+    labels, masks = np.zeros(len(dataset), np.int32), np.arange(len(dataset), dtype=np.int32)
+    sites = Sites((), labels, shift, scale, masks)
+    facts = {
+        **pretrained.provenance,
+        "input": {**vars(adaptation), **scaling._asdict()},
+        "pool": config.pool,
+        "augmentations": config.augmentations,
+        "precision": config.precision,
+    }
     return Extractor(
-        Decoder(
-            dataset,
-            Sites((), unlabelled, shift, scale, own_mask),
-            InputConfig(mask_encoding="binary"),
-        ),
-        step,
-        groups,
-        {
-            **pretrained.provenance,
-            "input": {**vars(adaptation), **colours._asdict()},
-            "pool": config.pool,
-            "augmentations": config.augmentations,
-            "precision": config.precision,
-        },
+        Decoder(dataset, sites, InputConfig(mask_encoding="binary")), step, groups, facts
     )
 
 
 def run_extractor(path: Path, dataset: Dataset, placement: Placement) -> Extractor:
-    """A trained run's own features, its input prepared as in evaluation."""
+    """Return an extractor of the features of a trained run, with the input of `perturbjax evaluate`."""
     from perturbjax.inference import load_network
 
     run = open_run(path)

@@ -1,4 +1,9 @@
-"""Features of a dataset's sites, extracted once and kept under the digest of all that they follow from."""
+"""Cache of extracted features.
+
+Extraction takes minutes, and `classify`, `embed` and `audit` need the same features. A table of features is therefore
+stored under the SHA-256 checksum of everything that determines its values: the dataset's contents, the bytes of the
+weights, and all settings. Changed data or settings give a new file; the files used longest ago are deleted.
+"""
 
 from __future__ import annotations
 
@@ -22,68 +27,61 @@ from perturbjax.profiles.extract import FeaturesConfig, extract
 from perturbjax.profiles.image_inputs import AdaptConfig
 from perturbjax.profiles.profile_options import SourceConfig
 
-#: Part of every key: raised when features of the same data, network and settings change.
+#: Part of every checksum; increased when features of the same data, network and settings change.
 FEATURES_VERSION = 2
-#: Sites up to this side are seen at it: early stages gain nothing from what was interpolated, and it takes a third of
-#: the time that 224 pixels take.
-SMALL = 128
-#: Images a step, each channel of a site one: more are no faster on CPUs, and take gigabytes.
+#: With `pool="stages"`, sites up to this height and width are resized to it: larger inputs add only interpolated
+#: pixels, and 128 pixels take a third of the time of 224.
+SMALL_SITE = 128
+#: Images in a device call, one per channel of a site: more are not faster on CPUs and take gigabytes of memory.
 BATCH_IMAGES = 32
-#: Bytes the cache may hold; 2,000 sites of three channels take 30 MB with EfficientNet-Lite0.
+#: Maximum size of the cache; 2,000 sites of three channels take 30 MB with EfficientNet-Lite0.
 CACHE_BYTES = 4 << 30
 
 
-def kept_features(source: SourceConfig, dataset: Dataset) -> Path:
-    """The table of features of every site of a dataset, from the cache or else extracted into it.
+def cached_features(source: SourceConfig, dataset: Dataset) -> Path:
+    """Return the table of features of a dataset, extracting it if it is not in the cache.
 
     Raises:
-        InputError: the weights cannot be had or are not the backbone's, or the cache cannot be written.
+        InputError: The weights are missing or do not fit the backbone, or the cache cannot be written.
     """
     folder = Path(source.feature_cache) if source.feature_cache else user_cache("features")
     config = FeaturesConfig(
         dataset.paths,
         folder / "features.parquet",
         backbone=source.backbone,
-        weights=weights_of(source),
-        adapt=AdaptConfig(size=_side(source, dataset)),
+        weights=find_weights(source),
+        adapt=AdaptConfig(size=_input_size(source, dataset)),
         pool=source.pool,
         augmentations=source.augmentations,
         batch_size=max(1, BATCH_IMAGES // len(dataset.channel_names)),
     )
-    file = make_folder(folder) / f"{_key(config, dataset)}.parquet"
-    with _alone(file.with_suffix(".lock")):
-        if _holds(file, len(dataset)):
-            os.utime(file)  # used now: dropped last
-            console.print(f"features: {source.backbone}, as kept in {file}")
+    file = make_folder(folder) / f"{_checksum(config, dataset)}.parquet"
+    with _locked(file.with_suffix(".lock")):
+        if _is_complete(file, len(dataset)):
+            os.utime(file)  # now the most recently used
+            console.print(f"info: features of {source.backbone} from the cache: {file}")
         else:
             extract(dataclasses.replace(config, out=file))
-            drop_oldest(
-                (one for one in folder.glob("*.parquet") if one != file),
-                CACHE_BYTES - file.stat().st_size,
-            )
+            others = (one for one in folder.glob("*.parquet") if one != file)
+            drop_oldest(others, CACHE_BYTES - file.stat().st_size)
     return file
 
 
-def _side(source: SourceConfig, dataset: Dataset) -> int | None:
-    """Pixels at which a site is seen; None leaves it to the backbone."""
-    if (
-        source.size is None
-        and source.pool == "stages"
-        and dataset.index[["height", "width"]].to_numpy().max() <= SMALL
-    ):
-        return SMALL
-    return source.size
+def _input_size(source: SourceConfig, dataset: Dataset) -> int | None:
+    """Height and width of the network input in pixels; None for that of the backbone."""
+    small = dataset.index[["height", "width"]].to_numpy().max() <= SMALL_SITE
+    return SMALL_SITE if source.size is None and source.pool == "stages" and small else source.size
 
 
-def weights_of(source: SourceConfig) -> str:
-    """The weights asked for, or else those that the backbone's record names: of an installed package, or of the hub.
+def find_weights(source: SourceConfig) -> str:
+    """Return the weights of a source, by default the published ones of its backbone.
 
     Raises:
-        InputError: there is no such backbone, or nobody publishes weights for it.
+        InputError: The backbone is unknown or has no published weights.
     """
     if source.backbone not in with_weights():
         raise InputError(
-            f"--backbone {source.backbone}: unknown; choose one of {', '.join(with_weights())}"
+            f"--backbone {source.backbone}: unknown (available: {', '.join(with_weights())})"
         )
     weights = source.weights or BACKBONES[source.backbone].source
     if not weights:
@@ -93,25 +91,23 @@ def weights_of(source: SourceConfig) -> str:
     return weights
 
 
-def _key(config: FeaturesConfig, dataset: Dataset) -> str:
-    """SHA-256 of the dataset's contents, the weights' bytes, and every setting that decides a feature's value."""
-    described: dict[str, Any] = {
+def _checksum(config: FeaturesConfig, dataset: Dataset) -> str:
+    weights = config.weights
+    settings: dict[str, Any] = {
         "features": FEATURES_VERSION,
         "data": dataset.fingerprint,
         "backbone": config.backbone,
-        "weights": UNTRAINED
-        if config.weights == UNTRAINED
-        else file_digest(locate(config.weights)[0]),
+        "weights": weights if weights == UNTRAINED else file_digest(locate(weights)[0]),
         "adapt": dataclasses.asdict(config.adapt),
         "pool": config.pool,
         "augmentations": config.augmentations,
         "precision": config.precision,
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _holds(file: Path, rows: int) -> bool:
-    """Whether a table is there, whole; one that is damaged is made anew."""
+def _is_complete(file: Path, rows: int) -> bool:
+    """Whether a table exists with all rows; damaged ones are extracted again."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -122,11 +118,9 @@ def _holds(file: Path, rows: int) -> bool:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Let one process at a time make or find what the lock stands for; the next one finds it made."""
+def _locked(lock: Path) -> Iterator[None]:
+    """Let one process at a time extract the same features."""
     with lock.open("w") as file:
-        with suppress(
-            OSError
-        ):  # some network filesystems have no locks; then two may extract the same
+        with suppress(OSError):  # network file systems without locks: two processes may extract
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Writing features with their metadata, a part at a time: parquet, or AnnData's .h5ad."""
+"""Write features with their metadata, part by part: parquet, or AnnData (`.h5ad`)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from perturbjax.dataset import PLATE, WELL
 
 Level = Literal["site", "well"]
 Parts = Sequence[Float32[np.ndarray, "_n _d"]]
-#: Under which key the provenance of the features stands in the file.
+#: Key of the provenance of the features in the file.
 PROVENANCE_KEY = "perturbjax"
 
 
-def write(
+def write_features(
     path: Path,
     level: Level,
     index: pd.DataFrame,
@@ -29,35 +29,36 @@ def write(
     names: list[str],
     facts: dict[str, Any],
 ) -> int:
-    """Write the features of an index's records, in order, and return the number of rows.
+    """Write the features of a dataset, in the order of its index.
 
     Args:
-        path: its suffix decides: .h5ad is AnnData's, else parquet.
-        parts: the features of consecutive records; they may be memory maps, and are read one after the other.
-        names: of the features.
-        facts: how they came about, as plain values.
+        path: `.h5ad` for AnnData, else parquet.
+        level: "site", or "well" for the mean of the sites of each well.
+        index: index of the dataset.
+        parts: features of consecutive records; they may be memory maps and are read one after the other.
+        names: names of the features.
+        facts: provenance, as JSON values.
+
+    Returns:
+        Number of rows.
     """
     columns = [column for column in index.columns if column.startswith("Metadata_")]
     metadata = index[columns].assign(Metadata_site_id=index["site_id"]).reset_index(drop=True)
     if level == "well":
-        metadata, parts = well_means(metadata, parts)
+        metadata, parts = average_wells(metadata, parts)
+    write = _write_anndata if path.suffix == ".h5ad" else _write_parquet
     with atomic(path) as temporary:
-        (_write_anndata if path.suffix == ".h5ad" else _write_parquet)(
-            temporary, metadata, parts, names, facts
-        )
+        write(temporary, metadata, parts, names, facts)
     return len(metadata)
 
 
-def well_means(metadata: pd.DataFrame, parts: Parts) -> tuple[pd.DataFrame, Parts]:
-    """The mean of each well's sites, in the order in which wells first occur.
+def average_wells(metadata: pd.DataFrame, parts: Parts) -> tuple[pd.DataFrame, Parts]:
+    """Average the sites of each well, in order of first occurrence.
 
-    Metadata that differ between the sites of a well are left out; `Metadata_Site_Count` is added.
+    Metadata that differ within a well are left out; `Metadata_Site_Count` is added.
     """
-    keys = [
-        metadata[PLATE].to_numpy(),
-        metadata[WELL].to_numpy(),
-    ]  # as arrays, so that the two columns stay
-    groups = metadata.groupby(keys, sort=False)
+    # Keys as arrays, so that both columns stay in the groups.
+    groups = metadata.groupby([metadata[PLATE].to_numpy(), metadata[WELL].to_numpy()], sort=False)
     well = groups.ngroup().to_numpy()
     counts = np.bincount(well)
     sums, start = np.zeros((len(counts), parts[0].shape[1])), 0
@@ -65,9 +66,8 @@ def well_means(metadata: pd.DataFrame, parts: Parts) -> tuple[pd.DataFrame, Part
         np.add.at(sums, well[start : start + len(part)], part)
         start += len(part)
     same = (groups.nunique(dropna=False) <= 1).all()
-    wells = metadata.loc[np.unique(well, return_index=True)[1], same.index[same]].reset_index(
-        drop=True
-    )
+    first = np.unique(well, return_index=True)[1]
+    wells = metadata.loc[first, same.index[same]].reset_index(drop=True)
     return wells.assign(Metadata_Site_Count=counts), [(sums / counts[:, None]).astype(np.float32)]
 
 
@@ -94,15 +94,20 @@ def _write_parquet(
             writer.close()
 
 
-def require_anndata() -> None:
-    """Raises:
-    InputError: anndata is not installed.
+def require_anndata(flag: str) -> None:
+    """Check that anndata is installed.
+
+    Args:
+        flag: flag that names the `.h5ad` file, for the message.
+
+    Raises:
+        InputError: It is not.
     """
     try:
         import anndata  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "--out: .h5ad needs anndata; run `pip install 'perturbjax[anndata]'`"
+            f"{flag}: .h5ad needs anndata, which is not installed. Run `pip install 'perturbjax[anndata]'`."
         ) from error
 
 
@@ -111,15 +116,14 @@ def _write_anndata(
 ) -> None:
     import anndata
 
-    # Gathered in a file of its own, so that memory does not grow with the number of rows.
+    # AnnData takes one array: a memory-mapped file keeps memory independent of the number of rows.
     gathered = path.with_suffix(".npy")
     try:
         shape = (len(metadata), len(names))
         values = np.lib.format.open_memmap(gathered, mode="w+", dtype=np.float32, shape=shape)
         np.concatenate(parts, out=values)
-        rows = metadata.astype({c: str for c in metadata if metadata[c].dtype == object}).set_axis(
-            metadata.index.astype(str)
-        )
+        text = {column: str for column in metadata if metadata[column].dtype == object}
+        rows = metadata.astype(text).set_axis(metadata.index.astype(str))
         table = anndata.AnnData(np.asarray(values), obs=rows, var=pd.DataFrame(index=names))
         table.uns[PROVENANCE_KEY] = json.dumps(facts)
         table.write_h5ad(path)

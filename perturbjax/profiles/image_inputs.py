@@ -1,4 +1,4 @@
-"""From stored sites to what an ImageNet network takes: three channels, a known range, a known size."""
+"""Convert stored sites to the input of an ImageNet network: three channels, a known intensity range, a fixed size."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from perturbjax.data.augmentation import RawBatch
 from perturbjax.dataset import PLATE, Dataset
 from perturbjax.models.backbone import IMAGENET_SCALING, NO_SCALING, SYMMETRIC_SCALING, InputScaling
 
-#: What `--normalize` names; auto is the backbone's own.
-COLOURS = {"imagenet": IMAGENET_SCALING, "half": SYMMETRIC_SCALING, "none": NO_SCALING}
+#: Values of `--normalize`; "auto" is that of the weights.
+INPUT_SCALINGS = {"imagenet": IMAGENET_SCALING, "half": SYMMETRIC_SCALING, "none": NO_SCALING}
 EACH = "each"
-#: Of the sites' own 99th percentiles, the share that a common white point leaves below it.
+#: Quantile, over sites, of their 99th percentiles that becomes the common maximum of a plate or dataset.
 WHITE = 0.95
 
 ChannelsAs = Literal["auto", "joined", "mean", "rgb"]
@@ -54,26 +54,31 @@ class AdaptConfig:
 def channel_triples(
     channels: str, stored: list[str], channels_as: ChannelsAs = "auto"
 ) -> dict[str, tuple[int, int, int]]:
-    """Name → three positions among the stored channels, for each image that a site gives.
+    """Return the images that a site gives, as name -> positions of three stored channels.
+
+    Args:
+        channels: names separated by commas, or "each".
+        stored: names of the stored channels.
+        channels_as: see `AdaptConfig`.
 
     Raises:
-        InputError: a name is not stored or named twice, or `rgb` is asked of other than three.
+        InputError: A channel is not stored or named twice, or "rgb" does not get three.
     """
     each = channels == EACH
     names = list(stored) if each else list(names_in(channels))
     if unknown := [name for name in names if name not in stored]:
         raise InputError(
-            f"--channels {channels}: {unknown[0]!r} is not stored; there are {', '.join(stored)}"
+            f"--channels {channels}: {unknown[0]!r} is not stored (available: {', '.join(stored)})"
         )
     if not names:
         raise InputError(
-            f"--channels {channels!r}: names none; there are {', '.join(stored)}, or {EACH}"
+            f"--channels {channels!r}: contains no name (available: {EACH}, {', '.join(stored)})"
         )
     positions = [stored.index(name) for name in names]
     if channels_as == "rgb" or (channels_as == "auto" and not each and len(names) == 3):
         if len(names) != 3:
             raise InputError(
-                f"--channels {channels}: --channels-as rgb takes three, not {len(names)}"
+                f'--channels {channels}: has {len(names)} names, but channels_as="rgb" needs three'
             )
         red, green, blue = positions
         return {"-".join(names): (red, green, blue)}
@@ -85,7 +90,11 @@ def channel_triples(
 def intensity_range(
     dataset: Dataset, scale: Scale
 ) -> tuple[Float32[np.ndarray, "n c"], Float32[np.ndarray, "n c"]]:
-    """(shift, factor) of every site and channel such that (stored - shift) × factor lies in [0, 1], from the index."""
+    """Compute the intensity range of every site and channel from the statistics of the index.
+
+    Returns:
+        shift and factor, so that (stored - shift) * factor lies in [0, 1].
+    """
     shape = (len(dataset), len(dataset.channel_names))
     if scale == "dtype":
         largest = np.iinfo(dataset.image_dtype).max
@@ -97,21 +106,24 @@ def intensity_range(
         for percentile in ("p01", "p99")
     )
     if scale in ("plate", "dataset"):
-        together = dataset.column(PLATE) if scale == "plate" else np.zeros(len(dataset))
-        low, high = (
-            table.groupby(together).transform("quantile", q)
-            for table, q in ((low, 0.5), (high, WHITE))
-        )
+        group = dataset.column(PLATE) if scale == "plate" else np.zeros(len(dataset))
+        low = low.groupby(group).transform("quantile", 0.5)
+        high = high.groupby(group).transform("quantile", WHITE)
     shift, span = low.to_numpy(np.float32), (high - low).to_numpy(np.float32)
-    return shift, (1 / np.where(span > 0, span, 1)).astype(np.float32)  # a flat channel becomes 0
+    # A channel of constant intensity becomes 0.
+    return shift, (1 / np.where(span > 0, span, 1)).astype(np.float32)
 
 
 def adapt(
-    raw: RawBatch, config: AdaptConfig, triples: Int[np.ndarray, "k 3"], colours: InputScaling
+    raw: RawBatch, config: AdaptConfig, triples: Int[np.ndarray, "k 3"], scaling: InputScaling
 ) -> Float[Array, "bk h w 3"]:
-    """The k images of every site, one site after the other.
+    """Convert a batch to RGB images: the k images of the first site, then those of the second, and so on.
 
-    Pure; shapes follow from `raw`, `triples` and `config.size`. `colours` are what the network expects.
+    Args:
+        raw: stored pixels with shift and scale.
+        config: settings.
+        triples: positions of the channels of each image, see `channel_triples`.
+        scaling: mean and standard deviation that the network expects.
     """
     x = jnp.clip((raw.image - raw.shift[:, None, None]) * raw.scale[:, None, None], 0, 1)
     if config.use == "masked":
@@ -120,6 +132,6 @@ def adapt(
     if config.size and (h, w) != (config.size, config.size):
         h = w = config.size
         x = jax.image.resize(x, (b, h, w, c), "bilinear", antialias=True)
-    x = jnp.moveaxis(x[..., triples], 3, 1)  # (b, h, w, k, 3) → (b, k, h, w, 3)
-    mean, deviation = (jnp.asarray(values, jnp.float32) for values in colours)
+    x = jnp.moveaxis(x[..., triples], 3, 1)  # (b, h, w, k, 3) -> (b, k, h, w, 3)
+    mean, deviation = (jnp.asarray(values, jnp.float32) for values in scaling)
     return ((x - mean) / deviation).reshape(b * len(triples), h, w, 3)

@@ -1,13 +1,26 @@
-"""From raw features to features comparable across plates: transformers for one scikit-learn Pipeline.
+"""Preparation of features before a classifier or an embedding: one scikit-learn Pipeline.
 
-Steps pass a table on (see `as_table`): feature columns, with `Metadata_Plate`, `Metadata_Well` and `Metadata_negcon`
-that say where a row comes from. Everything is fitted on the rows given to `fit`, the training rows; the one thing taken
-from rows to be predicted is stated in `Scaler`. This module needs scikit-learn: import it where it is used.
+Features of different plates differ in scale and offset (staining, exposure, week), and many features are redundant. The
+steps, in order:
+
+1. `FeatureCleaner` drops features that are mostly missing or constant and fills gaps with medians.
+2. `Scaler` centers and scales each feature per plate. *MAD normalization* ("robustize") uses median and median absolute
+   deviation (MAD) instead of mean and standard deviation: z = (x - median) / (1.4826 MAD). With the negative controls as
+   reference it is the normalization of pycytominer ("mad_robustize"; Caicedo et al. 2017, doi:10.1038/nmeth.4397).
+3. `OutlierLimiter` limits extreme values.
+4. `CorrelationFilter` drops one of two features that correlate strongly.
+5. `Sphering` (*whitening*) makes the covariance of the negative controls nearly the identity, so that directions in
+   which controls vary for technical reasons count less.
+6. `Coral` or `Combat` align plates, see `batch_correction`. Sphering by the controls followed by CORAL is *TVN*, typical
+   variation normalization (Ando, McLean, Berndl 2017, doi:10.1101/161422).
+7. `Components` reduces to principal components, `VarianceBalancer` weights them against image statistics.
+8. `PlateRelative` adds features relative to the plate, see `control_relative`.
+
+Every step is fitted on the training rows only. The one exception is a plate without training rows: it is scaled by its
+own rows, without their labels (see `Scaler`). This module needs scikit-learn: import it where it is used.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +31,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer
 
 from perturbjax.core.errors import InputError
-from perturbjax.dataset import PLATE, WELL
+from perturbjax.profiles.batch_correction import Combat, Coral
+from perturbjax.profiles.control_relative import GROUP, PlateRelative
+from perturbjax.profiles.feature_columns import list_columns
 from perturbjax.profiles.profile_options import (
     Outliers,
     Preparation,
@@ -27,110 +42,141 @@ from perturbjax.profiles.profile_options import (
     ScaleBy,
     Whitening,
 )
-from perturbjax.profiles.profile_table import METADATA, STATISTIC, Profiles
+from perturbjax.profiles.profile_table import STATISTIC
+from perturbjax.profiles.table_steps import (
+    TableStep,
+    feature_names,
+    feature_values,
+    nonzero,
+    reference_rows,
+    rows_by_plate,
+    select_names,
+)
 
-#: Whether a row is a negative control, true or false.
-NEGCON = "Metadata_negcon"
-#: Standard deviations of a normal distribution in one MAD.
+#: Standard deviation of a normal distribution in units of its MAD: 1 / Φ⁻¹(3/4).
 _SD_PER_MAD = 1.4826
-#: A spread below this share of a feature's size is rounding, and the feature counts as constant.
+#: A feature whose range is below this fraction of its size varies by rounding only and counts as constant.
 _CONSTANT = 1e-6
-#: Deviations at which outliers are cut off.
+#: Limit for outliers, in standard deviations.
 _CLIP = 10.0
 
 
-def as_table(profiles: Profiles, negcon: np.ndarray) -> pd.DataFrame:
-    """What the pipeline takes: float64 features, plate, well, and whether a row is a negative control."""
-    table = pd.DataFrame(profiles.values.astype(np.float64), columns=list(profiles.names))
-    where = {
-        PLATE: profiles.column(PLATE),
-        WELL: profiles.column(WELL),
-        NEGCON: np.asarray(negcon, dtype=bool),
-    }
-    return pd.concat([pd.DataFrame(where), table], axis=1)
-
-
-class TableStep(TransformerMixin, BaseEstimator):
-    """A step that changes the features of a table and hands its metadata on."""
-
-    def fit(self, X: pd.DataFrame, y: object = None) -> TableStep:
-        """Learn from training rows only."""
-        self._fit(feature_values(X), X)
-        return self
-
-    def transform(self, X: pd.DataFrame) -> pd.DataFrame:
-        """The table with changed features."""
-        values, names = self._transform(feature_values(X), X)
-        metadata = X[[c for c in X.columns if c.startswith(METADATA)]]
-        return pd.concat([metadata, pd.DataFrame(values, columns=names, index=X.index)], axis=1)
-
-
-class Clean(TableStep):
-    """Drop features that training rows hardly have or that do not vary there; fill gaps with the training median.
+def fit_preparation(
+    table: pd.DataFrame, config: Preparation, seed: int, labels: np.ndarray, groups: np.ndarray
+) -> tuple[Pipeline, Float[np.ndarray, "n d"]]:
+    """Fit the preparation to training rows and transform them.
 
     Args:
-        max_missing: greatest share of training rows in which a kept feature may be missing, in [0, 1].
+        table: n training rows, see `table_steps.as_table`.
+        config: the steps.
+        seed: seed of the principal components.
+        labels: (n,) class numbers, used only by `relative="auto"`.
+        groups: (n,) groups of the split, such as plates, used only by `relative="auto"`.
+
+    Returns:
+        The fitted pipeline and the transformed features.
+
+    Raises:
+        InputError: Features or reference rows are missing.
+    """
+    steps = preparation(config, seed=seed)
+    return steps, steps.fit_transform(table.assign(**{GROUP: groups}), labels)
+
+
+def preparation_notes(steps: Pipeline) -> list[str]:
+    """Return what the steps of a fitted preparation dropped, filled and chose, one sentence each."""
+    return [
+        n for step in steps.named_steps.values() if hasattr(step, "notes") for n in step.notes()
+    ]
+
+
+def preparation(config: Preparation, *, seed: int = 0) -> Pipeline:
+    """Return the unfitted steps from a table (`table_steps.as_table`) to an array (n, d)."""
+    steps: dict[str, BaseEstimator] = {
+        "clean": FeatureCleaner(config.max_missing),
+        "scale": Scaler(config.normalize, config.normalize_by, config.normalize_to),
+        "outliers": OutlierLimiter(config.outliers),
+    }
+    if config.select:
+        steps["select"] = CorrelationFilter(config.correlation)
+    if config.sphere != "none":
+        reference: Reference = "negcon" if config.sphere == "negcon" else "all"
+        steps["sphere"] = Sphering(reference, config.sphere_method, config.sphere_regularization)
+    if config.align == "coral":
+        steps["align"] = Coral(config.align_to, config.sphere_regularization)
+    elif config.align == "combat":
+        steps["align"] = Combat(config.align_to)
+    if config.pca:
+        steps["pca"] = Components(config.pca, seed)
+    if config.pca and config.pca_variance:
+        steps["balance"] = VarianceBalancer(config.pca_variance)
+    if config.relative != "none":
+        steps["relative"] = PlateRelative(config.relative)
+    steps["array"] = ToArray()
+    if config.unit_length:
+        steps["unit_length"] = Normalizer()
+    return Pipeline(list(steps.items()))
+
+
+class FeatureCleaner(TableStep):
+    """Drop features that are often missing or constant in training; fill gaps with the training median.
+
+    Args:
+        max_missing: maximum fraction of training rows in which a feature may be missing, in [0, 1].
     """
 
     def __init__(self, max_missing: float = 0.05):
         self.max_missing = max_missing
 
     def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
-        gone = np.isnan(values).mean(axis=0) > self.max_missing
-        columns = feature_names(X)
-        filled = values[:, ~gone]
-        spread = np.nanmax(filled, axis=0, initial=-np.inf) - np.nanmin(
-            filled, axis=0, initial=np.inf
-        )
-        size = np.nanmax(np.abs(filled), axis=0, initial=0)
-        constant = np.zeros(len(columns), dtype=bool)
-        constant[~gone] = ~(spread > _CONSTANT * size)
-        self.missing_ = [c for c, drop in zip(columns, gone, strict=True) if drop]
-        self.constant_ = [c for c, drop in zip(columns, constant, strict=True) if drop]
-        self.kept_ = ~(gone | constant)
+        missing = np.isnan(values).mean(axis=0) > self.max_missing
+        present = values[:, ~missing]
+        largest = np.nanmax(present, axis=0, initial=-np.inf)
+        spread = largest - np.nanmin(present, axis=0, initial=np.inf)
+        size = np.nanmax(np.abs(present), axis=0, initial=0)
+        constant = np.zeros(values.shape[1], dtype=bool)
+        constant[~missing] = ~(spread > _CONSTANT * size)
+        self.missing_, self.constant_ = select_names(X, missing), select_names(X, constant)
+        self.kept_ = ~(missing | constant)
         if not self.kept_.any():
             raise InputError(
-                "features: every column is constant or missing in the training rows; nothing is left"
+                "features: every feature is constant or missing in the training rows. Use another table or split."
             )
         self.median_ = np.nanmedian(values[:, self.kept_], axis=0)
         self.filled_ = int(np.isnan(values[:, self.kept_]).sum())
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         kept = values[:, self.kept_]
-        names = [c for c, keep in zip(feature_names(X), self.kept_, strict=True) if keep]
-        return np.where(np.isnan(kept), self.median_, kept), names
+        return np.where(np.isnan(kept), self.median_, kept), select_names(X, self.kept_)
 
     def notes(self) -> list[str]:
-        """What was done, one sentence each; empty if nothing."""
-        found = []
-        for names, why in (
-            (self.missing_, f"missing in more than {self.max_missing:.0%} of the training rows"),
-            (self.constant_, "constant in the training rows"),
-        ):
-            if names:
-                shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-                found.append(f"{len(names)} features dropped, {why}: {shown}")
+        """Return which features were dropped and how many values were filled."""
+        reasons = {
+            f"missing in more than {self.max_missing:.0%} of the training rows": self.missing_,
+            "constant in the training rows": self.constant_,
+        }
+        notes = [
+            f"dropped {list_columns(names)} ({why})" for why, names in reasons.items() if names
+        ]
         if self.filled_:
-            found.append(
-                f"{self.filled_} missing training values filled with the feature's training median"
-            )
-        return found
+            notes.append(f"filled {self.filled_} missing training values with training medians")
+        return notes
 
 
 class Scaler(TableStep):
-    """Centre and scale: to mean 0 and deviation 1, or by median and MAD; each plate by itself or all rows alike.
+    """Center and scale each feature, per plate or over all training rows.
 
-    A plate seen in `fit` keeps the centre and scale of its training rows. A plate that was not there is scaled by the
-    rows that come to be transformed, without their labels (with "negcon": by those that are negative controls), as a
-    screen's new plate is: so predict plates whole.
+    A plate with training rows keeps their center and scale. A new plate is scaled by its own rows (with
+    `reference="negcon"`, by its negative controls) without using labels, as in a new plate of a screen. Predictions for
+    such a plate therefore depend on which of its rows are given: predict whole plates.
 
     Args:
         how: "standardize" (mean, standard deviation), "robustize" (median, MAD), or "none".
-        by: "plate", or "training": one centre and scale from all training rows, for plates of few rows.
-        reference: rows that give centre and scale: "all", or the negative controls "negcon".
+        by: "plate", or "training" for one center and scale of all training rows (plates with few rows).
+        reference: rows that define center and scale: "all", or the negative controls "negcon".
 
     Raises:
-        InputError: a plate has fewer than two reference rows.
+        InputError: A plate has fewer than two reference rows.
     """
 
     def __init__(
@@ -141,47 +187,48 @@ class Scaler(TableStep):
         self.reference = reference
 
     def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
-        groups = self._groups(X)
         self.scales_ = {
-            name: self._centre_and_scale(name, values[rows], X[rows]) for name, rows in groups
+            name: self._center_and_scale(name, values[rows], X[rows])
+            for name, rows in self._groups(X)
         }
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         out = np.empty_like(values)
         for name, rows in self._groups(X):
-            centre, scale = self.scales_.get(name) or self._centre_and_scale(
+            center, scale = self.scales_.get(name) or self._center_and_scale(
                 name, values[rows], X[rows]
             )
-            out[rows] = (values[rows] - centre) / scale
+            out[rows] = (values[rows] - center) / scale
         return out, feature_names(X)
 
     def _groups(self, X: pd.DataFrame) -> list[tuple[str, np.ndarray]]:
-        names = X[PLATE].to_numpy() if self.by == "plate" else np.full(len(X), "training")
-        return [(name, names == name) for name in pd.unique(names)]
+        return rows_by_plate(X) if self.by == "plate" else [("training", np.ones(len(X), bool))]
 
-    def _centre_and_scale(
+    def _center_and_scale(
         self, name: str, values: np.ndarray, X: pd.DataFrame
     ) -> tuple[np.ndarray, np.ndarray]:
         if self.how == "none":
             return np.zeros(values.shape[1]), np.ones(values.shape[1])
-        reference = values[X[NEGCON].to_numpy()] if self.reference == "negcon" else values
-        if len(reference) < 2:
+        rows = reference_rows(values, X, self.reference)
+        if len(rows) < 2:
+            kind = "negative controls" if self.reference == "negcon" else "rows"
             raise InputError(
-                f"plate {name}: {len(reference)} rows to scale it by (--normalize-to {self.reference}), and it needs "
-                "two: choose --normalize-by training, or another --normalize-to or --negcon"
+                f"plate {name}: {len(rows)} {kind} for normalization, but at least two are needed. Normalize by all "
+                "training rows, choose another preparation, or check --negcon."
             )
         if self.how == "standardize":
-            return reference.mean(axis=0), _never_zero(reference.std(axis=0))
-        centre = np.median(reference, axis=0)
-        spread = _SD_PER_MAD * np.median(np.abs(reference - centre), axis=0)
-        # More than half the rows alike: MAD is 0 though the feature varies.
-        return centre, _never_zero(np.where(spread > 0, spread, reference.std(axis=0)))
+            return rows.mean(axis=0), nonzero(rows.std(axis=0))
+        center = np.median(rows, axis=0)
+        spread = _SD_PER_MAD * np.median(np.abs(rows - center), axis=0)
+        # The MAD is 0 if more than half of the rows are equal, although the feature may vary.
+        return center, nonzero(np.where(spread > 0, spread, rows.std(axis=0)))
 
 
-class Tame(TableStep):
-    """Keep a few extreme values from deciding everything: "clip" at ±10 deviations, "arcsinh", or "none".
+class OutlierLimiter(TableStep):
+    """Limit extreme values of scaled features.
 
-    arcsinh is linear near 0 and logarithmic far away. Both suppose features scaled to deviations.
+    Args:
+        how: "clip" (to ±10 standard deviations), "arcsinh" (linear near 0, logarithmic for large values), or "none".
     """
 
     def __init__(self, how: Outliers = "clip"):
@@ -191,54 +238,55 @@ class Tame(TableStep):
         self.fitted_ = True
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-        tamed = {
-            "none": values,
-            "arcsinh": np.arcsinh(values),
-            "clip": np.clip(values, -_CLIP, _CLIP),
-        }
-        return tamed[self.how], feature_names(X)
+        if self.how == "arcsinh":
+            values = np.arcsinh(values)
+        elif self.how == "clip":
+            values = np.clip(values, -_CLIP, _CLIP)
+        return values, feature_names(X)
 
 
 class CorrelationFilter(TableStep):
-    """Of every pair of features that correlate beyond a threshold in training, drop the one more correlated overall.
+    """Drop one of two features that correlate above a threshold: the one with the larger total correlation.
 
     Args:
-        threshold: greatest absolute Pearson correlation that may stay, in (0, 1].
+        threshold: maximum absolute Pearson correlation between features, in (0, 1].
     """
 
     def __init__(self, threshold: float = 0.9):
         self.threshold = threshold
 
     def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
-        centred = values - values.mean(axis=0)
-        unit = centred / _never_zero(np.linalg.norm(centred, axis=0))
+        centered = values - values.mean(axis=0)
+        unit = centered / nonzero(np.linalg.norm(centered, axis=0))
         correlation = np.abs(unit.T @ unit)
         total = correlation.sum(axis=0)
         np.fill_diagonal(correlation, 0)
         self.kept_ = np.ones(values.shape[1], dtype=bool)
+        # Visit features by decreasing total correlation; a feature stays if no remaining one correlates with it.
         for feature in np.argsort(-total, kind="stable"):
             self.kept_[feature] = not (correlation[feature, self.kept_] > self.threshold).any()
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-        names = [c for c, keep in zip(feature_names(X), self.kept_, strict=True) if keep]
-        return values[:, self.kept_], names
+        return values[:, self.kept_], select_names(X, self.kept_)
 
 
-class Sphere(TableStep):
-    """Whiten by the covariance of the reference rows: what varies between wells that should be alike counts less.
+class Sphering(TableStep):
+    """Whiten features by the covariance of reference rows, so that their variation counts less.
 
-    With correlation matrix P = G Θ Gᵀ and deviations V of the reference, zca_cor is G (Θ + ε)^(-1/2) Gᵀ V^(-1/2),
-    pca_cor the same without the last rotation (Kessy, Lewin, Strimmer 2018, doi:10.1080/00031305.2016.1277159), zca the
-    first with the covariance in place of P and V = 1. ε is `regularization` times the mean of Θ: without it directions
-    in which a few controls happen to agree would be blown up.
+    Let P = G Θ Gᵀ be the correlation matrix of the reference rows (eigenvectors G, eigenvalues Θ) and V their variances.
+    Then zca_cor multiplies by G (Θ + ε)^(-1/2) Gᵀ V^(-1/2); pca_cor omits the last rotation G; zca uses the covariance
+    instead of P and V = 1. The ridge ε = `regularization` · mean(Θ) prevents that directions in which few controls agree
+    by chance are amplified.
+
+    Source: Kessy, Lewin, Strimmer 2018, doi:10.1080/00031305.2016.1277159.
 
     Args:
         reference: "all" training rows, or their negative controls "negcon".
-        method: see above; pca_cor keeps as many components as the reference has dimensions.
-        regularization: > 0.
+        method: "zca_cor", "zca", or "pca_cor" (keeps as many components as the reference has dimensions).
+        regularization: ε in units of the mean eigenvalue, > 0.
 
     Raises:
-        InputError: fewer than three reference rows.
+        InputError: There are fewer than three reference rows, or they are identical.
     """
 
     def __init__(
@@ -252,44 +300,48 @@ class Sphere(TableStep):
         self.regularization = regularization
 
     def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
-        reference = values[X[NEGCON].to_numpy()] if self.reference == "negcon" else values
-        if len(reference) < 3:
-            raise InputError(
-                f"--sphere {self.reference}: {len(reference)} such training rows; sphering needs three or more: "
-                "choose --sphere train or none, or another --negcon"
+        rows = reference_rows(values, X, self.reference)
+        if len(rows) < 3:
+            kind = (
+                "negative controls in training" if self.reference == "negcon" else "training rows"
             )
-        self.centre_ = reference.mean(axis=0)
-        spread = reference.std(axis=0, ddof=1)
-        self.scale_ = _never_zero(spread) if self.method.endswith("_cor") else np.ones(len(spread))
-        unit = (reference - self.centre_) / self.scale_
-        _, singular, rotation = np.linalg.svd(unit, full_matrices=False)
-        eigenvalues = singular**2 / (len(reference) - 1)
-        floor = self.regularization * eigenvalues.sum() / values.shape[1]
-        if floor <= 0:
             raise InputError(
-                "--sphere: the reference rows are all alike, or the regularization is not above 0"
+                f"sphering: {len(rows)} {kind}, but at least three are needed. Choose a preparation without sphering, "
+                "or check --negcon."
             )
-        self.rotation_, self.gain_, self.rest_ = (
-            rotation,
-            1 / np.sqrt(eigenvalues + floor),
-            1 / np.sqrt(floor),
-        )
+        self.center_ = rows.mean(axis=0)
+        spread = rows.std(axis=0, ddof=1)
+        self.scale_ = nonzero(spread) if self.method.endswith("_cor") else np.ones(len(spread))
+        unit = (rows - self.center_) / self.scale_
+        # Singular values of the rows give the eigenvalues without the (d, d) matrix.
+        _, singular, self.rotation_ = np.linalg.svd(unit, full_matrices=False)
+        eigenvalues = singular**2 / (len(rows) - 1)
+        ridge = self.regularization * eigenvalues.sum() / values.shape[1]
+        if ridge <= 0:
+            raise InputError(
+                "sphering: the reference rows are identical, or the regularization is not above 0. Check --negcon."
+            )
+        self.gain_, self.rest_gain_ = 1 / np.sqrt(eigenvalues + ridge), 1 / np.sqrt(ridge)
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-        unit = (values - self.centre_) / self.scale_
+        unit = (values - self.center_) / self.scale_
         scores = unit @ self.rotation_.T
         if self.method == "pca_cor":
             return scores * self.gain_, [f"component_{i}" for i in range(scores.shape[1])]
-        # Directions outside the reference's span have eigenvalue 0 and all get the same gain.
-        return self.rest_ * unit + (
-            scores * (self.gain_ - self.rest_)
-        ) @ self.rotation_, feature_names(X)
+        # Directions outside the span of the reference rows have eigenvalue 0 and share one gain.
+        inside = (scores * (self.gain_ - self.rest_gain_)) @ self.rotation_
+        return self.rest_gain_ * unit + inside, feature_names(X)
 
 
 class Components(TableStep):
-    """The first principal components; all there are where rows or features are fewer than asked for.
+    """Replace features by their first principal components.
 
-    Statistics of a dataset's index are handed on beside them: a few numbers would drown among a network's thousands.
+    Image statistics of a dataset's index are kept as they are: a few of them would have no weight among the thousands of
+    features of a network.
+
+    Args:
+        count: number of components; limited by the number of rows and features.
+        seed: seed of the randomized solver.
     """
 
     def __init__(self, count: int = 50, seed: int = 0):
@@ -297,29 +349,29 @@ class Components(TableStep):
         self.seed = seed
 
     def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
-        self.kept_ = np.array([name.startswith(STATISTIC) for name in feature_names(X)])
+        self.kept_ = _statistics_mask(X)
         rest = values[:, ~self.kept_]
         self.pca_ = PCA(min(self.count, *rest.shape), random_state=self.seed).fit(rest)
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-        found = self.pca_.transform(values[:, ~self.kept_])
-        names = [name for name, keep in zip(feature_names(X), self.kept_, strict=True) if keep]
-        names = [*(f"component_{i}" for i in range(found.shape[1])), *names]
-        return np.concatenate([found, values[:, self.kept_]], axis=1), names
+        components = self.pca_.transform(values[:, ~self.kept_])
+        names = [f"component_{i}" for i in range(components.shape[1])]
+        combined = np.concatenate([components, values[:, self.kept_]], axis=1)
+        return combined, names + select_names(X, self.kept_)
 
 
-class Balance(TableStep):
-    """The index's statistics, and all else, each scaled to one total variance, so that neither drowns in the other.
+class VarianceBalancer(TableStep):
+    """Scale image statistics and all other features to the same total variance, so that neither dominates.
 
     Args:
-        variance: the sum of a part's variances over the training rows, > 0.
+        variance: sum of the variances of either part over the training rows, > 0.
     """
 
     def __init__(self, variance: float):
         self.variance = variance
 
     def _fit(self, values: np.ndarray, X: pd.DataFrame) -> None:
-        statistic = np.array([name.startswith(STATISTIC) for name in feature_names(X)])
+        statistic = _statistics_mask(X)
         self.gain_ = np.ones(values.shape[1])
         for part in (statistic, ~statistic):
             total = values[:, part].var(axis=0).sum()
@@ -329,65 +381,18 @@ class Balance(TableStep):
         return values * self.gain_, feature_names(X)
 
 
-class Features(TransformerMixin, BaseEstimator):
-    """The end of the table: its features as a plain array, for scikit-learn's own steps."""
+class ToArray(TransformerMixin, BaseEstimator):
+    """Return the features of a table as a plain array (n, d) float64, for scikit-learn's own estimators."""
 
-    def fit(self, X: pd.DataFrame, y: object = None) -> Features:
-        """Learn nothing."""
+    def fit(self, X: pd.DataFrame, y: object = None) -> ToArray:
+        """Do nothing."""
         self.fitted_ = True
         return self
 
     def transform(self, X: pd.DataFrame) -> Float[np.ndarray, "n d"]:
-        """Features (n, d) float64."""
+        """Return the features."""
         return feature_values(X)
 
 
-def preparation(config: Preparation, *, seed: int = 0) -> Pipeline:
-    """The unfitted steps from a table (`as_table`) to an array (n, d)."""
-    steps: list[tuple[str, BaseEstimator]] = [
-        ("clean", Clean(config.max_missing)),
-        ("scale", Scaler(config.normalize, config.normalize_by, config.normalize_to)),
-        ("tame", Tame(config.outliers)),
-    ]
-    if config.select:
-        steps.append(("select", CorrelationFilter(config.correlation)))
-    if config.sphere != "none":
-        reference: Literal["all", "negcon"] = "negcon" if config.sphere == "negcon" else "all"
-        steps.append(
-            ("sphere", Sphere(reference, config.sphere_method, config.sphere_regularization))
-        )
-    if config.align != "none":
-        from perturbjax.profiles.batch_correction import Combat, Coral
-
-        aligned = (
-            Coral(config.align_to, config.sphere_regularization)
-            if config.align == "coral"
-            else Combat(config.align_to)
-        )
-        steps.append(("align", aligned))
-    if config.pca:
-        steps.append(("pca", Components(config.pca, seed)))
-    if config.pca and config.pca_variance:
-        steps.append(("balance", Balance(config.pca_variance)))
-    if config.relative != "none":
-        from perturbjax.profiles.control_relative import Relative
-
-        steps.append(("relative", Relative(config.relative)))
-    steps.append(("features", Features()))
-    if config.unit_length:
-        steps.append(("unit", Normalizer()))
-    return Pipeline(steps)
-
-
-def feature_names(X: pd.DataFrame) -> list[str]:
-    """Columns that are not metadata."""
-    return [c for c in X.columns if not c.startswith(METADATA)]
-
-
-def feature_values(X: pd.DataFrame) -> Float[np.ndarray, "n d"]:
-    """(n, d) float64 of the columns that are not metadata."""
-    return X[feature_names(X)].to_numpy(dtype=np.float64)
-
-
-def _never_zero(scale: np.ndarray) -> np.ndarray:
-    return np.where(scale > 0, scale, 1.0)
+def _statistics_mask(X: pd.DataFrame) -> np.ndarray:
+    return np.array([name.startswith(STATISTIC) for name in feature_names(X)])

@@ -13,7 +13,7 @@ from perturbjax.core.messages import html_text
 from perturbjax.core.plates import PLATE, WELL
 from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.dataset import open_dataset
-from perturbjax.profiles.embedding import GREY, Picture
+from perturbjax.profiles.embedding import GREY, Embedding
 from perturbjax.profiles.profile_table import SITE_ID, Profiles
 from perturbjax.report.pages import CLASS, Section, page
 from perturbjax.report.pages import cell_images as pictures
@@ -23,11 +23,11 @@ from perturbjax.report.pages.scatter import scatter
 _HOVER = 8
 
 
-def write_page(picture: Picture, profiles: Profiles, path: Path) -> Path:
+def write_page(picture: Embedding, profiles: Profiles, path: Path) -> Path:
     """One file that asks nothing of a network: points with their metadata on hover, and their coordinates as CSV."""
     quality = picture.quality
     lead = (
-        f'<p class="verdict">{html_text(picture.title())}</p><p>Of the {quality.k} rows nearest to a row, '
+        f'<p class="verdict">{html_text(picture.title)}</p><p>Of the {quality.k} rows nearest to a row, '
         f"{quality.purity:.0%} are of its class in the features, {quality.purity_2d:.0%} in this plane, and "
         f"{quality.chance:.0%} by chance. Silhouette of the classes in the features {quality.silhouette:+.2f} (from "
         "-1, mixed up, to 1, apart).</p>"
@@ -44,7 +44,7 @@ def write_page(picture: Picture, profiles: Profiles, path: Path) -> Path:
         "layout",
         _points(picture, profiles.metadata),
         colours=[CLASS, *_telling(profiles.metadata, picture.label_column)],
-        label=f"{picture.title()}, one point a row",
+        label=f"{picture.title}, one point a row",
         caption=f"One point a row of the table.{cross}{rim} Where the pointer is, rows of one class are joined to "
         "their middle. Only nearness means something, not distance.",
         painter=painter,
@@ -61,7 +61,7 @@ def write_page(picture: Picture, profiles: Profiles, path: Path) -> Path:
     return path
 
 
-def _palette(picture: Picture) -> dict[str, str]:
+def _palette(picture: Embedding) -> dict[str, str]:
     """Colours of classes; controls of one class, which are crosses, have that of no class."""
     named = np.unique(picture.labels[picture.negcon])
     crossed = {str(named[0]): GREY} if len(named) == 1 else {}
@@ -72,7 +72,7 @@ def _palette(picture: Picture) -> dict[str, str]:
     }
 
 
-def _points(picture: Picture, metadata: pd.DataFrame) -> pd.DataFrame:
+def _points(picture: Embedding, metadata: pd.DataFrame) -> pd.DataFrame:
     points = pd.DataFrame(
         {"x": picture.points[:, 0], "y": picture.points[:, 1], CLASS: picture.labels}
     )
@@ -95,7 +95,7 @@ def _telling(metadata: pd.DataFrame, label: str) -> list[str]:
 
 
 def _cells(
-    picture: Picture, profiles: Profiles
+    picture: Embedding, profiles: Profiles
 ) -> tuple[pictures.Painter | None, np.ndarray | None]:
     """A painter of the dataset that the features were extracted from, and where each row's site stands in it."""
     data = picture.config.profiles.source.data

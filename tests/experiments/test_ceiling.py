@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from experiments.ceiling import PAIRS, Baseline, confused, familiar, known, learn
-from perturbjax.profiles.preparation import as_table
 from perturbjax.profiles.profile_table import Profiles
+from perturbjax.profiles.table_steps import as_table
 
 PLATES, SITES = 20, 36
 

@@ -1,4 +1,4 @@
-"""Plates aligned by their controls: what differs by plate goes, what treatments did stays, new plates move alone."""
+"""Batch correction: removes differences between plates, keeps treatment effects, and handles new plates alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import pytest
 
 from perturbjax.core.errors import InputError
 from perturbjax.profiles.batch_correction import Combat, Coral
-from perturbjax.profiles.preparation import NEGCON, Sphere, feature_values, preparation
+from perturbjax.profiles.preparation import Sphering, preparation
 from perturbjax.profiles.profile_options import Preparation
+from perturbjax.profiles.table_steps import NEGCON, feature_values
 
 FEATURES = 6
 
 
 def screen(plates: int = 3, controls: int = 40, treated: int = 20, seed: int = 0) -> pd.DataFrame:
-    """Plates that stretch, mix and shift all features in ways of their own; treated wells differ in feature 0."""
+    """Plates with a random linear map and shift of all features; treated wells differ in feature 0."""
     rng = np.random.default_rng(seed)
     parts = []
     for plate in range(plates):
@@ -37,36 +38,36 @@ def controls_of(table: pd.DataFrame, plate: str) -> np.ndarray:
     return feature_values(table[(table["Metadata_Plate"] == plate) & table[NEGCON]])
 
 
-def test_coral_gives_the_controls_of_every_plate_one_mean_and_one_covariance():
+def test_coral_equalizes_mean_and_covariance_of_controls():
     table = screen()
     step = Coral(regularization=1e-6).fit(table)
     after = step.transform(table)
-    wanted = np.mean([np.cov(controls_of(table, f"P{i}").T) for i in range(3)], axis=0)
+    expected = np.mean([np.cov(controls_of(table, f"P{i}").T) for i in range(3)], axis=0)
     for plate in ("P0", "P1", "P2"):
-        np.testing.assert_allclose(controls_of(after, plate).mean(axis=0), step.centre_, atol=1e-8)
+        np.testing.assert_allclose(controls_of(after, plate).mean(axis=0), step.center_, atol=1e-8)
         np.testing.assert_allclose(
-            np.cov(controls_of(after, plate).T), wanted, atol=1e-4 * np.trace(wanted)
+            np.cov(controls_of(after, plate).T), expected, atol=1e-4 * np.trace(expected)
         )
 
 
-def test_after_tvn_the_covariance_of_the_controls_is_the_identity_on_new_plates_too():
-    """Sphered by all controls: what differs between plates is then in their covariance, and aligning takes it out."""
+def test_tvn_gives_controls_of_new_plates_identity_covariance():
+    """After sphering by all controls, plates differ in the covariance of their controls, which CORAL removes."""
     table = screen(plates=4)
     train, new = table[table["Metadata_Plate"] != "P3"], table[table["Metadata_Plate"] == "P3"]
-    sphere = Sphere("negcon", "zca", regularization=1e-6).fit(train)
+    sphere = Sphering("negcon", "zca", regularization=1e-6).fit(train)
     step = Coral(regularization=1e-6).fit(sphere.transform(train))
-    again = Sphere("negcon", "zca", regularization=1e-6).fit(
+    second = Sphering("negcon", "zca", regularization=1e-6).fit(
         step.transform(sphere.transform(train))
     )
     for part in (train, new):
-        after = again.transform(step.transform(sphere.transform(part)))
+        after = second.transform(step.transform(sphere.transform(part)))
         for plate in part["Metadata_Plate"].unique():
             np.testing.assert_allclose(
                 np.cov(controls_of(after, plate).T), np.eye(FEATURES), atol=0.02
             )
 
 
-def test_combat_takes_away_shift_and_spread_and_shrinks_where_rows_are_few():
+def test_combat_removes_shift_and_spread_and_shrinks_small_samples():
     table = screen()
     after = Combat().fit(table).transform(table)
     for values in (np.array([controls_of(after, f"P{i}").mean(axis=0) for i in range(3)]),):
@@ -78,17 +79,17 @@ def test_combat_takes_away_shift_and_spread_and_shrinks_where_rows_are_few():
     own = Combat().fit(few).plates_["P0"].spread
     plain = controls_of(few, "P0").std(axis=0, ddof=1) / Combat().fit(few).spread_
     assert own.std() < 0.7 * plain.std(), (
-        "the spread of three rows is told from that of the other features too"
+        "the spread of three rows must be shrunk towards that of other features"
     )
 
 
 @pytest.mark.parametrize("step", [Coral(), Combat()])
-def test_a_plate_that_comes_later_is_moved_alone_and_what_was_done_to_wells_stays(step):
+def test_alignment_of_new_plate_is_independent_and_keeps_effects(step):
     table = screen(plates=4)
     train, new = table[table["Metadata_Plate"] != "P3"], table[table["Metadata_Plate"] == "P3"]
     step.fit(train)
-    alone, together = step.transform(train), step.transform(table)
-    pd.testing.assert_frame_equal(alone, together[together["Metadata_Plate"] != "P3"])
+    separate, together = step.transform(train), step.transform(table)
+    pd.testing.assert_frame_equal(separate, together[together["Metadata_Plate"] != "P3"])
     pd.testing.assert_frame_equal(step.transform(new), together[together["Metadata_Plate"] == "P3"])
     moved = step.transform(new)
     lead = feature_values(moved[~moved[NEGCON]]).mean(axis=0) - feature_values(
@@ -97,7 +98,7 @@ def test_a_plate_that_comes_later_is_moved_alone_and_what_was_done_to_wells_stay
     assert np.linalg.norm(lead) > 1
 
 
-def test_both_stand_in_the_pipeline_and_a_plate_without_controls_is_named():
+def test_alignment_in_pipeline_and_plate_without_controls():
     table = screen()
     labels = np.zeros(len(table), dtype=int)
     for align in ("coral", "combat"):
@@ -107,7 +108,8 @@ def test_both_stand_in_the_pipeline_and_a_plate_without_controls_is_named():
         )
     lone = table[~((table["Metadata_Plate"] == "P1") & table[NEGCON])]
     with pytest.raises(
-        InputError, match=r"plate P1: 0 rows to align it by \(--align-to negcon\), and it needs two"
+        InputError,
+        match="plate P1: 0 negative controls for the alignment of plates, but at least two",
     ):
         Coral().fit(lone)
     everything = Combat("all").fit(lone)

@@ -1,4 +1,4 @@
-"""CellProfiler's measurements: of the cells of the masks, named as it names them, the same from any process."""
+"""CellProfiler measurements: values and names, and the same result with several processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data(tmp_path_factory):
     )
 
 
-def test_a_site_is_the_median_of_its_cells_by_name(data, tmp_path):
+def test_measurements_are_medians_over_cells(data, tmp_path):
     pytest.importorskip("cp_measure")
     table = pd.read_parquet(extract(config(data, tmp_path / "cells.parquet")))
     dataset = open_dataset(data)
@@ -51,23 +51,24 @@ def test_a_site_is_the_median_of_its_cells_by_name(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_several_processes_measure_the_same(data, tmp_path):
+def test_measurements_do_not_depend_on_number_of_processes(data, tmp_path):
     pytest.importorskip("cp_measure")
     one, two = (extract(config(data, tmp_path / f"{n}.parquet", workers=n)) for n in (1, 2))
     pd.testing.assert_frame_equal(pd.read_parquet(one), pd.read_parquet(two))
 
 
-def test_without_cp_measure_it_says_what_to_install_and_writes_nothing(data, tmp_path, monkeypatch):
-    real = builtins.__import__
+def test_missing_cp_measure_names_the_extra(data, tmp_path, monkeypatch):
+    original = builtins.__import__
 
     def absent(name, *args, **kwargs):
         if name.startswith("cp_measure"):
             raise ImportError(name)
-        return real(name, *args, **kwargs)
+        return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(
-        InputError, match=r"needs cp_measure; run `pip install 'perturbjax\[cellprofiler\]'`"
+        InputError,
+        match=r"needs cp_measure, which is not installed. Run `pip install 'perturbjax\[cellprofiler\]'`",
     ):
         extract(config(data, tmp_path / "cells.parquet"))
     assert list(tmp_path.iterdir()) == []

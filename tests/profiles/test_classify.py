@@ -1,4 +1,4 @@
-"""Classical classifiers: they learn what is there, nothing leaks, and bad input is one line."""
+"""Classical classifiers: scores, no leakage, written files, and messages about bad input."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def scores(evaluation: EvaluationResult, level: str = "site") -> pd.DataFrame:
     return table[table["level"] == level].set_index("model")
 
 
-def test_every_classifier_learns_what_separates_classes_and_all_is_written(tmp_path: Path) -> None:
+def test_classify_fits_every_classifier_and_writes_files(tmp_path: Path) -> None:
     config = config_for(make_table(), tmp_path, models="all", tune=True)
     evaluation = classify(config)
-    found = scores(evaluation)
-    models = found[~found["baseline"]]
+    table_scores = scores(evaluation)
+    models = table_scores[~table_scores["baseline"]]
     assert len(models) == 10
     assert (models["accuracy"] > 0.75).all(), models["accuracy"]
     assert (models["train_accuracy"] > 0.75).all()
-    assert (found.loc[["majority", "chance"], "accuracy"] < 0.5).all()
+    assert (table_scores.loc[["majority", "chance"], "accuracy"] < 0.5).all()
     assert models["balanced_accuracy"].is_monotonic_decreasing
     assert [level.name for level in evaluation.displayed_levels] == ["site", "treated"]
     for name in ("table.csv", "scores.png", "split.parquet", "labels.json", "config.json"):
@@ -55,7 +55,7 @@ def test_every_classifier_learns_what_separates_classes_and_all_is_written(tmp_p
     assert (config.out / "evaluation" / "lda" / "scores.json").is_file()
 
 
-def test_predictions_are_written_as_the_networks_write_theirs(tmp_path: Path) -> None:
+def test_classify_writes_predictions_like_networks(tmp_path: Path) -> None:
     config = config_for(make_table(), tmp_path, models="ridge,random_forest")
     classify(config)
     for name in ("ridge", "random_forest"):
@@ -67,83 +67,83 @@ def test_predictions_are_written_as_the_networks_write_theirs(tmp_path: Path) ->
         assert predictions["part"].value_counts().to_dict() == {"train": 72, "test": 24}
         probabilities = predictions[classes].to_numpy()
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-        said = np.asarray(sorted(COMPOUNDS))[probabilities.argmax(axis=1)]
-        assert (predictions["predicted"] == said).all()
+        likely = np.asarray(sorted(COMPOUNDS))[probabilities.argmax(axis=1)]
+        assert (predictions["predicted"] == likely).all()
 
 
-def test_shuffled_labels_give_chance(tmp_path: Path) -> None:
-    """Train scores may be high; test scores may not, whatever is fitted on the way."""
+def test_shuffled_labels_give_chance_accuracy(tmp_path: Path) -> None:
+    """Training scores may be high; test scores must be at chance level."""
     table = make_table(plates=4, wells=96, signal=3.0)
     labels = table["Metadata_pert_iname"].to_numpy(copy=True)
     table["Metadata_pert_iname"] = np.random.default_rng(0).permutation(labels)
     preparation = Preparation(normalize="robustize", select=True, sphere="negcon")
-    found = scores(
+    table_scores = scores(
         classify(
             config_for(
                 table, tmp_path, models=QUICK, hold_out="each", preparation=preparation, tune=True
             )
         )
     )
-    models = found[~found["baseline"]]
+    models = table_scores[~table_scores["baseline"]]
     assert ((models["accuracy"] - 1 / 6).abs() < 0.08).all(), models["accuracy"]
 
 
-def test_what_is_predicted_for_one_test_row_does_not_depend_on_the_labels_of_test_rows(
+def test_predictions_do_not_depend_on_labels_of_test_rows(
     tmp_path: Path,
 ) -> None:
     table = make_table()
-    held = table["Metadata_Plate"] == "P3"
+    test_rows = table["Metadata_Plate"] == "P3"
     other = table.copy()
-    other.loc[held, "Metadata_pert_iname"] = (
-        other.loc[held, "Metadata_pert_iname"].sample(frac=1, random_state=0).values
+    other.loc[test_rows, "Metadata_pert_iname"] = (
+        other.loc[test_rows, "Metadata_pert_iname"].sample(frac=1, random_state=0).values
     )
     (tmp_path / "b").mkdir()
-    got = []
+    outputs = []
     for folder, one in ((tmp_path, table), (tmp_path / "b", other)):
         config = config_for(one, folder, models=QUICK, tune=True)
         classify(config)
-        got.append(
+        outputs.append(
             [
                 pd.read_parquet(config.out / "predictions" / f"{name}.parquet")
                 for name in QUICK.split(",")
             ]
         )
-    for a, b in zip(*got, strict=True):
+    for a, b in zip(*outputs, strict=True):
         pd.testing.assert_frame_equal(a.filter(like="prob_"), b.filter(like="prob_"))
 
 
-def test_every_plate_in_turn_judges_every_row_once(tmp_path: Path) -> None:
+def test_hold_out_each_tests_every_row_once(tmp_path: Path) -> None:
     config = config_for(make_table(), tmp_path, hold_out="each")
-    found = scores(classify(config))
-    assert found.loc["lda", "n"] == 96
+    table_scores = scores(classify(config))
+    assert table_scores.loc["lda", "n"] == 96
     predictions = pd.read_parquet(config.out / "predictions" / "lda.parquet")
     assert len(predictions) == 96 and predictions["site_id"].is_unique
     right = (predictions["predicted"] == predictions["label"]).mean()
-    assert found.loc["lda", "accuracy"] == pytest.approx(right)
+    assert table_scores.loc["lda", "accuracy"] == pytest.approx(right)
     assert sorted(p.name for p in config.out.glob("split_*")) == [
         f"split_P{i}.parquet" for i in range(4)
     ]
 
 
-def test_all_folds_of_a_well_split_judge_every_row_once(tmp_path: Path) -> None:
+def test_all_folds_test_every_row_once(tmp_path: Path) -> None:
     config = config_for(
         make_table(), tmp_path, hold_out="", split=SplitConfig("well", folds=3), all_folds=True
     )
     assert scores(classify(config)).loc["lda", "n"] == 96
 
 
-def test_a_split_file_decides_who_judges(tmp_path: Path) -> None:
+def test_split_file_reproduces_scores(tmp_path: Path) -> None:
     first = config_for(make_table(), tmp_path, hold_out="", split=SplitConfig("well"))
     a = classify(first)
     second = replace(
         first,
-        out=tmp_path / "again",
+        out=tmp_path / "repeated",
         split=SplitConfig(split_file=str(first.out / "split.parquet")),
     )
     assert scores(classify(second)).loc["lda", "accuracy"] == scores(a).loc["lda", "accuracy"]
 
 
-def test_sites_are_judged_alone_and_as_wells(tmp_path: Path) -> None:
+def test_classify_scores_sites_and_wells(tmp_path: Path) -> None:
     sites = pd.concat(
         [make_table(seed=0, signal=0.6).assign(Metadata_Site=s) for s in range(4)],
         ignore_index=True,
@@ -159,7 +159,7 @@ def test_sites_are_judged_alone_and_as_wells(tmp_path: Path) -> None:
     )
 
 
-def test_treated_rows_are_those_that_are_not_negative_controls(tmp_path: Path) -> None:
+def test_treated_level_excludes_negative_controls(tmp_path: Path) -> None:
     config = config_for(make_table(signal=1.0), tmp_path)
     treated = scores(classify(config), "treated").loc["lda"]
     predictions = pd.read_parquet(config.out / "predictions" / "lda.parquet")
@@ -168,95 +168,94 @@ def test_treated_rows_are_those_that_are_not_negative_controls(tmp_path: Path) -
     assert treated["accuracy"] == pytest.approx((rows["predicted"] == rows["label"]).mean())
 
 
-def test_a_class_in_the_test_part_only_is_judged_and_said(
+def test_class_without_training_rows_counts_as_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     table = make_table()
     table.loc[table.index[-3:], "Metadata_pert_iname"] = "newcomer"
     config = config_for(table, tmp_path, models="lda,ridge")
-    found = scores(classify(config))
+    table_scores = scores(classify(config))
     assert (
-        "1 classes stand in the test part only (first: newcomer); their 3 rows are judged and never right"
+        "1 classes occur in the test set only (first: newcomer). Their 3 rows count as wrong."
         in (capsys.readouterr().err)
     )
     predictions = pd.read_parquet(config.out / "predictions" / "lda.parquet")
     assert (predictions["prob_newcomer"] == 0).all()
-    assert found.loc["lda", "accuracy"] <= 21 / 24
+    assert table_scores.loc["lda", "accuracy"] <= 21 / 24
 
 
-def test_a_model_that_cannot_be_fitted_is_left_out_and_the_others_go_on(
+def test_classifier_that_cannot_be_fitted_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """One row a class: LDA and PLDA know nothing of the noise."""
+    """With one row per class, LDA and PLDA cannot estimate the noise."""
     table = make_table(plates=2, wells=12, classes=6)
     table["Metadata_pert_iname"] = [f"compound {i % 12}" for i in range(24)]
     config = config_for(table, tmp_path, hold_out="P1", models="lda,plda,knn")
-    found = scores(classify(config))
-    assert list(found.index[~found["baseline"]]) == ["knn"]
-    assert "lda: left out (" in capsys.readouterr().err
-    with pytest.raises(InputError, match="--models lda,plda: none could be fitted"):
+    table_scores = scores(classify(config))
+    assert list(table_scores.index[~table_scores["baseline"]]) == ["knn"]
+    assert "warning: left out classifier lda: " in capsys.readouterr().err
+    with pytest.raises(InputError, match="--models lda,plda: no classifier could be fitted"):
         classify(replace(config, models="lda,plda"))
 
 
-def test_rows_without_a_label_are_left_out_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_rows_without_label_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     table = make_table()
     table.loc[:4, "Metadata_pert_iname"] = None
     classify(config_for(table, tmp_path))
-    assert "5 rows without Metadata_pert_iname left out" in capsys.readouterr().err
+    assert "info: left out 5 rows without Metadata_pert_iname" in capsys.readouterr().err
 
 
-def test_missing_and_constant_features_are_said_and_harmless(
+def test_missing_and_constant_features_are_dropped(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     table = make_table()
     table["Cells_constant"], table["Cells_hollow"] = 1.0, np.nan
     table.loc[5, "Cells_f1"] = np.inf
-    found = scores(classify(config_for(table, tmp_path)))
-    said = capsys.readouterr().err
-    assert found.loc["lda", "accuracy"] > 0.75
-    assert "dropped, constant in the training rows: Cells_constant" in said
-    assert "dropped, missing in more than 5% of the training rows: Cells_hollow" in said
-    assert "1 missing training values filled" in said
+    table_scores = scores(classify(config_for(table, tmp_path)))
+    messages = capsys.readouterr().err
+    assert table_scores.loc["lda", "accuracy"] > 0.75
+    assert "dropped 1 column: Cells_constant (constant in the training rows)" in messages
+    assert (
+        "dropped 1 column: Cells_hollow (missing in more than 5% of the training rows)" in messages
+    )
+    assert "filled 1 missing training values" in messages
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"models": "lda,forest"}, "--models forest: unknown; choose from all, ridge"),
-        ({"models": ","}, "--models ',': names none"),
-        ({"hold_out": "P9"}, "--hold-out P9: no such plate; choose each or one of P0, P1, P2, P3"),
+        ({"models": "lda,forest"}, r"--models forest: unknown \(available: all, ridge"),
+        ({"models": ","}, "--models ',': contains no name"),
+        ({"hold_out": "P9"}, r"--hold-out P9: no such plate \(available: each, P0, P1, P2, P3\)"),
         ({"all_folds": True}, "--hold-out P3: must be without --all-folds"),
         ({"hold_out": "", "split": SplitConfig("plate", folds=5)}, "there are only 4 groups"),
         ({"hold_out": "", "split": SplitConfig("layout")}, "fold|groups"),
     ],
 )
-def test_flags_that_make_no_sense_are_one_line(tmp_path: Path, changes: dict, says: str) -> None:
-    with pytest.raises(InputError, match=says) as caught:
+def test_classify_refuses_bad_flags(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         classify(config_for(make_table(), tmp_path, **changes))
     assert "\n" not in str(caught.value)
 
 
-def test_one_class_in_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has one class \(DMSO\) in training"):
+def test_classify_refuses_single_class(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has one class \(DMSO\) in the training set"):
         classify(config_for(make_table().assign(Metadata_pert_iname="DMSO"), tmp_path))
 
 
-def test_a_label_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_classify_names_missing_label_column(tmp_path: Path) -> None:
     config = config_for(make_table(), tmp_path)
     with pytest.raises(
-        InputError, match="no column 'Metadata_moa'; there are site_id, Metadata_Plate"
+        InputError, match=r"no column 'Metadata_moa' \(available: site_id, Metadata_Plate"
     ):
         classify(replace(config, profiles=replace(config.profiles, label_column="Metadata_moa")))
 
 
-def test_the_table_shows_training_and_test_side_by_side(
+def test_printed_table_shows_training_and_test_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     print_evaluation(classify(config_for(make_table(), tmp_path, models="lda,ridge")))
-    shown = capsys.readouterr().out
-    words = " ".join(shown.split())
+    words = " ".join(capsys.readouterr().out.split())
     for part in (
         "train",
         "test",
@@ -268,22 +267,24 @@ def test_the_table_shows_training_and_test_side_by_side(
         assert part in words
 
 
-def test_a_plate_map_that_answers_everything_is_said(
+def test_printed_table_names_unbeaten_position_baseline(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """All plates with one layout, features of noise: only position knows."""
+    """All plates have one layout and features are noise, so that only the position predicts the label."""
     table = make_table(signal=0.0)
     table["Metadata_pert_iname"] = np.tile(table["Metadata_pert_iname"][:24].to_numpy(), 4)
-    board = classify(config_for(table, tmp_path))
-    found = scores(board)
-    assert found.loc["position", "accuracy"] == 1 and found.loc["lda", "accuracy"] < 0.5
-    print_evaluation(board)
+    evaluation = classify(config_for(table, tmp_path))
+    table_scores = scores(evaluation)
+    assert (
+        table_scores.loc["position", "accuracy"] == 1 and table_scores.loc["lda", "accuracy"] < 0.5
+    )
+    print_evaluation(evaluation)
     said = " ".join(capsys.readouterr().out.split())
     assert "100% of the test sites have their label at the same place of a training plate" in said
     assert "by site, the lda's balanced accuracy is below position (1.000)" in said
 
 
-def test_the_command_ends_with_one_line_and_status_two_on_bad_input(
+def test_command_reports_bad_input_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     from perturbjax.cli import main
@@ -297,22 +298,18 @@ def test_the_command_ends_with_one_line_and_status_two_on_bad_input(
         "P3",
         "--models",
         "knn",
-        "--replicates",
-        "20",
     ]
     with pytest.raises(SystemExit, match="0"):
         main([*good, "--out", str(tmp_path / "out")])
     assert "knn" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         main([*good, "--out", str(tmp_path / "out"), "--label-column", "Metadata_nothing"])
-    said = capsys.readouterr().err
-    assert (
-        said.startswith("error: features: no column 'Metadata_nothing'") and said.count("\n") == 1
-    )
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: features: no column 'Metadata_nothing'")
 
 
 @pytest.mark.parametrize(
-    "dealt",
+    "split",
     [
         {"hold_out": "P3"},
         {"hold_out": "each"},
@@ -320,16 +317,16 @@ def test_the_command_ends_with_one_line_and_status_two_on_bad_input(
         {"hold_out": "", "split": SplitConfig(split="well", folds=3)},
     ],
 )
-def test_labels_that_are_all_different_are_refused(tmp_path: Path, dealt) -> None:
+def test_classify_refuses_labels_that_are_all_different(tmp_path: Path, split) -> None:
     table = make_table()
     table["Metadata_pert_iname"] = [f"compound {number}" for number in range(len(table))]
     with pytest.raises(InputError, match="Metadata_pert_iname"):
-        classify(config_for(table, tmp_path, **dealt))
+        classify(config_for(table, tmp_path, **split))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_ridge_takes_seconds_on_three_thousand_profiles_of_two_thousand_features() -> None:
+def test_ridge_fits_3000_profiles_of_2048_features_within_a_minute() -> None:
     import time
 
     from perturbjax.profiles.classifiers import CLASSIFIERS

@@ -1,4 +1,4 @@
-"""Relative to the plate: what may be a reference follows from the data, and the reason is said."""
+"""Features relative to the plate: choice of the reference and values."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.profiles.control_relative import Relative, choose
-from perturbjax.profiles.preparation import NEGCON, feature_values, preparation
+from perturbjax.profiles.control_relative import PlateRelative, choose_reference
+from perturbjax.profiles.preparation import preparation
 from perturbjax.profiles.profile_options import Preparation
+from perturbjax.profiles.table_steps import NEGCON, feature_values
 
 CLASSES = 6
 
@@ -18,21 +19,23 @@ CLASSES = 6
 def screen(
     classes_of_plate: list[list[int]], *, controls: int = 0, shift: float = 6.0
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Plates of eight rows a class, each plate shifted at random, and controls (of class 0) on every plate."""
+    """Plates with eight rows per class, a random shift per plate, and controls (class 0) on every plate."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(CLASSES, 8)) * 1.2
+    centers = rng.normal(size=(CLASSES, 8)) * 1.2
     tables, labels = [], []
     for number, classes in enumerate(classes_of_plate):
-        of_plate = np.concatenate([np.repeat(classes, 8), np.zeros(controls, int)])
+        plate_labels = np.concatenate([np.repeat(classes, 8), np.zeros(controls, int)])
         values = (
-            centres[of_plate] + rng.normal(size=(len(of_plate), 8)) + shift * rng.normal(size=8)
+            centers[plate_labels]
+            + rng.normal(size=(len(plate_labels), 8))
+            + shift * rng.normal(size=8)
         )
         table = pd.DataFrame(values, columns=[f"f{i}" for i in range(8)])
         table.insert(0, PLATE, f"P{number}")
         table.insert(1, WELL, "A01")
-        table.insert(2, NEGCON, np.arange(len(of_plate)) >= len(of_plate) - controls)
+        table.insert(2, NEGCON, np.arange(len(plate_labels)) >= len(plate_labels) - controls)
         tables.append(table)
-        labels.append(of_plate)
+        labels.append(plate_labels)
     return pd.concat(tables, ignore_index=True), np.concatenate(labels)
 
 
@@ -41,41 +44,41 @@ ALL = [list(range(CLASSES))] * 9
 FEW = [[0, 1], [2, 3], [4, 5]] * 3
 
 
-def test_controls_on_every_plate_are_the_reference():
-    how, why = choose(*screen(ALL, controls=5))
-    assert how == "negcon" and "every plate holds 5 or more" in why
+def test_choose_reference_prefers_negative_controls():
+    how, why = choose_reference(*screen(ALL, controls=5))
+    assert how == "negcon" and "at least 5 controls per plate" in why
 
 
-def test_a_plate_of_all_classes_is_its_own_reference():
-    how, why = choose(*screen(ALL))
+def test_choose_reference_uses_mean_of_plates_with_all_classes():
+    how, why = choose_reference(*screen(ALL))
     assert how == "plate" and "plates hold 6 of 6 classes" in why and "0 negative controls" in why
 
 
-def test_the_mean_of_a_plate_of_few_classes_is_no_reference():
-    how, why = choose(*screen(FEW, shift=0.2))
-    assert how == "none" and "plates hold 2 of 6 classes" in why and "no reference" in why
+def test_choose_reference_rejects_mean_of_plates_with_few_classes():
+    how, why = choose_reference(*screen(FEW, shift=0.2))
+    assert how == "none" and "plates hold 2 of 6 classes" in why and "not added" in why
 
 
-def test_one_group_cannot_be_tried():
-    how, why = choose(*screen(ALL[:1]))
+def test_choose_reference_needs_two_groups():
+    how, why = choose_reference(*screen(ALL[:1]))
     assert how == "none" and "one group" in why
 
 
-def test_what_is_relative_loses_the_shift_of_a_plate_that_was_not_there():
+def test_plate_relative_removes_shift_of_new_plate():
     table, _ = screen(ALL, controls=5)
-    seen = (table[PLATE] != "P8").to_numpy()
-    step = Relative("negcon").fit(table[seen])
-    moved = table[~seen].copy()
+    known = (table[PLATE] != "P8").to_numpy()
+    step = PlateRelative("negcon").fit(table[known])
+    moved = table[~known].copy()
     moved[[f"f{i}" for i in range(8)]] += 100
-    for whole, other in ((step.transform(table[~seen]), step.transform(moved)),):
+    for whole, other in ((step.transform(table[~known]), step.transform(moved)),):
         np.testing.assert_allclose(
             feature_values(whole)[:, 8:], feature_values(other)[:, 8:], atol=1e-9
         )
 
 
-def test_a_control_is_relative_to_the_other_controls():
+def test_plate_relative_compares_controls_with_other_controls():
     table, _ = screen(ALL[:1], controls=4)
-    relative = feature_values(Relative("negcon").fit_transform(table))[:, 8:]
+    relative = feature_values(PlateRelative("negcon").fit_transform(table))[:, 8:]
     values, negcon = feature_values(table), table[NEGCON].to_numpy()
     first = np.flatnonzero(negcon)[0]
     others = np.setdiff1d(np.flatnonzero(negcon), first)
@@ -83,31 +86,31 @@ def test_a_control_is_relative_to_the_other_controls():
     np.testing.assert_allclose(relative[0], values[0] - values[negcon].mean(0))
 
 
-def test_controls_that_are_not_there_name_the_plate_and_the_flag():
+def test_plate_relative_names_plate_without_controls():
     table, _ = screen(ALL)
     with pytest.raises(
-        InputError, match=r"plate P0: 0 negative controls .*--relative negcon.*--negcon"
+        InputError, match=r"plate P0: 0 negative controls, .* at least two.*--negcon"
     ):
-        Relative("negcon").fit(table)
+        PlateRelative("negcon").fit(table)
 
 
-def test_labels_of_rows_to_be_predicted_change_nothing():
+def test_plate_relative_transforms_new_plates_without_labels():
     table, labels = screen(ALL)
-    seen = (table[PLATE] != "P8").to_numpy()
+    known = (table[PLATE] != "P8").to_numpy()
     steps = preparation(Preparation(relative="auto", pca=4, normalize_by="training"))
-    steps.fit(table[seen], labels[seen])
+    steps.fit(table[known], labels[known])
     assert steps["relative"].chosen_ == "plate"
-    assert steps.transform(table[~seen]).shape == (48, 8)
+    assert steps.transform(table[~known]).shape == (48, 8)
 
 
-def test_statistics_of_the_index_are_no_part_of_the_components():
+def test_components_keep_image_statistics():
     table, labels = screen(ALL)
     table = table.rename(columns={"f7": "index_log_n_cells"})
     steps = preparation(Preparation(pca=3, normalize="none", outliers="none"))
-    found = steps.fit_transform(table, labels)
-    assert found.shape == (len(table), 4)
-    np.testing.assert_array_equal(found[:, 3], table["index_log_n_cells"])
-    alike = preparation(
+    result = steps.fit_transform(table, labels)
+    assert result.shape == (len(table), 4)
+    np.testing.assert_array_equal(result[:, 3], table["index_log_n_cells"])
+    balanced = preparation(
         Preparation(pca=3, pca_variance=20, normalize="none", outliers="none")
     ).fit_transform(table)
-    np.testing.assert_allclose([alike[:, :3].var(0).sum(), alike[:, 3].var()], 20, rtol=0.02)
+    np.testing.assert_allclose([balanced[:, :3].var(0).sum(), balanced[:, 3].var()], 20, rtol=0.02)

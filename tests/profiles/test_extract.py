@@ -1,4 +1,4 @@
-"""Features come in record order, whole, the same however they were computed."""
+"""Feature extraction: order, resuming, devices, formats, adaptation of the input."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def values(path) -> np.ndarray:
     return frame[[c for c in frame if not c.startswith("Metadata_")]].to_numpy()
 
 
-def test_metadata_come_first_then_a_float32_column_a_feature_in_record_order(data, table):
+def test_table_has_metadata_then_float32_features_in_record_order(data, table):
     frame, index = pd.read_parquet(table), open_dataset(data).index
     metadata = [column for column in frame if column.startswith("Metadata_")]
     features = list(frame.columns[len(metadata) :])
@@ -84,9 +84,7 @@ def test_metadata_come_first_then_a_float32_column_a_feature_in_record_order(dat
     assert json.loads(pq.read_schema(table).metadata[b"perturbjax"])["naming"] == "torchvision"
 
 
-def test_a_bag_of_channels_is_the_mean_of_each_channel_s_own_features(
-    data, weights, table, tmp_path
-):
+def test_channels_as_mean_averages_features_of_channels(data, weights, table, tmp_path):
     mean = values(
         extract(
             config(
@@ -99,7 +97,7 @@ def test_a_bag_of_channels_is_the_mean_of_each_channel_s_own_features(
     np.testing.assert_allclose(mean, (joined[:, :512] + joined[:, 512:]) / 2, atol=1e-6)
 
 
-def test_each_row_is_the_network_s_answer_to_that_site_alone(data, weights, table):
+def test_features_match_network_on_single_site(data, weights, table):
     dataset = open_dataset(data)
     model = load_pretrained("resnet18", weights).model
     forward = nnx.jit(lambda model, x: model(x, Mode()).features)
@@ -110,12 +108,12 @@ def test_each_row_is_the_network_s_answer_to_that_site_alone(data, weights, tabl
             x = np.clip((image[..., channel] - low) / (high - low if high > low else 1), 0, 1)
             x = jax.image.resize(x, (1, 32, 32), "bilinear", antialias=True)[..., None]
             x = (x - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
-            ours = values(table)[position, channel * 512 : (channel + 1) * 512]
-            theirs = np.asarray(forward(model, jnp.float32(x)))[0]
-            np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+            row = values(table)[position, channel * 512 : (channel + 1) * 512]
+            expected = np.asarray(forward(model, jnp.float32(x)))[0]
+            np.testing.assert_allclose(row, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_an_interrupted_extraction_goes_on_and_ends_in_the_same_bytes(
+def test_interrupted_extraction_resumes_with_identical_file(
     data, weights, table, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(extraction, "PART_BATCHES", 2)
@@ -133,19 +131,19 @@ def test_an_interrupted_extraction_goes_on_and_ends_in_the_same_bytes(
         yield from items
 
     monkeypatch.setattr(extraction, "track", interrupted)
-    again = config(data, weights, tmp_path / "again.parquet")
+    resumed = config(data, weights, tmp_path / "resumed.parquet")
     with pytest.raises(KeyboardInterrupt):
-        extract(again)
+        extract(resumed)
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["whole.parquet"]
     monkeypatch.setattr(extraction, "track", counted)
-    extract(again)
-    assert computed == [4]  # two parts of two batches were there
-    assert again.out.read_bytes() == whole.read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.parquet", "whole.parquet"]
-    np.testing.assert_array_equal(values(whole), values(table))  # nor do parts matter
+    extract(resumed)
+    assert computed == [4]  # two parts of two batches were finished
+    assert resumed.out.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["resumed.parquet", "whole.parquet"]
+    np.testing.assert_array_equal(values(whole), values(table))
 
 
-def test_what_other_settings_left_behind_is_not_used(data, weights, tmp_path):
+def test_parts_of_other_settings_are_not_used(data, weights, tmp_path):
     work = tmp_path / ".out.parquet.extracting"
     work.mkdir()
     (work / "settings.json").write_text('{"backbone": "resnet50"}')
@@ -154,7 +152,7 @@ def test_what_other_settings_left_behind_is_not_used(data, weights, tmp_path):
     assert len(values(out)) == SITES and not (values(out) == 7).any()
 
 
-def test_four_devices_give_what_one_gives(data, weights, table, tmp_path):
+def test_four_devices_give_the_features_of_one(data, weights, table, tmp_path):
     script = (
         "import sys, jax; from pathlib import Path; from perturbjax.profiles.extract import *\n"
         "assert jax.device_count() == 4\n"
@@ -172,7 +170,7 @@ def test_four_devices_give_what_one_gives(data, weights, table, tmp_path):
     np.testing.assert_allclose(four, one, atol=1e-4 * np.abs(one).max())
 
 
-def test_a_well_is_the_mean_of_its_sites_and_anndata_holds_the_same(data, weights, table, tmp_path):
+def test_well_level_averages_sites_and_anndata_has_the_same_values(data, weights, table, tmp_path):
     out = extract(config(data, weights, tmp_path / "wells.h5ad", level="well"))
     sites = pd.read_parquet(table)
     features = [c for c in sites if not c.startswith("Metadata_")]
@@ -187,14 +185,16 @@ def test_a_well_is_the_mean_of_its_sites_and_anndata_holds_the_same(data, weight
     assert "Metadata_Site" not in wells.obs and "Metadata_pert_iname" in wells.obs
 
 
-def test_pycytominer_infers_the_features_of_our_profiles(data, weights, tmp_path):
+def test_pycytominer_infers_features_with_prefix(data, weights, tmp_path):
     out = extract(config(data, weights, tmp_path / "sites.parquet", prefix="Cells_"))
     sites = pd.read_parquet(out)
     features = [c for c in sites if not c.startswith("Metadata_")]
     scaled = pycytominer.normalize(out, features="infer", samples="all", method="standardize")
-    kept = [c for c in scaled if c.startswith("Cells_")]
-    assert kept == features
-    np.testing.assert_allclose(scaled[kept].std(ddof=0)[sites[features].std() > 1e-6], 1, rtol=1e-3)
+    inferred = [c for c in scaled if c.startswith("Cells_")]
+    assert inferred == features
+    np.testing.assert_allclose(
+        scaled[inferred].std(ddof=0)[sites[features].std() > 1e-6], 1, rtol=1e-3
+    )
     strata = ["Metadata_Plate", "Metadata_Well"]
     wells = pycytominer.aggregate(sites, strata=strata, features="infer", operation="mean")
     np.testing.assert_allclose(
@@ -202,7 +202,7 @@ def test_pycytominer_infers_the_features_of_our_profiles(data, weights, tmp_path
     )
 
 
-def test_augmentations_average_over_the_symmetries_of_the_square(data, weights, tmp_path):
+def test_augmentations_average_over_flips_and_rotations(data, weights, tmp_path):
     settings = AdaptConfig(size=32, channels="Actin")
     averaged = values(
         extract(config(data, weights, tmp_path / "all.parquet", settings, augmentations=8))
@@ -219,16 +219,16 @@ def test_augmentations_average_over_the_symmetries_of_the_square(data, weights, 
     np.testing.assert_allclose(averaged[1], expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_pooled_stages_are_those_of_the_site_and_the_mask_of_its_cells(data, weights, tmp_path):
+def test_pool_stages_uses_maps_and_mask_of_the_site(data, weights, tmp_path):
     settings = AdaptConfig(size=32, channels="Actin")
-    found = values(
+    features = values(
         extract(config(data, weights, tmp_path / "stages.parquet", settings, pool="stages"))
     )
     model, mask = load_pretrained("resnet18", weights).model, open_dataset(data).read([1])[1]
     x = jnp.asarray(adapted(data, settings, positions=[1]))
     expected = pool_stages(model.stage_maps(x, Mode()), jnp.asarray(mask))[0]
-    assert found.shape == (SITES, 3 * (64 + 128 + 256))
-    np.testing.assert_allclose(found[1], expected, atol=1e-4 * np.abs(expected).max())
+    assert features.shape == (SITES, 3 * (64 + 128 + 256))
+    np.testing.assert_allclose(features[1], expected, atol=1e-4 * np.abs(expected).max())
 
 
 def adapted(data, settings: AdaptConfig, positions: list[int]) -> np.ndarray:
@@ -248,7 +248,7 @@ def adapted(data, settings: AdaptConfig, positions: list[int]) -> np.ndarray:
 
 
 class TestAdaptation:
-    def test_masked_is_black_outside_the_cells_and_the_image_inside(self, data):
+    def test_masked_sets_pixels_outside_cells_to_zero(self, data):
         plain = adapted(data, AdaptConfig(size=0), [1])
         masked = adapted(data, AdaptConfig(size=0, use="masked"), [1])
         inside = open_dataset(data).read([1])[1][0] > 0
@@ -261,38 +261,38 @@ class TestAdaptation:
         )
         np.testing.assert_array_equal(masked[:, inside], plain[:, inside])
 
-    def test_native_size_is_kept_and_resizing_antialiases_like_torch(self, data):
+    def test_resizing_antialiases_like_torch(self, data):
         native = adapted(data, AdaptConfig(size=0), [1, 2])
         assert native.shape == (4, 40, 40, 3)
         small = adapted(data, AdaptConfig(size=16), [1, 2])
-        theirs = torch.nn.functional.interpolate(
+        expected = torch.nn.functional.interpolate(
             torch.from_numpy(native.transpose(0, 3, 1, 2).copy()),
             (16, 16),
             mode="bilinear",
             antialias=True,
         )
-        np.testing.assert_allclose(small, theirs.numpy().transpose(0, 2, 3, 1), atol=1e-4)
+        np.testing.assert_allclose(small, expected.numpy().transpose(0, 2, 3, 1), atol=1e-4)
 
-    def test_channels_go_by_name(self):
+    def test_channel_triples_uses_names(self):
         assert channel_triples("each", ["A", "B"]) == {"A": (0, 0, 0), "B": (1, 1, 1)}
         assert channel_triples("C,A,B", ["A", "B", "C"]) == {"C-A-B": (2, 0, 1)}
         assert channel_triples("B", ["A", "B"]) == {"B": (1, 1, 1)}
-        with pytest.raises(InputError, match="'D' is not stored; there are A, B"):
+        with pytest.raises(InputError, match=r"'D' is not stored \(available: A, B\)"):
             channel_triples("D", ["A", "B"])
 
-    def test_channels_are_joined_averaged_or_taken_as_colours(self):
+    def test_channel_triples_joins_averages_or_forms_rgb(self):
         stored = ["A", "B", "C", "D"]
         assert channel_triples("C,A", stored) == {"C": (2, 2, 2), "A": (0, 0, 0)}
         for channels_as in ("joined", "mean"):
             assert list(channel_triples("C,A,B", stored, channels_as)) == ["C", "A", "B"]
         assert channel_triples("each", stored[:3], "rgb") == {"A-B-C": (0, 1, 2)}
-        with pytest.raises(InputError, match="rgb takes three, not 2"):
+        with pytest.raises(InputError, match='has 2 names, but channels_as="rgb" needs three'):
             channel_triples("A,B", stored, "rgb")
         with pytest.raises(InputError, match="names a channel twice"):
             channel_triples("A,B,A", stored, "joined")
 
     @pytest.mark.parametrize("scale", ["site", "plate", "dataset", "dtype"])
-    def test_scales_say_what_becomes_zero_and_one(self, data, scale):
+    def test_intensity_range_follows_scale(self, data, scale):
         dataset = open_dataset(data)
         shift, factor = intensity_range(dataset, scale)
         low, high = dataset.index["p01_Actin"], dataset.index["p99_Actin"]
@@ -306,7 +306,7 @@ class TestAdaptation:
             low, high = 0 * low, 0 * high + 65535
         np.testing.assert_allclose(shift[:, 1], low, rtol=1e-6)
         np.testing.assert_allclose((high - shift[:, 1]) * factor[:, 1], 1, rtol=1e-4)
-        assert np.isfinite(factor).all()  # a flat channel too
+        assert np.isfinite(factor).all()  # including a channel of constant intensity
 
 
 @pytest.mark.parametrize(
@@ -319,9 +319,7 @@ class TestAdaptation:
         ({"backbone": "attention"}, "has no published weights; choose one of resnet18"),
     ],
 )
-def test_bad_flags_are_told_in_one_line_and_nothing_is_written(
-    data, weights, tmp_path, changes, message
-):
+def test_extract_refuses_bad_flags_and_writes_nothing(data, weights, tmp_path, changes, message):
     settings = {
         "data": (data,),
         "out": tmp_path / "out.parquet",

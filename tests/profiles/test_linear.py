@@ -1,8 +1,10 @@
-"""The linear baseline from a dataset directory: features extracted once, and judged as networks are."""
+"""Linear baseline on a dataset: cached features, and the same evaluation as networks."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,17 +12,24 @@ import pytest
 from published import write_resnet18
 from tiny_dataset import write_dataset
 
-from perturbjax.cli import main
-from perturbjax.core.config import Recipe
+from perturbjax.core.config import Recipe, SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.data.splits import fingerprint, make_split, write_split
 from perturbjax.dataset import open_dataset
 from perturbjax.evaluation import apply
 from perturbjax.evaluation.apply import ApplyConfig, EvaluateConfig
-from perturbjax.profiles import feature_cache as kept
-from perturbjax.profiles.profile_options import ProfileConfig, SourceConfig
+from perturbjax.profiles import feature_cache
+from perturbjax.profiles.classify import classify
+from perturbjax.profiles.profile_options import (
+    CLASSIFY_PRESETS,
+    ClassifyConfig,
+    ProfileConfig,
+    SourceConfig,
+)
 from perturbjax.training import run_directory as runs
 from perturbjax.training.checkpoint import CheckpointConfig
+
+Config = Callable[[Path], ClassifyConfig]
 
 
 @pytest.fixture(scope="module")
@@ -31,109 +40,100 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def words(data: Path, tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("weights")
-    weights = write_resnet18(folder / "resnet18.safetensors")
-    source = [
-        "--data",
-        data,
-        "--backbone",
-        "resnet18",
-        "--weights",
-        weights,
-        "--feature-cache",
-        folder / "cache",
-    ]
-    return ["classify", "--preset", "linear", *map(str, source), "--replicates", "20"]
-
-
-def run(*words: object) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main([str(word) for word in words])
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
-def judged(words: list[str], tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("judged") / "linear"
-    run(*words, "--out", out)
+def linear(data: Path, cache: Path, tmp_path_factory) -> Config:
+    """Return the settings of `--preset linear`, with a small network, for an output folder."""
+    weights = write_resnet18(tmp_path_factory.mktemp("weights") / "resnet18.safetensors")
+    preset = dict(CLASSIFY_PRESETS["linear"])
+    source = SourceConfig(
+        (data,),
+        backbone="resnet18",
+        weights=str(weights),
+        feature_cache=str(cache),
+        **preset.pop("source"),
+    )
+    return lambda out: ClassifyConfig(ProfileConfig(source=source), out, replicates=20, **preset)
+
+
+@pytest.fixture(scope="module")
+def evaluated(linear: Config, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("evaluated") / "linear"
+    classify(linear(out))
     return out
 
 
-def test_it_is_judged_beside_every_baseline(judged: Path) -> None:
-    table = pd.read_csv(judged / "table.csv")
+def test_linear_baseline_is_compared_with_every_baseline(evaluated: Path) -> None:
+    table = pd.read_csv(evaluated / "table.csv")
     assert set(table.loc[~table["baseline"], "model"]) == {"logistic_balanced"}
     assert {"majority", "position", "cell count", "intensity"} <= set(table["model"])
-    config = json.loads((judged / "config.json").read_text())
+    config = json.loads((evaluated / "config.json").read_text())
     assert config["preparation"]["pca"] == 256 and config["profiles"]["source"]["statistics"]
 
 
-def test_features_are_extracted_once_and_damaged_ones_again(
-    words: list[str],
-    judged: Path,
+def test_features_are_cached_and_damaged_files_replaced(
+    linear: Config,
+    cache: Path,
+    evaluated: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    cache = Path(words[words.index("--feature-cache") + 1])
     (file,) = cache.glob("*.parquet")
     with monkeypatch.context() as patched:
-        patched.setattr(kept, "extract", lambda config: pytest.fail("extracted again"))
-        run(*words, "--out", tmp_path / "again")
-    assert "as kept in" in capsys.readouterr().err
-    said = (
+        patched.setattr(feature_cache, "extract", lambda config: pytest.fail("not cached"))
+        classify(linear(tmp_path / "second"))
+    messages = capsys.readouterr().err
+    assert "from the cache" in messages
+    assert "relative to the plate" in messages
+    assert "has 0 negative controls, fewer than 4" in messages
+    predictions = (
         pd.read_parquet(next(out.glob("predictions/*.parquet")))
-        for out in (judged, tmp_path / "again")
+        for out in (evaluated, tmp_path / "second")
     )
-    pd.testing.assert_frame_equal(*said)
+    pd.testing.assert_frame_equal(*predictions)
+    whole = file.stat().st_size
     file.write_bytes(file.read_bytes()[:1000])
-    run(*words, "--out", tmp_path / "anew")
-    assert kept._holds(file, 48)
-
-
-def test_what_may_be_relative_to_what_is_said(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    run(*words, "--out", tmp_path / "out")
-    said = capsys.readouterr().err
-    assert "relative to the plate" in said and "holds 0 negative controls, fewer than 4" in said
+    classify(linear(tmp_path / "third"))
+    assert file.stat().st_size == whole
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("source", "profiles", "message"),
     [
-        (["--features", "f.parquet"], "--features, --data: give one of the two"),
-        (["--backbone", "vgg"], "--backbone vgg: unknown; choose one of resnet18"),
-        (["--weights", "package:vgg"], "--weights package:vgg: unknown"),
-        (["--preset", "quadratic"], "--preset"),
-        (["--relative", "week"], "--relative"),
-        (["--label-column", "Metadata_week"], "no column 'Metadata_week'"),
+        ({"backbone": "vgg"}, {}, r"--backbone vgg: unknown \(available: resnet18"),
+        ({"weights": "package:vgg"}, {}, "--weights package:vgg: unknown"),
+        ({}, {"label_column": "Metadata_week"}, "no column 'Metadata_week'"),
     ],
 )
-def test_bad_input_is_one_line(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, flags: list[str], says: str
+def test_bad_input_is_reported_before_writing(
+    linear: Config, tmp_path: Path, source: dict, profiles: dict, message: str
 ) -> None:
-    rest = words[:1] + words[3:] if "--preset" in flags else words
-    with pytest.raises(SystemExit, match="2"):
-        main([*rest, "--out", str(tmp_path / "out"), *flags])
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: ") and says in said
+    config = linear(tmp_path / "out")
+    changed = replace(config.profiles, source=replace(config.profiles.source, **source), **profiles)
+    with pytest.raises(InputError, match=message):
+        classify(replace(config, profiles=changed))
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_are_known_for_a_backbone_need_no_flag() -> None:
-    assert kept.weights_of(SourceConfig()) == "package:efficientnet_lite0"
-    assert kept.weights_of(SourceConfig(backbone="efficientnet_b0")).startswith("hf:")
-    assert kept.weights_of(SourceConfig(backbone="resnet50", weights="w.pth")) == "w.pth"
+def test_find_weights_defaults_to_published_weights() -> None:
+    assert feature_cache.find_weights(SourceConfig()) == "package:efficientnet_lite0"
+    assert feature_cache.find_weights(SourceConfig(backbone="efficientnet_b0")).startswith("hf:")
+    assert feature_cache.find_weights(SourceConfig(backbone="resnet50", weights="w.pth")) == "w.pth"
 
 
-def test_neither_tables_nor_a_dataset_is_one_line() -> None:
-    with pytest.raises(InputError, match="--features, --data: give one of the two"):
+def test_profile_config_requires_features_or_data() -> None:
+    with pytest.raises(InputError, match="--features, --data: "):
         ProfileConfig()
 
 
-def test_evaluate_names_the_baseline_until_it_was_tried_on_the_run_s_split(
-    data: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_evaluate_names_the_linear_baseline(
+    data: Path, linear: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before the baseline is fitted, `evaluate` prints its command; afterwards, its scores."""
     out = tmp_path / "run"
     manifest = make_split(open_dataset(data).index, "well", label="Metadata_pert_iname")
     write_split(manifest, out / "split.parquet")
@@ -142,11 +142,9 @@ def test_evaluate_names_the_baseline_until_it_was_tried_on_the_run_s_split(
         apply, "open_run", lambda path: runs.Run(path, Recipe(), (data,), ["DMSO", "taxol"], facts)
     )
     config = EvaluateConfig(ApplyConfig(CheckpointConfig(out)))
-    said = apply.describe_linear_baseline(config)
-    command = said.partition(": ")[2].split()[1:]
+    command = apply.describe_linear_baseline(config).partition(": ")[2].split()[1:]
     assert command[:3] == ["classify", "--preset", "linear"]
-    run(*command, *words[words.index("--backbone") :])
-    assert (
-        "the linear baseline on this split, by site: accuracy 0."
-        in apply.describe_linear_baseline(config)
-    )
+    flags = dict(zip(command[1::2], command[2::2], strict=True))
+    split = SplitConfig(split_file=flags["--split-file"])
+    classify(replace(linear(Path(flags["--out"])), split=split))
+    assert "accuracy 0." in apply.describe_linear_baseline(config)

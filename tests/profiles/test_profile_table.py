@@ -1,4 +1,4 @@
-"""Reading tables of features, ours and CellProfiler's."""
+"""Reading tables of profiles: formats, joins, rows and messages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 from tiny_profiles import make_table, write
 
 from perturbjax.core.errors import InputError
-from perturbjax.profiles.profile_table import aggregate_to_wells, read_profiles
+from perturbjax.profiles.profile_reader import read_profiles
+from perturbjax.profiles.profile_table import aggregate_to_wells
 
 
-def test_parquet_and_compressed_csv_read_the_same(tmp_path: Path) -> None:
+def test_parquet_and_compressed_csv_give_the_same_profiles(tmp_path: Path) -> None:
     table = make_table(plates=2)
     a = read_profiles([write(table, tmp_path / "a.parquet")])
     b = read_profiles([write(table, tmp_path / "b.csv.gz")])
@@ -25,14 +26,14 @@ def test_parquet_and_compressed_csv_read_the_same(tmp_path: Path) -> None:
     assert a.names == b.names == tuple(f"Cells_f{i}" for i in range(12))
 
 
-def test_metadata_is_text_and_never_a_feature(tmp_path: Path) -> None:
+def test_metadata_are_text_and_never_features(tmp_path: Path) -> None:
     table = make_table(plates=1).assign(Metadata_pubchem_cid=[679.0, np.nan] * 12, Metadata_count=7)
     profiles = read_profiles([write(table, tmp_path / "a.csv")])
     assert list(profiles.metadata["Metadata_pubchem_cid"][:2]) == ["679", ""]
     assert not any(name.startswith("Metadata_") for name in profiles.names)
 
 
-def test_rows_without_an_id_are_called_by_plate_well_and_site(tmp_path: Path) -> None:
+def test_site_id_is_plate_well_site_by_default(tmp_path: Path) -> None:
     table = make_table(plates=1)
     assert read_profiles([write(table, tmp_path / "a.csv")]).metadata["site_id"][0] == "P0_A01"
     table.insert(2, "Metadata_Site", 3)
@@ -41,7 +42,7 @@ def test_rows_without_an_id_are_called_by_plate_well_and_site(tmp_path: Path) ->
     assert read_profiles([write(table, tmp_path / "a.csv")]).metadata["site_id"][0] == "site 0"
 
 
-def test_files_are_joined_on_the_features_they_share_and_this_is_said(tmp_path: Path) -> None:
+def test_files_are_concatenated_on_shared_features(tmp_path: Path) -> None:
     table = make_table(plates=2)
     one = write(
         table[table["Metadata_Plate"] == "P0"].drop(columns="Cells_f3"), tmp_path / "a.parquet"
@@ -52,11 +53,11 @@ def test_files_are_joined_on_the_features_they_share_and_this_is_said(tmp_path: 
     profiles = read_profiles([one, two])
     assert len(profiles) == 48
     assert set(profiles.names) == {f"Cells_f{i}" for i in range(12)} - {"Cells_f3", "Cells_f5"}
-    assert profiles.notes == ("2 columns (Cells_f3, Cells_f5) are not in every file, left out",)
+    assert profiles.notes == ("left out 2 columns: Cells_f3, Cells_f5 (not in every file)",)
 
 
-def test_files_of_other_features_are_joined_by_site_plate_by_plate(tmp_path: Path) -> None:
-    """Two networks, a file a plate each, rows in another order, and one site that a network did not see."""
+def test_files_without_shared_features_are_joined_by_site(tmp_path: Path) -> None:
+    """Two networks with one file per plate each, rows in another order, and one site missing in one network."""
     table = make_table(plates=2)
     other = table.rename(columns=lambda name: name.replace("Cells_", "resnet_")).sample(
         frac=1, random_state=0
@@ -76,17 +77,17 @@ def test_files_of_other_features_are_joined_by_site_plate_by_plate(tmp_path: Pat
         f"{kind}_f{i}" for kind in ("Cells", "resnet") for i in range(12)
     )
     np.testing.assert_array_equal(profiles.values[:, :12], profiles.values[:, 12:])
-    assert set(profiles.metadata["Metadata_from"]) == {"a"}, "metadata are the first file's"
-    said = f"1 rows of {paths[0]} or {paths[2]} have no row of the same site in the other, left out"
-    assert profiles.notes == (said,)
+    assert set(profiles.metadata["Metadata_from"]) == {"a"}, "metadata come from the first file"
+    note = f"left out 1 rows whose site is only in {paths[0]} or only in {paths[2]}"
+    assert profiles.notes == (note,)
 
 
-def test_files_that_share_nothing_or_say_different_of_a_site_are_refused(tmp_path: Path) -> None:
+def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     table = make_table(plates=1).assign(site_id=[f"s{i}" for i in range(24)])
     other = table.rename(columns=lambda name: name.replace("Cells_", "resnet_"))
     a = write(table, tmp_path / "a.parquet")
     b = write(other.assign(site_id=[f"t{i}" for i in range(24)]), tmp_path / "b.parquet")
-    with pytest.raises(InputError, match="share neither a feature column nor a site"):
+    with pytest.raises(InputError, match="share neither a feature nor a site"):
         read_profiles([a, b])
     c = write(
         other.assign(Metadata_Well=other["Metadata_Well"][::-1].to_numpy()), tmp_path / "c.parquet"
@@ -97,22 +98,23 @@ def test_files_that_share_nothing_or_say_different_of_a_site_are_refused(tmp_pat
         read_profiles([a, c])
 
 
-def test_columns_of_text_are_left_out_and_named(tmp_path: Path) -> None:
+def test_text_columns_are_left_out(tmp_path: Path) -> None:
     path = write(make_table(plates=1).assign(Cells_note="ok"), tmp_path / "a.parquet")
     profiles = read_profiles([path])
     assert "Cells_note" not in profiles.names
-    assert profiles.notes == (f"{path}: 1 column (Cells_note) is not numbers, left out",)
+    reason = "not numeric: 24 cells such as 'ok' in row 1"
+    assert profiles.notes == (f"{path}: left out 1 column: Cells_note ({reason})",)
 
 
-def test_infinite_values_are_missing_values(tmp_path: Path) -> None:
+def test_infinite_values_are_missing(tmp_path: Path) -> None:
     table = make_table(plates=1)
     table.loc[0, "Cells_f0"], table.loc[1, "Cells_f1"] = np.inf, -np.inf
     profiles = read_profiles([write(table, tmp_path / "a.parquet")])
     assert np.isnan(profiles.values).sum() == 2
-    assert profiles.notes == ("2 infinite values are taken as missing",)
+    assert profiles.notes == ("2 infinite values are read as missing",)
 
 
-def test_wells_are_the_median_of_their_sites(tmp_path: Path) -> None:
+def test_aggregate_to_wells_takes_median_of_sites(tmp_path: Path) -> None:
     table = make_table(plates=1, wells=6)
     sites = pd.concat([table.assign(Metadata_Site=s) for s in range(3)])
     features = [c for c in table if c.startswith("Cells")]
@@ -124,51 +126,49 @@ def test_wells_are_the_median_of_their_sites(tmp_path: Path) -> None:
     assert wells.metadata["site_id"][0] == "P0_A01"
 
 
-def test_what_is_written_puts_metadata_first(tmp_path: Path) -> None:
+def test_frame_puts_metadata_first_and_can_be_read_again(tmp_path: Path) -> None:
     profiles = read_profiles([write(make_table(plates=1), tmp_path / "a.parquet")])
-    again = read_profiles([write(profiles.frame(), tmp_path / "b.parquet")])
-    np.testing.assert_array_equal(again.values, profiles.values)
+    copy = read_profiles([write(profiles.frame(), tmp_path / "b.parquet")])
+    np.testing.assert_array_equal(copy.values, profiles.values)
     first = [c.startswith("Metadata_") for c in profiles.frame().columns]
     assert first == sorted(first, reverse=True)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda t: t.drop(columns="Metadata_Well"), "no column Metadata_Well"),
         (lambda t: t[0:0], "has no rows"),
-        (lambda t: t[[c for c in t if c.startswith("Metadata_")]], "no numeric feature"),
-        (lambda t: pd.concat([t, t]), "'P0_A01' occurs more than once"),
+        (lambda t: t[[c for c in t if c.startswith("Metadata_")]], "no feature columns"),
+        (lambda t: pd.concat([t, t]), "P0_A01.*single cells.*--aggregate median"),
     ],
 )
-def test_tables_that_cannot_be_used_are_refused_in_one_line(
-    tmp_path: Path, change, says: str
-) -> None:
+def test_unusable_tables_are_refused_in_one_line(tmp_path: Path, change, message: str) -> None:
     path = write(change(make_table(plates=1)), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         read_profiles([path])
     assert "a.parquet" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"not parquet")
     with pytest.raises(InputError, match=r"a\.parquet: cannot be read"):
         read_profiles([tmp_path / "a.parquet"])
-    with pytest.raises(InputError, match="no such features file"):
+    with pytest.raises(InputError, match="file not found"):
         read_profiles([tmp_path / "none.csv"])
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
-def test_a_packed_table_that_would_fill_the_memory_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_compression_bomb_is_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.csv{suffix}"
     with {".gz": gzip, ".bz2": bz2, ".xz": lzma}[suffix].open(path, "wb") as file:
         file.write(b"Metadata_Plate,Metadata_Well,f\n" + b"P0,A01,0\n" * 2_000_000)
-    with pytest.raises(InputError, match=r"a\.csv.*: unfolds to more than 64 times its size"):
+    with pytest.raises(InputError, match=r"a\.csv.*: unpacked, it is more than 64 times larger"):
         read_profiles([path])
 
 
 @pytest.mark.shared
-def test_cellprofiler_profiles_read_whole(shared: Path) -> None:
+def test_real_cellprofiler_profiles_keep_all_features(shared: Path) -> None:
     paths = sorted((shared / "data" / "cpjump1_profiles").glob("*.csv.gz"))
     if not paths:
         pytest.skip("no cpjump1_profiles in the shared folder")

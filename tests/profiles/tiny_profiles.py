@@ -1,4 +1,4 @@
-"""Small tables of profiles with known truth: plates of wells, classes that differ in a few features."""
+"""Small tables of profiles: plates of wells whose classes differ in a few features."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from perturbjax.profiles.profile_table import Profiles, read_profiles
+from perturbjax.profiles.profile_reader import read_profiles
+from perturbjax.profiles.profile_table import Profiles
 
 COMPOUNDS = ["DMSO", "taxol", "nocodazole", "etoposide", "latrunculin", "ALLN"]
 
@@ -21,14 +22,14 @@ def make_table(
     seed: int = 0,
     classes: int = 6,
 ) -> pd.DataFrame:
-    """A table as CellProfiler's: compounds at random places, plates with a shift and a scale of their own."""
+    """Return a table like those of CellProfiler: compounds in random wells, a shift and scale per plate."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(classes, features)) * signal
-    centres[0] = 0
+    centers = rng.normal(size=(classes, features)) * signal
+    centers[0] = 0
     tables = []
     for plate in range(plates):
         kinds = rng.permutation(np.resize(np.arange(classes), wells))
-        values = (centres[kinds] + rng.normal(size=(wells, features))) * (1 + plate) + 10 * plate
+        values = (centers[kinds] + rng.normal(size=(wells, features))) * (1 + plate) + 10 * plate
         table = pd.DataFrame(values, columns=[f"Cells_f{i}" for i in range(features)])
         table.insert(0, "Metadata_Plate", f"P{plate}")
         table.insert(
@@ -41,7 +42,7 @@ def make_table(
 
 
 def write(table: pd.DataFrame, path: Path) -> Path:
-    """As parquet or CSV, by its name."""
+    """Write a table as parquet or CSV, depending on the name."""
     table.to_parquet(path, index=False) if path.suffix == ".parquet" else table.to_csv(
         path, index=False
     )
@@ -49,5 +50,5 @@ def write(table: pd.DataFrame, path: Path) -> Path:
 
 
 def as_profiles(table: pd.DataFrame, folder: Path) -> Profiles:
-    """Through a file, as users' tables come."""
+    """Write a table to a file and read it."""
     return read_profiles([write(table, folder / "screen.parquet")])

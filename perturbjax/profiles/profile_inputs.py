@@ -1,0 +1,103 @@
+"""Load profiles with labels and controls, from tables (`--features`) or from a dataset (`--data`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+
+from perturbjax.core.errors import InputError
+from perturbjax.core.messages import console
+from perturbjax.core.text_tables import case_variants
+from perturbjax.dataset import PLATE, STATISTICS, WELL, Dataset, open_dataset
+from perturbjax.profiles.feature_cache import cached_features
+from perturbjax.profiles.feature_columns import find_annotations
+from perturbjax.profiles.profile_options import ProfileConfig, SourceConfig
+from perturbjax.profiles.profile_reader import read_profiles
+from perturbjax.profiles.profile_table import METADATA, STATISTIC, Profiles, aggregate_to_wells
+
+#: Columns of an index that are measurements: counts, and image statistics of each channel.
+_COUNTS = ("n_cells", "mask_area")
+_IMAGE_STATISTIC = re.compile(f"^({'|'.join(STATISTICS)})_")
+
+
+def load_profiles(config: ProfileConfig) -> tuple[Profiles, Bool[np.ndarray, " n"], str]:
+    """Load profiles that have a label.
+
+    Prints what was left out or changed.
+
+    Returns:
+        The profiles, whether each is a negative control, and the name of the label column.
+
+    Raises:
+        InputError: A file cannot be used, see `read_profiles`; the label column is missing or empty.
+    """
+    if config.source.data:
+        profiles = read_source(config.source)
+    else:
+        profiles = read_profiles(config.features, config.aggregate)
+    label = config.label_column or profiles.label_column
+    if not label:
+        raise InputError(
+            "--label-column: is required, because the datasets of --data have no common label column"
+        )
+    if config.aggregate != "none":
+        profiles = aggregate_to_wells(profiles, config.aggregate)
+    empty = (profiles.column(label) == "").to_numpy()
+    if empty.all():
+        raise InputError(f"{config.where}: column {label} is empty. Choose another --label-column.")
+    notes = list(profiles.notes)
+    if empty.any():
+        notes.append(f"left out {empty.sum()} rows without {label}")
+        profiles = profiles.take(~empty)
+    if config.features:
+        columns = {name: profiles.column(name) for name in (label, PLATE, WELL)}
+        annotations, warnings = find_annotations(profiles.values, profiles.names, columns)
+        notes += warnings
+        if len(annotations) == len(profiles.names):
+            raise InputError(
+                f"{config.where}: no feature is a measurement: each has one value per class or plate ({annotations[0]})"
+            )
+        profiles = profiles.drop_features(annotations) if annotations else profiles
+    notes += [
+        f"warning: labels differ only in upper and lower case: {', '.join(group)}. They are different classes."
+        for group in case_variants(profiles.column(label))
+    ]
+    notes.insert(0, f"{len(profiles)} profiles with {len(profiles.names)} features")
+    for note in notes:
+        console.print(note if note.startswith("warning: ") else f"info: {note}")
+    column, _, value = config.negcon.partition("=")
+    if column not in profiles.metadata.columns:
+        return profiles, np.zeros(len(profiles), dtype=bool), label
+    return profiles, (profiles.metadata[column] == value).to_numpy(), label
+
+
+def read_source(source: SourceConfig) -> Profiles:
+    """Return features of every site of a dataset, from the feature cache or extracted now.
+
+    With `source.statistics`, logarithms of the image statistics of the index are added as features.
+
+    Raises:
+        InputError: The dataset or the weights cannot be used.
+    """
+    dataset = open_dataset(source.data)
+    profiles = read_profiles([cached_features(source, dataset)])
+    measured = image_statistics(dataset)
+    values, names = profiles.values, profiles.names
+    if source.statistics:
+        logarithms = np.log1p(measured.clip(lower=0)).to_numpy(np.float32)
+        values = np.concatenate([values, logarithms], axis=1)
+        names = (*names, *(f"{STATISTIC}log_{name}" for name in measured))
+    return dataclasses.replace(
+        profiles, values=values, names=names, label_column=dataset.label_column, measured=measured
+    )
+
+
+def image_statistics(dataset: Dataset) -> pd.DataFrame:
+    """Return what the index stores of every site: number and area of cells, pixel statistics of each channel."""
+    columns = [name for name in dataset.index.columns if not name.startswith(METADATA)]
+    measured = [name for name in columns if name in _COUNTS or _IMAGE_STATISTIC.match(name)]
+    return dataset.index[measured].reset_index(drop=True)
