@@ -1,14 +1,15 @@
 """Rules for text in tables, shared by `load_data.csv`, plate maps and tables of profiles.
 
-The same table must give the same classes, plates and wells whether it is read from CSV, TSV, parquet or AnnData, and
-whether it is used to build a dataset or to compare profiles. Therefore all readers apply these rules to metadata:
+The same table must give the same classes, plates and wells whether it is read from CSV, TSV,
+parquet or AnnData, and whether it is used to build a dataset or to compare profiles. Therefore all
+readers apply these rules to metadata:
 
 1. Metadata are text: plate `0012` stays `0012`.
 2. Spaces at both ends of a cell are removed.
-3. A cell is missing if it is empty or one of `MISSING` (NA, N/A, NaN, None, null, ...), in upper or lower case. Missing
-   cells are read as "".
-4. In a column where every number is written like `1.0`, the `.0` is dropped, because pandas writes whole numbers so if
-   one cell of the column is missing.
+3. A cell is missing if it is empty or one of `MISSING` (NA, N/A, NaN, None, null, ...), in upper or
+   lower case. Missing cells are read as "".
+4. In a column where every number is written like `1.0`, the `.0` is dropped, because pandas writes
+   whole numbers so if one cell of the column is missing.
 5. The separator of a text file is the one of `SEPARATORS` that gives the header the most columns.
 """
 
@@ -26,7 +27,8 @@ MISSING = frozenset(
     {"", "na", "n/a", "nan", "none", "null", "<na>", "#n/a", "#na", "#n/a n/a", "-nan"}
     | {"1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"}
 )
-#: Separators of CSV files and their names in messages. A comma wins where two give equally many columns.
+#: Separators of CSV files and their names in messages. A comma wins where two give equally many
+#: columns.
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 _WHOLE_NUMBER = r"[+-]?[0-9]+\.0+"
@@ -56,8 +58,8 @@ def detect_dialect(header: str, row: str = "") -> Dialect:
 
     Args:
         header: first line of the file.
-        row: second line. If columns are separated by semicolons and a cell of it reads like `1,5`, numbers have
-            decimal commas.
+        row: second line. If columns are separated by semicolons and a cell of it reads like `1,5`,
+            numbers have decimal commas.
     """
     counts = {one: len(next(csv.reader([header], delimiter=one), [])) for one in SEPARATORS}
     separator = max(counts, key=lambda one: counts[one])
@@ -74,7 +76,8 @@ def clean_text(column: pd.Series) -> tuple[pd.Series, int]:
         column: values of any type.
 
     Returns:
-        The column as text ("" where a value is missing), and the number of cells from which spaces were removed.
+        The column as text ("" where a value is missing), and the number of cells from which spaces
+        were removed.
     """
     missing = column.isna()
     text = column.astype(object).astype(str).mask(missing, "").astype(object)

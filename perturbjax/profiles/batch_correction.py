@@ -1,9 +1,10 @@
 """Alignment of plates by reference rows: CORAL and ComBat, steps of `preparation` after sphering.
 
-Both compare the reference rows of each plate (its negative controls, or all its rows) with a target, computed from the
-reference rows of the training plates. A new plate is moved to this target by its own reference rows, so that it does not
-change the results of other plates. Sphering by the negative controls followed by `Coral` is TVN, typical variation
-normalization (Ando, McLean, Berndl 2017, doi:10.1101/161422).
+Both compare the reference rows of each plate (its negative controls, or all its rows) with a
+target, computed from the reference rows of the training plates. A new plate is moved to this target
+by its own reference rows, so that it does not change the results of other plates. Sphering by the
+negative controls followed by `Coral` is TVN, typical variation normalization (Ando, McLean, Berndl
+2017, doi:10.1101/161422).
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from perturbjax.core.errors import InputError
 from perturbjax.profiles.profile_options import Reference
 from perturbjax.profiles.table_steps import TableStep, feature_names, reference_rows, rows_by_plate
 
-#: Maximum number of iterations of the empirical Bayes estimate, and the relative change at which it stops.
+#: Maximum number of iterations of the empirical Bayes estimate, and the relative change at which it
+#: stops.
 _MAX_ITERATIONS, _TOLERANCE = 100, 1e-4
 
 
 class _PlateAlignment(TableStep):
     """A step that moves each plate by its own reference rows.
 
-    Subclasses define `_fit_target` (from the reference rows of all training plates), `_fit_plate` and `_move`.
+    Subclasses define `_fit_target` (from the reference rows of all training plates), `_fit_plate`
+    and `_move`.
     """
 
     reference: Reference
@@ -53,7 +56,8 @@ class _PlateAlignment(TableStep):
         if len(rows) < 2:
             kind = "negative controls" if self.reference == "negcon" else "rows"
             raise InputError(
-                f"plate {plate}: {len(rows)} {kind} for the alignment of plates, but at least two are needed. Choose a "
+                f"plate {plate}: {len(rows)} {kind} for the alignment of plates, but at least two "
+                "are needed. Choose a "
                 "preparation without alignment, or check --negcon."
             )
         return rows
@@ -62,16 +66,16 @@ class _PlateAlignment(TableStep):
 class Coral(_PlateAlignment):
     """CORAL (correlation alignment): give each plate the covariance of the training plates.
 
-    With mean m and covariance C of a plate's reference rows, and M and T those of the target, a row x becomes
-    (x - m) (C + εI)^(-1/2) (T + εI)^(1/2) + M. T is the mean of the covariances *within* training plates, so that it
-    does not contain differences between plates.
+    With mean m and covariance C of a plate's reference rows, and M and T those of the target, a row
+    x becomes (x - m) (C + εI)^(-1/2) (T + εI)^(1/2) + M. T is the mean of the covariances *within*
+    training plates, so that it does not contain differences between plates.
 
     Source: Sun, Feng, Saenko 2016, arXiv:1511.05547.
 
     Args:
         reference: "all" rows of a plate, or its negative controls "negcon".
-        regularization: ε in units of the target's mean variance, > 0. It is needed because plates have fewer rows than
-            features.
+        regularization: ε in units of the target's mean variance, > 0. It is needed because plates
+            have fewer rows than features.
     """
 
     def __init__(self, reference: Reference = "negcon", regularization: float = 1.0):
@@ -84,7 +88,8 @@ class Coral(_PlateAlignment):
         self.ridge_ = self.regularization * float(np.trace(covariance)) / len(covariance)
         if not self.ridge_ > 0:
             raise InputError(
-                "CORAL: the reference rows of each plate are identical. Check --negcon, or choose another preparation."
+                "CORAL: the reference rows of each plate are identical. Check --negcon, or choose "
+                "another preparation."
             )
         self.target_ = _power(covariance, self.ridge_, 0.5)
 
@@ -102,11 +107,12 @@ class _Batch(NamedTuple):
 
 
 class Combat(_PlateAlignment):
-    """ComBat: remove the shift and spread of each feature on each plate, estimated by empirical Bayes.
+    """ComBat: remove shift and spread of each feature on each plate by empirical Bayes.
 
-    A plate has few reference rows, so that shift and spread of a single feature are noisy. ComBat takes them as draws
-    from a distribution over all features of the plate (normal for shifts, inverse gamma for variances) and shrinks each
-    estimate towards the mean of this distribution. Shift γ and variance δ depend on each other and are iterated.
+    A plate has few reference rows, so that shift and spread of a single feature are noisy. ComBat
+    takes them as draws from a distribution over all features of the plate (normal for shifts,
+    inverse gamma for variances) and shrinks each estimate towards the mean of this distribution.
+    Shift γ and variance δ depend on each other and are iterated.
 
     Source: parametric ComBat, Johnson, Li, Rabinovic 2007, doi:10.1093/biostatistics/kxj037.
 

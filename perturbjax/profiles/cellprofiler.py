@@ -1,8 +1,9 @@
 """CellProfiler measurements of every cell of a dataset, summarized by their median per site.
 
-The measurements are computed by cp_measure (Muñoz et al. 2025, arXiv:2507.01163) on the masks of the dataset. Intensities
-are divided by the maximum of their stored integer type, as CellProfiler does. Costes' correlation is left out because it
-needs the bit depth of the camera, which a dataset does not store. Local processes share the sites.
+The measurements are computed by cp_measure (Muñoz et al. 2025, arXiv:2507.01163) on the masks of
+the dataset. Intensities are divided by the maximum of their stored integer type, as CellProfiler
+does. Costes' correlation is left out because it needs the bit depth of the camera, which a dataset
+does not store. Local processes share the sites.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from perturbjax.core.progress import track
 from perturbjax.dataset import Dataset, open_dataset
 
 CELLPROFILER = "cellprofiler"
-#: Prefix of all names, as in CellProfiler: pycytominer infers features by it, and `audit` finds intensity features.
+#: Prefix of all names, as in CellProfiler: pycytominer infers features by it, and `audit` finds
+#: intensity features.
 OBJECT = "Cells"
 #: Sites in a part, and the maximum number of processes, each of which loads libraries of 200 MB.
 PART, _MAX_PROCESSES = 64, 16
@@ -58,7 +60,7 @@ def facts() -> dict[str, Any]:
 
 
 def names(dataset: Dataset) -> list[str]:
-    """Return the names of the measurements in CellProfiler's form, such as Cells_Intensity_MeanIntensity_DNA."""
+    """Return CellProfiler's names of the measurements (Cells_Intensity_MeanIntensity_DNA, ...)."""
     # cp_measure names its columns only together with values, so measure one square cell of noise.
     size = 32
     square = np.zeros((size, size), np.uint16)

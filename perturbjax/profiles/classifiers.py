@@ -1,6 +1,7 @@
 """Classical classifiers: name, description for help, settings, grid for tuning.
 
-Importing this module does not import scikit-learn, so that help texts can list the classifiers quickly.
+Importing this module does not import scikit-learn, so that help texts can list the classifiers
+quickly.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 #: Penalties from which ridge regression chooses by its closed-form leave-one-out error.
 ALPHAS = tuple(float(10.0**power) for power in range(-2, 7))
-#: Number of trees of gradient boosting, which grows one tree per class and iteration; 10 to 100 iterations.
+#: Number of trees of gradient boosting, which grows one tree per class and iteration; 10 to 100
+#: iterations.
 _BOOSTED_TREES = 3000
 
 
@@ -31,7 +33,7 @@ class Classifier:
     """One classifier.
 
     Attributes:
-        description: what it is, for help.
+        description: short text for help.
         estimator: "module:class" of a scikit-learn estimator.
         settings: keyword arguments of the estimator from (training rows, training classes, seed).
         grid: settings that tuning tries; empty if nothing is tuned.
@@ -147,8 +149,9 @@ def probabilities(
         classes: number of classes, including those without training rows.
 
     Returns:
-        Rows that sum to 1; 0 for classes without training rows. Ridge regression has no probabilities: its decision
-        values, shifted to start at 0 and divided by their sum, rank the classes only.
+        Rows that sum to 1; 0 for classes without training rows. Ridge regression has no
+        probabilities: its decision values, shifted to start at 0 and divided by their sum, rank the
+        classes only.
     """
     if hasattr(model, "predict_proba"):
         scores = model.predict_proba(features)

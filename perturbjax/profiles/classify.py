@@ -1,4 +1,4 @@
-"""Fit classical classifiers to profiles and evaluate them like networks: same splits, baselines and intervals."""
+"""Fit classical classifiers to profiles, and evaluate them like networks."""
 
 from __future__ import annotations
 
@@ -36,13 +36,15 @@ _TUNING_FOLDS = 5
 
 
 def classify(config: ClassifyConfig) -> EvaluationResult:
-    """Fit every classifier on training rows, predict training and test rows, evaluate, and write the results.
+    """Fit classifiers on training rows, evaluate them on test rows, and write the results.
 
-    Everything that is fitted (medians, scales, feature selection, sphering, components, classifier, tuning) uses
-    training rows only; see `preparation.Scaler` for new plates. Test rows whose class has no training row count as wrong.
+    Everything that is fitted (medians, scales, feature selection, sphering, components, classifier,
+    tuning) uses training rows only; see `preparation.Scaler` for new plates. Test rows whose class
+    has no training row count as wrong.
 
-    Writes to `config.out`: `table.csv` (see `score_tables.ranking_table`, plus `seconds` of fitting over all folds,
-    `setting` chosen by tuning per fold and its mean `inner_score`), `scores.png`, predictions and the split.
+    Writes to `config.out`: `table.csv` (see `score_tables.ranking_table`, plus `seconds` of fitting
+    over all folds, `setting` chosen by tuning per fold and its mean `inner_score`), `scores.png`,
+    predictions and the split.
 
     Returns:
         Scores of all classifiers and baselines.
@@ -96,8 +98,8 @@ def _split(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[str, 
             raise InputError(
                 f"--hold-out {unknown[0]}: no such plate (available: {EACH}, {', '.join(plates)})"
             )
-        kept, excluded = apply_exclusions(profiles.metadata, read_rules(split.exclude), label)
-        out = profiles.metadata["site_id"][~kept]
+        included, excluded = apply_exclusions(profiles.metadata, read_rules(split.exclude), label)
+        out = profiles.metadata["site_id"][~included]
         manifests = {
             plate: splits.remove_sites(_hold_out(profiles, plate), out) for plate in chosen
         }
@@ -130,7 +132,7 @@ def _hold_out(profiles: Profiles, plate: str) -> pd.DataFrame:
 def _check_classes(
     config: ClassifyConfig, manifests: dict[str, pd.DataFrame], profiles: Profiles, label: str
 ) -> None:
-    """Require two classes in each training set, and a class that occurs in training and test of a fold."""
+    """Require two classes in each training set, and a fold whose test set shares one of them."""
     labels = profiles.column(label).set_axis(profiles.metadata["site_id"])
     learnable = False
     for fold, manifest in manifests.items():
@@ -139,13 +141,15 @@ def _check_classes(
         )
         if len(train) < 2:
             raise InputError(
-                f"{fold}: column {label} has one class ({train.pop()}) in the training set, but a classifier needs two. "
+                f"{fold}: column {label} has one class ({train.pop()}) in the training set, but a "
+                "classifier needs two. "
                 "Choose another --label-column or split."
             )
         learnable = learnable or bool(train & test)
     if not learnable:
         raise InputError(
-            f"{config.profiles.where}: no class of column {label} is in both training and test set. Choose another "
+            f"{config.profiles.where}: no class of column {label} is in both training and test "
+            "set. Choose another "
             "--label-column or split."
         )
 
@@ -162,7 +166,14 @@ class _Fit:
 
 
 class _FoldData(NamedTuple):
-    """Prepared features and labels of one fold, and (features, labels, test features, test labels) of inner folds."""
+    """Prepared features and labels of one fold.
+
+    Attributes:
+        train: features of the training rows.
+        test: features of the test rows.
+        labels: class numbers of the training rows.
+        inner: (features, labels, test features, test labels) of each inner fold of tuning.
+    """
 
     train: np.ndarray
     test: np.ndarray
@@ -178,9 +189,10 @@ def _fit_models(
     manifests: dict[str, pd.DataFrame],
     names: tuple[str, ...],
 ) -> dict[str, list[_Fit]]:
-    """Fit each classifier on each fold; classifiers that fail on a fold are left out with a message.
+    """Fit each classifier on each fold; classifiers that fail are left out with a warning.
 
-    Features are prepared once per fold, not once per classifier, because sphering and tuning are expensive.
+    Features are prepared once per fold, not once per classifier, because sphering and tuning are
+    expensive.
     """
     from perturbjax.profiles.table_steps import as_table
 
@@ -203,7 +215,8 @@ def _fit_models(
             console.print(f"warning: left out classifier {name}: {failed[name]}")
     if len(failed) == len(names):
         raise InputError(
-            f"--models {config.models}: no classifier could be fitted ({next(iter(failed.values()))})"
+            f"--models {config.models}: no classifier could be fitted "
+            f"({next(iter(failed.values()))})"
         )
     for note in dict.fromkeys(notes):
         console.print(f"info: {note}")
@@ -315,7 +328,8 @@ def _report_unknown_classes(folds: list[Fold]) -> None:
         unknown = fold.test.loc[~fold.test["label"].isin(fold.train["label"]), "label"]
         if len(unknown):
             console.print(
-                f"warning: {fold.name}: {unknown.nunique()} classes occur in the test set only (first: "
+                f"warning: {fold.name}: {unknown.nunique()} classes occur in the test set only "
+                "(first: "
                 f"{unknown.iloc[0]}). Their {len(unknown)} rows count as wrong."
             )
 

@@ -1,9 +1,10 @@
 """Features relative to their plate.
 
-Staining, exposure and week shift all features of a plate. Subtracting the mean of the plate's negative controls removes
-such a shift, because controls are the same on every plate. Subtracting the mean of *all* rows of the plate does so only
-if plates hold about the same classes: on a plate with few classes, that mean contains the effect to be predicted. Whether
-it helps cannot be seen from plate names, so `choose_reference` compares both on held-out training groups.
+Staining, exposure and week shift all features of a plate. Subtracting the mean of the plate's
+negative controls removes such a shift, because controls are the same on every plate. Subtracting
+the mean of *all* rows of the plate does so only if plates hold about the same classes: on a plate
+with few classes, that mean contains the effect to be predicted. Whether it helps cannot be seen
+from plate names, so `choose_reference` compares both on training groups left out.
 
 This module needs scikit-learn: import it where it is used.
 """
@@ -31,7 +32,8 @@ from perturbjax.profiles.table_steps import (
 
 #: Group of the split that a row belongs to; without this column a group is a plate.
 GROUP = "Metadata_group"
-#: Minimum number of negative controls per plate for "auto": the mean of fewer adds more noise than it removes.
+#: Minimum number of negative controls per plate for "auto": the mean of fewer adds more noise than
+#: it removes.
 MIN_CONTROLS = 4
 #: Number of folds of the comparison in `choose_reference`.
 _FOLDS = 3
@@ -40,9 +42,9 @@ _FOLDS = 3
 class PlateRelative(TableStep):
     """Add every feature a second time, minus the mean of reference rows of its plate.
 
-    A plate with training rows keeps their mean. A new plate uses its own rows, without labels: predict whole plates. A
-    negative control is compared with the mean of the *other* controls, because a mean that includes the control itself
-    would make controls recognizable by their small distance.
+    A plate with training rows keeps their mean. A new plate uses its own rows, without labels:
+    predict whole plates. A negative control is compared with the mean of the *other* controls:
+    with its own value in the mean, it would be recognizable by its small distance.
 
     Args:
         how: "negcon", "plate" or "none"; "auto" chooses one in `fit`, see `choose_reference`.
@@ -77,7 +79,7 @@ class PlateRelative(TableStep):
             mean, count = self._mean(plate, X[rows]) if new else self.means_[plate]
             relative[rows] = values[rows] - mean
             if self.chosen_ == "negcon":
-                # Leave out the row itself: x - (sum - x) / (n - 1) = (x - mean) n / (n - 1).
+                # The mean without this row: x - (sum - x) / (n - 1) = (x - mean) n / (n - 1).
                 own = rows & X[NEGCON].to_numpy() & (new | in_training)
                 relative[own] *= count / (count - 1)
         added = [f"{name}_on_plate" for name in names]
@@ -88,7 +90,8 @@ class PlateRelative(TableStep):
         rows = reference_rows(feature_values(X), X, self.chosen_)
         if self.chosen_ == "negcon" and len(rows) < 2:
             raise InputError(
-                f"plate {plate}: {len(rows)} negative controls, but features relative to them need at least two. Choose "
+                f"plate {plate}: {len(rows)} negative controls, but features relative to them need "
+                "at least two. Choose "
                 "another preparation, or check --negcon."
             )
         return rows.mean(axis=0), len(rows)
@@ -97,8 +100,9 @@ class PlateRelative(TableStep):
 def choose_reference(X: pd.DataFrame, y: Int[np.ndarray, " n"]) -> tuple[Relative, str]:
     """Choose the reference of `PlateRelative` for the plates of a training set.
 
-    Negative controls if every plate has at least `MIN_CONTROLS`. Otherwise the mean of the plate, if held-out training
-    groups are then classified better (balanced accuracy of a balanced logistic regression, three folds).
+    Negative controls if every plate has at least `MIN_CONTROLS`. Otherwise the mean of the plate,
+    if training groups left out are then classified better (balanced accuracy of a balanced logistic
+    regression, three folds).
 
     Args:
         X: n training rows.
@@ -111,7 +115,8 @@ def choose_reference(X: pd.DataFrame, y: Int[np.ndarray, " n"]) -> tuple[Relativ
     fewest = int(controls.min())
     if fewest >= MIN_CONTROLS:
         return "negcon", (
-            f"features relative to the plate's negative controls: added (at least {fewest} controls per plate)"
+            f"features relative to the plate's negative controls: added (at least {fewest} "
+            "controls per plate)"
         )
     few = f"plate {controls.idxmin()} has {fewest} negative controls, fewer than {MIN_CONTROLS}"
     omitted = "features relative to the plate: not added"
@@ -120,9 +125,9 @@ def choose_reference(X: pd.DataFrame, y: Int[np.ndarray, " n"]) -> tuple[Relativ
         return "none", f"{omitted} ({few}; all training rows are one group, so no comparison)"
     classes = pd.Series(y).groupby(X[PLATE].to_numpy()).nunique()
     present = f"plates hold {classes.median():g} of {len(np.unique(y))} classes (median)"
-    without, relative = (_cross_validate(how, X, y, groups) for how in ("none", "plate"))
-    scores = f"balanced accuracy on held-out training groups {relative:.3f}, without {without:.3f}"
-    if relative > without:
+    none, relative = (_cross_validate(how, X, y, groups) for how in ("none", "plate"))
+    scores = f"balanced accuracy in cross-validation {relative:.3f} with them, {none:.3f} without"
+    if relative > none:
         return "plate", f"features relative to the plate's mean: added ({few}; {present}; {scores})"
     return "none", f"{omitted} ({few}; {present}; {scores})"
 
@@ -130,7 +135,7 @@ def choose_reference(X: pd.DataFrame, y: Int[np.ndarray, " n"]) -> tuple[Relativ
 def _cross_validate(
     how: Relative, X: pd.DataFrame, y: Int[np.ndarray, " n"], groups: np.ndarray
 ) -> float:
-    """Balanced accuracy on training groups, each predicted by a model fitted to the other groups."""
+    """Compute the balanced accuracy of cross-validation over training groups."""
     predicted = np.full(len(X), -1)
     folds = GroupKFold(min(_FOLDS, len(np.unique(groups))))
     for fit, test in folds.split(X, groups=groups):

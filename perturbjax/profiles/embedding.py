@@ -1,4 +1,4 @@
-"""UMAP and t-SNE of profiles, with scores that say how well classes separate, in the features and in the figure."""
+"""UMAP and t-SNE of profiles, with scores of how well classes separate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from perturbjax.profiles.profile_inputs import load_profiles
 from perturbjax.profiles.profile_options import EmbedConfig
 from perturbjax.profiles.profile_table import Profiles
 
-#: Colors of classes that are distinguishable with color vision deficiency (Okabe & Ito, then Tol's muted scheme).
+#: Colors of classes that are distinguishable with color vision deficiency (Okabe & Ito, then Tol's
+#: muted scheme).
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288",
     "#117733", "#AA4499", "#999933", "#661100", "#44AA99", "#6699CC", "#DDCC77", "#AA4466",
@@ -45,10 +46,13 @@ class Quality:
 
     Attributes:
         k: number of neighbors.
-        purity: mean fraction of the k nearest other rows (in the features) that have the row's class.
+        purity: mean fraction of the k nearest other rows (in the features) that have the row's
+            class.
         purity_2d: the same in the embedding.
-        chance: expected purity of random labels: the mean fraction of other rows with the row's class.
-        silhouette: mean silhouette of the classes in the features, -1 to 1; NaN without two classes of two rows.
+        chance: expected purity of random labels: the mean fraction of other rows with the row's
+            class.
+        silhouette: mean silhouette of the classes in the features, -1 to 1; NaN without two classes
+            of two rows.
     """
 
     k: int
@@ -60,7 +64,8 @@ class Quality:
     def caption(self) -> str:
         """Return one sentence for the figure."""
         return (
-            f"{self.k}-nearest-neighbor purity {self.purity:.3f} in the features, {self.purity_2d:.3f} in the figure "
+            f"{self.k}-nearest-neighbor purity {self.purity:.3f} in the features, "
+            f"{self.purity_2d:.3f} in the figure "
             f"(chance {self.chance:.3f}); silhouette in the features {self.silhouette:+.3f}"
         )
 
@@ -111,7 +116,7 @@ class Embedding:
     def split_trained(
         self, rows: Bool[np.ndarray, " n"]
     ) -> Iterator[tuple[Bool[np.ndarray, " n"], bool]]:
-        """Yield (rows, hollow): rows without training first, then training rows as hollow markers."""
+        """Yield (rows, hollow): first rows that were not trained on, then training rows."""
         trained = np.zeros_like(rows) if self.trained is None else self.trained
         for part, hollow in ((rows & ~trained, False), (rows & trained, True)):
             if part.any():
@@ -121,12 +126,13 @@ class Embedding:
         """Return (legend, rows, color, marker) in drawing order."""
         groups = []
         controls = np.unique(self.labels[self.negcon])
-        # Negative controls of one class are only a cross; otherwise the cross lies on the color of their class.
+        # Negative controls of one class are only a cross; otherwise the cross lies on the color of
+        # their class.
         crosses = self.negcon if len(controls) == 1 else np.zeros_like(self.negcon)
-        others = ~crosses & ~np.isin(self.labels, self.highlighted)
-        if others.any():
-            legend = f"{len(np.unique(self.labels[others]))} other classes"
-            groups.append((legend, others, GREY, "o"))
+        rest = ~crosses & ~np.isin(self.labels, self.highlighted)
+        if rest.any():
+            legend = f"{len(np.unique(self.labels[rest]))} other classes"
+            groups.append((legend, rest, GREY, "o"))
         if len(controls) == 1:
             groups.append((f"negative control ({controls[0]})", self.negcon, "black", "x"))
         for i, name in enumerate(self.highlighted):
@@ -187,7 +193,8 @@ def _require_library(method: str) -> None:
     library = _LIBRARIES[method]
     if find_spec(library) is None:
         raise InputError(
-            f"--method {method}: {library} is not installed. Run `pip install 'perturbjax[features]'`."
+            f"--method {method}: {library} is not installed. Run `pip install "
+            "'perturbjax[features]'`."
         )
 
 
@@ -210,7 +217,8 @@ def compute_umap(
             min_dist=min_dist,
             random_state=seed,
             n_jobs=1,
-            # The default spectral start places unconnected groups so far apart that each shrinks to a dot.
+            # The default spectral start places unconnected groups so far apart that each shrinks to
+            # a dot.
             init="pca",
         )
         return np.asarray(layout.fit_transform(features.astype(np.float32)), dtype=float)
@@ -219,7 +227,7 @@ def compute_umap(
 def compute_tsne(
     features: Float[np.ndarray, "n d"], perplexity: int, seed: int
 ) -> Float[np.ndarray, "n 2"]:
-    """Compute t-SNE with openTSNE from principal components; perplexity is at most a third of the rows."""
+    """Compute t-SNE with openTSNE; perplexity is at most a third of the rows."""
     import openTSNE
 
     with warnings.catch_warnings():
@@ -275,9 +283,10 @@ def choose_highlighted(
     *,
     k: int,
 ) -> list[str]:
-    """Choose up to `top` classes for colors of their own: all if they are few, else those with the highest purity.
+    """Choose up to `top` classes to color: all if they are few, else those of highest purity.
 
-    In a class of r rows at most r - 1 neighbors can have the same class, so purity is divided by that maximum.
+    In a class of r rows at most r - 1 neighbors can have the same class, so purity is divided by
+    that maximum.
     """
     if len(np.unique(labels[negcon])) == 1:  # controls of one class are drawn as crosses
         features, labels = features[~negcon], labels[~negcon]

@@ -1,9 +1,10 @@
-"""Extract features of every site of a dataset with pretrained weights, a trained run, or CellProfiler measurements.
+"""Extract features of every site with pretrained weights, a trained run, or CellProfiler.
 
-Sites pass through the network in record order, in parts of a few batches. Each finished part is stored in a folder next to
-the output, so that an interrupted extraction resumes; the output itself appears only when it is complete. Memory does not
-depend on the number of sites. With `--distributed`, process i of n computes every n-th unfinished part and the first
-process writes the table.
+Sites pass through the network in record order, in parts of a few batches. Each finished part is
+stored in a folder next to the output, so that an interrupted extraction resumes; the output
+appears only when it is complete. Memory does not depend on the number of sites. With
+`--distributed`, process i of n computes every n-th unfinished part and the first process writes the
+table.
 """
 
 from __future__ import annotations
@@ -67,16 +68,19 @@ class FeaturesConfig:
     data: tuple[Path, ...]
     """Dataset directories with the same channels."""
     out: Path
-    """Table to write: .parquet or .h5ad (AnnData). The same command resumes an interrupted extraction."""
+    """Table to write: .parquet or .h5ad (AnnData). The same command resumes an interrupted
+    extraction."""
     backbone: str = "resnet50"
     """Network, or cellprofiler for CellProfiler measurements (median over the cells of a site)."""
     weights: str = ""
-    """Pretrained weights: FILE (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] or package:NAME."""
+    """Pretrained weights: FILE (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] or
+    package:NAME."""
     run: Path | None = None
     """Trained run, in place of --backbone and --weights."""
     adapt: AdaptConfig = AdaptConfig()
     pool: Pool = "last"
-    """last: output of the backbone. stages: mean, mean over cells and standard deviation of each stage but the last."""
+    """last: output of the backbone. stages: mean, mean over cells and standard deviation of each
+    stage but the last."""
     augmentations: int = 1
     """Number of flips and rotations that features are averaged over, 1 to 8."""
     precision: Precision = "float32"
@@ -100,7 +104,8 @@ class FeaturesConfig:
             source = f", such as {backbone.source}, {backbone.license}" if backbone else ""
             example = source if backbone and backbone.source else ""
             raise InputError(
-                f"--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME{example}), or else --run"
+                f"--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME{example}), "
+                "or else --run"
             )
         prefix = not self.prefix.startswith(METADATA)
         require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8")
@@ -149,9 +154,11 @@ def extract(config: FeaturesConfig) -> Path:
     With several processes, all return after the first has written the table.
 
     Raises:
-        InputError: Dataset, weights or run cannot be used, a flag is wrong, or `out` cannot be written.
+        InputError: Dataset, weights or run cannot be used, a flag is wrong, or `out` cannot be
+            written.
     """
-    # JAX would otherwise handle SIGTERM itself, to stop all processes at the same step; here each stops alone.
+    # JAX would otherwise handle SIGTERM itself, to stop all processes at the same step; here each
+    # stops alone.
     jax.config.update("jax_enable_preemption_service", False)
     connect(config.hosts)
     if config.out.suffix == ".h5ad":
@@ -230,7 +237,7 @@ def _prepare_folder(work: Path, settings: dict[str, Any]) -> None:
 
 
 def _wait_until(ready: Callable[[], bool]) -> None:
-    """Wait for files of other processes. If one of these dies, JAX's coordination service ends this process too."""
+    """Wait for files of other processes. JAX ends this process if another one dies."""
     while not ready():
         time.sleep(_POLL_S)
 
@@ -253,7 +260,7 @@ def _compute_parts(
     parts: Sequence[range],
     done: int,
 ) -> Iterator[Float32[np.ndarray, "n d"]]:
-    """Yield the features of every part, see `Job`. All parts but the last of a dataset are whole batches."""
+    """Yield the features of each part. All parts but the last consist of whole batches."""
     size = config.batch_size
     order = BatchOrder.single_pass(np.concatenate(parts), size)
     batches_done = -(-done // size)
@@ -273,7 +280,7 @@ def _compute_parts(
 
 
 def _one_ahead(items: Iterator[Array]) -> Iterator[Array]:
-    """Yield each item after the next one was started, so that the device does not wait for the host to copy."""
+    """Yield each item after the next one was started, so that the device does not wait."""
     before = next(items)
     for item in items:
         yield before
@@ -285,7 +292,8 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
     """Return an extractor of a network with published weights.
 
     Raises:
-        InputError: The weights do not fit the network or do not take RGB images, or a channel is not stored.
+        InputError: The weights do not fit the network or do not take RGB images, or a channel is
+            not stored.
     """
     from perturbjax.models.weights import load_pretrained
     from perturbjax.training.step import DTYPES, split_model
@@ -298,7 +306,8 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
         adaptation = dataclasses.replace(adaptation, size=record.input_size)
     if pretrained.provenance["inputs"] != 3:
         raise InputError(
-            f"--weights {config.weights}: the network takes {pretrained.provenance['inputs']} channels, but RGB images "
+            f"--weights {config.weights}: the network takes {pretrained.provenance['inputs']} "
+            "channels, but RGB images "
             "have 3. Pass other weights."
         )
     scaling = INPUT_SCALINGS.get(
@@ -351,7 +360,7 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
 
 
 def run_extractor(path: Path, dataset: Dataset, placement: Placement) -> Extractor:
-    """Return an extractor of the features of a trained run, with the input of `perturbjax evaluate`."""
+    """Return an extractor of a trained run, with the same input as in `perturbjax evaluate`."""
     from perturbjax.inference import load_network
 
     run = open_run(path)

@@ -1,8 +1,9 @@
 """Cache of extracted features.
 
-Extraction takes minutes, and `classify`, `embed` and `audit` need the same features. A table of features is therefore
-stored under the SHA-256 checksum of everything that determines its values: the dataset's contents, the bytes of the
-weights, and all settings. Changed data or settings give a new file; the files used longest ago are deleted.
+Extraction takes minutes, and `classify`, `embed` and `audit` need the same features. A table of
+features is therefore stored under the SHA-256 checksum of everything that determines its values:
+the dataset's contents, the bytes of the weights, and all settings. Changed data or settings give a
+new file; the files used longest ago are deleted.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from perturbjax.profiles.profile_options import SourceConfig
 
 #: Part of every checksum; increased when features of the same data, network and settings change.
 FEATURES_VERSION = 2
-#: With `pool="stages"`, sites up to this height and width are resized to it: larger inputs add only interpolated
-#: pixels, and 128 pixels take a third of the time of 224.
+#: With `pool="stages"`, sites up to this height and width are resized to it: larger inputs add only
+#: interpolated pixels, and 128 pixels take a third of the time of 224.
 SMALL_SITE = 128
-#: Images in a device call, one per channel of a site: more are not faster on CPUs and take gigabytes of memory.
+#: Images in a device call, one per channel of a site: more are not faster on CPUs and take
+#: gigabytes of memory.
 BATCH_IMAGES = 32
 #: Maximum size of the cache; 2,000 sites of three channels take 30 MB with EfficientNet-Lite0.
 CACHE_BYTES = 4 << 30
@@ -42,7 +44,8 @@ def cached_features(source: SourceConfig, dataset: Dataset) -> Path:
     """Return the table of features of a dataset, extracting it if it is not in the cache.
 
     Raises:
-        InputError: The weights are missing or do not fit the backbone, or the cache cannot be written.
+        InputError: The weights are missing or do not fit the backbone, or the cache cannot be
+            written.
     """
     folder = Path(source.feature_cache) if source.feature_cache else user_cache("features")
     config = FeaturesConfig(

@@ -1,12 +1,14 @@
 """Which columns of a table are features.
 
-A classifier uses every number it gets. Row numbers, identifiers and concentrations in a table sorted by treatment
-therefore give perfect scores on pure noise. Three rules keep them out:
+A classifier uses every number it gets. Row numbers, identifiers and concentrations in a table
+sorted by treatment therefore give perfect scores on pure noise. Three rules keep them out:
 
-1. By name: unnamed columns, `Image_Metadata_*`, identifiers and counters (`ObjectNumber`, `Parent_Nuclei`, `WellID`).
+1. By name: unnamed columns, `Image_Metadata_*`, identifiers and counters (`ObjectNumber`,
+   `Parent_Nuclei`, `WellID`).
 2. By content: integers that count the rows (1, 2, 3, ...), and columns that are not numeric.
-3. With a label: columns that have one value in each class or on each plate. Measurements have noise, so these are
-   annotations. Columns with few values that determine label, plate or well are kept with a warning.
+3. With a label: columns that have one value in each class or on each plate. Measurements have
+   noise, so these are annotations. Columns with few values that determine label, plate or well give
+   a warning.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from perturbjax.core.text_tables import MISSING
 from perturbjax.dataset import WELL
 from perturbjax.profiles.profile_table import METADATA, SITE_ID
 
-#: Columns that perturbjax itself writes next to features.
+#: Columns that perturbjax writes next to features.
 OWN_COLUMNS = (SITE_ID, "label", "part")
 
 _ROW_NUMBERS = "row numbers"
@@ -124,13 +126,15 @@ def find_annotations(
             if column != WELL and _is_constant_in_groups(value, group):
                 annotations.append(name)
                 warnings.append(
-                    f"warning: left out feature {name}: it has one value for each {column}, so it is not a "
+                    f"warning: left out feature {name}: it has one value for each {column}, so it "
+                    "is not a "
                     f"measurement. Rename it to {METADATA}{name}."
                 )
                 break
             if _determines(value, group):
                 warnings.append(
-                    f"warning: feature {name} determines {column} for at least {_ALMOST:.0%} of the rows. If it is not "
+                    f"warning: feature {name} determines {column} for at least {_ALMOST:.0%} of "
+                    "the rows. If it is not "
                     f"a measurement, rename it to {METADATA}{name}."
                 )
                 break
@@ -144,7 +148,7 @@ def _is_constant_in_groups(value: Int[np.ndarray, " n"], group: Int[np.ndarray, 
 
 
 def _determines(value: Int[np.ndarray, " n"], group: Int[np.ndarray, " n"]) -> bool:
-    """Whether the most frequent group of each value is right for nearly all rows, and not because one group is large."""
+    """Whether the value predicts the group of nearly all rows, unlike the largest group."""
     counts = np.zeros((value.max() + 1, group.max() + 1), int)
     np.add.at(counts, (value, group), 1)
     wrong = 1 - counts.max(axis=1).sum() / len(value)

@@ -35,7 +35,8 @@ def write_features(
         path: `.h5ad` for AnnData, else parquet.
         level: "site", or "well" for the mean of the sites of each well.
         index: index of the dataset.
-        parts: features of consecutive records; they may be memory maps and are read one after the other.
+        parts: features of consecutive records; they may be memory maps and are read one after the
+            other.
         names: names of the features.
         facts: provenance, as JSON values.
 
@@ -107,7 +108,8 @@ def require_anndata(flag: str) -> None:
         import anndata  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"{flag}: .h5ad needs anndata, which is not installed. Run `pip install 'perturbjax[anndata]'`."
+            f"{flag}: .h5ad needs anndata, which is not installed. Run `pip install "
+            "'perturbjax[anndata]'`."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Convert stored sites to the input of an ImageNet network: three channels, a known intensity range, a fixed size."""
+"""Convert stored sites to RGB images of fixed size and range, the input of ImageNet networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from perturbjax.models.backbone import IMAGENET_SCALING, NO_SCALING, SYMMETRIC_S
 #: Values of `--normalize`; "auto" is that of the weights.
 INPUT_SCALINGS = {"imagenet": IMAGENET_SCALING, "half": SYMMETRIC_SCALING, "none": NO_SCALING}
 EACH = "each"
-#: Quantile, over sites, of their 99th percentiles that becomes the common maximum of a plate or dataset.
+#: Quantile, over sites, of their 99th percentiles that becomes the common maximum of a plate or
+#: dataset.
 WHITE = 0.95
 
 ChannelsAs = Literal["auto", "joined", "mean", "rgb"]
@@ -32,19 +33,23 @@ class AdaptConfig:
     """Input of the backbone"""
 
     channels: str = EACH
-    """Channels, separated by commas; three form one RGB image. each: every channel as a gray image."""
+    """Channels, separated by commas; three form one RGB image. each: every channel as a gray
+    image."""
     channels_as: ChannelsAs = python_only("auto")
-    """joined: features of all channels side by side. mean: averaged over channels. rgb: three channels as red, green
-    and blue of one image. auto: rgb for three named channels, else joined."""
+    """joined: features of all channels side by side. mean: averaged over channels. rgb: three
+    channels as red, green and blue of one image. auto: rgb for three named channels, else
+    joined."""
     use: Literal["image", "masked"] = python_only("image")
     """masked: set pixels outside the cells to 0."""
     scale: Scale = python_only("site")
-    """Intensity range of each channel. site: 1st to 99th percentile of the site. plate, dataset: quantiles of these
-    percentiles over the plate or dataset. dtype: range of the integer type."""
+    """Intensity range of each channel. site: 1st to 99th percentile of the site. plate, dataset:
+    quantiles of these percentiles over the plate or dataset. dtype: range of the integer type."""
     normalize: Literal["auto", "imagenet", "half", "none"] = "auto"
-    """imagenet: ImageNet mean and standard deviation. half: about -1 to 1. none: 0 to 1. auto: that of the weights."""
+    """imagenet: ImageNet mean and standard deviation. half: about -1 to 1. none: 0 to 1. auto: that
+    of the weights."""
     size: int | None = None
-    """Height and width in pixels of the input; 0 keeps the size. By default that of the weights, usually 224."""
+    """Height and width in pixels of the input; 0 keeps the size. By default that of the weights,
+    usually 224."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -117,7 +122,7 @@ def intensity_range(
 def adapt(
     raw: RawBatch, config: AdaptConfig, triples: Int[np.ndarray, "k 3"], scaling: InputScaling
 ) -> Float[Array, "bk h w 3"]:
-    """Convert a batch to RGB images: the k images of the first site, then those of the second, and so on.
+    """Convert a batch to RGB images: k images of the first site, then of the second, ...
 
     Args:
         raw: stored pixels with shift and scale.

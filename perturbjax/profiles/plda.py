@@ -1,13 +1,14 @@
-"""Probabilistic linear discriminant analysis (PLDA): a classifier for many classes with few replicates each.
+"""PLDA (probabilistic linear discriminant analysis): many classes with few replicates each.
 
-LDA takes the mean of a class's replicates as its true center. With three replicates that mean is uncertain, and the
-prior of LDA then favors classes with many replicates, such as negative controls. PLDA models the center of each class as
-a draw from a normal distribution. The center of a class with few rows is shrunk towards the overall mean, and its
-predictions are wider.
+LDA takes the mean of a class's replicates as its true center. With three replicates that mean is
+uncertain, and the prior of LDA then favors classes with many replicates, such as negative controls.
+PLDA models the center of each class as a draw from a normal distribution. The center of a class
+with few rows is shrunk towards the overall mean, and its predictions are wider.
 
-Model (two covariances, Ioffe 2006, doi:10.1007/11744085_41): a row of class c is x = m_c + e with m_c ~ N(m, B) between
-classes and e ~ N(0, W) within classes. After a change of coordinates with W = 1 and B = diag(ψ), a new row of a class
-with n training rows of mean x̄ is distributed as N(nψ/(nψ + 1) x̄, 1 + ψ/(nψ + 1)).
+Model (two covariances, Ioffe 2006, doi:10.1007/11744085_41): a row of class c is x = m_c + e with
+m_c ~ N(m, B) between classes and e ~ N(0, W) within classes. After a change of coordinates with W =
+1 and B = diag(ψ), a new row of a class with n training rows of mean x̄ is distributed as N(nψ/(nψ +
+1) x̄, 1 + ψ/(nψ + 1)).
 """
 
 from __future__ import annotations
@@ -18,20 +19,23 @@ from scipy.linalg import solve_triangular
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-#: Minimum ratio of between-class to within-class variance; directions below it do not distinguish classes.
+#: Minimum ratio of between-class to within-class variance; directions below it do not distinguish
+#: classes.
 _MIN_SIGNAL = 1e-3
 
 
 class PLDA(ClassifierMixin, BaseEstimator):
     """PLDA with covariances estimated by moments.
 
-    W is the pooled within-class covariance, shrunk towards a multiple of the identity. B is the covariance of class means
-    minus the part that W explains.
+    W is the pooled within-class covariance, shrunk towards a multiple of the identity. B is the
+    covariance of class means minus the part that W explains.
 
     Args:
         shrinkage: weight of the identity in W, in (0, 1].
-        noise: factor on W; above 1 if new plates differ more from training plates than these from each other.
-        prior: exponent of the training frequencies as prior probabilities: 0 for equal priors, 1 for frequencies.
+        noise: factor on W; above 1 if new plates differ more from training plates than these from
+            each other.
+        prior: exponent of the training frequencies as prior probabilities: 0 for equal priors, 1
+            for frequencies.
 
     Raises:
         ValueError: No class has two rows, or the rows of each class are identical.
@@ -60,14 +64,14 @@ class PLDA(ClassifierMixin, BaseEstimator):
         within = self.noise * (
             (1 - self.shrinkage) * within + self.shrinkage * variance * np.eye(len(within))
         )
-        # Whiten W by its Cholesky factor. B plus the mean of W/n is then spanned by the class means, so the singular
-        # vectors of the means are its axes.
+        # Whiten W by its Cholesky factor. B plus the mean of W/n is then spanned by the class
+        # means, so the singular vectors of the means are its axes.
         factor = np.linalg.cholesky(within)
         centered = solve_triangular(factor, (means - self.mean_).T, lower=True).T
         _, singular, axes = np.linalg.svd(centered, full_matrices=False)
         signal = singular**2 / max(len(rows) - 1, 1) - np.mean(1 / rows)
-        kept = signal > _MIN_SIGNAL
-        signal, axes = signal[kept], axes[kept].T
+        distinct = signal > _MIN_SIGNAL
+        signal, axes = signal[distinct], axes[distinct].T
         self.projection_ = solve_triangular(factor, axes, lower=True, trans="T")
         precision = rows[:, None] * signal
         self.centers_ = precision / (precision + 1) * (centered @ axes)
@@ -87,7 +91,7 @@ class PLDA(ClassifierMixin, BaseEstimator):
         return self.log_prior_ - 0.5 * (squared + np.log(self.variances_).sum(axis=1))
 
     def predict_proba(self, X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n classes"]:
-        """Return posterior probabilities; overconfident if new rows vary in ways that W does not contain."""
+        """Return posterior probabilities; overconfident if new rows vary more than W."""
         return softmax(self.decision_function(X), axis=1)
 
     def predict(self, X: Float[np.ndarray, "n d"]) -> np.ndarray:

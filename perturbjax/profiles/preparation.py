@@ -1,23 +1,26 @@
 """Preparation of features before a classifier or an embedding: one scikit-learn Pipeline.
 
-Features of different plates differ in scale and offset (staining, exposure, week), and many features are redundant. The
-steps, in order:
+Features of different plates differ in scale and offset (staining, exposure, week), and many
+features are redundant. The steps, in order:
 
 1. `FeatureCleaner` drops features that are mostly missing or constant and fills gaps with medians.
-2. `Scaler` centers and scales each feature per plate. *MAD normalization* ("robustize") uses median and median absolute
-   deviation (MAD) instead of mean and standard deviation: z = (x - median) / (1.4826 MAD). With the negative controls as
-   reference it is the normalization of pycytominer ("mad_robustize"; Caicedo et al. 2017, doi:10.1038/nmeth.4397).
+2. `Scaler` centers and scales each feature per plate. *MAD normalization* ("robustize") uses median
+   and median absolute deviation (MAD) instead of mean and standard deviation: z = (x - median) /
+   (1.4826 MAD). With the negative controls as reference it is the normalization of pycytominer
+   ("mad_robustize"; Caicedo et al. 2017, doi:10.1038/nmeth.4397).
 3. `OutlierLimiter` limits extreme values.
 4. `CorrelationFilter` drops one of two features that correlate strongly.
-5. `Sphering` (*whitening*) makes the covariance of the negative controls nearly the identity, so that directions in
-   which controls vary for technical reasons count less.
-6. `Coral` or `Combat` align plates, see `batch_correction`. Sphering by the controls followed by CORAL is *TVN*, typical
-   variation normalization (Ando, McLean, Berndl 2017, doi:10.1101/161422).
-7. `Components` reduces to principal components, `VarianceBalancer` weights them against image statistics.
+5. `Sphering` (*whitening*) makes the covariance of the negative controls nearly the identity, so
+   that directions in which controls vary for technical reasons count less.
+6. `Coral` or `Combat` align plates, see `batch_correction`. Sphering by the controls followed by
+   CORAL is *TVN*, typical variation normalization (Ando, McLean, Berndl 2017, doi:10.1101/161422).
+7. `Components` reduces to principal components, `VarianceBalancer` weights them against image
+   statistics.
 8. `PlateRelative` adds features relative to the plate, see `control_relative`.
 
-Every step is fitted on the training rows only. The one exception is a plate without training rows: it is scaled by its
-own rows, without their labels (see `Scaler`). This module needs scikit-learn: import it where it is used.
+Every step is fitted on the training rows only. The one exception is a plate without training rows:
+it is scaled by its own rows, without their labels (see `Scaler`). This module needs scikit-learn:
+import it where it is used.
 """
 
 from __future__ import annotations
@@ -55,7 +58,8 @@ from perturbjax.profiles.table_steps import (
 
 #: Standard deviation of a normal distribution in units of its MAD: 1 / Φ⁻¹(3/4).
 _SD_PER_MAD = 1.4826
-#: A feature whose range is below this fraction of its size varies by rounding only and counts as constant.
+#: A feature whose range is below this fraction of its size varies by rounding only and counts as
+#: constant.
 _CONSTANT = 1e-6
 #: Limit for outliers, in standard deviations.
 _CLIP = 10.0
@@ -84,7 +88,7 @@ def fit_preparation(
 
 
 def preparation_notes(steps: Pipeline) -> list[str]:
-    """Return what the steps of a fitted preparation dropped, filled and chose, one sentence each."""
+    """Return sentences about features dropped, values filled and choices made in fitting."""
     return [
         n for step in steps.named_steps.values() if hasattr(step, "notes") for n in step.notes()
     ]
@@ -119,7 +123,7 @@ def preparation(config: Preparation, *, seed: int = 0) -> Pipeline:
 
 
 class FeatureCleaner(TableStep):
-    """Drop features that are often missing or constant in training; fill gaps with the training median.
+    """Drop features that are often missing or constant; fill gaps with the training median.
 
     Args:
         max_missing: maximum fraction of training rows in which a feature may be missing, in [0, 1].
@@ -140,14 +144,15 @@ class FeatureCleaner(TableStep):
         self.kept_ = ~(missing | constant)
         if not self.kept_.any():
             raise InputError(
-                "features: every feature is constant or missing in the training rows. Use another table or split."
+                "features: every feature is constant or missing in the training rows. Use another "
+                "table or split."
             )
         self.median_ = np.nanmedian(values[:, self.kept_], axis=0)
         self.filled_ = int(np.isnan(values[:, self.kept_]).sum())
 
     def _transform(self, values: np.ndarray, X: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-        kept = values[:, self.kept_]
-        return np.where(np.isnan(kept), self.median_, kept), select_names(X, self.kept_)
+        values = values[:, self.kept_]
+        return np.where(np.isnan(values), self.median_, values), select_names(X, self.kept_)
 
     def notes(self) -> list[str]:
         """Return which features were dropped and how many values were filled."""
@@ -166,13 +171,15 @@ class FeatureCleaner(TableStep):
 class Scaler(TableStep):
     """Center and scale each feature, per plate or over all training rows.
 
-    A plate with training rows keeps their center and scale. A new plate is scaled by its own rows (with
-    `reference="negcon"`, by its negative controls) without using labels, as in a new plate of a screen. Predictions for
-    such a plate therefore depend on which of its rows are given: predict whole plates.
+    A plate with training rows keeps their center and scale. A new plate is scaled by its own rows
+    (with `reference="negcon"`, by its negative controls) without using labels, as in a new plate of
+    a screen. Predictions for such a plate therefore depend on which of its rows are given: predict
+    whole plates.
 
     Args:
         how: "standardize" (mean, standard deviation), "robustize" (median, MAD), or "none".
-        by: "plate", or "training" for one center and scale of all training rows (plates with few rows).
+        by: "plate", or "training" for one center and scale of all training rows (plates with few
+            rows).
         reference: rows that define center and scale: "all", or the negative controls "negcon".
 
     Raises:
@@ -213,7 +220,8 @@ class Scaler(TableStep):
         if len(rows) < 2:
             kind = "negative controls" if self.reference == "negcon" else "rows"
             raise InputError(
-                f"plate {name}: {len(rows)} {kind} for normalization, but at least two are needed. Normalize by all "
+                f"plate {name}: {len(rows)} {kind} for normalization, but at least two are needed. "
+                "Normalize by all "
                 "training rows, choose another preparation, or check --negcon."
             )
         if self.how == "standardize":
@@ -228,7 +236,8 @@ class OutlierLimiter(TableStep):
     """Limit extreme values of scaled features.
 
     Args:
-        how: "clip" (to ±10 standard deviations), "arcsinh" (linear near 0, logarithmic for large values), or "none".
+        how: "clip" (to ±10 standard deviations), "arcsinh" (linear near 0, logarithmic for large
+            values), or "none".
     """
 
     def __init__(self, how: Outliers = "clip"):
@@ -246,7 +255,7 @@ class OutlierLimiter(TableStep):
 
 
 class CorrelationFilter(TableStep):
-    """Drop one of two features that correlate above a threshold: the one with the larger total correlation.
+    """Drop one of two strongly correlated features: the one with the larger total correlation.
 
     Args:
         threshold: maximum absolute Pearson correlation between features, in (0, 1].
@@ -262,7 +271,8 @@ class CorrelationFilter(TableStep):
         total = correlation.sum(axis=0)
         np.fill_diagonal(correlation, 0)
         self.kept_ = np.ones(values.shape[1], dtype=bool)
-        # Visit features by decreasing total correlation; a feature stays if no remaining one correlates with it.
+        # Visit features by decreasing total correlation; a feature stays if no remaining one
+        # correlates with it.
         for feature in np.argsort(-total, kind="stable"):
             self.kept_[feature] = not (correlation[feature, self.kept_] > self.threshold).any()
 
@@ -273,16 +283,18 @@ class CorrelationFilter(TableStep):
 class Sphering(TableStep):
     """Whiten features by the covariance of reference rows, so that their variation counts less.
 
-    Let P = G Θ Gᵀ be the correlation matrix of the reference rows (eigenvectors G, eigenvalues Θ) and V their variances.
-    Then zca_cor multiplies by G (Θ + ε)^(-1/2) Gᵀ V^(-1/2); pca_cor omits the last rotation G; zca uses the covariance
-    instead of P and V = 1. The ridge ε = `regularization` · mean(Θ) prevents that directions in which few controls agree
-    by chance are amplified.
+    Let P = G Θ Gᵀ be the correlation matrix of the reference rows (eigenvectors G, eigenvalues Θ)
+    and V their variances. Then zca_cor multiplies by G (Θ + ε)^(-1/2) Gᵀ V^(-1/2); pca_cor omits
+    the last rotation G; zca uses the covariance instead of P and V = 1. The ridge ε =
+    `regularization` · mean(Θ) prevents that directions in which few controls agree by chance are
+    amplified.
 
     Source: Kessy, Lewin, Strimmer 2018, doi:10.1080/00031305.2016.1277159.
 
     Args:
         reference: "all" training rows, or their negative controls "negcon".
-        method: "zca_cor", "zca", or "pca_cor" (keeps as many components as the reference has dimensions).
+        method: "zca_cor", "zca", or "pca_cor" (keeps as many components as the reference has
+            dimensions).
         regularization: ε in units of the mean eigenvalue, > 0.
 
     Raises:
@@ -306,7 +318,8 @@ class Sphering(TableStep):
                 "negative controls in training" if self.reference == "negcon" else "training rows"
             )
             raise InputError(
-                f"sphering: {len(rows)} {kind}, but at least three are needed. Choose a preparation without sphering, "
+                f"sphering: {len(rows)} {kind}, but at least three are needed. Choose a "
+                "preparation without sphering, "
                 "or check --negcon."
             )
         self.center_ = rows.mean(axis=0)
@@ -319,7 +332,8 @@ class Sphering(TableStep):
         ridge = self.regularization * eigenvalues.sum() / values.shape[1]
         if ridge <= 0:
             raise InputError(
-                "sphering: the reference rows are identical, or the regularization is not above 0. Check --negcon."
+                "sphering: the reference rows are identical, or the regularization is not above 0. "
+                "Check --negcon."
             )
         self.gain_, self.rest_gain_ = 1 / np.sqrt(eigenvalues + ridge), 1 / np.sqrt(ridge)
 
@@ -336,8 +350,8 @@ class Sphering(TableStep):
 class Components(TableStep):
     """Replace features by their first principal components.
 
-    Image statistics of a dataset's index are kept as they are: a few of them would have no weight among the thousands of
-    features of a network.
+    Image statistics of a dataset's index stay unchanged: a few of them would have no weight
+    among the thousands of features of a network.
 
     Args:
         count: number of components; limited by the number of rows and features.
@@ -361,7 +375,7 @@ class Components(TableStep):
 
 
 class VarianceBalancer(TableStep):
-    """Scale image statistics and all other features to the same total variance, so that neither dominates.
+    """Scale image statistics, and all other features, to the same total variance.
 
     Args:
         variance: sum of the variances of either part over the training rows, > 0.
@@ -382,7 +396,7 @@ class VarianceBalancer(TableStep):
 
 
 class ToArray(TransformerMixin, BaseEstimator):
-    """Return the features of a table as a plain array (n, d) float64, for scikit-learn's own estimators."""
+    """Return the features of a table as an array, for estimators of scikit-learn."""
 
     def fit(self, X: pd.DataFrame, y: object = None) -> ToArray:
         """Do nothing."""

@@ -1,4 +1,4 @@
-"""Load profiles with labels and controls, from tables (`--features`) or from a dataset (`--data`)."""
+"""Load profiles with labels and controls from tables (`--features`) or a dataset (`--data`)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, Bool[np.ndarray, " n
         The profiles, whether each is a negative control, and the name of the label column.
 
     Raises:
-        InputError: A file cannot be used, see `read_profiles`; the label column is missing or empty.
+        InputError: A file cannot be used, see `read_profiles`; the label column is missing or
+            empty.
     """
     if config.source.data:
         profiles = read_source(config.source)
@@ -42,7 +43,8 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, Bool[np.ndarray, " n
     label = config.label_column or profiles.label_column
     if not label:
         raise InputError(
-            "--label-column: is required, because the datasets of --data have no common label column"
+            "--label-column: is required, because the datasets of --data have no common label "
+            "column"
         )
     if config.aggregate != "none":
         profiles = aggregate_to_wells(profiles, config.aggregate)
@@ -59,11 +61,13 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, Bool[np.ndarray, " n
         notes += warnings
         if len(annotations) == len(profiles.names):
             raise InputError(
-                f"{config.where}: no feature is a measurement: each has one value per class or plate ({annotations[0]})"
+                f"{config.where}: no feature is a measurement: each has one value per class or "
+                f"plate ({annotations[0]})"
             )
         profiles = profiles.drop_features(annotations) if annotations else profiles
     notes += [
-        f"warning: labels differ only in upper and lower case: {', '.join(group)}. They are different classes."
+        f"warning: labels differ only in upper and lower case: {', '.join(group)}. They are "
+        "different classes."
         for group in case_variants(profiles.column(label))
     ]
     notes.insert(0, f"{len(profiles)} profiles with {len(profiles.names)} features")
@@ -97,7 +101,7 @@ def read_source(source: SourceConfig) -> Profiles:
 
 
 def image_statistics(dataset: Dataset) -> pd.DataFrame:
-    """Return what the index stores of every site: number and area of cells, pixel statistics of each channel."""
+    """Return the number and area of cells and the pixel statistics of channels of each site."""
     columns = [name for name in dataset.index.columns if not name.startswith(METADATA)]
     measured = [name for name in columns if name in _COUNTS or _IMAGE_STATISTIC.match(name)]
     return dataset.index[measured].reset_index(drop=True)

@@ -1,7 +1,7 @@
 """Read tables of profiles: CSV or TSV (also compressed), parquet, and AnnData.
 
-All formats follow the rules of `perturbjax.core.text_tables` for metadata and of `feature_columns` for features, so
-that the same table gives the same profiles in every format.
+All formats follow the rules of `perturbjax.core.text_tables` for metadata and of `feature_columns`
+for features, so that the same table gives the same profiles in every format.
 """
 
 from __future__ import annotations
@@ -34,23 +34,24 @@ _ADVICE = "Write it again, for example with `perturbjax features`"
 def read_profiles(paths: Sequence[Path | str], aggregate: str = "none") -> Profiles:
     """Read one or several tables of profiles.
 
-    Tables that share features are concatenated row by row, such as one file per plate. Tables that share no feature
-    are joined by site, such as the features of two networks.
+    Tables that share features are concatenated row by row, such as one file per plate. Tables that
+    share no feature are joined by site, such as the features of two networks.
 
-    Features are the numeric columns that all concatenated files share, see `feature_columns`. `site_id` is read from
-    `site_id` or `Metadata_site_id`; otherwise it is PLATE_WELL or PLATE_WELL_SITE.
+    Features are the numeric columns that all concatenated files share, see `feature_columns`.
+    `site_id` is read from `site_id` or `Metadata_site_id`; otherwise it is PLATE_WELL or
+    PLATE_WELL_SITE.
 
     Args:
         paths: parquet, CSV, TSV (also `.gz`, `.bz2`, `.xz`) or `.h5ad` files.
-        aggregate: how to aggregate single cells to wells: "median", "mean", or "none" to refuse them. Tables of
-            sites or wells are not aggregated here.
+        aggregate: how to aggregate single cells to wells: "median", "mean", or "none" to refuse
+            them. Tables of sites or wells are not aggregated here.
 
     Returns:
         Profiles with notes about everything that was changed or left out.
 
     Raises:
-        InputError: A file cannot be read, has no rows, plates, wells or features; files share neither a feature nor a
-            site; the same profile occurs twice.
+        InputError: A file cannot be read, has no rows, plates, wells or features; files share
+            neither a feature nor a site; the same profile occurs twice.
     """
     if not paths:
         raise InputError("--features: is empty. Give at least one file.")
@@ -160,7 +161,8 @@ def _check_compression(path: Path) -> None:
             left -= len(part)
     if left < 0:
         raise InputError(
-            f"{path}: unpacked, it is more than {MAX_COMPRESSION} times larger, which is unusual for numbers. "
+            f"{path}: unpacked, it is more than {MAX_COMPRESSION} times larger, which is unusual "
+            "for numbers. "
             "Unpack it yourself if it is right."
         )
 
@@ -228,13 +230,15 @@ def _check_duplicates(group: list[_Table], metadata: pd.DataFrame, aggregate: st
         plate = metadata.loc[metadata[SITE_ID] == site, PLATE].iloc[0]
         paths = [str(group[number].path) for number in first.loc[site]]
         raise InputError(
-            f"{paths[0]} and {paths[1]}: plate {plate} is in both files (profile {site!r}). Give each file once, and "
+            f"{paths[0]} and {paths[1]}: plate {plate} is in both files (profile {site!r}). Give "
+            "each file once, and "
             "different plates and the features of different networks different names."
         )
     if aggregate == "none":
         raise InputError(
             f"{group[0].path}: {len(repeated)} rows share their site with other rows (first: "
-            f"{repeated[SITE_ID].iloc[0]!r}), as in a table of single cells. Use --aggregate median for one profile "
+            f"{repeated[SITE_ID].iloc[0]!r}), as in a table of single cells. Use --aggregate "
+            "median for one profile "
             f"per well, or add a column {SITE}."
         )
 
@@ -245,7 +249,8 @@ def _join(left: Profiles, right: Profiles, first: str, second: str, notes: list[
     matched = partner >= 0
     if not matched.any():
         raise InputError(
-            f"{first} and {second}: share neither a feature nor a site. Give tables written in the same way, or tables "
+            f"{first} and {second}: share neither a feature nor a site. Give tables written in the "
+            "same way, or tables "
             "of the same sites."
         )
     if left_out := len(left) + len(right) - 2 * int(matched.sum()):
@@ -256,7 +261,8 @@ def _join(left: Profiles, right: Profiles, first: str, second: str, notes: list[
         if (different := (left.metadata[column] != added[column]).to_numpy()).any():
             site = left.metadata[SITE_ID].iloc[int(np.argmax(different))]
             raise InputError(
-                f"{second}: site {site!r} has another {column} than in {first}. Join tables of one screen."
+                f"{second}: site {site!r} has another {column} than in {first}. Join tables of one "
+                "screen."
             )
     new = [column for column in added.columns if column not in left.metadata.columns]
     return replace(
@@ -273,7 +279,8 @@ def _shared_features(group: list[_Table], notes: list[str]) -> list[str]:
     shared = [name for name in group[0].features.columns if all(name in one for one in names)]
     if not shared:
         raise InputError(
-            f"{group[0].path} and {group[-1].path}: share no feature. Give tables written in the same way."
+            f"{group[0].path} and {group[-1].path}: share no feature. Give tables written in the "
+            "same way."
         )
     if absent := set.union(*names) - set(shared):
         notes.append(f"left out {list_columns(sorted(absent))} (not in every file)")

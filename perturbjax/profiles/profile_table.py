@@ -1,7 +1,7 @@
 """Profiles: one row per site or well with `Metadata_*` columns and one number per feature.
 
-Nothing is fitted here. Missing values, constant features and scales are handled in `preparation`, from training rows
-only. `profile_reader` reads profiles from files.
+Nothing is fitted here. Missing values, constant features and scales are handled in `preparation`,
+from training rows only. `profile_reader` reads profiles from files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Profiles:
     """A table of profiles.
 
     Attributes:
-        metadata: one row per profile: `site_id` (unique) and the `Metadata_*` columns, all text ("" if missing).
+        metadata: one row per profile: `site_id` (unique) and the `Metadata_*` columns, all text (""
+            if missing).
         values: one row per profile, one column per feature; NaN if missing or infinite.
         names: names of the features, in column order.
         notes: information and warnings about the files, one sentence each.
@@ -64,8 +65,10 @@ class Profiles:
 
     def drop_features(self, names: list[str]) -> Profiles:
         """Return the profiles without some features."""
-        kept = ~np.isin(self.names, names)
-        return replace(self, values=self.values[:, kept], names=tuple(np.array(self.names)[kept]))
+        rest = [number for number, name in enumerate(self.names) if name not in set(names)]
+        return replace(
+            self, values=self.values[:, rest], names=tuple(self.names[number] for number in rest)
+        )
 
     def frame(self) -> pd.DataFrame:
         """Return one table with `Metadata_*` columns first, as pycytominer and copairs read it."""
@@ -78,7 +81,8 @@ class Profiles:
 def aggregate_to_wells(profiles: Profiles, how: str = "median") -> Profiles:
     """Aggregate the rows of each well (sites or cells) to one profile, ignoring missing values.
 
-    Metadata that differ within a well, such as `Metadata_Site`, are dropped. `site_id` becomes PLATE_WELL.
+    Metadata that differ within a well, such as `Metadata_Site`, are dropped. `site_id` becomes
+    PLATE_WELL.
 
     Args:
         profiles: one row per site or cell.

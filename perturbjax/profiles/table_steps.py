@@ -1,7 +1,7 @@
-"""Base of the preparation steps: scikit-learn transformers that keep plate, well and control status of each row.
+"""Base of the preparation steps: transformers of features with plate, well and control status.
 
-A step takes a table as `as_table` makes it: feature columns next to `Metadata_Plate`, `Metadata_Well` and `NEGCON`.
-This module needs scikit-learn: import it where it is used.
+A step takes a table as `as_table` makes it: feature columns next to `Metadata_Plate`,
+`Metadata_Well` and `NEGCON`. This module needs scikit-learn: import it where it is used.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def as_table(profiles: Profiles, negcon: np.ndarray) -> pd.DataFrame:
 class TableStep(TransformerMixin, BaseEstimator):
     """A step that changes the features of a table and passes its metadata on.
 
-    Subclasses define `_fit(values, X)` and `_transform(values, X)`, where `values` are the features (n, d) of the table
-    `X`. `_transform` returns the new features and their names.
+    Subclasses define `_fit(values, X)` and `_transform(values, X)`, where `values` are the features
+    (n, d) of the table `X`. `_transform` returns the new features and their names.
     """
 
     def fit(self, X: pd.DataFrame, y: object = None) -> TableStep:

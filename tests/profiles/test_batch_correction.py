@@ -1,4 +1,4 @@
-"""Batch correction: removes differences between plates, keeps treatment effects, and handles new plates alone."""
+"""Batch correction removes differences between plates and keeps treatment effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEATURES = 6
 
 
 def screen(plates: int = 3, controls: int = 40, treated: int = 20, seed: int = 0) -> pd.DataFrame:
-    """Plates with a random linear map and shift of all features; treated wells differ in feature 0."""
+    """Return plates with random linear maps and shifts; treated wells differ in feature 0."""
     rng = np.random.default_rng(seed)
     parts = []
     for plate in range(plates):
@@ -51,7 +51,7 @@ def test_coral_equalizes_mean_and_covariance_of_controls():
 
 
 def test_tvn_gives_controls_of_new_plates_identity_covariance():
-    """After sphering by all controls, plates differ in the covariance of their controls, which CORAL removes."""
+    """After sphering, plates differ in the covariance of their controls; CORAL removes this."""
     table = screen(plates=4)
     train, new = table[table["Metadata_Plate"] != "P3"], table[table["Metadata_Plate"] == "P3"]
     sphere = Sphering("negcon", "zca", regularization=1e-6).fit(train)

@@ -270,7 +270,7 @@ def test_printed_table_shows_training_and_test_scores(
 def test_printed_table_names_unbeaten_position_baseline(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """All plates have one layout and features are noise, so that only the position predicts the label."""
+    """All plates have one layout, and features are noise: only positions predict labels."""
     table = make_table(signal=0.0)
     table["Metadata_pert_iname"] = np.tile(table["Metadata_pert_iname"][:24].to_numpy(), 4)
     evaluation = classify(config_for(table, tmp_path))

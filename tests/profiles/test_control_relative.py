@@ -19,7 +19,7 @@ CLASSES = 6
 def screen(
     classes_of_plate: list[list[int]], *, controls: int = 0, shift: float = 6.0
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Plates with eight rows per class, a random shift per plate, and controls (class 0) on every plate."""
+    """Return plates with eight rows per class, a random shift, and controls (class 0)."""
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(CLASSES, 8)) * 1.2
     tables, labels = [], []

@@ -156,7 +156,8 @@ def test_four_devices_give_the_features_of_one(data, weights, table, tmp_path):
     script = (
         "import sys, jax; from pathlib import Path; from perturbjax.profiles.extract import *\n"
         "assert jax.device_count() == 4\n"
-        "extract(FeaturesConfig(data=(Path(sys.argv[1]),), out=Path(sys.argv[3]), backbone='resnet18', "
+        "extract(FeaturesConfig(data=(Path(sys.argv[1]),), out=Path(sys.argv[3]), "
+        "backbone='resnet18', "
         "weights=sys.argv[2], adapt=AdaptConfig(size=32), batch_size=6))"
     )
     environment = {

@@ -23,7 +23,7 @@ PLATES = [f"P{i}" for i in range(1, 6)]
 
 
 def make_noise(features: int = 12, wells: int = 24, seed: int = 5) -> pd.DataFrame:
-    """Return features of noise on five plates; treatments in random wells, rows sorted by treatment."""
+    """Return noise on five plates: treatments in random wells, rows sorted by treatment."""
     rng = np.random.default_rng(seed)
     rows = []
     for plate in PLATES:

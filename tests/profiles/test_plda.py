@@ -30,7 +30,7 @@ def draw(
 def test_plda_decisions_are_predictive_densities(
     shrinkage: float, noise: float, prior: float
 ) -> None:
-    """Compare with dense formulas: center B (B + W/n)^-1 (mean - m), covariance W + B - B (B + W/n)^-1 B."""
+    """Centers are B (B + W/n)^-1 (mean - m), covariances W + B - B (B + W/n)^-1 B."""
     rows = [2, 3, 3, 4, 10, 3, 2, 5, 3, 3]
     x, y, new = draw(rows, 3, spread=4.0, seed=0)
     decisions = PLDA(shrinkage, noise, prior).fit(x, y).decision_function(new)

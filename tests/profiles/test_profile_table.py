@@ -57,7 +57,7 @@ def test_files_are_concatenated_on_shared_features(tmp_path: Path) -> None:
 
 
 def test_files_without_shared_features_are_joined_by_site(tmp_path: Path) -> None:
-    """Two networks with one file per plate each, rows in another order, and one site missing in one network."""
+    """Two networks, one file per plate, rows in another order, one site missing."""
     table = make_table(plates=2)
     other = table.rename(columns=lambda name: name.replace("Cells_", "resnet_")).sample(
         frac=1, random_state=0

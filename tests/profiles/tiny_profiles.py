@@ -22,7 +22,7 @@ def make_table(
     seed: int = 0,
     classes: int = 6,
 ) -> pd.DataFrame:
-    """Return a table like those of CellProfiler: compounds in random wells, a shift and scale per plate."""
+    """Return compounds in random wells of plates that differ in shift and scale."""
     rng = np.random.default_rng(seed)
     centers = rng.normal(size=(classes, features)) * signal
     centers[0] = 0
