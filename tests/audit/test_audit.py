@@ -152,7 +152,7 @@ def test_sites_whose_class_stands_in_one_group_are_not_judged_and_are_counted():
         ),
         (("--features", "f.parquet", "--model", "forest"), "--model forest: must be one of ridge"),
         (("--features", "f.parquet", "--replicates", "10"), "--replicates 10: must be 100 or more"),
-        (("--features", "nowhere.parquet"), "nowhere.parquet: no such features file"),
+        (("--features", "nowhere.parquet"), "nowhere.parquet: file not found"),
         (("--run", "nowhere"), "nowhere"),
         (("--features", "f.parquet", "--label-column", "Metadata_moa"), "no column 'Metadata_moa'"),
     ],

@@ -14,6 +14,7 @@ from perturbjax.core.config import SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.evaluation.evaluation_result import EvaluationResult
 from perturbjax.evaluation.score_tables import print_evaluation, ranking_table
+from perturbjax.profiles.classifiers import CLASSIFIERS
 from perturbjax.profiles.classify import classify
 from perturbjax.profiles.profile_options import ClassifyConfig, Preparation, ProfileConfig
 
@@ -329,11 +330,15 @@ def test_classify_refuses_labels_that_are_all_different(tmp_path: Path, split) -
 def test_ridge_fits_3000_profiles_of_2048_features_within_a_minute() -> None:
     import time
 
-    from perturbjax.profiles.classifiers import CLASSIFIERS
-
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3000, 2048)).astype(np.float32)
     model = CLASSIFIERS["ridge"].make(3000, 60, 0)
     start = time.process_time()
     model.fit(x, rng.integers(60, size=3000))
     assert time.process_time() - start < 60
+
+
+def test_documentation_lists_every_classifier() -> None:
+    page = Path(__file__).parents[2].joinpath("docs/howto/profiles.md").read_text()
+    for name, classifier in CLASSIFIERS.items():
+        assert f"| `{name}` | {classifier.description} |" in page
