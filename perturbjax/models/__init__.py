@@ -1,4 +1,4 @@
-"""Networks by name. Every one maps (mask, image) to logits and features; see `layers.Mode` and `layers.Outputs`."""
+"""Networks by name. Each maps (mask, image) to `Outputs`; see `layers.Mode` and `layers.Outputs`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from perturbjax.models.resnet import RESNET18, RESNET34, RESNET50
 
 __all__ = ["BACKBONES", "SIZED", "Backbone", "Mode", "Outputs", "create", "with_weights"]
 
-#: All there are. A new one is a file with its record, and its line here.
+#: All networks. To add one, write a module with its record and add a line here.
 BACKBONES: dict[str, Backbone] = {
     "attention": ATTENTION,
     "attention_multiscale": ATTENTION_MULTISCALE,
@@ -30,14 +30,14 @@ BACKBONES: dict[str, Backbone] = {
     **DINOV2,
 }
 
-#: Networks that flatten their feature maps, and so work at one input side only.
+#: Networks of fixed input size, because they flatten their feature maps.
 FIXED_SIZE_NETWORKS = tuple(
     name for name, backbone in BACKBONES.items() if backbone.infer_image_size is not None
 )
 
 
 def with_weights() -> list[str]:
-    """Names of the backbones that weights are published for."""
+    """Return the names of backbones with published weights."""
     return [name for name, backbone in BACKBONES.items() if backbone.namings]
 
 
@@ -50,29 +50,30 @@ def create(
     seed: int = 0,
     image_size: int = 128,
 ) -> nnx.Module:
-    """A freshly initialised Flax NNX network, called as `network(x, Mode())` and giving `Outputs`.
+    """Create a Flax NNX network with random parameters.
 
-    `x` is (b, h, w, 1 + channels): the mask first, then the normalised image.
+    Call it as `network(x, Mode())`; it returns `Outputs`. The input `x` is float
+    (b, h, w, 1 + channels): the mask, then the normalized image.
 
     Args:
         name: one of `BACKBONES`.
         classes: width of the logits.
-        channels: of the image, without the mask.
-        dropout: share of units dropped before the last layer.
-        seed: decides the parameters.
-        image_size: side of the input in pixels; only the networks of `FIXED_SIZE_NETWORKS` are tied to it.
+        channels: image channels, without the mask.
+        dropout: dropout rate before the last layer.
+        seed: seed of the parameters.
+        image_size: height and width of the input in pixels; used by `FIXED_SIZE_NETWORKS` only.
 
     Raises:
-        InputError: there is no network of that name; the message lists those there are.
+        InputError: no network has this name; the message lists all names.
 
-    Examples:
+    Example:
         >>> network = perturbjax.create("attention", classes=7)
         >>> outputs = network(jnp.zeros((2, 64, 64, 2)), perturbjax.Mode())
         >>> outputs.logits.shape, outputs.features.shape, outputs.attention.shape
         ((2, 7), (2, 256), (2, 8, 8))
     """
     if name not in BACKBONES:
-        raise InputError(f"--model {name}: unknown; choose one of {', '.join(BACKBONES)}")
+        raise InputError(f"--model {name}: unknown network. Choose one of {', '.join(BACKBONES)}.")
     sized = {"image_size": image_size} if name in FIXED_SIZE_NETWORKS else {}
     return BACKBONES[name].network(
         classes=classes, channels=channels, dropout=dropout, rngs=nnx.Rngs(seed), **sized

@@ -1,8 +1,9 @@
-"""The mask-attention network: features of the mask say where to look in the features of the image."""
+"""Mask-attention network: an attention map computed from the mask weights the image features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,14 @@ from perturbjax.models.backbone import Backbone
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, leaky_relu
 
 WIDTHS = (32, 64, 128)
+#: Units of the hidden layer before the logits.
+HIDDEN = 128
 
 
 class ConvBlock(nnx.Module):
-    """3×3 convolution, BatchNorm, activation, 2×2 max-pool: half the side, `outputs` channels.
+    """3×3 convolution, BatchNorm, activation and 2×2 max-pooling.
 
-    The activation never decreases, so it may wait until the pool has left it a quarter of the values.
+    The activation is monotonic, so it is applied after pooling, to a quarter of the values.
     """
 
     def __init__(
@@ -34,14 +37,25 @@ class ConvBlock(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
-        turn = self.norm.turn()
+        signs = self.norm.channel_signs()
+        x = self.conv.without_bias(x, signs)
         bias = self.conv.bias[...]  # type: ignore[index]
-        z = self.norm.pooled(self.conv.unbiased(x, turn), mode, shift=bias, turned=turn)
-        return self.activation(z)
+        return self.activation(self.norm.normalize_and_pool(x, mode, shift=bias, signs=signs))
+
+
+def conv_blocks(
+    widths: Sequence[int],
+    *,
+    activation: Callable[[Array], Array] = leaky_relu,
+    rngs: nnx.Rngs,
+) -> nnx.List:
+    """Create consecutive `ConvBlock`s from the channels of the input and of each output."""
+    blocks = [ConvBlock(i, o, activation=activation, rngs=rngs) for i, o in pairwise(widths)]
+    return nnx.List(blocks)
 
 
 class SpatialAttention(nnx.Module):
-    """Where to look: one value in (0, 1) a position, from the mask's features."""
+    """Attention map in (0, 1), one value per position, from mask features."""
 
     def __init__(self, inputs: int, hidden: int, *, rngs: nnx.Rngs):
         self.conv = Conv(inputs, hidden, rngs=rngs)
@@ -49,32 +63,27 @@ class SpatialAttention(nnx.Module):
         self.project = Conv(hidden, 1, size=1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h w 1"]:
-        hidden = self.norm(self.conv.unbiased(x), mode, shift=self.conv.bias[...])  # type: ignore[index]
+        bias = self.conv.bias[...]  # type: ignore[index]
+        hidden = self.norm(self.conv.without_bias(x), mode, shift=bias)
         return jax.nn.sigmoid(self.project(leaky_relu(hidden)))
 
 
 class AttentionClassifier(nnx.Module):
-    """Two convolutional branches, mask and image; the mask's attention multiplies the image's features.
+    """Two convolutional branches; the mask's attention map multiplies the image features.
 
-    Takes (B, H, W, 1 + channels): the mask first. `features` are the (B, 256) joined averages of the attended image
-    features and the mask features; `logits` come from dense 128, LeakyReLU, dropout, dense.
+    The input is (B, H, W, 1 + channels), the mask first. `features` are (B, 256): means of the
+    attended image features and of the mask features. `logits` follow from dense 128, LeakyReLU,
+    dropout and a dense layer.
     """
 
     feature_size = 2 * WIDTHS[-1]
 
     def __init__(self, *, classes: int, channels: int = 1, dropout: float = 0.3, rngs: nnx.Rngs):
-        self.image_blocks = nnx.List(
-            [
-                ConvBlock(i, o, rngs=rngs)
-                for i, o in zip((channels, *WIDTHS[:-1]), WIDTHS, strict=True)
-            ]
-        )
-        self.mask_blocks = nnx.List(
-            [ConvBlock(i, o, rngs=rngs) for i, o in zip((1, *WIDTHS[:-1]), WIDTHS, strict=True)]
-        )
+        self.image_blocks = conv_blocks((channels, *WIDTHS), rngs=rngs)
+        self.mask_blocks = conv_blocks((1, *WIDTHS), rngs=rngs)
         self.attention = SpatialAttention(WIDTHS[-1], WIDTHS[-1], rngs=rngs)
-        self.hidden = Dense(self.feature_size, 128, rngs=rngs)
-        self.head = Dense(128, classes, rngs=rngs)
+        self.hidden = Dense(self.feature_size, HIDDEN, rngs=rngs)
+        self.head = Dense(HIDDEN, classes, rngs=rngs)
         self.dropout = dropout
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
@@ -85,21 +94,25 @@ class AttentionClassifier(nnx.Module):
         for block in self.image_blocks:
             image = block(image, mode)
         attention = self.attention(mask, mode)
-        image = image * attention
-        features = jnp.concatenate([image.mean((1, 2)), mask.mean((1, 2))], axis=-1)
+        features = jnp.concatenate([(image * attention).mean((1, 2)), mask.mean((1, 2))], axis=-1)
         hidden = dropout(leaky_relu(self.hidden(features)), self.dropout, mode)
-        logits = self.head(hidden).astype(jnp.float32)
-        return Outputs(logits, features.astype(jnp.float32), attention[..., 0].astype(jnp.float32))
+        return attention_outputs(self.head(hidden), features, attention)
+
+
+def attention_outputs(logits: Array, features: Array, attention: Array) -> Outputs:
+    """Collect the outputs of an attention network in float32."""
+    values = (values.astype(jnp.float32) for values in (logits, features, attention[..., 0]))
+    return Outputs(*values)
 
 
 ATTENTION = Backbone(
     AttentionClassifier,
     original=(
         *(
-            (f"{branch}_features.{4 * stage + at}", f"{branch}_blocks.{stage}.{layer}")
+            (f"{branch}_features.{4 * stage + offset}", f"{branch}_blocks.{stage}.{layer}")
             for branch in ("image", "mask")
             for stage in range(len(WIDTHS))
-            for at, layer in enumerate(("conv", "norm"))
+            for offset, layer in enumerate(("conv", "norm"))
         ),
         ("attention.attention_conv.0", "attention.conv"),
         ("attention.attention_conv.1", "attention.norm"),

@@ -1,4 +1,4 @@
-"""The mask-attention network with an attention after every stage, not only after the last."""
+"""Mask-attention network with an attention map after every stage, not only after the last."""
 
 from __future__ import annotations
 
@@ -7,31 +7,35 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perturbjax.models.attention import WIDTHS, ConvBlock, SpatialAttention
+from perturbjax.models.attention import (
+    HIDDEN,
+    WIDTHS,
+    SpatialAttention,
+    attention_outputs,
+    conv_blocks,
+)
 from perturbjax.models.backbone import Backbone
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
 
 
 class MultiscaleAttentionClassifier(nnx.Module):
-    """Two convolutional branches; after each stage the mask's attention multiplies the image's features.
+    """Two convolutional branches; after each stage an attention map multiplies the image features.
 
-    The attended features are what the next image stage sees. Takes (B, H, W, 1 + channels): the mask first.
-    `features` are the (B, 256) joined averages of the last attended image features and the mask features;
-    `logits` come from dense 128, ReLU, dropout, dense. The stages use ReLU; the attentions keep LeakyReLU.
+    The attended features are the input of the next image stage. The input of the network is
+    (B, H, W, 1 + channels), the mask first. `features` are (B, 256): means of the last attended
+    image features and of the mask features. `logits` follow from dense 128, ReLU, dropout and a
+    dense layer. Stages use ReLU, attention maps LeakyReLU.
     """
 
     feature_size = 2 * WIDTHS[-1]
 
     def __init__(self, *, classes: int, channels: int = 1, dropout: float = 0.3, rngs: nnx.Rngs):
-        def stages(inputs: int) -> nnx.List:
-            pairs = zip((inputs, *WIDTHS[:-1]), WIDTHS, strict=True)
-            return nnx.List([ConvBlock(i, o, activation=jax.nn.relu, rngs=rngs) for i, o in pairs])
-
-        self.image_blocks = stages(channels)
-        self.mask_blocks = stages(1)
+        relu = jax.nn.relu
+        self.image_blocks = conv_blocks((channels, *WIDTHS), activation=relu, rngs=rngs)
+        self.mask_blocks = conv_blocks((1, *WIDTHS), activation=relu, rngs=rngs)
         self.attentions = nnx.List([SpatialAttention(width, width, rngs=rngs) for width in WIDTHS])
-        self.hidden = Dense(self.feature_size, 128, rngs=rngs)
-        self.head = Dense(128, classes, rngs=rngs)
+        self.hidden = Dense(self.feature_size, HIDDEN, rngs=rngs)
+        self.head = Dense(HIDDEN, classes, rngs=rngs)
         self.dropout = dropout
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
@@ -44,23 +48,22 @@ class MultiscaleAttentionClassifier(nnx.Module):
             image = image_block(image, mode) * attention
         features = jnp.concatenate([image.mean((1, 2)), mask.mean((1, 2))], axis=-1)
         hidden = dropout(jax.nn.relu(self.hidden(features)), self.dropout, mode)
-        logits = self.head(hidden).astype(jnp.float32)
-        return Outputs(logits, features.astype(jnp.float32), attention[..., 0].astype(jnp.float32))
+        return attention_outputs(self.head(hidden), features, attention)
 
 
 ATTENTION_MULTISCALE = Backbone(
     MultiscaleAttentionClassifier,
     original=(
         *(
-            (f"{branch}_block{stage + 1}.{at}", f"{branch}_blocks.{stage}.{layer}")
+            (f"{branch}_block{stage + 1}.{offset}", f"{branch}_blocks.{stage}.{layer}")
             for branch in ("image", "mask")
             for stage in range(len(WIDTHS))
-            for at, layer in enumerate(("conv", "norm"))
+            for offset, layer in enumerate(("conv", "norm"))
         ),
         *(
-            (f"attention{stage + 1}.attention_conv.{at}", f"attentions.{stage}.{layer}")
+            (f"attention{stage + 1}.attention_conv.{offset}", f"attentions.{stage}.{layer}")
             for stage in range(len(WIDTHS))
-            for at, layer in ((0, "conv"), (1, "norm"), (3, "project"))
+            for offset, layer in ((0, "conv"), (1, "norm"), (3, "project"))
         ),
         ("classifier.0", "hidden"),
         ("classifier.3", "head"),

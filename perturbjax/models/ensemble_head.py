@@ -1,4 +1,16 @@
-"""A network that sees photographs' features of every channel, what can be measured of the site, and the site itself."""
+"""Ensemble of an MLP, a logistic regression and a trainable attention branch.
+
+Inputs of the first two members are frozen: features of every channel from a backbone with
+ImageNet weights, and statistics of the site (intensities, number and area of cells). Both are
+fitted once, before the first training step (`training.ensemble_fit`). The third member is an
+`AttentionClassifier` on the site downsampled by 2; it is the only part that is trained by steps.
+
+    head(z) = w_mlp log p_mlp(z) + w_lr log p_lr(z)
+    output  = 0.8 log softmax(head(z)) + 0.2 log p_branch(x)
+
+The weights w are fitted on training sites held out by group (stacking, Wolpert 1992,
+doi 10.1016/S0893-6080(05)80023-1).
+"""
 
 from __future__ import annotations
 
@@ -18,17 +30,18 @@ from perturbjax.models.layers import Dense, Mode, Outputs, dropout
 from perturbjax.models.pooling import pool_stages, pooled_size
 from perturbjax.models.symmetries import dihedral
 
-#: Statistics of a channel's pixels: mean, deviation, and these percentiles.
+#: Percentiles of a channel's pixels, used as features with mean and standard deviation.
 PERCENTILES = (1.0, 50.0, 99.0)
-#: Side in pixels of the grid that they are taken on: those of more pixels are the same, and cost a sort.
-GRID = 56
-#: Sites that the backbone is shown at a time, in all their channels and views: more take more memory.
+#: Height and width of the pixel grid for these statistics. A finer grid changes little and
+#: costs a longer sort.
+STATISTICS_GRID = 56
+#: Sites that pass through the backbone at a time, with all channels and views. Limits memory.
 SITES_PER_CHUNK = 4
-#: Principal components that are kept of what the backbone finds, as by the linear baseline.
+#: Maximum number of principal components of the backbone features.
 COMPONENTS = LINEAR_COMPONENTS
-#: Units between these and the answer, and the share of them that is dropped in training (of what comes in, half that).
-HIDDEN, DROPPED = 512, 0.4
-#: Weight of the trained eyes beside the head, in the mean of their log-probabilities.
+#: Hidden units of the MLP. Dropout rate of hidden units; inputs are dropped at half this rate.
+HIDDEN_UNITS, DROPOUT_RATE = 512, 0.4
+#: Weight of the trainable branch in the mean of log-probabilities.
 BRANCH_WEIGHT = 0.2
 
 #: Former names of submodules and parameters in checkpoints, and their present names.
@@ -50,21 +63,30 @@ def rename_saved_arrays(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 class EnsembleClassifier(nnx.Module):
-    """What photographs' features tell of every channel, and beside it a small network that is trained on the sites.
+    """Ensemble of frozen-feature classifiers and a trainable attention branch.
 
-    Takes (B, H, W, 1 + ways × channels): the mask first, then every channel as the logarithm of intensities over the
-    background, perhaps a second time relative to the plate (`--normalize log`, `log_plate`). The backbone sees each
-    channel by itself, linear again and between its 1st and 99th percentile, as `perturbjax features` shows it, and the
-    mask says where in its stages' maps cells lie (`models.pooling`). It stands still, as does the head on its
-    components and on statistics of the site: it is set before the first step (`training.head_start`). What is
-    trained are the `trainable_branch`, the attention network, which look at the site at half its side; in training the logits are
-    theirs alone, and the backbone is not asked. The answer is the weighted mean of both log-probabilities.
+    The input is (B, H, W, 1 + channels): the mask, then the channels as log1p of intensity over
+    background, optionally followed by copies relative to the plate (`--normalize log` or
+    `log_plate`). The backbone gets each stored channel as a gray image, linear and scaled from
+    its 1st to its 99th percentile, and its feature maps are pooled with the mask
+    (`models.pooling`).
 
-    `features` are the components and the statistics; `attention` is the eyes'.
+    In training, `logits` are those of the trainable branch, and the backbone does not run.
+    Otherwise they are the ensemble's weighted mean of log-probabilities. `features` are the
+    principal components and site statistics; `attention` is the branch's attention map.
+
+    Args:
+        backbone: network with `stage_maps`; its own head is removed.
+        classes: width of the logits.
+        channels: image channels of the input, counting all copies.
+        copies: number of normalized copies of each stored channel.
+        dropout: dropout rate of the trainable branch.
+        input_scaling: mean and standard deviation that the backbone's weights expect.
+        symmetries: number of flips and rotations (1 to 8) over which features are averaged.
+        rngs: random streams for the parameters.
 
     Attributes:
-        seen: how many of what is described of a site the backbone finds.
-        symmetries: views of the site that what it finds is averaged over.
+        backbone_feature_size: number of backbone features of a site before reduction.
     """
 
     def __init__(
@@ -73,7 +95,7 @@ class EnsembleClassifier(nnx.Module):
         *,
         classes: int,
         channels: int,
-        ways: int,
+        copies: int,
         dropout: float,
         input_scaling: InputScaling,
         symmetries: int = 1,
@@ -81,11 +103,11 @@ class EnsembleClassifier(nnx.Module):
     ):
         self.backbone = backbone
         self.backbone.head = None
-        self.channels = channels // ways
+        self.channels = channels // copies
         self.backbone_feature_size = self.channels * pooled_size(backbone)
-        known = channels * (2 + len(PERCENTILES)) + 2
-        self.feature_size = min(COMPONENTS, self.backbone_feature_size) + known
-        self.reduce = LinearReduction(self.backbone_feature_size + known, self.feature_size)
+        statistics = channels * (2 + len(PERCENTILES)) + 2
+        self.feature_size = min(COMPONENTS, self.backbone_feature_size) + statistics
+        self.reduce = LinearReduction(self.backbone_feature_size + statistics, self.feature_size)
         self.head = EnsembleHead(self.feature_size, classes, rngs=rngs)
         self.trainable_branch = AttentionClassifier(
             classes=classes, channels=channels, dropout=dropout, rngs=rngs
@@ -93,63 +115,64 @@ class EnsembleClassifier(nnx.Module):
         self.input_scaling, self.symmetries, self.frozen = input_scaling, symmetries, True
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
-        looked = self.trainable_branch(downsample_by_2(x), mode)
+        branch = self.trainable_branch(downsample_by_2(x), mode)
         if mode.train:
-            return looked
+            return branch
         features = self.reduce(self.compute_features(x, mode))
-        answers = [
-            jax.nn.log_softmax(logits) for logits in (self.head(features, mode), looked.logits)
-        ]
-        return Outputs(
-            (1 - BRANCH_WEIGHT) * answers[0] + BRANCH_WEIGHT * answers[1],
-            features,
-            looked.attention,
-        )
+        head = jax.nn.log_softmax(self.head(features, mode))
+        trained = jax.nn.log_softmax(branch.logits)
+        logits = (1 - BRANCH_WEIGHT) * head + BRANCH_WEIGHT * trained
+        return Outputs(logits, features, branch.attention)
 
     def compute_features(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
-        """What the backbone finds in every channel, and what is measured of the site, before any of it is reduced."""
-        mask, image = x[..., 0], x[..., 1:]
-        stored = jnp.concatenate([x[..., :1], image[..., : self.channels]], axis=-1)
-        found = _in_turn(lambda sites: self.pool_channels(sites, mode), stored)
-        return jnp.concatenate([found, compute_statistics(mask, image)], axis=-1)
+        """Compute backbone features of all stored channels and site statistics, unreduced."""
+        stored = x[..., : 1 + self.channels]
+        features = _map_in_chunks(lambda sites: self.pool_channels(sites, mode), stored)
+        return jnp.concatenate([features, compute_statistics(x[..., 0], x[..., 1:])], axis=-1)
 
-    def pool_channels(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b seen"]:
-        """What the backbone finds in each stored channel, one channel after the other; the mask comes first."""
+    def pool_channels(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
+        """Compute backbone features of (mask, channels), one channel after the other."""
         linear = jnp.expm1(x[..., 1:])
         low, high = jnp.percentile(
-            _on_grid(linear), jnp.array([1.0, 99.0]), axis=(1, 2), keepdims=True
+            _subsample(linear), jnp.array([1.0, 99.0]), axis=(1, 2), keepdims=True
         )
-        seen = jnp.clip((linear - low) / jnp.maximum(high - low, 1e-6), 0, 1)
-        b, h, w, c = seen.shape
-        seen = jnp.moveaxis(seen, 3, 1).reshape(b * c, h, w, 1)
-        both = jnp.concatenate([seen, jnp.repeat(x[..., :1], c, axis=0)], axis=-1)
-        views = jnp.concatenate([dihedral(both, element) for element in range(self.symmetries)])
+        scaled = jnp.clip((linear - low) / jnp.maximum(high - low, 1e-6), 0, 1)
+        b, h, w, c = scaled.shape
+        gray = jnp.moveaxis(scaled, 3, 1).reshape(b * c, h, w, 1)
+        pairs = jnp.concatenate([gray, jnp.repeat(x[..., :1], c, axis=0)], axis=-1)
+        views = jnp.concatenate([dihedral(pairs, element) for element in range(self.symmetries)])
         return self.pool_images(views, mode).reshape(self.symmetries, b, -1).mean(0)
 
     def pool_images(self, images: Float[Array, "n h w 2"], mode: Mode) -> Float[Array, "n d"]:
-        """What the backbone finds in grey images in [0, 1], each with the mask of its cells."""
+        """Compute pooled backbone features of (gray image in [0, 1], mask) pairs."""
         mean, deviation = (jnp.asarray(values, jnp.float32) for values in self.input_scaling)
         maps = self.backbone.stage_maps((images[..., :1] - mean) / deviation, mode.frozen())
         return pool_stages(maps, images[..., 1])
 
 
-def _in_turn(found: Callable[[Array], Array], x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-    """The same, of `SITES_PER_CHUNK` sites at a time, taken from all over: several devices hold a stretch of them each."""
+def _map_in_chunks(
+    function: Callable[[Array], Array], x: Float[Array, "b h w c"]
+) -> Float[Array, "b d"]:
+    """Apply `function` to `SITES_PER_CHUNK` sites at a time.
+
+    A chunk takes sites at regular distances in the batch. With several devices each holds a
+    contiguous part of the batch, so that every chunk uses all of them.
+    """
     n = x.shape[0]
-    if not isinstance(n, int):  # exported for any number
-        return found(x)
+    if not isinstance(n, int):  # a symbolic batch size of an exported program
+        return function(x)
     whole = n // SITES_PER_CHUNK * SITES_PER_CHUNK
     features = []
     if whole:
-        parts = x[:whole].reshape(SITES_PER_CHUNK, -1, *x.shape[1:]).swapaxes(0, 1)
-        features.append(jax.lax.map(found, parts).swapaxes(0, 1).reshape(whole, -1))
+        chunks = x[:whole].reshape(SITES_PER_CHUNK, -1, *x.shape[1:]).swapaxes(0, 1)
+        features.append(jax.lax.map(function, chunks).swapaxes(0, 1).reshape(whole, -1))
     if whole < n:
-        features.append(found(x[whole:]))
+        features.append(function(x[whole:]))
     return jnp.concatenate(features)
 
 
 class LinearReduction(nnx.Module):
-    """A linear map that no step moves: what is described of a site to its components and statistics."""
+    """Affine map (x - mean) @ kernel that is fitted once and not trained by steps."""
 
     def __init__(self, inputs: int, outputs: int):
         self.mean = nnx.BatchStat(jnp.zeros(inputs))
@@ -160,10 +183,11 @@ class LinearReduction(nnx.Module):
 
 
 class EnsembleHead(nnx.Module):
-    """A perceptron and a linear model beside each other: the sum of their log-probabilities, each times its share.
+    """Weighted sum of log-probabilities of an MLP and a logistic regression.
 
     Attributes:
-        shares: (2,) of the perceptron and of the linear model. Their sum need not be 1: it is one over a temperature.
+        ensemble_weights: (2,) weights of MLP and logistic regression. Their sum is an inverse
+            temperature and need not be 1.
     """
 
     def __init__(self, inputs: int, classes: int, *, rngs: nnx.Rngs):
@@ -175,35 +199,30 @@ class EnsembleHead(nnx.Module):
         return jnp.tensordot(self.ensemble_weights[...], self.log_probabilities(x, mode), 1)
 
     def log_probabilities(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "2 b classes"]:
-        """The log-probabilities of each part."""
-        return jnp.stack(
-            [
-                jax.nn.log_softmax(logits)
-                for logits in (self.mlp(x, mode), self.logistic_regression(x))
-            ]
-        )
+        """Compute the log-probabilities of each member."""
+        members = self.mlp(x, mode), self.logistic_regression(x)
+        return jnp.stack([jax.nn.log_softmax(logits) for logits in members])
 
 
 class MLP(nnx.Module):
-    """One hidden layer, and a linear one past it that starts at 0."""
+    """One hidden layer, plus a linear skip connection that is initialized to zero."""
 
     def __init__(self, inputs: int, classes: int, *, rngs: nnx.Rngs):
-        self.hidden = Dense(inputs, HIDDEN, rngs=rngs)
-        self.out = Dense(HIDDEN, classes, rngs=rngs)
+        self.hidden = Dense(inputs, HIDDEN_UNITS, rngs=rngs)
+        self.out = Dense(HIDDEN_UNITS, classes, rngs=rngs)
         self.skip = nnx.Param(jnp.zeros((inputs, classes)))
 
     def __call__(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "b classes"]:
-        x = dropout(x, DROPPED / 2, mode)
-        if mode.keys is not None:
-            mode = dataclasses.replace(
-                mode, keys=jax.vmap(jax.random.fold_in, (0, None))(mode.keys, 1)
-            )
-        hidden = dropout(jax.nn.relu(self.hidden(x)), DROPPED, mode)
+        x = dropout(x, DROPOUT_RATE / 2, mode)
+        if mode.keys is not None:  # other keys, for an independent mask of the hidden units
+            keys = jax.vmap(jax.random.fold_in, (0, None))(mode.keys, 1)
+            mode = dataclasses.replace(mode, keys=keys)
+        hidden = dropout(jax.nn.relu(self.hidden(x)), DROPOUT_RATE, mode)
         return self.out(hidden) + x @ self.skip[...]
 
 
 def downsample_by_2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Mask and channels averaged over 2 × 2 pixels, the mask as the share of them that is cell."""
+    """Average over 2×2 pixels. Channel 0, the mask, becomes the fraction of cell pixels."""
     x = jnp.concatenate([(x[..., :1] > 0).astype(x.dtype), x[..., 1:]], axis=-1)
     b, h, w, c = x.shape
     return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
@@ -212,19 +231,28 @@ def downsample_by_2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 def compute_statistics(
     mask: Float[Array, "b h w"], image: Float[Array, "b h w c"]
 ) -> Float[Array, "b d"]:
-    """Mean, deviation and percentiles of every channel; the logarithms of the cells' number and of their share."""
-    pixels = _on_grid(image)
+    """Compute intensity and cell statistics of sites.
+
+    Args:
+        mask: instance labels, 0 for background.
+        image: normalized channels.
+
+    Returns:
+        Mean, standard deviation and `PERCENTILES` of every channel, then log1p of the number of
+        cells and the log of the area fraction of cells.
+    """
+    pixels = _subsample(image)
     percentiles = jnp.moveaxis(jnp.percentile(pixels, jnp.array(PERCENTILES), axis=(1, 2)), 0, 1)
-    numbers = jnp.sort(mask.reshape(mask.shape[0], -1), axis=1)
-    count = ((numbers[:, 1:] != numbers[:, :-1]) & (numbers[:, 1:] > 0)).sum(1) + (
-        numbers[:, 0] > 0
-    )
-    share = (mask > 0).mean((1, 2))
-    of_cells = jnp.stack([jnp.log1p(count.astype(jnp.float32)), jnp.log(share + 1e-3)], axis=1)
-    of_light = [pixels.mean((1, 2)), pixels.std((1, 2)), percentiles.reshape(mask.shape[0], -1)]
-    return jnp.concatenate([*of_light, of_cells], axis=1)
+    # Count distinct labels above 0: each starts a run in the sorted pixels.
+    labels = jnp.sort(mask.reshape(mask.shape[0], -1), axis=1)
+    starts = (labels[:, 1:] != labels[:, :-1]) & (labels[:, 1:] > 0)
+    count = starts.sum(1) + (labels[:, 0] > 0)
+    area = (mask > 0).mean((1, 2))
+    cells = jnp.stack([jnp.log1p(count.astype(jnp.float32)), jnp.log(area + 1e-3)], axis=1)
+    moments = [pixels.mean((1, 2)), pixels.std((1, 2)), percentiles.reshape(mask.shape[0], -1)]
+    return jnp.concatenate([*moments, cells], axis=1)
 
 
-def _on_grid(image: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    step = max(1, image.shape[1] // GRID)
+def _subsample(image: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    step = max(1, image.shape[1] // STATISTICS_GRID)
     return image[:, ::step, ::step]

@@ -1,12 +1,14 @@
-"""The layers every network here is made of.
+"""Layers of all networks.
 
-Images are NHWC; kernels are HWIO. Parameters and statistics are float32 whatever the activations are computed in.
-Strided convolutions pad symmetrically, as torch does (JAX's `SAME` does not). BatchNorm's running variance is the
-unbiased one, as in torch, and its batch statistics can leave padding out (`Mode.weight`) and span devices
-(`Mode.axis_name`).
+Images are NHWC, kernels HWIO. Parameters and statistics are float32, whatever the dtype of
+activations. Strided convolutions pad symmetrically, as in PyTorch (JAX's `SAME` does not).
+BatchNorm keeps the unbiased running variance, as in PyTorch. Its batch statistics can exclude
+padding (`Mode.weight`) and span devices (`Mode.axis_name`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +28,27 @@ __all__ = [
     "Mode",
     "Outputs",
     "batch_statistics",
+    "classify",
     "conv2d",
     "dropout",
     "leaky_relu",
     "max_pool",
 ]
 
-#: That of the vision transformers that were published (Segment Anything, DINOv2).
+#: Epsilon of LayerNorm in the published vision transformers (Segment Anything, DINOv2).
 NORM_EPSILON = 1e-6
 
 
+def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.Param:
+    return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+
 class Conv(nnx.Module):
-    """A convolution with torch's default initialisation (uniform in ±1/sqrt(fan in), kernel and bias)."""
+    """Convolution with PyTorch's default initialization.
+
+    Kernel and bias are uniform in ±1/sqrt(fan in). The default padding keeps height and width
+    at stride 1.
+    """
 
     def __init__(
         self,
@@ -51,54 +62,41 @@ class Conv(nnx.Module):
         use_bias: bool = True,
         rngs: nnx.Rngs,
     ):
-        shape = (size, size, inputs // groups, outputs)
         bound = (size * size * inputs // groups) ** -0.5
-        self.kernel = nnx.Param(
-            jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
-        )
-        self.bias = (
-            nnx.Param(jax.random.uniform(rngs.params(), (outputs,), minval=-bound, maxval=bound))
-            if use_bias
-            else None
-        )
+        self.kernel = _uniform(rngs, (size, size, inputs // groups, outputs), bound)
+        self.bias = _uniform(rngs, (outputs,), bound) if use_bias else None
         self.stride, self.groups = stride, groups
         self.padding = size // 2 if padding is None else padding
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-        y = self.unbiased(x)
+        y = self.without_bias(x)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
-    def unbiased(
-        self, x: Float[Array, "b h w i"], turn: Float[Array, " o"] | None = None
+    def without_bias(
+        self, x: Float[Array, "b h w i"], signs: Float[Array, " o"] | None = None
     ) -> Float[Array, "b h2 w2 o"]:
-        """The convolution alone: for a normalisation that takes the bias into its own (`BatchNorm`'s `shift`).
+        """Convolve without adding the bias.
 
-        `turn` (`BatchNorm.turn`) multiplies the output's channels, by way of the kernel.
+        A following BatchNorm takes the bias as its `shift`, and its `channel_signs` as `signs`:
+        factors of the output channels, which are applied to the kernel.
         """
-        kernel = self.kernel[...] if turn is None else self.kernel[...] * turn
+        kernel = self.kernel[...] if signs is None else self.kernel[...] * signs
         return conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups)
 
 
 class Dense(nnx.Module):
-    """A fully connected layer with torch's default initialisation."""
+    """Fully connected layer with PyTorch's default initialization, as in `Conv`."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        bound = inputs**-0.5
-        self.kernel = nnx.Param(
-            jax.random.uniform(rngs.params(), (inputs, outputs), minval=-bound, maxval=bound)
-        )
-        self.bias = nnx.Param(
-            jax.random.uniform(rngs.params(), (outputs,), minval=-bound, maxval=bound)
-        )
+        self.kernel = _uniform(rngs, (inputs, outputs), inputs**-0.5)
+        self.bias = _uniform(rngs, (outputs,), inputs**-0.5)
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
-    """Each token to mean 0 and deviation 1, then scaled and shifted; computed in float32.
-
-    `x` may have any number of axes before the last, along which values are normalised."""
+    """Layer normalization over the last axis, computed in float32."""
 
     def __init__(self, width: int):
         self.scale = nnx.Param(jnp.ones(width))
@@ -112,13 +110,24 @@ class LayerNorm(nnx.Module):
 
 
 def leaky_relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """LeakyReLU with torch's default slope, 0.01."""
+    """LeakyReLU with PyTorch's default slope, 0.01."""
     return jnp.where(x > 0, x, 0.01 * x)
 
 
 def dropout(x: Float[Array, "b d"], rate: float, mode: Mode) -> Float[Array, "b d"]:
-    """Dropout whose mask depends on each record's key alone. Without keys, or in evaluation, it does nothing."""
+    """Apply dropout whose mask depends on each record's key only.
+
+    Returns `x` unchanged in evaluation, without keys, or at rate 0.
+    """
     if not mode.train or mode.keys is None or rate == 0:
         return x
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(mode.keys)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def classify(
+    head: Callable[[Array], Array], features: Float[Array, "b d"], rate: float, mode: Mode
+) -> Outputs:
+    """Apply dropout and the last layer to features. Logits are float32."""
+    logits = head(dropout(features, rate, mode).astype(mode.dtype))
+    return Outputs(logits.astype(jnp.float32), features)

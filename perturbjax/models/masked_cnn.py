@@ -1,4 +1,4 @@
-"""The early baseline: a plain convolutional network on the image multiplied by its mask."""
+"""Baseline of the original program: a plain convolutional network on image times mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perturbjax.models.layers import (
     Dense,
     Mode,
     Outputs,
-    dropout,
+    classify,
     leaky_relu,
     max_pool,
 )
@@ -25,11 +25,13 @@ HIDDEN = 128
 
 
 class MaskedCNN(nnx.Module):
-    """Three convolutions (LeakyReLU, 2×2 max-pool, BatchNorm but after the last), flattened, and two dense layers.
+    """Three convolutions with LeakyReLU, 2×2 max-pooling and BatchNorm, then two dense layers.
 
-    Takes (B, image_size, image_size, 1 + channels): the mask first. Image channels are multiplied by the mask's
-    values as they come: with a binary mask the background vanishes. Flattening ties the network to one side,
-    `image_size`, in pixels. `features` are the (B, 128) activations before dropout. The original's dropout is 0.5.
+    The last convolution has no BatchNorm before flattening. The input is
+    (B, image_size, image_size, 1 + channels), the mask first. Image channels are multiplied by
+    the mask values; a binary mask sets the background to 0. Flattening fixes the input size to
+    `image_size` pixels. `features` are the (B, 128) activations before dropout. The original
+    uses dropout 0.5.
     """
 
     feature_size = HIDDEN
@@ -53,24 +55,23 @@ class MaskedCNN(nnx.Module):
         self.dropout, self.image_size = dropout, image_size
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
-        if x.shape[1:3] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"masked_cnn was built for {self.image_size}×{self.image_size} pixels, not {x.shape[1]}×{x.shape[2]}"
-            )
+        height, width = x.shape[1:3]
+        if height != self.image_size or width != self.image_size:
+            size = f"{self.image_size}×{self.image_size}"
+            raise ValueError(f"masked_cnn was built for {size} pixels, not {height}×{width}")
         x = x.astype(mode.dtype)
         x = x[..., 1:] * x[..., :1]
         for conv, norm in zip(self.convs[:-1], self.norms, strict=True):
             x = norm(max_pool(leaky_relu(conv(x))), mode)
         x = max_pool(leaky_relu(self.convs[-1](x)))
-        # Flattened channel by channel, as torch's NCHW is, so that weights cross over without a permutation.
+        # Flatten in PyTorch's NCHW order, so that its dense weights need no permutation.
         x = self.flat_norm(x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1), mode)
-        features = leaky_relu(self.hidden(x))
-        logits = self.head(dropout(features, self.dropout, mode))
-        return Outputs(logits.astype(jnp.float32), features.astype(jnp.float32))
+        outputs = classify(self.head, leaky_relu(self.hidden(x)), self.dropout, mode)
+        return outputs._replace(features=outputs.features.astype(jnp.float32))
 
 
-def _side_of(tensors: Tensors) -> int:
-    """The flattened features are (side / 8)² positions of the last width."""
+def _infer_image_size(tensors: Tensors) -> int:
+    """Infer the input size from the (size / 8)² positions of the flattened features."""
     positions = tensors["classifier.1.weight"].size / WIDTHS[-1]
     return 2 ** len(WIDTHS) * max(round(math.sqrt(positions)), 1)
 
@@ -87,5 +88,5 @@ MASKED_CNN = Backbone(
         ("classifier.2", "hidden"),
         ("classifier.5", "head"),
     ),
-    infer_image_size=_side_of,
+    infer_image_size=_infer_image_size,
 )

@@ -1,4 +1,4 @@
-"""How a forward pass is run, and what it returns."""
+"""Options of a forward pass, and its outputs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from jaxtyping import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """How a forward pass is run. The default is evaluation.
+    """Options of a forward pass. The default is evaluation.
 
     Attributes:
-        train: batch statistics and dropout instead of running statistics and none.
-        weight: (B,) float, 1 for a site and 0 for padding; None counts all.
-        keys: (B,) PRNG keys, one a record, for dropout: the mask then depends on the record, not on its place.
-        axis_name: the mapped axis over which batch statistics are averaged, under `pmap`.
-        dtype: what activations are computed in.
+        train: use batch statistics and dropout instead of running statistics and no dropout.
+        weight: (B,) float, 1 for a site and 0 for padding; None counts all rows.
+        keys: (B,) PRNG keys for dropout, one per record. The dropout mask of a record thus does
+            not depend on its position in the batch.
+        axis_name: mapped axis over which batch statistics are averaged, under `pmap`.
+        dtype: dtype of activations.
     """
 
     train: bool = False
@@ -29,15 +30,15 @@ class Mode:
     dtype: DTypeLike = jnp.float32
 
     def frozen(self) -> Mode:
-        """The same pass with running statistics and no dropout: for a backbone whose statistics are to stay."""
+        """Return a copy with running statistics and without dropout, for a frozen backbone."""
         return dataclasses.replace(self, train=False)
 
 
 class Outputs(NamedTuple):
-    """What every network returns."""
+    """Outputs of every network."""
 
     logits: Float[Array, "b classes"]
     features: Float[Array, "b d"]
     attention: Float[Array, "b h w"] | None = None
-    """By how much the mask let each place of the last feature map through, in (0, 1); None where there is no attention.
-    A place is a square of the input: its side over h high."""
+    """Attention map in (0, 1) at the positions of the last feature map, None without attention.
+    A position covers a square of input height / h pixels."""

@@ -1,7 +1,8 @@
-"""What is kept of a backbone's maps where its weights are from photographs and the images are of cells.
+"""Pooling of a backbone's stage maps into site features.
 
-The last stage of such a network knows dogs from cats; what tells cells apart, grain, edges and blobs, lies in the
-stages before it, at sides that cells have.
+The last stage of an ImageNet network is specific to ImageNet classes. Texture, edges and blobs,
+which distinguish cells, are in the earlier stages, whose resolution matches the size of cells.
+The last stage is therefore left out.
 """
 
 from __future__ import annotations
@@ -13,40 +14,36 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-#: Of every map: its mean, its mean over cells, its deviation.
-WAYS = 3
-#: Weight of what is no cell in the mean over cells, so that an empty mask leaves the mean.
-_OUTSIDE = 1e-3
-#: Added to variances: the slope of a root at 0 has no end.
-_LEAST = 1e-6
+#: Statistics per map: mean, mean over cells, standard deviation.
+STATISTICS = 3
+#: Weight of the background in the mean over cells, so that an empty mask gives the plain mean.
+_BACKGROUND_WEIGHT = 1e-3
+#: Added to variances, because the slope of a square root at 0 is infinite.
+_VARIANCE_FLOOR = 1e-6
 
 
 def pooled_size(backbone: Any) -> int:
-    """How many numbers `pool_stages` makes of an image."""
-    return WAYS * sum(backbone.stage_widths[:-1])
+    """Number of features that `pool_stages` computes per image."""
+    return STATISTICS * sum(backbone.stage_widths[:-1])
 
 
 def pool_stages(
     maps: Sequence[Float[Array, "b _h _w _c"]], mask: Num[Array, "b h w"]
 ) -> Float[Array, "b d"]:
-    """Mean, mean over cells and deviation of the maps of all stages but the last, the finest first.
+    """Compute mean, mean over cells and standard deviation of all stage maps but the last.
 
     Args:
-        maps: as a backbone's `stage_maps` gives them.
-        mask: 0 where there is no cell, anything above where there is one; of any size.
+        maps: output of a backbone's `stage_maps`, finest map first.
+        mask: 0 for background, positive for cells; of any height and width.
     """
     cells = (mask > 0).astype(jnp.float32)
-    return jnp.concatenate(
-        [_pooled(each.astype(jnp.float32), cells) for each in maps[:-1]], axis=-1
-    )
+    pooled = [_pool(stage_map.astype(jnp.float32), cells) for stage_map in maps[:-1]]
+    return jnp.concatenate(pooled, axis=-1)
 
 
-def _pooled(
-    found: Float[Array, "b h w c"], cells: Float[Array, "b h2 w2"]
-) -> Float[Array, "b 3*c"]:
-    weight = (
-        jax.image.resize(cells, found.shape[:3], "linear", antialias=True)[..., None] + _OUTSIDE
-    )
-    over_cells = (found * weight).sum((1, 2)) / weight.sum((1, 2))
-    deviation = jnp.sqrt(found.var((1, 2)) + _LEAST)
-    return jnp.concatenate([found.mean((1, 2)), over_cells, deviation], axis=-1)
+def _pool(x: Float[Array, "b h w c"], cells: Float[Array, "b h2 w2"]) -> Float[Array, "b 3*c"]:
+    weight = jax.image.resize(cells, x.shape[:3], "linear", antialias=True)[..., None]
+    weight = weight + _BACKGROUND_WEIGHT
+    over_cells = (x * weight).sum((1, 2)) / weight.sum((1, 2))
+    deviation = jnp.sqrt(x.var((1, 2)) + _VARIANCE_FLOOR)
+    return jnp.concatenate([x.mean((1, 2)), over_cells, deviation], axis=-1)

@@ -1,4 +1,4 @@
-"""The symmetries of the square: views of an image that show the same cells."""
+"""Symmetries of the square: flips and rotations by multiples of 90 degrees."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from jaxtyping import Array, Num
 
 
 def dihedral(x: Num[Array, "b h w c"], element: int) -> Num[Array, "b h2 w2 c"]:
-    """One of the eight symmetries of the square, by number: 0 none, 1 to 3 turn or mirror, 4 to 7 transpose too."""
+    """Apply one of the eight symmetries of the square.
+
+    Args:
+        x: images.
+        element: bit 0 flips rows, bit 1 flips columns, bit 2 transposes; 0 is the identity.
+    """
     rows, columns = (slice(None, None, -1 if flip else 1) for flip in (element & 1, element & 2))
     x = x[:, rows, columns]
     return x.swapaxes(1, 2) if element & 4 else x

@@ -1,13 +1,12 @@
-"""Two-phase models: a backbone with published weights, new layers on top, and what moves when.
+"""Transfer learning: a backbone with published weights, new layers, and two training phases.
 
-In phase 1 only the new layers are trained; the backbone stands still, its BatchNorm in evaluation mode. In phase 2
-everything moves, the backbone at a lower rate that may fall from its last stage to its stem; its BatchNorm may keep
-the published statistics.
+Phase 1 ("new layers") trains the new layers. The backbone is frozen, its BatchNorm in evaluation
+mode. Phase 2 ("all layers") trains everything, the backbone at a lower rate that may fall
+from its last stage to its stem. Its BatchNorm may keep the published statistics.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, Literal
 
 import jax
@@ -19,31 +18,34 @@ from jaxtyping import Array, Float
 
 from perturbjax.core.config import BackboneNorm, Head, TransferConfig
 from perturbjax.core.errors import InputError
-from perturbjax.models.attention import ConvBlock, SpatialAttention
+from perturbjax.models.attention import SpatialAttention, conv_blocks
 from perturbjax.models.backbone import Backbone
 from perturbjax.models.ensemble_head import EnsembleClassifier
-from perturbjax.models.layers import Dense, Mode, Outputs, dropout
+from perturbjax.models.layers import Dense, Mode, Outputs, classify
 
 Phase = Literal["new layers", "all layers"]
 
 BACKBONE = "backbone"
-#: Channels of the two blocks that read the mask, at four times and at twice the side of the feature map.
+#: Output channels of the two mask blocks; each halves height and width.
 MASK_WIDTHS = (16, 32)
 
 
 class TransferClassifier(nnx.Module):
-    """New layers on a backbone that takes three channels. Takes (B, H, W, 1 + channels): the mask first.
+    """New layers on a backbone that takes RGB images.
 
-    One image channel is repeated to three; three are taken as they are; more are shared out among the three and
-    averaged. The image should come with mean 0 and deviation 1 (`--normalize site` or `plate`), as the weights expect.
+    The input is (B, H, W, 1 + channels): the mask, then the image, standardized to mean 0 and
+    standard deviation 1 (`--normalize site` or `plate`), as published weights expect. One
+    channel is copied to red, green and blue. Several are assigned to the three in turn, and
+    those assigned to the same color are averaged.
 
-    With the dense head, `features` are the averages of the backbone's feature map and the mask is not looked at. With
-    the attention head they are averages of the feature map weighted by the mask's attention, and of the mask's own
-    features beside them.
+    With the dense head, `features` are the means of the backbone's feature map, and the mask is
+    not used. With the attention head they are means of the feature map times the mask's
+    attention, followed by means of the mask's own feature map.
 
     Attributes:
-        frozen: whether the backbone stands still: no gradient reaches it, and its BatchNorm is in evaluation mode.
-        backbone_norm: what the backbone's BatchNorm normalises by when it does not stand still.
+        frozen: no gradient reaches the backbone, and its BatchNorm is in evaluation mode.
+        backbone_norm: statistics of the backbone's BatchNorm when it is not frozen, "batch" or
+            "published".
     """
 
     def __init__(
@@ -66,190 +68,157 @@ class TransferClassifier(nnx.Module):
         self.backbone_norm = backbone_norm
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
-        mask, image = x[..., :1], x[..., 1:] @ _to_colours(self.channels)
-        settled = self.frozen or self.backbone_norm == "published"
-        feature_map = self.backbone.feature_map(image, mode.frozen() if settled else mode)
+        mask, image = x[..., :1], x[..., 1:] @ _rgb_weights(self.channels)
+        fixed_statistics = self.frozen or self.backbone_norm == "published"
+        feature_map = self.backbone.feature_map(image, mode.frozen() if fixed_statistics else mode)
         if self.frozen:
             feature_map = jax.lax.stop_gradient(feature_map)
-        features = feature_map.astype(jnp.float32)
-        attention = None
+        features, attention = feature_map.astype(jnp.float32), None
         if self.attention is None:
             features = features.mean((1, 2))
         else:
-            weights, of_mask = self.attention(mask.astype(mode.dtype), feature_map.shape[1:3], mode)
-            features = jnp.concatenate([(features * weights).mean((1, 2)), of_mask], axis=-1)
+            mask = mask.astype(mode.dtype)
+            weights, mask_features = self.attention(mask, feature_map.shape[1:3], mode)
+            features = jnp.concatenate([(features * weights).mean((1, 2)), mask_features], axis=-1)
             attention = weights[..., 0]
-        logits = self.head(dropout(features, self.dropout, mode).astype(mode.dtype))
-        return Outputs(logits.astype(jnp.float32), features, attention)
+        return classify(self.head, features, self.dropout, mode)._replace(attention=attention)
 
 
 class MaskAttention(nnx.Module):
-    """Where to look in a feature map, from the mask: in (0, 1) a position; and averages of the mask's own features."""
+    """Attention map in (0, 1) over a feature map's positions, and mean features of the mask."""
 
     def __init__(self, *, rngs: nnx.Rngs):
-        widths = (1, *MASK_WIDTHS)
-        self.blocks = nnx.List([ConvBlock(i, o, rngs=rngs) for i, o in pairwise(widths)])
-        self.attention = SpatialAttention(widths[-1], widths[-1], rngs=rngs)
+        self.blocks = conv_blocks((1, *MASK_WIDTHS), rngs=rngs)
+        self.attention = SpatialAttention(MASK_WIDTHS[-1], MASK_WIDTHS[-1], rngs=rngs)
 
     def __call__(
         self, mask: Float[Array, "b h w 1"], size: tuple[int, int], mode: Mode
     ) -> tuple[Float[Array, "b h2 w2 1"], Float[Array, "b d"]]:
-        fine = [side * 2 ** len(self.blocks) for side in size]  # every block halves the side
+        # Resize such that the blocks, which halve height and width, end at the wanted size.
+        fine = [length * 2 ** len(self.blocks) for length in size]
         x = jax.image.resize(mask, (mask.shape[0], *fine, 1), "linear", antialias=True)
         for block in self.blocks:
             x = block(x, mode)
         return self.attention(x, mode).astype(jnp.float32), x.astype(jnp.float32).mean((1, 2))
 
 
-#: What has a backbone with published weights and new layers on it.
+#: Networks with a pretrained backbone.
 PretrainedClassifier = TransferClassifier | EnsembleClassifier
 
 
-def _to_colours(channels: int) -> Float[np.ndarray, "channels 3"]:
-    """One channel to all three colours; more dealt out in turn, each colour the mean of its own."""
-    colours = np.ones((1, 3)) if channels == 1 else np.eye(3)[np.arange(channels) % 3]
-    return (colours / np.maximum(colours.sum(0), 1)).astype(np.float32)
+def _rgb_weights(channels: int) -> Float[np.ndarray, "channels 3"]:
+    """Matrix from image channels to red, green and blue; each color is a mean of its channels."""
+    weights = np.ones((1, 3)) if channels == 1 else np.eye(3)[np.arange(channels) % 3]
+    return (weights / np.maximum(weights.sum(0), 1)).astype(np.float32)
 
 
 def build(
-    backbone: str,
-    transfer: TransferConfig,
-    *,
-    classes: int,
-    channels: int,
-    ways: int,
-    dropout: float,
-    seed: int,
+    backbone: str, transfer: TransferConfig, *, seed: int, **shape: Any
 ) -> tuple[PretrainedClassifier, dict[str, Any]]:
-    """A backbone with its published weights and fresh new layers; and where the weights came from.
+    """Build a backbone with its published weights and new layers.
+
+    Args:
+        backbone: a name of `models.with_weights`.
+        transfer: source of the weights, kind of head, training of the backbone.
+        seed: seed of the new layers' parameters.
+        shape: `classes`, `channels` (of the image), `copies` (normalized copies of each stored
+            channel) and `dropout`.
+
+    Returns:
+        The network, and the provenance of the weights.
 
     Raises:
-        InputError: the weights cannot be had, are not the backbone's, or take other than three channels.
+        InputError: the weights cannot be loaded, belong to another backbone, or take another
+            number of channels than three.
     """
     from perturbjax.models.weights import load_pretrained
 
     pretrained = load_pretrained(backbone, transfer.weights)
-    model = _classifier(
-        pretrained.model, pretrained.provenance, transfer, classes, channels, ways, dropout, seed
-    )
-    return model, pretrained.provenance
+    facts = pretrained.provenance
+    return _classifier(pretrained.model, facts, transfer, rngs=nnx.Rngs(seed), **shape), facts
 
 
 def abstract_classifier(
-    provenance: dict[str, Any],
-    transfer: TransferConfig,
-    *,
-    classes: int,
-    channels: int,
-    ways: int,
-    dropout: float,
+    provenance: dict[str, Any], transfer: TransferConfig, **shape: Any
 ) -> PretrainedClassifier:
-    """The same network without values, for a checkpoint to fill: the weights themselves are not needed."""
+    """Build the same network without values, to be filled from a checkpoint.
+
+    The published weights are not needed. Arguments as of `build`.
+    """
     from perturbjax.models.weights import empty_backbone
 
-    return nnx.eval_shape(
-        lambda: _classifier(
-            empty_backbone(provenance),
-            provenance,
-            transfer,
-            classes,
-            channels,
-            ways,
-            dropout,
-            seed=0,
-        )
-    )
+    def classifier() -> PretrainedClassifier:
+        backbone = empty_backbone(provenance)
+        return _classifier(backbone, provenance, transfer, rngs=nnx.Rngs(0), **shape)
+
+    return nnx.eval_shape(classifier)
 
 
 def _classifier(
     backbone: nnx.Module,
     provenance: dict[str, Any],
     transfer: TransferConfig,
-    classes: int,
-    channels: int,
-    ways: int,
-    dropout: float,
-    seed: int,
+    *,
+    copies: int,
+    **shape: Any,
 ) -> PretrainedClassifier:
     if provenance["inputs"] != 3:
         raise InputError(
-            f"--weights {transfer.weights}: takes {provenance['inputs']} channels; transfer needs 3"
+            f"--weights {transfer.weights}: takes {provenance['inputs']} channels, but transfer "
+            "learning needs 3. Choose weights of an RGB network."
         )
-    shape: dict[str, Any] = {
-        "classes": classes,
-        "channels": channels,
-        "dropout": dropout,
-        "rngs": nnx.Rngs(seed),
-    }
     if transfer.head == "channels":
         from perturbjax.models import BACKBONES
 
-        input_scaling = BACKBONES[provenance["backbone"]].input_scaling
-        own: dict[str, Any] = {
-            "ways": ways,
-            "input_scaling": input_scaling,
-            "symmetries": transfer.symmetries,
-        }
-        return EnsembleClassifier(backbone, **own, **shape)
+        scaling = BACKBONES[provenance["backbone"]].input_scaling
+        shape |= {"input_scaling": scaling, "symmetries": transfer.symmetries}
+        return EnsembleClassifier(backbone, copies=copies, **shape)
     return TransferClassifier(
         backbone, head=transfer.head, backbone_norm=transfer.backbone_norm, **shape
     )
 
 
 def set_phase(model: PretrainedClassifier, phase: Phase) -> PretrainedClassifier:
-    """The same network with its backbone standing still, or not."""
+    """Freeze the backbone in phase "new layers", unfreeze it in "all layers"."""
     model.frozen = phase == "new layers"
     return model
 
 
 def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: Backbone) -> Any:
-    """Each parameter's learning rate as a share of the recipe's: a pytree of floats, 0 where nothing moves.
+    """Compute each parameter's learning rate as a multiple of the recipe's.
 
-    Of a `EnsembleClassifier` the eyes alone move."""
+    A stage of the backbone has finetune_rate × layer_decay^d, with d the number of stages
+    between it and the last one. Of an `EnsembleClassifier` only the trainable branch is trained.
 
-    def depth(path: tuple) -> int:
-        return backbone.depth(_keys(path)[1:])
+    Returns:
+        Pytree of floats like `params`; 0 for parameters that are not trained.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    keys = [jax.tree_util.keystr(path, simple=True, separator="/").split("/") for path, _ in leaves]
+    depths = [backbone.depth(key[1:]) if key[0] == BACKBONE else None for key in keys]
+    top = max((depth for depth in depths if depth is not None), default=0)
 
-    top = max(
-        (
-            depth(path)
-            for path, _ in jax.tree_util.tree_leaves_with_path(params)
-            if _in_backbone(path)
-        ),
-        default=0,
-    )
-
-    def scale(path: tuple, _: Any) -> float:
+    def scale(key: list[str], depth: int | None) -> float:
         if transfer.head == "channels":
-            return float(_keys(path)[0] == "trainable_branch")
-        if not _in_backbone(path):
+            return float(key[0] == "trainable_branch")
+        if depth is None:
             return 1.0
-        frozen = phase == "new layers"
-        return (
-            0.0 if frozen else transfer.finetune_rate * transfer.layer_decay ** (top - depth(path))
-        )
+        if phase == "new layers":
+            return 0.0
+        return transfer.finetune_rate * transfer.layer_decay ** (top - depth)
 
-    return jax.tree_util.tree_map_with_path(scale, params)
+    return jax.tree_util.tree_unflatten(treedef, map(scale, keys, depths))
 
 
 def scale_updates(
     optimizer: optax.GradientTransformation, scales: Any
 ) -> optax.GradientTransformation:
-    """The optimizer with each parameter's update multiplied; at 0 a parameter keeps every bit."""
+    """Multiply the optimizer's updates by `scales`. At scale 0 a parameter keeps every bit."""
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, state = optimizer.update(gradients, state, params)
-        # x + -0.0 is x for every x; 0.0 would turn -0.0 into 0.0.
-        return jax.tree.map(
-            lambda u, s: u * s if s else jnp.full_like(u, -0.0), updates, scales
-        ), state
+        # x + -0.0 is x for every x; x + 0.0 would turn -0.0 into 0.0.
+        scaled = jax.tree.map(lambda u, s: u * s if s else jnp.full_like(u, -0.0), updates, scales)
+        return scaled, state
 
     return optax.GradientTransformation(optimizer.init, update)
-
-
-def _keys(path: tuple) -> list[str]:
-    return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-
-
-def _in_backbone(path: tuple) -> bool:
-    return _keys(path)[0] == BACKBONE

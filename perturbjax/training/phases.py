@@ -55,14 +55,14 @@ def create_network(
         "channels": channels,
         "dropout": recipe.model.dropout,
     }
-    ways = NORMALIZATIONS[recipe.input.normalize].copies
+    copies = NORMALIZATIONS[recipe.input.normalize].copies
     if pretrained is not None:
         return transfer.abstract_classifier(
-            pretrained, recipe.transfer, **shape, ways=ways
+            pretrained, recipe.transfer, **shape, copies=copies
         ), pretrained
     if recipe.transfer.weights:
         return transfer.build(
-            recipe.model.model, recipe.transfer, **shape, ways=ways, seed=recipe.seed
+            recipe.model.model, recipe.transfer, **shape, copies=copies, seed=recipe.seed
         )
     return models.create(
         recipe.model.model, **shape, seed=recipe.seed, image_size=recipe.augment.crop

@@ -19,7 +19,7 @@ from perturbjax.models.ensemble_head import (
 from perturbjax.models.layers import Conv
 from perturbjax.models.symmetries import dihedral
 
-#: Features of a channel: the first stage's, three ways.
+#: Features of a channel: the first stage's, three copies.
 SEEN = 3 * 7
 
 
@@ -45,8 +45,8 @@ def described(model: EnsembleClassifier, x: jax.Array) -> jax.Array:
     return nnx.jit(lambda model, x: model.compute_features(x, Mode()))(model, x)
 
 
-def small(channels: int = 2, ways: int = 1, symmetries: int = 1) -> EnsembleClassifier:
-    shape = {"classes": 3, "channels": channels, "ways": ways, "symmetries": symmetries}
+def small(channels: int = 2, copies: int = 1, symmetries: int = 1) -> EnsembleClassifier:
+    shape = {"classes": 3, "channels": channels, "copies": copies, "symmetries": symmetries}
     return EnsembleClassifier(
         Backbone(), **shape, dropout=0.0, input_scaling=SYMMETRIC_SCALING, rngs=nnx.Rngs(1)
     )
@@ -57,10 +57,10 @@ def site(channels: int, n: int = 2) -> jax.Array:
     return jnp.concatenate([jnp.ones((n, 40, 40, 1)).at[:, :9].set(0), image], axis=-1)
 
 
-@pytest.mark.parametrize(("channels", "ways"), [(1, 1), (6, 1), (14, 1), (12, 2)])
-def test_the_stored_channels_are_described_and_statistics_of_all(channels, ways):
-    model, x = small(channels, ways), site(channels)
-    seen, known = channels // ways * SEEN, channels * 5 + 2
+@pytest.mark.parametrize(("channels", "copies"), [(1, 1), (6, 1), (14, 1), (12, 2)])
+def test_the_stored_channels_are_described_and_statistics_of_all(channels, copies):
+    model, x = small(channels, copies), site(channels)
+    seen, known = channels // copies * SEEN, channels * 5 + 2
     shape = jax.eval_shape(lambda x: model.compute_features(x, Mode()), x).shape
     assert shape == (2, seen + known) and model.backbone_feature_size == seen
     out = jax.eval_shape(lambda x: model(x, Mode()), x)

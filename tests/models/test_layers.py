@@ -112,7 +112,11 @@ def test_batchnorms_gradients_are_those_of_its_definition(pooled, padded, side):
     def ours(x, scale, bias):
         layer = nnx.merge(graphdef, params, stats, copy=True)
         layer.scale[...], layer.bias[...] = scale, bias
-        return layer.pooled(x, mode, shift=shift) if pooled else layer(x, mode, shift=shift)
+        return (
+            layer.normalize_and_pool(x, mode, shift=shift)
+            if pooled
+            else layer(x, mode, shift=shift)
+        )
 
     @jax.jit
     def theirs(x, scale, bias):
@@ -129,7 +133,7 @@ def test_batchnorms_gradients_are_those_of_its_definition(pooled, padded, side):
 
 def test_norm_and_pool_agree_with_pooling_after_the_norm_in_evaluation_too():
     norm, x = make_norm(3), jnp.asarray(normal(2, 7, 6, 3))
-    assert_near(norm.pooled(x, Mode()), max_pool(norm(x, Mode())), 1e-6)
+    assert_near(norm.normalize_and_pool(x, Mode()), max_pool(norm(x, Mode())), 1e-6)
 
 
 def test_running_statistics_count_the_convolutions_bias_but_not_padding():
@@ -137,7 +141,7 @@ def test_running_statistics_count_the_convolutions_bias_but_not_padding():
     norm, pooling, expected = BatchNorm(2), BatchNorm(2), torch.nn.BatchNorm2d(2)
     mode = Mode(train=True, weight=jnp.array([1.0, 1.0, 0.0]))
     norm(jnp.asarray(x), mode, shift=jnp.asarray(shift))
-    pooling.pooled(jnp.asarray(x), mode, shift=jnp.asarray(shift))
+    pooling.normalize_and_pool(jnp.asarray(x), mode, shift=jnp.asarray(shift))
     expected(torch.tensor((x + shift)[:2].transpose(0, 3, 1, 2)))
     for layer in (norm, pooling):
         assert_near(layer.mean[...], expected.running_mean.numpy(), 1e-6)
@@ -150,7 +154,9 @@ def test_at_ties_the_first_of_the_window_gets_the_gradient_through_norm_and_pool
     x = jnp.zeros((1, 4, 4, 1)).at[0, 2:, 2:].set(1.0)
 
     def first_window(x):
-        return nnx.merge(graphdef, state, copy=True).pooled(x, Mode(train=True))[0, 0, 0, 0]
+        return nnx.merge(graphdef, state, copy=True).normalize_and_pool(x, Mode(train=True))[
+            0, 0, 0, 0
+        ]
 
     gradient = jax.grad(first_window)(x)[0, :2, :2, 0]
     assert gradient[0, 0] > 0 and gradient[0, 0] > 10 * jnp.abs(gradient.ravel()[1:]).max()

@@ -70,7 +70,9 @@ def test_a_block_and_its_gradients_are_the_cpus(on, platform, turn_kernel, side,
         if turn_kernel:
             z = block(x, mode)
         else:
-            z = block.norm.pooled(block.conv.unbiased(x), mode, shift=block.conv.bias[...])
+            z = block.norm.normalize_and_pool(
+                block.conv.without_bias(x), mode, shift=block.conv.bias[...]
+            )
         z = z.astype(jnp.float32)
         return (
             z * weight[:, None, None, None] * jnp.cos(jnp.arange(z.size).reshape(z.shape))
@@ -117,4 +119,4 @@ def test_only_a_tpu_asks_for_turned_channels(on):
     norm.scale[...] = jnp.array([1.0, -1.0])
     for platform, turn in (("cpu", [1, 1]), ("cuda", [1, 1]), ("tpu", [1, -1])):
         on(platform)
-        assert norm.turn().tolist() == turn
+        assert norm.channel_signs().tolist() == turn

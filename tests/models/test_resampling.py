@@ -80,7 +80,7 @@ def test_products_make_the_images_of_look_ups(shape, changes, dtype, monkeypatch
     ("rows", "columns", "step"), [(128, 128, 1.7), (17, 224, 0.3), (1, 5, 0.1), (64, 64, 9.0)]
 )
 def test_windows_are_no_larger_than_what_is_multiplied_at_a_time(rows, columns, step):
-    tall, wide, side = lookup._tiling(rows, columns, step)
+    tall, wide, side = lookup._tile_shape(rows, columns, step)
     assert side <= lookup.WINDOW
     assert (
         side >= step * np.hypot(tall - 1, wide - 1) + 2

@@ -136,7 +136,7 @@ def test_the_published_weights_are_in_the_model_and_a_skeleton_has_its_shape():
     from perturbjax.models.weights import load_pretrained
 
     transfer = TransferConfig(weights="package:efficientnet_lite0", head="attention")
-    shape = {"classes": 5, "channels": 3, "dropout": 0.2, "ways": 1}
+    shape = {"classes": 5, "channels": 3, "dropout": 0.2, "copies": 1}
     model, provenance = build("efficientnet_lite0", transfer, **shape, seed=0)
     published = load_pretrained("efficientnet_lite0", transfer.weights).model
     assert provenance["sha256"].startswith("57934424") and provenance["padding"] == "same"
