@@ -57,8 +57,7 @@ class _PlateAlignment(TableStep):
             kind = "negative controls" if self.reference == "negcon" else "rows"
             raise InputError(
                 f"plate {plate}: {len(rows)} {kind} for the alignment of plates, but at least two "
-                "are needed. Choose a "
-                "preparation without alignment, or check --negcon."
+                "are needed. Choose a preparation without alignment, or check --negcon."
             )
         return rows
 
@@ -88,8 +87,8 @@ class Coral(_PlateAlignment):
         self.ridge_ = self.regularization * float(np.trace(covariance)) / len(covariance)
         if not self.ridge_ > 0:
             raise InputError(
-                "CORAL: the reference rows of each plate are identical. Check --negcon, or choose "
-                "another preparation."
+                "CORAL: the reference rows of each plate are identical. Check --negcon, or "
+                "choose another preparation."
             )
         self.target_ = _power(covariance, self.ridge_, 0.5)
 

@@ -45,8 +45,8 @@ def require_cp_measure() -> None:
         import cp_measure  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "--backbone cellprofiler: needs cp_measure, which is not installed. Run "
-            "`pip install 'perturbjax[cellprofiler]'`."
+            "--backbone cellprofiler: needs cp_measure, which is not installed. Run `pip install "
+            "'perturbjax[cellprofiler]'`."
         ) from error
 
 

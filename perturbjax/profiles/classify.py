@@ -142,15 +142,13 @@ def _check_classes(
         if len(train) < 2:
             raise InputError(
                 f"{fold}: column {label} has one class ({train.pop()}) in the training set, but a "
-                "classifier needs two. "
-                "Choose another --label-column or split."
+                "classifier needs two. Choose another --label-column or split."
             )
         learnable = learnable or bool(train & test)
     if not learnable:
         raise InputError(
             f"{config.profiles.where}: no class of column {label} is in both training and test "
-            "set. Choose another "
-            "--label-column or split."
+            "set. Choose another --label-column or split."
         )
 
 
@@ -329,8 +327,7 @@ def _report_unknown_classes(folds: list[Fold]) -> None:
         if len(unknown):
             console.print(
                 f"warning: {fold.name}: {unknown.nunique()} classes occur in the test set only "
-                "(first: "
-                f"{unknown.iloc[0]}). Their {len(unknown)} rows count as wrong."
+                f"(first: {unknown.iloc[0]}). Their {len(unknown)} rows count as wrong."
             )
 
 

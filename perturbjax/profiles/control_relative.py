@@ -90,9 +90,8 @@ class PlateRelative(TableStep):
         rows = reference_rows(feature_values(X), X, self.chosen_)
         if self.chosen_ == "negcon" and len(rows) < 2:
             raise InputError(
-                f"plate {plate}: {len(rows)} negative controls, but features relative to them need "
-                "at least two. Choose "
-                "another preparation, or check --negcon."
+                f"plate {plate}: {len(rows)} negative controls, but features relative to them "
+                "need at least two. Choose another preparation, or check --negcon."
             )
         return rows.mean(axis=0), len(rows)
 

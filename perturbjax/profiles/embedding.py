@@ -65,8 +65,8 @@ class Quality:
         """Return one sentence for the figure."""
         return (
             f"{self.k}-nearest-neighbor purity {self.purity:.3f} in the features, "
-            f"{self.purity_2d:.3f} in the figure "
-            f"(chance {self.chance:.3f}); silhouette in the features {self.silhouette:+.3f}"
+            f"{self.purity_2d:.3f} in the figure (chance {self.chance:.3f}); silhouette in the "
+            f"features {self.silhouette:+.3f}"
         )
 
 

@@ -307,8 +307,7 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
     if pretrained.provenance["inputs"] != 3:
         raise InputError(
             f"--weights {config.weights}: the network takes {pretrained.provenance['inputs']} "
-            "channels, but RGB images "
-            "have 3. Pass other weights."
+            "channels, but RGB images have 3. Pass other weights."
         )
     scaling = INPUT_SCALINGS.get(
         adaptation.normalize, record.input_scaling

@@ -131,15 +131,13 @@ def find_annotations(
                 annotations.append(name)
                 warnings.append(
                     f"warning: left out feature {name}: it has one value for each {column}, so it "
-                    "is not a "
-                    f"measurement. Rename it to {METADATA}{name}."
+                    f"is not a measurement. Rename it to {METADATA}{name}."
                 )
                 break
             if _determines(value, group):
                 warnings.append(
                     f"warning: feature {name} determines {column} for at least {_ALMOST:.0%} of "
-                    "the rows. If it is not "
-                    f"a measurement, rename it to {METADATA}{name}."
+                    f"the rows. If it is not a measurement, rename it to {METADATA}{name}."
                 )
                 break
     return annotations, warnings

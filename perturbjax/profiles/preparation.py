@@ -144,8 +144,8 @@ class FeatureCleaner(TableStep):
         self.kept_ = ~(missing | constant)
         if not self.kept_.any():
             raise InputError(
-                "features: every feature is constant or missing in the training rows. Use another "
-                "table or split."
+                "features: every feature is constant or missing in the training rows. Use "
+                "another table or split."
             )
         self.median_ = np.nanmedian(values[:, self.kept_], axis=0)
         self.filled_ = int(np.isnan(values[:, self.kept_]).sum())
@@ -220,9 +220,9 @@ class Scaler(TableStep):
         if len(rows) < 2:
             kind = "negative controls" if self.reference == "negcon" else "rows"
             raise InputError(
-                f"plate {name}: {len(rows)} {kind} for normalization, but at least two are needed. "
-                "Normalize by all "
-                "training rows, choose another preparation, or check --negcon."
+                f"plate {name}: {len(rows)} {kind} for normalization, but at least two are "
+                "needed. Normalize by all training rows, choose another preparation, or check "
+                "--negcon."
             )
         if self.how == "standardize":
             return rows.mean(axis=0), nonzero(rows.std(axis=0))
@@ -319,8 +319,7 @@ class Sphering(TableStep):
             )
             raise InputError(
                 f"sphering: {len(rows)} {kind}, but at least three are needed. Choose a "
-                "preparation without sphering, "
-                "or check --negcon."
+                "preparation without sphering, or check --negcon."
             )
         self.center_ = rows.mean(axis=0)
         spread = rows.std(axis=0, ddof=1)
@@ -332,8 +331,8 @@ class Sphering(TableStep):
         ridge = self.regularization * eigenvalues.sum() / values.shape[1]
         if ridge <= 0:
             raise InputError(
-                "sphering: the reference rows are identical, or the regularization is not above 0. "
-                "Check --negcon."
+                "sphering: the reference rows are identical, or the regularization is not above "
+                "0. Check --negcon."
             )
         self.gain_, self.rest_gain_ = 1 / np.sqrt(eigenvalues + ridge), 1 / np.sqrt(ridge)
 

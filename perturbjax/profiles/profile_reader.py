@@ -162,8 +162,7 @@ def _check_compression(path: Path) -> None:
     if left < 0:
         raise InputError(
             f"{path}: unpacked, it is more than {MAX_COMPRESSION} times larger, which is unusual "
-            "for numbers. "
-            "Unpack it yourself if it is right."
+            "for numbers. Unpack it yourself if it is right."
         )
 
 
@@ -195,8 +194,8 @@ def _normalize_positions(metadata: pd.DataFrame, path: Path, notes: list[str]) -
     if (changed := (wells != metadata[WELL]).to_numpy()).any():
         first = int(np.argmax(changed))
         notes.append(
-            f"{path}: renamed wells of {changed.sum()} rows "
-            f"(such as {metadata[WELL].iloc[first]!r} to {wells.iloc[first]})"
+            f"{path}: renamed wells of {changed.sum()} rows (such as "
+            f"{metadata[WELL].iloc[first]!r} to {wells.iloc[first]})"
         )
     metadata[WELL] = wells
     if SITE in metadata.columns:
@@ -231,15 +230,14 @@ def _check_duplicates(group: list[_Table], metadata: pd.DataFrame, aggregate: st
         paths = [str(group[number].path) for number in first.loc[site]]
         raise InputError(
             f"{paths[0]} and {paths[1]}: plate {plate} is in both files (profile {site!r}). Give "
-            "each file once, and "
-            "different plates and the features of different networks different names."
+            "each file once, and different plates and the features of different networks "
+            "different names."
         )
     if aggregate == "none":
         raise InputError(
             f"{group[0].path}: {len(repeated)} rows share their site with other rows (first: "
             f"{repeated[SITE_ID].iloc[0]!r}), as in a table of single cells. Use --aggregate "
-            "median for one profile "
-            f"per well, or add a column {SITE}."
+            f"median for one profile per well, or add a column {SITE}."
         )
 
 
@@ -249,9 +247,8 @@ def _join(left: Profiles, right: Profiles, first: str, second: str, notes: list[
     matched = partner >= 0
     if not matched.any():
         raise InputError(
-            f"{first} and {second}: share neither a feature nor a site. Give tables written in the "
-            "same way, or tables "
-            "of the same sites."
+            f"{first} and {second}: share neither a feature nor a site. Give tables written in "
+            "the same way, or tables of the same sites."
         )
     if left_out := len(left) + len(right) - 2 * int(matched.sum()):
         notes.append(f"left out {left_out} rows whose site is only in {first} or only in {second}")
@@ -261,8 +258,8 @@ def _join(left: Profiles, right: Profiles, first: str, second: str, notes: list[
         if (different := (left.metadata[column] != added[column]).to_numpy()).any():
             site = left.metadata[SITE_ID].iloc[int(np.argmax(different))]
             raise InputError(
-                f"{second}: site {site!r} has another {column} than in {first}. Join tables of one "
-                "screen."
+                f"{second}: site {site!r} has another {column} than in {first}. Join tables of "
+                "one screen."
             )
     new = [column for column in added.columns if column not in left.metadata.columns]
     return replace(

@@ -280,9 +280,11 @@ def test_printed_table_names_unbeaten_position_baseline(
         table_scores.loc["position", "accuracy"] == 1 and table_scores.loc["lda", "accuracy"] < 0.5
     )
     print_evaluation(evaluation)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "100% of the test sites have their label at the same place of a training plate" in said
-    assert "by site, the lda's balanced accuracy is below position (1.000)" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "100% of the test sites have their label at the same place of a training plate" in printed
+    )
+    assert "by site, the lda's balanced accuracy is below position (1.000)" in printed
 
 
 def test_command_reports_bad_input_in_one_line(

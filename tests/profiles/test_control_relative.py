@@ -66,11 +66,11 @@ def test_choose_reference_needs_two_groups():
 
 def test_plate_relative_removes_shift_of_new_plate():
     table, _ = screen(ALL, controls=5)
-    known = (table[PLATE] != "P8").to_numpy()
-    step = PlateRelative("negcon").fit(table[known])
-    moved = table[~known].copy()
+    in_training = (table[PLATE] != "P8").to_numpy()
+    step = PlateRelative("negcon").fit(table[in_training])
+    moved = table[~in_training].copy()
     moved[[f"f{i}" for i in range(8)]] += 100
-    for whole, other in ((step.transform(table[~known]), step.transform(moved)),):
+    for whole, other in ((step.transform(table[~in_training]), step.transform(moved)),):
         np.testing.assert_allclose(
             feature_values(whole)[:, 8:], feature_values(other)[:, 8:], atol=1e-9
         )
@@ -96,11 +96,11 @@ def test_plate_relative_names_plate_without_controls():
 
 def test_plate_relative_transforms_new_plates_without_labels():
     table, labels = screen(ALL)
-    known = (table[PLATE] != "P8").to_numpy()
+    in_training = (table[PLATE] != "P8").to_numpy()
     steps = preparation(Preparation(relative="auto", pca=4, normalize_by="training"))
-    steps.fit(table[known], labels[known])
+    steps.fit(table[in_training], labels[in_training])
     assert steps["relative"].chosen_ == "plate"
-    assert steps.transform(table[~known]).shape == (48, 8)
+    assert steps.transform(table[~in_training]).shape == (48, 8)
 
 
 def test_components_keep_image_statistics():
