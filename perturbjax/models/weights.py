@@ -62,14 +62,14 @@ def load_pretrained(backbone: str, source: str, **arguments: Any) -> Pretrained:
         facts = {"backbone": backbone, "inputs": 3, "classes": 0, **arguments}
         model = BACKBONES[backbone].network(**_arguments(facts), rngs=nnx.Rngs(0))
         return Pretrained(model, {**facts, "source": source})
-    path, revision = locate(source)
-    model, facts = from_tensors(backbone, read_tensors(path), source, **arguments)
+    path, revision = resolve_source(source)
+    model, facts = build_from_tensors(backbone, read_tensors(path), source, **arguments)
     digest = file_digest(path)
     where = {"source": source, "file": path.name, "revision": revision, "sha256": digest}
     return Pretrained(model, {**facts, **where})
 
 
-def locate(source: str) -> tuple[Path, str | None]:
+def resolve_source(source: str) -> tuple[Path, str | None]:
     """The file that `source` means, and the hub's revision where it has one.
 
     Raises:
@@ -153,7 +153,7 @@ def _from_hub(name: str) -> tuple[Path, str]:
     raise InputError(f"{flag}: the repository holds neither {' nor '.join(HUB_FILES)}")
 
 
-def from_tensors(
+def build_from_tensors(
     backbone: str, tensors: Tensors, source: str, **arguments: Any
 ) -> tuple[nnx.Module, dict[str, Any]]:
     """A backbone filled with tensors under their published names; and which names and arguments those meant.
@@ -236,7 +236,7 @@ def fill(model: nnx.Module, tensors: Tensors, naming: Naming, what: str) -> None
         path: leaf.replace(jnp.zeros(leaf.shape)) for path, leaf in leaves.items() if not leaf.size
     }
     for path, name in names.items():
-        value = to_our_layout(np.asarray(tensors[name], np.float32), len(leaves[path].shape))
+        value = to_jax_layout(np.asarray(tensors[name], np.float32), len(leaves[path].shape))
         if value.shape != leaves[path].shape:
             wanted, got = _published_layout(leaves[path].shape), tuple(tensors[name].shape)
             raise InputError(f"{what} {name} has shape {got} where {wanted} is needed")
@@ -248,7 +248,7 @@ def _published_layout(shape: tuple[int, ...]) -> tuple[int, ...]:
     return {4: (*shape[:1:-1], *shape[:2]), 2: shape[::-1]}.get(len(shape), shape)
 
 
-def to_our_layout(value: np.ndarray, dimensions: int) -> np.ndarray:
+def to_jax_layout(value: np.ndarray, dimensions: int) -> np.ndarray:
     """A published tensor with its axes in our order.
 
     Convolution kernels (out, in, h, w) become (h, w, in, out), dense ones (out, in) become (in, out); 1×1 convolutions

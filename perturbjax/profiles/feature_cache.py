@@ -23,7 +23,7 @@ from perturbjax.core.files import drop_oldest, file_digest, make_folder, user_ca
 from perturbjax.core.messages import console
 from perturbjax.dataset import Dataset
 from perturbjax.models import BACKBONES, with_weights
-from perturbjax.models.weights import UNTRAINED, locate
+from perturbjax.models.weights import UNTRAINED, resolve_source
 from perturbjax.profiles.extract import FeaturesConfig, extract
 from perturbjax.profiles.image_inputs import AdaptConfig
 from perturbjax.profiles.profile_options import SourceConfig
@@ -100,7 +100,7 @@ def _checksum(config: FeaturesConfig, dataset: Dataset) -> str:
         "features": FEATURES_VERSION,
         "data": dataset.fingerprint,
         "backbone": config.backbone,
-        "weights": weights if weights == UNTRAINED else file_digest(locate(weights)[0]),
+        "weights": weights if weights == UNTRAINED else file_digest(resolve_source(weights)[0]),
         "adapt": dataclasses.asdict(config.adapt),
         "pool": config.pool,
         "augmentations": config.augmentations,

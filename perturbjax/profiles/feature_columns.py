@@ -36,10 +36,13 @@ _BY_NAME = {
         r"\s*|Unnamed: ?\d+.*|index|level_\d+|__index_level_\d+__|row_?names?"
     ),
     "metadata of images": re.compile(r"Image_Metadata_.*"),
-    _IDENTIFIERS: re.compile(
-        r".*Object_?Number.*|(.*_)?(Image|Table)Number|(.*_)?Parent_.*|(.*[a-z_])?ID|(.*_)?[iI]d"
-    ),
+    _IDENTIFIERS: re.compile(r"(Image|Table|Object)Number"),
 }
+#: Names of identifiers if all values are whole numbers. Their mean over the cells of a well is not
+#: a whole number; it depends on the number of cells, and published profiles use it as a feature.
+_WHOLE_IDENTIFIERS = re.compile(
+    r".*Object_?Number.*|.*_(Image|Table)Number|(.*_)?Parent_.*|(.*[a-z_])?ID|(.*_)?[iI]d"
+)
 #: A value that occurs in fewer rows than this, on average, can determine their class by chance.
 _ROWS_PER_VALUE = 3
 #: Rows from which continuous features are recognized, for speed on tables of many rows.
@@ -65,19 +68,21 @@ def select_features(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list
         name = str(name)
         if name.startswith(METADATA) or name in OWN_COLUMNS:
             continue
-        reason = next((why for why, names_ in _BY_NAME.items() if names_.fullmatch(name)), "")
+        reason = next((why for why, pattern in _BY_NAME.items() if pattern.fullmatch(name)), "")
         if not reason and not pd.api.types.is_numeric_dtype(column):
-            numbers, reason = _to_numbers(column)
-            if not reason:
-                converted[name] = numbers
-        elif not reason and _counts_rows(column):
+            column, reason = _to_numbers(column)
+            converted[name] = column
+        if not reason and _counts_rows(column):
             reason = _ROW_NUMBERS
+        elif not reason and _WHOLE_IDENTIFIERS.fullmatch(name) and _is_whole(column):
+            reason = _IDENTIFIERS
         if reason:
             reasons.setdefault(reason, []).append(name)
         else:
             names.append(name)
     notes = [f"{path}: left out {list_columns(left)} ({why})" for why, left in reasons.items()]
-    return table[names].assign(**converted), notes
+    numbers = {name: column for name, column in converted.items() if name in set(names)}
+    return table[names].assign(**numbers), notes
 
 
 def list_columns(names: list[str]) -> str:
@@ -96,6 +101,10 @@ def _to_numbers(column: pd.Series) -> tuple[pd.Series, str]:
         return numbers, ""
     row = int(np.argmax(wrong))
     return numbers, f"not numeric: {wrong.sum()} cells such as {text.iloc[row]!r} in row {row + 1}"
+
+
+def _is_whole(column: pd.Series) -> bool:
+    return bool((column.dropna().astype(float) % 1 == 0).all())
 
 
 def _counts_rows(column: pd.Series) -> bool:
@@ -146,7 +155,7 @@ def find_annotations(
 def _is_constant_in_groups(value: Int[np.ndarray, " n"], group: Int[np.ndarray, " n"]) -> bool:
     pairs = len(np.unique(np.stack([value, group]), axis=1).T)
     groups = group.max() + 1
-    return pairs == groups and len(group) >= _ROWS_PER_VALUE * groups
+    return bool(pairs == groups and len(group) >= _ROWS_PER_VALUE * groups)
 
 
 def _determines(value: Int[np.ndarray, " n"], group: Int[np.ndarray, " n"]) -> bool:

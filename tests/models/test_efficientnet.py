@@ -10,7 +10,7 @@ from published import efficientnet, features_and_logits, tensors_of
 
 from perturbjax.models.efficientnet import EfficientNet, InvertedResidual, _shifted_sum, pad
 from perturbjax.models.layers import Mode, conv2d
-from perturbjax.models.weights import from_tensors
+from perturbjax.models.weights import build_from_tensors
 
 forward = nnx.jit(lambda model, x: model(x, Mode()))
 
@@ -28,7 +28,7 @@ def test_features_and_logits_are_those_of_pytorch_on_even_and_odd_sizes(
     name, size, padding, image_size
 ):
     theirs = efficientnet(name, image_size=image_size)
-    ours, dialect = from_tensors(name, tensors_of(theirs), "random", padding=padding)
+    ours, dialect = build_from_tensors(name, tensors_of(theirs), "random", padding=padding)
     assert (dialect["padding"], dialect["epsilon"]) == (padding, 1e-3)
     x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
     features, logits = features_and_logits(theirs, x)

@@ -9,7 +9,7 @@ from published import features_and_logits, resnet, tensors_of
 
 from perturbjax.models.layers import Mode
 from perturbjax.models.resnet import BasicBlock, ResNet
-from perturbjax.models.weights import from_tensors
+from perturbjax.models.weights import build_from_tensors
 
 forward = nnx.jit(lambda model, x: model(x, Mode()))
 
@@ -29,7 +29,7 @@ def relative(ours, theirs) -> float:
 )
 def test_features_and_logits_are_those_of_pytorch_on_even_and_odd_sizes(name, size, width):
     theirs = resnet(name)
-    ours, _ = from_tensors(name, tensors_of(theirs), "random")
+    ours, _ = build_from_tensors(name, tensors_of(theirs), "random")
     x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
     features, logits = features_and_logits(theirs, x)
     outputs = forward(ours, x)
@@ -42,7 +42,7 @@ def test_every_stage_is_that_of_pytorch():
     import torch
 
     theirs = resnet("resnet18")
-    ours, _ = from_tensors("resnet18", tensors_of(theirs), "random")
+    ours, _ = build_from_tensors("resnet18", tensors_of(theirs), "random")
     x = np.random.default_rng(1).normal(size=(1, 49, 50, 3)).astype(np.float32)
     with torch.no_grad():
         batch = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())

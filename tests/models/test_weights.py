@@ -20,7 +20,12 @@ from safetensors.numpy import save_file
 from perturbjax.core.errors import InputError
 from perturbjax.models import BACKBONES
 from perturbjax.models.layers import Mode
-from perturbjax.models.weights import from_tensors, identify_naming, load_pretrained, to_our_layout
+from perturbjax.models.weights import (
+    build_from_tensors,
+    identify_naming,
+    load_pretrained,
+    to_jax_layout,
+)
 
 
 @functools.cache
@@ -107,7 +112,7 @@ def test_torchvision_s_and_timm_s_names_are_known(backbone, library):
 def test_the_same_weights_are_loaded_under_any_names():
     loaded, dialects = {}, {}
     for library in ("timm", "torchvision", "efficientnet_pytorch"):
-        model, dialect = from_tensors(
+        model, dialect = build_from_tensors(
             "efficientnet_b0", published("efficientnet_b0", library), "file"
         )
         loaded[library] = dict(nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))))
@@ -120,7 +125,7 @@ def test_the_same_weights_are_loaded_under_any_names():
 
 
 def test_timm_s_ports_from_tensorflow_are_told_by_their_name():
-    _, dialect = from_tensors(
+    _, dialect = build_from_tensors(
         "efficientnet_b0", published("efficientnet_b0", "timm"), "hf:timm/tf_efficientnet_b0.in1k"
     )
     assert (dialect["padding"], dialect["epsilon"]) == ("same", 1e-3)
@@ -130,7 +135,7 @@ def test_a_backbone_without_its_head_gives_features_and_no_logits():
     tensors = {
         k: v for k, v in published("resnet18", "torchvision").items() if not k.startswith("fc.")
     }
-    model, shape = from_tensors("resnet18", tensors, "file")
+    model, shape = build_from_tensors("resnet18", tensors, "file")
     outputs = nnx.jit(lambda model, x: model(x, Mode()))(model, np.ones((1, 32, 32, 3), np.float32))
     assert (
         shape["classes"] == 0
@@ -164,7 +169,7 @@ def tensors() -> dict[str, np.ndarray]:
 class TestWrongWeights:
     def refused(self, tensors, backbone="resnet18"):
         with pytest.raises(InputError) as error:
-            from_tensors(backbone, tensors, "weights.pth")
+            build_from_tensors(backbone, tensors, "weights.pth")
         assert "\n" not in str(error.value) and str(error.value).startswith("weights.pth")
         return str(error.value)
 
@@ -367,6 +372,6 @@ def square(photograph: np.ndarray) -> np.ndarray:
 
 
 def test_layouts_of_published_tensors():
-    assert to_our_layout(np.zeros((8, 3, 5, 7)), 4).shape == (5, 7, 3, 8)
-    assert to_our_layout(np.zeros((8, 3, 1, 1)), 2).shape == (3, 8)
-    assert to_our_layout(np.zeros((8, 3)), 2).shape == (3, 8)
+    assert to_jax_layout(np.zeros((8, 3, 5, 7)), 4).shape == (5, 7, 3, 8)
+    assert to_jax_layout(np.zeros((8, 3, 1, 1)), 2).shape == (3, 8)
+    assert to_jax_layout(np.zeros((8, 3)), 2).shape == (3, 8)

@@ -228,7 +228,7 @@ def test_missing_and_constant_features_are_dropped(
         ({"models": "lda,forest"}, r"--models forest: unknown \(available: all, ridge"),
         ({"models": ","}, "--models ',': contains no name"),
         ({"hold_out": "P9"}, r"--hold-out P9: no such plate \(available: each, P0, P1, P2, P3\)"),
-        ({"all_folds": True}, "--hold-out P3: must be without --all-folds"),
+        ({"all_folds": True}, "--hold-out P3: must be used without --all-folds"),
         ({"hold_out": "", "split": SplitConfig("plate", folds=5)}, "there are only 4 groups"),
         ({"hold_out": "", "split": SplitConfig("layout")}, "fold|groups"),
     ],

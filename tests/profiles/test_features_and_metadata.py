@@ -113,6 +113,13 @@ def test_measurements_of_cellprofiler_are_kept(tmp_path: Path) -> None:
     assert set(names) <= set(profiles.names)
 
 
+def test_means_of_identifiers_over_cells_are_kept(tmp_path: Path) -> None:
+    """Published profiles of wells use them; they depend on the number of cells."""
+    values = np.random.default_rng(0).normal(size=120)
+    path = write(make_noise().assign(Cells_Parent_Nuclei=values), tmp_path / "a.csv")
+    assert "Cells_Parent_Nuclei" in load_profiles(ProfileConfig((path,)))[0].names
+
+
 def test_spreadsheet_error_names_the_dropped_column(tmp_path: Path) -> None:
     table = make_noise().astype({"Cells_AreaShape_F3": object})
     table.loc[16, "Cells_AreaShape_F3"] = "#DIV/0!"
