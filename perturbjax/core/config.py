@@ -233,7 +233,7 @@ class Recipe:
 
 PRESETS: dict[str, Recipe] = {
     "paper": Recipe(),
-    # Single cells in separate channels, few plates, unequal classes (measured in experiments/bbbc021_cells.py).
+    # Single cells in separate channels, few plates, unequal classes (measured in experiments/grids/bbbc021_cells.py).
     "cells": Recipe(
         input=InputConfig(normalize="log_plate"),
         augment=AugmentConfig(crop=48, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)),
