@@ -1,4 +1,4 @@
-"""`build --append`: whether plates fit a dataset that is there, and what of them goes into it."""
+"""`build --append`: check that new plates are compatible with an existing dataset."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import site_tasks as workers
-from data_prep.existing_dataset import other_images, require_dataset
+from data_prep.existing_dataset import changed_images, require_dataset
 from data_prep.process_pool import TaskPool
+from data_prep.site import Site
 from data_prep.site_table import SiteTable
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
@@ -18,96 +18,96 @@ from perturbjax.core.plates import PLATE
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.dataset.append import APPENDED
 
-#: Facts in which plates must agree with the dataset, and the flags that decide them.
-DECIDED_BY = {
+#: Settings that must agree with the dataset, and the flags that determine them.
+FLAGS = {
     "channels": "--channels",
     "aggregate": "--aggregate",
     "channels_stored": "--aggregate",
     "project": "--project",
     "resize": "--resize",
-    "quality": "--overwrite, which builds all of it again",
+    "quality": "--overwrite (build all plates from scratch)",
     "label_column": "--label-column",
     "segmenter": "--segmenter, --weights, --diameter and --segment-channels",
+    "illumination": "--illumination",
 }
 
 
 def open_target(out: Path) -> Dataset:
-    """The dataset that plates are added to.
+    """Open the dataset to which plates are added.
 
     Raises:
-        InputError: there is none, or it is not whole.
+        InputError: There is no dataset, or it is incomplete.
     """
     if not out.exists():
         raise InputError(
-            f"--append: there is no dataset at {out} to add to; build it without --append first"
+            f"--append: there is no dataset at {out}; build the first plates without --append"
         )
     require_dataset(out)
     return open_dataset(out)
 
 
-def already_appended(
-    target: Dataset, facts: dict[str, Any], sites: list[workers.Site], pool: TaskPool
-) -> bool:
-    """Whether these very plates were added before, with these settings.
+def is_appended(target: Dataset, facts: dict[str, Any], sites: list[Site], pool: TaskPool) -> bool:
+    """Return whether the dataset contains the same plates, built with the same settings.
 
     Raises:
-        InputError: they were, and of other images.
+        InputError: It contains the plates, but from other images.
     """
     parts = [target.provenance, *target.provenance.get(APPENDED, [])]
     if facts["settings_sha256"] not in [part.get("settings_sha256") for part in parts]:
         return False
-    if other := other_images(target, sites, pool):
+    if difference := changed_images(target, sites, pool):
         raise InputError(
-            f"--append: {target.path} holds these plates already, of {other}; build them anew elsewhere"
+            f"--append: {target.path} contains these plates already, from {difference}; build a "
+            "new dataset elsewhere"
         )
     return True
 
 
-def fitting(target: Dataset, facts: dict[str, Any], table: SiteTable) -> SiteTable:
-    """The table with the columns that the dataset has.
+def match_columns(target: Dataset, facts: dict[str, Any], table: SiteTable) -> SiteTable:
+    """Restrict a site table to the metadata columns of the dataset.
 
     Raises:
-        InputError: it was built with other settings, has one of the plates, or has a column that the table lacks.
+        InputError: Settings differ, a plate is in the dataset already, or a column is missing.
     """
-    for name, flags in DECIDED_BY.items():
-        was, now = target.provenance.get(name), facts.get(name)
-        if was != now:
+    before, now = ({**f, "illumination": _illumination(f)} for f in (target.provenance, facts))
+    for name, flags in FLAGS.items():
+        if before.get(name) != now.get(name):
             raise InputError(
-                f"--append: {target.path} was built with {name} {was}, not {now}; make {flags} agree"
+                f"--append: {target.path} was built with {name} {before.get(name)}, not "
+                f"{now.get(name)}; use the same {flags}"
             )
-    was, now = (_how_lit(known) for known in (target.provenance, facts))
-    if was != now:
+    plates = set(target.column(PLATE))
+    if duplicates := [plate for plate in table.sites[PLATE].unique() if plate in plates]:
         raise InputError(
-            f"--append: {target.path} was built with illumination {was}, not {now}; make it agree"
-        )
-    here = set(target.column(PLATE))
-    if twice := [plate for plate in table.sites[PLATE].unique() if plate in here]:
-        raise InputError(
-            f"--append: {target.path} has plate {twice[0]} already; whole plates are added, once"
+            f"--append: {target.path} already contains plate {duplicates[0]}; a plate can only be "
+            "added once, with all its sites"
         )
     columns = [column for column in target.index.columns if column.startswith("Metadata_")]
     if missing := [column for column in columns if column not in table.sites.columns]:
         raise InputError(
-            f"--append: {table.source} has no {missing[0]}, and {target.path} has; add the column"
+            f"--append: {table.source} has no column {missing[0]}, but {target.path} has; add it"
         )
-    if more := [column for column in table.metadata_columns if column not in columns]:
-        console.print(f"note: {', '.join(more)} is not in {target.path}, and is left out")
-    return replace(table, sites=table.sites[[c for c in table.sites.columns if c not in more]])
+    extra = [column for column in table.metadata_columns if column not in columns]
+    if extra:
+        console.print(f"info: {', '.join(extra)}: not in {target.path}, therefore omitted")
+    return replace(table, sites=table.sites.drop(columns=extra))
 
 
-def _how_lit(facts: dict[str, Any]) -> str:
-    light = facts.get("illumination") or {}
-    return " ".join(str(light[key]) for key in ("how", "version") if key in light) or "none"
+def _illumination(facts: dict[str, Any]) -> str:
+    """Describe the illumination method; the functions themselves differ between plates."""
+    entry = facts.get("illumination") or {}
+    return " ".join(str(entry[key]) for key in ("how", "version") if key in entry) or "none"
 
 
-def stored_type(target: Dataset, dtype: np.dtype) -> np.dtype:
-    """The type of the dataset's pixels, where it holds those of the plates.
+def require_storable(target: Dataset, dtype: np.dtype) -> np.dtype:
+    """Return the data type of the dataset after checking that it can store the new images.
 
     Raises:
-        InputError: it does not.
+        InputError: It cannot (16-bit images, 8-bit dataset).
     """
     if not np.can_cast(dtype, target.image_dtype):
         raise InputError(
-            f"--append: {target.path} holds {target.image_dtype}, and these images are {dtype}"
+            f"--append: {target.path} stores {target.image_dtype}, but the new images are {dtype}; "
+            "build a separate dataset"
         )
     return target.image_dtype

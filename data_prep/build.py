@@ -1,32 +1,28 @@
-"""From a site table to a dataset directory: check, segment, write; resumable site by site.
+"""`perturbjax build`: from a site table and images to a dataset directory.
 
-All work happens in `.OUT.building` beside the output: one mask a finished site, under the digest of its pixels, and
-the dataset until it is whole. The output appears complete, by one rename, or not at all.
+A build has three steps: plan (read the table, check options), process sites (check headers,
+estimate illumination, segment) and write. All work happens in `.OUT.building` next to the output.
+That folder stores one mask per finished site, under the checksum of its pixels, so that a killed
+build resumes where it ended. The complete dataset is moved to the output path by one rename.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
-import perturbjax
-from data_prep import append_sites as appending
-from data_prep import illumination, quality
+from data_prep import append_sites, existing_dataset, illumination, quality, site_tasks
 from data_prep import mask_cache as masks
-from data_prep import site_tasks as workers
+from data_prep.build_steps import Plan, check_sites, describe_plan, process_sites, write_sites
 from data_prep.channel_images import Aggregate
 from data_prep.cluster import ClusterConfig, open_pool
-from data_prep.existing_dataset import already_built, publish, restore
-from data_prep.output import creation_time, tidy, work_folder
-from data_prep.process_pool import TaskPool, by_chunks
+from data_prep.layout_warnings import design_warnings
+from data_prep.output import creation_time, remove_work_folder, work_folder, work_path
+from data_prep.process_pool import TaskPool
 from data_prep.segment import Engine, Precision, SegmenterConfig, pipeline
+from data_prep.site import Site, set_functions
 from data_prep.site_table import FILE, SiteTable, choose_label, merged_identities, read_sites
 from data_prep.sources import Project
 from perturbjax.core.errors import InputError
@@ -34,17 +30,11 @@ from perturbjax.core.files import file_digest, make_folder
 from perturbjax.core.messages import console
 from perturbjax.core.options import names_in, python_only, require, require_output, require_sound
 from perturbjax.core.plates import PLATE
-from perturbjax.core.progress import track
-from perturbjax.dataset import SCHEMA_VERSION, Dataset, open_dataset, write_dataset
-from perturbjax.dataset.append import append_dataset, class_names
-from perturbjax.dataset.writer import Shard, Written
+from perturbjax.dataset import SCHEMA_VERSION, open_dataset
 from perturbjax.report.pages.preview import PREVIEW, write_preview
 
-#: A site may have this many times the pixels of the plate's middle one: more is a header that lies.
-LARGEST_RATIO = 64
-
-#: (plate, channel) → the function that its images are divided by.
-Functions = dict[tuple[str, str], Path]
+#: Suffix of the working folder.
+ACTIVITY = "building"
 
 
 @dataclass(frozen=True)
@@ -105,10 +95,42 @@ class BuildConfig:
 
 
 def build(options: BuildConfig) -> None:
-    """Make the dataset directory, or go on making it.
+    """Build a dataset directory, or resume an interrupted build.
 
     Raises:
-        InputError: input, settings or output cannot be used; nothing is left under the output's name.
+        InputError: Input, settings or output cannot be used. No output is created then.
+    """
+    plan = make_plan(options)
+    workers = site_tasks.worker_count(options.workers, plan.settings.segmenter.engine)
+    with open_pool(workers, options.where) as pool:
+        plan = describe_plan(plan, pool)
+        if is_built(plan, options, pool):
+            console.print(
+                f"info: {options.out} is already built from these images with these settings "
+                f"({len(plan.table)} sites)"
+            )
+            remove_work_folder(options.out, ACTIVITY)
+            return
+        plan = check_sites(plan, pool)
+        with work_folder(options.out.absolute(), ACTIVITY) as work:
+            plan = process_sites(plan, pool, work)
+            complete = write_sites(plan, pool, work)
+            write_preview(open_dataset(complete))
+            existing_dataset.publish(complete, options.out)
+            shutil.rmtree(work)
+        if plan.settings.masks.cache is not None:
+            masks.trim(plan.settings.masks.cache)
+    label = plan.facts["label_column"]
+    classes = f"{plan.table.sites[label].nunique()} classes of {label}" if label else "no labels"
+    console.print(f"{options.out}: {len(plan.table)} sites, {classes}")
+    console.print(f"Next step: check the masks in {options.out / PREVIEW}")
+
+
+def make_plan(options: BuildConfig) -> Plan:
+    """Read the site table, choose segmenter and label, and check the options. Reads no images.
+
+    Raises:
+        InputError: The table or the options cannot be used.
     """
     created = creation_time()
     segmented = names_in(options.segment_channels)
@@ -122,245 +144,80 @@ def build(options: BuildConfig) -> None:
         project=options.project,
     )
     stored = names_in(options.channels) or table.channels
-    chosen: Engine = (
+    engine: Engine = (
         pipeline.suited(stored, segmented) if options.segmenter == "auto" else options.segmenter
     )
-    options = replace(options, segmenter=chosen, channels=",".join(stored))
-    pipeline.check_channels(chosen, stored, segmented)
+    pipeline.check_channels(engine, stored, segmented)
     if options.aggregate == "none" and len(stored) > 1 and not segmented:
         raise InputError(
-            "--aggregate none: there is no one image to segment; name its channel with --segment-channels"
+            "--aggregate none: there is no single image to segment; pass the channel to segment "
+            f"with --segment-channels (available: {', '.join(stored)})"
         )
     label_column = choose_label(table.sites, options.label_column, table.source)
-    functions = _given_functions(options, table, (*stored, *segmented))
+    functions = {}
+    if options.illumination not in ("", illumination.ESTIMATE):
+        plates = table.sites[PLATE].unique()
+        folder = Path(options.illumination)
+        functions = illumination.find_functions(folder, plates, (*stored, *segmented))
     for note in merged_identities(table.sites, label_column):
-        console.print(f"note: {note}")
+        console.print(f"info: {note}")
+    for warning in design_warnings(table.sites, label_column) if label_column else []:
+        console.print(f"warning: {warning}")
     make_folder(options.out.parent)
-    restore(options.out)
-    target = appending.open_target(options.out) if options.append else None
-
-    engine = SegmenterConfig(chosen, options.weights, options.diameter, options.precision)
-    with open_pool(workers.worker_count(options.workers, chosen), options.where) as pool:
-        described = pipeline.describe(pool, engine)
-        segmenter = {**described, "channels": list(segmented) or ["aggregate"]}
-        facts = {
-            **_facts(options, table, stored, label_column, segmenter, functions),
-            "created": created,
-        }
-        sites = _sites(table, stored, segmented, functions)
-        if _is_there(target, options, facts, sites, pool):
-            console.print(
-                f"{options.out}: is already built of these images with these settings ({len(table)} sites)"
-            )
-            tidy(options.out, "building")
-            return
-        if target is not None:
-            table = appending.fitting(target, facts, table)
-        dtype, shapes = _probe(pool, sites)
-        with work_folder(options.out.absolute(), "building") as work:
-            store = masks.MaskStore(make_folder(work / "masks"), _cache(options))
-            settings = workers.Settings(engine, store, options.aggregate, options.resize, described)
-            job = _lit(pool, _Job(table, sites, settings, facts, work), options, shapes)
-            _segment(pool, job)
-            complete = _write(pool, job, dtype, shapes, target)
-            write_preview(open_dataset(complete))
-            publish(complete, options.out)
-            shutil.rmtree(work)
-        if store.cache is not None:
-            masks.trim(store.cache)
-    classes = (
-        f"{table.sites[label_column].nunique()} classes of {label_column}"
-        if label_column
-        else "no labels"
+    existing_dataset.restore(options.out)
+    cache = Path(options.mask_cache) if options.mask_cache else masks.default_cache()
+    mask_folder = work_path(options.out.absolute(), ACTIVITY) / "masks"
+    checksums = {key: file_digest(path) for key, path in functions.items()}
+    return Plan(
+        table=table,
+        sites=set_functions(_list_sites(table, stored, segmented), functions),
+        settings=site_tasks.Settings(
+            SegmenterConfig(engine, options.weights, options.diameter, options.precision),
+            masks.MaskStore(mask_folder, None if options.mask_cache == "none" else cache),
+            options.aggregate,
+            options.resize,
+        ),
+        facts={
+            "schema_version": SCHEMA_VERSION,
+            "channels": list(stored),
+            "channels_stored": list(stored) if options.aggregate == "none" else ["aggregate"],
+            "aggregate": options.aggregate,
+            **({} if options.project == "none" else {"project": options.project}),
+            "resize": options.resize,
+            "quality": quality.VERSION,
+            "label_column": label_column,
+            "segmenter": {"channels": list(segmented) or ["aggregate"]},
+            **illumination.illumination_facts(options.illumination, checksums),
+            "source": {"name": Path(table.source).name, "sha256": table.sha256},
+        },
+        created=created,
+        illumination=options.illumination,
+        target=append_sites.open_target(options.out) if options.append else None,
     )
-    console.print(f"{options.out}: {len(table)} sites, {classes}")
-    console.print(f"look at it: {options.out / PREVIEW}")
 
 
-def _is_there(
-    target: Dataset | None,
-    options: BuildConfig,
-    facts: dict[str, Any],
-    sites: list[workers.Site],
-    pool: TaskPool,
-) -> bool:
-    if target is not None:
-        return appending.already_appended(target, facts, sites, pool)
-    return already_built(options.out, options.overwrite, facts, sites, pool)
-
-
-def _cache(options: BuildConfig) -> Path | None:
-    if options.mask_cache == "none":
-        return None
-    return Path(options.mask_cache) if options.mask_cache else masks.default_cache()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What is built, of what, and where."""
-
-    table: SiteTable
-    sites: list[workers.Site]
-    settings: workers.Settings
-    facts: dict[str, Any]
-    work: Path
-
-
-def _facts(
-    options: BuildConfig,
-    table: SiteTable,
-    stored: tuple[str, ...],
-    label_column: str,
-    segmenter: dict[str, Any],
-    functions: Functions,
-) -> dict[str, Any]:
-    """Everything but the images that decides the dataset's content, and its digest: the start of its provenance."""
-    facts = {
-        "schema_version": SCHEMA_VERSION,
-        "channels": list(stored),
-        "channels_stored": list(stored) if options.aggregate == "none" else ["aggregate"],
-        "aggregate": options.aggregate,
-        **({} if options.project == "none" else {"project": options.project}),
-        "resize": options.resize,
-        "quality": quality.VERSION,
-        "label_column": label_column,
-        "segmenter": segmenter,
-        **_light(options, {key: file_digest(path) for key, path in functions.items()}),
-        "source": {"name": Path(table.source).name, "sha256": table.sha256},
-    }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return {
-        **facts,
-        "settings_sha256": digest,
-        "created_by": f"perturbjax {perturbjax.__version__}",
-    }
-
-
-def _given_functions(
-    options: BuildConfig, table: SiteTable, channels: tuple[str, ...]
-) -> Functions:
-    if options.illumination in ("", illumination.ESTIMATE):
-        return {}
-    return illumination.given(Path(options.illumination), table.sites[PLATE].unique(), channels)
-
-
-def _light(options: BuildConfig, digests: dict[tuple[str, str], str]) -> dict[str, Any]:
-    """What the provenance says of the light: nothing where images are left as they are."""
-    if not options.illumination:
-        return {}
-    by_plate: dict[str, dict[str, str]] = {}
-    for (plate, channel), digest in digests.items():
-        by_plate.setdefault(plate, {})[channel] = digest
-    how = {"how": "functions"}
-    if options.illumination == illumination.ESTIMATE:
-        how = {"how": illumination.ESTIMATE, "version": str(illumination.VERSION)}
-    return {"illumination": {**how, "sha256": by_plate}}
-
-
-def _sites(
-    table: SiteTable, stored: tuple[str, ...], segmented: tuple[str, ...], functions: Functions
-) -> list[workers.Site]:
+def _list_sites(
+    table: SiteTable, stored: tuple[str, ...], segmented: tuple[str, ...]
+) -> list[Site]:
     return [
-        workers.Site(
+        Site(
             name=row["site_id"],
             where=table.where(row),
             stored=tuple(row[FILE + channel] for channel in stored),
             segmented=tuple(row[FILE + channel] for channel in segmented),
             channels=(*stored, *segmented),
-            functions=tuple(
-                functions[row[PLATE], channel] for channel in (*stored, *segmented) if functions
-            ),
+            plate=row[PLATE],
         )
         for row in table.sites.to_dict("records")
     ]
 
 
-def _lit(pool: TaskPool, job: _Job, options: BuildConfig, shapes: list[tuple[int, int]]) -> _Job:
-    """The job with every function that its images are to be divided by, looked at or estimated."""
-    if options.illumination != illumination.ESTIMATE:
-        illumination.require_sizes(job.sites, shapes)
-        return job
-    channels = (*names_in(options.channels), *names_in(options.segment_channels))
-    plates = list(job.table.sites[PLATE])
-    made = illumination.estimate_all(
-        pool, job.sites, plates, channels, shapes, job.work / "illumination"
-    )
-    sites = illumination.with_functions(
-        job.sites, plates, channels, {key: path for key, (path, _) in made.items()}
-    )
-    light = _light(options, {key: digest for key, (_, digest) in made.items()})
-    return replace(job, sites=sites, facts={**job.facts, **light})
+def is_built(plan: Plan, options: BuildConfig, pool: TaskPool) -> bool:
+    """Return whether the output already contains these sites with these settings.
 
-
-def _probe(pool: TaskPool, sites: list[workers.Site]) -> tuple[np.dtype, list[tuple[int, int]]]:
-    """The one stored type and each site's shape, from headers: bad files are told of before hours of segmenting."""
-    probes = list(by_chunks(pool, workers.probe_sites, sites, "checking files"))
-    shapes = [shape for _, shape in probes]
-    middle = float(np.median([height * width for height, width in shapes]))
-    for site, (height, width) in zip(sites, shapes, strict=True):
-        if height * width > LARGEST_RATIO * middle:
-            raise InputError(
-                f"{site.where}: its images claim {height} x {width} pixels, {height * width / middle:.0f} times the "
-                "plate's others; leave the row out or mend the files"
-            )
-    if len(set(shapes)) > 1:
-        console.print(
-            f"note: sites have {len(set(shapes))} different sizes; --resize N makes them one, as training needs"
-        )
-    return np.result_type(*{dtype for dtype, _ in probes}), shapes
-
-
-def _segment(pool: TaskPool, job: _Job) -> None:
-    results = pipeline.segmented(pool, job.sites, job.settings)
-    found = list(track(results, total=len(job.sites), label="segmenting", unit="sites"))
-    if reused := found.count(None):
-        console.print(
-            f"reused: {reused} of {len(found)} sites have masks of the same pixels and settings already"
-        )
-    if empty := found.count(0):
-        console.print(
-            f"note: nothing was found in {empty} of the {len(found) - reused} sites just segmented"
-        )
-
-
-def _write(
-    pool: TaskPool,
-    job: _Job,
-    dtype: np.dtype,
-    shapes: list[tuple[int, int]],
-    target: Dataset | None,
-) -> Path:
-    """The complete dataset directory, still in the working folder."""
-    folder = job.work / "dataset"
-    shutil.rmtree(folder, ignore_errors=True)
-    table, resize = job.table, job.settings.resize
-    if target is not None:
-        dtype = appending.stored_type(target, dtype)
-    prepared = pool.in_order(
-        workers.prepare_site, ((site, job.settings, dtype) for site in job.sites)
-    )
-    pixels = len(table) * resize**2 if resize else sum(height * width for height, width in shapes)
-
-    def elsewhere(shards: list[Shard]) -> Iterator[Written]:
-        of = [job.sites[shard.start : shard.start + len(shard.labels)] for shard in shards]
-        tasks = (
-            (shard, sites, job.settings, dtype) for shard, sites in zip(shards, of, strict=True)
-        )
-        done = pool.in_order(workers.write_shard, tasks)
-        yield from track(done, total=len(shards), label="writing", unit="shards")
-
-    written = write_dataset(
-        folder,
-        table.sites[["site_id", *table.metadata_columns]],
-        track(prepared, total=len(table), label="writing", unit="sites"),
-        channel_names=job.facts["channels_stored"],
-        image_dtype=dtype,
-        label_column=job.facts["label_column"],
-        pixel_bytes=pixels * (len(job.facts["channels_stored"]) * dtype.itemsize + 2),
-        facts=job.facts,
-        classes=() if target is None else class_names(target.path),
-        elsewhere=elsewhere if pool.remote else None,
-    )
-    return (
-        written if target is None else append_dataset(target.path, written, job.work / "together")
-    )
+    Raises:
+        InputError: The output contains something else and may not be replaced.
+    """
+    if plan.target is not None:
+        return append_sites.is_appended(plan.target, plan.facts, plan.sites, pool)
+    return existing_dataset.is_built(options.out, options.overwrite, plan.facts, plan.sites, pool)

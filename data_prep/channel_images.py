@@ -1,4 +1,4 @@
-"""Making the stored image and mask of the channels of a site."""
+"""Combine the channels of a site into the stored image, and resize images and masks."""
 
 from __future__ import annotations
 
@@ -15,64 +15,73 @@ Aggregate = Literal["median", "mean", "max", "none"]
 
 
 def stack_planes(
-    planes: Mapping[Plane, UInt[np.ndarray, "_ _"]], chosen: Sequence[Plane], where: str
+    planes: Mapping[Plane, UInt[np.ndarray, "_ _"]], selected: Sequence[Plane], where: str
 ) -> UInt[np.ndarray, "h w c"]:
-    """The channels of one site, in the order chosen; uint16 as soon as one of them is.
+    """Stack the selected channels of a site.
+
+    Args:
+        planes: Pixels of each plane.
+        selected: Planes to stack, in this order.
+        where: Table and row of the site, for messages.
+
+    Returns:
+        Image (height, width, channels); uint16 if at least one channel is uint16.
 
     Raises:
-        InputError: channels differ in shape.
+        InputError: The channels differ in size.
     """
-    for plane in chosen:
-        if planes[plane].shape != planes[chosen[0]].shape:
-            first = planes[chosen[0]].shape
+    first = selected[0]
+    for plane in selected:
+        if planes[plane].shape != planes[first].shape:
             raise InputError(
-                f"{where}: {plane} is {planes[plane].shape}, but {chosen[0]} of the same site is {first}"
+                f"{where}: {plane} has shape {planes[plane].shape}, but {first} of the same site "
+                f"has shape {planes[first].shape}"
             )
-    return np.stack([planes[plane] for plane in chosen], axis=-1)
+    return np.stack([planes[plane] for plane in selected], axis=-1)
 
 
 def aggregate_channels(
-    image: UInt[np.ndarray, "h w c"], how: Aggregate
+    image: UInt[np.ndarray, "h w c"], method: Aggregate
 ) -> UInt[np.ndarray, "h w k"]:
-    """The stored image: k = 1 after median, mean (rounded) or max over channels; all of them after none."""
-    if how == "none":
+    """Combine channels pixel by pixel; fractions are rounded.
+
+    Returns:
+        Image with one channel (median, mean or max), or all channels (none).
+    """
+    if method == "none":
         return image
-    if how == "max":
+    if method == "max":
         return image.max(axis=-1, keepdims=True)
-    if how == "median":
-        return _median(image)
-    return np.rint(image.mean(axis=-1, keepdims=True)).astype(image.dtype)
-
-
-def _median(image: UInt[np.ndarray, "h w c"]) -> UInt[np.ndarray, "h w 1"]:
-    """The middle value; of an even number of channels the rounded mean of the two in the middle."""
+    if method == "mean":
+        return np.rint(image.mean(axis=-1, keepdims=True)).astype(image.dtype)
+    # Sort instead of np.median, which returns float64 and needs four times the memory.
     ordered = np.sort(image, axis=-1)
-    middle = image.shape[-1] // 2
+    half = image.shape[-1] // 2
     if image.shape[-1] % 2:
-        return ordered[..., middle : middle + 1]
-    pair = ordered[..., middle - 1 : middle + 1].mean(axis=-1, keepdims=True)
+        return ordered[..., half : half + 1]
+    pair = ordered[..., half - 1 : half + 1].mean(axis=-1, keepdims=True)
     return np.rint(pair).astype(image.dtype)
 
 
-def resize_image(image: UInt[np.ndarray, "h w c"], side: int) -> UInt[np.ndarray, "side side c"]:
-    """To `side` × `side` pixels by area averaging, so that nothing aliases; stored type kept."""
+def resize_image(image: UInt[np.ndarray, "h w c"], size: int) -> UInt[np.ndarray, "size size c"]:
+    """Resize to `size` x `size` pixels by area averaging (no aliasing); keep the data type."""
     from skimage.transform import resize_local_mean
 
-    if image.shape[:2] == (side, side):
+    if image.shape[:2] == (size, size):
         return image
-    resized = resize_local_mean(image, (side, side), preserve_range=True, channel_axis=-1)
+    resized = resize_local_mean(image, (size, size), preserve_range=True, channel_axis=-1)
     return np.clip(np.rint(resized), 0, np.iinfo(image.dtype).max).astype(image.dtype)
 
 
-def resize_mask(mask: UInt16[np.ndarray, "h w"], side: int) -> UInt16[np.ndarray, "side side"]:
-    """To `side` × `side` pixels, each with the label at its centre: labels never mix."""
-    rows = ((np.arange(side) + 0.5) * mask.shape[0] / side).astype(int)
-    columns = ((np.arange(side) + 0.5) * mask.shape[1] / side).astype(int)
+def resize_mask(mask: UInt16[np.ndarray, "h w"], size: int) -> UInt16[np.ndarray, "size size"]:
+    """Resize to `size` x `size` pixels by nearest neighbor, so that labels are never mixed."""
+    rows = ((np.arange(size) + 0.5) * mask.shape[0] / size).astype(int)
+    columns = ((np.arange(size) + 0.5) * mask.shape[1] / size).astype(int)
     return mask[np.ix_(rows, columns)]
 
 
 def scaled(image: UInt[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
-    """Each channel with its 1st percentile at 0 and its 99.8th at 1, not clipped."""
+    """Scale each channel so that its 1st percentile is 0 and its 99.8th is 1, without clipping."""
     low, high = np.percentile(image, (1, 99.8), axis=(0, 1))
     return (image.astype(np.float32) - low.astype(np.float32)) / np.maximum(high - low, 1).astype(
         np.float32

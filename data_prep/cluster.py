@@ -1,8 +1,14 @@
-"""The pool's interface on a Dask scheduler: the same tasks, on as many machines as it has workers.
+"""Run tasks on a Dask cluster through the same interface as the local process pool.
 
-Whatever happens out there, every task's result comes once: a worker that dies or hangs loses its tasks to others, a
-scheduler that is started again is given all that is not done. Tasks write under temporary names, on a disk that all
-machines share, and may therefore run twice.
+Every task yields exactly one result, whatever fails:
+
+- A task of a dead worker is started on another worker.
+- A worker that exceeds `ClusterConfig.patience` is removed from the scheduler, and its tasks are
+  restarted.
+- After a restart of the scheduler, all unfinished tasks are submitted again.
+
+A task may therefore run twice. Tasks write to temporary file names on the shared disk and rename
+them at the end, so a second run does no harm.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ import queue
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,27 +31,27 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.core.options import python_only, require, require_sound
 
-#: What `--cluster` says for jobs of our own.
+#: Value of `--cluster` that starts Slurm jobs.
 SLURM = "slurm"
-#: Seconds between two looks at workers and scheduler while no result comes.
-LOOK_S = 1.0
-#: Seconds that a scheduler may take to be reached, and to come back.
-CONNECT_S, AWAY_S = 20.0, 600.0
-#: Times a task is begun before it is taken for what kills its workers.
-MOST_TRIES = 5
-#: Tasks in flight while no worker has come yet.
+#: Interval in seconds between checks of workers and scheduler while no result arrives.
+POLL_S = 1.0
+#: Maximum time in seconds to connect to a scheduler, and to wait for a lost one.
+CONNECT_S, RECONNECT_S = 20.0, 600.0
+#: Number of starts after which a task counts as the cause of its workers' failures.
+MAX_STARTS = 5
+#: Number of tasks in flight before the first worker has joined.
 FIRST_TASKS = 2
 
 
 @dataclass
 class _Flight:
-    """A task that is out."""
+    """An unfinished task."""
 
     function: Callable
     task: Any
     future: Any = None
-    tries: int = 0
-    since: float = 0.0
+    starts: int = 0
+    started: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ class ClusterConfig:
     """Cluster"""
 
     cluster: str = ""
-    """Dask cluster with a shared disk: tcp://HOST:PORT of its scheduler, slurm, or slurm:FILE.yaml with options of
-    dask-jobqueue's SLURMCluster and jobs, their number. Empty: this machine."""
+    """Dask cluster with a shared disk: tcp://HOST:PORT of its scheduler, slurm, or slurm:FILE.yaml
+    with options of dask-jobqueue's SLURMCluster and jobs, their number. Empty: this machine."""
     patience: float = python_only(600.0)
     """Seconds until a task is sent to another worker; doubled at each attempt."""
 
@@ -78,17 +84,24 @@ class ClusterConfig:
 
 
 class ClusterPool(TaskPool):
-    """Tasks on the workers of a Dask scheduler."""
+    """Run tasks on the workers of a Dask scheduler."""
 
     remote = True
 
     def __init__(self, config: ClusterConfig):
-        """Connect, or start the jobs.
+        """Connect to the scheduler, or start Slurm jobs.
 
         Raises:
-            InputError: the package is not installed, or the scheduler cannot be reached or started.
+            InputError: Dask is not installed, or the scheduler cannot be reached or started.
         """
-        _require_distributed()
+        try:
+            import distributed  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                '--cluster requires Dask; pip install "perturbjax[cluster]"'
+            ) from error
+        # Lost connections are reported here, in one line each.
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
         self.config = config
         self._jobs = _start_jobs(config.slurm_options) if config.uses_slurm else None
         self._address = config.cluster if self._jobs is None else self._jobs.scheduler_address
@@ -99,13 +112,10 @@ class ClusterPool(TaskPool):
 
     @property
     def workers(self) -> int:
-        """Tasks that can run at the same time."""
-        with contextlib.suppress(Exception):  # the scheduler is away: `_look_after` sees to it
+        """Number of tasks that can run at the same time."""
+        with contextlib.suppress(Exception):  # scheduler lost: `_check_cluster` reconnects
             return max(sum(self._client.nthreads().values()), FIRST_TASKS)
         return FIRST_TASKS
-
-    def __enter__(self) -> ClusterPool:
-        return self
 
     def __exit__(self, *_: Any) -> None:
         for flight in self._flights.values():
@@ -119,47 +129,47 @@ class ClusterPool(TaskPool):
 
     def _send(self, number: int, function: Callable, task: Any) -> None:
         self._flights[number] = _Flight(function, task)
-        self._begin(number)
+        self._start(number)
 
-    def _begin(self, number: int) -> None:
+    def _start(self, number: int) -> None:
         flight = self._flights[number]
-        if flight.tries == MOST_TRIES:
+        if flight.starts == MAX_STARTS:
             raise InputError(
-                f"--cluster {self.config.cluster}: a task was begun {MOST_TRIES} times, and its workers died or hung "
-                "each time, perhaps for want of memory; give them more, or a longer --patience. Finished sites are kept"
+                f"--cluster {self.config.cluster}: a task was started {MAX_STARTS} times, and its "
+                "workers died or did not respond each time, possibly because memory ran out; "
+                "increase the memory of the workers, or `patience` of ClusterConfig in Python. "
+                "Finished sites are reused"
             )
-        flight.tries += 1
-        flight.since = time.monotonic()
+        flight.starts += 1
+        flight.started = time.monotonic()
         try:
-            # Dask's own name for a task would join two that are alike, and give an old result again.
-            flight.future = self._client.submit(_answer, flight.function, flight.task, pure=False)
+            # Without pure=False, Dask identifies equal tasks and returns an earlier result.
+            flight.future = self._client.submit(_run_task, flight.function, flight.task, pure=False)
             flight.future.add_done_callback(lambda future: self._done.put((number, future)))
-        except Exception:  # the scheduler is away: `_look_after` begins it again
+        except Exception:  # scheduler lost: `_check_cluster` starts the task again
             flight.future = None
-            flight.tries -= 1
+            flight.starts -= 1
 
     def _receive(self) -> tuple[int, Any]:
         while True:
             try:
-                number, future = self._done.get(timeout=LOOK_S)
+                number, future = self._done.get(timeout=POLL_S)
             except queue.Empty:
-                self._look_after()
+                self._check_cluster()
                 continue
             if number not in self._flights or self._flights[number].future is not future:
-                continue  # of a task that was begun again
+                continue  # an earlier start of the task
             try:
                 result, error = future.result(timeout=self.config.patience)
-            except (
-                Exception,
-                asyncio.CancelledError,
-            ) as lost:  # its worker, or the scheduler, is gone
+            except (Exception, asyncio.CancelledError) as lost:  # worker or scheduler lost
                 if self._is_connected():
                     console.print(
-                        f"note: a worker was lost ({type(lost).__name__}); its task goes to another"
+                        f"warning: lost a worker ({type(lost).__name__}); restarting its task on "
+                        "another worker"
                     )
-                    self._begin(number)
+                    self._start(number)
                 else:
-                    self._look_after()
+                    self._check_cluster()
                 continue
             del self._flights[number]
             if error is not None:
@@ -169,98 +179,84 @@ class ClusterPool(TaskPool):
     def _is_connected(self) -> bool:
         return self._client.status == "running"
 
-    def _look_after(self) -> None:
-        """See to a scheduler that went away, to workers that hang, and to there being none."""
+    def _check_cluster(self) -> None:
+        """Reconnect to a lost scheduler, and restart the tasks of unresponsive workers."""
         if not self._is_connected():
             self._reconnect()
             return
         try:
-            working = self._client.processing()
-        except Exception:  # it went away just now: the client will say so
+            workers = self._client.processing()
+        except Exception:  # connection lost in this moment: the next check reconnects
             return
-        if not working and not self._waiting:
-            console.print(f"waiting for workers of {self._address}")
-        self._waiting = not working
+        if not workers and not self._waiting:
+            console.print(f"info: waiting for workers of {self._address}")
+        self._waiting = not workers
         now = time.monotonic()
         for number, flight in self._flights.items():
             if flight.future is None or flight.future.cancelled():
-                self._begin(number)
-            elif not working:
-                flight.since = now
-            elif now - flight.since > self.config.patience * 2 ** (flight.tries - 1):
-                self._begin_elsewhere(number, working)
+                self._start(number)
+            elif not workers:
+                flight.started = now
+            elif now - flight.started > self.config.patience * 2 ** (flight.starts - 1):
+                self._restart_elsewhere(number, workers)
 
-    def _begin_elsewhere(self, number: int, working: dict[str, Any]) -> None:
-        """Take a task from a worker that hangs, and its other tasks too."""
+    def _restart_elsewhere(self, number: int, workers: dict[str, Any]) -> None:
+        """Remove the worker that runs a task from the scheduler, and start the task again."""
         flight = self._flights[number]
-        holders = [
-            worker for worker, keys in working.items() if flight.future.key in map(_key, keys)
-        ]
-        for worker in holders:
-            console.print(
-                f"note: {worker} hangs (a task took over {self.config.patience:g} s); its tasks go to others"
-            )
-            with contextlib.suppress(Exception):
-                self._client.run_on_scheduler(_dismissal(worker))
+        for worker, keys in workers.items():
+            if flight.future.key in map(str, keys):
+                console.print(
+                    f"warning: {worker} does not respond (a task exceeded "
+                    f"{self.config.patience:g} s); restarting its tasks on other workers"
+                )
+                with contextlib.suppress(Exception):
+                    self._client.run_on_scheduler(_removal(worker))
         flight.future.cancel()
-        self._begin(number)
+        self._start(number)
 
     def _reconnect(self) -> None:
-        """Wait for the scheduler, and give it everything that is not done.
+        """Wait for the scheduler and submit all unfinished tasks again.
 
         Raises:
-            InputError: it did not come back.
+            InputError: The scheduler did not return within `RECONNECT_S`.
         """
         console.print(
-            f"note: the scheduler at {self._address} is gone; waiting for it for up to {AWAY_S:.0f} s"
+            f"warning: lost the scheduler at {self._address}; waiting up to {RECONNECT_S:.0f} s"
         )
         with contextlib.suppress(Exception):
             self._client.close(timeout=1)
-        self._client = _connect(self._address, AWAY_S)
-        console.print(f"the scheduler is back: {len(self._flights)} tasks are begun again")
+        self._client = _connect(self._address, RECONNECT_S)
+        console.print(f"info: scheduler reconnected; restarting {len(self._flights)} tasks")
         for number, flight in self._flights.items():
-            flight.tries -= 1  # not the task's fault
-            self._begin(number)
+            flight.starts -= 1  # the task did not cause this restart
+            self._start(number)
 
 
 def open_pool(workers: int, config: ClusterConfig) -> TaskPool:
-    """Processes of this machine, or where there is a cluster its workers."""
+    """Return a pool of local processes, or of the workers of a cluster."""
     return ClusterPool(config) if config.cluster else Pool(workers)
 
 
-def _answer(function: Callable, task: Any) -> tuple[Any, Exception | None]:
-    """A task's result, or what it raised: that is an answer too, and what Dask raises means that a worker was lost."""
+def _run_task(function: Callable, task: Any) -> tuple[Any, Exception | None]:
+    """Return the result and the exception of a task.
+
+    The exception is returned, so that an exception raised by Dask always means a lost worker.
+    """
     try:
         return function(task), None
     except InputError as error:
         return None, error
     except Exception as error:
-        return None, RuntimeError(
-            f"{error!r} in a worker of the cluster:\n{traceback.format_exc()}"
-        )
+        return None, RuntimeError(f"{error!r} in a cluster worker:\n{traceback.format_exc()}")
 
 
-def _dismissal(worker: str) -> Callable:
-    """What the scheduler runs to be rid of a worker that may not answer."""
+def _removal(worker: str) -> Callable:
+    """Return a function that runs on the scheduler and removes a worker."""
 
-    async def dismiss(dask_scheduler: Any) -> None:
+    async def remove(dask_scheduler: Any) -> None:
         await dask_scheduler.remove_worker(worker, stimulus_id="perturbjax", close=True)
 
-    return dismiss
-
-
-def _key(task: Any) -> str:
-    return task if isinstance(task, str) else str(task)
-
-
-def _require_distributed() -> None:
-    try:
-        import distributed  # noqa: F401
-    except ImportError as error:
-        raise InputError('--cluster: needs Dask; pip install "perturbjax[cluster]"') from error
-    logging.getLogger("distributed").setLevel(
-        logging.CRITICAL
-    )  # what it says of lost connections is said here
+    return remove
 
 
 def _connect(address: str, seconds: float) -> Any:
@@ -274,70 +270,68 @@ def _connect(address: str, seconds: float) -> Any:
             if time.monotonic() > deadline or isinstance(error, ValueError):
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise InputError(
-                    f"--cluster {address}: no scheduler could be reached there ({reason}); start one with `dask "
-                    "scheduler`, then run the same command again: finished sites are kept"
+                    f"--cluster {address}: no scheduler is reachable ({reason}); start one with "
+                    "`dask scheduler`, then run the same command again. Finished sites are reused"
                 ) from error
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
 
 
 def _start_jobs(path: Path | None) -> Any:
-    """Jobs of Slurm that each run workers, and a scheduler here.
+    """Start Slurm jobs with Dask workers, and a scheduler in this process.
 
     Raises:
-        InputError: the package is not installed, or the options are not those of its `SLURMCluster`.
+        InputError: dask-jobqueue is not installed, or its `SLURMCluster` rejects the options.
     """
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise InputError(
-            '--cluster slurm: needs dask-jobqueue; pip install "perturbjax[cluster]"'
+            '--cluster slurm requires dask-jobqueue; pip install "perturbjax[cluster]"'
         ) from error
     options = _read_options(path, SLURMCluster)
     jobs = options.pop("jobs")
     try:
         cluster = SLURMCluster(**options)
         cluster.scale(jobs=jobs)
-    except (
-        Exception
-    ) as error:  # dask-jobqueue raises many kinds for options that do not go together
+    except Exception as error:  # dask-jobqueue raises many types for inconsistent options
         raise InputError(
-            f"--cluster-options {path}: Slurm's jobs could not be started ({error})"
+            f"--cluster {SLURM}: the Slurm jobs could not be started ({error})"
         ) from error
     console.print(
-        f"{jobs} jobs of Slurm are asked for; the scheduler is at {cluster.scheduler_address}"
+        f"info: submitted {jobs} Slurm jobs; the scheduler is at {cluster.scheduler_address}"
     )
     return cluster
 
 
-def _read_options(path: Path | None, kind: Any) -> dict[str, Any]:
+def _read_options(path: Path | None, cluster_class: Any) -> dict[str, Any]:
     import yaml
 
     try:
         options = yaml.safe_load(path.read_text()) if path is not None else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(
-            f"--cluster-options {path}: cannot be read ({' '.join(str(error).split())})"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"--cluster {SLURM}:{path}: cannot be read ({reason})") from error
     if not isinstance(options, dict):
-        raise InputError(f"--cluster-options {path}: must hold names and values, as `cores: 4`")
-    known = {"jobs", *_parameters(kind)}
-    if unknown := [name for name in options if name not in known]:
-        raise InputError(
-            f"--cluster-options {path}: {unknown[0]} is no option of dask-jobqueue's SLURMCluster"
-        )
+        raise InputError(f"--cluster {SLURM}:{path}: must be a list of `name: value` lines")
+    for name in options:
+        if name != "jobs" and name not in _parameters(cluster_class):
+            raise InputError(
+                f"--cluster {SLURM}:{path}: {name} is not an option of dask-jobqueue's SLURMCluster"
+            )
     jobs = options.setdefault("jobs", 1)
     if not isinstance(jobs, int) or not 1 <= jobs <= 10_000:
         raise InputError(
-            f"--cluster-options {path}: jobs is {jobs!r}; it must be a number from 1 to 10000"
+            f"--cluster {SLURM}:{path}: jobs is {jobs!r}; it must be a number from 1 to 10000"
         )
     return options
 
 
-def _parameters(kind: Any) -> Iterator[str]:
-    """Names that a class of dask-jobqueue's takes, those of its jobs included."""
-    for one in (*kind.__mro__, *kind.job_cls.__mro__):
-        if "__init__" in vars(one):
-            parameters = inspect.signature(one.__init__).parameters.values()
-            yield from (
-                p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-            )
+def _parameters(cluster_class: Any) -> set[str]:
+    """Return the parameters of a dask-jobqueue class, of its base classes and of its job class."""
+    return {
+        parameter.name
+        for base in (*cluster_class.__mro__, *cluster_class.job_cls.__mro__)
+        if "__init__" in vars(base)
+        for parameter in inspect.signature(base.__init__).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }

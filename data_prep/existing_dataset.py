@@ -1,4 +1,4 @@
-"""What stands under an output's name already, and how a finished dataset takes its place."""
+"""An existing dataset at the output path: compare it with a new build, and replace it safely."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from data_prep import site_tasks as workers
-from data_prep.process_pool import TaskPool, by_chunks
+from data_prep.process_pool import TaskPool, map_in_chunks
+from data_prep.site import Site
+from data_prep.site_tasks import digest_sites
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json
 from perturbjax.dataset import INDEX, PROVENANCE, SOURCE_DIGEST, Dataset, open_dataset
 from perturbjax.report.pages.preview import PREVIEW
 
-#: Files of a dataset of any version; whatever else lies in its folder is somebody's own.
+#: Files of a dataset of any version. A folder with other files is never replaced.
 DATASET_FILES = (
     "*.array_record*",
     "*.labels.txt",
@@ -26,101 +27,107 @@ DATASET_FILES = (
 )
 
 
-def already_built(
-    out: Path, overwrite: bool, facts: dict[str, Any], sites: list[workers.Site], pool: TaskPool
+def is_built(
+    out: Path, overwrite: bool, facts: dict[str, Any], sites: list[Site], pool: TaskPool
 ) -> bool:
-    """Whether the output is there, whole, and of these settings and images; refuses to touch anything else there.
+    """Return whether `out` is a complete dataset of the same settings and images.
+
+    Args:
+        out: Output folder.
+        overwrite: Allow replacing another dataset.
+        facts: Provenance of the new build, including `settings_sha256`.
+        sites: Sites of the new build.
+        pool: Workers that read the images to compare checksums.
 
     Raises:
-        InputError: it is another dataset and `overwrite` was not given, or is no dataset at all.
+        InputError: `out` is another dataset and `overwrite` is False, or `out` is not a dataset.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     require_dataset(out)
     try:
-        other = _difference(out, facts, sites, pool)
+        provenance = read_json(out / PROVENANCE) if (out / PROVENANCE).is_file() else None
+        is_same = isinstance(provenance, dict) and (
+            provenance.get("settings_sha256") == facts["settings_sha256"]
+        )
+        difference = changed_images(open_dataset(out), sites, pool) if is_same else "other settings"
     except InputError as error:
         if not overwrite:
             raise InputError(f"{error}, with --overwrite") from error
         return False
-    if other and not overwrite:
+    if difference and not overwrite:
         raise InputError(
-            f"--out {out}: holds a dataset of {other}; choose another name or give --overwrite"
+            f"--out {out}: contains a dataset of {difference}; choose another folder or pass "
+            "--overwrite"
         )
-    return not other
+    return not difference
 
 
 def require_dataset(out: Path) -> None:
-    """Refuse a folder that is no dataset, or in which somebody keeps something else.
+    """Check that a folder contains a dataset and no other files.
 
     Raises:
-        InputError: it is.
+        InputError: It does not.
     """
     if not (out / "dataset_info.json").is_file():
         raise InputError(
-            f"--out {out}: exists and is not a dataset; choose another name or remove it"
+            f"--out {out}: exists and is not a dataset; choose another folder or remove it"
         )
-    _refuse_foreign(out)
+    _refuse_other_files(out)
 
 
-def _difference(out: Path, facts: dict[str, Any], sites: list[workers.Site], pool: TaskPool) -> str:
-    """How the dataset at `out` is another one than is asked for; empty where it is the same."""
-    found = read_json(out / PROVENANCE) if (out / PROVENANCE).is_file() else None
-    if not isinstance(found, dict) or found.get("settings_sha256") != facts["settings_sha256"]:
-        return "other settings"
-    return other_images(open_dataset(out), sites, pool)
+def changed_images(dataset: Dataset, sites: list[Site], pool: TaskPool) -> str:
+    """Compare the checksums of images with those in a dataset.
 
+    The dataset may contain additional sites (appended plates).
 
-def other_images(dataset: Dataset, sites: list[workers.Site], pool: TaskPool) -> str:
-    """How the images of sites differ from those that were built, by their digests; empty where they are the same.
-
-    The dataset may hold more: plates that were appended.
+    Returns:
+        Description of the difference; empty if all images are identical.
     """
-    positions = dataset.positions([site.name for site in sites])
-    built = dataset.column(SOURCE_DIGEST).iloc[positions]
-    digests = by_chunks(pool, workers.digest_sites, sites, "comparing images")
-    changed = [site for site, new, old in zip(sites, digests, built, strict=True) if new != old]
-    return (
-        f"other images ({len(changed)} of {len(sites)} sites, first {changed[0].where})"
-        if changed
-        else ""
-    )
+    rows = dataset.positions([site.name for site in sites])
+    stored = dataset.column(SOURCE_DIGEST).iloc[rows]
+    current = map_in_chunks(pool, digest_sites, sites, "Comparing images")
+    changed = [site for site, new, old in zip(sites, current, stored, strict=True) if new != old]
+    if not changed:
+        return ""
+    return f"other images ({len(changed)} of {len(sites)} sites, first {changed[0].where})"
 
 
-def _refuse_foreign(out: Path) -> None:
+def _refuse_other_files(out: Path) -> None:
     for path in sorted(out.iterdir()):
         if path.is_dir() or not any(path.match(pattern) for pattern in DATASET_FILES):
             raise InputError(
-                f"--out {out}: {path.name} in it is no part of a dataset; move it away or choose another"
+                f"--out {out}: contains {path.name}, which is not part of a dataset; move that "
+                "file or choose another folder"
             )
 
 
 def restore(out: Path) -> None:
-    """Give a dataset its name back that stepped aside for one that was never put in its place."""
-    old = _aside(out)
-    if old.is_dir() and not out.exists():
-        os.rename(old, out)
+    """Restore the previous dataset if an earlier `publish` was killed between its two renames."""
+    backup = _backup_path(out)
+    if backup.is_dir() and not out.exists():
+        os.rename(backup, out)
 
 
-def _aside(out: Path) -> Path:
+def _backup_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.old")
 
 
 def publish(complete: Path, out: Path) -> None:
-    """Give the finished directory its name; an old dataset steps aside only now.
+    """Move a complete dataset to the output path; an existing dataset there is removed last.
 
     Raises:
-        InputError: the output cannot be written, or somebody put something else there meanwhile.
+        InputError: The output cannot be written, or contains other files by now.
     """
-    old = _aside(out)
-    shutil.rmtree(old, ignore_errors=True)
+    backup = _backup_path(out)
+    shutil.rmtree(backup, ignore_errors=True)
     try:
         if out.exists() and any(out.iterdir()):
-            _refuse_foreign(out)
-            os.rename(out, old)
+            _refuse_other_files(out)
+            os.rename(out, backup)
         os.rename(complete, out)
     except OSError as error:
         raise InputError(
             f"--out {out}: cannot be written ({error.strerror}); choose another output"
         ) from error
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(backup, ignore_errors=True)

@@ -1,8 +1,19 @@
-"""Uneven light: the function of each plate and channel that its images are divided by.
+"""Illumination correction: divide the images by one illumination function per plate and channel.
 
-Functions are those of the Cell Painting Gallery (`PLATE_IllumCHANNEL.npy`, made by CellProfiler), or are estimated from
-the plate itself. As CellProfiler's they are about 1 where the plate is darkest and more where it is brighter, so that
-dividing by them never leaves the range of the stored type.
+The functions come from the Cell Painting Gallery (`PLATE_IllumCHANNEL.npy`, written by
+CellProfiler) or are estimated from the plate. As in CellProfiler, a function is about 1 in the
+darkest region of the image and larger elsewhere. The division therefore never exceeds the range of
+the stored data type.
+
+Estimation (one plate, one channel):
+
+1. Downsample up to 200 sites to a grid of 128 pixels, and divide each grid by its median.
+2. Take the median over sites at every grid pixel. Where cells cover a pixel in fewer than half of
+   the sites, this median is the background.
+3. Fit a polynomial of degree 6 in row and column to the logarithm of the median grid, with Huber
+   weights (iteratively reweighted least squares), so that remaining cells and well borders have
+   little influence.
+4. Evaluate the polynomial at full resolution and divide by its 2nd percentile.
 """
 
 from __future__ import annotations
@@ -10,103 +21,116 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt
 
+from data_prep.process_pool import TaskPool
+from data_prep.site import Site
 from data_prep.sources import Plane, read_planes
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, make_folder
 from perturbjax.core.progress import track
 from perturbjax.dataset import LARGEST_SITE
 
-if TYPE_CHECKING:
-    from data_prep.process_pool import TaskPool
-    from data_prep.site_tasks import Site
-
-#: What `--illumination` says for functions that are made from the plate itself.
+#: Value of `--illumination` for functions estimated from the plate.
 ESTIMATE = "estimate"
-#: Raised when the same images would be given another function.
+#: Version of the estimation; increase it when the same images yield another function.
 VERSION = 1
-#: Sites a plate must have to be estimated from, and the most that are read of it, evenly chosen.
-LEAST_SITES, MOST_SITES = 10, 200
-#: Pixels of the longer side that sites are averaged down to before their median is taken: light varies slowly.
+#: Minimum number of sites for an estimate, and maximum number of sites read per plate (evenly
+#: spaced).
+MIN_SITES, MAX_SITES = 10, 200
+#: Longer side in pixels of the downsampled grids. Illumination varies slowly, so a coarse grid
+#: suffices.
 GRID = 128
-#: Degree of the polynomial of the logarithm of light. On the 72 images of sbs_transfluor 2, 4 and 6 leave a held-out
-#: ratio of edge to centre of 0.981, 0.982 and 0.993, and an unevenness of blocks of 0.069, 0.058 and 0.050.
+#: Degree of the polynomial. On the 72 images of sbs_transfluor, degrees 2, 4 and 6 give held-out
+#: edge-to-center ratios of 0.981, 0.982 and 0.993, and standard deviations over image blocks of
+#: 0.069, 0.058 and 0.050.
 DEGREE = 6
-#: The function is 1 at this percentile of its values: CellProfiler's robust minimum.
+#: Percentile of the function that is scaled to 1 (CellProfiler's robust minimum).
 MINIMUM_PERCENTILE = 2
-#: Rounds of reweighting that keep what is no light (a well's rim, cells that lie alike on most sites) from the fit.
-ROUNDS = 5
+#: Iterations of the reweighted least-squares fit.
+ITERATIONS = 5
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """One function to be made."""
+class EstimateTask:
+    """Inputs of one illumination estimate: a plate and a channel."""
 
     plate: str
     channel: str
     sites: tuple[Site, ...]
-    """Each with this one channel stored, and no other."""
+    """Sites with this channel only."""
     shape: tuple[int, int]
+    """(height, width) of the images."""
     out: Path
+    """File to write (`.npy`)."""
 
 
-def given(
+def find_functions(
     folder: Path, plates: Iterable[str], channels: Sequence[str]
 ) -> dict[tuple[str, str], Path]:
-    """Where the functions of plates and channels lie: `FOLDER/PLATE/PLATE_IllumCHANNEL.npy`, or without the `PLATE/`.
+    """Find `FOLDER/PLATE/PLATE_IllumCHANNEL.npy` or `FOLDER/PLATE_IllumCHANNEL.npy` for plates and
+    channels.
+
+    Returns:
+        (plate, channel) → file.
 
     Raises:
-        InputError: there is no such folder, or it lacks one.
+        InputError: The folder or the file of a plate and channel does not exist.
     """
     if not folder.is_dir():
-        raise InputError(f"--illumination {folder}: no such folder; name one, or {ESTIMATE}")
-    found = {}
+        raise InputError(
+            f"--illumination {folder}: no such folder; pass a folder of functions, or {ESTIMATE}"
+        )
+    files = {}
     for plate in plates:
         for channel in channels:
             name = f"{plate}_Illum{channel}.npy"
             if Path(name).name != name or Path(plate).name != plate:
                 raise InputError(
-                    f"--illumination {folder}: plate {plate!r} cannot be part of a file's name; rename it"
+                    f"--illumination {folder}: plate {plate!r} is not allowed in a file name; "
+                    "rename the plate"
                 )
             paths = [path for path in (folder / plate / name, folder / name) if path.is_file()]
             if not paths:
                 raise InputError(
-                    f"--illumination {folder}: has no {name}, neither there nor in {plate}; every plate and channel "
-                    f"needs its function ({ESTIMATE} makes them from the images)"
+                    f"--illumination {folder}: {name} is missing (searched {folder / plate} and "
+                    f"{folder}); every plate and channel needs a function. Use --illumination "
+                    f"{ESTIMATE} to estimate the functions from the images"
                 )
-            found[plate, channel] = paths[0].resolve()
-    return found
+            files[plate, channel] = paths[0].resolve()
+    return files
 
 
-@functools.lru_cache(maxsize=12)  # the channels of a plate or two, some megabytes each
+@functools.lru_cache(maxsize=12)  # the channels of one or two plates, a few megabytes each
 def read_function(path: Path) -> Float32[np.ndarray, "h w"]:
-    """A function as it divides.
+    """Read an illumination function; the returned array is read-only.
 
     Raises:
-        InputError: it is no array of two dimensions, or a value of it is not finite and positive.
+        InputError: The file is not a two-dimensional array of finite, positive numbers.
     """
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-        sound = (
-            isinstance(values, np.ndarray) and values.ndim == 2 and 0 < values.size <= LARGEST_SITE
+        is_image = (
+            isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "fiu"
         )
-        sound = sound and values.dtype.kind in "fiu"
-        function = np.asarray(values, np.float32) if sound else None
-    except Exception as error:  # numpy raises many kinds for files that are no arrays
+        is_image = is_image and 0 < values.size <= LARGEST_SITE
+        function = np.asarray(values, np.float32) if is_image else None
+    except Exception as error:  # numpy raises many types for files that are not arrays
         raise InputError(f"{path}: cannot be read as an illumination function ({error})") from error
     if function is None:
         raise InputError(
-            f"{path}: is no illumination function: an array (height, width) of numbers is needed"
+            f"{path}: not an illumination function; an array of numbers with shape "
+            "(height, width) is required"
         )
     if not (np.isfinite(function) & (function > 0)).all():
         raise InputError(
-            f"{path}: holds values that are not finite and positive; no image can be divided by them"
+            f"{path}: contains values that are not finite and positive; images cannot be divided "
+            "by them"
         )
     function.setflags(write=False)
     return function
@@ -115,182 +139,197 @@ def read_function(path: Path) -> Float32[np.ndarray, "h w"]:
 def divide(
     plane: UInt[np.ndarray, "h w"], function: Float[np.ndarray, "h w"]
 ) -> UInt[np.ndarray, "h w"]:
-    """A plane under even light: rounded, and kept in the range of its type."""
+    """Divide a plane by its illumination function; round and clip to the range of its data type."""
     return np.clip(np.rint(plane / function), 0, np.iinfo(plane.dtype).max).astype(plane.dtype)
 
 
 def correct(
     planes: Mapping[Plane, UInt[np.ndarray, "_ _"]], site: Site
 ) -> dict[Plane, UInt[np.ndarray, "_ _"]]:
-    """The planes of a site under even light; as they are where it has no functions.
+    """Divide the planes of a site by its illumination functions, if it has any.
 
     Raises:
-        InputError: a function has another size than the plane.
+        InputError: A function and its plane differ in size.
     """
     corrected = dict(planes)
-    for key, path in dict(
-        zip((*site.stored, *site.segmented), site.functions, strict=False)
-    ).items():
-        if key in planes:
-            function = read_function(path)
-            require_size(function, planes[key].shape, site, path)
-            corrected[key] = divide(planes[key], function)
+    for plane, path in site.function_of.items():
+        if plane in planes:
+            corrected[plane] = divide(planes[plane], read_matching(path, planes[plane].shape, site))
     return corrected
 
 
-def require_size(
-    function: Shaped[np.ndarray, "_ _"], shape: tuple[int, ...], site: Site, path: Path
-) -> None:
-    """Refuse a function of another size than the images that it is to divide.
+def read_matching(path: Path, shape: tuple[int, ...], site: Site) -> Float32[np.ndarray, "h w"]:
+    """Read an illumination function and check that it has the size of the site's images.
 
     Raises:
-        InputError: names the site and the function.
+        InputError: The file cannot be used, or the sizes differ.
     """
+    function = read_function(path)
     if function.shape != shape:
         raise InputError(
-            f"{site.where}: its images are {shape}, but the illumination function {path} is {function.shape}; "
-            "give the functions of this plate at this size"
+            f"{site.where}: the images have shape {shape}, but the illumination function {path} "
+            f"has shape {function.shape}; pass functions of this plate at this size"
         )
+    return function
 
 
-def estimate(task: Estimate) -> str:
-    """Make a plate's function of a channel from its sites and write it as `.npy`; its SHA-256.
+def estimate_function(task: EstimateTask) -> str:
+    """Estimate the illumination function of one plate and channel, and write it as `.npy`.
 
-    The median over sites, each divided by its own median, is background where cells cover a pixel in fewer than half of
-    them; a polynomial, fitted so that what departs from it counts less, is all that is kept of it.
+    Returns:
+        SHA-256 of the function's values.
 
     Raises:
-        InputError: a site cannot be read, or too few of them show anything.
+        InputError: A site cannot be read, or fewer than `MIN_SITES` sites contain signal.
     """
     grids = []
     for site in task.sites:
-        grid = _averaged(read_planes(site.stored, site.where)[site.stored[0]])
-        if (middle := float(np.median(grid))) > 0:
-            grids.append(grid / middle)
-    if len(grids) < LEAST_SITES:
+        grid = _downsample(read_planes(site.stored, site.where)[site.stored[0]])
+        if (median := float(np.median(grid))) > 0:
+            grids.append(grid / median)
+    if len(grids) < MIN_SITES:
         raise InputError(
-            f"--illumination {ESTIMATE}: plate {task.plate}, channel {task.channel}: {len(grids)} of its sites show "
-            f"light, and {LEAST_SITES} are needed; give functions in a folder, or leave it out"
+            f"--illumination {ESTIMATE}: plate {task.plate}, channel {task.channel}: only "
+            f"{len(grids)} sites contain signal ({MIN_SITES} required); pass a folder of "
+            "functions, or omit --illumination"
         )
-    function = smooth_light(np.median(grids, axis=0), task.shape)
+    function = fit_surface(np.median(grids, axis=0), task.shape)
     with atomic(task.out) as temporary:
         np.save(temporary, function)
     return hashlib.sha256(function.tobytes()).hexdigest()
 
 
-def _averaged(plane: UInt[np.ndarray, "h w"]) -> Float32[np.ndarray, "_ _"]:
+def _downsample(plane: UInt[np.ndarray, "h w"]) -> Float32[np.ndarray, "_ _"]:
+    """Average a plane to `GRID` pixels along its longer side."""
     from skimage.transform import resize_local_mean
 
     scale = min(GRID / max(plane.shape), 1.0)
-    shape = tuple(max(round(side * scale), 1) for side in plane.shape)
+    shape = tuple(max(round(size * scale), 1) for size in plane.shape)
     return resize_local_mean(plane.astype(np.float32), shape, preserve_range=True).astype(
         np.float32
     )
 
 
-def smooth_light(
-    light: Float[np.ndarray, "_ _"], shape: tuple[int, int]
+def fit_surface(
+    background: Float[np.ndarray, "_ _"], shape: tuple[int, int]
 ) -> Float32[np.ndarray, "h w"]:
-    """The polynomial in rows and columns that the logarithm of `light` follows, at another size, about 1 or more."""
-    values = np.log(np.maximum(light, np.finfo(np.float32).tiny)).astype(np.float64).ravel()
-    terms = _terms(light.shape)
+    """Fit a smooth surface to a background image and evaluate it at another size.
+
+    Args:
+        background: Median background of the plate, at low resolution.
+        shape: (height, width) of the result.
+
+    Returns:
+        exp(polynomial), scaled so that its 2nd percentile is 1.
+    """
+    values = np.log(np.maximum(background, np.finfo(np.float32).tiny)).astype(np.float64).ravel()
+    terms = _polynomial_terms(background.shape)
     weights = np.ones_like(values)
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         fitted = np.linalg.lstsq(terms * weights[:, None], values * weights, rcond=None)[0]
-        rest = np.abs(values - terms @ fitted)
-        scale = max(
-            1.5 * 1.4826 * float(np.median(rest)), 1e-9
-        )  # Huber's bound, in robust deviations
-        weights = np.sqrt(1 / np.maximum(rest / scale, 1))
-    function = np.exp(_terms(shape) @ fitted).reshape(shape)
+        residuals = np.abs(values - terms @ fitted)
+        # Huber weights: 1 within 1.5 robust standard deviations (1.4826 MAD), decreasing beyond.
+        limit = max(1.5 * 1.4826 * float(np.median(residuals)), 1e-9)
+        weights = np.sqrt(1 / np.maximum(residuals / limit, 1))
+    function = np.exp(_polynomial_terms(shape) @ fitted).reshape(shape)
     return (function / np.percentile(function, MINIMUM_PERCENTILE)).astype(np.float32)
 
 
-def _terms(shape: tuple[int, ...]) -> Float[np.ndarray, "_ _"]:
-    """All products of powers of row and column up to `DEGREE`, from -1 at one edge to 1 at the other."""
-    row, column = (2 * (np.arange(side) + 0.5) / side - 1 for side in shape)
+def _polynomial_terms(shape: tuple[int, ...]) -> Float[np.ndarray, "_ _"]:
+    """Products of powers of row and column (both from -1 to 1) up to total degree `DEGREE`."""
+    row, column = (2 * (np.arange(size) + 0.5) / size - 1 for size in shape)
     pairs = [(i, j) for i in range(DEGREE + 1) for j in range(DEGREE + 1 - i)]
     return np.stack([np.outer(row**i, column**j).ravel() for i, j in pairs], axis=-1)
 
 
-def edge_to_centre(image: Shaped[np.ndarray, "h w"]) -> float:
-    """Background at the edge over background at the centre: lower quartiles of pixels beyond 80 % and within 25 % of
-    the way from the middle to a corner."""
-    rows, columns = (2 * (np.arange(side) + 0.5) / side - 1 for side in image.shape)
-    way = np.hypot(rows[:, None], columns[None, :]) / np.sqrt(2)
-    edge, centre = np.percentile(image[way > 0.8], 25), np.percentile(image[way < 0.25], 25)
-    return float(edge / max(centre, 1e-9))
+def edge_to_center_ratio(image: Shaped[np.ndarray, "h w"]) -> float:
+    """Return the background intensity at the image edge divided by that at the center.
+
+    Both are lower quartiles: of pixels farther than 80 % and of pixels nearer than 25 % of the
+    distance from the center to a corner.
+    """
+    rows, columns = (2 * (np.arange(size) + 0.5) / size - 1 for size in image.shape)
+    radius = np.hypot(rows[:, None], columns[None, :]) / np.sqrt(2)
+    edge, center = np.percentile(image[radius > 0.8], 25), np.percentile(image[radius < 0.25], 25)
+    return float(edge / max(center, 1e-9))
 
 
-def with_functions(
-    sites: list[Site],
-    plates: Sequence[str],
-    channels: Sequence[str],
-    paths: Mapping[tuple[str, str], Path],
-) -> list[Site]:
-    """Sites that know what each of their planes is divided by; `channels` of what they store and segment, in order."""
-    return [
-        replace(site, functions=tuple(paths[plate, channel] for channel in channels))
-        for site, plate in zip(sites, plates, strict=True)
-    ]
-
-
-def require_sizes(sites: Iterable[Site], shapes: Iterable[tuple[int, int]]) -> None:
-    """Look at all functions before anything is segmented.
+def check_functions(sites: Iterable[Site], shapes: Iterable[tuple[int, int]]) -> None:
+    """Read all illumination functions of sites before the segmentation starts.
 
     Raises:
-        InputError: one cannot be used, or has not the size of a site's images.
+        InputError: A function cannot be used, or differs in size from the images of a site.
     """
     for site, shape in zip(sites, shapes, strict=True):
         for path in site.functions:
-            require_size(read_function(path), shape, site, path)
+            read_matching(path, shape, site)
 
 
-def estimate_all(
-    pool: TaskPool,
-    sites: Sequence[Site],
-    plates: Sequence[str],
-    channels: Sequence[str],
-    shapes: Sequence[tuple[int, int]],
-    folder: Path,
+def estimate_functions(
+    pool: TaskPool, sites: Sequence[Site], shapes: Sequence[tuple[int, int]], folder: Path
 ) -> dict[tuple[str, str], tuple[Path, str]]:
-    """Estimate every plate's functions into a folder: (plate, channel) → file and SHA-256.
+    """Estimate the illumination functions of all plates and channels.
+
+    Args:
+        pool: Workers, one task per plate and channel.
+        sites: All sites, without illumination functions.
+        shapes: (height, width) of each site.
+        folder: Folder to write the functions to.
+
+    Returns:
+        (plate, channel) → (file, SHA-256).
 
     Raises:
-        InputError: a plate has too few sites, sites of different sizes, or one that cannot be read.
+        InputError: A plate has too few sites, sites of different sizes, or a site that cannot be
+        read.
     """
     make_folder(folder)
+    by_plate: dict[str, list[int]] = {}
+    for index, site in enumerate(sites):
+        by_plate.setdefault(site.plate, []).append(index)
     tasks = []
-    for plate in dict.fromkeys(plates):
-        here = [position for position, name in enumerate(plates) if name == plate]
-        if len(here) < LEAST_SITES:
+    for plate, indices in by_plate.items():
+        if len(indices) < MIN_SITES:
             raise InputError(
-                f"--illumination {ESTIMATE}: plate {plate} has {len(here)} sites, and {LEAST_SITES} are needed; "
-                "give functions in a folder, or leave it out"
+                f"--illumination {ESTIMATE}: plate {plate} has {len(indices)} sites ({MIN_SITES} "
+                "required); pass a folder of functions, or omit --illumination"
             )
-        if len(sizes := {shapes[position] for position in here}) > 1:
+        if len(sizes := {shapes[index] for index in indices}) > 1:
             raise InputError(
-                f"--illumination {ESTIMATE}: sites of plate {plate} have {len(sizes)} different sizes, and no one "
-                "function fits them; leave it out, or build them apart"
+                f"--illumination {ESTIMATE}: sites of plate {plate} have {len(sizes)} different "
+                "sizes, so one function cannot fit all; omit --illumination, or build them apart"
             )
-        chosen = np.unique(np.linspace(0, len(here) - 1, MOST_SITES).round().astype(int))
-        for channel in dict.fromkeys(channels):
-            one = tuple(_alone(sites[here[k]], channels.index(channel)) for k in chosen)
-            name = hashlib.sha256(
-                f"{plate}\0{channel}".encode()
-            ).hexdigest()  # plates are not named for files
-            tasks.append(Estimate(plate, channel, one, shapes[here[0]], folder / f"{name}.npy"))
-    digests = track(
-        pool.in_order(estimate, tasks), total=len(tasks), label="estimating light", unit="functions"
-    )
+        evenly = np.unique(np.linspace(0, len(indices) - 1, MAX_SITES).round().astype(int))
+        sample = [sites[indices[k]] for k in evenly]
+        for channel in dict.fromkeys(sample[0].channels):
+            # Plate names may contain characters that are not allowed in file names.
+            name = hashlib.sha256(f"{plate}\0{channel}".encode()).hexdigest()
+            channel_sites = tuple(site.single_channel(channel) for site in sample)
+            out = folder / f"{name}.npy"
+            tasks.append(EstimateTask(plate, channel, channel_sites, shapes[indices[0]], out))
+    checksums = pool.in_order(estimate_function, tasks)
+    progress = track(checksums, total=len(tasks), label="Estimating illumination", unit="functions")
     return {
-        (task.plate, task.channel): (task.out, digest)
-        for task, digest in zip(tasks, digests, strict=True)
+        (task.plate, task.channel): (task.out, checksum)
+        for task, checksum in zip(tasks, progress, strict=True)
     }
 
 
-def _alone(site: Site, at: int) -> Site:
-    """The site with one of its channels, to be read as it is."""
-    return replace(
-        site, stored=((*site.stored, *site.segmented)[at],), segmented=(), channels=(), functions=()
-    )
+def illumination_facts(
+    illumination: str, checksums: Mapping[tuple[str, str], str]
+) -> dict[str, Any]:
+    """Return the provenance entry of the illumination correction; empty if there is none.
+
+    Args:
+        illumination: Value of `--illumination`.
+        checksums: (plate, channel) → SHA-256 of the function.
+    """
+    if not illumination:
+        return {}
+    method = {"how": "functions"}
+    if illumination == ESTIMATE:
+        method = {"how": ESTIMATE, "version": str(VERSION)}
+    by_plate: dict[str, dict[str, str]] = {}
+    for (plate, channel), checksum in checksums.items():
+        by_plate.setdefault(plate, {})[channel] = checksum
+    return {"illumination": {**method, "sha256": by_plate}}

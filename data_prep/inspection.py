@@ -1,8 +1,8 @@
-"""`perturbjax inspect`: what a load_data.csv holds, and what will make its scores hard to trust."""
+"""`perturbjax inspect`: summarize a load_data.csv and its images, and warn about problems."""
 
 from __future__ import annotations
 
-from collections import Counter
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.layout_warnings import bit_depth_warnings, layout_warnings
 from data_prep.site_table import (
     FILE,
     IDENTITY_COLUMNS,
@@ -23,15 +24,17 @@ from data_prep.sources import probe_planes
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import PlainConsole, terminal_text
 from perturbjax.core.options import require_sound
-from perturbjax.core.plates import COMPOUND_COLUMNS, PLATE, SITE, WELL, shared_layouts
+from perturbjax.core.plates import PLATE, SITE, WELL
 from perturbjax.core.progress import track
 
-#: Sites whose files are opened to learn sizes and types.
+#: Number of sites (evenly spaced in the table) whose file headers are read.
 SAMPLE = 48
-#: Columns of text where the output is a file or a pipe.
+#: Width in columns of the report in a file or pipe.
 PLAIN_WIDTH = 120
-#: A label column has at least this many sites in a class, on average; else it is a name and not a class.
-LEAST_PER_CLASS = 2
+#: Mean number of sites per class below which a column contains names rather than classes.
+MIN_SITES_PER_CLASS = 2
+#: Names of nuclear stains; the suggested build command segments the first channel with such a name.
+NUCLEAR_STAINS = ("dna", "dapi", "hoechst", "nuc", "draq")
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,11 @@ class InspectConfig:
 
 
 def inspect(options: InspectConfig) -> None:
-    """Print the report to stdout.
+    """Print a summary, warnings and the suggested build command to stdout.
 
     Raises:
-        InputError: the table cannot be used, or files are missing or unreadable (after the report).
+        InputError: The table cannot be used, or files are missing or unreadable (after the
+            summary).
     """
     table = read_sites(
         options.load_data,
@@ -66,142 +70,154 @@ def inspect(options: InspectConfig) -> None:
         platemap=options.platemap,
         compounds=options.compounds,
         must_exist=False,
-        project="middle",  # nothing is read; a stack is told of below
+        project="middle",  # accept stacks; only headers are read
     )
     label_column = choose_label(table.sites, options.label_column, table.source)
     out = PlainConsole()
     if not out.is_terminal:
         out.width = PLAIN_WIDTH
-    out.print(_counts(table))
-    sizes, deepest = _sizes(table)
-    out.print(_channels(table, sizes))
-    out.print(_labels(table, label_column))
-    found = warnings(table.sites, label_column) if label_column else []
-    found += merged_identities(table.sites, label_column)
-    if len({shape for counts in sizes.values() for shape, _ in counts}) > 1:
-        found.append("sites differ in size; training needs one size: build with --resize N")
-    if deepest > 1:
-        found.append(
-            f"files hold stacks of up to {deepest} planes: build with --project max, mean or middle"
-        )
-    for warning in found:
+    out.print(_summary_table(table))
+    headers = _read_headers(table)
+    out.print(_channel_table(table, headers))
+    out.print(_label_table(table, label_column))
+    warnings = layout_warnings(table.sites, label_column) if label_column else []
+    warnings += merged_identities(table.sites, label_column)
+    warnings += _image_warnings(headers)
+    for warning in warnings:
         out.print(Text.assemble(("warning", "yellow"), f": {terminal_text(warning)}"))
     _refuse_missing(table)
+    out.print(f"Next step: {build_command(options, table.channels, headers)}")
 
 
-def warnings(sites: pd.DataFrame, label_column: str) -> list[str]:
-    """What about the layout of the plates makes a score hard to trust; one sentence each."""
-    found = []
-    wells = sites.drop_duplicates([PLATE, WELL])
-    per_class = wells.groupby(label_column).size()
-    single = int((per_class == 1).sum())
-    if single * 2 > len(per_class):
-        found.append(
-            f"{single} of {len(per_class)} classes of {label_column} stand in one well only: a split over sites asks "
-            "which well it is, and a split over wells cannot judge them at all"
-        )
-    places = wells.groupby(label_column)[WELL].nunique()
-    plates = wells.groupby(label_column)[PLATE].nunique()
-    fixed = int(((places == 1) & (plates > 1)).sum())
-    if fixed * 2 > len(places):
-        found.append(
-            f"{fixed} of {len(places)} classes of {label_column} stand in the same well on every plate: "
-            "compound and position cannot be told apart"
-        )
-    for group in shared_layouts(wells) if set(COMPOUND_COLUMNS) & set(wells.columns) else []:
-        found.append(
-            f"{len(group)} plates share one layout ({', '.join(group[:4])}{' …' if len(group) > 4 else ''}): "
-            "split by layout, not by plate"
-        )
-    share = sites[label_column].value_counts(normalize=True)
-    if share.iloc[0] >= 1 / 3:
-        found.append(
-            f"{share.index[0]} is {share.iloc[0]:.1%} of all sites: always answering it scores that much"
-        )
-    if len(per_class) == 1:
-        found.append(f"{label_column} has a single class: there is nothing to predict")
-    return found
+def build_command(options: InspectConfig, channels: tuple[str, ...], headers: pd.DataFrame) -> str:
+    """Return the `perturbjax build` command for the inspected table and images."""
+    flags: dict[str, object] = {
+        "load-data": options.load_data,
+        "images": options.images,
+        "platemap": options.platemap,
+        "compounds": options.compounds,
+        "label-column": options.label_column,
+    }
+    nuclear = [name for name in channels if any(s in name.lower() for s in NUCLEAR_STAINS)]
+    if len(channels) > 1 and nuclear:
+        flags |= {"aggregate": "none", "segment-channels": nuclear[0]}
+    if headers["depth"].max() > 1:
+        flags["project"] = "max"
+    if headers["shape"].nunique() > 1:
+        flags["resize"] = min(map(min, headers["shape"]))
+    words = [word for flag, value in flags.items() if value for word in (f"--{flag}", str(value))]
+    return shlex.join(["perturbjax", "build", *words, "--out", "dataset"])
 
 
-def _counts(table: SiteTable) -> Table:
+def _image_warnings(headers: pd.DataFrame) -> list[str]:
+    warnings = [
+        text
+        for channel, rows in headers.groupby("channel", sort=False)
+        for text in bit_depth_warnings(rows["plate"], rows["dtype"], f"images of channel {channel}")
+    ]
+    if headers["shape"].nunique() > 1:
+        warnings.append(
+            "sites differ in size, but training requires one size: build with --resize N"
+        )
+    if headers["depth"].max() > 1:
+        warnings.append(
+            f"files contain stacks of up to {headers['depth'].max()} planes: build with --project max, "
+            "mean or middle"
+        )
+    return warnings
+
+
+def _summary_table(table: SiteTable) -> Table:
     sites = table.sites
     wells = sites.drop_duplicates([PLATE, WELL])
     per_plate, per_well = wells.groupby(PLATE).size(), sites.groupby([PLATE, WELL]).size()
-    shown = Table(title=str(table.source), title_justify="left", show_header=False)
-    shown.add_row("plates", str(sites[PLATE].nunique()))
-    shown.add_row("wells", f"{len(wells)}  ({_span(per_plate)} a plate)")
-    shown.add_row(
-        "sites", f"{len(sites)}  ({_span(per_well)} a well, {sites[SITE].nunique()} site numbers)"
-    )
-    shown.add_row("channels", ", ".join(table.channels))
-    shown.add_row(
-        "metadata", ", ".join(column.removeprefix("Metadata_") for column in table.metadata_columns)
-    )
-    return shown
+    rows = {
+        "plates": str(sites[PLATE].nunique()),
+        "wells": f"{len(wells)} ({_range(per_plate)} per plate)",
+        "sites": f"{len(sites)} ({_range(per_well)} per well, {sites[SITE].nunique()} numbers)",
+        "channels": ", ".join(table.channels),
+        "metadata": ", ".join(name.removeprefix("Metadata_") for name in table.metadata_columns),
+    }
+    summary = Table(title=str(table.source), title_justify="left", show_header=False)
+    for name, text in rows.items():
+        summary.add_row(name, text)
+    return summary
 
 
-def _span(counts: pd.Series) -> str:
-    least, most = counts.min(), counts.max()
-    return str(least) if least == most else f"{least} to {most}"
+def _range(counts: pd.Series) -> str:
+    low, high = counts.min(), counts.max()
+    return str(low) if low == high else f"{low} to {high}"
 
 
-def _sizes(table: SiteTable) -> tuple[dict[str, Counter], int]:
-    """Channel → how many of the sampled planes have each ((height, width), type), and the deepest stack's planes."""
-    picked = np.unique(np.linspace(0, len(table) - 1, SAMPLE).astype(int))
-    sizes: dict[str, Counter] = {channel: Counter() for channel in table.channels}
-    deepest = 1
-    rows = table.sites.iloc[picked].to_dict("records")
-    for row in track(rows, total=len(rows), label="sampling files", unit="sites"):
-        planes = {
-            channel: row[FILE + channel] for channel in table.channels if row[FILE + channel].file
-        }
-        probes = probe_planes(planes.values(), table.where(row))
-        for channel, plane in planes.items():
-            sizes[channel][probes[plane].shape, probes[plane].dtype.name] += 1
-            deepest = max(deepest, probes[plane].depth)
-    return sizes, deepest
+def _read_headers(table: SiteTable) -> pd.DataFrame:
+    """Read the file headers of a sample of the sites.
+
+    Returns:
+        One row per plane: `channel`, `plate`, `shape` (height, width), `dtype` and `depth` (number
+        of planes in its stack).
+    """
+    sample = np.unique(np.linspace(0, len(table) - 1, SAMPLE).astype(int))
+    sites = table.sites.iloc[sample].to_dict("records")
+    headers = []
+    for site in track(sites, total=len(sites), label="Reading image headers", unit="sites"):
+        planes = {channel: site[FILE + channel] for channel in table.channels}
+        probes = probe_planes([p for p in planes.values() if p.file], table.where(site))
+        headers += [
+            (
+                channel,
+                site[PLATE],
+                probes[plane].shape,
+                probes[plane].dtype.name,
+                probes[plane].depth,
+            )
+            for channel, plane in planes.items()
+            if plane.file
+        ]
+    return pd.DataFrame(headers, columns=["channel", "plate", "shape", "dtype", "depth"])
 
 
 def _missing(table: SiteTable, channel: str) -> pd.Series:
     return table.sites[FILE + channel].map(lambda plane: not plane.file)
 
 
-def _channels(table: SiteTable, sizes: dict[str, Counter]) -> Table:
-    shown = Table(title="Channels", title_justify="left")
-    for heading in ("channel", "files", "missing", "height x width, type (sampled)"):
-        shown.add_column(heading)
+def _channel_table(table: SiteTable, headers: pd.DataFrame) -> Table:
+    rows = Table(title="Channels", title_justify="left")
+    for heading in ("channel", "files", "missing", "height x width, data type (sample)"):
+        rows.add_column(heading)
     for channel in table.channels:
         missing = int(_missing(table, channel).sum())
-        kinds = ", ".join(
-            f"{h} x {w} {dtype} ({n})" for ((h, w), dtype), n in sizes[channel].most_common(4)
+        counts = headers.loc[headers["channel"] == channel, ["shape", "dtype"]].value_counts()
+        sizes = ", ".join(
+            f"{height} x {width} {dtype} ({count})"
+            for ((height, width), dtype), count in counts.head(4).items()
         )
-        shown.add_row(
+        rows.add_row(
             channel,
             str(len(table) - missing),
             Text(str(missing), "red" if missing else ""),
-            kinds or "-",
+            sizes or "-",
         )
-    return shown
+    return rows
 
 
-def _labels(table: SiteTable, label_column: str) -> Table:
-    """One row per column that could be a label: its classes, and what always answering the largest scores."""
+def _label_table(table: SiteTable, label_column: str) -> Table:
+    """One row per possible label column: number of classes and size of the largest class."""
     sites = table.sites
-    shown = Table(title="Columns to predict (* the label)", title_justify="left")
-    for heading in ("column", "classes", "sites a class", "wells a class", "largest class"):
-        shown.add_column(heading)
-    known = [column for column in IDENTITY_COLUMNS if column in sites.columns]
-    columns = dict.fromkeys([label_column, *known] if label_column else known)
+    rows = Table(title="Possible label columns (* selected)", title_justify="left")
+    for heading in ("column", "classes", "sites per class", "wells per class", "largest class"):
+        rows.add_column(heading)
+    identities = [column for column in IDENTITY_COLUMNS if column in sites.columns]
+    columns = dict.fromkeys([label_column, *identities] if label_column else identities)
     wells = sites.drop_duplicates([PLATE, WELL])
     for column in columns:
         counts = sites[column].value_counts()
-        if column != label_column and len(counts) * LEAST_PER_CLASS > len(sites):
+        if column != label_column and len(counts) * MIN_SITES_PER_CLASS > len(sites):
             continue
         largest = f"{counts.index[0] or '(empty)'}: {counts.iloc[0] / len(sites):.1%} of sites"
         name = f"* {column}" if column == label_column else f"  {column}"
         per_well = wells.groupby(column).size()
-        shown.add_row(name, str(len(counts)), _spread(counts), _spread(per_well), largest)
-    return shown
+        rows.add_row(name, str(len(counts)), _spread(counts), _spread(per_well), largest)
+    return rows
 
 
 def _spread(counts: pd.Series) -> str:
@@ -209,11 +225,12 @@ def _spread(counts: pd.Series) -> str:
 
 
 def _refuse_missing(table: SiteTable) -> None:
-    for channel in table.channels:
-        missing = table.sites.loc[_missing(table, channel), "row"]
-        if len(missing):
-            total = sum(int(_missing(table, other).sum()) for other in table.channels)
+    missing = {
+        channel: table.sites.loc[_missing(table, channel), "row"] for channel in table.channels
+    }
+    for channel, rows in missing.items():
+        if len(rows):
             raise InputError(
-                f"{table.source}, row {missing.iloc[0]}, channel {channel}: the file is missing ({total} such files); "
-                "check --images"
+                f"{table.source}, row {rows.iloc[0]}, channel {channel}: the file does not exist "
+                f"({sum(map(len, missing.values()))} missing files); check --images"
             )

@@ -1,4 +1,4 @@
-"""Where a command's output goes: checked before work begins, made in a folder beside it, given its name at the end."""
+"""Output folders: work in a locked folder next to the output, and report disk errors briefly."""
 
 from __future__ import annotations
 
@@ -15,56 +15,66 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder
 
 
+def work_path(out: Path, activity: str) -> Path:
+    """Return the path of the working folder: `.NAME.ACTIVITY` next to the output `NAME`."""
+    return out.with_name(f".{out.name}.{activity}")
+
+
 @contextmanager
-def work_folder(out: Path, doing: str) -> Iterator[Path]:
-    """`.OUT.doing` beside the output, for one process at a time; what the block leaves there survives a kill.
+def work_folder(out: Path, activity: str) -> Iterator[Path]:
+    """Create and lock the working folder of an output.
+
+    Files that the block writes there remain after a kill, so that the next run can resume.
+
+    Args:
+        out: Output folder, not created here.
+        activity: "building" or "simulating", the suffix of the working folder.
 
     Raises:
-        InputError: it cannot be made or written, the disk is full, or another process is at work there.
+        InputError: The folder cannot be written, the disk is full, or another process holds the
+            lock.
     """
-    work = make_folder(out.with_name(f".{out.name}.{doing}"))
-    name = "build" if doing == "building" else "process"
-    with _disk_told(work), open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{work}: another {name} is at work there; wait for it or choose another --out"
-            ) from error
-        yield work
-
-
-def tidy(out: Path, doing: str) -> None:
-    """Remove what a command leaves that was killed between its last rename and its end."""
-    if out.with_name(f".{out.name}.{doing}").is_dir():
-        with work_folder(out, doing) as work:
-            shutil.rmtree(work)
-
-
-@contextmanager
-def _disk_told(work: Path) -> Iterator[None]:
-    """One line for a disk that is full or fails, whoever noticed it."""
+    work = make_folder(work_path(out, activity))
     try:
-        yield
+        with open(work / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(
+                    f"{work}: another process is {activity} this output; wait for it or choose "
+                    "another --out"
+                ) from error
+            yield work
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "make room and run the same command again" if full else "choose another --out"
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = (
+            "free disk space and run the same command again" if is_full else "choose another --out"
+        )
         raise InputError(
             f"{error.filename or work}: cannot be written ({error.strerror or error}); {advice}"
         ) from error
 
 
+def remove_work_folder(out: Path, activity: str) -> None:
+    """Remove the working folder of a command that was killed after it had published its output."""
+    if work_path(out, activity).is_dir():
+        with work_folder(out, activity) as work:
+            shutil.rmtree(work)
+
+
 def creation_time() -> str:
-    """UTC to the second; SOURCE_DATE_EPOCH, where set, makes two builds the same byte for byte.
+    """Return the current UTC time to the second (ISO 8601).
+
+    If SOURCE_DATE_EPOCH is set, that time is used: two builds are then identical byte for byte.
 
     Raises:
-        InputError: SOURCE_DATE_EPOCH is no time.
+        InputError: SOURCE_DATE_EPOCH is not a number of seconds.
     """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     try:
-        moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+        time = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
     except (ValueError, OverflowError, OSError) as error:
         raise InputError(
-            f"SOURCE_DATE_EPOCH={epoch}: must be whole seconds since 1970, or not be set"
+            f"SOURCE_DATE_EPOCH={epoch}: must be whole seconds since 1970, or unset"
         ) from error
-    return moment.isoformat(timespec="seconds")
+    return time.isoformat(timespec="seconds")

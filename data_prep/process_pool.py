@@ -1,7 +1,9 @@
-"""A bounded pool of worker processes that die with their parent and leave nothing behind.
+"""Worker processes on this machine, and the interface they share with Dask clusters.
 
-Processes are spawned, never forked, so that torch lives only here and JAX nowhere near it. Parent and worker talk
-through one pipe each: no locks, and so no semaphores that a kill would leave in the system.
+Workers are spawned, not forked: PyTorch is imported in the workers only, never in the process
+that runs JAX. Parent and worker communicate through one pipe each. There are no locks or queues
+between processes, so a killed build leaves no semaphores in the system. A worker exits as soon
+as its end of the pipe closes, that is, whenever the parent ends.
 """
 
 from __future__ import annotations
@@ -24,21 +26,24 @@ from perturbjax.core.progress import track
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-#: Tasks in flight for each worker: one in work, one waiting.
+#: Tasks in flight per worker: one running, one waiting.
 IN_FLIGHT = 2
-#: Small items that one task takes together.
+#: Number of small items that form one task.
 CHUNK = 32
 
 
 class TaskPool:
-    """Results as they come or in order, never more than a few tasks ahead: what every engine below shares."""
+    """Run tasks on workers with a bounded number of tasks in flight.
 
-    #: Whether tasks run on other machines, which share disks with this one and nothing else.
+    Subclasses implement `workers`, `__exit__`, `_send` and `_receive`.
+    """
+
+    #: True if workers run on other machines and share only the disk with this process.
     remote = False
 
     @property
     def workers(self) -> int:
-        """Tasks that can run at the same time."""
+        """Number of tasks that can run at the same time."""
         raise NotImplementedError
 
     def __enter__(self) -> TaskPool:
@@ -50,22 +55,22 @@ class TaskPool:
         raise NotImplementedError
 
     def _send(self, number: int, function: Callable, task: Any) -> None:
-        """Begin a task."""
+        """Start a task."""
         raise NotImplementedError
 
     def _receive(self) -> tuple[int, Any]:
-        """The number of a task that is done and its result; what it raised is raised here."""
+        """Wait for a finished task; return its number and result, or raise its exception."""
         raise NotImplementedError
 
-    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """One result."""
-        (result,) = self.in_order(_Spread(function), [arguments])
+    def call(self, function: Callable[[Task], Result], task: Task) -> Result:
+        """Run one task and return its result."""
+        (result,) = self.in_order(function, [task])
         return result
 
     def as_completed(
         self, function: Callable[[Task], Result], tasks: Iterable[Task]
     ) -> Iterator[Result]:
-        """Results in whatever order they come."""
+        """Yield `function(task)` for all tasks in order of completion."""
         pending = 0
         for number, task in enumerate(tasks):
             if pending >= IN_FLIGHT * self.workers:
@@ -79,28 +84,29 @@ class TaskPool:
     def in_order(
         self, function: Callable[[Task], Result], tasks: Iterable[Task]
     ) -> Iterator[Result]:
-        """Results in the order of the tasks."""
+        """Yield `function(task)` for all tasks in the order of the tasks."""
         early: dict[int, Result] = {}
-        sent = given = 0
+        sent = yielded = 0
+
+        def next_result() -> Result:
+            while yielded not in early:
+                number, result = self._receive()
+                early[number] = result
+            return early.pop(yielded)
+
         for task in tasks:
-            if sent - given >= IN_FLIGHT * self.workers:
-                yield self._wait_for(given, early)
-                given += 1
+            if sent - yielded >= IN_FLIGHT * self.workers:
+                yield next_result()
+                yielded += 1
             self._send(sent, function, task)
             sent += 1
-        while given < sent:
-            yield self._wait_for(given, early)
-            given += 1
-
-    def _wait_for(self, number: int, early: dict[int, Any]) -> Any:
-        while number not in early:
-            found, result = self._receive()
-            early[found] = result
-        return early.pop(number)
+        while yielded < sent:
+            yield next_result()
+            yielded += 1
 
 
 class Pool(TaskPool):
-    """Spawned processes, with results as they come or in order, never more than a few tasks ahead."""
+    """Spawned processes on this machine; they start with the first task."""
 
     def __init__(self, workers: int):
         self._workers = workers
@@ -111,19 +117,19 @@ class Pool(TaskPool):
 
     @property
     def workers(self) -> int:
-        """Processes."""
+        """Number of processes."""
         return self._workers
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
     ) -> None:
-        """Stop the processes: at once after an error, and else once they have nothing left to do."""
+        """Stop the processes: immediately after an error, otherwise when they are idle."""
         for process, pipe in zip(self._processes, self._pipes, strict=True):
             if kind is not None:
                 process.kill()
                 continue
             with contextlib.suppress(OSError):
-                pipe.send(None)  # closing it is not enough: the listening thread holds it open
+                pipe.send(None)  # closing is not enough: the listener thread keeps the pipe open
         for process in self._processes:
             process.join(10)
             process.kill()
@@ -137,104 +143,94 @@ class Pool(TaskPool):
         try:
             self._pipes[worker].send((number, function, task))
         except OSError:
-            raise self._killed() from None
+            raise self._worker_lost() from None
         self._load[worker] += 1
 
     def _receive(self) -> tuple[int, Any]:
-        """The number of a task and its result; what it raised is raised here."""
         worker, number, result, error = self._results.get()
         if worker is None:
-            raise self._killed()
+            raise self._worker_lost()
         self._load[worker] -= 1
         if error is not None:
             raise error
         return number, result
 
-    def _killed(self) -> InputError:
+    def _worker_lost(self) -> InputError:
         return InputError(
-            f"a worker process was killed, perhaps for want of memory: run the same command again with "
-            f"--workers {max(self.workers - 1, 1)}; finished sites are kept"
+            "a worker process was killed, possibly because memory ran out; run the same command "
+            f"again with --workers {max(self.workers - 1, 1)}. Finished sites are reused"
         )
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        resource_tracker.ensure_running()  # starting it later would lift the block of the signal
-        with _deaf_to_ctrl_c():
+        # The resource tracker unblocks SIGINT when it starts, so start it before the block below.
+        resource_tracker.ensure_running()
+        with _block_interrupt():
             for _ in range(self.workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs,), daemon=True)
+                parent_end, worker_end = context.Pipe()
+                process = context.Process(target=_run_worker, args=(worker_end,), daemon=True)
                 process.start()
-                theirs.close()
+                worker_end.close()
                 self._processes.append(process)
-                self._pipes.append(ours)
+                self._pipes.append(parent_end)
                 self._load.append(0)
         threading.Thread(target=self._listen, args=(list(self._pipes),), daemon=True).start()
 
     def _listen(self, pipes: list[Connection]) -> None:
-        """Take results as soon as they are there, so that no worker waits to be heard."""
+        """Move results from the pipes to the queue, so that no worker blocks on its pipe."""
         try:
             while True:
                 for pipe in cast("list[Connection]", wait(pipes)):
                     self._results.put((pipes.index(pipe), *pipe.recv()))
-        except (
-            EOFError,
-            OSError,
-            ValueError,
-            TypeError,
-        ):  # a worker is gone, or the pool was closed
+        except (EOFError, OSError, ValueError, TypeError):  # a worker died, or the pool was closed
             self._results.put((None, None, None, None))
 
 
-def by_chunks(
+def map_in_chunks(
     pool: TaskPool, function: Callable[[list], list], items: list[Any], label: str
 ) -> Iterator[Any]:
-    """The results of a function of many sites, one a site, in their order, with its progress."""
+    """Apply a function of a list of sites to chunks of `items`, with progress.
+
+    Yields:
+        One result per item, in the order of `items`.
+    """
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     results = (result for chunk in pool.in_order(function, chunks) for result in chunk)
     return track(results, total=len(items), label=label, unit="sites")
 
 
 @contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started here are born deaf to Ctrl-C, and none is left half-started by it.
+def _block_interrupt() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C, and delay an interrupt until all are started.
 
-    Ctrl-C reaches the whole group, and the parent answers it, once: after the block, where it came within.
+    Ctrl-C reaches the whole process group. The workers inherit the blocked signal and ignore it;
+    the parent raises KeyboardInterrupt once, at the end of the block.
     """
-    came: list[int] = []
-    main = threading.current_thread() is threading.main_thread()
-    # The handler too: where another thread of the process takes the signal, Python runs it in this one all the same.
-    answer = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    received: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    # Another thread may receive the signal; Python then still calls the handler in the main thread.
+    handler = (
+        signal.signal(signal.SIGINT, lambda number, _: received.append(number)) if is_main else None
+    )
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if main:
-            signal.signal(signal.SIGINT, answer)
-    if came:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+    if received:
         raise KeyboardInterrupt
 
 
-class _Spread:
-    """A function of several arguments as one of their tuple."""
-
-    def __init__(self, function: Callable):
-        self.function = function
-
-    def __call__(self, arguments: tuple) -> Any:
-        return self.function(*arguments)
-
-
-def _work(pipe: Connection) -> None:
-    """Answer tasks until the parent is gone, whichever way it went."""
+def _run_worker(pipe: Connection) -> None:
+    """Run tasks from the pipe until the parent closes it or ends."""
     tasks: queue.SimpleQueue = queue.SimpleQueue()
 
     def listen() -> None:
-        try:
+        with contextlib.suppress(EOFError, OSError):
             while (message := pipe.recv()) is not None:
                 tasks.put(message)
-        except (EOFError, OSError):
-            pass
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
@@ -243,13 +239,13 @@ def _work(pipe: Connection) -> None:
         result, error = None, None
         try:
             result = function(task)
-        except Exception as raised:
-            if not isinstance(raised, InputError):
-                raised.add_note(f"in a worker process:\n{traceback.format_exc()}")
-            error = raised
+        except Exception as exception:
+            if not isinstance(exception, InputError):
+                exception.add_note(f"in a worker process:\n{traceback.format_exc()}")
+            error = exception
         try:
             pipe.send((number, result, error))
         except OSError:
             os._exit(0)
-        except Exception as unsendable:  # an error of some library that cannot be pickled
-            pipe.send((number, None, RuntimeError(f"{error or unsendable!r}")))
+        except Exception as unpicklable:  # an exception of a library that cannot be pickled
+            pipe.send((number, None, RuntimeError(f"{error or unpicklable!r}")))

@@ -1,4 +1,4 @@
-"""The work on one site, as it runs in a worker process."""
+"""Tasks of a build for one site or one shard; they run in worker processes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from data_prep.channel_images import (
 from data_prep.illumination import correct
 from data_prep.mask_cache import MaskStore, mask_key
 from data_prep.quality import site_quality
+from data_prep.site import Site
 from data_prep.sources import Plane, pixel_digest, probe_planes, read_planes
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import SitePixels, site_statistics
@@ -30,44 +31,29 @@ from perturbjax.dataset.writer import write_shard as write
 
 
 @dataclass(frozen=True)
-class Site:
-    """What a worker needs to know of a site."""
-
-    name: str
-    """`site_id`."""
-    where: str
-    """CSV and row, for messages."""
-    stored: tuple[Plane, ...]
-    """The channels that make the stored image."""
-    segmented: tuple[Plane, ...]
-    """The channels that are segmented; empty segments the stored image."""
-    channels: tuple[str, ...] = ()
-    """Names of `stored`, then of `segmented`."""
-    functions: tuple[Path, ...] = ()
-    """What each of `stored`, then of `segmented`, is divided by for even light; empty leaves them as they are."""
-
-    @property
-    def planes(self) -> tuple[Plane, ...]:
-        return tuple(dict.fromkeys((*self.stored, *self.segmented)))
-
-
-@dataclass(frozen=True)
 class Settings:
-    """How every site is treated."""
+    """Processing settings, the same for all sites of a build."""
 
     segmenter: segment.SegmenterConfig
     masks: MaskStore
     aggregate: Aggregate = "median"
     resize: int = 0
-    """Side of the stored image in pixels; 0 keeps the size."""
+    """Height and width of the stored image in pixels; 0 keeps the size."""
     described: dict[str, Any] = field(default_factory=dict)
-    """The engine's provenance, which is part of every mask's key: workers need no network to know it."""
+    """Provenance of the segmenter, part of the key of every mask. Workers that only read or write
+    sites receive it here, so they need not load the network."""
 
 
-def worker_count(asked: int, engine: segment.Engine) -> int:
-    """`asked`, or where it is 0 one for each core, and one where a GPU runs the network."""
-    if asked:
-        return asked
+def worker_count(workers: int, engine: str) -> int:
+    """Return the number of worker processes.
+
+    Args:
+        workers: Value of `--workers`; 0 selects one process per core, or one if cellpose-torch
+            runs on a GPU.
+        engine: Name of the segmenter.
+    """
+    if workers:
+        return workers
     if engine == "cellpose-torch" and Path("/dev/nvidia0").exists():
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -80,42 +66,53 @@ def _segmenter(config: segment.SegmenterConfig) -> segment.Segmenter:
 
 @functools.cache
 def describe_segmenter(config: segment.SegmenterConfig) -> dict[str, Any]:
-    """Provenance of the engine; raises where it cannot run as configured."""
+    """Return the provenance of a segmenter.
+
+    Raises:
+        InputError: The segmenter cannot run with this configuration.
+    """
     return _segmenter(config).describe()
 
 
 def probe_sites(sites: list[Site]) -> list[tuple[str, tuple[int, int]]]:
-    """Stored type and (height, width) of each site from its files' headers.
+    """Read the file headers of sites.
+
+    Returns:
+        Name of the stored data type and (height, width) of each site.
 
     Raises:
-        InputError: a plane is not there, cannot be read, or is cut short, or channels of a site differ in shape.
+        InputError: A file is missing, unreadable or truncated, or the channels of a site differ in
+            size.
     """
-    found = []
+    probes = []
     for site in sites:
-        probes = probe_planes(site.planes, site.where)
-        first, shape = site.planes[0], probes[site.planes[0]].shape
-        for plane, probe in probes.items():
-            if probe.shape != shape:
+        headers = probe_planes(site.planes, site.where)
+        first, shape = site.planes[0], headers[site.planes[0]].shape
+        for plane, header in headers.items():
+            if header.shape != shape:
                 raise InputError(
-                    f"{site.where}: {plane} is {probe.shape}, but {first} of the same site is {shape}"
+                    f"{site.where}: {plane} has shape {header.shape}, but {first} of the same site "
+                    f"has shape {shape}"
                 )
-        found.append((np.result_type(*(probes[plane].dtype for plane in site.stored)).name, shape))
-    return found
+        dtype = np.result_type(*(headers[plane].dtype for plane in site.stored))
+        probes.append((dtype.name, shape))
+    return probes
 
 
 def digest_sites(sites: list[Site]) -> list[str]:
-    """SHA-256 of the pixels each site is made from, as a build records it."""
+    """Return the SHA-256 of the pixels of each site, as the dataset index stores it."""
     return [pixel_digest(read_planes(site.planes, site.where).values()) for site in sites]
 
 
 def segment_site(task: tuple[Site, Settings]) -> int | None:
-    """Segment a site and keep its mask; the number of its cells, or None where its mask was there already."""
+    """Segment a site and store its mask.
+
+    Returns:
+        Number of objects; None if the mask existed already.
+    """
     site, settings = task
-    image = _segmented(
-        site, settings, correct(read_planes(site.segmented or site.stored, site.where), site)
-    )
-    key = mask_key(image, settings.described)
-    if settings.masks.find(key):
+    key, image = read_site(task)
+    if image is None:
         return None
     try:
         mask = _segmenter(settings.segmenter).segment(image)
@@ -126,34 +123,34 @@ def segment_site(task: tuple[Site, Settings]) -> int | None:
 
 
 def read_site(task: tuple[Site, Settings]) -> tuple[str, UInt[np.ndarray, "h w c"] | None]:
-    """The key of a site's mask, and what is to be segmented; None where its mask is there already."""
+    """Return the mask key of a site and the image to segment; None if the mask exists already."""
     site, settings = task
-    image = _segmented(
-        site, settings, correct(read_planes(site.segmented or site.stored, site.where), site)
-    )
+    planes = correct(read_planes(site.segmented or site.stored, site.where), site)
+    image = _segmented_image(site, settings, planes)
     key = mask_key(image, settings.described)
     return key, None if settings.masks.find(key) else image
 
 
 def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
-    """The stored image of a site, the mask made from these very pixels, and the image's statistics.
+    """Return the stored image of a site with its mask, statistics and quality metrics.
 
     Raises:
-        InputError: a file cannot be read, or changed since it was segmented.
+        InputError: A file cannot be read, or changed since its segmentation.
     """
     site, settings, dtype = task
     raw = read_planes(site.planes, site.where)
     planes = correct(raw, site)
     image = aggregate_channels(stack_planes(planes, site.stored, site.where), settings.aggregate)
-    segmented = _segmented(site, settings, planes) if site.segmented else image
+    segmented = _segmented_image(site, settings, planes) if site.segmented else image
+    # The key is computed from the pixels, so a mask of other pixels can never be used.
     mask = settings.masks.get(mask_key(segmented, settings.described))
     if mask is None or mask.shape != image.shape[:2]:
         raise InputError(
-            f"{site.where}: its images changed while they were built; run the same command again"
+            f"{site.where}: the images changed during the build; run the same command again"
         )
-    named = dict(zip(site.channels, (*site.stored, *site.segmented), strict=True))
+    by_channel = dict(zip(site.channels, (*site.stored, *site.segmented), strict=True))
     quality = site_quality(
-        {name: raw[plane] for name, plane in named.items()}, mask, segmented[..., 0]
+        {name: raw[plane] for name, plane in by_channel.items()}, mask, segmented[..., 0]
     )
     if settings.resize:
         image, mask = resize_image(image, settings.resize), resize_mask(mask, settings.resize)
@@ -162,19 +159,19 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
 
 
 def write_shard(task: tuple[Shard, list[Site], Settings, np.dtype]) -> Written:
-    """Make a whole shard of the dataset: `prepare_site` of each of its sites, one after the other.
+    """Prepare the sites of one shard and write the shard.
 
     Raises:
-        InputError: as `prepare_site`, or the shard cannot be written.
+        InputError: As in `prepare_site`, or the shard cannot be written.
     """
     shard, sites, settings, dtype = task
     return write(shard, (prepare_site((site, settings, dtype)) for site in sites))
 
 
-def _segmented(
+def _segmented_image(
     site: Site, settings: Settings, planes: dict[Plane, UInt[np.ndarray, "_ _"]]
 ) -> UInt[np.ndarray, "h w c"]:
-    """What the engine is given."""
+    """Return the image that the segmenter receives."""
     if site.segmented:
         return stack_planes(planes, site.segmented, site.where)
     return aggregate_channels(stack_planes(planes, site.stored, site.where), settings.aggregate)

@@ -24,8 +24,14 @@ import numpy as np
 import pandas as pd
 
 from data_prep.build import BuildConfig, build
-from data_prep.illumination import Estimate, divide, edge_to_centre, estimate, read_function
-from data_prep.site_tasks import Site
+from data_prep.illumination import (
+    EstimateTask,
+    divide,
+    edge_to_center_ratio,
+    estimate_function,
+    read_function,
+)
+from data_prep.site import Site
 from data_prep.sources import Plane
 from perturbjax.cli import parse_options
 from perturbjax.core.errors import run_command
@@ -90,7 +96,7 @@ def by_other_half(before: np.ndarray, files: list[Path], out: Path) -> np.ndarra
             Site(file.name, str(file), (Plane(str(file)),), ()) for file in files[1 - half :: 2]
         )
         path = out / f"half_{half}.npy"
-        estimate(Estimate(PLATE, CHANNEL, sites, before.shape[1:], path))
+        estimate_function(EstimateTask(PLATE, CHANNEL, sites, before.shape[1:], path))
         after[half::2] = [divide(image, read_function(path)) for image in before[half::2]]
     return after
 
@@ -131,7 +137,10 @@ def run(options: Config) -> pd.DataFrame:
     held_out = by_other_half(before, files, options.out)
     columns = {"before": before, "after": after, "after, by the other half": held_out}
     ratios = pd.DataFrame(
-        {name: [edge_to_centre(image) for image in images] for name, images in columns.items()}
+        {
+            name: [edge_to_center_ratio(image) for image in images]
+            for name, images in columns.items()
+        }
     )
     write_csv(options.out / "ratios.csv", ratios.assign(image=[file.name for file in files]))
     draw(ratios, before, after, options.out / "ratios.png")

@@ -1,4 +1,4 @@
-"""Plates whose truth is known, written as real plates are: 16-bit TIFFs and load_data.csv."""
+"""Simulated plates with ground truth, written as 16-bit TIFF files and load_data.csv."""
 
 from data_prep.simulate.plate import SimulateConfig, simulate
 

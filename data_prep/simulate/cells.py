@@ -1,4 +1,9 @@
-"""Drawing one site: cells that touch, with nuclei, an actin cortex and microtubules, as a camera would see them."""
+"""Draw one site: touching cells with nuclei, actin cortex and microtubules, and a camera model.
+
+Every cell is an ellipse with a wavy outline. The three channels are products of a shape (nucleus,
+cortex, microtubules), a random intensity per cell and a smooth random texture. The camera model
+adds haze, vignetting, optical blur, photon noise and read noise.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +14,20 @@ import scipy.ndimage as ndi
 from jaxtyping import Float, UInt16
 
 CHANNELS = ("DNA", "Actin", "Tubulin")
-#: Radius of a typical cell in pixels, on a site of 128.
+#: Radius of a typical cell in pixels, for a site of 128 x 128 pixels.
 CELL_RADIUS = 15.0
-#: Camera: constant offset and noise in grey values, grey values per photo-electron, and blur of the optics in pixels.
+#: Camera: offset and read noise in gray values, gray values per photoelectron, and optical blur in
+#: pixels.
 OFFSET, READ_NOISE, GAIN, BLUR = 400.0, 25.0, 12.0, 0.8
-#: Least distance between neighbours' centres, in units of their radius: below 2, so that cells touch.
-CLOSEST = 1.15
-#: Share of cells that lie beside another where there is room.
-GROUPED = 0.6
+#: Minimum distance between the centers of two cells, in cell radii. Below 2, so that cells touch.
+MIN_DISTANCE = 1.15
+#: Fraction of cells that are placed next to another cell if there is space.
+GROUPED_FRACTION = 0.6
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One site and its truth."""
+    """Image of one site and its ground-truth masks."""
 
     image: UInt16[np.ndarray, "h w 3"]
     nuclei: UInt16[np.ndarray, "h w"]
@@ -34,136 +40,145 @@ def draw_site(
     """Draw the cells of one site.
 
     Args:
-        traits: one value for each of `layout.TRAITS`.
-        size: height and width in pixels; the number of cells grows with the area.
-        rng: decides everything the traits leave open.
-        magnification: of the objective, as it were: cells are larger by it, and fewer.
+        traits: One value for each trait of `layout.TRAITS`.
+        size: Height and width in pixels. The number of cells is proportional to the area.
+        rng: Random generator for positions, shapes and noise.
+        magnification: Relative magnification of the objective: larger cells, and fewer.
     """
     expected = traits["count"] * (size / 128 / magnification) ** 2
     typical = CELL_RADIUS * magnification
     radius = typical * traits["cell_radius"]
-    centres = _place(max(rng.poisson(expected), 1), size, CLOSEST * radius, rng)
-    count = len(centres)
+    centers = _place_cells(max(rng.poisson(expected), 1), size, MIN_DISTANCE * radius, rng)
+    count = len(centers)
     radii = radius * np.exp(rng.normal(0, 0.10, count))
     nucleus_radii = typical * traits["nucleus_radius"] * np.exp(rng.normal(0, 0.08, count))
     level = np.exp(rng.normal(0, 0.15, (count, len(CHANNELS))))
 
-    to_nucleus, angle = _distances(
-        centres, nucleus_radii, 1 + 0.6 * (traits["elongation"] - 1), 0.03, size, rng
-    )
-    to_cell, _ = _distances(centres, radii, traits["elongation"], traits["irregularity"], size, rng)
+    nucleus_elongation = 1 + 0.6 * (traits["elongation"] - 1)
+    to_nucleus, angle = _distances(centers, nucleus_radii, nucleus_elongation, 0.03, size, rng)
+    to_cell, _ = _distances(centers, radii, traits["elongation"], traits["irregularity"], size, rng)
+    # Each pixel belongs to the cell, and to the nucleus, with the smallest relative distance.
     owner = to_cell.argmin(axis=0)
-    inside_cell = np.take_along_axis(to_cell, owner[None], 0)[0]
+    cell_distance = np.take_along_axis(to_cell, owner[None], 0)[0]
     nucleus_owner = to_nucleus.argmin(axis=0)
-    inside_nucleus = np.take_along_axis(to_nucleus, nucleus_owner[None], 0)[0]
-    nuclei = np.where(inside_nucleus < 1, nucleus_owner + 1, 0).astype(np.uint16)
-    cells = np.where(nuclei > 0, nuclei, np.where(inside_cell < 1, owner + 1, 0)).astype(np.uint16)
+    nucleus_distance = np.take_along_axis(to_nucleus, nucleus_owner[None], 0)[0]
+    nuclei = np.where(nucleus_distance < 1, nucleus_owner + 1, 0).astype(np.uint16)
+    cells = np.where(nuclei > 0, nuclei, np.where(cell_distance < 1, owner + 1, 0)).astype(
+        np.uint16
+    )
 
     dna = (
-        _soft(inside_nucleus, 0.10)
+        _soft_step(nucleus_distance, 0.10)
         * level[nucleus_owner, 0]
-        * _grain(size, 1.3, traits["granularity"], rng)
+        * _texture(size, 1.3, traits["granularity"], rng)
     )
-    body = _soft(inside_cell, 0.06) * level[owner, 1]
-    cortex = np.exp(-(((inside_cell - 0.9) / 0.12) ** 2)) * (inside_cell < 1.2)
-    actin = (0.35 * body + 0.65 * cortex * level[owner, 1]) * _grain(
+    body = _soft_step(cell_distance, 0.06) * level[owner, 1]
+    cortex = np.exp(-(((cell_distance - 0.9) / 0.12) ** 2)) * (cell_distance < 1.2)
+    actin = (0.35 * body + 0.65 * cortex * level[owner, 1]) * _texture(
         size, 2.2, 0.6 * traits["fibres"], rng
     )
-    around = np.take_along_axis(angle, owner[None], 0)[0]
-    strands = 1 + traits["fibres"] * np.sin(9 * around + 4 * _noise(size, 5.0, rng))
-    falling = np.clip(1.15 - 0.75 * inside_cell, 0, None) * (1 - 0.55 * _soft(inside_nucleus, 0.15))
-    tubulin = _soft(inside_cell, 0.06) * falling * strands * level[owner, 2]
-    tubulin *= _grain(size, 1.6, 0.8 * traits["granularity"], rng)
+    # Microtubules: radial strands (9 per turn, irregular) that fade outward and avoid the nucleus.
+    cell_angle = np.take_along_axis(angle, owner[None], 0)[0]
+    strands = 1 + traits["fibres"] * np.sin(9 * cell_angle + 4 * _noise(size, 5.0, rng))
+    fading = np.clip(1.15 - 0.75 * cell_distance, 0, None)
+    fading = fading * (1 - 0.55 * _soft_step(nucleus_distance, 0.15))
+    tubulin = _soft_step(cell_distance, 0.06) * fading * strands * level[owner, 2]
+    tubulin *= _texture(size, 1.6, 0.8 * traits["granularity"], rng)
     light = np.stack(
         [dna * traits["dna"], actin * traits["actin"], tubulin * traits["tubulin"]], axis=-1
     )
-    return Drawing(_camera(light, size, rng), nuclei, cells)
+    return Drawing(_simulate_camera(light, size, rng), nuclei, cells)
 
 
-def _place(
-    count: int, size: int, closest: float, rng: np.random.Generator
+def _place_cells(
+    count: int, size: int, distance: float, rng: np.random.Generator
 ) -> Float[np.ndarray, "count 2"]:
-    """Centres that keep their distance: of a few random places for each cell, those too near another are passed over.
+    """Draw cell centers with a minimum distance.
 
-    Most places lie beside a cell already there, so that cells come in groups, as they do in culture.
+    For each cell, 12 positions next to existing cells and 12 uniform positions are drawn; the first
+    valid one is used. Most cells try the positions next to others first and form groups, as in
+    culture. A cell without a valid position is omitted.
     """
-    margin = 0.3 * closest
-    placed = rng.uniform(margin, size - margin, (1, 2))
+    margin = 0.3 * distance
+    centers = rng.uniform(margin, size - margin, (1, 2))
     for _ in range(count - 1):
-        alone = rng.uniform(margin, size - margin, (12, 2))
-        mother = placed[rng.integers(len(placed), size=12)]
+        uniform = rng.uniform(margin, size - margin, (12, 2))
+        parents = centers[rng.integers(len(centers), size=12)]
         turn = rng.uniform(0, 2 * np.pi, 12)
-        step = closest * rng.uniform(1.02, 1.35, 12)
-        beside = mother + step[:, None] * np.stack([np.sin(turn), np.cos(turn)], axis=-1)
-        tried = np.concatenate([beside, alone] if rng.random() < GROUPED else [alone, beside])
-        inside = ((tried > margin) & (tried < size - margin)).all(axis=1)
-        nearest = np.linalg.norm(tried[:, None] - placed[None], axis=-1).min(axis=1)
-        fits = np.flatnonzero(inside & (nearest >= closest))
-        if len(fits):
-            placed = np.concatenate([placed, tried[fits[:1]]])
-    return placed
+        step = distance * rng.uniform(1.02, 1.35, 12)
+        adjacent = parents + step[:, None] * np.stack([np.sin(turn), np.cos(turn)], axis=-1)
+        is_grouped = rng.random() < GROUPED_FRACTION
+        trials = np.concatenate([adjacent, uniform] if is_grouped else [uniform, adjacent])
+        inside = ((trials > margin) & (trials < size - margin)).all(axis=1)
+        nearest = np.linalg.norm(trials[:, None] - centers[None], axis=-1).min(axis=1)
+        valid = np.flatnonzero(inside & (nearest >= distance))
+        if len(valid):
+            centers = np.concatenate([centers, trials[valid[:1]]])
+    return centers
 
 
 def _distances(
-    centres: Float[np.ndarray, "n 2"],
+    centers: Float[np.ndarray, "n 2"],
     radii: Float[np.ndarray, "n"],
     elongation: float,
     irregularity: float,
     size: int,
     rng: np.random.Generator,
 ) -> tuple[Float[np.ndarray, "n h w"], Float[np.ndarray, "n h w"]]:
-    """Distance of each pixel from each cell's centre, 1 at its outline, and the angle it is seen at.
+    """Compute distance and angle of all pixels relative to all cells.
 
-    The outline is an ellipse of axes' ratio `elongation` and the given area, with waves of the given height.
+    The distance is 1 on the outline: an ellipse with axis ratio `elongation` and the area of a
+    circle of radius `radii`, plus waves with relative amplitude `irregularity`.
     """
-    n = len(centres)
+    n = len(centers)
     tilt, two, three, five = rng.uniform(0, 2 * np.pi, (4, n, 1, 1)).astype(np.float32)
     ratio = np.sqrt(elongation * np.exp(rng.normal(0, 0.08, (n, 1, 1)))).astype(np.float32)
     grid = np.arange(size, dtype=np.float32)
-    y = grid[None, :, None] - centres[:, 0, None, None].astype(np.float32)
-    x = grid[None, None, :] - centres[:, 1, None, None].astype(np.float32)
-    along = (np.cos(tilt) * x + np.sin(tilt) * y) / ratio
-    across = (np.cos(tilt) * y - np.sin(tilt) * x) * ratio
-    angle = np.arctan2(across, along)
+    y = grid[None, :, None] - centers[:, 0, None, None].astype(np.float32)
+    x = grid[None, None, :] - centers[:, 1, None, None].astype(np.float32)
+    major = (np.cos(tilt) * x + np.sin(tilt) * y) / ratio
+    minor = (np.cos(tilt) * y - np.sin(tilt) * x) * ratio
+    angle = np.arctan2(minor, major)
     wave = (
         0.4 * np.cos(2 * angle + two)
         + 0.8 * np.cos(3 * angle + three)
         + 0.5 * np.cos(5 * angle + five)
     )
     outline = radii[:, None, None].astype(np.float32) * (1 + np.float32(irregularity) * wave)
-    return np.hypot(along, across) / np.maximum(outline, 0.3 * radii.min()), angle
+    return np.hypot(major, minor) / np.maximum(outline, 0.3 * radii.min()), angle
 
 
-def _soft(distance: Float[np.ndarray, "h w"], width: float) -> Float[np.ndarray, "h w"]:
-    """1 inside, 0 outside, over an edge of the given width."""
+def _soft_step(distance: Float[np.ndarray, "h w"], width: float) -> Float[np.ndarray, "h w"]:
+    """Sigmoid from 1 inside (distance below 1) to 0 outside."""
     return 1 / (1 + np.exp(np.clip((distance - 1) / (width / 2), -30, 30)))
 
 
 def _noise(size: int, scale: float, rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
-    """Smooth noise of mean 0 and deviation 1, with structures of about `scale` pixels."""
+    """Smooth noise with standard deviation 1 and a correlation length of about `scale` pixels."""
     field = ndi.gaussian_filter(
         rng.standard_normal((size, size), dtype=np.float32), scale, mode="wrap"
     )
     return field / field.std()
 
 
-def _grain(
+def _texture(
     size: int, scale: float, strength: float, rng: np.random.Generator
 ) -> Float[np.ndarray, "h w"]:
+    """Log-normal noise with mean 1."""
     return np.exp(strength * _noise(size, scale, rng) - strength**2 / 2)
 
 
-def _camera(
+def _simulate_camera(
     light: Float[np.ndarray, "h w 3"], size: int, rng: np.random.Generator
 ) -> UInt16[np.ndarray, "h w 3"]:
-    """Haze, uneven illumination, blur, photon noise and read noise, in 16 bits."""
+    """Add haze, vignetting, blur, photon noise and read noise; convert to 16 bits."""
     haze = ndi.gaussian_filter(light, (size / 10, size / 10, 0)) * 0.10 + 60
-    place = np.linspace(-1, 1, size)
-    vignette = 1 - 0.12 * (place[:, None] ** 2 + place[None, :] ** 2) / 2
+    axis = np.linspace(-1, 1, size)
+    vignette = 1 - 0.12 * (axis[:, None] ** 2 + axis[None, :] ** 2) / 2
     signal = ndi.gaussian_filter(light + haze, (BLUR, BLUR, 0)) * vignette[..., None]
-    seen = (
+    values = (
         GAIN * rng.poisson(np.clip(signal, 0, None) / GAIN)
         + OFFSET
         + rng.normal(0, READ_NOISE, light.shape)
     )
-    return np.clip(np.rint(seen), 0, 65535).astype(np.uint16)
+    return np.clip(np.rint(values), 0, 65535).astype(np.uint16)

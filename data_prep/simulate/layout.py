@@ -1,4 +1,10 @@
-"""What stands in which well, and how each perturbation, well and site differs: all the truth of a simulated plate."""
+"""Ground truth of a simulated plate: treatment of each well, and traits of each well and site.
+
+A trait is a property of the cells in an image, such as the nucleus radius. Its value is
+typical * exp(log(1 + standard deviation) * z), where z is the sum of treatment effect, plate
+effect, well effect, position gradient and site effect, all in units of the between-well standard
+deviation.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +20,24 @@ from jaxtyping import Float
 from data_prep.csv_tables import SOLVENT
 from perturbjax.core.plates import plate_shape, well_name
 
-#: Share of the wells that hold the solvent, as on JUMP-Target-1 (64 of 384).
-SOLVENT_SHARE = 1 / 6
-#: Compounds that share a mechanism, and so some of their effect.
+#: Fraction of wells with solvent, as on JUMP-Target-1 (64 of 384).
+SOLVENT_FRACTION = 1 / 6
+#: Number of compounds with the same mechanism of action, which have part of their effect in common.
 COMPOUNDS_PER_MOA = 2
-#: Spread of sites about their well, and of plates about each other, in units of the between-well deviation.
+#: Standard deviations of site and plate effects, in units of the between-well standard deviation.
 SITE_SPREAD = 0.5
 PLATE_SPREAD = 0.5
 
 
 @dataclass(frozen=True)
 class Trait:
-    """One thing that varies between cells' images: its typical value, and its between-well deviation as a ratio."""
+    """Typical value of a trait, and its relative between-well standard deviation."""
 
     typical: float
     deviation: float
 
 
-#: Lengths are in units of the cell's radius, intensities in grey values above the background.
+#: Lengths are in cell radii, intensities in gray values above background.
 TRAITS = {
     "count": Trait(14.0, 0.10),
     "cell_radius": Trait(1.0, 0.05),
@@ -44,7 +50,7 @@ TRAITS = {
     "granularity": Trait(0.35, 0.15),
     "fibres": Trait(0.40, 0.15),
 }
-#: Traits that move together belong to one aspect; a perturbation shifts several aspects.
+#: Groups of related traits. A compound shifts all traits of several aspects.
 ASPECTS = {
     "count": ("count",),
     "size": ("cell_radius", "nucleus_radius"),
@@ -55,7 +61,7 @@ ASPECTS = {
 
 
 def well_names(wells: int) -> list[str]:
-    """The wells used: spread over the plate's columns, row after row from A01."""
+    """Return the names of the first `wells` wells, row by row from A01."""
     _, columns = plate_shape(wells)
     return [well_name(*divmod(well, columns)) for well in range(wells)]
 
@@ -63,11 +69,21 @@ def well_names(wells: int) -> list[str]:
 def perturbations(
     compounds: int, effect: float, rng: np.random.Generator, aspects: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """One row per perturbation, the solvent first: names, mechanism, and the shift of each trait.
+    """Draw the treatments of a simulation.
 
-    Shifts are in units of the between-well deviation. A compound moves two aspects with its mechanism and one of
-    its own; within an aspect every trait moves by `effect`, up or down. The solvent moves nothing. Where `aspects` are
-    named, every compound moves all their traits, and no others, each by an amount of its own (`_apart`).
+    By default, a compound shifts the traits of two aspects like the other compounds of its
+    mechanism, and those of one further aspect of its own, each by plus or minus `effect`.
+
+    Args:
+        compounds: Number of compounds.
+        effect: Shift of each trait, in units of the between-well standard deviation.
+        rng: Random generator.
+        aspects: If not empty, every compound shifts all traits of these aspects, each by a
+        different
+            amount from -2 to 2 effects.
+
+    Returns:
+        One row per treatment, solvent first: names, mechanism, and the shift of each trait.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -77,84 +93,94 @@ def perturbations(
             "control_type": "negcon",
         }
     ]
-    drawn = (
-        _apart(compounds, effect, aspects, rng)
+    shifts = (
+        _graded_shifts(compounds, effect, aspects, rng)
         if aspects
-        else _three_aspects(compounds, effect, rng)
+        else _random_shifts(compounds, effect, rng)
     )
-    for compound, shifts in enumerate(drawn):
+    for compound, compound_shifts in enumerate(shifts):
         rows.append(
             {
                 "pert_iname": f"compound-{compound + 1:02d}",
                 "broad_sample": f"SIM-{compound + 1:05d}",
                 "moa": f"mechanism {compound // COMPOUNDS_PER_MOA + 1}",
                 "control_type": "trt",
-                **shifts,
+                **compound_shifts,
             }
         )
-    table = pd.DataFrame(rows)
-    return table.reindex(
-        columns=["pert_iname", "broad_sample", "moa", "control_type", *TRAITS]
-    ).fillna(0.0)
+    columns = ["pert_iname", "broad_sample", "moa", "control_type", *TRAITS]
+    return pd.DataFrame(rows).reindex(columns=columns).fillna(0.0)
 
 
-def _three_aspects(
+def _random_shifts(
     compounds: int, effect: float, rng: np.random.Generator
 ) -> list[dict[str, float]]:
-    """Shifts of each compound's traits: of two aspects with its mechanism, and of one that is its own."""
+    """Shifts of two aspects per mechanism plus one aspect per compound, with random signs."""
+
+    def draw(n_aspects: int, used: dict[str, float]) -> dict[str, float]:
+        free = [aspect for aspect, traits in ASPECTS.items() if not set(traits) & set(used)]
+        return {
+            trait: effect * float(rng.choice((-1, 1)))
+            for aspect in rng.choice(free, n_aspects, replace=False)
+            for trait in ASPECTS[aspect]
+        }
+
     shifts, mechanism = [], dict[str, float]()
     for compound in range(compounds):
         if compound % COMPOUNDS_PER_MOA == 0:
-            mechanism = _shifts(rng, 2, effect, exclude=())
-        taken = [aspect for aspect, traits in ASPECTS.items() if set(traits) & set(mechanism)]
-        shifts.append(mechanism | _shifts(rng, 1, effect, exclude=taken))
+            mechanism = draw(2, {})
+        shifts.append(mechanism | draw(1, mechanism))
     return shifts
 
 
-def _shifts(
-    rng: np.random.Generator, aspects: int, effect: float, exclude: Sequence[str]
-) -> dict[str, float]:
-    free = [aspect for aspect in ASPECTS if aspect not in exclude]
-    chosen = rng.choice(free, aspects, replace=False)
-    return {
-        trait: effect * float(rng.choice((-1, 1))) for aspect in chosen for trait in ASPECTS[aspect]
-    }
-
-
-def _apart(
+def _graded_shifts(
     compounds: int, effect: float, aspects: Sequence[str], rng: np.random.Generator
 ) -> list[dict[str, float]]:
-    """Shifts evenly spaced from -2 to 2 effects, in an order of each trait's own: neighbours share a mechanism."""
+    """Evenly spaced shifts from -2 to 2 effects, in random order of the mechanisms for each trait.
+
+    Compounds of one mechanism have neighboring values.
+    """
     mechanisms = -(-compounds // COMPOUNDS_PER_MOA)
     levels = np.linspace(-2 * effect, 2 * effect, mechanisms * COMPOUNDS_PER_MOA).reshape(
         mechanisms, -1
     )
     traits = [trait for aspect in aspects for trait in ASPECTS[aspect]]
-    of_traits = {trait: levels[rng.permutation(mechanisms)].ravel() for trait in traits}
+    by_trait = {trait: levels[rng.permutation(mechanisms)].ravel() for trait in traits}
     return [
-        {trait: float(shifts[compound]) for trait, shifts in of_traits.items()}
+        {trait: float(values[compound]) for trait, values in by_trait.items()}
         for compound in range(compounds)
     ]
 
 
 def assign_wells(wells: int, compounds: int, rng: np.random.Generator) -> np.ndarray:
-    """Row of `perturbations` for each well, in random places: solvent in its share, compounds as evenly as can be."""
-    solvent = max(round(wells * SOLVENT_SHARE), 1)
+    """Assign treatments to wells at random.
+
+    Returns:
+        Row number in `perturbations` for each well: solvent in `SOLVENT_FRACTION` of the wells,
+        compounds in (almost) equal numbers.
+    """
+    solvent = max(round(wells * SOLVENT_FRACTION), 1)
     treated = np.arange(wells - solvent) % compounds + 1
     return rng.permutation(np.concatenate([np.zeros(solvent, int), treated]))
 
 
-def trait_values(deviations: Float[np.ndarray, "... traits"]) -> Float[np.ndarray, "... traits"]:
-    """Values of all traits from their deviations: one unit is one between-well deviation, on a log scale."""
+def trait_values(z: Float[np.ndarray, "... traits"]) -> Float[np.ndarray, "... traits"]:
+    """Convert standardized values (between-well standard deviations, log scale) to trait values."""
     typical = np.array([trait.typical for trait in TRAITS.values()])
-    ratio = np.array([math.log1p(trait.deviation) for trait in TRAITS.values()])
-    return typical * np.exp(ratio * deviations)
+    scale = np.array([math.log1p(trait.deviation) for trait in TRAITS.values()])
+    return typical * np.exp(scale * z)
 
 
 def position_gradient(
     wells: int, strength: float, direction: Float[np.ndarray, "2 traits"]
 ) -> Float[np.ndarray, "wells traits"]:
-    """Deviation of each well by its place: `strength` from one edge of the plate to the other, centred on 0."""
+    """Return the position effect of each well: linear, with mean 0.
+
+    Args:
+        wells: Number of wells.
+        strength: Difference between opposite plate edges, in between-well standard deviations.
+        direction: Sign of the gradient along rows and along columns for each trait.
+    """
     rows, columns = plate_shape(wells)
     row, column = np.divmod(np.arange(wells), columns)
     place = np.stack([row / max(rows - 1, 1) - 0.5, column / max(columns - 1, 1) - 0.5], axis=-1)

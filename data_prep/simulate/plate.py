@@ -1,10 +1,9 @@
-"""`perturbjax simulate`: plates of known truth as 16-bit TIFFs and load_data.csv."""
+"""`perturbjax simulate`: write plates with ground truth as 16-bit TIFF files and load_data.csv."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from data_prep.output import tidy, work_folder
+from data_prep.output import remove_work_folder, work_folder
 from data_prep.simulate.cells import CHANNELS, draw_site
 from data_prep.simulate.layout import (
     PLATE_SPREAD,
@@ -31,7 +30,7 @@ from perturbjax.core.options import require, require_output, require_seed, requi
 from perturbjax.core.plates import FORMATS
 from perturbjax.core.progress import track
 
-#: What a folder of plates was drawn with; written last.
+#: Settings of a simulation, written last: a folder with this file is complete.
 SETTINGS = "truth/settings.json"
 
 
@@ -79,105 +78,101 @@ class SimulateConfig:
 
 
 def simulate(options: SimulateConfig) -> None:
-    """Write the plates; the folder appears complete or not at all. Plates of the same settings are left as they are.
+    """Write simulated plates. The folder appears complete or not at all.
+
+    A folder that exists with the same settings remains unchanged.
 
     Raises:
-        InputError: a number makes no sense, or the output is something else or cannot be written.
+        InputError: The output exists with other contents, or cannot be written.
     """
     settings = {name: value for name, value in vars(options).items() if name != "out"}
-    settings["aspects"] = list(options.aspects)  # as JSON has it
+    settings["aspects"] = list(options.aspects)  # JSON has no tuples
     if (options.out / SETTINGS).is_file() and read_json(options.out / SETTINGS) == settings:
-        console.print(f"{options.out}: is already there, drawn with these settings")
-        tidy(options.out, "simulating")
+        console.print(f"info: {options.out} already contains this simulation")
+        remove_work_folder(options.out, "simulating")
         return
     if options.out.exists():
-        raise InputError(f"--out {options.out}: exists already; choose another name or remove it")
+        raise InputError(f"--out {options.out}: already exists; choose another name or remove it")
     make_folder(options.out.parent)
     truth = plan(options)
     with work_folder(options.out, "simulating") as work:
-        plate = work / "plate"
-        shutil.rmtree(plate, ignore_errors=True)
-        make_folder(plate / "truth")
+        folder = work / "plate"
+        shutil.rmtree(folder, ignore_errors=True)
+        make_folder(folder / "truth")
         for name in truth["Metadata_Plate"].unique():
-            make_folder(plate / "images" / name)
-        rows = [_write_site(plate, site, options) for site in _tracked(truth)]
-        pd.DataFrame(rows).to_csv(plate / "load_data.csv", index=False)
-        truth.to_parquet(plate / "truth" / "parameters.parquet", index=False)
-        write_json(plate / SETTINGS, settings)
-        os.rename(plate, options.out)
+            make_folder(folder / "images" / name)
+        sites = track(truth.to_dict("records"), total=len(truth), label="Drawing", unit="sites")
+        rows = [_write_site(folder, site, options) for site in sites]
+        pd.DataFrame(rows).to_csv(folder / "load_data.csv", index=False)
+        truth.to_parquet(folder / "truth" / "parameters.parquet", index=False)
+        write_json(folder / SETTINGS, settings)
+        os.rename(folder, options.out)
         shutil.rmtree(work)
     console.print(
-        f"{options.out}: {len(rows)} sites of {options.plates} plates, {options.compounds} compounds and DMSO"
+        f"{options.out}: {len(rows)} sites on {options.plates} plates, {options.compounds} "
+        "compounds and DMSO"
     )
 
 
 def plan(options: SimulateConfig) -> pd.DataFrame:
-    """The truth of every site: where it is, what it got, and its traits' values.
+    """Draw the ground truth of all sites.
 
-    Every plate, well and site draws from its own stream, so that more plates change nothing about the first ones.
+    Every plate, well and site uses its own random stream, so additional plates do not change the
+    first ones.
+
+    Returns:
+        One row per site: position, treatment, trait values and shifts.
     """
     names = well_names(options.wells)
     treatments = perturbations(options.compounds, options.effect, _rng(options, 0), options.aspects)
+    metadata = [column for column in treatments.columns if column not in TRAITS]
     direction = _rng(options, 1).choice((-1.0, 1.0), (2, len(TRAITS)))
     gradient = position_gradient(options.wells, options.position_gradient, direction)
     shifts = treatments[list(TRAITS)].to_numpy()
     rows: list[dict[str, Any]] = []
     for plate in range(options.plates):
-        layout = assign_wells(
-            options.wells,
-            options.compounds,
-            _rng(options, 2, 0 if options.shared_layout else plate),
-        )
+        layout_stream = _rng(options, 2, 0 if options.shared_layout else plate)
+        layout = assign_wells(options.wells, options.compounds, layout_stream)
         rng = _rng(options, 3, plate)
-        of_plate = PLATE_SPREAD * rng.standard_normal(len(TRAITS))
-        of_well = rng.standard_normal((options.wells, len(TRAITS)))
-        of_site = SITE_SPREAD * rng.standard_normal((options.wells, options.sites, len(TRAITS)))
-        well = shifts[layout] + gradient + of_plate + of_well
-        values = trait_values(well[:, None] + of_site)
-        for place, site in np.ndindex(options.wells, options.sites):
-            given = treatments.iloc[layout[place]]
+        plate_effect = PLATE_SPREAD * rng.standard_normal(len(TRAITS))
+        well_effect = rng.standard_normal((options.wells, len(TRAITS)))
+        site_effect = SITE_SPREAD * rng.standard_normal((options.wells, options.sites, len(TRAITS)))
+        wells = shifts[layout] + gradient + plate_effect + well_effect
+        values = trait_values(wells[:, None] + site_effect)
+        for well, site in np.ndindex(options.wells, options.sites):
+            treatment = treatments.iloc[layout[well]]
             rows.append(
                 {
                     "Metadata_Plate": f"SIM{plate + 1:03d}",
-                    "Metadata_Well": names[place],
+                    "Metadata_Well": names[well],
                     "Metadata_Site": site + 1,
-                    **{
-                        f"Metadata_{name}": given[name]
-                        for name in given.index
-                        if name not in TRAITS
-                    },
-                    "stream": f"{plate},{place},{site}",
-                    **dict(zip(TRAITS, values[place, site], strict=True)),
-                    **{f"shift_{name}": given[name] for name in TRAITS},
+                    **{f"Metadata_{name}": treatment[name] for name in metadata},
+                    "stream": f"{plate},{well},{site}",
+                    **dict(zip(TRAITS, values[well, site], strict=True)),
+                    **{f"shift_{name}": treatment[name] for name in TRAITS},
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _write_site(work: Path, site: dict[str, Any], options: SimulateConfig) -> dict[str, Any]:
-    """Draw and write one site; its row of load_data.csv."""
+def _write_site(folder: Path, site: dict[str, Any], options: SimulateConfig) -> dict[str, Any]:
+    """Draw and write one site; return its row of load_data.csv."""
     import tifffile
 
     stream = [int(part) for part in site["stream"].split(",")]
-    drawing = draw_site(
-        {name: site[name] for name in TRAITS}, options.size, _rng(options, 4, *stream)
-    )
+    traits = {name: site[name] for name in TRAITS}
+    drawing = draw_site(traits, options.size, _rng(options, 4, *stream))
     plate, well = site["Metadata_Plate"], site["Metadata_Well"]
     name = f"{plate}_{well}_s{site['Metadata_Site']:02d}"
     row = {key: value for key, value in site.items() if key.startswith("Metadata_")}
     for channel, plane in zip(CHANNELS, np.moveaxis(drawing.image, -1, 0), strict=True):
         row[f"FileName_Orig{channel}"] = f"{name}_{channel}.tiff"
         row[f"PathName_Orig{channel}"] = f"images/{plate}"
-        tifffile.imwrite(work / "images" / plate / f"{name}_{channel}.tiff", plane, metadata=None)
+        tifffile.imwrite(folder / "images" / plate / f"{name}_{channel}.tiff", plane, metadata=None)
     for part, mask in (("nuclei", drawing.nuclei), ("cells", drawing.cells)):
-        tifffile.imwrite(
-            work / "truth" / f"{name}_{part}_mask.tiff", mask, compression="zlib", metadata=None
-        )
+        path = folder / "truth" / f"{name}_{part}_mask.tiff"
+        tifffile.imwrite(path, mask, compression="zlib", metadata=None)
     return row
-
-
-def _tracked(truth: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    return track(truth.to_dict("records"), total=len(truth), label="drawing", unit="sites")
 
 
 def _rng(options: SimulateConfig, *stream: int) -> np.random.Generator:

@@ -90,7 +90,7 @@ def command() -> Callable[..., subprocess.Popen]:
             [sys.executable, "-m", "data_prep", *map(str, arguments)],
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **environment},
+            env={**os.environ, "PERTURBJAX_MASK_CACHE": "none", **environment},
             start_new_session=start_new_session,
         )
 

@@ -87,10 +87,10 @@ def test_new_classes_come_after_those_that_are_there(plate, first):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resize": 32}, "was built with resize 0, not 32; make --resize agree"),
-        ({"channels": "DNA"}, "was built with channels .*, not .*; make --channels agree"),
-        ({"label_column": "Metadata_moa"}, "make --label-column agree"),
-        ({"segmenter": "watershed", "diameter": 9.0}, "make --segmenter, --weights"),
+        ({"resize": 32}, "was built with resize 0, not 32; use the same --resize"),
+        ({"channels": "DNA"}, "was built with channels .*, not .*; use the same --channels"),
+        ({"label_column": "Metadata_moa"}, "use the same --label-column"),
+        ({"segmenter": "watershed", "diameter": 9.0}, "use the same --segmenter, --weights"),
         ({"illumination": "estimate"}, "was built with illumination none, not estimate 1"),
     ],
 )
@@ -102,9 +102,9 @@ def test_plates_of_other_settings_are_refused(plate, first, changes, message):
 
 
 def test_what_does_not_fit_is_one_line(plate, first, tmp_path):
-    with pytest.raises(InputError, match="has plate SIM001 already"):
+    with pytest.raises(InputError, match="already contains plate SIM001"):
         build(of(plate, "SIM001", first, append=True, change=lambda table: table.iloc[:4]))
-    with pytest.raises(InputError, match="has no Metadata_moa"):
+    with pytest.raises(InputError, match="has no column Metadata_moa"):
         build(
             of(
                 plate,
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_one_line(plate, first, tmp_path):
         )
     with pytest.raises(InputError, match="there is no dataset at"):
         build(of(plate, "SIM002", tmp_path / "nowhere", append=True))
-    with pytest.raises(InputError, match="given without --overwrite"):
+    with pytest.raises(InputError, match="used without --overwrite"):
         of(plate, "SIM002", first, append=True, overwrite=True)
 
 
@@ -137,7 +137,7 @@ def test_a_column_more_is_left_out_and_said(plate, first, capsys):
             change=lambda table: table.assign(Metadata_more="x"),
         )
     )
-    assert "Metadata_more is not in" in capsys.readouterr().err
+    assert "Metadata_more: not in" in capsys.readouterr().err
     assert "Metadata_more" not in open_dataset(first).index.columns
 
 

@@ -117,7 +117,7 @@ def test_building_again_changes_nothing_and_other_settings_need_overwrite(
     before = contents(dataset)
     build(options(simulated, dataset, segmenter="auto"))
     assert "is already built" in capsys.readouterr().err
-    with pytest.raises(InputError, match="holds a dataset of other settings"):
+    with pytest.raises(InputError, match="contains a dataset of other settings"):
         build(options(simulated, dataset, segmenter="auto", label_column="Metadata_moa"))
     assert contents(dataset) == before
     assert list(dataset.parent.iterdir()) == [dataset]

@@ -33,8 +33,6 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, co
         "watershed",
         "--workers",
         2,
-        "--mask-cache",
-        "none",
     ]
     epoch = {"SOURCE_DATE_EPOCH": "1700000000"}
     assert command("build", *flags, "--out", tmp_path / "whole", **epoch).wait() == 0
@@ -68,7 +66,7 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, co
     final = command("build", *flags, "--out", tmp_path / "killed", **epoch)
     said = final.communicate()[1]
     assert final.returncode == 0
-    assert f"reused: {len(finished)} of 24 sites" in said or "already built" in said
+    assert f"reused masks: {len(finished)} of 24 sites" in said or "already built" in said
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not work.exists()
 
@@ -84,7 +82,7 @@ def test_a_killed_worker_is_one_line_and_the_build_goes_on_after_it(simulated, c
         "--workers",
         1,
     ]
-    flags += ["--out", tmp_path / "dataset", "--mask-cache", "none"]
+    flags += ["--out", tmp_path / "dataset"]
     process = command(*flags)
     while not list(tmp_path.glob(".dataset.building/masks/*.tiff")):
         assert process.poll() is None
@@ -119,8 +117,6 @@ def test_images_that_change_between_a_kill_and_its_resumption_get_masks_of_their
         "watershed",
         "--workers",
         1,
-        "--mask-cache",
-        "none",
     ]
     process = command(*flags, "--out", tmp_path / "killed")
     while not len(list(tmp_path.glob(".killed.building/masks/*.tiff"))) > 2:
@@ -142,7 +138,7 @@ def test_two_builds_of_one_output_do_not_meet(simulated, tmp_path):
     work.mkdir()
     with open(work / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another build is at work there"):
+        with pytest.raises(InputError, match="another process is building this output"):
             build(options(simulated, tmp_path / "dataset"))
     assert not (tmp_path / "dataset").exists()
 
@@ -160,7 +156,7 @@ def test_builds_killed_with_all_their_processes_leave_no_semaphores(simulated, c
             "--out",
             tmp_path / "dataset",
         ),
-        *("--workers", 2, "--mask-cache", "none"),
+        *("--workers", 2),
         start_new_session=True,
     )
     while not list(tmp_path.glob(".dataset.building/masks/*.tiff")):

@@ -12,7 +12,7 @@ import tifffile
 from data_prep_builds import contents, options
 
 from data_prep.build import build
-from data_prep.illumination import divide, edge_to_centre, read_function, smooth_light
+from data_prep.illumination import divide, edge_to_center_ratio, fit_surface, read_function
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
@@ -53,7 +53,7 @@ def test_images_are_divided_by_the_function_of_their_plate_and_channel(plate, fu
 def test_another_function_is_another_dataset(plate, functions, tmp_path):
     build(options(plate, tmp_path / "dataset", illumination=str(functions)))
     np.save(functions / "SIM002_IllumDNA.npy", np.ones((64, 64)))
-    with pytest.raises(InputError, match="holds a dataset of other settings"):
+    with pytest.raises(InputError, match="contains a dataset of other settings"):
         build(options(plate, tmp_path / "dataset", illumination=str(functions)))
 
 
@@ -66,8 +66,8 @@ def test_light_that_was_put_in_is_estimated_and_taken_out(plate, tmp_path):
     before, after = (
         open_dataset(tmp_path / name).read(np.arange(24))[0][..., 0] for name in ("shaded", "even")
     )
-    assert np.median([edge_to_centre(image) for image in before]) < 0.65
-    assert np.median([edge_to_centre(image) for image in after]) == pytest.approx(1, abs=0.06)
+    assert np.median([edge_to_center_ratio(image) for image in before]) < 0.65
+    assert np.median([edge_to_center_ratio(image) for image in after]) == pytest.approx(1, abs=0.06)
     said = json.loads((tmp_path / "even" / "provenance.json").read_text())["illumination"]
     assert said["how"] == "estimate" and set(said["sha256"]["SIM002"]) == set(CHANNELS)
 
@@ -82,7 +82,7 @@ def test_an_estimate_is_the_same_whatever_the_number_of_workers(simulated, tmp_p
 def test_the_fit_follows_light_and_not_what_lies_on_it():
     spoilt = light(128).astype(np.float64)
     spoilt[40:52, 60:80] *= 3  # cells that lie alike on most sites
-    np.testing.assert_allclose(smooth_light(spoilt, (256, 256)), light(256), rtol=0.04)
+    np.testing.assert_allclose(fit_surface(spoilt, (256, 256)), light(256), rtol=0.04)
 
 
 def test_division_stays_in_the_range_of_the_type():
@@ -109,13 +109,13 @@ def broken_function(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("missing", "has no SIM002_IllumActin.npy"),
+        ("missing", "SIM002_IllumActin.npy is missing"),
         (
             "size",
-            r"row 14: its images are \(64, 64\), but the illumination function .*IllumActin.npy is \(64, 60\)",
+            r"row 14: the images have shape \(64, 64\), but the illumination .*IllumActin.npy has shape \(64, 60\)",
         ),
-        ("zero", "SIM002_IllumActin.npy: holds values that are not finite and positive"),
-        ("cube", "SIM002_IllumActin.npy: is no illumination function"),
+        ("zero", "SIM002_IllumActin.npy: contains values that are not finite and positive"),
+        ("cube", "SIM002_IllumActin.npy: not an illumination function"),
         ("pickle", "SIM002_IllumActin.npy: cannot be read as an illumination function"),
         ("text", "SIM002_IllumActin.npy: cannot be read as an illumination function"),
     ],
@@ -138,7 +138,7 @@ def test_no_functions_and_too_few_sites_are_one_line(edit, refused, build_argume
         *build_arguments("--illumination", "nowhere")
     )
     edit(lambda table: table.iloc[:20])
-    assert "plate SIM002 has 8 sites, and 10 are needed" in refused(
+    assert "plate SIM002 has 8 sites (10 required)" in refused(
         *build_arguments("--illumination", "estimate")
     )
     assert not (tmp_path / "dataset").exists()
@@ -148,7 +148,7 @@ def test_a_plate_that_is_dark_has_no_function(plate, refused, build_arguments):
     for path in (plate / "images/SIM002").glob("*_Actin.tiff"):
         tifffile.imwrite(path, np.zeros((64, 64), np.uint16), metadata=None)
     line = refused(*build_arguments("--illumination", "estimate"))
-    assert "plate SIM002, channel Actin: 0 of its sites show light" in line
+    assert "plate SIM002, channel Actin: only 0 sites contain signal" in line
 
 
 def test_a_function_is_kept_from_being_changed(tmp_path):

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from data_prep.inspection import InspectConfig, inspect, warnings
+from data_prep.inspection import InspectConfig, inspect
+from data_prep.layout_warnings import layout_warnings
 from perturbjax.core.plates import shared_layouts
 from perturbjax.data import splits
 
@@ -15,7 +16,12 @@ def wells(rows: list[tuple[str, str, str]]) -> pd.DataFrame:
 def test_the_report_counts_plates_wells_sites_and_classes(plate, capsys):
     inspect(InspectConfig(images=plate, load_data=plate / "load_data.csv"))
     report = capsys.readouterr().out
-    for words in ("12  (6 a plate)", "24  (2 a well", "DNA, Actin, Tubulin", "64 x 64 uint16 (24)"):
+    for words in (
+        "12 (6 per plate)",
+        "24 (2 per well",
+        "DNA, Actin, Tubulin",
+        "64 x 64 uint16 (24)",
+    ):
         assert words in report
     assert "merges" not in report
 
@@ -26,7 +32,7 @@ def test_a_compound_in_one_well_is_warned_of():
     )
     assert any(
         "2 of 3 classes" in warning and "one well only" in warning
-        for warning in warnings(sites, "Metadata_pert_iname")
+        for warning in layout_warnings(sites, "Metadata_pert_iname")
     )
 
 
@@ -34,9 +40,11 @@ def test_plates_of_one_layout_are_named():
     layout = [("A01", "DMSO"), ("A02", "x"), ("A03", "y")]
     sites = wells([(plate, well, label) for plate in ("p", "q") for well, label in layout])
     assert shared_layouts(sites) == [["p", "q"]]
-    found = warnings(sites, "Metadata_pert_iname")
+    found = layout_warnings(sites, "Metadata_pert_iname")
     assert any("2 plates share one layout (p, q)" in warning for warning in found)
-    assert any("compound and position cannot be told apart" in warning for warning in found)
+    assert any(
+        "treatment and position effects cannot be distinguished" in warning for warning in found
+    )
     other = wells(
         [
             ("p", "A01", "DMSO"),
@@ -57,7 +65,7 @@ def test_inspect_and_split_mean_the_same_by_a_layout_where_a_plate_lost_two_well
     sites = wells(rows)
     assert any(
         "2 plates share one layout (p, q)" in warning
-        for warning in warnings(sites, "Metadata_pert_iname")
+        for warning in layout_warnings(sites, "Metadata_pert_iname")
     )
     groups = dict(zip(sites["Metadata_Plate"], splits.assign_groups(sites, "layout"), strict=True))
     assert groups == {"p": "p", "q": "p", "r": "r"}
@@ -67,7 +75,7 @@ def test_missing_files_are_counted_and_end_with_status_2(plate, refused, capsys)
     for path in (plate / "images/SIM001").glob("*_Actin.tiff"):
         path.unlink()
     line = refused("inspect", "--load-data", plate / "load_data.csv", "--images", plate)
-    assert "row 2, channel Actin: the file is missing (12 such files)" in line
+    assert "row 2, channel Actin: the file does not exist (12 missing files)" in line
 
 
 def test_a_table_that_cannot_be_used_ends_with_status_2(plate, refused):
@@ -84,4 +92,4 @@ def test_the_majority_class_of_real_cells_is_warned_of(shared, capsys):
         InspectConfig(images=cells, load_data=cells / "load_data.csv", label_column="Metadata_moa")
     )
     report = capsys.readouterr().out
-    assert "Microtubule stabilizers is 38.8% of all sites" in report
+    assert "Microtubule stabilizers is the label of 38.8% of all sites" in report

@@ -23,7 +23,7 @@ def test_masks_are_kept_under_the_digest_of_their_pixels_and_settings(simulated,
     assert len(kept) == 24
     capsys.readouterr()
     build(options(simulated, tmp_path / "two", label_column="Metadata_moa", resize=32, **cache))
-    assert "reused: 24 of 24 sites" in capsys.readouterr().err
+    assert "reused masks: 24 of 24 sites" in capsys.readouterr().err
     one, two = open_dataset(tmp_path / "one"), open_dataset(tmp_path / "two")
     np.testing.assert_array_equal(resize_mask(one.pixels(3)[1], 32), two.pixels(3)[1])
     build(options(simulated, tmp_path / "three", diameter=20.0, **cache))
@@ -42,7 +42,7 @@ def test_the_same_csv_with_other_images_is_not_already_built(plate, tmp_path, ca
         build(options(plate, out))
     capsys.readouterr()
     build(options(plate, out, overwrite=True))
-    assert "reused: 23 of 24" in capsys.readouterr().err
+    assert "reused masks: 23 of 24" in capsys.readouterr().err
     for old, new in zip(before, open_dataset(out).pixels(0), strict=True):
         assert not np.array_equal(old, new)
 

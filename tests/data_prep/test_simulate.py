@@ -166,7 +166,7 @@ def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
     assert "colour" in refused("simulate", "--out", tmp_path / "x", "--aspects", "colour")
     assert "--compounds 96" in refused("simulate", "--out", tmp_path / "x", "--compounds", 96)
     (tmp_path / "y").mkdir()
-    assert "exists already" in refused("simulate", "--out", tmp_path / "y")
+    assert "already exists" in refused("simulate", "--out", tmp_path / "y")
     assert [path.name for path in tmp_path.iterdir()] == ["y"]
 
 
@@ -178,14 +178,16 @@ def test_plates_that_are_there_already_are_left_as_they_are(refused, tmp_path, c
     (tmp_path / ".x.simulating").mkdir()  # as a kill after the last rename leaves it
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}
     simulate(options)
-    assert "is already there" in capsys.readouterr().err
+    assert "already contains this simulation" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")} == before
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         simulate(replace(options, seed=1))
 
 
 def test_two_simulations_of_one_output_do_not_meet(refused, tmp_path):
     with work_folder(tmp_path / "x", "simulating"):
-        assert "another process is at work" in refused("simulate", "--out", tmp_path / "x")
+        assert "another process is simulating this output" in refused(
+            "simulate", "--out", tmp_path / "x"
+        )
     assert not (tmp_path / "x").exists()

@@ -158,7 +158,7 @@ def test_of_a_build_that_an_object_left_midway_the_finished_sites_are_kept(
     assert len(list((tmp_path / ".dataset.building/masks").glob("*.tiff"))) == 3
     asked[gone] = -100
     build(replace(from_url(table, url, tmp_path / "dataset"), mask_cache="none"))
-    assert "reused: 3 of 4 sites have masks" in capsys.readouterr().err
+    assert "reused masks: 3 of 4 sites" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("signed", [False, True])

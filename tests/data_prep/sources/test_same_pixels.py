@@ -44,6 +44,6 @@ def test_a_stack_is_refused_before_anything_is_segmented_and_its_projection_is_r
     assert [path.name for path in tmp_path.iterdir()] == ["plate"]
     build(options(plate, tmp_path / "dataset", segmenter="watershed", project="max"))
     assert json.loads((tmp_path / "dataset/provenance.json").read_text())["project"] == "max"
-    with pytest.raises(InputError, match="holds a dataset of other settings"):
+    with pytest.raises(InputError, match="contains a dataset of other settings"):
         build(options(plate, tmp_path / "dataset", segmenter="watershed", project="mean"))
     assert open_dataset(tmp_path / "dataset").channel_names == ["DNA", "Actin", "Tubulin"]

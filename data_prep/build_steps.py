@@ -1,0 +1,180 @@
+"""The plan of a build and its steps: describe, check files, process sites, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import perturbjax
+from data_prep import append_sites, illumination, site_tasks
+from data_prep.layout_warnings import bit_depth_warnings
+from data_prep.process_pool import TaskPool, map_in_chunks
+from data_prep.segment import pipeline
+from data_prep.site import Site, set_functions
+from data_prep.site_table import SiteTable
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import make_folder
+from perturbjax.core.messages import console
+from perturbjax.core.progress import track
+from perturbjax.dataset import Dataset, write_dataset
+from perturbjax.dataset.append import append_dataset, class_names
+from perturbjax.dataset.writer import Shard, Written
+
+#: Maximum size of a site in multiples of the median site. Larger sizes come from damaged headers.
+MAX_SIZE_RATIO = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines the content of a dataset."""
+
+    table: SiteTable
+    sites: list[Site]
+    """Sites in the order of the table."""
+    settings: site_tasks.Settings
+    facts: dict[str, Any]
+    """Start of the provenance."""
+    created: str
+    """UTC time of the build."""
+    illumination: str
+    """Value of `--illumination`."""
+    target: Dataset | None
+    """Existing dataset to which the sites are appended."""
+    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint16))
+    """Stored data type, from the file headers."""
+    shapes: tuple[tuple[int, int], ...] = ()
+    """(height, width) of each site, from the file headers."""
+
+
+def describe_plan(plan: Plan, pool: TaskPool) -> Plan:
+    """Add the segmenter to the provenance, and the checksum of all settings.
+
+    Raises:
+        InputError: The segmenter cannot run with these settings.
+    """
+    described = pipeline.describe(pool, plan.settings.segmenter)
+    facts = {**plan.facts, "segmenter": {**described, **plan.facts["segmenter"]}}
+    facts |= {
+        "settings_sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+        "created_by": f"perturbjax {perturbjax.__version__}",
+        "created": plan.created,
+    }
+    return replace(plan, facts=facts, settings=replace(plan.settings, described=described))
+
+
+def check_sites(plan: Plan, pool: TaskPool) -> Plan:
+    """Read all file headers, so that unusable files are reported before hours of segmentation.
+
+    Raises:
+        InputError: A file or an illumination function cannot be used, or the sites do not match
+            the dataset to which they are appended.
+    """
+    if plan.target is not None:
+        table = append_sites.match_columns(plan.target, plan.facts, plan.table)
+        plan = replace(plan, table=table)
+    probes = list(map_in_chunks(pool, site_tasks.probe_sites, plan.sites, "Checking files"))
+    dtypes, shapes = zip(*probes, strict=True)
+    median = float(np.median([height * width for height, width in shapes]))
+    for site, (height, width) in zip(plan.sites, shapes, strict=True):
+        if height * width > MAX_SIZE_RATIO * median:
+            raise InputError(
+                f"{site.where}: the images have {height} x {width} pixels according to their "
+                f"headers, {height * width / median:.0f} times the median site; remove the row or "
+                "repair the files"
+            )
+    if (sizes := len(set(shapes))) > 1:
+        console.print(
+            f"warning: sites have {sizes} different sizes, but training requires one size; pass "
+            "--resize N to store N x N pixels"
+        )
+    for warning in bit_depth_warnings((site.plate for site in plan.sites), dtypes, "sites"):
+        console.print(f"warning: {warning}")
+    if plan.illumination != illumination.ESTIMATE:
+        illumination.check_functions(plan.sites, shapes)
+    return replace(plan, dtype=np.result_type(*set(dtypes)), shapes=shapes)
+
+
+def process_sites(plan: Plan, pool: TaskPool, work: Path) -> Plan:
+    """Estimate illumination functions if required, and segment all sites.
+
+    Returns:
+        The plan with illumination functions.
+
+    Raises:
+        InputError: A site cannot be read or segmented.
+    """
+    make_folder(plan.settings.masks.folder)
+    if plan.illumination == illumination.ESTIMATE:
+        estimates = illumination.estimate_functions(
+            pool, plan.sites, plan.shapes, work / "illumination"
+        )
+        checksums = {key: checksum for key, (_, checksum) in estimates.items()}
+        plan = replace(
+            plan,
+            sites=set_functions(plan.sites, {key: path for key, (path, _) in estimates.items()}),
+            facts=plan.facts | illumination.illumination_facts(illumination.ESTIMATE, checksums),
+        )
+    results = pipeline.segmented(pool, plan.sites, plan.settings)
+    # Number of objects per site; None for a reused mask.
+    counts = list(track(results, total=len(plan.sites), label="Segmenting", unit="sites"))
+    if reused := counts.count(None):
+        console.print(
+            f"info: reused masks: {reused} of {len(counts)} sites (same pixels and settings)"
+        )
+    if empty := counts.count(0):
+        console.print(
+            f"warning: no objects in {empty} of {len(counts) - reused} newly segmented sites"
+        )
+    return plan
+
+
+def write_sites(plan: Plan, pool: TaskPool, work: Path) -> Path:
+    """Write the dataset into the working folder, appended to the target if there is one.
+
+    Returns:
+        Folder of the complete dataset.
+
+    Raises:
+        InputError: A site changed since its segmentation, or a file cannot be written.
+    """
+    folder, table, target = work / "dataset", plan.table, plan.target
+    channels = plan.facts["channels_stored"]
+    shutil.rmtree(folder, ignore_errors=True)
+    dtype = plan.dtype if target is None else append_sites.require_storable(target, plan.dtype)
+    size = plan.settings.resize
+    n_pixels = len(table) * size**2 if size else sum(h * w for h, w in plan.shapes)
+    tasks = ((site, plan.settings, dtype) for site in plan.sites)
+    prepared = pool.in_order(site_tasks.prepare_site, tasks)
+
+    def write_on_workers(shards: list[Shard]) -> Iterator[Written]:
+        """Write whole shards on the machines of a cluster, so that pixels do not travel."""
+        tasks = (
+            (shard, plan.sites[shard.start : shard.start + len(shard.labels)], plan.settings, dtype)
+            for shard in shards
+        )
+        written = pool.in_order(site_tasks.write_shard, tasks)
+        yield from track(written, total=len(shards), label="Writing", unit="shards")
+
+    written = write_dataset(
+        folder,
+        table.sites[["site_id", *table.metadata_columns]],
+        track(prepared, total=len(table), label="Writing", unit="sites"),
+        channel_names=channels,
+        image_dtype=dtype,
+        label_column=plan.facts["label_column"],
+        # Each pixel has one value per channel and a 16-bit mask.
+        pixel_bytes=n_pixels * (len(channels) * dtype.itemsize + 2),
+        facts=plan.facts,
+        classes=() if target is None else class_names(target.path),
+        elsewhere=write_on_workers if pool.remote else None,
+    )
+    if target is None:
+        return written
+    return append_dataset(target.path, written, work / "together")

@@ -1,0 +1,245 @@
+"""Warnings about plate layouts and labels that make scores misleading.
+
+A label that depends on the well position cannot be distinguished from position effects (edge
+wells evaporate, stainers and dispensers work row by row or column by column). `position_warnings`
+measures this dependence directly, without images: predict the label of every well by a majority
+vote of the other wells of the same plate that share its row, its column, its distance from the
+edge, or that are its direct neighbors. The score is the balanced accuracy of this prediction.
+Chance is the same score after permuting the labels within each plate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+from perturbjax.core.plates import (
+    COMPOUND_COLUMNS,
+    PLATE,
+    WELL,
+    parse_wells,
+    shape_holding,
+    shared_layouts,
+)
+
+#: Minimum number of wells, and maximum number of plates used (evenly chosen), for the position
+#: score.
+MIN_WELLS, MAX_PLATES = 20, 4
+#: Number of permutations that estimate chance.
+PERMUTATIONS = 50
+#: A warning requires a score of at least chance + 5 standard deviations of the permuted scores, and
+#: at least this fraction of the way from chance to 1.
+MIN_STANDARD_DEVIATIONS, MIN_GAIN = 5.0, 0.3
+
+
+def layout_warnings(sites: pd.DataFrame, label_column: str) -> list[str]:
+    """List all properties of layout and labels that make scores misleading.
+
+    Args:
+        sites: One row per site with `Metadata_Plate`, `Metadata_Well` and the label.
+        label_column: Column to predict.
+
+    Returns:
+        One message per problem.
+    """
+    wells = sites.drop_duplicates([PLATE, WELL])
+    return [
+        *_class_warnings(sites, wells, label_column),
+        *_shared_layout_warnings(wells, label_column),
+        *design_warnings(sites, label_column),
+    ]
+
+
+def design_warnings(sites: pd.DataFrame, label_column: str) -> list[str]:
+    """List confounding of label and well position, and labels that differ by case only."""
+    return [*position_warnings(sites, label_column), *_case_warnings(sites, label_column)]
+
+
+def _class_warnings(sites: pd.DataFrame, wells: pd.DataFrame, label_column: str) -> list[str]:
+    messages = []
+    per_class = wells.groupby(label_column).size()
+    if len(per_class) == 1:
+        messages.append(f"{label_column} has only one class; there is nothing to predict")
+    single = int((per_class == 1).sum())
+    if single * 2 > len(per_class):
+        messages.append(
+            f"{single} of {len(per_class)} classes of {label_column} occur in one well only: a "
+            "split by site then recognizes wells instead of treatments, and a split by well "
+            "cannot evaluate these classes"
+        )
+    fractions = sites[label_column].value_counts(normalize=True)
+    if fractions.iloc[0] >= 1 / 3:
+        messages.append(
+            f"{fractions.index[0]} is the label of {fractions.iloc[0]:.1%} of all sites; a "
+            "constant prediction reaches this accuracy. Use balanced accuracy"
+        )
+    return messages
+
+
+def _shared_layout_warnings(wells: pd.DataFrame, label_column: str) -> list[str]:
+    messages = []
+    positions = wells.groupby(label_column)[WELL].nunique()
+    plates = wells.groupby(label_column)[PLATE].nunique()
+    fixed = int(((positions == 1) & (plates > 1)).sum())
+    if fixed * 2 > len(positions):
+        messages.append(
+            f"{fixed} of {len(positions)} classes of {label_column} are in the same well on every "
+            "plate: treatment and position effects cannot be distinguished"
+        )
+    for group in shared_layouts(wells) if set(COMPOUND_COLUMNS) & set(wells.columns) else []:
+        names = ", ".join(group[:4]) + (" …" if len(group) > 4 else "")
+        messages.append(
+            f"{len(group)} plates share one layout ({names}): split by layout, not by plate"
+        )
+    return messages
+
+
+def _case_warnings(sites: pd.DataFrame, label_column: str) -> list[str]:
+    labels = pd.Series(sites[label_column].unique())
+    groups = [sorted(group) for _, group in labels.groupby(labels.str.casefold()) if len(group) > 1]
+    return [
+        f"{label_column}: {', '.join(group)} differ only in upper and lower case, and are separate "
+        "classes; use one spelling in the table"
+        for group in groups
+    ]
+
+
+def bit_depth_warnings(plates: Iterable[str], dtypes: Iterable[str], images: str) -> list[str]:
+    """Warn if 8-bit and 16-bit images are mixed.
+
+    Args:
+        plates: Plate of each image.
+        dtypes: Name of the data type of each image.
+        images: Description of the images, start of the message.
+    """
+    table = pd.DataFrame({"plate": list(plates), "dtype": list(dtypes)}).drop_duplicates()
+    if table["dtype"].nunique() < 2:
+        return []
+    parts = [
+        f"{dtype} on plate {rows['plate'].iloc[0]}" + (" and others" if len(rows) > 1 else "")
+        for dtype, rows in table.groupby("dtype")
+    ]
+    return [
+        f"{images} have different data types ({', '.join(parts)}), so their intensities are not "
+        "comparable; export all images with the same bit depth, or build the plates separately"
+    ]
+
+
+def position_warnings(sites: pd.DataFrame, label_column: str) -> list[str]:
+    """Warn if row, column, edge or neighboring wells predict the label far better than chance.
+
+    The most accurate predictor is reported. All classes are tested first, then the largest class
+    (usually the control) against all others.
+
+    Returns:
+        One message, or none.
+    """
+    wells = sites.drop_duplicates([PLATE, WELL])
+    plates = wells[PLATE].unique()
+    sample = np.unique(np.linspace(0, len(plates) - 1, MAX_PLATES).round().astype(int))
+    positions = parse_wells(wells[WELL])
+    wells = wells[wells[PLATE].isin(plates[sample]).to_numpy() & (positions >= 0).all(axis=1)]
+    labels = wells[label_column]
+    if len(wells) < MIN_WELLS or labels.nunique() < 2:
+        return []
+    plate_codes = pd.factorize(wells[PLATE])[0]
+    neighbors = _neighbor_groups(plate_codes, parse_wells(wells[WELL]))
+    largest = labels.mode()[0]
+    questions = {f"{label_column} of a well": labels}
+    if labels.nunique() > 2:
+        questions[f"whether a well contains {largest}"] = labels == largest
+    for question, values in questions.items():
+        name, score, chance = _best_predictor(neighbors, pd.factorize(values)[0], plate_codes)
+        if name:
+            return [
+                f"{name} predicts {question} with balanced accuracy {score:.2f} (chance "
+                f"{chance:.2f}) without any image: position effects and treatment effects cannot "
+                "be distinguished. Randomize the layout, or compare all scores with the "
+                "position-only baseline"
+            ]
+    return []
+
+
+def _neighbor_groups(
+    plates: Int[np.ndarray, " n"], positions: Int[np.ndarray, "n 2"]
+) -> dict[str, Int[np.ndarray, "n k"]]:
+    """Indices of the wells that vote for each well, padded with -1, for each predictor."""
+    height, width = shape_holding(positions, least=6)
+    row, column = positions.T
+    edge = np.minimum.reduce([row, column, height - 1 - row, width - 1 - column])
+    groups = {"the row": row, "the column": column, "the distance from the edge": edge}
+    neighbors = {}
+    for name, values in groups.items():
+        keys = pd.Series(list(zip(plates.tolist(), values.tolist(), strict=True)))
+        members = keys.groupby(keys).groups
+        neighbors[name] = _padded(
+            [[other for other in members[key] if other != index] for index, key in keys.items()]
+        )
+    places = list(zip(plates.tolist(), row.tolist(), column.tolist(), strict=True))
+    index_of = {place: index for index, place in enumerate(places)}
+    steps = ((-1, 0), (1, 0), (0, -1), (0, 1))
+    neighbors["the label of adjacent wells"] = _padded(
+        [
+            [index_of[key] for i, j in steps if (key := (plate, r + i, c + j)) in index_of]
+            for plate, r, c in places
+        ]
+    )
+    return neighbors
+
+
+def _padded(lists: list[list[int]]) -> Int[np.ndarray, "n k"]:
+    padded = np.full((len(lists), max(map(len, lists), default=0)), -1)
+    for row, values in zip(padded, lists, strict=True):
+        row[: len(values)] = values
+    return padded
+
+
+def _best_predictor(
+    neighbors: dict[str, Int[np.ndarray, "n k"]],
+    labels: Int[np.ndarray, " n"],
+    plates: Int[np.ndarray, " n"],
+) -> tuple[str, float, float]:
+    """Return name, score and chance of the best predictor; an empty name if none passes."""
+    rng = np.random.default_rng(0)
+    permuted = []
+    for _ in range(PERMUTATIONS):
+        order = np.lexsort((rng.random(len(plates)), plates))
+        shuffled = np.empty_like(labels)
+        shuffled[np.argsort(plates, kind="stable")] = labels[order]
+        permuted.append(shuffled)
+    best = ("", 0.0, 0.0)
+    for name, groups in neighbors.items():
+        score = _vote_score(groups, labels)
+        null = [_vote_score(groups, one) for one in permuted]
+        chance, spread = float(np.mean(null)), float(np.std(null))
+        required = max(chance + MIN_STANDARD_DEVIATIONS * spread, chance + MIN_GAIN * (1 - chance))
+        if score >= required and score > best[1]:
+            best = (name, score, chance)
+    return best
+
+
+def _vote_score(groups: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> float:
+    """Balanced accuracy of the majority vote over classes with at least two wells.
+
+    A tie counts as the fraction 1 / (number of tied classes) if the true class is among them.
+    """
+    votes = _count_votes(groups, labels)
+    most = votes.max(axis=1, keepdims=True)
+    winners = (votes == most) & (most > 0)
+    is_right = winners[np.arange(len(labels)), labels]
+    credit = is_right / np.maximum(winners.sum(axis=1), 1)
+    counts = np.bincount(labels)
+    recall = np.bincount(labels, weights=credit) / np.maximum(counts, 1)
+    return float(recall[counts > 1].mean()) if (counts > 1).any() else 0.0
+
+
+def _count_votes(
+    groups: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, "n classes"]:
+    n_wells, n_classes = len(labels), int(labels.max()) + 1
+    well, vote = np.nonzero(groups >= 0)
+    cells = well * n_classes + labels[groups[well, vote]]
+    return np.bincount(cells, minlength=n_wells * n_classes).reshape(n_wells, n_classes)

@@ -1,0 +1,59 @@
+"""One imaging site as the workers receive it: its image planes and illumination functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_prep.sources import Plane
+
+
+@dataclass(frozen=True)
+class Site:
+    """The image planes of one site."""
+
+    name: str
+    """`site_id`."""
+    where: str
+    """Table and row of the site, for messages."""
+    stored: tuple[Plane, ...]
+    """Channels of the stored image."""
+    segmented: tuple[Plane, ...]
+    """Channels that are segmented; empty: the stored image is segmented."""
+    channels: tuple[str, ...] = ()
+    """Channel names of `stored`, followed by those of `segmented`."""
+    functions: tuple[Path, ...] = ()
+    """Illumination function of each entry of `channels`; empty: no illumination correction."""
+    plate: str = ""
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """Distinct planes of the site."""
+        return tuple(dict.fromkeys((*self.stored, *self.segmented)))
+
+    @property
+    def function_of(self) -> dict[Plane, Path]:
+        """Illumination function of each plane; empty without illumination correction."""
+        return dict(zip((*self.stored, *self.segmented), self.functions, strict=False))
+
+    def single_channel(self, channel: str) -> Site:
+        """Return this site with one channel and without illumination correction."""
+        plane = (*self.stored, *self.segmented)[self.channels.index(channel)]
+        return replace(self, stored=(plane,), segmented=(), channels=(channel,), functions=())
+
+
+def set_functions(sites: list[Site], functions: Mapping[tuple[str, str], Path]) -> list[Site]:
+    """Set the illumination functions of sites.
+
+    Args:
+        sites: Sites of one or more plates.
+        functions: (plate, channel) → file of the illumination function; empty leaves the sites
+        unchanged.
+    """
+    if not functions:
+        return sites
+    return [
+        replace(site, functions=tuple(functions[site.plate, name] for name in site.channels))
+        for site in sites
+    ]
