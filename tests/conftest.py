@@ -12,6 +12,9 @@ from hypothesis import settings
 settings.register_profile("perturbjax", derandomize=True, deadline=None)
 settings.load_profile("perturbjax")
 
+# Commands of the tests share no cached masks: a test that interrupts a build must compute them.
+os.environ["PERTURBJAX_MASK_CACHE"] = "none"
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

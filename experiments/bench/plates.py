@@ -17,6 +17,7 @@ Rows are kept as they come: killed and started again, it goes on with the next. 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,7 @@ def built(folder: Path, case: Case, sizes: tuple[int, int, int]) -> Row:
         if case.kept_as == "OME-Zarr":
             table = table[[column for column in table if column.startswith("Metadata_")]]
         table.to_csv(folder / "load_data.csv", index=False)
+        os.environ["PERTURBJAX_MASK_CACHE"] = "none"
         words: list[Any] = [
             "build",
             "--load-data",
@@ -127,8 +129,6 @@ def built(folder: Path, case: Case, sizes: tuple[int, int, int]) -> Row:
             "DNA",
             "--segmenter",
             "nuclei",
-            "--mask-cache",
-            "none",
         ]
         found = measured([*words, "--workers", case.workers], folder / "build.log")
     row = {

@@ -106,6 +106,10 @@ PREPARATIONS: dict[str, NamedPreparation] = {
         Preparation(normalize_by="training", pca=256),
         "standardize by the training rows, 256 principal components",
     ),
+    "plate-mad": NamedPreparation(
+        Preparation(normalize="robustize", outliers="arcsinh"),
+        "median and MAD of each plate, arcsinh of extreme values",
+    ),
     "negcon-mad": NamedPreparation(
         Preparation(normalize="robustize", normalize_to="negcon"),
         "median and MAD of the negative controls of each plate",

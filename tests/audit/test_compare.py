@@ -42,7 +42,7 @@ def runs(tmp_path) -> list[Path]:
 def test_runs_stand_side_by_side_with_paired_differences(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "out"
-    assert run("compare", *runs, "--out", out, "--replicates", 200) == 0
+    assert run("compare", *runs, "--out", out) == 0
     found = json.loads((out / "compare.json").read_text())
     assert (
         found["sites"] == 72 and found["wells"] == 24 and set(found["levels"]) == {"site", "well"}

@@ -156,9 +156,10 @@ def test_a_stopped_fetch_goes_on_where_it_was(gallery, tmp_path):
     assert len(read_sites(tmp_path / "out/load_data.csv", tmp_path / "out")) == 12
 
 
-def test_an_unknown_plate_channel_or_well_is_one_line(gallery, refused, tmp_path):
+def test_an_unknown_plate_channel_or_well_is_one_line(gallery, refused, tmp_path, monkeypatch):
     url, _, _ = gallery
-    flags = ["--out", tmp_path / "out", "--base-url", url]
+    monkeypatch.setenv("PERTURBJAX_GALLERY_URL", url)
+    flags = ["--out", tmp_path / "out"]
     assert "HTTP 404" in refused("fetch", "--plate", "BR0", *flags)
     assert "--channels Mito: the plate has no such channel" in refused(
         "fetch", "--plate", PLATE, "--channels", "Mito", *flags
@@ -322,12 +323,12 @@ def test_sites_whose_images_the_gallery_lacks_are_left_out_and_listed(gallery, t
     assert "SIM001_A02_s01_Actin.tiff" in (tmp_path / "out/missing_images.csv").read_text()
 
 
-def test_a_plate_without_any_image_is_refused(gallery, refused, tmp_path):
-    url, _, _ = gallery
+def test_a_plate_without_any_image_is_refused(gallery, refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERTURBJAX_GALLERY_URL", gallery[0])
     for path in (tmp_path / "served").rglob("*.tiff"):
         path.unlink()
     assert "no site has all its images there" in refused(
-        "fetch", "--plate", PLATE, "--out", tmp_path / "out", "--base-url", url
+        "fetch", "--plate", PLATE, "--out", tmp_path / "out"
     )
     assert not (tmp_path / "out/load_data.csv").exists()
 
@@ -369,11 +370,12 @@ def test_channels_that_name_one_file_in_cpg0012_are_mended_by_what_is_there(
 
 
 def test_channels_that_name_one_file_elsewhere_are_refused_until_one_is_chosen(
-    gallery, refused, tmp_path
+    gallery, refused, tmp_path, monkeypatch
 ):
     url, _, _ = gallery
+    monkeypatch.setenv("PERTURBJAX_GALLERY_URL", url)
     twins(tmp_path / "served")
-    flags = ["fetch", "--plate", PLATE, "--out", tmp_path / "out", "--base-url", url]
+    flags = ["fetch", "--plate", PLATE, "--out", tmp_path / "out"]
     assert "channels AGP and Mito name the same file (SIM001_A01_s01_w4" in refused(*flags)
     fetch(FetchConfig(PLATE, tmp_path / "out", channels="DNA,AGP", base_url=url))
 
@@ -428,10 +430,8 @@ def test_compounds_of_any_name_are_joined_and_without_them_the_platemap_alone(
     ],
 )
 def test_an_accession_that_is_not_told_in_full_or_not_there_is_one_line(
-    gallery, refused, tmp_path, flags, message
+    gallery, refused, tmp_path, monkeypatch, flags, message
 ):
-    url, _, _ = gallery
-    assert message in refused(
-        "fetch", "--plate", PLATE, "--out", tmp_path / "out", "--base-url", url, *flags
-    )
+    monkeypatch.setenv("PERTURBJAX_GALLERY_URL", gallery[0])
+    assert message in refused("fetch", "--plate", PLATE, "--out", tmp_path / "out", *flags)
     assert not (tmp_path / "out/load_data.csv").exists()

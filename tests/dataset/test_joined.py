@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from published import write_resnet18
 
-from perturbjax.cli import main
+from perturbjax.cli import actions, parse_command
 from perturbjax.core.config import AugmentConfig, OptimConfig, Recipe, SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import SitePixels, open_dataset, write_dataset
@@ -135,39 +136,28 @@ def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, 
         fit(TrainConfig(out=run, data=two[:1], recipe=recipe))
 
 
-def test_classical_models_are_judged_on_both(two, tmp_path, capsys):
+def test_classify_pools_joined_datasets(two, tmp_path):
     weights = write_resnet18(tmp_path / "resnet18.safetensors")
-    network = [
-        "--backbone",
-        "resnet18",
-        "--weights",
-        weights,
-        "--feature-cache",
-        tmp_path / "cache",
-    ]
-    words = [
-        "classify",
-        "--preset",
-        "linear",
-        *network,
-        "--split",
-        "well",
-        "--folds",
-        "3",
-        "--replicates",
-        "20",
-    ]
+    words = ["--preset", "linear", "--split", "well", "--folds", "3"]
 
-    def run(status: str, *more: object) -> None:
-        with pytest.raises(SystemExit, match=status):
-            main([*map(str, words), "--out", str(tmp_path / "out"), *map(str, more)])
+    def run(*more: object) -> None:
+        flags = [*words, "--out", str(tmp_path / "out"), *map(str, more)]
+        options = parse_command("classify", flags)
+        source = dataclasses.replace(
+            options.profiles.source,
+            backbone="resnet18",
+            weights=str(weights),
+            feature_cache=str(tmp_path / "cache"),
+        )
+        profiles = dataclasses.replace(options.profiles, source=source)
+        actions.classify(dataclasses.replace(options, profiles=profiles, replicates=20))
 
-    run("0", "--data", *two)
+    run("--data", *two)
     manifest = pd.read_parquet(tmp_path / "out" / "split.parquet")
     assert manifest["site_id"].str[:2].nunique() == 2 and len(manifest) == 32
     other = plate(tmp_path, "P3", label_column="")
-    run("2", "--data", two[0], other)
-    assert "--label-column: is required" in capsys.readouterr().err
+    with pytest.raises(InputError, match="--label-column: is required"):
+        run("--data", two[0], other)
 
 
 @pytest.mark.slow

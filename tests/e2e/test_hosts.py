@@ -7,14 +7,13 @@ import os
 import socket
 import subprocess
 
-import numpy as np
-import pandas as pd
 import pytest
 from commands import SMALL, assert_same_parameters, command_line, one_line
 
 
 def explicit(process: int, port: int) -> tuple[list[str], dict[str, str]]:
-    return ["--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(process)], {}
+    job = {"COORDINATOR_ADDRESS": f"localhost:{port}", "NUM_PROCESSES": 2, "PROCESS_ID": process}
+    return ["--distributed"], {f"JAX_{name}": str(value) for name, value in job.items()}
 
 
 def slurm(process: int, port: int) -> tuple[list[str], dict[str, str]]:
@@ -91,20 +90,6 @@ def test_two_processes_extract_the_features_of_one_byte_for_byte(
 
 
 @pytest.mark.slow
-def test_two_processes_predict_what_one_does(both, run, dataset, tmp_path):
-    out = tmp_path / "predictions.parquet"
-    ends = both("predict", "--run", run, "--data", dataset, "--out", out, "--batch-size", 10)
-    assert [status for status, _ in ends] == [0, 0], ends
-    got = pd.read_parquet(out).set_index("site_id")
-    expected = (
-        pd.read_parquet(run / "evaluation/predictions.parquet").set_index("site_id").loc[got.index]
-    )
-    columns = [column for column in got if column.startswith("prob_")]
-    assert len(got) == 48
-    np.testing.assert_allclose(got[columns], expected[columns], atol=2e-6)
-
-
-@pytest.mark.slow
 def test_slurm_is_understood_and_what_the_first_process_refuses_ends_both_with_the_same_line(
     both, trained, dataset
 ):
@@ -115,19 +100,10 @@ def test_slurm_is_understood_and_what_the_first_process_refuses_ends_both_with_t
     assert len(lines) == 1 and "already holds another run" in lines.pop()
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--processes", "2"), "--coordinator"),
-        (("--coordinator", "localhost:1", "--processes", "2", "--process", "2"), "--process 2"),
-        (("--distributed",), "--coordinator HOST:PORT"),
-    ],
-)
-def test_a_job_that_is_not_described_is_refused(
-    command, dataset, environment, tmp_path, flags, words
-):
-    done = command("train", "--data", dataset, "--out", tmp_path / "run", *flags, *SMALL, status=2)
-    assert words in one_line(done.stderr) and not (tmp_path / "run").exists()
+def test_undescribed_job_is_refused(command, dataset, tmp_path):
+    flags = ("--data", dataset, "--out", tmp_path / "run", "--distributed", *SMALL)
+    line = one_line(command("train", *flags, status=2).stderr)
+    assert "set JAX_COORDINATOR_ADDRESS" in line and not (tmp_path / "run").exists()
 
 
 def metrics(run: os.PathLike) -> list[dict]:

@@ -90,7 +90,7 @@ def test_a_split_manifest_travels_from_split_to_train(command, run, dataset, tmp
         "split",
         "--data",
         dataset,
-        "--policy",
+        "--split",
         "well",
         "--folds",
         3,

@@ -35,10 +35,10 @@ def refused(command, tmp_path):
         (("--split", "plate", "--folds", "3"), ["only 2 groups"]),
         (("--split", "compound", "--folds", "2"), ["nothing can be learned"]),
         (("--split-file", "nowhere.parquet"), ["nowhere.parquet"]),
-        (("--epochs", "0"), ["--epochs", "at least one"]),
+        (("--epochs", "0"), ["--epochs", "at least 1"]),
         (("--crop", "0"), ["--crop 0"]),
         (("--batch-size", "0"), ["--batch-size 0"]),
-        (("--device-count", "99"), ["--device-count 99"]),
+        (("--device-count", "99"), ["--device-count: was removed", "--devices 1"]),
     ],
 )
 def test_impossible_flags_are_named(refused, dataset, tmp_path, flags, words):
@@ -159,6 +159,7 @@ def test_a_loss_that_is_not_finite_stops_training(refused, dataset, tmp_path):
         "--folds",
         "3",
     )
+    (tmp_path / "recipe.toml").write_text("[optim]\nwarmup = 1\n")
     wild = (
         *flags,
         "--learning-rate",
@@ -167,8 +168,8 @@ def test_a_loss_that_is_not_finite_stops_training(refused, dataset, tmp_path):
         "0",
         "--checkpoint-every",
         "1",
-        "--warmup",
-        "1",
+        "--recipe",
+        tmp_path / "recipe.toml",
     )
     line = refused("train", *wild)
     assert "not finite at step" in line and "--learning-rate" in line

@@ -33,7 +33,7 @@ def build_without_torch(tmp_path: Path, *arguments: object) -> str:
         [sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True
     )
     assert "torch is blocked" in probe.stderr
-    command = [sys.executable, "-m", "data_prep", "build", *arguments, "--mask-cache", "none"]
+    command = [sys.executable, "-m", "data_prep", "build", *arguments]
     done = subprocess.run(
         [str(part) for part in command], env=environment, capture_output=True, text=True
     )

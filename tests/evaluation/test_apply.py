@@ -138,7 +138,7 @@ def test_without_a_look_nothing_of_an_earlier_one_stays(folder, judged):
     for look in (True, False):
         evaluate(
             EvaluateConfig(
-                ApplyConfig(CheckpointConfig(run), batch_size=8), replicates=20, look=look
+                ApplyConfig(CheckpointConfig(run), batch_size=8), replicates=20, attribution=look
             )
         )
         files = {file.name for file in (run / "evaluation").iterdir()}
@@ -152,7 +152,7 @@ def test_without_training_sites_the_judging_ones_are_judged_the_same(run, judged
             ApplyConfig(CheckpointConfig(run), batch_size=8),
             replicates=20,
             training_sites=False,
-            look=False,
+            attribution=False,
         )
     )
     asked, all_asked = (

@@ -132,8 +132,6 @@ def subjects(made: Material) -> list[Subject]:
             *table,
             "--out",
             folder.parent / "OUT",
-            "--replicates",
-            50,
         )
 
     def import_torch(name: str) -> Command:

@@ -84,10 +84,10 @@ def targets(made: Material) -> list[Target]:
     def build(
         folder: Path,
     ) -> Sequence[object]:  # the cache of masks would finish what a killed build began
-        return (*read_plates(made), "--out", "OUT", *BUILT, "--mask-cache", "none")
+        return (*read_plates(made), "--out", "OUT", *BUILT)
 
     def profiles(folder: Path) -> Sequence[object]:
-        dealt = ("--folds", 2, "--split", "well", "--replicates", 50)
+        dealt = ("--folds", 2, "--split", "well")
         return ("--features", made.features, "--models", "lda", *dealt, "--out", out(folder))
 
     return [
@@ -95,7 +95,7 @@ def targets(made: Material) -> list[Target]:
         data_prep(
             "build",
             dataset_made,
-            lambda f: (*read_plates(made), "--out", "OUT", *BUILT, "--mask-cache", "none"),
+            lambda f: (*read_plates(made), "--out", "OUT", *BUILT),
         ),
         perturbjax(
             "train",

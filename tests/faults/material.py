@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from tests.faults.arena import Arena, Order
 
+#: A shared cache of masks would finish the work of a killed build.
+os.environ["PERTURBJAX_MASK_CACHE"] = "none"
 SIMULATED = (
     *("--plates", 2, "--wells", 6, "--sites", 2),
     *("--compounds", 2, "--size", 48, "--effect", 3),

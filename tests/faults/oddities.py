@@ -224,8 +224,6 @@ def hostile_names(arena: Arena, made: Material, root: Path) -> Iterator[Finding]
             2,
             "--out",
             root / "classified",
-            "--replicates",
-            50,
         ),
         ("perturbjax", "predict", "--run", run, "--data", root / "data", "--out", root / "p.csv"),
     ):
