@@ -40,7 +40,7 @@ from perturbjax.models import Mode
 from perturbjax.models.ensemble_head import BRANCH_WEIGHT, EnsembleHead, downsample_by_2
 from perturbjax.training.apply_network import apply_to_sites
 from perturbjax.training.devices import choose_placement
-from perturbjax.training.ensemble_fit import MIX, fit_ensemble, fit_ensemble_members, reduction
+from perturbjax.training.ensemble_fit import MIX, fit_ensemble, fit_ensemble_members, fit_reduction
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.loss import class_weights
 from perturbjax.training.setup import prepare_experiment
@@ -129,7 +129,7 @@ def main(options: Config) -> None:
         names = [name for name in options.heads if HEADS[name].views == views]
         for number in track(heads_on, total=len(heads_on), label=f"{views} views", unit="folds"):
             train, held, groups = parts[number]
-            mean, kernel = reduction(described[train], seen)
+            mean, kernel = fit_reduction(described[train], seen)
             inside, outside = ((described[part] - mean) @ kernel for part in (train, held))
             for name in names:
                 logits = answer(HEADS[name], inside, labels[train], groups, outside, classes)

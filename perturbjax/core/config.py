@@ -169,10 +169,14 @@ class SplitConfig:
     """Split written by `perturbjax split`, in place of --split."""
     exclude: tuple[str, ...] = ()
     """Sites to leave out: rules such as focus_DNA<-6 or Metadata_Well==A01, or files of rules."""
+    validation_fraction: float = 0.0
+    """Fraction of the training groups held out to choose the best checkpoint; 0: no best checkpoint."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_fold(self.fold, self.folds)
+        fraction = self.validation_fraction
+        require("validation-fraction", fraction, 0 <= fraction < 1, "at least 0 and less than 1")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ from perturbjax.dataset import open_dataset
 
 COLUMNS = ("site_id", "group", "part")
 TRAIN, TEST = "train", "test"
+#: Training groups that are held out to choose the best checkpoint; not part of the test set.
+VALIDATION = "validation"
 
 
 def make_split(
@@ -160,8 +162,8 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
     test.
 
     Raises:
-        InputError: the file is damaged, a column is missing, a part is neither train nor test, a
-            site is absent from the dataset or duplicated, a group is in both train and test, or one
+        InputError: the file is damaged, a column is missing, a part is not train, validation or
+            test, a site is absent from the dataset or duplicated, a group is in both train and test, or one
             of these is empty.
     """
     manifest = read_parquet(path, "create it again with `perturbjax split`")
@@ -169,9 +171,9 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
         raise InputError(
             f"{path}: no column {missing[0]!r}. A manifest has the columns {', '.join(COLUMNS)}."
         )
-    if unknown := set(manifest["part"]) - {TRAIN, TEST}:
+    if unknown := set(manifest["part"]) - {TRAIN, VALIDATION, TEST}:
         raise InputError(
-            f"{path}: unknown part {min(map(str, unknown))!r}. Use {TRAIN} and {TEST}."
+            f"{path}: unknown part {min(map(str, unknown))!r}. Use {TRAIN}, {VALIDATION} and {TEST}."
         )
     sites = manifest["site_id"]
     if (duplicate := sites.duplicated()).any():
@@ -234,8 +236,48 @@ def create_manifest(
             fold=config.fold,
             seed=seed,
         )
+    if config.validation_fraction and not (manifest["part"] == VALIDATION).any():
+        labels = index.set_index("site_id")[label].astype(str)
+        manifest = hold_out_validation(manifest, labels, config.validation_fraction, seed)
     manifest.attrs["excluded"] = sentences
     return manifest
+
+
+def hold_out_validation(
+    manifest: pd.DataFrame, label_of_site: pd.Series, fraction: float, seed: int
+) -> pd.DataFrame:
+    """Move a fraction of the training groups to the validation set, which chooses the best checkpoint.
+
+    Groups are shuffled, sorted by their most frequent label and sampled at even distances, so that the labels keep
+    their proportions. One group of each label always stays in the training set.
+
+    Args:
+        manifest: split with training and test sites.
+        label_of_site: label of each site; the index is `site_id`.
+        fraction: fraction of the training groups, rounded to a whole number of groups.
+        seed: seed of the shuffle.
+
+    Raises:
+        InputError: no group can be held out.
+    """
+    train = manifest[manifest["part"] == TRAIN]
+    labels = train["site_id"].map(label_of_site)
+    label_of_group = labels.groupby(train["group"]).agg(lambda values: values.mode()[0])
+    shuffled = label_of_group.sample(frac=1, random_state=seed).sort_values(kind="stable")
+    candidates = shuffled.index[shuffled.duplicated()]
+    count = min(round(fraction * len(label_of_group)), len(candidates))
+    if not count:
+        raise InputError(
+            f"--validation-fraction {fraction}: holds out none of {len(label_of_group)} training groups, because one "
+            "group of each label is required for training. Increase it, or choose --split site."
+        )
+    chosen = candidates[(2 * np.arange(count) + 1) * len(candidates) // (2 * count)]
+    part = manifest["part"].mask(
+        manifest["group"].isin(chosen) & (manifest["part"] == TRAIN), VALIDATION
+    )
+    result = manifest.assign(part=part)
+    result.attrs = dict(manifest.attrs)
+    return result
 
 
 def remove_sites(manifest: pd.DataFrame, site_ids: pd.Series) -> pd.DataFrame:

@@ -167,7 +167,7 @@ def extract(config: FeaturesConfig) -> Path:
     make_folder(config.out.parent)
     if config.run is None and config.backbone == CELLPROFILER:
         return _run_job(config, dataset, _cellprofiler_job(config, dataset))
-    placement = open_devices(config.compute, own=True)
+    placement = open_devices(config.compute, local=True)
     extractor = (
         backbone_extractor(config, dataset, placement)
         if config.run is None

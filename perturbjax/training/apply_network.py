@@ -1,4 +1,4 @@
-"""Applying a network to sites: never augmented, no tail dropped, order kept."""
+"""Apply a network to sites: without augmentation, all sites, in the requested order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perturbjax.training.step import AttentionStep, PredictStep
 
 
 class Predictions(NamedTuple):
-    """A network's answers, in the order of the positions asked for."""
+    """Predictions of a network, in the order of the requested positions."""
 
     probabilities: Float32[np.ndarray, "n classes"]
     features: Float32[np.ndarray, "n d"]
@@ -30,32 +30,54 @@ def apply_to_sites(
     *,
     multiple: int = 1,
 ) -> tuple[Shaped[np.ndarray, "n *_"], ...]:
-    """What a step answers of the records at `positions`: an array a part of its answer.
+    """Run a compiled step on the records at `positions`.
 
-    Batches are rounded up to a `multiple`, so that each of several processes has an equal share. Every batch has that
-    size, the last padded, so that one compiled step serves and an answer does not depend on how many are asked for;
-    what answers the padding is dropped.
+    All batches have the same size; the last one is padded. One compiled program serves all of them, and the result of
+    a record does not depend on the number of records.
 
     Args:
-        batches: a feed's.
+        step: compiled prediction, attention or features step.
+        params: parameters of the network.
+        stats: statistics of the network.
+        batches: batch pipeline, a function from an order to placed batches.
+        positions: (n,) positions in the dataset.
+        batch_size: number of sites in a step.
+        multiple: round the batch size up to this multiple (`Placement.batch_multiple`).
+
+    Returns:
+        One array of n rows for each output of the step.
     """
     size = batch_size + -batch_size % multiple
-    answers: list[tuple[Any, ...]] = []
+    outputs: list[tuple[Any, ...]] = []
     for batch in batches(BatchOrder.single_pass(positions, size)):
-        limit_pending_steps(answers)
-        prepare_step(len(answers), step, params, stats, batch)
-        answers.append(step(params, stats, batch))
+        limit_pending_steps(outputs)
+        prepare_step(len(outputs), step, params, stats, batch)
+        outputs.append(step(params, stats, batch))
     return tuple(
         np.concatenate([np.asarray(part)[:size] for part in parts])[: len(positions)]
-        for parts in zip(*answers, strict=True)
+        for parts in zip(*outputs, strict=True)
     )
 
 
-def accuracy_and_loss(
+class SiteScores(NamedTuple):
+    """Scores of predictions on some sites."""
+
+    loss: float
+    """Mean cross-entropy (natural logarithm, without label smoothing)."""
+    accuracy: float
+    """Fraction of sites whose most probable class is the true one."""
+    balanced_accuracy: float
+    """Mean recall over the classes that have sites."""
+
+
+def score_sites(
     probabilities: Float32[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
-) -> tuple[float, float]:
-    """Share of sites whose most probable class is the true one, and their mean cross-entropy (natural, unsmoothed)."""
-    of_truth = probabilities[np.arange(len(labels)), labels]
-    return float((probabilities.argmax(1) == labels).mean()), float(
-        -np.log(np.maximum(of_truth, 1e-30)).mean()
-    )
+) -> SiteScores:
+    """Compute loss, accuracy and balanced accuracy of predicted probabilities."""
+    true_class = probabilities[np.arange(len(labels)), labels]
+    correct = probabilities.argmax(1) == labels
+    counts = np.bincount(labels)
+    recall = np.bincount(labels, correct)[counts > 0] / counts[counts > 0]
+    # 1e-30 keeps the loss finite if a float32 probability underflows to 0.
+    loss = -np.log(np.maximum(true_class, 1e-30)).mean()
+    return SiteScores(float(loss), float(correct.mean()), float(recall.mean()))

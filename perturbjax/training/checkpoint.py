@@ -1,11 +1,12 @@
-"""Checkpoints with orbax: the latest for resuming and the best for judging, kept as two things.
+"""Checkpoints of a run, stored with orbax.
 
-A third, `interrupted`, is of a run that was told to end within an epoch: it is there to go on from, and goes when the
-next epoch is saved.
+Three sets are kept in `RUN/checkpoints`: `latest` (to resume), `best` (highest balanced accuracy on validation sites;
+only in runs with `--validation-fraction`) and `interrupted` (saved within an epoch after SIGTERM, deleted by the next
+complete epoch). orbax with `best_fn` would delete the latest checkpoint, so the sets have separate managers.
 
-A checkpoint holds parameters, statistics, the optimizer's state and the step as one flat tree of named arrays
-(`params/head/kernel`, …), with the epoch and what identifies the run as JSON beside it. It does not depend on how
-many devices wrote it.
+A checkpoint contains parameters, statistics, optimizer state and step as one flat mapping from names
+(`params/head/kernel/value`) to arrays. Next to it, JSON facts contain the epoch, the identity of the run and a checksum
+of the arrays. Checkpoints do not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ from perturbjax.training.step import TrainState
 
 Tree = dict[str, Shaped[np.ndarray, "..."]]
 Which = Literal["latest", "best"]
-#: The fact that holds a checkpoint's arrays to what was saved.
-DIGEST = "arrays_sha256"
+#: Key of the checksum of the arrays in the facts of a checkpoint.
+CHECKSUM = "arrays_sha256"
 INTERRUPTED = "interrupted"
-#: Bytes of a checkpoint that are not its arrays.
-BESIDE_ARRAYS = 1 << 20
+#: Metric of the best checkpoints. Earlier releases selected them by accuracy on test sites; they stay readable.
+BEST_METRIC, FORMER_BEST_METRIC = "balanced_accuracy", "accuracy"
+#: Upper estimate of the size in bytes of a checkpoint's files other than its arrays.
+METADATA_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class CheckpointConfig:
     run: Path
     """Run directory from `perturbjax train`."""
     checkpoint: str = renamed_from("latest", "epoch")
-    """latest: after the last epoch. best: highest test accuracy, an optimistic score. Or the number of an epoch."""
+    """latest: after the last epoch. best: highest balanced accuracy on validation sites. Or the number of an epoch."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -63,68 +66,78 @@ class CheckpointConfig:
 
 
 def arrays_checksum(tree: Tree) -> str:
-    """SHA-256 (hexadecimal) over names, types, shapes and values of arrays."""
-    digest = hashlib.sha256()
+    """Compute the SHA-256 checksum (hexadecimal) of names, dtypes, shapes and values of arrays."""
+    checksum = hashlib.sha256()
     for name in sorted(tree):
         array = np.ascontiguousarray(tree[name])
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+        checksum.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        checksum.update(array.reshape(-1).view(np.uint8).data)
+    return checksum.hexdigest()
 
 
 def state_to_tree(state: Any) -> Tree:
-    """Every array of a pytree under its path, on the host."""
+    """Convert a pytree to a flat mapping from paths to arrays on the host."""
     leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
     return {_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def tree_to_state(tree: Tree, template: Any, source: Path | str) -> Any:
-    """Put named arrays back into a pytree of the template's structure.
+    """Convert a flat mapping from paths to arrays to a pytree with the structure of `template`.
+
+    Args:
+        tree: mapping from `state_to_tree`.
+        template: pytree with the expected paths and shapes.
+        source: origin of the arrays, for messages.
 
     Raises:
-        InputError: an array is missing, too many, or of another shape; the message names it.
+        InputError: an array is missing, unknown, or of another shape.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(template)
-    wanted = {_name(path): leaf for path, leaf in paths}
-    if odd := sorted(set(wanted) ^ set(tree)):
-        side = "lacks" if odd[0] in wanted else "has an unknown array"
-        raise InputError(f"{source}: {side} {odd[0]}; it belongs to another model")
-    for name, leaf in wanted.items():
+    expected = {_name(path): leaf for path, leaf in paths}
+    if different := sorted(set(expected) ^ set(tree)):
+        problem = "has no array" if different[0] in expected else "has an unknown array"
+        raise InputError(f"{source}: {problem} {different[0]}; it belongs to another model")
+    for name, leaf in expected.items():
         if np.shape(leaf) != tree[name].shape:
             raise InputError(
-                f"{source}: {name} has shape {tree[name].shape}, the model needs {np.shape(leaf)}"
+                f"{source}: {name} has shape {tree[name].shape}, the model requires {np.shape(leaf)}"
             )
-    return jax.tree_util.tree_unflatten(treedef, [tree[name] for name in wanted])
+    return jax.tree_util.tree_unflatten(treedef, [tree[name] for name in expected])
+
+
+def select_network_arrays(tree: Tree) -> Tree:
+    """Return the parameters and statistics of a checkpoint, without the optimizer state."""
+    return {name: value for name, value in tree.items() if name.startswith(("params/", "stats/"))}
 
 
 def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _alone() -> Any:
-    """orbax's options for a process that reads or writes without waiting for the others of its job."""
+def _single_process_options() -> Any:
+    """Return orbax options with which this process does not wait for the others of its job."""
     import orbax.checkpoint as ocp
 
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
-    me = jax.process_index()
+    index = jax.process_index()
     return ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process {index}"
     )
 
 
 class Checkpoints:
-    """The checkpoints of one run directory."""
+    """Checkpoints of one run directory; use it in a `with` block, or call `close`."""
 
-    def __init__(self, run: Path, *, keep_latest: int = 2, keep_best: int = 1):
-        """Open `run/checkpoints`; it is created by the first save.
+    def __init__(self, run: Path, *, keep_latest: int = 2):
+        """Open `RUN/checkpoints`, which the first save creates.
 
         Args:
-            keep_latest: how many of the newest are kept, for resuming.
-            keep_best: how many of the best (greatest accuracy on the judged sites) are kept.
+            run: run directory.
+            keep_latest: number of latest checkpoints to keep.
         """
         self.path = Path(run).absolute() / "checkpoints"
-        self._keep = {"latest": keep_latest, "best": keep_best, INTERRUPTED: 1}
+        self._keep = {"latest": keep_latest, "best": 1, INTERRUPTED: 1}
         self._managers: dict[str, Any] = {}
 
     def _manager(self, which: str) -> Any:
@@ -132,17 +145,13 @@ class Checkpoints:
             import orbax.checkpoint as ocp
 
             logging.getLogger("absl").setLevel(logging.ERROR)
-            best = (
-                {"best_fn": lambda metrics: metrics["accuracy"], "best_mode": "max"}
-                if which == "best"
-                else {}
-            )
+            best = {"best_fn": _best_score, "best_mode": "max"} if which == "best" else {}
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep[which],
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,
-                create=False,  # orbax does not create where one process of several is active
-                multiprocessing_options=_alone(),
+                create=False,  # orbax creates no folder if only one of several processes is active
+                multiprocessing_options=_single_process_options(),
                 **best,
             )
             self._managers[which] = ocp.CheckpointManager(
@@ -151,12 +160,23 @@ class Checkpoints:
         return self._managers[which]
 
     def save(
-        self, state: TrainState, *, epoch: int, facts: dict[str, Any], accuracy: float | None
+        self,
+        state: TrainState,
+        *,
+        epoch: int,
+        facts: dict[str, Any],
+        score: float | None = None,
     ) -> None:
-        """Save after `epoch` (counted from 1). Given an accuracy, it is also a candidate for the best."""
-        facts = {"epoch": epoch, **facts}
-        for which in ("latest",) if accuracy is None else ("latest", "best"):
-            self._save(which, epoch, state_to_tree(state), facts, accuracy)
+        """Save the state after an epoch.
+
+        Args:
+            state: arrays of the training.
+            epoch: number of completed epochs.
+            facts: identity of the run.
+            score: balanced accuracy on validation sites; if given, the checkpoint is also a candidate for the best.
+        """
+        for which in ("latest",) if score is None else ("latest", "best"):
+            self._save(which, epoch, state, {"epoch": epoch, **facts}, score)
         if manager := self._managers.pop(INTERRUPTED, None):
             manager.close()
         shutil.rmtree(self.path / INTERRUPTED, ignore_errors=True)
@@ -164,30 +184,35 @@ class Checkpoints:
     def save_within(
         self, state: TrainState, *, epoch: int, step: int, facts: dict[str, Any]
     ) -> None:
-        """Save within the epoch that follows `epoch`, at a step counted from the run's first."""
-        self._save(INTERRUPTED, step, state_to_tree(state), {"epoch": epoch, **facts}, None)
+        """Save the state within the epoch after `epoch`, at a step counted from the start of training."""
+        self._save(INTERRUPTED, step, state, {"epoch": epoch, **facts})
 
     def _save(
-        self, which: str, number: int, tree: Tree, facts: dict[str, Any], accuracy: float | None
+        self,
+        which: str,
+        number: int,
+        state: TrainState,
+        facts: dict[str, Any],
+        score: float | None = None,
     ) -> None:
         import orbax.checkpoint as ocp
 
-        facts = {**facts, DIGEST: arrays_checksum(tree)}
-        # Before orbax is asked for anything: its threads do not end well where a save fails.
-        require_room(
-            make_folder(self.path), sum(array.nbytes for array in tree.values()) + BESIDE_ARRAYS
-        )
+        tree = state_to_tree(state)
+        facts = {**facts, CHECKSUM: arrays_checksum(tree)}
+        # Check the free space first: the threads of orbax do not stop cleanly if a save fails.
+        size = sum(array.nbytes for array in tree.values())
+        require_room(make_folder(self.path), size + METADATA_BYTES)
         self._manager(which).save(
             number,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(tree), facts=ocp.args.JsonSave(facts)
             ),
-            metrics=None if accuracy is None else {"accuracy": float(accuracy)},
+            metrics=None if score is None else {BEST_METRIC: float(score)},
             force=True,
         )
 
     def epochs(self, which: Which = "latest") -> list[int]:
-        """Epochs of which a complete checkpoint is there, ascending."""
+        """Return the epochs with a complete checkpoint, in ascending order."""
         if not (self.path / which).is_dir():
             return []
         return sorted(self._manager(which).all_steps())
@@ -195,27 +220,38 @@ class Checkpoints:
     def load(
         self, which: Which = "latest", epoch: int | None = None
     ) -> tuple[Tree, dict[str, Any]]:
-        """The arrays and facts of a checkpoint: of `epoch`, or the newest (`latest`) or greatest in accuracy (`best`).
+        """Load the arrays and facts of a checkpoint.
+
+        Args:
+            which: set of checkpoints.
+            epoch: epoch to load; None loads the newest (`latest`) or the one with the highest score (`best`).
 
         Raises:
-            InputError: there is none, or it cannot be read.
+            InputError: there is no such checkpoint, or it is not readable.
         """
-        there = self.epochs(which)
-        if not there:
-            raise InputError(f"{self.path / which}: holds no checkpoint; train first")
-        if epoch is None:
-            epoch = self._manager(which).best_step() if which == "best" else there[-1]
-        if epoch not in there:
+        epochs = self.epochs(which)
+        if not epochs and which == "best":
             raise InputError(
-                f"{self.path / which}: holds no epoch {epoch}; it has {', '.join(map(str, there))}"
+                f"--checkpoint best: {self.path.parent} has no best checkpoint, because it was trained without "
+                "validation sites. Train with --validation-fraction 0.2, or use --checkpoint latest."
+            )
+        if not epochs:
+            raise InputError(f"{self.path / which}: has no checkpoint; train the run first")
+        if epoch is None:
+            epoch = self._manager(which).best_step() if which == "best" else epochs[-1]
+        if epoch not in epochs:
+            raise InputError(
+                f"{self.path / which}: has no epoch {epoch} (available: {', '.join(map(str, epochs))})"
             )
         return self._load(which, epoch)
 
     def load_newest(self) -> tuple[Tree, dict[str, Any]] | None:
-        """What a run goes on from: the latest epoch, or where it was interrupted after that; None where there is none.
+        """Load the checkpoint to resume from; None if there is none.
+
+        This is the latest epoch, or the interrupted state if it is later.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: the checkpoint is not readable.
         """
         epochs = self.epochs()
         if (self.path / INTERRUPTED).is_dir() and (steps := self._manager(INTERRUPTED).all_steps()):
@@ -227,26 +263,19 @@ class Checkpoints:
     def _load(self, which: str, number: int) -> tuple[Tree, dict[str, Any]]:
         import orbax.checkpoint as ocp
 
+        folder = self.path / which / str(number)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
         try:
-            loaded = self._manager(which).restore(
-                number,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()
-                ),
-            )
+            loaded = self._manager(which).restore(number, args=items)
         except Exception as error:  # orbax and tensorstore raise many kinds
             reason = str(error).splitlines()[0]
+            raise InputError(f"{folder}: cannot be read ({reason})") from error
+        tree = {name: np.asarray(value) for name, value in loaded["state"].items()}
+        facts = loaded["facts"]
+        if not isinstance(facts, dict) or facts.get(CHECKSUM) != arrays_checksum(tree):
             raise InputError(
-                f"{self.path / which / str(number)}: cannot be read ({reason})"
-            ) from error
-        tree, facts = (
-            {name: np.asarray(value) for name, value in loaded["state"].items()},
-            loaded["facts"],
-        )
-        if not isinstance(facts, dict) or facts.get(DIGEST) != arrays_checksum(tree):
-            raise InputError(
-                f"{self.path / which / str(number)}: is damaged (its arrays are not those that were saved); "
-                "remove it to go on from an earlier one, or train again"
+                f"{folder}: is damaged (checksum of the arrays differs). Remove it to use an earlier checkpoint, or "
+                "train again."
             )
         return rename_saved_arrays(tree), facts
 
@@ -254,3 +283,13 @@ class Checkpoints:
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _best_score(metrics: dict[str, float]) -> float:
+    return metrics.get(BEST_METRIC, metrics.get(FORMER_BEST_METRIC, 0.0))

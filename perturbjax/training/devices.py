@@ -1,8 +1,8 @@
-"""Running the one step body on one device, on many with `pmap`, or on many with `jit` over a mesh.
+"""Run the training step on one device, on several with `pmap`, or on several with `jit` over a mesh.
 
-The three give the same numbers up to float32 rounding. Batches are padded to a multiple of the devices with rows of
-weight 0, which count neither in the loss nor in BatchNorm's statistics. With several processes (`hosts.py`) the mesh
-spans all their devices, and each process brings its own rows of a batch.
+All three give the same numbers up to float32 rounding. Batches are padded to a multiple of the number of devices with
+rows of weight 0, which change neither the loss nor the BatchNorm statistics. With several processes (`processes.py`)
+the mesh contains the devices of all processes, and each process supplies its own rows of a batch.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ T = TypeVar("T")
 DeviceKind = Literal["auto", "1", "pmap", "sharded"]
 AXIS = "batch"
 
-#: Dispatches that are under way at a time where the device is another than the host: it never waits for the host.
-AHEAD = 3
+#: Steps queued on an accelerator, so that it does not wait for the host.
+MAX_QUEUED_STEPS = 3
 
-#: Dispatches before each of which free memory is given back. The first batches split what a step has freed, so that the
-#: next step's block comes anew; then they find room in what was left, and it stays so.
-SETTLING = 4
+#: Number of first steps before which free memory is returned to the system. These first steps fragment the memory
+#: pool; later steps reuse the same blocks.
+FREE_MEMORY_STEPS = 4
 
-#: (state, order) → after every dispatch the state, and the sums of its steps, with or without an axis of steps. The
-#: state that is given, and every one that is yielded, is given away to the next dispatch.
-Dispatches = Callable[[TrainState, BatchOrder], Iterator[tuple[TrainState, Sums]]]
+#: Function (state, order) -> iterator over the state and the sums after each device call. The sums have an axis of
+#: steps if a call runs a whole epoch. The buffers of each state are donated to the next call.
+EpochRunner = Callable[[TrainState, BatchOrder], Iterator[tuple[TrainState, Sums]]]
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class Placement:
-    """Which devices take part, and how.
+    """Devices of a command and the way to run a step on them.
 
     Attributes:
-        mapped: `pmap` instead of `jit` over a mesh.
-        mesh: the devices, along the one axis `AXIS`.
-        scans: one dispatch an epoch instead of one a step. XLA compiles a loop's body for one CPU thread and without
-            its fast convolutions, many times slower, so CPUs do without.
+        mapped: use `pmap` instead of `jit` over a mesh.
+        mesh: the devices, along the single axis `AXIS`.
+        scans: run a whole epoch in one device call. False on CPUs: XLA compiles the body of a loop for one CPU thread
+            and without its fast convolutions, which is many times slower.
     """
 
     mapped: bool
@@ -85,8 +85,13 @@ class Placement:
 
     @property
     def axis_name(self) -> str | None:
-        """What the step body reduces over: only `pmap` needs to be told."""
+        """Axis that the step sums over: needed with `pmap` only."""
         return AXIS if self.mapped else None
+
+    @property
+    def batch_multiple(self) -> int:
+        """Number that evaluation batch sizes are rounded up to, so that all processes have equal parts."""
+        return self.count if self.processes > 1 else 1
 
     @property
     def replicated(self) -> NamedSharding:
@@ -97,7 +102,7 @@ class Placement:
         return NamedSharding(self.mesh, P(AXIS))
 
     def replicate(self, tree: Any) -> Any:
-        """Put a copy of every array on every device; of several processes each has the same arrays."""
+        """Copy every array to every device. With several processes, all must pass the same arrays."""
         if self.processes == 1:
             return jax.device_put(tree, self.replicated)
         return jax.tree.map(
@@ -105,40 +110,45 @@ class Placement:
             tree,
         )
 
-    def compile_training(self, train_step: TrainStep, feed: BatchPipeline) -> Dispatches:
-        """Training over a feed's batches: one dispatch a step, or one an epoch with `scans` and all records resident.
+    def compile_training(self, train_step: TrainStep, feed: BatchPipeline) -> EpochRunner:
+        """Return a function that trains over the batches of an order.
 
-        Nothing crosses between host and device in a dispatch but what was put there by name.
+        A device call runs one epoch if `scans` is set and all records are on the device, otherwise one step. The
+        transfer guard makes implicit copies between host and device an error.
         """
         if self.scans and feed.arrays is not None:
             run_epoch, arrays = self.compile_epoch(train_step), feed.arrays
 
-            def by_epoch(state: TrainState, order: BatchOrder) -> Iterator[tuple[TrainState, Sums]]:
+            def train_by_epoch(
+                state: TrainState, order: BatchOrder
+            ) -> Iterator[tuple[TrainState, Sums]]:
                 for steps in order.steps_by_epoch():
                     rows = self._place_epoch(order.records_of(steps))
                     with jax.transfer_guard("disallow"):
                         state, sums = run_epoch(state, arrays, rows)
                     yield state, sums
 
-            return by_epoch
+            return train_by_epoch
         step = self.compile_step(train_step)
 
-        def by_step(state: TrainState, order: BatchOrder) -> Iterator[tuple[TrainState, Sums]]:
-            dispatched = collections.deque[Sums](maxlen=AHEAD)
-            for taken, batch in enumerate(feed.batches(order)):
-                limit_pending_steps(dispatched)
-                prepare_step(taken, step, state, batch)
+        def train_by_step(
+            state: TrainState, order: BatchOrder
+        ) -> Iterator[tuple[TrainState, Sums]]:
+            queued = collections.deque[Sums](maxlen=MAX_QUEUED_STEPS)
+            for number, batch in enumerate(feed.batches(order)):
+                limit_pending_steps(queued)
+                prepare_step(number, step, state, batch)
                 with jax.transfer_guard("disallow"):
                     state, sums = step(state, batch)
-                dispatched.append(sums)
+                queued.append(sums)
                 yield state, sums
 
-        return by_step
+        return train_by_step
 
     def compile_epoch(
         self, train_step: TrainStep
     ) -> Callable[[TrainState, ResidentArrays, BatchRecords], Any]:
-        """Consecutive steps over resident arrays, every batch gathered inside jit."""
+        """Compile consecutive steps over resident arrays; each batch is gathered inside jit."""
 
         def gathered_step(
             state: TrainState, arrays: ResidentArrays, rows: BatchRecords
@@ -161,28 +171,21 @@ class Placement:
         return jax.jit(run_steps, donate_argnums=0, out_shardings=self.replicated)
 
     def compile_step(self, train_step: TrainStep) -> TrainStep:
-        """One step on a batch that `place_rows` has placed."""
+        """Compile one step on a batch from `place_rows`."""
         if not self.mapped:
             return jax.jit(train_step, donate_argnums=0, out_shardings=self.replicated)
-        compiled = jax.pmap(
-            train_step, AXIS, in_axes=(None, 0), out_axes=None, devices=list(self.mesh.devices.flat)
-        )
-        return lambda state, batch: compiled(state, jax.tree.map(self._by_device, batch))
-
-    def _place_epoch(self, rows: BatchRecords) -> BatchRecords:
-        """The rows of an epoch on every device, each batch padded; for `pmap`, dealt to them."""
-        deal = self._by_device if self.mapped else functools.partial(pad_rows, multiple=self.count)
-        where = NamedSharding(self.mesh, P(None, AXIS)) if self.mapped else self.replicated
-        return jax.device_put(jax.tree.map(functools.partial(deal, axis=1), rows), where)
+        devices = list(self.mesh.devices.flat)
+        compiled = jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+        return lambda state, batch: compiled(state, jax.tree.map(self._split_rows, batch))
 
     def compile_predict(self, predict_step: Callable[..., Any]) -> Callable[..., Any]:
-        """Evaluation of batches that are placed, sharded over the devices; the caller drops the padded rows."""
+        """Compile a prediction step on batches from `place_rows`; the caller drops padded rows."""
         return jax.jit(predict_step, out_shardings=self.replicated)
 
     def place_rows(self, batch: T) -> T:
         """Shard every array of a batch by rows, padded to a multiple of the devices.
 
-        Of several processes each gives its own rows, the same number, and they stand in the order of the processes.
+        With several processes each passes its own rows, the same number, in the order of the processes.
         """
         if self.processes == 1:
             padded = jax.tree.map(lambda rows: pad_rows(rows, self.count), batch)
@@ -193,8 +196,14 @@ class Placement:
             batch,
         )
 
-    def _by_device(self, rows: np.ndarray | jax.Array, axis: int = 0) -> np.ndarray | jax.Array:
-        """Split the padded axis into (devices, rows a device)."""
+    def _place_epoch(self, rows: BatchRecords) -> BatchRecords:
+        """Put the rows of an epoch on every device, each batch padded; split them for `pmap`."""
+        pad = self._split_rows if self.mapped else functools.partial(pad_rows, multiple=self.count)
+        sharding = NamedSharding(self.mesh, P(None, AXIS)) if self.mapped else self.replicated
+        return jax.device_put(jax.tree.map(functools.partial(pad, axis=1), rows), sharding)
+
+    def _split_rows(self, rows: np.ndarray | jax.Array, axis: int = 0) -> np.ndarray | jax.Array:
+        """Reshape the padded axis to (devices, rows per device)."""
         padded = pad_rows(rows, self.count, axis)
         shape = padded.shape
         return padded.reshape(
@@ -203,7 +212,7 @@ class Placement:
 
 
 def pad_rows(rows: np.ndarray | jax.Array, multiple: int, axis: int = 0) -> np.ndarray | jax.Array:
-    """Pad an axis with zeros to a multiple: a padded row is record 0 with weight 0."""
+    """Pad an axis with zeros to a multiple. A padded row is record 0 with weight 0."""
     missing = -rows.shape[axis] % multiple
     if not missing:
         return rows
@@ -212,100 +221,96 @@ def pad_rows(rows: np.ndarray | jax.Array, multiple: int, axis: int = 0) -> np.n
     return np.pad(rows, widths) if isinstance(rows, np.ndarray) else jnp.pad(rows, widths)
 
 
-def open_devices(compute: ComputeConfig, *, own: bool = False) -> Placement:
-    """The devices of a command, with compiled programs kept as it says; with `own` those of this process alone.
-
-    Raises:
-        InputError: fewer devices are there than asked for, or several processes are to leave some out.
-    """
+def open_devices(compute: ComputeConfig, *, local: bool = False) -> Placement:
+    """Choose the devices of a command and set up its compilation cache, see `choose_placement`."""
     use_compilation_cache("default")
-    return choose_placement(compute.devices, compute.device_count, own=own)
+    return choose_placement(compute.devices, compute.device_count, local=local)
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keep compiled programs between processes, in `folder`: "default" is the user's cache directory, "none" no cache.
+    """Store compiled programs on disk for later commands.
 
-    Where the folder cannot be had, a line says so: compiling again is slower, and no reason to stop.
+    Args:
+        folder: cache directory; "default" is the cache directory of the user, "none" disables the cache.
+
+    A directory that cannot be used is a warning: the command then compiles its programs itself.
     """
     if folder == "none":
         return
     try:
-        kept = make_folder(Path(folder if folder != "default" else _default_cache()).absolute())
-    except (
-        InputError,
-        RuntimeError,
-    ) as error:  # pathlib raises RuntimeError where there is no home
+        cache = make_folder(Path(folder if folder != "default" else _default_cache()).absolute())
+    except (InputError, RuntimeError) as error:  # RuntimeError: pathlib found no home directory
         reason = str(error).split("; ")[0]
         console.print(
-            f"note: compiled programs are not kept ({reason}); set JAX_COMPILATION_CACHE_DIR to another folder"
+            f"warning: compiled programs are not cached ({reason}). Choose another --compile-cache DIR."
         )
-        jax.config.update(
-            "jax_compilation_cache_dir", None
-        )  # or JAX would say so again for every program
+        # Otherwise JAX repeats the warning for every program.
+        jax.config.update("jax_compilation_cache_dir", None)
         return
-    jax.config.update("jax_compilation_cache_dir", str(kept))
-    # Dozens of small programs take as long as a large one: kept too, they halve the start of every command.
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    # Dozens of small programs take as long as a large one; caching them halves the start-up time.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _default_cache() -> str:
-    if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return given
+    if folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return folder
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return str(Path(home) / "perturbjax" / "compiled")
 
 
 def prepare_step(number: int, step: Callable[..., Any], *arguments: Any) -> None:
-    """Before the dispatch of this number: give memory back, and before the first compile what is about to be called.
+    """Compile a jitted step before its first call, and free memory before the first few calls.
 
-    A compiler leaves hundreds of megabytes, which would else be held beside those of the first call. The call finds
-    the program made; what is no jitted function is left to compile itself.
+    The compiler leaves hundreds of megabytes of free memory in the process. They are returned to the system here,
+    before the first call allocates its own.
     """
     if not number and isinstance(step, jax.stages.Wrapped):
         step.lower(*arguments).compile()
-    if number < SETTLING:
+    if number < FREE_MEMORY_STEPS:
         give_back_freed_memory()
 
 
-def limit_pending_steps(dispatched: Sequence[Any]) -> None:
-    """Wait until as few of what was dispatched are under way that another may be: `AHEAD`, on a CPU one alone.
+def limit_pending_steps(queued: Sequence[Any]) -> None:
+    """Wait until fewer than `MAX_QUEUED_STEPS` (one on a CPU) of the queued steps are running.
 
-    On a CPU a program's temporaries are allocated when it is dispatched, so each that waits its turn holds its own.
+    On a CPU, the temporary memory of a step is allocated when the step is queued, so waiting steps would each hold it.
     """
-    ahead = 1 if jax.default_backend() == "cpu" else AHEAD
-    if len(dispatched) >= ahead:
-        jax.block_until_ready(dispatched[-ahead])
+    limit = 1 if jax.default_backend() == "cpu" else MAX_QUEUED_STEPS
+    if len(queued) >= limit:
+        jax.block_until_ready(queued[-limit])
 
 
 def stack_steps(sums: Sequence[Sums]) -> Sums:
-    """The sums of consecutive dispatches, fetched to the host, with one leading axis of steps."""
+    """Copy the sums of consecutive device calls to the host, concatenated along one axis of steps."""
     return jax.tree.map(
         lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]),
         *jax.device_get(sums),
     )
 
 
-def choose_placement(kind: DeviceKind, count: int = 0, *, own: bool = False) -> Placement:
-    """The devices of a run: `auto` shards over all there are.
+def choose_placement(kind: DeviceKind, count: int = 0, *, local: bool = False) -> Placement:
+    """Choose the devices of a command.
 
     Args:
-        kind: "1", "pmap", "sharded" or "auto".
-        count: how many devices at most; 0 takes all.
-        own: only those of this process, which computes apart from the others of its job.
+        kind: "1", "pmap", "sharded", or "auto" (sharded over all devices).
+        count: maximum number of devices; 0 uses all.
+        local: use the devices of this process only, for work that is not shared with other processes.
 
     Raises:
-        InputError: fewer devices are there than asked for, or several processes are to leave some out.
+        InputError: fewer than `count` devices exist, or `count` is set with several processes.
     """
-    there = jax.local_devices() if own else jax.devices()
-    devices = sorted(there, key=lambda device: (device.process_index, device.id))
+    available = jax.local_devices() if local else jax.devices()
+    devices = sorted(available, key=lambda device: (device.process_index, device.id))
     if count > len(devices):
         raise InputError(
-            f"--device-count {count}: only {len(devices)} {devices[0].platform} devices are there"
+            f"--device-count {count}: only {len(devices)} {devices[0].platform} devices are available. "
+            "Lower it, or leave it out to use all devices."
         )
-    if count and not own and jax.process_count() > 1:
+    if count and not local and jax.process_count() > 1:
         raise InputError(
-            f"--device-count {count}: several processes use all the devices they have; leave it out"
+            f"--device-count {count}: several processes always use all their devices. Leave it out."
         )
-    taken = devices[:1] if kind == "1" else devices[: count or len(devices)]
-    mesh = Mesh(np.array(taken), (AXIS,))
+    used = devices[:1] if kind == "1" else devices[: count or len(devices)]
+    mesh = Mesh(np.array(used), (AXIS,))
     return Placement(mapped=kind == "pmap", mesh=mesh, scans=devices[0].platform != "cpu")

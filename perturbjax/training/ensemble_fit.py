@@ -1,11 +1,17 @@
-"""The part of `models.channels` that stands still while the eyes are trained, set before the first step.
+"""Fit the frozen members of the ensemble classifier (`models.ensemble_head`) before the first training step.
 
-What the standing backbone sees of the training sites is computed once, without augmentation, reduced, and two models
-are fitted to it: a perceptron, on mixed pairs of sites (mixup, Zhang et al. 2017, arXiv 1710.09412), and a logistic
-regression, that of the linear baseline. On a thousand sites and more the first is the better, on a few hundred the
-second: how much either has to say is what makes the labels of held-out training sites likeliest (stacking, Wolpert
-1992, doi 10.1016/S0893-6080(05)80023-1). The constants were chosen by inner folds of the training plates
-(docs/presets.md).
+The frozen backbone computes the features of all training sites once, without augmentation. They are reduced to
+principal components and site statistics. Two classifiers are fitted to them:
+
+- an MLP, with mixup of pairs of sites (Zhang et al. 2017, arXiv 1710.09412): for random sites i, j and
+  `a ~ Beta(0.4, 0.4)`, it is trained on `a * x_i + (1 - a) * x_j` with targets mixed in the same way;
+- a logistic regression, the same as in the linear baseline.
+
+The MLP is better with about a thousand sites or more, the logistic regression with a few hundred. Their ensemble
+weights `w` come from stacking (Wolpert 1992, doi 10.1016/S0893-6080(05)80023-1): the training groups are split into
+folds, both classifiers predict the groups of the fold that they were not fitted to, and `w` maximizes the likelihood
+of `softmax(w_1 * log p_1 + w_2 * log p_2)`. The constants were chosen on inner folds of training plates
+(docs/presets.md). The third member, the trainable attention branch, is trained by the epochs that follow.
 """
 
 from __future__ import annotations
@@ -30,102 +36,123 @@ from perturbjax.models import Mode
 from perturbjax.models.ensemble_head import COMPONENTS, MLP, EnsembleHead
 from perturbjax.models.layers import Dense
 from perturbjax.training.apply_network import apply_to_sites
+from perturbjax.training.devices import Placement
 from perturbjax.training.setup import Experiment
-from perturbjax.training.step import TrainState, split_model
+from perturbjax.training.step import TrainState, make_site_features_step, split_model
 
-#: Sites a step; passes over the sites; steps that are taken where these are few.
-BATCH, EPOCHS, LEAST_STEPS = 128, 60, 300
-#: Learning rate at the start, and AdamW's decay.
+#: Training of the MLP: batch size, epochs, and minimum number of steps.
+BATCH, EPOCHS, MIN_STEPS = 128, 60, 300
+#: Initial learning rate (cosine decay) and decoupled weight decay of the MLP.
 RATE, DECAY = 1e-3, 1e-2
 #: Both parameters of the beta distribution of mixup.
 MIX = 0.4
-#: Parts in which training sites are held out for the shares.
-PARTS = 3
-#: Least share of either: where held-out sites are told no better than by chance, the likeliest class is still said.
+#: Number of folds of the training groups for the ensemble weights.
+FOLDS = 3
+#: Minimum ensemble weight. Positive, so that the most probable class stays the same if all held-out predictions are
+#: at chance level.
 MIN_ENSEMBLE_WEIGHT = 0.01
-#: Logit of a class that a linear model has seen no site of.
-NEVER = -30.0
+#: Logit of a class without training sites in the logistic regression.
+ABSENT_CLASS_LOGIT = -30.0
 
 
-def fit_ensemble_head(
+def initialize_ensemble(
     state: TrainState,
     experiment: Experiment,
-    describe_step: Callable[..., Any],
+    placement: Placement,
     batches: Callable[[BatchOrder], Iterable[RawBatch]],
-    *,
-    multiple: int = 1,
 ) -> TrainState:
-    """The state with `reduce` and `head` of a `EnsembleClassifier` set by the training sites.
+    """Fit reduction, MLP, logistic regression and ensemble weights to the training sites.
 
-    The same sites give the same bits, whatever the feed.
+    The result is bit-identical for resident and streamed batches.
 
     Args:
-        describe_step: of `make_site_features_step`.
-        batches: a feed's.
-        multiple: of `apply_to_sites`.
+        state: state before the first step.
+        experiment: data and network.
+        placement: devices.
+        batches: batch pipeline, a function from an order to placed batches.
+
+    Returns:
+        The state with fitted parameters and statistics.
     """
 
-    def shown(order: BatchOrder) -> Iterable[RawBatch]:
+    def tracked_batches(order: BatchOrder) -> Iterable[RawBatch]:
         for batch in track(
-            batches(order), total=len(order), label="features of the training sites", unit="batches"
+            batches(order), total=len(order), label="Computing site features", unit="batches"
         ):
-            give_back_freed_memory()  # each takes seconds, and hundreds of megabytes anew once others have split them
+            # Each batch takes seconds and leaves hundreds of megabytes of fragmented free memory.
+            give_back_freed_memory()
             yield batch
 
-    train, labels = experiment.train, experiment.sites.labels[experiment.train]
-    size = min(experiment.recipe.optim.batch_size, len(train))
-    (found,) = apply_to_sites(
-        describe_step, state.params, state.stats, shown, train, size, multiple=multiple
+    recipe, train = experiment.recipe, experiment.train
+    (features,) = apply_to_sites(
+        placement.compile_predict(make_site_features_step(experiment.graphdef, recipe)),
+        state.params,
+        state.stats,
+        tracked_batches,
+        train,
+        min(recipe.optim.batch_size, len(train)),
+        multiple=placement.batch_multiple,
     )
     give_back_freed_memory()
     model = nnx.merge(experiment.graphdef, state.params, state.stats, copy=True)
-    mean, kernel = reduction(found, model.backbone_feature_size)
+    mean, kernel = fit_reduction(features, model.backbone_feature_size)
     model.reduce.mean[...], model.reduce.kernel[...] = mean, kernel
-    optim, told = experiment.recipe.optim, experiment.class_weight
-    weight = np.ones(len(experiment.class_names)) if told is None else np.asarray(told)
-    z = np.asarray(model.reduce(jnp.asarray(found)))
-    groups = experiment.manifest.set_index("site_id")["group"].loc[
-        experiment.dataset.index["site_id"].iloc[train]
-    ]
-    fit = partial(
-        fit_ensemble, model.head, smoothing=optim.label_smoothing, seed=experiment.recipe.seed
+    labels, class_weight = experiment.sites.labels[train], experiment.class_weight
+    weight = np.ones(len(labels)) if class_weight is None else np.asarray(class_weight)[labels]
+    assign_groups = experiment.manifest.set_index("site_id")["group"]
+    model.head = fit_ensemble(
+        model.head,
+        np.asarray(model.reduce(jnp.asarray(features))),
+        labels,
+        weight,
+        assign_groups.loc[experiment.dataset.index["site_id"].iloc[train]].to_numpy(),
+        smoothing=recipe.optim.label_smoothing,
+        seed=recipe.seed,
     )
-    model.head = fit(z, labels, weight[labels], groups.to_numpy())
-    of_perceptron, of_linear = (float(share) for share in model.head.ensemble_weights[...])
+    mlp_weight, linear_weight = (float(value) for value in model.head.ensemble_weights[...])
     console.print(
-        f"head fitted to what the backbone sees of {len(labels)} training sites: log-probabilities of a perceptron "
-        f"times {of_perceptron:.2f}, of a linear model times {of_linear:.2f}"
+        f"Fitted classifier head on {len(labels):,} training sites (ensemble weights: MLP {mlp_weight:.2f}, logistic "
+        f"regression {linear_weight:.2f})."
     )
     _, params, stats = split_model(model)
-    jax.clear_caches()  # hundreds of programs, most of them small, that are not run again: a third of a gigabyte
+    # Hundreds of small programs that are not needed again occupy about a third of a gigabyte.
+    jax.clear_caches()
     return state._replace(params=params, stats=stats)
 
 
-def reduction(
-    x: Float[np.ndarray, "n d"], seen: int
+def fit_reduction(
+    x: Float[np.ndarray, "n d"], backbone_features: int
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d e"]]:
-    """(mean, kernel) of what is (x - mean) @ kernel: components of the first `seen` features, the others as they are.
+    """Fit the reduction `z = (x - mean) @ kernel` of site features.
 
-    All are standardised first, and both parts are scaled to one total variance, of a deviation of 1 on average: else
-    a dozen statistics drown among hundreds of components. Where there are fewer sites than components, the last of
-    these are 0.
+    Backbone features are replaced by at most `COMPONENTS` principal components, site statistics are kept. All are
+    standardized first. Components and statistics are then scaled to the same total variance (1 on average), because a
+    dozen statistics would otherwise have no influence next to hundreds of components.
+
+    Args:
+        x: (sites, d) features: first those of the backbone, then the site statistics.
+        backbone_features: number of backbone features.
+
+    Returns:
+        The mean (d,) and the kernel (d, e), float32. With fewer sites than components, the last components are 0.
     """
     from sklearn.decomposition import PCA
 
     x = x.astype(np.float64)
-    mean, deviation = x.mean(axis=0), x.std(axis=0)
-    gain = np.where(deviation > 1e-6 * np.abs(mean), 1 / np.where(deviation > 0, deviation, 1), 0)
-    z = (x - mean) * gain
-    width = min(COMPONENTS, seen)
-    pca = PCA(min(width, len(x)), random_state=0).fit(z[:, :seen])
-    known = x.shape[1] - seen
-    kernel = np.zeros((x.shape[1], width + known))
-    kernel[:seen, : pca.n_components_] = pca.components_.T
-    kernel[seen:, width:] = np.eye(known)
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    # Features without variance (up to rounding) get the scale 0.
+    scale = np.where(std > 1e-6 * np.abs(mean), 1 / np.where(std > 0, std, 1), 0)
+    z = (x - mean) * scale
+    width = min(COMPONENTS, backbone_features)
+    pca = PCA(min(width, len(x)), random_state=0).fit(z[:, :backbone_features])
+    statistics = x.shape[1] - backbone_features
+    kernel = np.zeros((x.shape[1], width + statistics))
+    kernel[:backbone_features, : pca.n_components_] = pca.components_.T
+    kernel[backbone_features:, width:] = np.eye(statistics)
     variance = (z @ kernel).var(axis=0)
     for part in (slice(0, width), slice(width, None)):
         kernel[:, part] *= np.sqrt(kernel.shape[1] / 2 / max(variance[part].sum(), 1e-12))
-    return mean.astype(np.float32), (gain[:, None] * kernel).astype(np.float32)
+    return mean.astype(np.float32), (scale[:, None] * kernel).astype(np.float32)
 
 
 def fit_ensemble(
@@ -139,33 +166,39 @@ def fit_ensemble(
     seed: int,
     mix: float = MIX,
 ) -> EnsembleHead:
-    """The head with both its parts fitted to all sites, and the shares that sites held out by group speak for.
+    """Fit MLP and logistic regression to all sites, and the ensemble weights by stacking over groups of sites.
 
-    Where there is one group, sites are held out at random. A site says nothing if its class has none outside its group;
-    where no site says anything, both parts have the same share.
+    With a single group the sites are split at random. Held-out sites of a class that the other folds do not contain
+    are ignored; without any usable site both members get the same weight.
+
+    Args:
+        head: head with initial parameters.
+        z: (n, e) reduced features.
+        labels: (n,) class numbers.
+        weight: (n,) weight of each site.
+        groups: (n,) group of each site in the train/test split.
+        smoothing: label smoothing of the MLP.
+        seed: seed of the MLP and of the random split.
+        mix: parameter of mixup; 0 disables it.
     """
     from sklearn.model_selection import GroupKFold
 
-    parts = partial(fit_ensemble_members, head, smoothing=smoothing, seed=seed, mix=mix)
+    fit = partial(fit_ensemble_members, head, smoothing=smoothing, seed=seed, mix=mix)
     if len(np.unique(groups)) < 2:
         groups = np.random.default_rng(seed).permutation(len(z))
-    dealt = (
-        GroupKFold(min(PARTS, len(np.unique(groups)))).split(z, groups=groups) if len(z) > 1 else ()
-    )
-    said, known = (
-        np.zeros((2, len(z), head.logistic_regression.bias.shape[0])),
-        np.zeros(len(z), bool),
-    )
-    for fit, held in dealt:
-        known[held] = np.isin(labels[held], labels[fit])
-        said[:, held] = parts(z[fit], labels[fit], weight[fit]).log_probabilities(
-            jnp.asarray(z[held]), Mode()
-        )
-    made = parts(z, labels, weight)
-    made.ensemble_weights[...] = jnp.asarray(
-        estimate_ensemble_weights(said[:, known], labels[known]), jnp.float32
-    )
-    return made
+    folds: Iterable[tuple[np.ndarray, np.ndarray]] = ()
+    if len(z) > 1:
+        folds = GroupKFold(min(FOLDS, len(np.unique(groups)))).split(z, groups=groups)
+    log_probabilities = np.zeros((2, len(z), head.logistic_regression.bias.shape[0]))
+    usable = np.zeros(len(z), bool)
+    for inner, outer in folds:
+        usable[outer] = np.isin(labels[outer], labels[inner])
+        fitted = fit(z[inner], labels[inner], weight[inner])
+        log_probabilities[:, outer] = fitted.log_probabilities(jnp.asarray(z[outer]), Mode())
+    result = fit(z, labels, weight)
+    weights = estimate_ensemble_weights(log_probabilities[:, usable], labels[usable])
+    result.ensemble_weights[...] = jnp.asarray(weights, jnp.float32)
+    return result
 
 
 def fit_ensemble_members(
@@ -178,36 +211,45 @@ def fit_ensemble_members(
     seed: int,
     mix: float = MIX,
 ) -> EnsembleHead:
-    """The head with both its parts fitted, and the shares that it had."""
-    made = nnx.clone(head)
-    made.mlp = fit_mlp(head.mlp, z, labels, weight, smoothing, seed, mix=mix)
-    made.logistic_regression = fit_logistic_regression(head.logistic_regression, z, labels, weight)
-    return made
+    """Fit MLP and logistic regression and keep the ensemble weights, see `fit_ensemble`."""
+    result = nnx.clone(head)
+    result.mlp = fit_mlp(head.mlp, z, labels, weight, smoothing, seed, mix=mix)
+    result.logistic_regression = fit_logistic_regression(
+        head.logistic_regression, z, labels, weight
+    )
+    return result
 
 
 def estimate_ensemble_weights(
-    said: Float[np.ndarray, "k n classes"], labels: Int[np.ndarray, " n"]
+    log_probabilities: Float[np.ndarray, "k n classes"], labels: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, " k"]:
-    """The shares under which the weighted sum of log-probabilities makes the labels likeliest."""
+    """Estimate the ensemble weights that maximize the likelihood of the labels.
+
+    The negative log-likelihood of `softmax(sum_k w_k * log p_k)` is convex in the weights, so L-BFGS-B finds the
+    global optimum.
+
+    Args:
+        log_probabilities: (members, n, classes) predictions for held-out sites.
+        labels: (n,) class numbers; equal weights are returned if there are none.
+    """
     from scipy.optimize import minimize
 
-    start = np.full(len(said), 1 / len(said))
+    start = np.full(len(log_probabilities), 1 / len(log_probabilities))
     if not len(labels):
         return start
-    right = said[:, np.arange(len(labels)), labels]
+    true_class = log_probabilities[:, np.arange(len(labels)), labels]
 
-    def loss(shares: np.ndarray) -> tuple[float, np.ndarray]:  # convex in the shares
-        logits = np.tensordot(shares, said, 1)
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = np.tensordot(weights, log_probabilities, 1)
         logits -= logits.max(axis=1, keepdims=True)
         total = np.exp(logits).sum(axis=1)
-        chance = np.exp(logits) / total[:, None]
+        probabilities = np.exp(logits) / total[:, None]
         own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-        gradient = (said * chance).sum(axis=2).mean(axis=1) - right.mean(axis=1)
-        return float((np.log(total) - own).mean()), gradient
+        expected = (log_probabilities * probabilities).sum(axis=2).mean(axis=1)
+        return float((np.log(total) - own).mean()), expected - true_class.mean(axis=1)
 
-    return minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=[(MIN_ENSEMBLE_WEIGHT, None)] * len(said)
-    ).x
+    bounds = [(MIN_ENSEMBLE_WEIGHT, None)] * len(log_probabilities)
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
 
 
 def fit_logistic_regression(
@@ -216,36 +258,39 @@ def fit_logistic_regression(
     labels: Int[np.ndarray, " n"],
     weight: Float[np.ndarray, " n"],
 ) -> Dense:
-    """The linear baseline's logistic regression on reduced features, each site counting by its weight."""
+    """Fit the logistic regression of the linear baseline to reduced features.
+
+    Args:
+        model: dense layer (e, classes).
+        z: (n, e) reduced features.
+        labels: (n,) class numbers.
+        weight: (n,) weight of each site.
+    """
     from sklearn.linear_model import LogisticRegression
 
-    kernel, bias = np.zeros(model.kernel.shape), np.full(model.bias.shape, NEVER)
+    kernel, bias = np.zeros(model.kernel.shape), np.full(model.bias.shape, ABSENT_CLASS_LOGIT)
     present = np.unique(labels)
     if len(present) > 1:
-        scale = np.sqrt(
-            2 * LINEAR_VARIANCE / z.shape[1]
-        )  # the baseline's, of components and of statistics
-        found = LogisticRegression(C=LINEAR_C, max_iter=300).fit(
+        # Scales both components and statistics to the total variance of the linear baseline.
+        scale = np.sqrt(2 * LINEAR_VARIANCE / z.shape[1])
+        fitted = LogisticRegression(C=LINEAR_C, max_iter=300).fit(
             z * scale, labels, weight / weight.mean()
         )
-        coefficients, constants = found.coef_, found.intercept_
-        if len(present) == 2:  # told by one logit
-            coefficients, constants = (
-                np.concatenate([0 * one, one]) for one in (coefficients, constants)
-            )
+        coefficients, constants = fitted.coef_, fitted.intercept_
+        if len(present) == 2:  # scikit-learn has one logit for two classes
+            coefficients = np.concatenate([0 * coefficients, coefficients])
+            constants = np.concatenate([0 * constants, constants])
         kernel[:, present], bias[present] = scale * coefficients.T, constants
     else:
         bias[present] = 0
-    made = nnx.clone(model)
-    made.kernel[...], made.bias[...] = (
-        jnp.asarray(kernel, jnp.float32),
-        jnp.asarray(bias, jnp.float32),
-    )
-    return made
+    result = nnx.clone(model)
+    result.kernel[...] = jnp.asarray(kernel, jnp.float32)
+    result.bias[...] = jnp.asarray(bias, jnp.float32)
+    return result
 
 
 def fit_mlp(
-    head: MLP,
+    mlp: MLP,
     z: Float[np.ndarray, "n e"],
     labels: Int[np.ndarray, " n"],
     weight: Float[np.ndarray, " n"],
@@ -254,18 +299,16 @@ def fit_mlp(
     *,
     mix: float = MIX,
 ) -> MLP:
-    """Trained on reduced features, each site counting by its weight; `mix` is mixup's, 0 mixes nothing."""
-    graphdef, params = nnx.split(head, nnx.Param)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, head.skip.shape[1]), smoothing)
+    """Train the MLP on reduced features, see `fit_ensemble`."""
+    graphdef, params = nnx.split(mlp, nnx.Param)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, mlp.skip.shape[1]), smoothing)
     data = (z.astype(np.float32), targets, (weight / weight.mean()).astype(np.float32))
-    trained = _train_perceptron(
-        graphdef, params, jax.random.key(seed), *map(jnp.asarray, data), mix=mix
-    )
+    trained = _train_mlp(graphdef, params, jax.random.key(seed), *map(jnp.asarray, data), mix=mix)
     return nnx.merge(graphdef, jax.device_get(trained))
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="mix")
-def _train_perceptron(
+def _train_mlp(
     graphdef: nnx.GraphDef,
     params: Any,
     key: Array,
@@ -275,25 +318,24 @@ def _train_perceptron(
     *,
     mix: float,
 ) -> Any:
-    """The parameters after all steps. Parts of one size share a program, most of whose cost is to compile it."""
+    """Return the parameters after all steps. Folds of the same size share a compiled program."""
     size = min(BATCH, len(z))
-    steps = max(LEAST_STEPS, EPOCHS * len(z) // size)
+    steps = max(MIN_STEPS, EPOCHS * len(z) // size)
     optimizer = optax.adamw(optax.cosine_decay_schedule(RATE, steps), weight_decay=DECAY)
 
     def loss(params: Any, key: Array) -> Float[Array, ""]:
-        pick, pair, much, drop = jax.random.split(key, 4)
-        rows = jax.random.randint(pick, (size,), 0, len(z))
-        others = jax.random.permutation(pair, rows)
-        share = jax.random.beta(much, mix, mix, (size,)) if mix else jnp.ones(size)
-        share = jnp.maximum(share, 1 - share)
+        row_key, pair_key, mix_key, dropout_key = jax.random.split(key, 4)
+        rows = jax.random.randint(row_key, (size,), 0, len(z))
+        partners = jax.random.permutation(pair_key, rows)
+        fraction = jax.random.beta(mix_key, mix, mix, (size,)) if mix else jnp.ones(size)
+        fraction = jnp.maximum(fraction, 1 - fraction)
 
-        def mixed(of: Array) -> Array:
-            own = share.reshape(-1, *[1] * (of.ndim - 1))
-            return own * of[rows] + (1 - own) * of[others]
+        def mixed(values: Array) -> Array:
+            own = fraction.reshape(-1, *[1] * (values.ndim - 1))
+            return own * values[rows] + (1 - own) * values[partners]
 
-        logits = nnx.merge(graphdef, params)(
-            mixed(z), Mode(train=True, keys=jax.random.split(drop, size))
-        )
+        mode = Mode(train=True, keys=jax.random.split(dropout_key, size))
+        logits = nnx.merge(graphdef, params)(mixed(z), mode)
         return (mixed(weight) * optax.softmax_cross_entropy(logits, mixed(targets))).mean()
 
     def step(carry: tuple[Any, Any], key: Array) -> tuple[tuple[Any, Any], None]:

@@ -1,15 +1,18 @@
-"""Training, from a dataset directory to a run directory. Read `fit` from top to bottom: it is the method section."""
+"""Training, from a dataset directory to a run directory. `fit` reads like the methods section of a paper."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from perturbjax.core.config import Recipe
 from perturbjax.core.errors import InputError
@@ -23,14 +26,14 @@ from perturbjax.core.options import (
     require_sound,
 )
 from perturbjax.core.progress import track
-from perturbjax.data.batches import PipelineChoice, open_batches
-from perturbjax.data.splits import TEST, TRAIN
-from perturbjax.training.apply_network import accuracy_and_loss, apply_to_sites
+from perturbjax.data.batches import BatchPipeline, PipelineChoice, open_batches
+from perturbjax.data.splits import TEST, TRAIN, VALIDATION
+from perturbjax.training.apply_network import SiteScores, apply_to_sites, score_sites
 from perturbjax.training.checkpoint import Checkpoints
-from perturbjax.training.devices import ComputeConfig, Dispatches, open_devices, stack_steps
-from perturbjax.training.ensemble_fit import fit_ensemble_head
-from perturbjax.training.metric_logs import LogTo, open_log, require_package
-from perturbjax.training.phases import plan_phases
+from perturbjax.training.devices import ComputeConfig, Placement, open_devices, stack_steps
+from perturbjax.training.ensemble_fit import initialize_ensemble
+from perturbjax.training.metric_logs import Log, LogTo, open_log, require_package
+from perturbjax.training.phases import Phase, plan_phases
 from perturbjax.training.processes import (
     HostsConfig,
     connect,
@@ -39,14 +42,20 @@ from perturbjax.training.processes import (
     run_on_first_process,
 )
 from perturbjax.training.profile import TRACED_STEPS, trace_steps
-from perturbjax.training.progress import Progress, leave, resume, watch_sigterm
-from perturbjax.training.run_directory import Run, describe_run, locked, open_run, start_run
+from perturbjax.training.progress import (
+    Progress,
+    first_progress,
+    resume,
+    save_interrupted,
+    watch_sigterm,
+)
+from perturbjax.training.run_directory import Run, describe_run, lock_run, open_run, start_run
 from perturbjax.training.setup import Experiment, prepare_experiment, print_training_summary
 from perturbjax.training.step import (
+    Sums,
     TrainState,
     initial_state,
     make_predict_step,
-    make_site_features_step,
     make_train_step,
 )
 
@@ -92,15 +101,17 @@ class TrainConfig:
 
 
 def fit(config: TrainConfig) -> Run:
-    """Train, or go on training, until the recipe's last epoch.
+    """Train a network until the last epoch of the recipe, or resume such a training.
 
-    A run that was killed goes on from its latest checkpoint and ends with bit-identical parameters: order and
-    augmentation follow from (seed, epoch, record) alone. One that gets SIGTERM saves first, within the epoch.
+    A killed run resumes from its latest checkpoint with bit-identical numbers, because order and augmentation depend on
+    (seed, epoch, record) only. After SIGTERM the state is saved within the epoch.
+
+    Args:
+        config: dataset, run directory, recipe and devices.
 
     Raises:
-        InputError: the input cannot be used, `out` holds another run or is being trained in, or the loss stopped being
-            finite.
-        Terminated: SIGTERM came, and the run was saved.
+        InputError: the input is not usable, `out` contains another run or is in use, or the loss is not finite.
+        Terminated: SIGTERM was received, and the state was saved.
     """
     require_package(config.log_to)
     connect(config.hosts)
@@ -111,12 +122,8 @@ def fit(config: TrainConfig) -> Run:
     )
     recipe, steps = experiment.recipe, experiment.steps_per_epoch
     require_supported_job(config.feed, config.compute.devices, recipe.optim.batch_size)
-
     phases = plan_phases(recipe, experiment.graphdef, experiment.params, experiment.stats, steps)
-    predict_step = placement.compile_predict(make_predict_step(experiment.graphdef, recipe))
     fresh = initial_state(experiment.params, experiment.stats, phases[0].optimizer)
-
-    # All input has been checked by now, so that a refusal leaves no directory behind.
     run = describe_run(
         config.out,
         recipe=recipe,
@@ -126,166 +133,237 @@ def fit(config: TrainConfig) -> Run:
         manifest=experiment.manifest,
         pretrained=experiment.pretrained,
     )
-    with contextlib.ExitStack() as held:
-        checkpoints = Checkpoints(run.path, keep_latest=config.keep_latest)
-        held.callback(checkpoints.close)
-        begun: Progress = run_on_first_process(
-            lambda: _begin(run, experiment, checkpoints, fresh, held),
-            like=Progress(fresh, 0, 0, np.zeros((4, steps), np.float32), 0.0),
-        )
-        done, step = int(begun.epoch), int(begun.epoch) * steps + int(begun.taken)
-        print_training_summary(experiment, placement, phases, step)
-        if done == recipe.optim.epochs:
+    # All input is checked before the first file is written, so that an error leaves no directory behind.
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(run.path, keep_latest=config.keep_latest))
+        start = _start_or_resume(run, experiment, checkpoints, first_progress(fresh, steps), stack)
+        print_training_summary(experiment, placement, phases, start.step)
+        if start.epoch == recipe.optim.epochs:
             return run
-        state = placement.replicate(begun.state)
-        feed = held.enter_context(
+        feed = stack.enter_context(
             open_batches(experiment.decoder, placement, choice=config.feed, workers=config.workers)
         )
-        log = held.enter_context(open_log(config.log_to, run))
-        asked_to_end = held.enter_context(watch_sigterm())
-        multiple = placement.count if placement.processes > 1 else 1
-        if step == 0 and recipe.transfer.head == "channels":
-            describe_step = placement.compile_predict(
-                make_site_features_step(experiment.graphdef, recipe)
-            )
-            state = fit_ensemble_head(
-                state, experiment, describe_step, feed.batches, multiple=multiple
-            )
-            state = fit_ensemble_head(
-                state, experiment, describe_step, feed.batches, multiple=multiple
-            )
-            state = placement.replicate(state)
-
-        phase, parts, before = None, begun.parts(), float(begun.seconds)
-        for epoch in track(
-            range(done, recipe.optim.epochs),
-            total=recipe.optim.epochs,
-            done=done,
-            label="train",
-            unit="epochs",
-        ):
-            give_back_freed_memory()
-            started = time.monotonic() - before
-            if phase is None or epoch == phase.stop:
-                phase = next(p for p in phases if epoch < p.stop)
-                if step == phase.first * steps:
-                    state = placement.replicate(
-                        state._replace(opt_state=phase.optimizer.init(state.params))
-                    )
-                train = placement.compile_training(
-                    make_train_step(
-                        phase.graphdef,
-                        phase.optimizer,
-                        recipe,
-                        steps_per_epoch=steps,
-                        class_weight=experiment.class_weight,
-                        axis_name=placement.axis_name,
-                    ),
-                    feed,
-                )
-                if config.profile and epoch == done:
-                    _profile(train, state, config, experiment, step)
-                dispatches = train(state, experiment.order.select_steps(step, phase.stop * steps))
-            while step < (epoch + 1) * steps:
-                state, sums = next(dispatches)
-                parts.append(sums)
-                step += sums.loss.size
-                if asked_to_end(step):
-                    took = time.monotonic() - started
-                    raise leave(
-                        checkpoints,
-                        state,
-                        epoch=epoch,
-                        parts=parts,
-                        seconds=took,
-                        facts=run.identity,
-                    )
-            sums, parts, before = stack_steps(parts), [], 0.0
-            _require_finite(np.asarray(sums.loss), epoch, checkpoints, run)
-            row = {
-                "epoch": epoch + 1,
-                "step": step,
-                "split": TRAIN,
-                "loss": float(sums.loss.sum() / sums.loss_weight.sum()),
-                "accuracy": float(sums.correct.sum() / sums.weight.sum()),
-                "learning_rate": float(phase.learning_rate(step - phase.first * steps - 1)),
-                "seconds": round(time.monotonic() - started, 3),
-            }
-            rows, accuracy = [row], None
-            last = epoch + 1 == recipe.optim.epochs
-            if last or (epoch + 1) % config.evaluate_every == 0:
-                probabilities, _ = apply_to_sites(
-                    predict_step,
-                    state.params,
-                    state.stats,
-                    feed.batches,
-                    experiment.test,
-                    min(recipe.optim.batch_size, len(experiment.test)),
-                    multiple=multiple,
-                )
-                accuracy, loss = accuracy_and_loss(
-                    probabilities, experiment.sites.labels[experiment.test]
-                )
-                rows.append({**row, "split": TEST, "loss": loss, "accuracy": accuracy})
-                _say_epoch(rows)
-            if not is_first_process():  # of several processes one writes
+        log = stack.enter_context(open_log(config.log_to, run))
+        stop_requested = stack.enter_context(watch_sigterm())
+        training = _Training(
+            config, experiment, placement, run, checkpoints, feed, log, stop_requested, start
+        )
+        state = training.initialize_state()
+        for phase in phases:
+            epochs = range(max(phase.first, int(start.epoch)), phase.stop)
+            if not epochs:
                 continue
-            # Metrics before the checkpoint: a kill between the two leaves rows that resuming drops, never a gap.
-            run.append_metrics(rows)
-            log(rows)
-            if last or accuracy is not None or (epoch + 1) % config.checkpoint_every == 0:
-                checkpoints.save(state, epoch=epoch + 1, facts=run.identity, accuracy=accuracy)
+            steps_of_phase = training.start_phase(phase, state)
+            for epoch in track(
+                epochs,
+                total=phase.stop,
+                done=epochs.start,
+                label=f"Training {phase.name}",
+                unit="epochs",
+            ):
+                state, row = training.train_epoch(phase, epoch, state, steps_of_phase)
+                scores = training.evaluate(state, epoch + 1)
+                training.record(state, row, scores)
     return run
 
 
-def _begin(
+def _start_or_resume(
     run: Run,
     experiment: Experiment,
     checkpoints: Checkpoints,
-    fresh: TrainState,
-    held: contextlib.ExitStack,
+    fresh: Progress,
+    stack: contextlib.ExitStack,
 ) -> Progress:
-    """Keep the run directory for this process, find or make the run there, and how far it is."""
-    held.enter_context(locked(run.path))
-    start_run(run, experiment.manifest)
-    return resume(run, checkpoints, fresh, experiment.steps_per_epoch)
+    """Lock the run directory until `stack` closes, create or check the run, and return its progress."""
+
+    def open_directory() -> Progress:
+        stack.enter_context(lock_run(run.path))
+        start_run(run, experiment.manifest)
+        return resume(run, checkpoints, fresh)
+
+    return run_on_first_process(open_directory, like=fresh)
 
 
-def _profile(
-    train: Dispatches, state: TrainState, config: TrainConfig, experiment: Experiment, step: int
-) -> None:
-    """Trace the first steps that are to come, on a copy of the state."""
-    folder = config.out / "profile" if config.profile == "default" else Path(config.profile)
-    steps = min(TRACED_STEPS, experiment.steps_per_epoch)
-    order = experiment.order.select_steps(step, min(step + steps, experiment.order.stop))
-    # A list: JAX waits for what is in one, and for nothing in a deque.
-    trace_steps(
-        lambda state: list(collections.deque(train(state, order), maxlen=1)),
-        state,
-        folder,
-        len(order),
-    )
+@dataclass(frozen=True)
+class _Training:
+    """The objects that all epochs of a training use."""
+
+    config: TrainConfig
+    experiment: Experiment
+    placement: Placement
+    run: Run
+    checkpoints: Checkpoints
+    feed: BatchPipeline
+    log: Log
+    stop_requested: Callable[[int], bool]
+    start: Progress
+
+    @functools.cached_property
+    def _predict_step(self) -> Callable[..., Any]:
+        step = make_predict_step(self.experiment.graphdef, self.experiment.recipe)
+        return self.placement.compile_predict(step)
+
+    def initialize_state(self) -> TrainState:
+        """Put the state on the devices; before the first step of an ensemble, fit its frozen members."""
+        state = self.placement.replicate(self.start.state)
+        if self.start.step == 0 and self.experiment.recipe.transfer.head == "channels":
+            fitted = initialize_ensemble(state, self.experiment, self.placement, self.feed.batches)
+            state = self.placement.replicate(fitted)
+        return state
+
+    def start_phase(self, phase: Phase, state: TrainState) -> Iterator[tuple[TrainState, Sums]]:
+        """Return an iterator over all remaining steps of a phase, with a new optimizer state at its first step."""
+        experiment, steps = self.experiment, self.experiment.steps_per_epoch
+        step = max(self.start.step, phase.first * steps)
+        if step == phase.first * steps:
+            opt_state = phase.optimizer.init(state.params)
+            state = self.placement.replicate(state._replace(opt_state=opt_state))
+        train_step = make_train_step(
+            phase.graphdef,
+            phase.optimizer,
+            experiment.recipe,
+            steps_per_epoch=steps,
+            class_weight=experiment.class_weight,
+            axis_name=self.placement.axis_name,
+        )
+        run_steps = self.placement.compile_training(train_step, self.feed)
+        if self.config.profile and phase.first <= self.start.epoch:
+            default = self.config.profile == "default"
+            folder = self.config.out / "profile" if default else Path(self.config.profile)
+            last = min(step + min(TRACED_STEPS, steps), experiment.order.stop)
+            traced = experiment.order.select_steps(step, last)
+            # A list, because `jax.block_until_ready` does not look into a deque.
+            trace_steps(
+                lambda state: list(collections.deque(run_steps(state, traced), maxlen=1)),
+                state,
+                folder,
+                len(traced),
+            )
+        return run_steps(state, experiment.order.select_steps(step, phase.stop * steps))
+
+    def train_epoch(
+        self,
+        phase: Phase,
+        epoch: int,
+        state: TrainState,
+        steps_of_phase: Iterator[tuple[TrainState, Sums]],
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Run the remaining steps of an epoch (from 0).
+
+        Returns:
+            The state after the epoch, and its row of the metrics.
+
+        Raises:
+            Terminated: SIGTERM was received, and the state was saved.
+            InputError: the loss of a step is not finite.
+        """
+        give_back_freed_memory()
+        start, steps = self.start, self.experiment.steps_per_epoch
+        resumed = epoch == start.epoch
+        sums = start.partial_sums() if resumed else []
+        step = start.step if resumed else epoch * steps
+        started = time.monotonic() - (float(start.seconds) if resumed else 0.0)
+        while step < (epoch + 1) * steps:
+            state, part = next(steps_of_phase)
+            sums.append(part)
+            step += part.loss.size
+            if self.stop_requested(step):
+                raise save_interrupted(
+                    self.checkpoints,
+                    state,
+                    epoch=epoch,
+                    partial_sums=sums,
+                    seconds=time.monotonic() - started,
+                    facts=self.run.identity,
+                )
+        total = stack_steps(sums)
+        require_finite_loss(np.asarray(total.loss), epoch, self.checkpoints, self.run)
+        row = {
+            "epoch": epoch + 1,
+            "step": step,
+            "split": TRAIN,
+            "loss": float(total.loss.sum() / total.loss_weight.sum()),
+            "accuracy": float(total.correct.sum() / total.weight.sum()),
+            "learning_rate": float(phase.learning_rate(step - phase.first * steps - 1)),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        return state, row
+
+    def evaluate(self, state: TrainState, epoch: int) -> dict[str, SiteScores]:
+        """Score validation and test sites after every `evaluate_every` epochs and after the last.
+
+        Scores on test sites are for monitoring; no choice depends on them.
+
+        Returns:
+            Scores by part of the split; empty in other epochs.
+        """
+        experiment = self.experiment
+        if epoch % self.config.evaluate_every and epoch < experiment.recipe.optim.epochs:
+            return {}
+        parts = {VALIDATION: experiment.validation, TEST: experiment.test}
+        return {name: self._score(state, sites) for name, sites in parts.items() if len(sites)}
+
+    def _score(self, state: TrainState, positions: Int[np.ndarray, " n"]) -> SiteScores:
+        probabilities, _ = apply_to_sites(
+            self._predict_step,
+            state.params,
+            state.stats,
+            self.feed.batches,
+            positions,
+            min(self.experiment.recipe.optim.batch_size, len(positions)),
+            multiple=self.placement.batch_multiple,
+        )
+        return score_sites(probabilities, self.experiment.sites.labels[positions])
+
+    def record(self, state: TrainState, row: dict[str, Any], scores: dict[str, SiteScores]) -> None:
+        """Print and write the metrics of an epoch, and save a checkpoint if it is time."""
+        epoch, rows = row["epoch"], [row]
+        for part, values in scores.items():
+            rows.append({**row, "split": part, "loss": values.loss, "accuracy": values.accuracy})
+        best_score = None
+        if VALIDATION in scores:
+            best_score = rows[1]["balanced_accuracy"] = scores[VALIDATION].balanced_accuracy
+        if scores:
+            console.print(_describe_epoch(row, scores))
+        if not is_first_process():
+            return
+        # Metrics before the checkpoint: after a kill between the two, resuming removes the extra rows.
+        self.run.append_metrics(rows)
+        self.log(rows)
+        if scores or epoch % self.config.checkpoint_every == 0:
+            self.checkpoints.save(state, epoch=epoch, facts=self.run.identity, score=best_score)
 
 
-def _require_finite(losses: np.ndarray, epoch: int, checkpoints: Checkpoints, run: Run) -> None:
+def require_finite_loss(losses: np.ndarray, epoch: int, checkpoints: Checkpoints, run: Run) -> None:
+    """Check that the losses of all steps of an epoch (from 0) are finite.
+
+    Raises:
+        InputError: the message names the first bad step and the checkpoint that remains.
+    """
     bad = np.flatnonzero(~np.isfinite(losses))
-    if len(bad):
-        step = epoch * len(losses) + int(bad[0]) + 1
-        saved = checkpoints.epochs() if is_first_process() else []
-        kept = (
-            f"the checkpoint of epoch {saved[-1]} stays in {run.path}"
-            if saved
-            else "no checkpoint was saved before it"
-        )
-        raise InputError(
-            f"the loss is not finite at step {step} (epoch {epoch + 1}); {kept}. "
-            "Lower --learning-rate, or try --precision float32, in a new --out"
-        )
-
-
-def _say_epoch(rows: list[dict[str, Any]]) -> None:
-    train, test = rows
-    console.print(
-        f"epoch {train['epoch']}: train loss {train['loss']:.3f}, accuracy {train['accuracy']:.3f}; "
-        f"judged loss {test['loss']:.3f}, accuracy {test['accuracy']:.3f}; rate {train['learning_rate']:.2e}"
+    if not len(bad):
+        return
+    step = epoch * len(losses) + int(bad[0]) + 1
+    saved = checkpoints.epochs() if is_first_process() else []
+    remaining = (
+        f"the checkpoint of epoch {saved[-1]} remains in {run.path}"
+        if saved
+        else "no checkpoint was saved before"
     )
+    raise InputError(
+        f"the loss is not finite at step {step} (epoch {epoch + 1}); {remaining}. Lower --learning-rate, or use "
+        "--precision float32, with a new --out."
+    )
+
+
+def _describe_epoch(row: dict[str, Any], scores: dict[str, SiteScores]) -> str:
+    """Return the line about an epoch with scores."""
+    texts = [
+        f"Epoch {row['epoch']}: training loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}"
+    ]
+    if validation := scores.get(VALIDATION):
+        texts.append(f"validation balanced accuracy {validation.balanced_accuracy:.3f}")
+    if test := scores.get(TEST):
+        texts.append(f"test loss {test.loss:.3f}, accuracy {test.accuracy:.3f} (monitoring only)")
+    texts.append(f"learning rate {row['learning_rate']:.2e}")
+    return "; ".join(texts)

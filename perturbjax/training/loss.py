@@ -1,4 +1,13 @@
-"""The training loss: cross-entropy with smoothed labels, weighted by site and by class."""
+"""Cross-entropy with label smoothing, site weights and class weights.
+
+For logits `z`, true class `y`, smoothing `s` and `C` classes, the target distribution is
+`t = (1 - s) * onehot(y) + s / C` (Szegedy et al. 2016, section 7). With class weights `c` and site
+weights `w` (1 for a site, 0 for padding), the mean loss is
+
+    sum_i w_i * sum_k c_k * t_ik * (-log softmax(z_i)_k)  /  sum_i w_i * c_{y_i}
+
+This equals `torch.nn.CrossEntropyLoss(weight=c, label_smoothing=s)`.
+"""
 
 from __future__ import annotations
 
@@ -16,34 +25,45 @@ def cross_entropy(
     weight: Float[Array, " b"] | None = None,
     class_weight: Float[Array, " classes"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The weighted sum of the losses, and the weight they sum to.
+    """Compute the numerator and the denominator of the mean loss.
 
-    The mean is `sum / weight`; on several devices both are summed first. That mean is
-    `torch.nn.CrossEntropyLoss(weight=class_weight, label_smoothing=smoothing)`: the target keeps
-    `1 - smoothing` and spreads `smoothing` evenly over all classes, its own too (Szegedy et al. 2016,
-    section 7); a class's weight multiplies its share of the target, and the mean divides by the weights
-    of the true classes.
+    They are returned separately so that several devices can sum both before dividing.
 
-    `weight` is 1 for a site and 0 for padding.
+    Args:
+        logits: (batch, classes) network outputs.
+        labels: (batch,) class numbers.
+        smoothing: part of the target spread evenly over all classes, in [0, 1).
+        weight: (batch,) 1 for a site, 0 for padding; None counts every row.
+        class_weight: (classes,) weight of each class; None weights all classes equally.
+
+    Returns:
+        The weighted sum of the losses and the sum of their weights, both float32 scalars.
     """
     classes = logits.shape[-1]
     target = (1 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes
-    counted = jnp.ones(len(labels)) if weight is None else weight
+    row_weight = jnp.ones(len(labels)) if weight is None else weight
     if class_weight is not None:
         target = target * class_weight
-    losses = -(target * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1) * counted
+    # float32 even if the network computes in bfloat16: log-probabilities lose accuracy otherwise.
+    losses = -(target * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1) * row_weight
     if class_weight is not None:
-        counted = counted * jnp.asarray(class_weight)[labels]
-    return losses.sum(), counted.sum()
+        row_weight = row_weight * jnp.asarray(class_weight)[labels]
+    return losses.sum(), row_weight.sum()
 
 
 def class_weights(
     counts: Int[np.ndarray, " classes"], power: float
 ) -> Float[np.ndarray, " classes"]:
-    """Weights against the imbalance of the training sites: all 1 at power 0, classes equal in sum at 1.
+    """Compute class weights against imbalance: `(mean count / count) ** power`.
 
-    `counts` are training sites a class; a class without any weighs 1.
+    Args:
+        counts: (classes,) number of training sites of each class.
+        power: 0 weights all sites equally; 1 gives every class the same total weight.
+
+    Returns:
+        (classes,) float32 weights. A class without training sites has weight 1.
     """
     counts = np.asarray(counts, np.float64)
-    even = counts.sum() / max(np.count_nonzero(counts), 1)
-    return np.where(counts > 0, (even / np.maximum(counts, 1)) ** power, 1.0).astype(np.float32)
+    mean_count = counts.sum() / max(np.count_nonzero(counts), 1)
+    weights = (mean_count / np.maximum(counts, 1)) ** power
+    return np.where(counts > 0, weights, 1.0).astype(np.float32)

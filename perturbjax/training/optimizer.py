@@ -1,7 +1,20 @@
-"""How parameters move: torch's one-cycle schedule and torch's Adam, as an optax transformation.
+"""One-cycle learning rate and Adam with the numbers of PyTorch, as an optax transformation.
 
-optax's own `cosine_onecycle_schedule` places the peak elsewhere than `torch.optim.lr_scheduler.OneCycleLR`,
-and its `adam` keeps beta1 constant; the original trained with torch's, so both are written out here.
+**Schedule** (`torch.optim.lr_scheduler.OneCycleLR`, cosine; Smith & Topin 2019, arXiv 1708.07120). With `T` steps,
+peak `p = warmup * T - 1` and `h(a, b, x) = b + (a - b) / 2 * (1 + cos(pi * x))`:
+
+    rate(t) = h(max / 25, max, t / p)                              for t <= p
+    rate(t) = h(max, max / 25 / 1e4, (t - p) / (T - 1 - p))        for t > p
+
+beta1 of Adam moves opposite to the learning rate, from 0.95 to 0.85 and back.
+
+**Adam** (Kingma & Ba 2015, algorithm 1). With gradient `g` and step number `k` from 1:
+
+    m = beta1 * m + (1 - beta1) * g        v = beta2 * v + (1 - beta2) * g^2
+    w = w - rate * m / (1 - beta1^k) / (sqrt(v / (1 - beta2^k)) + epsilon)
+
+`optax.cosine_onecycle_schedule` has its peak at another step, and `optax.adam` keeps beta1 constant. Both would
+change the results of the published training, so this module implements the PyTorch versions.
 """
 
 from __future__ import annotations
@@ -19,16 +32,16 @@ from jaxtyping import Array, Float, Int
 from perturbjax.core.config import OptimConfig
 from perturbjax.core.errors import InputError
 
-#: A step, counted from 0 → a float32 value; works on Python integers and inside jit.
+#: Function from a step (from 0) to a float32 value; accepts Python integers and traced arrays.
 Schedule = Callable[[int | Int[Array, ""]], Float[Array, ""]]
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-#: Range of beta1 where momentum is cycled: the greater at both ends, the lesser at the peak.
+#: beta1 at the peak of the learning rate, and at the first and last step.
 BETA1_RANGE = (0.85, 0.95)
 
 
 class AdamState(NamedTuple):
-    """Steps taken, and the running means of the gradient and of its square."""
+    """Number of steps, and running means of the gradient and of the squared gradient."""
 
     count: Int[Array, ""]  # type: ignore[assignment]
     mean: optax.Params
@@ -42,57 +55,59 @@ def one_cycle(
     div_factor: float = 25.0,
     final_div_factor: float = 1e4,
 ) -> Schedule:
-    """The learning rate of every step, as `torch.optim.lr_scheduler.OneCycleLR` with its cosine default.
+    """Return the learning rate of each step, equal to `torch.optim.lr_scheduler.OneCycleLR`.
 
-    It rises from `max_value / div_factor` to `max_value` in the first `warmup` share of the steps, and falls
-    to `max_value / div_factor / final_div_factor`. Steps past the last hold the last value.
+    Args:
+        max_value: peak learning rate.
+        total_steps: number of steps; later steps have the value of the last one.
+        warmup: fraction of the steps in which the rate rises.
+        div_factor: peak rate divided by the first rate.
+        final_div_factor: first rate divided by the last rate.
 
     Raises:
-        InputError: there is not one step, or `warmup` is not a share.
+        InputError: `total_steps` is 0 or `warmup` is not in [0, 1].
     """
     start = max_value / div_factor
-    return _two_phases(start, max_value, start / final_div_factor, total_steps, warmup)
+    return _cosine_schedule(start, max_value, start / final_div_factor, total_steps, warmup)
 
 
 def one_cycle_momentum(
     total_steps: int, warmup: float = 0.3, low: float = BETA1_RANGE[0], high: float = BETA1_RANGE[1]
 ) -> Schedule:
-    """Adam's beta1 of every step, moving against the learning rate: high, low at the peak, high.
+    """Return beta1 of Adam for each step: `high` at both ends, `low` at the peak of the learning rate.
 
     Raises:
-        InputError: there is not one step, or `warmup` is not a share.
+        InputError: `total_steps` is 0 or `warmup` is not in [0, 1].
     """
-    return _two_phases(high, low, high, total_steps, warmup)
+    return _cosine_schedule(high, low, high, total_steps, warmup)
 
 
-def _two_phases(
-    start: float, middle: float, end: float, total_steps: int, warmup: float
+def _cosine_schedule(
+    start: float, peak: float, end: float, total_steps: int, warmup: float
 ) -> Schedule:
-    """Two half cosines, start → middle → end, meeting where OneCycleLR has them meet.
-
-    The values are computed once in float64 and rounded, for a float32 cosine would be 1e-9 off the mark.
-    """
+    """Return two half cosines, start to peak to end, as a lookup table."""
     if total_steps < 1:
-        raise InputError(f"--epochs: {total_steps} steps of training; there must be at least one")
+        raise InputError("--epochs: the training has no steps; at least one is required")
     if not 0 <= warmup <= 1:
-        raise InputError(f"--warmup {warmup}: must be a share between 0 and 1")
-    peak, last = warmup * total_steps - 1, total_steps - 1
+        raise InputError(f"--warmup {warmup}: must be a fraction from 0 to 1")
+    peak_step, last = warmup * total_steps - 1, total_steps - 1
+    # The table is computed in float64 and rounded once: a float32 cosine would differ from torch by 1e-9.
     steps = np.arange(total_steps, dtype=np.float64)
-    rising = _half_cosine(start, middle, steps, 0.0, peak)
-    falling = _half_cosine(middle, end, steps, peak, last)
-    table = np.where(steps <= peak, rising, falling).astype(np.float32)
+    rising = _half_cosine(start, peak, steps, 0.0, peak_step)
+    falling = _half_cosine(peak, end, steps, peak_step, last)
+    table = np.where(steps <= peak_step, rising, falling).astype(np.float32)
     return lambda step: jnp.take(table, step, mode="clip")
 
 
 def _half_cosine(
     start: float, end: float, steps: Float[np.ndarray, " n"], first: float, last: float
 ) -> Float[np.ndarray, " n"]:
-    share = (steps - first) / (last - first) if last != first else np.ones_like(steps)
-    return end + (start - end) / 2 * (np.cos(math.pi * share) + 1)
+    fraction = (steps - first) / (last - first) if last != first else np.ones_like(steps)
+    return end + (start - end) / 2 * (np.cos(math.pi * fraction) + 1)
 
 
 def constant(value: float) -> Schedule:
-    """The same value at every step."""
+    """Return a schedule with the same value at every step."""
     return lambda step: jnp.float32(value)
 
 
@@ -105,11 +120,16 @@ def adam(
     beta2: float = BETA2,
     epsilon: float = EPSILON,
 ) -> optax.GradientTransformation:
-    """`torch.optim.Adam` (L2 added to the gradient), or `torch.optim.AdamW` where `decoupled`.
+    """Return `torch.optim.Adam` (L2 term in the gradient) or, if `decoupled`, `torch.optim.AdamW`.
 
-    As in torch, epsilon is added after the square root is bias-corrected, and both means are corrected by
-    the betas of the current step even where beta1 has moved (Kingma & Ba 2015, algorithm 1; Loshchilov &
-    Hutter 2019, algorithm 2). The state is float32 whatever the gradients are.
+    As in PyTorch, epsilon is added after bias correction, and both means are corrected with the betas of the
+    current step, also if beta1 changes. The state is float32, whatever the type of the gradients.
+
+    Args:
+        schedule: learning rate of each step.
+        beta1_schedule: beta1 of each step.
+        weight_decay: coefficient of the L2 term or of the decoupled decay.
+        decoupled: decay the weights directly (Loshchilov & Hutter 2019, algorithm 2).
     """
 
     def init(params: optax.Params) -> AdamState:
@@ -121,7 +141,7 @@ def adam(
     ) -> tuple[optax.Updates, AdamState]:
         if weight_decay and params is None:
             raise ValueError(
-                "adam: weight decay needs the parameters; call update(gradients, state, params)"
+                "adam: weight decay requires parameters; call update(gradients, state, params)"
             )
         rate, beta1 = schedule(state.count), beta1_schedule(state.count)
         count = optax.safe_increment(state.count)
@@ -129,7 +149,7 @@ def adam(
             gradients = jax.tree.map(lambda g, p: g + weight_decay * p, gradients, params)
         mean = jax.tree.map(lambda m, g: m + (1 - beta1) * (g - m), state.mean, gradients)
         square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, gradients)
-        # 1 - beta**count, without the cancellation that costs float32 five digits at the first step.
+        # 1 - beta**count by expm1: plain float32 subtraction loses five digits at the first step.
         correction1 = -jnp.expm1(count * jnp.log(beta1))
         correction2 = -jnp.expm1(count * math.log(beta2))
         scale, root = rate / correction1, jnp.sqrt(correction2)
@@ -143,19 +163,14 @@ def adam(
     return optax.GradientTransformation(init, update)
 
 
-def schedules(optim: OptimConfig, total_steps: int) -> tuple[Schedule, Schedule]:
-    """The learning rate and beta1 of every step of a recipe."""
-    rate = one_cycle(optim.learning_rate, total_steps, optim.warmup)
-    return rate, one_cycle_momentum(
-        total_steps, optim.warmup
-    ) if optim.cycle_momentum else constant(BETA1)
-
-
 def make_optimizer(optim: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """The optimizer of a recipe, for a run of `total_steps` steps.
+    """Build the optimizer of a recipe for `total_steps` steps.
 
     Raises:
-        InputError: the recipe's steps or warm-up cannot be scheduled.
+        InputError: the number of steps or the warm-up is not valid.
     """
-    rate, beta1 = schedules(optim, total_steps)
+    rate = one_cycle(optim.learning_rate, total_steps, optim.warmup)
+    beta1 = one_cycle_momentum(total_steps, optim.warmup)
+    if not optim.cycle_momentum:
+        beta1 = constant(BETA1)
     return adam(rate, beta1, optim.weight_decay, optim.decoupled)

@@ -1,4 +1,4 @@
-"""The network of a recipe, and the phases in which it is trained: two where it starts from published weights."""
+"""Network of a recipe, and the training phases: one, or two for networks with pretrained weights."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from perturbjax import models
 from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.config import Recipe
 from perturbjax.models import transfer
-from perturbjax.training.optimizer import Schedule, make_optimizer, schedules
+from perturbjax.training.optimizer import Schedule, make_optimizer, one_cycle
 from perturbjax.training.step import split_model
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Consecutive epochs with one optimizer, which begins afresh.
+    """Consecutive epochs with one optimizer, whose state is new at the first epoch.
 
     Attributes:
-        name: what moves.
-        first, stop: epochs, counted from 0; `stop` is the first that is no longer of it.
-        graphdef: of the network as it is trained here.
-        learning_rate: of every step of the phase, counted from 0.
+        name: layers that are trained.
+        first: first epoch, from 0.
+        stop: epoch after the last one.
+        graphdef: graph definition of the network in this phase.
+        optimizer: optimizer with its schedule.
+        learning_rate: learning rate of each step of the phase, from 0.
     """
 
     name: transfer.Phase
@@ -42,58 +44,65 @@ def create_network(
     class_names: Sequence[str],
     pretrained: dict[str, Any] | None = None,
 ) -> tuple[nnx.Module, dict[str, Any] | None]:
-    """The recipe's network for the image channels that it sees, and where published weights in it came from.
+    """Create the network of a recipe.
 
-    With `pretrained`, those facts of a run that was started, the network has no values where it would take published
-    weights: a checkpoint is to fill it, and the weights need not be there any more.
+    Args:
+        recipe: architecture, input and transfer settings.
+        channels: number of image channels of the network input.
+        class_names: names of the classes.
+        pretrained: provenance of the weights in an existing run. Pretrained layers are then created without values,
+            because a checkpoint supplies them; the weight file is not needed.
+
+    Returns:
+        The network, and the provenance of its pretrained weights (None if it has none).
 
     Raises:
-        InputError: there is no such network, or its weights cannot be had.
+        InputError: the architecture is unknown, or its weights are not available.
     """
+    copies = NORMALIZATIONS[recipe.input.normalize].copies
     shape: dict[str, Any] = {
         "classes": len(class_names),
         "channels": channels,
         "dropout": recipe.model.dropout,
     }
-    copies = NORMALIZATIONS[recipe.input.normalize].copies
     if pretrained is not None:
         return transfer.abstract_classifier(
             pretrained, recipe.transfer, **shape, copies=copies
         ), pretrained
+    name, seed = recipe.model.model, recipe.seed
     if recipe.transfer.weights:
-        return transfer.build(
-            recipe.model.model, recipe.transfer, **shape, copies=copies, seed=recipe.seed
-        )
-    return models.create(
-        recipe.model.model, **shape, seed=recipe.seed, image_size=recipe.augment.crop
-    ), None
+        return transfer.build(name, recipe.transfer, **shape, copies=copies, seed=seed)
+    return models.create(name, **shape, seed=seed, image_size=recipe.augment.crop), None
 
 
 def plan_phases(
     recipe: Recipe, graphdef: nnx.GraphDef, params: Any, stats: Any, steps_per_epoch: int
 ) -> list[Phase]:
-    """The phases of a run, in order; each has a one-cycle schedule of its own."""
-    epochs, transferred = recipe.optim.epochs, recipe.transfer
-    frozen = min(transferred.freeze_epochs, epochs) if transferred.weights else 0
-    if transferred.head == "channels":  # its backbone always stands still
+    """Return the phases of a training in order, each with its own one-cycle schedule.
+
+    A network with pretrained weights is trained in two phases: first the new layers with a frozen backbone, then all
+    layers. Other networks have the second phase only.
+    """
+    epochs, config = recipe.optim.epochs, recipe.transfer
+    frozen = min(config.freeze_epochs, epochs) if config.weights else 0
+    if config.head == "channels":  # the backbone of the ensemble is always frozen
         frozen = epochs
-    phases = []
-    parts: list[tuple[transfer.Phase, int, int]] = [
+    ranges: list[tuple[transfer.Phase, int, int]] = [
         ("new layers", 0, frozen),
         ("all layers", frozen, epochs),
     ]
-    for name, first, stop in parts:
+    phases = []
+    for name, first, stop in ranges:
         if first == stop:
             continue
         steps = (stop - first) * steps_per_epoch
         optimizer, graph = make_optimizer(recipe.optim, steps), graphdef
-        if recipe.transfer.weights:
-            scales = transfer.rate_scales(
-                params, name, recipe.transfer, models.BACKBONES[recipe.model.model]
-            )
+        if config.weights:
+            backbone = models.BACKBONES[recipe.model.model]
+            scales = transfer.rate_scales(params, name, config, backbone)
             optimizer = transfer.scale_updates(optimizer, scales)
-            graph, *_ = split_model(
-                transfer.set_phase(nnx.merge(graphdef, params, stats, copy=True), name)
-            )
-        phases.append(Phase(name, first, stop, graph, optimizer, schedules(recipe.optim, steps)[0]))
+            model = nnx.merge(graphdef, params, stats, copy=True)
+            graph, *_ = split_model(transfer.set_phase(model, name))
+        rate = one_cycle(recipe.optim.learning_rate, steps, recipe.optim.warmup)
+        phases.append(Phase(name, first, stop, graph, optimizer, rate))
     return phases

@@ -1,7 +1,7 @@
-"""Work shared by several processes, one a host (or one an accelerator): each reads its share, the first alone writes.
+"""Training and prediction in several processes (`jax.distributed`), one for each host or accelerator.
 
-All run the same program and agree on everything but their share of a batch. What only one may do (the run directory,
-checkpoints) is done by process 0, which tells the others how it went.
+All processes run the same program. Each reads its own part of every batch; JAX sums gradients over all devices. Only
+process 0 writes files (run directory, checkpoints, tables) and prints messages.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from perturbjax.data.batches import PipelineChoice
 
 T = TypeVar("T")
 
-#: Bytes of a refusal that reach the other processes.
+#: Size in bytes of the buffer that carries an error message from process 0 to the others.
 MESSAGE_BYTES = 1024
-#: How long processes that are done wait for the first, which may still be judging and writing.
+#: Seconds that finished processes wait for process 0, which may still evaluate and write.
 END_TIMEOUT_S = 600
 
 
@@ -42,15 +42,15 @@ class HostsConfig:
 
 
 def connect(config: HostsConfig) -> None:
-    """Join the job, before JAX looks for devices; of several processes only the first goes on speaking.
+    """Join the other processes of a job. Call it before JAX looks for devices.
 
     Raises:
-        InputError: the flags do not describe a job, nothing else does, or the others were not found.
+        InputError: no job is described, or the other processes were not reached.
     """
     if not config.distributed:
         return
     try:
-        # jax reads only the address from the environment; the two numbers are passed here.
+        # JAX reads only the address from the environment; the two numbers are passed here.
         count, number = (
             _environment_number(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID")
         )
@@ -66,7 +66,6 @@ def connect(config: HostsConfig) -> None:
 
 
 def _environment_number(name: str) -> int | None:
-    """A whole number of the environment, or None."""
     text = os.environ.get(name, "")
     if text and not text.isdecimal():
         raise InputError(f"{name}={text}: must be a whole number")
@@ -74,56 +73,59 @@ def _environment_number(name: str) -> int | None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this is the process that writes files."""
     return jax.process_index() == 0
 
 
 def require_supported_job(feed: PipelineChoice, devices: str, batch_size: int) -> None:
-    """Refuse what several processes cannot do.
+    """Check that the flags are possible with the number of processes of this job.
 
     Raises:
-        InputError: names the flag.
+        InputError: the message names the flag.
     """
     count = jax.process_count()
     if count == 1:
         return
     if feed == "resident":
         raise InputError(
-            f"--feed resident: would have each of {count} processes read the whole dataset; use --feed streamed"
+            f"--feed resident: each of the {count} processes would load the whole dataset. Use --feed streamed."
         )
     if devices in ("1", "pmap"):
         raise InputError(
-            f"--devices {devices}: is for one process, and {count} are here; use --devices sharded"
+            f"--devices {devices}: works with one process only, this job has {count}. Use --devices sharded."
         )
     if batch_size % count:
-        raise InputError(f"--batch-size {batch_size}: is not a multiple of the {count} processes")
+        raise InputError(
+            f"--batch-size {batch_size}: must be a multiple of the number of processes ({count})"
+        )
 
 
 def run_on_first_process(work: Callable[[], T], like: T) -> T:
-    """What process 0 alone gets from `work`, on every process; a refusal reaches all of them too.
+    """Run `work` on process 0 and return its result on all processes.
 
     Args:
-        work: reads or writes what the other processes may not see.
-        like: a pytree of arrays and numbers of the structure, shapes and dtypes of the answer; None for no answer.
+        work: function that reads or writes files.
+        like: pytree with the structure, shapes and dtypes of the result; None if `work` returns None.
 
     Raises:
-        InputError: `work` raised one.
+        InputError: `work` raised it; all processes raise the same error.
     """
     if jax.process_count() == 1:
         return work()
     from jax.experimental import multihost_utils
 
-    answer, refusal = like, ""
+    result, error_text = like, ""
     if is_first_process():
         try:
-            answer = work()
+            result = work()
         except InputError as error:
-            refusal = str(error)
-    message = np.frombuffer(refusal.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0"), np.uint8)
-    answer = jax.tree.map(
-        lambda leaf, shape: np.asarray(leaf, np.asarray(shape).dtype), answer, like
+            error_text = str(error)
+    padded = error_text.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
+    message = np.frombuffer(padded, np.uint8)
+    result = jax.tree.map(
+        lambda leaf, shape: np.asarray(leaf, np.asarray(shape).dtype), result, like
     )
-    message, answer = multihost_utils.broadcast_one_to_all((message, answer))
-    if said := bytes(message).rstrip(b"\0").decode(errors="replace"):
-        raise InputError(said)
-    return answer
+    message, result = multihost_utils.broadcast_one_to_all((message, result))
+    if error_text := bytes(message).rstrip(b"\0").decode(errors="replace"):
+        raise InputError(error_text)
+    return result

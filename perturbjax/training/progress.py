@@ -1,7 +1,8 @@
-"""How far a run is: going on from where it was left, and leaving it where it is told to end.
+"""Resume a training from its newest checkpoint, and save it when it is terminated.
 
-SIGTERM, which Slurm and Kubernetes send some seconds before they kill, is noted while a network trains and obeyed
-between two dispatches: within an epoch, where it takes many.
+SIGTERM, which Slurm and Kubernetes send some seconds before they kill a process, is recorded during training. The
+training checks for it after every step, saves the state within the epoch, and ends. The run then resumes with
+bit-identical numbers, because the checkpoint also contains the metric sums of the incomplete epoch.
 """
 
 from __future__ import annotations
@@ -23,95 +24,113 @@ from perturbjax.training.processes import is_first_process
 from perturbjax.training.run_directory import Run
 from perturbjax.training.step import Sums, TrainState
 
-#: Facts of a checkpoint within an epoch: sums of the epoch's steps that are taken, and the seconds they took.
+#: Facts of a checkpoint within an epoch: sums of its completed steps, and their duration in seconds.
 SUMS, SECONDS = "sums", "seconds"
 
 
 class Progress(NamedTuple):
-    """Where a run is. A pytree whose shapes do not depend on how far it is."""
+    """Position within a training. A pytree whose shapes do not depend on the position."""
 
     state: TrainState
     epoch: int | np.ndarray
-    """Epochs that are done with: trained, judged where it was time to, and in the metrics."""
+    """Number of completed epochs (trained, scored and written to the metrics)."""
     taken: int | np.ndarray
-    """Steps of the epoch under way; all of them where only the end of the epoch is to come."""
+    """Number of completed steps of the next epoch."""
     sums: Float32[np.ndarray, "4 steps"]
-    """`Sums` of those steps, in its first columns."""
+    """`Sums` of these steps, in the first columns."""
     seconds: float | np.ndarray
-    """Time spent on them."""
+    """Duration of these steps in seconds."""
 
-    def parts(self) -> list[Sums]:
-        """What the steps of the epoch under way add to its metrics; nothing at its beginning."""
+    @property
+    def step(self) -> int:
+        """Number of completed steps since the start of training."""
+        return int(self.epoch) * self.sums.shape[1] + int(self.taken)
+
+    def partial_sums(self) -> list[Sums]:
+        """Return the sums of the completed steps of an incomplete epoch; empty between epochs."""
         return [Sums(*self.sums[:, : int(self.taken)])] if self.taken else []
 
 
-def resume(run: Run, checkpoints: Checkpoints, fresh: TrainState, steps_per_epoch: int) -> Progress:
-    """What a run goes on from: its newest checkpoint, or the fresh state. Metrics of later epochs are dropped.
+def first_progress(state: TrainState, steps_per_epoch: int) -> Progress:
+    """Return the progress before the first step."""
+    return Progress(state, 0, 0, np.zeros((len(Sums._fields), steps_per_epoch), np.float32), 0.0)
+
+
+def resume(run: Run, checkpoints: Checkpoints, start: Progress) -> Progress:
+    """Return the progress of the newest checkpoint, or `start` if there is none.
+
+    Metrics of later epochs are removed from `metrics.jsonl`.
 
     Raises:
-        InputError: the checkpoint cannot be read, or is of another run.
+        InputError: the checkpoint is not readable, or belongs to another run.
     """
-    sums = np.zeros((len(Sums._fields), steps_per_epoch), np.float32)
-    found = checkpoints.load_newest()
-    if found is None:
+    newest = checkpoints.load_newest()
+    if newest is None:
         run.truncate_metrics(0)
-        return Progress(fresh, 0, 0, sums, 0.0)
-    tree, facts = found
+        return start
+    tree, facts = newest
     run.require_matching_files(facts, checkpoints.path)
     run.truncate_metrics(facts["epoch"])
-    partial = np.asarray(facts.get(SUMS, np.zeros((len(sums), 0))), np.float32)
+    sums = start.sums.copy()
+    partial = np.asarray(facts.get(SUMS, sums[:, :0]), np.float32)
     sums[:, : partial.shape[1]] = partial
-    state = tree_to_state(tree, fresh, checkpoints.path)
+    state = tree_to_state(tree, start.state, checkpoints.path)
     return Progress(state, facts["epoch"], partial.shape[1], sums, facts.get(SECONDS, 0.0))
 
 
-def leave(
+def save_interrupted(
     checkpoints: Checkpoints,
     state: TrainState,
     *,
     epoch: int,
-    parts: Sequence[Sums],
+    partial_sums: Sequence[Sums],
     seconds: float,
     facts: dict[str, Any],
 ) -> Terminated:
-    """Save within the epoch that follows `epoch`, and give what ends the command; of several processes one writes.
+    """Save the state within an epoch. With several processes, process 0 saves.
 
     Args:
-        parts: sums of the steps taken of that epoch.
-        seconds: time spent on them.
+        checkpoints: checkpoints of the run.
+        state: state after the last completed step.
+        epoch: number of completed epochs.
+        partial_sums: sums of the completed steps of the next epoch.
+        seconds: duration of these steps.
+        facts: identity of the run.
+
+    Returns:
+        The exception that ends the command.
     """
-    sums = stack_steps(parts)
+    sums = stack_steps(partial_sums)
     if is_first_process():
         partial = {SUMS: [part.tolist() for part in sums], SECONDS: seconds}
         checkpoints.save_within(
             state, epoch=epoch, step=int(state.step), facts={**facts, **partial}
         )
     return Terminated(
-        f"saved after step {len(sums.loss)} of epoch {epoch + 1}; run the same command again to go on"
+        f"saved after step {len(sums.loss)} of epoch {epoch + 1}; run the same command again to resume"
     )
 
 
 @contextmanager
 def watch_sigterm() -> Iterator[Callable[[int], bool]]:
-    """Give `asked(step)`: whether SIGTERM came, to this process or, at the same step for all, to any of its job.
+    """Yield a function `stop_requested(step)` that returns whether SIGTERM was received.
 
-    Within the block the signal does nothing else.
+    With several processes, it is true for all of them at the same step, after any of them received the signal. Within
+    the block the signal has no other effect.
     """
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        # JAX notes the signal itself, once it knows of the job, and lets all processes agree on a step. What Python
-        # says of the signal would hide it.
+        # JAX handles the signal itself in a distributed job and makes all processes agree on a step. A Python handler
+        # would hide the signal from it.
         yield multihost_utils.reached_preemption_sync_point
         return
-    came = threading.Event()
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # no other may say what a signal does
-        yield lambda step: False
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # Python allows signal handlers in the main thread only
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.set())
+    received = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.set())
     try:
-        yield lambda step: came.is_set()
+        yield lambda step: received.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)

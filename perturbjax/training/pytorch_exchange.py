@@ -1,4 +1,4 @@
-"""Checkpoints of the original program as runs of this one, and runs of this one as PyTorch checkpoints."""
+"""Import PyTorch checkpoints of the original program as runs, and export runs as PyTorch checkpoints."""
 
 from __future__ import annotations
 
@@ -26,26 +26,34 @@ from perturbjax.training.checkpoint import (
     CheckpointConfig,
     Checkpoints,
     Tree,
+    select_network_arrays,
     state_to_tree,
     tree_to_state,
 )
-from perturbjax.training.run_directory import Run, dataset_facts, locked, open_run, start_run
+from perturbjax.training.run_directory import (
+    Run,
+    dataset_facts,
+    is_list_of_text,
+    lock_run,
+    open_run,
+    start_run,
+)
 from perturbjax.training.step import TrainState
 from perturbjax.training.weight_metadata import Description, read_description, write_weights
 
-#: What a run knows of the split and the dataset it was trained on, which do not travel with its weights.
+#: Facts about the training data, which are not exported with the weights.
 NOT_EXPORTED = ("split_fingerprint", "index_sha256", "imported")
-#: How the files that weights are exchanged in end.
+#: Suffixes of weight files.
 WEIGHTS = (".safetensors", ".pth")
-#: The column that compounds are named in, where neither a dataset nor a flag says otherwise.
+#: Default label column, if neither a dataset nor a flag names one.
 LABEL_COLUMN = "Metadata_pert_iname"
 
 
 def recipe_for_import(name: str = "original") -> Recipe:
-    """A preset without what it says of augmentation, which only training needs.
+    """Return a preset with the default augmentation, which only training uses.
 
     Raises:
-        InputError: there is no preset of that name.
+        InputError: the preset is unknown.
     """
     return dataclasses.replace(preset(name), augment=AugmentConfig())
 
@@ -86,144 +94,136 @@ class ExportConfig:
 
 
 def import_run(config: ImportConfig) -> Run:
-    """Make a run of a PyTorch state dict.
+    """Create a run from a PyTorch state dict.
 
-    Which sites the network was trained on is not in a state dict: the split of such a run is dealt by its recipe, and
-    its scores are of unseen sites only where that is the split the network was trained by.
+    A state dict does not store the train/test split. The run gets the split of its recipe, so its scores are valid only
+    if the network was trained with that split.
 
     Raises:
-        InputError: the checkpoint, the labels or the dataset cannot be used or do not fit each other, or `out` is
-            not empty.
+        InputError: the checkpoint, the labels or the dataset are not usable or do not fit each other, or `out` is not
+            empty.
     """
     recipe, out = config.recipe, Path(config.out)
-    described = read_description(config.checkpoint)
+    description = read_description(config.checkpoint)
     imported = exchange.import_state_dict(config.checkpoint, recipe.model.model)
     if imported.image_size is not None:
-        recipe = dataclasses.replace(
-            recipe, augment=dataclasses.replace(recipe.augment, crop=imported.image_size)
-        )
+        augment = dataclasses.replace(recipe.augment, crop=imported.image_size)
+        recipe = dataclasses.replace(recipe, augment=augment)
     dataset = None if config.data is None else open_dataset(config.data)
-    label_column = recipe.input.label_column or _known_label_column(described, dataset)
+    label_column = recipe.input.label_column or _default_label_column(description, dataset)
     recipe = dataclasses.replace(
         recipe, input=dataclasses.replace(recipe.input, label_column=label_column)
     )
-    class_names = _class_names(config, described, imported.classes, dataset, label_column)
-    facts, manifest = _facts(config.checkpoint, recipe, imported.channels, dataset, described)
-
-    run = Run(
-        out, recipe, () if dataset is None else (dataset.path.absolute(),), class_names, facts
-    )
-    with locked(out):  # one that was killed is found there, and finished
+    class_names = _class_names(config, description, imported.classes, dataset, label_column)
+    facts, manifest = _facts(config.checkpoint, recipe, imported.channels, dataset, description)
+    data = () if dataset is None else (dataset.path.absolute(),)
+    run = Run(out, recipe, data, class_names, facts)
+    with lock_run(out):
         start_run(run, manifest)
-        checkpoints = Checkpoints(out)
-        if not checkpoints.epochs():
-            state = TrainState(
-                imported.params, imported.stats, opt_state=(), step=jnp.int32(imported.batches)
-            )
-            checkpoints.save(state, epoch=0, facts=run.identity, accuracy=None)
-        checkpoints.close()
-    if described is None:
-        _say_what_was_assumed(config, recipe, dataset)
-    console.print(f"imported: {out}; judge it with `perturbjax evaluate --run {out} --data DIR`")
+        with Checkpoints(out) as checkpoints:
+            if not checkpoints.epochs():  # absent also if an earlier import was killed
+                step = jnp.int32(imported.batches)
+                state = TrainState(imported.params, imported.stats, opt_state=(), step=step)
+                checkpoints.save(state, epoch=0, facts=run.identity)
+    if description is None:
+        _print_assumptions(config, recipe)
+    console.print(f"Imported {out}. Evaluate it with `perturbjax evaluate --run {out} --data DIR`.")
     return run
 
 
 def export_run(config: ExportConfig) -> Path:
-    """Write a run's parameters and statistics under the original's names.
+    """Write parameters and statistics of a run under the names of the original program.
 
     Raises:
-        InputError: the run cannot be opened, its network is none of the original's, or `out` cannot be written.
+        InputError: the run is not readable, its network is not one of the original program, or `out` is not writable.
     """
     run = open_run(config.chosen.run)
     model = run.recipe.model.model
     layers = exchange.layers_of(model)
-    checkpoints = Checkpoints(run.path)
-    tree, known = checkpoints.load(config.chosen.which, config.chosen.epoch or None)
-    checkpoints.close()
-    run.require_matching_files(known, checkpoints.path)
+    with Checkpoints(run.path) as checkpoints:
+        tree, facts = checkpoints.load(config.chosen.which, config.chosen.epoch or None)
+    run.require_matching_files(facts, checkpoints.path)
     first = f"params/{layers[0][1].replace('.', '/')}/kernel/value"
     if first not in tree:
-        raise InputError(f"{run.path}: its checkpoint has no {first}; it belongs to another model")
+        raise InputError(f"{run.path}: checkpoint has no array {first}; it is of another model")
     size = run.recipe.augment.crop if model in FIXED_SIZE_NETWORKS else None
     network = exchange.abstract(model, len(run.class_names), tree[first].shape[2], size)
     template = {"params": nnx.state(network, nnx.Param), "stats": nnx.state(network, nnx.BatchStat)}
-    kept = {name: value for name, value in tree.items() if name.startswith(("params/", "stats/"))}
-    filled = tree_to_state(kept, template, run.path)
-    nnx.update(network, filled["params"], filled["stats"])
+    state = tree_to_state(select_network_arrays(tree), template, run.path)
+    nnx.update(network, state["params"], state["stats"])
     tensors = exchange.state_dict(model, network, batches=int(tree["step"]))
-    facts = {name: value for name, value in run.facts.items() if name not in NOT_EXPORTED}
-    write_weights(config.out, tensors, Description(run.recipe, run.class_names, facts))
-    console.print(f"written: {config.out}")
+    exported = {name: value for name, value in run.facts.items() if name not in NOT_EXPORTED}
+    write_weights(config.out, tensors, Description(run.recipe, run.class_names, exported))
+    console.print(f"Written: {config.out}")
     return Path(config.out)
 
 
 def open_weight_file(path: Path) -> tuple[Run, Tree]:
-    """The run that a weight file of `export-torch` describes, in memory alone, and its parameters and statistics.
+    """Open a weight file of `export-torch`.
+
+    Returns:
+        A run in memory, and its parameters and statistics.
 
     Raises:
-        InputError: the file cannot be read, or does not say what its network was fed.
+        InputError: the file is not readable, or has no description of the network input.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    described = read_description(path)
-    if described is None:
+    description = read_description(path)
+    if description is None:
         raise InputError(
-            f"{path}: says nothing of its recipe; make a run of it with `perturbjax import-torch`"
+            f"{path}: has no description of its recipe. Create a run from it with `perturbjax import-torch`."
         )
-    imported = exchange.import_state_dict(path, described.recipe.model.model)
-    run = Run(path, described.recipe, (), described.class_names, described.facts)
+    imported = exchange.import_state_dict(path, description.recipe.model.model)
+    run = Run(path, description.recipe, (), description.class_names, description.facts)
     return run, state_to_tree({"params": imported.params, "stats": imported.stats})
 
 
 def recipe_of_weight_file(checkpoint: Path) -> Recipe | None:
-    """The recipe that `export-torch` wrote with a weight file; None where there is none."""
-    described = read_description(checkpoint) if checkpoint.is_file() else None
-    return None if described is None else described.recipe
+    """Return the recipe in the description of a weight file; None without one."""
+    description = read_description(checkpoint) if checkpoint.is_file() else None
+    return None if description is None else description.recipe
 
 
-def _known_label_column(described: Description | None, dataset: Dataset | None) -> str:
-    if described is not None:
-        return described.facts.get("label_column", LABEL_COLUMN)
+def _default_label_column(description: Description | None, dataset: Dataset | None) -> str:
+    if description is not None:
+        return description.facts.get("label_column", LABEL_COLUMN)
     return LABEL_COLUMN if dataset is None else dataset.label_column
 
 
-def _say_what_was_assumed(config: ImportConfig, recipe: Recipe, dataset: Dataset | None) -> None:
-    """A bare state dict does not say what its network was fed, and another guess gives other predictions."""
-    guessed = (
-        "" if config.labels is not None else "; the order of the labels is a guess: give --labels"
-    )
-    seen = recipe.input
+def _print_assumptions(config: ImportConfig, recipe: Recipe) -> None:
+    """Warn that a state dict without description does not store its input settings."""
+    guessed = "" if config.labels else " The order of the labels is a guess; pass --labels."
     console.print(
-        f"{config.checkpoint}: says nothing of its recipe; assumed --crop {recipe.augment.crop} "
-        f"--normalize {seen.normalize} --mask-encoding {seen.mask_encoding}{guessed}"
+        f"warning: {config.checkpoint} has no description of its recipe. Assumed --crop {recipe.augment.crop} "
+        f"--normalize {recipe.input.normalize} --mask-encoding {recipe.input.mask_encoding}; other settings give "
+        f"other predictions.{guessed}"
     )
 
 
 def _class_names(
     config: ImportConfig,
-    described: Description | None,
+    description: Description | None,
     classes: int,
     dataset: Dataset | None,
     label_column: str,
 ) -> list[str]:
-    """The names of the logits, from a file, a dataset, or their numbers."""
+    """Return the class names from a file, the description, the dataset, or as numbers."""
     if config.labels is not None:
         names, source = read_json(config.labels), str(config.labels)
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        if not is_list_of_text(names):
             raise InputError(f"{source}: is not a JSON list of class names")
-    elif described is not None:
-        names, source = described.class_names, f"{config.checkpoint}, its description"
+    elif description is not None:
+        names, source = description.class_names, f"{config.checkpoint}, description"
     elif dataset is not None:
-        names, source = (
-            sorted(dataset.column(label_column).astype(str).unique()),
-            f"{dataset.path}, {label_column}",
-        )
+        names = sorted(dataset.column(label_column).astype(str).unique())
+        source = f"{dataset.path}, {label_column}"
     else:
         return [f"class_{number:03d}" for number in range(classes)]
     if len(names) != classes or len(set(names)) != classes:
         raise InputError(
-            f"{source}: names {len(set(names))} different classes, {config.checkpoint} has {classes} logits; "
-            "give --labels a list of their names in order"
+            f"{source}: has {len(set(names))} different class names, {config.checkpoint} has {classes} logits. Pass "
+            "--labels FILE with the names in the order of the logits."
         )
     return names
 
@@ -233,31 +233,26 @@ def _facts(
     recipe: Recipe,
     channels: int,
     dataset: Dataset | None,
-    described: Description | None,
+    description: Description | None,
 ) -> tuple[dict[str, Any], pd.DataFrame | None]:
-    """What identifies the run, and its split; both as far as they are known."""
+    """Return facts and split of the run, as far as they are known."""
     label_column = recipe.input.label_column
     facts: dict[str, Any] = {
         "label_column": label_column,
-        "imported": {
-            "file": Path(checkpoint).name,
-            "sha256": file_digest(Path(checkpoint)),
-        },
+        "imported": {"file": Path(checkpoint).name, "sha256": file_digest(Path(checkpoint))},
     }
+    stored = {} if description is None else description.facts
     if dataset is None:
         unknown = dict.fromkeys(("split_fingerprint", "channels", "image_dtype", "image_size"))
-        return {**unknown, **({} if described is None else described.facts), **facts}, None
-    seen = count_input_channels(dataset, recipe.input)
-    if seen != channels:
+        return {**unknown, **stored, **facts}, None
+    available = count_input_channels(dataset, recipe.input)
+    if available != channels:
         raise InputError(
-            f"{dataset.path}: has {seen} channels as normalised by {recipe.input.normalize}, {checkpoint} takes "
-            f"{channels}; build the dataset with --aggregate or --channels to match, or change --normalize"
+            f"{dataset.path}: has {available} channels with --normalize {recipe.input.normalize}, {checkpoint} "
+            f"requires {channels}. Change --normalize, or build the dataset with other --aggregate or --channels."
         )
     manifest = create_manifest(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
-    # What the network was trained with goes before what this dataset would give.
-    trained_with = {} if described is None else described.facts
-    statistics = trained_with.get("normalization") or normalization.fit_statistics(
-        dataset, recipe.input
-    )
-    known = {"split_fingerprint": fingerprint(manifest), "normalization": statistics}
-    return {**facts, **known, **dataset_facts(dataset)}, manifest
+    # Statistics of the training data take precedence over those of this dataset.
+    statistics = stored.get("normalization") or normalization.fit_statistics(dataset, recipe.input)
+    split_facts = {"split_fingerprint": fingerprint(manifest), "normalization": statistics}
+    return {**facts, **split_facts, **dataset_facts(dataset)}, manifest

@@ -1,4 +1,4 @@
-"""The run directory: what a run was asked to do, and what it wrote.
+"""Run directory: settings, split, metrics and checkpoints of one training.
 
 `config.json` · `split.parquet` · `labels.json` · `metrics.jsonl` · `checkpoints/` · `evaluation/` · `report.html`
 """
@@ -30,20 +30,20 @@ from perturbjax.dataset import Dataset, open_dataset
 
 CONFIG, SPLIT_FILE, LABELS, METRICS = "config.json", "split.parquet", "labels.json", "metrics.jsonl"
 LOCK = ".lock"
-#: Packages whose version can change a run's numbers.
+#: Packages whose version can change the numbers of a run.
 RECORDED_VERSIONS = ("perturbjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory that has been opened.
+    """An open run directory.
 
     Attributes:
         path: the directory.
-        recipe: what decides the run's numbers.
-        data: the dataset directories it was started on; none for a network imported without one.
-        class_names: in the order of the logits.
-        facts: what must not change between two parts of one run.
+        recipe: settings that determine the numbers of the run.
+        data: dataset directories of the training; empty for a network that was imported without a dataset.
+        class_names: names of the classes, in the order of the logits.
+        facts: properties that must stay the same when the run is resumed (label column, split, channels, ...).
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that its predictions depend on beside the arrays: what every checkpoint of it repeats."""
+        """Everything that predictions depend on besides the arrays; every checkpoint stores a copy."""
         return {
             "recipe": recipe_to_dict(self.recipe),
             "classes": self.class_names,
@@ -66,23 +66,27 @@ class Run:
         }
 
     def require_matching_files(self, facts: dict[str, Any], checkpoint: Path) -> None:
-        """Hold the files of the run, which are for reading, to what its checkpoint says.
+        """Check that the readable files of the run agree with the facts of a checkpoint.
 
         Raises:
-            InputError: names the file that differs.
+            InputError: the message names the file that differs.
         """
         for name, file in (("classes", LABELS), ("recipe", CONFIG), ("facts", CONFIG)):
-            said = facts.get(name)
-            if name == "recipe" and isinstance(said, dict):
-                said = recipe_to_dict(recipe_from_dict(said))  # of a version that had fewer options
-            if _json(said) != _json(self.identity[name]):
+            stored = facts.get(name)
+            if name == "recipe" and isinstance(stored, dict):
+                # Adds the defaults of fields that the version that wrote the checkpoint did not have.
+                stored = recipe_to_dict(recipe_from_dict(stored))
+            if _json(stored) != _json(self.identity[name]):
                 raise InputError(
-                    f"{self.path / file}: differs from what {checkpoint} was trained with ({name}); "
-                    "restore the file, or train again"
+                    f"{self.path / file}: differs from the {name} stored in {checkpoint}. Restore the file, or train "
+                    "again."
                 )
 
     def manifest(self, index: pd.DataFrame) -> pd.DataFrame:
-        """The run's split, in the order of `index`; where it came without one, what its recipe deals."""
+        """Return the split of the run in the order of `index`.
+
+        A run without a stored split (an imported network) gets the split of its recipe.
+        """
         if not (self.path / SPLIT_FILE).is_file():
             return create_manifest(
                 index, self.recipe.split, label=self.label_column, seed=self.recipe.seed
@@ -90,47 +94,51 @@ class Run:
         return read_split(self.path / SPLIT_FILE, index)
 
     def parts(self, site_ids: pd.Series) -> np.ndarray:
-        """The part that each site had in the run: train, test, or new where the run does not know it."""
+        """Return the part of each site in the split of the run: train, validation, test, or new (not in the split)."""
         if not (self.path / SPLIT_FILE).is_file():
             return np.full(len(site_ids), "new", object)
-        known = _read_split_file(self.path).set_index("site_id")["part"]
-        return site_ids.map(known).fillna("new").to_numpy()
+        part_of_site = _read_split_file(self.path).set_index("site_id")["part"]
+        return site_ids.map(part_of_site).fillna("new").to_numpy()
 
     def statistics_for(self, dataset: Dataset) -> normalization.Statistics:
-        """What intensities of a dataset are normalised by: the statistics that the run was trained with.
+        """Return the statistics of the training data that normalize the intensities of a dataset.
 
-        A line is printed where they are not enough (see `normalization.choose_statistics`).
+        A warning is printed if they are missing or unreliable (see `normalization.choose_statistics`).
         """
-        kept, own = self.facts.get("normalization"), self.facts.get("index_sha256")
-        is_own = own is not None and own == dataset_facts(dataset)["index_sha256"]
+        stored, trained_on = self.facts.get("normalization"), self.facts.get("index_sha256")
+        is_own = trained_on is not None and trained_on == dataset_facts(dataset)["index_sha256"]
         return normalization.choose_statistics(
-            dataset, self.recipe.input, kept, self.path, is_training_data=is_own
+            dataset, self.recipe.input, stored, self.path, is_training_data=is_own
         )
 
     def open_data(self, paths: tuple[Path, ...] = ()) -> Dataset:
-        """The dataset at `paths`, or else the one the run was started on.
+        """Open the datasets at `paths`, or by default those of the training.
 
         Raises:
-            InputError: there is neither, or it cannot be opened.
+            InputError: there is none, or it is not readable.
         """
         if not (chosen := paths or self.data):
-            raise InputError(f"--data: {self.path} was imported without a dataset; name one")
+            raise InputError(f"--data: {self.path} was imported without a dataset; pass one")
         return open_dataset(chosen)
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows to `metrics.jsonl`."""
+        """Append rows to `metrics.jsonl`."""
         with (self.path / METRICS).open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def truncate_metrics(self, epoch: int) -> None:
-        """Drop what was written after `epoch`, and what a kill left half-written."""
-        kept = [row for row in read_metrics(self.path) if row["epoch"] <= epoch]
+        """Remove rows after `epoch` and incomplete lines."""
+        rows = [row for row in read_metrics(self.path) if row["epoch"] <= epoch]
         with atomic(self.path / METRICS) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`; what follows a line that was cut short or is damaged is left out."""
+    """Read `metrics.jsonl` of a run, up to the first incomplete or damaged line.
+
+    Returns:
+        One row for each epoch and split (train, validation, test) with `epoch`, `step`, `split`, `loss`, `accuracy`.
+    """
     file = Path(path) / METRICS
     if not file.is_file():
         return []
@@ -138,19 +146,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in file.read_bytes().splitlines():
         try:
             row = json.loads(line)
-            whole = isinstance(row["epoch"], int) and {"step", "split", "loss", "accuracy"} <= set(
-                row
-            )
+            required = {"step", "split", "loss", "accuracy"}
+            complete = isinstance(row["epoch"], int) and required <= set(row)
         except (ValueError, KeyError, TypeError, RecursionError):
-            whole = False
-        if not whole:
+            complete = False
+        if not complete:
             break
         rows.append(row)
     return rows
 
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """What a dataset must share with a model that is applied to it, and what identifies it."""
+    """Return the properties of a dataset that a network depends on, and its checksum."""
     return {
         "channels": dataset.channel_names,
         "image_dtype": str(dataset.image_dtype),
@@ -169,7 +176,17 @@ def describe_run(
     manifest: pd.DataFrame,
     pretrained: dict[str, Any] | None = None,
 ) -> Run:
-    """A run that is to be; nothing is read or written. `pretrained` says where published weights came from."""
+    """Create the description of a new run; no files are read or written.
+
+    Args:
+        path: run directory.
+        recipe: settings of the training.
+        dataset: dataset of the training.
+        label_column: column that is predicted.
+        class_names: names of the classes, in the order of the logits.
+        manifest: split of the sites.
+        pretrained: provenance of pretrained weights.
+    """
     facts = {
         "label_column": label_column,
         "split_fingerprint": fingerprint(manifest),
@@ -178,18 +195,19 @@ def describe_run(
     }
     if pretrained is not None:
         facts["pretrained"] = pretrained
-    return Run(
-        Path(path), recipe, tuple(path.absolute() for path in dataset.paths), class_names, facts
-    )
+    data = tuple(path.absolute() for path in dataset.paths)
+    return Run(Path(path), recipe, data, class_names, facts)
 
 
 def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
-    """Make the directory of a run, or find there the one that the same recipe, data and split began before.
+    """Create the directory of a run, or check that it already contains the same run.
 
-    Only an imported network may come without a split.
+    Args:
+        run: description of the run.
+        manifest: its split; None for an imported network.
 
     Raises:
-        InputError: the directory holds another run, or something that is no run.
+        InputError: the directory contains another run or other files.
     """
     path = run.path
     if (path / CONFIG).is_file():
@@ -200,36 +218,34 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
     if manifest is not None:
         write_split(manifest, path / SPLIT_FILE)
     write_json(path / LABELS, run.class_names)
-    # Written last: a directory with a config.json is a run, whole.
+    # config.json is written last, so that a directory with a config.json is a complete run.
     write_json(
         path / CONFIG,
         {
             "recipe": recipe_to_dict(run.recipe),
-            "data": _as_json(run.data),
+            "data": _data_to_json(run.data),
             "facts": run.facts,
             "versions": {name: version(name) for name in RECORDED_VERSIONS},
             "begun": {
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "on": _machine(),
-                **_commit(),
+                **git_commit(),
             },
         },
     )
 
 
-def _as_json(data: tuple[Path, ...]) -> str | list[str] | None:
-    """One directory as its name, several as a list, none as null."""
+def _data_to_json(data: tuple[Path, ...]) -> str | list[str] | None:
     return str(data[0]) if len(data) == 1 else [str(path) for path in data] or None
 
 
 def dataset_paths(config: dict[str, Any]) -> tuple[Path, ...]:
-    """The dataset directories that a `config.json` names."""
-    named = config["data"]
-    return tuple(map(Path, [named] if isinstance(named, str) else named or []))
+    """Return the dataset directories in the content of a `config.json`."""
+    paths = config["data"]
+    return tuple(map(Path, [paths] if isinstance(paths, str) else paths or []))
 
 
 def _machine() -> str:
-    """Where this process computes, in words."""
     import jax
 
     devices = jax.devices()
@@ -237,34 +253,25 @@ def _machine() -> str:
     return f"{host}; {len(devices)} × {devices[0].device_kind}"
 
 
-def _commit() -> dict[str, str]:
-    """The commit of the program, where it runs from a clone; with -dirty where files of it were changed since."""
-    clone = Path(__file__).parents[2]
+def git_commit(clone: Path = Path(__file__).parents[2]) -> dict[str, str]:
+    """Return the git commit of the program, with -dirty if files were changed; empty outside a clone."""
     if not (clone / ".git").exists():
         return {}
-    command = [
-        "git",
-        "-C",
-        str(clone),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    options = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
+    command = ["git", "-C", str(clone), "describe", *options]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):  # no git here, or it will not read this clone
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):  # no git, or it refuses to read this clone
         return {}
-    return {"commit": told.stdout.strip()}
+    return {"commit": done.stdout.strip()}
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep a run directory, made if need be, for this process alone until the block ends, or the process does.
+def lock_run(path: Path) -> Iterator[None]:
+    """Reserve a run directory for this process until the block or the process ends. Create it if needed.
 
     Raises:
-        InputError: another process keeps it, it holds something that is no run, or it cannot be written to.
+        InputError: another process uses it, it contains other files, or it is not writable.
     """
     if not (path / CONFIG).is_file():
         _require_free(path)
@@ -273,106 +280,87 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{path}: another process is training there; let it end, or choose another --out"
+                f"{path}: another process is training in this directory. Wait for it, or choose another --out."
             ) from None
-        except OSError:  # some network filesystems have no locks, and training there must go on
+        except OSError:  # some network filesystems have no locks; training must work there too
             pass
         yield
 
 
 def _require_free(path: Path) -> None:
-    # A run that was killed while it was begun left no more than these, and files still under temporary names.
-    begun = (LOCK, SPLIT_FILE, LABELS)
+    # A process that was killed while it created the run leaves only these files and temporary files.
+    unfinished = (LOCK, SPLIT_FILE, LABELS)
     if path.is_dir() and any(
-        file.name not in begun and not file.name.startswith(".") for file in path.iterdir()
+        file.name not in unfinished and not file.name.startswith(".") for file in path.iterdir()
     ):
-        raise InputError(f"{path}: is not empty and holds no run; choose another --out")
+        raise InputError(f"{path}: is not empty and contains no run; choose another --out")
 
 
 def open_run(path: Path) -> Run:
     """Open a run directory.
 
     Raises:
-        InputError: it is missing or incomplete.
+        InputError: a file is missing or damaged.
     """
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise InputError(
-            f"{path}: holds no run ({CONFIG} is missing); make one with `perturbjax train --out {path}`"
+            f"{path}: contains no run ({CONFIG} is missing). Create one with `perturbjax train --out {path}`."
         )
     config, names = read_json(path / CONFIG), read_json(path / LABELS)
     try:
         recipe, facts = recipe_from_dict(config["recipe"]), config["facts"]
         data = dataset_paths(config)
-        split = facts["split_fingerprint"]
-        labels = facts["label_column"]
+        split, label_column = facts["split_fingerprint"], facts["label_column"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path / CONFIG}: was not written by this program ({error!r})") from error
-    if (
-        not isinstance(names, list)
-        or not all(isinstance(name, str) for name in names)
-        or not isinstance(labels, str)
-    ):
-        raise InputError(
-            f"{path / LABELS}: is not the list of class names that was written; restore it"
-        )
+        raise InputError(f"{path / CONFIG}: is not the config.json of a run ({error!r})") from error
+    if not is_list_of_text(names) or not isinstance(label_column, str):
+        raise InputError(f"{path / LABELS}: is not a list of class names. Restore the file.")
     if split is not None and fingerprint(_read_split_file(path)) != split:
-        raise InputError(
-            f"{path / SPLIT_FILE}: is not the split that the run was trained by; restore it"
-        )
+        raise InputError(_split_changed(path))
     return Run(path, recipe, data, names, facts)
 
 
-def _read_split_file(path: Path) -> pd.DataFrame:
-    """A run's own split.
+def is_list_of_text(value: object) -> bool:
+    """Return whether a value from a JSON file is a list of strings."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
-    Raises:
-        InputError: it is missing or damaged.
-    """
+
+def _read_split_file(path: Path) -> pd.DataFrame:
+    """Read the split of a run without a dataset."""
     table = read_parquet(path / SPLIT_FILE, "restore it")
     if not {"site_id", "part"} <= set(table.columns):
-        raise InputError(
-            f"{path / SPLIT_FILE}: is not the split that the run was trained by; restore it"
-        )
+        raise InputError(_split_changed(path))
     return table.assign(site_id=table["site_id"].astype(str), part=table["part"].astype(str))
 
 
+def _split_changed(path: Path) -> str:
+    return (
+        f"{path / SPLIT_FILE}: is not the split of this run (checksum differs). Restore the file."
+    )
+
+
 def _json(value: Any) -> str:
-    """A value as it is once it has been through JSON, comparable."""
     return json.dumps(value, sort_keys=True)
 
 
 def _require_same(run: Run, other: Run) -> None:
-    """Refuse to go on with a run under another recipe, dataset, split or labels."""
-    before, now = recipe_to_dict(run.recipe), recipe_to_dict(other.recipe)
-    old = {
-        **{
-            f"{s}.{k}": v
-            for s, part in before.items()
-            if isinstance(part, dict)
-            for k, v in part.items()
-        },
-        **run.facts,
-        "labels": run.class_names,
-    }
-    new = {
-        **{
-            f"{s}.{k}": v
-            for s, part in now.items()
-            if isinstance(part, dict)
-            for k, v in part.items()
-        },
-        **other.facts,
-        "labels": other.class_names,
-    }
-    old["seed"], new["seed"] = run.recipe.seed, other.recipe.seed
-    for name in new:
-        if _plain(old.get(name)) != _plain(new[name]):
+    """Check that a run has the same recipe, dataset, split and labels as another."""
+    old, new = _settings(run), _settings(other)
+    for name, value in new.items():
+        if old.get(name) != value:
             raise InputError(
-                f"{run.path}: already holds another run ({name} was {old.get(name)}, now {new[name]}); "
-                "choose another --out, or give the same flags to go on with it"
+                f"{run.path}: already contains another run ({name} was {old.get(name)}, is now {value}). "
+                "Choose another --out, or pass the same flags to resume that run."
             )
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _settings(run: Run) -> dict[str, Any]:
+    """Return recipe fields (as section.field), facts and labels as one flat mapping."""
+    recipe = recipe_to_dict(run.recipe)
+    sections = {name: part for name, part in recipe.items() if isinstance(part, dict)}
+    fields = {f"{name}.{key}": part[key] for name, part in sections.items() for key in part}
+    settings = {**fields, **run.facts, "labels": run.class_names, "seed": run.recipe.seed}
+    return json.loads(
+        _json(settings)
+    )  # lists instead of tuples, as in a run that was read from disk

@@ -1,4 +1,4 @@
-"""All that is decided before training: the data, who trains and who judges, and the fresh network."""
+"""Inputs of a training: dataset, train/test split, class weights and the untrained network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from perturbjax.core.messages import console
 from perturbjax.data.batches import BatchOrder, Decoder, Sites, describe_sites
 from perturbjax.data.exclusion import read_rules
 from perturbjax.data.normalization import count_input_channels
-from perturbjax.data.splits import TEST, TRAIN, create_manifest
+from perturbjax.data.splits import TEST, TRAIN, VALIDATION, create_manifest
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
 from perturbjax.training.devices import Placement
@@ -30,7 +30,22 @@ from perturbjax.training.step import split_model
 
 @dataclass(frozen=True)
 class Experiment:
-    """The recipe, who trains, who judges, and the fresh network."""
+    """Inputs of a training.
+
+    Attributes:
+        recipe: settings that determine the numbers.
+        dataset: records of all sites.
+        manifest: split, one row for each site.
+        label_column: column that is predicted.
+        sites: labels and normalization of all records.
+        train: positions of the training sites in the dataset.
+        validation: positions of the validation sites; empty without `--validation-fraction`.
+        test: positions of the test sites.
+        graphdef: graph definition of the network.
+        params: initial parameters.
+        stats: initial statistics.
+        pretrained: provenance of pretrained weights, or None.
+    """
 
     recipe: Recipe
     dataset: Dataset
@@ -38,12 +53,12 @@ class Experiment:
     label_column: str
     sites: Sites
     train: Int[np.ndarray, " n_train"]
+    validation: Int[np.ndarray, " n_validation"]
     test: Int[np.ndarray, " n_test"]
     graphdef: Any
     params: Any
     stats: Any
     pretrained: dict[str, Any] | None
-    """Where published weights in the network came from."""
 
     @property
     def class_names(self) -> list[str]:
@@ -55,23 +70,23 @@ class Experiment:
 
     @property
     def decoder(self) -> Decoder:
-        """What is fed of every record."""
+        """Decoder of the records for the batch pipeline."""
         return Decoder(self.dataset, self.sites, self.recipe.input, self.recipe.augment)
 
     @property
     def order(self) -> BatchOrder:
-        """The order of all epochs."""
+        """BatchOrder of the training sites in all epochs."""
         optim = self.recipe.optim
-        steps, least = optim.steps_per_epoch, -(-optim.least_steps // optim.epochs)
-        if not steps and least * optim.batch_size > len(self.train):
-            steps = least
+        steps, minimum = optim.steps_per_epoch, -(-optim.least_steps // optim.epochs)
+        if not steps and minimum * optim.batch_size > len(self.train):
+            steps = minimum
         return BatchOrder.shuffled_epochs(
             self.recipe.seed, self.train, optim.batch_size, optim.epochs, steps
         )
 
     @property
     def class_weight(self) -> Float[Array, " classes"] | None:
-        """What the loss multiplies a site of each class by; None where all count the same."""
+        """Weight of each class in the loss; None if all classes have the same."""
         power = self.recipe.optim.balance
         if not power:
             return None
@@ -86,34 +101,31 @@ def prepare_experiment(
     resumed: Run | None = None,
     init_from: Path | None = None,
 ) -> Experiment:
-    """Open the data, deal the split and initialise the network; nothing is written.
+    """Open the data, split the sites and initialize the network; no files are written.
 
     Args:
+        recipe: settings of the training.
         data: dataset directories.
-        resumed: the run whose recipe, data and split are taken, where one is gone on with by what it says.
-        init_from: the run whose parameters are started from.
+        resumed: run to resume; its recipe, data and split replace those of the other arguments.
+        init_from: run that supplies the initial parameters.
 
     Raises:
-        InputError: the recipe, the data or the run cannot be used, or do not fit each other.
+        InputError: the recipe, the data or the run are not usable, or do not fit each other.
     """
     if resumed is not None:
-        recipe, dataset, label_column = (
-            resumed.recipe,
-            resumed.open_data(data),
-            resumed.label_column,
-        )
+        recipe, label_column = resumed.recipe, resumed.label_column
+        dataset = resumed.open_data(data)
         manifest = resumed.manifest(dataset.index)
     else:
         if not data:
             raise InputError(
-                "--data: is required; give the dataset directory that `perturbjax build` wrote"
+                "--data: is required; pass a dataset directory from `perturbjax build`"
             )
         dataset = open_dataset(data)
         label_column = dataset.column(recipe.input.label_column or dataset.label_column).name
-        # The rules themselves are part of the recipe, not the file they stood in: that may change.
-        recipe = replace(
-            recipe, split=replace(recipe.split, exclude=read_rules(recipe.split.exclude))
-        )
+        # The recipe stores the rules themselves, because a file of rules can change later.
+        rules = read_rules(recipe.split.exclude)
+        recipe = replace(recipe, split=replace(recipe.split, exclude=rules))
         manifest = create_manifest(
             dataset.index, recipe.split, label=label_column, seed=recipe.seed
         )
@@ -125,15 +137,15 @@ def prepare_experiment(
     graphdef, params, stats = split_model(model)
     if init_from is not None:
         params, stats = _parameters_from(init_from, params, stats)
-    train, test = (positions_of_part(dataset, manifest, part) for part in (TRAIN, TEST))
     return Experiment(
         recipe=recipe,
         dataset=dataset,
         manifest=manifest,
         label_column=label_column,
         sites=describe_sites(dataset, recipe.input, class_names, seed=recipe.seed),
-        train=train,
-        test=test,
+        train=positions_of_part(dataset, manifest, TRAIN),
+        validation=positions_of_part(dataset, manifest, VALIDATION),
+        test=positions_of_part(dataset, manifest, TEST),
         graphdef=graphdef,
         params=params,
         stats=stats,
@@ -142,51 +154,58 @@ def prepare_experiment(
 
 
 def positions_of_part(dataset: Dataset, manifest: pd.DataFrame, part: str) -> Int[np.ndarray, " n"]:
-    """Positions in the dataset of the sites of one part of a split."""
+    """Return the positions in the dataset of the sites of one part of a split."""
     sites = set(manifest.loc[manifest["part"] == part, "site_id"])
     return np.flatnonzero(dataset.index["site_id"].isin(sites)).astype(np.int32)
 
 
 def _parameters_from(path: Path, params: Any, stats: Any) -> tuple[Any, Any]:
-    """Parameters and statistics of another run; what has another shape here keeps its fresh value."""
+    """Load parameters and statistics of another run; arrays of another shape keep their initial values."""
     template = {"params": params, "stats": stats}
-    fresh = state_to_tree(template)
-    tree, _ = Checkpoints(path).load()
-    taken = {k: tree[k] if k in tree and tree[k].shape == v.shape else v for k, v in fresh.items()}
-    anew = [k for k, v in fresh.items() if taken[k] is v]
-    if len(anew) == len(fresh):
-        raise InputError(f"--init-from {path}: shares no array with this model")
-    console.print(f"started from {path}" + (f"; fresh: {', '.join(anew)}" if anew else ""))
-    merged = tree_to_state(taken, template, path)
+    initial = state_to_tree(template)
+    with Checkpoints(path) as checkpoints:
+        tree, _ = checkpoints.load()
+    loaded = {
+        name: tree[name]
+        for name, value in initial.items()
+        if name in tree and tree[name].shape == value.shape
+    }
+    if not loaded:
+        raise InputError(f"--init-from {path}: has no array in common with this model")
+    new = [name for name in initial if name not in loaded]
+    note = f"; newly initialized: {', '.join(new)}" if new else ""
+    console.print(f"info: initial parameters from {path}{note}")
+    merged = tree_to_state({**initial, **loaded}, template, path)
     return merged["params"], merged["stats"]
 
 
 def print_training_summary(
     experiment: Experiment, placement: Placement, phases: list[Phase], done: int
 ) -> None:
-    """What is about to be trained, on what, by which split, and how many steps of it are done."""
-    recipe, policy = experiment.recipe, experiment.recipe.split
-    device = placement.mesh.devices.flat[0]
+    """Print network, devices, split, phases and, for a resumed run, the number of completed steps."""
+    recipe, split = experiment.recipe, experiment.recipe.split
+    platform = placement.mesh.devices.flat[0].platform
+    validation = (
+        f"{len(experiment.validation):,} validation, " if len(experiment.validation) else ""
+    )
     console.print(
-        f"{recipe.model.model} on {placement.count} {device.platform} device(s), {recipe.model.precision}; "
-        f"{len(experiment.train)} sites train, {len(experiment.test)} judge, {len(experiment.class_names)} classes "
-        f"of {experiment.label_column}"
+        f"info: model {recipe.model.model} on {placement.count} {platform} device(s), {recipe.model.precision}; "
+        f"{len(experiment.train):,} training, {validation}{len(experiment.test):,} test sites; "
+        f"{len(experiment.class_names)} classes of {experiment.label_column}"
     )
     if experiment.pretrained is not None:
-        moves = "; ".join(
-            f"epochs {phase.first + 1} to {phase.stop}: {phase.name}" for phase in phases
+        trained = "; ".join(
+            f"epochs {phase.first + 1} to {phase.stop}: training {phase.name}" for phase in phases
         )
-        console.print(
-            f"weights from {experiment.pretrained['source']} (SHA-256 {experiment.pretrained['sha256'][:12]}…)"
-        )
-        console.print(f"{moves} move")
-    if policy.split_file:
-        console.print(f"split from {policy.split_file}")
+        source, checksum = experiment.pretrained["source"], experiment.pretrained["sha256"][:12]
+        console.print(f"info: pretrained weights from {source} (SHA-256 {checksum}…); {trained}")
+    if split.split_file:
+        console.print(f"info: split from {split.split_file}")
     else:
-        console.print(f"split by {policy.split}: {SPLIT_POLICIES[policy.split].meaning}")
+        console.print(f"info: split by {split.split}: {SPLIT_POLICIES[split.split].meaning}")
     for sentence in experiment.manifest.attrs.get("excluded", ()):
         console.print(sentence)
     epochs, steps = divmod(done, experiment.steps_per_epoch)
     if done:
-        within = f" and {steps} of {experiment.steps_per_epoch} steps" if steps else ""
-        console.print(f"going on after epoch {epochs}{within} of {recipe.optim.epochs}")
+        within = f" and {steps}/{experiment.steps_per_epoch} steps" if steps else ""
+        console.print(f"info: resuming after {epochs}/{recipe.optim.epochs} epochs{within}")

@@ -1,4 +1,9 @@
-"""The training step: one pure body, however many devices run it."""
+"""Training and prediction steps as pure functions of pytrees.
+
+The same `train_step` runs under `jit` on one device, under `jit` with rows sharded over a mesh, and under `pmap`.
+All three give the same numbers up to float32 rounding: sums, not means, are reduced over devices, and the division by
+the total weight comes last. Random numbers depend on (seed, epoch, record) only, not on the device.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +22,20 @@ from perturbjax.data.augmentation import RawBatch, prepare, record_keys
 from perturbjax.models import Mode, Outputs
 from perturbjax.training.loss import cross_entropy
 
-#: Added to the seed of the augmentation for dropout, so that the two never share a key.
+#: Folded into each record's augmentation key to derive its dropout key, so that the two streams are independent.
 DROPOUT_STREAM = 1
 
 DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 class TrainState(NamedTuple):
-    """All that changes while training.
+    """Arrays that change during training.
 
     Attributes:
-        params: nnx.Param state, float32.
-        stats: nnx.BatchStat state, float32.
-        opt_state: the optimizer's.
-        step: steps taken.
+        params: trainable parameters (`nnx.Param` state), float32.
+        stats: running statistics and fitted constants (`nnx.BatchStat` state), float32.
+        opt_state: state of the optimizer.
+        step: number of steps since the start of training.
     """
 
     params: Any
@@ -40,7 +45,7 @@ class TrainState(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What a step adds to its epoch's metrics: divide by `weight`."""
+    """Contribution of one step to the metrics of its epoch; divide by the weights to get means."""
 
     loss: Float[Array, ""]
     loss_weight: Float[Array, ""]
@@ -55,14 +60,14 @@ SiteFeaturesStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b d"]]]
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
-    """(graph definition, parameters, statistics): once, at the edge; all inside is pure functions of these."""
+    """Split a network into (graph definition, parameters, statistics) for use in pure functions."""
     graphdef, *state = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, stats = state
     return graphdef, params, stats
 
 
 def initial_state(params: Any, stats: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     return TrainState(params, stats, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
@@ -75,15 +80,24 @@ def make_train_step(
     class_weight: Float[Array, " classes"] | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
-    """Build `train_step(state, batch) -> (state, sums)`: augment, forward, backward, update.
+    """Build the step: augmentation, forward pass, backward pass, parameter update.
 
-    The step is pure. With `axis_name` it runs on one device's share of a batch under `pmap`, and reduces loss,
-    gradients and BatchNorm statistics over that axis; without, it runs on the whole batch, sharded or not.
+    Args:
+        graphdef: network from `split_model`.
+        optimizer: optax transformation.
+        recipe: augmentation, input, loss and precision settings.
+        steps_per_epoch: number of steps in an epoch; the epoch seeds the augmentation.
+        class_weight: (classes,) weight of each class in the loss; None weights all equally.
+        axis_name: device axis of `pmap`, over which loss, gradients and BatchNorm statistics are summed. None under
+            `jit`, where the compiler inserts these sums.
+
+    Returns:
+        A pure function `train_step(state, batch) -> (state, sums)`.
     """
 
     def train_step(state: TrainState, batch: RawBatch) -> tuple[TrainState, Sums]:
         epoch = state.step // steps_per_epoch
-        with jax.named_scope("augment"):  # scopes name the parts of the step in a profile
+        with jax.named_scope("augment"):  # scopes appear in the profile table
             inputs = prepare(
                 batch,
                 seed=recipe.seed,
@@ -121,6 +135,7 @@ def make_train_step(
         sums = Sums(loss, loss_weight, correct, batch.weight.sum())
         if axis_name is not None:
             sums, gradients = jax.lax.psum((sums, gradients), axis_name)
+        # Gradient of the mean: divided after the sum over devices, whose rows can have different total weights.
         gradients = jax.tree.map(lambda g: g / sums.loss_weight, gradients)
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -131,26 +146,27 @@ def make_train_step(
 
 
 def make_predict_step(graphdef: nnx.GraphDef, recipe: Recipe) -> PredictStep:
-    """Build `predict_step(params, stats, batch) -> (probabilities, features)`: no augmentation, running statistics."""
+    """Build `predict_step(params, stats, batch) -> (probabilities, features)`, without augmentation."""
 
     def predict_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array, Array]:
-        outputs = _evaluate(graphdef, recipe, params, stats, batch)
+        outputs = _apply(graphdef, recipe, params, stats, batch)
         return jax.nn.softmax(outputs.logits), outputs.features
 
     return predict_step
 
 
 def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> AttentionStep:
-    """Build `attention_step(params, stats, batch) -> (attention,)`, of the same pass as `make_predict_step`'s.
+    """Build `attention_step(params, stats, batch) -> (attention,)`.
 
-    The step raises an `InputError` where the network has no attention.
+    The step raises an `InputError` if the network has no attention map.
     """
 
     def attention_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array]:
-        attention = _evaluate(graphdef, recipe, params, stats, batch).attention
+        attention = _apply(graphdef, recipe, params, stats, batch).attention
         if attention is None:
             raise InputError(
-                f"attention: {recipe.model.model} has none; attention, attention_multiscale and --head attention have"
+                f"attention: model {recipe.model.model} has no attention map. Use a run with --model attention, "
+                "--model attention_multiscale or --head attention."
             )
         return (attention,)
 
@@ -158,16 +174,19 @@ def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> AttentionStep
 
 
 def make_site_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> SiteFeaturesStep:
-    """Build `describe_step(params, stats, batch) -> (described,)` of a `EnsembleClassifier`, see its `compute_features`."""
+    """Build `site_features_step(params, stats, batch) -> (features,)` of an ensemble classifier.
 
-    def describe_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array]:
+    These are the features before reduction, see `EnsembleClassifier.compute_features`.
+    """
+
+    def site_features_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array]:
         inputs, mode = evaluation_input(recipe, batch)
         return (nnx.merge(graphdef, params, stats, copy=True).compute_features(inputs, mode),)
 
-    return describe_step
+    return site_features_step
 
 
-def _evaluate(
+def _apply(
     graphdef: nnx.GraphDef, recipe: Recipe, params: Any, stats: Any, batch: RawBatch
 ) -> Outputs:
     inputs, mode = evaluation_input(recipe, batch)
@@ -177,7 +196,7 @@ def _evaluate(
 def evaluation_input(
     recipe: Recipe, batch: RawBatch
 ) -> tuple[Float[Array, "b crop crop planes"], Mode]:
-    """The input without augmentation, and how it is looked at."""
+    """Return the network input without augmentation, and the evaluation mode of the layers."""
     inputs = prepare(
         batch, seed=recipe.seed, epoch=0, augment=recipe.augment, input=recipe.input, train=False
     )

@@ -1,7 +1,8 @@
-"""What a weight file of ours says of itself beside its tensors: the recipe, the labels, the data it was fed.
+"""Description of an exported weight file: recipe, class names and facts about the network input.
 
-Without it a network's answers cannot be repeated: `crop` alone decides what evaluation sees. A `.safetensors` carries
-it in its own metadata, a `.pth` has `NAME.pth.json` beside it. Either holds a digest of itself and of the tensors.
+Predictions depend on the recipe as much as on the tensors; `crop`, for example, sets the size that sites are resized
+to. A `.safetensors` file stores the description in its metadata, a `.pth` file has `NAME.pth.json` next to it. The
+description contains a checksum of itself and of the tensors.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json, write_json
 from perturbjax.models.pytorch_files import read_metadata, read_tensors, write_tensors
 from perturbjax.training.checkpoint import arrays_checksum
+from perturbjax.training.run_directory import is_list_of_text
 
-#: The one key of ours in a safetensors file's metadata.
+#: Key of the description in the metadata of a safetensors file.
 KEY = "perturbjax"
-DIGEST = "sha256"
+CHECKSUM = "sha256"
 
 
 @dataclass(frozen=True)
 class Description:
-    """All that a network's answers depend on beside its tensors.
+    """Everything besides the tensors that the predictions of a network depend on.
 
     Attributes:
-        recipe: what it was trained by.
-        class_names: in the order of the logits.
-        facts: what a dataset must share with it (channels, pixel type …), as in a run.
+        recipe: settings of the training.
+        class_names: names of the classes, in the order of the logits.
+        facts: properties that a dataset must share with the network (channels, pixel type, ...), as in a run.
     """
 
     recipe: Recipe
@@ -41,31 +43,31 @@ class Description:
 
 
 def write_weights(path: Path, tensors: dict[str, np.ndarray], description: Description) -> None:
-    """Write tensors (`.pth` or `.safetensors`) with their description.
+    """Write tensors to a `.pth` or `.safetensors` file, with their description.
 
     Raises:
-        InputError: the suffix is neither, or the folder cannot be written to.
+        InputError: the suffix is unknown, or the folder is not writable.
     """
     values = {
         "recipe": recipe_to_dict(description.recipe),
         "labels": description.class_names,
         "facts": description.facts,
     }
-    values = {DIGEST: _digest(values, tensors), **values}
+    values = {CHECKSUM: _checksum(values, tensors), **values}
     if path.suffix == ".safetensors":
         write_tensors(path, tensors, {KEY: json.dumps(values)})
-        return
-    write_tensors(path, tensors)
-    write_json(beside(path), values)
+    else:
+        write_tensors(path, tensors)
+        write_json(description_file(path), values)
 
 
 def read_description(path: Path) -> Description | None:
-    """The description of a weight file; None where it has none.
+    """Read the description of a weight file; None if it has none.
 
     Raises:
         InputError: the description or a tensor is damaged, or they belong to different files.
     """
-    source = path if path.suffix == ".safetensors" else beside(path)
+    source = path if path.suffix == ".safetensors" else description_file(path)
     if path.suffix == ".safetensors":
         text = read_metadata(path).get(KEY)
         if text is None:
@@ -73,34 +75,29 @@ def read_description(path: Path) -> Description | None:
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{path}: its description is damaged ({error}); export it again"
-            ) from error
+            raise InputError(f"{path}: description is damaged ({error}); export again") from error
     elif source.is_file():
         values = read_json(source)
     else:
         return None
     try:
-        if values.pop(DIGEST) != _digest(values, read_tensors(path)):
+        if values.pop(CHECKSUM) != _checksum(values, read_tensors(path)):
             raise InputError(
-                f"{source}: describes other tensors than {path.name} holds, or was changed; export the run again"
+                f"{source}: does not match the tensors in {path.name} (checksum differs). Export the run again."
             )
         names = values["labels"]
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{source}: its labels are no list of class names; export it again")
+        if not is_list_of_text(names):
+            raise InputError(f"{source}: labels are not a list of class names; export again")
         return Description(recipe_from_dict(values["recipe"]), names, dict(values["facts"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{source}: is not a description that export-torch wrote ({error!r})"
-        ) from error
+        raise InputError(f"{source}: is not a description of export-torch ({error!r})") from error
 
 
-def _digest(values: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
-    """SHA-256 over a description and the tensors it is of."""
+def _checksum(values: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     text = json.dumps(values, sort_keys=True) + arrays_checksum(tensors)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def beside(path: Path) -> Path:
-    """Where the description of a `.pth` lies."""
+def description_file(path: Path) -> Path:
+    """Return the path of the description of a `.pth` file."""
     return path.with_name(f"{path.name}.json")

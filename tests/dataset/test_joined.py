@@ -132,7 +132,7 @@ def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, 
         found[16:].filter(like="prob_").reset_index(drop=True),
         pd.read_parquet(alone).filter(like="prob_"),
     )
-    with pytest.raises(InputError, match="already holds another run"):
+    with pytest.raises(InputError, match="already contains another run"):
         fit(TrainConfig(out=run, data=two[:1], recipe=recipe))
 
 

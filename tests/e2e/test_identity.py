@@ -51,10 +51,10 @@ def flip_a_bit(run: Path) -> None:
 
 CHANGES = {
     swap_split: "split.parquet: is not the split",
-    reverse_labels: "labels.json: differs from what",
-    change_recipe: "config.json: differs from what",
-    change_facts: "config.json: differs from what",
-    empty_config: "config.json: was not written by this program",
+    reverse_labels: "labels.json: differs from the classes",
+    change_recipe: "config.json: differs from the recipe",
+    change_facts: "config.json: differs from the facts",
+    empty_config: "config.json: is not the config.json of a run",
     flip_a_bit: "checkpoints",
 }
 

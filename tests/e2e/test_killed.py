@@ -46,7 +46,7 @@ def test_training_killed_at_random_ends_with_bit_identical_parameters(
         process.wait()
     done = command("train", "--data", dataset, "--out", killed, *FLAGS, *OFTEN)
 
-    assert "going on after epoch" in done.stderr
+    assert "resuming after" in done.stderr
     assert_same_parameters(whole, killed)
     assert epochs_of(killed) == epochs_of(whole)
 

@@ -82,7 +82,7 @@ def test_a_run_can_start_from_another(command, run, dataset, tmp_path):
     done = command(
         "train", "--data", dataset, "--out", tmp_path / "next", "--init-from", run, *SMALL
     )
-    assert f"started from {run}" in done.stderr
+    assert f"initial parameters from {run}" in done.stderr
 
 
 def test_a_split_manifest_travels_from_split_to_train(command, run, dataset, tmp_path):

@@ -89,13 +89,13 @@ def test_a_shard_that_is_cut_short_is_refused(refused, dataset, tmp_path):
 def test_a_run_directory_of_another_run_is_left_alone(refused, run, dataset):
     before = (run / "config.json").read_bytes()
     line = refused("train", "--data", dataset, "--out", run, *SMALL, "--learning-rate", "0.5")
-    assert "already holds another run" in line and "learning_rate" in line
+    assert "already contains another run" in line and "learning_rate" in line
     assert (run / "config.json").read_bytes() == before
 
 
 def test_a_folder_of_something_else_is_left_alone(refused, dataset, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    assert "holds no run" in refused("train", "--data", dataset, "--out", tmp_path, *SMALL)
+    assert "contains no run" in refused("train", "--data", dataset, "--out", tmp_path, *SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

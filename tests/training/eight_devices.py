@@ -237,7 +237,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_the_other_way_round(
     begun = begin(first)
     _, saved = begun.epochs(0, 1)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(begun.state, epoch=2, facts={}, accuracy=None)
+    checkpoints.save(begun.state, epoch=2, facts={})
     tree, facts = checkpoints.load()
     checkpoints.close()
     resumed = begin(then, tree=tree)

@@ -1,4 +1,4 @@
-"""A head that is fitted before the first step: what it is fitted to, how well, and that no step moves it."""
+"""Tests of the ensemble classifier: fit of its frozen members, ensemble weights, and training of the branch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from perturbjax.inference import load_network
 from perturbjax.models import Mode
 from perturbjax.models.ensemble_head import COMPONENTS, MLP, EnsembleHead, compute_statistics
 from perturbjax.models.layers import Dense
-from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
+from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints, select_network_arrays
 from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.ensemble_fit import (
     MIN_ENSEMBLE_WEIGHT,
@@ -39,7 +39,7 @@ from perturbjax.training.ensemble_fit import (
     fit_ensemble,
     fit_logistic_regression,
     fit_mlp,
-    reduction,
+    fit_reduction,
 )
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.setup import prepare_experiment
@@ -54,11 +54,9 @@ def blobs(n: int = 120, d: int = 20, classes: int = 3):
 
 
 @pytest.mark.parametrize("n", [120, 12])
-def test_components_and_statistics_have_one_total_variance_and_neither_is_correlated_within_components(
-    n,
-):
+def test_reduction_balances_variance_of_uncorrelated_components_and_statistics(n):
     x, _ = blobs(n)
-    mean, kernel = reduction(x, seen=15)
+    mean, kernel = fit_reduction(x, backbone_features=15)
     z = (x - mean) @ kernel
     assert z.shape == (n, 20)
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-4)
@@ -68,42 +66,42 @@ def test_components_and_statistics_have_one_total_variance_and_neither_is_correl
     assert n > 15 or not z[:, n:15].any()  # fewer sites than components
 
 
-def test_of_many_features_the_first_components_are_kept():
+def test_reduction_limits_number_of_components():
     x = np.random.default_rng(0).normal(size=(300, COMPONENTS + 40)).astype(np.float32)
-    _, kernel = reduction(x, seen=COMPONENTS + 30)
+    _, kernel = fit_reduction(x, backbone_features=COMPONENTS + 30)
     assert kernel.shape == (COMPONENTS + 40, COMPONENTS + 10)
 
 
-def test_a_feature_that_never_varies_counts_for_nothing():
+def test_reduction_ignores_constant_feature():
     x, _ = blobs()
     x[:, 3] = 4
-    assert not np.any(reduction(x, seen=15)[1][3])
+    assert not np.any(fit_reduction(x, backbone_features=15)[1][3])
 
 
 def fit_blobs(x, labels, weight, seed: int = 0) -> MLP:
     return fit_mlp(MLP(x.shape[1], 4, rngs=nnx.Rngs(0)), x, labels, weight, 0.1, seed)
 
 
-def test_a_perceptron_tells_sites_it_has_not_seen_and_never_says_a_class_without_sites():
+def test_mlp_predicts_held_out_sites_and_depends_on_seed():
     x, labels = blobs(240)
     x = (x - x.mean(0)) / x.std(0)
     head = fit_blobs(x[:160], labels[:160], np.ones(160))
-    said = np.asarray(head(jnp.asarray(x[160:]), Mode())).argmax(1)
-    assert (said == labels[160:]).mean() > 0.9
+    predicted = np.asarray(head(jnp.asarray(x[160:]), Mode())).argmax(1)
+    assert (predicted == labels[160:]).mean() > 0.9
     other = fit_blobs(x[:160], labels[:160], np.ones(160), seed=1)
     assert not np.array_equal(other.hidden.kernel[...], head.hidden.kernel[...])
 
 
-def test_a_site_counts_by_its_weight():
+def test_mlp_uses_site_weights():
     x = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
     labels = (np.arange(300) % 10 == 0).astype(int)
-    for weight, least, most in ((np.ones(300), 0, 0.05), (np.where(labels, 9.0, 1.0), 0.15, 0.7)):
-        said = np.asarray(fit_blobs(x, labels, weight)(jnp.asarray(x), Mode())).argmax(1)
-        assert least <= (said == 1).mean() <= most
+    for weight, low, high in ((np.ones(300), 0, 0.05), (np.where(labels, 9.0, 1.0), 0.15, 0.7)):
+        predicted = np.asarray(fit_blobs(x, labels, weight)(jnp.asarray(x), Mode())).argmax(1)
+        assert low <= (predicted == 1).mean() <= high
 
 
 @pytest.mark.parametrize("classes", [[0, 1, 2], [0, 2], [1]])
-def test_a_linear_model_tells_what_it_has_seen_and_says_nothing_else(classes):
+def test_logistic_regression_predicts_training_classes_only(classes):
     x, labels = blobs(240)
     x = ((x - x.mean(0)) / x.std(0))[np.isin(labels, classes)]
     labels = labels[np.isin(labels, classes)]
@@ -111,12 +109,12 @@ def test_a_linear_model_tells_what_it_has_seen_and_says_nothing_else(classes):
     model = fit_logistic_regression(
         Dense(20, 3, rngs=nnx.Rngs(0)), x[:half], labels[:half], np.ones(half)
     )
-    said = np.asarray(jax.nn.softmax(model(jnp.asarray(x[half:]))))
-    assert (said.argmax(1) == labels[half:]).mean() > 0.9
-    assert np.all(np.delete(said, classes, axis=1) < 1e-9)
+    probabilities = np.asarray(jax.nn.softmax(model(jnp.asarray(x[half:]))))
+    assert (probabilities.argmax(1) == labels[half:]).mean() > 0.9
+    assert np.all(np.delete(probabilities, classes, axis=1) < 1e-9)
 
 
-def test_a_linear_model_is_scikit_learns():
+def test_logistic_regression_equals_scikit_learn():
     from sklearn.linear_model import LogisticRegression
 
     x, labels = blobs(90)
@@ -131,25 +129,25 @@ def test_a_linear_model_is_scikit_learns():
     )
 
 
-def test_shares_are_those_that_make_the_labels_likeliest():
+def test_ensemble_weights_maximize_likelihood():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 400)
-    knows = 2 * np.eye(4)[labels] + rng.normal(size=(400, 4))
-    logits = np.stack([knows, rng.normal(size=(400, 4))])
-    said = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)), np.float64)
+    informative = 2 * np.eye(4)[labels] + rng.normal(size=(400, 4))
+    scores = np.stack([informative, rng.normal(size=(400, 4))])
+    log_probabilities = np.asarray(jax.nn.log_softmax(jnp.asarray(scores)), np.float64)
 
-    def loss(shares):
-        together = np.tensordot(shares, said, 1)
-        return np.mean(np.log(np.exp(together).sum(1)) - together[np.arange(400), labels])
+    def loss(weights):
+        logits = np.tensordot(weights, log_probabilities, 1)
+        return np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(400), labels])
 
-    best = estimate_ensemble_weights(said, labels)
+    best = estimate_ensemble_weights(log_probabilities, labels)
     assert best[0] > 0.8 and MIN_ENSEMBLE_WEIGHT <= best[1] < 0.2
-    for around in ([0.05, 0], [-0.05, 0], [0, 0.05], [0.05, 0.05]):
-        assert loss(best) <= loss(np.maximum(best + around, MIN_ENSEMBLE_WEIGHT)) + 1e-9
+    for change in ([0.05, 0], [-0.05, 0], [0, 0.05], [0.05, 0.05]):
+        assert loss(best) <= loss(np.maximum(best + change, MIN_ENSEMBLE_WEIGHT)) + 1e-9
 
 
 @pytest.mark.parametrize("groups", [np.arange(120) // 30, np.zeros(120)])
-def test_a_head_is_both_in_shares_of_held_out_groups_and_alike_each_time(groups):
+def test_ensemble_combines_members_with_their_weights_and_is_reproducible(groups):
     x, labels = blobs()
     x = (x - x.mean(0)) / x.std(0)
     heads = [
@@ -165,20 +163,20 @@ def test_a_head_is_both_in_shares_of_held_out_groups_and_alike_each_time(groups)
         for _ in range(2)
     ]
     x = jnp.asarray(x)
-    parts = [
+    members = [
         jax.nn.log_softmax(part)
         for part in (heads[0].mlp(x, Mode()), heads[0].logistic_regression(x))
     ]
-    shares = np.asarray(heads[0].ensemble_weights[...])
-    assert shares.min() >= np.float32(MIN_ENSEMBLE_WEIGHT) and shares.max() > 0.5
+    weights = np.asarray(heads[0].ensemble_weights[...])
+    assert weights.min() >= np.float32(MIN_ENSEMBLE_WEIGHT) and weights.max() > 0.5
     np.testing.assert_allclose(
-        heads[0](x, Mode()), shares[0] * parts[0] + shares[1] * parts[1], atol=1e-4
+        heads[0](x, Mode()), weights[0] * members[0] + weights[1] * members[1], atol=1e-4
     )
     np.testing.assert_array_equal(heads[0](x, Mode()), heads[1](x, Mode()))
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_of_hardly_any_site_a_head_is_made_all_the_same(n):
+def test_ensemble_fits_one_or_two_sites(n):
     x, labels = blobs(n)
     head = fit_ensemble(
         EnsembleHead(20, 3, rngs=nnx.Rngs(0)),
@@ -193,7 +191,7 @@ def test_of_hardly_any_site_a_head_is_made_all_the_same(n):
     assert np.isfinite(head(jnp.asarray(x), Mode())).all()
 
 
-def test_sites_of_classes_that_nobody_else_has_do_not_count_for_the_shares():
+def test_ensemble_weights_ignore_classes_of_a_single_group():
     x, labels = blobs()
     x = (x - x.mean(0)) / x.std(0)
     head = fit_ensemble(
@@ -208,14 +206,14 @@ def test_sites_of_classes_that_nobody_else_has_do_not_count_for_the_shares():
     np.testing.assert_array_equal(head.ensemble_weights[...], [0.5, 0.5])
 
 
-def test_cells_are_counted_by_their_numbers_and_light_as_it_is():
+def test_site_statistics_count_cells_and_intensities():
     mask = jnp.zeros((2, 8, 8)).at[0, :2, :2].set(1).at[0, 4:, 4:].set(7)
     image = jnp.stack([jnp.full((8, 8, 1), 2.0), jnp.arange(64.0).reshape(8, 8, 1)])
-    found = np.asarray(compute_statistics(mask, image))
-    np.testing.assert_allclose(found[0, :5], [2, 0, 2, 2, 2], atol=1e-6)
-    np.testing.assert_allclose(found[1, [0, 3]], [31.5, 31.5])
-    np.testing.assert_allclose(np.expm1(found[:, 5]), [2, 0], atol=1e-6)
-    np.testing.assert_allclose(np.exp(found[:, 6]), [20 / 64 + 1e-3, 1e-3], rtol=1e-5)
+    statistics = np.asarray(compute_statistics(mask, image))
+    np.testing.assert_allclose(statistics[0, :5], [2, 0, 2, 2, 2], atol=1e-6)
+    np.testing.assert_allclose(statistics[1, [0, 3]], [31.5, 31.5])
+    np.testing.assert_allclose(np.expm1(statistics[:, 5]), [2, 0], atol=1e-6)
+    np.testing.assert_allclose(np.exp(statistics[:, 6]), [20 / 64 + 1e-3, 1e-3], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -250,12 +248,10 @@ def config(folder, name: str) -> TrainConfig:
     ("least", "steps_per_epoch", "steps"),
     [(0, 0, 2), (4, 0, 2), (5, 0, 3), (51, 0, 26), (51, 1, 1)],
 )
-def test_few_sites_are_seen_more_than_once_an_epoch_until_the_least_steps_are_reached(
-    folder, least, steps_per_epoch, steps
-):
-    given = config(folder, "never").recipe
-    optim = replace(given.optim, least_steps=least, steps_per_epoch=steps_per_epoch)
-    experiment = prepare_experiment(replace(given, optim=optim), (folder / "data",))
+def test_least_steps_lengthen_epochs_of_small_datasets(folder, least, steps_per_epoch, steps):
+    recipe = config(folder, "unused").recipe
+    optim = replace(recipe.optim, least_steps=least, steps_per_epoch=steps_per_epoch)
+    experiment = prepare_experiment(replace(recipe, optim=optim), (folder / "data",))
     assert (
         experiment.steps_per_epoch == steps and len(experiment.order) == 2 * steps
     )  # 24 sites, 12 a step, 2 epochs
@@ -266,45 +262,46 @@ def run(folder):
     return fit(config(folder, "run"))
 
 
-def test_the_head_is_of_the_training_sites_and_stands_still_while_the_eyes_move(folder, run):
+def test_training_changes_the_branch_only_and_frozen_members_fit_training_sites(folder, run):
     network = load_network(run)
     dataset = open_dataset(folder / "data")
     train = np.flatnonzero(run.parts(dataset.index["site_id"]) == "train")
-    answers = network.apply_to_dataset(dataset, train)
-    np.testing.assert_allclose(answers.features.mean(0), 0, atol=1e-3)
+    predictions = network.apply_to_dataset(dataset, train)
+    np.testing.assert_allclose(predictions.features.mean(0), 0, atol=1e-3)
     labels = dataset.column("Metadata_pert_iname").to_numpy()[train]
     head = nnx.merge(network.graphdef, *network.state.values()).head
     for part in (
-        head.mlp(jnp.asarray(answers.features), Mode()),
-        head.logistic_regression(jnp.asarray(answers.features)),
+        head.mlp(jnp.asarray(predictions.features), Mode()),
+        head.logistic_regression(jnp.asarray(predictions.features)),
     ):
         assert (np.array(network.class_names)[np.asarray(part).argmax(1)] == labels).mean() > 0.9
     one, other = (Checkpoints(run.path).load("latest", epoch)[0] for epoch in (1, 2))
-    network_s = [name for name in one if name.startswith(("params/", "stats/"))]
-    moved = [name for name in network_s if not np.array_equal(one[name], other[name])]
-    assert moved and all("/trainable_branch/" in name for name in moved)
+    trained = [
+        name for name in select_network_arrays(one) if not np.array_equal(one[name], other[name])
+    ]
+    assert trained and all("/trainable_branch/" in name for name in trained)
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_at_the_same_bits(folder, run):
+def test_ensemble_training_is_bit_identical_when_repeated(folder, run):
     again = fit(config(folder, "again"))
     one, other = (Checkpoints(path).load("latest")[0] for path in (run.path, again.path))
     assert all(np.array_equal(value, other[name]) for name, value in one.items())
     assert any(name.startswith("stats/reduce") for name in one)
 
 
-def test_exported_it_answers_any_number_of_images_as_its_run(folder, run):
+def test_exported_ensemble_predicts_same_as_run(folder, run):
     out = export(StableHLOConfig(CheckpointConfig(run.path), out=folder / "exported"))
     exported = jax.export.deserialize((out / "network.jax_export").read_bytes())
     network, dataset = load_network(run), open_dataset(folder / "data")
     images, masks = dataset.read(range(9))
     plates = list(dataset.column("Metadata_Plate")[:9])
-    answers = network.apply(images, masks, plates)
-    found = exported.call(images, masks.astype(np.uint16), *network.intensities(images, plates))
-    np.testing.assert_allclose(found[0], answers.probabilities, atol=1e-5)
-    np.testing.assert_allclose(found[1], answers.features, atol=1e-3)
+    expected = network.apply(images, masks, plates)
+    outputs = exported.call(images, masks.astype(np.uint16), *network.intensities(images, plates))
+    np.testing.assert_allclose(outputs[0], expected.probabilities, atol=1e-5)
+    np.testing.assert_allclose(outputs[1], expected.features, atol=1e-3)
 
 
-def test_what_it_needs_is_said():
+def test_ensemble_requirements_are_checked():
     with pytest.raises(InputError, match="--normalize site: must be log or log_plate"):
         Recipe(
             input=InputConfig(normalize="site"),

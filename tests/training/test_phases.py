@@ -1,4 +1,4 @@
-"""A run on published weights: two phases in one run directory, however often it is interrupted."""
+"""Tests of training on pretrained weights: two phases in one run directory, also after interruptions."""
 
 import shutil
 
@@ -59,10 +59,8 @@ def config(folder, name: str, **changes) -> TrainConfig:
 
 
 def arrays(run, epoch: int | None = None) -> dict[str, np.ndarray]:
-    checkpoints = Checkpoints(run)
-    tree, _ = checkpoints.load("latest", epoch)
-    checkpoints.close()
-    return tree
+    with Checkpoints(run) as checkpoints:
+        return checkpoints.load("latest", epoch)[0]
 
 
 @pytest.fixture(scope="module")
@@ -70,60 +68,53 @@ def run(folder):
     return fit(config(folder, "run")).path
 
 
-def test_frozen_epochs_leave_every_bit_of_the_backbone_and_later_ones_only_its_statistics(run):
+def test_first_phase_freezes_backbone_and_second_phase_keeps_its_statistics(run):
     epochs = [arrays(run, epoch) for epoch in range(1, EPOCHS + 1)]
     backbone = [n for n in epochs[0] if n.startswith(("params/backbone", "stats/backbone"))]
     assert len(backbone) > 80
     for name in backbone:
-        frozen, thawed = (
-            (value[name].tobytes() for value in epochs[:FROZEN]),
-            epochs[-1][name].tobytes(),
-        )
-        assert len(set(frozen)) == 1, name
-        assert (thawed == epochs[0][name].tobytes()) == name.startswith("stats"), name
-    heads = {
-        tree[next(n for n in tree if n.startswith("params/head/kernel"))].tobytes()
-        for tree in epochs
-    }
-    assert len(heads) == EPOCHS
+        frozen = {tree[name].tobytes() for tree in epochs[:FROZEN]}
+        assert len(frozen) == 1, name
+        unchanged = epochs[-1][name].tobytes() in frozen
+        assert unchanged == name.startswith("stats"), name
+    kernel = next(n for n in epochs[0] if n.startswith("params/head/kernel"))
+    assert len({tree[kernel].tobytes() for tree in epochs}) == EPOCHS
 
 
 @pytest.mark.slow
-def test_the_backbone_may_take_the_statistics_of_its_batches_once_it_moves(folder):
+def test_backbone_norm_batch_trains_backbone_statistics_in_second_phase(folder):
     run = fit(config(folder, "batch", backbone_norm="batch")).path
-    frozen, thawed = arrays(run, FROZEN), arrays(run, EPOCHS)
-    statistics = [name for name in frozen if name.startswith("stats/backbone")]
+    first, second = arrays(run, FROZEN), arrays(run, EPOCHS)
+    statistics = [name for name in first if name.startswith("stats/backbone")]
     assert len(statistics) > 30
-    assert all(frozen[name].tobytes() != thawed[name].tobytes() for name in statistics)
+    assert all(first[name].tobytes() != second[name].tobytes() for name in statistics)
 
 
-def test_each_phase_has_its_own_one_cycle(run):
+def test_each_phase_has_its_own_one_cycle_schedule(run):
     rates = [row["learning_rate"] for row in read_metrics(run) if row["split"] == "train"]
     assert rates[0] > rates[1] and rates[2] > rates[1] and rates[2] > rates[3]
 
 
-@pytest.mark.parametrize("killed_after", [pytest.param(1, marks=pytest.mark.slow), FROZEN])
-def test_a_run_interrupted_within_a_phase_or_between_the_two_ends_the_same(
-    folder, run, killed_after, monkeypatch
-):
-    again = config(folder, f"killed{killed_after}")
+@pytest.mark.parametrize("stop_epoch", [pytest.param(1, marks=pytest.mark.slow), FROZEN])
+def test_resume_within_and_between_phases_is_bit_identical(folder, run, stop_epoch, monkeypatch):
+    again = config(folder, f"stopped{stop_epoch}")
 
-    def interrupted(items, **_):
-        for number, item in enumerate(items):
-            if number == killed_after:
+    def track_until_stop(epochs, **_):
+        for epoch in epochs:
+            if epoch == stop_epoch:
                 raise KeyboardInterrupt
-            yield item
+            yield epoch
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "track", interrupted)
+        patch.setattr(training, "track", track_until_stop)
         fit(again)
     fit(again)
-    whole, resumed = arrays(run), arrays(again.out)
-    assert whole.keys() == resumed.keys()
-    assert all(value.tobytes() == resumed[name].tobytes() for name, value in whole.items())
+    expected, resumed = arrays(run), arrays(again.out)
+    assert expected.keys() == resumed.keys()
+    assert all(value.tobytes() == resumed[name].tobytes() for name, value in expected.items())
 
 
-def test_a_run_is_applied_without_the_file_it_started_from(folder, run):
+def test_trained_run_does_not_need_the_pretrained_weight_file(folder, run):
     moved = folder / "moved.safetensors"
     shutil.move(folder / "resnet18.safetensors", moved)
     try:
@@ -142,13 +133,13 @@ def test_a_run_is_applied_without_the_file_it_started_from(folder, run):
     assert out.is_file() and features.is_file()
 
 
-def test_other_weights_are_refused_by_a_run_that_was_begun(folder, run):
+def test_resume_with_other_pretrained_weights_is_refused(folder, run):
     other = write_resnet18(folder / "other.safetensors")
     other.write_bytes(other.read_bytes()[:-4] + b"\0\0\0\0")
-    shutil.copy(folder / "resnet18.safetensors", folder / "kept.safetensors")
+    shutil.copy(folder / "resnet18.safetensors", folder / "original.safetensors")
     shutil.copy(other, folder / "resnet18.safetensors")
     try:
-        with pytest.raises(InputError, match="already holds another run"):
+        with pytest.raises(InputError, match="already contains another run"):
             fit(config(folder, "run"))
     finally:
-        shutil.copy(folder / "kept.safetensors", folder / "resnet18.safetensors")
+        shutil.copy(folder / "original.safetensors", folder / "resnet18.safetensors")
