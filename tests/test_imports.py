@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("evaluation",),
     ("profiles",),
+    ("screening",),
     ("audit",),
     ("report",),
     ("api",),

@@ -112,3 +112,35 @@ def train_segmenter(options: Any) -> None:
     from perturbjax.segmentation.train import train as train_network
 
     console.print(f"Written: {train_network(options)}")
+
+
+def hits(options: Any) -> None:
+    """Write the hit list."""
+    from perturbjax.screening.commands import find_hits
+
+    find_hits(options)
+    console.print(f"Written: {options.out / 'hits.csv'}")
+
+
+def doses(options: Any) -> None:
+    """Write dose-response curves."""
+    from perturbjax.screening.commands import fit_doses
+
+    fit_doses(options)
+    console.print(f"Written: {options.out / 'doses.csv'}")
+
+
+def similar(options: Any) -> None:
+    """Write similar treatments."""
+    from perturbjax.screening.commands import find_similar
+
+    find_similar(options)
+    console.print(f"Written: {options.out / 'neighbors.csv'}")
+
+
+def differences(options: Any) -> None:
+    """Write changed features."""
+    from perturbjax.screening.commands import find_differences
+
+    find_differences(options)
+    console.print(f"Written: {options.out / 'summary.csv'}")

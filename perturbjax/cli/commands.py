@@ -206,6 +206,46 @@ COMMANDS: dict[str, Command] = {
             "--run run --out weights.pth --checkpoint best",
         ),
     ),
+    "hits": Command(
+        "Find the treatments that differ from the negative controls.",
+        "perturbjax.screening.screen_options:HitsConfig",
+        "perturbjax.cli.actions:hits",
+        (
+            "--features profiles.parquet --out hits",
+            "--data dataset --negcon Metadata_pert_iname=DMSO --out hits",
+        ),
+        runs_network=True,
+    ),
+    "doses": Command(
+        "Fit dose-response curves; find EC50 and lowest effective dose.",
+        "perturbjax.screening.screen_options:DosesConfig",
+        "perturbjax.cli.actions:doses",
+        (
+            "--features profiles.parquet --dose-column Metadata_dose_uM --out doses",
+            "--features f.csv --dose-column Metadata_dose_uM --response area --out doses",
+        ),
+        runs_network=True,
+    ),
+    "similar": Command(
+        "Find similar treatments and test their neighbors for shared mechanisms.",
+        "perturbjax.screening.screen_options:SimilarConfig",
+        "perturbjax.cli.actions:similar",
+        (
+            "--features profiles.parquet --out similar",
+            "--features profiles.parquet --restriction layout --out similar",
+        ),
+        runs_network=True,
+    ),
+    "differences": Command(
+        "Describe which features of the cells each treatment changes.",
+        "perturbjax.screening.screen_options:DifferencesConfig",
+        "perturbjax.cli.actions:differences",
+        (
+            "--features profiles.parquet --out differences",
+            "--features profiles.parquet --treatments taxol nocodazole --out differences",
+        ),
+        runs_network=True,
+    ),
     "train-segmenter": Command(
         "Train a segmentation network for cells or nuclei on images with masks.",
         "perturbjax.segmentation.train:TrainSegmenterConfig",

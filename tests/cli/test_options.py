@@ -30,6 +30,7 @@ from perturbjax.profiles.profile_options import (
     Preparation,
     ProfileConfig,
 )
+from perturbjax.screening.screen_options import ScreenConfig
 from perturbjax.segmentation.train import TrainSegmenterConfig
 from perturbjax.training.pytorch_exchange import ExportConfig
 
@@ -54,6 +55,10 @@ REQUIRED = {
     "import-torch": "--checkpoint c.pth --out run",
     "export-torch": "--run run --out w.pth",
     "train-segmenter": "--images i --out w.safetensors",
+    "hits": "--features f.parquet --out hits",
+    "doses": "--features f.parquet --dose-column Metadata_dose_uM --out doses",
+    "similar": "--features f.parquet --out similar",
+    "differences": "--features f.parquet --out differences",
 }
 #: Flags that are parsed before the options dataclass.
 PARSED_FIRST = {
@@ -61,7 +66,8 @@ PARSED_FIRST = {
     "import-torch": ("--preset", "--recipe"),
     "classify": ("--preset",),
 }
-MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 195, 40
+#: At most 200 flags without the four screening commands, which have 36.
+MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 236, 40
 
 
 def options_of(command: str) -> type:
@@ -190,6 +196,7 @@ def valid_instance(kind: type) -> Any:
     special: dict[type, dict[str, Any]] = {
         FeaturesConfig: {"weights": "w"},
         ProfileConfig: table,
+        ScreenConfig: table,
         AuditConfig: table,
     }
     values = dict(special.get(kind, {}))

@@ -1,0 +1,1 @@
+"""Screening results: active treatments, dose response, similarity and changed features."""

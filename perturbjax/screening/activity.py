@@ -1,0 +1,144 @@
+"""Three measures of how much a treatment differs from the negative controls of its plates.
+
+All work on the wells of one `Pool`, are larger for stronger effects, and are evaluated for many
+label assignments at once, so that `permutation_test` can use them:
+
+- mean average precision: do replicates of the treatment rank each other before the controls of the
+  same plate, by cosine similarity? (Kalinin et al. 2025, Nature Communications 16, 5181). It
+  answers whether the effect is reproducible.
+- energy distance: 2 E|X-Y| - E|X-X'| - E|Y-Y'| for treated wells X and control wells Y (Szekely and
+  Rizzo 2013, J Stat Plan Inference 143, 1249). It answers whether the distributions differ.
+- Mahalanobis distance: length of the mean shift in units of the spread between like wells, after
+  whitening by a shrunken covariance (Ledoit and Wolf 2004, J Multivariate Analysis 88, 365). It
+  answers how large the shift is.
+
+The pool is centered plate by plate on the mean of treated and control wells together, and the
+covariance is estimated from both. This makes everything independent of the labels, which the
+permutation test needs; centering on the controls alone would make the treated wells look further
+away than they are when controls are few.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.covariance import ledoit_wolf
+
+from perturbjax.screening.permutations import Pool, Statistic
+
+#: Values of one intermediate array of `average_precision_statistic`; bounds memory.
+_BLOCK_VALUES = 4_000_000
+
+
+def center_by_plate(
+    values: Float[np.ndarray, "n d"], plates: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "n d"]:
+    """Subtract from each well the mean of its plate's wells.
+
+    Args:
+        values: one row per well.
+        plates: plate of each well.
+    """
+    numbers = np.unique(plates, return_inverse=True)[1]
+    sums = np.zeros((numbers.max() + 1, values.shape[1]))
+    np.add.at(sums, numbers, values)
+    return values - (sums / np.bincount(numbers)[:, None])[numbers]
+
+
+def energy_statistic(values: Float[np.ndarray, "n d"], pool: Pool) -> Statistic:
+    """Energy distance between treated and control wells, for every assignment.
+
+    Args:
+        values: centered profiles of the pool's wells.
+        pool: the wells.
+    """
+    squares = (values**2).sum(axis=1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * values @ values.T, 0))
+    np.fill_diagonal(distances, 0)
+    row_sums, total = distances.sum(axis=1), distances.sum()
+    n, m = pool.treated, len(values) - pool.treated
+
+    def statistic(treated: Int[np.ndarray, "p n"]) -> Float[np.ndarray, " p"]:
+        within = distances[treated[:, :, None], treated[:, None, :]].sum(axis=(1, 2))
+        to_all = row_sums[treated].sum(axis=1)
+        across = to_all - within
+        return 2 * across / (n * m) - within / n**2 - (total - 2 * to_all + within) / m**2
+
+    return statistic
+
+
+def mahalanobis_statistic(values: Float[np.ndarray, "n d"], pool: Pool) -> Statistic:
+    """Distance between the treated and the control mean in units of the spread between like wells.
+
+    Args:
+        values: centered profiles of the pool's wells.
+        pool: the wells.
+    """
+    whitened = values @ _whitening(values)
+    n, m = pool.treated, len(values) - pool.treated
+
+    def statistic(treated: Int[np.ndarray, "p n"]) -> Float[np.ndarray, " p"]:
+        mean = whitened[treated].mean(axis=1)
+        # The pool sums to zero, so the control mean is -n / m times the treated mean.
+        return np.linalg.norm(mean, axis=1) * (1 + n / m)
+
+    return statistic
+
+
+def _whitening(values: np.ndarray) -> np.ndarray:
+    covariance, _ = ledoit_wolf(values, assume_centered=True)
+    eigenvalues, vectors = np.linalg.eigh(covariance)
+    floor = max(eigenvalues.max() * 1e-6, 1e-12)
+    return vectors / np.sqrt(np.maximum(eigenvalues, floor))
+
+
+def average_precision_statistic(values: Float[np.ndarray, "n d"], pool: Pool) -> Statistic:
+    """Mean average precision of treated wells retrieving each other before their plate's controls.
+
+    Treated wells on a query's own plate are positives like those on other plates. NaN for a single
+    treated well. Of equally similar wells the controls come first.
+
+    Args:
+        values: centered profiles of the pool's wells.
+        pool: the wells.
+    """
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    unit = values / np.where(length > 0, length, 1)
+    similarity = unit @ unit.T
+    same_plate = pool.plates[:, None] == pool.plates
+    np.fill_diagonal(same_plate, False)
+    # rank[q, j]: wells of q's plate that are at least as similar to q as j is (j itself included).
+    rank = np.empty(similarity.shape, dtype=np.int32)
+    for query, row in enumerate(similarity):
+        mates = np.sort(row[same_plate[query]])
+        rank[query] = len(mates) - np.searchsorted(mates, row, side="left")
+    n = pool.treated
+    step = max(1, _BLOCK_VALUES // n**3)
+
+    def statistic(treated: Int[np.ndarray, "p n"]) -> Float[np.ndarray, " p"]:
+        if n < 2:
+            return np.full(len(treated), math.nan)
+        blocks = [treated[start : start + step] for start in range(0, len(treated), step)]
+        return np.concatenate([_mean_precision(b, similarity, same_plate, rank) for b in blocks])
+
+    return statistic
+
+
+def _mean_precision(
+    treated: np.ndarray, similarity: np.ndarray, same_plate: np.ndarray, rank: np.ndarray
+) -> np.ndarray:
+    """Mean over the treated wells of their average precision, for each assignment."""
+    n = treated.shape[1]
+    pairs = treated[:, :, None], treated[:, None, :]
+    own = similarity[pairs]  # (assignment, query, positive)
+    mates = same_plate[pairs]
+    at_least = own[:, :, None, :] >= own[:, :, :, None]  # [.., positive, other]
+    # Treated wells of the query's plate are no negatives: take them out of its rank.
+    negatives = rank[pairs] - (at_least & mates[:, :, None, :]).sum(axis=3)
+    at_least[:, np.arange(n), :, np.arange(n)] = False  # a query is not its own positive
+    positives = at_least.sum(axis=3)
+    precision = positives / np.maximum(positives + negatives, 1)  # 0 / 0 on the diagonal
+    precision[:, np.arange(n), np.arange(n)] = 0
+    return precision.sum(axis=(1, 2)) / (n * (n - 1))

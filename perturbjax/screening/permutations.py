@@ -1,0 +1,238 @@
+"""Permutation tests of one treatment against the negative controls of its plates.
+
+Idea: if a treatment does nothing, its wells and the control wells of the same plates are
+exchangeable. Any statistic of the wells labelled "treated" can then be compared with its values
+after the label was moved at random, plate by plate. Such a test is exact for every number of
+wells, provided that nothing computed beforehand depends on the labels. All preprocessing in
+`perturbjax.screening` therefore treats treated and control wells of a pool alike.
+
+Which units are exchanged decides whether the test is honest:
+
+- well: wells of one plate. Right when layouts are randomized between plates.
+- position: all wells at one plate position of plates that share a layout. A position effect
+  (edge, gradient) repeats on every plate of the layout, so the wells at one position are one
+  observation, not several.
+
+With few possible assignments all are evaluated and the p-value is exact. Otherwise p-values follow
+Besag and Clifford (1991, Biometrika 78, 301): permutations are drawn until the observed value was
+reached `STOP` times, or `permutations` were drawn. Clear negatives then cost few permutations, and
+small p-values keep their resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+#: Number of permutations that reach the observed value after which sampling stops.
+STOP = 10
+#: Permutations evaluated together; bounds memory.
+CHUNK = 250
+#: Up to this number of assignments all are evaluated, which gives the exact p-value.
+MAX_EXACT = 2000
+#: A test whose smallest possible p-value is larger than this cannot reject, and is not reported.
+MAX_SMALLEST_P = 0.05
+
+#: (permutations, treated wells) positions in the pool -> one value per permutation; larger is
+#: more extreme.
+Statistic = Callable[[Int[np.ndarray, "p n"]], Float[np.ndarray, " p"]]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The wells of one treatment and the control wells they are compared with.
+
+    Attributes:
+        wells: row numbers in the table of all wells; treated wells first.
+        treated: number of treated wells.
+        plates: plate number of each well of the pool.
+        units: for each stratum, an array (units, wells per unit) of positions in the pool. Units of
+            one stratum are exchangeable; the treated units come first.
+        treated_units: number of treated units in each stratum.
+        unit: "well" or "position".
+    """
+
+    wells: Int[np.ndarray, " n"]
+    treated: int
+    plates: Int[np.ndarray, " n"]
+    units: tuple[Int[np.ndarray, "u w"], ...]
+    treated_units: tuple[int, ...]
+    unit: str
+
+    @property
+    def assignments(self) -> float:
+        """Number of different ways to choose the treated units."""
+        log = sum(
+            math.lgamma(len(units) + 1) - math.lgamma(k + 1) - math.lgamma(len(units) - k + 1)
+            for units, k in zip(self.units, self.treated_units, strict=True)
+        )
+        return round(math.exp(min(log, 700.0)), 6)
+
+    @property
+    def smallest_p(self) -> float:
+        """Smallest p-value that a permutation test on this pool can give."""
+        return 1 / self.assignments
+
+    def enumerate(self) -> Int[np.ndarray, "p n"]:
+        """All assignments: positions in the pool that are labelled treated, the observed ones first."""
+        chosen = [
+            [units[list(pick)].ravel() for pick in combinations(range(len(units)), k)]
+            for units, k in zip(self.units, self.treated_units, strict=True)
+        ]
+        return np.array([np.concatenate(parts) for parts in product(*chosen)])
+
+    def draw(self, count: int, rng: np.random.Generator) -> Int[np.ndarray, "p n"]:
+        """Draw random assignments: positions in the pool that are labelled treated.
+
+        Args:
+            count: number of permutations.
+            rng: source of random numbers.
+
+        Returns:
+            One row per permutation, as many columns as there are treated wells.
+        """
+        parts = []
+        for units, k in zip(self.units, self.treated_units, strict=True):
+            order = rng.random((count, len(units))).argpartition(k - 1, axis=1)[:, :k]
+            parts.append(units[order].reshape(count, -1))
+        return np.concatenate(parts, axis=1)
+
+
+def make_pool(
+    treated: Bool[np.ndarray, " n"],
+    control: Bool[np.ndarray, " n"],
+    plates: Int[np.ndarray, " n"],
+    positions: Shaped[np.ndarray, " n"],
+    layouts: Int[np.ndarray, " n"],
+) -> Pool | None:
+    """Collect the wells of one treatment and their controls, and choose what is exchanged.
+
+    Positions are exchanged when the treatment repeats a position on several plates of one layout;
+    only controls whose position exists on all of these plates take part. Otherwise wells are
+    exchanged within plates. Plates without a control well are left out.
+
+    Args:
+        treated: wells of the treatment.
+        control: negative control wells.
+        plates: plate number of each well.
+        positions: name of the position on the plate, such as A01.
+        layouts: layout number of each well's plate.
+
+    Returns:
+        The pool, or None if no plate of the treatment has a control well.
+    """
+    with_controls = np.unique(plates[control])
+    treated = treated & np.isin(plates, with_controls)
+    if not treated.any():
+        return None
+    by_position = _position_pool(treated, control, plates, positions, layouts)
+    return by_position if by_position is not None else _well_pool(treated, control, plates)
+
+
+def _well_pool(treated: np.ndarray, control: np.ndarray, plates: np.ndarray) -> Pool:
+    rows = np.flatnonzero(treated)
+    rows = np.concatenate([rows, np.flatnonzero(control & np.isin(plates, plates[rows]))])
+    n = int(treated.sum())
+    units, counts = [], []
+    for plate in np.unique(plates[rows[:n]]):
+        members = np.flatnonzero(plates[rows] == plate)
+        units.append(members[:, None])
+        counts.append(int((members < n).sum()))
+    return Pool(rows, n, plates[rows], tuple(units), tuple(counts), "well")
+
+
+def _position_pool(
+    treated: np.ndarray,
+    control: np.ndarray,
+    plates: np.ndarray,
+    positions: np.ndarray,
+    layouts: np.ndarray,
+) -> Pool | None:
+    """Units are positions; None if no position repeats or the plates of the positions differ."""
+    rows: list[int] = []
+    controls: list[int] = []
+    strata: list[tuple[list[list[int]], list[list[int]]]] = []
+    repeated = False
+    for layout in np.unique(layouts[treated]):
+        own = _plates_by_position(np.flatnonzero(treated & (layouts == layout)), plates, positions)
+        signatures = {frozenset(wells) for wells in own.values()}
+        if len(signatures) > 1:
+            return None
+        (signature,) = signatures
+        repeated |= len(signature) > 1
+        others = _plates_by_position(
+            np.flatnonzero(control & (layouts == layout) & np.isin(plates, list(signature))),
+            plates,
+            positions,
+        )
+        complete = [wells for wells in others.values() if frozenset(wells) == signature]
+        if not complete:
+            return None
+        strata.append(
+            ([list(w.values()) for w in own.values()], [list(w.values()) for w in complete])
+        )
+    if not repeated:
+        return None
+    for own_units, control_units in strata:
+        rows += [row for unit in own_units for row in unit]
+        controls += [row for unit in control_units for row in unit]
+    wells = np.array(rows + controls)
+    place = {int(row): number for number, row in enumerate(wells)}
+    units = tuple(
+        np.array([[place[row] for row in unit] for unit in own_units + control_units])
+        for own_units, control_units in strata
+    )
+    counts = tuple(len(own_units) for own_units, _ in strata)
+    return Pool(wells, len(rows), plates[wells], units, counts, "position")
+
+
+def _plates_by_position(
+    rows: np.ndarray, plates: np.ndarray, positions: np.ndarray
+) -> dict[object, dict[int, int]]:
+    """Position -> {plate: row}; a second well at the same position of a plate is ignored."""
+    table: dict[object, dict[int, int]] = {}
+    for row in rows:
+        table.setdefault(positions[row], {}).setdefault(int(plates[row]), int(row))
+    return {position: dict(sorted(wells.items())) for position, wells in table.items()}
+
+
+def permutation_test(
+    statistic: Statistic, pool: Pool, *, permutations: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Compare a statistic of the treated wells with its values after permuting the labels.
+
+    Args:
+        statistic: maps positions in the pool to one value per row.
+        pool: wells and exchangeable units.
+        permutations: largest number of permutations.
+        rng: source of random numbers.
+
+    Returns:
+        The observed value and its p-value; p is NaN if the pool is too small for a p-value of
+        `MAX_SMALLEST_P` or less, or if the observed value is NaN.
+    """
+    observed = float(statistic(np.arange(pool.treated)[None])[0])
+    if pool.smallest_p > MAX_SMALLEST_P or not math.isfinite(observed):
+        return observed, math.nan
+    if pool.assignments <= MAX_EXACT:
+        assignments = pool.enumerate()
+        chunks = np.array_split(assignments, -(-len(assignments) // CHUNK))
+        values = np.concatenate([statistic(chunk) for chunk in chunks])
+        return observed, float(np.mean(values >= values[0] - 1e-9 * max(abs(values[0]), 1e-12)))
+    # Rounding must not decide whether a permutation equals the observed assignment.
+    threshold = observed - 1e-9 * max(abs(observed), 1e-12)
+    drawn, reached = 0, 0
+    while drawn < permutations:
+        count = min(CHUNK, permutations - drawn)
+        exceeds = statistic(pool.draw(count, rng)) >= threshold
+        total = reached + np.cumsum(exceeds)
+        if total[-1] >= STOP:
+            drawn += int(np.searchsorted(total, STOP)) + 1
+            return observed, STOP / drawn
+        reached, drawn = int(total[-1]), drawn + count
+    return observed, (reached + 1) / (drawn + 1)

@@ -1,0 +1,178 @@
+"""The wells of a screen: profiles, plates, treatments, doses and negative controls."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from sklearn.decomposition import PCA
+
+from perturbjax.core.errors import InputError
+from perturbjax.core.messages import console
+from perturbjax.core.plates import PLATE, WELL
+
+#: Column that marks controls, and its values.
+CONTROL_TYPE, NEGATIVE, POSITIVE = "Metadata_control_type", "negcon", "poscon"
+#: Labels that name a vehicle, used where no column marks the negative controls.
+VEHICLES = ("dmso", "negcon", "negative control", "vehicle", "untreated")
+#: Factor from the median absolute deviation to the standard deviation of a normal distribution.
+SD_PER_MAD = 1.4826
+#: Scaled values are cut off at this many standard deviations, so that single wells do not dominate.
+CLIP = 10.0
+#: Principal components kept; MorphoHELM (arXiv 2605.15383) uses 64.
+COMPONENTS = 64
+#: Index and profile columns that hold the number of cells of a well.
+COUNT_COLUMNS = ("n_cells", "Metadata_Count_Cells", "Cells_Number_Object_Number", "Count_Cells")
+
+
+@dataclass(frozen=True)
+class Wells:
+    """Well profiles of a screen.
+
+    Attributes:
+        metadata: one row per well with `Metadata_Plate`, `Metadata_Well` and further columns, as text.
+        values: profiles, one row per well, NaN where a value is missing.
+        features: names of the columns of `values`.
+        treatment: name of the treatment of each well.
+        control: negative control wells.
+        positive: positive control wells.
+        cell_count: number of cells of each well, or None if the table does not say.
+    """
+
+    metadata: pd.DataFrame
+    values: Float[np.ndarray, "n d"]
+    features: tuple[str, ...]
+    treatment: pd.Series
+    control: Bool[np.ndarray, " n"]
+    positive: Bool[np.ndarray, " n"]
+    cell_count: Float[np.ndarray, " n"] | None
+
+    @property
+    def plates(self) -> Int[np.ndarray, " n"]:
+        """Plate number of each well."""
+        return pd.factorize(self.metadata[PLATE])[0]
+
+
+def find_controls(
+    metadata: pd.DataFrame, label_column: str, control: str = ""
+) -> Bool[np.ndarray, " n"]:
+    """Find the negative control wells.
+
+    Args:
+        metadata: one row per well.
+        label_column: column with the name of the treatment.
+        control: `COLUMN=VALUE`; by default `Metadata_control_type=negcon`, or, if no well is
+            marked so, treatments named like a vehicle (DMSO, untreated, ...).
+
+    Raises:
+        InputError: no well is a negative control; the message says how to name one.
+    """
+    column, _, value = (control or f"{CONTROL_TYPE}={NEGATIVE}").partition("=")
+    if column in metadata.columns and (marked := (metadata[column] == value).to_numpy()).any():
+        return marked
+    if not control:
+        named = metadata[label_column].str.lower().isin(VEHICLES).to_numpy()
+        if named.any():
+            return named
+    raise InputError(
+        f"--negcon {control or f'{CONTROL_TYPE}={NEGATIVE}'}: no well matches. Name the negative "
+        "controls as COLUMN=VALUE, for example Metadata_pert_iname=DMSO."
+    )
+
+
+def reduce_profiles(
+    values: Float[np.ndarray, "n d"], plates: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "n k"]:
+    """Scale and reduce profiles without using any label.
+
+    Missing values become the plate's median; features missing in over half of the wells or without
+    spread are dropped. Each feature is centered on the median of its plate, divided by 1.4826 times
+    its median absolute deviation over all wells, and cut off at 10. At most 64 principal
+    components are kept.
+
+    Args:
+        values: one row per well; infinite values count as missing.
+        plates: plate number of each well.
+
+    Raises:
+        InputError: no feature varies.
+    """
+    values = np.where(np.isfinite(values), values, np.nan)
+    values = values[:, np.isnan(values).mean(axis=0) <= 0.5]
+    overall = np.nanmedian(values, axis=0) if values.shape[1] else np.zeros(0)
+    centered = np.empty_like(values)
+    for plate in np.unique(plates):
+        rows = plates == plate
+        present = ~np.isnan(values[rows]).all(axis=0)
+        center = overall.copy()
+        center[present] = np.nanmedian(values[rows][:, present], axis=0)
+        centered[rows] = values[rows] - center
+    centered[np.isnan(centered)] = 0
+    spread = SD_PER_MAD * np.median(np.abs(centered), axis=0)
+    spread = np.where(spread > 0, spread, centered.std(axis=0))
+    varies = spread > 1e-9 * np.maximum(np.abs(overall), 1e-12)
+    if not varies.any():
+        raise InputError("features: every feature is constant or missing; nothing can be tested")
+    scaled = np.clip(centered[:, varies] / spread[varies], -CLIP, CLIP)
+    components = min(COMPONENTS, scaled.shape[1], max(len(scaled) - 1, 1))
+    if components == scaled.shape[1]:
+        return scaled
+    return PCA(components, svd_solver="randomized", random_state=0).fit_transform(scaled)
+
+
+_DOSE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(pM|nM|uM|µM|μM|mM|M)?\s*")
+#: Micromolar per unit.
+_UNITS = {"pM": 1e-6, "nM": 1e-3, "uM": 1.0, "µM": 1.0, "μM": 1.0, "mM": 1e3, "M": 1e6}
+
+
+def parse_doses(column: pd.Series) -> Float[np.ndarray, " n"]:
+    """Read concentrations in micromolar.
+
+    A unit in the value (`10 nM`) counts; otherwise the unit at the end of the column's name
+    (`Metadata_concentration_nM`); otherwise micromolar.
+
+    Args:
+        column: concentrations as text; an empty value is NaN.
+
+    Raises:
+        InputError: a value is not a concentration, or some values have a unit and others do not.
+    """
+    suffix = str(column.name).rpartition("_")[2]
+    default = _UNITS.get(suffix, 1.0)
+    doses = np.full(len(column), np.nan)
+    with_unit = without = ""
+    for row, text in enumerate(column.astype(str)):
+        if not text.strip():
+            continue
+        match = _DOSE.fullmatch(text)
+        if match is None:
+            raise InputError(
+                f"{column.name}: row {row}, {text!r} is not a concentration. Write a number, or a "
+                "number with pM, nM, uM, mM or M."
+            )
+        with_unit, without = (text, without) if match[2] else (with_unit, text)
+        doses[row] = float(match[1]) * (_UNITS[match[2]] if match[2] else default)
+    if with_unit and without:
+        raise InputError(
+            f"{column.name}: {with_unit!r} has a unit and {without!r} has none. Give every value "
+            "the same form."
+        )
+    return doses
+
+
+def warn_duplicates(metadata: pd.DataFrame) -> None:
+    """Warn about wells that occur more than once.
+
+    Args:
+        metadata: `Metadata_Plate` and `Metadata_Well` of each row.
+    """
+    twice = metadata.duplicated([PLATE, WELL])
+    if twice.any():
+        first = metadata[twice].iloc[0]
+        console.print(
+            f"warning: {int(twice.sum())} wells occur more than once (first: plate {first[PLATE]}, "
+            f"well {first[WELL]}); only their first row counts"
+        )

@@ -1,0 +1,68 @@
+"""Similar treatments: neighbors, restrictions and enrichment of mechanisms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from perturbjax.screening.similarity import (
+    cluster_order,
+    mechanism_enrichment,
+    neighbor_table,
+    similarity_matrix,
+)
+from screening.simulated_wells import simulate_wells
+
+MECHANISM = {"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b", "b3": "b"}
+
+
+@pytest.fixture(scope="module")
+def wells():
+    """Two mechanisms that move different features, and inactive treatments."""
+    names = {**dict.fromkeys(MECHANISM, 0.0), **{f"none_{n}": 0.0 for n in range(6)}}
+    drawn = simulate_wells(treatments=names, plates=4, replicates=1, controls=24)
+    values = drawn.values.copy()
+    for name, mechanism in MECHANISM.items():
+        values[np.ix_((drawn.treatment == name).to_numpy(), [3 if mechanism == "a" else 5])] += 8
+    return type(drawn)(**{**vars(drawn), "values": values})
+
+
+@pytest.mark.parametrize("restriction", ["none", "plate", "position"])
+def test_neighbors_share_the_mechanism(wells, restriction):
+    table = neighbor_table(wells, restriction=restriction, top=2)
+    own = table[table["treatment"].isin(MECHANISM)]
+    assert (own["neighbor"].str[0] == own["treatment"].str[0]).all()
+    assert (own["q"] <= 0.05).all()
+    inactive = table[table["treatment"].str.startswith("none")]
+    assert (inactive["q"] <= 0.05).mean() <= 0.2
+
+
+def test_restriction_leaves_out_pairs_of_one_plate(wells):
+    matrix = similarity_matrix(wells, "layout")
+    assert np.isfinite(matrix.to_numpy()).all()  # every plate has its own layout
+    first = wells.metadata["Metadata_Plate"] == "P0"
+    one = type(wells)(**{
+        **vars(wells), "metadata": wells.metadata[first].reset_index(drop=True),
+        "values": wells.values[first], "treatment": wells.treatment[first].reset_index(drop=True),
+        "control": wells.control[first], "positive": wells.positive[first],
+        "cell_count": wells.cell_count[first],
+    })  # fmt: skip
+    off_diagonal = similarity_matrix(one, "plate").to_numpy()[~np.eye(12, dtype=bool)]
+    assert np.isnan(off_diagonal).all()
+
+
+def test_cluster_order_puts_mechanisms_together(wells):
+    order = [name for name in cluster_order(similarity_matrix(wells)) if name in MECHANISM]
+    assert order in (sorted(order, key=lambda n: n[0]), sorted(order, key=lambda n: -ord(n[0])))
+
+
+def test_mechanism_enrichment_finds_the_own_mechanism(wells):
+    table = mechanism_enrichment(neighbor_table(wells, top=2), MECHANISM)
+    own = table[table["own"]]
+    assert set(own["treatment"]) == set(MECHANISM) and (own["neighbors"] == 2).all()
+
+
+def test_mechanism_enrichment_is_empty_without_labels():
+    empty = pd.DataFrame({"treatment": ["x"], "neighbor": ["y"]})
+    assert mechanism_enrichment(empty, {}).empty
