@@ -186,8 +186,8 @@ def verdicts(truths: Sequence[str], screens: int) -> pd.DataFrame:
                     f"said {kind}": sum(one.finding == kind for one in said)
                     for kind in ("chance", "explained", "beyond")
                 },
-                "said leaky": sum(one.leaky for one in said),
-                "said not honest": sum(not one.honest for one in said),
+                "said leaky": sum(one.has_leak for one in said),
+                "said not honest": sum(not one.is_valid for one in said),
                 "p < 0.05": int((p < 0.05).sum()),
                 "p < 0.01": int((p < 0.01).sum()),
             }

@@ -17,9 +17,9 @@ import pytest
 from tiny_dataset import write_dataset
 
 import perturbjax
+from perturbjax.cli.evaluate import ApplyConfig, PredictConfig, predict
 from perturbjax.core.config import AugmentConfig, InputConfig, ModelConfig, OptimConfig, Recipe
 from perturbjax.core.files import file_digest
-from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.export import StableHLOConfig, export
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.fit import TrainConfig, fit

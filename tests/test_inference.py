@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from tiny_dataset import write_dataset
 
+from perturbjax.cli.evaluate import ApplyConfig, PredictConfig, predict
 from perturbjax.core.config import AugmentConfig, InputConfig, OptimConfig, Recipe, SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import PLATE, open_dataset
-from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.inference import load_network
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.fit import TrainConfig, fit

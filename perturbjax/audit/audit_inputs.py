@@ -1,4 +1,4 @@
-"""What can be audited: a table of features, a dataset, a run; each as the same material."""
+"""Input of an audit from feature tables, a dataset or a run, in one form."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pandas as pd
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from perturbjax.audit.audit_options import AuditConfig
-from perturbjax.audit.controls import INTENSITY, UNTRAINED, add_intensity_features, measured
+from perturbjax.audit.controls import INTENSITY, UNTRAINED, add_intensity_features
 from perturbjax.core.config import TransferConfig
 from perturbjax.core.errors import InputError
 from perturbjax.data.normalization import count_input_channels
 from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation.apply import EVALUATION, PREDICTIONS
+from perturbjax.evaluation.baselines import measured_intensities
 from perturbjax.evaluation.predictions import read_predictions, select_predictions
 from perturbjax.evaluation.wells import well_ids
 from perturbjax.inference import BATCH_SIZE, Network
@@ -31,18 +32,18 @@ from perturbjax.training.phases import create_network
 from perturbjax.training.run_directory import Run, open_run
 from perturbjax.training.step import split_model
 
-#: What happens to measurements of brightness before the classifier.
-BRIGHTNESS = Preparation(normalize_by="training")
+#: Preparation of intensity measurements before the classifier.
+INTENSITY_PREPARATION = Preparation(normalize_by="training")
 
 
 @dataclass(frozen=True)
 class Features:
-    """A table of features as `profiles.table_steps.as_table` gives it, and what happens to it before a classifier."""
+    """Table of features as from `profiles.table_steps.as_table`, and its preparation."""
 
     table: pd.DataFrame
     preparation: Preparation
 
-    def fitted(
+    def fit_predict(
         self,
         model: str,
         train: Int[np.ndarray, " train"],
@@ -52,7 +53,15 @@ class Features:
         classes: int,
         seed: int,
     ) -> list[Float[np.ndarray, "test classes"]]:
-        """Probabilities of the rows at `test`, of a classifier for each of several labellings of those at `train`.
+        """Fit one classifier per labeling of the training rows, and predict the test rows.
+
+        Args:
+            model: classifier, a name of `perturbjax classify --models`.
+            train: positions of the training rows.
+            test: positions of the test rows.
+            labels: labelings of the training rows.
+            classes: number of classes.
+            seed: seed of preparation and classifier.
 
         Raises:
             InputError: the classifier cannot be fitted.
@@ -62,38 +71,36 @@ class Features:
 
         rows = self.table.iloc[train]
         steps, x = fit_preparation(rows, self.preparation, seed, labels[0], well_ids(rows))
-        z, found = steps.transform(self.table.iloc[test]), []
+        z, predictions = steps.transform(self.table.iloc[test]), []
         for one in labels:
             classifier = CLASSIFIERS[model].make(len(one), len(np.unique(one)), seed)
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter(
-                        "ignore"
-                    )  # of classes with few rows: what that does is what is judged
+                    warnings.simplefilter("ignore")  # about classes with few rows
                     classifier.fit(x, one)
             except (ValueError, np.linalg.LinAlgError) as error:
                 why = " ".join(str(error).split())
                 raise InputError(
                     f"--model {model}: cannot be fitted ({why}); choose another"
                 ) from error
-            found.append(probabilities(classifier, z, classes))
-        return found
+            predictions.append(probabilities(classifier, z, classes))
+        return predictions
 
 
 @dataclass(frozen=True)
 class AuditData:
-    """Sites, their classes, and their features.
+    """Sites, their classes and features.
 
     Attributes:
-        what: it is, in words.
-        label: the metadata column of the classes.
-        index: one row a site: `site_id`, `Metadata_*`, `label`, and what controls look at.
-        class_names: in the order of class numbers.
-        features: what is audited; None where a run has answered already.
-        controls: what the same model is given instead, by the name of the control.
+        source: file, dataset or run, for messages.
+        label: metadata column of the classes.
+        index: `site_id`, `Metadata_*`, `label` and the columns that controls use, one row per site.
+        class_names: classes in the order of their numbers.
+        features: audited features; None if a run has predicted already.
+        controls: other features for the same classifier, by name of the control.
     """
 
-    what: str
+    source: str
     label: str
     index: pd.DataFrame
     class_names: list[str]
@@ -102,20 +109,19 @@ class AuditData:
 
     @property
     def labels(self) -> Int[np.ndarray, " n"]:
-        """Class numbers."""
-        return np.asarray(
-            pd.Categorical(self.index["label"], categories=self.class_names).codes, dtype=int
-        )
+        """Class number of each site."""
+        codes = pd.Categorical(self.index["label"], categories=self.class_names).codes
+        return np.asarray(codes, dtype=int)
 
     @property
     def wells(self) -> Int[np.ndarray, " n"]:
-        """Number of each site's well."""
+        """Well number of each site."""
         return well_ids(self.index)
 
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """A run's own answers: the positions in the material that trained and judged, and what it said of the latter."""
+    """Predictions of a run: split, training and test positions, probabilities of the test sites."""
 
     policy: str
     train: Int[np.ndarray, " train"]
@@ -123,34 +129,38 @@ class RunPredictions:
     probabilities: Float[np.ndarray, "test classes"]
 
 
-def of_features(config: AuditConfig) -> AuditData:
-    """Tables of features, with what a dataset knows of their sites; or the dataset's own features, extracted.
+def load_features(config: AuditConfig) -> AuditData:
+    """Load feature tables (with the measurements of a dataset), or extract features of a dataset.
 
     Raises:
-        InputError: a file or column cannot be used, or the table's rows are not sites of the dataset.
+        InputError: a file or column cannot be used, or a row of the table is not in the dataset.
     """
     data = config.source.data
     dataset = open_dataset(data) if data else None
     profiles, negcon, label = _read(config, config.source)
     index = profiles.metadata.assign(negcon=negcon)
-    index = index if dataset is None else _with_dataset(index, dataset)
+    index = index if dataset is None else _add_measurements(index, dataset)
     names = [path.name for path in config.features] or list(map(str, data))
-    what = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    material = build_audit_data(what, label, index, profiles, config)
+    source = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    audit_data = build_audit_data(source, label, index, profiles, config)
     if config.untrained:
         blank, _, _ = _read(config, dataclasses.replace(config.source, weights=UNTRAINED_WEIGHTS))
-        material.controls[UNTRAINED] = _as_features(index, _frame(blank), config.preparation)
-    return material
+        audit_data.controls[UNTRAINED] = _as_features(index, _frame(blank), config.preparation)
+    return audit_data
 
 
 def build_audit_data(
-    what: str, label: str, index: pd.DataFrame, profiles: Profiles, config: AuditConfig
+    source: str, label: str, index: pd.DataFrame, profiles: Profiles, config: AuditConfig
 ) -> AuditData:
-    """Profiles with the controls that their index allows; `index` has a row a profile."""
+    """Combine profiles with the controls that their index (one row per profile) allows."""
     index = add_intensity_features(index.assign(label=index[label]), _frame(profiles))
     features = _as_features(index, _frame(profiles), config.preparation)
+    values = pd.DataFrame(measured_intensities(index))
+    controls: dict[str, Features] = {}
+    if len(values.columns):
+        controls[INTENSITY] = _as_features(index, values, INTENSITY_PREPARATION)
     names = sorted(index["label"].unique())
-    return AuditData(what, label, index, names, features, _brightness(index))
+    return AuditData(source, label, index, names, features, controls)
 
 
 def _frame(profiles: Profiles) -> pd.DataFrame:
@@ -160,7 +170,7 @@ def _frame(profiles: Profiles) -> pd.DataFrame:
 def _read(
     config: AuditConfig, source: SourceConfig
 ) -> tuple[Profiles, Bool[np.ndarray, " n"], str]:
-    """Profiles that have a label, which of them are negative controls, and the label's column."""
+    """Read profiles with a label; return them, the negative controls and the label column."""
     from perturbjax.profiles.profile_inputs import load_profiles
 
     label = config.label_column
@@ -171,48 +181,49 @@ def _read(
     return profiles, negcon, label
 
 
-def _brightness(index: pd.DataFrame) -> dict[str, Features]:
-    """The control that is the same model on the table's own measurements of brightness, where there are such."""
-    values = pd.DataFrame(measured(index))
-    return {INTENSITY: _as_features(index, values, BRIGHTNESS)} if len(values.columns) else {}
-
-
-def _with_dataset(index: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
-    """The index, and beside it what the dataset measured of each site: its cells and its brightness."""
-    at = pd.Index(dataset.index["site_id"]).get_indexer(index["site_id"])
-    if (at < 0).any():
-        site = index["site_id"].iloc[int(np.argmin(at))]
+def _add_measurements(index: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
+    """Add the cell counts and intensities of a dataset to the index."""
+    positions = pd.Index(dataset.index["site_id"]).get_indexer(index["site_id"])
+    if (positions < 0).any():
+        site = index["site_id"].iloc[int(np.argmin(positions))]
         raise InputError(
-            f"--features: row {site!r} is no site of {dataset.path}; extract them with --level site"
+            f"--features: row {site!r} is not a site of {dataset.path}; extract features with "
+            "--level site"
         )
-    measured = [
-        c for c in dataset.index.columns if c not in index.columns and not c.startswith("Metadata_")
+    columns = [
+        column
+        for column in dataset.index.columns
+        if column not in index.columns and not column.startswith("Metadata_")
     ]
-    return pd.concat([index, dataset.index[measured].iloc[at].reset_index(drop=True)], axis=1)
+    added = dataset.index[columns].iloc[positions].reset_index(drop=True)
+    return pd.concat([index, added], axis=1)
 
 
-def of_run(config: AuditConfig, path: Path) -> tuple[AuditData, RunPredictions]:
-    """A run's dataset, and what `perturbjax evaluate` wrote of its judging sites.
+def load_run_predictions(config: AuditConfig, path: Path) -> tuple[AuditData, RunPredictions]:
+    """Load the dataset of a run and the predictions that `perturbjax evaluate` wrote.
 
     Raises:
-        InputError: the run was not evaluated, or its predictions do not fit its split.
+        InputError: the run was not evaluated, or its predictions do not match its split.
     """
-    material, run, _, part = of_recipe(config, path)
+    data, run, _, part = load_run_data(config, path)
     file = run.path / EVALUATION / PREDICTIONS
     if not file.is_file():
         raise InputError(f"{path}: was not evaluated; run `perturbjax evaluate --run {path}` first")
     train, test = (np.flatnonzero(part == name) for name in (TRAIN, TEST))
     _, probabilities = select_predictions(
-        read_predictions(file), material.index.iloc[test], run.class_names
+        read_predictions(file), data.index.iloc[test], run.class_names
     )
     policy = run.recipe.split.split_file or run.recipe.split.split
-    return material, RunPredictions(policy, train, test, probabilities)
+    return data, RunPredictions(policy, train, test, probabilities)
 
 
-def of_recipe(
+def load_run_data(
     config: AuditConfig, path: Path
 ) -> tuple[AuditData, Run, Dataset, Shaped[np.ndarray, " n"]]:
-    """The sites of a run's split, the run, its dataset, and the part of each site.
+    """Load the sites of a run's split.
+
+    Returns:
+        Sites, run, dataset, and the part (train or test) of each site.
 
     Raises:
         InputError: a file of the run cannot be read.
@@ -227,25 +238,22 @@ def of_recipe(
     if config.untrained:
         values = pd.DataFrame(untrained_features(run, dataset, positions)).add_prefix("feature ")
         controls[UNTRAINED] = _as_features(index, values, config.preparation)
-    material = AuditData(str(path), run.label_column, index, run.class_names, None, controls)
-    return material, run, dataset, manifest["part"].to_numpy()
+    data = AuditData(str(path), run.label_column, index, run.class_names, None, controls)
+    return data, run, dataset, manifest["part"].to_numpy()
 
 
 def untrained_features(
     run: Run, dataset: Dataset, positions: Int[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n d"]:
-    """What the last layer of the run's network sees before any training, its input as in evaluation."""
+    """Compute the features of the run's network before training, with the same input."""
     placement = choose_placement("auto")
     recipe = dataclasses.replace(run.recipe, transfer=TransferConfig())
     channels = count_input_channels(dataset, recipe.input)
     model, _ = create_network(recipe, channels, run.class_names)
     graphdef, params, stats = split_model(model)
     state = placement.replicate({"params": params, "stats": stats})
-    return (
-        Network(run, {"epoch": 0}, placement, BATCH_SIZE, graphdef, state)
-        .apply_to_dataset(dataset, positions)
-        .features
-    )
+    network = Network(run, {"epoch": 0}, placement, BATCH_SIZE, graphdef, state)
+    return network.apply_to_dataset(dataset, positions).features
 
 
 def _as_features(index: pd.DataFrame, values: pd.DataFrame, preparation: Preparation) -> Features:

@@ -1,84 +1,90 @@
-"""What an audit found, as plain frozen records: terminal, JSON, CSV and page are views of an `AuditResult`."""
+"""Result of an audit as frozen records; terminal, JSON, CSV and page are views of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from perturbjax.audit.controls import BLIND, UNTRAINED
+from perturbjax.audit.controls import BLIND, REQUIRED, UNTRAINED
 from perturbjax.evaluation.bootstrap import Estimate
 from perturbjax.evaluation.calibration import Confidence
+from perturbjax.evaluation.conclusions import MIN_TEST_WELLS
 from perturbjax.evaluation.evaluation_result import EvaluationResult, ModelScores
 from perturbjax.evaluation.scores import HEADLINE
 
-#: Share of the way from chance to 1 from which the place on the plate is said to answer by itself.
-_ANSWERS = 0.5
+#: Fraction of the way from chance to 1 above which the position-only control invalidates a split.
+_POSITION_LEAK = 0.5
 
 
 @dataclass(frozen=True)
 class SplitResult:
-    """What the features answer under one split."""
+    """Scores of the audited model and its controls under one split."""
 
     policy: str
     evaluation: EvaluationResult
-    """One subject, the features' model, beside every control."""
+    """One model (the audited one) next to every control."""
     p: float | None
-    """Of a permutation test; None where it cannot be made."""
+    """p-value of the permutation test; None if the test is not possible."""
     no_p: str
-    """Why there is no p; empty where there is one."""
+    """Reason why there is no p-value; empty if there is one."""
     n_excluded: int
-    """Sites not judged: no training site has their label."""
+    """Sites without a training site of the same label; they are not evaluated."""
 
     @property
     def model(self) -> ModelScores:
-        """The features' own scores, by site."""
-        level = self.evaluation.levels[0]
-        return level[self.evaluation.model_names[0]]
+        """Scores of the audited model, by site."""
+        return self.evaluation.levels[0][self.evaluation.model_names[0]]
 
     @property
     def confidence(self) -> Confidence:
-        """Whether the model's probabilities mean what they say."""
+        """Calibration of the model's probabilities."""
         return self.evaluation.confidence[self.evaluation.model_names[0]]
 
     @property
     def score(self) -> Estimate:
-        """The headline score, by site."""
+        """Balanced accuracy of the audited model, by site."""
         return self.model.scores[HEADLINE]
 
     @property
     def controls(self) -> dict[str, Estimate]:
-        """Headline score of each control, by site."""
-        return {
-            row.name: row.scores[HEADLINE] for row in self.evaluation.levels[0].rows if row.baseline
-        }
+        """Balanced accuracy of each control, by site."""
+        rows = self.evaluation.levels[0].rows
+        return {row.name: row.scores[HEADLINE] for row in rows if row.baseline}
 
     @property
     def chance(self) -> float:
-        """Headline score of a class drawn by training frequencies."""
+        """Balanced accuracy of guessing with the training frequencies."""
         return self.controls["chance"].value
 
     @property
-    def rival(self) -> str:
-        """The best control that knows something of the site without understanding cells; the first of equals."""
-        known = {
-            name: one.value
-            for name, one in self.controls.items()
-            if name not in (*BLIND, UNTRAINED)
-        }
-        return max(known, key=lambda name: known[name]) if known else "chance"
+    def best_control(self) -> str:
+        """The best control that uses technical covariates of the site; the first if several tie."""
+        excluded = (*BLIND, UNTRAINED)
+        values = {name: one.value for name, one in self.controls.items() if name not in excluded}
+        return max(values, key=lambda name: values[name]) if values else "chance"
 
     @property
     def leaks(self) -> tuple[str, ...]:
-        """What answers in place of the cells: wells that stand on both sides, or the place on the plate."""
+        """Reasons why the split gives no valid score: shared "wells", or "position"."""
         if self.evaluation.overlap.well > 0:
             return ("wells",)
-        place = self.controls.get("position")
-        answers = place is not None and place.value - self.chance > _ANSWERS * (1 - self.chance)
-        return ("position",) if answers else ()
+        position = self.controls.get("position")
+        limit = _POSITION_LEAK * (1 - self.chance)
+        return ("position",) if position and position.value - self.chance > limit else ()
+
+    @property
+    def uncontrolled(self) -> dict[str, str]:
+        """Required controls that could not be computed, and the reason."""
+        return {name: why for name, why in self.evaluation.skipped.items() if name in REQUIRED}
+
+    @property
+    def too_few_wells(self) -> bool:
+        """Whether the test set has fewer wells than a conclusion needs."""
+        return self.evaluation.n.well < MIN_TEST_WELLS
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The same sites under two splits: headline score under the weaker one minus that under the stricter."""
+    """Score under a weaker split minus score under a stricter split, on the same sites."""
 
     weaker: str
     stricter: str
@@ -88,32 +94,32 @@ class Difference:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """The same features under every split that the data allows."""
+    """The same features under every split that the data allow."""
 
     source: str
-    """What was judged, in words: a file, a run."""
+    """Audited file, dataset or run, for messages."""
     label: str
+    """Metadata column that is predicted."""
     model: str
-    """The classifier on the features; a run's own network is called model."""
+    """Name of the classifier, or "model" for the network of a run."""
     splits: tuple[SplitResult, ...]
     """Weakest split first."""
     differences: tuple[Difference, ...]
     """From the weakest split to each stricter one."""
     refused: dict[str, str]
-    """Splits that the data does not allow, and why."""
+    """Splits that the data do not allow, and the reason."""
 
     def __getitem__(self, policy: str) -> SplitResult:
-        return next(answer for answer in self.splits if answer.policy == policy)
+        return next(split for split in self.splits if split.policy == policy)
 
     @property
     def strictest(self) -> SplitResult:
-        """The answer to go by: the strictest split that asks of the same treatments, else the only one there is."""
-        same = [answer for answer in self.splits if answer.policy != "compound"]
+        """The strictest split of the same treatments (`compound` predicts unseen ones)."""
+        same = [split for split in self.splits if split.policy != "compound"]
         return (same or list(self.splits))[-1]
 
     @property
     def leak(self) -> Difference | None:
-        """How much more the weakest split shows than the one to go by; None where there is one split."""
-        return next(
-            (one for one in self.differences if one.stricter == self.strictest.policy), None
-        )
+        """Difference of the weakest and the strictest split; None if there is only one split."""
+        strictest = self.strictest.policy
+        return next((one for one in self.differences if one.stricter == strictest), None)

@@ -1,4 +1,4 @@
-"""`perturbjax compare`: what several runs say of the same sites, and how they differ there."""
+"""Compare runs on the same test sites, with paired differences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,11 +15,11 @@ from jaxtyping import Float
 from perturbjax.audit.audit_options import CompareConfig
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder, read_json, write_csv, write_json
-from perturbjax.core.messages import PlainConsole, html_text
+from perturbjax.core.messages import PlainConsole
 from perturbjax.core.plates import PLATE
 from perturbjax.data.splits import TEST
 from perturbjax.evaluation.apply import EVALUATION, PREDICTIONS
-from perturbjax.evaluation.bootstrap import Estimate, Resampled, interval, resample
+from perturbjax.evaluation.bootstrap import Estimate, ResampledScores, interval, resample
 from perturbjax.evaluation.evaluation_result import format_estimate
 from perturbjax.evaluation.predictions import (
     encode_labels,
@@ -28,28 +27,28 @@ from perturbjax.evaluation.predictions import (
     predicted_class_names,
     read_predictions,
 )
-from perturbjax.evaluation.scores import HEADLINE, METRICS, count
+from perturbjax.evaluation.scores import HEADLINE, METRICS, Counts, count
 from perturbjax.evaluation.wells import aggregate_wells, well_ids
 from perturbjax.training.run_directory import CONFIG
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run, or the mean of those that differ in their seed alone, at one level."""
+    """Scores of one run, or the mean of runs that differ only in their seed, at one level."""
 
     name: str
     scores: dict[str, Estimate]
     leads: dict[str, Estimate]
-    """Its scores minus those of the first run, on the same resamples; empty for that run."""
+    """Scores minus those of the first run (same resamples); empty for the first run."""
     seeds: int = 1
-    """Runs in the mean."""
+    """Number of runs in the mean."""
     spread: float | None = None
-    """Standard deviation of the headline score over seeds."""
+    """Standard deviation of balanced accuracy over seeds."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side, by site and by well."""
+    """Scores of several runs on the same sites, by site and by well."""
 
     sites: int
     wells: int
@@ -60,58 +59,56 @@ class Comparison:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Metrics worth a column."""
-        return tuple(metric for metric, what in METRICS.items() if self.classes >= what.min_classes)
+        """Metrics that are informative for this number of classes."""
+        return tuple(name for name, one in METRICS.items() if self.classes >= one.min_classes)
 
 
 def compare(config: CompareConfig) -> Comparison:
-    """Runs that judged the same sites.
+    """Compare runs that were evaluated on the same sites.
 
     Raises:
-        InputError: there are fewer than two, one was not evaluated, or they judged other sites, labels or classes.
+        InputError: there are fewer than two runs, one was not evaluated, or their test sites,
+            labels or classes differ.
     """
     if len(config.runs) < 2:
         raise InputError(
-            f"--runs {' '.join(map(str, config.runs))}: needs two or more; the others are compared with the first"
+            f"--runs {' '.join(map(str, config.runs))}: two or more are needed; all others are "
+            "compared with the first"
         )
-    names = _names(config.runs)
-    tables = {name: _judged(path) for name, path in names.items()}
+    paths = _name_runs(config.runs)
+    tables = {name: _test_predictions(path) for name, path in paths.items()}
     first = next(iter(tables.values()))
-    answers = {name: _answers(names[name], table, first) for name, table in tables.items()}
-    labels = encode_labels(first["label"], sorted(predicted_class_names(first)), "predictions")
+    probabilities = {name: _probabilities(paths[name], one, first) for name, one in tables.items()}
+    classes = sorted(predicted_class_names(first))
+    labels = encode_labels(first["label"], classes, "predictions")
     wells = well_ids(first)
-    whole = wells if config.resample == "well" else pd.factorize(first[PLATE])[0]
-    series = _series(names)
-    levels = {
-        "site": _rows({n: count(labels, a, whole) for n, a in answers.items()}, series, config)
-    }
+    clusters = wells if config.resample == "well" else pd.factorize(first[PLATE])[0]
+    series = _seed_series(paths)
+    counts = {name: count(labels, one, clusters) for name, one in probabilities.items()}
+    levels = {"site": _rows(counts, series, config)}
     try:
-        together = {
-            name: aggregate_wells(wells, labels, answer) for name, answer in answers.items()
-        }
-        of_well = whole[np.unique(wells, return_index=True)[1]]
-        levels["well"] = _rows(
-            {n: count(*one, of_well) for n, one in together.items()}, series, config
-        )
-    except InputError:  # sites of one well differ in label: there is no level of wells
+        means = {name: aggregate_wells(wells, labels, one) for name, one in probabilities.items()}
+    except InputError:  # sites of one well have different labels: no well level
         pass
-    classes = len(predicted_class_names(first))
-    return Comparison(
-        len(labels), int(wells.max()) + 1, classes, config.resample, config.replicates, levels
-    )
+    else:
+        well_clusters = clusters[np.unique(wells, return_index=True)[1]]
+        counts = {name: count(*one, well_clusters) for name, one in means.items()}
+        levels["well"] = _rows(counts, series, config)
+    sizes = len(labels), int(wells.max()) + 1, len(classes)
+    return Comparison(*sizes, config.resample, config.replicates, levels)
 
 
-def _names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Runs by the end of their path that tells them apart."""
+def _name_runs(paths: Sequence[Path]) -> dict[str, Path]:
+    """Name each run by the shortest end of its path that is unique."""
     for parts in range(1, 1 + max(len(path.parts) for path in paths)):
         names = {"/".join(path.with_suffix("").parts[-parts:]): path for path in paths}
         if len(names) == len(paths):
             return names
-    raise InputError(f"--runs {paths[0]}: is named twice")
+    raise InputError(f"--runs {paths[0]}: is listed twice")
 
 
-def _judged(path: Path) -> pd.DataFrame:
-    """The predictions of the sites that a run, or a file of predictions, was judged on, in the order of their names.
+def _test_predictions(path: Path) -> pd.DataFrame:
+    """Read the predictions of a run's test sites, sorted by site.
 
     Raises:
         InputError: there are none, or they cannot be read.
@@ -119,46 +116,45 @@ def _judged(path: Path) -> pd.DataFrame:
     file = path / EVALUATION / PREDICTIONS if path.is_dir() else path
     if not file.is_file():
         raise InputError(
-            f"{path}: was not evaluated; run `perturbjax evaluate --run {path}`, or name a file of predictions"
+            f"{path}: was not evaluated; run `perturbjax evaluate --run {path}`, or pass a file "
+            "of predictions"
         )
     table = read_predictions(file)
-    table = table[table["part"] == TEST] if "part" in table.columns else table
+    table = table[table["part"] == TEST]
     if table.empty or table["site_id"].duplicated().any():
-        raise InputError(f"{file}: has no site that judges, or one twice")
+        raise InputError(f"{file}: has no test sites, or a repeated site")
     return table.sort_values("site_id").reset_index(drop=True)
 
 
-def _answers(
+def _probabilities(
     path: Path, table: pd.DataFrame, first: pd.DataFrame
 ) -> Float[np.ndarray, "n classes"]:
-    """Probabilities, classes sorted by name.
+    """Return the probabilities with classes sorted by name.
 
     Raises:
-        InputError: the sites, labels or classes are not those of the first run.
+        InputError: sites, labels or classes differ from the first run.
     """
-    mine, theirs = set(table["site_id"]), set(first["site_id"])
-    if mine != theirs:
+    own, reference = set(table["site_id"]), set(first["site_id"])
+    if own != reference:
         raise InputError(
-            f"{path}: judged {len(mine)} sites, {len(mine & theirs)} of them among the {len(theirs)} of the first run; "
-            "train both with one --split-file to compare them"
+            f"{path}: has {len(own)} test sites, {len(own & reference)} of the {len(reference)} of "
+            "the first run; train both runs with one --split-file"
         )
     if (other := (table["label"] != first["label"]).to_numpy()).any():
         site = table["site_id"][int(np.argmax(other))]
         raise InputError(
-            f"{path}: site {site!r} has another label than in the first run; compare runs of one label"
+            f"{path}: label of site {site!r} differs from the first run; compare runs of one label"
         )
     names = sorted(predicted_class_names(first))
     if sorted(predicted_class_names(table)) != names:
-        raise InputError(
-            f"{path}: knows other classes than the first run; compare runs of one label"
-        )
+        raise InputError(f"{path}: classes differ from the first run; compare runs of one label")
     return np.asarray(labels_and_probabilities(table, names)[1], dtype=float)
 
 
-def _series(names: Mapping[str, Path]) -> dict[str, list[str]]:
-    """Runs that differ in nothing but their seed, by the name of the series; a run of no series is left out."""
+def _seed_series(paths: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Group runs whose recipes differ only in the seed."""
     groups: dict[str, list[str]] = {}
-    for name, path in names.items():
+    for name, path in paths.items():
         if (path / CONFIG).is_file():
             recipe = dict(read_json(path / CONFIG).get("recipe", {}), seed=None)
             groups.setdefault(json.dumps(recipe, sort_keys=True), []).append(name)
@@ -166,116 +162,96 @@ def _series(names: Mapping[str, Path]) -> dict[str, list[str]]:
 
 
 def _rows(
-    counts: dict[str, Any], series: dict[str, list[str]], config: CompareConfig
+    counts: dict[str, Counts], series: dict[str, list[str]], config: CompareConfig
 ) -> tuple[Row, ...]:
-    found = resample(counts, replicates=config.replicates, seed=config.seed)
+    resampled = resample(counts, replicates=config.replicates, seed=config.seed)
     first = next(iter(counts))
-    rows = [Row(n, found.scores(n), {} if n == first else found.lead(n, first)) for n in counts]
-    return (*rows, *(_mean(found, name, runs, first) for name, runs in series.items()))
+    rows = [
+        Row(name, resampled.scores(name), {} if name == first else resampled.lead(name, first))
+        for name in counts
+    ]
+    return (*rows, *(_mean(resampled, name, runs) for name, runs in series.items()))
 
 
-def _mean(found: Resampled, name: str, runs: list[str], first: str) -> Row:
-    """The mean of several runs, and the spread of their seeds."""
-    points = {
-        metric: float(np.mean([found.points[run][metric] for run in runs]))
-        for metric in found.points[first]
-    }
-    draws = {
-        metric: np.mean([found.draws[run][metric] for run in runs], axis=0) for metric in points
-    }
-    spread = float(np.std([found.points[run][HEADLINE] for run in runs], ddof=1))
-    scores = {
-        metric: Estimate(value, *interval(draws[metric], value)) for metric, value in points.items()
-    }
+def _mean(resampled: ResampledScores, name: str, runs: list[str]) -> Row:
+    """Average several runs, with the standard deviation over their seeds."""
+    scores = {}
+    for metric in METRICS:
+        value = float(np.mean([resampled.points[run][metric] for run in runs]))
+        draws = np.mean([resampled.draws[run][metric] for run in runs], axis=0)
+        scores[metric] = Estimate(value, *interval(draws, value))
+    spread = float(np.std([resampled.points[run][HEADLINE] for run in runs], ddof=1))
     return Row(name, scores, {}, len(runs), spread)
 
 
-def rows(comparison: Comparison, level: str, gap: str = " ") -> Iterator[list[str]]:
-    """The cells of a table: name, every metric, and the lead in the headline score."""
+def table_rows(comparison: Comparison, level: str, gap: str = " ") -> Iterator[list[str]]:
+    """Yield name, every metric, and the lead in balanced accuracy of each run."""
     for row in comparison.levels[level]:
         spread = "" if row.spread is None else f"{gap}± {row.spread:.3f} ({row.seeds} seeds)"
-        lead = format_estimate(row.leads.get(HEADLINE), gap)
-        yield [
-            row.name,
-            *(
-                format_estimate(row.scores[m], gap) + (spread if m == HEADLINE else "")
-                for m in comparison.metrics
-            ),
-            lead,
+        scores = [
+            format_estimate(row.scores[metric], gap) + (spread if metric == HEADLINE else "")
+            for metric in comparison.metrics
         ]
+        yield [row.name, *scores, format_estimate(row.leads.get(HEADLINE), gap)]
 
 
-def head(comparison: Comparison, level: str) -> list[str]:
-    """Titles of that table."""
+def table_header(comparison: Comparison, level: str) -> list[str]:
+    """Column titles of the table."""
     first = comparison.levels[level][0].name
-    return [
-        f"by {level}",
-        *(METRICS[metric].words for metric in comparison.metrics),
-        f"{METRICS[HEADLINE].words} minus {first}'s",
-    ]
+    titles = [METRICS[metric].words for metric in comparison.metrics]
+    return [f"by {level}", *titles, f"{METRICS[HEADLINE].words} minus {first}'s"]
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Show every level on stdout."""
+    """Print one table per level."""
     from rich import box
     from rich.table import Table
 
     console = PlainConsole(soft_wrap=False)
-    console.print(f"The same {comparison.sites} sites in {comparison.wells} wells.")
+    console.print(f"The same {comparison.sites} test sites in {comparison.wells} wells.")
     for level in comparison.levels:
         table = Table(box=box.SIMPLE_HEAD)
-        for number, title in enumerate(head(comparison, level)):
+        for number, title in enumerate(table_header(comparison, level)):
             table.add_column(title, justify="right" if number else "left")
-        for cells in rows(comparison, level, " " if console.width >= 140 else "\n"):
+        for cells in table_rows(comparison, level, " " if console.width >= 140 else "\n"):
             table.add_row(*cells)
         console.print(table)
-    console.print(_explained(comparison))
+    console.print(explain_intervals(comparison))
 
 
-def told(comparison: Comparison) -> str:
-    """One plain sentence: whether one run is clearly better than the first, where wells can be counted by well."""
-    name, (first, *others) = list(comparison.levels.items())[-1]
+def summarize(comparison: Comparison) -> str:
+    """State whether a run is clearly better than the first, by well if possible."""
+    level, (first, *others) = list(comparison.levels.items())[-1]
     best = max((row for row in others if row.leads), key=lambda row: row.leads[HEADLINE].value)
-    lead, words = best.leads[HEADLINE], METRICS[HEADLINE].words
-    by = f"{words} by {name}, {lead.value:+.2f} ({lead.low:+.2f} to {lead.high:+.2f})".replace(
-        "-", "−"
-    )
+    lead = best.leads[HEADLINE]
+    difference = f"{lead.value:+.2f} ({lead.low:+.2f} to {lead.high:+.2f})".replace("-", "−")
+    evidence = f"{METRICS[HEADLINE].words} by {level}, {difference}"
     if lead.low > 0:
-        return f"{best.name} is clearly better than {first.name}: {by}."
+        return f"{best.name} is clearly better than {first.name}: {evidence}."
     if lead.high < 0:
-        return f"{first.name} is clearly better than {'each of the others' if len(others) > 1 else best.name}: {by}."
-    return f"No clear difference between {first.name} and {best.name}: {by}."
+        rest = "all other runs" if len(others) > 1 else best.name
+        return f"{first.name} is clearly better than {rest}: {evidence}."
+    return f"No clear difference between {first.name} and {best.name}: {evidence}."
 
 
-def _explained(comparison: Comparison) -> str:
+def explain_intervals(comparison: Comparison) -> str:
+    """Explain the intervals below the tables."""
     return (
-        f"In brackets: 95 % intervals from {comparison.replicates} resamples of whole {comparison.resample}s; those of "
-        "differences are of the same resamples for both. ± is the standard deviation of seeds, which the interval of a "
-        "mean does not hold."
+        f"In brackets: 95 % intervals from {comparison.replicates} resamples of whole "
+        f"{comparison.resample}s; differences use the same resamples for both runs. ± is the "
+        "standard deviation over seeds, which the interval of a mean does not include."
     )
 
 
-def write_comparison(comparison: Comparison, out: Path) -> Path:
-    """`compare.json`, `compare.csv` (one row a number) and the page `compare.html`, which is returned."""
-    from perturbjax.report.audit_page import html_table, write_html
-
+def write_comparison(comparison: Comparison, out: Path) -> None:
+    """Write `compare.json`, and `compare.csv` with one number per row."""
     write_json(make_folder(out) / "compare.json", dataclasses.asdict(comparison))
     numbers = [
-        (level, row.name, what, metric, *dataclasses.astuple(one))
-        for level, of in comparison.levels.items()
-        for row in of
-        for what, scores in (("score", row.scores), ("minus the first", row.leads))
+        (level, row.name, quantity, metric, *dataclasses.astuple(one))
+        for level, rows in comparison.levels.items()
+        for row in rows
+        for quantity, scores in (("score", row.scores), ("minus the first", row.leads))
         for metric, one in scores.items()
     ]
     columns = ["level", "run", "quantity", "metric", "value", "low", "high"]
     write_csv(out / "compare.csv", pd.DataFrame(numbers, columns=columns))
-    lead = (
-        f'<p class="verdict">{html_text(told(comparison))}</p>'
-        f"<p>All judged the same {comparison.sites} sites in {comparison.wells} wells.</p>"
-    )
-    sections = {
-        f"By {level}": html_table(head(comparison, level), rows(comparison, level))
-        for level in comparison.levels
-    }
-    explained = f"<p><small>{html_text(_explained(comparison))}</small></p>"
-    return write_html(out / "compare.html", "perturbjax compare", lead + explained, sections)

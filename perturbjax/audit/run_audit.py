@@ -1,4 +1,4 @@
-"""`perturbjax audit`: one model on the same features under every split that the data allows, beside its controls."""
+"""Run an audit: one model on the same features under every split that the data allow."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from perturbjax.audit import audit_inputs as sources
-from perturbjax.audit.audit_inputs import AuditData, RunPredictions
+from perturbjax.audit.audit_inputs import (
+    AuditData,
+    RunPredictions,
+    load_features,
+    load_run_data,
+    load_run_predictions,
+)
 from perturbjax.audit.audit_options import AuditConfig
 from perturbjax.audit.audit_result import AuditResult, Difference, SplitResult
-from perturbjax.audit.controls import CONTROLS, SHUFFLED, WORDS, given
-from perturbjax.audit.split_designs import SplitDesign, deal
+from perturbjax.audit.controls import CONTROLS, SHUFFLED, WORDS, precomputed_baseline
+from perturbjax.audit.split_designs import SplitDesign, design_splits
 from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder
@@ -30,236 +35,232 @@ from perturbjax.evaluation.permutation import permutation_p
 from perturbjax.evaluation.scores import HEADLINE, count
 from perturbjax.evaluation.wells import well_ids
 
+#: Probabilities of the test sites, one array per fold, by name of the model or control.
+Predictions = dict[str, list[Float[np.ndarray, "_n classes"]]]
+
 
 def audit(config: AuditConfig) -> AuditResult:
-    """Judge features under every split that the data allows, or a run under its own, and write what was found.
+    """Audit features under every split that the data allow, or a run under its own split.
 
     Raises:
-        InputError: nothing can be judged, or a file, column or flag cannot be used.
-    """
-    make_folder(config.out)
-    model = _model(config.model)
-    if config.run is not None and config.train:
-        return audit_trained(config, config.run, model)
-    if config.run is not None:
-        return audit_run(*sources.of_run(config, config.run), config, model)
-    return audit_features(sources.of_features(config), config, model)
-
-
-def _model(name: str) -> str:
-    """The classifier's name, if there is one of that name.
-
-    Raises:
-        InputError: there is none.
+        InputError: there is nothing to evaluate, or a file, column or flag cannot be used.
     """
     from perturbjax.profiles.classifiers import CLASSIFIERS
 
-    require("model", name, name in CLASSIFIERS, f"one of {', '.join(CLASSIFIERS)}")
-    return name
+    make_folder(config.out)
+    model = config.model
+    require("model", model, model in CLASSIFIERS, f"one of {', '.join(CLASSIFIERS)}")
+    if config.run is None:
+        return audit_features(load_features(config), config, model)
+    if config.train:
+        return audit_trained(config, config.run, model)
+    return audit_run(*load_run_predictions(config, config.run), config, model)
 
 
-def audit_features(material: AuditData, config: AuditConfig, model: str) -> AuditResult:
-    """One classifier on the features, fitted anew on the training part of every fold of every split.
+def audit_features(data: AuditData, config: AuditConfig, model: str) -> AuditResult:
+    """Fit one classifier on the training set of every fold of every split.
 
     Raises:
-        InputError: the data allows no split at all, or the model cannot be fitted.
+        InputError: the data allow no split, or the classifier cannot be fitted.
     """
-    dealt, refused = _dealt(material, config)
-    jobs = [(one, fold) for one in dealt for fold in range(len(one.folds))]
-    said: dict[str, dict[str, Said]] = {one.policy: {} for one in dealt}
-    for one, fold in track(jobs, total=len(jobs), label="audit", unit="folds"):
-        for who, answer in _fit(material, one, fold, config, model):
-            said[one.policy].setdefault(who, []).append(answer)
-    return _audited(material, dealt, refused, model, said, config)
+    designs, refused = _design_splits(data, config)
+    jobs = [(design, fold) for design in designs for fold in range(len(design.folds))]
+    predictions: dict[str, Predictions] = {design.policy: {} for design in designs}
+    for design, fold in track(jobs, total=len(jobs), label="audit", unit="folds"):
+        for name, one in _fit_fold(data, design, fold, config, model):
+            predictions[design.policy].setdefault(name, []).append(one)
+    return _evaluate_splits(data, designs, refused, model, predictions, config)
 
 
-#: Probabilities of the judged sites, fold after fold.
-Said = list[Float[np.ndarray, "_n classes"]]
-
-
-def _dealt(
-    material: AuditData, config: AuditConfig
+def _design_splits(
+    data: AuditData, config: AuditConfig
 ) -> tuple[tuple[SplitDesign, ...], dict[str, str]]:
-    """Every split that the data allows, and why not the others.
+    """Design every split that the data allow.
 
     Raises:
-        InputError: it allows none.
+        InputError: they allow none.
     """
-    dealt, refused = deal(
-        material.index, label="label", folds=config.folds, seed=config.seed, splits=config.splits
+    designs, refused = design_splits(
+        data.index, label="label", folds=config.folds, seed=config.seed, splits=config.splits
     )
-    if not dealt:
+    if not designs:
         reasons = "; ".join(f"{policy}: {why}" for policy, why in refused.items())
         raise InputError(
-            f"{material.what}: no split can be made ({reasons}); it takes each class in two wells or more"
+            f"{data.source}: no split is possible ({reasons}); each class needs two wells or more"
         )
-    return dealt, refused
+    return designs, refused
 
 
-def _audited(
-    material: AuditData,
-    dealt: tuple[SplitDesign, ...],
+def _evaluate_splits(
+    data: AuditData,
+    designs: tuple[SplitDesign, ...],
     refused: dict[str, str],
     model: str,
-    said: dict[str, dict[str, Said]],
+    predictions: dict[str, Predictions],
     config: AuditConfig,
 ) -> AuditResult:
-    """What everybody said under every split, judged and compared."""
-    answers, owned = [], {}
-    for one in dealt:
-        own = said[one.policy].pop(model)
-        answers.append(_judge(material, one, model, own, said[one.policy], config))
-        owned[one.policy] = np.concatenate(own)
-    differences = tuple(_differences(material, dealt, owned, config))
-    return AuditResult(material.what, material.label, model, tuple(answers), differences, refused)
+    splits, own = [], {}
+    for design in designs:
+        parts = predictions[design.policy].pop(model)
+        splits.append(_evaluate(data, design, model, parts, predictions[design.policy], config))
+        own[design.policy] = np.concatenate(parts)
+    differences = tuple(_differences(data, designs, own, config))
+    return AuditResult(data.source, data.label, model, tuple(splits), differences, refused)
 
 
-def _fit(
-    material: AuditData, dealt: SplitDesign, fold: int, config: AuditConfig, model: str
+def _fit_fold(
+    data: AuditData, design: SplitDesign, fold: int, config: AuditConfig, model: str
 ) -> Iterator[tuple[str, Float[np.ndarray, "n classes"]]]:
-    """Who answers a fold and how: the features' model, and the controls that are the same model on something else."""
-    train, test = dealt.folds[fold]
-    labels = material.labels[train]
-    options: dict[str, Any] = {"classes": len(material.class_names), "seed": config.seed}
-    if material.features is not None:
-        shuffled = _dealt_anew(
-            labels, material.wells[train], np.random.default_rng([config.seed, fold])
-        )
-        own, luck = material.features.fitted(model, train, test, (labels, shuffled), **options)
+    """Predict a fold with the classifier on the features, on shuffled labels, and on controls."""
+    train, test = design.folds[fold]
+    labels = data.labels[train]
+    options: dict[str, Any] = {"classes": len(data.class_names), "seed": config.seed}
+    if data.features is not None:
+        rng = np.random.default_rng([config.seed, fold])
+        labelings = labels, shuffle_labels(labels, data.wells[train], rng)
+        own, shuffled = data.features.fit_predict(model, train, test, labelings, **options)
         yield model, own
-        yield SHUFFLED, luck
-    for control, features in material.controls.items():
-        yield control, features.fitted(model, train, test, (labels,), **options)[0]
+        yield SHUFFLED, shuffled
+    for name, features in data.controls.items():
+        yield name, features.fit_predict(model, train, test, (labels,), **options)[0]
 
 
-def _dealt_anew(
+def shuffle_labels(
     labels: Int[np.ndarray, " n"], wells: Int[np.ndarray, " n"], rng: np.random.Generator
 ) -> Int[np.ndarray, " n"]:
-    """The labels of wells, dealt to them anew; that of a well's first site counts for all.
+    """Shuffle labels between wells, evenly over the classes.
 
-    Every class's wells get all labels in their shares: labels that are dealt at random happen to agree with the true
-    ones in part, and what a model learns of that would be taken for a leak.
+    A random permutation agrees by chance with some true labels, and a classifier trained on it
+    would exceed chance. Here the wells of each true class get all labels in proportion to their
+    frequency: wells sorted by class are permuted by the golden-ratio sequence, which is evenly
+    spread. All sites of a well get the same label; the first site gives its original label.
     """
-    _, first, of_site = np.unique(wells, return_index=True, return_inverse=True)
-    order = np.lexsort(
-        (rng.random(len(first)), labels[first])
-    )  # by class, in random order within each
+    _, first, well_of_site = np.unique(wells, return_index=True, return_inverse=True)
+    order = np.lexsort((rng.random(len(first)), labels[first]))  # by class, random within
     spread = np.argsort((np.arange(len(first)) * (5**0.5 - 1) / 2 + rng.random()) % 1)
-    dealt = np.empty_like(order)
-    dealt[order] = labels[first][order][spread]
-    return dealt[of_site.ravel()]
+    shuffled = np.empty_like(order)
+    shuffled[order] = labels[first][order][spread]
+    return shuffled[well_of_site.ravel()]
 
 
-def _judge(
-    material: AuditData,
-    dealt: SplitDesign,
+def _evaluate(
+    data: AuditData,
+    design: SplitDesign,
     model: str,
-    said: Said,
-    controls: dict[str, Said],
+    parts: list[Float[np.ndarray, "_n classes"]],
+    controls: Predictions,
     config: AuditConfig,
 ) -> SplitResult:
-    """The model beside its controls under one split."""
-    sites = material.index["site_id"].to_numpy()[dealt.judged]
-    same_model = {
-        name: given(sites, np.concatenate(answer), WORDS[name]) for name, answer in controls.items()
+    """Evaluate the model and its controls under one split."""
+    sites = data.index["site_id"].to_numpy()[design.test_sites]
+    precomputed = {
+        name: precomputed_baseline(sites, np.concatenate(one), WORDS[name])
+        for name, one in controls.items()
     }
     folds = [
         Fold(
-            f"{dealt.policy} {number}",
-            *(material.index.iloc[part].reset_index(drop=True) for part in parts),
+            f"{design.policy} {number}",
+            *(data.index.iloc[part].reset_index(drop=True) for part in fold),
         )
-        for number, parts in enumerate(dealt.folds)
+        for number, fold in enumerate(design.folds)
     ]
     evaluation = evaluate_predictions(
-        [ModelPredictions(model, tuple(said))],
+        [ModelPredictions(model, tuple(parts))],
         folds,
-        material.class_names,
-        split=dealt.policy,
+        data.class_names,
+        split=design.policy,
         seed=config.seed,
         replicates=config.replicates,
         whole=config.resample,
-        baselines=CONTROLS | same_model,
+        baselines=CONTROLS | precomputed,
     )
     try:
-        p, why = _p(material, dealt, np.concatenate(said), config), ""
+        p, why = _permutation_p(data, design, np.concatenate(parts), config), ""
     except BaselineUnavailable as reason:
         p, why = None, str(reason)
-    return SplitResult(dealt.policy, evaluation, p, why, dealt.n_excluded)
+    return SplitResult(design.policy, evaluation, p, why, design.n_excluded)
 
 
-def _p(
-    material: AuditData,
-    dealt: SplitDesign,
-    said: Float[np.ndarray, "n classes"],
+def _permutation_p(
+    data: AuditData,
+    design: SplitDesign,
+    probabilities: Float[np.ndarray, "n classes"],
     config: AuditConfig,
 ) -> float:
-    """Of a permutation test within plates and folds.
+    """p-value of a permutation test within plates and folds.
 
     Raises:
-        Unavailable: it cannot be made.
+        BaselineUnavailable: the test is not possible.
     """
-    judged, wells = dealt.judged, material.wells
-    if any(np.isin(wells[test], wells[train]).any() for train, test in dealt.folds):
-        raise BaselineUnavailable(
-            "sites of one well stand on both sides, so their labels cannot be exchanged"
-        )
-    fold = np.repeat(np.arange(len(dealt.folds)), [len(test) for _, test in dealt.folds])
-    plate = pd.factorize(material.index[PLATE])[0][judged]
+    tested, wells = design.test_sites, data.wells
+    if any(np.isin(wells[test], wells[train]).any() for train, test in design.folds):
+        raise BaselineUnavailable("training and test set contain sites of the same wells")
+    fold = np.repeat(np.arange(len(design.folds)), [len(test) for _, test in design.folds])
+    plate = pd.factorize(data.index[PLATE])[0][tested]
     blocks = np.unique(np.stack([fold, plate]), axis=1, return_inverse=True)[1].ravel()
-    of_well = np.unique(wells[judged], return_inverse=True)[1].ravel()
-    draws: dict[str, Any] = {"permutations": config.replicates, "seed": config.seed}
-    return permutation_p(material.labels[judged], said, of_well, blocks, **draws)
+    test_wells = np.unique(wells[tested], return_inverse=True)[1].ravel()
+    return permutation_p(
+        data.labels[tested],
+        probabilities,
+        test_wells,
+        blocks,
+        permutations=config.replicates,
+        seed=config.seed,
+    )
 
 
 def _differences(
-    material: AuditData,
-    dealt: tuple[SplitDesign, ...],
-    said: dict[str, Float[np.ndarray, "_n classes"]],
+    data: AuditData,
+    designs: tuple[SplitDesign, ...],
+    probabilities: dict[str, Float[np.ndarray, "_n classes"]],
     config: AuditConfig,
 ) -> Iterator[Difference]:
-    """The weakest split against each stricter one that asks of the same treatments, on the sites that both judged."""
-    same = [one for one in dealt if SPLIT_POLICIES[one.policy].tests_known_treatments]
+    """Compare the weakest split with each stricter split of the same treatments."""
+    same = [one for one in designs if SPLIT_POLICIES[one.policy].tests_known_treatments]
     for stricter in same[1:]:
-        sites = np.intersect1d(same[0].judged, stricter.judged)
-        wells = well_ids(material.index.iloc[sites])
+        sites = np.intersect1d(same[0].test_sites, stricter.test_sites)
+        wells = well_ids(data.index.iloc[sites])
         counts = {}
         for one in (same[0], stricter):
-            at = pd.Series(np.arange(len(one.judged)), index=one.judged)[sites].to_numpy()
-            counts[one.policy] = count(material.labels[sites], said[one.policy][at], wells)
-        found = resample(counts, replicates=config.replicates, seed=config.seed)
-        estimate = found.lead(same[0].policy, stricter.policy)[HEADLINE]
+            order = pd.Series(np.arange(len(one.test_sites)), index=one.test_sites)
+            rows = probabilities[one.policy][order[sites].to_numpy()]
+            counts[one.policy] = count(data.labels[sites], rows, wells)
+        resampled = resample(counts, replicates=config.replicates, seed=config.seed)
+        estimate = resampled.lead(same[0].policy, stricter.policy)[HEADLINE]
         yield Difference(same[0].policy, stricter.policy, len(sites), estimate)
 
 
 def audit_run(
-    material: AuditData, answered: RunPredictions, config: AuditConfig, model: str
+    data: AuditData, predictions: RunPredictions, config: AuditConfig, model: str
 ) -> AuditResult:
-    """A run's own predictions under the split that it was trained on; the other splits ask for other runs."""
-    dealt = SplitDesign(answered.policy, ((answered.train, answered.test),), 0)
-    controls = {control: [answer] for control, answer in _fit(material, dealt, 0, config, model)}
-    answer = _judge(material, dealt, MODEL, [answered.probabilities], controls, config)
-    others, refused = deal(material.index, label="label", folds=config.folds, seed=config.seed)
+    """Audit the predictions of a run under its own split."""
+    design = SplitDesign(predictions.policy, ((predictions.train, predictions.test),), 0)
+    controls = {name: [one] for name, one in _fit_fold(data, design, 0, config, model)}
+    split = _evaluate(data, design, MODEL, [predictions.probabilities], controls, config)
+    others, refused = design_splits(data.index, label="label", folds=config.folds, seed=config.seed)
     for one in others:
         refused[one.policy] = (
-            f"a network answers for its own split; `perturbjax train --split {one.policy}` asks this"
+            "the network was trained on another split; train it with "
+            f"`perturbjax train --split {one.policy}`, or use `perturbjax audit --train`"
         )
-    refused.pop(answered.policy, None)
-    return AuditResult(material.what, material.label, MODEL, (answer,), (), refused)
+    refused.pop(predictions.policy, None)
+    return AuditResult(data.source, data.label, MODEL, (split,), (), refused)
 
 
 def audit_trained(config: AuditConfig, path: Path, model: str) -> AuditResult:
-    """A run's recipe under every split that the data allows, trained anew for every fold.
+    """Train a run's recipe on every fold of every split, and audit the networks.
 
     Raises:
-        InputError: the data allows no split, or a training cannot be made.
+        InputError: the data allow no split, or a training fails.
     """
-    from perturbjax.audit.trained_networks import answers
+    from perturbjax.audit.trained_networks import train_and_predict_folds
 
-    material, run, dataset, _ = sources.of_recipe(config, path)
-    dealt, refused = _dealt(material, config)
+    data, run, dataset, _ = load_run_data(config, path)
+    designs, refused = _design_splits(data, config)
     network = run.recipe.model.model
-    said: dict[str, dict[str, Said]] = {one.policy: {} for one in dealt}
-    for one, fold, own in answers(material, dataset, run, dealt, config.out):
-        for who, answer in ((network, own), *_fit(material, one, fold, config, model)):
-            said[one.policy].setdefault(who, []).append(answer)
-    return _audited(material, dealt, refused, network, said, config)
+    predictions: dict[str, Predictions] = {design.policy: {} for design in designs}
+    folds = train_and_predict_folds(data, dataset, run, designs, config.out)
+    for design, fold, own in folds:
+        for name, one in ((network, own), *_fit_fold(data, design, fold, config, model)):
+            predictions[design.policy].setdefault(name, []).append(one)
+    return _evaluate_splits(data, designs, refused, network, predictions, config)

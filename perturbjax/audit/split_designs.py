@@ -1,4 +1,4 @@
-"""Which splits a dataset allows, each dealt so that every site is judged once; and why not the others."""
+"""Splits that a dataset allows, each with folds that test every site at most once."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.errors import InputError
 from perturbjax.data.splits import TEST, TRAIN, assign_groups, make_split
 
-#: Share of the rows that a split must be able to judge.
-_LEAST_JUDGED = 0.1
+#: Minimum fraction of the sites that a split must be able to test.
+_MIN_TESTED = 0.1
 
 
 @dataclass(frozen=True)
 class SplitDesign:
-    """One split, all its folds.
+    """All folds of one split.
 
     Attributes:
-        policy: what is kept whole.
-        folds: (positions that train, positions that judge); a position judges in one fold at most, and only where its
-            label is in training.
-        unanswerable: rows that are not judged: no training site of their fold has their label.
+        policy: split policy, or the name of a split file.
+        folds: (training positions, test positions). A site is tested in one fold at most, and only
+            if its label occurs in the training set of the fold.
+        n_excluded: number of sites that are not tested.
     """
 
     policy: str
@@ -32,12 +32,12 @@ class SplitDesign:
     n_excluded: int
 
     @property
-    def judged(self) -> np.ndarray:
-        """Positions that judge, fold after fold."""
+    def test_sites(self) -> np.ndarray:
+        """Test positions of all folds in their order."""
         return np.concatenate([test for _, test in self.folds])
 
 
-def deal(
+def design_splits(
     index: pd.DataFrame,
     *,
     label: str,
@@ -45,17 +45,20 @@ def deal(
     seed: int = 0,
     splits: Sequence[str] = (),
 ) -> tuple[tuple[SplitDesign, ...], dict[str, str]]:
-    """Every split that the data allows, and for each other one sentence that says why not.
+    """Design every split that the data allow.
 
     Args:
-        index: one row a site with `site_id`, `Metadata_Plate`, `Metadata_Well` and the column `label`; a compound's
-            column for layouts and compounds.
-        label: the column that is predicted.
-        folds: most parts that groups are dealt into.
-        seed: of the shuffle.
-        splits: those to try; empty tries all.
+        index: `site_id`, `Metadata_Plate`, `Metadata_Well` and the label column, one row per site;
+            a compound column for layouts and compounds.
+        label: label column.
+        folds: maximum number of folds.
+        seed: seed of the assignment.
+        splits: policies to try; empty: all.
+
+    Returns:
+        The designs from weak to strict, and {policy: reason} of the others.
     """
-    done: list[SplitDesign] = []
+    designs: list[SplitDesign] = []
     refused: dict[str, str] = {}
     for policy, choice in SPLIT_POLICIES.items():
         if splits and policy not in splits:
@@ -63,42 +66,42 @@ def deal(
         try:
             if reason := choice.unavailable(index, label):
                 raise InputError(reason)
-            done.append(_deal(index, policy, label, folds, seed))
+            designs.append(_design(index, policy, label, folds, seed))
         except InputError as error:
-            refused[policy] = _without_flag(str(error))
-    return tuple(done), refused
+            refused[policy] = _remove_flag(str(error))
+    return tuple(designs), refused
 
 
-def _deal(index: pd.DataFrame, policy: str, label: str, folds: int, seed: int) -> SplitDesign:
-    """Every fold that can be learned from.
+def _design(index: pd.DataFrame, policy: str, label: str, folds: int, seed: int) -> SplitDesign:
+    """Make every fold with at least two training classes.
 
     Raises:
-        InputError: there is none, or fewer than two classes could be judged.
+        InputError: there is none, or too few sites can be tested.
     """
     labels, groups = index[label].to_numpy(), assign_groups(index, policy)
     repeated = pd.Series(groups).groupby(labels).nunique() >= 2
-    classes = f"{repeated.sum()} of {len(repeated)} classes stand in two {policy}s or more"
+    classes = f"{repeated.sum()} of {len(repeated)} classes occur in two {policy}s or more"
     if repeated.sum() < 2:
-        raise InputError(f"{classes}, and it takes two")
+        raise InputError(f"{classes}, and two are needed")
     parts = min(folds, len(np.unique(groups)), int(pd.Series(labels).value_counts().max()))
-    found, why = [], ""
+    usable, why = [], ""
     for fold in range(parts):
         try:
             manifest = make_split(index, policy, label=label, folds=parts, fold=fold, seed=seed)
-        except InputError as error:  # nothing can be learned for this fold; others may do
+        except InputError as error:  # other folds can be usable
             why = str(error)
             continue
         train, test = (np.flatnonzero(manifest["part"] == name) for name in (TRAIN, TEST))
-        found.append((train, test[np.isin(labels[test], labels[train])]))
-    if not found:
+        usable.append((train, test[np.isin(labels[test], labels[train])]))
+    if not usable:
         raise InputError(why)
-    judged = sum(len(test) for _, test in found)
-    if judged < _LEAST_JUDGED * len(index):
-        raise InputError(f"only {judged} of {len(index)} rows could be judged: {classes}")
-    return SplitDesign(policy, tuple(found), len(index) - judged)
+    tested = sum(len(test) for _, test in usable)
+    if tested < _MIN_TESTED * len(index):
+        raise InputError(f"only {tested} of {len(index)} sites can be tested: {classes}")
+    return SplitDesign(policy, tuple(usable), len(index) - tested)
 
 
-def _without_flag(message: str) -> str:
-    """The sentence behind `--split POLICY:`, without its advice, which is for one who asked for that split."""
+def _remove_flag(message: str) -> str:
+    """Remove `--split POLICY:` and the advice after the semicolon, which do not apply to audits."""
     sentence = message.split(": ", 1)[-1] if message.startswith("--") else message
     return sentence.split(";", 1)[0]

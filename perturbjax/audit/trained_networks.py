@@ -1,4 +1,4 @@
-"""A run's recipe trained anew on every fold of an audit: the network itself under every split."""
+"""Train a run's recipe on every fold of an audit."""
 
 from __future__ import annotations
 
@@ -22,43 +22,47 @@ from perturbjax.inference import load_network
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run_directory import Run
 
-#: Where in the audit's folder the runs are kept; one that is finished is not trained again.
+#: Folder of the trained runs in the audit's folder.
 RUNS = "runs"
 
 
-def answers(
-    material: AuditData, dataset: Dataset, run: Run, dealt: tuple[SplitDesign, ...], out: Path
+def train_and_predict_folds(
+    data: AuditData, dataset: Dataset, run: Run, designs: tuple[SplitDesign, ...], out: Path
 ) -> Iterator[tuple[SplitDesign, int, Float[np.ndarray, "n classes"]]]:
-    """Each split and fold, and the probabilities that a network trained on it gives to the sites it judges.
+    """Train the recipe on every fold of every split, and predict the test sites.
 
-    Everything of the recipe stays (its seed too) but the split, which comes from a file. A run of `out` that was
-    stopped goes on, so that an audit may be killed and started again. Beside each run its predictions are written.
+    The recipe is unchanged (including its seed) except for the split. Finished runs in `out` are
+    reused and interrupted runs are resumed. Predictions are written next to each run.
 
     Args:
-        material: the run's sites.
-        dataset: what they are of.
-        run: whose recipe is trained.
-        dealt: splits of the material's rows.
-        out: the audit's folder.
+        data: sites of the run.
+        dataset: their images.
+        run: run directory with the recipe.
+        designs: splits of the sites.
+        out: folder of the audit.
+
+    Yields:
+        Split, fold number and probabilities of the test sites.
 
     Raises:
-        InputError: `out` holds runs of another recipe or split, or a training's loss stopped being finite.
+        InputError: `out` contains runs of another recipe or split, or a training diverged.
     """
-    total = sum(len(one.folds) for one in dealt)
-    jobs = [(one, fold) for one in dealt for fold in range(len(one.folds))]
-    for number, (one, fold) in enumerate(jobs, start=1):
+    jobs = [(design, fold) for design in designs for fold in range(len(design.folds))]
+    for number, (design, fold) in enumerate(jobs, start=1):
         console.print(
-            f"audit: training {number} of {total}, {one.policy} split, fold {fold + 1} of {len(one.folds)}"
+            f"Training network {number}/{len(jobs)}: {design.policy} split, fold {fold + 1} of "
+            f"{len(design.folds)}"
         )
-        yield one, fold, _train_and_ask(material, dataset, run, one, fold, make_folder(out / RUNS))
+        folder = make_folder(out / RUNS)
+        yield design, fold, _train_and_predict(data, dataset, run, design, fold, folder)
 
 
-def _train_and_ask(
-    material: AuditData, dataset: Dataset, run: Run, dealt: SplitDesign, fold: int, folder: Path
+def _train_and_predict(
+    data: AuditData, dataset: Dataset, run: Run, design: SplitDesign, fold: int, folder: Path
 ) -> Float[np.ndarray, "n classes"]:
-    name = f"{dealt.policy}_{fold}"
+    name = f"{design.policy}_{fold}"
     split = folder / f"{name}.parquet"
-    write_split(_manifest(material.index, dealt, fold), split)
+    write_split(_manifest(data.index, design, fold), split)
     recipe = dataclasses.replace(
         run.recipe,
         input=dataclasses.replace(run.recipe.input, label_column=run.label_column),
@@ -69,24 +73,23 @@ def _train_and_ask(
         TrainConfig(out=folder / name, data=dataset.paths, recipe=recipe, evaluate_every=epochs)
     )
     network = load_network(trained, dataset=dataset)
-    judged = material.index["site_id"].to_numpy()[dealt.folds[fold][1]]
-    found: Float32[np.ndarray, "n known"] = network.apply_to_dataset(
-        dataset, dataset.positions(list(judged))
-    ).probabilities
-    rows = material.index.iloc[dealt.folds[fold][1]]
-    table = predictions_table(rows, found, network.class_names, part=TEST, label=rows["label"])
+    rows = data.index.iloc[design.folds[fold][1]]
+    positions = dataset.positions(list(rows["site_id"]))
+    own: Float32[np.ndarray, "n own"] = network.apply_to_dataset(dataset, positions).probabilities
+    table = predictions_table(rows, own, network.class_names, part=TEST, label=rows["label"])
     write_predictions(folder / f"{name}.predictions.parquet", table)
-    every = np.zeros((len(found), len(material.class_names)), found.dtype)
-    every[:, [material.class_names.index(one) for one in network.class_names]] = found
-    return every
+    # Classes without training sites in this fold get probability 0.
+    probabilities = np.zeros((len(own), len(data.class_names)), own.dtype)
+    probabilities[:, [data.class_names.index(one) for one in network.class_names]] = own
+    return probabilities
 
 
-def _manifest(index: pd.DataFrame, dealt: SplitDesign, fold: int) -> pd.DataFrame:
-    """A fold as `perturbjax split` writes one; sites that cannot be judged are in neither part."""
-    train, test = dealt.folds[fold]
+def _manifest(index: pd.DataFrame, design: SplitDesign, fold: int) -> pd.DataFrame:
+    """Split manifest of a fold; excluded sites are in neither part."""
+    train, test = design.folds[fold]
     rows = np.concatenate([train, test])
     part = np.repeat([TRAIN, TEST], [len(train), len(test)])
-    groups = assign_groups(index, dealt.policy)[rows]
+    groups = assign_groups(index, design.policy)[rows]
     return pd.DataFrame(
         {"site_id": index["site_id"].to_numpy()[rows], "group": groups, "part": part}
     )

@@ -1,4 +1,4 @@
-"""What an audit means, in words a biologist understands; every sentence follows from the numbers of an `AuditResult`."""
+"""Conclusions of an audit in plain sentences; each sentence follows from numbers of the result."""
 
 from __future__ import annotations
 
@@ -7,201 +7,213 @@ from typing import Literal
 
 from perturbjax.audit.audit_result import AuditResult, SplitResult
 from perturbjax.audit.controls import UNTRAINED
-from perturbjax.evaluation.evaluation_result import format_estimate
+from perturbjax.evaluation.conclusions import (
+    FEW_WELLS,
+    MIN_TEST_WELLS,
+    compare_scores,
+    describe_baseline,
+    describe_test_sites,
+    name_label,
+)
+from perturbjax.evaluation.evaluation_result import MODEL, capitalize, format_estimate
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
-Finding = Literal["chance", "explained", "beyond"]
-#: A p below this counts: of a hundred datasets without any effect, one is called better than chance.
+Finding = Literal["too few wells", "chance", "explained", "uncontrolled", "beyond"]
+#: Significance level: of 100 datasets without effect, one is called better than chance.
 _ALPHA = 0.01
-#: Share of a score above chance which a control reaches alone, from which it is called most of it.
+#: Fraction of the score above chance above which a control explains most of it.
 _MOST = 0.5
-
-_ON = {
-    "site": "on other sites of the same wells",
-    "well": "on held-out wells of known plates",
-    "plate": "on held-out plates",
-    "layout": "on held-out layouts",
-    "compound": "on compounds never seen",
-}
-#: What a split leaves to be told that the next stricter one does not.
-_TELLS = {
-    "site": "the well",
-    "well": "the plate",
-    "plate": "the place on a known layout",
-    "layout": "",
-}
-#: What a control that does as well is, in words.
-_IS = {
-    "position": "the well's place on the plate",
-    "plate": "which plate it is",
-    "cell count": "the number and area of the cells",
-    "intensity": "brightness",
-    "all together": "place, plate, cell count and brightness together",
-    "majority": "how frequent the classes are",
-    "chance": "chance",
-}
+#: Information that is available under a split, and no longer under the next stricter one.
+_LEAKED = {"site": "the well", "well": "the plate", "plate": "the well position", "layout": ""}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found under the split to go by.
+    """Conclusion under the strictest split.
 
     Attributes:
-        finding: "chance": nothing is recognised beyond luck. "explained": a control does as well. "beyond": more than
-            any control.
-        honest: whether that split leaves nothing but the cells to answer.
-        leaky: whether the weakest split clearly shows more than that split.
-        headline: the finding in a few words.
-        sentences: the same in words, the most important first.
-        advice: what can be done, each a thing that this data allows or names the data it takes.
+        finding: "too few wells": no conclusion is possible. "chance": not better than chance.
+            "explained": a control reaches as much. "uncontrolled": a required control could not
+            be computed. "beyond": more than every control.
+        is_valid: whether the split excludes shared wells and prediction by position.
+        has_leak: whether the weakest split clearly scores higher than the strictest.
+        headline: the conclusion in one sentence.
+        sentences: the numbers behind it, the most important first.
+        advice: next steps that the data allow, or the data that are needed.
     """
 
     finding: Finding
-    honest: bool
-    leaky: bool
+    is_valid: bool
+    has_leak: bool
     headline: str
     sentences: tuple[str, ...]
     advice: tuple[str, ...]
 
 
 def verdict(audit: AuditResult) -> Verdict:
-    """The verdict on an audit."""
-    answer, leak = audit.strictest, audit.leak
-    finding = _finding(answer)
-    leaky = leak is not None and leak.estimate.low > 0
-    sentences = [_found(answer, finding)]
-    if leaky and leak is not None:
-        sentences.append(_leaked(audit, answer))
-    sentences += _untrained(answer)
-    if answer.leaks:
-        sentences.append(_dishonest(answer))
-    if answer.n_excluded:
+    """Draw the conclusion of an audit."""
+    split, leak = audit.strictest, audit.leak
+    finding = _finding(split)
+    has_leak = leak is not None and leak.estimate.low > 0
+    sentences = [_score_sentence(split), _control_sentence(split, finding)]
+    if has_leak:
+        sentences.append(_leak_sentence(audit))
+    sentences += [*_untrained_sentence(split), *_invalid_sentence(split)]
+    sentences += [f"Not controlled for {name}: {why}." for name, why in split.uncontrolled.items()]
+    if split.n_excluded:
         sentences.append(
-            f"{answer.n_excluded} sites could not be asked: their {audit.label} stands in one {answer.policy} only."
+            f"{split.n_excluded} sites were excluded: their {audit.label} occurs in one "
+            f"{split.policy} only."
         )
-    advice = tuple(_advice(audit, finding))
     return Verdict(
         finding,
-        not answer.leaks,
-        leaky,
-        _headline(finding, not answer.leaks),
+        not split.leaks,
+        has_leak,
+        _headline(audit, finding),
         tuple(sentences),
-        advice,
+        tuple(_advice(audit, finding)),
     )
 
 
-def _headline(finding: Finding, honest: bool) -> str:
-    if finding == "chance":
-        return "No: nothing is recognised beyond luck."
-    if finding == "explained":
-        return "Not shown: what sees no cell answers as well."
-    if not honest:
-        return "Not shown: under the strictest split that this data allows, more than cells can answer."
-    return "Yes: more is recognised than what sees no cell can tell."
+def is_above_chance(split: SplitResult) -> bool:
+    """Whether the score exceeds chance by its interval and, if available, by its p-value."""
+    lead = split.model.leads["chance"][HEADLINE]
+    return lead.low > 0 and (split.p is None or split.p < _ALPHA)
 
 
-def above_chance(answer: SplitResult) -> bool:
-    """Whether the score is clearly better than chance: by its interval, and by exchanging labels where that can be."""
-    lead = answer.model.leads["chance"][HEADLINE]
-    return lead.low > 0 and (answer.p is None or answer.p < _ALPHA)
-
-
-def _finding(answer: SplitResult) -> Finding:
-    if not above_chance(answer):
+def _finding(split: SplitResult) -> Finding:
+    if split.too_few_wells:
+        return "too few wells"
+    if not is_above_chance(split):
         return "chance"
-    return "beyond" if answer.model.leads[answer.rival][HEADLINE].low > 0 else "explained"
+    if split.model.leads[split.best_control][HEADLINE].low <= 0:
+        return "explained"
+    return "uncontrolled" if split.uncontrolled else "beyond"
 
 
-def _found(answer: SplitResult, finding: Finding) -> str:
-    where, metric = (
-        _capital(_ON.get(answer.policy, f"under the split {answer.policy}")),
-        METRICS[HEADLINE].words,
-    )
-    score, rival = format_estimate(answer.score), answer.rival
-    reached = answer.controls[rival].value
-    p = (
-        ""
-        if answer.p is None
-        else f" (p = {answer.p:.3f})"
-        if answer.p >= 0.001
-        else " (p < 0.001)"
-    )
-    said = f"{where}: {metric} {score}, chance {answer.chance:.3f}{p}"
+def _headline(audit: AuditResult, finding: Finding) -> str:
+    split, label = audit.strictest, name_label(audit.label)
+    where = describe_test_sites(split.policy)
+    score, control = split.score.value, split.best_control
+    reached = split.controls[control].value
+    if finding == "too few wells":
+        wells = split.evaluation.n.well
+        return f"Too few wells: {wells} test wells, {MIN_TEST_WELLS} are needed for a conclusion."
     if finding == "chance":
-        return f"{said}: no better than chance; nothing is recognised there."
-    alone = f"{_IS.get(rival, rival)} {'reach' if rival == 'all together' else 'alone reaches'} {reached:.3f}"
-    if finding == "explained" and answer.leaks:
-        return f"{said}; {alone}: this data cannot show that cells were recognised."
-    lead = format_estimate(answer.model.leads[rival][HEADLINE])
-    if finding == "explained":
-        more = (
-            "show less"
-            if answer.model.leads[rival][HEADLINE].value < 0
-            else "are not clearly above that"
+        return (
+            f"Image features do not predict the {label} better than chance: "
+            f"{score:.2f} against {split.chance:.2f} {where}."
         )
-        return f"{said}; {alone}: the features {more} ({lead})."
-    if reached - answer.chance > _MOST * (answer.score.value - answer.chance):
-        return f"{said}; {alone}: most of this is {_IS.get(rival, rival)}, and {lead} is beyond it."
-    return f"{said}; of the controls {alone}, and the features {lead} more."
+    if split.leaks:
+        reason = "training wells" if "wells" in split.leaks else "the well position"
+        return f"No valid score: the {label} can be predicted from {reason} {where}."
+    if finding == "explained":
+        return compare_scores(control, reached, split.model, label, where)
+    comparison = (
+        f"image features predict the {label} better than every control "
+        f"(best: {control}): {score:.2f} against {reached:.2f} {where}."
+    )
+    if finding == "uncontrolled":
+        return f"Not controlled for {' and '.join(split.uncontrolled)}: {comparison}"
+    return capitalize(comparison)
 
 
-def _leaked(audit: AuditResult, answer: SplitResult) -> str:
-    assert audit.leak is not None
-    weak = audit[audit.leak.weaker]
-    order = list(_TELLS)
-    between = [
-        _TELLS[policy] for policy in order[order.index(weak.policy) : order.index(answer.policy)]
-    ]
+def _score_sentence(split: SplitResult) -> str:
+    where = capitalize(describe_test_sites(split.policy))
+    p = f"; permutation test p {format_p(split.p)}" if split.p is not None else ""
     return (
-        f"{_capital(_ON[weak.policy])} it shows {weak.score.value:.3f}: {format_estimate(audit.leak.estimate)} more on the same "
-        f"sites, which tells {' or '.join(between)}, not the treatment."
+        f"{where}: {METRICS[HEADLINE].words} {format_estimate(split.score)} by site; "
+        f"chance {split.chance:.3f}{p}."
     )
 
 
-def _untrained(answer: SplitResult) -> list[str]:
-    if (lead := answer.model.leads.get(UNTRAINED, {}).get(HEADLINE)) is None:
+def format_p(p: float) -> str:
+    """Format a p-value: `= 0.012`, or `< 0.001`."""
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _control_sentence(split: SplitResult, finding: Finding) -> str:
+    if finding == "too few wells":
+        return FEW_WELLS
+    if finding == "chance":
+        return "The score is not clearly above chance."
+    control = split.best_control
+    reached, lead = split.controls[control].value, split.model.leads[control][HEADLINE]
+    sentence = (
+        f"Best control: {describe_baseline(control)}, {reached:.3f}; "
+        f"difference {format_estimate(lead)}."
+    )
+    if finding == "explained" and split.leaks:
+        return f"{sentence} These data cannot show a contribution of the cells."
+    if finding == "explained":
+        return (
+            f"{sentence} The features are {'below' if lead.value < 0 else 'not clearly above'} it."
+        )
+    if reached - split.chance > _MOST * (split.score.value - split.chance):
+        return f"{sentence} This control explains most of the score."
+    return sentence
+
+
+def _leak_sentence(audit: AuditResult) -> str:
+    assert audit.leak is not None
+    weak, order = audit[audit.leak.weaker], list(_LEAKED)
+    between = order[order.index(weak.policy) : order.index(audit.strictest.policy)]
+    leaked = " or ".join(_LEAKED[policy] for policy in between)
+    return (
+        f"{capitalize(describe_test_sites(weak.policy))}, the score is {weak.score.value:.3f}: "
+        f"{format_estimate(audit.leak.estimate)} more for the same sites. This gain comes from "
+        f"recognizing {leaked}, not the treatment."
+    )
+
+
+def _untrained_sentence(split: SplitResult) -> list[str]:
+    if (lead := split.model.leads.get(UNTRAINED, {}).get(HEADLINE)) is None:
         return []
-    reached = answer.controls[UNTRAINED].value
-    if lead.low > 0:
-        return [
-            f"The same network untrained reaches {reached:.3f}; what it learned adds {format_estimate(lead)}."
-        ]
-    return [
-        f"The same network untrained reaches {reached:.3f}: what it learned adds nothing that is clear."
-    ]
+    gain = format_estimate(lead) if lead.low > 0 else "no clear gain"
+    reached = split.controls[UNTRAINED].value
+    return [f"The untrained network reaches {reached:.3f}; training adds {gain}."]
 
 
-def _dishonest(answer: SplitResult) -> str:
-    if "wells" in answer.leaks:
-        return "No honest score: sites of one well stand on both sides, so it tells wells, not treatments."
-    place = answer.controls["position"].value
-    return f"No honest score: the place on the plate alone reaches {place:.3f}: a plate map learned by heart answers."
+def _invalid_sentence(split: SplitResult) -> list[str]:
+    if "wells" in split.leaks:
+        return ["No valid score: training and test set contain sites of the same wells."]
+    if "position" in split.leaks:
+        reached = split.controls["position"].value
+        return [f"No valid score: the position-only control reaches {reached:.3f}."]
+    return []
 
 
 def _advice(audit: AuditResult, finding: Finding) -> list[str]:
-    """Only what this data allows, or what data it takes."""
-    answer, found = audit.strictest, []
-    if answer.leaks:
-        found.append(
-            "Needed for an honest score: the same treatments in other wells of further plates (a second layout), at "
-            "least two wells each."
-            if "position" in answer.leaks
-            else "Needed for an honest score: each treatment in two wells or more, better on two plates or more."
+    """List steps that the data allow, or the data that are needed."""
+    split, advice = audit.strictest, []
+    if "position" in split.leaks:
+        advice.append(
+            "For a valid score, place the same treatments in other wells of further plates "
+            "(a second layout), at least two wells each."
         )
-    elif audit.model != "model":
-        found.append(
-            f"Report the score of --split {answer.policy}; it is the strictest that this data allows."
+    elif split.leaks:
+        advice.append(
+            "For a valid score, place each treatment in two wells or more, if possible on two "
+            "plates or more."
         )
-    if finding == "explained" and not answer.leaks:
-        found.append(
-            f"Compare with features without {_IS.get(answer.rival, answer.rival)}, or show what the cells add to that."
+    if split.uncontrolled:
+        advice.append(
+            "Correct the well names in Metadata_Well (A01, A-01, r01c01) and run the audit again."
         )
-    if answer.policy in ("site", "well") and not answer.leaks:
-        found.append(
-            "Whether it holds on a new plate cannot be said: it takes the same treatments on further plates."
+    if finding == "too few wells":
+        advice.append(f"Add wells: the test set needs at least {MIN_TEST_WELLS}.")
+    if split.leaks or split.uncontrolled or finding == "too few wells":
+        return advice
+    if audit.model != MODEL:
+        advice.append(
+            f"Report the score of --split {split.policy}, the strictest that these data allow."
         )
-    return found
-
-
-def _capital(words: str) -> str:
-    return words[0].upper() + words[1:]
+    if finding == "explained":
+        control = describe_baseline(split.best_control)
+        advice.append(f"Repeat the audit with features that do not depend on {control}.")
+    if split.policy in ("site", "well"):
+        advice.append(
+            "Performance on new plates is unknown; it requires the same treatments on further "
+            "plates."
+        )
+    return advice

@@ -21,12 +21,12 @@ def train(options: Any) -> None:
 
 def evaluate(options: Any) -> None:
     """Evaluate a run, write its report, and print the scores."""
-    from perturbjax.evaluation import apply
+    from perturbjax.cli import evaluate as command
     from perturbjax.evaluation.evaluation_result import to_json
     from perturbjax.evaluation.score_tables import print_evaluation
     from perturbjax.report.run_page import write_report
 
-    result = apply.evaluate(options)
+    result = command.evaluate(options)
     if result is None:  # another process of the job writes
         return
     if options.json:
@@ -34,8 +34,8 @@ def evaluate(options: Any) -> None:
     else:
         print_evaluation(result)
     run = options.apply.chosen.run
-    console.print(f"Written: {run / apply.EVALUATION} and {write_report(run)}")
-    if baseline := apply.describe_linear_baseline(options):
+    console.print(f"Written: {run / command.EVALUATION} and {write_report(run)}")
+    if baseline := command.describe_linear_baseline(options):
         console.print(baseline)
 
 
@@ -101,10 +101,12 @@ def audit(options: Any) -> None:
 def compare(options: Any) -> None:
     """Compare evaluated models."""
     from perturbjax.audit import compare as comparison
+    from perturbjax.report.audit_page import write_comparison_page
 
     result = comparison.compare(options)
     comparison.print_comparison(result)
-    console.print(f"Written: {comparison.write_comparison(result, options.out)}")
+    comparison.write_comparison(result, options.out)
+    console.print(f"Written: {write_comparison_page(result, options.out)}")
 
 
 def train_segmenter(options: Any) -> None:

@@ -91,15 +91,15 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command(
         "Evaluate a run on its test set, next to baselines, with confidence intervals.",
-        "perturbjax.evaluation.apply:EvaluateConfig",
+        "perturbjax.cli.evaluate:EvaluateConfig",
         "perturbjax.cli.actions:evaluate",
         ("--run run", "--run run --checkpoint best --data /elsewhere/dataset"),
         runs_network=True,
     ),
     "predict": Command(
         "Predict the classes of all sites of a dataset with a trained network.",
-        "perturbjax.evaluation.apply:PredictConfig",
-        "perturbjax.evaluation.apply:predict",
+        "perturbjax.cli.evaluate:PredictConfig",
+        "perturbjax.cli.evaluate:predict",
         (
             "--run run --data dataset --out predictions.parquet",
             "--run run --data dataset --out predictions.csv --checkpoint 40",

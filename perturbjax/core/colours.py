@@ -9,11 +9,11 @@ from jaxtyping import Float, UInt, UInt8
 
 #: Of channels in their order, told apart in the common colour blindnesses (after Okabe & Ito, and IBM's palette);
 #: one channel alone is white. More than there are colours begin again.
-COLOURS = ("#4da6ff", "#ffb000", "#dc267f", "#2bb38a", "#ffffff")
+COLORS = ("#4da6ff", "#ffb000", "#dc267f", "#2bb38a", "#ffffff")
 _QUALITY = 78
 
 
-def shrunk(image: UInt[np.ndarray, "h w c"], step: int) -> Float[np.ndarray, "h2 w2 c"]:
+def downsample_pixels(image: UInt[np.ndarray, "h w c"], step: int) -> Float[np.ndarray, "h2 w2 c"]:
     """Means of step × step pixels; what is left over at the end is repeated."""
     high, wide, channels = image.shape
     padded = np.pad(image, ((0, -high % step), (0, -wide % step), (0, 0)), mode="edge").astype(
@@ -30,7 +30,7 @@ def composite(
     """Channels as lights of their colours on one screen: where two are bright it is brighter than either, never cut."""
     share = np.clip((image - low) / (high - low), 0, 1)
     channels = image.shape[-1]
-    colours = np.ones((1, 3)) if channels == 1 else np.array([_rgb(c) for c in COLOURS]) / 255
+    colours = np.ones((1, 3)) if channels == 1 else np.array([_rgb(c) for c in COLORS]) / 255
     dark = np.ones((*image.shape[:2], 3))
     for at in range(channels):
         dark *= 1 - share[..., at, None] * colours[at % len(colours)]

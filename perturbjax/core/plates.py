@@ -28,20 +28,26 @@ FORMATS = {
 #: layout differ by a few failed wells; plates of two layouts have only their control wells in common.
 SAME_LAYOUT = 0.5
 
-#: A01 to P24 (384 wells), and AA to AF for the last rows of 1,536.
-_WELL_NAME = re.compile(r"([A-Z]|A[A-F])0*([1-9][0-9]?)")
+#: Row letters (A to Z, AA to AF in 1,536-well plates) and column number: `A01`, `a1`, `A-01`.
+_WELL_NAME = re.compile(r"([A-Z]|A[A-F])[\s_-]*0*([1-9][0-9]?)")
+#: Row and column numbers, as Opera Phenix names wells: `r01c01`.
+_ROW_COLUMN = re.compile(r"R0*([1-9][0-9]?)[\s_-]*C0*([1-9][0-9]?)")
+_MAX_ROWS = 32
 
 
 def parse_well(name: str) -> tuple[int, int]:
-    """Row and column of a well, from 0: `A01` is (0, 0), `P24` (15, 23), `AF48` (31, 47).
+    """Parse a well name into row and column, both from 0.
 
-    (-1, -1) where the name is not a letter (or AA to AF) followed by a number.
+    `A01`, `a1`, `A-01`, `A - 1` and `r01c01` are (0, 0), `P24` is (15, 23) and `AF48` (31, 47).
+    Names without a recognized position, such as `A06_rescan`, give (-1, -1).
     """
-    match = _WELL_NAME.fullmatch(name.strip().upper())
-    if match is None:
-        return -1, -1
-    letters, number = match.groups()
-    return ord(letters[-1]) - ord("A") + 26 * (len(letters) - 1), int(number) - 1
+    name = name.strip().upper()
+    if match := _WELL_NAME.fullmatch(name):
+        letters, number = match.groups()
+        return ord(letters[-1]) - ord("A") + 26 * (len(letters) - 1), int(number) - 1
+    if (match := _ROW_COLUMN.fullmatch(name)) and int(match[1]) <= _MAX_ROWS:
+        return int(match[1]) - 1, int(match[2]) - 1
+    return -1, -1
 
 
 def parse_wells(names: pd.Series) -> Int[np.ndarray, "n 2"]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from perturbjax.core.colours import address, composite, shrunk
+from perturbjax.core.colours import address, composite, downsample_pixels
 from perturbjax.core.messages import html_text
 from perturbjax.core.plates import PLATE, WELL
 
@@ -57,7 +57,7 @@ def strip(dataset: Dataset, column: str, classes: Sequence[str]) -> str:
     for name in [name for name in classes if name in values][:PICTURES]:
         site = dataset[int(np.argmax(values == name))]
         step = max(min(site["mask"].shape) // SIDE, 1)
-        data = address(composite(shrunk(site["image"], step), low, high))
+        data = address(composite(downsample_pixels(site["image"], step), low, high))
         words = html_text(f"{name}, {site['site_id']}")
         pictures.append(f'<img src="{data}" alt="{words}" title="{words}" height="{SIDE}"> ')
     shown = f"black: {LOW}th percentile over sites of their 1st, full colour: {HIGH}th of their 99th percentile"

@@ -1,23 +1,27 @@
-"""How far a score could have fallen otherwise: intervals from resampling whole wells (or plates).
+"""Confidence intervals of scores from the cluster bootstrap over wells (or plates).
 
-Sites of one well share everything that went wrong with it, so wells are drawn with replacement, not sites
-(the cluster bootstrap: Davison & Hinkley 1997, section 3.8). A score is a function of sums of counts, so a replicate is
-one row of weights times the clusters' counts, and all replicates are a matrix product.
+Idea. Sites of one well are not independent: they share treatment, position and staining. The
+bootstrap therefore draws whole wells (cluster bootstrap: Davison & Hinkley 1997, section 3.8). A
+score is a function of sums of counts, so that all replicates are one product of a weight matrix
+(replicates x clusters) with the counts.
 
-Scores that average over classes are another matter: a resample that loses a class averages over fewer, and the constant
-answer of two classes scores 0, 1/2 or 1 by luck. For these, wells are drawn within each class. Of a class's n wells
-n - 1 are drawn, each counting n / (n - 1) times (Rao & Wu 1988, JASA 83, 231), since to draw n of few wells shows too
-little spread. Classes of a single well show none; they are drawn among each other, whole (as survey statisticians
-collapse strata of one unit). A class that alone has a single well is taken as it is: its interval speaks of the others.
-Where a cluster holds several classes (plates) there is nothing to draw within, and clusters are drawn as for any score.
+There are two resampling strategies:
 
-A correlation (MCC) is drawn within classes too where each has two clusters or more, since a class's wells are fixed by
-the plate map. Its draws are spread and moved as their z = artanh (Fisher 1915, Biometrika 10, 507), of even spread.
+- `_resample_clusters`: n of n clusters with replacement, for scores that sum over examples
+  (accuracy) and for clusters with several classes (plates).
+- `_resample_within_classes`: for averages over classes. A replicate without any well of a class
+  would average over fewer classes. Wells are therefore drawn within each class: n - 1 of the n
+  wells, each with weight n / (n - 1), because drawing n of few wells underestimates the variance
+  (Rao & Wu 1988, JASA 83, 231). Classes with a single well have no variance of their own; they are
+  drawn among each other (collapsed strata of survey statistics). A class that is the only one with
+  a single well is constant, and the interval describes the other classes.
 
-Few wells tell little of their own spread, so replicates are spread by as much as Student's t is wider than the normal
-distribution, with as many degrees of freedom as there are clusters beyond one a stratum.
+Corrections. Correlations (MCC) are also drawn within classes if each class has at least two
+clusters. Their replicates are widened and shifted as z = artanh (Fisher 1915, Biometrika 10, 507),
+which has constant variance. A few wells underestimate their own variance, so replicates are widened
+by the ratio of Student's t to the normal distribution (degrees of freedom: clusters minus strata).
 
-How often 95 % intervals hold the true score is measured by `experiments/audit_truth.py`; docs/audit.md has the table.
+Coverage of the 95 % intervals is measured by `experiments/audit_truth.py`; see docs/audit.md.
 """
 
 from __future__ import annotations
@@ -30,166 +34,159 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse, stats
 
-from perturbjax.evaluation.scores import METRICS, Counts, Metric, additive_counts, point
+from perturbjax.evaluation.scores import METRICS, Counts, Metric, additive_counts, pooled_scores
 
-#: Replicates at a time: bounds memory at this times the clusters and the classes.
+#: Replicates per matrix product, which bounds the memory.
 _CHUNK = 250
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A score, or a difference of two, and the interval that holds it."""
+    """A score, or a difference of two scores, with its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
 
 
-#: Of one subject: {metric: …}, over the same resamples for all subjects.
+#: Replicates of one model, {metric: values}; replicate i uses the same clusters for all models.
 Draws = dict[str, Float[np.ndarray, " replicates"]]
-
-
-def _weights(
-    clusters: int, replicates: int, seed: int
-) -> Iterator[Float[np.ndarray, "chunk clusters"]]:
-    """How often each cluster is drawn in each replicate, `_CHUNK` replicates at a time."""
-    rng = np.random.default_rng(seed)
-    for rows in _chunks(replicates):
-        drawn = rng.integers(clusters, size=(rows, clusters)) + clusters * np.arange(rows)[:, None]
-        yield (
-            np.bincount(drawn.ravel(), minlength=rows * clusters)
-            .reshape(rows, clusters)
-            .astype(np.float32)
-        )
+#: Weights of clusters and (optionally) of classes, for a chunk of replicates.
+Weights = tuple[Float[np.ndarray, "chunk clusters"], Float[np.ndarray, "chunk classes"] | None]
 
 
 def _chunks(replicates: int) -> list[int]:
     return [min(_CHUNK, replicates - start) for start in range(0, replicates, _CHUNK)]
 
 
-def _weights_within(
-    strata: Int[np.ndarray, " clusters"], replicates: int, seed: int
-) -> Iterator[Float[np.ndarray, "chunk clusters"]]:
-    """How often each cluster counts where n - 1 of each stratum's n clusters are drawn and scaled to count as n.
+def _count_draws(drawn: Int[np.ndarray, "rows draws"], clusters: int) -> np.ndarray:
+    """Count how often each cluster occurs in each row of drawn cluster numbers."""
+    offsets = clusters * np.arange(len(drawn))[:, None]
+    flat = np.bincount((drawn + offsets).ravel(), minlength=len(drawn) * clusters)
+    return flat.reshape(len(drawn), clusters)
 
-    A stratum of one cluster is always there, once.
-    """
-    rng = np.random.default_rng(
-        [seed, 1]
-    )  # other draws than those of the scores that go by whole resamples
-    order = np.argsort(strata, kind="stable")
-    sizes = np.bincount(strata)
-    first = np.cumsum(sizes) - sizes
-    of_draw = np.repeat(np.arange(len(sizes)), sizes - 1)
-    scale = (sizes / np.maximum(sizes - 1, 1))[strata[order]]
-    alone = sizes[strata[order]] == 1
-    clusters = len(strata)
+
+def _resample_clusters(clusters: int, replicates: int, seed: int) -> Iterator[Weights]:
+    """Draw n of n clusters with replacement."""
+    rng = np.random.default_rng(seed)
     for rows in _chunks(replicates):
-        drawn = first[of_draw] + rng.integers(sizes[of_draw], size=(rows, len(of_draw)))
-        drawn += clusters * np.arange(rows)[:, None]
-        times = (
-            np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters) * scale
-        )
-        times[:, alone] = 1
-        weights = np.empty((rows, clusters), dtype=np.float32)
-        weights[:, order] = times
-        yield weights
+        drawn = rng.integers(clusters, size=(rows, clusters))
+        yield _count_draws(drawn, clusters).astype(np.float32), None
 
 
 @dataclasses.dataclass(frozen=True)
-class _Classes:
-    """Clusters of one class each: what is drawn within what."""
+class _Strata:
+    """Clusters of one class each, grouped for drawing within classes."""
 
     strata: Int[np.ndarray, " clusters"]
-    """Clusters of one class; those that are their class's only one are together."""
+    """Stratum of each cluster: its class; all classes with a single cluster share one stratum."""
     single: Int[np.ndarray, " singles"]
-    """Clusters that are their class's only one."""
-    class_of_single: Int[np.ndarray, " singles"]
-
-    def draws(
-        self, classes: int, replicates: int, seed: int
-    ) -> Iterator[tuple[Float[np.ndarray, "chunk clusters"], Float[np.ndarray, "chunk classes"]]]:
-        """Weights of the clusters, and how often each class counts: a single cluster is drawn as its class is."""
-        for weights in _weights_within(self.strata, replicates, seed):
-            times = np.ones((len(weights), classes), dtype=np.float32)
-            times[:, self.class_of_single] = weights[:, self.single]
-            weights[:, self.single] = 1
-            yield weights, times
+    """Clusters that are the only one of their class."""
+    single_classes: Int[np.ndarray, " singles"]
+    """Classes of these clusters."""
 
 
-def _one_class_a_cluster(truth: Float[np.ndarray, "clusters classes"]) -> _Classes | None:
-    """None where a cluster holds several classes."""
+def _class_strata(truth: Float[np.ndarray, "clusters classes"]) -> _Strata | None:
+    """Group clusters by class; None if a cluster contains several classes."""
     if ((truth > 0).sum(axis=1) != 1).any():
         return None
-    class_of = truth.argmax(axis=1)
-    alone = np.bincount(class_of)[class_of] == 1
-    strata = np.unique(np.where(alone, -1, class_of), return_inverse=True)[1].ravel()
-    return _Classes(strata, np.flatnonzero(alone), class_of[alone])
+    labels = truth.argmax(axis=1)
+    single = np.bincount(labels)[labels] == 1
+    strata = np.unique(np.where(single, -1, labels), return_inverse=True)[1].ravel()
+    return _Strata(strata, np.flatnonzero(single), labels[single])
 
 
-def replicate(
-    model_names: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0
+def _resample_within_classes(
+    strata: _Strata, classes: int, replicates: int, seed: int
+) -> Iterator[Weights]:
+    """Draw n - 1 of each class's n clusters, scaled by n / (n - 1).
+
+    The draws of single-cluster classes become class weights, since a class counts as often as it
+    is drawn. A stratum of one cluster has weight 1.
+    """
+    rng = np.random.default_rng([seed, 1])  # independent of `_resample_clusters`
+    order = np.argsort(strata.strata, kind="stable")
+    sizes = np.bincount(strata.strata)
+    first = np.cumsum(sizes) - sizes
+    stratum = np.repeat(np.arange(len(sizes)), sizes - 1)  # stratum of each draw
+    scale = (sizes / np.maximum(sizes - 1, 1))[strata.strata[order]]
+    constant = sizes[strata.strata[order]] == 1
+    clusters = len(strata.strata)
+    for rows in _chunks(replicates):
+        drawn = first[stratum] + rng.integers(sizes[stratum], size=(rows, len(stratum)))
+        scaled = _count_draws(drawn, clusters) * scale
+        scaled[:, constant] = 1
+        weights = np.empty((rows, clusters), dtype=np.float32)
+        weights[:, order] = scaled
+        class_weight = np.ones((rows, classes), dtype=np.float32)
+        class_weight[:, strata.single_classes] = weights[:, strata.single]
+        weights[:, strata.single] = 1
+        yield weights, class_weight
+
+
+def draw_replicates(
+    models: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0
 ) -> dict[str, Draws]:
-    """Scores of every subject over the same resamples of the same clusters, so that they may be subtracted.
+    """Compute the scores of every model over the same resampled clusters.
+
+    Replicates of two models can be subtracted, since they use the same clusters.
 
     Args:
-        subjects: counts of each subject, a row a cluster; all of the same examples in the same clusters.
+        models: counts of each model, one row per cluster; all of the same examples and clusters.
+        replicates: number of replicates.
+        seed: seed of the random numbers.
 
     Returns:
-        for each subject and metric that it allows, one value a replicate.
+        {model: {metric: one value per replicate}}.
     """
-    clusters = {len(counts.top) for counts in model_names.values()}
-    if len(clusters) != 1:
-        raise ValueError(f"subjects stand on different numbers of clusters: {sorted(clusters)}")
-    truth = next(iter(model_names.values())).truth
-    within = _one_class_a_cluster(truth)
-    repeated = within is not None and not len(within.single)
-    averaged = {
-        name: one
-        for name, one in METRICS.items()
-        if one.class_averaged or (repeated and one.correlation)
+    sizes = {len(counts.top) for counts in models.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"models have different numbers of clusters: {sorted(sizes)}")
+    clusters = sizes.pop()
+    truth = next(iter(models.values())).truth
+    strata = _class_strata(truth)
+    repeated = strata is not None and not len(strata.single)
+    within = {
+        name: metric
+        for name, metric in METRICS.items()
+        if strata is not None and (metric.class_averaged or (repeated and metric.correlation))
     }
-    plain = {
-        name: metric for name, metric in METRICS.items() if within is None or name not in averaged
-    }
-    of = clusters.pop()
-    wider = dict.fromkeys(plain, _wider(of - 1))
-    found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in model_names}
-    summed = {name: _Sums(counts) for name, counts in model_names.items()}
-    if plain:
-        for weights in _weights(of, replicates, seed):
-            for name, sums in summed.items():
-                sums.score(plain, weights, None, found[name])
-    if within is not None and averaged:
-        wider |= dict.fromkeys(averaged, _wider(of - len(np.unique(within.strata))))
-        for weights, times in within.draws(truth.shape[1], replicates, seed):
-            for name, sums in summed.items():
-                sums.score(averaged, weights, times, found[name])
-    return {
-        name: {
-            metric: _widened(metric, np.concatenate(parts), wider[metric], of)
-            for metric, parts in metrics.items()
-        }
-        for name, metrics in found.items()
-    }
+    plain = {name: metric for name, metric in METRICS.items() if name not in within}
+    sums = {name: _Sums(counts) for name, counts in models.items()}
+    draws: dict[str, Draws] = {name: {} for name in models}
+    strategies = [(plain, _resample_clusters(clusters, replicates, seed), clusters - 1)]
+    if strata is not None:
+        weights = _resample_within_classes(strata, truth.shape[1], replicates, seed)
+        strategies.append((within, weights, clusters - len(np.unique(strata.strata))))
+    for metrics, weights, freedom in strategies:
+        chunks: dict[str, list[Draws]] = {name: [] for name in models}
+        for cluster_weight, class_weight in weights if metrics else ():
+            for name, one in sums.items():
+                chunks[name].append(one.scores(metrics, cluster_weight, class_weight))
+        factor = _t_ratio(freedom)
+        for name, parts in chunks.items():
+            for metric in metrics:
+                values = np.concatenate([part[metric] for part in parts])
+                draws[name][metric] = _widen_scores(metric, values, factor, clusters)
+    return draws
 
 
-def _wider(freedom: int) -> float:
-    """How much wider a 95 % interval of Student's t is than that of the normal distribution."""
+def _t_ratio(freedom: int) -> float:
+    """Ratio of the 95 % intervals of Student's t and the normal distribution."""
     return float(stats.t.ppf(0.975, max(freedom, 1)) / stats.norm.ppf(0.975))
 
 
-def _widened(
+def _widen_scores(
     metric: str, values: Float[np.ndarray, " replicates"], factor: float, clusters: int
 ) -> Float[np.ndarray, " replicates"]:
-    """Replicates spread by a factor, those of a correlation as its z."""
+    """Widen replicates by a factor, correlations on the z scale."""
     if not METRICS[metric].correlation:
-        return _spread(values, factor)
-    return _from_z(_spread(_z(values, clusters), factor), clusters)
+        return _widen(values, factor)
+    return _from_z(_widen(_to_z(values, clusters), factor), clusters)
 
 
-def _z(values: Any, clusters: int) -> Any:
-    """Fisher's z of correlations, shrunk by as little as so many clusters can tell: 1 itself has none."""
+def _to_z(values: Any, clusters: int) -> Any:
+    """Fisher's z of slightly shrunken correlations, since artanh(1) is infinite."""
     return np.arctanh(values * (1 - 1 / (clusters + 1)))
 
 
@@ -197,47 +194,34 @@ def _from_z(values: Any, clusters: int) -> Any:
     return np.tanh(values) / (1 - 1 / (clusters + 1))
 
 
-def _spread(
+def _widen(
     values: Float[np.ndarray, " replicates"], factor: float
 ) -> Float[np.ndarray, " replicates"]:
-    """Replicates moved away from their mean by a factor."""
+    """Move replicates away from their mean by a factor."""
     mean = values.mean(dtype=float)
     return mean + factor * (values - mean)
 
 
 class _Sums:
-    """A subject's counts, ready to be weighed and added up."""
+    """Counts of a model, prepared for products with weights."""
 
     def __init__(self, counts: Counts):
-        self.counts = counts
         truth, predicted, hits, top = additive_counts(counts)
         self.parts = [_compact(part) for part in (truth, predicted, hits, top[:, None])]
 
-    def score(
+    def scores(
         self,
         metrics: Mapping[str, Metric],
         weights: Float[np.ndarray, "chunk clusters"],
         class_weight: Float[np.ndarray, "chunk classes"] | None,
-        into: dict[str, list[np.ndarray]],
-    ) -> None:
-        """Append the values of a chunk of replicates to each metric's list."""
+    ) -> Draws:
         truth, predicted, hits, top = (weights @ part for part in self.parts)
-        sums, examples = (
-            Counts(truth, predicted, hits, top[:, 0], class_weight),
-            self.counts.examples,
-        )
-        for name, metric in metrics.items():
-            if metric.made_of == "counts":
-                into.setdefault(name, []).append(metric.function(sums))
-            elif examples is not None:
-                values = metric.function(
-                    examples.labels, examples.probabilities, weights[:, examples.clusters]
-                )
-                into.setdefault(name, []).append(values)
+        sums = Counts(truth, predicted, hits, top[:, 0], class_weight)
+        return {name: metric.function(sums) for name, metric in metrics.items()}
 
 
 def _compact(part: Float[np.ndarray, "clusters columns"]) -> np.ndarray | sparse.csc_array:
-    """A well holds few of many classes: as a sparse array its product with the weights takes a tenth of the time."""
+    """Use a sparse array for wells with few of many classes: the product takes 10 % of the time."""
     part = part.astype(np.float32)
     return sparse.csc_array(part) if np.count_nonzero(part) < 0.1 * part.size else part
 
@@ -245,69 +229,71 @@ def _compact(part: Float[np.ndarray, "clusters columns"]) -> np.ndarray | sparse
 def interval(
     values: Float[np.ndarray, " replicates"], value: float, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile interval that holds `confidence` of the replicates, moved so that their mean is `value`.
+    """Percentile interval of the replicates, shifted so that their mean equals `value`.
 
-    Replicates tell the spread of a score, not its place: that of macro-F1 lies lower in them, since drawn wells repeat.
+    Replicates estimate the spread of a score but not its location: macro-F1, for example, is lower
+    in replicates because drawn wells repeat.
     """
-    low, high = (
-        np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-        + value
-        - values.mean(dtype=float)
-    )
+    quantiles = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = quantiles + value - values.mean(dtype=float)
     return float(min(low, value)), float(max(high, value))
 
 
 @dataclasses.dataclass(frozen=True)
-class Resampled:
-    """Scores of several subjects over all examples, and over the same resamples of them."""
+class ResampledScores:
+    """Scores of several models, and their replicates over the same resampled clusters."""
 
     points: dict[str, dict[str, float]]
     draws: dict[str, Draws]
     clusters: int
 
-    def scores(self, subject: str) -> dict[str, Estimate]:
-        """Every score of a subject, with its interval (95 %)."""
+    def scores(self, model: str) -> dict[str, Estimate]:
+        """Every score of a model with its 95 % interval."""
         return {
-            metric: _scored(METRICS[metric], value, self.draws[subject][metric], self.clusters)
-            for metric, value in self.points[subject].items()
+            metric: _estimate_score(
+                METRICS[metric], value, self.draws[model][metric], self.clusters
+            )
+            for metric, value in self.points[model].items()
         }
 
-    def lead(self, subject: str, other: str) -> dict[str, Estimate]:
-        """Every score of `subject` minus that of `other`; the interval is of the difference over the same resamples."""
-        found = {}
-        for metric in (metric for metric in self.points[subject] if metric in self.points[other]):
-            value = self.points[subject][metric] - self.points[other][metric]
-            values = self.draws[subject][metric] - self.draws[other][metric]
+    def lead(self, model: str, other: str) -> dict[str, Estimate]:
+        """Every score of `model` minus that of `other`, with paired 95 % intervals."""
+        leads = {}
+        for metric, value in self.points[model].items():
             low, high = METRICS[metric].bounds
-            found[metric] = _estimate(value, values, low - high, high - low)
-        return found
+            leads[metric] = _estimate(
+                value - self.points[other][metric],
+                self.draws[model][metric] - self.draws[other][metric],
+                (low - high, high - low),
+            )
+        return leads
 
 
-def _scored(
+def _estimate_score(
     metric: Metric, value: float, values: Float[np.ndarray, " replicates"], clusters: int
 ) -> Estimate:
-    least, greatest = metric.bounds
     if not metric.correlation:
-        return _estimate(value, values, least, greatest)
+        return _estimate(value, values, metric.bounds)
     low, high = _from_z(
-        np.array(interval(_z(values, clusters), float(_z(value, clusters)))), clusters
+        np.array(interval(_to_z(values, clusters), float(_to_z(value, clusters)))), clusters
     )
+    minimum, maximum = metric.bounds
     return Estimate(
-        value, max(float(min(low, value)), least), min(float(max(high, value)), greatest)
+        value, max(float(min(low, value)), minimum), min(float(max(high, value)), maximum)
     )
 
 
 def _estimate(
-    value: float, values: Float[np.ndarray, " replicates"], least: float, greatest: float
+    value: float, values: Float[np.ndarray, " replicates"], bounds: tuple[float, float]
 ) -> Estimate:
     low, high = interval(values, value)
-    return Estimate(value, max(low, least), min(high, greatest))
+    return Estimate(value, max(low, bounds[0]), min(high, bounds[1]))
 
 
 def resample(
-    model_names: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0
-) -> Resampled:
-    """Score every subject and resample them all once; arguments as in `replicate`."""
-    points = {name: point(counts) for name, counts in model_names.items()}
-    draws = replicate(model_names, replicates=replicates, seed=seed)
-    return Resampled(points, draws, len(next(iter(model_names.values())).top))
+    models: Mapping[str, Counts], *, replicates: int = 2000, seed: int = 0
+) -> ResampledScores:
+    """Score every model and resample all of them once; arguments as in `draw_replicates`."""
+    points = {name: pooled_scores(counts) for name, counts in models.items()}
+    draws = draw_replicates(models, replicates=replicates, seed=seed)
+    return ResampledScores(points, draws, len(next(iter(models.values())).top))

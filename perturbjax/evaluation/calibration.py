@@ -1,4 +1,12 @@
-"""Does a probability mean what it says, and what is gained by answering only where it is high?"""
+"""Calibration of predicted probabilities, and accuracy among the most confident sites.
+
+The expected calibration error (ECE) is the mean difference between confidence and accuracy over
+ten bins of confidence. Temperature scaling replaces p by softmax(log p / T): T > 1 lowers the
+confidence of an overconfident model and leaves the ranking of the classes unchanged. T minimizes
+the log loss on sites other than those that are scored (cross-fitting).
+
+Source: Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599.
+"""
 
 from __future__ import annotations
 
@@ -8,57 +16,56 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize_scalar
 
-#: Probabilities below this are taken as this: exact zeros (neighbours, forests) have no logarithm.
-_LEAST = 1e-6
-#: Greatest temperature, and one over the least.
-_HOTTEST = 20.0
+#: Lower limit of probabilities, since exact zeros (neighbors, forests) have no logarithm.
+_MIN_PROBABILITY = 1e-6
+#: Maximum temperature, and one over the minimum.
+_MAX_TEMPERATURE = 20.0
 _BINS = 10
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """How far probabilities can be taken at their word, on sites that no temperature was fitted on."""
+    """Calibration of a model on its test sites."""
 
     error: float
-    """Expected calibration error: mean distance of stated confidence and accuracy over ten bins (Guo et al. 2017)."""
+    """Expected calibration error."""
     scaled_error: float
-    """The same after temperature scaling, fitted on other sites."""
+    """The same after temperature scaling with a temperature from other sites."""
     temperature: float
-    """Mean of the temperatures; above 1 the model says too much, below too little."""
+    """Mean temperature; above 1 the model is overconfident, below 1 underconfident."""
     half_accuracy: float
-    """Accuracy where only the more confident half of the sites is answered."""
+    """Accuracy among the more confident half of the sites."""
 
 
 def calibration_error(
     labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
 ) -> float:
-    """Mean over bins of confidence of |accuracy - confidence|, each bin by its share of sites."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    where = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(where, right.astype(float) - confidence, minlength=_BINS)
+    """Compute the expected calibration error: mean |accuracy - confidence|, weighted by bin size."""
+    top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = np.minimum((top * _BINS).astype(int), _BINS - 1)
+    gaps = np.bincount(bins, right.astype(float) - top, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(labels))
 
 
 def temperature(
     labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
 ) -> float:
-    """The T under which softmax(log p / T) has the least log loss on these sites."""
-    own = np.arange(len(labels)), labels
+    """Fit the temperature T that minimizes the log loss of softmax(log p / T)."""
+    sites = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
-        return float(
-            -np.log(np.maximum(scaled(probabilities, np.exp(log_temperature))[own], _LEAST)).mean()
-        )
+        own = scaled(probabilities, np.exp(log_temperature))[sites, labels]
+        return float(-np.log(np.maximum(own, _MIN_PROBABILITY)).mean())
 
-    end = np.log(_HOTTEST)
+    end = np.log(_MAX_TEMPERATURE)
     return float(np.exp(minimize_scalar(loss, bounds=(-end, end), method="bounded").x))
 
 
 def scaled(
     probabilities: Float[np.ndarray, "n classes"], temperature: float
 ) -> Float[np.ndarray, "n classes"]:
-    """softmax(log p / T): the same ranking, other confidence."""
-    powers = np.maximum(probabilities, _LEAST).astype(float) ** (1 / temperature)
+    """Compute softmax(log p / T), which changes the confidence and not the ranking."""
+    powers = np.maximum(probabilities, _MIN_PROBABILITY).astype(float) ** (1 / temperature)
     return powers / powers.sum(axis=1, keepdims=True)
 
 
@@ -67,22 +74,24 @@ def confidence(
     probabilities: Float[np.ndarray, "n classes"],
     parts: Int[np.ndarray, " n"],
 ) -> Confidence:
-    """Calibration as it is, and with the temperature of each part's sites fitted on all other parts.
+    """Measure calibration before and after cross-fitted temperature scaling.
 
     Args:
-        parts: what shares no well with each other: folds, or halves of the wells. Of one part alone nothing can be
-            fitted, and its temperature is 1.
+        labels: true class of each site.
+        probabilities: predicted probabilities.
+        parts: parts without common wells (folds, or halves of the wells). The temperature of a
+            part is fitted on all other parts; with a single part it is 1.
     """
     after, temperatures = np.array(probabilities, dtype=float), []
     for part in np.unique(parts):
-        here: Bool[np.ndarray, " n"] = parts == part
-        fitted = 1.0 if here.all() else temperature(labels[~here], probabilities[~here])
-        after[here] = scaled(probabilities[here], fitted)
+        own: Bool[np.ndarray, " n"] = parts == part
+        fitted = 1.0 if own.all() else temperature(labels[~own], probabilities[~own])
+        after[own] = scaled(probabilities[own], fitted)
         temperatures.append(fitted)
-    sure = np.argsort(-after.max(axis=1), kind="stable")[: max(1, len(labels) // 2)]
+    half = np.argsort(-after.max(axis=1), kind="stable")[: max(1, len(labels) // 2)]
     return Confidence(
         error=calibration_error(labels, np.asarray(probabilities, dtype=float)),
         scaled_error=calibration_error(labels, after),
         temperature=float(np.mean(temperatures)),
-        half_accuracy=float((after[sure].argmax(axis=1) == labels[sure]).mean()),
+        half_accuracy=float((after[half].argmax(axis=1) == labels[half]).mean()),
     )

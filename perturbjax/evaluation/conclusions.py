@@ -1,104 +1,191 @@
-"""What a judgement means, in a sentence for who reads no further, and what to do next."""
+"""Conclusions of an evaluation: is the score above every baseline, and which step comes next?
+
+`evaluate`, `classify`, the report and `audit` share these sentences and names.
+"""
 
 from __future__ import annotations
 
 from perturbjax.core.choices import SPLIT_POLICIES
-from perturbjax.evaluation.evaluation_result import EvaluationResult, Level, ModelScores, rank_rows
+from perturbjax.evaluation.baselines import ALL_TECHNICAL
+from perturbjax.evaluation.evaluation_result import (
+    EvaluationResult,
+    Level,
+    ModelScores,
+    capitalize,
+    rank_rows,
+)
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
-#: What a baseline is that does as well, in words.
+#: Minimum number of test wells for a conclusion, see `FEW_WELLS`.
+MIN_TEST_WELLS = 10
+FEW_WELLS = (
+    "With fewer than 10 wells, a 95 % interval of an accuracy spans about 0.3 in both directions, "
+    "and labels of two classes can be permuted in fewer than 100 ways, too few for p < 0.01."
+)
+#: Noun phrase for each baseline or control.
 BASELINE_DESCRIPTIONS = {
-    "majority": "always answering the most frequent class",
-    "chance": "guessing",
-    "position": "the place on the plate alone",
-    "cell count": "the number and size of the cells alone",
-    "intensity": "brightness alone",
+    "majority": "the most frequent class",
+    "chance": "random guessing",
+    "position": "the well position",
+    "plate": "the plate",
+    "cell count": "the cell count",
+    "intensity": "brightness",
+    ALL_TECHNICAL: "technical covariates (position, plate, cell count, brightness)",
 }
-#: Score on training sites minus that on held-out ones from which it is called learned by heart.
-_BY_HEART = 0.2
+_LABEL_NAMES = {"pert_iname": "treatment", "moa": "mechanism"}
+#: Training score minus test score from which a model is called overfitted.
+_OVERFITTED = 0.2
+_LINEAR = (
+    "a linear model on features of a pretrained network (`perturbjax classify --preset linear`)"
+)
 
 
-def best_unbeaten_baseline(level: Level, subject: ModelScores) -> ModelScores | None:
-    """The best baseline that the subject is not clearly above, if any."""
-    names = [name for name, lead in subject.leads.items() if lead[HEADLINE].low <= 0]
+def describe_test_sites(split: str) -> str:
+    """Return the test sites of a split in one phrase: "on held-out plates"."""
+    return SPLIT_POLICIES[split].test_set if split in SPLIT_POLICIES else "on held-out sites"
+
+
+def describe_baseline(name: str) -> str:
+    """Return the noun phrase for a baseline."""
+    return BASELINE_DESCRIPTIONS.get(name, name)
+
+
+def name_label(column: str) -> str:
+    """Return a readable name for a label column: `Metadata_moa` is "mechanism"."""
+    name = column.removeprefix("Metadata_")
+    return _LABEL_NAMES.get(name, name)
+
+
+def compare_scores(
+    baseline: str, reached: float, model: ModelScores, label: str, where: str
+) -> str:
+    """Write the headline for a model that is not above this baseline.
+
+    Args:
+        baseline: name of the baseline.
+        reached: its balanced accuracy.
+        model: scores of the model.
+        label: readable name of the predicted label.
+        where: test set, from `describe_test_sites`.
+    """
+    verb = "predict" if baseline == ALL_TECHNICAL else "predicts"
+    how = "better than" if model.leads[baseline][HEADLINE].high < 0 else "as well as"
+    return (
+        f"{capitalize(describe_baseline(baseline))} {verb} the {label} {how} image features: "
+        f"{reached:.2f} against {model.scores[HEADLINE].value:.2f} {where}."
+    )
+
+
+def best_unbeaten_baseline(level: Level, model: ModelScores) -> ModelScores | None:
+    """Return the best baseline that the model is not clearly above, if any."""
+    names = [name for name, lead in model.leads.items() if lead[HEADLINE].low <= 0]
     return rank_rows(level, names)[0] if names else None
 
 
-def verdict(evaluation: EvaluationResult) -> str:
-    """One plain sentence: whether the (best) subject knows more than what sees no cell, and where."""
+def _best(evaluation: EvaluationResult) -> tuple[Level, ModelScores]:
+    """Return the level of the conclusion (wells if they have several sites) and the best model."""
     level = evaluation.displayed_levels[-1]
-    subject, words = rank_rows(level, evaluation.model_names)[0], METRICS[HEADLINE].words
-    score, policy = subject.scores[HEADLINE], SPLIT_POLICIES.get(evaluation.split)
-    where = policy.test_set if policy else "on held-out sites"
-    reached = f"{words} {score.value:.2f} ({score.low:.2f} to {score.high:.2f}) {level.words}"
-    rival = best_unbeaten_baseline(level, subject)
-    if rival is None:
-        best = level.best_baseline
-        beside = f"the best baseline, {BASELINE_DESCRIPTIONS.get(best.name, best.name)}, reaches {best.scores[HEADLINE].value:.2f}"
-        unasked = [
-            BASELINE_DESCRIPTIONS[name]
-            for name in evaluation.skipped
-            if name in ("intensity", "cell count")
-        ]
-        if evaluation.overlap.well > 0:
-            return f"Not shown for a treatment: {reached}, but it was trained on other sites of the judged wells."
-        if unasked:
-            beside += f"; {' and '.join(unasked)} could not be asked"
-        return f"Yes{', as far as asked' if unasked else ''}: {where}, it tells classes apart with {reached}; {beside}."
-    beside = f"{BASELINE_DESCRIPTIONS.get(rival.name, rival.name)} reaches {rival.scores[HEADLINE].value:.2f}"
-    if any(lead[HEADLINE].high < 0 for lead in subject.leads.values()):
-        return f"No: {where}, it reaches {reached}, and {beside}."
-    return f"Not shown: {where}, it reaches {reached}, but {beside}, which is not clearly less."
+    return level, rank_rows(level, evaluation.model_names)[0]
+
+
+def short_verdict(evaluation: EvaluationResult) -> str:
+    """State the conclusion in a few words, for table cells."""
+    level, model = _best(evaluation)
+    if evaluation.n.well < MIN_TEST_WELLS:
+        return "Too few wells"
+    if any(lead[HEADLINE].high < 0 for lead in model.leads.values()):
+        return "Below a baseline"
+    if best_unbeaten_baseline(level, model) is not None:
+        return "Not clearly above every baseline"
+    if evaluation.overlap.well > 0:
+        return "No valid score"
+    if "position" in evaluation.skipped:
+        return "Not controlled for position"
+    return "Above every baseline"
+
+
+def verdict(evaluation: EvaluationResult) -> str:
+    """State the score of the (best) model, the decisive baseline and the conclusion."""
+    level, model = _best(evaluation)
+    score, conclusion = model.scores[HEADLINE], short_verdict(evaluation)
+    sentence = (
+        f"{capitalize(METRICS[HEADLINE].words)} {score.value:.2f} "
+        f"(95 % CI {score.low:.2f}–{score.high:.2f}) {level.words} "
+        f"{describe_test_sites(evaluation.split)}."
+    )
+    if conclusion == "Too few wells":
+        wells = evaluation.n.well
+        return f"{conclusion}: {wells} test wells, {MIN_TEST_WELLS} are needed. {sentence}"
+    if conclusion == "No valid score":
+        return f"{conclusion}: the model was trained on other sites of the test wells. {sentence}"
+    stronger = best_unbeaten_baseline(level, model)
+    baseline = level.best_baseline if stronger is None else stronger
+    verb = "reach" if baseline.name == ALL_TECHNICAL else "reaches"
+    reached = f"{verb} {baseline.scores[HEADLINE].value:.2f}"
+    name = describe_baseline(baseline.name)
+    if stronger is not None:
+        advantage = "no" if conclusion == "Below a baseline" else "no clear"
+        return (
+            f"{sentence} {capitalize(name)} {reached}, so image features show {advantage} "
+            "advantage over it."
+        )
+    names = ("position", "intensity", "cell count")
+    missing = [name for name in names if name in evaluation.skipped]
+    uncontrolled = f" Not controlled for {', '.join(missing)}." if missing else ""
+    return f"{sentence} The best baseline, {name}, {reached}.{uncontrolled}"
 
 
 def advice(evaluation: EvaluationResult, run: str | None) -> str:
-    """One sentence: what to do next. Commands stand between backticks.
+    """State the next step in one sentence, with commands in backticks.
 
     Args:
-        run: a run directory's name; None is a classifier on features, which is not trained longer.
+        evaluation: the scores.
+        run: name of the run directory; None for classifiers on features.
     """
-    level = evaluation.displayed_levels[-1]
-    subject = rank_rows(level, evaluation.model_names)[0]
-    rival = best_unbeaten_baseline(level, subject)
+    level, model = _best(evaluation)
+    stronger = best_unbeaten_baseline(level, model)
     if evaluation.overlap.well > 0:
-        return "Hold whole wells out: `--split well`, or `--split plate` where there are several plates."
-    if rival is not None:
-        return _weak(evaluation, subject.name, rival.name, run)
+        return (
+            "Use a split that holds out whole wells: `--split well`, or `--split plate` if there "
+            "are several plates."
+        )
+    if evaluation.n.well < MIN_TEST_WELLS:
+        return f"Add wells: the test set needs at least {MIN_TEST_WELLS}."
+    if stronger is not None:
+        return _improve(evaluation, model.name, stronger.name, run)
+    if "position" in evaluation.skipped:
+        return "Correct the well names in Metadata_Well (A01, A-01, r01c01) and evaluate again."
     if evaluation.split == "well":
         if evaluation.n.plate > 1:
-            return "Ask whether it holds on a plate that it never saw: `--split plate`."
-        return "Image the same treatments on a further plate: whether it holds there cannot be said yet."
-    audit = (
-        "perturbjax audit --features …"
-        if run is None
-        else f"perturbjax audit --run {run} --out {run}/audit"
+            return "Test whether the score holds on new plates: `--split plate`."
+        return "Image the same treatments on a further plate to test whether the score holds there."
+    if run is None:
+        return "Compare all splits of these data: `perturbjax audit --features …`."
+    return (
+        f"Compare with the technical controls: `perturbjax audit --run {run} --out {run}/audit`; "
+        "its verdict then appears here."
     )
-    more = "; its verdict then stands here" if run is not None else ""
-    return f"Ask how much of it is left under every split that this data allows: `{audit}`{more}."
 
 
-def _weak(evaluation: EvaluationResult, subject: str, rival: str, run: str | None) -> str:
-    """What helps a subject that is not clearly above a baseline."""
+def _improve(evaluation: EvaluationResult, model: str, baseline: str, run: str | None) -> str:
+    """Suggest how to improve a model that is not clearly above a baseline."""
     level = evaluation.levels[0]
-    reached = level[subject].scores[HEADLINE].value
-    trained = evaluation.train.get(subject, {}).get(HEADLINE)
-    linear = (
-        "a linear model on a pretrained network's features (`perturbjax classify --preset linear`)"
-    )
-    if run is not None and trained is not None and trained <= level[rival].scores[HEADLINE].value:
-        told = f"it reaches no more than {trained:.2f} on its own training sites"
-        return f"Train longer (`--epochs`): {told}. Or try {linear}."
-    if trained is not None and trained - reached > _BY_HEART:
-        helps = (
-            f"More wells and plates help, or {linear}"
-            if run is not None
-            else "More wells and plates help"
-        )
-        return f"It learned its training sites by heart ({trained:.2f} there, {reached:.2f} by site here). {helps}."
-    if rival in ("cell count", "intensity"):
-        changed = "brightness" if rival == "intensity" else "the number of cells"
+    test = level[model].scores[HEADLINE].value
+    train = evaluation.train.get(model, {}).get(HEADLINE)
+    network = run is not None
+    if network and train is not None and train <= level[baseline].scores[HEADLINE].value:
         return (
-            f"Treatments change {changed} too: look whether that is all they do here. More wells narrow the interval"
-            + (f"; {linear} is the next thing to try." if run is not None else ".")
+            f"Train longer (`--epochs`): the training score is only {train:.2f}. Or use {_LINEAR}."
         )
-    return f"More wells and plates narrow the interval{f'; {linear} is the next thing to try' if run else ''}."
+    linear = f", or use {_LINEAR}" if network else ""
+    if train is not None and train - test > _OVERFITTED:
+        return (
+            f"The model is overfitted (training {train:.2f}, test {test:.2f} by site). "
+            f"Add wells and plates{linear}."
+        )
+    if baseline in ("cell count", "intensity"):
+        return (
+            f"The treatments change {describe_baseline(baseline)}: check whether they have other "
+            f"effects. Add wells to narrow the interval{linear}."
+        )
+    return f"Add wells and plates to narrow the interval{linear}."

@@ -1,4 +1,4 @@
-"""What the judge found, as plain frozen records; everything that is shown or written is a view of a `EvaluationResult`."""
+"""Result of an evaluation as frozen records; tables, JSON and reports are views of it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from perturbjax.evaluation.calibration import Confidence
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.evaluation.shortcuts import Overlap
 
-#: What a run's network is called beside its baselines.
+#: Name of a run's network in the tables.
 MODEL = "model"
-#: What is counted once, in words.
+#: Unit that is counted at each level.
 LEVELS = {
     "site": "every row",
     "treated": "rows that are not negative controls",
@@ -27,193 +27,202 @@ LEVELS = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelScores:
-    """One subject or baseline at one level."""
+    """Scores of one model or baseline at one level."""
 
     name: str
     baseline: bool
     scores: dict[str, Estimate]
-    """By the name of the metric; one that the answer does not allow is absent."""
+    """{metric: estimate}."""
     leads: dict[str, dict[str, Estimate]]
-    """Of a subject: its scores minus those of each baseline, {baseline: {metric: …}}."""
+    """Score of the model minus score of each baseline, {baseline: {metric: estimate}}."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """All subjects and baselines where the same thing is counted once."""
+    """Scores of all models and baselines for one unit (site, treated site or well)."""
 
     name: str
     n: int
     rows: tuple[ModelScores, ...]
-    """Subjects first, then baselines."""
+    """Models first, then baselines."""
 
-    def __getitem__(self, subject: str) -> ModelScores:
-        return next(row for row in self.rows if row.name == subject)
+    def __getitem__(self, name: str) -> ModelScores:
+        return next(row for row in self.rows if row.name == name)
 
     @property
     def words(self) -> str:
-        """`by site`, as sentences and titles say it."""
+        """Name for sentences and titles: "by site"."""
         return "by treated row" if self.name == "treated" else f"by {self.name}"
 
     @property
     def best_baseline(self) -> ModelScores:
-        """The baseline with the best headline score; the first of equals."""
-        return max(
-            (row for row in self.rows if row.baseline), key=lambda row: row.scores[HEADLINE].value
-        )
+        """Baseline with the highest balanced accuracy; the first if several tie."""
+        baselines = (row for row in self.rows if row.baseline)
+        return max(baselines, key=lambda row: row.scores[HEADLINE].value)
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleSizes:
-    """How much was judged."""
+    """Number of test sites, wells, plates and classes, and of training sites."""
 
     site: int
     well: int
     plate: int
     train_site: int
-    """Of one fold; the mean of several."""
+    """Training sites of one fold (mean over folds)."""
     classes: int
     test_classes: int
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationResult:
-    """Every subject beside every baseline, over the test sites of all folds together."""
+    """Scores of models and baselines over the test sites of all folds together."""
 
     split: str
-    """How the folds were dealt: a policy of `splits`, or the name of a file."""
+    """Split policy, or the name of a split file."""
     folds: int
     n: SampleSizes
     levels: tuple[Level, ...]
     train: dict[str, dict[str, float]]
-    """{subject: {metric: mean over folds of the score on training sites}}, where training sites were predicted."""
+    """{model: {metric: mean training score over folds}}, if training sites were predicted."""
     overlap: Overlap
     """Mean over folds."""
     skipped: dict[str, str]
-    """Baselines (or the well level) that are absent, and why."""
+    """Baselines (or the well level) that are not available, and the reason."""
     seed: int
     replicates: int
     resample: str
-    """What was resampled whole: well or plate."""
+    """Unit of resampling: well or plate."""
     confidence: dict[str, Confidence]
-    """Of each subject: whether its probabilities mean what they say, as they are and with a temperature."""
+    """Calibration of each model."""
+    unplaced_wells: tuple[str, ...] = ()
+    """Wells without a position in their name, excluded from the position-only baseline."""
 
     def __getitem__(self, level: str) -> Level:
         return next(one for one in self.levels if one.name == level)
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """Who was judged, in the order of asking."""
+        """Evaluated models in their order."""
         return tuple(row.name for row in self.levels[0].rows if not row.baseline)
 
     @property
     def displayed_levels(self) -> tuple[Level, ...]:
-        """Levels worth a table: that of wells where they hold several sites."""
-        return tuple(
-            level for level in self.levels if level.name != "well" or self.n.well < self.n.site
-        )
+        """Levels without the well level of data with one site per well."""
+        several = self.n.well < self.n.site
+        return tuple(level for level in self.levels if level.name != "well" or several)
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Metrics worth a column."""
-        found = {metric for level in self.levels for row in level.rows for metric in row.scores}
+        """Metrics that are informative for this number of classes."""
+        present = {metric for level in self.levels for row in level.rows for metric in row.scores}
         return tuple(
-            m for m, what in METRICS.items() if m in found and self.n.classes >= what.min_classes
+            name
+            for name, metric in METRICS.items()
+            if name in present and self.n.classes >= metric.min_classes
         )
 
     @property
     def split_name(self) -> str:
-        """What the split is called: a file without its folders."""
+        """Split policy, or the name of the split file without its folder."""
         return self.split if self.split in SPLIT_POLICIES else Path(self.split).name
 
     @property
-    def split_words(self) -> str:
-        """What the split means."""
+    def split_meaning(self) -> str:
+        """Consequence of the split for the scores."""
         policy = SPLIT_POLICIES.get(self.split)
         return policy.meaning if policy else "as given in a split file"
 
-    def for_model(self, subject: str) -> EvaluationResult:
-        """One subject, called "model", beside the baselines, by site and by well: as a run is judged."""
+    def for_model(self, model: str) -> EvaluationResult:
+        """Result of one model, renamed "model", next to the baselines, by site and by well."""
         levels = []
         for level in (level for level in self.levels if level.name in ("site", "well")):
-            rows = (
-                dataclasses.replace(level[subject], name=MODEL),
-                *(row for row in level.rows if row.baseline),
-            )
+            own = dataclasses.replace(level[model], name=MODEL)
+            rows = (own, *(row for row in level.rows if row.baseline))
             levels.append(dataclasses.replace(level, rows=rows))
-        train = {MODEL: self.train[subject]} if subject in self.train else {}
-        sure = {MODEL: self.confidence[subject]} if subject in self.confidence else {}
-        return dataclasses.replace(self, levels=tuple(levels), train=train, confidence=sure)
+        train = {MODEL: self.train[model]} if model in self.train else {}
+        confidence = {MODEL: self.confidence[model]} if model in self.confidence else {}
+        return dataclasses.replace(self, levels=tuple(levels), train=train, confidence=confidence)
 
     def warnings(self) -> list[str]:
-        """What a reader of the scores has to know, most damaging first; empty if nothing was found."""
-        found = self.overlap.warnings(self.split)
-        if len(self.model_names) == 1:
-            return found + [
-                sentence
-                for level in self.displayed_levels
-                if (sentence := _beaten(level, level[self.model_names[0]]))
-            ]
-        return found + _unbeaten(self.levels[0])
+        """Warnings for readers of the scores, the most important first."""
+        warnings = self.overlap.warnings(self.split)
+        if "position" in self.skipped:
+            warnings.append(f"not controlled for position: {self.skipped['position']}")
+        if self.unplaced_wells:
+            warnings.append(
+                f"excluded from the position-only baseline: {', '.join(self.unplaced_wells)} "
+                "(well name without a position)"
+            )
+        if len(self.model_names) > 1:
+            return warnings + _unbeaten_baselines(self.levels[0])
+        (model,) = self.model_names
+        sentences = (
+            _compare_with_baselines(level, level[model]) for level in self.displayed_levels
+        )
+        return warnings + [sentence for sentence in sentences if sentence]
 
 
-def _beaten(level: Level, subject: ModelScores) -> str:
-    """One sentence on the baselines that the subject does not clearly beat at this level, or which are clearly more
-    accurate though it does, if any."""
+def _compare_with_baselines(level: Level, model: ModelScores) -> str:
+    """List the baselines that the model does not clearly exceed at this level, if any."""
     value = {row.name: row.scores[HEADLINE].value for row in level.rows}
-    leads = {f"{name} ({value[name]:.3f})": lead[HEADLINE] for name, lead in subject.leads.items()}
-    below = [name for name, lead in leads.items() if lead.high < 0]
-    unclear = [name for name, lead in leads.items() if lead.low <= 0 <= lead.high]
-    parts = [
-        f"{verb} {', '.join(names)}"
-        for verb, names in (("below", below), ("not clearly above", unclear))
-        if names
-    ]
+    leads = {f"{name} ({value[name]:.3f})": lead[HEADLINE] for name, lead in model.leads.items()}
+    groups = {
+        "below": [name for name, lead in leads.items() if lead.high < 0],
+        "not clearly above": [name for name, lead in leads.items() if lead.low <= 0 <= lead.high],
+    }
+    parts = [f"{relation} {', '.join(names)}" for relation, names in groups.items() if names]
     words = METRICS[HEADLINE].words
     if parts:
-        return f"{level.words}, the {subject.name}'s {words} is {' and '.join(parts)}"
+        return f"{level.words}, {words} of the {model.name} is {' and '.join(parts)}"
     better = [
-        row for row in level.rows if row.baseline and subject.leads[row.name]["accuracy"].high < 0
+        f"{row.name} ({row.scores['accuracy'].value:.3f})"
+        for row in level.rows
+        if row.baseline and model.leads[row.name]["accuracy"].high < 0
     ]
     if not better:
         return ""
-    told = ", ".join(f"{row.name} ({row.scores['accuracy'].value:.3f})" for row in better)
     return (
-        f"{level.words}, accuracy is below {told}: what it gains in rare classes it loses in frequent ones, which "
-        f"{words} counts the same"
+        f"{level.words}, accuracy is below {', '.join(better)}: the gain in rare classes, which "
+        f"{words} weights equally, costs accuracy in frequent classes"
     )
 
 
-def _unbeaten(level: Level) -> list[str]:
-    """One sentence for each baseline that the best of several subjects does not beat."""
+def _unbeaten_baselines(level: Level) -> list[str]:
+    """List the baselines that no model exceeds, one sentence each."""
     value = {row.name: row.scores[HEADLINE].value for row in level.rows}
     best = max((row.name for row in level.rows if not row.baseline), key=lambda name: value[name])
     return [
-        f"the baseline '{row.name}' ({value[row.name]:.3f}) is not beaten by the best model "
-        f"({best}, {value[best]:.3f}) in {METRICS[HEADLINE].words}"
+        f"the best model ({best}, {value[best]:.3f}) does not exceed the baseline '{row.name}' "
+        f"({value[row.name]:.3f}) in {METRICS[HEADLINE].words}"
         for row in level.rows
         if row.baseline and value[row.name] >= value[best]
     ]
 
 
 def to_json(evaluation: EvaluationResult) -> dict[str, Any]:
-    """What `scores.json` holds of one subject: `levels` {site|well: {subject: {metric: {value, low, high}}}}, `leads`
-    (model minus each baseline), `n`, `train`, `confidence` (see `calibration.Confidence`), `overlap`, `warnings`,
-    `skipped` (baseline: why), `split`, `seed`, `replicates`."""
-    (subject,) = evaluation.model_names
+    """Content of `scores.json` for one model.
+
+    Keys: `levels` {site|well: {model: {metric: {value, low, high}}}}, `leads` (model minus each
+    baseline), `n`, `train`, `confidence` (see `calibration.Confidence`), `overlap`, `warnings`,
+    `skipped` (baseline: reason), `unplaced_wells`, `split`, `seed`, `replicates`, `resample`.
+    """
+    (model,) = evaluation.model_names
     plain = dataclasses.asdict
     return {
         "split": evaluation.split,
-        "split_words": evaluation.split_words,
+        "split_words": evaluation.split_meaning,
         "n": plain(evaluation.n),
         "levels": {
             level.name: {row.name: plain(row)["scores"] for row in level.rows}
             for level in evaluation.levels
         },
-        "leads": {level.name: plain(level[subject])["leads"] for level in evaluation.levels},
-        "train": evaluation.train.get(subject, {}),
-        "confidence": plain(evaluation.confidence[subject]),
+        "leads": {level.name: plain(level[model])["leads"] for level in evaluation.levels},
+        "train": evaluation.train.get(model, {}),
+        "confidence": plain(evaluation.confidence[model]),
         "overlap": plain(evaluation.overlap),
         "skipped": evaluation.skipped,
+        "unplaced_wells": list(evaluation.unplaced_wells),
         "seed": evaluation.seed,
         "replicates": evaluation.replicates,
         "resample": evaluation.resample,
@@ -222,82 +231,79 @@ def to_json(evaluation: EvaluationResult) -> dict[str, Any]:
 
 
 def read_evaluation(path: Path) -> EvaluationResult:
-    """The judgement of one subject that a `scores.json` holds.
+    """Read the `scores.json` of one model.
 
     Raises:
-        InputError: the file is missing, is not JSON, or is not a judgement.
+        InputError: the file is missing, not JSON, or not an evaluation result.
     """
-    found = read_json(path)
+    values = read_json(path)
     try:
-        return _from_json(found)
+        return _from_json(values)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: is no judgement ({error}); run `perturbjax evaluate` again"
+            f"{path}: not an evaluation result ({error}); run `perturbjax evaluate` again"
         ) from error
 
 
-def _from_json(found: dict[str, Any]) -> EvaluationResult:
-    def estimates(of: dict[str, dict[str, float]]) -> dict[str, Estimate]:
-        return {metric: Estimate(**one) for metric, one in of.items()}
+def _from_json(values: dict[str, Any]) -> EvaluationResult:
+    def estimates(scores: dict[str, dict[str, float]]) -> dict[str, Estimate]:
+        return {metric: Estimate(**one) for metric, one in scores.items()}
 
     def row(name: str, scores: dict, leads: dict) -> ModelScores:
-        leads = {other: estimates(lead) for other, lead in leads.items()} if name == MODEL else {}
-        return ModelScores(name, name != MODEL, estimates(scores), leads)
+        own = {other: estimates(lead) for other, lead in leads.items()} if name == MODEL else {}
+        return ModelScores(name, name != MODEL, estimates(scores), own)
 
     levels = [
         Level(
             level,
-            found["n"][level],
-            tuple(row(name, of, found["leads"][level]) for name, of in model_names.items()),
+            values["n"][level],
+            tuple(row(name, scores, values["leads"][level]) for name, scores in rows.items()),
         )
-        for level, model_names in found["levels"].items()
+        for level, rows in values["levels"].items()
     ]
     return EvaluationResult(
-        split=found["split"],
+        split=values["split"],
         folds=1,
-        n=SampleSizes(**found["n"]),
+        n=SampleSizes(**values["n"]),
         levels=tuple(levels),
-        train={MODEL: found["train"]} if found["train"] else {},
-        overlap=Overlap(**found["overlap"]),
-        confidence={MODEL: Confidence(**found["confidence"])},
-        **{name: found[name] for name in ("skipped", "seed", "replicates", "resample")},
+        train={MODEL: values["train"]} if values["train"] else {},
+        overlap=Overlap(**values["overlap"]),
+        confidence={MODEL: Confidence(**values["confidence"])},
+        unplaced_wells=tuple(values.get("unplaced_wells", ())),
+        **{name: values[name] for name in ("skipped", "seed", "replicates", "resample")},
     )
 
 
 def describe_test_set(evaluation: EvaluationResult) -> str:
-    """One sentence: how the split was made, and how much the test part holds."""
+    """Describe the split and the size of the test set in one sentence."""
     n = evaluation.n
     sizes = {"site": n.site, "well": n.well, "plate": n.plate}
-    tested = ", ".join(
-        f"{count} {what}{'' if count == 1 else 's'}" for what, count in sizes.items()
-    )
-    trained = (
-        "trained on"
-        if evaluation.folds == 1
-        else f"{evaluation.folds} folds, each trained on about"
-    )
+    tested = ", ".join(f"{size} {unit}{'s' * (size != 1)}" for unit, size in sizes.items())
+    folds = f"{evaluation.folds} folds, each " if evaluation.folds > 1 else ""
+    about = "about " if evaluation.folds > 1 else ""
     return (
-        f"Split by {evaluation.split_name}: {evaluation.split_words}. Tested on {tested}, "
-        f"{n.test_classes} of {n.classes} classes; {trained} {n.train_site} sites."
+        f"Split by {evaluation.split_name}: {evaluation.split_meaning}. Tested on {tested}, "
+        f"{n.test_classes} of {n.classes} classes; {folds}trained on {about}{n.train_site} sites."
     )
 
 
 def summary_sentences(evaluation: EvaluationResult) -> list[str]:
-    """For each level one sentence: the (best) subject's headline score, and its lead over the best baseline."""
+    """Score of the (best) model and its lead over the best baseline, one sentence per level."""
     sentences = []
     for level in evaluation.displayed_levels:
-        subject = rank_rows(level, evaluation.model_names)[0]
+        model = rank_rows(level, evaluation.model_names)[0]
         best = level.best_baseline.name
-        of = f" of {subject.name}" if len(evaluation.model_names) > 1 else ""
+        name = f" of {model.name}" if len(evaluation.model_names) > 1 else ""
         sentences.append(
-            f"{_capital(METRICS[HEADLINE].words)} {level.words}{of} {format_estimate(subject.scores[HEADLINE])}; lead over the "
-            f"best baseline ({best}) {format_estimate(subject.leads[best][HEADLINE])}."
+            f"{capitalize(METRICS[HEADLINE].words)} {level.words}{name} "
+            f"{format_estimate(model.scores[HEADLINE])}; lead over the best baseline ({best}) "
+            f"{format_estimate(model.leads[best][HEADLINE])}."
         )
     return sentences
 
 
 def rank_rows(level: Level, names: Sequence[str]) -> list[ModelScores]:
-    """The rows of these names, best headline score first; of equals the more accurate, then the first."""
+    """Rows of these names by balanced accuracy, then accuracy, highest first."""
     rows = [row for row in level.rows if row.name in names]
     return sorted(
         rows, key=lambda row: (-row.scores[HEADLINE].value, -row.scores["accuracy"].value)
@@ -305,24 +311,23 @@ def rank_rows(level: Level, names: Sequence[str]) -> list[ModelScores]:
 
 
 def describe_calibration(confidence: Confidence) -> str:
-    """One sentence: how far stated probabilities lie from what is reached, before and after one temperature."""
-    hot = confidence.temperature
-    says = "surer than it is right" if hot > 1 else "less sure than it could be"
+    """Describe calibration error, temperature and accuracy of the confident half."""
+    temperature = confidence.temperature
     return (
-        f"Calibration error {confidence.error:.3f} as it is; {confidence.scaled_error:.3f} with one temperature fitted "
-        f"on other held-out wells ({hot:.2f}: it is {says}). Of the half that it is then surest of, "
-        f"{confidence.half_accuracy:.1%} are right."
+        f"Calibration error {confidence.error:.3f}; {confidence.scaled_error:.3f} after temperature "
+        f"scaling (T = {temperature:.2f} from other test wells: the model is "
+        f"{'over' if temperature > 1 else 'under'}confident). Accuracy in the more confident half "
+        f"of the sites: {confidence.half_accuracy:.1%}."
     )
 
 
 def format_estimate(estimate: Estimate | None, gap: str = " ") -> str:
-    """`0.712 [0.65, 0.77]`; empty where there is no such score."""
-    return (
-        ""
-        if estimate is None
-        else f"{estimate.value:z.3f}{gap}[{estimate.low:z.2f}, {estimate.high:z.2f}]"
-    )
+    """Format as `0.712 [0.65, 0.77]`; empty if the score does not exist."""
+    if estimate is None:
+        return ""
+    return f"{estimate.value:z.3f}{gap}[{estimate.low:z.2f}, {estimate.high:z.2f}]"
 
 
-def _capital(words: str) -> str:
+def capitalize(words: str) -> str:
+    """Make the first letter upper case and keep the others."""
     return words[0].upper() + words[1:]

@@ -1,4 +1,4 @@
-"""Figures of a run, each one function that draws and writes one PNG."""
+"""Figures of a run: each function draws and writes one PNG."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: One colour a meaning, in every figure: told apart in the common colour blindnesses (Wong 2011).
+#: Colors with one meaning in all figures, suitable for color blindness (Wong 2011, Nat Methods 8, 441).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
-_PART = {"train": (BLUE, "training sites"), "test": (ORANGE, "held-out sites")}
+_PART = {"train": (BLUE, "training sites"), "test": (ORANGE, "test sites")}
 _LEVEL = {
     "site": (BLUE, "by site"),
     "treated": (GREEN, "by treated row"),
@@ -42,13 +42,13 @@ _STYLE: Any = {
     "legend.frameon": False,
     "savefig.dpi": 150,
 }
-#: Above these, names no longer fit beside their rows.
+#: Maximum numbers for which names and values fit.
 _NAMED_CLASSES, _NUMBERED_CLASSES, _PLATES = 45, 20, 12
 
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of width × height inches, written to `path` when the block ends."""
+    """Yield a figure of width × height inches, and write it to `path` at the end."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -60,9 +60,9 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Loss, accuracy and learning rate against epoch, from the rows of metrics.jsonl.
+    """Plot loss, accuracy and learning rate by epoch.
 
-    Rows have `epoch`, `split` ("train" or "test") and any of `loss`, `accuracy`, `learning_rate`.
+    Rows of metrics.jsonl have `epoch`, `split` ("train" or "test") and any of `loss`, `accuracy`, `learning_rate`.
 
     Raises:
         InputError: no row has any of them.
@@ -81,9 +81,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         if key in table and "epoch" in table and table[key].notna().any()
     ]
     if not panels:
-        raise InputError(
-            "metrics.jsonl: has no epoch with a loss, an accuracy or a learning rate to draw"
-        )
+        raise InputError("metrics.jsonl: has no epoch with loss, accuracy or learning rate")
     split = table["split"] if "split" in table else pd.Series("train", index=table.index)
     with _figure(path, 3.6 * len(panels), 2.9) as figure:
         for axes, (key, title) in zip(
@@ -111,7 +109,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
 
 
 def plot_scores(evaluation: EvaluationResult, path: Path) -> Path:
-    """One subject beside its baselines with 95 % intervals, one panel a metric."""
+    """Plot a model and its baselines with 95 % intervals, one panel per metric."""
     metrics, levels = evaluation.metrics, evaluation.displayed_levels
     rows = [row.name for row in evaluation.levels[0].rows]
     with _figure(path, 2.5 * len(metrics) + 1, 0.42 * len(rows) + 1.3) as figure:
@@ -146,8 +144,9 @@ def _offsets(count: int) -> list[float]:
 
 
 def plot_ranking(evaluation: EvaluationResult, path: Path, title: str) -> Path:
-    """Accuracy and balanced accuracy of several subjects (training hollow, test filled, with interval) and baselines,
-    by site, best first."""
+    """Plot accuracy and balanced accuracy of several models and baselines, by site.
+
+    Filled symbols are test scores with intervals, hollow symbols training scores."""
     level = evaluation.levels[0]
     rows = rank_rows(level, [row.name for row in level.rows])[::-1]
     with _figure(path, 10, 1.6 + 0.34 * len(rows)) as figure:
@@ -171,8 +170,8 @@ def plot_ranking(evaluation: EvaluationResult, path: Path, title: str) -> Path:
     return Path(path)
 
 
-def plot_splits(levels: Mapping[str, Level], subject: str, path: Path) -> Path:
-    """The headline score of one subject (blue) and its controls (grey) with 95 % intervals, one panel a split."""
+def plot_splits(levels: Mapping[str, Level], model: str, path: Path) -> Path:
+    """Plot balanced accuracy of a model (blue) and its controls (gray), one panel per split."""
     names = list(dict.fromkeys(row.name for level in levels.values() for row in level.rows))
     with _figure(path, 2.6 * len(levels) + 1.6, 0.3 * len(names) + 1.1) as figure:
         panels = np.ravel(figure.subplots(1, len(levels), sharey=True, sharex=True))
@@ -181,7 +180,7 @@ def plot_splits(levels: Mapping[str, Level], subject: str, path: Path) -> Path:
                 y, found, colour = (
                     names.index(row.name),
                     row.scores[HEADLINE],
-                    BLUE if row.name == subject else GREY,
+                    BLUE if row.name == model else GREY,
                 )
                 axes.plot([found.low, found.high], [y, y], color=colour, linewidth=2)
                 axes.plot(found.value, y, "o", color=colour, markersize=5)
@@ -199,9 +198,10 @@ def plot_splits(levels: Mapping[str, Level], subject: str, path: Path) -> Path:
 def plot_confusion(
     matrix: Int[np.ndarray, "classes classes"], class_names: Sequence[str], path: Path
 ) -> Path:
-    """Share of each true class (row) predicted as each class (column); most frequent classes first.
+    """Plot the fraction of each true class (row) predicted as each class (column).
 
-    Rows are the classes that occur in the truth, columns those that occur in the truth or among the predictions.
+    Rows are classes in the truth, columns classes in the truth or the predictions, both sorted by
+    frequency.
     """
     from matplotlib.colors import PowerNorm
 
@@ -218,7 +218,7 @@ def plot_confusion(
             share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest"
         )
         bar = figure.colorbar(
-            image, ax=axes, label="share of the true class", ticks=[0, 0.05, 0.2, 0.5, 1]
+            image, ax=axes, label="fraction of the true class", ticks=[0, 0.05, 0.2, 0.5, 1]
         )
         bar.ax.set_yticklabels(["0", "5 %", "20 %", "50 %", "100 %"])
         axes.grid(visible=False)
@@ -241,12 +241,12 @@ def plot_confusion(
                         color=colour,
                         fontsize=7,
                     )
-        title = "confusion of held-out sites"
+        title = "confusion of test sites"
         title += ", in % of the true class" if len(columns) <= _NUMBERED_CLASSES else ""
         title += (
             ""
             if named
-            else f": {len(columns)} classes, most frequent first; the most predicted are named"
+            else f": {len(columns)} classes, most frequent first; the most predicted have labels"
         )
         axes.set(
             title=title,
@@ -259,7 +259,7 @@ def plot_confusion(
 def _name_frequent_columns(
     axes: Axes, matrix: np.ndarray, columns: Sequence[int] | np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """Too many classes to name: name the ten that are predicted most, where they do not run into each other."""
+    """Label the ten most predicted classes if their labels do not overlap."""
     predicted = matrix.sum(axis=0)[columns]
     chosen: list[int] = []
     for at in np.argsort(-predicted, kind="stable")[:10]:
@@ -271,9 +271,9 @@ def _name_frequent_columns(
 
 
 def plot_recall(table: pd.DataFrame, path: Path) -> Path:
-    """Share of each class's held-out sites that are recognised; `table` as `scores.per_class` gives it.
+    """Plot the recall of each class, from the table of `scores.per_class`.
 
-    With many classes, those with most sites by name, beside a histogram of all.
+    With many classes: the largest classes by name, and a histogram of all.
     """
     present = table[table["sites"] > 0].sort_values("sites", ascending=False, kind="stable")
     crowded = len(present) > _NAMED_CLASSES
@@ -291,7 +291,7 @@ def plot_recall(table: pd.DataFrame, path: Path) -> Path:
         axes.set(
             xlim=(0, 1),
             ylim=(len(shown) - 0.4, -0.6),
-            xlabel="recall (share of its sites recognised)",
+            xlabel="recall (fraction of sites recognized)",
         )
         axes.set_title(
             (f"{len(shown)} most frequent classes" if crowded else "all classes")
@@ -314,12 +314,12 @@ def plot_plates(
     probabilities: Float[np.ndarray, "n classes"],
     path: Path,
 ) -> Path:
-    """Each held-out plate with its wells coloured by the mean probability given to the true class.
+    """Plot plate maps of the test wells, colored by the mean probability of the true class.
 
-    At most 12 plates, those with most wells. Patterns along edges or rows point to position, not treatment.
+    At most 12 plates, those with most wells. Patterns along edges or rows are position effects.
 
     Raises:
-        InputError: wells are not named as on a plate.
+        InputError: well names give no position.
     """
     spots = parse_wells(index[WELL])
     if (spots < 0).any():
@@ -352,7 +352,7 @@ def plot_plates(
             image, ax=panels.tolist(), label="mean probability of the true class", shrink=0.7
         )
         total = wells["plate"].nunique()
-        figure.suptitle("held-out wells" + (f" of {len(plates)} of {total} plates" if total > len(plates) else ""),
+        figure.suptitle("test wells" + (f" of {len(plates)} of {total} plates" if total > len(plates) else ""),
                         x=0.01, ha="left", fontsize=10)  # fmt: skip
     return Path(path)
 
@@ -363,10 +363,7 @@ def plot_reliability(
     path: Path,
     bins: int = 10,
 ) -> Path:
-    """Accuracy against stated confidence, and how often each confidence is stated.
-
-    The expected calibration error is the mean distance of the two, weighted by sites (Guo et al. 2017).
-    """
+    """Plot accuracy by confidence, and the histogram of confidence (see `calibration`)."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     edges = np.linspace(0, 1, bins + 1)
     where = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
@@ -377,10 +374,10 @@ def plot_reliability(
     error = float((np.abs(stated - reached) * sites[filled]).sum() / len(labels))
     with _figure(path, 4.2, 4.6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as stated")
+        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
         upper.plot(stated, reached, "o-", color=BLUE, markersize=4, label="model")
         upper.set(
-            title=f"calibration of held-out sites, error {error:.3f}",
+            title=f"calibration of test sites, error {error:.3f}",
             ylabel="accuracy",
             xlim=(0, 1),
             ylim=(0, 1),

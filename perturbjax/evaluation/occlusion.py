@@ -1,90 +1,85 @@
-"""Where a network without attention looks: how much less sure it is of its answer where a part of the site is hidden.
+"""Occlusion maps for networks without attention: which parts of a site does a prediction need?
 
-Occlusion (Zeiler and Fergus 2014, arXiv 1311.2901): a window takes the site's own median of every channel, and no cell.
-Windows are twice as wide as their step, so that each place is hidden by several.
+A window is replaced by the site's median of each channel and by an empty mask. The map contains the
+decrease of the predicted class's probability for each window. Windows are twice as wide as their
+step, so that each pixel is covered by several windows.
+
+Source: Zeiler and Fergus 2014, arXiv 1311.2901.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.dataset import Dataset
-from perturbjax.training.apply_network import Predictions
+from perturbjax.inference import Network
 
-#: Windows along each side.
+#: Windows along each image axis.
 GRID = 8
 
 
-@runtime_checkable
-class Asked(Protocol):
-    """What is asked of a network (`inference.Network`)."""
-
-    def changed(
-        self,
-        dataset: Dataset,
-        positions: Int[np.ndarray, " n"],
-        change: Callable[[RawBatch, int], RawBatch],
-    ) -> Predictions: ...
-
-
 def occlude(
-    network: Asked, dataset: Dataset, positions: Int[np.ndarray, " n"]
+    network: Network, dataset: Dataset, positions: Int[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n g g"]:
-    """By how much the probability of the answer to each site falls where a window is hidden; below 0 it rises."""
-    asked = 1 + GRID**2  # as it is, then with each window hidden
+    """Compute the decrease of the predicted class's probability for each hidden window."""
+    variants = 1 + GRID**2  # the unchanged site, then one variant per window
 
-    def change(batch: RawBatch, first: int) -> RawBatch:
-        image: Any = np.array(batch.image)  # on the host still
+    def hide_window(batch: RawBatch, first: int) -> RawBatch:
+        image: Any = np.array(batch.image)
         mask: Any = np.array(batch.mask)
         for row in range(len(image)):
-            window = (first + row) % asked
+            window = (first + row) % variants
             if window:
                 rows, columns = window_at(window - 1, image.shape[1], image.shape[2])
                 image[row, rows, columns] = np.median(image[row], axis=(0, 1)).astype(image.dtype)
                 mask[row, rows, columns] = 0
         return batch._replace(image=image, mask=mask)
 
-    found = network.changed(dataset, np.repeat(positions, asked), change).probabilities
-    found = found.reshape(len(positions), asked, -1)
-    told = found[:, 0].argmax(axis=1)
-    sure = np.take_along_axis(found, told[:, None, None], axis=2)[..., 0]
-    return (sure[:, :1] - sure[:, 1:]).reshape(-1, GRID, GRID).astype(np.float32)
+    probabilities = network.changed(
+        dataset, np.repeat(positions, variants), hide_window
+    ).probabilities
+    probabilities = probabilities.reshape(len(positions), variants, -1)
+    predicted = probabilities[:, 0].argmax(axis=1)
+    own = np.take_along_axis(probabilities, predicted[:, None, None], axis=2)[..., 0]
+    return (own[:, :1] - own[:, 1:]).reshape(-1, GRID, GRID).astype(np.float32)
 
 
 def window_at(number: int, height: int, width: int) -> tuple[slice, slice]:
-    """The pixels of a window, numbered row by row."""
-    sides = []
-    for at, length in zip(divmod(number, GRID), (height, width), strict=True):
-        middle, half = (at + 0.5) * length / GRID, max(length / GRID, 0.5)
-        sides.append(slice(max(0, round(middle - half)), max(1, round(middle + half))))
-    return sides[0], sides[1]
+    """Return rows and columns of a window; windows are numbered row by row."""
+    slices = []
+    for step, length in zip(divmod(number, GRID), (height, width), strict=True):
+        center, half = (step + 0.5) * length / GRID, max(length / GRID, 0.5)
+        slices.append(slice(max(0, round(center - half)), max(1, round(center + half))))
+    return slices[0], slices[1]
 
 
 def summary(
     drops: Float[np.ndarray, "n g g"], cells: Float[np.ndarray, "n g g"]
 ) -> dict[str, float]:
-    """In numbers: `largest`, the mean over sites of the greatest loss; `on_cells`, the share of all that is lost in
-    windows about a cell's pixel, and `cells`, the share of such windows.
+    """Summarize occlusion maps.
 
     Args:
-        cells: 1 where a window's middle lies in a cell.
+        drops: maps of `occlude`.
+        cells: maps of `window_centers`.
+
+    Returns:
+        `largest`: mean over sites of the maximum decrease; `on_cells`: fraction of the total
+        decrease in windows centered on cells; `cells`: fraction of such windows.
     """
-    lost = np.maximum(drops, 0)
-    total = float(lost.sum())
-    on_cells = float((lost * cells).sum() / total) if total else 0.0
+    losses = np.maximum(drops, 0)
+    total = float(losses.sum())
     return {
-        "largest": float(lost.max(axis=(1, 2)).mean()),
-        "on_cells": on_cells,
+        "largest": float(losses.max(axis=(1, 2)).mean()),
+        "on_cells": float((losses * cells).sum() / total) if total else 0.0,
         "cells": float(cells.mean()),
     }
 
 
 def window_centers(mask: Int[np.ndarray, "h w"] | np.ndarray) -> Float[np.ndarray, "g g"]:
-    """1 where the middle of a window lies in a cell."""
-    rows, columns = (((np.arange(GRID) + 0.5) * side / GRID).astype(int) for side in mask.shape)
+    """Return 1 for windows whose center lies in a cell, otherwise 0."""
+    rows, columns = (((np.arange(GRID) + 0.5) * size / GRID).astype(int) for size in mask.shape)
     return (mask[np.ix_(rows, columns)] > 0).astype(float)

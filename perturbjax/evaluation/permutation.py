@@ -1,8 +1,11 @@
-"""Could the score be luck? Labels dealt anew to whole wells, the predictions left as they are.
+"""Permutation test: is the score compatible with labels that are unrelated to the images?
 
-Under the null hypothesis any label could have stood in any well of its plate, so the wells' labels are exchanged within
-plates (and within the fold that judged them, whose labels its own training never saw). Sites of a well keep together,
-since they share what went wrong with it.
+Null hypothesis: within a plate (and fold), the labels of the wells are exchangeable. The test
+shuffles the labels of whole wells within plate and fold and scores the unchanged predictions
+against the shuffled labels. Sites of a well keep one label because they are not independent. The
+p-value is the fraction of arrangements, the observed one included, with at least the observed
+score (Phipson & Smyth 2010, Stat Appl Genet Mol Biol 9, 39). No model is refitted: the predictions
+of a fold do not depend on the labels of its test wells.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ from scipy.special import gammaln
 from perturbjax.evaluation.baselines import BaselineUnavailable
 from perturbjax.evaluation.scores import HEADLINE, METRICS, Counts
 
-#: Fewer ways than this to deal the labels give no p below 0.01.
-_LEAST_WAYS = 100
+#: Minimum number of distinct arrangements; fewer cannot give p < 0.01.
+_MIN_ARRANGEMENTS = 100
 
 
 def permutation_p(
@@ -28,53 +31,54 @@ def permutation_p(
     permutations: int = 2000,
     seed: int = 0,
 ) -> float:
-    """Share of the deals (the one that happened among them) in which the predictions score at least as well.
+    """Compute the p-value of a score by shuffling the labels of wells within blocks.
 
     Args:
         labels: true class of each site.
-        probabilities: what was predicted of each site.
-        wells: number of each site's well, from 0.
-        blocks: number of what labels are exchanged within (plate and fold), one for all sites of a well.
-        metric: one that is made of counts.
-        permutations: deals beside the one that happened.
-        seed: of the deals.
+        probabilities: predicted probabilities of each site.
+        wells: well number of each site, from 0.
+        blocks: number of the block (plate and fold) of each site, equal for all sites of a well.
+        metric: name of a metric.
+        permutations: number of random arrangements.
+        seed: seed of the random numbers.
 
     Raises:
-        Unavailable: sites of a well differ in label, or there are too few ways to deal the labels.
+        BaselineUnavailable: sites of one well have different labels, or there are too few
+            arrangements.
     """
     first = np.unique(wells, return_index=True)[1]
-    of_well, block_of, classes = labels[first], blocks[first], probabilities.shape[1]
-    if (of_well[wells] != labels).any():
+    well_labels, well_blocks, classes = labels[first], blocks[first], probabilities.shape[1]
+    if (well_labels[wells] != labels).any():
+        raise BaselineUnavailable("sites of one well have different labels")
+    arrangements = _log_arrangements(well_labels, well_blocks)
+    if arrangements < np.log(_MIN_ARRANGEMENTS):
         raise BaselineUnavailable(
-            "the sites of one well have different labels, so wells cannot be exchanged"
-        )
-    ways = _log_ways(of_well, block_of)
-    if ways < np.log(_LEAST_WAYS):
-        raise BaselineUnavailable(
-            f"there are {round(np.exp(ways))} ways to deal the labels to the wells of a plate: too few for a p-value"
+            f"the labels of the wells of a plate have only {round(np.exp(arrangements))} "
+            f"arrangements; {_MIN_ARRANGEMENTS} are needed for a p-value below 0.01"
         )
     predicted = np.zeros((len(first), classes))
     np.add.at(predicted, (wells, probabilities.argmax(axis=1)), 1)
     sites = predicted.sum(axis=1)
     rng = np.random.default_rng(seed)
-    order = np.lexsort((np.arange(len(first)), block_of))  # wells of a block stand together
+    order = np.lexsort((np.arange(len(first)), well_blocks))  # sorts wells by block
     scores = np.empty(permutations + 1)
     for row in range(permutations + 1):
-        dealt = np.empty_like(of_well)
-        # The wells of each block in their own, then in random order: within its block each label finds another well.
-        shuffled = order if row == 0 else np.lexsort((rng.random(len(first)), block_of))
-        dealt[order] = of_well[shuffled]
-        truth = np.bincount(dealt, weights=sites, minlength=classes)
-        hits = np.bincount(
-            dealt, weights=predicted[np.arange(len(first)), dealt], minlength=classes
-        )
-        scores[row] = METRICS[metric].function(
-            Counts(truth, predicted.sum(axis=0), hits, np.float64(0))
-        )
+        # Row 0 is the observed arrangement. Sorting by block, then by random numbers, shuffles
+        # the labels within each block.
+        shuffled = order if row == 0 else np.lexsort((rng.random(len(first)), well_blocks))
+        permuted = np.empty_like(well_labels)
+        permuted[order] = well_labels[shuffled]
+        truth = np.bincount(permuted, weights=sites, minlength=classes)
+        right = predicted[np.arange(len(first)), permuted]
+        hits = np.bincount(permuted, weights=right, minlength=classes)
+        counts = Counts(truth, predicted.sum(axis=0), hits, np.float64(0))
+        scores[row] = METRICS[metric].function(counts)
     return float((scores >= scores[0] - 1e-12).mean())
 
 
-def _log_ways(labels: Int[np.ndarray, " wells"], blocks: Int[np.ndarray, " wells"]) -> float:
-    """Logarithm of the number of distinct ways to deal the labels within blocks."""
+def _log_arrangements(
+    labels: Int[np.ndarray, " wells"], blocks: Int[np.ndarray, " wells"]
+) -> float:
+    """Logarithm of the number of distinct arrangements of the labels within blocks."""
     pairs = np.unique(np.stack([blocks, labels]), axis=1, return_counts=True)[1]
     return float(gammaln(np.bincount(blocks) + 1).sum() - gammaln(pairs + 1).sum())

@@ -1,7 +1,8 @@
-"""The table of predictions: its columns, how it is written, and how what stands in it is checked and read.
+"""Tables of predictions: columns, writing, reading and checks.
 
-`Metadata_*`, then `site_id`, `part`, `label` (the true class, empty where it is not known), `predicted`, and one
-`prob_<class>` a class. Networks and classical models write the same.
+Columns: `Metadata_*`, `site_id`, `part` (train, test or new), `label` (true class, empty if
+unknown), `predicted`, and one `prob_<class>` per class. Networks and classifiers write the same
+table.
 """
 
 from __future__ import annotations
@@ -30,19 +31,18 @@ def predictions_table(
     part: Any,
     label: pd.Series | str = "",
 ) -> pd.DataFrame:
-    """One row a row of `index`, probabilities as float32.
+    """Build the table of predictions, one row per row of `index`, with float32 probabilities.
 
     Args:
         index: `site_id` and the `Metadata_*` columns.
-        class_names: in the order of the probabilities.
-        part: of each row, or of all.
-        label: the true class of each row; empty where it is not known.
+        probabilities: one row per site.
+        class_names: classes in the order of the probabilities.
+        part: train, test or new, for each row or for all.
+        label: true class of each row; empty if unknown.
     """
     names = np.asarray(class_names, dtype=object)
-    metadata = index[
-        [column for column in index.columns if column.startswith("Metadata_")]
-    ].reset_index(drop=True)
-    answers = pd.DataFrame(
+    columns = [column for column in index.columns if column.startswith("Metadata_")]
+    predictions = pd.DataFrame(
         {
             "site_id": index["site_id"].to_numpy(),
             "part": part,
@@ -53,54 +53,52 @@ def predictions_table(
     wide = pd.DataFrame(
         probabilities.astype(np.float32), columns=[_PROBABILITY + name for name in class_names]
     )
-    return pd.concat([metadata, answers, wide], axis=1)
+    return pd.concat([index[columns].reset_index(drop=True), predictions, wide], axis=1)
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
-    """Write the table, atomically: as text where the name ends in .csv, else as parquet."""
+    """Write the table atomically, as CSV if the name ends in .csv, otherwise as parquet."""
     (write_csv if path.suffix == ".csv" else write_parquet)(path, table)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """The table as it was written.
+    """Read a parquet table of predictions.
 
     Raises:
-        InputError: the file cannot be read, or lacks a column.
+        InputError: the file cannot be read or lacks a column.
     """
-    table = read_parquet(path, "predict again")
+    table = read_parquet(path, "run predict again")
     for column in ("site_id", "part", "label", "predicted"):
         if column not in table.columns:
-            raise InputError(f"{path}: no column {column!r}; it is no table of predictions")
+            raise InputError(f"{path}: not a table of predictions (no column {column!r})")
     return table
 
 
 def predicted_class_names(table: pd.DataFrame) -> list[str]:
-    """The classes that a table has probabilities of, in their order."""
-    return [
-        column.removeprefix(_PROBABILITY)
-        for column in table.columns
-        if column.startswith(_PROBABILITY)
-    ]
+    """List the classes of a table of predictions, in the order of the columns."""
+    columns = [column for column in table.columns if column.startswith(_PROBABILITY)]
+    return [column.removeprefix(_PROBABILITY) for column in columns]
 
 
 def drop_probabilities(table: pd.DataFrame) -> pd.DataFrame:
-    """What is known of the rows, and what was predicted."""
+    """Remove the probability columns."""
     return table[[column for column in table.columns if not column.startswith(_PROBABILITY)]]
 
 
 def labels_and_probabilities(
     table: pd.DataFrame, class_names: Sequence[str]
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n classes"]]:
-    """True classes as numbers, and probabilities, of the rows as they stand.
+    """Extract true class numbers and probabilities, in the order of the rows.
 
     Raises:
-        InputError: a class has no column, a label is not one of `class_names`, or probabilities are none.
+        InputError: a class has no column, a label is not in `class_names`, or probabilities are
+            invalid.
     """
     columns = [_PROBABILITY + name for name in class_names]
     for column in ("site_id", "label", *columns):
         if column not in table.columns:
             raise InputError(
-                f"predictions: no column {column!r}; predict again with the run's own classes"
+                f"predictions: no column {column!r}; run predict again with the classes of the run"
             )
     labels = encode_labels(table["label"], class_names, "predictions")
     probabilities = table[columns].to_numpy(dtype=np.float32)
@@ -111,34 +109,35 @@ def labels_and_probabilities(
 def select_predictions(
     table: pd.DataFrame, index: pd.DataFrame, class_names: Sequence[str], *, part: str = TEST
 ) -> tuple[pd.Series, Float[np.ndarray, "n classes"]]:
-    """The predictions of one part, checked, in the order of `index`.
+    """Select and check the predictions of one part, in the order of `index`.
 
     Args:
-        table: `site_id`, `label`, `prob_<class name>` for every class, and `part` (all rows are taken if absent).
-        index: the sites of that part, `site_id` among its columns.
-        class_names: classes in logit order.
-        part: rows of `table` to take.
+        table: `site_id`, `label`, `prob_<class>` of every class; `part` is optional.
+        index: sites of that part, with `site_id`.
+        class_names: classes in the order of the probabilities.
+        part: rows of `table` to select.
 
     Returns:
-        true class (by name) and probabilities of each row of `index`.
+        True class (name) and probabilities of each row of `index`.
 
     Raises:
-        InputError: a column is missing, a site occurs twice, is missing or is not of this part, a label is not one of
-            `class_names`, or probabilities are not probabilities.
+        InputError: a column is missing; a site is repeated, missing or not of this part; a label
+            is not in `class_names`; or probabilities are invalid.
     """
     if "site_id" not in table.columns:
-        raise InputError("predictions: no column 'site_id'; predict again")
+        raise InputError("predictions: no column 'site_id'; run predict again")
     if "part" in table.columns:
         table = table[table["part"] == part]
-    _refuse_repeated(table["site_id"], "predictions")
-    _refuse_repeated(index["site_id"], "index")
+    _check_unique(table["site_id"], "predictions")
+    _check_unique(index["site_id"], "index")
     if missing := sorted(set(index["site_id"]) - set(table["site_id"])):
         raise InputError(
-            f"predictions: none for {part} site {missing[0]} ({len(missing)} missing); predict again"
+            f"predictions: {len(missing)} {part} sites are missing (first: {missing[0]}); run "
+            "predict again"
         )
-    if foreign := sorted(set(table["site_id"]) - set(index["site_id"])):
+    if extra := sorted(set(table["site_id"]) - set(index["site_id"])):
         raise InputError(
-            f"predictions: site {foreign[0]} is not in the {part} part ({len(foreign)} such sites)"
+            f"predictions: {len(extra)} sites are not in the {part} set (first: {extra[0]})"
         )
     rows = table.set_index("site_id", drop=False).loc[index["site_id"]].reset_index(drop=True)
     _, probabilities = labels_and_probabilities(rows, class_names)
@@ -148,22 +147,21 @@ def select_predictions(
 def encode_labels(
     labels: pd.Series, class_names: Sequence[str], table: str
 ) -> Int[np.ndarray, " n"]:
-    """Class names as numbers in logit order.
+    """Convert class names to class numbers.
 
     Raises:
-        InputError: a label is not one of `class_names`; the message names `table`.
+        InputError: a label is not in `class_names`; the message names `table`.
     """
     numbers = labels.map({name: number for number, name in enumerate(class_names)})
     if numbers.isna().any():
         unknown = labels[numbers.isna().to_numpy()].iloc[0]
         raise InputError(
-            f"{table}: label {unknown!r} is not one of the run's {len(class_names)} classes (labels.json)"
+            f"{table}: label {unknown!r} is not one of the {len(class_names)} classes of the run "
+            "(labels.json)"
         )
     return numbers.to_numpy(dtype=int)
 
 
-def _refuse_repeated(site_ids: pd.Series, table: str) -> None:
+def _check_unique(site_ids: pd.Series, table: str) -> None:
     if (repeated := site_ids.duplicated()).any():
-        raise InputError(
-            f"{table}: site {site_ids[repeated].iloc[0]} occurs more than once; every site counts once"
-        )
+        raise InputError(f"{table}: site {site_ids[repeated].iloc[0]} occurs more than once")

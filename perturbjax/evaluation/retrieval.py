@@ -1,10 +1,22 @@
-"""What features say without a classifier: do replicates find each other, and compounds their mechanism?
+"""Retrieval scores of features without a classifier: replicates and shared mechanisms.
 
-Mean average precision of replicates follows Kalinin et al. 2025 (Nature Communications 16, 5181; the package copairs),
-matching of mechanisms Ljosa et al. 2013 (J Biomol Screen 18, 1321) and Ando et al. 2017 (bioRxiv 161422). What may be
-retrieved can be kept apart from the query as MorphoHELM does (arXiv 2605.15383): see `RESTRICTIONS`.
+Replicates. For each well (query), all other wells are ranked by cosine similarity. The average
+precision (AP) is high if the wells of the same perturbation rank before the negative controls of
+the plate (phenotypic activity) or before other perturbations (distinctness). The mean over the
+wells of a perturbation is its mAP (Kalinin et al. 2025, Nature Communications 16, 5181; package
+copairs).
 
-Queries are compared in blocks, so that memory grows with the number of wells and not with its square.
+Null distribution. AP of random rankings depends on the numbers of positives and negatives. It is
+simulated: positions of the positives are drawn without replacement, 10,000 rankings for each pair
+of numbers. Queries with equal numbers share these rankings, as in copairs, because replicates
+retrieve each other and their APs are not independent. p is the fraction of null mAPs that reach the
+observed one, with 1 added to both counts; q is its Benjamini-Hochberg correction.
+
+Mechanisms. NSC and NSCB: does the most similar well of another compound (and batch) have the same
+mechanism? (Ljosa et al. 2013, J Biomol Screen 18, 1321; Ando et al. 2017, bioRxiv 161422.)
+
+`RESTRICTIONS` excludes wells that share plate, position or layout with the query (MorphoHELM,
+arXiv 2605.15383). Queries are compared in blocks, so that memory is linear in the number of wells.
 """
 
 from __future__ import annotations
@@ -22,101 +34,29 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import write_csv
 from perturbjax.core.plates import plate_layouts
 from perturbjax.dataset import PLATE, WELL
+from perturbjax.evaluation.ranking import (
+    TOP,
+    average_precision,
+    random_precision,
+    recall_at_top,
+    similarity_blocks,
+)
 
 MOA, COMPOUND, CONTROL_TYPE = "Metadata_moa", "Metadata_pert_iname", "Metadata_control_type"
 NEGATIVE_CONTROL = "negcon"
-#: Names of the vehicle, where no column tells the controls.
+#: Vehicle names, used if no column marks the controls.
 _VEHICLES = ("dmso", "negcon", "negative control")
-#: What a query may not share with what it retrieves, by the name of the measure.
+#: Property that a query and the retrieved wells must not share, by name of the restriction.
 RESTRICTIONS = {
     "NR": "no restriction",
     "NSB": "not from the same plate",
-    "NSS": "not from the same place on a plate",
+    "NSS": "not from the same plate position",
     "NSL": "not from a plate of the same layout",
 }
-#: Queries at a time, and share of what may be retrieved that recall looks at.
-_BLOCK, _TOP = 256, 0.01
-#: With fewer rankings than this no p could be below 0.01.
-_LEAST_RANKINGS = 100
-#: Which rows a block of queries may retrieve, and which of these are right: (rows) → (positives, negatives).
+#: Minimum number of distinct rankings; fewer cannot give p < 0.01.
+_MIN_RANKINGS = 100
+#: (rows) -> (positives, negatives) of a block of queries.
 Pairs = Callable[[Int[np.ndarray, " q"]], tuple[Bool[np.ndarray, "q n"], Bool[np.ndarray, "q n"]]]
-
-
-def unit_rows(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Rows of length 1, whose products are cosines; a row of zeros stays, and is similar to nothing (0)."""
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.where(length > 0, length, 1)
-
-
-def average_precision(
-    similarity: Float[np.ndarray, "q n"],
-    positives: Bool[np.ndarray, "q n"],
-    negatives: Bool[np.ndarray, "q n"],
-) -> Float[np.ndarray, " q"]:
-    """How well each row ranks its positives before its negatives, by similarity.
-
-    AP = mean over the positives of (rank among positives) / (rank among positives and negatives): the mean precision
-    at the rank of each positive. Of equally similar rows the negatives come first. NaN where either set is empty.
-    """
-    found = np.full(len(similarity), np.nan)
-    for row in np.flatnonzero(positives.any(axis=1) & negatives.any(axis=1)):
-        good = np.sort(similarity[row, positives[row]])[::-1]
-        bad = np.sort(similarity[row, negatives[row]])
-        before = len(bad) - np.searchsorted(bad, good, side="left")  # negatives at least as similar
-        rank = np.arange(1, len(good) + 1)
-        found[row] = (rank / (rank + before)).mean()
-    return found
-
-
-def recall_at_top(
-    similarity: Float[np.ndarray, "q n"],
-    positives: Bool[np.ndarray, "q n"],
-    negatives: Bool[np.ndarray, "q n"],
-) -> Float[np.ndarray, " q"]:
-    """Share of each row's positives among the most similar 1 % of what it may retrieve (one at least).
-
-    NaN where either set is empty.
-    """
-    found = np.full(len(similarity), np.nan)
-    for row in np.flatnonzero(positives.any(axis=1) & negatives.any(axis=1)):
-        pool = positives[row] | negatives[row]
-        top = max(1, int(np.ceil(_TOP * pool.sum())))
-        near = np.argpartition(-np.where(pool, similarity[row], -np.inf), top - 1)[:top]
-        found[row] = positives[row, near].sum() / positives[row].sum()
-    return found
-
-
-def _blocks(
-    features: Float[np.ndarray, "n d"],
-) -> Iterator[tuple[Int[np.ndarray, " q"], Float[np.ndarray, "q n"]]]:
-    """Rows, and their similarity to all, some at a time."""
-    unit = unit_rows(features)
-    for start in range(0, len(unit), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(unit)))
-        yield rows, unit[rows] @ unit.T
-
-
-def _null(
-    positives: int, negatives: int, draws: int, rng: np.random.Generator
-) -> Float[np.ndarray, " draws"]:
-    """Average precision of random rankings."""
-    places = np.sort(_places(positives, positives + negatives, draws, rng), axis=1) + 1
-    return (np.arange(1, positives + 1) / places).mean(axis=1)
-
-
-def _places(
-    few: int, of: int, draws: int, rng: np.random.Generator
-) -> Int[np.ndarray, "draws few"]:
-    """So many different numbers below `of`, drawn anew for each row."""
-    if few * few > of:
-        return np.stack([rng.choice(of, few, replace=False, shuffle=False) for _ in range(draws)])
-    places = rng.integers(of, size=(draws, few))
-    while True:  # few rows have a number twice
-        ordered = np.sort(places, axis=1)
-        twice = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
-        if not len(twice):
-            return places
-        places[twice] = rng.integers(of, size=(len(twice), few))
 
 
 def replicate_retrieval(
@@ -130,78 +70,79 @@ def replicate_retrieval(
     draws: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Mean average precision with which the wells of each perturbation retrieve each other.
+    """Compute the mean average precision with which the wells of each perturbation are retrieved.
 
     Args:
-        features: one row a well.
-        metadata: `Metadata_Plate` and `label_column` of each row; `Metadata_Well` and a compound's column where
-            `restriction` goes by them.
-        is_control: the negative controls.
-        label_column: what makes wells replicates.
-        against: "controls" ranks replicates against the negative controls of the query's own plate, "others" against
-            the wells of all other perturbations (phenotypic activity, and distinctness).
-        restriction: of `RESTRICTIONS`: what is retrieved, right or wrong, may not share this with the query. Controls
-            are those of the query's own plate whatever it is.
-        draws: random rankings behind each p-value.
-        seed: of those.
+        features: one row per well.
+        metadata: `Metadata_Plate` and `label_column` of each row; `Metadata_Well` and a compound
+            column if `restriction` requires them.
+        is_control: negative controls.
+        label_column: column that defines replicates.
+        against: "controls" ranks replicates against the negative controls of the query's plate,
+            "others" against the wells of all other perturbations.
+        restriction: name in `RESTRICTIONS`; applies to positives and other perturbations, not to
+            the controls.
+        draws: random rankings for each p-value.
+        seed: seed of the random numbers.
 
     Returns:
-        one row a perturbation with at least two wells: `label`, `wells` (queries with positives and negatives), `map`
-        (mean of their average precisions), `recall` (mean share of replicates among the nearest 1 %), `chance` (mean
-        average precision of random rankings), `p` (share of random rankings at least as good; NaN where there are too
-        few rankings for one) and `q` (Benjamini-Hochberg over those that have a p).
+        One row per perturbation with at least two wells: `label`, `wells` (number of queries),
+        `map`, `recall` (among the nearest 1 %), `chance` (mean AP of random rankings), `p` (NaN
+        with too few rankings) and `q` (Benjamini-Hochberg).
 
     Raises:
-        InputError: `restriction` goes by layouts and no column names a compound.
+        InputError: the restriction needs layouts and there is no compound column.
     """
     labels = pd.factorize(metadata[label_column].astype(str))[0]
     plates = pd.factorize(metadata[PLATE].astype(str))[0]
-    shared, treated = _shared(metadata, restriction), ~is_control
+    groups, treated = _restricted_groups(metadata, restriction), ~is_control
 
     def pairs(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         same = (labels[rows, None] == labels) & treated[rows, None] & treated
-        apart = shared[rows, None] != shared
-        positives = same & apart
+        allowed = groups[rows, None] != groups
+        positives = same & allowed
         positives[np.arange(len(rows)), rows] = False
         if against == "controls":
             return positives, (plates[rows, None] == plates) & is_control & treated[rows, None]
-        return positives, ~same & treated & treated[rows, None] & apart
+        return positives, ~same & treated & treated[rows, None] & allowed
 
     queries = _queries(features, pairs).assign(label=metadata[label_column].astype(str).to_numpy())
     queries = queries[queries["ap"].notna()]
     rng = np.random.default_rng(seed)
     nulls = {
-        size: _null(*size, draws, rng)
+        size: random_precision(*size, draws, rng)
         for size in sorted(set(zip(queries["p"], queries["n"], strict=True)))
     }
-    found = [
+    rows = [
         _perturbation(str(label), group, nulls)
         for label, group in queries.groupby("label", sort=True)
     ]
-    table = pd.DataFrame(found, columns=["label", "wells", "map", "recall", "chance", "p"])
+    table = pd.DataFrame(rows, columns=["label", "wells", "map", "recall", "chance", "p"])
     tested = table["p"].notna()
     table.loc[tested, "q"] = false_discovery_control(table.loc[tested, "p"]) if tested.any() else []
     return table
 
 
 def _queries(features: Float[np.ndarray, "n d"], pairs: Pairs) -> pd.DataFrame:
-    """Average precision, recall and the numbers of positives and negatives of each row."""
+    """Compute average precision, recall and the numbers of positives and negatives of each row."""
     parts = []
-    for rows, similarity in _blocks(features):
+    for rows, similarity in similarity_blocks(features):
         positives, negatives = pairs(rows)
-        columns = {"ap": average_precision, "recall": recall_at_top}
-        part = pd.DataFrame(
-            {name: measure(similarity, positives, negatives) for name, measure in columns.items()}
-        )
-        parts.append(part.assign(p=positives.sum(axis=1), n=negatives.sum(axis=1)))
+        columns = {
+            "ap": average_precision(similarity, positives, negatives),
+            "recall": recall_at_top(similarity, positives, negatives),
+            "p": positives.sum(axis=1),
+            "n": negatives.sum(axis=1),
+        }
+        parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
 
-def _shared(metadata: pd.DataFrame, restriction: str) -> Int[np.ndarray, " n"]:
-    """A number of each row that a query and what it retrieves may not have in common.
+def _restricted_groups(metadata: pd.DataFrame, restriction: str) -> Int[np.ndarray, " n"]:
+    """Number the groups within which nothing may be retrieved.
 
     Raises:
-        InputError: layouts are asked for and no column names a compound.
+        InputError: layouts are needed and there is no compound column.
     """
     plates = metadata[PLATE].astype(str)
     if restriction == "NSB":
@@ -216,31 +157,22 @@ def _shared(metadata: pd.DataFrame, restriction: str) -> Int[np.ndarray, " n"]:
 def _perturbation(
     label: str, queries: pd.DataFrame, nulls: dict[tuple[int, int], np.ndarray]
 ) -> dict[str, object]:
-    """One perturbation's mean average precision beside that of random rankings.
-
-    Queries of the same size share their random rankings, as in copairs: replicates retrieve each other, so their
-    average precisions are no independent draws, and taking them as such would call too many perturbations active.
-    """
+    """Compare the mAP of one perturbation with random rankings."""
     null = np.mean([nulls[size] for size in zip(queries["p"], queries["n"], strict=True)], axis=0)
-    value, chance = queries["ap"].mean(), null.mean()
-    p = (
-        (1 + (null >= value).sum()) / (1 + len(null))
-        if _rankings(queries) >= _LEAST_RANKINGS
-        else np.nan
-    )
-    recall = queries["recall"].mean()
+    value = queries["ap"].mean()
+    p = (1 + (null >= value).sum()) / (1 + len(null))
     return {
         "label": label,
         "wells": len(queries),
         "map": value,
-        "recall": recall,
-        "chance": chance,
-        "p": p,
+        "recall": queries["recall"].mean(),
+        "chance": null.mean(),
+        "p": p if _count_rankings(queries) >= _MIN_RANKINGS else np.nan,
     }
 
 
-def _rankings(queries: pd.DataFrame) -> float:
-    """In how many ways the query that has most could have ranked its positives among all."""
+def _count_rankings(queries: pd.DataFrame) -> float:
+    """Count the possible rankings of positives and negatives, for the query with most."""
     p, n = queries["p"], queries["n"]
     return float(
         np.exp(np.minimum(gammaln(p + n + 1) - gammaln(p + 1) - gammaln(n + 1), 100).max())
@@ -253,23 +185,23 @@ def match_mechanisms(
     mechanisms: Shaped[np.ndarray, " n"],
     batches: Shaped[np.ndarray, " n"] | None = None,
 ) -> dict[str, float]:
-    """Share of rows whose most similar row of ANOTHER compound has the same mechanism (1-nearest neighbour, cosine).
+    """Compute the accuracy of 1-nearest-neighbor mechanism matching (cosine, other compounds).
 
-    NSC (not same compound); with `batches` NSCB (not same compound or batch). Rows are what the caller makes them; the
-    convention of BBBC021 is one median profile a compound and concentration, controls left out. Rows without any
-    allowed row of their mechanism cannot be matched and do not count.
+    NSC (not same compound), or NSCB with `batches` (not same compound or batch). The convention
+    of BBBC021 is one median profile per compound and concentration, without controls. Rows whose
+    mechanism does not occur among the allowed rows are not counted.
 
     Returns:
-        `accuracy`, `chance` (of a random allowed row) and `rows` that count.
+        `accuracy`, `chance` (accuracy of a random allowed row) and `rows` (number counted).
     """
-    found = nearest_mechanisms(features, compounds, mechanisms, batches)
-    counts = found["chance"] > 0
-    if not counts.any():
+    nearest = nearest_mechanisms(features, compounds, mechanisms, batches)
+    counted = nearest[nearest["chance"] > 0]
+    if counted.empty:
         return {"accuracy": float("nan"), "chance": float("nan"), "rows": 0}
     return {
-        "accuracy": float(found.loc[counts, "right"].mean()),
-        "chance": float(found.loc[counts, "chance"].mean()),
-        "rows": int(counts.sum()),
+        "accuracy": float(counted["right"].mean()),
+        "chance": float(counted["chance"].mean()),
+        "rows": len(counted),
     }
 
 
@@ -279,19 +211,22 @@ def nearest_mechanisms(
     mechanisms: Shaped[np.ndarray, " n"],
     batches: Shaped[np.ndarray, " n"] | None = None,
 ) -> pd.DataFrame:
-    """Row by row what `match_mechanisms` counts: `nearest` (its position), `right` (it has the row's mechanism), and
-    `chance`, the share of allowed rows that have it: 0 where the row cannot be matched."""
+    """Find the nearest allowed row of each row; arguments as in `match_mechanisms`.
+
+    Returns:
+        `nearest` (row number), `right` (whether it has the same mechanism) and `chance` (fraction
+        of allowed rows with that mechanism; 0 if the row cannot be matched).
+    """
     compound, mechanism = pd.factorize(compounds)[0], pd.factorize(mechanisms)[0]
     batch = None if batches is None else pd.factorize(batches)[0]
     parts = []
-    for rows, similarity in _blocks(features):
+    for rows, similarity in similarity_blocks(features):
         allowed = compound[rows, None] != compound
         if batch is not None:
             allowed &= batch[rows, None] != batch
         nearest = np.where(allowed, similarity, -np.inf).argmax(axis=1)
-        chance = (allowed & (mechanism[rows, None] == mechanism)).sum(axis=1) / np.maximum(
-            allowed.sum(axis=1), 1
-        )
+        same = (allowed & (mechanism[rows, None] == mechanism)).sum(axis=1)
+        chance = same / np.maximum(allowed.sum(axis=1), 1)
         right = mechanism[nearest] == mechanism[rows]
         parts.append(pd.DataFrame({"nearest": nearest, "right": right, "chance": chance}))
     return pd.concat(parts, ignore_index=True)
@@ -300,36 +235,34 @@ def nearest_mechanisms(
 def negative_controls(
     metadata: pd.DataFrame, label_column: str = COMPOUND
 ) -> Bool[np.ndarray, " n"]:
-    """The wells that `Metadata_control_type` calls negcon; without any, those whose label names the vehicle."""
-    if (
-        CONTROL_TYPE in metadata.columns
-        and (marked := metadata[CONTROL_TYPE] == NEGATIVE_CONTROL).any()
-    ):
-        return marked.to_numpy()
+    """Mark wells with `Metadata_control_type` negcon; without any, wells with a vehicle label."""
+    if CONTROL_TYPE in metadata.columns:
+        marked = metadata[CONTROL_TYPE] == NEGATIVE_CONTROL
+        if marked.any():
+            return marked.to_numpy()
     return metadata[label_column].astype(str).str.lower().isin(_VEHICLES).to_numpy()
 
 
 def well_profiles(table: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "wells d"]]:
-    """Mean features of each (plate, well), each feature to mean 0 and deviation 1 over the wells.
+    """Average the features of each (plate, well), and standardize each feature over the wells.
 
     Args:
-        table: `Metadata_*` columns and one number column a feature; a row a site or a well.
+        table: `Metadata_*` columns and numeric feature columns; one row per site or well.
 
     Raises:
-        InputError: there is no plate, no well or no feature, or features are not all finite.
+        InputError: there is no plate, well or feature column, or a feature is not finite.
     """
+    metadata_columns = [column for column in table.columns if column.startswith("Metadata_")]
     names = [
-        c
-        for c in table.columns
-        if not c.startswith("Metadata_") and pd.api.types.is_numeric_dtype(table[c])
+        column
+        for column in table.columns.drop(metadata_columns)
+        if pd.api.types.is_numeric_dtype(table[column])
     ]
     for column in (PLATE, WELL):
         if column not in table.columns:
-            raise InputError(f"features: no column {column}; wells cannot be told apart")
+            raise InputError(f"features: no column {column}; it is needed to group sites by well")
     if not names:
-        raise InputError(
-            "features: no numeric column beside Metadata_*; nothing to compare wells by"
-        )
+        raise InputError("features: no numeric column except Metadata_*")
     if not np.isfinite(values := table[names].to_numpy(dtype=np.float64)).all():
         row, column = np.argwhere(~np.isfinite(values))[0]
         raise InputError(
@@ -337,11 +270,7 @@ def well_profiles(table: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, 
         )
     groups = table.groupby([PLATE, WELL], sort=False)
     features = groups[names].mean().to_numpy()
-    metadata = (
-        groups[[c for c in table.columns if c.startswith("Metadata_")]]
-        .head(1)
-        .reset_index(drop=True)
-    )
+    metadata = groups[metadata_columns].head(1).reset_index(drop=True)
     deviation = features.std(axis=0)
     varying = deviation > 0
     return metadata, (features[:, varying] - features.mean(axis=0)[varying]) / deviation[varying]
@@ -350,16 +279,17 @@ def well_profiles(table: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, 
 def evaluate_retrieval(
     table: pd.DataFrame, out: Path, *, label_column: str = COMPOUND, seed: int = 0
 ) -> pd.DataFrame:
-    """All that can be retrieved from a table of features; writes `retrieval.csv` and `retrieval_per_class.csv`.
+    """Compute all retrieval scores; write `retrieval.csv` and `retrieval_per_class.csv`.
 
     Args:
-        table: as `well_profiles` takes it; only rows that are to be judged (held-out ones for trained features).
-        out: folder to write to.
-        label_column: what makes wells replicates.
+        table: as in `well_profiles`; test sites only if the features were trained.
+        out: folder.
+        label_column: column that defines replicates.
+        seed: seed of the random rankings.
 
     Returns:
-        the summary, as in `retrieval.csv`: `measure`, `value`, `chance`, `n`. Measures that the data does not allow
-        (no controls, no replicates, no mechanisms) are left out.
+        Content of `retrieval.csv`: `measure`, `value`, `chance`, `n`. Measures without the
+        necessary controls, replicates or mechanisms are absent.
 
     Raises:
         InputError: as `well_profiles`, or `label_column` is missing.
@@ -367,14 +297,14 @@ def evaluate_retrieval(
     metadata, features = well_profiles(table)
     if label_column not in metadata.columns:
         raise InputError(
-            f"features: no column {label_column}; choose the column that tells replicates"
+            f"features: no column {label_column}; choose the column that defines replicates"
         )
     controls = negative_controls(metadata, label_column)
     summary: list[tuple[str, float, float | None, str]] = []
     perturbations = []
     for against, restriction in (("controls", "NR"), *(("others", name) for name in RESTRICTIONS)):
         try:
-            found = replicate_retrieval(
+            scores = replicate_retrieval(
                 features,
                 metadata,
                 controls,
@@ -383,11 +313,11 @@ def evaluate_retrieval(
                 restriction=restriction,
                 seed=seed,
             )
-        except InputError:  # no column names a compound, so plates have no layouts to be told apart
+        except InputError:  # without a compound column, layouts are unknown
             continue
-        if len(found):
-            perturbations.append(found.assign(against=against, restriction=restriction))
-            summary += _replicate_rows(found, against, restriction)
+        if len(scores):
+            perturbations.append(scores.assign(against=against, restriction=restriction))
+            summary += _replicate_rows(scores, against, restriction)
     if {MOA, COMPOUND} <= set(metadata.columns):
         summary += _mechanism_rows(features, metadata, controls)
     result = pd.DataFrame(summary, columns=["measure", "value", "chance", "n"]).astype(
@@ -400,37 +330,36 @@ def evaluate_retrieval(
 
 
 def _replicate_rows(
-    found: pd.DataFrame, against: str, restriction: str
+    scores: pd.DataFrame, against: str, restriction: str
 ) -> Iterator[tuple[str, float, float | None, str]]:
-    n = f"{len(found)} perturbations, {found['wells'].sum()} wells"
-    of = f"against {against}" if restriction == "NR" else f"against {against}, {restriction}"
-    yield f"replicates, mAP {of}", found["map"].mean(), found["chance"].mean(), n
+    n = f"{len(scores)} perturbations, {scores['wells'].sum()} wells"
+    setting = f"against {against}" + ("" if restriction == "NR" else f", {restriction}")
+    yield f"replicates, mAP {setting}", scores["map"].mean(), scores["chance"].mean(), n
     if against == "others":
-        yield f"replicates, recall at 1 % {of}", found["recall"].mean(), _TOP, n
-    tested = found["q"].notna()
-    if tested.any():
-        few = f"; {(~tested).sum()} more have too few replicates for a p" if (~tested).any() else ""
-        share = (found.loc[tested, "q"] < 0.05).mean()
-        yield f"share retrieved {of} (q < 0.05)", share, None, f"{tested.sum()} perturbations{few}"
-    else:
-        yield f"share retrieved {of}: too few replicates for a p", float("nan"), None, n
+        yield f"replicates, recall at 1 % {setting}", scores["recall"].mean(), TOP, n
+    tested = scores["q"].notna()
+    measure = f"fraction retrieved {setting} (q < 0.05)"
+    if not tested.any():
+        yield f"{measure}: too few replicates for a p-value", float("nan"), None, n
+        return
+    untested = (~tested).sum()
+    few = f"; {untested} more have too few replicates for a p-value" if untested else ""
+    fraction = (scores.loc[tested, "q"] < 0.05).mean()
+    yield measure, fraction, None, f"{tested.sum()} perturbations{few}"
 
 
 def _mechanism_rows(
     features: np.ndarray, metadata: pd.DataFrame, controls: np.ndarray
 ) -> list[tuple[str, float, float, str]]:
-    known = (
-        ~controls & metadata[MOA].notna().to_numpy() & (metadata[MOA].astype(str) != "").to_numpy()
-    )
+    annotated = metadata[MOA].notna() & (metadata[MOA].astype(str) != "")
+    keep = ~controls & annotated.to_numpy()
     compounds, mechanisms, plates = (
-        metadata[c].astype(str).to_numpy()[known] for c in (COMPOUND, MOA, PLATE)
+        metadata[column].astype(str).to_numpy()[keep] for column in (COMPOUND, MOA, PLATE)
     )
     rows = []
     for name, batches in (("NSC", None), ("NSCB, a batch a plate", plates)):
-        found = match_mechanisms(features[known], compounds, mechanisms, batches)
-        if found["rows"]:
-            n = f"{found['rows']} wells"
-            rows.append(
-                (f"mechanism of the nearest well, {name}", found["accuracy"], found["chance"], n)
-            )
+        match = match_mechanisms(features[keep], compounds, mechanisms, batches)
+        if match["rows"]:
+            measure = f"mechanism of the nearest well, {name}"
+            rows.append((measure, match["accuracy"], match["chance"], f"{match['rows']} wells"))
     return rows

@@ -1,4 +1,4 @@
-"""What a split lets a model know without understanding cells, in numbers and in words."""
+"""Overlap of training and test set: shortcuts that a split leaves to a model."""
 
 from __future__ import annotations
 
@@ -7,56 +7,60 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from perturbjax.core.plates import normalise_well
 from perturbjax.dataset import PLATE, WELL
 from perturbjax.evaluation.wells import well_ids
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Shares, in [0, 1], of the test sites whose … is in training too."""
+    """Fractions, in [0, 1], of the test sites that share a property with the training set."""
 
     well: float
-    """Well: other sites of the same (plate, well)."""
+    """Other sites of the same (plate, well) are in the training set."""
     plate: float
-    """Plate."""
+    """The plate is in the training set."""
     position: float
-    """Label at the same place of a plate: a plate map learned by heart answers these."""
+    """A training well at the same plate position has the same label."""
     label: float
-    """Label: the others cannot be answered."""
+    """The label occurs in the training set; other sites cannot be predicted correctly."""
 
-    def warnings(self, policy: str) -> list[str]:
-        """What a reader of a score has to know of this split, most damaging first; empty if nothing was found.
+    def warnings(self, split: str) -> list[str]:
+        """Describe the shortcuts, the most important first.
 
         Args:
-            policy: how the split was made (a policy of `perturbjax.data.splits`, or any other name).
+            split: name of the split for the text.
         """
-        found = []
+        warnings = []
         if self.well > 0:
-            found.append(
-                f"split '{policy}': {self.well:.0%} of the test sites come from wells that are in training too; "
-                "this score says which well, not which treatment"
+            warnings.append(
+                f"split '{split}': {self.well:.0%} of the test sites come from training wells, so "
+                "the score measures recognition of wells, not of treatments"
             )
         if self.label < 1:
-            found.append(
-                f"{1 - self.label:.1%} of the test sites have a label without training sites: never right"
+            warnings.append(
+                f"{1 - self.label:.1%} of the test sites have a label without training sites and "
+                "count as errors"
             )
         if self.position > 0.5 and self.well == 0:
-            found.append(
-                f"{self.position:.0%} of the test sites have their label at the same place of a training plate: "
-                "position alone can answer; `perturbjax audit` says whether this data allows a split where it cannot"
+            warnings.append(
+                f"{self.position:.0%} of the test sites have the same label as a training well at "
+                "the same position, so the position predicts the label; `perturbjax audit` checks "
+                "whether these data allow a split without this shortcut"
             )
-        return found
+        return warnings
 
 
 def overlap(train: pd.DataFrame, test: pd.DataFrame) -> Overlap:
-    """What stands on both sides of a split; both tables need `Metadata_Plate`, `Metadata_Well` and `label`."""
+    """Measure the overlap of two tables with `Metadata_Plate`, `Metadata_Well` and `label`."""
     wells = well_ids(pd.concat([train, test], ignore_index=True))
-    places = [
-        table[WELL].astype(str) + "\0" + table["label"].astype(str) for table in (train, test)
-    ]
+    train_keys, test_keys = (
+        table[WELL].astype(str).map(normalise_well) + "\0" + table["label"].astype(str)
+        for table in (train, test)
+    )
     return Overlap(
         well=float(np.isin(wells[len(train) :], wells[: len(train)]).mean()),
         plate=float(test[PLATE].isin(train[PLATE]).mean()),
-        position=float(places[1].isin(places[0]).mean()),
+        position=float(test_keys.isin(train_keys).mean()),
         label=float(test["label"].isin(train["label"]).mean()),
     )

@@ -1,4 +1,4 @@
-"""Where a well is, which sites are its own, and what they say together."""
+"""Group sites into wells, and average their predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from perturbjax.core.plates import PLATE, WELL
 
 
 def well_ids(index: pd.DataFrame) -> Int[np.ndarray, " n"]:
-    """A number from 0 for each (plate, well), in order of first appearance.
+    """Number each (plate, well) from 0, in order of first occurrence.
 
     Raises:
         InputError: the index lacks `Metadata_Plate` or `Metadata_Well`.
@@ -29,29 +29,29 @@ def aggregate_wells(
     labels: Int[np.ndarray, " n"],
     probabilities: Float[np.ndarray, "n classes"],
 ) -> tuple[Int[np.ndarray, " wells"], Float[np.ndarray, "wells classes"]]:
-    """What the sites of a well say together: the mean of their probabilities.
+    """Average the probabilities of the sites of each well.
 
-    The mean of probabilities, not of their logarithms: classifiers that give exact zeros (neighbours, forests)
-    would otherwise let one site veto a class.
+    Probabilities are averaged, not their logarithms: an exact zero (neighbors, forests) of one
+    site would otherwise exclude a class.
 
     Args:
-        wells: number of each site's well, 0 to wells - 1 (see `well_ids`).
+        wells: well number of each site, 0 to wells - 1 (see `well_ids`).
         labels: true class of each site.
-        probabilities: one row a site.
+        probabilities: one row per site.
 
     Returns:
-        true class and mean probabilities of each well.
+        True class and mean probabilities of each well.
 
     Raises:
-        InputError: the sites of one well have different labels.
+        InputError: sites of one well have different labels.
     """
     count = int(wells.max()) + 1
     well_labels = np.zeros(count, dtype=int)
     well_labels[wells] = labels
     if (differs := well_labels[wells] != labels).any():
-        row = int(np.flatnonzero(differs)[0])
         raise InputError(
-            f"index: row {row} and another site of its well have different labels; no well level"
+            "sites of the same well have different labels "
+            f"(e.g. row {int(np.flatnonzero(differs)[0])} of the index)"
         )
     sites = np.bincount(wells, minlength=count)[:, None]
     sums = np.zeros((count, probabilities.shape[1]))

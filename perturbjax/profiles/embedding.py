@@ -25,7 +25,7 @@ from perturbjax.profiles.profile_table import Profiles
 
 #: Colors of classes that are distinguishable with color vision deficiency (Okabe & Ito, then Tol's
 #: muted scheme).
-COLOURS = (
+COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288",
     "#117733", "#AA4499", "#999933", "#661100", "#44AA99", "#6699CC", "#DDCC77", "#AA4466",
 )  # fmt: skip
@@ -137,7 +137,7 @@ class Embedding:
             groups.append((f"negative control ({controls[0]})", self.negcon, "black", "x"))
         for i, name in enumerate(self.highlighted):
             rows = (self.labels == name) & ~crosses
-            groups.append((name, rows, COLOURS[i], MARKERS[i % len(MARKERS)]))
+            groups.append((name, rows, COLORS[i], MARKERS[i % len(MARKERS)]))
         if len(controls) > 1:
             groups.append(("negative controls", self.negcon, "black", "x"))
         return groups

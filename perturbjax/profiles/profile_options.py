@@ -32,7 +32,7 @@ EmbedMethod = Literal["umap", "tsne"]
 Criterion = Literal["accuracy", "balanced_accuracy"]
 #: `--hold-out` value: each plate in turn.
 EACH = "each"
-#: Number of distinct colors of an embedding (`embedding.COLOURS`).
+#: Number of distinct colors of an embedding (`embedding.COLORS`).
 MOST_COLOURS = 16
 
 

@@ -16,7 +16,7 @@ from perturbjax.report.run_results import Evidence
 _SHOWN, _GATES = 8, 0.2
 
 
-def looked_at(found: Evidence, painter: pictures.Painter | None) -> str:
+def looked_at(found: Evidence, renderer: pictures.Renderer | None) -> str:
     """Numbers, and maps of attention beside their cells; empty where nothing was looked at."""
     known = read_attribution(found.folder)
     if known is None:
@@ -29,13 +29,13 @@ def looked_at(found: Evidence, painter: pictures.Painter | None) -> str:
         legend = (
             '<p class="legend">attention 0<span class="ramp"></span>1, the same scale for all</p>'
         )
-        parts.append(_maps(found, painter, "attention", 1.0, legend))
+        parts.append(_maps(found, renderer, "attention", 1.0, legend))
     if "occlusion" in known:
         parts.append(_lost(known["occlusion"]))
         maps = read_maps(found.folder, "occlusion")
         most = max((float(one.max()) for one in maps.values()), default=0.0)
         legend = f'<p class="legend">lost 0<span class="ramp"></span>{most:.2f}, the same scale for all</p>'
-        parts.append(_maps(found, painter, "occlusion", most, legend) if most > 0 else "")
+        parts.append(_maps(found, renderer, "occlusion", most, legend) if most > 0 else "")
     return "".join(parts)
 
 
@@ -73,11 +73,11 @@ def _lost(numbers: dict[str, float]) -> str:
 
 
 def _maps(
-    found: Evidence, painter: pictures.Painter | None, kind: str, most: float, legend: str
+    found: Evidence, renderer: pictures.Renderer | None, kind: str, most: float, legend: str
 ) -> str:
     """Cells of some classes beside their maps, which run from 0 to `most`."""
     answers = found.answers
-    if painter is None or answers is None:
+    if renderer is None or answers is None:
         return ""
     maps = read_maps(found.folder, kind)
     shown: list[int] = []
@@ -95,7 +95,7 @@ def _maps(
             kind,
             maps[site["site_id"]],
             most,
-            painter.picture(found.positions[site["site_id"]], whole=True),
+            renderer.picture(found.positions[site["site_id"]], whole=True),
         )
     return f'<div class="strips">{pairs}</div>{legend}'
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from perturbjax.audit.audit_result import AuditResult
-from perturbjax.audit.audit_tables import notes, rows
+from perturbjax.audit.audit_tables import missing_parts, table_rows
+from perturbjax.audit.compare import Comparison, explain_intervals, summarize, table_header
+from perturbjax.audit.compare import table_rows as comparison_rows
 from perturbjax.audit.verdict import verdict
 from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.files import atomic
@@ -34,7 +36,9 @@ def write_page(audit: AuditResult, out: Path) -> Path:
         f"<b>{html_text(audit.model)}</b> answers, from {html_text(what)}.</p>",
     ]
     every = html_table(
-        ["split by", *levels], [(name, *cells) for name, cells in rows(audit)], strong=audit.model
+        ["split by", *levels],
+        [(name, *cells) for name, cells in table_rows(audit)],
+        strong=audit.model,
     )
     caption = f"{words}, with 95 % intervals. Blue: what is judged; grey: its controls."
     differences = [
@@ -46,7 +50,8 @@ def write_page(audit: AuditResult, out: Path) -> Path:
         for one in levels
     ]
     absent = [
-        f"<p><small>{with_code(note[0].upper() + note[1:])}</small></p>" for note in notes(audit)
+        f"<p><small>{with_code(note[0].upper() + note[1:])}</small></p>"
+        for note in missing_parts(audit)
     ]
     sections = {
         f"Every split beside its controls: {words} by site": every + pages.image(picture, caption),
@@ -72,3 +77,20 @@ def write_html(path: Path, title: str, lead: str, sections: Mapping[str, str]) -
     with atomic(path) as temporary:
         temporary.write_text(pages.page(title, lead, parts), encoding="utf-8")
     return path
+
+
+def write_comparison_page(comparison: Comparison, out: Path) -> Path:
+    """Write `compare.html`; return the page."""
+    lead = (
+        f'<p class="verdict">{html_text(summarize(comparison))}</p>'
+        f"<p>All runs were evaluated on the same {comparison.sites} test sites in "
+        f"{comparison.wells} wells.</p>"
+        f"<p><small>{html_text(explain_intervals(comparison))}</small></p>"
+    )
+    sections = {
+        f"By {level}": html_table(
+            table_header(comparison, level), comparison_rows(comparison, level)
+        )
+        for level in comparison.levels
+    }
+    return write_html(out / "compare.html", "perturbjax compare", lead, sections)

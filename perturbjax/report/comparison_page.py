@@ -15,7 +15,7 @@ from perturbjax.core.files import atomic
 from perturbjax.core.messages import html_text
 from perturbjax.core.options import positional, require_output, require_sound
 from perturbjax.evaluation.apply import EVALUATION
-from perturbjax.evaluation.conclusions import verdict
+from perturbjax.evaluation.conclusions import short_verdict
 from perturbjax.evaluation.evaluation_result import EvaluationResult, ModelScores
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.report.metric_descriptions import MEANINGS
@@ -159,7 +159,7 @@ def _ranking(
         row[f"best baseline {last.words}"] = (
             f"{last.best_baseline.name} {last.best_baseline.scores[HEADLINE].value:.3f}"
         )
-        row["verdict"] = verdict(evaluation).split(":")[0]
+        row["verdict"] = short_verdict(evaluation)
         rows.append(row)
     meanings = MEANINGS | {
         "verdict": "Whether it clearly beats every baseline, by well where wells hold several sites."

@@ -39,7 +39,7 @@ def write_page(picture: Embedding, profiles: Profiles, path: Path) -> Path:
         else ""
     )
     cross = " Crosses are negative controls." if picture.negcon.any() else ""
-    painter, positions = _cells(picture, profiles)
+    renderer, positions = _cells(picture, profiles)
     drawn = scatter(
         "layout",
         _points(picture, profiles.metadata),
@@ -47,7 +47,7 @@ def write_page(picture: Embedding, profiles: Profiles, path: Path) -> Path:
         label=f"{picture.title}, one point a row",
         caption=f"One point a row of the table.{cross}{rim} Where the pointer is, rows of one class are joined to "
         "their middle. Only nearness means something, not distance.",
-        painter=painter,
+        renderer=renderer,
         positions=positions,
         palette=_palette(picture),
     )
@@ -96,7 +96,7 @@ def _telling(metadata: pd.DataFrame, label: str) -> list[str]:
 
 def _cells(
     picture: Embedding, profiles: Profiles
-) -> tuple[pictures.Painter | None, np.ndarray | None]:
+) -> tuple[pictures.Renderer | None, np.ndarray | None]:
     """A painter of the dataset that the features were extracted from, and where each row's site stands in it."""
     data = picture.config.profiles.source.data
     if not data:
@@ -112,4 +112,4 @@ def _cells(
         wells = dataset.index[PLATE].str.cat(dataset.index[WELL], sep="_")
         sites = wells.where(~wells.duplicated(), sites)
     positions = pd.Index(sites).get_indexer(profiles.metadata[SITE_ID])
-    return (pictures.painter(dataset), positions) if (positions >= 0).all() else (None, None)
+    return (pictures.renderer(dataset), positions) if (positions >= 0).all() else (None, None)

@@ -75,11 +75,11 @@ def pictures_each(classes: int) -> int:
 class Gallery:
     """The pictures of one evaluation; each site is painted once, and what all weigh is counted."""
 
-    def __init__(self, found: Evidence, answers: Answers, painter: pictures.Painter):
-        self.answers, self.painter, self.positions = answers, painter, found.positions
+    def __init__(self, found: Evidence, answers: Answers, renderer: pictures.Renderer):
+        self.answers, self.renderer, self.positions = answers, renderer, found.positions
         self.wells = well_ids(answers.table)
         self.features = _features(found, answers)
-        self.left = painter.affordable(10_000)
+        self.left = renderer.affordable(10_000)
         self.weight = 0
         self._addresses: dict[int, str] = {}
         present = np.unique(answers.labels)
@@ -102,7 +102,7 @@ class Gallery:
         answers, site = self.answers, self.answers.table.iloc[at]
         if at not in self._addresses:
             self._addresses[at] = pictures.address(
-                self.painter.picture(self.positions[site["site_id"]])
+                self.renderer.picture(self.positions[site["site_id"]])
             )
             self.left -= 1
         self.weight += len(self._addresses[at])
@@ -221,7 +221,7 @@ def classes(gallery: Gallery) -> tuple[str, set[str]]:
 
 def key(gallery: Gallery) -> str:
     """What colours and frames of the pictures mean."""
-    return gallery.painter.legend() + (
+    return gallery.renderer.legend() + (
         '<p class="note"><span class="swatch" style="background:var(--right)"></span>solid blue frame: recognised. '
         '<span class="swatch" style="background:var(--wrong)"></span>dashed orange frame: taken for another class. The '
         "number is how sure it was. All are held-out sites.</p>"

@@ -6,7 +6,7 @@ import numpy as np
 
 from perturbjax.core.messages import html_text
 from perturbjax.evaluation.bootstrap import Estimate
-from perturbjax.evaluation.conclusions import advice, best_unbeaten_baseline, verdict
+from perturbjax.evaluation.conclusions import advice, best_unbeaten_baseline, short_verdict, verdict
 from perturbjax.evaluation.evaluation_result import EvaluationResult, describe_test_set
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.report.metric_descriptions import MEANINGS
@@ -78,7 +78,7 @@ def _did_it_work(found: Evidence) -> str:
     best = level.best_baseline
     words = METRICS[HEADLINE].words
     return (
-        f"{verdict(evaluation).split(':')[0]}. {defined(words.capitalize(), MEANINGS[words])} {level.words} "
+        f"{short_verdict(evaluation)}. {defined(words.capitalize(), MEANINGS[words])} {level.words} "
         f"<b>{_plain(level[subject].scores[HEADLINE])}</b>; the best {defined('baseline', MEANINGS['baseline'])}, "
         f"{defined(best.name, MEANINGS.get(best.name, ''))}, {best.scores[HEADLINE].value:.2f}."
     )

@@ -14,7 +14,7 @@ from perturbjax.evaluation.wells import well_ids
 from perturbjax.report.pages import CLASS
 from perturbjax.report.pages import cell_images as pictures
 from perturbjax.report.pages.page import anchor
-from perturbjax.report.pages.plate_map import mappable, plate_maps
+from perturbjax.report.pages.plate_map import has_plate_positions, plate_maps
 from perturbjax.report.pages.scatter import PICTURES, scatter
 from perturbjax.report.run_results import Evidence
 
@@ -30,7 +30,7 @@ _OWN = {CLASS, "part", "plate", "well", "sites", "site", "cells", "row", "column
 def plates(found: Evidence) -> str:
     """Every well that was predicted, on its plate: who trained, who judges, and how well; empty without plates."""
     table = found.predictions
-    if table is None or not {PLATE, WELL} <= set(table.columns) or not mappable(table):
+    if table is None or not {PLATE, WELL} <= set(table.columns) or not has_plate_positions(table):
         return ""
     wells = _wells(found, table)
     judged = int((wells["part"] == "test").sum())
@@ -87,7 +87,7 @@ def _telling(table: pd.DataFrame) -> list[str]:
     return chosen[:_METADATA]
 
 
-def embedding(found: Evidence, painter: pictures.Painter | None) -> str:
+def embedding(found: Evidence, renderer: pictures.Renderer | None) -> str:
     """The network's features in the plane, with each point's picture on hover; empty where there are too few."""
     if found.features is None or found.predictions is None:
         return ""
@@ -104,11 +104,11 @@ def embedding(found: Evidence, painter: pictures.Painter | None) -> str:
     )
     positions = (
         None
-        if painter is None
+        if renderer is None
         else np.array([found.positions[site] for site in drawn["site"]], dtype=int)
     )
     return scatter("embedding", drawn, colours=[CLASS, "part", "answer", "plate"], label=label, caption=caption,
-                   painter=painter, positions=positions)  # fmt: skip
+                   renderer=renderer, positions=positions)  # fmt: skip
 
 
 def _points(found: Evidence) -> tuple[pd.DataFrame, np.ndarray, str]:

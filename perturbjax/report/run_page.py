@@ -43,13 +43,13 @@ def write_report(run: Path) -> Path:
 
 def run_page(found: Evidence) -> str:
     """The page of one run."""
-    painter = None if found.dataset is None else pictures.painter(found.dataset)
+    renderer = None if found.dataset is None else pictures.renderer(found.dataset)
     confusion = read_confusion(found)
     many = confusion is not None and len(confusion.names) > gallery.ROOMY
     shown: set[str] = set()
     pairs = cells = ""
-    if painter is not None and found.answers is not None:
-        album = gallery.Gallery(found, found.answers, painter)
+    if renderer is not None and found.answers is not None:
+        album = gallery.Gallery(found, found.answers, renderer)
         pairs = gallery.pairs(album, confusion) if confusion is not None else ""
         cells, shown = gallery.classes(album)
         meant = gallery.key(album)
@@ -74,9 +74,9 @@ def run_page(found: Evidence) -> str:
             "How sure, and how often right",
             curves.calibration(answers, found.evaluation) if answers else "",
         ),
-        Section("looked-at", "What it looked at", looked_at(found, painter)),
+        Section("looked-at", "What it looked at", looked_at(found, renderer)),
         Section("training", "Training", curves.training(found.metrics)),
-        Section("layout", "Features in the plane", places.embedding(found, painter)),
+        Section("layout", "Features in the plane", places.embedding(found, renderer)),
         Section("retrieval", "Retrieval by features", _retrieval(found)),
         Section("provenance", "Provenance", provenance(found)),
         Section("again", "The same again", again(found)),

@@ -1,4 +1,4 @@
-"""`perturbjax audit` through its command: what it writes, what it refuses, and advice that can be followed."""
+"""Command `audit`: output files, refused input, verdict and advice."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from experiments.audit_truth import audit_of, screen
+from perturbjax.audit.audit_tables import missing_parts
 from perturbjax.audit.verdict import verdict
 from perturbjax.cli import main
 
@@ -25,9 +26,7 @@ def run(*words: object) -> int:
     return left.value.code
 
 
-def test_every_split_stands_beside_its_controls_on_terminal_json_csv_and_page(
-    tmp_path, capsys, monkeypatch
-):
+def test_audit_writes_all_splits_and_controls(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     table = screen(effect=8.0, layouts=2, wells=48, sites=2)
     table = table.rename(columns={"f48": "Cells_Intensity_MeanIntensity_DNA"})
@@ -44,16 +43,16 @@ def test_every_split_stands_beside_its_controls_on_terminal_json_csv_and_page(
         )
         == 0
     )
-    shown = " ".join(capsys.readouterr().out.split())
-    found = json.loads((out / "audit.json").read_text())
-    assert list(found["splits"]) == ["site", "well", "plate", "layout"]
-    assert found["verdict"]["finding"] == "beyond" and found["verdict"]["honest"]
-    by_layout = found["splits"]["layout"]
-    names = {"majority", "chance", "position", "intensity", "all together", "labels shuffled"}
+    printed = " ".join(capsys.readouterr().out.split())
+    result = json.loads((out / "audit.json").read_text())
+    assert list(result["splits"]) == ["site", "well", "plate", "layout"]
+    assert result["verdict"]["finding"] == "beyond" and result["verdict"]["honest"]
+    by_layout = result["splits"]["layout"]
+    names = {"majority", "chance", "position", "intensity", "all technical", "labels shuffled"}
     assert set(by_layout["levels"]["site"]) == {"lda", *names}
     assert set(by_layout["levels"]["site"]["lda"]["leads"]) == names
-    assert found["splits"]["well"]["levels"]["site"].keys() >= {"plate"}
-    assert by_layout["p"] < 0.02 and found["splits"]["site"]["p"] is None
+    assert result["splits"]["well"]["levels"]["site"].keys() >= {"plate"}
+    assert by_layout["p"] < 0.02 and result["splits"]["site"]["p"] is None
     assert (
         0 <= by_layout["confidence"]["scaled_error"] < 0.2
         and by_layout["confidence"]["half_accuracy"] > 0.5
@@ -66,54 +65,54 @@ def test_every_split_stands_beside_its_controls_on_terminal_json_csv_and_page(
     assert ("site minus layout", "site", "lda", "balanced_accuracy") in csv.index
     page = (out / "audit.html").read_text()
     for words in (
-        "On held-out layouts: balanced accuracy",
+        "On plates with held-out layouts: balanced accuracy",
         "labels shuffled",
-        "no cell count",
+        "no control cell count",
         "--split layout",
     ):
-        assert words.lower() in page.lower() and words in shown
+        assert words.lower() in page.lower() and words in printed
     assert "http" not in page.replace("http-equiv", "") and "data:image/png" in page
 
 
-def test_only_the_splits_that_were_asked_for_are_made(tmp_path, capsys):
+def test_audit_restricts_splits(tmp_path, capsys):
     features = write(screen(effect=8.0, layouts=2, sites=2), tmp_path / "f.parquet")
     flags = ("--features", features, "--out", tmp_path / "audit", "--replicates", 100)
     assert run("audit", *flags, "--splits", "layout", "plate") == 0
-    found = json.loads((tmp_path / "audit" / "audit.json").read_text())
-    assert list(found["splits"]) == ["plate", "layout"] and not found["refused"]
+    result = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert list(result["splits"]) == ["plate", "layout"] and not result["refused"]
     capsys.readouterr()
     assert run("audit", "--run", tmp_path, "--out", tmp_path / "other", "--splits", "plate") == 2
     assert "--splits" in capsys.readouterr().err
 
 
-def test_a_dataset_adds_cell_count_and_brightness(tmp_path):
-    found = audit_of(screen(brightness=8.0, sites=2))
-    answer = found["plate"]
-    assert {"cell count", "intensity"} <= set(answer.controls)
-    assert answer.controls["intensity"].value > 0.5
-    said = verdict(found)
-    assert said.finding == "explained" and "brightness" in said.sentences[0]
-    assert said.headline == "Not shown: what sees no cell answers as well."
+def test_dataset_adds_cell_count_and_intensity_controls(tmp_path):
+    result = audit_of(screen(brightness=8.0, sites=2))
+    split = result["plate"]
+    assert {"cell count", "intensity"} <= set(split.controls)
+    assert split.controls["intensity"].value > 0.5
+    conclusion = verdict(result)
+    assert conclusion.finding == "explained" and "brightness" in conclusion.sentences[1]
+    assert " image features: " in conclusion.headline
 
 
-def test_what_the_data_does_not_allow_is_said_and_never_recommended():
+def test_verdict_never_recommends_invalid_scores():
     one_layout = audit_of(screen(effect=8.0, layouts=1, sites=2))
     assert "all 4 plates share one layout" in one_layout.refused["layout"]
-    said = verdict(one_layout)
-    assert not said.honest and one_layout.strictest.policy == "plate"
-    assert said.headline.startswith("Not shown: ")
-    assert any("a plate map learned by heart answers" in sentence for sentence in said.sentences)
-    assert any("in other wells of further plates" in line for line in said.advice)
-    assert not any("--split" in line for line in said.advice)
+    conclusion = verdict(one_layout)
+    assert not conclusion.is_valid and one_layout.strictest.policy == "plate"
+    assert conclusion.headline.startswith("No valid score: ")
+    assert any("the position-only control reaches" in sentence for sentence in conclusion.sentences)
+    assert any("in other wells of further plates" in line for line in conclusion.advice)
+    assert not any("--split" in line for line in conclusion.advice)
 
     one_plate = audit_of(screen(effect=8.0, plates=1, sites=2))
     assert set(one_plate.refused) == {"plate", "layout", "compound"}
-    said = verdict(one_plate)
-    assert said.honest and any("--split well" in line for line in said.advice)
-    assert any("cannot be said" in line for line in said.advice)
+    conclusion = verdict(one_plate)
+    assert conclusion.is_valid and any("--split well" in line for line in conclusion.advice)
+    assert any("new plates is unknown" in line for line in conclusion.advice)
 
 
-def test_classes_of_one_well_each_leave_nothing_to_be_learned(tmp_path, capsys):
+def test_audit_of_single_well_classes_is_invalid(tmp_path, capsys):
     file, out = (
         write(screen(classes=48, plates=1, sites=2), tmp_path / "f.parquet"),
         tmp_path / "audit",
@@ -121,34 +120,35 @@ def test_classes_of_one_well_each_leave_nothing_to_be_learned(tmp_path, capsys):
     assert (
         run("audit", "--features", file, "--out", out, "--replicates", 100, "--model", "knn") == 0
     )
-    found = json.loads((out / "audit.json").read_text())
-    assert list(found["splits"]) == ["site"]
-    assert "0 of 48 classes stand in two wells or more" in found["refused"]["well"]
-    assert not found["verdict"]["honest"]
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "each treatment in two wells or more" in shown and "--split site" not in shown
+    result = json.loads((out / "audit.json").read_text())
+    assert list(result["splits"]) == ["site"]
+    assert "0 of 48 classes occur in two wells or more" in result["refused"]["well"]
+    assert not result["verdict"]["honest"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "each treatment in two wells or more" in printed and "--split site" not in printed
 
 
-def test_sites_whose_class_stands_in_one_group_are_not_judged_and_are_counted():
+def test_audit_excludes_classes_of_one_group():
     table = screen(effect=8.0, plates=3, sites=2)
-    alone = (table["Metadata_Plate"] == "P0") & (table["Metadata_Well"] == "A01")
-    table.loc[alone, "Metadata_pert_iname"] = "rare"
-    found = audit_of(table)
+    single = (table["Metadata_Plate"] == "P0") & (table["Metadata_Well"] == "A01")
+    table.loc[single, "Metadata_pert_iname"] = "rare"
+    result = audit_of(table)
     assert (
-        found["well"].n_excluded == found["plate"].n_excluded == 2 and found["site"].n_excluded == 0
+        result["well"].n_excluded == result["plate"].n_excluded == 2
+        and result["site"].n_excluded == 0
     )
-    assert any("2 sites could not be asked" in sentence for sentence in verdict(found).sentences)
-    assert found.differences[0].sites == len(table) - 2
+    assert any("2 sites were excluded" in sentence for sentence in verdict(result).sentences)
+    assert result.differences[0].sites == len(table) - 2
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("flags", "named"),
     [
-        ((), "--features (none): must be given, or else --data or --run"),
-        (("--features", "f.parquet", "--run", "r"), "--run r: must be without --features"),
+        ((), "--features (none): must be set, or --data, or --run"),
+        (("--features", "f.parquet", "--run", "r"), "--run r: must be used without --features"),
         (
             ("--features", "f.parquet", "--untrained"),
-            "--untrained True: must be without --features",
+            "--untrained True: must be used without --features",
         ),
         (("--features", "f.parquet", "--model", "forest"), "--model forest: must be one of ridge"),
         (("--features", "f.parquet", "--replicates", "10"), "--replicates 10: must be 100 or more"),
@@ -157,30 +157,65 @@ def test_sites_whose_class_stands_in_one_group_are_not_judged_and_are_counted():
         (("--features", "f.parquet", "--label-column", "Metadata_moa"), "no column 'Metadata_moa'"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, words, named):
+def test_audit_rejects_bad_input_in_one_line(tmp_path, monkeypatch, capsys, flags, named):
     monkeypatch.chdir(tmp_path)
     write(screen(plates=1, sites=2), tmp_path / "f.parquet")
-    assert run("audit", "--out", "audit", *words) == 2
-    said = capsys.readouterr().err
-    assert named in said and said.splitlines()[-1].startswith("error: ")
+    assert run("audit", "--out", "audit", *flags) == 2
+    message = capsys.readouterr().err
+    assert named in message and message.splitlines()[-1].startswith("error: ")
     assert not list(tmp_path.glob("audit/*"))
 
 
-def test_a_place_that_names_no_well_still_has_the_other_controls():
-    table = screen(effect=8.0, sites=2)
-    found = audit_of(
-        table.assign(
-            Metadata_Well="w" + table["Metadata_Well"].str[1:] + table["Metadata_Well"].str[0]
-        )
-    )
-    assert "position" not in found["plate"].controls and "all together" in found["plate"].controls
+def respell(table: pd.DataFrame, spelling: str) -> pd.DataFrame:
+    wells = [
+        spelling.format(name=name, letter=name[0], row=ord(name[0]) - 64, column=int(name[1:]))
+        for name in table["Metadata_Well"]
+    ]
+    return table.assign(Metadata_Well=wells)
 
 
-def test_shuffled_labels_keep_wells_together_and_agree_with_none():
-    from perturbjax.audit.run_audit import _dealt_anew
+@pytest.mark.parametrize("spelling", ["r{row:02d}c{column:02d}", "{letter}-{column:02d}"])
+def test_verdict_is_independent_of_well_spelling(spelling):
+    """Position predicts the label on plates of one layout, however wells are spelled."""
+    table = screen(effect=8.0, layouts=1, sites=2)
+    expected = verdict(audit_of(table))
+    assert verdict(audit_of(respell(table, spelling))) == expected
+    assert expected.headline.startswith("No valid score: ")
+
+
+def test_single_unplaced_well_keeps_position_control():
+    table = screen(effect=8.0, layouts=1, sites=2)
+    odd = (table["Metadata_Plate"] == "P0") & (table["Metadata_Well"] == "A06")
+    result = audit_of(table.assign(Metadata_Well=table["Metadata_Well"].mask(odd, "A06_rescan")))
+    assert "P0 A06_rescan" in " ".join(missing_parts(result))
+    assert verdict(result).headline.startswith("No valid score: ")
+
+
+def test_score_without_position_control_is_not_recommended():
+    result = audit_of(respell(screen(effect=8.0, sites=2), "w{name}"))
+    assert "position" not in result["plate"].controls
+    assert "all technical" in result["plate"].controls
+    conclusion = verdict(result)
+    assert conclusion.finding == "uncontrolled"
+    assert conclusion.headline.startswith("Not controlled for position: ")
+    assert not any("Report the score" in line for line in conclusion.advice)
+    assert any("Correct the well names" in line for line in conclusion.advice)
+
+
+def test_too_few_wells_give_no_conclusion():
+    table = screen(effect=8.0, plates=1, sites=2, classes=2)
+    wells = ["A01", "A02", "A03", "A04", "A05", "A06"]
+    conclusion = verdict(audit_of(table[table["Metadata_Well"].isin(wells)], folds=2))
+    assert conclusion.finding == "too few wells"
+    assert conclusion.headline.startswith("Too few wells: ")
+    assert conclusion.advice == ("Add wells: the test set needs at least 10.",)
+
+
+def test_shuffle_labels_is_constant_within_wells():
+    from perturbjax.audit.run_audit import shuffle_labels
 
     labels, wells = np.repeat(np.arange(6), 300), np.repeat(np.arange(600), 3)
-    dealt = _dealt_anew(labels, wells, np.random.default_rng(0))
-    assert all(len(set(dealt[wells == well])) == 1 for well in range(600))
-    assert np.bincount(dealt).tolist() == np.bincount(labels).tolist()
-    assert abs((dealt == labels).mean() - 1 / 6) < 0.02
+    shuffled = shuffle_labels(labels, wells, np.random.default_rng(0))
+    assert all(len(set(shuffled[wells == well])) == 1 for well in range(600))
+    assert np.bincount(shuffled).tolist() == np.bincount(labels).tolist()
+    assert abs((shuffled == labels).mean() - 1 / 6) < 0.02

@@ -1,4 +1,4 @@
-"""`perturbjax compare`: the same sites side by side, differences paired, and runs that judged other sites refused."""
+"""Command `compare`: paired differences on equal test sites, and refused input."""
 
 from __future__ import annotations
 
@@ -31,53 +31,57 @@ def run(*words: object) -> int:
 
 @pytest.fixture
 def runs(tmp_path) -> list[Path]:
-    """Three runs on the same sites: one guesses, two know, and differ in their seed."""
+    """Simulate three runs: one at chance, two accurate runs with different seeds."""
     index = make_index(plates=1)
     return [
         write(tmp_path / name, make_predictions(index, skill=skill, seed=seed), seed)
-        for name, skill, seed in (("guesses", 0.0, None), ("knows_0", 4.0, 0), ("knows_1", 4.0, 1))
+        for name, skill, seed in (
+            ("random", 0.0, None),
+            ("accurate_0", 4.0, 0),
+            ("accurate_1", 4.0, 1),
+        )
     ]
 
 
-def test_runs_stand_side_by_side_with_paired_differences(runs, tmp_path, capsys, monkeypatch):
+def test_compare_writes_paired_differences(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "out"
     assert run("compare", *runs, "--out", out) == 0
-    found = json.loads((out / "compare.json").read_text())
+    result = json.loads((out / "compare.json").read_text())
     assert (
-        found["sites"] == 72 and found["wells"] == 24 and set(found["levels"]) == {"site", "well"}
+        result["sites"] == 72
+        and result["wells"] == 24
+        and set(result["levels"]) == {"site", "well"}
     )
-    first, second, _, mean = found["levels"]["site"]
+    first, second, _, mean = result["levels"]["site"]
     lead = second["leads"]["accuracy"]
     assert first["leads"] == {} and lead["low"] > 0.5
     assert lead["value"] == pytest.approx(
         second["scores"]["accuracy"]["value"] - first["scores"]["accuracy"]["value"]
     )
     assert (
-        mean["name"] == "mean of knows_0, knows_1"
+        mean["name"] == "mean of accurate_0, accurate_1"
         and mean["seeds"] == 2
         and mean["spread"] is not None
     )
     csv = pd.read_csv(out / "compare.csv").set_index(["level", "run", "quantity", "metric"])
-    assert csv.loc[("site", "knows_0", "minus the first", "accuracy"), "low"] == pytest.approx(
+    assert csv.loc[("site", "accurate_0", "minus the first", "accuracy"), "low"] == pytest.approx(
         lead["low"]
     )
-    for shown in (capsys.readouterr().out, (out / "compare.html").read_text()):
+    for output in (capsys.readouterr().out, (out / "compare.html").read_text()):
         assert (
-            "knows_1" in shown
-            and "2 seeds" in shown
-            and "minus guesses" in shown.replace("\n", " ")
+            "accurate_1" in output
+            and "2 seeds" in output
+            and "minus random" in output.replace("\n", " ")
         )
-        assert "top-5" not in shown, "of eight classes it says nothing"
+        assert "top-5" not in output, "not informative for eight classes"
     assert (
-        '<p class="verdict">knows_' in shown
-        and "is clearly better than guesses: balanced accuracy by well, +0." in shown
+        '<p class="verdict">accurate_' in output
+        and "is clearly better than random: balanced accuracy by well, +0." in output
     )
 
 
-def test_a_run_beside_itself_differs_by_nothing_whatever_the_order_of_rows_and_classes(
-    runs, tmp_path
-):
+def test_compare_is_independent_of_row_and_class_order(runs, tmp_path):
     table = pd.read_parquet(runs[1] / "evaluation" / "predictions.parquet")
     columns = sorted(table.columns, reverse=True)
     other = write(tmp_path / "again", table.sample(frac=1, random_state=0)[columns])
@@ -102,31 +106,32 @@ def test_a_run_beside_itself_differs_by_nothing_whatever_the_order_of_rows_and_c
     [
         (
             lambda t: t.iloc[3:],
-            "judged 69 sites, 69 of them among the 72 of the first run; train both with one --split-file",
+            "has 69 test sites, 69 of the 72 of the first run; train both runs with one --split-file",
         ),
         (
             lambda t: t.assign(label=np.where(np.arange(72) == 5, "DMSO", "compound A")),
-            "has another label",
+            "differs from the first run",
         ),
-        (lambda t: t.rename(columns={"prob_DMSO": "prob_other"}), "knows other classes"),
-        (lambda t: t.assign(part="train"), "has no site that judges"),
+        (
+            lambda t: t.rename(columns={"prob_DMSO": "prob_other"}),
+            "classes differ from the first run",
+        ),
+        (lambda t: t.assign(part="train"), "has no test sites"),
     ],
 )
-def test_runs_that_judged_something_else_are_refused_in_one_line(
-    runs, tmp_path, capsys, change, named
-):
+def test_compare_rejects_other_sites_in_one_line(runs, tmp_path, capsys, change, named):
     other = write(
         tmp_path / "other", change(pd.read_parquet(runs[0] / "evaluation" / "predictions.parquet"))
     )
     assert run("compare", runs[0], other, "--out", tmp_path / "out") == 2
-    said = capsys.readouterr().err
-    assert named in said and len(said.splitlines()) == 1 and not (tmp_path / "out").exists()
+    message = capsys.readouterr().err
+    assert named in message and len(message.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("names", "named"),
-    [(("guesses",), "needs two or more"), (("guesses", "no"), "was not evaluated")],
+    [(("random",), "two or more are needed"), (("random", "no"), "was not evaluated")],
 )
-def test_one_run_or_none_is_refused(runs, tmp_path, capsys, names, named):
+def test_compare_requires_two_evaluated_runs(runs, tmp_path, capsys, names, named):
     assert run("compare", *(tmp_path / name for name in names), "--out", tmp_path / "out") == 2
     assert named in capsys.readouterr().err

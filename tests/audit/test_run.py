@@ -1,4 +1,4 @@
-"""`perturbjax audit --run`: a network judged under its own split, beside what it was before training."""
+"""Command `audit --run`: audit of a trained network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(*words: object) -> int:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """An evaluated run of one epoch on two plates of eight wells of three sites."""
+    """Train and evaluate a run of one epoch on two plates of eight wells of three sites."""
     folder = tmp_path_factory.mktemp("audited")
     data = write_dataset(folder / "data", sites=48, size=16, channels=["DNA"])
     small = (
@@ -41,29 +41,27 @@ def trained(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_a_run_is_judged_under_its_own_split_beside_the_same_network_untrained(
-    trained, tmp_path, capsys
-):
+def test_audit_run_includes_untrained_network(trained, tmp_path, capsys):
     out = tmp_path / "audit"
     assert run("audit", "--run", trained, "--untrained", "--out", out, "--replicates", 100) == 0
-    found = json.loads((out / "audit.json").read_text())
-    assert list(found["splits"]) == ["well"] and found["model"] == "model"
-    by_site = found["splits"]["well"]["levels"]["site"]
+    result = json.loads((out / "audit.json").read_text())
+    assert list(result["splits"]) == ["well"] and result["model"] == "model"
+    by_site = result["splits"]["well"]["levels"]["site"]
     scores = json.loads((trained / "evaluation" / "scores.json").read_text())["levels"]["site"][
         "model"
     ]
     assert by_site["model"]["scores"]["accuracy"]["value"] == pytest.approx(
         scores["accuracy"]["value"]
     )
-    assert {"untrained network", "intensity", "cell count", "all together"} <= set(by_site)
+    assert {"untrained network", "intensity", "cell count", "all technical"} <= set(by_site)
     assert "labels shuffled" not in by_site
-    assert "`perturbjax train --split plate` asks this" in found["refused"][
-        "plate"
-    ] or "one layout" in str(found)
+    assert "`perturbjax train --split plate`" in result["refused"]["plate"] or "one layout" in str(
+        result
+    )
     assert "untrained" in capsys.readouterr().out
 
 
-def test_a_run_that_was_not_evaluated_says_what_to_do(trained, tmp_path, capsys):
+def test_audit_run_requires_evaluation(trained, tmp_path, capsys):
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "labels.json", "split.parquet"):
@@ -76,32 +74,28 @@ def test_a_run_that_was_not_evaluated_says_what_to_do(trained, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_recipe_is_trained_anew_under_every_split_and_finished_runs_are_not_again(
-    trained, tmp_path, capsys
-):
+def test_audit_train_trains_every_fold_once(trained, tmp_path, capsys):
     out = tmp_path / "audit"
-    bare = tmp_path / "bare"  # only its recipe is asked for, not that it was evaluated
+    bare = tmp_path / "bare"  # without evaluation; only the recipe is needed
     shutil.copytree(trained, bare, ignore=shutil.ignore_patterns("evaluation"))
     command = ("audit", "--run", bare, "--train", "--out", out, "--folds", 2, "--replicates", 100)
     assert run(*command) == 0
-    found = json.loads((out / "audit.json").read_text())
-    assert {"site", "well", "plate"} <= set(found["splits"]) and found["model"] == "masked_cnn"
-    for policy, answer in found["splits"].items():
-        assert (answer["overlap"]["well"] > 0) == (policy == "site")
-        assert {"masked_cnn", "intensity", "all together"} <= set(answer["levels"]["site"])
-    assert found["differences"] and (out / "runs" / "plate_1" / "checkpoints").is_dir()
+    result = json.loads((out / "audit.json").read_text())
+    assert {"site", "well", "plate"} <= set(result["splits"]) and result["model"] == "masked_cnn"
+    for policy, split in result["splits"].items():
+        assert (split["overlap"]["well"] > 0) == (policy == "site")
+        assert {"masked_cnn", "intensity", "all technical"} <= set(split["levels"]["site"])
+    assert result["differences"] and (out / "runs" / "plate_1" / "checkpoints").is_dir()
     for fold in (0, 1):
         assert set(
             read_predictions(out / "runs" / f"plate_{fold}.predictions.parquet")["part"]
         ) == {"test"}
     capsys.readouterr()
     assert run(*command) == 0
-    assert json.loads((out / "audit.json").read_text()) == found
+    assert json.loads((out / "audit.json").read_text()) == result
     assert "train loss" not in capsys.readouterr().err
 
 
-def test_training_anew_asks_for_a_run(tmp_path, capsys):
+def test_audit_train_requires_run(tmp_path, capsys):
     assert run("audit", "--data", tmp_path, "--train", "--out", tmp_path / "audit") == 2
-    assert (
-        "--train True: must be given with --run, whose recipe it trains" in capsys.readouterr().err
-    )
+    assert "--train True: must be used with --run" in capsys.readouterr().err

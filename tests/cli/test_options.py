@@ -21,7 +21,7 @@ from perturbjax.cli.parsing import Flag, flags_of
 from perturbjax.core.config import PRESETS, Recipe, SplitPolicy, recipe_from_dict, recipe_to_dict
 from perturbjax.core.errors import InputError
 from perturbjax.core.options import require_sound
-from perturbjax.profiles.embedding import COLOURS
+from perturbjax.profiles.embedding import COLORS
 from perturbjax.profiles.extract import FeaturesConfig
 from perturbjax.profiles.profile_options import (
     MOST_COLOURS,
@@ -393,4 +393,4 @@ def test_preset_survives_json(name):
 
 
 def test_every_highlighted_class_has_a_color():
-    assert len(COLOURS) == MOST_COLOURS
+    assert len(COLORS) == MOST_COLOURS

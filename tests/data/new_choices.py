@@ -30,6 +30,7 @@ from tiny_dataset import write_dataset  # noqa: E402
 
 from perturbjax.audit.split_designs import deal  # noqa: E402
 from perturbjax.cli import help  # noqa: E402
+from perturbjax.cli.evaluate import ApplyConfig, EvaluateConfig, evaluate  # noqa: E402
 from perturbjax.core.config import (  # noqa: E402
     AugmentConfig,
     InputConfig,
@@ -38,7 +39,6 @@ from perturbjax.core.config import (  # noqa: E402
     SplitConfig,
 )
 from perturbjax.dataset import open_dataset  # noqa: E402
-from perturbjax.evaluation.apply import ApplyConfig, EvaluateConfig, evaluate  # noqa: E402
 from perturbjax.export import StableHLOConfig, export  # noqa: E402
 from perturbjax.report.run_page import write_report  # noqa: E402
 from perturbjax.training.checkpoint import CheckpointConfig  # noqa: E402

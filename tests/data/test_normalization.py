@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from tiny_dataset import write_dataset
 
+from perturbjax.cli.evaluate import ApplyConfig, PredictConfig, predict
 from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.config import AugmentConfig, InputConfig, OptimConfig, Recipe, SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.data import normalization
 from perturbjax.dataset import open_dataset
-from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.profiles.extract import FeaturesConfig, extract
 from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.fit import TrainConfig, fit

@@ -92,7 +92,7 @@ def test_what_does_not_agree_is_one_line(two, tmp_path):
 
 
 def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, tmp_path):
-    from perturbjax.evaluation.apply import (
+    from perturbjax.cli.evaluate import (
         ApplyConfig,
         EvaluateConfig,
         PredictConfig,

@@ -1,4 +1,4 @@
-"""A small screen with known truth: plates of wells of sites, and predictions of a chosen quality."""
+"""Simulated plates with known labels, and predictions of adjustable accuracy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES = ["DMSO", *(f"compound {letter}" for letter in "ABCDEFG")]
 def make_index(
     plates: int = 3, rows: int = 4, columns: int = 6, sites: int = 3, seed: int = 0
 ) -> pd.DataFrame:
-    """Every plate has every class in several wells, at random places; counts of cells carry no signal."""
+    """Simulate plates with all classes at random positions; cell counts are uninformative."""
     rng = np.random.default_rng(seed)
     wells = [
         f"{'ABCDEFGHIJKLMNOP'[row]}{column + 1:02d}"
@@ -43,7 +43,7 @@ def make_index(
 def make_predictions(
     index: pd.DataFrame, *, skill: float, seed: int = 0, part: str = "test"
 ) -> pd.DataFrame:
-    """Random probabilities, `skill` added to the logit of the true class."""
+    """Simulate random probabilities with `skill` added to the logit of the true class."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(len(index), len(CLASSES)))
     labels = index["label"].map({name: i for i, name in enumerate(CLASSES)}).to_numpy()
@@ -63,19 +63,19 @@ def evaluate_run(
     predictions: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame, *, split: str = "plate", class_names=CLASSES,
     out: Path | None = None, **options,
 ) -> EvaluationResult:  # fmt: skip
-    """As `evaluate` does with a run's table of predictions."""
-    subject, fold = match_run_predictions(predictions, train, test, class_names)
+    """Evaluate a table of predictions as `perturbjax evaluate` does."""
+    model, fold = match_run_predictions(predictions, train, test, class_names)
     evaluation = evaluate_predictions(
-        [subject], [fold], class_names, split=split, **{"replicates": 200, **options}
+        [model], [fold], class_names, split=split, **{"replicates": 200, **options}
     )
     if out is not None:
-        write_run_evaluation(evaluation, subject, fold, class_names, out)
+        write_run_evaluation(evaluation, model, fold, class_names, out)
     return evaluation
 
 
 @pytest.fixture
 def screen() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """(train index, test index, predictions) of a plate split."""
+    """Training index, test index and predictions of a plate split."""
     index = make_index()
     test = index[index["Metadata_Plate"] == "P2"].reset_index(drop=True)
     train = index[index["Metadata_Plate"] != "P2"].reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""A run applied to data: what is known of the sites is asked for before anything is computed, and only if needed."""
+"""Commands evaluate and predict: outputs, and checks before computation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pandas as pd
 import pytest
 from tiny_dataset import write_dataset
 
-from perturbjax.core.config import AugmentConfig, OptimConfig, Recipe, SplitConfig
-from perturbjax.core.errors import InputError
-from perturbjax.dataset import open_dataset
-from perturbjax.evaluation import apply
-from perturbjax.evaluation.apply import (
+from perturbjax.cli import evaluate as commands
+from perturbjax.cli.evaluate import (
     ApplyConfig,
     EvaluateConfig,
     PredictConfig,
     evaluate,
     predict,
 )
+from perturbjax.core.config import AugmentConfig, OptimConfig, Recipe, SplitConfig
+from perturbjax.core.errors import InputError
+from perturbjax.dataset import open_dataset
 from perturbjax.profiles.extract import FeaturesConfig, extract
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.fit import TrainConfig, fit
@@ -48,8 +48,8 @@ def unlabelled(folder) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged(folder, data) -> Path:
-    """A run of one epoch that was evaluated."""
+def evaluated(folder, data) -> Path:
+    """Train and evaluate a run of one epoch."""
     recipe = Recipe(
         augment=AugmentConfig(crop=16),
         optim=OptimConfig(epochs=1, batch_size=8),
@@ -61,9 +61,9 @@ def judged(folder, data) -> Path:
 
 
 @pytest.fixture
-def run(judged, tmp_path) -> Path:
-    """That run before it was evaluated."""
-    copy = shutil.copytree(judged, tmp_path / "run")
+def run(evaluated, tmp_path) -> Path:
+    """Copy that run without its evaluation."""
+    copy = shutil.copytree(evaluated, tmp_path / "run")
     shutil.rmtree(copy / "evaluation")
     return Path(copy)
 
@@ -73,7 +73,7 @@ def no_forward_pass(monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the network was applied")
 
-    monkeypatch.setattr(apply, "network_of", refuse)
+    monkeypatch.setattr(commands, "open_network", refuse)
 
 
 def predicted(run: Path, data: Path, out: Path) -> pd.DataFrame:
@@ -81,9 +81,9 @@ def predicted(run: Path, data: Path, out: Path) -> pd.DataFrame:
     return pd.read_parquet(out) if out.suffix == ".parquet" else pd.read_csv(out)
 
 
-def test_the_suffix_says_how_predictions_are_written(judged, data, tmp_path):
+def test_predict_writes_format_of_suffix(evaluated, data, tmp_path):
     binary, text = (
-        predicted(judged, data, tmp_path / f"p{suffix}") for suffix in (".parquet", ".csv")
+        predicted(evaluated, data, tmp_path / f"p{suffix}") for suffix in (".parquet", ".csv")
     )
     assert (tmp_path / "p.csv").read_text().startswith("Metadata_Plate,")
     pd.testing.assert_frame_equal(
@@ -91,19 +91,17 @@ def test_the_suffix_says_how_predictions_are_written(judged, data, tmp_path):
     )
 
 
-def test_sites_without_labels_are_predicted_like_others(judged, data, unlabelled, tmp_path):
+def test_predict_works_without_labels(evaluated, data, unlabelled, tmp_path):
     assert "Metadata_pert_iname" not in open_dataset(unlabelled).index
-    known, unknown = (
-        predicted(judged, path, tmp_path / "p.parquet") for path in (data, unlabelled)
+    labelled, without_labels = (
+        predicted(evaluated, path, tmp_path / "p.parquet") for path in (data, unlabelled)
     )
-    assert set(unknown["label"]) == {""} and set(known["label"]) == {"DMSO", "taxol"}
-    probabilities = [name for name in known if name.startswith("prob_")]
-    assert np.array_equal(unknown[probabilities], known[probabilities])
+    assert set(without_labels["label"]) == {""} and set(labelled["label"]) == {"DMSO", "taxol"}
+    probabilities = [name for name in labelled if name.startswith("prob_")]
+    assert np.array_equal(without_labels[probabilities], labelled[probabilities])
 
 
-def test_nothing_is_trained_on_or_judged_by_sites_without_labels(
-    run, unlabelled, tmp_path, no_forward_pass
-):
+def test_train_and_evaluate_require_labels(run, unlabelled, tmp_path, no_forward_pass):
     with pytest.raises(InputError, match="was built without labels"):
         fit(TrainConfig(out=tmp_path / "other", data=(unlabelled,)))
     with pytest.raises(InputError, match="no column 'Metadata_pert_iname'"):
@@ -111,42 +109,45 @@ def test_nothing_is_trained_on_or_judged_by_sites_without_labels(
     assert not (tmp_path / "other").exists() and not (run / "evaluation").exists()
 
 
-def test_labels_that_a_run_does_not_know_are_refused_before_it_is_applied(
-    run, folder, no_forward_pass
-):
+def test_evaluate_rejects_unknown_labels_before_computation(run, folder, no_forward_pass):
     others = folder / "others"
     if not others.is_dir():
         write_dataset(others, sites=SITES, size=24, channels=["DNA"], compounds=("DMSO", "ALLN"))
-    with pytest.raises(InputError, match=r"others: label 'ALLN' is not one of the run's 2 classes"):
+    with pytest.raises(InputError, match=r"others: label 'ALLN' is not one of the 2 classes"):
         evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(run)), data=(others,)))
     assert not (run / "evaluation").exists()
 
 
-def test_an_evaluation_that_fails_leaves_nothing_half_made(run, monkeypatch):
+def test_failed_evaluation_writes_nothing(run, monkeypatch):
     def fail(*_: object, **__: object) -> None:
-        raise InputError("cannot be judged")
+        raise InputError("cannot be evaluated")
 
-    monkeypatch.setattr(apply, "judge", fail)
-    with pytest.raises(InputError, match="cannot be judged"):
+    monkeypatch.setattr(commands, "evaluate_predictions", fail)
+    with pytest.raises(InputError, match="cannot be evaluated"):
         evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(run), batch_size=8), replicates=20))
     assert not (run / "evaluation").exists()
 
 
-def test_without_a_look_nothing_of_an_earlier_one_stays(folder, judged):
+def test_evaluate_without_attribution_removes_attribution(folder, evaluated):
     run = folder / "again"
-    shutil.copytree(judged, run)
-    for look in (True, False):
+    shutil.copytree(evaluated, run)
+    for attribution in (True, False):
         evaluate(
             EvaluateConfig(
-                ApplyConfig(CheckpointConfig(run), batch_size=8), replicates=20, attribution=look
+                ApplyConfig(CheckpointConfig(run), batch_size=8),
+                replicates=20,
+                attribution=attribution,
             )
         )
         files = {file.name for file in (run / "evaluation").iterdir()}
-        of_look = {"looked.json", "attention.parquet"}
-        assert files & of_look == (of_look if look else set()) and "scores.json" in files
+        attribution = {"attribution.json", "attention.parquet"}
+        assert (
+            files & attribution == (attribution if attribution else set())
+            and "scores.json" in files
+        )
 
 
-def test_without_training_sites_the_judging_ones_are_judged_the_same(run, judged):
+def test_evaluate_without_training_sites_has_same_test_scores(run, evaluated):
     evaluate(
         EvaluateConfig(
             ApplyConfig(CheckpointConfig(run), batch_size=8),
@@ -155,26 +156,28 @@ def test_without_training_sites_the_judging_ones_are_judged_the_same(run, judged
             attribution=False,
         )
     )
-    asked, all_asked = (
-        pd.read_parquet(path / "evaluation" / "predictions.parquet") for path in (run, judged)
+    test_only, complete = (
+        pd.read_parquet(path / "evaluation" / "predictions.parquet") for path in (run, evaluated)
     )
-    assert set(all_asked["part"]) == {"train", "test"} and 0 < len(asked) < len(all_asked)
-    pd.testing.assert_frame_equal(asked, all_asked.query("part == 'test'").reset_index(drop=True))
+    assert set(complete["part"]) == {"train", "test"} and 0 < len(test_only) < len(complete)
+    pd.testing.assert_frame_equal(
+        test_only, complete.query("part == 'test'").reset_index(drop=True)
+    )
     assert set(pd.read_parquet(run / "evaluation" / "features.parquet")["Metadata_part"]) == {
         "test"
     }
     scores, all_scores = (
-        json.loads((path / "evaluation" / "scores.json").read_text()) for path in (run, judged)
+        json.loads((path / "evaluation" / "scores.json").read_text()) for path in (run, evaluated)
     )
     assert scores["levels"] == all_scores["levels"] and all_scores["train"] and not scores["train"]
 
 
-def test_a_feature_has_one_name_whichever_command_writes_it(judged, data, tmp_path):
+def test_features_and_evaluate_write_same_feature_names(evaluated, data, tmp_path):
     out = extract(
-        FeaturesConfig(data=(data,), out=tmp_path / "f.parquet", run=judged, batch_size=8)
+        FeaturesConfig(data=(data,), out=tmp_path / "f.parquet", run=evaluated, batch_size=8)
     )
     ours = pd.read_parquet(out).set_index("Metadata_site_id")
-    theirs = pd.read_parquet(judged / "evaluation" / "features.parquet").set_index(
+    theirs = pd.read_parquet(evaluated / "evaluation" / "features.parquet").set_index(
         "Metadata_site_id"
     )
     names = [name for name in theirs if not name.startswith("Metadata_")]
@@ -185,9 +188,7 @@ def test_a_feature_has_one_name_whichever_command_writes_it(judged, data, tmp_pa
     np.testing.assert_allclose(ours.loc[theirs.index, names], theirs[names], rtol=1e-5, atol=1e-6)
 
 
-def test_excluded_sites_are_neither_trained_on_nor_judged_and_the_run_says_the_rule(
-    folder, data, capsys
-):
+def test_evaluate_excludes_sites_by_rule(folder, data, capsys):
     rules = folder / "rules.txt"
     rules.write_text("std_DNA<1  # flat\n")
     recipe = Recipe(
@@ -197,9 +198,9 @@ def test_excluded_sites_are_neither_trained_on_nor_judged_and_the_run_says_the_r
     )
     path = fit(TrainConfig(out=folder / "excluding", data=(data,), recipe=recipe)).path
     assert f"excluded by std_DNA<1: {-(-SITES // 4)} of {SITES} sites" in capsys.readouterr().err
-    rules.unlink()  # the run knows the rule, not the file
+    rules.unlink()  # the run stores the rule
     evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(path), batch_size=8), replicates=20))
     flat = open_dataset(data).index.query("std_DNA < 1")["site_id"]
-    judged = pd.read_parquet(path / "evaluation" / "predictions.parquet")["site_id"]
-    assert len(judged) == SITES - len(flat) and not set(judged) & set(flat)
+    used = pd.read_parquet(path / "evaluation" / "predictions.parquet")["site_id"]
+    assert len(used) == SITES - len(flat) and not set(used) & set(flat)
     assert open_run(path).recipe.split.exclude == ("std_DNA<1",)

@@ -1,4 +1,4 @@
-"""The sentence on top says yes, no or not shown, names the baseline that answers as well, and what to do next."""
+"""Conclusions: verdict, decisive baseline and next step."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pytest
 
 from perturbjax.evaluation.bootstrap import Estimate
 from perturbjax.evaluation.conclusions import (
-    BASELINE_DESCRIPTIONS,
+    MIN_TEST_WELLS,
     advice,
     best_unbeaten_baseline,
+    describe_baseline,
+    short_verdict,
     verdict,
 )
 from perturbjax.evaluation.evaluation_result import EvaluationResult
@@ -19,110 +21,120 @@ from perturbjax.evaluation.shortcuts import Overlap
 from .conftest import evaluate_run, make_index, make_predictions
 
 
-def judged(
-    skill: float, *, split: str = "plate", skill_in_training: float | None = None
+def evaluate(
+    skill: float, *, split: str = "plate", training_score: float | None = None
 ) -> EvaluationResult:
+    """Evaluate simulated predictions; the missing intensity baseline is not reported."""
     index = make_index()
     test = index["Metadata_Plate"] == "P2"
-    found = evaluate_run(
-        make_predictions(index[test], skill=skill), index[~test], index[test], split=split
-    )
-    found = dataclasses.replace(found, skipped={})  # this screen has no intensities
-    if skill_in_training is None:
-        return found
-    return dataclasses.replace(found, train={"model": {"balanced_accuracy": skill_in_training}})
+    predictions = make_predictions(index[test], skill=skill)
+    result = evaluate_run(predictions, index[~test], index[test], split=split)
+    result = dataclasses.replace(result, skipped={})
+    if training_score is None:
+        return result
+    return dataclasses.replace(result, train={"model": {"balanced_accuracy": training_score}})
 
 
-def beside(evaluation: EvaluationResult, name: str) -> EvaluationResult:
-    """The same with one baseline at the model's heels and all others far below."""
-
-    def moved(row):
-        gaps = {other: 0.0 if other == name else 0.5 for other in row.leads}
-        leads = {
-            other: {"balanced_accuracy": Estimate(gap, gap - 0.05, gap + 0.05)}
-            for other, gap in gaps.items()
-        }
-        return dataclasses.replace(row, leads=leads) if not row.baseline else row
-
-    levels = [
-        dataclasses.replace(level, rows=tuple(map(moved, level.rows)))
-        for level in evaluation.levels
-    ]
+def replace_leads(evaluation: EvaluationResult, leads) -> EvaluationResult:
+    """Replace the leads of the model at all levels; `leads` maps a row to its new leads."""
+    levels = []
+    for level in evaluation.levels:
+        rows = (
+            row if row.baseline else dataclasses.replace(row, leads=leads(row))
+            for row in level.rows
+        )
+        levels.append(dataclasses.replace(level, rows=tuple(rows)))
     return dataclasses.replace(evaluation, levels=tuple(levels))
 
 
-def test_what_clearly_beats_every_baseline_is_a_yes():
-    said = verdict(judged(6.0))
-    assert said.startswith(
-        "Yes: on held-out plates, it tells classes apart with balanced accuracy 1.00 ("
+def equal_to(evaluation: EvaluationResult, name: str) -> EvaluationResult:
+    """Set the lead over one baseline to 0, and over all others to 0.5."""
+
+    def leads(row):
+        gaps = {other: 0.0 if other == name else 0.5 for other in row.leads}
+        return {
+            other: {"balanced_accuracy": Estimate(gap, gap - 0.05, gap + 0.05)}
+            for other, gap in gaps.items()
+        }
+
+    return replace_leads(evaluation, leads)
+
+
+def test_verdict_of_accurate_model_names_best_baseline():
+    evaluation = evaluate(6.0)
+    assert verdict(evaluation).startswith("Balanced accuracy 1.00 (95 % CI ")
+    assert "by well on held-out plates. The best baseline, " in verdict(evaluation)
+    assert short_verdict(evaluation) == "Above every baseline"
+
+
+def test_verdict_of_random_model_shows_no_advantage():
+    evaluation = evaluate(0.0)
+    level = evaluation.displayed_levels[-1]
+    baseline = best_unbeaten_baseline(level, level["model"])
+    assert baseline is not None and describe_baseline(baseline.name) in verdict(evaluation).lower()
+    assert "image features show no clear advantage over it." in verdict(evaluation)
+    assert short_verdict(evaluation) == "Not clearly above every baseline"
+
+
+def test_verdict_names_an_unbeaten_baseline():
+    assert "The well position reaches " in verdict(equal_to(evaluate(3.0), "position"))
+
+
+def test_verdict_lists_missing_baselines():
+    skipped = {"intensity": "no such columns", "well level": "none"}
+    evaluation = dataclasses.replace(evaluate(6.0), skipped=skipped)
+    assert verdict(evaluation).endswith(" Not controlled for intensity.")
+
+
+def test_verdict_requires_position_control():
+    evaluation = dataclasses.replace(evaluate(6.0), skipped={"position": "no well names"})
+    assert short_verdict(evaluation) == "Not controlled for position"
+    assert verdict(evaluation).endswith(" Not controlled for position.")
+    assert "Correct the well names" in advice(evaluation, "run")
+
+
+def test_verdict_requires_enough_wells():
+    evaluation = evaluate(6.0)
+    sizes = dataclasses.replace(evaluation.n, well=2)
+    evaluation = dataclasses.replace(evaluation, n=sizes)
+    assert verdict(evaluation).startswith(
+        f"Too few wells: 2 test wells, {MIN_TEST_WELLS} are needed."
     )
-    assert "by well; the best baseline, " in said
+    assert advice(evaluation, "run").startswith("Add wells: ")
 
 
-def test_what_sees_nothing_has_shown_nothing():
-    evaluation = judged(0.0)
-    said, rival = (
-        verdict(evaluation),
-        best_unbeaten_baseline(
-            evaluation.displayed_levels[-1], evaluation.displayed_levels[-1]["model"]
-        ),
-    )
-    assert said.startswith("Not shown: on held-out plates") and "not clearly less" in said
-    assert rival is not None and BASELINE_DESCRIPTIONS[rival.name] in said
+def test_warnings_name_more_accurate_baseline():
+    evaluation = evaluate(6.0)
 
-
-def test_the_baseline_named_is_one_that_is_not_beaten():
-    said = verdict(beside(judged(3.0), "position"))
-    assert said.startswith("Not shown: ") and "but the place on the plate alone reaches " in said
-
-
-def test_a_yes_says_which_baselines_could_not_be_asked():
-    without = dataclasses.replace(
-        judged(6.0), skipped={"intensity": "no such columns", "well level": "none"}
-    )
-    assert verdict(without).startswith("Yes, as far as asked: ")
-    assert verdict(without).endswith("; brightness alone could not be asked.")
-
-
-def test_a_baseline_that_is_more_accurate_is_warned_of_though_the_verdict_is_yes():
-    evaluation = judged(6.0)
-
-    def moved(row):
+    def leads(row):
         lead = row.leads.get("position", {}) | {"accuracy": Estimate(-0.1, -0.2, -0.05)}
-        return (
-            row if row.baseline else dataclasses.replace(row, leads=row.leads | {"position": lead})
-        )
+        return row.leads | {"position": lead}
 
-    levels = [
-        dataclasses.replace(level, rows=tuple(map(moved, level.rows)))
-        for level in evaluation.levels
-    ]
-    found = dataclasses.replace(evaluation, levels=tuple(levels))
-    assert verdict(found).startswith("Yes: ") and evaluation.warnings() == []
-    assert (
-        all("accuracy is below position (" in warning for warning in found.warnings())
-        and len(found.warnings()) == 2
-    )
+    changed = replace_leads(evaluation, leads)
+    assert short_verdict(changed) == "Above every baseline" and evaluation.warnings() == []
+    warnings = changed.warnings()
+    assert len(warnings) == 2
+    assert all("accuracy is below position (" in warning for warning in warnings)
 
 
-def test_sites_of_wells_it_was_trained_on_show_nothing_of_a_treatment():
-    leaky = dataclasses.replace(judged(6.0), overlap=Overlap(1, 1, 1, 1))
-    assert verdict(leaky).startswith("Not shown for a treatment: ")
+def test_verdict_rejects_shared_wells():
+    leaky = dataclasses.replace(evaluate(6.0), overlap=Overlap(1, 1, 1, 1))
+    assert verdict(leaky).startswith("No valid score: ")
     assert "`--split well`" in advice(leaky, "run")
 
 
 @pytest.mark.parametrize(
-    ("judgement", "run", "said"),
+    ("evaluation", "run", "expected"),
     [
-        (judged(6.0), "run", "`perturbjax audit --run run --out run/audit`"),
-        (judged(6.0), None, "`perturbjax audit --features …`."),
-        (judged(6.0, split="well"), "run", "a further plate"),
-        (beside(judged(3.0, skill_in_training=0.0), "position"), "run", "Train longer (`--epochs`)"),
-        (beside(judged(0.5, skill_in_training=0.99), "position"), "run", "by heart (0.99 there"),
-        (beside(judged(3.0), "cell count"), "run", "Treatments change the number of cells too"),
-        (beside(judged(3.0), "cell count"), None, "More wells narrow the interval."),
-        (beside(judged(3.0), "position"), "run", "`perturbjax classify --preset linear`"),
+        (evaluate(6.0), "run", "`perturbjax audit --run run --out run/audit`"),
+        (evaluate(6.0), None, "`perturbjax audit --features …`."),
+        (evaluate(6.0, split="well"), "run", "a further plate"),
+        (equal_to(evaluate(3.0, training_score=0.0), "position"), "run", "Train longer (`--epochs`)"),
+        (equal_to(evaluate(0.5, training_score=0.99), "position"), "run", "overfitted (training 0.99"),
+        (equal_to(evaluate(3.0), "cell count"), "run", "The treatments change the cell count"),
+        (equal_to(evaluate(3.0), "cell count"), None, "Add wells to narrow the interval."),
+        (equal_to(evaluate(3.0), "position"), "run", "`perturbjax classify --preset linear`"),
     ],
 )  # fmt: skip
-def test_what_to_do_next_follows_from_what_was_found(evaluation, run, said):
-    assert said in advice(evaluation, run)
+def test_advice_follows_from_the_result(evaluation, run, expected):
+    assert expected in advice(evaluation, run)

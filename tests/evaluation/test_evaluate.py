@@ -1,4 +1,4 @@
-"""The judge writes what it measured, and refuses predictions that do not belong to the test part."""
+"""Evaluation of predictions: scores, baselines, tables, and checks of the input."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from perturbjax.report.run_page import write_report
 
 from .conftest import CLASSES, evaluate_run, make_index, make_predictions
 
-BASELINES = {"majority", "chance", "position", "cell count"}
+BASELINES = {"majority", "chance", "position", "cell count", "all technical"}
 
 
-def judge_screen(screen, *, predictions=None, train=None, test=None, **options):
+def evaluate_screen(screen, *, predictions=None, train=None, test=None, **options):
     own = screen[2] if predictions is None else predictions
     return evaluate_run(
         own, screen[0] if train is None else train, screen[1] if test is None else test, **options
     )
 
 
-def test_the_model_stands_beside_every_baseline_at_both_levels(screen):
-    evaluation = judge_screen(screen)
+def test_evaluation_contains_model_and_baselines_at_both_levels(screen):
+    evaluation = evaluate_screen(screen)
     assert [level.name for level in evaluation.levels] == ["site", "well"]
     for level in evaluation.levels:
         assert {row.name for row in level.rows} == {"model", *BASELINES}
@@ -54,91 +54,97 @@ def test_the_model_stands_beside_every_baseline_at_both_levels(screen):
     assert by_well > by_site
 
 
-def test_site_scores_are_the_plain_scores_of_the_predictions(screen):
+def test_site_scores_equal_score(screen):
     _, test, predictions = screen
     labels = test["label"].map({name: i for i, name in enumerate(CLASSES)}).to_numpy()
     plain = score(labels, predictions[[f"prob_{name}" for name in CLASSES]].to_numpy())
-    found = judge_screen(screen)["site"]["model"].scores
-    assert {metric: found[metric].value for metric in METRICS} == pytest.approx(plain)
+    result = evaluate_screen(screen)["site"]["model"].scores
+    assert {metric: result[metric].value for metric in METRICS} == pytest.approx(plain)
 
 
-def test_calibration_is_told_before_and_after_a_temperature_that_saw_other_wells(
-    screen, tmp_path, capsys
-):
-    """Probabilities that say too much: their error falls, and the scores stay."""
+def test_calibration_improves_with_temperature_of_other_wells(screen, tmp_path, capsys):
+    """Temperature scaling corrects overconfident probabilities and keeps the scores."""
     _, test, predictions = screen
     columns = [f"prob_{name}" for name in CLASSES]
     sharp = predictions[columns].to_numpy(float) ** 4
-    overdone = predictions.assign(
+    overconfident = predictions.assign(
         **dict(zip(columns, (sharp / sharp.sum(axis=1, keepdims=True)).T, strict=True))
     )
-    plain, found = (
-        judge_screen(screen, predictions=one, out=tmp_path) for one in (predictions, overdone)
+    plain, result = (
+        evaluate_screen(screen, predictions=one, out=tmp_path)
+        for one in (predictions, overconfident)
     )
-    sure = found.confidence["model"]
-    assert sure.temperature > 2 and sure.scaled_error < sure.error - 0.02
-    assert found["site"]["model"].scores["accuracy"] == plain["site"]["model"].scores["accuracy"]
-    assert read_evaluation(tmp_path / "scores.json").confidence == found.confidence
-    assert ranking_table(found)["temperature"].tolist()[0] == pytest.approx(sure.temperature)
-    print_evaluation(found)
+    calibration = result.confidence["model"]
+    assert calibration.temperature > 2 and calibration.scaled_error < calibration.error - 0.02
+    assert result["site"]["model"].scores["accuracy"] == plain["site"]["model"].scores["accuracy"]
+    assert read_evaluation(tmp_path / "scores.json").confidence == result.confidence
+    assert ranking_table(result)["temperature"].tolist()[0] == pytest.approx(
+        calibration.temperature
+    )
+    print_evaluation(result)
     assert (
-        f"Calibration error {sure.error:.3f} as it is; {sure.scaled_error:.3f} with one"
+        f"Calibration error {calibration.error:.3f}; {calibration.scaled_error:.3f} after temperature"
         in " ".join(capsys.readouterr().out.split())
     )
     wells = well_ids(test)
     halves = calibration_parts([Fold("one", screen[0], test)], wells, seed=0)
     assert len(np.unique(np.stack([wells, halves]), axis=1)[0]) == wells.max() + 1, (
-        "no well is in both halves"
+        "halves share no well"
     )
 
 
-def log_loss(labels, probabilities, weights):
-    of_truth = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-30))
-    return weights @ of_truth / weights.sum(axis=-1)
-
-
-def test_a_metric_is_one_line_and_is_seen_in_every_view(screen, tmp_path, capsys, monkeypatch):
-    """One of probabilities, so that drawn chance has none."""
+def test_added_metric_appears_in_every_view(screen, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    metric = Metric("log loss", log_loss, made_of="probabilities", bounds=(0.0, np.inf))
-    monkeypatch.setitem(scores.METRICS, "log_loss", metric)
-    evaluation = judge_screen(screen, out=tmp_path)
-    _, test, predictions = screen
-    truth = [predictions[f"prob_{label}"][row] for row, label in enumerate(test["label"])]
-    found = evaluation["site"]["model"].scores["log_loss"]
-    assert found.value == pytest.approx(-np.log(truth).mean())
-    assert found.low < found.value < found.high
-    assert "log_loss" not in evaluation["site"]["chance"].scores
+
+    def error_rate(counts):
+        return 1 - scores.accuracy(counts)
+
+    metric = Metric("error rate", "Fraction of wrong predictions.", error_rate)
+    monkeypatch.setitem(scores.METRICS, "error_rate", metric)
+    evaluation = evaluate_screen(screen, out=tmp_path)
+    own = evaluation["site"]["model"].scores
+    estimate = own["error_rate"]
+    assert estimate.value == pytest.approx(1 - own["accuracy"].value)
+    assert estimate.low < estimate.value < estimate.high
     print_evaluation(evaluation)
-    shown = f"{found.value:.3f} [{found.low:.2f}, {found.high:.2f}]"
+    printed = f"{estimate.value:.3f} [{estimate.low:.2f}, {estimate.high:.2f}]"
     terminal = capsys.readouterr().out
-    assert "log loss" in terminal and shown in terminal
-    assert (
-        json.loads((tmp_path / "scores.json").read_text())["levels"]["site"]["model"]["log_loss"][
-            "low"
-        ]
-        == found.low
-    )
-    long_scores_table = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "model", "metric"])
-    assert long_scores_table.loc[("site", "model", "log_loss"), "value"] == pytest.approx(
-        found.value
-    )
-    assert ranking_table(evaluation).loc[0, ["log_loss", "log_loss_high"]].tolist() == [
-        found.value,
-        found.high,
-    ]
+    assert "error rate" in terminal and printed in terminal
+    stored = json.loads((tmp_path / "scores.json").read_text())["levels"]["site"]["model"]
+    assert stored["error_rate"]["low"] == estimate.low
+    table = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "model", "metric"])
+    assert table.loc[("site", "model", "error_rate"), "value"] == pytest.approx(estimate.value)
+    columns = ["error_rate", "error_rate_high"]
+    first = ranking_table(evaluation).set_index("model").loc["model", columns].iloc[0]
+    assert first.tolist() == [estimate.value, estimate.high]
     page = write_report(tmp_path).read_text()
-    assert ">log loss</button></th>" in page and shown in page
+    assert ">error rate</button></th>" in page and printed in page
 
 
-def test_a_baseline_is_one_line_and_is_fitted_once_a_fold_for_all_subjects(
-    screen, tmp_path, monkeypatch
-):
+def test_metrics_have_a_description():
+    assert all(metric.description.endswith(".") for metric in METRICS.values())
+
+
+def test_unplaced_wells_are_reported(screen, tmp_path):
+    test = screen[1]
+    unplaced = test["Metadata_Well"] == "A06"
+    test = test.assign(Metadata_Well=test["Metadata_Well"].mask(unplaced, "A06_rescan"))
+    evaluation = evaluate_screen(screen, test=test, out=tmp_path)
+    assert evaluation.unplaced_wells == ("P2 A06_rescan",)
+    assert read_evaluation(tmp_path / "scores.json") == evaluation
+    assert any("P2 A06_rescan" in warning for warning in evaluation.warnings())
+    former = json.loads((tmp_path / "scores.json").read_text())
+    del former["unplaced_wells"]
+    (tmp_path / "scores.json").write_text(json.dumps(former))
+    assert read_evaluation(tmp_path / "scores.json").unplaced_wells == ()
+
+
+def test_added_baseline_is_fitted_once_per_fold(screen, tmp_path, monkeypatch):
     train, test, _ = screen
-    asked = []
+    sizes = []
 
     def first_class(train, labels, test, classes):
-        asked.append((len(train), len(test)))
+        sizes.append((len(train), len(test)))
         return np.eye(classes)[np.zeros(len(test), dtype=int)]
 
     monkeypatch.setitem(
@@ -152,15 +158,15 @@ def test_a_baseline_is_one_line_and_is_fitted_once_a_fold_for_all_subjects(
     ]
     folds[0] = Fold("one", train, test.assign(negcon=test["label"] == "DMSO"))
     names = [f"prob_{name}" for name in CLASSES]
-    model_names = [
+    models = [
         ModelPredictions(
             f"skill {skill}",
             tuple(make_predictions(f.test, skill=skill)[names].to_numpy() for f in folds),
         )
         for skill in (0, 1, 3)
     ]
-    evaluation = evaluate_predictions(model_names, folds, CLASSES, split="plate", replicates=50)
-    assert asked == [(144, 72), (72, 144)]
+    evaluation = evaluate_predictions(models, folds, CLASSES, split="plate", replicates=50)
+    assert sizes == [(144, 72), (72, 144)]
     assert evaluation.n.site == 216 and evaluation.folds == 2
     for level in evaluation.levels:
         assert level["always DMSO"].scores["balanced_accuracy"].value == pytest.approx(
@@ -177,43 +183,43 @@ def test_a_baseline_is_one_line_and_is_fitted_once_a_fold_for_all_subjects(
     ] == pytest.approx(evaluation["site"]["skill 1"].scores["accuracy"].value - 1 / 8)
 
 
-def test_intensity_stands_among_the_baselines_where_the_index_has_it(screen):
+def test_intensity_baseline_requires_channel_statistics(screen):
     train, test, _ = screen
     bright = {name: 100.0 * 2**i for i, name in enumerate(CLASSES)}
-    with_it = [table.assign(mean_DNA=table["label"].map(bright)) for table in (train, test)]
-    found = judge_screen(screen, train=with_it[0], test=with_it[1])
-    assert found["site"]["intensity"].scores["accuracy"].value > 0.9
-    assert "intensity" not in found.skipped
-    assert "no columns mean_<channel>" in judge_screen(screen).skipped["intensity"]
+    tables = [table.assign(mean_DNA=table["label"].map(bright)) for table in (train, test)]
+    result = evaluate_screen(screen, train=tables[0], test=tables[1])
+    assert result["site"]["intensity"].scores["accuracy"].value > 0.9
+    assert "intensity" not in result.skipped
+    assert "no columns mean_<channel>" in evaluate_screen(screen).skipped["intensity"]
 
 
-def test_resampling_plates_widens_intervals_where_plates_differ():
-    """The model knows one of the four test plates by heart and guesses on the others."""
+def test_resampling_plates_widens_intervals():
+    """The model is perfect on one of four test plates and at chance on the others."""
     index = make_index(plates=6)
     test = index[~index["Metadata_Plate"].isin(["P0", "P1"])].reset_index(drop=True)
-    guesses, knows = make_predictions(test, skill=0), make_predictions(test, skill=50)
-    predictions = guesses.where(test["Metadata_Plate"] != "P2", knows)
+    random, perfect = make_predictions(test, skill=0), make_predictions(test, skill=50)
+    predictions = random.where(test["Metadata_Plate"] != "P2", perfect)
     screen = (index[index["Metadata_Plate"].isin(["P0", "P1"])], test, predictions)
     width = {}
     for whole in ("well", "plate"):
-        accuracy = judge_screen(screen, whole=whole, replicates=500)["well"]["model"].scores[
+        accuracy = evaluate_screen(screen, whole=whole, replicates=500)["well"]["model"].scores[
             "accuracy"
         ]
         width[whole] = accuracy.high - accuracy.low
     assert width["plate"] > 2 * width["well"]
 
 
-def test_the_order_of_the_predictions_does_not_matter(screen):
+def test_evaluation_is_independent_of_row_order(screen):
     shuffled = screen[2].sample(frac=1, random_state=0)
-    assert judge_screen(screen) == judge_screen(screen, predictions=shuffled)
+    assert evaluate_screen(screen) == evaluate_screen(screen, predictions=shuffled)
 
 
-def test_the_files_hold_what_was_returned(screen, tmp_path):
-    evaluation = judge_screen(screen, out=tmp_path)
+def test_written_files_equal_result(screen, tmp_path):
+    evaluation = evaluate_screen(screen, out=tmp_path)
     assert read_evaluation(tmp_path / "scores.json") == evaluation
     assert json.loads((tmp_path / "scores.json").read_text())["warnings"] == evaluation.warnings()
-    long_scores_table = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "model", "metric"])
-    row = long_scores_table.loc[("well", "model", "macro_f1")]
+    table = pd.read_csv(tmp_path / "scores.csv").set_index(["level", "model", "metric"])
+    row = table.loc[("well", "model", "macro_f1")]
     assert row["value"] == pytest.approx(evaluation["well"]["model"].scores["macro_f1"].value)
     assert row["n"] == 24
     confusion = pd.read_csv(tmp_path / "confusion.csv", index_col="true")
@@ -223,31 +229,33 @@ def test_the_files_hold_what_was_returned(screen, tmp_path):
     assert per_class.loc["DMSO", ["sites", "wells"]].tolist() == [9, 3]
 
 
-def test_a_file_that_is_no_judgement_is_refused(tmp_path):
+def test_read_evaluation_rejects_other_json(tmp_path):
     (tmp_path / "scores.json").write_text('{"levels": 3}')
-    with pytest.raises(InputError, match=r"scores.json: is no judgement .*perturbjax evaluate"):
+    with pytest.raises(
+        InputError, match=r"scores.json: not an evaluation result .*perturbjax evaluate"
+    ):
         read_evaluation(tmp_path / "scores.json")
 
 
-def test_predictions_of_training_sites_are_scored_apart(screen):
+def test_training_scores_are_separate(screen):
     train, _, predictions = screen
     both = pd.concat([make_predictions(train, skill=50, part="train"), predictions])
-    evaluation = judge_screen(screen, predictions=both)
+    evaluation = evaluate_screen(screen, predictions=both)
     assert evaluation.train["model"]["accuracy"] == 1.0
-    assert evaluation.levels == judge_screen(screen).levels
+    assert evaluation.levels == evaluate_screen(screen).levels
 
 
-def test_wells_of_several_labels_have_no_well_level(screen):
+def test_no_well_level_if_labels_differ_within_wells(screen):
     predictions = screen[2]
     predictions = predictions.assign(label=["DMSO", *predictions["label"].iloc[1:]])
     predictions.loc[1:2, "label"] = "compound A"
-    evaluation = judge_screen(screen, predictions=predictions)
+    evaluation = evaluate_screen(screen, predictions=predictions)
     assert [level.name for level in evaluation.levels] == ["site"]
     assert "different labels" in evaluation.skipped["well level"]
 
 
-def test_a_missing_baseline_says_why(screen):
-    evaluation = judge_screen(screen, train=screen[0].drop(columns="n_cells"))
+def test_skipped_baseline_has_reason(screen):
+    evaluation = evaluate_screen(screen, train=screen[0].drop(columns="n_cells"))
     assert "n_cells" in evaluation.skipped["cell count"]
     assert "cell count" not in {row.name for row in evaluation["site"].rows}
 
@@ -255,43 +263,43 @@ def test_a_missing_baseline_says_why(screen):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.iloc[1:], "none for test site P2_A01_0"),
+        (lambda p: p.iloc[1:], "1 test sites are missing .first: P2_A01_0"),
         (lambda p: pd.concat([p, p.iloc[:1]]), "P2_A01_0 occurs more than once"),
         (
             lambda p: pd.concat([p, p.iloc[:1].assign(site_id="elsewhere")]),
-            "elsewhere is not in the test part",
+            "1 sites are not in the test set .first: elsewhere",
         ),
-        (lambda p: p.assign(label="aspirin"), "label 'aspirin' is not one of the run's 8 classes"),
+        (lambda p: p.assign(label="aspirin"), "label 'aspirin' is not one of the 8 classes"),
         (lambda p: p.drop(columns="prob_DMSO"), "no column 'prob_DMSO'"),
-        (lambda p: p.assign(prob_DMSO=np.nan), "P2_A01_0: its probabilities are not all finite"),
-        (lambda p: p.assign(part="train"), "none for test site"),
+        (lambda p: p.assign(prob_DMSO=np.nan), "P2_A01_0: probabilities are not all finite"),
+        (lambda p: p.assign(part="train"), "72 test sites are missing"),
     ],
 )
-def test_predictions_that_do_not_fit_are_refused_in_one_line(screen, tmp_path, change, message):
+def test_evaluation_rejects_mismatched_predictions(screen, tmp_path, change, message):
     with pytest.raises(InputError, match=message):
-        judge_screen(screen, predictions=change(screen[2]), out=tmp_path)
+        evaluate_screen(screen, predictions=change(screen[2]), out=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_index_without_plates_or_training_labels_is_refused(screen):
+def test_evaluation_requires_plates_and_labels(screen):
     train, test, _ = screen
     with pytest.raises(InputError, match="test_index: no column 'Metadata_Plate'"):
-        judge_screen(screen, test=test.drop(columns="Metadata_Plate"))
+        evaluate_screen(screen, test=test.drop(columns="Metadata_Plate"))
     with pytest.raises(InputError, match="train_index: no column 'label'"):
-        judge_screen(screen, train=train.drop(columns="label"))
+        evaluate_screen(screen, train=train.drop(columns="label"))
 
 
-def test_the_table_shows_numbers_baselines_and_warnings(capsys, monkeypatch):
+def test_print_evaluation_shows_scores_baselines_and_warnings(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     index = make_index()
-    held = index["Metadata_Site"] == "0"
+    test = index["Metadata_Site"] == "0"
     evaluation = evaluate_run(
-        make_predictions(index[held], skill=1.0), index[~held], index[held], split="site"
+        make_predictions(index[test], skill=1.0), index[~test], index[test], split="site"
     )
     print_evaluation(evaluation)
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     best = evaluation["well"]["model"].scores["balanced_accuracy"]
-    assert f"{best.value:.3f} [{best.low:.2f}, {best.high:.2f}]" in shown
-    for word in ("majority", "chance", "position", "cell count", "72 sites", "which well, not which treatment",
-                 "no intensity: the index has no columns"):  # fmt: skip
-        assert word in " ".join(shown.split())
+    assert f"{best.value:.3f} [{best.low:.2f}, {best.high:.2f}]" in printed
+    for word in ("majority", "chance", "position", "cell count", "72 sites", "recognition of wells, not of treatments",
+                 "info: intensity not available: the index has no columns"):  # fmt: skip
+        assert word in " ".join(printed.split())

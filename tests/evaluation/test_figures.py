@@ -1,4 +1,4 @@
-"""Figures are real PNGs of a size to look at, and say where there is nothing to draw."""
+"""Figures are PNG files of moderate size."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def png_size(path) -> tuple[int, int]:
     return struct.unpack(">II", data[16:24])
 
 
-def test_curves_need_something_to_draw(tmp_path):
+def test_plot_curves_requires_values(tmp_path):
     with pytest.raises(InputError, match="no epoch"):
         figures.plot_curves([{"epoch": 1, "split": "train"}], tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
 
 
-def test_figures_grow_with_the_classes_but_stay_on_a_screen(tmp_path):
+def test_figure_size_is_bounded(tmp_path):
     rng = np.random.default_rng(0)
     for classes in (3, 13, 300):
         names = [f"a compound with a long name {i}" for i in range(classes)]
@@ -43,7 +43,7 @@ def test_figures_grow_with_the_classes_but_stay_on_a_screen(tmp_path):
             assert min(png_size(path)) > 200 and max(png_size(path)) < 3000
 
 
-def test_a_plate_map_needs_wells_named_as_on_a_plate(tmp_path):
+def test_plot_plates_requires_well_names(tmp_path):
     index = pd.DataFrame({"Metadata_Plate": ["P"], "Metadata_Well": ["well 7"]})
     with pytest.raises(InputError, match="not named like A01"):
         figures.plot_plates(index, np.array([0]), np.ones((1, 1)), tmp_path / "plates.png")

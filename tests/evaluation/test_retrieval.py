@@ -1,4 +1,4 @@
-"""Retrieval finds planted clusters, nothing in noise, and is scikit-learn's average precision."""
+"""Retrieval detects simulated clusters and equals scikit-learn's average precision."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from sklearn.metrics import average_precision_score
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.plates import plate_layouts
+from perturbjax.evaluation.ranking import _distinct_numbers, average_precision, unit_rows
 from perturbjax.evaluation.retrieval import (
-    _places,
-    average_precision,
     evaluate_retrieval,
     match_mechanisms,
     negative_controls,
     replicate_retrieval,
-    unit_rows,
     well_profiles,
 )
 
 
 def screen(strength: float, *, plates: int = 4, seed: int = 0) -> pd.DataFrame:
-    """Each plate holds eight DMSO wells and one well of each of six compounds of three mechanisms."""
+    """Simulate plates of eight DMSO wells and six compounds of three mechanisms."""
     rng = np.random.default_rng(seed)
     compounds = ["DMSO"] * 8 + [f"compound {i}" for i in range(6)]
     mechanisms = ["DMSO"] * 8 + [f"mechanism {i // 2}" for i in range(6)]
@@ -57,84 +55,86 @@ def screen(strength: float, *, plates: int = 4, seed: int = 0) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(features, columns=[f"f{i}" for i in range(20)])], axis=1)
 
 
-def test_average_precision_is_that_of_scikit_learn():
+def test_average_precision_equals_scikit_learn():
     rng = np.random.default_rng(0)
     similarity, kind = rng.random((30, 30)), rng.integers(3, size=(30, 30))
-    found = average_precision(similarity, kind == 0, kind == 1)
+    result = average_precision(similarity, kind == 0, kind == 1)
     for row in range(30):
         used = kind[row] < 2
-        assert found[row] == pytest.approx(
+        assert result[row] == pytest.approx(
             average_precision_score(kind[row][used] == 0, similarity[row][used])
         )
 
 
-def test_average_precision_by_hand_and_ties_against_the_query():
+def test_average_precision_ranks_ties_last():
     positives = np.array([[False, True, False, True, False]])
     negatives = ~positives
-    rank_rows = np.array([[0.1, 0.9, 0.8, 0.7, 0.0]])  # positive, negative, positive, ...
-    assert average_precision(rank_rows, positives, negatives)[0] == pytest.approx(
+    similarity = np.array([[0.1, 0.9, 0.8, 0.7, 0.0]])  # positive, negative, positive, ...
+    assert average_precision(similarity, positives, negatives)[0] == pytest.approx(
         (1 / 1 + 2 / 3) / 2
     )
     all_equal = np.zeros((1, 5))
     assert average_precision(all_equal, positives, negatives)[0] == pytest.approx(
         (1 / 4 + 2 / 5) / 2
     )
-    assert np.isnan(average_precision(rank_rows, positives, np.zeros_like(positives))[0])
+    assert np.isnan(average_precision(similarity, positives, np.zeros_like(positives))[0])
 
 
-def test_cosine_similarity_bears_a_row_of_zeros():
+def test_unit_rows_handles_zeros():
     unit = unit_rows(np.array([[3.0, 4.0], [0.0, 0.0], [-3.0, -4.0]]))
     np.testing.assert_allclose(unit @ unit.T, [[1, 0, -1], [0, 0, 0], [-1, 0, 1]])
 
 
 @pytest.mark.parametrize("against", ["controls", "others"])
-def test_planted_replicates_are_retrieved_and_noise_is_not(against):
-    for strength, share in ((3.0, 1.0), (0.0, 0.0)):
+def test_replicate_retrieval_separates_effects_from_noise(against):
+    for strength, fraction in ((3.0, 1.0), (0.0, 0.0)):
         metadata, features = well_profiles(screen(strength))
-        found = replicate_retrieval(
+        result = replicate_retrieval(
             features, metadata, negative_controls(metadata), against=against, draws=2000
         )
-        assert list(found["label"]) == [f"compound {i}" for i in range(6)]
-        assert (found["wells"] == 4).all()
-        assert (found["q"] < 0.05).mean() == share
-    assert found["map"].mean() == pytest.approx(found["chance"].mean(), abs=0.12)
+        assert list(result["label"]) == [f"compound {i}" for i in range(6)]
+        assert (result["wells"] == 4).all()
+        assert (result["q"] < 0.05).mean() == fraction
+    assert result["map"].mean() == pytest.approx(result["chance"].mean(), abs=0.12)
 
 
-def test_chance_is_the_mean_over_all_rankings():
-    """Two positives among four negatives: the mean of average precision over all fifteen placings."""
+def test_chance_is_mean_over_all_rankings():
+    """Two positives among four negatives: the mean of average precision over all fifteen rankings."""
     metadata = pd.DataFrame(
         {"Metadata_Plate": "P", "Metadata_pert_iname": ["a"] * 3 + ["DMSO"] * 4}
     )
     features = np.random.default_rng(1).normal(size=(7, 5))
-    found = replicate_retrieval(features, metadata, negative_controls(metadata))
+    result = replicate_retrieval(features, metadata, negative_controls(metadata))
     exact = np.mean(
         [(1 / first + 2 / second) / 2 for first, second in itertools.combinations(range(1, 7), 2)]
     )
-    assert found["chance"].iloc[0] == pytest.approx(exact, abs=0.01)
+    assert result["chance"].iloc[0] == pytest.approx(exact, abs=0.01)
 
 
-def test_controls_of_other_plates_are_no_negatives():
+def test_replicate_retrieval_ignores_controls_of_other_plates():
     metadata = pd.DataFrame(
         {"Metadata_Plate": ["P", "Q", "R"], "Metadata_pert_iname": ["a", "a", "DMSO"]}
     )
     assert replicate_retrieval(np.eye(3), metadata, negative_controls(metadata)).empty
 
 
-def test_mechanisms_match_where_planted_and_never_by_the_same_compound():
+def test_match_mechanisms_excludes_same_compound():
     table = screen(2.0)
     table = table[table["Metadata_pert_iname"] != "DMSO"]
     metadata, features = well_profiles(table)
     compounds, mechanisms = (
         metadata[c].to_numpy() for c in ("Metadata_pert_iname", "Metadata_moa")
     )
-    found = match_mechanisms(features, compounds, mechanisms)
-    assert found["accuracy"] > 0.9 and found["rows"] == 24 and found["chance"] == pytest.approx(0.2)
+    result = match_mechanisms(features, compounds, mechanisms)
+    assert (
+        result["accuracy"] > 0.9 and result["rows"] == 24 and result["chance"] == pytest.approx(0.2)
+    )
     assert (
         match_mechanisms(features, compounds, compounds)["rows"] == 0
-    )  # no other compound has its name
+    )  # every mechanism has one compound
 
 
-def test_nscb_leaves_out_the_own_batch():
+def test_match_mechanisms_excludes_same_batch():
     """The only match of the mechanism on another batch is far; the near one shares the batch."""
     features = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
     compounds, mechanisms = np.array(["a", "b", "c", "d"]), np.array(["m", "m", "m", "other"])
@@ -145,7 +145,7 @@ def test_nscb_leaves_out_the_own_batch():
     assert across["accuracy"] == pytest.approx(1 / 3) and across["rows"] == 3
 
 
-def test_wells_are_the_mean_of_their_sites_standardised():
+def test_well_profiles_average_and_standardize():
     wells = ["A01", "A01", "A02"]
     table = pd.DataFrame(
         {"Metadata_Plate": "P", "Metadata_Well": wells, "x": [1.0, 3.0, 4.0], "constant": 5.0}
@@ -156,36 +156,36 @@ def test_wells_are_the_mean_of_their_sites_standardised():
 
 
 def by_hand(features, metadata, controls, restriction) -> pd.DataFrame:
-    """Mean average precision and recall at 1 % of each perturbation, pair by pair."""
+    """Compute mAP and recall at 1 % of each perturbation pair by pair."""
     unit, rows = unit_rows(features), []
     similarity = unit @ unit.T
     layouts = plate_layouts(metadata)
     for query, candidate in itertools.product(range(len(metadata)), repeat=2):
         one, other = metadata.iloc[query], metadata.iloc[candidate]
-        apart = {
+        allowed = {
             "NR": True,
             "NSB": one["Metadata_Plate"] != other["Metadata_Plate"],
             "NSS": one["Metadata_Well"] != other["Metadata_Well"],
             "NSL": layouts[one["Metadata_Plate"]] != layouts[other["Metadata_Plate"]],
         }[restriction]
-        if query != candidate and apart and not controls[query] and not controls[candidate]:
+        if query != candidate and allowed and not controls[query] and not controls[candidate]:
             right = one["Metadata_pert_iname"] == other["Metadata_pert_iname"]
             rows.append((query, one["Metadata_pert_iname"], right, similarity[query, candidate]))
     pairs = pd.DataFrame(rows, columns=["query", "label", "right", "similarity"])
-    found = []
+    result = []
     for (_, label), pool in pairs.groupby(["query", "label"]):
         if 0 < pool["right"].sum() < len(pool):
             nearest = pool.nlargest(int(np.ceil(0.01 * len(pool))), "similarity")
             recall = nearest["right"].sum() / pool["right"].sum()
-            found.append(
+            result.append(
                 (label, average_precision_score(pool["right"], pool["similarity"]), recall)
             )
-    return pd.DataFrame(found, columns=["label", "map", "recall"]).groupby("label").mean()
+    return pd.DataFrame(result, columns=["label", "map", "recall"]).groupby("label").mean()
 
 
 @pytest.mark.parametrize("restriction", ["NR", "NSB", "NSS", "NSL"])
-def test_what_is_kept_apart_from_the_query_is_what_the_name_says(restriction):
-    """Against every pair by hand, on plates of two layouts, one of which is there twice."""
+def test_replicate_retrieval_obeys_restriction(restriction):
+    """Compare with a loop over all pairs, on plates of two layouts."""
     rng = np.random.default_rng(3)
     table = screen(0.6, plates=4, seed=3)
     for plates in (["P0", "P1"], ["P2"], ["P3"]):
@@ -196,32 +196,34 @@ def test_what_is_kept_apart_from_the_query_is_what_the_name_says(restriction):
     metadata, features = well_profiles(table)
     controls = negative_controls(metadata)
     options = {"against": "others", "restriction": restriction, "draws": 200}
-    found = replicate_retrieval(features, metadata, controls, **options).set_index("label")
+    result = replicate_retrieval(features, metadata, controls, **options).set_index("label")
     expected = by_hand(features, metadata, controls, restriction)
-    pd.testing.assert_frame_equal(found[["map", "recall"]], expected, check_names=False)
+    pd.testing.assert_frame_equal(result[["map", "recall"]], expected, check_names=False)
 
 
-def test_too_few_replicates_for_a_null_have_no_p(tmp_path):
-    """Two wells of each of two compounds: a query ranks one replicate among three wells."""
+def test_replicate_retrieval_requires_enough_rankings(tmp_path):
+    """With two wells per compound, a query ranks one replicate among three wells."""
     table = screen(3.0, plates=2)
     few = table[table["Metadata_pert_iname"].isin(["compound 0", "compound 1"])]
     metadata, features = well_profiles(few)
-    found = replicate_retrieval(features, metadata, np.zeros(4, dtype=bool), against="others")
-    assert (found["wells"] == 2).all() and found["p"].isna().all() and found["q"].isna().all()
-    said = evaluate_retrieval(few, tmp_path)
-    assert "share retrieved against others: too few replicates for a p" in list(said["measure"])
+    result = replicate_retrieval(features, metadata, np.zeros(4, dtype=bool), against="others")
+    assert (result["wells"] == 2).all() and result["p"].isna().all() and result["q"].isna().all()
+    summary = evaluate_retrieval(few, tmp_path)
+    assert "fraction retrieved against others (q < 0.05): too few replicates for a p-value" in list(
+        summary["measure"]
+    )
 
 
-def test_random_places_are_different_and_even():
-    for few, of in ((2, 50), (9, 12)):
-        places = _places(few, of, 4000, np.random.default_rng(0))
-        assert all(len(set(row)) == few for row in places)
-        assert np.bincount(places.ravel(), minlength=of).std() < 0.15 * 4000 * few / of
+def test_distinct_numbers_are_uniform():
+    for count, limit in ((2, 50), (9, 12)):
+        numbers = _distinct_numbers(count, limit, 4000, np.random.default_rng(0))
+        assert all(len(set(row)) == count for row in numbers)
+        assert np.bincount(numbers.ravel(), minlength=limit).std() < 0.15 * 4000 * count / limit
 
 
 @pytest.mark.slow
-def test_nine_thousand_wells_take_less_than_two_gigabytes(tmp_path):
-    """24 plates of 384 wells in a process of their own."""
+def test_evaluate_retrieval_memory_of_nine_thousand_wells(tmp_path):
+    """Run 24 plates of 384 wells in a separate process."""
     code = f"""
 import resource, sys
 import numpy as np, pandas as pd
@@ -246,7 +248,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert int(done.stdout) < 2e6  # kilobytes
 
 
-def test_controls_are_read_from_their_column_or_else_from_the_name():
+def test_negative_controls_use_column_or_vehicle_name():
     table = pd.DataFrame(
         {"Metadata_pert_iname": ["DMSO", "taxol", "x"], "Metadata_control_type": ["", "", "negcon"]}
     )
@@ -258,26 +260,26 @@ def test_controls_are_read_from_their_column_or_else_from_the_name():
     ]
 
 
-def test_the_summary_is_written_and_leaves_out_what_the_data_does_not_allow(tmp_path):
+def test_evaluate_retrieval_omits_unavailable_measures(tmp_path):
     table = screen(3.0)
-    found = evaluate_retrieval(table, tmp_path)
-    # One layout, and every compound always in the same well: nothing can be asked of other places or other layouts.
-    assert list(found["measure"]) == [
+    result = evaluate_retrieval(table, tmp_path)
+    # One layout, every compound in the same well: NSS and NSL are not available.
+    assert list(result["measure"]) == [
         "replicates, mAP against controls",
-        "share retrieved against controls (q < 0.05)",
+        "fraction retrieved against controls (q < 0.05)",
         *(
-            f"{what} against others{apart}{more}"
-            for apart in ("", ", NSB")
-            for what, more in (
+            f"{measure} against others{setting}{suffix}"
+            for setting in ("", ", NSB")
+            for measure, suffix in (
                 ("replicates, mAP", ""),
                 ("replicates, recall at 1 %", ""),
-                ("share retrieved", " (q < 0.05)"),
+                ("fraction retrieved", " (q < 0.05)"),
             )
         ),
         "mechanism of the nearest well, NSC",
         "mechanism of the nearest well, NSCB, a batch a plate",
     ]
-    assert len(pd.read_csv(tmp_path / "retrieval.csv")) == len(found)
+    assert len(pd.read_csv(tmp_path / "retrieval.csv")) == len(result)
     per_class = pd.read_csv(tmp_path / "retrieval_per_class.csv", keep_default_na=False)
     assert set(per_class["against"]) == {"controls", "others"} and set(
         per_class["restriction"]
@@ -295,15 +297,15 @@ def test_the_summary_is_written_and_leaves_out_what_the_data_does_not_allow(tmp_
         (lambda t: t.drop(columns="Metadata_pert_iname"), "no column Metadata_pert_iname"),
     ],
 )
-def test_features_that_cannot_be_compared_are_refused(tmp_path, change, message):
+def test_well_profiles_rejects_unusable_features(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         evaluate_retrieval(change(screen(1.0)), tmp_path)
 
 
 @pytest.mark.shared
-def test_on_real_profiles_mean_average_precision_is_that_of_copairs(shared):
-    """Four CPJUMP1 plates. copairs 0.5.2 on the same standardised profiles, controls of the same plate as negatives,
-    gave a mean of 0.502096 and a share of 0.513245 of the compounds at corrected p < 0.05."""
+def test_replicate_retrieval_equals_copairs_on_real_profiles(shared):
+    """Four CPJUMP1 plates. Reference: copairs 0.5.2 on the same standardized profiles and
+    controls: mean 0.502096, fraction of compounds with corrected p < 0.05 0.513245."""
     files = sorted((shared / "data" / "cpjump1_profiles").glob("*.csv.gz"))
     table = pd.concat([pd.read_csv(file) for file in files], ignore_index=True).dropna(
         axis=1, how="all"
@@ -311,6 +313,6 @@ def test_on_real_profiles_mean_average_precision_is_that_of_copairs(shared):
     features = [c for c in table.columns if not c.startswith("Metadata_")]
     table = table.drop(columns=[c for c in features if not np.isfinite(table[c]).all()])
     metadata, profiles = well_profiles(table)
-    found = replicate_retrieval(profiles, metadata, negative_controls(metadata))
-    assert found["map"].mean() == pytest.approx(0.502096, abs=1e-6)
-    assert (found["q"] < 0.05).mean() == pytest.approx(0.513245, abs=0.02)
+    result = replicate_retrieval(profiles, metadata, negative_controls(metadata))
+    assert result["map"].mean() == pytest.approx(0.502096, abs=1e-6)
+    assert (result["q"] < 0.05).mean() == pytest.approx(0.513245, abs=0.02)

@@ -1,4 +1,4 @@
-"""Scores are scikit-learn's, and keep the promises of their definitions."""
+"""Scores equal those of scikit-learn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from perturbjax.evaluation.scores import (
     confusion_matrix,
     count,
     per_class,
-    point,
+    pooled_scores,
     score,
     top_k_hits,
 )
@@ -29,30 +29,28 @@ def random_case(seed: int, n: int, classes: int) -> tuple[np.ndarray, np.ndarray
 
 @settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(2, 12))
-def test_scores_are_those_of_scikit_learn_also_with_absent_classes(seed, n, classes):
+def test_score_equals_scikit_learn_with_absent_classes(seed, n, classes):
     labels, probabilities = random_case(seed, n, classes)
     predicted = probabilities.argmax(axis=1)
-    found = score(labels, probabilities)
+    result = score(labels, probabilities)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # scikit-learn warns about the very cases that are meant here
-        assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
-        assert found["balanced_accuracy"] == pytest.approx(
+        warnings.simplefilter("ignore")  # scikit-learn warns about absent classes
+        assert result["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
+        assert result["balanced_accuracy"] == pytest.approx(
             metrics.balanced_accuracy_score(labels, predicted)
         )
-        assert found["mcc"] == pytest.approx(metrics.matthews_corrcoef(labels, predicted))
-        assert found["macro_f1"] == pytest.approx(
+        assert result["mcc"] == pytest.approx(metrics.matthews_corrcoef(labels, predicted))
+        assert result["macro_f1"] == pytest.approx(
             metrics.f1_score(labels, predicted, average="macro")
         )
         if classes > 5:
             expected = metrics.top_k_accuracy_score(
                 labels, probabilities, k=5, labels=np.arange(classes)
             )
-            assert found["top5"] == pytest.approx(expected)
+            assert result["top5"] == pytest.approx(expected)
 
 
-def test_confusion_and_per_class_table_are_those_of_scikit_learn():
+def test_per_class_equals_scikit_learn():
     labels, probabilities = random_case(1, 200, 7)
     predicted = probabilities.argmax(axis=1)
     expected = metrics.confusion_matrix(labels, predicted, labels=np.arange(7))
@@ -65,7 +63,7 @@ def test_confusion_and_per_class_table_are_those_of_scikit_learn():
     np.testing.assert_array_equal(table["sites"], support)
 
 
-def test_per_class_counts_wells_once_and_says_nothing_of_absent_classes():
+def test_per_class_counts_wells_once():
     labels, wells = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 2])
     table = per_class(labels, np.eye(3)[[0, 0, 1, 1]], wells, ["a", "b", "c"])
     assert table["wells"].tolist() == [2, 1, 0]
@@ -73,7 +71,7 @@ def test_per_class_counts_wells_once_and_says_nothing_of_absent_classes():
     assert table["precision"].isna().tolist() == [False, False, True]
 
 
-def test_among_equal_probabilities_the_first_class_counts_as_predicted():
+def test_top_k_hits_breaks_ties_by_class_order():
     probabilities = np.full((3, 3), 1 / 3)
     np.testing.assert_array_equal(
         top_k_hits(np.array([0, 1, 2]), probabilities, 1), [True, False, False]
@@ -85,17 +83,17 @@ def test_among_equal_probabilities_the_first_class_counts_as_predicted():
 
 @settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(2, 12))
-def test_top_k_grows_with_k_and_order_of_sites_does_not_matter(seed, n, classes):
+def test_top_k_hits_grow_with_k(seed, n, classes):
     labels, probabilities = random_case(seed, n, classes)
-    shares = [top_k_hits(labels, probabilities, k).mean() for k in range(1, classes + 1)]
-    assert shares == sorted(shares) and shares[-1] == 1
+    fractions = [top_k_hits(labels, probabilities, k).mean() for k in range(1, classes + 1)]
+    assert fractions == sorted(fractions) and fractions[-1] == 1
     order = np.random.default_rng(seed).permutation(n)
     assert score(labels[order], probabilities[order]) == score(labels, probabilities)
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(2, 12))
-def test_scores_stay_when_classes_are_renamed_and_are_one_for_perfect_predictions(seed, n, classes):
+def test_score_is_invariant_to_class_order(seed, n, classes):
     labels, probabilities = random_case(seed, n, classes)
     renamed = np.random.default_rng(seed).permutation(classes)
     moved = np.empty_like(probabilities)
@@ -104,17 +102,17 @@ def test_scores_stay_when_classes_are_renamed_and_are_one_for_perfect_prediction
     perfect = score(labels, np.eye(classes)[labels])
     assert perfect.pop("mcc") == pytest.approx(
         float(len(set(labels)) > 1)
-    )  # of one class there is no correlation
+    )  # undefined for one class
     assert set(perfect.values()) == {1.0}
 
 
-def test_counts_of_clusters_add_up_to_the_whole():
+def test_pooled_scores_of_clusters_equal_score():
     labels, probabilities = random_case(3, 90, 6)
     clusters = np.random.default_rng(0).integers(10, size=90)
     clusters[:10] = np.arange(10)
     by_cluster = count(labels, probabilities, clusters)
     assert by_cluster.truth.shape == (10, 6)
-    for metric, value in point(by_cluster).items():
+    for metric, value in pooled_scores(by_cluster).items():
         assert value == pytest.approx(score(labels, probabilities)[metric])
 
 
@@ -126,14 +124,14 @@ def test_counts_of_clusters_add_up_to_the_whole():
         (lambda p: p.__setitem__((0, 0), 5.0), "site s0.*do not sum to 1"),
     ],
 )
-def test_what_are_no_probabilities_is_refused_by_site(change, message):
+def test_check_probabilities_names_the_site(change, message):
     labels, probabilities = random_case(0, 4, 3)
     change(probabilities)
     with pytest.raises(InputError, match=message):
         check_probabilities(labels, probabilities, ["s0", "s1", "s2", "s3"])
 
 
-def test_an_unknown_class_and_an_empty_part_are_refused():
+def test_check_probabilities_rejects_unknown_class_and_empty_set():
     _, probabilities = random_case(0, 2, 3)
     with pytest.raises(InputError, match="site s1: label 3"):
         check_probabilities(np.array([0, 3]), probabilities, ["s0", "s1"])

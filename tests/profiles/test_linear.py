@@ -12,12 +12,12 @@ import pytest
 from published import write_resnet18
 from tiny_dataset import write_dataset
 
+from perturbjax.cli import evaluate as apply
+from perturbjax.cli.evaluate import ApplyConfig, EvaluateConfig
 from perturbjax.core.config import Recipe, SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.data.splits import fingerprint, make_split, write_split
 from perturbjax.dataset import open_dataset
-from perturbjax.evaluation import apply
-from perturbjax.evaluation.apply import ApplyConfig, EvaluateConfig
 from perturbjax.profiles import feature_cache
 from perturbjax.profiles.classify import classify
 from perturbjax.profiles.profile_options import (

@@ -66,7 +66,7 @@ def test_classes_taken_for_each_other_stand_side_by_side():
 def test_what_does_not_fit_the_budget_is_left_out_and_said(tmp_path, monkeypatch):
     make_run(tmp_path, images=True)
     found = read_evidence(tmp_path)
-    album = gallery.Gallery(found, found.answers, pictures.painter(found.dataset))
+    album = gallery.Gallery(found, found.answers, pictures.renderer(found.dataset))
     gallery.pairs(album, read_confusion(found))
     of_pairs = album.weight
     gallery.classes(album)

@@ -31,11 +31,11 @@ def run(tmp_path_factory):
 def test_the_verdict_and_the_five_answers_come_first(run):
     text = run[2]
     head = text[text.index("<body") : text.index("<nav")]
-    assert '<p class="verdict">Yes, as far as asked: on held-out plates' in head
+    assert '<p class="verdict">Balanced accuracy ' in head
     for question in ("Did it work?", "On what?", "Can I trust it?", "Which classes?", "Show me"):
         assert f"<dt>{question}</dt>" in head
     assert 'href="#gallery"' in head
-    assert "<b>Next:</b> Ask how much of it is left" in head
+    assert "<b>Next:</b> Compare with the technical controls" in head
     assert f"<code>perturbjax audit --run {run[0].name} --out {run[0].name}/audit</code>" in head
 
 
@@ -209,7 +209,7 @@ def test_a_verdict_below_a_baseline_is_no(tmp_path):
     for level in scores["leads"].values():
         level["position"]["balanced_accuracy"] = {"value": -0.2, "low": -0.3, "high": -0.1}
     file.write_text(json.dumps(scores))
-    assert '<p class="verdict">No: ' in write_report(tmp_path).read_text()
+    assert "so image features show no advantage over it." in write_report(tmp_path).read_text()
 
 
 def test_the_verdict_of_an_audit_of_the_run_stands_on_top(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from published import write_resnet18
 from tiny_dataset import write_dataset
 
+from perturbjax.cli.evaluate import ApplyConfig, PredictConfig, predict
 from perturbjax.core.config import (
     AugmentConfig,
     InputConfig,
@@ -17,7 +18,6 @@ from perturbjax.core.config import (
     TransferConfig,
 )
 from perturbjax.core.errors import InputError
-from perturbjax.evaluation.apply import ApplyConfig, PredictConfig, predict
 from perturbjax.profiles.extract import FeaturesConfig, extract
 from perturbjax.training import fit as training
 from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints

@@ -8,25 +8,25 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, UInt, UInt8, UInt16
 
-from perturbjax.core.colours import COLOURS, address, composite, shrunk
+from perturbjax.core.colours import COLORS, address, composite, downsample_pixels
 from perturbjax.core.messages import html_text
 from perturbjax.data.mask_encodings import encode
 from perturbjax.dataset import Dataset
 from perturbjax.dataset.summary_card import HIGH, LOW, contrast
 
 __all__ = [
-    "Painter",
+    "Renderer",
     "address",
     "atlas",
     "composite",
-    "outlined",
-    "painter",
+    "downsample_pixels",
+    "draw_outlines",
+    "renderer",
     "shot",
-    "shrunk",
     "window",
 ]
 
-#: In words, the colours of `colours.COLOURS`.
+#: In words, the colours of `colours.COLORS`.
 _WORDS = ("blue", "amber", "magenta", "green", "white")
 OUTLINE = np.array([255, 255, 255], np.float32)
 #: Side in pixels of a picture, and of the window of a site that it shows, at most.
@@ -36,7 +36,7 @@ _READ, _FEWEST = 1.2e9, 60
 
 
 @dataclass(frozen=True)
-class Painter:
+class Renderer:
     """Paints the sites of one dataset, all with the same contrast, so that brightness can be compared.
 
     Attributes:
@@ -56,7 +56,9 @@ class Painter:
         if not whole:
             image, mask = window(image, mask)
         step = max(1, -(-max(mask.shape) // side))
-        return outlined(composite(shrunk(image, step), self.low, self.high), mask[::step, ::step])
+        return draw_outlines(
+            composite(downsample_pixels(image, step), self.low, self.high), mask[::step, ::step]
+        )
 
     def affordable(self, wanted: int) -> int:
         """How many of so many pictures can be read in some seconds: sites are decoded whole for them."""
@@ -72,8 +74,8 @@ class Painter:
             colours = f"{html_text(names[0])} in grey"
         else:
             colours = "".join(
-                f'<span><span class="swatch" style="background:{COLOURS[at % len(COLOURS)]}"></span>{html_text(name)} '
-                f"({_WORDS[at % len(COLOURS)]})</span>"
+                f'<span><span class="swatch" style="background:{COLORS[at % len(COLORS)]}"></span>{html_text(name)} '
+                f"({_WORDS[at % len(COLORS)]})</span>"
                 for at, name in enumerate(names)
             )
         height, width = (int(side) for side in self.dataset.index[["height", "width"]].max())
@@ -89,9 +91,9 @@ class Painter:
         )
 
 
-def painter(dataset: Dataset) -> Painter:
+def renderer(dataset: Dataset) -> Renderer:
     """A painter whose contrast is taken from the index of the whole dataset."""
-    return Painter(dataset, *contrast(dataset))
+    return Renderer(dataset, *contrast(dataset))
 
 
 def window(
@@ -108,7 +110,7 @@ def window(
     return image[there], mask[there]
 
 
-def outlined(
+def draw_outlines(
     picture: UInt8[np.ndarray, "h w 3"], mask: UInt16[np.ndarray, "h w"], strength: float = 0.5
 ) -> UInt8[np.ndarray, "h w 3"]:
     """White outlines laid over a picture, half transparent."""

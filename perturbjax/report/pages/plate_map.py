@@ -8,7 +8,7 @@ from perturbjax.core.plates import PLATE, WELL, parse_wells, shape_holding
 from perturbjax.report.pages.page import figure, widget
 
 
-def mappable(index: pd.DataFrame) -> bool:
+def has_plate_positions(index: pd.DataFrame) -> bool:
     """Whether wells are named as on a plate."""
     return bool((parse_wells(index[WELL]) >= 0).all())
 

@@ -15,7 +15,7 @@ from perturbjax.core.plates import PLATE, SITE, WELL
 from perturbjax.dataset import Dataset
 from perturbjax.report.pages import cell_images as pictures
 from perturbjax.report.pages.page import Section, anchor, page, table
-from perturbjax.report.pages.plate_map import mappable, plate_maps
+from perturbjax.report.pages.plate_map import has_plate_positions, plate_maps
 
 PREVIEW = "preview.html"
 #: Plates that the page is called by.
@@ -42,15 +42,15 @@ def write_preview(dataset: Dataset) -> Path:
     """
     wells = well_table(dataset)
     far = outliers(wells)
-    painter = pictures.painter(dataset)
+    renderer = pictures.renderer(dataset)
     plates = list(map(str, wells[PLATE].unique()))
     title = ", ".join(plates[:TITLED]) + (
         f" and {len(plates) - TITLED} plates more" if len(plates) > TITLED else ""
     )
     sections = [
         Section("plates", "Plates", _plates(wells, far)),
-        Section("outliers", "Wells that stand out", _outliers(far, wells, painter)),
-        *_montages(dataset, wells, painter),
+        Section("outliers", "Wells that stand out", _outliers(far, wells, renderer)),
+        *_montages(dataset, wells, renderer),
     ]
     out = dataset.path / PREVIEW
     with atomic(out) as temporary:
@@ -174,7 +174,7 @@ def _sizes(dataset: Dataset) -> str:
 
 
 def _plates(wells: pd.DataFrame, far: pd.DataFrame) -> str:
-    if not mappable(wells):
+    if not has_plate_positions(wells):
         return "<p>Wells are not named like A01: no plate can be drawn.</p>"
     flagged = pd.MultiIndex.from_frame(wells[[PLATE, WELL]]).isin(
         pd.MultiIndex.from_frame(far[[PLATE, WELL]])
@@ -197,14 +197,14 @@ def _name(plate: str, well: str) -> str:
     return anchor("well", f"{plate}-{well}")
 
 
-def _outliers(far: pd.DataFrame, wells: pd.DataFrame, painter: pictures.Painter) -> str:
+def _outliers(far: pd.DataFrame, wells: pd.DataFrame, renderer: pictures.Renderer) -> str:
     if far.empty:
         return f"<p>None: no well is farther than {FAR:g} robust deviations from the middle of its plate.</p>"
     shown = far.drop_duplicates([PLATE, WELL]).head(OUTLIERS)
     said = far.groupby([PLATE, WELL], sort=False)["what"].agg(", ".join)
     shots = [
         pictures.shot(
-            pictures.address(painter.picture(int(row["position"]))),
+            pictures.address(renderer.picture(int(row["position"]))),
             f"{row[PLATE]} {row[WELL]}: {said[row[PLATE], row[WELL]]}",
             f"cells of well {row[WELL]} of plate {row[PLATE]}",
             css="outlier",
@@ -234,7 +234,7 @@ def _outliers(far: pd.DataFrame, wells: pd.DataFrame, painter: pictures.Painter)
 
 
 def _montages(
-    dataset: Dataset, wells: pd.DataFrame, painter: pictures.Painter
+    dataset: Dataset, wells: pd.DataFrame, renderer: pictures.Renderer
 ) -> Iterator[Section]:
     """A section a plate; of many plates one section of all."""
     plates = list(wells[PLATE].unique())
@@ -245,10 +245,10 @@ def _montages(
     for number, plate in enumerate(shown):
         here = wells[wells[PLATE] == plate]
         chosen = here.iloc[np.unique(np.linspace(0, len(here) - 1, each).round().astype(int))]
-        shots = f'<div class="shots">{"".join(_shot(dataset, painter, row) for row in chosen.to_dict("records"))}</div>'
+        shots = f'<div class="shots">{"".join(_shot(dataset, renderer, row) for row in chosen.to_dict("records"))}</div>'
         count = f"{len(chosen)} of {len(here)} wells"
         if few:
-            legend = painter.legend() if number == 0 else ""
+            legend = renderer.legend() if number == 0 else ""
             yield Section(
                 anchor("plate", plate),
                 f"Plate {plate}",
@@ -260,15 +260,15 @@ def _montages(
         yield Section(
             "cells",
             "The cells",
-            f'{painter.legend()}{less}<div class="strips">{"".join(strips)}</div>',
+            f'{renderer.legend()}{less}<div class="strips">{"".join(strips)}</div>',
         )
 
 
-def _shot(dataset: Dataset, painter: pictures.Painter, row: dict) -> str:
+def _shot(dataset: Dataset, renderer: pictures.Renderer, row: dict) -> str:
     """The first site of a well, with its label."""
     label = list(row)[2]
     return pictures.shot(
-        pictures.address(painter.picture(int(row["position"]))),
+        pictures.address(renderer.picture(int(row["position"]))),
         f"{row[WELL]}\n{row[label]}".strip(),
         f"cells of well {row[WELL]} {row[label]}".strip(),
         tip=_tip(dataset, row),

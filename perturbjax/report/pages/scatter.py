@@ -23,7 +23,7 @@ def scatter(
     colours: Sequence[str],
     label: str,
     caption: str,
-    painter: pictures.Painter | None = None,
+    renderer: pictures.Renderer | None = None,
     positions: Int[np.ndarray, " n"] | None = None,
     palette: Mapping[str, str] | None = None,
 ) -> str:
@@ -45,11 +45,11 @@ def scatter(
     settings: dict[str, Any] = {"colours": list(colours)}
     if palette is not None:
         settings["palette"] = dict(palette)
-    if painter is not None and positions is not None:
-        count = min(len(drawn), painter.affordable(PICTURES))
+    if renderer is not None and positions is not None:
+        count = min(len(drawn), renderer.affordable(PICTURES))
         chosen = np.unique(np.linspace(0, len(drawn) - 1, count).astype(int))
         drawn.iloc[chosen, drawn.columns.get_loc("picture")] = np.arange(len(chosen))
-        sites = [painter.picture(int(position), _SIDE) for position in positions[chosen]]
+        sites = [renderer.picture(int(position), _SIDE) for position in positions[chosen]]
         settings |= {
             "atlas": pictures.address(pictures.atlas(sites, _SIDE, _ACROSS)),
             "side": _SIDE,

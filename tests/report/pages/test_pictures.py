@@ -30,7 +30,7 @@ def test_channels_have_their_own_colours_and_together_are_brighter_than_each():
 def test_outlines_lie_on_the_edge_of_every_cell_and_nowhere_else():
     mask = np.zeros((9, 9), np.uint16)
     mask[2:7, 2:7] = 3
-    drawn = pictures.outlined(np.zeros((9, 9, 3), np.uint8), mask)[..., 0] > 0
+    drawn = pictures.draw_outlines(np.zeros((9, 9, 3), np.uint8), mask)[..., 0] > 0
     assert drawn.sum() == 16 and drawn[2, 2:7].all() and not drawn[4, 4]
 
 
@@ -44,31 +44,31 @@ def test_a_large_site_is_cut_to_the_window_with_most_cells():
 
 def test_pixels_are_averaged_and_the_rest_at_the_edge_is_kept():
     image = np.array([[[2], [4], [9]], [[6], [8], [9]]], np.uint16)
-    assert pictures.shrunk(image, 2)[..., 0].tolist() == [[5, 9]]
+    assert pictures.downsample_pixels(image, 2)[..., 0].tolist() == [[5, 9]]
 
 
 def test_a_site_is_painted_small_and_its_address_holds_it(tmp_path):
     dataset = open_dataset(
         write_dataset(tmp_path / "data", sites=6, size=300, channels=["DNA", "ER"])
     )
-    painter = pictures.painter(dataset)
-    picture = painter.picture(1)
+    renderer = pictures.renderer(dataset)
+    picture = renderer.picture(1)
     assert max(picture.shape) <= pictures.SIDE and picture.std() > 1
     kind, text = pictures.address(picture).split(",")
     assert kind == "data:image/webp;base64"
     assert imagecodecs.webp_decode(base64.b64decode(text)).shape == picture.shape
     assert (
-        "DNA (blue)" in painter.legend().replace("</span>", "")
-        and "5th percentile" in painter.legend()
+        "DNA (blue)" in renderer.legend().replace("</span>", "")
+        and "5th percentile" in renderer.legend()
     )
 
 
 def test_large_sites_are_read_less_often(tmp_path):
     dataset = open_dataset(write_dataset(tmp_path / "data", sites=2, size=64, channels=["DNA"]))
-    painter = pictures.painter(dataset)
-    assert painter.affordable(1000) == 1000
+    renderer = pictures.renderer(dataset)
+    assert renderer.affordable(1000) == 1000
     dataset.index["height"] = dataset.index["width"] = 5000
-    assert 40 < painter.affordable(1000) < 100
+    assert 40 < renderer.affordable(1000) < 100
 
 
 def test_pictures_stand_in_their_sheet_where_the_page_looks_for_them():

@@ -1,0 +1,227 @@
+"""Commands `evaluate` and `predict`: apply the network of a run to a dataset."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from perturbjax.core.files import make_folder, read_parquet, write_parquet
+from perturbjax.core.messages import console
+from perturbjax.core.options import (
+    python_only,
+    renamed_from,
+    require,
+    require_output,
+    require_sound,
+)
+from perturbjax.data.batches import PipelineChoice
+from perturbjax.data.splits import TEST, TRAIN, fingerprint
+from perturbjax.dataset import Dataset, open_dataset
+from perturbjax.evaluation.apply import (
+    EVALUATION,
+    FEATURES,
+    PREDICTIONS,
+    features_table,
+    run_predictions_table,
+)
+from perturbjax.evaluation.attribution import remove_attribution, write_attribution
+from perturbjax.evaluation.evaluate import evaluate_predictions, match_run_predictions
+from perturbjax.evaluation.evaluation_result import (
+    MODEL,
+    EvaluationResult,
+    format_estimate,
+    read_evaluation,
+)
+from perturbjax.evaluation.predictions import encode_labels, write_predictions
+from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
+from perturbjax.evaluation.score_tables import write_run_evaluation
+from perturbjax.evaluation.scores import HEADLINE, METRICS
+from perturbjax.inference import BATCH_SIZE, Network, load_network
+from perturbjax.training.checkpoint import CheckpointConfig
+from perturbjax.training.devices import ComputeConfig, open_devices
+from perturbjax.training.processes import (
+    HostsConfig,
+    connect,
+    is_first_process,
+    require_supported_job,
+)
+from perturbjax.training.run_directory import SPLIT_FILE, Run, open_run
+
+#: Folder in a run directory with the linear baseline of the same split.
+LINEAR = "linear"
+
+
+@dataclass(frozen=True)
+class ApplyConfig:
+    """Application of a run's network."""
+
+    chosen: CheckpointConfig
+    batch_size: int = BATCH_SIZE
+    """Sites in a device call."""
+    feed: PipelineChoice = python_only("auto")
+    """Batch pipeline. resident: dataset on the device. streamed: decode during the computation."""
+    compute: ComputeConfig = ComputeConfig()
+    hosts: HostsConfig = python_only(HostsConfig())
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("batch-size", self.batch_size, self.batch_size >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Predict the classes of all sites of a dataset."""
+
+    apply: ApplyConfig
+    data: tuple[Path, ...]
+    """Dataset directories with the channels of the run."""
+    out: Path
+    """Table to write (.parquet or .csv): metadata, site_id, part, label, predicted and one
+    probability per class."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require_output(self.out, ".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate a run on its own split."""
+
+    apply: ApplyConfig
+    data: tuple[Path, ...] = ()
+    """Dataset directories; by default those of the training."""
+    replicates: int = 2000
+    """Bootstrap resamples of whole wells for each interval."""
+    training_sites: bool = True
+    """Evaluate the training sites too, for their scores and features."""
+    attribution: bool = renamed_from(True, "look")
+    """Compute attribution maps; runs the network three more times with other masks."""
+    json: bool = False
+    """Print scores.json instead of tables."""
+
+    def __post_init__(self) -> None:
+        require_sound(self)
+        require("replicates", self.replicates, self.replicates >= 1, "at least 1")
+
+
+def open_network(run: Run, dataset: Dataset, config: ApplyConfig) -> Network:
+    """Load the network of a run onto the devices, for this dataset.
+
+    Raises:
+        InputError: the channels or the pixel type differ from the training data, or no checkpoint
+            matches.
+    """
+    connect(config.hosts)
+    require_supported_job(config.feed, config.compute.devices, config.batch_size)
+    return load_network(
+        run,
+        config.chosen.which,
+        config.chosen.epoch,
+        placement=open_devices(config.compute),
+        dataset=dataset,
+        batch_size=config.batch_size,
+    )
+
+
+def predict(config: PredictConfig) -> Path:
+    """Predict every site of a dataset and write the table (first process only).
+
+    Raises:
+        InputError: run or dataset cannot be used, or --out cannot be written.
+    """
+    run, dataset, out = open_run(config.apply.chosen.run), open_dataset(config.data), config.out
+    make_folder(out.parent)
+    network = open_network(run, dataset, config.apply)
+    sites = np.arange(len(dataset))
+    predictions = network.apply_to_dataset(dataset, sites, feed=config.apply.feed)
+    if is_first_process():
+        part = run.parts(dataset.index["site_id"])
+        write_predictions(out, run_predictions_table(run, dataset.index, predictions, part))
+        console.print(f"{len(dataset)} sites predicted: {out}")
+    return out
+
+
+def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
+    """Evaluate a run on its test set and write `evaluation/`: predictions, features, scores.
+
+    Labels are checked before anything is computed, and files are written after the evaluation is
+    complete. Of several processes, the first evaluates and writes; the others return None.
+
+    Raises:
+        InputError: run or dataset cannot be used.
+    """
+    run = open_run(config.apply.chosen.run)
+    dataset = run.open_data(config.data)
+    manifest = run.manifest(dataset.index)
+    positions, part = dataset.positions(manifest["site_id"].tolist()), manifest["part"].to_numpy()
+    rows = dataset.index.iloc[positions].reset_index(drop=True)
+    labels = encode_labels(
+        dataset.column(run.label_column).iloc[positions], run.class_names, str(dataset.path)
+    )
+    rows["label"] = rows[run.label_column].astype(str)
+    test = part == TEST
+    predicted = test | config.training_sites
+    network = open_network(run, dataset, config.apply)
+    predictions = network.apply_to_dataset(dataset, positions[predicted], feed=config.apply.feed)
+    if not is_first_process():
+        return None
+    table = run_predictions_table(run, rows[predicted], predictions, part[predicted])
+    features = features_table(run, rows[predicted], part[predicted], predictions.features)
+    model, fold = match_run_predictions(table, rows[part == TRAIN], rows[test], run.class_names)
+    evaluation = evaluate_predictions(
+        [model],
+        [fold],
+        run.class_names,
+        split=run.recipe.split.split_file or run.recipe.split.split,
+        seed=run.recipe.seed,
+        replicates=config.replicates,
+    )
+
+    out = make_folder(run.path / EVALUATION)
+    write_predictions(out / PREDICTIONS, table)
+    write_parquet(out / FEATURES, features)
+    label_column = COMPOUND if COMPOUND in rows.columns else run.label_column
+    evaluate_retrieval(features[test[predicted]], out, label_column=label_column)
+    write_run_evaluation(evaluation, model, fold, run.class_names, out)
+    remove_attribution(out)
+    if config.attribution and network.placement.processes == 1:
+        probabilities = predictions.probabilities[test[predicted]]
+        write_attribution(network, dataset, positions[test], labels[test], probabilities, out)
+    return evaluation
+
+
+def describe_linear_baseline(config: EvaluateConfig) -> str:
+    """Describe the linear baseline on the run's split, or the command that computes it.
+
+    Returns:
+        One sentence; empty without a dataset or a split.
+
+    Raises:
+        InputError: the run or its baseline cannot be read.
+    """
+    run = open_run(config.apply.chosen.run)
+    data, split, out = config.data or run.data, run.path / SPLIT_FILE, run.path / LINEAR
+    if not data or not split.is_file():
+        return ""
+    file = next(out.glob(f"{EVALUATION}/*/scores.json"), None)
+    if file is not None and _checksum(out / SPLIT_FILE) == _checksum(split):
+        scores = read_evaluation(file)["site"][MODEL].scores
+        words = ", ".join(
+            f"{METRICS[name].words} {format_estimate(scores[name])}"
+            for name in ("accuracy", HEADLINE)
+        )
+        return f"info: linear baseline on this split, by site: {words} ({out})"
+    options = ["--data", *data, "--split-file", split, "--label-column", run.label_column]
+    command = shlex.join(
+        ["perturbjax", "classify", "--preset", "linear", *map(str, options), "--out", str(out)]
+    )
+    return f"Next, compare with the linear baseline on ImageNet features: {command}"
+
+
+def _checksum(manifest: Path) -> str:
+    """Checksum of the train/test assignment, without other columns."""
+    return fingerprint(read_parquet(manifest, "run the same `perturbjax classify` again"))
