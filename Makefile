@@ -9,7 +9,7 @@ DEMO ?= demo
 # tests come last, which are the long ones, and one worker waits for the other.
 PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow lint types docs storm bench aot aot-env clean
+.PHONY: demo test test-slow lint types docs faults storm bench aot aot-env clean
 
 demo: $(VENV)/.base
 	rm -rf $(DEMO)/plates $(DEMO)/dataset $(DEMO)/run
@@ -37,9 +37,12 @@ types: $(VENV)/.test
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Damaged files, kills, full disks, hostile names: prints how each case ended.
-storm: $(VENV)/.test
+# Fault injection: damaged files, kills, full disks, hostile names; prints the outcome of each case.
+faults: $(VENV)/.test
 	$(BIN)/python -m tests.faults
+
+# Former name of faults.
+storm: faults
 
 bench: $(VENV)/.test
 	$(BIN)/python -m experiments.bench --out runs/bench --readme docs/performance.md

@@ -1,1 +1,1 @@
-"""The offline stage: images and load_data.csv in, masks and a dataset directory out."""
+"""Data preparation: from images and load_data.csv to masks and a dataset directory."""

@@ -1,4 +1,4 @@
-"""`python -m data_prep COMMAND`: the same as `perturbjax COMMAND`."""
+"""`python -m data_prep COMMAND`, equivalent to `perturbjax COMMAND`."""
 
 from perturbjax.cli import main
 

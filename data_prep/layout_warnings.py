@@ -119,7 +119,7 @@ def bit_depth_warnings(plates: Iterable[str], dtypes: Iterable[str], images: str
     if table["dtype"].nunique() < 2:
         return []
     parts = [
-        f"{dtype} on plate {rows['plate'].iloc[0]}" + (" and others" if len(rows) > 1 else "")
+        f"{dtype} on plate {rows['plate'].iloc[0]}" + (" and more" if len(rows) > 1 else "")
         for dtype, rows in table.groupby("dtype")
     ]
     return [
@@ -146,13 +146,13 @@ def position_warnings(sites: pd.DataFrame, label_column: str) -> list[str]:
     if len(wells) < MIN_WELLS or labels.nunique() < 2:
         return []
     plate_codes = pd.factorize(wells[PLATE])[0]
-    neighbors = _neighbor_groups(plate_codes, parse_wells(wells[WELL]))
+    voters = _list_voters(plate_codes, parse_wells(wells[WELL]))
     largest = labels.mode()[0]
     questions = {f"{label_column} of a well": labels}
     if labels.nunique() > 2:
         questions[f"whether a well contains {largest}"] = labels == largest
     for question, values in questions.items():
-        name, score, chance = _best_predictor(neighbors, pd.factorize(values)[0], plate_codes)
+        name, score, chance = _best_predictor(voters, pd.factorize(values)[0], plate_codes)
         if name:
             return [
                 f"{name} predicts {question} with balanced accuracy {score:.2f} (chance "
@@ -163,42 +163,30 @@ def position_warnings(sites: pd.DataFrame, label_column: str) -> list[str]:
     return []
 
 
-def _neighbor_groups(
+#: Pairs (well, voting well) as two index arrays.
+Pairs = tuple[np.ndarray, ...]
+
+
+def _list_voters(
     plates: Int[np.ndarray, " n"], positions: Int[np.ndarray, "n 2"]
-) -> dict[str, Int[np.ndarray, "n k"]]:
-    """Indices of the wells that vote for each well, padded with -1, for each predictor."""
+) -> dict[str, Pairs]:
+    """Return the pairs of well and voting well on the same plate for each predictor."""
     height, width = shape_holding(positions, least=6)
     row, column = positions.T
     edge = np.minimum.reduce([row, column, height - 1 - row, width - 1 - column])
-    groups = {"the row": row, "the column": column, "the distance from the edge": edge}
-    neighbors = {}
-    for name, values in groups.items():
-        keys = pd.Series(list(zip(plates.tolist(), values.tolist(), strict=True)))
-        members = keys.groupby(keys).groups
-        neighbors[name] = _padded(
-            [[other for other in members[key] if other != index] for index, key in keys.items()]
-        )
-    places = list(zip(plates.tolist(), row.tolist(), column.tolist(), strict=True))
-    index_of = {place: index for index, place in enumerate(places)}
-    steps = ((-1, 0), (1, 0), (0, -1), (0, 1))
-    neighbors["the label of adjacent wells"] = _padded(
-        [
-            [index_of[key] for i, j in steps if (key := (plate, r + i, c + j)) in index_of]
-            for plate, r, c in places
-        ]
-    )
-    return neighbors
-
-
-def _padded(lists: list[list[int]]) -> Int[np.ndarray, "n k"]:
-    padded = np.full((len(lists), max(map(len, lists), default=0)), -1)
-    for row, values in zip(padded, lists, strict=True):
-        row[: len(values)] = values
-    return padded
+    steps = abs(row[:, None] - row) + abs(column[:, None] - column)
+    predictors = {
+        "the row": row[:, None] == row,
+        "the column": column[:, None] == column,
+        "the distance from the edge": edge[:, None] == edge,
+        "the label of adjacent wells": steps == 1,
+    }
+    is_other = (plates[:, None] == plates) & (steps > 0)
+    return {name: np.nonzero(matrix & is_other) for name, matrix in predictors.items()}
 
 
 def _best_predictor(
-    neighbors: dict[str, Int[np.ndarray, "n k"]],
+    voters: dict[str, Pairs],
     labels: Int[np.ndarray, " n"],
     plates: Int[np.ndarray, " n"],
 ) -> tuple[str, float, float]:
@@ -211,9 +199,9 @@ def _best_predictor(
         shuffled[np.argsort(plates, kind="stable")] = labels[order]
         permuted.append(shuffled)
     best = ("", 0.0, 0.0)
-    for name, groups in neighbors.items():
-        score = _vote_score(groups, labels)
-        null = [_vote_score(groups, one) for one in permuted]
+    for name, pairs in voters.items():
+        score = _vote_score(pairs, labels)
+        null = [_vote_score(pairs, one) for one in permuted]
         chance, spread = float(np.mean(null)), float(np.std(null))
         required = max(chance + MIN_STANDARD_DEVIATIONS * spread, chance + MIN_GAIN * (1 - chance))
         if score >= required and score > best[1]:
@@ -221,25 +209,18 @@ def _best_predictor(
     return best
 
 
-def _vote_score(groups: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> float:
+def _vote_score(pairs: Pairs, labels: Int[np.ndarray, " n"]) -> float:
     """Balanced accuracy of the majority vote over classes with at least two wells.
 
     A tie counts as the fraction 1 / (number of tied classes) if the true class is among them.
     """
-    votes = _count_votes(groups, labels)
+    wells, voters = pairs
+    counts = np.bincount(labels)
+    cells = wells * len(counts) + labels[voters]
+    votes = np.bincount(cells, minlength=len(labels) * len(counts)).reshape(len(labels), -1)
     most = votes.max(axis=1, keepdims=True)
     winners = (votes == most) & (most > 0)
     is_right = winners[np.arange(len(labels)), labels]
     credit = is_right / np.maximum(winners.sum(axis=1), 1)
-    counts = np.bincount(labels)
     recall = np.bincount(labels, weights=credit) / np.maximum(counts, 1)
     return float(recall[counts > 1].mean()) if (counts > 1).any() else 0.0
-
-
-def _count_votes(
-    groups: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]
-) -> Int[np.ndarray, "n classes"]:
-    n_wells, n_classes = len(labels), int(labels.max()) + 1
-    well, vote = np.nonzero(groups >= 0)
-    cells = well * n_classes + labels[groups[well, vote]]
-    return np.bincount(cells, minlength=n_wells * n_classes).reshape(n_wells, n_classes)

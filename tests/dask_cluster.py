@@ -1,4 +1,4 @@
-"""A real scheduler of Dask's and real workers, each a process of its own on the loopback interface."""
+"""A Dask scheduler and workers as separate processes on the loopback interface."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class Cluster:
-    """A scheduler and its workers, to be killed and started again."""
+    """A scheduler and its workers, which tests kill and restart."""
 
     def __init__(self, folder: Path):
         with socket.socket() as free:
@@ -24,7 +24,7 @@ class Cluster:
         self.start_scheduler()
 
     def start_scheduler(self) -> None:
-        """Start it on its port, where another may have been; returns once it listens."""
+        """Start the scheduler on the fixed port and wait until it listens."""
         self.scheduler = self._start(
             "scheduler",
             "--host",
@@ -36,14 +36,14 @@ class Cluster:
         )
         deadline = time.monotonic() + 60
         while True:
-            with socket.socket() as asked:
-                if asked.connect_ex(("127.0.0.1", self.port)) == 0:
+            with socket.socket() as connection:
+                if connection.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             assert time.monotonic() < deadline and self.scheduler.poll() is None
             time.sleep(0.1)
 
     def add_worker(self) -> subprocess.Popen:
-        """Start a worker of one thread; returns once the scheduler knows it."""
+        """Start a worker with one thread and wait until it has joined."""
         words = (
             "--nthreads",
             "1",
@@ -62,14 +62,14 @@ class Cluster:
         return self.workers[-1]
 
     def wait_for(self, count: int) -> None:
-        """Wait until the scheduler knows so many workers."""
+        """Wait until `count` workers have joined."""
         from distributed import Client
 
         with Client(self.address, set_as_default=False, timeout=60) as client:
             client.wait_for_workers(count, timeout=60)
 
     def _start(self, kind: str, *words: str) -> subprocess.Popen:
-        log = open(self.folder / f"{kind}.log", "ab")  # noqa: SIM115  # the process keeps it
+        log = open(self.folder / f"{kind}.log", "ab")  # noqa: SIM115  # inherited by the process
         try:
             return subprocess.Popen(
                 [sys.executable, "-m", "dask", kind, *words],
@@ -81,7 +81,7 @@ class Cluster:
             log.close()
 
     def close(self) -> None:
-        """End every process, those that hang too."""
+        """Kill all processes."""
         for process in (*self.workers, self.scheduler):
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)

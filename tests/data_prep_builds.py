@@ -1,4 +1,4 @@
-"""What tests of building share: a build's options, what a folder holds, and a command's processes."""
+"""Helpers of build tests: options, folder checksums, processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_prep.build import BuildConfig
 
 
 def options(plate: Path, out: Path, **changes) -> BuildConfig:
-    """A build by the segmenter that starts at once, for what no segmenter changes."""
+    """Options of a build with the watershed, which starts immediately."""
     settings = {
         "aggregate": "none",
         "segment_channels": "DNA",
@@ -24,6 +24,7 @@ def options(plate: Path, out: Path, **changes) -> BuildConfig:
 
 
 def contents(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of all files by relative path."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -32,7 +33,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def children(pid: int) -> list[int]:
-    """Process ids of a process's children; none where there is no /proc."""
+    """Return the process ids of the children; empty without /proc."""
     try:
         return [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -42,7 +43,7 @@ def children(pid: int) -> list[int]:
 
 
 def running(pid: int) -> bool:
-    """Whether a process is there and is more than an entry nobody has collected."""
+    """Return whether a process runs (and is not a zombie)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -50,7 +51,7 @@ def running(pid: int) -> bool:
 
 
 def swap_pixels(plate: Path, site: str) -> None:
-    """Other pixels under the same name, of the same size and date: only the content tells."""
+    """Change the pixels of a file, but not its name, size and date."""
     path = plate / f"images/SIM001/{site}_DNA.tiff"
     before = path.stat()
     tifffile.imwrite(path, tifffile.imread(path)[::-1].copy(), metadata=None)

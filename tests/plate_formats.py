@@ -1,4 +1,4 @@
-"""One simulated plate in other formats, each written by the format's own library, with the table that goes with it."""
+"""Write a simulated plate and its table in other image formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import zarr
 from imagecodecs import numcodecs as codecs
 
 CHANNELS = ("DNA", "Actin", "Tubulin")
-#: Order in which files of several channels hold them: not the table's.
+#: Channel order in multi-channel files; differs from the table on purpose.
 WRITTEN = ("Tubulin", "DNA", "Actin")
 
 
@@ -35,20 +35,23 @@ def site_name(row: pd.Series) -> str:
 def rewritten(
     plate: Path, out: Path, write: Callable[[Path, dict[str, np.ndarray]], dict[str, str]]
 ) -> Path:
-    """The plate with `write(path without suffix, pixels)` for every site, which gives channel → name of its file."""
+    """Write all sites with `write(path without suffix, pixels)`, which returns channel → file."""
     table = table_of(plate)
     (out / "images").mkdir(parents=True)
-    for at, row in table.iterrows():
+    for index, row in table.iterrows():
         for channel, name in write(
             out / "images" / site_name(row), site_pixels(plate, row)
         ).items():
-            table.loc[at, [f"FileName_Orig{channel}", f"PathName_Orig{channel}"]] = [name, "images"]
+            table.loc[index, [f"FileName_Orig{channel}", f"PathName_Orig{channel}"]] = [
+                name,
+                "images",
+            ]
     table.to_csv(out / "load_data.csv", index=False)
     return out
 
 
 def as_ome_tiff(plate: Path, out: Path) -> Path:
-    """One file a site, its channels named in it."""
+    """Write one OME-TIFF per site with named channels."""
 
     def write(path: Path, pixels: dict[str, np.ndarray]) -> dict[str, str]:
         metadata = {"axes": "CYX", "Channel": {"Name": list(WRITTEN)}}
@@ -62,7 +65,7 @@ def as_ome_tiff(plate: Path, out: Path) -> Path:
 
 
 def as_ome_stack(plate: Path, out: Path) -> Path:
-    """One file a site, every channel a stack of three planes whose middle one is the plate's."""
+    """Write one OME-TIFF per site; the original is the middle of three planes."""
 
     def write(path: Path, pixels: dict[str, np.ndarray]) -> dict[str, str]:
         metadata = {"axes": "CZYX", "Channel": {"Name": list(WRITTEN)}}
@@ -85,21 +88,22 @@ def as_png(plate: Path, out: Path) -> Path:
 
 
 def well_of(row: pd.Series) -> str:
-    """`A/1` of well A01, as OME-Zarr names its groups."""
+    """Return the OME-Zarr group of a well: `A/1` for A01."""
     return f"{row['Metadata_Well'][0]}/{int(row['Metadata_Well'][1:])}"
 
 
 def as_ome_zarr(plate: Path, out: Path, version: int = 3, table: bool = True) -> Path:
-    """A store for each plate, as OME-Zarr 0.4 (Zarr v2) or 0.5 (v3), axes tczyx; a table without names of files."""
+    """Write one OME-Zarr store per plate (0.4 in Zarr v2, 0.5 in v3; axes tczyx) without file names."""
     rows = table_of(plate)
-    for name, of_plate in rows.groupby("Metadata_Plate"):
+    for name, plate_rows in rows.groupby("Metadata_Plate"):
         store = out / f"{name}.zarr"
         root = zarr.open_group(store, mode="w", zarr_format=version)
         wells = [
-            {"path": path} for path in dict.fromkeys(well_of(row) for _, row in of_plate.iterrows())
+            {"path": path}
+            for path in dict.fromkeys(well_of(row) for _, row in plate_rows.iterrows())
         ]
         _describe(root, {"plate": {"name": name, "wells": wells}}, version)
-        for _, row in of_plate.iterrows():
+        for _, row in plate_rows.iterrows():
             field = str(int(row["Metadata_Site"]) - 1)
             well = root.require_group(well_of(row))
             fields = _described(well).get("well", {"images": []})["images"]
@@ -127,14 +131,14 @@ def _describe(group: zarr.Group, facts: dict, version: int) -> None:
 
 
 def _described(group: zarr.Group) -> dict:
-    found = dict(group.attrs)
-    return found.get("ome", found)
+    attributes = dict(group.attrs)
+    return attributes.get("ome", attributes)
 
 
 def as_jump_lite(plate: Path, out: Path, version: int = 3) -> Path:
-    """One store of arrays (channel, y, x) named as JUMP-Lite's: v3 with Blosc's Zstd, or v2 with JPEG XL, losslessly.
+    """Write one store in the format of JUMP-Lite: Zarr v3 with Zstd, or v2 with lossless JPEG XL.
 
-    The three channels of the plate are DNA, ER and RNA here; AGP and Mito are empty.
+    The channels are stored as DNA, ER and RNA; AGP and Mito are empty.
     """
     rows = table_of(plate).assign(Metadata_Source="source_4", Metadata_Batch="batch_1")
     codecs.register_codecs(verbose=False)

@@ -1,8 +1,9 @@
-"""Progress lines with rate and remaining time."""
+"""Progress with rate and remaining time."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -11,15 +12,46 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from perturbjax.core.messages import console
 
 T = TypeVar("T")
-#: Seconds between progress lines where the output is a file or a pipe.
+#: Seconds between progress lines if the output is a file or a pipe.
 PLAIN_INTERVAL_S = 10.0
+#: The rate is measured over the last seconds only, because slow first items (compilation, cold
+#: caches) would otherwise dominate the estimate of the remaining time for a long time.
+WINDOW_S = 60.0
+
+
+class RateEstimate:
+    """Number of items per second over the last `WINDOW_S` seconds.
+
+    The time before the first item does not count: JAX compiles and workers start during it.
+    """
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque()
+
+    def add(self, now: float) -> float | None:
+        """Register a finished item at time `now` (s).
+
+        Returns:
+            Items per second; None after the first item.
+        """
+        self._times.append(now)
+        while len(self._times) > 2 and self._times[1] <= now - WINDOW_S:
+            self._times.popleft()
+        elapsed = now - self._times[0]
+        return (len(self._times) - 1) / elapsed if elapsed > 0 else None
 
 
 def track(items: Iterable[T], *, total: int, label: str, unit: str, done: int = 0) -> Iterator[T]:
-    """Yield `items`, showing how many of `total` are done, the rate and the time left.
+    """Yield `items` and report progress, rate and remaining time.
 
-    A live bar on a terminal; elsewhere a plain line every `PLAIN_INTERVAL_S` seconds, so that logs stay readable.
-    `done` counts what an earlier run finished: it moves the bar, not the rate.
+    A terminal shows a live bar. Files and pipes receive a line every `PLAIN_INTERVAL_S` seconds.
+
+    Args:
+        items: Items to yield.
+        total: Number of items, including `done`.
+        label: Activity, such as "Segmenting".
+        unit: Plural noun, such as "sites".
+        done: Number of items finished by an earlier run; they do not count for the rate.
     """
     if console.is_terminal:
         yield from _track_live(items, total, label, unit, done)
@@ -37,34 +69,34 @@ def _track_live(items: Iterable[T], total: int, label: str, unit: str, done: int
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    estimate = RateEstimate()
+    with Progress(*columns, console=console, speed_estimate_period=WINDOW_S) as bar:
         task = bar.add_task(label, total=total, completed=done, rate="")
-        start = time.monotonic()
         for finished, item in enumerate(items, start=1):
             yield item
-            rate = finished / max(time.monotonic() - start, 1e-9)
-            bar.update(task, completed=done + finished, rate=f"{rate:.3g}/s")
+            rate = estimate.add(time.monotonic())
+            bar.update(task, completed=done + finished, rate=f"{rate:.3g}/s" if rate else "")
 
 
 def _track_plain(items: Iterable[T], total: int, label: str, unit: str, done: int) -> Iterator[T]:
     start = last = time.monotonic()
+    estimate = RateEstimate()
     finished = 0
     for finished, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
+        rate = estimate.add(now)
         if now - last >= PLAIN_INTERVAL_S:
             last = now
-            rate = finished / (now - start)
-            left = (total - done - finished) / rate
-            console.print(
-                f"{label}: {done + finished}/{total} {unit}, {rate:.3g}/s, {clock(left)} left"
-            )
-    took = time.monotonic() - start
-    console.print(f"{label}: {done + finished}/{total} {unit} in {clock(took)}")
+            remaining = clock((total - done - finished) / rate) if rate else "unknown time"
+            speed = f"{rate:.3g} {unit}/s, " if rate else ""
+            console.print(f"{label}: {done + finished}/{total} {unit} ({speed}{remaining} left)")
+    elapsed = time.monotonic() - start
+    console.print(f"{label}: {done + finished}/{total} {unit} in {clock(elapsed)}")
 
 
 def clock(seconds: float) -> str:
-    """`75.2` → `1:15`; under ten seconds one decimal is kept."""
+    """Format a duration: `1:15` for 75.2 s, `4.2 s` below ten seconds."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

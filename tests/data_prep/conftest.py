@@ -1,4 +1,4 @@
-"""A small simulated plate, and the real command in this process or in its own."""
+"""Fixtures: a small simulated plate, and commands in this or another process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_prep.simulate import SimulateConfig, simulate
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test finds what another session's builds kept, nor leaves anything in the user's cache."""
+    """Use a temporary cache folder instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -27,7 +27,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two plates of 6 wells, 2 sites each, 64 x 64 pixels, with DMSO and two compounds. Not to be changed."""
+    """Two plates of 6 wells, 2 sites each, 64 x 64 pixels, with DMSO and two compounds. Do not change it."""
     out = tmp_path_factory.mktemp("simulated") / "plate"
     simulate(SimulateConfig(out=out, plates=2, wells=6, sites=2, compounds=2, size=64, effect=3.0))
     return out
@@ -35,13 +35,13 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plate(simulated: Path, tmp_path: Path) -> Path:
-    """A copy of that plate, to be spoilt."""
+    """Copy of that plate; tests may change it."""
     return Path(shutil.copytree(simulated, tmp_path / "plate"))
 
 
 @pytest.fixture
 def edit(plate: Path) -> Callable[[Callable[[pd.DataFrame], pd.DataFrame]], None]:
-    """Change the plate's load_data.csv by a function of its table."""
+    """Apply a function to the load_data.csv of the plate."""
 
     def change(function: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
         path = plate / "load_data.csv"
@@ -52,13 +52,13 @@ def edit(plate: Path) -> Callable[[Callable[[pd.DataFrame], pd.DataFrame]], None
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """Run `python -m data_prep …`, which must end with status 2 and one line of error; that line."""
+    """Run a command that must end with status 2 and one line of error; returns that line."""
 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["data_prep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as exit:
             main()
-        assert stopped.value.code == 2
+        assert exit.value.code == 2
         lines = [
             line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")
         ]
@@ -70,7 +70,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
 
 @pytest.fixture
 def build_arguments(plate: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """The build of that plate, with more flags."""
+    """Arguments of a build of that plate, with additional flags."""
 
     def arguments(*more: object, out: Path = tmp_path / "dataset") -> list[str]:
         paths = ["--load-data", plate / "load_data.csv", "--images", plate, "--out", out]
@@ -81,7 +81,7 @@ def build_arguments(plate: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.Popen]:
-    """Start `python -m data_prep …` in its own process."""
+    """Start `python -m data_prep` in another process, without mask cache."""
 
     def start(
         *arguments: object, start_new_session: bool = False, **environment: str

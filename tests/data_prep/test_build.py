@@ -1,4 +1,4 @@
-"""A dataset holds what the table and the files say."""
+"""Contents of a built dataset: pixels, masks, index and provenance."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from perturbjax.dataset import open_dataset
 
 @pytest.fixture(scope="module")
 def dataset(simulated: Path, tmp_path_factory) -> Path:
-    """The plate with its three channels apart, nuclei segmented."""
+    """Dataset of the simulated plate with three separate channels and segmented nuclei."""
     out = tmp_path_factory.mktemp("built") / "dataset"
     build(options(simulated, out, segmenter="auto"))
     return out
 
 
-def test_records_hold_the_pixels_of_the_files_in_the_order_of_the_table(simulated, dataset):
+def test_records_contain_the_pixels_in_the_order_of_the_table(simulated, dataset):
     opened = open_dataset(dataset)
     assert opened.channel_names == ["DNA", "Actin", "Tubulin"] and opened.image_dtype == np.uint16
     table = pd.read_csv(simulated / "load_data.csv", dtype=str)
@@ -44,7 +44,7 @@ def test_records_hold_the_pixels_of_the_files_in_the_order_of_the_table(simulate
     assert masks.dtype == np.uint16 and (masks.max((1, 2)) > 0).all()
 
 
-def test_the_index_says_what_the_records_hold(dataset):
+def test_index_agrees_with_the_records(dataset):
     opened = open_dataset(dataset)
     assert len(opened) == 24 and opened.index["site_id"].is_unique
     classes = sorted(opened.column("Metadata_pert_iname").unique())
@@ -57,13 +57,13 @@ def test_the_index_says_what_the_records_hold(dataset):
         assert row["mask_area"] == (record["mask"] > 0).sum()
         actin = record["image"][..., 1]
         expected = [actin.mean(), actin.std(), *np.percentile(actin, (1, 50, 99))]
-        found = row[["mean_Actin", "std_Actin", "p01_Actin", "p50_Actin", "p99_Actin"]].astype(
+        actual = row[["mean_Actin", "std_Actin", "p01_Actin", "p50_Actin", "p99_Actin"]].astype(
             float
         )
-        np.testing.assert_allclose(found, expected)
+        np.testing.assert_allclose(actual, expected)
 
 
-def test_provenance_says_how_it_was_made(dataset, simulated):
+def test_provenance_records_settings_and_checksums(dataset, simulated):
     provenance = json.loads((dataset / "provenance.json").read_text())
     assert provenance["channels_stored"] == ["DNA", "Actin", "Tubulin"]
     assert provenance["label_column"] == "Metadata_pert_iname"
@@ -84,7 +84,7 @@ def test_provenance_says_how_it_was_made(dataset, simulated):
     assert str(simulated) not in json.dumps(provenance)
 
 
-def test_the_aggregated_image_is_resized_with_its_mask(simulated, tmp_path):
+def test_resize_applies_to_aggregated_image_and_mask(simulated, tmp_path):
     build(
         options(
             simulated,
@@ -111,9 +111,7 @@ def test_the_aggregated_image_is_resized_with_its_mask(simulated, tmp_path):
     assert masks.shape == (1, 32, 32) and masks.max() > 0
 
 
-def test_building_again_changes_nothing_and_other_settings_need_overwrite(
-    simulated, dataset, capsys
-):
+def test_build_is_idempotent_and_other_settings_need_overwrite(simulated, dataset, capsys):
     before = contents(dataset)
     build(options(simulated, dataset, segmenter="auto"))
     assert "is already built" in capsys.readouterr().err
@@ -131,8 +129,8 @@ def test_overwrite_replaces_the_dataset(simulated, tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_memory_does_not_grow_with_the_plate(tmp_path):
-    """A hundred sites of 1 MB that do not compress, against ten: nothing is gathered before it is written."""
+def test_writer_memory_is_independent_of_the_number_of_sites(tmp_path):
+    """Compare 100 with 10 incompressible sites of 1 MB."""
 
     def peak(count: int) -> float:
         command = [sys.executable, "-c", MEMORY, str(tmp_path / str(count)), str(count)]
@@ -143,7 +141,7 @@ def test_memory_does_not_grow_with_the_plate(tmp_path):
     assert peak(100) - peak(10) < 45
 
 
-def test_large_plates_are_split_into_shards(simulated, tmp_path, monkeypatch):
+def test_build_splits_large_plates_into_shards(simulated, tmp_path, monkeypatch):
     from perturbjax.dataset import shards
 
     monkeypatch.setattr(shards, "SHARD_BYTES", 200_000)
@@ -156,7 +154,7 @@ def test_large_plates_are_split_into_shards(simulated, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["provenance.json", "index.parquet", "dataset_info.json"])
-def test_an_incomplete_dataset_does_not_open(dataset, tmp_path, name):
+def test_open_dataset_refuses_an_incomplete_dataset(dataset, tmp_path, name):
     import shutil
 
     broken = Path(shutil.copytree(dataset, tmp_path / "broken"))
@@ -165,7 +163,7 @@ def test_an_incomplete_dataset_does_not_open(dataset, tmp_path, name):
         open_dataset(broken)
 
 
-def test_a_dataset_of_another_schema_does_not_open(dataset, tmp_path):
+def test_open_dataset_refuses_another_schema_version(dataset, tmp_path):
     import shutil
 
     other = Path(shutil.copytree(dataset, tmp_path / "other"))
@@ -175,7 +173,7 @@ def test_a_dataset_of_another_schema_does_not_open(dataset, tmp_path):
         open_dataset(other)
 
 
-def test_a_dataset_that_lost_a_shard_does_not_open(dataset, tmp_path):
+def test_open_dataset_refuses_a_missing_shard(dataset, tmp_path):
     import shutil
 
     broken = Path(shutil.copytree(dataset, tmp_path / "broken"))

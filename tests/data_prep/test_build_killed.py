@@ -1,4 +1,4 @@
-"""Killed at any instant and run again, a build ends with the same bytes and leaves nothing."""
+"""A killed build resumes, yields the same bytes, and leaves no processes or files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
 
-def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, command, tmp_path):
-    """Real processes, SIGKILL at random points of segmenting and of writing; finished sites are left alone."""
+def test_killed_build_resumes_with_identical_result(simulated, command, tmp_path):
+    """SIGKILL at random times during segmentation and writing; finished sites are not repeated."""
     flags = [
         "--load-data",
         simulated / "load_data.csv",
@@ -49,30 +49,30 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(simulated, co
         process = command("build", *flags, "--out", tmp_path / "killed", **epoch)
         while process.poll() is None and not reached():
             time.sleep(0.002)
-        helpers = children(process.pid)
+        workers = children(process.pid)
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stderr.close()
         deadline = time.monotonic() + 20
-        while any(map(running, helpers)):
+        while any(map(running, workers)):
             assert time.monotonic() < deadline, "workers outlived their parent"
             time.sleep(0.05)
         if (tmp_path / "killed").exists():
-            break  # it was faster than the signal
+            break  # the build finished before the signal
         for path, written in finished.items():
-            assert path.stat().st_mtime_ns == written, f"{path.name} was segmented again"
+            assert path.stat().st_mtime_ns == written, f"{path.name} was segmented twice"
         finished = {path: path.stat().st_mtime_ns for path in work.glob("masks/[!.]*.tiff")}
         assert finished
     final = command("build", *flags, "--out", tmp_path / "killed", **epoch)
-    said = final.communicate()[1]
+    stderr = final.communicate()[1]
     assert final.returncode == 0
-    assert f"reused masks: {len(finished)} of 24 sites" in said or "already built" in said
+    assert f"reused masks: {len(finished)} of 24 sites" in stderr or "already built" in stderr
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not work.exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the workers in /proc")
-def test_a_killed_worker_is_one_line_and_the_build_goes_on_after_it(simulated, command, tmp_path):
+def test_killed_worker_is_one_line_and_the_build_resumes(simulated, command, tmp_path):
     flags = [
         "build",
         "--load-data",
@@ -87,20 +87,18 @@ def test_a_killed_worker_is_one_line_and_the_build_goes_on_after_it(simulated, c
     while not list(tmp_path.glob(".dataset.building/masks/*.tiff")):
         assert process.poll() is None
         time.sleep(0.002)
-    for helper in children(process.pid):
-        if "spawn_main" in Path(f"/proc/{helper}/cmdline").read_text():
-            os.kill(helper, signal.SIGKILL)
-    said = process.communicate()[1]
-    assert process.returncode == 2, said
-    assert "error: a worker process was killed" in said and "Traceback" not in said
+    for worker in children(process.pid):
+        if "spawn_main" in Path(f"/proc/{worker}/cmdline").read_text():
+            os.kill(worker, signal.SIGKILL)
+    stderr = process.communicate()[1]
+    assert process.returncode == 2, stderr
+    assert "error: a worker process was killed" in stderr and "Traceback" not in stderr
     assert not (tmp_path / "dataset").exists()
     assert command(*flags).wait() == 0
     assert len(open_dataset(tmp_path / "dataset")) == 24
 
 
-def test_images_that_change_between_a_kill_and_its_resumption_get_masks_of_their_own(
-    plate, command, tmp_path
-):
+def test_resumed_build_segments_changed_images_again(plate, command, tmp_path):
     flags = [
         "build",
         "--load-data",
@@ -131,7 +129,7 @@ def test_images_that_change_between_a_kill_and_its_resumption_get_masks_of_their
     assert contents(tmp_path / "killed") == contents(tmp_path / "fresh")
 
 
-def test_two_builds_of_one_output_do_not_meet(simulated, tmp_path):
+def test_two_builds_of_one_output_exclude_each_other(simulated, tmp_path):
     import fcntl
 
     work = tmp_path / ".dataset.building"
@@ -144,7 +142,7 @@ def test_two_builds_of_one_output_do_not_meet(simulated, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="looks for semaphores there")
-def test_builds_killed_with_all_their_processes_leave_no_semaphores(simulated, command, tmp_path):
+def test_killed_build_leaves_no_semaphores(simulated, command, tmp_path):
     before = set(Path("/dev/shm").iterdir())
     process = command(
         *(
@@ -170,8 +168,8 @@ def test_builds_killed_with_all_their_processes_leave_no_semaphores(simulated, c
     )
 
 
-def spawned(pid: int) -> bool:
-    """Whether a process is a worker."""
+def is_worker(pid: int) -> bool:
+    """Return whether a process is a spawned worker."""
     try:
         return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
@@ -180,9 +178,7 @@ def spawned(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the workers in /proc")
 @pytest.mark.parametrize("delay", [0.0, 0.3, 0.8])
-def test_ctrl_c_while_workers_start_prints_no_traceback_of_theirs(
-    simulated, command, tmp_path, delay
-):
+def test_ctrl_c_during_worker_start_prints_no_traceback(simulated, command, tmp_path, delay):
     process = command(
         *(
             "build",
@@ -196,11 +192,11 @@ def test_ctrl_c_while_workers_start_prints_no_traceback_of_theirs(
         *("--workers", 4),
         start_new_session=True,
     )
-    while not any(map(spawned, children(process.pid))):
+    while not any(map(is_worker, children(process.pid))):
         assert process.poll() is None
         time.sleep(0.002)
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate()[1]
-    assert "Traceback" not in said, said
+    stderr = process.communicate()[1]
+    assert "Traceback" not in stderr, stderr
     assert process.returncode == 130 or (tmp_path / "dataset").exists()

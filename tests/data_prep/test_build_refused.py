@@ -1,4 +1,4 @@
-"""Bad tables, images, flags and places end in one line, and nothing is written."""
+"""Invalid input of `build` and `simulate` ends with one line of error and no output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data_prep_builds import options
 from data_prep.build import build
 
 
-def replace(table: pd.DataFrame, row: int, column: str, value: str) -> pd.DataFrame:
+def set_cell(table: pd.DataFrame, row: int, column: str, value: str) -> pd.DataFrame:
     table.loc[row, column] = value
     return table
 
@@ -34,11 +34,11 @@ def replace(table: pd.DataFrame, row: int, column: str, value: str) -> pd.DataFr
             "has no FileName_Orig<CHANNEL> column",
         ),
         (
-            lambda t: replace(t, 2, "FileName_OrigDNA", "gone.tiff"),
+            lambda t: set_cell(t, 2, "FileName_OrigDNA", "gone.tiff"),
             "row 4, channel DNA: gone.tiff is neither in",
         ),
-        (lambda t: replace(t, 2, "FileName_OrigDNA", ""), "row 4, channel DNA: names no file"),
-        (lambda t: replace(t, 2, "Metadata_Plate", ""), "row 4: Metadata_Plate is empty"),
+        (lambda t: set_cell(t, 2, "FileName_OrigDNA", ""), "row 4, channel DNA: names no file"),
+        (lambda t: set_cell(t, 2, "Metadata_Plate", ""), "row 4: Metadata_Plate is empty"),
         (lambda t: pd.concat([t, t.iloc[[3]]]), "rows 5 and 26: both are plate SIM001"),
         (
             lambda t: t[[c for c in t if "pert" not in c and "moa" not in c and "broad" not in c]],
@@ -46,7 +46,7 @@ def replace(table: pd.DataFrame, row: int, column: str, value: str) -> pd.DataFr
         ),
     ],
 )
-def test_a_bad_table_is_one_line_and_nothing_is_written(
+def test_build_refuses_an_invalid_table_and_writes_nothing(
     edit, refused, build_arguments, tmp_path, change, message
 ):
     edit(change)
@@ -54,7 +54,7 @@ def test_a_bad_table_is_one_line_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["plate"]
 
 
-def test_a_missing_and_an_empty_csv(plate, refused, build_arguments, tmp_path):
+def test_build_refuses_a_missing_or_empty_table(plate, refused, build_arguments, tmp_path):
     (plate / "load_data.csv").write_text("")
     assert "load_data.csv: is empty" in refused(*build_arguments())
     (plate / "load_data.csv").unlink()
@@ -87,7 +87,7 @@ def test_a_missing_and_an_empty_csv(plate, refused, build_arguments, tmp_path):
         (["--workers", "-4"], "--workers -4"),
     ],
 )
-def test_a_bad_flag_is_one_line_and_nothing_is_written(
+def test_build_refuses_invalid_flags_and_writes_nothing(
     refused, build_arguments, tmp_path, flags, message
 ):
     import re
@@ -97,7 +97,7 @@ def test_a_bad_flag_is_one_line_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("kind", ["text", "truncated", "shape"])
-def test_a_bad_image_is_told_of_before_anything_is_segmented(
+def test_build_refuses_an_invalid_image_before_segmentation(
     plate, refused, build_arguments, tmp_path, kind
 ):
     path = plate / "images/SIM002/SIM002_A01_s02_Actin.tiff"
@@ -112,9 +112,7 @@ def test_a_bad_image_is_told_of_before_anything_is_segmented(
     assert [path.name for path in tmp_path.iterdir()] == ["plate"]
 
 
-def test_an_image_that_claims_far_more_pixels_than_the_others_is_refused(
-    plate, refused, build_arguments, tmp_path
-):
+def test_build_refuses_a_header_with_far_more_pixels(plate, refused, build_arguments, tmp_path):
     for channel in ("DNA", "Actin", "Tubulin"):
         path = plate / f"images/SIM002/SIM002_A01_s02_{channel}.tiff"
         tifffile.imwrite(
@@ -127,23 +125,21 @@ def test_an_image_that_claims_far_more_pixels_than_the_others_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["plate"]
 
 
-def test_an_output_that_cannot_be_written(refused, build_arguments, tmp_path):
+def test_build_refuses_an_output_that_cannot_be_written(refused, build_arguments, tmp_path):
     (tmp_path / "file").touch()
     assert "cannot be created" in refused(*build_arguments(out=tmp_path / "file" / "dataset"))
     assert "/proc" in refused(*build_arguments(out=Path("/proc/nowhere/dataset")))
 
 
-def test_a_folder_that_is_no_dataset_is_left_alone_even_with_overwrite(
-    refused, build_arguments, tmp_path
-):
-    precious = tmp_path / "dataset" / "thesis.txt"
-    precious.parent.mkdir()
-    precious.write_text("years of work")
+def test_overwrite_never_replaces_a_folder_without_dataset(refused, build_arguments, tmp_path):
+    notes = tmp_path / "dataset" / "thesis.txt"
+    notes.parent.mkdir()
+    notes.write_text("years of work")
     assert "exists and is not a dataset" in refused(*build_arguments("--overwrite"))
-    assert precious.read_text() == "years of work"
+    assert notes.read_text() == "years of work"
 
 
-def test_overwrite_deletes_no_file_of_the_users(plate, refused, build_arguments, tmp_path):
+def test_overwrite_never_deletes_other_files(plate, refused, build_arguments, tmp_path):
     build(options(plate, tmp_path / "dataset"))
     (tmp_path / "dataset" / "thesis.txt").write_text("years of work")
     assert "contains thesis.txt, which is not part of a dataset" in refused(
@@ -153,36 +149,40 @@ def test_overwrite_deletes_no_file_of_the_users(plate, refused, build_arguments,
 
 
 @pytest.mark.parametrize("out", ["", ".", "/", ".."])
-@pytest.mark.parametrize("verb", ["build", "simulate"])
-def test_an_output_without_a_name_is_one_line(refused, build_arguments, verb, out):
-    arguments = build_arguments() if verb == "build" else ["simulate", "--out", "x"]
+@pytest.mark.parametrize("name", ["build", "simulate"])
+def test_output_must_have_a_name(refused, build_arguments, name, out):
+    arguments = build_arguments() if name == "build" else ["simulate", "--out", "x"]
     arguments[arguments.index("--out") + 1] = out
-    assert "must be the name of what to make" in refused(*arguments)
+    assert "must be the name of a new file or folder" in refused(*arguments)
 
 
-def test_a_date_that_is_none_is_one_line(refused, build_arguments, tmp_path, monkeypatch):
+def test_build_refuses_an_invalid_source_date_epoch(
+    refused, build_arguments, tmp_path, monkeypatch
+):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "x")
     assert "SOURCE_DATE_EPOCH=x: must be whole seconds" in refused(*build_arguments())
     assert [path.name for path in tmp_path.iterdir()] == ["plate"]
 
 
-def limited(command: list[object], bytes: int, **environment: str) -> subprocess.CompletedProcess:
-    """Run `python -m data_prep …` where no file can grow beyond some bytes, as on a disk that fills up."""
+def run_with_file_limit(
+    arguments: list[object], bytes: int, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run `python -m data_prep` with a maximum file size in bytes, like a full disk."""
     code = f"""
 import resource, signal, runpy, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes}))
-sys.argv = ["data_prep", *{[str(word) for word in command]!r}]
+sys.argv = ["data_prep", *{[str(word) for word in arguments]!r}]
 if __name__ == "__main__":
     runpy.run_module("data_prep", run_name="__main__")
 """
-    words = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code]
     return subprocess.run(
-        words, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
     )
 
 
-def test_a_disk_that_fills_up_while_shards_are_written_is_one_line(simulated, tmp_path):
+def test_build_reports_a_full_disk_in_one_line(simulated, tmp_path):
     flags = [
         "build",
         "--load-data",
@@ -194,17 +194,17 @@ def test_a_disk_that_fills_up_while_shards_are_written_is_one_line(simulated, tm
     ]
     flags += ["--segment-channels", "DNA", "--segmenter", "watershed", "--aggregate", "none"]
     flags += ["--out", tmp_path / "dataset"]
-    done = limited(flags, 300_000)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
+    result = run_with_file_limit(flags, 300_000)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr and result.stderr.count("error: ") == 1
     assert not (tmp_path / "dataset").exists()
     assert subprocess.run([sys.executable, "-m", "data_prep", *map(str, flags)]).returncode == 0
 
 
-def test_a_disk_that_fills_up_while_a_plate_is_drawn_is_one_line(tmp_path):
-    done = limited(
+def test_simulate_reports_a_full_disk_in_one_line(tmp_path):
+    result = run_with_file_limit(
         ["simulate", "--out", tmp_path / "plate", "--wells", 4, "--compounds", 2], 20_000
     )
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr and result.stderr.count("error: ") == 1
     assert not (tmp_path / "plate").exists()

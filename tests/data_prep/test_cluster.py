@@ -1,4 +1,4 @@
-"""A cluster makes the same bytes as one process, whatever is killed, hangs or starts again."""
+"""Builds on a Dask cluster equal local builds after failures of workers and scheduler."""
 
 from __future__ import annotations
 
@@ -23,34 +23,36 @@ from perturbjax.core.errors import InputError
 from perturbjax.dataset import shards
 
 pytest.importorskip("distributed")
-#: Bytes of a shard, so that the small plate has several.
-SHARD = 150_000
+#: Size of a shard in bytes; the small plate then has several.
+SHARD_BYTES = 150_000
 
 
 @pytest.fixture(autouse=True)
-def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One date, and small shards, for all builds."""
+def fixed_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use one creation time and small shards in all builds."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    monkeypatch.setattr(shards, "SHARD_BYTES", SHARD)
+    monkeypatch.setattr(shards, "SHARD_BYTES", SHARD_BYTES)
 
 
 @pytest.fixture
 def local(simulated: Path, tmp_path: Path) -> dict[str, str]:
-    """What one process makes of the plate."""
+    """Checksums of a local build."""
     build(options(simulated, tmp_path / "local", mask_cache="none"))
-    made = contents(tmp_path / "local")
-    assert sum("array_record" in name for name in made) > 2
-    return made
+    checksums = contents(tmp_path / "local")
+    assert sum("array_record" in name for name in checksums) > 2
+    return checksums
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path)
-    yield made
-    made.close()
+    cluster = Cluster(tmp_path)
+    yield cluster
+    cluster.close()
 
 
-def on(cluster: Cluster, plate: Path, out: Path, patience: float = 600.0, **changes) -> BuildConfig:
+def cluster_options(
+    cluster: Cluster, plate: Path, out: Path, patience: float = 600.0, **changes
+) -> BuildConfig:
     return options(
         plate,
         out,
@@ -61,8 +63,8 @@ def on(cluster: Cluster, plate: Path, out: Path, patience: float = 600.0, **chan
     )
 
 
-def after(reached: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
-    """Act as soon as something is reached, while the build goes on."""
+def act_after(reached: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
+    """Call `act` in a thread as soon as `reached` returns True."""
 
     def watch() -> None:
         deadline = time.monotonic() + 120
@@ -76,40 +78,36 @@ def after(reached: Callable[[], bool], act: Callable[[], object]) -> threading.T
     return thread
 
 
-def masks(tmp_path: Path, count: int) -> Callable[[], bool]:
+def masks_written(tmp_path: Path, count: int) -> Callable[[], bool]:
     return lambda: len(list(tmp_path.glob(".far.building/masks/[!.]*.tiff"))) >= count
 
 
-def test_a_killed_worker_loses_nothing(simulated, cluster, local, tmp_path, capsys):
-    """It is stopped first, so that it surely holds tasks when it is killed, and nothing ends without them."""
-    doomed, _ = cluster.add_worker(), cluster.add_worker()
-    doomed.send_signal(signal.SIGSTOP)
-    killer = threading.Timer(3.0, doomed.send_signal, (signal.SIGKILL,))
+def test_killed_worker_does_not_change_the_result(simulated, cluster, local, tmp_path, capsys):
+    """Stop the worker first, so that it certainly has tasks when it is killed."""
+    killed, _ = cluster.add_worker(), cluster.add_worker()
+    killed.send_signal(signal.SIGSTOP)
+    killer = threading.Timer(3.0, killed.send_signal, (signal.SIGKILL,))
     killer.start()
-    build(on(cluster, simulated, tmp_path / "far"))
+    build(cluster_options(cluster, simulated, tmp_path / "far"))
     killer.join()
-    assert doomed.wait() == -signal.SIGKILL
+    assert killed.wait() == -signal.SIGKILL
     assert contents(tmp_path / "far") == local
     capsys.readouterr()
-    build(on(cluster, simulated, tmp_path / "far"))
+    build(cluster_options(cluster, simulated, tmp_path / "far"))
     assert "is already built" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_loses_its_tasks_to_others_and_it_is_said(
-    simulated, cluster, local, tmp_path, capsys
-):
-    hung, _ = cluster.add_worker(), cluster.add_worker()
-    hung.send_signal(signal.SIGSTOP)
-    build(on(cluster, simulated, tmp_path / "far", patience=6.0))
+def test_tasks_of_an_unresponsive_worker_are_restarted(simulated, cluster, local, tmp_path, capsys):
+    stopped, _ = cluster.add_worker(), cluster.add_worker()
+    stopped.send_signal(signal.SIGSTOP)
+    build(cluster_options(cluster, simulated, tmp_path / "far", patience=6.0))
     assert contents(tmp_path / "far") == local
-    said = capsys.readouterr().err
-    assert "does not respond (a task exceeded 6 s); restarting its tasks on other workers" in said
+    stderr = capsys.readouterr().err
+    assert "does not respond (a task exceeded 6 s); restarting its tasks on other workers" in stderr
 
 
-def test_a_scheduler_that_is_started_again_is_given_what_is_not_done(
-    simulated, cluster, local, tmp_path, capsys
-):
+def test_restarted_scheduler_receives_unfinished_tasks(simulated, cluster, local, tmp_path, capsys):
     first = cluster.add_worker()
 
     def restart() -> None:
@@ -121,16 +119,16 @@ def test_a_scheduler_that_is_started_again_is_given_what_is_not_done(
         cluster.start_scheduler()
         cluster.add_worker()
 
-    thread = after(masks(tmp_path, 3), restart)
-    build(on(cluster, simulated, tmp_path / "far"))
+    thread = act_after(masks_written(tmp_path, 3), restart)
+    build(cluster_options(cluster, simulated, tmp_path / "far"))
     thread.join()
     assert contents(tmp_path / "far") == local
-    said = capsys.readouterr().err
-    assert "lost the scheduler" in said and "scheduler reconnected" in said
+    stderr = capsys.readouterr().err
+    assert "lost the scheduler" in stderr and "scheduler reconnected" in stderr
 
 
 @pytest.mark.slow
-def test_networks_run_in_the_workers_and_find_the_same_cells(simulated, cluster, tmp_path):
+def test_networks_on_workers_yield_the_same_masks(simulated, cluster, tmp_path):
     cluster.add_worker()
     build(
         options(
@@ -141,11 +139,15 @@ def test_networks_run_in_the_workers_and_find_the_same_cells(simulated, cluster,
             illumination="estimate",
         )
     )
-    build(on(cluster, simulated, tmp_path / "far", segmenter="nuclei", illumination="estimate"))
+    build(
+        cluster_options(
+            cluster, simulated, tmp_path / "far", segmenter="nuclei", illumination="estimate"
+        )
+    )
     assert contents(tmp_path / "far") == contents(tmp_path / "local")
 
 
-def test_results_come_in_order_and_errors_as_they_were_raised(cluster):
+def test_cluster_pool_keeps_order_and_raises_errors(cluster):
     cluster.add_worker()
     with ClusterPool(ClusterConfig(cluster.address)) as pool:
         assert list(pool.in_order(int, ["1", "2", "3"])) == [1, 2, 3]
@@ -155,7 +157,7 @@ def test_results_come_in_order_and_errors_as_they_were_raised(cluster):
             list(pool.in_order(int, ["x"]))
 
 
-def test_no_scheduler_is_one_line_and_nothing_is_written(
+def test_missing_scheduler_is_one_line_and_writes_nothing(
     refused, build_arguments, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(engine, "CONNECT_S", 0.5)
@@ -171,13 +173,13 @@ def test_no_scheduler_is_one_line_and_nothing_is_written(
         ({"patience": 0.0}, "--patience 0.0: must be 1 second or more"),
     ],
 )
-def test_flags_that_cannot_be(changes, message):
+def test_cluster_config_refuses_invalid_values(changes, message):
     with pytest.raises(InputError, match=message):
         ClusterConfig(**changes)
 
 
 def fake_slurm(folder: Path) -> Path:
-    """`sbatch` that runs its copy of a job at once, in the background, and `scancel` that ends all of them."""
+    """Write `sbatch` that runs a copy of the job in the background, and `scancel` that ends all."""
     folder.mkdir()
     run = f'cp "$1" {folder}/job.sh; setsid bash {folder}/job.sh >> {folder}/log 2>&1 < /dev/null &'
     end = f"for pid in $(cat {folder}/pids); do kill -KILL -- -$pid; done"
@@ -190,7 +192,7 @@ def fake_slurm(folder: Path) -> Path:
     return folder
 
 
-def test_jobs_of_slurm_are_started_and_ended(simulated, local, tmp_path, monkeypatch, capsys):
+def test_slurm_jobs_are_started_and_ended(simulated, local, tmp_path, monkeypatch, capsys):
     bin = fake_slurm(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{bin}:{os.environ['PATH']}")
     settings = {"jobs": 1, "cores": 1, "memory": "2GB", "interface": "lo", "python": sys.executable}

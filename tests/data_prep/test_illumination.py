@@ -1,4 +1,4 @@
-"""Uneven light is divided out, whether the function is given or estimated, and nothing is divided by a wrong one."""
+"""Illumination correction with functions from files and with estimated functions."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ from perturbjax.dataset import open_dataset
 CHANNELS = ("DNA", "Actin", "Tubulin")
 
 
-def light(side: int) -> np.ndarray:
-    """1 at the darkest corner, more than twice that in the middle."""
-    y, x = np.meshgrid(*[np.linspace(-1, 1, side)] * 2, indexing="ij")
+def vignette(size: int) -> np.ndarray:
+    """Return an illumination function: 1 at the darkest corner, above 2 in the center."""
+    y, x = np.meshgrid(*[np.linspace(-1, 1, size)] * 2, indexing="ij")
     function = np.exp(-0.5 * (x**2 + 0.8 * y**2) + 0.1 * x)
     return (function / np.percentile(function, 2)).astype(np.float32)
 
 
 @pytest.fixture
 def functions(plate: Path, tmp_path: Path) -> Path:
-    """A folder of functions, one a plate and channel, in both places where they may lie."""
+    """Folder of functions; one plate has a subfolder."""
     folder = tmp_path / "illum"
-    for name, place in (("SIM001", folder / "SIM001"), ("SIM002", folder)):
-        place.mkdir(parents=True, exist_ok=True)
+    for name, folder_of_plate in (("SIM001", folder / "SIM001"), ("SIM002", folder)):
+        folder_of_plate.mkdir(parents=True, exist_ok=True)
         for channel in CHANNELS:
-            np.save(place / f"{name}_Illum{channel}.npy", light(64))
+            np.save(folder_of_plate / f"{name}_Illum{channel}.npy", vignette(64))
     return folder
 
 
-def test_images_are_divided_by_the_function_of_their_plate_and_channel(plate, functions, tmp_path):
+def test_images_are_divided_by_the_function_of_plate_and_channel(plate, functions, tmp_path):
     build(options(plate, tmp_path / "dataset", illumination=str(functions)))
     opened = open_dataset(tmp_path / "dataset")
     table = pd.read_csv(plate / "load_data.csv", dtype=str)
     raw = tifffile.imread(plate / table["PathName_OrigActin"][20] / table["FileName_OrigActin"][20])
     np.testing.assert_array_equal(
-        opened.read([20])[0][0, ..., 1], np.rint(raw / light(64)).astype(np.uint16)
+        opened.read([20])[0][0, ..., 1], np.rint(raw / vignette(64)).astype(np.uint16)
     )
-    said = opened.provenance["illumination"]
-    assert said["how"] == "functions" and set(said["sha256"]) == {"SIM001", "SIM002"}
-    assert set(said["sha256"]["SIM001"]) == set(CHANNELS)
+    facts = opened.provenance["illumination"]
+    assert facts["how"] == "functions" and set(facts["sha256"]) == {"SIM001", "SIM002"}
+    assert set(facts["sha256"]["SIM001"]) == set(CHANNELS)
 
 
-def test_another_function_is_another_dataset(plate, functions, tmp_path):
+def test_changed_function_makes_another_dataset(plate, functions, tmp_path):
     build(options(plate, tmp_path / "dataset", illumination=str(functions)))
     np.save(functions / "SIM002_IllumDNA.npy", np.ones((64, 64)))
     with pytest.raises(InputError, match="contains a dataset of other settings"):
         build(options(plate, tmp_path / "dataset", illumination=str(functions)))
 
 
-def test_light_that_was_put_in_is_estimated_and_taken_out(plate, tmp_path):
+def test_estimate_removes_simulated_vignetting(plate, tmp_path):
     for path in (plate / "images").rglob("*_DNA.tiff"):
         shaded = 400 + tifffile.imread(path).astype(float) / 4
-        tifffile.imwrite(path, np.rint(shaded * light(64)).astype(np.uint16), metadata=None)
+        tifffile.imwrite(path, np.rint(shaded * vignette(64)).astype(np.uint16), metadata=None)
     build(options(plate, tmp_path / "shaded"))
     build(options(plate, tmp_path / "even", illumination="estimate"))
     before, after = (
@@ -68,24 +68,24 @@ def test_light_that_was_put_in_is_estimated_and_taken_out(plate, tmp_path):
     )
     assert np.median([edge_to_center_ratio(image) for image in before]) < 0.65
     assert np.median([edge_to_center_ratio(image) for image in after]) == pytest.approx(1, abs=0.06)
-    said = json.loads((tmp_path / "even" / "provenance.json").read_text())["illumination"]
-    assert said["how"] == "estimate" and set(said["sha256"]["SIM002"]) == set(CHANNELS)
+    facts = json.loads((tmp_path / "even" / "provenance.json").read_text())["illumination"]
+    assert facts["how"] == "estimate" and set(facts["sha256"]["SIM002"]) == set(CHANNELS)
 
 
-def test_an_estimate_is_the_same_whatever_the_number_of_workers(simulated, tmp_path, monkeypatch):
+def test_estimate_is_independent_of_the_number_of_workers(simulated, tmp_path, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     for workers in (1, 2):
         build(options(simulated, tmp_path / str(workers), illumination="estimate", workers=workers))
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
-def test_the_fit_follows_light_and_not_what_lies_on_it():
-    spoilt = light(128).astype(np.float64)
-    spoilt[40:52, 60:80] *= 3  # cells that lie alike on most sites
-    np.testing.assert_allclose(fit_surface(spoilt, (256, 256)), light(256), rtol=0.04)
+def test_fit_surface_ignores_bright_objects():
+    disturbed = vignette(128).astype(np.float64)
+    disturbed[40:52, 60:80] *= 3  # cells at the same position on most sites
+    np.testing.assert_allclose(fit_surface(disturbed, (256, 256)), vignette(256), rtol=0.04)
 
 
-def test_division_stays_in_the_range_of_the_type():
+def test_divide_clips_to_the_data_type():
     plane = np.array([[0, 255]], np.uint8)
     np.testing.assert_array_equal(divide(plane, np.array([[0.5, 0.5]], np.float32)), [[0, 255]])
 
@@ -120,7 +120,7 @@ def broken_function(folder: Path, kind: str) -> None:
         ("text", "SIM002_IllumActin.npy: cannot be read as an illumination function"),
     ],
 )
-def test_a_bad_function_is_one_line_before_anything_is_segmented(
+def test_invalid_function_is_refused_before_segmentation(
     functions, refused, build_arguments, tmp_path, kind, message
 ):
     import re
@@ -133,7 +133,7 @@ def test_a_bad_function_is_one_line_before_anything_is_segmented(
     )
 
 
-def test_no_functions_and_too_few_sites_are_one_line(edit, refused, build_arguments, tmp_path):
+def test_missing_folder_and_too_few_sites_are_refused(edit, refused, build_arguments, tmp_path):
     assert "--illumination nowhere: no such folder" in refused(
         *build_arguments("--illumination", "nowhere")
     )
@@ -144,14 +144,14 @@ def test_no_functions_and_too_few_sites_are_one_line(edit, refused, build_argume
     assert not (tmp_path / "dataset").exists()
 
 
-def test_a_plate_that_is_dark_has_no_function(plate, refused, build_arguments):
+def test_estimate_refuses_a_plate_without_signal(plate, refused, build_arguments):
     for path in (plate / "images/SIM002").glob("*_Actin.tiff"):
         tifffile.imwrite(path, np.zeros((64, 64), np.uint16), metadata=None)
     line = refused(*build_arguments("--illumination", "estimate"))
     assert "plate SIM002, channel Actin: only 0 sites contain signal" in line
 
 
-def test_a_function_is_kept_from_being_changed(tmp_path):
+def test_read_function_returns_a_read_only_array(tmp_path):
     np.save(tmp_path / "f.npy", np.ones((4, 4)))
     with pytest.raises(ValueError, match="read-only"):
         read_function(tmp_path / "f.npy")[0, 0] = 2

@@ -1,3 +1,5 @@
+"""Simulated plates: ground truth, images, reproducibility."""
+
 from __future__ import annotations
 
 import hashlib
@@ -27,7 +29,7 @@ def digest(folder: Path) -> dict[str, str]:
     }
 
 
-def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path):
+def test_seed_determines_all_files(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         simulate(SimulateConfig(tmp_path / name, seed=seed, **SMALL))
     a, b, c = (digest(tmp_path / name) for name in "abc")
@@ -35,7 +37,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path):
     assert all(a[name] != c[name] for name in a if name.startswith("images"))
 
 
-def test_a_plate_more_leaves_the_first_ones_as_they_were():
+def test_additional_plates_do_not_change_the_first_ones():
     one, two = (plan(SimulateConfig(Path("unused"), plates=plates, wells=24)) for plates in (1, 2))
     pd.testing.assert_frame_equal(one, two.iloc[: len(one)])
 
@@ -50,11 +52,11 @@ def test_every_site_has_channels_masks_and_parameters(simulated):
         cells = tifffile.imread(simulated / f"truth/{stem}_cells_mask.tiff")
         dna = tifffile.imread(simulated / "images" / name[:6] / name)
         assert dna.dtype == np.uint16 and dna.shape == (64, 64)
-        assert (cells[nuclei > 0] == nuclei[nuclei > 0]).all(), "a nucleus lies in its own cell"
+        assert (cells[nuclei > 0] == nuclei[nuclei > 0]).all(), "nuclei must be inside their cells"
         assert dna[nuclei > 0].mean() > 2 * dna[cells == 0].mean()
 
 
-def test_some_cells_touch(simulated):
+def test_simulated_cells_touch(simulated):
     touching = 0
     for path in (simulated / "truth").glob("*_cells_mask.tiff"):
         mask = tifffile.imread(path)
@@ -63,8 +65,8 @@ def test_some_cells_touch(simulated):
     assert touching >= 18
 
 
-def test_a_compound_shifts_three_aspects_by_the_stated_effect():
-    """Over many wells the mean of a trait's deviation, in between-well units, is the effect."""
+def test_compounds_shift_three_aspects_by_the_effect():
+    """The mean over many wells, in between-well standard deviations, equals the effect."""
     options = SimulateConfig(Path("unused"), plates=1, wells=384, sites=2, compounds=3, effect=2.0)
     truth = plan(options)
     deviation = np.log(truth[list(TRAITS)].to_numpy() / trait_values(np.zeros(len(TRAITS))))
@@ -75,19 +77,19 @@ def test_a_compound_shifts_three_aspects_by_the_stated_effect():
     wells = wells - wells.loc["DMSO"]
     shifts = truth.groupby("Metadata_pert_iname")[[f"shift_{name}" for name in TRAITS]].first()
     for compound in ("compound-01", "compound-02", "compound-03"):
-        stated = shifts.loc[compound].to_numpy()
-        moved = {
+        expected = shifts.loc[compound].to_numpy()
+        shifted = {
             aspect
             for aspect, traits in ASPECTS.items()
             if shifts.loc[compound, f"shift_{traits[0]}"] != 0
         }
-        assert len(moved) == 3 and set(np.abs(stated)) == {0.0, 2.0}
-        np.testing.assert_allclose(wells.loc[compound], stated, atol=0.75)
+        assert len(shifted) == 3 and set(np.abs(expected)) == {0.0, 2.0}
+        np.testing.assert_allclose(wells.loc[compound], expected, atol=0.75)
     assert (shifts.loc["DMSO"] == 0).all()
 
 
 @pytest.mark.parametrize("compounds", [1, 5, 8])
-def test_of_named_aspects_every_compound_moves_every_trait_by_its_own_amount_and_no_other(
+def test_aspects_shift_all_their_traits_by_different_amounts(
     compounds,
 ):
     aspects = ("count", "texture")
@@ -97,19 +99,19 @@ def test_of_named_aspects_every_compound_moves_every_trait_by_its_own_amount_and
         .first()
         .drop(index="DMSO")
     )
-    moved = [f"shift_{trait}" for aspect in aspects for trait in ASPECTS[aspect]]
-    assert (shifts.drop(columns=moved) == 0).all().all()
-    apart = 12 / (2 * -(-compounds // 2) - 1)  # from -6 to 6, two compounds a mechanism
-    for trait in moved:
+    shifted = [f"shift_{trait}" for aspect in aspects for trait in ASPECTS[aspect]]
+    assert (shifts.drop(columns=shifted) == 0).all().all()
+    spacing = 12 / (2 * -(-compounds // 2) - 1)  # from -6 to 6, two compounds a mechanism
+    for trait in shifted:
         levels = shifts[trait].to_numpy()
         assert np.abs(levels).max() <= 6 + 1e-9
-        assert (np.diff(np.sort(levels)) >= apart - 1e-9).all()
+        assert (np.diff(np.sort(levels)) >= spacing - 1e-9).all()
         np.testing.assert_allclose(
-            np.abs(np.diff(levels)[::2]), apart
+            np.abs(np.diff(levels)[::2]), spacing
         )  # a mechanism's are neighbours
 
 
-def test_position_shows_without_any_treatment_effect():
+def test_position_gradient_is_independent_of_treatments():
     options = SimulateConfig(
         Path("unused"), plates=1, wells=96, sites=1, effect=0.0, position_gradient=8.0
     )
@@ -121,7 +123,7 @@ def test_position_shows_without_any_treatment_effect():
     assert abs(np.corrcoef(row, np.log(flat["dna"]))[0, 1]) < 0.4
 
 
-def test_layouts_are_shared_only_when_asked():
+def test_shared_layout_uses_one_layout_on_all_plates():
     def layouts(shared: bool) -> list[tuple]:
         truth = plan(
             SimulateConfig(Path("unused"), plates=2, wells=24, sites=1, shared_layout=shared)
@@ -145,7 +147,7 @@ def test_layouts_are_shared_only_when_asked():
         ("granularity", 2.0, lambda drawn: drawn.image[..., 0][drawn.nuclei > 0].std()),
     ],
 )
-def test_a_trait_can_be_seen_in_the_image(trait, factor, measure):
+def test_traits_change_the_image(trait, factor, measure):
     typical = dict(zip(TRAITS, trait_values(np.zeros(len(TRAITS))), strict=True))
     changed = {**typical, trait: typical[trait] * factor}
     pairs = [
@@ -159,7 +161,7 @@ def test_a_trait_can_be_seen_in_the_image(trait, factor, measure):
     assert high > 1.15 * low
 
 
-def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
+def test_simulate_refuses_invalid_numbers_and_existing_output(refused, tmp_path):
     assert "--wells 1: must be from 2 to 1536" in refused(
         "simulate", "--out", tmp_path / "x", "--wells", 1
     )
@@ -170,12 +172,12 @@ def test_bad_numbers_and_an_output_in_the_way(refused, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["y"]
 
 
-def test_plates_that_are_there_already_are_left_as_they_are(refused, tmp_path, capsys):
+def test_simulate_is_idempotent(refused, tmp_path, capsys):
     options = SimulateConfig(
         out=tmp_path / "x", plates=1, wells=2, sites=1, compounds=1, size=32, aspects=("shape",)
     )
     simulate(options)
-    (tmp_path / ".x.simulating").mkdir()  # as a kill after the last rename leaves it
+    (tmp_path / ".x.simulating").mkdir()  # left by a kill after the last rename
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}
     simulate(options)
     assert "already contains this simulation" in capsys.readouterr().err
@@ -185,7 +187,7 @@ def test_plates_that_are_there_already_are_left_as_they_are(refused, tmp_path, c
         simulate(replace(options, seed=1))
 
 
-def test_two_simulations_of_one_output_do_not_meet(refused, tmp_path):
+def test_two_simulations_of_one_output_exclude_each_other(refused, tmp_path):
     with work_folder(tmp_path / "x", "simulating"):
         assert "another process is simulating this output" in refused(
             "simulate", "--out", tmp_path / "x"

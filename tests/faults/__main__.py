@@ -1,7 +1,9 @@
-"""`python -m tests.faults`: try to break every command, and say how each case ended.
+"""Run the fault-injection tests at length and print a table of outcomes.
 
-`--only` takes storms by name. Ends with status 1 if anything ended otherwise than right, refused in one line, or killed
-and then finished as if nothing had happened.
+    python -m tests.faults [--only NAME] [--out cases.csv]
+
+The exit status is 1 if a case has another outcome than "correct", "refused" (one line of error) or
+"killed" (with a correct result after the restart).
 """
 
 from __future__ import annotations
@@ -17,141 +19,121 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
 import pandas as pd
 
 from experiments.bench.tables import markdown
-from tests.faults import files, kills, oddities
-from tests.faults.arena import Arena
+from perturbjax.cli.parsing import parse_options
+from tests.faults.arena import CommandServer
+from tests.faults.files import damage_suites, run_damage_cases
+from tests.faults.kills import kill_suites, run_kill_cases
 from tests.faults.material import Material
-from tests.faults.outcomes import GOOD, Finding, summary
+from tests.faults.oddities import environment_suites
+from tests.faults.outcomes import ALLOWED, Finding, summarize
 
-#: Cases of a subject in one part: parts are what processes share.
-PART = 60
-Storm = Callable[[Arena, Path], Iterator[Finding]]
+#: Number of damaged files in one job; jobs are distributed over the command servers.
+JOB_SIZE = 60
+Job = Callable[[CommandServer, Path], Iterator[Finding]]
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is tried, and how often."""
+    """Number and selection of fault-injection cases."""
 
     mutations: int = 2100
-    """Damaged files, over all subjects; the quicker a subject, the more of them it gets."""
+    """Number of damaged files over all suites; fast suites get more of them."""
     kills: int = 210
-    """Commands killed, interrupted or terminated at random instants."""
+    """Number of commands killed, interrupted or terminated at random times."""
     seed: int = 0
-    """Of all that is random."""
+    """Random seed."""
     only: str = ""
-    """Only storms in whose name this regular expression is found."""
+    """Regular expression; run only suites whose name matches."""
     processes: int = 2
-    """Commands at once."""
+    """Number of commands that run at the same time."""
     out: Path | None = None
-    """CSV of every case."""
+    """CSV file with all cases."""
 
 
 def main(options: Config) -> int:
-    """Run the storms, print their table, and say whether all ended well."""
-    started = time.monotonic()
-    found = run(options)
+    """Run the suites, print the table, and return the exit status."""
+    start = time.monotonic()
+    findings = run_suites(options)
     if options.out is not None:
-        pd.DataFrame([vars(one) for one in found]).to_csv(options.out, index=False)
-    print(markdown(summary(found)) if found else "nothing was tried")
-    minutes, used = (time.monotonic() - started) / 60, os.times()
-    processor = (used.children_user + used.children_system) / 60
+        pd.DataFrame([vars(one) for one in findings]).to_csv(options.out, index=False)
+    print(markdown(summarize(findings)) if findings else f"no suite matches --only {options.only}")
+    minutes, usage = (time.monotonic() - start) / 60, os.times()
+    cpu = (usage.children_user + usage.children_system) / 60
     print(
-        f"{len(found)} cases in {minutes:.1f} minutes, {processor:.1f} of a processor, {options.processes} at once"
+        f"{len(findings)} cases in {minutes:.1f} minutes ({cpu:.1f} CPU minutes, "
+        f"{options.processes} processes)"
     )
-    bad = [one for one in found if one.outcome not in GOOD]
-    for one in bad:
-        print(f"{one.outcome}: {one.storm}, {one.case}, {one.file}: {one.said[:200]}")
-    return int(bool(bad))
+    failures = [one for one in findings if one.outcome not in ALLOWED]
+    for one in failures:
+        print(f"{one.outcome}: {one.suite}, {one.case}, {one.file}: {one.message[:200]}")
+    return int(bool(failures))
 
 
-def run(options: Config) -> list[Finding]:
-    """Every case of the storms that were asked for."""
-    with tempfile.TemporaryDirectory(prefix="storm-") as folder, ExitStack() as stack:
-        arenas: SimpleQueue[Arena] = SimpleQueue()
+def run_suites(options: Config) -> list[Finding]:
+    """Run all selected suites and return their cases."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder, ExitStack() as stack:
+        servers: SimpleQueue[CommandServer] = SimpleQueue()
         for _ in range(options.processes):
-            arenas.put(stack.enter_context(Arena(Path(folder) / "cache")))
-        first = arenas.get()
-        made = Material(first, Path(folder) / "made")
-        parts = plan(made.make() if options.processes > 1 else made, options)
-        arenas.put(first)
+            servers.put(stack.enter_context(CommandServer(Path(folder) / "cache")))
+        server = servers.get()
+        material = Material(server, Path(folder) / "material")
+        jobs = list_jobs(material.make_all() if options.processes > 1 else material, options)
+        servers.put(server)
 
-        def one_part(number: int) -> list[Finding]:
-            name, storm = parts[number]
-            arena, place = arenas.get(), Path(folder) / f"part{number}"
-            place.mkdir()
-            found = []
+        def run_job(number: int) -> list[Finding]:
+            name, job = jobs[number]
+            server, root = servers.get(), Path(folder) / f"job{number}"
+            root.mkdir()
+            findings = []
             try:
-                found.extend(storm(arena, place))
-            except Exception as error:  # of the storm: the others go on, and it is told at the end
-                found.append(Finding(name, "the storm itself", "", "traceback", repr(error), 0, 0))
+                findings.extend(job(server, root))
+            except Exception as error:  # of the suite itself; reported with the findings
+                findings.append(Finding(name, "suite failed", "", "traceback", repr(error), 0, 0))
             finally:
-                arenas.put(arena)
-                shutil.rmtree(place, ignore_errors=True)
-            ended = ", ".join(
-                f"{n} {outcome}" for outcome, n in Counter(one.outcome for one in found).items()
-            )
-            print(f"{name}: {ended}", file=sys.stderr, flush=True)
-            for one in found:
-                if one.outcome not in GOOD:
-                    print(
-                        f"  {one.outcome}: {one.case} {one.file}: {one.said[:200]}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-            return found
+                servers.put(server)
+                shutil.rmtree(root, ignore_errors=True)
+            counts = Counter(one.outcome for one in findings)
+            text = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+            print(f"{name}: {text}", file=sys.stderr, flush=True)
+            return findings
 
         with ThreadPoolExecutor(options.processes) as threads:
-            return [one for part in threads.map(one_part, range(len(parts))) for one in part]
+            return [one for job in threads.map(run_job, range(len(jobs))) for one in job]
 
 
-def plan(made: Material, options: Config) -> list[tuple[str, Storm]]:
-    """The storms that were asked for, by name, the longest first."""
-    parts: list[tuple[str, Storm]] = []
-    targets = kills.targets(made) if options.kills else []
-    for target in targets:
-        share = -(-options.kills // len(targets))
-        parts.append((target.name, partial(_kill, target=target, count=share, seed=options.seed)))
-    for oddity in oddities.oddities():
-        parts.append((oddity.name, partial(_odd, oddity=oddity, made=made)))
-    tried = [
-        subject
-        for subject in files.subjects(made)
-        if options.mutations and re.search(options.only, subject.name)
+def list_jobs(material: Material, options: Config) -> list[tuple[str, Job]]:
+    """Return the selected jobs with their names, the longest first."""
+    jobs: list[tuple[str, Job]] = []
+    kills = kill_suites(material) if options.kills else []
+    for suite in kills:
+        count = -(-options.kills // len(kills))
+        jobs.append(
+            (suite.name, lambda s, r, u=suite, n=count: run_kill_cases(s, u, r, n, options.seed))
+        )
+    for name, run in environment_suites().items():
+        jobs.append((name, lambda s, r, run=run: run(s, material, r)))
+    damaged = [
+        suite
+        for suite in damage_suites(material)
+        if options.mutations and re.search(options.only, suite.name)
     ]
-    shares = {subject.name: subject.cost**-0.75 for subject in tried}
-    for subject in tried:
-        subject.source()  # before several processes ask for it at once
-        count = max(round(options.mutations * shares[subject.name] / sum(shares.values())), 1)
-        for start in range(0, count, PART):
-            damage = partial(
-                _damage, subject=subject, count=min(PART, count - start), seed=options.seed + start
+    weights = {suite.name: suite.cost**-0.75 for suite in damaged}
+    for suite in damaged:
+        suite.source()  # create it before several threads need it
+        fraction = weights[suite.name] / sum(weights.values())
+        count = max(round(options.mutations * fraction), 1)
+        for start in range(0, count, JOB_SIZE):
+            size, seed = min(JOB_SIZE, count - start), options.seed + start
+            jobs.append(
+                (suite.name, lambda s, r, u=suite, n=size, k=seed: run_damage_cases(s, u, r, n, k))
             )
-            parts.append((subject.name, damage))
-    return [(name, storm) for name, storm in parts if re.search(options.only, name)]
-
-
-def _damage(
-    arena: Arena, place: Path, *, subject: files.Subject, count: int, seed: int
-) -> Iterator[Finding]:
-    return files.storm(arena, subject, place, count, seed)
-
-
-def _kill(
-    arena: Arena, place: Path, *, target: kills.Target, count: int, seed: int
-) -> Iterator[Finding]:
-    return kills.storm(arena, target, place, count, seed)
-
-
-def _odd(
-    arena: Arena, place: Path, *, oddity: oddities.Oddity, made: Material
-) -> Iterator[Finding]:
-    return oddity.run(arena, made, place)
+    return [(name, job) for name, job in jobs if re.search(options.only, name)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Running the commands of a storm, each in a process of its own that has imported everything already."""
+"""Run commands in forked processes with everything imported, under limits and signals."""
 
 from __future__ import annotations
 
@@ -12,26 +12,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-#: A command here takes seconds, on a busy machine a minute or two; one that takes this long hangs.
+#: Time limit in seconds. A command takes seconds, on a busy machine a few minutes.
 LIMIT_S = 300.0
 
 
+def words(template: str, *values: object) -> list[str]:
+    """Split a command line; each word `{}` is replaced by the next value (spaces allowed)."""
+    remaining = iter(values)
+    return [str(next(remaining)) if word == "{}" else word for word in template.split()]
+
+
 @dataclass(frozen=True)
-class Order:
-    """One command and what is done to it.
+class Request:
+    """A command and the conditions under which it runs.
 
     Attributes:
-        command: `("perturbjax", "split", …)` or `("data_prep", "build", …)`.
-        cwd: folder it runs in.
-        environment: variables it gets; `without` those it loses.
-        file_bytes: no file may grow beyond this: the disk is full.
-        signal: sent to it after `signal_after_s`.
+        command: Program (`perturbjax` or `data_prep`), command name and arguments.
+        cwd: Working folder.
+        environment: Variables to set.
+        unset: Variables to remove.
+        file_bytes: Maximum size of a file, to simulate a full disk.
+        signal: Signal to send after `signal_after_s` seconds.
+        limit_s: Time limit in seconds.
     """
 
-    command: Sequence[object]
+    command: Sequence[str]
     cwd: Path
     environment: Mapping[str, str] = field(default_factory=dict)
-    without: Sequence[str] = ()
+    unset: Sequence[str] = ()
     file_bytes: int | None = None
     signal: int | None = None
     signal_after_s: float = 0.0
@@ -39,8 +47,8 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it said."""
+class Result:
+    """Exit status and output of a command."""
 
     status: int
     seconds: float
@@ -52,24 +60,27 @@ class Ended:
 
     @property
     def errors(self) -> list[str]:
+        """Lines that start with `error: `."""
         return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
 
 
-class Arena:
-    """One process that runs commands one after another; a `with` block ends it."""
+class CommandServer:
+    """A process that runs one command after another; use it in a `with` block."""
 
     def __init__(self, cache: Path):
-        """`cache` is the user's cache to its commands, so that the real one is not spoilt."""
+        """Use `cache` instead of the user's cache folder."""
         self._cache = cache
 
-    def __enter__(self) -> Arena:
-        given = {
+    def __enter__(self) -> CommandServer:
+        environment = {
+            **os.environ,
             "JAX_PLATFORMS": "cpu",
             "COLUMNS": "120",
-            "PYTHONPATH": REPOSITORY,
-            "XDG_CACHE_HOME": self._cache,
+            "PYTHONPATH": str(REPOSITORY),
+            "XDG_CACHE_HOME": str(self._cache),
+            # Cached masks would finish a killed build without repeating its work.
+            "PERTURBJAX_MASK_CACHE": "none",
         }
-        environment = {**os.environ, **{name: str(value) for name, value in given.items()}}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.zygote"],
             cwd=REPOSITORY,
@@ -86,15 +97,13 @@ class Arena:
         self._process.wait()
         self._process.stdout.close()
 
-    def run(self, order: Order) -> Ended:
-        with tempfile.TemporaryDirectory() as said:
-            words = [str(word) for word in order.command]
-            self._process.stdin.write(
-                json.dumps({**vars(order), "command": words, "said": said}, default=str) + "\n"
-            )
+    def run(self, request: Request) -> Result:
+        """Run a command and wait for its end."""
+        with tempfile.TemporaryDirectory() as streams:
+            message = {**vars(request), "streams": streams}
+            self._process.stdin.write(json.dumps(message, default=str) + "\n")
             self._process.stdin.flush()
-            ended = json.loads(self._process.stdout.readline())
-            texts = {
-                name: Path(said, name).read_text(errors="replace") for name in ("stdout", "stderr")
-            }
-        return Ended(**ended, **texts)
+            result = json.loads(self._process.stdout.readline())
+            for name in ("stdout", "stderr"):
+                result[name] = Path(streams, name).read_text(errors="replace")
+        return Result(**result)

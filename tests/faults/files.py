@@ -1,4 +1,4 @@
-"""The storm of damaged files: every file a command reads, damaged in every way, one at a time."""
+"""Damage input files: commands must compute the result of the intact file, or refuse."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from random import Random
 
 import pandas as pd
 
-from tests.faults.arena import Arena, Ended, Order
-from tests.faults.material import BUILT, TRAINED, Material, read_plates
-from tests.faults.mutations import BYTES, CSV, CSV_SAME, JSON, Mutation, well_formed
-from tests.faults.outcomes import Finding, finding
+from tests.faults.arena import CommandServer, Request, Result, words
+from tests.faults.material import BUILT, TRAINED, Material, plate_flags
+from tests.faults.mutations import BYTES, CSV, CSV_SAME, JSON, Mutation, is_valid_csv
+from tests.faults.outcomes import Finding, make_finding
 
-Command = Callable[[Path], Sequence[object]]
-#: Files a hostile one would leave behind if it ran.
+Command = Callable[[Path], Sequence[str]]
+#: File that hostile input creates in the working folder if it is executed.
 MARKER = "executed"
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A command, the files it reads, and what it makes of them.
+class DamageSuite:
+    """A command, the files it reads, and its result.
 
     Attributes:
-        name: what the table calls it.
-        source: makes the folder that is copied for each case.
-        files: pattern of the files that are damaged, within it.
-        command: from the copy to the command line.
-        result: from the copy to what the command made, comparable; the undamaged copy's is the truth.
-        mutations: by the file's suffix.
-        may_differ: whether damaged bytes say something else and say it well.
-        cost: about how many seconds a case takes.
+        name: Name in the summary.
+        source: Returns the folder that is copied for each case.
+        files: Glob pattern of the files to damage.
+        command: Copied folder → command line.
+        result: Copied folder and printed text → result; compared with that of the intact files.
+        mutations: Kinds of damage.
+        may_differ: Returns True if damaged bytes are another valid input.
+        cost: Approximate seconds per case.
     """
 
     name: str
@@ -47,165 +47,117 @@ class Subject:
     cost: float = 1.0
 
 
-def subjects(made: Material) -> list[Subject]:
-    """Every kind of file a user can hand to a command."""
-    built = ("--out", "OUT", *BUILT)
+def damage_suites(material: Material) -> list[DamageSuite]:
+    """Return one suite for every kind of file that a user can pass to a command."""
 
-    def inspect(folder: Path) -> Sequence[object]:
-        return ("data_prep", "inspect", *read_plates(made, folder / "load_data.csv"))
+    def inspect(folder: Path) -> list[str]:
+        return ["data_prep", "inspect", *plate_flags(material, folder / "load_data.csv")]
 
-    def build(folder: Path) -> Sequence[object]:
-        return (
-            "data_prep",
-            "build",
-            "--load-data",
-            folder / "load_data.csv",
-            "--images",
-            folder,
-            *built,
-        )
+    def build_table(folder: Path) -> list[str]:
+        flags = plate_flags(material, folder / "load_data.csv")
+        return [*words(f"data_prep build --out OUT {BUILT}"), *flags]
 
-    def build_csv(folder: Path) -> Sequence[object]:
-        return ("data_prep", "build", *read_plates(made, folder / "load_data.csv"), *built)
+    def build_images(folder: Path) -> list[str]:
+        command = f"data_prep build --load-data {{}} --images {{}} --out OUT {BUILT}"
+        return words(command, folder / "load_data.csv", folder)
 
-    def split(folder: Path) -> Sequence[object]:
-        return (
-            "perturbjax",
-            "split",
-            "--data",
-            folder,
-            "--out",
-            folder.parent / "OUT.parquet",
-            "--folds",
-            2,
-        )
+    def split(folder: Path) -> list[str]:
+        out = folder.parent / "OUT.parquet"
+        return words("perturbjax split --data {} --out {} --folds 2", folder, out)
 
-    def predict(run: Callable[[], Path] | None, data: Callable[[], Path] | None) -> Command:
-        def command(folder: Path) -> Sequence[object]:
-            read = ("--run", run() if run else folder, "--data", data() if data else folder)
-            return ("perturbjax", "predict", *read, "--out", folder.parent / "OUT.parquet")
+    def predict(folder: Path, run: Path, data: Path) -> list[str]:
+        command = "perturbjax predict --run {} --data {} --out {}"
+        return words(command, run, data, folder.parent / "OUT.parquet")
 
-        return command
+    def evaluate(folder: Path) -> list[str]:
+        command = "perturbjax evaluate --run {} --data {} --replicates 50"
+        return words(command, folder, material.dataset)
 
-    def evaluate(folder: Path) -> Sequence[object]:
-        return (
-            "perturbjax",
-            "evaluate",
-            "--run",
-            folder,
-            "--data",
-            made.dataset,
-            "--replicates",
-            50,
-        )
+    def train(folder: Path) -> list[str]:
+        command = f"perturbjax train --data {{}} --out {{}} --split-file {{}} {TRAINED}"
+        return words(command, material.dataset, folder.parent / "OUT", folder / "split.parquet")
 
-    def train(folder: Path) -> Sequence[object]:
-        flags = (
-            "--data",
-            made.dataset,
-            "--out",
-            folder.parent / "OUT",
-            "--split-file",
-            folder / "split.parquet",
-        )
-        return ("perturbjax", "train", *flags, *TRAINED)
-
-    def described() -> Path:
-        return _folder_of(
-            made.root / "pth", made.weights, made.weights.with_name("weights.pth.json")
-        )
-
-    def classify_table(folder: Path) -> Sequence[object]:
-        table = (
-            "--features",
-            folder / "features.parquet",
-            "--models",
-            "lda",
-            "--folds",
-            2,
-            "--split",
-            "well",
-        )
-        return (
-            "perturbjax",
-            "classify",
-            *table,
-            "--out",
-            folder.parent / "OUT",
-        )
+    def classify(folder: Path) -> list[str]:
+        command = "perturbjax classify --features {} --models lda --folds 2 --split well --out {}"
+        return words(command, folder / "features.parquet", folder.parent / "OUT")
 
     def import_torch(name: str) -> Command:
-        return lambda folder: (
-            *(
-                "perturbjax",
-                "import-torch",
-                "--checkpoint",
-                folder / name,
-                "--out",
-                folder.parent / "OUT",
-            ),
-        )
+        command = "perturbjax import-torch --checkpoint {} --out {}"
+        return lambda folder: words(command, folder / name, folder.parent / "OUT")
 
-    def alone(name: str, file: Callable[[], Path]) -> Callable[[], Path]:
-        return lambda: _folder_of(made.root / name, file())
+    def copies(name: str, *files: Callable[[], Path]) -> Callable[[], Path]:
+        return lambda: _copy_files(material.root / name, *(file() for file in files))
 
     def dataset() -> Path:
-        return made.dataset
+        return material.dataset
 
     def run() -> Path:
-        return made.run
+        return material.run
 
-    csv = alone("csv", lambda: made.plates / "load_data.csv")
+    csv = copies("csv", lambda: material.plates / "load_data.csv")
+    split_file = copies("manifests", lambda: material.split)
+    features = copies("tables", lambda: material.features)
+    safetensors = copies("safetensors", lambda: material.safetensors)
+    pth = copies(
+        "pth", lambda: material.weights, lambda: material.weights.with_name("weights.pth.json")
+    )
+    make = DamageSuite
     return [
-        Subject("inspect, CSV", csv, "*.csv", inspect, stdout, CSV, well_formed, 0.3),
-        Subject(
-            "inspect, CSV otherwise written", csv, "*.csv", inspect, stdout, CSV_SAME, cost=0.3
+        make("inspect, CSV", csv, "*.csv", inspect, printed_result, CSV, is_valid_csv, 0.3),
+        make(
+            "inspect, CSV in other formats",
+            csv,
+            "*.csv",
+            inspect,
+            printed_result,
+            CSV_SAME,
+            cost=0.3,
         ),
-        Subject("build, CSV", csv, "*.csv", build_csv, dataset_made, CSV, well_formed, 1),
-        Subject(
+        make("build, CSV", csv, "*.csv", build_table, dataset_result, CSV, is_valid_csv),
+        make(
             "build, TIFF",
-            lambda: made.plates,
+            lambda: material.plates,
             "**/*.tif*",
-            build,
-            dataset_made,
+            build_images,
+            dataset_result,
             BYTES,
             lambda _: True,
-            1,
         ),
-        Subject("split, dataset", dataset, "*", split, table_made, JSON, cost=0.5),
-        Subject("predict, dataset", dataset, "*", predict(run, None), table_made, JSON),
-        Subject("predict, run", run, "**/*", predict(None, dataset), table_made, JSON, cost=2),
-        Subject("evaluate, run", run, "**/*", evaluate, scores_made, JSON, cost=4),
-        Subject(
-            "train, split manifest",
-            alone("manifests", lambda: made.split),
+        make("split, dataset", dataset, "*", split, table_result, JSON, cost=0.5),
+        make(
+            "predict, dataset",
+            dataset,
             "*",
-            train,
-            losses_made,
-            BYTES,
+            lambda f: predict(f, material.run, f),
+            table_result,
+            JSON,
         ),
-        Subject(
-            "classify, features",
-            alone("tables", lambda: made.features),
-            "*",
-            classify_table,
-            stdout,
-            BYTES,
+        make(
+            "predict, run",
+            run,
+            "**/*",
+            lambda f: predict(f, f, material.dataset),
+            table_result,
+            JSON,
+            cost=2,
         ),
-        Subject("import-torch, .pth", described, "*", import_torch("weights.pth"), run_made, JSON),
-        Subject(
+        make("evaluate, run", run, "**/*", evaluate, score_result, JSON, cost=4),
+        make("train, split manifest", split_file, "*", train, loss_result, BYTES),
+        make("classify, features", features, "*", classify, printed_result, BYTES),
+        make("import-torch, .pth", pth, "*", import_torch("weights.pth"), run_result, JSON),
+        make(
             "import-torch, .safetensors",
-            alone("safetensors", lambda: made.safetensors),
+            safetensors,
             "*",
             import_torch("weights.safetensors"),
-            run_made,
+            run_result,
             JSON,
         ),
     ]
 
 
-def _folder_of(folder: Path, *files: Path) -> Path:
-    """Those files in a folder of their own; once, since others may be reading there."""
+def _copy_files(folder: Path, *files: Path) -> Path:
+    """Copy files into a folder, once: other threads may already read there."""
     if not folder.exists():
         folder.mkdir()
         for file in files:
@@ -213,86 +165,84 @@ def _folder_of(folder: Path, *files: Path) -> Path:
     return folder
 
 
-def stdout(folder: Path, said: str) -> str:
-    """What the command printed, without its paths and times."""
+def printed_result(folder: Path, printed: str) -> str:
+    """Printed text without paths of outputs and durations."""
     return "\n".join(
-        line for line in said.splitlines() if "written" not in line and " in " not in line
+        line for line in printed.splitlines() if "written" not in line and " in " not in line
     )
 
 
-def run_made(folder: Path, said: str) -> str:
-    """What the checkpoint of a run says of its arrays, recipe and labels; where they came from is another fact."""
-    facts = json.loads(
-        (folder.parent / "OUT" / "checkpoints" / "latest" / "0" / "facts" / "metadata").read_text()
-    )
-    return json.dumps([facts["arrays_sha256"], facts["recipe"], facts["classes"]])
+def run_result(folder: Path, printed: str) -> str:
+    """Arrays, recipe and classes of an imported run, without the origin of the weights."""
+    facts = folder.parent / "OUT" / "checkpoints" / "latest" / "0" / "facts" / "metadata"
+    metadata = json.loads(facts.read_text())
+    return json.dumps([metadata["arrays_sha256"], metadata["recipe"], metadata["classes"]])
 
 
-def dataset_made(folder: Path, said: str) -> str:
+def dataset_result(folder: Path, printed: str) -> str:
     out = folder.parent / "work" / "OUT"
     index = pd.read_parquet(out / "index.parquet")
     shards = b"".join(path.read_bytes() for path in sorted(out.glob("*array_record*")))
-    return _digest(index.to_csv().encode() + shards)
+    return _sha256(index.to_csv().encode() + shards)
 
 
-def table_made(folder: Path, said: str) -> str:
-    return _digest(pd.read_parquet(folder.parent / "OUT.parquet").to_csv().encode())
+def table_result(folder: Path, printed: str) -> str:
+    return _sha256(pd.read_parquet(folder.parent / "OUT.parquet").to_csv().encode())
 
 
-def scores_made(folder: Path, said: str) -> str:
-    return _digest((folder / "evaluation" / "scores.json").read_bytes())
+def score_result(folder: Path, printed: str) -> str:
+    return _sha256((folder / "evaluation" / "scores.json").read_bytes())
 
 
-def losses_made(folder: Path, said: str) -> str:
-    rows = [
-        json.loads(line)
-        for line in (folder.parent / "OUT" / "metrics.jsonl").read_text().splitlines()
-    ]
+def loss_result(folder: Path, printed: str) -> str:
+    lines = (folder.parent / "OUT" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     return json.dumps([(row["epoch"], row["split"], row["loss"]) for row in rows])
 
 
-def _digest(data: bytes) -> str:
+def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def storm(arena: Arena, subject: Subject, root: Path, count: int, seed: int) -> Iterator[Finding]:
-    """`count` cases of a subject, the mutations and files in turn; the same for the same seed."""
-    random = Random(f"{subject.name} {seed}")
-    ended, truth = _case(arena, subject, root, None)
-    assert truth is not None, f"{subject.name}: fails on what is whole: {ended.stderr}"
-    source = subject.source()
-    files = sorted(
-        path.relative_to(source) for path in source.glob(subject.files) if path.is_file()
-    )
-    names = list(subject.mutations)
+def run_damage_cases(
+    server: CommandServer, suite: DamageSuite, root: Path, count: int, seed: int
+) -> Iterator[Finding]:
+    """Run `count` cases: each mutation in turn, on random files; reproducible for a given seed."""
+    random = Random(f"{suite.name} {seed}")
+    result, expected = _run_case(server, suite, root, None)
+    assert expected is not None, f"{suite.name}: fails on intact files: {result.stderr}"
+    source = suite.source()
+    files = sorted(path.relative_to(source) for path in source.glob(suite.files) if path.is_file())
+    names = list(suite.mutations)
     for number in range(count):
         file, name = random.choice(files), names[number % len(names)]
-        damaged = subject.mutations[name]((source / file).read_bytes(), random)
+        damaged = suite.mutations[name]((source / file).read_bytes(), random)
         if damaged is None:
             continue
-        yield _judged(arena, subject, root, file, name, damaged, truth)
+        result, actual = _run_case(server, suite, root, (file, damaged))
+        yield make_finding(
+            suite.name,
+            name,
+            result,
+            file=str(file),
+            correct=actual == expected or suite.may_differ(damaged),
+            executed=(root / "work" / MARKER).exists(),
+        )
 
 
-def _judged(
-    arena: Arena, subject: Subject, root: Path, file: Path, name: str, damaged: bytes, truth: str
-) -> Finding:
-    ended, result = _case(arena, subject, root, (file, damaged))
-    same = result == truth or subject.may_differ(damaged)
-    executed = (root / "work" / MARKER).exists()
-    return finding(subject.name, name, ended, file=str(file), same=same, executed=executed)
-
-
-def _case(
-    arena: Arena, subject: Subject, root: Path, change: tuple[Path, bytes] | None
-) -> tuple[Ended, str | None]:
-    """Copy, damage, run; what the command said, and its result where it ended well."""
+def _run_case(
+    server: CommandServer, suite: DamageSuite, root: Path, change: tuple[Path, bytes] | None
+) -> tuple[Result, str | None]:
+    """Copy the source, damage a file, run the command; the result is None if the command fails."""
     folder, work = root / "copy", root / "work"
     for path in (folder, work, root / "OUT"):
         shutil.rmtree(path, ignore_errors=True)
     (root / "OUT.parquet").unlink(missing_ok=True)
-    shutil.copytree(subject.source(), folder)
+    shutil.copytree(suite.source(), folder)
     work.mkdir()
     if change is not None:
         (folder / change[0]).write_bytes(change[1])
-    ended = arena.run(Order(subject.command(folder), work))
-    return ended, subject.result(folder, ended.stdout + ended.stderr) if ended.status == 0 else None
+    result = server.run(Request(suite.command(folder), work))
+    if result.status:
+        return result, None
+    return result, suite.result(folder, result.stdout + result.stderr)

@@ -1,4 +1,4 @@
-"""The storm of hostile files: small ones that would run something, never end, or fill the memory of their reader."""
+"""Hostile files: small files that try to execute code, never end, or exhaust memory."""
 
 from __future__ import annotations
 
@@ -19,52 +19,50 @@ import pyarrow.parquet as pq
 
 from perturbjax.core.files import file_digest
 from perturbjax.dataset.reader import content_digest
-from tests.faults.arena import Arena, Order
-from tests.faults.material import BUILT, Material, read_plates
-from tests.faults.outcomes import Finding, finding
+from tests.faults.arena import CommandServer, Request, words
+from tests.faults.files import MARKER
+from tests.faults.material import BUILT, Material, plate_flags
+from tests.faults.outcomes import Finding, make_finding
 
-#: What a hostile file would leave behind in the working folder if it were run.
-MARKER = "executed"
-#: A class that TFDS would import; importing it leaves the marker.
+#: Module with a class that TFDS would import; the import creates the marker file.
 MODULE = f"open({MARKER!r}, 'w').close()\nclass Feature: pass\n"
-Command = Callable[[Path, Path], Sequence[object]]
+Command = Callable[[Path, Path], Sequence[str]]
+Spoil = Callable[[Path], object]
 GIGABYTE = 10**9
 
 
-def hostile_files(arena: Arena, made: Material, root: Path) -> Iterator[Finding]:
-    """Each of them through the command that reads its kind, which must refuse it in one line."""
-    train, classify = (
-        ("perturbjax", "train", "--data", made.dataset),
-        ("perturbjax", "classify", "--models", "lda"),
-    )
-    kinds: list[tuple[dict[str, Callable[[Path], None]], Command]] = [
-        (PTH, lambda file, out: ("perturbjax", "import-torch", "--checkpoint", file, "--out", out)),
-        (CSV, lambda file, out: ("data_prep", "inspect", *read_plates(made, file))),
-        (PARQUET, lambda file, out: (*classify, "--features", file, "--out", out)),
-        (PARQUET, lambda file, out: (*train, "--split-file", file, "--out", out)),
+def hostile_files(server: CommandServer, material: Material, root: Path) -> Iterator[Finding]:
+    """Pass each hostile file to the command that reads its type; the command must refuse it."""
+    train = "perturbjax train --data {} --split-file {} --out {}"
+    classify = "perturbjax classify --models lda --features {} --out {}"
+    import_torch = "perturbjax import-torch --checkpoint {} --out {}"
+    inspect = ("data_prep", "inspect")
+    groups: list[tuple[dict[str, Spoil], Command]] = [
+        (PTH, lambda file, out: words(import_torch, file, out)),
+        (CSV, lambda file, out: [*inspect, *plate_flags(material, file)]),
+        (PARQUET, lambda file, out: words(classify, file, out)),
+        (PARQUET, lambda file, out: words(train, material.dataset, file, out)),
     ]
-    for files, command in kinds:
+    for files, command in groups:
         for name, write in files.items():
-            folder = _fresh(root)
+            folder = _reset(root)
             write(folder / name)
-            yield _refused(arena, root, command(folder / name, root / "OUT"), name)
-    for what, spoil in DATASETS.items():
-        folder = Path(shutil.copytree(made.dataset, _fresh(root) / "data"))
+            yield _require_refusal(server, root, command(folder / name, root / "OUT"), name)
+    for name, spoil in DATASETS.items():
+        folder = Path(shutil.copytree(material.dataset, _reset(root) / "data"))
         spoil(folder)
-        yield _refused(arena, root, ("perturbjax", "verify", folder), f"dataset, {what}")
-    for what, spoil in TIFFS.items():
-        folder = Path(shutil.copytree(made.plates, _fresh(root) / "plates"))
+        command = words("perturbjax verify {}", folder)
+        yield _require_refusal(server, root, command, f"dataset, {name}")
+    build = f"data_prep build --load-data {{}} --images {{}} --out {{}} {BUILT}"
+    for name, spoil in TIFFS.items():
+        folder = Path(shutil.copytree(material.plates, _reset(root) / "plates"))
         spoil(next(folder.rglob("*.tif*")))
-        read = ("--load-data", folder / "load_data.csv", "--images", folder)
-        yield _refused(
-            arena,
-            root,
-            ("data_prep", "build", *read, "--out", root / "OUT", *BUILT),
-            f"TIFF, {what}",
-        )
+        command = words(build, folder / "load_data.csv", folder, root / "OUT")
+        yield _require_refusal(server, root, command, f"TIFF, {name}")
 
 
-def _fresh(root: Path) -> Path:
+def _reset(root: Path) -> Path:
+    """Empty the folder of the case; return its folder for files."""
     for path in root.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (root / "work").mkdir()
@@ -72,50 +70,49 @@ def _fresh(root: Path) -> Path:
     return root / "files"
 
 
-def _refused(arena: Arena, root: Path, command: Sequence[object], what: str) -> Finding:
-    ended = arena.run(Order(command, root / "work"))
+def _require_refusal(
+    server: CommandServer, root: Path, command: Sequence[str], case: str
+) -> Finding:
+    result = server.run(Request(command, root / "work"))
     executed = (root / "work" / MARKER).exists()
-    return finding("hostile file", f"{command[1]}, {what}", ended, executed=executed).unless(
-        ended.status != 0, "silently different"
-    )
+    finding = make_finding("hostile file", f"{command[1]}, {case}", result, executed=executed)
+    return finding.require(result.status != 0, "wrong result")
 
 
-def _zipped(pickle: bytes, packed: int = zipfile.ZIP_STORED) -> Callable[[Path], None]:
+def _zipped(pickle: bytes, compression: int = zipfile.ZIP_STORED) -> Spoil:
     def write(path: Path) -> None:
-        with zipfile.ZipFile(path, "w", packed) as archive:
+        with zipfile.ZipFile(path, "w", compression) as archive:
             archive.writestr("archive/data.pkl", pickle)
 
     return write
 
 
-def _bytes(data: bytes) -> Callable[[Path], None]:
-    return lambda path: (path.write_bytes(data), None)[1]
+def _bytes(data: bytes) -> Spoil:
+    return lambda path: path.write_bytes(data)
 
 
-def _safetensors(
-    header: dict[str, object] | bytes, length: int | None = None
-) -> Callable[[Path], None]:
+def _safetensors(header: dict[str, object] | bytes, length: int | None = None) -> Spoil:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return _bytes(struct.pack("<Q", len(text) if length is None else length) + text + bytes(64))
 
 
 SYSTEM = b"cposix\nsystem\nX\x0e\x00\x00\x00touch executed\x85R."
-#: Every level holds the one below twice: 2^120 leaves.
+#: Nested tuples; each level contains the previous one twice, which makes 2^120 leaves.
 WIDE = b"\x80\x02})" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(120)) + b"K\x01s."
-PTH: dict[str, Callable[[Path], None]] = {
-    "runs a shell.pth": _zipped(b"\x80\x02" + SYSTEM),
-    "runs a shell, legacy.pth": _bytes(b"\x80\x02" + SYSTEM),
-    "a key a million deep.pth": _zipped(b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s."),
-    "a key without end.pth": _zipped(WIDE),
-    "a pickle of 3 GB.pth": _zipped(b"\x80\x02" + b"N0" * 30_000_000, zipfile.ZIP_DEFLATED),
-    "a header of 2^60 bytes.safetensors": _safetensors({}, 2**60),
-    "a tensor of 2^60 bytes.safetensors": _safetensors(
+PTH: dict[str, Spoil] = {
+    "shell command.pth": _zipped(b"\x80\x02" + SYSTEM),
+    "shell command, legacy format.pth": _bytes(b"\x80\x02" + SYSTEM),
+    "key nested a million times.pth": _zipped(b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s."),
+    "key with 2^120 leaves.pth": _zipped(WIDE),
+    "pickle of 3 GB.pth": _zipped(b"\x80\x02" + b"N0" * 30_000_000, zipfile.ZIP_DEFLATED),
+    "header of 2^60 bytes.safetensors": _safetensors({}, 2**60),
+    "tensor of 2^60 bytes.safetensors": _safetensors(
         {"a": {"dtype": "F32", "shape": [2**58], "data_offsets": [0, 2**60]}}
     ),
-    "floats of 8 bits.safetensors": _safetensors(
+    "8-bit floats.safetensors": _safetensors(
         {"a": {"dtype": "F8_E4M3", "shape": [64], "data_offsets": [0, 64]}}
     ),
-    "a deep header.safetensors": _safetensors(b"[" * 100_000),
+    "nested header.safetensors": _safetensors(b"[" * 100_000),
 }
 
 
@@ -123,9 +120,9 @@ def _packed_zeros(path: Path) -> None:
     path.write_bytes(gzip.compress(bytes(10**7)) * (GIGABYTE // 10**7))
 
 
-CSV: dict[str, Callable[[Path], None]] = {
-    "a gigabyte.csv.gz": _packed_zeros,
-    "a cell without end.csv": _bytes(b'Metadata_Plate,Metadata_Well\n"' + b"x" * 50_000_000),
+CSV: dict[str, Spoil] = {
+    "one gigabyte.csv.gz": _packed_zeros,
+    "unterminated cell.csv": _bytes(b'Metadata_Plate,Metadata_Well\n"' + b"x" * 50_000_000),
     "half a million columns.csv": _bytes(
         b",".join(b"%d" % i for i in range(500_000)) + b"\n" + b"," * 499_999
     ),
@@ -133,7 +130,7 @@ CSV: dict[str, Callable[[Path], None]] = {
 
 
 def _many_rows(path: Path) -> None:
-    """5 * 10^7 rows that are nothing but run lengths: some kilobytes."""
+    """Write 5 * 10^7 identical rows; run-length encoding stores them in a few kilobytes."""
     one = {
         "site_id": ["a"],
         "group": ["g"],
@@ -151,32 +148,32 @@ def _many_rows(path: Path) -> None:
             writer.write_table(table)
 
 
-PARQUET: dict[str, Callable[[Path], None]] = {"many rows.parquet": _many_rows}
+PARQUET: dict[str, Spoil] = {"many rows.parquet": _many_rows}
 
 
-def _named_class(folder: Path) -> None:
+def _add_code_class(folder: Path) -> None:
     described = json.loads((folder / "features.json").read_text())
     described["featuresDict"]["features"]["image"]["pythonClassName"] = "hostile_features.Feature"
     (folder / "features.json").write_text(json.dumps(described))
-    for place in (folder, folder.parents[1] / "work"):
-        (place / "hostile_features.py").write_text(MODULE)
+    for target in (folder, folder.parents[1] / "work"):
+        (target / "hostile_features.py").write_text(MODULE)
     sign(folder)
 
 
-def _indexed(**columns: Callable[[pd.Series], object]) -> Callable[[Path], None]:
-    """Change columns of the index."""
+def _change_columns(**columns: Callable[[pd.Series], object]) -> Spoil:
+    """Change columns of the dataset index."""
 
-    def spoil(folder: Path) -> None:
+    def change_index(folder: Path) -> None:
         index = pd.read_parquet(folder / "index.parquet")
         for name, change in columns.items():
             index[name] = change(index[name])
         index.to_parquet(folder / "index.parquet", index=False)
         sign(folder)
 
-    return spoil
+    return change_index
 
 
-def _shard_elsewhere(folder: Path) -> None:
+def _move_shard(folder: Path) -> None:
     info = json.loads((folder / "dataset_info.json").read_text())
     info["splits"][0]["filepathTemplate"] = (
         "{DATASET}/../../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -186,7 +183,7 @@ def _shard_elsewhere(folder: Path) -> None:
 
 
 def sign(folder: Path) -> None:
-    """Make the digests in the provenance those of the files there: whoever is hostile can do so too."""
+    """Update the checksums in the provenance, as an attacker can."""
     provenance = json.loads((folder / "provenance.json").read_text())
     for name, file in provenance["files"].items():
         file.update(bytes=(folder / name).stat().st_size, sha256=file_digest(folder / name))
@@ -194,17 +191,21 @@ def sign(folder: Path) -> None:
     (folder / "provenance.json").write_text(json.dumps(provenance))
 
 
-DATASETS: dict[str, Callable[[Path], None]] = {
-    "features of a class of its own": _named_class,
-    "sites of 2^20 x 2^20 pixels": _indexed(height=lambda _: 1 << 20, width=lambda _: 1 << 20),
-    "sites of 10,000 x 10,000 pixels": _indexed(height=lambda _: 10_000, width=lambda _: 10_000),
-    "labels rolled": _indexed(Metadata_pert_iname=lambda column: np.roll(column, 5)),
-    "a shard elsewhere": _shard_elsewhere,
+DATASETS: dict[str, Spoil] = {
+    "feature class with code": _add_code_class,
+    "sites of 2^20 x 2^20 pixels": _change_columns(
+        height=lambda _: 1 << 20, width=lambda _: 1 << 20
+    ),
+    "sites of 10,000 x 10,000 pixels": _change_columns(
+        height=lambda _: 10_000, width=lambda _: 10_000
+    ),
+    "labels shifted": _change_columns(Metadata_pert_iname=lambda column: np.roll(column, 5)),
+    "shard outside the folder": _move_shard,
 }
 
 
-def _claims_60000(path: Path) -> None:
-    """One deflated strip of some bytes, under a header of 60,000 x 60,000 pixels."""
+def _write_huge_header(path: Path) -> None:
+    """Write a few compressed bytes under a header of 60,000 x 60,000 pixels."""
     strip = zlib.compress(bytes(1000))
     tags = [
         (256, 4, 60_000),
@@ -220,12 +221,12 @@ def _claims_60000(path: Path) -> None:
     path.write_bytes(header.ljust(200, b"\0") + strip)
 
 
-def _pipe(path: Path) -> None:
+def _replace_by_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
 
 
-TIFFS: dict[str, Callable[[Path], None]] = {
-    "60,000 x 60,000 pixels": _claims_60000,
-    "a pipe": _pipe,
+TIFFS: dict[str, Spoil] = {
+    "60,000 x 60,000 pixels": _write_huge_header,
+    "named pipe": _replace_by_pipe,
 }

@@ -1,76 +1,57 @@
-"""The storm of kills: a command ended at random instants and started again makes what it would have made at once."""
+"""Kill commands at random times; after a restart, the result must equal an undisturbed run."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from perturbjax.core.files import file_digest
-from tests.faults.arena import Arena, Order
+from tests.faults.arena import CommandServer, Request, words
 from tests.faults.files import (
     Command,
-    dataset_made,
-    losses_made,
-    run_made,
-    scores_made,
-    stdout,
-    table_made,
+    dataset_result,
+    loss_result,
+    printed_result,
+    run_result,
+    score_result,
+    table_result,
 )
-from tests.faults.material import BUILT, SIMULATED, TRAINED, Material, read_plates
-from tests.faults.outcomes import Finding, finding
+from tests.faults.material import BUILT, SIMULATED, TRAINED, Material, plate_flags
+from tests.faults.outcomes import Finding, make_finding
 
-#: Kills of one output before it is let finish, and the last share of an undisturbed run in which they come: what is
-#: gone on with takes less than that.
-IN_A_ROW, LATEST = 4, 0.9
-Prepare = Callable[[Path], None]
-Result = Callable[[Path, str], str]
+#: Number of kills of one output before it may finish, and latest kill as a fraction of the duration
+#: of an undisturbed run (a resumed run is shorter).
+KILLS_PER_OUTPUT, LATEST = 4, 0.9
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
 
 @dataclass(frozen=True)
-class Target:
-    """A command that writes, and what it makes.
+class KillSuite:
+    """A command that writes an output.
 
     Attributes:
-        prepare: puts what it needs into the case's folder.
-        command: from that folder to the command line.
-        result: as in `files.Subject`.
+        name: Name in the summary.
+        prepare: Writes the input into the folder of the case.
+        command: Folder of the case → command line.
+        result: As in `files.DamageSuite`.
     """
 
     name: str
-    prepare: Prepare
+    prepare: Callable[[Path], None]
     command: Command
-    result: Result
+    result: Callable[[Path, str], str]
 
 
-def targets(made: Material) -> list[Target]:
-    """Every command that writes."""
+def kill_suites(material: Material) -> list[KillSuite]:
+    """Return one suite for every command that writes an output."""
 
-    def nothing(folder: Path) -> None:
-        folder.mkdir()
-
-    def run_copied(folder: Path) -> None:
-        shutil.copytree(made.run, folder)
-
-    def perturbjax(
-        name: str, result: Result, command: Command, prepare: Prepare = nothing
-    ) -> Target:
-        return Target(
-            f"{name}, killed",
-            prepare,
-            lambda folder: ("perturbjax", name, *command(folder)),
-            result,
-        )
-
-    def data_prep(name: str, result: Result, command: Command) -> Target:
-        return Target(
-            f"{name}, killed", nothing, lambda folder: ("data_prep", name, *command(folder)), result
-        )
+    def copy_run(folder: Path) -> None:
+        shutil.copytree(material.run, folder)
 
     def out(folder: Path) -> Path:
         return folder.parent / "OUT"
@@ -78,96 +59,126 @@ def targets(made: Material) -> list[Target]:
     def table(folder: Path) -> Path:
         return folder.parent / "OUT.parquet"
 
-    def data() -> Sequence[object]:
-        return ("--data", made.dataset)
-
-    def build(
-        folder: Path,
-    ) -> Sequence[object]:  # the cache of masks would finish what a killed build began
-        return (*read_plates(made), "--out", "OUT", *BUILT)
-
-    def profiles(folder: Path) -> Sequence[object]:
-        dealt = ("--folds", 2, "--split", "well")
-        return ("--features", made.features, "--models", "lda", *dealt, "--out", out(folder))
-
+    classify = "classify --features {} --models lda --folds 2 --split well --out {}"
+    commands: dict[str, tuple[Callable[[Path, str], str], Command]] = {
+        "simulate": (
+            simulation_result,
+            lambda f: words(f"data_prep simulate --out {{}} {SIMULATED}", out(f)),
+        ),
+        "build": (
+            dataset_result,
+            lambda f: [*words(f"data_prep build --out OUT {BUILT}"), *plate_flags(material)],
+        ),
+        "train": (
+            loss_result,
+            lambda f: words(
+                f"perturbjax train --data {{}} --out {{}} {TRAINED} --checkpoint-every 1",
+                material.dataset,
+                out(f),
+            ),
+        ),
+        "evaluate": (
+            score_result,
+            lambda f: words(
+                "perturbjax evaluate --run {} --data {} --replicates 50", f, material.dataset
+            ),
+        ),
+        "predict": (
+            table_result,
+            lambda f: words(
+                "perturbjax predict --run {} --data {} --out {}",
+                material.run,
+                material.dataset,
+                table(f),
+            ),
+        ),
+        "features": (
+            table_result,
+            lambda f: words(
+                "perturbjax features --run {} --data {} --out {} --batch-size 1",
+                material.run,
+                material.dataset,
+                table(f),
+            ),
+        ),
+        "classify": (
+            printed_result,
+            lambda f: words(f"perturbjax {classify}", material.features, out(f)),
+        ),
+        "split": (
+            table_result,
+            lambda f: words(
+                "perturbjax split --data {} --out {} --folds 2", material.dataset, table(f)
+            ),
+        ),
+        "export-torch": (
+            weights_result,
+            lambda f: words(
+                "perturbjax export-torch --run {} --out {}", material.run, f"{out(f)}.pth"
+            ),
+        ),
+        "import-torch": (
+            run_result,
+            lambda f: words(
+                "perturbjax import-torch --checkpoint {} --out {}", material.safetensors, out(f)
+            ),
+        ),
+    }
     return [
-        data_prep("simulate", drawn, lambda f: ("--out", out(f), *SIMULATED)),
-        data_prep(
-            "build",
-            dataset_made,
-            lambda f: (*read_plates(made), "--out", "OUT", *BUILT),
-        ),
-        perturbjax(
-            "train",
-            losses_made,
-            lambda f: (*data(), "--out", out(f), *TRAINED, "--checkpoint-every", 1),
-        ),
-        perturbjax(
-            "evaluate", scores_made, lambda f: ("--run", f, *data(), "--replicates", 50), run_copied
-        ),
-        perturbjax(
-            "predict", table_made, lambda f: ("--run", made.run, *data(), "--out", table(f))
-        ),
-        perturbjax(
-            "features",
-            table_made,
-            lambda f: ("--run", made.run, *data(), "--out", table(f), "--batch-size", 1),
-        ),
-        perturbjax("classify", stdout, profiles),
-        perturbjax("split", table_made, lambda f: (*data(), "--out", table(f), "--folds", 2)),
-        perturbjax(
-            "export-torch",
-            weights_made,
-            lambda f: ("--run", made.run, "--out", out(f).with_suffix(".pth")),
-        ),
-        perturbjax(
-            "import-torch", run_made, lambda f: ("--checkpoint", made.safetensors, "--out", out(f))
-        ),
+        KillSuite(
+            f"{name}, killed", copy_run if name == "evaluate" else Path.mkdir, command, result
+        )
+        for name, (result, command) in commands.items()
     ]
 
 
-def drawn(folder: Path, said: str) -> str:
-    """The bytes of all simulated files."""
+def simulation_result(folder: Path, printed: str) -> str:
+    """Checksums of all simulated files."""
     files = sorted(path for path in (folder.parent / "OUT").rglob("*") if path.is_file())
     return json.dumps({path.name: file_digest(path) for path in files})
 
 
-def weights_made(folder: Path, said: str) -> str:
+def weights_result(folder: Path, printed: str) -> str:
     return file_digest(folder.parent / "OUT.pth") + file_digest(folder.parent / "OUT.pth.json")
 
 
-def storm(arena: Arena, target: Target, root: Path, count: int, seed: int) -> Iterator[Finding]:
-    """`count` kills, `IN_A_ROW` to one output; each row ends with a start that must finish as if undisturbed."""
-    random = Random(f"{target.name} {seed}")
-    folder, work = _fresh(target, root)
-    whole = arena.run(Order(target.command(folder), work))
-    assert whole.status == 0, f"{target.name}: {whole.stderr}"
-    truth = target.result(folder, whole.stdout + whole.stderr)
-    left = count
-    while left > 0:
-        folder, work = _fresh(target, root)
-        for _ in range(min(IN_A_ROW, left)):
+def run_kill_cases(
+    server: CommandServer, suite: KillSuite, root: Path, count: int, seed: int
+) -> Iterator[Finding]:
+    """Kill a command `count` times, `KILLS_PER_OUTPUT` times per output, then let it finish.
+
+    The last start of each output must yield the result of an undisturbed run.
+    """
+    random = Random(f"{suite.name} {seed}")
+    folder, work = _prepare(suite, root)
+    undisturbed = server.run(Request(suite.command(folder), work))
+    assert undisturbed.status == 0, f"{suite.name}: {undisturbed.stderr}"
+    expected = suite.result(folder, undisturbed.stdout + undisturbed.stderr)
+    remaining = count
+    while remaining > 0:
+        folder, work = _prepare(suite, root)
+        for _ in range(min(KILLS_PER_OUTPUT, remaining)):
             name = random.choice(list(SIGNALS))
-            after = random.uniform(0, LATEST * whole.seconds)
-            ended = arena.run(
-                Order(target.command(folder), work, signal=SIGNALS[name], signal_after_s=after)
+            after = random.uniform(0, LATEST * undisturbed.seconds)
+            result = server.run(
+                Request(suite.command(folder), work, signal=SIGNALS[name], signal_after_s=after)
             )
-            if ended.status == 0:  # it was quicker than the signal
+            if result.status == 0:  # finished before the signal
                 break
-            left -= 1
-            yield finding(target.name, name, ended)
-        ended = arena.run(Order(target.command(folder), work))
-        same = ended.status == 0 and target.result(folder, ended.stdout + ended.stderr) == truth
-        # Going on must not need a person: a refusal, however well said, is a finding here.
-        yield finding(target.name, "started again", ended, same=same).unless(
-            ended.status == 0, "traceback"
-        )
+            remaining -= 1
+            yield make_finding(suite.name, name, result)
+        result = server.run(Request(suite.command(folder), work))
+        is_done = result.status == 0
+        correct = is_done and suite.result(folder, result.stdout + result.stderr) == expected
+        # Resuming must not require manual work, so a one-line error is a failure here.
+        finding = make_finding(suite.name, "restarted", result, correct=correct)
+        yield finding.require(is_done, "traceback")
 
 
-def _fresh(target: Target, root: Path) -> tuple[Path, Path]:
+def _prepare(suite: KillSuite, root: Path) -> tuple[Path, Path]:
     folder, work = root / "copy", root / "work"
     for path in root.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    target.prepare(folder)
+    suite.prepare(folder)
     work.mkdir()
     return folder, work

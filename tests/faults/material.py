@@ -1,51 +1,42 @@
-"""What the storms spoil: a small plate, its dataset, a run, tables and weights, made by the real commands."""
+"""Valid inputs for fault injection, written by the real commands: plate, dataset, run, weights."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from tests.faults.arena import Arena, Order
+from tests.faults.arena import CommandServer, Request, words
 
-#: A shared cache of masks would finish the work of a killed build.
-os.environ["PERTURBJAX_MASK_CACHE"] = "none"
-SIMULATED = (
-    *("--plates", 2, "--wells", 6, "--sites", 2),
-    *("--compounds", 2, "--size", 48, "--effect", 3),
-)
-TRAINED = (
-    *("--crop", 16, "--batch-size", 8, "--epochs", 4, "--folds", 2),
-    *("--split", "well", "--evaluate-every", 2),
-)
-BUILT = ("--workers", 1, "--segmenter", "watershed", "--segment-channels", "DNA")
+SIMULATED = "--plates 2 --wells 6 --sites 2 --compounds 2 --size 48 --effect 3"
+TRAINED = "--crop 16 --batch-size 8 --epochs 4 --folds 2 --split well --evaluate-every 2"
+BUILT = "--workers 1 --segmenter watershed --segment-channels DNA"
 
 
 class Material:
-    """Folders and files that are whole, each made when it is first asked for; never written to again."""
+    """Valid files and folders; each is written at first use and never changed."""
 
-    def __init__(self, arena: Arena, root: Path):
-        self._arena, self.root = arena, root
+    def __init__(self, server: CommandServer, root: Path):
+        self._server, self.root = server, root
 
-    def make(self) -> Material:
-        """All of it, before several processes ask for it at once."""
+    def make_all(self) -> Material:
+        """Write everything, before several threads need it at the same time."""
         assert all((self.dataset, self.features, self.split, self.weights, self.safetensors))
         return self
 
     @cached_property
     def plates(self) -> Path:
-        return self._made("plates", "data_prep", "simulate", *SIMULATED)
+        return self._make("plates", words(f"data_prep simulate {SIMULATED}"))
 
     @cached_property
     def dataset(self) -> Path:
-        return self._made("dataset", "data_prep", "build", *read_plates(self), *BUILT)
+        return self._make("dataset", [*words(f"data_prep build {BUILT}"), *plate_flags(self)])
 
     @cached_property
     def run(self) -> Path:
-        made = self._made("run", "perturbjax", "train", "--data", self.dataset, *TRAINED)
-        self._order("perturbjax", "evaluate", "--run", made, "--replicates", 50)
-        return made
+        run = self._make("run", words(f"perturbjax train --data {{}} {TRAINED}", self.dataset))
+        self._run(words("perturbjax evaluate --run {} --replicates 50", run))
+        return run
 
     @cached_property
     def features(self) -> Path:
@@ -53,28 +44,31 @@ class Material:
 
     @cached_property
     def split(self) -> Path:
-        return self._made(
-            "split.parquet", "perturbjax", "split", "--data", self.dataset, "--folds", 2
+        return self._make(
+            "split.parquet", words("perturbjax split --data {} --folds 2", self.dataset)
         )
 
     @cached_property
     def weights(self) -> Path:
-        return self._made("weights.pth", "perturbjax", "export-torch", "--run", self.run)
+        return self._make("weights.pth", words("perturbjax export-torch --run {}", self.run))
 
     @cached_property
     def safetensors(self) -> Path:
-        return self._made("weights.safetensors", "perturbjax", "export-torch", "--run", self.run)
+        return self._make(
+            "weights.safetensors", words("perturbjax export-torch --run {}", self.run)
+        )
 
-    def _made(self, name: str, *command: object) -> Path:
-        self._order(*command, "--out", self.root / name)
+    def _make(self, name: str, command: Sequence[str]) -> Path:
+        self._run([*command, "--out", str(self.root / name)])
         return self.root / name
 
-    def _order(self, *command: object) -> None:
+    def _run(self, command: Sequence[str]) -> None:
         self.root.mkdir(exist_ok=True)
-        ended = self._arena.run(Order(command, self.root))
-        assert ended.status == 0, f"{command}: {ended.stderr}"
+        result = self._server.run(Request(command, self.root))
+        assert result.status == 0, f"{command}: {result.stderr}"
 
 
-def read_plates(made: Material, table: Path | None = None) -> Sequence[object]:
-    """The flags that name the simulated plates, or other sites in their images."""
-    return ("--load-data", table or made.plates / "load_data.csv", "--images", made.plates)
+def plate_flags(material: Material, table: Path | None = None) -> list[str]:
+    """Return the flags of the simulated plates, optionally with another load_data.csv."""
+    table = table or material.plates / "load_data.csv"
+    return words("--load-data {} --images {}", table, material.plates)

@@ -1,4 +1,8 @@
-"""Ways to damage a file. Each takes its bytes and a random source and gives other bytes, or None where it cannot."""
+"""Damage the bytes of a file.
+
+A mutation receives bytes and a random generator, and returns other bytes, or None if it does not
+apply.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ Mutation = Callable[[bytes, Random], bytes | None]
 def flip_bit(data: bytes, random: Random) -> bytes | None:
     if not data:
         return None
-    at = random.randrange(len(data))
-    return data[:at] + bytes([data[at] ^ (1 << random.randrange(8))]) + data[at + 1 :]
+    start = random.randrange(len(data))
+    return data[:start] + bytes([data[start] ^ (1 << random.randrange(8))]) + data[start + 1 :]
 
 
 def truncate(data: bytes, random: Random) -> bytes | None:
@@ -23,7 +27,7 @@ def truncate(data: bytes, random: Random) -> bytes | None:
 
 
 def truncate_at_block(data: bytes, random: Random) -> bytes | None:
-    """At a multiple of 64 KiB or 512 bytes, where file systems and ArrayRecord have their joints."""
+    """Truncate at a multiple of 64 KiB or 512 bytes (blocks of ArrayRecord and file systems)."""
     for block in (65536, 512):
         if len(data) > block:
             return data[: block * random.randrange(1, -(-len(data) // block))]
@@ -33,16 +37,16 @@ def truncate_at_block(data: bytes, random: Random) -> bytes | None:
 def zero_range(data: bytes, random: Random) -> bytes | None:
     if len(data) < 16:
         return None
-    at, length = random.randrange(len(data)), random.choice([8, 64, 512])
-    damaged = data[:at] + bytes(min(length, len(data) - at)) + data[at + length :]
+    start, length = random.randrange(len(data)), random.choice([8, 64, 512])
+    damaged = data[:start] + bytes(min(length, len(data) - start)) + data[start + length :]
     return None if damaged == data else damaged
 
 
 def repeat_range(data: bytes, random: Random) -> bytes | None:
     if len(data) < 16:
         return None
-    at, length = random.randrange(len(data)), random.choice([8, 64, 512])
-    return data[: at + length] + data[at:]
+    start, length = random.randrange(len(data)), random.choice([8, 64, 512])
+    return data[: start + length] + data[start:]
 
 
 def append_noise(data: bytes, random: Random) -> bytes:
@@ -58,16 +62,16 @@ def noise(data: bytes, random: Random) -> bytes:
 
 
 def insert_nul(data: bytes, random: Random) -> bytes:
-    at = random.randrange(len(data) + 1)
-    return data[:at] + b"\0" + data[at:]
+    start = random.randrange(len(data) + 1)
+    return data[:start] + b"\0" + data[start:]
 
 
 BYTES: dict[str, Mutation] = {
     "bit flipped": flip_bit,
-    "cut": truncate,
-    "cut at a block": truncate_at_block,
-    "zeros inside": zero_range,
-    "part repeated": repeat_range,
+    "truncated": truncate,
+    "truncated at a block": truncate_at_block,
+    "range zeroed": zero_range,
+    "range repeated": repeat_range,
     "noise appended": append_noise,
     "emptied": empty,
     "noise": noise,
@@ -86,7 +90,7 @@ def json_too_deep(data: bytes, random: Random) -> bytes:
 
 
 def json_value_changed(data: bytes, random: Random) -> bytes | None:
-    """One leaf, wherever it is, becomes something else."""
+    """Replace a random leaf by another value."""
     try:
         value = json.loads(data)
     except ValueError:
@@ -134,14 +138,14 @@ def _text(rows: list[list[str]]) -> bytes:
     return out.getvalue().encode()
 
 
-def short_row(data: bytes, random: Random) -> bytes:
+def shorten_row(data: bytes, random: Random) -> bytes:
     rows = _rows(data)
     row = rows[random.randrange(1, len(rows))]
     del row[random.randrange(1, len(row)) :]
     return _text(rows)
 
 
-def long_row(data: bytes, random: Random) -> bytes:
+def lengthen_row(data: bytes, random: Random) -> bytes:
     rows = _rows(data)
     rows[random.randrange(1, len(rows))].append("more")
     return _text(rows)
@@ -163,8 +167,8 @@ def drop_required_column(data: bytes, random: Random) -> bytes:
         "FileName_OrigDNA",
         "PathName_OrigDNA",
     )
-    at = rows[0].index(random.choice([name for name in names if name in rows[0]]))
-    return _text([row[:at] + row[at + 1 :] for row in rows])
+    column = rows[0].index(random.choice([name for name in names if name in rows[0]]))
+    return _text([row[:column] + row[column + 1 :] for row in rows])
 
 
 def empty_cell(data: bytes, random: Random) -> bytes:
@@ -185,7 +189,7 @@ def duplicate_row(data: bytes, random: Random) -> bytes:
     return _text([*rows, rows[random.randrange(1, len(rows))]])
 
 
-def odd_value(data: bytes, random: Random) -> bytes:
+def invalid_value(data: bytes, random: Random) -> bytes:
     rows = _rows(data)
     values = [
         "../../../etc/passwd",
@@ -201,23 +205,23 @@ def odd_value(data: bytes, random: Random) -> bytes:
         '"',
     ]
     names = ("Metadata_Well", "Metadata_Site", "FileName_OrigDNA", "PathName_OrigDNA")
-    at = rows[0].index(random.choice([name for name in names if name in rows[0]]))
-    rows[random.randrange(1, len(rows))][at] = random.choice(values)
+    column = rows[0].index(random.choice([name for name in names if name in rows[0]]))
+    rows[random.randrange(1, len(rows))][column] = random.choice(values)
     return _text(rows)
 
 
-#: A table that is damaged, and must be refused unless what is left is a whole table.
+#: Damage to a table; the command must refuse it unless the rest is still a valid table.
 CSV: dict[str, Mutation] = {
     **BYTES,
-    "row short": short_row,
-    "row long": long_row,
-    "header twice": duplicate_header,
+    "short row": shorten_row,
+    "long row": lengthen_row,
+    "duplicate header": duplicate_header,
     "column dropped": drop_required_column,
-    "cell empty": empty_cell,
-    "row twice": duplicate_row,
-    "value odd": odd_value,
+    "empty cell": empty_cell,
+    "duplicate row": duplicate_row,
+    "invalid value": invalid_value,
 }
-#: A table written in another way, which says the same.
+#: Other spellings of the same table; the result must not change.
 CSV_SAME: dict[str, Mutation] = {
     "CRLF": lambda data, random: data.replace(b"\n", b"\r\n"),
     "all quoted": lambda data, random: b"\n".join(
@@ -229,8 +233,8 @@ CSV_SAME: dict[str, Mutation] = {
 }
 
 
-def well_formed(data: bytes) -> bool:
-    """Whether an independent strict reader finds a whole table: one width, unique headers, text, no NUL."""
+def is_valid_csv(data: bytes) -> bool:
+    """Return whether the table is valid CSV: equal row widths, unique headers, no NUL."""
     try:
         rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error):

@@ -1,4 +1,4 @@
-"""The storm of odd places: full disks, homes that are missing, names that are code to somebody, other terminals."""
+"""Unusual environments: full disks, no home folder, hostile names, devices instead of files."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from tests.faults.arena import Arena, Order
+from tests.faults.arena import CommandServer, Request, words
 from tests.faults.hostile import hostile_files
-from tests.faults.material import BUILT, SIMULATED, TRAINED, Material, read_plates
-from tests.faults.outcomes import Finding, finding
+from tests.faults.material import BUILT, SIMULATED, TRAINED, Material, plate_flags
+from tests.faults.outcomes import Finding, make_finding
 
-#: Texts that are code to some interpreter: matplotlib, rich, HTML, a spreadsheet, a path, a terminal.
+#: Names that matplotlib, rich, HTML, spreadsheets, paths or terminals could misread or execute.
 HOSTILE_NAMES = (
     "$x_{$",
     "benzo[a]pyrene",
@@ -31,79 +30,53 @@ HOSTILE_NAMES = (
     "a\tb",
     "´é漢",
 )
-#: Kilobytes that a file can have at most where the disk is full by a limit, and that a small disk has in all.
+#: Full disks: maximum size of a file, and size of a small file system, in KB.
 LIMITS_KB, DISKS_KB = (4, 64), (64, 512)
 WRITERS = ("simulate", "build", "train", "predict", "split", "import-torch", "export-torch")
-NOWHERE = "/proc/nowhere"
-#: What → variables set, and variables taken away.
+MISSING = "/proc/nowhere"
+#: Name → (variables to set, variables to remove).
 ENVIRONMENTS: dict[str, tuple[Mapping[str, str], Sequence[str]]] = {
     "no HOME": ({}, ("HOME", "XDG_CACHE_HOME")),
-    "HOME that cannot be written": ({"HOME": NOWHERE, "XDG_CACHE_HOME": NOWHERE}, ()),
+    "HOME not writable": ({"HOME": MISSING, "XDG_CACHE_HOME": MISSING}, ()),
     "40 columns": ({"COLUMNS": "40"}, ()),
     "locale C": ({"LC_ALL": "C", "LANG": "C"}, ()),
     "locale tr_TR": ({"LC_ALL": "tr_TR.UTF-8"}, ()),
-    "a zone 14 hours ahead": ({"TZ": "Pacific/Kiritimati"}, ()),
+    "time zone UTC+14": ({"TZ": "Pacific/Kiritimati"}, ()),
     "SOURCE_DATE_EPOCH=x": ({"SOURCE_DATE_EPOCH": "x"}, ()),
     "no TERM": ({}, ("TERM",)),
 }
+Suite = Callable[[CommandServer, Material, Path], Iterator[Finding]]
 
 
-@dataclass(frozen=True)
-class Oddity:
-    """One kind of odd place; `run` yields its cases."""
-
-    name: str
-    run: Callable[[Arena, Material, Path], Iterator[Finding]]
-
-
-def oddities() -> list[Oddity]:
-    """All of them, in parts that take alike."""
-    return [
-        *(Oddity(f"disk full, {name}", partial(full_disks, name=name)) for name in WRITERS),
-        *(
-            Oddity(f"odd environment, {name}", partial(environment, name=name))
-            for name in ENVIRONMENTS
-        ),
-        Oddity("hostile file", hostile_files),
-        Oddity("hostile name", hostile_names),
-        Oddity("odd place", odd_places),
-    ]
-
-
-def _writer(name: str, made: Material, root: Path) -> Sequence[object]:
-    """The command line of one of `WRITERS`, which needs of the material no more than its own."""
-    out, table = ("--out", root / "OUT"), ("--out", root / "OUT.parquet")
-    commands: dict[str, Callable[[], Sequence[object]]] = {
-        "simulate": lambda: ("data_prep", "simulate", *out, *SIMULATED),
-        "build": lambda: ("data_prep", "build", *read_plates(made), *out, *BUILT),
-        "train": lambda: ("perturbjax", "train", "--data", made.dataset, *out, *TRAINED),
-        "predict": lambda: (
-            "perturbjax",
-            "predict",
-            "--run",
-            made.run,
-            "--data",
-            made.dataset,
-            *table,
-        ),
-        "split": lambda: ("perturbjax", "split", "--data", made.dataset, *table, "--folds", 2),
-        "import-torch": lambda: (
-            "perturbjax",
-            "import-torch",
-            "--checkpoint",
-            made.safetensors,
-            *out,
-        ),
-        "export-torch": lambda: (
-            "perturbjax",
-            "export-torch",
-            "--run",
-            made.run,
-            "--out",
-            root / "OUT.pth",
-        ),
+def environment_suites() -> dict[str, Suite]:
+    """Return all suites of this module by name, and the hostile files."""
+    return {
+        **{f"disk full, {name}": partial(full_disks, name=name) for name in WRITERS},
+        **{f"environment, {name}": partial(environments, name=name) for name in ENVIRONMENTS},
+        "hostile file": hostile_files,
+        "hostile name": hostile_names,
+        "special file": special_files,
     }
-    return commands[name]()
+
+
+def _writer(name: str, material: Material, root: Path) -> list[str]:
+    """Return the command line of one of `WRITERS`; creates only the material that it needs."""
+    out, table = root / "OUT", root / "OUT.parquet"
+    perturbjax = f"perturbjax {name}"
+    if name == "simulate":
+        return words(f"data_prep simulate --out {{}} {SIMULATED}", out)
+    if name == "build":
+        return [*words(f"data_prep build --out {{}} {BUILT}", out), *plate_flags(material)]
+    if name == "train":
+        return words(f"{perturbjax} --data {{}} --out {{}} {TRAINED}", material.dataset, out)
+    if name == "predict":
+        flags = "--run {} --data {} --out {}"
+        return words(f"{perturbjax} {flags}", material.run, material.dataset, table)
+    if name == "split":
+        return words(f"{perturbjax} --data {{}} --out {{}} --folds 2", material.dataset, table)
+    if name == "import-torch":
+        return words(f"{perturbjax} --checkpoint {{}} --out {{}}", material.safetensors, out)
+    return words(f"{perturbjax} --run {{}} --out {{}}", material.run, root / "OUT.pth")
 
 
 def _clean(root: Path) -> None:
@@ -111,35 +84,40 @@ def _clean(root: Path) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def full_disks(arena: Arena, made: Material, root: Path, *, name: str) -> Iterator[Finding]:
-    """A writer where files cannot grow, and on a small disk; then again with room, where it must finish."""
-    command = _writer(name, made, root)
+def full_disks(
+    server: CommandServer, material: Material, root: Path, *, name: str
+) -> Iterator[Finding]:
+    """Run a command on a full disk, then with space: the second run must finish."""
     for kilobytes in LIMITS_KB:
         _clean(root)
-        ended = arena.run(Order(command, root, file_bytes=kilobytes * 1024))
-        yield finding("disk full", f"{name}, files of {kilobytes} KB", ended)
-        yield from _with_room(arena, command, root, f"{name} after files of {kilobytes} KB")
+        command = _writer(name, material, root)
+        result = server.run(Request(command, root, file_bytes=kilobytes * 1024))
+        case = f"{name}, files of {kilobytes} KB"
+        yield make_finding("disk full", case, result)
+        yield _run_with_space(server, command, root, case)
     for kilobytes in DISKS_KB:
         _clean(root)
-        with _disk(root / "disk", kilobytes) as disk:
+        with _small_disk(root / "disk", kilobytes) as disk:
             if disk is None:
                 return
-            command = _writer(name, made, disk)
-            yield finding(
-                "disk full", f"{name}, a disk of {kilobytes} KB", arena.run(Order(command, root))
-            )
+            command = _writer(name, material, disk)
+            case = f"{name}, disk of {kilobytes} KB"
+            yield make_finding("disk full", case, server.run(Request(command, root)))
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-            yield from _with_room(arena, command, root, f"{name} after a disk of {kilobytes} KB")
+            yield _run_with_space(server, command, root, case)
 
 
-def _with_room(arena: Arena, command: Sequence[object], root: Path, what: str) -> Iterator[Finding]:
-    again = arena.run(Order(command, root))
-    yield finding("disk full, then room", what, again).unless(again.status == 0, "traceback")
+def _run_with_space(
+    server: CommandServer, command: Sequence[str], root: Path, case: str
+) -> Finding:
+    result = server.run(Request(command, root))
+    finding = make_finding("disk full, then space", case, result)
+    return finding.require(result.status == 0, "traceback")
 
 
 @contextmanager
-def _disk(folder: Path, kilobytes: int) -> Iterator[Path | None]:
-    """A file system of that size; None where the user may mount none."""
+def _small_disk(folder: Path, kilobytes: int) -> Iterator[Path | None]:
+    """Mount a small file system; yields None if the user may not mount one."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", folder]
     mounted = shutil.which("mount") and not subprocess.run(mount, capture_output=True).returncode
@@ -150,195 +128,114 @@ def _disk(folder: Path, kilobytes: int) -> Iterator[Path | None]:
             subprocess.run(["umount", folder], check=True)
 
 
-def environment(arena: Arena, made: Material, root: Path, *, name: str) -> Iterator[Finding]:
-    """No home, a home that cannot be written, other locales, zones and widths: commands end as anywhere else."""
-    variables, without = ENVIRONMENTS[name]
-    for verb in WRITERS:
+def environments(
+    server: CommandServer, material: Material, root: Path, *, name: str
+) -> Iterator[Finding]:
+    """Run all writers in an unusual environment; they must finish."""
+    variables, unset = ENVIRONMENTS[name]
+    for writer in WRITERS:
         _clean(root)
-        ended = arena.run(Order(_writer(verb, made, root), root, variables, without))
-        refused_well = name == "SOURCE_DATE_EPOCH=x" and ended.status == 2
-        yield finding("odd environment", f"{verb}, {name}", ended).unless(
-            ended.status == 0 or refused_well, "traceback"
-        )
+        result = server.run(Request(_writer(writer, material, root), root, variables, unset))
+        is_refused = name == "SOURCE_DATE_EPOCH=x" and result.status == 2
+        finding = make_finding("environment", f"{writer}, {name}", result)
+        yield finding.require(result.status == 0 or is_refused, "traceback")
 
 
-def hostile_names(arena: Arena, made: Material, root: Path) -> Iterator[Finding]:
-    """Classes with names that are code to somebody, from the CSV to the report; then folders with such names."""
-    plates, csv = root / "plates", root / "load_data.csv"
-    drawn = (
-        "--plates",
-        2,
-        "--wells",
-        20,
-        "--sites",
-        1,
-        "--compounds",
-        len(HOSTILE_NAMES),
-        "--size",
-        48,
+def hostile_names(server: CommandServer, material: Material, root: Path) -> Iterator[Finding]:
+    """Use hostile class names from CSV to report, then hostile folder names."""
+    plates, csv, data, run = root / "plates", root / "load_data.csv", root / "data", root / "run"
+    simulate = (
+        "data_prep simulate --plates 2 --wells 20 --sites 1 --size 48 --compounds {} --out {}"
     )
-    arena.run(Order(("data_prep", "simulate", "--out", plates, *drawn), root))
+    server.run(Request(words(simulate, len(HOSTILE_NAMES), plates), root))
     table = pd.read_csv(plates / "load_data.csv", dtype=str, keep_default_na=False)
     label = table["Metadata_pert_iname"]
     names = dict(zip(sorted(set(label) - {"DMSO"}), HOSTILE_NAMES, strict=True))
     table.assign(Metadata_pert_iname=label.replace(names)).to_csv(csv, index=False)
-    run = root / "run"
-    profiles = (
-        "--features",
-        run / "evaluation" / "features.parquet",
-        "--models",
-        "lda",
-        "--split",
-        "plate",
+    features = run / "evaluation" / "features.parquet"
+    train = f"perturbjax train --data {{}} --out {{}} {TRAINED}".replace(
+        "--split well", "--split plate"
     )
+    classify = "perturbjax classify --features {} --models lda --split plate --folds 2 --out {}"
     for command in (
-        ("data_prep", "inspect", "--load-data", csv, "--images", plates),
-        (
-            "data_prep",
-            "build",
-            "--load-data",
-            csv,
-            "--images",
-            plates,
-            "--out",
-            root / "data",
-            *BUILT,
+        words("data_prep inspect --load-data {} --images {}", csv, plates),
+        words(
+            f"data_prep build --load-data {{}} --images {{}} --out {{}} {BUILT}", csv, plates, data
         ),
-        (
-            "perturbjax",
-            "train",
-            "--data",
-            root / "data",
-            "--out",
-            run,
-            *TRAINED,
-            "--split",
-            "plate",
-        ),
-        ("perturbjax", "evaluate", "--run", run, "--replicates", 50),
-        (
-            "perturbjax",
-            "classify",
-            *profiles,
-            "--folds",
-            2,
-            "--out",
-            root / "classified",
-        ),
-        ("perturbjax", "predict", "--run", run, "--data", root / "data", "--out", root / "p.csv"),
+        words(train, data, run),
+        words("perturbjax evaluate --run {} --replicates 50", run),
+        words(classify, features, root / "classified"),
+        words("perturbjax predict --run {} --data {} --out {}", run, data, root / "p.csv"),
     ):
-        ended = arena.run(Order(command, root))
-        yield finding("hostile name", f"{command[1]}, classes", ended).unless(
-            ended.status == 0, "traceback"
-        )
-        if ended.status:
+        result = server.run(Request(command, root))
+        finding = make_finding("hostile name", f"{command[1]}, classes", result)
+        yield finding.require(result.status == 0, "traceback")
+        if result.status:
             return
-    report, cells = (run / "report.html").read_text(), pd.read_csv(root / "p.csv", dtype=str)
-    escaped = "<script>alert" not in report and not cells["label"].str.startswith("=").any()
-    yield finding("hostile name", "report and table", ended).unless(escaped, "executed")
+    report, rows = (run / "report.html").read_text(), pd.read_csv(root / "p.csv", dtype=str)
+    is_escaped = "<script>alert" not in report and not rows["label"].str.startswith("=").any()
+    yield make_finding("hostile name", "report and table", result).require(is_escaped, "executed")
     for name in HOSTILE_NAMES:
         folder = root / "named" / name.replace("/", "_").replace("\t", " ")
-        for command in (
-            (
-                "perturbjax",
-                "split",
-                "--data",
-                made.dataset,
-                "--out",
-                folder / "s.parquet",
-                "--folds",
-                2,
-            ),
-            (
-                "perturbjax",
-                "train",
-                "--data",
-                made.dataset,
-                "--out",
-                folder / "run",
-                "--split-file",
-                folder / "none",
-            ),
+        split = "perturbjax split --data {} --out {} --folds 2"
+        train = "perturbjax train --data {} --out {} --split-file {}"
+        for command, status in (
+            (words(split, material.dataset, folder / "s.parquet"), 0),
+            (words(train, material.dataset, folder / "run", folder / "none"), 2),
         ):
-            ended = arena.run(Order(command, root))
-            right = ended.status == (0 if command[1] == "split" else 2)
-            shown = str(folder) in "".join(ended.stderr.splitlines())
-            yield finding("hostile name", f"{command[1]}, folder {name}", ended).unless(
-                right and shown, "traceback"
-            )
+            result = server.run(Request(command, root))
+            is_named = str(folder) in "".join(result.stderr.splitlines())
+            finding = make_finding("hostile name", f"{command[1]}, folder {name}", result)
+            yield finding.require(result.status == status and is_named, "traceback")
 
 
-def odd_places(arena: Arena, made: Material, root: Path) -> Iterator[Finding]:
-    """Outputs that are no files or hold a user's own, inputs that are no files: each is refused."""
-    predict = ("perturbjax", "predict", "--run", made.run, "--data", made.dataset)
-    os.mkfifo(root / "fifo")
-    os.mkfifo(root / "fifo.parquet")
+def special_files(server: CommandServer, material: Material, root: Path) -> Iterator[Finding]:
+    """Pass devices, pipes, folders and the user's own files; each must be refused and unchanged."""
+    for name in ("fifo", "fifo.parquet"):
+        os.mkfifo(root / name)
     (root / "folder.parquet").mkdir()
-    device = _device(root)
+    device = _make_device(root)
     (root / "device.csv").symlink_to(device)
-    mine = Path(shutil.copytree(made.dataset, root / "mine"))
-    (mine / "notes.txt").write_text("mine")
-    build = ("data_prep", "build", *read_plates(made), *BUILT)
-    tries: dict[str, Sequence[object]] = {
-        "build --out .": (*build, "--out", "."),
-        "build --out /": (*build, "--out", "/"),
-        "build --out ''": (*build, "--out", ""),
-        "build --overwrite over a user's file": (
-            *build,
-            "--out",
-            mine,
-            "--overwrite",
-            "--resize",
-            24,
-        ),
-        "CSV is a FIFO": (
-            "data_prep",
-            "inspect",
-            "--load-data",
-            root / "fifo",
-            "--images",
-            made.plates,
-        ),
-        "CSV is a folder": ("data_prep", "inspect", "--load-data", root, "--images", made.plates),
-        "predict to a device": (*predict, "--out", device),
-        "predict to a link to a device": (*predict, "--out", root / "device.csv"),
-        "predict to a pipe": (*predict, "--out", root / "fifo.parquet"),
-        "predict to a folder": (*predict, "--out", root / "folder.parquet"),
-        "predict to standard output": (*predict, "--out", "/dev/stdout"),
-        "dataset is a file": (
-            "perturbjax",
-            "split",
-            "--data",
-            made.split,
-            "--out",
-            root / "s.parquet",
-        ),
-        "run is a dataset": ("perturbjax", "evaluate", "--run", made.dataset),
-        "weights are a FIFO": (
-            "perturbjax",
-            "import-torch",
-            "--checkpoint",
-            root / "fifo",
-            "--out",
-            root / "o",
-        ),
+    own = Path(shutil.copytree(material.dataset, root / "own"))
+    (own / "notes.txt").write_text("notes")
+    build = [*words(f"data_prep build {BUILT}"), *plate_flags(material), "--out"]
+    predict = words("perturbjax predict --run {} --data {} --out", material.run, material.dataset)
+    inspect = "data_prep inspect --load-data {} --images {}"
+    import_torch = "perturbjax import-torch --checkpoint {} --out {}"
+    split = "perturbjax split --data {} --out {}"
+    commands: dict[str, list[str]] = {
+        "build --out .": [*build, "."],
+        "build --out /": [*build, "/"],
+        "build --out ''": [*build, ""],
+        "build --overwrite over a user's file": [*build, str(own), "--overwrite", "--resize", "24"],
+        "CSV is a FIFO": words(inspect, root / "fifo", material.plates),
+        "CSV is a folder": words(inspect, root, material.plates),
+        "predict to a device": [*predict, str(device)],
+        "predict to a link to a device": [*predict, str(root / "device.csv")],
+        "predict to a pipe": [*predict, str(root / "fifo.parquet")],
+        "predict to a folder": [*predict, str(root / "folder.parquet")],
+        "predict to standard output": [*predict, "/dev/stdout"],
+        "dataset is a file": words(split, material.split, root / "s.parquet"),
+        "run is a dataset": words("perturbjax evaluate --run {}", material.dataset),
+        "weights are a FIFO": words(import_torch, root / "fifo", root / "o"),
     }
-    for what, command in tries.items():
-        ended = arena.run(Order(command, root))
-        yield finding("odd place", what, ended).unless(ended.status == 2, "silently different")
-    whole = (
+    for case, command in commands.items():
+        result = server.run(Request(command, root))
+        yield make_finding("special file", case, result).require(result.status == 2, "wrong result")
+    is_unchanged = (
         device.is_char_device()
         and (root / "fifo.parquet").is_fifo()
-        and (mine / "notes.txt").is_file()
+        and (own / "notes.txt").is_file()
     )
-    yield finding("odd place", "what was there is there", ended).unless(whole, "silently different")
+    finding = make_finding("special file", "existing files unchanged", result)
+    yield finding.require(is_unchanged, "wrong result")
 
 
-def _device(root: Path) -> Path:
-    """A device that may be spoilt: one of our own where the user may make one, else a terminal's end."""
-    own = root / "null.parquet"
+def _make_device(root: Path) -> Path:
+    """Return a device that may be overwritten: a new one if permitted, else a pseudo terminal."""
+    device = root / "null.parquet"
     try:
-        os.mknod(own, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     except PermissionError:
         return Path(os.ttyname(pty.openpty()[1]))
-    return own
+    return device

@@ -1,4 +1,4 @@
-"""How a case of a storm ended, and how many ended in each way."""
+"""Outcome of a fault-injection case, and summary table."""
 
 from __future__ import annotations
 
@@ -9,93 +9,96 @@ from typing import Literal
 
 import pandas as pd
 
-from tests.faults.arena import Ended
+from tests.faults.arena import Result
 
-#: No hostile input may make a command hold more than this.
+#: Maximum memory of a command, whatever its input.
 PEAK_BYTES = 2**30
 Outcome = Literal[
-    "right", "one line", "killed", "traceback", "silently different", "hang", "memory", "executed"
+    "correct", "refused", "killed", "traceback", "wrong result", "hang", "memory", "executed"
 ]
-#: Outcomes that are as promised; the others are findings.
-GOOD: tuple[Outcome, ...] = ("right", "one line", "killed")
 OUTCOMES: tuple[Outcome, ...] = (
-    *GOOD,
+    "correct",
+    "refused",
+    "killed",
     "traceback",
-    "silently different",
+    "wrong result",
     "hang",
     "memory",
     "executed",
 )
-#: Statuses of a command that a signal ended: by default, or in its own words.
-SIGNALLED = (-9, -15, 130, 143)
+#: Allowed outcomes: a correct result, one line of error, or a requested kill.
+ALLOWED = OUTCOMES[:3]
+#: Exit statuses after a signal: of the system, or of the command's own signal handler.
+SIGNAL_STATUSES = (-9, -15, 130, 143)
 TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One case, and how it ended."""
+    """One case and its outcome."""
 
-    storm: str
+    suite: str
     case: str
     file: str
     outcome: Outcome
-    said: str
+    message: str
     seconds: float
     peak_bytes: int
 
-    def unless(self, well: bool, otherwise: Outcome) -> Finding:
-        """The same where it ended `well`, else as a finding."""
-        return self if well else dataclasses.replace(self, outcome=otherwise)
+    def require(self, condition: bool, otherwise: Outcome) -> Finding:
+        """Return this finding, with the outcome `otherwise` if a further condition fails."""
+        return self if condition else dataclasses.replace(self, outcome=otherwise)
 
 
-def classify(ended: Ended, *, same: bool, executed: bool = False) -> Outcome:
-    """How a command ended.
+def classify(result: Result, *, correct: bool, executed: bool = False) -> Outcome:
+    """Determine the outcome of a command.
 
     Args:
-        same: its result is that of the undamaged input, or one that is right too.
-        executed: something of the input was run.
+        result: Exit status and output.
+        correct: The output equals the expected one, or another correct one.
+        executed: Code in the input was executed.
     """
     if executed:
         return "executed"
-    if ended.peak_bytes > PEAK_BYTES:
+    if result.peak_bytes > PEAK_BYTES:
         return "memory"
-    if ended.timed_out:
+    if result.timed_out:
         return "hang"
-    if TRACEBACK in ended.stderr or TRACEBACK in ended.stdout:
+    if TRACEBACK in result.stderr or TRACEBACK in result.stdout:
         return "traceback"
-    if ended.status == 0:
-        return "right" if same else "silently different"
-    if ended.signalled and ended.status in SIGNALLED:
+    if result.status == 0:
+        return "correct" if correct else "wrong result"
+    if result.signalled and result.status in SIGNAL_STATUSES:
         return "killed"
-    return "one line" if ended.status == 2 and len(ended.errors) == 1 else "traceback"
+    return "refused" if result.status == 2 and len(result.errors) == 1 else "traceback"
 
 
-def finding(
-    storm: str,
+def make_finding(
+    suite: str,
     case: str,
-    ended: Ended,
+    result: Result,
     *,
     file: str = "",
-    same: bool = True,
+    correct: bool = True,
     executed: bool = False,
-):
-    """A case and how it ended, with the last thing that it said."""
-    said = (ended.errors or ended.stderr.strip().splitlines() or [""])[-1]
-    outcome = classify(ended, same=same, executed=executed)
-    return Finding(storm, case, file, outcome, said, ended.seconds, ended.peak_bytes)
+) -> Finding:
+    """Return a case with its outcome and its last message."""
+    message = (result.errors or result.stderr.strip().splitlines() or [""])[-1]
+    outcome = classify(result, correct=correct, executed=executed)
+    return Finding(suite, case, file, outcome, message, result.seconds, result.peak_bytes)
 
 
-def summary(found: Iterable[Finding]) -> list[dict[str, object]]:
-    """How often each outcome came and what was held at most, by storm and in all."""
-    table = pd.DataFrame([vars(one) for one in found])
-    counted = pd.crosstab(table["storm"], table["outcome"]).reindex(
+def summarize(findings: Iterable[Finding]) -> list[dict[str, object]]:
+    """Count outcomes per suite and in total, with the maximum memory."""
+    table = pd.DataFrame([vars(one) for one in findings])
+    counts = pd.crosstab(table["suite"], table["outcome"]).reindex(
         columns=list(OUTCOMES), fill_value=0
     )
-    counted.insert(0, "cases", counted.sum(axis=1))
-    counted.loc["all"] = counted.sum()
-    peaks = table.groupby("storm")["peak_bytes"].max()
+    counts.insert(0, "cases", counts.sum(axis=1))
+    counts.loc["all"] = counts.sum()
+    peaks = table.groupby("suite")["peak_bytes"].max()
     peaks.loc["all"] = peaks.max()
     return [
-        {"storm": name, **row, "peak MB": int(peaks[name] // 1e6)}
-        for name, row in counted.to_dict("index").items()
+        {"suite": name, **row, "peak MB": int(peaks[name] // 1e6)}
+        for name, row in counts.to_dict("index").items()
     ]

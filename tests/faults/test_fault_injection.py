@@ -1,4 +1,4 @@
-"""A short storm, the same every time: what `make storm` does at length (see its `--help`)."""
+"""A short, reproducible selection of the fault-injection tests (`make faults` runs all)."""
 
 from __future__ import annotations
 
@@ -6,62 +6,64 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from tests.faults import files, kills
-from tests.faults.arena import Arena, Ended
+from tests.faults.arena import CommandServer, Result
+from tests.faults.files import damage_suites, run_damage_cases
 from tests.faults.hostile import hostile_files
+from tests.faults.kills import kill_suites, run_kill_cases
 from tests.faults.material import Material
 from tests.faults.oddities import full_disks
-from tests.faults.outcomes import GOOD, Finding, classify
+from tests.faults.outcomes import ALLOWED, Finding, classify
 
 
 @pytest.fixture(scope="module")
-def arena(tmp_path_factory) -> Iterator[Arena]:
-    with Arena(tmp_path_factory.mktemp("cache")) as arena:
-        yield arena
+def server(tmp_path_factory) -> Iterator[CommandServer]:
+    with CommandServer(tmp_path_factory.mktemp("cache")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def made(arena, tmp_path_factory) -> Material:
-    return Material(arena, tmp_path_factory.mktemp("storm") / "made")
+def material(server, tmp_path_factory) -> Material:
+    return Material(server, tmp_path_factory.mktemp("faults") / "material")
 
 
-def bad(found: Iterable[Finding]) -> list[Finding]:
-    """What ended otherwise than right, in one line or killed; there must be something at all."""
-    found = list(found)
-    assert found
-    return [one for one in found if one.outcome not in GOOD]
+def failures(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the cases with an outcome that is not allowed; there must be at least one case."""
+    findings = list(findings)
+    assert findings
+    return [one for one in findings if one.outcome not in ALLOWED]
 
 
 @pytest.mark.parametrize(
-    "name", ["inspect, CSV", "inspect, CSV otherwise written", "split, dataset"]
+    "name", ["inspect, CSV", "inspect, CSV in other formats", "split, dataset"]
 )
-def test_damaged_files_are_read_as_they_were_or_refused(arena, made, tmp_path, name):
-    subject = next(subject for subject in files.subjects(made) if subject.name == name)
-    assert not bad(files.storm(arena, subject, tmp_path, 2 * len(subject.mutations), seed=1))
+def test_damaged_files_give_the_same_result_or_are_refused(server, material, tmp_path, name):
+    suite = next(suite for suite in damage_suites(material) if suite.name == name)
+    count = 2 * len(suite.mutations)
+    assert not failures(run_damage_cases(server, suite, tmp_path, count, seed=1))
 
 
 @pytest.mark.slow
-def test_hostile_files_are_refused_and_never_run(arena, made, tmp_path):
-    assert not bad(hostile_files(arena, made, tmp_path))
+def test_hostile_files_are_refused_and_never_executed(server, material, tmp_path):
+    assert not failures(hostile_files(server, material, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["simulate, killed", "split, killed"])
-def test_what_was_killed_ends_as_if_it_had_not_been(arena, made, tmp_path, name):
-    target = next(target for target in kills.targets(made) if target.name == name)
-    assert not bad(kills.storm(arena, target, tmp_path, 4, seed=1))
+def test_killed_commands_finish_with_the_same_result(server, material, tmp_path, name):
+    suite = next(suite for suite in kill_suites(material) if suite.name == name)
+    assert not failures(run_kill_cases(server, suite, tmp_path, 4, seed=1))
 
 
 @pytest.mark.parametrize("name", ["simulate", "split"])
-def test_a_full_disk_is_one_line_and_with_room_the_command_finishes(arena, made, tmp_path, name):
-    assert not bad(full_disks(arena, made, tmp_path, name=name))
+def test_full_disk_is_refused_and_the_command_finishes_later(server, material, tmp_path, name):
+    assert not failures(full_disks(server, material, tmp_path, name=name))
 
 
 @pytest.mark.parametrize(
-    ("ended", "same", "outcome"),
+    ("result", "correct", "outcome"),
     [
-        ({"status": 0}, True, "right"),
-        ({"status": 0}, False, "silently different"),
-        ({"status": 2, "stderr": "error: a: is damaged"}, False, "one line"),
+        ({"status": 0}, True, "correct"),
+        ({"status": 0}, False, "wrong result"),
+        ({"status": 2, "stderr": "error: a: is damaged"}, False, "refused"),
         ({"status": 2, "stderr": "error: a\nerror: b"}, False, "traceback"),
         ({"status": 1}, False, "traceback"),
         ({"status": -11}, False, "traceback"),
@@ -71,14 +73,9 @@ def test_a_full_disk_is_one_line_and_with_room_the_command_finishes(arena, made,
         ({"status": 2, "stderr": "error: a", "peak_bytes": 2**30 + 1}, False, "memory"),
     ],
 )
-def test_a_storm_sees_what_it_is_there_for(ended, same, outcome):
-    quiet = {
-        "seconds": 1.0,
-        "peak_bytes": 0,
-        "timed_out": False,
-        "signalled": False,
-        "stdout": "",
-        "stderr": "",
-    }
-    assert classify(Ended(**{**quiet, **ended}), same=same) == outcome
-    assert classify(Ended(**{**quiet, **ended}), same=same, executed=True) == "executed"
+def test_classify_detects_every_outcome(result, correct, outcome):
+    defaults = {"seconds": 1.0, "peak_bytes": 0, "timed_out": False, "signalled": False}
+    defaults |= {"stdout": "", "stderr": ""}
+    assert classify(Result(**{**defaults, **result}), correct=correct) == outcome
+    executed = classify(Result(**{**defaults, **result}), correct=correct, executed=True)
+    assert executed == "executed"

@@ -1,6 +1,7 @@
-"""A process that has imported everything and forks once a case, so that a command costs its own work alone.
+"""Fork server: import everything once, then fork a process for each command.
 
-Reads one JSON object a line (`Order`), writes one a line (`Ended`). It starts no thread and no device before it forks.
+Reads one JSON object per line (`arena.Request`) from stdin and writes one per line (`arena.Result`
+without streams). It starts no thread and no JAX device before a fork.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-#: What a memory-hungry case may hold at most before it is ended; the storm's own limit is far below.
+#: A command that exceeds this memory is killed. The tests allow much less (`outcomes.PEAK_BYTES`).
 MEMORY_LIMIT_BYTES = 6 * 2**30
 
 
 def import_everything() -> None:
-    """All that the commands import lazily; none of it starts a thread."""
+    """Import all modules that the commands import lazily; none of them starts a thread."""
     import jax
     import matplotlib.pyplot
     import pandas
@@ -38,24 +39,25 @@ def import_everything() -> None:
     import perturbjax.training.fit
     import perturbjax.training.pytorch_exchange
 
-    used = (jax, matplotlib, pandas, sklearn, tensorflow_datasets, data_prep, perturbjax)
-    assert all(used)
+    imported = (jax, matplotlib, pandas, sklearn, tensorflow_datasets, data_prep, perturbjax)
+    assert all(imported)
 
 
-def run_in_child(order: dict[str, Any]) -> None:
-    """Become the command; never returns."""
+def run_in_child(request: dict[str, Any]) -> None:
+    """Run the command in this (forked) process; never returns."""
     os.setsid()
-    os.chdir(order["cwd"])
-    os.environ.update(order["environment"])
-    for name in order["without"]:
+    os.chdir(request["cwd"])
+    os.environ.update(request["environment"])
+    for name in request["unset"]:
         os.environ.pop(name, None)
     for stream, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(Path(order["said"]) / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        path = Path(request["streams"]) / name
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    if order["file_bytes"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_bytes"],) * 2)
-    program, *words = order["command"]
-    sys.argv = [program, *words]
+    if request["file_bytes"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
+    program, *arguments = request["command"]
+    sys.argv = [program, *arguments]
     status = 70
     try:
         if program == "data_prep":
@@ -65,10 +67,10 @@ def run_in_child(order: dict[str, Any]) -> None:
         else:
             from perturbjax.cli import main
 
-            main(words)
+            main(arguments)
         status = 0
-    except SystemExit as left:
-        status = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         import traceback
 
@@ -83,37 +85,38 @@ def run_in_child(order: dict[str, Any]) -> None:
         os._exit(status)
 
 
-def wait_for(child: int, order: dict[str, Any]) -> dict[str, Any]:
-    """Wait for a child, sending it a signal when the order says so and killing it at its time limit."""
-    started, sent, timed_out = time.monotonic(), order["signal"] is None, False
+def wait_for(child: int, request: dict[str, Any]) -> dict[str, Any]:
+    """Wait for a child; send the requested signal, and kill it at the time or memory limit."""
+    start, is_sent, timed_out = time.monotonic(), request["signal"] is None, False
     while True:
-        ended, status, used = os.wait4(child, os.WNOHANG)
-        took = time.monotonic() - started
-        if ended:
+        pid, status, usage = os.wait4(child, os.WNOHANG)
+        elapsed = time.monotonic() - start
+        if pid:
             break
-        if not sent and took >= order["signal_after_s"]:
-            sent = True
-            _signal(child, order["signal"])
-        if not timed_out and (took > order["limit_s"] or _resident(child) > MEMORY_LIMIT_BYTES):
+        if not is_sent and elapsed >= request["signal_after_s"]:
+            is_sent = True
+            _signal_group(child, request["signal"])
+        is_over = elapsed > request["limit_s"] or _resident_bytes(child) > MEMORY_LIMIT_BYTES
+        if not timed_out and is_over:
             timed_out = True
-            _signal(child, signal.SIGKILL)
+            _signal_group(child, signal.SIGKILL)
         time.sleep(0.005)
-    _signal(child, signal.SIGKILL)  # what it left behind
+    _signal_group(child, signal.SIGKILL)  # remaining worker processes
     return {
         "status": os.waitstatus_to_exitcode(status),
-        "seconds": took,
-        "peak_bytes": used.ru_maxrss * 1024,
+        "seconds": elapsed,
+        "peak_bytes": usage.ru_maxrss * 1024,
         "timed_out": timed_out,
-        "signalled": order["signal"] is not None and sent,
+        "signalled": request["signal"] is not None and is_sent,
     }
 
 
-def _signal(child: int, number: int) -> None:
+def _signal_group(child: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, number)
 
 
-def _resident(child: int) -> int:
+def _resident_bytes(child: int) -> int:
     try:
         return int(Path(f"/proc/{child}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
@@ -124,11 +127,11 @@ def main() -> None:
     import_everything()
     print("ready", flush=True)
     for line in sys.stdin:
-        order = json.loads(line)
+        request = json.loads(line)
         child = os.fork()
         if not child:
-            run_in_child(order)
-        print(json.dumps(wait_for(child, order)), flush=True)
+            run_in_child(request)
+        print(json.dumps(wait_for(child, request)), flush=True)
 
 
 if __name__ == "__main__":
