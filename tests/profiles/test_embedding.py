@@ -180,7 +180,7 @@ def test_embed_marks_training_rows_as_hollow(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"out": Path("picture.pdf")}, r"--out picture\.pdf: must be a name that ends in \.png"),
-        ({"highlight": 0}, "--highlight 0: must be from 1 to 16"),
+        ({"highlight": 0}, "--highlight 0: must be 1 to 16"),
         ({"profiles": ProfileConfig((Path("none.csv"),))}, r"none\.csv: file not found"),
     ],
 )

@@ -314,8 +314,11 @@ class TestAdaptation:
     ("changes", "message"),
     [
         ({"weights": ""}, "--weights: is required"),
-        ({"prefix": "Metadata_x"}, "--prefix Metadata_x: must be something else than Metadata_"),
-        ({"augmentations": 9}, "--augmentations 9: must be 1 to 8: a square has 8"),
+        (
+            {"prefix": "Metadata_x"},
+            "--prefix Metadata_x: must be text that does not start with Metadata_",
+        ),
+        ({"augmentations": 9}, "--augmentations 9: must be 1 to 8"),
         ({"adapt": AdaptConfig(channels="RNA")}, "'RNA' is not stored"),
         ({"backbone": "attention"}, "has no published weights; choose one of resnet18"),
     ],
