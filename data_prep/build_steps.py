@@ -23,9 +23,9 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder
 from perturbjax.core.messages import console
 from perturbjax.core.progress import track
-from perturbjax.dataset import Dataset, write_dataset
-from perturbjax.dataset.append import append_dataset, class_names
-from perturbjax.dataset.writer import Shard, Written
+from perturbjax.dataset import Dataset, DatasetPlan
+from perturbjax.dataset.append import append_dataset, read_class_names
+from perturbjax.dataset.writer import Shard, WrittenShard, write_plan
 
 #: Maximum size of a site in multiples of the median site. Larger sizes come from damaged headers.
 MAX_SIZE_RATIO = 64
@@ -153,27 +153,29 @@ def write_sites(plan: Plan, pool: TaskPool, work: Path) -> Path:
     tasks = ((site, plan.settings, dtype) for site in plan.sites)
     prepared = pool.in_order(site_tasks.prepare_site, tasks)
 
-    def write_on_workers(shards: list[Shard]) -> Iterator[Written]:
+    def write_on_workers(shards: list[Shard]) -> Iterator[WrittenShard]:
         """Write whole shards on the machines of a cluster, so that pixels do not travel."""
         tasks = (
-            (shard, plan.sites[shard.start : shard.start + len(shard.labels)], plan.settings, dtype)
-            for shard in shards
+            (shard, plan.sites[shard.start : shard.stop], plan.settings, dtype) for shard in shards
         )
         written = pool.in_order(site_tasks.write_shard, tasks)
         yield from track(written, total=len(shards), label="Writing", unit="shards")
 
-    written = write_dataset(
-        folder,
+    dataset = DatasetPlan(
         table.sites[["site_id", *table.metadata_columns]],
-        track(prepared, total=len(table), label="Writing", unit="sites"),
-        channel_names=channels,
+        channel_names=tuple(channels),
         image_dtype=dtype,
         label_column=plan.facts["label_column"],
         # Each pixel has one value per channel and a 16-bit mask.
         pixel_bytes=n_pixels * (len(channels) * dtype.itemsize + 2),
         facts=plan.facts,
-        classes=() if target is None else class_names(target.path),
-        elsewhere=write_on_workers if pool.remote else None,
+        leading_classes=() if target is None else read_class_names(target.path),
+    )
+    written = write_plan(
+        folder,
+        dataset,
+        track(prepared, total=len(table), label="Writing", unit="sites"),
+        write_remotely=write_on_workers if pool.remote else None,
     )
     if target is None:
         return written

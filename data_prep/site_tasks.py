@@ -26,7 +26,7 @@ from data_prep.site import Site
 from data_prep.sources import Plane, pixel_digest, probe_planes, read_planes
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import SitePixels, site_statistics
-from perturbjax.dataset.writer import Shard, Written
+from perturbjax.dataset.writer import Shard, WrittenShard
 from perturbjax.dataset.writer import write_shard as write
 
 
@@ -158,7 +158,7 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
     return SitePixels(pixels, mask, site_statistics(image), pixel_digest(raw.values()), quality)
 
 
-def write_shard(task: tuple[Shard, list[Site], Settings, np.dtype]) -> Written:
+def write_shard(task: tuple[Shard, list[Site], Settings, np.dtype]) -> WrittenShard:
     """Prepare the sites of one shard and write the shard.
 
     Raises:

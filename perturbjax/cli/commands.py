@@ -14,6 +14,7 @@ from typing import Any
 from perturbjax import __version__
 from perturbjax.cli import help
 from perturbjax.cli.parsing import parse_options
+from perturbjax.core.choices import describe_options
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.memory import keep_freed_memory
 
@@ -286,7 +287,10 @@ def parse_command(name: str, words: Sequence[str]) -> Any:
         description=command.summary,
         examples=command.examples,
         defaults=defaults,
-        choices=lambda: {field: _names(reference) for field, reference in command.choices.items()},
+        choices=lambda: {
+            **describe_options(),
+            **{field: _names(reference) for field, reference in command.choices.items()},
+        },
         parsed=parsed,
     )
 

@@ -5,7 +5,7 @@ A record holds everything that the program knows about a choice: text for `--hel
 the wording of reports, and the facts that training, export and audit need. Adding a choice means
 adding one record here.
 
-The command line reads this module for `--help`. Therefore nothing heavy is imported at module
+The command line reads this module for `--help`. Heavy packages are not imported at module
 level: the functions of the records import numpy, pandas and scipy when they are called.
 """
 
@@ -50,11 +50,6 @@ class Choice:
     """
 
     help: str
-
-
-def describe_choices(table: Mapping[str, Choice]) -> str:
-    """Return one line that lists the choices of an option with their descriptions."""
-    return "; ".join(f"{name}: {choice.help}" for name, choice in table.items()) + "."
 
 
 # Train/test splits
@@ -141,7 +136,7 @@ def _compound_unavailable(index: DataFrame, label: str) -> str:
 #: From weak to strict.
 SPLIT_POLICIES: dict[str, SplitChoice] = {
     "site": SplitChoice(
-        help="single sites (protocol of the paper); sites of one well occur in train and test",
+        help="single sites; sites of one well occur in train and test (protocol of the paper)",
         groups=lambda index: index["site_id"],
         meaning="sites of one well occur in train and test, so the score measures recognition "
         "of wells, not of treatments",
@@ -189,8 +184,8 @@ class NormalizationChoice(Choice):
 
     Attributes:
         shift_scale: statistics -> shift and scale, each (n, copies * c).
-        depends_on: source of the statistics besides the run itself. "run": none, shift and scale
-            are the same for all images. "image": the image itself. "plate": all images of its
+        depends_on: source of the statistics besides the run. "run": none, shift and scale
+            are the same for all images. "image": the same image. "plate": all images of its
             plate. Training, prediction and export obey it, and statistics that are not declared
             here cannot be read.
         uses_background: True if the run stores the background of each channel.
@@ -240,19 +235,19 @@ def _standardized(mean: ndarray, std: ndarray) -> tuple[ndarray, ndarray]:
 
 NORMALIZATIONS: dict[str, NormalizationChoice] = {
     "dtype": NormalizationChoice(
-        help="divide by the maximum of the stored integer type (as the original program)",
+        help="divide by the maximum of the integer type (as the original program)",
         shift_scale=_by_dtype,
         depends_on="run",
     ),
     "log": NormalizationChoice(
-        help="log(1 + value / background of the channel); stain and exposure become an offset",
+        help="log(1 + value / background of the channel)",
         shift_scale=lambda s: _relative_to_background(s, s.zeros),
         depends_on="run",
         uses_background=True,
         log=True,
     ),
     "log_plate": NormalizationChoice(
-        help="log, plus a second copy of each channel relative to the mean of its plate",
+        help="log, plus each channel relative to its plate mean",
         shift_scale=lambda s: _relative_to_background(s, s.zeros, s.plate_mean),
         depends_on="plate",
         uses_background=True,
@@ -348,9 +343,22 @@ MASK_ENCODINGS: dict[str, MaskEncodingChoice] = {
         stored="1 on the outermost pixels of each cell, also between touching cells",
     ),
     "distance": MaskEncodingChoice(
-        help="distance to the outline of the cell, relative to its maximum in the cell",
+        help="relative distance to the outline of the cell",
         encode=_relative_depth,
         stored="in cells, the distance to the outline divided by its maximum in the cell, in 1/255",
         scale=1 / 255,
     ),
 }
+
+
+def describe_options() -> dict[str, dict[str, str]]:
+    """Return the choices of each option with their descriptions: field -> name -> text."""
+    tables: dict[str, Mapping[str, Choice]] = {
+        "split": SPLIT_POLICIES,
+        "normalize": NORMALIZATIONS,
+        "mask_encoding": MASK_ENCODINGS,
+    }
+    return {
+        field: {name: choice.help for name, choice in table.items()}
+        for field, table in tables.items()
+    }

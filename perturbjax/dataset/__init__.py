@@ -1,12 +1,14 @@
-"""A prepared dataset on disk: its schema, its one writer, and its one opener.
+"""Prepared datasets on disk: schema, writer and reader.
 
-A dataset directory is one TFDS dataset (`dataset_info.json`, `features.json`, ArrayRecord shards), plus
-`index.parquet` (all metadata in record order, so that nothing decodes images to read labels) and
-`provenance.json` (how it was made, and the digest of every file). Neither writing nor reading needs TensorFlow.
+A dataset directory is one TFDS dataset (`dataset_info.json`, `features.json`, ArrayRecord shards)
+with two more files: `index.parquet` has all metadata in record order, so that labels are read
+without decoding images, and `provenance.json` describes how the dataset was built, with the
+checksum of each file. Neither writing nor reading needs TensorFlow.
 """
 
 from perturbjax.core.plates import PLATE, SITE, WELL
-from perturbjax.dataset.reader import Dataset, PixelStore, SiteDataset, SiteSource, open_dataset
+from perturbjax.dataset.joined import open_dataset
+from perturbjax.dataset.reader import Dataset
 from perturbjax.dataset.schema import (
     INDEX,
     INDEX_COLUMNS,
@@ -16,8 +18,9 @@ from perturbjax.dataset.schema import (
     SOURCE_DIGEST,
     SPLIT,
     STATISTICS,
-    Contents,
+    DatasetPlan,
     SitePixels,
+    SiteSource,
     site_statistics,
 )
 from perturbjax.dataset.writer import write_dataset
@@ -34,10 +37,8 @@ __all__ = [
     "SPLIT",
     "STATISTICS",
     "WELL",
-    "Contents",
     "Dataset",
-    "PixelStore",
-    "SiteDataset",
+    "DatasetPlan",
     "SitePixels",
     "SiteSource",
     "open_dataset",

@@ -1,4 +1,6 @@
-"""Adding sites to a dataset: what is there keeps its bytes, and a new directory holds both."""
+"""Append sites to a dataset: existing shards keep their bytes, and a new directory contains both
+parts.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +14,23 @@ import pandas as pd
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder, read_json, write_json, write_parquet
 from perturbjax.dataset.array_record import FEATURES, INFO
-from perturbjax.dataset.reader import SiteDataset
+from perturbjax.dataset.reader import Dataset
 from perturbjax.dataset.schema import INDEX
-from perturbjax.dataset.writer import described_files, seal
+from perturbjax.dataset.writer import describe_files, write_provenance
 
-#: Names of classes, in the order of the numbers that records hold.
+#: Class names, in the order of the class numbers in records.
 LABELS = "label.labels.txt"
-#: What a dataset says of the parts that were added to it.
+#: Provenance entry that lists the appended parts.
 APPENDED = "appended"
-#: Facts of the added part that its entry there repeats.
-_TOLD = ("source", "settings_sha256", "illumination", "created", "created_by", "n_sites")
+#: Provenance entries of an appended part that are copied to this list.
+_COPIED = ("source", "settings_sha256", "illumination", "created", "created_by", "n_sites")
 
 
-def class_names(path: Path) -> list[str]:
-    """The classes of a dataset, in the order of the numbers in its records.
+def read_class_names(path: Path) -> list[str]:
+    """Read the class names of a dataset, in the order of the class numbers in its records.
 
     Raises:
-        InputError: the file of their names cannot be read.
+        InputError: the file of class names cannot be read.
     """
     try:
         return (path / LABELS).read_text(encoding="utf-8").splitlines()
@@ -39,29 +41,31 @@ def class_names(path: Path) -> list[str]:
 
 
 def append_dataset(old: Path, added: Path, folder: Path) -> Path:
-    """Make a dataset of the records of one, then of another that was written to fit it.
+    """Combine a dataset and an added part into a new directory.
 
-    The shards of the first are linked, or copied where links are not to be had: their bytes stay as they are, and so do
-    the numbers of its classes.
+    Shards are hard-linked, or copied where the file system has no links. Bytes of shards and class
+    numbers of `old` stay the same.
 
     Args:
         old: the dataset.
-        added: sites with the same channels, type and columns, whose classes begin with those of `old`.
-        folder: made anew; it opens only once this has returned.
+        added: dataset with the same channels, pixel type and columns; its class names begin with
+            those of `old`.
+        folder: directory to write; replaced if it exists. It is complete when this function
+            returns.
+
+    Returns:
+        The folder.
 
     Raises:
-        InputError: the two do not fit each other.
+        InputError: the parts differ in channels, columns or classes, or share a site.
     """
-    first, second = SiteDataset(old), SiteDataset(added)
-    _require_fitting(first, second)
+    first, second = Dataset(old), Dataset(added)
+    _require_compatible(first, second)
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
-    ours, theirs = _shards(old), _shards(added)
-    names = [
-        _numbered(shard.name, number, len(ours) + len(theirs))
-        for number, shard in enumerate([*ours, *theirs])
-    ]
-    for shard, name in zip([*ours, *theirs], names, strict=True):
+    old_shards, shards = _shards(old), [*_shards(old), *_shards(added)]
+    names = [_shard_name(shard.name, number, len(shards)) for number, shard in enumerate(shards)]
+    for shard, name in zip(shards, names, strict=True):
         _link(shard, folder / name)
     for name in (FEATURES, LABELS):
         shutil.copyfile(added / name, folder / name)
@@ -69,60 +73,65 @@ def append_dataset(old: Path, added: Path, folder: Path) -> Path:
     index = pd.concat([first.index, second.index[first.index.columns]], ignore_index=True)
     write_parquet(folder / INDEX, index)
 
-    known = {
-        name: first.provenance["files"][shard.name]
-        for shard, name in zip(ours, names, strict=False)
+    # Shards of the old part are not read again: their checksums do not change.
+    files = first.provenance["files"]
+    described = {name: files[shard.name] for shard, name in zip(old_shards, names, strict=False)}
+    part = {key: second.provenance[key] for key in _COPIED if key in second.provenance}
+    old_facts = {
+        key: value
+        for key, value in first.provenance.items()
+        if key not in ("files", "content_sha256")
     }
-    part = {key: second.provenance[key] for key in _TOLD if key in second.provenance}
     facts = {
-        **{
-            key: value
-            for key, value in first.provenance.items()
-            if key not in ("files", "content_sha256")
-        },
+        **old_facts,
         "n_sites": len(index),
-        "n_classes": len(class_names(folder)) if first.label_column else 0,
+        "n_classes": len(read_class_names(folder)) if first.label_column else 0,
         "n_cells": int(index["n_cells"].sum()),
         APPENDED: [*first.provenance.get(APPENDED, []), part],
     }
-    return seal(folder, facts, described_files(folder, known))
+    return write_provenance(folder, facts, describe_files(folder, described))
 
 
-def _require_fitting(first: SiteDataset, second: SiteDataset) -> None:
-    mine, theirs = class_names(first.path), class_names(second.path)
-    same = first.channel_names == second.channel_names and first.image_dtype == second.image_dtype
-    same &= theirs[: len(mine)] == mine and set(first.index.columns) == set(second.index.columns)
-    if not same or first.provenance["format"] != second.provenance["format"]:
+def _require_compatible(first: Dataset, second: Dataset) -> None:
+    old_classes, new_classes = read_class_names(first.path), read_class_names(second.path)
+    compatible = (
+        first.channel_names == second.channel_names
+        and first.image_dtype == second.image_dtype
+        and new_classes[: len(old_classes)] == old_classes
+        and set(first.index.columns) == set(second.index.columns)
+    )
+    if not compatible:
         raise InputError(
-            f"{second.path}: has other channels, columns or classes than {first.path}; build both again"
+            f"{second.path}: differs from {first.path} in channels, columns or classes. Build both "
+            "again."
         )
-    if twice := sorted(set(first.index["site_id"]) & set(second.index["site_id"])):
-        raise InputError(f"{first.path}: has site {twice[0]!r} already; a site may stand only once")
+    if shared := sorted(set(first.index["site_id"]) & set(second.index["site_id"])):
+        raise InputError(f"{first.path}: already contains site {shared[0]!r}. Append other sites.")
 
 
 def _shards(path: Path) -> list[Path]:
     return sorted(path.glob("*.array_record-*-of-*"))
 
 
-def _numbered(name: str, number: int, count: int) -> str:
-    """The name of a shard as tfds numbers it."""
+def _shard_name(name: str, number: int, count: int) -> str:
+    """Return the name that TFDS expects for a shard."""
     return f"{name.rsplit('.array_record-', 1)[0]}.array_record-{number:05d}-of-{count:05d}"
 
 
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
 
 
 def _write_info(old: Path, added: Path, folder: Path) -> None:
-    """`dataset_info.json` of both: how many records each shard holds."""
-    ours, theirs = read_json(old / INFO), read_json(added / INFO)
-    (split,), (more,) = ours["splits"], theirs["splits"]
-    both: dict[str, Any] = {
+    """Write `dataset_info.json` with the number of records of all shards."""
+    info, added_info = read_json(old / INFO), read_json(added / INFO)
+    (split,), (added_split,) = info["splits"], added_info["splits"]
+    combined: dict[str, Any] = {
         **split,
-        "shardLengths": [*split["shardLengths"], *more["shardLengths"]],
-        "numBytes": str(int(split["numBytes"]) + int(more["numBytes"])),
+        "shardLengths": [*split["shardLengths"], *added_split["shardLengths"]],
+        "numBytes": str(int(split["numBytes"]) + int(added_split["numBytes"])),
     }
-    write_json(folder / INFO, {**ours, "splits": [both]})
+    write_json(folder / INFO, {**info, "splits": [combined]})

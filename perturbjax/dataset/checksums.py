@@ -1,4 +1,4 @@
-"""All of a dataset against its digests and its index: what opening it leaves for the moment a record is read."""
+"""Verify all files and records of a dataset."""
 
 from __future__ import annotations
 
@@ -9,46 +9,51 @@ import numpy as np
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest
 from perturbjax.core.progress import track
-from perturbjax.dataset.reader import SiteDataset
-from perturbjax.dataset.schema import INDEX, STATISTICS, count_cells, metadata_of, site_statistics
+from perturbjax.dataset.reader import Dataset
+from perturbjax.dataset.schema import (
+    INDEX,
+    STATISTICS,
+    count_cells,
+    metadata_columns,
+    site_statistics,
+)
 
 
 def verify_dataset(path: Path) -> str:
-    """Digests of all files; of every record its texts, label, shape, cells and statistics. What was checked.
+    """Verify the checksums of all files, and each record against its index row.
+
+    Returns:
+        A sentence with the number of sites and files.
 
     Raises:
-        InputError: something differs; the message names the file or the record.
+        InputError: names the first file or record that differs.
     """
-    dataset = SiteDataset(path)
+    dataset = Dataset(path)
     for name, file in dataset.provenance["files"].items():
         if file_digest(dataset.path / name) != file["sha256"]:
             raise InputError(
-                f"{dataset.path / name}: is not what was written there; build the dataset again"
+                f"{dataset.path / name}: was changed (its SHA-256 differs); build the dataset again"
             )
     for position in track(range(len(dataset)), total=len(dataset), label="verifying", unit="sites"):
         _verify_record(dataset, position)
-    return f"{len(dataset)} sites and {len(dataset.provenance['files'])} files are what was written"
+    return f"{len(dataset)} sites and {len(dataset.provenance['files'])} files are unchanged"
 
 
-def _verify_record(dataset: SiteDataset, position: int) -> None:
+def _verify_record(dataset: Dataset, position: int) -> None:
     row = dataset.index.iloc[position]
+    where = f"{dataset.path}: record {position} ({row['site_id']})"
     record = dataset.record(position)
     image, mask = dataset.pixels(position)
-    found = {
+    values = {
         "label": int(record["label"]),
         "n_cells": count_cells(mask),
         "mask_area": int(np.count_nonzero(mask)),
     }
-    found |= {column: record[column].decode() for column in metadata_of(dataset.index.columns)}
-    for name, value in found.items():
+    values |= {name: record[name].decode() for name in metadata_columns(dataset.index.columns)}
+    for name, value in values.items():
         if row[name] != value:
-            raise InputError(
-                f"{dataset.path}: record {position} ({row['site_id']}) has {name} {value!r}, {INDEX} says {row[name]!r}"
-            )
-    for channel, values in zip(dataset.channel_names, site_statistics(image), strict=True):
-        said = [row[f"{name}_{channel}"] for name in STATISTICS]
-        if not np.allclose(values, np.asarray(said, float)):
-            raise InputError(
-                f"{dataset.path}: record {position} ({row['site_id']}) has other intensities in {channel} "
-                f"than {INDEX} says"
-            )
+            raise InputError(f"{where} has {name} {value!r}, but {INDEX} has {row[name]!r}")
+    for channel, statistics in zip(dataset.channel_names, site_statistics(image), strict=True):
+        expected = np.asarray([row[f"{name}_{channel}"] for name in STATISTICS], float)
+        if not np.allclose(statistics, expected):
+            raise InputError(f"{where} has other intensities in {channel} than {INDEX}")

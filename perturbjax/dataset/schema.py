@@ -1,63 +1,146 @@
-"""What a dataset holds of each site, in one place."""
+"""Contents of a dataset: records, index columns, and the plan from which both are written."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float64, UInt, UInt16
 
-#: Raised when a record's or the index's meaning changes; a directory of another version is refused.
+#: Changes with the meaning of records or index; directories of another version are refused.
 SCHEMA_VERSION = "2.0.0"
-#: The one TFDS split of a dataset directory; who trains and who judges is decided later, in `splits.py`.
+#: Name of the only TFDS split of a dataset. Train/test splits are made later (`data/splits.py`).
 SPLIT = "sites"
 INDEX = "index.parquet"
 PROVENANCE = "provenance.json"
 
-#: Columns every `index.parquet` has beside `Metadata_*`. Per channel NAME it also has `mean_NAME`, `std_NAME`,
-#: `p01_NAME`, `p50_NAME` and `p99_NAME`: statistics of the site's stored pixels, in stored units. Those that
-#: `perturbjax build` wrote also have the columns of `data_prep.quality`, of every channel that was read.
+#: Columns of each `index.parquet` besides `Metadata_*`. For each channel NAME it also has
+#: `mean_NAME`, `std_NAME`, `p01_NAME`, `p50_NAME` and `p99_NAME`: statistics of the stored pixels,
+#: in stored units. `perturbjax build` adds the columns of `data_prep.quality`.
 INDEX_COLUMNS = ("site_id", "label", "height", "width", "n_cells", "mask_area")
 STATISTICS = ("mean", "std", "p01", "p50", "p99")
-#: Index column with the SHA-256 of the planes of pixels a site was made from, whatever files they lay in.
+#: Index column with the SHA-256 of the source pixels of a site; it does not depend on file names.
 SOURCE_DIGEST = "source_sha256"
-#: The one class of a dataset without labels: every record must have one, and its features name it.
+#: The only class of a dataset without labels, since each record has a class.
 UNLABELLED = "unlabelled"
-#: Pixels a channel of one site may have: more is no camera's image, and would fill the memory.
+#: Maximum number of pixels of one channel of a site. Larger sizes are errors and would fill the
+#: memory.
 LARGEST_SITE = 1 << 27
+
+
+@runtime_checkable
+class SiteSource(Protocol):
+    """Sites by position and index columns by name: the input of batch pipelines."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    @property
+    def channel_names(self) -> list[str]:
+        """Names of the image channels in stored order; an aggregated channel is named `aggregate`."""
+        ...
+
+    @property
+    def image_dtype(self) -> np.dtype: ...
+
+    @property
+    def label_column(self) -> str:
+        """Label column chosen at build time, or empty. Training can use any other column."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of all sites; raises InputError if sites differ in size."""
+        ...
+
+    def column(self, name: str) -> pd.Series:
+        """A column of the index, `Metadata_*` as text; raises InputError if it is absent."""
+        ...
+
+    def pixels(self, position: int) -> tuple[UInt[np.ndarray, "h w c"], UInt16[np.ndarray, "h w"]]:
+        """Image and mask of one record; raises InputError if the record is damaged."""
+        ...
 
 
 @dataclass(frozen=True)
 class SitePixels:
-    """One site on its way into a dataset."""
+    """Pixels of one site that is written to a dataset.
+
+    Attributes:
+        image: (H, W, C) uint8 or uint16.
+        mask: (H, W) uint16 instance labels, 0 is background.
+        statistics: result of `site_statistics`, if computed before.
+        source_sha256: SHA-256 of the source pixels.
+        quality: additional index columns with image quality metrics.
+    """
 
     image: UInt[np.ndarray, "h w c"]
     mask: UInt16[np.ndarray, "h w"]
     statistics: Float64[np.ndarray, "c 5"] | None = None
-    """What `site_statistics` gives, where it was computed elsewhere already."""
     source_sha256: str = ""
-    """Digest of the planes it was made from."""
     quality: dict[str, float] = field(default_factory=dict)
-    """More columns of the index: how good its images are."""
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a pixel store must know before it writes its first record."""
+class DatasetPlan:
+    """Everything about a dataset except its pixels.
 
-    count: int
-    channels: int
+    Attributes:
+        table: one row for each site, in record order: `site_id` (unique) and `Metadata_*` as text.
+        channel_names: names of the image channels in stored order.
+        image_dtype: uint8 or uint16.
+        label_column: column of `table` with the classes; empty if sites have no labels.
+        pixel_bytes: uncompressed size of all images and masks; determines the number of shards.
+        facts: additional entries of `provenance.json`.
+        leading_classes: classes that come first, in this order; remaining classes follow sorted.
+    """
+
+    table: pd.DataFrame
+    channel_names: tuple[str, ...]
     image_dtype: np.dtype
-    label_names: Sequence[str]
-    metadata_columns: Sequence[str]
-    pixel_bytes: int
-    """Image and mask of all sites together, uncompressed: decides how many files they are spread over."""
+    label_column: str = ""
+    pixel_bytes: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    leading_classes: Sequence[str] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """Class name of each site."""
+        if not self.label_column:
+            return [UNLABELLED] * len(self.table)
+        return list(self.table[self.label_column])
+
+    @functools.cached_property
+    def class_names(self) -> list[str]:
+        """Class names; a record stores the position of its class in this list."""
+        return [*self.leading_classes, *sorted(set(self.labels) - set(self.leading_classes))]
+
+    @property
+    def texts(self) -> list[dict[str, str]]:
+        """`site_id` and `Metadata_*` of each site."""
+        return self.table[["site_id", *metadata_columns(self.table.columns)]].to_dict("records")
+
+    def select(self, start: int, stop: int) -> DatasetPlan:
+        """Return the plan of some of the records, with the same class names."""
+        part = self.table.iloc[start:stop]
+        return replace(self, table=part, leading_classes=self.class_names, facts={})
 
 
 def site_statistics(image: UInt[np.ndarray, "h w c"]) -> Float64[np.ndarray, "c 5"]:
-    """Mean, standard deviation, and the 1st, 50th and 99th percentile of each channel, in stored units."""
+    """Compute mean, standard deviation and 1st, 50th and 99th percentile of each channel.
+
+    Args:
+        image: (H, W, C) stored pixels.
+
+    Returns:
+        (C, 5) in stored units, in the order of `STATISTICS`.
+    """
     pixels = image.reshape(-1, image.shape[-1])
     p01, p50, p99 = np.percentile(pixels, (1, 50, 99), axis=0)
     columns = {"mean": pixels.mean(0), "std": pixels.std(0), "p01": p01, "p50": p50, "p99": p99}
@@ -65,18 +148,26 @@ def site_statistics(image: UInt[np.ndarray, "h w c"]) -> Float64[np.ndarray, "c 
 
 
 def count_cells(mask: UInt16[np.ndarray, "h w"]) -> int:
-    """Instances of a mask; 0 is background."""
+    """Count the instance labels of a mask; 0 is background."""
     return int(np.unique(mask[mask > 0]).size)
 
 
-def metadata_of(columns: Iterable[str]) -> list[str]:
+def metadata_columns(columns: Iterable[str]) -> list[str]:
+    """Select the `Metadata_*` columns."""
     return [column for column in columns if column.startswith("Metadata_")]
 
 
 def index_row(
     texts: dict[str, str], label: int, site: SitePixels, channel_names: Sequence[str]
 ) -> dict[str, Any]:
-    """A site's row of the index: `texts` (site_id and `Metadata_*`), and what its pixels say."""
+    """Create the index row of a site.
+
+    Args:
+        texts: `site_id` and `Metadata_*` columns.
+        label: number of its class.
+        site: its pixels.
+        channel_names: names of the image channels.
+    """
     height, width = site.mask.shape
     row: dict[str, Any] = {
         "site_id": texts["site_id"],

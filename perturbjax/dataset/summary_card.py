@@ -1,9 +1,8 @@
-"""What a notebook shows of a dataset or a run: counts, classes, and a strip of pictures."""
+"""HTML summary of a dataset or run for notebooks: counts, classes and example sites."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,19 +11,20 @@ from jaxtyping import Float
 from perturbjax.core.colours import address, composite, downsample_pixels
 from perturbjax.core.messages import html_text
 from perturbjax.core.plates import PLATE, WELL
+from perturbjax.dataset.schema import SiteSource
 
-if TYPE_CHECKING:
-    from perturbjax.dataset.reader import Dataset
-
-#: Black is this percentile, over sites, of a site's 1st percentile; full colour that of its 99th.
+#: Black is the `LOW`-th percentile over sites of their 1st percentiles, full color the `HIGH`-th of
+#: their 99th.
 LOW, HIGH = 5, 95
-#: Pictures in a strip, their side in pixels, and classes that are listed.
-PICTURES, SIDE, LISTED = 8, 96, 12
+#: Maximum number of example sites, their height in pixels, and maximum number of listed classes.
+PICTURES, PICTURE_HEIGHT, LISTED_CLASSES = 8, 96, 12
 
 
-def dataset_card(dataset: Dataset) -> str:
-    """A dataset as a piece of HTML: counts, classes, and a site of each of the commonest."""
-    index, column = dataset.index, dataset.label_column
+def dataset_card(dataset: SiteSource, index: pd.DataFrame) -> str:
+    """Return the HTML summary of a dataset and its index: counts, classes, one site of each
+    frequent class.
+    """
+    column = dataset.label_column
     counts = index[column].astype(str).value_counts()
     wells = index[[name for name in (PLATE, WELL) if name in index.columns]].drop_duplicates()
     facts = {
@@ -35,45 +35,56 @@ def dataset_card(dataset: Dataset) -> str:
         "channels": ", ".join(dataset.channel_names),
         f"classes of {column}": len(counts),
     }
-    named = [f"{name} ({count})" for name, count in counts.items()]
-    return card(str(dataset.path), facts, named, strip(dataset, column, list(counts.index)))
+    classes = [f"{name} ({count})" for name, count in counts.items()]
+    return card(str(dataset.path), facts, classes, strip(dataset, column, list(counts.index)))
 
 
 def card(title: str, facts: Mapping[str, object], classes: Sequence[str], pictures: str) -> str:
-    """HTML of a title, facts in one line, pictures, and the first classes."""
-    line = " · ".join(
+    """Return HTML with a title, one line of facts, pictures and the first classes."""
+    summary = " · ".join(
         f"{html_text(name)}: <b>{html_text(value)}</b>" for name, value in facts.items()
     )
-    listed = ", ".join(map(html_text, classes[:LISTED]))
-    rest = f" … and {len(classes) - LISTED} more" if len(classes) > LISTED else ""
-    return f"<div><p><b>{html_text(title)}</b><br>{line}</p>{pictures}<p>{listed}{rest}</p></div>"
+    listed = ", ".join(map(html_text, classes[:LISTED_CLASSES]))
+    rest = f" … and {len(classes) - LISTED_CLASSES} more" if len(classes) > LISTED_CLASSES else ""
+    return (
+        f"<div><p><b>{html_text(title)}</b><br>{summary}</p>{pictures}<p>{listed}{rest}</p></div>"
+    )
 
 
-def strip(dataset: Dataset, column: str, classes: Sequence[str]) -> str:
-    """The first site of each of the first classes of a column, as `<img>` tags that say what is seen."""
+def strip(dataset: SiteSource, column: str, classes: Sequence[str]) -> str:
+    """Return the first site of each class as `<img>` tags, with class and site as tooltips."""
+    site_ids = dataset.column("site_id")
     values = dataset.column(column).astype(str).to_numpy()
     low, high = contrast(dataset)
     pictures = []
     for name in [name for name in classes if name in values][:PICTURES]:
-        site = dataset[int(np.argmax(values == name))]
-        step = max(min(site["mask"].shape) // SIDE, 1)
-        data = address(composite(downsample_pixels(site["image"], step), low, high))
-        words = html_text(f"{name}, {site['site_id']}")
-        pictures.append(f'<img src="{data}" alt="{words}" title="{words}" height="{SIDE}"> ')
-    shown = f"black: {LOW}th percentile over sites of their 1st, full colour: {HIGH}th of their 99th percentile"
-    return f"<p>{''.join(pictures)}<br><small>one site a class; {shown}</small></p>"
+        position = int(np.argmax(values == name))
+        image, mask = dataset.pixels(position)
+        step = max(min(mask.shape) // PICTURE_HEIGHT, 1)
+        data = address(composite(downsample_pixels(image, step), low, high))
+        title = html_text(f"{name}, {site_ids[position]}")
+        pictures.append(
+            f'<img src="{data}" alt="{title}" title="{title}" height="{PICTURE_HEIGHT}"> '
+        )
+    scale = (
+        f"black: {LOW}th percentile over sites of their 1st percentiles; "
+        f"full color: {HIGH}th of their 99th percentiles"
+    )
+    return f"<p>{''.join(pictures)}<br><small>one site for each class; {scale}</small></p>"
 
 
-def contrast(dataset: Dataset) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
-    """Stored intensities of each channel that are shown as black and as full colour, from the index alone."""
+def contrast(dataset: SiteSource) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Return the stored intensities of each channel that are displayed as black and as full color,
+    each (C,).
+    """
 
-    def of_sites(statistic: str, share: float) -> Float[np.ndarray, " c"]:
+    def percentile(statistic: str, percent: float) -> Float[np.ndarray, " c"]:
         columns = [dataset.column(f"{statistic}_{name}") for name in dataset.channel_names]
         numbers = [
             pd.to_numeric(column, errors="coerce").fillna(0).to_numpy(dtype=float)
             for column in columns
         ]
-        return np.array([np.percentile(values, share) for values in numbers])
+        return np.array([np.percentile(values, percent) for values in numbers])
 
-    low = of_sites("p01", LOW)
-    return low, np.maximum(of_sites("p99", HIGH), low + 1)
+    low = percentile("p01", LOW)
+    return low, np.maximum(percentile("p99", HIGH), low + 1)

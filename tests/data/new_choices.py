@@ -4,6 +4,8 @@ Run by `test_choices.py` in a separate process, because `core.config` reads the 
 when it is imported.
 """
 
+import contextlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -29,8 +31,7 @@ choices.MASK_ENCODINGS["inverse"] = choices.MaskEncodingChoice(
 from tiny_dataset import write_dataset  # noqa: E402
 
 from perturbjax.audit.split_designs import deal  # noqa: E402
-from perturbjax.cli import help  # noqa: E402
-from perturbjax.cli.evaluate import ApplyConfig, EvaluateConfig, evaluate  # noqa: E402
+from perturbjax.cli.commands import main as run_command  # noqa: E402
 from perturbjax.core.config import (  # noqa: E402
     AugmentConfig,
     InputConfig,
@@ -47,8 +48,13 @@ from perturbjax.training.fit import TrainConfig, fit  # noqa: E402
 
 def main(folder: Path) -> None:
     """Use the new choices in each part of the program."""
-    text = " ".join(help.render(Recipe, "perturbjax train", "Train.", everything=True).split())
-    assert "centered" in text and "inverse" in text and "half" in text
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        run_command(["train", "--help-all"])
+    text = " ".join(output.getvalue().split())
+    for table in (choices.SPLIT_POLICIES, choices.NORMALIZATIONS, choices.MASK_ENCODINGS):
+        name, choice = list(table.items())[-1]
+        assert name in text and choice.help in text
 
     data = write_dataset(folder / "data", sites=48, size=16, channels=["DNA"])
     recipe = Recipe(

@@ -1,4 +1,4 @@
-"""Datasets that were built apart are one for training, judging and features, where they agree."""
+"""Several datasets can be opened as one for training, evaluation and features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plate(
     more: str = "",
     **facts,
 ) -> Path:
-    """One plate of eight wells with two sites each; its labels begin with another class."""
+    """One plate of eight wells with two sites each; plates share one class."""
     rng = np.random.default_rng(len(name))
     labels = ["DMSO", "taxol"] if name == "P1" else ["AZ", "DMSO"]
     table = pd.DataFrame(
@@ -56,13 +56,13 @@ def two(tmp_path_factory) -> tuple[Path, Path]:
     return plate(folder, "P1"), plate(folder, "P2", more="Metadata_more")
 
 
-def test_records_are_those_of_each_one_after_the_other(two):
+def test_joined_dataset_concatenates_records(two):
     joined = open_dataset(two)
-    apart = [open_dataset(path) for path in two]
+    parts = [open_dataset(path) for path in two]
     assert len(joined) == 32 and joined.image_size == (16, 16) and joined.channel_names == ["DNA"]
     images, _ = joined.read([0, 15, 16, 31])
     for image, (part, position) in zip(images, ((0, 0), (0, 15), (1, 0), (1, 15)), strict=True):
-        np.testing.assert_array_equal(image, apart[part].pixels(position)[0])
+        np.testing.assert_array_equal(image, parts[part].pixels(position)[0])
     assert joined.record(16)["site_id"] == b"P2_0" and joined[-1]["site_id"] == "P2_15"
     assert "Metadata_more" not in joined.index.columns
     classes = joined.index.groupby("Metadata_pert_iname")["label"].unique().map(list).to_dict()
@@ -71,28 +71,31 @@ def test_records_are_those_of_each_one_after_the_other(two):
     np.testing.assert_array_equal(again.pixels(17)[0], joined.pixels(17)[0])
 
 
-def test_their_order_is_part_of_what_they_are(two):
-    forth, back = open_dataset(two), open_dataset(two[::-1])
-    assert forth.fingerprint != back.fingerprint and forth.index_sha256 != back.index_sha256
+def test_joined_fingerprint_depends_on_order(two):
+    first, reversed_order = open_dataset(two), open_dataset(two[::-1])
+    assert (
+        first.fingerprint != reversed_order.fingerprint
+        and first.index_sha256 != reversed_order.index_sha256
+    )
     assert open_dataset(two[:1]).fingerprint == open_dataset(two[0]).fingerprint
 
 
-def test_what_does_not_agree_is_one_line(two, tmp_path):
+def test_incompatible_datasets_are_rejected(two, tmp_path):
     with pytest.raises(
         InputError,
-        match=r"has channels DNA, .* has DNA, Actin; datasets that go together must agree",
+        match=r"has channels DNA, .* has DNA, Actin\. Pass datasets with the same channels",
     ):
         open_dataset([two[0], plate(tmp_path, "P3", ("DNA", "Actin"))])
-    with pytest.raises(InputError, match=r"has pixels uint16, .* has uint8"):
+    with pytest.raises(InputError, match=r"has pixel type uint16, .* has uint8"):
         open_dataset([two[0], plate(tmp_path, "P4", dtype=np.uint8)])
-    with pytest.raises(InputError, match="site 'P1_0' stands in two of"):
+    with pytest.raises(InputError, match="site 'P1_0' occurs in two of"):
         open_dataset([two[0], plate(tmp_path, "P1")])
     with pytest.raises(InputError, match="no such dataset directory"):
         open_dataset([two[0], tmp_path / "nowhere"])
 
 
-def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, tmp_path):
-    from perturbjax.cli.evaluate import (
+def test_training_evaluation_and_features_use_joined_datasets(two, tmp_path):
+    from perturbjax.evaluation.apply import (
         ApplyConfig,
         EvaluateConfig,
         PredictConfig,
@@ -121,16 +124,16 @@ def test_a_run_trains_on_both_is_judged_on_both_and_gives_features_of_both(two, 
             ApplyConfig(CheckpointConfig(run), batch_size=8), two, tmp_path / "both.parquet"
         )
     )
-    alone = predict(
+    single = predict(
         PredictConfig(
             ApplyConfig(CheckpointConfig(run), batch_size=8), two[1:], tmp_path / "p2.parquet"
         )
     )
-    found = pd.read_parquet(both)
-    assert found["site_id"].tolist() == open_dataset(two).index["site_id"].tolist()
+    predicted = pd.read_parquet(both)
+    assert predicted["site_id"].tolist() == open_dataset(two).index["site_id"].tolist()
     pd.testing.assert_frame_equal(
-        found[16:].filter(like="prob_").reset_index(drop=True),
-        pd.read_parquet(alone).filter(like="prob_"),
+        predicted[16:].filter(like="prob_").reset_index(drop=True),
+        pd.read_parquet(single).filter(like="prob_"),
     )
     with pytest.raises(InputError, match="already contains another run"):
         fit(TrainConfig(out=run, data=two[:1], recipe=recipe))

@@ -143,7 +143,7 @@ class BatchOrder:
         if records is None:
             records = self.epoch_records(epoch)
             # Threads that read ahead need two epochs at a time; earlier ones are dropped.
-            recent = {e: kept for e, kept in self._cache.items() if e >= epoch - 1}
+            recent = {e: batches for e, batches in self._cache.items() if e >= epoch - 1}
             self._cache = recent | {epoch: records}
         return records
 
