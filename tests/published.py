@@ -1,4 +1,4 @@
-"""PyTorch's own networks with random weights, to hold ours against."""
+"""Networks of PyTorch libraries with random weights, for comparison."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def perturbed(network: torch.nn.Module) -> torch.nn.Module:
-    """In evaluation mode, with BatchNorm far from where it starts, so that a mix-up of its tensors shows."""
+    """Return the network in evaluation mode, with BatchNorm tensors that differ from 0 and 1."""
     generator = torch.Generator().manual_seed(0)
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
@@ -25,7 +25,7 @@ def tensors_of(network: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def resnet(name: str, classes: int = 7, inputs: int = 3) -> torch.nn.Module:
-    """transformers' ResNet of that name."""
+    """Create transformers' ResNet of that name."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     depths = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3], "resnet50": [3, 4, 6, 3]}[name]
@@ -42,7 +42,10 @@ def resnet(name: str, classes: int = 7, inputs: int = 3) -> torch.nn.Module:
 
 
 def efficientnet(name: str, classes: int = 7, image_size: int | None = None) -> torch.nn.Module:
-    """efficientnet_pytorch's B0 or efficientnet_lite_pytorch's Lite0; padding is dynamic without an `image_size`."""
+    """Create efficientnet_pytorch's B0 or efficientnet_lite_pytorch's Lite0.
+
+    Padding depends on the input size if `image_size` is None.
+    """
     if name == "efficientnet_lite0":
         from efficientnet_lite_pytorch import EfficientNet
     else:
@@ -55,7 +58,7 @@ def efficientnet(name: str, classes: int = 7, image_size: int | None = None) -> 
 
 
 def features_and_logits(network: torch.nn.Module, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What PyTorch makes of an NHWC batch: average-pooled features and logits."""
+    """Compute PyTorch's mean features and logits of an NHWC batch."""
     batch = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
     with torch.no_grad():
         if hasattr(network, "extract_features"):
@@ -64,7 +67,7 @@ def features_and_logits(network: torch.nn.Module, x: np.ndarray) -> tuple[np.nda
 
 
 def write_resnet18(path: Path, *, inputs: int = 3) -> Path:
-    """A random resnet18 of two classes under torchvision's names, as .safetensors."""
+    """Write a random resnet18 of two classes under torchvision's names as .safetensors."""
     from flax import nnx
     from safetensors.numpy import save_file
 

@@ -1,4 +1,4 @@
-"""Networks by name. Each maps (mask, image) to `Outputs`; see `layers.Mode` and `layers.Outputs`."""
+"""Networks by name. Each maps a mask and an image to `Outputs` (see `layers`)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""DINOv2's vision transformers (Oquab et al. 2023, arXiv:2304.07193), with registers too (Darcet et al. 2023,
-arXiv:2309.16588).
+"""DINOv2 vision transformers (Oquab et al. 2023, arXiv:2304.07193), also with registers.
 
-The image is cut into patches of 14 pixels; what does not fill one at the right and bottom is left out. Positions were
-learned on one grid and are interpolated to the grid at hand as transformers does: bicubically, with registers also
-antialiased.
+Registers are additional tokens without a patch (Darcet et al. 2023, arXiv:2309.16588). The image
+is divided into patches of 14 pixels; an incomplete patch at the right or bottom is dropped.
+Position embeddings were trained on one grid of patches. They are interpolated to other grids as
+in the transformers library: bicubically, and with antialiasing for networks with registers.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from perturbjax.models.backbone import Backbone, Naming, Path, Tensors
-from perturbjax.models.layers import Conv, Dense, LayerNorm, Mode, Outputs, dropout
+from perturbjax.models.layers import Conv, Dense, LayerNorm, Mode, Outputs, classify
 
 PATCH = 14
-#: Side in pixels of the images that the last steps of the published training saw; 37 patches.
+#: Height and width in pixels of the images in the last training steps; 37 patches.
 PUBLISHED_SIZE = 518
 REGISTERS = 4
-#: Depths at which `stage_maps` looks.
+#: Number of maps that `stage_maps` returns.
 STAGES = 4
 
 
 class Attention(nnx.Module):
-    """Every token looks at every token, in each of several heads."""
+    """Multi-head self-attention over all tokens."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.query, self.key, self.value, self.out = (
@@ -48,7 +48,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention, then two dense layers; each normalised before, scaled after and added to what came in."""
+    """Attention, then two dense layers; each normalized before, scaled, and added to its input."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
@@ -66,20 +66,21 @@ class Block(nnx.Module):
 
 
 class DinoV2(nnx.Module):
-    """A vision transformer on (B, H, W, inputs), both sides 14 pixels or more.
+    """Vision transformer on (B, H, W, inputs), with height and width of at least 14 pixels.
+
+    `features` are the (B, width) class token after the last normalization, before dropout.
 
     Args:
-        width: of a token.
-        depth: blocks.
-        heads: of each attention; `width` is a multiple.
-        registers: tokens beside the class's that stand for no patch, 0 or 4.
+        width: size of a token.
+        depth: number of blocks.
+        heads: attention heads; must divide `width`.
+        registers: number of register tokens, 0 or 4.
         classes: width of the logits.
-        channels: the image's channels; the mask comes before them, so the network takes 1 + channels.
-        inputs: channels the network takes, where that is not 1 + channels (3 for published weights).
-        dropout: share of the features dropped before the last layer.
-        image_size: side in pixels of the grid that positions are kept for.
-
-    `features` are the (B, width) class token, after the last normalisation and before dropout.
+        channels: image channels. With the mask, the network takes 1 + channels.
+        inputs: input channels if not 1 + channels (3 for published weights).
+        dropout: dropout rate of the features before the last layer.
+        image_size: height and width in pixels of the grid of position embeddings.
+        rngs: random streams for the parameters.
     """
 
     def __init__(
@@ -99,14 +100,8 @@ class DinoV2(nnx.Module):
         def tokens(count: int) -> nnx.Param:
             return nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, count, width)))
 
-        self.stem = Conv(
-            1 + channels if inputs is None else inputs,
-            width,
-            PATCH,
-            stride=PATCH,
-            padding=0,
-            rngs=rngs,
-        )
+        inputs = 1 + channels if inputs is None else inputs
+        self.stem = Conv(inputs, width, PATCH, stride=PATCH, padding=0, rngs=rngs)
         self.class_token, self.positions = tokens(1), tokens(1 + (image_size // PATCH) ** 2)
         self.registers = tokens(registers) if registers else None
         self.blocks = nnx.List([Block(width, heads, rngs=rngs) for _ in range(depth)])
@@ -118,60 +113,58 @@ class DinoV2(nnx.Module):
     def tokens(
         self, x: Float[Array, "b h w inputs"], mode: Mode
     ) -> tuple[Float[Array, "b n d"], tuple[int, int]]:
-        """The class token, the registers and the patches in rows, after the last normalisation; and the patches' grid.
+        """Return all tokens after the last normalization, and the grid of patches.
+
+        The order is: class token, registers, patches row by row.
 
         Raises:
             ValueError: the image is smaller than a patch.
         """
-        *_, last = self.blockwise(x, mode)
+        *_, last = self.block_outputs(x, mode)
         return self.norm(last), self.grid(x)
 
-    def blockwise(
+    def block_outputs(
         self, x: Float[Array, "b h w inputs"], mode: Mode
     ) -> Iterator[Float[Array, "b n d"]]:
-        """The same after each block, before that normalisation.
+        """Yield the tokens after each block, before the last normalization.
 
         Raises:
             ValueError: the image is smaller than a patch.
         """
-        if min(x.shape[1:3]) < PATCH:
-            raise ValueError(
-                f"dinov2 needs {PATCH}×{PATCH} pixels at least, not {x.shape[1]}×{x.shape[2]}"
-            )
+        height, width = x.shape[1:3]
+        if min(height, width) < PATCH:
+            raise ValueError(f"dinov2 needs at least {PATCH}×{PATCH} pixels, not {height}×{width}")
         patches = self.stem(x.astype(mode.dtype))
         b, rows, columns, d = patches.shape
         positions = self.positions[...].astype(jnp.float32)
-        of_patches = interpolate(
+        patch_positions = interpolate(
             positions[0, 1:], (rows, columns), antialias=self.registers is not None
         )
-        patches = patches.reshape(b, -1, d) + of_patches.astype(mode.dtype)
+        patches = patches.reshape(b, -1, d) + patch_positions.astype(mode.dtype)
         first = [self.class_token[...] + positions[:, :1]]
         first += [] if self.registers is None else [self.registers[...]]
-        before = [
+        repeated = [
             jnp.broadcast_to(token.astype(mode.dtype), (b, *token.shape[1:])) for token in first
         ]
-        tokens = jnp.concatenate([*before, patches], axis=1)
+        tokens = jnp.concatenate([*repeated, patches], axis=1)
         for block in self.blocks:
             tokens = block(tokens)
             yield tokens
 
     def grid(self, x: Float[Array, "b h w inputs"]) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Return the rows and columns of the patch grid."""
         return x.shape[1] // PATCH, x.shape[2] // PATCH
 
     def stage_maps(
         self, x: Float[Array, "b h w inputs"], mode: Mode
     ) -> list[Float[Array, "b h2 w2 d"]]:
-        """The patches' tokens after each quarter of the blocks, normalised as the last ones are."""
-        ends = [
-            len(self.blocks) * (stage + 1) // len(self.stage_widths) - 1
-            for stage in range(len(self.stage_widths))
-        ]
-        after = list(self.blockwise(x, mode))
-        return [self._as_map(self.norm(after[end]), self.grid(x)) for end in ends]
+        """Return the patch tokens after each quarter of the blocks, with the last normalization."""
+        outputs, stages = list(self.block_outputs(x, mode)), len(self.stage_widths)
+        ends = [len(outputs) * (stage + 1) // stages - 1 for stage in range(stages)]
+        return [self._as_map(self.norm(outputs[end]), self.grid(x)) for end in ends]
 
     def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
-        """The patches' tokens where they lie: a 14th of the side, rounded down."""
+        """Return the patch tokens as a map of 1/14 of height and width, rounded down."""
         return self._as_map(*self.tokens(x, mode))
 
     def _as_map(
@@ -181,14 +174,13 @@ class DinoV2(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
         features = self.tokens(x, mode)[0][:, 0].astype(jnp.float32)
-        logits = self.head(dropout(features, self.dropout, mode).astype(mode.dtype))
-        return Outputs(logits.astype(jnp.float32), features)
+        return classify(self.head, features, self.dropout, mode)
 
 
 def interpolate(
     positions: Float[Array, "n d"], grid: tuple[int, int], *, antialias: bool
 ) -> Float[Array, "m d"]:
-    """Positions of a square grid of n patches, for another grid, its rows one after the other."""
+    """Interpolate the position embeddings of a square grid of n patches to another grid."""
     side = math.isqrt(len(positions))
     square = positions.reshape(side, side, -1)
     rows, columns = (cubic_weights(side, length, antialias=antialias) for length in grid)
@@ -199,10 +191,10 @@ def interpolate(
 def cubic_weights(
     before: int, after: int, *, antialias: bool
 ) -> Float32[np.ndarray, "after before"]:
-    """What torch's bicubic resampling of one axis multiplies with.
+    """Compute PyTorch's matrix of bicubic resampling along one axis.
 
-    Its kernel is Keys' at -0.75 and its borders are repeated; with antialiasing it is at -0.5, as wide as an output
-    pixel, and what lies beyond the border is left out.
+    Without antialiasing: Keys' kernel with a = -0.75, and repeated borders. With antialiasing:
+    a = -0.5, a kernel as wide as an output pixel, and weights beyond the border left out.
     """
     scale = before / after
     centers = (np.arange(after) + 0.5) * scale - 0.5
@@ -211,15 +203,14 @@ def cubic_weights(
         return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     weights = np.zeros((after, before))
     for step in range(-1, 3):
-        at = np.floor(centers).astype(int) + step
-        np.add.at(
-            weights, (np.arange(after), np.clip(at, 0, before - 1)), _keys(centers - at, -0.75)
-        )
+        pixel = np.floor(centers).astype(int) + step
+        columns = np.clip(pixel, 0, before - 1)
+        np.add.at(weights, (np.arange(after), columns), _keys(centers - pixel, -0.75))
     return weights.astype(np.float32)
 
 
 def _keys(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic kernel (1981): 1 at 0, 0 from 2 on."""
+    """Cubic convolution kernel (Keys 1981, doi 10.1109/TASSP.1981.1163711); 0 from distance 2."""
     x = np.abs(distance)
     near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
@@ -244,7 +235,7 @@ _TRANSFORMERS: dict[str, str] = {
 
 
 def _transformers(path: Path) -> str:
-    """As the published files have it; transformers 5 renames some when it reads them."""
+    """Names in the published files; transformers 5 renames some when it reads them."""
     *layer, last = path
     leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}.get(last)
     name: str = last if leaf is None else layer[-1]
@@ -253,7 +244,7 @@ def _transformers(path: Path) -> str:
 
 
 def _arguments(naming: Naming, tensors: Tensors, source: str) -> dict[str, Any]:
-    """The classifiers that were published look at more than the class token: there are no logits."""
+    """Infer the arguments. Published classifiers use more than the class token: no logits here."""
     stem, positions = (tensors[naming.tensor(path)] for path in (naming.stem, ("positions",)))
     side = math.isqrt(max(positions.shape[1] - 1, 0)) if positions.ndim == 3 else 0
     return {

@@ -1,8 +1,12 @@
-"""EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946) and EfficientNet-Lite0 (no squeeze-and-excitation, ReLU6).
+"""EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946) and EfficientNet-Lite0.
 
-Trained weights exist in two dialects: TensorFlow's (`same` padding, which puts the odd pixel at the right and bottom,
-and BatchNorm epsilon 1e-3) and PyTorch's own (`symmetric` padding, 1e-5). Both are arguments here. There is no
-stochastic depth.
+Lite0 has no squeeze-and-excitation and uses ReLU6. Published weights exist in two variants:
+TensorFlow's (`same` padding, with the odd pixel at the right and bottom; BatchNorm epsilon 1e-3)
+and PyTorch's (`symmetric` padding, 1e-5). Both are arguments. Stochastic depth is not implemented.
+
+CPUs compute the depthwise convolution as a sum of shifted images, 50 to 65 times as fast as XLA's
+grouped convolution (2-core Xeon, float32). Outside training they compute in float32: bfloat16
+takes up to a fifth more time (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -28,13 +32,13 @@ from perturbjax.models.backbone import (
     inputs_and_classes,
     name_by_layer,
 )
-from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, conv2d, dropout
+from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, classify, conv2d
 
-#: symmetric: k // 2 on every side. same: TensorFlow's, from the size at hand. static: what `same` is at 224 pixels,
-#: whatever the size at hand (what efficientnet_pytorch does unless told otherwise).
+#: symmetric: k // 2 pixels on each side. same: TensorFlow's, which depends on the input size.
+#: static: the padding of `same` at 224 pixels for every size, efficientnet_pytorch's default.
 Padding = Literal["symmetric", "same", "static"]
 
-#: (repeats, kernel size, first stride, expansion, channels out) a stage; Table 1 of the paper.
+#: Stages as (repeats, kernel size, first stride, expansion, output channels), Table 1 of the paper.
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -50,27 +54,24 @@ STEM_WIDTH, TOP_WIDTH = 32, 1280
 def pad(
     x: Float[Array, "b h w c"], size: int, stride: int, padding: Padding
 ) -> Float[Array, "b h2 w2 c"]:
-    """Zeros around `x`: a `size`-wide convolution that pads nothing itself then gives a `stride`-th of the side."""
+    """Pad `x` with zeros, so that an unpadded convolution divides height and width by `stride`."""
     if size == 1:
         return x
 
-    def around(length: int) -> tuple[int, int]:
+    def both_sides(length: int) -> tuple[int, int]:
         if padding == "symmetric":
             return size // 2, size // 2
         remainder = length % stride if padding == "same" else 0
         total = max(size - (remainder or stride), 0)
         return total // 2, total - total // 2
 
-    return jnp.pad(x, ((0, 0), around(x.shape[1]), around(x.shape[2]), (0, 0)))
+    return jnp.pad(x, ((0, 0), both_sides(x.shape[1]), both_sides(x.shape[2]), (0, 0)))
 
 
 def depthwise_conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int
 ) -> Float[Array, "b h2 w2 c"]:
-    """One `k`×`k` filter a channel, without padding, in the dtype of `x`.
-
-    On a CPU it is written as a sum of shifted images: XLA's grouped convolution is some twenty times slower there.
-    """
+    """Convolve each channel with its own filter, without padding, in the dtype of `x`."""
     kernel = kernel.astype(x.dtype)
     grouped = partial(conv2d, stride=stride, groups=x.shape[-1])
     return jax.lax.platform_dependent(
@@ -82,7 +83,7 @@ def _shifted_sum(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int
 ) -> Float[Array, "b h2 w2 c"]:
     size = kernel.shape[0]
-    high, wide = ((side - size) // stride * stride + 1 for side in x.shape[1:3])
+    high, wide = ((length - size) // stride * stride + 1 for length in x.shape[1:3])
     total, exact = jnp.zeros((), jnp.float32), x.astype(jnp.float32)
     for row in range(size):
         for column in range(size):
@@ -92,7 +93,7 @@ def _shifted_sum(
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias (depthwise if asked), and BatchNorm."""
+    """Convolution without bias, optionally depthwise, then BatchNorm."""
 
     def __init__(
         self,
@@ -131,7 +132,10 @@ class ConvNorm(nnx.Module):
 
 
 class SqueezeExcite(nnx.Module):
-    """Each channel weighted by a value in (0, 1) that depends on all channels' averages (arXiv:1709.01507)."""
+    """Weight each channel by a value in (0, 1) computed from all channels' means.
+
+    Source: Hu et al. 2018, arXiv:1709.01507.
+    """
 
     def __init__(self, width: int, squeezed: int, *, rngs: nnx.Rngs):
         self.reduce = Dense(width, squeezed, rngs=rngs)
@@ -144,7 +148,10 @@ class SqueezeExcite(nnx.Module):
 
 
 class InvertedResidual(nnx.Module):
-    """1×1 to a wider space, depthwise, squeeze-and-excitation, 1×1 back; added to its input where shapes agree."""
+    """1×1 expansion, depthwise convolution, squeeze-and-excitation and 1×1 projection.
+
+    The result is added to the input if their shapes agree.
+    """
 
     def __init__(
         self,
@@ -179,15 +186,16 @@ class InvertedResidual(nnx.Module):
 class EfficientNet(nnx.Module):
     """EfficientNet of width and depth 1 on (B, H, W, inputs).
 
-    Args:
-        lite: ReLU6 instead of SiLU, and no squeeze-and-excitation.
-        classes: width of the logits.
-        channels: the image's channels; the mask comes before them, so the network takes 1 + channels.
-        inputs: channels the network takes, where that is not 1 + channels (3 for ImageNet's weights).
-        dropout: share of the features dropped before the last layer.
-        padding, epsilon: the dialect of the weights, see `Padding` and `BatchNorm`.
+    `features` are (B, 1280) means of the last feature map, before dropout.
 
-    `features` are (B, 1280) averages of the last feature map, before dropout.
+    Args:
+        lite: use ReLU6 instead of SiLU, and no squeeze-and-excitation.
+        classes: width of the logits.
+        channels: image channels. With the mask, the network takes 1 + channels.
+        inputs: input channels if not 1 + channels (3 for ImageNet weights).
+        dropout: dropout rate of the features before the last layer.
+        padding, epsilon: variant of the weights, see `Padding` and `BatchNorm`.
+        rngs: random streams for the parameters.
     """
 
     feature_size = TOP_WIDTH
@@ -206,9 +214,8 @@ class EfficientNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         norm: dict[str, Any] = {"padding": padding, "epsilon": epsilon, "rngs": rngs}
-        self.stem = ConvNorm(
-            1 + channels if inputs is None else inputs, STEM_WIDTH, 3, stride=2, **norm
-        )
+        inputs = 1 + channels if inputs is None else inputs
+        self.stem = ConvNorm(inputs, STEM_WIDTH, 3, stride=2, **norm)
         blocks, width = [], STEM_WIDTH
         for repeats, size, first_stride, expansion, outputs in STAGES:
             for stride in (first_stride, *[1] * (repeats - 1)):
@@ -225,7 +232,7 @@ class EfficientNet(nnx.Module):
     def stage_maps(
         self, x: Float[Array, "b h w inputs"], mode: Mode
     ) -> list[Float[Array, "b _h _w _d"]]:
-        """What each of the seven stages gives, the finest first."""
+        """Return the output of each of the seven stages, finest first."""
         return _fastest(self._stage_maps, x, mode)
 
     def _stage_maps(self, x: Array, mode: Mode) -> list[Array]:
@@ -237,7 +244,7 @@ class EfficientNet(nnx.Module):
         return maps
 
     def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
-        """What the average is taken of: a 32nd of the side, rounded up."""
+        """Return the last feature map, of 1/32 of height and width, rounded up."""
         return _fastest(self._feature_map, x, mode)
 
     def _feature_map(self, x: Array, mode: Mode) -> Array:
@@ -249,29 +256,26 @@ class EfficientNet(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
         features = self.feature_map(x, mode).astype(jnp.float32).mean((1, 2))
-        logits = self.head(dropout(features, self.dropout, mode).astype(mode.dtype))
-        return Outputs(logits.astype(jnp.float32), features)
+        return classify(self.head, features, self.dropout, mode)
 
 
-def _fastest(found: Callable[[Array, Mode], Any], x: Array, mode: Mode) -> Any:
-    """`found` of an image in the precision asked for; outside training a CPU takes float32, which is the faster there.
+def _fastest(function: Callable[[Array, Mode], Any], x: Array, mode: Mode) -> Any:
+    """Apply `function`; outside training a CPU uses float32, its faster precision.
 
-    In bfloat16 a CPU takes up to a fifth more time (docs/performance.md). What is asked for in bfloat16 outside
-    training comes as float32.
+    A lower precision of `mode` outside training returns float32 on all platforms.
     """
     if mode.train or mode.dtype == jnp.float32:
-        return found(x, mode)
+        return function(x, mode)
 
-    def wide(x: Array, dtype: DTypeLike) -> Any:
-        return jax.tree.map(
-            lambda each: each.astype(jnp.float32), found(x, replace(mode, dtype=dtype))
-        )
+    def to_float32(x: Array, dtype: DTypeLike) -> Any:
+        outputs = function(x, replace(mode, dtype=dtype))
+        return jax.tree.map(lambda values: values.astype(jnp.float32), outputs)
 
-    ways = {"cpu": partial(wide, dtype=jnp.float32), "default": partial(wide, dtype=mode.dtype)}
-    return jax.lax.platform_dependent(x, **ways)
+    on_cpu, default = (partial(to_float32, dtype=dtype) for dtype in (jnp.float32, mode.dtype))
+    return jax.lax.platform_dependent(x, cpu=on_cpu, default=default)
 
 
-#: Flat block number → (stage, position in it).
+#: (stage, position in the stage) of each block.
 _BLOCKS = [
     (stage, position) for stage, (repeats, *_) in enumerate(STAGES) for position in range(repeats)
 ]
@@ -280,10 +284,9 @@ _TIMM_LAYERS = {"expand": "pw", "depthwise": "dw", "project": "pwl"}
 
 def _pytorch(path: Path) -> str:
     match path:
-        case ("stem" | "top" as place, "conv"):
-            return "_conv_stem" if place == "stem" else "_conv_head"
-        case ("stem" | "top" as place, "norm"):
-            return "_bn0" if place == "stem" else "_bn1"
+        case ("stem" | "top" as end, part):
+            names = ("_conv_stem", "_bn0") if end == "stem" else ("_conv_head", "_bn1")
+            return names[part == "norm"]
         case ("blocks", number, "squeeze", part):
             return f"_blocks.{number}._se_{part}"
         case ("blocks", number, layer, "conv"):
@@ -295,10 +298,9 @@ def _pytorch(path: Path) -> str:
 
 def _timm(path: Path) -> str:
     match path:
-        case ("stem" | "top" as place, "conv"):
-            return "conv_stem" if place == "stem" else "conv_head"
-        case ("stem" | "top" as place, "norm"):
-            return "bn1" if place == "stem" else "bn2"
+        case ("stem" | "top" as end, part):
+            names = ("conv_stem", "bn1") if end == "stem" else ("conv_head", "bn2")
+            return names[part == "norm"]
         case ("blocks", number, "squeeze", part):
             return "blocks.{}.{}.se.conv_{}".format(*_BLOCKS[number], part)
         case ("blocks", number, layer, part):
@@ -312,12 +314,12 @@ def _timm(path: Path) -> str:
 
 def _torchvision(path: Path) -> str:
     match path:
-        case ("stem" | "top" as place, part):
-            return f"features.{0 if place == 'stem' else len(STAGES) + 1}.{('conv', 'norm').index(part)}"
+        case ("stem" | "top" as end, part):
+            number = 0 if end == "stem" else len(STAGES) + 1
+            return f"features.{number}.{('conv', 'norm').index(part)}"
         case ("blocks", number, layer, part):
-            order = ["expand", "depthwise", "squeeze", "project"][
-                number == 0 :
-            ]  # the first block does not expand
+            order = ["expand", "depthwise", "squeeze", "project"]
+            order = order[number == 0 :]  # the first block does not expand
             last = {"reduce": "fc1", "expand": "fc2", "conv": "0", "norm": "1"}[part]
             stage, position = _BLOCKS[number]
             return f"features.{stage + 1}.{position}.block.{order.index(layer)}.{last}"
@@ -332,7 +334,7 @@ NAMINGS = (
 
 
 def _arguments(naming: Naming, tensors: Tensors, source: str) -> dict[str, Any]:
-    """The dialect follows from the names: efficientnet_pytorch and timm's `tf_…` ports took TensorFlow's weights."""
+    """Infer the variant: efficientnet_pytorch and timm's `tf_…` have TensorFlow's weights."""
     tensorflow = naming.library == "efficientnet_pytorch" or "tf_" in source
     padding, epsilon = ("same", 1e-3) if tensorflow else ("symmetric", 1e-5)
     return {**inputs_and_classes(naming, tensors, source), "padding": padding, "epsilon": epsilon}

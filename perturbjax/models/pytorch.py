@@ -1,7 +1,8 @@
-"""Parameters to and from PyTorch's names and layouts, for the networks the original had.
+"""Exchange of parameters with PyTorch state dicts of the original program's networks.
 
-torch keeps convolution kernels as (out, in, height, width) and dense ones as (out, in); here they are
-(height, width, in, out) and (in, out). Nothing else differs, so a round trip changes no bit.
+PyTorch stores convolution kernels as (out, in, height, width) and dense ones as (out, in); here
+they are (height, width, in, out) and (in, out). Nothing else differs, so that import and export
+are exact.
 """
 
 from __future__ import annotations
@@ -14,23 +15,27 @@ from flax import nnx
 
 from perturbjax import models
 from perturbjax.core.errors import InputError
-from perturbjax.models.layers import BatchNorm
+from perturbjax.models.backbone import TORCH_LEAVES
+from perturbjax.models.backbone import Path as TensorPath
 from perturbjax.models.pytorch_files import read_tensors
+from perturbjax.models.weights import assign_tensors, require_names, to_torch_layout
 
-#: How many batches BatchNorm has seen: torch stores it with each layer, and uses it for nothing at its momentum.
+#: BatchNorm's number of processed batches. PyTorch stores it, but does not use it at its default
+#: momentum.
 BATCHES = "num_batches_tracked"
 
 
 class Imported(NamedTuple):
-    """What a state dict holds.
+    """Content of a state dict.
 
     Attributes:
         params: nnx.Param state, float32.
         stats: nnx.BatchStat state, float32.
         classes: width of the logits.
-        channels: channels of the image.
-        image_size: side in pixels of the input, where the network is tied to one, else None.
-        batches: batches that BatchNorm had seen, 0 where the file does not say.
+        channels: image channels.
+        image_size: height and width of the input in pixels for networks of fixed input size,
+            else None.
+        batches: number of batches that BatchNorm processed; 0 if the file does not store it.
     """
 
     params: Any
@@ -42,126 +47,80 @@ class Imported(NamedTuple):
 
 
 def import_state_dict(path: Path | str, model: str) -> Imported:
-    """Read a PyTorch state dict (`.pth`, or `.safetensors`) of one of the original's networks.
+    """Read a PyTorch state dict (`.pth` or `.safetensors`) of one of the original's networks.
 
-    The classes, the image's channels and, where it matters, the input's side are read off the tensors' shapes.
+    Classes, image channels and input size are inferred from the shapes of the tensors.
 
     Raises:
-        InputError: the file cannot be read, or a tensor is missing, extra, of another shape or not of floats; the
-            message names it.
+        InputError: the file cannot be read, or a tensor is missing, unexpected, of another shape
+            or not of floats. The message names the tensor.
     """
-    path, layers = Path(path), layers_of(model)
-    tensors = read_tensors(path)
+    layers, tensors = layers_of(model), read_tensors(path)
     counts = [tensors.pop(name) for name in list(tensors) if name.rpartition(".")[2] == BATCHES]
-    _require_names(path, model, tensors)
-    # What cannot be read off a tensor of an odd rank is taken as 1, so that the shapes' comparison names it.
-    classes = tensors[f"{layers[-1][0]}.bias"].size
+    source = f"{path}: is not a checkpoint of {model}"
+    require_names(tensors, _tensor_names(model, abstract_network(model, 1, 1, None)), source)
+    # A tensor of unexpected rank counts as 1 channel; its shape is checked below.
     first = tensors[f"{layers[0][0]}.weight"]
     channels = first.shape[1] if first.ndim == 4 else 1
+    classes = tensors[f"{layers[-1][0]}.bias"].size
     infer_image_size = models.BACKBONES[model].infer_image_size
     image_size = None if infer_image_size is None else infer_image_size(tensors)
-    network = abstract(model, classes, channels, image_size)
-    for prefix, module_path in layers:
-        for suffix, variable in _variables(_module(network, module_path)).items():
-            variable.set_value(_checked(path, f"{prefix}.{suffix}", tensors, variable.shape))
+    network = abstract_network(model, classes, channels, image_size)
+    assign_tensors(network, tensors, _tensor_names(model, network), source)
     params, stats = nnx.state(network, nnx.Param), nnx.state(network, nnx.BatchStat)
     batches = max((int(count) for count in counts if count.size == 1), default=0)
     return Imported(params, stats, classes, channels, image_size, batches)
 
 
 def state_dict(model: str, network: nnx.Module, *, batches: int = 0) -> dict[str, np.ndarray]:
-    """A network's parameters and statistics under torch's names and in torch's layouts and order."""
-    tensors: dict[str, np.ndarray] = {}
-    for prefix, module_path in layers_of(model):
-        module = _module(network, module_path)
-        for suffix, variable in _variables(module).items():
-            tensors[f"{prefix}.{suffix}"] = _to_torch(np.asarray(variable[...]))
-        if isinstance(module, BatchNorm):
-            tensors[f"{prefix}.{BATCHES}"] = np.array(batches, np.int64)
+    """Return parameters and statistics under PyTorch's names, in its layouts and order.
+
+    Args:
+        model: name of the network.
+        network: the network.
+        batches: number of batches that BatchNorm processed.
+    """
+    leaves, tensors = _leaves(network), {}
+    for path, name in _tensor_names(model, network).items():
+        tensors[name] = to_torch_layout(np.asarray(leaves[path][...]))
+        if path[-1] == "var":
+            tensors[f"{name.rpartition('.')[0]}.{BATCHES}"] = np.array(batches, np.int64)
     return tensors
 
 
-def abstract(model: str, classes: int, channels: int, image_size: int | None) -> nnx.Module:
-    """A network's structure and shapes, without values."""
+def abstract_network(model: str, classes: int, channels: int, image_size: int | None) -> nnx.Module:
+    """Build a network without values."""
     sized = {} if image_size is None else {"image_size": image_size}
     return nnx.eval_shape(
-        lambda: models.create(
-            model, classes=classes, channels=channels, dropout=0.0, seed=0, **sized
-        )
+        lambda: models.create(model, classes=classes, channels=channels, dropout=0.0, **sized)
     )
 
 
 def layers_of(model: str) -> tuple[tuple[str, str], ...]:
-    """The names of a model's layers in torch and here.
+    """Return (PyTorch prefix, module path here) of a network's layers.
 
     Raises:
-        InputError: it has none; the message lists those that have.
+        InputError: the network is not one of the original's; the message lists these.
     """
-    known = {
-        name: backbone.original for name, backbone in models.BACKBONES.items() if backbone.original
-    }
-    if model not in known:
+    layers = {name: record.original for name, record in models.BACKBONES.items() if record.original}
+    if model not in layers:
         raise InputError(
-            f"--model {model}: has no PyTorch counterpart; choose one of {', '.join(known)}"
+            f"--model {model}: has no PyTorch counterpart. Choose one of {', '.join(layers)}."
         )
-    return known[model]
+    return layers[model]
 
 
-def _module(network: Any, path: str) -> nnx.Module:
-    for part in path.split("."):
-        network = network[int(part)] if part.isdigit() else getattr(network, part)
-    return network
+def _leaves(network: nnx.Module) -> dict[TensorPath, Any]:
+    return dict(nnx.to_flat_state(nnx.state(network, (nnx.Param, nnx.BatchStat))))
 
 
-def _variables(module: nnx.Module) -> dict[str, nnx.Variable]:
-    """A layer's variables by torch's suffix, in torch's order."""
-    if isinstance(module, BatchNorm):
-        pairs = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-    else:
-        pairs = {"weight": "kernel", "bias": "bias"}
-    return {suffix: getattr(module, name) for suffix, name in pairs.items()}
-
-
-def _to_torch(array: np.ndarray) -> np.ndarray:
-    return {4: lambda: array.transpose(3, 2, 0, 1), 2: lambda: array.T}.get(
-        array.ndim, lambda: array
-    )()
-
-
-def _from_torch(array: np.ndarray) -> np.ndarray:
-    return {4: lambda: array.transpose(2, 3, 1, 0), 2: lambda: array.T}.get(
-        array.ndim, lambda: array
-    )()
-
-
-def _require_names(path: Path, model: str, tensors: dict[str, np.ndarray]) -> None:
-    network = abstract(model, classes=1, channels=1, image_size=None)
-    wanted = {
-        f"{prefix}.{suffix}": None
-        for prefix, module_path in layers_of(model)
-        for suffix in _variables(_module(network, module_path))
-    }
-    if missing := [name for name in wanted if name not in tensors]:
-        raise InputError(
-            f"{path}: has no tensor {missing[0]} ({len(missing)} missing); is it a checkpoint of {model}?"
-        )
-    if extra := [name for name in tensors if name not in wanted]:
-        raise InputError(
-            f"{path}: {model} has no tensor {extra[0]} ({len(extra)} extra); is it another model's?"
-        )
-
-
-def _checked(
-    path: Path, name: str, tensors: dict[str, np.ndarray], shape: tuple[int, ...]
-) -> np.ndarray:
-    """A tensor in our layout, float32."""
-    tensor = tensors[name]
-    ours = _from_torch(tensor)
-    if ours.shape != tuple(shape):
-        expected = _to_torch(np.empty(shape)).shape
-        raise InputError(
-            f"{path}: tensor {name} has shape {tensor.shape}, the model needs {expected}"
-        )
-    if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
-        raise InputError(f"{path}: tensor {name} holds {tensor.dtype}, not floating-point numbers")
-    return np.ascontiguousarray(ours, np.float32)
+def _tensor_names(model: str, network: nnx.Module) -> dict[TensorPath, str]:
+    """Map paths of variables to PyTorch's names, in PyTorch's order."""
+    leaves = _leaves(network)
+    names = {}
+    for prefix, module in layers_of(model):
+        path = tuple(int(part) if part.isdigit() else part for part in module.split("."))
+        for leaf, suffix in TORCH_LEAVES.items():
+            if (*path, leaf) in leaves:
+                names[(*path, leaf)] = f"{prefix}.{suffix}"
+    return names

@@ -1,6 +1,6 @@
-"""Residual networks (He et al. 2016, arXiv:1512.03385) with the layout of torchvision.
+"""Residual networks (He et al. 2016, arXiv:1512.03385) with torchvision's layout.
 
-The 3×3 convolution of a bottleneck is the strided one (v1.5), and strides pad symmetrically.
+The 3×3 convolution of a bottleneck has the stride (v1.5). Strided convolutions pad symmetrically.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perturbjax.models.backbone import Backbone, Naming, Path, name_by_layer
-from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, dropout, max_pool
+from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, classify, max_pool
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias, and BatchNorm."""
+    """Convolution without bias, then BatchNorm."""
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, rngs: nnx.Rngs):
         self.conv = Conv(inputs, outputs, size, stride=stride, use_bias=False, rngs=rngs)
@@ -30,9 +30,12 @@ class ConvNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Convolutions with ReLU between them, added to their input (projected by 1×1 where the shape changes)."""
+    """Convolutions with ReLU between them, added to the input.
 
-    #: Channels out for each channel of the block's width.
+    A 1×1 convolution projects the input if the shape changes.
+    """
+
+    #: Output channels per channel of `width`.
     expansion: int
 
     def __init__(
@@ -51,7 +54,7 @@ class Block(nnx.Module):
 
 
 class BasicBlock(Block):
-    """Two 3×3 convolutions, the first one strided."""
+    """Two 3×3 convolutions; the first has the stride."""
 
     expansion = 1
 
@@ -64,7 +67,7 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """1×1 to `width`, 3×3 (strided), 1×1 to four times `width`."""
+    """1×1 convolution to `width`, strided 3×3, and 1×1 to four times `width`."""
 
     expansion = 4
 
@@ -81,17 +84,18 @@ BlockKind = type[BasicBlock] | type[Bottleneck]
 
 
 class ResNet(nnx.Module):
-    """A residual network on (B, H, W, inputs).
+    """Residual network on (B, H, W, inputs).
+
+    `features` are (B, feature_size) means of the last feature map, before dropout.
 
     Args:
-        stage_sizes: blocks in each of the four stages.
+        stage_sizes: number of blocks in each of the four stages.
         block: `BasicBlock` or `Bottleneck`.
         classes: width of the logits.
-        channels: the image's channels; the mask comes before them, so the network takes 1 + channels.
-        inputs: channels the network takes, where that is not 1 + channels (3 for ImageNet's weights).
-        dropout: share of the features dropped before the last layer.
-
-    `features` are (B, feature_size) averages of the last feature map, before dropout.
+        channels: image channels. With the mask, the network takes 1 + channels.
+        inputs: input channels if not 1 + channels (3 for ImageNet weights).
+        dropout: dropout rate of the features before the last layer.
+        rngs: random streams for the parameters.
     """
 
     def __init__(
@@ -105,9 +109,8 @@ class ResNet(nnx.Module):
         dropout: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        self.stem = ConvNorm(
-            1 + channels if inputs is None else inputs, STAGE_WIDTHS[0], 7, stride=2, rngs=rngs
-        )
+        inputs = 1 + channels if inputs is None else inputs
+        self.stem = ConvNorm(inputs, STAGE_WIDTHS[0], 7, stride=2, rngs=rngs)
         stages, width_in = [], STAGE_WIDTHS[0]
         self.stage_widths = tuple(width * block.expansion for width in STAGE_WIDTHS)
         for number, (size, width) in enumerate(zip(stage_sizes, STAGE_WIDTHS, strict=True)):
@@ -124,7 +127,7 @@ class ResNet(nnx.Module):
     def stage_maps(
         self, x: Float[Array, "b h w inputs"], mode: Mode
     ) -> list[Float[Array, "b _h _w _d"]]:
-        """What each of the four stages gives, the finest first."""
+        """Return the output of each of the four stages, finest first."""
         x = jax.nn.relu(self.stem(x.astype(mode.dtype), mode))
         x = max_pool(x, window=3, stride=2, padding=1)
         maps = []
@@ -135,13 +138,12 @@ class ResNet(nnx.Module):
         return maps
 
     def feature_map(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Float[Array, "b h2 w2 d"]:
-        """What the average is taken of: a 32nd of the side, rounded up."""
+        """Return the last feature map, of 1/32 of height and width, rounded up."""
         return self.stage_maps(x, mode)[-1]
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
         features = self.feature_map(x, mode).astype(jnp.float32).mean((1, 2))
-        logits = self.head(dropout(features, self.dropout, mode).astype(mode.dtype))
-        return Outputs(logits.astype(jnp.float32), features)
+        return classify(self.head, features, self.dropout, mode)
 
 
 def _torchvision(path: Path) -> str:
@@ -170,22 +172,18 @@ def _transformers(path: Path) -> str:
 
 
 NAMINGS = (
-    Naming(
-        "resnet", "torchvision", name_by_layer(_torchvision)
-    ),  # and timm, which took the names over
+    Naming("resnet", "torchvision", name_by_layer(_torchvision)),  # also timm
     Naming("resnet", "transformers", name_by_layer(_transformers), prefix="resnet."),
 )
 
 
-def _backbone(
-    stage_sizes: tuple[int, int, int, int], block: type[BasicBlock] | type[Bottleneck], source: str
-) -> Backbone:
+def _backbone(stage_sizes: tuple[int, int, int, int], block: BlockKind, source: str) -> Backbone:
     return Backbone(
         partial(ResNet, stage_sizes=stage_sizes, block=block),
         namings=NAMINGS,
         stage_count=len(stage_sizes),
         source=source,
-        license="BSD-3-Clause",  # torchvision's
+        license="BSD-3-Clause",  # license of torchvision
     )
 
 

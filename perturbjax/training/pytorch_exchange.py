@@ -147,7 +147,7 @@ def export_run(config: ExportConfig) -> Path:
     if first not in tree:
         raise InputError(f"{run.path}: checkpoint has no array {first}; it is of another model")
     size = run.recipe.augment.crop if model in FIXED_SIZE_NETWORKS else None
-    network = exchange.abstract(model, len(run.class_names), tree[first].shape[2], size)
+    network = exchange.abstract_network(model, len(run.class_names), tree[first].shape[2], size)
     template = {"params": nnx.state(network, nnx.Param), "stats": nnx.state(network, nnx.BatchStat)}
     state = tree_to_state(select_network_arrays(tree), template, run.path)
     nnx.update(network, state["params"], state["stats"])

@@ -1,4 +1,4 @@
-"""DINOv2 as transformers has it, from the files that transformers writes."""
+"""DINOv2 matches the transformers library on files that transformers writes."""
 
 import functools
 
@@ -18,7 +18,7 @@ from perturbjax.models.weights import load_pretrained
 
 
 def published(folder, *, size: str = "small", registers: bool = False, image_size: int = 98):
-    """transformers' network with random weights, and the safetensors file it is published as."""
+    """Create transformers' network with random weights, and its safetensors file."""
     from transformers import (
         Dinov2Config,
         Dinov2Model,
@@ -46,7 +46,10 @@ def published(folder, *, size: str = "small", registers: bool = False, image_siz
         )
     ).eval()
     generator = torch.Generator().manual_seed(1)
-    for name, parameter in theirs.named_parameters():  # what starts as 0 or 1 would hide a mix-up
+    for (
+        name,
+        parameter,
+    ) in theirs.named_parameters():  # initial values 0 and 1 would hide swapped tensors
         spread = (
             0.5
             if "lambda" in name or "norm" in name or "register" in name or "bias" in name
@@ -72,54 +75,54 @@ def small(request, tmp_path_factory):
     return name, theirs, load_pretrained(name, str(file))
 
 
-# The size of the kept positions, larger, smaller, oblong, and no multiples of a patch.
+# Size of the stored positions, larger, smaller, not square, not a multiple of a patch.
 @pytest.mark.parametrize(
-    "sides",
+    "sizes",
     [
         (98, 98),
         *(
-            pytest.param(sides, marks=pytest.mark.slow)
-            for sides in ((224, 224), (28, 28), (65, 110))
+            pytest.param(sizes, marks=pytest.mark.slow)
+            for sizes in ((224, 224), (28, 28), (65, 110))
         ),
         (56, 126),
     ],
 )
-def test_tokens_are_transformers_tokens_at_every_size(small, sides):
+def test_tokens_match_transformers_at_every_size(small, sizes):
     _, theirs, pretrained = small
-    x = images(*sides)
+    x = images(*sizes)
     with torch.no_grad():
-        answer = theirs(to_torch(x))
+        expected = theirs(to_torch(x))
     model = pretrained.model
     tokens, grid = (
         nnx.jit(lambda model, x: model.tokens(x, Mode())[0])(model, x),
-        (sides[0] // 14, sides[1] // 14),
+        (sizes[0] // 14, sizes[1] // 14),
     )
     outputs = model(jnp.asarray(x), Mode())
-    np.testing.assert_allclose(tokens, answer.last_hidden_state.numpy(), atol=1e-4)
-    np.testing.assert_allclose(outputs.features, answer.pooler_output.numpy(), atol=1e-4)
-    patches = answer.last_hidden_state[:, -grid[0] * grid[1] :].reshape(2, *grid, -1).numpy()
+    np.testing.assert_allclose(tokens, expected.last_hidden_state.numpy(), atol=1e-4)
+    np.testing.assert_allclose(outputs.features, expected.pooler_output.numpy(), atol=1e-4)
+    patches = expected.last_hidden_state[:, -grid[0] * grid[1] :].reshape(2, *grid, -1).numpy()
     np.testing.assert_allclose(model.feature_map(jnp.asarray(x), Mode()), patches, atol=1e-4)
     maps = model.stage_maps(jnp.asarray(x), Mode())
-    assert tuple(found.shape[-1] for found in maps) == model.stage_widths
+    assert tuple(scales.shape[-1] for scales in maps) == model.stage_widths
     np.testing.assert_allclose(maps[-1], patches, atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("registers", [False, True])
 @pytest.mark.parametrize("size", ["base", "large"])
-def test_the_larger_ones_are_transformers_too(tmp_path, size, registers):
+def test_larger_networks_match_transformers(tmp_path, size, registers):
     theirs, file = published(tmp_path, size=size, registers=registers)
     name = f"dinov2_{size}{'_registers' if registers else ''}"
     x = images(70, 84, batch=1)
     with torch.no_grad():
-        answer = theirs(to_torch(x)).pooler_output.numpy()
+        expected = theirs(to_torch(x)).pooler_output.numpy()
     ours = load_pretrained(name, str(file)).model(jnp.asarray(x), Mode()).features
-    np.testing.assert_allclose(ours, answer, atol=1e-4 * max(1, np.abs(answer).max()))
+    np.testing.assert_allclose(ours, expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name.startswith("dinov2_")])
-def test_shapes_are_those_that_transformers_publishes(name):
-    """Of every size, without values: our tensors under their names are theirs, but for what has no place here."""
+def test_parameter_sizes_match_transformers(name):
+    """Networks without values have the parameter sizes of transformers, without mask tokens."""
     from transformers import (
         Dinov2Config,
         Dinov2Model,
@@ -151,7 +154,7 @@ def test_shapes_are_those_that_transformers_publishes(name):
 
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize(("before", "after"), [(37, 16), (16, 37), (7, 7), (37, 2), (5, 1)])
-def test_bicubic_weights_are_torch_s(before, after, antialias):
+def test_cubic_weights_match_torch(before, after, antialias):
     column = torch.eye(before).reshape(1, before, before, 1)  # every channel one unit vector
     theirs = torch.nn.functional.interpolate(
         column.expand(1, before, before, before),
@@ -164,7 +167,7 @@ def test_bicubic_weights_are_torch_s(before, after, antialias):
     )
 
 
-def test_weights_with_registers_and_without_are_told_apart(small, tmp_path):
+def test_weights_with_and_without_registers_are_distinguished(small, tmp_path):
     name, theirs, _ = small
     theirs.save_pretrained(tmp_path)
     other = "dinov2_small" if name.endswith("registers") else "dinov2_small_registers"
@@ -175,16 +178,16 @@ def test_weights_with_registers_and_without_are_told_apart(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_trains_from_scratch_on_a_mask_and_any_channels():
+def test_dinov2_trains_on_mask_and_several_channels():
     model = models.create("dinov2_small", classes=3, channels=2, dropout=0.1, seed=0)
     x = jax.random.normal(jax.random.key(0), (2, 48, 48, 3))
     loss = nnx.jit(nnx.grad(lambda model, x: model(x, Mode(train=True)).logits.var()))
     gradients = nnx.to_flat_state(loss(model, x))
-    still = [path for path, leaf in gradients if not np.abs(leaf[...]).max() > 0]
-    assert {path[-2:] for path in still} <= {("key", "bias")}  # a softmax does not see it
+    unchanged = [path for path, leaf in gradients if not np.abs(leaf[...]).max() > 0]
+    assert {path[-2:] for path in unchanged} <= {("key", "bias")}  # softmax is invariant to it
 
 
-def test_layer_wise_rates_fall_from_the_last_block_to_the_patches():
+def test_rate_scales_fall_from_last_block_to_stem():
     record = BACKBONES["dinov2_small"]
 
     def classifier() -> nnx.Module:
@@ -200,11 +203,11 @@ def test_layer_wise_rates_fall_from_the_last_block_to_the_patches():
         TransferConfig(finetune_rate=1.0, layer_decay=0.5),
         record,
     )
-    found = {
+    scales = {
         "/".join(map(str, path)): rate.get_raw_value() for path, rate in nnx.to_flat_state(rates)
     }
-    assert found["backbone/norm/scale"] == 1 and found["backbone/blocks/11/dense1/kernel"] == 0.5
-    assert found["backbone/blocks/0/scale1"] == 0.5**12
-    assert {found[f"backbone/{part}"] for part in ("stem/kernel", "class_token", "positions")} == {
+    assert scales["backbone/norm/scale"] == 1 and scales["backbone/blocks/11/dense1/kernel"] == 0.5
+    assert scales["backbone/blocks/0/scale1"] == 0.5**12
+    assert {scales[f"backbone/{part}"] for part in ("stem/kernel", "class_token", "positions")} == {
         0.5**13
     }

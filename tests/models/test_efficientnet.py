@@ -1,4 +1,4 @@
-"""EfficientNets give what PyTorch's give, whatever the padding."""
+"""EfficientNets match PyTorch's for every padding."""
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,10 @@ forward = nnx.jit(lambda model, x: model(x, Mode()))
         ("efficientnet_lite0", (63, 64), "static", 224),
     ],
 )
-def test_features_and_logits_are_those_of_pytorch_on_even_and_odd_sizes(
-    name, size, padding, image_size
-):
+def test_features_and_logits_match_pytorch(name, size, padding, image_size):
     theirs = efficientnet(name, image_size=image_size)
-    ours, dialect = build_from_tensors(name, tensors_of(theirs), "random", padding=padding)
-    assert (dialect["padding"], dialect["epsilon"]) == (padding, 1e-3)
+    ours, variant = build_from_tensors(name, tensors_of(theirs), "random", padding=padding)
+    assert (variant["padding"], variant["epsilon"]) == (padding, 1e-3)
     x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
     features, logits = features_and_logits(theirs, x)
     outputs = forward(ours, x)
@@ -39,7 +37,7 @@ def test_features_and_logits_are_those_of_pytorch_on_even_and_odd_sizes(
 
 @pytest.mark.parametrize("padding", ["symmetric", "same", "static"])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (5, 2)])
-def test_shifted_sum_is_the_depthwise_convolution(size, stride, padding):
+def test_shifted_sum_matches_depthwise_convolution(size, stride, padding):
     x = np.random.default_rng(0).normal(size=(2, 13, 10, 4)).astype(np.float32)
     kernel = np.random.default_rng(1).normal(size=(size, size, 1, 4)).astype(np.float32)
     padded = pad(jnp.asarray(x), size, stride, padding)
@@ -50,7 +48,7 @@ def test_shifted_sum_is_the_depthwise_convolution(size, stride, padding):
     )
 
 
-def test_symmetric_padding_is_torch_s():
+def test_symmetric_padding_matches_torch():
     x = np.random.default_rng(0).normal(size=(1, 11, 8, 3)).astype(np.float32)
     kernel = np.random.default_rng(1).normal(size=(5, 5, 3, 2)).astype(np.float32)
     ours = conv2d(pad(jnp.asarray(x), 5, 2, "symmetric"), jnp.asarray(kernel), stride=2)
@@ -64,7 +62,7 @@ def test_symmetric_padding_is_torch_s():
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_every_parameter_of_a_block_gets_a_gradient():
+def test_inverted_residual_has_gradients_for_all_parameters():
     block = InvertedResidual(
         8, 8, 3, stride=1, expansion=6, lite=False, padding="same", epsilon=1e-3, rngs=nnx.Rngs(0)
     )
@@ -73,7 +71,7 @@ def test_every_parameter_of_a_block_gets_a_gradient():
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
 
 
-def test_in_bfloat16_a_cpu_answers_in_float32_outside_training_and_an_accelerator_in_bfloat16():
+def test_evaluation_uses_float32_on_cpu_and_bfloat16_on_gpu():
     model = EfficientNet(lite=True, classes=2, inputs=3, rngs=nnx.Rngs(0))
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     x, half = jax.random.normal(jax.random.key(0), (2, 32, 32, 3)), Mode(dtype=jnp.bfloat16)
@@ -81,12 +79,12 @@ def test_in_bfloat16_a_cpu_answers_in_float32_outside_training_and_an_accelerato
     def maps(x, mode):
         return nnx.merge(graphdef, params, stats, copy=True).feature_map(x, mode)
 
-    found = jax.jit(lambda x: maps(x, half))
+    compute = jax.jit(lambda x: maps(x, half))
     np.testing.assert_allclose(
-        found(x), jax.jit(lambda x: maps(x, Mode()))(x), rtol=1e-5, atol=1e-5
+        compute(x), jax.jit(lambda x: maps(x, Mode()))(x), rtol=1e-5, atol=1e-5
     )
     for platform, wide in (("cpu", True), ("cuda", False)):
-        text = found.trace(x).lower(lowering_platforms=(platform,)).as_text()
+        text = compute.trace(x).lower(lowering_platforms=(platform,)).as_text()
         products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
         assert products and all(("xbf16>" not in line) == wide for line in products)
     trained = jax.eval_shape(lambda x: maps(x, Mode(train=True, dtype=jnp.bfloat16)), x)

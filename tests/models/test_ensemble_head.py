@@ -1,4 +1,4 @@
-"""The network of channels: every channel alone, however many, and eyes of its own beside what photographs taught."""
+"""Ensemble classifier: features of single channels, site statistics and a trainable branch."""
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,17 @@ from perturbjax.models.ensemble_head import (
     EnsembleClassifier,
     LinearReduction,
     downsample_by_2,
+    rename_saved_arrays,
 )
 from perturbjax.models.layers import Conv
 from perturbjax.models.symmetries import dihedral
 
-#: Features of a channel: the first stage's, three copies.
-SEEN = 3 * 7
+#: Features per channel: three statistics of the first stage's 7 maps.
+PER_CHANNEL = 3 * 7
 
 
 class Backbone(nnx.Module):
-    """Two convolutions: a network of photographs as far as its inputs and outputs go."""
+    """Two convolutions with the interface of a pretrained backbone."""
 
     stage_widths = (7, 5)
 
@@ -33,15 +34,15 @@ class Backbone(nnx.Module):
         self.last = Conv(7, 5, stride=2, rngs=nnx.Rngs(1))
 
     def stage_maps(self, x, mode):
-        found = jax.nn.relu(self.conv(x))
-        return [found, self.last(found)]
+        fine = jax.nn.relu(self.conv(x))
+        return [fine, self.last(fine)]
 
 
 def forward(model: EnsembleClassifier, x: jax.Array):
     return nnx.jit(lambda model, x: model(x, Mode()))(model, x)
 
 
-def described(model: EnsembleClassifier, x: jax.Array) -> jax.Array:
+def compute_features(model: EnsembleClassifier, x: jax.Array) -> jax.Array:
     return nnx.jit(lambda model, x: model.compute_features(x, Mode()))(model, x)
 
 
@@ -58,50 +59,60 @@ def site(channels: int, n: int = 2) -> jax.Array:
 
 
 @pytest.mark.parametrize(("channels", "copies"), [(1, 1), (6, 1), (14, 1), (12, 2)])
-def test_the_stored_channels_are_described_and_statistics_of_all(channels, copies):
+def test_features_cover_stored_channels_and_statistics_of_all_copies(channels, copies):
     model, x = small(channels, copies), site(channels)
-    seen, known = channels // copies * SEEN, channels * 5 + 2
+    backbone, statistics = channels // copies * PER_CHANNEL, channels * 5 + 2
     shape = jax.eval_shape(lambda x: model.compute_features(x, Mode()), x).shape
-    assert shape == (2, seen + known) and model.backbone_feature_size == seen
+    assert shape == (2, backbone + statistics) and model.backbone_feature_size == backbone
     out = jax.eval_shape(lambda x: model(x, Mode()), x)
-    assert out.features.shape == (2, min(COMPONENTS, seen) + known) and out.logits.shape == (2, 3)
+    assert out.features.shape == (
+        2,
+        min(COMPONENTS, backbone) + statistics,
+    ) and out.logits.shape == (2, 3)
 
 
-def test_what_is_found_in_a_channel_depends_neither_on_the_others_nor_on_its_exposure():
+def test_channel_features_do_not_depend_on_other_channels_or_exposure():
     model, x = small(), site(2)
     other = x.at[..., 2].set(x[::-1, ..., 2])
     brighter = jnp.log1p(3 * jnp.expm1(x[..., 1:]) + 1)
     brighter = jnp.concatenate([x[..., :1], brighter], axis=-1)
-    seen, with_other, exposed = (described(model, one) for one in (x, other, brighter))
-    np.testing.assert_allclose(with_other[:, :SEEN], seen[:, :SEEN], atol=1e-5)
-    np.testing.assert_allclose(exposed[:, : 2 * SEEN], seen[:, : 2 * SEEN], atol=1e-3)
+    backbone, with_other, exposed = (compute_features(model, one) for one in (x, other, brighter))
+    np.testing.assert_allclose(with_other[:, :PER_CHANNEL], backbone[:, :PER_CHANNEL], atol=1e-5)
+    np.testing.assert_allclose(
+        exposed[:, : 2 * PER_CHANNEL], backbone[:, : 2 * PER_CHANNEL], atol=1e-3
+    )
 
 
-def test_averaged_over_all_symmetries_a_turned_site_is_described_alike():
+def test_features_averaged_over_symmetries_are_rotation_invariant():
     x = site(1)
     for symmetries, same in ((1, False), (8, True)):
         model = small(1, symmetries=symmetries)
-        assert np.allclose(described(model, dihedral(x, 5)), described(model, x), atol=1e-4) == same
-
-
-@pytest.mark.parametrize("n", [SITES_PER_CHUNK - 1, SITES_PER_CHUNK, 2 * SITES_PER_CHUNK + 1])
-def test_sites_in_turn_are_described_as_they_are_alone(n):
-    model, x = small(2, symmetries=3), site(2, n)
-    together = described(model, x)
-    for row in (0, n - 1):
-        np.testing.assert_allclose(
-            together[row], described(model, x[row : row + 1])[0], rtol=1e-4, atol=1e-5
+        assert (
+            np.allclose(
+                compute_features(model, dihedral(x, 5)), compute_features(model, x), atol=1e-4
+            )
+            == same
         )
 
 
-def test_the_answer_is_the_weighted_mean_of_what_head_and_eyes_say_and_training_is_the_eyes_alone():
+@pytest.mark.parametrize("n", [SITES_PER_CHUNK - 1, SITES_PER_CHUNK, 2 * SITES_PER_CHUNK + 1])
+def test_features_of_chunked_sites_match_single_sites(n):
+    model, x = small(2, symmetries=3), site(2, n)
+    batch = compute_features(model, x)
+    for row in (0, n - 1):
+        np.testing.assert_allclose(
+            batch[row], compute_features(model, x[row : row + 1])[0], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_logits_are_weighted_mean_and_only_branch_is_trained():
     model, x = small(), site(2)
-    looked = nnx.jit(lambda model, x: model.trainable_branch(downsample_by_2(x), Mode()))(model, x)
+    branch = nnx.jit(lambda model, x: model.trainable_branch(downsample_by_2(x), Mode()))(model, x)
     out = forward(model, x)
-    known = jax.nn.log_softmax(model.head(out.features, Mode()))
-    expected = (1 - BRANCH_WEIGHT) * known + BRANCH_WEIGHT * jax.nn.log_softmax(looked.logits)
+    statistics = jax.nn.log_softmax(model.head(out.features, Mode()))
+    expected = (1 - BRANCH_WEIGHT) * statistics + BRANCH_WEIGHT * jax.nn.log_softmax(branch.logits)
     np.testing.assert_allclose(out.logits, expected, atol=1e-5)
-    assert out.attention.shape == (2, 2, 2)  # of 40 pixels, halved four times
+    assert out.attention.shape == (2, 2, 2)  # 40 pixels, divided by 2 four times
 
     def loss(params, x):
         model = nnx.merge(graphdef, params, stats, copy=True)
@@ -109,19 +120,19 @@ def test_the_answer_is_the_weighted_mean_of_what_head_and_eyes_say_and_training_
 
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     gradients = jax.jit(jax.grad(loss))(params, x)
-    moved = {
+    trained = {
         name for name in gradients if any(np.any(leaf) for leaf in jax.tree.leaves(gradients[name]))
     }
-    assert moved == {"trainable_branch"}
+    assert trained == {"trainable_branch"}
 
 
-def test_in_bfloat16_it_answers_nearly_as_in_float32():
+def test_bfloat16_logits_match_float32():
     model, x = small(2, symmetries=2), site(2, SITES_PER_CHUNK + 1)
     logits = nnx.jit(lambda model, x: model(x, Mode(dtype=jnp.bfloat16)).logits)(model, x)
     np.testing.assert_allclose(logits, forward(model, x).logits, atol=0.02)
 
 
-def test_eyes_see_the_share_that_is_cell_and_the_mean_of_every_channel():
+def test_downsample_by_2_averages_cell_fraction_and_channels():
     x = (
         jnp.zeros((1, 5, 4, 2))
         .at[0, 0, 0, 0]
@@ -134,7 +145,22 @@ def test_eyes_see_the_share_that_is_cell_and_the_mean_of_every_channel():
     np.testing.assert_allclose(half[0, 0, 0], [0.25, 3])
 
 
-def test_before_it_is_set_a_reduction_keeps_the_first_of_what_comes():
+def test_unfitted_reduction_keeps_first_features():
     np.testing.assert_array_equal(
         LinearReduction(5, 3)(jnp.arange(10.0).reshape(2, 5)), [[0, 1, 2], [5, 6, 7]]
     )
+
+
+def test_rename_saved_arrays_maps_former_names_to_present_ones():
+    former = ("eyes/head/bias", "head/perceptron/past", "head/linear/kernel", "head/shares")
+    present = (
+        "trainable_branch/head/bias",
+        "head/mlp/skip",
+        "head/logistic_regression/kernel",
+        "head/ensemble_weights",
+    )
+    saved = {f"opt_state/0/mu/{name}/value": number for number, name in enumerate(former)}
+    renamed = {f"opt_state/0/mu/{name}/value": number for number, name in enumerate(present)}
+    assert rename_saved_arrays(saved) == renamed
+    state = nnx.to_flat_state(nnx.state(small()))
+    assert {"/".join(map(str, path)) for path, _ in state} >= set(present)

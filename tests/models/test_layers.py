@@ -1,4 +1,4 @@
-"""The layers compute what their obvious forms do, forward and backward, and no less where they take short cuts."""
+"""Layers equal their plain definitions in the forward and the backward pass."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def assert_near(ours, theirs, relative: float) -> None:
-    """Within a share of the largest value."""
+    """Check that values differ by at most a fraction of the maximum."""
     ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() <= relative * np.abs(theirs).max()
@@ -52,7 +52,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)], ids=["float32", "bf16"]
 )
-def test_convolution_and_both_its_gradients_are_torchs(case, dtype, tolerance):
+def test_conv2d_and_gradients_match_torch(case, dtype, tolerance):
     b, h, w, i, o, size, stride, padding, groups = CONVOLUTIONS[case]
     x, kernel = normal(b, h, w, i), normal(size, size, i // groups, o)
     their_x = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
@@ -80,7 +80,7 @@ def test_convolution_and_both_its_gradients_are_torchs(case, dtype, tolerance):
 
 
 def plain_norm(x, scale, bias, weight, shift):
-    """Batch normalisation as it is defined, for JAX to differentiate."""
+    """Batch normalization by its definition, differentiated by JAX."""
     x = x + shift
     weight = weight.reshape(-1, *[1] * (x.ndim - 1))
     axes = tuple(range(x.ndim - 1))
@@ -91,7 +91,7 @@ def plain_norm(x, scale, bias, weight, shift):
 
 
 def make_norm(features: int) -> BatchNorm:
-    """One whose scales take both signs."""
+    """Create a BatchNorm with positive and negative scales."""
     norm = BatchNorm(features)
     norm.scale[...] = jnp.linspace(-1.5, 1.0, features)
     norm.bias[...] = jnp.linspace(-0.5, 0.5, features)
@@ -100,9 +100,9 @@ def make_norm(features: int) -> BatchNorm:
 
 @pytest.mark.parametrize("pooled", [False, True], ids=["norm", "norm and pool"])
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "with padding"])
-@pytest.mark.parametrize("side", [6, 7])
-def test_batchnorms_gradients_are_those_of_its_definition(pooled, padded, side):
-    norm, x = make_norm(5), jnp.asarray(normal(4, side, side, 5))
+@pytest.mark.parametrize("size", [6, 7])
+def test_batch_norm_gradients_match_definition(pooled, padded, size):
+    norm, x = make_norm(5), jnp.asarray(normal(4, size, size, 5))
     shift = jnp.asarray(normal(5))
     weight = jnp.array([1.0, 1.0, 0.0, 1.0]) if padded else jnp.ones(4)
     mode = Mode(train=True, weight=weight if padded else None)
@@ -127,16 +127,16 @@ def test_batchnorms_gradients_are_those_of_its_definition(pooled, padded, side):
     expected, expected_back = jax.vjp(theirs, x, norm.scale[...], norm.bias[...])
     assert_near(y, expected, 1e-5)
     gradient = jnp.asarray(normal(*y.shape))
-    for got, wanted in zip(back(gradient), expected_back(gradient), strict=True):
-        assert_near(got, wanted, 2e-5)
+    for actual, expected_leaf in zip(back(gradient), expected_back(gradient), strict=True):
+        assert_near(actual, expected_leaf, 2e-5)
 
 
-def test_norm_and_pool_agree_with_pooling_after_the_norm_in_evaluation_too():
+def test_normalize_and_pool_matches_pooling_after_norm_in_evaluation():
     norm, x = make_norm(3), jnp.asarray(normal(2, 7, 6, 3))
     assert_near(norm.normalize_and_pool(x, Mode()), max_pool(norm(x, Mode())), 1e-6)
 
 
-def test_running_statistics_count_the_convolutions_bias_but_not_padding():
+def test_running_statistics_include_convolution_bias_and_exclude_padding():
     x, shift = normal(3, 4, 4, 2) + 3, np.array([5.0, -2.0], np.float32)
     norm, pooling, expected = BatchNorm(2), BatchNorm(2), torch.nn.BatchNorm2d(2)
     mode = Mode(train=True, weight=jnp.array([1.0, 1.0, 0.0]))
@@ -148,8 +148,8 @@ def test_running_statistics_count_the_convolutions_bias_but_not_padding():
         assert_near(layer.var[...], expected.running_var.numpy(), 1e-6)
 
 
-def test_at_ties_the_first_of_the_window_gets_the_gradient_through_norm_and_pool():
-    """A window of equal values, as a mask's background is."""
+def test_normalize_and_pool_gradient_goes_to_first_maximum():
+    """All values of a window are equal, as in a mask's background."""
     graphdef, state = nnx.split(BatchNorm(1))
     x = jnp.zeros((1, 4, 4, 1)).at[0, 2:, 2:].set(1.0)
 
@@ -163,7 +163,7 @@ def test_at_ties_the_first_of_the_window_gets_the_gradient_through_norm_and_pool
     np.testing.assert_allclose(gradient.ravel()[1:], gradient[0, 1])
 
 
-def test_a_block_in_bf16_is_near_its_float32_self():
+def test_conv_block_in_bfloat16_matches_float32():
     block, x = ConvBlock(16, 8, rngs=nnx.Rngs(0)), jnp.asarray(normal(4, 8, 8, 16))
     graphdef, params, stats = nnx.split(block, nnx.Param, nnx.BatchStat)
     direction = normal(4, 4, 4, 8)
@@ -183,7 +183,7 @@ def test_a_block_in_bf16_is_near_its_float32_self():
     assert_near(full["conv"]["bias"][...], np.zeros(8), 0)
 
 
-def test_a_block_takes_its_activation_after_the_pool_without_changing_its_value():
+def test_conv_block_activation_after_pooling_is_equivalent():
     block, x = ConvBlock(2, 4, rngs=nnx.Rngs(0)), jnp.asarray(normal(2, 6, 6, 2))
     block.norm.scale[...] = jnp.array([1.0, -1.0, 0.5, -2.0])
     in_order = max_pool(leaky_relu(block.norm(block.conv(x), Mode())))
@@ -210,8 +210,8 @@ def gradients(x, direction, weight, axis_name=None):
     (dparams, dx), new = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
     return (jax.lax.psum(dparams, axis_name) if axis_name else dparams), dx, new
 
-dealt = [a.reshape(2, 2, *a.shape[1:]) for a in (x, direction, weight)]
-dparams, dx, new = jax.pmap(lambda *a: gradients(*a, axis_name="b"), "b")(*dealt)
+parts = [a.reshape(2, 2, *a.shape[1:]) for a in (x, direction, weight)]
+dparams, dx, new = jax.pmap(lambda *a: gradients(*a, axis_name="b"), "b")(*parts)
 one = jax.jit(gradients)(x, direction, weight)
 np.testing.assert_allclose(np.asarray(dx).reshape(x.shape), one[1], atol=1e-5)
 for ours, theirs in zip(jax.tree.leaves((dparams, new)), jax.tree.leaves((one[0], one[2])), strict=True):
@@ -222,7 +222,7 @@ print("agree")
 """
 
 
-def test_a_block_on_two_devices_under_pmap_has_the_gradients_of_one():
+def test_conv_block_gradients_under_pmap_match_one_device():
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",

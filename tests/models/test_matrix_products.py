@@ -1,4 +1,4 @@
-"""Convolutions written as products are convolutions."""
+"""Convolutions computed by matrix products match XLA's convolution."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from perturbjax.models.kernels import matrix_products as products
 
 @pytest.mark.parametrize(("size", "padding"), [(1, 0), (3, 1), (3, 0)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 1e-2)])
-def test_products_are_the_convolution(size, padding, dtype, tolerance):
+def test_convolve_matches_xla_convolution(size, padding, dtype, tolerance):
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=(2, 7, 10, 24)), dtype)
     kernel = jnp.asarray(random.normal(size=(size, size, 24, 5)), dtype)
@@ -23,7 +23,7 @@ def test_products_are_the_convolution(size, padding, dtype, tolerance):
     )
 
 
-def test_a_pointwise_convolution_and_its_gradients_are_those_of_the_convolution():
+def test_pointwise_conv2d_gradients_match_xla_convolution():
     random = np.random.default_rng(0)
     x, kernel = (
         jnp.asarray(random.normal(size=s), jnp.float32) for s in ((2, 6, 5, 32), (1, 1, 32, 8))
@@ -39,10 +39,10 @@ def test_a_pointwise_convolution_and_its_gradients_are_those_of_the_convolution(
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
 
 
-def test_the_views_of_one_layer_alone_are_held_at_a_time():
+def test_conv2d_gradient_stores_views_of_one_layer_at_a_time():
     side, channels = 32, 32
 
-    def held(layers: int) -> int:
+    def temporary_bytes(layers: int) -> int:
         def loss(kernels, x):
             for kernel in kernels:
                 x = jax.nn.relu(conv.conv2d(x, kernel, padding=1))
@@ -53,5 +53,5 @@ def test_the_views_of_one_layer_alone_are_held_at_a_time():
         return step.compile().memory_analysis().temp_size_in_bytes
 
     activations = 4 * 8 * side * side * channels
-    # Of every layer its output stays; its views, nine times as much, would be there too.
-    assert (held(9) - held(3)) / 6 < 3 * activations
+    # The output of each layer is stored. Its shifted views would take nine times as much.
+    assert (temporary_bytes(9) - temporary_bytes(3)) / 6 < 3 * activations

@@ -1,4 +1,4 @@
-"""The three networks are the original's functions: forward, backward and running statistics."""
+"""The original's three networks match PyTorch: logits, gradients and running statistics."""
 
 import copy
 
@@ -13,7 +13,7 @@ from perturbjax import models
 from perturbjax.models.layers import max_pool
 
 NAMES = ["attention", "attention_multiscale", "masked_cnn"]
-#: (height, width, image channels); the last network takes squares of one side only.
+#: (height, width, image channels); the last network has a fixed, square input.
 SIZES = {name: [(32, 32, 1), (31, 45, 1), (9, 8, 3)] for name in NAMES[:2]} | {
     "masked_cnn": [(128, 128, 1), (45, 45, 2)]
 }
@@ -22,13 +22,13 @@ TRAIN_SIZE = 16
 
 @pytest.fixture(scope="module", params=NAMES)
 def trained(request, tmp_path_factory) -> tuple:
-    """A pair, and our compiled loss and gradients in float32."""
+    """A pair, and the compiled loss and gradients of the JAX network in float32."""
     pair = make_pair(request.param, tmp_path_factory.mktemp("pair"), size=TRAIN_SIZE)
     return pair, loss_and_gradients(pair, jnp.float32)
 
 
 @pytest.mark.parametrize(("name", "size"), [(name, size) for name in NAMES for size in SIZES[name]])
-def test_evaluation_logits_are_torchs_within_1e_5(tmp_path, name, size):
+def test_evaluation_logits_match_torch_within_1e_5(tmp_path, name, size):
     height, width, channels = size
     pair = make_pair(name, tmp_path, size=height, channels=channels)
     x = batches(1, 3, height, width, channels)[0][0]
@@ -38,12 +38,13 @@ def test_evaluation_logits_are_torchs_within_1e_5(tmp_path, name, size):
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
-def test_every_gradient_is_torchs_within_1e_4(trained):
-    """Relative to the tensor's largest gradient.
+def test_gradients_match_torch_within_1e_4(trained):
+    """The tolerance is relative to the tensor's maximum gradient.
 
-    The bias of a convolution in front of BatchNorm has the gradient zero, and what either program computes for it is
-    rounding: there both must be under 1e-5 of the network's largest gradient. A gradient that all but cancels (float64
-    says that PyTorch's own is 6e-5 off in one of them) is held to 1e-6 of the network's largest instead.
+    The bias of a convolution before BatchNorm has gradient zero, so both programs compute rounding
+    errors: the difference must be below 1e-5 of the network's maximum gradient. Some gradients
+    nearly cancel (PyTorch's own error is 6e-5 in one of them, compared with float64): their
+    tolerance is 1e-6 of the network's maximum gradient.
     """
     pair, compute = trained
     x, labels = batches(1, 8, TRAIN_SIZE, TRAIN_SIZE)
@@ -69,13 +70,13 @@ def test_every_gradient_is_torchs_within_1e_4(trained):
         assert np.abs(ours[name] - gradient).max() <= tolerance, name
 
 
-def test_running_statistics_after_several_batches_are_torchs(trained):
+def test_running_statistics_match_torch_after_four_batches(trained):
     """Means and unbiased variances within 1e-5 relative, after four batches."""
     pair, compute = trained
     x, labels = batches(4, 8, TRAIN_SIZE, TRAIN_SIZE)
     theirs, stats = make_copy(pair), pair.stats
-    for inputs, wanted in zip(x, labels, strict=True):
-        stats = compute(pair.params, stats, inputs, wanted)[0][1]
+    for inputs, target in zip(x, labels, strict=True):
+        stats = compute(pair.params, stats, inputs, target)[0][1]
         theirs(to_torch(inputs))
     ours = pair.named(stats=stats)
     expected = {
@@ -94,19 +95,19 @@ def make_copy(pair: Pair) -> torch.nn.Module:
     return theirs
 
 
-@pytest.mark.parametrize("side", [6, 7])
-def test_max_pools_gradient_goes_where_torchs_does_at_ties(side):
-    """Windows full of equal values, as a mask's background is: the whole gradient goes to the first of them."""
+@pytest.mark.parametrize("size", [6, 7])
+def test_max_pool_gradient_at_ties_matches_torch(size):
+    """In windows of equal values the first one gets the whole gradient."""
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 2, (2, side, side, 3)).astype(np.float32)
-    weight = rng.normal(size=(2, side // 2, side // 2, 3)).astype(np.float32)
+    x = rng.integers(0, 2, (2, size, size, 3)).astype(np.float32)
+    weight = rng.normal(size=(2, size // 2, size // 2, 3)).astype(np.float32)
     ours = jax.jit(jax.grad(lambda x: (max_pool(x) * weight).sum()))(x)
     theirs = to_torch(x).requires_grad_()
     (torch.nn.functional.max_pool2d(theirs, 2) * to_torch(weight)).sum().backward()
     np.testing.assert_array_equal(np.moveaxis(np.asarray(ours), -1, 1), theirs.grad.numpy())
 
 
-def test_a_network_tied_to_a_size_says_so():
+def test_fixed_size_network_refuses_other_sizes():
     network = models.create("masked_cnn", classes=2, channels=1, dropout=0.5, seed=0, image_size=16)
     with pytest.raises(ValueError, match="16×16 pixels, not 24×24"):
         network(jnp.zeros((1, 24, 24, 2)), models.Mode())

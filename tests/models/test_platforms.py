@@ -1,4 +1,4 @@
-"""What accelerators compute in place of what a CPU does is the same, at ties and negative scales too."""
+"""The forms of kernels for accelerators equal those for CPUs, also at ties and negative scales."""
 
 from __future__ import annotations
 
@@ -16,58 +16,58 @@ PLATFORMS = ("cuda", "tpu")
 
 
 @pytest.fixture
-def on(monkeypatch):
-    """Have `platform_dependent` choose what a platform would run."""
+def run_on(monkeypatch):
+    """Let `platform_dependent` choose the form of a given platform."""
 
     def choose(platform):
-        def chosen(*args, default=None, **ways):
-            return ways.get(platform, default)(*args)
+        def select(*args, default=None, **forms):
+            return forms.get(platform, default)(*args)
 
-        monkeypatch.setattr(jax.lax, "platform_dependent", chosen)
+        monkeypatch.setattr(jax.lax, "platform_dependent", select)
 
     return choose
 
 
 def tied(*shape, dtype=jnp.float32):
-    """Few different values, so that most windows have several greatest."""
+    """Return few distinct values, so that most windows have several maxima."""
     return jnp.asarray(np.random.default_rng(0).integers(-2, 3, shape), dtype)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("side", [6, 7])
-def test_a_pools_gradient_goes_to_the_first_of_equals_bit_for_bit(on, platform, side):
-    x, weight = tied(2, side, side + 2, 3), jnp.arange(3.0) + 1
+@pytest.mark.parametrize("size", [6, 7])
+def test_max_pool_gradient_goes_to_first_maximum_on_all_platforms(run_on, platform, size):
+    x, weight = tied(2, size, size + 2, 3), jnp.arange(3.0) + 1
 
     def gradient(x):
         return jax.grad(lambda x: (max_pool(x) * weight).sum())(x)
 
-    on("cpu")
+    run_on("cpu")
     expected = gradient(x)
-    on(platform)
+    run_on(platform)
     assert np.array_equal(gradient(x), expected)
     assert np.array_equal(
         max_pool(x),
-        x[:, : side // 2 * 2, : (side + 2) // 2 * 2].reshape(2, side // 2, 2, -1, 2, 3).max((2, 4)),
+        x[:, : size // 2 * 2, : (size + 2) // 2 * 2].reshape(2, size // 2, 2, -1, 2, 3).max((2, 4)),
     )
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("turn_kernel", [True, False])
-@pytest.mark.parametrize("side", [8, 7])
+@pytest.mark.parametrize("use_signs", [True, False])
+@pytest.mark.parametrize("size", [8, 7])
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
-def test_a_block_and_its_gradients_are_the_cpus(on, platform, turn_kernel, side, dtype):
+def test_conv_block_gradients_match_cpu(run_on, platform, use_signs, size, dtype):
     block = ConvBlock(2, 4, rngs=nnx.Rngs(0))
     block.norm.scale[...] = jnp.array([1.0, -0.5, 2.0, -1.5])
     block.norm.mean[...] = jnp.array([0.3, -0.2, 0.0, 0.5])
-    # Two passes and one part in the last digits, which must not decide a tie: x is exact in both dtypes.
+    # One and two passes differ in the last digits, which must not decide ties: x is exact.
     graphdef, state = nnx.split(block)
-    x = tied(3, side, side, 2, dtype=dtype)
+    x = tied(3, size, size, 2, dtype=dtype)
     weight = jnp.array([1.0, 1.0, 0.0])
 
     def loss(state, x):
         block = nnx.merge(graphdef, state, copy=True)
         mode = Mode(train=True, weight=weight, dtype=dtype)
-        if turn_kernel:
+        if use_signs:
             z = block(x, mode)
         else:
             z = block.norm.normalize_and_pool(
@@ -78,7 +78,7 @@ def test_a_block_and_its_gradients_are_the_cpus(on, platform, turn_kernel, side,
             z * weight[:, None, None, None] * jnp.cos(jnp.arange(z.size).reshape(z.shape))
         ).sum(), nnx.state(block)
 
-    def everything():
+    def compute_all():
         params = nnx.filter_state(state, nnx.Param), nnx.filter_state(state, nnx.BatchStat)
 
         def value(p, x):
@@ -88,35 +88,39 @@ def test_a_block_and_its_gradients_are_the_cpus(on, platform, turn_kernel, side,
         evaluated = nnx.merge(graphdef, state, copy=True)(x, Mode(dtype=dtype))
         return total, nnx.filter_state(after, nnx.BatchStat), gradients, evaluated
 
-    on("cpu")
-    expected = everything()
-    on(platform)
-    share = 3e-5 if dtype == jnp.float32 else 2e-2
-    for got, wanted in zip(jax.tree.leaves(everything()), jax.tree.leaves(expected), strict=True):
-        got, wanted = (np.asarray(a, np.float32) for a in (got, wanted))
-        np.testing.assert_allclose(got, wanted, atol=share * max(np.abs(wanted).max(), 1e-3))
+    run_on("cpu")
+    expected = compute_all()
+    run_on(platform)
+    tolerance = 3e-5 if dtype == jnp.float32 else 2e-2
+    for actual, expected_leaf in zip(
+        jax.tree.leaves(compute_all()), jax.tree.leaves(expected), strict=True
+    ):
+        actual, expected_leaf = (np.asarray(a, np.float32) for a in (actual, expected_leaf))
+        np.testing.assert_allclose(
+            actual, expected_leaf, atol=tolerance * max(np.abs(expected_leaf).max(), 1e-3)
+        )
 
 
-@pytest.mark.parametrize("far", [0.0, 10.0])
-def test_one_pass_gives_the_statistics_of_two(far):
-    """Ten deviations from the centre cost two digits of the variance."""
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+def test_one_pass_statistics_match_two_passes(offset):
+    """A center ten standard deviations away costs two digits of the variance."""
     x = jnp.asarray(np.random.default_rng(0).normal(3, 1, (6, 33, 20, 5)), jnp.float32)
     weight = jnp.array([1.0, 1, 0, 1, 1, 1])
     two = _two_passes(x, weight, jnp.zeros(5), axis_name=None)
-    one = _one_pass(x, weight, jnp.full(5, 3.0 + far), axis_name=None)
+    one = _one_pass(x, weight, jnp.full(5, 3.0 + offset), axis_name=None)
     np.testing.assert_allclose(one.mean, two.mean, rtol=1e-6)
-    np.testing.assert_allclose(one.var, two.var, rtol=3e-7 if not far else 3e-5)
+    np.testing.assert_allclose(one.var, two.var, rtol=3e-7 if not offset else 3e-5)
     assert float(one.count) == float(two.count)
 
 
-def test_a_constant_channel_has_no_negative_variance():
+def test_one_pass_variance_of_constant_channel_is_not_negative():
     x = jnp.full((2, 4, 4, 3), 0.1, jnp.float32)
     assert (_one_pass(x, jnp.ones(2), jnp.full(3, 0.7), axis_name=None).var >= 0).all()
 
 
-def test_only_a_tpu_asks_for_turned_channels(on):
+def test_channel_signs_negate_on_tpu_only(run_on):
     norm = BatchNorm(2)
     norm.scale[...] = jnp.array([1.0, -1.0])
-    for platform, turn in (("cpu", [1, 1]), ("cuda", [1, 1]), ("tpu", [1, -1])):
-        on(platform)
-        assert norm.channel_signs().tolist() == turn
+    for platform, signs in (("cpu", [1, 1]), ("cuda", [1, 1]), ("tpu", [1, -1])):
+        run_on(platform)
+        assert norm.channel_signs().tolist() == signs

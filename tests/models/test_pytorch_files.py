@@ -1,4 +1,4 @@
-"""Weight files are read as torch reads them, without torch, and nothing in them runs."""
+"""Weight files are read as by PyTorch, and their content is not executed."""
 
 import io
 import json
@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from perturbjax.core.errors import InputError
-from perturbjax.models.pytorch_files import MOST_PICKLE_BYTES, read_tensors, write_tensors
+from perturbjax.models.pytorch_files import read_tensors, write_tensors
+from perturbjax.models.torch_pickle import MAX_PICKLE_BYTES
 
 DTYPES = [
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
@@ -36,8 +37,8 @@ def assert_same(ours: dict[str, np.ndarray], theirs: dict[str, torch.Tensor]) ->
         assert ours[name].tobytes() == expected.tobytes(), name
 
 
-def awkward_state_dict() -> OrderedDict:
-    """Every dtype; a transposed, a sliced and two sharing tensors; a scalar, an empty one and a parameter."""
+def varied_state_dict() -> OrderedDict:
+    """Every dtype, views (transposed, sliced, shared), a scalar, empty tensor and parameter."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(6, 5, generator=generator)
     tensors = OrderedDict((str(dtype), (base * 3).to(dtype)) for dtype in DTYPES)
@@ -53,8 +54,8 @@ def network() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("layout", ["zip", "legacy", "protocol 4"])
-def test_any_state_dict_reads_bit_for_bit(tmp_path, layout):
-    path, tensors = tmp_path / "weights.pth", awkward_state_dict()
+def test_read_tensors_is_exact(tmp_path, layout):
+    path, tensors = tmp_path / "weights.pth", varied_state_dict()
     options = {
         "zip": {},
         "legacy": {"_use_new_zipfile_serialization": False},
@@ -65,9 +66,9 @@ def test_any_state_dict_reads_bit_for_bit(tmp_path, layout):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_what_is_written_reads_back_bit_for_bit(tmp_path, suffix):
+def test_write_and_read_are_exact(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
-    tensors = {name: np.array(to_numpy(tensor)) for name, tensor in awkward_state_dict().items()}
+    tensors = {name: np.array(to_numpy(tensor)) for name, tensor in varied_state_dict().items()}
     write_tensors(path, tensors)
     back = read_tensors(path)
     assert set(back) == set(tensors)
@@ -76,9 +77,9 @@ def test_what_is_written_reads_back_bit_for_bit(tmp_path, suffix):
         assert back[name].tobytes() == np.ascontiguousarray(tensor).tobytes()
 
 
-def test_torch_opens_what_is_written(tmp_path):
+def test_torch_loads_written_file(tmp_path):
     path = tmp_path / "weights.pth"
-    tensors = {name: np.array(to_numpy(tensor)) for name, tensor in awkward_state_dict().items()}
+    tensors = {name: np.array(to_numpy(tensor)) for name, tensor in varied_state_dict().items()}
     write_tensors(path, tensors)
     assert_same(tensors, torch.load(path, weights_only=True))
     first = path.read_bytes()
@@ -87,7 +88,7 @@ def test_torch_opens_what_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict"])
-def test_a_training_checkpoint_gives_its_state_dict(tmp_path, network, wrapper):
+def test_training_checkpoint_gives_state_dict(tmp_path, network, wrapper):
     optimizer = torch.optim.Adam(network.parameters())
     network(torch.ones(2, 1, 4, 4)).sum().backward()
     optimizer.step()
@@ -110,7 +111,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("layout", ["zip", "legacy", "plain pickle"])
-def test_a_malicious_pickle_is_refused_by_name_and_does_not_run(tmp_path, layout):
+def test_malicious_pickle_is_refused_and_not_executed(tmp_path, layout):
     path, target = tmp_path / "bad.pth", tmp_path / "executed"
     bomb = {"weight": torch.ones(2), "extra": Bomb(target)}
     if layout == "plain pickle":
@@ -123,7 +124,7 @@ def test_a_malicious_pickle_is_refused_by_name_and_does_not_run(tmp_path, layout
 
 
 @pytest.mark.parametrize(
-    ("program", "named"),
+    ("program", "message"),
     [
         (b"\x80\x02cbuiltins\neval\nX\x01\x00\x00\x001\x85R.", r"builtins\.eval"),
         (b"\x80\x02ctorch\nload\n.", r"torch\.load"),
@@ -132,16 +133,16 @@ def test_a_malicious_pickle_is_refused_by_name_and_does_not_run(tmp_path, layout
         (b"(S'echo'\nios\nsystem\n.", "STRING|INST"),
     ],
 )
-def test_every_other_way_to_call_is_refused(tmp_path, program, named):
+def test_other_calls_are_refused(tmp_path, program, message):
     path = tmp_path / "bad.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", program)
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(InputError, match=message):
         read_tensors(path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_file_cut_anywhere_is_reported_as_damaged(tmp_path, network, legacy):
+def test_truncated_file_is_reported_as_damaged(tmp_path, network, legacy):
     buffer = io.BytesIO()
     torch.save(network.state_dict(), buffer, _use_new_zipfile_serialization=not legacy)
     whole, path = buffer.getvalue(), tmp_path / "cut.pth"
@@ -151,7 +152,7 @@ def test_a_file_cut_anywhere_is_reported_as_damaged(tmp_path, network, legacy):
             read_tensors(path)
 
 
-def test_flipped_bytes_never_surface_as_anything_but_an_input_error(tmp_path, network):
+def test_flipped_bytes_raise_only_input_errors(tmp_path, network):
     path, buffer = tmp_path / "flipped.pth", io.BytesIO()
     torch.save(network.state_dict(), buffer)
     rng, whole = np.random.default_rng(0), buffer.getvalue()
@@ -168,7 +169,7 @@ def test_flipped_bytes_never_surface_as_anything_but_an_input_error(tmp_path, ne
     assert refused > 100
 
 
-def test_a_tensor_reaching_outside_its_storage_is_named(tmp_path):
+def test_tensor_outside_its_storage_is_named(tmp_path):
     path = tmp_path / "outside.pth"
     write_tensors(path, {"head.weight": np.arange(8, dtype=np.float32)})
     with zipfile.ZipFile(path) as archive:
@@ -184,14 +185,14 @@ def test_a_tensor_reaching_outside_its_storage_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("value", [{"epoch": 3}, [torch.ones(1)], {"state_dict": {"a": 1}}, {}])
-def test_a_file_without_a_state_dict_says_so(tmp_path, value):
+def test_file_without_state_dict_is_refused(tmp_path, value):
     path = tmp_path / "other.pth"
     torch.save(value, path)
     with pytest.raises(InputError, match="no state dict"):
         read_tensors(path)
 
 
-def test_missing_files_and_unknown_suffixes_are_told(tmp_path):
+def test_missing_files_and_unknown_suffixes_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_tensors(tmp_path / "absent.pth")
     with pytest.raises(InputError, match="must end in"):
@@ -216,7 +217,7 @@ QUADRATIC = (
     "program", [NESTED, EXPONENTIAL, QUADRATIC], ids=["deep key", "wide key", "copies"]
 )
 @pytest.mark.parametrize("inflated", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_pickle_that_would_never_end_is_refused_soon(tmp_path, program, inflated):
+def test_unbounded_pickle_is_refused_quickly(tmp_path, program, inflated):
     path = tmp_path / "bad.pth"
     with zipfile.ZipFile(
         path, "w", zipfile.ZIP_DEFLATED if inflated else zipfile.ZIP_STORED
@@ -226,25 +227,25 @@ def test_a_pickle_that_would_never_end_is_refused_soon(tmp_path, program, inflat
         read_tensors(path)
 
 
-def test_a_pickle_that_inflates_to_gigabytes_is_not_inflated(tmp_path):
+def test_pickle_is_not_inflated_beyond_limit(tmp_path):
     path = tmp_path / "bad.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02" + b"]" * (MOST_PICKLE_BYTES + 1) + b".")
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"]" * (MAX_PICKLE_BYTES + 1) + b".")
     with pytest.raises(InputError, match=r"describes its tensors in \d+ bytes"):
         read_tensors(path)
 
 
-def test_tensors_that_share_one_storage_cannot_unfold_without_end(tmp_path):
+def test_tensors_of_one_storage_have_limited_total_size(tmp_path):
     path, base = tmp_path / "bad.pth", torch.zeros(10_000)
     torch.save({"tied": base, "again": base}, path)
     assert len(read_tensors(path)) == 2
     torch.save({str(i): base for i in range(100)}, path)
-    with pytest.raises(InputError, match="unfold to over 4 times the file"):
+    with pytest.raises(InputError, match="take over 4 times the file"):
         read_tensors(path)
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4", "nonsense"])
-def test_a_safetensors_type_that_numpy_lacks_is_refused(tmp_path, dtype):
+def test_safetensors_dtype_unknown_to_numpy_is_refused(tmp_path, dtype):
     path = tmp_path / "weights.safetensors"
     header = json.dumps(
         {"w": {"dtype": dtype, "shape": [2], "data_offsets": [0, 1 if dtype == "F4" else 2]}}

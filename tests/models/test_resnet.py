@@ -1,4 +1,4 @@
-"""Residual networks give what PyTorch's give."""
+"""Residual networks match PyTorch's."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def relative(ours, theirs) -> float:
         ("resnet50", (65, 64), 2048),
     ],
 )
-def test_features_and_logits_are_those_of_pytorch_on_even_and_odd_sizes(name, size, width):
+def test_features_and_logits_match_pytorch(name, size, width):
     theirs = resnet(name)
     ours, _ = build_from_tensors(name, tensors_of(theirs), "random")
     x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
@@ -38,7 +38,7 @@ def test_features_and_logits_are_those_of_pytorch_on_even_and_odd_sizes(name, si
     assert relative(outputs.logits, logits) < 1e-4
 
 
-def test_every_stage_is_that_of_pytorch():
+def test_stage_maps_match_pytorch():
     import torch
 
     theirs = resnet("resnet18")
@@ -48,15 +48,15 @@ def test_every_stage_is_that_of_pytorch():
         batch = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
         hidden = theirs.resnet(batch, output_hidden_states=True).hidden_states
     maps = ours.stage_maps(jnp.asarray(x), Mode())
-    assert ours.stage_widths == tuple(found.shape[-1] for found in maps)
-    for number, (found, expected) in enumerate(zip(maps, hidden[1:], strict=True)):
-        assert relative(found, expected.numpy().transpose(0, 2, 3, 1)) < 1e-4, (
+    assert ours.stage_widths == tuple(stage_map.shape[-1] for stage_map in maps)
+    for number, (stage_map, expected) in enumerate(zip(maps, hidden[1:], strict=True)):
+        assert relative(stage_map, expected.numpy().transpose(0, 2, 3, 1)) < 1e-4, (
             f"after stage {number + 1}"
         )
 
 
 @pytest.mark.slow
-def test_a_fresh_one_takes_the_mask_with_the_image_and_learns():
+def test_resnet_trains_on_mask_and_image():
     model = ResNet(
         stage_sizes=(1, 1, 1, 1),
         block=BasicBlock,

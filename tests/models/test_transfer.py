@@ -1,4 +1,4 @@
-"""Two-phase models: what stands still keeps every bit, what moves moves at its own rate."""
+"""Two-phase training: frozen parameters keep every bit, others have their own rate."""
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,15 @@ def small(head: str, channels: int = 1) -> TransferClassifier:
 
 
 def leaves(tree) -> dict[str, np.ndarray]:
-    found = jax.tree_util.tree_leaves_with_path(tree)
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in found
+        for path, leaf in paths_and_leaves
     }
 
 
 def one_step(model, phase, transfer, optim=OptimConfig(weight_decay=0.1, decoupled=False)):  # noqa: B008
-    """Parameters and statistics before and after a training step, weight decay on."""
+    """Return parameters and statistics before and after a training step with weight decay."""
     graphdef, params, stats = nnx.split(set_phase(model, phase), nnx.Param, nnx.BatchStat)
     optimizer = scale_updates(
         make_optimizer(optim, 10), rate_scales(params, phase, transfer, RESNET18)
@@ -57,12 +57,12 @@ def one_step(model, phase, transfer, optim=OptimConfig(weight_decay=0.1, decoupl
 
 
 @pytest.mark.parametrize("head", ["dense", "attention"])
-def test_in_the_first_phase_the_backbone_is_bit_identical_and_every_new_layer_moves(head):
+def test_phase_1_keeps_backbone_bit_identical_and_trains_new_layers(head):
     model = small(head)
     kernel = model.backbone.stem.conv.kernel
     kernel[...] = (
         kernel[...].at[0, 0, 0, :2].set(jnp.array([-0.0, 0.0]))
-    )  # signed zeros are bits too
+    )  # signed zeros differ in a bit
     before, after = one_step(model, "new layers", TransferConfig(head=head))
     backbone = [name for name in before if "backbone" in name]
     assert len(backbone) > 40
@@ -71,40 +71,42 @@ def test_in_the_first_phase_the_backbone_is_bit_identical_and_every_new_layer_mo
         assert same == (name in backbone), name
 
 
-def test_in_the_second_phase_everything_moves_and_the_backbone_less():
+def test_phase_2_trains_all_layers_and_backbone_at_lower_rate():
     transfer = TransferConfig(finetune_rate=0.1, layer_decay=0.5)
     before, after = one_step(small("dense"), "all layers", transfer)
     assert all(value.tobytes() != after[name].tobytes() for name, value in before.items())
-    # Adam's first step is the learning rate, whatever the gradient: what it is multiplied with shows.
-    moved = {name: np.abs(after[name] - value).max() for name, value in before.items()}
-    full = moved["0/head/kernel/value"]
-    for layer, share in (
+    # Adam's first step equals the learning rate for any gradient, so its factor is visible.
+    change = {name: np.abs(after[name] - value).max() for name, value in before.items()}
+    full = change["0/head/kernel/value"]
+    for layer, factor in (
         ("stages/3/0/layers/1/conv", 0.1),
         ("stages/0/0/layers/0/conv", 0.1 / 8),
         ("stem/conv", 0.1 / 16),
     ):
-        assert moved[f"0/backbone/{layer}/kernel/value"] / full == pytest.approx(share, rel=1e-2)
+        assert change[f"0/backbone/{layer}/kernel/value"] / full == pytest.approx(factor, rel=1e-2)
 
 
-def test_the_backbone_alone_stands_still_and_only_at_first():
+def test_rate_scales_freeze_backbone_in_phase_1_only():
     _, params, _ = nnx.split(small("attention"), nnx.Param, nnx.BatchStat)
     frozen = leaves(rate_scales(params, "new layers", TransferConfig(), RESNET18))
     assert {name.split("/")[0] for name, rate in frozen.items() if rate} == {"head", "attention"}
     assert all(jax.tree.leaves(rate_scales(params, "all layers", TransferConfig(), RESNET18)))
 
 
-def test_frozen_features_are_the_backbone_s_own_even_while_training():
+def test_frozen_features_match_backbone_in_training():
     model = set_phase(small("dense"), "new layers")
     x = jax.random.uniform(jax.random.key(0), (3, 33, 40, 2))
-    alone = model.backbone.feature_map(jnp.repeat(x[..., 1:], 3, axis=-1), Mode()).mean((1, 2))
+    backbone_only = model.backbone.feature_map(jnp.repeat(x[..., 1:], 3, axis=-1), Mode()).mean(
+        (1, 2)
+    )
     training = model(x, Mode(train=True)).features
-    np.testing.assert_allclose(training, alone, rtol=1e-5)
+    np.testing.assert_allclose(training, backbone_only, rtol=1e-5)
     assert not np.allclose(
-        set_phase(model, "all layers")(x, Mode(train=True)).features, alone, rtol=1e-2
+        set_phase(model, "all layers")(x, Mode(train=True)).features, backbone_only, rtol=1e-2
     )
 
 
-def test_attention_depends_on_the_mask_and_dense_does_not():
+def test_attention_head_uses_mask_and_dense_head_does_not():
     x = jax.random.uniform(jax.random.key(0), (2, 40, 40, 2))
     other = x.at[..., 0].set(1 - x[..., 0])
     for head, differs in (("dense", False), ("attention", True)):
@@ -114,10 +116,12 @@ def test_attention_depends_on_the_mask_and_dense_does_not():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_any_number_of_channels_reaches_the_three_colours(channels):
+def test_channels_are_assigned_to_three_colors(channels):
     model = small("dense", channels)
-    seen = []
-    model.backbone.feature_map = lambda image, mode: seen.append(image) or jnp.zeros((1, 2, 2, 512))
+    inputs = []
+    model.backbone.feature_map = lambda image, mode: (
+        inputs.append(image) or jnp.zeros((1, 2, 2, 512))
+    )
     image = np.random.default_rng(0).normal(size=(1, 4, 4, channels)).astype(np.float32)
     model(jnp.concatenate([jnp.ones((1, 4, 4, 1)), image], -1), Mode())
     expected = {
@@ -126,12 +130,12 @@ def test_any_number_of_channels_reaches_the_three_colours(channels):
         3: [[0], [1], [2]],
         5: [[0, 3], [1, 4], [2]],
     }[channels]
-    for colour, sources in enumerate(expected):
+    for color, sources in enumerate(expected):
         mean = image[..., sources].mean(-1) if sources else np.zeros((1, 4, 4))
-        np.testing.assert_allclose(seen[0][..., colour], mean, atol=1e-6)
+        np.testing.assert_allclose(inputs[0][..., color], mean, atol=1e-6)
 
 
-def test_the_published_weights_are_in_the_model_and_a_skeleton_has_its_shape():
+def test_build_loads_published_weights_and_abstract_classifier_has_same_shape():
     from perturbjax.models.transfer import abstract_classifier, build
     from perturbjax.models.weights import load_pretrained
 

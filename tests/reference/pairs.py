@@ -1,4 +1,4 @@
-"""One of the original's networks in PyTorch and here, from the same weights."""
+"""A network of the original in PyTorch and in JAX, with the same weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +17,12 @@ from reference.original import REFERENCES
 
 CLASSES, SMOOTHING = 5, 0.1
 
-# The references are tiny: threads would cost more than they bring.
+# The networks are tiny; more threads would be slower.
 torch.set_num_threads(1)
 
 
 class Pair(NamedTuple):
-    """The reference, and our structure, parameters and statistics."""
+    """PyTorch reference, and graph, parameters and statistics of the JAX network."""
 
     name: str
     theirs: torch.nn.Module
@@ -31,16 +31,16 @@ class Pair(NamedTuple):
     stats: Any
 
     def network(self, params: Any = None, stats: Any = None) -> nnx.Module:
-        """Our network with given parameters and statistics, or with those it was made with."""
+        """Return the JAX network with these parameters and statistics, or with its initial ones."""
         return nnx.merge(self.graphdef, params or self.params, stats or self.stats, copy=True)
 
     def named(self, params: Any = None, stats: Any = None) -> dict[str, np.ndarray]:
-        """Parameters (or their gradients) and statistics under torch's names, in torch's layouts."""
+        """Return parameters (or gradients) and statistics under PyTorch's names and layouts."""
         return exchange.state_dict(self.name, self.network(params, stats))
 
 
 def make_pair(name: str, folder: Path, *, size: int, channels: int = 1) -> Pair:
-    """A reference as if trained (BatchNorm's parameters and statistics away from 1 and 0), carried over in a file."""
+    """Create a reference with BatchNorm values other than 0 and 1, and import it from a file."""
     torch.manual_seed(0)
     sized = {"image_size": size} if name in models.FIXED_SIZE_NETWORKS else {}
     theirs = REFERENCES[name](CLASSES, channels=channels, dropout=0.0, **sized)
@@ -51,18 +51,18 @@ def make_pair(name: str, folder: Path, *, size: int, channels: int = 1) -> Pair:
             torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
     torch.save(theirs.state_dict(), folder / "weights.pth")
-    got = exchange.import_state_dict(folder / "weights.pth", name)
-    assert (got.classes, got.channels) == (CLASSES, channels)
+    imported = exchange.import_state_dict(folder / "weights.pth", name)
+    assert (imported.classes, imported.channels) == (CLASSES, channels)
     network = models.create(name, classes=CLASSES, channels=channels, dropout=0.0, seed=0, **sized)
     graphdef = nnx.split(network, nnx.Param, nnx.BatchStat)[0]
-    params, stats = jax.tree.map(jnp.asarray, (got.params, got.stats))
+    params, stats = jax.tree.map(jnp.asarray, (imported.params, imported.stats))
     return Pair(name, theirs, graphdef, params, stats)
 
 
 def batches(
     count: int, batch: int, height: int, width: int, channels: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (count, batch, H, W, 1 + channels) with a binary mask first, and labels (count, batch)."""
+    """Create inputs (count, batch, H, W, 1 + channels), binary mask first, and labels."""
     rng = np.random.default_rng(0)
     x = rng.random((count, batch, height, width, 1 + channels), np.float32)
     x[..., 0] = x[..., 0] > 0.4
@@ -74,7 +74,7 @@ def to_torch(x: np.ndarray) -> torch.Tensor:
 
 
 def loss_and_gradients(pair: Pair, dtype: Any) -> Callable[..., Any]:
-    """(params, stats, x, labels) → ((loss, new stats), gradients), in training mode, compiled."""
+    """Compile (params, stats, x, labels) → ((loss, new stats), gradients) in training mode."""
 
     def loss(params: Any, stats: Any, x: Any, labels: Any) -> tuple[Any, Any]:
         network = pair.network(params, stats)

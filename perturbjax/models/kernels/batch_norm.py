@@ -16,9 +16,9 @@ Pooling. Normalization keeps or reverses the order of a channel's values, by the
 scale. The pool can therefore run before the normalization, on `x`, and the normalized full-size
 array is never written. Each platform has its own form:
 
-    CPU  two passes, then maxima and their positions. Training steps are 2 to 2.6 times as fast
+    CPU  two passes, then maxima. Training steps are 2 to 2.6 times as fast
          as with plain JAX layers (all kernels of this package together).
-    GPU  statistics and maxima from one read of `x`; the backward pass finds the positions.
+    GPU  statistics and maxima from one read of `x`.
          With the max-pool gradient: 5.51 → 4.00 GB per step (H100, compiled, bf16).
     TPU  channels of negative scale are negated by the previous convolution's kernel
          (`channel_signs`), so that convolution and both sums are one fusion: 15.7 → 11.0 M
@@ -39,7 +39,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perturbjax.models.kernels.max_pool import (
-    argmax_2x2,
     max_2x2,
     max_pool,
     scatter_gradient,
@@ -276,11 +275,11 @@ def _normalize_and_pool_forward(x, scale, bias, weight, center, epsilon, axis_na
     cpu, tpu, gpu = (
         partial(form, axis_name=axis_name) for form in (_pool_on_cpu, _pool_on_tpu, _pool_on_gpu)
     )
-    statistics, top, index = jax.lax.platform_dependent(
+    statistics, top = jax.lax.platform_dependent(
         x, scale, weight, center, cpu=cpu, tpu=tpu, default=gpu
     )
     z = _affine(top, scale, bias, *statistics[:2], epsilon)
-    return (z, statistics), (x, top, index, scale, weight, statistics)
+    return (z, statistics), (x, top, scale, weight, statistics)
 
 
 def _sign(x: Array, scale: Array) -> Array:
@@ -291,24 +290,16 @@ def _sign(x: Array, scale: Array) -> Array:
 def _pool_on_cpu(x, scale, weight, center, *, axis_name):
     statistics = _two_passes(x, weight, center, axis_name=axis_name)
     sign = _sign(x, scale)
-    values = split_2x2(x * sign)
-    return statistics, max_2x2(values) * sign, argmax_2x2(values)
+    return statistics, max_2x2(split_2x2(x * sign)) * sign
 
 
 def _pool_on_tpu(x, scale, weight, center, *, axis_name):
-    """Pool channels whose scale `BatchNorm.channel_signs` made positive.
-
-    The backward pass finds the positions of the maxima (`scatter_gradient`).
-    """
-    top = window_max(x, 2, 2)
-    return _one_pass(x, weight, center, axis_name=axis_name), top, jnp.zeros(top.shape, jnp.uint8)
+    """Pool channels whose scale `BatchNorm.channel_signs` made positive."""
+    return _one_pass(x, weight, center, axis_name=axis_name), window_max(x, 2, 2)
 
 
 def _pool_on_gpu(x, scale, weight, center, *, axis_name):
-    """Compute statistics and maxima from one read of `x`.
-
-    The backward pass reads `x` in any case and finds the positions of the maxima.
-    """
+    """Compute statistics and maxima from one read of `x`."""
     sign = _sign(x, scale)
     rows, columns = (length // 2 * 2 for length in x.shape[1:3])
     values = [x[:, i:rows:2, j:columns:2] for i in (0, 1) for j in (0, 1)]
@@ -318,19 +309,18 @@ def _pool_on_gpu(x, scale, weight, center, *, axis_name):
     # XLA fuses both into one kernel only if both are needed at the same time. Without the barrier
     # the backward pass would also recompute the maxima from `x`, which is four times as large.
     sums, top = jax.lax.optimization_barrier((sums, top))
-    statistics = _from_sums(*sums, _count(x, weight, axis_name), center, axis_name)
-    return statistics, top, jnp.zeros(top.shape, jnp.uint8)
+    return _from_sums(*sums, _count(x, weight, axis_name), center, axis_name), top
 
 
 def _normalize_and_pool_backward(epsilon, axis_name, residuals, gradients):
-    x, top, index, scale, weight, statistics = residuals
+    x, top, scale, weight, statistics = residuals
     dz = gradients[0].astype(jnp.float32)
     # Only maxima have a gradient, so the sums run over them.
     sums = _gradient_sums(top, dz, statistics, epsilon)
     signed = jax.lax.platform_dependent(
         x, scale, tpu=lambda x, scale: x, default=lambda x, scale: x * _sign(x, scale)
     )
-    dz = scatter_gradient(signed, dz, index)
+    dz = scatter_gradient(signed, dz)
     return _input_gradient(x, dz, sums, scale, weight, statistics, epsilon, axis_name)
 
 

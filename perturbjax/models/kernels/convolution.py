@@ -20,7 +20,7 @@ in cache. Speed compared with XLA's gradient (2-core Xeon with AMX, float32):
     32 to 64 channels, 64²          1.6 times
     64 to 128 channels, 32²         1.7 times
     1 to 32 channels, 128²          1.6 times (transposed input; bfloat16 1.4 times)
-    16 to 16 channels, 128²         0.35 times, so XLA's own gradient is used (`SLIM_CHANNELS`)
+    16 to 16 channels, 128²         0.35 times, so XLA's gradient is used instead (`SLIM_CHANNELS`)
 
 With the other kernels of this package a training step is 2 to 2.6 times as fast as with plain
 JAX layers (docs/performance.md).
@@ -45,7 +45,7 @@ from perturbjax.models.kernels import matrix_products
 NARROW_CHANNELS = 16
 #: Positions summed by one product: enough to amortize its start, few enough for the cache.
 PRODUCT_LENGTH = 4096
-#: Below this number of channels, on maps of more pixels, XLA's own kernel gradient is faster than
+#: Below this number of channels, on maps of more pixels, XLA's kernel gradient is faster than
 #: products. This occurs in the upper levels of a small segmentation network.
 SLIM_CHANNELS, LARGE_MAP = 32, 96**2
 
@@ -200,7 +200,7 @@ def _to_bits(x: Float[Array, "*n"]) -> Shaped[Array, "*n"]:
     """Reinterpret floats as integers of the same size.
 
     XLA's CPU copies integers as they are, but bfloat16 by way of float32. It also cannot fold a
-    transposition of integers into a product, whose fast form needs operands in order.
+    transposition of integers into a product; its fast form needs operands in order.
     """
     return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
 
