@@ -163,8 +163,8 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
 
     Raises:
         InputError: the file is damaged, a column is missing, a part is not train, validation or
-            test, a site is absent from the dataset or duplicated, a group is in both train and test, or one
-            of these is empty.
+            test, a site is absent from the dataset or duplicated, a group is in both train and
+            test, or one of these is empty.
     """
     manifest = read_parquet(path, "create it again with `perturbjax split`")
     if missing := [column for column in COLUMNS if column not in manifest.columns]:
@@ -173,7 +173,8 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
         )
     if unknown := set(manifest["part"]) - {TRAIN, VALIDATION, TEST}:
         raise InputError(
-            f"{path}: unknown part {min(map(str, unknown))!r}. Use {TRAIN}, {VALIDATION} and {TEST}."
+            f"{path}: unknown part {min(map(str, unknown))!r}. Use {TRAIN}, {VALIDATION} and "
+            f"{TEST}."
         )
     sites = manifest["site_id"]
     if (duplicate := sites.duplicated()).any():
@@ -246,10 +247,11 @@ def create_manifest(
 def hold_out_validation(
     manifest: pd.DataFrame, label_of_site: pd.Series, fraction: float, seed: int
 ) -> pd.DataFrame:
-    """Move a fraction of the training groups to the validation set, which chooses the best checkpoint.
+    """Move a fraction of the training groups to the validation set, which chooses the best
+    checkpoint.
 
-    Groups are shuffled, sorted by their most frequent label and sampled at even distances, so that the labels keep
-    their proportions. One group of each label always stays in the training set.
+    Groups are shuffled, sorted by their most frequent label and sampled at even distances, so that
+    the labels keep their proportions. One group of each label always stays in the training set.
 
     Args:
         manifest: split with training and test sites.
@@ -268,7 +270,8 @@ def hold_out_validation(
     count = min(round(fraction * len(label_of_group)), len(candidates))
     if not count:
         raise InputError(
-            f"--validation-fraction {fraction}: holds out none of {len(label_of_group)} training groups, because one "
+            f"--validation-fraction {fraction}: holds out none of {len(label_of_group)} training "
+            "groups, because one "
             "group of each label is required for training. Increase it, or choose --split site."
         )
     chosen = candidates[(2 * np.arange(count) + 1) * len(candidates) // (2 * count)]

@@ -8,9 +8,9 @@ bytes as a zlib stream. `features.json` and `dataset_info.json` describe the fie
 of records of each shard.
 
 Compression. TFDS compresses tensors with zlib at level 6, which takes most of the writing time.
-Images with camera noise do not become smaller at higher levels. Here tensors are compressed with ISA-L at
-level 1 (package `isal`; else libdeflate), several records at a time in threads. The result is a
-zlib stream too, so every reader is served. Pixels and checksums of pixels do not depend on the
+Images with camera noise do not become smaller at higher levels. Here tensors are compressed with
+ISA-L at level 1 (package `isal`; else libdeflate), several records at a time in threads. The result
+is a zlib stream too, so every reader is served. Pixels and checksums of pixels do not depend on the
 compressor, but the bytes of shards do: they are identical for the same versions of `isal` and this
 package on any number of threads or workers, and can differ between versions. Chunks are not
 compressed again.

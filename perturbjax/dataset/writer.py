@@ -164,7 +164,9 @@ def write_shard(shard: Shard, sites: Iterable[SitePixels]) -> WrittenShard:
 def describe_files(
     folder: Path, described: dict[str, dict[str, Any]] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return size and SHA-256 of each file of a folder by name; `described` files are not read again."""
+    """Return size and SHA-256 of each file of a folder by name; `described` files are not read
+    again.
+    """
     described = described or {}
     return {
         path.name: described.get(path.name)
