@@ -1,6 +1,9 @@
-"""Runs notebooks without Jupyter: Python cells in one namespace, `!` lines in a shell with {names} filled in.
+"""Run notebooks without Jupyter: Python cells in one namespace, `!` lines in a shell.
 
-python tests/notebooks.py NOTEBOOK [FOLDER]     runs one in FOLDER, and keeps what it showed in the file
+    python tests/notebooks.py NOTEBOOK [FOLDER]
+
+runs a notebook in FOLDER and stores its output in the file. Names in braces in `!` lines are
+replaced by the values of Python variables.
 """
 
 from __future__ import annotations
@@ -18,34 +21,30 @@ from typing import Any
 
 
 def execute(notebook: Path, folder: Path) -> list[dict[str, Any]]:
-    """Run every code cell in `folder`; the notebook's cells, with what each showed."""
+    """Run every code cell in a folder; return the cells with their outputs."""
     cells = json.loads(notebook.read_text())["cells"]
-    names: dict[str, Any] = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    code = (cell for cell in cells if cell["cell_type"] == "code")
     with contextlib.chdir(folder):
-        for number, cell in enumerate(
-            (cell for cell in cells if cell["cell_type"] == "code"), start=1
-        ):
-            cell["execution_count"], cell["outputs"] = (
-                number,
-                _run("".join(cell["source"]), names, number),
-            )
+        for number, cell in enumerate(code, start=1):
+            cell["execution_count"] = number
+            cell["outputs"] = _run("".join(cell["source"]), namespace, number)
     return cells
 
 
-def _run(source: str, names: dict[str, Any], number: int) -> list[dict[str, Any]]:
+def _run(source: str, namespace: dict[str, Any], number: int) -> list[dict[str, Any]]:
     if source.startswith("!"):
-        return _stream(_shell(source[1:].format(**names)))
+        return _stream(_shell(source[1:].format(**namespace)))
     body = ast.parse(source).body
     last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        exec(compile(ast.Module(body, []), "cell", "exec"), names)
-        value = (
-            None
-            if last is None
-            else eval(compile(ast.Expression(last.value), "cell", "eval"), names)
-        )
-    return _stream(said.getvalue()) + ([] if value is None else [_result(value, number)])
+    printed = io.StringIO()
+    value = None
+    with contextlib.redirect_stdout(printed):
+        exec(compile(ast.Module(body, []), "cell", "exec"), namespace)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), "cell", "eval"), namespace)
+    results = [] if value is None else [_result(value, number)]
+    return _stream(printed.getvalue()) + results
 
 
 def _shell(line: str) -> str:
@@ -59,18 +58,16 @@ def _shell(line: str) -> str:
 
 
 def _stream(text: str) -> list[dict[str, Any]]:
-    return (
-        [{"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)}]
-        if text
-        else []
-    )
+    if not text:
+        return []
+    return [{"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)}]
 
 
 def _result(value: Any, number: int) -> dict[str, Any]:
-    shown = getattr(value, "_repr_html_", lambda: None)()
+    html = getattr(value, "_repr_html_", lambda: None)()
     data = {"text/plain": repr(value).splitlines(keepends=True)}
-    if shown:
-        data["text/html"] = shown.splitlines(keepends=True)
+    if html:
+        data["text/html"] = html.splitlines(keepends=True)
     return {
         "output_type": "execute_result",
         "execution_count": number,
@@ -82,7 +79,5 @@ def _result(value: Any, number: int) -> dict[str, Any]:
 if __name__ == "__main__":
     path = Path(sys.argv[1]).absolute()
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(tempfile.mkdtemp())
-    whole = json.loads(path.read_text())
-    path.write_text(
-        json.dumps({**whole, "cells": execute(path, folder)}, indent=1, ensure_ascii=False) + "\n"
-    )
+    notebook = json.loads(path.read_text()) | {"cells": execute(path, folder)}
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
