@@ -30,11 +30,11 @@ def make_run(path: Path, *, first_class: str = "DMSO", images: bool = False) -> 
         table["label"] = table["label"].replace("DMSO", first_class)
     predictions["predicted"] = predictions["predicted"].replace("DMSO", first_class)
     predictions = predictions.rename(columns={"prob_DMSO": f"prob_{first_class}"})
-    evaluation = path / "evaluation"
+    folder = path / "evaluation"
     evaluation = evaluate_run(
-        predictions, index[~test], index[test], class_names=names, out=evaluation, replicates=100
+        predictions, index[~test], index[test], class_names=names, out=folder, replicates=100
     )
-    predictions.to_parquet(evaluation / "predictions.parquet", index=False)
+    predictions.to_parquet(folder / "predictions.parquet", index=False)
     (path / "labels.json").write_text(json.dumps(names))
     facts = {"label_column": "Metadata_pert_iname", "split_fingerprint": "0123abcd"}
     config = {"recipe": recipe_to_dict(Recipe(split=SplitConfig(split="plate"), seed=3)), "data": str(path / "data"),
@@ -47,7 +47,7 @@ def make_run(path: Path, *, first_class: str = "DMSO", images: bool = False) -> 
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if images:
         write_images(path / "data", index)
-        write_features(evaluation, index, test, names)
+        write_features(folder, index, test, names)
     return to_json(evaluation)
 
 
