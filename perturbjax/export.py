@@ -1,4 +1,4 @@
-"""A run's network as StableHLO: one file that any runtime of XLA's can run, without this program."""
+"""Export the network of a run as StableHLO: one file for any XLA runtime, without perturbjax."""
 
 from __future__ import annotations
 
@@ -44,20 +44,28 @@ class StableHLOConfig:
 
 
 def export(options: StableHLOConfig) -> Path:
-    """Write a run's prediction as one function of arrays, parameters inside, for any number of images.
+    """Write the prediction function of a run, including its parameters, for any number of images.
 
-    (image, mask) → (probabilities, features), with two more inputs where the run's normalisation depends on the
-    images; `description.json` says what each is. Sites are taken at full size: where a feed would store them halved
-    (sites several times the size of `--crop`), answers differ by the rounding of stored pixels.
+    The function is (image, mask) -> (probabilities, features). If the normalization depends on the
+    images, it has the additional inputs shift and scale. `description.json` describes all inputs.
+    Sites are used at full size. Batch pipelines downsample sites that are several times larger than
+    `--crop`, so predictions can differ by rounding.
+
+    Args:
+        options: checkpoint of a run, and the folder to write.
+
+    Returns:
+        The folder.
 
     Raises:
-        InputError: the run cannot be used, does not know the size of its images, or `out` cannot be written.
+        InputError: the run is not usable, its image size is unknown, or `out` is not writable.
     """
     chosen = options.chosen
     network = load_network(chosen.run, chosen.which, chosen.epoch, placement=choose_placement("1"))
     if network.run.facts["image_size"] is None:
         raise InputError(
-            f"{chosen.run}: was imported without a dataset, and the size of its images is not known"
+            f"{chosen.run}: was imported without a dataset, so its image size is unknown. Import "
+            "it with --data DIR."
         )
     inputs = _inputs(network)
     exported = jax.export.export(jax.jit(_as_function(network)), platforms=PLATFORMS)(
@@ -69,7 +77,7 @@ def export(options: StableHLOConfig) -> Path:
     write_json(
         folder / DESCRIPTION, _describe(network, inputs, exported, file_digest(folder / NETWORK))
     )
-    console.print(f"written: {folder / NETWORK} and {folder / DESCRIPTION}")
+    console.print(f"Written: {folder / NETWORK} and {folder / DESCRIPTION}")
     return folder
 
 
@@ -83,20 +91,19 @@ def _inputs(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
     }
     method = NORMALIZATIONS[recipe.normalize]
     if method.depends_on != "run":
-        seen = jax.ShapeDtypeStruct((b, channels * method.copies), np.float32)
-        inputs |= {"shift": seen, "scale": seen}
+        per_channel = jax.ShapeDtypeStruct((b, channels * method.copies), np.float32)
+        inputs |= {"shift": per_channel, "scale": per_channel}
     return inputs
 
 
 def _as_function(network: Network) -> Callable[..., tuple[Array, Array]]:
     def predict(image: Array, mask: Array, shift: Array | None = None, scale: Array | None = None):
         rows = image.shape[:1]
-        if (
-            shift is None or scale is None
-        ):  # the same for every image, so that any will do to ask for them
+        if shift is None or scale is None:
+            # The same for all images (`depends_on` is "run"), so those of a blank image serve.
             blank = np.zeros((1, *image.shape[1:]), image.dtype)
             shift, scale = (
-                jnp.broadcast_to(of, (*rows, of.shape[1])) for of in network.intensities(blank)
+                jnp.broadcast_to(row, (*rows, row.shape[1])) for row in network.intensities(blank)
             )
         record = jnp.zeros(rows, jnp.int32)
         return tuple(
@@ -109,9 +116,9 @@ def _as_function(network: Network) -> Callable[..., tuple[Array, Array]]:
 def _describe(
     network: Network, inputs: dict[str, Any], exported: jax.export.Exported, digest: str
 ) -> dict[str, Any]:
-    """What a stranger must know to call it."""
+    """Return the content of `description.json`."""
     run, facts = network.run, network.run.facts
-    how = run.recipe.input.normalize
+    method = run.recipe.input.normalize
     return {
         "file": NETWORK,
         "sha256": digest,
@@ -119,23 +126,20 @@ def _describe(
         "calling convention": exported.calling_convention_version,
         "platforms": list(exported.platforms),
         "inputs": [_array(name, inputs[name]) for name in inputs],
-        "outputs": [_array(name, of) for name, of in zip(OUTPUTS, exported.out_avals, strict=True)],
+        "outputs": [_array(*output) for output in zip(OUTPUTS, exported.out_avals, strict=True)],
         "classes": run.class_names,
         "label column": run.label_column,
         "channels": facts["channels"],
         "mask": MASK_ENCODINGS[run.recipe.input.mask_encoding].stored,
         "normalisation": {
-            "method": how,
-            "shift and scale": NORMALIZATIONS[how].inputs or "inside",
+            "method": method,
+            "shift and scale": NORMALIZATIONS[method].inputs or "inside",
             **facts["normalization"],
         },
         "epoch": network.facts["epoch"],
     }
 
 
-def _array(name: str, of: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "shape": [side if isinstance(side, int) else str(side) for side in of.shape],
-        "dtype": str(of.dtype),
-    }
+def _array(name: str, array: Any) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else str(size) for size in array.shape]
+    return {"name": name, "shape": shape, "dtype": str(array.dtype)}

@@ -1,7 +1,8 @@
-"""A run's network, loaded and applied: to the sites of a dataset, or to arrays.
+"""Apply the network of a run to a dataset or to arrays.
 
-Both ways go through one compiled step, with batches of one size: a site has the same answer to the bit, asked for
-alone or among a thousand, from an array or by `perturbjax predict`.
+Both use one compiled step with batches of one size. The prediction for a site is therefore
+bit-identical, whether it is predicted alone or with a thousand others, from an array or with
+`perturbjax predict`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from flax import nnx
-from jaxtyping import Array, Float32, Float64, Int, UInt, UInt16
+from jaxtyping import Array, Float32, Int
 
 from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.config import InputConfig
@@ -32,28 +32,38 @@ from perturbjax.data.batches import (
 )
 from perturbjax.data.batches.decoder import MaskTransform
 from perturbjax.data.normalization import Intensities, Statistics, site_intensities
-from perturbjax.dataset import PLATE, Dataset, SiteSource
+from perturbjax.dataset import Dataset, SiteSource
 from perturbjax.training.apply_network import Predictions, apply_to_sites
-from perturbjax.training.checkpoint import Checkpoints, Tree, Which, tree_to_state
+from perturbjax.training.array_source import ArraySource
+from perturbjax.training.checkpoint import (
+    Checkpoints,
+    Tree,
+    Which,
+    select_network_arrays,
+    tree_to_state,
+)
 from perturbjax.training.devices import Placement, choose_placement
 from perturbjax.training.phases import create_network
 from perturbjax.training.pytorch_exchange import WEIGHTS, open_weight_file
 from perturbjax.training.run_directory import Run, open_run
 from perturbjax.training.step import make_attention_step, make_predict_step, split_model
 
-#: Sites a step; also of `perturbjax predict`, whose answers depend on it in their last bit.
+#: Default number of sites in a step, also of `perturbjax predict`. Predictions depend on it in the
+#: last bit.
 BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
 class Network:
-    """A run's network on its devices, ready to be applied. Made by `load_network`.
+    """Network of a run on its devices, from `load_network`.
 
     Attributes:
-        run: where it comes from.
-        facts: of its checkpoint: `epoch` among them.
-        batch_size: sites a step; fewer are padded to it.
-        graphdef, state: of the model; `params` and `stats`, on the devices.
+        run: run of the network.
+        facts: facts of the checkpoint, for example `epoch`.
+        placement: devices.
+        batch_size: number of sites in a step; smaller batches are padded.
+        graphdef: graph definition of the network.
+        state: `params` and `stats`, on the devices.
     """
 
     run: Run
@@ -74,7 +84,7 @@ class Network:
         masks: np.ndarray,
         plates: Sequence[str] | None = None,
     ) -> Float32[np.ndarray, "n classes"]:
-        """The probability of every class, see `apply`."""
+        """Predict the probability of each class; arguments as in `apply`."""
         return self.apply(images, masks, plates).probabilities
 
     def features(
@@ -83,7 +93,7 @@ class Network:
         masks: np.ndarray,
         plates: Sequence[str] | None = None,
     ) -> Float32[np.ndarray, "n d"]:
-        """What the last layer sees of every image, see `apply`."""
+        """Compute the input of the last layer; arguments as in `apply`."""
         return self.apply(images, masks, plates).features
 
     def apply(
@@ -92,18 +102,19 @@ class Network:
         masks: np.ndarray,
         plates: Sequence[str] | None = None,
     ) -> Predictions:
-        """Probabilities and features of images, without augmentation.
+        """Compute probabilities and features of images, without augmentation.
 
         Args:
-            images: (n, h, w, c) stored intensities, uint8 or uint16 as in training, the channels in the order of
-                training.
+            images: (n, h, w, c) stored intensities, uint8 or uint16 as in training, channels in the
+                order of training.
             masks: (n, h, w) instance labels of the cells, 0 is background.
-            plates: the plate of every image; needed, with all its sites, by runs that normalise by plate.
+            plates: plate of each image. Required by runs that normalize by plate, with all sites of
+                each plate.
 
         Raises:
             InputError: the arrays do not fit each other or the run.
         """
-        return Predictions(*self._of_arrays(self._predict_step, images, masks, plates))
+        return Predictions(*self._apply_to_arrays(self._predict_step, images, masks, plates))
 
     def attention(
         self,
@@ -111,37 +122,42 @@ class Network:
         masks: np.ndarray,
         plates: Sequence[str] | None = None,
     ) -> Float32[np.ndarray, "n h2 w2"]:
-        """By how much the mask lets each place of the last feature map through, in (0, 1), see `apply`.
+        """Compute the attention map in (0, 1), the factor of each position of the last feature map.
 
-        The places divide the image evenly: of 128 pixels the attention network makes 16 places, each of 8×8 pixels.
+        The map covers the image evenly. Arguments as in `apply`.
 
         Raises:
-            InputError: the network has no attention, or as of `apply`.
+            InputError: the network has no attention map, or the arrays do not fit each other or the
+                run.
         """
-        (attention,) = self._of_arrays(self._attention_step, images, masks, plates)
+        (attention,) = self._apply_to_arrays(self._attention_step, images, masks, plates)
         return attention
 
     def intensities(self, images: np.ndarray, plates: Sequence[str] | None = None) -> Intensities:
-        """What images are normalised by, see `normalization.normalize`; `perturbjax export`'s networks may ask for it.
+        """Compute the shift and scale that normalize images (inputs of exported networks).
+
+        Args:
+            images: (n, h, w, c) stored intensities.
+            plates: plate of each image.
 
         Raises:
-            InputError: as of `apply`.
+            InputError: the arrays do not fit each other or the run.
         """
-        arrays = _Arrays(self.run, images, np.zeros(np.shape(images)[:3], np.uint16), plates)
+        arrays = ArraySource(self.run, images, np.zeros(np.shape(images)[:3], np.uint16), plates)
         return site_intensities(arrays, self.run.recipe.input, self.run.facts.get("normalization"))
 
     def apply_to_dataset(
         self, dataset: Dataset, positions: Int[np.ndarray, " n"], *, feed: PipelineChoice = "auto"
     ) -> Predictions:
-        """Probabilities and features of the records at `positions` of a dataset, without augmentation.
+        """Compute probabilities and features of the records at `positions`, without augmentation.
 
-        Several processes each read their share, and all get all answers.
+        With several processes each reads its part, and all get all predictions.
 
         Raises:
-            InputError: the dataset's channels or pixel type are not those the run was trained on.
+            InputError: channels or pixel type differ from those of the training data.
         """
-        with open_batches(self.decoder(dataset), self.placement, choice=feed) as opened:
-            return Predictions(*self._answers(self._predict_step, opened.batches, positions))
+        with open_batches(self.decoder(dataset), self.placement, choice=feed) as pipeline:
+            return Predictions(*self._apply(self._predict_step, pipeline.batches, positions))
 
     def apply_with_masks(
         self,
@@ -150,13 +166,19 @@ class Network:
         change: Callable[[np.ndarray], np.ndarray],
         mask_transform: MaskTransform | None = None,
     ) -> Predictions:
-        """The same answers with each batch's masks (b, h, w), as they are encoded, replaced by what `change` makes, of
-        cells that `mask_transform` drew anew before."""
+        """Apply the network to records with changed masks.
 
-        def changed(batch: RawBatch, first: int) -> RawBatch:
-            return batch._replace(mask=change(np.asarray(batch.mask)))  # type: ignore[arg-type]  # on the host still
+        Args:
+            dataset: records.
+            positions: (n,) positions in the dataset.
+            change: function of the encoded masks (batch, h, w) of a batch.
+            mask_transform: function of the instance labels of a site, before they are encoded.
+        """
 
-        return self.changed(dataset, positions, changed, mask_transform)
+        def change_masks(batch: RawBatch, first: int) -> RawBatch:
+            return batch._replace(mask=change(np.asarray(batch.mask)))  # type: ignore[arg-type]  # still on the host
+
+        return self.changed(dataset, positions, change_masks, mask_transform)
 
     def changed(
         self,
@@ -165,26 +187,30 @@ class Network:
         change: Callable[[RawBatch, int], RawBatch],
         mask_transform: MaskTransform | None = None,
     ) -> Predictions:
-        """The same answers to batches that `change` makes of those on the host, given the number of their first row."""
-        return Predictions(
-            *self._answers(
-                self._predict_step, self._batches(dataset, change, mask_transform), positions
-            )
-        )
+        """Apply the network to changed batches.
+
+        Args:
+            dataset: records.
+            positions: (n,) positions in the dataset.
+            change: function of a batch on the host and the number of its first row.
+            mask_transform: function of the instance labels of a site, before they are encoded.
+        """
+        batches = self._host_batches(dataset, change, mask_transform)
+        return Predictions(*self._apply(self._predict_step, batches, positions))
 
     def attention_on_dataset(
         self, dataset: Dataset, positions: Int[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n h2 w2"]:
-        """By how much the mask lets each place of records of a dataset through, see `attention`.
+        """Compute the attention maps of records, see `attention`.
 
         Raises:
-            InputError: the network has no attention, or the dataset does not fit.
+            InputError: the network has no attention map, or the dataset does not fit.
         """
-        batches = self._batches(dataset, lambda batch, first: batch, None)
-        (attention,) = self._answers(self._attention_step, batches, positions)
+        batches = self._host_batches(dataset, lambda batch, first: batch, None)
+        (attention,) = self._apply(self._attention_step, batches, positions)
         return attention
 
-    def _batches(
+    def _host_batches(
         self,
         dataset: Dataset,
         change: Callable[[RawBatch, int], RawBatch],
@@ -202,16 +228,16 @@ class Network:
         return batches
 
     def decoder(self, dataset: Dataset) -> Decoder:
-        """What the network is fed of every record of a dataset.
+        """Return the decoder of the network input for a dataset.
 
         Raises:
-            InputError: the dataset's channels or pixel type are not those the run was trained on.
+            InputError: channels or pixel type differ from those of the training data.
         """
         _require_fitting(self.run, dataset)
         return self._decoder(dataset, self.run.statistics_for(dataset), self.run.recipe.input)
 
     def step(self, batch: RawBatch) -> tuple[Float32[Array, "b classes"], Float32[Array, "b d"]]:
-        """Probabilities and features, on the device, of a batch that a feed placed there, rows of padding too."""
+        """Compute probabilities and features of a batch on the devices, including padded rows."""
         return self._predict_step(self.state["params"], self.state["stats"], batch)
 
     @functools.cached_property
@@ -222,131 +248,55 @@ class Network:
     def _attention_step(self) -> Any:
         return self.placement.compile_predict(make_attention_step(self.graphdef, self.run.recipe))
 
-    def _of_arrays(
+    def _apply_to_arrays(
         self, step: Any, images: np.ndarray, masks: np.ndarray, plates: Sequence[str] | None
     ) -> tuple[np.ndarray, ...]:
-        arrays = _Arrays(self.run, images, masks, plates)
-        # Shuffling is of a dataset's masks: whoever brings both says which goes with which.
-        own_masks = dataclasses.replace(self.run.recipe.input, mask_use="keep")
-        decoder = self._decoder(arrays, self.run.facts.get("normalization"), own_masks)
+        arrays = ArraySource(self.run, images, masks, plates)
+        # The ablation that shuffles masks applies to datasets only; arrays come with the intended
+        # masks.
+        input = dataclasses.replace(self.run.recipe.input, mask_use="keep")
+        decoder = self._decoder(arrays, self.run.facts.get("normalization"), input)
 
         def batches(order: BatchOrder) -> Iterator[RawBatch]:
             return map(self.placement.place_rows, decoder.batches(order))
 
-        return self._answers(step, batches, np.arange(len(arrays)))
+        return self._apply(step, batches, np.arange(len(arrays)))
 
     def _decoder(
         self, dataset: SiteSource, statistics: Statistics | None, input: InputConfig
     ) -> Decoder:
         recipe = self.run.recipe
-        sites = describe_sites(
-            dataset, input, (), seed=recipe.seed, statistics=statistics
-        )  # of labels it asks none
+        # No class names: prediction needs no labels.
+        sites = describe_sites(dataset, input, (), seed=recipe.seed, statistics=statistics)
         return Decoder(dataset, sites, input, recipe.augment)
 
-    def _answers(
+    def _apply(
         self, step: Any, batches: Callable[[BatchOrder], Iterable[RawBatch]], positions: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        multiple = self.placement.count if self.placement.processes > 1 else 1
         params, stats = self.state["params"], self.state["stats"]
+        multiple = self.placement.batch_multiple
         return apply_to_sites(
             step, params, stats, batches, positions, self.batch_size, multiple=multiple
         )
 
 
-class _Arrays:
-    """Images and masks in memory, as a feed asks a dataset for them."""
-
-    def __init__(
-        self, run: Run, images: np.ndarray, masks: np.ndarray, plates: Sequence[str] | None
-    ):
-        """Check what cannot be applied.
-
-        Raises:
-            InputError: names the array, what it is and what it must be.
-        """
-        images, masks = np.asarray(images), np.asarray(masks)
-        self.path, self.channel_names = run.path, list(run.facts["channels"] or [])
-        self.label_column, self.image_dtype = run.label_column, images.dtype
-        dtypes, channels = run.facts["image_dtype"] or "uint8 or uint16", len(self.channel_names)
-        if images.ndim != 4 or not len(images) or (channels and images.shape[3] != channels):
-            wanted = (
-                f"{channels} ({', '.join(self.channel_names)})" if channels else "all its channels"
-            )
-            raise InputError(
-                f"images: have shape {images.shape}; {run.path} takes (n, height, width, {wanted})"
-            )
-        if str(images.dtype) not in dtypes.split(" or "):
-            raise InputError(
-                f"images: are {images.dtype}; {run.path} takes {dtypes}, as it was trained on"
-            )
-        if masks.shape != images.shape[:3]:
-            raise InputError(
-                f"masks: have shape {masks.shape}; with these images they must have {images.shape[:3]}"
-            )
-        if (
-            masks.dtype.kind not in "biu"
-            or masks.min() < 0
-            or masks.max() > np.iinfo(np.uint16).max
-        ):
-            raise InputError(
-                "masks: must be whole numbers from 0 (background) to 65535, one a cell"
-            )
-        if plates is not None and len(plates) != len(images):
-            raise InputError(f"plates: are {len(plates)} for {len(images)} images; give one each")
-        if plates is None and NORMALIZATIONS[run.recipe.input.normalize].uses_plates:
-            raise InputError(
-                f"plates: {run.path} normalises by plate; give the name of each image's plate"
-            )
-        self.channel_names = self.channel_names or [
-            str(number) for number in range(images.shape[3])
-        ]
-        self._images, self._masks, self._plates = images, masks.astype(np.uint16), plates
-        self.image_size = (images.shape[1], images.shape[2])
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def pixels(self, position: int) -> tuple[UInt[np.ndarray, "h w c"], UInt16[np.ndarray, "h w"]]:
-        return self._images[position], self._masks[position]
-
-    def column(self, name: str) -> pd.Series:
-        """The plates, or a channel's mean or deviation.
-
-        Raises:
-            InputError: it is of those that only a dataset has.
-        """
-        if name == PLATE:
-            return pd.Series(self._plates, dtype=str)
-        statistic, _, channel = name.partition("_")
-        if statistic not in ("mean", "std") or channel not in self.channel_names:
-            raise InputError(
-                f"{self.path}: keeps no statistics to normalise arrays by; apply it to a whole dataset"
-            )
-        return pd.Series(self._statistics(statistic)[:, self.channel_names.index(channel)])
-
-    def _statistics(self, name: str) -> Float64[np.ndarray, "n c"]:
-        # Summed as the builder sums them (data_prep/site_tasks.py), image by image, so that they are the same bits.
-        pixels = (
-            np.ascontiguousarray(image).reshape(-1, image.shape[-1]) for image in self._images
-        )
-        return np.stack([getattr(of_image, name)(0) for of_image in pixels])
-
-
 def _require_fitting(run: Run, dataset: Dataset) -> None:
-    for what, here in (
-        ("channels", dataset.channel_names),
-        ("image_dtype", str(dataset.image_dtype)),
-    ):
-        trained = run.facts[what]
-        if trained is not None and trained != here:  # an imported network does not know
+    properties = {
+        "channels": dataset.channel_names,
+        "image_dtype": str(dataset.image_dtype),
+    }
+    for name, value in properties.items():
+        trained = run.facts[name]
+        if trained is not None and trained != value:  # None: an imported network without dataset
             raise InputError(
-                f"{dataset.path}: {what} is {here}, {run.path} was trained on {trained}; build the dataset alike"
+                f"{dataset.path}: {name} is {value}, {run.path} was trained on {trained}. Build "
+                "the dataset with the "
+                "same settings."
             )
 
 
 def feature_names(groups: Sequence[str], count: int) -> list[str]:
-    """What features are called in every table: counted from 1 after the name of their group, all of one size."""
+    """Return the names of features in tables, `GROUP_0001` and so on, for groups of equal size."""
     numbers = range(1, count // len(groups) + 1)
     return [f"{group}_{number:04d}" for group in groups for number in numbers]
 
@@ -360,31 +310,33 @@ def load_network(
     dataset: Dataset | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Network:
-    """The network of a run, on the devices.
+    """Load the network of a run onto the devices.
 
     Args:
-        source: the run, its directory, or a weight file that `export-torch` wrote with its description.
+        source: run, run directory, or weight file with description from `export-torch`.
         checkpoint: latest or best.
-        epoch: the checkpoint of this epoch; 0 takes the newest, or the best.
-        placement: the devices; None takes all.
-        dataset: what it is to be applied to, where the run does not know its channels (an imported network).
-        batch_size: sites a step.
+        epoch: epoch of the checkpoint; 0 loads the newest, or the best.
+        placement: devices; None uses all.
+        dataset: dataset to apply the network to. Required for an imported network, whose channels
+            are not stored.
+        batch_size: number of sites in a step.
 
     Raises:
-        InputError: there is no run, no checkpoint fits, or the dataset does not.
+        InputError: the run or checkpoint is missing or damaged, or the dataset does not fit.
     """
     if isinstance(source, Path | str) and Path(source).suffix in WEIGHTS:
         run, tree = open_weight_file(Path(source))
         facts: dict[str, Any] = {"epoch": 0}
     else:
         run = source if isinstance(source, Run) else open_run(Path(source))
-        tree, facts = _checkpoint_of(run, checkpoint, epoch)
+        tree, facts = _load_checkpoint(run, checkpoint, epoch)
     if dataset is not None:
         _require_fitting(run, dataset)
     names = run.facts["channels"] or (dataset and dataset.channel_names)
     if not names:
         raise InputError(
-            f"{run.path}: was imported without a dataset, and its channels are not known; name a dataset"
+            f"{run.path}: was imported without a dataset, so its channels are unknown; pass a "
+            "dataset"
         )
     channels = len(names) * NORMALIZATIONS[run.recipe.input.normalize].copies
     model, _ = create_network(run.recipe, channels, run.class_names, run.facts.get("pretrained"))
@@ -394,13 +346,9 @@ def load_network(
     return Network(run, facts, placement, batch_size, graphdef, placement.replicate(state))
 
 
-def _checkpoint_of(run: Run, checkpoint: Which, epoch: int) -> tuple[Tree, dict[str, Any]]:
-    """Parameters and statistics of a run's checkpoint, and its facts."""
-    checkpoints = Checkpoints(run.path)
-    tree, facts = checkpoints.load(checkpoint, epoch or None)
-    checkpoints.close()
+def _load_checkpoint(run: Run, checkpoint: Which, epoch: int) -> tuple[Tree, dict[str, Any]]:
+    with Checkpoints(run.path) as checkpoints:
+        tree, facts = checkpoints.load(checkpoint, epoch or None)
     run.require_matching_files(facts, checkpoints.path)
-    console.print(f"{run.path}: checkpoint of epoch {facts['epoch']} ({checkpoint})")
-    return {
-        name: value for name, value in tree.items() if name.startswith(("params/", "stats/"))
-    }, facts
+    console.print(f"info: {run.path}: checkpoint of epoch {facts['epoch']} ({checkpoint})")
+    return select_network_arrays(tree), facts

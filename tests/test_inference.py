@@ -1,4 +1,4 @@
-"""A run's network gives a site the same answer to the bit: from an array or a dataset, alone or among many."""
+"""Tests that predictions are bit-identical for arrays and datasets, and for one site and many."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plates_for(run, dataset):
 
 
 @pytest.mark.parametrize("feed", ["resident", "streamed"])
-def test_arrays_have_the_answers_that_the_command_gives(run, dataset, tmp_path, feed):
+def test_predict_of_arrays_equals_command(run, dataset, tmp_path, feed):
     out = predict(
         PredictConfig(
             ApplyConfig(CheckpointConfig(run.path), batch_size=BATCH, feed=feed),
@@ -66,19 +66,19 @@ def test_arrays_have_the_answers_that_the_command_gives(run, dataset, tmp_path, 
     assert np.array_equal(ours, table[[f"prob_{name}" for name in network.class_names]].to_numpy())
 
 
-def test_a_site_alone_and_in_any_place_has_the_answer_it_has_among_all(run, dataset):
+def test_prediction_does_not_depend_on_other_sites_or_order(run, dataset):
     network, plates = load(run), plates_for(run, dataset)
     images, masks = dataset.read(range(SITES))
     together = network.apply(images, masks, plates)
     assert np.ptp(together.probabilities, axis=0).max() > 0, (
-        "nothing would be shown by answers that are all alike"
+        "all predictions are equal, so the comparison would be trivial"
     )
-    if plates is not None:  # its answers depend on which sites of a plate there are
+    if plates is not None:  # predictions depend on the other sites of the plate
         return
     for position in (0, 5, 13, SITES - 1):
-        alone = network.apply(images[[position]], masks[[position]])
-        for one, among in zip(alone, together, strict=True):
-            assert np.array_equal(one[0], among[position])
+        single = network.apply(images[[position]], masks[[position]])
+        for one, all_sites in zip(single, together, strict=True):
+            assert np.array_equal(one[0], all_sites[position])
     shuffled = np.random.default_rng(0).permutation(SITES)
     assert np.array_equal(
         network.features(images[shuffled], masks[shuffled]), together.features[shuffled]
@@ -88,12 +88,12 @@ def test_a_site_alone_and_in_any_place_has_the_answer_it_has_among_all(run, data
     )
 
 
-def test_a_run_is_loaded_by_its_path_and_says_of_which_epoch(run):
+def test_load_network_accepts_path_and_stores_epoch(run):
     assert load_network(str(run.path)).facts["epoch"] == 1
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "text"),
     [
         (lambda images, masks: (images[..., :1], masks), r"images: have shape .*2 \(DNA, Actin\)"),
         (lambda images, masks: (images[0], masks), "images: have shape"),
@@ -105,18 +105,18 @@ def test_a_run_is_loaded_by_its_path_and_says_of_which_epoch(run):
             "masks: must be whole numbers",
         ),
         (lambda images, masks: (images, masks.astype(float)), "masks: must be whole numbers"),
-        (lambda images, masks: (images, masks, ["P0"]), "plates: are 1 for 30 images"),
+        (lambda images, masks: (images, masks, ["P0"]), "plates: 1 names for 30 images"),
     ],
 )
-def test_arrays_that_do_not_fit_are_named(run, dataset, change, words):
-    with pytest.raises(InputError, match=words):
+def test_invalid_array_is_named(run, dataset, change, text):
+    with pytest.raises(InputError, match=text):
         load(run).predict(*change(*dataset.read(range(SITES))))
 
 
-def test_only_runs_that_normalise_by_plate_ask_for_the_plates(run, dataset):
+def test_plates_are_required_by_plate_normalization_only(run, dataset):
     arrays = dataset.read(range(SITES))
     if run.recipe.input.normalize != "plate":
         assert len(load(run).predict(*arrays)) == SITES
         return
-    with pytest.raises(InputError, match=r"plates: .* normalises by plate"):
+    with pytest.raises(InputError, match=r"plates: .* normalizes by plate"):
         load(run).predict(*arrays)

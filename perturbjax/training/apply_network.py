@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int, Shaped
 
 from perturbjax.data.batches import BatchOrder, RawBatch
 from perturbjax.training.devices import limit_pending_steps, prepare_step
-from perturbjax.training.step import AttentionStep, PredictStep
+from perturbjax.training.step import EvaluationStep
 
 
 class Predictions(NamedTuple):
@@ -21,7 +21,7 @@ class Predictions(NamedTuple):
 
 
 def apply_to_sites(
-    step: PredictStep | AttentionStep,
+    step: EvaluationStep,
     params: Any,
     stats: Any,
     batches: Callable[[BatchOrder], Iterable[RawBatch]],
@@ -32,8 +32,8 @@ def apply_to_sites(
 ) -> tuple[Shaped[np.ndarray, "n *_"], ...]:
     """Run a compiled step on the records at `positions`.
 
-    All batches have the same size; the last one is padded. One compiled program serves all of them, and the result of
-    a record does not depend on the number of records.
+    All batches have the same size; the last one is padded. One compiled program serves all of them,
+    and the result of a record does not depend on the number of records.
 
     Args:
         step: compiled prediction, attention or features step.

@@ -1,12 +1,13 @@
 """Checkpoints of a run, stored with orbax.
 
-Three sets are kept in `RUN/checkpoints`: `latest` (to resume), `best` (highest balanced accuracy on validation sites;
-only in runs with `--validation-fraction`) and `interrupted` (saved within an epoch after SIGTERM, deleted by the next
-complete epoch). orbax with `best_fn` would delete the latest checkpoint, so the sets have separate managers.
+Three sets are kept in `RUN/checkpoints`: `latest` (to resume), `best` (highest balanced accuracy on
+validation sites; only in runs with `--validation-fraction`) and `interrupted` (saved within an
+epoch after SIGTERM, deleted by the next complete epoch). orbax with `best_fn` would delete the
+latest checkpoint, so the sets have separate managers.
 
-A checkpoint contains parameters, statistics, optimizer state and step as one flat mapping from names
-(`params/head/kernel/value`) to arrays. Next to it, JSON facts contain the epoch, the identity of the run and a checksum
-of the arrays. Checkpoints do not depend on the number of devices.
+A checkpoint contains parameters, statistics, optimizer state and step as one flat mapping from
+names (`params/head/kernel/value`) to arrays. Next to it, JSON facts contain the epoch, the identity
+of the run and a checksum of the arrays. Checkpoints do not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ Which = Literal["latest", "best"]
 #: Key of the checksum of the arrays in the facts of a checkpoint.
 CHECKSUM = "arrays_sha256"
 INTERRUPTED = "interrupted"
-#: Metric of the best checkpoints. Earlier releases selected them by accuracy on test sites; they stay readable.
+#: Metric of the best checkpoints. Earlier releases selected them by accuracy on test sites; they
+#: stay readable.
 BEST_METRIC, FORMER_BEST_METRIC = "balanced_accuracy", "accuracy"
 #: Upper estimate of the size in bytes of a checkpoint's files other than its arrays.
 METADATA_BYTES = 1 << 20
@@ -47,7 +49,9 @@ class CheckpointConfig:
     run: Path
     """Run directory from `perturbjax train`."""
     checkpoint: str = renamed_from("latest", "epoch")
-    """latest: after the last epoch. best: highest balanced accuracy on validation sites. Or the number of an epoch."""
+    """latest: after the last epoch. best: highest balanced accuracy on validation sites. Or the
+    number of an epoch.
+    """
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -100,7 +104,8 @@ def tree_to_state(tree: Tree, template: Any, source: Path | str) -> Any:
     for name, leaf in expected.items():
         if np.shape(leaf) != tree[name].shape:
             raise InputError(
-                f"{source}: {name} has shape {tree[name].shape}, the model requires {np.shape(leaf)}"
+                f"{source}: {name} has shape {tree[name].shape}, the model requires "
+                f"{np.shape(leaf)}"
             )
     return jax.tree_util.tree_unflatten(treedef, [tree[name] for name in expected])
 
@@ -173,7 +178,8 @@ class Checkpoints:
             state: arrays of the training.
             epoch: number of completed epochs.
             facts: identity of the run.
-            score: balanced accuracy on validation sites; if given, the checkpoint is also a candidate for the best.
+            score: balanced accuracy on validation sites; if given, the checkpoint is also a
+                candidate for the best.
         """
         for which in ("latest",) if score is None else ("latest", "best"):
             self._save(which, epoch, state, {"epoch": epoch, **facts}, score)
@@ -184,7 +190,7 @@ class Checkpoints:
     def save_within(
         self, state: TrainState, *, epoch: int, step: int, facts: dict[str, Any]
     ) -> None:
-        """Save the state within the epoch after `epoch`, at a step counted from the start of training."""
+        """Save the state at a step within the epoch after `epoch`; steps count from the start."""
         self._save(INTERRUPTED, step, state, {"epoch": epoch, **facts})
 
     def _save(
@@ -224,7 +230,8 @@ class Checkpoints:
 
         Args:
             which: set of checkpoints.
-            epoch: epoch to load; None loads the newest (`latest`) or the one with the highest score (`best`).
+            epoch: epoch to load; None loads the newest (`latest`) or the one with the highest score
+                (`best`).
 
         Raises:
             InputError: there is no such checkpoint, or it is not readable.
@@ -232,8 +239,10 @@ class Checkpoints:
         epochs = self.epochs(which)
         if not epochs and which == "best":
             raise InputError(
-                f"--checkpoint best: {self.path.parent} has no best checkpoint, because it was trained without "
-                "validation sites. Train with --validation-fraction 0.2, or use --checkpoint latest."
+                f"--checkpoint best: {self.path.parent} has no best checkpoint, because it was "
+                "trained without "
+                "validation sites. Train with --validation-fraction 0.2, or use --checkpoint "
+                "latest."
             )
         if not epochs:
             raise InputError(f"{self.path / which}: has no checkpoint; train the run first")
@@ -241,7 +250,8 @@ class Checkpoints:
             epoch = self._manager(which).best_step() if which == "best" else epochs[-1]
         if epoch not in epochs:
             raise InputError(
-                f"{self.path / which}: has no epoch {epoch} (available: {', '.join(map(str, epochs))})"
+                f"{self.path / which}: has no epoch {epoch} (available: "
+                f"{', '.join(map(str, epochs))})"
             )
         return self._load(which, epoch)
 
@@ -274,7 +284,8 @@ class Checkpoints:
         facts = loaded["facts"]
         if not isinstance(facts, dict) or facts.get(CHECKSUM) != arrays_checksum(tree):
             raise InputError(
-                f"{folder}: is damaged (checksum of the arrays differs). Remove it to use an earlier checkpoint, or "
+                f"{folder}: is damaged (checksum of the arrays differs). Remove it to use an "
+                "earlier checkpoint, or "
                 "train again."
             )
         return rename_saved_arrays(tree), facts

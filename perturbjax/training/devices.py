@@ -1,8 +1,9 @@
-"""Run the training step on one device, on several with `pmap`, or on several with `jit` over a mesh.
+"""Run the training step on one device, with `pmap`, or with `jit` over a mesh of devices.
 
-All three give the same numbers up to float32 rounding. Batches are padded to a multiple of the number of devices with
-rows of weight 0, which change neither the loss nor the BatchNorm statistics. With several processes (`processes.py`)
-the mesh contains the devices of all processes, and each process supplies its own rows of a batch.
+All three give the same numbers up to float32 rounding. Batches are padded to a multiple of the
+number of devices with rows of weight 0, which change neither the loss nor the BatchNorm statistics.
+With several processes (`processes.py`) the mesh contains the devices of all processes, and each
+process supplies its own rows of a batch.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ AXIS = "batch"
 #: Steps queued on an accelerator, so that it does not wait for the host.
 MAX_QUEUED_STEPS = 3
 
-#: Number of first steps before which free memory is returned to the system. These first steps fragment the memory
-#: pool; later steps reuse the same blocks.
+#: Number of first steps before which free memory is returned to the system. These first steps
+#: fragment the memory pool; later steps reuse the same blocks.
 FREE_MEMORY_STEPS = 4
 
-#: Function (state, order) -> iterator over the state and the sums after each device call. The sums have an axis of
-#: steps if a call runs a whole epoch. The buffers of each state are donated to the next call.
+#: Function (state, order) -> iterator over the state and the sums after each device call. The sums
+#: have an axis of steps if a call runs a whole epoch. The buffers of each state are donated to the
+#: next call.
 EpochRunner = Callable[[TrainState, BatchOrder], Iterator[tuple[TrainState, Sums]]]
 
 
@@ -51,7 +53,9 @@ class ComputeConfig:
     """Compute"""
 
     devices: DeviceKind = "auto"
-    """1: one device. sharded: all devices, jit over a mesh. pmap: all devices, replicated. auto: sharded."""
+    """1: one device. sharded: all devices, jit over a mesh. pmap: all devices, replicated. auto:
+    sharded.
+    """
     device_count: int = python_only(0)
     """Maximum number of devices; 0 uses all."""
 
@@ -67,8 +71,8 @@ class Placement:
     Attributes:
         mapped: use `pmap` instead of `jit` over a mesh.
         mesh: the devices, along the single axis `AXIS`.
-        scans: run a whole epoch in one device call. False on CPUs: XLA compiles the body of a loop for one CPU thread
-            and without its fast convolutions, which is many times slower.
+        scans: run a whole epoch in one device call. False on CPUs: XLA compiles the body of a loop
+            for one CPU thread and without its fast convolutions, which is many times slower.
     """
 
     mapped: bool
@@ -90,7 +94,7 @@ class Placement:
 
     @property
     def batch_multiple(self) -> int:
-        """Number that evaluation batch sizes are rounded up to, so that all processes have equal parts."""
+        """Multiple of evaluation batch sizes, so that all processes have equal parts."""
         return self.count if self.processes > 1 else 1
 
     @property
@@ -102,7 +106,7 @@ class Placement:
         return NamedSharding(self.mesh, P(AXIS))
 
     def replicate(self, tree: Any) -> Any:
-        """Copy every array to every device. With several processes, all must pass the same arrays."""
+        """Copy arrays to all devices. With several processes, all must pass the same arrays."""
         if self.processes == 1:
             return jax.device_put(tree, self.replicated)
         return jax.tree.map(
@@ -113,8 +117,8 @@ class Placement:
     def compile_training(self, train_step: TrainStep, feed: BatchPipeline) -> EpochRunner:
         """Return a function that trains over the batches of an order.
 
-        A device call runs one epoch if `scans` is set and all records are on the device, otherwise one step. The
-        transfer guard makes implicit copies between host and device an error.
+        A device call runs one epoch if `scans` is set and all records are on the device, otherwise
+        one step. The transfer guard makes implicit copies between host and device an error.
         """
         if self.scans and feed.arrays is not None:
             run_epoch, arrays = self.compile_epoch(train_step), feed.arrays
@@ -185,7 +189,8 @@ class Placement:
     def place_rows(self, batch: T) -> T:
         """Shard every array of a batch by rows, padded to a multiple of the devices.
 
-        With several processes each passes its own rows, the same number, in the order of the processes.
+        With several processes each passes its own rows, the same number, in the order of the
+        processes.
         """
         if self.processes == 1:
             padded = jax.tree.map(lambda rows: pad_rows(rows, self.count), batch)
@@ -223,26 +228,26 @@ def pad_rows(rows: np.ndarray | jax.Array, multiple: int, axis: int = 0) -> np.n
 
 def open_devices(compute: ComputeConfig, *, local: bool = False) -> Placement:
     """Choose the devices of a command and set up its compilation cache, see `choose_placement`."""
-    use_compilation_cache("default")
+    use_compilation_cache()
     return choose_placement(compute.devices, compute.device_count, local=local)
 
 
-def use_compilation_cache(folder: str) -> None:
+def use_compilation_cache(folder: str | Path | None = None) -> None:
     """Store compiled programs on disk for later commands.
 
-    Args:
-        folder: cache directory; "default" is the cache directory of the user, "none" disables the cache.
+    A directory that is not usable causes a warning: the command then compiles its programs itself.
 
-    A directory that cannot be used is a warning: the command then compiles its programs itself.
+    Args:
+        folder: cache directory; by default JAX_COMPILATION_CACHE_DIR or the cache directory of the
+            user.
     """
-    if folder == "none":
-        return
     try:
-        cache = make_folder(Path(folder if folder != "default" else _default_cache()).absolute())
+        cache = make_folder(Path(folder or _default_cache()).absolute())
     except (InputError, RuntimeError) as error:  # RuntimeError: pathlib found no home directory
         reason = str(error).split("; ")[0]
         console.print(
-            f"warning: compiled programs are not cached ({reason}). Choose another --compile-cache DIR."
+            f"warning: compiled programs are not cached ({reason}). Set JAX_COMPILATION_CACHE_DIR "
+            "to another folder."
         )
         # Otherwise JAX repeats the warning for every program.
         jax.config.update("jax_compilation_cache_dir", None)
@@ -253,17 +258,15 @@ def use_compilation_cache(folder: str) -> None:
 
 
 def _default_cache() -> str:
-    if folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return folder
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(home) / "perturbjax" / "compiled")
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path(home) / "perturbjax/compiled")
 
 
 def prepare_step(number: int, step: Callable[..., Any], *arguments: Any) -> None:
     """Compile a jitted step before its first call, and free memory before the first few calls.
 
-    The compiler leaves hundreds of megabytes of free memory in the process. They are returned to the system here,
-    before the first call allocates its own.
+    The compiler leaves hundreds of megabytes of free memory in the process. They are returned to
+    the system here, before the first call allocates its own.
     """
     if not number and isinstance(step, jax.stages.Wrapped):
         step.lower(*arguments).compile()
@@ -274,7 +277,8 @@ def prepare_step(number: int, step: Callable[..., Any], *arguments: Any) -> None
 def limit_pending_steps(queued: Sequence[Any]) -> None:
     """Wait until fewer than `MAX_QUEUED_STEPS` (one on a CPU) of the queued steps are running.
 
-    On a CPU, the temporary memory of a step is allocated when the step is queued, so waiting steps would each hold it.
+    On a CPU, the temporary memory of a step is allocated when the step is queued, so waiting steps
+    would each hold it.
     """
     limit = 1 if jax.default_backend() == "cpu" else MAX_QUEUED_STEPS
     if len(queued) >= limit:
@@ -282,7 +286,7 @@ def limit_pending_steps(queued: Sequence[Any]) -> None:
 
 
 def stack_steps(sums: Sequence[Sums]) -> Sums:
-    """Copy the sums of consecutive device calls to the host, concatenated along one axis of steps."""
+    """Copy the sums of consecutive device calls to the host, concatenated over steps."""
     return jax.tree.map(
         lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]),
         *jax.device_get(sums),
@@ -295,7 +299,8 @@ def choose_placement(kind: DeviceKind, count: int = 0, *, local: bool = False) -
     Args:
         kind: "1", "pmap", "sharded", or "auto" (sharded over all devices).
         count: maximum number of devices; 0 uses all.
-        local: use the devices of this process only, for work that is not shared with other processes.
+        local: use the devices of this process only, for work that is not shared with other
+            processes.
 
     Raises:
         InputError: fewer than `count` devices exist, or `count` is set with several processes.
@@ -304,12 +309,13 @@ def choose_placement(kind: DeviceKind, count: int = 0, *, local: bool = False) -
     devices = sorted(available, key=lambda device: (device.process_index, device.id))
     if count > len(devices):
         raise InputError(
-            f"--device-count {count}: only {len(devices)} {devices[0].platform} devices are available. "
-            "Lower it, or leave it out to use all devices."
+            f"device_count {count}: only {len(devices)} {devices[0].platform} devices are "
+            "available. "
+            "Use 0 for all devices."
         )
     if count and not local and jax.process_count() > 1:
         raise InputError(
-            f"--device-count {count}: several processes always use all their devices. Leave it out."
+            f"device_count {count}: several processes always use all their devices. Use 0."
         )
     used = devices[:1] if kind == "1" else devices[: count or len(devices)]
     mesh = Mesh(np.array(used), (AXIS,))

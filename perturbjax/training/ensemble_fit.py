@@ -1,17 +1,19 @@
-"""Fit the frozen members of the ensemble classifier (`models.ensemble_head`) before the first training step.
+"""Fit the frozen members of the ensemble classifier before the first training step.
 
-The frozen backbone computes the features of all training sites once, without augmentation. They are reduced to
-principal components and site statistics. Two classifiers are fitted to them:
+The frozen backbone computes the features of all training sites once, without augmentation. They are
+reduced to principal components and site statistics. Two classifiers are fitted to them:
 
-- an MLP, with mixup of pairs of sites (Zhang et al. 2017, arXiv 1710.09412): for random sites i, j and
-  `a ~ Beta(0.4, 0.4)`, it is trained on `a * x_i + (1 - a) * x_j` with targets mixed in the same way;
+- an MLP, with mixup of pairs of sites (Zhang et al. 2017, arXiv 1710.09412): for random sites i, j
+  and `a ~ Beta(0.4, 0.4)`, it is trained on `a * x_i + (1 - a) * x_j` with targets mixed in the
+  same way;
 - a logistic regression, the same as in the linear baseline.
 
-The MLP is better with about a thousand sites or more, the logistic regression with a few hundred. Their ensemble
-weights `w` come from stacking (Wolpert 1992, doi 10.1016/S0893-6080(05)80023-1): the training groups are split into
-folds, both classifiers predict the groups of the fold that they were not fitted to, and `w` maximizes the likelihood
-of `softmax(w_1 * log p_1 + w_2 * log p_2)`. The constants were chosen on inner folds of training plates
-(docs/presets.md). The third member, the trainable attention branch, is trained by the epochs that follow.
+The MLP is better with about a thousand sites or more, the logistic regression with a few hundred.
+Their ensemble weights `w` come from stacking (Wolpert 1992, doi 10.1016/S0893-6080(05)80023-1): the
+training groups are split into folds, both classifiers predict the groups of the fold that they were
+not fitted to, and `w` maximizes the likelihood of `softmax(w_1 * log p_1 + w_2 * log p_2)`. The
+constants were chosen on inner folds of training plates (docs/presets.md). The third member, the
+trainable attention branch, is trained by the epochs that follow.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ RATE, DECAY = 1e-3, 1e-2
 MIX = 0.4
 #: Number of folds of the training groups for the ensemble weights.
 FOLDS = 3
-#: Minimum ensemble weight. Positive, so that the most probable class stays the same if all held-out predictions are
-#: at chance level.
+#: Minimum ensemble weight. Positive, so that the most probable class stays the same if all held-out
+#: predictions are at chance level.
 MIN_ENSEMBLE_WEIGHT = 0.01
 #: Logit of a class without training sites in the logistic regression.
 ABSENT_CLASS_LOGIT = -30.0
@@ -111,7 +113,8 @@ def initialize_ensemble(
     )
     mlp_weight, linear_weight = (float(value) for value in model.head.ensemble_weights[...])
     console.print(
-        f"Fitted classifier head on {len(labels):,} training sites (ensemble weights: MLP {mlp_weight:.2f}, logistic "
+        f"Fitted classifier head on {len(labels):,} training sites (ensemble weights: MLP "
+        f"{mlp_weight:.2f}, logistic "
         f"regression {linear_weight:.2f})."
     )
     _, params, stats = split_model(model)
@@ -125,16 +128,18 @@ def fit_reduction(
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d e"]]:
     """Fit the reduction `z = (x - mean) @ kernel` of site features.
 
-    Backbone features are replaced by at most `COMPONENTS` principal components, site statistics are kept. All are
-    standardized first. Components and statistics are then scaled to the same total variance (1 on average), because a
-    dozen statistics would otherwise have no influence next to hundreds of components.
+    Backbone features are replaced by at most `COMPONENTS` principal components, site statistics are
+    kept. All are standardized first. Components and statistics are then scaled to the same total
+    variance (1 on average), because a dozen statistics would otherwise have no influence next to
+    hundreds of components.
 
     Args:
         x: (sites, d) features: first those of the backbone, then the site statistics.
         backbone_features: number of backbone features.
 
     Returns:
-        The mean (d,) and the kernel (d, e), float32. With fewer sites than components, the last components are 0.
+        The mean (d,) and the kernel (d, e), float32. With fewer sites than components, the last
+        components are 0.
     """
     from sklearn.decomposition import PCA
 
@@ -166,10 +171,10 @@ def fit_ensemble(
     seed: int,
     mix: float = MIX,
 ) -> EnsembleHead:
-    """Fit MLP and logistic regression to all sites, and the ensemble weights by stacking over groups of sites.
+    """Fit MLP and logistic regression to all sites, and estimate their weights by stacking.
 
-    With a single group the sites are split at random. Held-out sites of a class that the other folds do not contain
-    are ignored; without any usable site both members get the same weight.
+    With a single group the sites are split at random. Held-out sites of a class that the other
+    folds do not contain are ignored; without any usable site both members get the same weight.
 
     Args:
         head: head with initial parameters.
@@ -225,8 +230,8 @@ def estimate_ensemble_weights(
 ) -> Float[np.ndarray, " k"]:
     """Estimate the ensemble weights that maximize the likelihood of the labels.
 
-    The negative log-likelihood of `softmax(sum_k w_k * log p_k)` is convex in the weights, so L-BFGS-B finds the
-    global optimum.
+    The negative log-likelihood of `softmax(sum_k w_k * log p_k)` is convex in the weights, so
+    L-BFGS-B finds the global optimum.
 
     Args:
         log_probabilities: (members, n, classes) predictions for held-out sites.

@@ -1,4 +1,4 @@
-"""Training, from a dataset directory to a run directory. `fit` reads like the methods section of a paper."""
+"""Training, from a dataset directory to a run directory; see `fit`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ class TrainConfig:
     init_from: Path | None = None
     """Run whose parameters initialize the network; layers of another shape are new."""
     feed: PipelineChoice = "auto"
-    """Batch pipeline. resident: dataset on the device. streamed: decode during training. auto: resident if it fits."""
+    """Batch pipeline. resident: dataset on the device. streamed: decode during training. auto:
+    resident if it fits.
+    """
     workers: int = python_only(0)
     """Processes that decode records for the streamed pipeline; 0 decodes in threads."""
     evaluate_every: int = 10
@@ -103,14 +105,16 @@ class TrainConfig:
 def fit(config: TrainConfig) -> Run:
     """Train a network until the last epoch of the recipe, or resume such a training.
 
-    A killed run resumes from its latest checkpoint with bit-identical numbers, because order and augmentation depend on
-    (seed, epoch, record) only. After SIGTERM the state is saved within the epoch.
+    A killed run resumes from its latest checkpoint with bit-identical numbers, because order and
+    augmentation depend on (seed, epoch, record) only. After SIGTERM the state is saved within the
+    epoch.
 
     Args:
         config: dataset, run directory, recipe and devices.
 
     Raises:
-        InputError: the input is not usable, `out` contains another run or is in use, or the loss is not finite.
+        InputError: the input is not usable, `out` contains another run or is in use, or the loss is
+            not finite.
         Terminated: SIGTERM was received, and the state was saved.
     """
     require_package(config.log_to)
@@ -133,7 +137,8 @@ def fit(config: TrainConfig) -> Run:
         manifest=experiment.manifest,
         pretrained=experiment.pretrained,
     )
-    # All input is checked before the first file is written, so that an error leaves no directory behind.
+    # All input is checked before the first file is written, so that an error leaves no directory
+    # behind.
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run.path, keep_latest=config.keep_latest))
         start = _start_or_resume(run, experiment, checkpoints, first_progress(fresh, steps), stack)
@@ -174,7 +179,7 @@ def _start_or_resume(
     fresh: Progress,
     stack: contextlib.ExitStack,
 ) -> Progress:
-    """Lock the run directory until `stack` closes, create or check the run, and return its progress."""
+    """Lock, create or check the run directory, and return the progress of the run."""
 
     def open_directory() -> Progress:
         stack.enter_context(lock_run(run.path))
@@ -204,7 +209,7 @@ class _Training:
         return self.placement.compile_predict(step)
 
     def initialize_state(self) -> TrainState:
-        """Put the state on the devices; before the first step of an ensemble, fit its frozen members."""
+        """Put the state on the devices; fit the frozen members of a new ensemble."""
         state = self.placement.replicate(self.start.state)
         if self.start.step == 0 and self.experiment.recipe.transfer.head == "channels":
             fitted = initialize_ensemble(state, self.experiment, self.placement, self.feed.batches)
@@ -212,7 +217,10 @@ class _Training:
         return state
 
     def start_phase(self, phase: Phase, state: TrainState) -> Iterator[tuple[TrainState, Sums]]:
-        """Return an iterator over all remaining steps of a phase, with a new optimizer state at its first step."""
+        """Return an iterator over the remaining steps of a phase.
+
+        The optimizer state is new at the first step of the phase.
+        """
         experiment, steps = self.experiment, self.experiment.steps_per_epoch
         step = max(self.start.step, phase.first * steps)
         if step == phase.first * steps:
@@ -327,7 +335,8 @@ class _Training:
             console.print(_describe_epoch(row, scores))
         if not is_first_process():
             return
-        # Metrics before the checkpoint: after a kill between the two, resuming removes the extra rows.
+        # Metrics before the checkpoint: after a kill between the two, resuming removes the extra
+        # rows.
         self.run.append_metrics(rows)
         self.log(rows)
         if scores or epoch % self.config.checkpoint_every == 0:
@@ -351,19 +360,20 @@ def require_finite_loss(losses: np.ndarray, epoch: int, checkpoints: Checkpoints
         else "no checkpoint was saved before"
     )
     raise InputError(
-        f"the loss is not finite at step {step} (epoch {epoch + 1}); {remaining}. Lower --learning-rate, or use "
+        f"the loss is not finite at step {step} (epoch {epoch + 1}); {remaining}. Lower "
+        "--learning-rate, or use "
         "--precision float32, with a new --out."
     )
 
 
 def _describe_epoch(row: dict[str, Any], scores: dict[str, SiteScores]) -> str:
-    """Return the line about an epoch with scores."""
-    texts = [
-        f"Epoch {row['epoch']}: training loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}"
-    ]
-    if validation := scores.get(VALIDATION):
-        texts.append(f"validation balanced accuracy {validation.balanced_accuracy:.3f}")
-    if test := scores.get(TEST):
-        texts.append(f"test loss {test.loss:.3f}, accuracy {test.accuracy:.3f} (monitoring only)")
-    texts.append(f"learning rate {row['learning_rate']:.2e}")
-    return "; ".join(texts)
+    validation = ""
+    if VALIDATION in scores:
+        validation = f"validation balanced accuracy {scores[VALIDATION].balanced_accuracy:.3f}; "
+    return (
+        f"Epoch {row['epoch']}: training loss {row['loss']:.3f}, accuracy {row['accuracy']:.3f}; "
+        f"{validation}"
+        f"test loss {scores[TEST].loss:.3f}, accuracy {scores[TEST].accuracy:.3f} (monitoring "
+        "only); "
+        f"learning rate {row['learning_rate']:.2e}"
+    )

@@ -1,7 +1,7 @@
-"""A training's metrics where others look for them too: TensorBoard, Weights & Biases, MLflow.
+"""Additional metric loggers: TensorBoard, Weights & Biases, MLflow.
 
-`metrics.jsonl` is written in any case, and is what a run is resumed and reported by. A run that goes on after a kill
-tells its epochs under the same name.
+`metrics.jsonl` is always written; resuming and reports use it. A resumed run logs its epochs under
+the same name.
 """
 
 from __future__ import annotations
@@ -19,84 +19,77 @@ from perturbjax.training.processes import is_first_process
 from perturbjax.training.run_directory import Run
 
 LogTo = Literal["none", "tensorboard", "wandb", "mlflow"]
-#: What is told of an epoch's rows, which are those of `metrics.jsonl`.
+#: Function that logs the rows of an epoch, which are those of `metrics.jsonl`.
 Log = Callable[[Sequence[dict[str, Any]]], None]
-#: The package behind each name, and what brings it.
+#: Function that logs named values of an epoch.
+Writer = Callable[[dict[str, float], int], None]
+#: Module of each logger, and the package that provides it.
 PACKAGES = {
     "tensorboard": ("tensorboardX", "tensorboardX"),
-    "wandb": ("wandb",) * 2,
+    "wandb": ("wandb", "wandb"),
     "mlflow": ("mlflow", "mlflow-skinny"),
 }
 
 
-def require_package(to: LogTo) -> None:
-    """Refuse what cannot be written to.
+def require_package(logger: LogTo) -> None:
+    """Check that the package of a logger is installed.
 
     Raises:
-        InputError: its package is not installed.
+        InputError: it is not installed.
     """
-    if to != "none":
-        module, package = PACKAGES[to]
-        require(
-            "log-to",
-            to,
-            importlib.util.find_spec(module) is not None,
-            f"installed: pip install {package}",
-        )
+    if logger != "none":
+        module, package = PACKAGES[logger]
+        available = importlib.util.find_spec(module) is not None
+        require("log-to", logger, available, f"installed: pip install {package}")
 
 
 @contextmanager
-def open_log(to: LogTo, run: Run) -> Iterator[Log]:
-    """What a training tells its rows to, until the block ends; of several processes the first tells."""
-    if to == "none" or not is_first_process():
+def open_log(logger: LogTo, run: Run) -> Iterator[Log]:
+    """Open a logger for the duration of a block. With several processes, process 0 logs."""
+    if logger == "none" or not is_first_process():
         yield lambda rows: None
         return
-    package = importlib.import_module(PACKAGES[to][0])
-    with {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[to](
-        package, run
-    ) as tell:
+    package = importlib.import_module(PACKAGES[logger][0])
+    open_writer = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[logger]
+    with open_writer(package, run) as write:
 
         def log(rows: Sequence[dict[str, Any]]) -> None:
             values = {
-                f"{row['split']}/{name}": row[name] for row in rows for name in ("loss", "accuracy")
+                f"{row['split']}/{name}": row[name]
+                for row in rows
+                for name in ("loss", "accuracy", "balanced_accuracy")
+                if name in row
             }
-            tell({**values, "learning_rate": rows[0]["learning_rate"]}, rows[0]["epoch"])
+            write({**values, "learning_rate": rows[0]["learning_rate"]}, rows[0]["epoch"])
 
         yield log
 
 
-Tell = Callable[[dict[str, float], int], None]
-
-
 @contextmanager
-def _tensorboard(package: Any, run: Run) -> Iterator[Tell]:
-    with package.SummaryWriter(str(run.path / "tensorboard")) as writer:
+def _tensorboard(package: Any, run: Run) -> Iterator[Writer]:
+    with package.SummaryWriter(str(run.path / "tensorboard")) as summary:
 
-        def tell(values: dict[str, float], epoch: int) -> None:
+        def write(values: dict[str, float], epoch: int) -> None:
             for name, value in values.items():
-                writer.add_scalar(name, value, epoch)
+                summary.add_scalar(name, value, epoch)
 
-        yield tell
+        yield write
 
 
 @contextmanager
-def _wandb(package: Any, run: Run) -> Iterator[Tell]:
-    same = hashlib.sha256(str(run.path.absolute()).encode()).hexdigest()[
-        :16
-    ]  # a run that goes on is the same there
+def _wandb(package: Any, run: Run) -> Iterator[Writer]:
+    # The same id for the same directory, so that a resumed run continues its record.
+    run_id = hashlib.sha256(str(run.path.absolute()).encode()).hexdigest()[:16]
     settings = {"name": run.path.name, "dir": str(run.path), "config": recipe_to_dict(run.recipe)}
-    with package.init(id=same, resume="allow", **settings) as told:
-        yield lambda values, epoch: told.log(values, step=epoch)
+    with package.init(id=run_id, resume="allow", **settings) as record:
+        yield lambda values, epoch: record.log(values, step=epoch)
 
 
 @contextmanager
-def _mlflow(package: Any, run: Run) -> Iterator[Tell]:
+def _mlflow(package: Any, run: Run) -> Iterator[Writer]:
+    recipe = run.recipe
     with package.start_run(run_name=run.path.name):
         package.log_params(
-            {
-                "model": run.recipe.model.model,
-                "split": run.recipe.split.split,
-                "seed": run.recipe.seed,
-            }
+            {"model": recipe.model.model, "split": recipe.split.split, "seed": recipe.seed}
         )
         yield lambda values, epoch: package.log_metrics(values, step=epoch)

@@ -1,7 +1,7 @@
 """One-cycle learning rate and Adam with the numbers of PyTorch, as an optax transformation.
 
-**Schedule** (`torch.optim.lr_scheduler.OneCycleLR`, cosine; Smith & Topin 2019, arXiv 1708.07120). With `T` steps,
-peak `p = warmup * T - 1` and `h(a, b, x) = b + (a - b) / 2 * (1 + cos(pi * x))`:
+**Schedule** (`torch.optim.lr_scheduler.OneCycleLR`, cosine; Smith & Topin 2019, arXiv 1708.07120).
+With `T` steps, peak `p = warmup * T - 1` and `h(a, b, x) = b + (a - b) / 2 * (1 + cos(pi * x))`:
 
     rate(t) = h(max / 25, max, t / p)                              for t <= p
     rate(t) = h(max, max / 25 / 1e4, (t - p) / (T - 1 - p))        for t > p
@@ -13,8 +13,9 @@ beta1 of Adam moves opposite to the learning rate, from 0.95 to 0.85 and back.
     m = beta1 * m + (1 - beta1) * g        v = beta2 * v + (1 - beta2) * g^2
     w = w - rate * m / (1 - beta1^k) / (sqrt(v / (1 - beta2^k)) + epsilon)
 
-`optax.cosine_onecycle_schedule` has its peak at another step, and `optax.adam` keeps beta1 constant. Both would
-change the results of the published training, so this module implements the PyTorch versions.
+`optax.cosine_onecycle_schedule` has its peak at another step, and `optax.adam` keeps beta1
+constant. Both would change the results of the published training, so this module implements the
+PyTorch versions.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def one_cycle(
 def one_cycle_momentum(
     total_steps: int, warmup: float = 0.3, low: float = BETA1_RANGE[0], high: float = BETA1_RANGE[1]
 ) -> Schedule:
-    """Return beta1 of Adam for each step: `high` at both ends, `low` at the peak of the learning rate.
+    """Return beta1 of Adam for each step: `high` at both ends, `low` at the peak rate.
 
     Raises:
         InputError: `total_steps` is 0 or `warmup` is not in [0, 1].
@@ -91,7 +92,8 @@ def _cosine_schedule(
     if not 0 <= warmup <= 1:
         raise InputError(f"--warmup {warmup}: must be a fraction from 0 to 1")
     peak_step, last = warmup * total_steps - 1, total_steps - 1
-    # The table is computed in float64 and rounded once: a float32 cosine would differ from torch by 1e-9.
+    # The table is computed in float64 and rounded once: a float32 cosine would differ from torch by
+    # 1e-9.
     steps = np.arange(total_steps, dtype=np.float64)
     rising = _half_cosine(start, peak, steps, 0.0, peak_step)
     falling = _half_cosine(peak, end, steps, peak_step, last)
@@ -122,8 +124,9 @@ def adam(
 ) -> optax.GradientTransformation:
     """Return `torch.optim.Adam` (L2 term in the gradient) or, if `decoupled`, `torch.optim.AdamW`.
 
-    As in PyTorch, epsilon is added after bias correction, and both means are corrected with the betas of the
-    current step, also if beta1 changes. The state is float32, whatever the type of the gradients.
+    As in PyTorch, epsilon is added after bias correction, and both means are corrected with the
+    betas of the current step, also if beta1 changes. The state is float32, whatever the type of the
+    gradients.
 
     Args:
         schedule: learning rate of each step.

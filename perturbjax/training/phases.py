@@ -1,4 +1,4 @@
-"""Network of a recipe, and the training phases: one, or two for networks with pretrained weights."""
+"""Network of a recipe, and its training phases."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def create_network(
         recipe: architecture, input and transfer settings.
         channels: number of image channels of the network input.
         class_names: names of the classes.
-        pretrained: provenance of the weights in an existing run. Pretrained layers are then created without values,
-            because a checkpoint supplies them; the weight file is not needed.
+        pretrained: provenance of the weights in an existing run. Pretrained layers are then created
+            without values, because a checkpoint supplies them; the weight file is not needed.
 
     Returns:
         The network, and the provenance of its pretrained weights (None if it has none).
@@ -80,7 +80,8 @@ def plan_phases(
 ) -> list[Phase]:
     """Return the phases of a training in order, each with its own one-cycle schedule.
 
-    A network with pretrained weights is trained in two phases: first the new layers with a frozen backbone, then all
+    A network with pretrained weights is trained in two phases: first the new layers with a frozen
+        backbone, then all
     layers. Other networks have the second phase only.
     """
     epochs, config = recipe.optim.epochs, recipe.transfer

@@ -1,7 +1,7 @@
-"""Training and prediction in several processes (`jax.distributed`), one for each host or accelerator.
+"""Training and prediction in several processes with `jax.distributed`.
 
-All processes run the same program. Each reads its own part of every batch; JAX sums gradients over all devices. Only
-process 0 writes files (run directory, checkpoints, tables) and prints messages.
+All processes run the same program. Each reads its own part of every batch; JAX sums gradients over
+all devices. Only process 0 writes files (run directory, checkpoints, tables) and prints messages.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class HostsConfig:
     """
 
     distributed: bool = False
-    """Join the other processes of the job (Slurm, Open MPI, TPU, Kubernetes, or JAX_COORDINATOR_ADDRESS)."""
+    """Join the other processes of the job (Slurm, Open MPI, TPU, Kubernetes, or
+    JAX_COORDINATOR_ADDRESS).
+    """
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -59,7 +61,8 @@ def connect(config: HostsConfig) -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"--distributed: could not join the other processes ({error}). Outside Slurm, Open MPI, TPU slices and "
+            f"--distributed: could not join the other processes ({error}). Outside Slurm, Open "
+            "MPI, TPU slices and "
             "Kubernetes, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from error
     console.quiet = not is_first_process()
@@ -88,11 +91,13 @@ def require_supported_job(feed: PipelineChoice, devices: str, batch_size: int) -
         return
     if feed == "resident":
         raise InputError(
-            f"--feed resident: each of the {count} processes would load the whole dataset. Use --feed streamed."
+            f"--feed resident: each of the {count} processes would load the whole dataset. Use "
+            "--feed streamed."
         )
     if devices in ("1", "pmap"):
         raise InputError(
-            f"--devices {devices}: works with one process only, this job has {count}. Use --devices sharded."
+            f"--devices {devices}: works with one process only, this job has {count}. Use "
+            "--devices sharded."
         )
     if batch_size % count:
         raise InputError(
@@ -105,7 +110,8 @@ def run_on_first_process(work: Callable[[], T], like: T) -> T:
 
     Args:
         work: function that reads or writes files.
-        like: pytree with the structure, shapes and dtypes of the result; None if `work` returns None.
+        like: pytree with the structure, shapes and dtypes of the result; None if `work` returns
+            None.
 
     Raises:
         InputError: `work` raised it; all processes raise the same error.

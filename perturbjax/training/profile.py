@@ -1,4 +1,4 @@
-"""Where a step's time goes: a trace of a few steps that Perfetto and XProf open, and its sums by operation."""
+"""Profile of training steps: a trace file, and a table of the time by operation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from perturbjax.core.files import make_folder
 from perturbjax.core.messages import console
 from perturbjax.training.processes import is_first_process
 
-#: Steps that are traced: enough to see one whole step between two others.
+#: Number of traced steps. With three, one complete step lies between two others.
 TRACED_STEPS = 3
-#: Lines of the table; what is beyond is summed in one.
-LINES = 12
-#: How JAX marks the pass in an operation's name, the first that fits.
-PASSES = (
+#: Rows of the printed table; further operations are summed in one row.
+TABLE_ROWS = 12
+#: Substrings of JAX operation names that identify the part of a step; the first match counts.
+PARTS = (
     ("/augment/", "augment"),
     ("/update/", "update"),
     ("transpose(jvp", "backward"),
@@ -29,18 +29,18 @@ PASSES = (
 
 
 class OperationTime(NamedTuple):
-    """Time spent in operations of one kind."""
+    """Time spent in one kind of operation."""
 
     part: str
     """forward, backward, augment, update or other."""
     operation: str
-    """JAX's primitive (`conv_general_dilated`), or the compiler's own name where it belongs to none."""
+    """JAX primitive (`conv_general_dilated`), or the compiler's name if there is no primitive."""
     seconds: float
-    """Summed over steps, devices and threads."""
+    """Sum over steps, devices and threads."""
 
 
 class Span(NamedTuple):
-    """An operation that ran, by the compiler's names; times in seconds."""
+    """One execution of a compiled operation; times in seconds, names of the compiler."""
 
     start: float
     end: float
@@ -51,72 +51,81 @@ class Span(NamedTuple):
 def trace_steps(
     run: Callable[[Any], Any], state: Any, folder: Path, steps: int
 ) -> list[OperationTime]:
-    """Trace `run(state)`, which takes `steps` steps, into `folder`, and print where its time went.
+    """Trace `run(state)` into a folder and print where the time was spent.
 
-    It runs twice, each time on a copy of the state: once to compile. The state is left as it was.
+    The function runs twice on copies of the state, the first time to compile. The state stays
+    unchanged.
+
+    Args:
+        run: function that runs `steps` training steps.
+        state: state to start from.
+        folder: folder for the trace.
+        steps: number of steps, for times per step.
 
     Raises:
-        InputError: the folder cannot be written to.
+        InputError: the folder is not writable.
     """
     jax.block_until_ready(run(_copy(state)))
     copy = _copy(state)
-    if not is_first_process():  # the step waits for all processes, and one of them writes
+    if not is_first_process():  # takes part in the steps, but writes no trace
         jax.block_until_ready(run(copy))
         return []
     make_folder(folder)
     started = time.perf_counter()
     with jax.profiler.trace(str(folder), create_perfetto_trace=True):
         jax.block_until_ready(run(copy))
-        took = time.perf_counter() - started
+        seconds = time.perf_counter() - started
     trace = max(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    spent = sum_by_operation(read_spans(trace), _names_of_operations())
-    _print_table(spent, steps, took)
+    times = sum_by_operation(read_spans(trace), _compiled_operation_names())
+    _print_table(times, steps, seconds)
     console.print(
-        f"trace: {trace.parent} (perfetto_trace.json.gz for ui.perfetto.dev, the rest for XProf)"
+        f"Trace: {trace.parent} (open perfetto_trace.json.gz in ui.perfetto.dev, the rest with "
+        "XProf)"
     )
-    return spent
+    return times
 
 
 def read_spans(trace: Path) -> list[list[Span]]:
-    """The compiled operations in an .xplane.pb, a list a thread or stream.
+    """Read the compiled operations of an .xplane.pb file, one list for each thread or stream.
 
-    Where a device has a timeline of its own, the host's (which repeats it) is left out.
+    If a device has its own timeline, that of the host is ignored, because it repeats the same
+    operations.
     """
     planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
-    lines = {
+    threads = {
         plane.name: [spans for line in plane.lines if (spans := _spans(line))] for plane in planes
     }
-    own = [spans for name, found in lines.items() if name.startswith("/device:") for spans in found]
-    return own or [spans for found in lines.values() for spans in found]
+    device = [
+        spans for name, lines in threads.items() if name.startswith("/device:") for spans in lines
+    ]
+    return device or [spans for lines in threads.values() for spans in lines]
 
 
 def _spans(line: Any) -> list[Span]:
-    found = []
+    spans = []
     for event in line.events:
-        facts = dict(event.stats)
-        if "hlo_op" in facts:
-            found.append(
-                Span(
-                    event.start_ns / 1e9,
-                    event.end_ns / 1e9,
-                    str(facts.get("hlo_module", "")),
-                    str(facts["hlo_op"]),
-                )
-            )
-    return found
+        stats = dict(event.stats)
+        if "hlo_op" in stats:
+            module, operation = str(stats.get("hlo_module", "")), str(stats["hlo_op"])
+            spans.append(Span(event.start_ns / 1e9, event.end_ns / 1e9, module, operation))
+    return spans
 
 
 def sum_by_operation(
-    lines: Iterable[list[Span]], names: dict[tuple[str, str], str]
+    threads: Iterable[list[Span]], names: dict[tuple[str, str], str]
 ) -> list[OperationTime]:
-    """Time by pass and primitive, the greatest first; what runs inside another operation counts for itself alone.
+    """Sum the time by part and primitive, in descending order.
+
+    Time in an operation that runs within another one (a loop, a fusion) counts for the inner one
+    only. A stack of open spans finds the enclosing operation, from which the time of the inner one
+    is subtracted.
 
     Args:
-        lines: spans of each thread.
-        names: (module, operation) → JAX's name for it, where known.
+        threads: spans of each thread.
+        names: (module, operation) -> JAX name, as far as known.
     """
     sums: dict[tuple[str, str], float] = defaultdict(float)
-    for spans in lines:
+    for spans in threads:
         open_spans: list[tuple[float, tuple[str, str]]] = []
         for span in sorted(spans, key=lambda span: (span.start, -span.end)):
             while open_spans and open_spans[-1][0] <= span.start:
@@ -126,72 +135,70 @@ def sum_by_operation(
             if open_spans:
                 sums[open_spans[-1][1]] -= span.end - span.start
             open_spans.append((span.end, kind))
-    return sorted(
-        (OperationTime(*kind, seconds) for kind, seconds in sums.items()),
-        key=lambda spent: -spent.seconds,
-    )
+    times = [OperationTime(*kind, seconds) for kind, seconds in sums.items()]
+    return sorted(times, key=lambda row: -row.seconds)
 
 
 def _kind(operation: str, name: str) -> tuple[str, str]:
-    part = next((part for mark, part in PASSES if mark in name), "other")
+    part = next((part for mark, part in PARTS if mark in name), "other")
     primitive = name.rsplit("/", 1)[-1] if "/" in name else re.sub(r"[.\d]+$", "", operation)
     return part, primitive
 
 
-def _names_of_operations() -> dict[tuple[str, str], str]:
-    """(module, operation) → JAX's name, of every program that is compiled in this process."""
-    modules = [
-        m
-        for program in jax.local_devices()[0].client.live_executables()
-        for m in program.hlo_modules()
-    ]
+def _compiled_operation_names() -> dict[tuple[str, str], str]:
+    """Return (module, operation) -> JAX name for all programs of this process."""
+    programs = jax.local_devices()[0].client.live_executables()
+    modules = [module for program in programs for module in program.hlo_modules()]
     return {
-        (m.name, operation): name
-        for m in modules
-        for operation, name in names_in(m.to_string()).items()
+        (module.name, operation): name
+        for module in modules
+        for operation, name in operation_names(module.to_string()).items()
     }
 
 
-def names_in(hlo: str) -> dict[str, str]:
-    """Operation → JAX's name, from a program's text; a fusion without a name has that of the last one fused."""
+def operation_names(hlo: str) -> dict[str, str]:
+    """Read operation -> JAX name from the text of a program.
+
+    A fusion without a name gets the name of its last operation.
+    """
     names: dict[str, str] = {}
-    last: dict[str, str] = {}
+    last_name: dict[str, str] = {}
     fusions: dict[str, str] = {}
     computation = ""
     for line in hlo.splitlines():
-        if begins := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            computation = begins[1]
+        if header := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            computation = header[1]
         elif operation := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = ", line):
             if name := re.search(r'op_name="([^"]*)"', line):
-                names[operation[1]] = last[computation] = name[1]
+                names[operation[1]] = last_name[computation] = name[1]
             elif calls := re.search(r"calls=%?([\w.-]+)", line):
                 fusions[operation[1]] = calls[1]
     return names | {
-        operation: last[called] for operation, called in fusions.items() if called in last
+        operation: last_name[target] for operation, target in fusions.items() if target in last_name
     }
 
 
 def _copy(state: Any) -> Any:
-    """A copy, since the step gives its state's memory away."""
+    """Copy the arrays, because a step donates the memory of its input state."""
     return jax.tree.map(lambda leaf: leaf.copy(), state)
 
 
-def _print_table(spent: list[OperationTime], steps: int, took: float) -> None:
-    total = sum(kind.seconds for kind in spent)
+def _print_table(times: list[OperationTime], steps: int, seconds: float) -> None:
+    total = sum(row.seconds for row in times)
     console.print(
-        f"{1e3 * took / steps:.1f} ms a step, of {steps} traced; in operations, summed over devices and threads:"
+        f"{1e3 * seconds / steps:.1f} ms per step ({steps} steps traced). Time in operations, "
+        "summed over devices and "
+        "threads:"
     )
-    rest = OperationTime(
-        "", f"{len(spent[LINES:])} others", sum(kind.seconds for kind in spent[LINES:])
-    )
-    for part, operation, seconds in (*spent[:LINES], rest):
+    others = times[TABLE_ROWS:]
+    rest = OperationTime("", f"{len(others)} more", sum(row.seconds for row in others))
+    for part, operation, spent in (*times[:TABLE_ROWS], rest):
         console.print(
-            f"  {1e3 * seconds / steps:9.2f} ms {100 * seconds / total:5.1f} %  {part:8}  {operation}"
+            f"  {1e3 * spent / steps:9.2f} ms {100 * spent / total:5.1f} %  {part:8}  {operation}"
         )
-    parts = {
-        kind.part: sum(other.seconds for other in spent if other.part == kind.part)
-        for kind in spent
-    }
+    parts: dict[str, float] = defaultdict(float)
+    for row in times:
+        parts[row.part] += row.seconds
     console.print(
-        "  " + ", ".join(f"{part} {100 * seconds / total:.1f} %" for part, seconds in parts.items())
+        "  " + ", ".join(f"{part} {100 * spent / total:.1f} %" for part, spent in parts.items())
     )

@@ -1,8 +1,9 @@
 """Resume a training from its newest checkpoint, and save it when it is terminated.
 
-SIGTERM, which Slurm and Kubernetes send some seconds before they kill a process, is recorded during training. The
-training checks for it after every step, saves the state within the epoch, and ends. The run then resumes with
-bit-identical numbers, because the checkpoint also contains the metric sums of the incomplete epoch.
+SIGTERM, which Slurm and Kubernetes send some seconds before they kill a process, is recorded during
+training. The training checks for it after every step, saves the state within the epoch, and ends.
+The run then resumes with bit-identical numbers, because the checkpoint also contains the metric
+sums of the incomplete epoch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from perturbjax.training.processes import is_first_process
 from perturbjax.training.run_directory import Run
 from perturbjax.training.step import Sums, TrainState
 
-#: Facts of a checkpoint within an epoch: sums of its completed steps, and their duration in seconds.
+#: Facts of a checkpoint within an epoch: sums of its completed steps, and their duration in
+#: seconds.
 SUMS, SECONDS = "sums", "seconds"
 
 
@@ -107,7 +109,8 @@ def save_interrupted(
             state, epoch=epoch, step=int(state.step), facts={**facts, **partial}
         )
     return Terminated(
-        f"saved after step {len(sums.loss)} of epoch {epoch + 1}; run the same command again to resume"
+        f"saved after step {len(sums.loss)} of epoch {epoch + 1}; run the same command again to "
+        "resume"
     )
 
 
@@ -115,14 +118,14 @@ def save_interrupted(
 def watch_sigterm() -> Iterator[Callable[[int], bool]]:
     """Yield a function `stop_requested(step)` that returns whether SIGTERM was received.
 
-    With several processes, it is true for all of them at the same step, after any of them received the signal. Within
-    the block the signal has no other effect.
+    With several processes, it is true for all of them at the same step, after any of them received
+    the signal. Within the block the signal has no other effect.
     """
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        # JAX handles the signal itself in a distributed job and makes all processes agree on a step. A Python handler
-        # would hide the signal from it.
+        # JAX handles the signal itself in a distributed job and makes all processes agree on a
+        # step. A Python handler would hide the signal from it.
         yield multihost_utils.reached_preemption_sync_point
         return
     if threading.current_thread() is not threading.main_thread():

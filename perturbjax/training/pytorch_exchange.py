@@ -1,4 +1,4 @@
-"""Import PyTorch checkpoints of the original program as runs, and export runs as PyTorch checkpoints."""
+"""Import and export of PyTorch checkpoints of the original program."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class ImportConfig:
     out: Path
     """Run directory to write."""
     labels: Path | None = None
-    """JSON list of class names in the order of the logits; by default those of export-torch, else the sorted labels of
-    --data."""
+    """JSON list of class names in the order of the logits; by default those of export-torch, else
+    the sorted labels of --data."""
     data: Path | None = None
     """Dataset directory for the evaluation."""
     recipe: Recipe = only_flags(
@@ -96,12 +96,12 @@ class ExportConfig:
 def import_run(config: ImportConfig) -> Run:
     """Create a run from a PyTorch state dict.
 
-    A state dict does not store the train/test split. The run gets the split of its recipe, so its scores are valid only
-    if the network was trained with that split.
+    A state dict does not store the train/test split. The run gets the split of its recipe, so its
+    scores are valid only if the network was trained with that split.
 
     Raises:
-        InputError: the checkpoint, the labels or the dataset are not usable or do not fit each other, or `out` is not
-            empty.
+        InputError: the checkpoint, the labels or the dataset are not usable or do not fit each
+            other, or `out` is not empty.
     """
     recipe, out = config.recipe, Path(config.out)
     description = read_description(config.checkpoint)
@@ -135,7 +135,8 @@ def export_run(config: ExportConfig) -> Path:
     """Write parameters and statistics of a run under the names of the original program.
 
     Raises:
-        InputError: the run is not readable, its network is not one of the original program, or `out` is not writable.
+        InputError: the run is not readable, its network is not one of the original program, or
+            `out` is not writable.
     """
     run = open_run(config.chosen.run)
     model = run.recipe.model.model
@@ -172,7 +173,8 @@ def open_weight_file(path: Path) -> tuple[Run, Tree]:
     description = read_description(path)
     if description is None:
         raise InputError(
-            f"{path}: has no description of its recipe. Create a run from it with `perturbjax import-torch`."
+            f"{path}: has no description of its recipe. Create a run from it with `perturbjax "
+            "import-torch`."
         )
     imported = exchange.import_state_dict(path, description.recipe.model.model)
     run = Run(path, description.recipe, (), description.class_names, description.facts)
@@ -195,8 +197,10 @@ def _print_assumptions(config: ImportConfig, recipe: Recipe) -> None:
     """Warn that a state dict without description does not store its input settings."""
     guessed = "" if config.labels else " The order of the labels is a guess; pass --labels."
     console.print(
-        f"warning: {config.checkpoint} has no description of its recipe. Assumed --crop {recipe.augment.crop} "
-        f"--normalize {recipe.input.normalize} --mask-encoding {recipe.input.mask_encoding}; other settings give "
+        f"warning: {config.checkpoint} has no description of its recipe. Assumed --crop "
+        f"{recipe.augment.crop} "
+        f"--normalize {recipe.input.normalize} --mask-encoding {recipe.input.mask_encoding}; other "
+        "settings give "
         f"other predictions.{guessed}"
     )
 
@@ -222,7 +226,8 @@ def _class_names(
         return [f"class_{number:03d}" for number in range(classes)]
     if len(names) != classes or len(set(names)) != classes:
         raise InputError(
-            f"{source}: has {len(set(names))} different class names, {config.checkpoint} has {classes} logits. Pass "
+            f"{source}: has {len(set(names))} different class names, {config.checkpoint} has "
+            f"{classes} logits. Pass "
             "--labels FILE with the names in the order of the logits."
         )
     return names
@@ -248,8 +253,10 @@ def _facts(
     available = count_input_channels(dataset, recipe.input)
     if available != channels:
         raise InputError(
-            f"{dataset.path}: has {available} channels with --normalize {recipe.input.normalize}, {checkpoint} "
-            f"requires {channels}. Change --normalize, or build the dataset with other --aggregate or --channels."
+            f"{dataset.path}: has {available} channels with --normalize {recipe.input.normalize}, "
+            f"{checkpoint} "
+            f"requires {channels}. Change --normalize, or build the dataset with other --aggregate "
+            "or --channels."
         )
     manifest = create_manifest(dataset.index, recipe.split, label=label_column, seed=recipe.seed)
     # Statistics of the training data take precedence over those of this dataset.

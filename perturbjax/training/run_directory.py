@@ -1,6 +1,7 @@
 """Run directory: settings, split, metrics and checkpoints of one training.
 
-`config.json` · `split.parquet` · `labels.json` · `metrics.jsonl` · `checkpoints/` · `evaluation/` · `report.html`
+Files: `config.json`, `split.parquet`, `labels.json`, `metrics.jsonl`, `checkpoints/`,
+`evaluation/`, `report.html`.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ class Run:
     Attributes:
         path: the directory.
         recipe: settings that determine the numbers of the run.
-        data: dataset directories of the training; empty for a network that was imported without a dataset.
+        data: dataset directories of the training; empty for a network that was imported without a
+            dataset.
         class_names: names of the classes, in the order of the logits.
-        facts: properties that must stay the same when the run is resumed (label column, split, channels, ...).
+        facts: properties that must stay the same when the run is resumed (label column, split,
+            channels, ...).
     """
 
     path: Path
@@ -58,7 +61,7 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that predictions depend on besides the arrays; every checkpoint stores a copy."""
+        """Everything besides the arrays that predictions depend on; stored in each checkpoint."""
         return {
             "recipe": recipe_to_dict(self.recipe),
             "classes": self.class_names,
@@ -74,11 +77,13 @@ class Run:
         for name, file in (("classes", LABELS), ("recipe", CONFIG), ("facts", CONFIG)):
             stored = facts.get(name)
             if name == "recipe" and isinstance(stored, dict):
-                # Adds the defaults of fields that the version that wrote the checkpoint did not have.
+                # Adds the defaults of fields that the version that wrote the checkpoint did not
+                # have.
                 stored = recipe_to_dict(recipe_from_dict(stored))
             if _json(stored) != _json(self.identity[name]):
                 raise InputError(
-                    f"{self.path / file}: differs from the {name} stored in {checkpoint}. Restore the file, or train "
+                    f"{self.path / file}: differs from the {name} stored in {checkpoint}. Restore "
+                    "the file, or train "
                     "again."
                 )
 
@@ -94,7 +99,7 @@ class Run:
         return read_split(self.path / SPLIT_FILE, index)
 
     def parts(self, site_ids: pd.Series) -> np.ndarray:
-        """Return the part of each site in the split of the run: train, validation, test, or new (not in the split)."""
+        """Return the part of each site: train, validation, test, or new (not in the split)."""
         if not (self.path / SPLIT_FILE).is_file():
             return np.full(len(site_ids), "new", object)
         part_of_site = _read_split_file(self.path).set_index("site_id")["part"]
@@ -103,7 +108,8 @@ class Run:
     def statistics_for(self, dataset: Dataset) -> normalization.Statistics:
         """Return the statistics of the training data that normalize the intensities of a dataset.
 
-        A warning is printed if they are missing or unreliable (see `normalization.choose_statistics`).
+        A warning is printed if they are missing or unreliable (see
+        `normalization.choose_statistics`).
         """
         stored, trained_on = self.facts.get("normalization"), self.facts.get("index_sha256")
         is_own = trained_on is not None and trained_on == dataset_facts(dataset)["index_sha256"]
@@ -137,7 +143,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read `metrics.jsonl` of a run, up to the first incomplete or damaged line.
 
     Returns:
-        One row for each epoch and split (train, validation, test) with `epoch`, `step`, `split`, `loss`, `accuracy`.
+        One row for each epoch and split (train, validation, test) with `epoch`, `step`, `split`,
+        `loss`, `accuracy`.
     """
     file = Path(path) / METRICS
     if not file.is_file():
@@ -254,7 +261,7 @@ def _machine() -> str:
 
 
 def git_commit(clone: Path = Path(__file__).parents[2]) -> dict[str, str]:
-    """Return the git commit of the program, with -dirty if files were changed; empty outside a clone."""
+    """Return the git commit of the program (with -dirty); empty outside a clone."""
     if not (clone / ".git").exists():
         return {}
     options = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
@@ -268,7 +275,7 @@ def git_commit(clone: Path = Path(__file__).parents[2]) -> dict[str, str]:
 
 @contextmanager
 def lock_run(path: Path) -> Iterator[None]:
-    """Reserve a run directory for this process until the block or the process ends. Create it if needed.
+    """Reserve a run directory, created if needed, until the block or process ends.
 
     Raises:
         InputError: another process uses it, it contains other files, or it is not writable.
@@ -280,7 +287,8 @@ def lock_run(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{path}: another process is training in this directory. Wait for it, or choose another --out."
+                f"{path}: another process is training in this directory. Wait for it, or choose "
+                "another --out."
             ) from None
         except OSError:  # some network filesystems have no locks; training must work there too
             pass
@@ -288,7 +296,8 @@ def lock_run(path: Path) -> Iterator[None]:
 
 
 def _require_free(path: Path) -> None:
-    # A process that was killed while it created the run leaves only these files and temporary files.
+    # A process that was killed while it created the run leaves only these files and temporary
+    # files.
     unfinished = (LOCK, SPLIT_FILE, LABELS)
     if path.is_dir() and any(
         file.name not in unfinished and not file.name.startswith(".") for file in path.iterdir()
@@ -305,7 +314,8 @@ def open_run(path: Path) -> Run:
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise InputError(
-            f"{path}: contains no run ({CONFIG} is missing). Create one with `perturbjax train --out {path}`."
+            f"{path}: contains no run ({CONFIG} is missing). Create one with `perturbjax train "
+            f"--out {path}`."
         )
     config, names = read_json(path / CONFIG), read_json(path / LABELS)
     try:
@@ -350,7 +360,8 @@ def _require_same(run: Run, other: Run) -> None:
     for name, value in new.items():
         if old.get(name) != value:
             raise InputError(
-                f"{run.path}: already contains another run ({name} was {old.get(name)}, is now {value}). "
+                f"{run.path}: already contains another run ({name} was {old.get(name)}, is now "
+                f"{value}). "
                 "Choose another --out, or pass the same flags to resume that run."
             )
 

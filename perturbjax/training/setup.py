@@ -160,7 +160,7 @@ def positions_of_part(dataset: Dataset, manifest: pd.DataFrame, part: str) -> In
 
 
 def _parameters_from(path: Path, params: Any, stats: Any) -> tuple[Any, Any]:
-    """Load parameters and statistics of another run; arrays of another shape keep their initial values."""
+    """Load parameters and statistics of another run, as far as the shapes agree."""
     template = {"params": params, "stats": stats}
     initial = state_to_tree(template)
     with Checkpoints(path) as checkpoints:
@@ -182,14 +182,15 @@ def _parameters_from(path: Path, params: Any, stats: Any) -> tuple[Any, Any]:
 def print_training_summary(
     experiment: Experiment, placement: Placement, phases: list[Phase], done: int
 ) -> None:
-    """Print network, devices, split, phases and, for a resumed run, the number of completed steps."""
+    """Print network, devices, split, phases and the number of completed steps."""
     recipe, split = experiment.recipe, experiment.recipe.split
     platform = placement.mesh.devices.flat[0].platform
     validation = (
         f"{len(experiment.validation):,} validation, " if len(experiment.validation) else ""
     )
     console.print(
-        f"info: model {recipe.model.model} on {placement.count} {platform} device(s), {recipe.model.precision}; "
+        f"info: model {recipe.model.model} on {placement.count} {platform} device(s), "
+        f"{recipe.model.precision}; "
         f"{len(experiment.train):,} training, {validation}{len(experiment.test):,} test sites; "
         f"{len(experiment.class_names)} classes of {experiment.label_column}"
     )

@@ -1,7 +1,9 @@
 """Training and prediction steps as pure functions of pytrees.
 
-The same `train_step` runs under `jit` on one device, under `jit` with rows sharded over a mesh, and under `pmap`.
-All three give the same numbers up to float32 rounding: sums, not means, are reduced over devices, and the division by
+The same `train_step` runs under `jit` on one device, under `jit` with rows sharded over a mesh, and
+under `pmap`.
+All three give the same numbers up to float32 rounding: sums, not means, are reduced over devices,
+    and the division by
 the total weight comes last. Random numbers depend on (seed, epoch, record) only, not on the device.
 """
 
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from perturbjax.core.config import Recipe
 from perturbjax.core.errors import InputError
@@ -22,7 +24,8 @@ from perturbjax.data.augmentation import RawBatch, prepare, record_keys
 from perturbjax.models import Mode, Outputs
 from perturbjax.training.loss import cross_entropy
 
-#: Folded into each record's augmentation key to derive its dropout key, so that the two streams are independent.
+#: Folded into each record's augmentation key to derive its dropout key, so that the two streams are
+#: independent.
 DROPOUT_STREAM = 1
 
 DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
@@ -54,9 +57,8 @@ class Sums(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, RawBatch], tuple[TrainState, Sums]]
-PredictStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b classes"], Float[Array, "b d"]]]
-AttentionStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b h w"]]]
-SiteFeaturesStep = Callable[[Any, Any, RawBatch], tuple[Float[Array, "b d"]]]
+#: Function (params, stats, batch) -> outputs with one row per record.
+EvaluationStep = Callable[[Any, Any, RawBatch], tuple[Shaped[Array, "b *_"], ...]]
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
@@ -88,8 +90,8 @@ def make_train_step(
         recipe: augmentation, input, loss and precision settings.
         steps_per_epoch: number of steps in an epoch; the epoch seeds the augmentation.
         class_weight: (classes,) weight of each class in the loss; None weights all equally.
-        axis_name: device axis of `pmap`, over which loss, gradients and BatchNorm statistics are summed. None under
-            `jit`, where the compiler inserts these sums.
+        axis_name: device axis of `pmap`, over which loss, gradients and BatchNorm statistics are
+            summed. None under `jit`, where the compiler inserts these sums.
 
     Returns:
         A pure function `train_step(state, batch) -> (state, sums)`.
@@ -135,7 +137,8 @@ def make_train_step(
         sums = Sums(loss, loss_weight, correct, batch.weight.sum())
         if axis_name is not None:
             sums, gradients = jax.lax.psum((sums, gradients), axis_name)
-        # Gradient of the mean: divided after the sum over devices, whose rows can have different total weights.
+        # Gradient of the mean: divided after the sum over devices, whose rows can have different
+        # total weights.
         gradients = jax.tree.map(lambda g: g / sums.loss_weight, gradients)
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -145,8 +148,8 @@ def make_train_step(
     return train_step
 
 
-def make_predict_step(graphdef: nnx.GraphDef, recipe: Recipe) -> PredictStep:
-    """Build `predict_step(params, stats, batch) -> (probabilities, features)`, without augmentation."""
+def make_predict_step(graphdef: nnx.GraphDef, recipe: Recipe) -> EvaluationStep:
+    """Build `predict_step(params, stats, batch) -> (probabilities, features)`."""
 
     def predict_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array, Array]:
         outputs = _apply(graphdef, recipe, params, stats, batch)
@@ -155,7 +158,7 @@ def make_predict_step(graphdef: nnx.GraphDef, recipe: Recipe) -> PredictStep:
     return predict_step
 
 
-def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> AttentionStep:
+def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> EvaluationStep:
     """Build `attention_step(params, stats, batch) -> (attention,)`.
 
     The step raises an `InputError` if the network has no attention map.
@@ -165,7 +168,8 @@ def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> AttentionStep
         attention = _apply(graphdef, recipe, params, stats, batch).attention
         if attention is None:
             raise InputError(
-                f"attention: model {recipe.model.model} has no attention map. Use a run with --model attention, "
+                f"attention: model {recipe.model.model} has no attention map. Use a run with "
+                "--model attention, "
                 "--model attention_multiscale or --head attention."
             )
         return (attention,)
@@ -173,7 +177,7 @@ def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> AttentionStep
     return attention_step
 
 
-def make_site_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> SiteFeaturesStep:
+def make_site_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> EvaluationStep:
     """Build `site_features_step(params, stats, batch) -> (features,)` of an ensemble classifier.
 
     These are the features before reduction, see `EnsembleClassifier.compute_features`.

@@ -1,8 +1,8 @@
 """Description of an exported weight file: recipe, class names and facts about the network input.
 
-Predictions depend on the recipe as much as on the tensors; `crop`, for example, sets the size that sites are resized
-to. A `.safetensors` file stores the description in its metadata, a `.pth` file has `NAME.pth.json` next to it. The
-description contains a checksum of itself and of the tensors.
+Predictions depend on the recipe as much as on the tensors; `crop`, for example, sets the size that
+sites are resized to. A `.safetensors` file stores the description in its metadata, a `.pth` file
+has `NAME.pth.json` next to it. The description contains a checksum of itself and of the tensors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Description:
     Attributes:
         recipe: settings of the training.
         class_names: names of the classes, in the order of the logits.
-        facts: properties that a dataset must share with the network (channels, pixel type, ...), as in a run.
+        facts: properties that a dataset must share with the network (channels, pixel type, ...), as
+            in a run.
     """
 
     recipe: Recipe
@@ -83,7 +84,8 @@ def read_description(path: Path) -> Description | None:
     try:
         if values.pop(CHECKSUM) != _checksum(values, read_tensors(path)):
             raise InputError(
-                f"{source}: does not match the tensors in {path.name} (checksum differs). Export the run again."
+                f"{source}: does not match the tensors in {path.name} (checksum differs). Export "
+                "the run again."
             )
         names = values["labels"]
         if not is_list_of_text(names):

@@ -1,4 +1,4 @@
-"""What tests that drive the real commands say again and again."""
+"""Helpers of tests that run the commands in separate processes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 
 from perturbjax.training.checkpoint import Checkpoints
 
-#: The least a network here is trained with: 16-pixel crops of 40 sites.
+#: Flags of the smallest training: 16-pixel crops, two epochs.
 SMALL = ("--crop", "16", "--batch-size", "16", "--epochs", "2", "--split", "well", "--folds", "3")
 
 
-def command_line(verb: str) -> list[str]:
-    module, *words = verb.split() if verb.startswith("data_prep") else ("perturbjax", verb)
+def command_line(name: str) -> list[str]:
+    module, *words = name.split() if name.startswith("data_prep") else ("perturbjax", name)
     return [sys.executable, "-m", module, *words]
 
 
 def one_line(stderr: str) -> str:
-    """The error of a command that was refused, which must be one line and no traceback."""
+    """Return the error line of a failed command, which must be the only one, without traceback."""
     assert "Traceback" not in stderr, stderr
     errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, stderr
@@ -27,7 +27,9 @@ def one_line(stderr: str) -> str:
 
 
 def assert_same_parameters(first: Path, second: Path, tolerance: float = 0.0) -> None:
-    """The latest checkpoints of two runs hold the same arrays: to the bit, or within a tolerance."""
+    """Check that the latest checkpoints of two runs are bit-identical, or equal within a
+    tolerance.
+    """
     one, other = (Checkpoints(path).load()[0] for path in (first, second))
     assert set(one) == set(other)
     for name, value in one.items():

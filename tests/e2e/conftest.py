@@ -1,4 +1,4 @@
-"""The real commands, in processes of their own, on a small simulated plate."""
+"""Fixtures that run the commands in separate processes on a small simulated plate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from commands import SMALL, command_line
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """What every command runs in: one compilation cache for all, so that each program is compiled once."""
+    """Environment of all commands, with a shared compilation cache."""
     cache = tmp_path_factory.getbasetemp().parent / "compiled"
     return {
         **os.environ,
@@ -25,18 +25,20 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def command(environment) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`command("train", …)` runs `perturbjax train …`; `command("data_prep build", …)` runs `python -m data_prep …`."""
+    """Return a function: `command("train", ...)` runs `perturbjax train ...`; `data_prep build`
+    runs data_prep.
+    """
 
-    def run(verb: str, *flags: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *flags: object, status: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [*command_line(verb), *map(str, flags)],
+            [*command_line(name), *map(str, flags)],
             env=environment,
             capture_output=True,
             text=True,
             timeout=300,
         )
         assert done.returncode == status, (
-            f"{verb} {flags}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+            f"{name} {flags}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
         )
         return done
 
@@ -45,7 +47,7 @@ def command(environment) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def plates(command, tmp_path_factory) -> Path:
-    """Two simulated plates of 12 wells, two 64-pixel sites a well, three compounds beside DMSO."""
+    """Two simulated plates of 12 wells with two 64-pixel sites; three compounds and DMSO."""
     out = tmp_path_factory.mktemp("plates") / "plates"
     command(
         "data_prep simulate",
@@ -71,7 +73,7 @@ def plates(command, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset(command, plates, tmp_path_factory) -> Path:
-    """Those plates, built."""
+    """Dataset of the simulated plates."""
     out = tmp_path_factory.mktemp("dataset") / "dataset"
     command(
         "data_prep build", "--load-data", plates / "load_data.csv", "--images", plates, "--out", out
@@ -81,7 +83,7 @@ def dataset(command, plates, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(command, dataset, tmp_path_factory) -> Path:
-    """A run trained for two epochs and judged."""
+    """A run trained for two epochs and evaluated."""
     out = tmp_path_factory.mktemp("run") / "run"
     command("train", "--data", dataset, "--out", out, *SMALL)
     command("evaluate", "--run", out, "--replicates", 200)

@@ -1,4 +1,4 @@
-"""The commands work wherever they are called, and a wheel brings what they need and nothing else."""
+"""Tests of the working directory of commands, and of the packages in a wheel."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from perturbjax.dataset import open_dataset
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_a_folder_of_the_users_that_is_named_as_ours_is_left_alone(tmp_path, environment):
+def test_commands_ignore_user_folder_named_data_prep(tmp_path, environment):
     (tmp_path / "data_prep").mkdir()
-    (tmp_path / "data_prep/__init__.py").write_text("raise SystemExit('this is the user's own')")
+    (tmp_path / "data_prep/__init__.py").write_text(
+        "raise SystemExit('this package belongs to the user')"
+    )
     environment = {**environment, "PYTHONPATH": str(REPOSITORY)}
     for words in (
         "simulate --out plates --plates 1 --wells 6 --sites 1 --compounds 1 --size 48",
-        "build --load-data plates/load_data.csv --images plates --out dataset --segmenter watershed --workers 2",
+        "build --load-data plates/load_data.csv --images plates --out dataset --segmenter "
+        "watershed --workers 2",
     ):
         command = [sys.executable, "-m", "perturbjax", *words.split()]
         done = subprocess.run(
@@ -30,7 +33,7 @@ def test_a_folder_of_the_users_that_is_named_as_ours_is_left_alone(tmp_path, env
     assert len(open_dataset(tmp_path / "dataset")) == 6
 
 
-def test_a_wheel_brings_the_two_packages_alone():
+def test_wheel_contains_two_packages():
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"][
         "packages"
     ]["find"]

@@ -1,4 +1,4 @@
-"""A PyTorch checkpoint becomes a run that evaluates, predicts, trains on and goes back to PyTorch, by the commands."""
+"""Tests of the commands that import and export PyTorch checkpoints."""
 
 import json
 
@@ -22,7 +22,7 @@ def sites(dataset) -> Dataset:
 
 @pytest.fixture(scope="module")
 def checkpoint(sites, tmp_path_factory):
-    """The original's network for the simulated plates, and the file its program would have saved."""
+    """A checkpoint file in the format of the original program, and its network."""
     torch.manual_seed(0)
     network = Classifier(sites.column(sites.label_column).nunique()).eval()
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pth"
@@ -32,7 +32,7 @@ def checkpoint(sites, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imported(command, checkpoint, sites, tmp_path_factory):
-    """The run made of it, without a dataset."""
+    """The checkpoint, imported as a run without a dataset."""
     folder = tmp_path_factory.mktemp("imported")
     labels = folder / "labels.json"
     labels.write_text(json.dumps(sorted(sites.column(sites.label_column).unique())))
@@ -54,9 +54,7 @@ def imported(command, checkpoint, sites, tmp_path_factory):
     return folder / "run"
 
 
-def test_the_imported_run_predicts_what_pytorch_predicts(
-    command, checkpoint, imported, sites, tmp_path
-):
+def test_imported_run_predicts_same_as_pytorch(command, checkpoint, imported, sites, tmp_path):
     command(
         "predict",
         "--run",
@@ -78,13 +76,13 @@ def test_the_imported_run_predicts_what_pytorch_predicts(
     assert set(table["part"]) == {"new"}
 
 
-def test_the_imported_run_is_judged(command, imported, sites):
+def test_imported_run_is_evaluated(command, imported, sites):
     command("evaluate", "--run", imported, "--data", sites.path, "--replicates", 100)
-    judged = pd.read_parquet(imported / "evaluation" / "predictions.parquet")
-    assert set(judged["part"]) == {"train", "test"} and len(judged) == len(sites)
+    evaluated = pd.read_parquet(imported / "evaluation" / "predictions.parquet")
+    assert set(evaluated["part"]) == {"train", "test"} and len(evaluated) == len(sites)
 
 
-def test_training_starts_from_the_imported_run(command, imported, sites, tmp_path):
+def test_training_starts_from_imported_run(command, imported, sites, tmp_path):
     done = command(
         "train", "--data", sites.path, "--out", tmp_path / "run", "--init-from", imported, *SMALL
     )
@@ -92,11 +90,11 @@ def test_training_starts_from_the_imported_run(command, imported, sites, tmp_pat
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_what_was_imported_goes_back_bit_for_bit(checkpoint, imported, tmp_path, suffix):
+def test_export_of_imported_run_is_bit_identical(checkpoint, imported, tmp_path, suffix):
     out = tmp_path / f"weights{suffix}"
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         main(["export-torch", "--run", str(imported), "--out", str(out)])
-    assert left.value.code == 0
+    assert exit_info.value.code == 0
     if suffix == ".pth":
         back = torch.load(out, weights_only=True)
     else:
@@ -108,7 +106,7 @@ def test_what_was_imported_goes_back_bit_for_bit(checkpoint, imported, tmp_path,
     assert all(torch.equal(back[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_trained_run_goes_to_pytorch(command, run, sites, tmp_path):
+def test_trained_run_is_exported_to_pytorch(command, run, sites, tmp_path):
     command("export-torch", "--run", run, "--out", tmp_path / "weights.pth")
     network = Classifier(sites.column(sites.label_column).nunique())
     network.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
@@ -116,9 +114,7 @@ def test_a_trained_run_goes_to_pytorch(command, run, sites, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [pytest.param(".pth", marks=pytest.mark.slow), ".safetensors"])
-def test_a_run_that_went_to_pytorch_and_back_predicts_the_same(
-    command, run, sites, tmp_path, suffix
-):
+def test_exported_and_reimported_run_predicts_the_same(command, run, sites, tmp_path, suffix):
     weights, back = tmp_path / f"weights{suffix}", tmp_path / "back"
     command("export-torch", "--run", run, "--out", weights)
     done = command("import-torch", "--checkpoint", weights, "--out", back)
@@ -138,7 +134,7 @@ def test_a_run_that_went_to_pytorch_and_back_predicts_the_same(
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
-def test_a_bare_state_dict_says_what_was_assumed(command, checkpoint, sites, tmp_path):
+def test_import_without_description_prints_assumptions(command, checkpoint, sites, tmp_path):
     done = command(
         "import-torch",
         "--checkpoint",
@@ -148,25 +144,23 @@ def test_a_bare_state_dict_says_what_was_assumed(command, checkpoint, sites, tmp
         "--out",
         tmp_path / "run",
     )
-    said = " ".join((done.stderr + done.stdout).split())
-    assert "Assumed --crop 128 --normalize dtype --mask-encoding instance" in said
-    assert "The order of the labels is a guess" in said
+    output = " ".join((done.stderr + done.stdout).split())
+    assert "Assumed --crop 128 --normalize dtype --mask-encoding instance" in output
+    assert "The order of the labels is a guess" in output
 
 
-def test_a_description_of_another_file_is_refused(command, capsys, run, checkpoint, tmp_path):
+def test_description_of_another_file_is_refused(command, capsys, run, checkpoint, tmp_path):
     weights = tmp_path / "weights.pth"
     command("export-torch", "--run", run, "--out", weights)
     weights.write_bytes(checkpoint[0].read_bytes())
-    said = refusal(capsys, "import-torch", "--checkpoint", weights, "--out", tmp_path / "back")
-    assert "weights.pth.json: does not match the tensors" in said
+    output = error_line(capsys, "import-torch", "--checkpoint", weights, "--out", tmp_path / "back")
+    assert "weights.pth.json: does not match the tensors" in output
 
 
-def test_what_cannot_be_imported_is_refused_in_one_line(
-    capsys, checkpoint, imported, sites, tmp_path
-):
+def test_unusable_import_is_refused_in_one_line(capsys, checkpoint, imported, sites, tmp_path):
     labels, out = tmp_path / "labels.json", tmp_path / "a"
     labels.write_text('["one", "two"]')
-    for flags, named in [
+    for flags, text in [
         (("--model", "attention_multiscale", "--out", out), "image_block1.0.weight"),
         (("--labels", labels, "--out", out), "labels.json"),
         (("--out", imported), "already contains another run"),
@@ -175,14 +169,14 @@ def test_what_cannot_be_imported_is_refused_in_one_line(
             "has 2 channels with --normalize log_plate",
         ),
     ]:
-        assert named in refusal(capsys, "import-torch", "--checkpoint", checkpoint[0], *flags)
+        assert text in error_line(capsys, "import-torch", "--checkpoint", checkpoint[0], *flags)
         assert not out.exists()
-    assert "--data" in refusal(capsys, "evaluate", "--run", imported)
+    assert "--data" in error_line(capsys, "evaluate", "--run", imported)
 
 
-def refusal(capsys, *words) -> str:
-    """The error of a command run in this process, which refuses before any heavy work."""
-    with pytest.raises(SystemExit) as left:
-        main([str(word) for word in words])
-    assert left.value.code == 2
+def error_line(capsys, *arguments) -> str:
+    """Return the error line of a command that runs in this process."""
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(argument) for argument in arguments])
+    assert exit_info.value.code == 2
     return one_line(capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""Two processes train, predict and extract over the loopback interface, each on its share."""
+"""Tests of jobs with two processes that are connected over the loopback interface."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ def explicit(process: int, port: int) -> tuple[list[str], dict[str, str]]:
 
 
 def slurm(process: int, port: int) -> tuple[list[str], dict[str, str]]:
-    """What srun tells each of its two tasks; JAX makes the coordinator's port of the job's number."""
-    told = {
+    """Environment that srun sets for each of two tasks; JAX derives the port from the job
+    number.
+    """
+    variables = {
         "JOB_ID": port,
         "STEP_NODELIST": "localhost",
         "NTASKS": 2,
         "PROCID": process,
         "LOCALID": process,
     }
-    return ["--distributed"], {f"SLURM_{name}": str(value) for name, value in told.items()}
+    return ["--distributed"], {f"SLURM_{name}": str(value) for name, value in variables.items()}
 
 
 @pytest.fixture(scope="module")
 def both(environment):
-    """Run a verb in two processes that know of each other; gives (status, stderr) of each."""
+    """Return a function that runs a command in two connected processes: (status, stderr) of
+    each.
+    """
 
-    def run(verb: str, *flags: object, job=explicit) -> list[tuple[int, str]]:
+    def run(name: str, *flags: object, job=explicit) -> list[tuple[int, str]]:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        line, started = [*command_line(verb), *map(str, flags)], []
-        for more, told in (job(process, port) for process in range(2)):
-            command = {"args": [*line, *more], "env": {**environment, **told}}
+        line, started = [*command_line(name), *map(str, flags)], []
+        for job_flags, variables in (job(process, port) for process in range(2)):
+            command = {"args": [*line, *job_flags], "env": {**environment, **variables}}
             started.append(subprocess.Popen(**command, stderr=subprocess.PIPE, text=True))
         try:
-            said = [process.communicate(timeout=300)[1] for process in started]
+            errors = [process.communicate(timeout=300)[1] for process in started]
         finally:
             for process in started:
                 process.kill()
-        return [(process.returncode, words) for process, words in zip(started, said, strict=True)]
+        return [(process.returncode, text) for process, text in zip(started, errors, strict=True)]
 
     return run
 
@@ -57,19 +61,19 @@ def trained(both, dataset, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_network_of_one(trained, run):
+def test_two_processes_train_same_network_as_one(trained, run):
     out, ends = trained
     assert [status for status, _ in ends] == [0, 0], ends
     assert "on 2 cpu device(s)" in ends[0][1]
     assert_same_parameters(run, out, tolerance=2e-4)
-    for mine, theirs in zip(metrics(out), metrics(run), strict=True):
-        assert mine["split"] == theirs["split"]
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        assert mine["accuracy"] == theirs["accuracy"]
+    for two, one in zip(metrics(out), metrics(run), strict=True):
+        assert two["split"] == one["split"]
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["accuracy"] == one["accuracy"]
 
 
 @pytest.mark.slow
-def test_the_first_process_alone_speaks_and_writes(trained):
+def test_only_first_process_prints_and_writes(trained):
     out, ((_, first), (_, second)) = trained
     assert "Epoch 2" in first and "epoch" not in second.lower()
     assert len(metrics(out)) == 3
@@ -77,9 +81,7 @@ def test_the_first_process_alone_speaks_and_writes(trained):
 
 
 @pytest.mark.slow
-def test_two_processes_extract_the_features_of_one_byte_for_byte(
-    both, command, run, dataset, tmp_path
-):
+def test_two_processes_extract_identical_features(both, command, run, dataset, tmp_path):
     flags = ("--data", dataset, "--run", run, "--batch-size", "1")  # three parts
     command("features", *flags, "--out", tmp_path / "one.parquet")
     ends = both("features", *flags, "--out", tmp_path / "two.parquet")
@@ -90,13 +92,11 @@ def test_two_processes_extract_the_features_of_one_byte_for_byte(
 
 
 @pytest.mark.slow
-def test_slurm_is_understood_and_what_the_first_process_refuses_ends_both_with_the_same_line(
-    both, trained, dataset
-):
+def test_slurm_job_ends_with_same_error_in_both_processes(both, trained, dataset):
     flags = ("--data", dataset, "--out", trained[0], *SMALL, "--learning-rate", "0.5")
     ends = both("train", *flags, job=slurm)
     assert [status for status, _ in ends] == [2, 2], ends
-    lines = {one_line(words) for _, words in ends}
+    lines = {one_line(text) for _, text in ends}
     assert len(lines) == 1 and "already contains another run" in lines.pop()
 
 

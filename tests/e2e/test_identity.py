@@ -1,4 +1,4 @@
-"""A run is what its checkpoint says: files beside it that were changed are named, whatever command opens it."""
+"""Tests that commands refuse a run whose files differ from its checkpoint."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def empty_config(run: Path) -> None:
 def flip_a_bit(run: Path) -> None:
     for epoch in (run / "checkpoints").glob(
         "*/*/"
-    ):  # each of them: a command opens the one that it wants
+    ):  # all checkpoints, because commands open different ones
         array = max(epoch.rglob("d/*"), key=lambda path: path.stat().st_size)
         data = bytearray(array.read_bytes())
         data[len(data) // 2] ^= 16
@@ -60,24 +60,24 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("verb", ["predict", "verify"])
-def test_a_run_whose_files_were_changed_is_refused(capsys, run, dataset, tmp_path, change, verb):
+@pytest.mark.parametrize("name", ["predict", "verify"])
+def test_changed_run_is_refused(capsys, run, dataset, tmp_path, change, name):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     change(copy)
     out = tmp_path / "predictions.parquet"
-    words = {
+    arguments = {
         "predict": ["predict", "--run", copy, "--data", dataset, "--out", out],
         "verify": ["verify", copy],
-    }[verb]
-    with pytest.raises(SystemExit) as left:
-        main([str(word) for word in words])
-    assert left.value.code == 2
+    }[name]
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(argument) for argument in arguments])
+    assert exit_info.value.code == 2
     assert CHANGES[change] in one_line(capsys.readouterr().err)
     assert not out.exists()
 
 
-def test_a_run_as_it_was_written_is_verified(capsys, run):
-    with pytest.raises(SystemExit) as left:
+def test_unchanged_run_is_verified(capsys, run):
+    with pytest.raises(SystemExit) as exit_info:
         main(["verify", str(run)])
-    assert left.value.code == 0
+    assert exit_info.value.code == 0
     assert "as they were written" in " ".join(capsys.readouterr().err.split())

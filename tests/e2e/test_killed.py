@@ -1,4 +1,4 @@
-"""A run that is killed at any instant and started again ends as if nothing had happened."""
+"""Test of a training that is killed at random moments and restarted."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ FLAGS = (
     "3",
 )
 OFTEN = ("--checkpoint-every", "1", "--evaluate-every", "5")
-#: Kills come within this many seconds after the run has reached these epochs: while it computes, writes or saves.
+#: The process is killed up to WITHIN_S seconds after these epochs, while it computes, writes or
+#: saves.
 KILLED_AFTER, WITHIN_S = (0, 8), 0.3
 
 
-def test_training_killed_at_random_ends_with_bit_identical_parameters(
-    command, environment, dataset, tmp_path
-):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command("train", "--data", dataset, "--out", whole, *FLAGS, *OFTEN)
+def test_resume_after_kill_is_bit_identical(command, environment, dataset, tmp_path):
+    expected, killed = tmp_path / "expected", tmp_path / "killed"
+    command("train", "--data", dataset, "--out", expected, *FLAGS, *OFTEN)
 
     random_delay = random.Random(0)
     line = [*command_line("train"), "--data", str(dataset), "--out", str(killed), *FLAGS, *OFTEN]
@@ -41,18 +40,18 @@ def test_training_killed_at_random_ends_with_bit_identical_parameters(
         while last_epoch(killed) < epoch and process.poll() is None:
             time.sleep(0.01)
         time.sleep(random_delay.uniform(0, WITHIN_S))
-        assert process.poll() is None, "it ended before it was killed, so nothing was shown"
+        assert process.poll() is None, "the training ended before it was killed"
         process.kill()
         process.wait()
     done = command("train", "--data", dataset, "--out", killed, *FLAGS, *OFTEN)
 
     assert "resuming after" in done.stderr
-    assert_same_parameters(whole, killed)
-    assert epochs_of(killed) == epochs_of(whole)
+    assert_same_parameters(expected, killed)
+    assert epochs_of(killed) == epochs_of(expected)
 
 
 def last_epoch(run: Path) -> int:
-    """The last epoch that is wholly written in the run's metrics; 0 before the first."""
+    """Return the last epoch with a complete line in the metrics; 0 before the first."""
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().split("\n")[:-1] if metrics.is_file() else []
     return json.loads(lines[-1])["epoch"] if lines else 0

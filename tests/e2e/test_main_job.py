@@ -1,4 +1,6 @@
-"""TIFFs in, an honest score out: the whole way through the public commands."""
+"""Tests of the main workflow: simulate, build, train, evaluate and predict with the public
+commands.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from perturbjax.cli import main as perturbjax
 from perturbjax.dataset import PLATE, SITE, WELL, open_dataset
 
 
-def test_a_run_directory_holds_all_that_is_promised(run):
-    there = {path.name for path in run.iterdir()}
+def test_run_directory_contains_documented_files(run):
+    names = {path.name for path in run.iterdir()}
     assert {
         "config.json",
         "split.parquet",
@@ -23,7 +25,7 @@ def test_a_run_directory_holds_all_that_is_promised(run):
         "metrics.jsonl",
         "checkpoints",
         "report.html",
-    } <= there
+    } <= names
     scores = json.loads((run / "evaluation/scores.json").read_text())
     assert {"model", "majority", "chance", "position", "cell count"} <= set(
         scores["levels"]["site"]
@@ -32,7 +34,7 @@ def test_a_run_directory_holds_all_that_is_promised(run):
     assert [row["epoch"] for row in rows if row["split"] == "train"] == [1, 2]
 
 
-def test_predictions_hold_one_probability_a_class_for_every_site(run, dataset):
+def test_predictions_contain_probabilities_of_all_sites(run, dataset):
     table = pd.read_parquet(run / "evaluation/predictions.parquet")
     names = json.loads((run / "labels.json").read_text())
     probabilities = table[[f"prob_{name}" for name in names]].to_numpy()
@@ -64,28 +66,28 @@ def test_predict_and_evaluate_give_the_same_probabilities(command, run, dataset,
     np.testing.assert_allclose(again[columns], first[columns], atol=2e-6)
 
 
-def test_resident_and_streamed_feeds_train_the_same_network(command, run, dataset, tmp_path):
+def test_resident_and_streamed_batches_train_same_network(command, run, dataset, tmp_path):
     command(
         "train", "--data", dataset, "--out", tmp_path / "streamed", "--feed", "streamed", *SMALL
     )
     assert_same_parameters(run, tmp_path / "streamed")
 
 
-def test_a_finished_run_is_left_as_it_is(command, run, dataset):
+def test_finished_run_is_not_changed(command, run, dataset):
     before = (run / "metrics.jsonl").read_bytes()
     command("train", "--data", dataset, "--out", run, *SMALL)
     command("train", "--out", run, "--resume")
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_can_start_from_another(command, run, dataset, tmp_path):
+def test_init_from_loads_parameters_of_another_run(command, run, dataset, tmp_path):
     done = command(
         "train", "--data", dataset, "--out", tmp_path / "next", "--init-from", run, *SMALL
     )
     assert f"initial parameters from {run}" in done.stderr
 
 
-def test_a_split_manifest_travels_from_split_to_train(command, run, dataset, tmp_path):
+def test_split_command_writes_same_split_as_train(command, run, dataset, tmp_path):
     command(
         "split",
         "--data",
@@ -102,10 +104,12 @@ def test_a_split_manifest_travels_from_split_to_train(command, run, dataset, tmp
     pd.testing.assert_frame_equal(manifest, used)
 
 
-def test_images_without_labels_are_built_and_predicted_like_those_with(run, plates, tmp_path):
+def test_predictions_do_not_need_labels(run, plates, tmp_path):
     table = pd.read_csv(plates / "load_data.csv", dtype=str)
-    known = [name for name in table if name.startswith(("FileName", "PathName", PLATE, WELL, SITE))]
-    table[known].to_csv(tmp_path / "load_data.csv", index=False)
+    columns = [
+        name for name in table if name.startswith(("FileName", "PathName", PLATE, WELL, SITE))
+    ]
+    table[columns].to_csv(tmp_path / "load_data.csv", index=False)
     paths = (
         "--load-data",
         tmp_path / "load_data.csv",
@@ -114,7 +118,7 @@ def test_images_without_labels_are_built_and_predicted_like_those_with(run, plat
         "--out",
         tmp_path / "data",
     )
-    for command, *words in (
+    for command, *arguments in (
         (build, "build", *paths, "--workers", 1, "--label-column", "none"),
         (
             perturbjax,
@@ -128,17 +132,17 @@ def test_images_without_labels_are_built_and_predicted_like_those_with(run, plat
         ),
     ):
         with pytest.raises(SystemExit, match="0"):
-            command([str(word) for word in words])
-    unlabelled = pd.read_parquet(tmp_path / "p.parquet").set_index("site_id")
-    assert set(unlabelled["label"]) == {""}
-    judged = pd.read_parquet(run / "evaluation" / "predictions.parquet").set_index("site_id")
-    names = [name for name in judged if name.startswith("prob_")]
-    np.testing.assert_allclose(unlabelled.loc[judged.index, names], judged[names], atol=1e-6)
+            command([str(argument) for argument in arguments])
+    unlabeled = pd.read_parquet(tmp_path / "p.parquet").set_index("site_id")
+    assert set(unlabeled["label"]) == {""}
+    evaluated = pd.read_parquet(run / "evaluation" / "predictions.parquet").set_index("site_id")
+    names = [name for name in evaluated if name.startswith("prob_")]
+    np.testing.assert_allclose(unlabeled.loc[evaluated.index, names], evaluated[names], atol=1e-6)
 
 
-@pytest.mark.slow  # test_devices holds the step to it at once
+@pytest.mark.slow  # test_devices.py checks the step itself
 @pytest.mark.parametrize("kind", ["pmap", "sharded"])
-def test_eight_devices_train_the_same_network_as_one(
+def test_eight_devices_train_same_network_as_one(
     command, environment, run, dataset, tmp_path, kind
 ):
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"

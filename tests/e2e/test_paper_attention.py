@@ -1,4 +1,4 @@
-"""The original experiment runs on any dataset, and says what the original reported."""
+"""Test of the experiment of the paper on another dataset."""
 
 import subprocess
 import sys
@@ -12,9 +12,7 @@ from perturbjax.training.run_directory import open_run
 
 
 @pytest.mark.slow
-def test_the_papers_experiment_draws_its_figures_and_states_what_was_reported(
-    environment, dataset, tmp_path
-):
+def test_paper_experiment_writes_figures_and_published_scores(environment, dataset, tmp_path):
     flags = (
         "--data",
         dataset,

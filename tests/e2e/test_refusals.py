@@ -1,4 +1,4 @@
-"""Input that cannot be used: one line that says what and what to do, status 2, and nothing half-written."""
+"""Tests of unusable input: one error line with the remedy, exit status 2, no partial output."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from perturbjax.training.checkpoint import Checkpoints
 
 @pytest.fixture
 def refused(command, tmp_path):
-    """Run a verb that must be refused; gives its one line, after checking that `out` was not begun."""
+    """Return a function that runs a command that must fail and returns its error line; `out` must
+    not exist.
+    """
 
-    def run(verb: str, *flags: object, out=None) -> str:
-        done = command(verb, *flags, status=2)
+    def run(name: str, *flags: object, out=None) -> str:
+        done = command(name, *flags, status=2)
         if out is not None:
             assert not out.exists(), f"{out} was left behind"
         return one_line(done.stderr)
@@ -27,7 +29,7 @@ def refused(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "texts"),
     [
         (("--preset", "papre"), ["--preset papre", "paper"]),
         (("--model", "resnet81"), ["--model resnet81", "attention"]),
@@ -41,14 +43,14 @@ def refused(command, tmp_path):
         (("--device-count", "99"), ["--device-count: was removed", "--devices 1"]),
     ],
 )
-def test_impossible_flags_are_named(refused, dataset, tmp_path, flags, words):
+def test_invalid_flag_is_named(refused, dataset, tmp_path, flags, texts):
     line = refused(
         "train", "--data", dataset, "--out", tmp_path / "run", *flags, out=tmp_path / "run"
     )
-    assert all(word in line for word in words), line
+    assert all(text in line for text in texts), line
 
 
-def test_a_missing_dataset_is_named(refused, tmp_path):
+def test_missing_dataset_is_named(refused, tmp_path):
     line = refused(
         "train", "--data", tmp_path / "none", "--out", tmp_path / "run", out=tmp_path / "run"
     )
@@ -56,7 +58,7 @@ def test_a_missing_dataset_is_named(refused, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["index.parquet", "provenance.json", "dataset_info.json"])
-def test_an_incomplete_dataset_is_refused(refused, dataset, tmp_path, missing):
+def test_incomplete_dataset_is_refused(refused, dataset, tmp_path, missing):
     shutil.copytree(dataset, tmp_path / "data")
     (tmp_path / "data" / missing).unlink()
     line = refused(
@@ -65,7 +67,7 @@ def test_an_incomplete_dataset_is_refused(refused, dataset, tmp_path, missing):
     assert missing in line
 
 
-def test_a_dataset_of_another_schema_version_is_refused(refused, dataset, tmp_path):
+def test_dataset_of_other_schema_version_is_refused(refused, dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "data")
     provenance = json.loads((tmp_path / "data/provenance.json").read_text())
     (tmp_path / "data/provenance.json").write_text(
@@ -77,7 +79,7 @@ def test_a_dataset_of_another_schema_version_is_refused(refused, dataset, tmp_pa
     assert "0.1.0" in line
 
 
-def test_a_shard_that_is_cut_short_is_refused(refused, dataset, tmp_path):
+def test_truncated_shard_is_refused(refused, dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "data")
     shard = next((tmp_path / "data").glob("*array_record*"))
     shard.write_bytes(shard.read_bytes()[:-5000])
@@ -86,20 +88,20 @@ def test_a_shard_that_is_cut_short_is_refused(refused, dataset, tmp_path):
     )
 
 
-def test_a_run_directory_of_another_run_is_left_alone(refused, run, dataset):
+def test_train_does_not_overwrite_another_run(refused, run, dataset):
     before = (run / "config.json").read_bytes()
     line = refused("train", "--data", dataset, "--out", run, *SMALL, "--learning-rate", "0.5")
     assert "already contains another run" in line and "learning_rate" in line
     assert (run / "config.json").read_bytes() == before
 
 
-def test_a_folder_of_something_else_is_left_alone(refused, dataset, tmp_path):
+def test_train_does_not_write_into_foreign_folder(refused, dataset, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert "contains no run" in refused("train", "--data", dataset, "--out", tmp_path, *SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_an_output_that_cannot_be_written_is_named(refused, dataset, run, tmp_path):
+def test_unwritable_output_is_named(refused, dataset, run, tmp_path):
     (tmp_path / "file").write_text("")
     line = refused("train", "--data", dataset, "--out", tmp_path / "file" / "run", *SMALL)
     assert str(tmp_path / "file") in line
@@ -110,7 +112,7 @@ def test_an_output_that_cannot_be_written_is_named(refused, dataset, run, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_with_room_the_command_goes_on(
+def test_full_disk_is_one_line_and_command_can_be_repeated(
     environment, command, run, dataset, tmp_path
 ):
     command("export-torch", "--run", run, "--out", tmp_path / "w.safetensors")
@@ -123,14 +125,14 @@ def test_a_full_disk_is_one_line_and_with_room_the_command_goes_on(
             tmp_path / "import-torch",
         ),
     }
-    for verb, flags in words.items():
+    for name, flags in words.items():
         full = subprocess.run(
             [
                 "bash",
                 "-c",
                 'ulimit -f 20; exec "$@"',
                 "bash",
-                *command_line(verb),
+                *command_line(name),
                 *map(str, flags),
             ],
             env=environment,
@@ -140,11 +142,11 @@ def test_a_full_disk_is_one_line_and_with_room_the_command_goes_on(
         assert (
             full.returncode == 2 and "No space" in one_line(full.stderr)
         ) or "no space" in one_line(full.stderr)
-        command(verb, *flags)
-        assert Checkpoints(tmp_path / verb).epochs()
+        command(name, *flags)
+        assert Checkpoints(tmp_path / name).epochs()
 
 
-def test_a_loss_that_is_not_finite_stops_training(refused, dataset, tmp_path):
+def test_nonfinite_loss_stops_training(refused, dataset, tmp_path):
     out = tmp_path / "run"
     flags = (
         "--data",
@@ -177,11 +179,11 @@ def test_a_loss_that_is_not_finite_stops_training(refused, dataset, tmp_path):
 
 
 @pytest.mark.parametrize("words", [("evaluate", "--run"), ("report",)])
-def test_a_folder_without_a_run_is_named(refused, tmp_path, words):
+def test_folder_without_run_is_named(refused, tmp_path, words):
     assert str(tmp_path) in refused(*words, tmp_path)
 
 
-def test_a_dataset_with_other_channels_does_not_fit_a_run(command, refused, run, plates, tmp_path):
+def test_dataset_with_other_channels_is_refused(command, refused, run, plates, tmp_path):
     csv = pd.read_csv(plates / "load_data.csv").head(4)
     csv.to_csv(tmp_path / "few.csv", index=False)
     command(

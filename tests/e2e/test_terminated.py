@@ -1,4 +1,6 @@
-"""SIGTERM, which schedulers send before they kill: the run is saved at once, and goes on to the same bits."""
+"""Tests of SIGTERM, which schedulers send before they kill a process: save, end, and resume
+bit-identically.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from test_killed import epochs_of, last_epoch
 from perturbjax.training.checkpoint import Checkpoints
 
 EPOCHS = 16
-#: One site a step: 32 steps an epoch, so that a signal comes within one.
+#: One site in a step gives 32 steps in an epoch, so that a signal arrives within an epoch.
 FLAGS = (
     "--crop",
     "16",
@@ -31,17 +33,19 @@ RARELY = ("--checkpoint-every", "8", "--evaluate-every", "100")
 
 @pytest.fixture
 def terminated(environment, tmp_path_factory):
-    """Start a command, send SIGTERM when it is `ready(what it said)`, and give its status and all it said."""
-    log = tmp_path_factory.mktemp("said") / "stderr"
+    """Return a function: start a command, send SIGTERM when `ready(stderr)` is true, return status
+    and stderr.
+    """
+    log = tmp_path_factory.mktemp("log") / "stderr"
 
-    def run(verb: str, *flags: object, ready) -> tuple[int, str]:
-        line = [*command_line(verb), *map(str, flags)]
+    def run(name: str, *flags: object, ready) -> tuple[int, str]:
+        line = [*command_line(name), *map(str, flags)]
         with open(log, "w") as file:
             process = subprocess.Popen(line, env=environment, stderr=file)
         try:
             while not ready(log.read_text()) and process.poll() is None:
                 time.sleep(0.005)
-            assert process.poll() is None, "it ended before the signal, so nothing was shown"
+            assert process.poll() is None, "the command ended before the signal"
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=120)
         finally:
@@ -51,54 +55,54 @@ def terminated(environment, tmp_path_factory):
     return run
 
 
-# Before the first checkpoint and after it.
+# Epochs after which signals are sent: after the first checkpoint, or before and after it.
 @pytest.mark.parametrize(
     ("feed", "signals"),
     [("resident", (9,)), pytest.param("streamed", (1, 9), marks=pytest.mark.slow)],
 )
-def test_training_saves_within_the_epoch_and_goes_on_to_the_same_bits(
+def test_terminated_training_resumes_bit_identically(
     command, terminated, dataset, tmp_path, feed, signals
 ):
-    whole, again = tmp_path / "whole", tmp_path / "again"
+    expected, resumed = tmp_path / "expected", tmp_path / "resumed"
     flags = ("--data", dataset, *FLAGS, *RARELY, "--feed", feed)
-    command("train", *flags, "--out", whole)
+    command("train", *flags, "--out", expected)
     within = 0
     for epoch in signals:
-        status, said = terminated(
-            "train", *flags, "--out", again, ready=lambda _, epoch=epoch: last_epoch(again) >= epoch
+        status, stderr = terminated(
+            "train",
+            *flags,
+            "--out",
+            resumed,
+            ready=lambda _, epoch=epoch: last_epoch(resumed) >= epoch,
         )
-        assert status == 143, said
-        (line,) = [line for line in said.splitlines() if line.startswith("terminated: ")]
-        assert "saved after step" in line and "Traceback" not in said
-        checkpoints = Checkpoints(again)
+        assert status == 143, stderr
+        (line,) = [line for line in stderr.splitlines() if line.startswith("terminated: ")]
+        assert "saved after step" in line and "Traceback" not in stderr
+        checkpoints = Checkpoints(resumed)
         _, facts = checkpoints.load_newest()
         checkpoints.close()
         assert facts["epoch"] >= epoch and f"of epoch {facts['epoch'] + 1};" in line
         within += 0 < len(facts["sums"][0]) < 32
-    assert within, "no signal came within an epoch, so nothing was shown"
-    done = command("train", *flags, "--out", again)
+    assert within, "no signal arrived within an epoch"
+    done = command("train", *flags, "--out", resumed)
     assert "resuming after" in done.stderr
-    assert_same_parameters(whole, again)
-    assert epochs_of(again) == epochs_of(whole)
-    assert not (again / "checkpoints" / "interrupted").exists()
+    assert_same_parameters(expected, resumed)
+    assert epochs_of(resumed) == epochs_of(expected)
+    assert not (resumed / "checkpoints" / "interrupted").exists()
 
 
-def test_other_commands_end_in_one_line_and_leave_nothing_half_written(
-    terminated, run, dataset, tmp_path
-):
+def test_terminated_predict_leaves_no_partial_output(terminated, run, dataset, tmp_path):
     out = tmp_path / "predictions.parquet"
-    status, said = terminated(
+    status, stderr = terminated(
         *("predict", "--run", run, "--data", dataset, "--out", out),
-        ready=lambda said: "checkpoint of epoch" in said,
+        ready=lambda text: "checkpoint of epoch" in text,
     )
-    assert status == 143, said
-    assert said.splitlines()[-1].startswith("terminated: ") and "Traceback" not in said
+    assert status == 143, stderr
+    assert stderr.splitlines()[-1].startswith("terminated: ") and "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_directory_is_trained_in_by_one_process_at_a_time(
-    command, environment, dataset, tmp_path
-):
+def test_second_training_in_same_directory_is_refused(command, environment, dataset, tmp_path):
     out = tmp_path / "run"
     flags = ("--data", dataset, *FLAGS, *RARELY, "--out", out)
     line = [*command_line("train"), *map(str, flags)]
@@ -106,8 +110,8 @@ def test_a_run_directory_is_trained_in_by_one_process_at_a_time(
     try:
         while last_epoch(out) < 1 and first.poll() is None:
             time.sleep(0.01)
-        first.send_signal(signal.SIGSTOP)  # so that it cannot end while the second starts
-        assert first.poll() is None, "it ended before the second began, so nothing was shown"
+        first.send_signal(signal.SIGSTOP)  # the first process must not end while the second starts
+        assert first.poll() is None, "the first training ended too early"
         refused = command("train", *flags, status=2)
     finally:
         first.kill()
@@ -116,16 +120,17 @@ def test_a_run_directory_is_trained_in_by_one_process_at_a_time(
         "another process is training in this directory" in refused.stderr
         and "Traceback" not in refused.stderr
     )
-    command("train", *flags)  # a lock dies with its process
+    command("train", *flags)  # the lock ends with its process
     assert [epoch for epoch, *_ in epochs_of(out)] == [*range(1, EPOCHS + 1), EPOCHS]
 
 
-def test_a_compile_cache_that_cannot_be_written_is_a_note_and_no_error(
-    environment, run, dataset, tmp_path
-):
+def test_unwritable_compile_cache_is_a_warning(environment, run, dataset, tmp_path):
     (tmp_path / "file").write_text("")
     flags = ("--run", run, "--data", dataset, "--out", tmp_path / "p.parquet")
-    done = command("predict", *flags, "--compile-cache", tmp_path / "file" / "cache")
-    (note,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-    assert "compiled programs are not cached" in note and str(tmp_path / "file") in note
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    line = [*command_line("predict"), *map(str, flags)]
+    done = subprocess.run(line, env={**environment, **cache}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (warning,) = [line for line in done.stderr.splitlines() if "JAX_COMPILATION_CACHE_DIR" in line]
+    assert str(tmp_path / "file") in warning
     assert (tmp_path / "p.parquet").is_file()

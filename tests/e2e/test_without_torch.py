@@ -1,4 +1,4 @@
-"""`build --segmenter cellpose` needs neither torch nor the cellpose package."""
+"""Tests that `build --segmenter cellpose` works without the packages torch and cellpose."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from perturbjax.dataset import open_dataset
 
-#: Found by every Python process that has its folder in PYTHONPATH, workers too.
+#: A `sitecustomize` that blocks imports in all Python processes with its folder in PYTHONPATH.
 BLOCK = """
 import sys
 
@@ -43,12 +43,12 @@ def build_without_torch(tmp_path: Path, *arguments: object) -> str:
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_single_cells_are_built_without_torch(shared, tmp_path):
+def test_build_of_single_cells_without_torch(shared, tmp_path):
     data = shared / "data/bbbc021_cells"
     table = pd.read_csv(data / "load_data.csv", dtype=str, keep_default_na=False)
     table[::200].to_csv(tmp_path / "load_data.csv", index=False)
     weights = shared / "data/weights/nuclei_dsb2018"
-    told = build_without_torch(
+    stderr = build_without_torch(
         tmp_path,
         *(
             "--load-data",
@@ -69,7 +69,7 @@ def test_single_cells_are_built_without_torch(shared, tmp_path):
             45,
         ),
     )
-    assert "segmenting was bound by" in told
+    assert "segmenting was bound by" in stderr
     dataset = open_dataset(tmp_path / "dataset")
     assert len(dataset) == len(table[::200])
     facts = json.loads((tmp_path / "dataset/provenance.json").read_text())["segmenter"]
@@ -82,8 +82,8 @@ def test_single_cells_are_built_without_torch(shared, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_a_field_of_view_is_built_without_torch(shared, tmp_path):
-    """306 nuclei, as the package finds."""
+def test_build_of_field_of_view_without_torch(shared, tmp_path):
+    """The cellpose package segments the same 306 nuclei."""
     row = {"FileName_OrigDNA": "r01c02f01p01-ch4sk1fk1fl1.tiff", "PathName_OrigDNA": "."}
     row |= {
         "Metadata_Plate": "P",

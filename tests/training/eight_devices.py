@@ -1,7 +1,10 @@
-"""Claims about many devices, to be run where there are eight (`test_devices.py` sees to that).
+"""Tests of training on eight devices; `test_devices.py` runs them in a process with eight emulated
+devices.
 
-The network is the least that has what devices could get wrong: BatchNorm, dropout, a max-pool. 20 sites in batches of
-12: the second batch has 8 of them, and 12 rows are no multiple of 8 devices.
+The small network contains the layers that depend on the whole batch or on random numbers:
+    BatchNorm, dropout and
+max-pooling. Of 20 sites in batches of 12, the second batch has 8, and 12 is not a multiple of 8
+devices.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ RECIPE = Recipe(
     augment=AugmentConfig(crop=8),
     optim=OptimConfig(epochs=3, batch_size=BATCH, learning_rate=1e-3),
 )
-#: Of values near 1, after three epochs of Adam: float32 sums in another order.
+#: Tolerance for values near 1 after three epochs of Adam: float32 sums in another order.
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 KINDS = ("1", "pmap", "sharded")
 
@@ -73,7 +76,7 @@ def sites() -> ResidentArrays:
 
 
 class Training:
-    """A placement's compiled programs, and a state."""
+    """Compiled programs of a placement, and a training state."""
 
     def __init__(self, placement: Placement, sites: ResidentArrays):
         graphdef, params, stats = split_model(TinyNet(rngs=nnx.Rngs(0)))
@@ -93,13 +96,13 @@ class Training:
         self.predict = placement.compile_predict(make_predict_step(graphdef, RECIPE))
 
     def start(self, tree: dict | None = None) -> None:
-        """From the beginning, or from a checkpoint."""
+        """Start from the initial state, or from a checkpoint."""
         self.state = self.placement.replicate(
             self.fresh if tree is None else tree_to_state(tree, self.fresh, "test")
         )
 
     def epochs(self, *epochs: int) -> tuple[list[np.ndarray], dict]:
-        """The losses of every step, and all arrays of the state after the last."""
+        """Train epochs; return the losses of all steps and the arrays of the last state."""
         parts = []
         order = BatchOrder.shuffled_epochs(
             RECIPE.seed, np.arange(SITES), BATCH, RECIPE.optim.epochs
@@ -113,7 +116,7 @@ class Training:
         return sums.loss / sums.loss_weight, state_to_tree(self.state)
 
 
-def placed(kind: str, scans: bool = False) -> Placement:
+def choose_devices(kind: str, scans: bool = False) -> Placement:
     placement = choose_placement(kind)
     assert placement.count == (1 if kind == "1" else 8)
     return Placement(placement.mapped, placement.mesh, scans)
@@ -121,8 +124,8 @@ def placed(kind: str, scans: bool = False) -> Placement:
 
 @pytest.fixture(scope="module")
 def begin(sites):
-    """`begin(kind)` gives a training at its start; programs are compiled once for all tests."""
-    compiled = functools.cache(lambda kind, scans: Training(placed(kind, scans), sites))
+    """Return a function that starts a training; programs are compiled once for all tests."""
+    compiled = functools.cache(lambda kind, scans: Training(choose_devices(kind, scans), sites))
 
     def start(kind: str, scans: bool = False, tree: dict | None = None) -> Training:
         training = compiled(kind, scans)
@@ -147,20 +150,20 @@ def one_device(begin):
     training = begin("1")
     start = state_to_tree(training.state)
     losses, tree = training.epochs(0, 1, 2)
-    moved = [
+    changes = [
         np.abs(value - start[name]).max()
         for name, value in tree.items()
         if name.startswith("params")
     ]
-    assert min(moved) > 100 * CLOSE["atol"], "nothing would be shown by parameters that stand still"
+    assert min(changes) > 100 * CLOSE["atol"], (
+        "parameters hardly changed, so the comparison would be trivial"
+    )
     return losses, tree
 
 
 @pytest.mark.parametrize("scans", [False, True], ids=["step-by-step", "one-dispatch"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_and_parameters_are_those_of_one_device_and_the_step_is_traced_once(
-    kind, scans, begin, one_device
-):
+def test_training_on_eight_devices_equals_one_device(kind, scans, begin, one_device):
     training = begin(kind, scans)
     losses, tree = training.epochs(0, 1, 2)
     np.testing.assert_allclose(losses, one_device[0], **CLOSE)
@@ -169,8 +172,8 @@ def test_losses_and_parameters_are_those_of_one_device_and_the_step_is_traced_on
 
 
 @pytest.mark.parametrize("kind", ["pmap", "sharded"])
-def test_batchnorm_learns_the_statistics_of_the_whole_batch_without_its_padding(kind):
-    """Each device's rows have another mean: the mean of eight variances would be far off."""
+def test_batch_norm_uses_whole_batch_without_padding(kind):
+    """The rows of each device have another mean, so that a mean of eight variances would differ."""
     rows = np.arange(16, dtype=np.float32)[:, None] ** 2
     weight = (np.arange(16) < 13).astype(np.float32)
     graphdef, params, stats = split_model(BatchNorm(1, momentum=1.0))
@@ -186,32 +189,32 @@ def test_batchnorm_learns_the_statistics_of_the_whole_batch_without_its_padding(
         )
     else:
         mean, var = jax.jit(learn)(
-            *(jax.device_put(x, placed(kind).by_row) for x in (rows, weight))
+            *(jax.device_put(x, choose_devices(kind).by_row) for x in (rows, weight))
         )
     np.testing.assert_allclose(mean, rows[:13].mean(0), rtol=1e-6)
     np.testing.assert_allclose(var, rows[:13].var(0, ddof=1), rtol=1e-6)
 
 
-def test_what_stands_in_padded_rows_moves_nothing(begin):
-    """The epoch's tail is filled up at weight 0: with any record there, losses and state are the same bits."""
+def test_padded_rows_have_no_effect(begin):
+    """Padding has weight 0; with other records there, losses and state stay bit-identical."""
     order, weight = shuffle_epoch(RECIPE.seed, 0, np.arange(SITES), BATCH)
     assert (weight[-1] == 0).sum() == 4
     other = np.where(weight == 0, 7, order)
     assert (other != order).any()
-    answers = []
+    results = []
     for rows in (order, other):
         training = begin("sharded")
-        dealt = BatchRecords(rows, weight)
+        records = BatchRecords(rows, weight)
         *_, (state, sums) = training.run(
-            training.state, BatchOrder(lambda epoch, dealt=dealt: dealt, STEPS, 0, STEPS)
+            training.state, BatchOrder(lambda epoch, records=records: records, STEPS, 0, STEPS)
         )
-        answers.append(to_bytes(state_to_tree((state, sums))))
-    assert answers[0] == answers[1]
+        results.append(to_bytes(state_to_tree((state, sums))))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("kind", ["1", "sharded"])
-def test_evaluation_answers_every_site_once_in_the_order_asked_for(kind, begin, sites):
-    """13 sites in batches of 5, on eight devices that want multiples of 8."""
+def test_apply_to_sites_returns_each_site_once_in_order(kind, begin, sites):
+    """13 sites in batches of 5, on eight devices that require multiples of 8."""
     positions = np.random.default_rng(1).permutation(SITES)[:13]
     training = begin(kind)
     params, stats = training.state.params, training.state.stats
@@ -231,15 +234,12 @@ def test_evaluation_answers_every_site_once_in_the_order_asked_for(kind, begin, 
 @pytest.mark.parametrize(
     ("first", "then"), [("sharded", "1"), ("1", "sharded"), ("pmap", "1"), ("1", "pmap")]
 )
-def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_the_other_way_round(
-    first, then, begin, one_device, tmp_path
-):
-    begun = begin(first)
-    _, saved = begun.epochs(0, 1)
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(begun.state, epoch=2, facts={})
-    tree, facts = checkpoints.load()
-    checkpoints.close()
+def test_checkpoint_resumes_on_another_number_of_devices(first, then, begin, one_device, tmp_path):
+    first_part = begin(first)
+    _, saved = first_part.epochs(0, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(first_part.state, epoch=2, facts={})
+        tree, facts = checkpoints.load()
     resumed = begin(then, tree=tree)
     assert facts["epoch"] == 2
     assert to_bytes(state_to_tree(resumed.state)) == to_bytes(saved)
@@ -248,8 +248,8 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_the_other_way_round(
     assert_close(tree, one_device[1])
 
 
-def test_rows_are_dealt_over_all_devices_and_padded_at_weight_zero(sites):
-    placement = placed("sharded")
+def test_place_rows_shards_over_all_devices_and_pads_with_weight_zero(sites):
+    placement = choose_devices("sharded")
     batch = placement.place_rows(
         gather(jax.tree.map(jnp.asarray, sites), jnp.arange(13), jnp.ones(13))
     )

@@ -1,4 +1,6 @@
-"""Eight devices train, judge and save as one does; a CPU holds the memory of one step at a time."""
+"""Tests of several devices (in a process with eight emulated devices) and of the queue of device
+calls.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ import jax.numpy as jnp
 
 from perturbjax.training.devices import limit_pending_steps
 
-CLAIMS = Path(__file__).with_name("eight_devices.py")
+TESTS = Path(__file__).with_name("eight_devices.py")
 
 
-def test_all_claims_hold_on_eight_emulated_devices():
-    """JAX fixes the number of devices when it starts, so they are held to their claims in a process of their own."""
+def test_eight_emulated_devices():
+    """JAX fixes the number of devices when it starts, so these tests run in a separate process."""
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
@@ -26,7 +28,7 @@ def test_all_claims_hold_on_eight_emulated_devices():
         sys.executable,
         "-m",
         "pytest",
-        str(CLAIMS),
+        str(TESTS),
         "-p",
         "no:cacheprovider",
         "-p",
@@ -37,12 +39,12 @@ def test_all_claims_hold_on_eight_emulated_devices():
     assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
-def test_on_a_cpu_no_dispatch_waits_its_turn_holding_memory():
+def test_limit_pending_steps_allows_one_step_on_cpu():
     slow = jax.jit(lambda x: jax.lax.fori_loop(0, 200, lambda _, y: jnp.tanh(y @ x), x))
     x = jnp.eye(500)
     slow(x).block_until_ready()
-    dispatched = []
+    queued = []
     for _ in range(3):
-        limit_pending_steps(dispatched)
-        assert all(one.is_ready() for one in dispatched)
-        dispatched.append(slow(x))
+        limit_pending_steps(queued)
+        assert all(result.is_ready() for result in queued)
+        queued.append(slow(x))

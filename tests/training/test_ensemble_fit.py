@@ -1,4 +1,6 @@
-"""Tests of the ensemble classifier: fit of its frozen members, ensemble weights, and training of the branch."""
+"""Tests of the ensemble classifier: fit of its frozen members, ensemble weights, and training of
+the branch.
+"""
 
 from __future__ import annotations
 
@@ -147,35 +149,29 @@ def test_ensemble_weights_maximize_likelihood():
 
 
 @pytest.mark.parametrize("groups", [np.arange(120) // 30, np.zeros(120)])
-def test_ensemble_combines_members_with_their_weights_and_is_reproducible(groups):
+def test_ensemble_combines_members_with_their_weights(groups):
     x, labels = blobs()
     x = (x - x.mean(0)) / x.std(0)
-    heads = [
-        fit_ensemble(
-            EnsembleHead(20, 3, rngs=nnx.Rngs(0)),
-            x,
-            labels,
-            np.ones(120),
-            groups,
-            smoothing=0.1,
-            seed=0,
-        )
-        for _ in range(2)
-    ]
+    head = fit_ensemble(
+        EnsembleHead(20, 3, rngs=nnx.Rngs(0)),
+        x,
+        labels,
+        np.ones(120),
+        groups,
+        smoothing=0.1,
+        seed=0,
+    )
     x = jnp.asarray(x)
     members = [
-        jax.nn.log_softmax(part)
-        for part in (heads[0].mlp(x, Mode()), heads[0].logistic_regression(x))
+        jax.nn.log_softmax(logits) for logits in (head.mlp(x, Mode()), head.logistic_regression(x))
     ]
-    weights = np.asarray(heads[0].ensemble_weights[...])
+    weights = np.asarray(head.ensemble_weights[...])
     assert weights.min() >= np.float32(MIN_ENSEMBLE_WEIGHT) and weights.max() > 0.5
-    np.testing.assert_allclose(
-        heads[0](x, Mode()), weights[0] * members[0] + weights[1] * members[1], atol=1e-4
-    )
-    np.testing.assert_array_equal(heads[0](x, Mode()), heads[1](x, Mode()))
+    expected = weights[0] * members[0] + weights[1] * members[1]
+    np.testing.assert_allclose(head(x, Mode()), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ensemble_fits_one_or_two_sites(n):
     x, labels = blobs(n)
     head = fit_ensemble(
@@ -282,6 +278,7 @@ def test_training_changes_the_branch_only_and_frozen_members_fit_training_sites(
     assert trained and all("/trainable_branch/" in name for name in trained)
 
 
+@pytest.mark.slow
 def test_ensemble_training_is_bit_identical_when_repeated(folder, run):
     again = fit(config(folder, "again"))
     one, other = (Checkpoints(path).load("latest")[0] for path in (run.path, again.path))

@@ -1,4 +1,4 @@
-"""A training tells its epochs to others under the names they look for, and needs none of their packages."""
+"""Tests of additional metric loggers, with recorded calls instead of their packages."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def run(tmp_path_factory):
     return fit(TrainConfig(out=folder / "run", data=(folder / "data",), recipe=recipe))
 
 
-class Told:
-    """Stands for a package and what it makes: notes every call."""
+class CallRecorder:
+    """Replaces a package and its objects; records every call."""
 
     def __init__(self):
         self.calls = []
 
     def __getattr__(self, name):
-        def call(*words, **named):
-            self.calls.append((name, words, named))
+        def call(*args, **options):
+            self.calls.append((name, args, options))
             return self._block()
 
         return call
@@ -43,7 +43,7 @@ class Told:
 
 
 @pytest.mark.parametrize(
-    ("to", "expected"),
+    ("logger", "expected"),
     [
         (
             "tensorboard",
@@ -73,36 +73,36 @@ class Told:
         ),
     ],
 )
-def test_every_epoch_is_told_under_its_names(monkeypatch, run, to, expected):
-    told = Told()
-    monkeypatch.setitem(sys.modules, PACKAGES[to][0], told)
-    with open_log(to, run) as log:
+def test_loggers_receive_metrics_of_each_epoch(monkeypatch, run, logger, expected):
+    recorder = CallRecorder()
+    monkeypatch.setitem(sys.modules, PACKAGES[logger][0], recorder)
+    with open_log(logger, run) as log:
         log(read_metrics(run.path))
     calls = [
-        (name, words[0] if isinstance(words[0], str) else set(words[0]))
-        for name, words, _ in told.calls
-        if words
+        (name, args[0] if isinstance(args[0], str) else set(args[0]))
+        for name, args, _ in recorder.calls
+        if args
     ]
     assert [call for call in expected if call not in calls] == []
-    opened = [named for name, _, named in told.calls if name in ("init", "start_run")]
-    assert all(run.path.name in named.values() for named in opened)
+    opened = [options for name, _, options in recorder.calls if name in ("init", "start_run")]
+    assert all(run.path.name in options.values() for options in opened)
 
 
-def test_training_tells_as_it_goes(monkeypatch, run, tmp_path):
-    told = Told()
+def test_training_logs_to_tensorboard(monkeypatch, run, tmp_path):
+    recorder = CallRecorder()
     module = types.ModuleType("tensorboardX")
-    module.SummaryWriter, module.__spec__ = told.SummaryWriter, types.SimpleNamespace()
+    module.SummaryWriter, module.__spec__ = recorder.SummaryWriter, types.SimpleNamespace()
     monkeypatch.setitem(sys.modules, "tensorboardX", module)
     fit(TrainConfig(out=tmp_path / "run", data=run.data, recipe=run.recipe, log_to="tensorboard"))
-    scalars = {words[0]: words[2] for name, words, _ in told.calls if name == "add_scalar"}
+    scalars = {args[0]: args[2] for name, args, _ in recorder.calls if name == "add_scalar"}
     assert scalars["train/loss"] == 1 and len(read_metrics(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("to", PACKAGES)
-def test_a_package_that_is_not_there_is_named(monkeypatch, tmp_path, to):
+@pytest.mark.parametrize("logger", PACKAGES)
+def test_missing_logger_package_is_named(monkeypatch, tmp_path, logger):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        InputError, match=f"--log-to {to}: must be installed: pip install {PACKAGES[to][1]}"
+        InputError, match=f"--log-to {logger}: must be installed: pip install {PACKAGES[logger][1]}"
     ):
-        fit(TrainConfig(out=tmp_path / "run", log_to=to))
+        fit(TrainConfig(out=tmp_path / "run", log_to=logger))
     assert not list(tmp_path.iterdir())

@@ -74,7 +74,9 @@ def test_one_cycle_rejects_invalid_steps_and_warmup():
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("cycle_momentum", [False, True])
 def test_adam_equals_torch(decoupled, cycle_momentum):
-    """60 steps on recorded gradients within 1e-6. Gradients span ten orders of magnitude, so that epsilon matters."""
+    """60 steps on recorded gradients within 1e-6. Gradients span ten orders of magnitude, so that
+    epsilon matters.
+    """
     steps, recipe = (
         60,
         OptimConfig(

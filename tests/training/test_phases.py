@@ -1,4 +1,6 @@
-"""Tests of training on pretrained weights: two phases in one run directory, also after interruptions."""
+"""Tests of training on pretrained weights: two phases in one run directory, also after
+interruptions.
+"""
 
 import shutil
 

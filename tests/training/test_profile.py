@@ -1,4 +1,4 @@
-"""A profile says where the time went: by pass and operation, nothing counted twice."""
+"""Tests of the profile of training steps: times by part and operation, and the trace files."""
 
 import gzip
 import json
@@ -7,9 +7,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from perturbjax.cli.commands import _profile_alone
 from perturbjax.training import profile
-from perturbjax.training.profile import Span, names_in, read_spans, sum_by_operation, trace_steps
+from perturbjax.training.profile import (
+    Span,
+    operation_names,
+    read_spans,
+    sum_by_operation,
+    trace_steps,
+)
 
 HLO = """HloModule jit_step
 %fused_computation.1 (p: f32[8]) -> f32[8] {
@@ -25,14 +30,14 @@ ENTRY %main.9 (x: f32[8]) -> f32[8] {
 """
 
 
-def test_a_fusion_without_a_name_has_that_of_what_it_fuses():
-    names = names_in(HLO)
+def test_operation_names_of_fusion_come_from_its_last_operation():
+    names = operation_names(HLO)
     assert names["ynn_fusion.5"].endswith("transpose(jvp())/conv_general_dilated")
     assert names["add.1"] == "jit(step)/update/add"
 
 
-def test_time_inside_another_operation_counts_once():
-    names = {("m", name): full for name, full in names_in(HLO).items()}
+def test_sum_by_operation_counts_nested_time_once():
+    names = {("m", name): full for name, full in operation_names(HLO).items()}
     spans = [
         Span(0.0, 10.0, "m", "while.3"),
         Span(1.0, 4.0, "m", "ynn_fusion.5"),
@@ -52,7 +57,7 @@ def test_time_inside_another_operation_counts_once():
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
-    """A step of one product and its gradient, traced."""
+    """Trace of a step with a matrix product and its gradient."""
     folder = tmp_path_factory.mktemp("profile") / "trace"
 
     @jax.jit
@@ -62,18 +67,18 @@ def traced(tmp_path_factory):
             return {"w": state["w"] - 1e-3 * jnp.cos(gradient)}
 
     state = {"w": jnp.full((600, 600), 0.01)}
-    spent = trace_steps(lambda state: step(step(state)), state, folder, steps=2)
-    return folder, state, spent
+    times = trace_steps(lambda state: step(step(state)), state, folder, steps=2)
+    return folder, state, times
 
 
-def test_products_are_found_in_both_passes_of_a_step_made_of_products(traced):
-    _, _, spent = traced
-    assert {"forward", "backward"} <= {s.part for s in spent if s.operation == "dot_general"}
-    assert "update" in {s.part for s in spent}
-    assert all(s.seconds >= 0 for s in spent)
+def test_trace_steps_assigns_operations_to_parts(traced):
+    _, _, times = traced
+    assert {"forward", "backward"} <= {row.part for row in times if row.operation == "dot_general"}
+    assert "update" in {row.part for row in times}
+    assert all(row.seconds >= 0 for row in times)
 
 
-def test_the_trace_is_one_that_viewers_open_and_holds_those_operations(traced):
+def test_trace_files_contain_the_operations_and_state_is_unchanged(traced):
     folder, state, _ = traced
     with gzip.open(next(folder.rglob("perfetto_trace.json.gz"))) as file:
         events = json.load(file)["traceEvents"]
@@ -81,23 +86,10 @@ def test_the_trace_is_one_that_viewers_open_and_holds_those_operations(traced):
     spans = [span for line in read_spans(next(folder.rglob("*.xplane.pb"))) for span in line]
     assert spans and {span.operation for span in spans} <= names
     assert all(0 <= span.end - span.start < 60 for span in spans)
-    assert not state["w"].is_deleted(), "tracing took the state away"
+    assert not state["w"].is_deleted(), "the state was donated"
 
 
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        (["--profile"], ["--profile", "default"]),
-        (["--profile", "--out", "run"], ["--profile", "default", "--out", "run"]),
-        (["--profile", "there", "--out", "run"], ["--profile", "there", "--out", "run"]),
-        ([], []),
-    ],
-)
-def test_the_flag_may_stand_alone(given, meant):
-    assert _profile_alone(given) == meant
-
-
-def test_where_a_device_keeps_its_own_times_the_host_does_not_count(monkeypatch, tmp_path):
+def test_read_spans_prefers_device_timeline_to_host(monkeypatch, tmp_path):
     class Event:
         start_ns, end_ns = 0.0, 5.0
         stats = (("hlo_op", "add.1"), ("hlo_module", "m"))

@@ -1,10 +1,11 @@
-"""Thirty optimizer steps from the same start on the same batches end where torch's do.
+"""Comparison of 30 optimizer steps with PyTorch, from the same parameters and on the same batches.
 
-Both run in float64. In float32 no two programs can agree here: max-pool and ReLU switch on rounding, and Adam's first
-steps have the size of the learning rate whatever the gradient, so torch in float32 ends up to 3 % away from torch in
-float64 (`test_float32_alone_would_not_do` holds that claim). The float32 step is held to torch by the gradients, the
-statistics and the optimizer, each in a test of its own. `jnp.float32` is replaced by float64 while a test here
-traces, so that what runs is the program itself and not a copy of it.
+Both run in float64. In float32 two programs cannot agree: max-pooling and ReLU depend on rounding,
+and the first steps of Adam have the size of the learning rate for any gradient. PyTorch in float32
+therefore differs from PyTorch in float64 by up to 3 %
+(`test_float32_differs_by_more_than_the_tolerance`). Other tests compare gradients, statistics and
+optimizer in float32. These tests replace `jnp.float32` by float64 during tracing, so that the
+program itself runs, not a copy.
 """
 
 import copy
@@ -28,7 +29,7 @@ RECIPE = OptimConfig()
 def train_torch(
     network: torch.nn.Module, x: np.ndarray, labels: np.ndarray
 ) -> tuple[list[float], dict]:
-    """Losses before each step, and the state dict after the last."""
+    """Return the loss of each step, and the state dict after the last."""
     optimizer = torch.optim.Adam(network.parameters(), weight_decay=RECIPE.weight_decay)
     schedule = OneCycleLR(optimizer, RECIPE.learning_rate, total_steps=STEPS)
     dtype, losses = next(network.parameters()).dtype, []
@@ -45,7 +46,7 @@ def train_torch(
 
 @pytest.fixture
 def float64(monkeypatch):
-    """All of the program in double precision."""
+    """Run the program in double precision."""
     with jax.enable_x64(True):
         monkeypatch.setattr(jnp, "float32", jnp.float64)
         yield
@@ -61,8 +62,10 @@ def float64(monkeypatch):
         ),
     ],
 )
-def test_parameters_and_losses_are_torchs(tmp_path, name, float64):
-    """Losses within 1e-4, parameters and statistics within 1e-3 of the tensor's largest value."""
+def test_thirty_steps_equal_torch(tmp_path, name, float64):
+    """Losses agree within 1e-4, parameters and statistics within 1e-3 of the maximum of each
+    tensor.
+    """
     pair = make_pair(name, tmp_path, size=SIZE)
     x, labels = batches(STEPS, BATCH, SIZE, SIZE)
     expected_losses, expected = train_torch(pair.theirs.double(), x, labels)
@@ -77,8 +80,8 @@ def test_parameters_and_losses_are_torchs(tmp_path, name, float64):
         jax.jit(optimizer.update),
     )
     start, losses = pair.named(params, stats), []
-    for inputs, wanted in zip(x, labels, strict=True):
-        (loss, stats), gradients = compute(params, stats, inputs.astype(np.float64), wanted)
+    for inputs, target in zip(x, labels, strict=True):
+        (loss, stats), gradients = compute(params, stats, inputs.astype(np.float64), target)
         updates, state = update(gradients, state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(loss))
@@ -92,21 +95,21 @@ def test_parameters_and_losses_are_torchs(tmp_path, name, float64):
         if not tensor.endswith("num_batches_tracked"):
             largest = np.abs(expected[tensor]).max()
             assert np.abs(expected[tensor] - start[tensor]).max() > 1e-2 * largest, (
-                f"{tensor} did not move"
+                f"{tensor} did not change"
             )
             assert np.abs(ours[tensor] - expected[tensor]).max() <= 1e-3 * largest, tensor
 
 
 @pytest.mark.slow
-def test_float32_alone_would_not_do(tmp_path):
-    """torch in float32 is farther from torch in float64 than the tolerance above."""
+def test_float32_differs_by_more_than_the_tolerance(tmp_path):
+    """PyTorch in float32 differs from PyTorch in float64 by more than 1e-3."""
     pair = make_pair("attention", tmp_path, size=SIZE)
     x, labels = batches(STEPS, BATCH, SIZE, SIZE)
     _, double = train_torch(copy.deepcopy(pair.theirs).double(), x, labels)
     _, single = train_torch(pair.theirs, x, labels)
-    apart = [
+    differences = [
         np.abs(single[n] - double[n]).max() / np.abs(double[n]).max()
         for n in double
         if "num_" not in n
     ]
-    assert max(apart) > 1e-3
+    assert max(differences) > 1e-3

@@ -1,4 +1,6 @@
-"""Tests of the validation set: training groups that choose the best checkpoint instead of the test sites."""
+"""Tests of the validation set: training groups that choose the best checkpoint instead of the test
+sites.
+"""
 
 from collections import Counter
 from dataclasses import replace
