@@ -1,4 +1,4 @@
-"""What the network looked at: its attention laid beside the cells, and what the score owes to the masks."""
+"""Attention and occlusion maps, and scores with other masks."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from perturbjax.evaluation.attribution import read_attribution, read_maps
 from perturbjax.evaluation.scores import METRICS
 from perturbjax.report.pages import cell_images as pictures
 from perturbjax.report.pages import table
-from perturbjax.report.run_results import Evidence
+from perturbjax.report.run_results import RunResults
 
-#: Sites shown, and places of a map below whose contrast it says that the mask hardly gates.
-_SHOWN, _GATES = 8, 0.2
+#: Number of maps, and the contrast below which attention is called nearly uniform.
+_MAPS, _UNIFORM = 8, 0.2
 
 
-def looked_at(found: Evidence, renderer: pictures.Renderer | None) -> str:
-    """Numbers, and maps of attention beside their cells; empty where nothing was looked at."""
-    known = read_attribution(found.folder)
-    if known is None:
+def attention_section(results: RunResults, renderer: pictures.Renderer | None) -> str:
+    """Return scores with other masks, and maps next to their cells; empty without attribution."""
+    attribution = read_attribution(results.folder)
+    if attribution is None:
         return ""
     parts = []
-    if "masks" in known:
-        parts.append(_masks(known["masks"], known["sites"]))
-    if "attention" in known:
-        parts.append(_words(known["attention"]))
-        legend = (
-            '<p class="legend">attention 0<span class="ramp"></span>1, the same scale for all</p>'
-        )
-        parts.append(_maps(found, renderer, "attention", 1.0, legend))
-    if "occlusion" in known:
-        parts.append(_lost(known["occlusion"]))
-        maps = read_maps(found.folder, "occlusion")
-        most = max((float(one.max()) for one in maps.values()), default=0.0)
-        legend = f'<p class="legend">lost 0<span class="ramp"></span>{most:.2f}, the same scale for all</p>'
-        parts.append(_maps(found, renderer, "occlusion", most, legend) if most > 0 else "")
+    if "masks" in attribution:
+        parts.append(_masks(attribution["masks"], attribution["sites"]))
+    if "attention" in attribution:
+        parts.append(_attention(attribution["attention"]))
+        parts.append(_maps(results, renderer, "attention", 1.0, _legend("attention", "1")))
+    if "occlusion" in attribution:
+        parts.append(_occlusion(attribution["occlusion"]))
+        maps = read_maps(results.folder, "occlusion")
+        most = max((float(values.max()) for values in maps.values()), default=0.0)
+        if most > 0:
+            text = _legend("loss of probability", f"{most:.2f}")
+            parts.append(_maps(results, renderer, "occlusion", most, text))
     return "".join(parts)
+
+
+def _legend(name: str, maximum: str) -> str:
+    return f'<p class="legend">{name} 0<span class="ramp"></span>{maximum}, same scale for all</p>'
 
 
 def _masks(masks: dict[str, dict[str, float]], sites: int) -> str:
@@ -45,91 +47,87 @@ def _masks(masks: dict[str, dict[str, float]], sites: int) -> str:
         for name, scores in masks.items()
     ]
     note = (
-        f"<p>The same network, asked of {sites} held-out sites once more with other masks. It was not trained without "
-        "them: what it loses is what it took from them, not what could be had without.</p>"
+        f"<p>Scores of the same network on {sites} test sites with other masks. The network was "
+        "trained with masks: the differences measure how much it uses them, not the accuracy of a "
+        "network trained without.</p>"
     )
-    return note + table("masks-table", pd.DataFrame(rows), rows="ways")
+    return note + table("masks-table", pd.DataFrame(rows), rows="masks")
 
 
-def _words(spread: dict[str, float]) -> str:
-    gates = (
-        "it tells places apart"
-        if spread["contrast"] >= _GATES
-        else "it lets nearly everything through alike, and hardly gates"
+def _attention(spread: dict[str, float]) -> str:
+    conclusion = (
+        "it selects parts of the site"
+        if spread["contrast"] >= _UNIFORM
+        else "it is nearly uniform and selects little"
     )
     return (
-        f"<p>Within a site, attention runs from <b>{spread['low']:.2f}</b> to <b>{spread['high']:.2f}</b> (5th and "
-        f"95th percentile of its places, mean over sites; 1 lets everything through): {gates}.</p>"
+        f"<p>Within a site, attention ranges from <b>{spread['low']:.2f}</b> to "
+        f"<b>{spread['high']:.2f}</b> (5th and 95th percentile of positions, mean over sites; 1 passes "
+        f"all features): {conclusion}.</p>"
     )
 
 
-def _lost(numbers: dict[str, float]) -> str:
+def _occlusion(numbers: dict[str, float]) -> str:
     return (
-        "<p>It has no attention, so parts of a site were hidden one after the other. Where it matters most, that costs "
-        f"<b>{numbers['largest']:.2f}</b> of the probability of its answer (mean over sites); "
-        f"<b>{numbers['on_cells']:.0%}</b> of all that is lost lies about cells, which are {numbers['cells']:.0%} of "
-        "the places.</p>"
+        "<p>The network has no attention, so parts of each site were hidden in turn. Hiding the most "
+        f"important part lowers the predicted probability by <b>{numbers['largest']:.2f}</b> (mean "
+        f"over sites). <b>{numbers['on_cells']:.0%}</b> of the total loss is at cells, which cover "
+        f"{numbers['cells']:.0%} of the positions.</p>"
     )
 
 
 def _maps(
-    found: Evidence, renderer: pictures.Renderer | None, kind: str, most: float, legend: str
+    results: RunResults, renderer: pictures.Renderer | None, kind: str, most: float, legend: str
 ) -> str:
-    """Cells of some classes beside their maps, which run from 0 to `most`."""
-    answers = found.answers
-    if renderer is None or answers is None:
+    """Cells of some classes next to their maps, on a scale from 0 to `most`."""
+    test = results.test
+    if renderer is None or test is None:
         return ""
-    maps = read_maps(found.folder, kind)
-    shown: list[int] = []
-    for label in np.unique(answers.labels):
-        own = np.flatnonzero(
-            (answers.labels == label) & answers.table["site_id"].isin(maps).to_numpy()
-        )
-        if len(own) and len(shown) < _SHOWN:
-            shown.append(int(own[np.argsort(-answers.confidence[own], kind="stable")][0]))
+    maps = read_maps(results.folder, kind)
+    has_map = test.table["site_id"].isin(maps).to_numpy()
+    chosen: list[int] = []
+    for label in np.unique(test.labels):
+        own = np.flatnonzero((test.labels == label) & has_map)
+        if len(own) and len(chosen) < _MAPS:
+            chosen.append(int(own[np.argsort(-test.confidence[own], kind="stable")][0]))
     pairs = ""
-    for at in shown:
-        site = answers.table.iloc[at]
-        pairs += _pair(
-            site,
-            kind,
-            maps[site["site_id"]],
-            most,
-            renderer.picture(found.positions[site["site_id"]], whole=True),
-        )
+    for row in chosen:
+        site = test.table.iloc[row]
+        picture = renderer.picture(results.positions[site["site_id"]], whole=True)
+        pairs += _pair(str(site["label"]), kind, maps[site["site_id"]], most, picture)
     return f'<div class="strips">{pairs}</div>{legend}'
 
 
 def _pair(
-    site: pd.Series,
+    label: str,
     kind: str,
     values: Float[np.ndarray, "h w"],
     most: float,
-    picture: UInt8[np.ndarray, "high wide 3"],
+    picture: UInt8[np.ndarray, "height width 3"],
 ) -> str:
-    shots = pictures.shot(
-        pictures.address(picture), str(site["label"]), f"cells given {site['label']}"
-    )
-    said = f"from {values.min():.2f} to {values.max():.2f}"
-    alt = (
-        f"{'attention to it' if kind == 'attention' else 'what is lost where it is hidden'}, {said}"
-    )
-    drawn = coloured(np.clip(values / most, 0, 1), picture.shape[:2])
-    shots += pictures.shot(pictures.address(drawn), said, alt)
-    return f'<div class="strip"><div class="shots">{shots}</div></div>'
+    """A picture of cells next to its map."""
+    cells = pictures.shot(pictures.address(picture), label, f"cells of class {label}")
+    span = f"from {values.min():.2f} to {values.max():.2f}"
+    name = "attention map" if kind == "attention" else "loss of probability when hidden"
+    drawing = color_map(np.clip(values / most, 0, 1), picture.shape[:2])
+    mapped = pictures.shot(pictures.address(drawing), span, f"{name}, {span}")
+    return f'<div class="strip"><div class="shots">{cells}{mapped}</div></div>'
 
 
-def coloured(
-    attention: Float[np.ndarray, "h w"], size: tuple[int, ...]
-) -> UInt8[np.ndarray, "high wide 3"]:
-    """A map at the size of a picture, each place a square of its colour; 0 is dark, 1 is yellow."""
+def color_map(
+    values: Float[np.ndarray, "h w"], size: tuple[int, ...]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Draw a map at the size of a picture, with one square per position (viridis, 0 is dark).
+
+    Args:
+        values: from 0 to 1.
+        size: height and width of the picture in pixels.
+    """
     from matplotlib import colormaps
 
     rows, columns = (
-        np.arange(length) * of // length for length, of in zip(size, attention.shape, strict=True)
+        np.arange(length) * cells // length
+        for length, cells in zip(size, values.shape, strict=True)
     )
-    return (
-        (colormaps["viridis"](attention[np.ix_(rows, columns)])[..., :3] * 255)
-        .round()
-        .astype(np.uint8)
-    )
+    colors = colormaps["viridis"](values[np.ix_(rows, columns)])[..., :3]
+    return (colors * 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The one page of an audit, and of a comparison: self-contained, its picture inside."""
+"""The pages `audit.html` and `compare.html`."""
 
 from __future__ import annotations
 
@@ -23,56 +23,82 @@ from perturbjax.report.pages.page import anchor, with_code
 
 
 def write_page(audit: AuditResult, out: Path) -> Path:
-    """Write `audit.html` and the picture in it, `audit.png`; return the page."""
-    found, words = verdict(audit), METRICS[HEADLINE].words
+    """Write `audit.html` and its figure `audit.png`.
+
+    Args:
+        audit: result of the audit.
+        out: folder.
+
+    Returns:
+        Path of the page.
+    """
+    conclusion, metric = verdict(audit), METRICS[HEADLINE].words
     levels = {split.policy: split.evaluation.levels[0] for split in audit.splits}
     picture = figures.plot_splits(levels, audit.model, out / "audit.png")
-    what = Path(audit.source).name
+    source = Path(audit.source).name
     lead = [
-        f'<p class="verdict">{html_text(found.headline)}</p>',
-        *(f"<p>{html_text(sentence)}</p>" for sentence in found.sentences),
-        *(f'<p class="next"><b>Next:</b> {with_code(line)}</p>' for line in found.advice),
-        f"<p>Asked: which <b>{html_text(audit.label.removeprefix('Metadata_'))}</b> does an image show? "
-        f"<b>{html_text(audit.model)}</b> answers, from {html_text(what)}.</p>",
+        f'<p class="verdict">{html_text(conclusion.headline)}</p>',
+        *(f"<p>{html_text(sentence)}</p>" for sentence in conclusion.sentences),
+        *(f'<p class="next"><b>Next:</b> {with_code(line)}</p>' for line in conclusion.advice),
+        f"<p>Task: predict <b>{html_text(audit.label.removeprefix('Metadata_'))}</b> from "
+        f"{html_text(source)}. Model: <b>{html_text(audit.model)}</b>.</p>",
     ]
-    every = html_table(
+    scores = html_table(
         ["split by", *levels],
         [(name, *cells) for name, cells in table_rows(audit)],
         strong=audit.model,
     )
-    caption = f"{words}, with 95 % intervals. Blue: what is judged; grey: its controls."
+    caption = f"{metric}, with 95 % intervals. Blue: the model; gray: its controls."
+    notes = "".join(
+        f"<p><small>{with_code(note[0].upper() + note[1:])}</small></p>"
+        for note in missing_parts(audit)
+    )
+    meanings = "".join(
+        f"<p><b>{html_text(policy)}</b>: {html_text(_meaning(policy))}.</p>" for policy in levels
+    )
+    sections = {
+        f"Scores by split and control ({metric}, by site)": scores + pages.image(picture, caption),
+        "Splits": meanings + notes,
+    }
     differences = [
         (f"{one.weaker} minus {one.stricter}", str(one.sites), format_estimate(one.estimate))
         for one in audit.differences
     ]
-    meanings = [
-        f"<p><b>{html_text(one)}</b>: {html_text(SPLIT_POLICIES[one].meaning if one in SPLIT_POLICIES else one)}.</p>"
-        for one in levels
-    ]
-    absent = [
-        f"<p><small>{with_code(note[0].upper() + note[1:])}</small></p>"
-        for note in missing_parts(audit)
-    ]
-    sections = {
-        f"Every split beside its controls: {words} by site": every + pages.image(picture, caption),
-        "What the splits mean": "".join((*meanings, *absent)),
-    }
     if differences:
-        sections["The same sites under two splits"] = html_table(
-            ["weaker minus stricter", "sites", words], differences
-        )
-    return write_html(out / "audit.html", f"perturbjax audit: {what}", "".join(lead), sections)
+        heading = ["weaker minus stricter split", "sites", metric]
+        sections["Same sites under two splits"] = html_table(heading, differences)
+    return write_html(out / "audit.html", f"perturbjax audit: {source}", "".join(lead), sections)
 
 
-def html_table(head: Sequence[str], lines: Iterable[Sequence[str]], strong: str = "") -> str:
-    """An HTML table of texts; lines that begin with `strong` stand out."""
-    values = pd.DataFrame(list(map(tuple, lines)), columns=list(head), dtype=object)
-    stand_out = [bool(strong) and line[0] == strong for line in values.itertuples(index=False)]
-    return pages.table(anchor("table", head), values, strong=stand_out)
+def _meaning(policy: str) -> str:
+    return SPLIT_POLICIES[policy].meaning if policy in SPLIT_POLICIES else policy
+
+
+def html_table(heading: Sequence[str], rows: Iterable[Sequence[str]], strong: str = "") -> str:
+    """Return a table of texts as HTML.
+
+    Args:
+        heading: column names.
+        rows: texts.
+        strong: rows that begin with this text are highlighted.
+    """
+    values = pd.DataFrame(list(map(tuple, rows)), columns=list(heading), dtype=object)
+    highlight = [bool(strong) and row[0] == strong for row in values.itertuples(index=False)]
+    return pages.table(anchor("table", heading), values, strong=highlight)
 
 
 def write_html(path: Path, title: str, lead: str, sections: Mapping[str, str]) -> Path:
-    """A page of HTML under its title (text) and sections by their titles (text), atomically."""
+    """Write a page atomically.
+
+    Args:
+        path: file to write.
+        title: heading, text.
+        lead: HTML above the sections.
+        sections: title (text) -> HTML.
+
+    Returns:
+        `path`.
+    """
     parts = [pages.Section(anchor("part", name), name, body) for name, body in sections.items()]
     with atomic(path) as temporary:
         temporary.write_text(pages.page(title, lead, parts), encoding="utf-8")
@@ -80,7 +106,15 @@ def write_html(path: Path, title: str, lead: str, sections: Mapping[str, str]) -
 
 
 def write_comparison_page(comparison: Comparison, out: Path) -> Path:
-    """Write `compare.html`; return the page."""
+    """Write `compare.html`.
+
+    Args:
+        comparison: result of `perturbjax compare`.
+        out: folder.
+
+    Returns:
+        Path of the page.
+    """
     lead = (
         f'<p class="verdict">{html_text(summarize(comparison))}</p>'
         f"<p>All runs were evaluated on the same {comparison.sites} test sites in "

@@ -1,4 +1,4 @@
-"""The layout of `perturbjax embed` as a page: what a point is where the pointer is, its cells where they are known."""
+"""Interactive page of `perturbjax embed`: metadata and cells of every point on hover."""
 
 from __future__ import annotations
 
@@ -19,86 +19,98 @@ from perturbjax.report.pages import CLASS, Section, page
 from perturbjax.report.pages import cell_images as pictures
 from perturbjax.report.pages.scatter import scatter
 
-#: At most so many metadata columns are shown where the mouse points.
+#: Maximum number of metadata columns on hover.
 _HOVER = 8
 
 
-def write_page(picture: Embedding, profiles: Profiles, path: Path) -> Path:
-    """One file that asks nothing of a network: points with their metadata on hover, and their coordinates as CSV."""
-    quality = picture.quality
+def write_page(embedding: Embedding, profiles: Profiles, path: Path) -> Path:
+    """Write the page: one file that loads nothing from a network.
+
+    Args:
+        embedding: coordinates and classes.
+        profiles: the profiles, in the same order.
+        path: file to write.
+
+    Returns:
+        `path`.
+    """
+    quality = embedding.quality
     lead = (
-        f'<p class="verdict">{html_text(picture.title)}</p><p>Of the {quality.k} rows nearest to a row, '
-        f"{quality.purity:.0%} are of its class in the features, {quality.purity_2d:.0%} in this plane, and "
-        f"{quality.chance:.0%} by chance. Silhouette of the classes in the features {quality.silhouette:+.2f} (from "
-        "-1, mixed up, to 1, apart).</p>"
+        f'<p class="verdict">{html_text(embedding.title)}</p><p>Of the {quality.k} nearest neighbors '
+        f"of a row, {quality.purity:.0%} have its class by features, {quality.purity_2d:.0%} in this "
+        f"embedding, and {quality.chance:.0%} by chance. Silhouette of the classes by features: "
+        f"{quality.silhouette:+.2f} (-1: mixed, 1: separated).</p>"
     )
-    trained = 0 if picture.trained is None else int(picture.trained.sum())
-    rim = (
-        f" Hollow: the {trained} rows that its network was trained on, apart by no merit."
-        if trained
-        else ""
+    caption = "One point per row."
+    if embedding.negcon.any():
+        caption += " Crosses are negative controls."
+    if embedding.trained is not None and embedding.trained.any():
+        caption += (
+            f" Hollow: {int(embedding.trained.sum())} training rows of the network, whose separation "
+            "is no evidence."
+        )
+    caption += (
+        " On hover, rows of one class are joined to their centroid. Only neighborhoods are "
+        "meaningful, not distances."
     )
-    cross = " Crosses are negative controls." if picture.negcon.any() else ""
-    renderer, positions = _cells(picture, profiles)
-    drawn = scatter(
+    renderer, positions = _cells(embedding, profiles)
+    drawing = scatter(
         "layout",
-        _points(picture, profiles.metadata),
-        colours=[CLASS, *_telling(profiles.metadata, picture.label_column)],
-        label=f"{picture.title}, one point a row",
-        caption=f"One point a row of the table.{cross}{rim} Where the pointer is, rows of one class are joined to "
-        "their middle. Only nearness means something, not distance.",
+        _points(embedding, profiles.metadata),
+        colors=[CLASS, *_informative_columns(profiles.metadata, embedding.label_column)],
+        label=f"{embedding.title}, one point per row",
+        caption=caption,
         renderer=renderer,
         positions=positions,
-        palette=_palette(picture),
+        palette=_palette(embedding),
     )
+    sections = [Section("features", "2-D embedding", drawing)]
     with atomic(path) as temporary:
-        body = page(
-            f"perturbjax embed: {path.stem}",
-            lead,
-            [Section("features", "Features in the plane", drawn)],
-        )
+        body = page(f"perturbjax embed: {path.stem}", lead, sections)
         temporary.write_text(body, encoding="utf-8")
     return path
 
 
-def _palette(picture: Embedding) -> dict[str, str]:
-    """Colours of classes; controls of one class, which are crosses, have that of no class."""
-    named = np.unique(picture.labels[picture.negcon])
-    crossed = {str(named[0]): GREY} if len(named) == 1 else {}
-    return crossed | {
-        name: colour
-        for name, _, colour, marker in picture.groups()
-        if colour != GREY and marker != "x"
+def _palette(embedding: Embedding) -> dict[str, str]:
+    """Color of each class; negative controls of one class, drawn as crosses, are gray."""
+    controls = np.unique(embedding.labels[embedding.negcon])
+    gray = {str(controls[0]): GREY} if len(controls) == 1 else {}
+    return gray | {
+        name: color
+        for name, _, color, marker in embedding.groups()
+        if color != GREY and marker != "x"
     }
 
 
-def _points(picture: Embedding, metadata: pd.DataFrame) -> pd.DataFrame:
+def _points(embedding: Embedding, metadata: pd.DataFrame) -> pd.DataFrame:
     points = pd.DataFrame(
-        {"x": picture.points[:, 0], "y": picture.points[:, 1], CLASS: picture.labels}
+        {"x": embedding.points[:, 0], "y": embedding.points[:, 1], CLASS: embedding.labels}
     )
-    if picture.trained is not None:
-        points["part"] = np.where(picture.trained, TRAIN, TEST)
-    for name in _telling(metadata, picture.label_column):
+    if embedding.trained is not None:
+        points["part"] = np.where(embedding.trained, TRAIN, TEST)
+    for name in _informative_columns(metadata, embedding.label_column):
         points[name] = metadata[f"Metadata_{name}"].to_numpy()
-    return points.assign(control=picture.negcon.astype(int)) if picture.negcon.any() else points
+    if embedding.negcon.any():
+        points["control"] = embedding.negcon.astype(int)
+    return points
 
 
-def _telling(metadata: pd.DataFrame, label: str) -> list[str]:
-    """Metadata that differ between rows, as they are called without their prefix."""
-    taken = {"x", "y", CLASS, "part", "control", "picture", SITE_ID}
-    found = [
+def _informative_columns(metadata: pd.DataFrame, label: str) -> list[str]:
+    """Metadata that differ between rows, without their prefix."""
+    reserved = {"x", "y", CLASS, "part", "control", "picture", SITE_ID}
+    names = [
         column.removeprefix("Metadata_")
         for column in metadata.columns
         if column.startswith("Metadata_") and column != label and metadata[column].nunique() > 1
     ]
-    return [name for name in found if name not in taken][:_HOVER]
+    return [name for name in names if name not in reserved][:_HOVER]
 
 
 def _cells(
-    picture: Embedding, profiles: Profiles
+    embedding: Embedding, profiles: Profiles
 ) -> tuple[pictures.Renderer | None, np.ndarray | None]:
-    """A painter of the dataset that the features were extracted from, and where each row's site stands in it."""
-    data = picture.config.profiles.source.data
+    """A renderer of the dataset of the features, and the dataset row of each profile, or None."""
+    data = embedding.config.profiles.source.data
     if not data:
         return None, None
     try:
@@ -106,10 +118,10 @@ def _cells(
     except InputError:
         return None, None
     sites = dataset.index["site_id"]
-    if (
-        picture.config.profiles.aggregate != "none"
-    ):  # a well is shown by its first site, and called by its place
+    if embedding.config.profiles.aggregate != "none":  # a well is drawn by its first site
         wells = dataset.index[PLATE].str.cat(dataset.index[WELL], sep="_")
         sites = wells.where(~wells.duplicated(), sites)
     positions = pd.Index(sites).get_indexer(profiles.metadata[SITE_ID])
-    return (pictures.renderer(dataset), positions) if (positions >= 0).all() else (None, None)
+    if (positions < 0).any():
+        return None, None
+    return pictures.make_renderer(dataset), positions

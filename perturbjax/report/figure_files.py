@@ -1,4 +1,4 @@
-"""The figures of an evaluation as PNG, for slides and papers; the page draws its own."""
+"""Figures of an evaluation as PNG files, for slides and papers; the page has its interactive ones."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from pathlib import Path
 from perturbjax.core.errors import InputError
 from perturbjax.evaluation import figures
 from perturbjax.report.class_section import read_confusion
-from perturbjax.report.run_results import Evidence
+from perturbjax.report.run_results import RunResults
 
 
-def print_figures(found: Evidence) -> list[Path]:
-    """Draw every figure that the evidence allows into its folder."""
-    out, drawn = found.folder, []
-    if found.metrics:
-        drawn.append(figures.plot_curves(found.metrics, out / "curves.png"))
-    if found.evaluation is None:
-        return drawn
-    drawn.append(figures.plot_scores(found.evaluation, out / "scores.png"))
-    if (confusion := read_confusion(found)) is not None:
-        drawn.append(
-            figures.plot_confusion(confusion.matrix, confusion.names, out / "confusion.png")
-        )
-    if (classes := found.csv("per_class.csv", "precision", "recall", "f1")) is not None:
-        drawn.append(figures.plot_recall(classes, out / "recall.png"))
-    if (answers := found.answers) is None:
-        return drawn
-    drawn.append(
-        figures.plot_reliability(answers.labels, answers.probabilities, out / "calibration.png")
-    )
-    with contextlib.suppress(
-        InputError
-    ):  # wells that are not named as on a plate: there is no map to draw
-        drawn.append(
-            figures.plot_plates(
-                answers.table, answers.labels, answers.probabilities, out / "plates.png"
-            )
-        )
-    return drawn
+def write_figures(results: RunResults) -> list[Path]:
+    """Write every figure for which there are data into the evaluation folder.
+
+    Returns:
+        Paths of the PNG files.
+    """
+    out, files = results.folder, []
+    if results.metrics:
+        files.append(figures.plot_curves(results.metrics, out / "curves.png"))
+    if results.evaluation is None:
+        return files
+    files.append(figures.plot_scores(results.evaluation, out / "scores.png"))
+    confusion = read_confusion(results)
+    if confusion is not None:
+        file = figures.plot_confusion(confusion.matrix, confusion.names, out / "confusion.png")
+        files.append(file)
+    classes = results.csv("per_class.csv", "precision", "recall", "f1")
+    if classes is not None:
+        files.append(figures.plot_recall(classes, out / "recall.png"))
+    test = results.test
+    if test is None:
+        return files
+    labels, probabilities = test.labels, test.probabilities
+    files.append(figures.plot_reliability(labels, probabilities, out / "calibration.png"))
+    with contextlib.suppress(InputError):  # no plate map if wells are not named like A01
+        files.append(figures.plot_plates(test.table, labels, probabilities, out / "plates.png"))
+    return files

@@ -1,4 +1,4 @@
-"""The cells behind the numbers: for every class the surest right, the surest wrong and the typical sites."""
+"""Gallery: confident correct, confident wrong and typical sites of every class, and confused pairs."""
 
 from __future__ import annotations
 
@@ -14,224 +14,245 @@ from perturbjax.evaluation.wells import well_ids
 from perturbjax.report.class_section import Confusion
 from perturbjax.report.pages import cell_images as pictures
 from perturbjax.report.pages.page import anchor
-from perturbjax.report.run_results import Answers, Evidence
+from perturbjax.report.run_results import RunResults, TestPredictions
 
-#: Bytes of pictures (as they stand in the page) after which no more classes are shown; a page stays below 10 MB.
+#: Bytes of encoded pictures after which no more classes are drawn; pages stay below 10 MB.
 BUDGET = 5_500_000
-#: Pictures of a kind, where there is room, and classes up to which there is.
-_MOST, ROOMY = 3, 24
-#: Confused pairs that are shown, and how many of them may be taken for one class: else a frequent class takes them all.
-_PAIRS, _FOR_ONE = 12, 3
+#: Pictures of a kind per class, and the number of classes up to which all are open.
+_PICTURES, MAX_OPEN = 3, 24
+#: Confused pairs, and how many of them may have the same predicted class.
+_PAIRS, _PAIRS_PER_CLASS = 12, 3
 
 
 class Choice(NamedTuple):
-    """Sites of one class, by their place among the answers."""
+    """Sites of one class, as rows of the test predictions.
+
+    Attributes:
+        right: predicted correctly, most confident first.
+        wrong: predicted wrongly, most confident first.
+        typical: nearest to the center of the class.
+    """
 
     right: list[int]
-    """Recognised, the surest first."""
     wrong: list[int]
-    """Taken for another class, the surest first."""
     typical: list[int]
-    """Nearest to the middle of the class, whatever was said of them."""
 
 
 def choose(
-    answers: Answers,
+    test: TestPredictions,
     wells: Int[np.ndarray, " n"],
     features: Float[np.ndarray, "n d"] | None,
     label: int,
     each: int,
 ) -> Choice:
-    """Sites that show a class, at most `each` of a kind; other wells first, so that they are not all of one.
+    """Select sites that represent a class, from different wells where possible.
 
-    Typical is what is nearest to the mean of the class's standardized features, or, without features, what has the
-    median probability of the true class.
+    Typical sites are nearest to the mean of the standardized features of the class. Without
+    features their probability of the true class is nearest to the median.
+
+    Args:
+        test: test predictions.
+        wells: well number of each site.
+        features: standardized features, or None.
+        label: number of the class.
+        each: maximum number of sites of a kind.
     """
-    own = np.flatnonzero(answers.labels == label)
-    right = answers.right[own]
-    surest = own[np.argsort(-answers.confidence[own], kind="stable")]
+    own = np.flatnonzero(test.labels == label)
+    confident = own[np.argsort(-test.confidence[own], kind="stable")]
     if features is not None:
         distance = np.linalg.norm(features[own] - features[own].mean(axis=0), axis=1)
     else:
-        distance = np.abs(answers.of_truth[own] - np.median(answers.of_truth[own]))
-    first = [_spread(surest[answers.right[surest] == told], wells, each) for told in (True, False)]
-    middle = own[np.argsort(distance, kind="stable")]
-    typical = _spread(middle[~np.isin(middle, first[0])], wells, each) if right.size else []
-    return Choice(first[0], first[1], typical)
+        probability = test.true_class_probability[own]
+        distance = np.abs(probability - np.median(probability))
+    right = _spread(confident[test.right[confident]], wells, each)
+    wrong = _spread(confident[~test.right[confident]], wells, each)
+    central = own[np.argsort(distance, kind="stable")]
+    typical = _spread(central[~np.isin(central, right)], wells, each)
+    return Choice(right, wrong, typical)
 
 
 def _spread(ordered: Int[np.ndarray, " k"], wells: Int[np.ndarray, " n"], count: int) -> list[int]:
-    """The first ones of sites in order, those of a well that is there already last."""
-    again: Bool[np.ndarray, " k"] = np.ones(len(ordered), dtype=bool)
-    again[np.unique(wells[ordered], return_index=True)[1]] = False
-    return ordered[np.argsort(again, kind="stable")][:count].tolist()
+    """The first `count` sites, sites of further wells before repeated wells."""
+    repeated: Bool[np.ndarray, " k"] = np.ones(len(ordered), dtype=bool)
+    repeated[np.unique(wells[ordered], return_index=True)[1]] = False
+    return ordered[np.argsort(repeated, kind="stable")][:count].tolist()
 
 
 def pictures_each(classes: int) -> int:
-    """Pictures of a kind, of so many classes: a page has a size."""
-    return _MOST if classes <= ROOMY else 2 if classes <= 120 else 1
+    """Pictures of a kind per class; fewer for many classes."""
+    return _PICTURES if classes <= MAX_OPEN else 2 if classes <= 120 else 1
 
 
 class Gallery:
-    """The pictures of one evaluation; each site is painted once, and what all weigh is counted."""
+    """Pictures of one evaluation; each site is drawn once, and the size of the page is limited.
 
-    def __init__(self, found: Evidence, answers: Answers, renderer: pictures.Renderer):
-        self.answers, self.renderer, self.positions = answers, renderer, found.positions
-        self.wells = well_ids(answers.table)
-        self.features = _features(found, answers)
-        self.left = renderer.affordable(10_000)
-        self.weight = 0
+    Args:
+        results: the run.
+        test: its test predictions.
+        renderer: draws sites of its dataset.
+    """
+
+    def __init__(self, results: RunResults, test: TestPredictions, renderer: pictures.Renderer):
+        self.test, self.renderer, self.positions = test, renderer, results.positions
+        self.wells = well_ids(test.table)
+        self.features = _features(results, test)
+        self.remaining = renderer.affordable(10_000)
+        self.bytes = 0
         self._addresses: dict[int, str] = {}
-        present = np.unique(answers.labels)
+        present = np.unique(test.labels)
         each = pictures_each(len(present))
         self.choices = {
-            int(label): choose(answers, self.wells, self.features, int(label), each)
+            int(label): choose(test, self.wells, self.features, int(label), each)
             for label in present
         }
 
     @property
     def full(self) -> bool:
-        """Whether there is no room, or no time, for more."""
-        return self.weight >= BUDGET or self.left <= 0
+        """Whether the limit of bytes or of decoded sites is reached."""
+        return self.bytes >= BUDGET or self.remaining <= 0
 
     def shots(self, sites: Iterable[int]) -> str:
-        """Pictures of sites side by side, framed by whether they were recognised."""
+        """Pictures of sites in a row, framed by whether the prediction is correct."""
         return f'<div class="shots">{"".join(map(self._shot, sites))}</div>'
 
-    def _shot(self, at: int) -> str:
-        answers, site = self.answers, self.answers.table.iloc[at]
-        if at not in self._addresses:
-            self._addresses[at] = pictures.address(
-                self.renderer.picture(self.positions[site["site_id"]])
-            )
-            self.left -= 1
-        self.weight += len(self._addresses[at])
-        told, own, right = (
-            answers.class_names[answers.predicted[at]],
-            site["label"],
-            bool(answers.right[at]),
-        )
-        says = f"{'right' if right else f'taken for {told}'}, {answers.confidence[at]:.2f}"
+    def _shot(self, row: int) -> str:
+        test, site = self.test, self.test.table.iloc[row]
+        if row not in self._addresses:
+            picture = self.renderer.picture(self.positions[site["site_id"]])
+            self._addresses[row] = pictures.address(picture)
+            self.remaining -= 1
+        self.bytes += len(self._addresses[row])
+        right = bool(test.right[row])
+        outcome = "right" if right else f"predicted as {test.class_names[test.predicted[row]]}"
+        caption = f"{outcome}, {test.confidence[row]:.2f}"
         return pictures.shot(
-            self._addresses[at],
-            says,
-            f"cells given {own}, {'recognised' if right else f'taken for {told}'}",
+            self._addresses[row],
+            caption,
+            f"cells of class {site['label']}, {outcome}",
             css="right" if right else "wrong",
-            tip=f"{own}: {says}\nplate {site[PLATE]}, well {site[WELL]}\n{site['site_id']}",
+            tip=f"{site['label']}: {caption}\nplate {site[PLATE]}, well {site[WELL]}\n"
+            f"{site['site_id']}",
         )
 
-    def of_class(self, label: int, *, opened: bool) -> str:
-        """One class: right, wrong, typical."""
-        choice, name = self.choices[label], self.answers.class_names[label]
-        own = self.answers.labels == label
-        recognised = f"{int(self.answers.right[own].sum())} of {int(own.sum())} sites recognised"
-        head = f"{html_text(name)} <small>{recognised}</small>"
+    def class_details(self, label: int, *, is_open: bool) -> str:
+        """Pictures of one class: correct, wrong and typical."""
+        choice, name = self.choices[label], self.test.class_names[label]
+        own = self.test.labels == label
+        count = f"{int(self.test.right[own].sum())} of {int(own.sum())} sites predicted correctly"
         kinds = (
-            ("surest right", choice.right),
-            ("surest wrong", choice.wrong),
+            ("most confident correct", choice.right),
+            ("most confident wrong", choice.wrong),
             ("typical", choice.typical),
         )
         strips = "".join(
-            f'<div class="strip"><p>{words}</p>{self.shots(sites)}</div>'
-            for words, sites in kinds
+            f'<div class="strip"><p>{title}</p>{self.shots(sites)}</div>'
+            for title, sites in kinds
             if sites
         )
+        text = html_text(name)
         return (
-            f'<details class="class" id="{anchor("class", name)}" data-name="{html_text(name)}"'
-            f"{' open' if opened else ''}>"
-            f'<summary>{head}</summary><div class="strips">{strips}</div></details>'
+            f'<details class="class" id="{anchor("class", name)}" data-name="{text}"'
+            f"{' open' if is_open else ''}><summary>{text} <small>{count}</small></summary>"
+            f'<div class="strips">{strips}</div></details>'
         )
 
-    def of_pair(self, true: int, told: int, sites: int) -> str:
-        """What is taken for what, beside what each of the two looks like."""
-        answers = self.answers
-        mistaken = np.flatnonzero((answers.labels == true) & (answers.predicted == told))
-        surest = mistaken[np.argsort(-answers.confidence[mistaken], kind="stable")]
-        a, b = (html_text(answers.class_names[at]) for at in (true, told))
-        total = int((answers.labels == true).sum())
-        shown = [(f"{a} taken for {b}", _spread(surest, self.wells, 2))]
-        shown += [(f"typical {name}", self.choices[at].typical[:2] or self.choices[at].right[:2])
-                  for name, at in ((a, true), (b, told)) if at in self.choices]  # fmt: skip
+    def pair_details(self, true: int, predicted: int, sites: int) -> str:
+        """Sites of one class predicted as another, next to typical sites of both."""
+        test = self.test
+        confused = np.flatnonzero((test.labels == true) & (test.predicted == predicted))
+        confident = confused[np.argsort(-test.confidence[confused], kind="stable")]
+        a, b = (html_text(test.class_names[label]) for label in (true, predicted))
+        rows = [(f"{a} predicted as {b}", _spread(confident, self.wells, 2))]
+        for name, label in ((a, true), (b, predicted)):
+            if label in self.choices:
+                choice = self.choices[label]
+                rows.append((f"typical {name}", choice.typical[:2] or choice.right[:2]))
         strips = "".join(
-            f'<div class="strip"><p>{words}</p>{self.shots(found)}</div>'
-            for words, found in shown
-            if found
+            f'<div class="strip"><p>{title}</p>{self.shots(chosen)}</div>'
+            for title, chosen in rows
+            if chosen
         )
-        return f'<h3>{a} → {b} <small>{sites} of {total} sites</small></h3><div class="strips">{strips}</div>'
+        total = int((test.labels == true).sum())
+        return (
+            f"<h3>{a} → {b} <small>{sites} of {total} sites</small></h3>"
+            f'<div class="strips">{strips}</div>'
+        )
 
 
-def _features(found: Evidence, answers: Answers) -> np.ndarray | None:
-    """Standardized features of the sites that judge, where there are any."""
-    if found.features is None:
+def _features(results: RunResults, test: TestPredictions) -> np.ndarray | None:
+    """Standardized features of the test sites, or None."""
+    if results.features is None:
         return None
-    rows = found.features.set_index("Metadata_site_id")
-    values = (
-        rows[[c for c in rows.columns if not c.startswith("Metadata_")]]
-        .loc[answers.table["site_id"]]
-        .to_numpy(float)
-    )
-    return (values - values.mean(axis=0)) / np.where(
-        (deviation := values.std(axis=0)) > 0, deviation, 1
-    )
+    rows = results.features.set_index("Metadata_site_id")
+    names = [name for name in rows.columns if not name.startswith("Metadata_")]
+    values = rows[names].loc[test.table["site_id"]].to_numpy(float)
+    spread = values.std(axis=0)
+    return (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1)
 
 
 def pairs(gallery: Gallery, confusion: Confusion) -> str:
-    """The most confused pairs with their pictures."""
-    number = {name: at for at, name in enumerate(gallery.answers.class_names)}
+    """Return the most confused pairs with pictures as HTML."""
+    number = {name: i for i, name in enumerate(gallery.test.class_names)}
     parts: list[str] = []
-    shown = np.zeros(len(confusion.names), dtype=int)
-    for true, told, sites in confusion.pairs():
+    count = np.zeros(len(confusion.names), dtype=int)
+    for true, predicted, sites in confusion.pairs():
         if gallery.full or len(parts) == _PAIRS:
             break
-        if shown[told] < _FOR_ONE:
-            shown[told] += 1
-            parts.append(
-                gallery.of_pair(number[confusion.names[true]], number[confusion.names[told]], sites)
-            )
-    note = f"The most sites first, at most {_FOR_ONE} pairs taken for one class; all are in the matrix."
+        if count[predicted] < _PAIRS_PER_CLASS:
+            count[predicted] += 1
+            a, b = number[confusion.names[true]], number[confusion.names[predicted]]
+            parts.append(gallery.pair_details(a, b, sites))
+    note = (
+        f"Pairs with most sites first, at most {_PAIRS_PER_CLASS} pairs per predicted class; the "
+        "confusion matrix has all."
+    )
     return f'<p class="note">{note}</p>{"".join(parts)}' if parts else ""
 
 
 def classes(gallery: Gallery) -> tuple[str, set[str]]:
-    """Every class with its pictures, those with most errors first where they are many, and the names of those shown."""
-    answers = gallery.answers
-    order, many = _order(answers), len(gallery.choices) > ROOMY
-    parts, shown = [], []
+    """Return the pictures of every class as HTML, and the names of the classes drawn.
+
+    With many classes, those with most errors come first.
+    """
+    test = gallery.test
+    order, many = _order(test), len(gallery.choices) > MAX_OPEN
+    parts, drawn = [], []
     for place, label in enumerate(order):
         if gallery.full:
             break
-        parts.append(gallery.of_class(label, opened=not many or place < 3))
-        shown.append(answers.class_names[label])
-    find = (
+        parts.append(gallery.class_details(label, is_open=not many or place < 3))
+        drawn.append(test.class_names[label])
+    search = (
         '<label>find <input type="search" data-filter="details.class"></label><output></output>'
         if many
         else ""
     )
-    first = ", those with most errors first" if many else ""
-    left = len(order) - len(shown)
-    less = (
-        f"; {left} with fewer errors are left out to keep the page below 10 MB and quick"
-        if left
-        else ""
+    left = len(order) - len(drawn)
+    first = ", most errors first" if many else ""
+    rest = f"; {left} classes with fewer errors are left out to limit the page size" if left else ""
+    note = (
+        f'<div class="tools">{search}<span>{len(drawn)} of {len(order)} classes{first}{rest}</span>'
+        "</div>"
     )
-    note = f'<div class="tools">{find}<span>{len(shown)} of {len(order)} classes{first}{less}</span></div>'
-    listed = f'<div class="album" tabindex="0">{"".join(parts)}</div>' if many else "".join(parts)
-    return note + listed, set(shown)
+    body = "".join(parts)
+    album = f'<div class="album" tabindex="0">{body}</div>' if many else body
+    return note + album, set(drawn)
 
 
-def key(gallery: Gallery) -> str:
-    """What colours and frames of the pictures mean."""
+def legend(gallery: Gallery) -> str:
+    """Return the meaning of colors and frames as HTML."""
     return gallery.renderer.legend() + (
-        '<p class="note"><span class="swatch" style="background:var(--right)"></span>solid blue frame: recognised. '
-        '<span class="swatch" style="background:var(--wrong)"></span>dashed orange frame: taken for another class. The '
-        "number is how sure it was. All are held-out sites.</p>"
+        '<p class="note"><span class="swatch" style="background:var(--right)"></span>solid blue '
+        'frame: predicted correctly. <span class="swatch" style="background:var(--wrong)"></span>'
+        "dashed orange frame: predicted as another class. The number is the confidence. All are "
+        "test sites.</p>"
     )
 
 
-def _order(answers: Answers) -> Sequence[int]:
-    """Classes with the most wrong answers first where there are many; else as they are called."""
-    present = np.unique(answers.labels)
-    if len(present) <= ROOMY:
-        return [int(label) for label in sorted(present, key=lambda at: answers.class_names[at])]
-    errors = np.bincount(answers.labels[~answers.right], minlength=len(answers.class_names))
+def _order(test: TestPredictions) -> Sequence[int]:
+    """Classes by name; many classes by number of errors."""
+    present = np.unique(test.labels)
+    if len(present) <= MAX_OPEN:
+        return [int(label) for label in sorted(present, key=lambda i: test.class_names[i])]
+    errors = np.bincount(test.labels[~test.right], minlength=len(test.class_names))
     return [int(label) for label in present[np.argsort(-errors[present], kind="stable")]]

@@ -1,4 +1,4 @@
-"""What a run was made of, and the commands that make it again: names, never places on one machine."""
+"""Inputs and versions of a run, and the commands that reproduce it; without paths of a machine."""
 
 from __future__ import annotations
 
@@ -16,91 +16,79 @@ from perturbjax.core.messages import html_text
 from perturbjax.core.progress import clock
 from perturbjax.dataset import PROVENANCE
 from perturbjax.report.pages import table
-from perturbjax.report.run_results import Evidence
+from perturbjax.report.run_results import RunResults
 
 
-def provenance(found: Evidence) -> str:
-    """The run, its recipe, its data and its versions, as one table; empty where nothing is known."""
-    config = found.config
-    facts: list[tuple[str, str, Any]] = [
+def provenance(results: RunResults) -> str:
+    """Return run, recipe, dataset and versions as one folded table; empty without a configuration."""
+    config = results.config
+    rows: list[tuple[str, str, Any]] = [
         ("run", name, value) for name, value in config.get("facts", {}).items()
     ]
-    begun = config.get("begun") or {}
-    facts += [
-        ("run", "commit" if name == "commit" else f"begun {name}", value)
-        for name, value in begun.items()
-    ]
-    if seconds := sum(row.get("seconds") or 0 for row in found.metrics if row["split"] == "train"):
-        facts.append(("run", "time in training epochs", clock(seconds)))
-    facts += [("versions", name, value) for name, value in config.get("versions", {}).items()]
+    for name, value in (config.get("begun") or {}).items():
+        rows.append(("run", "commit" if name == "commit" else f"started {name}", value))
+    training = (row for row in results.metrics if row["split"] == "train")
+    seconds = sum(row.get("seconds") or 0 for row in training)
+    if seconds:
+        rows.append(("run", "time in training epochs", clock(seconds)))
+    rows += [("versions", name, value) for name, value in config.get("versions", {}).items()]
     for section, values in (config.get("recipe") or {}).items():
-        fields = values.items() if isinstance(values, dict) else [(section, values)]
-        facts += [
-            (f"recipe: {section}" if isinstance(values, dict) else "recipe", *field)
-            for field in fields
-        ]
-    facts += [
-        ("dataset", name, value)
-        for name, value in _dataset_facts(config).items()
-        if name != "files"
-    ]
-    if not facts:
+        if isinstance(values, dict):
+            rows += [(f"recipe: {section}", name, value) for name, value in values.items()]
+        else:
+            rows.append(("recipe", section, values))
+    dataset = _dataset_provenance(config)
+    rows += [("dataset", name, value) for name, value in dataset.items() if name != "files"]
+    if not rows:
         return ""
-    rows = pd.DataFrame(
-        [(kind, name, _text(value)) for kind, name, value in facts], columns=["of", "what", "value"]
+    values = [(group, name, _text(value)) for group, name, value in rows]
+    body = table(
+        "provenance-table", pd.DataFrame(values, columns=["group", "name", "value"]), rows="entries"
     )
-    return f"<details><summary>{len(rows)} facts</summary>{table('provenance-table', rows, rows='facts')}</details>"
+    return f"<details><summary>{len(rows)} entries</summary>{body}</details>"
 
 
-def _dataset_facts(config: dict[str, Any]) -> dict[str, Any]:
+def _dataset_provenance(config: dict[str, Any]) -> dict[str, Any]:
     file = Path(config.get("data") or "") / PROVENANCE
     return read_json(file) if config.get("data") and file.is_file() else {}
 
 
 def _text(value: Any) -> str:
-    """A value in a line, without the places of files."""
+    """A value as text, with file names instead of absolute paths."""
     text = value if isinstance(value, str) else json.dumps(value)
     return re.sub(r"(?<![\w:/])/(?:[^/\s\"',]+/)+", "", text)
 
 
-def again(found: Evidence) -> str:
-    """Commands from the CSV on, as far as the files say how it was done."""
-    config = found.config
+def reproduce(results: RunResults) -> str:
+    """Return the commands from load_data.csv to the evaluation, as far as the files record them."""
+    config = results.config
     if "recipe" not in config:
         return ""
-    run, data = found.path.resolve().name, Path(config.get("data") or "dataset").name
-    made = ["train", "--data", data]
-    if imported := config.get("facts", {}).get("imported"):
+    run, data = results.path.resolve().name, Path(config.get("data") or "dataset").name
+    command = ["train", "--data", data]
+    imported = config.get("facts", {}).get("imported")
+    if imported:
         file = Path(imported["file"]).name
-        made = [
-            "import-torch",
-            "--preset",
-            "paper",
-            "--checkpoint",
-            file,
-            "--labels",
-            f"{run}/labels.json",
-        ]
-    commands = [_build(_dataset_facts(config), data)]
+        command = ["import-torch", "--preset", "paper", "--checkpoint", file]
+        command += ["--labels", f"{run}/labels.json"]
     flags = recipe_flags(recipe_from_dict(config["recipe"]), f"{run}/config.json")
-    commands.append(shlex.join(["perturbjax", *made, "--out", run, *flags]))
-    if found.evaluation is not None:
+    commands = [
+        _build(_dataset_provenance(config), data),
+        shlex.join(["perturbjax", *command, "--out", run, *flags]),
+    ]
+    if results.evaluation is not None:
         commands.append(shlex.join(["perturbjax", "evaluate", "--run", run]))
     return f"<pre>{html_text(chr(10).join(filter(None, commands)))}</pre>"
 
 
-def _build(facts: dict[str, Any], data: str) -> str:
-    """The command that built a dataset like this one."""
-    source, segmenter = facts.get("source"), facts.get("segmenter")
+def _build(provenance: dict[str, Any], data: str) -> str:
+    """The command that built the dataset; empty if its provenance is incomplete."""
+    source, segmenter = provenance.get("source"), provenance.get("segmenter")
     if not isinstance(source, dict) or not isinstance(segmenter, dict) or "engine" not in segmenter:
         return ""
     flags = ["--load-data", str(source.get("name")), "--images", "DIR", "--out", data]
-    flags += [
-        "--channels",
-        ",".join(facts.get("channels", [])),
-        "--aggregate",
-        str(facts.get("aggregate")),
-    ]
+    flags += ["--channels", ",".join(provenance.get("channels", []))]
+    flags += ["--aggregate", str(provenance.get("aggregate"))]
     flags += ["--segmenter", str(segmenter["engine"])]
     if segmenter["engine"].startswith("cellpose") and segmenter.get("weights"):
         flags += ["--weights", Path(str(segmenter["weights"])).name]
@@ -110,7 +98,7 @@ def _build(facts: dict[str, Any], data: str) -> str:
     diameter = (segmenter.get("parameters") or {}).get("diameter")
     if isinstance(diameter, int | float) and diameter:
         flags += ["--diameter", f"{diameter:g}"]
-    if facts.get("resize"):
-        flags += ["--resize", str(facts["resize"])]
-    flags += ["--label-column", str(facts.get("label_column"))]
+    if provenance.get("resize"):
+        flags += ["--resize", str(provenance["resize"])]
+    flags += ["--label-column", str(provenance.get("label_column"))]
     return shlex.join(["perturbjax", "build", *flags])

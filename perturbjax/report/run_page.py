@@ -1,100 +1,98 @@
-"""One HTML file that says whether a run worked, on what, how far to trust it, which classes, and shows the cells."""
+"""`report.html` of one run: result, scores, cells, plates, confidence, attention and provenance."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
 from perturbjax.core.files import atomic
 from perturbjax.core.messages import html_text
-from perturbjax.report import gallery
-from perturbjax.report import plate_section as places
-from perturbjax.report import score_charts as curves
-from perturbjax.report.attention_section import looked_at
+from perturbjax.report import gallery, plate_section, score_charts
+from perturbjax.report.attention_section import attention_section
 from perturbjax.report.class_section import class_table, confusion_figure, read_confusion
-from perturbjax.report.figure_files import print_figures
-from perturbjax.report.headline import lead
+from perturbjax.report.figure_files import write_figures
+from perturbjax.report.headline import headline_html
 from perturbjax.report.metric_descriptions import MEANINGS
 from perturbjax.report.pages import Section, page, table
 from perturbjax.report.pages import cell_images as pictures
-from perturbjax.report.provenance_section import again, provenance
-from perturbjax.report.run_results import Evidence, read_evidence
+from perturbjax.report.provenance_section import provenance, reproduce
+from perturbjax.report.run_results import RunResults, read_run_results
 
 REPORT = "report.html"
 
 
 def write_report(run: Path) -> Path:
-    """Write a run's `report.html`, and its figures as PNG into `evaluation/`.
+    """Write `report.html` of a run, and its figures as PNG into `evaluation/`.
 
-    One file that asks nothing of a network. Parts whose files are missing are left out. `run` may also be the folder
-    of one evaluation, as `perturbjax classify` writes one a classifier.
+    The page is one file that loads nothing from a network. Sections without data are left out.
+
+    Args:
+        run: run directory, or folder of one classifier of `perturbjax classify`.
+
+    Returns:
+        Path of the page.
 
     Raises:
-        InputError: the run was neither trained nor evaluated here, or a file of it cannot be read.
+        InputError: the run has no results, or a file cannot be read.
     """
-    found = read_evidence(run)
-    print_figures(found)
-    out = found.path / REPORT
+    results = read_run_results(run)
+    write_figures(results)
+    out = results.path / REPORT
     with atomic(out) as temporary:
-        temporary.write_text(run_page(found), encoding="utf-8")
+        temporary.write_text(run_page(results), encoding="utf-8")
     return out
 
 
-def run_page(found: Evidence) -> str:
-    """The page of one run."""
-    renderer = None if found.dataset is None else pictures.renderer(found.dataset)
-    confusion = read_confusion(found)
-    many = confusion is not None and len(confusion.names) > gallery.ROOMY
-    shown: set[str] = set()
+def run_page(results: RunResults) -> str:
+    """Return the page of one run as HTML."""
+    dataset, test, evaluation = results.dataset, results.test, results.evaluation
+    renderer = None if dataset is None else pictures.make_renderer(dataset)
+    confusion = read_confusion(results)
+    many = confusion is not None and len(confusion.names) > gallery.MAX_OPEN
+    pictured: set[str] = set()
     pairs = cells = ""
-    if renderer is not None and found.answers is not None:
-        album = gallery.Gallery(found, found.answers, renderer)
+    if renderer is not None and test is not None:
+        album = gallery.Gallery(results, test, renderer)
         pairs = gallery.pairs(album, confusion) if confusion is not None else ""
-        cells, shown = gallery.classes(album)
-        meant = gallery.key(album)
-        pairs, cells = (meant + pairs, cells) if many else (pairs, meant + cells)
-    elif found.evaluation is not None:
-        cells = f'<p class="note">No pictures: {html_text(found.no_dataset)}.</p>'
-    answers = found.answers
+        cells, pictured = gallery.classes(album)
+        legend = gallery.legend(album)
+        pairs, cells = (legend + pairs, cells) if many else (pairs, legend + cells)
+    elif evaluation is not None:
+        cells = f'<p class="note">No pictures: {html_text(results.dataset_error)}.</p>'
+    matrix = confusion_figure(confusion) if confusion is not None else ""
+    confused = Section("pairs", "Most confused pairs", pairs)
     sections = [
-        Section("scores", "Scores", curves.scores(found.evaluation) if found.evaluation else ""),
-        *([Section("pairs", "The most confused pairs", pairs)] if many else []),
-        Section("gallery", "The cells", cells),
-        Section("classes", "Classes", class_table(found, confusion, shown)),
+        Section("scores", "Scores", score_charts.scores(evaluation) if evaluation else ""),
+        *([confused] if many else []),
+        Section("gallery", "Cells", cells),
+        Section("classes", "Per-class results", class_table(results, confusion, pictured)),
+        Section("confusion-matrix", "Confusion", matrix),
+        *([] if many else [confused]),
+        Section("plate-maps", "Plates", plate_section.plates(results)),
         Section(
-            "taken-for",
-            "What is taken for what",
-            confusion_figure(confusion) if confusion is not None else "",
+            "confidence",
+            "Confidence and calibration",
+            score_charts.calibration(test, evaluation) if test else "",
         ),
-        *([] if many else [Section("pairs", "The most confused pairs", pairs)]),
-        Section("on-plates", "Plates", places.plates(found)),
-        Section(
-            "sureness",
-            "How sure, and how often right",
-            curves.calibration(answers, found.evaluation) if answers else "",
-        ),
-        Section("looked-at", "What it looked at", looked_at(found, renderer)),
-        Section("training", "Training", curves.training(found.metrics)),
-        Section("layout", "Features in the plane", places.embedding(found, renderer)),
-        Section("retrieval", "Retrieval by features", _retrieval(found)),
-        Section("provenance", "Provenance", provenance(found)),
-        Section("again", "The same again", again(found)),
+        Section("attention", "Attention maps", attention_section(results, renderer)),
+        Section("training", "Training", score_charts.training(results.metrics)),
+        Section("features", "2-D embedding", plate_section.embedding(results, renderer)),
+        Section("retrieval", "Replicate retrieval", _retrieval(results)),
+        Section("provenance", "Provenance", provenance(results)),
+        Section("reproduce", "Reproduce", reproduce(results)),
     ]
-    title = f"perturbjax: {found.path.resolve().name}"
-    return page(title, lead(found, pictures=bool(shown)), sections)
+    title = f"perturbjax: {results.path.resolve().name}"
+    return page(title, headline_html(results, pictures=bool(pictured)), sections)
 
 
-def _retrieval(found: Evidence) -> str:
-    if not (found.folder / "retrieval.csv").is_file():
-        return ""
-    rows = pd.read_csv(found.folder / "retrieval.csv")
-    if rows.empty:
+def _retrieval(results: RunResults) -> str:
+    rows = results.csv("retrieval.csv", "value", "chance")
+    if rows is None or rows.empty:
         return ""
     note = (
-        '<p class="note">Wells of the test part, compared by the cosine of their mean features. mAP: do replicates '
-        "find each other before the controls of their plate, or before other perturbations? NSB, NSS, NSL: "
-        "without wells of the same plate, of the same place on a plate, of the same layout. NSC, NSCB: has the nearest "
-        "well of another compound (and another batch) the same mechanism? chance: the same of random rankings.</p>"
+        '<p class="note">Test wells, compared by the cosine of their mean features. mAP: do '
+        "replicates retrieve each other before the controls of their plate, or before other "
+        "perturbations? NSB, NSS, NSL: without wells of the same plate, position, layout. NSC, "
+        "NSCB: does the nearest well of another compound (and another batch) have the same "
+        "mechanism? chance: value of random rankings.</p>"
     )
     return note + table("retrieval-table", rows, meanings=MEANINGS, rows="measures")

@@ -1,4 +1,4 @@
-"""All that a report is made of, read from a run directory and from the dataset it was trained on."""
+"""Everything a report is made from, read from a run directory and its dataset."""
 
 from __future__ import annotations
 
@@ -26,83 +26,101 @@ from perturbjax.evaluation.predictions import (
 )
 from perturbjax.training.run_directory import CONFIG, dataset_paths, read_metrics
 
-#: Where an audit of a run is looked for.
+#: Result of `perturbjax audit --run RUN --out RUN/audit`, relative to the run.
 AUDIT = "audit/audit.json"
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a network or a model said of sites that judge it, one row a site."""
+class TestPredictions:
+    """Predictions for the test sites, one row per site.
+
+    Attributes:
+        table: `Metadata_*`, `site_id`, `label`, `predicted`.
+        class_names: classes in the order of the probabilities.
+        labels: number of the true class.
+        probabilities: one column per class.
+    """
+
+    __test__ = False  # not a test class of pytest
 
     table: pd.DataFrame
-    """`Metadata_*`, `site_id`, `label`, `predicted`."""
     class_names: list[str]
     labels: Int[np.ndarray, " n"]
     probabilities: Float[np.ndarray, "n classes"]
 
     @functools.cached_property
     def predicted(self) -> Int[np.ndarray, " n"]:
-        """The most probable class of each site."""
+        """Number of the most probable class."""
         return self.probabilities.argmax(axis=1)
 
     @functools.cached_property
     def confidence(self) -> Float[np.ndarray, " n"]:
-        """The probability of it."""
+        """Probability of the predicted class."""
         return self.probabilities.max(axis=1)
 
     @property
     def right(self) -> Bool[np.ndarray, " n"]:
+        """Whether the prediction is correct."""
         return self.predicted == self.labels
 
     @functools.cached_property
-    def of_truth(self) -> Float[np.ndarray, " n"]:
-        """The probability of the true class."""
+    def true_class_probability(self) -> Float[np.ndarray, " n"]:
+        """Probability of the true class."""
         return self.probabilities[np.arange(len(self.labels)), self.labels]
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """A run directory, or the folder of one model of `perturbjax classify`; what is missing is None or empty."""
+class RunResults:
+    """Results of a run, or of one classifier of `perturbjax classify`.
+
+    Attributes:
+        path: run directory, or folder of the classifier.
+        folder: location of scores and tables.
+        evaluation: scores; None if the run was not evaluated.
+        config: `config.json`, or empty.
+        metrics: rows of `metrics.jsonl`.
+        predictions: predictions of all sites, or None.
+        features: features of the network, or None.
+        dataset: dataset of the predictions, or None.
+        dataset_error: why there is no dataset.
+    """
 
     path: Path
     folder: Path
-    """Where its scores and tables are."""
     evaluation: EvaluationResult | None
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     predictions: pd.DataFrame | None
-    """Of every part that was predicted."""
     features: pd.DataFrame | None
     dataset: Dataset | None
-    no_dataset: str
-    """Why there is none."""
+    dataset_error: str
 
     @functools.cached_property
-    def answers(self) -> Answers | None:
-        """Of the sites that judge."""
+    def test(self) -> TestPredictions | None:
+        """Predictions for the test sites, or None."""
         if self.predictions is None:
             return None
         table = self.predictions[self.predictions["part"] == TEST].reset_index(drop=True)
+        if table.empty:
+            return None
         names = predicted_class_names(table)
-        return (
-            Answers(table, names, *labels_and_probabilities(table, names)) if len(table) else None
-        )
+        return TestPredictions(table, names, *labels_and_probabilities(table, names))
 
     @functools.cached_property
     def positions(self) -> dict[str, int]:
-        """Where sites stand in the dataset."""
+        """Dataset row of each site."""
         if self.dataset is None:
             return {}
-        return {site: at for at, site in enumerate(self.dataset.index["site_id"])}
+        return {site: row for row, site in enumerate(self.dataset.index["site_id"])}
 
     @property
-    def audited(self) -> list[str]:
-        """What `perturbjax audit --run RUN --out RUN/audit` says of the run, if it was asked."""
+    def audit_sentences(self) -> list[str]:
+        """Headline and sentences of the audit of the run; empty without one."""
         return [*self._audit("headline"), *self._audit("sentences")]
 
     @property
-    def advised(self) -> list[str]:
-        """What that audit advises."""
+    def audit_advice(self) -> list[str]:
+        """Advice of the audit of the run; empty without one."""
         return self._audit("advice")
 
     def _audit(self, part: str) -> list[str]:
@@ -110,70 +128,89 @@ class Evidence:
         if not file.is_file():
             return []
         try:
-            said = read_json(file)["verdict"][part]
+            value = read_json(file)["verdict"][part]
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"{file}: is no audit ({error!r}); run `perturbjax audit` again, or remove it"
+                f"{file}: is not an audit ({error!r}). Run `perturbjax audit` again, or remove it."
             ) from error
-        return [said] if isinstance(said, str) else [str(sentence) for sentence in said]
+        return [value] if isinstance(value, str) else [str(sentence) for sentence in value]
 
-    def csv(self, name: str, *shares: str) -> pd.DataFrame | None:
-        """A table of the evaluation, text as text; an empty share is NaN."""
-        if not (self.folder / name).is_file():
+    def csv(self, name: str, *fractions: str) -> pd.DataFrame | None:
+        """Read a table of the evaluation; None if it does not exist.
+
+        Args:
+            name: file name.
+            fractions: number columns, in which empty cells are NaN.
+
+        Raises:
+            InputError: the file cannot be read as CSV.
+        """
+        file = self.folder / name
+        if not file.is_file():
             return None
-        gaps = dict.fromkeys(shares, "")
-        texts = {"class": str, "label": str}
-        table = pd.read_csv(self.folder / name, dtype=texts, keep_default_na=False, na_values=gaps)
+        empty = dict.fromkeys(fractions, "")
+        try:
+            table = pd.read_csv(
+                file, dtype={"class": str, "label": str}, keep_default_na=False, na_values=empty
+            )
+        except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
+            raise InputError(
+                f"{file}: is not a CSV table ({error}). Run `perturbjax evaluate` again."
+            ) from error
         return table.map(csv_value)
 
 
-def read_evidence(run: Path) -> Evidence:
-    """Everything that is there.
+def read_run_results(run: Path) -> RunResults:
+    """Read all results that exist.
+
+    Args:
+        run: run directory, or folder of one classifier of `perturbjax classify`.
 
     Raises:
-        InputError: the run was neither trained nor evaluated here, or a file of it cannot be read.
+        InputError: there are neither metrics nor scores, or a file cannot be read.
     """
     run = Path(run)
-    folder = (
-        run / EVALUATION
-        if (run / EVALUATION).is_dir() or not (run / "scores.json").is_file()
-        else run
-    )
-    evaluation = (
-        read_evaluation(folder / "scores.json") if (folder / "scores.json").is_file() else None
-    )
-    config = read_json(run / CONFIG) if (run / CONFIG).is_file() else {}
+    has_folder = (run / EVALUATION).is_dir() or not (run / "scores.json").is_file()
+    folder = run / EVALUATION if has_folder else run
+    scores = folder / "scores.json"
+    evaluation = read_evaluation(scores) if scores.is_file() else None
     metrics = read_metrics(run)
     if evaluation is None and not metrics:
         raise InputError(
-            f"{run}: holds neither metrics nor scores; run `perturbjax evaluate --run {run}` first"
+            f"{run}: has neither metrics nor scores. Run `perturbjax evaluate --run {run}` first."
         )
-    beside = (
+    files = (
         folder / "predictions.parquet",
         folder.parent.parent / "predictions" / f"{folder.name}.parquet",
     )
-    predictions = next((read_predictions(file) for file in beside if file.is_file()), None)
-    features = pd.read_parquet(folder / FEATURES) if (folder / FEATURES).is_file() else None
-    found = Evidence(run, folder, evaluation, config, metrics, predictions, features, None, "")
-    dataset, why = _dataset(found)
-    return dataclasses.replace(found, dataset=dataset, no_dataset=why)
+    features = folder / FEATURES
+    results = RunResults(
+        path=run,
+        folder=folder,
+        evaluation=evaluation,
+        config=read_json(run / CONFIG) if (run / CONFIG).is_file() else {},
+        metrics=metrics,
+        predictions=next((read_predictions(file) for file in files if file.is_file()), None),
+        features=pd.read_parquet(features) if features.is_file() else None,
+        dataset=None,
+        dataset_error="",
+    )
+    dataset, error = _open_dataset(results)
+    return dataclasses.replace(results, dataset=dataset, dataset_error=error)
 
 
-def _dataset(found: Evidence) -> tuple[Dataset | None, str]:
-    """The dataset that was judged, where it is still there, or why it is not."""
-    paths = dataset_paths(found.config) if found.config.get("data") else ()
+def _open_dataset(results: RunResults) -> tuple[Dataset | None, str]:
+    """The dataset of the predictions, or the reason why there is none."""
+    paths = dataset_paths(results.config) if results.config.get("data") else ()
     if not paths:
-        return None, "no dataset of images is known"
+        return None, "the results name no dataset of images"
     try:
         dataset = open_dataset(paths)
     except InputError:
-        return (
-            None,
-            f"the dataset {' and '.join(path.name for path in paths)} is not where it was, or was changed",
-        )
-    if (
-        found.predictions is not None
-        and not found.predictions["site_id"].isin(dataset.index["site_id"]).all()
-    ):
-        return None, f"the dataset {dataset.path.name} does not hold the sites that were judged"
+        names = " and ".join(path.name for path in paths)
+        return None, f"the dataset {names} was moved or changed"
+    predictions = results.predictions
+    sites = dataset.index["site_id"]
+    if predictions is not None and not predictions["site_id"].isin(sites).all():
+        return None, f"the dataset {dataset.path.name} does not contain the predicted sites"
     return dataset, ""

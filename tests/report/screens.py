@@ -1,4 +1,4 @@
-"""A run directory as `train` and `evaluate` leave it, without checkpoints, and the dataset it was of."""
+"""Run directories and datasets for tests of reports: files of `train` and `evaluate`, without checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOSTILE = '<script>alert("DMSO")</script>'
 
 
 def make_run(path: Path, *, first_class: str = "DMSO", images: bool = False) -> dict[str, Any]:
-    """What `scores.json` holds of it; the run and its dataset (PATH/data) are on disk."""
+    """Write a run and its dataset (PATH/data); return the content of its `scores.json`."""
     index = make_index()
     predictions = make_predictions(index, skill=1.5)
     test = index["Metadata_Plate"] == "P2"
@@ -117,9 +117,9 @@ class Page(HTMLParser):
     def all(self, tag: str, css: str = "") -> list[dict[str, str | None]]:
         """Attributes of every such tag with that class."""
         return [
-            found
-            for name, found in self.tags
-            if name == tag and (not css or css in (found.get("class") or "").split())
+            attributes
+            for name, attributes in self.tags
+            if name == tag and (not css or css in (attributes.get("class") or "").split())
         ]
 
     def data(self, name: str) -> dict[str, Any]:

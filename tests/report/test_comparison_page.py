@@ -40,30 +40,32 @@ def page(runs) -> Page:
     return Page(write_reports(runs, runs[0].parent / "pages" / "comparison.html").read_text())
 
 
-def test_the_best_comes_first_and_leads_to_its_own_report(runs, page):
-    assert "Of 2 the best is second: balanced accuracy 0.88 (0.80 to 0.95) by site" in page.text
+def test_best_run_comes_first_and_links_to_its_report(runs, page):
+    assert (
+        "Highest balanced accuracy of 2 runs: second with 0.88 (0.80 to 0.95) by site" in page.text
+    )
     links = [link["href"] for link in page.all("a") if not link["href"].startswith("#")]
     assert links == ["../second/report.html", "../first/report.html"]
     assert all((run / "report.html").is_file() for run in runs)
 
 
-def test_it_says_what_differs_and_does_not_warn_where_all_were_judged_on_the_same_sites(page):
-    assert "same sites" not in page.text
-    text = page.text[page.text.index("What differs") :]
+def test_different_settings_are_listed_without_warning(page):
+    assert "the same sites" not in page.text
+    text = page.text[page.text.index("Different settings") :]
     assert "seed" in text and "learning_rate" not in text
 
 
-def test_runs_judged_on_different_sites_are_warned_of(runs, tmp_path):
+def test_runs_with_different_test_sites_give_a_warning(runs, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(runs[0], other)
     file = other / "evaluation" / "predictions.parquet"
     table = pd.read_parquet(file)
     table[table["site_id"] != table["site_id"].iloc[-1]].to_parquet(file)
     text = write_reports([runs[0], other], tmp_path / "c.html").read_text()
-    assert "Of 2 not judged on the same sites" in text and "may only mean easier sites" in text
+    assert "not evaluated on the same sites" in text and "may only mean easier sites" in text
 
 
-def test_the_models_of_one_classify_are_compared_in_its_folder(runs, tmp_path):
+def test_classifiers_are_compared_in_their_folder(runs, tmp_path):
     for model in ("lda", "ridge"):
         shutil.copytree(runs[0] / "evaluation", tmp_path / "classified" / "evaluation" / model)
     out = write_reports([tmp_path / "classified"], tmp_path / "unused.html")
@@ -75,13 +77,13 @@ def test_the_models_of_one_classify_are_compared_in_its_folder(runs, tmp_path):
     assert (tmp_path / "classified" / "evaluation" / "lda" / "report.html").is_file()
 
 
-def test_one_run_gets_its_own_report_and_no_comparison(runs, tmp_path):
+def test_single_run_has_a_report_only(runs, tmp_path):
     assert write_reports(runs[:1], tmp_path / "c.html") == runs[0] / "report.html"
     assert not (tmp_path / "c.html").exists()
 
 
-def test_a_run_named_twice_or_not_evaluated_is_refused(runs, tmp_path):
-    with pytest.raises(InputError, match="first: is named twice"):
+def test_repeated_or_unevaluated_run_is_refused(runs, tmp_path):
+    with pytest.raises(InputError, match="first: is given twice"):
         write_reports([runs[0], runs[0]], tmp_path / "c.html")
     (tmp_path / "trained").mkdir()
     shutil.copy(runs[0] / "metrics.jsonl", tmp_path / "trained" / "metrics.jsonl")
@@ -90,7 +92,7 @@ def test_a_run_named_twice_or_not_evaluated_is_refused(runs, tmp_path):
     assert not (tmp_path / "c.html").exists()
 
 
-def test_the_command_takes_runs_by_their_names(capsys, tmp_path):
+def test_command_names_a_missing_run(capsys, tmp_path):
     with pytest.raises(SystemExit) as left:
         cli.main(["report"])
     assert left.value.code == 2 and "report" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Small pictures of cells: channels in colours told apart by all, contrast by stated percentiles, outlines of masks."""
+"""Small pictures of cells: one color per channel, stated contrast, outlines of the masks."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ __all__ = [
     "composite",
     "downsample_pixels",
     "draw_outlines",
-    "renderer",
+    "make_renderer",
     "shot",
     "window",
 ]
 
-#: In words, the colours of `colours.COLORS`.
-_WORDS = ("blue", "amber", "magenta", "green", "white")
+#: Names of the colors in `COLORS`.
+_COLOR_NAMES = ("blue", "amber", "magenta", "green", "white")
 OUTLINE = np.array([255, 255, 255], np.float32)
-#: Side in pixels of a picture, and of the window of a site that it shows, at most.
+#: Maximum height and width in pixels of a picture, and of the part of a site that it shows.
 SIDE, WINDOW = 128, 320
-#: Values that are decoded for one page's pictures, and pictures that there are however large sites are.
-_READ, _FEWEST = 1.2e9, 60
+#: Pixel values decoded for the pictures of one page, and the minimum number of pictures.
+_MAX_VALUES, _MIN_PICTURES = 1.2e9, 60
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """Paints the sites of one dataset, all with the same contrast, so that brightness can be compared.
+    """Draws the sites of one dataset, all with the same contrast.
 
     Attributes:
         dataset: the sites.
-        low, high: stored intensities of each channel that are black and full colour.
+        low, high: intensities of each channel that are drawn black and in full color.
     """
 
     dataset: Dataset
@@ -51,102 +51,140 @@ class Renderer:
     def picture(
         self, position: int, side: int = SIDE, *, whole: bool = False
     ) -> UInt8[np.ndarray, "h w 3"]:
-        """A site, or a window of it, with the outlines of its cells."""
+        """Draw a site, or the part with most cells, with mask outlines.
+
+        Args:
+            position: row of the site in the dataset.
+            side: maximum height and width of the picture in pixels.
+            whole: draw the whole site.
+        """
         image, mask = self.dataset.pixels(position)
         if not whole:
             image, mask = window(image, mask)
         step = max(1, -(-max(mask.shape) // side))
-        return draw_outlines(
-            composite(downsample_pixels(image, step), self.low, self.high), mask[::step, ::step]
-        )
+        small = composite(downsample_pixels(image, step), self.low, self.high)
+        return draw_outlines(small, mask[::step, ::step])
 
     def affordable(self, wanted: int) -> int:
-        """How many of so many pictures can be read in some seconds: sites are decoded whole for them."""
-        values = float(self.dataset.index[["height", "width"]].prod(axis=1).max()) * len(
-            self.dataset.channel_names
-        )
-        return min(wanted, max(_FEWEST, int(_READ / values)))
+        """Number of pictures, at most `wanted`, that can be decoded within seconds.
+
+        Sites are decoded whole, so the number depends on their size.
+        """
+        pixels = float(self.dataset.index[["height", "width"]].prod(axis=1).max())
+        values = pixels * len(self.dataset.channel_names)
+        return min(wanted, max(_MIN_PICTURES, int(_MAX_VALUES / values)))
 
     def legend(self) -> str:
-        """Which channel has which colour, and the contrast, as HTML."""
+        """Colors of the channels and the contrast, as HTML."""
         names = self.dataset.channel_names
         if len(names) == 1:
-            colours = f"{html_text(names[0])} in grey"
+            colors = f"{html_text(names[0])} in gray"
         else:
-            colours = "".join(
-                f'<span><span class="swatch" style="background:{COLORS[at % len(COLORS)]}"></span>{html_text(name)} '
-                f"({_WORDS[at % len(COLORS)]})</span>"
-                for at, name in enumerate(names)
+            colors = "".join(_color_entry(number, name) for number, name in enumerate(names))
+        height, width = (int(size) for size in self.dataset.index[["height", "width"]].max())
+        crop = ""
+        if max(height, width) > WINDOW:
+            crop = (
+                f" Of {height} × {width} pixels, the {min(height, WINDOW)} × {min(width, WINDOW)} "
+                "pixels with the largest cell area are shown."
             )
-        height, width = (int(side) for side in self.dataset.index[["height", "width"]].max())
-        cut = (
-            f" Of {height} × {width} pixels a window of {min(height, WINDOW)} × {min(width, WINDOW)} is shown, where "
-            "most of the cells' area is."
-            if max(height, width) > WINDOW
-            else ""
-        )
         return (
-            f'<p class="note">{colours}. One contrast for all: black is the {LOW}th percentile over sites of '
-            f"their 1st percentile, full colour the {HIGH}th of their 99th. White lines outline the masks.{cut}</p>"
+            f'<p class="note">{colors}. All pictures have the same contrast: black is the {LOW}th '
+            f"percentile over sites of their 1st percentile, full color the {HIGH}th of their 99th. "
+            f"White lines are mask outlines.{crop}</p>"
         )
 
 
-def renderer(dataset: Dataset) -> Renderer:
-    """A painter whose contrast is taken from the index of the whole dataset."""
+def _color_entry(number: int, name: str) -> str:
+    color = number % len(COLORS)
+    return (
+        f'<span><span class="swatch" style="background:{COLORS[color]}"></span>{html_text(name)} '
+        f"({_COLOR_NAMES[color]})</span>"
+    )
+
+
+def make_renderer(dataset: Dataset) -> Renderer:
+    """Return a renderer with the contrast of the whole dataset, from its index."""
     return Renderer(dataset, *contrast(dataset))
 
 
 def window(
     image: UInt[np.ndarray, "h w c"], mask: UInt16[np.ndarray, "h w"], side: int = WINDOW
 ) -> tuple[UInt[np.ndarray, "h2 w2 c"], UInt16[np.ndarray, "h2 w2"]]:
-    """The part of at most side × side pixels that has most of the cells' area; the first of equals."""
-    high, wide = (min(side, length) for length in mask.shape)
-    if (high, wide) == mask.shape:
+    """Cut out the part with the largest cell area.
+
+    Cell areas of all parts come from a summed-area table (Crow 1984).
+
+    Args:
+        image: pixels of a site.
+        mask: instance labels.
+        side: maximum height and width of the part in pixels.
+
+    Returns:
+        Image and mask of the part; the first of equal parts.
+    """
+    height, width = (min(side, length) for length in mask.shape)
+    if (height, width) == mask.shape:
         return image, mask
     area = np.pad((mask > 0).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    inside = area[high:, wide:] - area[:-high, wide:] - area[high:, :-wide] + area[:-high, :-wide]
+    inside = area[height:, width:] - area[:-height, width:]
+    inside = inside - area[height:, :-width] + area[:-height, :-width]
     top, left = np.unravel_index(int(inside.argmax()), inside.shape)
-    there = np.s_[top : top + high, left : left + wide]
-    return image[there], mask[there]
+    part = np.s_[top : top + height, left : left + width]
+    return image[part], mask[part]
 
 
 def draw_outlines(
     picture: UInt8[np.ndarray, "h w 3"], mask: UInt16[np.ndarray, "h w"], strength: float = 0.5
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """White outlines laid over a picture, half transparent."""
+    """Draw white outlines of a mask on a picture.
+
+    Args:
+        picture: RGB picture.
+        mask: instance labels of the same size.
+        strength: opacity of the outlines, from 0 to 1.
+    """
     edge: Bool[np.ndarray, "h w"] = encode(np.ascontiguousarray(mask), "boundary").astype(bool)
-    found = picture.astype(np.float32)
-    found[edge] += strength * (OUTLINE - found[edge])
-    return found.astype(np.uint8)
+    blended = picture.astype(np.float32)
+    blended[edge] += strength * (OUTLINE - blended[edge])
+    return blended.astype(np.uint8)
 
 
 def atlas(
     pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], side: int, across: int
-) -> UInt8[np.ndarray, "high wide 3"]:
-    """Pictures of at most side × side pixels in rows of `across`, in one."""
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Arrange pictures on a grid in one picture.
+
+    Args:
+        pictures: RGB pictures, cut off at `side` pixels.
+        side: height and width of a grid cell in pixels.
+        across: pictures per row.
+    """
     sheet = np.zeros((-(-len(pictures) // across) * side, across * side, 3), np.uint8)
-    for at, picture in enumerate(pictures):
-        row, column = divmod(at, across)
-        high, wide = min(side, picture.shape[0]), min(side, picture.shape[1])
-        sheet[row * side : row * side + high, column * side : column * side + wide] = picture[
-            :high, :wide
-        ]
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, across)
+        part = picture[:side, :side]
+        top, left = row * side, column * side
+        sheet[top : top + part.shape[0], left : left + part.shape[1]] = part
     return sheet
 
 
 def shot(
     address: str, caption: str, alt: str, *, css: str = "", name: str = "", tip: str = ""
 ) -> str:
-    """A picture with its caption (text).
+    """Return a picture with a caption as HTML.
 
     Args:
-        css: right, wrong or outlier: how it is framed.
-        name: its address in the page.
-        tip: what it says on hover.
+        address: data URL of the picture.
+        caption: text below the picture.
+        alt: description for screen readers.
+        css: right, wrong or outlier; selects the frame.
+        name: anchor in the page.
+        tip: text on hover.
     """
-    named = f' id="{html_text(name)}"' if name else ""
-    more = f' data-tip="{html_text(tip)}"' if tip else ""
+    anchor = f' id="{html_text(name)}"' if name else ""
+    hover = f' data-tip="{html_text(tip)}"' if tip else ""
     return (
-        f'<figure class="shot {css}"{named}{more}><img src="{address}" alt="{html_text(alt)}">'
+        f'<figure class="shot {css}"{anchor}{hover}><img src="{address}" alt="{html_text(alt)}">'
         f"<figcaption>{html_text(caption)}</figcaption></figure>"
     )

@@ -1,9 +1,9 @@
-// What a page of ours does beside being read: tips, tables that sort, plates, a matrix, a scatter, and CSV of them all.
+// Tooltips, sortable tables, plate maps, confusion matrix, scatter plots, and CSV files of their data.
 "use strict";
 (() => {
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8073AC", "#A6761D"];
-const GREY = "#9aa3ac";
+const COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8073AC", "#A6761D"];
+const GRAY = "#9aa3ac";
 const RAMP = ["#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"].map(rgb);
 function rgb(hex) { return [1, 3, 5].map(at => parseInt(hex.slice(at, at + 2), 16)); }
 function ramp(share) {
@@ -20,21 +20,21 @@ function make(tag, attributes = {}, ...children) {
 }
 const short = value => typeof value === "number" ? String(+value.toPrecision(4)) : String(value ?? "");
 
-// Tables of data: {column: [values]}, text with repeats as {levels, codes}.
+// Embedded tables: {column: [values]}; repeated text as {levels, codes}.
 const tables = new Map();
 function read(id) {
   if (!tables.has(id)) {
-    const found = JSON.parse(document.getElementById(id).textContent);
-    for (const [name, column] of Object.entries(found))
-      if (column.levels) found[name] = column.codes.map(code => column.levels[code]);
-    tables.set(id, found);
+    const content = JSON.parse(document.getElementById(id).textContent);
+    for (const [name, column] of Object.entries(content))
+      if (column.levels) content[name] = column.codes.map(code => column.levels[code]);
+    tables.set(id, content);
   }
   return tables.get(id);
 }
 function csv(rows) {
   const cell = value => {
     let text = String(value ?? "");
-    if (/^[=+\-@\t\r]/.test(text) && isNaN(Number(text))) text = "'" + text;  // no spreadsheet runs it
+    if (/^[=+\-@\t\r]/.test(text) && isNaN(Number(text))) text = "'" + text;  // a spreadsheet would run it as a formula
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return rows.map(row => row.map(cell).join()).join("\n") + "\n";
@@ -52,29 +52,29 @@ for (const button of all("button[data-csv]")) button.addEventListener("click", (
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 });
 
-// Tips, for the mouse, for touch and for the keyboard.
+// Tooltips for mouse, touch and keyboard.
 const tip = make("div", {class: "tip", role: "tooltip", id: "tip", hidden: ""});
 document.body.append(tip);
-function say(x, y, text, picture) {
+function showTip(x, y, text, picture) {
   tip.replaceChildren(...(picture ? [picture] : []), text);
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(4, Math.min(x + 14, innerWidth - box.width - 6))}px`;
   tip.style.top = `${y + 16 + box.height > innerHeight ? Math.max(4, y - box.height - 10) : y + 16}px`;
 }
-const hush = () => { tip.hidden = true; };
-const sayAt = (node, text) => { const box = node.getBoundingClientRect(); say(box.left, box.bottom - 10, text); };
+const hideTip = () => { tip.hidden = true; };
+const showTipAt = (node, text) => { const box = node.getBoundingClientRect(); showTip(box.left, box.bottom - 10, text); };
 const tipped = event => event.target.closest?.("[data-tip]");
 document.addEventListener("pointerover", event => {
   const node = tipped(event);
-  if (node) say(event.clientX, event.clientY, node.dataset.tip);
+  if (node) showTip(event.clientX, event.clientY, node.dataset.tip);
 });
-document.addEventListener("pointerout", event => { if (tipped(event)) hush(); });
-document.addEventListener("focusin", event => { const node = tipped(event); if (node) sayAt(node, node.dataset.tip); });
-document.addEventListener("focusout", hush);
-document.addEventListener("keydown", event => { if (event.key === "Escape") hush(); });
+document.addEventListener("pointerout", event => { if (tipped(event)) hideTip(); });
+document.addEventListener("focusin", event => { const node = tipped(event); if (node) showTipAt(node, node.dataset.tip); });
+document.addEventListener("focusout", hideTip);
+document.addEventListener("keydown", event => { if (event.key === "Escape") hideTip(); });
 
-// Tables that sort and filter.
+// Sortable tables with a search field.
 for (const table of all("table.sortable")) {
   const body = table.tBodies[0], heads = all("thead th", table);
   const value = (row, at) => row.cells[at].dataset.value ?? row.cells[at].textContent.trim();
@@ -82,37 +82,37 @@ for (const table of all("table.sortable")) {
     const down = head.getAttribute("aria-sort") ? head.getAttribute("aria-sort") === "ascending" : !head.classList.contains("text");
     heads.forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const order = (a, b) => a === "" || b === "" ? (a === "") - (b === "") :  // what is empty comes last
+    const order = (a, b) => a === "" || b === "" ? (a === "") - (b === "") :  // empty cells last
       (down ? -1 : 1) * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
     body.append(...[...body.rows].sort((a, b) => order(value(a, at), value(b, at))));
   })));
 }
 for (const input of all("input[data-filter]")) {
-  const told = input.parentElement.querySelector("output");
+  const count = input.parentElement.querySelector("output");
   input.addEventListener("input", () => {
-    const wanted = input.value.trim().toLowerCase(), rows = all(input.dataset.filter);
-    for (const row of rows) row.hidden = !(row.dataset.name ?? row.textContent).toLowerCase().includes(wanted);
-    if (told) told.textContent = wanted ? `${rows.filter(row => !row.hidden).length} of ${rows.length}` : "";
+    const query = input.value.trim().toLowerCase(), rows = all(input.dataset.filter);
+    for (const row of rows) row.hidden = !(row.dataset.name ?? row.textContent).toLowerCase().includes(query);
+    if (count) count.textContent = query ? `${rows.filter(row => !row.hidden).length} of ${rows.length}` : "";
   });
 }
 
-// Colours of a column: a ramp for numbers, one colour each for the most frequent words.
-function colouring(values, palette) {
-  const known = values.filter(value => value !== null && value !== "");
-  if (known.every(value => typeof value === "number")) {
-    const low = known.reduce((a, b) => Math.min(a, b), Infinity), high = known.reduce((a, b) => Math.max(a, b), -Infinity);
+// Colors of a column: a color scale for numbers, one color for each of the most frequent texts.
+function coloring(values, palette) {
+  const present = values.filter(value => value !== null && value !== "");
+  if (present.every(value => typeof value === "number")) {
+    const low = present.reduce((a, b) => Math.min(a, b), Infinity), high = present.reduce((a, b) => Math.max(a, b), -Infinity);
     const round = value => String(+value.toPrecision(Math.abs(value) < 100 ? 2 : 3));
     const legend = make("span", {}, round(low), make("span", {class: "ramp"}), round(high));
-    return {colour: value => value === null || value === "" ? null : ramp((value - low) / (high - low || 1)), legend: known.length ? [legend] : []};
+    return {color: value => value === null || value === "" ? null : ramp((value - low) / (high - low || 1)), legend: present.length ? [legend] : []};
   }
   const counts = new Map();
-  for (const value of known) counts.set(value, (counts.get(value) ?? 0) + 1);
-  const swatch = (colour, name) => { const mark = make("span", {class: "swatch"}); mark.style.background = colour; return make("span", {}, mark, name); };
-  const named = palette ? Object.keys(palette).filter(name => counts.has(name)) : [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || (a < b ? -1 : 1)).slice(0, COLOURS.length);
-  const hue = name => named.includes(name) ? palette?.[name] ?? COLOURS[named.indexOf(name)] : GREY;
+  for (const value of present) counts.set(value, (counts.get(value) ?? 0) + 1);
+  const swatch = (color, name) => { const mark = make("span", {class: "swatch"}); mark.style.background = color; return make("span", {}, mark, name); };
+  const named = palette ? Object.keys(palette).filter(name => counts.has(name)) : [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || (a < b ? -1 : 1)).slice(0, COLORS.length);
+  const hue = name => named.includes(name) ? palette?.[name] ?? COLORS[named.indexOf(name)] : GRAY;
   const legend = named.map(name => swatch(hue(name), name));
-  if (counts.size > named.length) legend.push(swatch(GREY, `${counts.size - named.length} other${counts.size > named.length + 1 ? "s" : ""}`));
-  return {colour: hue, legend};
+  if (counts.size > named.length) legend.push(swatch(GRAY, `${counts.size - named.length} other${counts.size > named.length + 1 ? "s" : ""}`));
+  return {color: hue, legend};
 }
 function chooser(words, options, chosen) {
   const select = make("select");
@@ -121,20 +121,20 @@ function chooser(words, options, chosen) {
   return make("label", {}, words + " ", select);
 }
 
-// Plates as plates.
+// Plate maps.
 function plates(box) {
   const table = read(box.dataset.table), hidden = new Set(["row", "column", "site"]);
   const columns = Object.keys(table).filter(name => !hidden.has(name));
-  const first = box.dataset.colour, choices = [first, ...columns.filter(name => !["plate", "well", "flagged", first].includes(name))];
+  const first = box.dataset.color, choices = [first, ...columns.filter(name => !["plate", "well", "flagged", first].includes(name))];
   const height = +box.dataset.rows, width = +box.dataset.columns, side = 20;
   const letters = row => row < 26 ? String.fromCharCode(65 + row) : "A" + String.fromCharCode(39 + row);
   const legend = make("p", {class: "legend"}), field = make("div", {class: "plates"}), circles = [];
-  const wide = (width + 1) * side + 4;  // names of rows and columns are as large as text whatever the plate's format
+  const wide = (width + 1) * side + 4;  // keeps row and column names readable on every plate format
   field.style.setProperty("--plate", `${Math.min(Math.max(wide, 230), 640)}px`);
   const text = at => columns.filter(name => short(table[name][at])).map(name => `${name}: ${short(table[name][at])}`).join("\n");
   function draw(plate) {
     const svg = make("svg", {viewBox: `0 0 ${wide} ${(height + 1) * side}`, tabindex: "0", role: "img", style: `max-width: ${Math.max(1.4 * wide, 280)}px`,
-      "aria-label": `plate ${plate.name}, ${plate.rows.length} wells; arrow keys name them one by one`});
+      "aria-label": `plate ${plate.name}, ${plate.rows.length} wells; use arrow keys to read them`});
     for (let column = 0; column < width; column += width > 12 ? 2 : 1)
       svg.append(make("text", {x: (column + 1.5) * side, y: 13, "text-anchor": "middle"}, String(column + 1)));
     for (let row = 0; row < height; row++)
@@ -142,22 +142,22 @@ function plates(box) {
     for (let row = 0; row < height; row++) for (let column = 0; column < width; column++)
       svg.append(make("circle", {class: "none", cx: (column + 1.5) * side, cy: (row + 1.5) * side, r: 1.6}));
     const own = plate.rows.map(at => {
-      const judged = table.part?.[at] === "test", flagged = table.flagged?.[at];
+      const tested = table.part?.[at] === "test", flagged = table.flagged?.[at];
       const circle = make("circle", {cx: (table.column[at] + 1.5) * side, cy: (table.row[at] + 1.5) * side,
-        r: table.part && !judged ? 5 : 8.3, class: judged ? "judged" : flagged ? "flagged" : ""});
+        r: table.part && !tested ? 5 : 8.3, class: tested ? "tested" : flagged ? "flagged" : ""});
       circle.at = at;
       svg.append(circle);
       return circle;
     });
     circles.push(...own);
-    svg.addEventListener("pointermove", event => event.target.at === undefined ? hush() : say(event.clientX, event.clientY, text(event.target.at)));
-    svg.addEventListener("pointerleave", hush);
+    svg.addEventListener("pointermove", event => event.target.at === undefined ? hideTip() : showTip(event.clientX, event.clientY, text(event.target.at)));
+    svg.addEventListener("pointerleave", hideTip);
     let here = -1;
     const point = to => {
       own[here]?.classList.remove("at");
       here = (to + own.length) % own.length;
       own[here].classList.add("at");
-      sayAt(own[here], text(own[here].at));
+      showTipAt(own[here], text(own[here].at));
     };
     svg.addEventListener("keydown", event => {
       const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
@@ -170,14 +170,14 @@ function plates(box) {
   }
   const go = at => { if (table.site && document.getElementById(table.site[at])) location.hash = table.site[at]; };
   function paint(name) {
-    const {colour, legend: entries} = colouring(table[name]);
-    for (const circle of circles) circle.style.fill = colour(table[name][circle.at]) ?? "var(--well)";
+    const {color, legend: entries} = coloring(table[name]);
+    for (const circle of circles) circle.style.fill = color(table[name][circle.at]) ?? "var(--well)";
     legend.replaceChildren(...entries);
   }
-  const found = new Map();
-  table.plate.forEach((name, at) => found.set(name, [...(found.get(name) ?? []), at]));
-  const judged = ({rows}) => table.part && rows.some(at => table.part[at] === "test") ? 0 : 1;
-  const list = [...found].map(([name, rows]) => ({name, rows})).sort((a, b) => judged(a) - judged(b)), select = chooser("colour", choices, paint);
+  const byPlate = new Map();
+  table.plate.forEach((name, at) => byPlate.set(name, [...(byPlate.get(name) ?? []), at]));
+  const tested = ({rows}) => table.part && rows.some(at => table.part[at] === "test") ? 0 : 1;
+  const list = [...byPlate].map(([name, rows]) => ({name, rows})).sort((a, b) => tested(a) - tested(b)), select = chooser("color", choices, paint);
   const rest = list.splice(24);
   list.forEach(draw);
   const more = make("button", {type: "button", class: "more"}, `${rest.length} more plates`);
@@ -186,7 +186,7 @@ function plates(box) {
   paint(first);
 }
 
-// A canvas as wide as its box, sharp on every screen, drawn again when the box or the colours change.
+// A canvas as wide as its box; redrawn when its size or the colors change.
 function canvasIn(box, label, draw) {
   const canvas = make("canvas", {tabindex: "0", role: "img", "aria-label": label});
   const again = () => {
@@ -213,21 +213,21 @@ function confusion(box) {
   });
   const ways = Object.keys(orders).filter(name => name !== "class");
   let order = orders[ways[0]], from = [0, 0], span = names.length, here = null, frame = null;
-  const said = make("output", {class: "said"});
+  const message = make("output", {class: "message"});
   const text = ([row, column]) => {
     const a = order[row], b = order[column], sites = cells.get(a * names.length + b) ?? 0;
     const share = total[a] ? ` (${(100 * sites / total[a]).toFixed(1)} %)` : "";
-    return a === b ? `${names[a]}: ${sites} of ${total[a]} sites recognised${share}` :
-      `${names[a]} taken for ${names[b]}: ${sites} of ${total[a]} sites${share}`;
+    return a === b ? `${names[a]}: ${sites} of ${total[a]} sites predicted correctly${share}` :
+      `${names[a]} predicted as ${names[b]}: ${sites} of ${total[a]} sites${share}`;
   };
-  const [canvas, again] = canvasIn(box, box.dataset.label, (pen, width, height, colour) => {
-    const dark = parseInt(colour("--ground").slice(1, 3), 16) < 128;
+  const [canvas, again] = canvasIn(box, box.dataset.label, (pen, width, height, color) => {
+    const dark = parseInt(color("--ground").slice(1, 3), 16) < 128;
     pen.font = "11px system-ui, sans-serif";
     const named = (Math.min(width, height) - 20) / span >= 11;
     const longest = Math.max(...Array.from({length: span}, (_, at) => from.map(start => pen.measureText(names[order[start + at]]).width)).flat());
     const left = named ? Math.min(190, width * .3, longest + 26) : 22, top = left, cell = Math.min(width - left, height - top) / span;
     frame = {left, top, cell};
-    pen.fillStyle = colour("--raised");
+    pen.fillStyle = color("--raised");
     pen.fillRect(left, top, cell * span, cell * span);
     for (let row = 0; row < span; row++) for (let column = 0; column < span; column++) {
       const a = order[from[0] + row], sites = cells.get(a * names.length + order[from[1] + column]);
@@ -237,12 +237,12 @@ function confusion(box) {
       pen.fillStyle = `rgb(${low.map((v, i) => Math.round(v + (high[i] - v) * (.12 + .88 * share))).join()})`;
       pen.fillRect(left + column * cell, top + row * cell, Math.max(cell - (cell > 6 ? 1 : 0), .7), Math.max(cell - (cell > 6 ? 1 : 0), .7));
       if (cell > 26) {
-        pen.fillStyle = share * share > .45 ? (dark ? "#000" : "#fff") : colour("--ink");
+        pen.fillStyle = share * share > .45 ? (dark ? "#000" : "#fff") : color("--ink");
         pen.font = "11px system-ui, sans-serif"; pen.textAlign = "center"; pen.textBaseline = "middle";
         pen.fillText(String(Math.round(100 * share * share)), left + (column + .5) * cell, top + (row + .5) * cell);
       }
     }
-    pen.fillStyle = colour("--soft"); pen.font = "11px system-ui, sans-serif"; pen.textBaseline = "middle";
+    pen.fillStyle = color("--soft"); pen.font = "11px system-ui, sans-serif"; pen.textBaseline = "middle";
     const clip = name => { let text = name; while (text.length > 3 && pen.measureText(text).width > left - 22) text = text.slice(0, -2) + "…"; return text; };
     if (named) for (let at = 0; at < span; at++) {
       pen.textAlign = "right";
@@ -255,7 +255,7 @@ function confusion(box) {
     pen.textAlign = "left"; pen.fillText("predicted →", left, 6);
     pen.save(); pen.translate(6, top); pen.rotate(-Math.PI / 2); pen.textAlign = "right"; pen.fillText("← true", 0, 0); pen.restore();
     if (here) {
-      pen.strokeStyle = colour("--ink"); pen.lineWidth = 2;
+      pen.strokeStyle = color("--ink"); pen.lineWidth = 2;
       pen.strokeRect(left + (here[1] - from[1]) * cell, top + (here[0] - from[0]) * cell, Math.max(cell, 3), Math.max(cell, 3));
     }
   });
@@ -279,12 +279,12 @@ function confusion(box) {
       from = drag.from.map((v, i) => inside(v + moved[i]));
     }
     here = spot;
-    if (spot) { said.textContent = text(spot); say(event.clientX, event.clientY, text(spot)); } else hush();
+    if (spot) { message.textContent = text(spot); showTip(event.clientX, event.clientY, text(spot)); } else hideTip();
     again();
   });
   canvas.addEventListener("pointerdown", event => { drag = {x: event.clientX, y: event.clientY, from: [...from]}; });
   canvas.addEventListener("pointerup", () => { drag = null; });
-  canvas.addEventListener("pointerleave", () => { hush(); drag = null; });
+  canvas.addEventListener("pointerleave", () => { hideTip(); drag = null; });
   canvas.addEventListener("dblclick", event => { event.preventDefault(); zoom(.5, where(event) ?? undefined); });
   canvas.addEventListener("keydown", event => {
     const step = {ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1]}[event.key];
@@ -292,7 +292,7 @@ function confusion(box) {
       event.preventDefault();
       here = (here ?? [from[0], from[1]]).map((v, i) => Math.min(Math.max(v + step[i], 0), names.length - 1));
       from = from.map((v, i) => Math.min(Math.max(v, here[i] - span + 1), here[i]));
-      said.textContent = text(here);
+      message.textContent = text(here);
       again();
     }
     if (event.key === "+" || event.key === "=") zoom(.5);
@@ -300,49 +300,49 @@ function confusion(box) {
   });
   const button = (words, label, act) => { const b = make("button", {type: "button", "aria-label": label}, words); b.addEventListener("click", act); return b; };
   const tools = make("div", {class: "tools"}, chooser("order", ways, way => { order = orders[way]; here = null; again(); }));
-  if (names.length > 12) tools.append(button("+", "closer", () => zoom(.5)), button("−", "further away", () => zoom(2)),
+  if (names.length > 12) tools.append(button("+", "zoom in", () => zoom(.5)), button("−", "zoom out", () => zoom(2)),
     button("all", "show all classes", () => { span = names.length; from = [0, 0]; again(); }));
-  box.append(tools, canvas, said);
+  box.append(tools, canvas, message);
 }
 
 function scatter(box) {
-  const table = read(box.dataset.table), choices = JSON.parse(box.dataset.colours);
+  const table = read(box.dataset.table), choices = JSON.parse(box.dataset.colors);
   const shown = Object.keys(table).filter(name => !["x", "y", "picture", "control"].includes(name));
-  const palette = box.dataset.palette && JSON.parse(box.dataset.palette), judges = at => !table.part || table.part[at] === "test";
+  const palette = box.dataset.palette && JSON.parse(box.dataset.palette), isTest = at => !table.part || table.part[at] === "test";
   const text = at => shown.filter(name => short(table[name][at])).map(name => `${name}: ${short(table[name][at])}`).join("\n");
-  const legend = make("p", {class: "legend"}), order = table.x.map((_, at) => at).sort((a, b) => judges(a) - judges(b));
-  let colours = colouring(table[choices[0]], palette), spots = [], here = -1, every = false;
-  const kin = new Map();  // of each class its points, which are replicates of each other
-  table.class.forEach((name, at) => kin.set(name, [...(kin.get(name) ?? []), at]));
-  const many = 30;  // lines of more would hide the points
+  const legend = make("p", {class: "legend"}), order = table.x.map((_, at) => at).sort((a, b) => isTest(a) - isTest(b));
+  let colors = coloring(table[choices[0]], palette), spots = [], here = -1, every = false;
+  const members = new Map();  // points of each class
+  table.class.forEach((name, at) => members.set(name, [...(members.get(name) ?? []), at]));
+  const many = 30;  // more lines would hide the points
   const bounds = values => [Math.min(...values), Math.max(...values)], [x0, x1] = bounds(table.x), [y0, y1] = bounds(table.y);
-  const [canvas, again] = canvasIn(box, box.dataset.label, (pen, width, height, colour) => {
+  const [canvas, again] = canvasIn(box, box.dataset.label, (pen, width, height, color) => {
     const scale = Math.min((width - 24) / (x1 - x0 || 1), (height - 24) / (y1 - y0 || 1));
     const left = (width - scale * (x1 - x0)) / 2, top = (height - scale * (y1 - y0)) / 2;
     spots = table.x.map((x, at) => [left + scale * (x - x0), top + scale * (y1 - table.y[at])]);
-    const joined = every ? [...kin.keys()].filter(name => kin.get(name).length <= many) : [];
+    const joined = every ? [...members.keys()].filter(name => members.get(name).length <= many) : [];
     if (here >= 0 && !joined.includes(table.class[here])) joined.push(table.class[here]);
     for (const name of joined) {
-      const own = kin.get(name), middle = [0, 1].map(axis => own.reduce((sum, at) => sum + spots[at][axis], 0) / own.length);
+      const own = members.get(name), middle = [0, 1].map(axis => own.reduce((sum, at) => sum + spots[at][axis], 0) / own.length);
       pen.lineWidth = here >= 0 && name === table.class[here] ? 1.2 : .6;
       pen.globalAlpha = .6;
       for (const at of own) {
-        pen.strokeStyle = colours.colour(table[colours.name ?? choices[0]][at]) ?? GREY;
+        pen.strokeStyle = colors.color(table[colors.name ?? choices[0]][at]) ?? GRAY;
         pen.beginPath(); pen.moveTo(...middle); pen.lineTo(...spots[at]); pen.stroke();
       }
     }
     for (const at of here < 0 ? order : [...order, here]) {
-      const judged = judges(at), [x, y] = spots[at];
+      const tested = isTest(at), [x, y] = spots[at];
       pen.beginPath(); if (table.control?.[at]) {
-        pen.globalAlpha = .9; pen.lineWidth = at === here ? 3 : 1.4; pen.strokeStyle = colour("--ink");
+        pen.globalAlpha = .9; pen.lineWidth = at === here ? 3 : 1.4; pen.strokeStyle = color("--ink");
         for (const way of [-3.5, 3.5]) { pen.moveTo(x - 3.5, y - way); pen.lineTo(x + 3.5, y + way); }
         pen.stroke(); continue;
       }
-      pen.arc(x, y, judged ? 5 : 3.2, 0, 2 * Math.PI);
-      pen.globalAlpha = judged ? .9 : .75;
-      if (judged) { pen.fillStyle = colours.colour(table[colours.name ?? choices[0]][at]); pen.fill(); }
-      pen.lineWidth = judged ? 1 : 1.4;
-      pen.strokeStyle = at === here ? colour("--ink") : judged ? colour("--ground") : colours.colour(table[colours.name ?? choices[0]][at]);
+      pen.arc(x, y, tested ? 5 : 3.2, 0, 2 * Math.PI);
+      pen.globalAlpha = tested ? .9 : .75;
+      if (tested) { pen.fillStyle = colors.color(table[colors.name ?? choices[0]][at]); pen.fill(); }
+      pen.lineWidth = tested ? 1 : 1.4;
+      pen.strokeStyle = at === here ? color("--ink") : tested ? color("--ground") : colors.color(table[colors.name ?? choices[0]][at]);
       if (at === here) { pen.lineWidth = 3; pen.globalAlpha = 1; }
       pen.stroke();
     }
@@ -358,9 +358,9 @@ function scatter(box) {
   function point(at, x, y) {
     here = at;
     again();
-    if (at < 0) return hush();
+    if (at < 0) return hideTip();
     const area = canvas.getBoundingClientRect();
-    say(x ?? area.left + spots[at][0], y ?? area.top + spots[at][1], text(at), picture(at));
+    showTip(x ?? area.left + spots[at][0], y ?? area.top + spots[at][1], text(at), picture(at));
   }
   canvas.addEventListener("pointermove", event => {
     const area = canvas.getBoundingClientRect(), x = event.clientX - area.left, y = event.clientY - area.top;
@@ -373,16 +373,16 @@ function scatter(box) {
     const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
     if (step) { event.preventDefault(); point((Math.max(here, -1) + step + spots.length) % spots.length); }
   });
-  const paint = name => { colours = colouring(table[name], name === choices[0] ? palette : null); colours.name = name; legend.replaceChildren(...colours.legend); again(); };
+  const paint = name => { colors = coloring(table[name], name === choices[0] ? palette : null); colors.name = name; legend.replaceChildren(...colors.legend); again(); };
   const join = make("input", {type: "checkbox"});
   join.addEventListener("change", () => { every = join.checked; again(); });
-  box.append(make("div", {class: "tools"}, chooser("colour", choices, paint), make("label", {}, join, " join replicates"), legend), canvas);
+  box.append(make("div", {class: "tools"}, chooser("color", choices, paint), make("label", {}, join, " join replicates"), legend), canvas);
   paint(choices[0]);
 }
 const WIDGETS = {plates, confusion, scatter};
 for (const box of all("[data-widget]")) WIDGETS[box.dataset.widget](box);
 
-// What a link leads to is shown, and so is everything on paper.
+// Open the target of a link; open everything for printing.
 function unfold() {
   const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
   for (let node = target; node; node = node.parentElement) if (node.tagName === "DETAILS") node.open = true;

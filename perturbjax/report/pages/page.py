@@ -1,4 +1,4 @@
-"""One self-contained HTML file from sections; the data of every figure inside, for its script and as CSV."""
+"""One self-contained HTML file from sections; the data of every figure is embedded and savable as CSV."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ import pandas as pd
 
 from perturbjax.core.messages import html_text
 
-#: What the column of classes is called in the data of every figure.
+#: Column of the class in the data of every figure.
 CLASS = "class"
-#: Rows of a table above which it scrolls in a box of its own and can be filtered.
+#: Tables with more rows scroll in a box and have a search field.
 _MANY = 20
-#: Characters of a text that stays on one line of a table.
+#: Texts up to this number of characters stay on one line of a table.
 _SHORT = 24
-#: Values of a data column are kept to so many digits.
+#: Significant digits of numbers in embedded data.
 _DIGITS = 5
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page. `body` is HTML; an empty one is left out. The anchor is what links name."""
+    """A part of a page.
+
+    Attributes:
+        anchor: target of links.
+        title: heading, text.
+        body: HTML; a section with an empty body is left out.
+    """
 
     anchor: str
     title: str
@@ -37,32 +43,40 @@ class Section:
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole file.
+    """Return the complete HTML file.
 
     Args:
-        title: text.
+        title: heading, text.
         lead: HTML above all sections.
-        sections: in their order; three or more are listed beside the page.
+        sections: in order; three or more are listed in a table of contents.
     """
     style, script = _asset("page.css"), _asset("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing is fetched, and no script runs but this one, whatever a compound is called.
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    shown = [section for section in sections if section.body]
-    links = "".join(f'<li><a href="#{one.anchor}">{html_text(one.title)}</a></li>' for one in shown)
-    contents = f'<nav aria-label="contents"><ol>{links}</ol></nav>' if len(shown) > 2 else ""
-    body = "".join(
-        f'<section id="{one.anchor}" aria-label="{html_text(one.title)}"><h2>{html_text(one.title)}</h2>{one.body}'
-        "</section>"
-        for one in shown
+    checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # The browser loads nothing and runs no other script, whatever a compound is called.
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{checksum}'"
     )
+    filled = [section for section in sections if section.body]
+    links = "".join(f'<li><a href="#{s.anchor}">{html_text(s.title)}</a></li>' for s in filled)
+    contents = f'<nav aria-label="contents"><ol>{links}</ol></nav>' if len(filled) > 2 else ""
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width"><title>{html_text(title)}</title>'
-        f'<style>{style}</style></head><body><div class="page{" long" if contents else ""}"><header>'
-        f'<button type="button" class="theme" aria-label="light or dark">◐</button><h1>{html_text(title)}</h1>{lead}'
-        f"</header>{contents}<main>{body}</main></div><script>{script}</script></body></html>\n"
+        f'<style>{style}</style></head><body><div class="page{" long" if contents else ""}">'
+        '<header><button type="button" class="theme" aria-label="light or dark">◐</button>'
+        f"<h1>{html_text(title)}</h1>{lead}</header>{contents}"
+        f"<main>{''.join(map(_section, filled))}</main></div><script>{script}</script></body>"
+        "</html>\n"
+    )
+
+
+def _section(section: Section) -> str:
+    title = html_text(section.title)
+    return (
+        f'<section id="{section.anchor}" aria-label="{title}"><h2>{title}</h2>{section.body}'
+        "</section>"
     )
 
 
@@ -70,28 +84,27 @@ def _asset(name: str) -> str:
     return files("perturbjax.report.pages").joinpath(name).read_text(encoding="utf-8")
 
 
-def defined(word: str, meaning: str) -> str:
-    """A word that says on hover, and to the keyboard, what it means."""
-    return (
-        f'<dfn tabindex="0" data-tip="{html_text(meaning)}">{html_text(word)}</dfn>'
-        if meaning
-        else html_text(word)
-    )
+def with_tooltip(word: str, meaning: str) -> str:
+    """Return a word as HTML with its meaning on hover and keyboard focus; without one, the word."""
+    if not meaning:
+        return html_text(word)
+    return f'<dfn tabindex="0" data-tip="{html_text(meaning)}">{html_text(word)}</dfn>'
 
 
 def with_code(text: str) -> str:
-    """Text whose commands stand between backticks, as HTML."""
+    """Return text as HTML, with commands between backticks as code."""
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", html_text(text))
 
 
 def data(name: str, table: pd.DataFrame) -> str:
-    """A table for scripts and for CSV, as JSON inside the page: {column: [values]}, repeated text as levels and codes.
+    """Embed a table as JSON: {column: [values]}; repeated text as levels and codes.
 
     Args:
-        name: of the element.
+        name: id of the element.
+        table: text and numbers; infinite values and NaN become null.
     """
     columns = {str(column): _column(table[column]) for column in table.columns}
-    # `<` would let a compound's name end the element.
+    # An unescaped `<` in a compound's name could end the element.
     text = json.dumps(columns, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return f'<script type="application/json" id="{html_text(name)}">{text}</script>'
 
@@ -110,39 +123,49 @@ def _column(values: pd.Series) -> Any:
 
 
 def csv_button(source: str, name: str) -> str:
-    """A button that saves an element's table as NAME.csv."""
+    """Return a button that saves the table of an element as NAME.csv."""
+    name = html_text(name)
     return (
-        f'<button type="button" data-csv="{html_text(source)}" data-name="{html_text(name)}" '
-        f'aria-label="save {html_text(name)} as CSV">CSV</button>'
+        f'<button type="button" data-csv="{html_text(source)}" data-name="{name}" '
+        f'aria-label="save {name} as CSV">Save CSV</button>'
     )
 
 
 def figure(name: str, drawing: str, caption: str, values: pd.DataFrame) -> str:
-    """A drawing with its caption (text) and its data, which can be saved as NAME.csv."""
+    """Return a drawing with its caption and its data.
+
+    Args:
+        name: id of the figure and name of the CSV file.
+        drawing: HTML or SVG.
+        caption: text.
+        values: data of the figure.
+    """
     source = f"{name}-data"
     return (
-        f'<figure class="figure" id="{html_text(name)}">{drawing}<figcaption>{html_text(caption)}</figcaption>'
+        f'<figure class="figure" id="{html_text(name)}">{drawing}'
+        f"<figcaption>{html_text(caption)}</figcaption>"
         f'<div class="tools">{csv_button(source, name)}</div>{data(source, values)}</figure>'
     )
 
 
 def image(file: Path, caption: str) -> str:
-    """A PNG inside the page, with its caption (text), which also says what is seen."""
-    held = base64.b64encode(file.read_bytes()).decode()
+    """Embed a PNG file with a caption (text), which is also its description."""
+    content = base64.b64encode(file.read_bytes()).decode()
     text = html_text(caption)
     return (
-        f'<figure><img class="print" alt="{text}" src="data:image/png;base64,{held}"><figcaption>{text}</figcaption>'
-        "</figure>"
+        f'<figure><img class="print" alt="{text}" src="data:image/png;base64,{content}">'
+        f"<figcaption>{text}</figcaption></figure>"
     )
 
 
 def widget(kind: str, source: str, label: str, **settings: Any) -> str:
-    """A place that the page's script draws in: plates, confusion or scatter.
+    """Return an element that the script of the page draws in.
 
     Args:
-        source: the name of the figure whose data it draws.
-        label: what is seen, for those who do not.
-        settings: `data-*` attributes; what is not text or a number is written as JSON.
+        kind: plates, confusion or scatter.
+        source: name of the figure with the data.
+        label: description for screen readers.
+        settings: `data-*` attributes; lists and mappings are written as JSON.
     """
     plain = {
         k: v if isinstance(v, str | int | float) else json.dumps(v) for k, v in settings.items()
@@ -150,9 +173,10 @@ def widget(kind: str, source: str, label: str, **settings: Any) -> str:
     extra = "".join(
         f' data-{name.replace("_", "-")}="{html_text(value)}"' for name, value in plain.items()
     )
+    label = html_text(label)
     return (
-        f'<div data-widget="{kind}" data-table="{html_text(source)}-data" data-label="{html_text(label)}"{extra}></div>'
-        f"<noscript><p>{html_text(label)} (drawn where scripts may run)</p></noscript>"
+        f'<div data-widget="{kind}" data-table="{html_text(source)}-data" data-label="{label}"'
+        f"{extra}></div><noscript><p>{label} (needs JavaScript)</p></noscript>"
     )
 
 
@@ -165,46 +189,47 @@ def table(
     strong: Sequence[bool] | None = None,
     rows: str = "rows",
 ) -> str:
-    """A table that sorts by a click on a column's name, and filters where it is long.
+    """Return a table that sorts by a click on a column heading; long tables have a search field.
 
     Args:
-        values: text and numbers; NaN is left empty. Numbers between -1 and 1 have three decimals.
-        meanings: column → what its name means.
-        links: one a row, the address that its first cell leads to; empty leads nowhere.
-        strong: rows that stand out.
-        rows: what a row is, in the plural; they are counted where they are many.
+        name: id of the table and name of the CSV file.
+        values: text and numbers; NaN is empty. Numbers from -1 to 1 have three decimals.
+        meanings: column -> explanation on hover.
+        links: one per row, target of the first cell; empty for none.
+        strong: rows to highlight.
+        rows: plural name of a row, for the count above long tables.
     """
-    meanings = meanings or {}
-    numeric = [values.dtypes.iloc[at].kind in "iuf" for at in range(values.shape[1])]
-    heads = "".join(
-        f'<th scope="col"{"" if number else " class=text"}><button type="button"'
-        + (f' data-tip="{html_text(meanings[column])}"' if column in meanings else "")
-        + f">{html_text(column)}</button></th>"
-        for column, number in zip(values.columns, numeric, strict=True)
-    )
+    numeric = [values.dtypes.iloc[i].kind in "iuf" for i in range(values.shape[1])]
+    columns = zip(values.columns, numeric, strict=True)
+    heads = "".join(_heading(column, number, meanings or {}) for column, number in columns)
     body = []
-    for at, row in enumerate(values.itertuples(index=False)):
+    for index, row in enumerate(values.itertuples(index=False)):
         cells = [_cell(value, number) for value, number in zip(row, numeric, strict=True)]
-        if links and links[at]:
-            cells[0] = (
-                f'<td class="text{_short(row[0])}"><a href="{html_text(links[at])}">{html_text(row[0])}</a></td>'
-            )
-        css = ' class="model"' if strong is not None and strong[at] else ""
+        if links and links[index]:
+            link = f'<a href="{html_text(links[index])}">{html_text(row[0])}</a>'
+            cells[0] = f'<td class="text{_short(row[0])}">{link}</td>'
+        css = ' class="model"' if strong is not None and strong[index] else ""
         body.append(f"<tr{css}>{''.join(cells)}</tr>")
     many = len(values) > _MANY
-    find = (
-        f'<label>find <input type="search" data-filter="#{html_text(name)} tbody tr"></label><output></output>'
+    search = (
+        f'<label>find <input type="search" data-filter="#{html_text(name)} tbody tr"></label>'
+        f"<output></output><span>{len(values)} {html_text(rows)}</span>"
         if many
         else ""
     )
-    count = f"<span>{len(values)} {html_text(rows)}</span>" if many else ""
-    tools = f'<div class="tools">{find}{count}{csv_button(name, name)}</div>'
+    tools = f'<div class="tools">{search}{csv_button(name, name)}</div>'
     above, below = (tools, "") if many else ("", tools)
-    drawn = (
-        f'<table class="sortable" id="{html_text(name)}"><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody>'
-        "</table>"
+    return (
+        f'{above}<div class="{"tall" if many else "wide"}" tabindex="0">'
+        f'<table class="sortable" id="{html_text(name)}"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>{below}"
     )
-    return f'{above}<div class="{"tall" if many else "wide"}" tabindex="0">{drawn}</div>{below}'
+
+
+def _heading(column: Any, number: bool, meanings: Mapping[str, str]) -> str:
+    tip = f' data-tip="{html_text(meanings[column])}"' if column in meanings else ""
+    css = "" if number else " class=text"
+    return f'<th scope="col"{css}><button type="button"{tip}>{html_text(column)}</button></th>'
 
 
 def _short(value: Any) -> str:
@@ -218,16 +243,14 @@ def _cell(value: Any, number: bool) -> str:
         return "<td></td>"
     if isinstance(value, int | np.integer):
         return f"<td>{value}</td>"
-    shown = f"{value:.3f}" if abs(value) <= 1 else f"{value:.4g}"
-    return f'<td data-value="{value:.6g}">{shown}</td>'
+    text = f"{value:.3f}" if abs(value) <= 1 else f"{value:.4g}"
+    return f'<td data-value="{value:.6g}">{text}</td>'
 
 
 def anchor(prefix: str, name: object) -> str:
-    """An address inside the page for a name from the data."""
+    """Return an anchor for a name from the data; names with special characters get a checksum."""
     text = str(name)
     clean = re.sub(r"[^A-Za-z0-9_-]+", "-", text)
-    return (
-        f"{prefix}-{clean}"
-        if clean == text
-        else f"{prefix}-{clean}-{hashlib.sha1(text.encode()).hexdigest()[:6]}"
-    )
+    if clean == text:
+        return f"{prefix}-{clean}"
+    return f"{prefix}-{clean}-{hashlib.sha1(text.encode()).hexdigest()[:6]}"

@@ -1,4 +1,4 @@
-"""Plates drawn as plates: the wells of an index, one row each, as the page's script takes them."""
+"""Plate maps: the wells of an index, drawn by the script of the page."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from perturbjax.report.pages.page import figure, widget
 
 
 def has_plate_positions(index: pd.DataFrame) -> bool:
-    """Whether wells are named as on a plate."""
+    """Whether all wells have names such as A01."""
     return bool((parse_wells(index[WELL]) >= 0).all())
 
 
-def plate_maps(name: str, wells: pd.DataFrame, *, colour: str, label: str, caption: str) -> str:
-    """Every plate with its wells, coloured by the column that the reader chooses, as HTML.
+def plate_maps(name: str, wells: pd.DataFrame, *, color: str, label: str, caption: str) -> str:
+    """Draw every plate with its wells, colored by a column that the reader selects, as HTML.
 
     Args:
-        name: of the figure.
-        wells: one row a well, `Metadata_Plate` and `Metadata_Well` named as on a plate. All other columns are shown
-            on hover, and offered to colour by. `part` ("test" for wells that judge) and `flagged` (1 or 0) change how
-            a well is drawn; `site` is where a click on it leads.
-        colour: the column that colours first.
-        label: what is seen, for those who do not.
-        caption: text.
+        name: name of the figure.
+        wells: one row per well with `Metadata_Plate` and `Metadata_Well`. All other columns appear
+            on hover and in the color menu. `part` ("test" for test wells) and `flagged` (1 or 0)
+            change the symbol; `site` is the anchor that a click leads to.
+        color: column of the initial colors.
+        label: description for screen readers.
+        caption: text below the figure.
     """
     spots = parse_wells(wells[WELL])
     rows, columns = shape_holding(spots, least=24)
-    drawn = wells.rename(columns={PLATE: "plate", WELL: "well"}).assign(
+    table = wells.rename(columns={PLATE: "plate", WELL: "well"}).assign(
         row=spots[:, 0], column=spots[:, 1]
     )
-    drawing = widget("plates", name, label, colour=colour, rows=rows, columns=columns)
-    return figure(name, drawing, caption, drawn)
+    drawing = widget("plates", name, label, color=color, rows=rows, columns=columns)
+    return figure(name, drawing, caption, table)

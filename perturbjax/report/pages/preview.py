@@ -1,4 +1,4 @@
-"""`preview.html`: what was built, plate by plate, before a network sees it."""
+"""`preview.html`: cells, plate maps and unusual wells of a dataset, to look at before training."""
 
 from __future__ import annotations
 
@@ -18,38 +18,41 @@ from perturbjax.report.pages.page import Section, anchor, page, table
 from perturbjax.report.pages.plate_map import has_plate_positions, plate_maps
 
 PREVIEW = "preview.html"
-#: Plates that the page is called by.
+#: Number of plates named in the title.
 TITLED = 3
-#: Pictures on the page, outliers' among them: they decide what it weighs and what it costs.
+#: Maximum number of pictures on the page, per plate, and of outliers; they determine size and time.
 PICTURES, PER_PLATE, OUTLIERS = 240, 24, 24
-#: Ends of the measures whose outliers are sought on their own scale and not on a logarithmic one.
-AS_THEY_ARE = (" focus", " saturated")
-#: Plates above which their pictures stand in one section, side by side.
+#: Suffixes of the measures that are compared on a linear instead of a logarithmic scale.
+LINEAR_SCALE = (" focus", " saturated")
+#: Above this number of plates all pictures are in one section.
 FEW = 8
-#: Column of the label while wells are gathered.
+#: Temporary column of the label.
 _LABEL = "preview label"
-#: A well is an outlier so many robust deviations from the middle of its plate.
+#: Wells farther than this many robust standard deviations from the plate median are outliers.
 FAR = 5.0
-#: 1.4826 times the median distance from the median estimates the deviation of a normal distribution.
-_NORMAL = 1.4826
+#: Factor from the median absolute deviation to the standard deviation of a normal distribution.
+_SD_PER_MAD = 1.4826
 
 
 def write_preview(dataset: Dataset) -> Path:
-    """Write `preview.html` beside a dataset: a montage of each plate, its heat maps, and the wells that stand out.
+    """Write `preview.html` into the dataset directory.
 
-    At most 240 sites are decoded, however many there are; the rest is from the index. The same dataset gives the same
-    bytes wherever it lies.
+    At most 240 sites are decoded; everything else comes from the index. The same dataset gives the
+    same bytes in every location.
+
+    Returns:
+        Path of the page.
     """
     wells = well_table(dataset)
     far = outliers(wells)
-    renderer = pictures.renderer(dataset)
+    renderer = pictures.make_renderer(dataset)
     plates = list(map(str, wells[PLATE].unique()))
-    title = ", ".join(plates[:TITLED]) + (
-        f" and {len(plates) - TITLED} plates more" if len(plates) > TITLED else ""
-    )
+    title = ", ".join(plates[:TITLED])
+    if len(plates) > TITLED:
+        title += f" and {len(plates) - TITLED} more plates"
     sections = [
-        Section("plates", "Plates", _plates(wells, far)),
-        Section("outliers", "Wells that stand out", _outliers(far, wells, renderer)),
+        Section("plates", "Plate maps", _plates(wells, far)),
+        Section("outliers", "Unusual wells", _outliers(far, renderer)),
         *_montages(dataset, wells, renderer),
     ]
     out = dataset.path / PREVIEW
@@ -59,224 +62,221 @@ def write_preview(dataset: Dataset) -> Path:
 
 
 def well_table(dataset: Dataset) -> pd.DataFrame:
-    """One row a well: `Metadata_Plate`, `Metadata_Well`, the label, `cells` (mean a site), `cell area` (pixels), of
-    each channel intensity, contrast and, where the index has them, focus and saturated share, `sites`, and `position`,
-    of the site that shows it."""
-    index = dataset.index.assign(
-        position=np.arange(len(dataset)), **{_LABEL: _labels(dataset).to_numpy()}
-    )
+    """Summarize the index by well.
+
+    Returns:
+        One row per well: `Metadata_Plate`, `Metadata_Well`, the label, `cells` (mean per site),
+        `cell area` (pixels), intensity and contrast of each channel, focus and saturation if the
+        index has them, `sites`, and `position`, the dataset row of the site that is drawn.
+    """
+    labels = _labels(dataset).to_numpy()
+    index = dataset.index.assign(**{"position": np.arange(len(dataset)), _LABEL: labels})
     groups = index.groupby([PLATE, WELL], sort=False)
     cells = groups["n_cells"].sum()
-    found = pd.DataFrame(
-        {
-            dataset.label_column.removeprefix("Metadata_") or "label": groups[_LABEL].first(),
-            "cells": groups["n_cells"].mean(),
-            "cell area": groups["mask_area"].sum() / cells.where(cells > 0),
-        }
-    )
+    columns = {
+        dataset.label_column.removeprefix("Metadata_") or "label": groups[_LABEL].first(),
+        "cells": groups["n_cells"].mean(),
+        "cell area": groups["mask_area"].sum() / cells.where(cells > 0),
+    }
     for channel in dataset.channel_names:
-        found[f"{channel} intensity"] = groups[f"mean_{channel}"].mean()
-        found[f"{channel} contrast"] = groups[f"std_{channel}"].mean() / found[
-            f"{channel} intensity"
-        ].clip(lower=1e-9)
-    for column in _quality(dataset.index):
-        kind, _, channel = column.partition("_")
-        found[f"{channel} {kind}"] = groups[column].median()
-    found["sites"] = groups.size()
-    found["position"] = groups["position"].first()
-    return found.reset_index()
-
-
-def _quality(index: pd.DataFrame) -> list[str]:
-    """Columns of focus and saturation, where the dataset has them."""
-    return [column for column in index.columns if column.startswith(("focus_", "saturated_"))]
+        intensity = groups[f"mean_{channel}"].mean()
+        columns[f"{channel} intensity"] = intensity
+        columns[f"{channel} contrast"] = groups[f"std_{channel}"].mean() / intensity.clip(
+            lower=1e-9
+        )
+    for column in index.columns:
+        if column.startswith(("focus_", "saturated_")):
+            kind, _, channel = column.partition("_")
+            columns[f"{channel} {kind}"] = groups[column].median()
+    columns |= {"sites": groups.size(), "position": groups["position"].first()}
+    return pd.DataFrame(columns).reset_index()
 
 
 def _labels(dataset: Dataset) -> pd.Series:
-    """The label of each site; empty where the dataset was built without one."""
+    """The label of each site; empty if the dataset has no label."""
     if not dataset.label_column:
         return pd.Series("", index=dataset.index.index)
     return dataset.column(dataset.label_column)
 
 
 def _measures(wells: pd.DataFrame) -> list[str]:
-    return [
-        column
-        for column in wells.columns
-        if column in ("cells", "cell area")
-        or column.endswith((" intensity", " contrast", *AS_THEY_ARE))
-    ]
+    suffixes = (" intensity", " contrast", *LINEAR_SCALE)
+    return [c for c in wells.columns if c in ("cells", "cell area") or c.endswith(suffixes)]
 
 
 def outliers(wells: pd.DataFrame) -> pd.DataFrame:
-    """Wells farther than `FAR` robust deviations from the median of their plate, the farthest first: `Metadata_Plate`,
-    `Metadata_Well`, the label, `what`, `value`, `plate's median`, `deviations`, `position`.
+    """Find wells that differ from the other wells of their plate.
 
-    Cells and intensities are compared as logarithms, as they spread, focus (a slope) and saturation (a share) as they
-    are; a well without a cell is always one.
+    A well is an outlier if a measure is more than `FAR` robust standard deviations from the plate
+    median. Cell numbers and intensities are compared as logarithms. A well without cells is always
+    an outlier.
+
+    Args:
+        wells: from `well_table`.
+
+    Returns:
+        One row per well and measure, largest deviation first: `Metadata_Plate`, `Metadata_Well`, the
+        label, `measure`, `value`, `plate median`, `deviations`, `position`.
     """
     rows = []
-    for what in _measures(wells):
-        values = wells[what].astype(float)
-        if not what.endswith(AS_THEY_ARE):
+    for measure in _measures(wells):
+        values = wells[measure].astype(float)
+        if not measure.endswith(LINEAR_SCALE):
             values = np.log(values.clip(lower=1e-6))
         score = values.groupby(wells[PLATE]).transform(lambda v: robust(v.to_numpy()))
-        far = (score.abs() > FAR) | (wells["cells"].eq(0) if what == "cells" else False)
-        middle = wells.groupby(PLATE)[what].transform("median")
+        far = score.abs() > FAR
+        if measure == "cells":
+            far |= wells["cells"].eq(0)
+        median = wells.groupby(PLATE)[measure].transform("median")
         rows.append(
             wells.loc[far, [PLATE, WELL, wells.columns[2], "position"]].assign(
-                what=what, value=wells.loc[far, what], median=middle[far], deviations=score[far]
+                measure=measure, value=wells.loc[far, measure], median=median[far],
+                deviations=score[far],
             )
-        )
-    found = pd.concat(rows)
-    order = (-found["deviations"].abs()).argsort(kind="stable")
-    return found.iloc[order].rename(columns={"median": "plate's median"}).reset_index(drop=True)
+        )  # fmt: skip
+    table = pd.concat(rows)
+    order = (-table["deviations"].abs()).argsort(kind="stable")
+    return table.iloc[order].rename(columns={"median": "plate median"}).reset_index(drop=True)
 
 
 def robust(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Distances from the median, in robust deviations; at least a twentieth is taken for one, where most are alike."""
+    """Distances from the median in robust standard deviations (1.4826 MAD).
+
+    A standard deviation below 0.05 counts as 0.05, for plates whose wells are nearly equal.
+    """
     distance = values - np.nanmedian(values)
-    return distance / max(_NORMAL * float(np.nanmedian(np.abs(distance))), 0.05)
+    return distance / max(_SD_PER_MAD * float(np.nanmedian(np.abs(distance))), 0.05)
 
 
 def _lead(dataset: Dataset, wells: pd.DataFrame, far: pd.DataFrame) -> str:
     cells, empty = int(dataset.index["n_cells"].sum()), int((dataset.index["n_cells"] == 0).sum())
     label = dataset.label_column.removeprefix("Metadata_")
     segmenter = dataset.provenance.get("segmenter") or {}
-    engine = (
-        segmenter.get("engine") or segmenter.get("name") or ""
-        if isinstance(segmenter, dict)
-        else ""
-    )
-    by = f" by {html_text(engine)}" if engine else ""
-    named = far.drop_duplicates([PLATE, WELL])
+    engine = ""
+    if isinstance(segmenter, dict):
+        engine = segmenter.get("engine") or segmenter.get("name") or ""
+    by = f", segmented with {html_text(engine)}" if engine else ""
+    unusual = len(far.drop_duplicates([PLATE, WELL]))
     verdict = (
-        f"{cells:,} cells in {len(dataset):,} sites of {len(wells):,} wells on {wells[PLATE].nunique()} plates; "
-        f"{len(named) or 'no'} {'wells stand' if len(named) > 1 else 'well stands'} out."
+        f"{_count(cells, 'cell')} in {_count(len(dataset), 'site')} of {_count(len(wells), 'well')} "
+        f"on {_count(wells[PLATE].nunique(), 'plate')}; {_count(unusual, 'unusual well')}."
     )
+    classes = f"{html_text(label)}, {_labels(dataset).nunique()} classes" if label else "none"
     facts = [
-        ("Label", f"{html_text(label)}, {_labels(dataset).nunique()} classes" if label else "none"),
+        ("Label", classes),
         ("Channels", html_text(", ".join(dataset.channel_names))),
-        ("Masks", f"{cells / len(dataset):.1f} cells a site{by}; {empty} sites without a cell"),
-        ("Stored as", f"{dataset.image_dtype}, {_sizes(dataset)} pixels"),
+        ("Masks", f"{cells / len(dataset):.1f} cells per site{by}; {empty} sites without cells"),
+        ("Stored images", f"{dataset.image_dtype}, {_sizes(dataset)} pixels"),
     ]
-    cells_of = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
-    return f'<p class="verdict">{verdict}</p><dl class="answers">{cells_of}</dl>'
+    listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
+    return f'<p class="verdict">{verdict}</p><dl class="answers">{listed}</dl>'
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _sizes(dataset: Dataset) -> str:
     sizes = dataset.index[["height", "width"]].drop_duplicates()
-    return (
-        " × ".join(map(str, sizes.iloc[0]))
-        if len(sizes) == 1
-        else f"{len(sizes)} different sizes of"
-    )
+    if len(sizes) == 1:
+        return " × ".join(map(str, sizes.iloc[0]))
+    return f"{len(sizes)} different sizes in"
 
 
 def _plates(wells: pd.DataFrame, far: pd.DataFrame) -> str:
     if not has_plate_positions(wells):
-        return "<p>Wells are not named like A01: no plate can be drawn.</p>"
-    flagged = pd.MultiIndex.from_frame(wells[[PLATE, WELL]]).isin(
-        pd.MultiIndex.from_frame(far[[PLATE, WELL]])
+        return "<p>No plate maps: wells are not named like A01.</p>"
+    keys = pd.MultiIndex.from_frame(wells[[PLATE, WELL]])
+    flagged = keys.isin(pd.MultiIndex.from_frame(far[[PLATE, WELL]]))
+    table = wells.assign(
+        flagged=flagged.astype(int),
+        site=[_anchor(*well) for well in wells[[PLATE, WELL]].to_numpy()],
     )
-    drawn = wells.assign(
-        flagged=flagged.astype(int), site=[_name(*well) for well in wells[[PLATE, WELL]].to_numpy()]
-    )
+    plates = wells[PLATE].nunique()
     return plate_maps(
         "wells",
-        drawn.drop(columns="position"),
-        colour="cells",
-        label=f"Maps of {wells[PLATE].nunique()} plates, each well coloured by its number of cells",
-        caption="Choose what colours the wells. Ringed wells stand out (below). Focus is the slope of the power "
-        "spectrum, lower out of focus; contrast is deviation over mean. Edges or "
-        "rows that differ are of the plate, not of a treatment.",
+        table.drop(columns="position"),
+        color="cells",
+        label=f"Maps of {_count(plates, 'plate')}, wells colored by number of cells",
+        caption="Select the color in the menu. Rings mark unusual wells (below). Focus is the slope of "
+        "the power spectrum, lower when out of focus; contrast is standard deviation divided by mean. "
+        "Edges or rows that differ point to an effect of the plate instead of a treatment.",
     )
 
 
-def _name(plate: str, well: str) -> str:
+def _anchor(plate: str, well: str) -> str:
     return anchor("well", f"{plate}-{well}")
 
 
-def _outliers(far: pd.DataFrame, wells: pd.DataFrame, renderer: pictures.Renderer) -> str:
+def _outliers(far: pd.DataFrame, renderer: pictures.Renderer) -> str:
     if far.empty:
-        return f"<p>None: no well is farther than {FAR:g} robust deviations from the middle of its plate.</p>"
-    shown = far.drop_duplicates([PLATE, WELL]).head(OUTLIERS)
-    said = far.groupby([PLATE, WELL], sort=False)["what"].agg(", ".join)
+        return (
+            f"<p>None: every well is within {FAR:g} robust standard deviations of the median of its "
+            "plate.</p>"
+        )
+    pictured = far.drop_duplicates([PLATE, WELL]).head(OUTLIERS)
+    measures = far.groupby([PLATE, WELL], sort=False)["measure"].agg(", ".join)
     shots = [
         pictures.shot(
             pictures.address(renderer.picture(int(row["position"]))),
-            f"{row[PLATE]} {row[WELL]}: {said[row[PLATE], row[WELL]]}",
+            f"{row[PLATE]} {row[WELL]}: {measures[row[PLATE], row[WELL]]}",
             f"cells of well {row[WELL]} of plate {row[PLATE]}",
             css="outlier",
-            name=_name(row[PLATE], row[WELL]),
+            name=_anchor(row[PLATE], row[WELL]),
         )
-        for row in shown.to_dict("records")
+        for row in pictured.to_dict("records")
     ]
-    pictured = set(map(tuple, shown[[PLATE, WELL]].to_numpy()))
+    targets = set(map(tuple, pictured[[PLATE, WELL]].to_numpy()))
     links = [
-        f"#{_name(*well)}" if tuple(well) in pictured else ""
+        f"#{_anchor(*well)}" if tuple(well) in targets else ""
         for well in far[[PLATE, WELL]].to_numpy()
     ]
-    listed = far.drop(columns="position")[
-        [WELL, PLATE, *far.columns.drop([WELL, PLATE, "position"])]
-    ]
+    listed = far.drop(columns="position")
+    listed = listed[[WELL, PLATE, *listed.columns.drop([WELL, PLATE])]]
     listed = listed.rename(columns={PLATE: "plate", WELL: "well"})
     note = (
-        f'<p class="note">Farther than {FAR:g} robust deviations (1.4826 times the median distance) from the median of '
-        "their plate, on a logarithmic scale but for focus and saturation. A strong treatment stands out too: look "
-        "before you drop one.</p>"
+        f'<p class="note">More than {FAR:g} robust standard deviations (1.4826 MAD) from the median '
+        "of the plate, on a logarithmic scale except for focus and saturation. Strong treatments "
+        "appear here too: look at the cells before you exclude a well.</p>"
     )
-    return (
-        note
-        + f'<div class="shots">{"".join(shots)}</div>'
-        + table("outlier-table", listed, links=links, rows="findings")
-    )
+    gallery = f'<div class="shots">{"".join(shots)}</div>'
+    return note + gallery + table("outlier-table", listed, links=links, rows="rows")
 
 
 def _montages(
     dataset: Dataset, wells: pd.DataFrame, renderer: pictures.Renderer
 ) -> Iterator[Section]:
-    """A section a plate; of many plates one section of all."""
+    """One section per plate; for many plates one section in total."""
     plates = list(wells[PLATE].unique())
     each = int(np.clip(PICTURES // len(plates), 4, PER_PLATE))
-    shown = plates[: PICTURES // each]
-    few, left = len(plates) <= FEW, len(plates) - len(shown)
+    drawn = plates[: PICTURES // each]
+    few, left = len(plates) <= FEW, len(plates) - len(drawn)
     strips = []
-    for number, plate in enumerate(shown):
-        here = wells[wells[PLATE] == plate]
-        chosen = here.iloc[np.unique(np.linspace(0, len(here) - 1, each).round().astype(int))]
-        shots = f'<div class="shots">{"".join(_shot(dataset, renderer, row) for row in chosen.to_dict("records"))}</div>'
-        count = f"{len(chosen)} of {len(here)} wells"
+    for number, plate in enumerate(drawn):
+        own = wells[wells[PLATE] == plate]
+        chosen = own.iloc[np.unique(np.linspace(0, len(own) - 1, each).round().astype(int))]
+        pictured = "".join(_shot(dataset, renderer, row) for row in chosen.to_dict("records"))
+        shots = f'<div class="shots">{pictured}</div>'
+        count = f"{len(chosen)} of {len(own)} wells"
         if few:
             legend = renderer.legend() if number == 0 else ""
-            yield Section(
-                anchor("plate", plate),
-                f"Plate {plate}",
-                f'{legend}<p class="note">{count}.</p>{shots}',
-            )
+            body = f'{legend}<p class="note">{count}.</p>{shots}'
+            yield Section(anchor("plate", plate), f"Plate {plate}", body)
         strips.append(f'<div class="strip"><p>{html_text(plate)}: {count}</p>{shots}</div>')
     if not few:
-        less = f'<p class="note">{left} plates more are in the maps above.</p>' if left else ""
-        yield Section(
-            "cells",
-            "The cells",
-            f'{renderer.legend()}{less}<div class="strips">{"".join(strips)}</div>',
-        )
+        rest = f'<p class="note">The maps above show {left} more plates.</p>' if left else ""
+        body = f'{renderer.legend()}{rest}<div class="strips">{"".join(strips)}</div>'
+        yield Section("cells", "Cells", body)
 
 
 def _shot(dataset: Dataset, renderer: pictures.Renderer, row: dict) -> str:
     """The first site of a well, with its label."""
-    label = list(row)[2]
+    label = row[list(row)[2]]
+    site = dataset.index.iloc[int(row["position"])]
     return pictures.shot(
         pictures.address(renderer.picture(int(row["position"]))),
-        f"{row[WELL]}\n{row[label]}".strip(),
-        f"cells of well {row[WELL]} {row[label]}".strip(),
-        tip=_tip(dataset, row),
-    )
-
-
-def _tip(dataset: Dataset, row: dict) -> str:
-    site = dataset.index.iloc[int(row["position"])]
-    return (
-        f"plate {row[PLATE]}, well {row[WELL]}, site {site.get(SITE, '?')}\n{site['n_cells']} cells"
+        f"{row[WELL]}\n{label}".strip(),
+        f"cells of well {row[WELL]} {label}".strip(),
+        tip=f"plate {row[PLATE]}, well {row[WELL]}, site {site.get(SITE, '?')}\n"
+        f"{site['n_cells']} cells",
     )

@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven as WebDriver says: enough of the protocol to look at a page of ours."""
+"""A headless Chromium, driven through the WebDriver protocol."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Browser:
         )
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """The value of a function body of JavaScript."""
+        """Run a JavaScript function body and return its value."""
         return self._do("/execute/sync", {"script": script, "args": list(arguments)})
 
     def click(self, selector: str) -> None:
@@ -92,7 +92,7 @@ class Browser:
         )
 
     def hover(self, selector: str, x: float = 0.5, y: float = 0.5) -> None:
-        """Move the mouse to a place of an element, in shares of its size."""
+        """Move the mouse over an element, to a position in fractions of its size."""
         box = self.run(
             "const n = document.querySelector(arguments[0]); n.scrollIntoView({block: 'center'}); "
             "const b = n.getBoundingClientRect(); return [b.left, b.top, b.width, b.height]",
@@ -108,7 +108,7 @@ class Browser:
             self.devtools("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def complaints(self) -> list[str]:
-        """What the console said since it was last asked: errors, refusals of the page's own policy."""
+        """Return console errors since the last call, including violations of the page's policy."""
         return [entry["message"] for entry in self._do("/se/log", {"type": "browser"})]
 
     def screenshot(self, out: Path, *, whole: bool = False) -> None:
@@ -121,7 +121,7 @@ class Browser:
         )
 
     def pdf(self) -> bytes:
-        """The page as it is printed."""
+        """Return the printed page as PDF."""
         return base64.b64decode(self._do("/print", {}))
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class Browser:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """A browser that is gone when the block ends."""
+    """Start a browser and close it at the end of the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

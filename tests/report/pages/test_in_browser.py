@@ -1,4 +1,4 @@
-"""The pages in a real Chromium: nothing complains, all answers to mouse and keyboard, nothing runs off the side."""
+"""The pages in a real Chromium: no errors, mouse and keyboard work, and the width fits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def preview(tmp_path_factory):
 
 @pytest.mark.parametrize("width", [420, 1280, 1920])
 @pytest.mark.parametrize("dark", [False, True])
-def test_no_page_complains_or_scrolls_sideways(window, report, preview, width, dark):
+def test_pages_have_no_errors_and_no_sideways_scrolling(window, report, preview, width, dark):
     for page in (report, preview):
         window.open(page, width=width, dark=dark)
         assert window.run("return document.documentElement.scrollWidth") <= width
@@ -54,13 +54,13 @@ def test_no_page_complains_or_scrolls_sideways(window, report, preview, width, d
         assert (ground == "rgb(255, 255, 255)") != dark
 
 
-def test_a_class_that_is_a_script_is_shown_and_never_run(window, report):
+def test_class_name_with_a_script_is_text(window, report):
     window.open(report)
     assert window.run("return document.querySelectorAll('script:not([type])').length") == 1
     assert HOSTILE in window.run("return document.getElementById('class-table').textContent")
 
 
-def test_a_table_sorts_both_ways_and_filters(window, report):
+def test_table_sorts_and_filters(window, report):
     window.open(report)
     recall = "return [...document.querySelectorAll('#class-table tbody tr')].map(r => +r.cells[4].dataset.value)"
     window.click("#class-table th:nth-child(5) button")
@@ -82,11 +82,11 @@ def test_a_table_sorts_both_ways_and_filters(window, report):
     assert shown == 1
 
 
-def test_hovering_names_wells_cells_of_the_matrix_points_and_words(window, report):
+def test_tooltips_describe_wells_matrix_points_and_terms(window, report):
     window.open(report)
     window.run("document.querySelector('.answers dfn').focus()")
-    assert "every class counts the same" in window.run(TIP)
-    window.hover("#plates svg circle.judged")
+    assert "same weight" in window.run(TIP)
+    window.hover("#plates svg circle.tested")
     assert "class: " in window.run(TIP) and "probability of the true class" in window.run(TIP)
     window.hover("#confusion canvas", 0.5, 0.5)
     assert "sites" in window.run(TIP)
@@ -97,7 +97,7 @@ def test_hovering_names_wells_cells_of_the_matrix_points_and_words(window, repor
     ).startswith('url("data:')
 
 
-def test_replicates_are_joined_where_the_pointer_is_or_all_of_them(window, report):
+def test_replicates_are_joined_on_request(window, report):
     window.open(report)
     drawn = "return document.querySelector('#embedding canvas').toDataURL()"
     plain = window.run(drawn)
@@ -108,7 +108,7 @@ def test_replicates_are_joined_where_the_pointer_is_or_all_of_them(window, repor
     assert window.complaints() == []
 
 
-def test_the_keyboard_walks_plates_and_matrix(window, report):
+def test_keyboard_moves_in_plates_and_matrix(window, report):
     window.open(report)
     window.press("#plates svg", "ArrowRight")
     first = window.run(TIP)
@@ -120,7 +120,7 @@ def test_the_keyboard_walks_plates_and_matrix(window, report):
     assert window.run(TIP) == ""
 
 
-def test_wells_are_coloured_by_what_is_chosen(window, report):
+def test_wells_have_the_selected_color(window, report):
     window.open(report)
     fill = "return document.querySelector('#plates circle:not(.none)').style.fill"
     before = window.run(fill)
@@ -131,7 +131,7 @@ def test_wells_are_coloured_by_what_is_chosen(window, report):
     assert window.run("return document.querySelectorAll('#plates .legend .swatch').length") == 8
 
 
-def test_the_data_of_a_figure_is_saved_as_csv_that_no_spreadsheet_runs(window, report):
+def test_data_of_a_figure_are_saved_as_csv(window, report):
     window.open(report)
     window.run(
         "window.saved = null; "
@@ -146,7 +146,7 @@ def test_the_data_of_a_figure_is_saved_as_csv_that_no_spreadsheet_runs(window, r
     )
 
 
-def test_a_link_opens_what_it_leads_to(window, report):
+def test_link_opens_its_target(window, report):
     window.open(report)
     window.run("document.querySelectorAll('details').forEach(d => { d.open = false })")
     window.run("location.hash = document.querySelector('#class-table a').getAttribute('href')")
@@ -156,7 +156,7 @@ def test_a_link_opens_what_it_leads_to(window, report):
     assert opened == 1
 
 
-def test_it_prints_unfolded(window, report):
+def test_printing_unfolds_details(window, report):
     window.open(report)
     window.run("document.querySelectorAll('details').forEach(d => { d.open = false })")
     folded = len(window.run("return document.body.innerText"))
@@ -164,7 +164,7 @@ def test_it_prints_unfolded(window, report):
     assert len(window.run("return document.body.innerText")) > folded
 
 
-def test_it_prints_on_white_from_a_dark_screen_and_splits_no_short_table(window, report):
+def test_printing_uses_a_white_background(window, report):
     window.open(report, dark=True)
     style = "return getComputedStyle(document.{}).{}"
     drawn = "return document.querySelector('#confusion canvas').toDataURL()"
@@ -181,7 +181,7 @@ def test_it_prints_on_white_from_a_dark_screen_and_splits_no_short_table(window,
     window.devtools("Emulation.setEmulatedMedia", media="")
 
 
-def test_on_paper_every_plate_is_drawn(window, preview, tmp_path):
+def test_printing_draws_every_plate(window, preview, tmp_path):
     write_images(tmp_path / "data", make_index(plates=30, rows=1, columns=8, sites=1))
     window.open(write_preview(open_dataset(tmp_path / "data")))
     drawn = "return document.querySelectorAll('.plates svg').length"
@@ -190,7 +190,7 @@ def test_on_paper_every_plate_is_drawn(window, preview, tmp_path):
     assert window.run(drawn) == 30
 
 
-def test_names_of_rows_and_columns_of_a_plate_are_no_larger_than_text(window, report, preview):
+def test_plate_labels_have_the_size_of_text(window, report, preview):
     for page in (report, preview):
         for width in (420, 1000, 1920):
             window.open(page, width=width)
@@ -200,7 +200,7 @@ def test_names_of_rows_and_columns_of_a_plate_are_no_larger_than_text(window, re
             assert 8 <= window.run(tall) <= 26
 
 
-def test_the_theme_can_be_turned(window, report):
+def test_theme_button_switches_colors(window, report):
     window.open(report)
     window.click("button.theme")
     assert (
@@ -208,11 +208,11 @@ def test_the_theme_can_be_turned(window, report):
     )
 
 
-def test_without_scripts_the_scores_and_the_cells_are_there(window, report):
+def test_page_without_scripts_has_scores_and_cells(window, report):
     window.devtools("Emulation.setScriptExecutionDisabled", value=True)
     try:
         window.open(report)
         text = json.dumps(window.devtools("DOM.getDocument", depth=-1))
     finally:
         window.devtools("Emulation.setScriptExecutionDisabled", value=False)
-    assert "surest wrong" in text and "balanced accuracy" in text
+    assert "most confident wrong" in text and "balanced accuracy" in text

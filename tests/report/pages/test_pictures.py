@@ -1,4 +1,4 @@
-"""Pictures of cells: what is bright is bright, outlines lie on the cells' edges, windows hold the cells."""
+"""Pictures of cells: contrast, colors, outlines, windows and atlases."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from perturbjax.dataset import open_dataset
 from perturbjax.report.pages import cell_images as pictures
 
 
-def test_contrast_runs_from_black_to_full_colour_between_the_stated_intensities():
+def test_composite_maps_low_to_black_and_high_to_full_color():
     image = np.array([[[100.0], [600], [1100], [5000]]])
     shown = pictures.composite(image, np.array([100.0]), np.array([1100.0]))
     assert shown[0, :, 0].tolist() == [0, 128, 255, 255] and (shown[..., 0] == shown[..., 2]).all()
 
 
-def test_channels_have_their_own_colours_and_together_are_brighter_than_each():
+def test_composite_blends_channel_colors():
     bright = np.eye(3)[None] * 1000.0
     both = np.array([[[1000.0, 1000, 0]]])
     low, high = np.zeros(3), np.full(3, 1000.0)
@@ -27,14 +27,14 @@ def test_channels_have_their_own_colours_and_together_are_brighter_than_each():
     assert (pictures.composite(both, low, high)[0, 0] >= shown[:2].max(axis=0)).all()
 
 
-def test_outlines_lie_on_the_edge_of_every_cell_and_nowhere_else():
+def test_outlines_follow_cell_edges():
     mask = np.zeros((9, 9), np.uint16)
     mask[2:7, 2:7] = 3
     drawn = pictures.draw_outlines(np.zeros((9, 9, 3), np.uint8), mask)[..., 0] > 0
     assert drawn.sum() == 16 and drawn[2, 2:7].all() and not drawn[4, 4]
 
 
-def test_a_large_site_is_cut_to_the_window_with_most_cells():
+def test_window_has_the_largest_cell_area():
     image, mask = np.zeros((500, 700, 1), np.uint16), np.zeros((500, 700), np.uint16)
     mask[400:450, 600:650] = 1
     image[420, 620] = 7
@@ -42,16 +42,16 @@ def test_a_large_site_is_cut_to_the_window_with_most_cells():
     assert cut.shape == (100, 100, 1) and (cells > 0).sum() == 2500 and cut.max() == 7
 
 
-def test_pixels_are_averaged_and_the_rest_at_the_edge_is_kept():
+def test_downsampling_averages_blocks():
     image = np.array([[[2], [4], [9]], [[6], [8], [9]]], np.uint16)
     assert pictures.downsample_pixels(image, 2)[..., 0].tolist() == [[5, 9]]
 
 
-def test_a_site_is_painted_small_and_its_address_holds_it(tmp_path):
+def test_picture_is_small_and_encoded_in_its_address(tmp_path):
     dataset = open_dataset(
         write_dataset(tmp_path / "data", sites=6, size=300, channels=["DNA", "ER"])
     )
-    renderer = pictures.renderer(dataset)
+    renderer = pictures.make_renderer(dataset)
     picture = renderer.picture(1)
     assert max(picture.shape) <= pictures.SIDE and picture.std() > 1
     kind, text = pictures.address(picture).split(",")
@@ -63,15 +63,15 @@ def test_a_site_is_painted_small_and_its_address_holds_it(tmp_path):
     )
 
 
-def test_large_sites_are_read_less_often(tmp_path):
+def test_fewer_large_sites_are_decoded(tmp_path):
     dataset = open_dataset(write_dataset(tmp_path / "data", sites=2, size=64, channels=["DNA"]))
-    renderer = pictures.renderer(dataset)
+    renderer = pictures.make_renderer(dataset)
     assert renderer.affordable(1000) == 1000
     dataset.index["height"] = dataset.index["width"] = 5000
     assert 40 < renderer.affordable(1000) < 100
 
 
-def test_pictures_stand_in_their_sheet_where_the_page_looks_for_them():
+def test_atlas_places_pictures_on_a_grid():
     sheet = pictures.atlas([np.full((4, 3, 3), at, np.uint8) for at in (1, 2, 3)], 4, 2)
     assert sheet.shape == (8, 8, 3)
     assert (

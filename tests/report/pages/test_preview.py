@@ -1,4 +1,4 @@
-"""The preview says what was built, draws every plate, and names and shows the wells that stand out."""
+"""The preview of a dataset: counts, plate maps, montages and unusual wells."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ def page(dataset):
     return Page(preview.write_preview(dataset).read_text())
 
 
-def test_it_counts_what_was_built_and_stands_beside_it(dataset, page):
+def test_preview_counts_cells_sites_and_wells(dataset, page):
     assert (dataset.path / "preview.html").is_file()
-    assert "216 cells in 216 sites of 72 wells on 3 plates; no well stands out." in page.text
+    assert "216 cells in 216 sites of 72 wells on 3 plates; 0 unusual wells." in page.text
     assert len(open_dataset(dataset.path)) == 216, "the dataset opens as before"
 
 
-def test_every_well_is_on_the_map_with_counts_intensities_and_contrasts(page):
+def test_plate_map_has_every_well_and_measure(page):
     wells = page.data("wells")
     assert len(wells["well"]) == 72 and set(wells["plate"]) == {"P0", "P1", "P2"}
     assert {"cells", "cell area", "DNA intensity", "Mito contrast"} <= set(wells)
     assert set(wells["cells"]) == {1.0}
 
 
-def test_each_plate_has_a_montage(page):
+def test_every_plate_has_a_montage(page):
     assert len(page.all("figure", "shot")) == 72
     assert {"plate-P0", "plate-P1", "plate-P2"} <= {one.get("id") for one in page.all("section")}
 
 
-def test_many_plates_stand_side_by_side_in_one_section(tmp_path):
+def test_many_plates_share_one_section(tmp_path):
     write_images(tmp_path / "data", make_index(plates=9, rows=1, columns=8, sites=1))
     page = Page(preview.write_preview(open_dataset(tmp_path / "data")).read_text())
     assert [one.get("id") for one in page.all("section")] == ["plates", "outliers", "cells"]
     assert len(page.all("div", "strip")) == 9 and "P8: 8 of 8 wells" in page.text
 
 
-def test_a_well_without_cells_and_one_out_of_focus_are_named_and_linked(dataset, tmp_path):
+def test_unusual_wells_are_listed_and_linked(dataset, tmp_path):
     changed = open_dataset(dataset.path)
     empty = (changed.index["Metadata_Plate"] == "P1") & (changed.index["Metadata_Well"] == "B02")
     blurred = (changed.index["Metadata_Plate"] == "P2") & (changed.index["Metadata_Well"] == "C03")
@@ -55,12 +55,12 @@ def test_a_well_without_cells_and_one_out_of_focus_are_named_and_linked(dataset,
     changed.index.loc[blurred, "std_DNA"] /= 10
     wells = preview.well_table(changed)
     far = preview.outliers(wells)
-    assert set(zip(far["Metadata_Well"], far["what"], strict=True)) == {
+    assert set(zip(far["Metadata_Well"], far["measure"], strict=True)) == {
         ("B02", "cells"),
         ("C03", "DNA contrast"),
     }
     page = Page(preview.write_preview(changed).read_text())
-    assert "2 wells stand out" in page.text
+    assert "2 unusual wells" in page.text
     links = {one["href"] for one in page.all("a")}
     assert "#well-P1-B02" in links and "well-P1-B02" in {
         one.get("id") for one in page.all("figure")
@@ -68,12 +68,12 @@ def test_a_well_without_cells_and_one_out_of_focus_are_named_and_linked(dataset,
     assert sum(page.data("wells")["flagged"]) == 2
 
 
-def test_robust_deviations_do_not_follow_the_outlier():
-    found = preview.robust(np.array([1.0, 1.1, 0.9, 1.05, 50]))
-    assert found[-1] > 100 and np.abs(found[:-1]).max() < 3
+def test_robust_deviations_ignore_the_outlier():
+    deviations = preview.robust(np.array([1.0, 1.1, 0.9, 1.05, 50]))
+    assert deviations[-1] > 100 and np.abs(deviations[:-1]).max() < 3
 
 
-def test_wells_that_are_not_named_as_on_a_plate_are_no_obstacle(tmp_path):
+def test_unusual_well_names_give_no_plate_map(tmp_path):
     index = make_index(plates=1).assign(
         Metadata_Well=lambda table: "well " + table["Metadata_Well"]
     )
@@ -82,7 +82,7 @@ def test_wells_that_are_not_named_as_on_a_plate_are_no_obstacle(tmp_path):
     assert "not named like A01" in page.text and page.all("img")
 
 
-def test_a_dataset_without_labels_is_shown_too(tmp_path):
+def test_dataset_without_labels_has_a_preview(tmp_path):
     write_images(tmp_path / "data", make_index(plates=1), label_column="")
     page = Page(preview.write_preview(open_dataset(tmp_path / "data")).read_text())
     assert len(page.all("figure", "shot")) == 24 and set(page.data("wells")["label"]) == {""}
