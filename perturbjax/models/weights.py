@@ -160,7 +160,7 @@ def build_from_tensors(
     if naming is None:
         every = [naming for record in BACKBONES.values() for naming in record.namings]
         other = identify_naming(names, every)
-        content = f"tensors of no known naming (such as {next(iter(tensors), 'none')})"
+        content = f"tensors of an unknown naming (such as {next(iter(tensors), 'none')})"
         if other is not None:
             content = f"weights of the {other.family} family ({other.library} names)"
         raise InputError(

@@ -1,4 +1,4 @@
-"""Two-phase training: frozen parameters keep every bit, others have their own rate."""
+"""Two-phase training: frozen parameters keep every bit; rates differ per layer."""
 
 import jax
 import jax.numpy as jnp

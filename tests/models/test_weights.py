@@ -181,7 +181,7 @@ class TestWrongWeights:
         assert "layer1.0.conv3.weight is missing" in self.refused(tensors, "resnet50")
 
     def test_unknown_naming_is_refused(self):
-        assert "no known naming (such as encoder.weight)" in self.refused(
+        assert "unknown naming (such as encoder.weight)" in self.refused(
             {"encoder.weight": np.zeros(3)}
         )
 
@@ -323,8 +323,8 @@ class TestHub:
         )
 
     def test_missing_repository_is_refused(self, served, tmp_path):
-        message = self.load("hf:nobody/nothing", tmp_path, HF_ENDPOINT=served[0])["error"]
-        assert "no repository nobody/nothing" in message
+        message = self.load("hf:absent/network", tmp_path, HF_ENDPOINT=served[0])["error"]
+        assert "no repository absent/network" in message
 
 
 def test_imagenet_weights_classify_photographs_as_pytorch():
