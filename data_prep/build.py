@@ -42,12 +42,11 @@ class BuildConfig:
     """Build a dataset from images and load_data.csv: cell masks, images and metadata."""
 
     images: str | Path
-    """Folder of the paths in the CSV, a Zarr store (NAME.zarr), a folder of stores, or a URL (s3://, https://)."""
+    """Folder of the paths in the CSV, Zarr store (NAME.zarr), folder of stores, or URL (s3://, https://)."""
     out: Path
     """Dataset directory to write."""
     load_data: Path | None = None
-    """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row per site. Optional for
-    Zarr stores."""
+    """CSV with one row per site: FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL>, Metadata_*."""
     channels: str = ""
     """Channels to use, separated by commas; by default all."""
     aggregate: Aggregate = "median"
@@ -75,7 +74,7 @@ class BuildConfig:
     resize: int = 0
     """Height and width of stored images in pixels; 0 keeps the size."""
     workers: int = 0
-    """Processes; 0: every core, or one if a GPU runs the network."""
+    """Processes; 0: one per core, or one with a GPU."""
     mask_cache: str = python_only("", env="PERTURBJAX_MASK_CACHE")
     """Folder of cached masks, at most 4 GB; empty: a folder in the user cache. none: no cache."""
     append: bool = False

@@ -42,10 +42,9 @@ class InspectConfig:
     """Summarize load_data.csv and its images, and warn about designs that limit the evaluation."""
 
     images: str | Path
-    """Folder of the paths in the CSV, a Zarr store (NAME.zarr), a folder of stores, or a URL (s3://, https://)."""
+    """Folder of the paths in the CSV, Zarr store (NAME.zarr), folder of stores, or URL (s3://, https://)."""
     load_data: Path | None = None
-    """CSV with FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL> and Metadata_* columns, one row per site. Optional for
-    Zarr stores."""
+    """CSV with one row per site: FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL>, Metadata_*."""
     label_column: str = ""
     """Label column, or none; by default Metadata_pert_iname, Metadata_broad_sample or Metadata_moa."""
     platemap: Path | None = None

@@ -1,4 +1,4 @@
-"""Checking everything that a directory of ours holds against what its digests say."""
+"""Verification of dataset and run directories against their stored checksums."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perturbjax.core.options import positional, require_sound
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Verify checksums."""
+    """Verify checksums"""
 
     path: Path = positional()
     """Dataset or run directory."""
@@ -22,10 +22,13 @@ class VerifyConfig:
 
 
 def verify_dataset(path: Path) -> str:
-    """Every file of a dataset against its digest, every record against its row of the index; what was checked.
+    """Verify the checksum of every file of a dataset, and every record against its row of the index.
+
+    Returns:
+        One sentence about the checked files.
 
     Raises:
-        InputError: something differs; the message names the file or the record.
+        InputError: a file or record differs; the message names it.
     """
     from perturbjax.dataset.checksums import verify_dataset
 
@@ -33,10 +36,13 @@ def verify_dataset(path: Path) -> str:
 
 
 def verify_run(path: Path) -> str:
-    """Every checkpoint of a run against its digest, and the run's files against each of them; what was checked.
+    """Verify the checksum of every checkpoint of a run, and recipe, labels and split against each of them.
+
+    Returns:
+        One sentence about the checked files.
 
     Raises:
-        InputError: something differs; the message names the file.
+        InputError: a file differs, or there is no checkpoint; the message names the file.
     """
     from perturbjax.training.checkpoint import Checkpoints
     from perturbjax.training.run_directory import open_run
@@ -50,11 +56,11 @@ def verify_run(path: Path) -> str:
             checked += 1
     checkpoints.close()
     if not checked:
-        raise InputError(f"{path}: holds no checkpoint yet; train first")
-    return f"{checked} checkpoints, recipe, labels and split are as they were written"
+        raise InputError(f"{path}: contains no checkpoint yet. Train the run first.")
+    return f"{checked} checkpoints, recipe, labels and split match their checksums"
 
 
-#: The file that tells a kind of directory → what checks it, and says in a sentence what it found.
+#: File that identifies a kind of directory -> function that verifies it and returns a sentence.
 KINDS: dict[str, Callable[[Path], str]] = {
     "provenance.json": verify_dataset,
     "config.json": verify_run,
@@ -62,13 +68,23 @@ KINDS: dict[str, Callable[[Path], str]] = {
 
 
 def verify(path: Path) -> str:
-    """Check a directory of any kind.
+    """Verify a dataset or run directory.
+
+    Args:
+        path: directory that `perturbjax build` or `perturbjax train` wrote.
+
+    Returns:
+        One sentence about the checked files.
 
     Raises:
-        InputError: it is none of ours, or something in it is not what was written.
+        InputError: the directory is of no known kind, or a file does not match its checksum.
     """
-    path = Path(path)
-    for marker, check in KINDS.items():
-        if (path / marker).is_file():
-            return check(path)
-    raise InputError(f"{path}: holds none of {', '.join(KINDS)}; nothing there can be verified")
+    for marker, verify_kind in KINDS.items():
+        if (Path(path) / marker).is_file():
+            return verify_kind(Path(path))
+    raise InputError(f"{path}: is not a dataset or run (contains none of {', '.join(KINDS)}).")
+
+
+def verify_options(options: VerifyConfig) -> str:
+    """Run `perturbjax verify`; return its output."""
+    return f"{options.path}: {verify(options.path)}"

@@ -8,15 +8,16 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perturbjax import __version__
 from perturbjax.cli import help
 from perturbjax.cli.parsing import parse_options
-from perturbjax.core.choices import describe_options
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.memory import keep_freed_memory
+from perturbjax.core.messages import console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Command:
         examples: two command lines, without `perturbjax COMMAND`.
         choices: field name -> names to list in the help: a mapping, a sequence, or a function that returns one.
         presets: function (words) -> (defaults, flags for the help, remaining words), for commands with presets.
+        message: printed at the end, with the fields `result` and `options`.
         runs_network: many similar steps, which run faster if freed memory stays in the process.
     """
 
@@ -39,10 +41,11 @@ class Command:
     examples: tuple[str, str]
     choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
     presets: str = ""
+    message: str = ""
     runs_network: bool = False
 
 
-_PROFILES = {"preparation": "perturbjax.cli.presets:preparations"}
+_WRITTEN = "Written: {result}"
 
 COMMANDS: dict[str, Command] = {
     "inspect": Command(
@@ -81,7 +84,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "Train a network on a dataset, or resume a training.",
         "perturbjax.training.fit:TrainConfig",
-        "perturbjax.cli.actions:train",
+        "perturbjax.training.fit:fit",
         (
             "--data dataset --out run --split well",
             "--preset pretrained --data dataset --out run",
@@ -89,6 +92,7 @@ COMMANDS: dict[str, Command] = {
         {"model": "perturbjax.models:BACKBONES"},
         "perturbjax.cli.presets:train_presets",
         runs_network=True,
+        message="Trained: {result.path}. Next: perturbjax evaluate --run {result.path}",
     ),
     "evaluate": Command(
         "Evaluate a run on its test set, next to baselines, with confidence intervals.",
@@ -112,32 +116,36 @@ COMMANDS: dict[str, Command] = {
         "perturbjax.report.comparison_page:ReportConfig",
         "perturbjax.cli.actions:report",
         ("run", "run other_run classified --out comparison.html"),
+        message=_WRITTEN,
     ),
     "split": Command(
         "Split a dataset into training and test sites.",
         "perturbjax.data.splits:ManifestConfig",
-        "perturbjax.cli.actions:split",
+        "perturbjax.data.splits:split_dataset",
         (
             "--data dataset --split compound --out split.parquet",
             "--data dataset --split plate --folds 10 --out split.parquet",
         ),
+        message=_WRITTEN,
     ),
     "verify": Command(
         "Verify the checksums of a dataset or run directory.",
         "perturbjax.verify:VerifyConfig",
-        "perturbjax.cli.actions:verify",
+        "perturbjax.verify:verify_options",
         ("dataset", "run"),
+        message="{result}",
     ),
     "features": Command(
         "Extract features of every site with a pretrained or trained network.",
         "perturbjax.profiles.extract:FeaturesConfig",
-        "perturbjax.cli.actions:features",
+        "perturbjax.profiles.extract:extract",
         (
             "--data dataset --run run --out f.parquet",
             "--data dataset --weights hf:timm/resnet50.tv2_in1k --out f.parquet",
         ),
         {"backbone": "perturbjax.models:with_weights"},
         runs_network=True,
+        message=_WRITTEN,
     ),
     "classify": Command(
         "Fit classical classifiers on profiles and evaluate them like networks.",
@@ -147,9 +155,10 @@ COMMANDS: dict[str, Command] = {
             "--features features.parquet --split plate --out classified",
             "--preset linear --data dataset --out classified",
         ),
-        {**_PROFILES, "models": "perturbjax.profiles.classifiers:CLASSIFIERS"},
+        {"models": "perturbjax.profiles.classifiers:CLASSIFIERS"},
         "perturbjax.cli.presets:classify_presets",
         runs_network=True,
+        message="Written: {options.out}",
     ),
     "embed": Command(
         "Draw a 2-D embedding of profiles (UMAP, t-SNE), as picture and interactive page.",
@@ -159,7 +168,7 @@ COMMANDS: dict[str, Command] = {
             "--features features.parquet --out umap.png",
             "--features features.parquet --method tsne --out tsne.png",
         ),
-        _PROFILES,
+        message="Written: {options.out} and {result}",
     ),
     "audit": Command(
         "Measure the signal beyond technical covariates, under every split.",
@@ -169,8 +178,9 @@ COMMANDS: dict[str, Command] = {
             "--features features.parquet --data dataset --out audit",
             "--run run --out audit",
         ),
-        {**_PROFILES, "model": "perturbjax.profiles.classifiers:CLASSIFIERS"},
+        {"model": "perturbjax.profiles.classifiers:CLASSIFIERS"},
         runs_network=True,
+        message=_WRITTEN,
     ),
     "compare": Command(
         "Compare models on the same test sites, with paired confidence intervals.",
@@ -180,6 +190,7 @@ COMMANDS: dict[str, Command] = {
             "run_1 run_2 --out compared",
             "classified/predictions/lda.parquet run --out compared",
         ),
+        message=_WRITTEN,
     ),
     "export": Command(
         "Write the network of a run as StableHLO, for runtimes without perturbjax.",
@@ -195,7 +206,7 @@ COMMANDS: dict[str, Command] = {
             "--checkpoint best.pth --labels labels.json --out run",
             "--checkpoint weights.safetensors --data dataset --out run",
         ),
-        {"model": "perturbjax.cli.presets:original_networks"},
+        {"model": "perturbjax.training.pytorch_exchange:original_networks"},
         "perturbjax.cli.presets:import_presets",
     ),
     "export-torch": Command(
@@ -210,52 +221,57 @@ COMMANDS: dict[str, Command] = {
     "hits": Command(
         "Find the treatments that differ from the negative controls.",
         "perturbjax.screening.screen_options:HitsConfig",
-        "perturbjax.cli.actions:hits",
+        "perturbjax.screening.commands:find_hits",
         (
             "--features profiles.parquet --out hits",
             "--data dataset --negcon Metadata_pert_iname=DMSO --out hits",
         ),
         runs_network=True,
+        message="Written: {options.out}/hits.csv",
     ),
     "doses": Command(
         "Fit dose-response curves; find EC50 and lowest effective dose.",
         "perturbjax.screening.screen_options:DosesConfig",
-        "perturbjax.cli.actions:doses",
+        "perturbjax.screening.commands:fit_doses",
         (
             "--features profiles.parquet --dose-column Metadata_dose_uM --out doses",
             "--features f.csv --dose-column Metadata_dose_uM --response area --out doses",
         ),
         runs_network=True,
+        message="Written: {options.out}/doses.csv",
     ),
     "similar": Command(
         "Find similar treatments and test their neighbors for shared mechanisms.",
         "perturbjax.screening.screen_options:SimilarConfig",
-        "perturbjax.cli.actions:similar",
+        "perturbjax.screening.commands:find_similar",
         (
             "--features profiles.parquet --out similar",
             "--features profiles.parquet --restriction layout --out similar",
         ),
         runs_network=True,
+        message="Written: {options.out}/neighbors.csv",
     ),
     "differences": Command(
         "Describe which features of the cells each treatment changes.",
         "perturbjax.screening.screen_options:DifferencesConfig",
-        "perturbjax.cli.actions:differences",
+        "perturbjax.screening.commands:find_differences",
         (
             "--features profiles.parquet --out differences",
             "--features profiles.parquet --treatments taxol nocodazole --out differences",
         ),
         runs_network=True,
+        message="Written: {options.out}/summary.csv",
     ),
     "train-segmenter": Command(
         "Train a segmentation network for cells or nuclei on images with masks.",
         "perturbjax.segmentation.train:TrainSegmenterConfig",
-        "perturbjax.cli.actions:train_segmenter",
+        "perturbjax.segmentation.train:train",
         (
             "--images images --out weights.safetensors",
             "--images images --init-from nuclei --out w.safetensors",
         ),
         runs_network=True,
+        message=_WRITTEN,
     ),
 }
 
@@ -285,13 +301,10 @@ def parse_command(name: str, words: Sequence[str]) -> Any:
         words,
         prog=f"perturbjax {name}",
         description=command.summary,
-        examples=command.examples,
         defaults=defaults,
-        choices=lambda: {
-            **describe_options(),
-            **{field: _names(reference) for field, reference in command.choices.items()},
-        },
         parsed=parsed,
+        examples=command.examples,
+        choices=lambda: {field: _names(reference) for field, reference in command.choices.items()},
     )
 
 
@@ -301,30 +314,36 @@ def load(reference: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _names(reference: str) -> help.Names:
-    """Names with their descriptions, or the names of a table of other objects."""
-    names = load(reference)
-    names = names() if callable(names) else names
-    is_described = isinstance(names, Mapping) and all(isinstance(v, str) for v in names.values())
-    return names if is_described else tuple(names)
+def _names(reference: str) -> tuple[str, ...]:
+    table = load(reference)
+    return tuple(table() if callable(table) else table)
 
 
 def _run(words: list[str]) -> None:
     name = words[0] if words else "--help"
-    if name in COMMANDS:
-        if COMMANDS[name].runs_network:
-            keep_freed_memory()
-        options = parse_command(name, words[1:])
-        load(COMMANDS[name].run)(options)
-    elif name in ("--version", "-V"):
+    if name in ("--version", "-V"):
         print(f"perturbjax {__version__}")
     elif name in ("-h", "--help"):
-        print("usage: perturbjax COMMAND [options]    (perturbjax COMMAND --help describes them)\n")
-        width = max(map(len, COMMANDS)) + 4
-        rows = {name: command.summary for name, command in COMMANDS.items()}
-        print("\n".join(help.columns(rows, width)))
+        print("usage: perturbjax COMMAND [options]\n\n" + _list_commands())
         sys.exit(0 if words else 2)
-    else:
+    elif name not in COMMANDS:
         raise InputError(
             f"perturbjax {name}: unknown command. Choose one of {', '.join(COMMANDS)}."
         )
+    else:
+        command = COMMANDS[name]
+        if command.runs_network:
+            keep_freed_memory()
+        options = parse_command(name, words[1:])
+        result = load(command.run)(options)
+        if command.message:
+            console.print(command.message.format(result=result, options=options))
+
+
+def _list_commands() -> str:
+    """Names and summaries of all commands, wrapped to 80 columns."""
+    indent = max(map(len, COMMANDS)) + 4
+    rows = (textwrap.wrap(command.summary, help.WIDTH - indent) for command in COMMANDS.values())
+    parts = (f"\n{'':{indent}}".join(row) for row in rows)
+    lines = (f"  {name:{indent - 2}}{text}" for name, text in zip(COMMANDS, parts, strict=True))
+    return "\n".join([*lines, "", "perturbjax COMMAND --help describes the options of a command."])

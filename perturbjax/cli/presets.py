@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +53,6 @@ def classify_presets(words: Sequence[str]) -> Presets:
     text = "Named settings. linear: baseline for every network, with --data."
     flag = _preset_flag(text, name or None, CLASSIFY_PRESETS)
     return {**values.pop("source", {}), **values}, (flag,), rest
-
-
-def preparations() -> Mapping[str, str]:
-    """Name -> description of the preparations of profiles."""
-    from perturbjax.profiles.profile_options import PREPARATIONS
-
-    return {name: preparation.text for name, preparation in PREPARATIONS.items()}
-
-
-def original_networks() -> list[str]:
-    """Networks of the original PyTorch program."""
-    from perturbjax.models import BACKBONES
-
-    return [name for name, network in BACKBONES.items() if network.original]
 
 
 def _preset_flag(text: str, default: str | None, names: Collection[str]) -> Flag:

@@ -15,6 +15,7 @@ from perturbjax.core.choices import MASK_ENCODINGS, NORMALIZATIONS, SPLIT_POLICI
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json
 from perturbjax.core.options import (
+    chosen_from,
     default_of,
     flag_name,
     python_only,
@@ -68,11 +69,10 @@ class InputConfig:
 
     label_column: str = ""
     """Index column to predict; by default the label column of the dataset."""
-    normalize: Normalization = "dtype"
-    """Intensity normalization. dtype: divide by the maximum of the integer type. log: log(1 + value / background).
-    log_plate: log, plus each channel relative to its plate mean. site, plate: mean 0, standard deviation 1."""
-    mask_encoding: MaskEncoding = "binary"
-    """Content of the mask channel: instance numbers, cell or background, cell outlines, or distance to the outline."""
+    normalize: Normalization = chosen_from(NORMALIZATIONS, "dtype")
+    """Intensity normalization."""
+    mask_encoding: MaskEncoding = chosen_from(MASK_ENCODINGS, "binary")
+    """Values of the mask channel."""
     mask_use: MaskUse = "keep"
     """Ablation. none: empty mask. only: empty image. shuffle: mask of another site."""
 
@@ -159,8 +159,8 @@ class OptimConfig:
 class SplitConfig:
     """Train/test split"""
 
-    split: SplitPolicy = "well"
-    """Sites that stay together: of one site, well, plate, plate layout or compound."""
+    split: SplitPolicy = chosen_from(SPLIT_POLICIES, "well")
+    """Sites that stay together in the training or the test set."""
     folds: int = 5
     """Number of folds; one of them is the test set."""
     fold: int = 0

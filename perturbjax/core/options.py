@@ -39,25 +39,28 @@ def positional(**settings: Any) -> Any:
     return dataclasses.field(metadata={"positional": True}, **settings)
 
 
-def parsed_by(
-    name: str, parse: Callable[[str], Any], default: Any, metavar: str, show: Callable[[Any], str]
-) -> Any:
+def parsed_by(name: str, parse: Callable[[str], Any], default: Any, **metadata: Any) -> Any:
     """Declare a field whose value is converted from text by a function.
 
     Args:
         name: name of the flag, without dashes.
         parse: text -> value; raises `InputError`.
         default: value of the field.
-        metavar: placeholder of the value in the help.
-        show: value -> text, for the default in the help.
+        metadata: for the help: `metavar`, the placeholder of the value; `show`, a function that returns the text of
+            a value; `table`, see `chosen_from`.
     """
-    metadata = {"name": name, "parse": parse, "metavar": metavar, "show": show}
+    metadata |= {"name": name, "parse": parse}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def renamed_from(default: Any, *former: str) -> Any:
     """Declare a field whose flag had other names, which stay valid for one release."""
     return dataclasses.field(default=default, metadata={"former": former})
+
+
+def chosen_from(table: Mapping[str, Any], default: str, *former: str) -> Any:
+    """Declare a field whose values are the keys of a table of `Choice` records."""
+    return dataclasses.field(default=default, metadata={"table": table, "former": former})
 
 
 def optional_value(default: Any, bare: Any) -> Any:

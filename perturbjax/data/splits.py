@@ -23,7 +23,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_parquet, write_parquet
 from perturbjax.core.messages import console
 from perturbjax.core.options import (
-    renamed_from,
+    chosen_from,
     require_fold,
     require_output,
     require_seed,
@@ -302,8 +302,8 @@ class ManifestConfig:
     """Dataset directories with the same channels."""
     out: Path
     """Split to write (.parquet), for `perturbjax train --split-file`."""
-    split: SplitPolicy = renamed_from("well", "policy")
-    """Sites that stay together: of one site, well, plate, plate layout or compound."""
+    split: SplitPolicy = chosen_from(SPLIT_POLICIES, "well", "policy")
+    """Sites that stay together in the training or the test set."""
     label_column: str = ""
     """Index column for stratification; by default the label column of the dataset."""
     folds: int = 5

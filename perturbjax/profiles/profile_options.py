@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from perturbjax.core.choices import Choice
 from perturbjax.core.config import LINEAR_COMPONENTS, LINEAR_VARIANCE, Pool, SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.core.options import (
+    only_flags,
     parsed_by,
     python_only,
     read_toml,
@@ -86,53 +88,56 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class NamedPreparation:
-    """One value of `--prepare`: its steps and its description."""
+class NamedPreparation(Choice):
+    """One value of `--prepare`.
+
+    Attributes:
+        steps: settings of the preparation.
+    """
 
     steps: Preparation
-    text: str
 
 
 _SPHERING = Preparation(normalize="robustize", normalize_to="negcon", sphere="negcon")
 
 #: `--prepare` name -> preparation. This table is the source of the help and of docs/commands.md.
 PREPARATIONS: dict[str, NamedPreparation] = {
-    "none": NamedPreparation(Preparation(normalize="none", outliers="none"), "features unchanged"),
-    "standard": NamedPreparation(Preparation(), "standardize each plate"),
+    "none": NamedPreparation("features unchanged", Preparation(normalize="none", outliers="none")),
+    "standard": NamedPreparation("standardize each plate", Preparation()),
     "standard-pca": NamedPreparation(
-        Preparation(pca=50), "standardize each plate, 50 principal components"
+        "standardize each plate, 50 principal components", Preparation(pca=50)
     ),
     "training-pca": NamedPreparation(
-        Preparation(normalize_by="training", pca=256),
         "standardize by the training rows, 256 principal components",
+        Preparation(normalize_by="training", pca=256),
     ),
     "plate-mad": NamedPreparation(
-        Preparation(normalize="robustize", outliers="arcsinh"),
         "median and MAD of each plate, arcsinh of extreme values",
+        Preparation(normalize="robustize", outliers="arcsinh"),
     ),
     "negcon-mad": NamedPreparation(
-        Preparation(normalize="robustize", normalize_to="negcon"),
         "median and MAD of the negative controls of each plate",
+        Preparation(normalize="robustize", normalize_to="negcon"),
     ),
-    "sphering": NamedPreparation(_SPHERING, "negcon-mad, then sphere by the negative controls"),
+    "sphering": NamedPreparation("negcon-mad, then sphere by the negative controls", _SPHERING),
     "tvn": NamedPreparation(
-        dataclasses.replace(_SPHERING, align="coral"),
         "typical variation normalization: sphering, then CORAL between plates",
+        dataclasses.replace(_SPHERING, align="coral"),
     ),
     "coral": NamedPreparation(
-        Preparation(align="coral"), "standard, then CORAL by the negative controls"
+        "standard, then CORAL by the negative controls", Preparation(align="coral")
     ),
     "combat": NamedPreparation(
-        Preparation(align="combat"), "standard, then ComBat by the negative controls"
+        "standard, then ComBat by the negative controls", Preparation(align="combat")
     ),
     "linear": NamedPreparation(
+        "preparation of --preset linear",
         Preparation(
             normalize_by="training",
             pca=LINEAR_COMPONENTS,
             pca_variance=LINEAR_VARIANCE,
             relative="auto",
         ),
-        "preparation of --preset linear",
     ),
 }
 
@@ -159,7 +164,8 @@ def preparation_name(steps: Preparation) -> str:
 def prepare_option(name: str) -> Any:
     """Declare the option `--prepare` with a default."""
     default = PREPARATIONS[name].steps
-    return parsed_by("prepare", read_preparation, default, "NAME|FILE.toml", preparation_name)
+    show = {"metavar": "NAME|FILE.toml", "show": preparation_name, "table": PREPARATIONS}
+    return parsed_by("prepare", read_preparation, default, **show)
 
 
 @dataclass(frozen=True)
@@ -230,7 +236,9 @@ class ClassifyConfig:
     """Output folder: table.csv, scores.png, predictions/, evaluation/, split.parquet, config.json."""
     models: str = "all"
     """Classifiers, separated by commas, or all."""
-    split: SplitConfig = SplitConfig()
+    split: SplitConfig = only_flags(
+        SplitConfig(), "split", "folds", "fold", "split_file", "exclude"
+    )
     hold_out: str = ""
     """Test plate, in place of --split; each: every plate in turn."""
     all_folds: bool = False
@@ -280,7 +288,7 @@ class EmbedConfig:
     """Minimum distance between points in UMAP, in [0, 1]."""
     highlight: int = 12
     """Number of classes with a color; those with the highest purity are chosen, others are grey."""
-    join: bool = False
+    join: bool = python_only(False)
     """Connect replicates to the centroid of their class with thin lines (colored classes of at most 30 rows)."""
     preparation: Preparation = prepare_option("standard-pca")
     """Preparation of the profiles, fitted on all rows."""

@@ -20,7 +20,7 @@ from perturbjax.data import normalization
 from perturbjax.data.normalization import count_input_channels
 from perturbjax.data.splits import create_manifest, fingerprint
 from perturbjax.dataset import Dataset, open_dataset
-from perturbjax.models import FIXED_SIZE_NETWORKS
+from perturbjax.models import BACKBONES, FIXED_SIZE_NETWORKS
 from perturbjax.models import pytorch as exchange
 from perturbjax.training.checkpoint import (
     CheckpointConfig,
@@ -56,6 +56,11 @@ def recipe_for_import(name: str = "original") -> Recipe:
         InputError: the preset is unknown.
     """
     return dataclasses.replace(preset(name), augment=AugmentConfig())
+
+
+def original_networks() -> list[str]:
+    """Return the names of the networks of the original PyTorch program."""
+    return [name for name, network in BACKBONES.items() if network.original]
 
 
 @dataclass(frozen=True)

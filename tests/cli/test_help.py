@@ -51,7 +51,7 @@ def test_help_shows_defaults_of_the_preset_and_choices_of_the_tables(capsys):
     text = " ".join(help_of(capsys, "train", "--help-all", "--preset", "cells").split())
     assert "--preset {paper,cells,pretrained,demo,original}" in text
     assert "Named recipe. (default: cells)" in text
-    assert "--model NAME Network architecture. One of attention, attention_multiscale," in text
+    assert "--model TEXT Network architecture. One of attention, attention_multiscale," in text
     assert "--normalize {dtype,log,log_plate,site,plate}" in text and "(default: log_plate)" in text
     assert "--crop-scale X X" in text and "(default: 0.5 1)" in text
     assert "--profile [TEXT]" in text
@@ -60,7 +60,7 @@ def test_help_shows_defaults_of_the_preset_and_choices_of_the_tables(capsys):
 def test_long_help_describes_every_preparation(capsys):
     text = " ".join(help_of(capsys, "classify", "--help-all").split())
     for name, one in PREPARATIONS.items():
-        assert f"{name}: {one.text}." in text
+        assert f"{name}: {one.help}." in text
 
 
 def test_help_lists_every_command(capsys):

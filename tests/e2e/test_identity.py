@@ -80,4 +80,4 @@ def test_unchanged_run_is_verified(capsys, run):
     with pytest.raises(SystemExit) as exit_info:
         main(["verify", str(run)])
     assert exit_info.value.code == 0
-    assert "as they were written" in " ".join(capsys.readouterr().err.split())
+    assert "match their checksums" in " ".join(capsys.readouterr().err.split())
