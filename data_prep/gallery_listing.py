@@ -24,7 +24,7 @@ import pandas as pd
 
 from data_prep.csv_tables import read_table
 from perturbjax.core.errors import InputError
-from perturbjax.core.plates import PLATE, WELL, normalise_well
+from perturbjax.core.plates import PLATE, WELL, normalize_well
 
 GALLERY = "https://cellpainting-gallery.s3.amazonaws.com"
 JUMP_METADATA = "https://raw.githubusercontent.com/jump-cellpainting/datasets/main/metadata"
@@ -101,7 +101,7 @@ def jump_perturbations(
         raise InputError(
             f"--plate {plate}: {JUMP_TABLES[0]} of JUMP knows no well of it in {source}"
         )
-    told = wells.assign(**{WELL: wells[WELL].map(normalise_well)})[[WELL, JUMP_ID]].drop_duplicates(
+    told = wells.assign(**{WELL: wells[WELL].map(normalize_well)})[[WELL, JUMP_ID]].drop_duplicates(
         WELL
     )
     for table in (compounds, controls):

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt, UInt16
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import atomic, drop_oldest, user_cache
+from perturbjax.core.files import atomic, delete_oldest, user_cache
 from perturbjax.core.messages import console
 
 #: Part of every key: raised when what an engine is given, or what is kept of its mask, changes.
@@ -113,6 +113,8 @@ class MaskStore:
 
 def trim(cache: Path, most: int = CACHE_BYTES) -> None:
     """Drop the masks used longest ago until the cache holds at most that many bytes."""
-    dropped = drop_oldest(cache.glob("??/*.tiff"), most)  # what a kill left half-written among them
+    dropped = delete_oldest(
+        cache.glob("??/*.tiff"), most
+    )  # what a kill left half-written among them
     if dropped:
         console.print(f"note: the {dropped} masks used longest ago were dropped from {cache}")

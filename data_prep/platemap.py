@@ -8,7 +8,7 @@ import pandas as pd
 
 from data_prep.csv_tables import SOLVENT, read_table
 from perturbjax.core.errors import InputError
-from perturbjax.core.plates import PLATE, SITE, WELL, normalise_well
+from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well
 
 
 def join_platemap(
@@ -30,7 +30,7 @@ def join_platemap(
         ("well_position",) if compounds is None else ("well_position", "broad_sample"),
         source,
     )
-    platemap = platemap.assign(well_position=platemap["well_position"].map(normalise_well))
+    platemap = platemap.assign(well_position=platemap["well_position"].map(normalize_well))
     _need_once(platemap, "well_position", source)
     _leave_positions(platemap, source)
     if "broad_sample" in platemap.columns:

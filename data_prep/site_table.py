@@ -23,7 +23,7 @@ from data_prep.sources.files import names_of_folder
 from data_prep.sources.finder import FileFinder
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest
-from perturbjax.core.plates import PLATE, SITE, WELL, normalise_well
+from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well
 
 #: The label is the first of these that a table has, unless `--label-column` says otherwise.
 LABEL_COLUMNS = ("Metadata_pert_iname", "Metadata_broad_sample", "Metadata_moa")
@@ -329,7 +329,7 @@ def normalise_position(sites: pd.DataFrame, source: Path | str) -> None:
         empty = sites.loc[sites[column] == "", "row"]
         if len(empty):
             raise InputError(f"{source}, row {empty.iloc[0]}: {column} is empty")
-    sites[WELL] = sites[WELL].map(normalise_well)
+    sites[WELL] = sites[WELL].map(normalize_well)
     sites[SITE] = sites[SITE].map(
         lambda site: str(int(site)) if re.fullmatch("[0-9]{1,18}", site) else site
     )

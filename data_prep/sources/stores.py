@@ -14,7 +14,7 @@ import pandas as pd
 from data_prep.sources import zarrs
 from data_prep.sources.files import names_of_folder
 from perturbjax.core.errors import InputError
-from perturbjax.core.plates import PLATE, SITE, WELL, normalise_well
+from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well
 
 #: Columns from which the name of an array of JUMP-Lite is made.
 SOURCE, BATCH = "Metadata_Source", "Metadata_Batch"
@@ -130,7 +130,7 @@ def _plate_sites(store: str, plate: dict[str, Any]) -> list[dict[str, str]]:
     try:
         for well in plate["wells"]:
             path = _inside(well["path"], store)
-            position = {PLATE: str(name), WELL: normalise_well(path.replace("/", ""))}
+            position = {PLATE: str(name), WELL: normalize_well(path.replace("/", ""))}
             for site, image in _images_of(store, path):
                 found.append({**position, SITE: site, IMAGE: f"{store}/{path}/{image}"})
     except (KeyError, TypeError, AttributeError) as error:

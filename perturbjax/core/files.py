@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 #: A table of ours has a byte for a cell or two; one of many more than this would fill the memory from a small file.
-MOST_CELLS_A_BYTE = 100
+MAX_CELLS_PER_BYTE = 100
 #: How packed tables are opened, by the last suffix of their names.
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
@@ -75,7 +75,7 @@ def make_folder(path: Path) -> Path:
     return Path(path)
 
 
-def require_room(folder: Path, size: int) -> None:
+def require_free_space(folder: Path, size: int) -> None:
     """Have the disk give `size` bytes for a moment, for writers that end in disorder where it does not.
 
     Raises:
@@ -113,7 +113,7 @@ def read_parquet(path: Path, advice: str) -> pd.DataFrame:
         if not path.is_file():
             raise ValueError("there is no such file")
         shape = pq.read_metadata(path)
-        if shape.num_rows * shape.num_columns > MOST_CELLS_A_BYTE * path.stat().st_size:
+        if shape.num_rows * shape.num_columns > MAX_CELLS_PER_BYTE * path.stat().st_size:
             raise ValueError(f"{shape.num_rows} rows in {path.stat().st_size} bytes")
         return pd.read_parquet(path, page_checksum_verification=True)
     except Exception as error:  # pyarrow raises many kinds; to the user they all mean the same
@@ -163,7 +163,7 @@ def user_cache(name: str) -> Path:
     return Path(base) / "perturbjax" / name
 
 
-def drop_oldest(files: Iterable[Path], most: int) -> int:
+def delete_oldest(files: Iterable[Path], most: int) -> int:
     """Remove the files used longest ago until the others hold at most `most` bytes; how many went."""
     found = []
     for path in files:

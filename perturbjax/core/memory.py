@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     On a CPU XLA allocates a program's temporaries anew at every call. Large ones come from `mmap`, so every step would
     have all its pages mapped and zeroed again: a sixth to a fifth of a training step. Call it before JAX starts its
     threads: they are to share one arena, since others take large blocks from `mmap` whatever their number. The process
-    then holds its peak until `give_back_freed_memory`. Elsewhere than on Linux with glibc it does nothing.
+    then holds its peak until `release_freed_memory`. Elsewhere than on Linux with glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -25,7 +25,7 @@ def keep_freed_memory() -> bool:
     return all([mallopt(M_ARENA_MAX, 1), mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1)])
 
 
-def give_back_freed_memory() -> None:
+def release_freed_memory() -> None:
     """Give the system back what is free of the memory that was kept, at the end of an epoch and the like.
 
     Small blocks that live on come to lie in large ones that were freed, which are then too small for the next of their

@@ -66,7 +66,7 @@ def well_name(row: int, column: int) -> str:
     return f"{row_name(row)}{column + 1:02d}"
 
 
-def normalise_well(name: str) -> str:
+def normalize_well(name: str) -> str:
     """`a1`, `A01` and `A001` are all `A01`; a name of another form stays as it is."""
     spot = parse_well(name)
     return name if spot == (-1, -1) else well_name(*spot)
@@ -77,7 +77,7 @@ def plate_shape(wells: int) -> tuple[int, int]:
     return FORMATS[min(size for size in FORMATS if size >= wells)]
 
 
-def shape_holding(spots: Int[np.ndarray, "n 2"], least: int = 96) -> tuple[int, int]:
+def smallest_plate_shape(spots: Int[np.ndarray, "n 2"], least: int = 96) -> tuple[int, int]:
     """(rows, columns) of the smallest usual plate, of at least `least` wells, that has all these rows and columns.
 
     Columns that no usual plate has (`A49` to `A99`) make it wider.

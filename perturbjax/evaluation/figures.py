@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic
 from perturbjax.core.messages import PLOT_TEXT
-from perturbjax.core.plates import PLATE, WELL, parse_wells, row_name, shape_holding
+from perturbjax.core.plates import PLATE, WELL, parse_wells, row_name, smallest_plate_shape
 from perturbjax.evaluation.evaluation_result import EvaluationResult, Level, rank_rows
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 
@@ -328,7 +328,7 @@ def plot_plates(
                           "true": probabilities[np.arange(len(labels)), labels]})  # fmt: skip
     wells = wells.groupby(["plate", "row", "column"], as_index=False)["true"].mean()
     plates = list(wells["plate"].value_counts(sort=True).index[:_PLATES])
-    height, width = shape_holding(spots)
+    height, width = smallest_plate_shape(spots)
     across = min(len(plates), 3 if width > 12 else 4)
     down = -(-len(plates) // across)
     with _figure(path, 3.4 * across + 1, down * (3.4 * height / width + 0.45) + 0.4) as figure:

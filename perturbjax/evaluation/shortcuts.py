@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from perturbjax.core.plates import normalise_well
+from perturbjax.core.plates import normalize_well
 from perturbjax.dataset import PLATE, WELL
 from perturbjax.evaluation.wells import well_ids
 
@@ -55,7 +55,7 @@ def overlap(train: pd.DataFrame, test: pd.DataFrame) -> Overlap:
     """Measure the overlap of two tables with `Metadata_Plate`, `Metadata_Well` and `label`."""
     wells = well_ids(pd.concat([train, test], ignore_index=True))
     train_keys, test_keys = (
-        table[WELL].astype(str).map(normalise_well) + "\0" + table["label"].astype(str)
+        table[WELL].astype(str).map(normalize_well) + "\0" + table["label"].astype(str)
         for table in (train, test)
     )
     return Overlap(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import drop_oldest, file_digest, make_folder, user_cache
+from perturbjax.core.files import delete_oldest, file_digest, make_folder, user_cache
 from perturbjax.core.messages import console
 from perturbjax.dataset import Dataset
 from perturbjax.models import BACKBONES, with_weights
@@ -66,7 +66,7 @@ def cached_features(source: SourceConfig, dataset: Dataset) -> Path:
         else:
             extract(dataclasses.replace(config, out=file))
             others = (one for one in folder.glob("*.parquet") if one != file)
-            drop_oldest(others, CACHE_BYTES - file.stat().st_size)
+            delete_oldest(others, CACHE_BYTES - file.stat().st_size)
     return file
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import MOST_CELLS_A_BYTE, OPENERS, read_parquet
-from perturbjax.core.plates import normalise_well
+from perturbjax.core.files import MAX_CELLS_PER_BYTE, OPENERS, read_parquet
+from perturbjax.core.plates import normalize_well
 from perturbjax.core.text_tables import clean_columns, detect_dialect
 from perturbjax.dataset import PLATE, SITE, WELL
 from perturbjax.profiles.feature_columns import list_columns, select_features
@@ -176,7 +176,7 @@ def _read_anndata(path: Path) -> pd.DataFrame:
         with h5py.File(path) as file:
             stored: Any = file["X"]
             shape = stored.shape if isinstance(stored, h5py.Dataset) else stored.attrs["shape"]
-            if np.prod(shape, dtype=float) > MOST_CELLS_A_BYTE * path.stat().st_size:
+            if np.prod(shape, dtype=float) > MAX_CELLS_PER_BYTE * path.stat().st_size:
                 raise ValueError(f"{shape[0]} x {shape[1]} values in {path.stat().st_size} bytes")
             values, obs, var = (read_elem(file[key]) for key in ("X", "obs", "var"))
     except Exception as error:  # h5py and anndata raise many types
@@ -190,7 +190,7 @@ def _read_anndata(path: Path) -> pd.DataFrame:
 
 def _normalize_positions(metadata: pd.DataFrame, path: Path, notes: list[str]) -> None:
     """Spell wells like A01 and sites like 1, in place."""
-    wells = metadata[WELL].map(normalise_well)
+    wells = metadata[WELL].map(normalize_well)
     if (changed := (wells != metadata[WELL]).to_numpy()).any():
         first = int(np.argmax(changed))
         notes.append(

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.plates import PLATE, WELL, parse_wells, plate_layouts, shape_holding
+from perturbjax.core.plates import PLATE, WELL, parse_wells, plate_layouts, smallest_plate_shape
 from perturbjax.core.progress import track
 from perturbjax.screening.activity import (
     average_precision_statistic,
@@ -240,7 +240,9 @@ class _Screen:
         spots = parse_wells(pd.Series(self.positions[pool.wells[: pool.treated]]))
         if pool.treated < 2 or (spots < 0).any():
             return
-        rows, columns = shape_holding(parse_wells(pd.Series(np.unique(self.positions))).clip(0))
+        rows, columns = smallest_plate_shape(
+            parse_wells(pd.Series(np.unique(self.positions))).clip(0)
+        )
         if len(np.unique(spots, axis=0)) == 1:
             yield "all replicates at one plate position"
         elif len(set(spots[:, 0])) == 1:

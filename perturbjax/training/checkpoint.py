@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import make_folder, require_room
+from perturbjax.core.files import make_folder, require_free_space
 from perturbjax.core.options import renamed_from, require, require_sound
 from perturbjax.models.ensemble_head import rename_saved_arrays
 from perturbjax.training.step import TrainState
@@ -207,7 +207,7 @@ class Checkpoints:
         facts = {**facts, CHECKSUM: arrays_checksum(tree)}
         # Check the free space first: the threads of orbax do not stop cleanly if a save fails.
         size = sum(array.nbytes for array in tree.values())
-        require_room(make_folder(self.path), size + METADATA_BYTES)
+        require_free_space(make_folder(self.path), size + METADATA_BYTES)
         self._manager(which).save(
             number,
             args=ocp.args.Composite(

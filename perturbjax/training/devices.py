@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder
-from perturbjax.core.memory import give_back_freed_memory
+from perturbjax.core.memory import release_freed_memory
 from perturbjax.core.messages import console
 from perturbjax.core.options import python_only, require, require_sound
 from perturbjax.data.batches import BatchOrder, BatchPipeline, BatchRecords, ResidentArrays, gather
@@ -271,7 +271,7 @@ def prepare_step(number: int, step: Callable[..., Any], *arguments: Any) -> None
     if not number and isinstance(step, jax.stages.Wrapped):
         step.lower(*arguments).compile()
     if number < FREE_MEMORY_STEPS:
-        give_back_freed_memory()
+        release_freed_memory()
 
 
 def limit_pending_steps(queued: Sequence[Any]) -> None:

@@ -30,7 +30,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perturbjax.core.config import LINEAR_C, LINEAR_VARIANCE
-from perturbjax.core.memory import give_back_freed_memory
+from perturbjax.core.memory import release_freed_memory
 from perturbjax.core.messages import console
 from perturbjax.core.progress import track
 from perturbjax.data.batches import BatchOrder, RawBatch
@@ -82,7 +82,7 @@ def initialize_ensemble(
             batches(order), total=len(order), label="Computing site features", unit="batches"
         ):
             # Each batch takes seconds and leaves hundreds of megabytes of fragmented free memory.
-            give_back_freed_memory()
+            release_freed_memory()
             yield batch
 
     recipe, train = experiment.recipe, experiment.train
@@ -95,7 +95,7 @@ def initialize_ensemble(
         min(recipe.optim.batch_size, len(train)),
         multiple=placement.batch_multiple,
     )
-    give_back_freed_memory()
+    release_freed_memory()
     model = nnx.merge(experiment.graphdef, state.params, state.stats, copy=True)
     mean, kernel = fit_reduction(features, model.backbone_feature_size)
     model.reduce.mean[...], model.reduce.kernel[...] = mean, kernel

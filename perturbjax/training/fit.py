@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from perturbjax.core.config import Recipe
 from perturbjax.core.errors import InputError
-from perturbjax.core.memory import give_back_freed_memory
+from perturbjax.core.memory import release_freed_memory
 from perturbjax.core.messages import console
 from perturbjax.core.options import (
     optional_value,
@@ -265,7 +265,7 @@ class _Training:
             Terminated: SIGTERM was received, and the state was saved.
             InputError: the loss of a step is not finite.
         """
-        give_back_freed_memory()
+        release_freed_memory()
         start, steps = self.start, self.experiment.steps_per_epoch
         resumed = epoch == start.epoch
         sums = start.partial_sums() if resumed else []

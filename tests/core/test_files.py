@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import atomic, require_room, write_json
+from perturbjax.core.files import atomic, require_free_space, write_json
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path, kind: str) ->
 
 
 def test_room_is_asked_for_and_given_back(tmp_path: Path) -> None:
-    require_room(tmp_path, 1 << 20)
+    require_free_space(tmp_path, 1 << 20)
     with pytest.raises(OSError, match=r"No space|too large"):
-        require_room(tmp_path, 1 << 60)
+        require_free_space(tmp_path, 1 << 60)
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.site_table import choose_label, merged_identities, read_sites
 from perturbjax.core.errors import InputError
-from perturbjax.core.plates import normalise_well
+from perturbjax.core.plates import normalize_well
 
 
 def test_every_row_is_one_site_with_its_files_in_the_order_asked_for(plate):
@@ -69,7 +69,7 @@ def test_urls_serve_where_there_are_no_file_names(plate, edit):
     ("spelling", "well"), [("a1", "A01"), ("A01", "A01"), ("P024", "P24"), ("AF48", "AF48")]
 )
 def test_wells_are_spelt_one_way(spelling, well):
-    assert normalise_well(spelling) == well
+    assert normalize_well(spelling) == well
 
 
 def test_wells_that_only_differ_in_spelling_are_duplicates(plate, edit):

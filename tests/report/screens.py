@@ -73,7 +73,7 @@ def write_images(
 
 
 def write_features(folder: Path, index: pd.DataFrame, test: pd.Series, names: list[str]) -> None:
-    """Features in which classes lie apart, and what they retrieve."""
+    """Write features with separated classes, and their retrieval."""
     rng = np.random.default_rng(1)
     values = 2 * np.eye(len(names), 9)[[names.index(name) for name in index["label"]]] + rng.normal(
         size=(len(index), 9)

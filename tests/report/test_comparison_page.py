@@ -1,4 +1,4 @@
-"""Runs side by side: who is best, whether they compare, what differs, and where the report of each is."""
+"""The page that compares runs: order, same test sites, different settings and links."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_scores_have_intervals_and_baselines(run):
         for subject, scores in result["levels"][level].items():
             assert f">{subject}</td>" in text
             for metric, score in scores.items():
-                if metric != "top5":  # of eight classes it says nothing
+                if metric != "top5":  # not shown for eight classes
                     assert f"{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]" in text
     assert "top-5" not in text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from perturbjax.core.plates import PLATE, WELL, parse_wells, shape_holding
+from perturbjax.core.plates import PLATE, WELL, parse_wells, smallest_plate_shape
 from perturbjax.report.pages.page import figure, widget
 
 
@@ -26,7 +26,7 @@ def plate_maps(name: str, wells: pd.DataFrame, *, color: str, label: str, captio
         caption: text below the figure.
     """
     spots = parse_wells(wells[WELL])
-    rows, columns = shape_holding(spots, least=24)
+    rows, columns = smallest_plate_shape(spots, least=24)
     table = wells.rename(columns={PLATE: "plate", WELL: "well"}).assign(
         row=spots[:, 0], column=spots[:, 1]
     )

@@ -85,7 +85,7 @@ def test_table_sorts_and_filters(window, report):
 def test_tooltips_describe_wells_matrix_points_and_terms(window, report):
     window.open(report)
     window.run("document.querySelector('.answers dfn').focus()")
-    assert "same weight" in window.run(TIP)
+    assert "equal weight" in window.run(TIP)
     window.hover("#plates svg circle.tested")
     assert "class: " in window.run(TIP) and "probability of the true class" in window.run(TIP)
     window.hover("#confusion canvas", 0.5, 0.5)
@@ -167,7 +167,11 @@ def test_printing_unfolds_details(window, report):
 def test_printing_uses_a_white_background(window, report):
     window.open(report, dark=True)
     style = "return getComputedStyle(document.{}).{}"
-    drawn = "return document.querySelector('#confusion canvas').toDataURL()"
+    # The page redraws after the event of the media change: wait for it.
+    drawn = (
+        "return new Promise(done => setTimeout(() => "
+        "done(document.querySelector('#confusion canvas').toDataURL()), 200))"
+    )
     dark = window.run(drawn)
     window.devtools("Emulation.setEmulatedMedia", media="print")
     assert window.run(style.format("body", "backgroundColor")) == "rgb(255, 255, 255)"
