@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from data_prep import append_sites, existing_dataset, illumination, quality, site_tasks
 from data_prep import mask_cache as masks
@@ -21,7 +20,15 @@ from data_prep.cluster import ClusterConfig, open_pool
 from data_prep.layout_warnings import design_warnings
 from data_prep.output import creation_time, remove_work_folder, work_folder, work_path
 from data_prep.process_pool import TaskPool
-from data_prep.segment import Engine, Precision, SegmenterConfig, pipeline
+from data_prep.segment import (
+    Diameter,
+    Engine,
+    EngineChoice,
+    Precision,
+    SegmenterConfig,
+    parse_diameter,
+    pipeline,
+)
 from data_prep.site import Site, set_functions
 from data_prep.site_table import FILE, SiteTable, choose_label, merged_identities, read_sites
 from data_prep.sources import Project
@@ -51,14 +58,14 @@ class BuildConfig:
     """Channels to use, separated by commas; by default all."""
     aggregate: Aggregate = "median"
     """Combination of the channels into one image; none keeps separate channels."""
-    segmenter: Literal[Engine, "auto"] = "auto"
+    segmenter: EngineChoice = "auto"
     """Segmentation engine; auto: nuclei for one channel, watershed for several."""
     weights: str = ""
     """Weights for cellpose: nuclei, cyto, cyto2, cyto3, cpsam or a file."""
     segment_channels: str = ""
     """Channels to segment, separated by commas; by default the aggregated image."""
-    diameter: float = 0.0
-    """Object diameter in pixels; 0: estimated."""
+    diameter: Diameter = "auto"
+    """Object diameter: pixels, per-plate, per-site, or auto (the engine's default)."""
     precision: Precision = python_only("auto")
     """Number format of the segmentation network; auto: bfloat16 for cpsam, float32 for others."""
     label_column: str = ""
@@ -86,7 +93,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
-        require("diameter", self.diameter, self.diameter >= 0, "0 (estimated) or more")
+        parse_diameter(self.diameter)
         require("resize", self.resize, self.resize >= 0, "0 (keeps the size) or more")
         require("workers", self.workers, self.workers >= 0, "0 (every core) or more")
         is_clear = not (self.append and self.overwrite)

@@ -102,13 +102,13 @@ def check_sites(plan: Plan, pool: TaskPool) -> Plan:
 
 
 def process_sites(plan: Plan, pool: TaskPool, work: Path) -> Plan:
-    """Estimate illumination functions if required, and segment all sites.
+    """Estimate illumination functions and diameters if required, and segment all sites.
 
     Returns:
-        The plan with illumination functions.
+        The plan with illumination functions and diameters.
 
     Raises:
-        InputError: A site cannot be read or segmented.
+        InputError: A site cannot be read, or no site can be segmented.
     """
     make_folder(plan.settings.masks.folder)
     if plan.illumination == illumination.ESTIMATE:
@@ -121,17 +121,9 @@ def process_sites(plan: Plan, pool: TaskPool, work: Path) -> Plan:
             sites=set_functions(plan.sites, {key: path for key, (path, _) in estimates.items()}),
             facts=plan.facts | illumination.illumination_facts(illumination.ESTIMATE, checksums),
         )
-    results = pipeline.segmented(pool, plan.sites, plan.settings)
-    # Number of objects per site; None for a reused mask.
-    counts = list(track(results, total=len(plan.sites), label="Segmenting", unit="sites"))
-    if reused := counts.count(None):
-        console.print(
-            f"info: reused masks: {reused} of {len(counts)} sites (same pixels and settings)"
-        )
-    if empty := counts.count(0):
-        console.print(
-            f"warning: no objects in {empty} of {len(counts) - reused} newly segmented sites"
-        )
+    sites, diameters = pipeline.estimate_diameters(pool, plan.sites, plan.settings)
+    plan = replace(plan, sites=sites, facts={**plan.facts, "diameters": diameters})
+    pipeline.segment_sites(pool, plan.sites, plan.settings)
     return plan
 
 

@@ -1,9 +1,9 @@
-"""Finished masks, each under the digest of the pixels it was made from and of the segmenter that made it.
+"""Cache of masks, each under the checksum of the pixels and of the segmenter it was computed with.
 
-Two datasets of the same images share their masks, a killed build finds its own again, and an image that changed has
-another digest, and so no mask. Masks of the build at work lie in its working folder; a copy goes to the cache, which
-is kept below a bound by dropping what was used longest ago. A cache that cannot be written is done without.
-"""
+Datasets of the same images share masks, an interrupted build finds its own, and a changed image has
+another checksum and therefore no mask. Masks of the running build lie in its working folder, and a
+copy goes to the cache. The cache is kept below a limit by dropping the masks that were not used for
+the longest time. A build continues without a cache that cannot be written."""
 
 from __future__ import annotations
 
@@ -22,27 +22,36 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, delete_oldest, user_cache
 from perturbjax.core.messages import console
 
-#: Part of every key: raised when what an engine is given, or what is kept of its mask, changes.
-MASK_VERSION = 1
-#: Bytes the cache may hold after a build; a mask of 1,080 x 1,080 pixels takes about 20 kB.
+#: Part of every key: increased when the input of an engine, or what is stored of its mask, changes.
+MASK_VERSION = 2
+#: Maximum size of the cache after a build in bytes; a mask of 1080 x 1080 pixels takes about 20 kB.
 CACHE_BYTES = 4 << 30
 
 
-def mask_key(image: UInt[np.ndarray, "h w c"], segmenter: dict[str, Any]) -> str:
-    """SHA-256 of the pixels a segmenter is given and of its provenance (engine, version, weights, parameters)."""
-    described = {
+def mask_key(
+    image: UInt[np.ndarray, "h w c"], segmenter: dict[str, Any], diameter: float = 0.0
+) -> str:
+    """Return the SHA-256 of everything a mask depends on.
+
+    Args:
+        image: pixels that are segmented.
+        segmenter: provenance of the engine: version, weights, parameters.
+        diameter: the plate's in pixels, 0 if the engine's own is used.
+    """
+    settings = {
         "mask": MASK_VERSION,
         "segmenter": segmenter,
+        "diameter": diameter,
         "shape": image.shape,
         "dtype": image.dtype.str,
     }
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 
 def default_cache() -> Path:
-    """`perturbjax/masks` in the user's cache folder."""
+    """Return `perturbjax/masks` in the user's cache folder."""
     return user_cache("masks")
 
 
@@ -51,70 +60,84 @@ class MaskStore:
     """Masks of one build by key, backed by the cache."""
 
     folder: Path
-    """Of the build at work: nothing is dropped here."""
+    """Folder of the running build; nothing is dropped here."""
     cache: Path | None = None
-    """Shared by all builds; None does without."""
+    """Folder shared by all builds; None uses no cache."""
 
     def find(self, key: str) -> bool:
-        """Whether the mask is finished; one from the cache is taken into the build's own folder."""
-        if self._own(key).is_file():
-            if self._read(key) is not None:
+        """Return whether the mask exists, and copy it from the cache into the build's folder if
+        needed."""
+        if self._path(key).is_file():
+            if self.get(key) is not None:
                 return True
-            self._own(key).unlink()
+            self._path(key).unlink()
         if self.cache is None:
             return False
-        kept = self._cached(key)
+        cached = self._cache_path(key)
         try:
-            with atomic(self._own(key)) as temporary:
-                shutil.copyfile(kept, temporary)
-            os.utime(kept)  # used now: dropped last
+            with atomic(self._path(key)) as temporary:
+                shutil.copyfile(cached, temporary)
+            os.utime(cached)  # used now, so dropped last
         except (OSError, InputError):
             return False
-        return self._read(key) is not None
+        return self.get(key) is not None
 
-    def keep(self, key: str, mask: UInt16[np.ndarray, "h w"]) -> None:
-        """Keep a finished mask.
+    def put(self, key: str, mask: UInt16[np.ndarray, "h w"]) -> None:
+        """Store a mask.
 
         Raises:
-            InputError: the build's own folder cannot be written.
+            InputError: the build's folder cannot be written.
         """
         import tifffile
 
-        with atomic(self._own(key)) as temporary:
+        with atomic(self._path(key)) as temporary:
             tifffile.imwrite(temporary, mask, compression="zlib", metadata=None)
         if self.cache is None:
             return
         try:
-            with atomic(self._cached(key)) as temporary:
-                shutil.copyfile(self._own(key), temporary)
+            with atomic(self._cache_path(key)) as temporary:
+                shutil.copyfile(self._path(key), temporary)
         except (OSError, InputError):
             return  # read-only or full: the next build segments again
 
-    def get(self, key: str) -> UInt16[np.ndarray, "h w"] | None:
-        """The mask of a key; None where there is none."""
-        return self._read(key)
+    def put_failure(self, key: str, reason: str) -> None:
+        """Record that a site could not be segmented; the next build tries again.
 
-    def _read(self, key: str) -> np.ndarray | None:
+        Raises:
+            InputError: the build's folder cannot be written.
+        """
+        with atomic(self._failure_path(key)) as temporary:
+            Path(temporary).write_text(reason, encoding="utf-8")
+
+    def failed(self, key: str) -> bool:
+        """Return whether a failure is recorded in this build."""
+        return self._failure_path(key).is_file()
+
+    def get(self, key: str) -> UInt16[np.ndarray, "h w"] | None:
+        """Return the mask of a key, None if there is none."""
         import tifffile
 
         try:
-            mask = tifffile.imread(self._own(key))
+            mask = tifffile.imread(self._path(key))
         except Exception:  # tifffile and its codecs raise many kinds
             return None
         return mask if mask.dtype == np.uint16 and mask.ndim == 2 else None
 
-    def _own(self, key: str) -> Path:
+    def _path(self, key: str) -> Path:
         return self.folder / f"{key}.tiff"
 
-    def _cached(self, key: str) -> Path:
+    def _failure_path(self, key: str) -> Path:
+        return self.folder / f"{key}.failed"
+
+    def _cache_path(self, key: str) -> Path:
         assert self.cache is not None
         return self.cache / key[:2] / f"{key}.tiff"
 
 
-def trim(cache: Path, most: int = CACHE_BYTES) -> None:
-    """Drop the masks used longest ago until the cache holds at most that many bytes."""
+def trim(cache: Path, limit: int = CACHE_BYTES) -> None:
+    """Drop the least recently used masks until the cache has at most `limit` bytes."""
     dropped = delete_oldest(
-        cache.glob("??/*.tiff"), most
-    )  # what a kill left half-written among them
+        cache.glob("??/*.tiff"), limit
+    )  # including files that a killed build left incomplete
     if dropped:
-        console.print(f"note: the {dropped} masks used longest ago were dropped from {cache}")
+        console.print(f"info: removed {dropped} least recently used masks from {cache}")

@@ -1,7 +1,8 @@
-"""How good the images of a site are: focus, saturation, background, cells cut by the border, debris; for the index.
+"""Image quality of a site for `index.parquet`: focus, saturation, background, cells at the border,
+debris.
 
-All is measured on the pixels as the files hold them: before light is evened, channels are aggregated or sites resized.
-"""
+Everything is measured on the pixels of the files, before illumination correction, aggregation and
+resizing."""
 
 from __future__ import annotations
 
@@ -11,19 +12,21 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt, UInt16
 
-#: Raised when a column gets another meaning: a dataset of another version is built again.
-VERSION = 1
-#: Full scales of cameras, in stored units: 8, 10, 12, 14 and 16 bits.
+#: Increased when the meaning of a column changes; a dataset of another version is rebuilt.
+VERSION = 2
+#: Largest values of cameras with 8, 10, 12, 14 and 16 bits.
 FULL_SCALES = (255, 1023, 4095, 16383, 65535)
-#: Frequencies, in cycles a pixel, between which the slope of the power spectrum is taken: below lie cells and light,
-#: above a camera's noise, in which a blurred image would look sharp. On jump_fov, blurred by 0 to 8 pixels and with
-#: noise added, the slope falls all the way between these; up to 0.35 it rises again from 4 pixels on.
+#: Frequencies in cycles per pixel between which the slope of the power spectrum is fitted. Below
+#: are cells and uneven illumination, above is camera noise, which makes a blurred image look sharp.
+#: On jump_fov, blurred by 0 to 8 pixels with added noise, the slope decreases over this whole
+#: range; with an upper limit of 0.35 it increases from 4 pixels on.
 FREQUENCIES = (0.02, 0.15)
-#: Bands of equal width in the logarithm of the frequency that the power is averaged in.
+#: Number of bands, equally wide in the logarithm of the frequency.
 BANDS = 12
-#: An object of the mask is like debris below this share of the site's median area of a cell.
+#: Objects below this fraction of the site's median area count as debris.
 SMALL = 0.25
-#: Pixels that a bright spot outside all cells has at least, and the percentile of cells' pixels that it exceeds.
+#: Smallest area in pixels of a bright spot outside all cells, and the percentile of cell pixels
+#: that it exceeds.
 SPOT_PIXELS, SPOT_PERCENTILE = 9, 90
 
 
@@ -31,37 +34,43 @@ def site_quality(
     planes: Mapping[str, UInt[np.ndarray, "h w"]],
     mask: UInt16[np.ndarray, "h w"],
     segmented: Shaped[np.ndarray, "h w"],
+    failed: bool = False,
 ) -> dict[str, float]:
-    """The quality columns of a site.
+    """Measure the quality columns of a site.
 
     Args:
-        planes: its channels by name.
-        mask: its cells.
-        segmented: the image in which they were found.
+        planes: channels by name.
+        mask: instance labels of the cells.
+        segmented: image that was segmented.
+        failed: whether the segmentation failed.
 
     Returns:
-        Of each channel `focus_` (slope of the power spectrum), `laplacian_`, `saturated_` and `background_`, and of the
-        site `border_cells` and `debris`.
+        Of each channel `focus_` (slope of the power spectrum), `laplacian_`, `saturated_` and
+        `background_`; of the site `border_cells`, `debris` and `segmentation_failed` (0 or 1).
     """
     outside = mask == 0
     columns: dict[str, float] = {}
     for channel, plane in planes.items():
         columns[f"focus_{channel}"] = spectrum_slope(plane)
         columns[f"laplacian_{channel}"] = laplacian_variance(plane)
-        columns[f"saturated_{channel}"] = saturated_share(plane)
+        columns[f"saturated_{channel}"] = saturated_fraction(plane)
         columns[f"background_{channel}"] = (
             float(np.median(plane[outside])) if outside.any() else np.nan
         )
     return {
         **columns,
-        "border_cells": border_share(mask),
-        "debris": float(debris_like(mask, segmented)),
+        "border_cells": border_fraction(mask),
+        "debris": float(count_debris(mask, segmented)),
+        "segmentation_failed": float(failed),
     }
 
 
 def spectrum_slope(plane: UInt[np.ndarray, "h w"]) -> float:
-    """Slope of the logarithm of power over that of frequency: from -2 to -5 in focus, steeper out of it; NaN where
-    nothing is to be seen. (Bray et al., J Biomol Screen 2012: PowerLogLogSlope.)
+    """Return the slope of the power spectrum in log-log coordinates, NaN for a constant image.
+
+    Images in focus have -2 to -5, blurred images less.
+
+    Source: PowerLogLogSlope of Bray et al., J Biomol Screen 2012.
     """
     from scipy import fft
 
@@ -70,23 +79,24 @@ def spectrum_slope(plane: UInt[np.ndarray, "h w"]) -> float:
     power = np.square(np.abs(fft.rfft2(values))).ravel()
     band, counts = _bands(plane.shape)
     sums = np.bincount(band, weights=power, minlength=BANDS + 1)[:BANDS]
-    seen = (counts > 0) & (sums > 0)
-    if seen.sum() < 3:
+    valid = (counts > 0) & (sums > 0)
+    if valid.sum() < 3:
         return float("nan")
     edges = np.log(np.geomspace(FREQUENCIES[0], FREQUENCIES[1], BANDS + 1))
-    middle = (edges[:-1] + edges[1:]) / 2
-    return float(np.polyfit(middle[seen], np.log(sums[seen] / counts[seen]), 1)[0])
+    centers = (edges[:-1] + edges[1:]) / 2
+    return float(np.polyfit(centers[valid], np.log(sums[valid] / counts[valid]), 1)[0])
 
 
 @functools.lru_cache(maxsize=4)
 def _window(shape: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    """Without it the step from one edge to the opposite one looks like detail."""
+    """Return a Hann window: without it the step between opposite edges counts as detail."""
     return np.outer(np.hanning(shape[0]), np.hanning(shape[1])).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=4)
 def _bands(shape: tuple[int, int]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " bands"]]:
-    """The band of every value of `rfft2`, `BANDS` for what is in none, and how many values each has."""
+    """Return the band of each value of `rfft2` (`BANDS` if in none), and the number of values of
+    each band."""
     frequency = np.hypot(
         np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]
     ).ravel()
@@ -97,7 +107,7 @@ def _bands(shape: tuple[int, int]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarra
 
 
 def laplacian_variance(plane: UInt[np.ndarray, "h w"]) -> float:
-    """Variance of the discrete Laplacian, in stored units squared: it falls with focus, and with brightness."""
+    """Return the variance of the discrete Laplacian; it decreases with blur and with brightness."""
     values = plane.astype(np.float32)
     if min(values.shape) < 3:
         return float("nan")
@@ -108,8 +118,9 @@ def laplacian_variance(plane: UInt[np.ndarray, "h w"]) -> float:
     return float(laplacian.var(dtype=np.float64))
 
 
-def saturated_share(plane: UInt[np.ndarray, "h w"]) -> float:
-    """Share of the pixels at the camera's full scale, where the brightest pixel is at one."""
+def saturated_fraction(plane: UInt[np.ndarray, "h w"]) -> float:
+    """Return the fraction of pixels at the camera's largest value; 0 if the brightest pixel is
+    below it."""
     brightest = int(plane.max())
     return (
         float(np.count_nonzero(plane == brightest) / plane.size)
@@ -118,15 +129,15 @@ def saturated_share(plane: UInt[np.ndarray, "h w"]) -> float:
     )
 
 
-def border_share(mask: UInt16[np.ndarray, "h w"]) -> float:
-    """Share of the cells that the border cuts; 0 where there is no cell."""
+def border_fraction(mask: UInt16[np.ndarray, "h w"]) -> float:
+    """Return the fraction of cells at the image border; 0 without cells."""
     cells = np.count_nonzero(np.bincount(mask.ravel())[1:])
     cut = np.unique(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]))
     return float(np.count_nonzero(cut) / cells) if cells else 0.0
 
 
-def debris_like(mask: UInt16[np.ndarray, "h w"], image: Shaped[np.ndarray, "h w"]) -> int:
-    """Objects far smaller than the site's cells, and spots as bright as cells that lie outside all of them."""
+def count_debris(mask: UInt16[np.ndarray, "h w"], image: Shaped[np.ndarray, "h w"]) -> int:
+    """Count objects far smaller than the site's cells, and bright spots outside all cells."""
     from scipy import ndimage
 
     areas = np.bincount(mask.ravel())[1:]

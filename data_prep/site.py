@@ -26,6 +26,8 @@ class Site:
     functions: tuple[Path, ...] = ()
     """Illumination function of each entry of `channels`; empty: no illumination correction."""
     plate: str = ""
+    diameter: float = 0.0
+    """Typical diameter in pixels of the objects of the plate; 0 uses that of the segmenter."""
 
     @property
     def planes(self) -> tuple[Plane, ...]:

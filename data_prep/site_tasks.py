@@ -6,10 +6,10 @@ import functools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import UInt, UInt16
 
 from data_prep import segment
 from data_prep.channel_images import (
@@ -104,31 +104,54 @@ def digest_sites(sites: list[Site]) -> list[str]:
     return [pixel_digest(read_planes(site.planes, site.where).values()) for site in sites]
 
 
-def segment_site(task: tuple[Site, Settings]) -> int | None:
-    """Segment a site and store its mask.
+class SegmentedSite(NamedTuple):
+    """Result of segmenting one site."""
 
-    Returns:
-        Number of objects; None if the mask existed already.
-    """
+    where: str
+    """Table and row of the site, for messages."""
+    objects: int | None
+    """Number of objects; None if the mask existed already."""
+    failure: str = ""
+    """Reason if the site could not be segmented."""
+
+
+def segment_site(task: tuple[Site, Settings]) -> SegmentedSite:
+    """Segment a site and store its mask."""
     site, settings = task
     key, image = read_site(task)
     if image is None:
-        return None
+        return SegmentedSite(site.where, None)
     try:
-        mask = _segmenter(settings.segmenter).segment(image)
-    except InputError as error:
-        raise InputError(f"{site.where}: {error}") from error
-    settings.masks.keep(key, mask)
-    return int(np.unique(mask[mask > 0]).size)
+        mask = _segmenter(settings.segmenter).segment(image, site.diameter)
+    except Exception as error:  # scikit-image, torch and XLA raise many kinds
+        return store_mask(site, key, segment.Failure(f"{error}".split("\n")[0]), settings)
+    return store_mask(site, key, mask, settings)
+
+
+def store_mask(
+    site: Site, key: str, mask: UInt16[np.ndarray, "h w"] | segment.Failure, settings: Settings
+) -> SegmentedSite:
+    """Store the mask of a site, or that its segmentation failed."""
+    if isinstance(mask, segment.Failure):
+        settings.masks.put_failure(key, mask.reason)
+        return SegmentedSite(site.where, 0, mask.reason)
+    settings.masks.put(key, mask)
+    return SegmentedSite(site.where, int(mask.max(initial=0)))
 
 
 def read_site(task: tuple[Site, Settings]) -> tuple[str, UInt[np.ndarray, "h w c"] | None]:
     """Return the mask key of a site and the image to segment; None if the mask exists already."""
     site, settings = task
-    planes = correct(read_planes(site.segmented or site.stored, site.where), site)
-    image = _segmented_image(site, settings, planes)
-    key = mask_key(image, settings.described)
+    image = read_segmented_image(task)
+    key = mask_key(image, settings.described, site.diameter)
     return key, None if settings.masks.find(key) else image
+
+
+def read_segmented_image(task: tuple[Site, Settings]) -> UInt[np.ndarray, "h w c"]:
+    """Read the image of a site that is segmented."""
+    site, settings = task
+    planes = correct(read_planes(site.segmented or site.stored, site.where), site)
+    return _segmented_image(site, settings, planes)
 
 
 def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
@@ -143,14 +166,16 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
     image = aggregate_channels(stack_planes(planes, site.stored, site.where), settings.aggregate)
     segmented = _segmented_image(site, settings, planes) if site.segmented else image
     # The key is computed from the pixels, so a mask of other pixels can never be used.
-    mask = settings.masks.get(mask_key(segmented, settings.described))
+    key = mask_key(segmented, settings.described, site.diameter)
+    failed = settings.masks.failed(key)
+    mask = np.zeros(image.shape[:2], np.uint16) if failed else settings.masks.get(key)
     if mask is None or mask.shape != image.shape[:2]:
         raise InputError(
             f"{site.where}: the images changed during the build; run the same command again"
         )
     by_channel = dict(zip(site.channels, (*site.stored, *site.segmented), strict=True))
     quality = site_quality(
-        {name: raw[plane] for name, plane in by_channel.items()}, mask, segmented[..., 0]
+        {name: raw[plane] for name, plane in by_channel.items()}, mask, segmented[..., 0], failed
     )
     if settings.resize:
         image, mask = resize_image(image, settings.resize), resize_mask(mask, settings.resize)

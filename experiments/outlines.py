@@ -1,10 +1,9 @@
-"""Outlines over real nuclei: the truth's, the cellpose package's, and those of every engine here, side by side.
+"""Draw outlines of real nuclei: ground truth, the cellpose package, and every engine, side by side.
 
     python -m experiments.outlines --out outlines.png [--images 6]
 
-The nuclei are those of `dsb2018_nuclei/test`, every engine as in `experiments.bench.masks`, where their scores are
-from. Needs the data folder named by PERTURBJAX_SHARED, and the cellpose package.
-"""
+Images are from `dsb2018_nuclei/test`, and engines are those of `experiments.bench.masks`, which
+measures their scores. Needs the data folder in PERTURBJAX_SHARED, and the cellpose package."""
 
 from __future__ import annotations
 
@@ -22,10 +21,10 @@ from perturbjax.core.files import atomic
 from perturbjax.core.options import require, require_output, require_sound
 from perturbjax.core.progress import track
 
-#: Pixels of each image that are shown, from its upper left.
-SHOWN = 256
-#: Colour of outlines, told apart from grey by any reader.
-COLOUR = (1.0, 0.55, 0.0)
+#: Size in pixels of the upper left part that is drawn.
+CROP = 256
+#: Color of outlines, distinguishable from gray with any color vision.
+COLOR = (1.0, 0.55, 0.0)
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Config:
     out: Path
     """PNG to write."""
     images: int = 6
-    """How many of the 40 images, evenly spread."""
+    """Number of images, evenly spaced among 40."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -42,7 +41,7 @@ class Config:
 
 
 def main(options: Config) -> None:
-    """Segment, and draw one row an image."""
+    """Segment the images and draw one row per image."""
     try:
         shared = shared_data()
         makers = engines(shared / "weights/nuclei_dsb2018")
@@ -51,14 +50,14 @@ def main(options: Config) -> None:
     images, truths = read(shared, options.images)
     columns = {"truth": truths}
     for name, engine in track(
-        makers.items(), total=len(makers), label="segmenting", unit="engines"
+        makers.items(), total=len(makers), label="Segmenting", unit="engines"
     ):
         columns[name] = engine(images)
     draw(images, columns, options.out)
 
 
 def draw(images: list[np.ndarray], columns: dict[str, list[np.ndarray]], out: Path) -> None:
-    """One row an image, one column a way, each with its number of objects."""
+    """Draw one row per image and one column per engine, with the number of objects."""
     import matplotlib.pyplot as plt
     from skimage.segmentation import find_boundaries
 
@@ -68,9 +67,9 @@ def draw(images: list[np.ndarray], columns: dict[str, list[np.ndarray]], out: Pa
         low, high = np.percentile(image, [1, 99.5])
         grey = np.clip((image - low) / max(high - low, 1), 0, 1)
         for axis, (name, masks) in zip(axes[row], columns.items(), strict=True):
-            shown = np.stack([grey] * 3, -1)
-            shown[find_boundaries(masks[row], mode="inner")] = COLOUR
-            axis.imshow(shown[:SHOWN, :SHOWN], interpolation="nearest")
+            colors = np.stack([grey] * 3, -1)
+            colors[find_boundaries(masks[row], mode="inner")] = COLOR
+            axis.imshow(colors[:CROP, :CROP], interpolation="nearest")
             axis.set_title(f"{name}: {len(np.unique(masks[row])) - 1}", fontsize=9)
             axis.axis("off")
     figure.tight_layout()

@@ -1,38 +1,59 @@
-"""Segmentation behind one small protocol: an image in, one instance mask out, and how it was made.
+"""Segmentation engines: one record per engine, from which the command line, checks and workers take
+all they know.
 
-An engine is built inside the process that runs it (`pipeline` says which): it is described by a `SegmenterConfig`,
-which travels between processes, and made by `create`. `nuclei` is the network that comes with the program, `cellpose`
-cellpose's in JAX, and `cellpose-torch` the cellpose package, against which that is held.
+To add an engine, write a class with the methods of `Segmenter` and add a record to `ENGINES`. A
+`SegmenterConfig` travels between processes; `create` builds the engine in the process that runs it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt, UInt16
 
+from perturbjax.core.choices import Choice
 from perturbjax.core.errors import InputError
 from perturbjax.core.options import require, require_sound
 
-Engine = Literal["nuclei", "cellpose", "cellpose-torch", "watershed"]
 Precision = Literal["auto", "float32", "bfloat16"]
-#: Engines of networks in JAX: one process owns the accelerator that they run on.
-NETWORKS = ("nuclei", "cellpose")
+#: Diameter in pixels as a number or text, or one of DIAMETER_MODES.
+Diameter = str | float
+DIAMETER_MODES = ("auto", "per-plate", "per-site")
+#: Largest number of objects in a mask of 16 bits.
+MAX_OBJECTS = int(np.iinfo(np.uint16).max)
 
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """What an engine must do."""
+    """An engine, ready to run in this process."""
 
-    def segment(self, image: UInt[np.ndarray, "h w c"]) -> UInt16[np.ndarray, "h w"]:
-        """Instance labels 1, 2, … of the cells of one site; 0 is background."""
+    def segment(
+        self, image: UInt[np.ndarray, "h w c"], diameter: float = 0.0
+    ) -> UInt16[np.ndarray, "h w"]:
+        """Return instance labels 1, 2, ... of one site; 0 is background.
+
+        `diameter` is the plate's in pixels; 0 uses the one of the configuration.
+        """
+        ...
+
+    def estimate_diameter(self, images: Sequence[UInt[np.ndarray, "_h _w _c"]]) -> float:
+        """Return one diameter in pixels for sites of a plate, 0 if they contain no objects."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Provenance: engine, version, weights and their SHA-256 (None where there are none), parameters."""
+        """Return the provenance: engine, version, weights with SHA-256 (None without weights),
+        parameters."""
         ...
+
+
+class Failure(NamedTuple):
+    """A site that could not be segmented; the build records it and continues."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -42,38 +63,155 @@ class SegmenterConfig:
     engine: Engine = "watershed"
     weights: str = ""
     """Weights for cellpose: name of a published model or a file."""
-    diameter: float = 0.0
-    """Object diameter in pixels; 0: estimated by the engine."""
+    diameter: Diameter = "auto"
+    """Object diameter: pixels, per-plate, per-site, or auto (the engine's default)."""
     precision: Precision = "auto"
     """Number format of a JAX network; auto: bfloat16 for cpsam, float32 for others."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require("diameter", self.diameter, self.diameter >= 0, "0 (estimated) or more")
+        object.__setattr__(self, "diameter", parse_diameter(self.diameter))
+
+    @property
+    def diameter_mode(self) -> Literal["fixed", "per-plate", "per-site", "trained"]:
+        """How the diameter of a site is found."""
+        match self.diameter:
+            case "per-plate" | "per-site" as mode:
+                return mode
+            case "auto" | 0:
+                return ENGINES[self.engine].diameter
+        return "fixed"
+
+    @property
+    def pixels(self) -> float:
+        """The fixed diameter in pixels, 0 if there is none."""
+        return 0.0 if isinstance(self.diameter, str) else float(self.diameter)
+
+
+def parse_diameter(diameter: Diameter) -> Diameter:
+    """Return a number of pixels as float; "auto", "per-plate" and "per-site" unchanged.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if diameter in DIAMETER_MODES:
+        return diameter
+    try:
+        pixels = float(diameter)
+    except ValueError:
+        pixels = math.nan
+    valid = 0 <= pixels < math.inf
+    require("diameter", diameter, valid, "auto, per-plate, per-site, or a number of pixels")
+    return pixels
+
+
+@dataclass(frozen=True)
+class EngineRecord(Choice):
+    """Everything that is known about an engine."""
+
+    load: Callable[[SegmenterConfig], Segmenter]
+    """Build the engine.
+
+    Raises `InputError` if it cannot run as configured."""
+    diameter: Literal["per-plate", "trained"]
+    """Default: one estimated diameter per plate, or that of the images the weights were trained on.
+    """
+    single_stain: bool = True
+    """Whether the weights know one stain, so that a mixture of channels is refused."""
+    network: bool = False
+    """Whether it runs JAX. One process then owns the accelerator, and the workers only read images.
+    """
+
+
+def _load_nuclei(config: SegmenterConfig) -> Segmenter:
+    from data_prep.segment.network import NetworkSegmenter
+
+    if config.weights:
+        raise InputError(
+            f"--weights {config.weights}: --segmenter nuclei has its own weights; "
+            "choose --segmenter cellpose to use others"
+        )
+    return NetworkSegmenter(config, "nuclei_small")
+
+
+def _load_cellpose(config: SegmenterConfig) -> Segmenter:
+    from data_prep.segment.network import NetworkSegmenter
+
+    if not config.weights:
+        raise InputError(
+            "--segmenter cellpose: needs --weights NAME or PATH; there is no default model"
+        )
+    return NetworkSegmenter(config, config.weights)
+
+
+def _load_cellpose_torch(config: SegmenterConfig) -> Segmenter:
+    from data_prep.segment.cellpose_torch import CellposeTorch
+
+    return CellposeTorch(config)
+
+
+def _load_watershed(config: SegmenterConfig) -> Segmenter:
+    from data_prep.segment.watershed import Watershed
+
+    return Watershed(config)
+
+
+ENGINES: dict[str, EngineRecord] = {
+    "nuclei": EngineRecord(
+        "network for nuclei in one channel, included in perturbjax",
+        _load_nuclei,
+        diameter="per-plate",
+        network=True,
+    ),
+    "cellpose": EngineRecord(
+        "Cellpose network in JAX with the weights of --weights",
+        _load_cellpose,
+        diameter="trained",
+        network=True,
+    ),
+    "cellpose-torch": EngineRecord(
+        "the cellpose package (needs the extra perturbjax[cellpose])",
+        _load_cellpose_torch,
+        diameter="trained",
+    ),
+    "watershed": EngineRecord(
+        "threshold, distance transform and watershed; works on a mixture of channels",
+        _load_watershed,
+        diameter="per-plate",
+        single_stain=False,
+    ),
+}
+if TYPE_CHECKING:
+    Engine = str
+    EngineChoice = str
+else:  # the choices of --segmenter
+    Engine = Literal[tuple(ENGINES)]
+    EngineChoice = Literal[("auto", *ENGINES)]
 
 
 def create(config: SegmenterConfig) -> Segmenter:
-    """The engine of a configuration, ready to run in this process.
+    """Build the engine of a configuration in this process.
 
     Raises:
         InputError: the engine cannot run as configured.
     """
-    if config.precision != "auto" and config.engine not in NETWORKS:
+    record = ENGINES[config.engine]
+    if config.precision != "auto" and not record.network:
+        networks = " and ".join(name for name, each in ENGINES.items() if each.network)
         raise InputError(
-            f"--precision {config.precision}: --segmenter {config.engine} has none; {' and '.join(NETWORKS)} do"
+            f"--precision {config.precision}: --segmenter {config.engine} has no precision "
+            "setting; "
+            f"{networks} have one"
         )
-    if config.engine == "cellpose":
-        from data_prep.segment.cellpose import Cellpose
+    return record.load(config)
 
-        return Cellpose(config.weights, config.diameter, config.precision)
-    if config.engine == "nuclei":
-        from data_prep.segment.nuclei import Nuclei
 
-        return Nuclei(config.weights, config.diameter, config.precision)
-    if config.engine == "cellpose-torch":
-        from data_prep.segment.cellpose_torch import CellposeTorch
+def to_uint16(mask: np.ndarray) -> UInt16[np.ndarray, "h w"]:
+    """Return the mask as uint16.
 
-        return CellposeTorch(config.weights, config.diameter)
-    from data_prep.segment.watershed import Watershed
-
-    return Watershed(config.weights, config.diameter)
+    Raises:
+        InputError: it has more objects than 16 bits can number.
+    """
+    if mask.max(initial=0) > MAX_OBJECTS:
+        raise InputError(f"{mask.max()} objects in one site; a mask can hold {MAX_OBJECTS}")
+    return mask.astype(np.uint16)

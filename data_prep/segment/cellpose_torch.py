@@ -1,12 +1,13 @@
-"""The oracle: the cellpose package, 3.1 or 4, with weights that are checked before they run.
+"""The cellpose package (3.1 or 4) as an engine, with weights that are verified before they run.
 
-The package warns and goes on with its default model where a name or a path is unknown, and version 4 ignores
-`model_type`, `diam_mean` and `nchan`. Here the weights are found, identified and hashed first, and what the package
-then loaded must be that very file. torch is imported in this process: run it in a worker.
-"""
+For an unknown name or path the package only warns and uses its default model, and version 4 ignores
+`model_type`, `diam_mean` and `nchan`. Here the weights file is found, identified and hashed first,
+and the package must have loaded that file. torch is imported in this process, so this runs in a
+worker."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,39 +15,46 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt, UInt16
 
+from data_prep.segment import SegmenterConfig, to_uint16
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest
+from perturbjax.segmentation.foreground import analyze_foreground, remove_implausible_objects
 
-#: A tensor that only that major version's networks have (the readout of the transformer; the last convolution).
+#: A tensor that only networks of that major version have (last convolution; readout of the
+#: transformer).
 _SIGNATURE = {3: "output.2.weight", 4: "W2"}
-#: Largest share of a site that one object may fill. The package drops what fills more than 0.4, which on crops of
-#: single cells takes the cell itself.
-LARGEST = 1.0
+#: Largest fraction of a site that one object may fill. The package's 0.4 drops the cell of a
+#: single-cell crop.
+MAX_SIZE_FRACTION = 1.0
 
 
 class CellposeTorch:
-    """A cellpose network and the two settings that matter, for one process."""
+    """A network of the cellpose package in this process."""
 
-    def __init__(self, weights: str, diameter: float = 0.0):
+    def __init__(self, config: SegmenterConfig):
         """
         Args:
-            weights: name of a built-in model of the installed version (fetched by the package into its cache when
-                first used), or path of a weights file made by that major version.
-            diameter: typical diameter of an object in pixels; 0 takes the one the weights were trained with
-                (version 3), or segments at the image's own scale (version 4).
+            config: `weights` is the name of a built-in model of the installed version (downloaded
+                by the package on first use), or the path of a weights file of that major version.
+                `diameter` in pixels; by default that of the training images (version 3) or the
+                image's own scale (version 4).
 
         Raises:
-            InputError: cellpose is not installed, the name is unknown, the file is not there, is not a weights file,
-                or belongs to the other major version.
+            InputError: cellpose is not installed, the weights cannot be found or read or belong to
+                the other major version, or the diameter should be estimated.
         """
-        if diameter < 0:
-            raise InputError(f"--diameter {diameter}: must not be negative")
+        if config.diameter_mode in ("per-plate", "per-site"):
+            raise InputError(
+                f"--diameter {config.diameter}: --segmenter cellpose-torch does not estimate "
+                "diameters; "
+                "pass a number of pixels, or choose --segmenter cellpose"
+            )
+        self.config = config
         self.version = installed_version()
         self.major = int(self.version.split(".")[0])
-        self.weights, self.diameter = weights, diameter
-        self.path = find_weights(weights, self.major)
-        check_weights(self.path, weights, self.major, self.version)
-        self._model = _load(self.path, weights)
+        self.path = find_weights(config.weights, self.major)
+        check_weights(self.path, config.weights, self.major, self.version)
+        self._model = _load(self.path, config.weights)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -55,100 +63,117 @@ class CellposeTorch:
             "weights": self.path.name,
             "sha256": file_digest(self.path),
             "parameters": {
-                "diameter": self.diameter or "the weights' own",
-                "max_size_fraction": LARGEST,
+                "diameter": self.config.pixels or "trained",
+                "max_size_fraction": MAX_SIZE_FRACTION,
             },
         }
 
-    def segment(self, image: UInt[np.ndarray, "h w c"]) -> UInt16[np.ndarray, "h w"]:
-        """One channel holds the objects; of two the second holds the nuclei of the first's cells.
+    def estimate_diameter(self, images: Sequence[UInt[np.ndarray, "_h _w _c"]]) -> float:
+        return self.config.pixels
+
+    def segment(
+        self, image: UInt[np.ndarray, "h w c"], diameter: float = 0.0
+    ) -> UInt16[np.ndarray, "h w"]:
+        """Segment one site. Of two channels, the first shows cells and the second their nuclei.
 
         Raises:
-            InputError: there are more channels than the version takes, or more objects than 16 bits can number.
+            InputError: there are more channels than this version takes, or too many objects.
         """
-        channels = image.shape[-1]
-        most = 2 if self.major == 3 else 3
-        if channels > most:
+        channels, limit = image.shape[-1], 2 if self.major == 3 else 3
+        if channels > limit:
             raise InputError(
-                f"--segment-channels: cellpose {self.version} takes up to {most}, not {channels}"
+                f"--segment-channels: cellpose {self.version} takes up to {limit} channels, not "
+                f"{channels}"
             )
-        options: dict[str, Any] = {"diameter": self.diameter or None, "max_size_fraction": LARGEST}
+        foreground = analyze_foreground(image)
+        if not foreground.present:
+            return np.zeros(image.shape[:2], np.uint16)
+        diameter = self.config.pixels or diameter
+        options: dict[str, Any] = {
+            "diameter": diameter or None,
+            "max_size_fraction": MAX_SIZE_FRACTION,
+            "normalize": False,
+        }
         if self.major == 3:
             options["channels"] = [0, 0] if channels == 1 else [1, 2]
-        pixels = image[..., 0] if channels == 1 else image
+        # Normalized here: the package's percentiles amplify the noise of sparse fields.
+        low, span = np.moveaxis(foreground.ranges, -1, 0)
+        pixels = (image.astype(np.float32) - low) / span
         if channels > 1:
             options["channel_axis"] = -1
+        pixels = pixels[..., 0] if channels == 1 else pixels
         mask = np.asarray(self._model.eval(pixels, **options)[0]).reshape(image.shape[:2])
-        if mask.max(initial=0) > np.iinfo(np.uint16).max:
-            raise InputError(
-                f"cellpose found {mask.max()} objects in one site; a mask holds up to 65535"
-            )
-        return mask.astype(np.uint16)
+        mask = remove_implausible_objects(
+            to_uint16(mask), image, foreground.noise, self.config.pixels
+        )
+        return mask
 
 
 def installed_version() -> str:
-    """Version of the installed cellpose package, 3.1 or later.
+    """Return the version of the installed cellpose package.
 
     Raises:
-        InputError: it is absent, or of a version this engine does not know.
+        InputError: it is not installed, or its version is not supported.
     """
     try:
-        found = version("cellpose")
+        installed = version("cellpose")
     except PackageNotFoundError as error:
         raise InputError(
-            "--segmenter cellpose-torch: is not installed; pip install 'perturbjax[cellpose]'"
+            "--segmenter cellpose-torch: the cellpose package is not installed; pip install "
+            "'perturbjax[cellpose]'"
         ) from error
-    major, minor = (int(part) for part in found.split(".")[:2])
+    major, minor = (int(part) for part in installed.split(".")[:2])
     if (major, minor) < (3, 1) or major > 4:
         raise InputError(
-            f"--segmenter cellpose-torch: version {found} is installed; 3.1 and 4 are supported"
+            f"--segmenter cellpose-torch: cellpose {installed} is installed; 3.1 and 4 are "
+            "supported"
         )
-    return found
+    return installed
 
 
 def find_weights(weights: str, major: int) -> Path:
-    """The file behind a name or a path.
+    """Return the file of a model name or a path.
 
     Raises:
-        InputError: it is neither a known name nor a file, or a named model cannot be fetched.
+        InputError: it is neither a known name nor a file, or the model cannot be downloaded.
     """
     if not weights:
         raise InputError(
-            "--segmenter cellpose-torch: needs --weights NAME or PATH; nothing is chosen for you"
+            "--segmenter cellpose-torch: needs --weights NAME or PATH; there is no default model"
         )
     if Path(weights).is_file():
         return Path(weights).resolve()
     from cellpose import models
 
-    # The transformers of version 3 need another backbone than CellposeModel builds by default.
+    # Transformer models of version 3 need another backbone than CellposeModel builds by default.
     names = list(dict.fromkeys(name for name in models.MODEL_NAMES if "transformer" not in name))
     if weights not in names:
         raise InputError(
-            f"--weights {weights}: no such file, and cellpose {major} has no model of that name; "
-            f"it has {', '.join(names)}"
+            f"--weights {weights}: no such file, and cellpose {major} has no model of that name "
+            f"(available: {', '.join(names)})"
         )
-    fetched = (
-        getattr(models, "model_path", None) or models.cache_model_path
-    )  # 3.1 and 4.0; 4.1 and later
+    # Named model_path in 3.1 and 4.0, cache_model_path from 4.1 on.
+    download = getattr(models, "model_path", None) or models.cache_model_path
     try:
-        return Path(fetched(weights))
+        return Path(download(weights))
     except Exception as error:  # urllib, ssl and socket raise many kinds
         raise InputError(
-            f"--weights {weights}: the model could not be fetched ({error}); give a PATH"
+            f"--weights {weights}: the model cannot be downloaded ({error}); pass the path of a "
+            "file"
         ) from error
 
 
 def check_weights(path: Path, weights: str, major: int, installed: str) -> None:
-    """Refuse a file whose tensors are not those of this major version's network.
+    """Check that a file has the tensors of this major version's network.
 
     Raises:
-        InputError: see above; or the file is no weights file at all.
+        InputError: it has not, or is not a weights file.
     """
     import torch
 
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-        names = {name.removeprefix("module.") for name in tensors}  # as DataParallel saves them
+        names = {name.removeprefix("module.") for name in tensors}  # DataParallel adds it
     except Exception as error:  # zipfile, pickle and torch raise many kinds
         raise InputError(
             f"--weights {weights}: is not a cellpose weights file ({type(error).__name__})"
@@ -158,11 +183,12 @@ def check_weights(path: Path, weights: str, major: int, installed: str) -> None:
     for other, signature in _SIGNATURE.items():
         if signature in names:
             raise InputError(
-                f"--weights {weights}: were made by cellpose {other}, and cellpose {installed} is installed; "
-                f"pip install 'cellpose=={other}.*' or give weights of version {major}"
+                f"--weights {weights}: belong to cellpose {other}, but cellpose {installed} is "
+                "installed; "
+                f"pip install 'cellpose=={other}.*' or pass weights of version {major}"
             )
     raise InputError(
-        f"--weights {weights}: holds none of cellpose's layers; it is not a cellpose weights file"
+        f"--weights {weights}: contains no layer of Cellpose; it is not a cellpose weights file"
     )
 
 
@@ -173,11 +199,13 @@ def _load(path: Path, weights: str) -> Any:
     from cellpose import models
 
     warnings.filterwarnings("ignore", message="Sparse invariant checks")
-    # One thread a worker: the sum's order, and so the mask, must not depend on how many workers there are.
+    # One thread per worker: the order of sums, and so the mask, must not depend on the number of
+    # workers.
     torch.set_num_threads(1)
     model = models.CellposeModel(gpu=torch.cuda.is_available(), pretrained_model=str(path))
     if Path(str(model.pretrained_model)).resolve() != path.resolve():
         raise InputError(
-            f"--weights {weights}: cellpose loaded {model.pretrained_model} instead; nothing was segmented"
+            f"--weights {weights}: cellpose loaded {model.pretrained_model} instead, so nothing "
+            "was segmented"
         )
     return model

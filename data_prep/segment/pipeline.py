@@ -1,134 +1,228 @@
-"""Segmenting a plate: one process owns the accelerator, and reading and writing run beside it in the workers.
+"""Segment the sites of a build: estimate one diameter per plate, then segment every site and store
+its mask.
 
-Engines without a network run in the workers themselves, a site each, and on a cluster all do. Else a network runs here,
-in the process that asked: workers read sites ahead of it, a few at most, and threads keep the masks behind it.
-"""
+A network runs in this process, which owns the accelerator: worker processes read sites a few ahead
+of it, and threads write masks behind it. Engines without a network run in the workers, one site
+each, and on a cluster all engines do."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import UInt16
 
 from data_prep import segment
 from data_prep.process_pool import TaskPool
+from data_prep.segment import ENGINES
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
+from perturbjax.core.progress import track
+from perturbjax.segmentation.foreground import analyze_foreground
 
 if TYPE_CHECKING:
-    from data_prep.segment.cellpose import Cellpose
-    from data_prep.site_tasks import Settings, Site
+    from data_prep.segment.network import NetworkSegmenter
+    from data_prep.site import Site
+    from data_prep.site_tasks import SegmentedSite, Settings
 
-#: Threads that compress and write masks, and masks that may wait for them.
-WRITERS, UNWRITTEN = 2, 8
+#: Threads that compress and write masks, and the maximum number of masks that wait for them.
+WRITERS, MAX_UNWRITTEN = 2, 8
+#: Sites of a plate that are read at most to estimate its diameter, and sites with objects that
+#: suffice.
+MAX_READ, SAMPLE = 24, 8
+#: Failed sites that are listed.
+LISTED = 5
 
 
 def suited(stored: tuple[str, ...], segmented: tuple[str, ...]) -> segment.Engine:
-    """The engine of a build that names none: the network knows nuclei in one channel, not a mixture of stains."""
+    """Return the engine of `--segmenter auto`: the network for one channel, the watershed for a
+    mixture of stains."""
     return "nuclei" if len(segmented or stored) == 1 else "watershed"
 
 
 def check_channels(
     engine: segment.Engine, stored: tuple[str, ...], segmented: tuple[str, ...]
 ) -> None:
-    """Refuse to run a network on the mixture of several stains: its weights know nuclei or cells, not their median.
+    """Refuse to run a network on a mixture of stains: its weights know nuclei or cells, not their
+    median.
 
     Raises:
-        InputError: that was asked for; the message names the channels.
+        InputError: the channel to segment must be named.
     """
-    if engine != "watershed" and len(stored) > 1 and not segmented:
+    if ENGINES[engine].single_stain and len(stored) > 1 and not segmented:
         raise InputError(
-            f"--segmenter {engine}: name the channel that shows what its weights know with --segment-channels; "
-            f"there are {', '.join(stored)}"
+            f"--segmenter {engine}: the aggregated image mixes {', '.join(stored)}, but the "
+            "weights know one stain. "
+            "Name the channel to segment with --segment-channels"
         )
 
 
 def describe(pool: TaskPool, config: segment.SegmenterConfig) -> dict[str, Any]:
-    """Provenance of the engine, from the process that runs it; raises where it cannot run as configured."""
-    from data_prep import site_tasks as workers
+    """Return the provenance of the engine.
 
-    if config.engine not in segment.NETWORKS:
-        return pool.call(workers.describe_segmenter, config)
-    return _network(config).describe()
+    Raises:
+        InputError: the engine cannot run as configured.
+    """
+    from data_prep import site_tasks
 
-
-def segmented(pool: TaskPool, sites: list[Site], settings: Settings) -> Iterator[int | None]:
-    """Segment every site and keep its mask; the number of each one's cells, or None where its mask was there."""
-    from data_prep import site_tasks as workers
-
-    if settings.segmenter.engine not in segment.NETWORKS or pool.remote:
-        yield from pool.as_completed(workers.segment_site, ((site, settings) for site in sites))
-        return
-    engine = _network(settings.segmenter)
-    yield from _by_owner(pool, engine, sites, settings)
-    if doubt := engine.doubt():
-        console.print(f"note: {doubt}")
+    if not ENGINES[config.engine].network:
+        return pool.call(site_tasks.describe_segmenter, config)
+    return _load_once(config).describe()
 
 
 @functools.cache
-def _network(config: segment.SegmenterConfig) -> Cellpose:
-    from data_prep.segment.cellpose import Cellpose
+def _load_once(config: segment.SegmenterConfig) -> NetworkSegmenter:
+    from data_prep.segment.network import NetworkSegmenter
 
     engine = segment.create(config)
-    assert isinstance(engine, Cellpose)
+    assert isinstance(engine, NetworkSegmenter)
     return engine
 
 
-def _by_owner(
-    pool: TaskPool, engine: Cellpose, sites: list[Site], settings: Settings
-) -> Iterator[int | None]:
-    from data_prep import site_tasks as workers
+def estimate_diameters(
+    pool: TaskPool, sites: Sequence[Site], settings: Settings
+) -> tuple[list[Site], dict[str, float]]:
+    """Estimate the diameter of each plate from sites that contain objects.
+
+    One diameter per plate keeps masks independent of the treatment, and a plate compiles few
+    programs.
+
+    Args:
+        pool: workers, which read the images.
+        sites: sites to segment.
+        settings: engine and its configuration.
+
+    Returns:
+        The sites with their diameters, and the diameter in pixels of each plate. Empty unless the
+        engine uses one diameter per plate.
+    """
+    if settings.segmenter.diameter_mode != "per-plate":
+        return list(sites), {}
+    network = ENGINES[settings.segmenter.engine].network
+    engine = _load_once(settings.segmenter) if network else segment.create(settings.segmenter)
+    diameters: dict[str, float] = {}
+    for plate in dict.fromkeys(site.plate for site in sites):
+        members = [site for site in sites if site.plate == plate]
+        images = _sample_images(pool, members, settings)
+        diameters[plate] = round(engine.estimate_diameter(images), 2)
+        source = f"estimated from {len(images)} sites" if diameters[plate] else "no objects in it"
+        console.print(f"info: plate {plate}: diameter {diameters[plate]:.3g} pixels, {source}")
+    return [replace(site, diameter=diameters[site.plate]) for site in sites], diameters
+
+
+def _sample_images(pool: TaskPool, sites: list[Site], settings: Settings) -> list[np.ndarray]:
+    """Return images with objects, of sites spread evenly over the plate."""
+    from data_prep import site_tasks
+
+    count = min(MAX_READ, len(sites))
+    # Every third of the evenly spread sites first, so that a sample that ends early is spread, too.
+    positions = np.linspace(0, len(sites) - 1, count).round().astype(int)
+    order = [int(position) for start in range(3) for position in positions[start::3]]
+    images: list[np.ndarray] = []
+    for start in range(0, len(order), SAMPLE):
+        chunk = ((sites[k], settings) for k in order[start : start + SAMPLE])
+        read = pool.in_order(site_tasks.read_segmented_image, chunk)
+        images += [image for image in read if analyze_foreground(image).present]
+        if len(images) >= SAMPLE:
+            break
+    return images[:SAMPLE]
+
+
+def segment_sites(pool: TaskPool, sites: list[Site], settings: Settings) -> None:
+    """Segment every site and store its mask; sites that fail are reported at the end.
+
+    Raises:
+        InputError: an image cannot be read, or every site failed.
+    """
+    results = _segment(pool, sites, settings)
+    # The first result is awaited before the progress display starts: it includes compilation.
+    results = itertools.chain(list(itertools.islice(results, 1)), results)
+    done = list(track(results, total=len(sites), label="Segmenting", unit="sites"))
+    failures = [each for each in done if each.failure]
+    if failures and len(failures) == len(sites):
+        raise InputError(f"{failures[0].where}: segmentation failed: {failures[0].failure}")
+    for each in failures[:LISTED]:
+        console.print(f"warning: {each.where}: segmentation failed: {each.failure}")
+    if failures:
+        console.print(
+            f"warning: {len(failures)} of {len(done)} sites could not be segmented; their masks "
+            "are empty and "
+            "segmentation_failed is 1 in index.parquet. Leave them out with --exclude "
+            "'segmentation_failed>0'"
+        )
+    if reused := sum(each.objects is None for each in done):
+        console.print(
+            f"info: reused masks: {reused} of {len(done)} sites (same pixels and settings)"
+        )
+    if empty := sum(each.objects == 0 and not each.failure for each in done):
+        console.print(
+            f"warning: no objects in {empty} of {len(done) - reused} newly segmented sites"
+        )
+
+
+def _segment(pool: TaskPool, sites: list[Site], settings: Settings) -> Iterator[SegmentedSite]:
+    from data_prep import site_tasks
+
+    if not ENGINES[settings.segmenter.engine].network or pool.remote:
+        tasks = ((site, settings) for site in sites)
+        yield from pool.as_completed(site_tasks.segment_site, tasks)
+        return
+    engine = _load_once(settings.segmenter)
+    yield from _segment_here(pool, engine, sites, settings)
+    if warning := engine.warning():
+        console.print(f"warning: {warning}")
+
+
+def _segment_here(
+    pool: TaskPool, engine: NetworkSegmenter, sites: list[Site], settings: Settings
+) -> Iterator[SegmentedSite]:
+    """Run the network in this process, with reading and writing in parallel."""
+    from data_prep import site_tasks
 
     start = time.monotonic()
     waited = {"reading": 0.0, "writing": 0.0}
     queued: deque[tuple[Site, str]] = deque()
-    there: list[Site] = []
+    reused: list[Site] = []
 
-    def images() -> Iterator[np.ndarray]:
-        read = pool.in_order(workers.read_site, ((site, settings) for site in sites))
+    def read_images() -> Iterator[tuple[np.ndarray, float]]:
+        read = pool.in_order(site_tasks.read_site, ((site, settings) for site in sites))
         for site in sites:
             before = time.monotonic()
             key, image = next(read)
             waited["reading"] += time.monotonic() - before
             if image is None:
-                there.append(site)
+                reused.append(site)
             else:
                 queued.append((site, key))
-                yield image
+                yield image, site.diameter
 
-    writing: deque[Future[int]] = deque()
+    writing: deque[Future[SegmentedSite]] = deque()
     with ThreadPoolExecutor(WRITERS) as threads:
         try:
-            for mask in engine.segment_all(images()):
-                writing.append(threads.submit(_keep, settings, queued.popleft()[1], mask))
-                while len(writing) > UNWRITTEN:
+            for mask in engine.segment_all(read_images()):
+                site, key = queued.popleft()
+                writing.append(threads.submit(site_tasks.store_mask, site, key, mask, settings))
+                while len(writing) > MAX_UNWRITTEN:
                     before = time.monotonic()
-                    count = writing.popleft().result()
+                    result = writing.popleft().result()
                     waited["writing"] += time.monotonic() - before
-                    yield count
+                    yield result
         except InputError as error:
-            where = (
-                f"{queued[0][0].where}: " if queued and queued[0][0].where not in str(error) else ""
-            )
-            raise InputError(f"{where}{error}") from error
+            where = queued[0][0].where if queued else ""
+            prefix = f"{where}: " if where and where not in str(error) else ""
+            raise InputError(f"{prefix}{error}") from error
         yield from (future.result() for future in writing)
-    yield from (None for _ in there)
-    _tell_bound({**engine.network.seconds, **waited}, time.monotonic() - start)
+    yield from (site_tasks.SegmentedSite(site.where, None) for site in reused)
+    _report_times({**engine.network.seconds, **waited}, time.monotonic() - start)
 
 
-def _keep(settings: Settings, key: str, mask: UInt16[np.ndarray, "h w"]) -> int:
-    settings.masks.keep(key, mask)
-    return int(np.unique(mask[mask > 0]).size)
-
-
-def _tell_bound(seconds: dict[str, float], total: float) -> None:
-    """What the time went into; masks are made beside the network, so that the parts may add up to more than all."""
+def _report_times(seconds: dict[str, float], total: float) -> None:
+    """Print the time of each part; parts run in parallel, so the sum may exceed 100 %."""
     parts = ", ".join(f"{name} {value / total:.0%}" for name, value in seconds.items())
-    bound = max(seconds, key=seconds.__getitem__)
-    console.print(f"segmenting was bound by {bound} (of the time: {parts})")
+    console.print(f"info: time spent in segmentation: {parts}")

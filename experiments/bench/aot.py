@@ -393,12 +393,12 @@ def _checking(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from perturbjax.segmentation import dynamics
+    from perturbjax.segmentation import objects
 
     steps = jnp.full(CELLS, 4 * BOX)
 
     def checking(mine: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return dynamics._flow_of(mine, steps), dynamics._holes(mine)
+        return objects._implied_flow(mine, steps), objects._find_holes(mine)
 
     mine = jax.ShapeDtypeStruct((CELLS, BOX, BOX), jnp.bool_, sharding=NamedSharding(mesh, P()))
     return jax.jit(checking), (mine,)

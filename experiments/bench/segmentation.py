@@ -1,15 +1,16 @@
-"""How fast are masks made, beside the cellpose package with the same weights?
+"""Speed of segmentation compared with the cellpose package with the same weights.
 
     python -m experiments.bench.segmentation [--quick]
 
-One real field of 1080 × 1080 pixels, and 64 cells of 68 × 68, with the weights `nuclei_dsb2018` (the published widths):
-the package as it comes, and at its best (channels last, bfloat16 autocast), beside `Segmenter` in float32 and bfloat16,
-and the small network that comes with perturbjax. Ways take turns; `network s` (normalising, tiles and network) and
-`masks s` (dynamics to masks) are medians of an image, `spread` the least and greatest of their sum over it, `x package`
-the median over turns of the package's time as it comes over a way's, and `masks x package` that of the masks alone.
-`peak MB` is of a process of its own that segments the same images once. Needs the data folder named by
-PERTURBJAX_SHARED.
-"""
+Images: one field of 1080 x 1080 pixels, and 64 single-cell crops of 68 x 68. Engines: the package
+    with default settings
+and with its fastest ones (channels last, bfloat16 autocast), `Segmenter` in float32 and bfloat16
+with the weights `nuclei_dsb2018`, and the included small network. Engines take turns. Columns per
+image: `network s` (normalization, tiles, network) and `masks s` (flows to masks) are medians over
+turns, `spread` is the range of their sum relative to the median, `x package` the median speedup
+over the package with default settings, and `masks x package` that of the masks. `peak MB` is the
+memory of a separate process that segments the images once. Needs the data folder in
+PERTURBJAX_SHARED."""
 
 from __future__ import annotations
 
@@ -28,27 +29,27 @@ import tifffile
 
 from experiments.bench.tables import CannotRun, Row, markdown
 
-#: Pixels: the typical nucleus of each kind of image.
+#: Typical diameter of a nucleus in pixels, by kind of image.
 DIAMETER = {"field 1080 px": 35.0, "64 cells 68 px": 45.0}
 CELLS, BATCH = 64, 32
-AS_IT_COMES = "package"
+DEFAULT_PACKAGE = "package"
 
 
-class Took(NamedTuple):
-    """Seconds an image."""
+class Times(NamedTuple):
+    """Seconds per image."""
 
     network: float
     masks: float
 
 
-Way = Callable[[], Took]
+Engine = Callable[[], Times]
 
 
 def run(quick: bool) -> list[Row]:
-    """One row per kind of image and way.
+    """Return one row per kind of image and engine.
 
     Raises:
-        CannotRun: the real data or the cellpose package is not there.
+        CannotRun: the real data or the cellpose package is missing.
     """
     try:
         import cellpose  # noqa: F401
@@ -88,50 +89,52 @@ def read(shared: Path, kind: str) -> list[np.ndarray]:
     return [tifffile.imread(file) for file in files]
 
 
-def _ways(shared: Path, kind: str) -> dict[str, Callable[[], Way]]:
+def _make_engines(shared: Path, kind: str) -> dict[str, Callable[[], Engine]]:
     weights, images, diameter = (
         shared / "weights/nuclei_dsb2018",
         read(shared, kind),
         DIAMETER[kind],
     )
     return {
-        AS_IT_COMES: lambda: _package(weights, images, diameter, best=False),
+        DEFAULT_PACKAGE: lambda: _package(weights, images, diameter, best=False),
         "package, channels last, bf16": lambda: _package(weights, images, diameter, best=True),
-        "perturbjax float32": lambda: _ours(str(weights), images, diameter, "float32"),
-        "perturbjax bf16": lambda: _ours(str(weights), images, diameter, "bfloat16"),
-        "perturbjax, shipped network": lambda: _ours("nuclei_small", images, diameter, "float32"),
+        "perturbjax float32": lambda: _perturbjax(str(weights), images, diameter, "float32"),
+        "perturbjax bf16": lambda: _perturbjax(str(weights), images, diameter, "bfloat16"),
+        "perturbjax, shipped network": lambda: _perturbjax(
+            "nuclei_small", images, diameter, "float32"
+        ),
     }
 
 
 def _compare(shared: Path, kind: str, rounds: int) -> list[Row]:
-    ways = {name: make() for name, make in _ways(shared, kind).items()}
-    for way in ways.values():  # compiled, and memory fetched
-        way()
-    turns = [{name: way() for name, way in ways.items()} for _ in range(rounds)]
+    engines = {name: make() for name, make in _make_engines(shared, kind).items()}
+    for engine in engines.values():  # compile, and allocate memory
+        engine()
+    turns = [{name: engine() for name, engine in engines.items()} for _ in range(rounds)]
     count = len(read(shared, kind))
     rows = []
-    for name in ways:
+    for name in engines:
         sums = [sum(turn[name]) for turn in turns]
-        middle = statistics.median(sums)
-        ratio = [sum(turn[AS_IT_COMES]) / sum(turn[name]) for turn in turns]
-        of_masks = [turn[AS_IT_COMES].masks / turn[name].masks for turn in turns]
+        median = statistics.median(sums)
+        ratio = [sum(turn[DEFAULT_PACKAGE]) / sum(turn[name]) for turn in turns]
+        masks_ratio = [turn[DEFAULT_PACKAGE].masks / turn[name].masks for turn in turns]
         rows.append(
             {
                 "images": kind,
-                "way": name,
+                "engine": name,
                 "network s": statistics.median(turn[name].network for turn in turns),
                 "masks s": statistics.median(turn[name].masks for turn in turns),
-                "images/s": 1 / middle,
+                "images/s": 1 / median,
                 "x package": statistics.median(ratio),
-                "masks x package": statistics.median(of_masks),
-                "spread": f"{min(sums) / middle:.2f} to {max(sums) / middle:.2f}",
+                "masks x package": statistics.median(masks_ratio),
+                "spread": f"{min(sums) / median:.2f} to {max(sums) / median:.2f}",
                 "peak MB": _peak(shared, kind, name, count),
             }
         )
     return rows
 
 
-def _package(weights: Path, images: list[np.ndarray], diameter: float, *, best: bool) -> Way:
+def _package(weights: Path, images: list[np.ndarray], diameter: float, *, best: bool) -> Engine:
     import torch
     from cellpose import dynamics, models
 
@@ -139,13 +142,13 @@ def _package(weights: Path, images: list[np.ndarray], diameter: float, *, best: 
     if best:
         package.net.mkldnn = False
         package.net = package.net.to(memory_format=torch.channels_last)
-        # The package hands the network's output to NumPy, which has no bfloat16.
+        # The package converts the output to NumPy, which has no bfloat16.
         package.net.register_forward_hook(
             lambda net, inputs, outputs: tuple(each.float() for each in outputs[:2])
         )
     steps = int(200 / (package.diam_mean / diameter))
 
-    def took() -> Took:
+    def measure() -> Times:
         half = torch.autocast("cpu", torch.bfloat16) if best else nullcontext()
         start = time.perf_counter()
         maps = []
@@ -159,30 +162,30 @@ def _package(weights: Path, images: list[np.ndarray], diameter: float, *, best: 
         for flow, logits in maps:
             dynamics.resize_and_compute_masks(flow, logits, niter=steps)
         end = time.perf_counter()
-        return Took((between - start) / len(images), (end - between) / len(images))
+        return Times((between - start) / len(images), (end - between) / len(images))
 
-    return took
+    return measure
 
 
-def _ours(weights: str, images: list[np.ndarray], diameter: float, precision: Any) -> Way:
+def _perturbjax(weights: str, images: list[np.ndarray], diameter: float, precision: Any) -> Engine:
     from perturbjax.segmentation import Segmenter
 
     segmenter = Segmenter(weights, diameter, precision)
 
-    def took() -> Took:
-        """The stages overlap in use; here the one waits for the other, as in the package."""
+    def measure() -> Times:
+        """Run the stages one after the other, as in the package; in use they overlap."""
         start = time.perf_counter()
-        shaped = [segmenter._with_channels(image) for image in images]
-        maps = [
-            each for batch in segmenter._batches(shaped) for each in segmenter._timed_maps(batch)
-        ]
+        inputs, maps = [], []
+        for batch in segmenter._batches(images):
+            inputs += batch
+            maps += list(segmenter._timed_maps(batch))[: len(batch)]
         between = time.perf_counter()
-        for image, each in zip(images, maps, strict=True):
-            segmenter._objects(each, (image.shape[0], image.shape[1]))
+        for item, each in zip(inputs, maps, strict=True):
+            segmenter._objects(item, each)
         end = time.perf_counter()
-        return Took((between - start) / len(images), (end - between) / len(images))
+        return Times((between - start) / len(images), (end - between) / len(images))
 
-    return took
+    return measure
 
 
 def _peak(shared: Path, kind: str, name: str, count: int) -> int:
@@ -191,8 +194,8 @@ def _peak(shared: Path, kind: str, name: str, count: int) -> int:
 
 
 def _measure_peak(shared: Path, kind: str, name: str) -> int:
-    _ways(shared, kind)[name]()()
-    # Not getrusage: its peak survives exec, so that a child starts with its parent's.
+    _make_engines(shared, kind)[name]()()
+    # Not getrusage: its peak survives exec, so a child would start with that of its parent.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
 

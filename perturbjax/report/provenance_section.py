@@ -98,6 +98,8 @@ def _build(provenance: dict[str, Any], data: str) -> str:
     diameter = (segmenter.get("parameters") or {}).get("diameter")
     if isinstance(diameter, int | float) and diameter:
         flags += ["--diameter", f"{diameter:g}"]
+    elif diameter == "per-site":
+        flags += ["--diameter", diameter]
     if provenance.get("resize"):
         flags += ["--resize", str(provenance["resize"])]
     flags += ["--label-column", str(provenance.get("label_column"))]

@@ -1,7 +1,7 @@
-"""The network of cellpose 3: a residual U-Net whose decoder is told the image's style.
+"""Network of Cellpose 3: a residual U-Net whose decoder receives a style vector of the image.
 
-Stringer et al. 2021 (doi:10.1038/s41592-020-01018-x), with the sums, paddings and the order of normalisation of the
-published package, so that its weights give its numbers. Images are NHWC.
+Stringer et al. 2021 (doi:10.1038/s41592-020-01018-x). Sums, padding and the order of normalization
+are those of the cellpose package, so that published weights give the same output. Images are NHWC.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from jaxtyping import Array, Float
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, max_pool
 from perturbjax.segmentation.tiles import TILE, Tiling
 
-#: Widths of the published networks of cellpose 1 to 3, after the input's channels.
+#: Channels of each level of the published networks of Cellpose 1 to 3.
 PUBLISHED_WIDTHS = (32, 64, 128, 256)
-#: Widest level of networks that are shown whole images, up to this side; wider ones are shown tiles, as they were
-#: trained.
+#: Networks of at most NARROW channels segment images up to WHOLE pixels in one tile; wider ones use
+#: tiles, as in their training.
 NARROW, WHOLE = 64, 1024
-#: The share of new statistics in the running ones, as the package trains.
+#: Fraction of new statistics in the running ones, as in the cellpose package.
 MOMENTUM = 0.05
 
 
 @dataclass(frozen=True)
 class CPnetConfig:
-    """Everything that decides the network's shape, and the sizes its weights know."""
+    """Shape of the network, and the diameters it was trained on."""
 
     nbase: tuple[int, ...] = (2, *PUBLISHED_WIDTHS)
-    """Channels in, then the width of each level, fullest resolution first."""
+    """Input channels, then the channels of each level, full resolution first."""
     outputs: int = 3
-    """Maps out: flow down, flow right, logit of being a cell's pixel; more for users' own classes."""
+    """Output maps: flow down, flow right, cell logit; more for additional classes."""
     diam_mean: float = 30.0
-    """Pixels to which the typical diameter of an object was brought for training."""
+    """Diameter in pixels to which objects are rescaled for the network."""
     diam_labels: float = 30.0
-    """Typical diameter in pixels in the images it was trained on, before that."""
+    """Typical diameter in pixels of the objects in the training images."""
 
     precision = "float32"
 
@@ -61,16 +61,17 @@ class CPnetConfig:
 
 
 class CPOutputs(NamedTuple):
-    """What the network returns, in float32."""
+    """Output of the network, in float32."""
 
     maps: Float[Array, "b h w outputs"]
-    """Flow down and right, five times the unit vector, and the logit of a cell's pixel."""
+    """Flow down and right (five times the unit vector), and the cell logit."""
     style: Float[Array, "b s"]
-    """Mean of the deepest features over the image, of length 1."""
+    """Mean of the deepest features over the image, normalized to length 1."""
 
 
 class NormConv(nnx.Module):
-    """Normalisation, ReLU where `active`, convolution: in this order, for the sums between blocks stay linear."""
+    """Batch normalization, ReLU if `active`, convolution. In this order the sums between blocks
+    stay linear."""
 
     def __init__(
         self, inputs: int, outputs: int, size: int, *, active: bool = True, rngs: nnx.Rngs
@@ -85,7 +86,7 @@ class NormConv(nnx.Module):
 
 
 class Down(nnx.Module):
-    """Two residual pairs of convolutions; the first pair's shortcut changes the width."""
+    """Two residual pairs of convolutions; the first shortcut changes the number of channels."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         self.proj = NormConv(inputs, outputs, 1, active=False, rngs=rngs)
@@ -98,8 +99,8 @@ class Down(nnx.Module):
 
 
 class Up(nnx.Module):
-    """As `Down`, with the encoder's map of the same size added after the first convolution, and the style before
-    each of the other three."""
+    """Like `Down`; the encoder's map of the same size is added after the first convolution, and the
+    style before each of the other three."""
 
     def __init__(self, inputs: int, outputs: int, style: int, *, rngs: nnx.Rngs):
         self.proj = NormConv(inputs, outputs, 1, active=False, rngs=rngs)
@@ -114,9 +115,10 @@ class Up(nnx.Module):
         style: Float[Array, "b s"],
         mode: Mode,
     ) -> Float[Array, "b h w o"]:
-        """`x` is brought to the size of `skipped` by repeating its pixels."""
+        """Decode one level; `x` is enlarged to the size of `skipped` by repeating pixels."""
         double = x.shape[1] != skipped.shape[1]
-        # What is done to single pixels is done before they are repeated: the same numbers for a quarter of the work.
+        # Pixelwise operations come before the repetition: the same result for a quarter of the
+        # work.
         shortcut = self.proj(x, mode)
         if double:
             x, shortcut = _doubled(x), _doubled(shortcut)
@@ -125,8 +127,8 @@ class Up(nnx.Module):
         return x + self._styled(3, self._styled(2, x, style, mode), style, mode)
 
     def _styled(self, number: int, x: Array, style: Array, mode: Mode) -> Array:
-        told = self.styles[number - 1](style)[:, None, None]
-        return self.convs[number](x + told.astype(x.dtype), mode)
+        offset = self.styles[number - 1](style)[:, None, None]
+        return self.convs[number](x + offset.astype(x.dtype), mode)
 
 
 class CPnet(nnx.Module):
@@ -136,22 +138,24 @@ class CPnet(nnx.Module):
         self.config = config
         widths = config.nbase
         self.down = nnx.List([Down(i, o, rngs=rngs) for i, o in itertools.pairwise(widths)])
-        # The deepest level is decoded at its own width, and every other one at the width it was encoded with.
+        # Each level is decoded with the channels it was encoded with.
         inner = (*widths[1:], widths[-1])
         self.up = nnx.List([Up(i, o, widths[-1], rngs=rngs) for o, i in itertools.pairwise(inner)])
         self.output = NormConv(widths[1], config.outputs, 1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode | None = None) -> CPOutputs:
-        """Height and width are multiples of `config.multiple`.
+        """Run the network.
 
         Raises:
-            ValueError: they are not, or the channels are not the network's.
+            ValueError: height or width is not a multiple of `config.multiple`, or the number of
+                channels is wrong.
         """
         mode = Mode() if mode is None else mode
         multiple = self.config.multiple
         if x.shape[1] % multiple or x.shape[2] % multiple or x.shape[3] != self.config.channels:
             raise ValueError(
-                f"input {x.shape}: wants multiples of {multiple}, and {self.config.channels} channels"
+                f"input {x.shape}: must have sizes that are multiples of {multiple}, and "
+                f"{self.config.channels} channels"
             )
         x = x.astype(mode.dtype)
         encoded: list[Array] = []
@@ -175,15 +179,17 @@ def _doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 
 
 def create(config: CPnetConfig, seed: int = 0) -> CPnet:
-    """A freshly initialised network.
+    """Return a network with random parameters.
 
     Raises:
-        ValueError: a width is not positive, or there is no level.
+        ValueError: a number of channels is not positive, or there is no level.
     """
     if (
         len(config.nbase) < 2
         or min(*config.nbase, config.outputs) < 1
         or not math.isfinite(config.diam_mean)
     ):
-        raise ValueError(f"{config}: wants at least one level, and positive widths")
+        raise ValueError(
+            f"{config}: must have at least one level, and positive numbers of channels"
+        )
     return CPnet(config, rngs=nnx.Rngs(seed))

@@ -1,99 +1,119 @@
-"""Images whose objects are of unknown and differing size: each is shown to the network at the scale that suits it."""
+"""Estimate the diameter of the objects with the network itself, for one image or for all images of
+a plate.
+
+A guess from the pixels gives a first scale. The network segments the images at this scale, and if
+the median diameter of its objects differs from the assumed one by more than `AGREEMENT`, it
+segments them again at the better scale. Scales are powers of `SCALE_STEP`, so that images of nearly
+the same scale share compiled programs."""
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.ndimage as ndi
 from jaxtyping import Num
 
-from perturbjax.segmentation.api import Segmenter
-from perturbjax.segmentation.diameters import diameters
-from perturbjax.segmentation.dynamics import Objects
+from perturbjax.segmentation.diameters import guess_diameter, measure_diameters
+from perturbjax.segmentation.foreground import analyze_foreground
 
-#: Diameters that a first guess may name, in pixels.
-GUESSES = (8.0, 60.0)
-#: Ratio of the diameter found to the guessed one beyond which an image is looked at again, and how often.
-AGREEMENT, LOOKS = 1.3, 3
-#: Scales are powers of this, so that images of nearly one scale share compiled programs; the largest of them.
+if TYPE_CHECKING:
+    from perturbjax.segmentation.api import Segmenter
+    from perturbjax.segmentation.objects import Objects
+
+#: Ratio of the measured to the assumed diameter above which the scale is corrected, and the maximum
+#: number of scales.
+AGREEMENT, MAX_SCALES = 1.3, 3
+#: Step between scales, and the largest scale.
 SCALE_STEP, LARGEST_SCALE = 2**0.25, 3.0
-#: Pixels beyond which a guess is made on every second row and column.
-GUESSED_WHOLE = 600**2
 
 
-class AnySize:
-    """A segmenter that finds the typical diameter of each image by itself; else as `Segmenter`."""
+def segment_at_own_scale(
+    segmenter: Segmenter, images: Iterable[Num[np.ndarray, "_h _w *_c"]]
+) -> Iterator[Objects]:
+    """Segment each image at the scale of its own objects; neighbors of one scale share batches.
 
-    def __init__(self, segmenter: Segmenter):
-        self.segmenter = segmenter
-
-    def masks(self, images: Iterable[Num[np.ndarray, "_h _w *_c"]]) -> Iterator[Objects]:
-        """The objects of each image, in order; neighbours of one scale go through the network together.
-
-        Raises:
-            InputError: an image is empty, or has more channels than the network.
-        """
-        scaled = (
-            (self._scale(guessed_diameter(_first(image))), image)
-            for image in map(np.asarray, images)
-        )
-        for scale, alike in itertools.groupby(scaled, key=lambda pair: pair[0]):
-            waiting: deque[np.ndarray] = deque()
-            for found in self._at(scale).masks(_kept(alike, waiting)):
-                yield self._corrected(waiting.popleft(), scale, found)
-
-    def _corrected(self, image: Num[np.ndarray, "h w *c"], scale: float, found: Objects) -> Objects:
-        """Look again at the scale that suits what was found, or closer where nothing was."""
-        for _ in range(LOOKS - 1):
-            assumed, widths = self._known / scale, diameters(found.labels)
-            better = float(np.median(widths)) if len(widths) else assumed / 2
-            other = self._scale(better)
-            if max(better / assumed, assumed / better) < AGREEMENT or other == scale:
-                break
-            again = next(self._at(other).masks([image]))
-            if len(widths) and not again.labels.any():
-                break
-            scale, found = other, again
-        return found
-
-    @property
-    def _known(self) -> float:
-        return self.segmenter.config.diam_mean
-
-    def _scale(self, diameter: float) -> float:
-        return min(SCALE_STEP ** round(math.log(self._known / diameter, SCALE_STEP)), LARGEST_SCALE)
-
-    def _at(self, scale: float) -> Segmenter:
-        scaled = copy.copy(self.segmenter)
-        scaled.diameter = self._known / scale
-        return scaled
+    Raises:
+        InputError: an image is empty, or has more channels than the network.
+    """
+    pairs = (
+        (_rounded_diameter(segmenter, guess_diameter(_first_channel(image))), image)
+        for image in map(np.asarray, images)
+    )
+    for diameter, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        waiting: deque[np.ndarray] = deque()
+        for objects in segmenter.with_diameter(diameter).masks(_remember(group, waiting)):
+            yield _correct_scale(segmenter, waiting.popleft(), diameter, objects)
 
 
-def _first(image: Num[np.ndarray, "h w *c"]) -> Num[np.ndarray, "h w"]:
+def _correct_scale(
+    segmenter: Segmenter, image: Num[np.ndarray, "h w *c"], diameter: float, objects: Objects
+) -> Objects:
+    """Segment again at the scale of the objects, or at a larger one if there are none."""
+    for _ in range(MAX_SCALES - 1):
+        if not objects.present:
+            break
+        sizes = measure_diameters(objects.labels)
+        better = float(np.median(sizes)) if len(sizes) else diameter / 2
+        other = _rounded_diameter(segmenter, better)
+        if max(better / diameter, diameter / better) < AGREEMENT or other == diameter:
+            break
+        repeated = next(segmenter.with_diameter(other).masks([image]))
+        if len(sizes) and not repeated.labels.any():
+            break
+        diameter, objects = other, repeated
+    return objects
+
+
+def estimate_diameter(
+    segmenter: Segmenter, images: Sequence[Num[np.ndarray, "_h _w *_c"]]
+) -> float:
+    """Estimate one diameter in pixels for images of one plate: the median over images that contain
+    objects.
+
+    Returns:
+        The diameter of the nearest scale that the network is run at; 0 if no image contains an
+        object.
+    """
+    images = [image for image in images if analyze_foreground(_with_axis(image)).present]
+    if not images:
+        return 0.0
+    guesses = [guess_diameter(_first_channel(image)) for image in images]
+    diameter, tried = _rounded_diameter(segmenter, float(np.median(guesses))), set[float]()
+    for _ in range(MAX_SCALES):
+        tried.add(diameter)
+        results = segmenter.with_diameter(diameter).masks(images)
+        sizes = [measure_diameters(objects.labels) for objects in results]
+        medians = [float(np.median(values)) for values in sizes if len(values)]
+        better = float(np.median(medians)) if medians else diameter / 2
+        other = _rounded_diameter(segmenter, better)
+        if max(better / diameter, diameter / better) < AGREEMENT or other in tried:
+            return diameter if medians else 0.0
+        diameter = other
+    return diameter
+
+
+def _rounded_diameter(segmenter: Segmenter, diameter: float) -> float:
+    """Return the diameter of the nearest scale that is a power of `SCALE_STEP`."""
+    known = segmenter.config.diam_mean
+    steps = round(math.log(known / diameter, SCALE_STEP))
+    return known / min(SCALE_STEP**steps, LARGEST_SCALE)
+
+
+def _first_channel(image: Num[np.ndarray, "h w *c"]) -> Num[np.ndarray, "h w"]:
     return image[..., 0] if image.ndim == 3 else image
 
 
-def _kept(
+def _with_axis(image: Num[np.ndarray, "h w *c"]) -> Num[np.ndarray, "h w c"]:
+    return image if image.ndim == 3 else image[..., None]
+
+
+def _remember(
     pairs: Iterable[tuple[float, np.ndarray]], waiting: deque[np.ndarray]
 ) -> Iterator[np.ndarray]:
     for _, image in pairs:
         waiting.append(image)
         yield image
-
-
-def guessed_diameter(plane: Num[np.ndarray, "h w"]) -> float:
-    """Six times the mean depth of what is brighter than Otsu's threshold of the root, in pixels: a disk's diameter."""
-    from skimage.filters import threshold_otsu
-
-    step = 2 if plane.size > GUESSED_WHOLE else 1
-    smooth = ndi.gaussian_filter(np.nan_to_num(plane[::step, ::step].astype(np.float32)), 1)
-    root = np.sqrt(smooth - smooth.min(initial=np.inf)) if smooth.size else smooth
-    if np.ptp(root) < 1e-6:
-        return sum(GUESSES) / 2
-    depth = ndi.distance_transform_edt(np.pad(root > threshold_otsu(root), 1))
-    return float(np.clip(6 * step * depth[depth > 0].mean(), *GUESSES))

@@ -1,63 +1,83 @@
-"""Whether objects have the size that the weights expect: what does not is cut up or missed, and nothing else tells."""
+"""Diameters of objects: measured from masks, guessed from pixels, and a warning if they do not fit
+the network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Integer
+import scipy.ndimage as ndi
+from jaxtyping import Float, Integer, Num
 
-#: Share of the objects found whose flow disagrees with their shape, from which the size is in doubt. With weights and
-#: diameter that fit few are dropped so; of nuclei of three times the size, half.
-DROPPED = 0.3
-#: Typical diameters this many times larger or smaller than expected are told of.
-FACTOR = 1.6
-#: Objects below which nothing is said of their typical size.
-ENOUGH = 8
+#: Fraction of objects dropped for their flow error above which the assumed size is doubtful. With a
+#: diameter that fits few objects are dropped; of nuclei of three times the size, half.
+MAX_DROPPED = 0.3
+#: Ratio of the measured to the assumed diameter above which a warning is given.
+MAX_RATIO = 1.6
+#: Number of objects below which no warning is given.
+MIN_OBJECTS = 8
+#: Range of guessed diameters, in pixels.
+GUESSES = (8.0, 60.0)
+#: Pixels above which a guess uses every second row and column.
+SUBSAMPLED_FROM = 600**2
 
 
-def diameters(labels: Integer[np.ndarray, "h w"]) -> Float[np.ndarray, " objects"]:
-    """Of each object that of the disk of the same area, in pixels."""
+def measure_diameters(labels: Integer[np.ndarray, "h w"]) -> Float[np.ndarray, " objects"]:
+    """Return the diameter in pixels of the disk with the area of each object."""
     areas = np.bincount(labels.ravel())[1:]
     return 2 * np.sqrt(areas[areas > 0] / np.pi)
 
 
-def doubt_of(
-    found: Iterable[tuple[np.ndarray, np.ndarray]], expected: float, flow_threshold: float = 0.4
+def guess_diameter(plane: Num[np.ndarray, "h w"]) -> float:
+    """Guess the diameter of the objects without a network, in pixels.
+
+    The foreground is brighter than Otsu's threshold of the square root of the intensities. Over a
+    disk of radius r the mean distance to the edge is r / 3, so six times the mean distance over the
+    foreground is the diameter."""
+    from skimage.filters import threshold_otsu
+
+    step = 2 if plane.size > SUBSAMPLED_FROM else 1
+    smooth = ndi.gaussian_filter(np.nan_to_num(plane[::step, ::step].astype(np.float32)), 1)
+    root = np.sqrt(smooth - smooth.min(initial=np.inf)) if smooth.size else smooth
+    if np.ptp(root) < 1e-6:
+        return sum(GUESSES) / 2
+    depth = ndi.distance_transform_edt(np.pad(root > threshold_otsu(root), 1))
+    return float(np.clip(6 * step * depth[depth > 0].mean(), *GUESSES))
+
+
+def diameter_warning(
+    measurements: Sequence[tuple[np.ndarray, np.ndarray]],
+    expected: float,
+    flow_threshold: float = 0.4,
 ) -> str:
-    """One line where objects do not seem to have the expected diameter, with what to try; else nothing.
+    """Return one line if the objects do not have the expected diameter, else an empty text.
 
     Args:
-        found: of each image the flow errors of the objects found, and the diameters of those kept.
-        expected: pixels.
-        flow_threshold: the error above which objects were dropped.
+        measurements: of each image the flow errors of all objects, and the diameters in pixels of
+            those that remain.
+        expected: diameter in pixels that the network assumed.
+        flow_threshold: flow error above which objects were dropped.
     """
-    found = list(found)
-    if not found:
+    if not measurements:
         return ""
-    errors, sizes = (np.concatenate(part) for part in zip(*found, strict=True))
-    if len(errors) < ENOUGH:
+    errors, sizes = (np.concatenate(part) for part in zip(*measurements, strict=True))
+    if len(errors) < MIN_OBJECTS:
         return ""
     dropped = float((errors > flow_threshold).mean()) if flow_threshold > 0 else 0.0
     typical = float(np.median(sizes)) if len(sizes) else expected
-    if dropped > DROPPED:
-        suggested = typical if typical > expected * FACTOR else 2 * expected
+    if dropped > MAX_DROPPED:
+        suggested = typical if typical > expected * MAX_RATIO else 2 * expected
         return (
-            f"{dropped:.0%} of {len(errors)} objects were dropped, for the network contradicts their shape: they may "
-            f"be larger than the {expected:.0f} pixels it was told; try --diameter {suggested:.0f}, and look at masks"
+            f"{dropped:.0%} of {len(errors)} objects were dropped because their shape contradicts "
+            "the network's flow. "
+            f"They may be larger than the assumed diameter of {expected:.0f} pixels: try "
+            f"--diameter {suggested:.0f} "
+            "and inspect the masks"
         )
-    if not expected / FACTOR <= typical <= expected * FACTOR:
+    if not expected / MAX_RATIO <= typical <= expected * MAX_RATIO:
         return (
-            f"the typical object is {typical:.0f} pixels wide, and the network was told {expected:.0f}; "
-            f"try --diameter {max(typical, 2):.0f}, and look at masks"
+            f"the median object is {typical:.0f} pixels wide, but the assumed diameter is "
+            f"{expected:.0f}: "
+            f"try --diameter {max(typical, 2):.0f} and inspect the masks"
         )
     return ""
-
-
-def doubt(
-    found: Sequence[tuple[np.ndarray, np.ndarray]], expected: float, flow_threshold: float = 0.4
-) -> str:
-    """`doubt_of` for pairs of (labels, flow errors)."""
-    return doubt_of(
-        [(errors, diameters(labels)) for labels, errors in found], expected, flow_threshold
-    )

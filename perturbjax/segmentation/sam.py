@@ -1,8 +1,8 @@
-"""The network of cellpose 4 (cpsam): Segment Anything's image encoder on small patches, read out pixel by pixel.
+"""Network of Cellpose 4 (cpsam): the image encoder of Segment Anything with small patches and a
+pixelwise readout.
 
-Pachitariu, Rariden and Stringer 2025 (doi:10.1101/2025.04.28.651001); the encoder is that of Kirillov et al. 2023
-(arXiv:2304.02643), with every block looking at the whole tile. Images are NHWC.
-"""
+Pachitariu, Rariden and Stringer 2025 (doi:10.1101/2025.04.28.651001). The encoder is that of
+Kirillov et al. 2023 (arXiv:2304.02643) with global attention in every block. Images are NHWC."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from perturbjax.models.layers import Conv, Dense, LayerNorm, Mode
 from perturbjax.segmentation.cpnet import CPOutputs
 from perturbjax.segmentation.tiles import Tiling
 
-#: Our layer → what the published file calls it, outside the blocks and within one; then parameters that are no layer's.
+#: Layer of `CPSam` to its name in the published file: outside the blocks, within a block, and
+#: parameters without layer.
 _LAYERS = {
     "embed": "encoder.patch_embed.proj",
     "neck.narrow": "encoder.neck.0",
@@ -40,32 +41,32 @@ _BLOCK = {
 }
 _BARE = {"positions": "encoder.pos_embed", "down": "attn.rel_pos_h", "across": "attn.rel_pos_w"}
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-#: What tells a file of this network, and the most that a file may say of its shape.
+#: Tensor that identifies this network, and limits of the shape that a file may declare.
 MARK, WIDEST, DEEPEST, LARGEST_GRID = "encoder.pos_embed", 4096, 64, 128
 
 
 @dataclass(frozen=True)
 class SamConfig:
-    """Everything that decides the network's shape; the published one is ViT-L."""
+    """Shape of the network; the published one is ViT-L."""
 
     width: int = 1024
-    """Of a token."""
+    """Channels of a token."""
     heads: int = 16
-    """Of each block's attention."""
+    """Attention heads of each block."""
     reach: tuple[int, ...] = tuple(127 if block % 6 == 5 else 27 for block in range(24))
-    """How many relative positions each block's weights know along an axis; others are interpolated."""
+    """Relative positions along an axis in the weights of each block; others are interpolated."""
     patch: int = 8
-    """Pixels of a token's side."""
+    """Height and width of a token in pixels."""
     grid: int = 32
-    """Tokens of a tile's side: the positions are learned, so every tile has as many."""
+    """Tokens along the height and width of a tile; fixed, because positions are learned."""
     neck: int = 256
-    """Width before the readout."""
+    """Channels before the readout."""
     outputs: int = 3
-    """Maps out: flow down, flow right, logit of being a cell's pixel."""
+    """Output maps: flow down, flow right, cell logit."""
     diam_mean: float = 30.0
-    """Diameter in pixels that objects are brought to where one is given."""
+    """Diameter in pixels to which objects are rescaled if a diameter is given."""
     diam_labels: float = 30.0
-    """The network was trained on many sizes: without a diameter, images are taken as they are."""
+    """Without a diameter images are not rescaled: the network was trained on many sizes."""
 
     channels = 3
     precision = "bfloat16"
@@ -79,7 +80,7 @@ class SamConfig:
 
 
 class Attention(nnx.Module):
-    """Every token looks at every token; how far off it lies along each axis counts too."""
+    """Global self-attention with relative positions along each axis."""
 
     def __init__(self, width: int, heads: int, reach: int, *, rngs: nnx.Rngs):
         self.qkv, self.out = Dense(width, 3 * width, rngs=rngs), Dense(width, width, rngs=rngs)
@@ -90,28 +91,29 @@ class Attention(nnx.Module):
         b, rows, columns, d = x.shape
         qkv = self.qkv(x).reshape(b, rows * columns, 3, self.heads, d // self.heads)
         query, key, value = (qkv[:, :, part] for part in range(3))
-        looking = query.reshape(b, rows, columns, self.heads, -1)
+        queries = query.reshape(b, rows, columns, self.heads, -1)
         along = (
             jnp.einsum(
-                "brcnd,rkd->bnrck", looking, _relative(self.down[...], rows).astype(x.dtype)
+                "brcnd,rkd->bnrck", queries, _relative(self.down[...], rows).astype(x.dtype)
             )[..., :, None],
             jnp.einsum(
-                "brcnd,ckd->bnrck", looking, _relative(self.across[...], columns).astype(x.dtype)
+                "brcnd,ckd->bnrck", queries, _relative(self.across[...], columns).astype(x.dtype)
             )[..., None, :],
         )
         bias = (along[0] + along[1]).reshape(b, self.heads, rows * columns, rows * columns)
-        seen = jax.nn.dot_product_attention(query, key, value, bias=bias)
-        return self.out(seen.reshape(b, rows, columns, d))
+        attended = jax.nn.dot_product_attention(query, key, value, bias=bias)
+        return self.out(attended.reshape(b, rows, columns, d))
 
 
 def _relative(table: Float[Array, "reach d"], size: int) -> Float[Array, "size size d"]:
-    """Of a query at `i` and a key at `k` the entry for `i - k`, of a table that is stretched to all such distances."""
+    """Return the entry for distance i - k of query i and key k, from a table interpolated to all
+    distances."""
     stretched = jax.image.resize(table, (2 * size - 1, table.shape[1]), "linear", antialias=False)
     return stretched[np.arange(size)[:, None] - np.arange(size) + size - 1]
 
 
 class Block(nnx.Module):
-    """Attention, then two dense layers; each normalised before and added to what came in."""
+    """Attention, then two dense layers, both with pre-normalization and residual connection."""
 
     def __init__(self, width: int, heads: int, reach: int, *, rngs: nnx.Rngs):
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
@@ -127,7 +129,7 @@ class Block(nnx.Module):
 
 
 class Neck(nnx.Module):
-    """From tokens to the readout's width, each token mixed with its eight neighbours."""
+    """Reduce the channels, and mix each token with its eight neighbors."""
 
     def __init__(self, inputs: int, width: int, *, rngs: nnx.Rngs):
         self.narrow = Conv(inputs, width, 1, use_bias=False, rngs=rngs)
@@ -139,7 +141,7 @@ class Neck(nnx.Module):
 
 
 class CPSam(nnx.Module):
-    """The network; parameters are float32, activations of the mode's dtype, results float32."""
+    """The network; parameters and results are float32, activations have the mode's dtype."""
 
     def __init__(self, config: SamConfig, *, rngs: nnx.Rngs):
         self.config, width = config, config.width
@@ -156,22 +158,22 @@ class CPSam(nnx.Module):
         self.out = Conv(config.neck, config.outputs * config.patch**2, 1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode | None = None) -> CPOutputs:
-        """Tiles of the config's side. There is no style: it is empty.
+        """Run the network on tiles of the configured size; the style is empty.
 
         Raises:
-            ValueError: height, width or channels are others.
+            ValueError: height, width or number of channels is wrong.
         """
         mode = Mode() if mode is None else mode
         config, side = self.config, self.config.tiling.side
         if x.shape[1:] != (side, side, config.channels):
             raise ValueError(
-                f"input {x.shape}: wants {side} by {side} pixels and {config.channels} channels"
+                f"input {x.shape}: must have {side} x {side} pixels and {config.channels} channels"
             )
         tokens = self.embed(x.astype(mode.dtype)) + self.positions[...].astype(mode.dtype)
         for block in self.blocks:
             tokens = block(tokens)
-        read = self.out(self.neck(tokens)).astype(jnp.float32)
-        pixels = read.reshape(
+        values = self.out(self.neck(tokens)).astype(jnp.float32)
+        pixels = values.reshape(
             -1, config.grid, config.grid, config.outputs, config.patch, config.patch
         )
         maps = pixels.transpose(0, 1, 4, 2, 5, 3).reshape(-1, side, side, config.outputs)
@@ -179,7 +181,7 @@ class CPSam(nnx.Module):
 
 
 def tensor_name(path: tuple[Any, ...]) -> str:
-    """What cellpose calls the tensor at a path of `CPSam`."""
+    """Return the name in Cellpose's files of the tensor at a path of `CPSam`."""
     if path[0] == "blocks":
         within, leaf = ".".join(map(str, path[2:-1])), path[-1]
         name = _BARE[leaf] if leaf in _BARE else f"{_BLOCK[within]}.{_LEAVES[leaf]}"
@@ -190,10 +192,10 @@ def tensor_name(path: tuple[Any, ...]) -> str:
 
 
 def config_of(tensors: Mapping[str, np.ndarray]) -> SamConfig:
-    """The network's shape, from the tensors themselves.
+    """Return the shape of the network, derived from the tensors.
 
     Raises:
-        ValueError: the tensors are not this network's; the message says which.
+        ValueError: a tensor is missing or has another shape.
     """
     depth = len(
         {match[1] for name in tensors if (match := re.match(r"encoder\.blocks\.(\d+)\.", name))}
@@ -212,7 +214,7 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> SamConfig:
         np.shape(tensors.get(f"encoder.blocks.{block}.attn.rel_pos_h", 0)) for block in range(depth)
     ]
     if not depth or any(len(shape) != 2 for shape in reaches):
-        raise ValueError("its blocks know no relative positions")
+        raise ValueError("its blocks have no relative positions")
     grid, head = shapes[MARK][1], reaches[0][1]
     maps, remainder = divmod(np.size(tensors.get("out.bias", [])), patch**2)
     sound = (
@@ -229,7 +231,8 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> SamConfig:
         or not sound
     ):
         raise ValueError(
-            f"width {width}, {channels} channels in and {maps} maps out are not those of cpsam"
+            f"width {width}, {channels} input channels and {maps} output maps are not those of "
+            "cpsam"
         )
     _require_plain_readout(tensors, maps * patch**2)
     reach = tuple(int(shape[0]) for shape in reaches)
@@ -238,7 +241,10 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> SamConfig:
 
 
 def _require_plain_readout(tensors: Mapping[str, np.ndarray], values: int) -> None:
-    """The file keeps, beside what was learned, how a token's values are laid out as pixels: in order."""
+    """Check that the values of a token are its pixels in order; the file contains this layout as a
+    tensor."""
     layout = tensors.get("W2")
     if layout is not None and not np.array_equal(np.reshape(layout, (values, -1)), np.eye(values)):
-        raise ValueError("tensor W2 is no plain layout of pixels")
+        raise ValueError(
+            "tensor W2 is not the identity, so the pixels of a token are in another order"
+        )

@@ -1,10 +1,14 @@
-"""From images to the network's tiles and back: normalised, rescaled, cut with overlap, averaged with tapered edges.
+"""Cut images into overlapping tiles for the network, and join its maps again.
 
-Cutting and putting together are one operation: along each axis, every row out is a weighted sum of a few rows in.
-Rescaling, padding, overlap and taper are all in those weights (`Taps`), so the arrays' shapes are the only thing that a
-compiled program depends on, and a plate of one image size compiles once. Grid, padding and taper are the cellpose
-package's.
-"""
+Cutting includes normalization, rescaling and padding; joining averages overlapping tiles with
+tapered weights. Both are the same operation: along each axis, every output row is a weighted sum of
+a few input rows,
+
+    out[i] = sum over k of weight[i, k] * in[index[i, k]]
+
+Rescaling, padding, overlap and taper are contained in these indices and weights (`Taps`). They are
+arguments of the compiled programs, which depend on array shapes only: images of one size and scale
+compile once. Grid, padding and taper are those of the cellpose package."""
 
 from __future__ import annotations
 
@@ -19,37 +23,35 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Num
 
-#: Side of a tile in pixels where the network does not say another, and the share of it that neighbours see too.
+#: Default height and width of a tile in pixels, and the fraction of it that overlaps with
+#: neighbors.
 TILE, OVERLAP = 224, 0.1
-#: Padded images have sides that are multiples of this, and at least half of it on each edge.
+#: Heights and widths are padded to multiples of this, with at least half of it at each edge.
 PADDING = 16
-#: Width of a tile's fading edge, in pixels.
+#: Width of the tapered edge of a tile, in pixels.
 TAPER = 7.5
-#: What 0 and 1 become, in percent of a channel's pixels.
-PERCENTILES = (1.0, 99.0)
-#: Pixels of an image beyond which percentiles come from a sample of about 224 by 224 of them.
-SAMPLED_FROM, SAMPLE_SIDE = 224**3, 224
-#: Images are padded to multiples of this before they reach the device: few shapes, at most 6 % more at 1000 pixels.
+#: Images are padded to multiples of this on the host: few shapes, and at most 6 % more pixels at
+#: 1000.
 BUCKET = 64
 
 
 class Taps(NamedTuple):
-    """Row `i` out is the sum over k of weight[i, k] times row index[i, k] in."""
+    """Output row i is the sum over k of weight[i, k] times input row index[i, k]."""
 
     index: Integer[np.ndarray, "rows k"]  # type: ignore[assignment]
     weight: Float[np.ndarray, "rows k"]
 
 
 class Tiling(NamedTuple):
-    """How a network likes to be shown images."""
+    """Tile sizes of a network."""
 
     side: int = TILE
-    """Pixels of a tile's side."""
+    """Height and width of a tile in pixels."""
     whole: int = TILE
-    """Side up to which an image is one tile, larger than others. A narrow network's maps of a whole site fit a
-    processor's memory, and tiles that overlap are twice the work."""
+    """Height or width in pixels up to which an image is a single tile. The maps of a narrow network
+    fit into memory for a whole site, and overlapping tiles would double the work."""
     fixed: bool = False
-    """Whether no tile may be smaller: smaller images are padded to one."""
+    """Whether smaller images are padded to a full tile."""
 
 
 TILED = Tiling()
@@ -57,27 +59,28 @@ TILED = Tiling()
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of an image cut into tiles."""
+    """One axis of an image that is cut into tiles."""
 
     size: int
-    """Pixels of the image."""
+    """Size of the image in pixels."""
     scaled: int
-    """Pixels after rescaling."""
+    """Size after rescaling."""
     tiling: Tiling = TILED
 
     @cached_property
     def before(self) -> int:
+        """Padding before the image."""
         return PADDING // 2 + (self._canvas - self.scaled - PADDING) // 2
 
     @cached_property
     def _canvas(self) -> int:
-        """Pixels after padding."""
+        """Size after padding."""
         least = self.tiling.side if self.tiling.fixed else 0
         return max(PADDING * math.ceil(self.scaled / PADDING) + PADDING, least)
 
     @property
     def side(self) -> int:
-        """Of a tile."""
+        """Size of a tile."""
         return self._canvas if self._canvas <= self._one_tile else self.tiling.side
 
     @property
@@ -96,19 +99,20 @@ class Axis:
 
     @cached_property
     def cut(self) -> Taps:
-        """From the image to (tiles × side) rows; zero where there is padding."""
+        """From the image to (tiles x side) rows, 0 in the padding."""
         row = (self.starts[:, None] + np.arange(self.side)).ravel() - self.before
         inside = (row >= 0) & (row < self.scaled)
-        # OpenCV places the pixels of one and two channels in single precision, and those of three, the maps, in double:
-        # at 1000 pixels from the edge the difference is 1e-4 of what the network then says.
+        # OpenCV computes positions in single precision for one and two channels, and in double for
+        # three (the maps). The difference changes the network's output by 1e-4 at 1000 pixels from
+        # the edge.
         taps = _linear(np.clip(row, 0, self.scaled - 1), self.scaled, self.size, np.float32)
         return _padded(Taps(taps.index, taps.weight * inside[:, None]), len(row))
 
     def join(self, rows: int) -> Taps:
-        """From (tiles × side) rows to the image's, and zeros up to `rows`."""
+        """From (tiles x side) rows to those of the image, and zeros up to `rows`."""
         taper = _taper(self.side) if self.tiles > 1 else np.ones(self.side)
-        place = self.starts[:, None] + np.arange(self.side)
-        total = np.bincount(place.ravel(), np.tile(taper, self.tiles), self._canvas)
+        position = self.starts[:, None] + np.arange(self.side)
+        total = np.bincount(position.ravel(), np.tile(taper, self.tiles), self._canvas)
         back = _linear(np.arange(self.size), self.size, self.scaled)
         index, weight = [], []
         for tap in range(back.index.shape[1]):
@@ -124,12 +128,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Plan:
-    """How images of one shape are cut, at one scale. Equal plans share compiled programs."""
+    """Tiling of images of one shape at one scale. Equal plans share compiled programs."""
 
     height: int
     width: int
     rescale: float
-    """Pixels of the network's image for each of the original."""
+    """Pixels of the network's input for each pixel of the image."""
     tiling: Tiling = TILED
 
     @cached_property
@@ -142,7 +146,7 @@ class Plan:
 
     @property
     def count(self) -> int:
-        """Tiles of one image."""
+        """Number of tiles of one image."""
         return self.y.tiles * self.x.tiles
 
     @property
@@ -151,72 +155,39 @@ class Plan:
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Height and width of the arrays on the device."""
+        """Height and width of the padded arrays on the device."""
         return bucket(self.height), bucket(self.width)
 
 
 def bucket(size: int) -> int:
+    """Round up to a multiple of `BUCKET`."""
     return -(-size // BUCKET) * BUCKET
-
-
-def percentiles(image: Num[np.ndarray, "h w c"]) -> Float[np.ndarray, "c 2"]:
-    """Of each channel what becomes 0, and the difference to what becomes 1: infinite for a channel without contrast,
-    which so becomes 0 everywhere. NaN counts as nothing.
-
-    Done on the host, where images arrive as integers: a count of values takes 3 ms for 1080² pixels of 16 bits where
-    sorting them takes 25.
-    """
-    if image.shape[0] * image.shape[1] > SAMPLED_FROM:
-        image = image[:: image.shape[0] // SAMPLE_SIDE, :: image.shape[1] // SAMPLE_SIDE]
-    ends = np.stack([_ends(image[..., channel]) for channel in range(image.shape[-1])])
-    low, span = ends[:, 0], ends[:, 1] - ends[:, 0]
-    flat = ~(span > 1e-3)
-    return np.stack([np.where(flat, 0, low), np.where(flat, np.inf, span)], 1).astype(np.float32)
-
-
-def _ends(plane: Num[np.ndarray, "h w"]) -> Float[np.ndarray, "2"]:
-    if plane.dtype.kind != "u" or plane.dtype.itemsize > 2:
-        finite = np.asarray(plane, np.float32)
-        finite = finite[np.isfinite(finite)]
-        return (
-            np.array([np.percentile(finite, each) for each in PERCENTILES])
-            if finite.size
-            else np.zeros(2)
-        )
-    below = np.cumsum(np.bincount(plane.ravel()))
-    # In single precision, as NumPy has it of single-precision pixels, which the package makes of all.
-    place = (
-        np.array(PERCENTILES, np.float32) / np.float32(100) * np.float32(plane.size - 1)
-    ).astype(np.float64)
-    first, second = (
-        np.searchsorted(below, np.floor(place) + shift, side="right") for shift in (0, 1)
-    )
-    second = np.minimum(second, len(below) - 1)
-    return first + (second - first) * (place - np.floor(place))
 
 
 @jax.jit
 def cut(
     images: Num[Array, "b h w c"],
-    ends: Float[Array, "b c 2"],
+    ranges: Float[Array, "b c 2"],
     rows: Taps,
     columns: Taps,
 ) -> Float[Array, "b rows columns c"]:
-    """Normalised, rescaled and padded images with the tiles' overlap in them: `(tiles × side)` rows and columns."""
+    """Normalize, rescale and pad images; rows and columns of overlapping tiles are repeated: (tiles
+    x side) each."""
     images = jnp.nan_to_num(
-        (images.astype(jnp.float32) - ends[:, None, None, :, 0]) / ends[:, None, None, :, 1]
+        (images.astype(jnp.float32) - ranges[:, None, None, :, 0]) / ranges[:, None, None, :, 1]
     )
     return jax.vmap(lambda image: _resample(image, rows, columns))(images)
 
 
 @partial(jax.jit, static_argnames=("tiles", "count"))
 def chunk(
-    joined: Float[Array, "b rows columns c"], tiles: tuple[int, int], start: Array, count: int
+    images: Float[Array, "b rows columns c"], tiles: tuple[int, int], start: Array, count: int
 ) -> Array:
-    """Tiles `start` to `start + count` of a batch of images as (count, side, side, c), zeros beyond the last."""
-    b, rows, columns, c = joined.shape
+    """Return tiles `start` to `start + count` of a batch as (count, side, side, c), zeros after the
+    last."""
+    b, rows, columns, c = images.shape
     down, across = tiles
-    split = joined.reshape(b, down, rows // down, across, columns // across, c).swapaxes(2, 3)
+    split = images.reshape(b, down, rows // down, across, columns // across, c).swapaxes(2, 3)
     split = split.reshape(b * down * across, rows // down, columns // across, c)
     numbers = start + jnp.arange(count)
     return split.at[numbers].get(mode="fill", fill_value=0)
@@ -230,13 +201,14 @@ def join(
     tiles: tuple[int, int],
     images: int,
 ) -> Float[Array, "b h w c"]:
-    """The network's maps of whole images, at the image's own scale, averaged where tiles overlap."""
+    """Join the maps of tiles to maps of whole images at their own scale, averaged where tiles
+    overlap."""
     down, across = tiles
-    every = jnp.concatenate(chunks)[: images * down * across]
-    _, high, wide, c = every.shape
-    laid = every.reshape(images, down, across, high, wide, c).swapaxes(2, 3)
-    laid = laid.reshape(images, down * high, across * wide, c)
-    return jax.vmap(lambda image: _resample(image, rows, columns))(laid)
+    maps = jnp.concatenate(chunks)[: images * down * across]
+    _, height, width, c = maps.shape
+    grid = maps.reshape(images, down, across, height, width, c).swapaxes(2, 3)
+    grid = grid.reshape(images, down * height, across * width, c)
+    return jax.vmap(lambda image: _resample(image, rows, columns))(grid)
 
 
 def _resample(image: Float[Array, "h w c"], rows: Taps, columns: Taps) -> Float[Array, "h2 w2 c"]:
@@ -257,12 +229,13 @@ def _resample(image: Float[Array, "h w c"], rows: Taps, columns: Taps) -> Float[
 
 
 def _linear(
-    rows: Integer[np.ndarray, " n"], of: int, size: int, precision: type = np.float64
+    rows: Integer[np.ndarray, " n"], stretched: int, size: int, precision: type = np.float64
 ) -> Taps:
-    """Bilinear interpolation of `size` pixels at `rows` of the `of` that they are stretched to; edges repeat."""
-    if of == size:
+    """Interpolate linearly at `rows` of an axis of `size` pixels that is stretched to `stretched`;
+    edges repeat."""
+    if stretched == size:
         return Taps(rows[:, None], np.ones((len(rows), 1)))
-    source: np.ndarray = ((rows + 0.5) * (size / of) - 0.5).astype(precision)
+    source: np.ndarray = ((rows + 0.5) * (size / stretched) - 0.5).astype(precision)
     first = np.floor(source).astype(int)
     fraction = np.where((first < 0) | (first >= size - 1), 0, source - first)
     first = np.clip(first, 0, size - 1)
@@ -272,7 +245,8 @@ def _linear(
 
 
 def _taper(side: int) -> Float[np.ndarray, " side"]:
-    """The middle of the package's curve, which is made for tiles of 224 pixels or more."""
+    """Return the central part of Cellpose's taper, which is defined for tiles of 224 pixels or
+    more."""
     full = max(side, TILE)
     distance = np.abs(np.arange(full) - (full - 1) / 2)
     curve = 1 / (1 + np.exp((distance - (full / 2 - 20)) / TAPER))
@@ -280,14 +254,15 @@ def _taper(side: int) -> Float[np.ndarray, " side"]:
 
 
 def _compact(index: np.ndarray, weight: np.ndarray) -> Taps:
-    """The same sums with no more taps than any row needs."""
+    """Remove taps of weight 0 that no row needs."""
     order = np.argsort(weight == 0, axis=1, kind="stable")
     most = max(int((weight != 0).sum(1).max()), 1)
     return Taps(*(np.take_along_axis(values, order, 1)[:, :most] for values in (index, weight)))
 
 
 def _padded(taps: Taps, rows: int) -> Taps:
-    more = ((0, rows - len(taps.index)), (0, 0))
+    padding = ((0, rows - len(taps.index)), (0, 0))
     return Taps(
-        np.pad(taps.index, more).astype(np.int32), np.pad(taps.weight, more).astype(np.float32)
+        np.pad(taps.index, padding).astype(np.int32),
+        np.pad(taps.weight, padding).astype(np.float32),
     )

@@ -1,7 +1,7 @@
-"""Train a segmenter on folders of images with masks: cellpose's targets and losses, on crops made on the device.
+"""Train a segmentation network on images with masks, with the targets and loss of Cellpose.
 
-A run that is killed goes on from its last checkpoint, and draws the crops that it would have drawn.
-"""
+Crops are cut and augmented on the device. An interrupted run resumes from its last checkpoint with
+the same crops as without the interruption."""
 
 from __future__ import annotations
 
@@ -32,21 +32,19 @@ from perturbjax.core.options import (
 from perturbjax.core.progress import track
 from perturbjax.models.layers import Mode
 from perturbjax.segmentation import average_precision as precision
-from perturbjax.segmentation import training_crops as crops
-from perturbjax.segmentation import weight_files as names
+from perturbjax.segmentation import training_crops, weight_files
 from perturbjax.segmentation.api import Segmenter
 from perturbjax.segmentation.cpnet import CPnet, CPnetConfig, create
-from perturbjax.segmentation.diameter_estimation import AnySize
-from perturbjax.segmentation.diameters import diameters
+from perturbjax.segmentation.diameters import measure_diameters
 from perturbjax.segmentation.dynamics import FLOW_SCALE
-from perturbjax.segmentation.image_folders import Picture, read_folder
+from perturbjax.segmentation.image_folders import LabeledImage, read_folder
 from perturbjax.segmentation.training_crops import CropConfig, Crops, Pool
 from perturbjax.segmentation.weights import build, load_weights, save_weights
 
-#: Share of the past in the averaged weights, which are what is judged and written.
-AVERAGING = 0.99
-#: Norm beyond which a gradient is shortened.
-LONGEST = 1.0
+#: Decay of the exponential moving average of the weights, which are evaluated and written.
+EMA_DECAY = 0.99
+#: Maximum norm of a gradient.
+MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,8 @@ class TrainSegmenterConfig:
     batch: int = 8
     """Crops in a training step."""
     learning_rate: float = 0.003
-    """Peak learning rate; it rises in the first tenth of the steps, then decays to a hundredth (cosine)."""
+    """Peak learning rate; it rises in the first tenth of the steps, then decays to a hundredth
+    (cosine)."""
     weight_decay: float = python_only(1e-4)
     """Weight decay of AdamW."""
     held_out: float = 0.15
@@ -98,85 +97,107 @@ class TrainSegmenterConfig:
 
 
 class State(NamedTuple):
+    """Everything that changes during training."""
+
     step: Int[Array, ""]
     params: nnx.State
     statistics: nnx.State
     optimizer: optax.OptState
     averaged: tuple[nnx.State, nnx.State]
-    """Parameters and statistics, averaged over the last steps."""
+    """Moving average of parameters and statistics."""
 
 
 def train(config: TrainSegmenterConfig) -> Path:
-    """Train, or go on training, state the precision, and write the weights.
+    """Train a network, or resume, report its average precision, and write the weights.
+
+    Returns:
+        Path of the weights file.
 
     Raises:
-        InputError: a setting or a picture cannot be used, or the checkpoint beside `out` is of another run.
+        InputError: a setting or an image cannot be used, or the checkpoint next to `out` is of
+            another run.
     """
     if config.out.exists():
-        raise InputError(f"--out {config.out}: is there already; remove it or choose another name")
+        raise InputError(f"--out {config.out}: exists already. Remove it or choose another name")
     folders = [read_folder(folder) for folder in config.images]
-    dealt = [deal(pictures, config.held_out) for pictures in folders]
-    learned = [picture for pictures, _ in dealt for picture in pictures]
-    judged = {
-        str(folder.name): held
-        for folder, (_, held) in zip(config.images, dealt, strict=True)
-        if held
+    splits = [split_images(images, config.held_out) for images in folders]
+    training = [image for images, _ in splits for image in images]
+    validation = {
+        str(folder.name): images
+        for folder, (_, images) in zip(config.images, splits, strict=True)
+        if images
     }
-    console.print(f"{len(learned)} images train, {sum(map(len, judged.values()))} judge")
-    model = _start(config)
+    count = sum(map(len, validation.values()))
+    console.print(f"info: {len(training)} images for training, {count} for validation")
+    model = _create_model(config)
     optimizer = make_optimizer(config)
-    state = begin(model, optimizer)
-    path = config.out.with_name(f".{config.out.stem}.training.npz")
-    identity = _identity(config, folders)
-    state = _restored(path, state, identity) if path.exists() else state
-    for newest in _steps(state, crops.pool(learned, config.crops), model, optimizer, config):
+    state = initial_state(model, optimizer)
+    checkpoint = config.out.with_name(f".{config.out.stem}.training.npz")
+    identity = _run_identity(config, folders)
+    if checkpoint.exists():
+        state = _load_checkpoint(checkpoint, state, identity)
+    pool = training_crops.make_pool(training, config.crops)
+    for newest in _training_steps(state, pool, model, optimizer, config):
         state, step = newest, int(newest.step)
         if step % config.checkpoint_every == 0 or step == config.steps:
-            _save(path, state, identity)
+            _save_checkpoint(checkpoint, state, identity)
         if config.evaluate_every and step % config.evaluate_every == 0 and step < config.steps:
-            _judged(model, state, judged, config)
-    score = _judged(model, state, judged, config)
-    save_weights(config.out, averaged(model, state), _card(config, folders, score), _stored(config))
-    path.unlink(missing_ok=True)
+            _evaluate_state(model, state, validation, config)
+    scores = _evaluate_state(model, state, validation, config)
+    card = _make_card(config, folders, scores)
+    save_weights(config.out, averaged_model(model, state), card, _storage_type(config))
+    checkpoint.unlink(missing_ok=True)
     return config.out
 
 
-def _judged(
-    model: CPnet, state: State, folders: dict[str, list[Picture]], config: TrainSegmenterConfig
+def _evaluate_state(
+    model: CPnet,
+    state: State,
+    folders: dict[str, list[LabeledImage]],
+    config: TrainSegmenterConfig,
 ) -> dict[str, dict[str, float]]:
-    """The precision of the averaged weights as they will be read: a file of them is judged."""
+    """Evaluate the averaged weights as they will be read: rounded to the type of the file."""
     path = config.out.with_name(f".{config.out.stem}.judged.safetensors")
     try:
-        save_weights(path, averaged(model, state), dtype=_stored(config))
-        return judge(Segmenter(path), folders)
+        save_weights(path, averaged_model(model, state), dtype=_storage_type(config))
+        return evaluate(Segmenter(path, "per-image"), folders)
     finally:
         path.unlink(missing_ok=True)
 
 
-def _stored(config: TrainSegmenterConfig) -> type[np.floating]:
+def _storage_type(config: TrainSegmenterConfig) -> type[np.floating]:
     return np.float16 if config.half else np.float32
 
 
-def deal(pictures: list[Picture], held_out: float) -> tuple[list[Picture], list[Picture]]:
-    """Which pictures are learned from and which judge: by a digest of their names, so that a folder that grows keeps
-    its judges apart."""
-    order = sorted(pictures, key=lambda picture: hashlib.sha256(picture.name.encode()).hexdigest())
-    held = round(held_out * len(order))
-    if held == len(order):
-        raise InputError(f"--held-out {held_out}: leaves none of {len(order)} images to train on")
-    return order[held:], order[:held]
+def split_images(
+    images: list[LabeledImage], held_out: float
+) -> tuple[list[LabeledImage], list[LabeledImage]]:
+    """Split images into training and validation by a hash of their names.
+
+    When a folder grows, most validation images remain validation images.
+
+    Raises:
+        InputError: no image remains for training.
+    """
+    order = sorted(images, key=lambda image: hashlib.sha256(image.name.encode()).hexdigest())
+    count = round(held_out * len(order))
+    if count == len(order):
+        raise InputError(f"--held-out {held_out}: leaves none of {len(order)} images for training")
+    return order[count:], order[:count]
 
 
-def _start(config: TrainSegmenterConfig) -> CPnet:
+def _create_model(config: TrainSegmenterConfig) -> CPnet:
     if config.init_from:
-        model = build(*load_weights(names.find(config.init_from, flag="init-from")))
+        model = build(*load_weights(weight_files.find(config.init_from, flag="init-from")))
         if not isinstance(model, CPnet):
             raise InputError(
-                f"--init-from {config.init_from}: is cpsam; networks of cellpose 3 are trained here"
+                f"--init-from {config.init_from}: is cpsam; only networks of Cellpose 3 can be "
+                "trained"
             )
         if model.config.channels not in (1, 2):
             raise InputError(
-                f"--init-from {config.init_from}: takes {model.config.channels} channels, not 1 or 2"
+                f"--init-from {config.init_from}: takes {model.config.channels} channels, not 1 or "
+                "2"
             )
         return model
     size = config.crops.diameter
@@ -184,29 +205,30 @@ def _start(config: TrainSegmenterConfig) -> CPnet:
 
 
 def make_optimizer(config: TrainSegmenterConfig) -> optax.GradientTransformation:
-    """AdamW under a rising and falling rate, gradients cut to a length."""
-    top = config.learning_rate
+    """Return AdamW with gradient clipping, linear warmup and cosine decay."""
+    peak = config.learning_rate
     rate = optax.warmup_cosine_decay_schedule(
-        top / 25, top, max(config.steps // 10, 1), config.steps + 1, top / 100
+        peak / 25, peak, max(config.steps // 10, 1), config.steps + 1, peak / 100
     )
     return optax.chain(
-        optax.clip_by_global_norm(LONGEST), optax.adamw(rate, weight_decay=config.weight_decay)
+        optax.clip_by_global_norm(MAX_GRADIENT_NORM),
+        optax.adamw(rate, weight_decay=config.weight_decay),
     )
 
 
-def begin(model: CPnet, optimizer: optax.GradientTransformation) -> State:
-    """Before the first step."""
+def initial_state(model: CPnet, optimizer: optax.GradientTransformation) -> State:
+    """Return the state before the first step."""
     params, statistics = nnx.state(model, nnx.Param, ...)
     copied = jax.tree.map(jnp.copy, (params, statistics))
     return State(jnp.zeros((), jnp.int32), params, statistics, optimizer.init(params), copied)
 
 
-def averaged(model: CPnet, state: State) -> CPnet:
-    """The network of the averaged weights."""
+def averaged_model(model: CPnet, state: State) -> CPnet:
+    """Return the network with the averaged weights."""
     return nnx.merge(nnx.split(model)[0], *state.averaged)
 
 
-def _steps(
+def _training_steps(
     state: State,
     pool: Pool,
     model: CPnet,
@@ -218,36 +240,38 @@ def _steps(
 
     def loss(params: nnx.State, statistics: nnx.State, batch: Crops) -> tuple[Array, nnx.State]:
         model = nnx.merge(graph, params, statistics, copy=True)
-        # Cellpose's second channel holds nuclei beside cells; of one channel it is empty.
+        # Cellpose's second channel shows nuclei next to cells; here it is empty.
         image = jnp.pad(batch.image, ((0, 0), (0, 0), (0, 0), (0, channels - 1)))
         maps = model(image, Mode(train=True)).maps
-        return objective(maps, batch), nnx.state(model, nnx.Param, ...)[1]
+        return segmentation_loss(maps, batch), nnx.state(model, nnx.Param, ...)[1]
 
     @jax.jit
     def advance(state: State, pool: Pool) -> tuple[State, Array]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        batch = crops.draw(pool, jax.random.split(key, config.batch), config.crops)
+        batch = training_crops.draw(pool, jax.random.split(key, config.batch), config.crops)
         (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.params, state.statistics, batch
         )
-        updates, moved = optimizer.update(gradient, state.optimizer, state.params)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Young runs average over fewer steps, or the start would stay in.
-        share = jnp.minimum(AVERAGING, (1 + state.step) / (10 + state.step))
+        # Early steps average over fewer steps, so that the initial weights do not remain in the
+        # average.
+        decay = jnp.minimum(EMA_DECAY, (1 + state.step) / (10 + state.step))
         mean = jax.tree.map(
-            lambda old, new: share * old + (1 - share) * new, state.averaged, (params, statistics)
+            lambda old, new: decay * old + (1 - decay) * new, state.averaged, (params, statistics)
         )
-        return State(state.step + 1, params, statistics, moved, mean), value
+        return State(state.step + 1, params, statistics, optimizer_state, mean), value
 
     done, recent = int(state.step), []
-    for _ in track(
-        range(done, config.steps), total=config.steps, label="training", unit="batches", done=done
-    ):
+    steps = range(done, config.steps)
+    for _ in track(steps, total=config.steps, label="Training", unit="steps", done=done):
         state, value = advance(state, pool)
         recent.append(float(value))
         if not np.isfinite(recent[-1]):
             raise InputError(
-                f"--learning-rate {config.learning_rate}: the loss is {value} at step {int(state.step)}"
+                f"--learning-rate {config.learning_rate}: the loss is {value} at step "
+                f"{int(state.step)}. "
+                "Pass a smaller rate"
             )
         if len(recent) == config.checkpoint_every:
             console.print(f"step {int(state.step)}: loss {np.mean(recent):.4f}")
@@ -255,93 +279,93 @@ def _steps(
         yield state
 
 
-def objective(maps: Float[Array, "b h w 3"], batch: Crops) -> Float[Array, ""]:
-    """Half the mean squared error of the flow, five times unit vectors, plus the cross-entropy of being in an object
-    (cellpose's), over what lies in the pictures."""
+def segmentation_loss(maps: Float[Array, "b h w 3"], batch: Crops) -> Float[Array, ""]:
+    """Compute Cellpose's loss: half the mean squared error of 5 times the flow, plus the
+    cross-entropy of the foreground, averaged over the pixels inside the images."""
     flow = jnp.square(maps[..., :2] - FLOW_SCALE * batch.flow).mean(-1) / 2
-    inside = optax.sigmoid_binary_cross_entropy(maps[..., 2], batch.inside)
-    return ((flow + inside) * batch.weight).sum() / batch.weight.sum()
+    foreground = optax.sigmoid_binary_cross_entropy(maps[..., 2], batch.inside)
+    return ((flow + foreground) * batch.weight).sum() / batch.weight.sum()
 
 
-def judge(segmenter: Segmenter, folders: dict[str, list[Picture]]) -> dict[str, dict[str, float]]:
-    """Print and return the mean over each folder's held-out images of their average precision."""
+def evaluate(
+    segmenter: Segmenter, folders: dict[str, list[LabeledImage]]
+) -> dict[str, dict[str, float]]:
+    """Print and return the average precision on the validation images of each folder."""
     scores = {}
-    for folder, pictures in folders.items():
-        found = AnySize(segmenter).masks(picture.image for picture in pictures)
+    for folder, images in folders.items():
+        results = segmenter.masks(image.image for image in images)
         matches = [
-            precision.match(picture.labels, mask.labels)
-            for picture, mask in zip(pictures, found, strict=True)
+            precision.match(image.labels, result.labels)
+            for image, result in zip(images, results, strict=True)
+            if image.labels.any()
         ]
+        if not matches:
+            console.print(
+                f"warning: {folder}: its validation images contain no object, so no score"
+            )
+            continue
         average = precision.mean(matches)
         scores[folder] = {
             f"AP {threshold}": round(float(value), 4)
             for threshold, value in zip(precision.THRESHOLDS, average, strict=True)
         }
-        stated = ", ".join(
-            f"{value:.3f} at IoU {name[3:]}" for name, value in scores[folder].items()
-        )
-        console.print(f"held out of {folder}, {len(pictures)} images: average precision {stated}")
+        text = ", ".join(f"{value:.3f} at IoU {name[3:]}" for name, value in scores[folder].items())
+        console.print(f"{folder}: average precision on {len(matches)} validation images: {text}")
     return scores
 
 
-def _identity(config: TrainSegmenterConfig, folders: list[list[Picture]]) -> str:
-    """Of everything that a run's weights follow from."""
-    settings = {
-        k: v
-        for k, v in asdict(config).items()
-        if k not in ("images", "out", "evaluate_every", "half")
-    }
-    settings.pop("checkpoint_every")
+def _run_identity(config: TrainSegmenterConfig, folders: list[list[LabeledImage]]) -> str:
+    """Return a checksum of everything that the weights depend on."""
+    ignored = ("images", "out", "evaluate_every", "half", "checkpoint_every")
+    settings = {key: value for key, value in asdict(config).items() if key not in ignored}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    digest.update(_digest(folders).encode())
+    digest.update(_data_digest(folders).encode())
     return digest.hexdigest()
 
 
-def _digest(folders: list[list[Picture]]) -> str:
+def _data_digest(folders: list[list[LabeledImage]]) -> str:
     digest = hashlib.sha256()
-    for picture in (picture for pictures in folders for picture in pictures):
-        digest.update(picture.name.encode() + picture.image.tobytes() + picture.labels.tobytes())
+    for image in (image for images in folders for image in images):
+        digest.update(image.name.encode() + image.image.tobytes() + image.labels.tobytes())
     return digest.hexdigest()
 
 
-def _card(
-    config: TrainSegmenterConfig, folders: list[list[Picture]], scores: dict[str, Any]
+def _make_card(
+    config: TrainSegmenterConfig, folders: list[list[LabeledImage]], scores: dict[str, Any]
 ) -> dict[str, Any]:
-    widths = np.concatenate(
-        [diameters(picture.labels) for pictures in folders for picture in pictures]
-    )
+    """Return the model card that is stored in the weights file."""
+    sizes = [measure_diameters(image.labels) for images in folders for image in images]
+    settings = {k: v for k, v in asdict(config).items() if k not in ("images", "out")}
     return {
         "data": {
-            folder.name: len(pictures)
-            for folder, pictures in zip(config.images, folders, strict=True)
+            folder.name: len(images) for folder, images in zip(config.images, folders, strict=True)
         },
-        "data_sha256": _digest(folders),
-        "objects": len(widths),
-        "settings": json.loads(
-            json.dumps({k: v for k, v in asdict(config).items() if k not in ("images", "out")})
-        ),
+        "data_sha256": _data_digest(folders),
+        "objects": sum(map(len, sizes)),
+        "settings": json.loads(json.dumps(settings)),
         "held_out": scores,
     }
 
 
-def _save(path: Path, state: State, identity: str) -> None:
+def _save_checkpoint(path: Path, state: State, identity: str) -> None:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
     with atomic(path) as temporary:
         np.savez(temporary, *leaves, identity=np.array(identity))
 
 
-def _restored(path: Path, state: State, identity: str) -> State:
+def _load_checkpoint(path: Path, state: State, identity: str) -> State:
     leaves, structure = jax.tree.flatten(state)
     try:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["identity"]) != identity:
                 raise InputError(
-                    f"{path}: is of a run with other settings or images; remove it to start anew"
+                    f"{path}: belongs to a run with other settings or images. Remove it to train "
+                    "from scratch"
                 )
             values = [stored[f"arr_{number}"] for number in range(len(leaves))]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path}: is no whole checkpoint ({error}); remove it to start anew"
+            f"{path}: is an incomplete checkpoint ({error}). Remove it to train from scratch"
         ) from error
-    console.print(f"going on from {path}")
+    console.print(f"info: resuming from {path}")
     return jax.tree.unflatten(structure, [jnp.asarray(value) for value in values])

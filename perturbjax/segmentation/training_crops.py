@@ -1,4 +1,7 @@
-"""Random crops of images and their targets, on the device: one affine resampling, and flows turned with it."""
+"""Cut random crops of images and training targets on the device.
+
+Rotation, mirroring and zoom are one affine transformation with bilinear sampling. The flow is a
+vector field: it is rotated and mirrored with the image."""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float, Float16, Int, Key
 
 from perturbjax.core.options import python_only, require, require_sound
-from perturbjax.segmentation.diameters import diameters
+from perturbjax.segmentation.diameters import measure_diameters
 from perturbjax.segmentation.flow_targets import masks_to_flows
-from perturbjax.segmentation.image_folders import Picture
+from perturbjax.segmentation.image_folders import LabeledImage
 
 
 @dataclass(frozen=True)
@@ -51,112 +54,116 @@ class CropConfig:
 
 
 class Pool(NamedTuple):
-    """All pictures' pixels, one after the other, and where each picture lies among them."""
+    """Pixels of all training images in one array, and the position of each image in it."""
 
     pixels: Float16[Array, "pixels 4"]
     """Intensity, 1 inside an object, flow down, flow right."""
     start: Int[Array, " n"]
     size: Int[Array, "n 2"]
     scale: Float[Array, " n"]
-    """Factor that brings the picture's objects to the wanted diameter."""
-    chance: Float[Array, " n"]
-    """Of being drawn: as the root of the number of objects, so that neither crowded nor sparse pictures rule."""
+    """Factor that brings the objects of an image to the diameter of training."""
+    probability: Float[Array, " n"]
+    """Of drawing an image: proportional to the square root of its number of objects, so that
+    neither crowded nor sparse images dominate."""
 
 
 class Crops(NamedTuple):
+    """One batch."""
+
     image: Float[Array, "b crop crop 1"]
     inside: Float[Array, "b crop crop"]
-    """1 in an object and 0 outside, between at outlines."""
+    """1 inside an object, 0 outside, in between at outlines."""
     flow: Float[Array, "b crop crop 2"]
     weight: Float[Array, "b crop crop"]
-    """0 beyond the picture."""
+    """0 outside the image, else 1."""
 
 
-def pool(pictures: list[Picture], config: CropConfig) -> Pool:
-    """The pictures with their targets, on the device."""
-    parts, sizes, scales, chances = [], [], [], []
-    for picture in pictures:
-        flow = masks_to_flows(picture.labels)
-        inside = (picture.labels > 0).astype(np.float32)
-        parts.append(np.stack([picture.image, inside, *flow], -1).reshape(-1, 4).astype(np.float16))
-        sizes.append(picture.labels.shape)
-        widths = diameters(picture.labels)
-        # Beyond a factor of 4 pixels would be magnified, not objects.
+def make_pool(images: list[LabeledImage], config: CropConfig) -> Pool:
+    """Compute the targets of all images and move them to the device."""
+    parts, sizes, scales, weights = [], [], [], []
+    for image in images:
+        flow = masks_to_flows(image.labels)
+        inside = (image.labels > 0).astype(np.float32)
+        parts.append(np.stack([image.image, inside, *flow], -1).reshape(-1, 4).astype(np.float16))
+        sizes.append(image.labels.shape)
+        diameters = measure_diameters(image.labels)
+        # A factor above 4 would enlarge pixels instead of objects.
         scales.append(
-            np.clip(config.diameter / np.median(widths), 1 / 8, 4) if len(widths) else 1.0
+            np.clip(config.diameter / np.median(diameters), 1 / 8, 4) if len(diameters) else 1.0
         )
-        chances.append(math.sqrt(len(widths) + 1))
+        weights.append(math.sqrt(len(diameters) + 1))
     start = np.cumsum([0] + [len(part) for part in parts[:-1]])
-    chance = np.asarray(chances) / sum(chances)
+    probability = np.asarray(weights) / sum(weights)
     return Pool(
         jnp.asarray(np.concatenate(parts)),
         jnp.asarray(start, jnp.int32),
         jnp.asarray(sizes, jnp.int32),
         jnp.asarray(scales, jnp.float32),
-        jnp.asarray(chance, jnp.float32),
+        jnp.asarray(probability, jnp.float32),
     )
 
 
 def draw(pool: Pool, keys: Key[Array, " b"], config: CropConfig) -> Crops:
-    """A crop for each key, turned by any angle, mirrored, zoomed, and changed in intensity."""
+    """Draw one crop per key with random rotation, mirroring, zoom and intensity."""
     return jax.vmap(lambda key: _crop(pool, key, config))(keys)
 
 
 def _crop(pool: Pool, key: Array, config: CropConfig) -> Crops:
-    which, geometry, light, grain = jax.random.split(key, 4)
-    number = jax.random.choice(which, len(pool.chance), p=pool.chance)
-    y, x, angle, mirror, zoom = jax.random.uniform(geometry, (5,))
+    image_key, geometry_key, intensity_key, noise_key = jax.random.split(key, 4)
+    number = jax.random.choice(image_key, len(pool.probability), p=pool.probability)
+    y, x, angle, mirror, zoom = jax.random.uniform(geometry_key, (5,))
     size = pool.size[number].astype(jnp.float32)
     scale = pool.scale[number] * config.zoom ** (2 * zoom - 1)
     angle = 2 * math.pi * angle
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    # From the crop's directions to the picture's: a rotation after a mirroring, of length 1.
+    # From directions in the crop to directions in the image: mirroring, then rotation.
     turn = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])]) * jnp.stack(
         [1.0, jnp.where(mirror < 0.5, -1, 1)]
     )
     half = config.crop / 2 / scale
-    # A picture smaller than the crop is wholly in it; else the crop's middle keeps away from its edges.
+    # A crop larger than the image is centered on it; otherwise its center keeps away from the
+    # edges.
     margin = jnp.minimum(0.8 * half, size / 2)
-    middle = margin + (size - 2 * margin) * jnp.stack([y, x])
+    center = margin + (size - 2 * margin) * jnp.stack([y, x])
     step = (jnp.arange(config.crop) + 0.5 - config.crop / 2) / scale
-    place = (
+    position = (
         (turn[:, 0, None, None] * step[:, None] + turn[:, 1, None, None] * step)
-        + middle[:, None, None]
+        + center[:, None, None]
         - 0.5
     )
-    values, weight = _bilinear(pool, number, place)
-    flow = jnp.einsum(
-        "hwi,ij->hwj", values[..., 2:], turn
-    )  # the inverse of a rotation is its transpose
-    image = _changed(values[..., 0], light, grain, config) * weight
+    values, weight = _sample_bilinear(pool, number, position)
+    # The inverse of a rotation is its transpose.
+    flow = jnp.einsum("hwi,ij->hwj", values[..., 2:], turn)
+    image = _change_intensity(values[..., 0], intensity_key, noise_key, config) * weight
     return Crops(image[..., None], values[..., 1], flow, weight)
 
 
-def _bilinear(
-    pool: Pool, number: Int[Array, ""], place: Float[Array, "2 h w"]
+def _sample_bilinear(
+    pool: Pool, number: Int[Array, ""], position: Float[Array, "2 h w"]
 ) -> tuple[Float[Array, "h w 4"], Float[Array, "h w"]]:
-    high, wide = pool.size[number]
-    last = jnp.stack([high, wide])[:, None, None] - 1
-    inside = ((place > -0.5) & (place < last + 0.5)).all(0)
-    place = jnp.clip(place, 0, last)
-    first = jnp.minimum(place.astype(jnp.int32), last - 1)
-    y, x = (place - first)[..., None]
-    corner = pool.start[number] + first[0] * wide + first[1]
+    """Return interpolated pixels, and 1 for positions inside the image."""
+    height, width = pool.size[number]
+    last = jnp.stack([height, width])[:, None, None] - 1
+    inside = ((position > -0.5) & (position < last + 0.5)).all(0)
+    position = jnp.clip(position, 0, last)
+    first = jnp.minimum(position.astype(jnp.int32), last - 1)
+    y, x = (position - first)[..., None]
+    corner = pool.start[number] + first[0] * width + first[1]
 
-    def at(shift: Array | int) -> Array:
+    def read(shift: Array | int) -> Array:
         return pool.pixels.at[corner + shift].get(mode="promise_in_bounds").astype(jnp.float32)
 
-    top = at(0) * (1 - x) + at(1) * x
-    bottom = at(wide) * (1 - x) + at(wide + 1) * x
+    top = read(0) * (1 - x) + read(1) * x
+    bottom = read(width) * (1 - x) + read(width + 1) * x
     weight = inside.astype(jnp.float32)
     return (top * (1 - y) + bottom * y) * weight[..., None], weight
 
 
-def _changed(
-    image: Float[Array, "h w"], light: Array, grain: Array, config: CropConfig
+def _change_intensity(
+    image: Float[Array, "h w"], key: Array, noise_key: Array, config: CropConfig
 ) -> Float[Array, "h w"]:
-    power, factor, added, noise = jax.random.uniform(light, (4,), minval=-1)
+    power, factor, offset, noise = jax.random.uniform(key, (4,), minval=-1)
     image = jnp.sign(image) * (jnp.abs(image) + 1e-6) ** (config.gamma**power)
-    image = image * config.contrast**factor + config.brightness * added
-    # Half of the crops get none.
-    return image + config.noise * jnp.maximum(noise, 0) * jax.random.normal(grain, image.shape)
+    image = image * config.contrast**factor + config.brightness * offset
+    # Half of the crops get no noise.
+    return image + config.noise * jnp.maximum(noise, 0) * jax.random.normal(noise_key, image.shape)

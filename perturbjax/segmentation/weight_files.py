@@ -1,4 +1,5 @@
-"""Published weights by name: found in the cellpose package's cache, or fetched from where the package gets them."""
+"""Find weights by name or path; published weights are downloaded once into the cache of the
+cellpose package."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ URL, SAM_URL = (
     "https://www.cellpose.org/models",
     "https://huggingface.co/mouseland/cellpose-sam/resolve/main",
 )
-#: Name → where the file is published.
+#: Name of the weights to the URL of the file.
 FILES = {
     "nuclei": f"{URL}/nucleitorch_0",
     "cyto": f"{URL}/cytotorch_0",
@@ -25,34 +26,40 @@ FILES = {
     "cyto3": f"{URL}/cyto3",
     "cpsam": f"{SAM_URL}/cpsam",
 }
-#: Weights that come with the program, by their files' names.
+#: Folder of the weights included in perturbjax.
 SHIPPED = Path(__file__).parent / "weights"
-#: SHA-256 of files that were verified. Publishers give none: what is not listed is told of, never trusted silently.
+#: SHA-256 of published files that were verified; publishers do not provide checksums of the others.
 DIGESTS = {"cpsam": "e1440429eb384f95afe32bcba6510f90d518eaedc917ede549bed6804004abe2"}
-#: Bytes beyond which nothing of this kind can be meant; cpsam has 1.2 thousand million, the others 27 million.
+#: Maximum size of a download in bytes; cpsam has 1.2e9, the others 27e6.
 LARGEST_FILE = 2**31
 TIMEOUT_S = 30
 
 
 def find(weights: str | Path, server: str = "", flag: str = "weights") -> Path:
-    """The file behind a name or a path; a file of that name in the working directory goes before the name.
+    """Return the path of weights; an existing file takes precedence over a name.
 
-    `server` is a URL to fetch from in place of the publishers'.
+    Args:
+        weights: name of published or included weights, or path of a file.
+        server: URL to download from instead of the publisher's.
+        flag: name of the option, for messages.
 
     Raises:
-        InputError: it is neither a file nor a known name, cannot be fetched, or is not what was published.
+        InputError: it is neither a file nor a known name, or the download fails or differs from the
+            published file.
     """
     if not str(weights):
-        raise InputError("--weights: needs a NAME or PATH; nothing is chosen for you")
+        raise InputError("--weights: needs a NAME or PATH; there is no default model")
     path = Path(weights)
     if path.is_file():
         return path.resolve()
     if (ours := SHIPPED / f"{path.name}.safetensors").is_file() and path.name == str(weights):
         return ours
     if str(weights) not in FILES:
-        there = ", ".join([*FILES, *sorted(file.stem for file in SHIPPED.glob("*.safetensors"))])
+        available = ", ".join(
+            [*FILES, *sorted(file.stem for file in SHIPPED.glob("*.safetensors"))]
+        )
         raise InputError(
-            f"--{flag} {weights}: no such file, and no model of that name; there are {there}"
+            f"--{flag} {weights}: no such file, and no model of that name (available: {available})"
         )
     published = FILES[str(weights)]
     file = published.rsplit("/", 1)[1]
@@ -63,49 +70,50 @@ def find(weights: str | Path, server: str = "", flag: str = "weights") -> Path:
 
 
 def cache() -> Path:
-    """The folder that the package keeps its models in."""
+    """Return the folder in which the cellpose package stores models."""
     return Path(os.environ.get("CELLPOSE_LOCAL_MODELS_PATH") or Path.home() / ".cellpose/models")
 
 
 def _fetch(url: str, path: Path, name: str) -> None:
-    console.print(f"fetching {url} to {path}")
-    with _opened(url, name) as answer, atomic(path) as temporary:
+    console.print(f"info: downloading {url} to {path}")
+    with _open_url(url, name) as response, atomic(path) as temporary:
         with open(temporary, "wb") as file:
-            size = sum(file.write(block) for block in _blocks(answer, url, name))
-        expected = answer.headers.get("Content-Length", "")
+            size = sum(file.write(block) for block in _read_blocks(response, url, name))
+        expected = response.headers.get("Content-Length", "")
         if not size or (expected.isdecimal() and int(expected) != size):
             raise InputError(
-                f"--weights {name}: {url} broke off after {size} bytes; try again or give a PATH"
+                f"--weights {name}: the download of {url} stopped after {size} bytes. Try again or "
+                "pass a PATH"
             )
-        if (known := DIGESTS.get(name)) and file_digest(temporary) != known:
+        if (published := DIGESTS.get(name)) and file_digest(temporary) != published:
             raise InputError(
-                f"--weights {name}: {url} is not the published file (SHA-256); give a PATH"
+                f"--weights {name}: {url} differs from the published file (SHA-256). Pass a PATH"
             )
 
 
-def _opened(url: str, name: str) -> http.client.HTTPResponse:
+def _open_url(url: str, name: str) -> http.client.HTTPResponse:
     try:
         return urllib.request.urlopen(url, timeout=TIMEOUT_S)
     except (http.client.HTTPException, ValueError, OSError) as error:
         if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is the reply, too
-        raise _unfetched(url, name, error) from error
+            error.close()  # it is also the response
+        raise _download_error(url, name, error) from error
 
 
-def _blocks(answer: http.client.HTTPResponse, url: str, name: str) -> Iterator[bytes]:
+def _read_blocks(response: http.client.HTTPResponse, url: str, name: str) -> Iterator[bytes]:
     size = 0
     while size <= LARGEST_FILE:
         try:
-            block = answer.read(2**20)
+            block = response.read(2**20)
         except (http.client.HTTPException, OSError) as error:
-            raise _unfetched(url, name, error) from error
+            raise _download_error(url, name, error) from error
         if not block:
             return
         size += len(block)
         yield block
-    raise InputError(f"--weights {name}: {url} sends more than {LARGEST_FILE} bytes; give a PATH")
+    raise InputError(f"--weights {name}: {url} sends more than {LARGEST_FILE} bytes. Pass a PATH")
 
 
-def _unfetched(url: str, name: str, error: Exception) -> InputError:
+def _download_error(url: str, name: str, error: Exception) -> InputError:
     reason = getattr(error, "reason", error)
-    return InputError(f"--weights {name}: {url} could not be fetched ({reason}); give a PATH")
+    return InputError(f"--weights {name}: {url} cannot be downloaded ({reason}). Pass a PATH")

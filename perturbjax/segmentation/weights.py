@@ -1,8 +1,8 @@
-"""Weights of segmentation networks: cellpose's own files and ours, read without torch and without running anything.
+"""Read and write weights of segmentation networks, without torch and without executing code from
+the file.
 
-Our files are safetensors under cellpose's names and in its layouts, with what decides the network beside them as
-metadata. Whoever has the file has everything that a mask depends on.
-"""
+perturbjax writes safetensors files with Cellpose's tensor names and layouts. The metadata contain
+the shape of the network and its diameters, so a file is everything that a mask depends on."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from perturbjax.segmentation import sam
 from perturbjax.segmentation.cpnet import CPnet, CPnetConfig
 from perturbjax.segmentation.sam import CPSam, SamConfig
 
-#: Key of the metadata in our files, and the format's number.
+#: Key of the metadata in files of perturbjax, and version of the format.
 METADATA = "perturbjax.segmentation"
 FORMAT = 1
-#: The most values a level may have and levels a network: a file cannot ask for more memory than its size explains.
+#: Maximum number of channels of a level and of levels, so that a file cannot request excessive
+#: memory.
 WIDEST, DEEPEST = 4096, 8
 
 _LEAVES = {
@@ -40,12 +41,14 @@ _LEAVES = {
 
 
 def load_weights(path: Path | str) -> tuple[CPnetConfig | SamConfig, nnx.State]:
-    """The network's shape and its parameters and statistics, for `build`.
+    """Read the shape of a network and its parameters, for `build`.
 
-    `path` is a file of cellpose 1 to 4 (a torch state dict), or one of `save_weights`.
+    Args:
+        path: file of Cellpose 1 to 4 (a torch state dict), or of `save_weights`.
 
     Raises:
-        InputError: it is missing, damaged, of another network or version, or holds numbers that are not finite.
+        InputError: the file is missing, damaged, of another network or version, or contains numbers
+            that are not finite.
     """
     path = Path(path)
     tensors, metadata = _read(path)
@@ -59,16 +62,17 @@ def load_weights(path: Path | str) -> tuple[CPnetConfig | SamConfig, nnx.State]:
         name = name_of(key)
         if name not in tensors:
             raise InputError(
-                f"{path}: tensor {name} is missing; it is not a whole cellpose weights file"
+                f"{path}: tensor {name} is missing; it is not a complete cellpose weights file"
             )
-        value = _turned(np.asarray(tensors[name], np.float32), str(key[-1]))
+        value = _transpose(np.asarray(tensors[name], np.float32), str(key[-1]))
         if value.shape != variable.shape:
             raise InputError(
                 f"{path}: tensor {name} is {tensors[name].shape}, which does not fit {config}"
             )
         if not np.isfinite(value).all():
             raise InputError(
-                f"{path}: tensor {name} holds numbers that are not finite; train or download it again"
+                f"{path}: tensor {name} contains numbers that are not finite. Train or download it "
+                "again"
             )
         flat[key] = variable.replace(jnp.asarray(value))
     return config, nnx.from_flat_state(flat)
@@ -77,15 +81,16 @@ def load_weights(path: Path | str) -> tuple[CPnetConfig | SamConfig, nnx.State]:
 def save_weights(
     path: Path | str, model: CPnet, card: Mapping[str, Any] | None = None, dtype: Any = np.float32
 ) -> None:
-    """Write a network as safetensors, atomically; the same network gives the same bytes.
+    """Write a network as a safetensors file, atomically; the same network gives the same bytes.
 
     Args:
-        model: its configuration, parameters and statistics are written.
-        card: what else is known of it, as JSON: data, command, score.
-        dtype: what numbers are stored as; they are read back as float32.
+        path: file to write.
+        model: network with parameters and statistics.
+        card: model card as JSON values: data, settings, score.
+        dtype: type of the stored numbers; they are read as float32.
 
     Raises:
-        InputError: the suffix is not .safetensors, or the folder cannot be written to.
+        InputError: the suffix is not .safetensors, or the folder cannot be written.
     """
     from safetensors.numpy import save_file
 
@@ -95,7 +100,7 @@ def save_weights(
     tensors = {}
     for key, variable in nnx.to_flat_state(nnx.state(model)):
         value = np.asarray(jax.device_get(variable[...]), dtype)
-        tensors[tensor_name(key)] = np.ascontiguousarray(_turned(value, str(key[-1]), back=True))
+        tensors[tensor_name(key)] = np.ascontiguousarray(_transpose(value, str(key[-1]), back=True))
     metadata = {"format": FORMAT, "network": "cpnet", **asdict(model.config), "normalize": [1, 99]}
     if card:
         metadata["card"] = dict(card)
@@ -104,19 +109,19 @@ def save_weights(
 
 
 def read_card(path: Path | str) -> dict[str, Any]:
-    """What `save_weights` was told of a network; empty for cellpose's own files."""
+    """Return the model card of a file of `save_weights`; empty for files of Cellpose."""
     return dict(_read(Path(path))[1].get("card", {}))
 
 
 def build(config: CPnetConfig | SamConfig, params: nnx.State) -> CPnet | CPSam:
-    """The network of these parameters."""
+    """Return the network with these parameters."""
     model = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
     nnx.update(model, params)
     return model
 
 
 def tensor_name(path: tuple[Any, ...]) -> str:
-    """What cellpose calls the tensor at a path of `CPnet`."""
+    """Return the name in Cellpose's files of the tensor at a path of `CPnet`."""
     *layer, leaf = path
     return f"{_layer_name(tuple(layer))}.{_LEAVES[leaf]}"
 
@@ -133,15 +138,16 @@ def _layer_name(layer: tuple[Any, ...]) -> str:
             return f"{_block(way, level)}.conv.conv_{number}.{0 if part == 'norm' else 2}"
         case ("up", level, "styles", number):
             return f"{_block('up', level)}.conv.conv_{number + 1}.full"
-    raise ValueError(f"{layer}: no layer of the network")
+    raise ValueError(f"{layer}: not a layer of the network")
 
 
 def _block(way: str, level: int) -> str:
     return f"{way}sample.{way}.res_{way}_{level}"
 
 
-def _turned(value: np.ndarray, leaf: str, back: bool = False) -> np.ndarray:
-    """Kernels from (out, in, height, width) to (height, width, in, out), or `back`; (out, in) to (in, out)."""
+def _transpose(value: np.ndarray, leaf: str, back: bool = False) -> np.ndarray:
+    """Transpose kernels from (out, in, height, width) to (height, width, in, out), or `back`; (out,
+    in) to (in, out)."""
     if leaf != "kernel" or value.ndim not in (2, 4):
         return value
     if value.ndim == 2:
@@ -150,7 +156,7 @@ def _turned(value: np.ndarray, leaf: str, back: bool = False) -> np.ndarray:
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors, and the metadata of one of our own files or nothing."""
+    """Return the tensors, and the metadata of a file of perturbjax (else empty)."""
     tensors = read_tensors(path)
     if path.suffix != ".safetensors":
         return tensors, {}
@@ -162,13 +168,14 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         metadata = json.loads(text)
     except ValueError as error:
         raise InputError(
-            f"{path}: its metadata is not JSON ({error}); train or download it again"
+            f"{path}: its metadata is not JSON ({error}). Train or download it again"
         ) from error
     if not isinstance(metadata, dict):
-        raise InputError(f"{path}: its metadata is no JSON object; train or download it again")
+        raise InputError(f"{path}: its metadata is not a JSON object. Train or download it again")
     if metadata.get("format", FORMAT) != FORMAT:
         raise InputError(
-            f"{path}: is of format {metadata['format']}, and this version reads {FORMAT}; update"
+            f"{path}: has format {metadata['format']}, but this version reads {FORMAT}. Update "
+            "perturbjax"
         )
     return tensors, metadata
 
@@ -177,40 +184,44 @@ def _sam_config(path: Path, tensors: dict[str, np.ndarray]) -> SamConfig:
     try:
         return sam.config_of(tensors)
     except ValueError as error:
-        raise InputError(f"{path}: {error}; it is not a whole cellpose 4 weights file") from error
+        raise InputError(
+            f"{path}: {error}; it is not a complete cellpose 4 weights file"
+        ) from error
 
 
 def _config_of(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> CPnetConfig:
-    """The network's shape, from the tensors themselves, and the sizes they know."""
+    """Return the shape of the network, derived from the tensors, and its diameters."""
     if "output.2.weight" not in tensors:
         raise InputError(
-            f"{path}: holds none of cellpose's layers; it is not a cellpose weights file"
+            f"{path}: contains no layer of Cellpose; it is not a cellpose weights file"
         )
     nbase, levels = [], 0
     while (kernel := tensors.get(f"downsample.down.res_down_{levels}.proj.1.weight")) is not None:
         if kernel.ndim != 4:
             raise InputError(
-                f"{path}: is a network of volumes or of an unknown kind; only 2D networks are known"
+                f"{path}: is a 3D network or of an unknown kind; only 2D networks are supported"
             )
         nbase += [kernel.shape[1], kernel.shape[0]] if levels == 0 else [kernel.shape[0]]
         levels += 1
     outputs = tensors["output.2.weight"].shape[0]
     if not nbase or levels > DEEPEST or max(nbase) > WIDEST or min(nbase) < 1 or outputs < 3:
         raise InputError(
-            f"{path}: widths {nbase} and {outputs} maps out are not those of a cellpose 3 network"
+            f"{path}: channels {nbase} and {outputs} output maps are not those of a cellpose 3 "
+            "network"
         )
     config = CPnetConfig(tuple(int(width) for width in nbase), int(outputs))
-    sizes = {
-        name: _diameter(path, name, tensors, metadata) for name in ("diam_mean", "diam_labels")
+    diameters = {
+        name: _read_diameter(path, name, tensors, metadata) for name in ("diam_mean", "diam_labels")
     }
-    if sizes["diam_mean"] is not None:
-        config = replace(config, diam_mean=sizes["diam_mean"], diam_labels=sizes["diam_mean"])
-    if sizes["diam_labels"] is not None:
-        config = replace(config, diam_labels=sizes["diam_labels"])
+    if diameters["diam_mean"] is not None:
+        mean = diameters["diam_mean"]
+        config = replace(config, diam_mean=mean, diam_labels=mean)
+    if diameters["diam_labels"] is not None:
+        config = replace(config, diam_labels=diameters["diam_labels"])
     return config
 
 
-def _diameter(
+def _read_diameter(
     path: Path, name: str, tensors: dict[str, np.ndarray], metadata: dict[str, Any]
 ) -> float | None:
     value = metadata[name] if name in metadata else tensors.get(name)
@@ -224,6 +235,6 @@ def _diameter(
         number = float("nan")
     if not 0 < number < 1e5:
         raise InputError(
-            f"{path}: its {name} {value} is no diameter in pixels; train or download it again"
+            f"{path}: its {name} {value} is not a diameter in pixels. Train or download it again"
         )
     return number

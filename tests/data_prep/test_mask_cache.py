@@ -1,4 +1,4 @@
-"""Masks are kept under the digest of what they were made of."""
+"""Masks are cached under the checksum of pixels and settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
 
-def test_masks_are_kept_under_the_digest_of_their_pixels_and_settings(simulated, tmp_path, capsys):
-    """Another dataset of the same images segments nothing; other settings and other pixels are segmented anew."""
+def test_build_reuses_masks_of_the_same_pixels_and_settings(simulated, tmp_path, capsys):
     cache = {"mask_cache": str(tmp_path / "masks")}
     build(options(simulated, tmp_path / "one", **cache))
-    kept = {path: path.stat().st_ino for path in (tmp_path / "masks").rglob("*.tiff")}
-    assert len(kept) == 24
+    cached = {path: path.stat().st_ino for path in (tmp_path / "masks").rglob("*.tiff")}
+    assert len(cached) == 24
     capsys.readouterr()
     build(options(simulated, tmp_path / "two", label_column="Metadata_moa", resize=32, **cache))
     assert "reused masks: 24 of 24 sites" in capsys.readouterr().err
@@ -28,10 +27,10 @@ def test_masks_are_kept_under_the_digest_of_their_pixels_and_settings(simulated,
     np.testing.assert_array_equal(resize_mask(one.pixels(3)[1], 32), two.pixels(3)[1])
     build(options(simulated, tmp_path / "three", diameter=20.0, **cache))
     assert "reused" not in capsys.readouterr().err
-    assert {path: path.stat().st_ino for path in kept} == kept
+    assert {path: path.stat().st_ino for path in cached} == cached
 
 
-def test_the_same_csv_with_other_images_is_not_already_built(plate, tmp_path, capsys):
+def test_build_detects_changed_images(plate, tmp_path, capsys):
     out = tmp_path / "dataset"
     build(options(plate, out))
     before = open_dataset(out).pixels(0)
@@ -47,9 +46,7 @@ def test_the_same_csv_with_other_images_is_not_already_built(plate, tmp_path, ca
         assert not np.array_equal(old, new)
 
 
-def test_a_damaged_mask_is_made_again_and_a_cache_that_cannot_be_written_is_done_without(
-    simulated, tmp_path
-):
+def test_build_replaces_damaged_masks_and_works_without_a_cache(simulated, tmp_path):
     cache = tmp_path / "masks"
     build(options(simulated, tmp_path / "one", mask_cache=str(cache)))
     for path in cache.rglob("*.tiff"):
@@ -61,15 +58,15 @@ def test_a_damaged_mask_is_made_again_and_a_cache_that_cannot_be_written_is_done
     assert len(fingerprints) == 1
 
 
-def test_the_cache_drops_what_was_used_longest_ago(tmp_path):
+def test_trim_drops_the_least_recently_used_masks(tmp_path):
     store = MaskStore(tmp_path / "own", tmp_path / "cache")
     for number in range(4):
-        store.keep(f"{number}" * 64, np.full((50, 50), number, np.uint16))
+        store.put(f"{number}" * 64, np.full((50, 50), number, np.uint16))
         os.utime(
             tmp_path / "cache" / f"{number}{number}" / (f"{number}" * 64 + ".tiff"),
             (number, number),
         )
     MaskStore(tmp_path / "another", tmp_path / "cache").find("0" * 64)  # used now
     size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.tiff"))
-    trim(tmp_path / "cache", most=size // 2)
+    trim(tmp_path / "cache", limit=size // 2)
     assert {path.name[0] for path in (tmp_path / "cache").rglob("*.tiff")} == {"0", "3"}

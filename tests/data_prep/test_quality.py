@@ -1,4 +1,4 @@
-"""Quality is measured on the pixels as they come, each column for what it says."""
+"""Quality columns measure focus, saturation, border cells and debris on the original pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from perturbjax.dataset import open_dataset
 
 @pytest.fixture(scope="module")
 def sharp() -> np.ndarray:
-    """A field of small discs, as a camera with noise sees it."""
+    """Draw a field of small disks."""
     rng = np.random.default_rng(0)
     field = np.zeros((256, 256))
     field[rng.integers(0, 256, 300), rng.integers(0, 256, 300)] = 1
@@ -30,7 +30,7 @@ def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
     return np.rint(ndimage.gaussian_filter(image, sigma) + noise).astype(np.uint16)
 
 
-def test_focus_falls_with_blur_under_noise(sharp):
+def test_spectrum_slope_decreases_with_blur(sharp):
     images = [blurred(sharp, sigma) for sigma in (0, 1, 2, 4)]
     slopes = [quality.spectrum_slope(image) for image in images]
     assert sorted(slopes, reverse=True) == slopes and slopes[0] - slopes[2] > 1
@@ -38,48 +38,48 @@ def test_focus_falls_with_blur_under_noise(sharp):
     assert sorted(laplacians, reverse=True) == laplacians
 
 
-def test_brightness_leaves_the_slope_as_it_is(sharp):
+def test_spectrum_slope_is_independent_of_brightness(sharp):
     image = blurred(sharp, 1)
     assert quality.spectrum_slope(image * 3) == pytest.approx(
         quality.spectrum_slope(image), abs=0.01
     )
 
 
-def test_nothing_to_see_has_no_focus():
+def test_focus_of_a_constant_image_is_nan():
     assert np.isnan(quality.spectrum_slope(np.full((64, 64), 7, np.uint16)))
     assert np.isnan(quality.laplacian_variance(np.full((2, 2), 7, np.uint16)))
 
 
 @pytest.mark.parametrize(
-    ("brightest", "share"), [(4095, 0.01), (65535, 0.01), (255, 0.01), (4000, 0.0)]
+    ("brightest", "fraction"), [(4095, 0.01), (65535, 0.01), (255, 0.01), (4000, 0.0)]
 )
-def test_saturated_pixels_are_those_at_a_cameras_full_scale(brightest, share):
+def test_saturated_fraction_uses_the_range_of_cameras(brightest, fraction):
     plane = np.zeros((10, 10), np.uint16)
     plane[0, 0] = brightest
-    assert quality.saturated_share(plane) == share
+    assert quality.saturated_fraction(plane) == fraction
 
 
-def test_cells_at_the_border_small_objects_and_bright_spots_are_counted():
+def test_border_fraction_and_debris_are_counted():
     mask = np.zeros((60, 60), np.uint16)
     mask[0:10, 20:30], mask[25:35, 25:35], mask[40:50, 5:15], mask[52:54, 50:53] = 1, 2, 3, 9
     image = np.where(mask > 0, 100, 10)
     image[10:14, 50:54] = 200  # far from every cell
     image[23:26, 25:28] = 200  # a bright spot that a cell touches
-    assert quality.border_share(mask) == pytest.approx(1 / 4)
-    assert quality.debris_like(mask, image) == 2
+    assert quality.border_fraction(mask) == pytest.approx(1 / 4)
+    assert quality.count_debris(mask, image) == 2
     assert (
-        quality.border_share(np.zeros_like(mask))
-        == quality.debris_like(np.zeros_like(mask), image)
+        quality.border_fraction(np.zeros_like(mask))
+        == quality.count_debris(np.zeros_like(mask), image)
         == 0
     )
 
 
-def test_the_index_says_it_of_every_channel_that_was_read(plate, tmp_path):
+def test_build_writes_quality_columns_of_every_channel(plate, tmp_path):
     table = pd.read_csv(plate / "load_data.csv", dtype=str)
     path = plate / table["PathName_OrigActin"][5] / table["FileName_OrigActin"][5]
-    spoilt = tifffile.imread(path)
-    spoilt[:8] = 4095
-    tifffile.imwrite(path, np.minimum(spoilt, 4095), metadata=None)
+    saturated = tifffile.imread(path)
+    saturated[:8] = 4095
+    tifffile.imwrite(path, np.minimum(saturated, 4095), metadata=None)
     build(
         options(
             plate, tmp_path / "dataset", aggregate="median", channels="Actin,Tubulin", resize=32
@@ -91,7 +91,9 @@ def test_the_index_says_it_of_every_channel_that_was_read(plate, tmp_path):
         for name in ("Actin", "Tubulin", "DNA")
         for kind in ("focus", "laplacian", "saturated")
     ]
-    assert {*names, "background_DNA", "border_cells", "debris"} <= set(opened.index.columns)
+    assert {*names, "background_DNA", "border_cells", "debris", "segmentation_failed"} <= set(
+        opened.index.columns
+    )
     assert (
         opened.index["saturated_Actin"][5] >= 8 / 64 and not opened.index["saturated_Tubulin"].any()
     )
@@ -102,7 +104,7 @@ def test_the_index_says_it_of_every_channel_that_was_read(plate, tmp_path):
     assert opened.index["focus_DNA"][3] == pytest.approx(expected)
 
 
-def test_a_well_out_of_focus_is_named_in_the_preview(plate, tmp_path):
+def test_preview_lists_a_well_out_of_focus(plate, tmp_path):
     for path in (plate / "images/SIM001").glob("*_B02_*_DNA.tiff"):
         soft = ndimage.gaussian_filter(tifffile.imread(path).astype(float), 3)
         tifffile.imwrite(path, np.rint(soft).astype(np.uint16), metadata=None)

@@ -69,7 +69,7 @@ def test_build_of_single_cells_without_torch(shared, tmp_path):
             45,
         ),
     )
-    assert "segmenting was bound by" in stderr
+    assert "info: time spent in segmentation" in stderr
     dataset = open_dataset(tmp_path / "dataset")
     assert len(dataset) == len(table[::200])
     facts = json.loads((tmp_path / "dataset/provenance.json").read_text())["segmenter"]

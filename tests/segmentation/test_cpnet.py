@@ -1,4 +1,4 @@
-"""Our network is the package's function, for its weights and for any widths."""
+"""The network of Cellpose 3 agrees with the cellpose package."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ WIDTHS = [(2, 32, 64, 128, 256), (1, 8, 16), (3, 12, 20, 28), (2, 16, 32, 64, 96
 
 
 def random_package_network(widths, seed=0, outputs=3):
-    """The package's network with random weights and statistics, in evaluation."""
+    """Return the package's network with random weights and statistics, in evaluation mode."""
     torch.manual_seed(seed)
     network = Theirs(list(widths), outputs, 3)
     for name, buffer in network.named_buffers():
@@ -50,7 +50,7 @@ def check_parity(network, path, widths, height, width):
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
-def test_maps_and_style_of_any_widths_are_the_packages_within_1e_4(widths, tmp_path):
+def test_cpnet_agrees_with_cellpose_for_any_widths(widths, tmp_path):
     network = random_package_network(widths)
     path = package_file(network, tmp_path / "weights.pth")
     multiple = 2 ** (len(widths) - 2)
@@ -58,7 +58,7 @@ def test_maps_and_style_of_any_widths_are_the_packages_within_1e_4(widths, tmp_p
     assert load_weights(path)[0].nbase == widths
 
 
-def test_published_shape_with_real_weights_is_the_packages_within_1e_4(shared):
+def test_cpnet_agrees_with_cellpose_for_real_weights(shared):
     path = shared / "data/weights/nuclei_dsb2018"
     network = Theirs([2, 32, 64, 128, 256], 3, 3)
     network.load_model(str(path))
@@ -67,11 +67,12 @@ def test_published_shape_with_real_weights_is_the_packages_within_1e_4(shared):
     assert config.diam_mean == 30 and config.diam_labels == pytest.approx(23.329, abs=1e-3)
 
 
-def test_training_passes_give_the_packages_gradients_and_running_statistics(tmp_path):
-    """One step of the mean square of the maps: gradients within 1e-3 of the largest, statistics within 1e-4.
+def test_cpnet_training_agrees_with_cellpose(tmp_path):
+    """One step of the mean square of the maps: gradients within 1e-3 of the largest, statistics
+    within 1e-4.
 
-    The decoder's shortcuts are normalised before their pixels are repeated, so that n / (n - 1), the correction of
-    their variance, counts a quarter of the pixels: 1e-3 at this size of image.
+    The decoder's shortcuts are normalised before their pixels are repeated, so that n / (n - 1),
+    the correction of their variance, counts a quarter of the pixels: 1e-3 at this size of image.
     """
     widths = (2, 8, 16, 24)
     network = random_package_network(widths)
@@ -101,7 +102,7 @@ def test_training_passes_give_the_packages_gradients_and_running_statistics(tmp_
         compare(leaf[...], theirs[tensor_name(key)].numpy(), tolerance=1e-3 if repeated else 1e-4)
 
 
-def test_a_saved_network_comes_back_bit_for_bit_and_in_the_packages_names(tmp_path):
+def test_save_weights_is_lossless_and_uses_cellpose_names(tmp_path):
     model = cpnet.create(cpnet.CPnetConfig((1, 4, 8), diam_mean=17.0, diam_labels=21.0), seed=3)
     path = tmp_path / "own.safetensors"
     save_weights(path, model, {"command": "train"})
@@ -120,7 +121,7 @@ def test_a_saved_network_comes_back_bit_for_bit_and_in_the_packages_names(tmp_pa
     assert set(read_tensors(path)) == names
 
 
-def test_sizes_that_cannot_be_halved_are_refused():
+def test_cpnet_refuses_sizes_that_cannot_be_halved():
     model = cpnet.create(cpnet.CPnetConfig((1, 4, 8, 8)))
     with pytest.raises(ValueError, match="multiples of 4"):
         model(jnp.zeros((1, 10, 8, 1)))

@@ -13,21 +13,21 @@ def _three_objects() -> np.ndarray:
     return labels
 
 
-def test_flows_are_those_of_the_package():
+def test_masks_to_flows_agrees_with_cellpose():
     dynamics = pytest.importorskip("cellpose.dynamics")
     labels = _three_objects()
     theirs = dynamics.masks_to_flows_cpu(labels.astype(np.int32))[0]
-    # In the middle of a symmetric object the slope is nothing but rounding.
+    # At the center of a symmetric object the gradient is rounding error.
     theirs[:, [20, 22], [20, 36]] = masks_to_flows(labels)[:, [20, 22], [20, 36]]
     np.testing.assert_allclose(masks_to_flows(labels), theirs, atol=1e-6)
 
 
-def test_flows_are_unit_vectors_inside_and_nothing_outside():
+def test_masks_to_flows_returns_unit_vectors_inside_objects():
     labels = _three_objects()
     length = np.linalg.norm(masks_to_flows(labels), axis=0)
     assert (length[labels == 0] == 0).all()
-    assert np.isclose(length[labels > 0], 1, atol=1e-5).mean() > 0.98  # all but the centres
+    assert np.isclose(length[labels > 0], 1, atol=1e-5).mean() > 0.98  # except the centers
 
 
-def test_an_empty_mask_has_no_flow():
+def test_masks_to_flows_of_an_empty_mask():
     assert not masks_to_flows(np.zeros((5, 6), np.uint16)).any()

@@ -1,5 +1,5 @@
-"""Cellpose 4's network is the published one: transformers' encoder of Segment Anything, all blocks global, and a plain
-readout."""
+"""The network of Cellpose 4 agrees with the Segment Anything encoder of transformers and a
+pixelwise readout."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,13 @@ from transformers.models.sam.modeling_sam import SamVisionEncoder
 from perturbjax.core.errors import InputError
 from perturbjax.models.layers import Mode
 from perturbjax.models.pytorch_files import write_tensors
-from perturbjax.segmentation import Segmenter
-from perturbjax.segmentation import weight_files as names
+from perturbjax.segmentation import Segmenter, weight_files
 from perturbjax.segmentation.sam import SamConfig
 from perturbjax.segmentation.weights import build, load_weights
 
 WIDTH, HEADS, NECK, PATCH, GRID, OUTPUTS = 24, 3, 16, 8, 8, 3
 SIDE = PATCH * GRID
-#: Relative positions that each block's weights know: as many as are needed, fewer and more.
+#: Relative positions in the weights of each block: the required number, fewer, and more.
 REACH = (15, 9, 31)
 
 _NAMES = {
@@ -35,7 +34,7 @@ _NAMES = {
 
 
 class Published(torch.nn.Module):
-    """As the paper describes it: the encoder's map, 1 × 1 to a patch's pixels, and these laid out."""
+    """Reference network: encoder, 1 x 1 convolution to the pixels of a patch, pixel shuffle."""
 
     def __init__(self):
         super().__init__()
@@ -60,15 +59,15 @@ class Published(torch.nn.Module):
         return torch.nn.functional.pixel_shuffle(self.out(self.encoder(x).last_hidden_state), PATCH)
 
     def tensors(self):
-        """Under the published file's names."""
-        found = {}
+        """Return the tensors under the names of the published file."""
+        tensors = {}
         for name, value in self.state_dict().items():
             for ours, theirs in _NAMES.items():
                 name = name.replace(ours, theirs).replace("norm.1", "norm1")
-            found[name] = value.numpy()
+            tensors[name] = value.numpy()
         values = OUTPUTS * PATCH**2
-        found["W2"] = np.eye(values, dtype=np.float32).reshape(values, OUTPUTS, PATCH, PATCH)
-        return found
+        tensors["W2"] = np.eye(values, dtype=np.float32).reshape(values, OUTPUTS, PATCH, PATCH)
+        return tensors
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def images():
     return np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
 
 
-def test_maps_are_those_of_the_published_network_within_1e_4(published, path, images):
+def test_cpsam_agrees_with_the_reference_network(published, path, images):
     with torch.no_grad():
         theirs = (
             published(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
@@ -97,7 +96,7 @@ def test_maps_are_those_of_the_published_network_within_1e_4(published, path, im
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
-def test_bfloat16_says_nearly_the_same(path, images):
+def test_cpsam_bfloat16_is_close_to_float32(path, images):
     model = build(*load_weights(path))
     exact, rounded = (
         jax.jit(lambda model, x, dtype=dtype: model(x, Mode(dtype=dtype)).maps)(
@@ -109,11 +108,11 @@ def test_bfloat16_says_nearly_the_same(path, images):
     assert np.abs(exact - rounded).max() > 0
 
 
-def test_the_shape_is_read_off_the_file(path):
+def test_load_weights_derives_the_shape_of_cpsam(path):
     assert load_weights(path)[0] == SamConfig(WIDTH, HEADS, REACH, PATCH, GRID, NECK, OUTPUTS)
 
 
-def test_images_of_any_size_and_of_one_to_three_channels_are_segmented(path):
+def test_segmenter_runs_cpsam_on_any_size_and_channels(path):
     segmenter = Segmenter(path)
     assert (
         segmenter.precision == "bfloat16"
@@ -126,8 +125,10 @@ def test_images_of_any_size_and_of_one_to_three_channels_are_segmented(path):
     )
     random = np.random.default_rng(0)
     for shape in ((5, 40), (100, 70, 2)):
-        (found,) = segmenter.masks([random.integers(0, 60000, shape).astype(np.uint16)])
-        assert found.labels.shape == shape[:2]
+        image = random.integers(0, 60000, shape).astype(np.uint16)
+        image[:, :10] = 60000
+        (result,) = segmenter.masks([image])
+        assert result.labels.shape == shape[:2] and result.present
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_images_of_any_size_and_of_one_to_three_channels_are_segmented(path):
             lambda tensors: tensors.pop("encoder.neck.0.weight"),
             r"encoder\.neck\.0\.weight is missing",
         ),
-        (lambda tensors: tensors.update(W2=tensors["W2"][::-1].copy()), "W2 is no plain layout"),
+        (lambda tensors: tensors.update(W2=tensors["W2"][::-1].copy()), "W2 is not the identity"),
         (
             lambda tensors: tensors.update({"out.bias": np.zeros(65, np.float32)}),
             "are not those of cpsam",
@@ -152,7 +153,7 @@ def test_images_of_any_size_and_of_one_to_three_channels_are_segmented(path):
         ),
     ],
 )
-def test_a_damaged_file_is_refused_in_one_line(published, tmp_path, change, message):
+def test_load_weights_refuses_damaged_cpsam(published, tmp_path, change, message):
     tensors = published.tensors()
     change(tensors)
     write_tensors(path := tmp_path / "cpsam.pth", tensors)
@@ -160,5 +161,7 @@ def test_a_damaged_file_is_refused_in_one_line(published, tmp_path, change, mess
         load_weights(path)
 
 
-def test_the_published_file_has_a_digest_to_be_held_to():
-    assert names.FILES["cpsam"].endswith("/cpsam") and len(names.DIGESTS["cpsam"]) == 64
+def test_cpsam_has_a_published_checksum():
+    assert (
+        weight_files.FILES["cpsam"].endswith("/cpsam") and len(weight_files.DIGESTS["cpsam"]) == 64
+    )

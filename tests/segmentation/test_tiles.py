@@ -1,10 +1,11 @@
-"""Tiles are the package's: what its network would see, and what it makes of the maps."""
+"""Tiles and their reassembly agree with the cellpose package."""
 
 import numpy as np
 import pytest
 from cellpose import transforms
 
 from perturbjax.segmentation import tiles
+from perturbjax.segmentation.foreground import percentiles
 
 SHAPES = [
     ((1, 1), 1.0),
@@ -17,7 +18,7 @@ SHAPES = [
 
 
 def package_tiles(image, rescale):
-    """As `core.run_net` cuts them; the padded image's shape beside."""
+    """Cut tiles like `cellpose.core.run_net`; return them with the shape of the padded image."""
     scaled = transforms.resize_image(image, rsz=[rescale] * 2) if rescale != 1 else image
     y1, y2, x1, x2 = transforms.get_pad_yx(*scaled.shape[:2])
     padded = np.pad(scaled.transpose(2, 0, 1), [(0, 0), (y1, y2), (x1, x2)])
@@ -33,14 +34,21 @@ def package_tiles(image, rescale):
 
 def our_tiles(image, rescale):
     plan = tiles.Plan(*image.shape[:2], rescale)
-    more = [(0, padded - size) for padded, size in zip(plan.padded, image.shape[:2], strict=True)]
-    ends = tiles.percentiles(image)
-    joined = tiles.cut(np.pad(image, (*more, (0, 0)))[None], ends[None], plan.y.cut, plan.x.cut)
+    padding = [
+        (0, padded - size) for padded, size in zip(plan.padded, image.shape[:2], strict=True)
+    ]
+    ends = [percentiles(image[..., channel]) for channel in range(image.shape[2])]
+    ranges = np.array(
+        [(low, high - low if high > low else np.inf) for low, high in ends], np.float32
+    )
+    joined = tiles.cut(
+        np.pad(image, (*padding, (0, 0)))[None], ranges[None], plan.y.cut, plan.x.cut
+    )
     return plan, tiles.chunk(joined, (plan.y.tiles, plan.x.tiles), 0, plan.count)
 
 
 @pytest.mark.parametrize(("shape", "rescale"), SHAPES)
-def test_cutting_is_the_packages(shape, rescale):
+def test_cut_agrees_with_cellpose(shape, rescale):
     image = np.random.default_rng(0).integers(0, 60000, (*shape, 2)).astype(np.uint16)
     normal = (
         transforms.normalize_img(image.astype(np.float32))
@@ -54,7 +62,7 @@ def test_cutting_is_the_packages(shape, rescale):
 
 
 @pytest.mark.parametrize(("shape", "rescale"), SHAPES)
-def test_putting_together_is_the_packages(shape, rescale):
+def test_join_agrees_with_cellpose(shape, rescale):
     image = np.random.default_rng(0).random((*shape, 3)).astype(np.float32)
     cut, rows, columns, size, (y1, y2, x1, x2) = package_tiles(image, rescale)
     maps = np.random.default_rng(1).normal(size=cut.shape).astype(np.float32)
@@ -73,17 +81,13 @@ def test_putting_together_is_the_packages(shape, rescale):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.int32])
-def test_percentiles_are_numpys(dtype):
-    image = np.random.default_rng(0).gamma(2, 20, (97, 53, 2)).astype(dtype)
-    low, span = tiles.percentiles(image).T
-    first, last = (
-        np.percentile(image.astype(np.float32), each, axis=(0, 1)) for each in (1.0, 99.0)
-    )
-    np.testing.assert_allclose(low, first, rtol=1e-6)
-    np.testing.assert_allclose(low + span, last, rtol=1e-6)
+def test_percentiles_agree_with_numpy(dtype):
+    plane = np.random.default_rng(0).gamma(2, 20, (97, 53)).astype(dtype)
+    expected = np.percentile(plane.astype(np.float32), (1.0, 99.0))
+    np.testing.assert_allclose(percentiles(plane), expected, rtol=1e-6)
 
 
-def test_a_channel_without_contrast_becomes_zero_and_nan_counts_as_nothing():
+def test_cut_maps_a_constant_channel_and_nan_to_zero():
     image = np.full((40, 40, 1), 65535, np.uint16)
     assert not np.asarray(our_tiles(image, 1.0)[1]).any()
     image = np.random.default_rng(0).random((40, 40, 1)).astype(np.float32)
