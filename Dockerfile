@@ -8,11 +8,11 @@ WORKDIR /opt/perturbjax
 COPY pyproject.toml README.md LICENSE ./
 COPY perturbjax perturbjax
 COPY data_prep data_prep
-# JAX is chosen by the argument, and pyproject.toml says which versions go together.
+# The argument selects JAX; pyproject.toml has the compatible versions.
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir "${JAX}" ".[features]"
 WORKDIR /data
-# Whoever runs it may have no home to write to.
+# The user may have no writable home directory.
 ENV XDG_CACHE_HOME=/data/.cache MPLCONFIGDIR=/tmp/matplotlib
 ENTRYPOINT ["perturbjax"]
 CMD ["--help"]

@@ -1,25 +1,25 @@
-# make demo: the main job on a simulated plate. make test: every quick test. Both set up .venv by themselves.
-# make aot: what accelerators would do, by their compilers alone, in an environment of its own (6 GB).
+# make demo: simulate a plate, build, train, evaluate. make test: all quick tests. Both create .venv.
+# make aot: compile for accelerators without having one, in a separate environment (6 GB).
 PYTHON ?= python3
 VENV ?= .venv
 AOT_VENV ?= .venv-aot
 BIN := $(VENV)/bin
 DEMO ?= demo
-# Two workers, a file of tests each at a time: what a file sets up is set up once. In their order: by default the files of few
-# tests come last, which are the long ones, and one worker waits for the other.
+# Two workers, each with one file of tests at a time, so that fixtures of a file are created once. Files
+# in their order: otherwise long files with few tests come last and one worker waits for the other.
 PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow lint types docs faults storm bench aot aot-env clean
 
 demo: $(VENV)/.base
 	rm -rf $(DEMO)/plates $(DEMO)/dataset $(DEMO)/run
-	@echo "== 1/4 a plate with known truth, as TIFFs and load_data.csv"
+	@echo "== 1/4 simulate plates with known effects"
 	$(BIN)/perturbjax simulate --out $(DEMO)/plates --plates 3 --wells 48 --compounds 6 --effect 3
-	@echo "== 2/4 cell masks and the dataset"
+	@echo "== 2/4 find cells and build the dataset"
 	$(BIN)/perturbjax build --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/dataset --aggregate none --segment-channels DNA
-	@echo "== 3/4 training"
+	@echo "== 3/4 train on some wells"
 	$(BIN)/perturbjax train --preset demo --data $(DEMO)/dataset --out $(DEMO)/run --evaluate-every 4
-	@echo "== 4/4 judging"
+	@echo "== 4/4 evaluate on the other wells"
 	$(BIN)/perturbjax evaluate --run $(DEMO)/run
 
 test: $(VENV)/.test
@@ -52,24 +52,24 @@ aot: aot-env
 
 aot-env: $(AOT_VENV)/.aot
 
-# The compilers of TPUs and of NVIDIA's GPUs, beside each other; no such device is needed.
+# Compilers for TPUs and NVIDIA GPUs; no such device is needed.
 $(AOT_VENV)/.aot: pyproject.toml
 	@test -d $(AOT_VENV) || $(PYTHON) -m venv $(AOT_VENV)
 	@echo "installing the compilers for TPU and GPU into $(AOT_VENV) (some minutes, 6 GB)"
 	$(AOT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "jax[tpu,cuda13]==0.10.2" pytest pytest-timeout beartype hypothesis --editable .
 	@touch $@
 
-# The test environment serves the demo too; the demo alone needs no extras.
+# The demo needs no extras; the test environment serves it too.
 $(VENV)/.base: pyproject.toml
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing perturbjax into $(VENV) (about a minute)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-# torch first and pinned: an open range would bring gigabytes of CUDA libraries.
+# torch first and pinned: an open range would install gigabytes of CUDA libraries.
 $(VENV)/.test: pyproject.toml
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@echo "installing perturbjax with all that its tests need into $(VENV) (some minutes)"
+	@echo "installing perturbjax and its test dependencies into $(VENV) (some minutes)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@ $(VENV)/.base
