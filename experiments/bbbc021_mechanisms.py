@@ -1,24 +1,28 @@
-"""Is the nearest treatment of another compound of the same mechanism? The benchmark of BBBC021 on published profiles.
+"""Match the mechanisms of BBBC021: the nearest treatment of another compound, on published profiles.
 
-    python -m experiments.bbbc021_mechanisms --data ../shared/data/bbbc021_profiles --out runs/mechanisms
+    python -m experiments.bbbc021_mechanisms --data DIR/bbbc021_profiles --out runs/mechanisms
     python -m experiments.bbbc021_mechanisms --features cells.parquet --out runs/mechanisms_cells
 
-One profile a treatment (compound and concentration), DMSO left out; its nearest neighbour by cosine among treatments
-of other compounds (NSC), or of other compounds imaged in other weeks (NSCB), has its mechanism or not. The batch is the
-week, what stands before `_` in a plate's name. Treatments without another compound of their mechanism (in another week)
-cannot be matched and do not count. Intervals (95 %) resample whole compounds, whose concentrations err together.
+Each treatment (compound and concentration, without DMSO) has one profile. A treatment is matched if
+its nearest neighbor by cosine similarity has the same mechanism. Neighbors are treatments of other
+compounds (NSC, not same compound), or of other compounds imaged in other weeks (NSCB, not same
+compound or batch). The batch is the week: the part of the plate name before `_`. Treatments without
+a possible match are not counted. The 95 % intervals resample compounds, because concentrations of
+one compound are correlated.
 
-No constant below was chosen on these treatments: features that say where an object lies on the image or how it is
-turned are left out by their names, spreads are of the plate's DMSO wells, sphering takes the regularization of
-`perturbjax classify`. Whoever tries many pipelines on 103 treatments and reports the best reports its luck too.
+No constant was chosen on these treatments. Features of position and orientation are dropped by
+name, standard deviations are those of the DMSO wells of a plate, and sphering uses the
+regularization of `perturbjax classify`. The best of several pipelines on 103 treatments is biased
+upwards by the choice.
 
-Cost: seconds. Scores: docs/audit.md.
+Cost: seconds. Result: docs/audit.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,48 +50,44 @@ WELLS, IMAGES, MECHANISMS = (
     "BBBC021_v1_image.csv.gz",
     "BBBC021_v1_moa.csv",
 )
-#: Parts of CellProfiler's names of features that no treatment can mean: place on the image, and direction.
-NO_BIOLOGY = ("Center_X", "Center_Y", "Orientation")
+#: Name parts of CellProfiler features of position in the image and of orientation.
+POSITION_FEATURES = ("Center_X", "Center_Y", "Orientation")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Match mechanisms of BBBC021's treatments."""
+    """Match the mechanisms of BBBC021 treatments."""
 
     out: Path
-    """Folder for mechanisms.csv and, treatment by treatment, nearest.csv."""
+    """Folder for mechanisms.csv and nearest.csv (one row per treatment)."""
     data: Path | None = None
-    """Folder of the published profiles (see ../shared/data/README.md)."""
+    """Folder of the published profiles."""
     features: Path | None = None
-    """In their place a table of features with the compound, concentration and mechanism of each row."""
+    """Instead of --data: table of features with compound, concentration and mechanism."""
     replicates: int = 2000
-    """Resamples behind each interval."""
+    """Bootstrap replicates of each interval."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
-        require(
-            "data",
-            self.data,
-            (self.data is None) != (self.features is None),
-            "given, or else --features",
-        )
+        one = (self.data is None) != (self.features is None)
+        require("data", self.data, one, "given if --features is not, and only then")
         require("replicates", self.replicates, self.replicates >= 1, "at least one")
 
 
 def main(options: Config) -> None:
-    """Match by every pipeline, print and write the table."""
-    profiles = published(options.data) if options.data else of_table(options.features)
+    """Match the treatments with every pipeline; write and print the table."""
+    profiles = read_published(options.data) if options.data else read_table(options.features)
     rows, nearest = [], []
     for name, pipeline in PIPELINES.items():
         try:
             treatments, values = pipeline(profiles)
         except InputError as error:
-            console.print(f"{name}: left out ({error})")
+            console.print(f"info: {name}: skipped ({error})")
             continue
         for measure in ("NSC", "NSCB"):
-            found = matched(treatments, values, week=measure == "NSCB")
-            counted = found[found["chance"] > 0]
+            matches = match(treatments, values, other_week=measure == "NSCB")
+            counted = matches[matches["chance"] > 0]
             if counted.empty:  # no two compounds of one mechanism, or not in two weeks
                 continue
             low, high = interval(counted, options.replicates)
@@ -100,7 +100,7 @@ def main(options: Config) -> None:
             rows.append(
                 {"pipeline": name, "measure": measure, "treatments": len(counted), **scores}
             )
-            nearest.append(found.assign(pipeline=name, measure=measure))
+            nearest.append(matches.assign(pipeline=name, measure=measure))
     table = pd.DataFrame(rows)
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "mechanisms.csv", index=False)
@@ -108,11 +108,11 @@ def main(options: Config) -> None:
     print(table.round(3).to_string(index=False))
 
 
-def published(data: Path) -> Profiles:
-    """CellProfiler's means of each well's cells, with what the well was given."""
+def read_published(data: Path) -> Profiles:
+    """Read the CellProfiler means of each well with its treatment and mechanism."""
     for name in (WELLS, IMAGES, MECHANISMS):
         if not (data / name).is_file():
-            raise InputError(f"--data {data}: has no {name}; see the README of the shared data")
+            raise InputError(f"--data {data}: has no {name}. Pass the folder of bbbc021_profiles.")
     wells = pd.read_csv(data / WELLS).rename(
         columns={"Image_Metadata_Plate": PLATE, "Image_Metadata_Well": WELL}
     )
@@ -124,105 +124,104 @@ def published(data: Path) -> Profiles:
             "Image_Metadata_Concentration": CONCENTRATION,
         }
     )
-    given = images[[PLATE, WELL, COMPOUND, CONCENTRATION]].drop_duplicates([PLATE, WELL])
-    known = pd.read_csv(data / MECHANISMS).set_axis([COMPOUND, CONCENTRATION, MOA], axis=1)
-    metadata = wells[[PLATE, WELL]].merge(given, how="left").merge(known, how="left")
+    treatments = images[[PLATE, WELL, COMPOUND, CONCENTRATION]].drop_duplicates([PLATE, WELL])
+    mechanisms = pd.read_csv(data / MECHANISMS).set_axis([COMPOUND, CONCENTRATION, MOA], axis=1)
+    metadata = wells[[PLATE, WELL]].merge(treatments, how="left").merge(mechanisms, how="left")
     names = [column for column in wells.columns if column not in (PLATE, WELL)]
     metadata = metadata.fillna({MOA: ""}).astype({CONCENTRATION: str})
     metadata.insert(0, "site_id", metadata[PLATE] + "_" + metadata[WELL])
     return Profiles(metadata, wells[names].to_numpy(np.float32), tuple(names))
 
 
-def of_table(path: Path | None) -> Profiles:
-    """Means of the wells of a table of features."""
+def read_table(path: Path | None) -> Profiles:
+    """Read a table of features and average the rows of each well."""
     assert path is not None
     profiles = read_profiles([path])
     for column in (COMPOUND, CONCENTRATION, MOA):
         profiles.column(column)
     if "Metadata_part" in profiles.metadata.columns:
         console.print(
-            f"warning: {path}: has a column Metadata_part, as features of a trained network have. Where it was trained "
-            "on these mechanisms, the labels are in the features, and the score says nothing"
+            f"warning: {path}: has a column Metadata_part, so the features are from a trained "
+            "network. If it was trained on these mechanisms, the features contain the labels, and "
+            "the score is not valid."
         )
     return aggregate_to_wells(profiles, "mean")
 
 
-#: Of the treatments: compound, mechanism, and the weeks in which it was imaged; and their profiles.
+#: Compound, mechanism and weeks of each treatment, and the profiles (treatments, features).
 Treatments = tuple[pd.DataFrame, Float[np.ndarray, "n d"]]
 
 
-def plain(profiles: Profiles) -> Treatments:
-    """z-scores against each plate's DMSO wells, the median over a treatment's wells."""
+def z_score_all(profiles: Profiles) -> Treatments:
+    """Use z-scores relative to the DMSO wells of each plate."""
     return to_treatments(profiles, z_scores(profiles, profiles.values.astype(float)))
 
 
-def meaningful(profiles: Profiles) -> Treatments:
-    """The same without features of place and direction."""
-    kept = [not any(part in name for part in NO_BIOLOGY) for name in profiles.names]
-    return to_treatments(profiles, z_scores(profiles, profiles.values[:, kept].astype(float)))
+def z_score(profiles: Profiles) -> Treatments:
+    """Use z-scores, without features of position and orientation."""
+    return to_treatments(profiles, z_scores(profiles, drop_position(profiles)))
 
 
-def sphered(profiles: Profiles) -> Treatments:
-    """The same, whitened by the covariance of all DMSO wells, so that what varies between them counts less."""
-    return corrected(profiles, ["sphere"])
+def drop_position(profiles: Profiles) -> Float[np.ndarray, "n d"]:
+    """Return the values without features of position and orientation."""
+    keep = [not any(part in name for part in POSITION_FEATURES) for name in profiles.names]
+    return profiles.values[:, keep].astype(float)
 
 
-def tvn(profiles: Profiles) -> Treatments:
-    """The same, and each plate's DMSO wells given one covariance."""
-    return corrected(profiles, ["sphere", "coral"])
+def correct(profiles: Profiles, names: Sequence[str], *, scaled: bool = True) -> Treatments:
+    """Apply steps of `perturbjax classify` that are fitted to the DMSO wells.
 
-
-def combat(profiles: Profiles) -> Treatments:
-    """ComBat by DMSO in place of each plate's z-scores."""
-    return corrected(profiles, ["combat"], scaled=False)
-
-
-def corrected(profiles: Profiles, names: list[str], *, scaled: bool = True) -> Treatments:
-    """Without features of place and direction, and corrected by steps of `perturbjax classify` fitted on DMSO wells."""
+    Args:
+        profiles: one row per well.
+        names: steps in this order. sphere: whiten by the covariance of all DMSO wells. coral: match
+            the covariances of the DMSO wells of all plates. combat: match mean and scale.
+        scaled: start from z-scores per plate. Otherwise divide the result by the standard deviation
+            of all DMSO wells.
+    """
     from perturbjax.profiles.batch_correction import Combat, Coral
     from perturbjax.profiles.preparation import FeatureCleaner, Sphering
     from perturbjax.profiles.table_steps import NEGCON
 
-    kept = [not any(part in name for part in NO_BIOLOGY) for name in profiles.names]
-    values = profiles.values[:, kept].astype(float)
+    values = drop_position(profiles)
     values = z_scores(profiles, values) if scaled else values
     table = profiles.metadata[[PLATE, WELL]].assign(**{NEGCON: is_vehicle(profiles)})
     table = pd.concat([table, pd.DataFrame(values).add_prefix("f")], axis=1)
     steps = {"sphere": Sphering("negcon"), "coral": Coral(), "combat": Combat()}
     for step in ([] if scaled else [FeatureCleaner()]) + [steps[name] for name in names]:
         table = step.fit(table).transform(table)
-    found = table[[c for c in table.columns if c.startswith("f")]].to_numpy()
-    return to_treatments(
-        profiles, found if scaled else found / found[is_vehicle(profiles)].std(axis=0)
-    )
+    values = table[[c for c in table.columns if c.startswith("f")]].to_numpy()
+    if not scaled:
+        values = values / values[is_vehicle(profiles)].std(axis=0)
+    return to_treatments(profiles, values)
 
 
-def against_all(profiles: Profiles) -> Treatments:
-    """z-scores against all wells, for tables of few controls."""
+def z_score_to_all_wells(profiles: Profiles) -> Treatments:
+    """Use z-scores relative to all wells, for tables with few controls."""
     values = profiles.values.astype(float)
-    spread = values.std(axis=0)
-    keep = spread > 0
-    return to_treatments(profiles, (values[:, keep] - values[:, keep].mean(axis=0)) / spread[keep])
+    std = values.std(axis=0)
+    keep = std > 0
+    return to_treatments(profiles, (values[:, keep] - values[:, keep].mean(axis=0)) / std[keep])
 
 
 PIPELINES: dict[str, Callable[[Profiles], Treatments]] = {
-    "z-scores against the plate's DMSO": plain,
-    "without place and direction": meaningful,
-    "and sphered by DMSO": sphered,
-    "sphered and aligned by DMSO (TVN)": tvn,
-    "ComBat by DMSO": combat,
-    "z-scores against all wells": against_all,
+    "z-scores to DMSO of the plate": z_score_all,
+    "no position features": z_score,
+    "sphered to DMSO": partial(correct, names=["sphere"]),
+    "sphered and aligned to DMSO (TVN)": partial(correct, names=["sphere", "coral"]),
+    "ComBat to DMSO": partial(correct, names=["combat"], scaled=False),
+    "z-scores to all wells": z_score_to_all_wells,
 }
 
 
 def is_vehicle(profiles: Profiles) -> np.ndarray:
-    """The DMSO wells."""
+    """Return a boolean array that marks the DMSO wells."""
     return (profiles.column(COMPOUND) == VEHICLE).to_numpy()
 
 
 def z_scores(profiles: Profiles, values: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Values less the mean of the plate's DMSO wells, in their deviations; features that some plate's DMSO wells do not
-    vary in are left out.
+    """Center and scale each plate by mean and standard deviation of its DMSO wells.
+
+    Features that are constant in the DMSO wells of some plate are dropped.
 
     Raises:
         InputError: a plate has fewer than two DMSO wells.
@@ -232,52 +231,46 @@ def z_scores(profiles: Profiles, values: Float[np.ndarray, "n d"]) -> Float[np.n
     for plate in np.unique(plates):
         reference = values[(plates == plate) & vehicle]
         if len(reference) < 2:
-            raise InputError(f"plate {plate} has {len(reference)} DMSO wells, and it takes two")
-        spread = reference.std(axis=0)
-        varies &= spread > 1e-9 * np.abs(reference).max(axis=0)
-        out[plates == plate] = (values[plates == plate] - reference.mean(axis=0)) / np.where(
-            spread > 0, spread, 1
-        )
+            raise InputError(f"plate {plate} has {len(reference)} DMSO wells; at least 2 needed")
+        std = reference.std(axis=0)
+        varies &= std > 1e-9 * np.abs(reference).max(axis=0)
+        centered = values[plates == plate] - reference.mean(axis=0)
+        out[plates == plate] = centered / np.where(std > 0, std, 1)
     return out[:, varies]
 
 
 def to_treatments(profiles: Profiles, values: Float[np.ndarray, "n d"]) -> Treatments:
-    """The median of each treatment's wells, of those whose mechanism is known."""
+    """Compute the median over the wells of each treatment that has a mechanism."""
     metadata = profiles.metadata.assign(**{WEEK: profiles.column(PLATE).str.split("_").str[0]})
-    known = (
+    annotated = (
         ~is_vehicle(profiles)
         & (metadata[MOA] != "").to_numpy()
         & (metadata[MOA] != VEHICLE).to_numpy()
     )
-    groups = metadata[known].reset_index(drop=True).groupby([COMPOUND, CONCENTRATION], sort=True)
-    medians = pd.DataFrame(values[known]).groupby(groups.ngroup().to_numpy()).median().to_numpy()
-    first = (
-        groups[[MOA]]
-        .first()
-        .assign(**{WEEK: groups[WEEK].agg(lambda weeks: ",".join(sorted(set(weeks))))})
-    )
-    return first.reset_index(), medians
+    metadata = metadata[annotated].reset_index(drop=True)
+    groups = metadata.groupby([COMPOUND, CONCENTRATION], sort=True)
+    numbers = groups.ngroup().to_numpy()
+    medians = pd.DataFrame(values[annotated]).groupby(numbers).median().to_numpy()
+    weeks = groups[WEEK].agg(lambda column: ",".join(sorted(set(column))))
+    return groups[[MOA]].first().assign(**{WEEK: weeks}).reset_index(), medians
 
 
-def matched(
-    treatments: pd.DataFrame, values: Float[np.ndarray, "n d"], *, week: bool
+def match(
+    treatments: pd.DataFrame, values: Float[np.ndarray, "n d"], *, other_week: bool
 ) -> pd.DataFrame:
-    """Each treatment with its nearest, see `nearest_mechanisms`."""
-    batches = treatments[WEEK].to_numpy() if week else None
-    found = nearest_mechanisms(
-        values, treatments[COMPOUND].to_numpy(), treatments[MOA].to_numpy(), batches
-    )
-    names = treatments[[COMPOUND, CONCENTRATION, MOA]]
-    return pd.concat(
-        [names, found.assign(nearest=names[COMPOUND].to_numpy()[found["nearest"]])], axis=1
-    )
+    """Find the nearest neighbor of each treatment, see `nearest_mechanisms`."""
+    compounds = treatments[COMPOUND].to_numpy()
+    batches = treatments[WEEK].to_numpy() if other_week else None
+    matches = nearest_mechanisms(values, compounds, treatments[MOA].to_numpy(), batches)
+    matches["nearest"] = compounds[matches["nearest"]]
+    return pd.concat([treatments[[COMPOUND, CONCENTRATION, MOA]], matches], axis=1)
 
 
-def interval(found: pd.DataFrame, replicates: int) -> tuple[float, float]:
-    """95 % interval of the share that is right, from resamples of whole compounds."""
-    of = found.groupby(COMPOUND)["right"].agg(["sum", "size"]).to_numpy(float)
-    drawn = np.random.default_rng(0).integers(len(of), size=(replicates, len(of)))
-    sums = of[drawn].sum(axis=1)
+def interval(matches: pd.DataFrame, replicates: int) -> tuple[float, float]:
+    """Compute the 95 % interval of the matched fraction by resampling compounds."""
+    counts = matches.groupby(COMPOUND)["right"].agg(["sum", "size"]).to_numpy(float)
+    rows = np.random.default_rng(0).integers(len(counts), size=(replicates, len(counts)))
+    sums = counts[rows].sum(axis=1)
     low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
     return float(low), float(high)
 

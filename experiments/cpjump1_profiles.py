@@ -1,26 +1,19 @@
-"""Which compound was this well given? Classical models on the CellProfiler profiles of four CPJUMP1 plates.
+"""Predict the compound of each well from CellProfiler profiles of four CPJUMP1 plates.
 
-    python -m experiments.cpjump1_profiles --data ../shared/data/cpjump1_profiles --out runs/cpjump1
+    python -m experiments.cpjump1_profiles --data DIR/cpjump1_profiles --out runs/cpjump1
 
-Every plate is held out in turn and the other three train. For each held-out plate the preparation, the model and its
-setting are those with the best accuracy in leave-one-plate-out over the three training plates. Then two questions about
-position, since all four plates carry the same layout and a plate map learned by heart answers every well:
+Each plate is the test plate once. Preparation, model and its setting are chosen by accuracy in
+leave-one-plate-out cross-validation over the three training plates. All plates share one layout, so
+that the well position determines the compound. Two controls measure the influence of position:
 
-- can the well be told from negative controls alone? (label: the well; rows: DMSO wells; chance 1/64)
-- of compounds that stand in two wells: is one well recognised from the OTHER well on the training plates as often as
-  from the same well, with as many training rows?
+- classify the position of DMSO wells (chance 1/64);
+- for compounds in two wells, train on the same well or on the other well of the training plates,
+  with equal numbers of rows.
 
-Cost: about 5 minutes of one core that is free; run again, it goes on where it was stopped.
-
-Measured over the four held-out plates (1,536 wells, 303 classes; 95 % intervals over wells). Inner cross-validation
-chose robust scaling and PLDA, once with correlated features dropped: accuracy 0.552 [0.53, 0.58], of wells that are not
-DMSO 0.530 [0.50, 0.56], balanced accuracy 0.517 [0.50, 0.54], macro-F1 0.525, top 5 0.766 [0.75, 0.79]. LDA on
-standardized features: 0.498, 0.438, 0.416, 0.436, 0.715. Logistic regression on standardized features: 0.395
-[0.37, 0.42], 0.279 [0.25, 0.30], 0.256, 0.266, 0.669. Always DMSO: 0.167. Position alone: 1.000.
-
-A DMSO well is told from the other 63 in 0.285 [0.23, 0.34] of cases (chance 0.016): profiles carry their position. Of
-compounds in two wells 0.562 [0.38, 0.74] are recognised from the other well, 0.750 [0.62, 0.87] from the same well: so
-most of the score is the compound's, and some of it the well's.
+Cost: 5 minutes (one core). An interrupted run is resumed. Result over the four test plates (1,536
+wells, 303 classes): accuracy 0.552 [0.53, 0.58], balanced accuracy 0.517 [0.50, 0.54]. Position of
+DMSO wells: 0.285 [0.23, 0.34]. Compounds in two wells: 0.750 [0.62, 0.87] from the same well, 0.562
+[0.38, 0.74] from the other. All scores: docs/results.md.
 """
 
 from __future__ import annotations
@@ -59,7 +52,7 @@ from perturbjax.profiles.profile_table import Profiles
 LABEL = "Metadata_pert_iname"
 CHOSEN = "chosen by inner cross-validation"
 ROBUST = Preparation(normalize="robustize", outliers="arcsinh")
-#: Models as they are: not tuned, and not among those that compete.
+#: Models without tuning. They are reported, but not among the choices.
 UNTUNED = ("standardized, logistic", "standardized, lda")
 #: Preparation and model of each candidate.
 CANDIDATES: dict[str, tuple[Preparation, str]] = {
@@ -77,29 +70,29 @@ class Config:
     """Classify the wells of CPJUMP1 profiles, leaving each plate out in turn."""
 
     data: Path
-    """Folder of `*.csv.gz` profiles, one file a plate."""
+    """Folder of `*.csv.gz` profiles, one file per plate."""
     out: Path
-    """Folder to write to. Candidates that are finished there are not fitted again."""
+    """Output folder. Finished candidates are not fitted again."""
 
     def __post_init__(self) -> None:
         require_sound(self)
 
 
 def main(options: Config) -> None:
-    """Run every candidate on every held-out plate, choose, judge, and ask about position."""
+    """Evaluate every candidate and the chosen one on every plate, then the position controls."""
     files = tuple(sorted(options.data.glob("*.csv.gz")))
     if len(files) < 4:
         raise InputError(
-            f"{options.data}: {len(files)} profile files (*.csv.gz); this needs at least four plates"
+            f"--data {options.data}: has {len(files)} profile files (*.csv.gz), needs at least 4"
         )
     make_folder(options.out)
     plates = sorted(read_profiles(files).column(PLATE).unique())
-    folds, answers, choices = zip(
+    folds, predictions, choices = zip(
         *(run_plate(files, plate, options.out / plate) for plate in plates), strict=True
     )
     class_names = read_json(options.out / plates[0] / "robust_plda" / "labels.json")
-    model_names = [_over_folds(name, answers) for name in answers[0]]
-    evaluation = evaluate_predictions(model_names, folds, class_names, split="plate")
+    models = [_join_folds(name, predictions) for name in predictions[0]]
+    evaluation = evaluate_predictions(models, folds, class_names, split="plate")
     views.print_evaluation(evaluation)
     with atomic(options.out / "table.csv") as temporary:
         views.ranking_table(evaluation).to_csv(temporary, index=False)
@@ -107,38 +100,37 @@ def main(options: Config) -> None:
     figures.plot_ranking(evaluation, options.out / "scores.png", title)
     write_json(options.out / "choices.json", dict(zip(plates, choices, strict=True)))
     for plate, choice in zip(plates, choices, strict=True):
-        console.print(
-            f"{plate}: {choice['candidate']}, {choice['setting']}, inner accuracy {choice['score']:.3f}"
-        )
+        setting = f"{choice['candidate']}, {choice['setting']}"
+        console.print(f"info: {plate}: {setting}, inner accuracy {choice['score']:.3f}")
     position = pd.DataFrame(
-        [*well_from_controls(files, options.out), *other_well(files, options.out)]
+        [*classify_positions(files, options.out), *compare_wells(files, options.out)]
     )
     with atomic(options.out / "position.csv") as temporary:
         position.to_csv(temporary, index=False)
     print(position.to_string(index=False))
 
 
-#: Probabilities of one fold's training and test rows.
-Sides = dict[str, np.ndarray]
+#: Probabilities of the training and the test rows of one fold.
+Parts = dict[str, np.ndarray]
 
 
-def _over_folds(name: str, answers: tuple[dict[str, Sides], ...]) -> ModelPredictions:
-    """A candidate's probabilities on every plate that was held out in turn."""
-    sides = [of_plate[name] for of_plate in answers]
+def _join_folds(name: str, predictions: tuple[dict[str, Parts], ...]) -> ModelPredictions:
+    """Collect the probabilities of one candidate for all test plates."""
+    parts = [by_name[name] for by_name in predictions]
     return ModelPredictions(
-        name, *(tuple(side[part] for side in sides) for part in (splits.TEST, splits.TRAIN))
+        name, *(tuple(one[part] for one in parts) for part in (splits.TEST, splits.TRAIN))
     )
 
 
 def run_plate(
     files: tuple[Path, ...], plate: str, out: Path
-) -> tuple[Fold, dict[str, Sides], dict]:
-    """All candidates with one plate held out, and the one that the other plates choose."""
-    answers: dict[str, Sides] = {}
+) -> tuple[Fold, dict[str, Parts], dict]:
+    """Fit all candidates with one test plate; choose one by inner cross-validation."""
+    predictions: dict[str, Parts] = {}
     inner: dict[str, tuple[float, str]] = {}
     for candidate, (preparation, model) in CANDIDATES.items():
         folder = out / candidate.replace(", ", "_").replace(" ", "_")
-        if not (folder / "config.json").exists():  # written last: what is there is whole
+        if not (folder / "config.json").exists():  # written last, so the results are complete
             classify(
                 ClassifyConfig(
                     profiles=ProfileConfig(files, label_column=LABEL),
@@ -153,18 +145,18 @@ def run_plate(
             )
         row = pd.read_csv(folder / "table.csv").set_index(["level", "model"]).loc[("site", model)]
         table = read_predictions(folder / "predictions" / f"{model}.parquet")
-        sides = {part: rows for part, rows in table.groupby("part")}
-        answers[candidate] = {
+        tables = {part: rows for part, rows in table.groupby("part")}
+        predictions[candidate] = {
             part: labels_and_probabilities(rows, predicted_class_names(rows))[1]
-            for part, rows in sides.items()
+            for part, rows in tables.items()
         }
         if candidate not in UNTUNED:
             inner[candidate] = float(row["inner_score"]), row["setting"]
     best = max(inner, key=lambda name: inner[name][0])
-    answers[CHOSEN] = answers[best]
-    index = {part: _with_negcon(rows_of) for part, rows_of in sides.items()}
+    predictions[CHOSEN] = predictions[best]
+    index = {part: _with_negcon(rows) for part, rows in tables.items()}
     choice = {"candidate": best, "score": inner[best][0], "setting": inner[best][1]}
-    return Fold(plate, index[splits.TRAIN], index[splits.TEST]), answers, choice
+    return Fold(plate, index[splits.TRAIN], index[splits.TEST]), predictions, choice
 
 
 def _with_negcon(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -172,8 +164,8 @@ def _with_negcon(predictions: pd.DataFrame) -> pd.DataFrame:
     return drop_probabilities(predictions).assign(negcon=negcon).reset_index(drop=True)
 
 
-def well_from_controls(files: tuple[Path, ...], out: Path) -> list[dict]:
-    """How often a DMSO well's place is recognised on a plate that was not there: pure position."""
+def classify_positions(files: tuple[Path, ...], out: Path) -> list[dict]:
+    """Classify the position of the DMSO wells of each test plate."""
     profiles = read_profiles(files)
     controls = profiles.take((profiles.column("Metadata_control_type") == "negcon").to_numpy())
     path = out / "controls.parquet"
@@ -188,24 +180,23 @@ def well_from_controls(files: tuple[Path, ...], out: Path) -> list[dict]:
             preparation=ROBUST,
         )
     )
-    question = "which of the DMSO wells is it?"
     return [
-        _answer(question, name, evaluation["site"][name].scores["accuracy"])
+        _as_row("position of DMSO wells", name, evaluation["site"][name].scores["accuracy"])
         for name in ("plda", "chance")
     ]
 
 
-def other_well(files: tuple[Path, ...], out: Path) -> list[dict]:
-    """Compounds in two wells: recognised from the same well of other plates, and from the other well of those."""
+def compare_wells(files: tuple[Path, ...], out: Path) -> list[dict]:
+    """Classify compounds in two wells, trained on the same or on the other well."""
     profiles = read_profiles(files)
-    found = []
+    rows = []
     for source in ("same", "other"):
         tables = []
         for plate in sorted(profiles.column(PLATE).unique()):
             for half in (0, 1):
                 name = f"{plate}_{source}_{half}"
                 path = out / "position_compounds" / f"{name}.split.parquet"
-                manifest, asked = _one_well_manifest(profiles, plate, half, same=source == "same")
+                manifest, ids = _one_well_manifest(profiles, plate, half, same=source == "same")
                 splits.write_split(manifest, path)
                 folder = out / "position_compounds" / name
                 classify(
@@ -219,50 +210,53 @@ def other_well(files: tuple[Path, ...], out: Path) -> list[dict]:
                     )
                 )
                 predictions = read_predictions(folder / "predictions" / "plda.parquet")
-                tables.append(predictions[predictions["site_id"].isin(asked)])
-        found.append(
-            _answer("compounds in two wells", f"trained on the {source} well", _pooled(tables))
+                tables.append(predictions[predictions["site_id"].isin(ids)])
+        rows.append(
+            _as_row("compounds in two wells", f"trained on the {source} well", _pooled(tables))
         )
-    return found
+    return rows
 
 
 def _one_well_manifest(
     profiles: Profiles, plate: str, half: int, *, same: bool
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """`plate` judges, whole, since it is scaled by all its wells; and the ids of the wells that are asked about.
+    """Make the split for one well of each compound in two wells.
 
-    Asked about is one well of each compound that has two. Of these compounds the same, or the other well trains.
+    The test set is the whole plate, because all wells of a plate are needed to scale it.
+
+    Args:
+        profiles: all plates.
+        plate: test plate.
+        half: number of the well to classify, 0 or 1.
+        same: train these compounds on the same well, otherwise on the other well.
+
+    Returns:
+        The split, and the ids of the wells to classify.
     """
     wells = profiles.metadata.groupby(LABEL)[WELL].agg(lambda column: sorted(column.unique()))
     pairs = {label: pair for label, pair in wells.items() if len(pair) == 2}
-    label, well, test = (
-        profiles.column(LABEL),
-        profiles.column(WELL),
-        profiles.column(PLATE) == plate,
-    )
-    twice, at = (
-        label.isin(pairs),
-        well == [pairs[one][half] if one in pairs else "" for one in label],
-    )
-    train = ~test & (~twice | (at if same else ~at))
+    label, test = profiles.column(LABEL), profiles.column(PLATE) == plate
+    twice = label.isin(pairs)
+    chosen = profiles.column(WELL) == [pairs[one][half] if one in pairs else "" for one in label]
+    train = ~test & (~twice | (chosen if same else ~chosen))
     part = np.where(test, splits.TEST, splits.TRAIN)
     ids = profiles.metadata["site_id"]
     manifest = pd.DataFrame({"site_id": ids, "group": profiles.column(PLATE), "part": part})
-    return manifest[train | test].reset_index(drop=True), ids[test & twice & at]
+    return manifest[train | test].reset_index(drop=True), ids[test & twice & chosen]
 
 
 def _pooled(tables: list[pd.DataFrame]) -> Estimate:
-    together = pd.concat(tables, ignore_index=True)
-    labels, probabilities = labels_and_probabilities(together, predicted_class_names(together))
-    compounds = pd.factorize(together["label"])[
-        0
-    ]  # a compound's wells on four plates are resampled together
+    table = pd.concat(tables, ignore_index=True)
+    labels, probabilities = labels_and_probabilities(table, predicted_class_names(table))
+    # Wells of one compound are resampled together, because their errors are correlated.
+    compounds = pd.factorize(table["label"])[0]
     return resample({"plda": count(labels, probabilities, compounds)}).scores("plda")["accuracy"]
 
 
-def _answer(question: str, subject: str, found: Estimate) -> dict:
-    value, low, high = (round(number, 3) for number in (found.value, found.low, found.high))
-    return {"question": question, "subject": subject, "accuracy": value, "low": low, "high": high}
+def _as_row(control: str, model: str, estimate: Estimate) -> dict:
+    numbers = {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
+    rounded = {name: round(number, 3) for name, number in numbers.items()}
+    return {"control": control, "model": model, **rounded}
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
-"""The original experiment, whole: the mask-attention network on one plate, by the recipe it was published with.
+"""Repeat the original experiment: the mask-attention network on one plate, with its recipe.
 
     python -m experiments.paper_attention --data DATASET --out RUN [--epochs N] [--corrected]
 
-A random 80/20 split over sites (seed 0), 200 epochs scheduled, of which the original ran 160; a look at the judging
-sites and a checkpoint every 10 epochs; then `curves.png` (loss, accuracy and learning rate against epoch, training and
-judged), `example.png` (an image, its mask, and the image where the mask is) and `summary.md` in the run directory.
-Run again, it goes on where it was stopped.
+Uses a random 80/20 split over sites (seed 0) and a schedule of 200 epochs, of which the original
+ran 160. Test sites are scored and a checkpoint is saved every 10 epochs. Then `curves.png` (loss,
+accuracy and learning rate), `example.png` (an image, its mask and their product) and `summary.md`
+are written to the run directory. An interrupted run is resumed.
 
-The original reported 0.381 training and 0.330 test accuracy on 2,687 images of plate BR00116991 (304 classes), after
-160 epochs. Neither number is of unseen wells: the split is over sites, so that the sites of one well stand on both
-sides, and always answering DMSO scores about 0.17. `--corrected` keeps the split and mends the rest: image and mask
-move together, the mask is binary, judged images are not augmented (docs/fidelity.md).
+The original reported a training accuracy of 0.381 and a test accuracy of 0.330 on 2,687 images of
+plate BR00116991 (304 classes) after 160 epochs. The split is over sites, so both sets contain
+sites of the same wells, and the test accuracy does not apply to new wells. Always predicting DMSO
+scores about 0.17. `--corrected` keeps the split and corrects the rest: image and mask get the same
+augmentation, masks are binary, and test images are not augmented (docs/fidelity.md).
 
-Data: any dataset directory; the original's is `perturbjax fetch --plate BR00116991 --out DIR` and
-`perturbjax build` on it, segmented by Cellpose on the median of its channels.
+Data: any dataset. The original plate is `perturbjax fetch --plate BR00116991 --out DIR`, then
+`perturbjax build`, segmented by Cellpose on the median of the channels.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run_directory import Run, read_metrics
 
 SCHEDULED, RAN, EVERY = 200, 160, 10
-#: What the original reported, after `RAN` epochs on 2,687 images of plate BR00116991.
+#: Reported accuracies after `RAN` epochs on 2,687 images of plate BR00116991.
 REPORTED = {"train": 0.381, "test": 0.330}
 
 
@@ -49,15 +50,15 @@ class Config:
     out: Path
     """Run directory."""
     epochs: int = SCHEDULED
-    """Epochs, over which the one-cycle schedule is laid."""
+    """Epochs of the one-cycle schedule."""
     batch_size: int = OptimConfig.batch_size
-    """Sites a step."""
+    """Sites per optimizer step."""
     crop: int = AugmentConfig.crop
-    """Side in pixels of what the network sees."""
+    """Height and width of the network input in pixels."""
     seed: int = 0
-    """Of parameters, order, augmentation and split."""
+    """Random seed of parameters, order, augmentation and split."""
     corrected: bool = False
-    """Image and mask moved together, binary masks, no augmentation of judged images; the split stays."""
+    """Augment image and mask together, use binary masks, do not augment test images."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -68,11 +69,11 @@ class Config:
 
 
 def main(options: Config) -> None:
-    """Train, draw the figures and say how the scores stand to those reported."""
+    """Train, draw the figures and compare the scores with the reported ones."""
     config = TrainConfig(
         out=options.out,
         data=(options.data,),
-        recipe=recipe_of(options),
+        recipe=make_recipe(options),
         evaluate_every=EVERY,
         checkpoint_every=EVERY,
         keep_latest=-(-options.epochs // EVERY),
@@ -85,11 +86,11 @@ def main(options: Config) -> None:
     with atomic(run.path / "summary.md") as temporary:
         temporary.write_text(summary)
     print(summary)
-    console.print(f"written: {run.path}/summary.md, curves.png and example.png")
+    console.print(f"info: wrote {run.path}/summary.md, curves.png and example.png")
 
 
-def recipe_of(options: Config) -> Recipe:
-    """The original's recipe, or that with its faults mended but for the split."""
+def make_recipe(options: Config) -> Recipe:
+    """Return the original recipe, or the corrected one with the same split."""
     recipe = PRESETS["original"]
     if options.corrected:
         recipe = dataclasses.replace(recipe, input=InputConfig(), augment=AugmentConfig())
@@ -104,7 +105,7 @@ def recipe_of(options: Config) -> Recipe:
 
 
 def summarise(run: Run, rows: list[dict[str, Any]]) -> str:
-    """A table of accuracies: reported, at the epoch the original stopped at, and at the end."""
+    """Write a table of accuracies: reported, after 160 epochs, and after the last epoch."""
     dataset = run.open_data()
     manifest = run.manifest(dataset.index)
     truth = (
@@ -115,28 +116,28 @@ def summarise(run: Run, rows: list[dict[str, Any]]) -> str:
     )
     parts = manifest["part"].to_numpy()
     names, counts = np.unique(truth[parts == TRAIN], return_counts=True)
-    commonest = names[counts.argmax()]
-    lines = [
-        f"{len(truth)} sites, {len(run.class_names)} classes; {run.recipe.optim.epochs} epochs; split over sites: the",
-        "sites of a well stand on both sides, so this says which well, not which treatment.",
-        "",
-        "| accuracy | training sites | judged sites |",
-        "|---|---|---|",
-        f"| reported for BR00116991, epoch {RAN} of {SCHEDULED} | {REPORTED['train']:.3f} | {REPORTED['test']:.3f} |",
-    ]
-    last = run.recipe.optim.epochs
+    majority, last = names[counts.argmax()], run.recipe.optim.epochs
+    table = {f"reported for BR00116991, epoch {RAN} of {SCHEDULED}": REPORTED}
     for epoch in [RAN, last] if last > RAN else [last]:
-        at = {row["split"]: row["accuracy"] for row in rows if row["epoch"] == epoch}
-        lines.append(
-            f"| this run, epoch {epoch} of {last} | {at['train']:.3f} | {at['test']:.3f} |"
-        )
-    shares = [float((truth[parts == part] == commonest).mean()) for part in (TRAIN, TEST)]
-    lines.append(f"| always answering {commonest} | {shares[0]:.3f} | {shares[1]:.3f} |")
+        accuracy = {row["split"]: row["accuracy"] for row in rows if row["epoch"] == epoch}
+        table[f"this run, epoch {epoch} of {last}"] = accuracy
+    table[f"always predicting {majority}"] = {
+        part: float((truth[parts == part] == majority).mean()) for part in (TRAIN, TEST)
+    }
+    lines = [
+        f"{len(truth)} sites, {len(run.class_names)} classes, {last} epochs. The split is over",
+        "sites: both sets contain sites of the same wells, so the test accuracy measures the",
+        "recognition of wells, not of treatments.",
+        "",
+        "| accuracy | training sites | test sites |",
+        "|---|---|---|",
+        *(f"| {name} | {row[TRAIN]:.3f} | {row[TEST]:.3f} |" for name, row in table.items()),
+    ]
     return "\n".join(lines) + "\n"
 
 
 def plot_example(dataset: Dataset, path: Path) -> None:
-    """The site with the most cells: its first channel, its mask, and the channel where the mask is."""
+    """Draw the site with the most cells: its first channel, its mask, and their product."""
     from matplotlib.figure import Figure
 
     position = int(dataset.index["n_cells"].to_numpy().argmax())

@@ -1,13 +1,16 @@
-"""The original's tables and figures of pretrained features, re-made on any dataset directory.
+"""Reproduce the original report's tables and figures of pretrained features on any dataset.
 
     python -m experiments.paper_embeddings --data DATASET --out runs/paper_embeddings \\
-        --backbones resnet50=hf:timm/resnet50.tv_in1k efficientnet_b0=hf:timm/efficientnet_b0.ra_in1k
+        --backbones resnet50=hf:timm/resnet50.tv_in1k \\
+        efficientnet_b0=hf:timm/efficientnet_b0.ra_in1k
 
-Features of every site by each backbone, then Ridge, random forest and Bernoulli naive Bayes on the features as they are
-(no scaling, as there), and UMAP and t-SNE figures. `ORIGINAL` holds what the original reported (accuracy, training and
-test) for plate BR00116991. In its notebooks the test features came from the training loader, and sites of one well
-stood on both sides, so those test scores say nothing of new wells; here features of a site belong to that site, and
-`--split well` keeps wells whole (`site`, the default, is the original's protocol).
+Extracts features with each backbone, fits ridge, random forest and Bernoulli naive Bayes to the
+unscaled features, and draws UMAP and t-SNE figures. `ORIGINAL` has the reported accuracies for
+plate BR00116991. In the original notebooks the test features came from the training loader, and
+sites of one well were in both sets, so its test scores do not apply to new wells. Here every site
+has its features, and `--split well` groups by well. The default `site` is the original protocol.
+
+Cost: dominated by extraction (docs/performance.md). Result on BBBC021: docs/results.md.
 """
 
 from __future__ import annotations
@@ -37,35 +40,35 @@ from perturbjax.profiles.profile_options import (
     ProfileConfig,
 )
 
-#: (backbone, model) → accuracy that the original reported in training and in test.
+#: (backbone, model) -> reported accuracy in training and in test.
 ORIGINAL = {
     ("resnet50", "ridge"): (0.8248, 0.2838),
     ("efficientnet_b0", "random_forest"): (1.0, 0.1815),
     ("efficientnet_b0", "bernoulli_nb"): (0.3056, 0.1640),
 }
 MODELS = ("ridge", "random_forest", "bernoulli_nb")
-#: Features as the network gives them.
-AS_THEY_ARE = Preparation(normalize="none", outliers="none")
+#: Preparation that leaves the features unchanged.
+NO_SCALING = Preparation(normalize="none", outliers="none")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Re-make the original's tables and figures of pretrained features."""
+    """Reproduce tables and figures of pretrained features."""
 
     data: Path
     """Dataset directory."""
     out: Path
-    """Folder for features, tables and figures. Extraction that was interrupted goes on."""
+    """Folder for features, tables and figures. An interrupted extraction is resumed."""
     backbones: tuple[str, ...]
-    """BACKBONE=WEIGHTS, one or several; weights as for `perturbjax features`."""
+    """One or more BACKBONE=WEIGHTS, with weights as in `perturbjax features`."""
     label_column: str = ""
-    """Metadata column to predict; empty takes the one the dataset was built with."""
+    """Metadata column to predict; by default the label column of the dataset."""
     negcon: str = ProfileConfig.negcon
     """COLUMN=VALUE that marks negative controls."""
     split: SplitConfig = field(default_factory=lambda: SplitConfig(split="site"))
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     seed: int = 0
-    """Decides split, forest, layouts and intervals."""
+    """Random seed of split, random forest, embeddings and intervals."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -74,15 +77,17 @@ class Config:
 
 
 def main(options: Config) -> None:
-    """Extract, classify and embed with every backbone; write one table beside the original's numbers."""
+    """Extract, classify and embed with every backbone; write one table with both accuracies."""
     pairs = [text.partition("=")[::2] for text in options.backbones]
     if bad := [name for name, weights in pairs if not weights]:
         raise InputError(
-            f"--backbones {bad[0]}: write BACKBONE=WEIGHTS, such as resnet50=hf:timm/resnet50.tv_in1k"
+            f"--backbones {bad[0]}: has no weights. Pass BACKBONE=WEIGHTS, for example "
+            "resnet50=hf:timm/resnet50.tv_in1k."
         )
     make_folder(options.out)
     label = options.label_column or open_dataset(options.data).label_column
-    console.print(f"split by {options.split.split}: {SPLIT_POLICIES[options.split.split].meaning}")
+    policy = options.split.split
+    console.print(f"info: split by {policy}: {SPLIT_POLICIES[policy].meaning}")
     tables = [run_backbone(options, name, weights, label) for name, weights in pairs]
     table = pd.concat(tables, ignore_index=True)
     with atomic(options.out / "table.csv") as temporary:
@@ -91,7 +96,7 @@ def main(options: Config) -> None:
 
 
 def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd.DataFrame:
-    """One backbone's features, classifiers and figures; accuracies beside the original's."""
+    """Extract, classify and embed with one backbone; return its accuracies and the reported ones."""
     features = options.out / f"{backbone}.parquet"
     if not features.exists():
         extract(
@@ -110,17 +115,17 @@ def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd
             out=options.out / f"classify_{backbone}",
             models=",".join(MODELS),
             split=options.split,
-            preparation=AS_THEY_ARE,
+            preparation=NO_SCALING,
             seed=options.seed,
         )
     )
     print_evaluation(evaluation)
     for method in ("umap", "tsne"):
-        picture = options.out / f"{method}_{backbone}.png"
+        figure = options.out / f"{method}_{backbone}.png"
         scaled = Preparation(normalize_by="training", pca=50)
         embed(
             EmbedConfig(
-                profiles=profiles, out=picture, method=method, preparation=scaled, seed=options.seed
+                profiles=profiles, out=figure, method=method, preparation=scaled, seed=options.seed
             )
         )
     scores = ranking_table(evaluation)
@@ -136,10 +141,9 @@ def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd
         ]
     ].copy()
     table.insert(0, "backbone", backbone)
-    reported = [ORIGINAL.get((backbone, subject), (None, None)) for subject in table["model"]]
-    return table.assign(
-        original_train=[a for a, _ in reported], original_test=[b for _, b in reported]
-    )
+    reported = [ORIGINAL.get((backbone, model), (None, None)) for model in table["model"]]
+    original_train, original_test = zip(*reported, strict=True)
+    return table.assign(original_train=original_train, original_test=original_test)
 
 
 if __name__ == "__main__":

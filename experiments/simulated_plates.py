@@ -1,9 +1,11 @@
-"""Simulated plates whose compounds differ in one aspect alone, as datasets that `experiments.presets` takes.
+"""Build datasets of simulated plates whose compounds differ in one aspect only.
 
     python -m experiments.simulated_plates --out runs/simulated
 
-writes a dataset an aspect, of fields and of single cells (sites so small that one cell or two have room), and prints
-the words for `--data`. What is there already is left as it is.
+Writes one dataset per aspect, of fields and of single cells (sites of 40 pixels with one or two
+cells), and prints the value of `--data` for `python -m experiments.grid --grid presets`.
+
+Folders that exist are kept. Scores on these datasets: docs/presets.md.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from perturbjax.core.errors import run_command
 from perturbjax.core.options import require, require_sound
 
 Aspect = Literal["count", "size", "shape", "intensity", "texture"]
-#: Pixels of a site; the typical cell has a radius of 15.
-SIDES = {"fields": 128, "cells": 40}
+#: Height and width of a site in pixels. A typical cell has a radius of 15 pixels.
+SIZES = {"fields": 128, "cells": 40}
 
 
 @dataclass(frozen=True)
@@ -27,62 +29,49 @@ class Config:
     out: Path
     """Folder for plates and datasets."""
     aspects: tuple[Aspect, ...] = ("count", "shape", "intensity", "texture")
-    """What the compounds of a dataset differ in."""
+    """Aspects in which compounds differ; one dataset for each."""
     units: tuple[Literal["fields", "cells"], ...] = ("fields", "cells")
-    """What a site shows."""
+    """Content of a site: a field of many cells, or single cells."""
     effect: float = 4.0
-    """As in `perturbjax simulate`."""
+    """Effect size, as in `perturbjax simulate`."""
     plates: int = 5
-    """Plates a dataset, each of a layout of its own."""
+    """Plates per dataset. Each plate has a different layout."""
     wells: int = 24
-    """Wells a plate, of two sites each."""
+    """Wells per plate, with two sites each."""
     compounds: int = 6
-    """Compounds beside DMSO."""
+    """Compounds in addition to DMSO."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         for name in ("aspects", "units"):
             require(name, getattr(self, name), bool(getattr(self, name)), "at least one")
-        more = set(self.aspects) != {"count"} or "fields" in self.units
-        require(
-            "aspects",
-            self.aspects,
-            more,
-            "one besides count: of single cells the number tells nothing",
-        )
+        possible = set(self.aspects) != {"count"} or "fields" in self.units
+        expected = "more than count: single cells do not differ in number"
+        require("aspects", self.aspects, possible, expected)
 
 
 def main(options: Config) -> None:
-    """Draw the plates and build the datasets, those of single cells without that of their number."""
-    made = [
-        dataset(options, unit, aspect)
+    """Simulate the plates and build the datasets. Single cells have no dataset of counts."""
+    folders = [
+        build_dataset(options, unit, aspect)
         for unit in options.units
         for aspect in options.aspects
         if (unit, aspect) != ("cells", "count")
     ]
-    print("--data " + " ".join(f"simulated_{folder.name}={folder}" for folder in made))
+    print("--data " + " ".join(f"simulated_{folder.name}={folder}" for folder in folders))
 
 
-def dataset(options: Config, unit: str, aspect: str) -> Path:
-    """The dataset of one aspect."""
-    plates, built = options.out / "plates" / f"{unit}_{aspect}", options.out / f"{unit}_{aspect}"
+def build_dataset(options: Config, unit: str, aspect: str) -> Path:
+    """Build the dataset of one aspect and return its folder. Finished commands are skipped."""
+    plates, out = options.out / "plates" / f"{unit}_{aspect}", options.out / f"{unit}_{aspect}"
     numbers = {name: getattr(options, name) for name in ("plates", "wells", "compounds", "effect")}
     flags = [word for name, value in numbers.items() for word in (f"--{name}", value)]
-    drawn = ("--aspects", aspect, "--sites", 2, "--size", SIDES[unit])
-    command("perturbjax.cli", "simulate", "--out", plates, *flags, *drawn)
+    flags += ["--aspects", aspect, "--sites", 2, "--size", SIZES[unit]]
+    command("perturbjax.cli", "simulate", "--out", plates, *flags)
     source = ("--load-data", plates / "load_data.csv", "--images", plates)
-    command(
-        "data_prep",
-        "build",
-        *source,
-        "--out",
-        built,
-        "--aggregate",
-        "none",
-        "--segment-channels",
-        "DNA",
-    )
-    return built
+    segment = ("--aggregate", "none", "--segment-channels", "DNA")
+    command("data_prep", "build", *source, "--out", out, *segment)
+    return out
 
 
 if __name__ == "__main__":

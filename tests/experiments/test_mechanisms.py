@@ -1,4 +1,4 @@
-"""Matching of mechanisms: the published profiles give the known numbers, and labels in the features are warned of."""
+"""Matching of mechanisms on published and on simulated profiles."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from experiments.bbbc021_mechanisms import Config, main
 
 
 @pytest.mark.shared
-def test_the_simple_recipe_on_published_profiles_gives_what_was_measured_by_hand(shared, tmp_path):
+def test_main_reproduces_scores_of_published_profiles(shared, tmp_path):
     main(Config(out=tmp_path, data=shared / "data" / "bbbc021_profiles", replicates=200))
-    found = pd.read_csv(tmp_path / "mechanisms.csv").set_index(["pipeline", "measure"])
-    plain = found.loc["z-scores against the plate's DMSO"]
-    assert plain["treatments"].to_dict() == {"NSC": 103, "NSCB": 92}
-    assert plain["matched"].round(3).to_dict() == {"NSC": 0.767, "NSCB": 0.685}
-    assert ((found["low"] < found["matched"]) & (found["matched"] < found["high"])).all()
+    table = pd.read_csv(tmp_path / "mechanisms.csv").set_index(["pipeline", "measure"])
+    simple = table.loc["z-scores to DMSO of the plate"]
+    assert simple["treatments"].to_dict() == {"NSC": 103, "NSCB": 92}
+    assert simple["matched"].round(3).to_dict() == {"NSC": 0.767, "NSCB": 0.685}
+    assert ((table["low"] < table["matched"]) & (table["matched"] < table["high"])).all()
 
 
-def test_planted_mechanisms_are_matched_and_trained_features_are_warned_of(tmp_path, capsys):
+def test_main_matches_simulated_mechanisms_and_warns_of_trained_features(tmp_path, capsys):
     rng = np.random.default_rng(0)
     rows = [
         {"Metadata_Plate": f"Week{week}_1", "Metadata_Well": f"{'ABCDEFGH'[compound]}{copy + 1:02d}",
@@ -34,10 +34,8 @@ def test_planted_mechanisms_are_matched_and_trained_features_are_warned_of(tmp_p
     )
     table.to_parquet(tmp_path / "f.parquet", index=False)
     main(Config(out=tmp_path / "out", features=tmp_path / "f.parquet", replicates=100))
-    found = pd.read_csv(tmp_path / "out" / "mechanisms.csv")
-    assert list(found["matched"]) == [1.0] and found["measure"].tolist() == ["NSC"]
-    said = " ".join(capsys.readouterr().err.split())
-    assert (
-        "the labels are in the features" in said
-        and "left out (plate Week1_1 has 0 DMSO wells" in said
-    )
+    table = pd.read_csv(tmp_path / "out" / "mechanisms.csv")
+    assert list(table["matched"]) == [1.0] and table["measure"].tolist() == ["NSC"]
+    messages = " ".join(capsys.readouterr().err.split())
+    assert "the features contain the labels" in messages
+    assert "skipped (plate Week1_1 has 0 DMSO wells" in messages

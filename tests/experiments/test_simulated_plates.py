@@ -1,4 +1,4 @@
-"""Datasets of simulated plates, one an aspect."""
+"""Datasets of simulated plates, one per aspect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
 
-def test_a_dataset_an_aspect_and_unit_is_built_and_named_for_the_next_command(tmp_path, capfd):
+def test_main_builds_datasets_and_prints_the_value_of_data(tmp_path, capfd):
     options = Config(tmp_path, aspects=("count",), plates=1, wells=4, compounds=2)
     main(options)
     assert (
@@ -17,9 +17,9 @@ def test_a_dataset_an_aspect_and_unit_is_built_and_named_for_the_next_command(tm
         == f"--data simulated_fields_count={tmp_path / 'fields_count'}"
     )
     assert len(open_dataset(tmp_path / "fields_count").index) == 8
-    assert not (tmp_path / "cells_count").exists()  # of one cell the number tells nothing
+    assert not (tmp_path / "cells_count").exists()  # single cells do not differ in number
 
 
-def test_the_number_of_single_cells_alone_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--aspects .*one besides count"):
+def test_config_refuses_count_for_single_cells(tmp_path):
+    with pytest.raises(InputError, match=r"--aspects .*more than count"):
         Config(tmp_path, aspects=("count",), units=("cells",))
