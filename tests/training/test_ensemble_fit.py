@@ -312,5 +312,5 @@ def test_ensemble_requirements_are_checked():
             augment=AugmentConfig(crop=8),
             transfer=TransferConfig(weights="w", head="channels"),
         )
-    with pytest.raises(InputError, match="--weights : must be given"):
+    with pytest.raises(InputError, match="--weights : must be set"):
         Recipe(input=InputConfig(normalize="log"), transfer=TransferConfig(head="channels"))
