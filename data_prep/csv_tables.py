@@ -1,7 +1,13 @@
-"""Reading tables as text."""
+"""Reader for tables of text: CSV, TSV and parquet.
+
+Cells follow the rules of `perturbjax.core.text_tables`, as in tables of profiles: spaces at the
+ends are removed, NA and similar spellings are missing values, and commas, semicolons or tabs
+separate the columns.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import lzma
@@ -13,59 +19,90 @@ import pandas as pd
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import OPENERS, read_parquet
+from perturbjax.core.messages import console
+from perturbjax.core.text_tables import clean_columns, detect_dialect
 
-#: What an empty perturbation stands for, in a table whose column says so: the wells that got the solvent only.
+#: Name of the solvent control, used for wells without a treatment in a plate map.
 SOLVENT = "DMSO"
-#: Bytes a table may have, unpacked.
+#: Maximum size of a table in bytes, after decompression.
 LARGEST_TABLE = 1 << 28
-#: The header is line 1, so the first row is row 2, as editors and spreadsheets number them.
+#: Line number of the first row. Line 1 is the header, as in editors and spreadsheets.
 FIRST_ROW = 2
 
+_DECIMAL_COMMA = r"[+-]?[0-9]+(,[0-9]+)?([eE][+-]?[0-9]+)?"
 
-def read_table(path: Path, sep: str = ",") -> pd.DataFrame:
-    """A CSV or TSV (also `.gz`, `.bz2`, `.xz`) or parquet with every cell as text; empty cells are empty text.
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table as text.
+
+    Prints an information line about an unusual separator and about cells from which spaces were
+    removed.
+
+    Args:
+        path: CSV or TSV (also `.gz`, `.bz2`, `.xz`), or parquet.
+
+    Returns:
+        All cells as text; missing values are "".
 
     Raises:
-        InputError: it is missing, empty, cut short or no text; a column stands twice, or a row has not as many cells
-            as there are columns (the message names the row).
+        InputError: The table is missing, empty, truncated or not text; a column name occurs twice;
+            or a row and the header have different numbers of cells.
     """
     path = Path(path)
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
+    table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    table, notes = clean_columns(table)
+    for note in notes:
+        console.print(f"info: {path}: {note}")
+    return table
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    text = _read_text(path)
+    lines = [line for line in text[: 1 << 20].splitlines() if line.strip()]
+    dialect = detect_dialect(*lines[:2]) if lines else detect_dialect("")
+    if dialect.note() and not {".tsv", ".txt"} & set(path.suffixes):  # tabs are usual in these
+        console.print(f"info: {path}: {dialect.note()}")
     try:
         rows = list(
-            csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=sep, strict=True)
+            csv.reader(io.StringIO(text, newline=""), delimiter=dialect.separator, strict=True)
         )
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read as a table ({error})") from error
-    rows = [row for row in rows if row]  # blank lines say nothing
+    rows = [row for row in rows if row]  # skip blank lines
     if not rows:
         raise InputError(f"{path}: is empty; it needs a header and one row per site")
     columns = [name.strip() for name in rows[0]]
     name, times = Counter(columns).most_common(1)[0]
     if times > 1:
         raise InputError(
-            f"{path}: column {name or '(without a name)'} stands twice in the header; rename one of them"
+            f"{path}: column {name or '(without a name)'} occurs twice in the header; rename one"
         )
     for number, row in enumerate(rows[1:], FIRST_ROW):
         if len(row) != len(columns):
             raise InputError(
-                f"{path}, row {number}: has {len(row)} cells and the header {len(columns)} columns; "
-                "the row was cut short or a cell holds the separator without quotes"
+                f"{path}, row {number}: has {len(row)} cells, but the header has {len(columns)} "
+                "columns; the row is truncated, or a cell with a separator has no quotes"
             )
     if len(rows) == 1:
         raise InputError(f"{path}: has a header but no rows")
-    return pd.DataFrame(
-        [[cell.strip() for cell in row] for row in rows[1:]], columns=columns, dtype=object
-    )
+    table = pd.DataFrame(rows[1:], columns=columns, dtype=object)
+    return _decimal_points(table) if dialect.decimal == "," else table
+
+
+def _decimal_points(table: pd.DataFrame) -> pd.DataFrame:
+    """Replace decimal commas by points in columns that contain only numbers."""
+    for name in table.columns:
+        cells = table[name].str.strip()
+        if cells[cells != ""].str.fullmatch(_DECIMAL_COMMA).all():
+            table[name] = cells.str.replace(",", ".")
+    return table
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     table = read_parquet(path, "is it whole?")
     if table.empty:
         raise InputError(f"{path}: has a header but no rows")
-    empty = table.isna()
-    return table.astype(str).mask(empty, "").astype(object)
+    return table
 
 
 def _read_text(path: Path) -> str:
@@ -74,17 +111,34 @@ def _read_text(path: Path) -> str:
             raise InputError(f"{path}: is not a file")
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
             content = file.read(LARGEST_TABLE + 1)
-        text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: cannot be read as a table ({error}); is it whole?") from error
+        raise InputError(
+            f"{path}: cannot be read as a table ({error}); the file may be truncated"
+        ) from error
     if len(content) > LARGEST_TABLE:
         raise InputError(
-            f"{path}: is larger than {LARGEST_TABLE >> 20} MB, unpacked; no table of a screen is"
+            f"{path}: is larger than {LARGEST_TABLE >> 20} MB after decompression; this is not a "
+            "table of sites"
         )
+    text = _decode(content, path)
     if "\0" in text:
-        raise InputError(
-            f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: holds a NUL byte; it is damaged"
-        )
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(f"{path}, line {line}: contains a NUL byte; the file is damaged")
     return text
+
+
+def _decode(content: bytes, path: Path) -> str:
+    """Decode UTF-8 and name other encodings, which spreadsheet programs write on Windows."""
+    advice = "save the table as UTF-8 (in Excel: 'CSV UTF-8')"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path}: is encoded as UTF-16, but UTF-8 is required; {advice}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}, line {line}: is not UTF-8 text (byte 0x{content[error.start]:02x}, "
+            f"perhaps of a Windows encoding such as cp1252); {advice}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Files over HTTPS: each whole or not at all, tried again after what may pass, several at a time."""
+"""Download files over HTTPS: complete or not at all, with retries, several at a time."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic
 
-#: Tries for each file, seconds before the second one (doubled each time), seconds without a byte that end a try.
+#: Attempts per file; pause in seconds before the second one (doubled each time); seconds without
+#: data that end an attempt.
 TRIES, PAUSE_S, TIMEOUT_S = 5, 1.0, 60.0
 CHUNK = 1 << 20
 
 
 class NotThere(InputError):
-    """The server has no such file: other names may be tried, or it is done without."""
+    """The server does not have the file."""
 
 
 def download_if_there(url: str, path: Path) -> int | None:
-    """Fetch a file that may be missing there: its bytes, or None."""
+    """Download a file; return its size in bytes, or None if the server does not have it."""
     try:
         return download(url, path)
     except NotThere:
@@ -33,55 +35,70 @@ def download_if_there(url: str, path: Path) -> int | None:
 
 
 def download(url: str, path: Path) -> int:
-    """Fetch a file under its final name, whole or not at all; tries again after what may pass. Its bytes.
+    """Download a file, with retries after temporary failures; return its size in bytes.
+
+    The file appears under its final name only when it is complete.
 
     Raises:
-        InputError: there is no such file, or no try succeeded.
+        NotThere: The server does not have the file.
+        InputError: The request was refused, or all attempts failed.
     """
     pause = PAUSE_S
     for attempt in range(1, TRIES + 1):
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply, atomic(path) as temporary:
-                return _copy(reply, temporary)
+            with (
+                urllib.request.urlopen(url, timeout=TIMEOUT_S) as response,
+                atomic(path) as temporary,
+            ):
+                return _copy(response, temporary)
         except urllib.error.HTTPError as error:
-            error.close()  # it is the reply, too
+            error.close()  # also closes the response
             reason = f"HTTP {error.code}"
             if error.code in (400, 401, 403, 404, 410):
                 kind = NotThere if error.code in (404, 410) else InputError
                 raise kind(
-                    f"{url}: cannot be fetched ({reason}); check --accession, --source, --batch and --plate"
+                    f"{redacted(url)}: cannot be downloaded ({reason}); check --accession, "
+                    "--source, --batch and --plate"
                 ) from error
+        except (http.client.InvalidURL, ValueError) as error:  # such as a password with ":" or "@"
+            raise InputError(
+                f"{redacted(url)}: is not a valid URL ({redacted(str(error))}); check the base URL"
+            ) from error
         except (OSError, EOFError, http.client.HTTPException) as error:
-            reason = str(getattr(error, "reason", error))
+            reason = redacted(str(getattr(error, "reason", error)))
         if attempt < TRIES:
             time.sleep(pause)
             pause *= 2
     raise InputError(
-        f"{url}: cannot be fetched after {TRIES} tries ({reason}); run the same command again to go on"
+        f"{redacted(url)}: cannot be downloaded after {TRIES} attempts ({reason}); run the same "
+        "command again to resume"
     )
 
 
-def _copy(reply, path: Path) -> int:
-    """Write a reply to a file and hold it to the length it announced."""
-    announced = reply.headers.get("Content-Length")
+def _copy(response: Any, path: Path) -> int:
+    """Write a response to a file, and check its size against Content-Length."""
+    expected = response.headers.get("Content-Length")
     with open(path, "wb") as file:
-        while chunk := _read(reply):
+        while chunk := _read(response):
             file.write(chunk)
         size = file.tell()
-    if announced is not None and str(size) != announced.strip():
-        raise EOFError(f"{size} of {announced} bytes came")
+    if expected is not None and str(size) != expected.strip():
+        raise EOFError(f"received {size} of {expected} bytes")
     return size
 
 
-def _read(reply) -> bytes:
+def _read(response: Any) -> bytes:
     try:
-        return reply.read(CHUNK)
-    except (OSError, http.client.HTTPException) as error:  # told apart from a disk that is full
+        return response.read(CHUNK)
+    except (
+        OSError,
+        http.client.HTTPException,
+    ) as error:  # EOFError, because OSError also means a full disk
         raise EOFError(f"the connection broke: {error}") from error
 
 
 def in_parallel(function: Callable[[Any], Any], items: Any, threads: int) -> Iterator[Any]:
-    """Results in order, a bounded number of items ahead; the first failure ends it."""
+    """Yield results in order; at most four items per thread are pending. A failure ends it."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future] = deque()
         try:

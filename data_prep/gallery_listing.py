@@ -1,23 +1,25 @@
-"""What the Cell Painting Gallery holds and where, and what is known to be wrong there.
+"""Layout of the Cell Painting Gallery, and known faults of its tables.
 
-The layout (its documentation: https://broadinstitute.github.io/cellpainting-gallery/data_structure.html), below
-`ACCESSION/SOURCE`:
+Keys below `ACCESSION/SOURCE`:
 
     workspace/load_data_csv/BATCH/PLATE/load_data.csv[.gz]
-    workspace/metadata/platemaps/BATCH/barcode_platemap.csv          plate → name of its platemap
-    workspace/metadata/platemaps/BATCH/platemap/NAME.txt             well → what it got
+    workspace/metadata/platemaps/BATCH/barcode_platemap.csv          plate → name of its plate map
+    workspace/metadata/platemaps/BATCH/platemap/NAME.txt             well → treatment
     workspace/metadata/external_metadata/….tsv                       broad_sample → compound
-    images/BATCH/images/FULL_PLATE_NAME/….tiff                       named by the load_data.csv
+    images/BATCH/images/FULL_PLATE_NAME/….tiff                       named by load_data.csv
     images/BATCH/illum/PLATE/PLATE_Illum<CHANNEL>.npy
 
-JUMP's production data (cpg0016) have no platemaps there: `well.csv.gz` and its neighbours in JUMP's repository say what
-each well got (jump-cellpainting/datasets#175).
+Source: https://broadinstitute.github.io/cellpainting-gallery/data_structure.html
+
+Plates of JUMP's production data (cpg0016) have no plate maps in the gallery; `well.csv.gz` and
+related tables in JUMP's repository list their treatments (jump-cellpainting/datasets#175).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -28,11 +30,11 @@ from perturbjax.core.plates import PLATE, WELL, normalize_well
 
 GALLERY = "https://cellpainting-gallery.s3.amazonaws.com"
 JUMP_METADATA = "https://raw.githubusercontent.com/jump-cellpainting/datasets/main/metadata"
-#: Accessions whose platemaps lie in JUMP's repository, and what of it tells of wells, perturbations and controls.
+#: Accession with plate maps in JUMP's repository, and its tables of wells, compounds and controls.
 IN_JUMP_METADATA = "cpg0016-jump"
 JUMP_TABLES = ("well.csv.gz", "compound.csv.gz", "perturbation_control.csv")
 JUMP_ID = "Metadata_JCP2022"
-#: Accessions by their number, the source that is taken where none is named, and the batch.
+#: Number of an accession → full name, default source, default batch.
 ACCESSIONS: dict[str, tuple[str, str, str]] = {
     "cpg0000": ("cpg0000-jump-pilot", "source_4", "2020_11_04_CPJUMP1"),
     "cpg0001": ("cpg0001-cellpainting-protocol", "source_4", ""),
@@ -40,7 +42,7 @@ ACCESSIONS: dict[str, tuple[str, str, str]] = {
     "cpg0012": ("cpg0012-wawer-bioactivecompoundprofiling", "broad", ""),
     "cpg0016": (IN_JUMP_METADATA, "", ""),
 }
-#: Channels in the order in which microscopes of cpg0016 number them, of the sources on which both of JUMP's catalogues
+#: Channels of cpg0016 in the order of their numbers, for sources on which both catalogs of JUMP
 #: agree (jump-cellpainting/datasets#164, and its channel_mapping.csv, which was withdrawn).
 ORDERS = {
     **dict.fromkeys(
@@ -49,40 +51,51 @@ ORDERS = {
     **dict.fromkeys(("source_3", "source_4", "source_8"), ("Mito", "AGP", "RNA", "ER", "DNA")),
     "source_9": ("ER", "Mito", "AGP", "DNA", "RNA"),
 }
-#: Number of the channel in names of Opera Phenix (`-ch5sk1`), CV8000 (`…A01Z01C05.tif`) and ImageXpress (`_w5…`).
+#: Channel number in file names of Opera Phenix (`-ch5sk1`), CV8000 (`…A01Z01C05.tif`) and
+#: ImageXpress (`_w5…`).
 NUMBER = re.compile(r"-ch(\d+)sk|C(\d\d)\.tiff?$|_w(\d)")
-#: In cpg0012 AGP and Mito name one file (jump-cellpainting/datasets#33): the numbers that their files have.
+#: In cpg0012 the table names one file for AGP and Mito (jump-cellpainting/datasets#33). These are
+#: the channel numbers in the names of the correct files.
 CPG0012 = {"AGP": "4", "Mito": "5"}
 
 
-def named(accession: str, source: str, batch: str) -> tuple[str, str, str]:
-    """Full names of accession, source and batch, with what is taken where nothing is said.
+def full_names(accession: str, source: str, batch: str) -> tuple[str, str, str]:
+    """Return the full names of accession, source and batch; defaults replace empty values.
 
     Raises:
-        InputError: source or batch must be named.
+        InputError: The source or batch is required.
     """
-    known = next(
+    defaults = next(
         (names for key, names in ACCESSIONS.items() if accession in (key, names[0])),
         (accession, "broad", ""),
     )
-    found = (known[0], source or known[1], batch or known[2])
-    for flag, name in zip(("accession", "source", "batch"), found, strict=True):
+    names = (defaults[0], source or defaults[1], batch or defaults[2])
+    for flag, name in zip(("accession", "source", "batch"), names, strict=True):
         if not name:
             raise InputError(
-                f"--{flag}: say which of {accession}; its folders are listed at {GALLERY}/index.html"
+                f"--{flag}: is required for {accession}; its folders are listed at "
+                f"{GALLERY}/index.html"
             )
-    return found
+    return names
 
 
 def jump_perturbations(
     folder: Path, sites: pd.DataFrame, source: str
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Sites of cpg0016 with what JUMP's tables say of their wells, and the wells of which they say nothing.
+    """Join the treatments of JUMP's tables to sites of cpg0016.
 
-    Some wells have images and stand in no table (jump-cellpainting/datasets#24 and #75): those are given back by name.
+    Some wells with images are in no table (jump-cellpainting/datasets#24 and #75).
+
+    Args:
+        folder: Folder of `JUMP_TABLES`.
+        sites: Sites of one plate.
+        source: Imaging site, such as source_4.
+
+    Returns:
+        Sites with treatments, and the names of wells that are in no table.
 
     Raises:
-        InputError: a table is damaged, or knows no well of the plate.
+        InputError: A table is damaged, or has no well of the plate.
     """
     wells, compounds, controls = (read_table(folder / name) for name in JUMP_TABLES)
     for table, name, columns in (
@@ -90,74 +103,72 @@ def jump_perturbations(
         (compounds, JUMP_TABLES[1], (JUMP_ID,)),
         (controls, JUMP_TABLES[2], (JUMP_ID,)),
     ):
-        for column in columns:
-            if column not in table.columns:
-                raise InputError(
-                    f"{folder / name}: column {column} is missing; delete the file and try again"
-                )
+        require_columns(table, folder / name, columns)
     plate = sites[PLATE].iloc[0]
     wells = wells[(wells["Metadata_Source"] == source) & (wells[PLATE] == plate)]
     if wells.empty:
         raise InputError(
-            f"--plate {plate}: {JUMP_TABLES[0]} of JUMP knows no well of it in {source}"
+            f"--plate {plate}: {JUMP_TABLES[0]} of JUMP lists no well of this plate in {source}"
         )
-    told = wells.assign(**{WELL: wells[WELL].map(normalize_well)})[[WELL, JUMP_ID]].drop_duplicates(
-        WELL
-    )
+    wells = wells.assign(**{WELL: wells[WELL].map(normalize_well)})
+    treatments = wells[[WELL, JUMP_ID]].drop_duplicates(WELL)
     for table in (compounds, controls):
-        told = told.merge(table.drop_duplicates(JUMP_ID), on=JUMP_ID, how="left")
-    told = told.fillna("").rename(columns={"Metadata_Name": "Metadata_pert_iname"})
-    told["Metadata_pert_iname"] = told["Metadata_pert_iname"].where(
-        told["Metadata_pert_iname"] != "", told[JUMP_ID]
-    )
-    unknown = sorted(set(sites[WELL]) - set(told[WELL]))
-    kept = sites[~sites[WELL].isin(unknown)]
-    replaced = [column for column in told.columns if column in kept.columns and column != WELL]
-    return kept.drop(columns=replaced).merge(
-        told, on=WELL, how="left", validate="many_to_one"
-    ), unknown
+        treatments = treatments.merge(table.drop_duplicates(JUMP_ID), on=JUMP_ID, how="left")
+    treatments = treatments.fillna("").rename(columns={"Metadata_Name": "Metadata_pert_iname"})
+    name = treatments["Metadata_pert_iname"]
+    treatments["Metadata_pert_iname"] = name.where(name != "", treatments[JUMP_ID])
+    unknown = sorted(set(sites[WELL]) - set(treatments[WELL]))
+    sites = sites[~sites[WELL].isin(unknown)]
+    replaced = [name for name in treatments.columns if name in sites.columns and name != WELL]
+    sites = sites.drop(columns=replaced)
+    return sites.merge(treatments, on=WELL, how="left", validate="many_to_one"), unknown
 
 
-def twins(names: dict[str, pd.Series]) -> tuple[str, str] | None:
-    """Two channels that name the same file in some site, if there are."""
-    channels = list(names)
-    for at, first in enumerate(channels):
-        for second in channels[at + 1 :]:
-            if (names[first] == names[second]).any():
-                return first, second
+def require_columns(table: pd.DataFrame, path: Path, columns: Iterable[str]) -> None:
+    """Raise InputError if a downloaded table lacks a column."""
+    for column in columns:
+        if column not in table.columns:
+            raise InputError(f"{path}: column {column} is missing; delete the file and try again")
+
+
+def find_duplicates(names: dict[str, pd.Series]) -> tuple[str, str] | None:
+    """Return two channels that name the same file in some site, or None."""
+    for first, second in combinations(names, 2):
+        if (names[first] == names[second]).any():
+            return first, second
     return None
 
 
-def untwinned(name: str, channel: str, listed: Iterable[str]) -> str | None:
-    """The file of AGP or of Mito in cpg0012, among what is listed, where the table gives one name to both.
+def find_cpg0012_file(name: str, channel: str, files: Iterable[str]) -> str | None:
+    """Return the correct file of AGP or Mito in cpg0012, where the table names one file for both.
 
-    Their names differ in the number after `_w` and in a random end, so that only the folder's list can tell.
+    File names differ in the channel number after `_w` and in a random suffix, so that only a
+    listing of the folder identifies them.
+
+    Args:
+        name: File name in the table.
+        channel: AGP or Mito.
+        files: Names of the files in the folder.
     """
-    found = re.fullmatch(r"(.*_w)\d(.*)", name)
-    if found is None or channel not in CPG0012:
+    match = re.fullmatch(r"(.*_w)\d(.*)", name)
+    if match is None or channel not in CPG0012:
         return None
-    candidates = [one for one in listed if one.startswith(found[1] + CPG0012[channel])]
+    candidates = [file for file in files if file.startswith(match[1] + CPG0012[channel])]
     return candidates[0] if len(candidates) == 1 else None
 
 
 def order_note(source: str, names: dict[str, pd.Series]) -> str:
-    """A sentence where file names number channels otherwise than JUMP's catalogues say; else empty."""
+    """Compare channel numbers in file names with JUMP's catalog; return a warning or ""."""
     order, wrong = ORDERS.get(source, ()), []
     for channel, files in names.items():
-        numbers = {
-            next(filter(None, found.groups())) for name in files if (found := NUMBER.search(name))
-        }
-        if (
-            channel in order
-            and numbers
-            and {int(number) for number in numbers} != {order.index(channel) + 1}
-        ):
-            wrong.append(
-                f"{channel} is {', '.join(sorted(numbers))} and not {order.index(channel) + 1}"
-            )
+        matches = filter(None, map(NUMBER.search, files))
+        numbers = {int(next(filter(None, match.groups()))) for match in matches}
+        if channel in order and numbers and numbers != {order.index(channel) + 1}:
+            listed = ", ".join(map(str, sorted(numbers)))
+            wrong.append(f"{channel} is {listed}, not {order.index(channel) + 1}")
     if not wrong:
         return ""
     return (
-        f"channels of this plate are numbered otherwise than JUMP's catalogue of {source} says ({'; '.join(wrong)}); "
-        "the names in load_data.csv are followed: look at the preview"
+        f"channel numbers of this plate differ from JUMP's catalog of {source} "
+        f"({'; '.join(wrong)}); the channel names of load_data.csv are used: check the preview"
     )

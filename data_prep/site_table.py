@@ -1,8 +1,9 @@
-"""From a JUMP-style load_data.csv to one validated row per site.
+"""Read a JUMP-style load_data.csv into one validated row per site.
 
-A row names one file per channel (`FileName_Orig<CHANNEL>`, `PathName_Orig<CHANNEL>`, or `URL_Orig<CHANNEL>`) and what
-is known of the site (`Metadata_*`). Channels are found by the name in their column, never by their position. Where a
-file holds several, `Series_Orig<CHANNEL>`, `Channel_Orig<CHANNEL>` and `Frame_Orig<CHANNEL>` say what is meant.
+A row names one file per channel (`FileName_Orig<CHANNEL>` and `PathName_Orig<CHANNEL>`, or
+`URL_Orig<CHANNEL>`) and describes the site (`Metadata_*`). Channels are identified by the names of
+their columns, never by position. For files with several planes, `Series_Orig<CHANNEL>`,
+`Channel_Orig<CHANNEL>` and `Frame_Orig<CHANNEL>` select one.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from typing import Any
 import pandas as pd
 
 from data_prep.csv_tables import FIRST_ROW, SOLVENT, read_table
+from data_prep.file_columns import file_locations
 from data_prep.platemap import join_platemap
+from data_prep.shared_files import check_shared_files
 from data_prep.sources import Plane, Project, stores, zarrs
 from data_prep.sources.files import names_of_folder
 from data_prep.sources.finder import FileFinder
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest
+from perturbjax.core.messages import console
 from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well
 
-#: The label is the first of these that a table has, unless `--label-column` says otherwise.
+#: Default label columns; the first one in the table is used unless `--label-column` is given.
 LABEL_COLUMNS = ("Metadata_pert_iname", "Metadata_broad_sample", "Metadata_moa")
-#: What `--label-column` says of sites that have no label: they can be predicted.
+#: Value of `--label-column` for sites without labels, which can only be predicted.
 NO_LABEL = "none"
-#: Columns that each claim to say which perturbation it was; one may have several values where another has one.
+#: Columns that identify the treatment. Values of one may correspond to several values of another.
 IDENTITY_COLUMNS = (
     "Metadata_pert_iname",
     "Metadata_broad_sample",
@@ -37,12 +41,9 @@ IDENTITY_COLUMNS = (
     "Metadata_moa",
     "Metadata_concentration_uM",
 )
-#: Prefix of the columns this module adds: where each channel lies, as a `Plane`.
+#: Prefix of the columns with the `Plane` of each channel.
 FILE = "file_"
-#: Columns that name files, as (pattern before the channel, what they hold), the first kind found being used.
-FILE_COLUMNS = (("FileName_Orig", "name"), ("URL_Orig", "url"), ("FileName_(?!Illum)", "name"))
-FILE_COLUMN_PATTERN = re.compile("(FileName|PathName|URL|Series|Frame|Channel)_")
-#: Columns that say which image and which plane of a file is meant (CellProfiler's LoadData has the same), from 0.
+#: Columns that select an image and a plane of a file, counted from 0 (as in CellProfiler LoadData).
 NUMBERS = {"Series": "series", "Frame": "frame"}
 
 
@@ -51,11 +52,11 @@ class SiteTable:
     """All sites of a load_data.csv, in its order.
 
     Attributes:
-        sites: `site_id` (unique), `row` (line in the CSV), every `Metadata_*` as text, `file_<CHANNEL>` as a `Plane`,
-            whose file is empty where there is none.
-        channels: the channels asked for, in the order asked for.
-        source: the CSV, or the store whose sites these are.
-        sha256: of each file it was read from, by the flag that names it; of the list of sites where a store gave it.
+        sites: `site_id` (unique), `row` (line of the CSV), every `Metadata_*` as text, and
+            `file_<CHANNEL>` as a `Plane`, whose `file` is empty if the file does not exist.
+        channels: Selected channels, in the requested order.
+        source: The CSV, or the Zarr store that lists the sites.
+        sha256: Checksum of each input file by its option; of the list of sites if a store has it.
     """
 
     sites: pd.DataFrame
@@ -67,13 +68,14 @@ class SiteTable:
         return len(self.sites)
 
     def where(self, row: Mapping[Any, Any]) -> str:
-        """What messages call a site by: its row of the CSV, or its place in the store."""
+        """Name a site in messages: its row of the CSV, or its plate, well and site in the store."""
         if isinstance(self.source, Path):
             return f"{self.source}, row {row['row']}"
         return f"{self.source}, plate {row[PLATE]}, well {row[WELL]}, site {row[SITE]}"
 
     @property
     def metadata_columns(self) -> list[str]:
+        """Names of the `Metadata_*` columns."""
         return [column for column in self.sites.columns if column.startswith("Metadata_")]
 
 
@@ -88,63 +90,67 @@ def read_sites(
     must_exist: bool = True,
     project: Project = "none",
 ) -> SiteTable:
-    """Read and validate a load_data.csv, or the list of sites that a Zarr store of plates has.
+    """Read and validate a load_data.csv, or list the sites of a Zarr store.
 
     Args:
-        load_data: the CSV (`.gz` too), or parquet; None where a store says itself which sites there are.
-        images: folder that relative paths start from; absolute paths of another machine are looked for below it. Or a
-            Zarr store, or a folder of them: sites are found in it by plate, well and site.
-        channels: names to use, in this order; empty takes all there are.
-        also: names that must be among them, and are added where they are not.
-        platemap: TSV with `well_position` and `broad_sample`, joined on the well.
-        compounds: TSV with `broad_sample` and what is known of it, joined on `broad_sample`.
-        must_exist: every file of every row must be there.
-        project: how a stack of planes becomes one.
+        load_data: CSV (`.gz` too) or parquet; None to use the list of sites in a Zarr store.
+        images: Folder of relative paths (absolute paths of another machine are matched by their
+            last folders), a Zarr store, or a folder of Zarr stores.
+        channels: Channels to use, in this order; by default all.
+        also: Channels that are added if `channels` does not contain them.
+        platemap: TSV with `well_position` and `broad_sample`, joined by well.
+        compounds: TSV with `broad_sample` and its annotations, joined by `broad_sample`.
+        must_exist: Refuse tables that name missing files.
+        project: Projection of a stack of planes.
 
     Raises:
-        InputError: the CSV is missing, empty or malformed; a column, a channel or a file is missing; a plate, well or
-            site is empty; two rows are the same (plate, well, site).
+        InputError: The table is missing, empty or malformed; a column, channel or file is missing;
+            a plate, well or site is empty; two rows have the same plate, well and site; or rows
+            with different folders resolve to one file.
     """
     images = str(images)
     source = images if load_data is None else Path(load_data)
     table = stores.store_table(images) if load_data is None else read_table(load_data)
     if names_files := _names_files(table, images, load_data):
-        file_locations(table, source)  # a table that names none is told of first
+        file_locations(table, source)  # report missing columns of files before anything else
     sites = table[[column for column in table.columns if column.startswith("Metadata_")]].copy()
     sites.insert(0, "row", range(FIRST_ROW, FIRST_ROW + len(sites)))
     normalise_position(sites, source)
     sites.insert(0, "site_id", sites[PLATE] + "_" + sites[WELL] + "_" + sites[SITE])
     _refuse_duplicates(sites, source)
     if platemap is not None:
-        sites = join_platemap(sites, read_table(platemap, sep="\t"), platemap, compounds)
+        sites = join_platemap(sites, read_table(platemap), platemap, compounds)
     elif compounds is not None:
-        raise InputError("--compounds: is joined to the platemap; give --platemap as well")
+        raise InputError("--compounds: is joined to the plate map; pass --platemap as well")
 
-    find = _in_files if names_files else _in_stores
-    available, place = find(table, sites, images, source, must_exist)
-    chosen = _choose(tuple(channels), tuple(also), available, source)
+    resolve = _resolve_files if names_files else _resolve_stores
+    available, files_of = resolve(table, sites, images, source, must_exist)
+    chosen = _select_channels(tuple(channels), tuple(also), available, source)
     for channel in chosen:
+        selections = _selections(table, channel, source)
         sites[FILE + channel] = [
             Plane(file, project=project, **selection)
-            for file, selection in zip(
-                place(channel), _selections(table, channel, source), strict=True
-            )
+            for file, selection in zip(files_of(channel), selections, strict=True)
         ]
+    if names_files:
+        locations = {name: file_locations(table, source)[name] for name in chosen}
+        planes = {name: list(sites[FILE + name]) for name in chosen}
+        for warning in check_shared_files(locations, planes, source):
+            console.print(f"warning: {warning}")
     files = {"load_data": load_data, "platemap": platemap, "compounds": compounds}
     sha256 = {name: file_digest(Path(path)) for name, path in files.items() if path}
     if load_data is None:
-        sha256["images"] = hashlib.sha256(
-            table.drop(columns=stores.IMAGE).to_csv(index=False).encode()
-        ).hexdigest()
+        listing = table.drop(columns=stores.IMAGE).to_csv(index=False)
+        sha256["images"] = hashlib.sha256(listing.encode()).hexdigest()
     return SiteTable(sites, chosen, source, sha256)
 
 
-#: Channels that there are, and what gives the file of each site for one of them.
-Places = tuple[tuple[str, ...], Callable[[str], list[str]]]
+#: The available channels, and a function that returns the files of one of them, one per site.
+ChannelFiles = tuple[tuple[str, ...], Callable[[str], list[str]]]
 
 
 def _names_files(table: pd.DataFrame, images: str, load_data: Path | None) -> bool:
-    """Whether rows name files; else sites are looked for in stores, by plate, well and site."""
+    """Return whether rows name files; otherwise sites are found in stores by plate, well, site."""
     if load_data is None or stores.is_store(images):
         return False
     if any(re.match("(FileName|URL)_", column) for column in table.columns):
@@ -153,96 +159,101 @@ def _names_files(table: pd.DataFrame, images: str, load_data: Path | None) -> bo
     return not {f"{plate}.zarr" for plate in plates} & set(names_of_folder(images))
 
 
-def _in_files(
+def _resolve_files(
     table: pd.DataFrame, sites: pd.DataFrame, images: str, source: Path | str, must_exist: bool
-) -> Places:
+) -> ChannelFiles:
     locations = file_locations(table, source)
     finder = FileFinder(images, must_exist)
 
-    def place(channel: str) -> list[str]:
+    def files_of(channel: str) -> list[str]:
         names, folders = locations[channel]
         return [
             finder.find(folder, name, f"{source}, row {row}, channel {channel}")
             for row, folder, name in zip(sites["row"], folders, names, strict=True)
         ]
 
-    return tuple(locations), place
+    return tuple(locations), files_of
 
 
-def _in_stores(
+def _resolve_stores(
     table: pd.DataFrame, sites: pd.DataFrame, images: str, source: Path | str, _: bool
-) -> Places:
+) -> ChannelFiles:
     finder = stores.StoreFinder(images)
     files = (
         list(table[stores.IMAGE])
         if stores.IMAGE in table.columns
         else [finder.find(row, f"{source}, row {row['row']}") for row in sites.to_dict("records")]
     )
-    named = [
-        column.removeprefix("Channel_Orig")
-        for column in table.columns
-        if column.startswith("Channel_Orig")
-    ]
+    prefix = "Channel_Orig"
+    named = [name.removeprefix(prefix) for name in table.columns if name.startswith(prefix)]
     available = tuple(named or zarrs.channel_names(files[0], str(source)))
     if not available:
         raise InputError(
-            f"{files[0]}: names no channels; say which is which in columns Channel_Orig<CHANNEL> of --load-data"
+            f"{files[0]}: has no channel names; add columns Channel_Orig<CHANNEL> with channel "
+            "numbers to the table of --load-data"
         )
     return available, lambda channel: files
 
 
-def _choose(
-    asked: tuple[str, ...], also: tuple[str, ...], available: tuple[str, ...], source: Path | str
+def _select_channels(
+    requested: tuple[str, ...],
+    also: tuple[str, ...],
+    available: tuple[str, ...],
+    source: Path | str,
 ) -> tuple[str, ...]:
-    chosen = asked or available
+    chosen = requested or available
     for channel in chosen + also:
         if channel not in available:
             raise InputError(
-                f"--channels {channel}: {source} has no such channel; it has {', '.join(available)}"
+                f"--channels {channel}: not found in {source} (available: {', '.join(available)})"
             )
     if len(set(chosen)) < len(chosen):
-        raise InputError(f"--channels {','.join(chosen)}: a channel is named twice")
+        raise InputError(f"--channels {','.join(chosen)}: a channel occurs twice")
     return tuple(dict.fromkeys(chosen + also))
 
 
 def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path | str) -> str:
-    """The label column asked for, or the first of `LABEL_COLUMNS` there is; none where `NO_LABEL` was asked for.
+    """Return the requested label column, or the first of `LABEL_COLUMNS` in the table.
+
+    Returns:
+        Name of the column; "" if `label_column` is `NO_LABEL`.
 
     Raises:
-        InputError: there is no such column, none at all, or a site has no value in it.
+        InputError: The column is missing, no column qualifies, or a site has no value in it.
     """
     if label_column == NO_LABEL:
         return ""
-    have = [column for column in sites.columns if column.startswith("Metadata_")]
+    columns = [column for column in sites.columns if column.startswith("Metadata_")]
+    available = ", ".join(columns)
     if not label_column:
-        label_column = next((column for column in LABEL_COLUMNS if column in have), "")
+        label_column = next((column for column in LABEL_COLUMNS if column in columns), "")
     if not label_column:
         raise InputError(
-            f"{load_data}: none of {', '.join(LABEL_COLUMNS)} is there to be the label; "
-            f"choose one with --label-column (there are {', '.join(have)}), or join --platemap and --compounds; "
-            f"sites without labels, to predict, are built with --label-column {NO_LABEL}"
+            f"{load_data}: no label column ({', '.join(LABEL_COLUMNS)}); choose one with "
+            f"--label-column (available: {available}), join --platemap and --compounds, or pass "
+            f"--label-column {NO_LABEL} for sites that are only predicted"
         )
-    if label_column not in have:
+    if label_column not in columns:
         if isinstance(load_data, Path) and label_column in read_table(load_data).columns:
             raise InputError(
-                f"--label-column {label_column}: columns of {load_data} that tell of a site begin with Metadata_; "
-                f"rename it there to Metadata_{label_column}"
+                f"--label-column {label_column}: columns of {load_data} that describe a site begin "
+                f"with Metadata_; rename it there to Metadata_{label_column}"
             )
         raise InputError(
-            f"--label-column {label_column}: {load_data} has no such column; it has {', '.join(have)}"
+            f"--label-column {label_column}: not found in {load_data} (available: {available})"
         )
     empty = sites.loc[sites[label_column] == "", "row"]
     if len(empty):
         raise InputError(
-            f"{load_data}, row {empty.iloc[0]}: {label_column} is empty ({len(empty)} such rows); "
-            f"fill it in ({SOLVENT} for the solvent), join --platemap, or choose another --label-column "
-            f"({NO_LABEL} for sites that are only to be predicted)"
+            f"{load_data}, row {empty.iloc[0]}: {label_column} is empty or NA ({len(empty)} rows "
+            f"in total); fill it in ({SOLVENT} for the solvent), join --platemap, or choose "
+            f"another --label-column ({NO_LABEL} for sites that are only predicted)"
         )
     return label_column
 
 
 def merged_identities(sites: pd.DataFrame, label_column: str) -> list[str]:
-    """One sentence for each identity column in which some labels stand for several values."""
+    """Describe labels that merge several values of another identity column."""
     notes: list[str] = []
     for column in IDENTITY_COLUMNS if label_column else ():
         if column == label_column or column not in sites.columns:
@@ -252,76 +263,42 @@ def merged_identities(sites: pd.DataFrame, label_column: str) -> list[str]:
         if len(several):
             examples = ", ".join(f"{label} ({count})" for label, count in several.head(4).items())
             notes.append(
-                f"{label_column} merges several {column} in {len(several)} of its classes: {examples}"
+                f"{label_column} merges several {column} in {len(several)} of its classes: "
+                f"{examples}"
             )
     return notes
 
 
-def file_locations(
-    table: pd.DataFrame, source: Path | str
-) -> dict[str, tuple[pd.Series, pd.Series]]:
-    """Channel → (file names, folders), one a row, in the order of the table's columns.
-
-    Raises:
-        InputError: no column names files.
-    """
-    nowhere = pd.Series("", index=table.index)
-    for prefix, kind in FILE_COLUMNS:
-        columns = {
-            match[1]: column
-            for column in table.columns
-            if (match := re.fullmatch(prefix + "(.+)", column))
-        }
-        if kind == "name":
-            found = {
-                channel: (
-                    table[column],
-                    table.get(column.replace("FileName_", "PathName_", 1), nowhere),
-                )
-                for channel, column in columns.items()
-            }
-        else:
-            paths = {
-                channel: table[column]
-                .str.replace(r"^[a-z0-9]+:/+", "/", regex=True)
-                .str.rpartition("/")
-                for channel, column in columns.items()
-            }
-            found = {channel: (path[2], path[0]) for channel, path in paths.items()}
-        if found:
-            return found
-    raise InputError(
-        f"{source}: has no FileName_Orig<CHANNEL> column, so no channel can be found by name"
-    )
-
-
 def _selections(table: pd.DataFrame, channel: str, source: Path | str) -> list[dict[str, Any]]:
-    """What each row says of where in its file a channel lies, as fields of a `Plane`.
+    """Return the fields of `Plane` by which each row selects a plane of its file.
 
     Raises:
-        InputError: a series or a frame is no number.
+        InputError: A series or a frame is not a number.
     """
-    nothing = pd.Series("", index=table.index)
+    empty = pd.Series("", index=table.index)
 
     def column(kind: str) -> pd.Series:
-        return table.get(f"{kind}_Orig{channel}", table.get(f"{kind}_{channel}", nothing))
+        return table.get(f"{kind}_Orig{channel}", table.get(f"{kind}_{channel}", empty))
 
-    found: list[dict[str, Any]] = [{"channel": name or channel} for name in column("Channel")]
+    selections: list[dict[str, Any]] = [{"channel": name or channel} for name in column("Channel")]
     for kind, field in NUMBERS.items():
-        for row, (text, selection) in enumerate(zip(column(kind), found, strict=True), FIRST_ROW):
+        for row, (text, selection) in enumerate(
+            zip(column(kind), selections, strict=True), FIRST_ROW
+        ):
             if text and not re.fullmatch("[0-9]{1,9}", text):
                 raise InputError(
-                    f"{source}, row {row}: {kind}_Orig{channel} is {text!r}; it must be a number from 0"
+                    f"{source}, row {row}: {kind}_Orig{channel} is {text!r}; it must be a number "
+                    "from 0"
                 )
             selection[field] = int(text) if text else None
-    return found
+    return selections
 
 
 def normalise_position(sites: pd.DataFrame, source: Path | str) -> None:
-    """Spell wells and sites alike, in place.
+    """Normalize the spelling of wells and sites in place: `a1` to `A01`, site `01` to `1`.
 
     Raises:
-        InputError: plate, well or site is no column, or empty in a row.
+        InputError: The column of plate, well or site is missing, or empty in a row.
     """
     for column in (PLATE, WELL, SITE):
         if column not in sites.columns:
@@ -336,11 +313,11 @@ def normalise_position(sites: pd.DataFrame, source: Path | str) -> None:
 
 
 def _refuse_duplicates(sites: pd.DataFrame, source: Path | str) -> None:
-    twice = sites[sites["site_id"].duplicated(keep=False)]
-    if len(twice):
-        first = twice.iloc[0]
-        rows = twice.loc[twice["site_id"] == first["site_id"], "row"]
+    repeated = sites[sites["site_id"].duplicated(keep=False)]
+    if len(repeated):
+        first = repeated.iloc[0]
+        rows = repeated.loc[repeated["site_id"] == first["site_id"], "row"]
         raise InputError(
-            f"{source}, rows {rows.iloc[0]} and {rows.iloc[1]}: both are plate {first[PLATE]}, well {first[WELL]}, "
-            f"site {first[SITE]}; a site may stand only once"
+            f"{source}, rows {rows.iloc[0]} and {rows.iloc[1]}: both are plate {first[PLATE]}, "
+            f"well {first[WELL]}, site {first[SITE]}; a site may occur only once"
         )

@@ -1,24 +1,24 @@
-"""Where pixels come from: TIFF and OME-TIFF, other lossless images, images in Zarr stores; on a disk or behind a URL.
+"""Image sources: TIFF and OME-TIFF, other lossless images, and Zarr stores, on disk or remote.
 
-A table says where every channel of a site lies (`Plane`). A source reads planes of one file; nothing above this room
-knows which kind it was, and a dataset's digests are the same for the same pixels.
+A table locates each channel of a site (`Plane`). A source reads the planes of one file. Other
+packages do not depend on the file format, and the checksum of a dataset depends on the pixels only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from jaxtyping import UInt
 
 from data_prep.sources import lossless, tiff, zarrs
-from data_prep.sources.plane import Found, Plane, Project, Source, pixel_digest
+from data_prep.sources.plane import Plane, PlaneInfo, Project, Source, pixel_digest
 
 __all__ = [
-    "Found",
     "Plane",
+    "PlaneInfo",
     "Project",
     "Source",
     "pixel_digest",
@@ -27,9 +27,11 @@ __all__ = [
     "source_of",
 ]
 
+T = TypeVar("T")
+
 
 def source_of(file: str) -> Source:
-    """What reads a file, by its name; TIFF where that says nothing."""
+    """Return the reader of a file by its name; TIFF by default."""
     if zarrs.inside_store(file):
         return cast(Source, zarrs)
     suffix = PurePosixPath(file).suffix.lower()
@@ -37,33 +39,34 @@ def source_of(file: str) -> Source:
 
 
 def read_planes(planes: Iterable[Plane], where: str) -> dict[Plane, UInt[np.ndarray, "_ _"]]:
-    """The planes of a site as uint8 or uint16, in the order asked for; each file is opened once.
+    """Read planes of a site as uint8 or uint16, in the given order; each file is opened once.
+
+    Args:
+        planes: Planes to read.
+        where: Table and row, with which error messages begin.
 
     Raises:
-        InputError: begins with `where` and names the file.
+        InputError: A plane cannot be read.
     """
-    asked = list(dict.fromkeys(planes))
-    found: dict[Plane, np.ndarray] = {}
-    for group in _by_file(asked):
-        found.update(zip(group, source_of(group[0].file).read(group, where), strict=True))
-    return {plane: found[plane] for plane in asked}
+    return _by_file(planes, lambda group: source_of(group[0].file).read(group, where))
 
 
-def probe_planes(planes: Iterable[Plane], where: str) -> dict[Plane, Found]:
-    """What headers say of the planes of a site, in the order asked for.
+def probe_planes(planes: Iterable[Plane], where: str) -> dict[Plane, PlaneInfo]:
+    """Read the headers of planes of a site, in the given order.
 
     Raises:
-        InputError: as `read_planes`, as far as headers tell.
+        InputError: As `read_planes`, as far as headers show it.
     """
-    asked = list(dict.fromkeys(planes))
-    found: dict[Plane, Found] = {}
-    for group in _by_file(asked):
-        found.update(zip(group, source_of(group[0].file).probe(group, where), strict=True))
-    return {plane: found[plane] for plane in asked}
+    return _by_file(planes, lambda group: source_of(group[0].file).probe(group, where))
 
 
-def _by_file(planes: Sequence[Plane]) -> list[list[Plane]]:
+def _by_file(planes: Iterable[Plane], function: Callable[[list[Plane]], list[T]]) -> dict[Plane, T]:
+    """Call a function on the planes of each file; return its results in the order of the planes."""
+    requested = list(dict.fromkeys(planes))
     groups: dict[str, list[Plane]] = {}
-    for plane in planes:
+    for plane in requested:
         groups.setdefault(plane.file, []).append(plane)
-    return list(groups.values())
+    results: dict[Plane, T] = {}
+    for group in groups.values():
+        results.update(zip(group, function(group), strict=True))
+    return {plane: results[plane] for plane in requested}

@@ -1,4 +1,4 @@
-"""Finding the file that a row of a table names."""
+"""Find the file that a row of a table names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from perturbjax.core.errors import InputError
 
 
 class FileFinder:
-    """Finds the file a row names, below the images folder or where the row says.
+    """Find image files below the images folder, or at the absolute path of a row.
 
-    A path written on another machine is matched by its last folders: the longest run of them that exists below
-    the images folder. Folders are listed once, since a plate has tens of thousands of files in a few of them. Behind
-    HTTPS, which lists nothing, the first file of each folder is asked for, and the others are taken to lie beside it.
+    A path of another machine is matched by its last folders: the longest sequence of them that
+    exists below the images folder. Each folder is listed once, because a plate has tens of
+    thousands of files in few folders. HTTPS servers do not list folders: only the first file of
+    each folder is checked, and the remaining files are assumed to exist.
+
+    Args:
+        images: Folder or URL of the images.
+        must_exist: Refuse missing files.
+
+    Raises:
+        InputError: The folder does not exist.
     """
 
     def __init__(self, images: str, must_exist: bool = True):
@@ -28,25 +36,32 @@ class FileFinder:
         self._candidates: dict[str, list[str]] = {}
 
     def find(self, folder: str, name: str, where: str) -> str:
-        """Absolute path or URL of a file; "" where it is absent and need not exist.
+        """Return the absolute path or URL of a file; "" if it is missing and need not exist.
+
+        Args:
+            folder: Folder as written in the table.
+            name: File name without folder.
+            where: Table, row and channel, for messages.
 
         Raises:
-            InputError: the row names no file, or the file is not there.
+            InputError: The row names no file, or the file does not exist.
         """
         if not name:
             raise InputError(f"{where}: names no file")
         if folder not in self._candidates:
             self._candidates[folder] = list(dict.fromkeys(self._folders(folder)))
         for candidate in self._candidates[folder]:
-            if self._holds(candidate, folder, name, where):
+            if self._has_file(candidate, folder, name, where):
                 return f"{candidate}/{name}"
         if not self.must_exist:
             return ""
         raise InputError(
-            f"{where}: {name} is neither in {folder or '(no path)'} nor below --images {self.images}"
+            f"{where}: {name} is neither in {folder or '(no path)'} nor below --images "
+            f"{remote.redacted(self.images)}"
         )
 
     def _folders(self, folder: str) -> Iterator[str]:
+        """Yield folders in which a file may be, the most specific first."""
         written = PurePosixPath(folder.replace("\\", "/"))
         if written.is_absolute() and not self.remote:
             yield str(written)
@@ -54,9 +69,9 @@ class FileFinder:
         for start in range(len(parts) + 1):
             yield "/".join([self.images, *parts[start:]])
 
-    def _holds(self, candidate: str, folder: str, name: str, where: str) -> bool:
+    def _has_file(self, candidate: str, folder: str, name: str, where: str) -> bool:
         if self.images.startswith("http"):
-            if len(self._candidates[folder]) > 1 and remote.is_there(f"{candidate}/{name}", where):
+            if len(self._candidates[folder]) > 1 and remote.exists(f"{candidate}/{name}", where):
                 self._candidates[folder] = [candidate]
             return self._candidates[folder] == [candidate]
         if candidate not in self._listings:

@@ -1,6 +1,7 @@
-"""Image files other than TIFF that keep pixels as they were: PNG, JPEG 2000, JPEG-LS; JPEG is told apart and refused.
+"""Reader for other lossless image files: PNG, JPEG 2000 and JPEG-LS. JPEG is refused by name.
 
-Their codecs are imagecodecs'. Sizes are read from the header before anything is decoded.
+imagecodecs decodes the pixels. The size is read from the header first, so that a damaged or hostile
+header cannot make the decoder allocate memory without limit.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import numpy as np
 from jaxtyping import UInt
 
 from data_prep.sources.files import read_file, read_start
-from data_prep.sources.plane import Found, Plane, as_stored, require_size
+from data_prep.sources.plane import Plane, PlaneInfo, as_stored, require_size, select_sample
 from perturbjax.core.errors import InputError
 
-#: Bytes in which every header of these formats lies.
+#: Number of bytes at the start of a file that contain the header in all of these formats.
 HEADER = 1 << 16
 
 
@@ -35,105 +36,119 @@ class _Kind(NamedTuple):
 
 
 def read(planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
-    """The one plane of an image file, for each that asks for it.
+    """Read the plane of an image file, once for all requested planes.
 
     Raises:
-        InputError: it is not a readable image of its kind, is cut short, holds colours, or its codec is not installed.
+        InputError: The file is not a readable image of its format, is truncated, is a color image
+            without a selected sample, or its codec is not installed.
     """
-    plane = planes[0]
-    kind, content = _kind(plane, where), read_file(plane.file, where)
-    header = _checked(kind, content, planes, where)
+    kind, content = _kind(planes[0], where), read_file(planes[0].file, where)
+    header = _check(kind, content, planes, where)
+    image = _decode(kind, content, header, planes[0], where)
+    return [as_stored(_sample(image, plane, where), plane, where) for plane in planes]
+
+
+def probe(planes: Sequence[Plane], where: str) -> list[PlaneInfo]:
+    """Read data type and (height, width) from the header. Color images are decoded.
+
+    Raises:
+        InputError: As `read`, as far as the header shows it.
+    """
+    kind = _kind(planes[0], where)
+    header = _check(kind, read_start(planes[0].file, where, HEADER), planes, where)
+    if header.samples > 1:  # only pixels show whether a sample must be selected
+        read(planes, where)
+    dtype = np.dtype(np.uint8 if header.bits <= 8 else np.uint16)
+    return [PlaneInfo(dtype, (header.height, header.width))] * len(planes)
+
+
+def _sample(image: np.ndarray, plane: Plane, where: str) -> np.ndarray:
+    return image if image.ndim == 2 else select_sample(image, plane, where)
+
+
+def _decode(kind: _Kind, content: bytes, header: _Header, plane: Plane, where: str) -> np.ndarray:
     try:
         import imagecodecs
 
         image = np.asarray(getattr(imagecodecs, f"{kind.codec}_decode")(content))
-    except Exception as error:  # each codec raises its own kinds; a missing one says so
+    except Exception as error:  # each codec raises other types; a missing codec says so
         raise InputError(
-            f"{where}: {plane} is not a readable {kind.name}, or is cut short ({error})"
+            f"{where}: {plane} is not a readable {kind.name}, or is truncated ({error})"
         ) from error
-    if image.shape != (header.height, header.width):
+    if image.shape[:2] != (header.height, header.width) or image.ndim != 2 + (header.samples > 1):
         raise InputError(
-            f"{where}: {plane} decodes to {image.shape}; its header promises one plane, {header[:2]}"
+            f"{where}: {plane} decodes to {image.shape}, but its header declares {header[:2]}; the "
+            "file is damaged"
         )
-    stored = as_stored(image, plane, where)
-    return [stored] * len(planes)
-
-
-def probe(planes: Sequence[Plane], where: str) -> list[Found]:
-    """Stored type and (height, width) from the header.
-
-    Raises:
-        InputError: as `read`, as far as the header tells.
-    """
-    kind = _kind(planes[0], where)
-    header = _checked(kind, read_start(planes[0].file, where, HEADER), planes, where)
-    dtype = np.dtype(np.uint8 if header.bits <= 8 else np.uint16)
-    return [Found(dtype, (header.height, header.width))] * len(planes)
+    return image
 
 
 def _kind(plane: Plane, where: str) -> _Kind:
-    suffix = PurePosixPath(plane.file).suffix.lower()
-    kind = KINDS[suffix]
+    kind = KINDS[PurePosixPath(plane.file).suffix.lower()]
     if kind is None:
         raise InputError(
-            f"{where}: {plane} is JPEG, which does not keep pixels as they were; use the original images"
+            f"{where}: {plane} is JPEG, a lossy format that changes pixels; use the original images"
         )
     return kind
 
 
-def _checked(kind: _Kind, content: bytes, planes: Sequence[Plane], where: str) -> _Header:
+def _check(kind: _Kind, content: bytes, planes: Sequence[Plane], where: str) -> _Header:
     plane = planes[0]
     if any(one.series or one.frame for one in planes):
-        raise InputError(f"{where}: {plane} is not in the file, which holds one plane")
+        raise InputError(f"{where}: {plane} is not in the file, which contains one plane")
     try:
         header = kind.header(content)
     except (ValueError, struct.error) as error:
         raise InputError(
-            f"{where}: {plane} is not a readable {kind.name}, or is cut short ({error})"
+            f"{where}: {plane} is not a readable {kind.name}, or is truncated ({error})"
         ) from error
-    if header.samples != 1:
+    if not 1 <= header.samples <= 4:
         raise InputError(
-            f"{where}: {plane} has {header.samples} samples a pixel or a palette; one plane (height, width) is needed"
+            f"{where}: {plane} has {header.samples} samples per pixel; one plane (height, width) "
+            "is needed"
         )
     if not 8 <= header.bits <= 16:
         raise InputError(
-            f"{where}: {plane} holds {header.bits} bits a pixel; convert it to integers of 8 or 16 bits"
+            f"{where}: {plane} has {header.bits} bits per pixel; convert it to integers of 8 or 16 "
+            "bits"
         )
-    require_size((header.height, header.width), plane, where)
+    require_size((header.height, header.width, header.samples), plane, where)
     return header
 
 
 def _png(content: bytes) -> _Header:
-    """The IHDR chunk (PNG specification, 11.2.2), which comes first."""
+    """Parse the IHDR chunk, which is always first. Source: PNG specification, 11.2.2."""
     if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:16] != b"IHDR":
-        raise ValueError("it does not begin as one")
-    width, height, bits, colour = struct.unpack(">IIBB", content[16:26])
-    return _Header(height, width, bits, 1 if colour == 0 else 3)
+        raise ValueError("wrong first bytes")
+    width, height, bits, color = struct.unpack(">IIBB", content[16:26])
+    if color == 3:  # a palette is expanded to RGB, or RGBA if it has transparent colors
+        return _Header(height, width, 8, 4 if b"tRNS" in content[:HEADER] else 3)
+    return _Header(height, width, bits, {0: 1, 2: 3, 4: 2, 6: 4}.get(color, 0))
 
 
 def _jpeg2000(content: bytes) -> _Header:
-    """The SIZ marker of the codestream (ISO/IEC 15444-1, A.5.1), in a JP2 file or by itself."""
-    at = content.find(b"\xff\x4f\xff\x51")
-    if at < 0:
-        raise ValueError("it has no codestream")
-    right, lower, left, upper = struct.unpack(">4I", content[at + 8 : at + 24])
-    (samples,) = struct.unpack(">H", content[at + 40 : at + 42])
-    return _Header(lower - upper, right - left, (content[at + 42] & 0x7F) + 1, samples)
+    """Parse the SIZ marker of a JP2 file or a codestream. Source: ISO/IEC 15444-1, A.5.1."""
+    start = content.find(b"\xff\x4f\xff\x51")
+    if start < 0:
+        raise ValueError("no codestream")
+    right, lower, left, upper = struct.unpack(">4I", content[start + 8 : start + 24])
+    (samples,) = struct.unpack(">H", content[start + 40 : start + 42])
+    return _Header(lower - upper, right - left, (content[start + 42] & 0x7F) + 1, samples)
 
 
 def _jpegls(content: bytes) -> _Header:
-    """The SOF55 marker (ITU-T T.87, C.2.2)."""
+    """Parse the SOF55 marker. Source: ITU-T T.87, C.2.2."""
     if content[:2] != b"\xff\xd8":
-        raise ValueError("it does not begin as one")
-    at = content.find(b"\xff\xf7")
-    if at < 0:
-        raise ValueError("it has no frame of JPEG-LS")
-    bits, height, width, samples = struct.unpack(">BHHB", content[at + 4 : at + 10])
+        raise ValueError("wrong first bytes")
+    start = content.find(b"\xff\xf7")
+    if start < 0:
+        raise ValueError("no JPEG-LS frame")
+    bits, height, width, samples = struct.unpack(">BHHB", content[start + 4 : start + 10])
     return _Header(height, width, bits, samples)
 
 
 _JPEG2000 = _Kind("JPEG 2000", _jpeg2000, "jpeg2k")
-#: End of a name → how it is read; None is refused by name.
+#: Suffix → reader; None marks formats that are refused by name.
 KINDS: dict[str, _Kind | None] = {
     ".png": _Kind("PNG", _png, "png"),
     ".jp2": _JPEG2000,

@@ -1,7 +1,8 @@
-"""One channel of one site: where it lies, what is known of it before it is read, and what it is once it is."""
+"""One channel of one site: its location, its header, and rules for its pixels."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
@@ -12,66 +13,70 @@ import numpy as np
 from jaxtyping import Integer, UInt
 
 from perturbjax.core.errors import InputError
+from perturbjax.core.messages import console
 from perturbjax.dataset import LARGEST_SITE
 
-#: How a stack of planes becomes one; none refuses to guess.
+#: Projection of a stack to one plane; "none" refuses stacks.
 Project = Literal["none", "max", "mean", "middle"]
-#: Planes a stack may have: more is a movie, or a header that lies.
+#: Maximum number of planes of a stack; more is a movie or a wrong header.
 DEEPEST_STACK = 4096
-#: Says that a plane is asked for by a number; in a column of load_data.csv it is written as one.
-NUMBER = "0123456789"
+#: Names of the samples of a color image in `Channel_Orig<CHANNEL>`.
+COLORS = "RGB"
+#: Minimum below which int16 pixels are unsigned numbers minus 32,768 (Olympus ScanR). Images from
+#: which a background was subtracted have small negative values only.
+_OFFSET_LIMIT = -(1 << 14)
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Where one channel of one site lies."""
+    """Location of one channel of one site."""
 
     file: str
-    """Path or URL of an image file, or of an image in a Zarr store; empty where there is none."""
+    """Path or URL of an image file, or of an image in a Zarr store; "" if there is none."""
     channel: str = ""
-    """Its name in a file that holds several, or its number from 0."""
+    """Name of the channel in a file with several channels, or its number from 0."""
     series: int | None = None
-    """Which image of a file that holds several."""
+    """Number of the image in a file with several images, from 0."""
     frame: int | None = None
-    """Which plane of that image, in the file's order: as CellProfiler's LoadData counts, from 0."""
+    """Number of the plane in the image, in file order from 0 (as in CellProfiler LoadData)."""
     project: Project = "none"
-    """How a stack becomes one plane."""
+    """Projection of a stack to one plane."""
 
     def __str__(self) -> str:
         parts = {"series": self.series, "frame": self.frame}
-        said = "".join(f", {name} {value}" for name, value in parts.items() if value is not None)
-        return f"{self.file}{said}"
+        text = "".join(f", {name} {value}" for name, value in parts.items() if value is not None)
+        return f"{self.file}{text}"
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a header says of a plane."""
+class PlaneInfo:
+    """Properties of a plane from its header."""
 
     dtype: np.dtype
-    """As it is stored: uint8 or uint16."""
+    """Stored data type: uint8 or uint16."""
     shape: tuple[int, int]
     """(height, width)."""
     depth: int = 1
-    """Planes of the stack it is made from."""
+    """Number of planes in its stack."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """What reads one kind of file: TIFF, other image files, images in Zarr stores.
+    """Reader for one kind of file: TIFF, other image files, or images in Zarr stores.
 
-    Both functions are given planes that lie in one file, so that it is opened, and what they share decoded, once.
-    Both raise `InputError` that begins with `where`, the row of the table, and names the file.
+    All planes of a call are in one file, so that it is opened, and shared data are decoded, once.
+    Errors are `InputError`; they begin with `where`, the row of the table, and name the file.
     """
 
-    def probe(self, planes: Sequence[Plane], where: str) -> list[Found]:
-        """What headers and metadata say, without decoding pixels."""
+    def probe(self, planes: Sequence[Plane], where: str) -> list[PlaneInfo]:
+        """Read headers and metadata; pixels are decoded for color images only."""
 
     def read(self, planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
-        """The planes as uint8 or uint16; other integers where their values fit."""
+        """Read planes as uint8 or uint16; other integers are converted if their values fit."""
 
 
 def pixel_digest(planes: Iterable[UInt[np.ndarray, "_ _"]]) -> str:
-    """SHA-256 of what a site is made from: the same for the same pixels, whatever they were kept in."""
+    """Return the SHA-256 of the pixels of a site; it does not depend on the file format."""
     digest = hashlib.sha256()
     for plane in planes:
         digest.update(f"{plane.dtype.name} {plane.shape};".encode())
@@ -79,111 +84,161 @@ def pixel_digest(planes: Iterable[UInt[np.ndarray, "_ _"]]) -> str:
     return digest.hexdigest()
 
 
+@functools.cache
+def print_once(message: str) -> None:
+    """Print a line about a kind of file, once per process: plates have thousands of files."""
+    console.print(message)
+
+
 def stored_type(dtype: np.dtype | None, plane: Plane | str, where: str) -> np.dtype:
-    """uint8 for bytes, uint16 for every other integer.
+    """Return the stored data type: uint8 for bytes, uint16 for every other integer.
 
     Raises:
-        InputError: it holds no integers.
+        InputError: The type is not an integer.
     """
     if dtype is None or not np.issubdtype(dtype, np.integer):
-        raise InputError(f"{where}: {plane} holds {dtype}; convert it to integers of 8 or 16 bits")
+        raise InputError(
+            f"{where}: {plane} contains {dtype}; convert it to integers of 8 or 16 bits"
+        )
     return np.dtype(np.uint8) if dtype == np.uint8 else np.dtype(np.uint16)
 
 
 def as_stored(
     image: Integer[np.ndarray, "h w"], plane: Plane, where: str
 ) -> UInt[np.ndarray, "h w"]:
-    """The plane as uint8 or uint16, in this machine's byte order.
+    """Convert a plane to uint8 or uint16 in native byte order.
+
+    int16 planes with a minimum below -16,384 are unsigned numbers with an offset of -32,768 (as
+    Olympus ScanR writes them): 32,768 is added, and a line is printed.
 
     Raises:
-        InputError: a value does not fit.
+        InputError: A value does not fit.
     """
     if image.dtype in (np.uint8, np.uint16):
         return image.astype(image.dtype.newbyteorder("="), copy=False)
-    if image.min() < 0 or image.max() > 65535:
+    low, high = int(image.min()), int(image.max())
+    if image.dtype.kind == "i" and image.dtype.itemsize == 2 and low < _OFFSET_LIMIT:
+        print_once("info: images are int16 with an offset of -32768; 32768 is added to all pixels")
+        return (image.astype(np.int32) + 32768).astype(np.uint16)
+    if low < 0 or high > 65535:
         raise InputError(
-            f"{where}: {plane} holds {image.dtype}; convert it to integers of 8 or 16 bits"
+            f"{where}: {plane} contains {image.dtype} with values from {low} to {high}; convert it "
+            "to unsigned integers of 8 or 16 bits"
         )
     return image.astype(np.uint16)
 
 
-def require_size(shape: Sequence[int], plane: Plane | str, where: str) -> None:
-    """Refuse what no camera makes before it is decoded.
+def select_sample(
+    image: Integer[np.ndarray, "h w s"], plane: Plane, where: str
+) -> Integer[np.ndarray, "h w"]:
+    """Select one sample of a color image: gray, gray + alpha, RGB or RGBA.
+
+    The sample named by the channel (R, G or B) is used; else the only one that is not zero; else
+    gray, if all samples are equal. Alpha is ignored. Automatic choices are printed.
 
     Raises:
-        InputError: the plane, or a chunk that must be decoded whole, is larger.
+        InputError: Samples differ, and the table does not select one.
+    """
+    count = {2: 1, 4: 3}.get(image.shape[-1], image.shape[-1])  # without alpha
+    colors = image[..., :count]
+    if plane.channel in list(COLORS[:count]):
+        return colors[..., COLORS.index(plane.channel)]
+    used = [index for index in range(count) if colors[..., index].any()]
+    if len(used) == 1 and count > 1:
+        print_once(
+            f"info: color images with pixels in sample {COLORS[used[0]]} only, which is used"
+        )
+        return colors[..., used[0]]
+    if (colors == colors[..., :1]).all():
+        print_once("info: gray images stored with several samples per pixel; the first is used")
+        return colors[..., 0]
+    names = ", ".join(COLORS[index] for index in used)
+    raise InputError(
+        f"{where}: {plane} is a color image with different pixels in {names}; select one with a "
+        "column Channel_Orig<CHANNEL> (R, G or B)"
+    )
+
+
+def require_size(shape: Sequence[int], plane: Plane | str, where: str) -> None:
+    """Refuse planes, or chunks, that are larger than any camera image before decoding them.
+
+    Raises:
+        InputError: The product of `shape` exceeds the maximum number of pixels of a site.
     """
     if math.prod(shape) > LARGEST_SITE:
         raise InputError(
-            f"{where}: {plane} claims {tuple(shape)} pixels, more than any camera's; it was not decoded"
+            f"{where}: {plane} claims {tuple(shape)} pixels, more than any camera image; it was "
+            "not decoded"
         )
 
 
 def require_stack(depth: int, plane: Plane, where: str) -> None:
-    """Refuse a stack that nobody said how to project.
+    """Refuse stacks that are too deep or have no projection.
 
     Raises:
-        InputError: so it is, or it is too deep.
+        InputError: The stack cannot become one plane.
     """
     if depth > DEEPEST_STACK:
         raise InputError(f"{where}: {plane} claims a stack of {depth} planes; it was not decoded")
     if depth > 1 and plane.project == "none":
         raise InputError(
-            f"{where}: {plane} is a stack of {depth} planes; say how they become one with --project max, mean or middle"
+            f"{where}: {plane} is a stack of {depth} planes; choose a projection with --project "
+            "max, mean or middle"
         )
 
 
 def chosen_depths(depth: int, how: Project) -> range:
-    """Which planes of a stack are read: the one in the middle (of an even number the upper), or all."""
+    """Return the planes to read: all, or the middle one (the upper of an even number)."""
     return range(depth // 2, depth // 2 + 1) if how == "middle" else range(depth)
 
 
-def projected(
+def project_stack(
     stack: Iterable[Integer[np.ndarray, "h w"]], how: Project
 ) -> Integer[np.ndarray, "h w"]:
-    """The planes of a stack as one, read one after the other: the mean is rounded to the type they are stored in."""
+    """Project a stack to one plane, reading one plane at a time; a mean is rounded."""
     planes = iter(stack)
-    first = next(planes)
+    result = next(planes)
     if how == "mean":
-        total, count = first.astype(np.float64), 1
+        total, count = result.astype(np.float64), 1
         for plane in planes:
             total += plane
             count += 1
-        return np.rint(total / count).astype(first.dtype)
+        return np.rint(total / count).astype(result.dtype)
     for plane in planes:
-        first = np.maximum(first, plane)
-    return first
+        result = np.maximum(result, plane)
+    return result
 
 
 def channel_number(plane: Plane, names: Sequence[str], count: int, where: str) -> int:
-    """Place of the channel asked for among those of a file, by its name in it, or by the number a table gives.
+    """Return the index of a channel in a file, by its name or its number in the table.
 
     Args:
-        plane: what is asked for.
-        names: of the file's channels; empty where it names none.
-        count: channels the file holds.
-        where: row of the table, for messages.
+        plane: The requested plane.
+        names: Channel names in the file; empty if it has none.
+        count: Number of channels in the file.
+        where: Table and row, for messages.
 
     Raises:
-        InputError: the names are not as many as the channels; the channel is not there, or there twice.
+        InputError: Names and channels differ in number; or the channel is missing or ambiguous.
     """
     if names and len(names) != count:
         raise InputError(
-            f"{where}: {plane} names {len(names)} channels ({', '.join(names)}) and holds {count}; "
+            f"{where}: {plane} names {len(names)} channels ({', '.join(names)}) but has {count}; "
             "its metadata contradict its pixels"
         )
     if names.count(plane.channel) == 1:
         return names.index(plane.channel)
     if plane.channel in names:
         raise InputError(
-            f"{where}: {plane} names two channels {plane.channel}; give its number in Channel_Orig<CHANNEL>"
+            f"{where}: {plane} has two channels named {plane.channel}; give its number in "
+            "Channel_Orig<CHANNEL>"
         )
-    if plane.channel and set(plane.channel) <= set(NUMBER) and int(plane.channel) < count:
+    if plane.channel.isascii() and plane.channel.isdigit() and int(plane.channel) < count:
         return int(plane.channel)
     if count == 1 and not names:
         return 0
-    have = f"it has {', '.join(names)}" if names else f"it holds {count} channels without names"
+    available = f"available: {', '.join(names)}" if names else f"{count} channels without names"
     raise InputError(
-        f"{where}: {plane} has no channel {plane.channel}; {have}: say which in a column Channel_Orig<CHANNEL> "
-        "(a name, or a number from 0)"
+        f"{where}: {plane} has no channel {plane.channel} ({available}); select it in a column "
+        "Channel_Orig<CHANNEL> (a name, or a number from 0)"
     )

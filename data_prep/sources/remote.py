@@ -1,8 +1,9 @@
-"""Objects in S3 and files behind HTTPS, streamed through obstore: nothing is kept on this machine's disk.
+"""Read objects in S3 and files behind HTTPS through obstore, without copies on the local disk.
 
-Credentials are the user's own where the environment has any (`AWS_ACCESS_KEY_ID` or `AWS_PROFILE`, `AWS_REGION`,
-`AWS_ENDPOINT_URL`), and else nobody's: public buckets need none. What may pass (a connection that broke, a server that
-is busy) is tried again by obstore, with growing pauses; what may not (no such object, no permission) ends in one line.
+Requests are signed if the environment has credentials (`AWS_ACCESS_KEY_ID` or `AWS_PROFILE`; see
+also `AWS_REGION` and `AWS_ENDPOINT_URL`); public buckets need none. obstore repeats requests after
+temporary failures (broken connection, busy server) with growing pauses. Permanent failures (missing
+object, no permission) end in one line.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from urllib.parse import unquote, urlsplit
 from perturbjax.core.errors import InputError
 
 SCHEME = re.compile("(s3|https?)://")
-#: Seconds that a connection may take, and one answer as a whole; how often and how long an object is tried again.
+#: Time limits in seconds for a connection and for one response; number of retries of a request and
+#: their time limit in seconds.
 CONNECT_S, ANSWER_S, RETRIES, RETRY_S = 10, 120, 5, 180
-#: Bytes asked for at once where a header alone is wanted.
+#: Size of a request in bytes if only the header is needed.
 HEADER_BYTES = 1 << 16
-#: Tries of an object whose answer began and then broke off, which obstore does not try again.
+#: Attempts for an object whose download breaks off midway; obstore does not repeat these.
 TRIES = 3
-#: Where the credentials of AWS come from in an environment; none of them means that requests are not signed.
+#: Environment variables with AWS credentials. Requests are not signed if none is set.
 CREDENTIALS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_PROFILE",
@@ -32,108 +34,129 @@ CREDENTIALS = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
+_USER = re.compile(r"(?<=://)[^/\s]+@")
+_SECRET = re.compile(r"(?i)(?<=[?&])((?:x-amz-[a-z-]*|token|sig|signature|key|password)=)[^&\s]+")
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is a URL that is read here."""
+    """Return whether a path is a URL of a supported scheme."""
     return bool(SCHEME.match(path))
 
 
+def redacted(text: str) -> str:
+    """Replace user names, passwords and signatures in URLs by `***`, for messages."""
+    return _SECRET.sub(r"\1***", _USER.sub("***@", text))
+
+
 def open_remote(file: str, where: str, most: int, header: bool = False) -> io.BufferedIOBase:
-    """An object to read and seek in: whole in memory, or with `header` read in small pieces as they are needed.
+    """Open an object for reading and seeking.
+
+    Args:
+        file: URL.
+        where: Table and row, for messages.
+        most: Maximum size in bytes.
+        header: Read small pieces on demand instead of the whole object.
 
     Raises:
-        InputError: it is not there, may not be read, has more than `most` bytes, or no try succeeded.
+        InputError: The object is missing, too large, not readable, or all attempts failed.
     """
     if header:
-        size = cast(int, asked(file, where, lambda store, key: _obstore().head(store, key)["size"]))
+        size = cast(
+            int, request(file, where, lambda store, key: _obstore().head(store, key)["size"])
+        )
         if size > HEADER_BYTES:
             return io.BufferedReader(_Pieces(file, where, size), HEADER_BYTES)
     return io.BytesIO(_whole(file, where, most))
 
 
 def names_of_prefix(folder: str, where: str) -> list[str]:
-    """Names right below a prefix of a bucket; none behind HTTPS, which lists nothing.
+    """Return the names directly below a prefix of a bucket; none for HTTPS, which has no listing.
 
     Raises:
-        InputError: the bucket may not be listed, or no try succeeded.
+        InputError: No permission to list the bucket, or all attempts failed.
     """
     if not folder.startswith("s3://"):
         return []
 
-    def listed(store: Any, key: str) -> list[str]:
-        found = _obstore().list_with_delimiter(store, prefix=key.strip("/") or None)
-        return [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+    def list_keys(store: Any, key: str) -> list[str]:
+        page = _obstore().list_with_delimiter(store, prefix=key.strip("/") or None)
+        return [*page["common_prefixes"], *(entry["path"] for entry in page["objects"])]
 
-    return [key.rstrip("/").rpartition("/")[2] for key in asked(folder, where, listed)]
+    return [key.rstrip("/").rpartition("/")[2] for key in request(folder, where, list_keys)]
 
 
-def is_there(file: str, where: str) -> bool:
-    """Whether an object is there.
+def exists(file: str, where: str) -> bool:
+    """Return whether an object exists.
 
     Raises:
-        InputError: it cannot be known: no permission, or no try succeeded.
+        InputError: No permission, or all attempts failed.
     """
 
-    def known(store: Any, key: str) -> bool:
+    def head(store: Any, key: str) -> bool:
         try:
             _obstore().head(store, key)
         except FileNotFoundError:
             return False
         return True
 
-    return cast(bool, asked(file, where, known))
+    return cast(bool, request(file, where, head))
 
 
 def remote_zarr(root: str, where: str) -> Any:
-    """A store of Zarr below a URL, as zarr-python takes it."""
+    """Return a zarr-python store below a URL."""
     from zarr.storage import ObjectStore
 
-    _obstore_or_refuse(root, where)
+    _require_obstore(root, where)
     return ObjectStore(_store(root, _environment()), read_only=True)
 
 
-def asked(url: str, where: str, ask: Any) -> Any:
-    """What `ask(store, key)` gives of a URL.
+def request(url: str, where: str, function: Any) -> Any:
+    """Return `function(store, key)` for the store and key of a URL.
 
     Raises:
-        InputError: in one line, whatever went wrong.
+        InputError: One line for any failure.
     """
-    _obstore_or_refuse(url, where)
+    _require_obstore(url, where)
     origin, key = _split(url)
     try:
-        return ask(_store(origin, _environment()), key)
+        return function(_store(origin, _environment()), key)
     except InputError:
         raise
-    except Exception as error:  # obstore's many kinds
-        raise InputError(f"{where}: {url} {reason(error)}") from error
+    except Exception as error:  # obstore raises many types
+        raise InputError(f"{where}: {redacted(url)} {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
-    """What went wrong with an object, in a few words that say what to do."""
-    words = str(error)
+    """Describe a failed request and its remedy in a few words that follow the URL."""
+    text = redacted(str(error))
     if isinstance(error, FileNotFoundError):
-        return "is not there"
+        return "does not exist"
     if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or re.search(
-        r"\b40[13] ", words
+        r"\b40[13] ", text
     ):
         signed = (
             "the credentials in the environment were refused"
-            if _signed()
-            else "no credentials were given"
+            if _has_credentials()
+            else "no credentials in the environment"
         )
-        return f"may not be read ({signed}); set AWS_ACCESS_KEY_ID and its secret, or unset them for a public bucket"
-    if "redirect" in words.lower() or re.search(r"\b30[1278] ", words):
-        return f"is redirected: its bucket lies in another region than {_region()}; set AWS_REGION to the bucket's"
-    line = words.splitlines()[0][:300] if words else type(error).__name__
-    return f"cannot be read ({line}); run the same command again to go on"
+        return (
+            f"cannot be read: no permission ({signed}); set AWS_ACCESS_KEY_ID and its secret, or "
+            "unset them for a public bucket"
+        )
+    if "redirect" in text.lower() or re.search(r"\b30[1278] ", text):
+        return (
+            f"is redirected: the bucket is in another region than {_region()}; set AWS_REGION to "
+            "the region of the bucket"
+        )
+    line = text.splitlines()[0][:300] if text else type(error).__name__
+    return f"cannot be read ({line}); run the same command again to resume"
 
 
 class _Pieces(io.RawIOBase):
-    """An object that is read by ranges; where the server knows none, as a whole."""
+    """Read an object by byte ranges; as a whole if the server does not support ranges."""
 
     def __init__(self, file: str, where: str, size: int):
-        self.file, self.where, self.size, self.at = file, where, size, 0
+        self.file, self.where, self.size, self.position = file, where, size, 0
         self.whole: bytes | None = None
 
     def readable(self) -> bool:
@@ -143,68 +166,69 @@ class _Pieces(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self.at
+        return self.position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = max(
-            0, {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence] + offset
-        )
-        return self.at
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = max(0, start + offset)
+        return self.position
 
     def readinto(self, buffer: Any) -> int:
-        end = min(self.at + len(buffer), self.size)
-        if end <= self.at:
+        end = min(self.position + len(buffer), self.size)
+        if end <= self.position:
             return 0
         piece = self._piece(end)
         buffer[: len(piece)] = piece
-        self.at += len(piece)
+        self.position += len(piece)
         return len(piece)
 
     def _piece(self, end: int) -> bytes:
-        def ranged(store: Any, key: str) -> bytes | None:
+        def read_range(store: Any, key: str) -> bytes | None:
             try:
-                return bytes(_obstore().get_range(store, key, start=self.at, end=end))
+                return bytes(_obstore().get_range(store, key, start=self.position, end=end))
             except Exception as error:
                 if type(error).__name__ != "NotSupportedError":
                     raise
                 return None
 
         if self.whole is None:
-            piece = cast("bytes | None", asked(self.file, self.where, ranged))
+            piece = cast("bytes | None", request(self.file, self.where, read_range))
             if piece is not None:
                 return piece
             self.whole = _whole(self.file, self.where, self.size)
-        return self.whole[self.at : end]
+        return self.whole[self.position : end]
 
 
 def _whole(file: str, where: str, most: int) -> bytes:
-    def body(store: Any, key: str) -> bytes:
+    """Return all bytes of an object of at most `most` bytes."""
+
+    def read_object(store: Any, key: str) -> bytes:
         for attempt in range(1, TRIES + 1):
-            found = _obstore().get(store, key)
-            if found.meta["size"] > most:
+            response = _obstore().get(store, key)
+            if (size := response.meta["size"]) > most:
                 raise InputError(
-                    f"{where}: {file} has {found.meta['size']} bytes, more than one plane can; tile it"
+                    f"{where}: {redacted(file)} has {size} bytes, too many for one plane; tile it"
                 )
             try:
-                return bytes(found.bytes())
+                return bytes(response.bytes())
             except Exception:
                 if attempt == TRIES:
                     raise
         raise AssertionError
 
-    return cast(bytes, asked(file, where, body))
+    return cast(bytes, request(file, where, read_object))
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Bucket or server, and the key in it."""
+    """Split a URL into bucket or server, and key."""
     parts = urlsplit(url)
     if not parts.netloc:
-        raise InputError(f"{url}: names no {'bucket' if parts.scheme == 's3' else 'server'}")
+        raise InputError(f"{url}: the {'bucket' if parts.scheme == 's3' else 'server'} is missing")
     path = parts.path if parts.scheme == "s3" else unquote(parts.path)
     return f"{parts.scheme}://{parts.netloc}", path.strip("/")
 
 
-def _signed() -> bool:
+def _has_credentials() -> bool:
     return any(os.environ.get(name) for name in CREDENTIALS)
 
 
@@ -213,18 +237,18 @@ def _region() -> str:
 
 
 def _environment() -> tuple[str, ...]:
-    """What of the environment a connection depends on."""
+    """Return the environment variables that a connection depends on, as a cache key."""
     return (_region(), *(os.environ.get(name, "") for name in (*CREDENTIALS, "AWS_ENDPOINT_URL")))
 
 
 @functools.lru_cache(maxsize=64)
 def _store(root: str, _: tuple[str, ...]) -> Any:
-    """A connection to a bucket or a server, kept for the next object."""
+    """Connect to a bucket or a server; connections are reused."""
     from obstore.store import HTTPStore, S3Store
 
     settings: Any = {
         "client_options": {
-            "allow_http": True,  # a server of one's own; credentials go where AWS_ENDPOINT_URL says
+            "allow_http": True,  # for local servers; AWS_ENDPOINT_URL receives the credentials
             "connect_timeout": timedelta(seconds=CONNECT_S),
             "timeout": timedelta(seconds=ANSWER_S),
         },
@@ -234,20 +258,24 @@ def _store(root: str, _: tuple[str, ...]) -> Any:
     if not origin.startswith("s3://"):
         return HTTPStore.from_url(root, **settings)
     if os.environ.get("AWS_PROFILE"):
-        settings["credential_provider"] = _of_profile()
-    bucket = origin.removeprefix("s3://")
+        settings["credential_provider"] = _profile_credentials()
     return S3Store(
-        bucket, prefix=key or None, region=_region(), skip_signature=not _signed(), **settings
+        origin.removeprefix("s3://"),
+        prefix=key or None,
+        region=_region(),
+        skip_signature=not _has_credentials(),
+        **settings,
     )
 
 
-def _of_profile() -> Any:
+def _profile_credentials() -> Any:
     try:
         from boto3 import Session
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError as error:
         raise InputError(
-            "AWS_PROFILE: profiles are read by boto3; pip install boto3, or set AWS_ACCESS_KEY_ID"
+            "AWS_PROFILE: reading profiles requires boto3; pip install boto3, or set "
+            "AWS_ACCESS_KEY_ID"
         ) from error
     return Boto3CredentialProvider(Session())
 
@@ -258,10 +286,10 @@ def _obstore() -> Any:
     return obstore
 
 
-def _obstore_or_refuse(url: str, where: str) -> None:
+def _require_obstore(url: str, where: str) -> None:
     try:
         _obstore()
     except ImportError as error:
         raise InputError(
-            f'{where}: {url} lies elsewhere; to read it: pip install "perturbjax[remote]"'
+            f'{where}: reading {redacted(url)} requires: pip install "perturbjax[remote]"'
         ) from error

@@ -1,7 +1,8 @@
-"""Plates that lie in Zarr stores: which sites there are, and where each of them lies.
+"""Plates in Zarr stores: list their sites, and locate the image of a site.
 
-Two layouts: a plate of OME-Zarr (HCS: the root names its wells, a well its images), and JUMP-Lite's store, one array a
-site named `source__batch__plate__well__site`. `--images` is one store, or a folder of plates named `PLATE.zarr`.
+Two layouts are supported: OME-Zarr plates (HCS: the root lists wells, each well lists images), and
+JUMP-Lite stores with one array per site named `source__batch__plate__well__site`. `--images` is one
+store, or a folder of plates named `PLATE.zarr`.
 """
 
 from __future__ import annotations
@@ -16,66 +17,72 @@ from data_prep.sources.files import names_of_folder
 from perturbjax.core.errors import InputError
 from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well
 
-#: Columns from which the name of an array of JUMP-Lite is made.
+#: Columns whose values form the name of a JUMP-Lite array.
 SOURCE, BATCH = "Metadata_Source", "Metadata_Batch"
 KEY = (SOURCE, BATCH, PLATE, WELL, SITE)
-#: Column of a table of stores: where the site's image lies.
+#: Column with the path of the image of a site in the store.
 IMAGE = "image"
 
 
 def is_store(images: str) -> bool:
-    """Whether `--images` names a Zarr store itself."""
+    """Return whether `--images` is a single Zarr store."""
     return images.rstrip("/").endswith(zarrs.SUFFIX)
 
 
 def store_table(images: str) -> pd.DataFrame:
-    """One row a site of what lies at `--images`, as text: plate, well, site (JUMP-Lite: source and batch too), image.
+    """List the sites at `--images`.
+
+    Returns:
+        One row per site, as text: plate, well, site and image; for JUMP-Lite also source and batch.
 
     Raises:
-        InputError: there is no store, or it is neither a plate nor JUMP-Lite's.
+        InputError: There is no store, or it is neither an OME-Zarr plate nor a JUMP-Lite store.
     """
     if is_store(images):
-        return pd.DataFrame(_sites_of(images.rstrip("/")), dtype=object)
+        return pd.DataFrame(_list_sites(images.rstrip("/")), dtype=object)
     stores = sorted(name for name in names_of_folder(images) if name.endswith(zarrs.SUFFIX))
     if not stores:
         raise InputError(
-            f"--images {images}: holds no Zarr store (NAME.zarr); give --load-data, which names files"
+            f"--images {images}: contains no Zarr store (NAME.zarr); pass --load-data with file "
+            "names"
         )
-    found = [row for name in stores for row in _sites_of(f"{images.rstrip('/')}/{name}")]
-    return pd.DataFrame(found, dtype=object)
+    rows = [row for name in stores for row in _list_sites(f"{images.rstrip('/')}/{name}")]
+    return pd.DataFrame(rows, dtype=object)
 
 
 class StoreFinder:
-    """Finds the image of a site that a row of a table tells of by plate, well and site."""
+    """Find the image of a site by plate, well and site."""
 
     def __init__(self, images: str):
         self.images = images.rstrip("/")
         self._plates: dict[str, dict[tuple[str, str], str]] = {}
 
     def find(self, row: Mapping[str, str], where: str) -> str:
-        """Path or URL of the site's image.
+        """Return the path or URL of the image of a site.
 
         Raises:
-            InputError: the plate or the site is not there.
+            InputError: The store has no such plate or site.
         """
         if is_store(self.images) and self._is_jump_lite():
             return self._jump_lite(row, where)
         plate = self._plate(row[PLATE], where)
         if (row[WELL], row[SITE]) not in plate:
-            there = sorted(site for well, site in plate if well == row[WELL])
-            has = f"its sites are {', '.join(there[:9])}" if there else "it has no such well"
+            sites = sorted(site for well, site in plate if well == row[WELL])
+            available = f"sites of the well: {', '.join(sites[:9])}" if sites else "no such well"
             raise InputError(
-                f"{where}: site {row[SITE]} of well {row[WELL]} is not in plate {row[PLATE]}; {has}"
+                f"{where}: site {row[SITE]} of well {row[WELL]} is not in plate {row[PLATE]} "
+                f"({available})"
             )
         return plate[row[WELL], row[SITE]]
 
     def _plate(self, name: str, where: str) -> dict[tuple[str, str], str]:
         if name not in self._plates:
             store = self.images if is_store(self.images) else f"{self.images}/{name}{zarrs.SUFFIX}"
-            rows = _sites_of(store)
+            rows = _list_sites(store)
             if rows and rows[0][PLATE] != name and is_store(self.images):
                 raise InputError(
-                    f"{where}: plate {name} is not in {store}, which holds plate {rows[0][PLATE]}"
+                    f"{where}: plate {name} is not in {store}, which contains plate "
+                    f"{rows[0][PLATE]}"
                 )
             self._plates[name] = {(row[WELL], row[SITE]): row[IMAGE] for row in rows}
         return self._plates[name]
@@ -89,29 +96,29 @@ class StoreFinder:
         for column in (SOURCE, BATCH):
             if not row.get(column):
                 raise InputError(
-                    f"{where}: {column} is missing; arrays of {self.images} are named by it"
+                    f"{where}: {column} is missing; it is part of the array names of {self.images}"
                 )
         return f"{self.images}/{'__'.join(row[column] for column in KEY)}"
 
 
 def _plate_of(store: str) -> dict[str, Any] | None:
-    """The plate's metadata in a store; None where it is no plate of OME-Zarr, or has no metadata at its root."""
+    """Return the plate metadata of a store; None if it is not an OME-Zarr plate."""
     try:
         metadata = zarrs.attributes(store, f"--images {store}")
     except InputError as error:
-        if isinstance(error.__cause__, FileNotFoundError):  # JUMP-Lite's arrays may lie in no group
+        if isinstance(
+            error.__cause__, FileNotFoundError
+        ):  # JUMP-Lite stores may have no root group
             return None
         raise
     return metadata.get("plate")
 
 
-def _sites_of(store: str) -> list[dict[str, str]]:
+def _list_sites(store: str) -> list[dict[str, str]]:
     plate = _plate_of(store)
     rows = _jump_lite_sites(store) if plate is None else _plate_sites(store, plate)
     if not rows:
-        raise InputError(
-            f"--images {store}: is neither a plate of OME-Zarr nor has arrays named as JUMP-Lite's"
-        )
+        raise InputError(f"--images {store}: is neither an OME-Zarr plate nor a JUMP-Lite store")
     return rows
 
 
@@ -126,37 +133,40 @@ def _jump_lite_sites(store: str) -> list[dict[str, str]]:
 
 def _plate_sites(store: str, plate: dict[str, Any]) -> list[dict[str, str]]:
     name = plate.get("name") or store.rpartition("/")[2].removesuffix(zarrs.SUFFIX)
-    found = []
+    rows = []
     try:
         for well in plate["wells"]:
-            path = _inside(well["path"], store)
+            path = _require_inside(well["path"], store)
             position = {PLATE: str(name), WELL: normalize_well(path.replace("/", ""))}
             for site, image in _images_of(store, path):
-                found.append({**position, SITE: site, IMAGE: f"{store}/{path}/{image}"})
+                rows.append({**position, SITE: site, IMAGE: f"{store}/{path}/{image}"})
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"--images {store}: its metadata are no plate's ({error!r})") from error
-    return found
+        raise InputError(f"--images {store}: its plate metadata are damaged ({error!r})") from error
+    return rows
 
 
 def _images_of(store: str, well: str) -> list[tuple[str, str]]:
-    """(site, path) of a well's images: sites count from 1 where paths count from 0, and else are called as paths."""
+    """Return (site, path) of the images of a well.
+
+    If paths count from 0, sites count from 1; otherwise the path is the name of the site.
+    """
     try:
         images = zarrs.attributes(f"{store}/{well}", f"--images {store}")["well"]["images"]
     except InputError as error:
         raise InputError(
-            f"{error}: the plate's metadata name well {well}; the store is half there"
+            f"{error}: the plate metadata list well {well}; the store is incomplete"
         ) from error
     if len({image.get("acquisition") for image in images}) > 1:
         raise InputError(
-            f"--images {store}: well {well} has several acquisitions, and nothing says which is meant"
+            f"--images {store}: well {well} has several acquisitions; export one acquisition"
         )
-    paths = [_inside(image["path"], store) for image in images]
+    paths = [_require_inside(image["path"], store) for image in images]
     counted = sorted(paths) == sorted(map(str, range(len(paths))))
     return [(str(int(path) + 1) if counted else path, path) for path in paths]
 
 
-def _inside(path: Any, store: str) -> str:
+def _require_inside(path: Any, store: str) -> str:
     parts = str(path).split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise InputError(f"--images {store}: path {path!r} in its metadata leads out of the store")
+        raise InputError(f"--images {store}: path {path!r} in its metadata leads outside the store")
     return str(path)

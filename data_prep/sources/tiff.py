@@ -1,7 +1,8 @@
-"""TIFF: one plane a file, and OME-TIFF, ImageJ's and other files of several channels, planes and images.
+"""Reader for TIFF: single planes, and OME-TIFF, ImageJ and other files with several planes.
 
-A file of one page is read as it is. In any other, what the pages are must be known: from OME's or ImageJ's metadata, or
-from the row of the table, which names a series, a channel or a frame. Nothing is taken because it comes first.
+A file with one page is read directly. In files with several pages, OME or ImageJ metadata, or the
+series, channel or frame of the table, must identify the page; the first page is never used by
+default.
 """
 
 from __future__ import annotations
@@ -10,93 +11,144 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 import numpy as np
-from jaxtyping import Integer, UInt
+from jaxtyping import UInt
 
 from data_prep.sources.files import open_file
 from data_prep.sources.plane import (
-    Found,
     Plane,
+    PlaneInfo,
     as_stored,
     channel_number,
     chosen_depths,
-    projected,
+    print_once,
+    project_stack,
     require_size,
     require_stack,
+    select_sample,
     stored_type,
 )
 from perturbjax.core.errors import InputError
 
+#: Microscope and image formats without a reader here, by the suffix of the file.
+FOREIGN = {
+    **dict.fromkeys((".c01", ".dib"), "Cellomics C01/DIB"),
+    ".czi": "Zeiss CZI",
+    ".nd2": "Nikon ND2",
+    ".lif": "Leica LIF",
+    ".lof": "Leica LOF",
+    ".vsi": "Olympus VSI",
+    ".oib": "Olympus OIB",
+    ".oif": "Olympus OIF",
+    ".oir": "Olympus OIR",
+    ".ims": "Imaris IMS",
+    ".dv": "DeltaVision DV",
+    ".stk": "MetaMorph STK",
+    ".h5": "HDF5",
+    ".mrc": "MRC",
+    ".jxl": "JPEG XL",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".webp": "WebP",
+    ".npy": "NumPy",
+}
+_MIN_IS_WHITE = 0
+#: Values of the tag Compression for JPEG and its variants, which are lossy.
+_JPEG = (6, 7)
+
 
 def read(planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
-    """The planes of one TIFF.
+    """Read planes of one TIFF.
 
     Raises:
-        InputError: it is not a readable TIFF, is cut short, does not say which of its pages is meant, or does not hold
-            integers of up to 16 bits.
+        InputError: The file is not a readable TIFF or is truncated, its pages are ambiguous, or it
+            does not contain integers of up to 16 bits.
     """
-    with _opened(planes[0].file, where) as tiff:
-        return [
-            as_stored(_pixels(_choose(tiff, plane, where), plane), plane, where) for plane in planes
-        ]
+    with _open(planes[0].file, where) as tiff:
+        return [_plane_pixels(_choose(tiff, plane, where), plane, where) for plane in planes]
 
 
-def probe(planes: Sequence[Plane], where: str) -> list[Found]:
-    """Stored type, (height, width) and depth of the planes, from the file's headers.
+def probe(planes: Sequence[Plane], where: str) -> list[PlaneInfo]:
+    """Read stored type, (height, width) and depth of planes from the headers of a file.
+
+    Pixels of color images are decoded, because only they show whether a sample must be selected.
 
     Raises:
-        InputError: as `read`, as far as headers and the file's length tell.
+        InputError: As `read`, as far as headers and the length of the file show it.
     """
-    with _opened(planes[0].file, where, header=True) as tiff:
-        return [_found(_choose(tiff, plane, where), plane, where) for plane in planes]
+    with _open(planes[0].file, where, header=True) as tiff:
+        return [_info(_choose(tiff, plane, where), plane, where) for plane in planes]
 
 
-def _found(pages: list[Any], plane: Plane, where: str) -> Found:
+def _info(pages: list[Any], plane: Plane, where: str) -> PlaneInfo:
     page = pages[0]
-    return Found(
-        stored_type(page.dtype, plane, where), (page.imagelength, page.imagewidth), len(pages)
-    )
+    if _samples(page) > 1:
+        _page_pixels(page, plane, where)
+    dtype = stored_type(page.dtype, plane, where)
+    return PlaneInfo(dtype, (page.imagelength, page.imagewidth), len(pages))
 
 
-def _pixels(pages: list[Any], plane: Plane) -> Integer[np.ndarray, "h w"]:
+def _plane_pixels(pages: list[Any], plane: Plane, where: str) -> UInt[np.ndarray, "h w"]:
     chosen = [pages[depth] for depth in chosen_depths(len(pages), plane.project)]
-    return projected(
-        (page.asarray().reshape(page.imagelength, page.imagewidth) for page in chosen),
-        plane.project,
-    )
+    return project_stack((_page_pixels(page, plane, where) for page in chosen), plane.project)
+
+
+def _samples(page: Any) -> int:
+    """Return the number of samples per pixel: 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA."""
+    return math.prod(page.shape) // max(page.imagelength * page.imagewidth, 1)
+
+
+def _page_pixels(page: Any, plane: Plane, where: str) -> UInt[np.ndarray, "h w"]:
+    image = page.asarray()
+    size, samples = (page.imagelength, page.imagewidth), _samples(page)
+    if samples > 1:
+        # PlanarConfiguration 2 stores one plane per sample: (samples, height, width).
+        planar = page.planarconfig == 2
+        image = image.reshape((samples, *size) if planar else (*size, samples))
+        image = select_sample(np.moveaxis(image, 0, -1) if planar else image, plane, where)
+    image = as_stored(image.reshape(size), plane, where)
+    if page.photometric == _MIN_IS_WHITE:
+        # TIFF 6.0, section 3: 0 is white. Invert within the bits of a pixel, as Bio-Formats does.
+        print_once("info: TIFF images with photometric interpretation WhiteIsZero are inverted")
+        image = np.asarray((1 << min(page.bitspersample, 16)) - 1, image.dtype) - image
+    return image
 
 
 @contextmanager
-def _opened(file: str, where: str, header: bool = False) -> Iterator[Any]:
+def _open(file: str, where: str, header: bool = False) -> Iterator[Any]:
+    """Open a TIFF; any error within the block becomes one line."""
     import tifffile
 
-    with open_file(file, where, header) as opened:
+    if name := FOREIGN.get(PurePosixPath(file).suffix.lower()):
+        raise InputError(
+            f"{where}: {file} is {name}, which is not supported; convert it to OME-Zarr with "
+            "bioformats2raw, or export TIFF or OME-TIFF"
+        )
+    with open_file(file, where, header) as stream:
         try:
-            logging.getLogger("tifffile").setLevel(
-                logging.CRITICAL
-            )  # what it complains of ends in a line of ours
-            with tifffile.TiffFile(cast(IO[bytes], opened), _multifile=False) as tiff:
+            # tifffile's own messages are replaced by the InputError below.
+            logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+            with tifffile.TiffFile(cast(IO[bytes], stream), _multifile=False) as tiff:
                 yield tiff
         except InputError:
             raise
-        except (
-            Exception
-        ) as error:  # tifffile and its codecs raise many kinds; to the user they all mean the same
+        except Exception as error:  # tifffile and its codecs raise many types
             raise InputError(
-                f"{where}: {file} is not a readable TIFF, or is cut short ({error})"
+                f"{where}: {file} is not a readable TIFF, or is truncated ({error})"
             ) from error
 
 
 def _choose(tiff: Any, plane: Plane, where: str) -> list[Any]:
-    """The pages of the channel asked for, one a depth, whose headers promise integers of a size that can be decoded."""
+    """Return the pages of a channel, one per depth, after checking their headers."""
     if not _has_second_plane(tiff):
         if plane.series or plane.frame:
-            raise InputError(f"{where}: {plane} is not in the file, which holds one plane")
+            raise InputError(f"{where}: {plane} is not in the file, which contains one plane")
         pages = [tiff.pages[0]]
     else:
-        pages = _of_series(tiff, plane, where)
+        pages = _series_pages(tiff, plane, where)
     for page in pages:
         _check_page(page, tiff, plane, where)
     if len({(page.shape, page.dtype) for page in pages}) > 1:
@@ -106,16 +158,15 @@ def _choose(tiff: Any, plane: Plane, where: str) -> list[Any]:
 
 
 def _has_second_plane(tiff: Any) -> bool:
-    """Whether a page follows that is no small copy of the first."""
+    """Return whether there is a second page that is not a smaller copy of the first."""
     try:
-        return not getattr(
-            tiff.pages[1], "is_reduced", False
-        )  # what was found to be part of a series has no such word
+        # tifffile's frames (pages of a known series) do not have this attribute.
+        return not getattr(tiff.pages[1], "is_reduced", False)
     except IndexError:
         return False
 
 
-def _of_series(tiff: Any, plane: Plane, where: str) -> list[Any]:
+def _series_pages(tiff: Any, plane: Plane, where: str) -> list[Any]:
     series, number = _series(tiff, plane, where)
     axes = [
         (name, size)
@@ -125,21 +176,22 @@ def _of_series(tiff: Any, plane: Plane, where: str) -> list[Any]:
     sizes = dict(axes)
     pages = list(series.pages)
     if len(pages) != math.prod(size for _, size in axes) or None in pages:
+        expected = " x ".join(f"{size} {name}" for name, size in axes)
         raise InputError(
-            f"{where}: {plane} has {sum(page is not None for page in pages)} pages where its metadata promise "
-            f"{' x '.join(f'{size} {name}' for name, size in axes)}; it is half there, or mixes colours"
+            f"{where}: {plane} has {sum(page is not None for page in pages)} pages, but its "
+            f"metadata list {expected}; it is incomplete, or mixes colors"
         )
     if plane.frame is not None:
         if plane.frame >= len(pages):
             raise InputError(
-                f"{where}: {plane} is not in the file, which holds {len(pages)} planes"
+                f"{where}: {plane} is not in the file, which contains {len(pages)} planes"
             )
         return [pages[plane.frame].aspage()]
     unknown = [f"{size} {name}" for name, size in axes if name not in "CZ" and size > 1]
     if unknown:
         raise InputError(
-            f"{where}: {plane} has several pages ({', '.join(unknown)}), and nothing says which is meant; one plane "
-            "(height, width) is needed: split it, or say which in a column Frame_Orig<CHANNEL>"
+            f"{where}: {plane} has several pages ({', '.join(unknown)}); one plane (height, width) "
+            "is needed: split the file, or select a page in a column Frame_Orig<CHANNEL>"
         )
     names = _channel_names(tiff, number)
     channel = channel_number(plane, names, sizes["C"], where) if sizes.get("C", 1) > 1 else 0
@@ -152,18 +204,18 @@ def _series(tiff: Any, plane: Plane, where: str) -> tuple[Any, int]:
     number = plane.series or 0
     if plane.series is None and len(tiff.series) > 1:
         raise InputError(
-            f"{where}: {plane} has several pages, as {len(tiff.series)} images; one plane (height, width) is needed: "
-            "split it, or say which image in a column Series_Orig<CHANNEL>"
+            f"{where}: {plane} has several pages, as {len(tiff.series)} images; one plane (height, "
+            "width) is needed: split the file, or select an image in a column Series_Orig<CHANNEL>"
         )
     if number >= len(tiff.series):
         raise InputError(
-            f"{where}: {plane} is not in the file, which holds {len(tiff.series)} images"
+            f"{where}: {plane} is not in the file, which contains {len(tiff.series)} images"
         )
     return tiff.series[number], number
 
 
 def _channel_names(tiff: Any, series: int) -> list[str]:
-    """Names of an image's channels in OME's metadata; none where one has no name."""
+    """Return the channel names of an image in OME metadata; none if a channel has no name."""
     import tifffile
 
     if not tiff.is_ome:
@@ -171,20 +223,29 @@ def _channel_names(tiff: Any, series: int) -> list[str]:
     images = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
     image = images[series] if isinstance(images, list) else images
     channels = image["Pixels"].get("Channel", [])
-    names = [
-        str(channel.get("Name", ""))
-        for channel in (channels if isinstance(channels, list) else [channels])
-    ]
+    channels = channels if isinstance(channels, list) else [channels]
+    names = [str(channel.get("Name", "")) for channel in channels]
     return names if all(names) else []
 
 
 def _check_page(page: Any, tiff: Any, plane: Plane, where: str) -> None:
-    if math.prod(page.shape) != page.imagelength * page.imagewidth:
+    """Check size, type and completeness of a page by its header."""
+    if math.prod(page.shape) != page.imagelength * page.imagewidth * min(page.samplesperpixel, 4):
         raise InputError(
             f"{where}: {plane} has shape {page.shape}; one plane (height, width) is needed"
         )
     require_size(page.shape, plane, where)
     require_size(page.chunks or (0,), plane, where)
     stored_type(page.dtype, plane, where)
-    if max(np.add(page.dataoffsets, page.databytecounts), default=0) > tiff.filehandle.size:
-        raise InputError(f"{where}: {plane} is cut short: it ends before its pixels do")
+    offsets, counts = np.asarray(page.dataoffsets), np.asarray(page.databytecounts)
+    # tifffile reads tiles and strips without data as zeros; here they are an incomplete file.
+    absent = int(np.sum((offsets == 0) | (counts == 0)))
+    if absent:
+        raise InputError(
+            f"{where}: {plane} is incomplete: {absent} of {offsets.size} tiles or strips have no "
+            "data"
+        )
+    if max(offsets + counts, default=0) > tiff.filehandle.size:
+        raise InputError(f"{where}: {plane} is truncated: it ends before the end of its pixels")
+    if page.compression in _JPEG:
+        print_once("warning: TIFF images with JPEG compression are lossy; prefer original images")

@@ -1,7 +1,7 @@
-"""Images in Zarr stores, v2 and v3: OME-Zarr's (the largest level of a multiscale image), and bare arrays (c, y, x).
+"""Reader for images in Zarr stores (v2 and v3): OME-Zarr (full resolution), and arrays (c, y, x).
 
-Read by zarr-python, whose codecs include imagecodecs' (JPEG XL among them), which no other reader of Zarr takes. Zarr
-reads a chunk that is not there as zeros; here it is an error, since a store that is half there looks the same.
+zarr-python reads them, with the codecs of imagecodecs (including JPEG XL). zarr-python reads
+missing chunks as zeros; here they are an error, because an incomplete store has missing chunks too.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from jaxtyping import Integer, UInt
 from data_prep.sources import remote
 from data_prep.sources.files import zarr_store
 from data_prep.sources.plane import (
-    Found,
     Plane,
+    PlaneInfo,
     as_stored,
     channel_number,
     chosen_depths,
-    projected,
+    project_stack,
     require_size,
     require_stack,
     stored_type,
 )
 from perturbjax.core.errors import InputError
 
-#: How names of stores end: what follows in a path lies inside.
+#: Suffix of stores; the rest of a path is inside the store.
 SUFFIX = ".zarr"
-#: JUMP-Lite's arrays, source__batch__plate__well__site, and the channels that each of them holds, in this order.
+#: Names of JUMP-Lite arrays (source__batch__plate__well__site), and their channels in order.
 JUMP_LITE = re.compile(r"[^/]+?__[^/]+?__[^/]+?__[^/]+?__[^/]+")
 JUMP_LITE_CHANNELS = ("AGP", "DNA", "ER", "Mito", "RNA")
-#: What may stand in a store's metadata to be undone; others (pickle!) are not run on what strangers send.
+#: Permitted codecs. Others, such as pickle, could run code from an untrusted store.
 CODECS = re.compile(
-    "imagecodecs_.*|(numcodecs[.])?(blosc|zstd|zlib|gzip|lz4|lz4hc|bz2|lzma|delta|shuffle|packbits|bitround|"
-    "fixedscaleoffset|crc32c?|adler32|fletcher32)|bytes|transpose|sharding_indexed"
+    "imagecodecs_.*|(numcodecs[.])?(blosc|zstd|zlib|gzip|lz4|lz4hc|bz2|lzma|delta|shuffle|packbits|"
+    "bitround|fixedscaleoffset|crc32c?|adler32|fletcher32)|bytes|transpose|sharding_indexed"
 )
 #: Axes of OME-Zarr 0.1 and 0.2, whose metadata do not name them.
 OLD_AXES = "tczyx"
@@ -47,24 +47,28 @@ OLD_AXES = "tczyx"
 
 @dataclass(frozen=True)
 class Image:
-    """An array and what its metadata say of it."""
+    """An array, its axes and channel names."""
 
     array: Any
     axes: str
     names: list[str]
     missing: list[str]
-    """Chunks that were asked for and are not there."""
+    """Requested chunks that do not exist."""
 
     def size(self, axis: str) -> int:
+        """Return the length of an axis; 1 if the array does not have it."""
         return self.array.shape[self.axes.index(axis)] if axis in self.axes else 1
 
     def chunk(self, axis: str) -> int:
+        """Return the length of a chunk along an axis."""
         return self.array.chunks[self.axes.index(axis)] if axis in self.axes else 1
 
     def block(self, channels: slice, depths: slice) -> np.ndarray:
-        """Pixels as (c, z, y, x)."""
-        wanted = {"c": channels, "z": depths, "t": slice(0, 1)}
-        pixels = np.asarray(self.array[tuple(wanted.get(axis, slice(None)) for axis in self.axes)])
+        """Read pixels as (channels, depths, height, width)."""
+        selection = {"c": channels, "z": depths, "t": slice(0, 1)}
+        pixels = np.asarray(
+            self.array[tuple(selection.get(axis, slice(None)) for axis in self.axes)]
+        )
         order = [axis for axis in "tczyx" if axis in self.axes]
         pixels = pixels.transpose([self.axes.index(axis) for axis in order])
         return pixels.reshape(
@@ -73,63 +77,63 @@ class Image:
 
 
 def inside_store(file: str) -> bool:
-    """Whether a path or URL leads to a Zarr store or into one."""
+    """Return whether a path or URL is a Zarr store or inside one."""
     return any(part.endswith(SUFFIX) for part in file.split("/"))
 
 
 def split_store(file: str) -> tuple[str, str]:
-    """The store of a path or URL, and the path inside it."""
+    """Split a path or URL into the store and the path inside it."""
     parts = file.split("/")
-    at = next(index for index, part in enumerate(parts) if part.endswith(SUFFIX)) + 1
-    return "/".join(parts[:at]), "/".join(parts[at:])
+    end = next(index for index, part in enumerate(parts) if part.endswith(SUFFIX)) + 1
+    return "/".join(parts[:end]), "/".join(parts[end:])
 
 
 def read(planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
-    """The planes of one image; chunks that hold several channels are decoded once for all of them.
+    """Read planes of one image; chunks with several channels are decoded once.
 
     Raises:
-        InputError: as `probe`; a chunk is missing, of another shape or damaged.
+        InputError: As `probe`; or a chunk is missing, damaged or has a wrong shape.
     """
-    image, numbers = _checked(planes, where)
-    with _told(planes[0].file, where):
+    image, numbers = _check(planes, where)
+    with _one_line(planes[0].file, where):
         stacks = _stacks(image, numbers, planes)
     if image.missing:
         raise InputError(
-            f"{where}: {planes[0].file}: chunk {image.missing[0]} is missing ({len(image.missing)} such); the store is "
-            "half there, or was written without its empty chunks"
+            f"{where}: {planes[0].file}: chunk {image.missing[0]} is missing ({len(image.missing)} "
+            "in total); the store is incomplete, or was written without its empty chunks"
         )
     return [as_stored(stack, plane, where) for stack, plane in zip(stacks, planes, strict=True)]
 
 
-def probe(planes: Sequence[Plane], where: str) -> list[Found]:
-    """What the metadata say of the planes.
+def probe(planes: Sequence[Plane], where: str) -> list[PlaneInfo]:
+    """Read data type, size and depth of planes from the metadata.
 
     Raises:
-        InputError: the image is not in the store, its codec is not installed, its metadata contradict each other, a
-            channel is not in it, or it is a stack or a movie and nobody said how it becomes one plane.
+        InputError: The image or a channel is missing, its codec is not installed, its metadata
+            contradict each other, or it is a movie, or a stack without projection.
     """
-    image, _ = _checked(planes, where)
+    image, _ = _check(planes, where)
     dtype = stored_type(image.array.dtype, planes[0], where)
-    return [Found(dtype, (image.size("y"), image.size("x")), image.size("z"))] * len(planes)
+    return [PlaneInfo(dtype, (image.size("y"), image.size("x")), image.size("z"))] * len(planes)
 
 
 def channel_names(file: str, where: str) -> list[str]:
-    """Names of an image's channels; none where it names none.
+    """Return the channel names of an image; an empty list if it has none.
 
     Raises:
-        InputError: as `probe`.
+        InputError: As `probe`.
     """
-    return opened(file, where).names
+    return open_image(file, where).names
 
 
-def opened(file: str, where: str) -> Image:
-    """An image of a store.
+def open_image(file: str, where: str) -> Image:
+    """Open an image of a store.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: The image cannot be read.
     """
     root, path = split_store(file)
-    with _told(file, where):
+    with _one_line(file, where):
         store, missing = _recording(root, where)
         image = _image(store, path, file, where)
         missing.clear()
@@ -137,16 +141,16 @@ def opened(file: str, where: str) -> Image:
 
 
 def attributes(file: str, where: str) -> dict[str, Any]:
-    """Metadata of a group; OME's, where they stand under their own name as in OME-Zarr 0.5.
+    """Return the OME metadata of a group. From OME-Zarr 0.5 on they are under the key `ome`.
 
     Raises:
-        InputError: there is no such group.
+        InputError: The group does not exist.
     """
     root, path = split_store(file)
-    with _told(file, where):
+    with _one_line(file, where):
         store, _ = _recording(root, where)
-        found: Any = dict(_zarr(root, where).open_group(store, path=path, mode="r").attrs)
-        return found.get("ome", found)
+        metadata: Any = dict(_zarr(root, where).open_group(store, path=path, mode="r").attrs)
+        return metadata.get("ome", metadata)
 
 
 def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list[str]]:
@@ -175,7 +179,8 @@ def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list
         or len(set(axes)) < len(axes)
     ):
         raise InputError(
-            f"{where}: {file} has shape {array.shape} and axes {axes}; its metadata contradict its array"
+            f"{where}: {file} has shape {array.shape} and axes {axes}; its metadata contradict its "
+            "array"
         )
     names = [
         str(channel.get("label", "")) for channel in metadata.get("omero", {}).get("channels", [])
@@ -183,23 +188,23 @@ def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list
     return array, axes, names if all(names) else []
 
 
-def _checked(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:
-    """The image, and the number of the channel of each plane."""
+def _check(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:
+    """Open an image, check its metadata, and return it with the channel number of each plane."""
     file = planes[0].file
     if any(plane.series is not None or plane.frame is not None for plane in planes):
         raise InputError(
-            f"{where}: {file} lies in a Zarr store; Series_Orig and Frame_Orig are for files"
+            f"{where}: {file} is in a Zarr store; Series_Orig and Frame_Orig are for TIFF files"
         )
-    image = opened(file, where)
+    image = open_image(file, where)
     stored_type(image.array.dtype, planes[0], where)
     require_size((image.size("y"), image.size("x")), planes[0], where)
     require_size(image.array.chunks, planes[0], where)
     for codec in _codecs(image.array.metadata):
         if not CODECS.fullmatch(codec):
-            raise InputError(f"{where}: {file} is kept with codec {codec}, which is not read here")
+            raise InputError(f"{where}: {file} uses codec {codec}, which is not permitted")
     if image.size("t") > 1:
         raise InputError(
-            f"{where}: {file} is a movie of {image.size('t')} frames; one plane is needed"
+            f"{where}: {file} is a movie of {image.size('t')} frames; export one time point"
         )
     for plane in planes:
         require_stack(image.size("z"), plane, where)
@@ -207,7 +212,7 @@ def _checked(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:
 
 
 def _codecs(metadata: Any) -> Iterator[str]:
-    """Names of what undoes an array's chunks; those inside a shard too."""
+    """Yield the names of the codecs of an array, including those inside a shard."""
     if metadata.zarr_format == 2:
         yield from (
             codec.codec_id
@@ -215,12 +220,12 @@ def _codecs(metadata: Any) -> Iterator[str]:
             if codec is not None
         )
         return
-    waiting = list(metadata.to_dict()["codecs"])
-    while waiting:
-        codec = waiting.pop()
+    pending = list(metadata.to_dict()["codecs"])
+    while pending:
+        codec = pending.pop()
         yield codec["name"]
-        inside = codec.get("configuration", {})
-        waiting += [*inside.get("codecs", ()), *inside.get("index_codecs", ())]
+        inner = codec.get("configuration", {})
+        pending += [*inner.get("codecs", ()), *inner.get("index_codecs", ())]
 
 
 def _stacks(
@@ -229,16 +234,18 @@ def _stacks(
     depth = image.size("z")
     if image.chunk("c") == 1 or depth > 1:
         return [
-            projected(_depths(image, number, chosen_depths(depth, plane.project)), plane.project)
+            project_stack(
+                _depths(image, number, chosen_depths(depth, plane.project)), plane.project
+            )
             for number, plane in zip(numbers, planes, strict=True)
         ]
     low = min(numbers)
-    together = image.block(slice(low, max(numbers) + 1), slice(0, 1))
-    return [together[number - low, 0] for number in numbers]
+    block = image.block(slice(low, max(numbers) + 1), slice(0, 1))
+    return [block[number - low, 0] for number in numbers]
 
 
 def _depths(image: Image, channel: int, depths: range) -> Iterator[np.ndarray]:
-    """Planes of a stack, read a chunk's depth at a time: a deep stack never lies in memory as a whole."""
+    """Yield the planes of a stack, reading one chunk depth at a time to limit memory."""
     step = image.chunk("z")
     for start in range(depths.start, depths.stop, step):
         yield from image.block(
@@ -251,21 +258,21 @@ def _zarr(root: str, where: str) -> Any:
         import zarr
     except ImportError as error:
         raise InputError(
-            f'{where}: {root} is a Zarr store; to read it: pip install "perturbjax[zarr]"'
+            f'{where}: {root} is a Zarr store; reading it requires: pip install "perturbjax[zarr]"'
         ) from error
     return zarr
 
 
 @functools.cache
 def _zarr_codecs() -> None:
-    """Make imagecodecs' codecs known to zarr, for stores of JPEG XL and the like."""
+    """Register the codecs of imagecodecs with zarr, for example JPEG XL."""
     from imagecodecs import numcodecs
 
     numcodecs.register_codecs(verbose=False)
 
 
 def _recording(root: str, where: str) -> tuple[Any, list[str]]:
-    """A store that is read through zarr, and a list to which it adds what it was asked for and does not have."""
+    """Return a store that records requests for missing keys, and the list of these keys."""
     _zarr(root, where)
     from zarr.storage import WrapperStore
 
@@ -283,25 +290,26 @@ def _recording(root: str, where: str) -> tuple[Any, list[str]]:
 
 
 @contextmanager
-def _told(file: str, where: str) -> Iterator[None]:
-    """One line for whatever zarr and its codecs raise."""
+def _one_line(file: str, where: str) -> Iterator[None]:
+    """Convert any error of zarr and its codecs to one line."""
     try:
         yield
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"{where}: {file} is not in the store") from error
+        raise InputError(f"{where}: {file} does not exist in the store") from error
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise InputError(
-            f"{where}: {file} is no image of OME-Zarr, or its metadata are damaged ({error!r})"
+            f"{where}: {file} is not an OME-Zarr image, or its metadata are damaged ({error!r})"
         ) from error
-    except Exception as error:  # codecs raise many kinds
+    except Exception as error:  # codecs raise many types
         if type(error).__name__ == "UnknownCodecError":
             raise InputError(
-                f"{where}: {file} is kept with a codec that is not installed ({error}); install the package that has it"
+                f"{where}: {file} uses a codec that is not installed ({error}); install its package"
             ) from error
         if type(error).__module__.startswith("obstore"):
             raise InputError(f"{where}: {file} {remote.reason(error)}") from error
         raise InputError(
-            f"{where}: {file} cannot be read: its metadata or a chunk is damaged, or of another shape ({error})"
+            f"{where}: {file} cannot be read: its metadata or a chunk is damaged or has a wrong "
+            f"shape ({error})"
         ) from error

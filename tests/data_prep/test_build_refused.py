@@ -65,11 +65,11 @@ def test_build_refuses_a_missing_or_empty_table(plate, refused, build_arguments,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--channels", "DNA,Mito"], "--channels Mito: .*it has DNA, Actin, Tubulin"),
-        (["--segment-channels", "Mito"], "Mito: .*it has DNA, Actin, Tubulin"),
+        (["--channels", "DNA,Mito"], "--channels Mito: .*available: DNA, Actin, Tubulin"),
+        (["--segment-channels", "Mito"], "Mito: .*available: DNA, Actin, Tubulin"),
         (
             ["--label-column", "Metadata_gene"],
-            "--label-column Metadata_gene: .*it has Metadata_Plate",
+            "--label-column Metadata_gene: .*available: Metadata_Plate",
         ),
         (["--aggregate", "none"], "--segment-channels"),
         (["--weights", "nuclei"], "the watershed has no weights"),

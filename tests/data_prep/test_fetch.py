@@ -14,8 +14,7 @@ import pandas as pd
 import pytest
 
 from data_prep import download
-from data_prep import fetch as module
-from data_prep.fetch import FetchConfig, fetch
+from data_prep.fetch import FetchConfig, exclusive, fetch
 from data_prep.site_table import choose_label, read_sites
 from data_prep.sources import probe_planes
 from perturbjax.core.errors import InputError
@@ -25,10 +24,10 @@ MEASURED = f"{PLATE}__2020-11-05T19_51_35-Measurement1"
 
 
 class Gallery(SimpleHTTPRequestHandler):
-    """Serves files and lists folders as S3 does, counts what is asked for, breaks off the first `broken` replies."""
+    """Serve files and list folders as S3 does; count requests; break off the first `broken` responses."""
 
-    def __init__(self, *arguments, asked: Counter, broken: dict[str, int], **options):
-        self.asked, self.broken = asked, broken
+    def __init__(self, *arguments, requests: Counter, broken: dict[str, int], **options):
+        self.requests, self.broken = requests, broken
         super().__init__(*arguments, **options)
 
     def do_GET(self):
@@ -36,8 +35,8 @@ class Gallery(SimpleHTTPRequestHandler):
             self.list_objects()
             return
         name = Path(self.path).name
-        self.asked[name] += 1
-        if self.broken.get(name, 0) >= self.asked[name]:
+        self.requests[name] += 1
+        if self.broken.get(name, 0) >= self.requests[name]:
             self.send_response(200)
             self.send_header("Content-Length", "100000")
             self.end_headers()
@@ -46,13 +45,13 @@ class Gallery(SimpleHTTPRequestHandler):
         super().do_GET()
 
     def list_objects(self):
-        """Two keys a page, as if the folder were long."""
-        asked = parse_qs(urlsplit(self.path).query)
-        folder = Path(self.directory) / asked["prefix"][0]
+        """Return two keys per page, as for a long folder."""
+        query = parse_qs(urlsplit(self.path).query)
+        folder = Path(self.directory) / query["prefix"][0]
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        start = int(asked.get("continuation-token", ["0"])[0])
+        start = int(query.get("continuation-token", ["0"])[0])
         keys = "".join(
-            f"<Key>{asked['prefix'][0]}{escape(name)}</Key>" for name in names[start : start + 2]
+            f"<Key>{query['prefix'][0]}{escape(name)}</Key>" for name in names[start : start + 2]
         )
         more = (
             f"<NextContinuationToken>{start + 2}</NextContinuationToken>"
@@ -69,7 +68,7 @@ class Gallery(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def gallery(plate, tmp_path, monkeypatch):
-    """The simulated plate laid out as the Cell Painting Gallery lays out a plate of the JUMP pilot."""
+    """Local server with the simulated plate in the folders of the JUMP pilot."""
     root = tmp_path / "served/cpg0000-jump-pilot/source_4"
     table = pd.read_csv(plate / "load_data.csv", dtype=str)
     table = table[table["Metadata_Plate"] == "SIM001"]
@@ -77,13 +76,13 @@ def gallery(plate, tmp_path, monkeypatch):
     images.parent.mkdir(parents=True)
     (plate / "images/SIM001").rename(images)
     folder = f"/home/ubuntu/bucket/projects/2019_07_11_JUMP-CP/{BATCH}/images/{MEASURED}/Images/"
-    kept = table[["Metadata_Well", "Metadata_Site"]].assign(Metadata_Plate=PLATE)
+    listed = table[["Metadata_Well", "Metadata_Site"]].assign(Metadata_Plate=PLATE)
     for channel in ("DNA", "Actin", "Tubulin"):
-        kept[f"FileName_Orig{channel}"] = table[f"FileName_Orig{channel}"]
-        kept[f"PathName_Orig{channel}"] = folder
+        listed[f"FileName_Orig{channel}"] = table[f"FileName_Orig{channel}"]
+        listed[f"PathName_Orig{channel}"] = folder
     samples = table.drop_duplicates("Metadata_Well")
     for path, text in {
-        f"workspace/load_data_csv/{BATCH}/{PLATE}/load_data.csv": kept.to_csv(index=False),
+        f"workspace/load_data_csv/{BATCH}/{PLATE}/load_data.csv": listed.to_csv(index=False),
         f"workspace/metadata/platemaps/{BATCH}/barcode_platemap.csv": (
             f"Assay_Plate_Barcode,Plate_Map_Name\n{PLATE},JUMP-Target-1_compound_platemap\n"
         ),
@@ -99,17 +98,17 @@ def gallery(plate, tmp_path, monkeypatch):
     }.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
-    asked, broken = Counter(), {}
-    handler = partial(Gallery, directory=str(tmp_path / "served"), asked=asked, broken=broken)
+    requests, broken = Counter(), {}
+    handler = partial(Gallery, directory=str(tmp_path / "served"), requests=requests, broken=broken)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(download, "PAUSE_S", 0.01)
-    yield f"http://127.0.0.1:{server.server_port}", asked, broken
+    yield f"http://127.0.0.1:{server.server_port}", requests, broken
     server.shutdown()
     server.server_close()
 
 
-def test_a_fetched_plate_is_ready_to_build(gallery, tmp_path):
+def test_fetched_plate_is_ready_to_build(gallery, tmp_path):
     url, _, _ = gallery
     fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
     table = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out")
@@ -118,50 +117,50 @@ def test_a_fetched_plate_is_ready_to_build(gallery, tmp_path):
     assert set(table.sites["Metadata_pert_iname"]) == {"DMSO", "first", "second"}
 
 
-def test_channels_wells_and_sites_can_be_chosen(gallery, tmp_path):
-    url, asked, _ = gallery
+def test_channels_wells_and_sites_are_selected(gallery, tmp_path):
+    url, requests, _ = gallery
     fetch(
         FetchConfig(PLATE, tmp_path / "out", channels="DNA", wells="A02,B01", sites=1, base_url=url)
     )
     assert len(list((tmp_path / "out/images").rglob("*.tiff"))) == 2
     table = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out")
     assert list(table.sites["site_id"]) == [f"{PLATE}_A02_1", f"{PLATE}_B01_1"]
-    assert not any("Actin" in name for name in asked)
+    assert not any("Actin" in name for name in requests)
 
 
-def test_a_connection_that_breaks_is_tried_again_and_never_leaves_half_a_file(gallery, tmp_path):
-    url, asked, broken = gallery
+def test_broken_connection_is_retried(gallery, tmp_path):
+    url, requests, broken = gallery
     name = "SIM001_A01_s01_DNA.tiff"
     broken[name] = 2
     fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
-    assert asked[name] == 3
+    assert requests[name] == 3
     served = next((tmp_path / "served").rglob(name))
     assert (tmp_path / "out/images" / PLATE / name).read_bytes() == served.read_bytes()
 
 
-def test_a_stopped_fetch_goes_on_where_it_was(gallery, tmp_path):
-    url, asked, broken = gallery
+def test_interrupted_fetch_resumes(gallery, tmp_path):
+    url, requests, broken = gallery
     last = "SIM001_B03_s02_Tubulin.tiff"
     broken[last] = 99
-    with pytest.raises(InputError, match=f"{last}: cannot be fetched after 5 tries"):
+    with pytest.raises(InputError, match=f"{last}: cannot be downloaded after 5 attempts"):
         fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
     assert not (tmp_path / "out/load_data.csv").exists()
     assert not (tmp_path / "out/images" / PLATE / last).exists()
-    there = {path.name for path in (tmp_path / "out/images").rglob("*.tiff")}
-    assert there
-    asked.clear()
+    downloaded = {path.name for path in (tmp_path / "out/images").rglob("*.tiff")}
+    assert downloaded
+    requests.clear()
     broken.clear()
     fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
-    assert not there & set(asked)
+    assert not downloaded & set(requests)
     assert len(read_sites(tmp_path / "out/load_data.csv", tmp_path / "out")) == 12
 
 
-def test_an_unknown_plate_channel_or_well_is_one_line(gallery, refused, tmp_path, monkeypatch):
+def test_unknown_plate_channel_or_well_is_one_line(gallery, refused, tmp_path, monkeypatch):
     url, _, _ = gallery
     monkeypatch.setenv("PERTURBJAX_GALLERY_URL", url)
     flags = ["--out", tmp_path / "out"]
     assert "HTTP 404" in refused("fetch", "--plate", "BR0", *flags)
-    assert "--channels Mito: the plate has no such channel" in refused(
+    assert "--channels Mito: not on this plate" in refused(
         "fetch", "--plate", PLATE, "--channels", "Mito", *flags
     )
     assert "--wells Z99" in refused("fetch", "--plate", PLATE, "--wells", "Z99", *flags)
@@ -169,18 +168,18 @@ def test_an_unknown_plate_channel_or_well_is_one_line(gallery, refused, tmp_path
 
 
 def change(served: Path, name: str, old: str, new: str) -> None:
-    """Change a text among what is served."""
+    """Replace text in a served file."""
     (file,) = served.rglob(name)
     file.write_text(file.read_text().replace(old, new))
 
 
 @pytest.mark.parametrize(
-    "name", ["../../../escaped.tiff", "/tmp/escaped.tiff", "..", "a\\\\b.tiff"]
+    "name", ["../../../escaped.tiff", "/tmp/escaped.tiff", "..", "a\\\\..\\\\b.tiff"]
 )
-def test_a_server_names_no_file_outside_the_output(gallery, tmp_path, name):
+def test_server_cannot_write_outside_the_output(gallery, tmp_path, name):
     url, _, _ = gallery
     change(tmp_path / "served", "load_data.csv", "SIM001_A01_s01_DNA.tiff", name)
-    with pytest.raises(InputError, match="is no plain file name"):
+    with pytest.raises(InputError, match=r"is not a plain file name|is not below batch"):
         fetch(FetchConfig(PLATE, tmp_path / "deep/er/out", base_url=url))
     assert (
         not list(tmp_path.rglob("*escaped*"))
@@ -188,7 +187,7 @@ def test_a_server_names_no_file_outside_the_output(gallery, tmp_path, name):
     )
 
 
-def test_a_server_names_no_platemap_outside_the_output(gallery, tmp_path):
+def test_server_cannot_name_a_platemap_outside_the_output(gallery, tmp_path):
     url, _, _ = gallery
     change(
         tmp_path / "served",
@@ -196,17 +195,17 @@ def test_a_server_names_no_platemap_outside_the_output(gallery, tmp_path):
         "JUMP-Target-1_compound_platemap",
         "../../escaped",
     )
-    with pytest.raises(InputError, match=r"Plate_Map_Name: .*is no plain file name"):
+    with pytest.raises(InputError, match=r"Plate_Map_Name: .*is not a plain file name"):
         fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
 
 
-def test_what_a_killed_fetch_left_half_written_goes(gallery, tmp_path):
+def test_partial_files_of_a_killed_fetch_are_removed(gallery, tmp_path):
     url, _, _ = gallery
-    half = tmp_path / "out/images" / PLATE / ".SIM001_A01_s01_DNA.4711.tmp.tiff"
-    half.parent.mkdir(parents=True)
-    half.write_bytes(b"half")
+    partial_file = tmp_path / "out/images" / PLATE / ".SIM001_A01_s01_DNA.4711.tmp.tiff"
+    partial_file.parent.mkdir(parents=True)
+    partial_file.write_bytes(b"partial")
     fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
-    assert not half.exists()
+    assert not partial_file.exists()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "images",
         "metadata",
@@ -214,32 +213,32 @@ def test_what_a_killed_fetch_left_half_written_goes(gallery, tmp_path):
     }
 
 
-def test_two_fetches_into_one_folder_do_not_meet(gallery, tmp_path):
+def test_second_fetch_in_the_same_folder_is_refused(gallery, tmp_path):
     url, _, _ = gallery
-    with module._alone(tmp_path), pytest.raises(InputError, match="another fetch is at work"):
+    with exclusive(tmp_path), pytest.raises(InputError, match="another fetch is running"):
         fetch(FetchConfig(PLATE, tmp_path, base_url=url))
 
 
-def moved(tmp_path: Path, accession: str, source: str) -> Path:
-    """The served plate as one of another accession; its root."""
+def move_plate(tmp_path: Path, accession: str, source: str) -> Path:
+    """Serve the plate under another accession; returns its root."""
     served = tmp_path / "served"
     (served / accession).mkdir()
     (served / "cpg0000-jump-pilot/source_4").rename(served / accession / source)
     return served / accession / source
 
 
-def rows_of(root: Path) -> tuple[Path, pd.DataFrame]:
+def read_rows(root: Path) -> tuple[Path, pd.DataFrame]:
     path = next(root.rglob("load_data.csv"))
     return path, pd.read_csv(path, dtype=str)
 
 
-def renamed(root: Path, numbers: dict[str, int]) -> None:
-    """Files called as an Opera Phenix calls them, with channels of those numbers."""
-    path, table = rows_of(root)
+def rename_files(root: Path, numbers: dict[str, int]) -> None:
+    """Rename files as Opera Phenix does, with the given channel numbers."""
+    path, table = read_rows(root)
     for channel, number in numbers.items():
         for name in table[f"FileName_Orig{channel}"]:
-            found = next(root.rglob(name))
-            found.rename(found.with_name(f"{found.stem}-ch{number}sk1fk1fl1.tiff"))
+            file = next(root.rglob(name))
+            file.rename(file.with_name(f"{file.stem}-ch{number}sk1fk1fl1.tiff"))
         table[f"FileName_Orig{channel}"] = (
             table[f"FileName_Orig{channel}"].str[:-5] + f"-ch{number}sk1fk1fl1.tiff"
         )
@@ -270,52 +269,49 @@ def jump_tables(served: Path, wells: list[str]) -> None:
     )
 
 
-def of_jump(url: str, out: Path) -> FetchConfig:
-    place = {"accession": "cpg0016", "source": "source_3", "batch": BATCH}
-    return FetchConfig(PLATE, out, **place, base_url=url, jump_metadata_url=f"{url}/jump")
+def jump_options(url: str, out: Path) -> FetchConfig:
+    keys = {"accession": "cpg0016", "source": "source_3", "batch": BATCH}
+    return FetchConfig(PLATE, out, **keys, base_url=url, jump_metadata_url=f"{url}/jump")
 
 
-def test_a_plate_of_jumps_production_gets_its_perturbations_from_jumps_tables(
-    gallery, tmp_path, capsys
-):
+def test_cpg0016_treatments_are_joined_from_jump_tables(gallery, tmp_path, capsys):
     url, _, _ = gallery
-    root = moved(tmp_path, "cpg0016-jump", "source_3")
-    path, table = rows_of(root)
+    root = move_plate(tmp_path, "cpg0016-jump", "source_3")
+    path, table = read_rows(root)
     path.with_name("load_data.csv.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
     jump_tables(tmp_path / "served", ["A01", "A02", "A03", "B01", "B02"])
-    fetch(of_jump(url, tmp_path / "out"))
-    said = capsys.readouterr().err
+    fetch(jump_options(url, tmp_path / "out"))
+    messages = capsys.readouterr().err
     assert (
-        "1 wells have images and stand in no table of JUMP's (B03)" in said
-        and "numbered otherwise" not in said
+        "1 wells with images are in no JUMP table (B03)" in messages
+        and "channel numbers" not in messages
     )
-    found = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out").sites
-    assert len(found) == 10 and len(table) == 12
-    assert set(found["Metadata_pert_iname"]) == {"DMSO", "JCP2022_000001"}
-    assert set(found["Metadata_InChIKey"]) == {"KEY-D", "KEY-1"}
+    sites = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out").sites
+    assert len(sites) == 10 and len(table) == 12
+    assert set(sites["Metadata_pert_iname"]) == {"DMSO", "JCP2022_000001"}
+    assert set(sites["Metadata_InChIKey"]) == {"KEY-D", "KEY-1"}
 
 
 @pytest.mark.parametrize(
-    ("numbers", "told"), [({"DNA": 5, "Actin": 2, "Tubulin": 4}, False), ({"DNA": 1}, True)]
+    ("numbers", "is_reported"), [({"DNA": 5, "Actin": 2, "Tubulin": 4}, False), ({"DNA": 1}, True)]
 )
-def test_channels_numbered_otherwise_than_the_catalogue_says_are_told_of(
-    gallery, tmp_path, capsys, numbers, told
-):
+def test_unexpected_channel_numbers_are_reported(gallery, tmp_path, capsys, numbers, is_reported):
     url, _, _ = gallery
-    root = moved(tmp_path, "cpg0016-jump", "source_3")
-    renamed(root, numbers)
+    root = move_plate(tmp_path, "cpg0016-jump", "source_3")
+    rename_files(root, numbers)
     jump_tables(tmp_path / "served", ["A01", "A02", "A03", "B01", "B02", "B03"])
-    fetch(of_jump(url, tmp_path / "out"))
-    assert ("catalogue of source_3 says (DNA is 1 and not 5)" in capsys.readouterr().err) == told
+    fetch(jump_options(url, tmp_path / "out"))
+    messages = capsys.readouterr().err
+    assert ("catalog of source_3 (DNA is 1, not 5)" in messages) == is_reported
 
 
-def test_sites_whose_images_the_gallery_lacks_are_left_out_and_listed(gallery, tmp_path, capsys):
+def test_sites_with_missing_images_are_left_out_and_listed(gallery, tmp_path, capsys):
     url, _, _ = gallery
     next((tmp_path / "served").rglob("SIM001_A02_s01_Actin.tiff")).unlink()
     fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
     assert (
-        "1 of 12 sites lack images at the gallery (1, the first of well A02, site 1)"
+        "1 of 12 sites lack images in the gallery (1 images, the first of well A02, site 1)"
         in capsys.readouterr().err
     )
     table = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out")
@@ -323,24 +319,24 @@ def test_sites_whose_images_the_gallery_lacks_are_left_out_and_listed(gallery, t
     assert "SIM001_A02_s01_Actin.tiff" in (tmp_path / "out/missing_images.csv").read_text()
 
 
-def test_a_plate_without_any_image_is_refused(gallery, refused, tmp_path, monkeypatch):
+def test_plate_without_images_is_refused(gallery, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("PERTURBJAX_GALLERY_URL", gallery[0])
     for path in (tmp_path / "served").rglob("*.tiff"):
         path.unlink()
-    assert "no site has all its images there" in refused(
+    assert "no site has all its images in the gallery" in refused(
         "fetch", "--plate", PLATE, "--out", tmp_path / "out"
     )
     assert not (tmp_path / "out/load_data.csv").exists()
 
 
-def twins(root: Path) -> None:
-    """AGP and Mito name one file, as in cpg0012 (jump-cellpainting/datasets#33), and the files are named as there."""
-    path, table = rows_of(root)
+def duplicate_names(root: Path) -> None:
+    """Name one file for AGP and Mito, as in cpg0012 (jump-cellpainting/datasets#33)."""
+    path, table = read_rows(root)
     for channel, number in (("Actin", 4), ("Tubulin", 5)):
         for name in table[f"FileName_Orig{channel}"]:
-            found = next(root.rglob(name))
-            found.rename(
-                found.with_name(f"{name.rpartition('_')[0]}_w{number}{hash(name) % 10**9}.tiff")
+            file = next(root.rglob(name))
+            file.rename(
+                file.with_name(f"{name.rpartition('_')[0]}_w{number}{hash(name) % 10**9}.tiff")
             )
     ends = [
         next(root.rglob(f"{name.rpartition('_')[0]}_w4*")).name
@@ -353,15 +349,13 @@ def twins(root: Path) -> None:
     table.to_csv(path, index=False)
 
 
-def test_channels_that_name_one_file_in_cpg0012_are_mended_by_what_is_there(
-    gallery, tmp_path, capsys
-):
+def test_duplicate_names_in_cpg0012_are_repaired(gallery, tmp_path, capsys):
     url, _, _ = gallery
-    root = moved(tmp_path, "cpg0012-wawer-bioactivecompoundprofiling", "broad")
-    twins(root)
+    root = move_plate(tmp_path, "cpg0012-wawer-bioactivecompoundprofiling", "broad")
+    duplicate_names(root)
     fetch(FetchConfig(PLATE, tmp_path / "out", accession="cpg0012", batch=BATCH, base_url=url))
     assert (
-        "names the same files for AGP and Mito (jump-cellpainting/datasets#33); mended"
+        "names the same files for AGP and Mito (jump-cellpainting/datasets#33); repaired"
         in capsys.readouterr().err
     )
     sites = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out").sites
@@ -369,33 +363,31 @@ def test_channels_that_name_one_file_in_cpg0012_are_mended_by_what_is_there(
     assert all("_w5" in plane.file for plane in sites["file_Mito"])
 
 
-def test_channels_that_name_one_file_elsewhere_are_refused_until_one_is_chosen(
-    gallery, refused, tmp_path, monkeypatch
-):
+def test_duplicate_names_require_a_choice_of_channels(gallery, refused, tmp_path, monkeypatch):
     url, _, _ = gallery
     monkeypatch.setenv("PERTURBJAX_GALLERY_URL", url)
-    twins(tmp_path / "served")
+    duplicate_names(tmp_path / "served")
     flags = ["fetch", "--plate", PLATE, "--out", tmp_path / "out"]
     assert "channels AGP and Mito name the same file (SIM001_A01_s01_w4" in refused(*flags)
     fetch(FetchConfig(PLATE, tmp_path / "out", channels="DNA,AGP", base_url=url))
 
 
-def test_illumination_functions_come_along_where_they_are_asked_for(gallery, tmp_path, capsys):
+def test_illumination_functions_are_downloaded(gallery, tmp_path, capsys):
     url, _, _ = gallery
     folder = tmp_path / f"served/cpg0000-jump-pilot/source_4/images/{BATCH}/illum/{PLATE}"
     folder.mkdir(parents=True)
     for channel in ("DNA", "Actin"):
         np.save(folder / f"{PLATE}_Illum{channel}.npy", np.ones((64, 64)))
     fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url, illumination=True))
-    there = sorted(path.name for path in (tmp_path / "out/illum" / PLATE).iterdir())
-    assert there == [f"{PLATE}_IllumActin.npy", f"{PLATE}_IllumDNA.npy"]
+    names = sorted(path.name for path in (tmp_path / "out/illum" / PLATE).iterdir())
+    assert names == [f"{PLATE}_IllumActin.npy", f"{PLATE}_IllumDNA.npy"]
     assert "no illumination function of channel Tubulin" in capsys.readouterr().err
 
 
-def test_tables_alone_are_enough_to_build_from_where_the_images_lie(gallery, tmp_path):
-    url, asked, _ = gallery
+def test_tables_only_reads_images_from_the_gallery(gallery, tmp_path):
+    url, requests, _ = gallery
     fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url, tables_only=True))
-    assert not (tmp_path / "out/images").exists() and not any("tiff" in name for name in asked)
+    assert not (tmp_path / "out/images").exists() and not any("tiff" in name for name in requests)
     table = read_sites(tmp_path / "out/load_data.csv", url)
     plane = table.sites["file_DNA"].iloc[3]
     assert plane.file.startswith(
@@ -405,9 +397,7 @@ def test_tables_alone_are_enough_to_build_from_where_the_images_lie(gallery, tmp
 
 
 @pytest.mark.parametrize("tables", [1, 0])
-def test_compounds_of_any_name_are_joined_and_without_them_the_platemap_alone(
-    gallery, tmp_path, capsys, tables
-):
+def test_compound_table_may_have_any_name_or_be_missing(gallery, tmp_path, capsys, tables):
     url, _, _ = gallery
     external = next((tmp_path / "served").rglob("*_metadata.tsv"))
     if tables:
@@ -415,7 +405,7 @@ def test_compounds_of_any_name_are_joined_and_without_them_the_platemap_alone(
     else:
         external.unlink()
     fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
-    assert ("platemap alone is joined" in capsys.readouterr().err) == (tables == 0)
+    assert ("only the plate map is joined" in capsys.readouterr().err) == (tables == 0)
     columns = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out").sites.columns
     assert "Metadata_broad_sample" in columns and ("Metadata_pert_iname" in columns) == bool(tables)
 
@@ -423,15 +413,45 @@ def test_compounds_of_any_name_are_joined_and_without_them_the_platemap_alone(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--accession", "cpg0016"], "--source: say which of cpg0016"),
-        (["--accession", "cpg0016", "--source", "source_4"], "--batch: say which of cpg0016"),
-        (["--accession", "../cpg", "--batch", "b"], "is no plain file name"),
+        (["--accession", "cpg0016"], "--source: is required for cpg0016"),
+        (["--accession", "cpg0016", "--source", "source_4"], "--batch: is required for cpg0016"),
+        (["--accession", "../cpg", "--batch", "b"], "is not a plain file name"),
         (["--accession", "cpg0099-none", "--batch", "b"], "HTTP 404"),
     ],
 )
-def test_an_accession_that_is_not_told_in_full_or_not_there_is_one_line(
+def test_incomplete_or_unknown_accession_is_one_line(
     gallery, refused, tmp_path, monkeypatch, flags, message
 ):
     monkeypatch.setenv("PERTURBJAX_GALLERY_URL", gallery[0])
     assert message in refused("fetch", "--plate", PLATE, "--out", tmp_path / "out", *flags)
     assert not (tmp_path / "out/load_data.csv").exists()
+
+
+def test_equal_names_in_different_folders_keep_their_folders(gallery, tmp_path):
+    url, _, _ = gallery
+    path, table = read_rows(tmp_path / "served")
+    images = next((tmp_path / "served").rglob("SIM001_A01_s01_DNA.tiff")).parent
+    table = table[[name for name in table if "Actin" not in name and "Tubulin" not in name]]
+    for row, name in enumerate(table["FileName_OrigDNA"]):
+        folder = images / f"{table['Metadata_Well'][row]}_{table['Metadata_Site'][row]}"
+        folder.mkdir()
+        (images / name).rename(folder / "ch1.tiff")
+        table.loc[row, "PathName_OrigDNA"] += folder.name
+    table["FileName_OrigDNA"] = "ch1.tiff"
+    table.to_csv(path, index=False)
+    fetch(FetchConfig(PLATE, tmp_path / "out", wells="A01", base_url=url))
+    assert (tmp_path / "out/images" / PLATE / "A01_2/ch1.tiff").is_file()
+    fetch(FetchConfig(PLATE, tmp_path / "out", base_url=url))
+    sites = read_sites(tmp_path / "out/load_data.csv", tmp_path / "out").sites
+    files = {plane.file for plane in sites["file_DNA"]}
+    assert len(files) == len({Path(file).read_bytes() for file in files}) == 12
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:secret@127.0.0.1:9", "http://user:se@cret@127.0.0.1:9"]
+)
+def test_password_in_the_base_url_is_not_printed(refused, tmp_path, monkeypatch, url):
+    monkeypatch.setenv("PERTURBJAX_GALLERY_URL", url)
+    monkeypatch.setattr(download, "PAUSE_S", 0.01)
+    line = refused("fetch", "--plate", PLATE, "--out", tmp_path / "out")
+    assert "cret" not in line and "***@127.0.0.1" in line

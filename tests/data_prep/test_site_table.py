@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
+import plate_formats
 import pytest
 
 from data_prep.site_table import choose_label, merged_identities, read_sites
@@ -10,7 +13,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.plates import normalize_well
 
 
-def test_every_row_is_one_site_with_its_files_in_the_order_asked_for(plate):
+def test_sites_have_files_in_channel_order(plate):
     table = read_sites(plate / "load_data.csv", plate, channels=("Tubulin", "DNA"))
     assert len(table) == 24
     assert table.channels == ("Tubulin", "DNA")
@@ -21,7 +24,7 @@ def test_every_row_is_one_site_with_its_files_in_the_order_asked_for(plate):
     )
 
 
-def test_channels_go_by_name_whatever_the_order_of_columns(plate, edit):
+def test_channels_do_not_depend_on_column_order(plate, edit):
     before = read_sites(plate / "load_data.csv", plate, channels=("DNA", "Actin")).sites
     edit(lambda table: table[sorted(table.columns, reverse=True)])
     after = read_sites(plate / "load_data.csv", plate, channels=("DNA", "Actin")).sites
@@ -29,27 +32,83 @@ def test_channels_go_by_name_whatever_the_order_of_columns(plate, edit):
 
 
 @pytest.mark.parametrize(
-    "written",
+    "folder",
     [
         "images/{plate}",
         "/home/ubuntu/bucket/projects/batch/images/{plate}",
         "D:\\screens\\batch\\images\\{plate}\\",
     ],
 )
-def test_a_path_of_another_machine_is_matched_by_its_last_folders(plate, edit, written):
+def test_path_of_another_machine_is_matched_by_its_last_folders(plate, edit, folder):
     def change(table):
         for channel in ("DNA", "Actin", "Tubulin"):
             table[f"PathName_Orig{channel}"] = [
-                written.format(plate=p) for p in table["Metadata_Plate"]
+                folder.format(plate=p) for p in table["Metadata_Plate"]
             ]
         return table
 
     edit(change)
-    found = read_sites(plate / "load_data.csv", plate).sites["file_DNA"]
-    assert all(Path(plane.file).is_file() for plane in found)
+    planes = read_sites(plate / "load_data.csv", plate).sites["file_DNA"]
+    assert all(Path(plane.file).is_file() for plane in planes)
 
 
-def test_urls_serve_where_there_are_no_file_names(plate, edit):
+@pytest.mark.parametrize(
+    "name", ["img/{name}", "img\\{name}", "{root}/img/{name}", "file:///D:/data/img/{url}"]
+)
+def test_file_names_may_contain_folders(simulated, tmp_path, name):
+    table = pd.read_csv(simulated / "load_data.csv", dtype=str).head(2)
+    names = [f"A {site}#1.tif" for site in (1, 2)]
+    for file, folder, new in zip(
+        table["FileName_OrigDNA"], table["PathName_OrigDNA"], names, strict=True
+    ):
+        (tmp_path / "img").mkdir(exist_ok=True)
+        shutil.copy(simulated / folder / file, tmp_path / "img" / new)
+    column = "URL_OrigDNA" if name.startswith("file") else "FileName_OrigDNA"
+    position = ["Metadata_Plate", "Metadata_Well", "Metadata_Site"]
+    table = table[position].assign(
+        **{column: [name.format(name=n, root=tmp_path, url=quote(n)) for n in names]}
+    )
+    table.to_csv(tmp_path / "load_data.csv", index=False)
+    planes = read_sites(tmp_path / "load_data.csv", tmp_path).sites["file_DNA"]
+    assert [Path(plane.file).name for plane in planes] == names
+
+
+def test_rows_of_different_folders_with_one_file_are_refused(plate, edit):
+    shutil.rmtree(plate / "images/SIM002")
+
+    def change(table):
+        table["FileName_OrigDNA"] = table["FileName_OrigDNA"].str.replace("SIM002", "SIM001")
+        return table[[name for name in table if "Actin" not in name and "Tubulin" not in name]]
+
+    edit(change)
+    with pytest.raises(
+        InputError, match=r"row 14, channel DNA: SIM001_A01_s01_DNA.tiff of images/SI"
+    ):
+        read_sites(plate / "load_data.csv", plate / "images/SIM001")
+
+
+def test_repeated_images_are_reported(plate, edit, capsys):
+    def change(table):
+        table.loc[1, "FileName_OrigDNA"] = table.loc[0, "FileName_OrigDNA"]
+        table["FileName_OrigActin"] = table["FileName_OrigTubulin"]
+        return table
+
+    edit(change)
+    read_sites(plate / "load_data.csv", plate)
+    messages = capsys.readouterr().err
+    assert "rows 2 and 3, channel DNA: both sites use the same image" in messages
+    assert "row 2: channels Actin and Tubulin use the same image" in messages
+    assert "(24 such rows)" in messages
+
+
+def test_channels_in_one_ome_tiff_are_no_repeated_images(simulated, tmp_path, capsys):
+    plate = plate_formats.as_ome_tiff(simulated, tmp_path / "plate")
+    capsys.readouterr()
+    read_sites(plate / "load_data.csv", plate)
+    assert "same image" not in capsys.readouterr().err
+
+
+def test_urls_replace_missing_file_names(plate, edit):
     def change(table):
         for channel in ("DNA", "Actin", "Tubulin"):
             folder, name = (
@@ -68,11 +127,11 @@ def test_urls_serve_where_there_are_no_file_names(plate, edit):
 @pytest.mark.parametrize(
     ("spelling", "well"), [("a1", "A01"), ("A01", "A01"), ("P024", "P24"), ("AF48", "AF48")]
 )
-def test_wells_are_spelt_one_way(spelling, well):
+def test_well_names_are_normalized(spelling, well):
     assert normalize_well(spelling) == well
 
 
-def test_wells_that_only_differ_in_spelling_are_duplicates(plate, edit):
+def test_wells_that_differ_in_spelling_only_are_duplicates(plate, edit):
     def change(table):
         table.loc[1, ["Metadata_Well", "Metadata_Site"]] = ["a1", "01"]
         return table
@@ -82,18 +141,16 @@ def test_wells_that_only_differ_in_spelling_are_duplicates(plate, edit):
         read_sites(plate / "load_data.csv", plate)
 
 
-def test_the_label_is_the_first_usable_column(plate):
+def test_default_label_is_the_first_usable_column(plate):
     table = read_sites(plate / "load_data.csv", plate)
     assert choose_label(table.sites, "", table.source) == "Metadata_pert_iname"
 
 
-def test_an_empty_perturbation_is_the_solvent_only_where_the_platemap_says_so(
-    plate, edit, tmp_path
-):
+def test_empty_treatment_is_solvent_in_a_platemap_only(plate, edit, tmp_path):
     edit(lambda table: table.replace({"Metadata_pert_iname": {"DMSO": ""}}))
     table = read_sites(plate / "load_data.csv", plate)
     with pytest.raises(
-        InputError, match=r"row \d+: Metadata_pert_iname is empty .*fill it in .DMSO"
+        InputError, match=r"row \d+: Metadata_pert_iname is empty or NA .*fill it in .DMSO"
     ):
         choose_label(table.sites, "", table.source)
     wells = "".join(
@@ -105,9 +162,9 @@ def test_an_empty_perturbation_is_the_solvent_only_where_the_platemap_says_so(
     assert set(joined.loc[joined["Metadata_Well"] == "A01", "Metadata_broad_sample"]) == {"DMSO"}
 
 
-def test_an_empty_label_of_another_column_is_refused_with_its_row(plate, edit):
+def test_empty_label_is_refused_with_its_row(plate, edit):
     def change(table):
-        table.loc[3, "Metadata_moa"] = ""
+        table.loc[3, "Metadata_moa"] = "NA"
         return table
 
     edit(change)
@@ -116,7 +173,7 @@ def test_an_empty_label_of_another_column_is_refused_with_its_row(plate, edit):
         choose_label(table.sites, "Metadata_moa", table.source)
 
 
-def test_a_label_without_the_prefix_of_metadata_is_refused_with_the_name_it_needs(plate, edit):
+def test_label_without_prefix_is_refused_with_the_correct_name(plate, edit):
     edit(lambda table: table.assign(drug="taxol"))
     table = read_sites(plate / "load_data.csv", plate)
     with pytest.raises(
@@ -125,7 +182,7 @@ def test_a_label_without_the_prefix_of_metadata_is_refused_with_the_name_it_need
         choose_label(table.sites, "drug", table.source)
 
 
-def test_what_a_label_merges_is_said(plate):
+def test_merged_labels_are_reported(plate):
     sites = read_sites(plate / "load_data.csv", plate).sites
     assert merged_identities(sites, "Metadata_pert_iname") == []
     merged = merged_identities(sites, "Metadata_moa")
@@ -135,8 +192,24 @@ def test_what_a_label_merges_is_said(plate):
     )
 
 
+def test_empty_samples_are_untreated_if_the_map_has_controls(plate, tmp_path, capsys):
+    wells = sorted(set(read_sites(plate / "load_data.csv", plate).sites["Metadata_Well"]))
+    samples = ["", "", "ORF-1", "ORF-1", "LacZ", "LacZ"]
+    lines = [f"{well}\t{sample}" for well, sample in zip(wells, samples, strict=True)]
+    (tmp_path / "map.tsv").write_text("well_position\tbroad_sample\n" + "\n".join(lines))
+    (tmp_path / "orf.tsv").write_text(
+        "broad_sample\tpert_iname\tcontrol_type\nORF-1\tBRCA1\t\nLacZ\tLacZ\tnegcon\n"
+    )
+    maps = {"platemap": tmp_path / "map.tsv", "compounds": tmp_path / "orf.tsv"}
+    sites = read_sites(plate / "load_data.csv", plate, **maps).sites
+    empty = sites[sites["Metadata_Well"].isin(wells[:2])]
+    assert set(empty["Metadata_pert_iname"]) == {"untreated"}
+    assert set(empty["Metadata_control_type"]) == {""}
+    assert "empty in 2 of 6 wells; they are labeled untreated" in capsys.readouterr().err
+
+
 @pytest.mark.shared
-def test_jump_target_1_has_64_dmso_wells_and_four_names_of_two_samples(shared, plate, tmp_path):
+def test_jump_target_1_has_64_dmso_wells_and_four_merged_names(shared, plate, tmp_path):
     profiles = shared / "data/cpjump1_profiles"
     maps = profiles / "JUMP-Target-1_compound_platemap.tsv"
     wells = pd.read_csv(maps, sep="\t")["well_position"]
@@ -163,14 +236,14 @@ def test_jump_target_1_has_64_dmso_wells_and_four_names_of_two_samples(shared, p
     )
 
 
-def test_a_well_outside_the_platemap_is_refused(plate, tmp_path):
+def test_well_outside_the_platemap_is_refused(plate, tmp_path):
     (tmp_path / "map.tsv").write_text("well_position\tbroad_sample\nA01\tBRD-1\n")
-    with pytest.raises(InputError, match=r"map\.tsv: well A02 of row 4 is not in the platemap"):
+    with pytest.raises(InputError, match=r"map\.tsv: well A02 of row 4 is not in the plate map"):
         read_sites(plate / "load_data.csv", plate, platemap=tmp_path / "map.tsv")
 
 
 @pytest.mark.parametrize("column", ["Plate", "Well", "Site"])
-def test_a_platemap_that_would_replace_a_sites_position_is_refused(plate, tmp_path, column):
+def test_platemap_with_position_columns_is_refused(plate, tmp_path, column):
     (tmp_path / "map.tsv").write_text(f"well_position\tbroad_sample\t{column}\nA01\tBRD-1\tX\n")
     with pytest.raises(
         InputError, match=rf"map\.tsv: column {column} would replace Metadata_{column}"
@@ -178,6 +251,6 @@ def test_a_platemap_that_would_replace_a_sites_position_is_refused(plate, tmp_pa
         read_sites(plate / "load_data.csv", plate, platemap=tmp_path / "map.tsv")
 
 
-def test_a_site_number_that_only_looks_like_one_is_kept_as_text(plate, edit):
+def test_other_digits_stay_text(plate, edit):
     edit(lambda table: table.replace({"Metadata_Site": {"2": "²"}}))
     assert set(read_sites(plate / "load_data.csv", plate).sites["Metadata_Site"]) == {"1", "²"}

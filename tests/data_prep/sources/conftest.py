@@ -1,4 +1,4 @@
-"""An S3 server in a process of its own, and HTTP servers that answer badly, all on the loopback interface."""
+"""Fixtures: a local S3 server in a separate process, and local HTTP servers that fail."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ import pytest
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """Where moto's server answers: its own process, on a port that it chose."""
+    """Start the S3 server of moto in a separate process; returns its URL."""
     command = [sys.executable, "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     assert process.stderr is not None
     url = next(
-        found[0]
+        match[0]
         for line in process.stderr
-        if (found := re.search(r"http://127[.0-9]+:[0-9]+", line))
+        if (match := re.search(r"http://127[.0-9]+:[0-9]+", line))
     )
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # else its log fills the pipe
+    threading.Thread(
+        target=process.stderr.read, daemon=True
+    ).start()  # otherwise its log fills the pipe
     for _ in range(100):
         try:
             urllib.request.urlopen(url).close()
@@ -44,15 +46,15 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No credentials, whatever the environment of the tests has."""
+def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove AWS credentials from the environment."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture
-def s3(s3_server: str, nobody: None, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of that server, to which the environment points."""
+def s3(s3_server: str, no_credentials: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Client of the local S3 server; the environment selects this server too."""
     import boto3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
@@ -62,7 +64,7 @@ def s3(s3_server: str, nobody: None, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def uploaded(s3: Any) -> Callable[..., str]:
-    """Upload a folder into a bucket of its own, for everybody to read or not; its URL."""
+    """Function that uploads a folder to a new bucket and returns its URL."""
 
     def upload(folder: Path, bucket: str, acl: str = "public-read") -> str:
         s3.create_bucket(Bucket=bucket)
@@ -77,7 +79,7 @@ def uploaded(s3: Any) -> Callable[..., str]:
 
 @pytest.fixture
 def served() -> Iterator[Callable[..., str]]:
-    """Serve by a handler, or a folder (without ranges, as Python's own server); the URL."""
+    """Function that serves a folder (without byte ranges) or a handler and returns the URL."""
     servers: list[ThreadingHTTPServer] = []
 
     def serve(handler: Any) -> str:
@@ -99,14 +101,14 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 class Answering(BaseHTTPRequestHandler):
-    """Answers everything with `status`, and what S3 would say; after `bad` such answers with `content`."""
+    """Fail with `status` for the first `bad` requests, then return `content`."""
 
     status, bad, content = 403, 10**9, b""
-    asked: int
+    requests: int
 
     def do_GET(self) -> None:
-        type(self).asked += 1
-        good = type(self).asked > self.bad
+        type(self).requests += 1
+        good = type(self).requests > self.bad
         body = self.content if good else b"<Error><Code>Refused</Code></Error>"
         self.send_response(200 if good else self.status)
         self.send_header("Content-Length", str(len(body)))
@@ -124,9 +126,9 @@ class Answering(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def answering(served: Callable[..., str]) -> Callable[..., str]:
-    """A server that answers as `Answering` is told to; its URL."""
+    """Function that starts an `Answering` server with the given attributes; returns its URL."""
 
     def start(**facts: object) -> str:
-        return served(type("Told", (Answering,), {"asked": 0, **facts}))
+        return served(type("Configured", (Answering,), {"requests": 0, **facts}))
 
     return start

@@ -14,7 +14,7 @@ ENCODERS = {
 }
 
 
-def written(tmp_path, kind: str, image: np.ndarray):
+def write_image(tmp_path, kind: str, image: np.ndarray):
     path = tmp_path / f"a.{kind}"
     path.write_bytes(ENCODERS[kind](image, **({"level": 0} if kind == "jp2" else {})))
     return Plane(str(path), "DNA")
@@ -22,28 +22,41 @@ def written(tmp_path, kind: str, image: np.ndarray):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_pixels_come_back_as_they_were(tmp_path, kind, dtype):
+def test_lossless_formats_keep_pixels(tmp_path, kind, dtype):
     image = np.random.default_rng(0).integers(
         0, np.iinfo(dtype).max, (40, 30), dtype=dtype, endpoint=True
     )
-    plane = written(tmp_path, kind, image)
-    found = read_planes([plane], "row 2")[plane]
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found, image)
+    plane = write_image(tmp_path, kind, image)
+    pixels = read_planes([plane], "row 2")[plane]
+    assert pixels.dtype == dtype
+    np.testing.assert_array_equal(pixels, image)
     probe = probe_planes([plane], "row 2")[plane]
     assert (probe.dtype, probe.shape) == (dtype, (40, 30))
 
 
 @pytest.mark.parametrize("look", [read_planes, probe_planes])
-def test_colours_are_refused(tmp_path, look):
-    plane = written(tmp_path, "png", np.zeros((8, 8, 3), np.uint8))
-    with pytest.raises(InputError, match=r"row 2: .*a\.png has 3 samples a pixel"):
+def test_color_images_are_refused_without_a_sample(tmp_path, look):
+    image = np.random.default_rng(0).integers(1, 250, (8, 8, 3), dtype=np.uint8)
+    plane = write_image(tmp_path, "png", image)
+    with pytest.raises(InputError, match=r"row 2: .*a\.png is a color image .* in R, G, B; select"):
         look([plane], "row 2")
+    blue = Plane(plane.file, "B")
+    np.testing.assert_array_equal(read_planes([blue], "row 2")[blue], image[..., 2])
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_gray_images_with_several_samples_are_read(tmp_path, samples):
+    gray = np.random.default_rng(0).integers(1, 250, (8, 8), dtype=np.uint8)
+    parts = {2: [gray], 3: [gray] * 3, 4: [gray] * 3}[samples]
+    alpha = [] if samples == 3 else [np.full_like(gray, 255)]
+    plane = write_image(tmp_path, "png", np.dstack([*parts, *alpha]))
+    assert probe_planes([plane], "row 2")[plane].shape == (8, 8)
+    np.testing.assert_array_equal(read_planes([plane], "row 2")[plane], gray)
 
 
 @pytest.mark.parametrize("look", [read_planes, probe_planes])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_a_file_that_is_none_of_its_kind_is_named(tmp_path, kind, look):
+def test_other_content_is_named(tmp_path, kind, look):
     path = tmp_path / f"a.{kind}"
     path.write_text("no image")
     with pytest.raises(InputError, match=rf"row 2: .*a\.{kind} is not a readable"):
@@ -51,26 +64,26 @@ def test_a_file_that_is_none_of_its_kind_is_named(tmp_path, kind, look):
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_a_file_that_is_cut_short_is_named(tmp_path, kind):
-    plane = written(
+def test_truncated_file_is_named(tmp_path, kind):
+    plane = write_image(
         tmp_path, kind, np.random.default_rng(0).integers(0, 60_000, (40, 30), dtype=np.uint16)
     )
     with open(plane.file, "r+b") as file:
         file.truncate(1200)
-    with pytest.raises(InputError, match=r"cut short|decodes to"):
+    with pytest.raises(InputError, match=r"truncated|decodes to"):
         read_planes([plane], "row 2")
 
 
-def test_a_header_that_claims_60000_squared_is_refused_before_anything_is_decoded(tmp_path):
-    plane = written(tmp_path, "png", np.zeros((8, 8), np.uint8))
+def test_huge_header_is_refused_before_decoding(tmp_path):
+    plane = write_image(tmp_path, "png", np.zeros((8, 8), np.uint8))
     with open(plane.file, "r+b") as file:
         file.seek(16)
         file.write((60_000).to_bytes(4, "big") * 2)
-    with pytest.raises(InputError, match="more than any camera's; it was not decoded"):
+    with pytest.raises(InputError, match="more than any camera image; it was not decoded"):
         read_planes([plane], "row 2")
 
 
 def test_jpeg_is_refused_by_name(tmp_path):
     (tmp_path / "a.jpg").write_bytes(imagecodecs.jpeg8_encode(np.zeros((8, 8), np.uint8)))
-    with pytest.raises(InputError, match="JPEG, which does not keep pixels as they were"):
+    with pytest.raises(InputError, match="JPEG, a lossy format that changes pixels"):
         probe_planes([Plane(str(tmp_path / "a.jpg"))], "row 2")

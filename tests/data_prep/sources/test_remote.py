@@ -1,4 +1,4 @@
-"""Plates that lie in S3 or behind HTTPS are built without being downloaded, and what goes wrong ends in one line."""
+"""Plates in S3 or behind HTTPS are built without download, and failures end in one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from perturbjax.core.errors import InputError
 
 
 def small(plate: Path, out: Path) -> Path:
-    """The first four sites of a plate, as a table: builds of them are quick."""
+    """Write a table of the first four sites of a plate, for fast builds."""
     pd.read_csv(plate / "load_data.csv", dtype=str).iloc[:4].to_csv(out, index=False)
     return out
 
@@ -42,7 +42,7 @@ def from_url(table: Path, images: str, out: Path) -> BuildConfig:
     return BuildConfig(images=images, out=out, load_data=table, **settings)
 
 
-def test_a_plate_in_a_bucket_makes_the_dataset_that_its_files_make(simulated, uploaded, tmp_path):
+def test_bucket_and_files_build_the_same_dataset(simulated, uploaded, tmp_path):
     table = small(simulated, tmp_path / "load_data.csv")
     build(from_url(table, str(simulated), tmp_path / "local"))
     url = uploaded(simulated / "images", "tiffs")
@@ -51,21 +51,21 @@ def test_a_plate_in_a_bucket_makes_the_dataset_that_its_files_make(simulated, up
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "load_data.csv", "local"]
 
 
-def test_zarr_stores_in_a_bucket_hold_the_pixels_of_the_files(simulated, uploaded, tmp_path):
+def test_zarr_stores_in_a_bucket_are_read(simulated, uploaded, tmp_path):
     url = uploaded(plate_formats.as_ome_zarr(simulated, tmp_path / "stores"), "zarrs")
     table = read_sites(None, f"{url}/SIM001.zarr")
     assert len(table) == 12
     assert set(read_sites(None, url).sites["Metadata_Plate"]) == {"SIM001", "SIM002"}
     row = plate_formats.table_of(simulated).iloc[5]
     planes = [table.sites.iloc[5][f"file_{channel}"] for channel in plate_formats.CHANNELS]
-    found = read_planes(planes, "row 7")
+    pixels = read_planes(planes, "row 7")
     for plane, expected in zip(
         planes, plate_formats.site_pixels(simulated, row).values(), strict=True
     ):
-        np.testing.assert_array_equal(found[plane], expected)
+        np.testing.assert_array_equal(pixels[plane], expected)
 
 
-def test_a_server_that_knows_no_ranges_serves_too(simulated, served, tmp_path, nobody):
+def test_server_without_byte_ranges_is_read(simulated, served, tmp_path, no_credentials):
     pytest.importorskip("obstore")
     url = served(simulated)
     table = read_sites(simulated / "load_data.csv", url, channels=("DNA", "Actin"))
@@ -77,34 +77,33 @@ def test_a_server_that_knows_no_ranges_serves_too(simulated, served, tmp_path, n
     np.testing.assert_array_equal(read_planes(planes, "row 2")[planes[1]], expected["Actin"])
 
 
-def test_of_a_large_file_the_probe_reads_the_header_alone(uploaded, tmp_path, monkeypatch):
+def test_probe_of_a_large_file_reads_the_header_only(uploaded, tmp_path, monkeypatch):
     (tmp_path / "plate").mkdir()
     tifffile.imwrite(tmp_path / "plate/a.tiff", np.zeros((1080, 1080), np.uint16), metadata=None)
     plane = Plane(f"{uploaded(tmp_path / 'plate', 'large')}/a.tiff", "DNA")
-    monkeypatch.setattr(remote, "_whole", lambda *_: pytest.fail("all of it was read"))
+    monkeypatch.setattr(remote, "_whole", lambda *_: pytest.fail("the whole file was read"))
     assert probe_planes([plane], "row 2")[plane].shape == (1080, 1080)
 
 
-def test_an_object_that_vanishes_between_probe_and_read_is_named(uploaded, s3, tmp_path):
+def test_object_deleted_after_the_probe_is_named(uploaded, s3, tmp_path):
     (tmp_path / "plate").mkdir()
     tifffile.imwrite(tmp_path / "plate/a.tiff", np.ones((8, 8), np.uint16), metadata=None)
     plane = Plane(f"{uploaded(tmp_path / 'plate', 'vanishing')}/a.tiff", "DNA")
     probe_planes([plane], "load_data.csv, row 7")
     s3.delete_object(Bucket="vanishing", Key="some where/a.tiff")
     with pytest.raises(
-        InputError, match=r"load_data.csv, row 7: s3://vanishing/some where/a\.tiff is not there"
+        InputError, match=r"load_data.csv, row 7: s3://vanishing/some where/a\.tiff does not exist"
     ):
         read_planes([plane], "load_data.csv, row 7")
 
 
-def test_a_private_bucket_is_read_with_the_users_credentials_and_not_without(
-    uploaded, tmp_path, monkeypatch
-):
+def test_private_bucket_requires_credentials(uploaded, tmp_path, monkeypatch):
     (tmp_path / "plate").mkdir()
     tifffile.imwrite(tmp_path / "plate/a.tiff", np.full((8, 8), 7, np.uint16), metadata=None)
     plane = Plane(f"{uploaded(tmp_path / 'plate', 'private', acl='private')}/a.tiff", "DNA")
     with pytest.raises(
-        InputError, match=r"row 2: s3://private/.* may not be read \(no credentials were given\)"
+        InputError,
+        match=r"row 2: s3://private/.* no permission \(no credentials in the environment\)",
     ):
         probe_planes([plane], "row 2")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
@@ -112,7 +111,7 @@ def test_a_private_bucket_is_read_with_the_users_credentials_and_not_without(
     assert (read_planes([plane], "row 2")[plane] == 7).all()
 
 
-def test_a_build_goes_on_once_a_missing_object_is_there(simulated, uploaded, s3, tmp_path):
+def test_build_resumes_after_a_missing_object_was_added(simulated, uploaded, s3, tmp_path):
     table, url = (
         small(simulated, tmp_path / "load_data.csv"),
         uploaded(simulated / "images", "coming"),
@@ -129,18 +128,16 @@ def test_a_build_goes_on_once_a_missing_object_is_there(simulated, uploaded, s3,
     build(from_url(table, url, tmp_path / "dataset"))
 
 
-def test_of_a_build_that_an_object_left_midway_the_finished_sites_are_kept(
-    simulated, served, nobody, tmp_path, capsys
+def test_build_keeps_finished_masks_if_an_object_vanishes(
+    simulated, served, no_credentials, tmp_path, capsys
 ):
-    """The last site's DNA is there when headers are asked for, gone when it is to be segmented, and back later."""
-    asked, gone = Counter(), "SIM001_A02_s02_DNA.tiff"
+    """The DNA image of the last site exists when headers are read, and is missing later."""
+    requests, gone = Counter(), "SIM001_A02_s02_DNA.tiff"
 
     class Leaving(SimpleHTTPRequestHandler):
         def send_head(self):
-            asked[Path(self.path).name] += 1
-            if asked[gone] > 2 and self.path.endswith(
-                gone
-            ):  # its size and its header are asked for first
+            requests[Path(self.path).name] += 1
+            if requests[gone] > 2 and self.path.endswith(gone):  # requests 1 and 2: size and header
                 self.send_error(404)
                 return None
             return super().send_head()
@@ -151,12 +148,12 @@ def test_of_a_build_that_an_object_left_midway_the_finished_sites_are_kept(
     url = served(functools.partial(Leaving, directory=str(simulated)))
     table = small(simulated, tmp_path / "load_data.csv")
     with pytest.raises(
-        InputError, match=r"load_data.csv, row 5: http://.*SIM001_A02_s02_DNA.tiff is not there"
+        InputError, match=r"load_data.csv, row 5: http://.*SIM001_A02_s02_DNA.tiff does not exist"
     ):
         build(from_url(table, url, tmp_path / "dataset"))
     assert not (tmp_path / "dataset").exists()
     assert len(list((tmp_path / ".dataset.building/masks").glob("*.tiff"))) == 3
-    asked[gone] = -100
+    requests[gone] = -100
     build(replace(from_url(table, url, tmp_path / "dataset"), mask_cache="none"))
     assert "reused masks: 3 of 4 sites" in capsys.readouterr().err
 
@@ -165,12 +162,12 @@ def test_of_a_build_that_an_object_left_midway_the_finished_sites_are_kept(
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (403, "may not be read"),
-        (401, "may not be read"),
+        (403, "no permission"),
+        (401, "no permission"),
         (301, "another region than us-east-1; set AWS_REGION"),
     ],
 )
-def test_what_a_bucket_refuses_is_one_line(answering, nobody, monkeypatch, status, words, signed):
+def test_refused_request_is_one_line(answering, no_credentials, monkeypatch, status, words, signed):
     monkeypatch.setenv("AWS_ENDPOINT_URL", answering(status=status))
     if signed:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
@@ -183,14 +180,14 @@ def test_what_a_bucket_refuses_is_one_line(answering, nobody, monkeypatch, statu
             assert ("credentials in the environment were refused" in str(refused.value)) == signed
 
 
-def test_a_server_that_is_busy_is_asked_again(answering, nobody, tmp_path):
+def test_busy_server_is_retried(answering, no_credentials, tmp_path):
     tifffile.imwrite(tmp_path / "a.tiff", np.full((8, 8), 7, np.uint16), metadata=None)
     url = answering(status=503, bad=2, content=(tmp_path / "a.tiff").read_bytes())
     plane = Plane(f"{url}/a.tiff", "DNA")
     assert (read_planes([plane], "row 2")[plane] == 7).all()
 
 
-def test_a_server_that_stays_busy_is_named_with_the_object(answering, nobody, monkeypatch):
+def test_permanent_server_error_names_the_object(answering, no_credentials, monkeypatch):
     monkeypatch.setattr(remote, "RETRIES", 1)
     url = answering(status=500)
     with pytest.raises(
@@ -200,43 +197,42 @@ def test_a_server_that_stays_busy_is_named_with_the_object(answering, nobody, mo
         read_planes([Plane(f"{url}/a.tiff")], "row 2")
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again(answering, nobody, tmp_path):
+def test_interrupted_response_is_retried(answering, no_credentials, tmp_path):
     tifffile.imwrite(tmp_path / "a.tiff", np.full((64, 64), 7, np.uint16), metadata=None)
     content = (tmp_path / "a.tiff").read_bytes()
 
     def broken(self):
-        type(self).asked += 1
+        type(self).requests += 1
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content if type(self).asked > 2 else content[:100])
+        self.wfile.write(content if type(self).requests > 2 else content[:100])
 
     plane = Plane(f"{answering(do_GET=broken)}/a.tiff", "DNA")
     assert (read_planes([plane], "row 2")[plane] == 7).all()
 
 
-def test_a_huge_object_is_refused_before_it_is_read(answering, nobody, monkeypatch):
+def test_huge_object_is_refused_before_reading(answering, no_credentials, monkeypatch):
     monkeypatch.setattr("data_prep.sources.files.LARGEST_FILE", 1000)
     url = answering(bad=0, content=bytes(2000))
     with pytest.raises(
-        InputError, match=r"row 2: .*a\.tiff has 2000 bytes, more than one plane can"
+        InputError, match=r"row 2: .*a\.tiff has 2000 bytes, too many for one plane"
     ):
         read_planes([Plane(f"{url}/a.tiff")], "row 2")
 
 
-def test_without_the_extra_a_url_says_what_to_install(simulated, monkeypatch):
+def test_missing_extra_names_the_package(simulated, monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(InputError, match=r"pip install .perturbjax\[remote\]"):
         read_sites(simulated / "load_data.csv", "s3://bucket/plate")
 
 
-def test_the_command_takes_a_url_as_it_stands(
-    refused, simulated, nobody, monkeypatch, answering, tmp_path
-):
+def test_commands_accept_urls(refused, simulated, no_credentials, monkeypatch, answering, tmp_path):
     monkeypatch.setenv("AWS_ENDPOINT_URL", answering(status=403))
     flags = ["--load-data", simulated / "load_data.csv", "--images", "s3://bucket/plate"]
-    assert "s3://bucket/plate/images/SIM001 may not be read (no credentials" in refused(
-        "inspect", *flags
+    assert (
+        "s3://bucket/plate/images/SIM001 cannot be read: no permission (no credentials"
+        in refused("inspect", *flags)
     )
     assert "s3://bucket/plate" in refused("build", *flags, "--out", tmp_path / "dataset")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The same pixels make the same dataset, to the digest of its content, whatever they were kept in."""
+"""The same pixels in different file formats give datasets with the same content checksum."""
 
 from __future__ import annotations
 
@@ -26,16 +26,14 @@ def from_tiff(simulated, tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("kind", ["ome_tiff", "ome_stack", "png"])
-def test_every_format_makes_the_dataset_that_tiffs_make(simulated, from_tiff, tmp_path, kind):
+def test_every_format_builds_the_same_dataset(simulated, from_tiff, tmp_path, kind):
     plate = getattr(plate_formats, f"as_{kind}")(simulated, tmp_path / "plate")
     project = "middle" if kind == "ome_stack" else "none"
     build(options(plate, tmp_path / "dataset", segmenter="watershed", project=project))
     assert content(tmp_path / "dataset") == from_tiff
 
 
-def test_a_stack_is_refused_before_anything_is_segmented_and_its_projection_is_recorded(
-    simulated, tmp_path
-):
+def test_stack_requires_a_projection_which_is_recorded(simulated, tmp_path):
     plate = plate_formats.as_ome_stack(simulated, tmp_path / "plate")
     with pytest.raises(
         InputError, match=r"load_data.csv, row 2: .* is a stack of 3 planes; .*--project"

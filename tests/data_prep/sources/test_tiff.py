@@ -12,15 +12,16 @@ from data_prep.sources import Plane, probe_planes, read_planes
 from perturbjax.core.errors import InputError
 
 
-def spoilt(tmp_path, kind: str) -> Path:
+def write_invalid(tmp_path, kind: str) -> Path:
     path = tmp_path / f"{kind}.tiff"
     plane = np.random.default_rng(0).integers(0, 60000, (64, 64), dtype=np.uint16)
     if kind == "text":
-        path.write_text("this is no image")
+        path.write_text("not an image")
     elif kind == "empty":
         path.touch()
-    elif kind == "colour":
-        tifffile.imwrite(path, np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    elif kind == "color":
+        image = np.random.default_rng(0).integers(1, 250, (64, 64, 3), dtype=np.uint8)
+        tifffile.imwrite(path, image, photometric="rgb")
     elif kind == "float":
         tifffile.imwrite(path, plane.astype(np.float32))
     else:
@@ -35,19 +36,19 @@ def spoilt(tmp_path, kind: str) -> Path:
     [
         ("text", "not a readable TIFF"),
         ("empty", "not a readable TIFF"),
-        ("truncated", "cut short"),
-        ("colour", r"one plane \(height, width\) is needed"),
+        ("truncated", "is truncated"),
+        ("color", r"is a color image .*Channel_Orig<CHANNEL> \(R, G or B\)"),
         ("float", "convert it to integers"),
     ],
 )
-def test_a_bad_file_is_named_with_its_row(tmp_path, kind, message, look):
-    path = spoilt(tmp_path, kind)
+def test_invalid_file_is_named_with_its_row(tmp_path, kind, message, look):
+    path = write_invalid(tmp_path, kind)
     with pytest.raises(InputError, match=f"load_data.csv, row 9: .*{kind}.tiff.*{message}"):
         look([Plane(str(path))], "load_data.csv, row 9")
 
 
 @pytest.mark.parametrize("look", [read_planes, probe_planes])
-def test_a_folder_or_a_pipe_is_refused_at_once(tmp_path, look):
+def test_folder_or_pipe_is_refused(tmp_path, look):
     os.mkfifo(tmp_path / "pipe.tiff")
     for path in (tmp_path, tmp_path / "pipe.tiff"):
         with pytest.raises(InputError, match=r"row 9: .*is not a file"):
@@ -55,7 +56,7 @@ def test_a_folder_or_a_pipe_is_refused_at_once(tmp_path, look):
 
 
 @pytest.mark.parametrize("look", [read_planes, probe_planes])
-def test_two_pages_written_one_after_the_other_are_refused(tmp_path, look):
+def test_two_unrelated_pages_are_refused(tmp_path, look):
     with tifffile.TiffWriter(tmp_path / "two.tiff") as writer:
         for level in (1, 2):
             writer.write(np.full((8, 8), level, np.uint16), contiguous=False, metadata=None)
@@ -63,22 +64,22 @@ def test_two_pages_written_one_after_the_other_are_refused(tmp_path, look):
         look([Plane(str(tmp_path / "two.tiff"))], "row 9")
 
 
-def claims(path, side: int):
-    """A small deflated TIFF whose header claims to be side x side."""
+def write_huge_header(path, size: int):
+    """Write a small deflated TIFF whose header declares size x size pixels."""
     tifffile.imwrite(
         path, np.zeros((64, 64), np.uint16), compression="zlib", metadata=None, rowsperstrip=64
     )
     with tifffile.TiffFile(path, mode="r+") as tiff:
         for tag in ("ImageWidth", "ImageLength", "RowsPerStrip"):
-            tiff.pages[0].tags[tag].overwrite(side)
+            tiff.pages[0].tags[tag].overwrite(size)
     return path
 
 
 @pytest.mark.parametrize("look", [read_planes, probe_planes])
-def test_a_header_that_claims_60000_squared_is_refused_before_anything_is_decoded(tmp_path, look):
-    path = claims(tmp_path / "huge.tiff", 60_000)
+def test_huge_header_is_refused_before_decoding(tmp_path, look):
+    path = write_huge_header(tmp_path / "huge.tiff", 60_000)
     tracemalloc.start()
-    with pytest.raises(InputError, match="more than any camera's; it was not decoded"):
+    with pytest.raises(InputError, match="more than any camera image; it was not decoded"):
         look([Plane(str(path))], "row 9")
     assert tracemalloc.get_traced_memory()[1] < 10 << 20
     tracemalloc.stop()
@@ -86,61 +87,61 @@ def test_a_header_that_claims_60000_squared_is_refused_before_anything_is_decode
 
 @pytest.fixture
 def stack() -> np.ndarray:
-    """(channel, z, y, x): nothing in it is the same twice."""
+    """Random pixels (channel, depth, height, width)."""
     return np.random.default_rng(1).integers(0, 60_000, (3, 4, 32, 24), dtype=np.uint16)
 
 
-def one(path: Path, **selection) -> np.ndarray:
+def read_one(path: Path, **selection) -> np.ndarray:
     (pixels,) = read_planes([Plane(str(path), **selection)], "row 2").values()
     return pixels
 
 
-def ome(path: Path, image: np.ndarray, axes: str, names: list[str] | None = None) -> Path:
+def write_ome(path: Path, image: np.ndarray, axes: str, names: list[str] | None = None) -> Path:
     metadata = {"axes": axes, **({"Channel": {"Name": names}} if names else {})}
     tifffile.imwrite(path, image, ome=True, metadata=metadata, photometric="minisblack")
     return path
 
 
-def test_channels_of_an_ome_tiff_are_found_by_their_names(tmp_path, stack):
-    path = ome(tmp_path / "site.ome.tiff", stack[:, 0], "CYX", ["ER", "DNA", "AGP"])
+def test_ome_channels_are_identified_by_name(tmp_path, stack):
+    path = write_ome(tmp_path / "site.ome.tiff", stack[:, 0], "CYX", ["ER", "DNA", "AGP"])
     planes = [Plane(str(path), channel) for channel in ("DNA", "ER")]
-    found = read_planes(planes, "row 2")
-    np.testing.assert_array_equal(found[planes[0]], stack[1, 0])
-    np.testing.assert_array_equal(found[planes[1]], stack[0, 0])
+    pixels = read_planes(planes, "row 2")
+    np.testing.assert_array_equal(pixels[planes[0]], stack[1, 0])
+    np.testing.assert_array_equal(pixels[planes[1]], stack[0, 0])
     assert [probe.shape for probe in probe_planes(planes, "row 2").values()] == [(32, 24)] * 2
 
 
-def test_a_channel_without_a_name_needs_a_number_and_takes_it(tmp_path, stack):
-    path = ome(tmp_path / "site.ome.tiff", stack[:, 0], "CYX")
+def test_unnamed_channels_are_selected_by_number(tmp_path, stack):
+    path = write_ome(tmp_path / "site.ome.tiff", stack[:, 0], "CYX")
     with pytest.raises(
-        InputError, match=r"row 2: .*has no channel DNA; .*without names.*Channel_Orig"
+        InputError, match=r"row 2: .*has no channel DNA .*without names.*Channel_Orig"
     ):
-        one(path, channel="DNA")
-    np.testing.assert_array_equal(one(path, channel="2"), stack[2, 0])
-    np.testing.assert_array_equal(one(path, frame=1), stack[1, 0])
-    with pytest.raises(InputError, match="frame 3 is not in the file, which holds 3 planes"):
-        one(path, frame=3)
+        read_one(path, channel="DNA")
+    np.testing.assert_array_equal(read_one(path, channel="2"), stack[2, 0])
+    np.testing.assert_array_equal(read_one(path, frame=1), stack[1, 0])
+    with pytest.raises(InputError, match="frame 3 is not in the file, which contains 3 planes"):
+        read_one(path, frame=3)
 
 
 @pytest.mark.parametrize("axes", ["CZYX", "ZCYX"])
 @pytest.mark.parametrize("how", ["max", "mean", "middle", "none"])
-def test_a_stack_is_projected_as_it_is_said_and_never_otherwise(tmp_path, stack, axes, how):
+def test_stack_is_projected_by_the_chosen_method(tmp_path, stack, axes, how):
     written = stack if axes == "CZYX" else stack.transpose(1, 0, 2, 3)
-    path = ome(tmp_path / "site.ome.tiff", written, axes, ["ER", "DNA", "AGP"])
+    path = write_ome(tmp_path / "site.ome.tiff", written, axes, ["ER", "DNA", "AGP"])
     if how == "none":
         with pytest.raises(
-            InputError, match="is a stack of 4 planes; say how they become one with --project"
+            InputError, match="is a stack of 4 planes; choose a projection with --project"
         ):
             probe_planes([Plane(str(path), "DNA")], "row 2")
         return
     planes = stack[1].astype(float)
     expected = {"max": planes.max(0), "mean": np.rint(planes.mean(0)), "middle": planes[2]}[how]
-    found = one(path, channel="DNA", project=how)
-    assert found.dtype == np.uint16
-    np.testing.assert_array_equal(found, expected)
+    pixels = read_one(path, channel="DNA", project=how)
+    assert pixels.dtype == np.uint16
+    np.testing.assert_array_equal(pixels, expected)
 
 
-def test_a_series_is_taken_where_a_row_names_it_and_not_else(tmp_path, stack):
+def test_series_must_be_selected_by_the_table(tmp_path, stack):
     path = tmp_path / "well.ome.tiff"
     with tifffile.TiffWriter(path, ome=True) as writer:
         for site in range(3):
@@ -149,36 +150,36 @@ def test_a_series_is_taken_where_a_row_names_it_and_not_else(tmp_path, stack):
                 metadata={"axes": "CYX", "Channel": {"Name": ["ER", "DNA"]}},
                 photometric="minisblack",
             )
-    np.testing.assert_array_equal(one(path, channel="DNA", series=2), stack[1, 2])
+    np.testing.assert_array_equal(read_one(path, channel="DNA", series=2), stack[1, 2])
     with pytest.raises(InputError, match=r"as 3 images; .*Series_Orig<CHANNEL>"):
-        one(path, channel="DNA")
-    with pytest.raises(InputError, match="series 3 is not in the file, which holds 3 images"):
-        one(path, channel="DNA", series=3)
+        read_one(path, channel="DNA")
+    with pytest.raises(InputError, match="series 3 is not in the file, which contains 3 images"):
+        read_one(path, channel="DNA", series=3)
 
 
-def test_a_movie_is_refused_until_a_frame_is_named(tmp_path, stack):
-    path = ome(tmp_path / "movie.ome.tiff", stack[0], "TYX")
-    with pytest.raises(InputError, match=r"several pages \(4 T\), and nothing says which is meant"):
-        one(path, project="max")
-    np.testing.assert_array_equal(one(path, frame=3), stack[0, 3])
+def test_movie_requires_a_frame(tmp_path, stack):
+    path = write_ome(tmp_path / "movie.ome.tiff", stack[0], "TYX")
+    with pytest.raises(InputError, match=r"several pages \(4 T\); one plane"):
+        read_one(path, project="max")
+    np.testing.assert_array_equal(read_one(path, frame=3), stack[0, 3])
 
 
-def test_a_stack_of_imagej_is_known_as_one(tmp_path, stack):
+def test_imagej_stack_is_recognized(tmp_path, stack):
     tifffile.imwrite(tmp_path / "stack.tif", stack[0], imagej=True, metadata={"axes": "ZYX"})
     np.testing.assert_array_equal(
-        one(tmp_path / "stack.tif", channel="DNA", project="max"), stack[0].max(0)
+        read_one(tmp_path / "stack.tif", channel="DNA", project="max"), stack[0].max(0)
     )
 
 
-def test_pages_that_the_metadata_promise_and_the_file_lacks_are_told(tmp_path, stack):
-    path = ome(tmp_path / "site.ome.tiff", stack[:, 0], "CYX", ["ER", "DNA", "AGP"])
+def test_missing_pages_are_reported(tmp_path, stack):
+    path = write_ome(tmp_path / "site.ome.tiff", stack[:, 0], "CYX", ["ER", "DNA", "AGP"])
     path.write_bytes(path.read_bytes().replace(b'SizeC="3"', b'SizeC="5"'))
     with pytest.raises(InputError, match=r"row 2: .*site\.ome\.tiff .*"):
-        one(path, channel="DNA")
+        read_one(path, channel="DNA")
 
 
-def test_names_that_are_not_as_many_as_the_channels_contradict_the_pixels(tmp_path, stack):
-    path = ome(tmp_path / "site.ome.tiff", stack[:, 0], "CYX", ["ER", "DNA", "AGP"])
+def test_number_of_channel_names_must_match(tmp_path, stack):
+    path = write_ome(tmp_path / "site.ome.tiff", stack[:, 0], "CYX", ["ER", "DNA", "AGP"])
     description = tifffile.tiffcomment(path)
     start = description.index("<Channel ")
     end = (
@@ -189,25 +190,79 @@ def test_names_that_are_not_as_many_as_the_channels_contradict_the_pixels(tmp_pa
     end = end or description.index("/>", start) + 2
     tifffile.tiffcomment(path, (description[:start] + description[end:]).encode())
     with pytest.raises(
-        InputError, match=r"names 2 channels \(DNA, AGP\) and holds 3; its metadata contradict"
+        InputError, match=r"names 2 channels \(DNA, AGP\) but has 3; its metadata contradict"
     ):
-        one(path, channel="DNA")
+        read_one(path, channel="DNA")
 
 
-def test_a_pyramid_is_one_plane(tmp_path, stack):
+def test_pyramid_is_one_plane(tmp_path, stack):
     path = tmp_path / "pyramid.tiff"
     with tifffile.TiffWriter(path) as writer:
         writer.write(stack[0, 0], metadata=None)
         writer.write(stack[0, 0, ::2, ::2], subfiletype=1, metadata=None)
-    np.testing.assert_array_equal(one(path), stack[0, 0])
+    np.testing.assert_array_equal(read_one(path), stack[0, 0])
 
 
 @pytest.mark.parametrize("dtype", [">u2", "<u4", "<i2", "|u1"])
-def test_other_integers_are_stored_as_sixteen_bits_where_they_fit(tmp_path, dtype):
+def test_other_integers_are_stored_as_uint16(tmp_path, dtype):
     image = np.arange(64, dtype=dtype).reshape(8, 8)
     tifffile.imwrite(
         tmp_path / "a.tiff", image, metadata=None, byteorder=">" if dtype == ">u2" else None
     )
-    found = one(tmp_path / "a.tiff")
-    assert found.dtype == (np.uint8 if dtype == "|u1" else np.uint16) and found.dtype.isnative
-    np.testing.assert_array_equal(found, image)
+    pixels = read_one(tmp_path / "a.tiff")
+    assert pixels.dtype == (np.uint8 if dtype == "|u1" else np.uint16) and pixels.dtype.isnative
+    np.testing.assert_array_equal(pixels, image)
+
+
+def test_int16_with_offset_is_converted(tmp_path):
+    image = np.random.default_rng(0).integers(100, 4000, (8, 8))
+    tifffile.imwrite(tmp_path / "a.tiff", (image - 32768).astype(np.int16), metadata=None)
+    np.testing.assert_array_equal(read_one(tmp_path / "a.tiff"), image)
+
+
+def test_negative_values_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tiff", np.arange(-9, 55, dtype=np.int16).reshape(8, 8))
+    with pytest.raises(InputError, match="contains int16 with values from -9 to 54; convert it"):
+        read_one(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_is_zero_is_inverted(tmp_path, dtype):
+    image = np.arange(64, dtype=dtype).reshape(8, 8)
+    path = tmp_path / "a.tiff"
+    tifffile.imwrite(path, np.iinfo(dtype).max - image, photometric="miniswhite", metadata=None)
+    pixels = read_one(path)
+    assert pixels.dtype == dtype
+    np.testing.assert_array_equal(pixels, image)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_rgb_with_one_color_is_read(tmp_path, planar):
+    image = np.zeros((3, 8, 8), np.uint8)
+    image[1] = np.arange(64).reshape(8, 8)
+    pixels = image if planar == "separate" else np.moveaxis(image, 0, -1)
+    tifffile.imwrite(tmp_path / "a.tiff", pixels, photometric="rgb", planarconfig=planar)
+    np.testing.assert_array_equal(read_one(tmp_path / "a.tiff", channel="DNA"), image[1])
+    assert not read_one(tmp_path / "a.tiff", channel="R").any()
+
+
+@pytest.mark.parametrize("look", [read_planes, probe_planes])
+@pytest.mark.parametrize("tag", ["TileOffsets", "TileByteCounts"])
+def test_absent_tiles_are_an_error(tmp_path, tag, look):
+    path = tmp_path / "a.tiff"
+    image = np.random.default_rng(0).integers(1, 60_000, (64, 64), dtype=np.uint16)
+    tifffile.imwrite(path, image, tile=(32, 32), compression="zlib", metadata=None)
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        values = list(tiff.pages[0].tags[tag].value)
+        tiff.pages[0].tags[tag].overwrite([*values[:-1], 0])
+    with pytest.raises(InputError, match=r"incomplete: 1 of 4 tiles or strips have no data"):
+        look([Plane(str(path))], "row 2")
+
+
+@pytest.mark.parametrize("look", [read_planes, probe_planes])
+@pytest.mark.parametrize(("suffix", "name"), [("czi", "Zeiss CZI"), ("nd2", "Nikon ND2")])
+def test_foreign_format_is_named_with_the_conversion(tmp_path, suffix, name, look):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(bytes(500))
+    with pytest.raises(InputError, match=f"is {name}, which is not supported; .*bioformats2raw"):
+        look([Plane(str(path))], "row 2")

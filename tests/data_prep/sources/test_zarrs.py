@@ -27,7 +27,7 @@ def written(simulated, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def stores(written, tmp_path) -> Path:
-    """A copy of the plates' stores, to be spoilt."""
+    """Copy of the stores; tests may damage it."""
     return Path(shutil.copytree(written, tmp_path / "stores"))
 
 
@@ -35,7 +35,7 @@ def site(stores: Path, *more: str) -> Path:
     return stores.joinpath("SIM001.zarr", "A", "1", "0", *more)
 
 
-def one(file: Path, channel: str = "DNA", project: str = "none") -> np.ndarray:
+def read_one(file: Path, channel: str = "DNA", project: str = "none") -> np.ndarray:
     (pixels,) = read_planes([Plane(str(file), channel, project=project)], "row 2").values()
     return pixels
 
@@ -66,28 +66,26 @@ CHANNELS = {"channels": "DNA,Actin,Tubulin"}
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_a_plate_of_ome_zarr_makes_the_dataset_that_tiffs_make(
-    simulated, from_tiff, tmp_path, version
-):
+def test_ome_zarr_and_tiff_build_the_same_dataset(simulated, from_tiff, tmp_path, version):
     stores = plate_formats.as_ome_zarr(simulated, tmp_path / "stores", version)
     build(built(stores, tmp_path / "dataset", stores / "load_data.csv", **CHANNELS))
     assert content(tmp_path / "dataset") == content(from_tiff)
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_jump_lites_store_holds_the_pixels_of_the_files(simulated, from_tiff, tmp_path, version):
+def test_jump_lite_and_tiff_build_the_same_images(simulated, from_tiff, tmp_path, version):
     lite = plate_formats.as_jump_lite(simulated, tmp_path / "lite", version)
     flags = {"channels": "DNA,ER,RNA", "label_column": "Metadata_pert_iname"}
     build(built(lite / "lite.zarr", tmp_path / "dataset", lite / "index.parquet", **flags))
-    found, expected = open_dataset(tmp_path / "dataset"), open_dataset(from_tiff)
-    assert list(found.column("source_sha256")) == list(expected.column("source_sha256"))
+    dataset, expected = open_dataset(tmp_path / "dataset"), open_dataset(from_tiff)
+    assert list(dataset.column("source_sha256")) == list(expected.column("source_sha256"))
     for position in (0, 23):
         np.testing.assert_array_equal(
-            found.record(position)["image"], expected.record(position)["image"]
+            dataset.record(position)["image"], expected.record(position)["image"]
         )
 
 
-def test_a_store_says_itself_which_sites_there_are(written, simulated):
+def test_store_lists_its_sites(written, simulated):
     table = read_sites(None, written / "SIM001.zarr")
     of_csv = read_sites(simulated / "load_data.csv", simulated).sites
     assert list(table.sites["site_id"]) == [
@@ -97,16 +95,16 @@ def test_a_store_says_itself_which_sites_there_are(written, simulated):
     assert set(read_sites(None, written).sites["Metadata_Plate"]) == {"SIM001", "SIM002"}
 
 
-def test_without_a_table_the_platemap_says_what_the_wells_got(written, tmp_path):
+def test_platemap_is_joined_without_a_table(written, tmp_path):
     wells = sorted(set(read_sites(None, written).sites["Metadata_Well"]))
     lines = "".join(f"{well}\t{'' if well == 'A01' else 'BRD-1'}\n" for well in wells)
     (tmp_path / "map.tsv").write_text("well_position\tbroad_sample\n" + lines)
     build(built(written / "SIM001.zarr", tmp_path / "dataset", platemap=tmp_path / "map.tsv"))
-    opened = open_dataset(tmp_path / "dataset")
-    assert len(opened) == 12 and set(opened.column("Metadata_broad_sample")) == {"DMSO", "BRD-1"}
+    dataset = open_dataset(tmp_path / "dataset")
+    assert len(dataset) == 12 and set(dataset.column("Metadata_broad_sample")) == {"DMSO", "BRD-1"}
 
 
-def test_a_store_of_jump_lite_says_which_sites_there_are_too(simulated, tmp_path):
+def test_jump_lite_store_lists_its_sites(simulated, tmp_path):
     lite = plate_formats.as_jump_lite(simulated, tmp_path / "lite")
     table = read_sites(None, lite / "lite.zarr")
     assert len(table) == 24 and table.channels == ("AGP", "DNA", "ER", "Mito", "RNA")
@@ -114,7 +112,7 @@ def test_a_store_of_jump_lite_says_which_sites_there_are_too(simulated, tmp_path
 
 
 @pytest.mark.parametrize("how", ["max", "mean", "middle", "none"])
-def test_a_stack_is_projected_as_it_is_said_and_never_otherwise(tmp_path, how):
+def test_stack_is_projected_by_the_chosen_method(tmp_path, how):
     stack = np.random.default_rng(0).integers(0, 60_000, (2, 5, 32, 24), dtype=np.uint16)
     group = zarr.open_group(tmp_path / "a.zarr", mode="w")
     scales = {"datasets": [{"path": "0"}], "axes": [{"name": axis} for axis in "czyx"]}
@@ -127,10 +125,10 @@ def test_a_stack_is_projected_as_it_is_said_and_never_otherwise(tmp_path, how):
         return
     planes = stack[1].astype(float)
     expected = {"max": planes.max(0), "mean": np.rint(planes.mean(0)), "middle": planes[2]}[how]
-    np.testing.assert_array_equal(one(tmp_path / "a.zarr", project=how), expected)
+    np.testing.assert_array_equal(read_one(tmp_path / "a.zarr", project=how), expected)
 
 
-def test_a_sharded_array_is_read(tmp_path):
+def test_sharded_array_is_read(tmp_path):
     image = np.random.default_rng(0).integers(0, 60_000, (5, 64, 64), dtype=np.uint16)
     zarr.create_array(
         tmp_path / "a.zarr",
@@ -139,24 +137,24 @@ def test_a_sharded_array_is_read(tmp_path):
         chunks=(1, 32, 32),
         shards=(5, 64, 64),
     )
-    np.testing.assert_array_equal(one(tmp_path / "a.zarr/s__b__p__A01__1", "ER"), image[2])
+    np.testing.assert_array_equal(read_one(tmp_path / "a.zarr/s__b__p__A01__1", "ER"), image[2])
 
 
-def test_a_chunk_that_is_missing_is_named_and_never_read_as_zeros(stores):
+def test_missing_chunk_is_an_error(stores):
     chunks = sorted(path for path in site(stores, "0", "c").rglob("*") if path.is_file())
     chunks[-1].unlink()
     with pytest.raises(
         InputError, match=r"row 2: .*SIM001.zarr/A/1/0: chunk A/1/0/0/c/0/2/0/1/0 is missing"
     ):
-        one(site(stores), "Actin")
-    assert one(site(stores), "DNA").any()  # whose chunks are there
+        read_one(site(stores), "Actin")
+    assert read_one(site(stores), "DNA").any()  # its chunks exist
 
 
-@pytest.mark.parametrize("kind", ["damaged", "of another shape"])
-def test_a_chunk_that_is_no_chunk_of_its_array_is_refused(stores, kind):
+@pytest.mark.parametrize("kind", ["damaged", "wrong shape"])
+def test_invalid_chunk_is_refused(stores, kind):
     chunk = next(path for path in site(stores, "0", "c").rglob("*") if path.is_file())
     if kind == "damaged":
-        chunk.write_bytes(b"no chunk")
+        chunk.write_bytes(b"not a chunk")
     else:
         other = zarr.create_array(
             stores / "other.zarr", data=np.ones((3, 3), np.uint16), chunks=(3, 3)
@@ -177,19 +175,19 @@ def change(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_a_codec_that_is_not_installed_is_named(stores):
+def test_missing_codec_is_named(stores):
     change(site(stores, "0/zarr.json"), '"zstd"', '"zstd9000"')
     with pytest.raises(
-        InputError, match=r"row 2: .*A/1/0 is kept with a codec that is not installed .*zstd9000"
+        InputError, match=r"row 2: .*A/1/0 uses a codec that is not installed .*zstd9000"
     ):
-        one(site(stores))
+        read_one(site(stores))
 
 
 @pytest.mark.parametrize("codec", ["pickle", "astype"])
-def test_a_codec_that_is_none_of_images_is_refused_before_it_runs(tmp_path, codec):
+def test_unsafe_codec_is_refused_before_it_runs(tmp_path, codec):
     folder = tmp_path / "a.zarr/s__b__p__A01__1"
     folder.mkdir(parents=True)
-    facts = {
+    metadata = {
         "zarr_format": 2,
         "shape": [5, 8, 8],
         "chunks": [5, 8, 8],
@@ -198,13 +196,13 @@ def test_a_codec_that_is_none_of_images_is_refused_before_it_runs(tmp_path, code
         "order": "C",
     }
     types = {"encode_dtype": "<u2", "decode_dtype": "<u2"} if codec == "astype" else {}
-    facts |= {"filters": None, "compressor": {"id": codec, **types}}
-    (folder / ".zarray").write_text(json.dumps(facts))
+    metadata |= {"filters": None, "compressor": {"id": codec, **types}}
+    (folder / ".zarray").write_text(json.dumps(metadata))
     (folder / "0.0.0").write_bytes(pickle.dumps(np.zeros((5, 8, 8), np.uint16)))
     with pytest.raises(
-        InputError, match=r"codec astype, which is not read here|cannot be read: .*pickle"
+        InputError, match=r"codec astype, which is not permitted|cannot be read: .*pickle"
     ):
-        one(folder)
+        read_one(folder)
 
 
 @pytest.mark.parametrize(
@@ -220,27 +218,27 @@ def test_a_codec_that_is_none_of_images_is_refused_before_it_runs(tmp_path, code
             "zarr.json",
             '"label": "DNA"',
             '"label": "Hoechst"',
-            "has no channel DNA; it has Tubulin, Hoechst, Actin",
+            r"has no channel DNA .available: Tubulin, Hoechst, Actin",
         ),
         (
             "zarr.json",
             '{\n            "label": "DNA"\n          },',
             "",
-            "names 2 channels .* and holds 3",
+            "names 2 channels .* but has 3",
         ),
-        ("zarr.json", '"path": "0"', '"path": "9"', "is not in the store"),
-        ("zarr.json", '"multiscales"', '"scales"', "is no image of OME-Zarr"),
-        ("0/zarr.json", '"uint16"', '"float32"', "holds float32; convert it"),
-        ("0/zarr.json", "64,\n    64", "60000,\n    60000", "more than any camera's"),
+        ("zarr.json", '"path": "0"', '"path": "9"', "does not exist in the store"),
+        ("zarr.json", '"multiscales"', '"scales"', "is not an OME-Zarr image"),
+        ("0/zarr.json", '"uint16"', '"float32"', "contains float32; convert it"),
+        ("0/zarr.json", "64,\n    64", "60000,\n    60000", "more than any camera image"),
     ],
 )
-def test_metadata_that_contradict_the_array_are_one_line(stores, file, old, new, message):
+def test_contradicting_metadata_are_one_line(stores, file, old, new, message):
     change(site(stores, file), old, new)
     with pytest.raises(InputError, match=f"row 2: .*SIM001.zarr/A/1/0 .*{message}"):
-        one(site(stores))
+        read_one(site(stores))
 
 
-def test_a_channel_that_one_site_lacks_is_told_before_anything_is_segmented(stores, tmp_path):
+def test_missing_channel_is_reported_before_segmentation(stores, tmp_path):
     change(stores / "SIM002.zarr/B/2/1/zarr.json", '"label": "DNA"', '"label": "Other"')
     with pytest.raises(
         InputError, match=r"load_data.csv, row 23: .*SIM002.zarr/B/2/1 has no channel DNA"
@@ -249,32 +247,32 @@ def test_a_channel_that_one_site_lacks_is_told_before_anything_is_segmented(stor
     assert not (tmp_path / "dataset").exists()
 
 
-def test_a_store_that_is_half_there_is_one_line(stores, tmp_path):
+def test_incomplete_store_is_one_line(stores, tmp_path):
     shutil.rmtree(stores / "SIM001.zarr/A/2")
-    with pytest.raises(InputError, match="metadata name well A/2; the store is half there"):
+    with pytest.raises(InputError, match="metadata list well A/2; the store is incomplete"):
         read_sites(None, stores / "SIM001.zarr")
     shutil.rmtree(stores / "SIM002.zarr/A/2/1")
     table = read_sites(None, stores / "SIM002.zarr")
     row = next(row for row in table.sites.to_dict("records") if row["site_id"] == "SIM002_A02_2")
     with pytest.raises(
         InputError,
-        match=r"SIM002.zarr, plate SIM002, well A02, site 2: .*A/2/1 is not in the store",
+        match=r"SIM002.zarr, plate SIM002, well A02, site 2: .*A/2/1 does not exist in the store",
     ):
         probe_planes([row["file_DNA"]], table.where(row))
 
 
-def test_rows_that_are_in_no_store_are_named(stores, tmp_path):
+def test_rows_without_a_site_in_the_store_are_named(stores, tmp_path):
     table = pd.read_csv(stores / "load_data.csv", dtype=str)
     for column, value, message in [
         (
             "Metadata_Site",
             "7",
-            "row 3: site 7 of well A01 is not in plate SIM001; its sites are 1, 2",
+            "row 3: site 7 of well A01 is not in plate SIM001 .sites of the well: 1, 2",
         ),
         (
             "Metadata_Well",
             "P24",
-            "row 3: site 2 of well P24 is not in plate SIM001; it has no such well",
+            "row 3: site 2 of well P24 is not in plate SIM001 .no such well",
         ),
         ("Metadata_Plate", "SIM009", "SIM009.zarr"),
     ]:
@@ -284,28 +282,28 @@ def test_rows_that_are_in_no_store_are_named(stores, tmp_path):
         with pytest.raises(InputError, match=message):
             read_sites(tmp_path / "load_data.csv", stores)
     with pytest.raises(
-        InputError, match=r"plate SIM002 is not in .*SIM001.zarr, which holds plate SIM001"
+        InputError, match=r"plate SIM002 is not in .*SIM001.zarr, which contains plate SIM001"
     ):
         read_sites(stores / "load_data.csv", stores / "SIM001.zarr")
 
 
-def test_what_is_no_plate_is_one_line(tmp_path, stores):
+def test_invalid_plate_is_one_line(tmp_path, stores):
     zarr.open_group(tmp_path / "empty.zarr", mode="w")
-    with pytest.raises(InputError, match="is neither a plate of OME-Zarr nor"):
+    with pytest.raises(InputError, match="is neither an OME-Zarr plate nor"):
         read_sites(None, tmp_path / "empty.zarr")
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         read_sites(None, tmp_path / "gone.zarr")
-    with pytest.raises(InputError, match="holds no Zarr store"):
+    with pytest.raises(InputError, match="contains no Zarr store"):
         read_sites(None, tmp_path / "dataset")
     change(stores / "SIM001.zarr/zarr.json", '"A/1"', '"../../A/1"')
-    with pytest.raises(InputError, match="leads out of the store"):
+    with pytest.raises(InputError, match="leads outside the store"):
         read_sites(None, stores / "SIM001.zarr")
 
 
-def test_without_the_extra_a_store_says_what_to_install(stores, monkeypatch):
+def test_missing_extra_names_the_package(stores, monkeypatch):
     monkeypatch.setitem(sys.modules, "zarr", None)
     monkeypatch.setitem(sys.modules, "zarr.storage", None)
     with pytest.raises(InputError, match=r"pip install .perturbjax\[zarr\]"):
-        one(site(stores))
+        read_one(site(stores))
     with pytest.raises(InputError, match=r"pip install .perturbjax\[zarr\]"):
         read_sites(None, stores / "SIM001.zarr")
