@@ -1,10 +1,10 @@
-"""Run the benchmarks that this machine allows, and write one table of them.
+"""Run all benchmarks that this machine supports, and write their tables.
 
     python -m experiments.bench --out DIR [--quick] [--only step] [--readme docs/performance.md]
 
-Each benchmark is a module beside this one with `run(quick) -> rows`, or one that yields the rows so far. It runs in a
-process of its own, since JAX and torch each take a whole accelerator, and leaves `DIR/NAME.json`; `bench.md` and
-`bench.json` are made of all of them.
+Each benchmark is a module of this package with `run(quick)`, which returns rows or yields the rows
+so far. It runs in a separate process, because JAX and PyTorch each reserve a whole accelerator, and
+writes `DIR/NAME.json`. `bench.md` and `bench.json` combine all of them.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from perturbjax.core.files import atomic, make_folder, read_json, write_json
 from perturbjax.core.messages import console
 from perturbjax.core.options import require_sound
 
-#: Modules beside the benchmarks that are none.
+#: Modules of this package that are not benchmarks.
 HELPERS = ("__main__", "commands", "hlo", "mosaic", "tables")
 NAMES = tuple(m.name for m in pkgutil.iter_modules(bench.__path__) if m.name not in HELPERS)
-#: Benchmarks that count what a compiler says, and measure no time.
+#: Benchmarks that analyze compiled programs and measure no time.
 COUNTED = ("aot",)
-#: Share of the processors that others may use, and how far apart (greatest over least) the times of one way may lie.
-MOST_OTHERS, WIDEST = 0.1, 1.5
+#: Maximum fraction of the processors in use by other processes, and maximum ratio of the times of
+#: one variant.
+MAX_OTHERS, MAX_SPREAD = 0.1, 1.5
 MARKED = re.compile(
     r"(?P<open><!-- bench (?P<name>\w+) -->)\n.*?(?P<close><!-- end bench -->)", re.DOTALL
 )
@@ -50,30 +51,36 @@ MARKED = re.compile(
 
 @dataclass(frozen=True)
 class Config:
-    """Measure speed, and write a table."""
+    """Measure speed and write tables."""
 
     out: Path
-    """Folder to write NAME.json, bench.json and bench.md to."""
+    """Folder for NAME.json, bench.json and bench.md."""
     quick: bool = False
-    """Fewer repeats and smaller sizes: to see that everything runs, not to quote."""
+    """Fewer repeats and smaller sizes, to test the benchmarks."""
     only: str = ""
-    """Run this benchmark alone; empty runs all."""
+    """Run only this benchmark; by default all."""
     tables_only: bool = False
-    """Run nothing: make the tables of what --out holds."""
+    """Run no benchmark; write the tables of the results in --out."""
     readme: str = ""
-    """Markdown file whose tables are renewed: what stands between <!-- bench NAME --> and <!-- end bench -->. Times
-    that were measured on a busy machine are refused."""
+    """Markdown file with tables between <!-- bench NAME --> and <!-- end bench --> to update.
+    Times from a busy machine are refused."""
     even_busy: bool = False
-    """Renew tables with times that were measured beside other work all the same."""
+    """Update tables also with times from a busy machine."""
 
     def __post_init__(self) -> None:
         require_sound(self)
 
 
 def measure(name: str, quick: bool, save: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-    """One benchmark's rows with what they were measured on; or the reason why it cannot run here.
+    """Run one benchmark.
 
-    A benchmark that yields its rows so far has them saved each time.
+    Args:
+        name: module of this package.
+        quick: fewer repeats and smaller sizes.
+        save: called with the result so far, after every step of a benchmark that yields rows.
+
+    Returns:
+        The rows and the machine, or the reason why the benchmark cannot run.
     """
     part: dict[str, Any] = {
         "about": "",
@@ -96,7 +103,7 @@ def measure(name: str, quick: bool, save: Callable[[dict[str, Any]], object]) ->
 
 
 def write_tables(out: Path) -> Path:
-    """Gather every `NAME.json` of a folder into `bench.json` and `bench.md`."""
+    """Combine every `NAME.json` of a folder in `bench.json` and `bench.md`."""
     parts = {
         name: read_json(out / f"{name}.json") for name in NAMES if (out / f"{name}.json").is_file()
     }
@@ -107,93 +114,90 @@ def write_tables(out: Path) -> Path:
 
 
 def run_one(name: str, quick: bool, out: Path) -> None:
-    """Measure one benchmark in this process.
+    """Run one benchmark in this process and save its result.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: no benchmark has this name.
     """
     if name not in NAMES:
-        raise InputError(
-            f"--only {name}: no such benchmark; choose one of {', '.join(NAMES) or '(none exist)'}"
-        )
+        raise InputError(f"--only {name}: unknown benchmark. Pass one of {', '.join(NAMES)}.")
     path = make_folder(out) / f"{name}.json"
     part = measure(name, quick, lambda part: write_json(path, part))
     write_json(path, part)
-    console.print(
-        f"{name}: "
-        + (f"not run here: {part['skipped']}" if "skipped" in part else f"{len(part['rows'])} rows")
-    )
+    result = f"not run: {part['skipped']}" if "skipped" in part else f"{len(part['rows'])} rows"
+    console.print(f"info: {name}: {result}")
 
 
 def marked_text(path: Path) -> str:
-    """The text of a Markdown file that has tables to renew.
+    """Read a Markdown file with tables to update.
 
     Raises:
-        InputError: the file is not there, or has no marker.
+        InputError: the file does not exist or has no markers.
     """
     if not path.is_file():
         raise InputError(f"--readme {path}: no such file")
     text = path.read_text(encoding="utf-8")
     if not MARKED.search(text):
         raise InputError(
-            f"--readme {path}: nothing between <!-- bench NAME --> and <!-- end bench --> to renew"
+            f"--readme {path}: has no table between <!-- bench NAME --> and <!-- end bench -->"
         )
     return text
 
 
 def renew_tables(path: Path, parts: dict[str, dict[str, Any]]) -> None:
-    """Put the measured rows between a Markdown file's markers; a benchmark that did not run keeps its old ones.
+    """Replace the tables between the markers of a Markdown file.
+
+    Tables of benchmarks that did not run stay.
 
     Raises:
-        InputError: the file is not there, or has no marker.
+        InputError: the file does not exist or has no markers.
     """
     text = marked_text(path)
 
-    def renewed(found: re.Match[str]) -> str:
-        part = parts.get(found["name"], {})
+    def replacement(match: re.Match[str]) -> str:
+        part = parts.get(match["name"], {})
         if "rows" not in part:
-            return found[0]
-        told = f"Compiled by jax {part['machine'].get('jax', '?')}, nothing was run"
-        told = told if found["name"] in COUNTED else f"Measured on {where(part['machine'])}"
-        return f"{found['open']}\n{markdown(part['rows'])}\n{told}.\n{found['close']}"
+            return match[0]
+        source = f"Measured on {where(part['machine'])}"
+        if match["name"] in COUNTED:
+            source = f"Compiled by jax {part['machine'].get('jax', '?')}, not run"
+        return f"{match['open']}\n{markdown(part['rows'])}\n{source}.\n{match['close']}"
 
     with atomic(path) as temporary:
-        temporary.write_text(MARKED.sub(renewed, text), encoding="utf-8")
+        temporary.write_text(MARKED.sub(replacement, text), encoding="utf-8")
 
 
 def require_quiet(parts: dict[str, dict[str, Any]]) -> None:
-    """Say whose times cannot be trusted.
+    """Check that the times are reliable.
 
     Raises:
-        InputError: a benchmark started beside other work, or one way's times lie far apart.
+        InputError: the processors were busy when a benchmark started, or the times of one variant
+            differ too much.
     """
+    remedy = "Measure again on an idle machine, or pass --even-busy."
     for name, part in parts.items():
         if name in COUNTED or "rows" not in part:
             continue
-        if part.get("others", 0) > MOST_OTHERS:
+        if (busy := part.get("others", 0)) > MAX_OTHERS:
+            raise InputError(f"{name}: other processes used {busy:.0%} of the processors. {remedy}")
+        if (spread := max(spreads(part["rows"]), default=1)) > MAX_SPREAD:
             raise InputError(
-                f"{name}: {part['others']:.0%} of the processors were busy with other work when it started; "
-                "measure again on a quiet machine, or give --even-busy"
-            )
-        if (widest := max(spreads(part["rows"]), default=1)) > WIDEST:
-            raise InputError(
-                f"{name}: the times of one way lie {widest:.2f} to 1 apart; measure again on a quiet machine, or give "
-                "--even-busy"
+                f"{name}: the times of one variant differ by a factor of {spread:.2f}. {remedy}"
             )
 
 
 def main(options: Config) -> None:
     if options.readme:
-        marked_text(Path(options.readme))  # said now, not after all has been measured
+        marked_text(Path(options.readme))  # fail before the measurements
     if options.tables_only:
         make_folder(options.out)
     elif options.only:
         run_one(options.only, options.quick, options.out)
     else:
-        failed = [name for name in NAMES if not _run_apart(name, options)]
+        failed = [name for name in NAMES if not _run_in_process(name, options)]
         if failed:
             write_tables(options.out)
-            raise InputError(f"{', '.join(failed)}: failed, see above; the table holds the others")
+            raise InputError(f"{', '.join(failed)}: failed, see above. The tables have the rest.")
     print(write_tables(options.out).read_text())
     if options.readme:
         parts = read_json(options.out / "bench.json")
@@ -202,8 +206,8 @@ def main(options: Config) -> None:
         renew_tables(Path(options.readme), parts)
 
 
-def _run_apart(name: str, options: Config) -> bool:
-    console.print(f"{name} …")
+def _run_in_process(name: str, options: Config) -> bool:
+    console.print(f"info: running {name}")
     command = [sys.executable, "-m", "experiments.bench", "--only", name, "--out", str(options.out)]
     done = subprocess.run(
         [*command, *(["--quick"] if options.quick else [])], stdout=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""A real command in a process of its own: how long it and its stages took, and the memory of each of its processes."""
+"""Run a command in a separate process and measure its time, its stages and its memory."""
 
 from __future__ import annotations
 
@@ -14,60 +14,67 @@ from typing import Any
 
 import psutil
 
-#: Seconds between looks at the memory of a command's processes.
-LOOK_S = 0.2
+#: Seconds between measurements of memory.
+INTERVAL_S = 0.2
 
 
-def measured(words: Sequence[object], log: Path) -> dict[str, Any]:
-    """Run `perturbjax …` in its own process: its seconds, its processors' seconds, its memory, and what it `said`.
+def run_measured(words: Sequence[object], log: Path) -> dict[str, Any]:
+    """Run a command of `perturbjax` in a separate process.
 
-    `main MB` is the largest that its first process was, `worker MB` the largest of the others (0 without any), and
-    `all MB` the largest sum, by what is resident, with files that are mapped; `own MB` is the first's without those (0
-    where the system does not tell).
+    Args:
+        words: command and flags.
+        log: file for its messages.
+
+    Returns:
+        `s`: seconds. `processor s`: CPU seconds of all processes. Peaks of resident memory,
+        including mapped files: `main MB` of the first process, `worker MB` of the largest other
+        process (0 without any), `all MB` of the sum. `own MB`: peak of the first process without
+        mapped files (0 where the system does not report it). `log`: the messages.
     """
     start = time.perf_counter()
     with open(log, "w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "perturbjax", *map(str, words)], stderr=file, stdout=file
         )
-    over, found = threading.Event(), dict.fromkeys(("main MB", "worker MB", "all MB", "own MB"), 0)
-    looking = threading.Thread(target=_look, args=(process.pid, over, found))
-    looking.start()
+    names = ("main MB", "worker MB", "all MB", "own MB")
+    ended, peaks = threading.Event(), dict.fromkeys(names, 0)
+    sampler = threading.Thread(target=_sample, args=(process.pid, ended, peaks))
+    sampler.start()
     try:
         _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)  # it was waited for here
+        process.returncode = os.waitstatus_to_exitcode(status)  # `Popen` does not wait again
     finally:
         seconds = time.perf_counter() - start
-        over.set()
-        looking.join()
-        process.terminate()  # where this one was told to end
+        ended.set()
+        sampler.join()
+        process.terminate()  # after an interrupt of this process
     if status:
         raise RuntimeError(f"perturbjax {words[0]} failed: {log.read_text()[-2000:]}")
     spent = round(usage.ru_utime + usage.ru_stime, 1)
-    return {"s": round(seconds, 1), "processor s": spent, **found, "said": log.read_text()}
+    return {"s": round(seconds, 1), "processor s": spent, **peaks, "log": log.read_text()}
 
 
-def _look(pid: int, over: threading.Event, found: dict[str, int]) -> None:
-    while not over.wait(LOOK_S):
+def _sample(pid: int, ended: threading.Event, peaks: dict[str, int]) -> None:
+    while not ended.wait(INTERVAL_S):
         try:
             main = psutil.Process(pid)
             sizes = [
                 process.memory_info().rss // 10**6
                 for process in (main, *main.children(recursive=True))
             ]
-        except psutil.Error:  # one ended in between
+        except psutil.Error:  # a process has just ended
             continue
         now = {
             "main MB": sizes[0],
             "worker MB": max(sizes[1:], default=0),
             "all MB": sum(sizes),
-            "own MB": _own(pid),
+            "own MB": _anonymous_mb(pid),
         }
-        found.update({name: max(size, found[name]) for name, size in now.items()})
+        peaks.update({name: max(size, peaks[name]) for name, size in now.items()})
 
 
-def _own(pid: int) -> int:
-    """MB of a process that no file stands behind."""
+def _anonymous_mb(pid: int) -> int:
+    """Return the memory of a process without mapped files, in MB."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -77,12 +84,20 @@ def _own(pid: int) -> int:
     )
 
 
-def seconds_of(said: str, label: str) -> float:
-    """Of a stage, from the line that it ends with: `label: n/n sites in 12.3 s` or `… in 1:02:03`."""
-    took = re.search(rf"^{label}: \S+ \w+ in ([\d:.]+)", said, re.MULTILINE)
-    if took is None:
-        raise RuntimeError(f"{label} is not in what was said: {said[-2000:]}")
+def stage_seconds(log: str, label: str) -> float:
+    """Read the duration of a stage from its last line.
+
+    Args:
+        log: messages of the command.
+        label: beginning of the line, such as `Segmenting: 8/8 sites in 12.3 s` (or `in 1:02:03`).
+
+    Raises:
+        RuntimeError: the log has no such line.
+    """
+    match = re.search(rf"^{label}[^:]*: \S+ \w+ in ([\d:.]+)", log, re.MULTILINE)
+    if match is None:
+        raise RuntimeError(f"no line of stage {label} in the log: {log[-2000:]}")
     total = 0.0
-    for part in took[1].split(":"):
+    for part in match[1].split(":"):
         total = 60 * total + float(part)
     return round(total, 1)

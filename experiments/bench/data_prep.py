@@ -1,47 +1,46 @@
-"""How fast is `perturbjax build`, by engine and number of workers, on real images?
+"""Speed of `perturbjax build` on real images, by segmentation engine and number of workers.
 
     python -m experiments.bench.data_prep [--quick]
 
-Each row is one run of the real command in its own process: small sites (68 x 68 pixels, three channels, from
-bbbc021_cells) and large ones (1080 x 1080, three channels, one JUMP field of view counted several times). `segment/s`
-and `write/s` are sites a second of the two stages as the command reports them; `build s` is the whole command,
-imports and worker start included, and `processor s` what it took of all cores together, which a busy machine does not
-lengthen; `peak MB` is the largest of its processes. Needs the data folder named by
-PERTURBJAX_SHARED.
+Each row is one run of the command in a separate process, on small sites (68 x 68 pixels, three
+channels, from bbbc021_cells) or on large ones (1080 x 1080, three channels, copies of one JUMP
+field). `segment/s` and `write/s` are sites per second of the two stages. `build s` is the whole
+command, including imports and start of the workers; `processor s` its CPU time on all cores, which
+other jobs hardly affect; `peak MB` the memory of its largest process. Needs the data folder named
+by PERTURBJAX_SHARED.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import subprocess
+import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from experiments.bench.commands import run_measured, stage_seconds
 from experiments.bench.tables import CannotRun, markdown
 from perturbjax.core.messages import console
 
-#: (data, engine) → sites to build, in the full and in the quick benchmark.
+#: (data, engine) -> number of sites in the full and in the quick benchmark.
 SITES = {
     ("cells 68 px", "watershed"): (400, 60),
     ("cells 68 px", "cellpose-torch"): (100, 20),
     ("field 1080 px", "watershed"): (8, 3),
     ("field 1080 px", "cellpose-torch"): (2, 2),
 }
-#: Typical diameter of a nucleus in pixels in each kind of image.
+#: Diameter of a typical nucleus in pixels.
 DIAMETER = {"cells 68 px": 45, "field 1080 px": 35}
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """One row per data, engine and number of workers.
+    """Build every dataset with every engine and number of workers.
 
     Raises:
-        CannotRun: the real data is not there.
+        CannotRun: the data does not exist.
     """
     shared = (
         Path(os.environ.get("PERTURBJAX_SHARED", Path(__file__).resolve().parents[3] / "shared"))
@@ -49,7 +48,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     )
     if not shared.is_dir():
         raise CannotRun(
-            f"no real data at {shared.parent}: set PERTURBJAX_SHARED to the folder that holds it"
+            f"no data in {shared}: set PERTURBJAX_SHARED to the folder that contains data/"
         )
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -64,7 +63,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 
 def _table(shared: Path, data: str, sites: int) -> pd.DataFrame:
-    """A load_data.csv of that many sites."""
+    """Make a load_data.csv with the given number of sites."""
     if data.startswith("cells"):
         table = pd.read_csv(shared / "bbbc021_cells" / "load_data.csv", dtype=str, nrows=sites)
         paths = [column for column in table.columns if column.startswith("PathName")]
@@ -80,60 +79,29 @@ def _table(shared: Path, data: str, sites: int) -> pd.DataFrame:
 def _build(
     work: Path, shared: Path, data: str, engine: str, workers: int, sites: int
 ) -> dict[str, Any]:
-    """Run one build; its row."""
-    command = [
-        sys.executable,
-        "-m",
-        "data_prep",
-        "build",
-        "--load-data",
-        str(work / "load_data.csv"),
-    ]
-    command += [
-        "--images",
-        str(shared),
-        "--out",
-        str(work / "dataset"),
-        "--overwrite",
-        "--aggregate",
-        "none",
-    ]
-    command += [
-        "--segment-channels",
-        "DNA",
-        "--diameter",
-        str(DIAMETER[data]),
-        "--workers",
-        str(workers),
-    ]
-    command += ["--segmenter", engine]
+    """Run one build and return its row."""
+    words: list[Any] = ["build", "--load-data", work / "load_data.csv", "--images", shared]
+    words += ["--out", work / "dataset", "--overwrite", "--aggregate", "none"]
+    words += ["--segment-channels", "DNA", "--diameter", DIAMETER[data]]
+    words += ["--workers", workers, "--segmenter", engine]
     if engine == "cellpose-torch":
-        command += ["--weights", str(shared / "weights" / "nuclei_dsb2018")]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        raise RuntimeError(f"the build failed: {said}")
-    subprocess.run(["rm", "-r", str(work / "dataset")], check=True)
+        words += ["--weights", shared / "weights" / "nuclei_dsb2018"]
+    result = run_measured(words, work / "build.log")
+    shutil.rmtree(work / "dataset")
+    seconds = {
+        stage: max(stage_seconds(result["log"], stage), 0.1) for stage in ("Segmenting", "Writing")
+    }
     return {
         "data": data,
         "engine": engine,
         "workers": workers,
         "sites": sites,
-        "segment/s": round(sites / _stage(said, "segmenting"), 2),
-        "write/s": round(sites / _stage(said, "writing"), 2),
-        "build s": round(seconds, 1),
-        "processor s": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak MB": round(usage.ru_maxrss / 1024),
+        "segment/s": round(sites / seconds["Segmenting"], 2),
+        "write/s": round(sites / seconds["Writing"], 2),
+        "build s": result["s"],
+        "processor s": result["processor s"],
+        "peak MB": max(result["main MB"], result["worker MB"]),
     }
-
-
-def _stage(said: str, label: str) -> float:
-    """Seconds of a stage, from the line it ends with: `label: n/n sites in 12.3 s` or `… in 1:02`."""
-    took = re.search(rf"^{label}: \S+ sites in (?:(\d+):)?([\d.]+)", said, re.MULTILINE)
-    return max(60 * float(took[1] or 0) + float(took[2]), 0.1)
 
 
 def main() -> None:

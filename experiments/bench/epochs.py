@@ -1,12 +1,12 @@
-"""What does an epoch on a whole plate cost, resident in memory and streamed from disk?
+"""Time and memory of one epoch on a whole plate, resident in memory or streamed from disk.
 
     python -m experiments.bench --only epochs --out runs/bench
 
-One epoch of `perturbjax train` on the plate that `plates` built, the real command in a process of its own: crops of
-128² from fields of 1080² with three channels, `attention`, batches of 64, and once the judging of the sites that were
-held out. `train s` is what the command reports of the epoch, `command s` all of it: start, compilation, for a resident
-feed the reading of the plate, and the checkpoint. `main MB` is the peak of the process, which computes on the CPU;
-`own MB` leaves out the shards that it has mapped, which are the page cache's.
+One epoch of `perturbjax train` in a separate process, on the plate that benchmark `plates` built:
+crops of 128 pixels from fields of 1080 pixels with three channels, `attention`, batches of 64, one
+evaluation. `train s` is the duration of the epoch, `command s` that of the command, including
+start, compilation, loading of a resident dataset and the checkpoint. `main MB` is the peak of the
+process on the CPU; `own MB` excludes mapped shards, which belong to the page cache.
 """
 
 from __future__ import annotations
@@ -16,49 +16,36 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.bench.commands import measured, seconds_of
-from experiments.bench.plates import dataset_of, place
+from experiments.bench.commands import run_measured, stage_seconds
+from experiments.bench.plates import dataset_path, work_folder
 from experiments.bench.tables import CannotRun, Row, markdown
 from perturbjax.core.messages import console
 from perturbjax.dataset import open_dataset
 
 
 def run(quick: bool, folder: Path | None = None) -> Iterator[list[Row]]:
-    """One row a feed.
+    """Train one epoch with each batch pipeline.
 
     Raises:
-        CannotRun: there is no such dataset.
+        CannotRun: the dataset does not exist.
     """
-    folder = folder or place(quick)
-    data, out = dataset_of(folder, "plate"), folder / "run"
+    folder = folder or work_folder(quick)
+    data, out = dataset_path(folder, "plate"), folder / "run"
     if not data.is_dir():
-        raise CannotRun(f"no dataset at {data}: run the benchmark plates first")
+        raise CannotRun(f"no dataset {data}: run the benchmark plates first")
     rows: list[Row] = []
     for feed in ("resident", "streamed"):
         shutil.rmtree(out, ignore_errors=True)
-        words = [
-            "train",
-            "--data",
-            data,
-            "--out",
-            out,
-            "--epochs",
-            1,
-            "--feed",
-            feed,
-            "--split",
-            "well",
-        ]
-        words += ["--folds", 4, "--batch-size", 64, "--crop", 32 if quick else 128]
-        found = measured(words, folder / "train.log")
+        words = ["train", "--data", data, "--out", out, "--epochs", 1, "--feed", feed]
+        words += ["--split", "well", "--folds", 4]
+        words += ["--batch-size", 64, "--crop", 32 if quick else 128]
+        result = run_measured(words, folder / "train.log")
         row = {
             "feed": feed,
             "sites": len(open_dataset(data)),
-            "train s": seconds_of(found["said"], "train"),
-        }
-        row |= {
-            "command s": found["s"],
-            **{name: found[name] for name in ("processor s", "main MB", "own MB")},
+            "train s": stage_seconds(result["log"], "Training"),
+            "command s": result["s"],
+            **{name: result[name] for name in ("processor s", "main MB", "own MB")},
         }
         rows = [*rows, row]
         console.print(", ".join(f"{name} {value}" for name, value in row.items()))

@@ -1,10 +1,11 @@
-"""How fast are pretrained features? Images a second through ResNet-50 and EfficientNet-B0, beside PyTorch.
+"""Speed of feature extraction with ResNet-50 and EfficientNet-B0, compared with PyTorch.
 
     python -m experiments.bench.features
 
-224² pixels, 32 at a time, random weights, forward pass to the averaged features, float32 and bfloat16. PyTorch runs
-transformers' ResNet and efficientnet_pytorch under `inference_mode`, in its own layout and in channels_last, bfloat16
-by autocast. All ways take turns in one process; the table gives medians and what they are of PyTorch's fastest.
+Forward pass to the pooled features: 224 x 224 pixels, batches of 32, random weights, float32 and
+bfloat16. PyTorch runs the ResNet of transformers and efficientnet_pytorch with `inference_mode`, in
+both memory layouts, bfloat16 by autocast. All variants alternate in one process. The table has
+medians of images per second, and their ratio to the fastest variant of PyTorch.
 """
 
 from __future__ import annotations
@@ -32,8 +33,12 @@ def main() -> None:
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """One row a network, precision and way: `images_per_s` (median), `spread` (of it, max - min), `of_pytorch` (times
-    PyTorch's fastest way at that precision)."""
+    """Measure every network, precision and variant.
+
+    Returns:
+        Rows with `images_per_s` (median), `spread` (maximum minus minimum) and `of_pytorch` (ratio
+        to the fastest variant of PyTorch at the same precision).
+    """
     batch, rounds = (4, 2) if quick else (BATCH, 5)
     return [
         row
@@ -52,9 +57,8 @@ def _measure(backbone: str, precision: str, batch: int, rounds: int) -> list[dic
             start = time.perf_counter()
             forward()
             rates[way].append(batch / (time.perf_counter() - start))
-    medians = {
-        way: statistics.median(measured[1:]) for way, measured in rates.items()
-    }  # the first round compiles
+    # The first round compiles.
+    medians = {way: statistics.median(values[1:]) for way, values in rates.items()}
     base = max(rate for way, rate in medians.items() if way != "perturbjax")
     return [
         {
@@ -90,7 +94,7 @@ def _pytorch(backbone: str, precision: str, x: np.ndarray) -> dict[str, Callable
         from transformers import ResNetConfig, ResNetModel
     except ImportError as error:
         raise CannotRun(
-            "PyTorch's networks are not installed; run `pip install 'perturbjax[test]'`"
+            "PyTorch networks are not installed; run `pip install 'perturbjax[test]'`"
         ) from error
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
 

@@ -1,10 +1,10 @@
-"""What can disk and codec do with a plate's files, alone in one process?
+"""Upper limits of reading and writing a plate: speed of disk and codec in one process.
 
     python -m experiments.bench --only limits --out runs/bench
 
-On the plate that `plates` wrote: reading its files from the disk (they are put out of the page cache first) and from
-the page cache, decoding them, deflating their pixels as a dataset's shards do and inflating them again, and writing as
-many bytes to the disk until it has them. `MB/s` counts pixels as they are in memory.
+Uses the plate of benchmark `plates`: reads its files from disk (after dropping them from the page
+cache) and from the page cache, decodes them, compresses their pixels like the shards of a dataset,
+decompresses them, and writes the same number of bytes to disk. `MB/s` counts uncompressed pixels.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from experiments.bench.plates import SIZES, place, plates_of
+from experiments.bench.plates import SIZES, make_plates, work_folder
 from experiments.bench.tables import Row, markdown
 
-#: Files that are read: some sites of all their channels.
+#: Number of files to read.
 FILES = 300
 
 
 def run(quick: bool, folder: Path | None = None) -> list[Row]:
-    """One row for each thing that is done."""
-    folder = folder or place(quick)
-    files = sorted((plates_of(folder, "plate", SIZES[quick]) / "images").rglob("*.tiff"))[:FILES]
+    """Measure every operation; one row each."""
+    folder = folder or work_folder(quick)
+    files = sorted((make_plates(folder, "plate", SIZES[quick]) / "images").rglob("*.tiff"))[:FILES]
     for path in files:
-        _forget(path)
+        _drop_from_page_cache(path)
     rows: list[Row] = []
 
-    def timed(what: str, work: Callable[[], list[Any]]) -> list[Any]:
+    def timed(operation: str, work: Callable[[], list[Any]]) -> list[Any]:
         start = time.perf_counter()
-        found = work()
-        rows.append({"what": what, "MB/s": pixels / 1e6 / (time.perf_counter() - start)})
-        return found
+        result = work()
+        rows.append({"operation": operation, "MB/s": pixels / 1e6 / (time.perf_counter() - start)})
+        return result
 
     pixels = sum(path.stat().st_size for path in files)
     timed("read, from the disk", lambda: [path.read_bytes() for path in files])
@@ -55,21 +55,22 @@ def run(quick: bool, folder: Path | None = None) -> list[Row]:
     )
     timed(
         "write, to the disk",
-        lambda: [_written(folder / "written", b"".join(plane.tobytes() for plane in planes))],
+        lambda: [_write(folder / "written", b"".join(plane.tobytes() for plane in planes))],
     )
     rows[3]["deflated to"] = sum(map(len, deflated)) / pixels
     return [{**row, "MB": pixels / 1e6} for row in rows]
 
 
-def _forget(path: Path) -> None:
-    """Put a file out of the page cache, where the system can."""
+def _drop_from_page_cache(path: Path) -> None:
+    """Remove a file from the page cache, if the system supports it."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _written(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> None:
+    """Write a file, wait until it is on disk, and delete it."""
     with path.open("wb") as file:
         file.write(content)
         os.fsync(file.fileno())

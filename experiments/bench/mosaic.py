@@ -1,7 +1,8 @@
-"""Plates of fields of any size, each put together of small drawn ones.
+"""Simulated plates with fields of any size, composed of small tiles.
 
-To draw a field of 1080² at once takes an array of that size for each of its 700 cells. Here a few tiles are drawn, as
-`perturbjax simulate` draws sites; a field is some of them, turned and mirrored, so that no two fields are alike.
+Drawing a field of 1080 x 1080 pixels directly needs an array of that size for each of its 700
+cells. Instead a few tiles are drawn like the sites of `perturbjax simulate`. Each field is composed
+of tiles that are rotated and flipped at random, so that all fields differ.
 """
 
 from __future__ import annotations
@@ -20,15 +21,22 @@ from data_prep.simulate.layout import TRAITS
 from data_prep.simulate.plate import SimulateConfig, plan
 from perturbjax.core.progress import track
 
-#: Greatest side of a tile in pixels, how many are drawn, and how much larger their cells are than those of `simulate`:
-#: nuclei then measure 28 pixels, 170 in a field of 1080², near to what JUMP's fields show.
+#: Maximum size of a tile in pixels, number of tiles, and magnification of the cells of `simulate`.
+#: Nuclei then have a diameter of 28 pixels, 170 in a field of 1080 pixels, as in JUMP images.
 TILE, TILES, MAGNIFICATION = 270, 48, 2.0
 
 
 def write_plates(out: Path, *, plates: int, wells: int, sites: int, size: int) -> Path:
-    """TIFFs in `images/PLATE/`, uncompressed as a microscope writes them, and load_data.csv for `--images images`.
+    """Write uncompressed TIFF files to `images/PLATE/`, and load_data.csv for `--images images`.
 
-    A folder that is there is left as it is.
+    An existing folder is not changed.
+
+    Args:
+        out: folder to write.
+        plates: number of plates.
+        wells: wells per plate.
+        sites: sites per well.
+        size: height and width of a field in pixels.
     """
     if out.is_dir():
         return out
@@ -38,12 +46,12 @@ def write_plates(out: Path, *, plates: int, wells: int, sites: int, size: int) -
     truth = plan(
         SimulateConfig(out, plates=plates, wells=wells, sites=sites, compounds=compounds, size=size)
     )
-    tiles = _drawn(truth, min(size, TILE))
+    tiles = _draw_tiles(truth, min(size, TILE))
     rows = []
     for number, site in enumerate(
         track(truth.to_dict("records"), total=len(truth), label="fields", unit="sites")
     ):
-        field = _field(tiles, size, np.random.default_rng([1, number]))
+        field = _compose(tiles, size, np.random.default_rng([1, number]))
         plate, well = site["Metadata_Plate"], site["Metadata_Well"]
         row = {key: value for key, value in site.items() if key.startswith("Metadata_")}
         (work / "images" / plate).mkdir(parents=True, exist_ok=True)
@@ -57,7 +65,7 @@ def write_plates(out: Path, *, plates: int, wells: int, sites: int, size: int) -
     return out
 
 
-def _drawn(truth: pd.DataFrame, side: int) -> list[UInt16[np.ndarray, "side side 3"]]:
+def _draw_tiles(truth: pd.DataFrame, side: int) -> list[UInt16[np.ndarray, "side side 3"]]:
     chosen = truth.iloc[np.linspace(0, len(truth) - 1, TILES).astype(int)]
     return [
         draw_site(
@@ -70,22 +78,22 @@ def _drawn(truth: pd.DataFrame, side: int) -> list[UInt16[np.ndarray, "side side
     ]
 
 
-def _field(
+def _compose(
     tiles: list[np.ndarray], size: int, rng: np.random.Generator
 ) -> UInt16[np.ndarray, "size size 3"]:
     across = -(-size // len(tiles[0]))
 
-    def turned() -> Iterator[np.ndarray]:
+    def transformed() -> Iterator[np.ndarray]:
         for number in rng.integers(len(tiles), size=across):
             tile = np.rot90(tiles[number], rng.integers(4))
             yield tile[:, ::-1] if rng.random() < 0.5 else tile
 
-    field = np.concatenate([np.concatenate(list(turned()), axis=1) for _ in range(across)])
+    field = np.concatenate([np.concatenate(list(transformed()), axis=1) for _ in range(across)])
     return np.ascontiguousarray(field[:size, :size])
 
 
 def as_ome_zarr(plates: Path, plate: str, out: Path) -> Path:
-    """A plate's TIFFs as OME-Zarr 0.5: a chunk a channel, zarr's own Zstd; a store that is there is left as it is."""
+    """Convert a plate to OME-Zarr 0.5 with one Zstd chunk per channel; an existing store is kept."""
     import zarr
 
     if out.is_dir():

@@ -1,17 +1,19 @@
-"""How do a whole plate, other sources, more workers and more plates cost: from images to a dataset?
+"""Time and memory of `perturbjax build`: whole plates, sources, numbers of workers and of plates.
 
     python -m experiments.bench --only plates --out runs/bench
 
-A plate of full size (384 wells × 2 sites × 1080² × 3 channels, uncompressed TIFFs), then parts of one (24 wells): from
-TIFFs, from OME-Zarr (Zstd) and from S3 (moto's server in Python on the loopback interface, which shares the cores),
-with 1, 2 and 4 workers, and 1, 2 and 4 such parts together. Every build is the real command in processes of its own,
-with the network that comes with the program and no cache of masks. `checking s`, `segmenting s` and `writing s` are its
-stages as it reports them, `build s` is all of it, `processor s` what it took of all cores together, `main MB` and
-`worker MB` the peaks of its first and of its largest other process, `all MB` that of all together. The
-dataset of a part is the same, to its digest, whatever it was built from and by how many workers.
+Builds a whole plate (384 wells, 2 sites, 1080 x 1080 pixels, 3 channels, uncompressed TIFF) and
+parts of a plate (24 wells): from TIFF, OME-Zarr (Zstd) and S3 (a moto server on the loopback
+interface, on the same cores), with 1, 2 and 4 workers, and 1, 2 and 4 parts in one dataset. Every
+build is a separate process with the shipped network and without mask cache.
 
-Rows are kept as they come: killed and started again, it goes on with the next. What it makes stays in `runs/plates`
-(12 GB), for `epochs` and `limits`, until it is removed.
+`checking s`, `segmenting s` and `writing s` are the stages, `build s` is the command, `processor s`
+its CPU time on all cores. `main MB`, `worker MB` and `all MB` are memory peaks of the first
+process, of the largest worker, and of all processes. Datasets of the same part must have the same
+checksum, whatever the source and the number of workers.
+
+An interrupted benchmark continues with the next row. Plates and datasets stay in `runs/plates`
+(12 GB) for the benchmarks `epochs` and `limits`.
 """
 
 from __future__ import annotations
@@ -27,15 +29,16 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from experiments.bench import mosaic
-from experiments.bench.commands import measured, seconds_of
-from experiments.bench.sources import BUCKET, served_s3
+from experiments.bench.commands import run_measured, stage_seconds
+from experiments.bench.sources import BUCKET, serve_s3
 from experiments.bench.tables import Row, markdown
 from perturbjax.core.files import make_folder, read_json, write_json
 from perturbjax.core.messages import console
 from perturbjax.dataset import open_dataset
 
-STAGES = ("checking files", "segmenting", "writing")
-#: (wells of a whole plate, of a part, side of a field in pixels): in full and in the quick benchmark.
+#: Column -> label of the stage in the log.
+STAGES = {"checking s": "Checking files", "segmenting s": "Segmenting", "writing s": "Writing"}
+#: (wells of a plate, wells of a part, field size in pixels) of the full and the quick benchmark.
 SIZES = (384, 24, 1080), (4, 2, 64)
 SITES = 2
 
@@ -43,9 +46,9 @@ SITES = 2
 class Case(NamedTuple):
     """One build."""
 
-    what: str
-    """plate: a whole one; part: some wells."""
-    kept_as: str
+    data: str
+    """plate: a whole plate; part: some wells."""
+    format: str
     plates: int
     workers: int
 
@@ -63,118 +66,97 @@ CASES = (
 
 
 def run(quick: bool, folder: Path | None = None) -> Iterator[list[Row]]:
-    """The rows so far, one more each time."""
-    folder = make_folder(folder or place(quick))
-    kept = folder / "rows.json"
-    rows: list[Row] = read_json(kept) if kept.is_file() else []
+    """Build all cases; yield the rows so far."""
+    folder = make_folder(folder or work_folder(quick))
+    file = folder / "rows.json"
+    rows: list[Row] = read_json(file) if file.is_file() else []
     yield rows
     for case in CASES:
-        if any(
-            all(row[name.replace("_", " ")] == value for name, value in case._asdict().items())
-            for row in rows
-        ):
+        if any(all(row.get(k) == v for k, v in case._asdict().items()) for row in rows):
             continue
-        rows = [*rows, built(folder, case, SIZES[quick])]
+        rows = [*rows, build_case(folder, case, SIZES[quick])]
         console.print(", ".join(f"{name} {value}" for name, value in rows[-1].items()))
-        write_json(kept, rows)
+        write_json(file, rows)
         yield rows
 
 
-def place(quick: bool) -> Path:
-    """Where plates and datasets stay from one benchmark to the next."""
+def work_folder(quick: bool) -> Path:
+    """Return the folder of plates and datasets, which several benchmarks use."""
     return Path("runs") / ("plates_quick" if quick else "plates")
 
 
-def plates_of(folder: Path, what: str, sizes: tuple[int, int, int]) -> Path:
-    """One whole plate, or four parts, as TIFFs; made where they are not there."""
-    wells, some, size = sizes
-    number, wells = (1, wells) if what == "plate" else (4, some)
+def make_plates(folder: Path, data: str, sizes: tuple[int, int, int]) -> Path:
+    """Write one whole plate or four parts as TIFF, unless they exist."""
+    plate_wells, part_wells, size = sizes
+    number, wells = (1, plate_wells) if data == "plate" else (4, part_wells)
     return mosaic.write_plates(
-        folder / f"{what}s", plates=number, wells=wells, sites=SITES, size=size
+        folder / f"{data}s", plates=number, wells=wells, sites=SITES, size=size
     )
 
 
-def dataset_of(folder: Path, what: str) -> Path:
-    """The dataset of one plate or part."""
-    return folder / f"{what}_dataset"
+def dataset_path(folder: Path, data: str) -> Path:
+    """Return the dataset of one plate or part."""
+    return folder / f"{data}_dataset"
 
 
-def built(folder: Path, case: Case, sizes: tuple[int, int, int]) -> Row:
-    """One build, its row. The dataset of the first build of each `what` stays, and later ones of it must be equal."""
-    source, out = plates_of(folder, case.what, sizes), folder / "out"
+def build_case(folder: Path, case: Case, sizes: tuple[int, int, int]) -> Row:
+    """Build one case and return its row.
+
+    The first dataset of a plate or part is kept; later ones must be equal.
+    """
+    source, out = make_plates(folder, case.data, sizes), folder / "out"
     for leftover in (out, folder / ".out.building"):
         shutil.rmtree(leftover, ignore_errors=True)
     table = pd.read_csv(source / "load_data.csv", dtype=str)
     names = sorted(table["Metadata_Plate"].unique())[: case.plates]
     table = table[table["Metadata_Plate"].isin(names)]
-    with contextlib.ExitStack() as held:
-        images, files = _images(held, folder, case, source, names)
-        if case.kept_as == "OME-Zarr":
+    with contextlib.ExitStack() as stack:
+        images, files = _images(stack, folder, case, source, names)
+        if case.format == "OME-Zarr":
             table = table[[column for column in table if column.startswith("Metadata_")]]
         table.to_csv(folder / "load_data.csv", index=False)
         os.environ["PERTURBJAX_MASK_CACHE"] = "none"
-        words: list[Any] = [
-            "build",
-            "--load-data",
-            folder / "load_data.csv",
-            "--images",
-            images,
-            "--out",
-            out,
-        ]
-        words += [
-            "--aggregate",
-            "none",
-            "--segment-channels",
-            "DNA",
-            "--segmenter",
-            "nuclei",
-        ]
-        found = measured([*words, "--workers", case.workers], folder / "build.log")
-    row = {
-        **{name.replace("_", " "): value for name, value in case._asdict().items()},
-        "sites": len(table),
-    }
-    row |= {f"{stage.split()[0]} s": seconds_of(found["said"], stage) for stage in STAGES}
-    row |= {"build s": found["s"], "processor s": found["processor s"]}
-    row |= {
-        name: value for name, value in found.items() if name in ("main MB", "worker MB", "all MB")
-    }
+        words: list[Any] = ["build", "--load-data", folder / "load_data.csv", "--images", images]
+        words += ["--out", out, "--aggregate", "none", "--segment-channels", "DNA"]
+        words += ["--segmenter", "nuclei", "--workers", case.workers]
+        result = run_measured(words, folder / "build.log")
+    row = {**case._asdict(), "sites": len(table)}
+    row |= {column: stage_seconds(result["log"], label) for column, label in STAGES.items()}
+    row |= {"build s": result["s"], "processor s": result["processor s"]}
+    row |= {name: result[name] for name in ("main MB", "worker MB", "all MB")}
     row |= {"images MB": megabytes(files), "dataset MB": megabytes([out])}
     if case.plates == 1:
-        _keep(out, dataset_of(folder, case.what))
+        _keep_or_compare(out, dataset_path(folder, case.data))
     return row
 
 
 def _images(
-    held: contextlib.ExitStack, folder: Path, case: Case, source: Path, names: list[str]
+    stack: contextlib.ExitStack, folder: Path, case: Case, source: Path, names: list[str]
 ) -> tuple[Path | str, list[Path]]:
-    """What `--images` names, and the folders that hold it."""
-    if case.kept_as == "OME-Zarr":
+    """Return the value of `--images`, and the folders with the same images on disk."""
+    if case.format == "OME-Zarr":
         store = mosaic.as_ome_zarr(source, names[0], folder / f"{names[0]}.zarr")
         return store, [store]
     files = [source / "images" / name for name in names]
-    if case.kept_as == "TIFF":
+    if case.format == "TIFF":
         return source / "images", files
-    upload = held.enter_context(served_s3())
+    upload = stack.enter_context(serve_s3())
     for path in files:
         upload(path)
     return f"s3://{BUCKET}", files
 
 
-def _keep(out: Path, kept: Path) -> None:
-    if not kept.is_dir():
-        out.rename(kept)
+def _keep_or_compare(out: Path, first: Path) -> None:
+    if not first.is_dir():
+        out.rename(first)
         return
-    if open_dataset(out).fingerprint != open_dataset(kept).fingerprint:
-        raise RuntimeError(
-            f"{out} is not the dataset that {kept} is, though its pixels are the same"
-        )
+    if open_dataset(out).fingerprint != open_dataset(first).fingerprint:
+        raise RuntimeError(f"{out} differs from {first}, although the images are the same")
     shutil.rmtree(out)
 
 
 def megabytes(folders: list[Path]) -> float:
-    """Of all files."""
+    """Return the size of all files in MB."""
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     return round(sum(path.stat().st_size for path in files) / 1e6, 1)
 

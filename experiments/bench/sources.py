@@ -1,12 +1,12 @@
-"""How fast are the pixels of a site read, by what they are kept in and where?
+"""Speed of reading the pixels of a site, by file format and location.
 
     python -m experiments.bench.sources [--quick]
 
-A site is one JUMP field of view, 1080 x 1080 pixels and five channels, real images; every way reads copies of it, one
-after the other, in one process, as a worker of `perturbjax build` does. S3 is moto's server, written in Python, in a
-process of its own on the loopback interface: what it costs to ask and to copy, without a network's time. `spread` is
-the least and the most of the repeats by their median. Needs the data folder named by PERTURBJAX_SHARED, and the extras
-zarr and test.
+A site is one real JUMP field (1080 x 1080 pixels, five channels). Each variant reads copies of it
+one after the other in one process, like a worker of `perturbjax build`. S3 is a moto server in a
+separate process on the loopback interface, so that requests and copies count, but no network.
+`spread` is minimum and maximum of the repeats divided by their median. Needs the data folder named
+by PERTURBJAX_SHARED, and the extras zarr and test.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from data_prep.sources.zarrs import JUMP_LITE_CHANNELS
 from experiments.bench.tables import CannotRun, markdown
 from perturbjax.core.messages import console
 
-#: Channel → number of its file in the real field.
+#: Channel -> number in the file name.
 FILES = {"AGP": 1, "DNA": 5, "ER": 4, "Mito": 2, "RNA": 3}
-#: Copies of the field, and times all of them are read; in the full and in the quick benchmark.
+#: Copies of the field and repeats, each in the full and in the quick benchmark.
 COPIES, REPEATS = (12, 2), (5, 2)
 BUCKET = "bench"
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """One row per kind of file and place.
+    """Read every format from every location.
 
     Raises:
-        CannotRun: the real data is not there.
+        CannotRun: the data does not exist.
     """
     shared = (
         Path(os.environ.get("PERTURBJAX_SHARED", Path(__file__).resolve().parents[3] / "shared"))
@@ -51,7 +51,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     )
     if not shared.is_dir():
         raise CannotRun(
-            f"no real field at {shared}: set PERTURBJAX_SHARED to the folder that holds it"
+            f"no images in {shared}: set PERTURBJAX_SHARED to the folder that contains data/"
         )
     contents = {
         channel: (shared / f"r01c02f01p01-ch{n}sk1fk1fl1.tiff").read_bytes()
@@ -61,7 +61,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
         [tifffile.imread(shared / f"r01c02f01p01-ch{n}sk1fk1fl1.tiff") for n in FILES.values()]
     )
     rows = []
-    with tempfile.TemporaryDirectory() as temporary, served_s3() as upload:
+    with tempfile.TemporaryDirectory() as temporary, serve_s3() as upload:
         for name, write in _writers(image, contents).items():
             folder = Path(temporary) / name.replace(" ", "_")
             folder.mkdir()
@@ -69,13 +69,13 @@ def run(quick: bool) -> list[dict[str, Any]]:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / len(
                 sites
             )
-            for place in ("disk", "S3, loopback"):
-                root = str(folder) if place == "disk" else upload(folder)
+            for location in ("disk", "S3, loopback"):
+                root = str(folder) if location == "disk" else upload(folder)
                 rows.append(
                     {
-                        "kept as": name,
-                        "where": place,
-                        "MB a site": size / 1e6,
+                        "format": name,
+                        "location": location,
+                        "MB per site": size / 1e6,
                         **_timed(root, sites, image, quick),
                     }
                 )
@@ -83,7 +83,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-#: Writes a site below a folder; channel → its file there.
+#: Writes a site to a folder and returns channel -> file.
 Writer = Callable[[Path, int], dict[str, str]]
 
 
@@ -141,7 +141,7 @@ def _writers(image: np.ndarray, contents: dict[str, bytes]) -> dict[str, Writer]
         )
 
     return {
-        "TIFF, as the microscope wrote it": tiff,
+        "TIFF of the microscope": tiff,
         "OME-TIFF, deflate": ome_tiff,
         "OME-Zarr, Zstd": ome_zarr,
         "JUMP-Lite, Zstd": lite_zstd,
@@ -152,12 +152,12 @@ def _writers(image: np.ndarray, contents: dict[str, bytes]) -> dict[str, Writer]
 def _timed(
     root: str, sites: list[dict[str, str]], image: np.ndarray, quick: bool
 ) -> dict[str, Any]:
-    """Read all sites several times; probes are timed once each."""
+    """Time repeated reading of all sites, and one probe of each."""
     planes = [
         [Plane(f"{root}/{file}", channel) for channel, file in site.items()] for site in sites
     ]
-    found = read_planes(planes[0], "bench")  # imports, connections
-    lossy = "Lite" in root and not np.array_equal(found[planes[0][0]], image[0])
+    pixels = read_planes(planes[0], "bench")  # also imports and connects
+    lossy = "Lite" in root and not np.array_equal(pixels[planes[0][0]], image[0])
     start = time.perf_counter()
     for site in planes:
         probe_planes(site, "bench")
@@ -169,19 +169,22 @@ def _timed(
             read_planes(site, "bench")
         seconds.append((time.perf_counter() - start) / len(planes))
     spent = (time.process_time() - processor) / len(planes) / REPEATS[quick]
-    middle = statistics.median(seconds)
+    median = statistics.median(seconds)
     return {
-        "pixels": "lossy" if lossy else "as they were",
+        "pixels": "lossy" if lossy else "unchanged",
         "probe ms": 1000 * probed,
-        "read sites/s": 1 / middle,
-        "spread": f"{min(seconds) / middle:.2f} to {max(seconds) / middle:.2f}",
-        "CPU ms a site": 1000 * spent,
+        "read sites/s": 1 / median,
+        "spread": f"{min(seconds) / median:.2f} to {max(seconds) / median:.2f}",
+        "CPU ms per site": 1000 * spent,
     }
 
 
 @contextmanager
-def served_s3() -> Iterator[Callable[[Path], str]]:
-    """A server of S3 on the loopback interface, and what uploads a folder to it and gives its URL."""
+def serve_s3() -> Iterator[Callable[[Path], str]]:
+    """Start an S3 server on the loopback interface; yield a function that uploads a folder to it.
+
+    The function returns the URL of the folder.
+    """
     import boto3
 
     command = [sys.executable, "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
@@ -191,9 +194,9 @@ def served_s3() -> Iterator[Callable[[Path], str]]:
     assert process.stderr is not None
     try:
         url = next(
-            found[0]
+            match[0]
             for line in process.stderr
-            if (found := re.search(r"http://127[.0-9]+:[0-9]+", line))
+            if (match := re.search(r"http://127[.0-9]+:[0-9]+", line))
         )
         threading.Thread(target=process.stderr.read, daemon=True).start()
         keys = {

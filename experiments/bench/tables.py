@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and its rows as Markdown and JSON."""
+"""Description of the machine, and rows of a benchmark as Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-#: Packages whose version changes what is measured.
+#: Packages whose version affects the measurements.
 PACKAGES = (
     "perturbjax",
     "jax",
@@ -25,16 +25,16 @@ PACKAGES = (
     "scikit-image",
     "scikit-learn",
 )
-#: Instructions that decide how fast matrix products can be on a CPU.
+#: Instruction sets that determine the speed of matrix products on a CPU.
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 
 class CannotRun(Exception):
-    """A benchmark lacks something on this machine; the message says what in one line."""
+    """A benchmark cannot run on this machine; the message gives the reason in one line."""
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores this process may use, memory, accelerators, and versions. Nothing that names the machine."""
+    """Return processor, usable cores, memory, accelerators and versions, without the host name."""
     facts = {
         "processor": _processor(),
         "cores": str(
@@ -53,23 +53,23 @@ def machine() -> dict[str, str]:
 
 
 def where(facts: dict[str, str]) -> str:
-    """What a table says of the machine that it was measured on."""
+    """Describe the machine in one line."""
     gpu = "" if facts["accelerators"] == "none" else f", {facts['accelerators']}"
     return f"{facts['processor']}, {facts['cores']} cores{gpu}, jax {facts.get('jax', '?')}"
 
 
 def others_busy(seconds: float = 1.0) -> float:
-    """The share of the processors that is at work while this process waits."""
+    """Measure the fraction of the processors that other processes use."""
     import psutil
 
     return psutil.cpu_percent(interval=seconds) / 100
 
 
 def spreads(rows: Sequence[Row]) -> list[float]:
-    """Greatest over least of what rows give as `0.90 to 1.10` in their columns of spread."""
+    """Return maximum / minimum of each cell `0.90 to 1.10` in a column of spreads."""
     texts = [str(value) for row in rows for name, value in row.items() if name.endswith("spread")]
-    found = [re.fullmatch(r"([\d.]+) to ([\d.]+)", text) for text in texts]
-    return [float(pair[2]) / float(pair[1]) for pair in found if pair and float(pair[1])]
+    matches = [re.fullmatch(r"([\d.]+) to ([\d.]+)", text) for text in texts]
+    return [float(pair[2]) / float(pair[1]) for pair in matches if pair and float(pair[1])]
 
 
 def _processor() -> str:
@@ -79,15 +79,14 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     facts = dict(line.split(":", 1) for line in lines if ":" in line)
     facts = {name.strip(): value.strip() for name, value in facts.items()}
-    known = [name for name in INSTRUCTIONS if name in facts.get("flags", "").split()]
-    return " ".join(
-        [facts.get("model name", platform.machine()), f"({', '.join(known)})" if known else ""]
-    ).strip()
+    sets = [name for name in INSTRUCTIONS if name in facts.get("flags", "").split()]
+    name = facts.get("model name", platform.machine())
+    return f"{name} ({', '.join(sets)})" if sets else name
 
 
 def _accelerators() -> list[str]:
     try:
-        asked = subprocess.run(
+        process = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
             capture_output=True,
             text=True,
@@ -95,11 +94,11 @@ def _accelerators() -> list[str]:
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return asked.stdout.splitlines() if asked.returncode == 0 else []
+    return process.stdout.splitlines() if process.returncode == 0 else []
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table; columns in the order in which they first occur, numbers to four digits."""
+    """Format a Markdown table: columns in order of first occurrence, numbers with four digits."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     numbers = {c: all(isinstance(row.get(c, 0), int | float) for row in rows) for c in columns}
     lines = [
@@ -121,24 +120,22 @@ def _cell(value: Any) -> str:
 
 
 def page(parts: dict[str, dict[str, Any]]) -> str:
-    """All benchmarks as one Markdown page.
+    """Format all benchmarks as one Markdown page.
 
     Args:
-        parts: {benchmark: {"about", "machine", "quick", "rows"}}, or with "skipped" instead of rows the reason.
+        parts: {benchmark: {"about", "machine", "quick", "rows"}}. Benchmarks that did not run have
+            the reason as "skipped" instead of "rows".
     """
     lines = ["# Benchmarks\n"]
-    seen: dict[str, str] | None = None
+    current: dict[str, str] | None = None
     for name, part in parts.items():
-        if part["machine"] != seen:
-            seen = part["machine"]
-            lines.append(
-                "Measured on: "
-                + "; ".join(f"{fact} {value}" for fact, value in seen.items())
-                + ".\n"
-            )
+        if part["machine"] != current:
+            current = part["machine"]
+            facts = "; ".join(f"{fact} {value}" for fact, value in current.items())
+            lines.append(f"Measured on: {facts}.\n")
         quick = " (quick: fewer repeats, smaller sizes)" if part["quick"] else ""
         lines.append(f"## {name}{quick}\n\n{part['about']}\n")
         lines.append(
-            f"Not run here: {part['skipped']}\n" if "skipped" in part else markdown(part["rows"])
+            f"Not run: {part['skipped']}\n" if "skipped" in part else markdown(part["rows"])
         )
     return "\n".join(lines)
