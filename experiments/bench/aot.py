@@ -1,18 +1,22 @@
-"""What would an accelerator do? Programs compiled ahead of time for TPUs and the H100, on a machine that has neither.
+"""Compile programs ahead of time for TPUs and the H100, without these devices, and count their costs.
 
-    make aot                       # sets up .venv-aot, compiles everything, writes the tables of docs/performance.md
-    python -m experiments.bench.aot [--targets h100,v5e] [--programs step] [--devices 1,4] [--out DIR]
-    python -m experiments.bench.aot --write-baselines     # what test_aot.py holds the compiled programs to
+    make aot         # set up .venv-aot, compile everything, write the table of docs/performance.md
+    python -m experiments.bench.aot [--targets h100,v5e] [--programs step] [--devices 1,4]
+    python -m experiments.bench.aot --write-baselines     # limits of test_bench_aot.py
 
-The programs are those of the paper's recipe (see `gpu.py`): a training step of 128 crops of 128² pixels in bf16 and
-float32, an epoch over the resident dataset, evaluation, feature extraction of 32 images of 224² in bf16, and the
-segmenter: its network on 8 tiles of 224², and of a 1080² field with 512 cells the following of the flow (200 steps of
-262,144 pixels) and the judging of the cells (boxes of 48², heat spreading 192 steps). A TPU's compiler estimates cycles
-for most operations; gathers and select-and-scatters carry none, nor do many small ones: `no estimate` names the kinds
-and `GB without` is what they move, so a cycle count is less than the whole. For the H100, `GB` over the bandwidth of
-its memory is a floor of the time: all operands and results of every kernel once, of a gather what it selects. The
-columns of the step's parts (augment, forward, backward, update) are GB on the H100 and millions of cycles on TPUs.
-`MiB` is what the program holds beside its arguments. `told MiB` is what collectives give, a device.
+Programs of the paper's recipe (see `gpu.py`): a training step with 128 crops of 128 pixels in bf16
+and float32, an epoch over the resident dataset, evaluation, and feature extraction with 32 images
+of 224 pixels in bf16. Programs of the segmenter: the network on 8 tiles of 224 pixels; for a field
+of 1080 pixels with 512 cells, flow following (200 steps, 262,144 pixels) and the flow check (boxes
+of 48 pixels, 192 steps of heat diffusion).
+
+The TPU compiler estimates cycles for most operations, but not for gathers, select-and-scatters and
+many small ones. `no estimate` lists these and `GB without estimate` are the bytes that they move,
+so the sum of cycles is a lower bound. For the H100, `GB` counts operands and results of every
+kernel once (of a gather only the selection). Divided by the memory bandwidth it is a lower bound of
+the time, `floor ms`. Columns of the parts of a step (augment, forward, backward, update) are GB on
+the H100 and millions of cycles on TPUs. `MiB` is temporary memory; `collective MiB` are the results
+of collectives per device.
 """
 
 from __future__ import annotations
@@ -36,45 +40,47 @@ from perturbjax.core.files import make_folder, read_json, write_json
 from perturbjax.core.messages import console
 
 TARGETS = ("v5e", "v6e", "h100")
-#: Bytes a second of a chip's memory (data sheets).
+#: Memory bandwidth in bytes per second (data sheets).
 BANDWIDTH = {"v5e": 0.819e12, "v6e": 1.64e12, "h100": 3.35e12}
 PARTS = ("augment", "forward", "backward", "update")
 BASELINES = Path(__file__).with_name("aot_baselines.json")
 SIDE, IMAGES, TILES = 224, 32, 8
-#: A field's side, pixels of its cells, how many these are and the side of a cell's box.
+#: Field size, number of cell pixels, number of cells, size of the box of a cell (all in pixels).
 FIELD, CELL_PIXELS, CELLS, BOX = 1088, 2**18, 512, 48
-#: Operations that are told apart where they carry no estimate.
+#: Operations that are listed by kind if they have no estimate.
 HEAVY = r"gather|scatter|sort|convolution|dot|reduce|custom-call"
 INSTALL = "run `make aot-env`, then use .venv-aot/bin/python"
 
-#: (target's mesh) → the jitted program and its abstract arguments.
+#: Function mesh -> jitted program and its abstract arguments.
 Program = Callable[[Any], tuple[Any, tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Compile ahead of time, and count."""
+    """Compile programs ahead of time and count their costs."""
 
     targets: str = ",".join(TARGETS)
-    """Of v5e, v6e and h100."""
+    """Targets, separated by commas: v5e, v6e, h100."""
     programs: str = ""
-    """Of the programs' names; empty takes all."""
+    """Programs, separated by commas; by default all."""
     devices: str = "1,4"
-    """Over how many devices a program is spread."""
+    """Numbers of devices, separated by commas."""
     hlo: str = ""
-    """Folder to write the compiled programs' text to."""
+    """Folder for the text of the compiled programs."""
     out: str = ""
-    """Folder of a benchmark run, whose aot.json gets the rows as they come, beside those it has of other programs."""
+    """Folder of a benchmark run; its aot.json is updated after every program."""
     write_baselines: bool = False
-    """Write what was counted to the file of baselines."""
+    """Write the counts to the file of baselines."""
 
 
 def run(quick: bool) -> Iterator[list[Row]]:
-    """One row a program, target and number of devices, all there are so far after each; `quick` compiles the step for
-    one device.
+    """Compile all programs for all targets and numbers of devices; yield the rows so far.
+
+    Args:
+        quick: compile only the training step, for one device.
 
     Raises:
-        CannotRun: neither the TPU's nor the GPU's compiler is here.
+        CannotRun: neither the compiler for TPU nor that for GPU is installed.
     """
     options = Config(programs="step bf16", devices="1") if quick else Config()
     rows: list[Row] = []
@@ -84,15 +90,16 @@ def run(quick: bool) -> Iterator[list[Row]]:
 
 
 def compile_all(options: Config) -> Iterator[Row]:
-    """Rows of what was asked for; a target whose compiler is missing is said and left out.
+    """Yield one row per program, target and number of devices; skip targets without compiler.
 
     Raises:
-        CannotRun: no target is left.
+        InputError: a program does not exist.
+        CannotRun: no target has a compiler.
     """
     names = [name for name in options.programs.split(",") if name] or list(PROGRAMS)
     if unknown := set(names) - set(PROGRAMS):
         raise InputError(
-            f"--programs {', '.join(sorted(unknown))}: there are {', '.join(PROGRAMS)}"
+            f"--programs {', '.join(sorted(unknown))}: unknown; choose among {', '.join(PROGRAMS)}"
         )
     compiled, missing = 0, []
     for target in options.targets.split(","):
@@ -108,45 +115,45 @@ def compile_all(options: Config) -> Iterator[Row]:
                 except CannotRun as reason:
                     console.print(f"{name}: {reason}")
                     continue
-                console.print(", ".join(f"{what} {_short(value)}" for what, value in row.items()))
+                console.print(", ".join(f"{name} {_short(value)}" for name, value in row.items()))
                 compiled += 1
                 yield row
     if not compiled:
-        raise CannotRun("; ".join(dict.fromkeys(missing)) or "no program can be compiled here")
+        raise CannotRun("; ".join(dict.fromkeys(missing)) or "no program can be compiled")
     for reason in dict.fromkeys(missing):
-        console.print(f"left out: {reason}")
+        console.print(f"info: skipped: {reason}")
 
 
 def target_mesh(target: str, count: int) -> Any:
-    """A mesh over `count` devices of a target that need not be here.
+    """Make a mesh over `count` devices of a target that this machine need not have.
 
     Raises:
-        CannotRun: its compiler is not installed, or the GPU's description is not there.
-        InputError: there is no such target.
+        CannotRun: the compiler is not installed, or the description of the GPU is missing.
+        InputError: the target does not exist.
     """
     if target not in TARGETS:
-        raise InputError(f"--targets {target}: choose of {', '.join(TARGETS)}")
+        raise InputError(f"--targets {target}: unknown; choose among {', '.join(TARGETS)}")
     plugin = "jax_plugins.xla_cuda13" if target == "h100" else "libtpu"
-    if importlib.util.find_spec(plugin.split(".")[0]) is None or not _found(plugin):
-        raise CannotRun(f"{target}: no {plugin} here; {INSTALL}")
+    if importlib.util.find_spec(plugin.split(".")[0]) is None or not _is_installed(plugin):
+        raise CannotRun(f"{target}: {plugin} is not installed; {INSTALL}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault(
-        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
-    )  # no device is taken, so several may compile at a time
+    # No device is used, so several processes may compile at the same time.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     import jax
     import jax.experimental.topologies as topologies
     import numpy as np
 
     from perturbjax.training.devices import AXIS
 
-    jax.config.update("jax_platforms", "cpu")  # what is computed here, is computed on the CPU
+    jax.config.update("jax_platforms", "cpu")  # eager computations run on the CPU
     if target == "h100":
         description = (
             Path(os.environ.get("PERTURBJAX_SHARED", "../shared")) / "targets" / "h100.txtpb"
         )
         if not description.is_file():
             raise CannotRun(
-                f"h100: no {description}: set PERTURBJAX_SHARED to the folder that holds targets/h100.txtpb"
+                f"h100: no file {description}: set PERTURBJAX_SHARED to the folder that contains "
+                "targets/h100.txtpb"
             )
         options = {"target_config": description.read_text(), "topology": f"1x1x{count}"}
         topology = topologies.get_topology_desc("h100", "cuda", **options)
@@ -160,7 +167,7 @@ def target_mesh(target: str, count: int) -> Any:
     return jax.sharding.Mesh(np.array(topology.devices[:count]), (AXIS,))
 
 
-def _found(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
@@ -168,7 +175,7 @@ def _found(module: str) -> bool:
 
 
 def compile_one(name: str, target: str, mesh: Any, hlo_folder: str = "") -> Row:
-    """Compile a program for a mesh and count what it does."""
+    """Compile a program for a mesh and count its costs."""
     started = time.perf_counter()
     program, arguments = PROGRAMS[name](mesh)
     options = {"xla_gpu_autotune_level": 0} if target == "h100" else None
@@ -195,24 +202,25 @@ def compile_one(name: str, target: str, mesh: Any, hlo_folder: str = "") -> Row:
         }
         row |= {
             "GB": whole.moved / 1e9,
-            "GB without": whole.unpriced / 1e9,
-            "no estimate": _silent(whole),
+            "GB without estimate": whole.unestimated_bytes / 1e9,
+            "no estimate": _list_unestimated(whole),
         }
     row |= {
         "MiB": memory.temp_size_in_bytes / 2**20,
         "collectives": whole.collectives,
-        "told MiB": whole.told / 2**20,
+        "collective MiB": whole.collective_bytes / 2**20,
     }
     return row | {"compile s": time.perf_counter() - started}
 
 
-def _silent(cost: hlo.Cost) -> str:
-    """The heavy operations that carry no estimate, and how many others."""
-    heavy = {what: n for what, n in sorted(cost.silent.items()) if re.search(HEAVY, what)}
+def _list_unestimated(cost: hlo.Cost) -> str:
+    """List the heavy operations without estimate, and the number of others."""
+    counts = cost.unestimated
+    heavy = {kind: n for kind, n in sorted(counts.items()) if re.search(HEAVY, kind)}
     others = sum(
-        n for what, n in cost.silent.items() if what not in heavy and not what.endswith("-start")
+        n for kind, n in counts.items() if kind not in heavy and not kind.endswith("-start")
     )
-    return "; ".join([*(f"{n} {what}" for what, n in heavy.items()), f"{others} others"])
+    return "; ".join([*(f"{n} {kind}" for kind, n in heavy.items()), f"{others} others"])
 
 
 def _short(value: Any) -> Any:
@@ -220,7 +228,7 @@ def _short(value: Any) -> Any:
 
 
 def _training(mesh: Any, precision: str) -> tuple[Any, Any, Any, Any, Any]:
-    """Step, predict step, placement, abstract state and a function of raw batches' shapes."""
+    """Return training step, prediction step, placement, abstract state and sizes."""
     import jax
     from flax import nnx
     from jax.sharding import NamedSharding
@@ -254,7 +262,7 @@ def _training(mesh: Any, precision: str) -> tuple[Any, Any, Any, Any, Any]:
 
 
 def abstract(tree: Any, sharding: Any) -> Any:
-    """Shapes and dtypes of a tree, with where they shall lie."""
+    """Replace the arrays of a tree by their shapes and dtypes with a sharding."""
     import jax
 
     return jax.tree.map(
@@ -263,7 +271,7 @@ def abstract(tree: Any, sharding: Any) -> Any:
 
 
 def _raw(size: Size, sharding: Any) -> Any:
-    """An abstract batch of sites."""
+    """Make an abstract batch of sites."""
     import jax
     import numpy as np
 
@@ -367,7 +375,7 @@ def _segmenter(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _following(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Following the flow of a field's cells: what `dynamics.follow` dispatches to an accelerator, of fixed length."""
+    """Flow following for the cells of one field, with a fixed number of steps."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
@@ -387,7 +395,7 @@ def _following(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _checking(mesh: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The flows and holes of a field's cells by their shapes alone: what `dynamics` dispatches to judge them."""
+    """Flow check for the cells of one field: flows and holes computed from the masks."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
@@ -413,7 +421,7 @@ PROGRAMS: dict[str, Program] = {
     "efficientnet_b0 bf16": lambda mesh: _features(mesh, "efficientnet_b0"),
     "segmenter bf16": _segmenter,
     "segmenter follow": _following,
-    "segmenter judge": _checking,
+    "segmenter check": _checking,
 }
 
 
@@ -426,18 +434,18 @@ def main(options: Config) -> None:
     for target in dict.fromkeys(row["target"] for row in rows):
         print(markdown([row for row in rows if row["target"] == target]))
     if options.write_baselines:
-        kept = read_json(BASELINES) if BASELINES.is_file() else {}
+        baselines = read_json(BASELINES) if BASELINES.is_file() else {}
         counted = {
             key(row): {c: row[c] for c in ("GB", "kernels", "M cycles") if c in row} for row in rows
         }
-        write_json(BASELINES, dict(sorted((kept | counted).items())))
+        write_json(BASELINES, dict(sorted((baselines | counted).items())))
 
 
 def _merge(path: Path, row: Row) -> None:
-    """Put a row into a benchmark's file, in the place of an older one of the same program."""
+    """Write a row to a benchmark file; an older row of the same program is replaced."""
     part = read_json(path) if path.is_file() else {}
     part = (
-        {"about": "What accelerators would do.", "others": 0.0}
+        {"about": "Costs on accelerators.", "others": 0.0}
         | part
         | {"machine": machine(), "quick": False}
     )
@@ -451,7 +459,7 @@ def _merge(path: Path, row: Row) -> None:
 
 
 def key(row: Row) -> str:
-    """What a row is called in the file of baselines."""
+    """Return the name of a row in the file of baselines."""
     return f"{row['target']} x{row['devices']} {row['program']}"
 
 

@@ -1,17 +1,18 @@
-"""What does it cost to spread a step over devices? Step time, efficiency and what devices tell each other, by count.
+"""Step time, efficiency and communication of data-parallel training, by number of devices.
 
     python -m experiments.bench --only devices --out DIR
 
-`attention`, streamed as sharded and pmapped steps of one global batch over 1, 2, 4 and 8 devices, interleaved. On
-CPUs the devices are emulated and share the same cores, so efficiency (time on one device over time on n) shows the
-overhead of spreading alone, less what one device's program leaves of the cores unused: with 2 cores it went up to 1.4
-on 8 devices. On accelerators efficiency is time on one over n times the time on n, so 1 is
-perfect. The volume is that of all-reduce operations in the compiled program: bytes of their results, a device and step.
-It is to be seen beside the bytes of all parameters, whose gradients must be told in any case; the rest is BatchNorm.
+Steps of `attention` (sharded jit and pmap) with one global batch over 1, 2, 4 and 8 devices
+alternate. On CPUs the devices are emulated and share the same cores. Efficiency is then the time on
+one device divided by the time on n devices; it can exceed 1, because the program of one device does
+not use all cores. On accelerators efficiency is the time on one device divided by n times the time
+on n devices. `all-reduced KiB` are the results of all-reduce operations per device and step:
+gradients of all parameters (compare `parameters KiB`) and statistics of BatchNorm.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import time
@@ -21,33 +22,21 @@ from typing import Any
 import numpy as np
 
 from experiments.bench.gpu import Size, simulated_plate
+from experiments.bench.hlo import BITS
 from experiments.bench.tables import CannotRun, Row
 
-#: Small enough for one CPU: what is compared are counts of devices, not machines.
+#: Small enough for one CPU, because the benchmark compares numbers of devices, not machines.
 SIZE = Size(sites=64, train=64, stored=64, crop=64, batch=64, epochs=10, classes=10)
 QUICK = Size(sites=16, train=16, stored=16, crop=16, batch=16, epochs=10, classes=3)
 ON_ACCELERATORS = Size(sites=512, train=512, stored=128, batch=512, epochs=10)
 EMULATED = 8
-BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "f32": 4,
-    "s32": 4,
-    "u32": 4,
-    "f64": 8,
-    "s64": 8,
-    "u64": 8,
-}
 
 
 def run(quick: bool) -> list[Row]:
-    """One row a way of spreading and count of devices.
+    """Measure sharded and pmapped steps on every number of devices.
 
     Raises:
-        CannotRun: JAX has started with one device already.
+        CannotRun: JAX was already initialized with one device.
     """
     import jax
 
@@ -55,14 +44,14 @@ def run(quick: bool) -> list[Row]:
         jax.config.update("jax_num_cpu_devices", EMULATED)
     except RuntimeError as error:
         raise CannotRun(
-            "needs a process of its own: run `python -m experiments.bench --only devices`"
+            "needs a new process: run `python -m experiments.bench --only devices`"
         ) from error
     devices = jax.devices()
     emulated = devices[0].platform == "cpu"
     size = (QUICK if quick else SIZE) if emulated else ON_ACCELERATORS
     counts = [n for n in ((1, 2) if quick else (1, 2, 4, 8)) if n <= len(devices)]
     if len(counts) == 1:
-        raise CannotRun("needs two devices or more, and there is one")
+        raise CannotRun("needs at least two devices")
     steps = {
         (kind, n): _Step(kind, n, size)
         for kind in ("sharded", "pmap")
@@ -72,12 +61,12 @@ def run(quick: bool) -> list[Row]:
     for _ in range(2 if quick else 5):
         for step in steps.values():
             step.time_once()
-    alone = statistics.median(steps["sharded", 1].seconds)
-    return [step.row(alone, ideal=1 if emulated else n) for (_, n), step in steps.items()]
+    single = statistics.median(steps["sharded", 1].seconds)
+    return [step.row(single, speedup=1 if emulated else n) for (_, n), step in steps.items()]
 
 
 class _Step:
-    """One compiled step, and its times."""
+    """A compiled step and its times."""
 
     def __init__(self, kind: str, count: int, size: Size):
         import jax
@@ -109,7 +98,7 @@ class _Step:
         before = _programs()
         self.step: Callable[..., Any] = placement.compile_step(step)
         self.time_once()
-        self.seconds.clear()  # it compiled
+        self.seconds.clear()  # the first call compiles
         self.hlo = max(_programs() - before, key=len)
 
     def time_once(self) -> None:
@@ -120,7 +109,13 @@ class _Step:
         jax.block_until_ready((self.state, sums))
         self.seconds.append(time.perf_counter() - started)
 
-    def row(self, alone: float, ideal: int) -> Row:
+    def row(self, single: float, speedup: int) -> Row:
+        """Make the row of the table.
+
+        Args:
+            single: seconds on one device.
+            speedup: speedup that counts as efficiency 1.
+        """
         median, (volume, operations) = statistics.median(self.seconds), all_reduced(self.hlo)
         return {
             "way": self.kind,
@@ -129,7 +124,7 @@ class _Step:
             "crop": self.size.crop,
             "step ms": 1e3 * median,
             "spread ms": 1e3 * (max(self.seconds) - min(self.seconds)),
-            "efficiency": alone / (ideal * median),
+            "efficiency": single / (speedup * median),
             "all-reduced KiB": volume / 2**10,
             "all-reduces": operations,
             "parameters KiB": self.parameter_bytes / 2**10,
@@ -137,7 +132,7 @@ class _Step:
 
 
 def _programs() -> set[str]:
-    """The text of every compiled program of this process."""
+    """Return the text of every compiled program of this process."""
     import jax
 
     return {
@@ -148,14 +143,11 @@ def _programs() -> set[str]:
 
 
 def all_reduced(hlo: str) -> tuple[int, int]:
-    """Bytes of all all-reduces' results in a program's text, and how many there are."""
+    """Return the bytes of the results of all all-reduce operations, and their number."""
     results = re.findall(r" = (\S.*?) all-reduce(?:-start)?\(", hlo)
     values = [shape for result in results for shape in re.findall(r"(\w+)\[([\d,]*)\]", result)]
-    return sum(BYTES[dtype] * _product(dimensions) for dtype, dimensions in values), len(results)
-
-
-def _product(dimensions: str) -> int:
-    product = 1
-    for n in filter(None, dimensions.split(",")):
-        product *= int(n)
-    return product
+    sizes = [
+        BITS[dtype] // 8 * math.prod(map(int, filter(None, dimensions.split(","))))
+        for dtype, dimensions in values
+    ]
+    return sum(sizes), len(results)

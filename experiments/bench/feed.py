@@ -1,13 +1,13 @@
-"""Is the feed faster than what it feeds? Sites a second, from disk or memory to an augmented batch on the device.
+"""Speed of the batch pipelines, from disk or memory to an augmented batch on the device.
 
     python -m experiments.bench.feed [--quick]
 
-Sites of 128², 270² and 1080² pixels (8 bit, one channel, with instance masks) become batches of 128 crops of 128²:
-flips, rotation and a random resized crop of image and mask. Compared are the resident feed, the streamed feed
-(decoding in threads and in two processes), and the way it is done without them: PNG files, PIL transforms in
-torchvision's order, PyTorch's DataLoader with two workers. Epochs of all ways take turns; `sites/s` is the median,
-`x PIL` the median ratio to the PIL epoch of the same round. `CPU ms` is what a site costs all processes of a way
-together, which other work on the machine changes least.
+Sites of 128, 270 and 1080 pixels (8 bit, one channel, instance masks) become batches of 128 crops
+of 128 pixels by flips, rotation and a random resized crop. Variants: the resident pipeline, the
+streamed pipeline (decoding in threads or in two processes), and for comparison PNG files, PIL
+transforms and a PyTorch DataLoader with two workers. Epochs of all variants alternate. `sites/s` is
+the median, with minimum and maximum; `x PIL` is the median ratio to the PIL epoch of the same
+round. `CPU ms` is the CPU time per site of all processes, which other jobs hardly affect.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from perturbjax.training.devices import choose_placement
 
 AUGMENT, INPUT = AugmentConfig(crop=128), InputConfig()
 BATCH, WORKERS = 128, 2
-#: Pixels a side of the stored sites → how many there are.
+#: Height and width of the stored sites in pixels -> number of sites.
 SITES = {128: 512, 270: 512, 1080: 256}
 PIL = "PIL, DataLoader, 2 workers"
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """One row per stored size and way."""
+    """Measure every stored size and variant."""
     rows = []
     for size, n in SITES.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def _measure(folder: Path, size: int, n: int, rounds: int) -> list[dict[str, Any
     def streamed(workers: int, epoch: int) -> tuple[float, float]:
         with StreamedBatches(decoder, placement, workers=workers) as feed:
             batches = feed.batches(order.select_steps(2 * epoch * steps, (2 * epoch + 2) * steps))
-            for _ in itertools.islice(batches, steps):  # starts what reads ahead
+            for _ in itertools.islice(batches, steps):  # start the threads that read ahead
                 pass
             return _timed(lambda: augmented(batches, epoch))
 
@@ -97,13 +97,13 @@ def _measure(folder: Path, size: int, n: int, rounds: int) -> list[dict[str, Any
         "streamed, threads": functools.partial(streamed, 0),
         "streamed, 2 workers": functools.partial(streamed, WORKERS),
     }
-    # The first round, in which programs compile and the loader's processes start, is not counted.
+    # The first round compiles programs and starts processes, so it is not counted.
     measured = [{way: turn(epoch) for way, turn in ways.items()} for epoch in range(rounds + 1)][1:]
     return [_row(size, n, way, measured) for way in ways]
 
 
 def _timed(run_epoch: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of wall and of CPU time, the latter of all processes."""
+    """Return seconds of wall time, and of CPU time of all processes."""
     wall, cpu = time.perf_counter(), _cpu_seconds()
     run_epoch()
     return time.perf_counter() - wall, _cpu_seconds() - cpu
@@ -120,18 +120,21 @@ def _row(
     walls = [epoch[way][0] for epoch in measured]
     return {
         "stored": f"{size}²",
-        "feed": way,
+        "pipeline": way,
         "sites/s": n / statistics.median(walls),
-        "least": n / max(walls),
-        "most": n / min(walls),
+        "minimum": n / max(walls),
+        "maximum": n / min(walls),
         "x PIL": statistics.median(epoch[PIL][0] / epoch[way][0] for epoch in measured),
         "CPU ms": 1000 * statistics.median(epoch[way][1] for epoch in measured) / n,
-        "x PIL's CPU": statistics.median(epoch[PIL][1] / epoch[way][1] for epoch in measured),
+        "x CPU of PIL": statistics.median(epoch[PIL][1] / epoch[way][1] for epoch in measured),
     }
 
 
 def _write_sites(folder: Path, size: int, n: int) -> Dataset:
-    """The same sites as a dataset directory and as PNG files: pieces of one field of blurred noise, cells its peaks."""
+    """Write the same sites as a dataset and as PNG files.
+
+    Sites are windows of one field of blurred noise; its peaks are the cells.
+    """
     random = np.random.default_rng(0)
     field = ndimage.gaussian_filter(random.normal(size=(size + 256, size + 256)), 6)
     cells = ndimage.label(field > np.quantile(field, 0.7))[0].astype(np.uint16)
@@ -141,13 +144,13 @@ def _write_sites(folder: Path, size: int, n: int) -> Dataset:
     (folder / "png").mkdir()
 
     def sites() -> Iterator[SitePixels]:
-        for at, (top, left) in enumerate(corners):
+        for number, (top, left) in enumerate(corners):
             window = slice(top, top + size), slice(left, left + size)
-            Image.fromarray(field[window]).save(folder / "png" / f"{at}_image.png")
-            Image.fromarray(cells[window]).save(folder / "png" / f"{at}_mask.png")
+            Image.fromarray(field[window]).save(folder / "png" / f"{number}_image.png")
+            Image.fromarray(cells[window]).save(folder / "png" / f"{number}_mask.png")
             yield SitePixels(field[window][..., None], cells[window])
 
-    names = [str(at) for at in range(n)]
+    names = [str(number) for number in range(n)]
     table = pd.DataFrame(
         {"site_id": names, PLATE: "P", WELL: "A01", SITE: names, "Metadata_pert_iname": "x"}
     )
@@ -164,7 +167,7 @@ def _write_sites(folder: Path, size: int, n: int) -> Dataset:
 
 
 class _PilSites:
-    """Image and mask from PNG files, transformed one site at a time on the host."""
+    """Image and mask from PNG files, transformed one by one on the host."""
 
     def __init__(self, folder: Path, n: int):
         self.folder, self.n = folder, n
@@ -172,11 +175,11 @@ class _PilSites:
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, at: int) -> tuple[Any, int]:
+    def __getitem__(self, number: int) -> tuple[Any, int]:
         import torch
 
         image, mask = (
-            Image.open(self.folder / "png" / f"{at}_{kind}.png") for kind in ("image", "mask")
+            Image.open(self.folder / "png" / f"{number}_{kind}.png") for kind in ("image", "mask")
         )
         random = np.random.default_rng()
         for flip in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM):
@@ -214,7 +217,7 @@ def _pil_loader(folder: Path, n: int) -> Any:
         shuffle=True,
         num_workers=WORKERS,
         persistent_workers=True,
-        multiprocessing_context="spawn",  # a process that runs JAX has threads, and must not be forked
+        multiprocessing_context="spawn",  # JAX starts threads, so forking is not safe
     )
 
 

@@ -1,26 +1,30 @@
-"""How long does the paper's whole recipe take on one GPU, and how near is its step to what the GPU can do?
+"""Time of the paper's recipe on one GPU, compared with PyTorch and with the limits of the GPU.
 
-    pip install -e . "jax[cuda13]==0.10.2" torch==2.13.0 && python -m experiments.bench --only gpu --out DIR
+    pip install -e . "jax[cuda13]==0.10.2" torch==2.13.0
+    python -m experiments.bench --only gpu --out DIR
 
-Made for ten minutes on a rented card: JAX and what is likely PyTorch's best come first, rows are written as they come,
-no part takes longer than `LIMIT_S`, and none starts after `BUDGET_S`. Both libraries must see the card before anything
-runs.
+Takes at most ten minutes: JAX and the most likely best setting of PyTorch run first, rows are
+written one by one, each part is limited to `LIMIT_S`, and no part starts after `BUDGET_S`. Both
+libraries must have access to the GPU before any part starts.
 
-A simulated plate of 2,867 sites of 270² pixels (16 bit, one channel, noise with a square for a cell) lies on the GPU;
-`attention` trains for 200 epochs of 18 steps of 128 crops of 128², augmentation and dropout included, metrics fetched
-after every epoch and the 573 held-out sites judged after every tenth, as `perturbjax train` does. PyTorch runs the same
-network, optimizer and schedule on the same GPU in the same session. It is given batches that are ready: no gathering,
-no augmentation, no evaluation. Every measurement runs in a process of its own, since both libraries take the GPU's
-memory for themselves. The step time is the median over epochs, compilation apart; `× PyTorch` is the ratio of step
-times to PyTorch's best of that precision. `compile s` is what the first epoch takes longer than the median: JAX runs
-once with an empty cache of compiled programs and once more with the one it has filled.
+JAX: a simulated plate of 2,867 sites (270 pixels, 16 bit, one channel, noise with one square cell)
+is stored on the GPU. `attention` is trained for 200 epochs of 18 steps with 128 crops of 128
+pixels, with augmentation, dropout and metrics of every epoch. The 573 test sites are evaluated
+every ten epochs, as in `perturbjax train`. PyTorch: the same network, optimizer and schedule, with
+batches that are already on the GPU, without gathering, augmentation and evaluation.
 
-Floors. FLOPs are those of the convolutions (`convolutions`; all else is under 1 %): forward once, backward twice, but
-once for the first layers, whose input needs no gradient. `of floor, by hand` counts the bytes that pass between kernels
-when every convolution writes its output and one kernel then takes statistics and maxima from it (`VALUES_MOVED`); `of
-floor, compiled` those of the step that XLA compiled here (`hlo.py`). A floor is the greater of FLOPs over the GPU's
-peak and bytes over its bandwidth (NVIDIA's data sheets, dense; float32 products run on TF32, as both libraries do by
-default in convolutions), and what is given is its share of the measured step.
+Every measurement runs in a separate process, because both libraries reserve the GPU memory. `step
+ms` is the median over epochs, without compilation; `x PyTorch` is the ratio to the best step time
+of PyTorch at the same precision. `compile s` is the additional time of the first epoch. JAX runs
+once with an empty compilation cache and once with a filled one.
+
+Lower bounds (roofline): the maximum of FLOPs / peak and bytes / bandwidth, with data sheet values
+for dense products. Float32 products use TF32, the default of both libraries in convolutions. FLOPs
+are those of the convolutions (`convolutions`; the rest is below 1 %): forward once, backward twice,
+but once in the first layers, which need no gradient of the input. `of floor, by hand` counts bytes
+as if every convolution wrote its output and one kernel computed statistics and maxima from it
+(`VALUES_MOVED`). `of floor, compiled` counts bytes of the compiled step (`hlo.py`). Both are given
+as fraction of the measured step time.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ from experiments.bench.tables import CannotRun, Row, _accelerators
 from perturbjax.core.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
 
 PRECISIONS = ("bf16", "float32")
-#: Part of a GPU's name → (peak TFLOP/s in bf16, in TF32, memory TB/s), dense. The first that fits.
+#: Part of the GPU name -> (peak TFLOP/s in bf16, in TF32, memory TB/s). The first match counts.
 PEAKS = {
     "H200": (989.0, 495.0, 4.8),
     "H100 NVL": (835.0, 418.0, 3.9),
@@ -52,19 +56,21 @@ PEAKS = {
     "H100": (989.0, 495.0, 3.35),
     "A100": (312.0, 156.0, 2.04),
 }
-#: How often the values of a convolution's output, of what pooling leaves of it (a quarter) and of its input are moved
-#: in a step. Output: written; read for statistics and maxima; in the backward pass read for its gradient, which is
-#: written and read for the kernel's gradient, and for the input's where that is wanted (not for the image itself).
-#: Pooled: written and read to be normalised; in the backward pass read with its gradient for BatchNorm's two sums, and
-#: the gradient past the activation is written and read. Input: read forward and for the kernel; its gradient written.
-VALUES_MOVED = {"output": 5, "turned": 1, "pooled": 6, "input": 3}
-#: Seconds that a part may take, and after which no other starts.
+#: Number of times that values are read or written in a step.
+#: output of a convolution: written; read for statistics and maxima; read for its gradient, which is
+#:   written and read for the gradient of the kernel.
+#: input_gradient: output gradient read for the gradient of the input (not in the first layers).
+#: pooled output (a quarter): written and read for normalization; in the backward pass read with its
+#:   gradient for the sums of BatchNorm; the gradient of the activation is written and read.
+#: input: read in the forward pass and for the gradient of the kernel; its gradient is written.
+VALUES_MOVED = {"output": 5, "input_gradient": 1, "pooled": 6, "input": 3}
+#: Maximum seconds of a part, and seconds after which no part starts.
 LIMIT_S, BUDGET_S = 150, 600
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained. The default is the paper's."""
+    """Sizes of dataset and training; the defaults are those of the paper."""
 
     sites: int = 2867
     train: int = 2294
@@ -88,15 +94,23 @@ class Size:
 
 
 QUICK = Size(epochs=20)
-SEES_A_CARD = {
+#: Library -> code that fails if the library cannot use the GPU.
+GPU_CHECKS = {
     "jax": "import jax; assert jax.default_backend() == 'gpu', 'its backend is ' + jax.default_backend()",
     "torch": "import torch; torch.zeros(1, device='cuda')",
 }
 
 
 class Measured(NamedTuple):
-    """A whole run: seconds altogether, to the end of the first epoch, and a step; the GPU's peak memory in bytes; the
-    bytes that the compiled step moves, where that is known."""
+    """Result of one training.
+
+    Attributes:
+        whole: seconds of the training.
+        first: seconds of the first epoch.
+        step: median seconds of a step.
+        peak_bytes: peak memory of the GPU.
+        moved: bytes moved by the compiled step, if available.
+    """
 
     whole: float
     first: float
@@ -107,7 +121,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class TorchSetting:
-    """One way of running PyTorch. `compiled` are the options of `torch.compile`, None for eager."""
+    """One setting of PyTorch. `compiled`: options of `torch.compile`, `None` for eager mode."""
 
     name: str
     precision: str
@@ -133,7 +147,7 @@ TORCH_SETTINGS = [
     )
 ]
 
-#: What is measured, in this order: what matters most first, and JAX again, with its programs compiled.
+#: Measurements, the most important first. The second run of JAX has a filled compilation cache.
 PARTS = [
     ("jax", "bf16"),
     ("torch", 0),
@@ -147,10 +161,13 @@ PARTS += [("torch", 5), ("torch", 6), ("torch", 3), ("torch", 7)]
 
 
 def run(quick: bool) -> Iterator[list[Row]]:
-    """One row a way of training, all there are so far after each. `quick` trains a tenth of the epochs.
+    """Measure all parts; yield the rows so far.
+
+    Args:
+        quick: train a tenth of the epochs.
 
     Raises:
-        CannotRun: there is no NVIDIA GPU here, or a library does not see it.
+        CannotRun: there is no NVIDIA GPU, or a library cannot use it.
     """
     gpus = _accelerators()
     if not gpus:
@@ -164,31 +181,37 @@ def run(quick: bool) -> Iterator[list[Row]]:
         for library, which in PARTS:
             spent = time.monotonic() - started
             result = (
-                _apart(library, which, size, cache)
+                _measure_in_process(library, which, size, cache)
                 if spent < BUDGET_S
-                else f"not begun after {spent:.0f} s"
+                else f"not started after {spent:.0f} s"
             )
             results.append((library, which, result))
             yield table(results, size, gpus[0])
 
 
 def require_card(library: str) -> None:
-    """Ask a library, in a process of its own, whether it sees a GPU.
+    """Check in a separate process that a library can use the GPU.
 
     Raises:
-        CannotRun: it does not.
+        CannotRun: it cannot.
     """
-    code = SEES_A_CARD[library]
+    code = GPU_CHECKS[library]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no GPU"])[-1][:200]
+        message = (done.stderr.strip().splitlines() or ["no GPU"])[-1][:200]
         raise CannotRun(
-            f"{library} does not see the GPU ({said}); install as the docstring of gpu.py says"
+            f"{library} cannot use the GPU ({message}); install it as described in gpu.py"
         )
 
 
 def table(results: list[tuple[str, Any, Measured | str]], size: Size, gpu: str) -> list[Row]:
-    """Rows from what was measured: (library, precision or number of PyTorch's setting, result or why there is none)."""
+    """Make the rows of the table.
+
+    Args:
+        results: library, precision (JAX) or number of the setting (PyTorch), and result or error.
+        size: sizes of the training.
+        gpu: name of the GPU.
+    """
     done = [result for result in results if isinstance(result[2], Measured)]
     best = {
         p: min(
@@ -197,17 +220,18 @@ def table(results: list[tuple[str, Any, Measured | str]], size: Size, gpu: str) 
         )
         for p in PRECISIONS
     }
-    rows, seen = [], set()
+    rows: list[Row] = []
+    previous: set[tuple[str, Any]] = set()
     for library, which, measured in results:
         setting = TorchSetting("perturbjax", which) if library == "jax" else TORCH_SETTINGS[which]
-        again = (library, which) in seen
-        seen.add((library, which))
-        row: Row = {"library": library, "way": setting.name + ", compiled before" * again}
+        cached = (library, which) in previous
+        previous.add((library, which))
+        row: Row = {"library": library, "way": setting.name + ", compilation cached" * cached}
         row["precision"] = setting.precision
         if isinstance(measured, Measured):
             row |= _measured_row(measured, setting.precision, size, gpu)
-            theirs = best[setting.precision]
-            row["× PyTorch"] = None if theirs is None else theirs / measured.step
+            fastest = best[setting.precision]
+            row["x PyTorch"] = None if fastest is None else fastest / measured.step
         else:
             row["way"] += f" (failed: {measured})"
         rows.append(row)
@@ -232,21 +256,23 @@ def _measured_row(measured: Measured, precision: str, size: Size, gpu: str) -> R
         "TFLOP/s": flops / measured.step / 1e12,
         "compiled GB": None if measured.moved is None else measured.moved / 1e9,
         **{
-            f"of floor, {name}": None if least is None else least / measured.step
-            for name, least in floors.items()
+            f"of floor, {name}": None if floor is None else floor / measured.step
+            for name, floor in floors.items()
         },
     }
 
 
 def convolutions(size: Size) -> list[tuple[int, int, int]]:
-    """(side, inputs, outputs) of every 3×3 convolution of `attention` with a one-channel image: two branches of
-    three, each followed by a pool that halves the side, and the attention's own."""
+    """List (height, inputs, outputs) of every 3 x 3 convolution of `attention` with one channel.
+
+    Two branches have three convolutions, each followed by pooling; the attention layer has one.
+    """
     branch = [(size.crop, 1, 32), (size.crop // 2, 32, 64), (size.crop // 4, 64, 128)]
     return [*branch, *branch, (size.crop // 8, 128, 128)]
 
 
 def flops_per_image(size: Size) -> float:
-    """Of a training step: multiplications and additions."""
+    """Count multiplications and additions of a training step."""
     return sum(
         2 * 9 * inputs * outputs * side**2 * (2 if side == size.crop else 3)
         for side, inputs, outputs in convolutions(size)
@@ -254,21 +280,21 @@ def flops_per_image(size: Size) -> float:
 
 
 def bytes_per_image(size: Size, precision: str) -> float:
-    """Of a training step, see `VALUES_MOVED`."""
+    """Count bytes moved in a training step, see `VALUES_MOVED`."""
     times, values = VALUES_MOVED, 0.0
     for side, inputs, outputs in convolutions(size):
         first = side == size.crop
         values += (
             side**2
             * outputs
-            * (times["output"] + times["pooled"] / 4 + times["turned"] * (not first))
+            * (times["output"] + times["pooled"] / 4 + times["input_gradient"] * (not first))
         )
         values += side**2 * inputs * (times["input"] - first)
     return (2 if precision == "bf16" else 4) * values
 
 
 def roofline_seconds(gpu: str, precision: str, flops: float, moved: float) -> float | None:
-    """The least time of a step on a known GPU."""
+    """Compute the minimum time of a step; `None` for a GPU that is not in `PEAKS`."""
     peaks = next((peaks for part, peaks in PEAKS.items() if part in gpu), None)
     if peaks is None:
         return None
@@ -276,8 +302,8 @@ def roofline_seconds(gpu: str, precision: str, flops: float, moved: float) -> fl
     return max(flops / (1e12 * (bf16 if precision == "bf16" else tf32)), moved / (1e12 * bandwidth))
 
 
-def _apart(library: str, which: Any, size: Size, cache: str) -> Measured | str:
-    """Measure in a process of its own, for `LIMIT_S` at most; where that fails, the last line it said."""
+def _measure_in_process(library: str, which: Any, size: Size, cache: str) -> Measured | str:
+    """Measure in a separate process for at most `LIMIT_S`; on failure return its last message."""
     order = json.dumps(
         {"library": library, "which": which, "size": dataclasses.asdict(size), "cache": cache}
     )
@@ -304,7 +330,7 @@ def _measure(order: dict[str, Any]) -> Measured:
     import jax
 
     if jax.default_backend() != "gpu":
-        raise CannotRun("JAX sees no GPU: install jax[cuda13]")
+        raise CannotRun("JAX has no GPU: install jax[cuda13]")
     from perturbjax.training.devices import use_compilation_cache
 
     use_compilation_cache(f"{order['cache']}/jax")
@@ -312,7 +338,7 @@ def _measure(order: dict[str, Any]) -> Measured:
 
 
 def simulated_plate(size: Size) -> Any:
-    """`ResidentArrays` of noise, on the host."""
+    """Make `ResidentArrays` of noise on the host."""
     from perturbjax.data.batches import ResidentArrays
 
     random = np.random.default_rng(0)
@@ -327,7 +353,7 @@ def simulated_plate(size: Size) -> Any:
 
 
 def measure_jax(size: Size, precision: str) -> Measured:
-    """Train as `perturbjax train` does, without reading a dataset or writing checkpoints."""
+    """Train like `perturbjax train`, without reading a dataset or writing checkpoints."""
     import jax
     import jax.numpy as jnp
 
@@ -343,7 +369,7 @@ def measure_jax(size: Size, precision: str) -> Measured:
     )
 
     recipe, placement = size.recipe(precision), choose_placement("1")
-    feed = ResidentBatches(simulated_plate(size), placement)
+    batches = ResidentBatches(simulated_plate(size), placement)
     network = models.create(
         "attention", classes=size.classes, channels=1, dropout=recipe.model.dropout, seed=0
     )
@@ -351,39 +377,41 @@ def measure_jax(size: Size, precision: str) -> Measured:
     optimizer = make_optimizer(recipe.optim, size.epochs * size.steps)
     state = placement.replicate(initial_state(params, stats, optimizer))
     step = make_train_step(graphdef, optimizer, recipe, steps_per_epoch=size.steps)
-    run = placement.compile_training(step, feed)
+    run = placement.compile_training(step, batches)
     predict = placement.compile_predict(make_predict_step(graphdef, recipe))
     records = np.arange(size.sites, dtype=np.int32)
     order = BatchOrder.shuffled_epochs(recipe.seed, records[: size.train], size.batch, size.epochs)
-    judged = BatchOrder.single_pass(records[size.train :], size.batch)
+    test_order = BatchOrder.single_pass(records[size.train :], size.batch)
 
     def epoch(number: int) -> float:
-        """Train one epoch, and judge where it is time to; the seconds of training."""
+        """Train one epoch and evaluate if it is due; return the seconds of training."""
         nonlocal state
         started = time.perf_counter()
         sums = []
-        for after, part in run(
-            state, order.select_steps(number * size.steps, (number + 1) * size.steps)
-        ):
-            state = after
+        steps = order.select_steps(number * size.steps, (number + 1) * size.steps)
+        for next_state, part in run(state, steps):
+            state = next_state
             sums.append(part)
         stack_steps(sums)
         took = time.perf_counter() - started
         if (number + 1) % size.evaluate_every == 0:
             jax.device_get(
-                [predict(state.params, state.stats, batch)[0] for batch in feed.batches(judged)]
+                [
+                    predict(state.params, state.stats, batch)[0]
+                    for batch in batches.batches(test_order)
+                ]
             )
         return took
 
     memory = jax.local_devices()[0].memory_stats
     measured = _time_run(epoch, size, lambda: (memory() or {}).get("peak_bytes_in_use"))
-    batch = gather(feed.arrays, jnp.arange(size.batch) % size.sites, jnp.ones(size.batch))
+    batch = gather(batches.arrays, jnp.arange(size.batch) % size.sites, jnp.ones(size.batch))
     text = jax.jit(step).lower(state, batch).compile().as_text()
     return measured._replace(moved=hlo.costs(text)["all"].moved)
 
 
 def measure_torch(size: Size, setting: TorchSetting, device: str) -> Measured:
-    """Train the original's network, on batches that are ready on the device."""
+    """Train the original PyTorch network with one batch that is already on the device."""
     import torch
 
     from tests.reference.original import Classifier

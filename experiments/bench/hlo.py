@@ -1,7 +1,8 @@
-"""What a compiled program will do, read off its text: kernels, the bytes they move, estimated cycles, collectives.
+"""Costs of a compiled program from its text: kernels, bytes moved, estimated cycles, collectives.
 
-XLA prints the optimised program as computations of one operation a line. What runs is the entry computation and what
-it calls: bodies of loops as often as they go round, the costlier branch of a conditional. A fusion is one kernel.
+XLA prints an optimized program as computations with one operation per line. Counting starts at the
+entry computation and follows calls. Bodies of loops count once per iteration, of a conditional only
+the branch with more operations counts, and a fusion is one kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 
 BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16}
 BITS |= {"f32": 32, "s32": 32, "u32": 32, "f64": 64, "s64": 64, "u64": 64, "c64": 64}
-#: Operations that name, split or wait for what lies in memory, and move nothing.
+#: Operations that move no data.
 FREE = {
     "parameter",
     "constant",
@@ -27,7 +28,7 @@ FREE = {
 }
 FREE |= {"opt-barrier", "add-dependency", "domain"}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-#: Operations that touch what they select, not the whole of their first operand.
+#: Operations that read only a part of their first operand.
 SELECTING = {"dynamic-slice", "slice", "gather"}
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -37,7 +38,15 @@ _LINE = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
 
 @dataclass(frozen=True)
 class Operation:
-    """One line of a computation. `shape` is the text of its result's type, `rest` what follows the operands."""
+    """One line of a computation.
+
+    Attributes:
+        name: name of the result.
+        shape: type of the result, as text.
+        opcode: kind of operation.
+        operands: names of the operands.
+        rest: text after the operands (attributes and metadata).
+    """
 
     name: str
     shape: str
@@ -47,29 +56,30 @@ class Operation:
 
     @property
     def scope(self) -> str:
-        """Where in the Python program it comes from."""
-        found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found[1] if found else ""
+        """Name scope of the operation in the Python program."""
+        match = re.search(r'op_name="([^"]*)"', self.rest)
+        return match[1] if match else ""
 
     @property
     def cycles(self) -> int | None:
-        """The TPU compiler's estimate."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
-        return int(found[1]) if found else None
+        """Estimate of the TPU compiler, if it gives one."""
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
+        return int(match[1]) if match else None
 
     def called(self, attribute: str) -> list[str]:
-        found = re.search(attribute + r"=(\{[^}]*\}|%[\w.\-]+)", self.rest)
-        return _NAME.findall(found[1]) if found else []
+        """Return the names of the computations in an attribute such as `calls`."""
+        match = re.search(attribute + r"=(\{[^}]*\}|%[\w.\-]+)", self.rest)
+        return _NAME.findall(match[1]) if match else []
 
 
 @dataclass
 class Computation:
-    """Operations in order, by name."""
+    """Operations in order of execution, by name."""
 
     operations: dict[str, Operation] = field(default_factory=dict)
 
     def parameter(self, number: int) -> str | None:
-        """The name of a parameter."""
+        """Return the name of a parameter."""
         wanted = (
             name
             for name, op in self.operations.items()
@@ -80,38 +90,39 @@ class Computation:
 
 @dataclass
 class Cost:
-    """Of a program or a part of it.
+    """Costs of a program or of a part of it.
 
     Attributes:
-        kernels: operations that are started.
+        kernels: number of operations that run.
         moved: bytes of their operands and results.
-        cycles: estimated, of those that carry an estimate.
-        silent: how many of each kind carry none.
-        unpriced: bytes of those, less copies that go on beside other work.
-        told: bytes of what collectives give.
-        collectives: how many there are.
+        cycles: sum of the estimated cycles.
+        unestimated: number of operations without an estimate, by kind.
+        unestimated_bytes: bytes moved by these, without asynchronous copies.
+        collective_bytes: bytes of the results of collectives.
+        collectives: number of collectives.
     """
 
     kernels: int = 0
     moved: float = 0
     cycles: int = 0
-    silent: Counter[str] = field(default_factory=Counter)
-    unpriced: float = 0
-    told: float = 0
+    unestimated: Counter[str] = field(default_factory=Counter)
+    unestimated_bytes: float = 0
+    collective_bytes: float = 0
     collectives: int = 0
 
     def add(self, other: Cost, times: int = 1) -> None:
+        """Add the costs of an operation that runs several times."""
         self.kernels += other.kernels * times
         self.moved += other.moved * times
         self.cycles += other.cycles * times
-        self.silent.update({what: n * times for what, n in other.silent.items()})
-        self.unpriced += other.unpriced * times
-        self.told += other.told * times
+        self.unestimated.update({kind: n * times for kind, n in other.unestimated.items()})
+        self.unestimated_bytes += other.unestimated_bytes * times
+        self.collective_bytes += other.collective_bytes * times
         self.collectives += other.collectives * times
 
 
 def part_of(scope: str) -> str:
-    """Which part of a training step a scope belongs to."""
+    """Return the part of a training step that a name scope belongs to."""
     for part in ("augment", "update"):
         if re.search(rf"(^|/|\(){part}(/|\)|$)", scope):
             return part
@@ -119,21 +130,21 @@ def part_of(scope: str) -> str:
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """The computations of a program, and the name of its entry."""
+    """Parse a program; return its computations and the name of the entry computation."""
     computations: dict[str, Computation] = {}
     current, entry = None, ""
     for line in text.splitlines():
         if head := _HEAD.match(line):
             current = computations.setdefault(head[2], Computation())
             entry = head[2] if head[1] else entry
-        elif current is not None and (found := _LINE.match(line)):
-            operation = _operation(found[1], found[2])
+        elif current is not None and (match := _LINE.match(line)):
+            operation = _operation(match[1], match[2])
             current.operations[operation.name] = operation
     return computations, entry
 
 
 def costs(text: str) -> dict[str, Cost]:
-    """What a program costs by part of the step; the sum is under "all"."""
+    """Compute the costs of each part of the step, and their sum as "all"."""
     computations, entry = parse(text)
     parts: dict[str, Cost] = {"all": Cost()}
     for operation, times, computation in _run(computations, entry):
@@ -144,7 +155,7 @@ def costs(text: str) -> dict[str, Cost]:
 
 
 def operations(text: str) -> list[tuple[Cost, Operation, int]]:
-    """Every operation that runs, what it costs once, and how often it runs."""
+    """List all operations that run: cost of one execution, operation, number of executions."""
     computations, entry = parse(text)
     return [
         (_cost(op, comp, computations), op, times) for op, times, comp in _run(computations, entry)
@@ -152,7 +163,7 @@ def operations(text: str) -> list[tuple[Cost, Operation, int]]:
 
 
 def size(shape: str) -> float:
-    """Bytes of a type, tuples included."""
+    """Compute the bytes of a type, which may be a tuple."""
     return sum(
         BITS.get(kind, 0) / 8 * math.prod(int(side) for side in sides.split(",") if side)
         for kind, sides in _SHAPE.findall(shape)
@@ -162,14 +173,14 @@ def size(shape: str) -> float:
 def _run(
     computations: dict[str, Computation], name: str, times: int = 1
 ) -> Iterator[tuple[Operation, int, Computation]]:
-    """Operations that run, how often, and the computation they stand in."""
+    """Yield operations, their number of executions, and their computation."""
     computation = computations[name]
     for op in computation.operations.values():
         if op.opcode in FREE:
             continue
         if op.opcode == "while":
             for body in op.called("body"):
-                yield from _run(computations, body, times * _rounds(op, computations))
+                yield from _run(computations, body, times * _iterations(op, computations))
         elif op.opcode == "conditional":
             names = (
                 op.called("branch_computations")
@@ -184,11 +195,14 @@ def _run(
             yield op, times, computation
 
 
-def _rounds(loop: Operation, computations: dict[str, Computation]) -> int:
-    """How often a loop goes round: what the GPU's compiler says, or the number that a counter from 0 stays below, which
-    is all that the TPU's leaves; 1 where neither is there."""
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
-        return int(known[1])
+def _iterations(loop: Operation, computations: dict[str, Computation]) -> int:
+    """Return the number of iterations of a loop.
+
+    The GPU compiler states it. The TPU compiler leaves only the condition `counter < n`. Without
+    both the result is 1.
+    """
+    if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(match[1])
     for name in loop.called("condition"):
         test = list(computations[name].operations.values())[-1]
         if test.opcode == "compare" and "direction=LT" in test.rest:
@@ -206,27 +220,27 @@ def _cost(op: Operation, computation: Computation, computations: dict[str, Compu
     )
     cost = Cost(kernels=1, moved=moved, cycles=op.cycles or 0)
     if op.opcode.removesuffix("-start") in COLLECTIVES:
-        cost.told, cost.collectives = size(op.shape), 1
+        cost.collective_bytes, cost.collectives = size(op.shape), 1
     if op.cycles is None:
-        cost.silent[_kind(op, computations)] = 1
-        cost.unpriced = 0 if op.opcode.endswith("-start") else moved
+        cost.unestimated[_kind(op, computations)] = 1
+        cost.unestimated_bytes = 0 if op.opcode.endswith("-start") else moved
     return cost
 
 
 def _kind(op: Operation, computations: dict[str, Computation]) -> str:
-    """The opcode; of a fusion, what in it makes it more than elementwise."""
+    """Return the opcode, for a fusion also the operations in it that are not elementwise."""
     if op.opcode != "fusion":
         return op.opcode
     inner = {
         o.opcode for name in op.called("calls") for o in computations[name].operations.values()
     }
-    telling = inner & {"gather", "scatter", "convolution", "dot", "reduce", "reduce-window", "sort"}
-    return "fusion of " + ("+".join(sorted(telling)) or "others")
+    heavy = inner & {"gather", "scatter", "convolution", "dot", "reduce", "reduce-window", "sort"}
+    return "fusion of " + ("+".join(sorted(heavy)) or "others")
 
 
 def _result_bytes(op: Operation) -> float:
     if op.opcode == "custom-call" and op.shape.startswith("("):
-        # The last result of a library's call is its workspace.
+        # The last result of a library call is its workspace.
         parts = _SHAPE.findall(op.shape)
         scratch = parts[-1] if parts[-1][0] in ("u8", "s8") else None
         return size(op.shape) - (size(f"{scratch[0]}[{scratch[1]}]") if scratch else 0)
@@ -234,7 +248,7 @@ def _result_bytes(op: Operation) -> float:
 
 
 def _read(op: Operation, number: int, whole: float, computations: dict[str, Computation]) -> float:
-    """Bytes that an operation reads of one operand: of one that it only selects from, what it selects."""
+    """Return the bytes that an operation reads from one operand, which may be only a selection."""
     if op.opcode in SELECTING and number == 0:
         return size(op.shape)
     for name in op.called("calls") if op.opcode == "fusion" else []:
@@ -246,7 +260,7 @@ def _read(op: Operation, number: int, whole: float, computations: dict[str, Comp
 
 
 def _users(computation: Computation, name: str | None) -> list[tuple[Operation, int]]:
-    """Who reads a value, through bitcasts, and as which operand."""
+    """List the operations that read a value, also through bitcasts, with the operand number."""
     users = []
     for op in computation.operations.values():
         if name in op.operands:
@@ -270,10 +284,10 @@ def _operation(name: str, text: str) -> Operation:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
+    """Return the position of the parenthesis that matches the one at `start`."""
     depth = 0
-    for at in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[at], 0)
+    for position in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[position], 0)
         if not depth:
-            return at
+            return position
     raise ValueError(f"no closing parenthesis: {text[:80]}")

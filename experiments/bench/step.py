@@ -1,19 +1,20 @@
-"""Is a step of the attention network faster than PyTorch's best on this CPU?
+"""Speed of a step of the attention network on CPU, compared with PyTorch.
 
     python -m experiments.bench.step [--quick]
 
-Training steps (forward, backward, Adam) and evaluation forwards of batches of 128 sites, mask and one image channel,
-at 128² and 64² pixels: the same network in PyTorch (float32 and bfloat16 autocast, channels first and last), in JAX
-with plain layers (`reduce_window`, XLA's own gradients), and in perturbjax. All ways take turns in one process;
-`images/s` is the median, `x PyTorch` the median over rounds of the ratio to PyTorch's fastest way of that precision.
-`CPU ms` is what an image costs all threads together, which other work on the machine changes least.
+Training steps (forward, backward, Adam) and evaluation steps with batches of 128 sites (mask and
+one channel) of 128 and 64 pixels. The same network runs in PyTorch (float32, bfloat16 autocast,
+both memory layouts), in JAX with plain layers (`reduce_window`, gradients of XLA), and in
+perturbjax. All variants alternate in one process. `images/s` is the median; `x PyTorch` is the
+median over rounds of the ratio to the fastest variant of PyTorch at the same precision. `CPU ms` is
+the CPU time per image of all threads, which other jobs hardly affect.
 
-What bounds the training step in float32, by `perturbjax train --profile` on two cores: convolutions forward and for
-the input's gradient 37 % of the operations' time, weight gradients with the copies they need 37 %, elementwise passes
-and sums the rest. Slower, or no faster, were: XLA's own weight gradients; products of all nine shifted views, of
-stacked gradients, of a turned input, of other lengths; float32 products as three of bfloat16; convolutions of 32 to
-64 channels and back as bfloat16 products; im2col of all nine views; pooling by windows where the winner is needed
-too; oneDNN, and XLA's fusion flags.
+Profile of the training step in float32 (`perturbjax train --profile`, two cores): convolutions,
+forward and for the gradient of the input, 37 %; weight gradients and their copies 37 %; elementwise
+operations and sums the rest. These alternatives were not faster: weight gradients of XLA; matrix
+products over nine shifted views, stacked gradients or a transposed input; float32 products as three
+bfloat16 products; convolutions with 32 to 64 channels as bfloat16 products; im2col; window pooling
+with the index of the maximum; oneDNN; XLA fusion flags.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ from perturbjax.core.memory import keep_freed_memory
 from perturbjax.models.layers import leaky_relu
 
 BATCH, CLASSES, RATE, DECAY = 128, 13, 1e-3, 1e-4
-#: Rounds that are not counted: memory is still being fetched.
+#: Warm-up rounds, in which memory is allocated.
 WARM = 3
 Way = tuple[Callable[[], object], Callable[[], object], float | None]
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
-    """One row per size of the crops and way."""
+    """Measure every crop size and variant."""
     keep_freed_memory()
     if jax.default_backend() != "cpu":
         raise CannotRun(
-            "JAX runs on an accelerator here, and this compares CPUs: set JAX_PLATFORMS=cpu"
+            "JAX uses an accelerator, but this benchmark compares CPUs: set JAX_PLATFORMS=cpu"
         )
     sides, batch, rounds = ((64,), 32, 3) if quick else ((128, 64), BATCH, 7)
     return [row for side in sides for row in _measure(side, batch, rounds)]
@@ -89,7 +90,7 @@ def _row(
     rivals = [rival for rival in ways if rival[0].startswith("PyTorch") and rival[1] == way[1]]
     for kind, name in enumerate(("train", "evaluate")):
         best = min((seconds[kind, rival] for rival in rivals), key=statistics.median)
-        ratios = [theirs / ours for theirs, ours in zip(best, seconds[kind, way], strict=True)]
+        ratios = [rival / own for rival, own in zip(best, seconds[kind, way], strict=True)]
         row[f"{name} images/s"] = batch / statistics.median(seconds[kind, way])
         row[f"{name} x PyTorch"] = statistics.median(ratios)
         row[f"{name} spread"] = f"{min(ratios):.2f} to {max(ratios):.2f}"
@@ -130,18 +131,18 @@ def _jax_way(side: int, batch: int, dtype: Any, *, plain: bool = False) -> Way:
     train_step = jax.jit(train, donate_argnums=(0, 1, 2)).lower(*state).compile()
     took = time.perf_counter() - start
     evaluation = jax.jit(lambda params, stats: forward(params, stats, models.Mode(dtype=dtype))[0])
-    # Training gives its buffers away; evaluation has its own.
-    kept = jax.tree.map(jnp.copy, (params, stats))
+    # Training donates its buffers, so evaluation needs copies.
+    copies = jax.tree.map(jnp.copy, (params, stats))
 
     def step() -> None:
         nonlocal state
         state = jax.block_until_ready(train_step(*state))
 
-    return step, lambda: jax.block_until_ready(evaluation(*kept)), took
+    return step, lambda: jax.block_until_ready(evaluation(*copies)), took
 
 
 def _plain_logits(network: Any, x: jax.Array, mode: models.Mode) -> jax.Array:
-    """The network's logits by the obvious layers, differentiated by JAX; without dropout and running statistics."""
+    """Compute the logits with plain layers, without dropout and running statistics."""
 
     def conv(layer: Any, x: jax.Array) -> jax.Array:
         dims = ("NHWC", "HWIO", "NHWC")
@@ -179,7 +180,7 @@ class _Attention(torch.nn.Module):
         super().__init__()
         self.mask, self.image = self._branch(), self._branch()
         self.attention = torch.nn.Sequential(
-            *self._normalised(128, 128), torch.nn.Conv2d(128, 1, 1), torch.nn.Sigmoid()
+            *self._conv_block(128, 128), torch.nn.Conv2d(128, 1, 1), torch.nn.Sigmoid()
         )
         self.head = torch.nn.Sequential(
             torch.nn.Linear(256, 128),
@@ -188,14 +189,14 @@ class _Attention(torch.nn.Module):
             torch.nn.Linear(128, CLASSES),
         )
 
-    def _normalised(self, inputs: int, outputs: int) -> list[torch.nn.Module]:
+    def _conv_block(self, inputs: int, outputs: int) -> list[torch.nn.Module]:
         conv = torch.nn.Conv2d(inputs, outputs, 3, padding=1)
         return [conv, torch.nn.BatchNorm2d(outputs), torch.nn.LeakyReLU()]
 
     def _branch(self) -> torch.nn.Sequential:
         pairs = itertools.pairwise((1, 32, 64, 128))
         return torch.nn.Sequential(
-            *[m for i, o in pairs for m in (*self._normalised(i, o), torch.nn.MaxPool2d(2))]
+            *[m for i, o in pairs for m in (*self._conv_block(i, o), torch.nn.MaxPool2d(2))]
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

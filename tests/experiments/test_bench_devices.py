@@ -1,4 +1,4 @@
-"""The volume of communication is read off the compiled program, whatever the way all-reduces are written."""
+"""Communication between devices, counted in the text of compiled programs."""
 
 from __future__ import annotations
 
@@ -20,24 +20,16 @@ HLO = """
 """
 
 
-def test_bytes_and_operations_are_counted_once():
+def test_all_reduced_counts_bytes_and_operations():
     bytes_ = 4 * 3 * 3 * 64 * 128 + (4 * 32 + 2 * 4 + 4 + 4 + 8 + 32) + 40
     assert all_reduced(HLO) == (bytes_, 3)
     assert all_reduced("ROOT %a = f32[2] add(%x, %y)") == (0, 0)
 
 
 @pytest.mark.slow
-def test_the_benchmark_runs_and_every_gradient_is_told(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.bench",
-        "--only",
-        "devices",
-        "--quick",
-        "--out",
-        str(tmp_path),
-    ]
+def test_devices_benchmark_reduces_all_gradients(tmp_path):
+    command = [sys.executable, "-m", "experiments.bench", "--only", "devices", "--quick"]
+    command += ["--out", str(tmp_path)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=500)
     rows = json.loads((tmp_path / "devices.json").read_text())["rows"]
@@ -46,8 +38,8 @@ def test_the_benchmark_runs_and_every_gradient_is_told(tmp_path):
         ("sharded", 2),
         ("pmap", 2),
     ]
-    alone, *spread = rows
-    assert alone["all-reduced KiB"] == 0 and alone["efficiency"] == 1
-    for row in spread:
+    single, *several = rows
+    assert single["all-reduced KiB"] == 0 and single["efficiency"] == 1
+    for row in several:
         assert row["parameters KiB"] <= row["all-reduced KiB"] < 1.1 * row["parameters KiB"]
         assert row["step ms"] > 0 and row["all-reduces"] > 0
