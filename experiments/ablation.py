@@ -62,7 +62,7 @@ class Config:
 class Ablation(Protocol):
     """Interface of the modules in `experiments/ablations/`."""
 
-    #: Variant that the others are compared with.
+    #: Variant to compare with.
     REFERENCE: str
     #: Names of the variants that `--variants` chooses from.
     VARIANTS: tuple[str, ...]
@@ -94,7 +94,7 @@ def summary(table: pd.DataFrame, reference: str) -> pd.DataFrame:
 
     Args:
         table: one row per variant and fold.
-        reference: variant that the others are compared with.
+        reference: variant to compare with.
 
     Returns:
         One row per variant, as text: number of folds, means, and the number of folds on which the

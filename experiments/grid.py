@@ -3,7 +3,7 @@
     python -m experiments.grid --grid presets --data bbbc021_cells=DIR --out runs/presets
 
 Every run is one `perturbjax train` (or `classify`) and one `perturbjax evaluate`. Finished runs are
-kept, so that a grid can be computed in parts (`--folds 0`, `--recipes linear`) and continued after
+skipped, so that a grid can be computed in parts (`--folds 0`, `--recipes linear`) and continued after
 an interruption. `scores.csv` has one row per run; `scores.md`, and with `--page` a documentation
 page, has the means. The grids are in `experiments/grids/`, each with its cost and result.
 """
@@ -96,7 +96,7 @@ class Config:
     flags: str = ""
     """Additional flags of `perturbjax train` in one string."""
     page: Path | None = None
-    """Markdown page whose table is rewritten after every run."""
+    """Markdown page; its table is rewritten after every run."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -212,7 +212,7 @@ def summary(table: pd.DataFrame, recipes: tuple[str, ...] = ()) -> pd.DataFrame:
 
     Args:
         table: from `gather`.
-        recipes: their order; others follow by name.
+        recipes: their order; further ones follow by name.
 
     Returns:
         One row per dataset, split and recipe, baselines first. `lead` and `min_lead`: mean and
@@ -305,7 +305,7 @@ def _split_page(page: Path) -> tuple[str, str]:
     match = re.fullmatch(rf"(.*){MARKS[0]}.*{MARKS[1]}(.*)", text, re.DOTALL)
     if match is None:
         raise InputError(
-            f"--page {page}: has no lines {MARKS[0]} and {MARKS[1]}; add them where the table goes"
+            f"--page {page}: has no lines {MARKS[0]} and {MARKS[1]}; add them at the place of the table"
         )
     return match[1], match[2]
 

@@ -30,7 +30,7 @@ def check_names(flag: str, names: Sequence[str], available: Iterable[str]) -> No
 
 
 def command(module: str, *words: object) -> None:
-    """Run a public command, showing its progress; exit with its status if it fails."""
+    """Run a public command, with its progress; exit with its status if it fails."""
     line = [sys.executable, "-m", module, *map(str, words)]
     console.print("$ " + " ".join(line[2:]))
     process = subprocess.Popen(line)
@@ -45,7 +45,7 @@ def command(module: str, *words: object) -> None:
 
 
 def train_and_evaluate(run: Path, *flags: object) -> None:
-    """Run `perturbjax train` and `evaluate`; a finished run is kept.
+    """Run `perturbjax train` and `evaluate`; a finished run is skipped.
 
     A finished run with other flags is an error of `train`.
     """

@@ -1,11 +1,11 @@
-"""Build datasets of simulated plates whose compounds differ in one aspect only.
+"""Build datasets of simulated plates with compounds that differ in one aspect.
 
     python -m experiments.simulated_plates --out runs/simulated
 
 Writes one dataset per aspect, of fields and of single cells (sites of 40 pixels with one or two
 cells), and prints the value of `--data` for `python -m experiments.grid --grid presets`.
 
-Folders that exist are kept. Scores on these datasets: docs/presets.md.
+Existing folders are skipped. Scores on these datasets: docs/presets.md.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Ablations of `experiments.ablation`: variants, the command, its cost and its result."""
+"""Ablations of `experiments.ablation`: variants, command, cost and result."""

@@ -1,4 +1,4 @@
-"""Variants of preset `linear`: features, what they are relative to, and the scale of components.
+"""Variants of preset `linear`: features, plate normalization, and the scale of components.
 
     python -m experiments.ablation --ablation linear --data DIR --out runs/linear
 
@@ -114,7 +114,7 @@ def _evaluate(options: Config, names: list[str]) -> Iterator[dict[str, object]]:
 
 
 def _steps(config: Preparation, *, varied: bool) -> list[tuple[str, BaseEstimator]]:
-    """Select the steps of a preparation that differ between variants, or the others."""
+    """Select the steps of a preparation that differ between variants, or the common ones."""
     return [
         (name, step) for name, step in preparation(config).steps if (name in VARIED_STEPS) == varied
     ]

@@ -214,7 +214,7 @@ def compile_one(name: str, target: str, mesh: Any, hlo_folder: str = "") -> Row:
 
 
 def _list_unestimated(cost: hlo.Cost) -> str:
-    """List the heavy operations without estimate, and the number of others."""
+    """List the heavy operations without estimate, and the number of all remaining ones."""
     counts = cost.unestimated
     heavy = {kind: n for kind, n in sorted(counts.items()) if re.search(HEAVY, kind)}
     others = sum(

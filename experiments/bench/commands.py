@@ -28,7 +28,7 @@ def run_measured(words: Sequence[object], log: Path) -> dict[str, Any]:
     Returns:
         `s`: seconds. `processor s`: CPU seconds of all processes. Peaks of resident memory,
         including mapped files: `main MB` of the first process, `worker MB` of the largest other
-        process (0 without any), `all MB` of the sum. `own MB`: peak of the first process without
+        process (0 if there is none), `all MB` of the sum. `private MB`: peak of the first process without
         mapped files (0 where the system does not report it). `log`: the messages.
     """
     start = time.perf_counter()
@@ -36,7 +36,7 @@ def run_measured(words: Sequence[object], log: Path) -> dict[str, Any]:
         process = subprocess.Popen(
             [sys.executable, "-m", "perturbjax", *map(str, words)], stderr=file, stdout=file
         )
-    names = ("main MB", "worker MB", "all MB", "own MB")
+    names = ("main MB", "worker MB", "all MB", "private MB")
     ended, peaks = threading.Event(), dict.fromkeys(names, 0)
     sampler = threading.Thread(target=_sample, args=(process.pid, ended, peaks))
     sampler.start()
@@ -68,7 +68,7 @@ def _sample(pid: int, ended: threading.Event, peaks: dict[str, int]) -> None:
             "main MB": sizes[0],
             "worker MB": max(sizes[1:], default=0),
             "all MB": sum(sizes),
-            "own MB": _anonymous_mb(pid),
+            "private MB": _anonymous_mb(pid),
         }
         peaks.update({name: max(size, peaks[name]) for name, size in now.items()})
 

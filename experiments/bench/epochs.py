@@ -6,7 +6,7 @@ One epoch of `perturbjax train` in a separate process, on the plate that benchma
 crops of 128 pixels from fields of 1080 pixels with three channels, `attention`, batches of 64, one
 evaluation. `train s` is the duration of the epoch, `command s` that of the command, including
 start, compilation, loading of a resident dataset and the checkpoint. `main MB` is the peak of the
-process on the CPU; `own MB` excludes mapped shards, which belong to the page cache.
+process on the CPU; `private MB` excludes mapped shards, which belong to the page cache.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def run(quick: bool, folder: Path | None = None) -> Iterator[list[Row]]:
         words += ["--batch-size", 64, "--crop", 32 if quick else 128]
         result = run_measured(words, folder / "train.log")
         row = {
-            "feed": feed,
+            "pipeline": feed,
             "sites": len(open_dataset(data)),
             "train s": stage_seconds(result["log"], "Training"),
             "command s": result["s"],
-            **{name: result[name] for name in ("processor s", "main MB", "own MB")},
+            **{name: result[name] for name in ("processor s", "main MB", "private MB")},
         }
         rows = [*rows, row]
         console.print(", ".join(f"{name} {value}" for name, value in row.items()))

@@ -93,7 +93,7 @@ def _compose(
 
 
 def as_ome_zarr(plates: Path, plate: str, out: Path) -> Path:
-    """Convert a plate to OME-Zarr 0.5 with one Zstd chunk per channel; an existing store is kept."""
+    """Convert a plate to OME-Zarr 0.5 with one Zstd chunk per channel."""
     import zarr
 
     if out.is_dir():

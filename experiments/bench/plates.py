@@ -102,7 +102,7 @@ def dataset_path(folder: Path, data: str) -> Path:
 def build_case(folder: Path, case: Case, sizes: tuple[int, int, int]) -> Row:
     """Build one case and return its row.
 
-    The first dataset of a plate or part is kept; later ones must be equal.
+    The first dataset of a plate or part stays on disk; later ones must be equal.
     """
     source, out = make_plates(folder, case.data, sizes), folder / "out"
     for leftover in (out, folder / ".out.building"):

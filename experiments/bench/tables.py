@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-#: Packages whose version affects the measurements.
+#: Packages that affect the measurements; their versions are reported.
 PACKAGES = (
     "perturbjax",
     "jax",

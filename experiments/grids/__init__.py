@@ -1,1 +1,1 @@
-"""Configurations of `experiments.grid`: what is compared, the command, its cost and its result."""
+"""Configurations of `experiments.grid`: recipes, command, cost and result."""

@@ -1,8 +1,8 @@
-"""Mechanism of action of BBBC021 cells on held-out plates, with networks trained from scratch.
+"""Mechanism of action of BBBC021 cells on new plates, with networks trained from scratch.
 
 Data: 1,996 MCF-7 cells (68 x 68 pixels; DNA, actin, tubulin) of 55 plates, 39 compounds and 13
 mechanisms, a subset of BBBC021 (Caie et al. 2010, Ljosa et al. 2012). Recipe `paper` needs the
-dataset of the median of the channels, the others the dataset with separate channels:
+dataset of the median of the channels, all other recipes the dataset with separate channels:
 
     perturbjax build --load-data DIR/load_data.csv --images DIR --out cells --aggregate none \
         --segment-channels DNA --diameter 45 --label-column Metadata_moa

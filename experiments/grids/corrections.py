@@ -1,4 +1,4 @@
-"""What each correction of the original recipe changes, and whether the mask carries signal.
+"""Effect of each correction of the original recipe, and of the mask.
 
     python -m experiments.grid --grid corrections --data bbbc021_median=DIR --out runs/corrections
 

@@ -4,7 +4,7 @@
         --recipes linear pretrained --seeds 0 1 2 --out runs/presets --page docs/presets.md
 
 Cost: 6 to 7 minutes per fold and seed for `pretrained` on 1,571 cells (two cores), seconds for
-`linear`. Result on held-out plates of BBBC021 (balanced accuracy, mean of 5 folds and 3 seeds):
+`linear`. Result on test plates of BBBC021 (balanced accuracy, mean of 5 folds and 3 seeds):
 linear 0.652, pretrained 0.699. All results: docs/presets.md.
 """
 

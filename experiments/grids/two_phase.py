@@ -1,4 +1,4 @@
-"""Whether ImageNet weights help with cells: from scratch, frozen, and fine-tuned in two phases.
+"""Effect of ImageNet weights on cells: from scratch, frozen, and fine-tuned in two phases.
 
     python -m experiments.grid --grid two_phase --data bbbc021_cells=DIR --out runs/two_phase
 

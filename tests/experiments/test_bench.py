@@ -90,7 +90,7 @@ def test_run_one_saves_rows_after_every_step(benchmarks, tmp_path, monkeypatch):
 
 def test_main_updates_only_measured_tables(benchmarks, tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
-    before = "# Speed\n<!-- bench fast -->\nold\n<!-- end bench -->\nkept\n"
+    before = "# Speed\n<!-- bench fast -->\nold\n<!-- end bench -->\nend of page\n"
     before += "<!-- bench device -->\n| GPU |\n<!-- end bench -->\n"
     readme.write_text(before)
     monkeypatch.setattr(runner, "others_busy", lambda: 0.0)
