@@ -1,4 +1,4 @@
-"""Match the mechanisms of BBBC021: the nearest treatment of another compound, on published profiles.
+"""Match the mechanisms of BBBC021 treatments by nearest neighbors, on published profiles.
 
     python -m experiments.bbbc021_mechanisms --data DIR/bbbc021_profiles --out runs/mechanisms
     python -m experiments.bbbc021_mechanisms --features cells.parquet --out runs/mechanisms_cells

@@ -3,8 +3,8 @@
     python -m experiments.grid --grid presets --data bbbc021_cells=DIR --out runs/presets
 
 Every run is one `perturbjax train` (or `classify`) and one `perturbjax evaluate`. Finished runs are
-skipped, so that a grid can be computed in parts (`--folds 0`, `--recipes linear`) and continued after
-an interruption. `scores.csv` has one row per run; `scores.md`, and with `--page` a documentation
+skipped, so that a grid can be computed in parts (`--folds 0`, `--recipes linear`) and continued
+after an interruption. `scores.csv` has one row per run; `scores.md`, and with `--page` a documentation
 page, has the means. The grids are in `experiments/grids/`, each with its cost and result.
 """
 
@@ -305,7 +305,7 @@ def _split_page(page: Path) -> tuple[str, str]:
     match = re.fullmatch(rf"(.*){MARKS[0]}.*{MARKS[1]}(.*)", text, re.DOTALL)
     if match is None:
         raise InputError(
-            f"--page {page}: has no lines {MARKS[0]} and {MARKS[1]}; add them at the place of the table"
+            f"--page {page}: has no lines {MARKS[0]} and {MARKS[1]}; add them around the table"
         )
     return match[1], match[2]
 

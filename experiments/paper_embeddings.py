@@ -96,7 +96,7 @@ def main(options: Config) -> None:
 
 
 def run_backbone(options: Config, backbone: str, weights: str, label: str) -> pd.DataFrame:
-    """Extract, classify and embed with one backbone; return its accuracies and the reported ones."""
+    """Extract, classify and embed with one backbone; return its and the reported accuracies."""
     features = options.out / f"{backbone}.parquet"
     if not features.exists():
         extract(

@@ -183,7 +183,7 @@ def evaluate_branch(
     train: Int[np.ndarray, " a"],
     test: Int[np.ndarray, " b"],
 ) -> Iterator[dict[str, object]]:
-    """Train the whole preset on one inner fold; score the ensemble at every weight of the branch."""
+    """Train the preset on one inner fold; score the ensemble at every weight of the branch."""
     rows = dataset.index.iloc[np.concatenate([train, test])]
     manifest = {
         "site_id": rows["site_id"],

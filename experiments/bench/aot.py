@@ -1,4 +1,4 @@
-"""Compile programs ahead of time for TPUs and the H100, without these devices, and count their costs.
+"""Compile programs for TPUs and the H100 without these devices, and count their costs.
 
     make aot         # set up .venv-aot, compile everything, write the table of docs/performance.md
     python -m experiments.bench.aot [--targets h100,v5e] [--programs step] [--devices 1,4]

@@ -28,8 +28,8 @@ def run_measured(words: Sequence[object], log: Path) -> dict[str, Any]:
     Returns:
         `s`: seconds. `processor s`: CPU seconds of all processes. Peaks of resident memory,
         including mapped files: `main MB` of the first process, `worker MB` of the largest other
-        process (0 if there is none), `all MB` of the sum. `private MB`: peak of the first process without
-        mapped files (0 where the system does not report it). `log`: the messages.
+        process (0 if there is none), `all MB` of the sum. `private MB`: peak of the first process
+        without mapped files (0 where the system does not report it). `log`: the messages.
     """
     start = time.perf_counter()
     with open(log, "w") as file:

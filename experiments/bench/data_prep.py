@@ -1,6 +1,6 @@
 """Speed of `perturbjax build` on real images, by segmentation engine and number of workers.
 
-    python -m experiments.bench.data_prep [--quick]
+    python -m experiments.bench --only data_prep --out runs/bench [--quick]
 
 Each row is one run of the command in a separate process, on small sites (68 x 68 pixels, three
 channels, from bbbc021_cells) or on large ones (1080 x 1080, three channels, copies of one JUMP
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.bench.commands import run_measured, stage_seconds
-from experiments.bench.tables import CannotRun, markdown
+from experiments.bench.tables import CannotRun
 from perturbjax.core.messages import console
 
 #: (data, engine) -> number of sites in the full and in the quick benchmark.
@@ -102,11 +101,3 @@ def _build(
         "processor s": result["processor s"],
         "peak MB": max(result["main MB"], result["worker MB"]),
     }
-
-
-def main() -> None:
-    print(markdown(run(quick="--quick" in sys.argv[1:])))
-
-
-if __name__ == "__main__":
-    main()

@@ -12,13 +12,12 @@ process on the CPU; `private MB` excludes mapped shards, which belong to the pag
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.bench.commands import run_measured, stage_seconds
 from experiments.bench.plates import dataset_path, work_folder
-from experiments.bench.tables import CannotRun, Row, markdown
+from experiments.bench.tables import CannotRun, Row
 from perturbjax.core.messages import console
 from perturbjax.dataset import open_dataset
 
@@ -51,12 +50,3 @@ def run(quick: bool, folder: Path | None = None) -> Iterator[list[Row]]:
         console.print(", ".join(f"{name} {value}" for name, value in row.items()))
         yield rows
     shutil.rmtree(out)
-
-
-def main() -> None:
-    *_, rows = run(quick="--quick" in sys.argv[1:])
-    print(markdown(rows))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Speed of feature extraction with ResNet-50 and EfficientNet-B0, compared with PyTorch.
 
-    python -m experiments.bench.features
+    python -m experiments.bench --only features --out runs/bench [--quick]
 
 Forward pass to the pooled features: 224 x 224 pixels, batches of 32, random weights, float32 and
 bfloat16. PyTorch runs the ResNet of transformers and efficientnet_pytorch with `inference_mode`, in
@@ -25,11 +25,6 @@ from perturbjax.models import BACKBONES, Mode
 
 SIZE, BATCH = 224, 32
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-def main() -> None:
-    for row in run(quick=False):
-        print(" | ".join(str(round(v, 2) if isinstance(v, float) else v) for v in row.values()))
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
@@ -118,7 +113,3 @@ def _pytorch(backbone: str, precision: str, x: np.ndarray) -> dict[str, Callable
         "PyTorch": way(torch.contiguous_format),
         "PyTorch, channels_last": way(torch.channels_last),
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Speed of the batch pipelines, from disk or memory to an augmented batch on the device.
 
-    python -m experiments.bench.feed [--quick]
+    python -m experiments.bench --only feed --out runs/bench [--quick]
 
 Sites of 128, 270 and 1080 pixels (8 bit, one channel, instance masks) become batches of 128 crops
 of 128 pixels by flips, rotation and a random resized crop. Variants: the resident pipeline, the
@@ -16,7 +16,6 @@ import functools
 import itertools
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,6 @@ import psutil
 from PIL import Image
 from scipy import ndimage
 
-from experiments.bench.tables import markdown
 from perturbjax.core.config import AugmentConfig, InputConfig
 from perturbjax.data.augmentation import RawBatch, prepare
 from perturbjax.data.batches import (
@@ -219,7 +217,3 @@ def _pil_loader(folder: Path, n: int) -> Any:
         persistent_workers=True,
         multiprocessing_context="spawn",  # JAX starts threads, so forking is not safe
     )
-
-
-if __name__ == "__main__":
-    print(markdown(run("--quick" in sys.argv[1:])))

@@ -96,7 +96,7 @@ class Size:
 QUICK = Size(epochs=20)
 #: Library -> code that fails if the library cannot use the GPU.
 GPU_CHECKS = {
-    "jax": "import jax; assert jax.default_backend() == 'gpu', 'its backend is ' + jax.default_backend()",
+    "jax": "import jax; assert jax.default_backend() == 'gpu', jax.default_backend()",
     "torch": "import torch; torch.zeros(1, device='cuda')",
 }
 
@@ -172,7 +172,7 @@ def run(quick: bool) -> Iterator[list[Row]]:
     gpus = _accelerators()
     if not gpus:
         raise CannotRun(
-            "needs an NVIDIA GPU (H100 or H200); run `python -m experiments.bench --only gpu` on one"
+            "needs an NVIDIA GPU; run `python -m experiments.bench --only gpu` on an H100 or H200"
         )
     for library in ("jax", "torch"):
         require_card(library)

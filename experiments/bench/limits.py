@@ -10,7 +10,6 @@ decompresses them, and writes the same number of bytes to disk. `MB/s` counts un
 from __future__ import annotations
 
 import os
-import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import numpy as np
 import tifffile
 
 from experiments.bench.plates import SIZES, make_plates, work_folder
-from experiments.bench.tables import Row, markdown
+from experiments.bench.tables import Row
 
 #: Number of files to read.
 FILES = 300
@@ -75,11 +74,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         os.fsync(file.fileno())
     path.unlink()
-
-
-def main() -> None:
-    print(markdown(run(quick="--quick" in sys.argv[1:])))
-
-
-if __name__ == "__main__":
-    main()

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ import pandas as pd
 from experiments.bench import mosaic
 from experiments.bench.commands import run_measured, stage_seconds
 from experiments.bench.sources import BUCKET, serve_s3
-from experiments.bench.tables import Row, markdown
+from experiments.bench.tables import Row
 from perturbjax.core.files import make_folder, read_json, write_json
 from perturbjax.core.messages import console
 from perturbjax.dataset import open_dataset
@@ -159,12 +158,3 @@ def megabytes(folders: list[Path]) -> float:
     """Return the size of all files in MB."""
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     return round(sum(path.stat().st_size for path in files) / 1e6, 1)
-
-
-def main() -> None:
-    *_, rows = run(quick="--quick" in sys.argv[1:])
-    print(markdown(rows))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Speed of reading the pixels of a site, by file format and location.
 
-    python -m experiments.bench.sources [--quick]
+    python -m experiments.bench --only sources --out runs/bench [--quick]
 
 A site is one real JUMP field (1080 x 1080 pixels, five channels). Each variant reads copies of it
 one after the other in one process, like a worker of `perturbjax build`. S3 is a moto server in a
@@ -29,7 +29,7 @@ import tifffile
 
 from data_prep.sources import Plane, probe_planes, read_planes
 from data_prep.sources.zarrs import JUMP_LITE_CHANNELS
-from experiments.bench.tables import CannotRun, markdown
+from experiments.bench.tables import CannotRun
 from perturbjax.core.messages import console
 
 #: Channel -> number in the file name.
@@ -220,11 +220,3 @@ def serve_s3() -> Iterator[Callable[[Path], str]]:
     finally:
         process.kill()
         process.wait()
-
-
-def main() -> None:
-    print(markdown(run(quick="--quick" in sys.argv[1:])))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Speed of a step of the attention network on CPU, compared with PyTorch.
 
-    python -m experiments.bench.step [--quick]
+    python -m experiments.bench --only step --out runs/bench [--quick]
 
 Training steps (forward, backward, Adam) and evaluation steps with batches of 128 sites (mask and
 one channel) of 128 and 64 pixels. The same network runs in PyTorch (float32, bfloat16 autocast,
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +33,7 @@ import torch
 from flax import nnx
 from torch.nn import functional
 
-from experiments.bench.tables import CannotRun, markdown
+from experiments.bench.tables import CannotRun
 from perturbjax import models
 from perturbjax.core.memory import keep_freed_memory
 from perturbjax.models.layers import leaky_relu
@@ -228,7 +227,3 @@ def _torch_way(side: int, batch: int, *, half: bool, last: bool) -> Way:
             logits()
 
     return step, evaluate, None
-
-
-if __name__ == "__main__":
-    print(markdown(run("--quick" in sys.argv[1:])))

@@ -53,7 +53,8 @@ def test_config_names_the_wrong_flag(tmp_path: Path, changes: dict, message: str
 
 @pytest.mark.parametrize("name", ["linear", "head", "members", "limits"])
 def test_main_lists_variants_if_one_does_not_exist(tmp_path: Path, name: str) -> None:
-    options = Config(name, tmp_path / "out", tmp_path, runs=("run",), variants=("no such",))  # type: ignore[arg-type]
+    settings = {"ablation": name, "data": tmp_path, "runs": ("run",), "variants": ("no such",)}
+    options = Config(out=tmp_path / "out", **settings)
     with pytest.raises(InputError, match="--variants no such: unknown; choose among"):
         main(options)
     assert load_ablation(name).REFERENCE and not (tmp_path / "out").exists()
