@@ -5,7 +5,7 @@
 The training plates of every outer fold are split into three inner folds. Each variant is fitted on
 two of them and evaluated on the third. Test plates of the outer folds are not used.
 
-Cost: minutes per fold; features are extracted once per image size and number of views. Result: the
+Cost: not recorded; features are extracted once per image size and number of views. Result: the
 settings of `reference` were chosen on these folds. Their score on the outer folds of BBBC021 is
 0.723 (accuracy) and 0.652 (balanced accuracy); docs/presets.md.
 """
