@@ -8,7 +8,6 @@ each, and on a cluster all engines do."""
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -141,8 +140,6 @@ def segment_sites(pool: TaskPool, sites: list[Site], settings: Settings) -> None
         InputError: an image cannot be read, or every site failed.
     """
     results = _segment(pool, sites, settings)
-    # The first result is awaited before the progress display starts: it includes compilation.
-    results = itertools.chain(list(itertools.islice(results, 1)), results)
     done = list(track(results, total=len(sites), label="Segmenting", unit="sites"))
     failures = [each for each in done if each.failure]
     if failures and len(failures) == len(sites):
@@ -186,6 +183,8 @@ def _segment_here(
     from data_prep import site_tasks
 
     start = time.monotonic()
+    # Without the time that the estimation of diameters took before.
+    before_start = dict(engine.network.seconds)
     waited = {"reading": 0.0, "writing": 0.0}
     queued: deque[tuple[Site, str]] = deque()
     reused: list[Site] = []
@@ -219,7 +218,8 @@ def _segment_here(
             raise InputError(f"{prefix}{error}") from error
         yield from (future.result() for future in writing)
     yield from (site_tasks.SegmentedSite(site.where, None) for site in reused)
-    _report_times({**engine.network.seconds, **waited}, time.monotonic() - start)
+    working = {part: s - before_start[part] for part, s in engine.network.seconds.items()}
+    _report_times({**working, **waited}, time.monotonic() - start)
 
 
 def _report_times(seconds: dict[str, float], total: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,8 @@ def invalid_values(hint: Any) -> list[Any]:
         return invalid_values(next(part for part in parts if part is not type(None)))
     if hint is bool or typing.get_origin(hint) is typing.Literal:
         return []
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and Path not in parts:
+        return [value for part in parts for value in invalid_values(part)]
     if typing.get_origin(hint) is tuple:
         return [(value, value) for value in invalid_values(parts[0])]
     if hint is int:

@@ -117,6 +117,6 @@ def test_preview_lists_a_well_out_of_focus(plate, tmp_path):
     wells = well_table(open_dataset(tmp_path / "dataset"))
     far = outliers(wells)
     assert ("SIM001", "B02", "DNA focus") in set(
-        far[["Metadata_Plate", "Metadata_Well", "what"]].itertuples(False, None)
+        far[["Metadata_Plate", "Metadata_Well", "measure"]].itertuples(False, None)
     )
     assert "DNA focus" in page

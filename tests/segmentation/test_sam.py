@@ -125,7 +125,7 @@ def test_segmenter_runs_cpsam_on_any_size_and_channels(path):
     )
     random = np.random.default_rng(0)
     for shape in ((5, 40), (100, 70, 2)):
-        image = random.integers(0, 60000, shape).astype(np.uint16)
+        image = random.integers(0, 600, shape).astype(np.uint16)
         image[:, :10] = 60000
         (result,) = segmenter.masks([image])
         assert result.labels.shape == shape[:2] and result.present
