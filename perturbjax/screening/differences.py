@@ -81,7 +81,7 @@ def difference_table(
     Returns:
         One row per feature, largest absolute effect first: `feature`, `compartment`, `channel`,
         `kind`, `effect` (robust standard deviations), `ratio` (treated over control mean; NaN
-        where a mean is not positive), `p` and `q`.
+        unless all values are positive), `p` and `q`.
 
     Raises:
         InputError: the treatment has no well on a plate with controls.
@@ -99,9 +99,9 @@ def difference_table(
     spread = feature_spread(wells) if spread is None else spread
     with np.errstate(invalid="ignore", divide="ignore"):
         size = np.where(spread > 0, effect / spread, 0.0)
-        ratio = np.where(
-            (treated_mean > 0) & (control_mean > 0), treated_mean / control_mean, np.nan
-        )
+        # Normalized features have values around 0, for which a ratio is meaningless.
+        positive = np.nanmin(wells.values, axis=0) > 0
+        ratio = np.where(positive, treated_mean / control_mean, np.nan)
     table = pd.DataFrame(
         [feature_group(name) for name in wells.features],
         columns=["compartment", "channel", "kind"],
