@@ -24,6 +24,7 @@ from data_prep.shared_files import check_shared_files
 from data_prep.sources import Plane, Project, stores, zarrs
 from data_prep.sources.files import names_of_folder
 from data_prep.sources.finder import FileFinder
+from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest
 from perturbjax.core.messages import console
@@ -109,7 +110,7 @@ def read_sites(
             with different folders resolve to one file.
     """
     images = str(images)
-    source = images if load_data is None else Path(load_data)
+    source = redacted(images) if load_data is None else Path(load_data)
     table = stores.store_table(images) if load_data is None else read_table(load_data)
     if names_files := _names_files(table, images, load_data):
         file_locations(table, source)  # report missing columns of files before anything else
@@ -156,7 +157,8 @@ def _names_files(table: pd.DataFrame, images: str, load_data: Path | None) -> bo
     if any(re.match("(FileName|URL)_", column) for column in table.columns):
         return True
     plates = table[PLATE] if PLATE in table.columns else []
-    return not {f"{plate}.zarr" for plate in plates} & set(names_of_folder(images))
+    names = {f"{plate}{suffix}" for plate in plates for suffix in stores.SUFFIXES}
+    return not names & set(names_of_folder(images))
 
 
 def _resolve_files(
@@ -189,7 +191,8 @@ def _resolve_stores(
     available = tuple(named or zarrs.channel_names(files[0], str(source)))
     if not available:
         raise InputError(
-            f"{files[0]}: has no channel names; add columns Channel_Orig<CHANNEL> with channel "
+            f"{redacted(files[0])}: has no channel names; add columns Channel_Orig<CHANNEL> with "
+            "channel "
             "numbers to the table of --load-data"
         )
     return available, lambda channel: files

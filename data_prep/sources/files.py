@@ -48,7 +48,8 @@ def read_file(file: str, where: str, most: int = LARGEST_FILE) -> bytes:
         content = _read(stream, most + 1, file, where)
     if len(content) > most:
         raise InputError(
-            f"{where}: {file} has more than {most} bytes, too many for one plane; crop or tile it"
+            f"{where}: {remote.redacted(file)} has more than {most} bytes, too many for one "
+            "plane; crop or tile it"
         )
     return content
 

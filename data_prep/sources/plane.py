@@ -12,6 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Integer, UInt
 
+from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.dataset import LARGEST_SITE
@@ -45,7 +46,7 @@ class Plane:
     def __str__(self) -> str:
         parts = {"series": self.series, "frame": self.frame}
         text = "".join(f", {name} {value}" for name, value in parts.items() if value is not None)
-        return f"{self.file}{text}"
+        return f"{redacted(self.file)}{text}"
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,15 @@ import pandas as pd
 
 from data_prep.sources import zarrs
 from data_prep.sources.files import names_of_folder
+from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
 from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well
 
 #: Columns whose values form the name of a JUMP-Lite array.
 SOURCE, BATCH = "Metadata_Source", "Metadata_Batch"
 KEY = (SOURCE, BATCH, PLATE, WELL, SITE)
+#: Suffixes after the name of a plate.
+SUFFIXES = (zarrs.SUFFIX, f".ome{zarrs.SUFFIX}")
 #: Column with the path of the image of a site in the store.
 IMAGE = "image"
 
@@ -43,7 +46,8 @@ def store_table(images: str) -> pd.DataFrame:
     stores = sorted(name for name in names_of_folder(images) if name.endswith(zarrs.SUFFIX))
     if not stores:
         raise InputError(
-            f"--images {images}: contains no Zarr store (NAME.zarr); pass --load-data with file "
+            f"--images {redacted(images)}: contains no Zarr store (NAME.zarr); pass --load-data "
+            "with file "
             "names"
         )
     rows = [row for name in stores for row in _list_sites(f"{images.rstrip('/')}/{name}")]
@@ -77,15 +81,21 @@ class StoreFinder:
 
     def _plate(self, name: str, where: str) -> dict[tuple[str, str], str]:
         if name not in self._plates:
-            store = self.images if is_store(self.images) else f"{self.images}/{name}{zarrs.SUFFIX}"
-            rows = _list_sites(store)
+            store = self.images if is_store(self.images) else self._store_in_folder(name)
+            # NGFF allows plates that list wells without images; a table need not use them.
+            rows = _list_sites(store, all_wells=False)
             if rows and rows[0][PLATE] != name and is_store(self.images):
                 raise InputError(
-                    f"{where}: plate {name} is not in {store}, which contains plate "
+                    f"{where}: plate {name} is not in {redacted(store)}, which contains plate "
                     f"{rows[0][PLATE]}"
                 )
             self._plates[name] = {(row[WELL], row[SITE]): row[IMAGE] for row in rows}
         return self._plates[name]
+
+    def _store_in_folder(self, plate: str) -> str:
+        names = [f"{plate}{suffix}" for suffix in SUFFIXES]
+        present = [name for name in names[1:] if name in names_of_folder(self.images)]
+        return f"{self.images}/{(present or names)[0]}"
 
     def _is_jump_lite(self) -> bool:
         if not hasattr(self, "_lite"):
@@ -96,7 +106,8 @@ class StoreFinder:
         for column in (SOURCE, BATCH):
             if not row.get(column):
                 raise InputError(
-                    f"{where}: {column} is missing; it is part of the array names of {self.images}"
+                    f"{where}: {column} is missing; it is part of the array names of "
+                    f"{redacted(self.images)}"
                 )
         return f"{self.images}/{'__'.join(row[column] for column in KEY)}"
 
@@ -104,21 +115,22 @@ class StoreFinder:
 def _plate_of(store: str) -> dict[str, Any] | None:
     """Return the plate metadata of a store; None if it is not an OME-Zarr plate."""
     try:
-        metadata = zarrs.attributes(store, f"--images {store}")
+        metadata = zarrs.attributes(store, f"--images {redacted(store)}")
     except InputError as error:
-        if isinstance(
-            error.__cause__, FileNotFoundError
-        ):  # JUMP-Lite stores may have no root group
+        if isinstance(error.__cause__, FileNotFoundError):  # JUMP-Lite stores may have no root
             return None
         raise
     return metadata.get("plate")
 
 
-def _list_sites(store: str) -> list[dict[str, str]]:
+def _list_sites(store: str, all_wells: bool = True) -> list[dict[str, str]]:
+    """List the sites of a store; with `all_wells`, wells without images are an error."""
     plate = _plate_of(store)
-    rows = _jump_lite_sites(store) if plate is None else _plate_sites(store, plate)
+    rows = _jump_lite_sites(store) if plate is None else _plate_sites(store, plate, all_wells)
     if not rows:
-        raise InputError(f"--images {store}: is neither an OME-Zarr plate nor a JUMP-Lite store")
+        raise InputError(
+            f"--images {redacted(store)}: is neither an OME-Zarr plate nor a JUMP-Lite store"
+        )
     return rows
 
 
@@ -131,34 +143,42 @@ def _jump_lite_sites(store: str) -> list[dict[str, str]]:
     ]
 
 
-def _plate_sites(store: str, plate: dict[str, Any]) -> list[dict[str, str]]:
-    name = plate.get("name") or store.rpartition("/")[2].removesuffix(zarrs.SUFFIX)
+def _plate_sites(store: str, plate: dict[str, Any], all_wells: bool) -> list[dict[str, str]]:
+    name = plate.get("name") or store.rpartition("/")[2]
+    for suffix in SUFFIXES[::-1]:
+        name = str(name).removesuffix(suffix)
     rows = []
     try:
         for well in plate["wells"]:
             path = _require_inside(well["path"], store)
-            position = {PLATE: str(name), WELL: normalize_well(path.replace("/", ""))}
-            for site, image in _images_of(store, path):
+            position = {PLATE: name, WELL: normalize_well(path.replace("/", ""))}
+            for site, image in _images_of(store, path, all_wells):
                 rows.append({**position, SITE: site, IMAGE: f"{store}/{path}/{image}"})
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"--images {store}: its plate metadata are damaged ({error!r})") from error
+        raise InputError(
+            f"--images {redacted(store)}: its plate metadata are damaged ({error!r})"
+        ) from error
     return rows
 
 
-def _images_of(store: str, well: str) -> list[tuple[str, str]]:
+def _images_of(store: str, well: str, must_exist: bool) -> list[tuple[str, str]]:
     """Return (site, path) of the images of a well.
 
     If paths count from 0, sites count from 1; otherwise the path is the name of the site.
     """
     try:
-        images = zarrs.attributes(f"{store}/{well}", f"--images {store}")["well"]["images"]
+        metadata = zarrs.attributes(f"{store}/{well}", f"--images {redacted(store)}")
     except InputError as error:
+        if not must_exist and isinstance(error.__cause__, FileNotFoundError):
+            return []
         raise InputError(
             f"{error}: the plate metadata list well {well}; the store is incomplete"
         ) from error
+    images = metadata["well"]["images"]
     if len({image.get("acquisition") for image in images}) > 1:
         raise InputError(
-            f"--images {store}: well {well} has several acquisitions; export one acquisition"
+            f"--images {redacted(store)}: well {well} has several acquisitions; export one "
+            "acquisition"
         )
     paths = [_require_inside(image["path"], store) for image in images]
     counted = sorted(paths) == sorted(map(str, range(len(paths))))
@@ -168,5 +188,7 @@ def _images_of(store: str, well: str) -> list[tuple[str, str]]:
 def _require_inside(path: Any, store: str) -> str:
     parts = str(path).split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise InputError(f"--images {store}: path {path!r} in its metadata leads outside the store")
+        raise InputError(
+            f"--images {redacted(store)}: path {path!r} in its metadata leads outside the store"
+        )
     return str(path)

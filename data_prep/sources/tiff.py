@@ -31,6 +31,7 @@ from data_prep.sources.plane import (
     select_sample,
     stored_type,
 )
+from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
 
 #: Microscope and image formats without a reader here, by the suffix of the file.
@@ -122,9 +123,10 @@ def _open(file: str, where: str, header: bool = False) -> Iterator[Any]:
     """Open a TIFF; any error within the block becomes one line."""
     import tifffile
 
+    label = redacted(file)
     if name := FOREIGN.get(PurePosixPath(file).suffix.lower()):
         raise InputError(
-            f"{where}: {file} is {name}, which is not supported; convert it to OME-Zarr with "
+            f"{where}: {label} is {name}, which is not supported; convert it to OME-Zarr with "
             "bioformats2raw, or export TIFF or OME-TIFF"
         )
     with open_file(file, where, header) as stream:
@@ -137,7 +139,7 @@ def _open(file: str, where: str, header: bool = False) -> Iterator[Any]:
             raise
         except Exception as error:  # tifffile and its codecs raise many types
             raise InputError(
-                f"{where}: {file} is not a readable TIFF, or is truncated ({error})"
+                f"{where}: {label} is not a readable TIFF, or is truncated ({error})"
             ) from error
 
 

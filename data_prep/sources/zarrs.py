@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, UInt
 
-from data_prep.sources import remote
 from data_prep.sources.files import zarr_store
 from data_prep.sources.plane import (
     Plane,
@@ -29,6 +28,7 @@ from data_prep.sources.plane import (
     require_stack,
     stored_type,
 )
+from data_prep.sources.remote import reason, redacted
 from perturbjax.core.errors import InputError
 
 #: Suffix of stores; the rest of a path is inside the store.
@@ -99,7 +99,7 @@ def read(planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
         stacks = _stacks(image, numbers, planes)
     if image.missing:
         raise InputError(
-            f"{where}: {planes[0].file}: chunk {image.missing[0]} is missing ({len(image.missing)} "
+            f"{where}: {planes[0]}: chunk {image.missing[0]} is missing ({len(image.missing)} "
             "in total); the store is incomplete, or was written without its empty chunks"
         )
     return [as_stored(stack, plane, where) for stack, plane in zip(stacks, planes, strict=True)]
@@ -161,7 +161,8 @@ def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list
         lite = JUMP_LITE_CHANNELS if JUMP_LITE.fullmatch(path.rpartition("/")[2]) else ()
         if node.ndim not in (2, 3):
             raise InputError(
-                f"{where}: {file} has shape {node.shape}; (channel, y, x) or (y, x) is needed"
+                f"{where}: {redacted(file)} has shape {node.shape}; (channel, y, x) or (y, x) is "
+                "needed"
             )
         return node, "cyx"[-node.ndim :], list(lite)
     metadata: Any = dict(node.attrs)
@@ -179,7 +180,8 @@ def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list
         or len(set(axes)) < len(axes)
     ):
         raise InputError(
-            f"{where}: {file} has shape {array.shape} and axes {axes}; its metadata contradict its "
+            f"{where}: {redacted(file)} has shape {array.shape} and axes {axes}; its metadata "
+            "contradict its "
             "array"
         )
     names = [
@@ -193,7 +195,8 @@ def _check(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:
     file = planes[0].file
     if any(plane.series is not None or plane.frame is not None for plane in planes):
         raise InputError(
-            f"{where}: {file} is in a Zarr store; Series_Orig and Frame_Orig are for TIFF files"
+            f"{where}: {redacted(file)} is in a Zarr store; Series_Orig and Frame_Orig are for "
+            "TIFF files"
         )
     image = open_image(file, where)
     stored_type(image.array.dtype, planes[0], where)
@@ -201,10 +204,13 @@ def _check(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:
     require_size(image.array.chunks, planes[0], where)
     for codec in _codecs(image.array.metadata):
         if not CODECS.fullmatch(codec):
-            raise InputError(f"{where}: {file} uses codec {codec}, which is not permitted")
+            raise InputError(
+                f"{where}: {redacted(file)} uses codec {codec}, which is not permitted"
+            )
     if image.size("t") > 1:
         raise InputError(
-            f"{where}: {file} is a movie of {image.size('t')} frames; export one time point"
+            f"{where}: {redacted(file)} is a movie of {image.size('t')} frames; export one time "
+            "point"
         )
     for plane in planes:
         require_stack(image.size("z"), plane, where)
@@ -258,7 +264,8 @@ def _zarr(root: str, where: str) -> Any:
         import zarr
     except ImportError as error:
         raise InputError(
-            f'{where}: {root} is a Zarr store; reading it requires: pip install "perturbjax[zarr]"'
+            f"{where}: {redacted(root)} is a Zarr store; reading it requires: pip install "
+            '"perturbjax[zarr]"'
         ) from error
     return zarr
 
@@ -297,19 +304,22 @@ def _one_line(file: str, where: str) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"{where}: {file} does not exist in the store") from error
+        raise InputError(f"{where}: {redacted(file)} does not exist in the store") from error
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise InputError(
-            f"{where}: {file} is not an OME-Zarr image, or its metadata are damaged ({error!r})"
+            f"{where}: {redacted(file)} is not an OME-Zarr image, or its metadata are damaged "
+            f"({error!r})"
         ) from error
     except Exception as error:  # codecs raise many types
         if type(error).__name__ == "UnknownCodecError":
             raise InputError(
-                f"{where}: {file} uses a codec that is not installed ({error}); install its package"
+                f"{where}: {redacted(file)} uses a codec that is not installed ({error}); install "
+                "its package"
             ) from error
         if type(error).__module__.startswith("obstore"):
-            raise InputError(f"{where}: {file} {remote.reason(error)}") from error
+            raise InputError(f"{where}: {redacted(file)} {reason(error)}") from error
         raise InputError(
-            f"{where}: {file} cannot be read: its metadata or a chunk is damaged or has a wrong "
+            f"{where}: {redacted(file)} cannot be read: its metadata or a chunk is damaged or has "
+            "a wrong "
             f"shape ({error})"
         ) from error

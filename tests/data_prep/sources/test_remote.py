@@ -137,7 +137,9 @@ def test_build_keeps_finished_masks_if_an_object_vanishes(
     class Leaving(SimpleHTTPRequestHandler):
         def send_head(self):
             requests[Path(self.path).name] += 1
-            if requests[gone] > 2 and self.path.endswith(gone):  # requests 1 and 2: size and header
+            if requests[gone] > 3 and self.path.endswith(
+                gone
+            ):  # requests 1 to 3: size, header, pixels for the diameter
                 self.send_error(404)
                 return None
             return super().send_head()
@@ -236,3 +238,13 @@ def test_commands_accept_urls(refused, simulated, no_credentials, monkeypatch, a
     )
     assert "s3://bucket/plate" in refused("build", *flags, "--out", tmp_path / "dataset")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", ["a.tiff", "a.zarr", "a.png"])
+def test_password_in_a_url_is_not_printed(answering, no_credentials, monkeypatch, file):
+    monkeypatch.setattr(remote, "RETRIES", 0)
+    url = answering(status=403).replace("http://", "http://user:hunter2@")
+    for look in (probe_planes, read_planes):
+        with pytest.raises(InputError, match=r"http://\*\*\*@127") as refused:
+            look([Plane(f"{url}/{file}?X-Amz-Signature=hunter2", "DNA")], "row 2")
+        assert "hunter2" not in str(refused.value)

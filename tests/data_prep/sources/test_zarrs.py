@@ -307,3 +307,25 @@ def test_missing_extra_names_the_package(stores, monkeypatch):
         read_one(site(stores))
     with pytest.raises(InputError, match=r"pip install .perturbjax\[zarr\]"):
         read_sites(None, stores / "SIM001.zarr")
+
+
+def test_listed_wells_without_images_are_an_error_only_if_used(stores, tmp_path):
+    table = pd.read_csv(stores / "load_data.csv", dtype=str)
+    shutil.rmtree(stores / "SIM001.zarr/A/2")
+    with pytest.raises(InputError, match=r"row 4: site 1 of well A02 .*no such well"):
+        read_sites(stores / "load_data.csv", stores)
+    used = table[(table["Metadata_Plate"] != "SIM001") | (table["Metadata_Well"] != "A02")]
+    used.to_csv(tmp_path / "used.csv", index=False)
+    assert len(read_sites(tmp_path / "used.csv", stores)) == 22
+
+
+def test_stores_may_end_in_ome_zarr(stores):
+    for plate in ("SIM001", "SIM002"):
+        (stores / f"{plate}.zarr").rename(stores / f"{plate}.ome.zarr")
+    assert len(read_sites(stores / "load_data.csv", stores)) == 24
+    metadata = stores / "SIM001.ome.zarr/zarr.json"
+    text = json.loads(metadata.read_text())
+    text["attributes"]["ome"]["plate"].pop("name", None)
+    metadata.write_text(json.dumps(text))
+    sites = read_sites(None, stores / "SIM001.ome.zarr").sites
+    assert set(sites["Metadata_Plate"]) == {"SIM001"}
