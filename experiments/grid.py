@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.bench.tables import machine, where
+from experiments.bench.tables import describe_machine, machine
 from experiments.runs import (
     METRICS,
     SCORES,
@@ -45,7 +45,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Training:
-    """How one recipe is trained.
+    """Training of one recipe.
 
     Attributes:
         flags: of `perturbjax train`.
@@ -290,7 +290,7 @@ def _write_tables(options: Config, recipes: tuple[str, ...]) -> None:
 def write_page(page: Path, table: pd.DataFrame, recipes: tuple[str, ...] = ()) -> None:
     """Replace the table between the marks of a page, with the machine it was measured on."""
     before, after = _split_page(page)
-    text = f"{MARKS[0]}\n{as_markdown(table, recipes)}\n{where(machine())}.\n{MARKS[1]}"
+    text = f"{MARKS[0]}\n{as_markdown(table, recipes)}\n{describe_machine(machine())}.\n{MARKS[1]}"
     with atomic(page) as temporary:
         temporary.write_text(f"{before}{text}{after}")
 

@@ -23,12 +23,12 @@ from experiments import bench
 from experiments.bench.tables import (
     CannotRun,
     Row,
+    describe_machine,
     machine,
     markdown,
-    others_busy,
+    measure_load,
     page,
     spreads,
-    where,
 )
 from perturbjax.cli import parse_options
 from perturbjax.core.errors import InputError, run_command
@@ -86,7 +86,7 @@ def measure(name: str, quick: bool, save: Callable[[dict[str, Any]], object]) ->
         "about": "",
         "machine": machine(),
         "quick": quick,
-        "others": others_busy(),
+        "others": measure_load(),
     }
     try:
         module = importlib.import_module(f"experiments.bench.{name}")
@@ -158,7 +158,7 @@ def renew_tables(path: Path, parts: dict[str, dict[str, Any]]) -> None:
         part = parts.get(match["name"], {})
         if "rows" not in part:
             return match[0]
-        source = f"Measured on {where(part['machine'])}"
+        source = f"Measured on {describe_machine(part['machine'])}"
         if match["name"] in COUNTED:
             source = f"Compiled by jax {part['machine'].get('jax', '?')}, not run"
         return f"{match['open']}\n{markdown(part['rows'])}\n{source}.\n{match['close']}"

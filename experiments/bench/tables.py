@@ -52,13 +52,13 @@ def machine() -> dict[str, str]:
     return facts
 
 
-def where(facts: dict[str, str]) -> str:
+def describe_machine(facts: dict[str, str]) -> str:
     """Describe the machine in one line."""
     gpu = "" if facts["accelerators"] == "none" else f", {facts['accelerators']}"
     return f"{facts['processor']}, {facts['cores']} cores{gpu}, jax {facts.get('jax', '?')}"
 
 
-def others_busy(seconds: float = 1.0) -> float:
+def measure_load(seconds: float = 1.0) -> float:
     """Measure the fraction of the processors that other processes use."""
     import psutil
 

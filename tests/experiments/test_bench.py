@@ -11,7 +11,7 @@ import types
 import pytest
 
 from experiments.bench import __main__ as runner
-from experiments.bench.tables import CannotRun, machine, markdown, where
+from experiments.bench.tables import CannotRun, describe_machine, machine, markdown
 from perturbjax.core.errors import InputError
 
 
@@ -61,11 +61,11 @@ def test_main_refuses_times_from_a_busy_machine(benchmarks, tmp_path, monkeypatc
     readme, out = tmp_path / "README.md", tmp_path / "out"
     readme.write_text(before := "<!-- bench fast -->\nold\n<!-- end bench -->\n")
     options = runner.Config(out=out, tables_only=True, readme=str(readme))
-    monkeypatch.setattr(runner, "others_busy", lambda: 0.5)
+    monkeypatch.setattr(runner, "measure_load", lambda: 0.5)
     runner.run_one("fast", False, out)
     with pytest.raises(InputError, match="fast: other processes used 50% of the processors"):
         runner.main(options)
-    monkeypatch.setattr(runner, "others_busy", lambda: 0.0)
+    monkeypatch.setattr(runner, "measure_load", lambda: 0.0)
     rows = [{"train spread": "0.90 to 1.80"}]
     monkeypatch.setattr(sys.modules["experiments.bench.fast"], "run", lambda quick: rows)
     runner.run_one("fast", False, out)
@@ -93,13 +93,13 @@ def test_main_updates_only_measured_tables(benchmarks, tmp_path, monkeypatch):
     before = "# Speed\n<!-- bench fast -->\nold\n<!-- end bench -->\nend of page\n"
     before += "<!-- bench device -->\n| GPU |\n<!-- end bench -->\n"
     readme.write_text(before)
-    monkeypatch.setattr(runner, "others_busy", lambda: 0.0)
+    monkeypatch.setattr(runner, "measure_load", lambda: 0.0)
     for name in ("fast", "device"):
         runner.run_one(name, False, tmp_path / "out")
     runner.main(runner.Config(out=tmp_path / "out", tables_only=True, readme=str(readme)))
     table = markdown([{"name": "step", "images/s": 12.3456, "quick": False}])
     assert readme.read_text() == before.replace(
-        "old\n", f"{table}\nMeasured on {where(machine())}.\n"
+        "old\n", f"{table}\nMeasured on {describe_machine(machine())}.\n"
     )
     readme.write_text("no markers")
     with pytest.raises(InputError, match="no table between <!-- bench NAME -->"):
