@@ -73,7 +73,7 @@ class BuildConfig:
     platemap: Path | None = None
     """TSV with well_position and broad_sample, if the CSV has no treatments."""
     compounds: Path | None = None
-    """TSV with broad_sample, pert_iname, InChIKey, …, joined to the plate map."""
+    """TSV of compounds (broad_sample, pert_iname, …), joined to the plate map."""
     project: Project = "none"
     """Projection of focal planes; none refuses stacks. middle: the upper one of an even number."""
     illumination: str = ""
@@ -81,7 +81,7 @@ class BuildConfig:
     resize: int = 0
     """Height and width of stored images in pixels; 0 keeps the size."""
     workers: int = 0
-    """Processes; 0: one per core, or one with a GPU."""
+    """Processes; 0: one per core, one with a GPU."""
     mask_cache: str = python_only("", env="PERTURBJAX_MASK_CACHE")
     """Folder of cached masks, at most 4 GB; empty: a folder in the user cache. none: no cache."""
     append: bool = False

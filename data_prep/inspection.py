@@ -50,7 +50,7 @@ class InspectConfig:
     platemap: Path | None = None
     """TSV with well_position and broad_sample, if the CSV has no treatments."""
     compounds: Path | None = None
-    """TSV with broad_sample, pert_iname, InChIKey, …, joined to the plate map."""
+    """TSV of compounds (broad_sample, pert_iname, …), joined to the plate map."""
 
     def __post_init__(self) -> None:
         require_sound(self)

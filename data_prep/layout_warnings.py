@@ -171,7 +171,7 @@ def _list_voters(
     plates: Int[np.ndarray, " n"], positions: Int[np.ndarray, "n 2"]
 ) -> dict[str, Pairs]:
     """Return the pairs of well and voting well on the same plate for each predictor."""
-    height, width = smallest_plate_shape(positions, least=6)
+    height, width = smallest_plate_shape(positions, min_wells=6)
     row, column = positions.T
     edge = np.minimum.reduce([row, column, height - 1 - row, width - 1 - column])
     steps = abs(row[:, None] - row) + abs(column[:, None] - column)

@@ -134,10 +134,10 @@ class MaskStore:
         return self.cache / key[:2] / f"{key}.tiff"
 
 
-def trim(cache: Path, limit: int = CACHE_BYTES) -> None:
-    """Drop the least recently used masks until the cache has at most `limit` bytes."""
+def trim(cache: Path, most: int = CACHE_BYTES) -> None:
+    """Drop the masks used longest ago until the cache holds at most that many bytes."""
     dropped = delete_oldest(
-        cache.glob("??/*.tiff"), limit
-    )  # including files that a killed build left incomplete
+        cache.glob("??/*.tiff"), most
+    )  # what a kill left half-written among them
     if dropped:
         console.print(f"info: removed {dropped} least recently used masks from {cache}")

@@ -1,4 +1,4 @@
-"""What mkdocs asks for while it builds the site: the commands' help as they give it, and notebooks as pages."""
+"""mkdocs hooks: insert the help of all commands, the table of preparations, and notebooks into pages."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-COMMANDS = "<!-- commands -->"
+COMMANDS, PREPARATIONS = "<!-- commands -->", "<!-- preparations -->"
 NOTEBOOK = re.compile(r"<!-- notebook (\w+) -->")
 
 
 def on_page_markdown(markdown: str, **page: Any) -> str:
-    """Put every command's full help, or a notebook with what it showed, in the place of its mark."""
+    """Replace the marks of a page by help texts, the table of preparations, or a notebook."""
     if COMMANDS in markdown:
         markdown = markdown.replace(COMMANDS, _commands())
-    return NOTEBOOK.sub(
-        lambda found: _notebook(Path(__file__).parent / f"notebooks/{found[1]}.ipynb"), markdown
-    )
+    if PREPARATIONS in markdown:
+        markdown = markdown.replace(PREPARATIONS, _preparations())
+    folder = Path(__file__).parent / "notebooks"
+    return NOTEBOOK.sub(lambda match: _notebook(folder / f"{match[1]}.ipynb"), markdown)
 
 
 def _commands() -> str:
@@ -29,31 +30,46 @@ def _commands() -> str:
     return "\n\n".join(f"## {name}\n\n```text\n{_help(name)}```" for name in COMMANDS)
 
 
-def _help(verb: str) -> str:
-    from perturbjax.cli import COMMANDS
+def _help(command: str) -> str:
+    from perturbjax.cli import parse_command
 
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        COMMANDS[verb](["--help-all"])
-    return said.getvalue()
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        parse_command(command, ["--help-all"])
+    return output.getvalue()
+
+
+def _preparations() -> str:
+    from perturbjax.profiles.profile_options import PREPARATIONS, Preparation
+
+    default = Preparation()
+    rows = ["| name | preparation | fields that differ from their defaults |", "|---|---|---|"]
+    for name, preparation in PREPARATIONS.items():
+        fields = {
+            field: value
+            for field, value in vars(preparation.steps).items()
+            if value != getattr(default, field)
+        }
+        settings = ", ".join(f"`{field} = {json.dumps(v)}`" for field, v in fields.items())
+        rows.append(f"| `{name}` | {preparation.help} | {settings} |")
+    return "\n".join(rows)
 
 
 def _notebook(path: Path) -> str:
-    return "\n\n".join(
-        part for cell in json.loads(path.read_text())["cells"] for part in _cell(cell)
-    )
+    cells = json.loads(path.read_text())["cells"]
+    return "\n\n".join(part for cell in cells for part in _cell(cell))
 
 
 def _cell(cell: dict[str, Any]) -> list[str]:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         return [source]
-    shell = source.startswith("!")
-    code = f"```{'sh' if shell else 'python'}\n{source.removeprefix('!')}\n```"
-    return [code, *(_shown(output) for output in cell["outputs"])]
+    language = "sh" if source.startswith("!") else "python"
+    code = f"```{language}\n{source.removeprefix('!')}\n```"
+    return [code, *(_output(output) for output in cell["outputs"])]
 
 
-def _shown(output: dict[str, Any]) -> str:
+def _output(output: dict[str, Any]) -> str:
     data = output.get("data", {})
     if "text/html" in data:
         return "<div>" + "".join(data["text/html"]).replace("\n", " ") + "</div>"

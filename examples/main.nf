@@ -1,4 +1,4 @@
-// A Nextflow module for each step, and the way through them:
+// Build, train and evaluate one dataset, with one process for each step:
 //   nextflow run examples/main.nf --load_data load_data.csv --images images
 params.load_data = 'load_data.csv'
 params.images = 'images'
@@ -41,12 +41,12 @@ process EVALUATE {
     path run, stageAs: 'trained'
 
     output:
-    path 'judged'
+    path 'evaluated'
 
     script:
     """
-    cp -rL ${run} judged
-    perturbjax evaluate --run judged --data ${dataset}
+    cp -rL ${run} evaluated
+    perturbjax evaluate --run evaluated --data ${dataset}
     """
 }
 

@@ -1,11 +1,11 @@
-"""Plates of cell images in, predictions of the treatment out, with an honest account of their worth.
+"""Image-based profiling with JAX: predict treatments of cells, and measure the reliability.
 
     import perturbjax
 
     run = perturbjax.load("run")
     run.predict(images, masks)
 
-Importing this starts no device; every name is imported when it is first asked for.
+Importing the package starts no device; names are imported at their first use.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: Name → the module that has it.
-_PLACES = {
+#: Public name -> its module.
+_MODULES = {
     "load": "perturbjax.api",
     "TrainedRun": "perturbjax.api",
     "open_dataset": "perturbjax.dataset",
@@ -61,9 +61,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'perturbjax' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
     return value
 
 

@@ -1,9 +1,9 @@
-"""`python -m perturbjax VERB`: the `perturbjax` command."""
+"""`python -m perturbjax COMMAND`: the `perturbjax` command."""
 
 import sys
 from pathlib import Path
 
-# Python begins its search in the folder it is called from, where a user may well have a `data_prep` of their own.
+# Python searches the current folder first, which may contain another package named data_prep.
 if sys.path and not Path(__file__).is_relative_to(Path(sys.path[0]).absolute()):
     del sys.path[0]
 

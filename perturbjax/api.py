@@ -1,4 +1,4 @@
-"""A trained network as an object: numpy arrays in, tables and arrays out."""
+"""Trained networks as Python objects: NumPy arrays in, tables and arrays out."""
 
 from __future__ import annotations
 
@@ -22,32 +22,35 @@ from perturbjax.training.run_directory import Run
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's network, ready for images. Made by `perturbjax.load`.
+    """The network of a run, returned by `perturbjax.load`.
 
-    In every method `images` are (n, h, w, c) stored intensities of the type and with the channels of training (uint8
-    or uint16), `masks` (n, h, w) instance labels of the cells with 0 for background, and `sites` is None or a table of
-    n rows with what is known of the images: `site_id` and `Metadata_*` columns, as a dataset's `index` has them. A run
-    that normalises by plate needs `Metadata_Plate` there. A dataset in place of the images stands for all its sites.
+    All methods have these arguments:
 
-    Nothing is random, and an image alone is answered as it is among a thousand, to the last bit.
+    * `images`: (n, h, w, c) intensities with the data type (uint8 or uint16) and the channels of
+      the training data; or a dataset, for all its sites.
+    * `masks`: (n, h, w) instance labels of the cells; 0 is background.
+    * `sites`: None, or a table of n rows with `site_id` and `Metadata_*` columns, such as the
+      `index` of a dataset. Normalization by plate requires `Metadata_Plate`.
+
+    The predictions are deterministic and do not depend on the other images of a call.
     """
 
     network: Network
-    """The network on its devices."""
+    """Network on its devices."""
 
     @property
     def run(self) -> Run:
-        """The run directory: recipe, split and facts."""
+        """Run directory: recipe, split and facts."""
         return self.network.run
 
     @property
     def class_names(self) -> list[str]:
-        """The classes, in the order of the probabilities."""
+        """Class names, in the order of the probabilities."""
         return self.run.class_names
 
     @property
     def channels(self) -> list[str]:
-        """The channels that images must have, in their order; empty where an imported network does not know."""
+        """Channels of the images, in their order; empty if an imported network does not store them."""
         return list(self.run.facts["channels"] or [])
 
     def predict(
@@ -56,24 +59,24 @@ class TrainedRun:
         masks: np.ndarray | None = None,
         sites: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
-        """The table that `perturbjax predict` writes: a row an image.
+        """Predict the class of each image.
 
-        Its columns are the `Metadata_*` of `sites`, `site_id` (numbers where none is given), `part` (train, test, or
-        new where the run does not know the site), `label` (the true class, empty where it is not known), `predicted`,
-        and `prob_<class>` (float32) of every class.
+        Returns:
+            The table of `perturbjax predict`, one row per image: the `Metadata_*` columns of
+            `sites`, `site_id` (row numbers by default), `part` (train or test; new for sites that
+            are not in the split of the run), `label` (true class, or empty), `predicted`, and
+            `prob_<class>` (float32) for each class.
 
         Raises:
-            InputError: the arrays do not fit each other or the run.
+            InputError: the arrays do not match each other or the run.
         """
         if isinstance(images, Dataset):
-            answers, sites = (
-                self.network.apply_to_dataset(images, np.arange(len(images))),
-                images.index,
-            )
+            predictions = self.network.apply_to_dataset(images, np.arange(len(images)))
+            sites = images.index
         else:
-            answers = self.network.apply(images, *self._masks_and_plates(masks, sites))
+            predictions = self.network.apply(images, *self._masks_and_plates(masks, sites))
             sites = _numbered(sites, len(images))
-        return run_predictions_table(self.run, sites, answers, self.run.parts(sites["site_id"]))
+        return run_predictions_table(self.run, sites, predictions, self.run.parts(sites["site_id"]))
 
     def features(
         self,
@@ -81,10 +84,13 @@ class TrainedRun:
         masks: np.ndarray | None = None,
         sites: pd.DataFrame | None = None,
     ) -> Float32[np.ndarray, "n d"]:
-        """What the last layers see of every image.
+        """Compute the features of each image, which are the input of the last layer.
+
+        Returns:
+            (n, d) features.
 
         Raises:
-            InputError: the arrays do not fit each other or the run.
+            InputError: the arrays do not match each other or the run.
         """
         if isinstance(images, Dataset):
             return self.network.apply_to_dataset(images, np.arange(len(images))).features
@@ -93,13 +99,14 @@ class TrainedRun:
     def attention(
         self, images: np.ndarray, masks: np.ndarray, sites: pd.DataFrame | None = None
     ) -> Float32[np.ndarray, "n h2 w2"]:
-        """By how much the mask let each place of the last feature map through, in (0, 1).
+        """Compute the attention map of each image.
 
-        Places divide the image evenly: the attention network makes 16×16 of a crop of 128 pixels. Where the whole map
-        is nearly 1, the attention gates nothing.
+        Returns:
+            (n, h2, w2) factors in (0, 1) on the last feature map, which covers the image evenly:
+            16 x 16 for a network input of 128 pixels. A map of values near 1 has no effect.
 
         Raises:
-            InputError: the network has no attention, or the arrays do not fit each other or the run.
+            InputError: the network has no attention, or the arrays do not match.
         """
         return self.network.attention(images, *self._masks_and_plates(masks, sites))
 
@@ -107,10 +114,11 @@ class TrainedRun:
         self, masks: np.ndarray | None, sites: pd.DataFrame | None
     ) -> tuple[np.ndarray, list[str] | None]:
         if masks is None:
-            raise InputError("masks: are needed with images; perturbjax.segment makes them")
-        by_plate = NORMALIZATIONS[self.run.recipe.input.normalize].uses_plates
-        known = by_plate and sites is not None and PLATE in sites.columns
-        return masks, sites[PLATE].astype(str).tolist() if known and sites is not None else None
+            raise InputError("masks: required with images. Compute them with perturbjax.segment.")
+        uses_plates = NORMALIZATIONS[self.run.recipe.input.normalize].uses_plates
+        if sites is None or not uses_plates or PLATE not in sites.columns:
+            return masks, None
+        return masks, sites[PLATE].astype(str).tolist()
 
     def __repr__(self) -> str:
         return (
@@ -119,7 +127,7 @@ class TrainedRun:
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: what it is, its score, its classes, and a site of each of the first classes."""
+        """Notebook display: network, score, classes, and an example site of the first classes."""
         run, recipe = self.run, self.run.recipe
         facts: dict[str, object] = {
             "network": recipe.model.model,
@@ -128,30 +136,30 @@ class TrainedRun:
             "channels": ", ".join(self.channels),
             f"classes of {run.label_column}": len(self.class_names),
         }
-        judged = run.path / EVALUATION / "scores.json"
-        if judged.is_file():
-            facts["judged"] = " ".join(summary_sentences(read_evaluation(judged)))
+        scores = run.path / EVALUATION / "scores.json"
+        if scores.is_file():
+            facts["evaluation"] = " ".join(summary_sentences(read_evaluation(scores)))
         try:
             pictures = (
                 strip(open_dataset(run.data), run.label_column, self.class_names)
                 if run.data
                 else ""
             )
-        except InputError:  # the dataset is elsewhere by now: a run does without it
+        except InputError:  # the dataset was moved; the run does not require it
             pictures = ""
         return card(str(run.path), facts, self.class_names, pictures)
 
 
 def load(path: Path | str, checkpoint: Which = "latest", epoch: int = 0) -> TrainedRun:
-    """Open a trained network.
+    """Load a trained network.
 
     Args:
-        path: a run directory, or a `.safetensors` or `.pth` that `perturbjax export-torch` wrote with its description.
-        checkpoint: of a run directory: latest, or best on the judging sites.
-        epoch: of a run directory: the checkpoint of this epoch; 0 takes the newest, or the best.
+        path: run directory, or a `.safetensors` or `.pth` file from `perturbjax export-torch`.
+        checkpoint: "latest" or "best", for run directories.
+        epoch: epoch of the checkpoint, for run directories; 0 uses `checkpoint`.
 
     Raises:
-        InputError: there is no run, or its files are damaged or belong to another.
+        InputError: there is no run, or its files are damaged or do not belong together.
 
     Examples:
         >>> run = perturbjax.load("run")
@@ -172,10 +180,10 @@ def load(path: Path | str, checkpoint: Which = "latest", epoch: int = 0) -> Trai
 
 
 def _numbered(sites: pd.DataFrame | None, count: int) -> pd.DataFrame:
-    """The table of the images, with a `site_id` where it has none."""
+    """The table of the images, with row numbers as `site_id` if it has none."""
     sites = pd.DataFrame(index=range(count)) if sites is None else sites
     if len(sites) != count:
-        raise InputError(f"sites: has {len(sites)} rows for {count} images; give one each")
+        raise InputError(f"sites: {len(sites)} rows for {count} images. Pass one row per image.")
     return (
         sites
         if "site_id" in sites.columns

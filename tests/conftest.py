@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same examples on every run, whatever the machine's load: a test that fails, fails for everyone.
+# Hypothesis draws the same examples in every run, without time limits, so that failures are reproducible.
 settings.register_profile("perturbjax", derandomize=True, deadline=None)
 settings.load_profile("perturbjax")
 
@@ -20,8 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The optional folder of real data; tests that need it are skipped where it is absent."""
+    """Folder of real data; tests that need it are skipped if it does not exist."""
     path = Path(os.environ.get("PERTURBJAX_SHARED", REPOSITORY.parent / "shared"))
     if not (path / "data").is_dir():
-        pytest.skip(f"no real data at {path}: set PERTURBJAX_SHARED to the folder that holds it")
+        pytest.skip(f"no real data in {path}; set PERTURBJAX_SHARED to its folder")
     return path

@@ -1,4 +1,4 @@
-"""The names of the package: a run is an object that answers arrays as the command answers a dataset."""
+"""Public Python names: predictions for arrays equal those of the commands for datasets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(dataset):
     return perturbjax.load(train(dataset, "run"))
 
 
-def test_a_table_is_what_the_command_writes_to_the_bit(run, dataset, tmp_path):
+def test_predict_equals_the_command(run, dataset, tmp_path):
     written = pd.read_parquet(
         predict(
             PredictConfig(
@@ -70,7 +70,7 @@ def test_a_table_is_what_the_command_writes_to_the_bit(run, dataset, tmp_path):
     assert set(written["part"]) == {"train", "test"} and set(written["label"]) == {"DMSO", "taxol"}
 
 
-def test_one_image_at_a_time_is_answered_as_all_together(run, dataset):
+def test_predictions_do_not_depend_on_other_images(run, dataset):
     images, masks = dataset.read(range(SITES))
     together = run.predict(images, masks)
     assert list(together["site_id"]) == [str(number) for number in range(SITES)] and set(
@@ -89,27 +89,27 @@ def test_one_image_at_a_time_is_answered_as_all_together(run, dataset):
         )
 
 
-def test_attention_is_a_gate_at_every_place(run, dataset):
+def test_attention_maps_have_values_between_0_and_1(run, dataset):
     attention = run.attention(*dataset.read(range(SITES)))
     assert (
         attention.shape == (SITES, 2, 2) and attention.dtype == np.float32
-    )  # 16 pixels, halved three times
+    )  # 16 pixels, downsampled by 2 three times
     assert 0 < attention.min() < attention.max() < 1
 
 
 @pytest.fixture(scope="module")
 def plain(dataset):
-    """A run without attention, whose input depends on the images' own statistics."""
+    """A run without attention, normalized by the statistics of each site."""
     return perturbjax.load(train(dataset, "plain", model="masked_cnn", normalize="site"))
 
 
-def test_a_network_without_attention_says_so(plain, dataset):
+def test_attention_requires_a_network_with_attention(plain, dataset):
     with pytest.raises(perturbjax.InputError, match="attention: masked_cnn has none"):
         plain.attention(*dataset.read([0]))
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_exported_weights_with_their_description_answer_as_their_run(run, dataset, tmp_path, name):
+def test_exported_weights_predict_like_their_run(run, dataset, tmp_path, name):
     exported = perturbjax.load(
         export_run(ExportConfig(CheckpointConfig(run.run.path), out=tmp_path / name))
     )
@@ -119,7 +119,7 @@ def test_exported_weights_with_their_description_answer_as_their_run(run, datase
     )
 
 
-def test_weights_that_do_not_say_what_they_were_fed_are_refused(run, tmp_path):
+def test_load_refuses_weights_without_description(run, tmp_path):
     out = export_run(ExportConfig(CheckpointConfig(run.run.path), out=tmp_path / "w.pth"))
     (tmp_path / "w.pth.json").unlink()
     with pytest.raises(perturbjax.InputError, match="import-torch"):
@@ -128,15 +128,15 @@ def test_weights_that_do_not_say_what_they_were_fed_are_refused(run, tmp_path):
         perturbjax.load(tmp_path / "absent.safetensors")
 
 
-def test_images_need_masks_and_a_row_each(run, dataset):
+def test_predict_requires_masks_and_one_row_per_image(run, dataset):
     images, masks = dataset.read([0, 1])
-    with pytest.raises(perturbjax.InputError, match="masks: are needed"):
+    with pytest.raises(perturbjax.InputError, match="masks: required with images"):
         run.predict(images)
-    with pytest.raises(perturbjax.InputError, match="sites: has 1 rows for 2 images"):
+    with pytest.raises(perturbjax.InputError, match="sites: 1 rows for 2 images"):
         run.predict(images, masks, dataset.index[:1])
 
 
-def test_a_dataset_gives_sites_by_position(dataset):
+def test_dataset_returns_sites_by_position(dataset):
     last = dataset[-1]
     assert last["site_id"] == f"site{SITES - 1}" and last["Metadata_pert_iname"] in (
         "DMSO",
@@ -147,27 +147,27 @@ def test_a_dataset_gives_sites_by_position(dataset):
         dataset[SITES]
 
 
-def test_notebooks_show_counts_classes_and_pictures(run, dataset):
-    for shown in (dataset._repr_html_(), run._repr_html_()):
-        assert "DMSO" in shown and "taxol" in shown and "<b>DNA, Actin</b>" in shown
-        assert shown.count("<img ") == 2 and 'alt="DMSO, site0"' in shown
+def test_notebook_display_has_counts_classes_and_images(run, dataset):
+    for page in (dataset._repr_html_(), run._repr_html_()):
+        assert "DMSO" in page and "taxol" in page and "<b>DNA, Actin</b>" in page
+        assert page.count("<img ") == 2 and 'alt="DMSO, site0"' in page
     assert "<b>30</b>" in dataset._repr_html_() and "30 sites of 24×24 pixels" in repr(dataset)
     assert "attention, epoch 1, 2 classes" in repr(run)
 
 
-def test_names_of_compounds_are_no_html(dataset):
+def test_notebook_display_escapes_compound_names(dataset):
     dataset = perturbjax.open_dataset(dataset.path)
     dataset.index["Metadata_pert_iname"] = "<script>"
     assert "<script>" not in dataset._repr_html_() and "&lt;script&gt;" in dataset._repr_html_()
 
 
-def test_create_gives_a_network_for_a_loop_of_ones_own():
+def test_create_returns_a_network_for_custom_training():
     network = perturbjax.create("attention", classes=7)
     outputs = network(jnp.zeros((2, 32, 32, 2)), perturbjax.Mode())
     assert outputs.logits.shape == (2, 7) and outputs.attention.shape == (2, 4, 4)
 
 
-def test_every_name_is_there_and_imported_when_it_is_asked_for():
+def test_public_names_are_imported_at_first_use():
     code = (
         "import sys, perturbjax; assert 'jax' not in sys.modules and 'numpy' not in sys.modules; "
         + "; ".join(f"perturbjax.{name}" for name in perturbjax.__all__)
@@ -188,15 +188,13 @@ EXAMPLES = (
 
 
 @pytest.mark.parametrize("documented", EXAMPLES, ids=lambda documented: documented.__name__)
-def test_examples_in_docstrings_are_true(documented, run, dataset, tmp_path, monkeypatch):
+def test_docstring_examples_run(documented, run, dataset, tmp_path, monkeypatch):
     (tmp_path / "run").symlink_to(run.run.path)
     (tmp_path / "dataset").symlink_to(dataset.path)
     monkeypatch.chdir(tmp_path)
     images, masks = dataset.read(range(SITES))
     names = {"perturbjax": perturbjax, "np": np, "jnp": jnp, "images": images, "masks": masks}
-    (examples,) = [
-        found for found in doctest.DocTestFinder(recurse=False).find(documented, globs=names)
-    ]
+    (examples,) = doctest.DocTestFinder(recurse=False).find(documented, globs=names)
     assert examples.examples and not doctest.DocTestRunner().run(examples).failed
 
 
@@ -225,7 +223,7 @@ BLOCKS = [
 @pytest.mark.parametrize(
     ("page", "block"), BLOCKS, ids=[f"{page.stem}-{at}" for at, (page, _) in enumerate(BLOCKS)]
 )
-def test_python_on_the_pages_runs(page, block, run, dataset, exported, tmp_path, monkeypatch):
+def test_python_blocks_of_the_pages_run(page, block, run, dataset, exported, tmp_path, monkeypatch):
     for name, path in {"run": run.run.path, "dataset": dataset.path, "exported": exported}.items():
         (tmp_path / name).symlink_to(path)
     export_run(ExportConfig(CheckpointConfig(run.run.path), out=tmp_path / "weights.safetensors"))
@@ -239,7 +237,7 @@ def test_python_on_the_pages_runs(page, block, run, dataset, exported, tmp_path,
 
 
 @pytest.mark.parametrize("count", [1, 7])
-def test_an_exported_network_answers_any_number_of_images_as_its_run(run, dataset, exported, count):
+def test_exported_network_predicts_any_number_of_images(run, dataset, exported, count):
     network, description = reloaded(exported)
     images, masks = dataset.read(range(count))
     probabilities, features = network.call(images, (masks > 0).astype(np.uint8))
@@ -248,21 +246,21 @@ def test_an_exported_network_answers_any_number_of_images_as_its_run(run, datase
     np.testing.assert_allclose(features, expected.features, atol=1e-5)
     assert description["classes"] == run.class_names and description["channels"] == ["DNA", "Actin"]
     assert description["mask"] == "1 in cells, 0 for background"
-    assert [of["shape"] for of in description["inputs"]] == [["b", 24, 24, 2], ["b", 24, 24]]
+    assert [one["shape"] for one in description["inputs"]] == [["b", 24, 24, 2], ["b", 24, 24]]
 
 
-def test_what_depends_on_the_images_is_an_input_of_the_exported_network(plain, dataset, tmp_path):
+def test_exported_network_takes_image_statistics_as_input(plain, dataset, tmp_path):
     network, description = reloaded(
         export(StableHLOConfig(CheckpointConfig(plain.run.path), out=tmp_path / "out"))
     )
     images, masks = dataset.read(range(3))
-    assert [of["name"] for of in description["inputs"]] == ["image", "mask", "shift", "scale"]
+    assert [one["name"] for one in description["inputs"]] == ["image", "mask", "shift", "scale"]
     probabilities, _ = network.call(
         images, (masks > 0).astype(np.uint8), *plain.network.intensities(images)
     )
     np.testing.assert_allclose(probabilities, plain.network.predict(images, masks), atol=1e-6)
 
 
-def test_an_exported_network_is_for_every_kind_of_device(exported):
+def test_exported_network_supports_all_platforms(exported):
     network, _ = reloaded(exported)
     assert set(network.platforms) == {"cpu", "cuda", "tpu"}

@@ -1,4 +1,4 @@
-"""What the pages say is there: links lead somewhere, commands are commands, and the site has every page."""
+"""Documentation pages: links have targets, commands parse, and the site contains every page."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.
 
 
 def commands_of(page):
-    """Commands that stand alone on their lines, continued lines joined, without their comments."""
+    """The words of every `perturbjax` line of a page, without comments; continued lines are joined."""
     text = page.read_text().replace("\\\n", " ")
     for line in text.splitlines():
-        found = re.match(r"\s+(?:srun )?(perturbjax [a-z].*)", line)
-        if found and "…" not in line:
-            yield shlex.split(found[1], comments=True)
+        match = re.match(r"\s+(?:srun )?(perturbjax [a-z].*)", line)
+        if match and "…" not in line:
+            yield shlex.split(match[1], comments=True)
 
 
 ALL = [(page, words) for page in PAGES for words in commands_of(page)]
@@ -31,7 +31,7 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_links_lead_to_what_is_there(page):
+def test_links_have_targets(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         if not target.startswith(("http:", "https:")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
@@ -41,11 +41,11 @@ def test_links_lead_to_what_is_there(page):
     ("page", "words"), ALL, ids=[f"{page.stem}-{at}" for at, (page, _) in enumerate(ALL)]
 )
 def test_commands_on_the_pages_parse(page, words):
-    _, verb, *rest = words
-    accept(verb, rest)
+    _, command, *rest = words
+    accept(command, rest)
 
 
-def test_every_page_is_in_the_contents():
+def test_navigation_lists_every_page():
     contents = (REPOSITORY / "mkdocs.yml").read_text()
     for page in DOCS.rglob("*.md"):
         assert f": {page.relative_to(DOCS)}" in contents, page

@@ -1,4 +1,4 @@
-"""The workflows' and the container's commands are commands, and their files are what their programs read."""
+"""Workflows and container: their commands parse, and their files have the expected structure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ EXAMPLES = REPOSITORY / "examples"
 
 
 def commands_in(text):
-    """Every `perturbjax VERB …`, with 2 in the place of `{names}`."""
-    joined = re.sub(r'"\s*\n\s*"', "", text)  # strings that stand below each other are one
+    """The words of every `perturbjax COMMAND ...`, with 2 in place of `{names}`."""
+    joined = re.sub(r'"\s*\n\s*"', "", text)  # adjacent strings are one
     return [
-        shlex.split(re.sub(r"\$?\{[^}]*\}", "2", found))
-        for found in re.findall(r"perturbjax ([a-z][^\"\n]*--\S[^\"\n]*)", joined)
+        shlex.split(re.sub(r"\$?\{[^}]*\}", "2", line))
+        for line in re.findall(r"perturbjax ([a-z][^\"\n]*--\S[^\"\n]*)", joined)
     ]
 
 
@@ -29,16 +29,16 @@ def commands_in(text):
 def test_commands_of_the_workflows_parse(name, count):
     commands = commands_in((EXAMPLES / name).read_text())
     assert len(commands) == count
-    for verb, *words in commands:
+    for command, *words in commands:
         words = [
             "cells" if (before, word) == ("--preset", "2") else word
             for before, word in zip(["", *words], words, strict=False)
         ]
-        accept(verb, words)
+        accept(command, words)
 
 
-def test_the_snakefile_is_rules_of_python_parts():
-    """As Snakemake reads it: top-level Python, and `rule NAME:` blocks of `part: expression, …`."""
+def test_snakefile_has_valid_rules():
+    """A Snakefile is Python with `rule NAME:` blocks of `part: expression, ...`."""
     head, *rules = re.split(
         r"^rule (\w+):\n", (EXAMPLES / "Snakefile").read_text(), flags=re.MULTILINE
     )
@@ -50,7 +50,7 @@ def test_the_snakefile_is_rules_of_python_parts():
             ast.parse(f"f({part.strip()})")
 
 
-def test_the_nextflow_script_closes_what_it_opens():
+def test_nextflow_script_has_balanced_brackets():
     text = (EXAMPLES / "main.nf").read_text()
     assert [text.count(mark) % 2 for mark in ('"""', "'")] == [0, 0]
     assert text.count("{") == text.count("}") and text.count("(") == text.count(")")
@@ -59,7 +59,7 @@ def test_the_nextflow_script_closes_what_it_opens():
     assert all({"input:", "output:", "script:"} <= set(body.split()) for _, body in processes)
 
 
-def test_the_container_installs_what_is_there():
+def test_dockerfile_copies_existing_files():
     lines = [
         line
         for line in (REPOSITORY / "Dockerfile").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""A small dataset directory of random sites, written as the builder writes them."""
+"""A small dataset directory with random sites, in the format of `perturbjax build`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ def write_dataset(
     compounds: tuple[str, str] = ("DMSO", "taxol"),
     label_column: str = LABEL,
 ) -> Path:
-    """Three sites a well, eight wells a plate; every fourth site is flat in its first channel.
+    """Write a dataset: three sites per well, eight wells per plate; every fourth site is constant in channel 0.
 
-    An empty `label_column` leaves the compounds out.
+    Args:
+        path: folder to write.
+        sites: number of sites.
+        size: height and width in pixels.
+        channels: channel names.
+        compounds: names of the two compounds.
+        label_column: column of the labels; "" leaves out the compounds.
     """
     rng = np.random.default_rng(0)
     images = rng.integers(100, 60_000, (sites, size, size, len(channels)), dtype=np.uint16)

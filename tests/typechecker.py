@@ -1,6 +1,6 @@
-"""What checks signatures in the tests: beartype, to which numbers are what Python takes them for.
+"""Type checker of the signatures in tests: beartype with the numeric types of PEP 484.
 
-An int is a float too (PEP 484), and an integer that comes out of an array is an int.
+An int is a valid float, and NumPy numbers are valid Python numbers.
 """
 
 import numpy as np

@@ -7,6 +7,7 @@ To add an engine, write a class with the methods of `Segmenter` and add a record
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,37 +124,34 @@ class EngineRecord(Choice):
     """
 
 
-def _load_nuclei(config: SegmenterConfig) -> Segmenter:
-    from data_prep.segment.network import NetworkSegmenter
+def _engine_class(module: str, name: str) -> Callable[..., Segmenter]:
+    """Import an engine by name when it is used: the engines import this module."""
+    return getattr(importlib.import_module(f"data_prep.segment.{module}"), name)
 
+
+def _load_nuclei(config: SegmenterConfig) -> Segmenter:
     if config.weights:
         raise InputError(
             f"--weights {config.weights}: --segmenter nuclei has its own weights; "
             "choose --segmenter cellpose to use others"
         )
-    return NetworkSegmenter(config, "nuclei_small")
+    return _engine_class("network", "NetworkSegmenter")(config, "nuclei_small")
 
 
 def _load_cellpose(config: SegmenterConfig) -> Segmenter:
-    from data_prep.segment.network import NetworkSegmenter
-
     if not config.weights:
         raise InputError(
             "--segmenter cellpose: needs --weights NAME or PATH; there is no default model"
         )
-    return NetworkSegmenter(config, config.weights)
+    return _engine_class("network", "NetworkSegmenter")(config, config.weights)
 
 
 def _load_cellpose_torch(config: SegmenterConfig) -> Segmenter:
-    from data_prep.segment.cellpose_torch import CellposeTorch
-
-    return CellposeTorch(config)
+    return _engine_class("cellpose_torch", "CellposeTorch")(config)
 
 
 def _load_watershed(config: SegmenterConfig) -> Segmenter:
-    from data_prep.segment.watershed import Watershed
-
-    return Watershed(config)
+    return _engine_class("watershed", "Watershed")(config)
 
 
 ENGINES: dict[str, EngineRecord] = {

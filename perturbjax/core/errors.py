@@ -1,4 +1,4 @@
-"""Errors of user input, and how a command ends: exit status and one line on stderr."""
+"""Input errors, and the end of a command: exit status and one line on stderr."""
 
 from __future__ import annotations
 
@@ -12,76 +12,76 @@ from typing import NoReturn
 
 from perturbjax.core.messages import terminal_text
 
-#: What a disk, a quota or a limit on a file's size says when it is reached.
+#: Error numbers of a full disk, a quota, and a limit on the file size.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: Exit statuses: as a shell reports the end by SIGINT and by SIGPIPE.
-REFUSED, INTERRUPTED, NOBODY_READS = 2, 130, 141
+#: Exit statuses. The last two are those that a shell reports after SIGINT and SIGPIPE.
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used. The message is one line: what, where, and what to do."""
+    """An input cannot be used. The message is one line: problem, file or flag, and solution."""
 
 
 class Terminated(BaseException):
-    """SIGTERM came (Slurm, Kubernetes and `kill` send it). The message is one line: what was kept, and what to do."""
+    """SIGTERM was received (from Slurm, Kubernetes or `kill`). The message says how to continue."""
 
 
 def run_command(command: Callable[[], object]) -> NoReturn:
-    """Run a command and leave: status 0, 2 after one line on stderr, 130 after Ctrl-C, 143 after SIGTERM.
+    """Run a command and exit.
 
-    One line is said of an `InputError`, and of a disk or a memory that is full, wherever that is met. Where nobody
-    reads the output any more (`… --help | head`) the command ends without a word, with status 141.
+    Exit status: 0; 2 after one line on stderr; 130 after Ctrl-C; 143 after SIGTERM; 141 if the
+    reader of the output has closed it (`perturbjax --help | head -1`). An `InputError`, a full disk
+    and exhausted memory give one line; other exceptions give a traceback.
+
+    Args:
+        command: function without arguments.
     """
     try:
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # no other may say what a signal does
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
             signal.signal(signal.SIGTERM, _terminate)
         try:
             command()
         finally:
             sys.stdout.flush()
     except InputError as error:
-        _refuse(str(error))
+        _exit_with_error(str(error))
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        print("interrupted: run the same command again to resume", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # else Python complains once more on leaving
-        sys.exit(NOBODY_READS)
+        # Without a valid stdout, Python reports the broken pipe a second time at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_BROKEN_PIPE)
     except Terminated as error:
         print(f"terminated: {error}", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
     except MemoryError as error:
-        _refuse(
-            f"out of memory ({error or 'no more is given'}); free some, or give a smaller --batch-size"
-        )
+        reason = str(error) or "allocation failed"
+        _exit_with_error(f"out of memory ({reason}). Free memory, or reduce --batch-size.")
     except Exception as error:
-        if (where := _full_disk(error)) is None:
+        if (disk := _full_disk(error)) is None:
             raise
-        _refuse(f"no space left on {where}; free some, then run the same command again")
+        _exit_with_error(f"no space left on {disk}. Free space, then run the same command again.")
     sys.exit(0)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    """Unwind as after Ctrl-C, so that nothing is left half-written."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb the cleaning up
-    raise Terminated("run the same command again to go on")
+    """Handle SIGTERM like Ctrl-C, so that temporary files are deleted."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not stop the cleanup
+    raise Terminated("run the same command again to resume")
 
 
-def _refuse(words: str) -> NoReturn:
-    print(f"error: {terminal_text(' '.join(words.split()))}", file=sys.stderr)
-    sys.exit(REFUSED)
+def _exit_with_error(message: str) -> NoReturn:
+    print(f"error: {terminal_text(' '.join(message.split()))}", file=sys.stderr)
+    sys.exit(EXIT_ERROR)
 
 
 def _full_disk(error: BaseException | None) -> str | None:
-    """What is full, if that is what an error or one of its causes says; libraries in C++ say it in words alone."""
+    """The full disk, if an error or one of its causes reports it; None otherwise."""
+    messages = [os.strerror(number) for number in FULL]  # C++ libraries report text only
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in FULL) or any(
-            os.strerror(n) in str(error) for n in FULL
-        ):
+        is_full = isinstance(error, OSError) and error.errno in FULL
+        if is_full or any(message in str(error) for message in messages):
             name = getattr(error, "filename", None)
             return f"the disk of {name}" if name else "the disk"
         error = error.__cause__ or error.__context__

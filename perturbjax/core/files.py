@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever found under its final name."""
+"""Reading and writing of files; a file has its final name only when it is complete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import platform
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,28 +22,31 @@ from perturbjax.core.messages import csv_text
 if TYPE_CHECKING:
     import pandas as pd
 
-
-#: A table of ours has a byte for a cell or two; one of many more than this would fill the memory from a small file.
+#: Maximum number of cells per byte of a parquet file. Tables of this project have about one cell
+#: per byte; a small file that claims many more would exhaust the memory.
 MAX_CELLS_PER_BYTE = 100
-#: How packed tables are opened, by the last suffix of their names.
+#: Suffix of a compressed table -> function that opens it.
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to, and rename it to `path` when the block succeeds.
+    """Yield a temporary file name next to `path`; rename it to `path` when the block succeeds.
 
-    The temporary name keeps the suffix of `path`, since many writers choose their format by it. A link stays one: what
-    it points to is replaced.
+    The temporary name has the suffix of `path`, because many writers choose the format by it. If
+    `path` is a symbolic link, its target is replaced.
+
+    Args:
+        path: final name of the file.
 
     Raises:
-        InputError: the folder of `path` cannot be written to, or `path` is there and no regular file.
+        InputError: the folder is not writable, or `path` exists and is not a regular file.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():  # a device or a pipe would become a file
-        raise InputError(f"{path}: is there and is not a regular file; choose another output")
+    if path.exists() and not path.is_file():  # a device or a pipe would be replaced by a file
+        raise InputError(f"{path}: exists and is not a regular file. Choose another output.")
     target = Path(os.path.realpath(path))
-    # Threads, processes and machines that write the same file do not meet before they rename it.
+    # Threads, processes and machines that write the same file need different temporary names.
     writer = f"{platform.node()}.{os.getpid()}.{threading.get_ident()}"
     temporary = target.with_name(f".{target.stem}.{writer}.tmp{path.suffix}")
     make_folder(target.parent)
@@ -51,59 +54,63 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another output"
-        ) from error
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be written ({reason}). Choose another output.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder and its parents.
+    """Create a folder and its parents, and return it.
 
     Raises:
-        InputError: it cannot be created or written to.
+        InputError: the folder cannot be created or is not writable.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be created ({error.strerror or error}); choose another output"
-        ) from error
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be created ({reason}). Choose another output.") from error
     if not os.access(path, os.W_OK):
-        raise InputError(f"{path}: no permission to write there; choose another output")
+        raise InputError(f"{path}: no permission to write. Choose another output.")
     return Path(path)
 
 
 def require_free_space(folder: Path, size: int) -> None:
-    """Have the disk give `size` bytes for a moment, for writers that end in disorder where it does not.
+    """Allocate `size` bytes on a disk and free them again.
+
+    Call it before libraries that fail in an undefined way on a full disk.
 
     Raises:
-        OSError: it is full, or a limit is reached.
+        OSError: the disk is full, or a limit is reached.
     """
     if not hasattr(os, "posix_fallocate"):  # macOS
         return
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".room.") as file:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".free-space.") as file:
         os.posix_fallocate(file.fileno(), 0, max(size, 1))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, atomically."""
+    """Write indented JSON atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
-    """Write a table that is read back, atomically; every page of it has a checksum."""
+    """Write a table atomically, with a checksum for each parquet page."""
     with atomic(path) as temporary:
         table.to_parquet(temporary, index=False, write_page_checksum=True)
 
 
 def read_parquet(path: Path, advice: str) -> pd.DataFrame:
-    """Read a table; pages that have a checksum are held to it.
+    """Read a table and verify the checksums of its pages.
+
+    Args:
+        path: parquet file.
+        advice: end of the error message.
 
     Raises:
-        InputError: it cannot be read, or unfolds to absurdly more than the file; the message ends with `advice`.
+        InputError: the file cannot be read, or its table is much larger than the file.
     """
     import pandas as pd
     import pyarrow.parquet as pq
@@ -111,28 +118,28 @@ def read_parquet(path: Path, advice: str) -> pd.DataFrame:
     path = Path(path)
     try:
         if not path.is_file():
-            raise ValueError("there is no such file")
+            raise ValueError("no such file")
         shape = pq.read_metadata(path)
         if shape.num_rows * shape.num_columns > MAX_CELLS_PER_BYTE * path.stat().st_size:
-            raise ValueError(f"{shape.num_rows} rows in {path.stat().st_size} bytes")
+            raise ValueError(f"claims {shape.num_rows} rows in {path.stat().st_size} bytes")
         return pd.read_parquet(path, page_checksum_verification=True)
-    except Exception as error:  # pyarrow raises many kinds; to the user they all mean the same
+    except Exception as error:  # pyarrow raises many types for damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as parquet ({reason}); {advice}") from error
 
 
 def write_csv(path: Path, table: pd.DataFrame, *, index: bool = False) -> None:
-    """Write a table for people, atomically: no cell, name of a column or of a row is run by a spreadsheet."""
-    guarded = table.rename(columns=csv_text, index=csv_text).map(csv_text)
+    """Write a table for spreadsheet programs atomically; no cell or name is a formula."""
+    escaped = table.rename(columns=csv_text, index=csv_text).map(csv_text)
     with atomic(path) as temporary:
-        guarded.to_csv(temporary, index=index)
+        escaped.to_csv(temporary, index=index)
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
+    """Compute the SHA-256 checksum of a file, in hexadecimal.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -142,43 +149,49 @@ def file_digest(path: Path) -> str:
 
 
 def read_json(path: Path, **options: Any) -> Any:
-    """Read JSON; `options` as `json.loads` takes them.
+    """Read a JSON file.
+
+    Args:
+        path: file.
+        options: arguments of `json.loads`.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file cannot be read or is not JSON.
     """
     try:
         return json.loads(Path(path).read_text(), **options)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:  # text that is no UTF-8, or no JSON
+    except ValueError as error:  # not UTF-8, or not JSON
         raise InputError(f"{path}: is not valid JSON ({error})") from error
     except RecursionError as error:
-        raise InputError(f"{path}: is nested too deeply for JSON of ours") from error
+        raise InputError(f"{path}: is nested too deeply") from error
 
 
 def user_cache(name: str) -> Path:
-    """`perturbjax/NAME` in the user's cache folder; nothing is made there."""
+    """Return the folder `perturbjax/NAME` of the user's cache, without creating it."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "perturbjax" / name
 
 
-def delete_oldest(files: Iterable[Path], most: int) -> int:
-    """Remove the files used longest ago until the others hold at most `most` bytes; how many went."""
-    found = []
+def delete_oldest(files: Iterable[Path], limit: int) -> int:
+    """Delete the least recently used files until the others have at most `limit` bytes.
+
+    Returns:
+        Number of deleted files.
+    """
+    entries = []
     for path in files:
-        try:
+        with suppress(OSError):  # another process deleted it
             status = path.stat()
-        except OSError:
-            continue  # another process dropped it
-        found.append((status.st_mtime, status.st_size, path))
-    over, dropped = sum(size for _, size, _ in found) - most, 0
-    for _, size, path in sorted(found):
-        if over <= 0:
+            entries.append((status.st_mtime, status.st_size, path))
+    excess, deleted = sum(size for _, size, _ in entries) - limit, 0
+    for _, size, path in sorted(entries):
+        if excess <= 0:
             break
         try:
             path.unlink(missing_ok=True)
         except OSError:
             break
-        over, dropped = over - size, dropped + 1
-    return dropped
+        excess, deleted = excess - size, deleted + 1
+    return deleted

@@ -1,4 +1,4 @@
-"""Messages to the terminal, and escaping of text from data for terminals, HTML pages, CSV files and plots."""
+"""Messages to the terminal, and escaping of data for terminals, HTML pages, CSV files and plots."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ from rich.console import Console
 from rich.text import Text
 
 T = TypeVar("T")
-#: Characters that move a cursor, recolour or clear a terminal, or end a line.
+#: Characters that move the cursor, change colors, clear a terminal, or end a line.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-#: Beginnings of text that a spreadsheet runs as a formula.
+#: First characters of text that a spreadsheet program evaluates as a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-#: Settings of matplotlib's under which text is text; else what stands between two `$` is read as a formula.
+#: matplotlib settings without formulas; by default it parses text between two `$` as a formula.
 PLOT_TEXT: Any = {"text.parse_math": False}
 
 
 def terminal_text(text: str) -> str:
-    """Text for a terminal: control characters are shown as �, line breaks and tabs are kept."""
-    return CONTROL.sub(lambda found: found[0] if found[0] in "\n\t" else "�", text)
+    """Replace control characters by �, except line breaks and tabs."""
+    return CONTROL.sub(lambda match: match[0] if match[0] in "\n\t" else "�", text)
 
 
 def html_text(value: object) -> str:
-    """Text for an HTML page, inside quotes too."""
+    """Escape a value for HTML text and quoted HTML attributes."""
     return html.escape(str(value))
 
 
 def csv_text(value: T) -> T | str:
-    """A cell for a CSV: text that a spreadsheet would run as a formula begins with an apostrophe instead.
+    """Protect a CSV cell from evaluation as a spreadsheet formula.
 
-    Numbers written as text stay as they are, and so does everything but text. `csv_value` reads it back. Tables that
-    other programs write too (`load_data.csv`, tables of features) are not guarded: they must come back as they were.
+    Text that a spreadsheet program would evaluate gets an apostrophe in front; numbers written as
+    text do not. `csv_value` is the inverse. Tables that other programs write too (`load_data.csv`,
+    feature tables) are not protected, because their values must not change.
+
+    Args:
+        value: cell of any type; only text is changed.
     """
     if not isinstance(value, str) or not value.lstrip("'").startswith(FORMULA):
         return value
@@ -44,24 +48,23 @@ def csv_text(value: T) -> T | str:
 
 
 def csv_value(cell: T) -> T | str:
-    """What `csv_text` made a cell of."""
-    guarded = (
+    """Return the value that `csv_text` converted to a cell."""
+    is_protected = (
         isinstance(cell, str) and cell.startswith("'") and cell.lstrip("'").startswith(FORMULA)
     )
-    return cell[1:] if isinstance(cell, str) and guarded else cell
+    return cell[1:] if isinstance(cell, str) and is_protected else cell
 
 
 class PlainConsole(Console):
-    """A console to which text is text: no markup, no emoji codes, no control characters."""
+    """A console that prints text unchanged: no markup, emoji codes or control characters."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(
-            **{"highlight": False, "soft_wrap": True, **settings}, markup=False, emoji=False
-        )
+        settings = {"highlight": False, "soft_wrap": True, **settings}
+        super().__init__(**settings, markup=False, emoji=False)
 
     def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(terminal_text(text), **settings)
 
 
-#: Everything a person reads while waiting goes to stderr; stdout carries results.
+#: Progress, information and warnings go to stderr; stdout is for results.
 console = PlainConsole(stderr=True)

@@ -1,4 +1,4 @@
-"""Plates and their wells: names, formats, geometry, and which plates share a layout."""
+"""Plates and wells: names, formats, geometry, and plates with the same layout."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from jaxtyping import Int
 
 from perturbjax.core.errors import InputError
 
-#: `Metadata_*` columns without which a plate cannot be laid out.
+#: Metadata columns with the position of a site.
 PLATE, WELL, SITE = "Metadata_Plate", "Metadata_Well", "Metadata_Site"
-#: Columns that name a compound, best first: one compound can carry several broad_samples.
+#: Columns that identify a compound, best first: one compound can have several broad_samples.
 COMPOUND_COLUMNS = ("Metadata_InChIKey", "Metadata_pert_iname", "Metadata_broad_sample")
-#: Wells of the usual plates: (rows, columns).
+#: Number of wells of a standard plate -> (rows, columns).
 FORMATS = {
     6: (2, 3),
     12: (3, 4),
@@ -24,8 +24,8 @@ FORMATS = {
     384: (16, 24),
     1536: (32, 48),
 }
-#: Two plates share a layout when their sets of (well, compound) overlap by at least this Jaccard index. Plates of one
-#: layout differ by a few failed wells; plates of two layouts have only their control wells in common.
+#: Minimum Jaccard index of the (well, compound) pairs of two plates with the same layout. Plates of
+#: one layout differ in a few failed wells; plates of two layouts share their control wells only.
 SAME_LAYOUT = 0.5
 
 #: Row letters (A to Z, AA to AF in 1,536-well plates) and column number: `A01`, `a1`, `A-01`.
@@ -51,66 +51,76 @@ def parse_well(name: str) -> tuple[int, int]:
 
 
 def parse_wells(names: pd.Series) -> Int[np.ndarray, "n 2"]:
-    """`parse_well` of each name."""
-    known = {name: parse_well(str(name)) for name in pd.unique(names)}
-    return np.array([known[name] for name in names], dtype=int).reshape(-1, 2)
+    """Parse well names; see `parse_well`.
+
+    Returns:
+        (n, 2) rows and columns from 0.
+    """
+    positions = {name: parse_well(str(name)) for name in pd.unique(names)}
+    return np.array([positions[name] for name in names], dtype=int).reshape(-1, 2)
 
 
 def row_name(row: int) -> str:
-    """0 is `A`, 26 is `AA`."""
+    """Return the letters of a row from 0: `A` for 0, `AA` for 26."""
     return chr(ord("A") + row) if row < 26 else "A" + chr(ord("A") + row - 26)
 
 
 def well_name(row: int, column: int) -> str:
-    """The well in a row and column, both from 0: (0, 0) is `A01`."""
+    """Return the name of a well: `A01` for row 0 and column 0."""
     return f"{row_name(row)}{column + 1:02d}"
 
 
 def normalize_well(name: str) -> str:
-    """`a1`, `A01` and `A001` are all `A01`; a name of another form stays as it is."""
-    spot = parse_well(name)
-    return name if spot == (-1, -1) else well_name(*spot)
+    """Return the standard spelling of a well name: `A01` for `a1`; unknown names are unchanged."""
+    position = parse_well(name)
+    return name if position == (-1, -1) else well_name(*position)
 
 
 def plate_shape(wells: int) -> tuple[int, int]:
-    """(rows, columns) of the smallest usual plate with room for that many wells."""
+    """Return (rows, columns) of the smallest standard plate with at least `wells` wells."""
     return FORMATS[min(size for size in FORMATS if size >= wells)]
 
 
-def smallest_plate_shape(spots: Int[np.ndarray, "n 2"], least: int = 96) -> tuple[int, int]:
-    """(rows, columns) of the smallest usual plate, of at least `least` wells, that has all these rows and columns.
+def smallest_plate_shape(positions: Int[np.ndarray, "n 2"], min_wells: int = 96) -> tuple[int, int]:
+    """Return (rows, columns) of the smallest standard plate that contains all positions.
 
-    Columns that no usual plate has (`A49` to `A99`) make it wider.
+    Args:
+        positions: (n, 2) rows and columns from 0. Columns beyond 48 (`A49` to `A99`) give a wider
+            plate than the standard.
+        min_wells: minimum number of wells.
     """
-    rows, columns = (int(end) for end in spots.max(axis=0) + 1)
-    for size, (high, wide) in FORMATS.items():
-        if size >= least and rows <= high and columns <= wide:
-            return high, wide
+    rows, columns = (int(end) for end in positions.max(axis=0) + 1)
+    for wells, (height, width) in FORMATS.items():
+        if wells >= min_wells and rows <= height and columns <= width:
+            return height, width
     return FORMATS[max(FORMATS)][0], columns
 
 
 def compound_column(index: pd.DataFrame) -> str:
-    """The column that names a site's compound.
+    """Return the first column of `COMPOUND_COLUMNS` in a table.
 
     Raises:
-        InputError: there is none.
+        InputError: the table has none of them.
     """
     for column in COMPOUND_COLUMNS:
         if column in index.columns:
             return column
-    raise InputError(
-        f"the index has no column that names a compound; it needs one of {', '.join(COMPOUND_COLUMNS)}"
-    )
+    names = ", ".join(COMPOUND_COLUMNS)
+    raise InputError(f"the index has no column that identifies compounds. Add one of {names}.")
 
 
 def plate_layouts(index: pd.DataFrame) -> dict[str, str]:
-    """Plate → name of its layout: the first plate (by name) of those that share a plate map.
+    """Assign plates to layouts. Plates with the same plate map have the same layout.
 
     Args:
-        index: one row a site (or a well) with `Metadata_Plate`, `Metadata_Well` and a compound's column.
+        index: one row per site or well, with `Metadata_Plate`, `Metadata_Well` and a column of
+            `COMPOUND_COLUMNS`.
+
+    Returns:
+        Plate -> layout, which has the name of its first plate in alphabetical order.
 
     Raises:
-        InputError: no column names a compound.
+        InputError: no column identifies compounds.
     """
     compound = compound_column(index)
     plates = {
@@ -119,16 +129,16 @@ def plate_layouts(index: pd.DataFrame) -> dict[str, str]:
     }
     layout: dict[str, str] = {}
     for plate, wells in plates.items():
-        alike = [other for other in layout if _jaccard(wells, plates[other]) >= SAME_LAYOUT]
-        names = {layout[other] for other in alike}
-        home = min(names, default=plate)
-        layout[plate] = home
-        layout.update({other: home for other, name in layout.items() if name in names})
+        similar = [other for other in layout if _jaccard(wells, plates[other]) >= SAME_LAYOUT]
+        merged = {layout[other] for other in similar}
+        name = min(merged, default=plate)
+        layout[plate] = name
+        layout.update({other: name for other, former in layout.items() if former in merged})
     return layout
 
 
 def shared_layouts(index: pd.DataFrame) -> list[list[str]]:
-    """Groups of two plates or more that `plate_layouts` gives one layout, by name."""
+    """Return groups of two or more plates with the same layout, sorted by name."""
     groups: dict[str, list[str]] = {}
     for plate, layout in plate_layouts(index).items():
         groups.setdefault(layout, []).append(plate)

@@ -90,7 +90,7 @@ def nested_classes(kind: type) -> Iterator[type]:
 def invalid_values(hint: Any) -> list[Any]:
     """Values of the type of an option that no option accepts."""
     parts = typing.get_args(hint)
-    if type(None) in parts:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return invalid_values(next(part for part in parts if part is not type(None)))
     if hint is bool or typing.get_origin(hint) is typing.Literal:
         return []

@@ -1,4 +1,4 @@
-"""What is shown is what was meant, wherever text comes from; and no end of a command is a traceback."""
+"""Escaping of text from data, and the end of commands: one line and an exit status."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from perturbjax.cli import parse_options
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import file_digest, read_json, write_csv
 from perturbjax.core.messages import (
@@ -25,25 +26,24 @@ from perturbjax.core.messages import (
     csv_value,
     html_text,
 )
-from perturbjax.core.options import parse_options
 from perturbjax.data.splits import ManifestConfig
 
 HOSTILE = ["benzo[a]pyrene", "a[/b]", "[red]", ":smile:", "$x_{$", "=HYPERLINK(1)", "<b>"]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_text_on_a_terminal_is_shown_as_it_is(capsys, text):
+def test_console_prints_markup_unchanged(capsys, text):
     console.print(text)
     assert capsys.readouterr().err == f"{text}\n"
 
 
-def test_control_characters_do_not_reach_the_terminal(capsys):
+def test_console_replaces_control_characters(capsys):
     PlainConsole().print("a\x1b[2Jb\x07")
     assert capsys.readouterr().out == "a�[2Jb�\n"
 
 
-def test_a_plot_reads_no_formula(tmp_path):
-    """Outside these settings `$x_{$` raises while drawing, and loses the figure."""
+def test_plot_text_is_not_parsed_as_formula(tmp_path):
+    """With the default settings of matplotlib, `$x_{$` raises an error while drawing."""
     with matplotlib.rc_context(PLOT_TEXT):
         figure = Figure()
         figure.subplots().set_title("$x_{$")
@@ -51,11 +51,11 @@ def test_a_plot_reads_no_formula(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
-def test_html_is_escaped_inside_quotes_too():
+def test_html_text_escapes_quotes():
     assert html_text('<a title="\'">') == "&lt;a title=&quot;&#x27;&quot;&gt;"
 
 
-def test_a_spreadsheet_runs_nothing_of_a_table(tmp_path):
+def test_write_csv_escapes_formulas(tmp_path):
     table = pd.DataFrame(
         {"=1+1": ["=HYPERLINK(1)", "@x", "-SO3H", "-1.5", "DMSO"], "value": [-1.5, 2, 3, 4, np.nan]}
     )
@@ -69,56 +69,57 @@ def test_a_spreadsheet_runs_nothing_of_a_table(tmp_path):
 @pytest.mark.parametrize(
     "text", ["=1", "'=1", "''-a", "'plain", "'", "-1.5", "'-1.5", "", "DMSO", "@x"]
 )
-def test_what_is_guarded_for_spreadsheets_is_read_back(text):
+def test_csv_value_inverts_csv_text(text):
     assert csv_value(csv_text(text)) == text
 
 
-def left(capsys, command) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as ended:
+def run(capsys, command) -> tuple[int, str]:
+    """Exit status and stderr of a command."""
+    with pytest.raises(SystemExit) as end:
         run_command(command)
-    return ended.value.code, capsys.readouterr().err
+    return end.value.code, capsys.readouterr().err
 
 
-def raises(error: BaseException):
+def raising(error: BaseException):
     def command() -> None:
         raise error
 
     return command
 
 
-def wrapped() -> None:
+def full_disk_in_a_library() -> None:
     try:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard-0")
     except OSError as error:
-        raise ValueError("a library's own words") from error
+        raise ValueError("message of a library") from error
 
 
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (raises(InputError("two\nlines \x1b[2J")), "error: two lines �[2J\n"),
-        (raises(OSError(errno.ENOSPC, "full", "/data/x")), "no space left on the disk of /data/x"),
+        (raising(InputError("two\nlines \x1b[2J")), "error: two lines �[2J\n"),
+        (raising(OSError(errno.ENOSPC, "full", "/data/x")), "no space left on the disk of /data/x"),
         (
-            raises(RuntimeError(f"RESOURCE_EXHAUSTED: {os.strerror(errno.ENOSPC)}")),
-            "no space left on the disk;",
+            raising(RuntimeError(f"RESOURCE_EXHAUSTED: {os.strerror(errno.ENOSPC)}")),
+            "no space left on the disk. Free space",
         ),
-        (wrapped, "no space left on the disk of shard-0"),
-        (raises(MemoryError()), "out of memory"),
+        (full_disk_in_a_library, "no space left on the disk of shard-0"),
+        (raising(MemoryError()), "out of memory"),
     ],
 )
-def test_what_nobody_planned_ends_in_one_line(capsys, command, words):
-    status, said = left(capsys, command)
-    assert status == 2 and words in said and said.count("\n") == 1
+def test_expected_errors_end_in_one_line(capsys, command, words):
+    status, message = run(capsys, command)
+    assert status == 2 and words in message and message.count("\n") == 1
 
 
-def test_a_fault_of_our_own_is_still_a_traceback():
+def test_unexpected_error_is_raised():
     with pytest.raises(ZeroDivisionError):
-        run_command(raises(ZeroDivisionError()))
+        run_command(raising(ZeroDivisionError()))
 
 
 @pytest.mark.parametrize("words", [["train", "--help"], ["--help"]])
-def test_a_reader_that_leaves_is_no_traceback(words):
-    """As `perturbjax train --help | head -1`, with a pipe that is closed before anything is written."""
+def test_closed_output_pipe_ends_without_traceback(words):
+    """As in `perturbjax train --help | head -1`, with a pipe that is closed from the start."""
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -132,35 +133,32 @@ def test_a_reader_that_leaves_is_no_traceback(words):
     assert done.returncode == 141 and done.stderr == ""
 
 
-def test_a_word_that_does_not_fit_is_said_without_a_box():
-    with pytest.raises(
-        InputError, match=r"^Error parsing --folds: .*'two'.*run perturbjax split --help\)|--folds"
-    ):
-        parse_options(
-            ManifestConfig, ["--data", "d", "--out", "o", "--folds", "two"], prog="perturbjax split"
-        )
+def test_value_of_wrong_type_names_flag_and_value():
+    words = ["--data", "d", "--out", "o", "--folds", "two"]
+    with pytest.raises(InputError, match=r"^--folds: invalid int value: 'two' \(see .* --help\)"):
+        parse_options(ManifestConfig, words, prog="perturbjax split")
 
 
-def test_json_nested_without_end_is_refused(tmp_path):
+def test_read_json_refuses_deep_nesting(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"deep\.json: is nested too deeply"):
         read_json(tmp_path / "deep.json")
 
 
-def test_a_digest_is_that_of_the_bytes(tmp_path):
+def test_file_digest_is_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert file_digest(tmp_path / "a").startswith("ba7816bf")
     with pytest.raises(InputError, match="none: cannot be read"):
         file_digest(Path(tmp_path / "none"))
 
 
-def test_names_of_classes_come_through_json_as_they_are(tmp_path):
+def test_read_json_preserves_hostile_text(tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps(HOSTILE))
     assert read_json(tmp_path / "labels.json") == HOSTILE
 
 
 @pytest.mark.parametrize("module", ["perturbjax.cli", "data_prep"])
-def test_commands_are_listed_where_python_drops_docstrings_and_assertions(module):
+def test_help_lists_commands_without_docstrings(module):
     done = subprocess.run(
         [sys.executable, "-OO", "-m", module, "--help"], capture_output=True, text=True
     )

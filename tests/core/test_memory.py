@@ -1,4 +1,4 @@
-"""What one step frees, the next gets without asking the system, until it is given back."""
+"""Freed memory is reused without page faults until it is released."""
 
 import subprocess
 import sys
@@ -8,12 +8,12 @@ import pytest
 FAULTS = """
 import resource, sys
 import numpy as np
-from perturbjax.core.memory import give_back_freed_memory, keep_freed_memory
-if sys.argv[1] != "let go":
+from perturbjax.core.memory import release_freed_memory, keep_freed_memory
+if sys.argv[1] != "default":
     assert keep_freed_memory()
 def fill():
-    if sys.argv[1] == "give back":
-        give_back_freed_memory()
+    if sys.argv[1] == "release":
+        release_freed_memory()
     np.empty(36 << 20, np.uint8).fill(1)
 fill()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -30,7 +30,9 @@ def page_faults(how: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc's allocator is told")
-def test_memory_that_was_freed_is_used_again_without_page_faults():
-    assert page_faults("keep") < 10 < page_faults("let go")
-    assert page_faults("give back") > 10
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="configures the allocator of glibc"
+)
+def test_keep_freed_memory_avoids_page_faults():
+    assert page_faults("keep") < 10 < page_faults("default")
+    assert page_faults("release") > 10

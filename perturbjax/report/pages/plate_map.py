@@ -26,7 +26,7 @@ def plate_maps(name: str, wells: pd.DataFrame, *, color: str, label: str, captio
         caption: text below the figure.
     """
     spots = parse_wells(wells[WELL])
-    rows, columns = smallest_plate_shape(spots, least=24)
+    rows, columns = smallest_plate_shape(spots, min_wells=24)
     table = wells.rename(columns={PLATE: "plate", WELL: "well"}).assign(
         row=spots[:, 0], column=spots[:, 1]
     )
