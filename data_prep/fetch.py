@@ -1,6 +1,6 @@
 """`perturbjax fetch`: download a plate of the public Cell Painting Gallery over HTTPS.
 
-`gallery_listing.py` describes the layout of the gallery and its known faults.
+`gallery_listing.py` describes the layout of the gallery and faults of its tables.
 """
 
 from __future__ import annotations

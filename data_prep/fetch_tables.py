@@ -148,7 +148,7 @@ def _join_gallery_platemap(table: pd.DataFrame, options: FetchConfig, tables: Pa
 
 
 def _repair(options: FetchConfig, locations: Locations) -> Locations:
-    """Correct known faults of the tables in the gallery, or report them.
+    """Correct faults of the tables in the gallery, or report them.
 
     Raises:
         InputError: Two channels name the same file, and the correct files cannot be identified.
@@ -253,7 +253,7 @@ def _image_key(folder: str, options: FetchConfig) -> str:
     if options.batch not in parts or ".." in parts:
         raise InputError(
             f"load_data.csv of {options.plate}: folder {folder!r} is not below batch "
-            f"{options.batch}; nothing is downloaded"
+            f"{options.batch}; no image is downloaded"
         )
     start = len(parts) - 1 - parts[::-1].index(options.batch)
     return "/".join([options.root, "images", *parts[start:]])

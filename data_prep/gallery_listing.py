@@ -1,4 +1,4 @@
-"""Layout of the Cell Painting Gallery, and known faults of its tables.
+"""Layout of the Cell Painting Gallery, and faults of its tables.
 
 Keys below `ACCESSION/SOURCE`:
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from data_prep.csv_tables import FIRST_ROW
 from data_prep.file_columns import Locations
 from data_prep.sources import Plane, probe_planes
+from data_prep.sources.plane import COLORS
 from perturbjax.core.errors import InputError
 
 
@@ -95,7 +96,7 @@ def _repeated_channels(planes: Mapping[str, Sequence[Plane]], source: Path | str
             for row, (plane, other) in enumerate(
                 zip(planes[one], planes[two], strict=True), FIRST_ROW
             )
-            if plane.file and replace(plane, channel="") == replace(other, channel="")
+            if plane.file and _can_be_same(plane, other)
         ]
         if shared and _ignores_channel(shared[0][1]):
             row, plane = shared[0]
@@ -104,6 +105,13 @@ def _repeated_channels(planes: Mapping[str, Sequence[Plane]], source: Path | str
                 f"({len(shared)} such rows)"
             )
     return warnings
+
+
+def _can_be_same(plane: Plane, other: Plane) -> bool:
+    """Return whether two planes of a row differ in their channel names only, R, G and B apart."""
+    if plane.channel != other.channel and {plane.channel, other.channel} <= set(COLORS):
+        return False
+    return replace(plane, channel="") == replace(other, channel="")
 
 
 def _ignores_channel(plane: Plane) -> bool:

@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 import plate_formats
 import pytest
+import tifffile
 
 from data_prep.site_table import choose_label, merged_identities, read_sites
 from perturbjax.core.errors import InputError
@@ -99,6 +101,18 @@ def test_repeated_images_are_reported(plate, edit, capsys):
     assert "rows 2 and 3, channel DNA: both sites use the same image" in messages
     assert "row 2: channels Actin and Tubulin use the same image" in messages
     assert "(24 such rows)" in messages
+
+
+def test_colors_of_one_image_are_no_repeated_images(plate, tmp_path, capsys):
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[..., 0] = 7
+    tifffile.imwrite(plate / "a.tif", image, photometric="rgb")
+    header = "Metadata_Plate,Metadata_Well,Metadata_Site,FileName_OrigA,FileName_OrigB"
+    (tmp_path / "t.csv").write_text(
+        f"{header},Channel_OrigA,Channel_OrigB\nP1,A01,1,a.tif,a.tif,R,G\n"
+    )
+    read_sites(tmp_path / "t.csv", plate)
+    assert "same image" not in capsys.readouterr().err
 
 
 def test_channels_in_one_ome_tiff_are_no_repeated_images(simulated, tmp_path, capsys):

@@ -137,9 +137,8 @@ def test_build_keeps_finished_masks_if_an_object_vanishes(
     class Leaving(SimpleHTTPRequestHandler):
         def send_head(self):
             requests[Path(self.path).name] += 1
-            if requests[gone] > 3 and self.path.endswith(
-                gone
-            ):  # requests 1 to 3: size, header, pixels for the diameter
+            # Requests 1 to 3 are for the size, the header and the pixels for the diameter.
+            if requests[gone] > 3 and self.path.endswith(gone):
                 self.send_error(404)
                 return None
             return super().send_head()
