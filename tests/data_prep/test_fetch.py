@@ -24,7 +24,7 @@ MEASURED = f"{PLATE}__2020-11-05T19_51_35-Measurement1"
 
 
 class Gallery(SimpleHTTPRequestHandler):
-    """Serve files and list folders as S3 does; count requests; break off the first `broken` responses."""
+    """Serve files and list folders as S3 does; interrupt the first `broken` responses."""
 
     def __init__(self, *arguments, requests: Counter, broken: dict[str, int], **options):
         self.requests, self.broken = requests, broken
@@ -81,19 +81,21 @@ def gallery(plate, tmp_path, monkeypatch):
         listed[f"FileName_Orig{channel}"] = table[f"FileName_Orig{channel}"]
         listed[f"PathName_Orig{channel}"] = folder
     samples = table.drop_duplicates("Metadata_Well")
+    maps = f"workspace/metadata/platemaps/{BATCH}"
     for path, text in {
         f"workspace/load_data_csv/{BATCH}/{PLATE}/load_data.csv": listed.to_csv(index=False),
-        f"workspace/metadata/platemaps/{BATCH}/barcode_platemap.csv": (
+        f"{maps}/barcode_platemap.csv": (
             f"Assay_Plate_Barcode,Plate_Map_Name\n{PLATE},JUMP-Target-1_compound_platemap\n"
         ),
-        f"workspace/metadata/platemaps/{BATCH}/platemap/JUMP-Target-1_compound_platemap.txt": pd.DataFrame(
+        f"{maps}/platemap/JUMP-Target-1_compound_platemap.txt": pd.DataFrame(
             {
                 "well_position": samples["Metadata_Well"],
                 "broad_sample": samples["Metadata_broad_sample"].replace("DMSO", ""),
             }
         ).to_csv(sep="\t", index=False),
         "workspace/metadata/external_metadata/JUMP-Target-1_compound_metadata.tsv": (
-            "broad_sample\tInChIKey\tpert_iname\nSIM-00001\tKEY-1\tfirst\nSIM-00002\tKEY-2\tsecond\n"
+            "broad_sample\tInChIKey\tpert_iname\n"
+            "SIM-00001\tKEY-1\tfirst\nSIM-00002\tKEY-2\tsecond\n"
         ),
     }.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -265,7 +267,8 @@ def jump_tables(served: Path, wells: list[str]) -> None:
         )
     )
     (served / "jump/perturbation_control.csv").write_text(
-        "Metadata_JCP2022,Metadata_pert_type,Metadata_Name,Metadata_modality\nJCP2022_033924,negcon,DMSO,compound\n"
+        "Metadata_JCP2022,Metadata_pert_type,Metadata_Name,Metadata_modality\n"
+        "JCP2022_033924,negcon,DMSO,compound\n"
     )
 
 
