@@ -56,9 +56,9 @@ def check_channels(
     """
     if ENGINES[engine].single_stain and len(stored) > 1 and not segmented:
         raise InputError(
-            f"--segmenter {engine}: the aggregated image mixes {', '.join(stored)}, but the "
-            "weights know one stain. "
-            "Name the channel to segment with --segment-channels"
+            f"--segmenter {engine}: its weights know one stain, but the aggregated image mixes "
+            "several channels. Pass the channel to segment with --segment-channels "
+            f"(available: {', '.join(stored)})"
         )
 
 
