@@ -75,7 +75,7 @@ def test_build_refuses_a_missing_or_empty_table(plate, refused, build_arguments,
         (["--weights", "nuclei"], "the watershed has no weights"),
         (
             ["--segmenter", "cellpose", "--weights", "cyto3"],
-            "--segment-channels (available: DNA, Actin, Tubulin)",
+            r"--segment-channels \(available: DNA, Actin, Tubulin\)",
         ),
         (["--segmenter", "cellpose", "--segment-channels", "DNA"], "needs --weights"),
         (
