@@ -36,7 +36,7 @@ def imported(command, checkpoint, sites, tmp_path_factory):
     folder = tmp_path_factory.mktemp("imported")
     labels = folder / "labels.json"
     labels.write_text(json.dumps(sorted(sites.column(sites.label_column).unique())))
-    flags = ("--label-column", sites.label_column, "--crop", SIDE, "--folds", 3)
+    flags = ("--label-column", sites.label_column, "--crop", SIDE)
     command(
         "import-torch",
         *(
