@@ -61,6 +61,7 @@ def _chunks(replicates: int) -> list[int]:
 
 def _count_draws(drawn: Int[np.ndarray, "rows draws"], clusters: int) -> np.ndarray:
     """Count how often each cluster occurs in each row of drawn cluster numbers."""
+    # Offset the numbers of row i by i * clusters, so that one bincount counts all rows.
     offsets = clusters * np.arange(len(drawn))[:, None]
     flat = np.bincount((drawn + offsets).ravel(), minlength=len(drawn) * clusters)
     return flat.reshape(len(drawn), clusters)
@@ -92,6 +93,7 @@ def _class_strata(truth: Float[np.ndarray, "clusters classes"]) -> _Strata | Non
         return None
     labels = truth.argmax(axis=1)
     single = np.bincount(labels)[labels] == 1
+    # All classes with a single cluster share the label -1, hence one stratum.
     strata = np.unique(np.where(single, -1, labels), return_inverse=True)[1].ravel()
     return _Strata(strata, np.flatnonzero(single), labels[single])
 
@@ -105,6 +107,7 @@ def _resample_within_classes(
     is drawn. A stratum of one cluster has weight 1.
     """
     rng = np.random.default_rng([seed, 1])  # independent of `_resample_clusters`
+    # Sort clusters by stratum: stratum s then occupies sizes[s] positions from first[s] on.
     order = np.argsort(strata.strata, kind="stable")
     sizes = np.bincount(strata.strata)
     first = np.cumsum(sizes) - sizes
@@ -113,12 +116,15 @@ def _resample_within_classes(
     constant = sizes[strata.strata[order]] == 1
     clusters = len(strata.strata)
     for rows in _chunks(replicates):
+        # Sorted positions of the drawn clusters, (rows, draws); n - 1 draws for each stratum of n.
         drawn = first[stratum] + rng.integers(sizes[stratum], size=(rows, len(stratum)))
         scaled = _count_draws(drawn, clusters) * scale
         scaled[:, constant] = 1
         weights = np.empty((rows, clusters), dtype=np.float32)
+        # Return to the original order of the clusters.
         weights[:, order] = scaled
         class_weight = np.ones((rows, classes), dtype=np.float32)
+        # A single cluster cannot vary within its class. Its weight is transferred to the class.
         class_weight[:, strata.single_classes] = weights[:, strata.single]
         weights[:, strata.single] = 1
         yield weights, class_weight
@@ -154,6 +160,7 @@ def draw_replicates(
     plain = {name: metric for name, metric in METRICS.items() if name not in within}
     sums = {name: _Sums(counts) for name, counts in models.items()}
     draws: dict[str, Draws] = {name: {} for name in models}
+    # Each strategy: metrics, weights per chunk, degrees of freedom (clusters minus strata).
     strategies = [(plain, _resample_clusters(clusters, replicates, seed), clusters - 1)]
     if strata is not None:
         weights = _resample_within_classes(strata, truth.shape[1], replicates, seed)
@@ -215,6 +222,7 @@ class _Sums:
         weights: Float[np.ndarray, "chunk clusters"],
         class_weight: Float[np.ndarray, "chunk classes"] | None,
     ) -> Draws:
+        # Summed counts of each replicate, (chunk, columns).
         truth, predicted, hits, top = (weights @ part for part in self.parts)
         sums = Counts(truth, predicted, hits, top[:, 0], class_weight)
         return {name: metric.function(sums) for name, metric in metrics.items()}
@@ -235,6 +243,7 @@ def interval(
     in replicates because drawn wells repeat.
     """
     quantiles = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    # A skewed distribution can exclude the score after the shift; the interval always contains it.
     low, high = quantiles + value - values.mean(dtype=float)
     return float(min(low, value)), float(max(high, value))
 
@@ -261,6 +270,7 @@ class ResampledScores:
         leads = {}
         for metric, value in self.points[model].items():
             low, high = METRICS[metric].bounds
+            # Replicate i uses the same clusters for both models, so the differences are paired.
             leads[metric] = _estimate(
                 value - self.points[other][metric],
                 self.draws[model][metric] - self.draws[other][metric],
@@ -274,6 +284,7 @@ def _estimate_score(
 ) -> Estimate:
     if not metric.correlation:
         return _estimate(value, values, metric.bounds)
+    # Percentiles and shift are computed on the z scale and transformed back to correlations.
     low, high = _from_z(
         np.array(interval(_to_z(values, clusters), float(_to_z(value, clusters)))), clusters
     )

@@ -42,7 +42,10 @@ def calibration_error(
 ) -> float:
     """Compute the expected calibration error: mean |accuracy - confidence|, weighted by bin size."""
     top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    # Bins of equal width; a confidence of 1 belongs to the last bin.
     bins = np.minimum((top * _BINS).astype(int), _BINS - 1)
+    # Sum of (accuracy - confidence) over the sites of each bin. Division by the number of all
+    # sites then weights each bin by its size.
     gaps = np.bincount(bins, right.astype(float) - top, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(labels))
 
@@ -57,6 +60,7 @@ def temperature(
         own = scaled(probabilities, np.exp(log_temperature))[sites, labels]
         return float(-np.log(np.maximum(own, _MIN_PROBABILITY)).mean())
 
+    # Optimize log T, so that T and 1 / T are treated symmetrically.
     end = np.log(_MAX_TEMPERATURE)
     return float(np.exp(minimize_scalar(loss, bounds=(-end, end), method="bounded").x))
 
@@ -65,6 +69,7 @@ def scaled(
     probabilities: Float[np.ndarray, "n classes"], temperature: float
 ) -> Float[np.ndarray, "n classes"]:
     """Compute softmax(log p / T), which changes the confidence and not the ranking."""
+    # softmax(log p / T) equals p^(1/T), divided by the sum over classes.
     powers = np.maximum(probabilities, _MIN_PROBABILITY).astype(float) ** (1 / temperature)
     return powers / powers.sum(axis=1, keepdims=True)
 

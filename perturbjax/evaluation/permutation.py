@@ -46,6 +46,7 @@ def permutation_p(
         BaselineUnavailable: sites of one well have different labels, or there are too few
             arrangements.
     """
+    # Index of the first site of each well.
     first = np.unique(wells, return_index=True)[1]
     well_labels, well_blocks, classes = labels[first], blocks[first], probabilities.shape[1]
     if (well_labels[wells] != labels).any():
@@ -56,6 +57,7 @@ def permutation_p(
             f"the labels of the wells of a plate have only {round(np.exp(arrangements))} "
             f"arrangements; {_MIN_ARRANGEMENTS} are needed for a p-value below 0.01"
         )
+    # predicted[w, c]: number of sites of well w with predicted class c.
     predicted = np.zeros((len(first), classes))
     np.add.at(predicted, (wells, probabilities.argmax(axis=1)), 1)
     sites = predicted.sum(axis=1)
@@ -69,10 +71,12 @@ def permutation_p(
         permuted = np.empty_like(well_labels)
         permuted[order] = well_labels[shuffled]
         truth = np.bincount(permuted, weights=sites, minlength=classes)
+        # Number of sites of each well that are predicted as its shuffled label.
         right = predicted[np.arange(len(first)), permuted]
         hits = np.bincount(permuted, weights=right, minlength=classes)
         counts = Counts(truth, predicted.sum(axis=0), hits, np.float64(0))
         scores[row] = METRICS[metric].function(counts)
+    # The tolerance counts ties despite rounding. Row 0 is included, so that p is never 0.
     return float((scores >= scores[0] - 1e-12).mean())
 
 
@@ -81,4 +85,5 @@ def _log_arrangements(
 ) -> float:
     """Logarithm of the number of distinct arrangements of the labels within blocks."""
     pairs = np.unique(np.stack([blocks, labels]), axis=1, return_counts=True)[1]
+    # Multinomial coefficient n! / (n_1! n_2! ...) of each block, multiplied over the blocks.
     return float(gammaln(np.bincount(blocks) + 1).sum() - gammaln(pairs + 1).sum())

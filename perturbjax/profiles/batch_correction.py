@@ -90,6 +90,7 @@ class Coral(_PlateAlignment):
                 "CORAL: the reference rows of each plate are identical. Check --negcon, or "
                 "choose another preparation."
             )
+        # (T + εI)^(1/2). Plates use the same ridge ε, which is fixed by the target.
         self.target_ = _power(covariance, self.ridge_, 0.5)
 
     def _fit_plate(self, rows: Float[np.ndarray, "m d"]) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +127,7 @@ class Combat(_PlateAlignment):
         count = sum(len(rows) for rows in plates.values())
         self.center_ = sum(rows.sum(axis=0) for rows in plates.values()) / count
         squares = sum(((rows - rows.mean(axis=0)) ** 2).sum(axis=0) for rows in plates.values())
+        # Variance within plates: differences between the means of plates do not count.
         within = squares / count
         self.spread_ = np.where(within > 0, np.sqrt(within), 1.0)
 
@@ -138,13 +140,16 @@ class Combat(_PlateAlignment):
         if not (prior_variance > 0 and spread > 0):  # no distribution over features to shrink to
             return _Batch(shift, np.sqrt(np.where(variance > 0, variance, 1.0)))
         # Moments of the inverse gamma prior.
+        # With shape a and rate b, the mean is b / (a - 1) and the variance is mean² / (a - 2).
         shape, rate = 2 + mean**2 / spread, mean * (1 + mean**2 / spread)
         gamma, delta = shift, variance
         for _ in range(_MAX_ITERATIONS):
+            # Posterior mean of the shift: plate mean and prior mean, weighted by their precisions.
             new_gamma = (n * prior_variance * shift + delta * prior_mean) / (
                 n * prior_variance + delta
             )
             squares = ((z - new_gamma) ** 2).sum(axis=0)
+            # Posterior mean of the variance, given the new shift.
             new_delta = (rate + squares / 2) / (n / 2 + shape - 1)
             change = max(_relative_change(gamma, new_gamma), _relative_change(delta, new_delta))
             gamma, delta = new_gamma, new_delta
@@ -167,6 +172,7 @@ def _power(
 ) -> Float[np.ndarray, "d d"]:
     """Compute (C + ridge I)^power."""
     values, vectors = np.linalg.eigh(covariance)
+    # Rounding can make eigenvalues of a singular covariance slightly negative.
     return (vectors * (np.maximum(values, 0) + ridge) ** power) @ vectors.T
 
 

@@ -55,8 +55,10 @@ class PLDA(ClassifierMixin, BaseEstimator):
         means = np.zeros((len(rows), X.shape[1]))
         np.add.at(means, labels, X)
         means /= rows[:, None]
+        # Each class counts once. The many rows of negative controls do not pull the mean.
         self.mean_ = means.mean(axis=0)
         residual = X - means[labels]
+        # One degree of freedom is lost for the mean of each class.
         within = residual.T @ residual / (len(X) - len(rows))
         variance = np.trace(within) / len(within)
         if variance <= 0:
@@ -69,10 +71,14 @@ class PLDA(ClassifierMixin, BaseEstimator):
         factor = np.linalg.cholesky(within)
         centered = solve_triangular(factor, (means - self.mean_).T, lower=True).T
         _, singular, axes = np.linalg.svd(centered, full_matrices=False)
+        # ψ of each axis: the variance of the class means minus the mean of W/n, where W = 1.
         signal = singular**2 / max(len(rows) - 1, 1) - np.mean(1 / rows)
         distinct = signal > _MIN_SIGNAL
         signal, axes = signal[distinct], axes[distinct].T
+        # With the Cholesky factor L, (x - m) L^(-T) whitens a row. The projection includes the
+        # axes: (d, axes).
         self.projection_ = solve_triangular(factor, axes, lower=True, trans="T")
+        # nψ of each class and axis, (classes, axes).
         precision = rows[:, None] * signal
         self.centers_ = precision / (precision + 1) * (centered @ axes)
         self.variances_ = 1 + signal / (precision + 1)
@@ -83,6 +89,8 @@ class PLDA(ClassifierMixin, BaseEstimator):
         """Return the logarithm of prior times likelihood, up to a constant per row."""
         z = (np.asarray(X, dtype=np.float64) - self.mean_) @ self.projection_
         precision = 1 / self.variances_
+        # Sum over axes of (z - center)² / variance, expanded into matrix products. This avoids an
+        # array of shape (n, classes, axes).
         squared = (
             z**2 @ precision.T
             - 2 * z @ (self.centers_ * precision).T

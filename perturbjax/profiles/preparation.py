@@ -139,7 +139,7 @@ class FeatureCleaner(TableStep):
         spread = largest - np.nanmin(present, axis=0, initial=np.inf)
         size = np.nanmax(np.abs(present), axis=0, initial=0)
         constant = np.zeros(values.shape[1], dtype=bool)
-        constant[~missing] = ~(spread > _CONSTANT * size)
+        constant[~missing] = ~(spread > _CONSTANT * size)  # also without any value
         self.missing_, self.constant_ = select_names(X, missing), select_names(X, constant)
         self.kept_ = ~(missing | constant)
         if not self.kept_.any():
@@ -328,7 +328,7 @@ class Sphering(TableStep):
         # Singular values of the rows give the eigenvalues without the (d, d) matrix.
         _, singular, self.rotation_ = np.linalg.svd(unit, full_matrices=False)
         eigenvalues = singular**2 / (len(rows) - 1)
-        ridge = self.regularization * eigenvalues.sum() / values.shape[1]
+        ridge = self.regularization * eigenvalues.sum() / values.shape[1]  # mean over all d
         if ridge <= 0:
             raise InputError(
                 "sphering: the reference rows are identical, or the regularization is not above "

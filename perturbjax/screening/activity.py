@@ -55,12 +55,17 @@ def energy_statistic(values: Float[np.ndarray, "n d"], pool: Pool) -> Statistic:
         pool: the wells.
     """
     squares = (values**2).sum(axis=1)
+    # |x - y|² = |x|² + |y|² - 2 x·y; rounding can make small distances negative.
     distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * values @ values.T, 0))
     np.fill_diagonal(distances, 0)
+    # The sums over controls follow from these totals. Each assignment then needs only the
+    # distances between its treated wells.
     row_sums, total = distances.sum(axis=1), distances.sum()
     n, m = pool.treated, len(values) - pool.treated
 
     def statistic(treated: Int[np.ndarray, "p n"]) -> Float[np.ndarray, " p"]:
+        # Gathers (p, n, n) distances. Sums count each pair twice, as in the definition of the
+        # energy distance.
         within = distances[treated[:, :, None], treated[:, None, :]].sum(axis=(1, 2))
         to_all = row_sums[treated].sum(axis=1)
         across = to_all - within
@@ -90,6 +95,7 @@ def mahalanobis_statistic(values: Float[np.ndarray, "n d"], pool: Pool) -> Stati
 def _whitening(values: np.ndarray) -> np.ndarray:
     covariance, _ = ledoit_wolf(values, assume_centered=True)
     eigenvalues, vectors = np.linalg.eigh(covariance)
+    # The floor limits the gain of directions that have almost no variance.
     floor = max(eigenvalues.max() * 1e-6, 1e-12)
     return vectors / np.sqrt(np.maximum(eigenvalues, floor))
 
@@ -115,6 +121,7 @@ def average_precision_statistic(values: Float[np.ndarray, "n d"], pool: Pool) ->
         mates = np.sort(row[same_plate[query]])
         rank[query] = len(mates) - np.searchsorted(mates, row, side="left")
     n = pool.treated
+    # `_mean_precision` needs n³ values for each assignment.
     step = max(1, _BLOCK_VALUES // n**3)
 
     def statistic(treated: Int[np.ndarray, "p n"]) -> Float[np.ndarray, " p"]:

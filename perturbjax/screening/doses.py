@@ -50,6 +50,8 @@ class Curve:
 
     def __call__(self, dose: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Response at each dose (greater than 0)."""
+        # The limit prevents an overflow of exp; the fraction differs from 0 or 1 by less than
+        # 1e-26.
         exponent = np.clip(self.slope * (math.log(self.ec50) - np.log(dose)), -60, 60)
         return self.bottom + (self.top - self.bottom) / (1 + np.exp(exponent))
 
@@ -80,6 +82,7 @@ def fit_curve(
 
     bounds = [(grid.low, grid.high), tuple(np.log(SLOPES))]
     best = optimize.minimize(loss, start, method="L-BFGS-B", bounds=bounds).x
+    # The local optimizer can end at a worse point than the grid.
     if loss(best) > loss(start):
         best = start
     bottom, top = _Shapes(grid.x, len(zero), best[None]).ends(y[None])[0, 0]
@@ -97,6 +100,7 @@ class _Shapes:
         log_ec50, slope = parameters[:, :1], np.exp(parameters[:, 1:])
         fraction = 1 / (1 + np.exp(np.clip(slope * (log_ec50 - x), -60, 60)))
         fraction = np.concatenate([fraction, np.zeros((len(parameters), zeros))], axis=1)
+        # q: (shapes, wells, 2), r: (shapes, 2, 2).
         self.q, self.r = np.linalg.qr(np.stack([1 - fraction, fraction], axis=2))
         diagonal = np.abs(np.diagonal(self.r, axis1=1, axis2=2))
         self.flat = diagonal.min(axis=1) < 1e-6  # all wells at one end: no curve
@@ -110,6 +114,7 @@ class _Shapes:
     def ends(self, y: np.ndarray) -> np.ndarray:
         """Bottom and top, (responses, shapes, 2)."""
         rotated = self._rotate(y)
+        # Back substitution in R (bottom, top)' = Q'y.
         top = rotated[..., 1] / self.r[:, 1, 1]
         bottom = (rotated[..., 0] - self.r[:, 0, 1] * top) / self.r[:, 0, 0]
         return np.stack([bottom, top], axis=2)
@@ -123,7 +128,9 @@ class _Shapes:
         error = np.maximum((y**2).sum(axis=1)[:, None] - (rotated**2).sum(axis=2), 0)
         low, high = y.min(axis=1)[:, None, None], y.max(axis=1)[:, None, None]
         ends = self.ends(y)
+        # Distance of bottom and top from the range of the data, in units of this range.
         excess = np.abs(ends - np.clip(ends, low, high)) / np.maximum(high - low, 1e-12)
+        # The penalty is a factor, so a perfect fit needs a small error for the penalty to act on.
         floor = 1e-9 * np.maximum(((y - y.mean(axis=1)[:, None]) ** 2).sum(axis=1), 1e-30)
         total = (error + floor[:, None]) * (1 + (np.minimum(excess, 9) ** 2).sum(axis=2))
         return np.where(self.flat, 1e6 * total.max(), total)
@@ -185,6 +192,7 @@ def trend_test(
     """
     groups = np.unique(dose, return_inverse=True)[1]
     sizes = np.bincount(groups)
+    # Pairs of wells with different doses.
     pairs = (len(dose) ** 2 - (sizes**2).sum()) / 2
     if pairs == 0:
         return math.nan, math.nan
@@ -224,6 +232,7 @@ def lowest_effective_dose(
     variance = sum(((g - g.mean()) ** 2).sum() for g in groups) / freedom
     direction = math.copysign(1.0, groups[-1].mean() - groups[0].mean())
     found = math.nan
+    # From the highest dose down to the second lowest level; level 0 is the reference.
     for level, group in zip(levels[:0:-1], groups[:0:-1], strict=True):
         error = math.sqrt(variance * (1 / len(group) + 1 / len(groups[0])))
         difference = direction * (group.mean() - groups[0].mean())
@@ -282,6 +291,7 @@ def analyze_dose_response(
     effect = means - reference.mean() if len(levels) else np.zeros(1)
     trend, p = trend_test(dose, response, plates, rng)
     curve, low, high = None, math.nan, math.nan
+    # Fewer doses cannot determine the four parameters of the curve.
     if len(levels) >= 4:
         zero = response[~positive]
         curve = fit_curve(dose[positive], response[positive], zero)
@@ -316,6 +326,7 @@ def _ec50_interval(
     curve = fit_curve(dose, response, zero)
     wells = curve(dose) + rng.choice(residuals, (RESAMPLES, len(dose)))
     controls = rng.choice(zero, (RESAMPLES, len(zero))) if len(zero) else np.zeros((RESAMPLES, 0))
+    # Refit on the grid only, for all resamples in one product; a local search would be slow.
     fitted = _Grid(dose, len(zero)).best(np.concatenate([wells, controls], axis=1))
     low, high = np.exp(np.quantile(fitted[:, 0], [0.025, 0.975]))
     return float(min(low, curve.ec50)), float(max(high, curve.ec50))

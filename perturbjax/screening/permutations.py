@@ -67,10 +67,13 @@ class Pool:
     @property
     def assignments(self) -> float:
         """Number of different ways to choose the treated units."""
+        # Binomial coefficient (units choose treated units) of each stratum, multiplied over
+        # strata.
         log = sum(
             math.lgamma(len(units) + 1) - math.lgamma(k + 1) - math.lgamma(len(units) - k + 1)
             for units, k in zip(self.units, self.treated_units, strict=True)
         )
+        # exp overflows above 709.
         return round(math.exp(min(log, 700.0)), 6)
 
     @property
@@ -98,7 +101,9 @@ class Pool:
         """
         parts = []
         for units, k in zip(self.units, self.treated_units, strict=True):
+            # The positions of the k smallest random numbers are a random subset of k units.
             order = rng.random((count, len(units))).argpartition(k - 1, axis=1)[:, :k]
+            # (count, k, wells per unit) -> (count, treated wells of the stratum).
             parts.append(units[order].reshape(count, -1))
         return np.concatenate(parts, axis=1)
 
@@ -141,6 +146,7 @@ def _well_pool(treated: np.ndarray, control: np.ndarray, plates: np.ndarray) -> 
     units, counts = [], []
     for plate in np.unique(plates[rows[:n]]):
         members = np.flatnonzero(plates[rows] == plate)
+        # Treated wells precede the controls in `rows`, so they are the first units as well.
         units.append(members[:, None])
         counts.append(int((members < n).sum()))
     return Pool(rows, n, plates[rows], tuple(units), tuple(counts), "well")
@@ -161,6 +167,7 @@ def _position_pool(
     for layout in np.unique(layouts[treated]):
         own = _plates_by_position(np.flatnonzero(treated & (layouts == layout)), plates, positions)
         signatures = {frozenset(wells) for wells in own.values()}
+        # Positions are exchangeable only if they occur on the same plates.
         if len(signatures) > 1:
             return None
         (signature,) = signatures
@@ -182,6 +189,7 @@ def _position_pool(
         rows += [row for unit in own_units for row in unit]
         controls += [row for unit in control_units for row in unit]
     wells = np.array(rows + controls)
+    # Maps a row of the table to its position in the pool.
     place = {int(row): number for number, row in enumerate(wells)}
     units = tuple(
         np.array([[place[row] for row in unit] for unit in own_units + control_units])
@@ -220,6 +228,7 @@ def permutation_test(
     if pool.smallest_p > MAX_SMALLEST_P or not math.isfinite(observed):
         return observed, math.nan
     if pool.assignments <= MAX_EXACT:
+        # Row 0 is the observed assignment, since combinations() begins with the first k units.
         assignments = pool.enumerate()
         chunks = np.array_split(assignments, -(-len(assignments) // CHUNK))
         values = np.concatenate([statistic(chunk) for chunk in chunks])
@@ -233,6 +242,8 @@ def permutation_test(
         total = reached + np.cumsum(exceeds)
         if total[-1] >= STOP:
             drawn += int(np.searchsorted(total, STOP)) + 1
+            # Besag and Clifford: with early stopping, p is STOP divided by the number of draws.
             return observed, STOP / drawn
         reached, drawn = int(total[-1]), drawn + count
+    # The observed assignment counts as a draw, so that p is never 0.
     return observed, (reached + 1) / (drawn + 1)
