@@ -69,7 +69,8 @@ class BuildConfig:
     precision: Precision = python_only("auto")
     """Number format of the segmentation network; auto: bfloat16 for cpsam, float32 for others."""
     label_column: str = ""
-    """Label column, or none; by default Metadata_pert_iname, Metadata_broad_sample or Metadata_moa."""
+    """Label column, or none; by default Metadata_pert_iname, Metadata_broad_sample or
+    Metadata_moa."""
     platemap: Path | None = None
     """TSV with well_position and broad_sample, if the CSV has no treatments."""
     compounds: Path | None = None

@@ -1,4 +1,5 @@
-"""mkdocs hooks: insert the help of all commands, the table of preparations, and notebooks into pages."""
+"""mkdocs hooks: insert the help of all commands, the table of preparations, and notebooks into
+pages."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ class TrainedRun:
 
     @property
     def channels(self) -> list[str]:
-        """Channels of the images, in their order; empty if an imported network does not store them."""
+        """Channels of the images, in their order; empty if an imported network does not store
+        them."""
         return list(self.run.facts["channels"] or [])
 
     def predict(

@@ -22,7 +22,8 @@ class VerifyConfig:
 
 
 def verify_dataset(path: Path) -> str:
-    """Verify the checksum of every file of a dataset, and every record against its row of the index.
+    """Verify the checksum of every file of a dataset, and every record against its row of the
+    index.
 
     Returns:
         One sentence about the checked files.
@@ -36,7 +37,8 @@ def verify_dataset(path: Path) -> str:
 
 
 def verify_run(path: Path) -> str:
-    """Verify the checksum of every checkpoint of a run, and recipe, labels and split against each of them.
+    """Verify the checksum of every checkpoint of a run, and recipe, labels and split against each
+    of them.
 
     Returns:
         One sentence about the checked files.

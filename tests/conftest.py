@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Hypothesis draws the same examples in every run, without time limits, so that failures are reproducible.
+# Hypothesis draws the same examples in every run, without time limits, so that failures are
+# reproducible.
 settings.register_profile("perturbjax", derandomize=True, deadline=None)
 settings.load_profile("perturbjax")
 

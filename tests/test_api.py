@@ -104,7 +104,7 @@ def plain(dataset):
 
 
 def test_attention_requires_a_network_with_attention(plain, dataset):
-    with pytest.raises(perturbjax.InputError, match="attention: masked_cnn has none"):
+    with pytest.raises(perturbjax.InputError, match="masked_cnn has no attention map"):
         plain.attention(*dataset.read([0]))
 
 

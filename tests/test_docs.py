@@ -15,7 +15,8 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.
 
 
 def commands_of(page):
-    """The words of every `perturbjax` line of a page, without comments; continued lines are joined."""
+    """The words of every `perturbjax` line of a page, without comments; continued lines are
+    joined."""
     text = page.read_text().replace("\\\n", " ")
     for line in text.splitlines():
         match = re.match(r"\s+(?:srun )?(perturbjax [a-z].*)", line)

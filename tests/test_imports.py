@@ -1,4 +1,5 @@
-"""Import rules of docs/architecture.md: imports point downwards, and no modules import each other."""
+"""Import rules of docs/architecture.md: imports point downwards, and no modules import each
+other."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 MOST_TOP_MODULES = 8
 
-#: Packages and modules of perturbjax from bottom to top. A package imports itself and the rows above.
-#: Packages in one row do not import each other.
+#: Packages and modules of perturbjax from bottom to top. A package imports itself and the rows
+#: above. Packages in one row do not import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("dataset",),
@@ -32,7 +33,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "__init__"),
     ("__main__",),
 )
-#: Exceptions: the command line reads the version; segmentation does not depend on the training data.
+#: Exceptions: the command line reads the version; segmentation does not depend on the training
+#: data.
 ALSO_ALLOWED: dict[str, tuple[str, ...]] = {"cli": ("__init__",)}
 NOT_ALLOWED: dict[str, tuple[str, ...]] = {"segmentation": ("data",)}
 #: Packages of perturbjax that data_prep imports; "" is the package itself.

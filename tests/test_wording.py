@@ -1,7 +1,9 @@
-"""Limits of the wording: plain technical English in documentation, messages and names of the project.
+"""Limits of the wording: plain technical English in documentation, messages and names of the
+project.
 
-The rate of idiomatic marker words per 1,000 words is limited separately for docstrings and comments, for other strings
-(help, messages, pages), and for Markdown. Libraries such as optax, timm and Cellpose have rates of 0 to 2.
+The rate of idiomatic marker words per 1,000 words is limited separately for docstrings and
+comments, for other strings (help, messages, pages), and for Markdown. Libraries such as optax, timm
+and Cellpose have rates of 0 to 2.
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ def python_texts(source: str) -> Iterator[tuple[str, str]]:
 
 
 def texts_of(root: Path) -> Iterator[tuple[str, Path, str]]:
-    """(kind, file, text) of everything below a folder; this file, which lists the markers, is left out."""
+    """(kind, file, text) of everything below a folder; this file, which lists the markers, is left
+    out."""
     for path in [root] if root.is_file() else sorted(root.rglob("*")):
         if path.suffix == ".md":
             yield "markdown", path, markdown_text(path.read_text())

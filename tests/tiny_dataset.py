@@ -21,7 +21,8 @@ def write_dataset(
     compounds: tuple[str, str] = ("DMSO", "taxol"),
     label_column: str = LABEL,
 ) -> Path:
-    """Write a dataset: three sites per well, eight wells per plate; every fourth site is constant in channel 0.
+    """Write a dataset: three sites per well, eight wells per plate; every fourth site is constant
+    in channel 0.
 
     Args:
         path: folder to write.

@@ -20,13 +20,14 @@ from perturbjax.profiles.profile_options import Preparation, SourceConfig, prepa
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """Measure the signal beyond technical covariates: one model under every split, next to its controls."""
+    """Measure the signal beyond technical covariates: one model under every split, next to its
+    controls."""
 
     out: Path
     """Folder for audit.json, audit.csv and audit.html."""
     features: tuple[Path, ...] = ()
-    """Feature tables (.parquet or .csv); tables of the same sites are joined. With --data, its cell counts and
-    intensities serve as controls."""
+    """Feature tables (.parquet or .csv); tables of the same sites are joined. With --data, its cell
+    counts and intensities serve as controls."""
     run: Path | None = None
     """Evaluated run: audit its network on its own split."""
     train: bool = False
@@ -39,7 +40,8 @@ class AuditConfig:
     """Preparation of the profiles."""
     source: SourceConfig = SourceConfig()
     untrained: bool = False
-    """Add the features of the untrained network as a control, with --data or --run; extracts features again."""
+    """Add the features of the untrained network as a control, with --data or --run; extracts
+    features again."""
     splits: tuple[SplitPolicy, ...] = ()
     """Splits to test; by default all that the data allow."""
     folds: int = 5

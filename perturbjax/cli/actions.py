@@ -1,4 +1,5 @@
-"""Commands that do more than call one function of their options; modules are imported when a command runs."""
+"""Commands that do more than call one function of their options; modules are imported when a
+command runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The command table of `perturbjax`, and how a command is parsed and run.
 
-Modules are named as text and imported only for the command that runs, so that `perturbjax --help` starts fast.
+Modules are named as text and imported only for the command that runs, so that `perturbjax --help`
+starts fast.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ class Command:
         options: options dataclass.
         run: function of the options.
         examples: two command lines, without `perturbjax COMMAND`.
-        choices: field name -> names to list in the help: a mapping, a sequence, or a function that returns one.
-        presets: function (words) -> (defaults, flags for the help, remaining words), for commands with presets.
+        choices: field name -> names to list in the help: a mapping, a sequence, or a function that
+            returns one.
+        presets: function (words) -> (defaults, flags for the help, remaining words), for commands
+            with presets.
         message: printed at the end, with the fields `result` and `options`.
         runs_network: many similar steps, which run faster if freed memory stays in the process.
     """

@@ -1,4 +1,5 @@
-"""Help texts: 80 columns, options in groups, defaults and choices from the options dataclasses and tables."""
+"""Help texts: 80 columns, options in groups, defaults and choices from the options dataclasses and
+tables."""
 
 from __future__ import annotations
 
@@ -114,8 +115,8 @@ def _describe(flag: Any, names: Collection[str], full: bool) -> str:
     parts = (
         value if isinstance(value, tuple) else (flag.metadata.get("show", lambda one: one)(value),)
     )
-    shown = " ".join(f"{part:.6g}" if isinstance(part, float) else str(part) for part in parts)
-    return f"{text} (default: {'yes' if value is True else shown})"
+    default = " ".join(f"{part:.6g}" if isinstance(part, float) else str(part) for part in parts)
+    return f"{text} (default: {'yes' if value is True else default})"
 
 
 def _wrap(text: str, margin: int = 0) -> list[str]:

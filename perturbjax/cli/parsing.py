@@ -1,11 +1,12 @@
 """Command line parsing: one flag for each field of an options dataclass.
 
-Standard argparse parses the words and formats the help. This module maps dataclass fields to its arguments:
+Standard argparse parses the words and formats the help. This module maps dataclass fields to its
+arguments:
 
 * a nested dataclass is a group; its title is the first line of the class docstring;
 * the string literal below a field is its help sentence;
-* the functions of `perturbjax.core.options` declare fields without a flag, without dashes, with a former name or with
-  their own conversion from text;
+* the functions of `perturbjax.core.options` declare fields without a flag, without dashes, with a
+  former name or with their own conversion from text;
 * `defaults` replace those of the dataclass by field name, so that presets and the help agree.
 """
 
@@ -114,10 +115,10 @@ def parse_options(
         sys.exit(0)
     for flag in flags:
         add_argument(parser, flag, former=flag.metadata.get("former", ()))
-    known = [name for action in parser._actions for name in action.option_strings]
+    spellings = [name for action in parser._actions for name in action.option_strings]
     for word in words:
-        if word.startswith("--") and word.split("=")[0] not in ("--", *known):
-            _refuse(word.split("=")[0], prog, known, fields)
+        if word.startswith("--") and word.split("=")[0] not in ("--", *spellings):
+            _refuse(word.split("=")[0], prog, spellings, fields)
     return _construct(kind, vars(parser.parse_args(words)), defaults)
 
 
@@ -209,7 +210,7 @@ def _construct(kind: Any, values: dict[str, Any], defaults: Mapping[str, Any]) -
     return kind(**arguments)
 
 
-def _refuse(flag: str, prog: str, known: Sequence[str], fields: Sequence[Flag]) -> NoReturn:
+def _refuse(flag: str, prog: str, spellings: Sequence[str], fields: Sequence[Flag]) -> NoReturn:
     """Name the replacement of a removed flag, or the most similar flag of an unknown one."""
     former, names = flag.replace("--no-", "--", 1), {field.name: field for field in fields}
     field = names.get(former[2:].replace("-", "_"))
@@ -221,6 +222,6 @@ def _refuse(flag: str, prog: str, known: Sequence[str], fields: Sequence[Flag]) 
         instead = f"its default applies; set the field {field.name} {place}"
     if instead and (instead != _PREPARE or "preparation" in names):
         raise InputError(f"{flag}: was removed from {prog}; {instead}")
-    similar = difflib.get_close_matches(flag, known, 1)
+    similar = difflib.get_close_matches(flag, spellings, 1)
     advice = f"did you mean {similar[0]}?" if similar else f"see {prog} --help"
     raise InputError(f"{flag}: {prog} has no such flag ({advice})")

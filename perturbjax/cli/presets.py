@@ -29,7 +29,8 @@ def train_presets(words: Sequence[str]) -> Presets:
 
 
 def import_presets(words: Sequence[str]) -> Presets:
-    """Presets of `perturbjax import-torch`; `export-torch` stores the recipe next to the weights."""
+    """Presets of `perturbjax import-torch`; `export-torch` stores the recipe next to the
+    weights."""
     from perturbjax.training.pytorch_exchange import recipe_for_import, recipe_of_weight_file
 
     (name, file, weights), rest = parse_first(words, "preset", "recipe", "checkpoint")

@@ -219,7 +219,8 @@ def _by_dtype(statistics: IntensityStatistics) -> tuple[ndarray, ndarray]:
 def _relative_to_background(
     statistics: IntensityStatistics, *shifts: ndarray
 ) -> tuple[ndarray, ndarray]:
-    """log(1 + (x - shift) / (shift + background)) = log((x + background) / (shift + background))."""
+    """log(1 + (x - shift) / (shift + background)) = log((x + background) / (shift +
+    background))."""
     import numpy as np
 
     shift = np.concatenate(shifts, axis=1).astype(np.float32)
@@ -294,7 +295,8 @@ class MaskEncodingChoice(Choice):
 
 
 def _outline(mask: ndarray) -> ndarray:
-    """Mark the pixels of each cell that have a pixel of another label above, below, left or right."""
+    """Mark the pixels of each cell that have a pixel of another label above, below, left or
+    right."""
     outline = mask < 0
     down = mask[1:] != mask[:-1]
     right = mask[:, 1:] != mask[:, :-1]

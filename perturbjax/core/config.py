@@ -1,7 +1,8 @@
-"""Training settings as frozen dataclasses: defaults, help sentences, valid ranges and named presets.
+"""Training settings as frozen dataclasses: defaults, help sentences, valid ranges and named
+presets.
 
-A `Recipe` contains all settings that determine the numbers of a run. It is stored in `config.json` of the run
-directory; a run is resumed and evaluated with the recipe that it was started with.
+A `Recipe` contains all settings that determine the numbers of a run. It is stored in `config.json`
+of the run directory; a run is resumed and evaluated with the recipe that it was started with.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ Head = Literal["dense", "attention", "channels"]
 BackboneNorm = Literal["published", "batch"]
 Pool = Literal["last", "stages"]
 
-#: The linear baseline (`classify --preset linear`): inverse regularization strength of the logistic regression, number
-#: of principal components of the backbone features, and total variance that the components and the site statistics are
-#: each scaled to. Chosen on inner folds of BBBC021 (docs/presets.md).
+#: The linear baseline (`classify --preset linear`): inverse regularization strength of the logistic
+#: regression, number of principal components of the backbone features, and total variance that the
+#: components and the site statistics are each scaled to. Chosen on inner folds of BBBC021
+#: (docs/presets.md).
 LINEAR_C, LINEAR_COMPONENTS, LINEAR_VARIANCE = 0.01, 256, 500.0
 
 
@@ -99,13 +101,13 @@ class AugmentConfig:
     contrast: float = python_only(0.0)
     """Maximum relative change of the normalized image, for each channel."""
     legacy_augmentation: bool = python_only(False)
-    """Reproduce the original program: flips and rotations change the image but not its mask, crops interpolate mask
-    numbers, and test images are augmented too."""
+    """Reproduce the original program: flips and rotations change the image but not its mask, crops
+    interpolate mask numbers, and test images are augmented too."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         scale, ratio = self.crop_scale, self.crop_ratio
-        require("crop", self.crop, self.crop >= 8, "at least 8 pixels")
+        require("crop", self.crop, self.crop >= 1, "at least 1 pixel")
         require("crop-scale", scale, 0 < scale[0] <= scale[1] <= 1, "0 < low <= high <= 1")
         require("crop-ratio", ratio, 0 < ratio[0] <= ratio[1], "0 < low <= high")
         require("rotate", self.rotate, 0 <= self.rotate <= 180, "0 to 180 degrees")
@@ -124,8 +126,8 @@ class OptimConfig:
     steps_per_epoch: int = python_only(0)
     """Steps in an epoch; 0: one pass over the training sites. Batches are never padded."""
     least_steps: int = python_only(0)
-    """Minimum number of steps of the whole training; epochs of small datasets become longer to reach it. Ignored with
-    steps_per_epoch."""
+    """Minimum number of steps of the whole training; epochs of small datasets become longer to
+    reach it. Ignored with steps_per_epoch."""
     learning_rate: float = 0.005
     """Peak learning rate of the one-cycle schedule."""
     weight_decay: float = 1e-4
@@ -139,7 +141,8 @@ class OptimConfig:
     cycle_momentum: bool = python_only(True)
     """Change the beta1 of Adam from 0.95 to 0.85 and back, opposite to the learning rate."""
     balance: float = 0.0
-    """Exponent of inverse class frequency in the loss. 0: sites count equally. 1: classes count equally."""
+    """Exponent of inverse class frequency in the loss. 0: sites count equally. 1: classes count
+    equally."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -170,7 +173,8 @@ class SplitConfig:
     exclude: tuple[str, ...] = ()
     """Sites to leave out: rules such as focus_DNA<-6 or Metadata_Well==A01, or files of rules."""
     validation_fraction: float = 0.0
-    """Fraction of the training groups held out to choose the best checkpoint; 0: no best checkpoint."""
+    """Fraction of the training groups held out to choose the best checkpoint; 0: no best
+    checkpoint."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -184,22 +188,24 @@ class TransferConfig:
     """Pretrained weights"""
 
     weights: str = ""
-    """Pretrained weights of --model: FILE, hf:OWNER/REPOSITORY[@REVISION] or package:NAME. Empty: train from
-    scratch."""
+    """Pretrained weights of --model: FILE, hf:OWNER/REPOSITORY[@REVISION] or package:NAME. Empty:
+    train from scratch."""
     head: Head = "dense"
-    """Layers after the backbone. dense: average and dense layer. attention: average weighted by the mask. channels:
-    frozen backbone for each channel, fitted classifiers and a trainable branch."""
+    """Layers after the backbone. dense: average and dense layer. attention: average weighted by the
+    mask. channels: frozen backbone for each channel, fitted classifiers and a trainable branch."""
     symmetries: int = python_only(1)
-    """Number of flips and rotations of the site over which --head channels averages the features, 1 to 8."""
+    """Number of flips and rotations of the site over which --head channels averages the features, 1
+    to 8."""
     freeze_epochs: int = 5
     """First epochs, in which only the new layers are trained."""
     finetune_rate: float = 0.1
     """Learning rate of the backbone after these epochs, as a fraction of --learning-rate."""
     backbone_norm: BackboneNorm = python_only("published")
-    """Statistics of the BatchNorm layers of the backbone in these epochs. published: those of the weights. batch: those
-    of each batch."""
+    """Statistics of the BatchNorm layers of the backbone in these epochs. published: those of the
+    weights. batch: those of each batch."""
     layer_decay: float = python_only(1.0)
-    """Factor on the learning rate for each stage from the last to the first; 1: the same rate everywhere."""
+    """Factor on the learning rate for each stage from the last to the first; 1: the same rate
+    everywhere."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -226,8 +232,10 @@ class Recipe:
     def __post_init__(self) -> None:
         require_sound(self)
         require_seed(self.seed)
+        # The networks downsample by 2 three times; the attention branch of --head channels, four times.
+        normalize, crop = self.input.normalize, self.augment.crop
+        require("crop", crop, crop >= 8, "at least 8 pixels")
         if self.transfer.head == "channels":
-            normalize, crop = self.input.normalize, self.augment.crop
             logarithm = normalize in ("log", "log_plate")
             require("normalize", normalize, logarithm, "log or log_plate with --head channels")
             weights = self.transfer.weights
@@ -237,7 +245,8 @@ class Recipe:
 
 PRESETS: dict[str, Recipe] = {
     "paper": Recipe(),
-    # Single cells in separate channels, few plates, unequal classes (measured in experiments/grids/bbbc021_cells.py).
+    # Single cells in separate channels, few plates, unequal classes (measured in
+    # experiments/grids/bbbc021_cells.py).
     "cells": Recipe(
         input=InputConfig(normalize="log_plate"),
         augment=AugmentConfig(crop=48, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)),
@@ -251,7 +260,8 @@ PRESETS: dict[str, Recipe] = {
         ),
         split=SplitConfig(split="plate"),
     ),
-    # New data: ImageNet features of each channel, fitted classifiers and a small trainable branch (docs/presets.md).
+    # New data: ImageNet features of each channel, fitted classifiers and a small trainable branch
+    # (docs/presets.md).
     "pretrained": Recipe(
         model=ModelConfig(model="efficientnet_lite0"),
         input=InputConfig(normalize="log_plate", mask_encoding="instance"),
@@ -336,8 +346,8 @@ def read_recipe(path: Path, base: Recipe) -> Recipe:
     """Read the fields of a recipe from a file; absent fields keep their values of `base`.
 
     Args:
-        path: a `.toml` file with the tables `model`, `input`, `augment`, `optim`, `split` and `transfer`, or the
-            `config.json` of a run.
+        path: a `.toml` file with the tables `model`, `input`, `augment`, `optim`, `split` and
+            `transfer`, or the `config.json` of a run.
         base: recipe that supplies absent fields.
 
     Raises:
@@ -356,7 +366,8 @@ def recipe_flags(recipe: Recipe, file: str) -> list[str]:
 
     Args:
         recipe: recipe of a run.
-        file: its `config.json`, used as `--recipe` if a field without a flag differs from its default.
+        file: its `config.json`, used as `--recipe` if a field without a flag differs from its
+            default.
     """
     flags: list[str] = []
     for section in (*vars(recipe).values(), recipe):

@@ -1,8 +1,9 @@
 """Fields and value checks of options dataclasses.
 
-Each command has one frozen dataclass of options. `perturbjax.cli.parsing` makes its flags from the fields; the string
-literal below a field is its help sentence. Every `__post_init__` calls `require_sound` first, then its own `require`
-checks, so that the same values are valid in Python, in files and on the command line.
+Each command has one frozen dataclass of options. `perturbjax.cli.parsing` makes its flags from the
+fields; the string literal below a field is its help sentence. Every `__post_init__` calls
+`require_sound` first, then its own `require` checks, so that the same values are valid in Python,
+in files and on the command line.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def parsed_by(name: str, parse: Callable[[str], Any], default: Any, **metadata: 
         name: name of the flag, without dashes.
         parse: text -> value; raises `InputError`.
         default: value of the field.
-        metadata: for the help: `metavar`, the placeholder of the value; `show`, a function that returns the text of
-            a value; `table`, see `chosen_from`.
+        metadata: for the help: `metavar`, the placeholder of the value; `show`, a function that
+            returns the text of a value; `table`, see `chosen_from`.
     """
     metadata |= {"name": name, "parse": parse}
     return dataclasses.field(default=default, metadata=metadata)
@@ -128,7 +129,8 @@ def require_fold(fold: int, folds: int) -> None:
 def require_sound(options: Any) -> None:
     """Check all fields of an options dataclass by type.
 
-    Numbers must be finite and below 2^32, text has no control characters, and choices are among those of the type.
+    Numbers must be finite and below 2^32, text has no control characters, and choices are among
+    those of the type.
 
     Raises:
         InputError: names the flag, its value and the valid values.
@@ -165,7 +167,8 @@ def require_output(path: Path, *suffixes: str) -> None:
         suffixes: valid file name endings; the output is a folder if there are none.
 
     Raises:
-        InputError: the name is `.`, `/` or empty, has another ending, or exists as something that cannot be replaced.
+        InputError: the name is `.`, `/` or empty, has another ending, or exists as something that
+            cannot be replaced.
     """
     is_name = path.name not in ("", "..") and "\0" not in str(path)
     require("out", path, is_name, "the name of a new file or folder, not . or /")

@@ -311,11 +311,9 @@ class ManifestConfig:
     fold: int = 0
     """Fold of the test set, from 0."""
     seed: int = 0
-    """Of the shuffle."""
+    """Random seed."""
     exclude: tuple[str, ...] = SplitConfig.exclude
-    """Sites that are left out: rules on columns of the index, as focus_DNA<-6, or files of such
-    rules.
-    """
+    """Sites to leave out: rules such as focus_DNA<-6 or Metadata_Well==A01, or files of rules."""
 
     def __post_init__(self) -> None:
         require_sound(self)

@@ -33,11 +33,14 @@ def open_dataset(path: Path | str | Sequence[Path | str]) -> Dataset:
     Examples:
         >>> dataset = perturbjax.open_dataset("dataset")
         >>> dataset
-        <dataset dataset: 30 sites of 24×24 pixels, 2 channels (DNA, Actin), 2 classes of
-        Metadata_pert_iname> >>> dataset[0]["image"].shape, dataset[0]["Metadata_Well"] ((24, 24,
-        2), 'A01') >>> dataset.index.groupby("Metadata_pert_iname")["n_cells"].mean().to_dict()
-        {'DMSO': 1.0, 'taxol': 1.0} >>> images, masks = dataset.read([0, 1, 2]) >>> masks.shape,
-        masks.dtype ((3, 24, 24), dtype('uint16'))
+        <dataset dataset: 30 sites of 24×24 pixels, 2 channels (DNA, Actin), 2 classes of Metadata_pert_iname>
+        >>> dataset[0]["image"].shape, dataset[0]["Metadata_Well"]
+        ((24, 24, 2), 'A01')
+        >>> dataset.index.groupby("Metadata_pert_iname")["n_cells"].mean().to_dict()
+        {'DMSO': 1.0, 'taxol': 1.0}
+        >>> images, masks = dataset.read([0, 1, 2])
+        >>> masks.shape, masks.dtype
+        ((3, 24, 24), dtype('uint16'))
     """
     paths = [path] if isinstance(path, str | Path) else list(path)
     return Dataset(paths[0]) if len(paths) == 1 else JoinedDataset(paths)

@@ -40,7 +40,8 @@ MOST_COLOURS = 16
 
 @dataclass(frozen=True)
 class Preparation:
-    """Preparation of profiles before a classifier or an embedding; the steps run in the order of the fields."""
+    """Preparation of profiles before a classifier or an embedding; the steps run in the order of
+    the fields."""
 
     normalize: Scale = "standardize"
     """Center and scale. standardize: mean and standard deviation. robustize: median and MAD."""
@@ -61,17 +62,20 @@ class Preparation:
     sphere_regularization: float = 1.0
     """Added to the eigenvalues of sphering and of CORAL, in units of their mean, > 0."""
     align: Alignment = "none"
-    """Batch correction to the training plates. coral: match covariances (after sphering to negative controls this is
-    TVN). combat: match mean and scale of each feature with empirical Bayes."""
+    """Batch correction to the training plates. coral: match covariances (after sphering to negative
+    controls this is TVN). combat: match mean and scale of each feature with empirical Bayes."""
     align_to: Reference = "negcon"
-    """Rows of the batch correction: negative controls, or all if every plate has the same treatments."""
+    """Rows of the batch correction: negative controls, or all if every plate has the same
+    treatments."""
     pca: int = 0
     """Number of principal components of the features; 0 keeps all features."""
     pca_variance: float = 0.0
-    """Total variance that the components, and the site statistics, are each scaled to; 0 does not scale."""
+    """Total variance that the components, and the site statistics, are each scaled to; 0 does not
+    scale."""
     relative: Relative = "none"
-    """Append features relative to their plate. negcon: minus the mean of its negative controls. plate: minus the mean
-    of its rows. auto: choose by the number of controls and by cross-validation on training plates."""
+    """Append features relative to their plate. negcon: minus the mean of its negative controls.
+    plate: minus the mean of its rows. auto: choose by the number of controls and by
+    cross-validation on training plates."""
     unit_length: bool = False
     """Scale every profile to length 1."""
     max_missing: float = 0.05
@@ -146,7 +150,8 @@ def read_preparation(value: str) -> Preparation:
     """Return a named preparation, or read one from a .toml file with the fields of `Preparation`.
 
     Raises:
-        InputError: the name is unknown, the file cannot be read, or a field is unknown or not valid.
+        InputError: the name is unknown, the file cannot be read, or a field is unknown or not
+            valid.
     """
     if value in PREPARATIONS:
         return PREPARATIONS[value].steps
@@ -173,20 +178,23 @@ class SourceConfig:
     """Features from a dataset"""
 
     data: tuple[Path, ...] = ()
-    """Dataset directories, in place of --features. ImageNet features of each channel are extracted."""
+    """Dataset directories, in place of --features. ImageNet features of each channel are
+    extracted."""
     backbone: str = python_only("efficientnet_lite0")
     """Network of the features, one of `perturbjax features`."""
     weights: str = python_only("")
-    """Pretrained weights: a file, hf:OWNER/REPOSITORY[@REVISION] or package:NAME; empty: those of the backbone."""
+    """Pretrained weights: a file, hf:OWNER/REPOSITORY[@REVISION] or package:NAME; empty: those of
+    the backbone."""
     size: int | None = python_only(None)
-    """Height and width in pixels of the network input; by default those of the weights, or 128 for small sites with
-    pool="stages"."""
+    """Height and width in pixels of the network input; by default those of the weights, or 128 for
+    small sites with pool="stages"."""
     pool: Pool = python_only("last")
     """last: output of the backbone. stages: statistics of the feature maps of its stages."""
     augmentations: int = python_only(1)
     """Number of flips and rotations that features are averaged over, 1 to 8."""
     statistics: bool = python_only(False)
-    """Append logarithms of the intensity statistics, cell number and cell area of the dataset index."""
+    """Append logarithms of the intensity statistics, cell number and cell area of the dataset
+    index."""
     feature_cache: str = python_only("", env="PERTURBJAX_FEATURE_CACHE")
     """Folder of cached features, at most 4 GB; empty: a folder in the user cache."""
 
@@ -201,11 +209,12 @@ class ProfileConfig:
     """Profiles and their metadata."""
 
     features: tuple[Path, ...] = ()
-    """Feature tables (.parquet or .csv): one for each plate, or several networks to join by site."""
+    """Feature tables (.parquet or .csv): one for each plate, or several networks to join by
+    site."""
     source: SourceConfig = SourceConfig()
     label_column: str = ""
-    """Metadata column of the classes; by default that of --data, else Metadata_pert_iname. Rows without a value are
-    ignored."""
+    """Metadata column of the classes; by default that of --data, else Metadata_pert_iname. Rows
+    without a value are ignored."""
     aggregate: Aggregation = "none"
     """Aggregate the rows of each well first."""
     negcon: str = "Metadata_control_type=negcon"
@@ -233,7 +242,8 @@ class ClassifyConfig:
 
     profiles: ProfileConfig
     out: Path
-    """Output folder: table.csv, scores.png, predictions/, evaluation/, split.parquet, config.json."""
+    """Output folder: table.csv, scores.png, predictions/, evaluation/, split.parquet,
+    config.json."""
     models: str = "all"
     """Classifiers, separated by commas, or all."""
     split: SplitConfig = only_flags(
@@ -263,7 +273,8 @@ class ClassifyConfig:
         require_seed(self.seed)
 
 
-#: `classify --preset` name -> field values that replace the defaults. linear is the baseline for every network.
+#: `classify --preset` name -> field values that replace the defaults. linear is the baseline for
+#: every network.
 CLASSIFY_PRESETS: dict[str, dict[str, Any]] = {
     "linear": {
         "source": {"statistics": True, "pool": "stages", "augmentations": 4},
@@ -289,7 +300,8 @@ class EmbedConfig:
     highlight: int = 12
     """Number of classes with a color; those with the highest purity are chosen, others are grey."""
     join: bool = python_only(False)
-    """Connect replicates to the centroid of their class with thin lines (colored classes of at most 30 rows)."""
+    """Connect replicates to the centroid of their class with thin lines (colored classes of at most
+    30 rows)."""
     preparation: Preparation = prepare_option("standard-pca")
     """Preparation of the profiles, fitted on all rows."""
     seed: int = python_only(0)
