@@ -58,10 +58,13 @@ def assign_pixels(
     pixels = _padded(np.flatnonzero(foreground), 4096, fill=-1)
     if not (pixels >= 0).any():
         return np.zeros(len(pixels), np.int32), pixels, 1
+    # (p, 2): row and column at which the path of each pixel ends.
     ends = follow(flow, pixels, height, width, steps)
     histogram, peaks = _find_peaks(ends, pixels, shape=maps.shape[:2])
     positions = np.flatnonzero(peaks)
+    # A peak with more end points gets a higher number, because growth takes the maximum of numbers.
     order = np.argsort(np.asarray(histogram).ravel()[positions], kind="stable")
+    # 2**30 is outside the histogram, so the scatter in `_label_pixels` drops the padding.
     positions = _padded(positions[order], 64, fill=2**30)
     label = np.asarray(_label_pixels(histogram, ends, pixels, positions))
     return label, pixels, len(positions) + 1
@@ -75,6 +78,7 @@ def _padded(values: np.ndarray, least: int, fill: int) -> Integer[np.ndarray, " 
 
 def padded_length(count: int, least: int = 4096) -> int:
     """Return the next length of a series that grows by a factor of the square root of 2."""
+    # Two lengths per doubling; above `least` the padding adds at most about 41 %.
     size = float(least)
     while int(size) < count:
         size *= 2**0.5
@@ -89,9 +93,11 @@ def _prepare_flow(
     and its differences to the right, below and diagonally. One lookup per step reads them all."""
     rows, columns = jnp.arange(maps.shape[0])[:, None], jnp.arange(maps.shape[1])
     foreground = (maps[..., 2] > threshold) & (rows < height) & (columns < width)
+    # The background's flow is 0, so a path stops where all four neighbors are background.
     flow = jnp.where(foreground[..., None], maps[..., :2], 0) / FLOW_SCALE
     # The last row and column have no neighbor: they repeat.
     last_row, last_column = (rows >= height - 1)[..., None], (columns >= width - 1)[:, None]
+    # At the fraction (y, x) of a pixel the flow is flow + x right + y (below + x corner).
     right = jnp.where(last_column, 0, jnp.roll(flow, -1, 1) - flow)
     below = jnp.where(last_row, 0, jnp.roll(flow, -1, 0) - flow)
     corner = jnp.where(last_row, 0, jnp.roll(right, -1, 0) - right)
@@ -112,10 +118,12 @@ def follow(
     selection would cost more than it saves."""
     columns = flow.shape[1]
     positions = np.stack([pixels // columns, pixels % columns], 1).astype(np.float32)
+    # Padding starts at pixel (0, 0); its end points are ignored later.
     positions[pixels < 0] = 0
     every = SELECT_EVERY if jax.default_backend() == "cpu" else steps
     moving = np.arange(len(pixels))
     for done in range(0, steps, every):
+        # The last index is repeated as padding; all its copies get the same result.
         some = np.pad(moving, (0, padded_length(len(moving)) - len(moving)), mode="edge")
         moved, distance = _steps(flow, positions[some], height, width, min(every, steps - done))
         positions[some] = np.asarray(moved)
@@ -142,8 +150,10 @@ def _steps(
     last = jnp.stack([height - 1, width - 1]).astype(jnp.float32)
 
     def step(positions: Float[Array, "p 2"]) -> Float[Array, "p 2"]:
+        # Positions are never negative, so the cast rounds down to the upper left neighbor.
         whole = positions.astype(jnp.int32)
         y, x = jnp.split(positions - whole, 2, axis=1)
+        # Positions are clipped to the image after each step, so the index is always valid.
         near = table.at[whole[:, 0] * columns + whole[:, 1]].get(mode="promise_in_bounds")
         moved = near[:, :2] + x * near[:, 2:4] + y * (near[:, 4:6] + x * near[:, 6:])
         return jnp.clip(positions + moved, 0, last)
@@ -162,6 +172,7 @@ def _find_peaks(
 ) -> tuple[Int[Array, "hm wm"], Bool[Array, "hm wm"]]:
     """Count the end points at each pixel (with a margin around the image), and mark the peaks."""
     inside = pixels >= 0
+    # The cast rounds down to whole pixels. Padding is counted 0 times.
     ends = jnp.where(inside[:, None], ends.astype(jnp.int32) + MARGIN, 0)
     histogram = jnp.zeros((shape[0] + 2 * MARGIN, shape[1] + 2 * MARGIN), jnp.int32)
     histogram = histogram.at[ends[:, 0], ends[:, 1]].add(inside.astype(jnp.int32))
@@ -184,6 +195,7 @@ def _label_pixels(
     rank = rank.at[peaks].set(jnp.arange(1, len(peaks) + 1), mode="drop")
     grown = rank.reshape(histogram.shape)
     for _ in range(GROWTH):
+        # The filter extends each number to its 8 neighbors.
         grown = jnp.where(histogram > GROWTH_COUNT, _maximum_filter(grown, 1), 0)
     ends = ends.astype(jnp.int32) + MARGIN
     return jnp.where(pixels >= 0, grown[ends[:, 0], ends[:, 1]], 0)
@@ -192,6 +204,7 @@ def _label_pixels(
 def _maximum_filter(values: Int[Array, "h w"], radius: int) -> Int[Array, "h w"]:
     """Return the maximum within a square, one axis after the other."""
     for axis in (0, 1):
+        # Zeros beyond the edge never win, because counts and labels are not negative.
         padded = jnp.pad(values, [(radius, radius) if a == axis else (0, 0) for a in (0, 1)])
         shifted = [
             jax.lax.slice_in_dim(padded, k, k + values.shape[axis], axis=axis)

@@ -24,6 +24,7 @@ def masks_to_flows(labels: Integer[np.ndarray, "h w"]) -> Float32[np.ndarray, "2
     The heat of an object spreads for twice as many steps as its box is high and wide, as in the
     cellpose package. Objects that have taken all their steps leave the list."""
     flows = np.zeros((2, *labels.shape), np.float32)
+    # One ring of background, so that every pixel has eight neighbors.
     padded = np.pad(labels.astype(np.int64), 1)
     width = padded.shape[1]
     flat = padded.ravel()
@@ -35,20 +36,25 @@ def masks_to_flows(labels: Integer[np.ndarray, "h w"]) -> Float32[np.ndarray, "2
     # list.
     pixels = pixels[np.argsort(-steps[flat[pixels]], kind="stable")]
     pixel_steps = steps[flat[pixels]]
+    # Position of each pixel in the list. The background points to an extra element at the end.
     index = np.full(flat.size, pixels.size)
     index[pixels] = np.arange(pixels.size)
+    # (9, pixels): position of each neighbor in the list; those of a different label are outside.
     neighbors = np.stack([pixels + down * width + right for down, right in _NEIGHBORHOOD])
     neighbors = np.where(flat[neighbors] == flat[pixels], index[neighbors], pixels.size)
     sources = index[(centers[:, 0] + 1) * width + centers[:, 1] + 1]
 
     heat = np.zeros(pixels.size + 1)  # the last element is the outside, always 0
     for step in range(pixel_steps[0]):
+        # The first `active` pixels belong to objects that take more than `step` steps.
         active = np.searchsorted(-pixel_steps, -step, side="left")
         heat[sources[sources < active]] += 1
         heat[:active] = heat[neighbors[:, :active]].sum(0) / 9
+    # Central differences: below minus above, right minus left.
     gradient = np.stack(
         [heat[neighbors[2]] - heat[neighbors[1]], heat[neighbors[4]] - heat[neighbors[3]]]
     )
+    # Heat far from a center is tiny, so the term against division by 0 must be even smaller.
     gradient /= 1e-60 + np.sqrt((gradient**2).sum(0))
     row, column = np.divmod(pixels, width)
     flows[:, row - 1, column - 1] = gradient

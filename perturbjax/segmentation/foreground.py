@@ -85,12 +85,16 @@ def _analyze_channel(
 ) -> tuple[float, tuple[float, float], bool]:
     low, high = percentiles(plane)
     contrast, noise = measure_background_contrast(plane)
+    # The minimum over a square is high only if all its pixels are bright: hot pixels have no
+    # effect.
     core = float(ndi.minimum_filter(contrast, CORE).max())
     present = core > max(SIGNAL * noise, 1e-3)
     if present and is_sparse(contrast, noise):
+        # Pixels of objects: more than half the contrast of the best core.
         bright = plane[contrast > max(core / 2, SIGNAL * noise)]
         high = max(high, float(np.median(bright)))
     span = max(high - low, MIN_RANGE * noise)
+    # Without a difference between the percentiles the channel becomes 0 everywhere.
     return noise, ((low, span) if high - low > 1e-3 else (0.0, np.inf)), present
 
 
@@ -134,6 +138,7 @@ def estimate_background(plane: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray
     """Interpolate the medians of blocks, each replaced by the median of its neighborhood."""
     blocks = _blocks(plane, BACKGROUND_BLOCK)
     rows, height, columns, width = blocks.shape
+    # A quarter of the pixels is enough for a median. Shape: (rows, columns, pixels of a block).
     values = blocks[:, ::2, :, ::2].swapaxes(1, 2).reshape(rows, columns, -1)
     medians = ndi.median_filter(np.median(values, -1), 3, mode="nearest")
     for axis, block in enumerate((height, width)):
@@ -171,12 +176,14 @@ def percentiles(plane: Num[np.ndarray, "h w"]) -> tuple[float, float]:
         finite = finite[np.isfinite(finite)]
         low, high = np.percentile(finite, PERCENTILES) if finite.size else (0.0, 0.0)
         return float(low), float(high)
+    # below[v] is the number of pixels of intensity v or lower.
     below = np.cumsum(np.bincount(plane.ravel()))
     # In single precision, as in NumPy's percentiles of float32 images, which the cellpose package
     # uses.
     position = (
         np.array(PERCENTILES, np.float32) / np.float32(100) * np.float32(plane.size - 1)
     ).astype(np.float64)
+    # Intensities at the two ranks around each position; interpolated linearly between them below.
     first, second = (
         np.searchsorted(below, np.floor(position) + shift, side="right") for shift in (0, 1)
     )
@@ -212,6 +219,7 @@ def remove_implausible_objects(
     keep[0] = False
     if keep.sum() == np.count_nonzero(areas):
         return labels
+    # The cumulative sum numbers the remaining labels without gaps.
     return np.where(keep, np.cumsum(keep), 0).astype(labels.dtype)[labels]
 
 
@@ -233,6 +241,7 @@ def measure_contrast(
         for label, box in enumerate(boxes, start=1):
             if box is None:
                 continue
+            # The box, enlarged at each end by half its size and one pixel.
             around = tuple(
                 slice(
                     max(part.start - (part.stop - part.start) // 2 - 1, 0),

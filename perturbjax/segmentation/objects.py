@@ -73,11 +73,13 @@ def compute_objects(
     rules = Rules() if rules is None else rules
     label, pixels, count = assign_pixels(maps, height, width, steps, rules.cell_threshold)
     areas = np.bincount(label, minlength=count)
+    # An area of 0 marks the background and dropped labels.
     areas[0] = 0
     areas[areas > height * width * rules.largest] = 0
     label = np.where(areas[label] > 0, label, 0)
     if not label.any():
         return Objects.empty((height, width), present=True)
+    # Write the list of pixels back into an image; a position of -1 is padding.
     labels = np.zeros(maps.shape[:2], np.int32)
     labels.ravel()[pixels[pixels >= 0]] = label[pixels >= 0]
     boxes = _bounding_boxes(label, pixels, maps.shape[1], len(areas))
@@ -100,6 +102,8 @@ def _bounding_boxes(
     On the host: NumPy scatters a pixel in 10 ns, XLA on a CPU in 80.
     """
     row, column = pixels // columns, pixels % columns
+    # A maximum is minus the minimum of the negated positions, so one operation finds all four
+    # bounds.
     boxes = np.full((4, count), 2**30, np.int32)
     for bound, position in zip(boxes, (row, column, -row - 1, -column - 1), strict=True):
         np.minimum.at(bound, label, position)
@@ -121,11 +125,13 @@ def _measure_objects(
         members = members[np.argsort(extent[sides == side].sum(1), kind="stable")]
         batch = _batch_size(int(side), len(members))
         for start in range(0, len(members), batch):
+            # The last batch is filled with label 0, for which `_check` uses an empty mask.
             some = np.pad(members[start : start + batch], (0, max(start + batch - len(members), 0)))
             error, hole, any_hole = _check(maps, device_labels, some, boxes[some], side=int(side))
             errors[some] = np.asarray(error)
             if any_hole:
                 number, row, column = np.nonzero(np.asarray(hole))
+                # A box begins one pixel above and left of its object.
                 corner = boxes[some[number], :2] - 1
                 holes.append(np.stack([some[number], row + corner[:, 0], column + corner[:, 1]], 1))
     return errors, np.concatenate(holes)
@@ -139,12 +145,14 @@ def _batch_size(side: int, count: int) -> int:
         while small < min(count, batch):
             small *= 4
         return min(small, batch)
+    # All boxes of this size are one batch, up to `MAX_PIXELS`.
     return min(padded_length(count, batch), max(MAX_PIXELS // side**2, 1))
 
 
 def _box_sides(extent: Integer[np.ndarray, " n"]) -> Integer[np.ndarray, " n"]:
     """Round up to multiples of a quarter of the power of two below, so that few programs serve all
     objects."""
+    # Example: extents of 65 to 80 pixels share boxes of 80, and 81 to 96 share boxes of 96.
     step = np.maximum(2 ** np.ceil(np.log2(extent)).astype(int) // 8, SMALLEST_BOX // 2)
     return np.maximum(-(-extent // step) * step, SMALLEST_BOX)
 
@@ -154,6 +162,7 @@ def _fill_holes(
 ) -> np.ndarray:
     """Assign pixels of holes to the object around them; of two nested objects, to the larger."""
     holes = holes[keep[holes[:, 0]]]
+    # The last assignment to a pixel remains, so larger objects are written last.
     holes = holes[np.argsort(areas[holes[:, 0]], kind="stable")]
     labels[holes[:, 1], holes[:, 2]] = holes[:, 0]
     return labels
@@ -168,6 +177,7 @@ def _renumber(labels: Integer[np.ndarray, "h w"], smallest: int) -> Integer[np.n
     first = np.full(len(areas), labels.size)
     # Assigned in reverse, because the last assignment to an index remains.
     first[labels.ravel()[::-1]] = np.arange(labels.size)[::-1]
+    # Dropped labels have the largest key: they are sorted to the end, and the slice removes them.
     order = np.argsort(np.where(keep, first, labels.size), kind="stable")[: keep.sum()]
     number = np.zeros(len(areas), np.uint16 if len(order) <= np.iinfo(np.uint16).max else np.uint32)
     number[order] = np.arange(1, len(order) + 1)
@@ -184,6 +194,7 @@ def _check(
     side: int,
 ) -> tuple[Float[Array, " n"], Bool[Array, "n side side"], Bool[Array, ""]]:
     """Return flow errors, the pixels of holes, and whether there is any hole."""
+    # (n, side) each: rows and columns of the boxes, with the ring of background.
     rows = boxes[:, 0, None] - 1 + jnp.arange(side)
     columns = boxes[:, 1, None] - 1 + jnp.arange(side)
     height, width = labels.shape
@@ -192,10 +203,12 @@ def _check(
         jnp.where((rows < 0) | (rows >= height), height, rows)[:, :, None],
         jnp.where((columns < 0) | (columns >= width), width, columns)[:, None, :],
     )
+    # (n, side, side): only the pixels of the box's object, not those of its neighbors.
     mask = labels.at[where].get(mode="fill", fill_value=0) == ids[:, None, None]
     mask &= ids[:, None, None] > 0
     flow = maps[..., :2].at[where].get(mode="fill", fill_value=0) / FLOW_SCALE
     extent = jnp.where(ids[:, None] > 0, boxes[:, 2:] - boxes[:, :2], 0)
+    # The number of steps, 2 (height + width + 4), is the same as in `flow_targets`.
     difference = jnp.square(_implied_flow(mask, 2 * (extent.sum(1) + 4)) - flow).sum(-1)
     error = jnp.where(mask, difference, 0).sum((1, 2)) / jnp.maximum(mask.sum((1, 2)), 1)
     holes = _find_holes(mask)
@@ -213,10 +226,13 @@ def _implied_flow(mask: Bool[Array, "n s s"], steps: Int[Array, " n"]) -> Float[
     center_y = (mask * rows).sum((1, 2)) / count
     center_x = (mask * columns).sum((1, 2)) / count
     distance = (rows - center_y[:, None, None]) ** 2 + (columns - center_x[:, None, None]) ** 2
+    # Heat is released at the object's pixel nearest to its centroid. The centroid of a concave
+    # object may be outside of it.
     source = jnp.argmin(jnp.where(mask, distance, jnp.inf).reshape(n, -1), axis=1)
     source = jax.nn.one_hot(source, side * side, dtype=jnp.float32).reshape(n * side, side)
     # Each step, every pixel of the object becomes the mean of its 3 x 3 neighborhood.
     weight = jnp.where(mask, 1 / 9, 0).reshape(n * side, side).astype(jnp.float32)
+    # The source adds 1 before each averaging; averaging is linear, so this term is constant.
     inflow = _sum_3x3(source) * weight
     heat = jax.lax.fori_loop(
         0,
@@ -224,6 +240,8 @@ def _implied_flow(mask: Bool[Array, "n s s"], steps: Int[Array, " n"]) -> Float[
         lambda _, heat: _sum_3x3(heat) * weight + inflow,
         jnp.zeros_like(inflow),
     )
+    # Central differences. No object touches the edge of its box, so values that wrap around are
+    # masked.
     down = jnp.roll(heat, -1, 0) - jnp.roll(heat, 1, 0)
     right = jnp.roll(heat, -1, 1) - jnp.roll(heat, 1, 1)
     flow = jnp.stack([down, right], -1)
@@ -256,14 +274,18 @@ def _find_holes(mask: Bool[Array, "n s s"]) -> Bool[Array, "n s s"]:
     free = ~mask.reshape(-1)
     edge = jnp.array([0, -1])
     ring = jnp.zeros((side, side), bool).at[edge].set(True).at[:, edge].set(True)
+    # One row of padding at both ends, so that the slices for the rows above and below exist.
     start = jnp.pad(jnp.tile(ring.reshape(-1), n) & free, side)
 
     def flood(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         outside, _ = carry
         here = outside[side:-side]
+        # At the end of a row these shifts read another row. Both pixels belong to rings, which are
+        # outside from the start.
         across = here | outside[side - 1 : -side - 1] | outside[side + 1 : len(outside) - side + 1]
         near = (across | outside[: -2 * side] | outside[2 * side :]) & free
         return outside.at[side:-side].set(near), (near != here).any()
 
+    # Repeat until a round adds no pixel.
     outside, _ = jax.lax.while_loop(lambda carry: carry[1], flood, (start, jnp.array(True)))
     return (~outside[side:-side] & free).reshape(mask.shape)

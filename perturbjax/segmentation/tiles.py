@@ -70,6 +70,7 @@ class Axis:
     @cached_property
     def before(self) -> int:
         """Padding before the image."""
+        # The pixels beyond the minimum padding are divided between both ends.
         return PADDING // 2 + (self._canvas - self.scaled - PADDING) // 2
 
     @cached_property
@@ -87,6 +88,7 @@ class Axis:
     def tiles(self) -> int:
         if self._canvas <= self._one_tile:
             return 1
+        # 1 + 2 OVERLAP times as many tiles as would cover the canvas without overlap.
         return math.ceil((1 + 2 * OVERLAP) * self._canvas / self.tiling.side)
 
     @property
@@ -95,11 +97,13 @@ class Axis:
 
     @cached_property
     def starts(self) -> Integer[np.ndarray, " tiles"]:
+        # Evenly spaced; the last tile ends at the end of the canvas.
         return np.linspace(0, self._canvas - self.side, self.tiles).astype(int)
 
     @cached_property
     def cut(self) -> Taps:
         """From the image to (tiles x side) rows, 0 in the padding."""
+        # Row of the rescaled image for each row of each tile; out of range in the padding.
         row = (self.starts[:, None] + np.arange(self.side)).ravel() - self.before
         inside = (row >= 0) & (row < self.scaled)
         # OpenCV computes positions in single precision for one and two channels, and in double for
@@ -112,8 +116,11 @@ class Axis:
         """From (tiles x side) rows to those of the image, and zeros up to `rows`."""
         taper = _taper(self.side) if self.tiles > 1 else np.ones(self.side)
         position = self.starts[:, None] + np.arange(self.side)
+        # Sum of the tapers at each row of the canvas; dividing by it makes the weights sum to 1.
         total = np.bincount(position.ravel(), np.tile(taper, self.tiles), self._canvas)
         back = _linear(np.arange(self.size), self.size, self.scaled)
+        # A row of the image is interpolated from one or two rows of the canvas. Each of these is
+        # the weighted mean of the tiles that cover it.
         index, weight = [], []
         for tap in range(back.index.shape[1]):
             row = back.index[:, tap] + self.before
@@ -173,6 +180,7 @@ def cut(
 ) -> Float[Array, "b rows columns c"]:
     """Normalize, rescale and pad images; rows and columns of overlapping tiles are repeated: (tiles
     x side) each."""
+    # NaN becomes 0. A channel without contrast has an infinite range, and becomes 0 as well.
     images = jnp.nan_to_num(
         (images.astype(jnp.float32) - ranges[:, None, None, :, 0]) / ranges[:, None, None, :, 1]
     )
@@ -187,6 +195,7 @@ def chunk(
     last."""
     b, rows, columns, c = images.shape
     down, across = tiles
+    # (b, down, across, side, side, c), then one axis for the tiles of all images.
     split = images.reshape(b, down, rows // down, across, columns // across, c).swapaxes(2, 3)
     split = split.reshape(b * down * across, rows // down, columns // across, c)
     numbers = start + jnp.arange(count)
@@ -204,14 +213,17 @@ def join(
     """Join the maps of tiles to maps of whole images at their own scale, averaged where tiles
     overlap."""
     down, across = tiles
+    # The last chunk may end with tiles of padding.
     maps = jnp.concatenate(chunks)[: images * down * across]
     _, height, width, c = maps.shape
+    # The reverse of `chunk`: tiles become (tiles x side) rows and columns of each image.
     grid = maps.reshape(images, down, across, height, width, c).swapaxes(2, 3)
     grid = grid.reshape(images, down * height, across * width, c)
     return jax.vmap(lambda image: _resample(image, rows, columns))(grid)
 
 
 def _resample(image: Float[Array, "h w c"], rows: Taps, columns: Taps) -> Float[Array, "h2 w2 c"]:
+    # Rows, then columns: separate axes need k + k instead of k x k taps per pixel.
     down = reduce(
         add,
         (
@@ -235,6 +247,7 @@ def _linear(
     edges repeat."""
     if stretched == size:
         return Taps(rows[:, None], np.ones((len(rows), 1)))
+    # Pixel i covers [i, i + 1], so its center is at i + 0.5.
     source: np.ndarray = ((rows + 0.5) * (size / stretched) - 0.5).astype(precision)
     first = np.floor(source).astype(int)
     fraction = np.where((first < 0) | (first >= size - 1), 0, source - first)
@@ -249,6 +262,7 @@ def _taper(side: int) -> Float[np.ndarray, " side"]:
     more."""
     full = max(side, TILE)
     distance = np.abs(np.arange(full) - (full - 1) / 2)
+    # A sigmoid that is 1/2 at 20 pixels from the edge.
     curve = 1 / (1 + np.exp((distance - (full / 2 - 20)) / TAPER))
     return curve[full // 2 - side // 2 : full // 2 + side // 2 + side % 2]
 
@@ -256,6 +270,7 @@ def _taper(side: int) -> Float[np.ndarray, " side"]:
 def _compact(index: np.ndarray, weight: np.ndarray) -> Taps:
     """Remove taps of weight 0 that no row needs."""
     order = np.argsort(weight == 0, axis=1, kind="stable")
+    # Number of taps of the row that needs most.
     most = max(int((weight != 0).sum(1).max()), 1)
     return Taps(*(np.take_along_axis(values, order, 1)[:, :most] for values in (index, weight)))
 
