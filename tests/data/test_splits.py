@@ -125,7 +125,7 @@ def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
                 "train" if manifest["part"].iloc[0] == "test" else "test"
             )
         case "unknown part":
-            manifest.loc[3, "part"] = "validation"
+            manifest.loc[3, "part"] = "holdout"
         case "twice":
             manifest.loc[1, "site_id"] = manifest.loc[0, "site_id"]
         case "stranger":
@@ -145,7 +145,7 @@ def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
     ("how", "words"),
     [
         ("overlap", "is in both"),
-        ("unknown part", "validation"),
+        ("unknown part", "holdout"),
         ("twice", "twice"),
         ("stranger", "elsewhere_A01_1"),
         ("no group", "group"),
