@@ -95,6 +95,7 @@ def prepare(
     channels = raw.shift.shape[1]
     random = train or augment.legacy_augmentation
     keys = record_keys(seed, epoch, raw.record)
+    # (B, 7 + 2 * kc) numbers in [0, 1): geometry, then contrast and brightness of each channel.
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_GEOMETRY) + 2 * channels,)))(keys)
     boxes = (
         _random_boxes(draws, height, width, augment)
@@ -102,6 +103,7 @@ def prepare(
         else _whole_sites(draws, height, width)
     )
 
+    # Crop without rotation and flips, for the mask of the original program.
     upright = boxes._replace(angle=jnp.zeros_like(boxes.angle), mirror=jnp.ones_like(boxes.mirror))
     if augment.legacy_augmentation:
         image_points = _source_points(boxes, jnp.array([[height / 2, width / 2]]), augment.crop)
@@ -119,6 +121,7 @@ def prepare(
     else:
         mask = _sample_mask(raw.mask, mask_points, augment, random)
     mask = mask * MASK_ENCODINGS[input.mask_encoding].scale
+    # Unused inputs become zeros, so that the network has the same number of channels.
     return _join(
         jnp.zeros_like(mask) if input.mask_use == "none" else mask,
         jnp.zeros_like(image) if input.mask_use == "only" else image,
@@ -162,6 +165,7 @@ def _random_boxes(
     log_low, log_high = map(math.log, augment.crop_ratio)
     ratio = jnp.exp(log_low + (log_high - log_low) * draw["ratio"])
     site = jnp.array([height, width], jnp.float32)
+    # The ratio is width / height, hence height^2 = area / ratio.
     size = jnp.minimum(jnp.sqrt(jnp.stack([area / ratio, area * ratio], axis=1)), site)
     corner = (site - size) * jnp.stack([draw["top"], draw["left"]], axis=1)
     angle = jnp.deg2rad(augment.rotate) * (2 * draw["angle"] - 1)
@@ -175,9 +179,11 @@ def _source_points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Po
     per record.
     """
     cos, sin = jnp.cos(boxes.angle), jnp.sin(boxes.angle)
+    # R M, (b, 2, 2): the flips scale the columns of the rotation matrix.
     rotation = jnp.stack([cos, sin, -sin, cos], axis=1).reshape(-1, 2, 2) * boxes.mirror[:, None]
     about = jnp.broadcast_to(about, boxes.center.shape)
     to_rotated = jnp.concatenate([rotation, about[..., None]], axis=2)
+    # (b, 3, 3) in homogeneous coordinates: step -> center + size * step - about.
     to_site = jnp.concatenate(
         [jax.vmap(jnp.diag)(boxes.size), (boxes.center - about)[..., None]], axis=2
     )
@@ -186,6 +192,7 @@ def _source_points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Po
     )
     # One matrix product: XLA on CPUs would otherwise recompute the matrix for every pixel.
     matrix = jnp.matmul(to_rotated, to_site, precision="highest")
+    # Centers of the output pixels, in fractions of the crop.
     step = (jnp.arange(crop) + 0.5) / crop - 0.5
 
     def separately(matrix: Float[Array, "b 2 3"]) -> list[Float[Array, "b crop"]]:
@@ -199,6 +206,7 @@ def _source_points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Po
     y_by_y, y_by_x, x_by_y, x_by_x = jax.lax.platform_dependent(
         matrix, cuda=together, default=separately
     )
+    # Broadcast (b, crop, 1) + (b, 1, crop) + (b, 1, 1).
     y = y_by_y[:, :, None] + y_by_x[:, None] + matrix[:, 0, 2, None, None]
     x = x_by_y[:, :, None] + x_by_x[:, None] + matrix[:, 1, 2, None, None]
     return _Points(y, x)
@@ -211,12 +219,14 @@ def _inside(points: _Points, height: int, width: int) -> Bool[Array, "b crop cro
 
 def _reflect(position: Float[Array, "*shape"], length: int) -> Float[Array, "*shape"]:
     """Reflect positions outside [0, length] at the borders."""
+    # A triangle wave of period 2 * length: reduce to [0, 2 * length), then fold at `length`.
     position = position - 2 * length * jnp.floor(position / (2 * length))
     return length - jnp.abs(length - position)
 
 
 def _nearest(mask: UInt[Array, "b h w"], points: _Points) -> UInt[Array, "b crop crop"]:
     b, height, width = mask.shape
+    # Pixel i covers [i, i + 1), so truncation gives its index.
     row = jnp.clip(_reflect(points.y, height).astype(jnp.int32), 0, height - 1)
     column = jnp.clip(_reflect(points.x, width).astype(jnp.int32), 0, width - 1)
     return _take(mask.reshape(b, -1), row * width + column)
@@ -247,6 +257,7 @@ def _sample_image(
     level = jnp.clip(jnp.round(jnp.log2(shrink)), levels[0], levels[-1])
 
     def by_index(image: Array, points: _Points, level: Array) -> Array:
+        # All levels are sampled, because shapes inside jit cannot depend on data.
         pixels = _halvings(image, levels)
         sampled = _bilinear(next(pixels), points, 2 ** levels[0])
         for number, smaller in zip(levels[1:], pixels, strict=True):
@@ -291,6 +302,7 @@ def _grid(
     points: _Points, level: Float[Array, " b"], levels: range, step: float | None
 ) -> resampling.Grid:
     """Convert points to pixels of the averaging level of each record."""
+    # The grid counts from the center of the first pixel, points from its corner: hence - 0.5.
     block = jnp.exp2(-level)[:, None, None]
     return resampling.Grid(
         points.y * block - 0.5, points.x * block - 0.5, level.astype(jnp.int32) - levels[0], step
@@ -332,6 +344,7 @@ def _bilinear(image: Array, points: _Points, block: int) -> Float[Array, "b crop
     b, rows, columns, c = image.shape
     y = jnp.clip(_reflect(points.y / block, rows) - 0.5, 0, rows - 1)
     x = jnp.clip(_reflect(points.x / block, columns) - 0.5, 0, columns - 1)
+    # At the last row, top = rows - 2 and down = 1, so that all four neighbors exist.
     top = jnp.minimum(y.astype(jnp.int32), rows - 2)
     left = jnp.minimum(x.astype(jnp.int32), columns - 2)
     down, right = (y - top)[..., None], (x - left)[..., None]
@@ -357,6 +370,7 @@ def _change_intensity(
     image: Float[Array, "b crop crop c"], draws: Float[Array, "b 2*c"], augment: AugmentConfig
 ) -> Float[Array, "b crop crop c"]:
     """Multiply by a random contrast and add a random brightness for each record and channel."""
+    # Two arrays in [-1, 1), each (b, 1, 1, kc).
     contrast, brightness = jnp.split((2 * draws - 1)[:, None, None, :], 2, axis=-1)
     if augment.contrast:
         image = image * (1 + augment.contrast * contrast)

@@ -68,6 +68,7 @@ class ArrayRecordReader:
         """
         from tensorflow_datasets.proto import tf_example_pb2
 
+        # `data_source` gives the serialized record, which the TFDS source would decode.
         example = tf_example_pb2.Example.FromString(self._source.data_source[int(position)])
         fields = example.features.feature
         site_id = fields["site_id"].bytes_list.value[0].decode()
@@ -76,6 +77,7 @@ class ArrayRecordReader:
 
 
 def _open(path: Path) -> Any:
+    # This check comes first, because TFDS imports modules that the file names.
     check_features(path / FEATURES)
     if not isinstance(read_json(path / INFO), dict):
         raise InputError(f"{path / INFO}: not a TFDS description; build the dataset again")
@@ -84,6 +86,7 @@ def _open(path: Path) -> Any:
     try:
         builder = tfds.builder_from_directory(str(path))
         for shard in map(Path, builder.info.splits[SPLIT].filepaths):
+            # A manipulated description must not make TFDS read files elsewhere.
             if shard.parent.resolve() != path.resolve():
                 raise InputError(f"{path / INFO}: names the shard {shard}, outside the dataset")
             shard.stat()  # TFDS opens shards only when they are read
@@ -109,6 +112,7 @@ def check_features(file: Path) -> None:
         valid &= described["pythonClassName"] == ALL_FEATURES
         valid &= set(described["featuresDict"]) == {"features"}
         for feature in members.values():
+            # An unknown class gives None, which is never a JSON key, so the comparison fails.
             key = FEATURE_CLASSES.get(feature["pythonClassName"])
             valid &= set(feature) == {"pythonClassName", key}
     except (KeyError, TypeError, AttributeError):
@@ -120,6 +124,8 @@ def check_features(file: Path) -> None:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Parsers differ in which of two equal keys they use. TFDS could read another value than the one
+    # checked here.
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a key occurs twice")
     return dict(pairs)
@@ -133,9 +139,11 @@ def _decompress(
     if stored_shape != shape:
         raise ValueError(f"{name} has shape {stored_shape}, the index says {shape}")
     (compressed,) = fields[f"{name}/value"].bytes_list.value
+    # The allocation reserves address space only; damaged records are refused before it is filled.
     array = np.empty(shape, dtype)
     if array.nbytes > DEFLATE_RATIO * len(compressed):
         raise ValueError(f"{name} is too short for its shape")
+    # The decoder writes its output directly into the array.
     flat = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     if len(imagecodecs.deflate_decode(compressed, out=flat)) != len(flat):
         raise ValueError(f"{name} has fewer pixels than its shape")

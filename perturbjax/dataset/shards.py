@@ -60,6 +60,7 @@ ShardsWriter = Callable[[list[Path], list[int]], int]
 
 def compress_tensor(array: np.ndarray) -> bytes:
     """Compress the bytes of an array as a zlib stream."""
+    # The compressors read the buffer in memory order, which must be the order of the axes.
     array = np.ascontiguousarray(array)
     if isal_zlib is not None:
         return isal_zlib.compress(array, 1)
@@ -134,6 +135,7 @@ class CellSites(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[SplitInfo]:
         """Write all shards directly (see the module header)."""
         count = len(self._plan.table)
+        # Rounded up, with at least one record for each shard.
         shards = min(max(-(-self._plan.pixel_bytes // SHARD_BYTES), 1), count)
         lengths = [len(part) for part in np.array_split(np.arange(count), shards)]
         template = self._get_filename_template(split_name=SPLIT)
@@ -184,6 +186,7 @@ def _map_ahead(function: Callable[[Record], bytes], records: Iterable[Record]) -
     with ThreadPoolExecutor(count) as threads:
         for record in records:
             pending.append(threads.submit(function, record))
+            # Wait for the oldest record before the next one is decoded, which limits the memory.
             if len(pending) > count:
                 yield pending.popleft().result()
         while pending:
@@ -216,6 +219,8 @@ def write_shards(folder: Path, plan: DatasetPlan, write: ShardsWriter) -> None:
         )
         builder.download_and_prepare()
     for file in sorted(Path(builder.data_dir).iterdir()):
+        # TFDS writes into NAME/VERSION below its data folder; a dataset directory has no such
+        # levels.
         file.rename(folder / file.name)
     shutil.rmtree(folder / "tfds")
 

@@ -72,8 +72,10 @@ class CheckpointConfig:
 def arrays_checksum(tree: Tree) -> str:
     """Compute the SHA-256 checksum (hexadecimal) of names, dtypes, shapes and values of arrays."""
     checksum = hashlib.sha256()
+    # Sorted, so that the checksum does not depend on the order of the mapping.
     for name in sorted(tree):
         array = np.ascontiguousarray(tree[name])
+        # Different arrays can have equal bytes, for example with swapped axes or another dtype.
         checksum.update(f"{name} {array.dtype} {array.shape}\n".encode())
         checksum.update(array.reshape(-1).view(np.uint8).data)
     return checksum.hexdigest()
@@ -98,6 +100,7 @@ def tree_to_state(tree: Tree, template: Any, source: Path | str) -> Any:
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(template)
     expected = {_name(path): leaf for path, leaf in paths}
+    # Names that only one of the two mappings contains.
     if different := sorted(set(expected) ^ set(tree)):
         problem = "has no array" if different[0] in expected else "has an unknown array"
         raise InputError(f"{source}: {problem} {different[0]}; it belongs to another model")
@@ -107,6 +110,7 @@ def tree_to_state(tree: Tree, template: Any, source: Path | str) -> Any:
                 f"{source}: {name} has shape {tree[name].shape}, the model requires "
                 f"{np.shape(leaf)}"
             )
+    # `expected` has the leaf order of the template.
     return jax.tree_util.tree_unflatten(treedef, [tree[name] for name in expected])
 
 
@@ -123,6 +127,7 @@ def _single_process_options() -> Any:
     """Return orbax options with which this process does not wait for the others of its job."""
     import orbax.checkpoint as ocp
 
+    # orbax synchronizes all processes by default, which would block if only one of them saves.
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     index = jax.process_index()
@@ -149,10 +154,13 @@ class Checkpoints:
         if which not in self._managers:
             import orbax.checkpoint as ocp
 
+            # Hides the progress messages of orbax; errors remain visible.
             logging.getLogger("absl").setLevel(logging.ERROR)
             best = {"best_fn": _best_score, "best_mode": "max"} if which == "best" else {}
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep[which],
+                # Synchronous: the checkpoint is complete when `save` returns. A killed save leaves
+                # a temporary folder, which the next start removes.
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,
                 create=False,  # orbax creates no folder if only one of several processes is active
@@ -183,6 +191,7 @@ class Checkpoints:
         """
         for which in ("latest",) if score is None else ("latest", "best"):
             self._save(which, epoch, state, {"epoch": epoch, **facts}, score)
+        # A complete epoch replaces the state that was saved within it.
         if manager := self._managers.pop(INTERRUPTED, None):
             manager.close()
         shutil.rmtree(self.path / INTERRUPTED, ignore_errors=True)
@@ -266,6 +275,8 @@ class Checkpoints:
         epochs = self.epochs()
         if (self.path / INTERRUPTED).is_dir() and (steps := self._manager(INTERRUPTED).all_steps()):
             tree, facts = self._load(INTERRUPTED, max(steps))
+            # `epoch` counts complete epochs. A smaller number is a leftover of a command that was
+            # killed before it deleted the interrupted state.
             if not epochs or facts["epoch"] >= epochs[-1]:
                 return tree, facts
         return self.load() if epochs else None
@@ -274,6 +285,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         folder = self.path / which / str(number)
+        # Without a template, orbax restores the arrays as they were saved.
         items = ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
         try:
             loaded = self._manager(which).restore(number, args=items)

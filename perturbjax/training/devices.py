@@ -107,6 +107,7 @@ class Placement:
 
     def replicate(self, tree: Any) -> Any:
         """Copy arrays to all devices. With several processes, all must pass the same arrays."""
+        # With several processes, each one can write to its local devices only.
         if self.processes == 1:
             return jax.device_put(tree, self.replicated)
         return jax.tree.map(
@@ -127,6 +128,7 @@ class Placement:
                 state: TrainState, order: BatchOrder
             ) -> Iterator[tuple[TrainState, Sums]]:
                 for steps in order.steps_by_epoch():
+                    # Only record numbers and weights are copied, (steps, rows) each.
                     rows = self._place_epoch(order.records_of(steps))
                     with jax.transfer_guard("disallow"):
                         state, sums = run_epoch(state, arrays, rows)
@@ -144,6 +146,8 @@ class Placement:
                 prepare_step(number, step, state, batch)
                 with jax.transfer_guard("disallow"):
                     state, sums = step(state, batch)
+                # The sums are queued, not the state: the next step donates the buffers of the
+                # state.
                 queued.append(sums)
                 yield state, sums
 
@@ -158,6 +162,8 @@ class Placement:
             state: TrainState, arrays: ResidentArrays, rows: BatchRecords
         ) -> tuple[TrainState, Sums]:
             batch = gather(arrays, jnp.asarray(rows.positions), jnp.asarray(rows.weight))
+            # The arrays are replicated. The constraint makes each device gather and process only
+            # its rows of the batch.
             if not self.mapped:
                 batch = jax.lax.with_sharding_constraint(batch, self.by_row)
             return train_step(state, batch)
@@ -170,8 +176,15 @@ class Placement:
         if self.mapped:
             devices = list(self.mesh.devices.flat)
             return jax.pmap(
-                run_steps, AXIS, in_axes=(None, None, 1), out_axes=None, devices=devices
+                # Rows are (steps, devices, rows per device): axis 1 is mapped. All devices compute
+                # the same state, of which one copy is returned.
+                run_steps,
+                AXIS,
+                in_axes=(None, None, 1),
+                out_axes=None,
+                devices=devices,
             )
+        # Donated buffers of the old state are reused for the new one.
         return jax.jit(run_steps, donate_argnums=0, out_shardings=self.replicated)
 
     def compile_step(self, train_step: TrainStep) -> TrainStep:
@@ -184,6 +197,7 @@ class Placement:
 
     def compile_predict(self, predict_step: Callable[..., Any]) -> Callable[..., Any]:
         """Compile a prediction step on batches from `place_rows`; the caller drops padded rows."""
+        # Replicated, so that every process can read all rows.
         return jax.jit(predict_step, out_shardings=self.replicated)
 
     def place_rows(self, batch: T) -> T:
@@ -195,6 +209,7 @@ class Placement:
         if self.processes == 1:
             padded = jax.tree.map(lambda rows: pad_rows(rows, self.count), batch)
             return jax.device_put(padded, self.by_row)
+        # Number of devices of each process.
         local = self.count // self.processes
         return jax.tree.map(
             lambda rows: jax.make_array_from_process_local_data(self.by_row, pad_rows(rows, local)),
@@ -203,6 +218,7 @@ class Placement:
 
     def _place_epoch(self, rows: BatchRecords) -> BatchRecords:
         """Put the rows of an epoch on every device, each batch padded; split them for `pmap`."""
+        # Without `pmap` every device gets all record numbers; the gathered batch is sharded later.
         pad = self._split_rows if self.mapped else functools.partial(pad_rows, multiple=self.count)
         sharding = NamedSharding(self.mesh, P(None, AXIS)) if self.mapped else self.replicated
         return jax.device_put(jax.tree.map(functools.partial(pad, axis=1), rows), sharding)
@@ -218,6 +234,7 @@ class Placement:
 
 def pad_rows(rows: np.ndarray | jax.Array, multiple: int, axis: int = 0) -> np.ndarray | jax.Array:
     """Pad an axis with zeros to a multiple. A padded row is record 0 with weight 0."""
+    # Rows up to the next multiple.
     missing = -rows.shape[axis] % multiple
     if not missing:
         return rows
@@ -258,6 +275,7 @@ def use_compilation_cache(folder: str | Path | None = None) -> None:
 
 
 def _default_cache() -> str:
+    # Cache folder of the XDG Base Directory specification.
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path(home) / "perturbjax/compiled")
 
@@ -268,6 +286,7 @@ def prepare_step(number: int, step: Callable[..., Any], *arguments: Any) -> None
     The compiler leaves hundreds of megabytes of free memory in the process. They are returned to
     the system here, before the first call allocates its own.
     """
+    # A `pmap` step is a plain function here; its first call compiles it.
     if not number and isinstance(step, jax.stages.Wrapped):
         step.lower(*arguments).compile()
     if number < FREE_MEMORY_STEPS:
@@ -281,6 +300,7 @@ def limit_pending_steps(queued: Sequence[Any]) -> None:
     would each hold it.
     """
     limit = 1 if jax.default_backend() == "cpu" else MAX_QUEUED_STEPS
+    # Once this step is complete, at most `limit - 1` later steps are running.
     if len(queued) >= limit:
         jax.block_until_ready(queued[-limit])
 
@@ -288,6 +308,7 @@ def limit_pending_steps(queued: Sequence[Any]) -> None:
 def stack_steps(sums: Sequence[Sums]) -> Sums:
     """Copy the sums of consecutive device calls to the host, concatenated over steps."""
     return jax.tree.map(
+        # One step gives scalars; a call of a whole epoch gives arrays of shape (steps,).
         lambda *parts: np.concatenate([np.atleast_1d(part) for part in parts]),
         *jax.device_get(sums),
     )
@@ -306,6 +327,7 @@ def choose_placement(kind: DeviceKind, count: int = 0, *, local: bool = False) -
         InputError: fewer than `count` devices exist, or `count` is set with several processes.
     """
     available = jax.local_devices() if local else jax.devices()
+    # The same order in all processes, grouped by process: rows are assigned in this order.
     devices = sorted(available, key=lambda device: (device.process_index, device.id))
     if count > len(devices):
         raise InputError(

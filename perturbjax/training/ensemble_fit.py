@@ -96,10 +96,12 @@ def initialize_ensemble(
         multiple=placement.batch_multiple,
     )
     release_freed_memory()
+    # A copy, because the fitted values are written into its variables.
     model = nnx.merge(experiment.graphdef, state.params, state.stats, copy=True)
     mean, kernel = fit_reduction(features, model.backbone_feature_size)
     model.reduce.mean[...], model.reduce.kernel[...] = mean, kernel
     labels, class_weight = experiment.sites.labels[train], experiment.class_weight
+    # (n,) weight of each site: the class weights of the training loss.
     weight = np.ones(len(labels)) if class_weight is None else np.asarray(class_weight)[labels]
     assign_groups = experiment.manifest.set_index("site_id")["group"]
     model.head = fit_ensemble(
@@ -143,20 +145,25 @@ def fit_reduction(
     """
     from sklearn.decomposition import PCA
 
+    # Means and variances over thousands of sites lose digits in float32.
     x = x.astype(np.float64)
     mean, std = x.mean(axis=0), x.std(axis=0)
     # Features without variance (up to rounding) get the scale 0.
     scale = np.where(std > 1e-6 * np.abs(mean), 1 / np.where(std > 0, std, 1), 0)
     z = (x - mean) * scale
     width = min(COMPONENTS, backbone_features)
+    # There are at most as many components as sites. The solver can be randomized, hence the seed.
     pca = PCA(min(width, len(x)), random_state=0).fit(z[:, :backbone_features])
     statistics = x.shape[1] - backbone_features
+    # Block matrix (d, e): principal axes for backbone features, identity for site statistics.
     kernel = np.zeros((x.shape[1], width + statistics))
     kernel[:backbone_features, : pca.n_components_] = pca.components_.T
     kernel[backbone_features:, width:] = np.eye(statistics)
     variance = (z @ kernel).var(axis=0)
+    # Each of the two parts gets half of the total variance, e / 2.
     for part in (slice(0, width), slice(width, None)):
         kernel[:, part] *= np.sqrt(kernel.shape[1] / 2 / max(variance[part].sum(), 1e-12))
+    # The kernel includes the standardization: ((x - mean) * scale) @ kernel.
     return mean.astype(np.float32), (scale[:, None] * kernel).astype(np.float32)
 
 
@@ -190,16 +197,19 @@ def fit_ensemble(
 
     fit = partial(fit_ensemble_members, head, smoothing=smoothing, seed=seed, mix=mix)
     if len(np.unique(groups)) < 2:
+        # One group for each site, so that the folds are random.
         groups = np.random.default_rng(seed).permutation(len(z))
     folds: Iterable[tuple[np.ndarray, np.ndarray]] = ()
     if len(z) > 1:
         folds = GroupKFold(min(FOLDS, len(np.unique(groups)))).split(z, groups=groups)
+    # (members, sites, classes). Each site is predicted by members fitted without its fold.
     log_probabilities = np.zeros((2, len(z), head.logistic_regression.bias.shape[0]))
     usable = np.zeros(len(z), bool)
     for inner, outer in folds:
         usable[outer] = np.isin(labels[outer], labels[inner])
         fitted = fit(z[inner], labels[inner], weight[inner])
         log_probabilities[:, outer] = fitted.log_probabilities(jnp.asarray(z[outer]), Mode())
+    # The final members use all sites. The folds only serve to estimate the weights.
     result = fit(z, labels, weight)
     weights = estimate_ensemble_weights(log_probabilities[:, usable], labels[usable])
     result.ensemble_weights[...] = jnp.asarray(weights, jnp.float32)
@@ -246,10 +256,13 @@ def estimate_ensemble_weights(
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         logits = np.tensordot(weights, log_probabilities, 1)
+        # Softmax does not change with this shift, and `exp` cannot overflow.
         logits -= logits.max(axis=1, keepdims=True)
         total = np.exp(logits).sum(axis=1)
         probabilities = np.exp(logits) / total[:, None]
         own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+        # Gradient for w_k: mean of log p_k expected under the ensemble, minus its mean at the true
+        # classes.
         expected = (log_probabilities * probabilities).sum(axis=2).mean(axis=1)
         return float((np.log(total) - own).mean()), expected - true_class.mean(axis=1)
 
@@ -285,8 +298,10 @@ def fit_logistic_regression(
         if len(present) == 2:  # scikit-learn has one logit for two classes
             coefficients = np.concatenate([0 * coefficients, coefficients])
             constants = np.concatenate([0 * constants, constants])
+        # The scale becomes part of the kernel, so that the layer accepts unscaled features.
         kernel[:, present], bias[present] = scale * coefficients.T, constants
     else:
+        # A single class gets all of the probability.
         bias[present] = 0
     result = nnx.clone(model)
     result.kernel[...] = jnp.asarray(kernel, jnp.float32)
@@ -307,6 +322,7 @@ def fit_mlp(
     """Train the MLP on reduced features, see `fit_ensemble`."""
     graphdef, params = nnx.split(mlp, nnx.Param)
     targets = optax.smooth_labels(jax.nn.one_hot(labels, mlp.skip.shape[1]), smoothing)
+    # Mean weight 1, so that class weights do not change the scale of the loss.
     data = (z.astype(np.float32), targets, (weight / weight.mean()).astype(np.float32))
     trained = _train_mlp(graphdef, params, jax.random.key(seed), *map(jnp.asarray, data), mix=mix)
     return nnx.merge(graphdef, jax.device_get(trained))
@@ -330,12 +346,16 @@ def _train_mlp(
 
     def loss(params: Any, key: Array) -> Float[Array, ""]:
         row_key, pair_key, mix_key, dropout_key = jax.random.split(key, 4)
+        # Sampled with replacement: every batch has the same size for any number of sites.
         rows = jax.random.randint(row_key, (size,), 0, len(z))
         partners = jax.random.permutation(pair_key, rows)
         fraction = jax.random.beta(mix_key, mix, mix, (size,)) if mix else jnp.ones(size)
+        # The site has the larger fraction, its partner the smaller one. The pair (i, j, a) equals
+        # (j, i, 1 - a), so no mixture is lost.
         fraction = jnp.maximum(fraction, 1 - fraction)
 
         def mixed(values: Array) -> Array:
+            # Shape (size, 1, ...), to broadcast over the axes of `values`.
             own = fraction.reshape(-1, *[1] * (values.ndim - 1))
             return own * values[rows] + (1 - own) * values[partners]
 

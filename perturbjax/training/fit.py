@@ -143,6 +143,7 @@ def fit(config: TrainConfig) -> Run:
         checkpoints = stack.enter_context(Checkpoints(run.path, keep_latest=config.keep_latest))
         start = _start_or_resume(run, experiment, checkpoints, first_progress(fresh, steps), stack)
         print_training_summary(experiment, placement, phases, start.step)
+        # All epochs are complete: return before the dataset is decoded.
         if start.epoch == recipe.optim.epochs:
             return run
         feed = stack.enter_context(
@@ -156,8 +157,11 @@ def fit(config: TrainConfig) -> Run:
         state = training.initialize_state()
         for phase in phases:
             epochs = range(max(phase.first, int(start.epoch)), phase.stop)
+            # A resumed training skips its complete phases.
             if not epochs:
                 continue
+            # One iterator serves all epochs of a phase, so that the pipeline reads ahead across
+            # epochs.
             steps_of_phase = training.start_phase(phase, state)
             for epoch in track(
                 epochs,
@@ -203,6 +207,7 @@ class _Training:
     stop_requested: Callable[[int], bool]
     start: Progress
 
+    # Cached: a new function at each evaluation would be compiled from scratch.
     @functools.cached_property
     def _predict_step(self) -> Callable[..., Any]:
         step = make_predict_step(self.experiment.graphdef, self.experiment.recipe)
@@ -211,6 +216,7 @@ class _Training:
     def initialize_state(self) -> TrainState:
         """Put the state on the devices; fit the frozen members of a new ensemble."""
         state = self.placement.replicate(self.start.state)
+        # The checkpoint of a resumed run already contains the fitted members.
         if self.start.step == 0 and self.experiment.recipe.transfer.head == "channels":
             fitted = initialize_ensemble(state, self.experiment, self.placement, self.feed.batches)
             state = self.placement.replicate(fitted)
@@ -222,6 +228,7 @@ class _Training:
         The optimizer state is new at the first step of the phase.
         """
         experiment, steps = self.experiment, self.experiment.steps_per_epoch
+        # Steps count from the start of the training. A resumed run can start within a phase.
         step = max(self.start.step, phase.first * steps)
         if step == phase.first * steps:
             opt_state = phase.optimizer.init(state.params)
@@ -235,6 +242,7 @@ class _Training:
             axis_name=self.placement.axis_name,
         )
         run_steps = self.placement.compile_training(train_step, self.feed)
+        # Only the first phase of this command is traced.
         if self.config.profile and phase.first <= self.start.epoch:
             default = self.config.profile == "default"
             folder = self.config.out / "profile" if default else Path(self.config.profile)
@@ -268,12 +276,14 @@ class _Training:
         release_freed_memory()
         start, steps = self.start, self.experiment.steps_per_epoch
         resumed = epoch == start.epoch
+        # After an interruption, the metrics of the epoch include the steps before it.
         sums = start.partial_sums() if resumed else []
         step = start.step if resumed else epoch * steps
         started = time.monotonic() - (float(start.seconds) if resumed else 0.0)
         while step < (epoch + 1) * steps:
             state, part = next(steps_of_phase)
             sums.append(part)
+            # A device call runs one step or all steps of the epoch.
             step += part.loss.size
             if self.stop_requested(step):
                 raise save_interrupted(
@@ -284,14 +294,17 @@ class _Training:
                     seconds=time.monotonic() - started,
                     facts=self.run.identity,
                 )
+        # This copy waits for the queued steps. Until here the host can run ahead of the device.
         total = stack_steps(sums)
         require_finite_loss(np.asarray(total.loss), epoch, self.checkpoints, self.run)
         row = {
             "epoch": epoch + 1,
             "step": step,
             "split": TRAIN,
+            # Totals are divided once, because padded batches contain fewer sites.
             "loss": float(total.loss.sum() / total.loss_weight.sum()),
             "accuracy": float(total.correct.sum() / total.weight.sum()),
+            # Rate of the last step. The schedule counts steps from the start of the phase.
             "learning_rate": float(phase.learning_rate(step - phase.first * steps - 1)),
             "seconds": round(time.monotonic() - started, 3),
         }

@@ -68,6 +68,7 @@ def one_cycle(
     Raises:
         InputError: `total_steps` is 0 or `warmup` is not in [0, 1].
     """
+    # As in PyTorch, the last rate is relative to the first rate, not to the peak.
     start = max_value / div_factor
     return _cosine_schedule(start, max_value, start / final_div_factor, total_steps, warmup)
 
@@ -91,6 +92,7 @@ def _cosine_schedule(
         raise InputError("--epochs: the training has no steps; at least one is required")
     if not 0 <= warmup <= 1:
         raise InputError(f"--warmup {warmup}: must be a fraction from 0 to 1")
+    # The peak is a real number as in PyTorch, so it can fall between two steps.
     peak_step, last = warmup * total_steps - 1, total_steps - 1
     # The table is computed in float64 and rounded once: a float32 cosine would differ from torch by
     # 1e-9.
@@ -98,12 +100,14 @@ def _cosine_schedule(
     rising = _half_cosine(start, peak, steps, 0.0, peak_step)
     falling = _half_cosine(peak, end, steps, peak_step, last)
     table = np.where(steps <= peak_step, rising, falling).astype(np.float32)
+    # A lookup also accepts traced steps. Steps after the end get the last value.
     return lambda step: jnp.take(table, step, mode="clip")
 
 
 def _half_cosine(
     start: float, end: float, steps: Float[np.ndarray, " n"], first: float, last: float
 ) -> Float[np.ndarray, " n"]:
+    # Progress through the half cosine: 0 at `first`, 1 at `last`.
     fraction = (steps - first) / (last - first) if last != first else np.ones_like(steps)
     return end + (start - end) / 2 * (np.cos(math.pi * fraction) + 1)
 
@@ -136,6 +140,8 @@ def adam(
     """
 
     def init(params: optax.Params) -> AdamState:
+        # float32 moments also for bfloat16 parameters. The copy below gives each moment a separate
+        # buffer, because JAX cannot donate the same buffer twice.
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
         return AdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
 
@@ -146,19 +152,24 @@ def adam(
             raise ValueError(
                 "adam: weight decay requires parameters; call update(gradients, state, params)"
             )
+        # Schedules count steps from 0, the bias correction from 1.
         rate, beta1 = schedule(state.count), beta1_schedule(state.count)
         count = optax.safe_increment(state.count)
+        # Adam: the L2 term is part of the gradient and therefore of both running means.
         if weight_decay and not decoupled:
             gradients = jax.tree.map(lambda g, p: g + weight_decay * p, gradients, params)
+        # Equal to beta1 * m + (1 - beta1) * g, in the form of `torch.lerp` that PyTorch uses.
         mean = jax.tree.map(lambda m, g: m + (1 - beta1) * (g - m), state.mean, gradients)
         square = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.square, gradients)
         # 1 - beta**count by expm1: plain float32 subtraction loses five digits at the first step.
         correction1 = -jnp.expm1(count * jnp.log(beta1))
         correction2 = -jnp.expm1(count * math.log(beta2))
+        # The order of operations is that of PyTorch: epsilon is added to the corrected root.
         scale, root = rate / correction1, jnp.sqrt(correction2)
         updates = jax.tree.map(
             lambda m, v: -scale * m / (jnp.sqrt(v) / root + epsilon), mean, square
         )
+        # AdamW: the decay is scaled by the learning rate, but not by the running means.
         if weight_decay and decoupled:
             updates = jax.tree.map(lambda u, p: u - rate * weight_decay * p, updates, params)
         return updates, AdamState(count, mean, square)

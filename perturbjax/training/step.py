@@ -98,6 +98,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: RawBatch) -> tuple[TrainState, Sums]:
+        # A traced value, so that one compiled program serves all epochs.
         epoch = state.step // steps_per_epoch
         with jax.named_scope("augment"):  # scopes appear in the profile table
             inputs = prepare(
@@ -110,6 +111,7 @@ def make_train_step(
             )
         mode = Mode(
             train=True,
+            # Padded rows have weight 0 and do not enter the BatchNorm statistics.
             weight=batch.weight,
             keys=jax.vmap(lambda key: jax.random.fold_in(key, DROPOUT_STREAM))(
                 record_keys(recipe.seed, epoch, batch.record)
@@ -119,6 +121,8 @@ def make_train_step(
         )
 
         def loss_sum(params: Any) -> tuple[Float[Array, ""], Any]:
+            # BatchNorm updates its statistics in place. The copy confines the update to this model,
+            # so that the function stays pure.
             model = nnx.merge(graphdef, params, state.stats, copy=True)
             logits = model(inputs, mode).logits
             loss, weight = cross_entropy(
@@ -128,6 +132,7 @@ def make_train_step(
                 weight=batch.weight,
                 class_weight=class_weight,
             )
+            # Auxiliary outputs: total weight, logits (b, classes) and the updated statistics.
             return loss, (weight, logits, nnx.state(model, nnx.BatchStat))
 
         (loss, (loss_weight, logits, stats)), gradients = jax.value_and_grad(
@@ -135,6 +140,8 @@ def make_train_step(
         )(state.params)
         correct = jnp.sum((logits.argmax(-1) == batch.label) * batch.weight)
         sums = Sums(loss, loss_weight, correct, batch.weight.sum())
+        # Under `pmap` these are sums over the rows of one device. Under `jit` they already cover
+        # the whole batch.
         if axis_name is not None:
             sums, gradients = jax.lax.psum((sums, gradients), axis_name)
         # Gradient of the mean: divided after the sum over devices, whose rows can have different

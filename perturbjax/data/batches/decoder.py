@@ -41,6 +41,7 @@ class Decoder:
         """
         self.dataset, self.sites, self.input = dataset, sites, input
         self.mask_transform = mask_transform
+        # All crops use this level or a coarser one, so finer pixels are never needed.
         self.halvings = mip_levels(*dataset.image_size, augment, random=True)[0] if augment else 0
 
     @property
@@ -62,6 +63,7 @@ class Decoder:
     ) -> None:
         """Decode one record into `image` and `mask`."""
         pixels, instances = self.dataset.pixels(position)
+        # With shuffled masks, the instances belong to another site than the pixels.
         if (other := self.sites.mask_of[position]) != position:
             _, instances = self.dataset.pixels(other)
         for _ in range(self.halvings):
@@ -78,6 +80,7 @@ class Decoder:
         image, mask = self.empty(len(positions))
         first_row: dict[int, int] = {}
         for row, position in enumerate(positions):
+            # Padding repeats records of the batch.
             first = first_row.setdefault(int(position), row)
             if first == row:
                 self.read_into(position, image[row], mask[row])
@@ -106,5 +109,7 @@ def _halve(
     # The sum of four pixels needs two more bits than a pixel.
     sum_dtype = np.uint16 if image.dtype == np.uint8 else np.uint32
     rows = np.add(image[0::2], image[1::2], dtype=sum_dtype)
+    # Adding 2 before the division by 4 rounds to the nearest integer. Labels cannot be averaged:
+    # the lower right pixel represents its block.
     mean = (rows[:, 0::2] + rows[:, 1::2] + 2) >> 2
     return mean.astype(image.dtype), mask[1::2, 1::2]

@@ -39,9 +39,11 @@ def shuffle_epoch(
     Returns:
         Positions and weights, (steps, batch_size).
     """
+    # SeedSequence mixes both numbers, so that consecutive epochs and seeds are independent.
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
     if not steps:
         return split_into_batches(random.permutation(np.asarray(records)), batch_size)
+    # Rounded up.
     passes = -(-steps * batch_size // len(records))
     shuffled = np.concatenate([random.permutation(np.asarray(records)) for _ in range(passes)])
     return split_into_batches(shuffled[: steps * batch_size], batch_size)
@@ -52,6 +54,7 @@ def split_into_batches(records: Int[np.ndarray, " n"], batch_size: int) -> Batch
     weight 0.
     """
     steps = -(-len(records) // batch_size)
+    # `np.resize` fills the last batch with records from the start of the list.
     positions = np.resize(np.asarray(records, np.int32), (steps, batch_size))
     weight = (np.arange(steps * batch_size) < len(records)).astype(np.float32)
     return BatchRecords(positions, weight.reshape(steps, batch_size))
@@ -120,6 +123,7 @@ class BatchOrder:
         n = self.steps_per_epoch
         if self.start >= self.stop:
             return []
+        # The first step of the range, then the first step of each following epoch.
         starts = [self.start, *range((self.start // n + 1) * n, self.stop, n)]
         return [range(start, min((start // n + 1) * n, self.stop)) for start in starts]
 

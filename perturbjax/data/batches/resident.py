@@ -33,6 +33,7 @@ def gather(
         indices: (b,) positions in the dataset.
         weight: (b,) 1 for a site, 0 for padding.
     """
+    # `indices` also becomes the record numbers, which seed the augmentation.
     image, mask, label, shift, scale = (array[indices] for array in arrays)
     return RawBatch(image, mask, label, indices, weight, shift, scale)
 
@@ -42,6 +43,7 @@ class ResidentBatches:
 
     def __init__(self, arrays: ResidentArrays, placement: Devices):
         """Copy `arrays` to the devices."""
+        # Every device has a full copy, so that a shuffled batch needs no transfer between devices.
         self.arrays: ResidentArrays = placement.replicate(arrays)
         self._place = placement.place_rows
         self._gather = jax.jit(gather, out_shardings=placement.by_row)
@@ -50,12 +52,15 @@ class ResidentBatches:
     def load(cls, decoder: Decoder, placement: Devices) -> ResidentBatches:
         """Decode all records in threads and copy them to the devices."""
         sites, n = decoder.sites, len(decoder.dataset)
+        # Iteration over these arrays yields views: each thread writes one record in place, without
+        # locks.
         image, mask = decoder.empty(n)
         with (
             ThreadPoolExecutor(os.cpu_count()) as threads,
             # Closing cancels the records that are not started, so that Ctrl-C takes effect at once.
             contextlib.closing(threads.map(decoder.read_into, range(n), image, mask)) as reads,  # type: ignore[type-var]
         ):
+            # Reading the results also raises the errors of the threads.
             for _ in track(reads, total=n, label="load", unit="sites"):
                 pass
         host: tuple[Any, ...] = (image, mask, sites.labels, sites.shift, sites.scale)

@@ -53,6 +53,7 @@ def resident_bytes(decoder: Decoder) -> int:
 
 def _memory_limit() -> float:
     device = jax.local_devices()[0]
+    # On a CPU, resident sites share the memory of the system with the network and other programs.
     if device.platform != "cpu" and (statistics := device.memory_stats()):
         return DEVICE_FRACTION * statistics["bytes_limit"]
     return HOST_FRACTION * _free_memory()
@@ -65,7 +66,10 @@ def _free_memory() -> float:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(
-            1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")
+            # The file gives kibibytes.
+            1024.0 * int(line.split()[1])
+            for line in lines
+            if line.startswith("MemAvailable:")
         )
     except (OSError, StopIteration):
         return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

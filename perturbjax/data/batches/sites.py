@@ -56,10 +56,12 @@ def describe_sites(
     if class_names is None or len(class_names):
         values = dataset.column(input.label_column or dataset.label_column).astype(str)
         names = tuple(sorted(values.unique())) if class_names is None else tuple(class_names)
+        # `get_indexer` gives -1 for values without a class.
         labels = pd.Index(names).get_indexer(values).astype(np.int32)
     shift, scale = site_intensities(dataset, input, statistics)
     mask_of = np.arange(len(dataset), dtype=np.int32)
     if input.mask_use == "shuffle":
         cycle = np.random.Generator(np.random.Philox(seed)).permutation(mask_of)
+        # Each record gets the mask of its predecessor in the cycle.
         mask_of[cycle] = np.roll(cycle, 1)
     return Sites(names, labels, shift, scale, mask_of)

@@ -40,17 +40,20 @@ class StreamedBatches:
 
     def batches(self, order: BatchOrder) -> Iterator[RawBatch]:
         """Yield the batches of an order. `PREFETCHED_BATCHES` are copied to the device in advance."""
+        # Each process decodes only its part of every batch.
         order = order.for_process(jax.process_index(), self._placement.processes)
         reader = self._start_reader(order)
         self._readers.append(reader)
         prefetched: collections.deque[RawBatch] = collections.deque()
         try:
             for batch in reader:
+                # The copy is asynchronous and overlaps with the computation of earlier batches.
                 prefetched.append(self._placement.place_rows(batch))
                 if len(prefetched) > PREFETCHED_BATCHES:
                     yield prefetched.popleft()
             yield from prefetched
         finally:
+            # Also reached if the caller stops before the end of the order.
             self._stop_reader(reader)
 
     def close(self) -> None:
@@ -72,6 +75,7 @@ class StreamedBatches:
         # Each element is a whole batch: with single records, each worker would end with an
         # incomplete batch.
         batches = grain.MapDataset.source(order).map(self._decoder)
+        # With worker processes, parallel decoding comes from the processes instead of threads.
         threads = 1 if workers else min(os.cpu_count() or 1, MAX_THREADS)
         stream = batches.to_iter_dataset(
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
