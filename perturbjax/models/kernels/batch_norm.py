@@ -125,7 +125,9 @@ class BatchNorm(nnx.Module):
             signs = self.channel_signs()
             x = x * signs.astype(x.dtype)
         if not mode.train:
+            # The second multiplication by the signs restores the values of `x`.
             return max_pool(self._by_running_statistics(x * signs.astype(x.dtype), shift))
+        # Where `x` and the scale are both negated, the normalized values do not change.
         z, (mean, var, count) = _normalize_and_pool(
             x,
             self.scale[...] * signs,
@@ -147,12 +149,15 @@ class BatchNorm(nnx.Module):
         return jax.lax.stop_gradient(self.mean[...])
 
     def _by_running_statistics(self, x: Array, shift: Array | None) -> Array:
+        # The running mean includes the shift, but `x` does not.
         mean = self.mean[...] if shift is None else self.mean[...] - shift
         return _affine(x, self.scale[...], self.bias[...], mean, self.var[...], self.epsilon)
 
     def _update(self, statistics: Statistics, shift: Array | None) -> None:
         mean, var, count = jax.lax.stop_gradient(statistics)
         mean = mean if shift is None else mean + jax.lax.stop_gradient(shift)
+        # The running variance is unbiased (n - 1) as in PyTorch; the batch is normalized with the
+        # biased one.
         unbiased = var * count / jnp.maximum(count - 1, 1)
         self.mean[...] += self.momentum * (mean - self.mean[...])
         self.var[...] += self.momentum * (unbiased - self.var[...])
@@ -195,6 +200,7 @@ def _count(x: Array, weight: Array, axis_name: str | None) -> Float[Array, ""]:
 def _two_passes(x: Array, weight: Array, center: Array, *, axis_name: str | None) -> Statistics:
     count = _count(x, weight, axis_name)
     mean = _sum_devices(_weighted_total(x, weight), axis_name) / count
+    # The mean is that of all devices, so their sums of squares can be added.
     squares = _weighted_total(jnp.square(x.astype(jnp.float32) - mean), weight)
     return Statistics(mean, _sum_devices(squares, axis_name) / count, count)
 
@@ -219,10 +225,12 @@ def _from_sums(
     first: Array, second: Array, count: Array, center: Array, axis_name: str | None
 ) -> Statistics:
     first, second = (_sum_devices(sums, axis_name) / count for sums in (first, second))
+    # Var = E[(x - c)²] - E[x - c]²; rounding can make the difference slightly negative.
     return Statistics(center + first, jnp.maximum(second - jnp.square(first), 0), count)
 
 
 def _affine(x: Array, scale: Array, bias: Array, mean: Array, var: Array, epsilon: float) -> Array:
+    # scale (x - mean) / √(var + ε) + bias as one multiplication and one addition per value.
     factor = scale * jax.lax.rsqrt(var + epsilon)
     return (x * factor + (bias - mean * factor)).astype(x.dtype)
 
@@ -290,6 +298,7 @@ def _sign(x: Array, scale: Array) -> Array:
 def _pool_on_cpu(x, scale, weight, center, *, axis_name):
     statistics = _two_passes(x, weight, center, axis_name=axis_name)
     sign = _sign(x, scale)
+    # The minimum for channels of negative scale: the sign is applied before and after the maximum.
     return statistics, max_2x2(split_2x2(x * sign)) * sign
 
 
@@ -302,6 +311,7 @@ def _pool_on_gpu(x, scale, weight, center, *, axis_name):
     """Compute statistics and maxima from one read of `x`."""
     sign = _sign(x, scale)
     rows, columns = (length // 2 * 2 for length in x.shape[1:3])
+    # The four values of each 2×2 window, in the order of `split_2x2`.
     values = [x[:, i:rows:2, j:columns:2] for i in (0, 1) for j in (0, 1)]
     top = max_2x2([value * sign for value in values]) * sign
     odd = (rows, columns) != x.shape[1:3]  # the pool drops the rest, the statistics include it
@@ -317,6 +327,7 @@ def _normalize_and_pool_backward(epsilon, axis_name, residuals, gradients):
     dz = gradients[0].astype(jnp.float32)
     # Only maxima have a gradient, so the sums run over them.
     sums = _gradient_sums(top, dz, statistics, epsilon)
+    # The gradient belongs to the positions at which the forward pass found the maxima.
     signed = jax.lax.platform_dependent(
         x, scale, tpu=lambda x, scale: x, default=lambda x, scale: x * _sign(x, scale)
     )
@@ -337,8 +348,10 @@ def _input_gradient(x, dz, sums, scale, weight, statistics, epsilon, axis_name):
     """Compute the gradients of (x, scale, bias, weight, center) from dz and `_gradient_sums`."""
     inverse = jax.lax.rsqrt(statistics.var + epsilon)
     total, correlated = (_sum_devices(s, axis_name) / statistics.count for s in sums)
+    # Σ dz + x̂ Σ dz x̂ divided by n, written as offset + slope x, so that x̂ is not computed.
     slope = correlated * inverse
     offset = total - slope * statistics.mean
     counted = weight.reshape(-1, *[1] * (x.ndim - 1))
     dx = scale * inverse * (dz - counted * (offset + slope * x.astype(jnp.float32)))
+    # The gradients of scale and bias are this device's sums of dz x̂ and dz.
     return dx.astype(x.dtype), sums[1], sums[0], jnp.zeros_like(weight), jnp.zeros_like(scale)

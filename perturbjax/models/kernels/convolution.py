@@ -69,6 +69,7 @@ def conv2d(
     """
     kernel = kernel.astype(x.dtype)
     high, wide = kernel.shape[:2]
+    # `_dense` needs padding below the kernel size: its gradient pads by size - 1 - padding.
     if stride == groups == 1 and high == wide > padding and x.size:
         return _dense(x, kernel, padding)
     return _plain(x, kernel, padding, stride, groups)
@@ -91,6 +92,7 @@ def _dense(
 ) -> Float[Array, "b h2 w2 o"]:
     """Convolve at stride 1 without groups."""
     plain = partial(_plain, padding=padding)
+    # XLA's convolution remains where products are slower and the kernel fits into the image.
     if not (matrix_products.is_faster(x.dtype, kernel.shape) or min(x.shape[1:3]) < len(kernel)):
         return plain(x, kernel)
     products = partial(matrix_products.convolve, padding=padding)
@@ -106,12 +108,16 @@ def _dense_backward(
 ) -> tuple[Array, Array]:
     x, kernel = residuals
     size = len(kernel)
+    # With this padding dx has the height and width of `x`.
     dx = _dense(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), size - 1 - padding)
 
     def by_convolution(x: Array, gradient: Array) -> Array:
+        # The convolution is linear in the kernel, so the kernel's values do not affect this
+        # gradient.
         return jax.vjp(lambda kernel: _plain(x, kernel, padding), kernel)[1](gradient)[0]
 
     def in_parameter_layout(x: Array, gradient: Array) -> Array:
+        # A flat array has a single layout, so the barrier fixes the order of the values in memory.
         flat = jax.lax.optimization_barrier(by_convolution(x, gradient).reshape(-1))
         return flat.reshape(kernel.shape)
 
@@ -136,8 +142,10 @@ def _narrow_kernel_gradient(
     b, h2, w2, o = gradient.shape
     groups = b // _images_per_product(b, h2 * w2)
     padded = _pad(_to_bits(x), padding, gradient)
+    # (groups, i, images, height, width): the positions of an image are contiguous.
     transposed = jnp.moveaxis(padded.reshape(groups, -1, *padded.shape[1:]), -1, 1)
     views = [transposed[..., i : i + h2, j : j + w2] for i in range(size) for j in range(size)]
+    # (groups, k k i, positions): one row per kernel offset and input channel.
     stacked = jnp.concatenate([view.reshape(groups, x.shape[-1], -1) for view in views], axis=1)
     product = _product(_from_bits(stacked, x), gradient.reshape(groups, -1, o))
     return product.reshape(size, size, -1, o).astype(x.dtype)
@@ -150,12 +158,16 @@ def _kernel_gradient(
     b, h2, w2, o = gradient.shape
     groups = b // _images_per_product(b, h2 * w2)
     padded = _pad(_to_bits(x), padding, gradient)
+    # (b, height, w2, k i): the k views shifted along a row, as adjacent channels.
     columns = jnp.concatenate([padded[:, :, j : j + w2] for j in range(size)], axis=-1)
     width = columns.shape[-1]
+    # (groups, o, positions).
     transposed = jnp.swapaxes(_to_bits(gradient).reshape(groups, -1, o), 1, 2)
     if x.dtype == jnp.bfloat16:
         # bfloat16 products are so fast that one of three times the size is worth three copies
         # of the gradient.
+        # The gradient is shifted down by each kernel row, and padded to the rows of `columns`. One
+        # product then gives all kernel rows.
         images = transposed.reshape(groups, o, -1, h2, w2)
         shifts = [((0, 0), (0, 0), (0, 0), (i, size - 1 - i), (0, 0)) for i in range(size)]
         rows = [jnp.pad(images, shift).reshape(groups, o, -1) for shift in shifts]
@@ -166,9 +178,11 @@ def _kernel_gradient(
             _from_bits(stacked, x), _from_bits(columns, x).reshape(groups, -1, width)
         )
     else:
+        # One product per kernel row, with the input rows that this kernel row covers.
         views = [columns[:, i : i + h2].reshape(groups, -1, width) for i in range(size)]
         left = _from_bits(transposed, x)
         product = jnp.stack([_product(left, _from_bits(view, x)) for view in views])
+    # From (kernel row, o, kernel column, i) to (kernel row, kernel column, i, o).
     return product.reshape(size, o, size, -1).transpose(0, 2, 3, 1).astype(x.dtype)
 
 
@@ -186,6 +200,7 @@ def _pad(x: Shaped[Array, "b h w i"], padding: int, gradient: Array) -> Shaped[A
 
 def _product(left: Float[Array, "g m k"], right: Float[Array, "g k n"]) -> Float[Array, "m n"]:
     """Sum matrix products over groups, in float32."""
+    # Contract axis k (positions); axis g (groups) is the batch axis.
     dimensions = (((2,), (1,)), ((0,), (0,)))
     return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32).sum(0)
 

@@ -39,6 +39,7 @@ def convolve(
     high, wide, inputs, outputs = kernel.shape
     if padding:
         x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    # Height and width of the output.
     rows, columns = x.shape[1] - high + 1, x.shape[2] - wide + 1
     # For every image row and output column, the values under one row of the kernel.
     views = [x[:, :, column : column + columns] for column in range(wide)]

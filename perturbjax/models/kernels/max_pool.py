@@ -31,6 +31,7 @@ def max_pool(
     """
     if (window, stride, padding) == (2, 2, 0):
         return _max_pool_2x2(x)
+    # Other pools use XLA's gradient.
     return window_max(x, window, stride, padding)
 
 
@@ -60,13 +61,16 @@ def scatter_gradient(
 
 
 def _by_operation(x: Array, gradient: Array) -> Array:
+    # The gradient may be float32 while `x` is bfloat16; the pool's derivative needs equal types.
     dx = jax.vjp(lambda x: window_max(x, 2, 2), x)[1](gradient.astype(x.dtype))[0]
     return dx.astype(gradient.dtype)
 
 
 def _by_comparison(x: Array, gradient: Array) -> Array:
     b, h, w, c = gradient.shape
+    # (b, h, row in the window, w, column in the window, c).
     windows = x[:, : 2 * h, : 2 * w].reshape(b, h, 2, w, 2, c)
+    # True in the first row (column) of each window, which wins a tie.
     first_row = jnp.array([True, False]).reshape(1, 1, 2, 1, 1, 1)
     first_column = first_row.reshape(1, 1, 1, 1, 2, 1)
 
@@ -75,6 +79,7 @@ def _by_comparison(x: Array, gradient: Array) -> Array:
         other = jnp.flip(windows, axes)
         return (windows > other) | (first & (windows == other))
 
+    # Compare with the horizontal, the vertical and the diagonal neighbor in the window.
     wins = beats(first_column, 4) & beats(first_row, 2) & beats(first_row, 2, 4)
     dx = jnp.where(wins, gradient[:, :, None, :, None], 0).reshape(b, 2 * h, 2 * w, c)
     # Zeros in the rows and columns that the pool drops.
@@ -88,6 +93,7 @@ def window_max(
     """Compute the maximum of every window by XLA's `reduce_window`."""
     return jax.lax.reduce_window(
         x,
+        # Padded positions are -inf, so they are never the maximum.
         -jnp.inf,
         jax.lax.max,
         (1, window, window, 1),
@@ -111,6 +117,7 @@ def _max_pool_2x2_forward(x: Array) -> tuple[Array, Array]:
 
 
 def _max_pool_2x2_backward(x: Array, gradient: Array) -> tuple[Array]:
+    # The positions of the maxima are recomputed from `x` instead of stored.
     return (scatter_gradient(x, gradient),)
 
 

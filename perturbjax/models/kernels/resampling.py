@@ -63,11 +63,13 @@ def bilinear(
         images: resolutions of the same images, finest first; `grid.level` selects one per record.
         grid: positions.
     """
+    # Triangle kernel: the weight decreases linearly from 1 to 0 over one pixel.
     return _resample(images, grid, lambda distance: jnp.maximum(1 - jnp.abs(distance), 0))
 
 
 def nearest(image: Shaped[Array, "b h w"], grid: Grid) -> Float[Array, "b rows columns"]:
     """Read the pixel that contains each position."""
+    # After rounding, exactly one pixel is at distance 0 along each axis.
     rounded = grid._replace(y=jnp.floor(grid.y + 0.5), x=jnp.floor(grid.x + 0.5))
     return _resample(
         [image[..., None]], rounded, lambda distance: (distance == 0).astype(jnp.float32)
@@ -100,15 +102,18 @@ def _select_levels(
     images: Sequence[Shaped[Array, "b _h _w c"]], level: Int[Array, " b"]
 ) -> _Pixels:
     image = images[0].astype(jnp.float32)
+    # Levels have different sizes, so each is padded to the size of the finest one.
     for number, other in enumerate(images[1:], start=1):
         rest = [(0, whole - length) for whole, length in zip(image.shape, other.shape, strict=True)]
         padded = jnp.pad(other.astype(jnp.float32), rest)
         image = jnp.where((level == number)[:, None, None, None], padded, image)
+    # (b, levels) one-hot mask: a sum replaces the lookup of the selected size.
     selected = level[:, None] == jnp.arange(len(images))
     height, width = (
         jnp.where(selected, jnp.array([each.shape[axis] for each in images]), 0).sum(1)
         for axis in (1, 2)
     )
+    # Products of precision "default" use 8 significant bits, enough for uint8. "high" uses more.
     exact_in_8_bits = all(each.dtype == jnp.uint8 for each in images)
     return _Pixels(image, height, width, "default" if exact_in_8_bits else "high")
 
@@ -118,6 +123,7 @@ def _selection(
 ) -> Float[Array, "b *n {width}"]:
     """Matrix with a 1 at each index, mirrored at 0 and `length`; 0 elsewhere."""
     length = length.reshape(-1, *[1] * (index.ndim - 1))
+    # A mirrored axis has period 2 length: 0 ... length - 1, then length - 1 ... 0.
     index = index % (2 * length)
     index = jnp.minimum(index, 2 * length - 1 - index)
     return (index[..., None] == jnp.arange(width)).astype(jnp.float32)
@@ -127,6 +133,8 @@ def _resample_upright(
     pixels: _Pixels, grid: Grid, kernel: Kernel
 ) -> Float[Array, "b rows columns c"]:
     def weights(position: Float[Array, "b n"], length: Int[Array, " b"], size: int) -> Array:
+        # A kernel of width 2 has at most two nonzero weights: the pixels before and after the
+        # position.
         first = jnp.floor(position)
         return reduce(
             add,
@@ -138,6 +146,7 @@ def _resample_upright(
         )
 
     _, height, width, _ = pixels.image.shape
+    # On an upright grid the first column has all row positions, and the first row all columns.
     down = weights(grid.y[:, :, 0], pixels.height, height)
     across = weights(grid.x[:, 0], pixels.width, width)
     rows = jnp.einsum("bni,bijc->bnjc", down, pixels.image, precision="highest")
@@ -149,13 +158,17 @@ def _resample_tiles(
 ) -> Float[Array, "b rows columns c"]:
     rows, columns = grid.y.shape[1:]
     tall, wide, size = _tile_shape(rows, columns, step)
+    # (b, tiles, positions), and below the first row and column of each window: (b, tiles, 1).
     y, x = (_split_tiles(positions, tall, wide) for positions in (grid.y, grid.x))
     top, left = (jnp.floor(positions.min(-1, keepdims=True)) for positions in (y, x))
     windows = _cut_windows(
         pixels, *(start.astype(jnp.int32) + jnp.arange(size) for start in (top, left))
     )
     pixel = jnp.arange(size)[:, None]
+    # (b, tiles, size, positions): weight of each window row (column) for each position.
     down, across = (kernel(offset[:, :, None] - pixel) for offset in (y - top, x - left))
+    # Rows by a matrix product: (b, tiles, columns, positions, c). Every position then has its
+    # separate weights of columns, so these are a product and a sum per position.
     between = jnp.einsum("bgnmc,bgnp->bgmpc", windows, down, precision="high")
     return _join_tiles((between * across[..., None]).sum(2), rows, columns, tall, wide)
 
@@ -164,6 +177,8 @@ def _tile_shape(rows: int, columns: int, step: float) -> tuple[int, int, int]:
     """Halve tiles until their windows fit; return tile height, tile width and window size."""
     tall, wide = rows, columns
     while True:
+        # The diagonal bounds the extent of a rotated tile. The additional pixels cover the rounding
+        # of the window's corner and the neighbor after the last position.
         size = math.ceil(step * math.hypot(tall - 1, wide - 1)) + 3
         if size <= WINDOW or max(tall, wide) <= 1:
             return tall, wide, size
@@ -174,6 +189,7 @@ def _split_tiles(
     values: Float[Array, "b rows columns"], tall: int, wide: int
 ) -> Float[Array, "b tiles positions"]:
     b, rows, columns = values.shape
+    # Repeated positions fill incomplete tiles; `_join_tiles` removes them.
     values = jnp.pad(values, ((0, 0), (0, -rows % tall), (0, -columns % wide)), mode="edge")
     tiles = values.reshape(b, values.shape[1] // tall, tall, values.shape[2] // wide, wide)
     return tiles.swapaxes(2, 3).reshape(b, -1, tall * wide)
