@@ -72,6 +72,7 @@ def write_attribution(
         probabilities: their predictions with unchanged masks.
         out: folder.
     """
+    # Evenly spaced positions cover the whole test set in the order of the index.
     selected = np.linspace(0, len(positions) - 1, min(SITES, len(positions)))
     selected = np.unique(selected.round().astype(int))
     positions, labels, probabilities = (
@@ -114,6 +115,7 @@ def _write_occlusion(
 ) -> dict[str, float]:
     drops = occlude(network, dataset, positions)
     _write_maps(out / OCCLUSION, "occlusion", dataset, positions, drops)
+    # Element 1 of `pixels` is the mask.
     cells = [window_centers(dataset.pixels(int(position))[1]) for position in positions]
     return summary(drops, np.stack(cells))
 

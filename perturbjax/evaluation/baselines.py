@@ -73,6 +73,8 @@ def chance_counts(
     """
     prior = np.bincount(train_labels, minlength=classes) / len(train_labels)
     with np.errstate(divide="ignore"):  # classes without training sites are never drawn
+        # Gumbel top-k: the k largest values of log p + Gumbel noise are a sample without
+        # replacement.
         logits = np.log(prior) + np.random.default_rng(seed).gumbel(size=(draws, classes))
     k = min(TOP_K, classes)
     top = np.argpartition(-logits, k - 1, axis=1)[:, :k].ravel()
@@ -80,6 +82,7 @@ def chance_counts(
     rows = int(clusters.max()) + 1
     truth = np.bincount(clusters * classes + labels, minlength=rows * classes)
     truth = truth.reshape(rows, classes)
+    # Expected counts: the guess is independent of the true class.
     predicted = truth.sum(axis=1, keepdims=True) * prior
     return Counts(truth.astype(float), predicted, truth * prior, truth @ in_top)
 
@@ -134,6 +137,7 @@ def _vote(
         np.unique(wells, return_index=True)[1] for wells in (train_wells, test_wells)
     )
     spots = parse_wells(train[WELL].iloc[first]), parse_wells(test[WELL].iloc[test_first])
+    # Number the distinct positions of training and test wells together.
     grid, spot_ids = np.unique(np.concatenate(spots), axis=0, return_inverse=True)
     train_spots, test_spots = np.split(spot_ids.ravel(), [len(first)])
     names = pd.concat([train[PLATE].iloc[first], test[PLATE].iloc[test_first]]).astype(str)
@@ -144,6 +148,8 @@ def _vote(
     votes /= votes.sum(axis=1, keepdims=True)
     fit = _PositionVotes(grid, train_spots, train_plates, votes)
     new_plates = not np.isin(test_plates, train_plates).any()
+    # Imitate the test situation: a test site can share a well or a plate with the training set, or
+    # neither.
     leave = "nothing" if _share_wells(train, test) else "plate" if new_plates else "well"
     weights = (1.0,) if new_plates else _OWN_PLATE
     settings = [(width, own) for width in _WIDTHS for own in weights]
@@ -168,6 +174,7 @@ class _PositionVotes:
         votes: Float[np.ndarray, "wells classes"],
     ):
         self.spots, self.plates, self.votes = spots, plates, votes
+        # Squared distances between positions in units of the well spacing, (spots, spots).
         self.squared = ((grid[:, None] - grid) ** 2).sum(axis=2)
         self.prior = votes.mean(axis=0)
 
@@ -193,6 +200,7 @@ class _PositionVotes:
         else:
             kernel = np.exp(-self.squared / (2 * width**2))
         all_plates = kernel @ self._sum_by_spot(slice(None))
+        # `all_plates` already contains the plate once; the correction removes it or adds the rest.
         own_weight = -1.0 if leave == "plate" else own_plate - 1
         probabilities = np.empty((len(spots), self.votes.shape[1]))
         for plate in np.unique(plates):
@@ -223,6 +231,7 @@ def cell_count(
     Raises:
         BaselineUnavailable: `n_cells` or `mask_area` is absent from the index or not a number.
     """
+    # Columns are log(1 + n_cells) and log(1 + mask_area).
     x, z = log_cell_counts(train), log_cell_counts(test)
     scale = x.std(axis=0) + 1e-9
     center = x.mean(axis=0)
@@ -234,6 +243,7 @@ def cell_count(
         log_prior = np.log(support / support.sum())
     means = np.where(support[:, None] > 0, means, 0)
     residual = x - means[train_labels]
+    # Sum of outer products of the residuals of each class, (classes, 2, 2).
     scatter = np.zeros((classes, 2, 2))
     np.add.at(scatter, train_labels, residual[:, :, None] * residual[:, None, :])
     pooled = scatter.sum(axis=0) / len(x)
@@ -241,6 +251,7 @@ def cell_count(
     covariance = (scatter + _POOLED_SITES * pooled) / weight + 1e-3 * np.eye(2)
     precision, log_determinant = np.linalg.inv(covariance), np.linalg.slogdet(covariance)[1]
     delta = z[:, None] - means
+    # Squared Mahalanobis distance of each test site to each class, (n, classes).
     distance = np.einsum("nci,cij,ncj->nc", delta, precision, delta, optimize=True)
     return softmax(log_prior - 0.5 * (distance + log_determinant))
 
@@ -337,6 +348,8 @@ def all_technical(
 def _covariates(index: pd.DataFrame) -> Float[np.ndarray, "n d"]:
     """Row, column, distance to the edge, plate, and the available cell and channel statistics."""
     spots = parse_wells(index[WELL])
+    # Distance to the nearest edge in wells; the last occupied row and column count as edges. Wells
+    # at the edge of a plate evaporate more.
     edge = np.minimum(spots, spots.max(axis=0) - spots).min(axis=1, keepdims=True)
     parts = [spots, edge, pd.get_dummies(index[PLATE]).to_numpy(), measured_intensities(index)]
     for read in (log_cell_counts, log_intensities):

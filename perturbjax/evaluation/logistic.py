@@ -43,10 +43,12 @@ def logistic(
     one_hot[np.arange(n), targets] = 1
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        # L-BFGS needs one vector: the intercepts come first, then the weights row by row.
         weights, intercepts = flat[classes:].reshape(d, classes), flat[:classes]
         logits = x @ weights + intercepts
         logits -= logits.max(axis=1, keepdims=True)
         log_sum = np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        # Gradient of the log loss with respect to the logits: predicted minus true probability.
         error = np.exp(logits - log_sum) - one_hot
         log_loss = (log_sum[:, 0] - logits[np.arange(n), targets]).sum()
         gradient = np.concatenate([error.sum(axis=0), (x.T @ error + weights).ravel()])

@@ -32,6 +32,7 @@ def occlude(
         image: Any = np.array(batch.image)
         mask: Any = np.array(batch.mask)
         for row in range(len(image)):
+            # Rows follow site by site, so the remainder is the variant; variant 0 stays unchanged.
             window = (first + row) % variants
             if window:
                 rows, columns = window_at(window - 1, image.shape[1], image.shape[2])
@@ -44,6 +45,7 @@ def occlude(
     ).probabilities
     probabilities = probabilities.reshape(len(positions), variants, -1)
     predicted = probabilities[:, 0].argmax(axis=1)
+    # Probability of the class predicted for the unchanged site, (sites, variants).
     own = np.take_along_axis(probabilities, predicted[:, None, None], axis=2)[..., 0]
     return (own[:, :1] - own[:, 1:]).reshape(-1, GRID, GRID).astype(np.float32)
 
@@ -52,6 +54,7 @@ def window_at(number: int, height: int, width: int) -> tuple[slice, slice]:
     """Return rows and columns of a window; windows are numbered row by row."""
     slices = []
     for step, length in zip(divmod(number, GRID), (height, width), strict=True):
+        # Half a window is one step wide, so windows overlap by half.
         center, half = (step + 0.5) * length / GRID, max(length / GRID, 0.5)
         slices.append(slice(max(0, round(center - half)), max(1, round(center + half))))
     return slices[0], slices[1]
@@ -70,6 +73,7 @@ def summary(
         `largest`: mean over sites of the maximum decrease; `on_cells`: fraction of the total
         decrease in windows centered on cells; `cells`: fraction of such windows.
     """
+    # Negative drops mean that hiding the window raised the probability; they do not count.
     losses = np.maximum(drops, 0)
     total = float(losses.sum())
     return {

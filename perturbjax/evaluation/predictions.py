@@ -139,6 +139,7 @@ def select_predictions(
         raise InputError(
             f"predictions: {len(extra)} sites are not in the {part} set (first: {extra[0]})"
         )
+    # The rows follow `index`, whatever the order of the file.
     rows = table.set_index("site_id", drop=False).loc[index["site_id"]].reset_index(drop=True)
     _, probabilities = labels_and_probabilities(rows, class_names)
     return rows["label"], probabilities

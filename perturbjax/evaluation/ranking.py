@@ -33,6 +33,7 @@ def average_precision(
     for row in np.flatnonzero(positives.any(axis=1) & negatives.any(axis=1)):
         right = np.sort(similarity[row, positives[row]])[::-1]
         wrong = np.sort(similarity[row, negatives[row]])
+        # Number of negatives that are at least as similar as each positive.
         before = len(wrong) - np.searchsorted(wrong, right, side="left")
         rank = np.arange(1, len(right) + 1)
         precision[row] = (rank / (rank + before)).mean()
@@ -51,6 +52,7 @@ def recall_at_top(
     recall = np.full(len(similarity), np.nan)
     for row in np.flatnonzero(positives.any(axis=1) & negatives.any(axis=1)):
         pool = positives[row] | negatives[row]
+        # 1 % of the wells that take part in this ranking.
         top = max(1, int(np.ceil(TOP * pool.sum())))
         near = np.argpartition(-np.where(pool, similarity[row], -np.inf), top - 1)[:top]
         recall[row] = positives[row, near].sum() / positives[row].sum()
@@ -71,6 +73,7 @@ def random_precision(
     positives: int, negatives: int, draws: int, rng: np.random.Generator
 ) -> Float[np.ndarray, " draws"]:
     """Simulate the average precision of random rankings."""
+    # Ranks of the positives among all wells, from 1, in ascending order.
     ranks = np.sort(_distinct_numbers(positives, positives + negatives, draws, rng), axis=1) + 1
     return (np.arange(1, positives + 1) / ranks).mean(axis=1)
 
@@ -80,6 +83,7 @@ def _distinct_numbers(
 ) -> Int[np.ndarray, "draws count"]:
     """Draw `count` distinct numbers below `limit` for each row."""
     if count * count > limit:
+        # Rejection is slow here: many rows would contain a number twice (birthday problem).
         rows = [rng.choice(limit, count, replace=False, shuffle=False) for _ in range(draws)]
         return np.stack(rows)
     numbers = rng.integers(limit, size=(draws, count))

@@ -98,9 +98,11 @@ def replicate_retrieval(
     groups, treated = _restricted_groups(metadata, restriction), ~is_control
 
     def pairs(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Boolean arrays (queries, wells). Controls are neither queries nor positives.
         same = (labels[rows, None] == labels) & treated[rows, None] & treated
         allowed = groups[rows, None] != groups
         positives = same & allowed
+        # A query must not retrieve the query well.
         positives[np.arange(len(rows)), rows] = False
         if against == "controls":
             return positives, (plates[rows, None] == plates) & is_control & treated[rows, None]
@@ -109,6 +111,7 @@ def replicate_retrieval(
     queries = _queries(features, pairs).assign(label=metadata[label_column].astype(str).to_numpy())
     queries = queries[queries["ap"].notna()]
     rng = np.random.default_rng(seed)
+    # One simulation for each pair of numbers, used by all queries with these numbers.
     nulls = {
         size: random_precision(*size, draws, rng)
         for size in sorted(set(zip(queries["p"], queries["n"], strict=True)))
@@ -158,6 +161,7 @@ def _perturbation(
     label: str, queries: pd.DataFrame, nulls: dict[tuple[int, int], np.ndarray]
 ) -> dict[str, object]:
     """Compare the mAP of one perturbation with random rankings."""
+    # Average draw by draw over the queries, as mAP averages AP: shape (draws,).
     null = np.mean([nulls[size] for size in zip(queries["p"], queries["n"], strict=True)], axis=0)
     value = queries["ap"].mean()
     p = (1 + (null >= value).sum()) / (1 + len(null))
@@ -175,6 +179,7 @@ def _count_rankings(queries: pd.DataFrame) -> float:
     """Count the possible rankings of positives and negatives, for the query with most."""
     p, n = queries["p"], queries["n"]
     return float(
+        # Binomial coefficient (p + n over p), limited to avoid an overflow of exp.
         np.exp(np.minimum(gammaln(p + n + 1) - gammaln(p + 1) - gammaln(n + 1), 100).max())
     )
 
@@ -224,6 +229,7 @@ def nearest_mechanisms(
         allowed = compound[rows, None] != compound
         if batch is not None:
             allowed &= batch[rows, None] != batch
+        # Without any allowed row, argmax returns 0. Such rows have chance 0 and are not counted.
         nearest = np.where(allowed, similarity, -np.inf).argmax(axis=1)
         same = (allowed & (mechanism[rows, None] == mechanism)).sum(axis=1)
         chance = same / np.maximum(allowed.sum(axis=1), 1)
@@ -270,6 +276,7 @@ def well_profiles(table: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, 
         )
     groups = table.groupby([PLATE, WELL], sort=False)
     features = groups[names].mean().to_numpy()
+    # With sort=False, groups are in order of first occurrence, which is also the order of head(1).
     metadata = groups[metadata_columns].head(1).reset_index(drop=True)
     deviation = features.std(axis=0)
     varying = deviation > 0

@@ -97,6 +97,7 @@ def top_k_hits(
 
     Equally probable classes rank in their order, as in argmax, so that k = 1 equals accuracy.
     """
+    # Probability of the true class, (n, 1).
     own = probabilities[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(probabilities.shape[1]) < labels[:, None]
     rank = ((probabilities > own) | ((probabilities == own) & earlier)).sum(axis=1)
@@ -121,6 +122,7 @@ def count(
     predicted = probabilities.argmax(axis=1)
 
     def table(numbers: np.ndarray, keep: np.ndarray | slice = slice(None)) -> np.ndarray:
+        # One bincount over pairs (cluster, class) instead of a loop over clusters.
         cells = np.bincount(clusters[keep] * classes + numbers[keep], minlength=rows * classes)
         return cells.reshape(rows, classes).astype(float)
 
@@ -162,6 +164,7 @@ def matthews(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
     total, right = counts.truth.sum(axis=-1), counts.hits.sum(axis=-1)
     covariance = right * total - (counts.truth * counts.predicted).sum(axis=-1)
     variances = [total**2 - (part**2).sum(axis=-1) for part in (counts.truth, counts.predicted)]
+    # Constant labels or predictions have variance 0; the division by infinity below gives MCC 0.
     product = np.maximum(variances[0], 0) * np.maximum(variances[1], 0)
     return covariance / np.sqrt(np.where(product > 0, product, np.inf))
 
@@ -251,6 +254,7 @@ def confusion_matrix(
     labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int
 ) -> Int[np.ndarray, "classes classes"]:
     """Examples by true class (rows) and predicted class (columns)."""
+    # The cell (row, column) has the flat index row * classes + column.
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
@@ -267,6 +271,7 @@ def per_class(
     """
     matrix = confusion_matrix(labels, probabilities.argmax(axis=1), len(class_names)).astype(float)
     hits, truth, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    # Distinct (class, well) pairs, so that each well counts once per class.
     pairs = np.unique(np.stack([labels, wells], axis=1), axis=0)
     with np.errstate(invalid="ignore"):  # 0/0 is NaN, as documented
         return pd.DataFrame(

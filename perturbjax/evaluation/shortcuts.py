@@ -55,6 +55,7 @@ def overlap(train: pd.DataFrame, test: pd.DataFrame) -> Overlap:
     """Measure the overlap of two tables with `Metadata_Plate`, `Metadata_Well` and `label`."""
     wells = well_ids(pd.concat([train, test], ignore_index=True))
     train_keys, test_keys = (
+        # NUL does not occur in names, so different pairs of well and label give different keys.
         table[WELL].astype(str).map(normalize_well) + "\0" + table["label"].astype(str)
         for table in (train, test)
     )

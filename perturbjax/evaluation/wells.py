@@ -21,6 +21,7 @@ def well_ids(index: pd.DataFrame) -> Int[np.ndarray, " n"]:
             raise InputError(
                 f"index: no column {column}; scores need the plate and the well of every site"
             )
+    # dropna=False numbers missing names as well; otherwise these sites would get no valid number.
     return index.groupby([PLATE, WELL], sort=False, dropna=False).ngroup().to_numpy()
 
 

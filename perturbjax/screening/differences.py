@@ -124,6 +124,7 @@ def _effects(
     sums, weights = np.zeros((3, values.shape[1])), 0.0
     for plate in np.unique(plates[treated]):
         a, b = values[treated & (plates == plate)], values[control & (plates == plate)]
+        # Inverse variance of the difference of two means, up to a factor.
         weight = len(a) * len(b) / (len(a) + len(b))
         with np.errstate(invalid="ignore"):
             means = np.nanmean(a, axis=0), np.nanmean(b, axis=0)
@@ -143,6 +144,7 @@ def feature_spread(wells: Wells) -> Float[np.ndarray, " d"]:
     centered = values.astype(float).copy()
     for plate in np.unique(plates):
         rows = plates == plate
+        # Removing the plate medians excludes differences between plates from the spread.
         centered[rows] -= np.nanmedian(values[rows], axis=0)
     spread = SD_PER_MAD * np.nanmedian(np.abs(centered), axis=0)
     return np.where(spread > 0, spread, np.nanstd(centered, axis=0))
@@ -173,10 +175,13 @@ def van_elteren(
         if n == total:
             continue
         median = np.nanmedian(group, axis=0)
+        # Missing values at the median favor neither group.
         group = np.where(np.isnan(group), median, group)
         ranks = stats.rankdata(group, axis=0)
         weight = 1 / (total + 1)
+        # Rank sum of the treated wells minus the expected sum n (N + 1) / 2.
         score += weight * (ranks[own].sum(axis=0) - n * (total + 1) / 2)
+        # Variance of a rank sum without replacement; ties reduce the variance of the ranks.
         variance += weight**2 * n * (total - n) / total * ranks.var(axis=0, ddof=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.where(variance > 0, score / np.sqrt(variance), np.nan)

@@ -105,6 +105,7 @@ def _mean_pair_cosine(values: np.ndarray, groups: np.ndarray, shared: np.ndarray
     for value in np.unique(shared):
         rows = shared == value
         sums, size = _group_sums(unit[rows], groups[rows], count)
+        # Pairs within a value are not allowed: remove their sum and their number.
         cosine -= sums @ sums.T
         number -= np.outer(size, size)
     return np.where(number > 0, cosine / np.maximum(number, 1), np.nan)
@@ -137,9 +138,11 @@ def neighbor_table(
     values = matrix.to_numpy()
     p = np.full(values.shape, np.nan)
     present = np.isfinite(values)
+    # `null` is sorted, so this is the number of random pairs that are at least as similar.
     above = len(null) - np.searchsorted(null, values[present], side="left")
     p[present] = (1 + above) / (1 + len(null)) if len(null) else np.nan
     q = np.full(values.shape, np.nan)
+    # The matrix is symmetric, and each pair counts once in the correction.
     upper = np.triu(np.isfinite(p), 1)
     if upper.any():
         q[upper] = false_discovery_control(p[upper])
@@ -171,8 +174,11 @@ def _null_similarities(wells: Wells, seed: int, *, pairs: bool) -> Float[np.ndar
     size = max(1, min(size, len(values) // 2))
     similarities = []
     for _ in range(DRAWS // CHUNK):
+        # Random subset of 2 * size controls for each draw, then a random division into two halves,
+        # since argpartition does not return a random order.
         rows = rng.random((CHUNK, len(values))).argpartition(2 * size - 1, axis=1)[:, : 2 * size]
         rows = rng.permuted(rows, axis=1)
+        # Mean profiles of the two halves, (CHUNK, features).
         a, b = values[rows[:, :size]].mean(axis=1), values[rows[:, size:]].mean(axis=1)
         cosine = (a * b).sum(axis=1)
         if not pairs:
@@ -191,6 +197,7 @@ def cluster_order(matrix: pd.DataFrame) -> list[str]:
     if len(matrix) < 3:
         return list(matrix.index)
     distance = 1 - matrix.fillna(0).to_numpy()
+    # Rounding can leave slightly negative or asymmetric distances.
     distance = np.clip((distance + distance.T) / 2, 0, None)
     np.fill_diagonal(distance, 0)
     leaves = leaves_list(linkage(squareform(distance, checks=False), "average"))
@@ -217,6 +224,7 @@ def mechanism_enrichment(neighbors: pd.DataFrame, mechanism: dict[str, str]) -> 
         for label, hits in pd.Series(labels, dtype=object).value_counts().items():
             others = len(mechanism) - (own is not None)
             members = int(counts[label]) - (own == label)
+            # P(at least `hits` neighbors with this mechanism) if neighbors were drawn at random.
             p = float(hypergeom.sf(hits - 1, others, members, len(labels)))
             rows.append((name, label, own == label, int(hits), p))
     table = pd.DataFrame(rows, columns=["treatment", "mechanism", "own", "neighbors", "p"])

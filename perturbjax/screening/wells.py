@@ -110,9 +110,11 @@ def reduce_profiles(
         center = overall.copy()
         center[present] = np.nanmedian(values[rows][:, present], axis=0)
         centered[rows] = values[rows] - center
+    # After centering, 0 is the median of the plate.
     centered[np.isnan(centered)] = 0
     spread = SD_PER_MAD * np.median(np.abs(centered), axis=0)
     spread = np.where(spread > 0, spread, centered.std(axis=0))
+    # A spread that is tiny relative to the median is a rounding error of a constant feature.
     varies = spread > 1e-9 * np.maximum(np.abs(overall), 1e-12)
     if not varies.any():
         raise InputError("features: every feature is constant or missing; nothing can be tested")
