@@ -61,6 +61,7 @@ def export(options: StableHLOConfig) -> Path:
         InputError: the run is not usable, its image size is unknown, or `out` is not writable.
     """
     chosen = options.chosen
+    # One device, because the exported program must not depend on a number of devices.
     network = load_network(chosen.run, chosen.which, chosen.epoch, placement=choose_placement("1"))
     if network.run.facts["image_size"] is None:
         raise InputError(
@@ -68,6 +69,8 @@ def export(options: StableHLOConfig) -> Path:
             "it with --data DIR."
         )
     inputs = _inputs(network)
+    # The parameters are constants of the exported program. Lowering for a platform needs no such
+    # device.
     exported = jax.export.export(jax.jit(_as_function(network)), platforms=PLATFORMS)(
         *inputs.values()
     )
@@ -83,6 +86,7 @@ def export(options: StableHLOConfig) -> Path:
 
 def _inputs(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
     recipe, facts = network.run.recipe.input, network.run.facts
+    # A symbolic batch size: the exported program accepts any number of images.
     (b,) = jax.export.symbolic_shape("b")
     site, channels = (b, *facts["image_size"]), len(facts["channels"])
     inputs = {
@@ -90,6 +94,7 @@ def _inputs(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
         "mask": jax.ShapeDtypeStruct(site, masks.storage_dtype(recipe.mask_encoding)),
     }
     method = NORMALIZATIONS[recipe.normalize]
+    # Statistics of the image or plate are not part of the network, so the caller supplies them.
     if method.depends_on != "run":
         per_channel = jax.ShapeDtypeStruct((b, channels * method.copies), np.float32)
         inputs |= {"shift": per_channel, "scale": per_channel}
@@ -105,6 +110,8 @@ def _as_function(network: Network) -> Callable[..., tuple[Array, Array]]:
             shift, scale = (
                 jnp.broadcast_to(row, (*rows, row.shape[1])) for row in network.intensities(blank)
             )
+        # Placeholders: prediction does not read the class, and the record number only seeds random
+        # numbers.
         record = jnp.zeros(rows, jnp.int32)
         return tuple(
             network.step(RawBatch(image, mask, record, record, jnp.ones(rows), shift, scale))

@@ -216,6 +216,8 @@ class Network:
         change: Callable[[RawBatch, int], RawBatch],
         mask_transform: MaskTransform | None,
     ) -> Callable[[BatchOrder], Iterator[RawBatch]]:
+        # Masks and intensities are changed on the host, so these batches do not use the resident
+        # arrays.
         decoder = self.decoder(dataset)
         decoder.mask_transform = mask_transform
 
@@ -223,6 +225,7 @@ class Network:
             first = 0
             for batch in decoder.batches(order):
                 yield self.placement.place_rows(change(batch, first))
+                # Padded rows count, because `first` numbers the rows of the batches.
                 first += len(batch.weight)
 
         return batches
@@ -233,6 +236,7 @@ class Network:
         Raises:
             InputError: channels or pixel type differ from those of the training data.
         """
+        # Pixels of another type have another intensity range, so predictions would be wrong.
         _require_fitting(self.run, dataset)
         return self._decoder(dataset, self.run.statistics_for(dataset), self.run.recipe.input)
 
@@ -274,6 +278,7 @@ class Network:
         self, step: Any, batches: Callable[[BatchOrder], Iterable[RawBatch]], positions: np.ndarray
     ) -> tuple[np.ndarray, ...]:
         params, stats = self.state["params"], self.state["stats"]
+        # With several processes, each one reads an equal part of every batch.
         multiple = self.placement.batch_multiple
         return apply_to_sites(
             step, params, stats, batches, positions, self.batch_size, multiple=multiple
@@ -297,6 +302,7 @@ def _require_fitting(run: Run, dataset: Dataset) -> None:
 
 def feature_names(groups: Sequence[str], count: int) -> list[str]:
     """Return the names of features in tables, `GROUP_0001` and so on, for groups of equal size."""
+    # Numbers restart in each group.
     numbers = range(1, count // len(groups) + 1)
     return [f"{group}_{number:04d}" for group in groups for number in numbers]
 
@@ -332,6 +338,7 @@ def load_network(
         tree, facts = _load_checkpoint(run, checkpoint, epoch)
     if dataset is not None:
         _require_fitting(run, dataset)
+    # The channels of an imported network without dataset come from the given dataset.
     names = run.facts["channels"] or (dataset and dataset.channel_names)
     if not names:
         raise InputError(
@@ -341,6 +348,7 @@ def load_network(
     channels = len(names) * NORMALIZATIONS[run.recipe.input.normalize].copies
     model, _ = create_network(run.recipe, channels, run.class_names, run.facts.get("pretrained"))
     graphdef, params, stats = split_model(model)
+    # The new network is only the template for names and shapes.
     state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)
     placement = choose_placement("auto") if placement is None else placement
     return Network(run, facts, placement, batch_size, graphdef, placement.replicate(state))

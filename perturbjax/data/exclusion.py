@@ -23,6 +23,7 @@ OPERATORS = {
     "<": operator.lt,
     ">": operator.gt,
 }
+# Column, operator and value. Two-character operators come first, so that <= is not read as <.
 RULE = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|==|!=|<|>)\s*(.+?)\s*")
 #: Maximum size of a file of rules, in bytes.
 MAX_FILE_BYTES = 1 << 20
@@ -85,6 +86,7 @@ def match_rule(index: pd.DataFrame, rule: str) -> Bool[np.ndarray, " n"]:
             f"{', '.join(index.columns)})."
         )
     values = index[column]
+    # Order comparisons of text would be alphabetical, for example "10" < "9".
     if not pd.api.types.is_numeric_dtype(values):
         if sign in ("==", "!="):
             return OPERATORS[sign](values.astype(str), value).to_numpy(bool)
@@ -95,6 +97,7 @@ def match_rule(index: pd.DataFrame, rule: str) -> Bool[np.ndarray, " n"]:
         raise InputError(
             f"--exclude {rule}: {column} contains numbers, {value!r} is not a number."
         ) from error
+    # A comparison with NaN is False, except for `!=`, so missing values are removed explicitly.
     return values.notna().to_numpy() & OPERATORS[sign](values, number).to_numpy(bool)
 
 
@@ -145,6 +148,7 @@ def _summarize(labels: pd.Series, included: Bool[np.ndarray, " n"]) -> str:
     classes = ", ".join(f"{name} {count}" for name, count in counts.head(LISTED_CLASSES).items())
     if len(counts) > LISTED_CLASSES:
         classes += f" and {len(counts) - LISTED_CLASSES} more classes"
+    # Classes without any remaining site.
     lost = sorted(set(labels) - set(labels[included]))
     names = ", ".join(lost[:LISTED_CLASSES]) + (" …" if len(lost) > LISTED_CLASSES else "")
     return f"{summary} ({classes})" + (f"; no sites remain of {names}" if lost else "")

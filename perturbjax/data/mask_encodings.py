@@ -46,14 +46,17 @@ def draw_disks(mask: UInt16[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
     from scipy import ndimage
 
     disks = []
+    # One entry for each label up to the maximum; None for absent labels.
     for label, box in enumerate(ndimage.find_objects(mask), start=1):
         if box is None:
             continue
+        # Center of the bounding box in pixel coordinates; `stop` is exclusive.
         center = [(extent.start + extent.stop - 1) / 2 for extent in box]
         rows, columns = np.nonzero(mask[box] == label)
         distance = np.hypot(rows + box[0].start - center[0], columns + box[1].start - center[1])
         disks.append((float(distance.max()), label, center))
     out = np.zeros_like(mask)
+    # Only the bounding box of the disk is drawn, clipped at the border of the site.
     for radius, label, (y, x) in sorted(disks, reverse=True):
         top, left = max(0, int(y - radius)), max(0, int(x - radius))
         part = out[top : int(y + radius) + 2, left : int(x + radius) + 2]

@@ -57,6 +57,8 @@ def fit_statistics(dataset: SiteSource, input: InputConfig) -> Statistics:
     """
     method, statistics = NORMALIZATIONS[input.normalize], Statistics()
     if method.uses_background:
+        # Background of a channel: median over sites of the 1st percentile, (c,). The minimum of 1
+        # prevents division by 0.
         background = np.maximum(np.median(_site_values(dataset, "p01"), axis=0), 1)
         statistics["background"] = dict(
             zip(dataset.channel_names, background.tolist(), strict=True)
@@ -101,6 +103,7 @@ def normalize(
     Returns:
         (B, H, W, copies * C) network input.
     """
+    # Repeats all channels once for each copy: (b, h, w, copies * c).
     image = jnp.tile(image, shift.shape[1] // image.shape[-1])
     image = (image - shift[:, None, None]) * scale[:, None, None]
     return jnp.log1p(image) if NORMALIZATIONS[method].log else image
@@ -150,6 +153,7 @@ def _warn_incomplete_plates(
     dataset: SiteSource, input: InputConfig, trained: dict[str, float]
 ) -> None:
     """Warn of plates with fewer sites than in training, or, if new, than half of a training plate."""
+    # Number of sites of a typical training plate.
     usual = float(np.median(list(trained.values()))) if trained else 0.0
     incomplete = {
         plate: n
@@ -229,4 +233,5 @@ class _SiteStatistics:
 
     def _average_over_plates(self, values: np.ndarray) -> Float64[np.ndarray, "n c"]:
         plates = self._dataset.column(PLATE).to_numpy()
+        # `transform` repeats the mean of a plate for each of its sites, (n, c).
         return pd.DataFrame(values).groupby(plates).transform("mean").to_numpy()

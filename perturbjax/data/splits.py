@@ -82,6 +82,7 @@ def make_split(
         splitter = kind(folds, shuffle=True, random_state=seed)
         parts = list(splitter.split(np.zeros(len(index)), labels, groups))
     part = np.full(len(index), TRAIN, dtype=object)
+    # A split of scikit-learn is (train rows, test rows).
     part[parts[fold][1]] = TEST
     manifest = pd.DataFrame({"site_id": index["site_id"].to_numpy(), "group": groups, "part": part})
     manifest.attrs = {"policy": policy, "label": label, "folds": folds, "fold": fold, "seed": seed}
@@ -146,6 +147,7 @@ def _require_learnable(manifest: pd.DataFrame, labels: np.ndarray, policy: str, 
 
 def fingerprint(manifest: pd.DataFrame) -> str:
     """Return the SHA-256 (hexadecimal) of the sorted (site_id, part) pairs."""
+    # Sorted, so that the order of rows has no effect.
     rows = sorted(
         f"{site}\t{part}" for site, part in zip(manifest["site_id"], manifest["part"], strict=True)
     )
@@ -204,6 +206,7 @@ def require_no_overlap(manifest: pd.DataFrame, path: Path | str = "split") -> No
     Raises:
         InputError: names the group or the empty part.
     """
+    # Validation counts as a part, too: its groups must not be in train or test.
     parts = manifest.groupby("group")["part"].nunique()
     if (parts > 1).any():
         raise InputError(
@@ -265,7 +268,9 @@ def hold_out_validation(
     train = manifest[manifest["part"] == TRAIN]
     labels = train["site_id"].map(label_of_site)
     label_of_group = labels.groupby(train["group"]).agg(lambda values: values.mode()[0])
+    # A stable sort retains the random order within each label.
     shuffled = label_of_group.sample(frac=1, random_state=seed).sort_values(kind="stable")
+    # `duplicated` leaves out the first group of each label, which stays in the training set.
     candidates = shuffled.index[shuffled.duplicated()]
     count = min(round(fraction * len(label_of_group)), len(candidates))
     if not count:
@@ -274,6 +279,7 @@ def hold_out_validation(
             "groups, because one "
             "group of each label is required for training. Increase it, or choose --split site."
         )
+    # Centers of `count` equal intervals of the sorted list.
     chosen = candidates[(2 * np.arange(count) + 1) * len(candidates) // (2 * count)]
     part = manifest["part"].mask(
         manifest["group"].isin(chosen) & (manifest["part"] == TRAIN), VALIDATION

@@ -64,12 +64,15 @@ def append_dataset(old: Path, added: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
     old_shards, shards = _shards(old), [*_shards(old), *_shards(added)]
+    # Each file name contains the total number of shards, so all shards get new names.
     names = [_shard_name(shard.name, number, len(shards)) for number, shard in enumerate(shards)]
     for shard, name in zip(shards, names, strict=True):
         _link(shard, folder / name)
+    # The added part has all classes, since its list begins with those of the old part.
     for name in (FEATURES, LABELS):
         shutil.copyfile(added / name, folder / name)
     _write_info(old, added, folder)
+    # Columns in the order of the old index.
     index = pd.concat([first.index, second.index[first.index.columns]], ignore_index=True)
     write_parquet(folder / INDEX, index)
 
@@ -132,6 +135,7 @@ def _write_info(old: Path, added: Path, folder: Path) -> None:
     combined: dict[str, Any] = {
         **split,
         "shardLengths": [*split["shardLengths"], *added_split["shardLengths"]],
+        # TFDS stores this number as text (64-bit integers in protobuf JSON).
         "numBytes": str(int(split["numBytes"]) + int(added_split["numBytes"])),
     }
     write_json(folder / INFO, {**info, "splits": [combined]})

@@ -57,13 +57,17 @@ class JoinedDataset(Dataset):
             _require_alike(first, part)
         self.path = Path(" and ".join(str(part.path) for part in self.parts))
         labels = {part.label_column for part in self.parts}
+        # Datasets with different label columns can be joined; training then requires
+        # --label-column.
         label_column = labels.pop() if len(labels) == 1 else ""
         self.provenance = {**first.provenance, "label_column": label_column}
         self.index = self._join_indices()
         self._site_ids = self.index["site_id"].to_numpy()
+        # First position of each part, then the total number of records.
         self._starts = np.cumsum([0, *map(len, self.parts)])
 
     def _join_indices(self) -> pd.DataFrame:
+        # The inner join drops columns that a part does not have.
         index = pd.concat([part.index for part in self.parts], join="inner", ignore_index=True)
         if (duplicate := index["site_id"].duplicated()).any():
             raise InputError(

@@ -72,6 +72,7 @@ class Dataset:
             IndexError: the position is out of range; negative positions count from the end.
             InputError: the record is damaged.
         """
+        # A range supports negative positions and raises IndexError.
         position = range(len(self))[position]
         image, mask = self.pixels(position)
         return {"image": image, "mask": mask, **self.index.iloc[position].to_dict()}
@@ -159,6 +160,7 @@ class Dataset:
         Raises:
             InputError: a site is not in the dataset.
         """
+        # -1 for unknown sites.
         positions = pd.Index(self._site_ids).get_indexer(list(site_ids))
         if (positions < 0).any():
             absent = list(site_ids)[int(np.argmin(positions))]
@@ -218,6 +220,8 @@ class Dataset:
 
 def content_digest(files: dict[str, dict[str, Any]]) -> str:
     """Return one SHA-256 over the names and checksums of the files of a dataset."""
+    # Sizes are left out: they follow from the contents. Sorted keys make the digest independent of
+    # the order.
     digests = {name: file["sha256"] for name, file in files.items()}
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
@@ -238,6 +242,7 @@ def _read_provenance(path: Path) -> dict[str, Any]:
             f"{path}: was built with schema version {version}, this program reads "
             f"{SCHEMA_VERSION}; build it again"
         )
+    # The file can be edited by hand, so types are checked before values are used.
     wrong = [name for name, kind in _FACTS.items() if not isinstance(provenance.get(name), kind)]
     if not wrong:
         wrong += ["files"] * (not _are_files(provenance["files"]))
@@ -259,6 +264,7 @@ def _read_provenance(path: Path) -> dict[str, Any]:
 
 def _are_files(files: dict[str, Any]) -> bool:
     return INDEX in files and all(
+        # A name with a folder could refer to a file outside of the dataset.
         Path(name).name == name
         and isinstance(file, dict)
         and isinstance(file.get("bytes"), int)
@@ -274,6 +280,7 @@ def _check_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
             raise InputError(
                 f"{path}: is not a complete dataset ({name} is missing); build the dataset again"
             )
+        # The size is a fast check of shards; reading them for a checksum can take minutes.
         if (size := path_of_file.stat().st_size) != file["bytes"]:
             raise InputError(
                 f"{path_of_file}: has {size} bytes instead of {file['bytes']}: it is truncated or "
@@ -301,6 +308,7 @@ def _read_index(path: Path, provenance: dict[str, Any]) -> pd.DataFrame:
     if (
         sizes.dtype.kind not in "iu"
         or sizes.min() < 1
+        # float64, because the product of two integers could overflow.
         or sizes.astype(float).prod(1).max() > LARGEST_SITE
     ):
         raise InputError(

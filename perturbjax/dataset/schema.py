@@ -129,6 +129,7 @@ class DatasetPlan:
     def select(self, start: int, stop: int) -> DatasetPlan:
         """Return the plan of some of the records, with the same class names."""
         part = self.table.iloc[start:stop]
+        # `leading_classes` fixes the class numbers, also of classes without a site in this part.
         return replace(self, table=part, leading_classes=self.class_names, facts={})
 
 
@@ -141,6 +142,7 @@ def site_statistics(image: UInt[np.ndarray, "h w c"]) -> Float64[np.ndarray, "c 
     Returns:
         (C, 5) in stored units, in the order of `STATISTICS`.
     """
+    # (H * W, C).
     pixels = image.reshape(-1, image.shape[-1])
     p01, p50, p99 = np.percentile(pixels, (1, 50, 99), axis=0)
     columns = {"mean": pixels.mean(0), "std": pixels.std(0), "p01": p01, "p50": p50, "p99": p99}

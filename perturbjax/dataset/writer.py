@@ -103,17 +103,20 @@ def write_plan(
 
     def write(paths: list[Path], lengths: list[int]) -> int:
         assert write_remotely is not None
+        # Position after the last record of each shard.
         stops = np.cumsum(lengths).tolist()
         shards = [
             Shard(path, stop - length, plan.select(stop - length, stop))
             for path, length, stop in zip(paths, lengths, stops, strict=True)
         ]
         total = 0
+        # Results come in the order of the shards, so index rows are in record order.
         for rows, size in write_remotely(shards):
             index.extend(rows)
             total += size
         return total
 
+    # A generator: sites are read one by one while shards are written.
     local = write_in_order(plan, _records(plan, sites, index))
     write_shards(folder, plan, write if write_remotely else local)
     write_parquet(folder / INDEX, pd.DataFrame(index))
@@ -135,6 +138,8 @@ def _records(
     plan: DatasetPlan, sites: Iterable[SitePixels], index: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """Yield the records of a plan, and append their rows to `index`."""
+    # The index stores class numbers, the record class names; TFDS converts them to the same
+    # numbers.
     numbers = {name: number for number, name in enumerate(plan.class_names)}
     for label, texts, site in zip(plan.labels, plan.texts, sites, strict=True):
         index.append(index_row(texts, numbers[label], site, plan.channel_names))

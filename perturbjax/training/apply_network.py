@@ -47,6 +47,7 @@ def apply_to_sites(
     Returns:
         One array of n rows for each output of the step.
     """
+    # Round up to a multiple.
     size = batch_size + -batch_size % multiple
     outputs: list[tuple[Any, ...]] = []
     for batch in batches(BatchOrder.single_pass(positions, size)):
@@ -54,6 +55,8 @@ def apply_to_sites(
         prepare_step(len(outputs), step, params, stats, batch)
         outputs.append(step(params, stats, batch))
     return tuple(
+        # The first slice removes rows that pad a batch for the devices, the second those that pad
+        # the last batch of the order.
         np.concatenate([np.asarray(part)[:size] for part in parts])[: len(positions)]
         for parts in zip(*outputs, strict=True)
     )
@@ -77,6 +80,7 @@ def score_sites(
     true_class = probabilities[np.arange(len(labels)), labels]
     correct = probabilities.argmax(1) == labels
     counts = np.bincount(labels)
+    # Correct sites of each class divided by its sites; classes without sites are left out.
     recall = np.bincount(labels, correct)[counts > 0] / counts[counts > 0]
     # 1e-30 keeps the loss finite if a float32 probability underflows to 0.
     loss = -np.log(np.maximum(true_class, 1e-30)).mean()

@@ -42,6 +42,7 @@ class ArraySource:
         if masks.shape != images.shape[:3]:
             raise InputError(f"masks: have shape {masks.shape}; images require {images.shape[:3]}")
         highest = np.iinfo(np.uint16).max
+        # Kinds of numpy: boolean, signed and unsigned integers.
         if masks.dtype.kind not in "biu" or masks.min() < 0 or masks.max() > highest:
             raise InputError(
                 f"masks: must be whole numbers from 0 (background) to {highest}, one for each cell"
@@ -72,6 +73,7 @@ class ArraySource:
         """
         if name == PLATE:
             return pd.Series(self._plates, dtype=str)
+        # Index columns are named STATISTIC_CHANNEL. Percentiles are not computed for arrays.
         statistic, _, channel = name.partition("_")
         if statistic not in ("mean", "std") or channel not in self.channel_names:
             raise InputError(

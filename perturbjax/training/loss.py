@@ -47,6 +47,7 @@ def cross_entropy(
     # float32 even if the network computes in bfloat16: log-probabilities lose accuracy otherwise.
     losses = -(target * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1) * row_weight
     if class_weight is not None:
+        # As in PyTorch, the denominator uses the weight of the true class only.
         row_weight = row_weight * jnp.asarray(class_weight)[labels]
     return losses.sum(), row_weight.sum()
 
@@ -64,6 +65,7 @@ def class_weights(
         (classes,) float32 weights. A class without training sites has weight 1.
     """
     counts = np.asarray(counts, np.float64)
+    # Mean over the classes with training sites.
     mean_count = counts.sum() / max(np.count_nonzero(counts), 1)
     weights = (mean_count / np.maximum(counts, 1)) ** power
     return np.where(counts > 0, weights, 1.0).astype(np.float32)

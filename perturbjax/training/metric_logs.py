@@ -60,6 +60,7 @@ def open_log(logger: LogTo, run: Run) -> Iterator[Log]:
                 for name in ("loss", "accuracy", "balanced_accuracy")
                 if name in row
             }
+            # All rows of an epoch share its number and learning rate.
             write({**values, "learning_rate": rows[0]["learning_rate"]}, rows[0]["epoch"])
 
         yield log

@@ -94,14 +94,17 @@ def plan_phases(
     ]
     phases = []
     for name, first, stop in ranges:
+        # A range without epochs is not a phase.
         if first == stop:
             continue
+        # Each phase has a complete one-cycle schedule.
         steps = (stop - first) * steps_per_epoch
         optimizer, graph = make_optimizer(recipe.optim, steps), graphdef
         if config.weights:
             backbone = models.BACKBONES[recipe.model.model]
             scales = transfer.rate_scales(params, name, config, backbone)
             optimizer = transfer.scale_updates(optimizer, scales)
+            # The graph definition contains which layers are frozen, so each phase has another one.
             model = nnx.merge(graphdef, params, stats, copy=True)
             graph, *_ = split_model(transfer.set_phase(model, name))
         rate = one_cycle(recipe.optim.learning_rate, steps, recipe.optim.warmup)

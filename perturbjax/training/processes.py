@@ -120,12 +120,14 @@ def run_on_first_process(work: Callable[[], T], like: T) -> T:
         return work()
     from jax.experimental import multihost_utils
 
+    # The other processes pass placeholders of the same shape to the broadcast below.
     result, error_text = like, ""
     if is_first_process():
         try:
             result = work()
         except InputError as error:
             error_text = str(error)
+    # All processes must send arrays of one size, so the text is padded with zero bytes.
     padded = error_text.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
     message = np.frombuffer(padded, np.uint8)
     result = jax.tree.map(

@@ -65,6 +65,7 @@ def trace_steps(
     Raises:
         InputError: the folder is not writable.
     """
+    # The first run compiles, so that the trace contains the steps only.
     jax.block_until_ready(run(_copy(state)))
     copy = _copy(state)
     if not is_first_process():  # takes part in the steps, but writes no trace
@@ -127,7 +128,9 @@ def sum_by_operation(
     sums: dict[tuple[str, str], float] = defaultdict(float)
     for spans in threads:
         open_spans: list[tuple[float, tuple[str, str]]] = []
+        # Enclosing operations come first: they start earlier or, at the same time, end later.
         for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+            # Operations that end before this one starts cannot enclose it.
             while open_spans and open_spans[-1][0] <= span.start:
                 open_spans.pop()
             kind = _kind(span.operation, names.get((span.module, span.operation), ""))
@@ -140,6 +143,7 @@ def sum_by_operation(
 
 
 def _kind(operation: str, name: str) -> tuple[str, str]:
+    # Without a JAX name, the compiler's name without its number is used: `fusion.12` -> `fusion`.
     part = next((part for mark, part in PARTS if mark in name), "other")
     primitive = name.rsplit("/", 1)[-1] if "/" in name else re.sub(r"[.\d]+$", "", operation)
     return part, primitive
@@ -166,6 +170,7 @@ def operation_names(hlo: str) -> dict[str, str]:
     fusions: dict[str, str] = {}
     computation = ""
     for line in hlo.splitlines():
+        # Header of a computation, for example `ENTRY %main (p: f32[2]) -> f32[2] {`.
         if header := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
             computation = header[1]
         elif operation := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = ", line):

@@ -75,6 +75,8 @@ def resume(run: Run, checkpoints: Checkpoints, start: Progress) -> Progress:
     run.truncate_metrics(facts["epoch"])
     sums = start.sums.copy()
     partial = np.asarray(facts.get(SUMS, sums[:, :0]), np.float32)
+    # Padded to the steps of an epoch: process 0 sends this array to all processes, which need its
+    # shape in advance.
     sums[:, : partial.shape[1]] = partial
     state = tree_to_state(tree, start.state, checkpoints.path)
     return Progress(state, facts["epoch"], partial.shape[1], sums, facts.get(SECONDS, 0.0))

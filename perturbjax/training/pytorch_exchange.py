@@ -111,6 +111,7 @@ def import_run(config: ImportConfig) -> Run:
     recipe, out = config.recipe, Path(config.out)
     description = read_description(config.checkpoint)
     imported = exchange.import_state_dict(config.checkpoint, recipe.model.model)
+    # Networks with a fixed input size require crops of this size.
     if imported.image_size is not None:
         augment = dataclasses.replace(recipe.augment, crop=imported.image_size)
         recipe = dataclasses.replace(recipe, augment=augment)
@@ -128,6 +129,7 @@ def import_run(config: ImportConfig) -> Run:
         with Checkpoints(out) as checkpoints:
             if not checkpoints.epochs():  # absent also if an earlier import was killed
                 step = jnp.int32(imported.batches)
+                # Without optimizer state: the run is a starting point, not a training to resume.
                 state = TrainState(imported.params, imported.stats, opt_state=(), step=step)
                 checkpoints.save(state, epoch=0, facts=run.identity)
     if description is None:
@@ -149,6 +151,7 @@ def export_run(config: ExportConfig) -> Path:
     with Checkpoints(run.path) as checkpoints:
         tree, facts = checkpoints.load(config.chosen.which, config.chosen.epoch or None)
     run.require_matching_files(facts, checkpoints.path)
+    # The shape of the first convolution gives the number of input channels.
     first = f"params/{layers[0][1].replace('.', '/')}/kernel/value"
     if first not in tree:
         raise InputError(f"{run.path}: checkpoint has no array {first}; it is of another model")
@@ -253,6 +256,7 @@ def _facts(
     }
     stored = {} if description is None else description.facts
     if dataset is None:
+        # Facts of the description replace unknown ones; those of this import replace both.
         unknown = dict.fromkeys(("split_fingerprint", "channels", "image_dtype", "image_size"))
         return {**unknown, **stored, **facts}, None
     available = count_input_channels(dataset, recipe.input)

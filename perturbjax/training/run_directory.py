@@ -135,6 +135,7 @@ class Run:
     def truncate_metrics(self, epoch: int) -> None:
         """Remove rows after `epoch` and incomplete lines."""
         rows = [row for row in read_metrics(self.path) if row["epoch"] <= epoch]
+        # Written to a temporary file first, so that a kill leaves the old or the new file.
         with atomic(self.path / METRICS) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -157,6 +158,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             complete = isinstance(row["epoch"], int) and required <= set(row)
         except (ValueError, KeyError, TypeError, RecursionError):
             complete = False
+        # A killed process leaves an incomplete last line; all rows after it are ignored.
         if not complete:
             break
         rows.append(row)
@@ -202,6 +204,7 @@ def describe_run(
     }
     if pretrained is not None:
         facts["pretrained"] = pretrained
+    # Absolute, so that the run can be opened from another working directory.
     data = tuple(path.absolute() for path in dataset.paths)
     return Run(Path(path), recipe, data, class_names, facts)
 
@@ -326,6 +329,7 @@ def open_run(path: Path) -> Run:
         raise InputError(f"{path / CONFIG}: is not the config.json of a run ({error!r})") from error
     if not is_list_of_text(names) or not isinstance(label_column, str):
         raise InputError(f"{path / LABELS}: is not a list of class names. Restore the file.")
+    # A changed split would move test sites into the training set.
     if split is not None and fingerprint(_read_split_file(path)) != split:
         raise InputError(_split_changed(path))
     return Run(path, recipe, data, names, facts)

@@ -78,6 +78,7 @@ class Experiment:
         """BatchOrder of the training sites in all epochs."""
         optim = self.recipe.optim
         steps, minimum = optim.steps_per_epoch, -(-optim.least_steps // optim.epochs)
+        # A small dataset gets longer epochs, in which each site occurs several times.
         if not steps and minimum * optim.batch_size > len(self.train):
             steps = minimum
         return BatchOrder.shuffled_epochs(
@@ -115,6 +116,7 @@ def prepare_experiment(
     if resumed is not None:
         recipe, label_column = resumed.recipe, resumed.label_column
         dataset = resumed.open_data(data)
+        # The stored split is used, so that later changes of a split file have no effect.
         manifest = resumed.manifest(dataset.index)
     else:
         if not data:
@@ -129,6 +131,7 @@ def prepare_experiment(
         manifest = create_manifest(
             dataset.index, recipe.split, label=label_column, seed=recipe.seed
         )
+    # Classes come from the sites of the split: a class with excluded sites only is left out.
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
     class_names = sorted(labels.unique())
     model, pretrained = create_network(
@@ -168,6 +171,7 @@ def _parameters_from(path: Path, params: Any, stats: Any) -> tuple[Any, Any]:
     loaded = {
         name: tree[name]
         for name, value in initial.items()
+        # Layers of another shape, such as the head for other classes, remain initialized at random.
         if name in tree and tree[name].shape == value.shape
     }
     if not loaded:
@@ -175,6 +179,7 @@ def _parameters_from(path: Path, params: Any, stats: Any) -> tuple[Any, Any]:
     new = [name for name in initial if name not in loaded]
     note = f"; newly initialized: {', '.join(new)}" if new else ""
     console.print(f"info: initial parameters from {path}{note}")
+    # Later entries replace earlier ones: loaded arrays replace initial ones.
     merged = tree_to_state({**initial, **loaded}, template, path)
     return merged["params"], merged["stats"]
 

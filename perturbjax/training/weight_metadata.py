@@ -82,6 +82,7 @@ def read_description(path: Path) -> Description | None:
     else:
         return None
     try:
+        # The checksum covers all other entries, so it is removed from them first.
         if values.pop(CHECKSUM) != _checksum(values, read_tensors(path)):
             raise InputError(
                 f"{source}: does not match the tensors in {path.name} (checksum differs). Export "
@@ -96,6 +97,7 @@ def read_description(path: Path) -> Description | None:
 
 
 def _checksum(values: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
+    # Sorted keys: the order of entries in the file has no effect.
     text = json.dumps(values, sort_keys=True) + arrays_checksum(tensors)
     return hashlib.sha256(text.encode()).hexdigest()
 
