@@ -32,12 +32,15 @@ def overlaps(
     truth: Integer[np.ndarray, "h w"], labels: Integer[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "n m"]:
     """Return the IoU of every true object with every predicted object; labels may have gaps."""
+    # Numbers without gaps, so that they can index the matrix of overlaps.
     _, a = np.unique(truth, return_inverse=True)
     _, b = np.unique(labels, return_inverse=True)
     # Background has index 0, also in a mask without background.
     a, b = a.ravel() + (0 not in truth), b.ravel() + (0 not in labels)
+    # (1 + n, 1 + m): number of pixels for each pair of a true and a predicted label.
     shared = sparse.coo_array((np.ones(a.size), (a, b)), (a.max() + 1, b.max() + 1)).toarray()
     union = shared.sum(1, keepdims=True) + shared.sum(0, keepdims=True) - shared
+    # Row and column 0 belong to the background.
     return (shared / np.maximum(union, 1))[1:, 1:]
 
 

@@ -127,6 +127,7 @@ class Up(nnx.Module):
         return x + self._styled(3, self._styled(2, x, style, mode), style, mode)
 
     def _styled(self, number: int, x: Array, style: Array, mode: Mode) -> Array:
+        # (b, 1, 1, o): the same offset at every pixel, because the style describes the whole image.
         offset = self.styles[number - 1](style)[:, None, None]
         return self.convs[number](x + offset.astype(x.dtype), mode)
 
@@ -158,11 +159,13 @@ class CPnet(nnx.Module):
                 f"{self.config.channels} channels"
             )
         x = x.astype(mode.dtype)
+        # One map for each level, full resolution first; the decoder adds them in reverse order.
         encoded: list[Array] = []
         for level, block in enumerate(self.down):
             encoded.append(block(max_pool(encoded[-1]) if level else x, mode))
         style = _style(encoded[-1])
         x = encoded[-1]
+        # The deepest level has no coarser input: its map is both the input and the skip connection.
         for up, skipped in zip(reversed(self.up), reversed(encoded), strict=True):
             x = up(x, skipped, style, mode)
         return CPOutputs(self.output(x, mode).astype(jnp.float32), style)
@@ -170,6 +173,7 @@ class CPnet(nnx.Module):
 
 def _style(x: Float[Array, "b h w s"]) -> Float[Array, "b s"]:
     mean = x.astype(jnp.float32).mean((1, 2))
+    # Length 1 makes the style independent of the scale of the features.
     return mean / jnp.sqrt(jnp.square(mean).sum(-1, keepdims=True))
 
 

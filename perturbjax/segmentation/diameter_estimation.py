@@ -39,6 +39,7 @@ def segment_at_own_scale(
     Raises:
         InputError: an image is empty, or has more channels than the network.
     """
+    # The guess from pixels is rounded to a scale before grouping, so that groups are long.
     pairs = (
         (_rounded_diameter(segmenter, guess_diameter(_first_channel(image))), image)
         for image in map(np.asarray, images)
@@ -56,12 +57,14 @@ def _correct_scale(
     for _ in range(MAX_SCALES - 1):
         if not objects.present:
             break
+        # No object may mean that the objects are smaller than assumed: try half the diameter.
         sizes = measure_diameters(objects.labels)
         better = float(np.median(sizes)) if len(sizes) else diameter / 2
         other = _rounded_diameter(segmenter, better)
         if max(better / diameter, diameter / better) < AGREEMENT or other == diameter:
             break
         repeated = next(segmenter.with_diameter(other).masks([image]))
+        # A scale that loses all objects is worse than the previous one.
         if len(sizes) and not repeated.labels.any():
             break
         diameter, objects = other, repeated
@@ -78,6 +81,7 @@ def estimate_diameter(
         The diameter of the nearest scale that the network is run at; 0 if no image contains an
         object.
     """
+    # Sites without objects would contribute diameters of noise.
     images = [image for image in images if analyze_foreground(_with_axis(image)).present]
     if not images:
         return 0.0
@@ -99,6 +103,7 @@ def estimate_diameter(
 def _rounded_diameter(segmenter: Segmenter, diameter: float) -> float:
     """Return the diameter of the nearest scale that is a power of `SCALE_STEP`."""
     known = segmenter.config.diam_mean
+    # The scale is diam_mean / diameter; on a logarithmic axis the powers are equally spaced.
     steps = round(math.log(known / diameter, SCALE_STEP))
     return known / min(SCALE_STEP**steps, LARGEST_SCALE)
 

@@ -24,6 +24,7 @@ SUBSAMPLED_FROM = 600**2
 
 def measure_diameters(labels: Integer[np.ndarray, "h w"]) -> Float[np.ndarray, " objects"]:
     """Return the diameter in pixels of the disk with the area of each object."""
+    # Without label 0, the background.
     areas = np.bincount(labels.ravel())[1:]
     return 2 * np.sqrt(areas[areas > 0] / np.pi)
 
@@ -38,9 +39,11 @@ def guess_diameter(plane: Num[np.ndarray, "h w"]) -> float:
 
     step = 2 if plane.size > SUBSAMPLED_FROM else 1
     smooth = ndi.gaussian_filter(np.nan_to_num(plane[::step, ::step].astype(np.float32)), 1)
+    # The square root compresses bright objects, so that dim ones are above the threshold, too.
     root = np.sqrt(smooth - smooth.min(initial=np.inf)) if smooth.size else smooth
     if np.ptp(root) < 1e-6:
         return sum(GUESSES) / 2
+    # The image's edge counts as an edge of objects: one pixel of background is added around it.
     depth = ndi.distance_transform_edt(np.pad(root > threshold_otsu(root), 1))
     return float(np.clip(6 * step * depth[depth > 0].mean(), *GUESSES))
 
@@ -66,6 +69,8 @@ def diameter_warning(
     dropped = float((errors > flow_threshold).mean()) if flow_threshold > 0 else 0.0
     typical = float(np.median(sizes)) if len(sizes) else expected
     if dropped > MAX_DROPPED:
+        # The remaining objects may all be fragments; then their size is no guide, and twice the
+        # assumed diameter is suggested.
         suggested = typical if typical > expected * MAX_RATIO else 2 * expected
         return (
             f"{dropped:.0%} of {len(errors)} objects were dropped because their shape contradicts "

@@ -61,6 +61,8 @@ def read_folder(folder: Path) -> list[LabeledImage]:
             f"--images {folder}: no mask contains an object (all pixels are 0), so nothing can be "
             "learned"
         )
+    # `separate_objects` returns the same array if it changes no label; the count below relies on
+    # this.
     separated = [pair._replace(labels=separate_objects(pair.labels)) for pair in pairs]
     count = sum(a.labels is not b.labels for a, b in zip(pairs, separated, strict=True))
     if count:
@@ -112,6 +114,7 @@ def separate_objects(labels: Integer[np.ndarray, "h w"]) -> Integer[np.ndarray, 
     """Number the connected components of a mask with a single label; keep other masks."""
     if len(np.unique(labels[labels > 0])) != 1:
         return labels
+    # One component is a mask with one object, not a binary mask of several.
     components, count = ndi.label(labels > 0)
     return components.astype(labels.dtype) if count > 1 else labels
 
@@ -120,4 +123,5 @@ def normalize(plane: Num[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
     """Scale intensities as for the network's input: 0 and 1 at the 1st and 99th percentile of most
     images."""
     low, span = analyze_foreground(plane[..., None]).ranges[0]
+    # A channel without contrast has an infinite span, and becomes 0.
     return np.nan_to_num((plane.astype(np.float32) - low) / span)

@@ -91,6 +91,8 @@ class Attention(nnx.Module):
         b, rows, columns, d = x.shape
         qkv = self.qkv(x).reshape(b, rows * columns, 3, self.heads, d // self.heads)
         query, key, value = (qkv[:, :, part] for part in range(3))
+        # Tokens are arranged in rows and columns again: relative positions are added along each
+        # axis.
         queries = query.reshape(b, rows, columns, self.heads, -1)
         along = (
             jnp.einsum(
@@ -100,6 +102,8 @@ class Attention(nnx.Module):
                 "brcnd,ckd->bnrck", queries, _relative(self.across[...], columns).astype(x.dtype)
             )[..., None, :],
         )
+        # (b, heads, queries, keys): sum of the bias for the row distance and for the column
+        # distance.
         bias = (along[0] + along[1]).reshape(b, self.heads, rows * columns, rows * columns)
         attended = jax.nn.dot_product_attention(query, key, value, bias=bias)
         return self.out(attended.reshape(b, rows, columns, d))
@@ -108,7 +112,9 @@ class Attention(nnx.Module):
 def _relative(table: Float[Array, "reach d"], size: int) -> Float[Array, "size size d"]:
     """Return the entry for distance i - k of query i and key k, from a table interpolated to all
     distances."""
+    # Distances between `size` tokens range from -(size - 1) to size - 1.
     stretched = jax.image.resize(table, (2 * size - 1, table.shape[1]), "linear", antialias=False)
+    # Add size - 1, so that the smallest distance has index 0.
     return stretched[np.arange(size)[:, None] - np.arange(size) + size - 1]
 
 
@@ -173,9 +179,12 @@ class CPSam(nnx.Module):
         for block in self.blocks:
             tokens = block(tokens)
         values = self.out(self.neck(tokens)).astype(jnp.float32)
+        # Each token contains the maps of its patch x patch pixels.
         pixels = values.reshape(
             -1, config.grid, config.grid, config.outputs, config.patch, config.patch
         )
+        # From (row, column, map, y, x) to (row, y, column, x, map): pixels in the order of the
+        # image.
         maps = pixels.transpose(0, 1, 4, 2, 5, 3).reshape(-1, side, side, config.outputs)
         return CPOutputs(maps, jnp.zeros((len(x), 0)))
 
@@ -209,6 +218,7 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> SamConfig:
         shapes[name] = np.shape(tensors.get(name, 0))
         if len(shapes[name]) != dimensions:
             raise ValueError(f"tensor {name} is missing or of shape {shapes[name]}")
+    # PyTorch's layout of the kernel: (out, in, height, width).
     width, channels, patch, _ = shapes["encoder.patch_embed.proj.weight"]
     reaches = [
         np.shape(tensors.get(f"encoder.blocks.{block}.attn.rel_pos_h", 0)) for block in range(depth)
@@ -216,7 +226,9 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> SamConfig:
     if not depth or any(len(shape) != 2 for shape in reaches):
         raise ValueError("its blocks have no relative positions")
     grid, head = shapes[MARK][1], reaches[0][1]
+    # The readout has one value per map and pixel of a patch.
     maps, remainder = divmod(np.size(tensors.get("out.bias", [])), patch**2)
+    # Limits against files that would request excessive memory.
     sound = (
         max(width, shapes["encoder.neck.0.weight"][0]) <= WIDEST
         and depth <= DEEPEST

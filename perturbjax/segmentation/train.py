@@ -120,6 +120,7 @@ def train(config: TrainSegmenterConfig) -> Path:
     if config.out.exists():
         raise InputError(f"--out {config.out}: exists already. Remove it or choose another name")
     folders = [read_folder(folder) for folder in config.images]
+    # Each folder is split separately, so that each has the same fraction of validation images.
     splits = [split_images(images, config.held_out) for images in folders]
     training = [image for images, _ in splits for image in images]
     validation = {
@@ -132,6 +133,7 @@ def train(config: TrainSegmenterConfig) -> Path:
     model = _create_model(config)
     optimizer = make_optimizer(config)
     state = initial_state(model, optimizer)
+    # A hidden file next to the weights; it is removed when training ends.
     checkpoint = config.out.with_name(f".{config.out.stem}.training.npz")
     identity = _run_identity(config, folders)
     if checkpoint.exists():
@@ -141,6 +143,7 @@ def train(config: TrainSegmenterConfig) -> Path:
         state, step = newest, int(newest.step)
         if step % config.checkpoint_every == 0 or step == config.steps:
             _save_checkpoint(checkpoint, state, identity)
+        # The last step is evaluated after the loop.
         if config.evaluate_every and step % config.evaluate_every == 0 and step < config.steps:
             _evaluate_state(model, state, validation, config)
     scores = _evaluate_state(model, state, validation, config)
@@ -179,6 +182,7 @@ def split_images(
     Raises:
         InputError: no image remains for training.
     """
+    # The order of hashes is random but depends on the names only, not on the seed or the machine.
     order = sorted(images, key=lambda image: hashlib.sha256(image.name.encode()).hexdigest())
     count = round(held_out * len(order))
     if count == len(order):
@@ -207,6 +211,7 @@ def _create_model(config: TrainSegmenterConfig) -> CPnet:
 def make_optimizer(config: TrainSegmenterConfig) -> optax.GradientTransformation:
     """Return AdamW with gradient clipping, linear warmup and cosine decay."""
     peak = config.learning_rate
+    # Arguments: initial rate, peak, warmup steps, all steps, final rate.
     rate = optax.warmup_cosine_decay_schedule(
         peak / 25, peak, max(config.steps // 10, 1), config.steps + 1, peak / 100
     )
@@ -218,6 +223,7 @@ def make_optimizer(config: TrainSegmenterConfig) -> optax.GradientTransformation
 
 def initial_state(model: CPnet, optimizer: optax.GradientTransformation) -> State:
     """Return the state before the first step."""
+    # `...` selects the remaining state: the running statistics of BatchNorm.
     params, statistics = nnx.state(model, nnx.Param, ...)
     copied = jax.tree.map(jnp.copy, (params, statistics))
     return State(jnp.zeros((), jnp.int32), params, statistics, optimizer.init(params), copied)
@@ -239,6 +245,7 @@ def _training_steps(
     channels = model.config.channels
 
     def loss(params: nnx.State, statistics: nnx.State, batch: Crops) -> tuple[Array, nnx.State]:
+        # A copy, because the forward pass updates the running statistics in place.
         model = nnx.merge(graph, params, statistics, copy=True)
         # Cellpose's second channel shows nuclei next to cells; here it is empty.
         image = jnp.pad(batch.image, ((0, 0), (0, 0), (0, 0), (0, channels - 1)))
@@ -247,6 +254,7 @@ def _training_steps(
 
     @jax.jit
     def advance(state: State, pool: Pool) -> tuple[State, Array]:
+        # The crops depend on the seed and the step only, so a resumed run draws the same ones.
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         batch = training_crops.draw(pool, jax.random.split(key, config.batch), config.crops)
         (value, statistics), gradient = jax.value_and_grad(loss, has_aux=True)(
@@ -266,6 +274,7 @@ def _training_steps(
     steps = range(done, config.steps)
     for _ in track(steps, total=config.steps, label="Training", unit="steps", done=done):
         state, value = advance(state, pool)
+        # Reading the loss waits for the step to finish.
         recent.append(float(value))
         if not np.isfinite(recent[-1]):
             raise InputError(
@@ -282,6 +291,7 @@ def _training_steps(
 def segmentation_loss(maps: Float[Array, "b h w 3"], batch: Crops) -> Float[Array, ""]:
     """Compute Cellpose's loss: half the mean squared error of 5 times the flow, plus the
     cross-entropy of the foreground, averaged over the pixels inside the images."""
+    # The network predicts FLOW_SCALE times the unit vectors of the targets.
     flow = jnp.square(maps[..., :2] - FLOW_SCALE * batch.flow).mean(-1) / 2
     foreground = optax.sigmoid_binary_cross_entropy(maps[..., 2], batch.inside)
     return ((flow + foreground) * batch.weight).sum() / batch.weight.sum()
@@ -316,6 +326,7 @@ def evaluate(
 
 def _run_identity(config: TrainSegmenterConfig, folders: list[list[LabeledImage]]) -> str:
     """Return a checksum of everything that the weights depend on."""
+    # These settings do not change the training. Images enter by content, not by path.
     ignored = ("images", "out", "evaluate_every", "half", "checkpoint_every")
     settings = {key: value for key, value in asdict(config).items() if key not in ignored}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
@@ -348,6 +359,7 @@ def _make_card(
 
 
 def _save_checkpoint(path: Path, state: State, identity: str) -> None:
+    # In the order of the pytree, as arr_0, arr_1, ...; `_load_checkpoint` reads this order.
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
     with atomic(path) as temporary:
         np.savez(temporary, *leaves, identity=np.array(identity))

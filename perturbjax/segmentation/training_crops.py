@@ -84,6 +84,8 @@ def make_pool(images: list[LabeledImage], config: CropConfig) -> Pool:
     for image in images:
         flow = masks_to_flows(image.labels)
         inside = (image.labels > 0).astype(np.float32)
+        # (pixels, 4): images of different sizes are stored one after the other in one list of
+        # pixels.
         parts.append(np.stack([image.image, inside, *flow], -1).reshape(-1, 4).astype(np.float16))
         sizes.append(image.labels.shape)
         diameters = measure_diameters(image.labels)
@@ -92,6 +94,7 @@ def make_pool(images: list[LabeledImage], config: CropConfig) -> Pool:
             np.clip(config.diameter / np.median(diameters), 1 / 8, 4) if len(diameters) else 1.0
         )
         weights.append(math.sqrt(len(diameters) + 1))
+    # Index of the first pixel of each image in this list.
     start = np.cumsum([0] + [len(part) for part in parts[:-1]])
     probability = np.asarray(weights) / sum(weights)
     return Pool(
@@ -113,6 +116,7 @@ def _crop(pool: Pool, key: Array, config: CropConfig) -> Crops:
     number = jax.random.choice(image_key, len(pool.probability), p=pool.probability)
     y, x, angle, mirror, zoom = jax.random.uniform(geometry_key, (5,))
     size = pool.size[number].astype(jnp.float32)
+    # Uniform on a logarithmic scale, from 1 / zoom to zoom.
     scale = pool.scale[number] * config.zoom ** (2 * zoom - 1)
     angle = 2 * math.pi * angle
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -120,12 +124,14 @@ def _crop(pool: Pool, key: Array, config: CropConfig) -> Crops:
     turn = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])]) * jnp.stack(
         [1.0, jnp.where(mirror < 0.5, -1, 1)]
     )
+    # From here on in pixels of the image, not of the crop.
     half = config.crop / 2 / scale
     # A crop larger than the image is centered on it; otherwise its center keeps away from the
     # edges.
     margin = jnp.minimum(0.8 * half, size / 2)
     center = margin + (size - 2 * margin) * jnp.stack([y, x])
     step = (jnp.arange(config.crop) + 0.5 - config.crop / 2) / scale
+    # (2, crop, crop): row and column in the image of each pixel of the crop.
     position = (
         (turn[:, 0, None, None] * step[:, None] + turn[:, 1, None, None] * step)
         + center[:, None, None]
@@ -146,6 +152,8 @@ def _sample_bilinear(
     last = jnp.stack([height, width])[:, None, None] - 1
     inside = ((position > -0.5) & (position < last + 0.5)).all(0)
     position = jnp.clip(position, 0, last)
+    # The upper left of the four neighbors. It ends one pixel before the last, so that all four
+    # exist.
     first = jnp.minimum(position.astype(jnp.int32), last - 1)
     y, x = (position - first)[..., None]
     corner = pool.start[number] + first[0] * width + first[1]
@@ -163,6 +171,7 @@ def _change_intensity(
     image: Float[Array, "h w"], key: Array, noise_key: Array, config: CropConfig
 ) -> Float[Array, "h w"]:
     power, factor, offset, noise = jax.random.uniform(key, (4,), minval=-1)
+    # Normalized intensities may be negative, so gamma acts on the absolute value.
     image = jnp.sign(image) * (jnp.abs(image) + 1e-6) ** (config.gamma**power)
     image = image * config.contrast**factor + config.brightness * offset
     # Half of the crops get no noise.
