@@ -70,6 +70,7 @@ class Features:
         from perturbjax.profiles.preparation import fit_preparation
 
         rows = self.table.iloc[train]
+        # All labelings share one preparation, which is fitted with the first of them.
         steps, x = fit_preparation(rows, self.preparation, seed, labels[0], well_ids(rows))
         z, predictions = steps.transform(self.table.iloc[test]), []
         for one in labels:

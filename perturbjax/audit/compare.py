@@ -91,6 +91,7 @@ def compare(config: CompareConfig) -> Comparison:
     except InputError:  # sites of one well have different labels: no well level
         pass
     else:
+        # Cluster of each well (the well or the plate), read from its first site.
         well_clusters = clusters[np.unique(wells, return_index=True)[1]]
         counts = {name: count(*one, well_clusters) for name, one in means.items()}
         levels["well"] = _rows(counts, series, config)
@@ -156,6 +157,7 @@ def _seed_series(paths: Mapping[str, Path]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name, path in paths.items():
         if (path / CONFIG).is_file():
+            # Recipes that differ only in the seed give the same key.
             recipe = dict(read_json(path / CONFIG).get("recipe", {}), seed=None)
             groups.setdefault(json.dumps(recipe, sort_keys=True), []).append(name)
     return {f"mean of {', '.join(runs)}": runs for runs in groups.values() if len(runs) > 1}
@@ -178,6 +180,7 @@ def _mean(resampled: ResampledScores, name: str, runs: list[str]) -> Row:
     scores = {}
     for metric in METRICS:
         value = float(np.mean([resampled.points[run][metric] for run in runs]))
+        # Replicate i uses the same clusters for all runs, so draws are averaged one by one.
         draws = np.mean([resampled.draws[run][metric] for run in runs], axis=0)
         scores[metric] = Estimate(value, *interval(draws, value))
     spread = float(np.std([resampled.points[run][HEADLINE] for run in runs], ddof=1))

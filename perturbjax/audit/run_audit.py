@@ -137,6 +137,7 @@ def shuffle_labels(
     """
     _, first, well_of_site = np.unique(wells, return_index=True, return_inverse=True)
     order = np.lexsort((rng.random(len(first)), labels[first]))  # by class, random within
+    # The fractional parts of multiples of the golden ratio are evenly spread over [0, 1).
     spread = np.argsort((np.arange(len(first)) * (5**0.5 - 1) / 2 + rng.random()) % 1)
     shuffled = np.empty_like(order)
     shuffled[order] = labels[first][order][spread]
@@ -195,6 +196,7 @@ def _permutation_p(
     tested, wells = design.test_sites, data.wells
     if any(np.isin(wells[test], wells[train]).any() for train, test in design.folds):
         raise BaselineUnavailable("training and test set contain sites of the same wells")
+    # Fold of each test site; labels are shuffled within combinations of fold and plate.
     fold = np.repeat(np.arange(len(design.folds)), [len(test) for _, test in design.folds])
     plate = pd.factorize(data.index[PLATE])[0][tested]
     blocks = np.unique(np.stack([fold, plate]), axis=1, return_inverse=True)[1].ravel()
@@ -222,6 +224,7 @@ def _differences(
         wells = well_ids(data.index.iloc[sites])
         counts = {}
         for one in (same[0], stricter):
+            # Row of each site in the predictions of this split.
             order = pd.Series(np.arange(len(one.test_sites)), index=one.test_sites)
             rows = probabilities[one.policy][order[sites].to_numpy()]
             counts[one.policy] = count(data.labels[sites], rows, wells)

@@ -92,6 +92,7 @@ def _design(index: pd.DataFrame, policy: str, label: str, folds: int, seed: int)
             why = str(error)
             continue
         train, test = (np.flatnonzero(manifest["part"] == name) for name in (TRAIN, TEST))
+        # A test site cannot be predicted if its class has no training site.
         usable.append((train, test[np.isin(labels[test], labels[train])]))
     if not usable:
         raise InputError(why)

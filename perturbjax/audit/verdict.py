@@ -157,6 +157,7 @@ def _control_sentence(split: SplitResult, finding: Finding) -> str:
 def _leak_sentence(audit: AuditResult) -> str:
     assert audit.leak is not None
     weak, order = audit[audit.leak.weaker], list(_LEAKED)
+    # From the weak split up to the strictest: each of these policies leaks one property.
     between = order[order.index(weak.policy) : order.index(audit.strictest.policy)]
     leaked = " or ".join(_LEAKED[policy] for policy in between)
     return (

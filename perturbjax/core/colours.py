@@ -19,6 +19,7 @@ def downsample_pixels(image: UInt[np.ndarray, "h w c"], step: int) -> Float[np.n
     height, width, channels = image.shape
     margins = ((0, -height % step), (0, -width % step), (0, 0))
     padded = np.pad(image, margins, mode="edge").astype(float)
+    # (blocks down, step, blocks across, step, channels)
     blocks = padded.reshape(-(-height // step), step, -(-width // step), step, channels)
     return blocks.mean(axis=(1, 3))
 

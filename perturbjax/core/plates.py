@@ -44,6 +44,7 @@ def parse_well(name: str) -> tuple[int, int]:
     name = name.strip().upper()
     if match := _WELL_NAME.fullmatch(name):
         letters, number = match.groups()
+        # Two letters begin with AA, which is row 26.
         return ord(letters[-1]) - ord("A") + 26 * (len(letters) - 1), int(number) - 1
     if (match := _ROW_COLUMN.fullmatch(name)) and int(match[1]) <= _MAX_ROWS:
         return int(match[1]) - 1, int(match[2]) - 1

@@ -35,6 +35,7 @@ class RateEstimate:
             Items per second; None after the first item.
         """
         self._times.append(now)
+        # Remove the oldest time only if the remaining ones still cover the whole window.
         while len(self._times) > 2 and self._times[1] <= now - WINDOW_S:
             self._times.popleft()
         elapsed = now - self._times[0]

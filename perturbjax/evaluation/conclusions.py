@@ -78,6 +78,7 @@ def compare_scores(
 
 def best_unbeaten_baseline(level: Level, model: ModelScores) -> ModelScores | None:
     """Return the best baseline that the model is not clearly above, if any."""
+    # An interval that includes 0 shows no clear advantage.
     names = [name for name, lead in model.leads.items() if lead[HEADLINE].low <= 0]
     return rank_rows(level, names)[0] if names else None
 
@@ -93,6 +94,7 @@ def short_verdict(evaluation: EvaluationResult) -> str:
     level, model = _best(evaluation)
     if evaluation.n.well < MIN_TEST_WELLS:
         return "Too few wells"
+    # The checks are ordered: the first that applies is the conclusion.
     if any(lead[HEADLINE].high < 0 for lead in model.leads.values()):
         return "Below a baseline"
     if best_unbeaten_baseline(level, model) is not None:

@@ -215,6 +215,7 @@ class _Panel:
             treated = ~self.test[NEGCON].to_numpy(dtype=bool)
             if treated.any() and not treated.all():
                 subset = {name: one[treated] for name, one in self.probabilities.items()}
+                # Renumber the clusters, since some may contain negative controls only.
                 own_clusters = pd.factorize(clusters[treated])[0]
                 levels.append(self._level("treated", subset, self.labels[treated], own_clusters))
         try:
@@ -226,6 +227,7 @@ class _Panel:
             self.skipped["well level"] = str(error)
             return levels
         labels = next(iter(wells.values()))[0]
+        # Cluster of each well, read from its first site.
         own_clusters = clusters[np.unique(self.wells, return_index=True)[1]]
         means = {name: mean for name, (_, mean) in wells.items()}
         return [*levels, self._level("well", means, labels, own_clusters)]
@@ -247,6 +249,7 @@ class _Panel:
             elif other in probabilities:
                 counts[other] = count(labels, probabilities[other], clusters)
         baselines = [one for one in counts if one not in self.models]
+        # One resampling for all models and baselines gives paired differences.
         resampled = resample(counts, replicates=self.replicates, seed=self.seed)
         rows = [
             ModelScores(
@@ -268,6 +271,7 @@ def calibration_parts(
     """Parts between which temperatures are cross-fitted: folds, or two random halves of wells."""
     if len(folds) > 1:
         return np.repeat(np.arange(len(folds)), [len(fold.test) for fold in folds])
+    # Sites of one well share the permuted well number, so they are in the same half.
     return np.random.default_rng(seed).permutation(int(wells.max()) + 1)[wells] % 2
 
 

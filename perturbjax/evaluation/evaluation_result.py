@@ -109,6 +109,7 @@ class EvaluationResult:
     @property
     def displayed_levels(self) -> tuple[Level, ...]:
         """Levels without the well level of data with one site per well."""
+        # With one site per well, the scores by well equal those by site.
         several = self.n.well < self.n.site
         return tuple(level for level in self.levels if level.name != "well" or several)
 
@@ -175,6 +176,7 @@ def _compare_with_baselines(level: Level, model: ModelScores) -> str:
     words = METRICS[HEADLINE].words
     if parts:
         return f"{level.words}, {words} of the {model.name} is {' and '.join(parts)}"
+    # Balanced accuracy is above every baseline here, but accuracy can still be lower.
     better = [
         f"{row.name} ({row.scores['accuracy'].value:.3f})"
         for row in level.rows
@@ -250,6 +252,7 @@ def _from_json(values: dict[str, Any]) -> EvaluationResult:
         return {metric: Estimate(**one) for metric, one in scores.items()}
 
     def row(name: str, scores: dict, leads: dict) -> ModelScores:
+        # Only the model has leads; baselines are not compared with each other.
         own = {other: estimates(lead) for other, lead in leads.items()} if name == MODEL else {}
         return ModelScores(name, name != MODEL, estimates(scores), own)
 

@@ -127,6 +127,7 @@ def plot_scores(evaluation: EvaluationResult, path: Path) -> Path:
                     color=_LEVEL[level.name][0], markersize=4, capsize=2,
                     label=f"{_LEVEL[level.name][1]} (n = {level.n})",
                 )  # fmt: skip
+            # Highlight the first row, which is the model.
             axes.axhspan(-0.5, 0.5, color="#F1F4F7", zorder=0)
             left = -0.02 if METRICS[metric].bounds[0] == 0 else None
             axes.set(title=METRICS[metric].words, xlim=(left, None), ylim=(len(rows) - 0.5, -0.5))
@@ -215,7 +216,12 @@ def plot_confusion(
     with _figure(path, max(side + 1.2, 5), max(side, 4)) as figure:
         axes = figure.subplots()
         image = axes.imshow(
-            share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest"
+            # The square-root scale makes small fractions visible.
+            share,
+            cmap="Blues",
+            norm=PowerNorm(0.5, 0, 1),
+            aspect="auto",
+            interpolation="nearest",
         )
         bar = figure.colorbar(
             image, ax=axes, label="fraction of the true class", ticks=[0, 0.05, 0.2, 0.5, 1]
@@ -330,6 +336,7 @@ def plot_plates(
     plates = list(wells["plate"].value_counts(sort=True).index[:_PLATES])
     height, width = smallest_plate_shape(spots)
     across = min(len(plates), 3 if width > 12 else 4)
+    # Ceiling division: number of rows of panels.
     down = -(-len(plates) // across)
     with _figure(path, 3.4 * across + 1, down * (3.4 * height / width + 0.45) + 0.4) as figure:
         panels = np.ravel(figure.subplots(down, across, squeeze=False))
@@ -366,6 +373,7 @@ def plot_reliability(
     """Plot accuracy by confidence, and the histogram of confidence (see `calibration`)."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     edges = np.linspace(0, 1, bins + 1)
+    # A confidence of 1 belongs to the last bin.
     where = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
     sites = np.bincount(where, minlength=bins)
     filled = sites > 0

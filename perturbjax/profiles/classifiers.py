@@ -157,11 +157,14 @@ def probabilities(
         scores = model.predict_proba(features)
     else:
         decision = model.decision_function(features)
+        # With two classes there is one column, the decision value of the second class.
         decision = np.stack([-decision, decision], axis=1) if decision.ndim == 1 else decision
         scores = decision - decision.min(axis=1, keepdims=True)
     scores = np.nan_to_num(scores)
     total = scores.sum(axis=1, keepdims=True)
+    # Rows without any positive score get equal probabilities.
     scores = np.where(total > 0, scores / np.where(total > 0, total, 1), 1 / scores.shape[1])
     out = np.zeros((len(features), classes))
+    # `classes_` contains the numbers of the classes with training rows.
     out[:, model.classes_] = scores
     return out

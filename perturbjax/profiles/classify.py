@@ -202,6 +202,7 @@ def _fit_models(
     notes: list[str] = []
     jobs = list(itertools.product(manifests, names))
     for fold, name in track(jobs, total=len(jobs), label="Fitting classifiers", unit="fits"):
+        # Jobs are ordered by fold; prepare before the first classifier of each fold.
         if name == names[0]:
             data = _prepare_fold(config, table, labels, position, manifests[fold], notes)
         if name in failed:
@@ -282,6 +283,7 @@ def _fit_model(
         warnings.simplefilter("always")
         model.fit(data.train, data.labels)
     for warning in caught:
+        # Matches "converge" and "Convergence".
         if "onverge" in str(warning.message):
             notes.append(f"{name}: {str(warning.message).splitlines()[0]}")
     train, test = (probabilities(model, part, classes) for part in (data.train, data.test))

@@ -326,6 +326,7 @@ def _draw(embedding: Embedding, path: Path) -> None:
 
 
 def _draw_groups(embedding: Embedding, axis: Any) -> None:
+    # Marker area in points², smaller for many rows.
     size = float(np.clip(12000 / len(embedding.labels), 14, 45))
     groups = embedding.groups()
     # A few highlighted rows among hundreds of grey ones are drawn larger.

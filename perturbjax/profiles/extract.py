@@ -218,6 +218,7 @@ def _run_job(config: FeaturesConfig, dataset: Dataset, job: Job) -> Path:
             with atomic(files[number]) as temporary:
                 np.save(temporary, features)
     if process:
+        # The first process deletes the folder after it has written the table.
         _wait_until(lambda: not work.is_dir())
         return config.out
     _wait_until(lambda: all(file.is_file() for file in files))
@@ -228,6 +229,7 @@ def _run_job(config: FeaturesConfig, dataset: Dataset, job: Job) -> Path:
 
 def _prepare_folder(work: Path, settings: dict[str, Any]) -> None:
     """Create the folder of finished parts; parts of other settings are deleted."""
+    # Convert as JSON does (tuples become lists), so that equal settings compare equal.
     settings = json.loads(json.dumps(settings))
     if (work / SETTINGS).is_file() and read_json(work / SETTINGS) != settings:
         console.print(f"info: {work}: belongs to an extraction with other settings; starting over")
@@ -328,6 +330,7 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
         mode = Mode(dtype=DTYPES[config.precision])
         if config.pool == "last":
             return model(x, mode).features
+        # All images of a site use the mask of this site.
         return pool_stages(model.stage_maps(x, mode), jnp.repeat(cells, len(triples), axis=0))
 
     def step(batch: RawBatch) -> Float[Array, "b kd"]:
@@ -338,6 +341,7 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
             for view in views
         )
         features = sum(features_of_views) / len(views)
+        # (b k, d) -> (b, k, d)
         features = features.reshape(-1, len(triples), features.shape[1])
         return features.mean(1) if averaged else features.reshape(len(features), -1)
 

@@ -153,6 +153,7 @@ def find_annotations(
 
 
 def _is_constant_in_groups(value: Int[np.ndarray, " n"], group: Int[np.ndarray, " n"]) -> bool:
+    # As many (value, group) pairs as groups: each group has a single value.
     pairs = len(np.unique(np.stack([value, group]), axis=1).T)
     groups = group.max() + 1
     return bool(pairs == groups and len(group) >= _ROWS_PER_VALUE * groups)
@@ -162,6 +163,8 @@ def _determines(value: Int[np.ndarray, " n"], group: Int[np.ndarray, " n"]) -> b
     """Whether the value predicts the group of nearly all rows, unlike the largest group."""
     counts = np.zeros((value.max() + 1, group.max() + 1), int)
     np.add.at(counts, (value, group), 1)
+    # Error rate if each value predicts its most frequent group, compared with the error rate of
+    # always predicting the largest group.
     wrong = 1 - counts.max(axis=1).sum() / len(value)
     wrong_without = 1 - counts.sum(axis=0).max() / len(value)
     return bool(wrong <= (1 - _ALMOST) and wrong <= 0.1 * wrong_without and wrong_without > 0)

@@ -112,6 +112,7 @@ def intensity_range(
     )
     if scale in ("plate", "dataset"):
         group = dataset.column(PLATE) if scale == "plate" else np.zeros(len(dataset))
+        # The median is robust to a few sites; the high quantile avoids clipping most sites.
         low = low.groupby(group).transform("quantile", 0.5)
         high = high.groupby(group).transform("quantile", WHITE)
     shift, span = low.to_numpy(np.float32), (high - low).to_numpy(np.float32)

@@ -128,6 +128,7 @@ def _read_csv(path: Path, notes: list[str]) -> pd.DataFrame:
     try:
         _check_compression(path)
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
+            # The limit of 16 MiB protects against files without line breaks.
             header, row = (file.readline(1 << 24).decode("utf-8-sig").strip("\r\n") for _ in "12")
         dialect = detect_dialect(header, row)
         names = [name.strip('"') for name in header.split(dialect.separator)]
@@ -155,6 +156,7 @@ def _check_compression(path: Path) -> None:
     """Refuse a compressed table that would fill the memory, before parsing it."""
     if path.suffix not in OPENERS:
         return
+    # 1 MiB is always allowed, so that small tables are not refused.
     left = MAX_COMPRESSION * path.stat().st_size + (1 << 20)
     with OPENERS[path.suffix](path, "rb") as file:
         while left >= 0 and (part := file.read(1 << 20)):
@@ -223,6 +225,7 @@ def _check_duplicates(group: list[_Table], metadata: pd.DataFrame, aggregate: st
     if repeated.empty:
         return
     files = pd.Series(np.repeat(np.arange(len(group)), [len(one.metadata) for one in group]))
+    # First and last file in which each repeated profile occurs.
     first = files[repeated.index].groupby(repeated[SITE_ID], sort=False).agg(["min", "max"])
     if (twice := first["min"] != first["max"]).any():
         site = twice.idxmax()
