@@ -109,6 +109,7 @@ def parse_options(
     about = " ".join((description or kind.__doc__ or "").split())
     parser = Parser(prog, description=about, add_help=False, allow_abbrev=False)
     if {"-h", "--help", "--help-all"} & set(words):
+        # Options without a group come first; the stable sort preserves the order otherwise.
         flags = sorted([*parsed, *flags], key=lambda flag: flag.group != "Options")
         full = "--help-all" in words
         print(help.render(parser, flags, add_argument, full=full, **texts), end="")
@@ -116,6 +117,7 @@ def parse_options(
     for flag in flags:
         add_argument(parser, flag, former=flag.metadata.get("former", ()))
     spellings = [name for action in parser._actions for name in action.option_strings]
+    # Refuse unknown flags before argparse does, so that the message can name a replacement.
     for word in words:
         if word.startswith("--") and word.split("=")[0] not in ("--", *spellings):
             _refuse(word.split("=")[0], prog, spellings, fields)
@@ -152,6 +154,7 @@ def flags_of(
     for field in dataclasses.fields(kind):
         hint, metadata = hints[field.name], field.metadata
         if is_group(hint, metadata):
+            # No field has the name "", so no field of a group without flags gets a flag.
             inner = only if metadata.get("flag", True) else ("",)
             yield from flags_of(hint, defaults, metadata.get("only", inner), nested + 1)
         else:
@@ -183,6 +186,7 @@ def add_argument(parser: Any, flag: Flag, former: Sequence[str] = (), **settings
     else:
         settings["type"] = flag.metadata.get("parse", kind if kind in (int, float, Path) else str)
     if typing.get_origin(flag.hint) is tuple:
+        # tuple[T, ...] takes one or more values, tuple[T, T] exactly two.
         settings["nargs"] = "+" if counts[-1] is Ellipsis else len(counts)
     if "const" in flag.metadata:
         settings |= {"nargs": "?", "const": flag.metadata["const"]}
@@ -212,6 +216,7 @@ def _construct(kind: Any, values: dict[str, Any], defaults: Mapping[str, Any]) -
 
 def _refuse(flag: str, prog: str, spellings: Sequence[str], fields: Sequence[Flag]) -> NoReturn:
     """Name the replacement of a removed flag, or the most similar flag of an unknown one."""
+    # Boolean flags also have the form --no-NAME.
     former, names = flag.replace("--no-", "--", 1), {field.name: field for field in fields}
     field = names.get(former[2:].replace("-", "_"))
     instead = REMOVED.get(former, "")

@@ -39,6 +39,7 @@ def import_presets(words: Sequence[str]) -> Presets:
     recipe = read_recipe(Path(file), recipe) if file else recipe
     default = "stored with the weights" if stored else name or "original"
     flag = _preset_flag("Named recipe of the training.", default, PRESETS)
+    # The command has the flag --checkpoint too, so return it to the remaining words.
     rest = [*rest, "--checkpoint", weights] if weights else rest
     return _recipe_defaults(recipe), (flag, _RECIPE), rest
 
@@ -53,6 +54,7 @@ def classify_presets(words: Sequence[str]) -> Presets:
     values = dict(CLASSIFY_PRESETS.get(name, {}))
     text = "Named settings. linear: baseline for every network, with --data."
     flag = _preset_flag(text, name or None, CLASSIFY_PRESETS)
+    # Defaults are found by field name, so nested fields move to the top level.
     return {**values.pop("source", {}), **values}, (flag,), rest
 
 

@@ -297,6 +297,7 @@ class MaskEncodingChoice(Choice):
 def _outline(mask: ndarray) -> ndarray:
     """Mark the pixels of each cell that have a pixel of another label above, below, left or
     right."""
+    # Labels are not negative, so this mask is False everywhere.
     outline = mask < 0
     down = mask[1:] != mask[:-1]
     right = mask[:, 1:] != mask[:, :-1]
@@ -323,6 +324,7 @@ def _relative_depth(mask: ndarray) -> ndarray:
     depth = (ndimage.distance_transform_edt(~outline) + 1) * (mask > 0)
     cells, position = np.unique(mask, return_inverse=True)
     deepest = ndimage.maximum(depth, position, np.arange(len(cells)))
+    # The background has depth 0; dividing by 1 avoids 0 / 0.
     deepest[cells == 0] = 1
     return np.rint(255 * depth / deepest[position])
 

@@ -375,6 +375,7 @@ def recipe_flags(recipe: Recipe, file: str) -> list[str]:
             value = getattr(section, option.name)
             if dataclasses.is_dataclass(value) or value == default_of(option):
                 continue
+            # Only a file can set a field that has no flag.
             if not option.metadata.get("flag", True):
                 return ["--recipe", file]
             flags += [

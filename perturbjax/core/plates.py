@@ -131,6 +131,7 @@ def plate_layouts(index: pd.DataFrame) -> dict[str, str]:
     layout: dict[str, str] = {}
     for plate, wells in plates.items():
         similar = [other for other in layout if _jaccard(wells, plates[other]) >= SAME_LAYOUT]
+        # A plate that is similar to plates of several layouts merges these layouts.
         merged = {layout[other] for other in similar}
         name = min(merged, default=plate)
         layout[plate] = name

@@ -88,6 +88,7 @@ def _write_parquet(
             columns = [pa.array(np.ascontiguousarray(column)) for column in np.asarray(part).T]
             table = pa.table([*left.columns, *columns], names=[*left.column_names, *names])
             table = table.replace_schema_metadata({PROVENANCE_KEY: json.dumps(facts)})
+            # The first part determines the schema of the file.
             writer = writer or pq.ParquetWriter(path, table.schema, write_page_checksum=True)
             writer.write_table(table)
     finally:

@@ -98,6 +98,7 @@ def aggregate_to_wells(profiles: Profiles, how: str = "median") -> Profiles:
         raise InputError(f"--aggregate {how}: unknown. Choose median or mean.")
     keys = [profiles.metadata[PLATE], profiles.metadata[WELL]]
     grouped = profiles.metadata.drop(columns=[SITE_ID]).groupby(keys, sort=False)
+    # Columns that have at most one value in each well.
     same = (grouped.nunique() <= 1).all()
     columns = [c for c in same.index[same] if c not in (PLATE, WELL)]
     metadata = grouped.first()[columns].reset_index()

@@ -89,6 +89,7 @@ def _maps(
     for label in np.unique(test.labels):
         own = np.flatnonzero((test.labels == label) & has_map)
         if len(own) and len(chosen) < _MAPS:
+            # The most confident test site of the class that has a map.
             chosen.append(int(own[np.argsort(-test.confidence[own], kind="stable")][0]))
     pairs = ""
     for row in chosen:
@@ -126,6 +127,7 @@ def color_map(
     from matplotlib import colormaps
 
     rows, columns = (
+        # Map position of each pixel row and each pixel column.
         np.arange(length) * cells // length
         for length, cells in zip(size, values.shape, strict=True)
     )

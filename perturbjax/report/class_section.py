@@ -27,9 +27,11 @@ class Confusion(NamedTuple):
 
     def pairs(self) -> list[tuple[int, int, int]]:
         """Confused pairs as (true, predicted, sites): most sites first, then the larger fraction."""
+        # The diagonal contains correct predictions and is excluded.
         rows, columns = np.nonzero(self.matrix * (1 - np.eye(len(self.matrix), dtype=int)))
         sites = self.matrix[rows, columns]
         fraction = sites / self.matrix.sum(axis=1)[rows]
+        # lexsort sorts by the last key first.
         order = np.lexsort((columns, rows, -fraction, -sites))
         return [(int(rows[i]), int(columns[i]), int(sites[i])) for i in order]
 
@@ -114,6 +116,7 @@ def confusion_figure(confusion: Confusion) -> str:
         "by name": np.argsort(text.astype(str)),
     }
     if len(names) > _FEW:
+        # The page starts with the first order; sorting by name puts similar classes first.
         orders = dict(sorted(orders.items()))
     top = "; ".join(f"{names[a]} as {names[b]} ({n})" for a, b, n in confusion.pairs()[:5])
     label = f"Confusion of {len(names)} classes. Most frequent errors: {top or 'none'}"
@@ -134,9 +137,11 @@ def similarity_order(matrix: Int[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
 
     if len(matrix) < 3:
         return np.arange(len(matrix))
+    # The similarity of two classes is the mean of both confusion rates.
     fraction = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     distance = 1 - np.clip((fraction + fraction.T) / 2, 0, 1)
     np.fill_diagonal(distance, 0)
+    # The optimal order of the leaves takes too long for many classes.
     optimal = len(matrix) <= 400
     tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=optimal)
     return leaves_list(tree)

@@ -140,6 +140,7 @@ def _have_same_sites(results: dict[str, RunResults]) -> bool:
         frozenset(one.test.table["site_id"].astype(str)) if one.test is not None else frozenset()
         for one in results.values()
     }
+    # An empty set means that a run has no predictions, so its sites are unknown.
     return len(sites) == 1 and frozenset() not in sites
 
 
@@ -188,6 +189,7 @@ def _intervals(evaluations: dict[str, EvaluationResult], order: Sequence[str]) -
         if row.baseline
     ]
     high, words = max(score.high for _, score, _ in rows), METRICS[HEADLINE].words
+    # About 7 pixels per character of the longest label.
     left = 14 + 7 * min(38, max(len(name) for name, _, _ in rows))
     chart = Chart(
         (0, high * 1.04),
@@ -228,6 +230,7 @@ def _differences(results: dict[str, RunResults]) -> str:
 
 def _settings(config: dict[str, Any]) -> list[tuple[str, str]]:
     entries = [
+        # Settings outside of sections, such as the seed, have no key after the dot.
         (f"{section}.{key}".rstrip("."), str(value))
         for section, values in (config.get("recipe") or {}).items()
         for key, value in (values.items() if isinstance(values, dict) else [("", values)])

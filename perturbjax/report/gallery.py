@@ -74,6 +74,8 @@ def choose(
 def _spread(ordered: Int[np.ndarray, " k"], wells: Int[np.ndarray, " n"], count: int) -> list[int]:
     """The first `count` sites, sites of further wells before repeated wells."""
     repeated: Bool[np.ndarray, " k"] = np.ones(len(ordered), dtype=bool)
+    # The first site of each well is not a repetition. The stable sort preserves the order of sites
+    # within both groups.
     repeated[np.unique(wells[ordered], return_index=True)[1]] = False
     return ordered[np.argsort(repeated, kind="stable")][:count].tolist()
 

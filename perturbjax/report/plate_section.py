@@ -52,6 +52,7 @@ def _wells(results: RunResults, table: pd.DataFrame) -> pd.DataFrame:
     names = predicted_class_names(table)
     values = table[[f"prob_{name}" for name in names]].to_numpy(dtype=float)
     label = pd.Index(names).get_indexer(table["label"])
+    # get_indexer returns -1 for labels that are not classes of the run.
     probability = np.where(label >= 0, values[np.arange(len(table)), label], np.nan)
     metadata = _informative_columns(table)
     rows = table[["site_id", PLATE, WELL, "label", "part", *metadata]].assign(
@@ -141,6 +142,7 @@ def _points(results: RunResults) -> tuple[pd.DataFrame, np.ndarray, str]:
         np.add.at(sums, wells, values)
         sites = np.bincount(wells)
         values, points = sums / sites[:, None], points.iloc[first].reset_index(drop=True)
+        # A well counts as right if at least half of the sites are right.
         fraction = np.bincount(wells, right) / sites
         points["prediction"] = np.where(fraction >= 0.5, "right", "wrong")
     if len(points) > _POINTS:

@@ -58,6 +58,7 @@ def _panel(evaluation: EvaluationResult, metric: str) -> str:
     )
     chart = Chart(
         (low, high * 1.04),
+        # Reversed axis: the first row is at the top.
         (len(rows) - 0.5, -0.5),
         name,
         f"{name} {levels[0].words}: {text}",
@@ -71,6 +72,7 @@ def _panel(evaluation: EvaluationResult, metric: str) -> str:
         _, py = chart.pixel(0, number)
         chart.text(104, py + 4, row.name, "end", "" if row.baseline else "strong")
     for order, level in enumerate(levels):
+        # The levels of one row are drawn below each other.
         offset, css = 0.3 * (order - (len(levels) - 1) / 2), _LEVEL[level.name]
         for number, row in enumerate(level.rows):
             score = row.scores.get(metric)
@@ -178,6 +180,7 @@ def calibration(test: TestPredictions, evaluation: EvaluationResult | None) -> s
     by sites (Guo et al. 2017, ICML).
     """
     edges = np.linspace(0, 1, _BINS + 1)
+    # A confidence of 1 belongs to the last bin.
     numbers = np.clip(np.digitize(test.confidence, edges) - 1, 0, _BINS - 1)
     sites = np.bincount(numbers, minlength=_BINS)
     filled = sites > 0
@@ -210,7 +213,9 @@ def calibration(test: TestPredictions, evaluation: EvaluationResult | None) -> s
 def coverage(test: TestPredictions) -> tuple[np.ndarray, np.ndarray]:
     """Return fractions of the sites, most confident first, and the accuracy of each (100 steps)."""
     order = np.argsort(-test.confidence, kind="stable")
+    # Accuracy among the k most confident sites, for every k.
     accuracy = np.cumsum(test.right[order]) / np.arange(1, len(order) + 1)
+    # The accuracy of fewer than five sites is too noisy for a curve.
     steps = np.linspace(min(5, len(order)), len(order), 100).astype(int)
     steps = np.unique(steps) - 1
     return (steps + 1) / len(order), accuracy[steps]
@@ -230,6 +235,7 @@ def _reliability(bins: pd.DataFrame, error: float) -> str:
     most = bins["sites"].max()
     for row in bins.itertuples():
         left = min(int(row.confidence * _BINS), _BINS - 1) / _BINS
+        # The highest bar takes 22 % of the height, so that bars hide little of the curve.
         chart.bar(left, left + 1 / _BINS, 0.22 * row.sites / most, f"{row.sites} sites")
     chart.line([0, 1], [0, 1], "dashed", 1)
     confidence, accuracy = bins["confidence"].tolist(), bins["accuracy"].tolist()

@@ -40,6 +40,7 @@ class Chart:
         right, top, low = self.width - 14, 26, self.height - self.bottom
         return (
             self.left + (x - x0) / ((x1 - x0) or 1) * (right - self.left),
+            # The y axis of SVG points downwards.
             low - (y - y0) / ((y1 - y0) or 1) * (low - top),
         )
 
@@ -136,8 +137,11 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
         most: maximum number of steps.
     """
     span = max(high - low, 1e-12)
+    # Largest power of ten that is not above the step for `most` intervals.
     step = 10.0 ** np.floor(np.log10(span / most))
     candidates = (step * factor for factor in (1, 2, 5, 10))
     step = next((c for c in candidates if span / c <= most), 10 * step)
+    # The tolerance includes a tick at `low` despite rounding.
     first = np.ceil(low / step - 1e-9) * step
+    # Formatting removes rounding errors such as 0.30000000000000004; + 0.0 converts -0 to 0.
     return [float(f"{value:.10g}") + 0.0 for value in np.arange(first, high + step * 1e-6, step)]

@@ -126,6 +126,7 @@ def window(
     height, width = (min(side, length) for length in mask.shape)
     if (height, width) == mask.shape:
         return image, mask
+    # Summed-area table: the number of cell pixels in a rectangle follows from four corners.
     area = np.pad((mask > 0).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     inside = area[height:, width:] - area[:-height, width:]
     inside = inside - area[height:, :-width] + area[:-height, :-width]
@@ -160,6 +161,7 @@ def atlas(
         side: height and width of a grid cell in pixels.
         across: pictures per row.
     """
+    # Ceiling division: the last row of the grid can be incomplete.
     sheet = np.zeros((-(-len(pictures) // across) * side, across * side, 3), np.uint8)
     for number, picture in enumerate(pictures):
         row, column = divmod(number, across)

@@ -116,6 +116,7 @@ def _column(values: pd.Series) -> Any:
         return values.astype(int).tolist()
     if values.dtype.kind == "f":
         return [float(f"{v:.{_DIGITS}g}") if np.isfinite(v) else None for v in values.tolist()]
+    # Repeated text is stored as codes, which makes the page smaller.
     codes, levels = pd.factorize(values.fillna("").astype(str))
     if 2 * len(levels) <= len(codes):
         return {"levels": list(levels), "codes": codes.tolist()}

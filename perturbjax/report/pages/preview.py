@@ -76,6 +76,7 @@ def well_table(dataset: Dataset) -> pd.DataFrame:
     columns = {
         dataset.label_column.removeprefix("Metadata_") or "label": groups[_LABEL].first(),
         "cells": groups["n_cells"].mean(),
+        # Mean area per cell; NaN for wells without cells.
         "cell area": groups["mask_area"].sum() / cells.where(cells > 0),
     }
     for channel in dataset.channel_names:
@@ -128,6 +129,7 @@ def outliers(wells: pd.DataFrame) -> pd.DataFrame:
         if measure == "cells":
             far |= wells["cells"].eq(0)
         median = wells.groupby(PLATE)[measure].transform("median")
+        # Column 2 contains the label, see `well_table`.
         rows.append(
             wells.loc[far, [PLATE, WELL, wells.columns[2], "position"]].assign(
                 measure=measure, value=wells.loc[far, measure], median=median[far],
@@ -248,12 +250,14 @@ def _montages(
 ) -> Iterator[Section]:
     """One section per plate; for many plates one section in total."""
     plates = list(wells[PLATE].unique())
+    # At least four pictures per plate. With too many plates for that, only the first are drawn.
     each = int(np.clip(PICTURES // len(plates), 4, PER_PLATE))
     drawn = plates[: PICTURES // each]
     few, left = len(plates) <= FEW, len(plates) - len(drawn)
     strips = []
     for number, plate in enumerate(drawn):
         own = wells[wells[PLATE] == plate]
+        # Evenly spaced wells of the plate, in the order of the table.
         chosen = own.iloc[np.unique(np.linspace(0, len(own) - 1, each).round().astype(int))]
         pictured = "".join(_shot(dataset, renderer, row) for row in chosen.to_dict("records"))
         shots = f'<div class="shots">{pictured}</div>'

@@ -48,6 +48,7 @@ def scatter(
         settings["palette"] = dict(palette)
     if renderer is not None and positions is not None:
         count = min(len(table), renderer.affordable(PICTURES))
+        # Evenly spaced points get a picture; -1 in the column `picture` means none.
         chosen = np.unique(np.linspace(0, len(table) - 1, count).astype(int))
         table.iloc[chosen, table.columns.get_loc("picture")] = np.arange(len(chosen))
         sites = [renderer.picture(int(position), _SIDE) for position in positions[chosen]]
