@@ -90,6 +90,7 @@ def find_functions(
     for plate in plates:
         for channel in channels:
             name = f"{plate}_Illum{channel}.npy"
+            # A plate name with a slash could lead outside of the folder.
             if Path(name).name != name or Path(plate).name != plate:
                 raise InputError(
                     f"--illumination {folder}: plate {plate!r} is not allowed in a file name; "
@@ -114,6 +115,8 @@ def read_function(path: Path) -> Float32[np.ndarray, "h w"]:
         InputError: The file is not a two-dimensional array of finite, positive numbers.
     """
     try:
+        # Memory-mapped, so that the shape is checked before the values are read. Pickles could run
+        # code.
         values = np.load(path, mmap_mode="r", allow_pickle=False)
         is_image = (
             isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "fiu"
@@ -132,6 +135,7 @@ def read_function(path: Path) -> Float32[np.ndarray, "h w"]:
             f"{path}: contains values that are not finite and positive; images cannot be divided "
             "by them"
         )
+    # The cache returns the same array to all callers.
     function.setflags(write=False)
     return function
 
@@ -185,6 +189,7 @@ def estimate_function(task: EstimateTask) -> str:
     grids = []
     for site in task.sites:
         grid = _downsample(read_planes(site.stored, site.where)[site.stored[0]])
+        # The division makes sites of different brightness comparable. Empty images are left out.
         if (median := float(np.median(grid))) > 0:
             grids.append(grid / median)
     if len(grids) < MIN_SITES:
@@ -222,10 +227,12 @@ def fit_surface(
     Returns:
         exp(polynomial), scaled so that its 2nd percentile is 1.
     """
+    # In the logarithm the function is a sum of terms, and exp makes the result positive.
     values = np.log(np.maximum(background, np.finfo(np.float32).tiny)).astype(np.float64).ravel()
     terms = _polynomial_terms(background.shape)
     weights = np.ones_like(values)
     for _ in range(ITERATIONS):
+        # Weighted least squares: rows are scaled by the square root of their weights.
         fitted = np.linalg.lstsq(terms * weights[:, None], values * weights, rcond=None)[0]
         residuals = np.abs(values - terms @ fitted)
         # Huber weights: 1 within 1.5 robust standard deviations (1.4826 MAD), decreasing beyond.
@@ -238,6 +245,7 @@ def fit_surface(
 def _polynomial_terms(shape: tuple[int, ...]) -> Float[np.ndarray, "_ _"]:
     """Products of powers of row and column (both from -1 to 1) up to total degree `DEGREE`."""
     row, column = (2 * (np.arange(size) + 0.5) / size - 1 for size in shape)
+    # 28 terms for degree 6.
     pairs = [(i, j) for i in range(DEGREE + 1) for j in range(DEGREE + 1 - i)]
     return np.stack([np.outer(row**i, column**j).ravel() for i, j in pairs], axis=-1)
 
@@ -249,6 +257,7 @@ def edge_to_center_ratio(image: Shaped[np.ndarray, "h w"]) -> float:
     distance from the center to a corner.
     """
     rows, columns = (2 * (np.arange(size) + 0.5) / size - 1 for size in image.shape)
+    # 0 at the center, 1 in a corner.
     radius = np.hypot(rows[:, None], columns[None, :]) / np.sqrt(2)
     edge, center = np.percentile(image[radius > 0.8], 25), np.percentile(image[radius < 0.25], 25)
     return float(edge / max(center, 1e-9))
@@ -299,6 +308,7 @@ def estimate_functions(
                 f"--illumination {ESTIMATE}: sites of plate {plate} have {len(sizes)} different "
                 "sizes, so one function cannot fit all; omit --illumination, or build them apart"
             )
+        # Evenly spaced, so that all regions of the plate contribute.
         evenly = np.unique(np.linspace(0, len(indices) - 1, MAX_SITES).round().astype(int))
         sample = [sites[indices[k]] for k in evenly]
         for channel in dict.fromkeys(sample[0].channels):

@@ -73,6 +73,7 @@ class TaskPool:
         """Yield `function(task)` for all tasks in order of completion."""
         pending = 0
         for number, task in enumerate(tasks):
+            # Wait for a result first: this limits the memory of queued tasks and results.
             if pending >= IN_FLIGHT * self.workers:
                 yield self._receive()[1]
                 pending -= 1
@@ -89,6 +90,7 @@ class TaskPool:
         sent = yielded = 0
 
         def next_result() -> Result:
+            # Results arrive in any order; those of later tasks wait in `early`.
             while yielded not in early:
                 number, result = self._receive()
                 early[number] = result
@@ -139,6 +141,7 @@ class Pool(TaskPool):
     def _send(self, number: int, function: Callable, task: Any) -> None:
         if not self._processes:
             self._start()
+        # The worker with the fewest tasks in flight.
         worker = min(range(self.workers), key=self._load.__getitem__)
         try:
             self._pipes[worker].send((number, function, task))
@@ -170,6 +173,8 @@ class Pool(TaskPool):
                 parent_end, worker_end = context.Pipe()
                 process = context.Process(target=_run_worker, args=(worker_end,), daemon=True)
                 process.start()
+                # Only the worker owns this end, so that the parent detects its death as end of
+                # file.
                 worker_end.close()
                 self._processes.append(process)
                 self._pipes.append(parent_end)
@@ -231,6 +236,7 @@ def _run_worker(pipe: Connection) -> None:
         with contextlib.suppress(EOFError, OSError):
             while (message := pipe.recv()) is not None:
                 tasks.put(message)
+        # The parent closed the pipe or ended. `os._exit` ends the process even during a task.
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
@@ -241,6 +247,7 @@ def _run_worker(pipe: Connection) -> None:
             result = function(task)
         except Exception as exception:
             if not isinstance(exception, InputError):
+                # Tracebacks are not pickled, so the text travels as a note.
                 exception.add_note(f"in a worker process:\n{traceback.format_exc()}")
             error = exception
         try:

@@ -75,13 +75,16 @@ def spectrum_slope(plane: UInt[np.ndarray, "h w"]) -> float:
     from scipy import fft
 
     values = plane.astype(np.float32)
+    # Without the mean, which would dominate the lowest frequencies.
     values = (values - values.mean()) * _window(plane.shape)
     power = np.square(np.abs(fft.rfft2(values))).ravel()
     band, counts = _bands(plane.shape)
+    # Total power of each band; the last entry collects frequencies outside of all bands.
     sums = np.bincount(band, weights=power, minlength=BANDS + 1)[:BANDS]
     valid = (counts > 0) & (sums > 0)
     if valid.sum() < 3:
         return float("nan")
+    # The slope refers to the mean power of a band at its center on the logarithmic axis.
     edges = np.log(np.geomspace(FREQUENCIES[0], FREQUENCIES[1], BANDS + 1))
     centers = (edges[:-1] + edges[1:]) / 2
     return float(np.polyfit(centers[valid], np.log(sums[valid] / counts[valid]), 1)[0])
@@ -101,6 +104,7 @@ def _bands(shape: tuple[int, int]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarra
         np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]
     ).ravel()
     edges = np.geomspace(FREQUENCIES[0], FREQUENCIES[1], BANDS + 1)
+    # Number of the band that contains each frequency; negative below the first one.
     band = np.searchsorted(edges, frequency, side="right") - 1
     band[(band < 0) | (band >= BANDS)] = BANDS
     return band, np.bincount(band, minlength=BANDS + 1)[:BANDS]
@@ -112,6 +116,7 @@ def laplacian_variance(plane: UInt[np.ndarray, "h w"]) -> float:
     if min(values.shape) < 3:
         return float("nan")
     inner = values[1:-1, 1:-1]
+    # Sum of the four neighbors minus four times the pixel.
     laplacian = (
         values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:] - 4 * inner
     )
@@ -131,6 +136,7 @@ def saturated_fraction(plane: UInt[np.ndarray, "h w"]) -> float:
 
 def border_fraction(mask: UInt16[np.ndarray, "h w"]) -> float:
     """Return the fraction of cells at the image border; 0 without cells."""
+    # Labels can have gaps, so areas above 0 are counted instead of the largest label.
     cells = np.count_nonzero(np.bincount(mask.ravel())[1:])
     cut = np.unique(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]))
     return float(np.count_nonzero(cut) / cells) if cells else 0.0
@@ -146,6 +152,7 @@ def count_debris(mask: UInt16[np.ndarray, "h w"], image: Shaped[np.ndarray, "h w
         return 0
     spots, _ = ndimage.label(image > np.percentile(image[mask > 0], SPOT_PERCENTILE))
     sizes = np.bincount(spots.ravel())
+    # Spots that touch a cell are no debris. Entry 0 is the background of the labeling.
     sizes[np.unique(spots[mask > 0])] = 0
     sizes[0] = 0
     return int((areas < SMALL * np.median(areas)).sum() + (sizes >= SPOT_PIXELS).sum())

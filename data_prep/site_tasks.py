@@ -54,8 +54,10 @@ def worker_count(workers: int, engine: str) -> int:
     """
     if workers:
         return workers
+    # Several processes would load the network several times into the memory of one GPU.
     if engine == "cellpose-torch" and Path("/dev/nvidia0").exists():
         return 1
+    # Cores that this process may use, which can be fewer than the machine has (Slurm, containers).
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -94,6 +96,7 @@ def probe_sites(sites: list[Site]) -> list[tuple[str, tuple[int, int]]]:
                     f"{site.where}: {plane} has shape {header.shape}, but {first} of the same site "
                     f"has shape {shape}"
                 )
+        # uint16 if at least one stored channel is uint16.
         dtype = np.result_type(*(headers[plane].dtype for plane in site.stored))
         probes.append((dtype.name, shape))
     return probes
@@ -168,6 +171,7 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
     # The key is computed from the pixels, so a mask of other pixels can never be used.
     key = mask_key(segmented, settings.described, site.diameter)
     failed = settings.masks.failed(key)
+    # A site without segmentation remains in the dataset, with an empty mask.
     mask = np.zeros(image.shape[:2], np.uint16) if failed else settings.masks.get(key)
     if mask is None or mask.shape != image.shape[:2]:
         raise InputError(
@@ -178,6 +182,7 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
         {name: raw[plane] for name, plane in by_channel.items()}, mask, segmented[..., 0], failed
     )
     if settings.resize:
+        # Quality is measured and cells are segmented at full size, before this step.
         image, mask = resize_image(image, settings.resize), resize_mask(mask, settings.resize)
     pixels = np.ascontiguousarray(image.astype(dtype))
     return SitePixels(pixels, mask, site_statistics(image), pixel_digest(raw.values()), quality)

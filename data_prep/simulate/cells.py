@@ -45,16 +45,20 @@ def draw_site(
         rng: Random generator for positions, shapes and noise.
         magnification: Relative magnification of the objective: larger cells, and fewer.
     """
+    # `count` refers to a site of 128 x 128 pixels at magnification 1.
     expected = traits["count"] * (size / 128 / magnification) ** 2
     typical = CELL_RADIUS * magnification
     radius = typical * traits["cell_radius"]
     centers = _place_cells(max(rng.poisson(expected), 1), size, MIN_DISTANCE * radius, rng)
     count = len(centers)
+    # Log-normal variation between the cells of a site.
     radii = radius * np.exp(rng.normal(0, 0.10, count))
     nucleus_radii = typical * traits["nucleus_radius"] * np.exp(rng.normal(0, 0.08, count))
     level = np.exp(rng.normal(0, 0.15, (count, len(CHANNELS))))
 
+    # Nuclei are less elongated than their cells.
     nucleus_elongation = 1 + 0.6 * (traits["elongation"] - 1)
+    # Relative distances and angles, (cells, height, width); 1 is the outline.
     to_nucleus, angle = _distances(centers, nucleus_radii, nucleus_elongation, 0.03, size, rng)
     to_cell, _ = _distances(centers, radii, traits["elongation"], traits["irregularity"], size, rng)
     # Each pixel belongs to the cell, and to the nucleus, with the smallest relative distance.
@@ -62,7 +66,9 @@ def draw_site(
     cell_distance = np.take_along_axis(to_cell, owner[None], 0)[0]
     nucleus_owner = to_nucleus.argmin(axis=0)
     nucleus_distance = np.take_along_axis(to_nucleus, nucleus_owner[None], 0)[0]
+    # Label i + 1 is cell i; nucleus and cell have the same label.
     nuclei = np.where(nucleus_distance < 1, nucleus_owner + 1, 0).astype(np.uint16)
+    # A nucleus always belongs to its cell, also where a neighboring cell is closer.
     cells = np.where(nuclei > 0, nuclei, np.where(cell_distance < 1, owner + 1, 0)).astype(
         np.uint16
     )
@@ -73,6 +79,7 @@ def draw_site(
         * _texture(size, 1.3, traits["granularity"], rng)
     )
     body = _soft_step(cell_distance, 0.06) * level[owner, 1]
+    # A ring just inside of the outline.
     cortex = np.exp(-(((cell_distance - 0.9) / 0.12) ** 2)) * (cell_distance < 1.2)
     actin = (0.35 * body + 0.65 * cortex * level[owner, 1]) * _texture(
         size, 2.2, 0.6 * traits["fibres"], rng
@@ -99,6 +106,7 @@ def _place_cells(
     valid one is used. Most cells try the positions next to others first and form groups, as in
     culture. A cell without a valid position is omitted.
     """
+    # Avoids centers near the border of the site.
     margin = 0.3 * distance
     centers = rng.uniform(margin, size - margin, (1, 2))
     for _ in range(count - 1):
@@ -106,10 +114,12 @@ def _place_cells(
         parents = centers[rng.integers(len(centers), size=12)]
         turn = rng.uniform(0, 2 * np.pi, 12)
         step = distance * rng.uniform(1.02, 1.35, 12)
+        # Slightly farther than the minimum distance, in a random direction.
         adjacent = parents + step[:, None] * np.stack([np.sin(turn), np.cos(turn)], axis=-1)
         is_grouped = rng.random() < GROUPED_FRACTION
         trials = np.concatenate([adjacent, uniform] if is_grouped else [uniform, adjacent])
         inside = ((trials > margin) & (trials < size - margin)).all(axis=1)
+        # Distance of each trial to the closest existing center, (24,).
         nearest = np.linalg.norm(trials[:, None] - centers[None], axis=-1).min(axis=1)
         valid = np.flatnonzero(inside & (nearest >= distance))
         if len(valid):
@@ -132,10 +142,13 @@ def _distances(
     """
     n = len(centers)
     tilt, two, three, five = rng.uniform(0, 2 * np.pi, (4, n, 1, 1)).astype(np.float32)
+    # The square root on both axes retains the area: (r * ratio) * (r / ratio) = r^2.
     ratio = np.sqrt(elongation * np.exp(rng.normal(0, 0.08, (n, 1, 1)))).astype(np.float32)
     grid = np.arange(size, dtype=np.float32)
+    # Offsets from each center by broadcasting: (n, h, 1) and (n, 1, w).
     y = grid[None, :, None] - centers[:, 0, None, None].astype(np.float32)
     x = grid[None, None, :] - centers[:, 1, None, None].astype(np.float32)
+    # Rotate to the axes of the ellipse and scale it to a circle.
     major = (np.cos(tilt) * x + np.sin(tilt) * y) / ratio
     minor = (np.cos(tilt) * y - np.sin(tilt) * x) * ratio
     angle = np.arctan2(minor, major)
@@ -145,6 +158,7 @@ def _distances(
         + 0.5 * np.cos(5 * angle + five)
     )
     outline = radii[:, None, None].astype(np.float32) * (1 + np.float32(irregularity) * wave)
+    # The lower limit prevents a division by values near 0 at strong waves.
     return np.hypot(major, minor) / np.maximum(outline, 0.3 * radii.min()), angle
 
 
@@ -155,6 +169,7 @@ def _soft_step(distance: Float[np.ndarray, "h w"], width: float) -> Float[np.nda
 
 def _noise(size: int, scale: float, rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
     """Smooth noise with standard deviation 1 and a correlation length of about `scale` pixels."""
+    # Blurred white noise. The blur reduces its variance, so it is normalized below.
     field = ndi.gaussian_filter(
         rng.standard_normal((size, size), dtype=np.float32), scale, mode="wrap"
     )
@@ -165,6 +180,7 @@ def _texture(
     size: int, scale: float, strength: float, rng: np.random.Generator
 ) -> Float[np.ndarray, "h w"]:
     """Log-normal noise with mean 1."""
+    # exp(s * n) of standard normal n has the mean exp(s^2 / 2), which is divided out.
     return np.exp(strength * _noise(size, scale, rng) - strength**2 / 2)
 
 
@@ -172,11 +188,14 @@ def _simulate_camera(
     light: Float[np.ndarray, "h w 3"], size: int, rng: np.random.Generator
 ) -> UInt16[np.ndarray, "h w 3"]:
     """Add haze, vignetting, blur, photon noise and read noise; convert to 16 bits."""
+    # Out-of-focus light and a constant background of 60 gray values.
     haze = ndi.gaussian_filter(light, (size / 10, size / 10, 0)) * 0.10 + 60
     axis = np.linspace(-1, 1, size)
+    # Quadratic decrease to 88 % in the corners.
     vignette = 1 - 0.12 * (axis[:, None] ** 2 + axis[None, :] ** 2) / 2
     signal = ndi.gaussian_filter(light + haze, (BLUR, BLUR, 0)) * vignette[..., None]
     values = (
+        # Photon noise: Poisson in photoelectrons, converted back to gray values.
         GAIN * rng.poisson(np.clip(signal, 0, None) / GAIN)
         + OFFSET
         + rng.normal(0, READ_NOISE, light.shape)

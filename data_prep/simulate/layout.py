@@ -118,6 +118,7 @@ def _random_shifts(
     """Shifts of two aspects per mechanism plus one aspect per compound, with random signs."""
 
     def draw(n_aspects: int, used: dict[str, float]) -> dict[str, float]:
+        # Aspects without a trait that is already used.
         free = [aspect for aspect, traits in ASPECTS.items() if not set(traits) & set(used)]
         return {
             trait: effect * float(rng.choice((-1, 1)))
@@ -127,6 +128,7 @@ def _random_shifts(
 
     shifts, mechanism = [], dict[str, float]()
     for compound in range(compounds):
+        # Each block of `COMPOUNDS_PER_MOA` compounds shares one mechanism.
         if compound % COMPOUNDS_PER_MOA == 0:
             mechanism = draw(2, {})
         shifts.append(mechanism | draw(1, mechanism))
@@ -141,6 +143,7 @@ def _graded_shifts(
     Compounds of one mechanism have neighboring values.
     """
     mechanisms = -(-compounds // COMPOUNDS_PER_MOA)
+    # (mechanisms, compounds per mechanism): a row contains neighboring values.
     levels = np.linspace(-2 * effect, 2 * effect, mechanisms * COMPOUNDS_PER_MOA).reshape(
         mechanisms, -1
     )
@@ -160,6 +163,7 @@ def assign_wells(wells: int, compounds: int, rng: np.random.Generator) -> np.nda
         compounds in (almost) equal numbers.
     """
     solvent = max(round(wells * SOLVENT_FRACTION), 1)
+    # Row 0 is the solvent, so compounds count from 1.
     treated = np.arange(wells - solvent) % compounds + 1
     return rng.permutation(np.concatenate([np.zeros(solvent, int), treated]))
 
@@ -167,6 +171,7 @@ def assign_wells(wells: int, compounds: int, rng: np.random.Generator) -> np.nda
 def trait_values(z: Float[np.ndarray, "... traits"]) -> Float[np.ndarray, "... traits"]:
     """Convert standardized values (between-well standard deviations, log scale) to trait values."""
     typical = np.array([trait.typical for trait in TRAITS.values()])
+    # The log scale makes a standard deviation relative and values positive.
     scale = np.array([math.log1p(trait.deviation) for trait in TRAITS.values()])
     return typical * np.exp(scale * z)
 
@@ -183,5 +188,6 @@ def position_gradient(
     """
     rows, columns = plate_shape(wells)
     row, column = np.divmod(np.arange(wells), columns)
+    # Row and column from -0.5 to 0.5, (wells, 2).
     place = np.stack([row / max(rows - 1, 1) - 0.5, column / max(columns - 1, 1) - 0.5], axis=-1)
     return strength * place @ direction

@@ -106,6 +106,7 @@ def simulate(options: SimulateConfig) -> None:
         pd.DataFrame(rows).to_csv(folder / "load_data.csv", index=False)
         truth.to_parquet(folder / "truth" / "parameters.parquet", index=False)
         write_json(folder / SETTINGS, settings)
+        # One rename makes the complete simulation visible.
         os.rename(folder, options.out)
         shutil.rmtree(work)
     console.print(
@@ -131,6 +132,7 @@ def plan(options: SimulateConfig) -> pd.DataFrame:
     shifts = treatments[list(TRAITS)].to_numpy()
     rows: list[dict[str, Any]] = []
     for plate in range(options.plates):
+        # With a shared layout, all plates use the stream of plate 0.
         layout_stream = _rng(options, 2, 0 if options.shared_layout else plate)
         layout = assign_wells(options.wells, options.compounds, layout_stream)
         rng = _rng(options, 3, plate)
@@ -138,6 +140,7 @@ def plan(options: SimulateConfig) -> pd.DataFrame:
         well_effect = rng.standard_normal((options.wells, len(TRAITS)))
         site_effect = SITE_SPREAD * rng.standard_normal((options.wells, options.sites, len(TRAITS)))
         wells = shifts[layout] + gradient + plate_effect + well_effect
+        # (wells, sites, traits).
         values = trait_values(wells[:, None] + site_effect)
         for well, site in np.ndindex(options.wells, options.sites):
             treatment = treatments.iloc[layout[well]]
@@ -176,4 +179,5 @@ def _write_site(folder: Path, site: dict[str, Any], options: SimulateConfig) -> 
 
 
 def _rng(options: SimulateConfig, *stream: int) -> np.random.Generator:
+    # The first number of a stream is its purpose: treatments, gradient, layout, effects or drawing.
     return np.random.default_rng([options.seed, *stream])

@@ -80,6 +80,7 @@ def pixel_digest(planes: Iterable[UInt[np.ndarray, "_ _"]]) -> str:
     """Return the SHA-256 of the pixels of a site; it does not depend on the file format."""
     digest = hashlib.sha256()
     for plane in planes:
+        # Planes of another type or shape can have the same bytes.
         digest.update(f"{plane.dtype.name} {plane.shape};".encode())
         digest.update(np.ascontiguousarray(plane).data)
     return digest.hexdigest()
@@ -120,6 +121,7 @@ def as_stored(
     low, high = int(image.min()), int(image.max())
     if image.dtype.kind == "i" and image.dtype.itemsize == 2 and low < _OFFSET_LIMIT:
         print_once("info: images are int16 with an offset of -32768; 32768 is added to all pixels")
+        # int32, because the sum exceeds the range of int16.
         return (image.astype(np.int32) + 32768).astype(np.uint16)
     if low < 0 or high > 65535:
         raise InputError(
@@ -144,6 +146,7 @@ def select_sample(
     colors = image[..., :count]
     if plane.channel in list(COLORS[:count]):
         return colors[..., COLORS.index(plane.channel)]
+    # Samples with at least one pixel that is not zero.
     used = [index for index in range(count) if colors[..., index].any()]
     if len(used) == 1 and count > 1:
         print_once(
@@ -166,6 +169,7 @@ def require_size(shape: Sequence[int], plane: Plane | str, where: str) -> None:
     Raises:
         InputError: The product of `shape` exceeds the maximum number of pixels of a site.
     """
+    # A damaged header could otherwise make the decoder allocate all memory.
     if math.prod(shape) > LARGEST_SITE:
         raise InputError(
             f"{where}: {plane} claims {tuple(shape)} pixels, more than any camera image; it was "
@@ -200,6 +204,7 @@ def project_stack(
     planes = iter(stack)
     result = next(planes)
     if how == "mean":
+        # float64, because the sum exceeds the range of the pixels.
         total, count = result.astype(np.float64), 1
         for plane in planes:
             total += plane

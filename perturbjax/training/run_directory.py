@@ -329,7 +329,7 @@ def open_run(path: Path) -> Run:
         raise InputError(f"{path / CONFIG}: is not the config.json of a run ({error!r})") from error
     if not is_list_of_text(names) or not isinstance(label_column, str):
         raise InputError(f"{path / LABELS}: is not a list of class names. Restore the file.")
-    # A changed split would move test sites into the training set.
+    # A changed split could move test sites into the training set.
     if split is not None and fingerprint(_read_split_file(path)) != split:
         raise InputError(_split_changed(path))
     return Run(path, recipe, data, names, facts)
