@@ -123,6 +123,7 @@ class Segmenter:
         self.precision = config.precision if precision == "auto" else precision
         self.rules = defaults.rules if rules is None else rules
         self.seconds = {"network": 0.0, "masks": 0.0}
+        # The structure is a static argument of the compiled program; parameters are its inputs.
         self._graph, self._state = nnx.split(build(config, params))
         self._full_batch: tuple[tuple[int, ...], int] = ((), 0)
 
@@ -157,14 +158,18 @@ class Segmenter:
         with ThreadPoolExecutor(THREADS) as threads:
             pending: deque[Future[Objects]] = deque()
             for batch in self._batches(images):
+                # In order, for the images with objects only.
                 maps = iter(self._timed_maps([each for each in batch if each.foreground.present]))
                 for each in batch:
                     if not each.foreground.present:
+                        # Empty results pass through the same queue, so that the results remain in
+                        # order.
                         pending.append(threads.submit(Objects.empty, each.image.shape))
                     elif max(each.image.shape[:2]) > BLOCK:
                         pending.append(threads.submit(self._segment_blocks, each))
                     else:
                         pending.append(threads.submit(self._objects, each, next(maps)))
+                # A pending image holds its maps in memory, so their number is limited.
                 while len(pending) > MAX_PENDING:
                     yield pending.popleft().result()
             while pending:
@@ -250,6 +255,7 @@ class Segmenter:
         stacked = np.stack([np.pad(image, (*padding, (0, 0))) for image in images])
         cut = tiles.cut(stacked, ranges, plan.y.cut, plan.x.cut)
         count, grid = len(images) * plan.count, (plan.y.tiles, plan.x.tiles)
+        # A power of two, so that few programs are compiled.
         size = min(self._tiles_per_batch(plan), 2 ** math.ceil(math.log2(count)))
         dtype = jnp.bfloat16 if self.precision == "bfloat16" else jnp.float32
         chunks = tuple(
@@ -260,6 +266,7 @@ class Segmenter:
         return tiles.join(chunks, rows, columns, grid, len(images))
 
     def _tiles_per_batch(self, plan: tiles.Plan) -> int:
+        # Pixels of a batch of full-size tiles.
         full = TILES_PER_BATCH.get(jax.default_backend(), 8) * tiles.TILE**2
         return max(2 ** int(math.log2(full / (plan.tile[0] * plan.tile[1]))), 1)
 
@@ -275,10 +282,15 @@ class Segmenter:
             for left in range(0, image.shape[1], BLOCK):
                 y, x = max(top - margin, 0), max(left - margin, 0)
                 block = image[y : top + BLOCK + margin, x : left + BLOCK + margin]
+                # The intensity range is that of the whole image, so that blocks are normalized
+                # alike.
                 result = self._objects(item._replace(image=block), self.maps([block], ranges)[0])
                 own = _centroids_inside(result.labels, (top - y, left - x), BLOCK)
+                # Continue the numbering of the previous blocks; 0 drops an object of a neighboring
+                # block.
                 number = np.where(own, np.cumsum(own) + count, 0).astype(np.uint32)
                 part = labels[y : y + block.shape[0], x : x + block.shape[1]]
+                # Pixels of objects of previous blocks are not overwritten.
                 np.copyto(part, number[result.labels], where=(part == 0))
                 count += int(own.sum())
                 errors.append(result.errors)
@@ -334,6 +346,7 @@ def segment(
         >>> perturbjax.segment(nuclei, diameter=24).max()
         np.uint16(4)
     """
+    # Up to 4 channels on the last axis; a longer last axis means a stack of 2-D images.
     single = isinstance(images, np.ndarray) and (
         images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4)
     )
@@ -364,6 +377,7 @@ def _centroids_inside(
     count = np.bincount(labels.ravel()).astype(float)
     inside = np.ones(len(count), bool)
     for axis, first in enumerate(start):
+        # (h, w): the row or the column of each pixel.
         position = np.broadcast_to(
             np.expand_dims(np.arange(labels.shape[axis]), 1 - axis), labels.shape
         )

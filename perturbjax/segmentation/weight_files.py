@@ -52,6 +52,7 @@ def find(weights: str | Path, server: str = "", flag: str = "weights") -> Path:
     path = Path(weights)
     if path.is_file():
         return path.resolve()
+    # A name with a folder is a path, and not a name of included weights.
     if (ours := SHIPPED / f"{path.name}.safetensors").is_file() and path.name == str(weights):
         return ours
     if str(weights) not in FILES:
@@ -79,6 +80,8 @@ def _fetch(url: str, path: Path, name: str) -> None:
     with _open_url(url, name) as response, atomic(path) as temporary:
         with open(temporary, "wb") as file:
             size = sum(file.write(block) for block in _read_blocks(response, url, name))
+        # The server may omit the length. These checks run before the file gets its final name, so
+        # that an incomplete file is never cached.
         expected = response.headers.get("Content-Length", "")
         if not size or (expected.isdecimal() and int(expected) != size):
             raise InputError(

@@ -56,6 +56,7 @@ def load_weights(path: Path | str) -> tuple[CPnetConfig | SamConfig, nnx.State]:
         _sam_config(path, tensors) if sam.MARK in tensors else _config_of(path, tensors, metadata)
     )
     name_of = sam.tensor_name if isinstance(config, SamConfig) else tensor_name
+    # Shapes only: no random parameters are computed.
     state = nnx.state(nnx.eval_shape(lambda: config.build(nnx.Rngs(0))))
     flat = {}
     for key, variable in nnx.to_flat_state(state):
@@ -128,10 +129,13 @@ def tensor_name(path: tuple[Any, ...]) -> str:
 
 def _layer_name(layer: tuple[Any, ...]) -> str:
     match layer:
+        # In Cellpose's sequences, 0 is BatchNorm, 1 is ReLU and 2 is the convolution. `proj` has no
+        # ReLU.
         case ("output", part):
             return f"output.{0 if part == 'norm' else 2}"
         case (way, level, "proj", part):
             return f"{_block(way, level)}.proj.{0 if part == 'norm' else 1}"
+        # With a style, sequence (`conv`) and style layer (`full`) are in one module.
         case ("up", level, "convs", number, part) if number > 0:
             return f"{_block('up', level)}.conv.conv_{number}.conv.{0 if part == 'norm' else 2}"
         case (way, level, "convs", number, part):
@@ -201,6 +205,7 @@ def _config_of(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, A
             raise InputError(
                 f"{path}: is a 3D network or of an unknown kind; only 2D networks are supported"
             )
+        # The kernel is (out, in, height, width); the first level also defines the input channels.
         nbase += [kernel.shape[1], kernel.shape[0]] if levels == 0 else [kernel.shape[0]]
         levels += 1
     outputs = tensors["output.2.weight"].shape[0]
@@ -213,6 +218,7 @@ def _config_of(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, A
     diameters = {
         name: _read_diameter(path, name, tensors, metadata) for name in ("diam_mean", "diam_labels")
     }
+    # Without `diam_labels`, objects are assumed to have the diameter `diam_mean`.
     if diameters["diam_mean"] is not None:
         mean = diameters["diam_mean"]
         config = replace(config, diam_mean=mean, diam_labels=mean)
@@ -224,6 +230,7 @@ def _config_of(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, A
 def _read_diameter(
     path: Path, name: str, tensors: dict[str, np.ndarray], metadata: dict[str, Any]
 ) -> float | None:
+    # Metadata of perturbjax take precedence over tensors of Cellpose's files.
     value = metadata[name] if name in metadata else tensors.get(name)
     if value is None:
         return None
