@@ -37,6 +37,8 @@ class ConvBlock(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "b h w i"], mode: Mode) -> Float[Array, "b h2 w2 o"]:
+        # The convolution applies the signs through its kernel, and BatchNorm includes the bias in
+        # its statistics only.
         signs = self.norm.channel_signs()
         x = self.conv.without_bias(x, signs)
         bias = self.conv.bias[...]  # type: ignore[index]
@@ -93,6 +95,7 @@ class AttentionClassifier(nnx.Module):
             mask = block(mask, mode)
         for block in self.image_blocks:
             image = block(image, mode)
+        # (b, h / 8, w / 8, 1): each of the three blocks halves height and width.
         attention = self.attention(mask, mode)
         features = jnp.concatenate([(image * attention).mean((1, 2)), mask.mean((1, 2))], axis=-1)
         hidden = dropout(leaky_relu(self.hidden(features)), self.dropout, mode)
@@ -109,6 +112,7 @@ ATTENTION = Backbone(
     AttentionClassifier,
     original=(
         *(
+            # A stage of the original has four modules; the first two have parameters.
             (f"{branch}_features.{4 * stage + offset}", f"{branch}_blocks.{stage}.{layer}")
             for branch in ("image", "mask")
             for stage in range(len(WIDTHS))

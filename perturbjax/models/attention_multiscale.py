@@ -43,9 +43,12 @@ class MultiscaleAttentionClassifier(nnx.Module):
         mask, image = x[..., :1], x[..., 1:]
         stages = zip(self.image_blocks, self.mask_blocks, self.attentions, strict=True)
         for image_block, mask_block, attend in stages:
+            # Mask features do not depend on the image, so attention follows the shape of cells
+            # only.
             mask = mask_block(mask, mode)
             attention = attend(mask, mode)
             image = image_block(image, mode) * attention
+        # Only the attention map of the last stage is returned.
         features = jnp.concatenate([image.mean((1, 2)), mask.mean((1, 2))], axis=-1)
         hidden = dropout(jax.nn.relu(self.hidden(features)), self.dropout, mode)
         return attention_outputs(self.head(hidden), features, attention)

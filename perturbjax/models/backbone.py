@@ -71,6 +71,7 @@ class Package(NamedTuple):
 
 def inputs_and_classes(naming: Naming, tensors: Tensors, source: str) -> dict[str, Any]:
     """Infer the number of input channels and of logits; 0 logits without a published head."""
+    # PyTorch's layouts: (out, in, height, width) and (classes, features).
     stem = tensors[naming.tensor(naming.stem)]
     head = tensors.get(naming.tensor(("head", "kernel")))
     return {
@@ -119,6 +120,7 @@ class Backbone:
 
     def depth(self, path: Path | list[str]) -> int:
         """Position of a tensor from input to output: 0 stem, then the stages, then the rest."""
+        # Parts after the stages, such as the head, count as the last stage plus one.
         part, *rest = path
         if part == self.stages:
             return 1 + int(rest[0])

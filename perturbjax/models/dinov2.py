@@ -41,6 +41,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         b, n, d = x.shape
+        # (b, n, heads, width / heads) each.
         query, key, value = (
             f(x).reshape(b, n, self.heads, -1) for f in (self.query, self.key, self.value)
         )
@@ -57,6 +58,7 @@ class Block(nnx.Module):
             Dense(width, 4 * width, rngs=rngs),
             Dense(4 * width, width, rngs=rngs),
         )
+        # LayerScale (Touvron et al. 2021, arXiv:2103.17239): a learned factor for each channel.
         self.scale1, self.scale2 = nnx.Param(jnp.ones(width)), nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -136,6 +138,7 @@ class DinoV2(nnx.Module):
             raise ValueError(f"dinov2 needs at least {PATCH}×{PATCH} pixels, not {height}×{width}")
         patches = self.stem(x.astype(mode.dtype))
         b, rows, columns, d = patches.shape
+        # Position 0 belongs to the class token. Registers have no position.
         positions = self.positions[...].astype(jnp.float32)
         patch_positions = interpolate(
             positions[0, 1:], (rows, columns), antialias=self.registers is not None
@@ -160,6 +163,7 @@ class DinoV2(nnx.Module):
     ) -> list[Float[Array, "b h2 w2 d"]]:
         """Return the patch tokens after each quarter of the blocks, with the last normalization."""
         outputs, stages = list(self.block_outputs(x, mode)), len(self.stage_widths)
+        # Index of the last block of each quarter.
         ends = [len(outputs) * (stage + 1) // stages - 1 for stage in range(stages)]
         return [self._as_map(self.norm(outputs[end]), self.grid(x)) for end in ends]
 
@@ -170,6 +174,7 @@ class DinoV2(nnx.Module):
     def _as_map(
         self, tokens: Float[Array, "b n d"], grid: tuple[int, int]
     ) -> Float[Array, "b h2 w2 d"]:
+        # The patches are the last tokens.
         return tokens[:, -grid[0] * grid[1] :].reshape(len(tokens), *grid, -1)
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
@@ -184,6 +189,7 @@ def interpolate(
     side = math.isqrt(len(positions))
     square = positions.reshape(side, side, -1)
     rows, columns = (cubic_weights(side, length, antialias=antialias) for length in grid)
+    # Bicubic interpolation is separable: one matrix for the rows and one for the columns.
     resized = jnp.einsum("ri,cj,ijd->rcd", rows, columns, square, precision="highest")
     return resized.reshape(grid[0] * grid[1], -1)
 
@@ -197,6 +203,7 @@ def cubic_weights(
     a = -0.5, a kernel as wide as an output pixel, and weights beyond the border left out.
     """
     scale = before / after
+    # Pixel centers are at half-integers (`align_corners=False` in PyTorch).
     centers = (np.arange(after) + 0.5) * scale - 0.5
     if antialias:
         weights = _keys((np.arange(before) - centers[:, None]) / max(scale, 1.0), -0.5)
@@ -205,6 +212,7 @@ def cubic_weights(
     for step in range(-1, 3):
         pixel = np.floor(centers).astype(int) + step
         columns = np.clip(pixel, 0, before - 1)
+        # At a border several taps refer to the same pixel, so weights are added.
         np.add.at(weights, (np.arange(after), columns), _keys(centers - pixel, -0.75))
     return weights.astype(np.float32)
 
@@ -212,6 +220,7 @@ def cubic_weights(
 def _keys(distance: np.ndarray, a: float) -> np.ndarray:
     """Cubic convolution kernel (Keys 1981, doi 10.1109/TASSP.1981.1163711); 0 from distance 2."""
     x = np.abs(distance)
+    # Horner forms of (a + 2)|x|³ - (a + 3)|x|² + 1 and a|x|³ - 5a|x|² + 8a|x| - 4a.
     near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
@@ -238,6 +247,7 @@ def _transformers(path: Path) -> str:
     """Names in the published files; transformers 5 renames some when it reads them."""
     *layer, last = path
     leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}.get(last)
+    # Class token, positions, registers and scales are parameters without a layer.
     name: str = last if leaf is None else layer[-1]
     within = f"encoder.layer.{path[1]}." if path[0] == "blocks" else ""
     return within + ".".join([_TRANSFORMERS.get(name, name), *([] if leaf is None else [leaf])])
@@ -246,6 +256,7 @@ def _transformers(path: Path) -> str:
 def _arguments(naming: Naming, tensors: Tensors, source: str) -> dict[str, Any]:
     """Infer the arguments. Published classifiers use more than the class token: no logits here."""
     stem, positions = (tensors[naming.tensor(path)] for path in (naming.stem, ("positions",)))
+    # The first position belongs to the class token; the rest form a square.
     side = math.isqrt(max(positions.shape[1] - 1, 0)) if positions.ndim == 3 else 0
     return {
         "inputs": stem.shape[1] if stem.ndim == 4 else 0,

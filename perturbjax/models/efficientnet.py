@@ -61,6 +61,8 @@ def pad(
     def both_sides(length: int) -> tuple[int, int]:
         if padding == "symmetric":
             return size // 2, size // 2
+        # TensorFlow's rule: the stride, or the remainder of the length, is subtracted from the
+        # kernel size.
         remainder = length % stride if padding == "same" else 0
         total = max(size - (remainder or stride), 0)
         return total // 2, total - total // 2
@@ -83,6 +85,7 @@ def _shifted_sum(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k 1 c"], stride: int
 ) -> Float[Array, "b h2 w2 c"]:
     size = kernel.shape[0]
+    # Length of a slice that contains the inputs of all output positions for one kernel value.
     high, wide = ((length - size) // stride * stride + 1 for length in x.shape[1:3])
     total, exact = jnp.zeros((), jnp.float32), x.astype(jnp.float32)
     for row in range(size):
@@ -170,6 +173,8 @@ class InvertedResidual(nnx.Module):
         self.depthwise = ConvNorm(
             wide, wide, size, stride=stride, depthwise=True, rngs=rngs, **norm
         )
+        # A quarter of the block's input channels, not of the expanded ones, as in the published
+        # weights.
         self.squeeze = None if lite else SqueezeExcite(wide, inputs // 4, rngs=rngs)
         self.project = ConvNorm(wide, outputs, 1, rngs=rngs, **norm)
         self.lite, self.residual = lite, stride == 1 and inputs == outputs
@@ -218,6 +223,7 @@ class EfficientNet(nnx.Module):
         self.stem = ConvNorm(inputs, STEM_WIDTH, 3, stride=2, **norm)
         blocks, width = [], STEM_WIDTH
         for repeats, size, first_stride, expansion, outputs in STAGES:
+            # Only the first block of a stage changes the resolution.
             for stride in (first_stride, *[1] * (repeats - 1)):
                 block = InvertedResidual(
                     width, outputs, size, stride=stride, expansion=expansion, lite=lite, **norm
@@ -240,6 +246,8 @@ class EfficientNet(nnx.Module):
         maps: list[Array] = []
         for (stage, _), block in zip(_BLOCKS, self.blocks, strict=True):
             x = block(x, mode)
+            # Each block replaces the entry of its stage, so that the output of the last one
+            # remains.
             maps[stage:] = [x]
         return maps
 
@@ -289,6 +297,7 @@ def _pytorch(path: Path) -> str:
             return names[part == "norm"]
         case ("blocks", number, "squeeze", part):
             return f"_blocks.{number}._se_{part}"
+        # efficientnet_pytorch numbers the blocks of all stages consecutively.
         case ("blocks", number, layer, "conv"):
             return f"_blocks.{number}._{layer}_conv"
         case ("blocks", number, layer, "norm"):
@@ -304,6 +313,7 @@ def _timm(path: Path) -> str:
         case ("blocks", number, "squeeze", part):
             return "blocks.{}.{}.se.conv_{}".format(*_BLOCKS[number], part)
         case ("blocks", number, layer, part):
+            # The first block does not expand; timm uses other names in it.
             layers = {"depthwise": "dw", "project": "pw"} if number == 0 else _TIMM_LAYERS
             name = (
                 f"conv_{layers[layer]}" if part == "conv" else f"bn{list(layers).index(layer) + 1}"
@@ -315,6 +325,7 @@ def _timm(path: Path) -> str:
 def _torchvision(path: Path) -> str:
     match path:
         case ("stem" | "top" as end, part):
+            # features.0 is the stem, the stages follow, and the last one is the top.
             number = 0 if end == "stem" else len(STAGES) + 1
             return f"features.{number}.{('conv', 'norm').index(part)}"
         case ("blocks", number, layer, part):

@@ -105,6 +105,7 @@ class EnsembleClassifier(nnx.Module):
         self.backbone.head = None
         self.channels = channels // copies
         self.backbone_feature_size = self.channels * pooled_size(backbone)
+        # Mean, standard deviation and percentiles of each channel, and number and area of cells.
         statistics = channels * (2 + len(PERCENTILES)) + 2
         self.feature_size = min(COMPONENTS, self.backbone_feature_size) + statistics
         self.reduce = LinearReduction(self.backbone_feature_size + statistics, self.feature_size)
@@ -126,26 +127,31 @@ class EnsembleClassifier(nnx.Module):
 
     def compute_features(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
         """Compute backbone features of all stored channels and site statistics, unreduced."""
+        # The mask and the first copy of each channel; further copies are normalized differently.
         stored = x[..., : 1 + self.channels]
         features = _map_in_chunks(lambda sites: self.pool_channels(sites, mode), stored)
         return jnp.concatenate([features, compute_statistics(x[..., 0], x[..., 1:])], axis=-1)
 
     def pool_channels(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
         """Compute backbone features of (mask, channels), one channel after the other."""
+        # The inverse of log1p: the backbone takes linear intensities.
         linear = jnp.expm1(x[..., 1:])
         low, high = jnp.percentile(
             _subsample(linear), jnp.array([1.0, 99.0]), axis=(1, 2), keepdims=True
         )
         scaled = jnp.clip((linear - low) / jnp.maximum(high - low, 1e-6), 0, 1)
         b, h, w, c = scaled.shape
+        # (b c, h, w, 1): each channel is a separate image.
         gray = jnp.moveaxis(scaled, 3, 1).reshape(b * c, h, w, 1)
         pairs = jnp.concatenate([gray, jnp.repeat(x[..., :1], c, axis=0)], axis=-1)
         views = jnp.concatenate([dihedral(pairs, element) for element in range(self.symmetries)])
+        # The views are averaged; the features of the channels of a site are concatenated.
         return self.pool_images(views, mode).reshape(self.symmetries, b, -1).mean(0)
 
     def pool_images(self, images: Float[Array, "n h w 2"], mode: Mode) -> Float[Array, "n d"]:
         """Compute pooled backbone features of (gray image in [0, 1], mask) pairs."""
         mean, deviation = (jnp.asarray(values, jnp.float32) for values in self.input_scaling)
+        # The gray image is broadcast to three channels by the means of red, green and blue.
         maps = self.backbone.stage_maps((images[..., :1] - mean) / deviation, mode.frozen())
         return pool_stages(maps, images[..., 1])
 
@@ -164,6 +170,7 @@ def _map_in_chunks(
     whole = n // SITES_PER_CHUNK * SITES_PER_CHUNK
     features = []
     if whole:
+        # (chunks, SITES_PER_CHUNK, h, w, c).
         chunks = x[:whole].reshape(SITES_PER_CHUNK, -1, *x.shape[1:]).swapaxes(0, 1)
         features.append(jax.lax.map(function, chunks).swapaxes(0, 1).reshape(whole, -1))
     if whole < n:
@@ -175,6 +182,7 @@ class LinearReduction(nnx.Module):
     """Affine map (x - mean) @ kernel that is fitted once and not trained by steps."""
 
     def __init__(self, inputs: int, outputs: int):
+        # Not `nnx.Param`, so that the optimizer does not update these values.
         self.mean = nnx.BatchStat(jnp.zeros(inputs))
         self.kernel = nnx.BatchStat(jnp.eye(inputs, outputs))
 
@@ -193,6 +201,7 @@ class EnsembleHead(nnx.Module):
     def __init__(self, inputs: int, classes: int, *, rngs: nnx.Rngs):
         self.mlp = MLP(inputs, classes, rngs=rngs)
         self.logistic_regression = Dense(inputs, classes, rngs=nnx.Rngs(0))
+        # Before the fit, the prediction is that of the MLP.
         self.ensemble_weights = nnx.BatchStat(jnp.array([1.0, 0.0]))
 
     def __call__(self, x: Float[Array, "b d"], mode: Mode) -> Float[Array, "b classes"]:
@@ -242,12 +251,14 @@ def compute_statistics(
         cells and the log of the area fraction of cells.
     """
     pixels = _subsample(image)
+    # (b, percentiles, c).
     percentiles = jnp.moveaxis(jnp.percentile(pixels, jnp.array(PERCENTILES), axis=(1, 2)), 0, 1)
     # Count distinct labels above 0: each starts a run in the sorted pixels.
     labels = jnp.sort(mask.reshape(mask.shape[0], -1), axis=1)
     starts = (labels[:, 1:] != labels[:, :-1]) & (labels[:, 1:] > 0)
     count = starts.sum(1) + (labels[:, 0] > 0)
     area = (mask > 0).mean((1, 2))
+    # The term 1e-3 bounds the logarithm for an empty mask.
     cells = jnp.stack([jnp.log1p(count.astype(jnp.float32)), jnp.log(area + 1e-3)], axis=1)
     moments = [pixels.mean((1, 2)), pixels.std((1, 2)), percentiles.reshape(mask.shape[0], -1)]
     return jnp.concatenate([*moments, cells], axis=1)

@@ -62,6 +62,7 @@ class Conv(nnx.Module):
         use_bias: bool = True,
         rngs: nnx.Rngs,
     ):
+        # PyTorch's Kaiming initialization with a = √5 is this uniform distribution.
         bound = (size * size * inputs // groups) ** -0.5
         self.kernel = _uniform(rngs, (size, size, inputs // groups, outputs), bound)
         self.bias = _uniform(rngs, (outputs,), bound) if use_bias else None
@@ -104,6 +105,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         y = x.astype(jnp.float32)
+        # The mean is subtracted first: more accurate than the difference of E[x²] and E[x]².
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + NORM_EPSILON)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
@@ -122,6 +124,7 @@ def dropout(x: Float[Array, "b d"], rate: float, mode: Mode) -> Float[Array, "b 
     if not mode.train or mode.keys is None or rate == 0:
         return x
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(mode.keys)
+    # Division by 1 - rate leaves the expected value unchanged.
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 

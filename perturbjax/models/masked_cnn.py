@@ -48,6 +48,7 @@ class MaskedCNN(nnx.Module):
         pairs = zip((channels, *WIDTHS[:-1]), WIDTHS, strict=True)
         self.convs = nnx.List([Conv(i, o, rngs=rngs) for i, o in pairs])
         self.norms = nnx.List([BatchNorm(width) for width in WIDTHS[:-1]])
+        # Each of the three poolings halves height and width.
         flat = WIDTHS[-1] * (image_size // 2 ** len(WIDTHS)) ** 2
         self.flat_norm = BatchNorm(flat)
         self.hidden = Dense(flat, HIDDEN, rngs=rngs)
@@ -72,6 +73,7 @@ class MaskedCNN(nnx.Module):
 
 def _infer_image_size(tensors: Tensors) -> int:
     """Infer the input size from the (size / 8)² positions of the flattened features."""
+    # This tensor is the scale of the BatchNorm after flattening: channels times positions.
     positions = tensors["classifier.1.weight"].size / WIDTHS[-1]
     return 2 ** len(WIDTHS) * max(round(math.sqrt(positions)), 1)
 

@@ -42,6 +42,7 @@ def pool_stages(
 
 
 def _pool(x: Float[Array, "b h w c"], cells: Float[Array, "b h2 w2"]) -> Float[Array, "b 3*c"]:
+    # (b, h, w, 1): about the fraction of cell pixels at each position of the map.
     weight = jax.image.resize(cells, x.shape[:3], "linear", antialias=True)[..., None]
     weight = weight + _BACKGROUND_WEIGHT
     over_cells = (x * weight).sum((1, 2)) / weight.sum((1, 2))

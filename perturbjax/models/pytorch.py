@@ -83,6 +83,7 @@ def state_dict(model: str, network: nnx.Module, *, batches: int = 0) -> dict[str
     leaves, tensors = _leaves(network), {}
     for path, name in _tensor_names(model, network).items():
         tensors[name] = to_torch_layout(np.asarray(leaves[path][...]))
+        # The counter follows the variance in PyTorch's order.
         if path[-1] == "var":
             tensors[f"{name.rpartition('.')[0]}.{BATCHES}"] = np.array(batches, np.int64)
     return tensors
@@ -119,6 +120,7 @@ def _tensor_names(model: str, network: nnx.Module) -> dict[TensorPath, str]:
     leaves = _leaves(network)
     names = {}
     for prefix, module in layers_of(model):
+        # Digits are positions in a list of layers.
         path = tuple(int(part) if part.isdigit() else part for part in module.split("."))
         for leaf, suffix in TORCH_LEAVES.items():
             if (*path, leaf) in leaves:

@@ -86,6 +86,7 @@ def write_tensors(
     if path.suffix not in (".pth", ".pt", ".safetensors"):
         raise InputError(f"{path}: the name must end in .pth or .safetensors")
     tensors = {
+        # `ascontiguousarray` gives a scalar one axis; `reshape` removes it.
         name: np.ascontiguousarray(tensor).reshape(np.shape(tensor))
         for name, tensor in tensors.items()
     }
@@ -147,6 +148,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         ) from error
     tensors, left = {}, MAX_EXPANSION * len(data)
     for name, tensor in _find_state_dict(path, value).items():
+        # Checked before copying, so that a small file cannot request excessive memory.
         left -= math.prod(tensor.size) * tensor.storage.dtype.itemsize
         if left < 0:
             raise InputError(
@@ -177,6 +179,7 @@ def _find_state_dict(path: Path, value: Any) -> dict[str, Tensor]:
 def _read_zip(file: io.BytesIO) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
+    # Any other number of matches raises an error, which is reported as a damaged file.
     (pickled,) = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
     root = pickled.removesuffix("data.pkl")
     big = root + "byteorder" in names and archive.read(root + "byteorder") == b"big"
@@ -206,6 +209,7 @@ def _read_legacy(file: io.BytesIO) -> tuple[Any, Callable[[Storage], np.ndarray]
     order: Literal["<", ">"] = "<" if system.get("little_endian", True) else ">"
     starts, dtypes = {}, {s.key: s.dtype for s in _storages(value)}
     for key in keys:
+        # Each storage: its number of values in 8 bytes, then the values.
         (length,) = struct.unpack(order + "q", file.read(8))
         if length < 0:
             raise ValueError("a storage has a negative length")
@@ -235,7 +239,9 @@ def _storages(value: Any) -> list[Storage]:
 def _copy_tensor(tensor: Tensor, values: np.ndarray) -> np.ndarray:
     """Copy a tensor to a contiguous array in native byte order."""
     count = math.prod(tensor.size)
+    # Index of the last value that the tensor reads. Size and strides come from an untrusted file.
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.size, tensor.stride, strict=True))
+    # A stride of 0 could repeat few values many times, so the count is bounded as well.
     if count and (last >= len(values) or count > len(values)):
         raise ValueError(
             f"{tensor.size} values from {tensor.offset} are outside its storage of {len(values)}"

@@ -116,6 +116,7 @@ class ResNet(nnx.Module):
         for number, (size, width) in enumerate(zip(stage_sizes, STAGE_WIDTHS, strict=True)):
             blocks = []
             for position in range(size):
+                # The first stage follows the max-pool, so it does not reduce the resolution.
                 stride = 2 if number > 0 and position == 0 else 1
                 blocks.append(block(width_in, width, stride=stride, rngs=rngs))
                 width_in = width * block.expansion
@@ -129,6 +130,7 @@ class ResNet(nnx.Module):
     ) -> list[Float[Array, "b _h _w _d"]]:
         """Return the output of each of the four stages, finest first."""
         x = jax.nn.relu(self.stem(x.astype(mode.dtype), mode))
+        # A quarter of the input's height and width.
         x = max_pool(x, window=3, stride=2, padding=1)
         maps = []
         for stage in self.stages:
@@ -153,6 +155,7 @@ def _torchvision(path: Path) -> str:
         case ("stem", "norm"):
             return "bn1"
         case ("stages", stage, block, "shortcut", part):
+            # `downsample` is a sequence: 0 is the convolution, 1 is BatchNorm.
             return f"layer{stage + 1}.{block}.downsample.{('conv', 'norm').index(part)}"
         case ("stages", stage, block, "layers", number, part):
             return f"layer{stage + 1}.{block}.{'conv' if part == 'conv' else 'bn'}{number + 1}"

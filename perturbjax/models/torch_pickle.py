@@ -163,6 +163,7 @@ def interpret(stream: io.BytesIO) -> Any:
                 stack.append(_persistent(*pop(1)))
             case "REDUCE":
                 function, arguments = pop(2)
+                # A constructor copies its arguments, so their lengths count as steps.
                 steps += sum(len(a) for a in arguments if isinstance(a, list | tuple | dict))
                 stack.append(_CALLS[function.name](*arguments))
             case "BUILD":
@@ -180,6 +181,7 @@ def _top(stack: list[Any], kind: type) -> Any:
 
 
 def _global(name: str) -> _Global:
+    # Refused when the name is read, before any call.
     if name not in _CALLS and name.removeprefix("torch ") not in STORAGES:
         raise RefusedError(f"calls {name.replace(' ', '.')}")
     return _Global(name)
@@ -196,6 +198,8 @@ def _persistent(reference: Any) -> Storage:
 def write_pickle(tensors: dict[str, np.ndarray]) -> bytes:
     """Write the pickle of an OrderedDict of CPU tensors, in protocol 2 and without a memo."""
 
+    # Instructions: X text, J and K integers of 4 and 1 bytes, "(" mark, t tuple, Q storage, c name,
+    # ")" empty tuple, R call, u set items, 0x89 False, 0x80 protocol, "." stop.
     def text(value: str) -> bytes:
         encoded = value.encode()
         return b"X" + struct.pack("<I", len(encoded)) + encoded
@@ -211,6 +215,7 @@ def write_pickle(tensors: dict[str, np.ndarray]) -> bytes:
         storage = f"ctorch\n{names[tensor.dtype]}\n".encode()
         reference = b"(" + text("storage") + storage + text(str(key)) + text("cpu")
         reference += b"J" + struct.pack("<i", tensor.size) + b"tQ"
+        # Arguments of `_rebuild_tensor_v2`: storage, offset, size, stride, requires_grad and hooks.
         view = reference + b"K\x00" + integers(tensor.shape) + integers(stride) + b"\x89"
         view += ordered_dict
         items += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"tR"

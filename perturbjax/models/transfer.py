@@ -72,6 +72,7 @@ class TransferClassifier(nnx.Module):
         fixed_statistics = self.frozen or self.backbone_norm == "published"
         feature_map = self.backbone.feature_map(image, mode.frozen() if fixed_statistics else mode)
         if self.frozen:
+            # The backward pass ends here, because gradients of a frozen backbone are not used.
             feature_map = jax.lax.stop_gradient(feature_map)
         features, attention = feature_map.astype(jnp.float32), None
         if self.attention is None:
@@ -108,6 +109,7 @@ PretrainedClassifier = TransferClassifier | EnsembleClassifier
 
 def _rgb_weights(channels: int) -> Float[np.ndarray, "channels 3"]:
     """Matrix from image channels to red, green and blue; each color is a mean of its channels."""
+    # (channels, 3): channel k is assigned to color k mod 3.
     weights = np.ones((1, 3)) if channels == 1 else np.eye(3)[np.arange(channels) % 3]
     return (weights / np.maximum(weights.sum(0), 1)).astype(np.float32)
 
@@ -195,6 +197,7 @@ def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: B
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     keys = [jax.tree_util.keystr(path, simple=True, separator="/").split("/") for path, _ in leaves]
+    # None for new layers.
     depths = [backbone.depth(key[1:]) if key[0] == BACKBONE else None for key in keys]
     top = max((depth for depth in depths if depth is not None), default=0)
 

@@ -96,6 +96,7 @@ def _from_package(name: str) -> Path:
     if package is None:
         names = [f"package:{key}" for key, record in BACKBONES.items() if record.package]
         raise InputError(f"--weights package:{name}: unknown. Available: {', '.join(names)}.")
+    # The package is located but not imported.
     spec = importlib.util.find_spec(package.module)
     folders = (spec and spec.submodule_search_locations) or [""]
     path = Path(folders[0]) / package.file
@@ -132,6 +133,7 @@ def _from_hub(name: str) -> tuple[Path, str]:
         except expected as error:
             reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), None)
             if reason is None and isinstance(error, errors.EntryNotFoundError):
+                # The repository exists but has no such file: try the next name.
                 continue
             raise InputError(f"{flag}: {reason or error}") from error
     raise InputError(f"{flag}: the repository has no file {' or '.join(HUB_FILES)}")
@@ -158,6 +160,7 @@ def build_from_tensors(
     record, names = BACKBONES[backbone], set(tensors)
     naming = identify_naming(names, record.namings)
     if naming is None:
+        # Naming the other family makes the message more useful.
         every = [naming for record in BACKBONES.values() for naming in record.namings]
         other = identify_naming(names, every)
         content = f"tensors of an unknown naming (such as {next(iter(tensors), 'none')})"
@@ -174,7 +177,9 @@ def build_from_tensors(
     facts = {"backbone": backbone, "naming": naming.library, **inferred, **arguments}
     model = empty_backbone(facts)
     leaves = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+    # Without a published head, the head has no values.
     tensor_names = {path: naming.tensor(path) for path, leaf in leaves if leaf.size}
+    # BatchNorm's counters of batches have no counterpart here.
     counters = {name for name in tensors if name.endswith("num_batches_tracked")}
     used = {name: tensors[name] for name in tensors if name not in counters | {*naming.unused}}
     assign_tensors(model, used, tensor_names, f"{source}: does not fit {backbone}")
@@ -217,6 +222,7 @@ def assign_tensors(
     """
     require_names(tensors, names, source)
     leaves = dict(nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))))
+    # Collected first, so that the network does not change if a tensor does not fit.
     filled = {path: leaf.replace(jnp.zeros(leaf.shape)) for path, leaf in leaves.items()}
     for path, name in names.items():
         tensor, shape = np.asarray(tensors[name]), leaves[path].shape
@@ -226,6 +232,7 @@ def assign_tensors(
             raise InputError(
                 f"{source}: tensor {name} has shape {tensor.shape}, expected {expected}"
             )
+        # NumPy does not count bfloat16 of `ml_dtypes` as a floating-point type.
         if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
             raise InputError(f"{source}: tensor {name} has dtype {tensor.dtype}, expected floats")
         filled[path] = leaves[path].replace(jnp.asarray(value, jnp.float32))
