@@ -52,6 +52,7 @@ def is_appended(target: Dataset, facts: dict[str, Any], sites: list[Site], pool:
     Raises:
         InputError: It contains the plates, but from other images.
     """
+    # A dataset consists of the first build and of the parts that were appended later.
     parts = [target.provenance, *target.provenance.get(APPENDED, [])]
     if facts["settings_sha256"] not in [part.get("settings_sha256") for part in parts]:
         return False
@@ -82,6 +83,7 @@ def match_columns(target: Dataset, facts: dict[str, Any], table: SiteTable) -> S
             f"--append: {target.path} already contains plate {duplicates[0]}; a plate can only be "
             "added once, with all its sites"
         )
+    # The joined index has the columns of the first build.
     columns = [column for column in target.index.columns if column.startswith("Metadata_")]
     if missing := [column for column in columns if column not in table.sites.columns]:
         raise InputError(
@@ -105,6 +107,7 @@ def require_storable(target: Dataset, dtype: np.dtype) -> np.dtype:
     Raises:
         InputError: It cannot (16-bit images, 8-bit dataset).
     """
+    # uint8 fits into uint16, but not the reverse.
     if not np.can_cast(dtype, target.image_dtype):
         raise InputError(
             f"--append: {target.path} stores {target.image_dtype}, but the new images are {dtype}; "

@@ -111,6 +111,7 @@ def build(options: BuildConfig) -> None:
     workers = site_tasks.worker_count(options.workers, plan.settings.segmenter.engine)
     with open_pool(workers, options.where) as pool:
         plan = describe_plan(plan, pool)
+        # A repeated build of the same images and settings ends here, before the segmentation.
         if is_built(plan, options, pool):
             console.print(
                 f"info: {options.out} is already built from these images with these settings "
@@ -151,6 +152,7 @@ def make_plan(options: BuildConfig) -> Plan:
         project=options.project,
     )
     stored = names_in(options.channels) or table.channels
+    # A suitable segmenter depends on the number of channels.
     engine: Engine = (
         pipeline.suited(stored, segmented) if options.segmenter == "auto" else options.segmenter
     )
@@ -171,9 +173,11 @@ def make_plan(options: BuildConfig) -> Plan:
     for warning in design_warnings(table.sites, label_column) if label_column else []:
         console.print(f"warning: {warning}")
     make_folder(options.out.parent)
+    # A build that was killed during its last rename can have left the old dataset as a backup.
     existing_dataset.restore(options.out)
     cache = Path(options.mask_cache) if options.mask_cache else masks.default_cache()
     mask_folder = work_path(options.out.absolute(), ACTIVITY) / "masks"
+    # The checksums become part of the settings, so changed functions cause another build.
     checksums = {key: file_digest(path) for key, path in functions.items()}
     return Plan(
         table=table,

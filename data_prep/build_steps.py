@@ -62,6 +62,7 @@ def describe_plan(plan: Plan, pool: TaskPool) -> Plan:
     described = pipeline.describe(pool, plan.settings.segmenter)
     facts = {**plan.facts, "segmenter": {**described, **plan.facts["segmenter"]}}
     facts |= {
+        # The checksum covers the facts above, without version and time of this build.
         "settings_sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
         "created_by": f"perturbjax {perturbjax.__version__}",
         "created": plan.created,
@@ -81,6 +82,7 @@ def check_sites(plan: Plan, pool: TaskPool) -> Plan:
         plan = replace(plan, table=table)
     probes = list(map_in_chunks(pool, site_tasks.probe_sites, plan.sites, "Checking files"))
     dtypes, shapes = zip(*probes, strict=True)
+    # Median number of pixels of a site.
     median = float(np.median([height * width for height, width in shapes]))
     for site, (height, width) in zip(plan.sites, shapes, strict=True):
         if height * width > MAX_SIZE_RATIO * median:
@@ -98,6 +100,7 @@ def check_sites(plan: Plan, pool: TaskPool) -> Plan:
         console.print(f"warning: {warning}")
     if plan.illumination != illumination.ESTIMATE:
         illumination.check_functions(plan.sites, shapes)
+    # uint16 if at least one image is uint16.
     return replace(plan, dtype=np.result_type(*set(dtypes)), shapes=shapes)
 
 
@@ -141,8 +144,10 @@ def write_sites(plan: Plan, pool: TaskPool, work: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     dtype = plan.dtype if target is None else append_sites.require_storable(target, plan.dtype)
     size = plan.settings.resize
+    # Pixels of all stored sites, from the headers or from --resize.
     n_pixels = len(table) * size**2 if size else sum(h * w for h, w in plan.shapes)
     tasks = ((site, plan.settings, dtype) for site in plan.sites)
+    # A generator: workers start only when the records are written.
     prepared = pool.in_order(site_tasks.prepare_site, tasks)
 
     def write_on_workers(shards: list[Shard]) -> Iterator[WrittenShard]:

@@ -59,6 +59,7 @@ def aggregate_channels(
     half = image.shape[-1] // 2
     if image.shape[-1] % 2:
         return ordered[..., half : half + 1]
+    # An even number of channels: mean of the two central values.
     pair = ordered[..., half - 1 : half + 1].mean(axis=-1, keepdims=True)
     return np.rint(pair).astype(image.dtype)
 
@@ -75,6 +76,7 @@ def resize_image(image: UInt[np.ndarray, "h w c"], size: int) -> UInt[np.ndarray
 
 def resize_mask(mask: UInt16[np.ndarray, "h w"], size: int) -> UInt16[np.ndarray, "size size"]:
     """Resize to `size` x `size` pixels by nearest neighbor, so that labels are never mixed."""
+    # Source index of the center of each output pixel.
     rows = ((np.arange(size) + 0.5) * mask.shape[0] / size).astype(int)
     columns = ((np.arange(size) + 0.5) * mask.shape[1] / size).astype(int)
     return mask[np.ix_(rows, columns)]
@@ -82,6 +84,7 @@ def resize_mask(mask: UInt16[np.ndarray, "h w"], size: int) -> UInt16[np.ndarray
 
 def scaled(image: UInt[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
     """Scale each channel so that its 1st percentile is 0 and its 99.8th is 1, without clipping."""
+    # One pair of percentiles for each channel, (c,).
     low, high = np.percentile(image, (1, 99.8), axis=(0, 1))
     return (image.astype(np.float32) - low.astype(np.float32)) / np.maximum(high - low, 1).astype(
         np.float32

@@ -114,6 +114,8 @@ class ClusterPool(TaskPool):
     def workers(self) -> int:
         """Number of tasks that can run at the same time."""
         with contextlib.suppress(Exception):  # scheduler lost: `_check_cluster` reconnects
+            # Threads of all workers. Before the first worker joins, a few tasks are submitted in
+            # advance.
             return max(sum(self._client.nthreads().values()), FIRST_TASKS)
         return FIRST_TASKS
 
@@ -153,6 +155,7 @@ class ClusterPool(TaskPool):
     def _receive(self) -> tuple[int, Any]:
         while True:
             try:
+                # Wakes up at intervals, because a lost scheduler sends no message.
                 number, future = self._done.get(timeout=POLL_S)
             except queue.Empty:
                 self._check_cluster()
@@ -195,8 +198,10 @@ class ClusterPool(TaskPool):
         for number, flight in self._flights.items():
             if flight.future is None or flight.future.cancelled():
                 self._start(number)
+            # The time without workers does not count against the task.
             elif not workers:
                 flight.started = now
+            # The limit doubles with each start, so that a slow task can finish.
             elif now - flight.started > self.config.patience * 2 ** (flight.starts - 1):
                 self._restart_elsewhere(number, workers)
 
@@ -267,6 +272,7 @@ def _connect(address: str, seconds: float) -> Any:
         try:
             return Client(address, timeout=min(CONNECT_S, seconds), set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
+            # ValueError is an invalid address: another attempt cannot succeed.
             if time.monotonic() > deadline or isinstance(error, ValueError):
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise InputError(
@@ -331,6 +337,7 @@ def _parameters(cluster_class: Any) -> set[str]:
     return {
         parameter.name
         for base in (*cluster_class.__mro__, *cluster_class.job_cls.__mro__)
+        # Only classes that define a constructor; inherited ones would be read twice.
         if "__init__" in vars(base)
         for parameter in inspect.signature(base.__init__).parameters.values()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)

@@ -58,6 +58,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     text = _read_text(path)
+    # The first lines suffice to detect the separator.
     lines = [line for line in text[: 1 << 20].splitlines() if line.strip()]
     dialect = detect_dialect(*lines[:2]) if lines else detect_dialect("")
     if dialect.note() and not {".tsv", ".txt"} & set(path.suffixes):  # tabs are usual in these
@@ -77,6 +78,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise InputError(
             f"{path}: column {name or '(without a name)'} occurs twice in the header; rename one"
         )
+    # Without this check, pandas would fill a truncated row with missing values.
     for number, row in enumerate(rows[1:], FIRST_ROW):
         if len(row) != len(columns):
             raise InputError(
@@ -93,6 +95,7 @@ def _decimal_points(table: pd.DataFrame) -> pd.DataFrame:
     """Replace decimal commas by points in columns that contain only numbers."""
     for name in table.columns:
         cells = table[name].str.strip()
+        # Columns with any other text are left unchanged: a comma can be part of a name.
         if cells[cells != ""].str.fullmatch(_DECIMAL_COMMA).all():
             table[name] = cells.str.replace(",", ".")
     return table
@@ -110,6 +113,8 @@ def _read_text(path: Path) -> str:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: is not a file")
         with OPENERS.get(path.suffix, open)(path, "rb") as file:
+            # One byte more than allowed shows that the file is larger; small archives can expand to
+            # gigabytes.
             content = file.read(LARGEST_TABLE + 1)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
@@ -135,6 +140,7 @@ def _decode(content: bytes, path: Path) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{path}: is encoded as UTF-16, but UTF-8 is required; {advice}")
     try:
+        # Also removes the byte order mark that Excel writes.
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1

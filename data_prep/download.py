@@ -54,6 +54,7 @@ def download(url: str, path: Path) -> int:
         except urllib.error.HTTPError as error:
             error.close()  # also closes the response
             reason = f"HTTP {error.code}"
+            # Permanent failures. All other codes, such as 503, are tried again.
             if error.code in (400, 401, 403, 404, 410):
                 kind = NotThere if error.code in (404, 410) else InputError
                 raise kind(
@@ -82,6 +83,7 @@ def _copy(response: Any, path: Path) -> int:
         while chunk := _read(response):
             file.write(chunk)
         size = file.tell()
+    # A broken connection can end a response early without an error.
     if expected is not None and str(size) != expected.strip():
         raise EOFError(f"received {size} of {expected} bytes")
     return size
@@ -103,6 +105,7 @@ def in_parallel(function: Callable[[Any], Any], items: Any, threads: int) -> Ite
         pending: deque[Future] = deque()
         try:
             for item in items:
+                # Wait for the oldest item, which limits the memory.
                 if len(pending) >= 4 * threads:
                     yield pending.popleft().result()
                 pending.append(pool.submit(function, item))

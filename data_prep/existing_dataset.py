@@ -42,6 +42,7 @@ def is_built(
     Raises:
         InputError: `out` is another dataset and `overwrite` is False, or `out` is not a dataset.
     """
+    # An empty folder counts as no output.
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     require_dataset(out)
@@ -124,6 +125,7 @@ def publish(complete: Path, out: Path) -> None:
     try:
         if out.exists() and any(out.iterdir()):
             _refuse_other_files(out)
+            # Two renames instead of a copy: a kill between them is repaired by `restore`.
             os.rename(out, backup)
         os.rename(complete, out)
     except OSError as error:

@@ -60,6 +60,7 @@ def exclusive(out: Path) -> Iterator[None]:
             raise InputError(
                 f"--out {out}: another fetch is running in this folder; wait for it"
             ) from error
+        # Temporary files of a killed fetch. The lock ensures that no other fetch is writing them.
         for partial in [path for pattern in (".*.tmp.*", ".*.tmp") for path in out.rglob(pattern)]:
             partial.unlink(missing_ok=True)
         yield
@@ -84,6 +85,7 @@ def _fetch(options: FetchConfig) -> None:
         )
         return
     complete, received = _fetch_images(options, table, images)
+    # Positions of complete sites, to filter the lists of files like the table.
     selected = [row for row, whole in enumerate(complete) if whole]
     images = PlateImages(
         *(
@@ -121,6 +123,7 @@ def _fetch_images(
     }
     for folder in {path.parent for path in urls}:
         make_folder(folder)
+    # Files have their final names only when complete, so existing ones need no check.
     missing = {path: url for path, url in urls.items() if not path.is_file()}
     present = len(urls) - len(missing)
     if present:
@@ -133,6 +136,7 @@ def _fetch_images(
     )
     sizes = dict(zip(missing, progress, strict=True))
     absent = {path: urls[path] for path, size in sizes.items() if size is None}
+    # A site is complete if no channel lacks its image.
     complete = pd.Series(True, index=table.index)
     for column in paths.values():
         complete &= pd.Series([path not in absent for path in column])

@@ -52,6 +52,7 @@ def plate_table(options: FetchConfig) -> tuple[pd.DataFrame, PlateImages]:
         options, [f"{folder}/load_data.csv", f"{folder}/load_data.csv.gz"], tables
     )
     plate = read_table(original)
+    # Line numbers in the CSV for messages; line 1 is the header.
     plate.insert(0, "row", range(2, 2 + len(plate)))
     normalise_position(plate, original)
     table = _choose_sites(plate, options, original)
@@ -88,6 +89,7 @@ def plate_table(options: FetchConfig) -> tuple[pd.DataFrame, PlateImages]:
 
 
 def _keys(options: FetchConfig, locations: Locations) -> dict[str, list[str]]:
+    # The few distinct folders are converted once.
     keys = {
         folder: _image_key(folder, options)
         for _, column in locations.values()
@@ -197,9 +199,11 @@ def _list_folder(options: FetchConfig, folder: str) -> list[str]:
         download(f"{options.base_url}/?{urllib.parse.urlencode(parameters)}", page)
         text = page.read_text(errors="replace")
         page.unlink()
+        # The keys of a page are XML; a pattern suffices, because keys contain no tags.
         names += [
             html.unescape(key).rpartition("/")[2] for key in re.findall("<Key>(.*?)</Key>", text)
         ]
+        # A page has at most 1,000 keys; the token requests the next one.
         following = re.search("<NextContinuationToken>(.*?)</NextContinuationToken>", text)
         if following is None:
             return names
@@ -219,6 +223,7 @@ def _choose_sites(table: pd.DataFrame, options: FetchConfig, source: Path) -> pd
         table = table[table[WELL].isin(wells)]
     if options.sites:
         order = (
+            # Rank of each site within its well, from 1.
             pd.to_numeric(table[SITE], errors="coerce").groupby(table[WELL]).rank(method="first")
         )
         table = table[order <= options.sites]
@@ -255,6 +260,7 @@ def _image_key(folder: str, options: FetchConfig) -> str:
             f"load_data.csv of {options.plate}: folder {folder!r} is not below batch "
             f"{options.batch}; no image is downloaded"
         )
+    # Position of the last folder with the name of the batch.
     start = len(parts) - 1 - parts[::-1].index(options.batch)
     return "/".join([options.root, "images", *parts[start:]])
 

@@ -57,6 +57,7 @@ def file_locations(table: pd.DataFrame, source: Path | str) -> Locations:
 
 
 def _path_of(url: str) -> str:
+    # Replaces scheme and slashes by one slash: `file:///data/a.tif` becomes `/data/a.tif`.
     path = re.sub(r"^[a-z0-9]+:/+", "/", url)
     return unquote(path) if url.startswith("file:") else path
 
@@ -70,7 +71,9 @@ def _split(paths: pd.Series) -> tuple[pd.Series, pd.Series]:
 
 def _join(folders: pd.Series, names: pd.Series, inner: pd.Series) -> tuple[pd.Series, pd.Series]:
     """Add the folders within file names to the folders of their rows."""
+    # A slash, or a drive letter of Windows.
     absolute = inner.str.match(r"/|[A-Za-z]:")
+    # Without slashes at the end, so that the join has exactly one.
     both = folders.str.replace(r"[/\\]+$", "", regex=True) + "/" + inner
     joined = both.where((folders != "") & ~absolute, inner)
     return names, joined.where(inner != "", folders)

@@ -111,11 +111,13 @@ def jump_perturbations(
             f"--plate {plate}: {JUMP_TABLES[0]} of JUMP lists no well of this plate in {source}"
         )
     wells = wells.assign(**{WELL: wells[WELL].map(normalize_well)})
+    # Duplicate rows of a well would multiply its sites in the merge below.
     treatments = wells[[WELL, JUMP_ID]].drop_duplicates(WELL)
     for table in (compounds, controls):
         treatments = treatments.merge(table.drop_duplicates(JUMP_ID), on=JUMP_ID, how="left")
     treatments = treatments.fillna("").rename(columns={"Metadata_Name": "Metadata_pert_iname"})
     name = treatments["Metadata_pert_iname"]
+    # Only controls have a name in these tables; compounds get their JUMP number as label.
     treatments["Metadata_pert_iname"] = name.where(name != "", treatments[JUMP_ID])
     unknown = sorted(set(sites[WELL]) - set(treatments[WELL]))
     sites = sites[~sites[WELL].isin(unknown)]
@@ -153,6 +155,7 @@ def find_cpg0012_file(name: str, channel: str, files: Iterable[str]) -> str | No
     match = re.fullmatch(r"(.*_w)\d(.*)", name)
     if match is None or channel not in CPG0012:
         return None
+    # The random suffix is unknown, so files are matched by the part before it.
     candidates = [file for file in files if file.startswith(match[1] + CPG0012[channel])]
     return candidates[0] if len(candidates) == 1 else None
 
@@ -162,6 +165,7 @@ def order_note(source: str, names: dict[str, pd.Series]) -> str:
     order, wrong = ORDERS.get(source, ()), []
     for channel, files in names.items():
         matches = filter(None, map(NUMBER.search, files))
+        # Each microscope has a separate group in the pattern; only one of them matches.
         numbers = {int(next(filter(None, match.groups()))) for match in matches}
         if channel in order and numbers and numbers != {order.index(channel) + 1}:
             listed = ", ".join(map(str, sorted(numbers)))

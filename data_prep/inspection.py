@@ -97,12 +97,14 @@ def build_command(options: InspectConfig, channels: tuple[str, ...], headers: pd
         "compounds": options.compounds,
         "label-column": options.label_column,
     }
+    # Nuclei are easier to segment than an aggregate of all channels.
     nuclear = [name for name in channels if any(s in name.lower() for s in NUCLEAR_STAINS)]
     if len(channels) > 1 and nuclear:
         flags |= {"aggregate": "none", "segment-channels": nuclear[0]}
     if headers["depth"].max() > 1:
         flags["project"] = "max"
     if headers["shape"].nunique() > 1:
+        # The smallest side, so that no image is enlarged.
         flags["resize"] = min(map(min, headers["shape"]))
     words = [word for flag, value in flags.items() if value for word in (f"--{flag}", str(value))]
     return shlex.join(["perturbjax", "build", *words, "--out", "dataset"])
@@ -155,6 +157,7 @@ def _read_headers(table: SiteTable) -> pd.DataFrame:
         One row per plane: `channel`, `plate`, `shape` (height, width), `dtype` and `depth` (number
         of planes in its stack).
     """
+    # Evenly spaced over the table, so that all plates are likely to occur.
     sample = np.unique(np.linspace(0, len(table) - 1, SAMPLE).astype(int))
     sites = table.sites.iloc[sample].to_dict("records")
     headers = []
@@ -210,6 +213,7 @@ def _label_table(table: SiteTable, label_column: str) -> Table:
     wells = sites.drop_duplicates([PLATE, WELL])
     for column in columns:
         counts = sites[column].value_counts()
+        # Fewer than two sites for each value on average: an identifier, not a class.
         if column != label_column and len(counts) * MIN_SITES_PER_CLASS > len(sites):
             continue
         largest = f"{counts.index[0] or '(empty)'}: {counts.iloc[0] / len(sites):.1%} of sites"

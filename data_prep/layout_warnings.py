@@ -64,6 +64,7 @@ def _class_warnings(sites: pd.DataFrame, wells: pd.DataFrame, label_column: str)
     if len(per_class) == 1:
         messages.append(f"{label_column} has only one class; there is nothing to predict")
     single = int((per_class == 1).sum())
+    # More than half of the classes.
     if single * 2 > len(per_class):
         messages.append(
             f"{single} of {len(per_class)} classes of {label_column} occur in one well only: a "
@@ -83,6 +84,7 @@ def _shared_layout_warnings(wells: pd.DataFrame, label_column: str) -> list[str]
     messages = []
     positions = wells.groupby(label_column)[WELL].nunique()
     plates = wells.groupby(label_column)[PLATE].nunique()
+    # Classes with several plates but only one well position.
     fixed = int(((positions == 1) & (plates > 1)).sum())
     if fixed * 2 > len(positions):
         messages.append(
@@ -139,6 +141,7 @@ def position_warnings(sites: pd.DataFrame, label_column: str) -> list[str]:
     """
     wells = sites.drop_duplicates([PLATE, WELL])
     plates = wells[PLATE].unique()
+    # Pairs of wells are compared, so the time grows with the square of the wells.
     sample = np.unique(np.linspace(0, len(plates) - 1, MAX_PLATES).round().astype(int))
     positions = parse_wells(wells[WELL])
     wells = wells[wells[PLATE].isin(plates[sample]).to_numpy() & (positions >= 0).all(axis=1)]
@@ -194,6 +197,7 @@ def _best_predictor(
     rng = np.random.default_rng(0)
     permuted = []
     for _ in range(PERMUTATIONS):
+        # A random order within each plate: the last key of lexsort is the first to sort by.
         order = np.lexsort((rng.random(len(plates)), plates))
         shuffled = np.empty_like(labels)
         shuffled[np.argsort(plates, kind="stable")] = labels[order]
@@ -201,6 +205,7 @@ def _best_predictor(
     best = ("", 0.0, 0.0)
     for name, pairs in voters.items():
         score = _vote_score(pairs, labels)
+        # Scores without any dependence of label and position.
         null = [_vote_score(pairs, one) for one in permuted]
         chance, spread = float(np.mean(null)), float(np.std(null))
         required = max(chance + MIN_STANDARD_DEVIATIONS * spread, chance + MIN_GAIN * (1 - chance))
@@ -216,9 +221,11 @@ def _vote_score(pairs: Pairs, labels: Int[np.ndarray, " n"]) -> float:
     """
     wells, voters = pairs
     counts = np.bincount(labels)
+    # Flat index into a table of (well, class), so that one bincount counts all votes.
     cells = wells * len(counts) + labels[voters]
     votes = np.bincount(cells, minlength=len(labels) * len(counts)).reshape(len(labels), -1)
     most = votes.max(axis=1, keepdims=True)
+    # A well without voters gets no vote and counts as wrong.
     winners = (votes == most) & (most > 0)
     is_right = winners[np.arange(len(labels)), labels]
     credit = is_right / np.maximum(winners.sum(axis=1), 1)

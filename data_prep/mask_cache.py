@@ -45,6 +45,7 @@ def mask_key(
         "shape": image.shape,
         "dtype": image.dtype.str,
     }
+    # The settings include shape and type, because other images can have the same bytes.
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
@@ -68,6 +69,7 @@ class MaskStore:
         """Return whether the mask exists, and copy it from the cache into the build's folder if
         needed."""
         if self._path(key).is_file():
+            # A damaged file is deleted and segmented again.
             if self.get(key) is not None:
                 return True
             self._path(key).unlink()
@@ -131,6 +133,7 @@ class MaskStore:
 
     def _cache_path(self, key: str) -> Path:
         assert self.cache is not None
+        # 256 subfolders by the first two digits, because large folders are slow.
         return self.cache / key[:2] / f"{key}.tiff"
 
 

@@ -38,6 +38,7 @@ def work_folder(out: Path, activity: str) -> Iterator[Path]:
     try:
         with open(work / "lock", "w") as lock:
             try:
+                # The system releases the lock when the process ends, also after a kill.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise InputError(
@@ -46,6 +47,7 @@ def work_folder(out: Path, activity: str) -> Iterator[Path]:
                 ) from error
             yield work
     except OSError as error:
+        # No space, quota exceeded, or file too large for the file system.
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = (
             "free disk space and run the same command again" if is_full else "choose another --out"

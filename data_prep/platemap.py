@@ -63,6 +63,7 @@ def join_platemap(
         )
     added = platemap.rename(columns=lambda column: f"Metadata_{column}")
     added = added.rename(columns={"Metadata_well_position": WELL})
+    # Columns of the plate map replace those of the table.
     replaced = [column for column in added.columns if column in sites.columns and column != WELL]
     return sites.drop(columns=replaced).merge(added, on=WELL, how="left", validate="many_to_one")
 
@@ -81,6 +82,7 @@ def _name_of_empty_samples(platemap: pd.DataFrame, compounds: pd.DataFrame | Non
     if compounds is None or "control_type" not in compounds.columns:
         return SOLVENT
     negative = compounds.loc[compounds["control_type"] == "negcon", _SAMPLE]
+    # Negative controls that the plate map names, other than the solvent.
     named = set(negative) & set(platemap[_SAMPLE]) - {SOLVENT}
     return UNTREATED if named else SOLVENT
 
@@ -103,6 +105,7 @@ def _join_compounds(
             f"{compounds}: broad_sample {missing[0]} of {source} is missing ({len(missing)} in "
             "total)"
         )
+    # Columns of the plate map take precedence over those of the compound table.
     overlap = [name for name in table.columns if name in platemap.columns and name != _SAMPLE]
     table = table.drop(columns=overlap)
     return platemap.merge(table, on=_SAMPLE, how="left", validate="many_to_one")

@@ -47,6 +47,7 @@ def _refuse_different_folders(
         for row, (plane, name, folder) in enumerate(rows, FIRST_ROW):
             if not plane.file:
                 continue
+            # First row that resolved to this file, and its folder in the table.
             other_row, other_folder = first.setdefault(plane.file, (row, folder))
             if not _same_folder(folder, other_folder):
                 raise InputError(
@@ -68,6 +69,7 @@ def _same_folder(first: str, second: str) -> bool:
         for path in (first, second)
     ]
     short, long = sorted(parts, key=len)
+    # The folders agree from the end: `B/C` and `/A/B/C` can be the same folder.
     return not short or long[-len(short) :] == short
 
 
@@ -77,6 +79,7 @@ def _repeated_rows(planes: Mapping[str, Sequence[Plane]], source: Path | str) ->
         first: dict[Plane, int] = {}
         repeated = []
         for row, plane in enumerate(column, FIRST_ROW):
+            # `setdefault` returns the first row with this plane.
             if plane.file and first.setdefault(plane, row) != row:
                 repeated.append((first[plane], row, plane))
         if repeated:

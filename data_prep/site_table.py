@@ -117,6 +117,7 @@ def read_sites(
     sites = table[[column for column in table.columns if column.startswith("Metadata_")]].copy()
     sites.insert(0, "row", range(FIRST_ROW, FIRST_ROW + len(sites)))
     normalise_position(sites, source)
+    # PLATE_WELL_SITE is unique, as the next check ensures.
     sites.insert(0, "site_id", sites[PLATE] + "_" + sites[WELL] + "_" + sites[SITE])
     _refuse_duplicates(sites, source)
     if platemap is not None:
@@ -141,6 +142,7 @@ def read_sites(
     files = {"load_data": load_data, "platemap": platemap, "compounds": compounds}
     sha256 = {name: file_digest(Path(path)) for name, path in files.items() if path}
     if load_data is None:
+        # Without the column of paths, so that moving the store does not change the checksum.
         listing = table.drop(columns=stores.IMAGE).to_csv(index=False)
         sha256["images"] = hashlib.sha256(listing.encode()).hexdigest()
     return SiteTable(sites, chosen, source, sha256)
@@ -157,6 +159,7 @@ def _names_files(table: pd.DataFrame, images: str, load_data: Path | None) -> bo
     if any(re.match("(FileName|URL)_", column) for column in table.columns):
         return True
     plates = table[PLATE] if PLATE in table.columns else []
+    # Stores named by plate in the images folder.
     names = {f"{plate}{suffix}" for plate in plates for suffix in stores.SUFFIXES}
     return not names & set(names_of_folder(images))
 
@@ -212,6 +215,7 @@ def _select_channels(
             )
     if len(set(chosen)) < len(chosen):
         raise InputError(f"--channels {','.join(chosen)}: a channel occurs twice")
+    # Without duplicates, in order.
     return tuple(dict.fromkeys(chosen + also))
 
 
@@ -311,6 +315,7 @@ def normalise_position(sites: pd.DataFrame, source: Path | str) -> None:
             raise InputError(f"{source}, row {empty.iloc[0]}: {column} is empty")
     sites[WELL] = sites[WELL].map(normalize_well)
     sites[SITE] = sites[SITE].map(
+        # Numbers only; other names of sites remain unchanged. int() removes leading zeros.
         lambda site: str(int(site)) if re.fullmatch("[0-9]{1,18}", site) else site
     )
 

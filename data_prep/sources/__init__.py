@@ -69,4 +69,5 @@ def _by_file(planes: Iterable[Plane], function: Callable[[list[Plane]], list[T]]
     results: dict[Plane, T] = {}
     for group in groups.values():
         results.update(zip(group, function(group), strict=True))
+    # The groups can have another order than the request.
     return {plane: results[plane] for plane in requested}

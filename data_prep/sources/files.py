@@ -31,6 +31,7 @@ def open_file(file: str, where: str, header: bool = False) -> BufferedIOBase:
     if remote.is_remote(file):
         return remote.open_remote(file, where, LARGEST_FILE, header)
     try:
+        # Reading a pipe or a device could block forever.
         if not stat.S_ISREG(os.stat(file).st_mode):
             raise InputError(f"{where}: {file} is not a file, and therefore not a readable image")
         return open(file, "rb")
@@ -45,6 +46,7 @@ def read_file(file: str, where: str, most: int = LARGEST_FILE) -> bytes:
         InputError: As `open_file`, or the file has more than `most` bytes.
     """
     with open_file(file, where) as stream:
+        # One byte more than allowed shows that the file is larger.
         content = _read(stream, most + 1, file, where)
     if len(content) > most:
         raise InputError(

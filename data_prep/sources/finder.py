@@ -66,11 +66,13 @@ class FileFinder:
         if written.is_absolute() and not self.remote:
             yield str(written)
         parts = [part for part in written.parts if part != "/"]
+        # All parts first, then without the first, and so on, down to the images folder.
         for start in range(len(parts) + 1):
             yield "/".join([self.images, *parts[start:]])
 
     def _has_file(self, candidate: str, folder: str, name: str, where: str) -> bool:
         if self.images.startswith("http"):
+            # HTTPS: the first existing file fixes the folder for all later files of it.
             if len(self._candidates[folder]) > 1 and remote.exists(f"{candidate}/{name}", where):
                 self._candidates[folder] = [candidate]
             return self._candidates[folder] == [candidate]

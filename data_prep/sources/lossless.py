@@ -75,6 +75,7 @@ def _decode(kind: _Kind, content: bytes, header: _Header, plane: Plane, where: s
         raise InputError(
             f"{where}: {plane} is not a readable {kind.name}, or is truncated ({error})"
         ) from error
+    # The size limit was checked with the header, so the pixels must agree with it.
     if image.shape[:2] != (header.height, header.width) or image.ndim != 2 + (header.samples > 1):
         raise InputError(
             f"{where}: {plane} decodes to {image.shape}, but its header declares {header[:2]}; the "
@@ -131,6 +132,7 @@ def _jpeg2000(content: bytes) -> _Header:
     start = content.find(b"\xff\x4f\xff\x51")
     if start < 0:
         raise ValueError("no codestream")
+    # Bytes after the marker: length and capabilities, then the corners of the image area.
     right, lower, left, upper = struct.unpack(">4I", content[start + 8 : start + 24])
     (samples,) = struct.unpack(">H", content[start + 40 : start + 42])
     return _Header(lower - upper, right - left, (content[start + 42] & 0x7F) + 1, samples)
@@ -143,6 +145,7 @@ def _jpegls(content: bytes) -> _Header:
     start = content.find(b"\xff\xf7")
     if start < 0:
         raise ValueError("no JPEG-LS frame")
+    # Two bytes of marker and two of length come first.
     bits, height, width, samples = struct.unpack(">BHHB", content[start + 4 : start + 10])
     return _Header(height, width, bits, samples)
 

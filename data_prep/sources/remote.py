@@ -64,6 +64,7 @@ def open_remote(file: str, where: str, most: int, header: bool = False) -> io.Bu
         size = cast(
             int, request(file, where, lambda store, key: _obstore().head(store, key)["size"])
         )
+        # Small objects are faster as one request.
         if size > HEADER_BYTES:
             return io.BufferedReader(_Pieces(file, where, size), HEADER_BYTES)
     return io.BytesIO(_whole(file, where, most))
@@ -169,6 +170,7 @@ class _Pieces(io.RawIOBase):
         return self.position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        # Reference position of the offset.
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
         self.position = max(0, start + offset)
         return self.position
@@ -224,6 +226,7 @@ def _split(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     if not parts.netloc:
         raise InputError(f"{url}: the {'bucket' if parts.scheme == 's3' else 'server'} is missing")
+    # Keys in S3 can contain percent signs; URLs of servers are percent-encoded.
     path = parts.path if parts.scheme == "s3" else unquote(parts.path)
     return f"{parts.scheme}://{parts.netloc}", path.strip("/")
 
@@ -263,6 +266,7 @@ def _store(root: str, _: tuple[str, ...]) -> Any:
         origin.removeprefix("s3://"),
         prefix=key or None,
         region=_region(),
+        # Without credentials, requests are not signed, which is sufficient for public buckets.
         skip_signature=not _has_credentials(),
         **settings,
     )

@@ -84,6 +84,8 @@ class StoreFinder:
             store = self.images if is_store(self.images) else self._store_in_folder(name)
             # NGFF allows plates that list wells without images; a table need not use them.
             rows = _list_sites(store, all_wells=False)
+            # A single store must contain the plate of the table; in a folder, its file name
+            # decides.
             if rows and rows[0][PLATE] != name and is_store(self.images):
                 raise InputError(
                     f"{where}: plate {name} is not in {redacted(store)}, which contains plate "
@@ -145,6 +147,7 @@ def _jump_lite_sites(store: str) -> list[dict[str, str]]:
 
 def _plate_sites(store: str, plate: dict[str, Any], all_wells: bool) -> list[dict[str, str]]:
     name = plate.get("name") or store.rpartition("/")[2]
+    # The longer suffix `.ome.zarr` first.
     for suffix in SUFFIXES[::-1]:
         name = str(name).removesuffix(suffix)
     rows = []
@@ -181,6 +184,7 @@ def _images_of(store: str, well: str, must_exist: bool) -> list[tuple[str, str]]
             "acquisition"
         )
     paths = [_require_inside(image["path"], store) for image in images]
+    # True if the paths are 0, 1, 2 and so on.
     counted = sorted(paths) == sorted(map(str, range(len(paths))))
     return [(str(int(path) + 1) if counted else path, path) for path in paths]
 

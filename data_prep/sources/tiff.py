@@ -133,6 +133,7 @@ def _open(file: str, where: str, header: bool = False) -> Iterator[Any]:
         try:
             # tifffile's own messages are replaced by the InputError below.
             logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+            # Files of a multi-file OME data set are not followed: the table names each file.
             with tifffile.TiffFile(cast(IO[bytes], stream), _multifile=False) as tiff:
                 yield tiff
         except InputError:
@@ -197,6 +198,7 @@ def _series_pages(tiff: Any, plane: Plane, where: str) -> list[Any]:
         )
     names = _channel_names(tiff, number)
     channel = channel_number(plane, names, sizes["C"], where) if sizes.get("C", 1) > 1 else 0
+    # Page numbers in the shape of the axes; indexing selects those of one channel.
     order = np.arange(len(pages)).reshape([size for _, size in axes])
     picked = order[tuple(channel if name == "C" else slice(None) for name, _ in axes)]
     return [pages[index].aspage() for index in picked.ravel()]
@@ -225,6 +227,7 @@ def _channel_names(tiff: Any, series: int) -> list[str]:
     images = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
     image = images[series] if isinstance(images, list) else images
     channels = image["Pixels"].get("Channel", [])
+    # The XML parser gives a dictionary instead of a list for a single channel.
     channels = channels if isinstance(channels, list) else [channels]
     names = [str(channel.get("Name", "")) for channel in channels]
     return names if all(names) else []
@@ -247,6 +250,7 @@ def _check_page(page: Any, tiff: Any, plane: Plane, where: str) -> None:
             f"{where}: {plane} is incomplete: {absent} of {offsets.size} tiles or strips have no "
             "data"
         )
+    # The header lists where each strip or tile ends.
     if max(offsets + counts, default=0) > tiff.filehandle.size:
         raise InputError(f"{where}: {plane} is truncated: it ends before the end of its pixels")
     if page.compression in _JPEG:

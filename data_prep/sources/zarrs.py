@@ -65,6 +65,7 @@ class Image:
 
     def block(self, channels: slice, depths: slice) -> np.ndarray:
         """Read pixels as (channels, depths, height, width)."""
+        # Images with several time points are refused earlier, so index 0 is the only one.
         selection = {"c": channels, "z": depths, "t": slice(0, 1)}
         pixels = np.asarray(
             self.array[tuple(selection.get(axis, slice(None)) for axis in self.axes)]
@@ -136,6 +137,8 @@ def open_image(file: str, where: str) -> Image:
     with _one_line(file, where):
         store, missing = _recording(root, where)
         image = _image(store, path, file, where)
+        # Opening also looks for optional metadata files; only chunks requested later count as
+        # missing.
         missing.clear()
         return Image(*image, missing)
 
@@ -168,6 +171,7 @@ def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list
     metadata: Any = dict(node.attrs)
     metadata = metadata.get("ome", metadata)
     scales = metadata["multiscales"][0]
+    # The first data set of a multiscale image has the full resolution.
     array = zarr.open_array(
         store, path=f"{path}/{scales['datasets'][0]['path']}".strip("/"), mode="r"
     )
@@ -230,6 +234,7 @@ def _codecs(metadata: Any) -> Iterator[str]:
     while pending:
         codec = pending.pop()
         yield codec["name"]
+        # A shard has codecs for its chunks and for its index.
         inner = codec.get("configuration", {})
         pending += [*inner.get("codecs", ()), *inner.get("index_codecs", ())]
 
@@ -238,6 +243,7 @@ def _stacks(
     image: Image, numbers: list[int], planes: Sequence[Plane]
 ) -> list[Integer[np.ndarray, "h w"]]:
     depth = image.size("z")
+    # Chunks of one channel, or stacks: each channel is read separately.
     if image.chunk("c") == 1 or depth > 1:
         return [
             project_stack(
@@ -245,6 +251,7 @@ def _stacks(
             )
             for number, plane in zip(numbers, planes, strict=True)
         ]
+    # Chunks contain several channels: one read covers all requested ones.
     low = min(numbers)
     block = image.block(slice(low, max(numbers) + 1), slice(0, 1))
     return [block[number - low, 0] for number in numbers]
