@@ -77,9 +77,11 @@ def spectrum_slope(plane: UInt[np.ndarray, "h w"]) -> float:
     values = plane.astype(np.float32)
     # Without the mean, which would dominate the lowest frequencies.
     values = (values - values.mean()) * _window(plane.shape)
+    # (h, w // 2 + 1) frequencies, flattened as in `_bands`.
     power = np.square(np.abs(fft.rfft2(values))).ravel()
     band, counts = _bands(plane.shape)
     # Total power of each band; the last entry collects frequencies outside of all bands.
+    # The last band has the frequencies outside the range, and is removed.
     sums = np.bincount(band, weights=power, minlength=BANDS + 1)[:BANDS]
     valid = (counts > 0) & (sums > 0)
     if valid.sum() < 3:
@@ -138,6 +140,7 @@ def border_fraction(mask: UInt16[np.ndarray, "h w"]) -> float:
     """Return the fraction of cells at the image border; 0 without cells."""
     # Labels can have gaps, so areas above 0 are counted instead of the largest label.
     cells = np.count_nonzero(np.bincount(mask.ravel())[1:])
+    # Labels at the border; `count_nonzero` ignores the background, label 0.
     cut = np.unique(np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]))
     return float(np.count_nonzero(cut) / cells) if cells else 0.0
 
@@ -153,6 +156,7 @@ def count_debris(mask: UInt16[np.ndarray, "h w"], image: Shaped[np.ndarray, "h w
     spots, _ = ndimage.label(image > np.percentile(image[mask > 0], SPOT_PERCENTILE))
     sizes = np.bincount(spots.ravel())
     # Spots that touch a cell are no debris. Entry 0 is the background of the labeling.
+    # Spots that overlap a cell are not debris.
     sizes[np.unique(spots[mask > 0])] = 0
     sizes[0] = 0
     return int((areas < SMALL * np.median(areas)).sum() + (sizes >= SPOT_PIXELS).sum())

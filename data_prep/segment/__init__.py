@@ -71,6 +71,7 @@ class SegmenterConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
+        # A frozen dataclass refuses normal assignment.
         object.__setattr__(self, "diameter", parse_diameter(self.diameter))
 
     @property
@@ -79,6 +80,7 @@ class SegmenterConfig:
         match self.diameter:
             case "per-plate" | "per-site" as mode:
                 return mode
+            # 0 means the engine's default, as "auto" does.
             case "auto" | 0:
                 return ENGINES[self.engine].diameter
         return "fixed"
@@ -86,6 +88,7 @@ class SegmenterConfig:
     @property
     def pixels(self) -> float:
         """The fixed diameter in pixels, 0 if there is none."""
+        # Text is one of DIAMETER_MODES, because `__post_init__` converts numbers.
         return 0.0 if isinstance(self.diameter, str) else float(self.diameter)
 
 
@@ -100,6 +103,7 @@ def parse_diameter(diameter: Diameter) -> Diameter:
     try:
         pixels = float(diameter)
     except ValueError:
+        # NaN fails the range check below.
         pixels = math.nan
     valid = 0 <= pixels < math.inf
     require("diameter", diameter, valid, "auto, per-plate, per-site, or a number of pixels")
@@ -195,6 +199,7 @@ def create(config: SegmenterConfig) -> Segmenter:
     """
     record = ENGINES[config.engine]
     if config.precision != "auto" and not record.network:
+        # Only engines that run JAX have a precision.
         networks = " and ".join(name for name, each in ENGINES.items() if each.network)
         raise InputError(
             f"--precision {config.precision}: --segmenter {config.engine} has no precision "

@@ -79,6 +79,7 @@ class CellposeTorch:
         Raises:
             InputError: there are more channels than this version takes, or too many objects.
         """
+        # Version 3 takes cells and nuclei, version 4 up to three channels.
         channels, limit = image.shape[-1], 2 if self.major == 3 else 3
         if channels > limit:
             raise InputError(
@@ -95,6 +96,7 @@ class CellposeTorch:
             "normalize": False,
         }
         if self.major == 3:
+            # In version 3, 0 is a gray image; 1 and 2 are the first and the second channel.
             options["channels"] = [0, 0] if channels == 1 else [1, 2]
         # Normalized here: the package's percentiles amplify the noise of sparse fields.
         low, span = np.moveaxis(foreground.ranges, -1, 0)
@@ -172,6 +174,7 @@ def check_weights(path: Path, weights: str, major: int, installed: str) -> None:
     import torch
 
     try:
+        # `weights_only` refuses files that contain code.
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         names = {name.removeprefix("module.") for name in tensors}  # DataParallel adds it
     except Exception as error:  # zipfile, pickle and torch raise many kinds
@@ -180,6 +183,7 @@ def check_weights(path: Path, weights: str, major: int, installed: str) -> None:
         ) from error
     if _SIGNATURE[major] in names:
         return
+    # Naming the other version makes the message more useful.
     for other, signature in _SIGNATURE.items():
         if signature in names:
             raise InputError(
@@ -203,6 +207,7 @@ def _load(path: Path, weights: str) -> Any:
     # workers.
     torch.set_num_threads(1)
     model = models.CellposeModel(gpu=torch.cuda.is_available(), pretrained_model=str(path))
+    # The package falls back to its default model without an error, so its choice is verified.
     if Path(str(model.pretrained_model)).resolve() != path.resolve():
         raise InputError(
             f"--weights {weights}: cellpose loaded {model.pretrained_model} instead, so nothing "

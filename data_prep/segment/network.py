@@ -36,9 +36,11 @@ class NetworkSegmenter:
         self.config = config
         self.network = Segmenter(
             weights,
+            # `pixels` is 0 for the default diameter, and for one that is estimated per plate later.
             "per-image" if config.diameter_mode == "per-site" else config.pixels,
             config.precision,
         )
+        # Flow errors and diameters of all sites, for `warning`.
         self._measurements: list[tuple[np.ndarray, np.ndarray]] = []
 
     def describe(self) -> dict[str, Any]:
@@ -82,6 +84,7 @@ class NetworkSegmenter:
         Raises:
             InputError: an image has more channels than the network.
         """
+        # A diameter of 0 means that of the configuration.
         for diameter, group in itertools.groupby(images, key=lambda pair: pair[1]):
             segmenter = self.network.with_diameter(diameter) if diameter else self.network
             yield from self._segment_group(segmenter, (image for image, _ in group))
@@ -91,6 +94,7 @@ class NetworkSegmenter:
     ) -> Iterator[UInt16[np.ndarray, "_h _w"] | Failure]:
         """Segment images of one diameter; after an error, continue with the next image."""
         while True:
+            # Images that the segmenter has read, but for which it has not returned a result.
             waiting: deque[Image] = deque()
             try:
                 for result in segmenter.masks(_remember(images, waiting)):
@@ -98,17 +102,21 @@ class NetworkSegmenter:
                     self._measurements.append((result.errors, measure_diameters(result.labels)))
                     yield _mask_or_failure(result.labels)
                 return
+            # An invalid input or setting ends the run; other errors concern one site.
             except InputError:
                 raise
             except Exception as error:  # for example, XLA runs out of memory
                 if not waiting:
                     raise
                 waiting.popleft()
+                # Results are in order, so the first waiting image is reported as failed. The rest
+                # are segmented again.
                 images = itertools.chain(list(waiting), images)
                 yield Failure(f"{type(error).__name__}: {error}".splitlines()[0])
 
     def warning(self) -> str:
         """Return one line if the objects do not have the assumed diameter, else an empty text."""
+        # An estimated diameter needs no warning: it was derived from the objects.
         if self.config.diameter_mode not in ("fixed", "trained"):
             return ""
         network = self.network
@@ -123,6 +131,7 @@ def _remember(images: Iterable[Image], waiting: deque[Image]) -> Iterator[Image]
         yield image
 
 
+# Too many objects are a failure of one site only.
 def _mask_or_failure(labels: np.ndarray) -> UInt16[np.ndarray, "_h _w"] | Failure:
     try:
         return to_uint16(labels)

@@ -103,6 +103,7 @@ def estimate_diameters(
     """
     if settings.segmenter.diameter_mode != "per-plate":
         return list(sites), {}
+    # Estimation runs in this process for all engines; the workers only read images.
     network = ENGINES[settings.segmenter.engine].network
     engine = _load_once(settings.segmenter) if network else segment.create(settings.segmenter)
     diameters: dict[str, float] = {}
@@ -124,6 +125,7 @@ def _sample_images(pool: TaskPool, sites: list[Site], settings: Settings) -> lis
     positions = np.linspace(0, len(sites) - 1, count).round().astype(int)
     order = [int(position) for start in range(3) for position in positions[start::3]]
     images: list[np.ndarray] = []
+    # Read in chunks, and stop when enough sites contain objects.
     for start in range(0, len(order), SAMPLE):
         chunk = ((sites[k], settings) for k in order[start : start + SAMPLE])
         read = pool.in_order(site_tasks.read_segmented_image, chunk)
@@ -142,6 +144,7 @@ def segment_sites(pool: TaskPool, sites: list[Site], settings: Settings) -> None
     results = _segment(pool, sites, settings)
     done = list(track(results, total=len(sites), label="Segmenting", unit="sites"))
     failures = [each for each in done if each.failure]
+    # Without any mask the dataset would be useless, so the build ends.
     if failures and len(failures) == len(sites):
         raise InputError(f"{failures[0].where}: segmentation failed: {failures[0].failure}")
     for each in failures[:LISTED]:
@@ -153,6 +156,7 @@ def segment_sites(pool: TaskPool, sites: list[Site], settings: Settings) -> None
             "segmentation_failed is 1 in index.parquet. Leave them out with --exclude "
             "'segmentation_failed>0'"
         )
+    # `objects` is None for a mask that was reused.
     if reused := sum(each.objects is None for each in done):
         console.print(
             f"info: reused masks: {reused} of {len(done)} sites (same pixels and settings)"
@@ -186,6 +190,7 @@ def _segment_here(
     # Without the time that the estimation of diameters took before.
     before_start = dict(engine.network.seconds)
     waited = {"reading": 0.0, "writing": 0.0}
+    # Sites of the images that the engine has read, in order, with the key of each mask.
     queued: deque[tuple[Site, str]] = deque()
     reused: list[Site] = []
 
@@ -195,6 +200,7 @@ def _segment_here(
             before = time.monotonic()
             key, image = next(read)
             waited["reading"] += time.monotonic() - before
+            # No image means that the stored mask is reused.
             if image is None:
                 reused.append(site)
             else:
@@ -205,14 +211,17 @@ def _segment_here(
     with ThreadPoolExecutor(WRITERS) as threads:
         try:
             for mask in engine.segment_all(read_images()):
+                # The engine returns masks in the order of the images.
                 site, key = queued.popleft()
                 writing.append(threads.submit(site_tasks.store_mask, site, key, mask, settings))
+                # Wait for the oldest mask, so that unwritten masks do not accumulate in memory.
                 while len(writing) > MAX_UNWRITTEN:
                     before = time.monotonic()
                     result = writing.popleft().result()
                     waited["writing"] += time.monotonic() - before
                     yield result
         except InputError as error:
+            # The first queued site has no result yet, so the error is assigned to it.
             where = queued[0][0].where if queued else ""
             prefix = f"{where}: " if where and where not in str(error) else ""
             raise InputError(f"{prefix}{error}") from error

@@ -76,6 +76,7 @@ class Watershed:
         }
 
     def estimate_diameter(self, images: Sequence[UInt[np.ndarray, "_h _w _c"]]) -> float:
+        # One pixel of smoothing, because the diameter is not available yet.
         estimates = [
             _estimate_diameter(_foreground(ndi.gaussian_filter(scaled(image).mean(axis=-1), 1.0)))
             for image in images
@@ -96,17 +97,23 @@ class Watershed:
         diameter = self.config.pixels or diameter
         if not diameter:
             diameter = _estimate_diameter(_foreground(ndi.gaussian_filter(plane, 1.0)))
+        # Smoothing grows with the diameter, so that texture inside an object does not divide it.
         foreground = _foreground(ndi.gaussian_filter(plane, max(diameter * SMOOTH, 0.5)))
         foreground = ndi.binary_fill_holes(foreground)
         if not foreground.any():
             return np.zeros(plane.shape, np.uint16)
+        # Smoothing joins nearby maxima of the distance map, which would divide an object.
         distance = ndi.gaussian_filter(
             ndi.distance_transform_edt(foreground), diameter * SEED_SMOOTH
         )
         seeds = label(_peaks(distance, foreground, max(round(diameter * SEED_SPACING), 1)))
+        # Regions grow from the seeds and meet where the distance to the edge is smallest, at the
+        # waist.
         labels = watershed(-distance, seeds, mask=foreground)
+        # A fraction of the area of a disk with the object's diameter.
         least = max(int(SMALLEST_AREA * np.pi / 4 * diameter**2), 4)
         labels = _drop_small(labels, least)
+        # Noise in units of the scaled image, with which the contrast of objects is compared.
         noise = measure_background_contrast(plane)[1]
         return remove_implausible_objects(labels, plane[..., None], np.array([noise]), diameter)
 
@@ -124,6 +131,7 @@ def _foreground(plane: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
         return np.zeros(plane.shape, bool)
     contrast, noise = measure_background_contrast(plane)
     if is_sparse(contrast, noise):
+        # The brightest square of 5 x 5 pixels, as in `analyze_foreground`.
         core = float(ndi.minimum_filter(contrast, 5).max())
         return contrast > max(core / 2, SIGNAL * noise)
     ground = ndi.gaussian_filter(root, max(min(root.shape) * GROUND, MIN_GROUND))
@@ -134,6 +142,7 @@ def _estimate_diameter(foreground: Bool[np.ndarray, "h w"]) -> float:
     """Return six times the mean distance to the edge: over a disk of radius r it is r / 3."""
     if not foreground.any():
         return UNKNOWN_DIAMETER
+    # The image's edge counts as an edge of the object.
     distance = ndi.distance_transform_edt(np.pad(foreground, 1))
     return float(np.clip(6 * distance[distance > 0].mean(), 6, max(foreground.shape)))
 
