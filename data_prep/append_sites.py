@@ -70,6 +70,7 @@ def match_columns(target: Dataset, facts: dict[str, Any], table: SiteTable) -> S
     Raises:
         InputError: Settings differ, a plate is in the dataset already, or a column is missing.
     """
+    # Illumination functions differ between plates, so only the method is compared.
     before, now = ({**f, "illumination": _illumination(f)} for f in (target.provenance, facts))
     for name, flags in FLAGS.items():
         if before.get(name) != now.get(name):

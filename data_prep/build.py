@@ -127,6 +127,7 @@ def build(options: BuildConfig) -> None:
             existing_dataset.publish(complete, options.out)
             shutil.rmtree(work)
         if plan.settings.masks.cache is not None:
+            # Only after the build, so that none of its masks is removed while it runs.
             masks.trim(plan.settings.masks.cache)
     label = plan.facts["label_column"]
     classes = f"{plan.table.sites[label].nunique()} classes of {label}" if label else "no labels"
@@ -168,6 +169,7 @@ def make_plan(options: BuildConfig) -> Plan:
         plates = table.sites[PLATE].unique()
         folder = Path(options.illumination)
         functions = illumination.find_functions(folder, plates, (*stored, *segmented))
+    # Problems of the layout are reported before hours of segmentation.
     for note in merged_identities(table.sites, label_column):
         console.print(f"info: {note}")
     for warning in design_warnings(table.sites, label_column) if label_column else []:
@@ -176,6 +178,7 @@ def make_plan(options: BuildConfig) -> Plan:
     # A build that was killed during its last rename can have left the old dataset as a backup.
     existing_dataset.restore(options.out)
     cache = Path(options.mask_cache) if options.mask_cache else masks.default_cache()
+    # Masks of this build remain in the working folder, so that a killed build resumes.
     mask_folder = work_path(options.out.absolute(), ACTIVITY) / "masks"
     # The checksums become part of the settings, so changed functions cause another build.
     checksums = {key: file_digest(path) for key, path in functions.items()}

@@ -215,6 +215,8 @@ class ClusterPool(TaskPool):
                     f"{self.config.patience:g} s); restarting its tasks on other workers"
                 )
                 with contextlib.suppress(Exception):
+                    # Removal closes the worker, so that its tasks cannot block the build any
+                    # longer.
                     self._client.run_on_scheduler(_removal(worker))
         flight.future.cancel()
         self._start(number)
@@ -295,6 +297,7 @@ def _start_jobs(path: Path | None) -> Any:
             '--cluster slurm requires dask-jobqueue; pip install "perturbjax[cluster]"'
         ) from error
     options = _read_options(path, SLURMCluster)
+    # `jobs` is an option of perturbjax; SLURMCluster does not accept it.
     jobs = options.pop("jobs")
     try:
         cluster = SLURMCluster(**options)

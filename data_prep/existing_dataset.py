@@ -85,6 +85,7 @@ def changed_images(dataset: Dataset, sites: list[Site], pool: TaskPool) -> str:
     Returns:
         Description of the difference; empty if all images are identical.
     """
+    # Sites are matched by name, because the order in the dataset can differ.
     rows = dataset.positions([site.name for site in sites])
     stored = dataset.column(SOURCE_DIGEST).iloc[rows]
     current = map_in_chunks(pool, digest_sites, sites, "Comparing images")

@@ -116,6 +116,7 @@ def _fetch_images(
         ]
         for channel, names in images.names.items()
     }
+    # The path identifies an image: two sites can share a file, which is downloaded once.
     urls = {
         path: f"{options.base_url}/{urllib.parse.quote(f'{key}/{path.name}')}"
         for channel, column in paths.items()
@@ -128,6 +129,7 @@ def _fetch_images(
     present = len(urls) - len(missing)
     if present:
         console.print(f"info: resuming, {present} of {len(urls)} images exist already")
+    # A result is the size of the image in bytes, or None if the gallery does not have it.
     results = in_parallel(
         lambda item: download_if_there(item[1], item[0]), missing.items(), options.downloads
     )

@@ -139,6 +139,7 @@ def _join_gallery_platemap(table: pd.DataFrame, options: FetchConfig, tables: Pa
         files = _list_folder(options, f"{options.root}/{external}")
         candidates = [file for file in files if file.endswith(".tsv")]
         compounds = None
+        # With several tables, the right one cannot be identified.
         if len(candidates) == 1:
             compounds = _table(options, f"{external}/{candidates[0]}", tables)
         else:
@@ -165,6 +166,7 @@ def _repair(options: FetchConfig, locations: Locations) -> Locations:
         return locations
     listings: dict[str, list[str]] = {}
     repaired = dict(locations)
+    # Only the file names of this accession can be repaired with a listing.
     can_list = options.accession == gallery.ACCESSIONS["cpg0012"][0]
     for channel in pair:
         files, folders = locations[channel]
@@ -255,6 +257,7 @@ def _image_key(folder: str, options: FetchConfig) -> str:
         InputError: The path does not contain the batch, or leads to a parent folder.
     """
     parts = [part for part in folder.replace("\\", "/").split("/") if part]
+    # A path with `..` could write outside of the output folder.
     if options.batch not in parts or ".." in parts:
         raise InputError(
             f"load_data.csv of {options.plate}: folder {folder!r} is not below batch "

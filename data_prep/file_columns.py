@@ -42,6 +42,7 @@ def file_locations(table: pd.DataFrame, source: Path | str) -> Locations:
             return {name: _split(table[column].map(_path_of)) for name, column in columns.items()}
         if columns:
             empty = pd.Series("", index=table.index)
+            # The folder column of a channel; without one, the folder is empty.
             folders = {
                 name: table.get(column.replace("FileName_", "PathName_", 1), empty)
                 for name, column in columns.items()

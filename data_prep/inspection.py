@@ -72,6 +72,7 @@ def inspect(options: InspectConfig) -> None:
         project="middle",  # accept stacks; only headers are read
     )
     label_column = choose_label(table.sites, options.label_column, table.source)
+    # The report is the output of the command, so it is printed to stdout; messages use stderr.
     out = PlainConsole()
     if not out.is_terminal:
         out.width = PLAIN_WIDTH
@@ -84,6 +85,7 @@ def inspect(options: InspectConfig) -> None:
     warnings += _image_warnings(headers)
     for warning in warnings:
         out.print(Text.assemble(("warning", "yellow"), f": {terminal_text(warning)}"))
+    # Missing files are an error only after the complete report.
     _refuse_missing(table)
     out.print(f"Next step: {build_command(options, table.channels, headers)}")
 

@@ -97,6 +97,7 @@ class MaskStore:
         if self.cache is None:
             return
         try:
+            # The copy in the cache is optional; the mask of this build is already stored.
             with atomic(self._cache_path(key)) as temporary:
                 shutil.copyfile(self._path(key), temporary)
         except (OSError, InputError):

@@ -55,6 +55,7 @@ def join_platemap(
     if compounds is not None and table is not None:
         platemap = _join_compounds(platemap, table, source, compounds)
 
+    # Every site needs a treatment; wells of the map without images are ignored.
     absent = sites.loc[~sites[WELL].isin(platemap["well_position"]), ["row", WELL]]
     if len(absent):
         raise InputError(

@@ -133,6 +133,7 @@ class Pool(TaskPool):
             with contextlib.suppress(OSError):
                 pipe.send(None)  # closing is not enough: the listener thread keeps the pipe open
         for process in self._processes:
+            # At most 10 seconds; then the process is killed.
             process.join(10)
             process.kill()
         for pipe in self._pipes:
@@ -239,6 +240,7 @@ def _run_worker(pipe: Connection) -> None:
         # The parent closed the pipe or ended. `os._exit` ends the process even during a task.
         os._exit(0)
 
+    # A separate thread notices the end of the parent also while a task runs.
     threading.Thread(target=listen, daemon=True).start()
     while True:
         number, function, task = tasks.get()

@@ -101,6 +101,7 @@ def _repeated_channels(planes: Mapping[str, Sequence[Plane]], source: Path | str
             )
             if plane.file and _can_be_same(plane, other)
         ]
+        # One file is probed for each pair of channels, because reading all headers takes minutes.
         if shared and _ignores_channel(shared[0][1]):
             row, plane = shared[0]
             warnings.append(

@@ -140,6 +140,7 @@ def read_sites(
         for warning in check_shared_files(locations, planes, source):
             console.print(f"warning: {warning}")
     files = {"load_data": load_data, "platemap": platemap, "compounds": compounds}
+    # The checksums become part of the provenance of the dataset.
     sha256 = {name: file_digest(Path(path)) for name, path in files.items() if path}
     if load_data is None:
         # Without the column of paths, so that moving the store does not change the checksum.
@@ -156,6 +157,7 @@ def _names_files(table: pd.DataFrame, images: str, load_data: Path | None) -> bo
     """Return whether rows name files; otherwise sites are found in stores by plate, well, site."""
     if load_data is None or stores.is_store(images):
         return False
+    # Columns with file names take precedence over stores of the same plate.
     if any(re.match("(FileName|URL)_", column) for column in table.columns):
         return True
     plates = table[PLATE] if PLATE in table.columns else []
@@ -265,6 +267,7 @@ def merged_identities(sites: pd.DataFrame, label_column: str) -> list[str]:
     for column in IDENTITY_COLUMNS if label_column else ():
         if column == label_column or column not in sites.columns:
             continue
+        # Number of different values of the column for each label.
         values = sites[sites[column] != ""].groupby(label_column)[column].nunique()
         several = values[values > 1]
         if len(several):

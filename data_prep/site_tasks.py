@@ -90,6 +90,7 @@ def probe_sites(sites: list[Site]) -> list[tuple[str, tuple[int, int]]]:
     for site in sites:
         headers = probe_planes(site.planes, site.where)
         first, shape = site.planes[0], headers[site.planes[0]].shape
+        # All channels of a site must have one size, since they are stacked.
         for plane, header in headers.items():
             if header.shape != shape:
                 raise InputError(
@@ -125,6 +126,7 @@ def segment_site(task: tuple[Site, Settings]) -> SegmentedSite:
     if image is None:
         return SegmentedSite(site.where, None)
     try:
+        # The segmenter is created once in each process and reused.
         mask = _segmenter(settings.segmenter).segment(image, site.diameter)
     except Exception as error:  # scikit-image, torch and XLA raise many kinds
         return store_mask(site, key, segment.Failure(f"{error}".split("\n")[0]), settings)
@@ -177,6 +179,7 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
         raise InputError(
             f"{site.where}: the images changed during the build; run the same command again"
         )
+    # Quality is measured on the raw planes, before illumination correction.
     by_channel = dict(zip(site.channels, (*site.stored, *site.segmented), strict=True))
     quality = site_quality(
         {name: raw[plane] for name, plane in by_channel.items()}, mask, segmented[..., 0], failed

@@ -345,6 +345,7 @@ def load_network(
             f"{run.path}: was imported without a dataset, so its channels are unknown; pass a "
             "dataset"
         )
+    # Some normalizations provide several copies of each channel.
     channels = len(names) * NORMALIZATIONS[run.recipe.input.normalize].copies
     model, _ = create_network(run.recipe, channels, run.class_names, run.facts.get("pretrained"))
     graphdef, params, stats = split_model(model)
@@ -356,6 +357,7 @@ def load_network(
 
 def _load_checkpoint(run: Run, checkpoint: Which, epoch: int) -> tuple[Tree, dict[str, Any]]:
     with Checkpoints(run.path) as checkpoints:
+        # Epoch 0 is the default of the command line and selects the newest or the best one.
         tree, facts = checkpoints.load(checkpoint, epoch or None)
     run.require_matching_files(facts, checkpoints.path)
     console.print(f"info: {run.path}: checkpoint of epoch {facts['epoch']} ({checkpoint})")

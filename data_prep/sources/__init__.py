@@ -65,6 +65,7 @@ def _by_file(planes: Iterable[Plane], function: Callable[[list[Plane]], list[T]]
     requested = list(dict.fromkeys(planes))
     groups: dict[str, list[Plane]] = {}
     for plane in requested:
+        # Planes of one file are read together, so that it is opened once.
         groups.setdefault(plane.file, []).append(plane)
     results: dict[Plane, T] = {}
     for group in groups.values():

@@ -118,6 +118,7 @@ def as_stored(
     """
     if image.dtype in (np.uint8, np.uint16):
         return image.astype(image.dtype.newbyteorder("="), copy=False)
+    # Other integer types are accepted if all values fit into 16 bits.
     low, high = int(image.min()), int(image.max())
     if image.dtype.kind == "i" and image.dtype.itemsize == 2 and low < _OFFSET_LIMIT:
         print_once("info: images are int16 with an offset of -32768; 32768 is added to all pixels")
@@ -239,6 +240,7 @@ def channel_number(plane: Plane, names: Sequence[str], count: int, where: str) -
             f"{where}: {plane} has two channels named {plane.channel}; give its number in "
             "Channel_Orig<CHANNEL>"
         )
+    # A number counts as an index only if no channel has this name.
     if plane.channel.isascii() and plane.channel.isdigit() and int(plane.channel) < count:
         return int(plane.channel)
     if count == 1 and not names:

@@ -80,6 +80,7 @@ def names_of_prefix(folder: str, where: str) -> list[str]:
         return []
 
     def list_keys(store: Any, key: str) -> list[str]:
+        # Folders are common prefixes of keys; objects are the files.
         page = _obstore().list_with_delimiter(store, prefix=key.strip("/") or None)
         return [*page["common_prefixes"], *(entry["path"] for entry in page["objects"])]
 
@@ -197,6 +198,8 @@ class _Pieces(io.RawIOBase):
             piece = cast("bytes | None", request(self.file, self.where, read_range))
             if piece is not None:
                 return piece
+            # The server supports no ranges: download the object once, and answer later reads from
+            # memory.
             self.whole = _whole(self.file, self.where, self.size)
         return self.whole[self.position : end]
 
@@ -261,6 +264,7 @@ def _store(root: str, _: tuple[str, ...]) -> Any:
     if not origin.startswith("s3://"):
         return HTTPStore.from_url(root, **settings)
     if os.environ.get("AWS_PROFILE"):
+        # obstore does not read AWS profiles.
         settings["credential_provider"] = _profile_credentials()
     return S3Store(
         origin.removeprefix("s3://"),

@@ -96,6 +96,7 @@ class StoreFinder:
 
     def _store_in_folder(self, plate: str) -> str:
         names = [f"{plate}{suffix}" for suffix in SUFFIXES]
+        # NAME.ome.zarr if it exists, otherwise NAME.zarr.
         present = [name for name in names[1:] if name in names_of_folder(self.images)]
         return f"{self.images}/{(present or names)[0]}"
 
@@ -154,6 +155,7 @@ def _plate_sites(store: str, plate: dict[str, Any], all_wells: bool) -> list[dic
     try:
         for well in plate["wells"]:
             path = _require_inside(well["path"], store)
+            # Wells have paths such as `A/1`.
             position = {PLATE: name, WELL: normalize_well(path.replace("/", ""))}
             for site, image in _images_of(store, path, all_wells):
                 rows.append({**position, SITE: site, IMAGE: f"{store}/{path}/{image}"})

@@ -184,12 +184,14 @@ def _series_pages(tiff: Any, plane: Plane, where: str) -> list[Any]:
             f"{where}: {plane} has {sum(page is not None for page in pages)} pages, but its "
             f"metadata list {expected}; it is incomplete, or mixes colors"
         )
+    # An explicit frame selects the page directly.
     if plane.frame is not None:
         if plane.frame >= len(pages):
             raise InputError(
                 f"{where}: {plane} is not in the file, which contains {len(pages)} planes"
             )
         return [pages[plane.frame].aspage()]
+    # Only channels and depths can be resolved; time points and other axes cannot.
     unknown = [f"{size} {name}" for name, size in axes if name not in "CZ" and size > 1]
     if unknown:
         raise InputError(

@@ -70,6 +70,8 @@ class Image:
         pixels = np.asarray(
             self.array[tuple(selection.get(axis, slice(None)) for axis in self.axes)]
         )
+        # The axes of the array can have any order; sort them to time, channel, depth, height,
+        # width.
         order = [axis for axis in "tczyx" if axis in self.axes]
         pixels = pixels.transpose([self.axes.index(axis) for axis in order])
         return pixels.reshape(
@@ -85,6 +87,7 @@ def inside_store(file: str) -> bool:
 def split_store(file: str) -> tuple[str, str]:
     """Split a path or URL into the store and the path inside it."""
     parts = file.split("/")
+    # The first folder with the suffix is the store; all later parts are inside of it.
     end = next(index for index, part in enumerate(parts) if part.endswith(SUFFIX)) + 1
     return "/".join(parts[:end]), "/".join(parts[end:])
 
@@ -161,6 +164,7 @@ def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list
 
     node = zarr.open(store=store, path=path, mode="r")
     if isinstance(node, zarr.Array):
+        # JUMP-Lite arrays have no metadata: their name determines the channels.
         lite = JUMP_LITE_CHANNELS if JUMP_LITE.fullmatch(path.rpartition("/")[2]) else ()
         if node.ndim not in (2, 3):
             raise InputError(
@@ -293,6 +297,7 @@ def _recording(root: str, where: str) -> tuple[Any, list[str]]:
     _zarr_codecs()
     missing: list[str] = []
 
+    # zarr-python fills missing chunks with zeros without an error, so requests are recorded.
     class Recording(WrapperStore):
         async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
             value = await super().get(key, prototype, byte_range)

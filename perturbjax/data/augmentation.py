@@ -106,6 +106,7 @@ def prepare(
     # Crop without rotation and flips, for the mask of the original program.
     upright = boxes._replace(angle=jnp.zeros_like(boxes.angle), mirror=jnp.ones_like(boxes.mirror))
     if augment.legacy_augmentation:
+        # The original program rotates about the center of the site, not of the crop.
         image_points = _source_points(boxes, jnp.array([[height / 2, width / 2]]), augment.crop)
         mask_points = _source_points(upright, boxes.center, augment.crop)
     else:
@@ -161,6 +162,7 @@ def _random_boxes(
     """
     draw = dict(zip(_GEOMETRY, draws.T, strict=False))
     low, high = augment.crop_scale
+    # Fraction of the site area, uniform in `crop_scale`.
     area = height * width * (low + (high - low) * draw["area"])
     log_low, log_high = map(math.log, augment.crop_ratio)
     ratio = jnp.exp(log_low + (log_high - log_low) * draw["ratio"])
@@ -316,6 +318,7 @@ def _longest_step(height: int, width: int, levels: range, augment: AugmentConfig
     All levels but the last serve crops of up to √2 times the output resolution; `crop_ratio` then
     limits their longer edge. Clipped crops have the aspect ratio of the site at most.
     """
+    # Largest possible ratio of the longer to the shorter edge of a crop.
     ratio = max(augment.crop_ratio[1], 1 / augment.crop_ratio[0], height / width, width / height)
     longest = math.sqrt(2 * ratio) * augment.crop
     lengths = [min(longest, max(height, width) / 2**level) for level in levels[:-1]]
@@ -342,6 +345,7 @@ def _halve(image: Array) -> Float[Array, "b h w c"]:
 def _bilinear(image: Array, points: _Points, block: int) -> Float[Array, "b crop crop c"]:
     """Sample points bilinearly in an image whose pixels are block × block pixels of the site."""
     b, rows, columns, c = image.shape
+    # Coordinates that count from the center of the first pixel of the averaging level.
     y = jnp.clip(_reflect(points.y / block, rows) - 0.5, 0, rows - 1)
     x = jnp.clip(_reflect(points.x / block, columns) - 0.5, 0, columns - 1)
     # At the last row, top = rows - 2 and down = 1, so that all four neighbors exist.

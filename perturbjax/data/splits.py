@@ -74,6 +74,7 @@ def make_split(
 
     labels, groups = index[label].to_numpy(), assign_groups(index, policy)
     _require_possible(index, policy, label, groups, folds, fold)
+    # Each group is one site under the policy "site", so no grouping is required.
     kind = StratifiedKFold if policy == "site" else StratifiedGroupKFold
     with warnings.catch_warnings():
         # Classes with fewer members than folds are common here; evaluation reports the classes it
@@ -133,6 +134,7 @@ def _require_possible(
 
 def _require_learnable(manifest: pd.DataFrame, labels: np.ndarray, policy: str, label: str) -> None:
     is_test = manifest["part"].to_numpy() == TEST
+    # Only classes with sites in both sets can be trained and evaluated.
     shared = set(labels[is_test]) & set(labels[~is_test])
     if len(shared) >= 2:
         return
@@ -195,6 +197,7 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
         )
     require_no_overlap(manifest, path)
     order = pd.Index(index["site_id"])
+    # The rows of the manifest in the order of the dataset.
     ordered = manifest.set_index("site_id").loc[order[order.isin(sites)]].reset_index()
     ordered.attrs = manifest.attrs
     return ordered

@@ -96,6 +96,7 @@ class JoinedDataset(Dataset):
         return _combine(part.index_sha256 for part in self.parts)
 
     def _locate(self, position: int) -> tuple[Dataset, int]:
+        # Last part that starts at or before the position.
         part = int(np.searchsorted(self._starts, position, side="right")) - 1
         return self.parts[part], int(position - self._starts[part])
 

@@ -57,6 +57,7 @@ class Dataset:
                 "build the dataset again"
             )
         self._site_ids = self.index["site_id"].to_numpy()
+        # Expected shape of each image, which is checked before a record is decompressed.
         self._shapes = [
             (*size, len(self.channel_names))
             for size in self.index[["height", "width"]].to_numpy().tolist()
@@ -163,6 +164,7 @@ class Dataset:
         # -1 for unknown sites.
         positions = pd.Index(self._site_ids).get_indexer(list(site_ids))
         if (positions < 0).any():
+            # The minimum is -1, so this is the first unknown site.
             absent = list(site_ids)[int(np.argmin(positions))]
             raise InputError(f"{self.path}: has no site {absent!r}")
         return positions

@@ -174,6 +174,7 @@ def describe_files(
     """
     described = described or {}
     return {
+        # Checksums of large files that are already available are reused.
         path.name: described.get(path.name)
         or {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(folder.iterdir())

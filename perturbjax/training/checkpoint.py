@@ -273,6 +273,7 @@ class Checkpoints:
             InputError: the checkpoint is not readable.
         """
         epochs = self.epochs()
+        # Interrupted checkpoints are numbered by step, the latest ones by epoch.
         if (self.path / INTERRUPTED).is_dir() and (steps := self._manager(INTERRUPTED).all_steps()):
             tree, facts = self._load(INTERRUPTED, max(steps))
             # `epoch` counts complete epochs. A smaller number is a leftover of a command that was

@@ -118,6 +118,7 @@ def fit(config: TrainConfig) -> Run:
         Terminated: SIGTERM was received, and the state was saved.
     """
     require_package(config.log_to)
+    # Processes must be connected before the first call that looks for devices.
     connect(config.hosts)
     placement = open_devices(config.compute)
     resumed = open_run(config.out) if config.resume else None
@@ -127,6 +128,7 @@ def fit(config: TrainConfig) -> Run:
     recipe, steps = experiment.recipe, experiment.steps_per_epoch
     require_supported_job(config.feed, config.compute.devices, recipe.optim.batch_size)
     phases = plan_phases(recipe, experiment.graphdef, experiment.params, experiment.stats, steps)
+    # Start of a new run, and the template for the structure of a checkpoint.
     fresh = initial_state(experiment.params, experiment.stats, phases[0].optimizer)
     run = describe_run(
         config.out,
@@ -341,6 +343,7 @@ class _Training:
         epoch, rows = row["epoch"], [row]
         for part, values in scores.items():
             rows.append({**row, "split": part, "loss": values.loss, "accuracy": values.accuracy})
+        # Without validation sites no checkpoint is a candidate for the best.
         best_score = None
         if VALIDATION in scores:
             best_score = rows[1]["balanced_accuracy"] = scores[VALIDATION].balanced_accuracy
@@ -365,6 +368,7 @@ def require_finite_loss(losses: np.ndarray, epoch: int, checkpoints: Checkpoints
     bad = np.flatnonzero(~np.isfinite(losses))
     if not len(bad):
         return
+    # Messages count steps from 1 over all epochs.
     step = epoch * len(losses) + int(bad[0]) + 1
     saved = checkpoints.epochs() if is_first_process() else []
     remaining = (

@@ -85,6 +85,7 @@ def plan_phases(
     layers. Other networks have the second phase only.
     """
     epochs, config = recipe.optim.epochs, recipe.transfer
+    # Without pretrained weights there is no phase with a frozen backbone.
     frozen = min(config.freeze_epochs, epochs) if config.weights else 0
     if config.head == "channels":  # the backbone of the ensemble is always frozen
         frozen = epochs
@@ -103,6 +104,7 @@ def plan_phases(
         if config.weights:
             backbone = models.BACKBONES[recipe.model.model]
             scales = transfer.rate_scales(params, name, config, backbone)
+            # Pretrained layers can have a smaller learning rate; frozen layers have none.
             optimizer = transfer.scale_updates(optimizer, scales)
             # The graph definition contains which layers are frozen, so each phase has another one.
             model = nnx.merge(graphdef, params, stats, copy=True)

@@ -99,6 +99,7 @@ def require_supported_job(feed: PipelineChoice, devices: str, batch_size: int) -
             f"--devices {devices}: works with one process only, this job has {count}. Use "
             "--devices sharded."
         )
+    # Each process decodes an equal part of every batch.
     if batch_size % count:
         raise InputError(
             f"--batch-size {batch_size}: must be a multiple of the number of processes ({count})"

@@ -76,6 +76,7 @@ def trace_steps(
     with jax.profiler.trace(str(folder), create_perfetto_trace=True):
         jax.block_until_ready(run(copy))
         seconds = time.perf_counter() - started
+    # The folder can contain earlier traces; the newest file is that of this run.
     trace = max(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     times = sum_by_operation(read_spans(trace), _compiled_operation_names())
     _print_table(times, steps, seconds)

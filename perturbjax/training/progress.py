@@ -106,6 +106,7 @@ def save_interrupted(
     """
     sums = stack_steps(partial_sums)
     if is_first_process():
+        # JSON stores the sums as float64 text, which represents float32 values exactly.
         partial = {SUMS: [part.tolist() for part in sums], SECONDS: seconds}
         checkpoints.save_within(
             state, epoch=epoch, step=int(state.step), facts={**facts, **partial}

@@ -121,6 +121,7 @@ def import_run(config: ImportConfig) -> Run:
         recipe, input=dataclasses.replace(recipe.input, label_column=label_column)
     )
     class_names = _class_names(config, description, imported.classes, dataset, label_column)
+    # The split and the statistics need a dataset; without one they are unknown.
     facts, manifest = _facts(config.checkpoint, recipe, imported.channels, dataset, description)
     data = () if dataset is None else (dataset.path.absolute(),)
     run = Run(out, recipe, data, class_names, facts)
@@ -155,7 +156,9 @@ def export_run(config: ExportConfig) -> Path:
     first = f"params/{layers[0][1].replace('.', '/')}/kernel/value"
     if first not in tree:
         raise InputError(f"{run.path}: checkpoint has no array {first}; it is of another model")
+    # Networks with global pooling accept any input size; the remaining ones depend on the crop.
     size = run.recipe.augment.crop if model in FIXED_SIZE_NETWORKS else None
+    # Only names and shapes; the arrays come from the checkpoint.
     network = exchange.abstract_network(model, len(run.class_names), tree[first].shape[2], size)
     template = {"params": nnx.state(network, nnx.Param), "stats": nnx.state(network, nnx.BatchStat)}
     state = tree_to_state(select_network_arrays(tree), template, run.path)

@@ -102,6 +102,7 @@ class Run:
         """Return the part of each site: train, validation, test, or new (not in the split)."""
         if not (self.path / SPLIT_FILE).is_file():
             return np.full(len(site_ids), "new", object)
+        # Sites that the split does not contain are new, for example those of an appended plate.
         part_of_site = _read_split_file(self.path).set_index("site_id")["part"]
         return site_ids.map(part_of_site).fillna("new").to_numpy()
 
@@ -134,6 +135,7 @@ class Run:
 
     def truncate_metrics(self, epoch: int) -> None:
         """Remove rows after `epoch` and incomplete lines."""
+        # Later rows belong to epochs that will be trained a second time.
         rows = [row for row in read_metrics(self.path) if row["epoch"] <= epoch]
         # Written to a temporary file first, so that a kill leaves the old or the new file.
         with atomic(self.path / METRICS) as temporary:
@@ -267,6 +269,7 @@ def git_commit(clone: Path = Path(__file__).parents[2]) -> dict[str, str]:
     """Return the git commit of the program (with -dirty); empty outside a clone."""
     if not (clone / ".git").exists():
         return {}
+    # `--exclude=*` ignores tags, so that the result is always a full commit number.
     options = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
     command = ["git", "-C", str(clone), "describe", *options]
     try:
@@ -285,6 +288,7 @@ def lock_run(path: Path) -> Iterator[None]:
     """
     if not (path / CONFIG).is_file():
         _require_free(path)
+    # The system releases the lock when the process ends, also after a kill.
     with (make_folder(path) / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -373,6 +377,7 @@ def _require_same(run: Run, other: Run) -> None:
 def _settings(run: Run) -> dict[str, Any]:
     """Return recipe fields (as section.field), facts and labels as one flat mapping."""
     recipe = recipe_to_dict(run.recipe)
+    # A flat mapping names the exact field that differs, for example `optim.epochs`.
     sections = {name: part for name, part in recipe.items() if isinstance(part, dict)}
     fields = {f"{name}.{key}": part[key] for name, part in sections.items() for key in part}
     settings = {**fields, **run.facts, "labels": run.class_names, "seed": run.recipe.seed}

@@ -77,6 +77,7 @@ class Experiment:
     def order(self) -> BatchOrder:
         """BatchOrder of the training sites in all epochs."""
         optim = self.recipe.optim
+        # Steps of each epoch that reach `least_steps` over all epochs, rounded up.
         steps, minimum = optim.steps_per_epoch, -(-optim.least_steps // optim.epochs)
         # A small dataset gets longer epochs, in which each site occurs several times.
         if not steps and minimum * optim.batch_size > len(self.train):
@@ -133,6 +134,7 @@ def prepare_experiment(
         )
     # Classes come from the sites of the split: a class with excluded sites only is left out.
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
+    # Sorted: the order of the logits must not depend on the order of the sites.
     class_names = sorted(labels.unique())
     model, pretrained = create_network(
         recipe, count_input_channels(dataset, recipe.input), class_names
@@ -158,6 +160,7 @@ def prepare_experiment(
 
 def positions_of_part(dataset: Dataset, manifest: pd.DataFrame, part: str) -> Int[np.ndarray, " n"]:
     """Return the positions in the dataset of the sites of one part of a split."""
+    # Positions refer to the dataset, which can have more sites than the split.
     sites = set(manifest.loc[manifest["part"] == part, "site_id"])
     return np.flatnonzero(dataset.index["site_id"].isin(sites)).astype(np.int32)
 
@@ -211,6 +214,7 @@ def print_training_summary(
         console.print(f"info: split by {split.split}: {SPLIT_POLICIES[split.split].meaning}")
     for sentence in experiment.manifest.attrs.get("excluded", ()):
         console.print(sentence)
+    # Complete epochs, and steps of the interrupted one.
     epochs, steps = divmod(done, experiment.steps_per_epoch)
     if done:
         within = f" and {steps}/{experiment.steps_per_epoch} steps" if steps else ""

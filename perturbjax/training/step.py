@@ -138,6 +138,7 @@ def make_train_step(
         (loss, (loss_weight, logits, stats)), gradients = jax.value_and_grad(
             loss_sum, has_aux=True
         )(state.params)
+        # Padded rows have weight 0 and do not count.
         correct = jnp.sum((logits.argmax(-1) == batch.label) * batch.weight)
         sums = Sums(loss, loss_weight, correct, batch.weight.sum())
         # Under `pmap` these are sums over the rows of one device. Under `jit` they already cover
@@ -209,6 +210,12 @@ def evaluation_input(
 ) -> tuple[Float[Array, "b crop crop planes"], Mode]:
     """Return the network input without augmentation, and the evaluation mode of the layers."""
     inputs = prepare(
-        batch, seed=recipe.seed, epoch=0, augment=recipe.augment, input=recipe.input, train=False
+        # A fixed epoch: with `legacy_augmentation`, evaluation draws random numbers, too.
+        batch,
+        seed=recipe.seed,
+        epoch=0,
+        augment=recipe.augment,
+        input=recipe.input,
+        train=False,
     )
     return inputs, Mode(dtype=DTYPES[recipe.model.precision])

@@ -55,6 +55,7 @@ def write_weights(path: Path, tensors: dict[str, np.ndarray], description: Descr
         "facts": description.facts,
     }
     values = {CHECKSUM: _checksum(values, tensors), **values}
+    # The metadata of a safetensors file are text; a .pth file has no place for them.
     if path.suffix == ".safetensors":
         write_tensors(path, tensors, {KEY: json.dumps(values)})
     else:

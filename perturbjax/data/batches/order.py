@@ -130,6 +130,7 @@ class BatchOrder:
     def records_of(self, steps: range) -> BatchRecords:
         """Return the records of consecutive steps of one epoch, (steps, b)."""
         epoch = steps.start // self.steps_per_epoch
+        # Global number of the first step of the epoch.
         first = epoch * self.steps_per_epoch
         return BatchRecords(
             *(part[steps.start - first : steps.stop - first] for part in self._epoch(epoch))
@@ -168,4 +169,5 @@ def _constant(epoch: int, *, batches: BatchRecords) -> BatchRecords:
 def _partition(
     epoch: int, *, epoch_records: Callable[[int], BatchRecords], index: int, count: int
 ) -> BatchRecords:
+    # (steps, b) is split along the batch axis.
     return BatchRecords(*(np.split(part, count, axis=1)[index] for part in epoch_records(epoch)))

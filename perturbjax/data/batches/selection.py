@@ -46,6 +46,7 @@ def resident_bytes(decoder: Decoder) -> int:
     """Return the bytes of device memory that `ResidentBatches` needs."""
     dataset = decoder.dataset
     height, width = decoder.stored_size
+    # Bytes of one pixel: all channels and the encoded mask.
     pixel = len(dataset.channel_names) * dataset.image_dtype.itemsize
     pixel += masks.storage_dtype(decoder.input.mask_encoding).itemsize
     return len(dataset) * height * width * pixel
