@@ -29,6 +29,8 @@ def print_audit(audit: AuditResult) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for title in ("", *(split.policy for split in audit.splits)):
         table.add_column(title, justify="right" if title else "left", no_wrap=not title)
+    # A score with interval takes 22 columns. In a narrow terminal the interval is on a second
+    # line.
     gap = " " if console.width >= 24 + 22 * len(audit.splits) else "\n"
     for name, cells in table_rows(audit, gap):
         own = name == audit.model

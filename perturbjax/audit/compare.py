@@ -79,6 +79,7 @@ def compare(config: CompareConfig) -> Comparison:
     tables = {name: _test_predictions(path) for name, path in paths.items()}
     first = next(iter(tables.values()))
     probabilities = {name: _probabilities(paths[name], one, first) for name, one in tables.items()}
+    # Runs can store classes in different orders; sorted names align the probabilities.
     classes = sorted(predicted_class_names(first))
     labels = encode_labels(first["label"], classes, "predictions")
     wells = well_ids(first)
@@ -102,6 +103,7 @@ def compare(config: CompareConfig) -> Comparison:
 def _name_runs(paths: Sequence[Path]) -> dict[str, Path]:
     """Name each run by the shortest end of its path that is unique."""
     for parts in range(1, 1 + max(len(path.parts) for path in paths)):
+        # Equal names collapse to one key, so a smaller dictionary shows a duplicate.
         names = {"/".join(path.with_suffix("").parts[-parts:]): path for path in paths}
         if len(names) == len(paths):
             return names
@@ -224,6 +226,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 def summarize(comparison: Comparison) -> str:
     """State whether a run is clearly better than the first, by well if possible."""
+    # The last level is by well, if it exists.
     level, (first, *others) = list(comparison.levels.items())[-1]
     best = max((row for row in others if row.leads), key=lambda row: row.leads[HEADLINE].value)
     lead = best.leads[HEADLINE]

@@ -45,6 +45,7 @@ def add_intensity_features(index: pd.DataFrame, values: pd.DataFrame) -> pd.Data
     except BaselineUnavailable:
         names = [name for name in values.columns if _CELLPROFILER_INTENSITY in name]
         measured = values[names]
+        # A feature without any value has no median and is dropped.
         measured = measured.fillna(measured.median()).dropna(axis=1).add_prefix(MEASURED_PREFIX)
         return pd.concat([index, measured.set_axis(index.index)], axis=1)
     return index

@@ -47,6 +47,7 @@ def audit(config: AuditConfig) -> AuditResult:
     """
     from perturbjax.profiles.classifiers import CLASSIFIERS
 
+    # An output folder that cannot be written is reported before the computation.
     make_folder(config.out)
     model = config.model
     require("model", model, model in CLASSIFIERS, f"one of {', '.join(CLASSIFIERS)}")
@@ -117,6 +118,7 @@ def _fit_fold(
     options: dict[str, Any] = {"classes": len(data.class_names), "seed": config.seed}
     if data.features is not None:
         rng = np.random.default_rng([config.seed, fold])
+        # Both labelings use the same features, so the preparation is computed once.
         labelings = labels, shuffle_labels(labels, data.wells[train], rng)
         own, shuffled = data.features.fit_predict(model, train, test, labelings, **options)
         yield model, own
@@ -194,6 +196,7 @@ def _permutation_p(
         BaselineUnavailable: the test is not possible.
     """
     tested, wells = design.test_sites, data.wells
+    # The predictions would depend on the labels of the test wells, which invalidates the test.
     if any(np.isin(wells[test], wells[train]).any() for train, test in design.folds):
         raise BaselineUnavailable("training and test set contain sites of the same wells")
     # Fold of each test site; labels are shuffled within combinations of fold and plate.
@@ -218,9 +221,11 @@ def _differences(
     config: AuditConfig,
 ) -> Iterator[Difference]:
     """Compare the weakest split with each stricter split of the same treatments."""
+    # Splits by compound predict new treatments, so their scores are not comparable.
     same = [one for one in designs if SPLIT_POLICIES[one.policy].tests_known_treatments]
     for stricter in same[1:]:
         sites = np.intersect1d(same[0].test_sites, stricter.test_sites)
+        # Wells of the common test sites, numbered from 0.
         wells = well_ids(data.index.iloc[sites])
         counts = {}
         for one in (same[0], stricter):
@@ -246,6 +251,7 @@ def audit_run(
             "the network was trained on another split; train it with "
             f"`perturbjax train --split {one.policy}`, or use `perturbjax audit --train`"
         )
+    # The split of the run is evaluated, not refused.
     refused.pop(predictions.policy, None)
     return AuditResult(data.source, data.label, MODEL, (split,), (), refused)
 

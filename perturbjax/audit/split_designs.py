@@ -79,10 +79,13 @@ def _design(index: pd.DataFrame, policy: str, label: str, folds: int, seed: int)
         InputError: there is none, or too few sites can be tested.
     """
     labels, groups = index[label].to_numpy(), assign_groups(index, policy)
+    # A class can be tested only if it occurs in two groups: one for training, one for testing.
     repeated = pd.Series(groups).groupby(labels).nunique() >= 2
     classes = f"{repeated.sum()} of {len(repeated)} classes occur in two {policy}s or more"
     if repeated.sum() < 2:
         raise InputError(f"{classes}, and two are needed")
+    # More folds than groups would be empty. scikit-learn refuses more folds than sites of the
+    # largest class.
     parts = min(folds, len(np.unique(groups)), int(pd.Series(labels).value_counts().max()))
     usable, why = [], ""
     for fold in range(parts):

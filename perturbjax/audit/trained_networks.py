@@ -63,12 +63,14 @@ def _train_and_predict(
     name = f"{design.policy}_{fold}"
     split = folder / f"{name}.parquet"
     write_split(_manifest(data.index, design, fold), split)
+    # An empty label column would mean that of the dataset, so the one of the run is written.
     recipe = dataclasses.replace(
         run.recipe,
         input=dataclasses.replace(run.recipe.input, label_column=run.label_column),
         split=SplitConfig(split_file=str(split)),
     )
     epochs = recipe.optim.epochs
+    # The test set is not needed during training, so it is evaluated at the last epoch only.
     trained = fit(
         TrainConfig(out=folder / name, data=dataset.paths, recipe=recipe, evaluate_every=epochs)
     )

@@ -205,6 +205,7 @@ def _advice(audit: AuditResult, finding: Finding) -> list[str]:
         advice.append(f"Add wells: the test set needs at least {MIN_TEST_WELLS}.")
     if split.leaks or split.uncontrolled or finding == "too few wells":
         return advice
+    # A run is audited under a single split, so there is no split to choose.
     if audit.model != MODEL:
         advice.append(
             f"Report the score of --split {split.policy}, the strictest that these data allow."

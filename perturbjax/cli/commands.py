@@ -328,6 +328,7 @@ def _run(words: list[str]) -> None:
         print(f"perturbjax {__version__}")
     elif name in ("-h", "--help"):
         print("usage: perturbjax COMMAND [options]\n\n" + _list_commands())
+        # A call without a command is an error, although it prints the help.
         sys.exit(0 if words else 2)
     elif name not in COMMANDS:
         raise InputError(
@@ -336,6 +337,7 @@ def _run(words: list[str]) -> None:
     else:
         command = COMMANDS[name]
         if command.runs_network:
+            # Must be called before JAX starts threads, see `core.memory`.
             keep_freed_memory()
         options = parse_command(name, words[1:])
         result = load(command.run)(options)

@@ -184,10 +184,13 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     out = make_folder(run.path / EVALUATION)
     write_predictions(out / PREDICTIONS, table)
     write_parquet(out / FEATURES, features)
+    # Replicates are wells of one compound, also if the run predicts mechanisms.
     label_column = COMPOUND if COMPOUND in rows.columns else run.label_column
     evaluate_retrieval(features[test[predicted]], out, label_column=label_column)
     write_run_evaluation(evaluation, model, fold, run.class_names, out)
     remove_attribution(out)
+    # In a job of several processes all but the first have returned, so the network cannot run
+    # again.
     if config.attribution and network.placement.processes == 1:
         probabilities = predictions.probabilities[test[predicted]]
         write_attribution(network, dataset, positions[test], labels[test], probabilities, out)
@@ -208,6 +211,7 @@ def describe_linear_baseline(config: EvaluateConfig) -> str:
     if not data or not split.is_file():
         return ""
     file = next(out.glob(f"{EVALUATION}/*/scores.json"), None)
+    # A baseline on another split is not comparable.
     if file is not None and _checksum(out / SPLIT_FILE) == _checksum(split):
         scores = read_evaluation(file)["site"][MODEL].scores
         words = ", ".join(

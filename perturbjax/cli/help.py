@@ -54,9 +54,11 @@ def render(
     names = choices()
     for flag in flags:
         text = _describe(flag, tuple(names.get(flag.name, ())), full)
+        # argparse formats help texts with %, so a literal % is doubled.
         add(groups[flag.group], flag, help=text.replace("%", "%%"), metavar=_metavar(flag))
     if not full and parser.format_help().count("\n") > SCREEN_LINES:
         brief = [f"Described by {parser.prog} --help-all:"]
+        # "Options" and groups with a required flag stay in the short help.
         for title in groups.keys() - {"Options"} - {f.group for f in flags if f.default is MISSING}:
             parser._action_groups.remove(groups[title])
         for title, group in groups.items():
@@ -72,6 +74,7 @@ def sentences(kind: type) -> dict[str, str]:
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     return {
         getattr(field.target, "id", ""): " ".join(str(ast.literal_eval(text.value)).split())
+        # A help sentence is an expression that directly follows an annotated field.
         for field, text in itertools.pairwise(getattr(tree, "body", []))
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }

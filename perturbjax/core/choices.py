@@ -299,6 +299,7 @@ def _outline(mask: ndarray) -> ndarray:
     right."""
     # Labels are not negative, so this mask is False everywhere.
     outline = mask < 0
+    # Compare vertical and horizontal neighbors; where labels differ, both pixels are outlines.
     down = mask[1:] != mask[:-1]
     right = mask[:, 1:] != mask[:, :-1]
     outline[1:] |= down

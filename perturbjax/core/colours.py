@@ -17,6 +17,7 @@ _QUALITY = 78
 def downsample_pixels(image: UInt[np.ndarray, "h w c"], step: int) -> Float[np.ndarray, "h2 w2 c"]:
     """Average blocks of step x step pixels; incomplete blocks are filled with edge pixels."""
     height, width, channels = image.shape
+    # -n % step is the number of pixels that complete the last block.
     margins = ((0, -height % step), (0, -width % step), (0, 0))
     padded = np.pad(image, margins, mode="edge").astype(float)
     # (blocks down, step, blocks across, step, channels)

@@ -52,6 +52,7 @@ def atomic(path: Path) -> Iterator[Path]:
     make_folder(target.parent)
     try:
         yield temporary
+        # Atomic: other processes read either the old or the complete new file.
         os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or error
@@ -186,6 +187,7 @@ def delete_oldest(files: Iterable[Path], limit: int) -> int:
             status = path.stat()
             entries.append((status.st_mtime, status.st_size, path))
     excess, deleted = sum(size for _, size, _ in entries) - limit, 0
+    # Tuples sort by modification time, oldest first.
     for _, size, path in sorted(entries):
         if excess <= 0:
             break

@@ -26,6 +26,7 @@ def keep_freed_memory() -> bool:
     mallopt = _glibc_function("mallopt")
     if mallopt is None:
         return False
+    # A list instead of a generator, so that all three parameters are set.
     return all([mallopt(M_ARENA_MAX, 1), mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1)])
 
 

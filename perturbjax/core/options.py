@@ -155,6 +155,7 @@ def require_sound(options: Any) -> None:
 def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
     """Field name -> valid values, for fields of type `Literal` or tuples of it."""
     hints = get_type_hints(kind).items()
+    # Each item of a tuple must be one of the choices.
     inner = {name: get_args(h)[0] if get_origin(h) is tuple else h for name, h in hints}
     return {name: get_args(hint) for name, hint in inner.items() if get_origin(hint) is Literal}
 

@@ -129,6 +129,7 @@ def plate_layouts(index: pd.DataFrame) -> dict[str, str]:
         for plate, rows in index.groupby(PLATE, sort=True)
     }
     layout: dict[str, str] = {}
+    # Single linkage: a plate joins the layout of any plate that is similar enough.
     for plate, wells in plates.items():
         similar = [other for other in layout if _jaccard(wells, plates[other]) >= SAME_LAYOUT]
         # A plate that is similar to plates of several layouts merges these layouts.

@@ -63,6 +63,7 @@ def detect_dialect(header: str, row: str = "") -> Dialect:
     """
     counts = {one: len(next(csv.reader([header], delimiter=one), [])) for one in SEPARATORS}
     separator = max(counts, key=lambda one: counts[one])
+    # Programs that write decimal commas separate columns by semicolons.
     comma = separator == ";" and re.search(
         r"(^|;)\s*-?[0-9]+,[0-9]+([eE][+-]?[0-9]+)?\s*(;|$)", row
     )

@@ -107,6 +107,8 @@ def _most_confident(
 ) -> Int[np.ndarray, " few"]:
     """Select the site with the highest true-class probability of each class."""
     own = pd.Series(probabilities[np.arange(len(labels)), labels])
+    # One site per class. A site needs 65 predictions (64 windows and the unchanged site), so the
+    # number of classes is limited.
     return positions[np.sort(own.groupby(labels).idxmax().to_numpy()[:OCCLUDED])]
 
 

@@ -56,6 +56,7 @@ Weights = tuple[Float[np.ndarray, "chunk clusters"], Float[np.ndarray, "chunk cl
 
 
 def _chunks(replicates: int) -> list[int]:
+    # Sizes of the chunks; the last one can be smaller.
     return [min(_CHUNK, replicates - start) for start in range(0, replicates, _CHUNK)]
 
 
@@ -72,6 +73,7 @@ def _resample_clusters(clusters: int, replicates: int, seed: int) -> Iterator[We
     rng = np.random.default_rng(seed)
     for rows in _chunks(replicates):
         drawn = rng.integers(clusters, size=(rows, clusters))
+        # Without class weights, all classes have weight 1.
         yield _count_draws(drawn, clusters).astype(np.float32), None
 
 
@@ -112,6 +114,7 @@ def _resample_within_classes(
     sizes = np.bincount(strata.strata)
     first = np.cumsum(sizes) - sizes
     stratum = np.repeat(np.arange(len(sizes)), sizes - 1)  # stratum of each draw
+    # n / (n - 1) of each cluster, in sorted order.
     scale = (sizes / np.maximum(sizes - 1, 1))[strata.strata[order]]
     constant = sizes[strata.strata[order]] == 1
     clusters = len(strata.strata)
@@ -149,8 +152,10 @@ def draw_replicates(
     if len(sizes) != 1:
         raise ValueError(f"models have different numbers of clusters: {sorted(sizes)}")
     clusters = sizes.pop()
+    # The truth is the same for all models, so the first one defines the strata.
     truth = next(iter(models.values())).truth
     strata = _class_strata(truth)
+    # Correlations are drawn within classes only if each class has at least two clusters.
     repeated = strata is not None and not len(strata.single)
     within = {
         name: metric
@@ -230,6 +235,7 @@ class _Sums:
 
 def _compact(part: Float[np.ndarray, "clusters columns"]) -> np.ndarray | sparse.csc_array:
     """Use a sparse array for wells with few of many classes: the product takes 10 % of the time."""
+    # Whole counts up to 2^24 are exact in float32.
     part = part.astype(np.float32)
     return sparse.csc_array(part) if np.count_nonzero(part) < 0.1 * part.size else part
 
@@ -298,6 +304,7 @@ def _estimate(
     value: float, values: Float[np.ndarray, " replicates"], bounds: tuple[float, float]
 ) -> Estimate:
     low, high = interval(values, value)
+    # An interval cannot exceed the possible values of the metric.
     return Estimate(value, max(low, bounds[0]), min(high, bounds[1]))
 
 

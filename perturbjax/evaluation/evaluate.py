@@ -196,6 +196,7 @@ class _Panel:
             check_probabilities(self.labels, probabilities, list(self.test["site_id"]))
         self.skipped: dict[str, str] = {}
         for name, baseline in baselines.items():
+            # Random baselines have expected counts instead of probabilities, see `_level`.
             if baseline.predict is None:
                 continue
             try:
@@ -226,6 +227,7 @@ class _Panel:
         except InputError as error:
             self.skipped["well level"] = str(error)
             return levels
+        # The true classes of the wells are the same for all models.
         labels = next(iter(wells.values()))[0]
         # Cluster of each well, read from its first site.
         own_clusters = clusters[np.unique(self.wells, return_index=True)[1]]
@@ -242,6 +244,7 @@ class _Panel:
         counts = {model: count(labels, probabilities[model], clusters) for model in self.models}
         for other, baseline in self.baselines.items():
             if baseline.draw is not None:
+                # Class frequencies of the training sets of all folds together.
                 train_labels = np.concatenate(self.train_labels)
                 counts[other] = baseline.draw(
                     labels, train_labels, self.classes, clusters, seed=self.seed

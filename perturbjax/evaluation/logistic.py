@@ -46,6 +46,7 @@ def logistic(
         # L-BFGS needs one vector: the intercepts come first, then the weights row by row.
         weights, intercepts = flat[classes:].reshape(d, classes), flat[:classes]
         logits = x @ weights + intercepts
+        # Subtracting the maximum prevents an overflow of exp and does not change the softmax.
         logits -= logits.max(axis=1, keepdims=True)
         log_sum = np.log(np.exp(logits).sum(axis=1, keepdims=True))
         # Gradient of the log loss with respect to the logits: predicted minus true probability.

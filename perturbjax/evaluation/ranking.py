@@ -54,6 +54,7 @@ def recall_at_top(
         pool = positives[row] | negatives[row]
         # 1 % of the wells that take part in this ranking.
         top = max(1, int(np.ceil(TOP * pool.sum())))
+        # Wells outside of the pool have similarity -inf and are therefore not among the nearest.
         near = np.argpartition(-np.where(pool, similarity[row], -np.inf), top - 1)[:top]
         recall[row] = positives[row, near].sum() / positives[row].sum()
     return recall

@@ -109,6 +109,7 @@ def replicate_retrieval(
         return positives, ~same & treated & treated[rows, None] & allowed
 
     queries = _queries(features, pairs).assign(label=metadata[label_column].astype(str).to_numpy())
+    # Rows without positives or without negatives are not queries.
     queries = queries[queries["ap"].notna()]
     rng = np.random.default_rng(seed)
     # One simulation for each pair of numbers, used by all queries with these numbers.
@@ -279,6 +280,7 @@ def well_profiles(table: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, 
     # With sort=False, groups are in order of first occurrence, which is also the order of head(1).
     metadata = groups[metadata_columns].head(1).reset_index(drop=True)
     deviation = features.std(axis=0)
+    # A constant feature cannot be standardized and is dropped.
     varying = deviation > 0
     return metadata, (features[:, varying] - features.mean(axis=0)[varying]) / deviation[varying]
 
@@ -309,6 +311,7 @@ def evaluate_retrieval(
     controls = negative_controls(metadata, label_column)
     summary: list[tuple[str, float, float | None, str]] = []
     perturbations = []
+    # Restrictions apply to the comparison with other perturbations only.
     for against, restriction in (("controls", "NR"), *(("others", name) for name in RESTRICTIONS)):
         try:
             scores = replicate_retrieval(
@@ -359,11 +362,13 @@ def _mechanism_rows(
     features: np.ndarray, metadata: pd.DataFrame, controls: np.ndarray
 ) -> list[tuple[str, float, float, str]]:
     annotated = metadata[MOA].notna() & (metadata[MOA].astype(str) != "")
+    # Controls have no mechanism to predict.
     keep = ~controls & annotated.to_numpy()
     compounds, mechanisms, plates = (
         metadata[column].astype(str).to_numpy()[keep] for column in (COMPOUND, MOA, PLATE)
     )
     rows = []
+    # The table has no column of batches, so each plate counts as a batch.
     for name, batches in (("NSC", None), ("NSCB, a batch a plate", plates)):
         match = match_mechanisms(features[keep], compounds, mechanisms, batches)
         if match["rows"]:

@@ -99,6 +99,7 @@ def top_k_hits(
     """
     # Probability of the true class, (n, 1).
     own = probabilities[np.arange(len(labels)), labels][:, None]
+    # Classes before the true class win ties, as in argmax.
     earlier = np.arange(probabilities.shape[1]) < labels[:, None]
     rank = ((probabilities > own) | ((probabilities == own) & earlier)).sum(axis=1)
     return rank < k
@@ -143,6 +144,7 @@ def top5(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
 def balanced_accuracy(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
     """Mean recall of the classes that occur in the truth."""
     in_truth = counts.truth > 0
+    # Absent classes get 0 / 1 = 0 here and do not count in the denominator below.
     recall = counts.hits / np.where(in_truth, counts.truth, 1)
     return counts.over_classes(recall) / counts.over_classes(in_truth)
 
@@ -150,6 +152,7 @@ def balanced_accuracy(counts: Counts) -> Num[np.ndarray | np.generic, " *cluster
 def macro_f1(counts: Counts) -> Num[np.ndarray | np.generic, " *clusters"]:
     """Mean F1 of the classes that occur in the truth or among the predictions."""
     either = counts.truth + counts.predicted
+    # F1 = 2 TP / (2 TP + FP + FN); the denominator is true plus predicted examples.
     f1 = 2 * counts.hits / np.where(either > 0, either, 1)
     return counts.over_classes(f1) / counts.over_classes(either > 0)
 

@@ -92,6 +92,7 @@ def measure_parts(
             pool = stack.enter_context(
                 ProcessPoolExecutor(
                     processes,
+                    # A fork of a process with JAX threads can deadlock.
                     multiprocessing.get_context("spawn"),
                     initializer=_open_in_worker,
                     initargs=(dataset.paths,),
@@ -136,6 +137,7 @@ def _measure_cells(
     from cp_measure.featurizer import featurize, make_featurizer_config
 
     config = make_featurizer_config(list(channels), objects=[OBJECT], correlation_costes=False)
+    # (1, channels, h, w), from 0 to 1.
     pixels = image.transpose(2, 0, 1)[None] / np.iinfo(image.dtype).max
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cells of few pixels give divisions by zero

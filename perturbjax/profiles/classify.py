@@ -83,6 +83,7 @@ def classify(config: ClassifyConfig) -> EvaluationResult:
     table = score_tables.ranking_table(evaluation).merge(_costs(fitted), on="model", how="left")
     write_csv(config.out / "table.csv", table)
     write_json(config.out / "labels.json", class_names)
+    # default=str writes paths as text.
     settings = json.dumps(dataclasses.asdict(config), default=str)
     write_json(config.out / "config.json", json.loads(settings))
     return evaluation

@@ -61,6 +61,7 @@ class PlateRelative(TableStep):
         self.chosen_, self.reason_ = self.how, ""
         if self.how == "auto":
             self.chosen_, self.reason_ = choose_reference(X, np.asarray(y))
+        # `transform` recognizes training controls by the index.
         self.rows_ = X.index
         self.means_ = {plate: self._mean(plate, X[rows]) for plate, rows in rows_by_plate(X)}
         return self
@@ -135,6 +136,7 @@ def _cross_validate(
     how: Relative, X: pd.DataFrame, y: Int[np.ndarray, " n"], groups: np.ndarray
 ) -> float:
     """Compute the balanced accuracy of cross-validation over training groups."""
+    # -1 is no class: rows of folds that cannot be fitted count as wrong.
     predicted = np.full(len(X), -1)
     folds = GroupKFold(min(_FOLDS, len(np.unique(groups))))
     for fit, test in folds.split(X, groups=groups):

@@ -295,6 +295,7 @@ def choose_highlighted(
         return list(names)
     purity = neighbor_purity(features, number, min(k, len(number) - 1))
     mean = np.bincount(number, purity) / counts
+    # Classes of one row have no purity and come last.
     score = np.where(counts > 1, mean / np.minimum(np.maximum(counts - 1, 1) / k, 1), -1)
     return list(names[np.argsort(-score, kind="stable")[:top]])
 
@@ -310,6 +311,7 @@ def _draw(embedding: Embedding, path: Path) -> None:
         _draw_groups(embedding, axis)
         axis.set(xticks=[], yticks=[], title=embedding.title)
         axis.set_xlabel("\n".join(textwrap.wrap(embedding.caption, 90)), fontsize=9)
+        # Distances must have the same scale in both directions.
         axis.set_aspect("equal", adjustable="datalim")
         axis.spines[["top", "right", "left", "bottom"]].set_color("0.8")
         axis.legend(

@@ -207,6 +207,7 @@ def _run_job(config: FeaturesConfig, dataset: Dataset, job: Job) -> Path:
     process, processes = 0, 1
     if jax.distributed.is_initialized():
         process, processes = jax.process_index(), jax.process_count()
+        # One process prepares the folder, so that all processes use the same list.
         unfinished = run_on_first_process(find_unfinished, like=np.zeros(len(files), bool))
     else:
         unfinished = find_unfinished()
@@ -245,6 +246,7 @@ def _wait_until(ready: Callable[[], bool]) -> None:
 
 
 def _write_table(config: FeaturesConfig, dataset: Dataset, job: Job, files: list[Path]) -> None:
+    # Memory maps, because the table is written part by part.
     arrays = [np.load(file, mmap_mode="r") for file in files]
     names = [config.prefix + name for name in job.name(arrays[0].shape[1])]
     facts = {key: value for key, value in job.facts.items() if key != "batch_size"}
@@ -316,6 +318,7 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
     )  # auto: that of the weights
     graphdef, params, stats = split_model(pretrained.model)
     params, stats = placement.replicate((params, stats))
+    # Stored channels of the k images of a site, (k, 3).
     positions = np.array(list(triples.values()))
     averaged = adaptation.channels_as == "mean"
     prepare = jax.jit(

@@ -65,6 +65,7 @@ def cached_features(source: SourceConfig, dataset: Dataset) -> Path:
             console.print(f"info: features of {source.backbone} from the cache: {file}")
         else:
             extract(dataclasses.replace(config, out=file))
+            # The new table counts for the size limit but is never deleted here.
             others = (one for one in folder.glob("*.parquet") if one != file)
             delete_oldest(others, CACHE_BYTES - file.stat().st_size)
     return file
@@ -100,6 +101,7 @@ def _checksum(config: FeaturesConfig, dataset: Dataset) -> str:
         "features": FEATURES_VERSION,
         "data": dataset.fingerprint,
         "backbone": config.backbone,
+        # The contents of the weight file count, so a changed file gives new features.
         "weights": weights if weights == UNTRAINED else file_digest(resolve_source(weights)[0]),
         "adapt": dataclasses.asdict(config.adapt),
         "pool": config.pool,

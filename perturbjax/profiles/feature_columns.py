@@ -133,6 +133,8 @@ def find_annotations(
         if len(np.unique(values[:_SAMPLE, number])) > _SAMPLE // 2:
             continue  # continuous: skip sorting all rows
         distinct, value = np.unique(values[:, number], return_inverse=True)
+        # Constant columns are dropped later, and columns with many values can match a label by
+        # chance.
         if not 2 <= len(distinct) <= len(values) / _ROWS_PER_VALUE:
             continue
         for column, group in codes.items():

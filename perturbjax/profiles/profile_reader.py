@@ -59,6 +59,7 @@ def read_profiles(paths: Sequence[Path | str], aggregate: str = "none") -> Profi
     notes: list[str] = []
     for path in map(Path, paths):
         table = _read_table(path, notes)
+        # A file belongs to the first group with which it shares a feature.
         group = next(
             (group for group in groups if set(group[0].features) & set(table.features)), None
         )
@@ -176,6 +177,7 @@ def _read_anndata(path: Path) -> pd.DataFrame:
 
     try:
         with h5py.File(path) as file:
+            # Check the shape before reading: a small damaged file could claim a huge array.
             stored: Any = file["X"]
             shape = stored.shape if isinstance(stored, h5py.Dataset) else stored.attrs["shape"]
             if np.prod(shape, dtype=float) > MAX_CELLS_PER_BYTE * path.stat().st_size:
@@ -184,6 +186,7 @@ def _read_anndata(path: Path) -> pd.DataFrame:
     except Exception as error:  # h5py and anndata raise many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as AnnData ({reason}). {_ADVICE}.") from error
+    # AnnData can store X as a sparse matrix.
     values = values.toarray() if hasattr(values, "toarray") else values
     metadata = obs[[c for c in obs.columns if c.startswith(METADATA) or c == SITE_ID]]
     features = pd.DataFrame(values, columns=var.index.astype(str))
@@ -246,6 +249,7 @@ def _check_duplicates(group: list[_Table], metadata: pd.DataFrame, aggregate: st
 
 def _join(left: Profiles, right: Profiles, first: str, second: str, notes: list[str]) -> Profiles:
     """Join two tables by site; sites without a partner are left out."""
+    # Row of the same site in `right`, or -1.
     partner = pd.Index(right.metadata[SITE_ID]).get_indexer(left.metadata[SITE_ID])
     matched = partner >= 0
     if not matched.any():

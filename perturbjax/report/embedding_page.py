@@ -120,6 +120,7 @@ def _cells(
     sites = dataset.index["site_id"]
     if embedding.config.profiles.aggregate != "none":  # a well is drawn by its first site
         wells = dataset.index[PLATE].str.cat(dataset.index[WELL], sep="_")
+        # The first site takes the name of the well; other sites retain unique names.
         sites = wells.where(~wells.duplicated(), sites)
     positions = pd.Index(sites).get_indexer(profiles.metadata[SITE_ID])
     if (positions < 0).any():

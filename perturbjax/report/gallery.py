@@ -123,6 +123,7 @@ class Gallery:
             picture = self.renderer.picture(self.positions[site["site_id"]])
             self._addresses[row] = pictures.address(picture)
             self.remaining -= 1
+        # Counted for every use, because the page repeats the bytes of a picture.
         self.bytes += len(self._addresses[row])
         right = bool(test.right[row])
         outcome = "right" if right else f"predicted as {test.class_names[test.predicted[row]]}"

@@ -159,6 +159,7 @@ def compute_tsne(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]
     spread = features.std(axis=0)
     scaled = (features - features.mean(axis=0))[:, spread > 0] / spread[spread > 0]
     if scaled.shape[1] < 2:
+        # Fewer than two varying features: add zeros to obtain two axes.
         return np.pad(scaled, ((0, 0), (0, 2 - scaled.shape[1])))
     components = min(_COMPONENTS, *scaled.shape)
     reduced = PCA(components, random_state=0).fit_transform(scaled)

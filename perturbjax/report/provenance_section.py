@@ -56,6 +56,8 @@ def _dataset_provenance(config: dict[str, Any]) -> dict[str, Any]:
 def _text(value: Any) -> str:
     """A value as text, with file names instead of absolute paths."""
     text = value if isinstance(value, str) else json.dumps(value)
+    # Removes the folders of absolute paths. URLs stay unchanged, since a letter, colon or slash
+    # precedes each of their slashes.
     return re.sub(r"(?<![\w:/])/(?:[^/\s\"',]+/)+", "", text)
 
 

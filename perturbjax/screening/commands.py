@@ -54,6 +54,7 @@ def find_hits(config: HitsConfig) -> pd.DataFrame:
     wells = load_wells(config.screen, dose_column=config.dose_column)
     settings = hit_calling.Settings(config.permutations, config.fdr, config.seed)
     table = hit_calling.hit_table(wells, settings)
+    # 999 permutations are enough to compare p with 0.05.
     rates = hit_calling.control_test(wells, dataclasses.replace(settings, permutations=999))
     sentence = hit_calling.verdict(table, config.fdr)
     console.print(sentence)
@@ -108,6 +109,7 @@ def fit_doses(config: DosesConfig) -> pd.DataFrame:
     rows, results = [], {}
     for name in track(names, total=len(names), label="Fitting curves", unit="treatments"):
         own = values[(values["treatment"] == name) & (values["dose"] > 0)]
+        # Negative controls on the plates of this treatment count as dose 0.
         zero = values[
             values["control"] & ~(values["dose"] > 0) & values["plate"].isin(own["plate"])
         ]
@@ -185,6 +187,7 @@ def well_responses(wells: Wells, config: DosesConfig) -> pd.DataFrame:
                 f"--baseline {config.baseline}: plate {first['plate']}, well {first['well']} is "
                 "missing"
             )
+        # Relative to the same well before treatment.
         table["response"] /= start.reindex(own).to_numpy()
     return table
 
@@ -198,6 +201,7 @@ def _response(wells: Wells, name: str) -> np.ndarray:
         relative = relative_to_controls(wells)
         spread = relative[wells.control].std(axis=0, ddof=1)
         keep = spread > 1e-9
+        # Root mean square over components, in standard deviations of the controls.
         return np.sqrt(((relative[:, keep] / spread[keep]) ** 2).mean(axis=1))
     if name not in wells.features:
         shown = ", ".join(wells.features[:5])

@@ -113,6 +113,7 @@ def difference_table(
     table["q"] = np.nan
     if tested.any():
         table.loc[tested, "q"] = stats.false_discovery_control(table.loc[tested, "p"])
+    # Features without an effect size come last.
     order = np.argsort(-table["effect"].abs().fillna(-1), kind="stable")
     return table.iloc[order].reset_index(drop=True)
 
@@ -172,6 +173,7 @@ def van_elteren(
         rows = (treated | control) & (plates == plate)
         own, group = treated[rows], values[rows].astype(float)
         n, total = int(own.sum()), len(own)
+        # A plate without control wells contributes no comparison.
         if n == total:
             continue
         median = np.nanmedian(group, axis=0)
@@ -223,6 +225,7 @@ def describe(differences: pd.DataFrame, *, limit: int = 5) -> str:
             parts.append(" ".join(phrase))
         if len(parts) == limit:
             break
+    # Significant features without an entry in `WORDS` are summarized by their group.
     if not parts and (differences["q"] <= 0.05).any():
         top = group_table(differences).iloc[0]
         words = " ".join(part for part in (top["compartment"], top["channel"], top["kind"]) if part)
@@ -235,6 +238,7 @@ def _phrase(row: pd.Series) -> tuple[str, str] | None:
         match = re.search(pattern, row["feature"])
         if match is None:
             continue
+        # The channel is the last group of patterns that name one.
         channel = match.groups()[-1] if "{channel}" in subject else ""
         name = subject.format(channel=channel)
         word = more if row["effect"] > 0 else less

@@ -108,6 +108,7 @@ class _Shapes:
 
     def _rotate(self, y: np.ndarray) -> np.ndarray:
         """Q'y of every response and shape, (responses, shapes, 2)."""
+        # (wells, 2 * shapes): one product serves all responses and shapes.
         columns = self.q.transpose(1, 0, 2).reshape(self.q.shape[1], -1)
         return (y @ columns).reshape(len(y), -1, 2)
 
@@ -133,6 +134,7 @@ class _Shapes:
         # The penalty is a factor, so a perfect fit needs a small error for the penalty to act on.
         floor = 1e-9 * np.maximum(((y - y.mean(axis=1)[:, None]) ** 2).sum(axis=1), 1e-30)
         total = (error + floor[:, None]) * (1 + (np.minimum(excess, 9) ** 2).sum(axis=2))
+        # Shapes without a curve must have the largest loss.
         return np.where(self.flat, 1e6 * total.max(), total)
 
 
@@ -198,6 +200,7 @@ def trend_test(
         return math.nan, math.nan
     observed = jonckheere(groups, response[None])[0]
     reached = 0
+    # Blocks of 500 permutations limit the memory.
     for start in range(0, PERMUTATIONS, 500):
         count = min(500, PERMUTATIONS - start)
         permuted = np.repeat(response[None], count, axis=0)
@@ -324,7 +327,9 @@ def _ec50_interval(
     means = np.bincount(groups, response) / np.bincount(groups)
     residuals = (response - means[groups]) * math.sqrt(len(dose) / freedom)
     curve = fit_curve(dose, response, zero)
+    # One row per resample: (RESAMPLES, wells).
     wells = curve(dose) + rng.choice(residuals, (RESAMPLES, len(dose)))
+    # The curve is not defined at dose 0, so values of controls are resampled directly.
     controls = rng.choice(zero, (RESAMPLES, len(zero))) if len(zero) else np.zeros((RESAMPLES, 0))
     # Refit on the grid only, for all resamples in one product; a local search would be slow.
     fitted = _Grid(dose, len(zero)).best(np.concatenate([wells, controls], axis=1))

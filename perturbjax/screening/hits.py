@@ -135,9 +135,11 @@ def control_test(
     plates = wells.plates
     screen = _Screen(wells, reduce_profiles(wells.values, plates), settings)
     treated = ~wells.control & ~wells.positive
+    # Wells per treatment (rows) and plate (columns); 0 becomes NaN and is ignored by the median.
     per_plate = pd.crosstab(wells.treatment[treated], plates[treated]).replace(0, np.nan)
     count = max(1, round(float(np.nanmedian(per_plate.to_numpy()))))
     plate_count = max(1, round(float((per_plate > 0).sum(axis=1).median())))
+    # One control well serves as pseudo-treatment, another one as control.
     with_controls = [p for p in np.unique(plates) if (wells.control & (plates == p)).sum() >= 2]
     found: dict[str, list[float]] = {method: [] for method in METHODS}
     for _ in range(draws if with_controls else 0):

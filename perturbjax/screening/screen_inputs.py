@@ -42,6 +42,7 @@ def load_wells(config: ScreenConfig, *, dose_column: str = "") -> Wells:
     if dose_column:
         doses = parse_doses(_column(metadata, dose_column))
         named = treatment + [f", {dose:.6g} uM" if np.isfinite(dose) else "" for dose in doses]
+        # Controls have names without a dose, so that they remain one treatment.
         treatment = treatment.where(pd.Series(control), named)
     positive = np.zeros(len(metadata), dtype=bool)
     if CONTROL_TYPE in metadata.columns:

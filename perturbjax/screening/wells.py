@@ -102,6 +102,7 @@ def reduce_profiles(
     """
     values = np.where(np.isfinite(values), values, np.nan)
     values = values[:, np.isnan(values).mean(axis=0) <= 0.5]
+    # Replaces the plate median of features that are missing on a whole plate.
     overall = np.nanmedian(values, axis=0) if values.shape[1] else np.zeros(0)
     centered = np.empty_like(values)
     for plate in np.unique(plates):
@@ -113,6 +114,7 @@ def reduce_profiles(
     # After centering, 0 is the median of the plate.
     centered[np.isnan(centered)] = 0
     spread = SD_PER_MAD * np.median(np.abs(centered), axis=0)
+    # The MAD is 0 if more than half of the values are equal to the median.
     spread = np.where(spread > 0, spread, centered.std(axis=0))
     # A spread that is tiny relative to the median is a rounding error of a constant feature.
     varies = spread > 1e-9 * np.maximum(np.abs(overall), 1e-12)
@@ -120,6 +122,7 @@ def reduce_profiles(
         raise InputError("features: every feature is constant or missing; nothing can be tested")
     scaled = np.clip(centered[:, varies] / spread[varies], -CLIP, CLIP)
     components = min(COMPONENTS, scaled.shape[1], max(len(scaled) - 1, 1))
+    # All components together would only rotate the data.
     if components == scaled.shape[1]:
         return scaled
     return PCA(components, svd_solver="randomized", random_state=0).fit_transform(scaled)
@@ -155,6 +158,7 @@ def parse_doses(column: pd.Series) -> Float[np.ndarray, " n"]:
                 f"{column.name}: row {row}, {text!r} is not a concentration. Write a number, or a "
                 "number with pM, nM, uM, mM or M."
             )
+        # Store one example of each form for the error message.
         with_unit, without = (text, without) if match[2] else (with_unit, text)
         doses[row] = float(match[1]) * (_UNITS[match[2]] if match[2] else default)
     if with_unit and without:

@@ -61,6 +61,7 @@ class Renderer:
         image, mask = self.dataset.pixels(position)
         if not whole:
             image, mask = window(image, mask)
+        # Smallest whole factor for which the picture fits into `side` pixels.
         step = max(1, -(-max(mask.shape) // side))
         small = composite(downsample_pixels(image, step), self.low, self.high)
         return draw_outlines(small, mask[::step, ::step])

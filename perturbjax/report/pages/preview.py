@@ -123,6 +123,7 @@ def outliers(wells: pd.DataFrame) -> pd.DataFrame:
     for measure in _measures(wells):
         values = wells[measure].astype(float)
         if not measure.endswith(LINEAR_SCALE):
+            # Ratios matter for counts and intensities; the limit avoids the logarithm of 0.
             values = np.log(values.clip(lower=1e-6))
         score = values.groupby(wells[PLATE]).transform(lambda v: robust(v.to_numpy()))
         far = score.abs() > FAR
