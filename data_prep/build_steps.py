@@ -124,6 +124,7 @@ def process_sites(plan: Plan, pool: TaskPool, work: Path) -> Plan:
             sites=set_functions(plan.sites, {key: path for key, (path, _) in estimates.items()}),
             facts=plan.facts | illumination.illumination_facts(illumination.ESTIMATE, checksums),
         )
+    # Diameters are estimated first, because they are part of the key of each mask.
     sites, diameters = pipeline.estimate_diameters(pool, plan.sites, plan.settings)
     plan = replace(plan, sites=sites, facts={**plan.facts, "diameters": diameters})
     pipeline.segment_sites(pool, plan.sites, plan.settings)

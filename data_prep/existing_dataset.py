@@ -53,6 +53,7 @@ def is_built(
         )
         difference = changed_images(open_dataset(out), sites, pool) if is_same else "other settings"
     except InputError as error:
+        # A damaged dataset can only be replaced with --overwrite.
         if not overwrite:
             raise InputError(f"{error}, with --overwrite") from error
         return False

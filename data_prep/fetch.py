@@ -76,6 +76,7 @@ def _fetch(options: FetchConfig) -> None:
             )
     if options.illumination:
         _fetch_illumination(options, list(images.names))
+    # The table then names keys in the gallery instead of local folders.
     if options.tables_only:
         _write_table(options, table, images, images.keys)
         url = "s3://cellpainting-gallery" if options.base_url == GALLERY else options.base_url

@@ -74,6 +74,7 @@ def creation_time() -> str:
     """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     try:
+        # Source: reproducible-builds.org, SOURCE_DATE_EPOCH.
         time = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
     except (ValueError, OverflowError, OSError) as error:
         raise InputError(

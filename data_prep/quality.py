@@ -153,6 +153,7 @@ def count_debris(mask: UInt16[np.ndarray, "h w"], image: Shaped[np.ndarray, "h w
     areas = areas[areas > 0]
     if not areas.size:
         return 0
+    # Connected regions brighter than most cell pixels.
     spots, _ = ndimage.label(image > np.percentile(image[mask > 0], SPOT_PERCENTILE))
     sizes = np.bincount(spots.ravel())
     # Spots that touch a cell are no debris. Entry 0 is the background of the labeling.

@@ -32,6 +32,7 @@ class Site:
     @property
     def planes(self) -> tuple[Plane, ...]:
         """Distinct planes of the site."""
+        # A channel can be stored and segmented; it is read once.
         return tuple(dict.fromkeys((*self.stored, *self.segmented)))
 
     @property

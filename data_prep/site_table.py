@@ -288,6 +288,7 @@ def _selections(table: pd.DataFrame, channel: str, source: Path | str) -> list[d
     empty = pd.Series("", index=table.index)
 
     def column(kind: str) -> pd.Series:
+        # Both spellings of CellProfiler tables are accepted.
         return table.get(f"{kind}_Orig{channel}", table.get(f"{kind}_{channel}", empty))
 
     selections: list[dict[str, Any]] = [{"channel": name or channel} for name in column("Channel")]
@@ -324,6 +325,7 @@ def normalise_position(sites: pd.DataFrame, source: Path | str) -> None:
 
 
 def _refuse_duplicates(sites: pd.DataFrame, source: Path | str) -> None:
+    # `keep=False` marks all rows of a duplicate, so that the message can name two of them.
     repeated = sites[sites["site_id"].duplicated(keep=False)]
     if len(repeated):
         first = repeated.iloc[0]

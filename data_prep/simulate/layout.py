@@ -131,6 +131,7 @@ def _random_shifts(
         # Each block of `COMPOUNDS_PER_MOA` compounds shares one mechanism.
         if compound % COMPOUNDS_PER_MOA == 0:
             mechanism = draw(2, {})
+        # The part of the mechanism is shared; one further aspect distinguishes the compounds.
         shifts.append(mechanism | draw(1, mechanism))
     return shifts
 

@@ -97,6 +97,7 @@ def simulate(options: SimulateConfig) -> None:
     truth = plan(options)
     with work_folder(options.out, "simulating") as work:
         folder = work / "plate"
+        # A killed simulation is drawn from scratch.
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder / "truth")
         for name in truth["Metadata_Plate"].unique():
@@ -127,6 +128,7 @@ def plan(options: SimulateConfig) -> pd.DataFrame:
     names = well_names(options.wells)
     treatments = perturbations(options.compounds, options.effect, _rng(options, 0), options.aspects)
     metadata = [column for column in treatments.columns if column not in TRAITS]
+    # Random signs of the gradient along rows and columns, (2, traits).
     direction = _rng(options, 1).choice((-1.0, 1.0), (2, len(TRAITS)))
     gradient = position_gradient(options.wells, options.position_gradient, direction)
     shifts = treatments[list(TRAITS)].to_numpy()

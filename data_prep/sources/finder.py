@@ -62,6 +62,7 @@ class FileFinder:
 
     def _folders(self, folder: str) -> Iterator[str]:
         """Yield folders in which a file may be, the most specific first."""
+        # Paths of Windows machines have backslashes.
         written = PurePosixPath(folder.replace("\\", "/"))
         if written.is_absolute() and not self.remote:
             yield str(written)
@@ -76,6 +77,7 @@ class FileFinder:
             if len(self._candidates[folder]) > 1 and remote.exists(f"{candidate}/{name}", where):
                 self._candidates[folder] = [candidate]
             return self._candidates[folder] == [candidate]
+        # One listing per folder is much faster than a test of each file on network disks.
         if candidate not in self._listings:
             self._listings[candidate] = frozenset(names_of_folder(candidate))
         return name in self._listings[candidate]

@@ -208,6 +208,7 @@ def _whole(file: str, where: str, most: int) -> bytes:
     """Return all bytes of an object of at most `most` bytes."""
 
     def read_object(store: Any, key: str) -> bytes:
+        # obstore repeats failed requests, but not downloads that break off midway.
         for attempt in range(1, TRIES + 1):
             response = _obstore().get(store, key)
             if (size := response.meta["size"]) > most:

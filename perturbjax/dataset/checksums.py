@@ -43,6 +43,7 @@ def verify_dataset(path: Path) -> str:
 def _verify_record(dataset: Dataset, position: int) -> None:
     row = dataset.index.iloc[position]
     where = f"{dataset.path}: record {position} ({row['site_id']})"
+    # The record is read twice: by TFDS for its texts, and by the fast reader that training uses.
     record = dataset.record(position)
     image, mask = dataset.pixels(position)
     values = {

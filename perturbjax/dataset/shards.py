@@ -94,6 +94,7 @@ def record_features(
 
     return tfds.features.FeaturesDict(
         {
+            # Height and width are not fixed, because sites of one dataset can differ in size.
             "image": pixels(None, None, len(plan.channel_names), dtype=plan.image_dtype),
             "mask": pixels(None, None, dtype=np.dtype(np.uint16)),
             "site_id": tfds.features.Text(),
@@ -144,6 +145,7 @@ class CellSites(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
             for number in range(shards)
         ]
         written = self._write(paths, lengths)
+        # TFDS stores this description in `dataset_info.json`.
         return [
             SplitInfo(
                 name=SPLIT, shard_lengths=lengths, num_bytes=written, filename_template=template

@@ -58,8 +58,10 @@ def strip(dataset: SiteSource, column: str, classes: Sequence[str]) -> str:
     low, high = contrast(dataset)
     pictures = []
     for name in [name for name in classes if name in values][:PICTURES]:
+        # First site of the class: argmax returns the first True.
         position = int(np.argmax(values == name))
         image, mask = dataset.pixels(position)
+        # Whole-number downsampling factor; images below the height are not enlarged.
         step = max(min(mask.shape) // PICTURE_HEIGHT, 1)
         data = address(composite(downsample_pixels(image, step), low, high))
         title = html_text(f"{name}, {site_ids[position]}")
@@ -81,10 +83,12 @@ def contrast(dataset: SiteSource) -> tuple[Float[np.ndarray, " c"], Float[np.nda
     def percentile(statistic: str, percent: float) -> Float[np.ndarray, " c"]:
         columns = [dataset.column(f"{statistic}_{name}") for name in dataset.channel_names]
         numbers = [
+            # The index may contain text or missing values in damaged datasets; these count as 0.
             pd.to_numeric(column, errors="coerce").fillna(0).to_numpy(dtype=float)
             for column in columns
         ]
         return np.array([np.percentile(values, percent) for values in numbers])
 
     low = percentile("p01", LOW)
+    # At least 1 above black, so that the display does not divide by 0.
     return low, np.maximum(percentile("p99", HIGH), low + 1)

@@ -359,6 +359,7 @@ def _train_mlp(
             own = fraction.reshape(-1, *[1] * (values.ndim - 1))
             return own * values[rows] + (1 - own) * values[partners]
 
+        # One dropout key for each row of the batch.
         mode = Mode(train=True, keys=jax.random.split(dropout_key, size))
         logits = nnx.merge(graphdef, params)(mixed(z), mode)
         return (mixed(weight) * optax.softmax_cross_entropy(logits, mixed(targets))).mean()
@@ -368,4 +369,5 @@ def _train_mlp(
         updates, state = optimizer.update(jax.grad(loss)(params, key), state, params)
         return (optax.apply_updates(params, updates), state), None
 
+    # All steps are one device call; only the final parameters are returned.
     return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))[0][0]

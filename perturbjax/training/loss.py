@@ -43,6 +43,7 @@ def cross_entropy(
     target = (1 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes
     row_weight = jnp.ones(len(labels)) if weight is None else weight
     if class_weight is not None:
+        # As in PyTorch, the weight of class k scales the term of class k of the smoothed target.
         target = target * class_weight
     # float32 even if the network computes in bfloat16: log-probabilities lose accuracy otherwise.
     losses = -(target * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1) * row_weight

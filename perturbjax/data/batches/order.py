@@ -41,6 +41,7 @@ def shuffle_epoch(
     """
     # SeedSequence mixes both numbers, so that consecutive epochs and seeds are independent.
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
+    # One pass over the records, with a padded last batch.
     if not steps:
         return split_into_batches(random.permutation(np.asarray(records)), batch_size)
     # Rounded up.

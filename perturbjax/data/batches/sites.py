@@ -53,6 +53,7 @@ def describe_sites(
     """
     names: tuple[str, ...] = ()
     labels = np.full(len(dataset), -1, np.int32)
+    # An empty list means prediction, which needs no labels.
     if class_names is None or len(class_names):
         values = dataset.column(input.label_column or dataset.label_column).astype(str)
         names = tuple(sorted(values.unique())) if class_names is None else tuple(class_names)
