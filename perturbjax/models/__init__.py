@@ -74,6 +74,7 @@ def create(
     """
     if name not in BACKBONES:
         raise InputError(f"--model {name}: unknown network. Choose one of {', '.join(BACKBONES)}.")
+    # Other constructors do not take an image size.
     sized = {"image_size": image_size} if name in FIXED_SIZE_NETWORKS else {}
     return BACKBONES[name].network(
         classes=classes, channels=channels, dropout=dropout, rngs=nnx.Rngs(seed), **sized

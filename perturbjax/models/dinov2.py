@@ -63,6 +63,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         x = x + self.attention(self.norm1(x)) * self.scale1[...].astype(x.dtype)
+        # The exact GELU, PyTorch's default.
         hidden = jax.nn.gelu(self.dense1(self.norm2(x)), approximate=False)
         return x + self.dense2(hidden) * self.scale2[...].astype(x.dtype)
 
@@ -178,6 +179,7 @@ class DinoV2(nnx.Module):
         return tokens[:, -grid[0] * grid[1] :].reshape(len(tokens), *grid, -1)
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
+        # Token 0 is the class token.
         features = self.tokens(x, mode)[0][:, 0].astype(jnp.float32)
         return classify(self.head, features, self.dropout, mode)
 

@@ -65,6 +65,7 @@ def pad(
         # kernel size.
         remainder = length % stride if padding == "same" else 0
         total = max(size - (remainder or stride), 0)
+        # An odd pixel is added at the right and bottom.
         return total // 2, total - total // 2
 
     return jnp.pad(x, ((0, 0), both_sides(x.shape[1]), both_sides(x.shape[2]), (0, 0)))
@@ -87,6 +88,7 @@ def _shifted_sum(
     size = kernel.shape[0]
     # Length of a slice that contains the inputs of all output positions for one kernel value.
     high, wide = ((length - size) // stride * stride + 1 for length in x.shape[1:3])
+    # Summed in float32, also for inputs of lower precision.
     total, exact = jnp.zeros((), jnp.float32), x.astype(jnp.float32)
     for row in range(size):
         for column in range(size):
@@ -145,6 +147,7 @@ class SqueezeExcite(nnx.Module):
         self.expand = Dense(squeezed, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        # A mean over many positions needs the precision of float32.
         average = x.astype(jnp.float32).mean((1, 2)).astype(x.dtype)
         gate = jax.nn.sigmoid(self.expand(jax.nn.silu(self.reduce(average))))
         return x * gate[:, None, None, :]
@@ -331,6 +334,8 @@ def _torchvision(path: Path) -> str:
         case ("blocks", number, layer, part):
             order = ["expand", "depthwise", "squeeze", "project"]
             order = order[number == 0 :]  # the first block does not expand
+            # Squeeze-and-excitation has layers fc1 and fc2; elsewhere 0 is the convolution and 1 is
+            # BatchNorm.
             last = {"reduce": "fc1", "expand": "fc2", "conv": "0", "norm": "1"}[part]
             stage, position = _BLOCKS[number]
             return f"features.{stage + 1}.{position}.block.{order.index(layer)}.{last}"

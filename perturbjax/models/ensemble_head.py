@@ -120,6 +120,7 @@ class EnsembleClassifier(nnx.Module):
         if mode.train:
             return branch
         features = self.reduce(self.compute_features(x, mode))
+        # A weighted sum of log-probabilities is not normalized, so log-softmax is applied again.
         head = jax.nn.log_softmax(self.head(features, mode))
         trained = jax.nn.log_softmax(branch.logits)
         logits = (1 - BRANCH_WEIGHT) * head + BRANCH_WEIGHT * trained
@@ -187,6 +188,7 @@ class LinearReduction(nnx.Module):
         self.kernel = nnx.BatchStat(jnp.eye(inputs, outputs))
 
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
+        # Accelerators otherwise round the factors to fewer bits.
         return jnp.dot(x - self.mean[...], self.kernel[...], precision=jax.lax.Precision.HIGHEST)
 
 

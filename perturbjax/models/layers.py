@@ -81,6 +81,7 @@ class Conv(nnx.Module):
         A following BatchNorm takes the bias as its `shift`, and its `channel_signs` as `signs`:
         factors of the output channels, which are applied to the kernel.
         """
+        # The last axis of the kernel is that of the output channels.
         kernel = self.kernel[...] if signs is None else self.kernel[...] * signs
         return conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups)
 

@@ -31,6 +31,7 @@ class Mode:
 
     def frozen(self) -> Mode:
         """Return a copy with running statistics and without dropout, for a frozen backbone."""
+        # Evaluation mode uses the running statistics, does not update them, and has no dropout.
         return dataclasses.replace(self, train=False)
 
 

@@ -56,8 +56,10 @@ def import_state_dict(path: Path | str, model: str) -> Imported:
             or not of floats. The message names the tensor.
     """
     layers, tensors = layers_of(model), read_tensors(path)
+    # Counters are no variables of the network; only their maximum is returned.
     counts = [tensors.pop(name) for name in list(tensors) if name.rpartition(".")[2] == BATCHES]
     source = f"{path}: is not a checkpoint of {model}"
+    # Names do not depend on the numbers of classes and channels, so 1 serves for both.
     require_names(tensors, _tensor_names(model, abstract_network(model, 1, 1, None)), source)
     # A tensor of unexpected rank counts as 1 channel; its shape is checked below.
     first = tensors[f"{layers[0][0]}.weight"]

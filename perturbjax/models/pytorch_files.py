@@ -195,6 +195,7 @@ def _read_zip(file: io.BytesIO) -> tuple[Any, Callable[[Storage], np.ndarray]]:
         dtype = storage.dtype.newbyteorder(order)
         return np.frombuffer(archive.read(member), dtype, storage.length)
 
+    # Checked before reading, because a compressed member may expand to a multiple of its size.
     size = archive.getinfo(pickled).file_size
     if size > MAX_PICKLE_BYTES:
         raise RefusedError(f"describes its tensors in {size} bytes")
@@ -225,6 +226,7 @@ def _read_legacy(file: io.BytesIO) -> tuple[Any, Callable[[Storage], np.ndarray]
 
 def _storages(value: Any) -> list[Storage]:
     """List the storages of all tensors in nested containers."""
+    # A list instead of recursion, because a damaged file may be nested very deeply.
     storages, pending, visited = [], [value], set()
     while pending:
         item = pending.pop()
@@ -246,6 +248,7 @@ def _copy_tensor(tensor: Tensor, values: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"{tensor.size} values from {tensor.offset} are outside its storage of {len(values)}"
         )
+    # NumPy counts strides in bytes. The checks above confine the view to `values`.
     strides = [s * values.itemsize for s in tensor.stride]
     view = np.lib.stride_tricks.as_strided(
         values[tensor.offset :], tensor.size, strides, writeable=False

@@ -49,6 +49,7 @@ class Block(nnx.Module):
         y = x
         for layer in self.layers[:-1]:
             y = jax.nn.relu(layer(y, mode))
+        # No ReLU after the last convolution: it follows the addition.
         y = self.layers[-1](y, mode)
         return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x, mode)))
 
@@ -144,6 +145,7 @@ class ResNet(nnx.Module):
         return self.stage_maps(x, mode)[-1]
 
     def __call__(self, x: Float[Array, "b h w inputs"], mode: Mode) -> Outputs:
+        # The mean over positions is computed in float32, also for activations of lower precision.
         features = self.feature_map(x, mode).astype(jnp.float32).mean((1, 2))
         return classify(self.head, features, self.dropout, mode)
 
@@ -163,6 +165,7 @@ def _torchvision(path: Path) -> str:
 
 
 def _transformers(path: Path) -> str:
+    # None for the dense layer at the end.
     part = {"conv": "convolution", "norm": "normalization"}.get(path[-1])
     match path:
         case ("stem", _):

@@ -135,10 +135,12 @@ def interpret(stream: io.BytesIO) -> Any:
                 stack.append(argument)
             case name if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name]())
+            # Protocol version and frame sizes have no effect on the value.
             case "PROTO" | "FRAME":
                 pass
             case "MARK":
                 marks.append(len(stack))
+            # The memo stores values that the pickle uses several times.
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
             case "MEMOIZE":
@@ -162,6 +164,7 @@ def interpret(stream: io.BytesIO) -> Any:
             case "BINPERSID":
                 stack.append(_persistent(*pop(1)))
             case "REDUCE":
+                # The only call. A name outside of `_CALLS` raises an error.
                 function, arguments = pop(2)
                 # A constructor copies its arguments, so their lengths count as steps.
                 steps += sum(len(a) for a in arguments if isinstance(a, list | tuple | dict))
@@ -211,6 +214,7 @@ def write_pickle(tensors: dict[str, np.ndarray]) -> bytes:
     ordered_dict = b"ccollections\nOrderedDict\n)R"
     items = b""
     for key, (name, tensor) in enumerate(tensors.items()):
+        # PyTorch counts strides in values, NumPy in bytes.
         stride = tuple(s // tensor.itemsize for s in tensor.strides)
         storage = f"ctorch\n{names[tensor.dtype]}\n".encode()
         reference = b"(" + text("storage") + storage + text(str(key)) + text("cpu")

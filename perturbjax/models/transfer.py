@@ -60,6 +60,7 @@ class TransferClassifier(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.backbone = backbone
+        # The classes of the published head are not those of the dataset.
         self.backbone.head = None
         self.attention = MaskAttention(rngs=rngs) if head == "attention" else None
         self.feature_size = backbone.feature_size + (MASK_WIDTHS[-1] if head == "attention" else 0)
@@ -79,6 +80,7 @@ class TransferClassifier(nnx.Module):
             features = features.mean((1, 2))
         else:
             mask = mask.astype(mode.dtype)
+            # (b, h, w, 1) at the resolution of the feature map, and (b, MASK_WIDTHS[-1]).
             weights, mask_features = self.attention(mask, feature_map.shape[1:3], mode)
             features = jnp.concatenate([(features * weights).mean((1, 2)), mask_features], axis=-1)
             attention = weights[..., 0]
@@ -196,6 +198,7 @@ def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: B
         Pytree of floats like `params`; 0 for parameters that are not trained.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    # Paths as lists of names, for example backbone, stages, 0, ...
     keys = [jax.tree_util.keystr(path, simple=True, separator="/").split("/") for path, _ in leaves]
     # None for new layers.
     depths = [backbone.depth(key[1:]) if key[0] == BACKBONE else None for key in keys]
@@ -208,6 +211,8 @@ def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: B
             return 1.0
         if phase == "new layers":
             return 0.0
+        # The deepest part has the full fine-tuning rate; `layer_decay` reduces it for each earlier
+        # part.
         return transfer.finetune_rate * transfer.layer_decay ** (top - depth)
 
     return jax.tree_util.tree_unflatten(treedef, map(scale, keys, depths))

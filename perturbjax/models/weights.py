@@ -118,6 +118,7 @@ def _from_hub(name: str) -> tuple[Path, str]:
 
     repository, _, revision = name.partition("@")
     at_revision = f" at revision {revision}" if revision else ""
+    # Errors with specific advice; for all other errors the message of the hub is used.
     reasons = {
         errors.LocalEntryNotFoundError: "not cached, and the hub cannot be reached. Download "
         f"{HUB_FILES[0]} of {repository}{at_revision} elsewhere and pass --weights {HUB_FILES[0]}.",
@@ -228,6 +229,7 @@ def assign_tensors(
         tensor, shape = np.asarray(tensors[name]), leaves[path].shape
         value = to_jax_layout(tensor, len(shape))
         if value.shape != shape:
+            # The message uses PyTorch's axes, which are those of the file.
             expected = to_torch_layout(np.empty(shape)).shape
             raise InputError(
                 f"{source}: tensor {name} has shape {tensor.shape}, expected {expected}"

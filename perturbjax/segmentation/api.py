@@ -115,6 +115,7 @@ class Segmenter:
         self.path = weight_files.find(weights)
         defaults = DEFAULTS.get(str(weights), WeightDefaults())
         config, params = load_weights(self.path)
+        # The file of these weights does not contain the diameter.
         if defaults.diam_mean:
             config = replace(config, diam_mean=defaults.diam_mean)
         self.config = config
@@ -129,6 +130,7 @@ class Segmenter:
 
     def with_diameter(self, diameter: float) -> Segmenter:
         """Return a segmenter with the same network and another diameter in pixels."""
+        # A shallow copy shares the parameters.
         other = copy.copy(self)
         other.diameter, other.own_scale = diameter, False
         return other
@@ -185,6 +187,7 @@ class Segmenter:
             item = _Input(image, analyze_foreground(image))
             large = max(image.shape[:2]) > BLOCK
             plan = self.plan(image)
+            # Only images with objects reach the network, so only these fill a batch.
             full = present * plan.count >= self._tiles_per_batch(plan) or len(batch) >= MAX_BATCH
             if batch and (full or batch[0].image.shape != image.shape or large):
                 yield batch
@@ -366,6 +369,7 @@ def segment(
 def _forward(
     graph: nnx.GraphDef, state: nnx.State, x: Float[Array, "n h w c"], *, dtype
 ) -> Float[Array, "n h w o"]:
+    # A network may have further maps for additional classes, which are not used here.
     return nnx.merge(graph, state)(x, Mode(dtype=dtype)).maps[..., :3]
 
 

@@ -57,6 +57,7 @@ class CPnetConfig:
     @property
     def multiple(self) -> int:
         """Height and width of the input must be multiples of this."""
+        # Every level but the first halves height and width.
         return 2 ** (len(self.nbase) - 2)
 
 
@@ -179,6 +180,7 @@ def _style(x: Float[Array, "b h w s"]) -> Float[Array, "b s"]:
 
 def _doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     b, h, w, c = x.shape
+    # A broadcast and a reshape repeat pixels without a lookup.
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 

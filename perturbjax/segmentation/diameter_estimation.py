@@ -45,6 +45,7 @@ def segment_at_own_scale(
         for image in map(np.asarray, images)
     )
     for diameter, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        # Images without a result yet, for a possible repetition at another scale.
         waiting: deque[np.ndarray] = deque()
         for objects in segmenter.with_diameter(diameter).masks(_remember(group, waiting)):
             yield _correct_scale(segmenter, waiting.popleft(), diameter, objects)
@@ -94,6 +95,7 @@ def estimate_diameter(
         medians = [float(np.median(values)) for values in sizes if len(values)]
         better = float(np.median(medians)) if medians else diameter / 2
         other = _rounded_diameter(segmenter, better)
+        # A scale that was tried before ends the search, so that it cannot oscillate.
         if max(better / diameter, diameter / better) < AGREEMENT or other in tried:
             return diameter if medians else 0.0
         diameter = other

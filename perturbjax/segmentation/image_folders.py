@@ -100,6 +100,7 @@ def _read_plane(path: Path) -> np.ndarray:
     import tifffile
 
     try:
+        # Axes of length 1, such as a single page or channel, are removed.
         plane = np.squeeze(tifffile.imread(path))
     except Exception as error:  # tifffile and its codecs raise many kinds
         raise InputError(f"{path}: cannot be read as TIFF ({error})") from error

@@ -175,6 +175,7 @@ class CPSam(nnx.Module):
             raise ValueError(
                 f"input {x.shape}: must have {side} x {side} pixels and {config.channels} channels"
             )
+        # (b, grid, grid, width).
         tokens = self.embed(x.astype(mode.dtype)) + self.positions[...].astype(mode.dtype)
         for block in self.blocks:
             tokens = block(tokens)
@@ -206,6 +207,7 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> SamConfig:
     Raises:
         ValueError: a tensor is missing or has another shape.
     """
+    # Number of different block indices in the names of the tensors.
     depth = len(
         {match[1] for name in tensors if (match := re.match(r"encoder\.blocks\.(\d+)\.", name))}
     )
@@ -225,6 +227,7 @@ def config_of(tensors: Mapping[str, np.ndarray]) -> SamConfig:
     ]
     if not depth or any(len(shape) != 2 for shape in reaches):
         raise ValueError("its blocks have no relative positions")
+    # Positions are (1, grid, grid, width), relative positions (reach, width / heads).
     grid, head = shapes[MARK][1], reaches[0][1]
     # The readout has one value per map and pixel of a patch.
     maps, remainder = divmod(np.size(tensors.get("out.bias", [])), patch**2)

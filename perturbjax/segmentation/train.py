@@ -135,6 +135,7 @@ def train(config: TrainSegmenterConfig) -> Path:
     state = initial_state(model, optimizer)
     # A hidden file next to the weights; it is removed when training ends.
     checkpoint = config.out.with_name(f".{config.out.stem}.training.npz")
+    # A checkpoint is used for the same settings and images only.
     identity = _run_identity(config, folders)
     if checkpoint.exists():
         state = _load_checkpoint(checkpoint, state, identity)
@@ -294,6 +295,7 @@ def segmentation_loss(maps: Float[Array, "b h w 3"], batch: Crops) -> Float[Arra
     # The network predicts FLOW_SCALE times the unit vectors of the targets.
     flow = jnp.square(maps[..., :2] - FLOW_SCALE * batch.flow).mean(-1) / 2
     foreground = optax.sigmoid_binary_cross_entropy(maps[..., 2], batch.inside)
+    # Pixels of a crop beyond its image have weight 0.
     return ((flow + foreground) * batch.weight).sum() / batch.weight.sum()
 
 

@@ -64,6 +64,7 @@ def find(weights: str | Path, server: str = "", flag: str = "weights") -> Path:
         )
     published = FILES[str(weights)]
     file = published.rsplit("/", 1)[1]
+    # The cellpose package uses the same folder and file names, so downloads are shared.
     cached = cache() / file
     if not cached.is_file():
         _fetch(f"{server}/{file}" if server else published, cached, str(weights))
@@ -105,6 +106,7 @@ def _open_url(url: str, name: str) -> http.client.HTTPResponse:
 
 def _read_blocks(response: http.client.HTTPResponse, url: str, name: str) -> Iterator[bytes]:
     size = 0
+    # A limit, because the server decides how much it sends.
     while size <= LARGEST_FILE:
         try:
             block = response.read(2**20)

@@ -102,6 +102,7 @@ def save_weights(
     for key, variable in nnx.to_flat_state(nnx.state(model)):
         value = np.asarray(jax.device_get(variable[...]), dtype)
         tensors[tensor_name(key)] = np.ascontiguousarray(_transpose(value, str(key[-1]), back=True))
+    # `normalize` states the percentiles of the intensity that become 0 and 1.
     metadata = {"format": FORMAT, "network": "cpnet", **asdict(model.config), "normalize": [1, 99]}
     if card:
         metadata["card"] = dict(card)
@@ -116,6 +117,7 @@ def read_card(path: Path | str) -> dict[str, Any]:
 
 def build(config: CPnetConfig | SamConfig, params: nnx.State) -> CPnet | CPSam:
     """Return the network with these parameters."""
+    # A network without values: `params` has all of them.
     model = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
     nnx.update(model, params)
     return model

@@ -194,6 +194,7 @@ def _statistics(x: Array, weight: Array, center: Array, axis_name: str | None) -
 
 
 def _count(x: Array, weight: Array, axis_name: str | None) -> Float[Array, ""]:
+    # Positions per record times the number of records that are not padding.
     return _sum_devices(weight.sum() * (x[0, ..., 0].size), axis_name)
 
 
@@ -340,6 +341,7 @@ _normalize_and_pool.defvjp(_normalize_and_pool_forward, _normalize_and_pool_back
 
 def _gradient_sums(x, dz, statistics, epsilon):
     """Compute this device's (Σ dz, Σ dz x̂)."""
+    # x̂, recomputed from the stored input.
     standard = (x.astype(jnp.float32) - statistics.mean) * jax.lax.rsqrt(statistics.var + epsilon)
     return _total(dz).sum(0), _total(dz * standard).sum(0)
 
@@ -351,7 +353,8 @@ def _input_gradient(x, dz, sums, scale, weight, statistics, epsilon, axis_name):
     # Σ dz + x̂ Σ dz x̂ divided by n, written as offset + slope x, so that x̂ is not computed.
     slope = correlated * inverse
     offset = total - slope * statistics.mean
+    # (b, 1, ...): padding did not enter the statistics, so its gradient is the first term only.
     counted = weight.reshape(-1, *[1] * (x.ndim - 1))
     dx = scale * inverse * (dz - counted * (offset + slope * x.astype(jnp.float32)))
-    # The gradients of scale and bias are this device's sums of dz x̂ and dz.
+    # The gradients of scale and bias are sums of this device; the training step adds all devices.
     return dx.astype(x.dtype), sums[1], sums[0], jnp.zeros_like(weight), jnp.zeros_like(scale)
