@@ -177,6 +177,7 @@ def _read(
     label = config.label_column
     if config.features and source.data:
         label = label or open_dataset(source.data).label_column
+    # With --features, the dataset of --data supplies measurements, not features.
     source = SourceConfig() if config.features else source
     profiles, negcon, label = load_profiles(ProfileConfig(config.features, source, label))
     return profiles, negcon, label
@@ -184,6 +185,7 @@ def _read(
 
 def _add_measurements(index: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     """Add the cell counts and intensities of a dataset to the index."""
+    # -1 for rows that are not sites of the dataset.
     positions = pd.Index(dataset.index["site_id"]).get_indexer(index["site_id"])
     if (positions < 0).any():
         site = index["site_id"].iloc[int(np.argmin(positions))]
@@ -248,6 +250,7 @@ def untrained_features(
 ) -> Float32[np.ndarray, "n d"]:
     """Compute the features of the run's network before training, with the same input."""
     placement = choose_placement("auto")
+    # The default has no pretrained weights, so all layers have random initial values.
     recipe = dataclasses.replace(run.recipe, transfer=TransferConfig())
     channels = count_input_channels(dataset, recipe.input)
     model, _ = create_network(recipe, channels, run.class_names)

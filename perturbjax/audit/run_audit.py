@@ -102,6 +102,7 @@ def _evaluate_splits(
 ) -> AuditResult:
     splits, own = [], {}
     for design in designs:
+        # The remaining predictions are those of the controls.
         parts = predictions[design.policy].pop(model)
         splits.append(_evaluate(data, design, model, parts, predictions[design.policy], config))
         own[design.policy] = np.concatenate(parts)
@@ -203,6 +204,7 @@ def _permutation_p(
     fold = np.repeat(np.arange(len(design.folds)), [len(test) for _, test in design.folds])
     plate = pd.factorize(data.index[PLATE])[0][tested]
     blocks = np.unique(np.stack([fold, plate]), axis=1, return_inverse=True)[1].ravel()
+    # Numbers from 0 without gaps, as `permutation_p` requires.
     test_wells = np.unique(wells[tested], return_inverse=True)[1].ravel()
     return permutation_p(
         data.labels[tested],

@@ -298,6 +298,7 @@ def parse_command(name: str, words: Sequence[str]) -> Any:
     """
     command, defaults, parsed = COMMANDS[name], {}, ()  # type: ignore[var-annotated]
     if command.presets:
+        # Presets are parsed first, because they replace the defaults of the other flags.
         defaults, parsed, words = load(command.presets)(words)
     return parse_options(
         load(command.options),

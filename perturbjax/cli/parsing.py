@@ -150,6 +150,7 @@ def flags_of(
     """
     hints, sentences = typing.get_type_hints(kind), help.sentences(kind)
     is_leaf = not any(is_group(hints[f.name], f.metadata) for f in dataclasses.fields(kind))
+    # Only nested dataclasses without further groups are groups of the help.
     title = (kind.__doc__ or "").splitlines()[0] if nested and is_leaf else "Options"
     for field in dataclasses.fields(kind):
         hint, metadata = hints[field.name], field.metadata
@@ -180,6 +181,7 @@ def add_argument(parser: Any, flag: Flag, former: Sequence[str] = (), **settings
     """
     kind, counts = help.value_type(flag.hint), typing.get_args(flag.hint)
     if not flag.metadata.get("positional"):
+        # A flag can have another name than the field.
         settings |= {"dest": flag.name, "required": flag.default is dataclasses.MISSING}
     if flag.hint is bool:
         settings["action"] = argparse.BooleanOptionalAction
@@ -203,6 +205,7 @@ def _construct(kind: Any, values: dict[str, Any], defaults: Mapping[str, Any]) -
         hint, variable = hints[field.name], field.metadata.get("env", "")
         if is_group(hint, field.metadata):
             value = _construct(hint, values, defaults)
+        # Some fields without a flag can be set by an environment variable.
         elif text := os.environ.get(variable):
             try:
                 value = hint(text)

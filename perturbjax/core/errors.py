@@ -84,5 +84,6 @@ def _full_disk(error: BaseException | None) -> str | None:
         if is_full or any(message in str(error) for message in messages):
             name = getattr(error, "filename", None)
             return f"the disk of {name}" if name else "the disk"
+        # Libraries often wrap the error of the operating system.
         error = error.__cause__ or error.__context__
     return None

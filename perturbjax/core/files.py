@@ -121,6 +121,7 @@ def read_parquet(path: Path, advice: str) -> pd.DataFrame:
         if not path.is_file():
             raise ValueError("no such file")
         shape = pq.read_metadata(path)
+        # The header of a damaged file can claim a huge table; check it before memory is allocated.
         if shape.num_rows * shape.num_columns > MAX_CELLS_PER_BYTE * path.stat().st_size:
             raise ValueError(f"claims {shape.num_rows} rows in {path.stat().st_size} bytes")
         return pd.read_parquet(path, page_checksum_verification=True)

@@ -86,6 +86,7 @@ def clean_text(column: pd.Series) -> tuple[pd.Series, int]:
     changed = int(((stripped != text) & (stripped != "")).sum())
     stripped = stripped.mask(stripped.str.lower().isin(MISSING), "")
     filled = stripped[stripped != ""]
+    # A single value such as 1.5 shows that the decimals are part of the values.
     if len(filled) and filled.str.fullmatch(_WHOLE_NUMBER).all():
         stripped = stripped.str.replace(r"\.0+$", "", regex=True)
     return stripped.astype(object), changed

@@ -138,6 +138,7 @@ class EvaluationResult:
         """Result of one model, renamed "model", next to the baselines, by site and by well."""
         levels = []
         for level in (level for level in self.levels if level.name in ("site", "well")):
+            # The name of a network in a run, so that the same reader and report apply.
             own = dataclasses.replace(level[model], name=MODEL)
             rows = (own, *(row for row in level.rows if row.baseline))
             levels.append(dataclasses.replace(level, rows=rows))

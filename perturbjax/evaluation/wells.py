@@ -48,6 +48,7 @@ def aggregate_wells(
     """
     count = int(wells.max()) + 1
     well_labels = np.zeros(count, dtype=int)
+    # One site of each well sets the label; the check below finds sites that differ from it.
     well_labels[wells] = labels
     if (differs := well_labels[wells] != labels).any():
         raise InputError(

@@ -249,6 +249,7 @@ def _prepare_fold(
     try:
         steps, features, test_features = prepare(train, groups, test)
         for fit, rest in _inner_folds(groups) if config.tune else ():
+            # The preparation is fitted in each inner fold too, so tuning is not biased by it.
             _, x, z = prepare(train[fit], groups[fit], train[rest])
             inner.append((x, labels[train[fit]], z, labels[train[rest]]))
     except (ValueError, np.linalg.LinAlgError) as error:

@@ -162,6 +162,7 @@ def embed(config: EmbedConfig) -> Embedding:
             f"{config.profiles.where}: {len(profiles)} rows, but an embedding needs at least four"
         )
     labels = profiles.column(label).to_numpy()
+    # An embedding has no test set: all rows are used for fitting.
     steps, features = fit_preparation(
         as_table(profiles, negcon),
         config.preparation,
@@ -333,6 +334,7 @@ def _draw_groups(embedding: Embedding, axis: Any) -> None:
     groups = embedding.groups()
     # A few highlighted rows among hundreds of grey ones are drawn larger.
     emphasis = 2.5 if groups[0][2] == GREY else 1
+    # Points are drawn above the lines between replicates, which have zorder 2.
     for order, (legend, rows, color, marker) in enumerate(groups, start=3):
         grey, control = color == GREY, marker == "x"
         factor = 0.7 if grey else 1 if control else emphasis

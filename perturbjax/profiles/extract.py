@@ -215,6 +215,7 @@ def _run_job(config: FeaturesConfig, dataset: Dataset, job: Job) -> Path:
     todo = [parts[number] for number in own]
     done = len(dataset) - sum(map(len, todo)) if processes == 1 else 0
     if todo:
+        # Each part is stored as soon as it is finished.
         for number, features in zip(own, job.compute(todo, done), strict=True):
             with atomic(files[number]) as temporary:
                 np.save(temporary, features)
@@ -269,6 +270,7 @@ def _compute_parts(
     order = BatchOrder.single_pass(np.concatenate(parts), size)
     batches_done = -(-done // size)
     with open_batches(extractor.decoder, placement, choice="streamed") as source:
+        # JAX dispatch is asynchronous: a step returns before the device has finished.
         ahead = (extractor.step(batch) for batch in source.batches(order))
         fetched = (np.asarray(features)[:size] for features in _one_ahead(ahead))
         batches = track(

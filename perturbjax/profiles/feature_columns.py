@@ -94,6 +94,7 @@ def list_columns(names: list[str]) -> str:
 def _to_numbers(column: pd.Series) -> tuple[pd.Series, str]:
     """Convert text cells to numbers; the second value is the reason if that is not possible."""
     text = column.astype(object).where(column.notna(), "").astype(str).str.strip()
+    # Text such as NA is a missing value, see `text_tables`.
     text = text.mask(text.str.lower().isin(MISSING))
     numbers = pd.to_numeric(text, errors="coerce").astype(float)
     wrong = (numbers.isna() & text.notna()).to_numpy()

@@ -64,6 +64,7 @@ def average_wells(metadata: pd.DataFrame, parts: Parts) -> tuple[pd.DataFrame, P
     counts = np.bincount(well)
     sums, start = np.zeros((len(counts), parts[0].shape[1])), 0
     for part in parts:
+        # The sites of a well can be in several parts.
         np.add.at(sums, well[start : start + len(part)], part)
         start += len(part)
     same = (groups.nunique(dropna=False) <= 1).all()

@@ -56,6 +56,8 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, Bool[np.ndarray, " n
         notes.append(f"left out {empty.sum()} rows without {label}")
         profiles = profiles.take(~empty)
     if config.features:
+        # Tables can contain numbers that are annotations. Features extracted from a dataset
+        # cannot.
         columns = {name: profiles.column(name) for name in (label, PLATE, WELL)}
         annotations, warnings = find_annotations(profiles.values, profiles.names, columns)
         notes += warnings
@@ -74,6 +76,7 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, Bool[np.ndarray, " n
     for note in notes:
         console.print(note if note.startswith("warning: ") else f"info: {note}")
     column, _, value = config.negcon.partition("=")
+    # Without this column there are no controls; steps that need controls report it.
     if column not in profiles.metadata.columns:
         return profiles, np.zeros(len(profiles), dtype=bool), label
     return profiles, (profiles.metadata[column] == value).to_numpy(), label

@@ -268,6 +268,7 @@ def _join(left: Profiles, right: Profiles, first: str, second: str, notes: list[
                 f"{second}: site {site!r} has another {column} than in {first}. Join tables of "
                 "one screen."
             )
+    # Metadata of the first table take precedence.
     new = [column for column in added.columns if column not in left.metadata.columns]
     return replace(
         left,

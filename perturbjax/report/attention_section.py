@@ -30,6 +30,7 @@ def attention_section(results: RunResults, renderer: pictures.Renderer | None) -
     if "occlusion" in attribution:
         parts.append(_occlusion(attribution["occlusion"]))
         maps = read_maps(results.folder, "occlusion")
+        # All maps have one scale, so that they can be compared.
         most = max((float(values.max()) for values in maps.values()), default=0.0)
         if most > 0:
             text = _legend("loss of probability", f"{most:.2f}")

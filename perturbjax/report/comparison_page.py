@@ -63,6 +63,7 @@ def write_reports(runs: Sequence[Path], out: Path) -> Path:
     if len(models) == 1:
         return write_report(models[0])
     if len(runs) == 1:
+        # The comparison of the classifiers of one folder is the report of that folder.
         out = Path(runs[0]) / REPORT
     names = _short_names(models)
     results = {name: read_run_results(m) for name, m in zip(names, models, strict=True)}
@@ -70,6 +71,7 @@ def write_reports(runs: Sequence[Path], out: Path) -> Path:
         if results[name].evaluation is None:
             raise InputError(f"{model}: was not evaluated. Run `perturbjax evaluate` first.")
     reports = [write_report(model) for model in models]
+    # Relative links remain valid if the whole folder is moved.
     links = [Path(os.path.relpath(report, out.parent)).as_posix() for report in reports]
     with atomic(out) as temporary:
         temporary.write_text(comparison_page(results, links), encoding="utf-8")

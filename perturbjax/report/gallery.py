@@ -98,6 +98,7 @@ class Gallery:
         self.test, self.renderer, self.positions = test, renderer, results.positions
         self.wells = well_ids(test.table)
         self.features = _features(results, test)
+        # Number of sites that can still be decoded within the time limit.
         self.remaining = renderer.affordable(10_000)
         self.bytes = 0
         self._addresses: dict[int, str] = {}
@@ -223,6 +224,7 @@ def classes(gallery: Gallery) -> tuple[str, set[str]]:
     for place, label in enumerate(order):
         if gallery.full:
             break
+        # With many classes, only the first three are open.
         parts.append(gallery.class_details(label, is_open=not many or place < 3))
         drawn.append(test.class_names[label])
     search = (

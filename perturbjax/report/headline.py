@@ -51,6 +51,7 @@ def headline_html(results: RunResults, *, pictures: bool) -> str:
 
 def _next_steps(results: RunResults, evaluation: EvaluationResult) -> str:
     """Advice of the audit, or of the evaluation without an audit."""
+    # Classifiers have no recipe.
     run = results.path.resolve().name if results.config.get("recipe") else None
     steps = results.audit_advice if results.audit_sentences else [advice(evaluation, run)]
     return "".join(f'<p class="next"><b>Next:</b> {with_code(step)}</p>' for step in steps)
@@ -127,10 +128,12 @@ def _classes(results: RunResults) -> str:
     if tested.empty:
         return ""
     order = tested.sort_values("recall", ascending=False, kind="stable")
+    # At most half of the classes (rounded up), so that best and worst do not overlap.
     few = min(_NAMED, -(-len(order) // 2))
     best, worst = order.head(few), order.tail(min(few, len(order) - few))[::-1]
     text = "Best " + ", ".join(map(_class_link, best["class"], best["recall"]))
     never = int((tested["recall"] == 0).sum())
+    # If many classes have recall 0, their number replaces the names.
     if len(worst) and never <= _NAMED:
         text += "; worst " + ", ".join(map(_class_link, worst["class"], worst["recall"]))
     if never:

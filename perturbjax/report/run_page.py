@@ -55,6 +55,7 @@ def run_page(results: RunResults) -> str:
         pairs = gallery.pairs(album, confusion) if confusion is not None else ""
         cells, pictured = gallery.classes(album)
         legend = gallery.legend(album)
+        # The legend precedes the first pictures; with many classes these are the confused pairs.
         pairs, cells = (legend + pairs, cells) if many else (pairs, legend + cells)
     elif evaluation is not None:
         cells = f'<p class="note">No pictures: {html_text(results.dataset_error)}.</p>'

@@ -148,6 +148,7 @@ class RunResults:
         file = self.folder / name
         if not file.is_file():
             return None
+        # Only empty cells of number columns are missing: a class can have the name NA.
         empty = dict.fromkeys(fractions, "")
         try:
             table = pd.read_csv(
@@ -157,6 +158,7 @@ class RunResults:
             raise InputError(
                 f"{file}: is not a CSV table ({error}). Run `perturbjax evaluate` again."
             ) from error
+        # Remove the apostrophes that prevent spreadsheet formulas.
         return table.map(csv_value)
 
 
@@ -170,6 +172,7 @@ def read_run_results(run: Path) -> RunResults:
         InputError: there are neither metrics nor scores, or a file cannot be read.
     """
     run = Path(run)
+    # The folder of a classifier contains scores.json without the subfolder `evaluation`.
     has_folder = (run / EVALUATION).is_dir() or not (run / "scores.json").is_file()
     folder = run / EVALUATION if has_folder else run
     scores = folder / "scores.json"
@@ -179,6 +182,7 @@ def read_run_results(run: Path) -> RunResults:
         raise InputError(
             f"{run}: has neither metrics nor scores. Run `perturbjax evaluate --run {run}` first."
         )
+    # Predictions of a run, or of one classifier of `perturbjax classify`.
     files = (
         folder / "predictions.parquet",
         folder.parent.parent / "predictions" / f"{folder.name}.parquet",

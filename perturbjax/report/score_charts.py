@@ -136,6 +136,7 @@ def training(metrics: list[dict[str, Any]]) -> str:
     if not names:
         return ""
     columns = rows[["epoch", *(["split"] if "split" in rows else []), *names]]
+    # Metrics without a column `split` come from the training set.
     columns = columns.assign(split=columns.get("split", "train"))
     charts = "".join(_curve(columns, key, name) for key, name in names.items())
     caption = "A loss that falls on training sites and rises on test sites indicates overfitting."

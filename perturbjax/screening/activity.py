@@ -41,6 +41,7 @@ def center_by_plate(
         values: one row per well.
         plates: plate of each well.
     """
+    # Plate numbers from 0 without gaps.
     numbers = np.unique(plates, return_inverse=True)[1]
     sums = np.zeros((numbers.max() + 1, values.shape[1]))
     np.add.at(sums, numbers, values)
@@ -111,6 +112,7 @@ def average_precision_statistic(values: Float[np.ndarray, "n d"], pool: Pool) ->
         pool: the wells.
     """
     length = np.linalg.norm(values, axis=1, keepdims=True)
+    # Rows of zeros are unchanged and have similarity 0.
     unit = values / np.where(length > 0, length, 1)
     similarity = unit @ unit.T
     same_plate = pool.plates[:, None] == pool.plates

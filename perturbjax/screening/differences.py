@@ -148,6 +148,7 @@ def feature_spread(wells: Wells) -> Float[np.ndarray, " d"]:
         # Removing the plate medians excludes differences between plates from the spread.
         centered[rows] -= np.nanmedian(values[rows], axis=0)
     spread = SD_PER_MAD * np.nanmedian(np.abs(centered), axis=0)
+    # The MAD is 0 if more than half of the values equal the median of their plate.
     return np.where(spread > 0, spread, np.nanstd(centered, axis=0))
 
 

@@ -146,6 +146,7 @@ class _Grid:
         self.low, self.high = self.x.min() - math.log(10), self.x.max() + math.log(10)
         self.parameters = np.stack(
             np.meshgrid(
+                # 81 EC50s and 12 slopes, both evenly spaced on a logarithmic scale.
                 np.linspace(self.low, self.high, 81),
                 np.linspace(math.log(SLOPES[0]), math.log(SLOPES[1]), 12),
             ),
@@ -229,10 +230,12 @@ def lowest_effective_dose(
     """
     levels = np.unique(dose)
     groups = [response[dose == level] for level in levels]
+    # One mean per dose is estimated.
     freedom = len(response) - len(levels)
     if len(levels) < 2 or freedom < 1:
         return math.nan
     variance = sum(((g - g.mean()) ** 2).sum() for g in groups) / freedom
+    # The effect of a dose must have the same sign as that of the highest dose.
     direction = math.copysign(1.0, groups[-1].mean() - groups[0].mean())
     found = math.nan
     # From the highest dose down to the second lowest level; level 0 is the reference.
@@ -333,7 +336,9 @@ def _ec50_interval(
     controls = rng.choice(zero, (RESAMPLES, len(zero))) if len(zero) else np.zeros((RESAMPLES, 0))
     # Refit on the grid only, for all resamples in one product; a local search would be slow.
     fitted = _Grid(dose, len(zero)).best(np.concatenate([wells, controls], axis=1))
+    # Column 0 is the logarithm of the EC50.
     low, high = np.exp(np.quantile(fitted[:, 0], [0.025, 0.975]))
+    # The estimate comes from a finer search than the resamples; the interval must contain it.
     return float(min(low, curve.ec50)), float(max(high, curve.ec50))
 
 

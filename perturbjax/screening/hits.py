@@ -263,6 +263,7 @@ class _Screen:
 
 def _layouts(wells: Wells) -> np.ndarray:
     """Layout number of each well's plate; plates with the same treatments in the same wells share."""
+    # `plate_layouts` needs a column that identifies compounds.
     index = wells.metadata[[PLATE, WELL]].assign(Metadata_pert_iname=wells.treatment.to_numpy())
     layouts = plate_layouts(index)
     return pd.factorize(wells.metadata[PLATE].astype(str).map(layouts))[0]
@@ -295,6 +296,7 @@ def _min_detectable_effect(pool: Pool, dimensions: int) -> float:
     """
     treated = sum(pool.treated_units)
     control = sum(map(len, pool.units)) - treated
+    # Effective number of units of a difference of two means, n m / (n + m).
     size = treated * control / (treated + control)
     critical = stats.chi2.ppf(1 - _LEVEL, dimensions)
     low, high = 0.0, 1e4

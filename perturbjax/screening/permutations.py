@@ -170,6 +170,7 @@ def _position_pool(
         # Positions are exchangeable only if they occur on the same plates.
         if len(signatures) > 1:
             return None
+        # The plates on which all positions of the treatment occur.
         (signature,) = signatures
         repeated |= len(signature) > 1
         others = _plates_by_position(
@@ -177,12 +178,14 @@ def _position_pool(
             plates,
             positions,
         )
+        # A control position must occur on the same plates.
         complete = [wells for wells in others.values() if frozenset(wells) == signature]
         if not complete:
             return None
         strata.append(
             ([list(w.values()) for w in own.values()], [list(w.values()) for w in complete])
         )
+    # If no position repeats, the caller exchanges wells within plates.
     if not repeated:
         return None
     for own_units, control_units in strata:

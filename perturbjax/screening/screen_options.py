@@ -43,6 +43,7 @@ class ScreenConfig:
         features = self.features
         if self.run is not None:
             features = (self.run / "evaluation" / "features.parquet",)
+        # The same features as in `classify --preset linear`.
         source = SourceConfig(data=self.data, pool="stages", augmentations=4, statistics=True)
         return ProfileConfig(
             features=features,

@@ -88,6 +88,7 @@ def _shared(wells: Wells, restriction: str) -> Int[np.ndarray, " n"]:
     if restriction == "position":
         return pd.factorize(wells.metadata[WELL])[0]
     if restriction == "layout":
+        # `plate_layouts` needs a column that identifies compounds.
         index = wells.metadata[[PLATE, WELL]].assign(Metadata_pert_iname=wells.treatment.to_numpy())
         return pd.factorize(wells.metadata[PLATE].astype(str).map(plate_layouts(index)))[0]
     return wells.plates
@@ -169,6 +170,7 @@ def _null_similarities(wells: Wells, seed: int, *, pairs: bool) -> Float[np.ndar
     values = relative_to_controls(wells)[wells.control]
     if len(values) < 2:
         return np.zeros(0)
+    # The product of two means of unit vectors is the mean cosine over pairs of wells.
     values = _unit(values) if pairs else values
     size = int(wells.treatment[~wells.control].value_counts().median())
     size = max(1, min(size, len(values) // 2))
