@@ -233,6 +233,7 @@ def load_run_data(
     """
     run = open_run(path)
     dataset = run.open_data(config.source.data)
+    # The manifest lists the sites of the run; excluded sites are not audited.
     manifest = run.manifest(dataset.index)
     positions = dataset.positions(list(manifest["site_id"]))
     index = dataset.index.iloc[positions].reset_index(drop=True)

@@ -77,12 +77,14 @@ def compare(config: CompareConfig) -> Comparison:
         )
     paths = _name_runs(config.runs)
     tables = {name: _test_predictions(path) for name, path in paths.items()}
+    # All runs must have the same test sites, so the first table defines sites, labels and wells.
     first = next(iter(tables.values()))
     probabilities = {name: _probabilities(paths[name], one, first) for name, one in tables.items()}
     # Runs can store classes in different orders; sorted names align the probabilities.
     classes = sorted(predicted_class_names(first))
     labels = encode_labels(first["label"], classes, "predictions")
     wells = well_ids(first)
+    # Clusters are the units of the bootstrap.
     clusters = wells if config.resample == "well" else pd.factorize(first[PLATE])[0]
     series = _seed_series(paths)
     counts = {name: count(labels, one, clusters) for name, one in probabilities.items()}
@@ -126,6 +128,7 @@ def _test_predictions(path: Path) -> pd.DataFrame:
     table = table[table["part"] == TEST]
     if table.empty or table["site_id"].duplicated().any():
         raise InputError(f"{file}: has no test sites, or a repeated site")
+    # Sorting by site aligns the rows of all runs.
     return table.sort_values("site_id").reset_index(drop=True)
 
 
@@ -143,6 +146,7 @@ def _probabilities(
             f"{path}: has {len(own)} test sites, {len(own & reference)} of the {len(reference)} of "
             "the first run; train both runs with one --split-file"
         )
+    # Equal sites can have other labels if a run predicts another column.
     if (other := (table["label"] != first["label"]).to_numpy()).any():
         site = table["site_id"][int(np.argmax(other))]
         raise InputError(
@@ -158,6 +162,7 @@ def _seed_series(paths: Mapping[str, Path]) -> dict[str, list[str]]:
     """Group runs whose recipes differ only in the seed."""
     groups: dict[str, list[str]] = {}
     for name, path in paths.items():
+        # A file of predictions has no recipe and belongs to no series.
         if (path / CONFIG).is_file():
             # Recipes that differ only in the seed give the same key.
             recipe = dict(read_json(path / CONFIG).get("recipe", {}), seed=None)

@@ -65,6 +65,7 @@ def audit_features(data: AuditData, config: AuditConfig, model: str) -> AuditRes
         InputError: the data allow no split, or the classifier cannot be fitted.
     """
     designs, refused = _design_splits(data, config)
+    # A flat list of folds, for the progress.
     jobs = [(design, fold) for design in designs for fold in range(len(design.folds))]
     predictions: dict[str, Predictions] = {design.policy: {} for design in designs}
     for design, fold in track(jobs, total=len(jobs), label="audit", unit="folds"):
@@ -157,6 +158,7 @@ def _evaluate(
 ) -> SplitResult:
     """Evaluate the model and its controls under one split."""
     sites = data.index["site_id"].to_numpy()[design.test_sites]
+    # Controls that need a classifier are predicted already; all other baselines are fitted here.
     precomputed = {
         name: precomputed_baseline(sites, np.concatenate(one), WORDS[name])
         for name, one in controls.items()
@@ -248,6 +250,7 @@ def audit_run(
     controls = {name: [one] for name, one in _fit_fold(data, design, 0, config, model)}
     split = _evaluate(data, design, MODEL, [predictions.probabilities], controls, config)
     others, refused = design_splits(data.index, label="label", folds=config.folds, seed=config.seed)
+    # The network was trained on one split. Other splits could test it on training sites.
     for one in others:
         refused[one.policy] = (
             "the network was trained on another split; train it with "

@@ -100,6 +100,7 @@ def _design(index: pd.DataFrame, policy: str, label: str, folds: int, seed: int)
     if not usable:
         raise InputError(why)
     tested = sum(len(test) for _, test in usable)
+    # A score on few sites would not represent the dataset.
     if tested < _MIN_TESTED * len(index):
         raise InputError(f"only {tested} of {len(index)} sites can be tested: {classes}")
     return SplitDesign(policy, tuple(usable), len(index) - tested)

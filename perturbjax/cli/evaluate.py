@@ -159,6 +159,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     manifest = run.manifest(dataset.index)
     positions, part = dataset.positions(manifest["site_id"].tolist()), manifest["part"].to_numpy()
     rows = dataset.index.iloc[positions].reset_index(drop=True)
+    # Unknown labels are reported before the network runs.
     labels = encode_labels(
         dataset.column(run.label_column).iloc[positions], run.class_names, str(dataset.path)
     )

@@ -47,6 +47,7 @@ def render(
     lines = (" \\\n      ".join(_wrap(f"{parser.prog} {line}", 8)) for line in examples)
     about = "\n".join(_wrap(parser.description or ""))
     parser.description = "\n  ".join([f"{about}\n\nexamples:", *lines]) if examples else about
+    # The raw formatter leaves the line breaks of the examples unchanged.
     parser.formatter_class = lambda prog: argparse.RawDescriptionHelpFormatter(
         prog, max_help_position=INDENT, width=WIDTH
     )

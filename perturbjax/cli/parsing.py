@@ -116,6 +116,7 @@ def parse_options(
         sys.exit(0)
     for flag in flags:
         add_argument(parser, flag, former=flag.metadata.get("former", ()))
+    # All valid flags, with former names and the --no-NAME forms.
     spellings = [name for action in parser._actions for name in action.option_strings]
     # Refuse unknown flags before argparse does, so that the message can name a replacement.
     for word in words:

@@ -370,6 +370,7 @@ def recipe_flags(recipe: Recipe, file: str) -> list[str]:
             default.
     """
     flags: list[str] = []
+    # The recipe has fields outside of its sections (the seed), so it is visited last.
     for section in (*vars(recipe).values(), recipe):
         for option in dataclasses.fields(section) if dataclasses.is_dataclass(section) else ():
             value = getattr(section, option.name)

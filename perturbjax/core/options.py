@@ -137,6 +137,7 @@ def require_sound(options: Any) -> None:
     """
     kind: Any = type(options)
     choices = _choices(kind)
+    # The type of a value determines its check; items of tuples are checked one by one.
     for option in dataclasses.fields(options):
         value, flag = getattr(options, option.name), option.name.replace("_", "-")
         for one in value if isinstance(value, tuple) else (value,):

@@ -57,6 +57,7 @@ def parse_wells(names: pd.Series) -> Int[np.ndarray, "n 2"]:
     Returns:
         (n, 2) rows and columns from 0.
     """
+    # Parse each distinct name once: many sites share a well.
     positions = {name: parse_well(str(name)) for name in pd.unique(names)}
     return np.array([positions[name] for name in names], dtype=int).reshape(-1, 2)
 

@@ -86,6 +86,7 @@ def _track_plain(items: Iterable[T], total: int, label: str, unit: str, done: in
     for finished, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
+        # The rate excludes the time before the first item, see `RateEstimate`.
         rate = estimate.add(now)
         if now - last >= PLAIN_INTERVAL_S:
             last = now

@@ -90,6 +90,7 @@ def match_run_predictions(
     _require_columns("test_index", test_index, ("site_id", PLATE, WELL))
     labels, test = select_predictions(predictions, test_index, class_names)
     train: tuple[np.ndarray, ...] = ()
+    # Training predictions are optional; they give the training score.
     if "part" in predictions.columns and (predictions["part"] == TRAIN).any():
         train = (select_predictions(predictions, train_index, class_names, part=TRAIN)[1],)
     test_table = test_index.reset_index(drop=True).assign(label=labels)
@@ -211,6 +212,7 @@ class _Panel:
 
     def levels(self, clusters: Int[np.ndarray, " n"]) -> list[Level]:
         """Score by site, by treated site and by well, as far as the data allow."""
+        # Levels in the order of the tables: site, treated site, well.
         levels = [self._level("site", self.probabilities, self.labels, clusters)]
         if NEGCON in self.test.columns:
             treated = ~self.test[NEGCON].to_numpy(dtype=bool)

@@ -128,6 +128,7 @@ def select_predictions(
         raise InputError("predictions: no column 'site_id'; run predict again")
     if "part" in table.columns:
         table = table[table["part"] == part]
+    # Duplicates would make the selection by site ambiguous.
     _check_unique(table["site_id"], "predictions")
     _check_unique(index["site_id"], "index")
     if missing := sorted(set(index["site_id"]) - set(table["site_id"])):

@@ -303,6 +303,7 @@ def evaluate_retrieval(
     Raises:
         InputError: as `well_profiles`, or `label_column` is missing.
     """
+    # Retrieval compares wells: sites of one well would retrieve each other.
     metadata, features = well_profiles(table)
     if label_column not in metadata.columns:
         raise InputError(

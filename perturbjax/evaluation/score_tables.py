@@ -139,6 +139,7 @@ def long_scores_table(evaluation: EvaluationResult) -> pd.DataFrame:
         for row in level.rows
         for metric, one in row.scores.items()
     ]
+    # Training scores have no interval, so `low` and `high` are empty.
     sites = evaluation.n.train_site
     rows += [
         ("site", f"{name} on training sites", metric, value, np.nan, np.nan, sites)
@@ -169,6 +170,7 @@ def ranking_table(evaluation: EvaluationResult) -> pd.DataFrame:
                 errors = (confidence.error, confidence.scaled_error, confidence.temperature)
                 row |= dict(zip(_CONFIDENCE, errors, strict=True))
             rows.append(row)
+    # The table has the same columns for all evaluations.
     columns = ["level", "model", "baseline", "n"]
     columns += [metric + suffix for metric in METRICS for suffix in ("", "_low", "_high")]
     columns += [f"train_{metric}" for metric in METRICS]

@@ -54,6 +54,7 @@ def classify(config: ClassifyConfig) -> EvaluationResult:
     """
     names = parse_models(config.models)
     profiles, negcon, label = load_profiles(config.profiles)
+    # Check all folds before the first fit, which can take minutes.
     manifests = _split(config, profiles, label)
     class_names = sorted(profiles.column(label).unique())
     index = profiles.metadata.assign(label=profiles.column(label).to_numpy(), negcon=negcon)
@@ -205,6 +206,7 @@ def _fit_models(
     for fold, name in track(jobs, total=len(jobs), label="Fitting classifiers", unit="fits"):
         # Jobs are ordered by fold; prepare before the first classifier of each fold.
         if name == names[0]:
+            # `data` remains valid for the other classifiers of this fold.
             data = _prepare_fold(config, table, labels, position, manifests[fold], notes)
         if name in failed:
             continue

@@ -83,6 +83,7 @@ class PlateRelative(TableStep):
                 # The mean without this row: x - (sum - x) / (n - 1) = (x - mean) n / (n - 1).
                 own = rows & X[NEGCON].to_numpy() & (new | in_training)
                 relative[own] *= count / (count - 1)
+        # The original features stay; relative ones are appended.
         added = [f"{name}_on_plate" for name in names]
         return np.concatenate([values, relative], axis=1), names + added
 
@@ -112,6 +113,7 @@ def choose_reference(X: pd.DataFrame, y: Int[np.ndarray, " n"]) -> tuple[Relativ
         "negcon", "plate" or "none", and one sentence with the reason.
     """
     controls = X.groupby(PLATE, sort=False)[NEGCON].sum()
+    # The plate with fewest controls decides, since all plates are treated alike.
     fewest = int(controls.min())
     if fewest >= MIN_CONTROLS:
         return "negcon", (
@@ -123,6 +125,7 @@ def choose_reference(X: pd.DataFrame, y: Int[np.ndarray, " n"]) -> tuple[Relativ
     groups = (X[GROUP] if GROUP in X else X[PLATE]).to_numpy()
     if len(np.unique(groups)) < 2:
         return "none", f"{omitted} ({few}; all training rows are one group, so no comparison)"
+    # Number of classes on each plate, for the explanation.
     classes = pd.Series(y).groupby(X[PLATE].to_numpy()).nunique()
     present = f"plates hold {classes.median():g} of {len(np.unique(y))} classes (median)"
     none, relative = (_cross_validate(how, X, y, groups) for how in ("none", "plate"))

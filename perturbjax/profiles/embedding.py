@@ -161,6 +161,7 @@ def embed(config: EmbedConfig) -> Embedding:
         raise InputError(
             f"{config.profiles.where}: {len(profiles)} rows, but an embedding needs at least four"
         )
+    # Labels color the points; the preparation uses them only with relative="auto".
     labels = profiles.column(label).to_numpy()
     # An embedding has no test set: all rows are used for fitting.
     steps, features = fit_preparation(
@@ -172,6 +173,7 @@ def embed(config: EmbedConfig) -> Embedding:
     )
     for note in preparation_notes(steps):
         console.print(f"info: {note}")
+    # A row has at most n - 1 neighbors.
     k = min(config.neighbors, len(profiles) - 1)
     if config.method == "umap":
         points = compute_umap(features, k, config.min_dist, config.seed)

@@ -194,7 +194,9 @@ def _cellprofiler_job(config: FeaturesConfig, dataset: Dataset) -> Job:
 
 def _run_job(config: FeaturesConfig, dataset: Dataset, job: Job) -> Path:
     """Compute the unfinished parts and write the table."""
+    # Hidden folder of finished parts next to the output.
     work = config.out.with_name(f".{config.out.name}.extracting")
+    # Parts may be reused only if data and settings are the same.
     settings = {**job.facts, "index_sha256": dataset.index_sha256, "sites": len(dataset)}
     starts = range(0, len(dataset), job.part)
     parts = [range(start, min(start + job.part, len(dataset))) for start in starts]
@@ -352,6 +354,7 @@ def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Plac
 
     groups = [f"{config.backbone}_{name}" for name in triples]
     groups = [config.backbone] if averaged or len(triples) == 1 else groups
+    # Shift and scale of each site and channel, which map intensities to [0, 1].
     shift, scale = intensity_range(dataset, adaptation.scale)
     labels, masks = np.zeros(len(dataset), np.int32), np.arange(len(dataset), dtype=np.int32)
     sites = Sites((), labels, shift, scale, masks)

@@ -67,6 +67,7 @@ def read_profiles(paths: Sequence[Path | str], aggregate: str = "none") -> Profi
             groups.append([table])
         else:
             group.append(table)
+    # First concatenate files of the same features, then join the groups by site.
     parts = [_concatenate(group, aggregate, notes) for group in groups]
     if any(part.metadata[SITE_ID].duplicated().any() for part in parts):  # single cells
         parts = [aggregate_to_wells(part, aggregate) for part in parts]
@@ -98,6 +99,7 @@ def _read_table(path: Path, notes: list[str]) -> _Table:
         raise InputError(
             f"{path}: column {table.columns[repeated][0]!r} occurs twice. Rename one of them."
         )
+    # Split the columns into metadata and features.
     columns = [c for c in table.columns if c.startswith(METADATA) or c == SITE_ID]
     metadata, changes = clean_columns(table[columns])
     features, left_out = select_features(table, path)
@@ -214,6 +216,7 @@ def _concatenate(group: list[_Table], aggregate: str, notes: list[str]) -> Profi
     names = _shared_features(group, notes)
     metadata = pd.concat([one.metadata for one in group], ignore_index=True).fillna("")
     values = np.concatenate([one.features[names].to_numpy(dtype=np.float32) for one in group])
+    # Infinite values can result from ratios with denominator 0.
     if infinite := int(np.isinf(values).sum()):
         notes.append(f"{infinite} infinite values are read as missing")
         values[np.isinf(values)] = np.nan

@@ -79,6 +79,7 @@ def reference_rows(values: np.ndarray, X: pd.DataFrame, reference: str) -> np.nd
 def rows_by_plate(X: pd.DataFrame) -> list[tuple[str, np.ndarray]]:
     """Return (plate, boolean mask of its rows) in order of first occurrence."""
     plates = X[PLATE].to_numpy()
+    # Masks instead of positions, because they also select rows of data frames.
     return [(plate, plates == plate) for plate in pd.unique(plates)]
 
 

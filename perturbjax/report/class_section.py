@@ -71,6 +71,7 @@ def class_table(results: RunResults, confusion: Confusion | None, pictured: set[
     rows = rows.drop(columns="predicted", errors="ignore").rename(columns={"f1": "F1"})
     activity = results.csv("retrieval_per_class.csv", "map", "q")
     if activity is not None and "against" in activity and (activity["against"] == "controls").any():
+        # Activity is the mAP of replicates against negative controls.
         own = activity[activity["against"] == "controls"].set_index("label")
         for name, column in (("activity", "map"), ("q", "q")):
             values = rows["class"].map(own[column])
@@ -80,6 +81,7 @@ def class_table(results: RunResults, confusion: Confusion | None, pictured: set[
         most, fraction = _most_confused(confusion)
         rows["most confused with"] = [most.get(name, "") for name in rows["class"]]
         rows["fraction confused"] = [fraction.get(name, np.nan) for name in rows["class"]]
+    # Classes without pictures have no link.
     links = [f"#{anchor('class', name)}" if name in pictured else "" for name in rows["class"]]
     note = (
         '<p class="note">Test sites; a cell is empty if there is no site to compute it from. Click a '

@@ -62,6 +62,7 @@ def _wells(results: RunResults, table: pd.DataFrame) -> pd.DataFrame:
     if results.dataset is not None:
         measured = ["n_cells", *(f"mean_{name}" for name in results.dataset.channel_names)]
         rows = rows.join(results.dataset.index.set_index("site_id")[measured], on="site_id")
+    # From sites to wells: scores and measurements are averaged over sites.
     groups = rows.groupby([PLATE, WELL], sort=True)
     wells = groups[["label", "part", *metadata]].first().rename(columns={"label": CLASS})
     wells[_PROBABILITY] = groups["probability"].mean()
@@ -146,6 +147,7 @@ def _points(results: RunResults) -> tuple[pd.DataFrame, np.ndarray, str]:
         fraction = np.bincount(wells, right) / sites
         points["prediction"] = np.where(fraction >= 0.5, "right", "wrong")
     if len(points) > _POINTS:
+        # A fixed seed gives the same page for the same run.
         sample = np.sort(np.random.default_rng(0).choice(len(points), _POINTS, replace=False))
         values, points = values[sample], points.iloc[sample].reset_index(drop=True)
     return points, values, unit
@@ -161,6 +163,7 @@ def compute_tsne(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]
     if scaled.shape[1] < 2:
         # Fewer than two varying features: add zeros to obtain two axes.
         return np.pad(scaled, ((0, 0), (0, 2 - scaled.shape[1])))
+    # PCA first: t-SNE on fewer dimensions is faster and less noisy.
     components = min(_COMPONENTS, *scaled.shape)
     reduced = PCA(components, random_state=0).fit_transform(scaled)
     # The exact method is faster for few points: the threads of the approximation wait for each other.

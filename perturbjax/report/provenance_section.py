@@ -68,6 +68,7 @@ def reproduce(results: RunResults) -> str:
         return ""
     run, data = results.path.resolve().name, Path(config.get("data") or "dataset").name
     command = ["train", "--data", data]
+    # Runs from PyTorch checkpoints are reproduced by import instead of training.
     imported = config.get("facts", {}).get("imported")
     if imported:
         file = Path(imported["file"]).name

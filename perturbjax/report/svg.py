@@ -71,6 +71,7 @@ class Chart:
 
     def line(self, xs: Sequence[float], ys: Sequence[float], css: str, width: float = 2) -> None:
         """Add a line through points."""
+        # SVG path: M moves to the first point, L draws to the next ones.
         path = "L".join(f"{px:.1f} {py:.1f}" for px, py in map(self.pixel, xs, ys))
         fill = "" if css == "dashed" else " fill=none"
         self._marks.append(f'<path class="{css}"{fill} stroke-width="{width}" d="M{path}"/>')

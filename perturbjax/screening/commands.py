@@ -113,6 +113,7 @@ def fit_doses(config: DosesConfig) -> pd.DataFrame:
         zero = values[
             values["control"] & ~(values["dose"] > 0) & values["plate"].isin(own["plate"])
         ]
+        # Doses of controls are empty or 0 and are filled with 0 below.
         both = pd.concat([own, zero])
         results[name] = dose_response.analyze_dose_response(
             both["dose"].fillna(0).to_numpy(),
@@ -123,6 +124,7 @@ def fit_doses(config: DosesConfig) -> pd.DataFrame:
         rows.append({"treatment": name, "wells": results[name].wells, "doses": results[name].doses})
     table = pd.DataFrame(rows)
     table["p"] = [results[name].p for name in names]
+    # One trend test per treatment, corrected over all treatments.
     table["q"] = dose_response.adjust(table["p"])
     ranges = [_dose_range(values, name) for name in names]
     ordered = list(zip(names, ranges, table["q"], strict=True))
@@ -268,6 +270,7 @@ def find_differences(config: DifferencesConfig) -> pd.DataFrame:
     """
     wells = load_wells(config.screen)
     names = config.treatments or tuple(sorted(wells.treatment[~wells.control].unique()))
+    # The spread is the same for all treatments, so compute it once.
     spread = feature_spread(wells)
     tables, groups, rows = [], [], []
     for name in track(names, total=len(names), label="Comparing treatments", unit="treatments"):

@@ -83,6 +83,7 @@ def hit_table(wells: Wells, settings: Settings | None = None) -> pd.DataFrame:
         InputError: no plate has both a treatment and a negative control.
     """
     settings = settings or Settings()
+    # Scaling and reduction use no labels, as the permutation tests require.
     reduced = reduce_profiles(wells.values, wells.plates)
     screen = _Screen(wells, reduced, settings)
     names = [name for name in sorted(wells.treatment.unique()) if screen.pool_of(name) is not None]
@@ -134,6 +135,7 @@ def control_test(
     rng = np.random.default_rng(settings.seed)
     plates = wells.plates
     screen = _Screen(wells, reduce_profiles(wells.values, plates), settings)
+    # Positive controls usually have more wells than typical treatments and are not counted.
     treated = ~wells.control & ~wells.positive
     # Wells per treatment (rows) and plate (columns); 0 becomes NaN and is ignored by the median.
     per_plate = pd.crosstab(wells.treatment[treated], plates[treated]).replace(0, np.nan)

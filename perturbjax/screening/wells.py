@@ -105,6 +105,7 @@ def reduce_profiles(
     # Replaces the plate median of features that are missing on a whole plate.
     overall = np.nanmedian(values, axis=0) if values.shape[1] else np.zeros(0)
     centered = np.empty_like(values)
+    # Center each feature on the median of the plate; missing values follow below.
     for plate in np.unique(plates):
         rows = plates == plate
         present = ~np.isnan(values[rows]).all(axis=0)
@@ -120,6 +121,7 @@ def reduce_profiles(
     varies = spread > 1e-9 * np.maximum(np.abs(overall), 1e-12)
     if not varies.any():
         raise InputError("features: every feature is constant or missing; nothing can be tested")
+    # Clip before the principal components, which a single extreme well could dominate.
     scaled = np.clip(centered[:, varies] / spread[varies], -CLIP, CLIP)
     components = min(COMPONENTS, scaled.shape[1], max(len(scaled) - 1, 1))
     # All components together would only rotate the data.
@@ -146,6 +148,7 @@ def parse_doses(column: pd.Series) -> Float[np.ndarray, " n"]:
         InputError: a value is not a concentration, or some values have a unit and others do not.
     """
     suffix = str(column.name).rpartition("_")[2]
+    # A column name without a unit means micromolar.
     default = _UNITS.get(suffix, 1.0)
     doses = np.full(len(column), np.nan)
     with_unit = without = ""

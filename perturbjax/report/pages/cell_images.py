@@ -63,6 +63,7 @@ class Renderer:
             image, mask = window(image, mask)
         # Smallest whole factor for which the picture fits into `side` pixels.
         step = max(1, -(-max(mask.shape) // side))
+        # Outlines are drawn after downsampling, which would blur them.
         small = composite(downsample_pixels(image, step), self.low, self.high)
         return draw_outlines(small, mask[::step, ::step])
 
@@ -71,6 +72,7 @@ class Renderer:
 
         Sites are decoded whole, so the number depends on their size.
         """
+        # The largest site limits the number of pictures.
         pixels = float(self.dataset.index[["height", "width"]].prod(axis=1).max())
         values = pixels * len(self.dataset.channel_names)
         return min(wanted, max(_MIN_PICTURES, int(_MAX_VALUES / values)))

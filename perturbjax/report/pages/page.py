@@ -50,6 +50,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         lead: HTML above all sections.
         sections: in order; three or more are listed in a table of contents.
     """
+    # Style and script are embedded, so the page works without other files.
     style, script = _asset("page.css"), _asset("page.js")
     checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # The browser loads nothing and runs no other script, whatever a compound is called.
@@ -200,6 +201,7 @@ def table(
         strong: rows to highlight.
         rows: plural name of a row, for the count above long tables.
     """
+    # By position, because column names can repeat.
     numeric = [values.dtypes.iloc[i].kind in "iuf" for i in range(values.shape[1])]
     columns = zip(values.columns, numeric, strict=True)
     heads = "".join(_heading(column, number, meanings or {}) for column, number in columns)
@@ -211,6 +213,7 @@ def table(
             cells[0] = f'<td class="text{_short(row[0])}">{link}</td>'
         css = ' class="model"' if strong is not None and strong[index] else ""
         body.append(f"<tr{css}>{''.join(cells)}</tr>")
+    # Long tables have the tools above, short ones below.
     many = len(values) > _MANY
     search = (
         f'<label>find <input type="search" data-filter="#{html_text(name)} tbody tr"></label>'

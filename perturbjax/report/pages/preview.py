@@ -43,6 +43,7 @@ def write_preview(dataset: Dataset) -> Path:
     Returns:
         Path of the page.
     """
+    # All numbers come from the index, so the page is fast for large datasets.
     wells = well_table(dataset)
     far = outliers(wells)
     renderer = pictures.make_renderer(dataset)
@@ -189,6 +190,7 @@ def _sizes(dataset: Dataset) -> str:
 def _plates(wells: pd.DataFrame, far: pd.DataFrame) -> str:
     if not has_plate_positions(wells):
         return "<p>No plate maps: wells are not named like A01.</p>"
+    # Plate and well together identify a well.
     keys = pd.MultiIndex.from_frame(wells[[PLATE, WELL]])
     flagged = keys.isin(pd.MultiIndex.from_frame(far[[PLATE, WELL]]))
     table = wells.assign(
@@ -217,6 +219,7 @@ def _outliers(far: pd.DataFrame, renderer: pictures.Renderer) -> str:
             f"<p>None: every well is within {FAR:g} robust standard deviations of the median of its "
             "plate.</p>"
         )
+    # A well can be unusual by several measures but is drawn once.
     pictured = far.drop_duplicates([PLATE, WELL]).head(OUTLIERS)
     measures = far.groupby([PLATE, WELL], sort=False)["measure"].agg(", ".join)
     shots = [
