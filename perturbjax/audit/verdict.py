@@ -54,6 +54,7 @@ def verdict(audit: AuditResult) -> Verdict:
     """Draw the conclusion of an audit."""
     split, leak = audit.strictest, audit.leak
     finding = _finding(split)
+    # A leak is reported only if the interval of the difference excludes 0.
     has_leak = leak is not None and leak.estimate.low > 0
     sentences = [_score_sentence(split), _control_sentence(split, finding)]
     if has_leak:
@@ -78,6 +79,7 @@ def verdict(audit: AuditResult) -> Verdict:
 def is_above_chance(split: SplitResult) -> bool:
     """Whether the score exceeds chance by its interval and, if available, by its p-value."""
     lead = split.model.leads["chance"][HEADLINE]
+    # Without a possible permutation test, the interval decides.
     return lead.low > 0 and (split.p is None or split.p < _ALPHA)
 
 
@@ -203,6 +205,7 @@ def _advice(audit: AuditResult, finding: Finding) -> list[str]:
         )
     if finding == "too few wells":
         advice.append(f"Add wells: the test set needs at least {MIN_TEST_WELLS}.")
+    # The remaining advice assumes a valid score.
     if split.leaks or split.uncontrolled or finding == "too few wells":
         return advice
     # A run is audited under a single split, so there is no split to choose.

@@ -34,6 +34,7 @@ def import_presets(words: Sequence[str]) -> Presets:
     from perturbjax.training.pytorch_exchange import recipe_for_import, recipe_of_weight_file
 
     (name, file, weights), rest = parse_first(words, "preset", "recipe", "checkpoint")
+    # --preset overrides the recipe that is stored with the weights.
     stored = recipe_of_weight_file(Path(weights)) if weights and not name else None
     recipe = stored or recipe_for_import(name or "original")
     recipe = read_recipe(Path(file), recipe) if file else recipe

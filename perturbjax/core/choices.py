@@ -323,6 +323,7 @@ def _relative_depth(mask: ndarray) -> ndarray:
     # One distance transform serves all cells: a path to another cell crosses the outline of the own
     # cell first.
     depth = (ndimage.distance_transform_edt(~outline) + 1) * (mask > 0)
+    # Labels can have gaps; `position` numbers the cells without gaps.
     cells, position = np.unique(mask, return_inverse=True)
     deepest = ndimage.maximum(depth, position, np.arange(len(cells)))
     # The background has depth 0; dividing by 1 avoids 0 / 0.

@@ -48,6 +48,7 @@ def composite(
 
 
 def _rgb(color: str) -> tuple[int, ...]:
+    # #rrggbb: two hexadecimal digits for each color component.
     return tuple(int(color[start : start + 2], 16) for start in (1, 3, 5))
 
 

@@ -41,6 +41,7 @@ def csv_text(value: T) -> T | str:
     if not isinstance(value, str) or not value.lstrip("'").startswith(FORMULA):
         return value
     try:
+        # A number such as -1.5 starts like a formula but is harmless.
         float(value)
     except ValueError:
         return "'" + value

@@ -81,6 +81,7 @@ def write_attribution(
         probabilities[selected],
     )
     result: dict[str, Any] = {"sites": len(positions)}
+    # Networks of ablations already have changed masks or images.
     if network.run.recipe.input.mask_use == "keep":
         predictions = {UNCHANGED_MASKS: probabilities}
         for name, change in MASK_CHANGES.items():

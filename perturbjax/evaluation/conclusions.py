@@ -68,6 +68,7 @@ def compare_scores(
         label: readable name of the predicted label.
         where: test set, from `describe_test_sites`.
     """
+    # The noun phrase of this baseline is plural.
     verb = "predict" if baseline == ALL_TECHNICAL else "predicts"
     how = "better than" if model.leads[baseline][HEADLINE].high < 0 else "as well as"
     return (
@@ -122,6 +123,7 @@ def verdict(evaluation: EvaluationResult) -> str:
         return f"{conclusion}: the model was trained on other sites of the test wells. {sentence}"
     stronger = best_unbeaten_baseline(level, model)
     baseline = level.best_baseline if stronger is None else stronger
+    # The noun phrase of this baseline is plural.
     verb = "reach" if baseline.name == ALL_TECHNICAL else "reaches"
     reached = f"{verb} {baseline.scores[HEADLINE].value:.2f}"
     name = describe_baseline(baseline.name)
@@ -157,6 +159,7 @@ def advice(evaluation: EvaluationResult, run: str | None) -> str:
         return _improve(evaluation, model.name, stronger.name, run)
     if "position" in evaluation.skipped:
         return "Correct the well names in Metadata_Well (A01, A-01, r01c01) and evaluate again."
+    # The next stricter test uses new plates.
     if evaluation.split == "well":
         if evaluation.n.plate > 1:
             return "Test whether the score holds on new plates: `--split plate`."
@@ -175,6 +178,7 @@ def _improve(evaluation: EvaluationResult, model: str, baseline: str, run: str |
     test = level[model].scores[HEADLINE].value
     train = evaluation.train.get(model, {}).get(HEADLINE)
     network = run is not None
+    # A training score that is not above the baseline means underfitting.
     if network and train is not None and train <= level[baseline].scores[HEADLINE].value:
         return (
             f"Train longer (`--epochs`): the training score is only {train:.2f}. Or use {_LINEAR}."

@@ -329,6 +329,7 @@ def format_estimate(estimate: Estimate | None, gap: str = " ") -> str:
     """Format as `0.712 [0.65, 0.77]`; empty if the score does not exist."""
     if estimate is None:
         return ""
+    # The format option z prints -0.000 as 0.000.
     return f"{estimate.value:z.3f}{gap}[{estimate.low:z.2f}, {estimate.high:z.2f}]"
 
 

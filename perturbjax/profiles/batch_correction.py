@@ -94,6 +94,7 @@ class Coral(_PlateAlignment):
         self.target_ = _power(covariance, self.ridge_, 0.5)
 
     def _fit_plate(self, rows: Float[np.ndarray, "m d"]) -> tuple[np.ndarray, np.ndarray]:
+        # Whitening by the plate, followed by coloring by the target, as one matrix.
         return rows.mean(axis=0), _power(_covariance(rows), self.ridge_, -0.5) @ self.target_
 
     def _move(self, values: np.ndarray, fitted: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -79,6 +79,7 @@ CLASSIFIERS: dict[str, Classifier] = {
         "5 nearest neighbors by cosine distance",
         "sklearn.neighbors:KNeighborsClassifier",
         lambda rows, classes, seed: {
+            # scikit-learn refuses more neighbors than training rows.
             "n_neighbors": min(5, rows),
             "weights": "distance",
             "metric": "cosine",

@@ -236,6 +236,7 @@ def compute_tsne(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         layout = openTSNE.TSNE(
+            # t-SNE uses three times as many neighbors as the perplexity.
             perplexity=max(1.0, min(perplexity, (len(features) - 1) / 3)),
             neighbors="exact",
             random_state=seed,

@@ -56,6 +56,7 @@ def cached_features(source: SourceConfig, dataset: Dataset) -> Path:
         adapt=AdaptConfig(size=_input_size(source, dataset)),
         pool=source.pool,
         augmentations=source.augmentations,
+        # Each channel of a site is one image of the device call.
         batch_size=max(1, BATCH_IMAGES // len(dataset.channel_names)),
     )
     file = make_folder(folder) / f"{_checksum(config, dataset)}.parquet"

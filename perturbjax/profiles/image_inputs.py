@@ -89,6 +89,7 @@ def channel_triples(
         return {"-".join(names): (red, green, blue)}
     if len(set(names)) < len(names):
         raise InputError(f"--channels {channels}: names a channel twice")
+    # A gray image: red, green and blue are the same channel.
     return {name: (position,) * 3 for name, position in zip(names, positions, strict=True)}
 
 

@@ -85,6 +85,7 @@ def _maps(
     if renderer is None or test is None:
         return ""
     maps = read_maps(results.folder, kind)
+    # Maps exist for a subset of the test sites only.
     has_map = test.table["site_id"].isin(maps).to_numpy()
     chosen: list[int] = []
     for label in np.unique(test.labels):

@@ -93,6 +93,7 @@ def class_table(results: RunResults, confusion: Confusion | None, pictured: set[
 def _most_confused(confusion: Confusion) -> tuple[dict[str, str], dict[str, float]]:
     """Most frequent wrong prediction of each class, and its fraction of the sites."""
     names, matrix = confusion
+    # Wrong predictions only: the diagonal is set to 0.
     wrong = matrix * (1 - np.eye(len(names), dtype=int))
     most = wrong.argmax(axis=1)
     fraction = wrong.max(axis=1) / np.maximum(matrix.sum(axis=1), 1)

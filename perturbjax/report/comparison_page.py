@@ -221,6 +221,7 @@ def _intervals(evaluations: dict[str, EvaluationResult], order: Sequence[str]) -
 def _differences(results: dict[str, RunResults]) -> str:
     """Table of settings that differ between the runs."""
     settings = {name: dict(_settings(one.config)) for name, one in results.items() if one.config}
+    # dict.fromkeys removes duplicates and preserves the order.
     keys = dict.fromkeys(key for values in settings.values() for key in values)
     rows = [
         {"setting": key, **{name: settings[name].get(key, "") for name in settings}}

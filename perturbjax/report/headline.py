@@ -116,6 +116,7 @@ def _confident_half(results: RunResults) -> str:
 def _plain(estimate: Estimate) -> str:
     """`0.82 (0.76 to 0.86)`, with a typographic minus."""
     parts = (estimate.value, estimate.low, estimate.high)
+    # The format option z avoids "-0.00".
     value, low, high = (f"{part:z.2f}".replace("-", "−") for part in parts)
     return f"{value} ({low} to {high})"
 

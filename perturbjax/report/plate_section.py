@@ -72,6 +72,7 @@ def _wells(results: RunResults, table: pd.DataFrame) -> pd.DataFrame:
         wells[name] = groups[column].mean()
     wells = wells.rename(columns={column: column.removeprefix("Metadata_") for column in metadata})
     wells = wells.reset_index()
+    # A click on a well opens the pictures of the class.
     anchors = [anchor("class", name) for name in wells[CLASS]]
     return wells.assign(sites=groups.size().to_numpy(), site=anchors)
 
@@ -138,6 +139,7 @@ def _points(results: RunResults) -> tuple[pd.DataFrame, np.ndarray, str]:
     values, unit = features[names].to_numpy(dtype=np.float64), "sites"
     if len(points) > _POINTS:
         wells, unit = well_ids(rows), "wells"
+        # Metadata of a well come from the first site.
         first = np.unique(wells, return_index=True)[1]
         sums = np.zeros((len(first), values.shape[1]))
         np.add.at(sums, wells, values)

@@ -50,6 +50,7 @@ def _panel(evaluation: EvaluationResult, metric: str) -> str:
     )
     values = [row.scores[metric] for level in levels for row in level.rows if metric in row.scores]
     low = min(0.0, *(value.low for value in values))
+    # The axis must have a positive length, even if all scores are 0.
     high = max(max(value.high for value in values), 1e-3)
     text = "; ".join(
         f"{row.name} {row.scores[metric].value:.3f}"
@@ -145,6 +146,7 @@ def training(metrics: list[dict[str, Any]]) -> str:
 
 def _curve(rows: pd.DataFrame, key: str, name: str) -> str:
     present = rows[rows[key].notna()]
+    # A maximum of 0 gives an axis from 0 to 1.
     top, last = float(present[key].max()) * 1.05 or 1.0, int(present["epoch"].max())
     ends = ", ".join(
         f"{split} ends at {part[key].iloc[-1]:.3g}" for split, part in present.groupby("split")
@@ -235,6 +237,7 @@ def _reliability(bins: pd.DataFrame, error: float) -> str:
     chart.grid(ticks(0, 1, 5), ticks(0, 1, 5))
     most = bins["sites"].max()
     for row in bins.itertuples():
+        # Left edge of the bin that contains this mean confidence.
         left = min(int(row.confidence * _BINS), _BINS - 1) / _BINS
         # The highest bar takes 22 % of the height, so that bars hide little of the curve.
         chart.bar(left, left + 1 / _BINS, 0.22 * row.sites / most, f"{row.sites} sites")

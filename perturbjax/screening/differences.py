@@ -88,6 +88,7 @@ def difference_table(
     """
     plates = wells.plates
     treated = (wells.treatment == treatment).to_numpy() & ~wells.control
+    # Plates with both treated and control wells.
     shared = np.intersect1d(plates[treated], plates[wells.control])
     treated = treated & np.isin(plates, shared)
     if not treated.any():

@@ -353,6 +353,7 @@ def outcome(result: DoseResponse, dose_range: tuple[float, float], q: float) -> 
     Returns:
         "no dose response", "response", "response, EC50 above the tested range", or "too few doses".
     """
+    # This condition is also true for NaN.
     if not q <= LEVEL:
         return "no dose response" if math.isfinite(q) else "too few doses"
     if result.curve is None:

@@ -139,7 +139,9 @@ def control_test(
     treated = ~wells.control & ~wells.positive
     # Wells per treatment (rows) and plate (columns); 0 becomes NaN and is ignored by the median.
     per_plate = pd.crosstab(wells.treatment[treated], plates[treated]).replace(0, np.nan)
+    # Median number of wells of a treatment on a plate.
     count = max(1, round(float(np.nanmedian(per_plate.to_numpy()))))
+    # Median number of plates of a treatment.
     plate_count = max(1, round(float((per_plate > 0).sum(axis=1).median())))
     # One control well serves as pseudo-treatment, another one as control.
     with_controls = [p for p in np.unique(plates) if (wells.control & (plates == p)).sum() >= 2]
@@ -250,6 +252,7 @@ class _Screen:
         spots = parse_wells(pd.Series(self.positions[pool.wells[: pool.treated]]))
         if pool.treated < 2 or (spots < 0).any():
             return
+        # Size of the plate, to recognize wells at the edge.
         rows, columns = smallest_plate_shape(
             parse_wells(pd.Series(np.unique(self.positions))).clip(0)
         )

@@ -242,6 +242,7 @@ def permutation_test(
     while drawn < permutations:
         count = min(CHUNK, permutations - drawn)
         exceeds = statistic(pool.draw(count, rng)) >= threshold
+        # Number of permutations up to each draw that reached the observed value.
         total = reached + np.cumsum(exceeds)
         if total[-1] >= STOP:
             drawn += int(np.searchsorted(total, STOP)) + 1

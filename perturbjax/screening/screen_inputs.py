@@ -71,6 +71,7 @@ def _column(metadata: pd.DataFrame, name: str) -> pd.Series:
 
 def _cell_count(profiles: Profiles, config: ScreenConfig) -> np.ndarray | None:
     """Number of cells of each well, from the features, the metadata or the dataset's index."""
+    # For each name, a feature takes precedence over a metadata column.
     for name in COUNT_COLUMNS:
         if name in profiles.names:
             return profiles.values[:, profiles.names.index(name)].astype(float)

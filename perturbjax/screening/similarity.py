@@ -147,6 +147,7 @@ def neighbor_table(
     upper = np.triu(np.isfinite(p), 1)
     if upper.any():
         q[upper] = false_discovery_control(p[upper])
+        # Copy the upper triangle to the lower one.
         q = np.where(np.isnan(q), q.T, q)
     rows = []
     for number, name in enumerate(matrix.index):
@@ -224,6 +225,7 @@ def mechanism_enrichment(neighbors: pd.DataFrame, mechanism: dict[str, str]) -> 
         labels = [mechanism[n] for n in group["neighbor"] if n in mechanism]
         own = mechanism.get(str(name))
         for label, hits in pd.Series(labels, dtype=object).value_counts().items():
+            # A treatment cannot be a neighbor of the same treatment.
             others = len(mechanism) - (own is not None)
             members = int(counts[label]) - (own == label)
             # P(at least `hits` neighbors with this mechanism) if neighbors were drawn at random.

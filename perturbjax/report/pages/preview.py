@@ -127,6 +127,7 @@ def outliers(wells: pd.DataFrame) -> pd.DataFrame:
             # Ratios matter for counts and intensities; the limit avoids the logarithm of 0.
             values = np.log(values.clip(lower=1e-6))
         score = values.groupby(wells[PLATE]).transform(lambda v: robust(v.to_numpy()))
+        # Scores are distances from the plate median in robust standard deviations.
         far = score.abs() > FAR
         if measure == "cells":
             far |= wells["cells"].eq(0)

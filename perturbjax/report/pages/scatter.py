@@ -52,6 +52,7 @@ def scatter(
         chosen = np.unique(np.linspace(0, len(table) - 1, count).astype(int))
         table.iloc[chosen, table.columns.get_loc("picture")] = np.arange(len(chosen))
         sites = [renderer.picture(int(position), _SIDE) for position in positions[chosen]]
+        # The page contains one image with all pictures instead of many images.
         sheet = pictures.address(pictures.atlas(sites, _SIDE, _ACROSS))
         settings |= {"atlas": sheet, "side": _SIDE, "across": _ACROSS}
     return figure(name, widget("scatter", name, label, **settings), caption, table)
