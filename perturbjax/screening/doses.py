@@ -8,7 +8,7 @@ fitted to well values by least squares; `bottom` is the response at dose 0 and `
 infinite dose. A curve is reported only if the response changes with the dose: the
 Jonckheere-Terpstra statistic (Jonckheere 1954, Biometrika 41, 133) is compared with its values
 after wells were permuted between doses within each plate. The interval of the EC50 comes from
-resampling wells within each dose. Doses are compared with the controls (or the lowest dose) from
+resampled residuals around the fitted curve. Doses are compared with the controls (or the lowest dose) from
 the highest downwards, each at the full level, until one is not significant: the family-wise error
 then needs no further correction (closed testing of ordered hypotheses; Tamhane et al. 1996,
 Biometrics 52, 21).
@@ -217,8 +217,8 @@ def lowest_effective_dose(
 ) -> float:
     """Lowest dose that differs from dose 0, tested from the highest dose downwards.
 
-    Each step is a one-sided Welch test in the direction of the trend; with one well at a dose the
-    standard deviation is pooled over all doses.
+    Each step is a one-sided t test in the direction of the trend, with the variance pooled over
+    all doses.
 
     Args:
         dose: dose of each well; controls have dose 0. Without controls the lowest dose is the
@@ -256,7 +256,7 @@ class DoseResponse:
         trend: from -1 to 1, see `trend_test`.
         p: of the trend.
         curve: fitted curve; None without enough doses.
-        ec50_low, ec50_high: 95 % interval of the EC50 from resampled wells.
+        ec50_low, ec50_high: 95 % interval of the EC50 from resampled residuals.
         lowest_effective_dose: NaN if none.
         max_effect: largest difference of a dose's mean from the mean at dose 0 (or the lowest dose).
         doses: number of different doses greater than 0.
@@ -343,7 +343,7 @@ def _ec50_interval(
 
 
 def outcome(result: DoseResponse, dose_range: tuple[float, float], q: float) -> str:
-    """State the outcome in one of four forms.
+    """State the outcome in words.
 
     Args:
         result: of one treatment.
@@ -351,7 +351,8 @@ def outcome(result: DoseResponse, dose_range: tuple[float, float], q: float) -> 
         q: p of the trend after correction over treatments.
 
     Returns:
-        "no dose response", "response", "response, EC50 above the tested range", or "too few doses".
+        "no dose response", "response", "response, EC50 above the tested range", "response, EC50 below
+        the tested range", or "too few doses".
     """
     # This condition is also true for NaN.
     if not q <= LEVEL:
