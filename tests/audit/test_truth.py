@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from experiments.audit_truth import QUICK, audit_of, intervals, screen
+from experiments.audit_truth import SIZE, audit_of, intervals, screen
 from perturbjax.audit.audit_result import AuditResult
 from perturbjax.audit.verdict import verdict
 
@@ -18,7 +18,7 @@ def detects_leak_only(result: AuditResult) -> bool:
 
 def test_position_gradient_is_a_leak_without_effect():
     """Other sites of training wells are recognized, wells of new plates are not."""
-    results = [audit_of(screen(gradient=4.0, seed=seed, **QUICK), folds=3) for seed in range(3)]
+    results = [audit_of(screen(gradient=4.0, seed=seed, **SIZE), folds=3) for seed in range(3)]
     assert np.mean([one["site"].score.value for one in results]) > 0.4
     assert abs(np.mean([one["plate"].score.value for one in results]) - 0.25) < 0.05
     assert all(map(detects_leak_only, results))
@@ -28,7 +28,7 @@ def test_position_gradient_is_a_leak_without_effect():
 def test_audit_has_few_false_positives():
     """At most 5 % of screens without effect are called positive."""
     results = [
-        verdict(audit_of(screen(gradient=4.0, seed=seed, **QUICK), folds=3)) for seed in range(100)
+        verdict(audit_of(screen(gradient=4.0, seed=seed, **SIZE), folds=3)) for seed in range(100)
     ]
     assert sum(one.finding == "chance" for one in results) >= 95
     assert sum(one.has_leak for one in results) >= 85
@@ -39,15 +39,14 @@ def test_audit_has_few_false_positives():
 )
 def test_strong_effect_is_detected_on_new_plates(screens):
     results = [
-        verdict(audit_of(screen(effect=6.0, seed=seed, **QUICK), folds=3))
-        for seed in range(screens)
+        verdict(audit_of(screen(effect=6.0, seed=seed, **SIZE), folds=3)) for seed in range(screens)
     ]
     assert sum(one.finding == "beyond" and one.is_valid for one in results) >= 0.95 * screens
 
 
 @pytest.mark.slow
 def test_brightness_effect_is_explained_by_intensity():
-    results = [audit_of(screen(brightness=8.0, seed=seed, **QUICK), folds=3) for seed in range(50)]
+    results = [audit_of(screen(brightness=8.0, seed=seed, **SIZE), folds=3) for seed in range(50)]
     assert sum(verdict(one).finding != "beyond" for one in results) >= 47
 
 
@@ -56,7 +55,7 @@ def test_score_increases_with_effect():
     means = [
         np.mean(
             [
-                audit_of(screen(effect=effect, seed=seed, **QUICK), folds=3)["plate"].score.value
+                audit_of(screen(effect=effect, seed=seed, **SIZE), folds=3)["plate"].score.value
                 for seed in range(8)
             ]
         )
@@ -69,7 +68,7 @@ def test_score_increases_with_effect():
 @pytest.mark.parametrize("policy", ["well", "plate"])
 def test_p_is_uniform_without_effect_across_folds(policy):
     results = [
-        audit_of(screen(gradient=4.0, seed=seed, **QUICK), folds=3)[policy].p for seed in range(200)
+        audit_of(screen(gradient=4.0, seed=seed, **SIZE), folds=3)[policy].p for seed in range(200)
     ]
     assert kstest(results, "uniform").pvalue > 0.01
     assert np.mean(np.array(results) < 0.05) < 0.09

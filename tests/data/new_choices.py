@@ -30,7 +30,7 @@ choices.MASK_ENCODINGS["inverse"] = choices.MaskEncodingChoice(
 
 from tiny_dataset import write_dataset  # noqa: E402
 
-from perturbjax.audit.split_designs import deal  # noqa: E402
+from perturbjax.audit.split_designs import design_splits  # noqa: E402
 from perturbjax.cli.commands import main as run_command  # noqa: E402
 from perturbjax.core.config import (  # noqa: E402
     AugmentConfig,
@@ -74,7 +74,7 @@ def main(folder: Path) -> None:
     inputs = choices.NORMALIZATIONS["centered"].inputs
     assert description["normalisation"]["shift and scale"] == inputs
 
-    designs, _ = deal(open_dataset(data).index, label="Metadata_pert_iname", folds=2)
+    designs, _ = design_splits(open_dataset(data).index, label="Metadata_pert_iname", folds=2)
     assert "half" in [design.policy for design in designs]
 
 

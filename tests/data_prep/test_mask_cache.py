@@ -68,5 +68,5 @@ def test_trim_drops_the_least_recently_used_masks(tmp_path):
         )
     MaskStore(tmp_path / "another", tmp_path / "cache").find("0" * 64)  # used now
     size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.tiff"))
-    trim(tmp_path / "cache", limit=size // 2)
+    trim(tmp_path / "cache", most=size // 2)
     assert {path.name[0] for path in (tmp_path / "cache").rglob("*.tiff")} == {"0", "3"}

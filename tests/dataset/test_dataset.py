@@ -324,7 +324,7 @@ def test_verify_detects_index_that_differs_from_records(damaged, column):
 
 
 def test_verify_rejects_folder_without_dataset_or_run(tmp_path):
-    with pytest.raises(InputError, match="nothing there can be verified"):
+    with pytest.raises(InputError, match="is not a dataset or run"):
         verify(tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_incompatible_datasets_are_rejected(two, tmp_path):
 
 
 def test_training_evaluation_and_features_use_joined_datasets(two, tmp_path):
-    from perturbjax.evaluation.apply import (
+    from perturbjax.cli.evaluate import (
         ApplyConfig,
         EvaluateConfig,
         PredictConfig,

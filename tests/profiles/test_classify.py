@@ -282,7 +282,8 @@ def test_printed_table_names_unbeaten_position_baseline(
     print_evaluation(evaluation)
     printed = " ".join(capsys.readouterr().out.split())
     assert (
-        "100% of the test sites have their label at the same place of a training plate" in printed
+        "100% of the test sites have the same label as a training well at the same position"
+        in printed
     )
     assert "by site, the lda's balanced accuracy is below position (1.000)" in printed
 

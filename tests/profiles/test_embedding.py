@@ -149,7 +149,7 @@ def test_embed_writes_figure_page_and_coordinates(tmp_path: Path) -> None:
     assert image.shape[0] > 500 and image.std() > 0.05
     text = path.with_suffix(".html").read_text()
     page = Page(text)
-    assert "Of the 5 rows nearest to a row, " in page.text and len(text) < 200_000
+    assert "Of the 5 nearest neighbors of a row, " in page.text and len(text) < 200_000
     assert all(link["href"].startswith("#") for link in page.all("a")), "the page needs the network"
     assert "<b>" not in text.split("CC(=O)")[1][:10], "metadata are not markup"
     points = page.data("layout")
@@ -170,7 +170,7 @@ def test_embed_marks_training_rows_as_hollow(tmp_path: Path) -> None:
     table["Metadata_part"] = np.where(table["Metadata_Plate"] == "P0", "test", "train")
     path = write_all(config_for(table, tmp_path))
     page = path.with_suffix(".html").read_text()
-    assert "Hollow: the 72 rows that its network was trained on" in page
+    assert "Hollow: 72 training rows of the network" in page
     assert Page(page).data("layout")["part"].count("train") == 72
     plain = write_all(config_for(make_table(), tmp_path, out=tmp_path / "plain.png"))
     assert "trained on" not in plain.with_suffix(".html").read_text()
