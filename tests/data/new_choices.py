@@ -32,6 +32,7 @@ from tiny_dataset import write_dataset  # noqa: E402
 
 from perturbjax.audit.split_designs import design_splits  # noqa: E402
 from perturbjax.cli.commands import main as run_command  # noqa: E402
+from perturbjax.cli.evaluate import ApplyConfig, EvaluateConfig, evaluate  # noqa: E402
 from perturbjax.core.config import (  # noqa: E402
     AugmentConfig,
     InputConfig,

@@ -285,7 +285,7 @@ def test_printed_table_names_unbeaten_position_baseline(
         "100% of the test sites have the same label as a training well at the same position"
         in printed
     )
-    assert "by site, the lda's balanced accuracy is below position (1.000)" in printed
+    assert "accuracy of the lda is below position (1.000)" in printed
 
 
 def test_command_reports_bad_input_in_one_line(

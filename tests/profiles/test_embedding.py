@@ -159,7 +159,7 @@ def test_embed_writes_figure_page_and_coordinates(tmp_path: Path) -> None:
     (scatter,) = (one for one in page.all("div") if one.get("data-widget") == "scatter")
     assert (
         "taxol" in json.loads(scatter["data-palette"])
-        and json.loads(scatter["data-colours"])[0] == "class"
+        and json.loads(scatter["data-colors"])[0] == "class"
     )
     points = pd.read_csv(path.with_suffix(".csv"))
     assert len(points) == 96 and np.isfinite(points[["x", "y"]]).all(axis=None)
