@@ -59,7 +59,7 @@ class HitsConfig:
 
     screen: ScreenConfig
     out: Path
-    """Folder for hits.csv, hits.parquet, hits.html and summary.json."""
+    """Folder for hits.csv, hits.parquet and summary.json."""
     dose_column: str = ""
     """Column with the dose; each dose is then tested as a treatment of its own."""
     fdr: float = 0.05
@@ -83,7 +83,7 @@ class DosesConfig:
 
     screen: ScreenConfig
     out: Path
-    """Folder for doses.csv, wells.csv, doses.html and doses.png."""
+    """Folder for doses.csv and wells.csv."""
     dose_column: str
     """Column with the concentration, such as Metadata_concentration_uM."""
     response: str = "distance"
@@ -106,7 +106,7 @@ class SimilarConfig:
 
     screen: ScreenConfig
     out: Path
-    """Folder for neighbors.csv, similarity.csv, enrichment.csv and similar.png."""
+    """Folder for neighbors.csv, similarity.csv and enrichment.csv."""
     restriction: Restriction = "none"
     """Compare only wells that do not share this."""
     neighbors: int = 5
