@@ -129,7 +129,7 @@ def _place_cells(
 
 def _distances(
     centers: Float[np.ndarray, "n 2"],
-    radii: Float[np.ndarray, "n"],
+    radii: Float[np.ndarray, " n"],
     elongation: float,
     irregularity: float,
     size: int,

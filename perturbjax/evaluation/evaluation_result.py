@@ -52,7 +52,7 @@ class Level:
     @property
     def words(self) -> str:
         """Name for sentences and titles: "by site"."""
-        return "by treated row" if self.name == "treated" else f"by {self.name}"
+        return "by treated site" if self.name == "treated" else f"by {self.name}"
 
     @property
     def best_baseline(self) -> ModelScores:

@@ -27,7 +27,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 _PART = {"train": (BLUE, "training sites"), "test": (ORANGE, "test sites")}
 _LEVEL = {
     "site": (BLUE, "by site"),
-    "treated": (GREEN, "by treated row"),
+    "treated": (GREEN, "by treated site"),
     "well": (ORANGE, "by well"),
 }
 _STYLE: Any = {

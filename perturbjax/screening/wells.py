@@ -11,8 +11,7 @@ from jaxtyping import Bool, Float, Int
 from sklearn.decomposition import PCA
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.messages import console
-from perturbjax.core.plates import PLATE, WELL
+from perturbjax.core.plates import PLATE
 
 #: Column that marks controls, and its values.
 CONTROL_TYPE, NEGATIVE, POSITIVE = "Metadata_control_type", "negcon", "poscon"
@@ -170,18 +169,3 @@ def parse_doses(column: pd.Series) -> Float[np.ndarray, " n"]:
             "the same form."
         )
     return doses
-
-
-def warn_duplicates(metadata: pd.DataFrame) -> None:
-    """Warn about wells that occur more than once.
-
-    Args:
-        metadata: `Metadata_Plate` and `Metadata_Well` of each row.
-    """
-    twice = metadata.duplicated([PLATE, WELL])
-    if twice.any():
-        first = metadata[twice].iloc[0]
-        console.print(
-            f"warning: {int(twice.sum())} wells occur more than once (first: plate {first[PLATE]}, "
-            f"well {first[WELL]}); only their first row counts"
-        )

@@ -29,7 +29,7 @@ def apply_to_sites(
     batch_size: int,
     *,
     multiple: int = 1,
-) -> tuple[Shaped[np.ndarray, "n *_"], ...]:
+) -> tuple[Shaped[np.ndarray, " n *_"], ...]:
     """Run a compiled step on the records at `positions`.
 
     All batches have the same size; the last one is padded. One compiled program serves all of them,

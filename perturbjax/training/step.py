@@ -58,7 +58,7 @@ class Sums(NamedTuple):
 
 TrainStep = Callable[[TrainState, RawBatch], tuple[TrainState, Sums]]
 #: Function (params, stats, batch) -> outputs with one row per record.
-EvaluationStep = Callable[[Any, Any, RawBatch], tuple[Shaped[Array, "b *_"], ...]]
+EvaluationStep = Callable[[Any, Any, RawBatch], tuple[Shaped[Array, " b *_"], ...]]
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:

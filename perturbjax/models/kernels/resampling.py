@@ -119,7 +119,7 @@ def _select_levels(
 
 
 def _selection(
-    index: Int[Array, "b *n"], length: Int[Array, " b"], width: int
+    index: Int[Array, " b *n"], length: Int[Array, " b"], width: int
 ) -> Float[Array, "b *n {width}"]:
     """Matrix with a 1 at each index, mirrored at 0 and `length`; 0 elsewhere."""
     length = length.reshape(-1, *[1] * (index.ndim - 1))
