@@ -37,7 +37,7 @@ from perturbjax.core.messages import console
 from perturbjax.core.options import require_sound
 
 #: Modules of this package that are not benchmarks.
-HELPERS = ("__main__", "commands", "hlo", "mosaic", "tables")
+HELPERS = ("__main__", "aot_programs", "commands", "hlo", "mosaic", "roofline", "sizes", "tables")
 NAMES = tuple(m.name for m in pkgutil.iter_modules(bench.__path__) if m.name not in HELPERS)
 #: Benchmarks that analyze compiled programs and measure no time.
 COUNTED = ("aot",)

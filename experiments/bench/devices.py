@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.gpu import Size, simulated_plate
+from experiments.bench.gpu import simulated_plate
 from experiments.bench.hlo import BITS
+from experiments.bench.sizes import Size
 from experiments.bench.tables import CannotRun, Row
 
 #: Small enough for one CPU, because the benchmark compares numbers of devices, not machines.

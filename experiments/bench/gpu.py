@@ -20,10 +20,10 @@ once with an empty compilation cache and once with a filled one.
 
 Lower bounds (roofline): the maximum of FLOPs / peak and bytes / bandwidth, with data sheet values
 for dense products. Float32 products use TF32, the default of both libraries in convolutions. FLOPs
-are those of the convolutions (`convolutions`; the rest is below 1 %): forward once, backward twice,
+are those of the convolutions (`roofline.convolutions`; the rest is below 1 %): forward once, backward twice,
 but once in the first layers, which need no gradient of the input. `of floor, by hand` counts bytes
 as if every convolution wrote its output and one kernel computed statistics and maxima from it
-(`VALUES_MOVED`). `of floor, compiled` counts bytes of the compiled step (`hlo.py`). Both are given
+(`roofline.VALUES_MOVED`). `of floor, compiled` counts bytes of the compiled step (`hlo.py`). Both are given
 as fraction of the measured step time.
 """
 
@@ -44,55 +44,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.bench import hlo
+from experiments.bench.roofline import bytes_per_image, flops_per_image, roofline_seconds
+from experiments.bench.sizes import Size
 from experiments.bench.tables import CannotRun, Row, _accelerators
-from perturbjax.core.config import AugmentConfig, ModelConfig, OptimConfig, Recipe
 
 PRECISIONS = ("bf16", "float32")
-#: Part of the GPU name -> (peak TFLOP/s in bf16, in TF32, memory TB/s). The first match counts.
-PEAKS = {
-    "H200": (989.0, 495.0, 4.8),
-    "H100 NVL": (835.0, 418.0, 3.9),
-    "H100 PCIe": (756.0, 378.0, 2.0),
-    "H100": (989.0, 495.0, 3.35),
-    "A100": (312.0, 156.0, 2.04),
-}
-#: Number of times that values are read or written in a step.
-#: output of a convolution: written; read for statistics and maxima; read for its gradient, which is
-#:   written and read for the gradient of the kernel.
-#: input_gradient: output gradient read for the gradient of the input (not in the first layers).
-#: pooled output (a quarter): written and read for normalization; in the backward pass read with its
-#:   gradient for the sums of BatchNorm; the gradient of the activation is written and read.
-#: input: read in the forward pass and for the gradient of the kernel; its gradient is written.
-VALUES_MOVED = {"output": 5, "input_gradient": 1, "pooled": 6, "input": 3}
 #: Maximum seconds of a part, and seconds after which no part starts.
 LIMIT_S, BUDGET_S = 150, 600
-
-
-@dataclass(frozen=True)
-class Size:
-    """Sizes of dataset and training; the defaults are those of the paper."""
-
-    sites: int = 2867
-    train: int = 2294
-    stored: int = 270
-    crop: int = 128
-    batch: int = 128
-    epochs: int = 200
-    classes: int = 302
-    evaluate_every: int = 10
-
-    @property
-    def steps(self) -> int:
-        return -(-self.train // self.batch)
-
-    def recipe(self, precision: str) -> Recipe:
-        return Recipe(
-            model=ModelConfig(precision=precision),
-            augment=AugmentConfig(crop=self.crop),
-            optim=OptimConfig(epochs=self.epochs, batch_size=self.batch),
-        )
-
-
 QUICK = Size(epochs=20)
 #: Library -> code that fails if the library cannot use the GPU.
 GPU_CHECKS = {
@@ -260,46 +218,6 @@ def _measured_row(measured: Measured, precision: str, size: Size, gpu: str) -> R
             for name, floor in floors.items()
         },
     }
-
-
-def convolutions(size: Size) -> list[tuple[int, int, int]]:
-    """List (height, inputs, outputs) of every 3 x 3 convolution of `attention` with one channel.
-
-    Two branches have three convolutions, each followed by pooling; the attention layer has one.
-    """
-    branch = [(size.crop, 1, 32), (size.crop // 2, 32, 64), (size.crop // 4, 64, 128)]
-    return [*branch, *branch, (size.crop // 8, 128, 128)]
-
-
-def flops_per_image(size: Size) -> float:
-    """Count multiplications and additions of a training step."""
-    return sum(
-        2 * 9 * inputs * outputs * side**2 * (2 if side == size.crop else 3)
-        for side, inputs, outputs in convolutions(size)
-    )
-
-
-def bytes_per_image(size: Size, precision: str) -> float:
-    """Count bytes moved in a training step, see `VALUES_MOVED`."""
-    times, values = VALUES_MOVED, 0.0
-    for side, inputs, outputs in convolutions(size):
-        first = side == size.crop
-        values += (
-            side**2
-            * outputs
-            * (times["output"] + times["pooled"] / 4 + times["input_gradient"] * (not first))
-        )
-        values += side**2 * inputs * (times["input"] - first)
-    return (2 if precision == "bf16" else 4) * values
-
-
-def roofline_seconds(gpu: str, precision: str, flops: float, moved: float) -> float | None:
-    """Compute the minimum time of a step; `None` for a GPU that is not in `PEAKS`."""
-    peaks = next((peaks for part, peaks in PEAKS.items() if part in gpu), None)
-    if peaks is None:
-        return None
-    bf16, tf32, bandwidth = peaks
-    return max(flops / (1e12 * (bf16 if precision == "bf16" else tf32)), moved / (1e12 * bandwidth))
 
 
 def _measure_in_process(library: str, which: Any, size: Size, cache: str) -> Measured | str:

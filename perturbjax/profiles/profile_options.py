@@ -35,7 +35,7 @@ Criterion = Literal["accuracy", "balanced_accuracy"]
 #: `--hold-out` value: each plate in turn.
 EACH = "each"
 #: Number of distinct colors of an embedding (`embedding.COLORS`).
-MOST_COLOURS = 16
+MAX_COLORS = 16
 
 
 @dataclass(frozen=True)
@@ -313,5 +313,5 @@ class EmbedConfig:
         highlight = self.highlight
         require("neighbors", self.neighbors, self.neighbors >= 2, "2 or more")
         require("min-dist", self.min_dist, 0 <= self.min_dist <= 1, "from 0 to 1")
-        require("highlight", highlight, 1 <= highlight <= MOST_COLOURS, f"1 to {MOST_COLOURS}")
+        require("highlight", highlight, 1 <= highlight <= MAX_COLORS, f"1 to {MAX_COLORS}")
         require_seed(self.seed)

@@ -22,10 +22,8 @@ from perturbjax.cli.parsing import Flag, flags_of
 from perturbjax.core.config import PRESETS, Recipe, SplitPolicy, recipe_from_dict, recipe_to_dict
 from perturbjax.core.errors import InputError
 from perturbjax.core.options import require_sound
-from perturbjax.profiles.embedding import COLORS
 from perturbjax.profiles.extract import FeaturesConfig
 from perturbjax.profiles.profile_options import (
-    MOST_COLOURS,
     PREPARATIONS,
     EmbedConfig,
     Preparation,
@@ -396,7 +394,3 @@ def test_stored_recipe_is_checked_like_flags():
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_survives_json(name):
     assert recipe_from_dict(recipe_to_dict(PRESETS[name])) == PRESETS[name]
-
-
-def test_every_highlighted_class_has_a_color():
-    assert len(COLORS) == MOST_COLOURS

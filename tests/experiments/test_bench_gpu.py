@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.bench import gpu
+from experiments.bench import gpu, roofline
 from experiments.bench.aot import BASELINES
-from experiments.bench.gpu import Measured, Size, TorchSetting
+from experiments.bench.gpu import Measured, TorchSetting
+from experiments.bench.sizes import Size
 from experiments.bench.tables import CannotRun
 from perturbjax import models
 from perturbjax.core.files import read_json
@@ -57,7 +58,9 @@ def test_convolutions_match_the_network():
     kernels = [
         leaf.shape for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)) if leaf.ndim == 4
     ]
-    expected = sorted((3, 3, inputs, outputs) for _, inputs, outputs in gpu.convolutions(PAPER))
+    expected = sorted(
+        (3, 3, inputs, outputs) for _, inputs, outputs in roofline.convolutions(PAPER)
+    )
     assert sorted(shape for shape in kernels if shape[0] == 3) == expected
 
 
@@ -72,36 +75,36 @@ def test_flops_match_the_count_of_xla():
 
     x = np.zeros((1, 64, 64, 2), np.float32)
     counted = jax.jit(jax.grad(loss)).lower(params, x).cost_analysis()["flops"]
-    assert gpu.flops_per_image(size) == pytest.approx(counted, rel=0.05)
+    assert roofline.flops_per_image(size) == pytest.approx(counted, rel=0.05)
 
 
 def test_bytes_match_one_convolution_by_hand():
     """8 x 8 pixels, 2 to 3 channels: output 6 times, maxima 6 times, input 3 times."""
     one = type("One", (Size,), {})()
-    original, gpu.convolutions = gpu.convolutions, lambda size: [(8, 2, 3)]
+    original, roofline.convolutions = roofline.convolutions, lambda size: [(8, 2, 3)]
     try:
-        assert gpu.bytes_per_image(one, "bf16") == 2 * (64 * 6 * 3 + 16 * 6 * 3 + 64 * 3 * 2)
-        assert gpu.bytes_per_image(one, "float32") == 2 * gpu.bytes_per_image(one, "bf16")
-        gpu.convolutions = lambda size: [(size.crop, 2, 3)]  # no gradient of the image
-        assert gpu.bytes_per_image(one, "bf16") == 2 * 128**2 * (5 * 3 + 6 * 3 / 4 + 2 * 2)
+        assert roofline.bytes_per_image(one, "bf16") == 2 * (64 * 6 * 3 + 16 * 6 * 3 + 64 * 3 * 2)
+        assert roofline.bytes_per_image(one, "float32") == 2 * roofline.bytes_per_image(one, "bf16")
+        roofline.convolutions = lambda size: [(size.crop, 2, 3)]  # no gradient of the image
+        assert roofline.bytes_per_image(one, "bf16") == 2 * 128**2 * (5 * 3 + 6 * 3 / 4 + 2 * 2)
     finally:
-        gpu.convolutions = original
+        roofline.convolutions = original
 
 
 def test_bytes_by_hand_are_85_to_100_percent_of_the_compiled_program():
     compiled = read_json(BASELINES)["h100 x1 step bf16"]["GB"]
-    assert 0.85 * compiled < PAPER.batch * gpu.bytes_per_image(PAPER, "bf16") / 1e9 < compiled
+    assert 0.85 * compiled < PAPER.batch * roofline.bytes_per_image(PAPER, "bf16") / 1e9 < compiled
 
 
 def test_roofline_is_the_maximum_of_arithmetic_and_memory():
-    assert gpu.roofline_seconds(
+    assert roofline.roofline_seconds(
         "NVIDIA H100 80GB HBM3", "bf16", 989e12, 3.35e12 / 2
     ) == pytest.approx(1)
-    assert gpu.roofline_seconds(
+    assert roofline.roofline_seconds(
         "NVIDIA H100 80GB HBM3", "float32", 495e12 / 4, 3.35e12
     ) == pytest.approx(1)
-    assert gpu.roofline_seconds("NVIDIA H200", "bf16", 0, 4.8e12) == pytest.approx(1)
-    assert gpu.roofline_seconds("unknown GPU", "bf16", 1, 1) is None
+    assert roofline.roofline_seconds("NVIDIA H200", "bf16", 0, 4.8e12) == pytest.approx(1)
+    assert roofline.roofline_seconds("unknown GPU", "bf16", 1, 1) is None
 
 
 def test_table_compares_with_the_best_of_pytorch_and_lists_failures():

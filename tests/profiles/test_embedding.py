@@ -16,6 +16,7 @@ from tiny_profiles import make_table, write
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 from perturbjax.profiles.embedding import (
+    COLORS,
     Embedding,
     choose_highlighted,
     compute_tsne,
@@ -24,6 +25,7 @@ from perturbjax.profiles.embedding import (
     measure_quality,
 )
 from perturbjax.profiles.profile_options import (
+    MAX_COLORS,
     EmbedConfig,
     Preparation,
     ProfileConfig,
@@ -239,3 +241,7 @@ def test_embed_needs_four_rows(tmp_path: Path) -> None:
     config = config_for(make_table(plates=1, wells=3), tmp_path)
     with pytest.raises(InputError, match="3 rows, but an embedding needs at least four"):
         embed(replace(config, preparation=Preparation(normalize="none")))
+
+
+def test_every_highlighted_class_has_a_color() -> None:
+    assert len(COLORS) == MAX_COLORS
