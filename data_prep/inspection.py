@@ -46,7 +46,7 @@ class InspectConfig:
     load_data: Path | None = None
     """CSV with one row per site: FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL>, Metadata_*."""
     label_column: str = ""
-    """Label column, or none; by default Metadata_pert_iname, Metadata_broad_sample or Metadata_moa."""
+    """Label column, or none. Default: Metadata_pert_iname, _broad_sample or _moa."""
     platemap: Path | None = None
     """TSV with well_position and broad_sample, if the CSV has no treatments."""
     compounds: Path | None = None
@@ -124,8 +124,8 @@ def _image_warnings(headers: pd.DataFrame) -> list[str]:
         )
     if headers["depth"].max() > 1:
         warnings.append(
-            f"files contain stacks of up to {headers['depth'].max()} planes: build with --project max, "
-            "mean or middle"
+            f"files contain stacks of up to {headers['depth'].max()} planes: build with "
+            "--project max, mean or middle"
         )
     return warnings
 

@@ -4,8 +4,9 @@
 
 Every run is one `perturbjax train` (or `classify`) and one `perturbjax evaluate`. Finished runs are
 skipped, so that a grid can be computed in parts (`--folds 0`, `--recipes linear`) and continued
-after an interruption. `scores.csv` has one row per run; `scores.md`, and with `--page` a documentation
-page, has the means. The grids are in `experiments/grids/`, each with its cost and result.
+after an interruption. `scores.csv` has one row per run; `scores.md`, and with `--page` a
+documentation page, has the means. The grids are in `experiments/grids/`, each with its cost and
+result.
 """
 
 from __future__ import annotations

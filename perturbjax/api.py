@@ -123,7 +123,8 @@ class TrainedRun:
 
     def __repr__(self) -> str:
         return (
-            f"<run {self.run.path}: {self.run.recipe.model.model}, epoch {self.network.facts['epoch']}, "
+            f"<run {self.run.path}: {self.run.recipe.model.model}, epoch "
+            f"{self.network.facts['epoch']}, "
             f"{len(self.class_names)} classes of {self.run.label_column}>"
         )
 
@@ -174,7 +175,8 @@ def load(path: Path | str, checkpoint: Which = "latest", epoch: int = 0) -> Trai
         (30, 256)
         >>> run.attention(images, masks).shape
         (30, 2, 2)
-        >>> bool((run.predict(images[:1], masks[:1]) == run.predict(images, masks)[:1]).all(axis=None))
+        >>> first = run.predict(images[:1], masks[:1])
+        >>> bool((first == run.predict(images, masks)[:1]).all(axis=None))
         True
     """
     return TrainedRun(load_network(path, checkpoint, epoch))

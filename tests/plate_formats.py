@@ -93,7 +93,7 @@ def well_of(row: pd.Series) -> str:
 
 
 def as_ome_zarr(plate: Path, out: Path, version: int = 3, table: bool = True) -> Path:
-    """Write one OME-Zarr store per plate (0.4 in Zarr v2, 0.5 in v3; axes tczyx) without file names."""
+    """Write one OME-Zarr store per plate (0.4 in Zarr v2, 0.5 in v3; axes tczyx) without files."""
     rows = table_of(plate)
     for name, plate_rows in rows.groupby("Metadata_Plate"):
         store = out / f"{name}.zarr"

@@ -87,8 +87,10 @@ def import_graph() -> dict[str, set[str]]:
     paths = {module_name(path): path for path in (*FILES, *DATA_PREP)}
     graph = {}
     for module, path in paths.items():
-        names = {f"{source}.{name}" if f"{source}.{name}" in paths else source
-                 for source, name in imports_of(path)}  # fmt: skip
+        names = {
+            f"{source}.{name}" if f"{source}.{name}" in paths else source
+            for source, name in imports_of(path)
+        }
         graph[module] = (names & set(paths)) - {module}
     return graph
 
@@ -101,8 +103,9 @@ def find_cycles(graph: dict[str, set[str]]) -> list[set[str]]:
             if middle in targets:
                 targets |= reachable[middle]
     members = [module for module in graph if module in reachable[module]]
-    groups = {frozenset(m for m in members if m in reachable[n] and n in reachable[m])
-              for n in members}  # fmt: skip
+    groups = {
+        frozenset(m for m in members if m in reachable[n] and n in reachable[m]) for n in members
+    }
     return [set(group) for group in groups]
 
 

@@ -53,7 +53,7 @@ class SimulateConfig:
     effect: float = 1.0
     """Effect of a compound on a trait, in standard deviations between wells."""
     aspects: tuple[Literal["count", "size", "shape", "intensity", "texture"], ...] = ()
-    """Traits that compounds change, each by -2 to 2 effects; by default three traits for each compound."""
+    """Traits that compounds change, each by -2 to 2 effects; default: three per compound."""
     position_gradient: float = 0.0
     """Change of every trait from one plate edge to the other, in standard deviations."""
     shared_layout: bool = False

@@ -20,11 +20,11 @@ once with an empty compilation cache and once with a filled one.
 
 Lower bounds (roofline): the maximum of FLOPs / peak and bytes / bandwidth, with data sheet values
 for dense products. Float32 products use TF32, the default of both libraries in convolutions. FLOPs
-are those of the convolutions (`roofline.convolutions`; the rest is below 1 %): forward once, backward twice,
-but once in the first layers, which need no gradient of the input. `of floor, by hand` counts bytes
-as if every convolution wrote its output and one kernel computed statistics and maxima from it
-(`roofline.VALUES_MOVED`). `of floor, compiled` counts bytes of the compiled step (`hlo.py`). Both are given
-as fraction of the measured step time.
+are those of the convolutions (`roofline.convolutions`; the rest is below 1 %): forward once,
+backward twice, but once in the first layers, which need no gradient of the input. `of floor, by
+hand` counts bytes as if every convolution wrote its output and one kernel computed statistics and
+maxima from it (`roofline.VALUES_MOVED`). `of floor, compiled` counts bytes of the compiled step
+(`hlo.py`). Both are given as fraction of the measured step time.
 """
 
 from __future__ import annotations

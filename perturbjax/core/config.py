@@ -232,7 +232,8 @@ class Recipe:
     def __post_init__(self) -> None:
         require_sound(self)
         require_seed(self.seed)
-        # The networks downsample by 2 three times; the attention branch of --head channels, four times.
+        # The networks downsample by 2 three times; the attention branch of --head channels, four
+        # times.
         normalize, crop = self.input.normalize, self.augment.crop
         require("crop", crop, crop >= 8, "at least 8 pixels")
         if self.transfer.head == "channels":

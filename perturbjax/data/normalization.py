@@ -40,7 +40,7 @@ COMPLETE_PLATE = 0.5
 
 
 class Intensities(NamedTuple):
-    """Shift and scale of each site and channel, in stored units; `copies` blocks of all c channels."""
+    """Shift and scale of each site and channel, in stored units; `copies` blocks of channels."""
 
     shift: Float32[np.ndarray, "n copies*c"]
     scale: Float32[np.ndarray, "n copies*c"]
@@ -152,7 +152,7 @@ def choose_statistics(
 def _warn_incomplete_plates(
     dataset: SiteSource, input: InputConfig, trained: dict[str, float]
 ) -> None:
-    """Warn of plates with fewer sites than in training, or, if new, than half of a training plate."""
+    """Warn of plates with fewer sites than in training (new plates: than half as many)."""
     # Number of sites of a typical training plate.
     usual = float(np.median(list(trained.values()))) if trained else 0.0
     incomplete = {

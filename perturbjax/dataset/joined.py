@@ -33,7 +33,7 @@ def open_dataset(path: Path | str | Sequence[Path | str]) -> Dataset:
     Examples:
         >>> dataset = perturbjax.open_dataset("dataset")
         >>> dataset
-        <dataset dataset: 30 sites of 24×24 pixels, 2 channels (DNA, Actin), 2 classes of Metadata_pert_iname>
+        <dataset dataset: 30 sites of 24×24 pixels, 2 channels (DNA, Actin), 2 classes of ...>
         >>> dataset[0]["image"].shape, dataset[0]["Metadata_Well"]
         ((24, 24, 2), 'A01')
         >>> dataset.index.groupby("Metadata_pert_iname")["n_cells"].mean().to_dict()
@@ -47,7 +47,10 @@ def open_dataset(path: Path | str | Sequence[Path | str]) -> Dataset:
 
 
 class JoinedDataset(Dataset):
-    """The records of several datasets, one after the other. Columns absent from one are left out."""
+    """The records of several datasets, one after the other.
+
+    Columns absent from one are left out.
+    """
 
     def __init__(self, paths: Sequence[Path | str]):
         """Open the datasets; see `open_dataset`."""

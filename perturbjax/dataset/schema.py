@@ -43,7 +43,7 @@ class SiteSource(Protocol):
 
     @property
     def channel_names(self) -> list[str]:
-        """Names of the image channels in stored order; an aggregated channel is named `aggregate`."""
+        """Names of the image channels in stored order; `aggregate` after aggregation."""
         ...
 
     @property

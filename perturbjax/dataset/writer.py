@@ -31,7 +31,7 @@ WrittenShard = tuple[list[dict[str, Any]], int]
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard to write: path, position of its first record in the dataset, and plan of its records."""
+    """A shard to write: path, position of its first record, and plan of its records."""
 
     path: Path
     start: int

@@ -23,7 +23,8 @@ ATTRIBUTION_FILE = "attribution.json"
 #: Name of the file in versions up to 0.1, which remains readable.
 _FORMER_FILE = "looked.json"
 ATTENTION, OCCLUSION = "attention.parquet", "occlusion.parquet"
-#: Maximum number of sites for masks and attention (three extra predictions each), and for occlusion.
+#: Maximum number of sites for masks and attention (three extra predictions each), and for
+#: occlusion.
 SITES, OCCLUDED = 1000, 12
 
 

@@ -40,7 +40,7 @@ class Confidence:
 def calibration_error(
     labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
 ) -> float:
-    """Compute the expected calibration error: mean |accuracy - confidence|, weighted by bin size."""
+    """Compute the expected calibration error: mean |accuracy - confidence| over samples."""
     top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     # Bins of equal width; a confidence of 1 belongs to the last bin.
     bins = np.minimum((top * _BINS).astype(int), _BINS - 1)

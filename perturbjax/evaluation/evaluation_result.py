@@ -318,8 +318,8 @@ def describe_calibration(confidence: Confidence) -> str:
     """Describe calibration error, temperature and accuracy of the confident half."""
     temperature = confidence.temperature
     return (
-        f"Calibration error {confidence.error:.3f}; {confidence.scaled_error:.3f} after temperature "
-        f"scaling (T = {temperature:.2f} from other test wells: the model is "
+        f"Calibration error {confidence.error:.3f}; {confidence.scaled_error:.3f} after "
+        f"temperature scaling (T = {temperature:.2f} from other test wells: the model is "
         f"{'over' if temperature > 1 else 'under'}confident). Accuracy in the more confident half "
         f"of the sites: {confidence.half_accuracy:.1%}."
     )

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Colors with one meaning in all figures, suitable for color blindness (Wong 2011, Nat Methods 8, 441).
+#: Colors with one meaning in all figures, suitable for color blindness (Wong 2011, Nat Methods 8,
+#: 441).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 _PART = {"train": (BLUE, "training sites"), "test": (ORANGE, "test sites")}
 _LEVEL = {
@@ -62,7 +63,8 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     """Plot loss, accuracy and learning rate by epoch.
 
-    Rows of metrics.jsonl have `epoch`, `split` ("train" or "test") and any of `loss`, `accuracy`, `learning_rate`.
+    Rows of metrics.jsonl have `epoch`, `split` ("train" or "test") and any of `loss`, `accuracy`,
+    `learning_rate`.
 
     Raises:
         InputError: no row has any of them.
@@ -123,10 +125,15 @@ def plot_scores(evaluation: EvaluationResult, path: Path) -> Path:
                 ]
                 value, low, high = np.array([(one.value, one.low, one.high) for _, one in known]).T
                 axes.errorbar(
-                    value, np.array([at for at, _ in known]) + offset, xerr=[value - low, high - value], fmt="o",
-                    color=_LEVEL[level.name][0], markersize=4, capsize=2,
+                    value,
+                    np.array([at for at, _ in known]) + offset,
+                    xerr=[value - low, high - value],
+                    fmt="o",
+                    color=_LEVEL[level.name][0],
+                    markersize=4,
+                    capsize=2,
                     label=f"{_LEVEL[level.name][1]} (n = {level.n})",
-                )  # fmt: skip
+                )
             # Highlight the first row, which is the model.
             axes.axhspan(-0.5, 0.5, color="#F1F4F7", zorder=0)
             left = -0.02 if METRICS[metric].bounds[0] == 0 else None
@@ -160,14 +167,24 @@ def plot_ranking(evaluation: EvaluationResult, path: Path, title: str) -> Path:
                 if row.name in evaluation.train:
                     trained = evaluation.train[row.name][metric]
                     axes.plot(trained, y, "o", markerfacecolor="none", color=colour, markersize=7)
-                axes.annotate(f"{found.value:.3f}", (found.value, y), (0, 7), textcoords="offset points",
-                              ha="center", fontsize=8, color=colour)  # fmt: skip
+                axes.annotate(
+                    f"{found.value:.3f}",
+                    (found.value, y),
+                    (0, 7),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                    color=colour,
+                )
             axes.set(xlim=(-0.03, 1.05), ylim=(-0.6, len(rows) - 0.3), xlabel=METRICS[metric].words)
             axes.grid(axis="y", visible=False)
         panels[0].set_yticks(range(len(rows)), [row.name for row in rows])
         figure.suptitle(title, fontsize=11)
-        figure.supxlabel("filled: test, with 95 % interval (whole wells resampled); hollow: training; grey: baselines",
-                         fontsize=9)  # fmt: skip
+        figure.supxlabel(
+            "filled: test, with 95 % interval (whole wells resampled); hollow: training; "
+            "grey: baselines",
+            fontsize=9,
+        )
     return Path(path)
 
 
@@ -229,8 +246,13 @@ def plot_confusion(
         bar.ax.set_yticklabels(["0", "5 %", "20 %", "50 %", "100 %"])
         axes.grid(visible=False)
         if named:
-            axes.set_xticks(range(len(columns)), [class_names[i] for i in columns], rotation=60, ha="right",
-                            rotation_mode="anchor")  # fmt: skip
+            axes.set_xticks(
+                range(len(columns)),
+                [class_names[i] for i in columns],
+                rotation=60,
+                ha="right",
+                rotation_mode="anchor",
+            )
             axes.set_yticks(range(len(rows)), [f"{class_names[i]} ({truth[i]})" for i in rows])
         else:
             _name_frequent_columns(axes, matrix, columns, class_names)
@@ -271,8 +293,13 @@ def _name_frequent_columns(
     for at in np.argsort(-predicted, kind="stable")[:10]:
         if all(abs(at - other) > 0.025 * len(columns) for other in chosen):
             chosen.append(int(at))
-    axes.set_xticks(chosen, [class_names[columns[at]] for at in chosen], rotation=60, ha="right",
-                    rotation_mode="anchor")  # fmt: skip
+    axes.set_xticks(
+        chosen,
+        [class_names[columns[at]] for at in chosen],
+        rotation=60,
+        ha="right",
+        rotation_mode="anchor",
+    )
     axes.set_yticks([])
 
 
@@ -330,8 +357,14 @@ def plot_plates(
     spots = parse_wells(index[WELL])
     if (spots < 0).any():
         raise InputError(f"{WELL}: wells are not named like A01; no plate map can be drawn")
-    wells = pd.DataFrame({"plate": index[PLATE].to_numpy(), "row": spots[:, 0], "column": spots[:, 1],
-                          "true": probabilities[np.arange(len(labels)), labels]})  # fmt: skip
+    wells = pd.DataFrame(
+        {
+            "plate": index[PLATE].to_numpy(),
+            "row": spots[:, 0],
+            "column": spots[:, 1],
+            "true": probabilities[np.arange(len(labels)), labels],
+        }
+    )
     wells = wells.groupby(["plate", "row", "column"], as_index=False)["true"].mean()
     plates = list(wells["plate"].value_counts(sort=True).index[:_PLATES])
     height, width = smallest_plate_shape(spots)
@@ -359,8 +392,12 @@ def plot_plates(
             image, ax=panels.tolist(), label="mean probability of the true class", shrink=0.7
         )
         total = wells["plate"].nunique()
-        figure.suptitle("test wells" + (f" of {len(plates)} of {total} plates" if total > len(plates) else ""),
-                        x=0.01, ha="left", fontsize=10)  # fmt: skip
+        figure.suptitle(
+            "test wells" + (f" of {len(plates)} of {total} plates" if total > len(plates) else ""),
+            x=0.01,
+            ha="left",
+            fontsize=10,
+        )
     return Path(path)
 
 

@@ -1,4 +1,4 @@
-"""Rankings by cosine similarity: average precision, recall, and their values for random rankings."""
+"""Rankings by cosine similarity: average precision, recall, and values of random rankings."""
 
 from __future__ import annotations
 

@@ -26,9 +26,23 @@ from perturbjax.profiles.profile_table import Profiles
 #: Colors of classes that are distinguishable with color vision deficiency (Okabe & Ito, then Tol's
 #: muted scheme).
 COLORS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288",
-    "#117733", "#AA4499", "#999933", "#661100", "#44AA99", "#6699CC", "#DDCC77", "#AA4466",
-)  # fmt: skip
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#882255",
+    "#332288",
+    "#117733",
+    "#AA4499",
+    "#999933",
+    "#661100",
+    "#44AA99",
+    "#6699CC",
+    "#DDCC77",
+    "#AA4466",
+)
 #: Markers of matplotlib.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#c4c4c4"
@@ -354,7 +368,14 @@ def _draw_groups(embedding: Embedding, axis: Any) -> None:
                 paint["edgecolors"] = "none" if grey else "white"
             x, y = embedding.points[part].T
             axis.scatter(
-                x, y, marker=marker, label=label, s=size * factor, zorder=order, **paint,
-                alpha=0.6 if grey or control else 0.9, linewidths=0.8 if control or hollow else 0.3,
-            )  # fmt: skip
+                x,
+                y,
+                marker=marker,
+                label=label,
+                s=size * factor,
+                zorder=order,
+                **paint,
+                alpha=0.6 if grey or control else 0.9,
+                linewidths=0.8 if control or hollow else 0.3,
+            )
             label = None  # one legend entry per group

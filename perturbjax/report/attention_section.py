@@ -63,15 +63,16 @@ def _attention(spread: dict[str, float]) -> str:
     )
     return (
         f"<p>Within a site, attention ranges from <b>{spread['low']:.2f}</b> to "
-        f"<b>{spread['high']:.2f}</b> (5th and 95th percentile of positions, mean over sites; 1 passes "
-        f"all features): {conclusion}.</p>"
+        f"<b>{spread['high']:.2f}</b> (5th and 95th percentile of positions, mean over sites; "
+        f"1 passes all features): {conclusion}.</p>"
     )
 
 
 def _occlusion(numbers: dict[str, float]) -> str:
     return (
-        "<p>The network has no attention, so parts of each site were hidden in turn. Hiding the most "
-        f"important part lowers the predicted probability by <b>{numbers['largest']:.2f}</b> (mean "
+        "<p>The network has no attention, so parts of each site were hidden in turn. Hiding "
+        "the most important part lowers the predicted probability by "
+        f"<b>{numbers['largest']:.2f}</b> (mean "
         f"over sites). <b>{numbers['on_cells']:.0%}</b> of the total loss is at cells, which cover "
         f"{numbers['cells']:.0%} of the positions.</p>"
     )

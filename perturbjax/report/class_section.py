@@ -26,7 +26,7 @@ class Confusion(NamedTuple):
     matrix: Int[np.ndarray, "classes classes"]
 
     def pairs(self) -> list[tuple[int, int, int]]:
-        """Confused pairs as (true, predicted, sites): most sites first, then the larger fraction."""
+        """Confused pairs as (true, predicted, sites): most sites first."""
         # The diagonal contains correct predictions and is excluded.
         rows, columns = np.nonzero(self.matrix * (1 - np.eye(len(self.matrix), dtype=int)))
         sites = self.matrix[rows, columns]
@@ -84,8 +84,8 @@ def class_table(results: RunResults, confusion: Confusion | None, pictured: set[
     # Classes without pictures have no link.
     links = [f"#{anchor('class', name)}" if name in pictured else "" for name in rows["class"]]
     note = (
-        '<p class="note">Test sites; a cell is empty if there is no site to compute it from. Click a '
-        "heading to sort.</p>"
+        '<p class="note">Test sites; a cell is empty if there is no site to compute it from. '
+        "Click a heading to sort.</p>"
     )
     return note + table("class-table", rows, meanings=MEANINGS, links=links, rows="classes")
 
@@ -126,9 +126,10 @@ def confusion_figure(confusion: Confusion) -> str:
     source = data("confusion-classes", pd.DataFrame({CLASS: text, **orders}))
     drawing = widget("confusion", "confusion", label, classes="confusion-classes")
     caption = (
-        "Rows: true classes, columns: predicted classes. Blue cells are correct, orange cells wrong; "
-        "stronger color means a larger fraction of the row (square root). Numbers are percent of the "
-        "row. Hover for names; double click or + to zoom, drag to move, arrow keys to step."
+        "Rows: true classes, columns: predicted classes. Blue cells are correct, orange "
+        "cells wrong; stronger color means a larger fraction of the row (square root). Numbers are "
+        "percent of the row. Hover for names; double click or + to zoom, drag to move, arrow keys "
+        "to step."
     )
     return source + figure("confusion", drawing, caption, cells)
 

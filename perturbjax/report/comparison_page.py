@@ -25,8 +25,8 @@ from perturbjax.report.run_results import RunResults, read_run_results
 from perturbjax.report.svg import Chart, ticks
 
 _CAUTION = (
-    '<p class="warning">The runs were not evaluated on the same sites: a higher score may only mean '
-    "easier sites. <code>--split-file</code> trains several runs on one split.</p>"
+    '<p class="warning">The runs were not evaluated on the same sites: a higher score may '
+    "only mean easier sites. <code>--split-file</code> trains several runs on one split.</p>"
 )
 
 
@@ -50,7 +50,8 @@ def write_reports(runs: Sequence[Path], out: Path) -> Path:
     """Write the report of one run, or the reports of several runs and the page that compares them.
 
     Args:
-        runs: run directories, or folders of `perturbjax classify`, which stand for their classifiers.
+        runs: run directories, or folders of `perturbjax classify`, which stand for their
+            classifiers.
         out: page that compares several runs; the classifiers of one folder are compared there.
 
     Returns:

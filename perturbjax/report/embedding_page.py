@@ -36,9 +36,11 @@ def write_page(embedding: Embedding, profiles: Profiles, path: Path) -> Path:
     """
     quality = embedding.quality
     lead = (
-        f'<p class="verdict">{html_text(embedding.title)}</p><p>Of the {quality.k} nearest neighbors '
-        f"of a row, {quality.purity:.0%} have its class by features, {quality.purity_2d:.0%} in this "
-        f"embedding, and {quality.chance:.0%} by chance. Silhouette of the classes by features: "
+        f'<p class="verdict">{html_text(embedding.title)}</p><p>Of the {quality.k} nearest '
+        f"neighbors of a row, {quality.purity:.0%} have its class by features, "
+        f"{quality.purity_2d:.0%} "
+        f"in this embedding, and {quality.chance:.0%} by chance. Silhouette of the classes by "
+        "features: "
         f"{quality.silhouette:+.2f} (-1: mixed, 1: separated).</p>"
     )
     caption = "One point per row."
@@ -46,8 +48,8 @@ def write_page(embedding: Embedding, profiles: Profiles, path: Path) -> Path:
         caption += " Crosses are negative controls."
     if embedding.trained is not None and embedding.trained.any():
         caption += (
-            f" Hollow: {int(embedding.trained.sum())} training rows of the network, whose separation "
-            "is no evidence."
+            f" Hollow: {int(embedding.trained.sum())} training rows of the network, whose "
+            "separation is no evidence."
         )
     caption += (
         " On hover, rows of one class are joined to their centroid. Only neighborhoods are "

@@ -1,4 +1,4 @@
-"""Figures of an evaluation as PNG files, for slides and papers; the page has its interactive ones."""
+"""Figures of an evaluation as PNG files for slides and papers."""
 
 from __future__ import annotations
 

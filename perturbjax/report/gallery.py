@@ -1,4 +1,4 @@
-"""Gallery: confident correct, confident wrong and typical sites of every class, and confused pairs."""
+"""Gallery: confident correct, confident wrong and typical sites per class; confused pairs."""
 
 from __future__ import annotations
 

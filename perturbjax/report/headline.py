@@ -1,4 +1,4 @@
-"""Top of a report: result in one sentence, next step, test set, reliability, classes and warnings."""
+"""Top of a report: result sentence, next step, test set, reliability, classes, warnings."""
 
 from __future__ import annotations
 

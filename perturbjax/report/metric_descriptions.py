@@ -9,8 +9,10 @@ MEANINGS = {metric.words: metric.description for metric in METRICS.values()} | {
     "recall": "Fraction of the sites of this class that are predicted correctly.",
     "precision": "Fraction of the sites predicted as this class that belong to it.",
     "F1": "Harmonic mean of precision and recall.",
-    "activity": "Mean average precision (mAP) with which the wells of the class retrieve each other "
-    "before the negative controls of their plate, by the features of the network. 1 is the maximum; "
+    "activity": "Mean average precision (mAP) with which the wells of the class retrieve "
+    "each other before the negative controls of their plate, by the features of the network. 1 is "
+    "the "
+    "maximum; "
     "the value of random rankings depends on the numbers of wells.",
     "q": "Expected fraction of false hits among the classes with at least this activity "
     "(Benjamini-Hochberg).",

@@ -41,8 +41,9 @@ def plates(results: RunResults) -> str:
         color=_PROBABILITY,
         label=f"Maps of {wells[PLATE].nunique()} plates: {test} test wells, "
         f"{len(wells) - test} training wells",
-        caption="Large wells with a ring are test wells, small ones training wells. Select the color in "
-        "the menu; a click opens the pictures of the well's class. Edges or rows with other values "
+        caption="Large wells with a ring are test wells, small ones training wells. Select the "
+        "color in the menu; a click opens the pictures of the well's class. Edges or rows with "
+        "other values "
         "point to an effect of position instead of treatment.",
     )
 
@@ -93,7 +94,7 @@ def _informative_columns(table: pd.DataFrame) -> list[str]:
 
 
 def embedding(results: RunResults, renderer: pictures.Renderer | None) -> str:
-    """Return a t-SNE of the features with pictures on hover as HTML; empty for fewer than 8 points."""
+    """Return a t-SNE of the features with pictures on hover as HTML, empty below 8 points."""
     if results.features is None or results.predictions is None:
         return ""
     points, values, unit = _points(results)
@@ -108,10 +109,12 @@ def embedding(results: RunResults, renderer: pictures.Renderer | None) -> str:
         "embedding",
         table,
         colors=[CLASS, "part", "prediction", "plate"],
-        label=f"t-SNE of the features of {len(table)} {unit}; filled: test set, hollow: training set",
+        label=f"t-SNE of the features of {len(table)} {unit}; filled: test set, hollow: "
+        "training set",
         caption=f"t-SNE (perplexity {_PERPLEXITY}) of the network's features, one point per "
         f"{unit.removesuffix('s')}. Filled: test set. Hollow: training set, whose separation is no "
-        "evidence. On hover, points of one class are joined to their centroid. Only neighborhoods are "
+        "evidence. On hover, points of one class are joined to their centroid. Only "
+        "neighborhoods are "
         "meaningful, not distances.",
         renderer=renderer,
         positions=positions,
@@ -156,7 +159,7 @@ def _points(results: RunResults) -> tuple[pd.DataFrame, np.ndarray, str]:
 
 
 def compute_tsne(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
-    """Compute t-SNE of the first 50 principal components of standardized features (deterministic)."""
+    """Compute t-SNE of the first 50 principal components of standardized features."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -168,7 +171,8 @@ def compute_tsne(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]
     # PCA first: t-SNE on fewer dimensions is faster and less noisy.
     components = min(_COMPONENTS, *scaled.shape)
     reduced = PCA(components, random_state=0).fit_transform(scaled)
-    # The exact method is faster for few points: the threads of the approximation wait for each other.
+    # The exact method is faster for few points: the threads of the approximation wait for each
+    # other.
     tsne = TSNE(
         perplexity=min(_PERPLEXITY, (len(features) - 1) / 3),
         init="pca",

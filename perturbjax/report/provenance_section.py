@@ -20,7 +20,7 @@ from perturbjax.report.run_results import RunResults
 
 
 def provenance(results: RunResults) -> str:
-    """Return run, recipe, dataset and versions as one folded table; empty without a configuration."""
+    """Return run, recipe, dataset and versions as one folded table."""
     config = results.config
     rows: list[tuple[str, str, Any]] = [
         ("run", name, value) for name, value in config.get("facts", {}).items()

@@ -196,7 +196,8 @@ def calibration(test: TestPredictions, evaluation: EvaluationResult | None) -> s
     first = figure(
         "calibration",
         _reliability(bins, error),
-        "Points above the dashed line: the model is underconfident; below: overconfident. Calibration "
+        "Points above the dashed line: the model is underconfident; below: overconfident. "
+        "Calibration "
         f"error {error:.3f}. Bars: number of sites.",
         bins,
     )

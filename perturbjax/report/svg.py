@@ -66,7 +66,8 @@ class Chart:
         """
         style = f' class="{css}"' if css else ""
         self._marks.append(
-            f'<text x="{px:.1f}" y="{py:.1f}" text-anchor="{align}"{style}>{html_text(words)}</text>'
+            f'<text x="{px:.1f}" y="{py:.1f}" '
+            f'text-anchor="{align}"{style}>{html_text(words)}</text>'
         )
 
     def line(self, xs: Sequence[float], ys: Sequence[float], css: str, width: float = 2) -> None:
@@ -126,7 +127,8 @@ class Chart:
         return (
             f'<svg viewBox="0 0 {self.width} {self.height}" role="img" '
             f'aria-label="{html_text(self.label)}" style="max-width:{1.5 * self.width:.0f}px">'
-            f'{"".join(self._marks)}<path class="axis" d="M{left:.1f} {low:.1f}H{right:.1f}"/></svg>'
+            f'{"".join(self._marks)}<path class="axis" d="M{left:.1f} '
+            f'{low:.1f}H{right:.1f}"/></svg>'
         )
 
 

@@ -242,9 +242,13 @@ def find_similar(config: SimilarConfig) -> pd.DataFrame:
         mechanism = dict(zip(wells.treatment[named], column[named], strict=True))
         enrichment = mechanism_enrichment(table, mechanism)
         write_csv(out / "enrichment.csv", enrichment)
-        own = [mechanism.get(t) == mechanism.get(n) for t, n in
-               table.loc[table["rank"] == 1, ["treatment", "neighbor"]].itertuples(index=False)
-               if t in mechanism and n in mechanism]  # fmt: skip
+        own = [
+            mechanism.get(t) == mechanism.get(n)
+            for t, n in table.loc[table["rank"] == 1, ["treatment", "neighbor"]].itertuples(
+                index=False
+            )
+            if t in mechanism and n in mechanism
+        ]
         if own:
             console.print(
                 f"{np.mean(own):.0%} of {len(own)} treatments have a nearest neighbor with the "

@@ -8,10 +8,10 @@ fitted to well values by least squares; `bottom` is the response at dose 0 and `
 infinite dose. A curve is reported only if the response changes with the dose: the
 Jonckheere-Terpstra statistic (Jonckheere 1954, Biometrika 41, 133) is compared with its values
 after wells were permuted between doses within each plate. The interval of the EC50 comes from
-resampled residuals around the fitted curve. Doses are compared with the controls (or the lowest dose) from
-the highest downwards, each at the full level, until one is not significant: the family-wise error
-then needs no further correction (closed testing of ordered hypotheses; Tamhane et al. 1996,
-Biometrics 52, 21).
+resampled residuals around the fitted curve. Doses are compared with the controls (or the lowest
+dose) from the highest downwards, each at the full level, until one is not significant: the
+family-wise error then needs no further correction (closed testing of ordered hypotheses; Tamhane
+et al. 1996, Biometrics 52, 21).
 """
 
 from __future__ import annotations
@@ -258,8 +258,8 @@ class DoseResponse:
         curve: fitted curve; None without enough doses.
         ec50_low, ec50_high: 95 % interval of the EC50 from resampled residuals.
         lowest_effective_dose: NaN if none.
-        max_effect: largest difference of a dose's mean from the mean at dose 0 (or the lowest dose).
-        doses: number of different doses greater than 0.
+        max_effect: largest difference of a dose's mean from the mean at dose 0 (or the lowest
+        dose). doses: number of different doses greater than 0.
         wells: number of wells with a dose greater than 0.
     """
 
@@ -351,8 +351,8 @@ def outcome(result: DoseResponse, dose_range: tuple[float, float], q: float) -> 
         q: p of the trend after correction over treatments.
 
     Returns:
-        "no dose response", "response", "response, EC50 above the tested range", "response, EC50 below
-        the tested range", or "too few doses".
+        "no dose response", "response", "response, EC50 above the tested range",
+        "response, EC50 below the tested range", or "too few doses".
     """
     # This condition is also true for NaN.
     if not q <= LEVEL:

@@ -105,11 +105,21 @@ def hit_table(wells: Wells, settings: Settings | None = None) -> pd.DataFrame:
         else pd.NA
     )
     order = [
-        "treatment", "wells", "plates", "unit", "active", "methods",
+        "treatment",
+        "wells",
+        "plates",
+        "unit",
+        "active",
+        "methods",
         *(f"{m}{end}" for m in METHODS for end in ("", "_p", "_q")),
-        "active_beyond_count", "cell_count_ratio", "cell_count_p", "toxic",
-        "replicate_correlation", "min_detectable_effect", "note",
-    ]  # fmt: skip
+        "active_beyond_count",
+        "cell_count_ratio",
+        "cell_count_p",
+        "toxic",
+        "replicate_correlation",
+        "min_detectable_effect",
+        "note",
+    ]
     # Mean p-values are at most 1, so 2 puts treatments without a p-value last.
     best = table[[f"{m}_p" for m in METHODS]].mean(axis=1).fillna(2)
     ranking = np.lexsort((-table["mahalanobis"], best, -table["methods"]))
@@ -244,8 +254,8 @@ class _Screen:
     def _notes(self, pool: Pool) -> Iterator[str]:
         if pool.smallest_p > 0.05:
             yield (
-                f"too few {pool.unit}s for a p-value (smallest possible {pool.smallest_p:.2g}); add "
-                "replicates or controls"
+                f"too few {pool.unit}s for a p-value (smallest possible "
+                f"{pool.smallest_p:.2g}); add replicates or controls"
             )
         elif pool.treated == 1:
             yield "one well: no mean average precision"
@@ -267,7 +277,7 @@ class _Screen:
 
 
 def _layouts(wells: Wells) -> np.ndarray:
-    """Layout number of each well's plate; plates with the same treatments in the same wells share."""
+    """Layout number of each well's plate, the same for plates with one plate map."""
     # `plate_layouts` needs a column that identifies compounds.
     index = wells.metadata[[PLATE, WELL]].assign(Metadata_pert_iname=wells.treatment.to_numpy())
     layouts = plate_layouts(index)

@@ -82,7 +82,7 @@ class Pool:
         return 1 / self.assignments
 
     def enumerate(self) -> Int[np.ndarray, "p n"]:
-        """All assignments: positions in the pool that are labelled treated, the observed ones first."""
+        """All assignments: positions in the pool that are treated, the observed ones first."""
         chosen = [
             [units[list(pick)].ravel() for pick in combinations(range(len(units)), k)]
             for units, k in zip(self.units, self.treated_units, strict=True)

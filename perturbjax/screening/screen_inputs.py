@@ -33,7 +33,8 @@ def load_wells(config: ScreenConfig, *, dose_column: str = "") -> Wells:
     """
     if config.run is not None and not (config.run / "evaluation" / "features.parquet").is_file():
         raise InputError(
-            f"--run {config.run}: has no evaluation/features.parquet; run `perturbjax evaluate` first"
+            f"--run {config.run}: has no evaluation/features.parquet; run `perturbjax "
+            "evaluate` first"
         )
     profiles, _, label = load_profiles(config.profile_config())
     metadata = profiles.metadata.reset_index(drop=True)

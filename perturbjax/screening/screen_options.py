@@ -20,7 +20,7 @@ class ScreenConfig:
     features: tuple[Path, ...] = ()
     """Tables of profiles (.parquet, .csv, .tsv or .h5ad), per well, site or cell."""
     data: tuple[Path, ...] = ()
-    """Dataset directories, in place of --features. ImageNet features of each channel are extracted."""
+    """Dataset directories, in place of --features; ImageNet features are extracted."""
     run: Path | None = None
     """Evaluated run directory, in place of --features: the features of its network."""
     label_column: str = ""

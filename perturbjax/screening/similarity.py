@@ -155,9 +155,15 @@ def neighbor_table(
         allowed = [other for other in order if other != number and present[number, other]]
         for rank, other in enumerate(allowed[:top], start=1):
             rows.append(
-                (name, matrix.index[other], rank, values[number, other], p[number, other],
-                 q[number, other])
-            )  # fmt: skip
+                (
+                    name,
+                    matrix.index[other],
+                    rank,
+                    values[number, other],
+                    p[number, other],
+                    q[number, other],
+                )
+            )
     return pd.DataFrame(rows, columns=["treatment", "neighbor", "rank", "similarity", "p", "q"])
 
 

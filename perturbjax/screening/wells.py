@@ -32,8 +32,8 @@ class Wells:
     """Well profiles of a screen.
 
     Attributes:
-        metadata: one row per well with `Metadata_Plate`, `Metadata_Well` and further columns, as text.
-        values: profiles, one row per well, NaN where a value is missing.
+        metadata: one row per well with `Metadata_Plate`, `Metadata_Well` and further columns, as
+        text. values: profiles, one row per well, NaN where a value is missing.
         features: names of the columns of `values`.
         treatment: name of the treatment of each well.
         control: negative control wells.

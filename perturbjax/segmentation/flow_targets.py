@@ -12,9 +12,7 @@ import scipy.ndimage as ndi
 from jaxtyping import Float32, Int, Integer
 
 #: The pixel itself, then up, down, left, right and the four corners.
-_NEIGHBORHOOD = (
-    (0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1)
-)  # fmt: skip
+_NEIGHBORHOOD = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
 def masks_to_flows(labels: Integer[np.ndarray, "h w"]) -> Float32[np.ndarray, "2 h w"]:

@@ -106,7 +106,8 @@ def test_compare_is_independent_of_row_and_class_order(runs, tmp_path):
     [
         (
             lambda t: t.iloc[3:],
-            "has 69 test sites, 69 of the 72 of the first run; train both runs with one --split-file",
+            "has 69 test sites, 69 of the 72 of the first run; train both runs with one "
+            "--split-file",
         ),
         (
             lambda t: t.assign(label=np.where(np.arange(72) == 5, "DMSO", "compound A")),

@@ -27,7 +27,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two plates of 6 wells, 2 sites each, 64 x 64 pixels, with DMSO and two compounds. Do not change it."""
+    """Two plates of 6 wells, 2 sites each, 64 x 64 pixels, with DMSO and two compounds.
+
+    Do not change it.
+    """
     out = tmp_path_factory.mktemp("simulated") / "plate"
     simulate(SimulateConfig(out=out, plates=2, wells=6, sites=2, compounds=2, size=64, effect=3.0))
     return out

@@ -112,7 +112,8 @@ def broken_function(folder: Path, kind: str) -> None:
         ("missing", "SIM002_IllumActin.npy is missing"),
         (
             "size",
-            r"row 14: the images have shape \(64, 64\), but the illumination .*IllumActin.npy has shape \(64, 60\)",
+            r"row 14: the images have shape \(64, 64\), but the illumination "
+            r".*IllumActin.npy has shape \(64, 60\)",
         ),
         ("zero", "SIM002_IllumActin.npy: contains values that are not finite and positive"),
         ("cube", "SIM002_IllumActin.npy: not an illumination function"),

@@ -42,7 +42,8 @@ def test_build_command_adds_the_flags_for_stacks_and_sizes():
     headers = pd.DataFrame({"shape": [(64, 64), (32, 48)], "depth": [1, 5]})
     command = build_command(InspectConfig(images="a b", label_column="none"), ("x",), headers)
     assert command == (
-        "perturbjax build --images 'a b' --label-column none --project max --resize 32 --out dataset"
+        "perturbjax build --images 'a b' --label-column none --project max --resize 32 --out "
+        "dataset"
     )
 
 

@@ -29,11 +29,16 @@ def make_index(
     for plate in range(plates):
         labels = rng.permutation(np.resize(CLASSES, len(wells)))
         tables += [
-            {"Metadata_Plate": f"P{plate}", "Metadata_Well": well, "Metadata_Site": str(site), "label": label,
-             "site_id": f"P{plate}_{well}_{site}"}
+            {
+                "Metadata_Plate": f"P{plate}",
+                "Metadata_Well": well,
+                "Metadata_Site": str(site),
+                "label": label,
+                "site_id": f"P{plate}_{well}_{site}",
+            }
             for well, label in zip(wells, labels, strict=True)
             for site in range(sites)
-        ]  # fmt: skip
+        ]
     index = pd.DataFrame(tables)
     index["n_cells"] = rng.integers(20, 60, len(index))
     index["mask_area"] = index["n_cells"] * rng.integers(80, 120, len(index))
@@ -60,9 +65,15 @@ def make_predictions(
 
 
 def evaluate_run(
-    predictions: pd.DataFrame, train: pd.DataFrame, test: pd.DataFrame, *, split: str = "plate", class_names=CLASSES,
-    out: Path | None = None, **options,
-) -> EvaluationResult:  # fmt: skip
+    predictions: pd.DataFrame,
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    *,
+    split: str = "plate",
+    class_names=CLASSES,
+    out: Path | None = None,
+    **options,
+) -> EvaluationResult:
     """Evaluate a table of predictions as `perturbjax evaluate` does."""
     model, fold = match_run_predictions(predictions, train, test, class_names)
     evaluation = evaluate_predictions(

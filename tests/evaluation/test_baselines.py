@@ -100,8 +100,10 @@ def test_chance_counts_equal_mean_of_random_draws():
     train, test = rng.choice(8, size=400, p=fractions), rng.choice(8, size=200, p=fractions)
     expected = pooled_scores(baselines.chance_counts(test, train, 8, np.arange(200)))
     logits = np.log(np.bincount(train, minlength=8) / 400)
-    draws = [score(test, np.exp(g) / np.exp(g).sum(axis=1, keepdims=True)) for g in
-             (logits + rng.gumbel(size=(200, 8)) for _ in range(400))]  # fmt: skip
+    draws = [
+        score(test, np.exp(g) / np.exp(g).sum(axis=1, keepdims=True))
+        for g in (logits + rng.gumbel(size=(200, 8)) for _ in range(400))
+    ]
     for metric, value in expected.items():
         assert value == pytest.approx(np.mean([draw[metric] for draw in draws]), abs=0.01)
 
@@ -281,7 +283,7 @@ def test_intensity_reports_missing_columns():
 
 @pytest.mark.shared
 def test_position_predicts_every_compound_of_shared_layout(shared):
-    """The compound plates of CPJUMP1 share a layout, so position predicts a test_sites-out plate."""
+    """The compound plates of CPJUMP1 share a layout, so position predicts held-out plates."""
     files = sorted((shared / "data" / "cpjump1_profiles").glob("*.csv.gz"))
     columns = ["Metadata_Plate", "Metadata_Well", "Metadata_pert_iname"]
     tables = [pd.read_csv(file, usecols=columns) for file in files]

@@ -129,12 +129,20 @@ def test_verdict_rejects_shared_wells():
         (evaluate(6.0), "run", "`perturbjax audit --run run --out run/audit`"),
         (evaluate(6.0), None, "`perturbjax audit --features …`."),
         (evaluate(6.0, split="well"), "run", "a further plate"),
-        (equal_to(evaluate(3.0, training_score=0.0), "position"), "run", "Train longer (`--epochs`)"),
-        (equal_to(evaluate(0.5, training_score=0.99), "position"), "run", "overfitted (training 0.99"),
+        (
+            equal_to(evaluate(3.0, training_score=0.0), "position"),
+            "run",
+            "Train longer (`--epochs`)",
+        ),
+        (
+            equal_to(evaluate(0.5, training_score=0.99), "position"),
+            "run",
+            "overfitted (training 0.99",
+        ),
         (equal_to(evaluate(3.0), "cell count"), "run", "The treatments change the cell count"),
         (equal_to(evaluate(3.0), "cell count"), None, "Add wells to narrow the interval."),
         (equal_to(evaluate(3.0), "position"), "run", "`perturbjax classify --preset linear`"),
     ],
-)  # fmt: skip
+)
 def test_advice_follows_from_the_result(evaluation, run, expected):
     assert expected in advice(evaluation, run)

@@ -83,8 +83,8 @@ def test_calibration_improves_with_temperature_of_other_wells(screen, tmp_path, 
     )
     print_evaluation(result)
     assert (
-        f"Calibration error {calibration.error:.3f}; {calibration.scaled_error:.3f} after temperature"
-        in " ".join(capsys.readouterr().out.split())
+        f"Calibration error {calibration.error:.3f}; {calibration.scaled_error:.3f} after "
+        "temperature" in " ".join(capsys.readouterr().out.split())
     )
     wells = well_ids(test)
     halves = calibration_parts([Fold("one", screen[0], test)], wells, seed=0)
@@ -300,6 +300,13 @@ def test_print_evaluation_shows_scores_baselines_and_warnings(capsys, monkeypatc
     printed = capsys.readouterr().out
     best = evaluation["well"]["model"].scores["balanced_accuracy"]
     assert f"{best.value:.3f} [{best.low:.2f}, {best.high:.2f}]" in printed
-    for word in ("majority", "chance", "position", "cell count", "72 sites", "recognition of wells, not of treatments",
-                 "info: intensity not available: the index has no columns"):  # fmt: skip
+    for word in (
+        "majority",
+        "chance",
+        "position",
+        "cell count",
+        "72 sites",
+        "recognition of wells, not of treatments",
+        "info: intensity not available: the index has no columns",
+    ):
         assert word in " ".join(printed.split())

@@ -99,7 +99,7 @@ def test_replicate_retrieval_separates_effects_from_noise(against):
 
 
 def test_chance_is_mean_over_all_rankings():
-    """Two positives among four negatives: the mean of average precision over all fifteen rankings."""
+    """Two positives among four negatives: mean average precision of all 15 rankings."""
     metadata = pd.DataFrame(
         {"Metadata_Plate": "P", "Metadata_pert_iname": ["a"] * 3 + ["DMSO"] * 4}
     )
@@ -235,8 +235,9 @@ tables = []
 for plate in range(24):
     kinds = rng.permutation(compounds)
     moa = ["" if k == "DMSO" else f"m{{int(k[1:]) % 40}}" for k in kinds]
-    tables.append(pd.DataFrame({{"Metadata_Plate": f"P{{plate}}", "Metadata_Well": wells, "Metadata_pert_iname": kinds,
-                                "Metadata_moa": moa}}))
+    columns = {{"Metadata_Plate": f"P{{plate}}", "Metadata_Well": wells}}
+    columns |= {{"Metadata_pert_iname": kinds, "Metadata_moa": moa}}
+    tables.append(pd.DataFrame(columns))
 table = pd.concat(tables, ignore_index=True)
 features = pd.DataFrame(rng.normal(size=(len(table), 384)), columns=[f"f{{n}}" for n in range(384)])
 evaluate_retrieval(pd.concat([table, features], axis=1), {str(tmp_path)!r})

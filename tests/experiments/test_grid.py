@@ -109,9 +109,13 @@ def test_evaluate_run_keeps_finished_runs(out: Path, monkeypatch) -> None:
 def test_seeds_share_one_split_and_changes_reach_the_recipe(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", sites=144, size=16, channels=["DNA"])
     options = Config(
-        "corrections", (f"tiny={data}",), tmp_path / "out", recipes=("augmentation",),
-        seeds=(0, 1), flags="--crop 8 --epochs 1",
-    )  # fmt: skip
+        "corrections",
+        (f"tiny={data}",),
+        tmp_path / "out",
+        recipes=("augmentation",),
+        seeds=(0, 1),
+        flags="--crop 8 --epochs 1",
+    )
     grid.main(options)
     table = pd.read_csv(tmp_path / "out/scores.csv")
     assert table["seed"].tolist() == [0, 1] and table["balanced_accuracy"].between(0, 1).all()

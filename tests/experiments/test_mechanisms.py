@@ -22,10 +22,17 @@ def test_main_reproduces_scores_of_published_profiles(shared, tmp_path):
 def test_main_matches_simulated_mechanisms_and_warns_of_trained_features(tmp_path, capsys):
     rng = np.random.default_rng(0)
     rows = [
-        {"Metadata_Plate": f"Week{week}_1", "Metadata_Well": f"{'ABCDEFGH'[compound]}{copy + 1:02d}",
-         "Metadata_pert_iname": f"c{compound}", "Metadata_concentration_uM": "1", "Metadata_moa": f"m{compound // 2}"}
-        for compound in range(8) for week in (1, 2) for copy in range(2)
-    ]  # fmt: skip
+        {
+            "Metadata_Plate": f"Week{week}_1",
+            "Metadata_Well": f"{'ABCDEFGH'[compound]}{copy + 1:02d}",
+            "Metadata_pert_iname": f"c{compound}",
+            "Metadata_concentration_uM": "1",
+            "Metadata_moa": f"m{compound // 2}",
+        }
+        for compound in range(8)
+        for week in (1, 2)
+        for copy in range(2)
+    ]
     table = pd.DataFrame(rows)
     kinds = table["Metadata_moa"].str[1:].astype(int).to_numpy()
     values = 5 * np.eye(4)[kinds] + rng.normal(size=(len(table), 4))

@@ -214,7 +214,8 @@ parts = [a.reshape(2, 2, *a.shape[1:]) for a in (x, direction, weight)]
 dparams, dx, new = jax.pmap(lambda *a: gradients(*a, axis_name="b"), "b")(*parts)
 one = jax.jit(gradients)(x, direction, weight)
 np.testing.assert_allclose(np.asarray(dx).reshape(x.shape), one[1], atol=1e-5)
-for ours, theirs in zip(jax.tree.leaves((dparams, new)), jax.tree.leaves((one[0], one[2])), strict=True):
+for ours, theirs in zip(jax.tree.leaves((dparams, new)), jax.tree.leaves((one[0], one[2])),
+strict=True):
     np.testing.assert_allclose(ours[0], theirs, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(ours[0], ours[1])
 assert np.abs(one[1]).max() > 0.01 and np.abs(one[1][3]).max() == 0

@@ -68,7 +68,8 @@ def test_missing_cp_measure_names_the_extra(data, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(
         InputError,
-        match=r"needs cp_measure, which is not installed. Run `pip install 'perturbjax\[cellprofiler\]'`",
+        match=r"needs cp_measure, which is not installed. Run `pip install "
+        r"'perturbjax\[cellprofiler\]'`",
     ):
         extract(config(data, tmp_path / "cells.parquet"))
     assert list(tmp_path.iterdir()) == []

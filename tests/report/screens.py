@@ -1,4 +1,6 @@
-"""Run directories and datasets for tests of reports: files of `train` and `evaluate`, without checkpoints."""
+"""Run directories and datasets for tests of reports: files of `train` and `evaluate`, without
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,27 @@ def make_run(path: Path, *, first_class: str = "DMSO", images: bool = False) -> 
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     (path / "labels.json").write_text(json.dumps(names))
     facts = {"label_column": "Metadata_pert_iname", "split_fingerprint": "0123abcd"}
-    config = {"recipe": recipe_to_dict(Recipe(split=SplitConfig(split="plate"), seed=3)), "data": str(path / "data"),
-              "facts": facts, "versions": {"jax": "0.0.test"},
-              "begun": {"at": "2026-01-02", "on": "Linux, 2 cores", "commit": "c0ffee"}}  # fmt: skip
+    config = {
+        "recipe": recipe_to_dict(Recipe(split=SplitConfig(split="plate"), seed=3)),
+        "data": str(path / "data"),
+        "facts": facts,
+        "versions": {"jax": "0.0.test"},
+        "begun": {"at": "2026-01-02", "on": "Linux, 2 cores", "commit": "c0ffee"},
+    }
     (path / "config.json").write_text(json.dumps(config))
-    rows = [{"epoch": e, "step": 2 * e, "split": s, "loss": 2 / e, "accuracy": 1 - 1 / e, "learning_rate": 0.01 / e,
-             "seconds": 2.0}
-            for e in range(1, 6) for s in ("train", "test")]  # fmt: skip
+    rows = [
+        {
+            "epoch": e,
+            "step": 2 * e,
+            "split": s,
+            "loss": 2 / e,
+            "accuracy": 1 - 1 / e,
+            "learning_rate": 0.01 / e,
+            "seconds": 2.0,
+        }
+        for e in range(1, 6)
+        for s in ("train", "test")
+    ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if images:
         write_images(path / "data", index)
@@ -65,11 +81,23 @@ def write_images(
     columns = ["site_id", "Metadata_Plate", "Metadata_Well", "Metadata_Site"]
     table = index[columns].assign(Metadata_pert_iname=index["label"])
     dataset.write_dataset(
-        path, table, sites, channel_names=["DNA", "ER", "Mito"], image_dtype=np.uint16,
-        label_column=label_column, facts={"source": {"name": "load_data.csv"},
-        "channels": ["DNA", "ER", "Mito"],
-        "aggregate": "none", "segmenter": {"engine": "nuclei", "channels": ["DNA"], "parameters": {"diameter": 30.0}}},
-    )  # fmt: skip
+        path,
+        table,
+        sites,
+        channel_names=["DNA", "ER", "Mito"],
+        image_dtype=np.uint16,
+        label_column=label_column,
+        facts={
+            "source": {"name": "load_data.csv"},
+            "channels": ["DNA", "ER", "Mito"],
+            "aggregate": "none",
+            "segmenter": {
+                "engine": "nuclei",
+                "channels": ["DNA"],
+                "parameters": {"diameter": 30.0},
+            },
+        },
+    )
 
 
 def write_features(folder: Path, index: pd.DataFrame, test: pd.Series, names: list[str]) -> None:
@@ -91,7 +119,9 @@ def write_features(folder: Path, index: pd.DataFrame, test: pd.Series, names: li
 
 
 class Page(HTMLParser):
-    """What a page is made of: tags with their attributes, the text of scripts by their id, and all text."""
+    """What a page is made of: tags with their attributes, the text of scripts by their id, and
+    all text.
+    """
 
     def __init__(self, text: str):
         super().__init__()

@@ -1,4 +1,6 @@
-"""The report says first whether it worked, holds every number and the cells, shows text as text, and asks nobody."""
+"""The report says first whether it worked, holds every number and the cells, shows text as
+text, and asks nobody.
+"""
 
 from __future__ import annotations
 
@@ -140,8 +142,14 @@ def test_figures_are_written_as_png(run):
 
 def test_sections_without_files_are_left_out(tmp_path):
     make_run(tmp_path)
-    for name in ("config.json", "labels.json", "metrics.jsonl", "evaluation/predictions.parquet",
-                 "evaluation/per_class.csv", "evaluation/confusion.csv"):  # fmt: skip
+    for name in (
+        "config.json",
+        "labels.json",
+        "metrics.jsonl",
+        "evaluation/predictions.parquet",
+        "evaluation/per_class.csv",
+        "evaluation/confusion.csv",
+    ):
         (tmp_path / name).unlink()
     page = write_report(tmp_path).read_text()
     assert 'id="scores"' in page and 'id="classes"' not in page and 'id="reproduce"' not in page

@@ -67,9 +67,10 @@ def test_outcome_names_missing_response_and_range():
     flat = analyze_dose_response(DOSES, wells_of(None, 1, rng), np.zeros(len(DOSES), int))
     assert outcome(flat, (1e-3, 100), max(flat.p, 0.2)) == "no dose response"
     late = analyze_dose_response(
-        DOSES[:9], np.repeat([1.0, 1.01, 1.2], 3) + 1e-3 * rng.standard_normal(9),
+        DOSES[:9],
+        np.repeat([1.0, 1.01, 1.2], 3) + 1e-3 * rng.standard_normal(9),
         np.zeros(9, int),
-    )  # fmt: skip
+    )
     assert late.curve is None  # three doses are too few for four parameters
     above = Curve(1, 2, 500, 1)
     result = analyze_dose_response(DOSES, above(DOSES), np.zeros(len(DOSES), int))
@@ -112,8 +113,11 @@ def test_organoid_swelling_has_the_published_outcome(shared):
         for response in responses
     }
     assert {name: bool(value <= 0.05) for name, value in q["ratio"].items()} == {
-        "fsk": False, "fsk_770": True, "fsk_809": True, "fsk_770_809": True,
-    }  # fmt: skip
+        "fsk": False,
+        "fsk_770": True,
+        "fsk_809": True,
+        "fsk_770_809": True,
+    }
     assert all(value > 0.05 for value in q["T0"].values())
     both = results["ratio", "fsk_770_809"]
     assert both.curve.ec50 == pytest.approx(0.3, abs=0.1) and both.max_effect > 0.65

@@ -58,10 +58,12 @@ def p_values(rng, repeats, *, shared_layout=False, **design):
         ({"plates": 1, "controls": 12, "treated": 3}, "well"),
         ({"plates": 4, "controls": 4, "treated": 1}, "well"),
         ({"plates": 3, "controls": 24, "treated": 1, "gradient": 4.0}, "well"),
-        ({"plates": 3, "controls": 24, "treated": 1, "gradient": 4.0, "shared_layout": True},
-         "position"),
+        (
+            {"plates": 3, "controls": 24, "treated": 1, "gradient": 4.0, "shared_layout": True},
+            "position",
+        ),
     ],
-)  # fmt: skip
+)
 def test_p_values_are_uniform_without_effect(design, unit):
     pool, found = p_values(np.random.default_rng(0), 120, **design)
     assert pool.unit == unit
@@ -130,8 +132,12 @@ def test_average_precision_statistic_matches_copairs():
     ours = average_precision_statistic(values[pool.wells], pool)(np.arange(6)[None])[0]
     table = pd.DataFrame({"plate": plates, "name": np.where(treated, "t", "c"), "treated": treated})
     theirs = average_precision(
-        table, values, pos_sameby=["name"], pos_diffby=[], neg_sameby=["plate"],
+        table,
+        values,
+        pos_sameby=["name"],
+        pos_diffby=[],
+        neg_sameby=["plate"],
         neg_diffby=["treated"],
-    )  # fmt: skip
+    )
     expected = theirs.loc[treated, "average_precision"].mean()
     assert ours == pytest.approx(expected, abs=1e-5)

@@ -42,12 +42,17 @@ def test_restriction_leaves_out_pairs_of_one_plate(wells):
     matrix = similarity_matrix(wells, "layout")
     assert np.isfinite(matrix.to_numpy()).all()  # every plate has its own layout
     first = wells.metadata["Metadata_Plate"] == "P0"
-    one = type(wells)(**{
-        **vars(wells), "metadata": wells.metadata[first].reset_index(drop=True),
-        "values": wells.values[first], "treatment": wells.treatment[first].reset_index(drop=True),
-        "control": wells.control[first], "positive": wells.positive[first],
-        "cell_count": wells.cell_count[first],
-    })  # fmt: skip
+    one = type(wells)(
+        **{
+            **vars(wells),
+            "metadata": wells.metadata[first].reset_index(drop=True),
+            "values": wells.values[first],
+            "treatment": wells.treatment[first].reset_index(drop=True),
+            "control": wells.control[first],
+            "positive": wells.positive[first],
+            "cell_count": wells.cell_count[first],
+        }
+    )
     off_diagonal = similarity_matrix(one, "plate").to_numpy()[~np.eye(12, dtype=bool)]
     assert np.isnan(off_diagonal).all()
 

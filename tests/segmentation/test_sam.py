@@ -40,10 +40,18 @@ class Published(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         config = SamVisionConfig(
-            hidden_size=WIDTH, num_hidden_layers=len(REACH), num_attention_heads=HEADS, output_channels=NECK,
-            image_size=SIDE, patch_size=PATCH, window_size=0, global_attn_indexes=list(range(len(REACH))),
-            mlp_dim=4 * WIDTH, layer_norm_eps=1e-6, attn_implementation="eager",
-        )  # fmt: skip
+            hidden_size=WIDTH,
+            num_hidden_layers=len(REACH),
+            num_attention_heads=HEADS,
+            output_channels=NECK,
+            image_size=SIDE,
+            patch_size=PATCH,
+            window_size=0,
+            global_attn_indexes=list(range(len(REACH))),
+            mlp_dim=4 * WIDTH,
+            layer_norm_eps=1e-6,
+            attn_implementation="eager",
+        )
         self.encoder = SamVisionEncoder(config)
         self.out = torch.nn.Conv2d(NECK, OUTPUTS * PATCH**2, 1)
         for layer, reach in zip(self.encoder.layers, REACH, strict=True):

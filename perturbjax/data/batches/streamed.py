@@ -39,7 +39,10 @@ class StreamedBatches:
         self._readers: list[Any] = []
 
     def batches(self, order: BatchOrder) -> Iterator[RawBatch]:
-        """Yield the batches of an order. `PREFETCHED_BATCHES` are copied to the device in advance."""
+        """Yield the batches of an order.
+
+        `PREFETCHED_BATCHES` are copied to the device in advance.
+        """
         # Each process decodes only its part of every batch.
         order = order.for_process(jax.process_index(), self._placement.processes)
         reader = self._start_reader(order)

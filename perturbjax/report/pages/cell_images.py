@@ -93,8 +93,8 @@ class Renderer:
             )
         return (
             f'<p class="note">{colors}. All pictures have the same contrast: black is the {LOW}th '
-            f"percentile over sites of their 1st percentile, full color the {HIGH}th of their 99th. "
-            f"White lines are mask outlines.{crop}</p>"
+            f"percentile over sites of their 1st percentile, full color the {HIGH}th of their "
+            f"99th. White lines are mask outlines.{crop}</p>"
         )
 
 

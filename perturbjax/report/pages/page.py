@@ -1,4 +1,4 @@
-"""One self-contained HTML file from sections; the data of every figure is embedded and savable as CSV."""
+"""One self-contained HTML file from sections, with the data of every figure as CSV."""
 
 from __future__ import annotations
 

@@ -117,8 +117,8 @@ def outliers(wells: pd.DataFrame) -> pd.DataFrame:
         wells: from `well_table`.
 
     Returns:
-        One row per well and measure, largest deviation first: `Metadata_Plate`, `Metadata_Well`, the
-        label, `measure`, `value`, `plate median`, `deviations`, `position`.
+        One row per well and measure, largest deviation first: `Metadata_Plate`, `Metadata_Well`,
+        the label, `measure`, `value`, `plate median`, `deviations`, `position`.
     """
     rows = []
     for measure in _measures(wells):
@@ -135,10 +135,12 @@ def outliers(wells: pd.DataFrame) -> pd.DataFrame:
         # Column 2 contains the label, see `well_table`.
         rows.append(
             wells.loc[far, [PLATE, WELL, wells.columns[2], "position"]].assign(
-                measure=measure, value=wells.loc[far, measure], median=median[far],
+                measure=measure,
+                value=wells.loc[far, measure],
+                median=median[far],
                 deviations=score[far],
             )
-        )  # fmt: skip
+        )
     table = pd.concat(rows)
     order = (-table["deviations"].abs()).argsort(kind="stable")
     return table.iloc[order].rename(columns={"median": "plate median"}).reset_index(drop=True)
@@ -163,8 +165,9 @@ def _lead(dataset: Dataset, wells: pd.DataFrame, far: pd.DataFrame) -> str:
     by = f", segmented with {html_text(engine)}" if engine else ""
     unusual = len(far.drop_duplicates([PLATE, WELL]))
     verdict = (
-        f"{_count(cells, 'cell')} in {_count(len(dataset), 'site')} of {_count(len(wells), 'well')} "
-        f"on {_count(wells[PLATE].nunique(), 'plate')}; {_count(unusual, 'unusual well')}."
+        f"{_count(cells, 'cell')} in {_count(len(dataset), 'site')} of "
+        f"{_count(len(wells), 'well')} on {_count(wells[PLATE].nunique(), 'plate')}; "
+        f"{_count(unusual, 'unusual well')}."
     )
     classes = f"{html_text(label)}, {_labels(dataset).nunique()} classes" if label else "none"
     facts = [
@@ -204,8 +207,10 @@ def _plates(wells: pd.DataFrame, far: pd.DataFrame) -> str:
         table.drop(columns="position"),
         color="cells",
         label=f"Maps of {_count(plates, 'plate')}, wells colored by number of cells",
-        caption="Select the color in the menu. Rings mark unusual wells (below). Focus is the slope of "
-        "the power spectrum, lower when out of focus; contrast is standard deviation divided by mean. "
+        caption="Select the color in the menu. Rings mark unusual wells (below). Focus is the "
+        "slope of the power spectrum, lower when out of focus; contrast is standard deviation "
+        "divided "
+        "by mean. "
         "Edges or rows that differ point to an effect of the plate instead of a treatment.",
     )
 
@@ -217,8 +222,8 @@ def _anchor(plate: str, well: str) -> str:
 def _outliers(far: pd.DataFrame, renderer: pictures.Renderer) -> str:
     if far.empty:
         return (
-            f"<p>None: every well is within {FAR:g} robust standard deviations of the median of its "
-            "plate.</p>"
+            f"<p>None: every well is within {FAR:g} robust standard deviations of the median "
+            "of its plate.</p>"
         )
     # A well can be unusual by several measures but is drawn once.
     pictured = far.drop_duplicates([PLATE, WELL]).head(OUTLIERS)
@@ -242,8 +247,9 @@ def _outliers(far: pd.DataFrame, renderer: pictures.Renderer) -> str:
     listed = listed[[WELL, PLATE, *listed.columns.drop([WELL, PLATE])]]
     listed = listed.rename(columns={PLATE: "plate", WELL: "well"})
     note = (
-        f'<p class="note">More than {FAR:g} robust standard deviations (1.4826 MAD) from the median '
-        "of the plate, on a logarithmic scale except for focus and saturation. Strong treatments "
+        f'<p class="note">More than {FAR:g} robust standard deviations (1.4826 MAD) from the '
+        "median of the plate, on a logarithmic scale except for focus and saturation. Strong "
+        "treatments "
         "appear here too: look at the cells before you exclude a well.</p>"
     )
     gallery = f'<div class="shots">{"".join(shots)}</div>'

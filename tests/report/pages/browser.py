@@ -87,7 +87,8 @@ class Browser:
 
     def click(self, selector: str) -> None:
         self.run(
-            "const n = document.querySelector(arguments[0]); n.scrollIntoView({block: 'center'}); n.click()",
+            "const n = document.querySelector(arguments[0]); "
+            "n.scrollIntoView({block: 'center'}); n.click()",
             selector,
         )
 

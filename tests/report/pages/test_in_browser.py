@@ -62,7 +62,10 @@ def test_class_name_with_a_script_is_text(window, report):
 
 def test_table_sorts_and_filters(window, report):
     window.open(report)
-    recall = "return [...document.querySelectorAll('#class-table tbody tr')].map(r => +r.cells[4].dataset.value)"
+    recall = (
+        "return [...document.querySelectorAll('#class-table tbody tr')]"
+        ".map(r => +r.cells[4].dataset.value)"
+    )
     window.click("#class-table th:nth-child(5) button")
     assert window.run(recall) == sorted(window.run(recall), reverse=True)
     window.click("#class-table th:nth-child(5) button")
@@ -73,11 +76,12 @@ def test_table_sorts_and_filters(window, report):
     assert sort == "ascending"
     window.run(
         "document.querySelectorAll('details').forEach(d => { d.open = true }); "
-        "const f = document.querySelector('input[data-filter*=provenance]'); f.value = 'recipeseed'; "
-        "f.dispatchEvent(new Event('input'))"
+        "const f = document.querySelector('input[data-filter*=provenance]'); f.value = "
+        "'recipeseed'; f.dispatchEvent(new Event('input'))"
     )
     shown = window.run(
-        "return [...document.querySelectorAll('#provenance-table tbody tr')].filter(r => !r.hidden).length"
+        "return [...document.querySelectorAll('#provenance-table tbody tr')].filter(r => "
+        "!r.hidden).length"
     )
     assert shown == 1
 
@@ -125,7 +129,8 @@ def test_wells_have_the_selected_color(window, report):
     fill = "return document.querySelector('#plates circle:not(.none)').style.fill"
     before = window.run(fill)
     window.run(
-        "const s = document.querySelector('#plates select'); s.value = 'class'; s.dispatchEvent(new Event('change'))"
+        "const s = document.querySelector('#plates select'); s.value = 'class'; "
+        "s.dispatchEvent(new Event('change'))"
     )
     assert window.run(fill) != before
     assert window.run("return document.querySelectorAll('#plates .legend .swatch').length") == 8
@@ -151,7 +156,8 @@ def test_link_opens_its_target(window, report):
     window.run("document.querySelectorAll('details').forEach(d => { d.open = false })")
     window.run("location.hash = document.querySelector('#class-table a').getAttribute('href')")
     opened = window.run(
-        "return new Promise(done => setTimeout(() => done(document.querySelectorAll('details[open]').length), 200))"
+        "return new Promise(done => setTimeout(() => "
+        "done(document.querySelectorAll('details[open]').length), 200))"
     )
     assert opened == 1
 
