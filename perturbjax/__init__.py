@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perturbjax.api import TrainedRun, load
+    from perturbjax.api import TrainedRun, differences, doses, hits, load, similar
     from perturbjax.core.config import Recipe, preset
     from perturbjax.core.errors import InputError
     from perturbjax.dataset import Dataset, SitePixels, open_dataset, write_dataset
@@ -27,6 +27,10 @@ __version__ = "0.1.0"
 _MODULES = {
     "load": "perturbjax.api",
     "TrainedRun": "perturbjax.api",
+    "hits": "perturbjax.api",
+    "doses": "perturbjax.api",
+    "similar": "perturbjax.api",
+    "differences": "perturbjax.api",
     "open_dataset": "perturbjax.dataset",
     "write_dataset": "perturbjax.dataset",
     "Dataset": "perturbjax.dataset",
@@ -52,10 +56,14 @@ __all__ = [
     "TrainedRun",
     "__version__",
     "create",
+    "differences",
+    "doses",
+    "hits",
     "load",
     "open_dataset",
     "preset",
     "segment",
+    "similar",
     "write_dataset",
 ]
 

@@ -1,9 +1,10 @@
-"""Trained networks as Python objects: NumPy arrays in, tables and arrays out."""
+"""Python functions: trained networks, and the four screening commands on tables."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from jaxtyping import Float32
 
 from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.errors import InputError
+from perturbjax.core.options import require
 from perturbjax.dataset import PLATE, Dataset, open_dataset
 from perturbjax.dataset.summary_card import card, strip
 from perturbjax.evaluation.apply import EVALUATION, run_predictions_table
@@ -18,6 +20,9 @@ from perturbjax.evaluation.evaluation_result import read_evaluation, summary_sen
 from perturbjax.inference import Network, load_network
 from perturbjax.training.checkpoint import Which
 from perturbjax.training.run_directory import Run
+
+if TYPE_CHECKING:
+    from perturbjax.screening.wells import Wells
 
 
 @dataclass(frozen=True)
@@ -192,3 +197,158 @@ def _numbered(sites: pd.DataFrame | None, count: int) -> pd.DataFrame:
         if "site_id" in sites.columns
         else sites.assign(site_id=[str(number) for number in range(count)])
     )
+
+
+def hits(
+    table: Any,
+    *,
+    label_column: str = "",
+    negcon: str = "",
+    poscon: str = "",
+    dose_column: str = "",
+    fdr: float = 0.05,
+    permutations: int = 20_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Find the treatments that differ from the negative controls.
+
+    Args:
+        table: profiles with `Metadata_Plate`, `Metadata_Well` and a treatment: a DataFrame, an
+            AnnData object, or the path of a parquet, CSV or .h5ad file. Rows of sites or cells are
+            aggregated to wells by the median, because wells are the replicates.
+        label_column: column with the treatment; Metadata_pert_iname by default.
+        negcon: negative controls as COLUMN=VALUE; see `perturbjax hits --help`.
+        poscon: positive controls as COLUMN=VALUE.
+        dose_column: column with the dose; each dose is then tested as a treatment of its own.
+        fdr: false discovery rate of each method.
+        permutations: maximum number of permutations per test.
+        seed: of the permutations.
+
+    Returns:
+        One row per treatment, most significant first; see `perturbjax.screening.hits.hit_table`.
+
+    Raises:
+        InputError: the table cannot be used, or no well is a negative control.
+    """
+    from perturbjax.screening.hits import Settings, hit_table
+
+    require("fdr", fdr, 0 < fdr < 1, "greater than 0 and less than 1")
+    wells = _wells(table, label_column, negcon, dose_column=dose_column, poscon=poscon)
+    return hit_table(wells, Settings(permutations, fdr, seed))
+
+
+def doses(
+    table: Any,
+    dose_column: str,
+    *,
+    response: str = "distance",
+    label_column: str = "",
+    negcon: str = "",
+    baseline: Path | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Fit dose-response curves, and find EC50s and lowest effective doses.
+
+    Args:
+        table: profiles, see `hits`.
+        dose_column: column with the concentration.
+        response: "distance" from the negative controls, "cell_count", or the name of a feature.
+        label_column: column with the treatment; Metadata_pert_iname by default.
+        negcon: negative controls as COLUMN=VALUE.
+        baseline: table of the same wells before treatment, by which the response is divided.
+        seed: of permutations and resamples.
+
+    Returns:
+        One row per treatment; see `perturbjax.screening.commands.compute_doses`.
+
+    Raises:
+        InputError: the table cannot be used, or no treatment has two doses.
+    """
+    from perturbjax.screening.commands import compute_doses
+
+    needs_controls = response == "distance"
+    wells = _wells(table, label_column, negcon, needs_controls=needs_controls)
+    return compute_doses(
+        wells, dose_column=dose_column, response=response, baseline=baseline, seed=seed
+    ).table
+
+
+def similar(
+    table: Any,
+    *,
+    restriction: str = "none",
+    neighbors: int = 5,
+    label_column: str = "",
+    negcon: str = "",
+    dose_column: str = "",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Find the most similar treatments of every treatment.
+
+    Args:
+        table: profiles, see `hits`.
+        restriction: compare only wells that do not share this: "none", "plate", "position",
+            "layout", or a metadata column.
+        neighbors: neighbors per treatment.
+        label_column: column with the treatment; Metadata_pert_iname by default.
+        negcon: negative controls as COLUMN=VALUE.
+        dose_column: column with the dose. Each dose is then a treatment, and neighbors are other
+            compounds.
+        seed: of the random control profiles.
+
+    Returns:
+        One row per treatment and neighbor; see `perturbjax.screening.similarity.neighbor_table`.
+
+    Raises:
+        InputError: the table cannot be used.
+    """
+    from perturbjax.screening.similarity import neighbor_table
+
+    wells = _wells(table, label_column, negcon, dose_column=dose_column)
+    return neighbor_table(wells, restriction=restriction, top=neighbors, seed=seed)
+
+
+def differences(
+    table: Any,
+    *,
+    treatments: tuple[str, ...] = (),
+    label_column: str = "",
+    negcon: str = "",
+) -> pd.DataFrame:
+    """Compare every feature of every treatment with the negative controls.
+
+    Args:
+        table: profiles, see `hits`.
+        treatments: names of treatments; by default all.
+        label_column: column with the treatment; Metadata_pert_iname by default.
+        negcon: negative controls as COLUMN=VALUE.
+
+    Returns:
+        One row per treatment and feature; see `perturbjax.screening.differences.difference_table`.
+
+    Raises:
+        InputError: the table cannot be used, or a treatment does not exist.
+    """
+    from perturbjax.screening.commands import compute_differences
+
+    return compute_differences(_wells(table, label_column, negcon), treatments).features
+
+
+def _wells(table: Any, label_column: str, negcon: str, **settings: Any) -> Wells:
+    """Read the wells of a DataFrame, an AnnData object or a file."""
+    from perturbjax.profiles.profile_reader import combine_anndata
+    from perturbjax.screening.screen_inputs import load_wells
+    from perturbjax.screening.screen_options import ScreenConfig
+
+    if isinstance(table, str | Path):
+        screen = ScreenConfig((Path(table),), label_column=label_column, negcon=negcon)
+        return load_wells(screen, **settings)
+    if not isinstance(table, pd.DataFrame):
+        if not all(hasattr(table, name) for name in ("obs", "var", "X")):
+            raise InputError(
+                f"table: is {type(table).__name__}. Pass a DataFrame, an AnnData object or a path."
+            )
+        table = combine_anndata(table.obs, table.var, table.X)
+    # The path only names the table in messages.
+    screen = ScreenConfig((Path("table"),), label_column=label_column, negcon=negcon)
+    return load_wells(screen, table=table, **settings)

@@ -4,6 +4,7 @@ command runs."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from perturbjax.core.messages import console
@@ -72,3 +73,63 @@ def report(options: Any) -> Any:
     from perturbjax.report import comparison_page
 
     return comparison_page.write_reports(options.runs, options.out)
+
+
+def hits(options: Any) -> Any:
+    """Find active treatments, and return the HTML page or the AnnData file."""
+    from perturbjax.report.hits_page import write_hits_page
+    from perturbjax.screening import commands, outputs
+
+    result = commands.find_hits(options)
+    outputs.write_hits(result, options.out)
+    return _finish_screen(result, options, write_hits_page)
+
+
+def doses(options: Any) -> Any:
+    """Analyze dose responses, and return the HTML page or the AnnData file."""
+    from perturbjax.report.doses_page import write_doses_page
+    from perturbjax.screening import commands, outputs
+
+    result = commands.fit_doses(options)
+    outputs.write_doses(result, options.out)
+    return _finish_screen(result, options, write_doses_page)
+
+
+def similar(options: Any) -> Any:
+    """Find similar treatments, and return the HTML page or the AnnData file."""
+    from perturbjax.report.similar_page import write_similar_page
+    from perturbjax.screening import commands, outputs
+
+    result = commands.find_similar(options)
+    outputs.write_similar(result, options.out)
+    return _finish_screen(
+        result, options, lambda result, out, images: write_similar_page(result, out)
+    )
+
+
+def differences(options: Any) -> Any:
+    """Compare features with controls, and return the HTML page or the AnnData file."""
+    from perturbjax.report.differences_page import write_differences_page
+    from perturbjax.screening import commands, outputs
+
+    result = commands.find_differences(options)
+    outputs.write_differences(result, options.out)
+    return _finish_screen(result, options, write_differences_page)
+
+
+def _finish_screen(result: Any, options: Any, write_page: Callable[..., Any]) -> Any:
+    """Print the conclusions of a screening command and write its page.
+
+    Returns:
+        The page, or the AnnData file if that is the output.
+    """
+    from perturbjax.report.well_images import WellImages
+    from perturbjax.screening.screen_inputs import open_images
+
+    for sentence in result.sentences():
+        console.print(sentence)
+    if options.out.suffix == ".h5ad":
+        return options.out
+    dataset = open_images(options.screen)
+    images = None if dataset is None else WellImages(dataset, result.wells)
+    return write_page(result, options.out, images)

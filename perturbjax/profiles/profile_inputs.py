@@ -24,10 +24,16 @@ _COUNTS = ("n_cells", "mask_area")
 _IMAGE_STATISTIC = re.compile(f"^({'|'.join(STATISTICS)})_")
 
 
-def load_profiles(config: ProfileConfig) -> tuple[Profiles, Bool[np.ndarray, " n"], str]:
+def load_profiles(
+    config: ProfileConfig, table: pd.DataFrame | None = None
+) -> tuple[Profiles, Bool[np.ndarray, " n"], str]:
     """Load profiles that have a label.
 
     Prints what was left out or changed.
+
+    Args:
+        config: input.
+        table: read in place of `config.features`.
 
     Returns:
         The profiles, whether each is a negative control, and the name of the label column.
@@ -39,7 +45,8 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, Bool[np.ndarray, " n
     if config.source.data:
         profiles = read_source(config.source)
     else:
-        profiles = read_profiles(config.features, config.aggregate)
+        sources = list(config.features) if table is None else [table]
+        profiles = read_profiles(sources, config.aggregate)
     label = config.label_column or profiles.label_column
     if not label:
         raise InputError(
@@ -47,7 +54,11 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, Bool[np.ndarray, " n
             "column"
         )
     if config.aggregate != "none":
-        profiles = aggregate_to_wells(profiles, config.aggregate)
+        profiles.column(label)
+        wells = aggregate_to_wells(profiles, config.aggregate)
+        if label not in wells.metadata.columns:
+            raise InputError(_describe_two_labels(profiles, label))
+        profiles = wells
     empty = (profiles.column(label) == "").to_numpy()
     if empty.all():
         raise InputError(f"{config.where}: column {label} is empty. Choose another --label-column.")
@@ -80,6 +91,15 @@ def load_profiles(config: ProfileConfig) -> tuple[Profiles, Bool[np.ndarray, " n
     if column not in profiles.metadata.columns:
         return profiles, np.zeros(len(profiles), dtype=bool), label
     return profiles, (profiles.metadata[column] == value).to_numpy(), label
+
+
+def _describe_two_labels(profiles: Profiles, label: str) -> str:
+    keys = [profiles.metadata[PLATE], profiles.metadata[WELL]]
+    plate, well = profiles.metadata.groupby(keys)[label].nunique().idxmax()
+    return (
+        f"{label}: plate {plate}, well {well} has several values. Give each well one value, or "
+        "choose another --label-column."
+    )
 
 
 def read_source(source: SourceConfig) -> Profiles:

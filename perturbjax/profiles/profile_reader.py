@@ -20,6 +20,7 @@ from perturbjax.core.files import MAX_CELLS_PER_BYTE, OPENERS, read_parquet
 from perturbjax.core.plates import normalize_well
 from perturbjax.core.text_tables import clean_columns, detect_dialect
 from perturbjax.dataset import PLATE, SITE, WELL
+from perturbjax.profiles.cell_tables import CELL_COUNT, is_large_cell_table, read_wells
 from perturbjax.profiles.feature_columns import list_columns, select_features
 from perturbjax.profiles.feature_files import require_anndata
 from perturbjax.profiles.profile_table import METADATA, SITE_ID, Profiles, aggregate_to_wells
@@ -31,7 +32,7 @@ _UNSUPPORTED = {".sqlite": "SQLite", ".db": "SQLite", ".xlsx": "Excel", ".xls": 
 _ADVICE = "Write it again, for example with `perturbjax features`"
 
 
-def read_profiles(paths: Sequence[Path | str], aggregate: str = "none") -> Profiles:
+def read_profiles(paths: Sequence[Path | str | pd.DataFrame], aggregate: str = "none") -> Profiles:
     """Read one or several tables of profiles.
 
     Tables that share features are concatenated row by row, such as one file per plate. Tables that
@@ -42,7 +43,7 @@ def read_profiles(paths: Sequence[Path | str], aggregate: str = "none") -> Profi
     PLATE_WELL_SITE.
 
     Args:
-        paths: parquet, CSV, TSV (also `.gz`, `.bz2`, `.xz`) or `.h5ad` files.
+        paths: parquet, CSV, TSV (also `.gz`, `.bz2`, `.xz`) or `.h5ad` files, or tables in memory.
         aggregate: how to aggregate single cells to wells: "median", "mean", or "none" to refuse
             them. Tables of sites or wells are not aggregated here.
 
@@ -57,8 +58,8 @@ def read_profiles(paths: Sequence[Path | str], aggregate: str = "none") -> Profi
         raise InputError("--features: is empty. Give at least one file.")
     groups: list[list[_Table]] = []
     notes: list[str] = []
-    for path in map(Path, paths):
-        table = _read_table(path, notes)
+    for source in paths:
+        table = _read_table(source, aggregate, notes)
         # A file belongs to the first group with which it shares a feature.
         group = next(
             (group for group in groups if set(group[0].features) & set(table.features)), None
@@ -70,7 +71,10 @@ def read_profiles(paths: Sequence[Path | str], aggregate: str = "none") -> Profi
     # First concatenate files of the same features, then join the groups by site.
     parts = [_concatenate(group, aggregate, notes) for group in groups]
     if any(part.metadata[SITE_ID].duplicated().any() for part in parts):  # single cells
-        parts = [aggregate_to_wells(part, aggregate) for part in parts]
+        rows = sum(map(len, parts))
+        parts = [aggregate_to_wells(_count_cells(part), aggregate) for part in parts]
+        wells = sum(map(len, parts))
+        notes.append(f"aggregated {rows} rows to {wells} wells ({aggregate} of each feature)")
     profiles = parts[0]
     for group, part in zip(groups[1:], parts[1:], strict=True):
         profiles = _join(profiles, part, str(paths[0]), str(group[0].path), notes)
@@ -86,8 +90,21 @@ class _Table:
     features: pd.DataFrame
 
 
-def _read_table(path: Path, notes: list[str]) -> _Table:
-    table = _read_file(path, notes)
+def _count_cells(cells: Profiles) -> Profiles:
+    """Add the number of rows of each well as metadata, unless the table has it."""
+    if CELL_COUNT in cells.metadata.columns:
+        return cells
+    keys = [cells.metadata[PLATE], cells.metadata[WELL]]
+    count = cells.metadata.groupby(keys)[SITE_ID].transform("size").astype(str)
+    return replace(cells, metadata=cells.metadata.assign(**{CELL_COUNT: count}))
+
+
+def _read_table(source: Path | str | pd.DataFrame, aggregate: str, notes: list[str]) -> _Table:
+    if isinstance(source, pd.DataFrame):
+        path, table = Path("table"), source.reset_index(drop=True)
+    else:
+        path = Path(source)
+        table = _read_file(path, aggregate, notes)
     table.columns = table.columns.astype(str).str.strip()
     if missing := [column for column in (PLATE, WELL) if column not in table.columns]:
         raise InputError(
@@ -113,7 +130,7 @@ def _read_table(path: Path, notes: list[str]) -> _Table:
     return _Table(path, metadata, features)
 
 
-def _read_file(path: Path, notes: list[str]) -> pd.DataFrame:
+def _read_file(path: Path, aggregate: str, notes: list[str]) -> pd.DataFrame:
     if path.is_dir():
         raise InputError(f"{path}: is a folder. Give its files: {path}/*.parquet")
     if not path.is_file():
@@ -121,6 +138,13 @@ def _read_file(path: Path, notes: list[str]) -> pd.DataFrame:
     suffix = path.suffix.lower()
     if name := _UNSUPPORTED.get(suffix):
         raise InputError(f"{path}: {name} is not supported. Export the table as CSV or parquet.")
+    if aggregate != "none" and is_large_cell_table(path):
+        table = read_wells(path, aggregate)
+        rows = pd.to_numeric(table[CELL_COUNT]).sum()
+        notes.append(
+            f"{path}: aggregated {rows} rows to {len(table)} wells ({aggregate} of each feature)"
+        )
+        return table
     if suffix in (".parquet", ".pq"):
         return read_parquet(path, _ADVICE)
     return _read_anndata(path) if suffix == ".h5ad" else _read_csv(path, notes)
@@ -188,7 +212,17 @@ def _read_anndata(path: Path) -> pd.DataFrame:
     except Exception as error:  # h5py and anndata raise many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as AnnData ({reason}). {_ADVICE}.") from error
-    # AnnData can store X as a sparse matrix.
+    return combine_anndata(obs, var, values)
+
+
+def combine_anndata(obs: pd.DataFrame, var: pd.DataFrame, values: Any) -> pd.DataFrame:
+    """Return metadata and features of an AnnData object as one table.
+
+    Args:
+        obs: rows; columns that start with `Metadata_` are metadata.
+        var: its index has the names of the features.
+        values: dense or sparse matrix X.
+    """
     values = values.toarray() if hasattr(values, "toarray") else values
     metadata = obs[[c for c in obs.columns if c.startswith(METADATA) or c == SITE_ID]]
     features = pd.DataFrame(values, columns=var.index.astype(str))

@@ -102,8 +102,9 @@ def aggregate_to_wells(profiles: Profiles, how: str = "median") -> Profiles:
     same = (grouped.nunique() <= 1).all()
     columns = [c for c in same.index[same] if c not in (PLATE, WELL)]
     metadata = grouped.first()[columns].reset_index()
-    values = (
-        pd.DataFrame(profiles.values).groupby([key.to_numpy() for key in keys], sort=False).agg(how)
-    )
+    values = profiles.values
+    if len(metadata) < len(profiles):
+        groups = pd.DataFrame(values).groupby([key.to_numpy() for key in keys], sort=False)
+        values = groups.agg(how).to_numpy(np.float32)
     metadata.insert(0, SITE_ID, metadata[PLATE].str.cat(metadata[WELL], sep="_"))
-    return replace(profiles, metadata=metadata, values=values.to_numpy(np.float32), measured=None)
+    return replace(profiles, metadata=metadata, values=values, measured=None)

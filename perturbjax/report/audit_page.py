@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,13 +13,12 @@ from perturbjax.audit.compare import Comparison, explain_intervals, summarize, t
 from perturbjax.audit.compare import table_rows as comparison_rows
 from perturbjax.audit.verdict import verdict
 from perturbjax.core.choices import SPLIT_POLICIES
-from perturbjax.core.files import atomic
 from perturbjax.core.messages import html_text
 from perturbjax.evaluation import figures
 from perturbjax.evaluation.evaluation_result import format_estimate
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.report import pages
-from perturbjax.report.pages.page import anchor, with_code
+from perturbjax.report.pages.page import anchor, with_code, write_html
 
 
 def write_page(audit: AuditResult, out: Path) -> Path:
@@ -85,24 +84,6 @@ def html_table(heading: Sequence[str], rows: Iterable[Sequence[str]], strong: st
     values = pd.DataFrame(list(map(tuple, rows)), columns=list(heading), dtype=object)
     highlight = [bool(strong) and row[0] == strong for row in values.itertuples(index=False)]
     return pages.table(anchor("table", heading), values, strong=highlight)
-
-
-def write_html(path: Path, title: str, lead: str, sections: Mapping[str, str]) -> Path:
-    """Write a page atomically.
-
-    Args:
-        path: file to write.
-        title: heading, text.
-        lead: HTML above the sections.
-        sections: title (text) -> HTML.
-
-    Returns:
-        `path`.
-    """
-    parts = [pages.Section(anchor("part", name), name, body) for name, body in sections.items()]
-    with atomic(path) as temporary:
-        temporary.write_text(pages.page(title, lead, parts), encoding="utf-8")
-    return path
 
 
 def write_comparison_page(comparison: Comparison, out: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,12 +44,19 @@ class Chart:
             low - (y - y0) / ((y1 - y0) or 1) * (low - top),
         )
 
-    def grid(self, xs: Iterable[float], ys: Iterable[float]) -> None:
-        """Add grid lines with their values."""
+    def grid(
+        self, xs: Iterable[float], ys: Iterable[float], x_text: Callable[[float], str] | None = None
+    ) -> None:
+        """Add grid lines with their values.
+
+        Args:
+            xs, ys: positions of the lines in data units.
+            x_text: text of a position on the x axis; by default the number.
+        """
         for x in xs:
             (px, low), (_, high) = self.pixel(x, self.y[0]), self.pixel(x, self.y[1])
             self._marks.append(f'<path class="grid" d="M{px:.1f} {low:.1f}V{high:.1f}"/>')
-            self.text(px, low + 15, f"{x:g}", "middle")
+            self.text(px, low + 15, x_text(x) if x_text else f"{x:g}", "middle")
         for y in ys:
             (left, py), (right, _) = self.pixel(self.x[0], y), self.pixel(self.x[1], y)
             self._marks.append(f'<path class="grid" d="M{left:.1f} {py:.1f}H{right:.1f}"/>')
@@ -84,6 +91,7 @@ class Chart:
         css: str,
         tips: Sequence[str] = (),
         size: float = 3.5,
+        links: Sequence[str] = (),
     ) -> None:
         """Add points.
 
@@ -92,12 +100,14 @@ class Chart:
             css: class of the elements.
             tips: text of each point on hover.
             size: radius in pixels.
+            links: target of each point; empty for none.
         """
         for number, (px, py) in enumerate(map(self.pixel, xs, ys)):
             tip = f' data-tip="{html_text(tips[number])}"' if tips else ""
-            self._marks.append(
-                f'<circle class="dot {css}" cx="{px:.1f}" cy="{py:.1f}" r="{size}"{tip}/>'
-            )
+            mark = f'<circle class="dot {css}" cx="{px:.1f}" cy="{py:.1f}" r="{size}"{tip}/>'
+            if links and links[number]:
+                mark = f'<a href="{html_text(links[number])}">{mark}</a>'
+            self._marks.append(mark)
 
     def bar(self, x0: float, x1: float, y: float, tip: str = "") -> None:
         """Add a bar from the x axis to y."""
@@ -106,6 +116,21 @@ class Chart:
         self._marks.append(
             f'<rect class="bar" x="{left + 1:.1f}" y="{top:.1f}" width="{width:.1f}" '
             f'height="{height:.1f}" data-tip="{html_text(tip)}"/>'
+        )
+
+    def row_bar(self, x: float, y: float, css: str, tip: str = "", height: float = 12) -> None:
+        """Add a horizontal bar from 0 to x.
+
+        Args:
+            x, y: end and row of the bar in data units.
+            css: class that gives the color.
+            tip: text on hover.
+            height: in pixels.
+        """
+        (zero, py), (end, _) = self.pixel(0, y), self.pixel(x, y)
+        self._marks.append(
+            f'<rect class="dot {css}" x="{min(zero, end):.1f}" y="{py - height / 2:.1f}" '
+            f'width="{max(abs(end - zero), 1):.1f}" height="{height}" data-tip="{html_text(tip)}"/>'
         )
 
     def legend(self, entries: Sequence[tuple[str, str]]) -> None:

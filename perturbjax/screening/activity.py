@@ -65,14 +65,28 @@ def energy_statistic(values: Float[np.ndarray, "n d"], pool: Pool) -> Statistic:
     n, m = pool.treated, len(values) - pool.treated
 
     def statistic(treated: Int[np.ndarray, "p n"]) -> Float[np.ndarray, " p"]:
-        # Gathers (p, n, n) distances. Sums count each pair twice, as in the definition of the
-        # energy distance.
-        within = distances[treated[:, :, None], treated[:, None, :]].sum(axis=(1, 2))
+        within = _pair_sums(distances, treated)
         to_all = row_sums[treated].sum(axis=1)
         across = to_all - within
         return 2 * across / (n * m) - within / n**2 - (total - 2 * to_all + within) / m**2
 
     return statistic
+
+
+def _pair_sums(
+    matrix: Float[np.ndarray, "n n"], treated: Int[np.ndarray, "p k"]
+) -> Float[np.ndarray, " p"]:
+    """Sum of a symmetric matrix over all ordered pairs of each row of positions."""
+    size, (count, k) = len(matrix), treated.shape
+    first, second = np.triu_indices(k, 1)
+    flat, sums = matrix.ravel(), np.empty(count)
+    # Blocks bound the memory; each needs k (k - 1) / 2 values for each assignment.
+    step = max(1, _BLOCK_VALUES // max(len(first), 1))
+    for start in range(0, count, step):
+        block = treated[start : start + step].astype(np.int64)
+        sums[start : start + step] = flat[block[:, first] * size + block[:, second]].sum(axis=1)
+    # Each pair counts twice, and the diagonal once.
+    return 2 * sums + np.diagonal(matrix)[treated].sum(axis=1)
 
 
 def mahalanobis_statistic(values: Float[np.ndarray, "n d"], pool: Pool) -> Statistic:
@@ -84,11 +98,13 @@ def mahalanobis_statistic(values: Float[np.ndarray, "n d"], pool: Pool) -> Stati
     """
     whitened = values @ _whitening(values)
     n, m = pool.treated, len(values) - pool.treated
+    # The squared length of a sum of vectors is the sum of their inner products.
+    products = whitened @ whitened.T
 
     def statistic(treated: Int[np.ndarray, "p n"]) -> Float[np.ndarray, " p"]:
-        mean = whitened[treated].mean(axis=1)
+        length = np.sqrt(np.maximum(_pair_sums(products, treated), 0)) / n
         # The pool sums to zero, so the control mean is -n / m times the treated mean.
-        return np.linalg.norm(mean, axis=1) * (1 + n / m)
+        return length * (1 + n / m)
 
     return statistic
 
@@ -123,31 +139,33 @@ def average_precision_statistic(values: Float[np.ndarray, "n d"], pool: Pool) ->
         mates = np.sort(row[same_plate[query]])
         rank[query] = len(mates) - np.searchsorted(mates, row, side="left")
     n = pool.treated
-    # `_mean_precision` needs n³ values for each assignment.
-    step = max(1, _BLOCK_VALUES // n**3)
+    # `_mean_precision` needs n² values for each assignment.
+    step = max(1, _BLOCK_VALUES // n**2)
 
     def statistic(treated: Int[np.ndarray, "p n"]) -> Float[np.ndarray, " p"]:
         if n < 2:
             return np.full(len(treated), math.nan)
         blocks = [treated[start : start + step] for start in range(0, len(treated), step)]
-        return np.concatenate([_mean_precision(b, similarity, same_plate, rank) for b in blocks])
+        return np.concatenate([_mean_precision(b, similarity, pool.plates, rank) for b in blocks])
 
     return statistic
 
 
 def _mean_precision(
-    treated: np.ndarray, similarity: np.ndarray, same_plate: np.ndarray, rank: np.ndarray
+    treated: np.ndarray, similarity: np.ndarray, plates: np.ndarray, rank: np.ndarray
 ) -> np.ndarray:
     """Mean over the treated wells of their average precision, for each assignment."""
-    n = treated.shape[1]
-    pairs = treated[:, :, None], treated[:, None, :]
-    own = similarity[pairs]  # (assignment, query, positive)
-    mates = same_plate[pairs]
-    at_least = own[:, :, None, :] >= own[:, :, :, None]  # [.., positive, other]
+    count, n = treated.shape
+    pairs = treated.astype(np.int64)[:, :, None] * len(similarity) + treated[:, None, :]
+    own = similarity.ravel()[pairs]  # (assignment, query, positive)
+    # A query is not its own positive: it is sorted to the end.
+    own[:, np.arange(n), np.arange(n)] = -np.inf
+    order = np.argsort(-own, axis=2)[:, :, : n - 1]
+    ranked = np.take_along_axis(rank.ravel()[pairs], order, axis=2)
+    own_plates = plates[treated]
+    mates = np.take_along_axis(own_plates[:, None, :], order.reshape(count, 1, -1), axis=2)
+    mates = mates.reshape(count, n, n - 1) == own_plates[:, :, None]
     # Treated wells of the query's plate are no negatives: take them out of its rank.
-    negatives = rank[pairs] - (at_least & mates[:, :, None, :]).sum(axis=3)
-    at_least[:, np.arange(n), :, np.arange(n)] = False  # a query is not its own positive
-    positives = at_least.sum(axis=3)
-    precision = positives / np.maximum(positives + negatives, 1)  # 0 / 0 on the diagonal
-    precision[:, np.arange(n), np.arange(n)] = 0
-    return precision.sum(axis=(1, 2)) / (n * (n - 1))
+    negatives = ranked - mates.cumsum(axis=2)
+    positives = np.arange(1, n)
+    return (positives / (positives + negatives)).mean(axis=(1, 2))

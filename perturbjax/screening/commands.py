@@ -1,16 +1,14 @@
-"""The commands `hits`, `doses`, `similar` and `differences`: read wells, compute, write files."""
+"""The commands `hits`, `doses`, `similar` and `differences`: read wells and compute results."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import make_folder, write_csv, write_json, write_parquet
-from perturbjax.core.messages import console
 from perturbjax.core.plates import PLATE, WELL
 from perturbjax.core.progress import track
 from perturbjax.profiles.profile_reader import read_profiles
@@ -22,7 +20,14 @@ from perturbjax.screening.differences import (
     feature_spread,
     group_table,
 )
-from perturbjax.screening.screen_inputs import load_wells
+from perturbjax.screening.permutations import adjust
+from perturbjax.screening.results import (
+    DifferencesResult,
+    DosesResult,
+    HitsResult,
+    SimilarResult,
+)
+from perturbjax.screening.screen_inputs import add_reference, load_measured_wells, load_wells
 from perturbjax.screening.screen_options import (
     DifferencesConfig,
     DosesConfig,
@@ -30,102 +35,111 @@ from perturbjax.screening.screen_options import (
     SimilarConfig,
 )
 from perturbjax.screening.similarity import (
-    cluster_order,
+    cluster_tree,
     mechanism_enrichment,
     neighbor_table,
     relative_to_controls,
     similarity_matrix,
 )
-from perturbjax.screening.wells import Wells, parse_doses
+from perturbjax.screening.wells import Wells, parse_doses, treatment_values
 
 
-def find_hits(config: HitsConfig) -> pd.DataFrame:
-    """Test every treatment and write the hit list.
+def find_hits(config: HitsConfig) -> HitsResult:
+    """Read the wells and test every treatment.
 
     Args:
-        config: input, output folder, false discovery rate and permutations.
-
-    Returns:
-        The table of `hits.hit_table`.
+        config: input, false discovery rate and permutations.
 
     Raises:
         InputError: the input cannot be read, or no treatment can be tested.
     """
-    wells = load_wells(config.screen, dose_column=config.dose_column)
+    wells = load_wells(config.screen, dose_column=config.dose_column, poscon=config.poscon)
     settings = hit_calling.Settings(config.permutations, config.fdr, config.seed)
-    table = hit_calling.hit_table(wells, settings)
-    # 999 permutations are enough to compare p with 0.05.
-    rates = hit_calling.control_test(wells, dataclasses.replace(settings, permutations=999))
-    sentence = hit_calling.verdict(table, config.fdr)
-    console.print(sentence)
-    console.print(describe_calibration(rates))
-    out = make_folder(config.out)
-    write_csv(out / "hits.csv", table)
-    write_parquet(out / "hits.parquet", table)
-    summary = {"verdict": sentence, "fdr": config.fdr, "controls": rates}
-    write_json(out / "summary.json", summary)
-    return table
+    return compute_hits(wells, settings)
 
 
-def describe_calibration(rates: dict[str, float]) -> str:
-    """State how often random control wells were called different."""
-    count = int(rates["draws"])
-    if not count:
-        return "info: too few controls to check the calibration on this screen"
-    parts = [
-        f"{name.replace('_', ' ')} {rates[name]:.0%}"
-        for name in hit_calling.METHODS
-        if math.isfinite(rates[name])
-    ]
-    return (
-        f"info: calibration on {count} random sets of control wells: p <= 0.05 in "
-        f"{', '.join(parts)} (expected 5%)"
-    )
-
-
-def fit_doses(config: DosesConfig) -> pd.DataFrame:
-    """Analyze the dose response of every treatment and write table and well values.
+def compute_hits(wells: Wells, settings: hit_calling.Settings) -> HitsResult:
+    """Test every treatment, and check the calibration with control wells.
 
     Args:
-        config: input, output folder, dose column and response.
+        wells: profiles of a screen.
+        settings: permutations, false discovery rate and seed.
+    """
+    screen = hit_calling.Screen(wells, settings)
+    table = hit_calling.call_hits(screen)
+    # 999 permutations are enough to compare p with 0.05.
+    rates = hit_calling.rate_controls(screen.with_permutations(999))
+    return HitsResult(wells, table, rates, settings.fdr)
 
-    Returns:
-        One row per treatment: `treatment`, `wells`, `doses`, `outcome`, `trend`, `p`, `q`
-        (Benjamini-Hochberg), `ec50_text`, `ec50`, `ec50_low`, `ec50_high`, `bottom`, `top`,
-        `slope`, `max_effect`, `lowest_effective_dose`. Doses are in micromolar.
+
+def fit_doses(config: DosesConfig) -> DosesResult:
+    """Read the wells and analyze the dose response of every treatment.
+
+    Args:
+        config: input, dose column and response.
 
     Raises:
         InputError: the input cannot be read, or no treatment has two doses.
     """
-    wells = load_wells(config.screen)
-    values = well_responses(wells, config)
+    # Only the distance needs negative controls.
+    wells = load_wells(config.screen, needs_controls=config.response == "distance")
+    return compute_doses(
+        wells,
+        dose_column=config.dose_column,
+        response=config.response,
+        baseline=config.baseline,
+        seed=config.seed,
+    )
+
+
+def compute_doses(
+    wells: Wells,
+    *,
+    dose_column: str,
+    response: str = "distance",
+    baseline: Path | None = None,
+    seed: int = 0,
+) -> DosesResult:
+    """Analyze the dose response of every treatment.
+
+    Args:
+        wells: profiles of a screen.
+        dose_column: column with the concentration.
+        response: distance, cell_count, or the name of a feature.
+        baseline: table of the same wells before treatment.
+        seed: of permutations and resamples.
+
+    Returns:
+        The result. Its table has one row per treatment: `treatment`, `wells`, `doses`, `outcome`,
+        `trend`, `p`, `q` (Benjamini-Hochberg), `ec50_text`, `ec50`, `ec50_low`, `ec50_high`,
+        `bottom`, `top`, `slope`, `max_effect`, `lowest_effective_dose`. Doses are in micromolar.
+
+    Raises:
+        InputError: no treatment has two doses, or a column, response or well is missing.
+    """
+    values = well_responses(wells, dose_column, response, baseline)
     values = values[np.isfinite(values["response"])]
-    treated = values[~values["control"] & (values["dose"] > 0)]
+    treated = values[values["dose"] > 0]
     names = [n for n, rows in treated.groupby("treatment") if rows["dose"].nunique() >= 2]
     if not names:
-        raise InputError(
-            f"--dose-column {config.dose_column}: no treatment has two doses greater than 0"
-        )
+        raise InputError(f"--dose-column {dose_column}: no treatment has two doses greater than 0")
     rows, results = [], {}
     for name in track(names, total=len(names), label="Fitting curves", unit="treatments"):
         own = values[(values["treatment"] == name) & (values["dose"] > 0)]
-        # Negative controls on the plates of this treatment count as dose 0.
-        zero = values[
-            values["control"] & ~(values["dose"] > 0) & values["plate"].isin(own["plate"])
-        ]
-        # Doses of controls are empty or 0 and are filled with 0 below.
+        # Negative controls on the plates of this treatment have dose 0.
+        zero = values[values["control"] & values["plate"].isin(own["plate"])]
         both = pd.concat([own, zero])
         results[name] = dose_response.analyze_dose_response(
-            both["dose"].fillna(0).to_numpy(),
+            both["dose"].to_numpy(),
             both["response"].to_numpy(),
             pd.factorize(both["plate"])[0],
-            seed=config.seed,
+            seed=seed,
         )
         rows.append({"treatment": name, "wells": results[name].wells, "doses": results[name].doses})
     table = pd.DataFrame(rows)
     table["p"] = [results[name].p for name in names]
     # One trend test per treatment, corrected over all treatments.
-    table["q"] = dose_response.adjust(table["p"])
+    table["q"] = adjust(table["p"])
     ranges = [_dose_range(values, name) for name in names]
     ordered = list(zip(names, ranges, table["q"], strict=True))
     table["outcome"] = [dose_response.outcome(results[n], r, q) for n, r, q in ordered]
@@ -137,12 +151,7 @@ def fit_doses(config: DosesConfig) -> pd.DataFrame:
         table[column] = [getattr(results[name], column) for name in names]
     for column in ("bottom", "top", "ec50", "slope"):
         table[column] = [getattr(results[name].curve, column, math.nan) for name in names]
-    out = make_folder(config.out)
-    write_csv(out / "doses.csv", table)
-    write_csv(out / "wells.csv", values)
-    responding = int(table["outcome"].str.startswith("response").sum())
-    console.print(f"{responding} of {len(table)} treatments respond to the dose (FDR 5%).")
-    return table
+    return DosesResult(wells, table, values.reset_index(drop=True), results, response)
 
 
 def _dose_range(values: pd.DataFrame, name: str) -> tuple[float, float]:
@@ -150,44 +159,51 @@ def _dose_range(values: pd.DataFrame, name: str) -> tuple[float, float]:
     return float(dose.min()), float(dose.max())
 
 
-def well_responses(wells: Wells, config: DosesConfig) -> pd.DataFrame:
+def well_responses(
+    wells: Wells, dose_column: str, response: str, baseline: Path | None
+) -> pd.DataFrame:
     """Return plate, well, treatment, dose, control and response of every well.
 
     Args:
         wells: profiles of the screen.
-        config: dose column, response, and the table before treatment.
+        dose_column: column with the concentration.
+        response: distance, cell_count, or the name of a feature.
+        baseline: table of the same wells before treatment.
 
     Raises:
         InputError: the response is no feature of the profiles, or a well is missing before
             treatment.
     """
     metadata = wells.metadata
-    if config.dose_column not in metadata.columns:
+    if dose_column not in metadata.columns:
         shown = ", ".join(c for c in metadata.columns if c.startswith("Metadata_"))
-        raise InputError(f"--dose-column {config.dose_column}: not found (available: {shown})")
+        raise InputError(f"--dose-column {dose_column}: not found (available: {shown})")
     table = pd.DataFrame(
         {
             "plate": metadata[PLATE],
             "well": metadata[WELL],
             "treatment": wells.treatment,
-            "dose": parse_doses(metadata[config.dose_column]),
+            "dose": parse_doses(metadata[dose_column]),
             "control": wells.control,
-            "response": _response(wells, config.response),
+            "response": _response(wells, response),
         }
     )
-    if config.baseline is not None:
-        before = read_profiles([config.baseline], "median")
-        if config.response not in before.names:
-            raise InputError(f"--baseline {config.baseline}: has no feature {config.response}")
+    # Controls with a series of doses are analyzed like treatments; other controls have dose 0.
+    doses = table[table["dose"] > 0].groupby("treatment")["dose"].nunique()
+    table["control"] &= ~table["treatment"].isin(doses.index[doses >= 2])
+    table.loc[table["control"], "dose"] = 0.0
+    if baseline is not None:
+        before = read_profiles([baseline], "median")
+        if response not in before.names:
+            raise InputError(f"--baseline {baseline}: has no feature {response}")
         keys = before.metadata[PLATE] + "\n" + before.metadata[WELL]
-        start = pd.Series(before.values[:, before.names.index(config.response)], index=keys)
+        start = pd.Series(before.values[:, before.names.index(response)], index=keys)
         own = table["plate"] + "\n" + table["well"]
         missing = ~own.isin(start.index)
         if missing.any():
             first = table[missing].iloc[0]
             raise InputError(
-                f"--baseline {config.baseline}: plate {first['plate']}, well {first['well']} is "
-                "missing"
+                f"--baseline {baseline}: plate {first['plate']}, well {first['well']} is missing"
             )
         # Relative to the same well before treatment.
         table["response"] /= start.reindex(own).to_numpy()
@@ -213,67 +229,95 @@ def _response(wells: Wells, name: str) -> np.ndarray:
     return wells.values[:, wells.features.index(name)]
 
 
-def find_similar(config: SimilarConfig) -> pd.DataFrame:
-    """Compute neighbors, similarities and enrichment of mechanisms, and write the tables.
+def find_similar(config: SimilarConfig) -> SimilarResult:
+    """Read the wells and compute neighbors, similarities and enrichment of mechanisms.
 
     Args:
-        config: input, output folder and restriction.
-
-    Returns:
-        The table of `similarity.neighbor_table`.
+        config: input, restriction, reference and mechanism column.
 
     Raises:
         InputError: the input cannot be read.
     """
-    wells = load_wells(config.screen)
-    table = neighbor_table(
-        wells, restriction=config.restriction, top=config.neighbors, seed=config.seed
+    wells = load_wells(config.screen, dose_column=config.dose_column)
+    reference = None
+    if config.reference:
+        wells, reference = add_reference(wells, config.reference, config)
+    return compute_similar(
+        wells,
+        restriction=config.restriction,
+        neighbors=config.neighbors,
+        mechanism_column=config.mechanism_column,
+        seed=config.seed,
+        reference=reference,
     )
-    matrix = similarity_matrix(wells, config.restriction)
-    order = cluster_order(matrix)
-    out = make_folder(config.out)
-    write_csv(out / "neighbors.csv", table)
-    write_csv(
-        out / "similarity.csv", matrix.loc[order, order].rename_axis("treatment").reset_index()
-    )
-    if config.mechanism_column in wells.metadata.columns:
-        column = wells.metadata[config.mechanism_column]
-        named = ~wells.control & (column != "").to_numpy()
-        mechanism = dict(zip(wells.treatment[named], column[named], strict=True))
-        enrichment = mechanism_enrichment(table, mechanism)
-        write_csv(out / "enrichment.csv", enrichment)
-        own = [
-            mechanism.get(t) == mechanism.get(n)
-            for t, n in table.loc[table["rank"] == 1, ["treatment", "neighbor"]].itertuples(
-                index=False
-            )
-            if t in mechanism and n in mechanism
-        ]
-        if own:
-            console.print(
-                f"{np.mean(own):.0%} of {len(own)} treatments have a nearest neighbor with the "
-                "same mechanism."
-            )
-    pairs = int((table["q"] <= 0.05).sum())
-    console.print(f"{pairs} neighbor pairs are more similar than random controls (FDR 5%).")
-    return table
 
 
-def find_differences(config: DifferencesConfig) -> pd.DataFrame:
-    """Compare every treatment with its controls feature by feature, and write the tables.
+def compute_similar(
+    wells: Wells,
+    *,
+    restriction: str = "none",
+    neighbors: int = 5,
+    mechanism_column: str = "Metadata_moa",
+    seed: int = 0,
+    reference: np.ndarray | None = None,
+) -> SimilarResult:
+    """Compute neighbors, similarities, a dendrogram and enrichment of mechanisms.
 
     Args:
-        config: input, output folder and treatments.
+        wells: profiles of a screen.
+        restriction: see `similarity.similarity_matrix`.
+        neighbors: neighbors per treatment.
+        mechanism_column: column with the mechanism; may be missing.
+        seed: of the random control profiles.
+        reference: wells of a reference table; neighbors then come only from it.
+    """
+    matrix = similarity_matrix(wells, restriction, reference)
+    table = neighbor_table(
+        wells, restriction=restriction, top=neighbors, seed=seed, reference=reference
+    )
+    tree, order = cluster_tree(matrix) if reference is None else (None, list(matrix.index))
+    columns = order if reference is None else list(matrix.columns)
+    mechanism: dict[str, str] = {}
+    enrichment = pd.DataFrame()
+    if mechanism_column in wells.metadata.columns:
+        named = ~wells.control & (wells.metadata[mechanism_column] != "").to_numpy()
+        mechanism = treatment_values(wells, mechanism_column, named)
+        enrichment = mechanism_enrichment(table, mechanism, list(matrix.columns))
+    return SimilarResult(
+        wells=wells,
+        neighbors=table,
+        matrix=matrix.loc[order, columns],
+        tree=tree,
+        mechanism=mechanism,
+        enrichment=enrichment,
+        restriction=restriction,
+        has_reference=reference is not None,
+    )
 
-    Returns:
-        One row per treatment: `treatment`, `changed` (fraction of features with q <= 0.05) and
-        `description`.
+
+def find_differences(config: DifferencesConfig) -> DifferencesResult:
+    """Read the wells and compare every treatment with its controls feature by feature.
+
+    Args:
+        config: input and treatments.
 
     Raises:
         InputError: the input cannot be read, or a treatment does not exist.
     """
-    wells = load_wells(config.screen)
-    names = config.treatments or tuple(sorted(wells.treatment[~wells.control].unique()))
+    return compute_differences(load_measured_wells(config.screen), config.treatments)
+
+
+def compute_differences(wells: Wells, treatments: tuple[str, ...] = ()) -> DifferencesResult:
+    """Compare treatments with their controls feature by feature.
+
+    Args:
+        wells: profiles of a screen.
+        treatments: names of treatments; by default all.
+
+    Raises:
+        InputError: a treatment has no well on a plate with controls.
+    """
+    names = treatments or tuple(sorted(wells.treatment[~wells.control].unique()))
     # The spread is the same for all treatments, so compute it once.
     spread = feature_spread(wells)
     tables, groups, rows = [], [], []
@@ -284,10 +328,5 @@ def find_differences(config: DifferencesConfig) -> pd.DataFrame:
         changed = float((table["q"] <= 0.05).mean())
         rows.append({"treatment": name, "changed": changed, "description": describe(table)})
     summary = pd.DataFrame(rows).sort_values("changed", ascending=False, ignore_index=True)
-    out = make_folder(config.out)
-    write_csv(out / "differences.csv", pd.concat(tables))
-    write_csv(out / "groups.csv", pd.concat(groups))
-    write_csv(out / "summary.csv", summary)
-    for row in summary.head(10).itertuples():
-        console.print(f"{row.treatment}: {row.description}")
-    return summary
+    features, grouped = (pd.concat(parts, ignore_index=True) for parts in (tables, groups))
+    return DifferencesResult(wells, summary, features, grouped)

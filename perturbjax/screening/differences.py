@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from perturbjax.core.errors import InputError
-from perturbjax.screening.wells import SD_PER_MAD, Wells
+from perturbjax.screening.wells import SD_PER_MAD, Wells, column_medians
 
 COMPARTMENTS = ("Cells", "Cytoplasm", "Nuclei", "Image")
 #: CellProfiler's measurement modules and the word used for them in summaries.
@@ -44,11 +44,17 @@ WORDS = (
     (r"Cells_AreaShape_Area$", "cells", "larger", "smaller"),
     (r"Nuclei_AreaShape_(Eccentricity|Compactness)$", "nuclei", "more elongated", "rounder"),
     (r"Cells_AreaShape_(Eccentricity|Compactness)$", "cells", "more elongated", "rounder"),
-    (r"^(mask_area|area)$", "cells", "larger", "smaller"),
+    (r"^(cell_area|mask_area|area)$", "cells", "larger", "smaller"),
+    (r"^eccentricity$", "cells", "more elongated", "rounder"),
     (r"^n_cells$", "cell count", "higher", "lower"),
     (r"Intensity_(Mean|Integrated)Intensity_(\w+)$", "{channel} intensity", "higher", "lower"),
     (r"^mean_(\w+)$", "{channel} intensity", "higher", "lower"),
+    (r"^texture_(\w+)$", "{channel} texture", "coarser", "smoother"),
+    (r"Texture_(?:Variance|Contrast)_([A-Za-z0-9]+)", "{channel} texture", "coarser", "smoother"),
 )
+
+#: Words without a percentage: a ratio of their features has no meaning.
+NO_SIZE = ("more elongated", "rounder", "coarser", "smoother")
 
 
 def feature_group(name: str) -> tuple[str, str, str]:
@@ -147,8 +153,8 @@ def feature_spread(wells: Wells) -> Float[np.ndarray, " d"]:
     for plate in np.unique(plates):
         rows = plates == plate
         # Removing the plate medians excludes differences between plates from the spread.
-        centered[rows] -= np.nanmedian(values[rows], axis=0)
-    spread = SD_PER_MAD * np.nanmedian(np.abs(centered), axis=0)
+        centered[rows] -= column_medians(values[rows])
+    spread = SD_PER_MAD * column_medians(np.abs(centered))
     # The MAD is 0 if more than half of the values equal the median of their plate.
     return np.where(spread > 0, spread, np.nanstd(centered, axis=0))
 
@@ -178,7 +184,7 @@ def van_elteren(
         # A plate without control wells contributes no comparison.
         if n == total:
             continue
-        median = np.nanmedian(group, axis=0)
+        median = column_medians(group)
         # Missing values at the median favor neither group.
         group = np.where(np.isnan(group), median, group)
         ranks = stats.rankdata(group, axis=0)
@@ -245,7 +251,7 @@ def _phrase(row: pd.Series) -> tuple[str, str] | None:
         name = subject.format(channel=channel)
         word = more if row["effect"] > 0 else less
         size = ""
-        if math.isfinite(row["ratio"]) and not word.startswith(("more", "rounder")):
+        if math.isfinite(row["ratio"]) and word not in NO_SIZE:
             size = f"{abs(row['ratio'] - 1):.0%} ".replace("%", " %")
         return name, f"{size}{word}"
     return None

@@ -20,7 +20,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, Int
 from scipy import optimize, stats
 
@@ -381,12 +380,3 @@ def describe_ec50(result: DoseResponse, dose_range: tuple[float, float]) -> str:
         else ""
     )
     return f"{result.curve.ec50:.3g}{interval}"
-
-
-def adjust(p: pd.Series) -> Float[np.ndarray, " n"]:
-    """Benjamini-Hochberg over the values that are present."""
-    adjusted = np.full(len(p), np.nan)
-    present = p.notna().to_numpy()
-    if present.any():
-        adjusted[present] = stats.false_discovery_control(p[present])
-    return adjusted

@@ -21,18 +21,25 @@ small p-values keep their resolution.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped
+from scipy import stats
 
 #: Number of permutations that reach the observed value after which sampling stops.
 STOP = 10
-#: Permutations evaluated together; bounds memory.
+#: Permutations of the first block; later blocks have up to 8 times as many.
 CHUNK = 250
+#: Limit of the memory for drawn permutations.
+MAX_CACHED_BYTES = 200_000_000
 #: Up to this number of assignments all are evaluated, which gives the exact p-value.
 MAX_EXACT = 2000
 #: A test whose smallest possible p-value is larger than this cannot reject, and is not reported.
@@ -89,23 +96,77 @@ class Pool:
         ]
         return np.array([np.concatenate(parts) for parts in product(*chosen)])
 
-    def draw(self, count: int, rng: np.random.Generator) -> Int[np.ndarray, "p n"]:
-        """Draw random assignments: positions in the pool that are labelled treated.
+    @property
+    def shape(self) -> tuple[tuple[int, int], ...]:
+        """Number of units and of treated units of each stratum."""
+        return tuple(
+            (len(units), k) for units, k in zip(self.units, self.treated_units, strict=True)
+        )
+
+    def select(self, picks: Sequence[Int[np.ndarray, "p k"]]) -> Int[np.ndarray, "p n"]:
+        """Positions in the pool of the wells of selected units.
 
         Args:
-            count: number of permutations.
-            rng: source of random numbers.
+            picks: for each stratum, numbers of the units labelled treated, one row per permutation.
 
         Returns:
             One row per permutation, as many columns as there are treated wells.
         """
-        parts = []
-        for units, k in zip(self.units, self.treated_units, strict=True):
-            # The positions of the k smallest random numbers are a random subset of k units.
-            order = rng.random((count, len(units))).argpartition(k - 1, axis=1)[:, :k]
-            # (count, k, wells per unit) -> (count, treated wells of the stratum).
-            parts.append(units[order].reshape(count, -1))
+        # (p, k, wells per unit) -> (p, treated wells of the stratum).
+        parts = [
+            units[pick].reshape(len(pick), -1)
+            for units, pick in zip(self.units, picks, strict=True)
+        ]
         return np.concatenate(parts, axis=1)
+
+
+class Draws:
+    """Random selections of units, shared by all pools with equal numbers of units.
+
+    Most treatments of a screen have the same design, and drawing takes longer than the statistics.
+    A selection depends on the seed and the numbers of units only, so that the result of a treatment
+    does not depend on the other treatments.
+
+    Args:
+        seed: of the random numbers.
+    """
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._cache: OrderedDict[tuple[Any, ...], list[Int[np.ndarray, "p k"]]] = OrderedDict()
+        self._bytes = 0
+
+    def picks(
+        self, shape: tuple[tuple[int, int], ...], number: int, count: int
+    ) -> list[Int[np.ndarray, "p k"]]:
+        """Draw one block of selections, or return it from memory.
+
+        Args:
+            shape: see `Pool.shape`.
+            number: number of the block, from 0.
+            count: number of selections.
+
+        Returns:
+            For each stratum, the numbers of the selected units, one row per selection.
+        """
+        key = (shape, number, count)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        rng = np.random.default_rng([self._seed, number, *itertools.chain(*shape)])
+        # The positions of the k smallest random numbers are a random subset of k units.
+        block = [
+            rng.random((count, units), dtype=np.float32)
+            .argpartition(k - 1, axis=1)[:, :k]
+            .astype(np.int32)
+            for units, k in shape
+        ]
+        self._cache[key] = block
+        self._bytes += sum(part.nbytes for part in block)
+        while self._bytes > MAX_CACHED_BYTES and len(self._cache) > 1:
+            _, oldest = self._cache.popitem(last=False)
+            self._bytes -= sum(part.nbytes for part in oldest)
+        return block
 
 
 def make_pool(
@@ -212,42 +273,92 @@ def _plates_by_position(
     return {position: dict(sorted(wells.items())) for position, wells in table.items()}
 
 
+def permutation_tests(
+    statistics: Mapping[str, Statistic], pool: Pool, *, permutations: int, draws: Draws
+) -> dict[str, tuple[float, float]]:
+    """Compare statistics of the treated wells with their values after permuting the labels.
+
+    All statistics use the same permutations.
+
+    Args:
+        statistics: name -> function from positions in the pool to one value per row.
+        pool: wells and exchangeable units.
+        permutations: largest number of permutations.
+        draws: source of permutations.
+
+    Returns:
+        Name -> observed value and its p-value; p is NaN if the pool is too small for a p-value of
+        `MAX_SMALLEST_P` or less, or if the observed value is NaN.
+    """
+    own = np.arange(pool.treated)[None]
+    observed = {name: float(make(own)[0]) for name, make in statistics.items()}
+    p = dict.fromkeys(statistics, math.nan)
+    if pool.smallest_p <= MAX_SMALLEST_P:
+        tested = {n: f for n, f in statistics.items() if math.isfinite(observed[n])}
+        # Rounding must not decide whether a permutation equals the observed assignment.
+        limits = {name: observed[name] - 1e-9 * max(abs(observed[name]), 1e-12) for name in tested}
+        if pool.assignments <= MAX_EXACT:
+            assignments = pool.enumerate()
+            p |= {n: float(np.mean(f(assignments) >= limits[n])) for n, f in tested.items()}
+        else:
+            p |= _sequential_p(tested, limits, pool, permutations, draws)
+    return {name: (observed[name], p[name]) for name in statistics}
+
+
+def _sequential_p(
+    statistics: dict[str, Statistic],
+    limits: dict[str, float],
+    pool: Pool,
+    permutations: int,
+    draws: Draws,
+) -> dict[str, float]:
+    """p-values of Besag and Clifford, each from as many permutations as it needs."""
+    p: dict[str, float] = {}
+    reached = dict.fromkeys(statistics, 0)
+    drawn = 0
+    for number in itertools.count():
+        # Most treatments need few permutations. Later blocks are larger, for fewer calls.
+        count = min(CHUNK * min(2**number, 8), permutations - drawn)
+        running = [name for name in statistics if name not in p]
+        if not running or count <= 0:
+            break
+        treated = pool.select(draws.picks(pool.shape, number, count))
+        for name in running:
+            exceeds = statistics[name](treated) >= limits[name]
+            # Number of permutations up to each draw that reached the observed value.
+            total = reached[name] + np.cumsum(exceeds)
+            if total[-1] >= STOP:
+                # With early stopping, p is STOP divided by the number of draws.
+                p[name] = STOP / (drawn + int(np.searchsorted(total, STOP)) + 1)
+            reached[name] = int(total[-1])
+        drawn += count
+    # The observed assignment counts as a draw, so that p is never 0.
+    return {name: p.get(name, (reached[name] + 1) / (drawn + 1)) for name in statistics}
+
+
 def permutation_test(
-    statistic: Statistic, pool: Pool, *, permutations: int, rng: np.random.Generator
+    statistic: Statistic, pool: Pool, *, permutations: int, seed: int = 0
 ) -> tuple[float, float]:
-    """Compare a statistic of the treated wells with its values after permuting the labels.
+    """Test one statistic, see `permutation_tests`.
 
     Args:
         statistic: maps positions in the pool to one value per row.
         pool: wells and exchangeable units.
         permutations: largest number of permutations.
-        rng: source of random numbers.
-
-    Returns:
-        The observed value and its p-value; p is NaN if the pool is too small for a p-value of
-        `MAX_SMALLEST_P` or less, or if the observed value is NaN.
+        seed: of the permutations.
     """
-    observed = float(statistic(np.arange(pool.treated)[None])[0])
-    if pool.smallest_p > MAX_SMALLEST_P or not math.isfinite(observed):
-        return observed, math.nan
-    if pool.assignments <= MAX_EXACT:
-        # Row 0 is the observed assignment, since combinations() begins with the first k units.
-        assignments = pool.enumerate()
-        chunks = np.array_split(assignments, -(-len(assignments) // CHUNK))
-        values = np.concatenate([statistic(chunk) for chunk in chunks])
-        return observed, float(np.mean(values >= values[0] - 1e-9 * max(abs(values[0]), 1e-12)))
-    # Rounding must not decide whether a permutation equals the observed assignment.
-    threshold = observed - 1e-9 * max(abs(observed), 1e-12)
-    drawn, reached = 0, 0
-    while drawn < permutations:
-        count = min(CHUNK, permutations - drawn)
-        exceeds = statistic(pool.draw(count, rng)) >= threshold
-        # Number of permutations up to each draw that reached the observed value.
-        total = reached + np.cumsum(exceeds)
-        if total[-1] >= STOP:
-            drawn += int(np.searchsorted(total, STOP)) + 1
-            # Besag and Clifford: with early stopping, p is STOP divided by the number of draws.
-            return observed, STOP / drawn
-        reached, drawn = int(total[-1]), drawn + count
-    # The observed assignment counts as a draw, so that p is never 0.
-    return observed, (reached + 1) / (drawn + 1)
+    tests = permutation_tests({"": statistic}, pool, permutations=permutations, draws=Draws(seed))
+    return tests[""]
+
+
+def adjust(p: pd.Series) -> Float[np.ndarray, " n"]:
+    """Benjamini-Hochberg over the p-values that are present.
+
+    Args:
+        p: NaN where there was no test.
+    """
+    adjusted = np.full(len(p), np.nan)
+    present = p.notna().to_numpy()
+    if present.any():
+        adjusted[present] = stats.false_discovery_control(p[present])
+    return adjusted

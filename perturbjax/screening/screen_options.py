@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.options import require, require_output, require_seed, require_sound
+from perturbjax.core.options import (
+    python_only,
+    require,
+    require_output,
+    require_seed,
+    require_sound,
+)
 from perturbjax.profiles.profile_options import ProfileConfig, SourceConfig
 
-Restriction = Literal["none", "plate", "position", "layout"]
+#: Ending of an output file in place of a folder.
+H5AD = ".h5ad"
+#: What two compared wells may not share; otherwise a metadata column.
+RESTRICTIONS = ("none", "plate", "position", "layout")
 
 
 @dataclass(frozen=True)
@@ -20,9 +28,10 @@ class ScreenConfig:
     features: tuple[Path, ...] = ()
     """Tables of profiles (.parquet, .csv, .tsv or .h5ad), per well, site or cell."""
     data: tuple[Path, ...] = ()
-    """Dataset directories, in place of --features; ImageNet features are extracted."""
+    """Dataset directories. With --features they give the pictures; without, ImageNet features of
+    each channel are extracted."""
     run: Path | None = None
-    """Evaluated run directory, in place of --features: the features of its network."""
+    """Evaluated run directory: the features of its network."""
     label_column: str = ""
     """Column with the treatment; by default that of --data, else Metadata_pert_iname."""
     negcon: str = ""
@@ -31,12 +40,11 @@ class ScreenConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        given = sum(map(bool, (self.features, self.data, self.run)))
-        if given != 1:
-            raise InputError("--features, --data, --run: pass exactly one of the three")
-        column, _, value = self.negcon.partition("=")
-        is_pair = not self.negcon or bool(column and value)
-        require("negcon", self.negcon, is_pair, "COLUMN=VALUE")
+        if bool(self.features or self.data) == (self.run is not None):
+            raise InputError(
+                "--features, --data, --run: pass --run, or the other two or one of them"
+            )
+        _require_pair("negcon", self.negcon)
 
     def profile_config(self) -> ProfileConfig:
         """The same input in the form that `perturbjax.profiles` reads."""
@@ -47,10 +55,19 @@ class ScreenConfig:
         source = SourceConfig(data=self.data, pool="stages", augmentations=4, statistics=True)
         return ProfileConfig(
             features=features,
-            source=source if self.data else SourceConfig(),
+            source=SourceConfig() if features else source,
             label_column=self.label_column,
             aggregate="median",
         )
+
+
+def _require_pair(flag: str, text: str) -> None:
+    column, _, value = text.partition("=")
+    require(flag, text, not text or bool(column and value), "COLUMN=VALUE")
+
+
+def _require_tables(out: Path) -> None:
+    require_output(out, *([H5AD] if out.suffix == H5AD else []))
 
 
 @dataclass(frozen=True)
@@ -59,19 +76,22 @@ class HitsConfig:
 
     screen: ScreenConfig
     out: Path
-    """Folder for hits.csv, hits.parquet and summary.json."""
+    """Folder for hits.html, hits.csv, hits.parquet and summary.json; or an .h5ad file."""
+    poscon: str = ""
+    """Positive controls as COLUMN=VALUE; by default Metadata_control_type=poscon."""
     dose_column: str = ""
     """Column with the dose; each dose is then tested as a treatment of its own."""
     fdr: float = 0.05
     """False discovery rate of each method, greater than 0 and less than 1."""
     permutations: int = 20_000
     """Maximum number of permutations per test, 999 or more."""
-    seed: int = 0
+    seed: int = python_only(0)
     """Seed of the permutations."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require_output(self.out)
+        _require_tables(self.out)
+        _require_pair("poscon", self.poscon)
         require("fdr", self.fdr, 0 < self.fdr < 1, "greater than 0 and less than 1")
         require("permutations", self.permutations, self.permutations >= 999, "999 or more")
         require_seed(self.seed)
@@ -83,7 +103,7 @@ class DosesConfig:
 
     screen: ScreenConfig
     out: Path
-    """Folder for doses.csv and wells.csv."""
+    """Folder for doses.html, doses.csv and wells.csv; or an .h5ad file."""
     dose_column: str
     """Column with the concentration, such as Metadata_concentration_uM."""
     response: str = "distance"
@@ -91,12 +111,12 @@ class DosesConfig:
     feature."""
     baseline: Path | None = None
     """Table of the same wells before treatment; the response is then the ratio to it."""
-    seed: int = 0
+    seed: int = python_only(0)
     """Seed of permutations and resamples."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require_output(self.out)
+        _require_tables(self.out)
         require_seed(self.seed)
 
 
@@ -106,19 +126,28 @@ class SimilarConfig:
 
     screen: ScreenConfig
     out: Path
-    """Folder for neighbors.csv, similarity.csv and enrichment.csv."""
-    restriction: Restriction = "none"
-    """Compare only wells that do not share this."""
+    """Folder for similar.html, neighbors.csv, similarity.csv and enrichment.csv; or an .h5ad
+    file."""
+    restriction: str = "none"
+    """Compare only wells that do not share this: none, plate, position, layout, or a metadata
+    column such as Metadata_Batch."""
+    reference: tuple[Path, ...] = ()
+    """Tables of other profiles with the same features, in which neighbors are searched."""
+    dose_column: str = ""
+    """Column with the dose. Each dose is then a treatment, and neighbors are other compounds."""
     neighbors: int = 5
     """Neighbors per treatment, 1 or more."""
     mechanism_column: str = "Metadata_moa"
     """Column with the mechanism, tested for enrichment among the neighbors if it exists."""
-    seed: int = 0
+    seed: int = python_only(0)
     """Seed of the random control profiles."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require_output(self.out)
+        _require_tables(self.out)
+        known = self.restriction in RESTRICTIONS or self.restriction.startswith("Metadata_")
+        choices = f"one of {', '.join(RESTRICTIONS)}, or a column Metadata_..."
+        require("restriction", self.restriction, known, choices)
         require("neighbors", self.neighbors, self.neighbors >= 1, "1 or more")
         require_seed(self.seed)
 
@@ -129,10 +158,11 @@ class DifferencesConfig:
 
     screen: ScreenConfig
     out: Path
-    """Folder for differences.csv, groups.csv and summary.csv."""
+    """Folder for differences.html, differences.csv, groups.csv and summary.csv; or an .h5ad
+    file."""
     treatments: tuple[str, ...] = ()
     """Names of treatments; by default all."""
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require_output(self.out)
+        _require_tables(self.out)

@@ -81,9 +81,13 @@ def test_differences_ranks_treatments_by_changed_features(table, tmp_path):
     [
         ("hits --negcon Metadata_moa=x", "--negcon Metadata_moa=x: no well matches"),
         ("hits --dose-column Metadata_none", "--dose-column Metadata_none: not found"),
-        ("hits --run missing", "pass exactly one"),
+        ("hits --run missing", "pass --run, or"),
         ("doses --dose-column Metadata_dose_uM --response none", "--response none: not found"),
         ("doses --dose-column Metadata_moa", "is not a concentration"),
+        ("hits --poscon Metadata_moa=x", "--poscon Metadata_moa=x: no well matches"),
+        ("hits --label-column Metadata_Site", "no column 'Metadata_Site'"),
+        ("similar --restriction week", "--restriction week: must be one of none"),
+        ("similar --restriction Metadata_week", "--restriction Metadata_week: not found"),
         ("differences --treatments none", "treatment 'none' has no well"),
     ],
 )

@@ -9,7 +9,6 @@ import tifffile
 
 from perturbjax.screening.doses import (
     Curve,
-    adjust,
     analyze_dose_response,
     describe_ec50,
     fit_curve,
@@ -17,6 +16,7 @@ from perturbjax.screening.doses import (
     outcome,
     trend_test,
 )
+from perturbjax.screening.permutations import adjust
 
 DOSES = np.repeat(10.0 ** np.arange(-3, 3), 3)
 

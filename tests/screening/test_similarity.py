@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from perturbjax.screening.similarity import (
-    cluster_order,
+    cluster_tree,
+    match_mechanisms,
     mechanism_enrichment,
     neighbor_table,
     similarity_matrix,
@@ -57,8 +58,8 @@ def test_restriction_leaves_out_pairs_of_one_plate(wells):
     assert np.isnan(off_diagonal).all()
 
 
-def test_cluster_order_puts_mechanisms_together(wells):
-    order = [name for name in cluster_order(similarity_matrix(wells)) if name in MECHANISM]
+def test_cluster_tree_puts_mechanisms_together(wells):
+    order = [name for name in cluster_tree(similarity_matrix(wells))[1] if name in MECHANISM]
     assert order in (sorted(order, key=lambda n: n[0]), sorted(order, key=lambda n: -ord(n[0])))
 
 
@@ -66,6 +67,28 @@ def test_mechanism_enrichment_finds_the_own_mechanism(wells):
     table = mechanism_enrichment(neighbor_table(wells, top=2), MECHANISM)
     own = table[table["own"]]
     assert set(own["treatment"]) == set(MECHANISM) and (own["neighbors"] == 2).all()
+
+
+def test_match_mechanisms_counts_treatments_with_a_possible_match(wells):
+    mechanism = MECHANISM | {"none_0": "alone"}
+    counted, matched, chance = match_mechanisms(similarity_matrix(wells), mechanism)
+    assert counted == 6 and matched == 1.0 and chance == pytest.approx(2 / 6)
+
+
+def test_treatments_of_one_compound_are_no_neighbors(wells):
+    """With doses, a1 and a2 are two doses of one compound: a3 is the neighbor of both."""
+    compound = wells.treatment.replace({"a1": "a", "a2": "a"})
+    matrix = similarity_matrix(type(wells)(**{**vars(wells), "compound": compound}))
+    assert np.isnan(matrix.loc["a1", "a2"])
+    assert matrix.loc["a1"].drop("a1").idxmax() == "a3"
+
+
+def test_neighbors_come_from_the_reference(wells):
+    reference = (wells.metadata["Metadata_Plate"] >= "P2").to_numpy()
+    table = neighbor_table(wells, top=1, reference=reference)
+    own = table[table["treatment"].isin(MECHANISM)]
+    assert len(own) == 6 and (own["neighbor"].str[0] == own["treatment"].str[0]).all()
+    assert (own["q"] <= 0.05).all()
 
 
 def test_mechanism_enrichment_is_empty_without_labels():

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from perturbjax.core.files import atomic
 from perturbjax.core.messages import html_text
 
 #: Column of the class in the data of every figure.
@@ -71,6 +72,24 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         f"<main>{''.join(map(_section, filled))}</main></div><script>{script}</script></body>"
         "</html>\n"
     )
+
+
+def write_html(path: Path, title: str, lead: str, sections: Mapping[str, str]) -> Path:
+    """Write a page atomically.
+
+    Args:
+        path: file to write.
+        title: heading, text.
+        lead: HTML above the sections.
+        sections: title (text) -> HTML; sections without HTML are left out.
+
+    Returns:
+        `path`.
+    """
+    parts = [Section(anchor("part", name), name, body) for name, body in sections.items()]
+    with atomic(path) as temporary:
+        temporary.write_text(page(title, lead, parts), encoding="utf-8")
+    return path
 
 
 def _section(section: Section) -> str:
