@@ -8,10 +8,11 @@ adds haze, vignetting, optical blur, photon noise and read noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy.ndimage as ndi
-from jaxtyping import Float, UInt16
+from jaxtyping import Float, Int, UInt16
 
 CHANNELS = ("DNA", "Actin", "Tubulin")
 #: Radius of a typical cell in pixels, for a site of 128 x 128 pixels.
@@ -23,6 +24,10 @@ OFFSET, READ_NOISE, GAIN, BLUR = 400.0, 25.0, 12.0, 0.8
 MIN_DISTANCE = 1.15
 #: Fraction of cells that are placed next to another cell if there is space.
 GROUPED_FRACTION = 0.6
+#: In sites of up to this height and width, the distance of every pixel to every cell is computed;
+#: in larger ones, to cells closer than so many times the largest radius. A larger site would need
+#: minutes. All other pixels have the last distance, at which a cell emits no light.
+WHOLE_SITE, SURROUNDINGS, FAR = 256, 3.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,12 @@ def draw_site(
 
     # Nuclei are less elongated than their cells.
     nucleus_elongation = 1 + 0.6 * (traits["elongation"] - 1)
-    # Relative distances and angles, (cells, height, width); 1 is the outline.
-    to_nucleus, angle = _distances(centers, nucleus_radii, nucleus_elongation, 0.03, size, rng)
-    to_cell, _ = _distances(centers, radii, traits["elongation"], traits["irregularity"], size, rng)
-    # Each pixel belongs to the cell, and to the nucleus, with the smallest relative distance.
-    owner = to_cell.argmin(axis=0)
-    cell_distance = np.take_along_axis(to_cell, owner[None], 0)[0]
-    nucleus_owner = to_nucleus.argmin(axis=0)
-    nucleus_distance = np.take_along_axis(to_nucleus, nucleus_owner[None], 0)[0]
+    # Each pixel belongs to the cell, and to the nucleus, with the smallest relative distance. A
+    # distance of 1 is the outline.
+    nuclei_axes = _Axes.draw(centers, nucleus_elongation, rng)
+    nucleus_distance, nucleus_owner = _nearest(nuclei_axes, nucleus_radii, 0.03, size)
+    cell_axes = _Axes.draw(centers, traits["elongation"], rng)
+    cell_distance, owner = _nearest(cell_axes, radii, traits["irregularity"], size)
     # Label i + 1 is cell i; nucleus and cell have the same label.
     nuclei = np.where(nucleus_distance < 1, nucleus_owner + 1, 0).astype(np.uint16)
     # A nucleus always belongs to its cell, also where a neighboring cell is closer.
@@ -85,7 +88,8 @@ def draw_site(
         size, 2.2, 0.6 * traits["fibres"], rng
     )
     # Microtubules: radial strands (9 per turn, irregular) that fade outward and avoid the nucleus.
-    cell_angle = np.take_along_axis(angle, owner[None], 0)[0]
+    rows, columns = np.indices((size, size), sparse=True, dtype=np.float32)
+    cell_angle = np.arctan2(*nuclei_axes.offsets(rows, columns, owner))
     strands = 1 + traits["fibres"] * np.sin(9 * cell_angle + 4 * _noise(size, 5.0, rng))
     fading = np.clip(1.15 - 0.75 * cell_distance, 0, None)
     fading = fading * (1 - 0.55 * _soft_step(nucleus_distance, 0.15))
@@ -127,39 +131,64 @@ def _place_cells(
     return centers
 
 
-def _distances(
-    centers: Float[np.ndarray, "n 2"],
-    radii: Float[np.ndarray, " n"],
-    elongation: float,
-    irregularity: float,
-    size: int,
-    rng: np.random.Generator,
-) -> tuple[Float[np.ndarray, "n h w"], Float[np.ndarray, "n h w"]]:
-    """Compute distance and angle of all pixels relative to all cells.
+class _Axes(NamedTuple):
+    """Axes and irregularities of n ellipses."""
 
-    The distance is 1 on the outline: an ellipse with axis ratio `elongation` and the area of a
-    circle of radius `radii`, plus waves with relative amplitude `irregularity`.
+    centers: Float[np.ndarray, "n 2"]
+    tilt: Float[np.ndarray, " n"]
+    ratio: Float[np.ndarray, " n"]
+    phases: Float[np.ndarray, "3 n"]
+
+    @classmethod
+    def draw(
+        cls, centers: Float[np.ndarray, "n 2"], elongation: float, rng: np.random.Generator
+    ) -> _Axes:
+        """Draw the axes of each ellipse; `elongation` is the typical ratio of its axes."""
+        n = len(centers)
+        tilt, *phases = rng.uniform(0, 2 * np.pi, (4, n)).astype(np.float32)
+        # The square root on both axes retains the area: (r * ratio) * (r / ratio) = r^2.
+        ratio = np.sqrt(elongation * np.exp(rng.normal(0, 0.08, n))).astype(np.float32)
+        return cls(centers.astype(np.float32), tilt, ratio, np.stack(phases))
+
+    def offsets(
+        self, rows: np.ndarray, columns: np.ndarray, k: int | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets along the minor and the major axis, scaled so that ellipse `k` is a circle."""
+        y, x = rows - self.centers[k, 0], columns - self.centers[k, 1]
+        sine, cosine = np.sin(self.tilt[k]), np.cos(self.tilt[k])
+        return (cosine * y - sine * x) * self.ratio[k], (cosine * x + sine * y) / self.ratio[k]
+
+
+def _nearest(
+    axes: _Axes, radii: Float[np.ndarray, " n"], irregularity: float, size: int
+) -> tuple[Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
+    """Compute the relative distance of each pixel to its nearest cell, and the cell's number.
+
+    The distance is 1 on the outline: an ellipse with the area of a circle of radius `radii`, plus
+    waves with relative amplitude `irregularity`. In large sites only the surroundings of each cell
+    are computed; pixels farther away have the distance `FAR`.
     """
-    n = len(centers)
-    tilt, two, three, five = rng.uniform(0, 2 * np.pi, (4, n, 1, 1)).astype(np.float32)
-    # The square root on both axes retains the area: (r * ratio) * (r / ratio) = r^2.
-    ratio = np.sqrt(elongation * np.exp(rng.normal(0, 0.08, (n, 1, 1)))).astype(np.float32)
-    grid = np.arange(size, dtype=np.float32)
-    # Offsets from each center by broadcasting: (n, h, 1) and (n, 1, w).
-    y = grid[None, :, None] - centers[:, 0, None, None].astype(np.float32)
-    x = grid[None, None, :] - centers[:, 1, None, None].astype(np.float32)
-    # Rotate to the axes of the ellipse and scale it to a circle.
-    major = (np.cos(tilt) * x + np.sin(tilt) * y) / ratio
-    minor = (np.cos(tilt) * y - np.sin(tilt) * x) * ratio
-    angle = np.arctan2(minor, major)
-    wave = (
-        0.4 * np.cos(2 * angle + two)
-        + 0.8 * np.cos(3 * angle + three)
-        + 0.5 * np.cos(5 * angle + five)
-    )
-    outline = radii[:, None, None].astype(np.float32) * (1 + np.float32(irregularity) * wave)
-    # The lower limit prevents a division by values near 0 at strong waves.
-    return np.hypot(major, minor) / np.maximum(outline, 0.3 * radii.min()), angle
+    rows, columns = np.indices((size, size), sparse=True, dtype=np.float32)
+    reach = float(size) if size <= WHOLE_SITE else SURROUNDINGS * radii.max()
+    distance = np.full((size, size), np.inf if reach == size else FAR)
+    owner = np.zeros((size, size), np.int64)
+    for k, (row, column) in enumerate(axes.centers):
+        top, left = max(0, int(row - reach)), max(0, int(column - reach))
+        window = np.s_[top : int(row + reach) + 1, left : int(column + reach) + 1]
+        minor, major = axes.offsets(rows[window[0]], columns[:, window[1]], k)
+        angle = np.arctan2(minor, major)
+        two, three, five = axes.phases[:, k]
+        wave = (
+            0.4 * np.cos(2 * angle + two)
+            + 0.8 * np.cos(3 * angle + three)
+            + 0.5 * np.cos(5 * angle + five)
+        )
+        outline = radii[k].astype(np.float32) * (1 + np.float32(irregularity) * wave)
+        # The lower limit prevents a division by values near 0 at strong waves.
+        to_cell = np.hypot(major, minor) / np.maximum(outline, 0.3 * radii.min())
+        nearer = to_cell < distance[window]
+        distance[window][nearer], owner[window][nearer] = to_cell[nearer], k
+    return distance, owner
 
 
 def _soft_step(distance: Float[np.ndarray, "h w"], width: float) -> Float[np.ndarray, "h w"]:

@@ -1,4 +1,4 @@
-"""Inner folds of the training plates, for choices that do not use test plates."""
+"""Inner folds of the training plates or wells, for choices that do not use test sites."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pandas as pd
 from jaxtyping import Int
 
 from perturbjax.data import splits
+from perturbjax.dataset import PLATE
 
-INNER = 3
+#: Numbers of outer and of inner folds.
+OUTER, INNER = 5, 3
 
 
 def inner_folds(
@@ -18,19 +20,22 @@ def inner_folds(
 ) -> Iterator[tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"], np.ndarray]]:
     """Split the training plates of one outer fold into inner folds.
 
+    With fewer than five plates, training wells take the place of training plates.
+
     Args:
         metadata: one row per site.
         label: metadata column of the classes.
         fold: number of the outer fold; its test plates are in no inner fold.
 
     Yields:
-        Rows to fit, rows to evaluate, and the plates of the rows to fit.
+        Rows to fit, rows to evaluate, and the plates or wells of the rows to fit.
     """
-    outer = splits.make_split(metadata, "plate", label=label, folds=5, fold=fold, seed=0)
+    policy = "plate" if metadata[PLATE].nunique() >= OUTER else "well"
+    outer = splits.make_split(metadata, policy, label=label, folds=OUTER, fold=fold, seed=0)
     train = np.flatnonzero(outer["part"] == splits.TRAIN)
     for inner in range(INNER):
         split = splits.make_split(
-            metadata.iloc[train], "plate", label=label, folds=INNER, fold=inner, seed=1
+            metadata.iloc[train], policy, label=label, folds=INNER, fold=inner, seed=1
         )
         test = (split["part"] == splits.TEST).to_numpy()
         yield train[~test], train[test], split["group"].to_numpy()[~test]

@@ -62,6 +62,13 @@ _VARIANTS = {
     "one view": Variant(source={"augmentations": 1}),
     "eight views": Variant(source={"augmentations": 8}),
     "stages, 224 pixels": Variant(source={"size": 224, "augmentations": 1}),
+    # Fields of more than 128 pixels, see `SourceConfig.unit`.
+    "whole sites, 224 pixels": Variant(source={"unit": "site"}),
+    "whole sites, 512 pixels": Variant(source={"unit": "site", "size": 512, "augmentations": 1}),
+    "tiles": Variant(source={"unit": "tile"}),
+    "cells, median": Variant(source={"summary": "median"}),
+    "cells, mean and standard deviation": Variant(source={"summary": "mean-std"}),
+    "all cells": Variant(source={"max_cells": 0}),
     "relative to plate mean": Variant({"relative": "plate"}),
     "not relative": Variant({"relative": "none"}),
     "no statistics": Variant(statistics=False),

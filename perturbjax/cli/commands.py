@@ -139,7 +139,7 @@ COMMANDS: dict[str, Command] = {
         message="{result}",
     ),
     "features": Command(
-        "Extract features of every site with a pretrained or trained network.",
+        "Extract features of every cell, site or well with a pretrained or trained network.",
         "perturbjax.profiles.extract:FeaturesConfig",
         "perturbjax.profiles.extract:extract",
         (

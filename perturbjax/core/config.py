@@ -41,6 +41,10 @@ Precision = Literal["float32", "bf16"]
 Head = Literal["dense", "attention", "channels"]
 BackboneNorm = Literal["published", "batch"]
 Pool = Literal["last", "stages"]
+#: Summary of the cells or tiles of a site. The default was chosen on simulated plates and inner
+#: folds (docs/presets.md).
+Summary = Literal["mean", "median", "mean-std"]
+DEFAULT_SUMMARY: Summary = "mean"
 
 #: The linear baseline (`classify --preset linear`): inverse regularization strength of the logistic
 #: regression, number of principal components of the backbone features, and total variance that the

@@ -95,6 +95,7 @@ class Backbone:
         argument_names: names of these arguments.
         input_scaling: mean and standard deviation that published weights expect.
         input_size: usual height and width of the input in pixels.
+        patch: divisor of height and width of the input; a remainder would be cut off.
         stages: attribute with the list of stages, for layer-wise learning rates.
         stage_count: length of that list.
         stem: attributes before the stages.
@@ -111,6 +112,7 @@ class Backbone:
     argument_names: tuple[str, ...] = ("inputs", "classes")
     input_scaling: InputScaling = IMAGENET_SCALING
     input_size: int = 224
+    patch: int = 1
     stages: str = "stages"
     stage_count: int = 0
     stem: tuple[str, ...] = ("stem",)

@@ -282,6 +282,7 @@ def _backbone(name: str, width: int, depth: int, heads: int, registers: int = 0)
         namings=(naming,),
         arguments=_arguments,
         argument_names=("inputs", "classes", "image_size"),
+        patch=PATCH,
         stages="blocks",
         stage_count=depth,
         stem=("stem", "class_token", "positions", "registers"),

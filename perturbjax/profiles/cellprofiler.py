@@ -1,4 +1,4 @@
-"""CellProfiler measurements of every cell of a dataset, summarized by their median per site.
+"""CellProfiler measurements of every cell of a dataset, by cell or summarized for each site.
 
 The measurements are computed by cp_measure (Muñoz et al. 2025, arXiv:2507.01163) on the masks of
 the dataset. Intensities are divided by the maximum of their stored integer type, as CellProfiler
@@ -16,16 +16,25 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt, UInt16
+import pandas as pd
+from jaxtyping import UInt, UInt16
 
+from perturbjax.core.config import Summary
 from perturbjax.core.errors import InputError
 from perturbjax.core.progress import track
+from perturbjax.data.cells import CellCounts, CropConfig, list_cells, select_cells
 from perturbjax.dataset import Dataset, open_dataset
+from perturbjax.profiles.part_features import (
+    PartFeatures,
+    describe_cells,
+    summarize,
+)
 
 CELLPROFILER = "cellprofiler"
 #: Prefix of all names, as in CellProfiler: pycytominer infers features by it, and `audit` finds
@@ -50,13 +59,32 @@ def require_cp_measure() -> None:
         ) from error
 
 
-def facts() -> dict[str, Any]:
+@dataclass(frozen=True)
+class Measure:
+    """Rows of the table of measurements.
+
+    Attributes:
+        by_cell: whether rows are cells instead of sites.
+        summary: of the cells of a site: median, mean, or mean-std for mean and standard deviation.
+        crops: maximum number of cells of a site and its seed, for rows that are cells.
+        count: number of measurements of a cell.
+    """
+
+    by_cell: bool
+    summary: Summary
+    crops: CropConfig
+    count: int
+
+
+def facts(measure: Measure) -> dict[str, Any]:
     """Return everything that determines the values, for the provenance."""
-    return {
-        "backbone": CELLPROFILER,
-        "cp_measure": importlib.metadata.version("cp_measure"),
-        "of_site": "median",
-    }
+    version = importlib.metadata.version("cp_measure")
+    rows = (
+        {"unit": "cell", "max_cells": measure.crops.max_cells, "seed": measure.crops.seed}
+        if measure.by_cell
+        else {"of_site": measure.summary}
+    )
+    return {"backbone": CELLPROFILER, "cp_measure": version, **rows}
 
 
 def names(dataset: Dataset) -> list[str]:
@@ -72,22 +100,22 @@ def names(dataset: Dataset) -> list[str]:
 
 
 def measure_parts(
-    dataset: Dataset, parts: Sequence[range], done: int, workers: int, count: int
-) -> Iterator[Float32[np.ndarray, "n d"]]:
-    """Yield the measurements of each part; NaN if a site has no cells.
+    dataset: Dataset, parts: Sequence[range], done: int, workers: int, measure: Measure
+) -> Iterator[PartFeatures]:
+    """Yield the measurements of each part; NaN for a site without cells.
 
     Args:
         dataset: images and masks.
         parts: sites of each part.
         done: number of sites that were measured before, for the progress.
         workers: number of processes; 0 for the number of cores, at most 16.
-        count: number of measurements d.
+        measure: rows of the table.
     """
     sites = list(itertools.chain(*parts))
     processes = min(workers or min(len(os.sched_getaffinity(0)), _MAX_PROCESSES), len(sites))
     with ExitStack() as stack:
         if processes == 1:
-            medians: Iterator[np.ndarray] = map(partial(_measure_site, dataset, count), sites)
+            results: Iterator[PartFeatures] = map(partial(_measure_site, dataset, measure), sites)
         else:
             pool = stack.enter_context(
                 ProcessPoolExecutor(
@@ -98,12 +126,20 @@ def measure_parts(
                     initargs=(dataset.paths,),
                 )
             )
-            medians = pool.map(partial(_measure_in_worker, count), sites, chunksize=4)
-        rows = track(
-            medians, total=done + len(sites), done=done, label="Measuring cells", unit="sites"
+            results = pool.map(partial(_measure_in_worker, measure), sites, chunksize=4)
+        tracked = track(
+            results, total=done + len(sites), done=done, label="Measuring cells", unit="sites"
         )
         for part in parts:
-            yield np.stack(list(itertools.islice(rows, len(part))))
+            rows = list(itertools.islice(tracked, len(part)))
+            values = np.concatenate([site.values for site in rows])
+            cells = [site.cells for site in rows if site.cells is not None]
+            counts = sum((site.counts for site in rows if site.counts), CellCounts())
+            yield PartFeatures(
+                values,
+                pd.concat(cells, ignore_index=True) if cells else None,
+                counts if measure.by_cell else None,
+            )
 
 
 _worker_dataset: Dataset
@@ -114,20 +150,25 @@ def _open_in_worker(paths: tuple[Path, ...]) -> None:
     _worker_dataset = open_dataset(paths)
 
 
-def _measure_in_worker(count: int, position: int) -> Float32[np.ndarray, " d"]:
-    return _measure_site(_worker_dataset, count, position)
+def _measure_in_worker(measure: Measure, position: int) -> PartFeatures:
+    return _measure_site(_worker_dataset, measure, position)
 
 
-def _measure_site(dataset: Dataset, count: int, position: int) -> Float32[np.ndarray, " d"]:
-    """Return the median of each measurement over the cells of a site."""
+def _measure_site(dataset: Dataset, measure: Measure, position: int) -> PartFeatures:
+    """Measure the cells of a site; return them, or one row with their summary."""
     image, mask = dataset.pixels(position)
-    if not mask.any():
-        return np.full(count, np.nan, np.float32)
-    cells, _ = _measure_cells(image, mask, dataset.channel_names)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a measurement that no cell has is NaN
-        median = np.nanmedian(cells, axis=0)
-    return np.where(np.isfinite(median), median, np.nan).astype(np.float32)
+    values = np.zeros((0, measure.count), np.float32)
+    if mask.any():
+        values = _measure_cells(image, mask, dataset.channel_names)[0]
+    if not measure.by_cell:
+        return PartFeatures(summarize(values, measure.summary)[None])
+    site = str(dataset.index["site_id"].iat[position])
+    cells, counts = select_cells(mask, measure.crops, site)
+    # All cells are measured, because neighbors take part in some measurements. Rows are in the
+    # order of labels.
+    rows = np.isin(list_cells(mask).objects, cells.objects)
+    values = np.where(np.isfinite(values), values, np.nan).astype(np.float32)
+    return PartFeatures(values[rows], describe_cells([position], [cells]), counts)
 
 
 def _measure_cells(

@@ -1,4 +1,4 @@
-"""Extract features of every site with pretrained weights, a trained run, or CellProfiler.
+"""Extract features of cells, sites or wells with pretrained weights, a run, or CellProfiler.
 
 Sites pass through the network in record order, in parts of a few batches. Each finished part is
 stored in a folder next to the output, so that an interrupted extraction resumes; the output
@@ -9,7 +9,6 @@ table.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -18,41 +17,40 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Float32
+import pandas as pd
 
-from perturbjax.core.config import InputConfig, Pool, Precision
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import atomic, make_folder, read_json, write_json
+from perturbjax.core.files import atomic, make_folder, read_json, write_json, write_parquet
 from perturbjax.core.messages import console
-from perturbjax.core.options import python_only, require, require_output, require_sound
 from perturbjax.core.progress import track
-from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.batches import BatchOrder, Decoder, Sites, open_batches
+from perturbjax.data.batches import BatchOrder, open_batches
+from perturbjax.data.cells import CellCounts
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.inference import feature_names
-from perturbjax.models import BACKBONES, Mode
-from perturbjax.models.pooling import pool_stages
-from perturbjax.models.symmetries import dihedral
 from perturbjax.profiles import cellprofiler
 from perturbjax.profiles.cellprofiler import CELLPROFILER
+from perturbjax.profiles.extractors import Extractor, backbone_extractor, run_extractor
 from perturbjax.profiles.feature_files import require_anndata, write_features
-from perturbjax.profiles.image_inputs import (
-    INPUT_SCALINGS,
-    AdaptConfig,
-    adapt,
-    channel_triples,
-    intensity_range,
+from perturbjax.profiles.feature_options import FeaturesConfig
+from perturbjax.profiles.part_features import PartFeatures, summary_names
+from perturbjax.profiles.window_features import (
+    PART_WINDOWS,
+    compute_parts,
+    divide_sites,
+    one_ahead,
+    open_reader,
+    require_cells,
+    window_facts,
 )
-from perturbjax.profiles.profile_table import METADATA
-from perturbjax.training.devices import ComputeConfig, Placement, open_devices
-from perturbjax.training.processes import HostsConfig, connect, run_on_first_process
+from perturbjax.training.devices import Placement, open_devices
+from perturbjax.training.processes import connect, run_on_first_process
 from perturbjax.training.run_directory import open_run
+
+__all__ = ["FeaturesConfig", "extract"]
 
 #: Batches in a part: the work that an interruption can lose.
 PART_BATCHES = 16
@@ -62,94 +60,24 @@ _POLL_S = 1.0
 
 
 @dataclass(frozen=True)
-class FeaturesConfig:
-    """Extract features of every site of a dataset."""
-
-    data: tuple[Path, ...]
-    """Dataset directories with the same channels."""
-    out: Path
-    """Table to write: .parquet or .h5ad (AnnData). The same command resumes an interrupted
-    extraction."""
-    backbone: str = "resnet50"
-    """Network, or cellprofiler for CellProfiler measurements (median over the cells of a site)."""
-    weights: str = ""
-    """Pretrained weights: FILE (.pth, .safetensors), hf:OWNER/REPOSITORY[@REVISION] or
-    package:NAME."""
-    run: Path | None = None
-    """Trained run, in place of --backbone and --weights."""
-    adapt: AdaptConfig = AdaptConfig()
-    pool: Pool = "last"
-    """last: output of the backbone. stages: mean, mean over cells and standard deviation of each
-    stage but the last."""
-    augmentations: int = 1
-    """Number of flips and rotations that features are averaged over, 1 to 8."""
-    precision: Precision = "float32"
-    """Number format of activations."""
-    batch_size: int = 32
-    """Sites in a device call, over all devices."""
-    prefix: str = python_only("")
-    """Prefix of the feature names, such as Cells_ for pycytominer."""
-    workers: int = python_only(0)
-    """Processes for --backbone cellprofiler; 0 uses every core."""
-    level: Literal["site", "well"] = "site"
-    """Row of the table; well: mean of the sites of a well."""
-    compute: ComputeConfig = ComputeConfig()
-    hosts: HostsConfig = HostsConfig()
-
-    def __post_init__(self) -> None:
-        require_sound(self)
-        require_output(self.out, ".parquet", ".h5ad")
-        if self.run is None and not self.weights and self.backbone != CELLPROFILER:
-            backbone = BACKBONES.get(self.backbone)
-            source = f", such as {backbone.source}, {backbone.license}" if backbone else ""
-            example = source if backbone and backbone.source else ""
-            raise InputError(
-                f"--weights: is required (a file, hf:OWNER/REPOSITORY or package:NAME{example}), "
-                "or else --run"
-            )
-        prefix = not self.prefix.startswith(METADATA)
-        require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8")
-        require("batch-size", self.batch_size, self.batch_size >= 1, "at least 1")
-        require("workers", self.workers, self.workers >= 0, "0 (every core) or more")
-        require("prefix", self.prefix, prefix, f"text that does not start with {METADATA}")
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A network as a function from batches of sites to features.
-
-    Attributes:
-        decoder: reads the pixels of each record.
-        step: batch on the device -> features (b, d).
-        groups: prefixes of the feature names; d is a multiple of their number.
-        facts: everything that determines the values, for the provenance.
-    """
-
-    decoder: Decoder
-    step: Callable[[RawBatch], Float[Array, "b d"]]
-    groups: list[str]
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Job:
     """An extraction in parts.
 
     Attributes:
         facts: everything that determines the values.
-        part: number of sites in a part; the last may have fewer.
+        parts: sites of each part.
         compute: (sites of some parts, number of finished sites) -> features of each part.
         name: number of features -> their names.
     """
 
     facts: dict[str, Any]
-    part: int
-    compute: Callable[[Sequence[range], int], Iterator[Float32[np.ndarray, "_n _d"]]]
+    parts: list[range]
+    compute: Callable[[Sequence[range], int], Iterator[PartFeatures]]
     name: Callable[[int], list[str]]
 
 
 def extract(config: FeaturesConfig) -> Path:
-    """Write the features of every site or well of a dataset to `config.out`, and return this path.
+    """Write the features of a dataset to `config.out`, and return this path.
 
     With several processes, all return after the first has written the table.
 
@@ -168,28 +96,49 @@ def extract(config: FeaturesConfig) -> Path:
     if config.run is None and config.backbone == CELLPROFILER:
         return _run_job(config, dataset, _cellprofiler_job(config, dataset))
     placement = open_devices(config.compute, local=True)
+    return _run_job(config, dataset, _network_job(config, dataset, placement))
+
+
+def _network_job(config: FeaturesConfig, dataset: Dataset, placement: Placement) -> Job:
+    reader = None if config.windows == "site" else open_reader(config, dataset)
     extractor = (
-        backbone_extractor(config, dataset, placement)
+        backbone_extractor(config, dataset, placement, reader.size if reader else 0)
         if config.run is None
         else run_extractor(config.run, dataset, placement)
     )
-    job = Job(
-        {**extractor.facts, "batch_size": config.batch_size},
-        PART_BATCHES * config.batch_size,
-        functools.partial(_compute_parts, config, placement, extractor),
-        functools.partial(feature_names, extractor.groups),
+    facts = {**extractor.facts, "batch_size": config.batch_size}
+    name = functools.partial(feature_names, extractor.groups)
+    if reader is None:
+        parts = divide_sites(dataset, None, PART_BATCHES * config.batch_size)
+        compute = functools.partial(_compute_sites, config, placement, extractor)
+        return Job(facts, parts, compute, name)
+
+    def name_summary(count: int) -> list[str]:
+        if config.level == "cell" or config.summary != "mean-std":
+            return name(count)
+        return summary_names(name(count // 2), config.summary)
+
+    return Job(
+        {**facts, **window_facts(config, reader)},
+        divide_sites(dataset, reader, PART_WINDOWS),
+        functools.partial(compute_parts, config, placement, extractor, reader),
+        name_summary,
     )
-    return _run_job(config, dataset, job)
 
 
 def _cellprofiler_job(config: FeaturesConfig, dataset: Dataset) -> Job:
     cellprofiler.require_cp_measure()
+    if config.level == "cell":
+        require_cells(dataset)
     names = cellprofiler.names(dataset)
+    measure = cellprofiler.Measure(config.level == "cell", config.summary, config.crops, len(names))
 
-    def compute(parts: Sequence[range], done: int) -> Iterator[Float32[np.ndarray, "_n d"]]:
-        return cellprofiler.measure_parts(dataset, parts, done, config.workers, len(names))
+    def compute(parts: Sequence[range], done: int) -> Iterator[PartFeatures]:
+        return cellprofiler.measure_parts(dataset, parts, done, config.workers, measure)
 
-    return Job(cellprofiler.facts(), cellprofiler.PART, compute, lambda count: names)
+    named = names if config.level == "cell" else summary_names(names, config.summary)
+    parts = divide_sites(dataset, None, cellprofiler.PART)
+    return Job(cellprofiler.facts(measure), parts, compute, lambda count: named)
 
 
 def _run_job(config: FeaturesConfig, dataset: Dataset, job: Job) -> Path:
@@ -198,9 +147,7 @@ def _run_job(config: FeaturesConfig, dataset: Dataset, job: Job) -> Path:
     work = config.out.with_name(f".{config.out.name}.extracting")
     # Parts may be reused only if data and settings are the same.
     settings = {**job.facts, "index_sha256": dataset.index_sha256, "sites": len(dataset)}
-    starts = range(0, len(dataset), job.part)
-    parts = [range(start, min(start + job.part, len(dataset))) for start in starts]
-    files = [work / f"part-{number:06d}.npy" for number in range(len(parts))]
+    files = [work / f"part-{number:06d}.npy" for number in range(len(job.parts))]
 
     def find_unfinished() -> np.ndarray:
         _prepare_folder(work, settings)
@@ -214,13 +161,12 @@ def _run_job(config: FeaturesConfig, dataset: Dataset, job: Job) -> Path:
     else:
         unfinished = find_unfinished()
     own = np.flatnonzero(unfinished)[process::processes]
-    todo = [parts[number] for number in own]
+    todo = [job.parts[number] for number in own]
     done = len(dataset) - sum(map(len, todo)) if processes == 1 else 0
     if todo:
         # Each part is stored as soon as it is finished.
         for number, features in zip(own, job.compute(todo, done), strict=True):
-            with atomic(files[number]) as temporary:
-                np.save(temporary, features)
+            _save_part(files[number], features)
     if process:
         # The first process deletes the folder after it has written the table.
         _wait_until(lambda: not work.is_dir())
@@ -248,25 +194,67 @@ def _wait_until(ready: Callable[[], bool]) -> None:
         time.sleep(_POLL_S)
 
 
+def _save_part(file: Path, part: PartFeatures) -> None:
+    """Write the features of a part last, because their file marks the part as finished."""
+    if part.cells is not None:
+        write_parquet(file.with_suffix(".parquet"), part.cells)
+    if part.counts is not None:
+        write_json(file.with_suffix(".json"), vars(part.counts))
+    with atomic(file) as temporary:
+        np.save(temporary, part.values)
+
+
 def _write_table(config: FeaturesConfig, dataset: Dataset, job: Job, files: list[Path]) -> None:
     # Memory maps, because the table is written part by part.
     arrays = [np.load(file, mmap_mode="r") for file in files]
-    names = [config.prefix + name for name in job.name(arrays[0].shape[1])]
+    names = [_prefix(config) + name for name in job.name(arrays[0].shape[1])]
     facts = {key: value for key, value in job.facts.items() if key != "batch_size"}
     index = dataset.index
     if config.run is not None:  # `embed` marks training rows, which separate better than new ones
         index = index.assign(Metadata_part=open_run(config.run).parts(index["site_id"]))
-    rows = write_features(config.out, config.level, index, arrays, names, facts)
+    cells = None
+    if config.level == "cell":
+        cells = pd.concat([pd.read_parquet(f.with_suffix(".parquet")) for f in files])
+        if cells.empty:
+            raise InputError(
+                f"{dataset.path}: every cell touches the border of its site, so that none is left. "
+                "Pass --level site."
+            )
+    _report_counts([f.with_suffix(".json") for f in files if f.with_suffix(".json").is_file()])
+    rows = write_features(config.out, config.level, index, arrays, names, facts, cells)
     console.print(f"Extracted features: {rows} {config.level}s, {len(names)} features")
 
 
-def _compute_parts(
+def _prefix(config: FeaturesConfig) -> str:
+    """Prefix of the feature names; measurements of CellProfiler have theirs already."""
+    by_network = config.run is not None or config.backbone != CELLPROFILER
+    default = f"{cellprofiler.OBJECT}_" if config.level == "cell" and by_network else ""
+    return config.prefix or default
+
+
+def _report_counts(files: list[Path]) -> None:
+    counts = sum((CellCounts(**read_json(file)) for file in files), CellCounts())
+    if not counts.total:
+        return
+    used = counts.total - counts.border - counts.not_sampled
+    console.print(
+        f"info: {used:,} of {counts.total:,} cells are used; dropped: {counts.border:,} at the "
+        f"border of a site, {counts.not_sampled:,} by --max-cells"
+    )
+    if counts.larger:
+        console.print(
+            f"warning: {counts.larger:,} cells are larger than the crop; only their center is "
+            "used. Pass a larger --crop-size."
+        )
+
+
+def _compute_sites(
     config: FeaturesConfig,
     placement: Placement,
     extractor: Extractor,
     parts: Sequence[range],
     done: int,
-) -> Iterator[Float32[np.ndarray, "n d"]]:
+) -> Iterator[PartFeatures]:
     """Yield the features of each part. All parts but the last consist of whole batches."""
     size = config.batch_size
     order = BatchOrder.single_pass(np.concatenate(parts), size)
@@ -274,7 +262,7 @@ def _compute_parts(
     with open_batches(extractor.decoder, placement, choice="streamed") as source:
         # JAX dispatch is asynchronous: a step returns before the device has finished.
         ahead = (extractor.step(batch) for batch in source.batches(order))
-        fetched = (np.asarray(features)[:size] for features in _one_ahead(ahead))
+        fetched = (np.asarray(features)[:size] for features in one_ahead(ahead))
         batches = track(
             fetched,
             total=batches_done + len(order),
@@ -284,98 +272,4 @@ def _compute_parts(
         )
         for part in parts:  # the padding of the last batch is dropped
             features = list(itertools.islice(batches, -(-len(part) // size)))
-            yield np.concatenate(features)[: len(part)]
-
-
-def _one_ahead(items: Iterator[Array]) -> Iterator[Array]:
-    """Yield each item after the next one was started, so that the device does not wait."""
-    before = next(items)
-    for item in items:
-        yield before
-        before = item
-    yield before
-
-
-def backbone_extractor(config: FeaturesConfig, dataset: Dataset, placement: Placement) -> Extractor:
-    """Return an extractor of a network with published weights.
-
-    Raises:
-        InputError: The weights do not fit the network or do not take RGB images, or a channel is
-            not stored.
-    """
-    from perturbjax.models.weights import load_pretrained
-    from perturbjax.training.step import DTYPES, split_model
-
-    adaptation = config.adapt
-    triples = channel_triples(adaptation.channels, dataset.channel_names, adaptation.channels_as)
-    pretrained = load_pretrained(config.backbone, config.weights)
-    record = BACKBONES[config.backbone]
-    if adaptation.size is None:
-        adaptation = dataclasses.replace(adaptation, size=record.input_size)
-    if pretrained.provenance["inputs"] != 3:
-        raise InputError(
-            f"--weights {config.weights}: the network takes {pretrained.provenance['inputs']} "
-            "channels, but RGB images have 3. Pass other weights."
-        )
-    scaling = INPUT_SCALINGS.get(
-        adaptation.normalize, record.input_scaling
-    )  # auto: that of the weights
-    graphdef, params, stats = split_model(pretrained.model)
-    params, stats = placement.replicate((params, stats))
-    # Stored channels of the k images of a site, (k, 3).
-    positions = np.array(list(triples.values()))
-    averaged = adaptation.channels_as == "mean"
-    prepare = jax.jit(
-        lambda batch: adapt(batch, adaptation, positions, scaling), out_shardings=placement.by_row
-    )
-
-    @jax.jit
-    def forward(
-        params: Any, stats: Any, x: Float[Array, "bk h w 3"], cells: Array
-    ) -> Float[Array, "bk d"]:
-        model = nnx.merge(graphdef, params, stats, copy=True)
-        mode = Mode(dtype=DTYPES[config.precision])
-        if config.pool == "last":
-            return model(x, mode).features
-        # All images of a site use the mask of this site.
-        return pool_stages(model.stage_maps(x, mode), jnp.repeat(cells, len(triples), axis=0))
-
-    def step(batch: RawBatch) -> Float[Array, "b kd"]:
-        x, cells = prepare(batch), batch.mask[..., None]
-        views = range(config.augmentations)
-        features_of_views = (
-            forward(params, stats, dihedral(x, view), dihedral(cells, view)[..., 0])
-            for view in views
-        )
-        features = sum(features_of_views) / len(views)
-        # (b k, d) -> (b, k, d)
-        features = features.reshape(-1, len(triples), features.shape[1])
-        return features.mean(1) if averaged else features.reshape(len(features), -1)
-
-    groups = [f"{config.backbone}_{name}" for name in triples]
-    groups = [config.backbone] if averaged or len(triples) == 1 else groups
-    # Shift and scale of each site and channel, which map intensities to [0, 1].
-    shift, scale = intensity_range(dataset, adaptation.scale)
-    labels, masks = np.zeros(len(dataset), np.int32), np.arange(len(dataset), dtype=np.int32)
-    sites = Sites((), labels, shift, scale, masks)
-    facts = {
-        **pretrained.provenance,
-        "input": {**vars(adaptation), **scaling._asdict()},
-        "pool": config.pool,
-        "augmentations": config.augmentations,
-        "precision": config.precision,
-    }
-    return Extractor(
-        Decoder(dataset, sites, InputConfig(mask_encoding="binary")), step, groups, facts
-    )
-
-
-def run_extractor(path: Path, dataset: Dataset, placement: Placement) -> Extractor:
-    """Return an extractor of a trained run, with the same input as in `perturbjax evaluate`."""
-    from perturbjax.inference import load_network
-
-    run = open_run(path)
-    network = load_network(run, placement=placement, dataset=dataset)
-    model = run.recipe.model.model
-    facts = {"run": str(run.path), "model": model, "epoch": network.facts["epoch"]}
-    return Extractor(network.decoder(dataset), lambda batch: network.step(batch)[1], [model], facts)
+            yield PartFeatures(np.concatenate(features)[: len(part)])

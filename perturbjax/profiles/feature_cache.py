@@ -21,10 +21,12 @@ from typing import Any
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import delete_oldest, file_digest, make_folder, user_cache
 from perturbjax.core.messages import console
+from perturbjax.data.cells import CropConfig
 from perturbjax.dataset import Dataset
 from perturbjax.models import BACKBONES, with_weights
 from perturbjax.models.weights import UNTRAINED, resolve_source
 from perturbjax.profiles.extract import FeaturesConfig, extract
+from perturbjax.profiles.feature_options import Unit
 from perturbjax.profiles.image_inputs import AdaptConfig
 from perturbjax.profiles.profile_options import SourceConfig
 
@@ -48,14 +50,20 @@ def cached_features(source: SourceConfig, dataset: Dataset) -> Path:
             written.
     """
     folder = Path(source.feature_cache) if source.feature_cache else user_cache("features")
+    unit = choose_unit(source, dataset)
+    # The orientation of cells is random, so that their summary averages over views already.
+    whole = unit == "site"
     config = FeaturesConfig(
         dataset.paths,
         folder / "features.parquet",
         backbone=source.backbone,
         weights=find_weights(source),
-        adapt=AdaptConfig(size=_input_size(source, dataset)),
+        adapt=AdaptConfig(size=_input_size(source, dataset) if whole else source.size),
         pool=source.pool,
-        augmentations=source.augmentations,
+        augmentations=source.augmentations if whole else 1,
+        unit=unit,
+        aggregate=source.summary,
+        crops=CropConfig(max_cells=source.max_cells),
         # Each channel of a site is one image of the device call.
         batch_size=max(1, BATCH_IMAGES // len(dataset.channel_names)),
     )
@@ -70,6 +78,16 @@ def cached_features(source: SourceConfig, dataset: Dataset) -> Path:
             others = (one for one in folder.glob("*.parquet") if one != file)
             delete_oldest(others, CACHE_BYTES - file.stat().st_size)
     return file
+
+
+def choose_unit(source: SourceConfig, dataset: Dataset) -> Unit:
+    """Return the unit of a source; "auto" depends on the size of the sites and on the masks."""
+    if source.unit != "auto":
+        return source.unit
+    if dataset.index[["height", "width"]].to_numpy().max() <= SMALL_SITE:
+        return "site"
+    # Sites with one cell each are crops of cells.
+    return "cell" if dataset.index["n_cells"].mean() > 1 else "tile"
 
 
 def _input_size(source: SourceConfig, dataset: Dataset) -> int | None:
@@ -109,6 +127,8 @@ def _checksum(config: FeaturesConfig, dataset: Dataset) -> str:
         "augmentations": config.augmentations,
         "precision": config.precision,
     }
+    if config.unit != "site":  # absent otherwise, so that earlier files of whole sites stay valid
+        settings["unit"] = [config.unit, config.aggregate, dataclasses.asdict(config.crops)]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,10 +15,16 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic
 from perturbjax.dataset import PLATE, WELL
 
-Level = Literal["site", "well"]
+Level = Literal["cell", "site", "well"]
 Parts = Sequence[Float32[np.ndarray, "_n _d"]]
 #: Key of the provenance of the features in the file.
 PROVENANCE_KEY = "perturbjax"
+#: Column with the id of a cell: `plate_well_site_object`.
+CELL_ID = "Metadata_cell_id"
+#: Columns with the centroid of a cell, in pixels from the upper left pixel of its site.
+CENTER_X, CENTER_Y = "Metadata_Center_X", "Metadata_Center_Y"
+#: Column with the name of each row in AnnData, best first.
+ROW_NAMES = (CELL_ID, "Metadata_site_id")
 
 
 def write_features(
@@ -28,23 +34,28 @@ def write_features(
     parts: Parts,
     names: list[str],
     facts: dict[str, Any],
+    cells: pd.DataFrame | None = None,
 ) -> int:
     """Write the features of a dataset, in the order of its index.
 
     Args:
         path: `.h5ad` for AnnData, else parquet.
-        level: "site", or "well" for the mean of the sites of each well.
+        level: "cell", "site", or "well" for the mean of the sites of each well.
         index: index of the dataset.
         parts: features of consecutive records; they may be memory maps and are read one after the
             other.
         names: names of the features.
         facts: provenance, as JSON values.
+        cells: for level "cell", one row for each row of the features, see
+            `part_features.describe_cells`.
 
     Returns:
         Number of rows.
     """
     columns = [column for column in index.columns if column.startswith("Metadata_")]
     metadata = index[columns].assign(Metadata_site_id=index["site_id"]).reset_index(drop=True)
+    if cells is not None:
+        metadata = cell_metadata(metadata, cells)
     if level == "well":
         metadata, parts = average_wells(metadata, parts)
     write = _write_anndata if path.suffix == ".h5ad" else _write_parquet
@@ -53,24 +64,47 @@ def write_features(
     return len(metadata)
 
 
+def cell_metadata(sites: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the metadata of cells: those of their site, and five columns of the cell.
+
+    `Metadata_cell_id` is unique: `plate_well_site_object`. `Metadata_Center_X`, `Metadata_Center_Y`
+    (centroid) and `Metadata_Area` are in pixels.
+    """
+    metadata = sites.iloc[cells["position"]].reset_index(drop=True)
+    objects = cells["object"].to_numpy()
+    columns = {
+        CELL_ID: metadata["Metadata_site_id"] + "_" + pd.Series(objects).astype(str),
+        "Metadata_ObjectNumber": objects,
+        CENTER_X: cells["center_x"].to_numpy(),
+        CENTER_Y: cells["center_y"].to_numpy(),
+        "Metadata_Area": cells["area"].to_numpy(),
+    }
+    return metadata.assign(**columns)
+
+
 def average_wells(metadata: pd.DataFrame, parts: Parts) -> tuple[pd.DataFrame, Parts]:
     """Average the sites of each well, in order of first occurrence.
 
-    Metadata that differ within a well are left out; `Metadata_Site_Count` is added.
+    Missing values are left out, such as those of sites without cells. Metadata that differ within a
+    well are left out, too; `Metadata_Site_Count` is added.
     """
     # Keys as arrays, so that both columns stay in the groups.
     groups = metadata.groupby([metadata[PLATE].to_numpy(), metadata[WELL].to_numpy()], sort=False)
     well = groups.ngroup().to_numpy()
     counts = np.bincount(well)
     sums, start = np.zeros((len(counts), parts[0].shape[1])), 0
+    present = np.zeros(sums.shape, np.int32)
     for part in parts:
         # The sites of a well can be in several parts.
-        np.add.at(sums, well[start : start + len(part)], part)
+        rows = well[start : start + len(part)]
+        np.add.at(sums, rows, np.nan_to_num(part, nan=0.0))
+        np.add.at(present, rows, ~np.isnan(part))
         start += len(part)
     same = (groups.nunique(dropna=False) <= 1).all()
     first = np.unique(well, return_index=True)[1]
     wells = metadata.loc[first, same.index[same]].reset_index(drop=True)
-    return wells.assign(Metadata_Site_Count=counts), [(sums / counts[:, None]).astype(np.float32)]
+    mean = np.where(present > 0, sums / np.maximum(present, 1), np.nan).astype(np.float32)
+    return wells.assign(Metadata_Site_Count=counts), [mean]
 
 
 def _write_parquet(
@@ -127,8 +161,12 @@ def _write_anndata(
         values = np.lib.format.open_memmap(gathered, mode="w+", dtype=np.float32, shape=shape)
         np.concatenate(parts, out=values)
         text = {column: str for column in metadata if metadata[column].dtype == object}
-        rows = metadata.astype(text).set_axis(metadata.index.astype(str))
+        name = next((name for name in ROW_NAMES if name in metadata), None)
+        row_names = metadata.index.astype(str) if name is None else metadata[name].astype(str)
+        rows = metadata.astype(text).set_axis(pd.Index(row_names, name=None))
         table = anndata.AnnData(np.asarray(values), obs=rows, var=pd.DataFrame(index=names))
+        if CENTER_X in metadata:
+            table.obsm["spatial"] = metadata[[CENTER_X, CENTER_Y]].to_numpy(np.float32)
         table.uns[PROVENANCE_KEY] = json.dumps(facts)
         table.write_h5ad(path)
     finally:

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from perturbjax.core.choices import Choice
-from perturbjax.core.config import LINEAR_COMPONENTS, LINEAR_VARIANCE, Pool, SplitConfig
+from perturbjax.core.config import (
+    DEFAULT_SUMMARY,
+    LINEAR_COMPONENTS,
+    LINEAR_VARIANCE,
+    Pool,
+    SplitConfig,
+    Summary,
+)
 from perturbjax.core.errors import InputError
 from perturbjax.core.options import (
     only_flags,
@@ -32,6 +39,7 @@ Whitening = Literal["zca", "zca_cor", "pca_cor"]
 Aggregation = Literal["none", "median", "mean"]
 EmbedMethod = Literal["umap", "tsne"]
 Criterion = Literal["accuracy", "balanced_accuracy"]
+SourceUnit = Literal["auto", "site", "tile", "cell"]
 #: `--hold-out` value: each plate in turn.
 EACH = "each"
 #: Number of distinct colors of an embedding (`embedding.COLORS`).
@@ -192,6 +200,13 @@ class SourceConfig:
     """last: output of the backbone. stages: statistics of the feature maps of its stages."""
     augmentations: int = python_only(1)
     """Number of flips and rotations that features are averaged over, 1 to 8."""
+    unit: SourceUnit = python_only("site")
+    """site: whole sites, resized. cell, tile: native resolution, see `perturbjax features --unit`.
+    auto: sites of up to 128 pixels whole, larger ones by cells or, without masks, by tiles."""
+    max_cells: int = python_only(0)
+    """Maximum number of cells of a site, chosen at random; 0 for all."""
+    summary: Summary = python_only(DEFAULT_SUMMARY)
+    """Summary of the cells or tiles of a site: mean, median, or mean-std."""
     statistics: bool = python_only(False)
     """Append logarithms of the intensity statistics, cell number and cell area of the dataset
     index."""
@@ -202,6 +217,7 @@ class SourceConfig:
         require_sound(self)
         require("size", self.size, self.size is None or self.size >= 8, "at least 8 pixels")
         require("augmentations", self.augmentations, 1 <= self.augmentations <= 8, "1 to 8")
+        require("max-cells", self.max_cells, self.max_cells >= 0, "0 (all) or more")
 
 
 @dataclass(frozen=True)
@@ -273,11 +289,19 @@ class ClassifyConfig:
         require_seed(self.seed)
 
 
+#: Features of `--preset linear`, also used by the screening commands: fields of `SourceConfig`.
+LINEAR_SOURCE: dict[str, Any] = {
+    "statistics": True,
+    "pool": "stages",
+    "augmentations": 4,
+    "unit": "site",
+    "max_cells": 64,
+}
 #: `classify --preset` name -> field values that replace the defaults. linear is the baseline for
 #: every network.
 CLASSIFY_PRESETS: dict[str, dict[str, Any]] = {
     "linear": {
-        "source": {"statistics": True, "pool": "stages", "augmentations": 4},
+        "source": LINEAR_SOURCE,
         "models": "logistic_balanced",
         "preparation": PREPARATIONS["linear"].steps,
     },

@@ -22,7 +22,7 @@ from perturbjax.core.text_tables import clean_columns, detect_dialect
 from perturbjax.dataset import PLATE, SITE, WELL
 from perturbjax.profiles.cell_tables import CELL_COUNT, is_large_cell_table, read_wells
 from perturbjax.profiles.feature_columns import list_columns, select_features
-from perturbjax.profiles.feature_files import require_anndata
+from perturbjax.profiles.feature_files import CELL_ID, require_anndata
 from perturbjax.profiles.profile_table import METADATA, SITE_ID, Profiles, aggregate_to_wells
 
 #: Maximum ratio of unpacked to packed size of a compressed table.
@@ -332,7 +332,9 @@ def _shared_features(group: list[_Table], notes: list[str]) -> list[str]:
 def _site_ids(metadata: pd.DataFrame) -> pd.Series:
     if SITE_ID in metadata.columns:
         return metadata.pop(SITE_ID)
-    if METADATA + SITE_ID in metadata.columns:
-        return metadata[METADATA + SITE_ID]
+    # In tables of `features --level cell`, each row is a cell.
+    for column in (CELL_ID, METADATA + SITE_ID):
+        if column in metadata.columns:
+            return metadata[column]
     columns = [c for c in (WELL, SITE) if c in metadata.columns]
     return metadata[PLATE].str.cat([metadata[c] for c in columns], sep="_")

@@ -13,7 +13,7 @@ from perturbjax.core.options import (
     require_seed,
     require_sound,
 )
-from perturbjax.profiles.profile_options import ProfileConfig, SourceConfig
+from perturbjax.profiles.profile_options import LINEAR_SOURCE, ProfileConfig, SourceConfig
 
 #: Ending of an output file in place of a folder.
 H5AD = ".h5ad"
@@ -52,7 +52,7 @@ class ScreenConfig:
         if self.run is not None:
             features = (self.run / "evaluation" / "features.parquet",)
         # The same features as in `classify --preset linear`.
-        source = SourceConfig(data=self.data, pool="stages", augmentations=4, statistics=True)
+        source = SourceConfig(data=self.data, **LINEAR_SOURCE)
         return ProfileConfig(
             features=features,
             source=SourceConfig() if features else source,

@@ -155,6 +155,7 @@ def test_parts_of_other_settings_are_not_used(data, weights, tmp_path):
 def test_four_devices_give_the_features_of_one(data, weights, table, tmp_path):
     script = (
         "import sys, jax; from pathlib import Path; from perturbjax.profiles.extract import *\n"
+        "from perturbjax.profiles.image_inputs import AdaptConfig\n"
         "assert jax.device_count() == 4\n"
         "extract(FeaturesConfig(data=(Path(sys.argv[1]),), out=Path(sys.argv[3]), "
         "backbone='resnet18', "
