@@ -72,7 +72,7 @@ class BuildConfig:
     """Label column, or none; by default Metadata_pert_iname, Metadata_broad_sample or
     Metadata_moa."""
     platemap: Path | None = None
-    """TSV with well_position and broad_sample, if the CSV has no treatments."""
+    """Plate map with the treatments (CSV, TSV, XLSX), if the CSV has none."""
     compounds: Path | None = None
     """TSV of compounds (broad_sample, pert_iname, …), joined to the plate map."""
     project: Project = "none"

@@ -20,7 +20,7 @@ import pandas as pd
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import OPENERS, read_parquet
 from perturbjax.core.messages import console
-from perturbjax.core.text_tables import clean_columns, detect_dialect
+from perturbjax.core.text_tables import SEPARATORS, Dialect, clean_columns, detect_dialect
 
 #: Name of the solvent control, used for wells without a treatment in a plate map.
 SOLVENT = "DMSO"
@@ -49,18 +49,36 @@ def read_table(path: Path) -> pd.DataFrame:
             or a row and the header have different numbers of cells.
     """
     path = Path(path)
-    table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    if path.suffix == ".parquet":
+        return _clean(_read_parquet(path), path)
+    rows, dialect = read_rows(path)
+    return table_of_rows(rows, path, decimal=dialect.decimal)
+
+
+def _clean(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     table, notes = clean_columns(table)
     for note in notes:
         console.print(f"info: {path}: {note}")
     return table
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def read_rows(path: Path) -> tuple[list[list[str]], Dialect]:
+    """Read the rows of a text file, which may have different numbers of cells.
+
+    Prints an information line about an unusual separator.
+
+    Returns:
+        Rows without blank lines, and the separators.
+
+    Raises:
+        InputError: The file is missing, empty, truncated or not text.
+    """
     text = _read_text(path)
     # The first lines suffice to detect the separator.
     lines = [line for line in text[: 1 << 20].splitlines() if line.strip()]
-    dialect = detect_dialect(*lines[:2]) if lines else detect_dialect("")
+    # A title above the table has no separator.
+    start = next((n for n, line in enumerate(lines) if set(line) & set(SEPARATORS)), 0)
+    dialect = detect_dialect(*lines[start : start + 2]) if lines else detect_dialect("")
     if dialect.note() and not {".tsv", ".txt"} & set(path.suffixes):  # tabs are usual in these
         console.print(f"info: {path}: {dialect.note()}")
     try:
@@ -72,6 +90,21 @@ def _read_csv(path: Path) -> pd.DataFrame:
     rows = [row for row in rows if row]  # skip blank lines
     if not rows:
         raise InputError(f"{path}: is empty; it needs a header and one row per site")
+    return rows, dialect
+
+
+def table_of_rows(rows: list[list[str]], path: Path, decimal: str = ".") -> pd.DataFrame:
+    """Build a table of text whose header is the first row.
+
+    Args:
+        rows: Header and rows.
+        path: File, for messages.
+        decimal: Decimal sign of numbers.
+
+    Raises:
+        InputError: A column name occurs twice, a row and the header have different numbers of
+            cells, or there are no rows.
+    """
     columns = [name.strip() for name in rows[0]]
     name, times = Counter(columns).most_common(1)[0]
     if times > 1:
@@ -88,7 +121,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if len(rows) == 1:
         raise InputError(f"{path}: has a header but no rows")
     table = pd.DataFrame(rows[1:], columns=columns, dtype=object)
-    return _decimal_points(table) if dialect.decimal == "," else table
+    return _clean(_decimal_points(table) if decimal == "," else table, path)
 
 
 def _decimal_points(table: pd.DataFrame) -> pd.DataFrame:

@@ -55,7 +55,7 @@ def is_built(
     except InputError as error:
         # A damaged dataset can only be replaced with --overwrite.
         if not overwrite:
-            raise InputError(f"{error}, with --overwrite") from error
+            raise InputError(f"{error.message}, with --overwrite") from error
         return False
     if difference and not overwrite:
         raise InputError(

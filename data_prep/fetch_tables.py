@@ -17,6 +17,7 @@ from data_prep.download import NotThere, download
 from data_prep.fetch_options import FetchConfig
 from data_prep.file_columns import FILE_COLUMN_PATTERN, Locations, file_locations
 from data_prep.platemap import join_platemap
+from data_prep.platemap_files import read_platemap
 from data_prep.site_table import normalise_position
 from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
@@ -147,7 +148,7 @@ def _join_gallery_platemap(table: pd.DataFrame, options: FetchConfig, tables: Pa
                 f"warning: the gallery has {len(candidates)} compound tables for this plate; only "
                 "the plate map is joined"
             )
-    return join_platemap(table, read_table(platemap), platemap, compounds)
+    return join_platemap(table, read_platemap(platemap), platemap, compounds)
 
 
 def _repair(options: FetchConfig, locations: Locations) -> Locations:

@@ -48,7 +48,7 @@ class InspectConfig:
     label_column: str = ""
     """Label column, or none. Default: Metadata_pert_iname, _broad_sample or _moa."""
     platemap: Path | None = None
-    """TSV with well_position and broad_sample, if the CSV has no treatments."""
+    """Plate map with the treatments (CSV, TSV, XLSX), if the CSV has none."""
     compounds: Path | None = None
     """TSV of compounds (broad_sample, pert_iname, …), joined to the plate map."""
 
@@ -142,6 +142,9 @@ def _summary_table(table: SiteTable) -> Table:
         "metadata": ", ".join(name.removeprefix("Metadata_") for name in table.metadata_columns),
     }
     summary = Table(title=str(table.source), title_justify="left", show_header=False)
+    summary.add_column()
+    # Long names continue on the next line; without this they end in "…".
+    summary.add_column(overflow="fold")
     for name, text in rows.items():
         summary.add_row(name, text)
     return summary
@@ -187,7 +190,7 @@ def _missing(table: SiteTable, channel: str) -> pd.Series:
 def _channel_table(table: SiteTable, headers: pd.DataFrame) -> Table:
     rows = Table(title="Channels", title_justify="left")
     for heading in ("channel", "files", "missing", "height x width, data type (sample)"):
-        rows.add_column(heading)
+        rows.add_column(heading, overflow="fold")
     for channel in table.channels:
         missing = int(_missing(table, channel).sum())
         counts = headers.loc[headers["channel"] == channel, ["shape", "dtype"]].value_counts()
@@ -209,7 +212,7 @@ def _label_table(table: SiteTable, label_column: str) -> Table:
     sites = table.sites
     rows = Table(title="Possible label columns (* selected)", title_justify="left")
     for heading in ("column", "classes", "sites per class", "wells per class", "largest class"):
-        rows.add_column(heading)
+        rows.add_column(heading, overflow="fold")
     identities = [column for column in IDENTITY_COLUMNS if column in sites.columns]
     columns = dict.fromkeys([label_column, *identities] if label_column else identities)
     wells = sites.drop_duplicates([PLATE, WELL])

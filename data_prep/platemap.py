@@ -1,12 +1,14 @@
-"""Join treatments to sites by a plate map, for tables that list images only (as in JUMP)."""
+"""Join treatments to sites by a plate map, for tables that list images only."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from data_prep.csv_tables import SOLVENT, read_table
+from data_prep.platemap_files import PLATE_NAME, POSITION
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well
@@ -27,9 +29,9 @@ def join_platemap(
     number of these wells is printed.
 
     Args:
-        sites: Table with `Metadata_Well` and `row`.
-        platemap: Table with `well_position`, `broad_sample` (required with `compounds`) and
-            more columns.
+        sites: Table with `Metadata_Plate`, `Metadata_Well` and `row`.
+        platemap: Table of `platemap_files.read_platemap`; `broad_sample` is required with
+            `compounds`. Without a column of plates, it applies to all plates.
         source: File of the plate map, for messages.
         compounds: Table with `broad_sample`, and optionally `pert_iname`, `InChIKey` and more.
 
@@ -37,10 +39,11 @@ def join_platemap(
         InputError: A column is missing, a well occurs twice or is missing, or a sample is not in
             the table of compounds.
     """
-    required = ("well_position",) if compounds is None else ("well_position", _SAMPLE)
-    _require_columns(platemap, required, source)
-    platemap = platemap.assign(well_position=platemap["well_position"].map(normalize_well))
-    _require_unique(platemap, "well_position", source)
+    if compounds is not None:
+        _require_columns(platemap, (_SAMPLE,), source)
+    keys = _check_positions(sites, platemap, source)
+    platemap = platemap.assign(**{POSITION: platemap[POSITION].map(normalize_well)})
+    _require_unique(platemap, keys, source)
     _refuse_positions(platemap, source)
     table = None if compounds is None else _read_compounds(compounds)
     if _SAMPLE in platemap.columns:
@@ -55,25 +58,58 @@ def join_platemap(
     if compounds is not None and table is not None:
         platemap = _join_compounds(platemap, table, source, compounds)
 
-    # Every site needs a treatment; wells of the map without images are ignored.
-    absent = sites.loc[~sites[WELL].isin(platemap["well_position"]), ["row", WELL]]
-    if len(absent):
-        raise InputError(
-            f"{source}: well {absent[WELL].iloc[0]} of row {absent['row'].iloc[0]} is not in the "
-            "plate map"
-        )
     added = platemap.rename(columns=lambda column: f"Metadata_{column}")
-    added = added.rename(columns={"Metadata_well_position": WELL})
+    added = added.rename(columns={f"Metadata_{name}": column for name, column in keys.items()})
+    # Every site needs a treatment; wells of the map without images are ignored.
+    columns = list(keys.values())
+    absent = sites[~in_platemap(sites, platemap)]
+    if len(absent):
+        plate = f" of plate {absent[PLATE].iloc[0]}" if PLATE in columns else ""
+        raise InputError(
+            f"{source}: well {absent[WELL].iloc[0]}{plate} of row {absent['row'].iloc[0]} is not "
+            "in "
+            "the plate map; add the well to it, or remove its rows"
+        )
     # Columns of the plate map replace those of the table.
-    replaced = [column for column in added.columns if column in sites.columns and column != WELL]
-    return sites.drop(columns=replaced).merge(added, on=WELL, how="left", validate="many_to_one")
+    replaced = [name for name in added.columns if name in sites.columns and name not in columns]
+    return sites.drop(columns=replaced).merge(added, on=columns, how="left", validate="many_to_one")
+
+
+def in_platemap(sites: pd.DataFrame, platemap: pd.DataFrame) -> pd.Series:
+    """Return for each site whether its well (and plate) is in a plate map, as booleans."""
+    wells = platemap[POSITION].map(normalize_well)
+    if PLATE_NAME not in platemap.columns:
+        return sites[WELL].isin(wells)
+    pairs = pd.MultiIndex.from_arrays([platemap[PLATE_NAME], wells])
+    positions = pd.MultiIndex.from_frame(sites[[PLATE, WELL]])
+    return pd.Series(positions.isin(pairs), index=sites.index)
+
+
+def _check_positions(sites: pd.DataFrame, platemap: pd.DataFrame, source: Path) -> dict[str, str]:
+    """Return the columns that a plate map and a table have in common: name -> name in the table."""
+    plates = sites[PLATE].unique()
+    if PLATE_NAME not in platemap.columns:
+        if len(plates) > 1:
+            console.print(
+                f"info: {source}: has no column of plates, so it applies to all {len(plates)} "
+                "plates"
+            )
+        return {POSITION: WELL}
+    if not set(plates) & set(platemap[PLATE_NAME]):
+        raise InputError(
+            f"{source}: has none of the plates {', '.join(plates[:3])}; its plates are "
+            f"{', '.join(platemap[PLATE_NAME].unique()[:3])}. Use the same names, or drop its "
+            "column "
+            "of plates"
+        )
+    return {PLATE_NAME: PLATE, POSITION: WELL}
 
 
 def _read_compounds(path: Path) -> pd.DataFrame:
     table = read_table(path)
     _require_columns(table, (_SAMPLE,), path)
     table = table[table[_SAMPLE] != ""]
-    _require_unique(table, _SAMPLE, path)
+    _require_unique(table, [_SAMPLE], path)
     _refuse_positions(table, path)
     return table
 
@@ -120,10 +156,12 @@ def _require_columns(table: pd.DataFrame, columns: tuple[str, ...], source: Path
             )
 
 
-def _require_unique(table: pd.DataFrame, column: str, source: Path) -> None:
-    repeated = table.loc[table[column].duplicated(), column]
+def _require_unique(table: pd.DataFrame, columns: Iterable[str], source: Path) -> None:
+    names = list(columns)
+    repeated = table.loc[table.duplicated(names), names]
     if len(repeated):
-        raise InputError(f"{source}: {column} {repeated.iloc[0]} occurs twice; remove one row")
+        values = ", ".join(f"{name} {repeated[name].iloc[0]}" for name in reversed(names))
+        raise InputError(f"{source}: {values} occurs twice; remove one row")
 
 
 def _refuse_positions(table: pd.DataFrame, source: Path) -> None:

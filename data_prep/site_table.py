@@ -20,6 +20,7 @@ import pandas as pd
 from data_prep.csv_tables import FIRST_ROW, SOLVENT, read_table
 from data_prep.file_columns import file_locations
 from data_prep.platemap import join_platemap
+from data_prep.platemap_files import read_platemap
 from data_prep.shared_files import check_shared_files
 from data_prep.sources import Plane, Project, stores, zarrs
 from data_prep.sources.files import names_of_folder
@@ -99,7 +100,7 @@ def read_sites(
             last folders), a Zarr store, or a folder of Zarr stores.
         channels: Channels to use, in this order; by default all.
         also: Channels that are added if `channels` does not contain them.
-        platemap: TSV with `well_position` and `broad_sample`, joined by well.
+        platemap: Plate map (CSV, TSV or XLSX), joined by well, and by plate if it names plates.
         compounds: TSV with `broad_sample` and its annotations, joined by `broad_sample`.
         must_exist: Refuse tables that name missing files.
         project: Projection of a stack of planes.
@@ -121,7 +122,7 @@ def read_sites(
     sites.insert(0, "site_id", sites[PLATE] + "_" + sites[WELL] + "_" + sites[SITE])
     _refuse_duplicates(sites, source)
     if platemap is not None:
-        sites = join_platemap(sites, read_table(platemap), platemap, compounds)
+        sites = join_platemap(sites, read_platemap(platemap), platemap, compounds)
     elif compounds is not None:
         raise InputError("--compounds: is joined to the plate map; pass --platemap as well")
 

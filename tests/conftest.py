@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from perturbjax.core.errors import InputError
 
 # Hypothesis draws the same examples in every run, without time limits, so that failures are
 # reproducible.
@@ -17,6 +20,14 @@ settings.load_profile("perturbjax")
 os.environ["PERTURBJAX_MASK_CACHE"] = "none"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def messages_name_flags() -> Iterator[None]:
+    """Use the messages of the command line; `core/test_errors.py` tests those of Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InputError, "__str__", lambda error: error.message)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,18 @@ def test_commands_of_the_workflows_parse(name, count):
         accept(command, words)
 
 
+def test_commands_of_the_script_parse():
+    """`tests/e2e/test_folder_to_report.py` runs it."""
+    text = (EXAMPLES / "folder_to_report.sh").read_text()
+    commands = re.findall(r"^perturbjax (.*)$", text, flags=re.MULTILINE)
+    assert len(commands) == 5
+    for line in commands:
+        # Optional flags are left out, and names of variables take the place of their values.
+        plain = re.sub(r"\$\{[^}]*\}", "", line).replace("$", "")
+        command, *words = shlex.split(plain)
+        accept(command, words)
+
+
 def test_snakefile_has_valid_rules():
     """A Snakefile is Python with `rule NAME:` blocks of `part: expression, ...`."""
     head, *rules = re.split(

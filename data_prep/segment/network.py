@@ -136,4 +136,4 @@ def _mask_or_failure(labels: np.ndarray) -> UInt16[np.ndarray, "_h _w"] | Failur
     try:
         return to_uint16(labels)
     except InputError as error:
-        return Failure(str(error))
+        return Failure(error.message)

@@ -223,8 +223,8 @@ def _segment_here(
         except InputError as error:
             # The first queued site has no result yet, so the error is assigned to it.
             where = queued[0][0].where if queued else ""
-            prefix = f"{where}: " if where and where not in str(error) else ""
-            raise InputError(f"{prefix}{error}") from error
+            prefix = f"{where}: " if where and where not in error.message else ""
+            raise InputError(f"{prefix}{error.message}") from error
         yield from (future.result() for future in writing)
     yield from (site_tasks.SegmentedSite(site.where, None) for site in reused)
     working = {part: s - before_start[part] for part, s in engine.network.seconds.items()}

@@ -46,9 +46,8 @@ def store_table(images: str) -> pd.DataFrame:
     stores = sorted(name for name in names_of_folder(images) if name.endswith(zarrs.SUFFIX))
     if not stores:
         raise InputError(
-            f"--images {redacted(images)}: contains no Zarr store (NAME.zarr); pass --load-data "
-            "with file "
-            "names"
+            f"--images {redacted(images)}: contains no Zarr store (NAME.zarr). Pass --load-data, "
+            "a table of the images; `perturbjax table` writes it from their file names"
         )
     rows = [row for name in stores for row in _list_sites(f"{images.rstrip('/')}/{name}")]
     return pd.DataFrame(rows, dtype=object)
@@ -177,7 +176,7 @@ def _images_of(store: str, well: str, must_exist: bool) -> list[tuple[str, str]]
         if not must_exist and isinstance(error.__cause__, FileNotFoundError):
             return []
         raise InputError(
-            f"{error}: the plate metadata list well {well}; the store is incomplete"
+            f"{error.message}: the plate metadata list well {well}; the store is incomplete"
         ) from error
     images = metadata["well"]["images"]
     if len({image.get("acquisition") for image in images}) > 1:

@@ -68,7 +68,7 @@ def design_splits(
                 raise InputError(reason)
             designs.append(_design(index, policy, label, folds, seed))
         except InputError as error:
-            refused[policy] = _remove_flag(str(error))
+            refused[policy] = _remove_flag(error.message)
     return tuple(designs), refused
 
 
@@ -92,7 +92,7 @@ def _design(index: pd.DataFrame, policy: str, label: str, folds: int, seed: int)
         try:
             manifest = make_split(index, policy, label=label, folds=parts, fold=fold, seed=seed)
         except InputError as error:  # other folds can be usable
-            why = str(error)
+            why = error.message
             continue
         train, test = (np.flatnonzero(manifest["part"] == name) for name in (TRAIN, TEST))
         # A test site cannot be predicted if its class has no training site.

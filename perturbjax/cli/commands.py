@@ -32,6 +32,7 @@ class Command:
         examples: two command lines, without `perturbjax COMMAND`.
         choices: field name -> names to list in the help: a mapping, a sequence, or a function that
             returns one.
+        first: names of the flags that the help describes first, if the command has many.
         presets: function (words) -> (defaults, flags for the help, remaining words), for commands
             with presets.
         message: printed at the end, with the fields `result` and `options`.
@@ -43,6 +44,7 @@ class Command:
     run: str
     examples: tuple[str, str]
     choices: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    first: tuple[str, ...] = ()
     presets: str = ""
     message: str = ""
     runs_network: bool = False
@@ -51,6 +53,15 @@ class Command:
 _WRITTEN = "Written: {result}"
 
 COMMANDS: dict[str, Command] = {
+    "table": Command(
+        "Write load_data.csv from a folder of images and a plate map.",
+        "data_prep.make_table:TableConfig",
+        "data_prep.make_table:make_table",
+        (
+            "--images DIR --platemap map.csv --out load_data.csv",
+            "--images DIR --pattern '{plate}_{well}_{channel}.tif' --out load_data.csv",
+        ),
+    ),
     "inspect": Command(
         "Summarize load_data.csv and its images; warn about designs that limit the evaluation.",
         "data_prep.inspection:InspectConfig",
@@ -93,7 +104,11 @@ COMMANDS: dict[str, Command] = {
             "--preset pretrained --data dataset --out run",
         ),
         {"model": "perturbjax.models:BACKBONES"},
-        "perturbjax.cli.presets:train_presets",
+        first=(
+            *("data", "out", "preset", "split", "label_column", "model", "epochs", "batch_size"),
+            *("seed", "resume"),
+        ),
+        presets="perturbjax.cli.presets:train_presets",
         runs_network=True,
         message="Trained: {result.path}. Next: perturbjax evaluate --run {result.path}",
     ),
@@ -159,7 +174,7 @@ COMMANDS: dict[str, Command] = {
             "--preset linear --data dataset --out classified",
         ),
         {"models": "perturbjax.profiles.classifiers:CLASSIFIERS"},
-        "perturbjax.cli.presets:classify_presets",
+        presets="perturbjax.cli.presets:classify_presets",
         runs_network=True,
         message="Written: {options.out}",
     ),
@@ -210,7 +225,7 @@ COMMANDS: dict[str, Command] = {
             "--checkpoint weights.safetensors --data dataset --out run",
         ),
         {"model": "perturbjax.training.pytorch_exchange:original_networks"},
-        "perturbjax.cli.presets:import_presets",
+        presets="perturbjax.cli.presets:import_presets",
     ),
     "export-torch": Command(
         "Write the network of a run as a PyTorch state dict (.pth) or .safetensors.",
@@ -307,6 +322,7 @@ def parse_command(name: str, words: Sequence[str]) -> Any:
         description=command.summary,
         defaults=defaults,
         parsed=parsed,
+        first=command.first,
         examples=command.examples,
         choices=lambda: {field: _names(reference) for field, reference in command.choices.items()},
     )

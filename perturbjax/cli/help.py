@@ -65,7 +65,8 @@ def render(
         for title, group in groups.items():
             if group not in parser._action_groups:
                 listed = " ".join(flag.spelling for flag in flags if flag.group == title)
-                brief += [f"  {title}:", *(f"    {line}" for line in _wrap(listed, 4))]
+                wrapped = _wrap(f"{title}: {listed}", 4)
+                brief += [f"  {wrapped[0]}", *(f"    {line}" for line in wrapped[1:])]
         parser.epilog = "\n".join(brief)
     return parser.format_help()
 

@@ -48,10 +48,21 @@ REMOVED = {
 }
 
 
+#: Start of the message of argparse about required flags.
+_MISSING = "the following arguments are required: "
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises a one-line `InputError`."""
 
+    #: Flag -> its help sentence, for messages about missing flags.
+    sentences: Mapping[str, str] = {}
+
     def error(self, message: str) -> NoReturn:
+        if (names := message.removeprefix(_MISSING)) != message:
+            texts = {name: self.sentences.get(name, "").rstrip(".") for name in names.split(", ")}
+            needs = "; ".join(f"{name} is missing: {text}" for name, text in texts.items())
+            raise InputError(f"{needs} (see {self.prog} --help)")
         raise InputError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 
 
@@ -85,6 +96,7 @@ def parse_options(
     description: str = "",
     defaults: Mapping[str, Any] | None = None,
     parsed: Sequence[Flag] = (),
+    first: Sequence[str] = (),
     **texts: Any,
 ) -> Any:
     """Parse command line words into an options dataclass, or print the help and exit.
@@ -96,6 +108,7 @@ def parse_options(
         description: purpose of the command; the class docstring by default.
         defaults: field name -> value that replaces the default of the dataclass.
         parsed: flags that the caller has parsed already, for the help.
+        first: names of the flags that the help describes first; the others are grouped.
         texts: `examples` and `choices` of `help.render`.
 
     Raises:
@@ -109,11 +122,11 @@ def parse_options(
     about = " ".join((description or kind.__doc__ or "").split())
     parser = Parser(prog, description=about, add_help=False, allow_abbrev=False)
     if {"-h", "--help", "--help-all"} & set(words):
-        # Options without a group come first; the stable sort preserves the order otherwise.
-        flags = sorted([*parsed, *flags], key=lambda flag: flag.group != "Options")
+        flags = _sort_for_help([*parsed, *flags], first)
         full = "--help-all" in words
         print(help.render(parser, flags, add_argument, full=full, **texts), end="")
         sys.exit(0)
+    parser.sentences = {flag.spelling: flag.text for flag in flags}
     for flag in flags:
         add_argument(parser, flag, former=flag.metadata.get("former", ()))
     # All valid flags, with former names and the --no-NAME forms.
@@ -123,6 +136,21 @@ def parse_options(
         if word.startswith("--") and word.split("=")[0] not in ("--", *spellings):
             _refuse(word.split("=")[0], prog, spellings, fields)
     return _construct(kind, vars(parser.parse_args(words)), defaults)
+
+
+def _sort_for_help(flags: Sequence[Flag], first: Sequence[str]) -> list[Flag]:
+    """Order flags: those named in `first`, then options without a group, then groups."""
+    if first:
+        flags = [
+            flag._replace(group="Options" if flag.name in first else _rest(flag)) for flag in flags
+        ]
+    order = {name: number for number, name in enumerate(first)}
+    # The stable sort preserves the order otherwise.
+    return sorted(flags, key=lambda one: (one.group != "Options", order.get(one.name, len(order))))
+
+
+def _rest(flag: Flag) -> str:
+    return "More options" if flag.group == "Options" else flag.group
 
 
 def parse_first(argv: Sequence[str], *names: str) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,10 +17,34 @@ from perturbjax.core.messages import terminal_text
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Exit statuses. The last two are those that a shell reports after SIGINT and SIGPIPE.
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+#: A flag of a command, outside of words such as `a--b`.
+_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
 
 
 class InputError(Exception):
-    """An input cannot be used. The message is one line: problem, file or flag, and solution."""
+    """An input cannot be used. The message is one line: problem, file or flag, and solution.
+
+    `message` names flags (`--label-column`), as the command line prints it. `str(error)` names the
+    arguments of Python functions (`label_column`).
+    """
+
+    @property
+    def message(self) -> str:
+        """Message for the command line."""
+        return str(self.args[0]) if self.args else ""
+
+    def __str__(self) -> str:
+        return argument_names(self.message)
+
+
+def argument_names(message: str) -> str:
+    """Replace flags by names of arguments: `--label-column x` becomes `label_column x`.
+
+    Commands in backticks are not changed.
+    """
+    parts = message.split("`")
+    parts[::2] = [_FLAG.sub(lambda match: match[1].replace("-", "_"), part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 class Terminated(BaseException):
@@ -44,7 +69,7 @@ def run_command(command: Callable[[], object]) -> NoReturn:
         finally:
             sys.stdout.flush()
     except InputError as error:
-        _exit_with_error(str(error))
+        _exit_with_error(error.message)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to resume", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 #: Maximum number of cells per byte of a parquet file. Tables of this project have about one cell
 #: per byte; a small file that claims many more would exhaust the memory.
 MAX_CELLS_PER_BYTE = 100
+#: File in a directory -> kind of the directory.
+_KINDS = {
+    "provenance.json": "a dataset directory (option --data)",
+    "labels.json": "a run directory (option --run)",
+    "load_data.csv": "a folder of images; build a dataset from it with `perturbjax build`",
+}
 #: Suffix of a compressed table -> function that opens it.
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
@@ -135,6 +141,19 @@ def write_csv(path: Path, table: pd.DataFrame, *, index: bool = False) -> None:
     escaped = table.rename(columns=csv_text, index=csv_text).map(csv_text)
     with atomic(path) as temporary:
         escaped.to_csv(temporary, index=index)
+
+
+def describe_path(path: Path) -> str:
+    """Describe an input for messages: "a run directory", "a CSV file", "an empty folder"."""
+    if not path.exists():
+        return "does not exist"
+    if path.is_file():
+        return f"is a {path.suffix.removeprefix('.') or 'regular'} file"
+    names = sorted(os.listdir(path)) if path.is_dir() and os.access(path, os.R_OK) else []
+    for mark, kind in _KINDS.items():
+        if mark in names:
+            return f"is {kind}"
+    return f"is a folder that contains {', '.join(names[:3])}" if names else "is an empty folder"
 
 
 def file_digest(path: Path) -> str:

@@ -34,6 +34,8 @@ from perturbjax.dataset import open_dataset
 
 COLUMNS = ("site_id", "group", "part")
 TRAIN, TEST = "train", "test"
+#: Split policy -> weaker policy that a single group allows.
+_WEAKER = {"compound": "well", "layout": "well", "plate": "well"}
 #: Training groups that are held out to choose the best checkpoint; not part of the test set.
 VALIDATION = "validation"
 
@@ -115,8 +117,18 @@ def _require_possible(
             f"--split {policy}: site {site} has no {policy} name. Fill in its column in the CSV "
             "file and rebuild."
         )
-    if (present := len(np.unique(groups))) < folds:
-        raise InputError(f"{flags}: there are only {present} groups ({policy}s). Use fewer folds.")
+    present = len(np.unique(groups))
+    if present < 2:
+        raise InputError(
+            f"--split {policy}: the dataset has only one {policy}, so no number of folds can "
+            "divide "
+            f"it into train and test. Use --split {_WEAKER.get(policy, 'site')}."
+        )
+    if present < folds:
+        raise InputError(
+            f"{flags}: there are only {present} groups ({policy}s), fewer than folds. Use --folds "
+            f"{present}, or add {policy}s."
+        )
     counts = pd.Series(index[label].to_numpy()).value_counts()
     if counts.max() < folds:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import json
@@ -15,7 +16,7 @@ import pandas as pd
 from jaxtyping import Int, UInt, UInt16
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import file_digest, read_json, read_parquet
+from perturbjax.core.files import describe_path, file_digest, read_json, read_parquet
 from perturbjax.dataset.array_record import ArrayRecordReader
 from perturbjax.dataset.schema import INDEX, INDEX_COLUMNS, LARGEST_SITE, PROVENANCE, SCHEMA_VERSION
 from perturbjax.dataset.summary_card import dataset_card
@@ -152,7 +153,13 @@ class Dataset:
                 f"{available})."
             )
         if name not in self.index.columns:
-            raise InputError(f"{self.path / INDEX}: no column {name!r} (available: {available}).")
+            similar = difflib.get_close_matches(name, self.index.columns, 1)
+            prefixed = f"Metadata_{name}"
+            similar = [prefixed] if prefixed in self.index.columns else similar
+            hint = f" Did you mean {similar[0]}?" if similar else ""
+            raise InputError(
+                f"{self.path / INDEX}: no column {name!r} (available: {available}).{hint}"
+            )
         return self.index[name]
 
     def positions(self, site_ids: Sequence[str]) -> Int[np.ndarray, " n"]:
@@ -229,13 +236,15 @@ def content_digest(files: dict[str, dict[str, Any]]) -> str:
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
+    if not path.exists():
         raise InputError(
             f"{path}: no such dataset directory. Build one with `perturbjax build --out {path}`."
         )
     if not (path / PROVENANCE).is_file():
         raise InputError(
-            f"{path}: is not a complete dataset ({PROVENANCE} is missing); run `perturbjax build`"
+            f"{path}: is not a complete dataset ({PROVENANCE} is missing). It "
+            f"{describe_path(path)}. "
+            "Build one with `perturbjax build`"
         )
     provenance = read_json(path / PROVENANCE)
     version = provenance.get("schema_version") if isinstance(provenance, dict) else None

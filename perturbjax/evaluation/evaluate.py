@@ -227,7 +227,7 @@ class _Panel:
                 for name, one in self.probabilities.items()
             }
         except InputError as error:
-            self.skipped["well level"] = str(error)
+            self.skipped["well level"] = error.message
             return levels
         # The true classes of the wells are the same for all models.
         labels = next(iter(wells.values()))[0]

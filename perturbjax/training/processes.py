@@ -127,7 +127,7 @@ def run_on_first_process(work: Callable[[], T], like: T) -> T:
         try:
             result = work()
         except InputError as error:
-            error_text = str(error)
+            error_text = error.message
     # All processes must send arrays of one size, so the text is padded with zero bytes.
     padded = error_text.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")
     message = np.frombuffer(padded, np.uint8)

@@ -24,7 +24,14 @@ import pandas as pd
 
 from perturbjax.core.config import Recipe, recipe_from_dict, recipe_to_dict
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import atomic, make_folder, read_json, read_parquet, write_json
+from perturbjax.core.files import (
+    atomic,
+    describe_path,
+    make_folder,
+    read_json,
+    read_parquet,
+    write_json,
+)
 from perturbjax.data import normalization
 from perturbjax.data.splits import create_manifest, fingerprint, read_split, write_split
 from perturbjax.dataset import Dataset, open_dataset
@@ -321,8 +328,9 @@ def open_run(path: Path) -> Run:
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise InputError(
-            f"{path}: contains no run ({CONFIG} is missing). Create one with `perturbjax train "
-            f"--out {path}`."
+            f"{path}: contains no run ({CONFIG} is missing). It {describe_path(path)}. Create a "
+            "run "
+            "with `perturbjax train --out RUN`."
         )
     config, names = read_json(path / CONFIG), read_json(path / LABELS)
     try:

@@ -15,6 +15,7 @@ from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.config import Recipe
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
+from perturbjax.core.position import position_warnings
 from perturbjax.data.batches import BatchOrder, Decoder, Sites, describe_sites
 from perturbjax.data.exclusion import read_rules
 from perturbjax.data.normalization import count_input_channels
@@ -187,10 +188,17 @@ def _parameters_from(path: Path, params: Any, stats: Any) -> tuple[Any, Any]:
     return merged["params"], merged["stats"]
 
 
+def warn_about_positions(index: pd.DataFrame, manifest: pd.DataFrame, label_column: str) -> None:
+    """Print a warning if the well position predicts the label of the sites of a split."""
+    sites = index[index["site_id"].isin(manifest["site_id"])]
+    for warning in position_warnings(sites, label_column):
+        console.print(f"warning: {warning}")
+
+
 def print_training_summary(
     experiment: Experiment, placement: Placement, phases: list[Phase], done: int
 ) -> None:
-    """Print network, devices, split, phases and the number of completed steps."""
+    """Print network, devices, split, phases, the number of completed steps and layout warnings."""
     recipe, split = experiment.recipe, experiment.recipe.split
     platform = placement.mesh.devices.flat[0].platform
     validation = (
@@ -214,6 +222,7 @@ def print_training_summary(
         console.print(f"info: split by {split.split}: {SPLIT_POLICIES[split.split].meaning}")
     for sentence in experiment.manifest.attrs.get("excluded", ()):
         console.print(sentence)
+    warn_about_positions(experiment.dataset.index, experiment.manifest, experiment.label_column)
     # Complete epochs, and steps of the interrupted one.
     epochs, steps = divmod(done, experiment.steps_per_epoch)
     if done:

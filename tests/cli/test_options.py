@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from data_prep.fetch import FetchConfig
+from data_prep.make_table import TableConfig
 from data_prep.segment import SegmenterConfig
 from perturbjax import cli
 from perturbjax.audit.audit_options import AuditConfig
@@ -35,6 +36,7 @@ from perturbjax.training.pytorch_exchange import ExportConfig
 
 #: Command -> its required words. Nothing that they name exists.
 REQUIRED = {
+    "table": "--images i --out t.csv",
     "inspect": "--load-data c.csv --images i",
     "build": "--load-data c.csv --images i --out data",
     "simulate": "--out plates",
@@ -65,8 +67,8 @@ PARSED_FIRST = {
     "import-torch": ("--preset", "--recipe"),
     "classify": ("--preset",),
 }
-#: 195 flags, 37 of the four screening commands, and 5 of the features of cells.
-MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 237, 40
+#: 195 flags, 37 of the four screening commands, 5 of the features of cells, and 6 of `table`.
+MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 243, 40
 
 
 def options_of(command: str) -> type:
@@ -190,9 +192,12 @@ def test_options_dataclass_refuses_invalid_values(kind):
 
 def valid_instance(kind: type) -> Any:
     """An instance with defaults, and a path or text for required fields."""
-    suffix = {EmbedConfig: ".png", TrainSegmenterConfig: ".safetensors", ExportConfig: ".pth"}.get(
-        kind, ".parquet"
-    )
+    suffix = {
+        EmbedConfig: ".png",
+        TrainSegmenterConfig: ".safetensors",
+        ExportConfig: ".pth",
+        TableConfig: ".csv",
+    }.get(kind, ".parquet")
     table = {"features": (Path("table"),)}
     special: dict[type, dict[str, Any]] = {
         FeaturesConfig: {"weights": "w"},

@@ -171,12 +171,21 @@ def test_read_split_rejects_damaged_manifest(tmp_path, how, words):
         ("compound", "Metadata_pert_iname", 2, "nothing can be learned"),
         ("nonsense", "Metadata_moa", 2, "unknown"),
         ("site", "site_id", 2, "no class of column site_id has more than 1 sites. Use fewer folds"),
-        ("well", "Metadata_moa", 200, "Use fewer folds"),
+        ("well", "Metadata_moa", 200, "Use --folds 72, or add wells"),
     ],
 )
 def test_make_split_rejects_impossible_split(policy, label, folds, words):
     with pytest.raises(InputError, match=words):
         splits.make_split(plate_index(), policy, label=label, folds=folds)
+
+
+@pytest.mark.parametrize("policy", ["plate", "layout"])
+def test_split_of_one_plate_names_another_split(policy):
+    index = plate_index()
+    index = index[index["Metadata_Plate"] == index["Metadata_Plate"].iloc[0]]
+    words = rf"only one {policy}, so no number of folds .* Use --split well"
+    with pytest.raises(InputError, match=words):
+        splits.make_split(index, policy, label="Metadata_moa", folds=2)
 
 
 def test_site_split_rejects_class_with_one_site():

@@ -16,6 +16,7 @@ from data_prep.layout_warnings import (
 )
 from perturbjax.core.plates import shared_layouts, well_name
 from perturbjax.data import splits
+from perturbjax.training.setup import warn_about_positions
 
 LABEL = "Metadata_pert_iname"
 
@@ -60,6 +61,25 @@ def test_position_warnings_name_the_best_predictor(label, predictor):
 def test_position_warnings_report_score_and_chance():
     (warning,) = position_warnings(full_plates(lambda row, column: column // 3), LABEL)
     assert "balanced accuracy 1.00 (chance 0.2" in warning
+
+
+def test_design_warnings_report_doses_in_adjacent_columns():
+    rng = np.random.default_rng(0)
+    sites = full_plates(lambda row, column: rng.integers(4))
+    columns = sites["Metadata_Well"].str[1:].astype(int)
+    sites["Metadata_dose"] = (2**columns).astype(str).where(columns < 12, "")
+    (warning,) = design_warnings(sites, LABEL)
+    assert warning.startswith("the column predicts Metadata_dose of a well")
+    assert not design_warnings(sites.assign(Metadata_dose=""), LABEL)
+
+
+def test_train_warns_about_the_sites_of_its_split(capsys):
+    sites = full_plates(lambda row, column: f"treatment {column // 3}")
+    sites["site_id"] = sites["Metadata_Well"]
+    warn_about_positions(sites, sites, LABEL)
+    assert "warning: the column predicts Metadata_pert_iname" in capsys.readouterr().err
+    warn_about_positions(sites, sites[:10], LABEL)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", range(5))

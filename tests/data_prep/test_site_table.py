@@ -256,7 +256,7 @@ def test_well_outside_the_platemap_is_refused(plate, tmp_path):
         read_sites(plate / "load_data.csv", plate, platemap=tmp_path / "map.tsv")
 
 
-@pytest.mark.parametrize("column", ["Plate", "Well", "Site"])
+@pytest.mark.parametrize("column", ["Well", "Site"])
 def test_platemap_with_position_columns_is_refused(plate, tmp_path, column):
     (tmp_path / "map.tsv").write_text(f"well_position\tbroad_sample\t{column}\nA01\tBRD-1\tX\n")
     with pytest.raises(
