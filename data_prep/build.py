@@ -14,7 +14,14 @@ from pathlib import Path
 
 from data_prep import append_sites, existing_dataset, illumination, quality, site_tasks
 from data_prep import mask_cache as masks
-from data_prep.build_steps import Plan, check_sites, describe_plan, process_sites, write_sites
+from data_prep.build_steps import (
+    Plan,
+    check_files,
+    check_sites,
+    describe_plan,
+    process_sites,
+    write_sites,
+)
 from data_prep.channel_images import Aggregate
 from data_prep.cluster import ClusterConfig, open_pool
 from data_prep.layout_warnings import design_warnings
@@ -110,7 +117,7 @@ def build(options: BuildConfig) -> None:
     plan = make_plan(options)
     workers = site_tasks.worker_count(options.workers, plan.settings.segmenter.engine)
     with open_pool(workers, options.where) as pool:
-        plan = describe_plan(plan, pool)
+        plan = check_files(describe_plan(plan, pool), pool)
         # A repeated build of the same images and settings ends here, before the segmentation.
         if is_built(plan, options, pool):
             console.print(
@@ -119,7 +126,7 @@ def build(options: BuildConfig) -> None:
             )
             remove_work_folder(options.out, ACTIVITY)
             return
-        plan = check_sites(plan, pool)
+        plan = check_sites(plan)
         with work_folder(options.out.absolute(), ACTIVITY) as work:
             plan = process_sites(plan, pool, work)
             complete = write_sites(plan, pool, work)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 import perturbjax
 from data_prep import append_sites, illumination, site_tasks
+from data_prep.float_images import scale_floats
 from data_prep.layout_warnings import bit_depth_warnings
 from data_prep.process_pool import TaskPool, map_in_chunks
 from data_prep.segment import pipeline
@@ -47,41 +48,39 @@ class Plan:
     """Value of `--illumination`."""
     target: Dataset | None
     """Existing dataset to which the sites are appended."""
-    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint16))
-    """Stored data type, from the file headers."""
+    dtypes: tuple[str, ...] = ()
+    """Data type of the images of each site, from the file headers."""
     shapes: tuple[tuple[int, int], ...] = ()
     """(height, width) of each site, from the file headers."""
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Stored data type: uint8 if all images have it, otherwise uint16."""
+        return np.dtype(np.uint8 if set(self.dtypes) == {"uint8"} else np.uint16)
+
 
 def describe_plan(plan: Plan, pool: TaskPool) -> Plan:
-    """Add the segmenter to the provenance, and the checksum of all settings.
+    """Add the segmenter to the provenance.
 
     Raises:
         InputError: The segmenter cannot run with these settings.
     """
     described = pipeline.describe(pool, plan.settings.segmenter)
     facts = {**plan.facts, "segmenter": {**described, **plan.facts["segmenter"]}}
-    facts |= {
-        # The checksum covers the facts above, without version and time of this build.
-        "settings_sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
-        "created_by": f"perturbjax {perturbjax.__version__}",
-        "created": plan.created,
-    }
     return replace(plan, facts=facts, settings=replace(plan.settings, described=described))
 
 
-def check_sites(plan: Plan, pool: TaskPool) -> Plan:
+def check_files(plan: Plan, pool: TaskPool) -> Plan:
     """Read all file headers, so that unusable files are reported before hours of segmentation.
 
+    Float images are read as a whole, to choose their mapping to uint16. The checksum of all
+    settings, which include these mappings, is added to the provenance.
+
     Raises:
-        InputError: A file or an illumination function cannot be used, or the sites do not match
-            the dataset to which they are appended.
+        InputError: A file cannot be used.
     """
-    if plan.target is not None:
-        table = append_sites.match_columns(plan.target, plan.facts, plan.table)
-        plan = replace(plan, table=table)
-    probes = list(map_in_chunks(pool, site_tasks.probe_sites, plan.sites, "Checking files"))
-    dtypes, shapes = zip(*probes, strict=True)
+    headers = list(map_in_chunks(pool, site_tasks.probe_sites, plan.sites, "Checking files"))
+    dtypes, shapes, floats = zip(*headers, strict=True)
     # Median number of pixels of a site.
     median = float(np.median([height * width for height, width in shapes]))
     for site, (height, width) in zip(plan.sites, shapes, strict=True):
@@ -91,17 +90,37 @@ def check_sites(plan: Plan, pool: TaskPool) -> Plan:
                 f"headers, {height * width / median:.0f} times the median site; remove the row or "
                 "repair the files"
             )
-    if (sizes := len(set(shapes))) > 1:
+    sites, scales = scale_floats(plan.sites, floats, pool)
+    facts = plan.facts | scales
+    facts |= {
+        # The checksum covers the facts above, without version and time of this build.
+        "settings_sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+        "created_by": f"perturbjax {perturbjax.__version__}",
+        "created": plan.created,
+    }
+    return replace(plan, sites=sites, facts=facts, dtypes=dtypes, shapes=shapes)
+
+
+def check_sites(plan: Plan) -> Plan:
+    """Check that the sites can be processed and stored together.
+
+    Raises:
+        InputError: An illumination function cannot be used, or the sites do not match the dataset
+            to which they are appended.
+    """
+    if plan.target is not None:
+        table = append_sites.match_columns(plan.target, plan.facts, plan.table)
+        plan = replace(plan, table=table)
+    if (sizes := len(set(plan.shapes))) > 1:
         console.print(
             f"warning: sites have {sizes} different sizes, but training requires one size; pass "
             "--resize N to store N x N pixels"
         )
-    for warning in bit_depth_warnings((site.plate for site in plan.sites), dtypes, "sites"):
+    for warning in bit_depth_warnings((site.plate for site in plan.sites), plan.dtypes, "sites"):
         console.print(f"warning: {warning}")
     if plan.illumination != illumination.ESTIMATE:
-        illumination.check_functions(plan.sites, shapes)
-    # uint16 if at least one image is uint16.
-    return replace(plan, dtype=np.result_type(*set(dtypes)), shapes=shapes)
+        illumination.check_functions(plan.sites, plan.shapes)
+    return plan
 
 
 def process_sites(plan: Plan, pool: TaskPool, work: Path) -> Plan:

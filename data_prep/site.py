@@ -40,9 +40,13 @@ class Site:
         """Illumination function of each plane; empty without illumination correction."""
         return dict(zip((*self.stored, *self.segmented), self.functions, strict=False))
 
+    def plane_of(self, channel: str) -> Plane:
+        """Return the plane of a channel."""
+        return (*self.stored, *self.segmented)[self.channels.index(channel)]
+
     def single_channel(self, channel: str) -> Site:
         """Return this site with one channel and without illumination correction."""
-        plane = (*self.stored, *self.segmented)[self.channels.index(channel)]
+        plane = self.plane_of(channel)
         return replace(self, stored=(plane,), segmented=(), channels=(channel,), functions=())
 
 

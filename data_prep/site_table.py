@@ -29,7 +29,7 @@ from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest
 from perturbjax.core.messages import console
-from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well
+from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well, separate_batches
 
 #: Default label columns; the first one in the table is used unless `--label-column` is given.
 LABEL_COLUMNS = ("Metadata_pert_iname", "Metadata_broad_sample", "Metadata_moa")
@@ -118,6 +118,9 @@ def read_sites(
     sites = table[[column for column in table.columns if column.startswith("Metadata_")]].copy()
     sites.insert(0, "row", range(FIRST_ROW, FIRST_ROW + len(sites)))
     normalise_position(sites, source)
+    written = sites.copy()
+    if note := separate_batches([sites]):
+        console.print(f"info: {source}: {note}")
     # PLATE_WELL_SITE is unique, as the next check ensures.
     sites.insert(0, "site_id", sites[PLATE] + "_" + sites[WELL] + "_" + sites[SITE])
     _refuse_duplicates(sites, source)
@@ -127,7 +130,7 @@ def read_sites(
         raise InputError("--compounds: is joined to the plate map; pass --platemap as well")
 
     resolve = _resolve_files if names_files else _resolve_stores
-    available, files_of = resolve(table, sites, images, source, must_exist)
+    available, files_of = resolve(table, written, images, source, must_exist)
     chosen = _select_channels(tuple(channels), tuple(also), available, source)
     for channel in chosen:
         selections = _selections(table, channel, source)
@@ -333,5 +336,6 @@ def _refuse_duplicates(sites: pd.DataFrame, source: Path | str) -> None:
         rows = repeated.loc[repeated["site_id"] == first["site_id"], "row"]
         raise InputError(
             f"{source}, rows {rows.iloc[0]} and {rows.iloc[1]}: both are plate {first[PLATE]}, "
-            f"well {first[WELL]}, site {first[SITE]}; a site may occur only once"
+            f"well {first[WELL]}, site {first[SITE]}; a site may occur only once. Plates of one "
+            "name in different batches need a column Metadata_Batch"
         )

@@ -76,11 +76,19 @@ def describe_segmenter(config: segment.SegmenterConfig) -> dict[str, Any]:
     return _segmenter(config).describe()
 
 
-def probe_sites(sites: list[Site]) -> list[tuple[str, tuple[int, int]]]:
-    """Read the file headers of sites.
+class SiteHeader(NamedTuple):
+    """Properties of the images of a site from their headers."""
 
-    Returns:
-        Name of the stored data type and (height, width) of each site.
+    dtype: str
+    """Name of the data type in the files: uint16 if one stored channel is uint16, or float."""
+    shape: tuple[int, int]
+    """(height, width)."""
+    floats: tuple[str, ...]
+    """Channels with float pixels."""
+
+
+def probe_sites(sites: list[Site]) -> list[SiteHeader]:
+    """Read the file headers of sites.
 
     Raises:
         InputError: A file is missing, unreadable or truncated, or the channels of a site differ in
@@ -97,9 +105,9 @@ def probe_sites(sites: list[Site]) -> list[tuple[str, tuple[int, int]]]:
                     f"{site.where}: {plane} has shape {header.shape}, but {first} of the same site "
                     f"has shape {shape}"
                 )
-        # uint16 if at least one stored channel is uint16.
         dtype = np.result_type(*(headers[plane].dtype for plane in site.stored))
-        probes.append((dtype.name, shape))
+        floats = [name for name in site.channels if headers[site.plane_of(name)].dtype.kind == "f"]
+        probes.append(SiteHeader(dtype.name, shape, tuple(dict.fromkeys(floats))))
     return probes
 
 

@@ -1,4 +1,4 @@
-"""Reader for other lossless image files: PNG, JPEG 2000 and JPEG-LS. JPEG is refused by name.
+"""Reader for files of one plane: PNG, JPEG 2000, JPEG-LS, BMP, GIF, NumPy; JPEG with a warning.
 
 imagecodecs decodes the pixels. The size is read from the header first, so that a damaged or hostile
 header cannot make the decoder allocate memory without limit.
@@ -6,16 +6,26 @@ header cannot make the decoder allocate memory without limit.
 
 from __future__ import annotations
 
+import io
+import math
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import Real
 
 from data_prep.sources.files import read_file, read_start
-from data_prep.sources.plane import Plane, PlaneInfo, as_stored, require_size, select_sample
+from data_prep.sources.plane import (
+    Plane,
+    PlaneInfo,
+    as_stored,
+    require_size,
+    select_sample,
+    stored_type,
+    warn_lossy,
+)
 from perturbjax.core.errors import InputError
 
 #: Number of bytes at the start of a file that contain the header in all of these formats.
@@ -27,15 +37,18 @@ class _Header(NamedTuple):
     width: int
     bits: int
     samples: int
+    dtype: np.dtype | None = None
+    """Type of the pixels, if the number of bits does not determine it."""
 
 
 class _Kind(NamedTuple):
     name: str
     header: Callable[[bytes], _Header]
-    codec: str
+    decode: Callable[[bytes], np.ndarray]
+    is_lossy: bool = False
 
 
-def read(planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
+def read(planes: Sequence[Plane], where: str) -> list[Real[np.ndarray, "h w"]]:
     """Read the plane of an image file, once for all requested planes.
 
     Raises:
@@ -44,7 +57,7 @@ def read(planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
     """
     kind, content = _kind(planes[0], where), read_file(planes[0].file, where)
     header = _check(kind, content, planes, where)
-    image = _decode(kind, content, header, planes[0], where)
+    image = _pixels(kind, content, header, planes[0], where)
     return [as_stored(_sample(image, plane, where), plane, where) for plane in planes]
 
 
@@ -58,7 +71,8 @@ def probe(planes: Sequence[Plane], where: str) -> list[PlaneInfo]:
     header = _check(kind, read_start(planes[0].file, where, HEADER), planes, where)
     if header.samples > 1:  # only pixels show whether a sample must be selected
         read(planes, where)
-    dtype = np.dtype(np.uint8 if header.bits <= 8 else np.uint16)
+    dtype = header.dtype or np.dtype(np.uint8 if header.bits <= 8 else np.uint16)
+    dtype = stored_type(dtype, planes[0], where)
     return [PlaneInfo(dtype, (header.height, header.width))] * len(planes)
 
 
@@ -66,17 +80,15 @@ def _sample(image: np.ndarray, plane: Plane, where: str) -> np.ndarray:
     return image if image.ndim == 2 else select_sample(image, plane, where)
 
 
-def _decode(kind: _Kind, content: bytes, header: _Header, plane: Plane, where: str) -> np.ndarray:
+def _pixels(kind: _Kind, content: bytes, header: _Header, plane: Plane, where: str) -> np.ndarray:
     try:
-        import imagecodecs
-
-        image = np.asarray(getattr(imagecodecs, f"{kind.codec}_decode")(content))
+        image = np.asarray(kind.decode(content))
     except Exception as error:  # each codec raises other types; a missing codec says so
         raise InputError(
             f"{where}: {plane} is not a readable {kind.name}, or is truncated ({error})"
         ) from error
     # The size limit was checked with the header, so the pixels must agree with it.
-    if image.shape[:2] != (header.height, header.width) or image.ndim != 2 + (header.samples > 1):
+    if image.shape[:2] != (header.height, header.width) or image.ndim > 2 + (header.samples > 1):
         raise InputError(
             f"{where}: {plane} decodes to {image.shape}, but its header declares {header[:2]}; the "
             "file is damaged"
@@ -86,10 +98,8 @@ def _decode(kind: _Kind, content: bytes, header: _Header, plane: Plane, where: s
 
 def _kind(plane: Plane, where: str) -> _Kind:
     kind = KINDS[PurePosixPath(plane.file).suffix.lower()]
-    if kind is None:
-        raise InputError(
-            f"{where}: {plane} is JPEG, a lossy format that changes pixels; use the original images"
-        )
+    if kind.is_lossy:
+        warn_lossy()
     return kind
 
 
@@ -108,7 +118,7 @@ def _check(kind: _Kind, content: bytes, planes: Sequence[Plane], where: str) -> 
             f"{where}: {plane} has {header.samples} samples per pixel; one plane (height, width) "
             "is needed"
         )
-    if not 8 <= header.bits <= 16:
+    if header.dtype is None and not 8 <= header.bits <= 16:
         raise InputError(
             f"{where}: {plane} has {header.bits} bits per pixel; convert it to integers of 8 or 16 "
             "bits"
@@ -150,13 +160,128 @@ def _jpegls(content: bytes) -> _Header:
     return _Header(height, width, bits, samples)
 
 
-_JPEG2000 = _Kind("JPEG 2000", _jpeg2000, "jpeg2k")
-#: Suffix → reader; None marks formats that are refused by name.
-KINDS: dict[str, _Kind | None] = {
-    ".png": _Kind("PNG", _png, "png"),
+def _jpeg(content: bytes) -> _Header:
+    """Parse the first SOF marker. Source: ITU-T T.81, B.2.2."""
+    if content[:2] != b"\xff\xd8":
+        raise ValueError("wrong first bytes")
+    start = 2
+    while True:
+        marker, length = struct.unpack(">HH", content[start : start + 4])
+        # Start of frame: C0 to CF, without the tables C4, C8 and CC.
+        if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
+            bits, height, width, samples = struct.unpack(">BHHB", content[start + 4 : start + 10])
+            if samples == 4:
+                raise ValueError("CMYK colors")
+            return _Header(height, width, bits, samples)
+        if marker < 0xFF01:
+            raise ValueError("no start of frame")
+        start += 2 + length
+
+
+def _bmp(content: bytes) -> _Header:
+    """Parse the BITMAPINFOHEADER. Source: Windows GDI reference."""
+    if content[:2] != b"BM":
+        raise ValueError("wrong first bytes")
+    size, width, height, _, bits, compression = struct.unpack("<IiiHHI", content[14:34])
+    # 0 uncompressed, 3 uncompressed with bit masks; others contain JPEG, PNG or run lengths.
+    if size < 40 or width <= 0 or compression not in (0, 3):
+        raise ValueError("not an uncompressed bitmap")
+    # The decoder expands palettes to gray or RGB; only its result shows which.
+    samples = _bmp_palette_samples(content, size, bits) if bits <= 8 else 3
+    return _Header(abs(height), width, 8, samples)
+
+
+def _bmp_palette_samples(content: bytes, size: int, bits: int) -> int:
+    (used,) = struct.unpack("<I", content[46:50])
+    colors = content[14 + size : 14 + size + 4 * min(used or 1 << bits, 256)]
+    palette = np.frombuffer(colors[: len(colors) // 4 * 4], np.uint8).reshape(-1, 4)
+    return 1 if (palette[:, :3] == palette[:, :1]).all() else 3
+
+
+def _gif(content: bytes) -> _Header:
+    """Parse the blocks of a GIF and refuse several images. Source: GIF89a specification."""
+    if content[:6] not in (b"GIF87a", b"GIF89a"):
+        raise ValueError("wrong first bytes")
+    width, height, flags = struct.unpack("<HHB", content[6:11])
+    start, images = 13 + _gif_palette(flags), 0
+    # A header contains the first blocks only; the check is repeated with the whole file.
+    while start < len(content) and content[start] != 0x3B:  # trailer
+        if content[start] == 0x2C:  # image descriptor
+            images += 1
+            start += 11 + _gif_palette(content[start + 9]) if start + 9 < len(content) else 11
+        else:  # extension
+            start += 2
+        while start < len(content) and content[start]:  # sub-blocks with their lengths
+            start += content[start] + 1
+        start += 1
+    if images > 1:
+        raise ValueError(f"it contains {images} images; export one")
+    return _Header(height, width, 8, 3)  # the decoder expands the palette
+
+
+def _gif_palette(flags: int) -> int:
+    """Return the size in bytes of a color table."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _npy(content: bytes) -> _Header:
+    """Parse the header of a NumPy file; arrays of objects are refused, because they need pickle."""
+    shape, _, dtype, _ = _npy_header(content)
+    if len(shape) not in (2, 3):
+        raise ValueError(f"it has shape {shape}; (height, width) is needed")
+    return _Header(shape[0], shape[1], 0, shape[2] if len(shape) == 3 else 1, dtype)
+
+
+def _npy_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    parsers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in parsers:
+        raise ValueError(f"version {version}")
+    shape, is_fortran, dtype = parsers[version](stream)
+    if dtype.hasobject:
+        raise ValueError("it contains Python objects")
+    return shape, is_fortran, dtype, stream.tell()
+
+
+def _decode_npy(content: bytes) -> np.ndarray:
+    shape, is_fortran, dtype, start = _npy_header(content)
+    pixels = np.frombuffer(content, dtype, count=math.prod(shape), offset=start)
+    image = pixels.reshape(shape, order="F" if is_fortran else "C")
+    return image[..., 0] if image.ndim == 3 and shape[2] == 1 else image
+
+
+def _decode_gif(content: bytes) -> np.ndarray:
+    image = _decoder("gif")(content)
+    # All GIF images have a palette, so a gray one is no exception that must be reported.
+    return image[..., 0] if (image == image[..., :1]).all() else image
+
+
+def _decoder(codec: str) -> Callable[[bytes], np.ndarray]:
+    """Return the decoder of imagecodecs; it is imported when it is used."""
+
+    def decode(content: bytes) -> np.ndarray:
+        import imagecodecs
+
+        return getattr(imagecodecs, f"{codec}_decode")(content)
+
+    return decode
+
+
+_JPEG2000 = _Kind("JPEG 2000", _jpeg2000, _decoder("jpeg2k"))
+_JPEG = _Kind("JPEG", _jpeg, _decoder("jpeg8"), is_lossy=True)
+#: Suffix → reader.
+KINDS: dict[str, _Kind] = {
+    ".png": _Kind("PNG", _png, _decoder("png")),
     ".jp2": _JPEG2000,
     ".j2k": _JPEG2000,
-    ".jls": _Kind("JPEG-LS", _jpegls, "jpegls"),
-    ".jpg": None,
-    ".jpeg": None,
+    ".jls": _Kind("JPEG-LS", _jpegls, _decoder("jpegls")),
+    ".bmp": _Kind("BMP", _bmp, _decoder("bmp")),
+    ".gif": _Kind("GIF", _gif, _decode_gif),
+    ".npy": _Kind("NumPy array", _npy, _decode_npy),
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
 }

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, UInt
+from jaxtyping import Integer, Real, Shaped
 
+from data_prep.sources.floats import FloatScale
 from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
@@ -42,6 +43,8 @@ class Plane:
     """Number of the plane in the image, in file order from 0 (as in CellProfiler LoadData)."""
     project: Project = "none"
     """Projection of a stack to one plane."""
+    scale: FloatScale | None = None
+    """Mapping of float pixels to uint16; ignored for integers."""
 
     def __str__(self) -> str:
         parts = {"series": self.series, "frame": self.frame}
@@ -54,7 +57,7 @@ class PlaneInfo:
     """Properties of a plane from its header."""
 
     dtype: np.dtype
-    """Stored data type: uint8 or uint16."""
+    """uint8, uint16 (any other integer), or the float type of the file."""
     shape: tuple[int, int]
     """(height, width)."""
     depth: int = 1
@@ -72,11 +75,11 @@ class Source(Protocol):
     def probe(self, planes: Sequence[Plane], where: str) -> list[PlaneInfo]:
         """Read headers and metadata; pixels are decoded for color images only."""
 
-    def read(self, planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
-        """Read planes as uint8 or uint16; other integers are converted if their values fit."""
+    def read(self, planes: Sequence[Plane], where: str) -> list[Real[np.ndarray, "h w"]]:
+        """Read planes as uint8, uint16 or float; other integers are converted if they fit."""
 
 
-def pixel_digest(planes: Iterable[UInt[np.ndarray, "_ _"]]) -> str:
+def pixel_digest(planes: Iterable[Integer[np.ndarray, "_ _"]]) -> str:
     """Return the SHA-256 of the pixels of a site; it does not depend on the file format."""
     digest = hashlib.sha256()
     for plane in planes:
@@ -92,12 +95,22 @@ def print_once(message: str) -> None:
     console.print(message)
 
 
+def warn_lossy() -> None:
+    """Warn about JPEG, in a file of its own or inside TIFF."""
+    print_once(
+        "warning: images with JPEG compression are lossy: intensities and textures differ from the "
+        "original images; prefer these"
+    )
+
+
 def stored_type(dtype: np.dtype | None, plane: Plane | str, where: str) -> np.dtype:
-    """Return the stored data type: uint8 for bytes, uint16 for every other integer.
+    """Return the type of a plane: uint8 for bytes, uint16 for other integers, or the float type.
 
     Raises:
-        InputError: The type is not an integer.
+        InputError: The type is neither an integer nor a float.
     """
+    if dtype is not None and dtype.kind == "f":
+        return dtype.newbyteorder("=")
     if dtype is None or not np.issubdtype(dtype, np.integer):
         raise InputError(
             f"{where}: {plane} contains {dtype}; convert it to integers of 8 or 16 bits"
@@ -106,9 +119,9 @@ def stored_type(dtype: np.dtype | None, plane: Plane | str, where: str) -> np.dt
 
 
 def as_stored(
-    image: Integer[np.ndarray, "h w"], plane: Plane, where: str
-) -> UInt[np.ndarray, "h w"]:
-    """Convert a plane to uint8 or uint16 in native byte order.
+    image: Shaped[np.ndarray, "h w"], plane: Plane, where: str
+) -> Real[np.ndarray, "h w"]:
+    """Convert a plane of integers to uint8 or uint16, in native byte order. Floats are unchanged.
 
     int16 planes with a minimum below -16,384 are unsigned numbers with an offset of -32,768 (as
     Olympus ScanR writes them): 32,768 is added, and a line is printed.
@@ -116,7 +129,7 @@ def as_stored(
     Raises:
         InputError: A value does not fit.
     """
-    if image.dtype in (np.uint8, np.uint16):
+    if image.dtype in (np.uint8, np.uint16) or image.dtype.kind == "f":
         return image.astype(image.dtype.newbyteorder("="), copy=False)
     # Other integer types are accepted if all values fit into 16 bits.
     low, high = int(image.min()), int(image.max())
@@ -133,8 +146,8 @@ def as_stored(
 
 
 def select_sample(
-    image: Integer[np.ndarray, "h w s"], plane: Plane, where: str
-) -> Integer[np.ndarray, "h w"]:
+    image: Real[np.ndarray, "h w s"], plane: Plane, where: str
+) -> Real[np.ndarray, "h w"]:
     """Select one sample of a color image: gray, gray + alpha, RGB or RGBA.
 
     The sample named by the channel (R, G or B) is used; else the only one that is not zero; else
@@ -199,9 +212,9 @@ def chosen_depths(depth: int, how: Project) -> range:
 
 
 def project_stack(
-    stack: Iterable[Integer[np.ndarray, "h w"]], how: Project
-) -> Integer[np.ndarray, "h w"]:
-    """Project a stack to one plane, reading one plane at a time; a mean is rounded."""
+    stack: Iterable[Real[np.ndarray, "h w"]], how: Project
+) -> Real[np.ndarray, "h w"]:
+    """Project a stack to one plane, reading one plane at a time; a mean of integers is rounded."""
     planes = iter(stack)
     result = next(planes)
     if how == "mean":
@@ -210,7 +223,8 @@ def project_stack(
         for plane in planes:
             total += plane
             count += 1
-        return np.rint(total / count).astype(result.dtype)
+        mean = total / count
+        return (mean if result.dtype.kind == "f" else np.rint(mean)).astype(result.dtype)
     for plane in planes:
         result = np.maximum(result, plane)
     return result

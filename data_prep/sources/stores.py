@@ -16,10 +16,10 @@ from data_prep.sources import zarrs
 from data_prep.sources.files import names_of_folder
 from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
-from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well
+from perturbjax.core.plates import BATCH, PLATE, SITE, WELL, normalize_well
 
 #: Columns whose values form the name of a JUMP-Lite array.
-SOURCE, BATCH = "Metadata_Source", "Metadata_Batch"
+SOURCE = "Metadata_Source"
 KEY = (SOURCE, BATCH, PLATE, WELL, SITE)
 #: Suffixes after the name of a plate.
 SUFFIXES = (zarrs.SUFFIX, f".ome{zarrs.SUFFIX}")
@@ -60,7 +60,7 @@ class StoreFinder:
         self.images = images.rstrip("/")
         self._plates: dict[str, dict[tuple[str, str], str]] = {}
 
-    def find(self, row: Mapping[str, str], where: str) -> str:
+    def find(self, row: Mapping[Any, Any], where: str) -> str:
         """Return the path or URL of the image of a site.
 
         Raises:
@@ -88,7 +88,7 @@ class StoreFinder:
             if rows and rows[0][PLATE] != name and is_store(self.images):
                 raise InputError(
                     f"{where}: plate {name} is not in {redacted(store)}, which contains plate "
-                    f"{rows[0][PLATE]}"
+                    f"{rows[0][PLATE]}; write that name in the table"
                 )
             self._plates[name] = {(row[WELL], row[SITE]): row[IMAGE] for row in rows}
         return self._plates[name]
@@ -104,7 +104,7 @@ class StoreFinder:
             self._lite = _plate_of(self.images) is None
         return self._lite
 
-    def _jump_lite(self, row: Mapping[str, str], where: str) -> str:
+    def _jump_lite(self, row: Mapping[Any, Any], where: str) -> str:
         for column in (SOURCE, BATCH):
             if not row.get(column):
                 raise InputError(

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import Real
 
 from data_prep.sources.files import open_file
 from data_prep.sources.plane import (
@@ -30,6 +30,7 @@ from data_prep.sources.plane import (
     require_stack,
     select_sample,
     stored_type,
+    warn_lossy,
 )
 from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
@@ -37,10 +38,6 @@ from perturbjax.core.errors import InputError
 #: Microscope and image formats without a reader here, by the suffix of the file.
 FOREIGN = {
     **dict.fromkeys((".c01", ".dib"), "Cellomics C01/DIB"),
-    ".czi": "Zeiss CZI",
-    ".nd2": "Nikon ND2",
-    ".lif": "Leica LIF",
-    ".lof": "Leica LOF",
     ".vsi": "Olympus VSI",
     ".oib": "Olympus OIB",
     ".oif": "Olympus OIF",
@@ -51,22 +48,19 @@ FOREIGN = {
     ".h5": "HDF5",
     ".mrc": "MRC",
     ".jxl": "JPEG XL",
-    ".bmp": "BMP",
-    ".gif": "GIF",
     ".webp": "WebP",
-    ".npy": "NumPy",
 }
 _MIN_IS_WHITE = 0
 #: Values of the tag Compression for JPEG and its variants, which are lossy.
 _JPEG = (6, 7)
 
 
-def read(planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
+def read(planes: Sequence[Plane], where: str) -> list[Real[np.ndarray, "h w"]]:
     """Read planes of one TIFF.
 
     Raises:
         InputError: The file is not a readable TIFF or is truncated, its pages are ambiguous, or it
-            does not contain integers of up to 16 bits.
+            contains neither floats nor integers of up to 16 bits.
     """
     with _open(planes[0].file, where) as tiff:
         return [_plane_pixels(_choose(tiff, plane, where), plane, where) for plane in planes]
@@ -92,7 +86,7 @@ def _info(pages: list[Any], plane: Plane, where: str) -> PlaneInfo:
     return PlaneInfo(dtype, (page.imagelength, page.imagewidth), len(pages))
 
 
-def _plane_pixels(pages: list[Any], plane: Plane, where: str) -> UInt[np.ndarray, "h w"]:
+def _plane_pixels(pages: list[Any], plane: Plane, where: str) -> Real[np.ndarray, "h w"]:
     chosen = [pages[depth] for depth in chosen_depths(len(pages), plane.project)]
     return project_stack((_page_pixels(page, plane, where) for page in chosen), plane.project)
 
@@ -102,7 +96,7 @@ def _samples(page: Any) -> int:
     return math.prod(page.shape) // max(page.imagelength * page.imagewidth, 1)
 
 
-def _page_pixels(page: Any, plane: Plane, where: str) -> UInt[np.ndarray, "h w"]:
+def _page_pixels(page: Any, plane: Plane, where: str) -> Real[np.ndarray, "h w"]:
     image = page.asarray()
     size, samples = (page.imagelength, page.imagewidth), _samples(page)
     if samples > 1:
@@ -113,6 +107,11 @@ def _page_pixels(page: Any, plane: Plane, where: str) -> UInt[np.ndarray, "h w"]
     image = as_stored(image.reshape(size), plane, where)
     if page.photometric == _MIN_IS_WHITE:
         # TIFF 6.0, section 3: 0 is white. Invert within the bits of a pixel, as Bio-Formats does.
+        if image.dtype.kind == "f":
+            raise InputError(
+                f"{where}: {plane} contains {image.dtype} with photometric interpretation "
+                "WhiteIsZero, whose white level is not defined; save it as BlackIsZero"
+            )
         print_once("info: TIFF images with photometric interpretation WhiteIsZero are inverted")
         image = np.asarray((1 << min(page.bitspersample, 16)) - 1, image.dtype) - image
     return image
@@ -256,4 +255,4 @@ def _check_page(page: Any, tiff: Any, plane: Plane, where: str) -> None:
     if max(offsets + counts, default=0) > tiff.filehandle.size:
         raise InputError(f"{where}: {plane} is truncated: it ends before the end of its pixels")
     if page.compression in _JPEG:
-        print_once("warning: TIFF images with JPEG compression are lossy; prefer original images")
+        warn_lossy()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt
+from jaxtyping import Real
 
 from data_prep.sources.files import zarr_store
 from data_prep.sources.plane import (
@@ -92,7 +92,7 @@ def split_store(file: str) -> tuple[str, str]:
     return "/".join(parts[:end]), "/".join(parts[end:])
 
 
-def read(planes: Sequence[Plane], where: str) -> list[UInt[np.ndarray, "h w"]]:
+def read(planes: Sequence[Plane], where: str) -> list[Real[np.ndarray, "h w"]]:
     """Read planes of one image; chunks with several channels are decoded once.
 
     Raises:
@@ -245,7 +245,7 @@ def _codecs(metadata: Any) -> Iterator[str]:
 
 def _stacks(
     image: Image, numbers: list[int], planes: Sequence[Plane]
-) -> list[Integer[np.ndarray, "h w"]]:
+) -> list[Real[np.ndarray, "h w"]]:
     depth = image.size("z")
     # Chunks of one channel, or stacks: each channel is read separately.
     if image.chunk("c") == 1 or depth > 1:

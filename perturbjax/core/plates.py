@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from perturbjax.core.errors import InputError
 
 #: Metadata columns with the position of a site.
 PLATE, WELL, SITE = "Metadata_Plate", "Metadata_Well", "Metadata_Site"
+BATCH = "Metadata_Batch"
 #: Columns that identify a compound, best first: one compound can have several broad_samples.
 COMPOUND_COLUMNS = ("Metadata_InChIKey", "Metadata_pert_iname", "Metadata_broad_sample")
 #: Number of wells of a standard plate -> (rows, columns).
@@ -76,6 +78,35 @@ def normalize_well(name: str) -> str:
     """Return the standard spelling of a well name: `A01` for `a1`; unknown names are unchanged."""
     position = parse_well(name)
     return name if position == (-1, -1) else well_name(*position)
+
+
+def separate_batches(tables: Sequence[pd.DataFrame]) -> str:
+    """Rename plates that occur in several batches to BATCH_PLATE, in place.
+
+    Laboratories number the plates of each batch from 1, so that different plates have one name.
+
+    Args:
+        tables: Tables with `Metadata_Plate`, and optionally `Metadata_Batch`, as text.
+
+    Returns:
+        A sentence about the renamed plates, or "".
+    """
+    batches: dict[str, set[str]] = {}
+    for table in tables:
+        if BATCH in table.columns:
+            for plate, batch in table[[PLATE, BATCH]].drop_duplicates().itertuples(index=False):
+                batches.setdefault(plate, set()).add(batch)
+    repeated = [plate for plate, names in batches.items() if len(names) > 1]
+    for table in tables:
+        if BATCH in table.columns and repeated:
+            rows = table[PLATE].isin(repeated)
+            table[PLATE] = table[PLATE].mask(rows, table[BATCH] + "_" + table[PLATE])
+    if not repeated:
+        return ""
+    return (
+        f"{len(repeated)} plate names occur in several batches; these plates are named BATCH_PLATE "
+        f"(first: {min(batches[repeated[0]])}_{repeated[0]})"
+    )
 
 
 def plate_shape(wells: int) -> tuple[int, int]:

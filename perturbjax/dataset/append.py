@@ -23,7 +23,10 @@ LABELS = "label.labels.txt"
 #: Provenance entry that lists the appended parts.
 APPENDED = "appended"
 #: Provenance entries of an appended part that are copied to this list.
-_COPIED = ("source", "settings_sha256", "illumination", "created", "created_by", "n_sites")
+_COPIED = (
+    *("source", "settings_sha256", "illumination", "float_images"),
+    *("created", "created_by", "n_sites"),
+)
 
 
 def read_class_names(path: Path) -> list[str]:

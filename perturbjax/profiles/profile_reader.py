@@ -1,4 +1,4 @@
-"""Read tables of profiles: CSV or TSV (also compressed), parquet, and AnnData.
+"""Read tables of profiles: CSV or TSV (also compressed), parquet, AnnData and SQLite.
 
 All formats follow the rules of `perturbjax.core.text_tables` for metadata and of `feature_columns`
 for features, so that the same table gives the same profiles in every format.
@@ -7,7 +7,7 @@ for features, so that the same table gives the same profiles in every format.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,22 @@ import pandas as pd
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import MAX_CELLS_PER_BYTE, OPENERS, read_parquet
-from perturbjax.core.plates import normalize_well
+from perturbjax.core.plates import normalize_well, separate_batches
 from perturbjax.core.text_tables import clean_columns, detect_dialect
 from perturbjax.dataset import PLATE, SITE, WELL
 from perturbjax.profiles.cell_tables import CELL_COUNT, is_large_cell_table, read_wells
 from perturbjax.profiles.feature_columns import list_columns, select_features
 from perturbjax.profiles.feature_files import CELL_ID, require_anndata
+from perturbjax.profiles.object_tables import add_images, read_database
 from perturbjax.profiles.profile_table import METADATA, SITE_ID, Profiles, aggregate_to_wells
 
 #: Maximum ratio of unpacked to packed size of a compressed table.
 MAX_COMPRESSION = 64
 #: Formats that are recognized only to name them in the error message.
-_UNSUPPORTED = {".sqlite": "SQLite", ".db": "SQLite", ".xlsx": "Excel", ".xls": "Excel"}
+_UNSUPPORTED = {".xlsx": "Excel", ".xls": "Excel"}
+#: `Image_Metadata_*` are the metadata of a table of images.
+_METADATA = re.compile(f"(Image_)?{METADATA}")
+_DATABASES = (".sqlite", ".sqlite3", ".db")
 _ADVICE = "Write it again, for example with `perturbjax features`"
 
 
@@ -43,7 +47,8 @@ def read_profiles(paths: Sequence[Path | str | pd.DataFrame], aggregate: str = "
     PLATE_WELL_SITE.
 
     Args:
-        paths: parquet, CSV, TSV (also `.gz`, `.bz2`, `.xz`) or `.h5ad` files, or tables in memory.
+        paths: parquet, CSV, TSV (also `.gz`, `.bz2`, `.xz`), `.h5ad` or `.sqlite` files, or tables
+            in memory.
         aggregate: how to aggregate single cells to wells: "median", "mean", or "none" to refuse
             them. Tables of sites or wells are not aggregated here.
 
@@ -59,15 +64,17 @@ def read_profiles(paths: Sequence[Path | str | pd.DataFrame], aggregate: str = "
     groups: list[list[_Table]] = []
     notes: list[str] = []
     for source in paths:
-        table = _read_table(source, aggregate, notes)
-        # A file belongs to the first group with which it shares a feature.
-        group = next(
-            (group for group in groups if set(group[0].features) & set(table.features)), None
-        )
-        if group is None:
-            groups.append([table])
-        else:
-            group.append(table)
+        for table in _read_tables(source, aggregate, notes):
+            # A table belongs to the first group with which it shares a feature.
+            group = next(
+                (group for group in groups if set(group[0].features) & set(table.features)), None
+            )
+            if group is None:
+                groups.append([table])
+            else:
+                group.append(table)
+    if note := separate_batches([table.metadata for group in groups for table in group]):
+        notes.append(note)
     # First concatenate files of the same features, then join the groups by site.
     parts = [_concatenate(group, aggregate, notes) for group in groups]
     if any(part.metadata[SITE_ID].duplicated().any() for part in parts):  # single cells
@@ -99,12 +106,37 @@ def _count_cells(cells: Profiles) -> Profiles:
     return replace(cells, metadata=cells.metadata.assign(**{CELL_COUNT: count}))
 
 
-def _read_table(source: Path | str | pd.DataFrame, aggregate: str, notes: list[str]) -> _Table:
+def _read_tables(
+    source: Path | str | pd.DataFrame, aggregate: str, notes: list[str]
+) -> Iterator[_Table]:
+    """Read the table of a file, or one table of wells for each kind of object of a database."""
     if isinstance(source, pd.DataFrame):
-        path, table = Path("table"), source.reset_index(drop=True)
-    else:
-        path = Path(source)
-        table = _read_file(path, aggregate, notes)
+        yield _make_table(source.reset_index(drop=True), Path("table"), notes)
+        return
+    path = Path(source)
+    if path.suffix.lower() not in _DATABASES or not path.is_file():
+        yield _make_table(_read_file(path, aggregate, notes), path, notes)
+        return
+    if aggregate == "none":
+        raise InputError(
+            f"{path}: is a database of single cells. Use aggregate median for one profile per well."
+        )
+    for objects in read_database(path):
+        # Aggregated at once, because all cells of a plate can exceed the memory.
+        table = _make_table(objects, path, notes)
+        if note := separate_batches([table.metadata]):
+            notes.append(f"{path}: {note}")
+        cells = _count_cells(_concatenate([table], aggregate, notes))
+        wells = aggregate_to_wells(cells, aggregate)
+        notes.append(
+            f"{path}: aggregated {len(cells)} rows to {len(wells)} wells ({aggregate} of each "
+            "feature)"
+        )
+        values = pd.DataFrame(wells.values, columns=list(wells.names))
+        yield _Table(path, wells.metadata.drop(columns=SITE_ID), values)
+
+
+def _make_table(table: pd.DataFrame, path: Path, notes: list[str]) -> _Table:
     table.columns = table.columns.astype(str).str.strip()
     if missing := [column for column in (PLATE, WELL) if column not in table.columns]:
         raise InputError(
@@ -147,7 +179,9 @@ def _read_file(path: Path, aggregate: str, notes: list[str]) -> pd.DataFrame:
         return table
     if suffix in (".parquet", ".pq"):
         return read_parquet(path, _ADVICE)
-    return _read_anndata(path) if suffix == ".h5ad" else _read_csv(path, notes)
+    if suffix == ".h5ad":
+        return _read_anndata(path)
+    return add_images(_read_csv(path, notes), path, lambda images: _read_csv(images, notes))
 
 
 def _read_csv(path: Path, notes: list[str]) -> pd.DataFrame:
@@ -165,7 +199,7 @@ def _read_csv(path: Path, notes: list[str]) -> pd.DataFrame:
             path,
             sep=dialect.separator,
             decimal=dialect.decimal,
-            dtype={c: str for c in names if c.strip().startswith(METADATA) or c == SITE_ID},
+            dtype={c: str for c in names if _METADATA.match(c.strip()) or c == SITE_ID},
             low_memory=False,
             encoding="utf-8-sig",
             compression="infer" if path.suffix in OPENERS else None,
@@ -274,7 +308,8 @@ def _check_duplicates(group: list[_Table], metadata: pd.DataFrame, aggregate: st
         raise InputError(
             f"{paths[0]} and {paths[1]}: plate {plate} is in both files (profile {site!r}). Give "
             "each file once, and different plates and the features of different networks "
-            "different names."
+            "different names. Plates of one name in different batches need a column "
+            "Metadata_Batch."
         )
     if aggregate == "none":
         raise InputError(

@@ -210,18 +210,22 @@ def test_single_cells_need_aggregation(tmp_path: Path, site: bool) -> None:
 
 def test_plate_in_two_files_is_named(tmp_path: Path) -> None:
     table = make_table(plates=2)
-    paths = [
-        write(table.assign(Metadata_Batch=batch), tmp_path / f"b{batch}.csv") for batch in "12"
-    ]
+    paths = [write(table, tmp_path / f"b{batch}.csv") for batch in "12"]
     for aggregate in ("none", "median"):
         with pytest.raises(InputError, match=r"b1\.csv and .*b2\.csv: plate P0 is in both files"):
             read_profiles(paths, aggregate)
+    for path, batch in zip(paths, "12", strict=True):
+        write(table.assign(Metadata_Batch=batch), path)
+    profiles = read_profiles(paths)
+    assert set(profiles.column("Metadata_Plate")) == {"1_P0", "1_P1", "2_P0", "2_P1"}
+    assert "2 plate names occur in several batches" in " ".join(profiles.notes)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.sqlite", b"SQLite format 3", "SQLite is not supported. Export the table as CSV"),
+        ("a.xlsx", b"PK", "Excel is not supported. Export the table as CSV"),
+        ("a.sqlite", b"SQLite format 3", "is a database of single cells. Use aggregate median"),
         ("a.h5ad", b"nothing", "cannot be read as AnnData"),
         ("a.csv", "Metadata_Plate,Metadata_Well,µ\n".encode("utf-16"), "is not UTF-8 text"),
         ("a.csv", b"Metadata_Plate,Metadata_Well,f\nP,A01,1\nP,A02,\xb5\n", "is not UTF-8 text"),

@@ -151,6 +151,8 @@ def robust(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
     A standard deviation below 0.05 counts as 0.05, for plates whose wells are nearly equal.
     """
+    if np.isnan(values).all():  # for example debris on a plate without cells
+        return values
     distance = values - np.nanmedian(values)
     return distance / max(_SD_PER_MAD * float(np.nanmedian(np.abs(distance))), 0.05)
 

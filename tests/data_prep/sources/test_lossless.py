@@ -83,7 +83,11 @@ def test_huge_header_is_refused_before_decoding(tmp_path):
         read_planes([plane], "row 2")
 
 
-def test_jpeg_is_refused_by_name(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(imagecodecs.jpeg8_encode(np.zeros((8, 8), np.uint8)))
-    with pytest.raises(InputError, match="JPEG, a lossy format that changes pixels"):
-        probe_planes([Plane(str(tmp_path / "a.jpg"))], "row 2")
+def test_animation_and_objects_are_refused(tmp_path):
+    gray = np.random.default_rng(0).integers(1, 250, (8, 8), dtype=np.uint8)
+    (tmp_path / "a.gif").write_bytes(imagecodecs.gif_encode(np.stack([gray, gray])))
+    with pytest.raises(InputError, match="it contains 2 images; export one"):
+        read_planes([Plane(str(tmp_path / "a.gif"))], "row 2")
+    np.save(tmp_path / "a.npy", np.array([["a"]], dtype=object))
+    with pytest.raises(InputError, match="it contains Python objects"):
+        probe_planes([Plane(str(tmp_path / "a.npy"))], "row 2")
