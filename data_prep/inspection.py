@@ -189,7 +189,8 @@ def _missing(table: SiteTable, channel: str) -> pd.Series:
 
 def _channel_table(table: SiteTable, headers: pd.DataFrame) -> Table:
     rows = Table(title="Channels", title_justify="left")
-    for heading in ("channel", "files", "missing", "height x width, data type (sample)"):
+    rows.add_column("channel", no_wrap=True, overflow="fold")
+    for heading in ("files", "missing", "height x width, data type (sample)"):
         rows.add_column(heading, overflow="fold")
     for channel in table.channels:
         missing = int(_missing(table, channel).sum())
@@ -211,7 +212,9 @@ def _label_table(table: SiteTable, label_column: str) -> Table:
     """One row per possible label column: number of classes and size of the largest class."""
     sites = table.sites
     rows = Table(title="Possible label columns (* selected)", title_justify="left")
-    for heading in ("column", "classes", "sites per class", "wells per class", "largest class"):
+    # On a narrow terminal the other columns are wrapped first.
+    rows.add_column("column", no_wrap=True, overflow="fold")
+    for heading in ("classes", "sites per class", "wells per class", "largest class"):
         rows.add_column(heading, overflow="fold")
     identities = [column for column in IDENTITY_COLUMNS if column in sites.columns]
     columns = dict.fromkeys([label_column, *identities] if label_column else identities)
@@ -229,6 +232,8 @@ def _label_table(table: SiteTable, label_column: str) -> Table:
 
 
 def _spread(counts: pd.Series) -> str:
+    if counts.min() == counts.max():
+        return str(counts.min())
     return f"{counts.min()} to {counts.max()}, median {counts.median():g}"
 
 

@@ -82,9 +82,9 @@ def make_table(options: TableConfig) -> pd.DataFrame:
         [tuple(vars(image).values()) for image in found.images],
         columns=[field.name for field in fields(ImageFile)],
     )
-    images = _choose_plane(_require_one_time(images, found), found)
-    images = _name_channels(images, options.channels)
-    _refuse_duplicates(images, found)
+    _refuse_duplicates(images)
+    _require_one_time(images, found)
+    images = _name_channels(_choose_plane(images, found), options.channels)
     channels = _channel_order(images, options.channels)
     table, incomplete = _site_rows(images, channels)
     if options.platemap is not None:
@@ -96,18 +96,16 @@ def make_table(options: TableConfig) -> pd.DataFrame:
     return table
 
 
-def _require_one_time(images: pd.DataFrame, found: Recognized) -> pd.DataFrame:
+def _require_one_time(images: pd.DataFrame, found: Recognized) -> None:
     times = sorted(images["time"].unique())
     if len(times) > 1:
         row = images[images["time"] == times[-1]].iloc[0]
         example = found.pattern_with_fixed("time", ImageFile(**row))
         raise InputError(
-            f"the images have {len(times)} time points ({times[0]} to {times[-1]}), but a site "
-            "needs "
-            f"one. Choose one by --pattern, for example --pattern {shlex.quote(example)}, with the "
+            f"the images have {len(times)} time points ({times[0]} to {times[-1]}), but a site has "
+            f"one. Choose it by --pattern, for example --pattern {shlex.quote(example)}, with the "
             "folder of the time point in front if the name does not contain it"
         )
-    return images
 
 
 def _choose_plane(images: pd.DataFrame, found: Recognized) -> pd.DataFrame:
@@ -151,6 +149,8 @@ def _name_channels(images: pd.DataFrame, requested: str) -> pd.DataFrame:
             pairs = images[["channel", "name"]].drop_duplicates().sort_values("channel")
             known = ", ".join(f"{row.name}={row.channel}" for row in pairs.itertuples(index=False))
             raise InputError(f"--channels {entry}: no channel {key}; the images have {known}")
+        if name in chosen:
+            raise InputError(f"--channels {requested}: two channels have the name {name}")
         chosen[name or images.loc[keys, "name"].iloc[0]] = keys
     parts = [images[keys].assign(name=name) for name, keys in chosen.items()]
     return pd.concat(parts, ignore_index=True)
@@ -164,8 +164,8 @@ def _channel_order(images: pd.DataFrame, requested: str) -> list[str]:
     return list(firsts["name"])
 
 
-def _refuse_duplicates(images: pd.DataFrame, found: Recognized) -> None:
-    key = ["plate", "well", "site", "name"]
+def _refuse_duplicates(images: pd.DataFrame) -> None:
+    key = ["plate", "well", "site", "channel", "z", "time"]
     repeated = images[images.duplicated(key, keep=False)]
     if not len(repeated):
         return
@@ -173,7 +173,7 @@ def _refuse_duplicates(images: pd.DataFrame, found: Recognized) -> None:
     same = repeated[(repeated[key] == first[key]).all(axis=1)]["path"]
     raise InputError(
         f"{same.iloc[0]} and {same.iloc[1]} are both plate {first['plate']}, well {first['well']}, "
-        f"site {first['site']}, channel {first['name']} ({len(repeated):,} such images). Pass "
+        f"site {first['site']}, channel {first['channel']} ({len(repeated):,} such images). Pass "
         "--images with the folder of one of them, or --pattern with a folder as {plate}/..."
     )
 

@@ -8,6 +8,7 @@ their columns, never by position. For files with several planes, `Series_Orig<CH
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -252,8 +253,11 @@ def choose_label(sites: pd.DataFrame, label_column: str, load_data: Path | str) 
                 f"--label-column {label_column}: columns of {load_data} that describe a site begin "
                 f"with Metadata_; rename it there to Metadata_{label_column}"
             )
+        similar = difflib.get_close_matches(label_column, columns, 1)
+        hint = f". Did you mean {similar[0]}?" if similar else ""
         raise InputError(
-            f"--label-column {label_column}: not found in {load_data} (available: {available})"
+            f"--label-column {label_column}: not found in {load_data} (available: "
+            f"{available}){hint}"
         )
     empty = sites.loc[sites[label_column] == "", "row"]
     if len(empty):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perturbjax.core.errors import InputError
+from perturbjax.core.files import describe_path
 from perturbjax.core.options import positional, require_sound
 
 
@@ -84,7 +85,10 @@ def verify(path: Path) -> str:
     for marker, verify_kind in KINDS.items():
         if (Path(path) / marker).is_file():
             return verify_kind(Path(path))
-    raise InputError(f"{path}: is not a dataset or run (contains none of {', '.join(KINDS)}).")
+    raise InputError(
+        f"{path}: is not a dataset or run (contains none of {', '.join(KINDS)}). It "
+        f"{describe_path(Path(path))}."
+    )
 
 
 def verify_options(options: VerifyConfig) -> str:

@@ -7,6 +7,7 @@ precedence over file names, because they name plates and channels.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,9 +71,9 @@ def list_files(root: Path) -> list[str]:
     listed = {os.path.realpath(root)}
     for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
         # Changes of `folders` in place decide which folders are visited.
-        real = {name: os.path.realpath(os.path.join(folder, name)) for name in folders}
-        folders[:] = sorted(n for n in folders if real[n] not in listed and not n.startswith("."))
-        listed.update(real.values())
+        folders[:] = [
+            name for name in sorted(folders) if _is_new(os.path.join(folder, name), listed)
+        ]
         below = os.path.relpath(folder, root).replace(os.sep, "/")
         # Hidden files are copies that other programs make, such as `._A01.tif` of macOS.
         visible = (name for name in sorted(names) if not name.startswith("."))
@@ -80,6 +81,14 @@ def list_files(root: Path) -> list[str]:
         if len(files) > MOST_FILES:
             raise InputError(f"--images {root}: has more than {MOST_FILES:,} files; choose a plate")
     return files
+
+
+def _is_new(folder: str, listed: set[str]) -> bool:
+    """Return whether to visit a folder, and remember it. Hidden folders and stores are skipped."""
+    real = os.path.realpath(folder)
+    is_new = real not in listed and not re.search(r"/\.[^/]*$|\.zarr$", folder)
+    listed.add(real)
+    return is_new
 
 
 def recognize(root: Path, layout: str = "auto", pattern: str = "") -> Recognized:
@@ -121,9 +130,8 @@ def _best_layout(root: Path, files: list[str], images: list[str]) -> str:
     best = max(counts, key=lambda name: counts[name])
     if counts[best] == (False, 0):
         raise InputError(
-            f"--images {root}: the names of the images follow no layout of {', '.join(LAYOUTS)}, "
-            "for "
-            f"example {', '.join(images[:_EXAMPLES])}. Describe them with --pattern, for example "
+            f"--images {root}: the names of the images follow no layout of {', '.join(LAYOUTS)}; "
+            f"for example {', '.join(images[:_EXAMPLES])}. Describe them with --pattern, such as "
             "--pattern '{plate}_{well}_s{site}_w{channel}.tif'"
         )
     return best
@@ -134,8 +142,9 @@ def _checked(
 ) -> Recognized:
     if not found.images:
         more = f" ({len(found.absent)} files of its metadata do not exist)" if found.absent else ""
+        rule = f"the {title}" if name == "pattern" else f"the layout of {title}"
         raise InputError(
-            f"--images {root}: no file follows the {title}{more}; the folder contains for example "
+            f"--images {root}: no file name follows {rule}{more}; the folder contains for example "
             f"{', '.join(images[:_EXAMPLES]) or 'no image'}"
         )
     used = {image.path for image in found.images}

@@ -57,6 +57,13 @@ def test_help_shows_defaults_of_the_preset_and_choices_of_the_tables(capsys):
     assert "--profile [TEXT]" in text
 
 
+def test_help_of_train_begins_with_the_main_flags(capsys):
+    text = help_of(capsys, "train", "--help")
+    options = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
+    first = "--data --out --preset --split --label-column --model --epochs --batch-size --seed"
+    assert " ".join(options).startswith(first)
+
+
 def test_long_help_describes_every_preparation(capsys):
     text = " ".join(help_of(capsys, "classify", "--help-all").split())
     for name, one in PREPARATIONS.items():

@@ -281,6 +281,17 @@ def test_choice_is_checked_in_python():
             "--out page.pdf: must be a name that ends in .png",
         ),
         ("features --data data --out f.parquet", "--weights"),
+        ("build --images i", "--out is missing: Dataset directory to write (see perturbjax build"),
+        (
+            "split",
+            "--data is missing: Dataset directories with the same channels; --out is missing",
+        ),
+        (
+            "verify .",
+            ".: is not a dataset or run (contains none of provenance.json, config.json). It",
+        ),
+        ("split --data . --out s.parquet", "is not a complete dataset"),
+        ("evaluate --run .", ".: contains no run (config.json is missing). It is an empty folder"),
         ("classify --features f --out o --hold-out P --all-folds", "--hold-out P"),
         ("classify --features f --out o --negcon DMSO", "--negcon DMSO: must be COLUMN=VALUE"),
         ("classify --features f --out o --prepare all", "--prepare all: must be one of none"),

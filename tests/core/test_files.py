@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import atomic, require_free_space, write_json
+from perturbjax.core.files import atomic, describe_path, require_free_space, write_json
 
 
 def test_atomic_replaces_the_file_on_success_only(tmp_path: Path) -> None:
@@ -55,3 +55,13 @@ def test_require_free_space_allocates_and_frees(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"No space|too large"):
         require_free_space(tmp_path, 1 << 60)
     assert not list(tmp_path.iterdir())
+
+
+def test_describe_path_names_the_kind_of_an_input(tmp_path):
+    assert describe_path(tmp_path / "none") == "does not exist"
+    assert describe_path(tmp_path) == "is an empty folder"
+    (tmp_path / "a.csv").touch()
+    assert describe_path(tmp_path / "a.csv") == "is a csv file"
+    assert describe_path(tmp_path) == "is a folder that contains a.csv"
+    (tmp_path / "provenance.json").touch()
+    assert describe_path(tmp_path) == "is a dataset directory (option --data)"

@@ -84,6 +84,11 @@ def test_channels_are_renamed_and_selected(folder):
         table_of(folder, channels="DNA=7")
 
 
+def test_two_channels_need_two_names(folder):
+    with pytest.raises(InputError, match="--channels DNA=1,DNA=2: two channels have the name DNA"):
+        table_of(folder, channels="DNA=1,DNA=2")
+
+
 def test_channel_names_of_the_microscope_suit_the_command_line(tmp_path):
     names = [f"A1--W00001--P00001--Z00000--T00000--{c}.tif" for c in ("Alexa 488", "DAPI, 2")]
     table = table_of(write_images(tmp_path / "data", *names))
@@ -113,13 +118,14 @@ def test_time_points_are_refused_with_a_pattern_that_chooses_one(tmp_path):
 
 
 def test_two_images_of_one_position_are_refused(tmp_path):
-    names = [f"x{n}/P_A01_s1_w1.tif" for n in (1, 2)]
+    names = [f"x{n}/ZStep_{z}/P_A01_s1_w1.tif" for n in (1, 2) for z in (1, 2, 3)]
     with pytest.raises(
-        InputError, match=r"x1/P_A01_s1_w1\.tif and x2/.* are both plate P, well A01"
+        InputError, match=r"x1/ZStep_1/.*\.tif and x2/ZStep_1/.* are both plate P, well A01"
     ):
         table_of(write_images(tmp_path / "i", *names))
-    table = table_of(tmp_path / "i", pattern="{plate}/*_{well}_s{site}_w{channel}.tif")
-    assert table["PathName_OrigCh1"].tolist() == table["Metadata_Plate"].tolist() == ["x1", "x2"]
+    table = table_of(tmp_path / "i", pattern="{plate}/ZStep_{z}/*_{well}_s{site}_w{channel}.tif")
+    assert table["Metadata_Plate"].tolist() == ["x1", "x2"]
+    assert table["PathName_OrigCh1"].tolist() == ["x1/ZStep_2", "x2/ZStep_2"]
 
 
 def test_plate_map_adds_treatments_and_negative_controls(folder, capsys):

@@ -63,13 +63,20 @@ def test_plates_without_a_name_are_named_by_their_folders(folder):
 
 
 def test_unknown_names_are_refused_with_examples(folder):
-    with pytest.raises(InputError, match=r"follow no layout of phenix, .* example picture1\.tif"):
+    with pytest.raises(InputError, match=r"follow no layout of phenix, .*example picture1\.tif"):
         recognize(folder(["picture1.tif"]))
 
 
 def test_folders_without_images_are_refused(folder):
     with pytest.raises(InputError, match="has no image among 2 files"):
         recognize(folder(["notes.txt", "a.pdf"]))
+
+
+def test_links_are_followed_once_and_stores_are_skipped(folder):
+    root = folder(["P1/A01.tif", "P2.zarr/A02.tif", ".hidden/A03.tif", "P1/._A04.tif"])
+    (root / "P1/loop").symlink_to(root)
+    (root / "P3").symlink_to(root / "P1")
+    assert [image.path for image in recognize(root, pattern="{well}.tif").images] == ["P1/A01.tif"]
 
 
 def test_missing_folder_is_refused_by_name(tmp_path):
