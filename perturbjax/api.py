@@ -17,6 +17,7 @@ from perturbjax.dataset import PLATE, Dataset, open_dataset
 from perturbjax.dataset.summary_card import card, strip
 from perturbjax.evaluation.apply import EVALUATION, run_predictions_table
 from perturbjax.evaluation.evaluation_result import read_evaluation, summary_sentences
+from perturbjax.evaluation.run_sets import predict_sets, read_calibration
 from perturbjax.inference import Network, load_network
 from perturbjax.training.checkpoint import Which
 from perturbjax.training.run_directory import Run
@@ -70,8 +71,9 @@ class TrainedRun:
         Returns:
             The table of `perturbjax predict`, one row per image: the `Metadata_*` columns of
             `sites`, `site_id` (row numbers by default), `part` (train or test; new for sites that
-            are not in the split of the run), `label` (true class, or empty), `predicted`, and
-            `prob_<class>` (float32) for each class.
+            are not in the split of the run), `label` (true class, or empty), `predicted`,
+            prediction sets if the checkpoint was evaluated, and `prob_<class>` (float32) for each
+            class.
 
         Raises:
             InputError: the arrays do not match each other or the run.
@@ -82,7 +84,10 @@ class TrainedRun:
         else:
             predictions = self.network.apply(images, *self._masks_and_plates(masks, sites))
             sites = _numbered(sites, len(images))
-        return run_predictions_table(self.run, sites, predictions, self.run.parts(sites["site_id"]))
+        part = self.run.parts(sites["site_id"])
+        stored = read_calibration(self.run, self.network.facts["epoch"])
+        sets = predict_sets(stored, sites["site_id"], predictions, self.class_names)
+        return run_predictions_table(self.run, sites, predictions, part, sets)
 
     def features(
         self,

@@ -12,7 +12,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, UInt
 
 from perturbjax.core.choices import MASK_ENCODINGS, NORMALIZATIONS
 from perturbjax.core.errors import InputError
@@ -21,13 +21,17 @@ from perturbjax.core.messages import console
 from perturbjax.core.options import require_output, require_sound
 from perturbjax.data import mask_encodings as masks
 from perturbjax.data.augmentation import RawBatch
+from perturbjax.data.batches.decoder import stored_halvings
 from perturbjax.inference import Network, load_network
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.devices import choose_placement
+from perturbjax.training.run_directory import Run
 
 NETWORK, DESCRIPTION = "network.jax_export", "description.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 OUTPUTS = ("probabilities", "features")
+#: Mask encodings of single pixels, which can be downsampled after the encoding.
+_PIXELWISE = ("instance", "binary")
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ def export(options: StableHLOConfig) -> Path:
 
     The function is (image, mask) -> (probabilities, features). If the normalization depends on the
     images, it has the additional inputs shift and scale. `description.json` describes all inputs.
-    Sites are used at full size. Batch pipelines downsample sites that are several times larger than
-    `--crop`, so predictions can differ by rounding.
+    Like the batch pipelines, the function first downsamples sites that are several times larger
+    than `--crop`, with the same integer arithmetic. Its predictions therefore equal those of
+    `perturbjax predict` up to float32 rounding (1e-5).
 
     Args:
         options: checkpoint of a run, and the folder to write.
@@ -89,9 +94,11 @@ def _inputs(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
     # A symbolic batch size: the exported program accepts any number of images.
     (b,) = jax.export.symbolic_shape("b")
     site, channels = (b, *facts["image_size"]), len(facts["channels"])
+    # Encodings that depend on neighboring pixels are computed after downsampling, by the caller.
+    stored = site if recipe.mask_encoding in _PIXELWISE else (b, *_stored_size(network.run))
     inputs = {
         "image": jax.ShapeDtypeStruct((*site, channels), np.dtype(facts["image_dtype"])),
-        "mask": jax.ShapeDtypeStruct(site, masks.storage_dtype(recipe.mask_encoding)),
+        "mask": jax.ShapeDtypeStruct(stored, masks.storage_dtype(recipe.mask_encoding)),
     }
     method = NORMALIZATIONS[recipe.normalize]
     # Statistics of the image or plate are not part of the network, so the caller supplies them.
@@ -102,8 +109,14 @@ def _inputs(network: Network) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _as_function(network: Network) -> Callable[..., tuple[Array, Array]]:
+    halvings = stored_halvings(network.run.facts["image_size"], network.run.recipe.augment)
+    pixelwise = network.run.recipe.input.mask_encoding in _PIXELWISE
+
     def predict(image: Array, mask: Array, shift: Array | None = None, scale: Array | None = None):
         rows = image.shape[:1]
+        for _ in range(halvings):
+            image = halve_image(image)
+            mask = halve_mask(mask) if pixelwise else mask
         if shift is None or scale is None:
             # The same for all images (`depends_on` is "run"), so those of a blank image serve.
             blank = np.zeros((1, *image.shape[1:]), image.dtype)
@@ -118,6 +131,31 @@ def _as_function(network: Network) -> Callable[..., tuple[Array, Array]]:
         )
 
     return predict
+
+
+def halve_image(image: UInt[Array, "b h w c"]) -> UInt[Array, "b h2 w2 c"]:
+    """Downsample by 2 as the batch pipelines do: mean of 2 × 2 pixels, rounded to an integer.
+
+    An odd last row or column is repeated first.
+    """
+    pad = [(0, 0), (0, image.shape[1] % 2), (0, image.shape[2] % 2), (0, 0)]
+    # The sum of four pixels of 16 bits needs 18 bits.
+    wide = jnp.pad(image, pad, mode="edge").astype(jnp.uint32)
+    rows = wide[:, 0::2] + wide[:, 1::2]
+    return ((rows[:, :, 0::2] + rows[:, :, 1::2] + 2) >> 2).astype(image.dtype)
+
+
+def halve_mask(mask: UInt[Array, "b h w"]) -> UInt[Array, "b h2 w2"]:
+    """Downsample by 2 as the batch pipelines do: the lower right pixel of each block."""
+    pad = [(0, 0), (0, mask.shape[1] % 2), (0, mask.shape[2] % 2)]
+    return jnp.pad(mask, pad, mode="edge")[:, 1::2, 1::2]
+
+
+def _stored_size(run: Run) -> tuple[int, int]:
+    """Height and width of the sites after downsampling."""
+    height, width = run.facts["image_size"]
+    block = 2 ** stored_halvings((height, width), run.recipe.augment)
+    return -(-height // block), -(-width // block)
 
 
 def _describe(
@@ -137,7 +175,7 @@ def _describe(
         "classes": run.class_names,
         "label column": run.label_column,
         "channels": facts["channels"],
-        "mask": MASK_ENCODINGS[run.recipe.input.mask_encoding].stored,
+        "mask": _describe_mask(run),
         "normalisation": {
             "method": method,
             "shift and scale": NORMALIZATIONS[method].inputs or "inside",
@@ -145,6 +183,18 @@ def _describe(
         },
         "epoch": network.facts["epoch"],
     }
+
+
+def _describe_mask(run: Run) -> str:
+    encoding = run.recipe.input.mask_encoding
+    stored = MASK_ENCODINGS[encoding].stored
+    halvings = stored_halvings(run.facts["image_size"], run.recipe.augment)
+    if encoding in _PIXELWISE or not halvings:
+        return stored
+    return (
+        f"{stored}; computed from instance labels that were downsampled by 2 {halvings} times "
+        "(labels[1::2, 1::2], after repeating an odd last row or column)"
+    )
 
 
 def _array(name: str, array: Any) -> dict[str, Any]:

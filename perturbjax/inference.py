@@ -22,6 +22,7 @@ from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.config import InputConfig
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
+from perturbjax.core.progress import QUIET_S, track
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.data.batches import (
     BatchOrder,
@@ -34,7 +35,7 @@ from perturbjax.data.batches.decoder import MaskTransform
 from perturbjax.data.normalization import Intensities, Statistics, site_intensities
 from perturbjax.dataset import Dataset, SiteSource
 from perturbjax.training.apply_network import Predictions, apply_to_sites
-from perturbjax.training.array_source import ArraySource
+from perturbjax.training.array_source import ArraySource, require_fitting
 from perturbjax.training.checkpoint import (
     Checkpoints,
     Tree,
@@ -46,7 +47,19 @@ from perturbjax.training.devices import Placement, choose_placement
 from perturbjax.training.phases import create_network
 from perturbjax.training.pytorch_exchange import WEIGHTS, open_weight_file
 from perturbjax.training.run_directory import Run, open_run
-from perturbjax.training.step import make_attention_step, make_predict_step, split_model
+from perturbjax.training.site_features import (
+    Batches,
+    SiteFeatures,
+    SiteFeatureStore,
+    add_features,
+    open_store,
+)
+from perturbjax.training.step import (
+    make_attention_step,
+    make_head_step,
+    make_predict_step,
+    split_model,
+)
 
 #: Default number of sites in a step, also of `perturbjax predict`. Predictions depend on it in the
 #: last bit.
@@ -114,7 +127,8 @@ class Network:
         Raises:
             InputError: the arrays do not fit each other or the run.
         """
-        return Predictions(*self._apply_to_arrays(self._predict_step, images, masks, plates))
+        batches, positions = self._array_batches(images, masks, plates)
+        return Predictions(*self._predict(batches, positions, quiet=True))
 
     def attention(
         self,
@@ -130,7 +144,8 @@ class Network:
             InputError: the network has no attention map, or the arrays do not fit each other or the
                 run.
         """
-        (attention,) = self._apply_to_arrays(self._attention_step, images, masks, plates)
+        batches, positions = self._array_batches(images, masks, plates)
+        (attention,) = self._apply(self._attention_step, batches, positions, quiet=True)
         return attention
 
     def intensities(self, images: np.ndarray, plates: Sequence[str] | None = None) -> Intensities:
@@ -156,8 +171,11 @@ class Network:
         Raises:
             InputError: channels or pixel type differ from those of the training data.
         """
-        with open_batches(self.decoder(dataset), self.placement, choice=feed) as pipeline:
-            return Predictions(*self._apply(self._predict_step, pipeline.batches, positions))
+        decoder = self.decoder(dataset)
+        frozen = self._site_features is not None
+        store = open_store(decoder, self.run.recipe, self.state["params"]) if frozen else None
+        with open_batches(decoder, self.placement, choice=feed) as pipeline:
+            return Predictions(*self._predict(pipeline.batches, positions, store))
 
     def apply_with_masks(
         self,
@@ -196,7 +214,7 @@ class Network:
             mask_transform: function of the instance labels of a site, before they are encoded.
         """
         batches = self._host_batches(dataset, change, mask_transform)
-        return Predictions(*self._apply(self._predict_step, batches, positions))
+        return Predictions(*self._predict(batches, positions))
 
     def attention_on_dataset(
         self, dataset: Dataset, positions: Int[np.ndarray, " n"]
@@ -236,8 +254,7 @@ class Network:
         Raises:
             InputError: channels or pixel type differ from those of the training data.
         """
-        # Pixels of another type have another intensity range, so predictions would be wrong.
-        _require_fitting(self.run, dataset)
+        require_fitting(self.run, dataset)
         return self._decoder(dataset, self.run.statistics_for(dataset), self.run.recipe.input)
 
     def step(self, batch: RawBatch) -> tuple[Float32[Array, "b classes"], Float32[Array, "b d"]]:
@@ -252,9 +269,36 @@ class Network:
     def _attention_step(self) -> Any:
         return self.placement.compile_predict(make_attention_step(self.graphdef, self.run.recipe))
 
-    def _apply_to_arrays(
-        self, step: Any, images: np.ndarray, masks: np.ndarray, plates: Sequence[str] | None
+    @functools.cached_property
+    def _head_step(self) -> Any:
+        return self.placement.compile_predict(make_head_step(self.graphdef, self.run.recipe))
+
+    @functools.cached_property
+    def _site_features(self) -> SiteFeatures | None:
+        """Site features of an ensemble classifier; None for other networks, or many processes."""
+        if self.run.recipe.transfer.head != "channels" or self.placement.processes > 1:
+            return None
+        return SiteFeatures(self.graphdef, self.run.recipe, self.placement)
+
+    def _predict(
+        self,
+        batches: Batches,
+        positions: Int[np.ndarray, " n"],
+        store: SiteFeatureStore | None = None,
+        *,
+        quiet: bool = False,
     ) -> tuple[np.ndarray, ...]:
+        """Compute probabilities and features; a frozen backbone is applied separately."""
+        if self._site_features is None:
+            return self._apply(self._predict_step, batches, positions, quiet=quiet)
+        state = self.state["params"], self.state["stats"]
+        features = self._site_features.compute(*state, batches, positions, store)
+        paired = add_features(batches, features, self.placement)
+        return self._apply(self._head_step, paired, positions, quiet=quiet)
+
+    def _array_batches(
+        self, images: np.ndarray, masks: np.ndarray, plates: Sequence[str] | None
+    ) -> tuple[Batches, np.ndarray]:
         arrays = ArraySource(self.run, images, masks, plates)
         # The ablation that shuffles masks applies to datasets only; arrays come with the intended
         # masks.
@@ -264,7 +308,7 @@ class Network:
         def batches(order: BatchOrder) -> Iterator[RawBatch]:
             return map(self.placement.place_rows, decoder.batches(order))
 
-        return self._apply(step, batches, np.arange(len(arrays)))
+        return batches, np.arange(len(arrays))
 
     def _decoder(
         self, dataset: SiteSource, statistics: Statistics | None, input: InputConfig
@@ -275,36 +319,27 @@ class Network:
         return Decoder(dataset, sites, input, recipe.augment)
 
     def _apply(
-        self, step: Any, batches: Callable[[BatchOrder], Iterable[RawBatch]], positions: np.ndarray
+        self,
+        step: Any,
+        batches: Callable[[BatchOrder], Iterable[Any]],
+        positions: np.ndarray,
+        *,
+        quiet: bool = False,
     ) -> tuple[np.ndarray, ...]:
         params, stats = self.state["params"], self.state["stats"]
-        # With several processes, each one reads an equal part of every batch.
-        multiple = self.placement.batch_multiple
-        return apply_to_sites(
-            step, params, stats, batches, positions, self.batch_size, multiple=multiple
-        )
 
-
-def _require_fitting(run: Run, dataset: Dataset) -> None:
-    properties = {
-        "channels": dataset.channel_names,
-        "image_dtype": str(dataset.image_dtype),
-    }
-    for name, value in properties.items():
-        trained = run.facts[name]
-        if trained is not None and trained != value:  # None: an imported network without dataset
-            raise InputError(
-                f"{dataset.path}: {name} is {value}, {run.path} was trained on {trained}. Build "
-                "the dataset with the "
-                "same settings."
+        def tracked(order: BatchOrder) -> Iterable[Any]:
+            unit, total = f"batches of {self.batch_size} sites", len(order)
+            return track(
+                batches(order), total=total, label="Predicting", unit=unit, quiet_s=QUIET_S
             )
 
-
-def feature_names(groups: Sequence[str], count: int) -> list[str]:
-    """Return the names of features in tables, `GROUP_0001` and so on, for groups of equal size."""
-    # Numbers restart in each group.
-    numbers = range(1, count // len(groups) + 1)
-    return [f"{group}_{number:04d}" for group in groups for number in numbers]
+        # With several processes, each one reads an equal part of every batch.
+        multiple = self.placement.batch_multiple
+        source = batches if quiet else tracked
+        return apply_to_sites(
+            step, params, stats, source, positions, self.batch_size, multiple=multiple
+        )
 
 
 def load_network(
@@ -337,7 +372,7 @@ def load_network(
         run = source if isinstance(source, Run) else open_run(Path(source))
         tree, facts = _load_checkpoint(run, checkpoint, epoch)
     if dataset is not None:
-        _require_fitting(run, dataset)
+        require_fitting(run, dataset)
     # The channels of an imported network without dataset come from the given dataset.
     names = run.facts["channels"] or (dataset and dataset.channel_names)
     if not names:
@@ -347,9 +382,10 @@ def load_network(
         )
     # Some normalizations provide several copies of each channel.
     channels = len(names) * NORMALIZATIONS[run.recipe.input.normalize].copies
-    model, _ = create_network(run.recipe, channels, run.class_names, run.facts.get("pretrained"))
-    graphdef, params, stats = split_model(model)
+    pretrained = run.facts.get("pretrained")
     # The new network is only the template for names and shapes.
+    model, _ = create_network(run.recipe, channels, run.class_names, pretrained, abstract=True)
+    graphdef, params, stats = split_model(model)
     state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)
     placement = choose_placement("auto") if placement is None else placement
     return Network(run, facts, placement, batch_size, graphdef, placement.replicate(state))

@@ -18,6 +18,8 @@ settings.load_profile("perturbjax")
 
 # Commands of the tests share no cached masks: a test that interrupts a build must compute them.
 os.environ["PERTURBJAX_MASK_CACHE"] = "none"
+# The same for features of frozen backbones.
+os.environ["PERTURBJAX_SITE_FEATURES"] = "none"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -20,6 +20,8 @@ import perturbjax
 from perturbjax.cli.evaluate import ApplyConfig, PredictConfig, predict
 from perturbjax.core.config import AugmentConfig, InputConfig, ModelConfig, OptimConfig, Recipe
 from perturbjax.core.files import file_digest
+from perturbjax.data.mask_encodings import encode
+from perturbjax.dataset import open_dataset
 from perturbjax.export import StableHLOConfig, export
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.fit import TrainConfig, fit
@@ -264,3 +266,33 @@ def test_exported_network_takes_image_statistics_as_input(plain, dataset, tmp_pa
 def test_exported_network_supports_all_platforms(exported):
     network, _ = reloaded(exported)
     assert set(network.platforms) == {"cpu", "cuda", "tpu"}
+
+
+@pytest.mark.parametrize("encoding", ["binary", "distance"])
+def test_exported_network_downsamples_large_sites_like_predict(tmp_path, encoding):
+    """Sites of 67 pixels and crops of 16: stored sites are downsampled by 2 with rounding."""
+    data = open_dataset(
+        write_dataset(tmp_path / "data", sites=24, size=67, channels=["DNA", "Actin"])
+    )
+    recipe = Recipe(
+        model=ModelConfig(model="masked_cnn"),
+        input=InputConfig(normalize="log", mask_encoding=encoding),
+        augment=AugmentConfig(crop=16, crop_scale=(0.3, 1.0)),
+        optim=OptimConfig(epochs=1, batch_size=8),
+    )
+    path = fit(TrainConfig(out=tmp_path / "run", data=(data.path,), recipe=recipe)).path
+    network, description = reloaded(
+        export(StableHLOConfig(CheckpointConfig(path), out=tmp_path / "exported"))
+    )
+    images, masks = data.read(range(6))
+    stored = [encode(mask if encoding == "binary" else halve(mask), encoding) for mask in masks]
+    probabilities, features = network.call(images, np.stack(stored))
+    expected = perturbjax.load(path).network.apply(images, masks)
+    np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-5)
+    np.testing.assert_allclose(features, expected.features, atol=1e-4)
+    assert ("downsampled by 2 1 times" in description["mask"]) == (encoding == "distance")
+
+
+def halve(mask):
+    """Downsample instance labels as `description.json` says."""
+    return np.pad(mask, [(0, length % 2) for length in mask.shape], mode="edge")[1::2, 1::2]

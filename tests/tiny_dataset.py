@@ -20,6 +20,7 @@ def write_dataset(
     channels: list[str],
     compounds: tuple[str, str] = ("DMSO", "taxol"),
     label_column: str = LABEL,
+    maximum: int = 60_000,
 ) -> Path:
     """Write a dataset: three sites per well, eight wells per plate; every fourth site is constant
     in channel 0.
@@ -31,9 +32,10 @@ def write_dataset(
         channels: channel names.
         compounds: names of the two compounds.
         label_column: column of the labels; "" leaves out the compounds.
+        maximum: highest intensity of the other sites.
     """
     rng = np.random.default_rng(0)
-    images = rng.integers(100, 60_000, (sites, size, size, len(channels)), dtype=np.uint16)
+    images = rng.integers(100, maximum, (sites, size, size, len(channels)), dtype=np.uint16)
     images[::4, ..., 0] = 500
     masks = np.zeros((sites, size, size), np.uint16)
     masks[:, size // 4 : -size // 4, size // 4 : -size // 4] = 1

@@ -8,9 +8,11 @@ from perturbjax.audit.controls import BLIND, REQUIRED, UNTRAINED
 from perturbjax.evaluation.bootstrap import Estimate
 from perturbjax.evaluation.calibration import Confidence
 from perturbjax.evaluation.conclusions import MIN_TEST_WELLS
-from perturbjax.evaluation.evaluation_result import EvaluationResult, ModelScores
+from perturbjax.evaluation.evaluation_result import EvaluationResult, Level, ModelScores
 from perturbjax.evaluation.scores import HEADLINE
 
+#: Reason why a run is audited under its split only.
+OTHER_SPLIT = "the network was trained on another split"
 #: Fraction of the way from chance to 1 above which the position-only control invalidates a split.
 _POSITION_LEAK = 0.5
 
@@ -30,9 +32,14 @@ class SplitResult:
     """Sites without a training site of the same label; they are not evaluated."""
 
     @property
+    def level(self) -> Level:
+        """Level of the conclusion: wells if they have several sites, otherwise sites."""
+        return self.evaluation.verdict_level
+
+    @property
     def model(self) -> ModelScores:
-        """Scores of the audited model, by site."""
-        return self.evaluation.levels[0][self.evaluation.model_names[0]]
+        """Scores of the audited model at the level of the conclusion."""
+        return self.level[self.evaluation.model_names[0]]
 
     @property
     def confidence(self) -> Confidence:
@@ -41,14 +48,13 @@ class SplitResult:
 
     @property
     def score(self) -> Estimate:
-        """Balanced accuracy of the audited model, by site."""
+        """Balanced accuracy of the audited model."""
         return self.model.scores[HEADLINE]
 
     @property
     def controls(self) -> dict[str, Estimate]:
-        """Balanced accuracy of each control, by site."""
-        rows = self.evaluation.levels[0].rows
-        return {row.name: row.scores[HEADLINE] for row in rows if row.baseline}
+        """Balanced accuracy of each control."""
+        return {row.name: row.scores[HEADLINE] for row in self.level.rows if row.baseline}
 
     @property
     def chance(self) -> float:
@@ -84,11 +90,15 @@ class SplitResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """Score under a weaker split minus score under a stricter split, on the same sites."""
+    """Score under a weaker split minus score under a stricter split, on the same sites.
+
+    The unit is that of the conclusion, `SplitResult.level`.
+    """
 
     weaker: str
     stricter: str
     sites: int
+    wells: int
     estimate: Estimate
 
 
@@ -111,6 +121,11 @@ class AuditResult:
 
     def __getitem__(self, policy: str) -> SplitResult:
         return next(split for split in self.splits if split.policy == policy)
+
+    @property
+    def words(self) -> str:
+        """Unit of the scores: "by well" or "by site"."""
+        return self.strictest.level.words
 
     @property
     def strictest(self) -> SplitResult:

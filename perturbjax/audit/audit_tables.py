@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from perturbjax.audit.audit_result import AuditResult
+from perturbjax.audit.audit_result import OTHER_SPLIT, AuditResult
 from perturbjax.audit.verdict import Verdict, format_p, verdict
 from perturbjax.core.files import write_csv, write_json
 from perturbjax.core.messages import PlainConsole
@@ -24,7 +24,7 @@ def print_audit(audit: AuditResult) -> None:
 
     console, conclusion = PlainConsole(soft_wrap=False), verdict(audit)
     console.print(
-        f"{audit.source}: {audit.label} by {audit.model}, {METRICS[HEADLINE].words} by site"
+        f"{audit.source}: {audit.label} by {audit.model}, {METRICS[HEADLINE].words} {audit.words}"
     )
     table = Table(box=box.SIMPLE_HEAD)
     for title in ("", *(split.policy for split in audit.splits)):
@@ -64,7 +64,10 @@ def table_rows(audit: AuditResult, gap: str = " ") -> Iterator[tuple[str, list[s
         "… with temperature",
         [f"{one.scaled_error:.3f}{gap}(T = {one.temperature:.2f})" for one in confidences],
     )
-    accuracies = [split.model.scores["accuracy"].value for split in splits]
+    # Confidence refers to sites.
+    accuracies = [
+        split.evaluation["site"][split.model.name].scores["accuracy"].value for split in splits
+    ]
     yield (
         "accuracy, confident half",
         [
@@ -78,8 +81,15 @@ def table_rows(audit: AuditResult, gap: str = " ") -> Iterator[tuple[str, list[s
 
 def missing_parts(audit: AuditResult) -> Iterator[str]:
     """Yield the reason for each missing split, p-value, control and well position."""
+    others = [policy for policy, why in audit.refused.items() if why == OTHER_SPLIT]
+    if others:
+        yield (
+            f"info: the network was trained on one split. To audit it under {', '.join(others)}: "
+            f"perturbjax audit --run {audit.source} --train --out DIR"
+        )
     for policy, why in audit.refused.items():
-        yield f"info: no {policy} split: {why}."
+        if policy not in others:
+            yield f"info: no {policy} split: {why}."
     for split in audit.splits:
         if split.no_p:
             yield f"info: no p-value for the {split.policy} split: {split.no_p}."
@@ -164,6 +174,8 @@ def long_scores_table(audit: AuditResult) -> pd.DataFrame:
     for pair in audit.differences:
         splits = f"{pair.weaker} minus {pair.stricter}"
         estimate = dataclasses.astuple(pair.estimate)
-        rows.append((splits, "site", audit.model, HEADLINE, *estimate, pair.sites))
+        unit = audit.strictest.level.name
+        n = pair.wells if unit == "well" else pair.sites
+        rows.append((splits, unit, audit.model, HEADLINE, *estimate, n))
     columns = ["split", "level", "model", "metric", "value", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)

@@ -18,7 +18,7 @@ from perturbjax.audit.audit_inputs import (
     load_run_predictions,
 )
 from perturbjax.audit.audit_options import AuditConfig
-from perturbjax.audit.audit_result import AuditResult, Difference, SplitResult
+from perturbjax.audit.audit_result import OTHER_SPLIT, AuditResult, Difference, SplitResult
 from perturbjax.audit.controls import CONTROLS, SHUFFLED, WORDS, precomputed_baseline
 from perturbjax.audit.split_designs import SplitDesign, design_splits
 from perturbjax.core.choices import SPLIT_POLICIES
@@ -33,7 +33,7 @@ from perturbjax.evaluation.evaluate import Fold, ModelPredictions, evaluate_pred
 from perturbjax.evaluation.evaluation_result import MODEL
 from perturbjax.evaluation.permutation import permutation_p
 from perturbjax.evaluation.scores import HEADLINE, count
-from perturbjax.evaluation.wells import well_ids
+from perturbjax.evaluation.wells import aggregate_wells, well_ids
 
 #: Probabilities of the test sites, one array per fold, by name of the model or control.
 Predictions = dict[str, list[Float[np.ndarray, "_n classes"]]]
@@ -107,7 +107,9 @@ def _evaluate_splits(
         parts = predictions[design.policy].pop(model)
         splits.append(_evaluate(data, design, model, parts, predictions[design.policy], config))
         own[design.policy] = np.concatenate(parts)
-    differences = tuple(_differences(data, designs, own, config))
+    # All splits have the same sites, apart from excluded ones, and so the same unit.
+    level = splits[-1].level.name
+    differences = tuple(_differences(data, designs, own, config, level))
     return AuditResult(data.source, data.label, model, tuple(splits), differences, refused)
 
 
@@ -181,7 +183,8 @@ def _evaluate(
         baselines=CONTROLS | precomputed,
     )
     try:
-        p, why = _permutation_p(data, design, np.concatenate(parts), config), ""
+        level = evaluation.verdict_level.name
+        p, why = _permutation_p(data, design, np.concatenate(parts), config, level), ""
     except BaselineUnavailable as reason:
         p, why = None, str(reason)
     return SplitResult(design.policy, evaluation, p, why, design.n_excluded)
@@ -192,8 +195,16 @@ def _permutation_p(
     design: SplitDesign,
     probabilities: Float[np.ndarray, "n classes"],
     config: AuditConfig,
+    level: str,
 ) -> float:
     """p-value of a permutation test within plates and folds.
+
+    Args:
+        data: sites.
+        design: split.
+        probabilities: predictions of the test sites.
+        config: settings.
+        level: unit of the score, "site" or "well".
 
     Raises:
         BaselineUnavailable: the test is not possible.
@@ -207,9 +218,13 @@ def _permutation_p(
     plate = pd.factorize(data.index[PLATE])[0][tested]
     blocks = np.unique(np.stack([fold, plate]), axis=1, return_inverse=True)[1].ravel()
     # Numbers from 0 without gaps, as `permutation_p` requires.
-    test_wells = np.unique(wells[tested], return_inverse=True)[1].ravel()
+    _, first, test_wells = np.unique(wells[tested], return_index=True, return_inverse=True)
+    labels, test_wells = data.labels[tested], test_wells.ravel()
+    if level == "well":
+        labels, probabilities = aggregate_wells(test_wells, labels, probabilities)
+        test_wells, blocks = np.arange(len(labels)), blocks[first]
     return permutation_p(
-        data.labels[tested],
+        labels,
         probabilities,
         test_wells,
         blocks,
@@ -223,23 +238,32 @@ def _differences(
     designs: tuple[SplitDesign, ...],
     probabilities: dict[str, Float[np.ndarray, "_n classes"]],
     config: AuditConfig,
+    level: str,
 ) -> Iterator[Difference]:
-    """Compare the weakest split with each stricter split of the same treatments."""
+    """Compare the weakest split with each stricter split of the same treatments.
+
+    Scores are by site or by well (`level`).
+    """
     # Splits by compound predict new treatments, so their scores are not comparable.
     same = [one for one in designs if SPLIT_POLICIES[one.policy].tests_known_treatments]
     for stricter in same[1:]:
         sites = np.intersect1d(same[0].test_sites, stricter.test_sites)
         # Wells of the common test sites, numbered from 0.
-        wells = well_ids(data.index.iloc[sites])
+        wells, labels = well_ids(data.index.iloc[sites]), data.labels[sites]
         counts = {}
         for one in (same[0], stricter):
             # Row of each site in the predictions of this split.
             order = pd.Series(np.arange(len(one.test_sites)), index=one.test_sites)
             rows = probabilities[one.policy][order[sites].to_numpy()]
-            counts[one.policy] = count(data.labels[sites], rows, wells)
+            if level == "well":
+                counts[one.policy] = count(*aggregate_wells(wells, labels, rows), np.unique(wells))
+            else:
+                counts[one.policy] = count(labels, rows, wells)
         resampled = resample(counts, replicates=config.replicates, seed=config.seed)
         estimate = resampled.lead(same[0].policy, stricter.policy)[HEADLINE]
-        yield Difference(same[0].policy, stricter.policy, len(sites), estimate)
+        yield Difference(
+            same[0].policy, stricter.policy, len(sites), int(wells.max()) + 1, estimate
+        )
 
 
 def audit_run(
@@ -252,10 +276,7 @@ def audit_run(
     others, refused = design_splits(data.index, label="label", folds=config.folds, seed=config.seed)
     # The network was trained on one split. Other splits could test it on training sites.
     for one in others:
-        refused[one.policy] = (
-            "the network was trained on another split; train it with "
-            f"`perturbjax train --split {one.policy}`, or use `perturbjax audit --train`"
-        )
+        refused[one.policy] = OTHER_SPLIT
     # The split of the run is evaluated, not refused.
     refused.pop(predictions.policy, None)
     return AuditResult(data.source, data.label, MODEL, (split,), (), refused)

@@ -10,10 +10,12 @@ from perturbjax.audit.controls import UNTRAINED
 from perturbjax.evaluation.conclusions import (
     FEW_WELLS,
     MIN_TEST_WELLS,
-    compare_scores,
+    compare_with_baseline,
     describe_baseline,
+    describe_score,
     describe_test_sites,
     name_label,
+    too_few_wells,
 )
 from perturbjax.evaluation.evaluation_result import MODEL, capitalize, format_estimate
 from perturbjax.evaluation.scores import HEADLINE, METRICS
@@ -97,10 +99,8 @@ def _headline(audit: AuditResult, finding: Finding) -> str:
     split, label = audit.strictest, name_label(audit.label)
     where = describe_test_sites(split.policy)
     score, control = split.score.value, split.best_control
-    reached = split.controls[control].value
     if finding == "too few wells":
-        wells = split.evaluation.n.well
-        return f"Too few wells: {wells} test wells, {MIN_TEST_WELLS} are needed for a conclusion."
+        return too_few_wells(split.evaluation.n.well)
     if finding == "chance":
         return (
             f"Image features do not predict the {label} better than chance: "
@@ -109,24 +109,19 @@ def _headline(audit: AuditResult, finding: Finding) -> str:
     if split.leaks:
         reason = "training wells" if "wells" in split.leaks else "the well position"
         return f"No valid score: the {label} can be predicted from {reason} {where}."
-    if finding == "explained":
-        return compare_scores(control, reached, split.model, label, where)
-    comparison = (
-        f"image features predict the {label} better than every control "
-        f"(best: {control}): {score:.2f} against {reached:.2f} {where}."
-    )
+    lead = split.model.leads[control][HEADLINE]
+    comparison = compare_with_baseline(control, split.controls[control].value, lead)
+    sentence = f"{describe_score(split.score, split.level.words, split.policy)} {comparison}"
     if finding == "uncontrolled":
-        return f"Not controlled for {' and '.join(split.uncontrolled)}: {comparison}"
-    return capitalize(comparison)
+        return f"{sentence} Not controlled for {', '.join(split.uncontrolled)}."
+    return sentence
 
 
 def _score_sentence(split: SplitResult) -> str:
     where = capitalize(describe_test_sites(split.policy))
     p = f"; permutation test p {format_p(split.p)}" if split.p is not None else ""
-    return (
-        f"{where}: {METRICS[HEADLINE].words} {format_estimate(split.score)} by site; "
-        f"chance {split.chance:.3f}{p}."
-    )
+    words = f"{METRICS[HEADLINE].words} {split.level.words}"
+    return f"{where}: {words} {format_estimate(split.score)}; chance {split.chance:.3f}{p}."
 
 
 def format_p(p: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from perturbjax.core.options import (
     require_output,
     require_sound,
 )
+from perturbjax.core.progress import announce
 from perturbjax.data.batches import PipelineChoice
 from perturbjax.data.splits import TEST, TRAIN, fingerprint
 from perturbjax.dataset import Dataset, open_dataset
@@ -28,15 +30,28 @@ from perturbjax.evaluation.apply import (
     run_predictions_table,
 )
 from perturbjax.evaluation.attribution import remove_attribution, write_attribution
-from perturbjax.evaluation.evaluate import evaluate_predictions, match_run_predictions
+from perturbjax.evaluation.evaluate import (
+    Fold,
+    ModelPredictions,
+    evaluate_predictions,
+    match_run_predictions,
+)
 from perturbjax.evaluation.evaluation_result import (
     MODEL,
     EvaluationResult,
     format_estimate,
     read_evaluation,
 )
+from perturbjax.evaluation.negative_controls import COMPOUND
 from perturbjax.evaluation.predictions import encode_labels, write_predictions
-from perturbjax.evaluation.retrieval import COMPOUND, evaluate_retrieval
+from perturbjax.evaluation.retrieval import evaluate_retrieval
+from perturbjax.evaluation.run_sets import (
+    calibrate_run,
+    describe_dataset,
+    predict_sets,
+    read_calibration,
+    write_calibration,
+)
 from perturbjax.evaluation.score_tables import write_run_evaluation
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.inference import BATCH_SIZE, Network, load_network
@@ -79,8 +94,8 @@ class PredictConfig:
     data: tuple[Path, ...]
     """Dataset directories with the channels of the run."""
     out: Path
-    """Table to write (.parquet or .csv): metadata, site_id, part, label, predicted and one
-    probability per class."""
+    """Table to write (.parquet or .csv): metadata, site_id, part, label, predicted, prediction set
+    and one probability per class."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -140,7 +155,11 @@ def predict(config: PredictConfig) -> Path:
     predictions = network.apply_to_dataset(dataset, sites, feed=config.apply.feed)
     if is_first_process():
         part = run.parts(dataset.index["site_id"])
-        write_predictions(out, run_predictions_table(run, dataset.index, predictions, part))
+        stored = read_calibration(run, network.facts["epoch"])
+        sets = predict_sets(stored, dataset.index["site_id"], predictions, run.class_names)
+        for message in describe_dataset(run, dataset, stored, sets):
+            console.print(message)
+        write_predictions(out, run_predictions_table(run, dataset.index, predictions, part, sets))
         console.print(f"{len(dataset)} sites predicted: {out}")
     return out
 
@@ -165,29 +184,39 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     )
     rows["label"] = rows[run.label_column].astype(str)
     test = part == TEST
-    predicted = test | config.training_sites
+    # Validation sites calibrate the prediction sets.
+    predicted = (part != TRAIN) | config.training_sites
     network = open_network(run, dataset, config.apply)
     predictions = network.apply_to_dataset(dataset, positions[predicted], feed=config.apply.feed)
     if not is_first_process():
         return None
-    table = run_predictions_table(run, rows[predicted], predictions, part[predicted])
+    sets = calibrate_run(
+        rows[predicted].reset_index(drop=True),
+        labels[predicted],
+        part[predicted],
+        predictions,
+        run.class_names,
+        epoch=network.facts["epoch"],
+        seed=run.recipe.seed,
+    )
+    table = run_predictions_table(run, rows[predicted], predictions, part[predicted], sets.columns)
     features = features_table(run, rows[predicted], part[predicted], predictions.features)
     model, fold = match_run_predictions(table, rows[part == TRAIN], rows[test], run.class_names)
-    evaluation = evaluate_predictions(
-        [model],
-        [fold],
-        run.class_names,
-        split=run.recipe.split.split_file or run.recipe.split.split,
-        seed=run.recipe.seed,
-        replicates=config.replicates,
-    )
+    with announce("info: scoring the run and its baselines"):
+        evaluation = _score(run, model, fold, config.replicates)
+    skipped = evaluation.skipped
+    if sets.unavailable:
+        skipped = {**skipped, "prediction sets": sets.unavailable}
+    evaluation = dataclasses.replace(evaluation, prediction_sets=sets.summary, skipped=skipped)
 
     out = make_folder(run.path / EVALUATION)
     write_predictions(out / PREDICTIONS, table)
     write_parquet(out / FEATURES, features)
+    write_calibration(out, sets.stored)
     # Replicates are wells of one compound, also if the run predicts mechanisms.
     label_column = COMPOUND if COMPOUND in rows.columns else run.label_column
-    evaluate_retrieval(features[test[predicted]], out, label_column=label_column)
+    with announce("info: measuring the retrieval of replicates"):
+        evaluate_retrieval(features[test[predicted]], out, label_column=label_column)
     write_run_evaluation(evaluation, model, fold, run.class_names, out)
     remove_attribution(out)
     # In a job of several processes all but the first have returned, so the network cannot run
@@ -196,6 +225,18 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
         probabilities = predictions.probabilities[test[predicted]]
         write_attribution(network, dataset, positions[test], labels[test], probabilities, out)
     return evaluation
+
+
+def _score(run: Run, model: ModelPredictions, fold: Fold, replicates: int) -> EvaluationResult:
+    """Score the predictions of a run and all baselines."""
+    return evaluate_predictions(
+        [model],
+        [fold],
+        run.class_names,
+        split=run.recipe.split.split_file or run.recipe.split.split,
+        seed=run.recipe.seed,
+        replicates=replicates,
+    )
 
 
 def describe_linear_baseline(config: EvaluateConfig) -> str:

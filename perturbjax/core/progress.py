@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,6 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from perturbjax.core.messages import console
 
 T = TypeVar("T")
+#: Seconds after which a message of `announce` appears.
+QUIET_S = 5.0
 #: Seconds between progress lines if the output is a file or a pipe.
 PLAIN_INTERVAL_S = 10.0
 #: The rate is measured over the last seconds only, because slow first items (compilation, cold
@@ -42,7 +46,15 @@ class RateEstimate:
         return (len(self._times) - 1) / elapsed if elapsed > 0 else None
 
 
-def track(items: Iterable[T], *, total: int, label: str, unit: str, done: int = 0) -> Iterator[T]:
+def track(
+    items: Iterable[T],
+    *,
+    total: int,
+    label: str,
+    unit: str,
+    done: int = 0,
+    quiet_s: float = 0.0,
+) -> Iterator[T]:
     """Yield `items` and report progress, rate and remaining time.
 
     A terminal shows a live bar. Files and pipes receive a line every `PLAIN_INTERVAL_S` seconds.
@@ -53,11 +65,12 @@ def track(items: Iterable[T], *, total: int, label: str, unit: str, done: int = 
         label: Activity, such as "Segmenting".
         unit: Plural noun, such as "sites".
         done: Number of items finished by an earlier run; they do not count for the rate.
+        quiet_s: Jobs of at most this number of seconds add no line to a file or pipe.
     """
     if console.is_terminal:
         yield from _track_live(items, total, label, unit, done)
     else:
-        yield from _track_plain(items, total, label, unit, done)
+        yield from _track_plain(items, total, label, unit, done, quiet_s)
 
 
 def _track_live(items: Iterable[T], total: int, label: str, unit: str, done: int) -> Iterator[T]:
@@ -79,7 +92,9 @@ def _track_live(items: Iterable[T], total: int, label: str, unit: str, done: int
             bar.update(task, completed=done + finished, rate=f"{rate:.3g}/s" if rate else "")
 
 
-def _track_plain(items: Iterable[T], total: int, label: str, unit: str, done: int) -> Iterator[T]:
+def _track_plain(
+    items: Iterable[T], total: int, label: str, unit: str, done: int, quiet_s: float
+) -> Iterator[T]:
     start = last = time.monotonic()
     estimate = RateEstimate()
     finished = 0
@@ -94,7 +109,24 @@ def _track_plain(items: Iterable[T], total: int, label: str, unit: str, done: in
             speed = f"{rate:.3g} {unit}/s, " if rate else ""
             console.print(f"{label}: {done + finished}/{total} {unit} ({speed}{remaining} left)")
     elapsed = time.monotonic() - start
-    console.print(f"{label}: {done + finished}/{total} {unit} in {clock(elapsed)}")
+    if elapsed > quiet_s:
+        console.print(f"{label}: {done + finished}/{total} {unit} in {clock(elapsed)}")
+
+
+@contextmanager
+def announce(message: str) -> Iterator[None]:
+    """Print a message if the block takes longer than `QUIET_S`.
+
+    For work without countable items, such as the compilation of a network.
+    """
+    timer = threading.Timer(QUIET_S, console.print, [message])
+    # A daemon does not delay the end of the process.
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def clock(seconds: float) -> str:

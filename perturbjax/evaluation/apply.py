@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from perturbjax.evaluation.predictions import predictions_table
-from perturbjax.inference import feature_names
-from perturbjax.training.apply_network import Predictions
+from perturbjax.training.apply_network import Predictions, feature_names
 from perturbjax.training.run_directory import Run
 
 #: Folder in a run directory, and files in it.
@@ -17,7 +16,7 @@ EVALUATION, PREDICTIONS, FEATURES = "evaluation", "predictions.parquet", "featur
 
 
 def run_predictions_table(
-    run: Run, index: pd.DataFrame, predictions: Predictions, part: Any
+    run: Run, index: pd.DataFrame, predictions: Predictions, part: Any, sets: pd.DataFrame | None
 ) -> pd.DataFrame:
     """Build the table of predictions (see `predictions.py`) of a run.
 
@@ -26,10 +25,11 @@ def run_predictions_table(
         index: one row per site.
         predictions: probabilities of these sites.
         part: train, test or new, for each site or for all.
+        sets: columns of prediction sets, see `run_sets.set_columns`; or None.
     """
     label = index[run.label_column] if run.label_column in index.columns else ""
     return predictions_table(
-        index, predictions.probabilities, run.class_names, part=part, label=label
+        index, predictions.probabilities, run.class_names, part=part, label=label, sets=sets
     )
 
 

@@ -25,7 +25,7 @@ _FORMER_FILE = "looked.json"
 ATTENTION, OCCLUSION = "attention.parquet", "occlusion.parquet"
 #: Maximum number of sites for masks and attention (three extra predictions each), and for
 #: occlusion.
-SITES, OCCLUDED = 1000, 12
+SITES, OCCLUDED = 300, 12
 
 
 class MaskChange(NamedTuple):

@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import sparse, stats
 
 from perturbjax.evaluation.scores import METRICS, Counts, Metric, additive_counts, pooled_scores
 
@@ -185,7 +184,11 @@ def draw_replicates(
 
 def _t_ratio(freedom: int) -> float:
     """Ratio of the 95 % intervals of Student's t and the normal distribution."""
-    return float(stats.t.ppf(0.975, max(freedom, 1)) / stats.norm.ppf(0.975))
+    # Quantiles from scipy.special: the import of scipy.stats takes most of a second. Both are
+    # imported here, because `predict` needs none of them.
+    from scipy import special
+
+    return float(special.stdtrit(max(freedom, 1), 0.975) / special.ndtri(0.975))
 
 
 def _widen_scores(
@@ -233,8 +236,10 @@ class _Sums:
         return {name: metric.function(sums) for name, metric in metrics.items()}
 
 
-def _compact(part: Float[np.ndarray, "clusters columns"]) -> np.ndarray | sparse.csc_array:
+def _compact(part: Float[np.ndarray, "clusters columns"]) -> Any:
     """Use a sparse array for wells with few of many classes: the product takes 10 % of the time."""
+    from scipy import sparse
+
     # Whole counts up to 2^24 are exact in float32.
     part = part.astype(np.float32)
     return sparse.csc_array(part) if np.count_nonzero(part) < 0.1 * part.size else part

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import minimize_scalar
 
 #: Lower limit of probabilities, since exact zeros (neighbors, forests) have no logarithm.
 _MIN_PROBABILITY = 1e-6
@@ -54,6 +53,9 @@ def temperature(
     labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
 ) -> float:
     """Fit the temperature T that minimizes the log loss of softmax(log p / T)."""
+    # Imported here, because the import takes half a second and `predict` does not need it.
+    from scipy.optimize import minimize_scalar
+
     sites = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
@@ -72,6 +74,12 @@ def scaled(
     # softmax(log p / T) equals p^(1/T), divided by the sum over classes.
     powers = np.maximum(probabilities, _MIN_PROBABILITY).astype(float) ** (1 / temperature)
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def halves_of_wells(wells: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " n"]:
+    """Assign each site to one of two random halves of the wells, 0 or 1."""
+    # Sites of one well share the permuted well number, so they are in the same half.
+    return np.random.default_rng(seed).permutation(int(wells.max()) + 1)[wells] % 2
 
 
 def confidence(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.evaluation.baselines import ALL_TECHNICAL
+from perturbjax.evaluation.bootstrap import Estimate
 from perturbjax.evaluation.evaluation_result import (
     EvaluationResult,
     Level,
@@ -56,25 +57,37 @@ def name_label(column: str) -> str:
     return _LABEL_NAMES.get(name, name)
 
 
-def compare_scores(
-    baseline: str, reached: float, model: ModelScores, label: str, where: str
-) -> str:
-    """Write the headline for a model that is not above this baseline.
+def compare_with_baseline(baseline: str, reached: float, lead: Estimate) -> str:
+    """State the score of a baseline, and whether the model is above it.
 
     Args:
         baseline: name of the baseline.
         reached: its balanced accuracy.
-        model: scores of the model.
-        label: readable name of the predicted label.
-        where: test set, from `describe_test_sites`.
+        lead: balanced accuracy of the model minus that of the baseline.
     """
+    name = describe_baseline(baseline)
     # The noun phrase of this baseline is plural.
-    verb = "predict" if baseline == ALL_TECHNICAL else "predicts"
-    how = "better than" if model.leads[baseline][HEADLINE].high < 0 else "as well as"
+    plural = baseline == ALL_TECHNICAL
+    if lead.low > 0:
+        return f"The best baseline, {name}, reaches {reached:.2f}."
+    advantage = "no" if lead.high < 0 else "no clear"
     return (
-        f"{capitalize(describe_baseline(baseline))} {verb} the {label} {how} image features: "
-        f"{reached:.2f} against {model.scores[HEADLINE].value:.2f} {where}."
+        f"{capitalize(name)} reach{'' if plural else 'es'} {reached:.2f}, so image features show "
+        f"{advantage} advantage over {'them' if plural else 'it'}."
     )
+
+
+def describe_score(score: Estimate, words: str, split: str) -> str:
+    """State the score of a model with its interval, unit and test set."""
+    return (
+        f"{capitalize(METRICS[HEADLINE].words)} {score.value:.2f} "
+        f"(95 % CI {score.low:.2f}–{score.high:.2f}) {words} {describe_test_sites(split)}."
+    )
+
+
+def too_few_wells(wells: int) -> str:
+    """State that there are too few test wells for a conclusion."""
+    return f"Too few wells: {wells} test wells, {MIN_TEST_WELLS} are needed for a conclusion."
 
 
 def best_unbeaten_baseline(level: Level, model: ModelScores) -> ModelScores | None:
@@ -86,7 +99,7 @@ def best_unbeaten_baseline(level: Level, model: ModelScores) -> ModelScores | No
 
 def _best(evaluation: EvaluationResult) -> tuple[Level, ModelScores]:
     """Return the level of the conclusion (wells if they have several sites) and the best model."""
-    level = evaluation.displayed_levels[-1]
+    level = evaluation.verdict_level
     return level, rank_rows(level, evaluation.model_names)[0]
 
 
@@ -111,32 +124,18 @@ def verdict(evaluation: EvaluationResult) -> str:
     """State the score of the (best) model, the decisive baseline and the conclusion."""
     level, model = _best(evaluation)
     score, conclusion = model.scores[HEADLINE], short_verdict(evaluation)
-    sentence = (
-        f"{capitalize(METRICS[HEADLINE].words)} {score.value:.2f} "
-        f"(95 % CI {score.low:.2f}–{score.high:.2f}) {level.words} "
-        f"{describe_test_sites(evaluation.split)}."
-    )
+    sentence = describe_score(score, level.words, evaluation.split)
     if conclusion == "Too few wells":
-        wells = evaluation.n.well
-        return f"{conclusion}: {wells} test wells, {MIN_TEST_WELLS} are needed. {sentence}"
+        return f"{too_few_wells(evaluation.n.well)} {sentence}"
     if conclusion == "No valid score":
         return f"{conclusion}: the model was trained on other sites of the test wells. {sentence}"
-    stronger = best_unbeaten_baseline(level, model)
-    baseline = level.best_baseline if stronger is None else stronger
-    # The noun phrase of this baseline is plural.
-    verb = "reach" if baseline.name == ALL_TECHNICAL else "reaches"
-    reached = f"{verb} {baseline.scores[HEADLINE].value:.2f}"
-    name = describe_baseline(baseline.name)
-    if stronger is not None:
-        advantage = "no" if conclusion == "Below a baseline" else "no clear"
-        return (
-            f"{sentence} {capitalize(name)} {reached}, so image features show {advantage} "
-            "advantage over it."
-        )
+    baseline = best_unbeaten_baseline(level, model) or level.best_baseline
+    lead = model.leads[baseline.name][HEADLINE]
+    comparison = compare_with_baseline(baseline.name, baseline.scores[HEADLINE].value, lead)
     names = ("position", "intensity", "cell count")
     missing = [name for name in names if name in evaluation.skipped]
     uncontrolled = f" Not controlled for {', '.join(missing)}." if missing else ""
-    return f"{sentence} The best baseline, {name}, {reached}.{uncontrolled}"
+    return f"{sentence} {comparison}{uncontrolled}"
 
 
 def advice(evaluation: EvaluationResult, run: str | None) -> str:
@@ -167,8 +166,8 @@ def advice(evaluation: EvaluationResult, run: str | None) -> str:
     if run is None:
         return "Compare all splits of these data: `perturbjax audit --features …`."
     return (
-        f"Compare with the technical controls: `perturbjax audit --run {run} --out {run}/audit`; "
-        "its verdict then appears here."
+        "Train the recipe on every fold of every split and compare it with all controls: "
+        f"`perturbjax audit --run {run} --train --out {run}/audit`; its verdict then appears here."
     )
 
 

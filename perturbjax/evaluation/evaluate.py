@@ -24,7 +24,7 @@ from perturbjax.evaluation.baselines import (
     list_unplaced_wells,
 )
 from perturbjax.evaluation.bootstrap import resample
-from perturbjax.evaluation.calibration import confidence
+from perturbjax.evaluation.calibration import confidence, halves_of_wells
 from perturbjax.evaluation.evaluation_result import (
     MODEL,
     EvaluationResult,
@@ -276,8 +276,7 @@ def calibration_parts(
     """Parts between which temperatures are cross-fitted: folds, or two random halves of wells."""
     if len(folds) > 1:
         return np.repeat(np.arange(len(folds)), [len(fold.test) for fold in folds])
-    # Sites of one well share the permuted well number, so they are in the same half.
-    return np.random.default_rng(seed).permutation(int(wells.max()) + 1)[wells] % 2
+    return halves_of_wells(wells, seed)
 
 
 def _mean_train_scores(

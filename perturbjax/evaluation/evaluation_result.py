@@ -12,6 +12,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json
 from perturbjax.evaluation.bootstrap import Estimate
 from perturbjax.evaluation.calibration import Confidence
+from perturbjax.evaluation.prediction_sets import SetSummary
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.evaluation.shortcuts import Overlap
 
@@ -97,6 +98,8 @@ class EvaluationResult:
     """Calibration of each model."""
     unplaced_wells: tuple[str, ...] = ()
     """Wells without a position in their name, excluded from the position-only baseline."""
+    prediction_sets: SetSummary | None = None
+    """Coverage and size of the prediction sets of a run; None for classifiers."""
 
     def __getitem__(self, level: str) -> Level:
         return next(one for one in self.levels if one.name == level)
@@ -112,6 +115,12 @@ class EvaluationResult:
         # With one site per well, the scores by well equal those by site.
         several = self.n.well < self.n.site
         return tuple(level for level in self.levels if level.name != "well" or several)
+
+    @property
+    def verdict_level(self) -> Level:
+        """Level of the conclusions: wells if they have several sites, otherwise sites."""
+        levels = {level.name: level for level in self.displayed_levels}
+        return levels.get("well", levels["site"])
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -159,36 +168,28 @@ class EvaluationResult:
         if len(self.model_names) > 1:
             return warnings + _unbeaten_baselines(self.levels[0])
         (model,) = self.model_names
-        sentences = (
-            _compare_with_baselines(level, level[model]) for level in self.displayed_levels
-        )
-        return warnings + [sentence for sentence in sentences if sentence]
+        return warnings + _more_accurate_baselines(self.verdict_level, model)
 
 
-def _compare_with_baselines(level: Level, model: ModelScores) -> str:
-    """List the baselines that the model does not clearly exceed at this level, if any."""
-    value = {row.name: row.scores[HEADLINE].value for row in level.rows}
-    leads = {f"{name} ({value[name]:.3f})": lead[HEADLINE] for name, lead in model.leads.items()}
-    groups = {
-        "below": [name for name, lead in leads.items() if lead.high < 0],
-        "not clearly above": [name for name, lead in leads.items() if lead.low <= 0 <= lead.high],
-    }
-    parts = [f"{relation} {', '.join(names)}" for relation, names in groups.items() if names]
-    words = METRICS[HEADLINE].words
-    if parts:
-        return f"{level.words}, {words} of the {model.name} is {' and '.join(parts)}"
-    # Balanced accuracy is above every baseline here, but accuracy can still be lower.
+def _more_accurate_baselines(level: Level, name: str) -> list[str]:
+    """Warn of baselines with a higher accuracy than a model of higher balanced accuracy.
+
+    The verdict compares the balanced accuracy, so no warning repeats that comparison.
+    """
+    model = level[name]
+    if any(lead[HEADLINE].low <= 0 for lead in model.leads.values()):
+        return []
     better = [
         f"{row.name} ({row.scores['accuracy'].value:.3f})"
         for row in level.rows
         if row.baseline and model.leads[row.name]["accuracy"].high < 0
     ]
     if not better:
-        return ""
-    return (
+        return []
+    return [
         f"{level.words}, accuracy is below {', '.join(better)}: the gain in rare classes, which "
-        f"{words} weights equally, costs accuracy in frequent classes"
-    )
+        f"{METRICS[HEADLINE].words} weights equally, costs accuracy in frequent classes"
+    ]
 
 
 def _unbeaten_baselines(level: Level) -> list[str]:
@@ -208,7 +209,8 @@ def to_json(evaluation: EvaluationResult) -> dict[str, Any]:
 
     Keys: `levels` {site|well: {model: {metric: {value, low, high}}}}, `leads` (model minus each
     baseline), `n`, `train`, `confidence` (see `calibration.Confidence`), `overlap`, `warnings`,
-    `skipped` (baseline: reason), `unplaced_wells`, `split`, `seed`, `replicates`, `resample`.
+    `skipped` (baseline: reason), `unplaced_wells`, `prediction_sets` (see
+    `prediction_sets.SetSummary`, or null), `split`, `seed`, `replicates`, `resample`.
     """
     (model,) = evaluation.model_names
     plain = dataclasses.asdict
@@ -226,6 +228,7 @@ def to_json(evaluation: EvaluationResult) -> dict[str, Any]:
         "overlap": plain(evaluation.overlap),
         "skipped": evaluation.skipped,
         "unplaced_wells": list(evaluation.unplaced_wells),
+        "prediction_sets": evaluation.prediction_sets and plain(evaluation.prediction_sets),
         "seed": evaluation.seed,
         "replicates": evaluation.replicates,
         "resample": evaluation.resample,
@@ -274,8 +277,13 @@ def _from_json(values: dict[str, Any]) -> EvaluationResult:
         overlap=Overlap(**values["overlap"]),
         confidence={MODEL: Confidence(**values["confidence"])},
         unplaced_wells=tuple(values.get("unplaced_wells", ())),
+        prediction_sets=_sets_from_json(values.get("prediction_sets")),
         **{name: values[name] for name in ("skipped", "seed", "replicates", "resample")},
     )
+
+
+def _sets_from_json(values: dict[str, Any] | None) -> SetSummary | None:
+    return SetSummary(**{**values, "coverage": Estimate(**values["coverage"])}) if values else None
 
 
 def describe_test_set(evaluation: EvaluationResult) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import minimize
 
 #: Maximum number of L-BFGS iterations; the probabilities converge much earlier.
 _STEPS = 200
@@ -38,6 +37,9 @@ def logistic(
         targets: class numbers from 0; every class occurs.
         z: test features.
     """
+    # Imported here, because the import takes half a second and `predict` does not need it.
+    from scipy.optimize import minimize
+
     n, (d, classes) = len(x), (x.shape[1], int(targets.max()) + 1)
     one_hot = np.zeros((n, classes))
     one_hot[np.arange(n), targets] = 1

@@ -2,7 +2,7 @@
 
 Columns: `Metadata_*`, `site_id`, `part` (train, test or new), `label` (true class, empty if
 unknown), `predicted`, and one `prob_<class>` per class. Networks and classifiers write the same
-table.
+table. Networks add their prediction sets, see `run_sets.set_columns`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def predictions_table(
     *,
     part: Any,
     label: pd.Series | str = "",
+    sets: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Build the table of predictions, one row per row of `index`, with float32 probabilities.
 
@@ -39,6 +40,7 @@ def predictions_table(
         class_names: classes in the order of the probabilities.
         part: train, test or new, for each row or for all.
         label: true class of each row; empty if unknown.
+        sets: columns of prediction sets, one row per site.
     """
     names = np.asarray(class_names, dtype=object)
     columns = [column for column in index.columns if column.startswith("Metadata_")]
@@ -53,7 +55,8 @@ def predictions_table(
     wide = pd.DataFrame(
         probabilities.astype(np.float32), columns=[_PROBABILITY + name for name in class_names]
     )
-    return pd.concat([index[columns].reset_index(drop=True), predictions, wide], axis=1)
+    own = [] if sets is None else [sets.reset_index(drop=True)]
+    return pd.concat([index[columns].reset_index(drop=True), predictions, *own, wide], axis=1)
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:

@@ -27,13 +27,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy.special import gammaln
-from scipy.stats import false_discovery_control
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import write_csv
 from perturbjax.core.plates import plate_layouts
 from perturbjax.dataset import PLATE, WELL
+from perturbjax.evaluation.negative_controls import COMPOUND, negative_controls
 from perturbjax.evaluation.ranking import (
     TOP,
     average_precision,
@@ -42,10 +41,7 @@ from perturbjax.evaluation.ranking import (
     similarity_blocks,
 )
 
-MOA, COMPOUND, CONTROL_TYPE = "Metadata_moa", "Metadata_pert_iname", "Metadata_control_type"
-NEGATIVE_CONTROL = "negcon"
-#: Vehicle names, used if no column marks the controls.
-_VEHICLES = ("dmso", "negcon", "negative control")
+MOA = "Metadata_moa"
 #: Property that a query and the retrieved wells must not share, by name of the restriction.
 RESTRICTIONS = {
     "NR": "no restriction",
@@ -93,6 +89,8 @@ def replicate_retrieval(
     Raises:
         InputError: the restriction needs layouts and there is no compound column.
     """
+    from scipy.stats import false_discovery_control
+
     labels = pd.factorize(metadata[label_column].astype(str))[0]
     plates = pd.factorize(metadata[PLATE].astype(str))[0]
     groups, treated = _restricted_groups(metadata, restriction), ~is_control
@@ -178,6 +176,8 @@ def _perturbation(
 
 def _count_rankings(queries: pd.DataFrame) -> float:
     """Count the possible rankings of positives and negatives, for the query with most."""
+    from scipy.special import gammaln
+
     p, n = queries["p"], queries["n"]
     return float(
         # Binomial coefficient (p + n over p), limited to avoid an overflow of exp.
@@ -237,17 +237,6 @@ def nearest_mechanisms(
         right = mechanism[nearest] == mechanism[rows]
         parts.append(pd.DataFrame({"nearest": nearest, "right": right, "chance": chance}))
     return pd.concat(parts, ignore_index=True)
-
-
-def negative_controls(
-    metadata: pd.DataFrame, label_column: str = COMPOUND
-) -> Bool[np.ndarray, " n"]:
-    """Mark wells with `Metadata_control_type` negcon; without any, wells with a vehicle label."""
-    if CONTROL_TYPE in metadata.columns:
-        marked = metadata[CONTROL_TYPE] == NEGATIVE_CONTROL
-        if marked.any():
-            return marked.to_numpy()
-    return metadata[label_column].astype(str).str.lower().isin(_VEHICLES).to_numpy()
 
 
 def well_profiles(table: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "wells d"]]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from perturbjax.core.files import make_folder, write_csv, write_json
 from perturbjax.core.messages import PlainConsole, terminal_text
+from perturbjax.evaluation.conclusions import verdict
 from perturbjax.evaluation.evaluate import Fold, ModelPredictions
 from perturbjax.evaluation.evaluation_result import (
     LEVELS,
@@ -24,6 +25,7 @@ from perturbjax.evaluation.evaluation_result import (
     summary_sentences,
     to_json,
 )
+from perturbjax.evaluation.prediction_sets import describe_sets
 from perturbjax.evaluation.predictions import encode_labels
 from perturbjax.evaluation.scores import METRICS, confusion_matrix, per_class
 from perturbjax.evaluation.wells import well_ids
@@ -49,10 +51,13 @@ def print_evaluation(evaluation: EvaluationResult) -> None:
     unit = f"{evaluation.replicates} resamples of whole {evaluation.resample}s"
     dim = "" if single else " Dim rows are baselines."
     console.print(f"In brackets: 95 % intervals from {unit}.{dim}")
-    for sentence in summary_sentences(evaluation):
+    sentences = [verdict(evaluation)] if single else summary_sentences(evaluation)
+    for sentence in sentences:
         console.print(sentence, style="bold")
     if single:
         console.print(describe_calibration(evaluation.confidence[evaluation.model_names[0]]))
+    if evaluation.prediction_sets is not None:
+        console.print(" ".join(describe_sets(evaluation.prediction_sets)))
     for name, why in evaluation.skipped.items():
         console.print(f"info: {name} not available: {why}")
     for warning in evaluation.warnings():

@@ -72,8 +72,9 @@ class EnsembleClassifier(nnx.Module):
     (`models.pooling`).
 
     In training, `logits` are those of the trainable branch, and the backbone does not run.
-    Otherwise they are the ensemble's weighted mean of log-probabilities. `features` are the
-    principal components and site statistics; `attention` is the branch's attention map.
+    Otherwise they are the ensemble's weighted mean of log-probabilities. `features` are the trained
+    representation: the hidden units of the MLP and the features of the trainable branch.
+    `attention` is the branch's attention map.
 
     Args:
         backbone: network with `stage_maps`; its own head is removed.
@@ -107,23 +108,32 @@ class EnsembleClassifier(nnx.Module):
         self.backbone_feature_size = self.channels * pooled_size(backbone)
         # Mean, standard deviation and percentiles of each channel, and number and area of cells.
         statistics = channels * (2 + len(PERCENTILES)) + 2
-        self.feature_size = min(COMPONENTS, self.backbone_feature_size) + statistics
-        self.reduce = LinearReduction(self.backbone_feature_size + statistics, self.feature_size)
-        self.head = EnsembleHead(self.feature_size, classes, rngs=rngs)
+        reduced = min(COMPONENTS, self.backbone_feature_size) + statistics
+        self.reduce = LinearReduction(self.backbone_feature_size + statistics, reduced)
+        self.head = EnsembleHead(reduced, classes, rngs=rngs)
         self.trainable_branch = AttentionClassifier(
             classes=classes, channels=channels, dropout=dropout, rngs=rngs
         )
+        self.feature_size = HIDDEN_UNITS + self.trainable_branch.feature_size
         self.input_scaling, self.symmetries, self.frozen = input_scaling, symmetries, True
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
-        branch = self.trainable_branch(downsample_by_2(x), mode)
         if mode.train:
-            return branch
-        features = self.reduce(self.compute_features(x, mode))
+            return self.trainable_branch(downsample_by_2(x), mode)
+        return self.classify(x, self.compute_features(x, mode), mode)
+
+    def classify(
+        self, x: Float[Array, "b h w c"], site_features: Float[Array, "b d"], mode: Mode
+    ) -> Outputs:
+        """Predict from the input and its site features, see `compute_features`."""
+        branch = self.trainable_branch(downsample_by_2(x), mode)
+        reduced = self.reduce(site_features)
         # A weighted sum of log-probabilities is not normalized, so log-softmax is applied again.
-        head = jax.nn.log_softmax(self.head(features, mode))
+        head = jax.nn.log_softmax(self.head(reduced, mode))
         trained = jax.nn.log_softmax(branch.logits)
         logits = (1 - BRANCH_WEIGHT) * head + BRANCH_WEIGHT * trained
+        hidden = self.head.mlp.activations(reduced)
+        features = jnp.concatenate([hidden, branch.features], axis=1)
         return Outputs(logits, features, branch.attention)
 
     def compute_features(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
@@ -228,8 +238,12 @@ class MLP(nnx.Module):
         if mode.keys is not None:  # other keys, for an independent mask of the hidden units
             keys = jax.vmap(jax.random.fold_in, (0, None))(mode.keys, 1)
             mode = dataclasses.replace(mode, keys=keys)
-        hidden = dropout(jax.nn.relu(self.hidden(x)), DROPOUT_RATE, mode)
+        hidden = dropout(self.activations(x), DROPOUT_RATE, mode)
         return self.out(hidden) + x @ self.skip[...]
+
+    def activations(self, x: Float[Array, "b d"]) -> Float[Array, "b h"]:
+        """Compute the hidden units without dropout."""
+        return jax.nn.relu(self.hidden(x))
 
 
 def downsample_by_2(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

@@ -30,7 +30,6 @@ from perturbjax.core.progress import track
 from perturbjax.data.batches import BatchOrder, open_batches
 from perturbjax.data.cells import CellCounts
 from perturbjax.dataset import Dataset, open_dataset
-from perturbjax.inference import feature_names
 from perturbjax.profiles import cellprofiler
 from perturbjax.profiles.cellprofiler import CELLPROFILER
 from perturbjax.profiles.extractors import Extractor, backbone_extractor, run_extractor
@@ -46,6 +45,7 @@ from perturbjax.profiles.window_features import (
     require_cells,
     window_facts,
 )
+from perturbjax.training.apply_network import feature_names
 from perturbjax.training.devices import Placement, open_devices
 from perturbjax.training.processes import connect, run_on_first_process
 from perturbjax.training.run_directory import open_run

@@ -13,6 +13,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.core.text_tables import case_variants
 from perturbjax.dataset import PLATE, STATISTICS, WELL, Dataset, open_dataset
+from perturbjax.evaluation.negative_controls import negative_controls
 from perturbjax.profiles.feature_cache import cached_features
 from perturbjax.profiles.feature_columns import find_annotations
 from perturbjax.profiles.profile_options import ProfileConfig, SourceConfig
@@ -86,11 +87,8 @@ def load_profiles(
     notes.insert(0, f"{len(profiles)} profiles with {len(profiles.names)} features")
     for note in notes:
         console.print(note if note.startswith("warning: ") else f"info: {note}")
-    column, _, value = config.negcon.partition("=")
-    # Without this column there are no controls; steps that need controls report it.
-    if column not in profiles.metadata.columns:
-        return profiles, np.zeros(len(profiles), dtype=bool), label
-    return profiles, (profiles.metadata[column] == value).to_numpy(), label
+    # Without controls, the steps that need them report it.
+    return profiles, negative_controls(profiles.metadata, label, config.negcon), label
 
 
 def _describe_two_labels(profiles: Profiles, label: str) -> str:

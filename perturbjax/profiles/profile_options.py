@@ -233,8 +233,9 @@ class ProfileConfig:
     without a value are ignored."""
     aggregate: Aggregation = "none"
     """Aggregate the rows of each well first."""
-    negcon: str = "Metadata_control_type=negcon"
-    """Negative controls, as COLUMN=VALUE."""
+    negcon: str = ""
+    """Negative controls as COLUMN=VALUE; by default Metadata_control_type=negcon, else rows named
+    DMSO or untreated."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -243,7 +244,7 @@ class ProfileConfig:
             raise InputError(
                 "--features, --data: pass one of the two, feature tables or a dataset directory"
             )
-        is_pair = bool(column and value)
+        is_pair = not self.negcon or bool(column and value)
         require("negcon", self.negcon, is_pair, "COLUMN=VALUE")
 
     @property

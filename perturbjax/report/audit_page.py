@@ -32,7 +32,7 @@ def write_page(audit: AuditResult, out: Path) -> Path:
         Path of the page.
     """
     conclusion, metric = verdict(audit), METRICS[HEADLINE].words
-    levels = {split.policy: split.evaluation.levels[0] for split in audit.splits}
+    levels = {split.policy: split.level for split in audit.splits}
     picture = figures.plot_splits(levels, audit.model, out / "audit.png")
     source = Path(audit.source).name
     lead = [
@@ -56,7 +56,8 @@ def write_page(audit: AuditResult, out: Path) -> Path:
         f"<p><b>{html_text(policy)}</b>: {html_text(_meaning(policy))}.</p>" for policy in levels
     )
     sections = {
-        f"Scores by split and control ({metric}, by site)": scores + pages.image(picture, caption),
+        f"Scores by split and control ({metric}, {audit.words})": scores
+        + pages.image(picture, caption),
         "Splits": meanings + notes,
     }
     differences = [

@@ -74,7 +74,7 @@ def _task(results: RunResults) -> list[tuple[str, str]]:
 
 
 def _result(evaluation: EvaluationResult) -> str:
-    level = evaluation.displayed_levels[-1]
+    level = evaluation.verdict_level
     (model,) = evaluation.model_names
     best, words = level.best_baseline, METRICS[HEADLINE].words
     return (
@@ -87,16 +87,12 @@ def _result(evaluation: EvaluationResult) -> str:
 
 def _reliability(results: RunResults, evaluation: EvaluationResult) -> str:
     (model,) = evaluation.model_names
-    level, count = evaluation.displayed_levels[-1], len(evaluation.warnings())
+    level, count = evaluation.verdict_level, len(evaluation.warnings())
     rival = best_unbeaten_baseline(level, level[model])
     compared = level.best_baseline if rival is None else rival
     lead = _plain(level[model].leads[compared.name][HEADLINE])
     name = html_text(compared.name)
-    sentence = (
-        f"It clearly exceeds every baseline; lead over {name}: {lead}."
-        if rival is None
-        else f"It does not clearly exceed {name}; lead: {lead}."
-    )
+    sentence = f"Lead over {name}: {lead}."
     warnings = f"{count} warning{'' if count == 1 else 's'} below." if count else "No warnings."
     return f"{sentence}{_confident_half(results)} {warnings}"
 

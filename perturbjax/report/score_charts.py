@@ -14,6 +14,7 @@ from perturbjax.evaluation.evaluation_result import (
     describe_calibration,
     format_estimate,
 )
+from perturbjax.evaluation.prediction_sets import describe_sets
 from perturbjax.evaluation.score_tables import long_scores_table
 from perturbjax.evaluation.scores import METRICS
 from perturbjax.report.metric_descriptions import MEANINGS
@@ -211,6 +212,9 @@ def calibration(test: TestPredictions, evaluation: EvaluationResult | None) -> s
     if evaluation is not None:
         confidence_of_model = evaluation.confidence[evaluation.model_names[0]]
         text = f"<p>{html_text(describe_calibration(confidence_of_model))}</p>"
+        if evaluation.prediction_sets is not None:
+            sentences = " ".join(describe_sets(evaluation.prediction_sets))
+            text += f"<p>{html_text(sentences)}</p>"
     return f'{text}<div class="row">{first}{second}</div>'
 
 

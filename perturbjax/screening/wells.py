@@ -13,11 +13,10 @@ from sklearn.decomposition import PCA
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.plates import PLATE
+from perturbjax.evaluation.negative_controls import CONTROL_TYPE, negative_controls
 
-#: Column that marks controls, and its values.
-CONTROL_TYPE, NEGATIVE, POSITIVE = "Metadata_control_type", "negcon", "poscon"
-#: Labels that name a vehicle, used where no column marks the negative controls.
-VEHICLES = ("dmso", "negcon", "negative control", "vehicle", "untreated")
+#: Value of `CONTROL_TYPE` that marks positive controls.
+POSITIVE = "poscon"
 #: Factor from the median absolute deviation to the standard deviation of a normal distribution.
 SD_PER_MAD = 1.4826
 #: Scaled values are cut off at this many standard deviations, so that single wells do not dominate.
@@ -71,22 +70,17 @@ def find_controls(
     Args:
         metadata: one row per well.
         label_column: column with the name of the treatment.
-        control: `COLUMN=VALUE`; by default `Metadata_control_type=negcon`, or, if no well is
-            marked so, treatments named like a vehicle (DMSO, untreated, ...).
+        control: `COLUMN=VALUE`, see `negative_controls`.
 
     Raises:
         InputError: no well is a negative control; the message says how to name one.
     """
-    column, _, value = (control or f"{CONTROL_TYPE}={NEGATIVE}").partition("=")
-    if column in metadata.columns and (marked := (metadata[column] == value).to_numpy()).any():
+    marked = negative_controls(metadata, label_column, control)
+    if marked.any():
         return marked
-    if not control:
-        named = metadata[label_column].str.lower().isin(VEHICLES).to_numpy()
-        if named.any():
-            return named
     raise InputError(
-        f"--negcon {control or f'{CONTROL_TYPE}={NEGATIVE}'}: no well matches. Name the negative "
-        "controls as COLUMN=VALUE, for example Metadata_pert_iname=DMSO."
+        "--negcon: no well is a negative control. Name them as COLUMN=VALUE, for example "
+        "Metadata_pert_iname=DMSO."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,3 +85,10 @@ def score_sites(
     # 1e-30 keeps the loss finite if a float32 probability underflows to 0.
     loss = -np.log(np.maximum(true_class, 1e-30)).mean()
     return SiteScores(float(loss), float(correct.mean()), float(recall.mean()))
+
+
+def feature_names(groups: Sequence[str], count: int) -> list[str]:
+    """Return the names of features in tables, `GROUP_0001` and so on, for groups of equal size."""
+    # Numbers restart in each group.
+    numbers = range(1, count // len(groups) + 1)
+    return [f"{group}_{number:04d}" for group in groups for number in numbers]

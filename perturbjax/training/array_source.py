@@ -1,4 +1,4 @@
-"""Images and masks in memory, for networks that are applied to arrays instead of a dataset."""
+"""Input of a run's network: images and masks in memory, and checks of a dataset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float64, UInt, UInt16
 
 from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.errors import InputError
-from perturbjax.dataset import PLATE
+from perturbjax.dataset import PLATE, Dataset
 from perturbjax.training.run_directory import Run
 
 
@@ -88,3 +88,23 @@ class ArraySource:
             np.ascontiguousarray(image).reshape(-1, image.shape[-1]) for image in self._images
         )
         return np.stack([getattr(image, name)(0) for image in pixels])
+
+
+def require_fitting(run: Run, dataset: Dataset) -> None:
+    """Check that channels and pixel type of a dataset are those of the training data.
+
+    Raises:
+        InputError: they differ.
+    """
+    properties = {
+        "channels": dataset.channel_names,
+        "image_dtype": str(dataset.image_dtype),
+    }
+    for name, value in properties.items():
+        trained = run.facts[name]
+        if trained is not None and trained != value:  # None: an imported network without dataset
+            raise InputError(
+                f"{dataset.path}: {name} is {value}, {run.path} was trained on {trained}. Build "
+                "the dataset with the "
+                "same settings."
+            )

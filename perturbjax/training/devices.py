@@ -27,6 +27,7 @@ from perturbjax.core.files import make_folder
 from perturbjax.core.memory import release_freed_memory
 from perturbjax.core.messages import console
 from perturbjax.core.options import python_only, require, require_sound
+from perturbjax.core.progress import announce
 from perturbjax.data.batches import BatchOrder, BatchPipeline, BatchRecords, ResidentArrays, gather
 from perturbjax.training.step import Sums, TrainState, TrainStep
 
@@ -288,7 +289,8 @@ def prepare_step(number: int, step: Callable[..., Any], *arguments: Any) -> None
     """
     # A `pmap` step is a plain function here; its first call compiles it.
     if not number and isinstance(step, jax.stages.Wrapped):
-        step.lower(*arguments).compile()
+        with announce("info: compiling the network; later commands reuse the program"):
+            step.lower(*arguments).compile()
     if number < FREE_MEMORY_STEPS:
         release_freed_memory()
 

@@ -30,17 +30,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perturbjax.core.config import LINEAR_C, LINEAR_VARIANCE
-from perturbjax.core.memory import release_freed_memory
 from perturbjax.core.messages import console
-from perturbjax.core.progress import track
 from perturbjax.data.batches import BatchOrder, RawBatch
 from perturbjax.models import Mode
 from perturbjax.models.ensemble_head import COMPONENTS, MLP, EnsembleHead
 from perturbjax.models.layers import Dense
-from perturbjax.training.apply_network import apply_to_sites
 from perturbjax.training.devices import Placement
 from perturbjax.training.setup import Experiment
-from perturbjax.training.step import TrainState, make_site_features_step, split_model
+from perturbjax.training.site_features import SiteFeatures, open_store
+from perturbjax.training.step import TrainState, split_model
 
 #: Training of the MLP: batch size, epochs, and minimum number of steps.
 BATCH, EPOCHS, MIN_STEPS = 128, 60, 300
@@ -76,26 +74,12 @@ def initialize_ensemble(
     Returns:
         The state with fitted parameters and statistics.
     """
-
-    def tracked_batches(order: BatchOrder) -> Iterable[RawBatch]:
-        for batch in track(
-            batches(order), total=len(order), label="Computing site features", unit="batches"
-        ):
-            # Each batch takes seconds and leaves hundreds of megabytes of fragmented free memory.
-            release_freed_memory()
-            yield batch
-
     recipe, train = experiment.recipe, experiment.train
-    (features,) = apply_to_sites(
-        placement.compile_predict(make_site_features_step(experiment.graphdef, recipe)),
-        state.params,
-        state.stats,
-        tracked_batches,
-        train,
-        min(recipe.optim.batch_size, len(train)),
-        multiple=placement.batch_multiple,
-    )
-    release_freed_memory()
+    store = open_store(experiment.decoder, recipe, state.params)
+    site_features = SiteFeatures(experiment.graphdef, recipe, placement)
+    # Each process computes its rows of a batch, so no process may skip stored sites.
+    store = store if placement.processes == 1 else None
+    features = site_features.compute(state.params, state.stats, batches, train, store)
     # A copy, because the fitted values are written into its variables.
     model = nnx.merge(experiment.graphdef, state.params, state.stats, copy=True)
     mean, kernel = fit_reduction(features, model.backbone_feature_size)

@@ -43,6 +43,8 @@ def create_network(
     channels: int,
     class_names: Sequence[str],
     pretrained: dict[str, Any] | None = None,
+    *,
+    abstract: bool = False,
 ) -> tuple[nnx.Module, dict[str, Any] | None]:
     """Create the network of a recipe.
 
@@ -52,6 +54,8 @@ def create_network(
         class_names: names of the classes.
         pretrained: provenance of the weights in an existing run. Pretrained layers are then created
             without values, because a checkpoint supplies them; the weight file is not needed.
+        abstract: create the parameters without values. Dozens of small programs that draw random
+            numbers would otherwise be compiled and run.
 
     Returns:
         The network, and the provenance of its pretrained weights (None if it has none).
@@ -72,7 +76,11 @@ def create_network(
     name, seed = recipe.model.model, recipe.seed
     if recipe.transfer.weights:
         return transfer.build(name, recipe.transfer, **shape, copies=copies, seed=seed)
-    return models.create(name, **shape, seed=seed, image_size=recipe.augment.crop), None
+
+    def create() -> nnx.Module:
+        return models.create(name, **shape, seed=seed, image_size=recipe.augment.crop)
+
+    return (nnx.eval_shape(create) if abstract else create()), None
 
 
 def plan_phases(

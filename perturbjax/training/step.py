@@ -58,7 +58,7 @@ class Sums(NamedTuple):
 
 TrainStep = Callable[[TrainState, RawBatch], tuple[TrainState, Sums]]
 #: Function (params, stats, batch) -> outputs with one row per record.
-EvaluationStep = Callable[[Any, Any, RawBatch], tuple[Shaped[Array, " b *_"], ...]]
+EvaluationStep = Callable[[Any, Any, Any], tuple[Shaped[Array, " b *_"], ...]]
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, Any, Any]:
@@ -196,6 +196,23 @@ def make_site_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> Evaluatio
         return (nnx.merge(graphdef, params, stats, copy=True).compute_features(inputs, mode),)
 
     return site_features_step
+
+
+def make_head_step(graphdef: nnx.GraphDef, recipe: Recipe) -> EvaluationStep:
+    """Build the prediction step of an ensemble classifier from given site features.
+
+    The step is `head_step(params, stats, (batch, site_features)) -> (probabilities, features)`.
+    """
+
+    def head_step(
+        params: Any, stats: Any, batch: tuple[RawBatch, Float[Array, "b d"]]
+    ) -> tuple[Array, Array]:
+        inputs, mode = evaluation_input(recipe, batch[0])
+        model = nnx.merge(graphdef, params, stats, copy=True)
+        outputs = model.classify(inputs, batch[1], mode)
+        return jax.nn.softmax(outputs.logits), outputs.features
+
+    return head_step
 
 
 def _apply(

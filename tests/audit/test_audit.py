@@ -62,7 +62,7 @@ def test_audit_writes_all_splits_and_controls(tmp_path, capsys, monkeypatch):
     assert csv.loc[("layout", "site", "lda", "balanced_accuracy"), "low"] == pytest.approx(
         score["low"]
     )
-    assert ("site minus layout", "site", "lda", "balanced_accuracy") in csv.index
+    assert ("site minus layout", "well", "lda", "balanced_accuracy") in csv.index
     page = (out / "audit.html").read_text()
     for words in (
         "On plates with held-out layouts: balanced accuracy",
@@ -92,7 +92,7 @@ def test_dataset_adds_cell_count_and_intensity_controls(tmp_path):
     assert split.controls["intensity"].value > 0.5
     conclusion = verdict(result)
     assert conclusion.finding == "explained" and "brightness" in conclusion.sentences[1]
-    assert " image features: " in conclusion.headline
+    assert "so image features show no" in conclusion.headline
 
 
 def test_verdict_never_recommends_invalid_scores():
@@ -197,7 +197,7 @@ def test_score_without_position_control_is_not_recommended():
     assert "all technical" in result["plate"].controls
     conclusion = verdict(result)
     assert conclusion.finding == "uncontrolled"
-    assert conclusion.headline.startswith("Not controlled for position: ")
+    assert conclusion.headline.endswith(" Not controlled for position.")
     assert not any("Report the score" in line for line in conclusion.advice)
     assert any("Correct the well names" in line for line in conclusion.advice)
 

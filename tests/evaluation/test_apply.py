@@ -22,6 +22,12 @@ from perturbjax.cli.evaluate import (
 from perturbjax.core.config import AugmentConfig, OptimConfig, Recipe, SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
+from perturbjax.evaluation.prediction_sets import Calibration
+from perturbjax.evaluation.run_sets import (
+    RunCalibration,
+    read_calibration,
+    write_calibration,
+)
 from perturbjax.profiles.extract import FeaturesConfig, extract
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.fit import TrainConfig, fit
@@ -201,3 +207,44 @@ def test_evaluate_excludes_sites_by_rule(folder, data, capsys):
     used = pd.read_parquet(path / "evaluation" / "predictions.parquet")["site_id"]
     assert len(used) == SITES - len(flat) and not set(used) & set(flat)
     assert open_run(path).recipe.split.exclude == ("std_DNA<1",)
+
+
+def test_few_wells_give_no_prediction_sets(evaluated, data, tmp_path, capsys):
+    scores = json.loads((evaluated / "evaluation" / "scores.json").read_text())
+    assert "need 9 calibration wells, there are" in scores["skipped"]["prediction sets"]
+    table = predicted(evaluated, data, tmp_path / "p.parquet")
+    assert "prediction_set" not in table
+    assert "no prediction sets, because the run has too few" in capsys.readouterr().err
+
+
+def test_predict_uses_the_stored_calibration(run, evaluated, data, folder, tmp_path, capsys):
+    """Sets and distances of the run's sites; warnings for images of another size and intensity."""
+    out = run / "evaluation"
+    out.mkdir()
+    reference = read_calibration(open_run(evaluated), epoch=1).reference
+    calibration = Calibration(0.6, 1e6, 20, "well")
+    write_calibration(out, RunCalibration(1, calibration, reference))
+    table = predicted(run, data, tmp_path / "p.parquet")
+    assert set(table["prediction_set"]) <= {"DMSO", "taxol", "DMSO | taxol"}
+    assert [
+        one in members
+        for one, members in zip(table["predicted"], table["prediction_set"], strict=True)
+    ]
+    assert (table["set_size"] == table["prediction_set"].str.count(r"\|") + 1).all()
+    assert "warning" not in capsys.readouterr().err
+
+    other = write_dataset(folder / "large", sites=SITES, size=40, channels=["DNA"], maximum=200)
+    write_calibration(out, RunCalibration(1, Calibration(0.6, 0.0, 20, "well"), reference))
+    table = predicted(run, other, tmp_path / "p.parquet")
+    assert set(table["prediction_set"]) == {"none of the known treatments"}
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "sites of 40 × 40 pixels, but the run was trained on 24 × 24" in printed
+    assert "mean intensity of DNA: 73% of the sites are outside the training range" in printed
+    assert "100% of the sites are unlike the training images" in printed
+
+    write_calibration(out, RunCalibration(7, calibration, reference))
+    assert "prediction_set" not in predicted(run, data, tmp_path / "p.parquet")
+    assert "this checkpoint was not evaluated" in capsys.readouterr().err
+    (out / "prediction_sets.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"prediction_sets.npz: is damaged"):
+        predicted(run, data, tmp_path / "p.parquet")

@@ -285,7 +285,7 @@ def test_printed_table_names_unbeaten_position_baseline(
         "100% of the test sites have the same label as a training well at the same position"
         in printed
     )
-    assert "accuracy of the lda is below position (1.000)" in printed
+    assert "The well position reaches 1.00, so image features show no advantage" in printed
 
 
 def test_command_reports_bad_input_in_one_line(

@@ -37,8 +37,9 @@ def test_headline_and_facts_come_first(run):
     for name in ("Task", "Result", "Test set", "Reliability", "Classes", "Cells"):
         assert f"<dt>{name}</dt>" in head
     assert 'href="#gallery"' in head
-    assert "<b>Next:</b> Compare with the technical controls" in head
-    assert f"<code>perturbjax audit --run {run[0].name} --out {run[0].name}/audit</code>" in head
+    assert "<b>Next:</b> Train the recipe on every fold" in head
+    name = run[0].name
+    assert f"<code>perturbjax audit --run {name} --train --out {name}/audit</code>" in head
 
 
 def test_scores_have_intervals_and_baselines(run):

@@ -79,7 +79,7 @@ def test_differences_ranks_treatments_by_changed_features(table, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("hits --negcon Metadata_moa=x", "--negcon Metadata_moa=x: no well matches"),
+        ("hits --negcon Metadata_moa=x", "--negcon Metadata_moa=x: no row matches"),
         ("hits --dose-column Metadata_none", "--dose-column Metadata_none: not found"),
         ("hits --run missing", "pass --run, or"),
         ("doses --dose-column Metadata_dose_uM --response none", "--response none: not found"),

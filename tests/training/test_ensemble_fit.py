@@ -27,11 +27,18 @@ from perturbjax.core.config import (
     TransferConfig,
 )
 from perturbjax.core.errors import InputError
+from perturbjax.data.batches import open_batches
 from perturbjax.dataset import open_dataset
 from perturbjax.export import StableHLOConfig, export
 from perturbjax.inference import load_network
 from perturbjax.models import Mode
-from perturbjax.models.ensemble_head import COMPONENTS, MLP, EnsembleHead, compute_statistics
+from perturbjax.models.ensemble_head import (
+    COMPONENTS,
+    HIDDEN_UNITS,
+    MLP,
+    EnsembleHead,
+    compute_statistics,
+)
 from perturbjax.models.layers import Dense
 from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints, select_network_arrays
 from perturbjax.training.devices import ComputeConfig
@@ -45,6 +52,7 @@ from perturbjax.training.ensemble_fit import (
 )
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.setup import prepare_experiment
+from perturbjax.training.site_features import SiteFeatures
 
 
 def blobs(n: int = 120, d: int = 20, classes: int = 3):
@@ -262,20 +270,57 @@ def test_training_changes_the_branch_only_and_frozen_members_fit_training_sites(
     network = load_network(run)
     dataset = open_dataset(folder / "data")
     train = np.flatnonzero(run.parts(dataset.index["site_id"]) == "train")
-    predictions = network.apply_to_dataset(dataset, train)
-    np.testing.assert_allclose(predictions.features.mean(0), 0, atol=1e-3)
+    state, model = network.state.values(), nnx.merge(network.graphdef, *network.state.values())
+    site_features = SiteFeatures(network.graphdef, run.recipe, network.placement)
+    with open_batches(network.decoder(dataset), network.placement) as pipeline:
+        unreduced = site_features.compute(*state, pipeline.batches, train)
+    reduced = model.reduce(jnp.asarray(unreduced))
+    np.testing.assert_allclose(reduced.mean(0), 0, atol=1e-3)
     labels = dataset.column("Metadata_pert_iname").to_numpy()[train]
-    head = nnx.merge(network.graphdef, *network.state.values()).head
-    for part in (
-        head.mlp(jnp.asarray(predictions.features), Mode()),
-        head.logistic_regression(jnp.asarray(predictions.features)),
-    ):
+    head = model.head
+    for part in (head.mlp(reduced, Mode()), head.logistic_regression(reduced)):
         assert (np.array(network.class_names)[np.asarray(part).argmax(1)] == labels).mean() > 0.9
     one, other = (Checkpoints(run.path).load("latest", epoch)[0] for epoch in (1, 2))
     trained = [
         name for name in select_network_arrays(one) if not np.array_equal(one[name], other[name])
     ]
     assert trained and all("/trainable_branch/" in name for name in trained)
+
+
+def test_features_are_the_trained_representation(folder, run):
+    """Hidden units of the MLP and features of the branch, the same for arrays and datasets."""
+    network, dataset = load_network(run), open_dataset(folder / "data")
+    features = network.apply_to_dataset(dataset, np.arange(9)).features
+    model = nnx.merge(network.graphdef, *network.state.values())
+    assert features.shape == (9, model.feature_size)
+    probabilities = model.head.mlp.out(jnp.asarray(features[:, :HIDDEN_UNITS]))
+    assert (
+        probabilities.shape == (9, len(network.class_names))
+        and (features[:, :HIDDEN_UNITS] >= 0).all()
+    )
+    images, masks = dataset.read(range(9))
+    plates = list(dataset.column("Metadata_Plate")[:9])
+    if run.recipe.input.normalize == "log":
+        assert np.array_equal(network.apply(images, masks, plates).features, features)
+
+
+def test_site_features_are_computed_once(folder, run, tmp_path, monkeypatch):
+    """A second prediction reads the stored features and gives identical results."""
+    monkeypatch.setenv("PERTURBJAX_SITE_FEATURES", str(tmp_path))
+    network, dataset = load_network(run), open_dataset(folder / "data")
+    first = network.apply_to_dataset(dataset, np.arange(5))
+    (file,) = tmp_path.glob("*.npz")
+    computed = []
+    monkeypatch.setattr(
+        SiteFeatures, "_compute_parts", lambda *args: iter(computed.append(args[-1]) or [])
+    )
+    again = network.apply_to_dataset(dataset, np.arange(5))
+    assert not len(computed[0]) and all(map(np.array_equal, first, again))
+    # Damaged files are ignored.
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(KeyError):
+        network.apply_to_dataset(dataset, np.arange(5))
+    assert computed[1].tolist() == list(range(5))
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,19 @@ from perturbjax.dataset import SiteSource
 
 #: Instance labels of a site to instance labels of the same shape.
 MaskTransform = Callable[[UInt16[np.ndarray, "h w"]], UInt16[np.ndarray, "h w"]]
+
+
+def stored_halvings(image_size: Sequence[int], augment: AugmentConfig) -> int:
+    """Return how often sites are downsampled by 2 before they are stored on the device.
+
+    All crops use this averaging level or a coarser one, so finer pixels are never needed.
+
+    Args:
+        image_size: (height, width) of the sites in pixels.
+        augment: crops of training.
+    """
+    height, width = image_size
+    return mip_levels(height, width, augment, random=True)[0]
 
 
 class Decoder:
@@ -41,8 +54,7 @@ class Decoder:
         """
         self.dataset, self.sites, self.input = dataset, sites, input
         self.mask_transform = mask_transform
-        # All crops use this level or a coarser one, so finer pixels are never needed.
-        self.halvings = mip_levels(*dataset.image_size, augment, random=True)[0] if augment else 0
+        self.halvings = stored_halvings(dataset.image_size, augment) if augment else 0
 
     @property
     def stored_size(self) -> tuple[int, int]:

@@ -61,7 +61,7 @@ class ResidentBatches:
             contextlib.closing(threads.map(decoder.read_into, range(n), image, mask)) as reads,  # type: ignore[type-var]
         ):
             # Reading the results also raises the errors of the threads.
-            for _ in track(reads, total=n, label="load", unit="sites"):
+            for _ in track(reads, total=n, label="Reading sites", unit="sites"):
                 pass
         host: tuple[Any, ...] = (image, mask, sites.labels, sites.shift, sites.scale)
         return cls(ResidentArrays(*host), placement)
