@@ -19,6 +19,7 @@ from data_prep.download import download_if_there, in_parallel
 from data_prep.fetch_options import FetchConfig
 from data_prep.fetch_tables import PlateImages, plate_table, require_file_name
 from data_prep.gallery_listing import GALLERY
+from data_prep.sources.files import LARGEST_FILE
 from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, make_folder
@@ -132,7 +133,9 @@ def _fetch_images(
         console.print(f"info: resuming, {present} of {len(urls)} images exist already")
     # A result is the size of the image in bytes, or None if the gallery does not have it.
     results = in_parallel(
-        lambda item: download_if_there(item[1], item[0]), missing.items(), options.downloads
+        lambda item: download_if_there(item[1], item[0], LARGEST_FILE),
+        missing.items(),
+        options.downloads,
     )
     progress = track(
         results, total=len(urls), label="Downloading images", unit="images", done=present
@@ -188,7 +191,7 @@ def _fetch_illumination(options: FetchConfig, channels: list[str]) -> None:
         name = require_file_name(f"{options.plate}_Illum{channel}.npy", "load_data.csv")
         key = f"{options.root}/images/{options.batch}/illum/{options.plate}/{name}"
         url = f"{options.base_url}/{urllib.parse.quote(key)}"
-        if download_if_there(url, folder / name) is None:
+        if download_if_there(url, folder / name, LARGEST_FILE) is None:
             console.print(
                 f"warning: the gallery has no illumination function of channel {channel} of "
                 f"{options.plate}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.gallery_listing import GALLERY
+from data_prep.sources.connections import redacted, split_url
 from perturbjax.core.options import python_only, require, require_output, require_sound
 
 
@@ -44,9 +46,24 @@ class FetchConfig:
         require_sound(self)
         require_output(self.out)
         require("sites", self.sites, self.sites >= 0, "0 (all) or more")
+        for flag in ("base_url", "jump_metadata_url"):
+            if url := getattr(self, flag):
+                _require_server(flag.replace("_", "-"), url)
         require("downloads", self.downloads, self.downloads >= 1, "at least 1")
 
     @property
     def root(self) -> str:
         """Prefix of all keys of the source."""
         return f"{self.accession}/{self.source}"
+
+
+def _require_server(flag: str, url: str) -> None:
+    """Check the address of a mirror.
+
+    Raises:
+        InputError: It is not an HTTP URL of a server.
+    """
+    # Spaces and letters outside of ASCII are encoded as %XX in URLs.
+    is_url = re.fullmatch(r"https?://[!-~]{1,2000}", url) and not re.search("[?#]", url)
+    require(flag, redacted(url), bool(is_url), "a URL such as https://server/folder")
+    split_url(url)

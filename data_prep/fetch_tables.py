@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import time
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,14 @@ from pathlib import Path
 import pandas as pd
 
 from data_prep import gallery_listing as gallery
-from data_prep.csv_tables import read_table
+from data_prep.csv_tables import LARGEST_TABLE, read_table
 from data_prep.download import NotThere, download
 from data_prep.fetch_options import FetchConfig
 from data_prep.file_columns import FILE_COLUMN_PATTERN, Locations, file_locations
 from data_prep.platemap import join_platemap
 from data_prep.platemap_files import read_platemap
 from data_prep.site_table import normalise_position
-from data_prep.sources.remote import redacted
+from data_prep.sources.connections import redacted
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder
 from perturbjax.core.messages import console
@@ -28,6 +29,9 @@ from perturbjax.core.plates import SITE, WELL
 
 #: Maximum number of pages of a folder listing (1,000 names each); more is a faulty server.
 MAX_PAGES = 1000
+#: Maximum size of a page in bytes, and maximum length of a file name: file systems allow 255 bytes,
+#: and temporary names are longer.
+LARGEST_PAGE, LONGEST_NAME = 1 << 24, 150
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def _keys(options: FetchConfig, locations: Locations) -> dict[str, list[str]]:
 def _join_jump_tables(table: pd.DataFrame, options: FetchConfig, tables: Path) -> pd.DataFrame:
     for name in gallery.JUMP_TABLES:
         if not (tables / name).is_file():
-            download(f"{options.jump_metadata_url or gallery.JUMP_METADATA}/{name}", tables / name)
+            base = options.jump_metadata_url or gallery.JUMP_METADATA
+            download(f"{base}/{name}", tables / name, LARGEST_TABLE)
     joined, unknown = gallery.jump_perturbations(tables, table, options.source)
     if unknown:
         console.print(
@@ -194,14 +199,21 @@ def _list_folder(options: FetchConfig, folder: str) -> list[str]:
     """Return the file names in a folder of the bucket. Source: S3 API, ListObjectsV2."""
     names: list[str] = []
     token = ""
-    for _ in range(MAX_PAGES):
+    where = f"{redacted(options.base_url)}: the listing of {folder}"
+    start = time.monotonic()
+    for number in range(MAX_PAGES):
         parameters = {"list-type": "2", "prefix": f"{folder}/", "delimiter": "/"}
         if token:
             parameters["continuation-token"] = token
         page = options.out / "metadata" / ".listing"
-        download(f"{options.base_url}/?{urllib.parse.urlencode(parameters)}", page)
-        text = page.read_text(errors="replace")
+        url = f"{options.base_url}/?{urllib.parse.urlencode(parameters)}"
+        download(url, page, LARGEST_PAGE, start)
+        content = page.read_bytes()
         page.unlink()
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where} is not UTF-8 text; check the server") from error
         # The keys of a page are XML; a pattern suffices, because keys contain no tags.
         names += [
             html.unescape(key).rpartition("/")[2] for key in re.findall("<Key>(.*?)</Key>", text)
@@ -210,11 +222,12 @@ def _list_folder(options: FetchConfig, folder: str) -> list[str]:
         following = re.search("<NextContinuationToken>(.*?)</NextContinuationToken>", text)
         if following is None:
             return names
+        if html.unescape(following[1]) == token:
+            raise InputError(f"{where} repeats a page; check the server")
         token = html.unescape(following[1])
-    raise InputError(
-        f"{redacted(options.base_url)}: the listing of {folder} has more than {MAX_PAGES} pages; "
-        "check the server"
-    )
+        if number % 100 == 99:
+            console.print(f"info: {where}: {number + 1} pages, {len(names)} names")
+    raise InputError(f"{where} has more than {MAX_PAGES} pages; check the server")
 
 
 def _choose_sites(table: pd.DataFrame, options: FetchConfig, source: Path) -> pd.DataFrame:
@@ -247,7 +260,9 @@ def _table(options: FetchConfig, key: str, folder: Path) -> Path:
     server = redacted(f"{options.base_url}/{options.root}")
     path = folder / require_file_name(key.rsplit("/", 1)[-1], server)
     if not path.is_file():
-        download(f"{options.base_url}/{urllib.parse.quote(f'{options.root}/{key}')}", path)
+        download(
+            f"{options.base_url}/{urllib.parse.quote(f'{options.root}/{key}')}", path, LARGEST_TABLE
+        )
     return path
 
 
@@ -273,4 +288,8 @@ def require_file_name(name: str, where: str) -> str:
     """Return a name if it is a plain file name without folders, else raise InputError."""
     if name in ("", ".", "..") or any(sign in name for sign in "/\\:\0") or not name.isprintable():
         raise InputError(f"{where}: {name!r} is not a plain file name; no file is written")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise InputError(
+            f"{where}: {name[:40]!r}… has more than {LONGEST_NAME} bytes; no file is written"
+        )
     return name

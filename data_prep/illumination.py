@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ from perturbjax.dataset import LARGEST_SITE
 
 #: Value of `--illumination` for functions estimated from the plate.
 ESTIMATE = "estimate"
+#: Maximum size of a file in bytes (8 bytes per pixel and the header), and of a file name.
+LARGEST_FUNCTION, LONGEST_NAME = 8 * LARGEST_SITE + 4096, 255
 #: Version of the estimation; increase it when the same images yield another function.
 VERSION = 1
 #: Minimum number of sites for an estimate, and maximum number of sites read per plate (evenly
@@ -91,9 +94,10 @@ def find_functions(
         for channel in channels:
             name = f"{plate}_Illum{channel}.npy"
             # A plate name with a slash could lead outside of the folder.
-            if Path(name).name != name or Path(plate).name != plate:
+            is_name = Path(name).name == name and Path(plate).name == plate
+            if not is_name or len(os.fsencode(name)) > LONGEST_NAME:
                 raise InputError(
-                    f"--illumination {folder}: plate {plate!r} is not allowed in a file name; "
+                    f"--illumination {folder}: plate {plate[:99]!r} is not allowed in a file name; "
                     "rename the plate"
                 )
             paths = [path for path in (folder / plate / name, folder / name) if path.is_file()]
@@ -103,8 +107,18 @@ def find_functions(
                     f"{folder}); every plate and channel needs a function. Use --illumination "
                     f"{ESTIMATE} to estimate the functions from the images"
                 )
-            files[plate, channel] = paths[0].resolve()
+            files[plate, channel] = _require_small(paths[0].resolve())
     return files
+
+
+def _require_small(path: Path) -> Path:
+    """Refuse files that are larger than any function: their checksum would take minutes."""
+    if (size := path.stat().st_size) > LARGEST_FUNCTION:
+        raise InputError(
+            f"{path}: has {size} bytes, more than an illumination function (at most "
+            f"{LARGEST_FUNCTION})"
+        )
+    return path
 
 
 @functools.lru_cache(maxsize=12)  # the channels of one or two plates, a few megabytes each

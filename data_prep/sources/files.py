@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from io import BufferedIOBase
-from typing import Any
 
 from data_prep.sources import remote
 from perturbjax.core.errors import InputError
@@ -64,21 +63,6 @@ def read_start(file: str, where: str, size: int) -> bytes:
     """
     with open_file(file, where, header=True) as stream:
         return _read(stream, size, file, where)
-
-
-def zarr_store(root: str, where: str) -> Any:
-    """Return a read-only zarr-python store for a folder or URL.
-
-    Raises:
-        InputError: The folder does not exist.
-    """
-    if remote.is_remote(root):
-        return remote.remote_zarr(root, where)
-    from zarr.storage import LocalStore
-
-    if not os.path.isdir(root):
-        raise InputError(f"{where}: {root} is not a folder")
-    return LocalStore(root, read_only=True)
 
 
 def names_of_folder(folder: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -28,7 +29,7 @@ class FileFinder:
 
     def __init__(self, images: str, must_exist: bool = True):
         self.remote = remote.is_remote(images)
-        if not self.remote and not Path(images).is_dir():
+        if not self.remote and not os.path.isdir(images):
             raise InputError(f"--images {images}: no such folder")
         self.images = images.rstrip("/") if self.remote else str(Path(images).resolve())
         self.must_exist = must_exist

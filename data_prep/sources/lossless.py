@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Real
 
+from data_prep.sources import jpeg2000
 from data_prep.sources.files import read_file, read_start
 from data_prep.sources.plane import (
     Plane,
@@ -30,6 +31,8 @@ from perturbjax.core.errors import InputError
 
 #: Number of bytes at the start of a file that contain the header in all of these formats.
 HEADER = 1 << 16
+#: Markers that start a frame of JPEG: C0 to CF, without the tables C4, C8 and CC.
+_FRAMES = tuple(set(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC})
 
 
 class _Header(NamedTuple):
@@ -138,44 +141,56 @@ def _png(content: bytes) -> _Header:
 
 
 def _jpeg2000(content: bytes) -> _Header:
-    """Parse the SIZ marker of a JP2 file or a codestream. Source: ISO/IEC 15444-1, A.5.1."""
-    start = content.find(b"\xff\x4f\xff\x51")
-    if start < 0:
-        raise ValueError("no codestream")
-    # Bytes after the marker: length and capabilities, then the corners of the image area.
-    right, lower, left, upper = struct.unpack(">4I", content[start + 8 : start + 24])
-    (samples,) = struct.unpack(">H", content[start + 40 : start + 42])
-    return _Header(lower - upper, right - left, (content[start + 42] & 0x7F) + 1, samples)
+    size = jpeg2000.read_size(content)
+    return _Header(size.height, size.width, size.bits, size.samples)
 
 
 def _jpegls(content: bytes) -> _Header:
     """Parse the SOF55 marker. Source: ITU-T T.87, C.2.2."""
-    if content[:2] != b"\xff\xd8":
-        raise ValueError("wrong first bytes")
-    start = content.find(b"\xff\xf7")
-    if start < 0:
-        raise ValueError("no JPEG-LS frame")
-    # Two bytes of marker and two of length come first.
-    bits, height, width, samples = struct.unpack(">BHHB", content[start + 4 : start + 10])
+    bits, height, width, samples = jpeg_frame(content, (0xFFF7,))
     return _Header(height, width, bits, samples)
 
 
 def _jpeg(content: bytes) -> _Header:
-    """Parse the first SOF marker. Source: ITU-T T.81, B.2.2."""
+    bits, height, width, samples = jpeg_frame(content)
+    if samples == 4:
+        raise ValueError("CMYK colors")
+    return _Header(height, width, bits, samples)
+
+
+def jpeg_frame(content: bytes, markers: Sequence[int] = _FRAMES) -> tuple[int, int, int, int]:
+    """Return bits, height, width and samples of a JPEG. Source: ITU-T T.81, B.2.2.
+
+    Args:
+        content: The file, or its first bytes.
+        markers: Markers that start a frame.
+
+    Raises:
+        ValueError: It has no such marker.
+        struct.error: It ends before the marker.
+    """
     if content[:2] != b"\xff\xd8":
         raise ValueError("wrong first bytes")
     start = 2
     while True:
         marker, length = struct.unpack(">HH", content[start : start + 4])
-        # Start of frame: C0 to CF, without the tables C4, C8 and CC.
-        if 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
-            bits, height, width, samples = struct.unpack(">BHHB", content[start + 4 : start + 10])
-            if samples == 4:
-                raise ValueError("CMYK colors")
-            return _Header(height, width, bits, samples)
+        if marker in markers:
+            return struct.unpack(">BHHB", content[start + 4 : start + 10])
         if marker < 0xFF01:
             raise ValueError("no start of frame")
-        start += 2 + length
+        # Bytes 0xFF between segments are padding.
+        start += 1 if marker == 0xFFFF else 2 + length
+
+
+def require_jpeg_end(content: bytes) -> None:
+    """Check the marker at the end of a JPEG, without which decoders fill the rest with gray.
+
+    Raises:
+        ValueError: It is missing.
+    """
+    # Some programs append a few bytes.
+    if b"\xff\xd9" not in content[-64:]:
+        raise ValueError("it has no end")
 
 
 def _bmp(content: bytes) -> _Header:
@@ -208,6 +223,10 @@ def _gif(content: bytes) -> _Header:
     while start < len(content) and content[start] != 0x3B:  # trailer
         if content[start] == 0x2C:  # image descriptor
             images += 1
+            left, top, *size = struct.unpack("<4H", content[start + 1 : start + 9].ljust(8, b"\0"))
+            # The decoder allocates memory for this size.
+            if left + size[0] > width or top + size[1] > height:
+                raise ValueError("an image is larger than the canvas")
             start += 11 + _gif_palette(content[start + 9]) if start + 9 < len(content) else 11
         else:  # extension
             start += 2
@@ -271,8 +290,18 @@ def _decoder(codec: str) -> Callable[[bytes], np.ndarray]:
     return decode
 
 
-_JPEG2000 = _Kind("JPEG 2000", _jpeg2000, _decoder("jpeg2k"))
-_JPEG = _Kind("JPEG", _jpeg, _decoder("jpeg8"), is_lossy=True)
+def _decode_jpeg2000(content: bytes) -> np.ndarray:
+    jpeg2000.require_complete(content, jpeg2000.read_size(content))
+    return _decoder("jpeg2k")(content)
+
+
+def _decode_jpeg(content: bytes) -> np.ndarray:
+    require_jpeg_end(content)
+    return _decoder("jpeg8")(content)
+
+
+_JPEG2000 = _Kind("JPEG 2000", _jpeg2000, _decode_jpeg2000)
+_JPEG = _Kind("JPEG", _jpeg, _decode_jpeg, is_lossy=True)
 #: Suffix → reader.
 KINDS: dict[str, _Kind] = {
     ".png": _Kind("PNG", _png, _decoder("png")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -181,8 +182,10 @@ def require_size(shape: Sequence[int], plane: Plane | str, where: str) -> None:
     """Refuse planes, or chunks, that are larger than any camera image before decoding them.
 
     Raises:
-        InputError: The product of `shape` exceeds the maximum number of pixels of a site.
+        InputError: The product of `shape` exceeds the maximum number of pixels of a site, or is 0.
     """
+    if min(shape, default=1) < 1:
+        raise InputError(f"{where}: {plane} is empty: its shape is {tuple(shape)}")
     # A damaged header could otherwise make the decoder allocate all memory.
     if math.prod(shape) > LARGEST_SITE:
         raise InputError(
@@ -255,7 +258,7 @@ def channel_number(plane: Plane, names: Sequence[str], count: int, where: str) -
             "Channel_Orig<CHANNEL>"
         )
     # A number counts as an index only if no channel has this name.
-    if plane.channel.isascii() and plane.channel.isdigit() and int(plane.channel) < count:
+    if re.fullmatch("[0-9]{1,9}", plane.channel) and int(plane.channel) < count:
         return int(plane.channel)
     if count == 1 and not names:
         return 0

@@ -1,51 +1,47 @@
 """Read objects in S3 and files behind HTTPS through obstore, without copies on the local disk.
 
 Requests are signed if the environment has credentials (`AWS_ACCESS_KEY_ID` or `AWS_PROFILE`; see
-also `AWS_REGION` and `AWS_ENDPOINT_URL`); public buckets need none. obstore repeats requests after
-temporary failures (broken connection, busy server) with growing pauses. Permanent failures (missing
-object, no permission) end in one line.
+also `AWS_REGION` and `AWS_ENDPOINT_URL`); public buckets need none. Requests are repeated after
+temporary failures (broken connection, busy or silent server), within the time limit of an object.
+Permanent failures (missing object, no permission) end in one line.
+
+A server can declare any size and send any number of bytes. Objects are therefore received in
+pieces, and a download ends at its maximum size.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import io
-import os
-import re
-from datetime import timedelta
-from typing import Any, cast
-from urllib.parse import unquote, urlsplit
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, cast
 
+from data_prep.sources.connections import (
+    TIMEOUT,
+    connection_settings,
+    describe,
+    environment,
+    is_remote,
+    redacted,
+    split_url,
+    time_limit,
+)
+from data_prep.sources.object_store import ListingError, connect, list_folder
 from perturbjax.core.errors import InputError
+from perturbjax.core.messages import console
 
-SCHEME = re.compile("(s3|https?)://")
-#: Time limits in seconds for a connection and for one response; number of retries of a request and
-#: their time limit in seconds.
-CONNECT_S, ANSWER_S, RETRIES, RETRY_S = 10, 120, 5, 180
-#: Size of a request in bytes if only the header is needed.
-HEADER_BYTES = 1 << 16
+__all__ = ["is_remote", "redacted"]
+
+T = TypeVar("T")
+#: Time limit in seconds without data.
+SILENCE_S = 30.0
 #: Attempts for an object whose download breaks off midway; obstore does not repeat these.
 TRIES = 3
-#: Environment variables with AWS credentials. Requests are not signed if none is set.
-CREDENTIALS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_PROFILE",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-)
-_USER = re.compile(r"(?<=://)[^/\s]+@")
-_SECRET = re.compile(r"(?i)(?<=[?&])((?:x-amz-[a-z-]*|token|sig|signature|key|password)=)[^&\s]+")
-
-
-def is_remote(path: str) -> bool:
-    """Return whether a path is a URL of a supported scheme."""
-    return bool(SCHEME.match(path))
-
-
-def redacted(text: str) -> str:
-    """Replace user names, passwords and signatures in URLs by `***`, for messages."""
-    return _SECRET.sub(r"\1***", _USER.sub("***@", text))
+#: Size of a request in bytes if only the header is needed, and of a received piece.
+HEADER_BYTES = PIECE_BYTES = 1 << 16
 
 
 def open_remote(file: str, where: str, most: int, header: bool = False) -> io.BufferedIOBase:
@@ -61,9 +57,8 @@ def open_remote(file: str, where: str, most: int, header: bool = False) -> io.Bu
         InputError: The object is missing, too large, not readable, or all attempts failed.
     """
     if header:
-        size = cast(
-            int, request(file, where, lambda store, key: _obstore().head(store, key)["size"])
-        )
+        size = _run(file, where, _request(file, where, _size))
+        _require_size(size, most, file, where)
         # Small objects are faster as one request.
         if size > HEADER_BYTES:
             return io.BufferedReader(_Pieces(file, where, size), HEADER_BYTES)
@@ -74,17 +69,24 @@ def names_of_prefix(folder: str, where: str) -> list[str]:
     """Return the names directly below a prefix of a bucket; none for HTTPS, which has no listing.
 
     Raises:
-        InputError: No permission to list the bucket, or all attempts failed.
+        InputError: No permission to list the bucket, the listing is too large or takes too long,
+            or all attempts failed.
     """
     if not folder.startswith("s3://"):
         return []
+    _require_obstore(folder, where)
+    origin, key = split_url(folder)
+    limit = time_limit()
 
-    def list_keys(store: Any, key: str) -> list[str]:
-        # Folders are common prefixes of keys; objects are the files.
-        page = _obstore().list_with_delimiter(store, prefix=key.strip("/") or None)
-        return [*page["common_prefixes"], *(entry["path"] for entry in page["objects"])]
+    def report(elapsed: float) -> None:
+        console.print(f"info: listing {redacted(folder)} ({elapsed:.0f} of {limit:g} s)")
 
-    return [key.rstrip("/").rpartition("/")[2] for key in request(folder, where, list_keys)]
+    try:
+        return list_folder(connection_settings(origin), key, limit, report)
+    except TimeoutError as error:
+        raise InputError(f"{where}: {redacted(folder)} {_too_slow(limit)}") from error
+    except ListingError as error:
+        raise InputError(f"{where}: {redacted(folder)} {describe(*error.args)}") from error
 
 
 def exists(file: str, where: str) -> bool:
@@ -93,65 +95,158 @@ def exists(file: str, where: str) -> bool:
     Raises:
         InputError: No permission, or all attempts failed.
     """
-
-    def head(store: Any, key: str) -> bool:
-        try:
-            _obstore().head(store, key)
-        except FileNotFoundError:
-            return False
-        return True
-
-    return cast(bool, request(file, where, head))
+    return _run(file, where, exists_async(file, where))
 
 
-def remote_zarr(root: str, where: str) -> Any:
-    """Return a zarr-python store below a URL."""
-    from zarr.storage import ObjectStore
+async def exists_async(file: str, where: str) -> bool:
+    """Return whether an object exists; see `exists`."""
+    try:
+        await _request(file, where, _size)
+    except FileNotFoundError:
+        return False
+    return True
 
-    _require_obstore(root, where)
-    return ObjectStore(_store(root, _environment()), read_only=True)
 
+async def read_async(
+    file: str, where: str, most: int, bounds: tuple[int, int | None] | None = None
+) -> bytes | None:
+    """Return the bytes of an object, or None if it does not exist.
 
-def request(url: str, where: str, function: Any) -> Any:
-    """Return `function(store, key)` for the store and key of a URL.
+    Args:
+        file: URL.
+        where: Table and row, for messages.
+        most: Maximum number of bytes.
+        bounds: (start, end) of a range; a negative start counts from the end of the object.
 
     Raises:
-        InputError: One line for any failure.
+        InputError: The object is too large, not readable, or all attempts failed.
     """
-    _require_obstore(url, where)
-    origin, key = _split(url)
+    receive = functools.partial(_receive, file=file, where=where, most=most, bounds=bounds)
     try:
-        return function(_store(origin, _environment()), key)
-    except InputError:
+        return await _request(file, where, receive)
+    except FileNotFoundError:
+        return None
+
+
+async def _receive(
+    store: Any,
+    key: str,
+    *,
+    file: str,
+    where: str,
+    most: int,
+    bounds: tuple[int, int | None] | None,
+) -> bytes:
+    options: dict[str, Any] = {}
+    if bounds is not None:
+        start, end = bounds
+        options["range"] = {"suffix": -start} if start < 0 else {"offset": start}
+        if end is not None:
+            options["range"], most = (start, end), min(most, end - start)
+    response = await _within(_obstore().get_async(store, key, options=options))
+    if bounds is None:
+        _require_size(response.meta["size"], most, file, where)
+    content = bytearray()
+    pieces = aiter(response.stream(min_chunk_size=PIECE_BYTES))
+    try:
+        while (piece := await _within(anext(pieces, None))) is not None:
+            content += memoryview(piece)
+            _require_size(len(content), most, file, where)
+    except (InputError, TimeoutError):
         raise
     except Exception as error:  # obstore raises many types
-        raise InputError(f"{where}: {redacted(url)} {reason(error)}") from error
+        raise _BrokenOff(str(error)) from error
+    return bytes(content)
 
 
-def reason(error: Exception) -> str:
+class _BrokenOff(Exception):
+    """A download ended early."""
+
+
+async def _size(store: Any, key: str) -> int:
+    return cast(int, (await _within(_obstore().head_async(store, key)))["size"])
+
+
+async def _within(awaitable: Awaitable[T]) -> T:
+    """Wait for an answer or a piece of it; a silent server raises `TimeoutError`."""
+    return await asyncio.wait_for(awaitable, min(SILENCE_S, time_limit()))
+
+
+async def _request(
+    url: str, where: str, function: Callable[[Any, str], Coroutine[Any, Any, T]]
+) -> T:
+    """Return `function(store, key)` for a URL, with several attempts within the time limit.
+
+    Args:
+        url: URL of the object.
+        where: Table and row, for messages.
+        function: Request; must be repeatable.
+
+    Raises:
+        FileNotFoundError: The object does not exist.
+        InputError: One line for any other failure.
+    """
+    _require_obstore(url, where)
+    origin, key = split_url(url)
+    start, limit = time.monotonic(), time_limit()
+    for attempt in range(1, TRIES + 1):
+        try:
+            remaining = max(limit - (time.monotonic() - start), 0.001)
+            store = _store(origin, environment())
+            return await asyncio.wait_for(function(store, key), remaining)
+        except (InputError, FileNotFoundError):
+            raise
+        except BaseException as error:  # obstore raises many types
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            elapsed = time.monotonic() - start
+            if elapsed >= limit:
+                raise InputError(f"{where}: {redacted(url)} {_too_slow(limit)}") from error
+            # obstore repeats requests without an answer, but not downloads that break off.
+            if attempt == TRIES or not isinstance(error, TimeoutError | _BrokenOff):
+                raise InputError(f"{where}: {redacted(url)} {reason(error)}") from error
+            console.print(
+                f"info: {redacted(url)}: {_problem(error)}; attempt {attempt + 1} of {TRIES} "
+                f"({elapsed:.0f} of {limit:g} s)"
+            )
+    raise AssertionError
+
+
+def _problem(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no data for {min(SILENCE_S, time_limit()):g} s"
+    return "the download broke off"
+
+
+def _too_slow(limit: float) -> str:
+    return (
+        f"was not received within {limit:g} s; the server is silent or slow. Run the same "
+        f"command again to resume, or set {TIMEOUT} to more seconds"
+    )
+
+
+def _require_size(size: int, most: int, file: str, where: str) -> None:
+    if size > most:
+        raise InputError(
+            f"{where}: {redacted(file)} has {size} bytes, too many for one plane (at most {most}); "
+            "tile it"
+        )
+
+
+def _run(file: str, where: str, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a new thread, because notebooks run an event loop in theirs."""
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, coroutine).result()
+    except FileNotFoundError as error:
+        raise InputError(f"{where}: {redacted(file)} does not exist") from error
+
+
+def reason(error: BaseException) -> str:
     """Describe a failed request and its remedy in a few words that follow the URL."""
-    text = redacted(str(error))
-    if isinstance(error, FileNotFoundError):
-        return "does not exist"
-    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or re.search(
-        r"\b40[13] ", text
-    ):
-        signed = (
-            "the credentials in the environment were refused"
-            if _has_credentials()
-            else "no credentials in the environment"
-        )
-        return (
-            f"cannot be read: no permission ({signed}); set AWS_ACCESS_KEY_ID and its secret, or "
-            "unset them for a public bucket"
-        )
-    if "redirect" in text.lower() or re.search(r"\b30[1278] ", text):
-        return (
-            f"is redirected: the bucket is in another region than {_region()}; set AWS_REGION to "
-            "the region of the bucket"
-        )
-    line = text.splitlines()[0][:300] if text else type(error).__name__
-    return f"cannot be read ({line}); run the same command again to resume"
+    if isinstance(error, TimeoutError):
+        return f"cannot be read ({_problem(error)}, {TRIES} times); check the server"
+    return describe(type(error).__name__, str(error))
 
 
 class _Pieces(io.RawIOBase):
@@ -186,16 +281,13 @@ class _Pieces(io.RawIOBase):
         return len(piece)
 
     def _piece(self, end: int) -> bytes:
-        def read_range(store: Any, key: str) -> bytes | None:
-            try:
-                return bytes(_obstore().get_range(store, key, start=self.position, end=end))
-            except Exception as error:
-                if type(error).__name__ != "NotSupportedError":
-                    raise
-                return None
-
+        bounds = (self.position, end)
         if self.whole is None:
-            piece = cast("bytes | None", request(self.file, self.where, read_range))
+            receive = functools.partial(
+                _receive, file=self.file, where=self.where, most=self.size, bounds=bounds
+            )
+            request = _request(self.file, self.where, _if_supported(receive))
+            piece = _run(self.file, self.where, request)
             if piece is not None:
                 return piece
             # The server supports no ranges: download the object once, and answer later reads from
@@ -204,89 +296,30 @@ class _Pieces(io.RawIOBase):
         return self.whole[self.position : end]
 
 
+def _if_supported(receive: Callable[[Any, str], Awaitable[bytes]]) -> Any:
+    """Change a request of a range: it returns None if the server does not support ranges."""
+
+    async def receive_range(store: Any, key: str) -> bytes | None:
+        try:
+            return await receive(store, key)
+        except Exception as error:
+            if type(error).__name__ != "NotSupportedError":
+                raise
+            return None
+
+    return receive_range
+
+
 def _whole(file: str, where: str, most: int) -> bytes:
     """Return all bytes of an object of at most `most` bytes."""
-
-    def read_object(store: Any, key: str) -> bytes:
-        # obstore repeats failed requests, but not downloads that break off midway.
-        for attempt in range(1, TRIES + 1):
-            response = _obstore().get(store, key)
-            if (size := response.meta["size"]) > most:
-                raise InputError(
-                    f"{where}: {redacted(file)} has {size} bytes, too many for one plane; tile it"
-                )
-            try:
-                return bytes(response.bytes())
-            except Exception:
-                if attempt == TRIES:
-                    raise
-        raise AssertionError
-
-    return cast(bytes, request(file, where, read_object))
-
-
-def _split(url: str) -> tuple[str, str]:
-    """Split a URL into bucket or server, and key."""
-    parts = urlsplit(url)
-    if not parts.netloc:
-        raise InputError(f"{url}: the {'bucket' if parts.scheme == 's3' else 'server'} is missing")
-    # Keys in S3 can contain percent signs; URLs of servers are percent-encoded.
-    path = parts.path if parts.scheme == "s3" else unquote(parts.path)
-    return f"{parts.scheme}://{parts.netloc}", path.strip("/")
-
-
-def _has_credentials() -> bool:
-    return any(os.environ.get(name) for name in CREDENTIALS)
-
-
-def _region() -> str:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-
-
-def _environment() -> tuple[str, ...]:
-    """Return the environment variables that a connection depends on, as a cache key."""
-    return (_region(), *(os.environ.get(name, "") for name in (*CREDENTIALS, "AWS_ENDPOINT_URL")))
+    receive = functools.partial(_receive, file=file, where=where, most=most, bounds=None)
+    return _run(file, where, _request(file, where, receive))
 
 
 @functools.lru_cache(maxsize=64)
 def _store(root: str, _: tuple[str, ...]) -> Any:
     """Connect to a bucket or a server; connections are reused."""
-    from obstore.store import HTTPStore, S3Store
-
-    settings: Any = {
-        "client_options": {
-            "allow_http": True,  # for local servers; AWS_ENDPOINT_URL receives the credentials
-            "connect_timeout": timedelta(seconds=CONNECT_S),
-            "timeout": timedelta(seconds=ANSWER_S),
-        },
-        "retry_config": {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_S)},
-    }
-    origin, key = _split(root)
-    if not origin.startswith("s3://"):
-        return HTTPStore.from_url(root, **settings)
-    if os.environ.get("AWS_PROFILE"):
-        # obstore does not read AWS profiles.
-        settings["credential_provider"] = _profile_credentials()
-    return S3Store(
-        origin.removeprefix("s3://"),
-        prefix=key or None,
-        region=_region(),
-        # Without credentials, requests are not signed, which is sufficient for public buckets.
-        skip_signature=not _has_credentials(),
-        **settings,
-    )
-
-
-def _profile_credentials() -> Any:
-    try:
-        from boto3 import Session
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError as error:
-        raise InputError(
-            "AWS_PROFILE: reading profiles requires boto3; pip install boto3, or set "
-            "AWS_ACCESS_KEY_ID"
-        ) from error
-    return Boto3CredentialProvider(Session())
+    return connect(connection_settings(root))
 
 
 def _obstore() -> Any:

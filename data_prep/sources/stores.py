@@ -146,12 +146,12 @@ def _jump_lite_sites(store: str) -> list[dict[str, str]]:
 
 
 def _plate_sites(store: str, plate: dict[str, Any], all_wells: bool) -> list[dict[str, str]]:
-    name = plate.get("name") or store.rpartition("/")[2]
-    # The longer suffix `.ome.zarr` first.
-    for suffix in SUFFIXES[::-1]:
-        name = str(name).removesuffix(suffix)
     rows = []
     try:
+        name = plate.get("name") or store.rpartition("/")[2]
+        # The longer suffix `.ome.zarr` first.
+        for suffix in SUFFIXES[::-1]:
+            name = str(name).removesuffix(suffix)
         for well in plate["wells"]:
             path = _require_inside(well["path"], store)
             # Wells have paths such as `A/1`.

@@ -30,9 +30,13 @@ from data_prep.sources.plane import (
     require_stack,
     select_sample,
     stored_type,
-    warn_lossy,
 )
 from data_prep.sources.remote import redacted
+from data_prep.sources.tiff_checks import (
+    require_bounded,
+    require_complete,
+    require_plausible_metadata,
+)
 from perturbjax.core.errors import InputError
 
 #: Microscope and image formats without a reader here, by the suffix of the file.
@@ -51,8 +55,6 @@ FOREIGN = {
     ".webp": "WebP",
 }
 _MIN_IS_WHITE = 0
-#: Values of the tag Compression for JPEG and its variants, which are lossy.
-_JPEG = (6, 7)
 
 
 def read(planes: Sequence[Plane], where: str) -> list[Real[np.ndarray, "h w"]]:
@@ -97,6 +99,7 @@ def _samples(page: Any) -> int:
 
 
 def _page_pixels(page: Any, plane: Plane, where: str) -> Real[np.ndarray, "h w"]:
+    require_bounded(page, plane, where)
     image = page.asarray()
     size, samples = (page.imagelength, page.imagewidth), _samples(page)
     if samples > 1:
@@ -152,7 +155,7 @@ def _choose(tiff: Any, plane: Plane, where: str) -> list[Any]:
     else:
         pages = _series_pages(tiff, plane, where)
     for page in pages:
-        _check_page(page, tiff, plane, where)
+        _check_page(page, plane, where)
     if len({(page.shape, page.dtype) for page in pages}) > 1:
         raise InputError(f"{where}: {plane} is a stack of planes of different sizes or types")
     require_stack(len(pages), plane, where)
@@ -169,6 +172,7 @@ def _has_second_plane(tiff: Any) -> bool:
 
 
 def _series_pages(tiff: Any, plane: Plane, where: str) -> list[Any]:
+    require_plausible_metadata(tiff, plane, where)
     series, number = _series(tiff, plane, where)
     axes = [
         (name, size)
@@ -234,25 +238,13 @@ def _channel_names(tiff: Any, series: int) -> list[str]:
     return names if all(names) else []
 
 
-def _check_page(page: Any, tiff: Any, plane: Plane, where: str) -> None:
+def _check_page(page: Any, plane: Plane, where: str) -> None:
     """Check size, type and completeness of a page by its header."""
     if math.prod(page.shape) != page.imagelength * page.imagewidth * min(page.samplesperpixel, 4):
         raise InputError(
             f"{where}: {plane} has shape {page.shape}; one plane (height, width) is needed"
         )
     require_size(page.shape, plane, where)
-    require_size(page.chunks or (0,), plane, where)
+    require_size(page.chunks or (1,), plane, where)
     stored_type(page.dtype, plane, where)
-    offsets, counts = np.asarray(page.dataoffsets), np.asarray(page.databytecounts)
-    # tifffile reads tiles and strips without data as zeros; here they are an incomplete file.
-    absent = int(np.sum((offsets == 0) | (counts == 0)))
-    if absent:
-        raise InputError(
-            f"{where}: {plane} is incomplete: {absent} of {offsets.size} tiles or strips have no "
-            "data"
-        )
-    # The header lists where each strip or tile ends.
-    if max(offsets + counts, default=0) > tiff.filehandle.size:
-        raise InputError(f"{where}: {plane} is truncated: it ends before the end of its pixels")
-    if page.compression in _JPEG:
-        warn_lossy()
+    require_complete(page, plane, where)

@@ -1,12 +1,13 @@
 """Reader for images in Zarr stores (v2 and v3): OME-Zarr (full resolution), and arrays (c, y, x).
 
-zarr-python reads them, with the codecs of imagecodecs (including JPEG XL). zarr-python reads
-missing chunks as zeros; here they are an error, because an incomplete store has missing chunks too.
+zarr-python reads them, with the codecs of imagecodecs (including JPEG XL). `zarr_files` limits the
+files, and `zarr_codecs` the decoders.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Real
 
-from data_prep.sources.files import zarr_store
 from data_prep.sources.plane import (
     Plane,
     PlaneInfo,
@@ -28,7 +28,7 @@ from data_prep.sources.plane import (
     require_stack,
     stored_type,
 )
-from data_prep.sources.remote import reason, redacted
+from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
 
 #: Suffix of stores; the rest of a path is inside the store.
@@ -36,13 +36,10 @@ SUFFIX = ".zarr"
 #: Names of JUMP-Lite arrays (source__batch__plate__well__site), and their channels in order.
 JUMP_LITE = re.compile(r"[^/]+?__[^/]+?__[^/]+?__[^/]+?__[^/]+")
 JUMP_LITE_CHANNELS = ("AGP", "DNA", "ER", "Mito", "RNA")
-#: Permitted codecs. Others, such as pickle, could run code from an untrusted store.
-CODECS = re.compile(
-    "imagecodecs_.*|(numcodecs[.])?(blosc|zstd|zlib|gzip|lz4|lz4hc|bz2|lzma|delta|shuffle|packbits|"
-    "bitround|fixedscaleoffset|crc32c?|adler32|fletcher32)|bytes|transpose|sharding_indexed"
-)
 #: Axes of OME-Zarr 0.1 and 0.2, whose metadata do not name them.
 OLD_AXES = "tczyx"
+#: Maximum number of chunks of a plane. 11,585 x 11,585 pixels in chunks of 64 x 64 have 32,761.
+MOST_CHUNKS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,6 @@ class Image:
     array: Any
     axes: str
     names: list[str]
-    missing: list[str]
-    """Requested chunks that do not exist."""
 
     def size(self, axis: str) -> int:
         """Return the length of an axis; 1 if the array does not have it."""
@@ -101,11 +96,6 @@ def read(planes: Sequence[Plane], where: str) -> list[Real[np.ndarray, "h w"]]:
     image, numbers = _check(planes, where)
     with _one_line(planes[0].file, where):
         stacks = _stacks(image, numbers, planes)
-    if image.missing:
-        raise InputError(
-            f"{where}: {planes[0]}: chunk {image.missing[0]} is missing ({len(image.missing)} "
-            "in total); the store is incomplete, or was written without its empty chunks"
-        )
     return [as_stored(stack, plane, where) for stack, plane in zip(stacks, planes, strict=True)]
 
 
@@ -138,12 +128,7 @@ def open_image(file: str, where: str) -> Image:
     """
     root, path = split_store(file)
     with _one_line(file, where):
-        store, missing = _recording(root, where)
-        image = _image(store, path, file, where)
-        # Opening also looks for optional metadata files; only chunks requested later count as
-        # missing.
-        missing.clear()
-        return Image(*image, missing)
+        return Image(*_image(_store(root, where), path, file, where))
 
 
 def attributes(file: str, where: str) -> dict[str, Any]:
@@ -154,13 +139,18 @@ def attributes(file: str, where: str) -> dict[str, Any]:
     """
     root, path = split_store(file)
     with _one_line(file, where):
-        store, _ = _recording(root, where)
+        store = _store(root, where)
         metadata: Any = dict(_zarr(root, where).open_group(store, path=path, mode="r").attrs)
-        return metadata.get("ome", metadata)
+        metadata = metadata.get("ome", metadata)
+        if not isinstance(metadata, dict):
+            raise TypeError(f"OME metadata are {type(metadata).__name__}")
+        return metadata
 
 
 def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list[str]]:
     import zarr
+
+    from data_prep.sources.zarr_codecs import bounded
 
     node = zarr.open(store=store, path=path, mode="r")
     if isinstance(node, zarr.Array):
@@ -171,7 +161,7 @@ def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list
                 f"{where}: {redacted(file)} has shape {node.shape}; (channel, y, x) or (y, x) is "
                 "needed"
             )
-        return node, "cyx"[-node.ndim :], list(lite)
+        return bounded(node), "cyx"[-node.ndim :], list(lite)
     metadata: Any = dict(node.attrs)
     metadata = metadata.get("ome", metadata)
     scales = metadata["multiscales"][0]
@@ -195,7 +185,7 @@ def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list
     names = [
         str(channel.get("label", "")) for channel in metadata.get("omero", {}).get("channels", [])
     ]
-    return array, axes, names if all(names) else []
+    return bounded(array), axes, names if all(names) else []
 
 
 def _check(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:
@@ -210,11 +200,9 @@ def _check(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:
     stored_type(image.array.dtype, planes[0], where)
     require_size((image.size("y"), image.size("x")), planes[0], where)
     require_size(image.array.chunks, planes[0], where)
-    for codec in _codecs(image.array.metadata):
-        if not CODECS.fullmatch(codec):
-            raise InputError(
-                f"{where}: {redacted(file)} uses codec {codec}, which is not permitted"
-            )
+    if codec := _forbidden_codec(image.array.metadata):
+        raise InputError(f"{where}: {redacted(file)} uses codec {codec}, which is not permitted")
+    _require_chunks(image, file, where)
     if image.size("t") > 1:
         raise InputError(
             f"{where}: {redacted(file)} is a movie of {image.size('t')} frames; export one time "
@@ -225,22 +213,15 @@ def _check(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:
     return image, [channel_number(plane, image.names, image.size("c"), where) for plane in planes]
 
 
-def _codecs(metadata: Any) -> Iterator[str]:
-    """Yield the names of the codecs of an array, including those inside a shard."""
-    if metadata.zarr_format == 2:
-        yield from (
-            codec.codec_id
-            for codec in (metadata.compressor, *(metadata.filters or ()))
-            if codec is not None
+def _require_chunks(image: Image, file: str, where: str) -> None:
+    """Refuse empty arrays, and planes of so many chunks that reading them would not end."""
+    if 0 in image.array.shape:
+        raise InputError(f"{where}: {redacted(file)} is empty: its shape is {image.array.shape}")
+    count = math.prod(-(-image.size(axis) // image.chunk(axis)) for axis in "yx")
+    if count > MOST_CHUNKS:
+        raise InputError(
+            f"{where}: {redacted(file)} claims {count} chunks per plane; it was not read"
         )
-        return
-    pending = list(metadata.to_dict()["codecs"])
-    while pending:
-        codec = pending.pop()
-        yield codec["name"]
-        # A shard has codecs for its chunks and for its index.
-        inner = codec.get("configuration", {})
-        pending += [*inner.get("codecs", ()), *inner.get("index_codecs", ())]
 
 
 def _stacks(
@@ -289,23 +270,19 @@ def _zarr_codecs() -> None:
     numcodecs.register_codecs(verbose=False)
 
 
-def _recording(root: str, where: str) -> tuple[Any, list[str]]:
-    """Return a store that records requests for missing keys, and the list of these keys."""
+def _forbidden_codec(metadata: Any) -> str | None:
+    from data_prep.sources.zarr_codecs import forbidden_codec
+
+    return forbidden_codec(metadata)
+
+
+def _store(root: str, where: str) -> Any:
+    """Open a store, after registering the codecs of imagecodecs."""
     _zarr(root, where)
-    from zarr.storage import WrapperStore
+    from data_prep.sources.zarr_files import open_store
 
     _zarr_codecs()
-    missing: list[str] = []
-
-    # zarr-python fills missing chunks with zeros without an error, so requests are recorded.
-    class Recording(WrapperStore):
-        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-            value = await super().get(key, prototype, byte_range)
-            if value is None:
-                missing.append(key)
-            return value
-
-    return Recording(zarr_store(root, where)), missing
+    return open_store(root, where)
 
 
 @contextmanager
@@ -323,13 +300,16 @@ def _one_line(file: str, where: str) -> Iterator[None]:
             f"({error!r})"
         ) from error
     except Exception as error:  # codecs raise many types
+        if type(error).__name__ == "MissingChunk":
+            raise InputError(
+                f"{where}: {redacted(file)}: {error}; the store is incomplete, or was written "
+                "without its empty chunks"
+            ) from error
         if type(error).__name__ == "UnknownCodecError":
             raise InputError(
                 f"{where}: {redacted(file)} uses a codec that is not installed ({error}); install "
                 "its package"
             ) from error
-        if type(error).__module__.startswith("obstore"):
-            raise InputError(f"{where}: {redacted(file)} {reason(error)}") from error
         raise InputError(
             f"{where}: {redacted(file)} cannot be read: its metadata or a chunk is damaged or has "
             "a wrong "

@@ -84,6 +84,9 @@ def run_command(command: Callable[[], object]) -> NoReturn:
         reason = str(error) or "allocation failed"
         _exit_with_error(f"out of memory ({reason}). Free memory, or reduce --batch-size.")
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename)
+            _exit_with_error(f"{name[:99]}…: the name is too long. Choose a shorter one.")
         if (disk := _full_disk(error)) is None:
             raise
         _exit_with_error(f"no space left on {disk}. Free space, then run the same command again.")

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Float32, Int
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import read_json, write_json, write_parquet
+from perturbjax.core.files import read_json, read_parquet, write_json, write_parquet
 from perturbjax.data.batches.decoder import MaskTransform
 from perturbjax.data.mask_encodings import draw_disks
 from perturbjax.dataset import Dataset
@@ -166,11 +166,20 @@ def read_maps(folder: Path, name: str) -> dict[str, Float32[np.ndarray, "h w"]]:
     Args:
         folder: evaluation folder.
         name: "attention" or "occlusion".
+
+    Raises:
+        InputError: the file is damaged.
     """
     file = folder / f"{name}.parquet"
     if not file.is_file():
         return {}
-    return {
-        row.site_id: np.asarray(getattr(row, name), np.float32).reshape(row.height, row.width)
-        for row in pd.read_parquet(file).itertuples()
-    }
+    table = read_parquet(file, "run `perturbjax evaluate` again")
+    try:
+        return {
+            row.site_id: np.asarray(getattr(row, name), np.float32).reshape(row.height, row.width)
+            for row in table.itertuples()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{file}: is not a table of maps ({error}); run `perturbjax evaluate` again"
+        ) from error

@@ -245,7 +245,7 @@ def read_evaluation(path: Path) -> EvaluationResult:
     values = read_json(path)
     try:
         return _from_json(values)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"{path}: not an evaluation result ({error}); run `perturbjax evaluate` again"
         ) from error
@@ -253,7 +253,11 @@ def read_evaluation(path: Path) -> EvaluationResult:
 
 def _from_json(values: dict[str, Any]) -> EvaluationResult:
     def estimates(scores: dict[str, dict[str, float]]) -> dict[str, Estimate]:
-        return {metric: Estimate(**one) for metric, one in scores.items()}
+        return {
+            metric: Estimate(**{name: float(value) for name, value in one.items()})
+            for metric, one in scores.items()
+            if metric in METRICS
+        }
 
     def row(name: str, scores: dict, leads: dict) -> ModelScores:
         # Only the model has leads; baselines are not compared with each other.

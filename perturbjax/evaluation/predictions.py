@@ -74,6 +74,13 @@ def read_predictions(path: Path) -> pd.DataFrame:
     for column in ("site_id", "part", "label", "predicted"):
         if column not in table.columns:
             raise InputError(f"{path}: not a table of predictions (no column {column!r})")
+    columns = [column for column in table.columns if column.startswith(_PROBABILITY)]
+    is_number = all(pd.api.types.is_numeric_dtype(table[column]) for column in columns)
+    if not columns or not is_number or table["site_id"].duplicated().any():
+        raise InputError(
+            f"{path}: is damaged (probabilities are missing or no numbers, or a site occurs "
+            "twice); run predict again"
+        )
     return table
 
 

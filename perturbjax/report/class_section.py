@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from perturbjax.core.errors import InputError
-from perturbjax.core.messages import csv_value
 from perturbjax.report.metric_descriptions import MEANINGS
 from perturbjax.report.pages import CLASS, data, figure, table, widget
 from perturbjax.report.pages.page import anchor
+from perturbjax.report.result_files import read_confusion_counts
 from perturbjax.report.run_results import RunResults
 
 #: Above this number of classes the matrix starts with similar classes side by side.
@@ -45,15 +44,8 @@ def read_confusion(results: RunResults) -> Confusion | None:
     file = results.folder / "confusion.csv"
     if not file.is_file():
         return None
-    try:
-        table = pd.read_csv(file, index_col=0, keep_default_na=False, dtype=str)
-        matrix = table.to_numpy().astype(int)
-        occurs = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{file}: is not a confusion matrix ({error}). Run `perturbjax evaluate` again."
-        ) from error
-    names = [str(csv_value(name)) for name in table.columns]
+    names, matrix = read_confusion_counts(file)
+    occurs = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
     return Confusion([names[i] for i in occurs], matrix[np.ix_(occurs, occurs)])
 
 
@@ -65,11 +57,11 @@ def class_table(results: RunResults, confusion: Confusion | None, pictured: set[
         confusion: its confusion matrix, or None.
         pictured: classes with pictures.
     """
-    rows = results.csv("per_class.csv", "recall", "precision", "f1")
+    rows = results.csv("per_class.csv")
     if rows is None:
         return ""
     rows = rows.drop(columns="predicted", errors="ignore").rename(columns={"f1": "F1"})
-    activity = results.csv("retrieval_per_class.csv", "map", "q")
+    activity = results.csv("retrieval_per_class.csv")
     if activity is not None and "against" in activity and (activity["against"] == "controls").any():
         # Activity is the mAP of replicates against negative controls.
         own = activity[activity["against"] == "controls"].set_index("label")

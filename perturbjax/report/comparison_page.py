@@ -246,9 +246,7 @@ def _settings(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _classes(results: dict[str, RunResults]) -> str:
     """Table of the recall of every class in every run."""
-    tables = {
-        name: one.csv("per_class.csv", "precision", "recall", "f1") for name, one in results.items()
-    }
+    tables = {name: one.csv("per_class.csv") for name, one in results.items()}
     recalls = {
         name: rows.set_index("class")["recall"] for name, rows in tables.items() if rows is not None
     }

@@ -27,7 +27,7 @@ def write_figures(results: RunResults) -> list[Path]:
     if confusion is not None:
         file = figures.plot_confusion(confusion.matrix, confusion.names, out / "confusion.png")
         files.append(file)
-    classes = results.csv("per_class.csv", "precision", "recall", "f1")
+    classes = results.csv("per_class.csv")
     if classes is not None:
         files.append(figures.plot_recall(classes, out / "recall.png"))
     test = results.test

@@ -118,7 +118,7 @@ def _plain(estimate: Estimate) -> str:
 
 
 def _classes(results: RunResults) -> str:
-    table = results.csv("per_class.csv", "recall", "precision", "f1")
+    table = results.csv("per_class.csv")
     if table is None:
         return ""
     tested = table[table["sites"] > 0]

@@ -17,6 +17,7 @@ from perturbjax.core.progress import clock
 from perturbjax.dataset import PROVENANCE
 from perturbjax.report.pages import table
 from perturbjax.report.run_results import RunResults
+from perturbjax.training.run_directory import dataset_paths
 
 
 def provenance(results: RunResults) -> str:
@@ -49,8 +50,9 @@ def provenance(results: RunResults) -> str:
 
 
 def _dataset_provenance(config: dict[str, Any]) -> dict[str, Any]:
-    file = Path(config.get("data") or "") / PROVENANCE
-    return read_json(file) if config.get("data") and file.is_file() else {}
+    files = [path / PROVENANCE for path in dataset_paths(config)] if config.get("data") else []
+    value = read_json(files[0]) if files and files[0].is_file() else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _text(value: Any) -> str:
@@ -66,8 +68,10 @@ def reproduce(results: RunResults) -> str:
     config = results.config
     if "recipe" not in config:
         return ""
-    run, data = results.path.resolve().name, Path(config.get("data") or "dataset").name
-    command = ["train", "--data", data]
+    run = results.path.resolve().name
+    names = [path.name for path in dataset_paths(config)] if config.get("data") else []
+    data = names[0] if names else "dataset"
+    command = ["train", "--data", *(names or [data])]
     # Runs from PyTorch checkpoints are reproduced by import instead of training.
     imported = config.get("facts", {}).get("imported")
     if imported:

@@ -86,7 +86,7 @@ def run_page(results: RunResults) -> str:
 
 
 def _retrieval(results: RunResults) -> str:
-    rows = results.csv("retrieval.csv", "value", "chance")
+    rows = results.csv("retrieval.csv")
     if rows is None or rows.empty:
         return ""
     note = (

@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json
-from perturbjax.core.messages import csv_value
 from perturbjax.data.splits import TEST
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation.apply import EVALUATION, FEATURES
@@ -24,6 +23,7 @@ from perturbjax.evaluation.predictions import (
     predicted_class_names,
     read_predictions,
 )
+from perturbjax.report.result_files import read_config, read_features, read_score_table
 from perturbjax.training.run_directory import CONFIG, dataset_paths, read_metrics
 
 #: Result of `perturbjax audit --run RUN --out RUN/audit`, relative to the run.
@@ -135,31 +135,14 @@ class RunResults:
             ) from error
         return [value] if isinstance(value, str) else [str(sentence) for sentence in value]
 
-    def csv(self, name: str, *fractions: str) -> pd.DataFrame | None:
-        """Read a table of the evaluation; None if it does not exist.
-
-        Args:
-            name: file name.
-            fractions: number columns, in which empty cells are NaN.
+    def csv(self, name: str) -> pd.DataFrame | None:
+        """Read a table of the evaluation, one of `SCORE_TABLES`; None if it does not exist.
 
         Raises:
-            InputError: the file cannot be read as CSV.
+            InputError: the file is damaged.
         """
         file = self.folder / name
-        if not file.is_file():
-            return None
-        # Only empty cells of number columns are missing: a class can have the name NA.
-        empty = dict.fromkeys(fractions, "")
-        try:
-            table = pd.read_csv(
-                file, dtype={"class": str, "label": str}, keep_default_na=False, na_values=empty
-            )
-        except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
-            raise InputError(
-                f"{file}: is not a CSV table ({error}). Run `perturbjax evaluate` again."
-            ) from error
-        # Remove the apostrophes that prevent spreadsheet formulas.
-        return table.map(csv_value)
+        return read_score_table(file) if file.is_file() else None
 
 
 def read_run_results(run: Path) -> RunResults:
@@ -188,14 +171,15 @@ def read_run_results(run: Path) -> RunResults:
         folder.parent.parent / "predictions" / f"{folder.name}.parquet",
     )
     features = folder / FEATURES
+    predictions = next((read_predictions(file) for file in files if file.is_file()), None)
     results = RunResults(
         path=run,
         folder=folder,
         evaluation=evaluation,
-        config=read_json(run / CONFIG) if (run / CONFIG).is_file() else {},
+        config=read_config(run / CONFIG),
         metrics=metrics,
-        predictions=next((read_predictions(file) for file in files if file.is_file()), None),
-        features=pd.read_parquet(features) if features.is_file() else None,
+        predictions=predictions,
+        features=read_features(features, predictions) if features.is_file() else None,
         dataset=None,
         dataset_error="",
     )

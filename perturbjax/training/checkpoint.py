@@ -13,9 +13,12 @@ of the run and a checksum of the arrays. Checkpoints do not depend on the number
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,21 +28,23 @@ import numpy as np
 from jaxtyping import Shaped
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import make_folder, require_free_space
+from perturbjax.core.files import make_folder, read_json, require_free_space
 from perturbjax.core.options import renamed_from, require, require_sound
 from perturbjax.models.ensemble_head import rename_saved_arrays
 from perturbjax.training.step import TrainState
 
 Tree = dict[str, Shaped[np.ndarray, "..."]]
 Which = Literal["latest", "best"]
-#: Key of the checksum of the arrays in the facts of a checkpoint.
-CHECKSUM = "arrays_sha256"
+#: Keys of the checksums of the arrays, and of the other facts, in the facts of a checkpoint.
+CHECKSUM, FACTS_CHECKSUM = "arrays_sha256", "facts_sha256"
 INTERRUPTED = "interrupted"
 #: Metric of the best checkpoints. Earlier releases selected them by accuracy on test sites; they
 #: stay readable.
 BEST_METRIC, FORMER_BEST_METRIC = "balanced_accuracy", "accuracy"
 #: Upper estimate of the size in bytes of a checkpoint's files other than its arrays.
 METADATA_BYTES = 1 << 20
+#: JSON files in the folder of a checkpoint, written by orbax.
+JSON_FILES = ("_CHECKPOINT_METADATA", "facts/metadata", "metrics/metrics", "state/_METADATA")
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,13 @@ def arrays_checksum(tree: Tree) -> str:
         checksum.update(f"{name} {array.dtype} {array.shape}\n".encode())
         checksum.update(array.reshape(-1).view(np.uint8).data)
     return checksum.hexdigest()
+
+
+def facts_checksum(facts: dict[str, Any]) -> str:
+    """Compute the SHA-256 checksum (hexadecimal) of facts, as they are read from JSON."""
+    # Reading turns tuples into lists, and all keys into text.
+    stored = json.loads(json.dumps({**facts, FACTS_CHECKSUM: None}))
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
 
 
 def state_to_tree(state: Any) -> Tree:
@@ -167,9 +179,11 @@ class Checkpoints:
                 multiprocessing_options=_single_process_options(),
                 **best,
             )
-            self._managers[which] = ocp.CheckpointManager(
-                make_folder(self.path / which), options=options, item_names=("state", "facts")
-            )
+            folder = make_folder(self.path / which)
+            with _readable(folder):
+                self._managers[which] = ocp.CheckpointManager(
+                    folder, options=options, item_names=("state", "facts")
+                )
         return self._managers[which]
 
     def save(
@@ -214,6 +228,7 @@ class Checkpoints:
 
         tree = state_to_tree(state)
         facts = {**facts, CHECKSUM: arrays_checksum(tree)}
+        facts[FACTS_CHECKSUM] = facts_checksum(facts)
         # Check the free space first: the threads of orbax do not stop cleanly if a save fails.
         size = sum(array.nbytes for array in tree.values())
         require_free_space(make_folder(self.path), size + METADATA_BYTES)
@@ -230,7 +245,8 @@ class Checkpoints:
         """Return the epochs with a complete checkpoint, in ascending order."""
         if not (self.path / which).is_dir():
             return []
-        return sorted(self._manager(which).all_steps())
+        with _readable(self.path / which):
+            return sorted(self._manager(which).all_steps())
 
     def load(
         self, which: Which = "latest", epoch: int | None = None
@@ -256,13 +272,17 @@ class Checkpoints:
         if not epochs:
             raise InputError(f"{self.path / which}: has no checkpoint; train the run first")
         if epoch is None:
-            epoch = self._manager(which).best_step() if which == "best" else epochs[-1]
+            epoch = self._best() if which == "best" else epochs[-1]
         if epoch not in epochs:
             raise InputError(
                 f"{self.path / which}: has no epoch {epoch} (available: "
                 f"{', '.join(map(str, epochs))})"
             )
         return self._load(which, epoch)
+
+    def _best(self) -> int | None:
+        with _readable(self.path / "best"):
+            return self._manager("best").best_step()
 
     def load_newest(self) -> tuple[Tree, dict[str, Any]] | None:
         """Load the checkpoint to resume from; None if there is none.
@@ -288,19 +308,16 @@ class Checkpoints:
         folder = self.path / which / str(number)
         # Without a template, orbax restores the arrays as they were saved.
         items = ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
-        try:
+        with _readable(folder):
             loaded = self._manager(which).restore(number, args=items)
-        except Exception as error:  # orbax and tensorstore raise many kinds
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{folder}: cannot be read ({reason})") from error
-        tree = {name: np.asarray(value) for name, value in loaded["state"].items()}
-        facts = loaded["facts"]
+            tree = {name: np.asarray(value) for name, value in loaded["state"].items()}
+            facts = loaded["facts"]
         if not isinstance(facts, dict) or facts.get(CHECKSUM) != arrays_checksum(tree):
-            raise InputError(
-                f"{folder}: is damaged (checksum of the arrays differs). Remove it to use an "
-                "earlier checkpoint, or "
-                "train again."
-            )
+            raise _damaged(folder, "arrays")
+        # Checkpoints of earlier versions have no checksum of the facts.
+        expected = facts.get(FACTS_CHECKSUM, facts_checksum(facts))
+        if not isinstance(facts.get("epoch"), int) or expected != facts_checksum(facts):
+            raise _damaged(folder / "facts" / "metadata", "facts")
         return rename_saved_arrays(tree), facts
 
     def close(self) -> None:
@@ -313,6 +330,49 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _damaged(path: Path, part: str) -> InputError:
+    return InputError(
+        f"{path}: is damaged (checksum of the {part} differs). Remove the checkpoint to use an "
+        "earlier one, or train again."
+    )
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn any error of orbax into one line that names the damaged file.
+
+    Args:
+        folder: one checkpoint, or a set of checkpoints.
+
+    Raises:
+        InputError: the block failed.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        # tensorstore appends its settings to the message.
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(" [tensorstore_spec")[0]
+        damaged = _damaged_file(folder)
+        raise InputError(
+            f"{damaged or folder}: cannot be read ({reason}). Restore it, or remove the folder of "
+            "its checkpoint to use an earlier one"
+        ) from error
+
+
+def _damaged_file(folder: Path) -> Path | None:
+    """Return the first JSON file of orbax that cannot be parsed or contains another type."""
+    for name in JSON_FILES:
+        for file in sorted(folder.rglob(name)):
+            try:
+                if not isinstance(read_json(file), dict):
+                    return file
+            except InputError:
+                return file
+    return None
 
 
 def _best_score(metrics: dict[str, float]) -> float:

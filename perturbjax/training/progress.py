@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from perturbjax.core.errors import Terminated
-from perturbjax.training.checkpoint import Checkpoints, tree_to_state
+from perturbjax.core.errors import InputError, Terminated
+from perturbjax.training.checkpoint import INTERRUPTED, Checkpoints, tree_to_state
 from perturbjax.training.devices import stack_steps
 from perturbjax.training.processes import is_first_process
 from perturbjax.training.run_directory import Run
@@ -74,12 +74,19 @@ def resume(run: Run, checkpoints: Checkpoints, start: Progress) -> Progress:
     run.require_matching_files(facts, checkpoints.path)
     run.truncate_metrics(facts["epoch"])
     sums = start.sums.copy()
-    partial = np.asarray(facts.get(SUMS, sums[:, :0]), np.float32)
-    # Padded to the steps of an epoch: process 0 sends this array to all processes, which need its
-    # shape in advance.
-    sums[:, : partial.shape[1]] = partial
+    try:
+        partial = np.asarray(facts.get(SUMS, sums[:, :0]), np.float32)
+        # Padded to the steps of an epoch: process 0 sends this array to all processes, which need
+        # its shape in advance.
+        sums[:, : partial.shape[1]] = partial
+        seconds = float(facts.get(SECONDS, 0.0))
+    except (IndexError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{checkpoints.path}: the sums of the interrupted epoch are damaged ({error}). Remove "
+            f"the folder {INTERRUPTED} to repeat the epoch."
+        ) from error
     state = tree_to_state(tree, start.state, checkpoints.path)
-    return Progress(state, facts["epoch"], partial.shape[1], sums, facts.get(SECONDS, 0.0))
+    return Progress(state, facts["epoch"], partial.shape[1], sums, seconds)
 
 
 def save_interrupted(

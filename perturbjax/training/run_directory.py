@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -85,8 +85,9 @@ class Run:
             stored = facts.get(name)
             if name == "recipe" and isinstance(stored, dict):
                 # Adds the defaults of fields that the version that wrote the checkpoint did not
-                # have.
-                stored = recipe_to_dict(recipe_from_dict(stored))
+                # have. A recipe that cannot be parsed differs.
+                with suppress(KeyError, TypeError, ValueError, AttributeError, InputError):
+                    stored = recipe_to_dict(recipe_from_dict(stored))
             if _json(stored) != _json(self.identity[name]):
                 raise InputError(
                     f"{self.path / file}: differs from the {name} stored in {checkpoint}. Restore "
@@ -163,8 +164,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in file.read_bytes().splitlines():
         try:
             row = json.loads(line)
-            required = {"step", "split", "loss", "accuracy"}
-            complete = isinstance(row["epoch"], int) and required <= set(row)
+            numbers = [row[name] for name in ("step", "loss", "accuracy")]
+            complete = isinstance(row["epoch"], int) and isinstance(row["split"], str)
+            complete = complete and all(isinstance(one, int | float) for one in numbers)
         except (ValueError, KeyError, TypeError, RecursionError):
             complete = False
         # A killed process leaves an incomplete last line; all rows after it are ignored.

@@ -105,6 +105,7 @@ def full_disk_in_a_library() -> None:
         ),
         (full_disk_in_a_library, "no space left on the disk of shard-0"),
         (raising(MemoryError()), "out of memory"),
+        (lambda: Path("x" * 300).is_file(), "…: the name is too long"),
     ],
 )
 def test_expected_errors_end_in_one_line(capsys, command, words):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,12 +15,23 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: Time limit in seconds. A command takes seconds, on a busy machine a few minutes.
 LIMIT_S = 300.0
+#: File that hostile input creates in the working folder if it is executed.
+MARKER = "executed"
 
 
 def words(template: str, *values: object) -> list[str]:
     """Split a command line; each word `{}` is replaced by the next value (spaces allowed)."""
     remaining = iter(values)
     return [str(next(remaining)) if word == "{}" else word for word in template.split()]
+
+
+def reset(root: Path) -> Path:
+    """Empty the folder of the case; return its folder for files."""
+    for path in root.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (root / "work").mkdir()
+    (root / "files").mkdir()
+    return root / "files"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -12,14 +13,13 @@ from random import Random
 
 import pandas as pd
 
-from tests.faults.arena import CommandServer, Request, Result, words
-from tests.faults.material import BUILT, TRAINED, Material, plate_flags
-from tests.faults.mutations import BYTES, CSV, CSV_SAME, JSON, Mutation, is_valid_csv
+from tests.faults.arena import MARKER, CommandServer, Request, Result, words
+from tests.faults.images import FORMATS, HALF_WRITTEN, build_flags, write_plate
+from tests.faults.material import BUILT, TRAINED, VALIDATED, Material, plate_flags
+from tests.faults.mutations import BYTES, CSV, CSV_SAME, JSON, TABLE, Mutation, is_valid_csv
 from tests.faults.outcomes import Finding, make_finding
 
 Command = Callable[[Path], Sequence[str]]
-#: File that hostile input creates in the working folder if it is executed.
-MARKER = "executed"
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,17 @@ def damage_suites(material: Material) -> list[DamageSuite]:
         command = f"perturbjax train --data {{}} --out {{}} --split-file {{}} {TRAINED}"
         return words(command, material.dataset, folder.parent / "OUT", folder / "split.parquet")
 
+    def checkpoint(command: str) -> Command:
+        """Use the best checkpoint of a copied run."""
+        out = {"predict": "OUT.parquet", "export": "OUT"}
+        flags = f"perturbjax {command} --run {{}} --checkpoint best --out {{}}"
+        return lambda folder: words(flags, folder, folder.parent / out[command])
+
+    def resume(folder: Path) -> list[str]:
+        return words(
+            f"perturbjax train --data {{}} --out {{}} {VALIDATED}", material.dataset, folder
+        )
+
     def classify(folder: Path) -> list[str]:
         command = "perturbjax classify --features {} --models lda --folds 2 --split well --out {}"
         return words(command, folder / "features.parquet", folder.parent / "OUT")
@@ -93,6 +104,9 @@ def damage_suites(material: Material) -> list[DamageSuite]:
 
     def run() -> Path:
         return material.run
+
+    def validated() -> Path:
+        return material.validated_run
 
     csv = copies("csv", lambda: material.plates / "load_data.csv")
     split_file = copies("manifests", lambda: material.split)
@@ -142,6 +156,42 @@ def damage_suites(material: Material) -> list[DamageSuite]:
             cost=2,
         ),
         make("evaluate, run", run, "**/*", evaluate, score_result, JSON, cost=4),
+        make(
+            "report, evaluation",
+            run,
+            "evaluation/*[!g]",
+            lambda f: words("perturbjax report {}", f),
+            nothing,
+            {**JSON, **TABLE},
+            lambda _: True,
+            cost=2,
+        ),
+        *(
+            make(f"{name}, checkpoint", validated, "checkpoints/**/*", command, result, JSON)
+            for name, command, result in (
+                ("verify", lambda f: words("perturbjax verify {}", f), nothing),
+                ("predict", checkpoint("predict"), table_result),
+                ("export", checkpoint("export"), nothing),
+                ("train", resume, resumed_result),
+            )
+        ),
+        *(
+            make(
+                f"{group}, {name}",
+                functools.partial(write_plate, material, name),
+                f"{FORMATS[name].folder}/**/*",
+                lambda f: build_flags(f, f.parent / "work" / "OUT"),
+                dataset_result,
+                mutations,
+                may_differ,
+            )
+            for name in FORMATS
+            # Changed bytes of pixels are not always detectable; missing parts are.
+            for group, mutations, may_differ in (
+                ("build", BYTES, lambda _: True),
+                ("half-written", HALF_WRITTEN, lambda _: False),
+            )
+        ),
         make("train, split manifest", split_file, "*", train, loss_result, BYTES),
         make("classify, features", features, "*", classify, printed_result, BYTES),
         make("import-torch, .pth", pth, "*", import_torch("weights.pth"), run_result, JSON),
@@ -188,6 +238,15 @@ def dataset_result(folder: Path, printed: str) -> str:
 
 def table_result(folder: Path, printed: str) -> str:
     return _sha256(pd.read_parquet(folder.parent / "OUT.parquet").to_csv().encode())
+
+
+def nothing(folder: Path, printed: str) -> str:
+    """No result to compare: damaged files can be another valid input, or are not used."""
+    return ""
+
+
+def resumed_result(folder: Path, printed: str) -> str:
+    return (folder / "metrics.jsonl").read_text()
 
 
 def score_result(folder: Path, printed: str) -> str:

@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 
 from perturbjax.core.files import file_digest
 from perturbjax.dataset.reader import content_digest
-from tests.faults.arena import CommandServer, Request, words
-from tests.faults.files import MARKER
+from tests.faults.arena import MARKER, CommandServer, Request, reset, words
 from tests.faults.material import BUILT, Material, plate_flags
 from tests.faults.outcomes import Finding, make_finding
 
@@ -45,29 +44,20 @@ def hostile_files(server: CommandServer, material: Material, root: Path) -> Iter
     ]
     for files, command in groups:
         for name, write in files.items():
-            folder = _reset(root)
+            folder = reset(root)
             write(folder / name)
             yield _require_refusal(server, root, command(folder / name, root / "OUT"), name)
     for name, spoil in DATASETS.items():
-        folder = Path(shutil.copytree(material.dataset, _reset(root) / "data"))
+        folder = Path(shutil.copytree(material.dataset, reset(root) / "data"))
         spoil(folder)
         command = words("perturbjax verify {}", folder)
         yield _require_refusal(server, root, command, f"dataset, {name}")
     build = f"data_prep build --load-data {{}} --images {{}} --out {{}} {BUILT}"
     for name, spoil in TIFFS.items():
-        folder = Path(shutil.copytree(material.plates, _reset(root) / "plates"))
+        folder = Path(shutil.copytree(material.plates, reset(root) / "plates"))
         spoil(next(folder.rglob("*.tif*")))
         command = words(build, folder / "load_data.csv", folder, root / "OUT")
         yield _require_refusal(server, root, command, f"TIFF, {name}")
-
-
-def _reset(root: Path) -> Path:
-    """Empty the folder of the case; return its folder for files."""
-    for path in root.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (root / "work").mkdir()
-    (root / "files").mkdir()
-    return root / "files"
 
 
 def _require_refusal(

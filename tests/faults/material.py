@@ -10,6 +10,7 @@ from tests.faults.arena import CommandServer, Request, words
 
 SIMULATED = "--plates 2 --wells 6 --sites 2 --compounds 2 --size 48 --effect 3"
 TRAINED = "--crop 16 --batch-size 8 --epochs 4 --folds 2 --split well --evaluate-every 2"
+VALIDATED = f"{TRAINED} --validation-fraction 0.4"
 BUILT = "--workers 1 --segmenter watershed --segment-channels DNA"
 
 
@@ -22,6 +23,7 @@ class Material:
     def make_all(self) -> Material:
         """Write everything, before several threads need it at the same time."""
         assert all((self.dataset, self.features, self.split, self.weights, self.safetensors))
+        assert self.validated_run
         return self
 
     @cached_property
@@ -37,6 +39,13 @@ class Material:
         run = self._make("run", words(f"perturbjax train --data {{}} {TRAINED}", self.dataset))
         self._run(words("perturbjax evaluate --run {} --replicates 50", run))
         return run
+
+    @cached_property
+    def validated_run(self) -> Path:
+        """A run with a best checkpoint, chosen on validation sites."""
+        return self._make(
+            "validated", words(f"perturbjax train --data {{}} {VALIDATED}", self.dataset)
+        )
 
     @cached_property
     def features(self) -> Path:

@@ -221,6 +221,30 @@ CSV: dict[str, Mutation] = {
     "duplicate row": duplicate_row,
     "invalid value": invalid_value,
 }
+
+
+def change_number(data: bytes, random: Random) -> bytes | None:
+    """Replace a cell of a CSV table by another value."""
+    try:
+        rows = _rows(data)
+    except (UnicodeDecodeError, csv.Error):
+        return None
+    if len(rows) < 2 or not rows[0]:
+        return None
+    row = rows[random.randrange(len(rows))]
+    if not row:
+        return None
+    values = ["x", "", "-1", "1e999", "nan", "9" * 400, "0.5", "=1", "é"]
+    row[random.randrange(len(row))] = random.choice(values)
+    return _text(rows)
+
+
+def other_header(data: bytes, random: Random) -> bytes:
+    return b"a,b\n" + data
+
+
+#: Damage to tables of scores.
+TABLE: dict[str, Mutation] = {"cell changed": change_number, "other header": other_header}
 #: Other spellings of the same table; the result must not change.
 CSV_SAME: dict[str, Mutation] = {
     "CRLF": lambda data, random: data.replace(b"\n", b"\r\n"),

@@ -16,8 +16,10 @@ import pandas as pd
 
 from tests.faults.arena import CommandServer, Request, words
 from tests.faults.hostile import hostile_files
+from tests.faults.images import hostile_images
 from tests.faults.material import BUILT, SIMULATED, TRAINED, Material, plate_flags
 from tests.faults.outcomes import Finding, make_finding
+from tests.faults.servers import hostile_servers
 
 #: Names that matplotlib, rich, HTML, spreadsheets, paths or terminals could misread or execute.
 HOSTILE_NAMES = (
@@ -49,11 +51,13 @@ Suite = Callable[[CommandServer, Material, Path], Iterator[Finding]]
 
 
 def environment_suites() -> dict[str, Suite]:
-    """Return all suites of this module by name, and the hostile files."""
+    """Return all suites of this module by name, and the hostile files and servers."""
     return {
         **{f"disk full, {name}": partial(full_disks, name=name) for name in WRITERS},
         **{f"environment, {name}": partial(environments, name=name) for name in ENVIRONMENTS},
         "hostile file": hostile_files,
+        "hostile image": hostile_images,
+        "hostile server": hostile_servers,
         "hostile name": hostile_names,
         "special file": special_files,
     }

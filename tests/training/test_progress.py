@@ -36,7 +36,10 @@ def run(tmp_path):
     """A run with the metrics of three epochs."""
     run = Run(tmp_path, Recipe(), (), ["DMSO", "taxol"], {"split_fingerprint": None})
     run.append_metrics(
-        [dict.fromkeys(("step", "split", "loss", "accuracy")) | {"epoch": n} for n in (1, 2, 3)]
+        [
+            {"epoch": epoch, "step": epoch, "split": "train", "loss": 1.0, "accuracy": 0.5}
+            for epoch in (1, 2, 3)
+        ]
     )
     return run
 

@@ -343,12 +343,21 @@ def _(tmp_path, _):
     ]
 
 
+@row("TIFF with another compression, such as JPEG XL")
+def _(tmp_path, _):
+    tifffile.imwrite(tmp_path / "a.tif", DEEP, compression="jpegxl", metadata=None)
+    return [(Plane(str(tmp_path / "a.tif")), "has compression JPEGXL")]
+
+
 @row("truncated files, tiles without data, missing Zarr chunks")
 def _(tmp_path, _):
     np.save(tmp_path / "a.npy", DEEP)
     files = [
         tiff(tmp_path / "a.tif", DEEP),
-        *(encoded(tmp_path / f"a.{suffix}", GRAY) for suffix in ("png", "jls", "bmp", "gif")),
+        *(
+            encoded(tmp_path / f"a.{suffix}", GRAY)
+            for suffix in ("png", "jls", "bmp", "gif", "jp2", "jpg")
+        ),
         tmp_path / "a.npy",
         microscope_files.write_nd2(tmp_path / "a.nd2", SCENES, NAMES),
         microscope_files.write_lif(tmp_path / "a.lif", SCENES),

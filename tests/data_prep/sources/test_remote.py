@@ -18,7 +18,7 @@ import tifffile
 
 from data_prep.build import BuildConfig, build
 from data_prep.site_table import read_sites
-from data_prep.sources import Plane, probe_planes, read_planes, remote
+from data_prep.sources import Plane, connections, probe_planes, read_planes, remote
 from perturbjax.core.errors import InputError
 
 
@@ -189,7 +189,7 @@ def test_busy_server_is_retried(answering, no_credentials, tmp_path):
 
 
 def test_permanent_server_error_names_the_object(answering, no_credentials, monkeypatch):
-    monkeypatch.setattr(remote, "RETRIES", 1)
+    monkeypatch.setattr(connections, "RETRIES", 1)
     url = answering(status=500)
     with pytest.raises(
         InputError,
@@ -241,7 +241,7 @@ def test_commands_accept_urls(refused, simulated, no_credentials, monkeypatch, a
 
 @pytest.mark.parametrize("file", ["a.tiff", "a.zarr", "a.png"])
 def test_password_in_a_url_is_not_printed(answering, no_credentials, monkeypatch, file):
-    monkeypatch.setattr(remote, "RETRIES", 0)
+    monkeypatch.setattr(connections, "RETRIES", 0)
     url = answering(status=403).replace("http://", "http://user:hunter2@")
     for look in (probe_planes, read_planes):
         with pytest.raises(InputError, match=r"http://\*\*\*@127") as refused:
