@@ -33,6 +33,8 @@ from data_prep.sources.plane import (
 )
 from data_prep.sources.remote import redacted
 from data_prep.sources.tiff_checks import (
+    LARGEST_READ,
+    LimitedReader,
     require_bounded,
     require_complete,
     require_plausible_metadata,
@@ -64,8 +66,12 @@ def read(planes: Sequence[Plane], where: str) -> list[Real[np.ndarray, "h w"]]:
         InputError: The file is not a readable TIFF or is truncated, its pages are ambiguous, or it
             contains neither floats nor integers of up to 16 bits.
     """
-    with _open(planes[0].file, where) as tiff:
-        return [_plane_pixels(_choose(tiff, plane, where), plane, where) for plane in planes]
+    with _open(planes[0].file, where) as (tiff, reader):
+        chosen = [_choose(tiff, plane, where) for plane in planes]
+        reader.limit = LARGEST_READ
+        return [
+            _plane_pixels(pages, plane, where) for pages, plane in zip(chosen, planes, strict=True)
+        ]
 
 
 def probe(planes: Sequence[Plane], where: str) -> list[PlaneInfo]:
@@ -76,8 +82,10 @@ def probe(planes: Sequence[Plane], where: str) -> list[PlaneInfo]:
     Raises:
         InputError: As `read`, as far as headers and the length of the file show it.
     """
-    with _open(planes[0].file, where, header=True) as tiff:
-        return [_info(_choose(tiff, plane, where), plane, where) for plane in planes]
+    with _open(planes[0].file, where, header=True) as (tiff, reader):
+        chosen = [_choose(tiff, plane, where) for plane in planes]
+        reader.limit = LARGEST_READ
+        return [_info(pages, plane, where) for pages, plane in zip(chosen, planes, strict=True)]
 
 
 def _info(pages: list[Any], plane: Plane, where: str) -> PlaneInfo:
@@ -121,8 +129,8 @@ def _page_pixels(page: Any, plane: Plane, where: str) -> Real[np.ndarray, "h w"]
 
 
 @contextmanager
-def _open(file: str, where: str, header: bool = False) -> Iterator[Any]:
-    """Open a TIFF; any error within the block becomes one line."""
+def _open(file: str, where: str, header: bool = False) -> Iterator[tuple[Any, LimitedReader]]:
+    """Open a TIFF, and limit its reader; any error within the block becomes one line."""
     import tifffile
 
     label = redacted(file)
@@ -136,8 +144,9 @@ def _open(file: str, where: str, header: bool = False) -> Iterator[Any]:
             # tifffile's own messages are replaced by the InputError below.
             logging.getLogger("tifffile").setLevel(logging.CRITICAL)
             # Files of a multi-file OME data set are not followed: the table names each file.
-            with tifffile.TiffFile(cast(IO[bytes], stream), _multifile=False) as tiff:
-                yield tiff
+            reader = LimitedReader(stream)
+            with tifffile.TiffFile(cast(IO[bytes], reader), _multifile=False) as tiff:
+                yield tiff, reader
         except InputError:
             raise
         except Exception as error:  # tifffile and its codecs raise many types

@@ -7,6 +7,7 @@ tifffile would allocate a list for them.
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 from collections.abc import Iterator
@@ -17,20 +18,58 @@ import numpy as np
 
 from data_prep.sources import jpeg2000
 from data_prep.sources.lossless import jpeg_frame, require_jpeg_end
-from data_prep.sources.plane import Plane, warn_lossy
+from data_prep.sources.plane import Plane, require_size, warn_lossy
 from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
+from perturbjax.dataset import LARGEST_SITE
 
 #: Maximum number of planes in the metadata, and of pages in a file.
 MOST_PLANES, MOST_PAGES = 1 << 20, 1 << 16
 #: Maximum length of OME-XML. 10,000 planes need about 3 MB.
 MOST_XML = 1 << 24
+#: Maximum size in bytes of a value in the header, and of the pixels of a plane (float64).
+LARGEST_TAG, LARGEST_READ = 1 << 24, 8 * LARGEST_SITE
 _PLANE_COUNTS = ("SizeC", "SizeZ", "SizeT")
 _PLANE_NUMBERS = ("IFD", "PlaneCount", "NumPlanes", "FirstC", "FirstZ", "FirstT")
 #: Values of the tag Compression: codecs with a header of their own, which are lossy (JPEG) or may
 #: be (JPEG 2000), and codecs whose output tifffile bounds.
 _JPEG, _JPEG2000 = (6, 7), (33003, 33004, 33005, 34712)
 _BOUNDED = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000)
+
+
+class LimitedReader(io.RawIOBase):
+    """A file with a limit for each read, because a header can claim tables of any size.
+
+    Attributes:
+        limit: Maximum number of bytes of a read.
+    """
+
+    def __init__(self, stream: io.BufferedIOBase):
+        self._stream, self.limit = stream, LARGEST_TAG
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        self._require(size)
+        return self._stream.read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        self._require(memoryview(buffer).nbytes)
+        return self._stream.readinto(buffer)
+
+    def _require(self, size: int) -> None:
+        if not 0 <= size <= self.limit:
+            raise ValueError(f"a part of {size} bytes, but {self.limit} are allowed")
 
 
 def require_plausible_metadata(tiff: Any, plane: Plane, where: str) -> None:
@@ -110,6 +149,8 @@ def _ome_planes(text: str, plane: Plane, where: str) -> int:
     for element in ElementTree.fromstring(text).iter():
         kind = element.tag.rpartition("}")[2]
         if kind == "Pixels":
+            size = tuple(int(element.get(name, 1)) for name in ("SizeY", "SizeX"))
+            require_size(size, f"OME-XML of {redacted(plane.file)}", where)
             largest = max(largest, math.prod(int(element.get(name, 1)) for name in _PLANE_COUNTS))
         elif kind == "TiffData":
             numbers = (int(element.get(name, 0)) for name in _PLANE_NUMBERS)

@@ -66,7 +66,7 @@ def bounded(array: Any) -> Any:
     Returns:
         The array.
     """
-    opened = array.async_array
+    opened = array._async_array
     # The class is frozen, but zarr-python sets this attribute in the same way.
     object.__setattr__(opened, "codec_pipeline", _Pipeline.from_codecs(opened.codec_pipeline))
     return array

@@ -6,6 +6,7 @@ could block, or never end.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator, Iterable
@@ -49,7 +50,8 @@ class GuardedStore(Store):
         if remote.is_remote(self.root):
             content = await remote.read_async(f"{self.root}/{key}", self.where, most, bounds)
         else:
-            content = _read_local(Path(self.root, key), self.where, most, bounds)
+            path = Path(self.root, key)
+            content = await asyncio.to_thread(_read_local, path, self.where, most, bounds)
         return None if content is None else prototype.buffer.from_bytes(content)
 
     async def get_partial_values(

@@ -262,6 +262,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], object]]] = {
     ),
     "tile of 24,000 x 24,000": ("TIFF, JPEG 2000", _first(_large_tile)),
     "OME-XML of 2^31 planes": ("TIFF, LZW", _first(_ome(SizeZ=1 << 31))),
+    "OME-XML of 2^31 columns": ("TIFF, LZW", _first(_ome(SizeX=1 << 31))),
     "OME-XML with plane 2^31": ("TIFF, LZW", _first(_ome(IFD=1 << 31))),
     "image is /dev/zero": ("PNG", _first(_zero_device)),
     "image is a pipe": ("JPEG 2000", _first(_fifo)),

@@ -9,10 +9,12 @@ import pytest
 from tests.faults.arena import CommandServer, Result
 from tests.faults.files import damage_suites, run_damage_cases
 from tests.faults.hostile import hostile_files
+from tests.faults.images import FORMATS, hostile_images
 from tests.faults.kills import kill_suites, run_kill_cases
 from tests.faults.material import Material
 from tests.faults.oddities import full_disks
 from tests.faults.outcomes import ALLOWED, Finding, classify
+from tests.faults.servers import hostile_servers
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +45,18 @@ def test_damaged_files_give_the_same_result_or_are_refused(server, material, tmp
 
 
 @pytest.mark.slow
-def test_hostile_files_are_refused_and_never_executed(server, material, tmp_path):
-    assert not failures(hostile_files(server, material, tmp_path))
+@pytest.mark.parametrize("suite", [hostile_files, hostile_images, hostile_servers])
+def test_hostile_input_is_refused_and_never_executed(server, material, tmp_path, suite):
+    assert not failures(suite(server, material, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["report, evaluation", "verify, checkpoint", *(f"half-written, {n}" for n in FORMATS)]
+)
+def test_damaged_results_and_half_written_images_are_refused(server, material, tmp_path, name):
+    suite = next(suite for suite in damage_suites(material) if suite.name == name)
+    assert not failures(run_damage_cases(server, suite, tmp_path, 12, seed=1))
 
 
 @pytest.mark.parametrize("name", ["simulate, killed", "split, killed"])

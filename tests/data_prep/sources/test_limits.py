@@ -269,6 +269,7 @@ def test_tile_with_another_size_is_refused(tmp_path, compression, damage):
         ('SizeC="1"', 'SizeC="99999999"'),
         ('PlaneCount="3"', 'PlaneCount="1999999999"'),
         ('IFD="0"', 'IFD="1999999999"'),
+        ('SizeX="64"', 'SizeX="1999999999"'),
     ],
 )
 def test_ome_metadata_of_absurd_size_are_refused(tmp_path, old, new):
@@ -279,13 +280,24 @@ def test_ome_metadata_of_absurd_size_are_refused(tmp_path, old, new):
         text = tiff.ome_metadata
         assert old in text
         tiff.pages[0].tags["ImageDescription"].overwrite(text.replace(old, new))
-    with pytest.raises(InputError, match="claims more than 1048576 planes"):
+    with pytest.raises(InputError, match=r"row 2: .* claims .*; it was not decoded"):
         probe_planes([Plane(str(tmp_path / "a.ome.tif"), project="max")], "row 2")
 
 
 def test_unknown_tiff_compression_is_named(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", IMAGE, compression="jpegxl", metadata=None)
     read_one_failing(tmp_path / "a.tif", r"has compression JPEGXL.* is not supported")
+
+
+def test_table_of_strips_in_a_sparse_file_is_limited(tmp_path):
+    tags = [(256, 64), (257, 64), (258, 16), (259, 1), (262, 1), (277, 1), (278, 1)]
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags]
+    entries[5:5] = [struct.pack("<HHII", 273, 4, 50_000_000, 4096)]
+    entries.append(struct.pack("<HHII", 279, 4, 50_000_000, 4096))
+    with open(tmp_path / "a.tif", "wb") as file:
+        file.write(struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(entries))
+        file.truncate(1 << 30)
+    read_one_failing(tmp_path / "a.tif", "a part of 200000000 bytes, but 16777216 are allowed|tag")
 
 
 def test_tiff_with_fewer_strips_than_rows_is_incomplete(tmp_path):
