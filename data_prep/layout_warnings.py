@@ -87,9 +87,13 @@ def _shared_layout_warnings(wells: pd.DataFrame, label_column: str) -> list[str]
         )
     for group in shared_layouts(wells) if set(COMPOUND_COLUMNS) & set(wells.columns) else []:
         names = ", ".join(group[:4]) + (" …" if len(group) > 4 else "")
-        messages.append(
-            f"{len(group)} plates share one layout ({names}): split by layout, not by plate"
+        # A split by layout needs another layout.
+        advice = (
+            "split by layout, not by plate"
+            if len(group) < wells[PLATE].nunique()
+            else "a score on a held-out plate includes position effects"
         )
+        messages.append(f"{len(group)} plates share one layout ({names}): {advice}")
     return messages
 
 

@@ -27,16 +27,20 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic
 from perturbjax.core.messages import PlainConsole, console
 from perturbjax.core.options import names_in, require_output, require_sound
-from perturbjax.core.plates import PLATE, SITE, WELL
+from perturbjax.core.plates import (
+    COMPOUND,
+    CONTROL_TYPE,
+    NEGATIVE,
+    PLATE,
+    SITE,
+    VEHICLES,
+    WELL,
+)
 
 if TYPE_CHECKING:
     LayoutChoice = str
 else:  # the names of layouts come from their table alone
     LayoutChoice = Literal["auto", *LAYOUTS]
-#: Column with the treatment of a well, and the column that marks controls.
-LABEL, CONTROL_TYPE = f"Metadata_{TREATMENT}", "Metadata_control_type"
-#: Labels of negative controls, in lower case, if the plate map has no control types.
-VEHICLES = ("dmso", "negcon", "negative control", "vehicle", "untreated")
 #: Number of rows of the table that are printed, and of examples in messages.
 _HEAD, _EXAMPLES = 5, 3
 
@@ -223,10 +227,6 @@ def _join_treatments(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         )
         table = table[listed]
     table = join_platemap(table, platemap, path, None)
-    if LABEL in table.columns and CONTROL_TYPE not in table.columns:
-        is_control = table[LABEL].str.lower().isin(VEHICLES)
-        if is_control.any():
-            table[CONTROL_TYPE] = is_control.map({True: "negcon", False: "trt"})
     # Descriptions of the site in front of the file names.
     metadata = [name for name in table.columns if name.startswith("Metadata_")]
     return table[[*metadata, *(name for name in table.columns if name not in metadata)]]
@@ -277,19 +277,10 @@ def _summary(
         "sites": f"{len(table)} ({_range(table.groupby([PLATE, WELL]).size())} per well)",
         "channels": ", ".join(names),
     }
-    if LABEL in table.columns:
-        counts = wells[LABEL].value_counts()
-        lines["treatments"] = (
-            f"{len(counts)}: {_some([f'{k} ({n} wells)' for k, n in counts.items()])}"
-        )
-    if CONTROL_TYPE in table.columns:
-        controls = wells[wells[CONTROL_TYPE] == "negcon"]
-        lines["controls"] = (
-            f"{len(controls)} negative control wells "
-            f"({_some(sorted(controls.get(LABEL, pd.Series(dtype=str)).unique()))})"
-        )
-    elif LABEL in table.columns:
-        lines["controls"] = f"no negative control wells; name them {SOLVENT} in the plate map"
+    if COMPOUND in table.columns:
+        counts = wells[COMPOUND].value_counts()
+        texts = [f"{name} ({count} wells)" for name, count in counts.items()]
+        lines |= {"treatments": f"{len(counts)}: {_some(texts)}", "controls": _controls(wells)}
     elif not any(name in table.columns for name in LABEL_COLUMNS):
         lines["treatments"] = "none; add them with --platemap to train and evaluate"
     lines["missing"] = _missing(found, incomplete)
@@ -300,6 +291,17 @@ def _summary(
     for number, note in enumerate(found.notes, 1):
         lines[f"note {number}"] = note
     return lines
+
+
+def _controls(wells: pd.DataFrame) -> str:
+    """Describe the negative controls by the rule of `evaluation.negative_controls`."""
+    marked = wells.get(CONTROL_TYPE, pd.Series("", wells.index)) == NEGATIVE
+    if not marked.any():
+        marked = wells[COMPOUND].str.lower().isin(VEHICLES)
+    if not marked.any():
+        return f"no negative control wells; name them {SOLVENT} in the plate map"
+    names = sorted(wells.loc[marked, COMPOUND].unique())
+    return f"{marked.sum()} negative control wells ({_some(names)})"
 
 
 def _missing(found: Recognized, incomplete: pd.DataFrame) -> str:

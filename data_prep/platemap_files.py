@@ -79,7 +79,15 @@ def read_platemap(path: Path) -> pd.DataFrame:
     sheet = next(has_wells, next(iter(sheets)))
     if len(sheets) > 1:
         console.print(f"info: {path}: sheet {sheet} of {len(sheets)} is the plate map")
-    return _name_columns(table_of_rows(sheets[sheet], path, decimal), path)
+    return _name_columns(table_of_rows(_drop_blank_columns(sheets[sheet]), path, decimal), path)
+
+
+def _drop_blank_columns(rows: list[list[str]]) -> list[list[str]]:
+    """Leave out columns without header and text, which spreadsheet programs export."""
+    width = max(map(len, rows))
+    used = [n for n in range(width) if any(_cell(row, n) for row in rows)]
+    # Rows of another length remain, so that `table_of_rows` reports them.
+    return [[row[n] for n in used if n < len(row)] for row in rows]
 
 
 def _plain(name: str) -> str:

@@ -122,13 +122,13 @@ def recognize(root: Path, layout: str = "auto", pattern: str = "") -> Recognized
 
 
 def _best_layout(root: Path, files: list[str], images: list[str]) -> str:
-    """Return the layout with the most matches; layouts with metadata files come first."""
-    counts = {
-        name: (layout.has_metadata(files), sum(layout.match(path) is not None for path in images))
-        for name, layout in LAYOUTS.items()
-    }
-    best = max(counts, key=lambda name: counts[name])
-    if counts[best] == (False, 0):
+    """Return the layout with the most matches; metadata decide between layouts with matches."""
+    ranks = {}
+    for name, layout in LAYOUTS.items():
+        count = sum(layout.match(path) is not None for path in images)
+        ranks[name] = (count > 0, layout.has_metadata(files), count)
+    best = max(ranks, key=lambda name: ranks[name])
+    if ranks[best] == (False, False, 0):
         raise InputError(
             f"--images {root}: the names of the images follow no layout of {', '.join(LAYOUTS)}; "
             f"for example {', '.join(images[:_EXAMPLES])}. Describe them with --pattern, such as "

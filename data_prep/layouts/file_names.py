@@ -17,7 +17,8 @@ from perturbjax.core.plates import normalize_well
 #: Field of a pattern -> regular expression of its values.
 FIELDS = {
     "plate": r"[^/]+?",
-    "well": r"(?:[a-z]|a[a-f])[ _-]*[0-9]{1,2}|r[0-9]{1,2}c[0-9]{1,2}",
+    # Without `_` between letter and number, because it usually separates fields.
+    "well": r"(?:[a-z]|a[a-f])[ -]*[0-9]{1,2}|r[0-9]{1,2}c[0-9]{1,2}",
     "row": r"[a-z]|a[a-f]|[0-9]{1,2}",
     "column": r"[0-9]{1,2}",
     "site": r"[0-9]+",

@@ -18,6 +18,7 @@ from perturbjax.core.options import (
     require_output,
     require_sound,
 )
+from perturbjax.core.plates import COMPOUND
 from perturbjax.core.progress import announce
 from perturbjax.data.batches import PipelineChoice
 from perturbjax.data.splits import TEST, TRAIN, fingerprint
@@ -42,7 +43,6 @@ from perturbjax.evaluation.evaluation_result import (
     format_estimate,
     read_evaluation,
 )
-from perturbjax.evaluation.negative_controls import COMPOUND
 from perturbjax.evaluation.predictions import encode_labels, write_predictions
 from perturbjax.evaluation.retrieval import evaluate_retrieval
 from perturbjax.evaluation.run_sets import (

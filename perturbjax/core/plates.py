@@ -16,6 +16,10 @@ PLATE, WELL, SITE = "Metadata_Plate", "Metadata_Well", "Metadata_Site"
 BATCH = "Metadata_Batch"
 #: Columns that identify a compound, best first: one compound can have several broad_samples.
 COMPOUND_COLUMNS = ("Metadata_InChIKey", "Metadata_pert_iname", "Metadata_broad_sample")
+#: Column of the treatment, column that marks controls, and its value for negative controls.
+COMPOUND, CONTROL_TYPE, NEGATIVE = "Metadata_pert_iname", "Metadata_control_type", "negcon"
+#: Treatments of negative controls in lower case, if no well is marked as one.
+VEHICLES = ("dmso", "negcon", "negative control", "vehicle", "untreated")
 #: Number of wells of a standard plate -> (rows, columns).
 FORMATS = {
     6: (2, 3),

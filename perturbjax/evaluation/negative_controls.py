@@ -7,11 +7,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from perturbjax.core.errors import InputError
-
-#: Column that marks controls, its value for negative controls, and the column of the treatment.
-CONTROL_TYPE, NEGATIVE, COMPOUND = "Metadata_control_type", "negcon", "Metadata_pert_iname"
-#: Names of a vehicle, used if no row is marked as a negative control.
-VEHICLES = ("dmso", "negcon", "negative control", "vehicle", "untreated")
+from perturbjax.core.plates import COMPOUND, CONTROL_TYPE, NEGATIVE, VEHICLES
 
 
 def negative_controls(

@@ -30,9 +30,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import write_csv
-from perturbjax.core.plates import plate_layouts
+from perturbjax.core.plates import COMPOUND, plate_layouts
 from perturbjax.dataset import PLATE, WELL
-from perturbjax.evaluation.negative_controls import COMPOUND, negative_controls
+from perturbjax.evaluation.negative_controls import negative_controls
 from perturbjax.evaluation.ranking import (
     TOP,
     average_precision,

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from sklearn.decomposition import PCA
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.plates import PLATE
-from perturbjax.evaluation.negative_controls import CONTROL_TYPE, negative_controls
+from perturbjax.core.plates import CONTROL_TYPE, PLATE
+from perturbjax.evaluation.negative_controls import negative_controls
 
 #: Value of `CONTROL_TYPE` that marks positive controls.
 POSITIVE = "poscon"

@@ -133,9 +133,17 @@ def test_plate_map_adds_treatments_and_negative_controls(folder, capsys):
     path.write_text("well,compound,dose\nA1,DMSO,\nB2,taxol,10\nC3,taxol,5\n")
     table = table_of(folder, platemap=path)
     assert table["Metadata_pert_iname"].tolist() == ["DMSO", "DMSO", "taxol", "taxol"]
-    assert table["Metadata_control_type"].tolist() == ["negcon", "negcon", "trt", "trt"]
     report = capsys.readouterr().out
     assert "1 negative control wells (DMSO)" in report and "2: DMSO (1 wells), taxol (1" in report
+    path.write_text("well,compound,control_type\nA1,x,neg\nB2,taxol,\n")
+    assert (
+        table_of(folder, platemap=path)["Metadata_control_type"].tolist()
+        == ["negcon"] * 2 + [""] * 2
+    )
+    assert "1 negative control wells (x)" in capsys.readouterr().out
+    path.write_text("well,compound\nA1,x\nB2,taxol\n")
+    table_of(folder, platemap=path)
+    assert "no negative control wells; name them DMSO in the plate map" in capsys.readouterr().out
 
 
 def test_wells_without_a_treatment_are_left_out_with_a_warning(folder, capsys):

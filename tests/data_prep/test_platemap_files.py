@@ -47,6 +47,11 @@ def test_usual_column_names_are_read(tmp_path, separator, header, columns):
     assert set(table.columns) == columns
 
 
+def test_blank_columns_are_left_out(tmp_path):
+    table = read_platemap(write(tmp_path / "map.csv", "well,drug,,\nA1,x,,\nA2,y,,\n"))
+    assert list(table.columns) == ["well_position", "pert_iname"]
+
+
 def test_rows_and_columns_give_wells(tmp_path):
     table = read_platemap(write(tmp_path / "map.csv", "row,col,drug\nB,3,x\n2,4,y\n"))
     assert list(table["well_position"]) == ["B3", "r2c4"]

@@ -170,6 +170,11 @@ def test_damaged_or_hostile_xml_is_refused(folder, content, message):
         recognize(root)
 
 
+def test_metadata_of_another_layout_do_not_decide(folder):
+    found = recognize(folder(["P_A01_s1_w1.tif"], {"Index.xml": "<a/>"}))
+    assert found.name == "imagexpress"
+
+
 def test_layout_can_be_chosen(folder):
     names = ["P_A01_s1_w1.tif", "P_A02_s1_w1.tif", "P_A01f00d2.TIF"]
     assert len(recognize(folder(names)).images) == 2
