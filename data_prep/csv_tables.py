@@ -121,10 +121,10 @@ def table_of_rows(rows: list[list[str]], path: Path, decimal: str = ".") -> pd.D
     if len(rows) == 1:
         raise InputError(f"{path}: has a header but no rows")
     table = pd.DataFrame(rows[1:], columns=columns, dtype=object)
-    return _clean(_decimal_points(table) if decimal == "," else table, path)
+    return _clean(decimal_points(table) if decimal == "," else table, path)
 
 
-def _decimal_points(table: pd.DataFrame) -> pd.DataFrame:
+def decimal_points(table: pd.DataFrame) -> pd.DataFrame:
     """Replace decimal commas by points in columns that contain only numbers."""
     for name in table.columns:
         cells = table[name].str.strip()

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.csv_tables import read_rows, read_table, table_of_rows
+from data_prep.csv_tables import decimal_points, read_rows, read_table, table_of_rows
 from data_prep.excel import is_excel, read_sheets
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.core.plates import FORMATS, row_name, well_name
-from perturbjax.core.text_tables import clean_columns
+from perturbjax.core.text_tables import Dialect, clean_columns
 
 #: Columns of a plate map after reading: position, and plate if the map has several.
 POSITION, PLATE_NAME = "well_position", "plate"
@@ -36,6 +36,8 @@ _CONTROL_TYPES = {
     **dict.fromkeys(("negative control", "negative", "neg", "negctrl", "negcon"), "negcon"),
     **dict.fromkeys(("positive control", "positive", "pos", "posctrl", "poscon"), "poscon"),
 }
+#: Texts in the corner of a grid that are no title.
+_CORNERS = ("row", "rowcol", "rowcolumn", *_WELLS)
 #: Names of sheets that spreadsheet programs choose.
 _DEFAULT_SHEET = r"(sheet|tabelle|feuil|hoja|foglio|blad)\s*\d*"
 
@@ -65,21 +67,26 @@ def read_platemap(path: Path) -> pd.DataFrame:
     path = Path(path)
     if path.suffix == ".parquet":
         return _name_columns(read_table(path), path)
-    decimal = "."
+    dialect = Dialect(",", ".")
     if is_excel(path):
         sheets = read_sheets(path)
     else:
         rows, dialect = read_rows(path)
-        sheets, decimal = {"": rows}, dialect.decimal
+        sheets = {"": rows}
     grids = [grid for sheet, rows in sheets.items() for grid in _find_grids(rows, sheet, path)]
     if grids:
-        return _join_grids(grids, path)
+        table = _join_grids(grids, path)
+        # Programs that write decimal commas separate columns by semicolons.
+        table = decimal_points(table) if dialect.separator == ";" else table
+        return _name_columns(table, path)
     # The first sheet with a column of wells.
     has_wells = (name for name, rows in sheets.items() if set(map(_plain, rows[0])) & set(_WELLS))
     sheet = next(has_wells, next(iter(sheets)))
     if len(sheets) > 1:
         console.print(f"info: {path}: sheet {sheet} of {len(sheets)} is the plate map")
-    return _name_columns(table_of_rows(_drop_blank_columns(sheets[sheet]), path, decimal), path)
+    return _name_columns(
+        table_of_rows(_drop_blank_columns(sheets[sheet]), path, dialect.decimal), path
+    )
 
 
 def _drop_blank_columns(rows: list[list[str]]) -> list[list[str]]:
@@ -103,10 +110,10 @@ def _name_columns(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         names[well] = POSITION
     elif "row" in plain and (column := _first(plain, ("column", "col"))):
         table = table.assign(**{POSITION: table[plain["row"]] + table[column]})
-        letters = table[plain["row"]].str.isdecimal()
-        table[POSITION] = table[POSITION].mask(
-            letters, "r" + table[plain["row"]] + "c" + table[column]
-        )
+        # Rows can be letters or numbers.
+        is_number = table[plain["row"]].str.isdecimal()
+        numbers = "r" + table[plain["row"]] + "c" + table[column]
+        table[POSITION] = table[POSITION].mask(is_number, numbers)
         table = table.drop(columns=[plain["row"], column])
     else:
         raise InputError(
@@ -196,12 +203,7 @@ def _count_rows(rows: list[list[str]]) -> int:
 def _title(rows: list[list[str]], start: int, sheet: str) -> str:
     """Return the title of a grid: its corner, the line above it, or the name of the sheet."""
     corner = _cell(rows[start], 0)
-    if re.search("[A-Za-z]", corner) and _plain(corner) not in (
-        "row",
-        "rowcol",
-        "rowcolumn",
-        *_WELLS,
-    ):
+    if re.search("[A-Za-z]", corner) and _plain(corner) not in _CORNERS:
         return corner
     above = [cell.strip() for cell in rows[start - 1] if cell.strip()] if start else []
     if len(above) == 1:
@@ -213,7 +215,9 @@ def _join_grids(grids: list[Grid], path: Path) -> pd.DataFrame:
     """Make one row per well with a value in any grid."""
     columns: dict[str, dict[str, str]] = {}
     for grid in grids:
-        name = grid.title or TREATMENT
+        # A single grid has the treatments, whatever the name of its sheet or plate is.
+        is_only = len(grids) == 1 and not re.match("dose|conc", grid.title, re.IGNORECASE)
+        name = TREATMENT if is_only or not grid.title else grid.title
         if name in columns:
             raise InputError(
                 f"{path}: has two grids of {name}; write a title in the cell above or left of each"
@@ -225,4 +229,4 @@ def _join_grids(grids: list[Grid], path: Path) -> pd.DataFrame:
     console.print(
         f"info: {path}: grid of {max(shapes)} wells ({', '.join(columns)}), {len(table)} in use"
     )
-    return _name_columns(table.rename_axis(POSITION).reset_index(), path)
+    return table.rename_axis(POSITION).reset_index()

@@ -69,11 +69,18 @@ def test_grids_of_standard_plates_are_read(tmp_path, shape):
 
 
 def test_several_grids_have_titles(tmp_path):
-    blocks = [[["Compound"]], grid_rows((8, 12)), [[""]], grid_rows((8, 12), "1.", "dose")]
+    blocks = [[["Compound"]], grid_rows((8, 12)), [[""]], grid_rows((8, 12), "1,", "dose")]
     text = "\n".join(";".join(row) for block in blocks for row in block)
     table = read_platemap(write(tmp_path / "map.csv", text))
     assert list(table.columns) == ["well_position", "pert_iname", "dose"]
     assert table.iloc[-1].tolist() == ["H12", "c1", "1.1"]
+
+
+def test_a_single_grid_has_the_treatments(tmp_path):
+    for title, expected in (("Plate 1", "pert_iname"), ("dose", "dose"), ("", "pert_iname")):
+        rows = [[title], *grid_rows((8, 12))]
+        text = "\n".join(",".join(row) for row in rows if any(row))
+        assert expected in read_platemap(write(tmp_path / "map.csv", text)).columns
 
 
 def test_empty_wells_of_a_grid_are_left_out(tmp_path):
