@@ -119,7 +119,8 @@ def _read_tables(
         return
     if aggregate == "none":
         raise InputError(
-            f"{path}: is a database of single cells. Use aggregate median for one profile per well."
+            f"{path}: is a database of single cells. Use --aggregate median for one profile per "
+            "well."
         )
     for objects in read_database(path):
         # Aggregated at once, because all cells of a plate can exceed the memory.

@@ -225,7 +225,7 @@ def test_plate_in_two_files_is_named(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.xlsx", b"PK", "Excel is not supported. Export the table as CSV"),
-        ("a.sqlite", b"SQLite format 3", "is a database of single cells. Use aggregate median"),
+        ("a.sqlite", b"SQLite format 3", "is a database of single cells. Use --aggregate median"),
         ("a.h5ad", b"nothing", "cannot be read as AnnData"),
         ("a.csv", "Metadata_Plate,Metadata_Well,µ\n".encode("utf-16"), "is not UTF-8 text"),
         ("a.csv", b"Metadata_Plate,Metadata_Well,f\nP,A01,1\nP,A02,\xb5\n", "is not UTF-8 text"),

@@ -91,7 +91,7 @@ def test_objects_in_csv_get_the_wells_of_their_images(tmp_path, tables):
         table.to_csv(tmp_path / f"MyExpt_{kind}.csv", index=False)
     paths = [tmp_path / f"MyExpt_{kind}.csv" for kind in KINDS]
     check_profiles(paths, tables)
-    with pytest.raises(InputError, match=r"as in a table of single cells. Use aggregate median"):
+    with pytest.raises(InputError, match=r"as in a table of single cells. Use --aggregate median"):
         read_profiles(paths)
     (tmp_path / "MyExpt_Image.csv").unlink()
     with pytest.raises(InputError, match=r"MyExpt_Cells.csv: no column .*MyExpt_Image.csv, which"):
