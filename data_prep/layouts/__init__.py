@@ -15,6 +15,7 @@ from data_prep.layouts.file_names import ImageFile, compile_pattern, example_pat
 from data_prep.layouts.metadata import Found, by_folder
 from data_prep.layouts.microscopes import LAYOUTS, SUFFIXES
 from perturbjax.core.errors import InputError
+from perturbjax.core.files import require_folder
 
 __all__ = ["LAYOUTS", "ImageFile", "Recognized", "list_files", "recognize"]
 
@@ -61,8 +62,7 @@ def list_files(root: Path) -> list[str]:
     Raises:
         InputError: The folder does not exist, cannot be read, or has too many files.
     """
-    if not root.is_dir():
-        raise InputError(f"--images {root}: no such folder")
+    require_folder("images", root)
     files: list[str] = []
 
     def fail(error: OSError) -> None:

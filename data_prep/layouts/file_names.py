@@ -92,9 +92,9 @@ def match_path(pattern: re.Pattern[str], path: str) -> ImageFile | None:
     if (match := pattern.fullmatch(end)) is None:
         return None
     values = {name: value for name, value in match.groupdict().items() if value is not None}
-    if "row" in values:
-        row, column = values.pop("row"), values.pop("column")
-        values["well"] = f"r{row}c{column}" if row.isdigit() else f"{row}{column}"
+    row, column = values.pop("row", ""), values.pop("column", "")
+    if "well" not in values:
+        values["well"] = f"r{row}c{column}" if row.isdecimal() else f"{row}{column}"
     values["well"] = normalize_well(values["well"])
     for name in ("site", "z", "channel"):
         # Numbers without leading zeros, as `build` reads them.

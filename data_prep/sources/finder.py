@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from data_prep.sources import remote
 from data_prep.sources.files import names_of_folder
 from perturbjax.core.errors import InputError
+from perturbjax.core.files import require_folder
 
 
 class FileFinder:
@@ -29,8 +29,8 @@ class FileFinder:
 
     def __init__(self, images: str, must_exist: bool = True):
         self.remote = remote.is_remote(images)
-        if not self.remote and not os.path.isdir(images):
-            raise InputError(f"--images {images}: no such folder")
+        if not self.remote:
+            require_folder("images", Path(images))
         self.images = images.rstrip("/") if self.remote else str(Path(images).resolve())
         self.must_exist = must_exist
         self._listings: dict[str, frozenset[str]] = {}

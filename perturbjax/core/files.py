@@ -145,15 +145,32 @@ def write_csv(path: Path, table: pd.DataFrame, *, index: bool = False) -> None:
 
 def describe_path(path: Path) -> str:
     """Describe an input for messages: "a run directory", "a CSV file", "an empty folder"."""
-    if not path.exists():
+    # Functions of os.path return false for names that are too long; those of Path raise errors.
+    if not os.path.exists(path):
         return "does not exist"
-    if path.is_file():
+    if os.path.isfile(path):
         return f"is a {path.suffix.removeprefix('.') or 'regular'} file"
     names = sorted(os.listdir(path)) if path.is_dir() and os.access(path, os.R_OK) else []
     for mark, kind in _KINDS.items():
         if mark in names:
             return f"is {kind}"
     return f"is a folder that contains {', '.join(names[:3])}" if names else "is an empty folder"
+
+
+def require_folder(flag: str, path: Path) -> None:
+    """Check that an input folder exists.
+
+    Args:
+        flag: name without dashes.
+        path: value of the flag.
+
+    Raises:
+        InputError: the path does not exist or is not a folder.
+    """
+    if not os.path.exists(path):
+        raise InputError(f"--{flag} {path}: no such folder")
+    if not os.path.isdir(path):
+        raise InputError(f"--{flag} {path}: {describe_path(path)}, not a folder")
 
 
 def file_digest(path: Path) -> str:

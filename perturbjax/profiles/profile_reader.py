@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import MAX_CELLS_PER_BYTE, OPENERS, read_parquet
+from perturbjax.core.files import MAX_CELLS_PER_BYTE, OPENERS, describe_path, read_parquet
 from perturbjax.core.plates import normalize_well, separate_batches
 from perturbjax.core.text_tables import clean_columns, detect_dialect
 from perturbjax.dataset import PLATE, SITE, WELL
@@ -165,6 +165,11 @@ def _make_table(table: pd.DataFrame, path: Path, notes: list[str]) -> _Table:
 
 def _read_file(path: Path, aggregate: str, notes: list[str]) -> pd.DataFrame:
     if path.is_dir():
+        if "(option" in (kind := describe_path(path)):
+            raise InputError(
+                f"{path}: {kind}, not a table of features. Use that option, or write a table with "
+                "`perturbjax features`."
+            )
         raise InputError(f"{path}: is a folder. Give its files: {path}/*.parquet")
     if not path.is_file():
         raise InputError(f"{path}: file not found. Write one with `perturbjax features`.")

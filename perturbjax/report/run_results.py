@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import read_json
+from perturbjax.core.files import describe_path, read_json
 from perturbjax.data.splits import TEST
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation.apply import EVALUATION, FEATURES
@@ -163,7 +163,8 @@ def read_run_results(run: Path) -> RunResults:
     metrics = read_metrics(run)
     if evaluation is None and not metrics:
         raise InputError(
-            f"{run}: has neither metrics nor scores. Run `perturbjax evaluate --run {run}` first."
+            f"{run}: {describe_path(Path(run))}; it has neither metrics nor scores. Run "
+            "`perturbjax evaluate --run RUN` first."
         )
     # Predictions of a run, or of one classifier of `perturbjax classify`.
     files = (

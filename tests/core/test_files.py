@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import atomic, describe_path, require_free_space, write_json
+from perturbjax.core.files import (
+    atomic,
+    describe_path,
+    require_folder,
+    require_free_space,
+    write_json,
+)
 
 
 def test_atomic_replaces_the_file_on_success_only(tmp_path: Path) -> None:
@@ -65,3 +71,12 @@ def test_describe_path_names_the_kind_of_an_input(tmp_path):
     assert describe_path(tmp_path) == "is a folder that contains a.csv"
     (tmp_path / "provenance.json").touch()
     assert describe_path(tmp_path) == "is a dataset directory (option --data)"
+
+
+def test_require_folder_names_files_and_missing_folders(tmp_path):
+    require_folder("images", tmp_path)
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(InputError, match=r"--images .*a\.csv: is a csv file, not a folder"):
+        require_folder("images", tmp_path / "a.csv")
+    with pytest.raises(InputError, match=r"--images .*none: no such folder"):
+        require_folder("images", tmp_path / "none")

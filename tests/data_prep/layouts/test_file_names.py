@@ -17,6 +17,7 @@ from perturbjax.core.errors import InputError
         ("{plate}_{well}_{channel}.tif", "a_1_B - 2_x_y.tif", ("a_1", "B02", "1", "x_y")),
         ("{plate}/{plate}_{well}.tif", "P1/P1_A01.tif", ("P1", "A01", "1", "1")),
         ("{row}-{column}-{site}*.tif", "B-12-3-abc.tif", ("", "B12", "3", "1")),
+        ("{row}/{well}.tif", "B/B03.tif", ("", "B03", "1", "1")),
         ("{row}{column}f{site}.tif", "0203f1.tif", ("", "B03", "1", "1")),
         (
             "Well {well}/{channel} - n{site}.tif",
