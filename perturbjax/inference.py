@@ -31,7 +31,7 @@ from perturbjax.data.batches import (
     describe_sites,
     open_batches,
 )
-from perturbjax.data.batches.decoder import MaskTransform
+from perturbjax.data.batches.decoder import MaskChange, MaskTransform
 from perturbjax.data.normalization import Intensities, Statistics, site_intensities
 from perturbjax.dataset import Dataset, SiteSource
 from perturbjax.training.apply_network import Predictions, apply_to_sites
@@ -178,25 +178,23 @@ class Network:
             return Predictions(*self._predict(pipeline.batches, positions, store))
 
     def apply_with_masks(
-        self,
-        dataset: Dataset,
-        positions: Int[np.ndarray, " n"],
-        change: Callable[[np.ndarray], np.ndarray],
-        mask_transform: MaskTransform | None = None,
-    ) -> Predictions:
-        """Apply the network to records with changed masks.
-
-        Args:
-            dataset: records.
-            positions: (n,) positions in the dataset.
-            change: function of the encoded masks (batch, h, w) of a batch.
-            mask_transform: function of the instance labels of a site, before they are encoded.
-        """
-
-        def change_masks(batch: RawBatch, first: int) -> RawBatch:
-            return batch._replace(mask=change(np.asarray(batch.mask)))  # type: ignore[arg-type]  # still on the host
-
-        return self.changed(dataset, positions, change_masks, mask_transform)
+        self, dataset: Dataset, positions: Int[np.ndarray, " n"], changes: Sequence[MaskChange]
+    ) -> list[Predictions]:
+        """Apply the network to records with each of several changes of their masks."""
+        pipelines = [
+            self._host_batches(dataset, one.change_batch, one.mask_transform) for one in changes
+        ]
+        if self._site_features is None:
+            return [Predictions(*self._predict(batches, positions)) for batches in pipelines]
+        state = self.state["params"], self.state["stats"]
+        features = self._site_features.compute_of_masks(
+            *state, pipelines, positions, self.batch_size
+        )
+        paired = (
+            add_features(batches, one, self.placement)
+            for batches, one in zip(pipelines, features, strict=True)
+        )
+        return [Predictions(*self._apply(self._head_step, one, positions)) for one in paired]
 
     def changed(
         self,

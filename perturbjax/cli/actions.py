@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from perturbjax.core.messages import console
+from perturbjax.core.progress import announce
 
 
 def evaluate(options: Any) -> None:
@@ -24,7 +25,9 @@ def evaluate(options: Any) -> None:
     else:
         score_tables.print_evaluation(result)
     run = options.apply.chosen.run
-    console.print(f"Written: {run / command.EVALUATION} and {write_report(run)}")
+    with announce("info: writing the report"):
+        report = write_report(run)
+    console.print(f"Written: {run / command.EVALUATION} and {report}")
     if baseline := command.describe_linear_baseline(options):
         console.print(baseline)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from jaxtyping import Float, Float32, Int
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json, read_parquet, write_json, write_parquet
-from perturbjax.data.batches.decoder import MaskTransform
+from perturbjax.data.batches.decoder import MaskChange
 from perturbjax.data.mask_encodings import draw_disks
 from perturbjax.dataset import Dataset
 from perturbjax.evaluation.occlusion import occlude, summary, window_centers
@@ -26,13 +25,6 @@ ATTENTION, OCCLUSION = "attention.parquet", "occlusion.parquet"
 #: Maximum number of sites for masks and attention (three extra predictions each), and for
 #: occlusion.
 SITES, OCCLUDED = 300, 12
-
-
-class MaskChange(NamedTuple):
-    """Change of a batch of encoded masks, and of the cells of each site before encoding."""
-
-    change: Callable[[np.ndarray], np.ndarray] = lambda masks: masks
-    mask_transform: MaskTransform | None = None
 
 
 UNCHANGED_MASKS = "unchanged"
@@ -85,8 +77,9 @@ def write_attribution(
     # Networks of ablations already have changed masks or images.
     if network.run.recipe.input.mask_use == "keep":
         predictions = {UNCHANGED_MASKS: probabilities}
-        for name, change in MASK_CHANGES.items():
-            predictions[name] = network.apply_with_masks(dataset, positions, *change).probabilities
+        changed = network.apply_with_masks(dataset, positions, list(MASK_CHANGES.values()))
+        for name, one in zip(MASK_CHANGES, changed, strict=True):
+            predictions[name] = one.probabilities
         result["masks"] = {
             name: {metric: score(labels, one)[metric] for metric in ("accuracy", HEADLINE)}
             for name, one in predictions.items()

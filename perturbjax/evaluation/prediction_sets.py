@@ -124,7 +124,7 @@ class SetSummary:
         coverage: fraction of test sites with the true class in their set, with its 95 % interval.
         size: mean number of classes in a set.
         classes: number of classes.
-        unlike: fraction of sites with an empty set.
+        unlike: fraction of sites with an empty set; None with too few groups to detect them.
         groups: number of calibration groups.
         unit: calibration groups, "well" or "plate".
         source: sites of the calibration, "validation" or "test" (cross-fitted).
@@ -135,7 +135,7 @@ class SetSummary:
     coverage: Estimate
     size: float
     classes: int
-    unlike: float
+    unlike: float | None
     groups: int
     unit: str
     source: str
@@ -246,6 +246,9 @@ def summarize(
         plate_p: see `plate_difference`.
         seed: seed of the bootstrap over wells.
     """
+    # Cross-fitted sets are calibrated on half of the groups.
+    groups = calibration.groups // 2 if source == "test" else calibration.groups
+    unlike = float((~members.any(axis=1)).mean()) if groups >= MIN_UNLIKE_GROUPS else None
     covered = members[np.arange(len(members)), sites.labels]
     wells = np.unique(sites.wells, return_inverse=True)[1].ravel()
     hits, sizes = np.bincount(wells, covered), np.bincount(wells)
@@ -256,7 +259,7 @@ def summarize(
         coverage=Estimate(float(covered.mean()), float(low), float(high)),
         size=float(members.sum(axis=1).mean()),
         classes=members.shape[1],
-        unlike=float((~members.any(axis=1)).mean()),
+        unlike=unlike,
         groups=calibration.groups,
         unit=calibration.unit,
         source=source,
@@ -300,7 +303,9 @@ def describe_sets(summary: SetSummary) -> list[str]:
         f"{summary.size:.2f} of {summary.classes} classes; calibrated on {summary.groups} {kind} "
         f"{summary.unit}s{', cross-fitted' if summary.source == 'test' else ''}."
     ]
-    if summary.groups >= MIN_UNLIKE_GROUPS:
+    if summary.unlike is None:
+        sentences.append("Too few groups to measure the fraction of unlike images.")
+    else:
         sentences.append(
             f"Unlike the training images: {summary.unlike:.1%} of the test sites "
             f"({NONE_OF_THEM}; at most {UNLIKE:.0%} expected)."

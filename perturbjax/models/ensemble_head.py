@@ -138,15 +138,33 @@ class EnsembleClassifier(nnx.Module):
 
     def compute_features(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
         """Compute backbone features of all stored channels and site statistics, unreduced."""
-        # The mask and the first copy of each channel; further copies are normalized differently.
-        stored = x[..., : 1 + self.channels]
-        features = _map_in_chunks(lambda sites: self.pool_channels(sites, mode), stored)
-        return jnp.concatenate([features, compute_statistics(x[..., 0], x[..., 1:])], axis=-1)
+        return self.compute_features_of_masks(x[..., :1], x[..., 1:], mode)[:, 0]
 
-    def pool_channels(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
-        """Compute backbone features of (mask, channels), one channel after the other."""
+    def compute_features_of_masks(
+        self, masks: Float[Array, "b h w m"], image: Float[Array, "b h w c"], mode: Mode
+    ) -> Float[Array, "b m d"]:
+        """Compute the features of sites with each of several masks.
+
+        The feature maps do not depend on the masks, so the backbone runs once for all of them.
+        """
+        count = masks.shape[-1]
+        # The first copy of each channel; further copies are normalized differently.
+        stored = jnp.concatenate([masks, image[..., : self.channels]], axis=-1)
+        features = _map_in_chunks(lambda sites: self.pool_channels(sites, mode, count), stored)
+        # (b, m d) -> (b, m, d)
+        features = features.reshape(*features.shape[:1], count, features.shape[1] // count)
+        statistics = [compute_statistics(masks[..., number], image) for number in range(count)]
+        return jnp.concatenate([features, jnp.stack(statistics, axis=1)], axis=-1)
+
+    def pool_channels(
+        self, x: Float[Array, "b h w c"], mode: Mode, masks: int = 1
+    ) -> Float[Array, "b d"]:
+        """Compute backbone features of (masks, channels), one channel after the other.
+
+        The features of the masks are concatenated, and within them those of the channels.
+        """
         # The inverse of log1p: the backbone takes linear intensities.
-        linear = jnp.expm1(x[..., 1:])
+        linear = jnp.expm1(x[..., masks:])
         low, high = jnp.percentile(
             _subsample(linear), jnp.array([1.0, 99.0]), axis=(1, 2), keepdims=True
         )
@@ -154,17 +172,25 @@ class EnsembleClassifier(nnx.Module):
         b, h, w, c = scaled.shape
         # (b c, h, w, 1): each channel is a separate image.
         gray = jnp.moveaxis(scaled, 3, 1).reshape(b * c, h, w, 1)
-        pairs = jnp.concatenate([gray, jnp.repeat(x[..., :1], c, axis=0)], axis=-1)
+        pairs = jnp.concatenate([gray, jnp.repeat(x[..., :masks], c, axis=0)], axis=-1)
         views = jnp.concatenate([dihedral(pairs, element) for element in range(self.symmetries)])
+        pooled = self.pool_images(views, mode)
         # The views are averaged; the features of the channels of a site are concatenated.
-        return self.pool_images(views, mode).reshape(self.symmetries, b, -1).mean(0)
+        return jnp.concatenate(
+            [one.reshape(self.symmetries, b, -1).mean(0) for one in pooled], axis=-1
+        )
 
-    def pool_images(self, images: Float[Array, "n h w 2"], mode: Mode) -> Float[Array, "n d"]:
-        """Compute pooled backbone features of (gray image in [0, 1], mask) pairs."""
+    def pool_images(self, images: Float[Array, "n h w k"], mode: Mode) -> list[Float[Array, "n d"]]:
+        """Compute pooled backbone features of gray images in [0, 1], for each of their masks.
+
+        Args:
+            images: the gray image, then its masks.
+            mode: evaluation mode.
+        """
         mean, deviation = (jnp.asarray(values, jnp.float32) for values in self.input_scaling)
         # The gray image is broadcast to three channels by the means of red, green and blue.
         maps = self.backbone.stage_maps((images[..., :1] - mean) / deviation, mode.frozen())
-        return pool_stages(maps, images[..., 1])
+        return [pool_stages(maps, images[..., number]) for number in range(1, images.shape[-1])]
 
 
 def _map_in_chunks(

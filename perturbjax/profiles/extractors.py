@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perturbjax.core.config import InputConfig
+from perturbjax.core.config import AugmentConfig, InputConfig
 from perturbjax.core.errors import InputError
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.data.batches import Decoder, Sites
@@ -44,6 +44,7 @@ class Extractor:
         step: batch on the device -> features (b, d).
         groups: prefixes of the feature names; d is a multiple of their number.
         facts: everything that determines the values, for the provenance.
+        augment: crops of the training of a run, which set the resolution of stored sites.
     """
 
     dataset: Dataset
@@ -52,11 +53,12 @@ class Extractor:
     step: Callable[[RawBatch], Float[Array, "b d"]]
     groups: list[str]
     facts: dict[str, Any]
+    augment: AugmentConfig | None = None
 
     @property
     def decoder(self) -> Decoder:
         """Reader of whole sites."""
-        return Decoder(self.dataset, self.sites, self.input)
+        return Decoder(self.dataset, self.sites, self.input, self.augment)
 
 
 def backbone_extractor(
@@ -158,4 +160,5 @@ def run_extractor(path: Path, dataset: Dataset, placement: Placement) -> Extract
         lambda batch: network.step(batch)[1],
         [model],
         facts,
+        run.recipe.augment,
     )

@@ -162,6 +162,7 @@ def compute_tsne(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]
     """Compute t-SNE of the first 50 principal components of standardized features."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     spread = features.std(axis=0)
     scaled = (features - features.mean(axis=0))[:, spread > 0] / spread[spread > 0]
@@ -171,15 +172,13 @@ def compute_tsne(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]
     # PCA first: t-SNE on fewer dimensions is faster and less noisy.
     components = min(_COMPONENTS, *scaled.shape)
     reduced = PCA(components, random_state=0).fit_transform(scaled)
-    # The exact method is faster for few points: the threads of the approximation wait for each
-    # other.
     tsne = TSNE(
         perplexity=min(_PERPLEXITY, (len(features) - 1) / 3),
         init="pca",
         random_state=0,
         max_iter=_STEPS,
-        method="exact",
     )
-    with warnings.catch_warnings():
+    # One thread: with few points, several threads wait for each other.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")
         return tsne.fit_transform(reduced)

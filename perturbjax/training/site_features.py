@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from perturbjax.core.memory import release_freed_memory
 from perturbjax.core.progress import QUIET_S, track
 from perturbjax.data.batches import BatchOrder, Decoder, RawBatch
 from perturbjax.training.devices import Placement, prepare_step
-from perturbjax.training.step import make_site_features_step
+from perturbjax.training.step import make_masked_features_step, make_site_features_step
 
 #: Part of every checksum; increased when features of the same data and network change.
 _VERSION = 1
@@ -60,14 +60,15 @@ class SiteFeatureStore:
     folder: Path
     key: str
 
-    def read(self) -> dict[int, Float32[np.ndarray, " d"]]:
-        """Return the stored features by position; damaged files are ignored."""
+    def read(self, wanted: set[int]) -> dict[int, Float32[np.ndarray, " d"]]:
+        """Return the stored features of the wanted positions; damaged files are ignored."""
         stored: dict[int, np.ndarray] = {}
         for file in sorted(self.folder.glob(f"{self.key}-*.npz")):
             try:
                 with np.load(file, allow_pickle=False) as arrays:
-                    positions, features = arrays["positions"], arrays["features"]
-                stored |= dict(zip(positions.tolist(), features, strict=True))
+                    rows = zip(arrays["positions"].tolist(), arrays["features"], strict=True)
+                    stored |= {position: row for position, row in rows if position in wanted}
+                os.utime(file)  # now the most recently used
             except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
                 continue
         return stored
@@ -80,8 +81,7 @@ class SiteFeatureStore:
             with atomic(file) as temporary:
                 np.savez(temporary, positions=positions, features=features)
             delete_oldest(self.folder.glob("*.npz"), _CACHE_BYTES)
-        except (InputError, RuntimeError):
-            # A cache that cannot be written only costs time. RuntimeError: no home directory.
+        except InputError:  # a cache that cannot be written only costs time
             return
 
 
@@ -126,6 +126,7 @@ class SiteFeatures:
             placement: devices.
         """
         self._step = placement.compile_predict(make_site_features_step(graphdef, recipe))
+        self._masks_step = placement.compile_predict(make_masked_features_step(graphdef, recipe))
         self._placement = placement
 
     def compute(
@@ -141,13 +142,43 @@ class SiteFeatures:
         The number of sites in a device call is constant, so that a stored value equals a computed
         one to the last bit.
         """
-        stored = {} if store is None else store.read()
+        stored = {} if store is None else store.read(set(positions.tolist()))
         missing = np.array([one for one in dict.fromkeys(positions.tolist()) if one not in stored])
         for part, features in self._compute_parts(params, stats, batches, missing):
             stored |= dict(zip(part.tolist(), features, strict=True))
             if store is not None:
                 store.write(part, features)
         return np.stack([stored[one] for one in positions.tolist()])
+
+    def compute_of_masks(
+        self,
+        params: Any,
+        stats: Any,
+        pipelines: Sequence[Batches],
+        positions: Int[np.ndarray, " n"],
+        batch_size: int,
+    ) -> Float32[np.ndarray, "m n d"]:
+        """Compute the features of records with m different masks; the backbone runs once.
+
+        Args:
+            params: parameters of the network.
+            stats: statistics of the network.
+            pipelines: m batch pipelines of the same images with different masks.
+            positions: (n,) positions in the dataset.
+            batch_size: number of sites in a step.
+        """
+        order = BatchOrder.single_pass(positions, batch_size)
+        rows = []
+        batches = zip(*(batches(order) for batches in pipelines), strict=True)
+        unit = f"batches of {batch_size} sites"
+        label = "Computing features with changed masks"
+        tracked = track(batches, total=len(order), label=label, unit=unit, quiet_s=QUIET_S)
+        for number, step_batches in enumerate(tracked):
+            prepare_step(number, self._masks_step, params, stats, step_batches)
+            (features,) = self._masks_step(params, stats, step_batches)
+            rows.append(np.asarray(features)[:batch_size])
+            release_freed_memory()
+        return np.concatenate(rows)[: len(positions)].swapaxes(0, 1)
 
     def _compute_parts(
         self, params: Any, stats: Any, batches: Batches, positions: Int[np.ndarray, " n"]

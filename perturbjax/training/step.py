@@ -9,7 +9,7 @@ the total weight comes last. Random numbers depend on (seed, epoch, record) only
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -196,6 +196,22 @@ def make_site_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> Evaluatio
         return (nnx.merge(graphdef, params, stats, copy=True).compute_features(inputs, mode),)
 
     return site_features_step
+
+
+def make_masked_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> EvaluationStep:
+    """Build a site features step for several masks of the same images.
+
+    The step is `step(params, stats, batches) -> (features (b, m, d),)`. The m batches differ in
+    their masks only.
+    """
+
+    def masked_features_step(params: Any, stats: Any, batches: Sequence[RawBatch]) -> tuple[Array]:
+        inputs, mode = zip(*(evaluation_input(recipe, batch) for batch in batches), strict=True)
+        masks = jnp.concatenate([one[..., :1] for one in inputs], axis=-1)
+        model = nnx.merge(graphdef, params, stats, copy=True)
+        return (model.compute_features_of_masks(masks, inputs[0][..., 1:], mode[0]),)
+
+    return masked_features_step
 
 
 def make_head_step(graphdef: nnx.GraphDef, recipe: Recipe) -> EvaluationStep:

@@ -26,10 +26,11 @@ class MaskReader(Network):
         object.__setattr__(self, "run", SimpleNamespace(recipe=recipe))
         object.__setattr__(self, "has_attention", attention)
 
-    def apply_with_masks(self, dataset, positions, change, mask_transform=None) -> Predictions:
-        masks = change(
-            np.stack([np.full((4, 4), position % 2, np.uint8) for position in positions])
-        )
+    def apply_with_masks(self, dataset, positions, changes) -> list[Predictions]:
+        masks = np.stack([np.full((4, 4), position % 2, np.uint8) for position in positions])
+        return [self._read(one.change(masks)) for one in changes]
+
+    def _read(self, masks) -> Predictions:
         one = masks.mean(axis=(1, 2)).astype(np.float32)
         return Predictions(np.stack([1 - one, one], axis=1), np.zeros((len(one), 2), np.float32))
 

@@ -28,6 +28,7 @@ from perturbjax.core.config import (
 )
 from perturbjax.core.errors import InputError
 from perturbjax.data.batches import open_batches
+from perturbjax.data.batches.decoder import MaskChange
 from perturbjax.dataset import open_dataset
 from perturbjax.export import StableHLOConfig, export
 from perturbjax.inference import load_network
@@ -302,6 +303,20 @@ def test_features_are_the_trained_representation(folder, run):
     plates = list(dataset.column("Metadata_Plate")[:9])
     if run.recipe.input.normalize == "log":
         assert np.array_equal(network.apply(images, masks, plates).features, features)
+
+
+def test_several_masks_share_one_pass_of_the_backbone(folder, run):
+    network, dataset, positions = load_network(run), open_dataset(folder / "data"), np.arange(9)
+    changes = [MaskChange(), MaskChange(np.zeros_like)]
+    unchanged, empty = network.apply_with_masks(dataset, positions, changes)
+    separately = network.changed(dataset, positions, changes[1].change_batch)
+    for one, other in (
+        (unchanged, network.apply_to_dataset(dataset, positions)),
+        (empty, separately),
+    ):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
+        np.testing.assert_allclose(one.features, other.features, atol=1e-3)
+    assert not np.allclose(unchanged.features, empty.features, atol=1e-2)
 
 
 def test_site_features_are_computed_once(folder, run, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt, UInt16
@@ -17,6 +17,18 @@ from perturbjax.dataset import SiteSource
 
 #: Instance labels of a site to instance labels of the same shape.
 MaskTransform = Callable[[UInt16[np.ndarray, "h w"]], UInt16[np.ndarray, "h w"]]
+
+
+class MaskChange(NamedTuple):
+    """Change of a batch of encoded masks, and of the cells of each site before encoding."""
+
+    change: Callable[[np.ndarray], np.ndarray] = lambda masks: masks
+    mask_transform: MaskTransform | None = None
+
+    def change_batch(self, batch: RawBatch, first: int) -> RawBatch:
+        """Change the masks of a batch on the host."""
+        changed: Any = self.change(np.asarray(batch.mask))
+        return batch._replace(mask=changed)
 
 
 def stored_halvings(image_size: Sequence[int], augment: AugmentConfig) -> int:
