@@ -60,9 +60,14 @@ def list_files(root: Path) -> list[str]:
     Links are followed, but each folder is listed once.
 
     Raises:
-        InputError: The folder does not exist, cannot be read, or has too many files.
+        InputError: The folder does not exist, is a Zarr store, cannot be read, or has too many
+            files.
     """
     require_folder("images", root)
+    if root.suffix == ".zarr":
+        raise InputError(
+            f"--images {root}: is a Zarr store, which lists its sites; pass it to inspect and build"
+        )
     files: list[str] = []
 
     def fail(error: OSError) -> None:

@@ -81,6 +81,12 @@ def test_links_are_followed_once_and_stores_are_skipped(folder):
     assert [image.path for image in recognize(root, pattern="{well}.tif").images] == ["P1/A01.tif"]
 
 
+def test_zarr_stores_need_no_table(tmp_path):
+    (tmp_path / "plate.zarr").mkdir()
+    with pytest.raises(InputError, match="is a Zarr store, which lists its sites"):
+        recognize(tmp_path / "plate.zarr")
+
+
 def test_missing_folder_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"--images .*none: no such folder"):
         recognize(tmp_path / "none")
