@@ -32,6 +32,11 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
+def _line(text: str) -> str:
+    """Replace line breaks and repeated spaces by single spaces."""
+    return " ".join(text.split())
+
+
 def _folder(path: str) -> str:
     return path.rpartition("/")[0]
 
@@ -39,6 +44,18 @@ def _folder(path: str) -> str:
 def files_named(files: Sequence[str], *names: str) -> list[str]:
     """Files whose names end in one of the given texts, ignoring upper and lower case."""
     return [path for path in files if PurePosixPath(path).name.lower().endswith(names)]
+
+
+def _well(row: str, column: str) -> str:
+    """Name a well by its row and column, counted from 1.
+
+    Raises:
+        ValueError: They are not numbers, or not on a plate.
+    """
+    position = int(row), int(column)
+    if not (1 <= position[0] <= 32 and 1 <= position[1] <= 99):
+        raise ValueError(f"row {row}, column {column}")
+    return well_name(position[0] - 1, position[1] - 1)
 
 
 def _plate_folder(root: Path, path: str, skipped: str) -> str:
@@ -77,7 +94,7 @@ def describe_phenix(root: Path, files: Sequence[str], images: list[ImageFile]) -
             for t, r in records
             if "ChannelName" in r and "ChannelID" in r
         }
-        plate = next((record[""] for tag, record in records if tag == "PlateID"), "")
+        plate = next((_line(record[""]) for tag, record in records if tag == "PlateID"), "")
         for tag, record in records:
             if tag != "Image" or not record.get("URL"):
                 continue
@@ -103,22 +120,23 @@ def _phenix_image(
     # The index is in the folder of the images or in its parent.
     paths = ["/".join(part for part in (folder, sub, name) if part) for sub in ("", "Images")]
     try:
-        well = well_name(int(record["Row"]) - 1, int(record["Col"]) - 1)
+        well = _well(record["Row"], record["Col"])
         channel = record["ChannelID"]
         return ImageFile(
             next((path for path in paths if path in existing), paths[0]),
             plate,
             well,
-            record.get("FieldID", "1"),
+            str(int(record.get("FieldID", "1"))),
             channel,
-            record.get("PlaneID", "1"),
+            str(int(record.get("PlaneID", "1"))),
             record.get("TimepointID", "1"),
             record.get("ChannelName") or names.get(channel, ""),
         )
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"Index.xml of {folder or 'the images folder'}: {name} has no valid Row, Col or "
-            f"ChannelID ({error}); export it again, or remove the index to use the file names"
+            f"Index.xml of {folder or 'the images folder'}: {name} has no valid Row, Col, FieldID, "
+            f"PlaneID or ChannelID ({error}); export it again, or remove the index to use the file "
+            "names"
         ) from error
 
 
@@ -204,7 +222,7 @@ def _yokogawa_image(
         return ImageFile(
             path,
             plate,
-            well_name(int(record["Row"]) - 1, int(record["Column"]) - 1),
+            _well(record["Row"], record["Column"]),
             str(int(record["FieldIndex"])),
             channel,
             str(int(record.get("ZIndex", "1"))),
@@ -221,7 +239,7 @@ def _yokogawa_image(
 def _first_plate(root: Path, files: Sequence[str]) -> str:
     for path in files_named(files, ".mrf"):
         for _, record in read_records(root / path, {"MeasurementSamplePlate"}):
-            return record.get("Name", "")
+            return _line(record.get("Name", ""))
     return ""
 
 
@@ -231,7 +249,7 @@ def _yokogawa_channels(root: Path, files: Sequence[str]) -> dict[str, str]:
         str(int(record["Ch"])): record["Target"]
         for path in files_named(files, ".mes")
         for _, record in read_records(root / path, {"Channel"})
-        if record.get("Target") and record.get("Ch", "").isdigit()
+        if record.get("Target") and re.fullmatch(r"\d{1,4}", record.get("Ch", ""))
     }
 
 
@@ -260,7 +278,13 @@ def describe_scanr(root: Path, files: Sequence[str], images: list[ImageFile]) ->
                     "experiment_descriptor.xml, which states the format of the plate, next to the "
                     "folder of the images"
                 )
-            image = replace(image, well=well_name(*divmod(number - 1, columns)))
+            row, column = divmod(number - 1, columns)
+            try:
+                image = replace(image, well=_well(str(row + 1), str(column + 1)))
+            except ValueError as error:
+                raise InputError(
+                    f"{image.path}: well {number} is not on a plate with {columns} columns"
+                ) from error
         found.images.append(replace(image, plate=plate, channel_name=image.channel))
     found.images = _name_plates(root, found.images, "data")
     return found
@@ -275,8 +299,8 @@ def _scanr_descriptor(records: Sequence[tuple[str, dict[str, str]]]) -> tuple[st
             name = text
             in_format |= name == "format typedef"
         elif name == "plate name":
-            plate = text
-        elif in_format and name == "Columns" and text.isdigit():
+            plate = _line(text)
+        elif in_format and name == "Columns" and re.fullmatch(r"[1-9]\d?", text):
             columns, in_format = int(text), False
     return plate, columns
 

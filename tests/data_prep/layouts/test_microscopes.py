@@ -152,6 +152,8 @@ def test_scanr_numbers_need_the_columns_of_the_plate(folder):
     )
     (image,) = recognize(folder(names, {"s/experiment_descriptor.xml": descriptor})).images
     assert (image.plate, image.well, image.channel_name) == ("MyPlate", "B02", "dapi")
+    with pytest.raises(InputError, match="well 501 is not on a plate with 12 columns"):
+        recognize(folder(["s/data/--W00501--P00001--Z00000--T00000--dapi.tif"]))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,8 @@ def test_scanr_numbers_need_the_columns_of_the_plate(folder):
         ("", "is not valid XML"),
         ("<a>" * 101 + "</a>" * 101, "nested more than 100 times"),
         (phenix_index("<Image><URL>a.tiff</URL><Row>x</Row></Image>"), "no valid Row"),
+        (phenix_index(phenix_image("a.tiff", 1).replace("<Row>1", "<Row>0")), "row 0, column 2"),
+        (phenix_index(phenix_image("a.tiff", 1).replace("<PlaneID>1", "<PlaneID>x")), "'x'"),
     ],
 )
 def test_damaged_or_hostile_xml_is_refused(folder, content, message):
