@@ -35,9 +35,11 @@ from perturbjax.cli import parse_options
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import atomic
 from perturbjax.core.options import require, require_sound
+from perturbjax.profiles.profile_options import CLASSIFY_PRESETS
 
 GRIDS = ("presets", "corrections", "two_phase", "bbbc021_cells")
-#: Recipe of every grid that is `perturbjax classify --preset linear` instead of a training.
+#: Baseline of every grid. Recipes named as a preset of `perturbjax classify` run this command
+#: instead of a training.
 LINEAR = "linear"
 #: Lines of a page between which the table is written.
 MARKS = ("<!-- presets -->", "<!-- end presets -->")
@@ -62,7 +64,7 @@ class Grid:
     """Defaults of one experiment.
 
     Attributes:
-        recipes: name -> training; `linear` needs none.
+        recipes: name -> training; presets of `classify` need none.
         splits: split policies.
         folds: of five.
         seeds: of the networks; the split is that of seed 0.
@@ -127,7 +129,7 @@ def main(options: Config) -> None:
                 manifest = options.out / data / split / f"fold{fold}.parquet"
                 _write_split(manifest, directory, split, fold)
                 for recipe in recipes:
-                    for seed in (options.seeds or grid.seeds) if recipe != LINEAR else (0,):
+                    for seed in (0,) if is_classifier(recipe) else options.seeds or grid.seeds:
                         run = manifest.with_suffix("") / f"{_slug(recipe)}_seed{seed}"
                         flags = ("--data", directory, "--split-file", str(manifest))
                         more = (*grid.flags, *options.flags.split(), "--seed", str(seed))
@@ -138,6 +140,11 @@ def main(options: Config) -> None:
 
 def _slug(recipe: str) -> str:
     return recipe.replace(", ", "-").replace(" ", "-")
+
+
+def is_classifier(recipe: str) -> bool:
+    """Whether a recipe is a preset of `perturbjax classify`."""
+    return _slug(recipe) in CLASSIFY_PRESETS
 
 
 def _write_split(manifest: Path, directory: str, split: str, fold: int) -> None:
@@ -160,8 +167,9 @@ def evaluate_run(
     """
     if find_scores(run) is not None:
         return
-    if run.name.startswith(f"{LINEAR}_seed"):
-        command("perturbjax.cli", "classify", "--preset", LINEAR, *flags, "--out", run)
+    name = run.name.rpartition("_seed")[0]
+    if is_classifier(name):
+        command("perturbjax.cli", "classify", "--preset", name, *flags, "--out", run)
         return
     recipe: tuple[str, ...] = ()
     if training.changes:

@@ -3,7 +3,9 @@
     python -m experiments.simulated_plates --out runs/simulated
 
 Writes one dataset per aspect, of fields and of single cells (sites of 40 pixels with one or two
-cells), and prints the value of `--data` for `python -m experiments.grid --grid presets`.
+cells), or of large fields (`--units large_fields`: one site of 1080 pixels and about 1,000 cells
+per well, 4 s of processor time each). Prints the value of `--data` for `python -m experiments.grid
+--grid presets`.
 
 Existing folders are skipped. Scores on these datasets: docs/presets.md.
 """
@@ -21,7 +23,9 @@ from perturbjax.core.options import require, require_sound
 
 Aspect = Literal["count", "size", "shape", "intensity", "texture"]
 #: Height and width of a site in pixels. A typical cell has a radius of 15 pixels.
-SIZES = {"fields": 128, "cells": 40}
+SIZES = {"fields": 128, "cells": 40, "large_fields": 1080}
+#: Sites of a well.
+SITES = {"fields": 2, "cells": 2, "large_fields": 1}
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Config:
     """Folder for plates and datasets."""
     aspects: tuple[Aspect, ...] = ("count", "shape", "intensity", "texture")
     """Aspects in which compounds differ; one dataset for each."""
-    units: tuple[Literal["fields", "cells"], ...] = ("fields", "cells")
-    """Content of a site: a field of many cells, or single cells."""
+    units: tuple[Literal["fields", "cells", "large_fields"], ...] = ("fields", "cells")
+    """Content of a site: a field of many cells, single cells, or a field of 1080 pixels."""
     effect: float = 4.0
     """Effect size, as in `perturbjax simulate`."""
     plates: int = 5
@@ -45,7 +49,7 @@ class Config:
         require_sound(self)
         for name in ("aspects", "units"):
             require(name, getattr(self, name), bool(getattr(self, name)), "at least one")
-        possible = set(self.aspects) != {"count"} or "fields" in self.units
+        possible = set(self.aspects) != {"count"} or set(self.units) != {"cells"}
         expected = "more than count: single cells do not differ in number"
         require("aspects", self.aspects, possible, expected)
 
@@ -66,7 +70,7 @@ def build_dataset(options: Config, unit: str, aspect: str) -> Path:
     plates, out = options.out / "plates" / f"{unit}_{aspect}", options.out / f"{unit}_{aspect}"
     numbers = {name: getattr(options, name) for name in ("plates", "wells", "compounds", "effect")}
     flags = [word for name, value in numbers.items() for word in (f"--{name}", value)]
-    flags += ["--aspects", aspect, "--sites", 2, "--size", SIZES[unit]]
+    flags += ["--aspects", aspect, "--sites", SITES[unit], "--size", SIZES[unit]]
     command("perturbjax.cli", "simulate", "--out", plates, *flags)
     source = ("--load-data", plates / "load_data.csv", "--images", plates)
     segment = ("--aggregate", "none", "--segment-channels", "DNA")

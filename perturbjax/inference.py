@@ -314,7 +314,7 @@ class Network:
         recipe = self.run.recipe
         # No class names: prediction needs no labels.
         sites = describe_sites(dataset, input, (), seed=recipe.seed, statistics=statistics)
-        return Decoder(dataset, sites, input, recipe.augment)
+        return Decoder(dataset, sites, input, recipe.decoded_augment)
 
     def _apply(
         self,

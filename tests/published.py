@@ -42,11 +42,11 @@ def resnet(name: str, classes: int = 7, inputs: int = 3) -> torch.nn.Module:
 
 
 def efficientnet(name: str, classes: int = 7, image_size: int | None = None) -> torch.nn.Module:
-    """Create efficientnet_pytorch's B0 or efficientnet_lite_pytorch's Lite0.
+    """Create efficientnet_pytorch's B0 or a network of efficientnet_lite_pytorch.
 
     Padding depends on the input size if `image_size` is None.
     """
-    if name == "efficientnet_lite0":
+    if name.startswith("efficientnet_lite"):
         from efficientnet_lite_pytorch import EfficientNet
     else:
         from efficientnet_pytorch import EfficientNet

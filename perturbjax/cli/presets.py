@@ -53,7 +53,10 @@ def classify_presets(words: Sequence[str]) -> Presets:
     if name and name not in CLASSIFY_PRESETS:
         raise InputError(f"--preset {name}: unknown; choose one of {', '.join(CLASSIFY_PRESETS)}")
     values = dict(CLASSIFY_PRESETS.get(name, {}))
-    text = "Named settings. linear: baseline for every network, with --data."
+    text = (
+        "Named settings. linear: baseline for every network, with --data. linear-resized: the "
+        "same on fields shrunk to 224 pixels."
+    )
     flag = _preset_flag(text, name or None, CLASSIFY_PRESETS)
     # Defaults are found by field name, so nested fields move to the top level.
     return {**values.pop("source", {}), **values}, (flag,), rest

@@ -41,8 +41,7 @@ Precision = Literal["float32", "bf16"]
 Head = Literal["dense", "attention", "channels"]
 BackboneNorm = Literal["published", "batch"]
 Pool = Literal["last", "stages"]
-#: Summary of the cells or tiles of a site. The default was chosen on simulated plates and inner
-#: folds (docs/presets.md).
+#: Summary of the cells or tiles of a site; the default was chosen on inner folds (docs/presets.md).
 Summary = Literal["mean", "median", "mean-std"]
 DEFAULT_SUMMARY: Summary = "mean"
 
@@ -200,6 +199,9 @@ class TransferConfig:
     symmetries: int = python_only(1)
     """Number of flips and rotations of the site over which --head channels averages the features, 1
     to 8."""
+    window: int = python_only(0)
+    """Size in pixels of windows of native resolution at the cells, over which --head channels
+    averages the features of sites larger than --crop. 0 resizes such sites."""
     freeze_epochs: int = 5
     """First epochs, in which only the new layers are trained."""
     finetune_rate: float = 0.1
@@ -214,6 +216,7 @@ class TransferConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         require("symmetries", self.symmetries, 1 <= self.symmetries <= 8, "1 to 8")
+        require("window", self.window, self.window in (0, *range(32, 1025)), "0, or 32 to 1024")
         require("freeze-epochs", self.freeze_epochs, self.freeze_epochs >= 0, "0 or more")
         require("finetune-rate", self.finetune_rate, self.finetune_rate >= 0, "0 or more")
         decay = self.layer_decay
@@ -246,6 +249,11 @@ class Recipe:
             weights = self.transfer.weights
             require("weights", weights, bool(weights), "set with --head channels")
             require("crop", crop, crop >= 16, "at least 16 pixels with --head channels")
+
+    @property
+    def decoded_augment(self) -> AugmentConfig | None:
+        """Crops for which sites are downsampled on the host; None if windows need all pixels."""
+        return None if self.transfer.window else self.augment
 
 
 PRESETS: dict[str, Recipe] = {
@@ -281,7 +289,7 @@ PRESETS: dict[str, Recipe] = {
             balance=1.0,
         ),
         transfer=TransferConfig(
-            weights="package:efficientnet_lite0", head="channels", symmetries=8
+            weights="package:efficientnet_lite0", head="channels", symmetries=8, window=128
         ),
     ),
     # The simulated plates of `make demo`: about one minute of training on two cores.

@@ -10,7 +10,7 @@ from perturbjax.models.attention import ATTENTION
 from perturbjax.models.attention_multiscale import ATTENTION_MULTISCALE
 from perturbjax.models.backbone import Backbone
 from perturbjax.models.dinov2 import DINOV2
-from perturbjax.models.efficientnet import EFFICIENTNET_B0, EFFICIENTNET_LITE0
+from perturbjax.models.efficientnet import EFFICIENTNET_B0, EFFICIENTNET_LITE0, EFFICIENTNET_LITE2
 from perturbjax.models.layers import Mode, Outputs
 from perturbjax.models.masked_cnn import MASKED_CNN
 from perturbjax.models.resnet import RESNET18, RESNET34, RESNET50
@@ -27,6 +27,7 @@ BACKBONES: dict[str, Backbone] = {
     "resnet50": RESNET50,
     "efficientnet_b0": EFFICIENTNET_B0,
     "efficientnet_lite0": EFFICIENTNET_LITE0,
+    "efficientnet_lite2": EFFICIENTNET_LITE2,
     **DINOV2,
 }
 

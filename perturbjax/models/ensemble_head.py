@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from perturbjax.core.config import LINEAR_COMPONENTS
 from perturbjax.models.attention import AttentionClassifier
@@ -29,6 +29,7 @@ from perturbjax.models.backbone import InputScaling
 from perturbjax.models.layers import Dense, Mode, Outputs, dropout
 from perturbjax.models.pooling import pool_stages, pooled_size
 from perturbjax.models.symmetries import dihedral
+from perturbjax.models.windows import choose_windows, cut_windows, pad_to
 
 #: Percentiles of a channel's pixels, used as features with mean and standard deviation.
 PERCENTILES = (1.0, 50.0, 99.0)
@@ -74,7 +75,9 @@ class EnsembleClassifier(nnx.Module):
     In training, `logits` are those of the trainable branch, and the backbone does not run.
     Otherwise they are the ensemble's weighted mean of log-probabilities. `features` are the trained
     representation: the hidden units of the MLP and the features of the trainable branch.
-    `attention` is the branch's attention map.
+    `attention` is the branch's attention map. For sites larger than the input, the backbone
+    features of windows of native resolution can replace those of the resized site
+    (`pool_windows`).
 
     Args:
         backbone: network with `stage_maps`; its own head is removed.
@@ -136,9 +139,23 @@ class EnsembleClassifier(nnx.Module):
         features = jnp.concatenate([hidden, branch.features], axis=1)
         return Outputs(logits, features, branch.attention)
 
-    def compute_features(self, x: Float[Array, "b h w c"], mode: Mode) -> Float[Array, "b d"]:
-        """Compute backbone features of all stored channels and site statistics, unreduced."""
-        return self.compute_features_of_masks(x[..., :1], x[..., 1:], mode)[:, 0]
+    def compute_features(
+        self,
+        x: Float[Array, "b h w c"],
+        mode: Mode,
+        backbone_features: Float[Array, "b d"] | None = None,
+    ) -> Float[Array, "b d"]:
+        """Compute backbone features of all stored channels and site statistics, unreduced.
+
+        Args:
+            x: network input.
+            mode: mode of the layers.
+            backbone_features: of `pool_windows`; None computes those of the resized site `x`.
+        """
+        if backbone_features is None:
+            return self.compute_features_of_masks(x[..., :1], x[..., 1:], mode)[:, 0]
+        statistics = compute_statistics(x[..., 0], x[..., 1:])
+        return jnp.concatenate([backbone_features, statistics], axis=-1)
 
     def compute_features_of_masks(
         self, masks: Float[Array, "b h w m"], image: Float[Array, "b h w c"], mode: Mode
@@ -150,7 +167,7 @@ class EnsembleClassifier(nnx.Module):
         count = masks.shape[-1]
         # The first copy of each channel; further copies are normalized differently.
         stored = jnp.concatenate([masks, image[..., : self.channels]], axis=-1)
-        features = _map_in_chunks(lambda sites: self.pool_channels(sites, mode, count), stored)
+        features = map_in_chunks(lambda sites: self.pool_channels(sites, mode, count), stored)
         # (b, m d) -> (b, m, d)
         features = features.reshape(*features.shape[:1], count, features.shape[1] // count)
         statistics = [compute_statistics(masks[..., number], image) for number in range(count)]
@@ -163,22 +180,42 @@ class EnsembleClassifier(nnx.Module):
 
         The features of the masks are concatenated, and within them those of the channels.
         """
-        # The inverse of log1p: the backbone takes linear intensities.
-        linear = jnp.expm1(x[..., masks:])
-        low, high = jnp.percentile(
-            _subsample(linear), jnp.array([1.0, 99.0]), axis=(1, 2), keepdims=True
-        )
-        scaled = jnp.clip((linear - low) / jnp.maximum(high - low, 1e-6), 0, 1)
-        b, h, w, c = scaled.shape
-        # (b c, h, w, 1): each channel is a separate image.
-        gray = jnp.moveaxis(scaled, 3, 1).reshape(b * c, h, w, 1)
-        pairs = jnp.concatenate([gray, jnp.repeat(x[..., :masks], c, axis=0)], axis=-1)
+        pairs = _pair_with_masks(x[..., :masks], _scale_channels(x[..., masks:]))
         views = jnp.concatenate([dihedral(pairs, element) for element in range(self.symmetries)])
         pooled = self.pool_images(views, mode)
         # The views are averaged; the features of the channels of a site are concatenated.
         return jnp.concatenate(
-            [one.reshape(self.symmetries, b, -1).mean(0) for one in pooled], axis=-1
+            [one.reshape(self.symmetries, x.shape[0], -1).mean(0) for one in pooled], axis=-1
         )
+
+    def pool_windows(
+        self, x: Float[Array, "b h w c"], labels: Integer[Array, "b h w"], size: int, mode: Mode
+    ) -> Float[Array, "b d"]:
+        """Compute mean backbone features of windows of native resolution at the cells.
+
+        The orientation of cells is random, so that windows are not averaged over symmetries.
+
+        Args:
+            x: mask and first copy of each channel, at the resolution of the stored site.
+            labels: instance labels, 0 is background.
+            size: height and width of a window in pixels.
+            mode: mode of the layers.
+        """
+        x = jnp.concatenate([x[..., :1], _scale_channels(x[..., 1:])], axis=-1)
+
+        def pool_site(site: tuple[Array, Array]) -> Float[Array, " d"]:
+            image, labels = (pad_to(site[0][..., 1:], size, "symmetric"), site[1][..., None])
+            mask = pad_to(site[0][..., :1], size, "constant")
+            labels = pad_to(labels, size, "constant")[..., 0]
+            corners, weight = choose_windows(labels, size)
+            windows = cut_windows(jnp.concatenate([mask, image], axis=-1), corners, size)
+            pairs = _pair_with_masks(windows[..., :1], windows[..., 1:])
+            features = self.pool_images(pairs, mode)[0].reshape(len(windows), -1)
+            return weight @ features / weight.sum()
+
+        # One site after the other, because its windows and channels are many images.
+        many = isinstance(x.shape[0], int)
+        return jax.lax.map(pool_site, (x, labels)) if many else jax.vmap(pool_site)((x, labels))
 
     def pool_images(self, images: Float[Array, "n h w k"], mode: Mode) -> list[Float[Array, "n d"]]:
         """Compute pooled backbone features of gray images in [0, 1], for each of their masks.
@@ -193,25 +230,47 @@ class EnsembleClassifier(nnx.Module):
         return [pool_stages(maps, images[..., number]) for number in range(1, images.shape[-1])]
 
 
-def _map_in_chunks(
-    function: Callable[[Array], Array], x: Float[Array, "b h w c"]
-) -> Float[Array, "b d"]:
+def _scale_channels(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Scale each channel from its 1st to its 99th percentile to [0, 1], linear in intensity."""
+    # The inverse of log1p: the backbone takes linear intensities.
+    linear = jnp.expm1(x)
+    percentiles = jnp.array([1.0, 99.0])
+    low, high = jnp.percentile(_subsample(linear), percentiles, axis=(1, 2), keepdims=True)
+    return jnp.clip((linear - low) / jnp.maximum(high - low, 1e-6), 0, 1)
+
+
+def _pair_with_masks(
+    masks: Float[Array, "b h w m"], channels: Float[Array, "b h w c"]
+) -> Float[Array, "bc h w 1+m"]:
+    """Return each channel as a separate image, with its masks."""
+    b, h, w, c = channels.shape
+    gray = jnp.moveaxis(channels, 3, 1).reshape(b * c, h, w, 1)
+    return jnp.concatenate([gray, jnp.repeat(masks, c, axis=0)], axis=-1)
+
+
+def map_in_chunks(function: Callable[[Any], Array], x: Any) -> Float[Array, "b d"]:
     """Apply `function` to `SITES_PER_CHUNK` sites at a time.
 
     A chunk takes sites at regular distances in the batch. With several devices each holds a
     contiguous part of the batch, so that every chunk uses all of them.
+
+    Args:
+        function: chunk of sites -> features.
+        x: pytree of arrays with one row per site.
     """
-    n = x.shape[0]
+    n = jax.tree.leaves(x)[0].shape[0]
     if not isinstance(n, int):  # a symbolic batch size of an exported program
         return function(x)
     whole = n // SITES_PER_CHUNK * SITES_PER_CHUNK
     features = []
     if whole:
         # (chunks, SITES_PER_CHUNK, h, w, c).
-        chunks = x[:whole].reshape(SITES_PER_CHUNK, -1, *x.shape[1:]).swapaxes(0, 1)
+        chunks = jax.tree.map(
+            lambda a: a[:whole].reshape(SITES_PER_CHUNK, -1, *a.shape[1:]).swapaxes(0, 1), x
+        )
         features.append(jax.lax.map(function, chunks).swapaxes(0, 1).reshape(whole, -1))
     if whole < n:
-        features.append(function(x[whole:]))
+        features.append(function(jax.tree.map(lambda a: a[whole:], x)))
     return jnp.concatenate(features)
 
 

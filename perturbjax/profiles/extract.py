@@ -36,6 +36,7 @@ from perturbjax.profiles.extractors import Extractor, backbone_extractor, run_ex
 from perturbjax.profiles.feature_files import require_anndata, write_features
 from perturbjax.profiles.feature_options import FeaturesConfig
 from perturbjax.profiles.part_features import PartFeatures, summary_names
+from perturbjax.profiles.spatial_data import ZARR, require_spatialdata
 from perturbjax.profiles.window_features import (
     PART_WINDOWS,
     compute_parts,
@@ -91,6 +92,8 @@ def extract(config: FeaturesConfig) -> Path:
     connect(config.hosts)
     if config.out.suffix == ".h5ad":
         require_anndata("--out")
+    if config.out.suffix == ZARR:
+        require_spatialdata()
     dataset = open_dataset(config.data)
     make_folder(config.out.parent)
     if config.run is None and config.backbone == CELLPROFILER:
@@ -221,7 +224,7 @@ def _write_table(config: FeaturesConfig, dataset: Dataset, job: Job, files: list
                 "Pass --level site."
             )
     _report_counts([f.with_suffix(".json") for f in files if f.with_suffix(".json").is_file()])
-    rows = write_features(config.out, config.level, index, arrays, names, facts, cells)
+    rows = write_features(config.out, config.level, index, arrays, names, facts, cells, dataset)
     console.print(f"Extracted features: {rows} {config.level}s, {len(names)} features")
 
 

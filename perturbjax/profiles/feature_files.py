@@ -1,9 +1,10 @@
-"""Write features with their metadata, part by part: parquet, or AnnData (`.h5ad`)."""
+"""Write features with their metadata: parquet, AnnData (`.h5ad`) or SpatialData (`.zarr`)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from jaxtyping import Float32
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic
-from perturbjax.dataset import PLATE, WELL
+from perturbjax.dataset import PLATE, WELL, Dataset
+from perturbjax.profiles.spatial_data import ZARR, write_spatialdata
 
 Level = Literal["cell", "site", "well"]
 Parts = Sequence[Float32[np.ndarray, "_n _d"]]
@@ -35,11 +37,12 @@ def write_features(
     names: list[str],
     facts: dict[str, Any],
     cells: pd.DataFrame | None = None,
+    dataset: Dataset | None = None,
 ) -> int:
     """Write the features of a dataset, in the order of its index.
 
     Args:
-        path: `.h5ad` for AnnData, else parquet.
+        path: `.h5ad` for AnnData, `.zarr` for SpatialData, else parquet.
         level: "cell", "site", or "well" for the mean of the sites of each well.
         index: index of the dataset.
         parts: features of consecutive records; they may be memory maps and are read one after the
@@ -48,6 +51,7 @@ def write_features(
         facts: provenance, as JSON values.
         cells: for level "cell", one row for each row of the features, see
             `part_features.describe_cells`.
+        dataset: images and masks for SpatialData.
 
     Returns:
         Number of rows.
@@ -58,6 +62,10 @@ def write_features(
         metadata = cell_metadata(metadata, cells)
     if level == "well":
         metadata, parts = average_wells(metadata, parts)
+    if path.suffix == ZARR and dataset is not None:
+        with open_anndata(path, metadata, parts, names, facts) as table:
+            write_spatialdata(path, dataset, table)
+        return len(metadata)
     write = _write_anndata if path.suffix == ".h5ad" else _write_parquet
     with atomic(path) as temporary:
         write(temporary, metadata, parts, names, facts)
@@ -152,9 +160,20 @@ def require_anndata(flag: str) -> None:
 def _write_anndata(
     path: Path, metadata: pd.DataFrame, parts: Parts, names: list[str], facts: dict[str, Any]
 ) -> None:
+    with open_anndata(path, metadata, parts, names, facts) as table:
+        table.write_h5ad(path)
+
+
+@contextmanager
+def open_anndata(
+    path: Path, metadata: pd.DataFrame, parts: Parts, names: list[str], facts: dict[str, Any]
+) -> Iterator[Any]:
+    """Yield an AnnData table whose values are in a temporary file next to `path`.
+
+    A memory-mapped file keeps memory independent of the number of rows.
+    """
     import anndata
 
-    # AnnData takes one array: a memory-mapped file keeps memory independent of the number of rows.
     gathered = path.with_suffix(".npy")
     try:
         shape = (len(metadata), len(names))
@@ -162,12 +181,12 @@ def _write_anndata(
         np.concatenate(parts, out=values)
         text = {column: str for column in metadata if metadata[column].dtype == object}
         name = next((name for name in ROW_NAMES if name in metadata), None)
-        row_names = metadata.index.astype(str) if name is None else metadata[name].astype(str)
-        rows = metadata.astype(text).set_axis(pd.Index(row_names, name=None))
+        row_names = metadata.index if name is None else metadata[name]
+        rows = metadata.astype(text).set_axis(pd.Index(row_names.astype(str), name=None))
         table = anndata.AnnData(np.asarray(values), obs=rows, var=pd.DataFrame(index=names))
         if CENTER_X in metadata:
             table.obsm["spatial"] = metadata[[CENTER_X, CENTER_Y]].to_numpy(np.float32)
         table.uns[PROVENANCE_KEY] = json.dumps(facts)
-        table.write_h5ad(path)
+        yield table
     finally:
         gathered.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from perturbjax.models import BACKBONES
 from perturbjax.profiles.cellprofiler import CELLPROFILER
 from perturbjax.profiles.image_inputs import AdaptConfig
 from perturbjax.profiles.profile_table import METADATA
+from perturbjax.profiles.spatial_data import ZARR
 from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.processes import HostsConfig
 
@@ -35,8 +36,8 @@ class FeaturesConfig:
     data: tuple[Path, ...]
     """Dataset directories with the same channels."""
     out: Path
-    """Table to write: .parquet or .h5ad (AnnData). The same command resumes an interrupted
-    extraction."""
+    """Table to write: .parquet, .h5ad (AnnData), or .zarr (SpatialData, --level cell). The same
+    command resumes an interrupted extraction."""
     backbone: str = "resnet50"
     """Network, or cellprofiler for CellProfiler measurements of the cells."""
     weights: str = ""
@@ -71,7 +72,8 @@ class FeaturesConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require_output(self.out, ".parquet", ".h5ad")
+        stores = (ZARR,) if self.level == "cell" else ()
+        require_output(self.out, ".parquet", ".h5ad", *stores)
         if self.run is None and not self.weights and self.backbone != CELLPROFILER:
             backbone = BACKBONES.get(self.backbone)
             source = f", such as {backbone.source}, {backbone.license}" if backbone else ""

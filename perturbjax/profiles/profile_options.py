@@ -295,17 +295,21 @@ LINEAR_SOURCE: dict[str, Any] = {
     "statistics": True,
     "pool": "stages",
     "augmentations": 4,
-    "unit": "site",
+    "unit": "auto",
     "max_cells": 64,
 }
 #: `classify --preset` name -> field values that replace the defaults. linear is the baseline for
-#: every network.
+#: every network; linear-resized shrinks fields to the input size of the network.
 CLASSIFY_PRESETS: dict[str, dict[str, Any]] = {
-    "linear": {
-        "source": LINEAR_SOURCE,
+    name: {
+        "source": source,
         "models": "logistic_balanced",
         "preparation": PREPARATIONS["linear"].steps,
-    },
+    }
+    for name, source in (
+        ("linear", LINEAR_SOURCE),
+        ("linear-resized", LINEAR_SOURCE | {"unit": "site"}),
+    )
 }
 
 

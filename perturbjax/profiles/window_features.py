@@ -12,7 +12,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -21,7 +21,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.progress import track
 from perturbjax.data import mask_encodings
 from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.cells import CellCounts, CellReader, SiteCells
+from perturbjax.data.cells import CellCounts, CellReader, CellTable, SiteCells
 from perturbjax.data.tiles import SiteTiles, TileReader
 from perturbjax.dataset import Dataset
 from perturbjax.profiles.extractors import Extractor
@@ -35,10 +35,16 @@ PART_WINDOWS = 1024
 SITES_AHEAD = 2
 
 T = TypeVar("T")
-
-
 SiteWindows = SiteCells | SiteTiles
 WindowReader = CellReader | TileReader
+
+
+class FinishedSite(NamedTuple):
+    """A site without its pixels: number of windows, and its cells if windows are cells."""
+
+    windows: int
+    cells: CellTable | None = None
+    counts: CellCounts | None = None
 
 
 def open_reader(config: FeaturesConfig, dataset: Dataset) -> WindowReader:
@@ -122,33 +128,34 @@ def compute_parts(
             unit="sites",
         )
         for part in parts:
-            windows: list[SiteWindows] = []
-            batches = build(zip(part, itertools.islice(sites, len(part)), strict=True), windows)
+            finished: list[FinishedSite] = []
+            batches = build(zip(part, itertools.islice(sites, len(part)), strict=True), finished)
             steps = ((extractor.step(placement.place_rows(raw)), rows) for raw, rows in batches)
             values = [np.asarray(features)[:rows] for features, rows in one_ahead(steps)]
             if not values:
                 # Without a window, the network runs once to learn the number of features.
                 values = [_run_on_zeros(extractor, placement, reader.size, config.batch_size)[:0]]
-            yield _finish_part(config, part, windows, np.concatenate(values))
+            yield _finish_part(config, part, finished, np.concatenate(values))
 
 
 def _finish_part(
-    config: FeaturesConfig, part: range, sites: list[SiteWindows], values: np.ndarray
+    config: FeaturesConfig, part: range, sites: list[FinishedSite], values: np.ndarray
 ) -> PartFeatures:
-    cells = [site for site in sites if isinstance(site, SiteCells)]
-    counts = sum((site.counts for site in cells), CellCounts()) if cells else None
+    counts = [site.counts for site in sites if site.counts]
+    total = sum(counts, CellCounts()) if counts else None
     if config.level == "cell":
-        return PartFeatures(values, describe_cells(part, [site.table for site in cells]), counts)
-    ends = np.cumsum([0, *map(len, sites)])
+        cells = describe_cells(part, [site.cells for site in sites if site.cells is not None])
+        return PartFeatures(values, cells, total)
+    ends = np.cumsum([0, *(site.windows for site in sites)])
     rows = [summarize(values[a:b], config.summary) for a, b in itertools.pairwise(ends)]
-    return PartFeatures(np.stack(rows), None, counts)
+    return PartFeatures(np.stack(rows), None, total)
 
 
 def _build_batches(
     extractor: Extractor,
     size: int,
     sites: Iterator[tuple[int, SiteWindows]],
-    seen: list[SiteWindows],
+    finished: list[FinishedSite],
     *,
     single: bool,
 ) -> Iterator[tuple[RawBatch, int]]:
@@ -158,20 +165,22 @@ def _build_batches(
         extractor: mask encoding, shift and scale of each site.
         size: windows in a batch.
         sites: position and windows of each site.
-        seen: list to which the sites are appended.
+        finished: list to which the sites are appended.
         single: whether masks of cells contain the cell without its neighbors.
     """
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     positions: list[int] = []
     for position, site in sites:
-        seen.append(site)
+        cells = site if isinstance(site, SiteCells) else None
+        details = (cells.table, cells.counts) if cells is not None else ()
+        finished.append(FinishedSite(len(site), *details))
         start = 0
         while start < len(site):
             stop = min(len(site), start + size - len(positions))
             image, mask = site.crop(start, stop)
-            if single and isinstance(site, SiteCells):
-                mask *= mask == site.table.objects[start:stop, None, None]
+            if single and cells is not None:
+                mask *= mask == cells.table.objects[start:stop, None, None]
             images.append(image)
             masks.append(mask)
             positions += [position] * (stop - start)

@@ -72,7 +72,7 @@ class Experiment:
     @property
     def decoder(self) -> Decoder:
         """Decoder of the records for the batch pipeline."""
-        return Decoder(self.dataset, self.sites, self.recipe.input, self.recipe.augment)
+        return Decoder(self.dataset, self.sites, self.recipe.input, self.recipe.decoded_augment)
 
     @property
     def order(self) -> BatchOrder:

@@ -105,6 +105,7 @@ def open_store(decoder: Decoder, recipe: Recipe, params: Any) -> SiteFeatureStor
         "halvings": decoder.halvings,
         "model": dataclasses.asdict(recipe.model),
         "symmetries": recipe.transfer.symmetries,
+        "window": recipe.transfer.window,
         "platform": jax.default_backend(),
         "versions": [version(name) for name in ("perturbjax", "jax", "jaxlib")],
     }

@@ -18,10 +18,13 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
+from perturbjax.core.choices import MASK_ENCODINGS
 from perturbjax.core.config import Recipe
 from perturbjax.core.errors import InputError
 from perturbjax.data.augmentation import RawBatch, prepare, record_keys
+from perturbjax.data.normalization import normalize
 from perturbjax.models import Mode, Outputs
+from perturbjax.models.ensemble_head import map_in_chunks
 from perturbjax.training.loss import cross_entropy
 
 #: Folded into each record's augmentation key to derive its dropout key, so that the two streams are
@@ -193,7 +196,9 @@ def make_site_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> Evaluatio
 
     def site_features_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array]:
         inputs, mode = evaluation_input(recipe, batch)
-        return (nnx.merge(graphdef, params, stats, copy=True).compute_features(inputs, mode),)
+        model = nnx.merge(graphdef, params, stats, copy=True)
+        windows = window_features(model, recipe, batch, mode)
+        return (model.compute_features(inputs, mode, windows),)
 
     return site_features_step
 
@@ -205,7 +210,13 @@ def make_masked_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> Evaluat
     their masks only.
     """
 
+    site_features_step = make_site_features_step(graphdef, recipe)
+
     def masked_features_step(params: Any, stats: Any, batches: Sequence[RawBatch]) -> tuple[Array]:
+        if uses_windows(recipe, batches[0]):
+            # Masks determine the windows, too.
+            each = [site_features_step(params, stats, batch)[0] for batch in batches]
+            return (jnp.stack(each, axis=1),)
         inputs, mode = zip(*(evaluation_input(recipe, batch) for batch in batches), strict=True)
         masks = jnp.concatenate([one[..., :1] for one in inputs], axis=-1)
         model = nnx.merge(graphdef, params, stats, copy=True)
@@ -235,7 +246,42 @@ def _apply(
     graphdef: nnx.GraphDef, recipe: Recipe, params: Any, stats: Any, batch: RawBatch
 ) -> Outputs:
     inputs, mode = evaluation_input(recipe, batch)
-    return nnx.merge(graphdef, params, stats, copy=True)(inputs, mode)
+    model = nnx.merge(graphdef, params, stats, copy=True)
+    windows = window_features(model, recipe, batch, mode)
+    if windows is None:
+        return model(inputs, mode)
+    return model.classify(inputs, model.compute_features(inputs, mode, windows), mode)
+
+
+def uses_windows(recipe: Recipe, batch: RawBatch) -> bool:
+    """Whether the backbone gets windows, because sites are larger than the network input."""
+    return bool(recipe.transfer.window) and max(batch.image.shape[1:3]) > recipe.augment.crop
+
+
+def window_features(
+    model: Any, recipe: Recipe, batch: RawBatch, mode: Mode
+) -> Float[Array, "b d"] | None:
+    """Compute the backbone features of windows of native resolution.
+
+    Returns:
+        None if the recipe does not use windows for these sites.
+    """
+    if not uses_windows(recipe, batch):
+        return None
+    size = recipe.transfer.window
+
+    def pool(raw: RawBatch) -> Float[Array, "b d"]:
+        image = raw.image.astype(jnp.float32)
+        image = normalize(image, raw.shift, raw.scale, recipe.input.normalize)
+        mask = raw.mask.astype(jnp.float32) * MASK_ENCODINGS[recipe.input.mask_encoding].scale
+        is_used = recipe.input.mask_use != "none"
+        stored = jnp.concatenate([mask[..., None] * is_used, image[..., : model.channels]], axis=-1)
+        # Only this encoding distinguishes the cells; without it, windows are on a grid.
+        by_cell = is_used and recipe.input.mask_encoding == "instance"
+        return model.pool_windows(stored, raw.mask if by_cell else 0 * raw.mask, size, mode)
+
+    # In chunks, because sites of native resolution are large.
+    return map_in_chunks(pool, batch)
 
 
 def evaluation_input(

@@ -22,6 +22,7 @@ forward = nnx.jit(lambda model, x: model(x, Mode()))
         ("efficientnet_b0", (65, 71), "same", None),
         ("efficientnet_lite0", (63, 64), "same", None),
         ("efficientnet_lite0", (63, 64), "static", 224),
+        ("efficientnet_lite2", (63, 64), "same", None),
     ],
 )
 def test_features_and_logits_match_pytorch(name, size, padding, image_size):

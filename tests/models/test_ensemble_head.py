@@ -105,6 +105,17 @@ def test_features_of_chunked_sites_match_single_sites(n):
         )
 
 
+def test_window_of_the_size_of_the_site_gives_the_features_of_the_site():
+    """One cell: one window has weight 1. Without cells all windows of the grid are the same."""
+    model, x = small(2), site(2)
+    labels = jnp.zeros((2, 40, 40), jnp.uint16).at[0, 12:20, 10:30].set(7)
+    pool = nnx.jit(
+        lambda model, x: model.pool_windows(x, labels, 40, Mode()),
+    )
+    expected = compute_features(model, x)[:, : 2 * PER_CHANNEL]
+    np.testing.assert_allclose(pool(model, x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_logits_are_weighted_mean_and_only_branch_is_trained():
     model, x = small(), site(2)
     branch = nnx.jit(lambda model, x: model.trainable_branch(downsample_by_2(x), Mode()))(model, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import anndata
 import numpy as np
@@ -178,6 +179,27 @@ def test_pycytominer_and_anndata_read_cells(data, weights, cells, tmp_path):
     np.testing.assert_array_equal(
         stored.obsm["spatial"], table[["Metadata_Center_X", "Metadata_Center_Y"]]
     )
+
+
+@pytest.mark.filterwarnings("ignore")  # of spatialdata
+def test_spatialdata_has_images_labels_and_table(data, weights, cells, tmp_path):
+    spatialdata = pytest.importorskip("spatialdata")
+    out = extract(config(data, weights, tmp_path / "cells.zarr", level="cell"))
+    store, dataset = spatialdata.read_zarr(out), open_dataset(data)
+    table, (image, mask) = store["cells"], dataset.pixels(3)
+    np.testing.assert_array_equal(store["P1_A02_2_image"].to_numpy(), image.transpose(2, 0, 1))
+    np.testing.assert_array_equal(store["P1_A02_2_labels"].to_numpy(), mask)
+    assert list(table.obs_names) == list(pd.read_parquet(cells)["Metadata_cell_id"])
+    own = table.obs[table.obs["region"] == "P1_A02_2_labels"]
+    assert set(own["instance_id"]) == set(np.unique(mask)) - {0}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.zarr"]
+
+
+def test_missing_spatialdata_names_the_extra(data, weights, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spatialdata", None)
+    with pytest.raises(InputError, match=r"pip install 'perturbjax\[spatialdata\]'"):
+        extract(config(data, weights, tmp_path / "cells.zarr", level="cell"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sites_are_means_of_their_cells(data, weights, cells, tmp_path, capsys):

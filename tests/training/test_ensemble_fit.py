@@ -229,16 +229,19 @@ def folder(tmp_path_factory):
     return folder
 
 
-def config(folder, name: str) -> TrainConfig:
+def config(folder, name: str, window: int = 0) -> TrainConfig:
+    """Settings; with `window`, the network gets windows of sites that are larger than the crop."""
     recipe = Recipe(
         model=ModelConfig(model="resnet18"),
         input=InputConfig(normalize="log_plate", mask_encoding="instance"),
-        augment=AugmentConfig(crop=24),
+        augment=AugmentConfig(crop=16 if window else 24),
         optim=OptimConfig(
             epochs=2, batch_size=12, learning_rate=0.01, weight_decay=0.1, decoupled=True
         ),
         split=SplitConfig(split="well", folds=3),
-        transfer=TransferConfig(weights=str(folder / "resnet18.safetensors"), head="channels"),
+        transfer=TransferConfig(
+            weights=str(folder / "resnet18.safetensors"), head="channels", window=window
+        ),
     )
     return TrainConfig(
         out=folder / name,
@@ -262,9 +265,13 @@ def test_least_steps_lengthen_epochs_of_small_datasets(folder, least, steps_per_
     )  # 24 sites, 12 a step, 2 epochs
 
 
-@pytest.fixture(scope="module")
-def run(folder):
-    return fit(config(folder, "run"))
+@pytest.fixture(
+    scope="module",
+    params=[0, pytest.param(32, marks=pytest.mark.slow)],  # a second training takes 30 s
+    ids=["whole sites", "windows"],
+)
+def run(folder, request):
+    return fit(config(folder, f"run{request.param}", request.param))
 
 
 def test_training_changes_the_branch_only_and_frozen_members_fit_training_sites(folder, run):
@@ -340,14 +347,16 @@ def test_site_features_are_computed_once(folder, run, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_ensemble_training_is_bit_identical_when_repeated(folder, run):
-    again = fit(config(folder, "again"))
+    again = fit(config(folder, f"again{run.path.name}", run.recipe.transfer.window))
     one, other = (Checkpoints(path).load("latest")[0] for path in (run.path, again.path))
     assert all(np.array_equal(value, other[name]) for name, value in one.items())
     assert any(name.startswith("stats/reduce") for name in one)
 
 
 def test_exported_ensemble_predicts_same_as_run(folder, run):
-    out = export(StableHLOConfig(CheckpointConfig(run.path), out=folder / "exported"))
+    out = export(
+        StableHLOConfig(CheckpointConfig(run.path), out=folder / f"exported_{run.path.name}")
+    )
     exported = jax.export.deserialize((out / "network.jax_export").read_bytes())
     network, dataset = load_network(run), open_dataset(folder / "data")
     images, masks = dataset.read(range(9))
