@@ -1,4 +1,4 @@
-# make demo: simulate a plate, build, train, evaluate. make test: all quick tests. Both create .venv.
+# make demo: simulate plates, then all steps from images to results. make test: all quick tests. Both create .venv.
 # make aot: compile for accelerators without having one, in a separate environment (6 GB).
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,15 +12,9 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: demo test test-slow lint types docs faults storm bench aot aot-env clean
 
 demo: $(VENV)/.base
-	rm -rf $(DEMO)/plates $(DEMO)/dataset $(DEMO)/run
-	@echo "== 1/4 simulate plates with known effects"
-	$(BIN)/perturbjax simulate --out $(DEMO)/plates --plates 3 --wells 48 --compounds 6 --effect 3
-	@echo "== 2/4 find cells and build the dataset"
-	$(BIN)/perturbjax build --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/dataset --aggregate none --segment-channels DNA
-	@echo "== 3/4 train on some wells"
-	$(BIN)/perturbjax train --preset demo --data $(DEMO)/dataset --out $(DEMO)/run --evaluate-every 4
-	@echo "== 4/4 evaluate on the other wells"
-	$(BIN)/perturbjax evaluate --run $(DEMO)/run
+	rm -rf $(DEMO)
+	$(BIN)/perturbjax simulate --design screen --plates 2 --wells 72 --sites 1 --effect 3 --out $(DEMO)/plates
+	$(BIN)/perturbjax run --preset demo --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/results
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)

@@ -63,14 +63,7 @@ def inspect(options: InspectConfig) -> None:
         InputError: The table cannot be used, or files are missing or unreadable (after the
             summary).
     """
-    table = read_sites(
-        options.load_data,
-        options.images,
-        platemap=options.platemap,
-        compounds=options.compounds,
-        must_exist=False,
-        project="middle",  # accept stacks; only headers are read
-    )
+    table = _read_table(options)
     label_column = choose_label(table.sites, options.label_column, table.source)
     # The report is the output of the command, so it is printed to stdout; messages use stderr.
     out = PlainConsole()
@@ -90,8 +83,39 @@ def inspect(options: InspectConfig) -> None:
     out.print(f"Next step: {build_command(options, table.channels, headers)}")
 
 
+def suggest_build(options: InspectConfig) -> tuple[str, ...]:
+    """Return the words of the suggested `perturbjax build`, without the command and --out.
+
+    Raises:
+        InputError: the table cannot be used, or files are missing or unreadable.
+    """
+    table = _read_table(options)
+    headers = _read_headers(table)
+    _refuse_missing(table)
+    return build_words(options, table.channels, headers)
+
+
+def _read_table(options: InspectConfig) -> SiteTable:
+    return read_sites(
+        options.load_data,
+        options.images,
+        platemap=options.platemap,
+        compounds=options.compounds,
+        must_exist=False,
+        project="middle",  # accept stacks; only headers are read
+    )
+
+
 def build_command(options: InspectConfig, channels: tuple[str, ...], headers: pd.DataFrame) -> str:
     """Return the `perturbjax build` command for the inspected table and images."""
+    words = build_words(options, channels, headers)
+    return shlex.join(["perturbjax", "build", *words, "--out", "dataset"])
+
+
+def build_words(
+    options: InspectConfig, channels: tuple[str, ...], headers: pd.DataFrame
+) -> tuple[str, ...]:
+    """Return the words of the `perturbjax build` command for the inspected table and images."""
     flags: dict[str, object] = {
         "load-data": options.load_data,
         "images": options.images,
@@ -108,8 +132,9 @@ def build_command(options: InspectConfig, channels: tuple[str, ...], headers: pd
     if headers["shape"].nunique() > 1:
         # The smallest side, so that no image is enlarged.
         flags["resize"] = min(map(min, headers["shape"]))
-    words = [word for flag, value in flags.items() if value for word in (f"--{flag}", str(value))]
-    return shlex.join(["perturbjax", "build", *words, "--out", "dataset"])
+    return tuple(
+        word for flag, value in flags.items() if value for word in (f"--{flag}", str(value))
+    )
 
 
 def _image_warnings(headers: pd.DataFrame) -> list[str]:

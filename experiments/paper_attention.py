@@ -34,7 +34,8 @@ from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_sound
 from perturbjax.data.splits import TEST, TRAIN
 from perturbjax.dataset import Dataset
-from perturbjax.evaluation.figures import plot_curves
+from perturbjax.report.chart_files import write_charts
+from perturbjax.report.score_charts import training_charts
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run_directory import Run, read_metrics
 
@@ -80,7 +81,8 @@ def main(options: Config) -> None:
     )
     run = fit(config)
     rows = read_metrics(run.path)
-    plot_curves(rows, run.path / "curves.png")
+    _, charts = training_charts(rows)
+    write_charts(charts, run.path / "curves")
     plot_example(run.open_data(), run.path / "example.png")
     summary = summarise(run, rows)
     with atomic(run.path / "summary.md") as temporary:

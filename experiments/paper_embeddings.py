@@ -21,11 +21,9 @@ from pathlib import Path
 import pandas as pd
 
 from perturbjax.cli import parse_options
-from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.config import SplitConfig
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import atomic, make_folder
-from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_sound
 from perturbjax.dataset import open_dataset
 from perturbjax.evaluation.score_tables import print_evaluation, ranking_table
@@ -86,8 +84,6 @@ def main(options: Config) -> None:
         )
     make_folder(options.out)
     label = options.label_column or open_dataset(options.data).label_column
-    policy = options.split.split
-    console.print(f"info: split by {policy}: {SPLIT_POLICIES[policy].meaning}")
     tables = [run_backbone(options, name, weights, label) for name, weights in pairs]
     table = pd.concat(tables, ignore_index=True)
     with atomic(options.out / "table.csv") as temporary:

@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perturbjax.api import TrainedRun, differences, doses, hits, load, similar
+    from perturbjax.api import TrainedRun, differences, doses, fit, hits, load, similar
     from perturbjax.core.config import Recipe, preset
     from perturbjax.core.errors import InputError
     from perturbjax.dataset import Dataset, SitePixels, open_dataset, write_dataset
@@ -26,6 +26,7 @@ __version__ = "0.1.0"
 #: Public name -> its module.
 _MODULES = {
     "load": "perturbjax.api",
+    "fit": "perturbjax.api",
     "TrainedRun": "perturbjax.api",
     "hits": "perturbjax.api",
     "doses": "perturbjax.api",
@@ -58,6 +59,7 @@ __all__ = [
     "create",
     "differences",
     "doses",
+    "fit",
     "hits",
     "load",
     "open_dataset",

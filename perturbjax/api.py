@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float32
 
 from perturbjax.core.choices import NORMALIZATIONS
+from perturbjax.core.config import Recipe, preset
 from perturbjax.core.errors import InputError
 from perturbjax.core.options import require
 from perturbjax.dataset import PLATE, Dataset, open_dataset
@@ -160,6 +161,32 @@ class TrainedRun:
         except InputError:  # the dataset was moved; the run does not require it
             pictures = ""
         return card(str(run.path), facts, self.class_names, pictures)
+
+
+def fit(
+    data: Path | str, out: Path | str, recipe: Recipe | None = None, **options: Any
+) -> TrainedRun:
+    """Train a network on a dataset, or resume a training, as `perturbjax train` does.
+
+    Args:
+        data: dataset directory.
+        out: run directory to write.
+        recipe: settings of the training; by default those of `perturbjax.preset("pretrained")`.
+        options: further fields of `perturbjax.training.fit.TrainConfig`, such as
+            `checkpoint_every`.
+
+    Returns:
+        The trained network, see `load`.
+
+    Raises:
+        InputError: the data or the recipe cannot be used, or `out` contains another run.
+    """
+    from perturbjax.training.fit import TrainConfig
+    from perturbjax.training.fit import fit as train
+
+    recipe = preset("pretrained") if recipe is None else recipe
+    run = train(TrainConfig(out=Path(out), data=(Path(data),), recipe=recipe, **options))
+    return load(run.path)
 
 
 def load(path: Path | str, checkpoint: Which = "latest", epoch: int = 0) -> TrainedRun:

@@ -39,13 +39,17 @@ def dataset(tmp_path_factory):
     return perturbjax.open_dataset(folder)
 
 
-def train(dataset, name, model="attention", normalize="log"):
-    recipe = Recipe(
+def make_recipe(model="attention", normalize="log"):
+    return Recipe(
         model=ModelConfig(model=model),
         input=InputConfig(normalize=normalize),
         augment=AugmentConfig(crop=16),
         optim=OptimConfig(epochs=1, batch_size=8),
     )
+
+
+def train(dataset, name, model="attention", normalize="log"):
+    recipe = make_recipe(model, normalize)
     return fit(
         TrainConfig(out=dataset.path.parent / name, data=(dataset.path,), recipe=recipe)
     ).path
@@ -53,7 +57,11 @@ def train(dataset, name, model="attention", normalize="log"):
 
 @pytest.fixture(scope="module")
 def run(dataset):
-    return perturbjax.load(train(dataset, "run"))
+    return perturbjax.fit(dataset.path, dataset.path.parent / "run", make_recipe())
+
+
+def test_classes_of_dataset_and_run_agree(dataset, run):
+    assert dataset.class_names == run.class_names == ["DMSO", "taxol"]
 
 
 def test_predict_equals_the_command(run, dataset, tmp_path):

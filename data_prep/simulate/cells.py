@@ -14,6 +14,8 @@ import numpy as np
 import scipy.ndimage as ndi
 from jaxtyping import Float, Int, UInt16
 
+from data_prep.simulate.layout import ORGANIZATION
+
 CHANNELS = ("DNA", "Actin", "Tubulin")
 #: Radius of a typical cell in pixels, for a site of 128 x 128 pixels.
 CELL_RADIUS = 15.0
@@ -45,11 +47,17 @@ def draw_site(
     """Draw the cells of one site.
 
     Args:
-        traits: One value for each trait of `layout.TRAITS`.
+        traits: One value for each trait of `layout.TRAITS`; those of `layout.ORGANIZATION` are
+            typical if absent. A count of 0 gives an image without cells.
         size: Height and width in pixels. The number of cells is proportional to the area.
         rng: Random generator for positions, shapes and noise.
         magnification: Relative magnification of the objective: larger cells, and fewer.
     """
+    typical_organization = {name: trait.typical for name, trait in ORGANIZATION.items()}
+    traits = {**typical_organization, **traits}
+    if traits["count"] == 0:
+        blank = np.zeros((size, size), np.uint16)
+        return Drawing(_simulate_camera(np.zeros((size, size, 3)), size, rng), blank, blank)
     # `count` refers to a site of 128 x 128 pixels at magnification 1.
     expected = traits["count"] * (size / 128 / magnification) ** 2
     typical = CELL_RADIUS * magnification
@@ -65,7 +73,13 @@ def draw_site(
     nucleus_elongation = 1 + 0.6 * (traits["elongation"] - 1)
     # Each pixel belongs to the cell, and to the nucleus, with the smallest relative distance. A
     # distance of 1 is the outline.
-    nuclei_axes = _Axes.draw(centers, nucleus_elongation, rng)
+    nucleus_centers = centers
+    if traits["polarity"]:
+        # Each nucleus is moved in a random direction.
+        turn = rng.uniform(0, 2 * np.pi, count)
+        offset = np.stack([np.sin(turn), np.cos(turn)], axis=-1)
+        nucleus_centers = centers + traits["polarity"] * radii[:, None] * offset
+    nuclei_axes = _Axes.draw(nucleus_centers, nucleus_elongation, rng)
     nucleus_distance, nucleus_owner = _nearest(nuclei_axes, nucleus_radii, 0.03, size)
     cell_axes = _Axes.draw(centers, traits["elongation"], rng)
     cell_distance, owner = _nearest(cell_axes, radii, traits["irregularity"], size)
@@ -79,22 +93,24 @@ def draw_site(
     dna = (
         _soft_step(nucleus_distance, 0.10)
         * level[nucleus_owner, 0]
-        * _texture(size, 1.3, traits["granularity"], rng)
+        * _texture(size, 1.3 * traits["grain"], traits["granularity"], rng)
     )
     body = _soft_step(cell_distance, 0.06) * level[owner, 1]
     # A ring just inside of the outline.
     cortex = np.exp(-(((cell_distance - 0.9) / 0.12) ** 2)) * (cell_distance < 1.2)
     actin = (0.35 * body + 0.65 * cortex * level[owner, 1]) * _texture(
-        size, 2.2, 0.6 * traits["fibres"], rng
+        size, 2.2 * traits["grain"], 0.6 * traits["fibres"], rng
     )
-    # Microtubules: radial strands (9 per turn, irregular) that fade outward and avoid the nucleus.
+    # Microtubules: radial strands (irregular) that fade outward and avoid the nucleus. Their number
+    # is whole, so that they are continuous around the cell.
     rows, columns = np.indices((size, size), sparse=True, dtype=np.float32)
     cell_angle = np.arctan2(*nuclei_axes.offsets(rows, columns, owner))
-    strands = 1 + traits["fibres"] * np.sin(9 * cell_angle + 4 * _noise(size, 5.0, rng))
+    number = max(round(traits["strands"]), 2)
+    strands = 1 + traits["fibres"] * np.sin(number * cell_angle + 4 * _noise(size, 5.0, rng))
     fading = np.clip(1.15 - 0.75 * cell_distance, 0, None)
     fading = fading * (1 - 0.55 * _soft_step(nucleus_distance, 0.15))
     tubulin = _soft_step(cell_distance, 0.06) * fading * strands * level[owner, 2]
-    tubulin *= _texture(size, 1.6, 0.8 * traits["granularity"], rng)
+    tubulin *= _texture(size, 1.6 * traits["grain"], 0.8 * traits["granularity"], rng)
     light = np.stack(
         [dna * traits["dna"], actin * traits["actin"], tubulin * traits["tubulin"]], axis=-1
     )

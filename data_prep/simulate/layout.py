@@ -20,6 +20,13 @@ from jaxtyping import Float
 from data_prep.csv_tables import SOLVENT
 from perturbjax.core.plates import plate_shape, well_name
 
+#: Metadata of the wells with solvent.
+NEGATIVE_CONTROL = {
+    "pert_iname": SOLVENT,
+    "broad_sample": SOLVENT,
+    "moa": "negative control",
+    "control_type": "negcon",
+}
 #: Fraction of wells with solvent, as on JUMP-Target-1 (64 of 384).
 SOLVENT_FRACTION = 1 / 6
 #: Number of compounds with the same mechanism of action, which have part of their effect in common.
@@ -31,7 +38,10 @@ PLATE_SPREAD = 0.5
 
 @dataclass(frozen=True)
 class Trait:
-    """Typical value of a trait, and its relative between-well standard deviation."""
+    """Typical value of a trait, and its relative between-well standard deviation.
+
+    In `ORGANIZATION`, `deviation` is the absolute change for each unit of a shift.
+    """
 
     typical: float
     deviation: float
@@ -49,6 +59,16 @@ TRAITS = {
     "tubulin": Trait(3000.0, 0.08),
     "granularity": Trait(0.35, 0.15),
     "fibres": Trait(0.40, 0.15),
+}
+#: Organization of the cells: typical value, and change for each unit of a shift. It varies between
+#: treatments only, and only in the design "screen". None of the three changes brightness or count.
+ORGANIZATION = {
+    # Distance from the center of the cell to that of its nucleus, in cell radii.
+    "polarity": Trait(0.0, 0.1),
+    # Number of microtubule strands of a cell.
+    "strands": Trait(9.0, -1.0),
+    # Size of texture grains, relative to the typical size.
+    "grain": Trait(1.0, 0.3),
 }
 #: Groups of related traits. A compound shifts all traits of several aspects.
 ASPECTS = {
@@ -85,14 +105,7 @@ def perturbations(
     Returns:
         One row per treatment, solvent first: names, mechanism, and the shift of each trait.
     """
-    rows: list[dict[str, Any]] = [
-        {
-            "pert_iname": SOLVENT,
-            "broad_sample": SOLVENT,
-            "moa": "negative control",
-            "control_type": "negcon",
-        }
-    ]
+    rows: list[dict[str, Any]] = [dict(NEGATIVE_CONTROL)]
     shifts = (
         _graded_shifts(compounds, effect, aspects, rng)
         if aspects
@@ -108,7 +121,12 @@ def perturbations(
                 **compound_shifts,
             }
         )
-    columns = ["pert_iname", "broad_sample", "moa", "control_type", *TRAITS]
+    return treatment_table(rows)
+
+
+def treatment_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return one row per treatment: names, mechanism, and the shift of each trait (0 if absent)."""
+    columns = ["pert_iname", "broad_sample", "moa", "control_type", *TRAITS, *ORGANIZATION]
     return pd.DataFrame(rows).reindex(columns=columns).fillna(0.0)
 
 
@@ -156,17 +174,26 @@ def _graded_shifts(
     ]
 
 
-def assign_wells(wells: int, compounds: int, rng: np.random.Generator) -> np.ndarray:
+def assign_wells(
+    wells: int, compounds: int, rng: np.random.Generator, empty: int = 0
+) -> np.ndarray:
     """Assign treatments to wells at random.
 
+    Args:
+        wells: Number of wells.
+        compounds: Number of compounds.
+        rng: Random generator.
+        empty: Number of wells without cells; they get the row number after the last compound.
+
     Returns:
-        Row number in `perturbations` for each well: solvent in `SOLVENT_FRACTION` of the wells,
-        compounds in (almost) equal numbers.
+        Row number in the table of treatments for each well: solvent in `SOLVENT_FRACTION` of the
+        wells, compounds in (almost) equal numbers.
     """
     solvent = max(round(wells * SOLVENT_FRACTION), 1)
     # Row 0 is the solvent, so compounds count from 1.
-    treated = np.arange(wells - solvent) % compounds + 1
-    return rng.permutation(np.concatenate([np.zeros(solvent, int), treated]))
+    treated = np.arange(wells - solvent - empty) % compounds + 1
+    rows = [np.zeros(solvent, int), treated, np.full(empty, compounds + 1)]
+    return rng.permutation(np.concatenate(rows))
 
 
 def trait_values(z: Float[np.ndarray, "... traits"]) -> Float[np.ndarray, "... traits"]:
@@ -175,6 +202,14 @@ def trait_values(z: Float[np.ndarray, "... traits"]) -> Float[np.ndarray, "... t
     # The log scale makes a standard deviation relative and values positive.
     scale = np.array([math.log1p(trait.deviation) for trait in TRAITS.values()])
     return typical * np.exp(scale * z)
+
+
+def organization_values(
+    shifts: Float[np.ndarray, "... traits"],
+) -> Float[np.ndarray, "... traits"]:
+    """Convert shifts of the traits of `ORGANIZATION` to their values."""
+    table = ORGANIZATION.values()
+    return np.array([t.typical for t in table]) + shifts * np.array([t.deviation for t in table])
 
 
 def position_gradient(

@@ -14,20 +14,23 @@ import pandas as pd
 from data_prep.output import remove_work_folder, work_folder
 from data_prep.simulate.cells import CHANNELS, draw_site
 from data_prep.simulate.layout import (
+    ORGANIZATION,
     PLATE_SPREAD,
     SITE_SPREAD,
     TRAITS,
     assign_wells,
+    organization_values,
     perturbations,
     position_gradient,
     trait_values,
     well_names,
 )
+from data_prep.simulate.screen import EMPTY_FRACTION, SCREEN, screen_treatments
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder, read_json, write_json
 from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_output, require_seed, require_sound
-from perturbjax.core.plates import FORMATS
+from perturbjax.core.plates import EMPTY, FORMATS
 from perturbjax.core.progress import track
 
 #: Settings of a simulation, written last: a folder with this file is complete.
@@ -50,6 +53,9 @@ class SimulateConfig:
     """Number of compounds, without DMSO."""
     size: int = 128
     """Height and width of a site in pixels."""
+    design: Literal["random", "screen"] = "random"
+    """Treatments. random: compounds with random effects. screen: seven with named effects, one of
+    them toxic and one inactive, and empty wells."""
     effect: float = 1.0
     """Effect of a compound on a trait, in standard deviations between wells."""
     aspects: tuple[Literal["count", "size", "shape", "intensity", "texture"], ...] = ()
@@ -71,6 +77,10 @@ class SimulateConfig:
         require("compounds", compounds, compounds >= 1, "at least 1")
         limit = f"less than --wells, {self.wells}: DMSO needs a well too"
         require("compounds", compounds, compounds < self.wells, limit)
+        if self.design == "screen":
+            require("aspects", self.aspects, not self.aspects, "left out with --design screen")
+            least = 3 * len(SCREEN)
+            require("wells", self.wells, self.wells >= least, f"at least {least} with this design")
         require("size", self.size, self.size >= 32, "at least 32 pixels")
         require("effect", self.effect, self.effect >= 0, "0 or more")
         require("position-gradient", gradient, gradient >= 0, "0 or more")
@@ -111,8 +121,9 @@ def simulate(options: SimulateConfig) -> None:
         os.rename(folder, options.out)
         shutil.rmtree(work)
     console.print(
-        f"{options.out}: {len(rows)} sites on {options.plates} plates, {options.compounds} "
-        "compounds and DMSO"
+        f"{options.out}: {len(rows)} sites on {options.plates} plates, "
+        f"{truth['Metadata_pert_iname'][truth['Metadata_control_type'] == 'trt'].nunique()} "
+        "treatments and DMSO"
     )
 
 
@@ -126,17 +137,20 @@ def plan(options: SimulateConfig) -> pd.DataFrame:
         One row per site: position, treatment, trait values and shifts.
     """
     names = well_names(options.wells)
-    treatments = perturbations(options.compounds, options.effect, _rng(options, 0), options.aspects)
-    metadata = [column for column in treatments.columns if column not in TRAITS]
+    treatments, empty = _treatments(options)
+    all_traits = (*TRAITS, *ORGANIZATION)
+    metadata = [column for column in treatments.columns if column not in all_traits]
     # Random signs of the gradient along rows and columns, (2, traits).
     direction = _rng(options, 1).choice((-1.0, 1.0), (2, len(TRAITS)))
     gradient = position_gradient(options.wells, options.position_gradient, direction)
     shifts = treatments[list(TRAITS)].to_numpy()
+    organization = organization_values(treatments[list(ORGANIZATION)].to_numpy())
+    compounds = (treatments["control_type"] == "trt").sum()
     rows: list[dict[str, Any]] = []
     for plate in range(options.plates):
         # With a shared layout, all plates use the stream of plate 0.
         layout_stream = _rng(options, 2, 0 if options.shared_layout else plate)
-        layout = assign_wells(options.wells, options.compounds, layout_stream)
+        layout = assign_wells(options.wells, compounds, layout_stream, empty)
         rng = _rng(options, 3, plate)
         plate_effect = PLATE_SPREAD * rng.standard_normal(len(TRAITS))
         well_effect = rng.standard_normal((options.wells, len(TRAITS)))
@@ -144,6 +158,8 @@ def plan(options: SimulateConfig) -> pd.DataFrame:
         wells = shifts[layout] + gradient + plate_effect + well_effect
         # (wells, sites, traits).
         values = trait_values(wells[:, None] + site_effect)
+        is_empty = (treatments["control_type"] == EMPTY).to_numpy()[layout]
+        values[is_empty, :, list(TRAITS).index("count")] = 0
         for well, site in np.ndindex(options.wells, options.sites):
             treatment = treatments.iloc[layout[well]]
             rows.append(
@@ -154,10 +170,19 @@ def plan(options: SimulateConfig) -> pd.DataFrame:
                     **{f"Metadata_{name}": treatment[name] for name in metadata},
                     "stream": f"{plate},{well},{site}",
                     **dict(zip(TRAITS, values[well, site], strict=True)),
-                    **{f"shift_{name}": treatment[name] for name in TRAITS},
+                    **dict(zip(ORGANIZATION, organization[layout[well]], strict=True)),
+                    **{f"shift_{name}": treatment[name] for name in all_traits},
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _treatments(options: SimulateConfig) -> tuple[pd.DataFrame, int]:
+    """The table of treatments, and the number of empty wells of a plate."""
+    if options.design == "screen":
+        return screen_treatments(options.effect), max(round(options.wells * EMPTY_FRACTION), 1)
+    rng = _rng(options, 0)
+    return perturbations(options.compounds, options.effect, rng, options.aspects), 0
 
 
 def _write_site(folder: Path, site: dict[str, Any], options: SimulateConfig) -> dict[str, Any]:
@@ -165,7 +190,7 @@ def _write_site(folder: Path, site: dict[str, Any], options: SimulateConfig) -> 
     import tifffile
 
     stream = [int(part) for part in site["stream"].split(",")]
-    traits = {name: site[name] for name in TRAITS}
+    traits = {name: site[name] for name in (*TRAITS, *ORGANIZATION)}
     drawing = draw_site(traits, options.size, _rng(options, 4, *stream))
     plate, well = site["Metadata_Plate"], site["Metadata_Well"]
     name = f"{plate}_{well}_s{site['Metadata_Site']:02d}"

@@ -36,6 +36,7 @@ def run(quick: bool, folder: Path | None = None) -> Iterator[list[Row]]:
     for feed in ("resident", "streamed"):
         shutil.rmtree(out, ignore_errors=True)
         words = ["train", "--data", data, "--out", out, "--epochs", 1, "--feed", feed]
+        words += ["--preset", "paper"]
         words += ["--split", "well", "--folds", 4]
         words += ["--batch-size", 64, "--crop", 32 if quick else 128]
         result = run_measured(words, folder / "train.log")

@@ -17,7 +17,7 @@ from perturbjax.audit.controls import INTENSITY, UNTRAINED, add_intensity_featur
 from perturbjax.core.config import TransferConfig
 from perturbjax.core.errors import InputError
 from perturbjax.data.normalization import count_input_channels
-from perturbjax.data.splits import TEST, TRAIN
+from perturbjax.data.splits import TEST, TRAIN, split_name
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation.apply import EVALUATION, PREDICTIONS
 from perturbjax.evaluation.baselines import measured_intensities
@@ -216,7 +216,7 @@ def load_run_predictions(config: AuditConfig, path: Path) -> tuple[AuditData, Ru
     _, probabilities = select_predictions(
         read_predictions(file), data.index.iloc[test], run.class_names
     )
-    policy = run.recipe.split.split_file or run.recipe.split.split
+    policy = split_name(run.recipe.split, run.manifest(data.index))
     return data, RunPredictions(policy, train, test, probabilities)
 
 

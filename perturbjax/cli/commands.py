@@ -53,6 +53,16 @@ class Command:
 _WRITTEN = "Written: {result}"
 
 COMMANDS: dict[str, Command] = {
+    "run": Command(
+        "From images to results: inspect, build, train, evaluate, find hits and audit.",
+        "perturbjax.cli.workflow:WorkflowConfig",
+        "perturbjax.cli.workflow:run_workflow",
+        (
+            "--load-data load_data.csv --images DIR --out results",
+            "--load-data load_data.csv --images DIR --out results --preset linear",
+        ),
+        runs_network=True,
+    ),
     "table": Command(
         "Write load_data.csv from a folder of images and a plate map.",
         "data_prep.make_table:TableConfig",
@@ -100,8 +110,8 @@ COMMANDS: dict[str, Command] = {
         "perturbjax.training.fit:TrainConfig",
         "perturbjax.training.fit:fit",
         (
-            "--data dataset --out run --split well",
-            "--preset pretrained --data dataset --out run",
+            "--data dataset --out run",
+            "--preset paper --data dataset --out run --split plate",
         ),
         {"model": "perturbjax.models:BACKBONES"},
         first=(
@@ -197,6 +207,7 @@ COMMANDS: dict[str, Command] = {
             "--run run --out audit",
         ),
         {"model": "perturbjax.profiles.classifiers:CLASSIFIERS"},
+        presets="perturbjax.cli.presets:audit_presets",
         runs_network=True,
         message=_WRITTEN,
     ),

@@ -21,7 +21,7 @@ from perturbjax.core.options import (
 from perturbjax.core.plates import COMPOUND
 from perturbjax.core.progress import announce
 from perturbjax.data.batches import PipelineChoice
-from perturbjax.data.splits import TEST, TRAIN, fingerprint
+from perturbjax.data.splits import TEST, TRAIN, fingerprint, split_name
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation.apply import (
     EVALUATION,
@@ -203,7 +203,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     features = features_table(run, rows[predicted], part[predicted], predictions.features)
     model, fold = match_run_predictions(table, rows[part == TRAIN], rows[test], run.class_names)
     with announce("info: scoring the run and its baselines"):
-        evaluation = _score(run, model, fold, config.replicates)
+        split = split_name(run.recipe.split, manifest)
+        evaluation = _score(run, model, fold, split, config.replicates)
     skipped = evaluation.skipped
     if sets.unavailable:
         skipped = {**skipped, "prediction sets": sets.unavailable}
@@ -227,13 +228,15 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     return evaluation
 
 
-def _score(run: Run, model: ModelPredictions, fold: Fold, replicates: int) -> EvaluationResult:
+def _score(
+    run: Run, model: ModelPredictions, fold: Fold, split: str, replicates: int
+) -> EvaluationResult:
     """Score the predictions of a run and all baselines."""
     return evaluate_predictions(
         [model],
         [fold],
         run.class_names,
-        split=run.recipe.split.split_file or run.recipe.split.split,
+        split=split,
         seed=run.recipe.seed,
         replicates=replicates,
     )

@@ -10,10 +10,14 @@ from typing import Any
 from perturbjax.cli.parsing import Flag, parse_first
 from perturbjax.core.config import PRESETS, Recipe, preset, read_recipe
 from perturbjax.core.errors import InputError
+from perturbjax.core.messages import console
 
 _RECIPE = Flag(
     "recipe", Path, None, "Recipe: .toml file or config.json of a run; flags override it."
 )
+
+#: Preset for new data, and the best one that needs no weights (docs/presets.md).
+RECOMMENDED, WITHOUT_WEIGHTS = "pretrained", "cells"
 
 #: Defaults by field name, flags for the help, and the remaining words of the command line.
 Presets = tuple[dict[str, Any], Sequence[Flag], Sequence[str]]
@@ -22,10 +26,39 @@ Presets = tuple[dict[str, Any], Sequence[Flag], Sequence[str]]
 def train_presets(words: Sequence[str]) -> Presets:
     """Presets of `perturbjax train`."""
     (name, file), rest = parse_first(words, "preset", "recipe")
-    recipe = preset(name or "paper")
+    name = name or _default_preset(words)
+    recipe = preset(name)
     recipe = read_recipe(Path(file), recipe) if file else recipe
-    flag = _preset_flag("Named recipe.", name or "paper", PRESETS)
+    flag = _preset_flag("Named recipe; paper with --recipe or --model.", name, PRESETS)
     return _recipe_defaults(recipe), (flag, _RECIPE), rest
+
+
+def _default_preset(words: Sequence[str]) -> str:
+    """The preset of a training without --preset.
+
+    A recipe or network of the user replaces fields of `paper`. Otherwise it is the preset that is
+    recommended for new data.
+    """
+    given = {word.split("=")[0] for word in words}
+    if given & {"--recipe", "--model", "--weights", "--head"}:
+        return "paper"
+    if not (missing := missing_weights()):
+        return RECOMMENDED
+    # A resumed training has its recipe already, and the help needs no advice.
+    if not given & {"--resume", "-h", "--help", "--help-all"}:
+        console.print(f"info: using --preset {WITHOUT_WEIGHTS}, because {missing}")
+    return WITHOUT_WEIGHTS
+
+
+def missing_weights() -> str:
+    """Why the weights of the recommended preset cannot be used; empty if they can."""
+    from perturbjax.models.weights import resolve_source
+
+    try:
+        resolve_source(PRESETS[RECOMMENDED].transfer.weights)
+    except InputError as error:
+        return f"{RECOMMENDED} needs its weights: {error}"
+    return ""
 
 
 def import_presets(words: Sequence[str]) -> Presets:
@@ -60,6 +93,16 @@ def classify_presets(words: Sequence[str]) -> Presets:
     flag = _preset_flag(text, name or None, CLASSIFY_PRESETS)
     # Defaults are found by field name, so nested fields move to the top level.
     return {**values.pop("source", {}), **values}, (flag,), rest
+
+
+def audit_presets(words: Sequence[str]) -> Presets:
+    """Defaults of `perturbjax audit`: with --data, the features of the linear baseline.
+
+    Its statistics are left out, because they are the controls of the audit.
+    """
+    from perturbjax.profiles.profile_options import LINEAR_SOURCE
+
+    return {**LINEAR_SOURCE, "statistics": False}, (), words
 
 
 def _preset_flag(text: str, default: str | None, names: Collection[str]) -> Flag:

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float, UInt, UInt8
 
+from perturbjax.core.plates import EMPTY
+
 #: Colors of channels in their order; a single channel is white, a sixth channel gets the first
 #: color again. Source: Okabe and Ito's and IBM's color-blind safe palettes.
 COLORS = ("#4da6ff", "#ffb000", "#dc267f", "#2bb38a", "#ffffff")
+#: Colors of classes. Source: Okabe and Ito's and Paul Tol's color-blind safe palettes.
+CLASS_COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288",
+    "#117733", "#AA4499", "#999933", "#661100", "#44AA99", "#6699CC", "#DDCC77", "#AA4466",
+)  # fmt: skip
+#: Maximum number of channels that are mixed in full color.
+FULL_COLORS = 3
 #: WebP quality, 0 to 100.
 _QUALITY = 78
+
+
+def class_colors(names: Iterable[str]) -> dict[str, str]:
+    """Return the color of each class by its place in the order of names, empty wells last.
+
+    The script of the pages uses the same rule, so that a class has one color on all pages. With
+    more classes than `CLASS_COLORS` the result is empty: colors then go to selected classes.
+    """
+    ordered = sorted(set(names), key=lambda name: (name == EMPTY, name))
+    if len(ordered) > len(CLASS_COLORS):
+        return {}
+    return dict(zip(ordered, CLASS_COLORS, strict=False))
 
 
 def downsample_pixels(image: UInt[np.ndarray, "h w c"], step: int) -> Float[np.ndarray, "h2 w2 c"]:
@@ -40,6 +62,8 @@ def composite(
     """
     fraction = np.clip((image - low) / (high - low), 0, 1)
     channels = image.shape[-1]
+    # Four bright channels or more would mix to white, so each gets less than its full color.
+    fraction *= min(1, FULL_COLORS / channels)
     colors = np.ones((1, 3)) if channels == 1 else np.array([_rgb(c) for c in COLORS]) / 255
     darkness = np.ones((*image.shape[:2], 3))
     for channel in range(channels):

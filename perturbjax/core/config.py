@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from perturbjax.core.choices import MASK_ENCODINGS, NORMALIZATIONS, SPLIT_POLICIES
+from perturbjax.core.choices import MASK_ENCODINGS, NORMALIZATIONS, SPLIT_POLICIES, Choice
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json
 from perturbjax.core.options import (
@@ -28,12 +28,21 @@ from perturbjax.core.options import (
     require_sound,
 )
 
+#: `--split` value: the strictest policy that the data allow, see `data.split_choice`.
+AUTO = "auto"
+#: `--split` value -> its record.
+SPLIT_CHOICES: dict[str, Choice] = {
+    AUTO: Choice("the strictest of layout, plate and well that the data allow"),
+    **SPLIT_POLICIES,
+}
 if TYPE_CHECKING:
     SplitPolicy = str
+    AnySplit = str
     MaskEncoding = str
     Normalization = str
 else:  # the names of choices come from their tables alone
     SplitPolicy = Literal[tuple(SPLIT_POLICIES)]
+    AnySplit = Literal[tuple(SPLIT_CHOICES)]
     MaskEncoding = Literal[tuple(MASK_ENCODINGS)]
     Normalization = Literal[tuple(NORMALIZATIONS)]
 MaskUse = Literal["keep", "none", "only", "shuffle"]
@@ -165,8 +174,8 @@ class OptimConfig:
 class SplitConfig:
     """Train/test split"""
 
-    split: SplitPolicy = chosen_from(SPLIT_POLICIES, "well")
-    """Sites that stay together in the training or the test set."""
+    split: AnySplit = chosen_from(SPLIT_CHOICES, AUTO)
+    """Sites that stay together in the training or the test set; auto: strictest possible."""
     folds: int = 5
     """Number of folds; one of them is the test set."""
     fold: int = 0
@@ -271,7 +280,6 @@ PRESETS: dict[str, Recipe] = {
             decoupled=True,
             balance=1.0,
         ),
-        split=SplitConfig(split="plate"),
     ),
     # New data: ImageNet features of each channel, fitted classifiers and a small trainable branch
     # (docs/presets.md).
@@ -292,13 +300,20 @@ PRESETS: dict[str, Recipe] = {
             weights="package:efficientnet_lite0", head="channels", symmetries=8, window=128
         ),
     ),
-    # The simulated plates of `make demo`: about one minute of training on two cores.
+    # The simulated plates of `make demo`: `pretrained` with few steps and one view of each site.
     "demo": Recipe(
-        input=InputConfig(normalize="log"),
-        augment=AugmentConfig(crop=48, crop_scale=(0.3, 1.0)),
+        model=ModelConfig(model="efficientnet_lite0"),
+        input=InputConfig(normalize="log_plate", mask_encoding="instance"),
+        augment=AugmentConfig(crop=128, crop_scale=(0.5, 1.0), crop_ratio=(1.0, 1.0)),
         optim=OptimConfig(
-            epochs=20, batch_size=32, learning_rate=0.003, weight_decay=0.01, decoupled=True
+            epochs=2,
+            batch_size=32,
+            learning_rate=0.002,
+            weight_decay=0.05,
+            decoupled=True,
+            balance=1.0,
         ),
+        transfer=TransferConfig(weights="package:efficientnet_lite0", head="channels"),
     ),
     # The original program with its known errors (docs/fidelity.md).
     "original": Recipe(

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from perturbjax.core.errors import InputError
 
 #: Metadata columns with the position of a site.
 PLATE, WELL, SITE = "Metadata_Plate", "Metadata_Well", "Metadata_Site"
 BATCH = "Metadata_Batch"
+#: Column that marks controls, and its value for wells without cells or treatment.
+CONTROL_TYPE, EMPTY = "Metadata_control_type", "empty"
 #: Columns that identify a compound, best first: one compound can have several broad_samples.
 COMPOUND_COLUMNS = ("Metadata_InChIKey", "Metadata_pert_iname", "Metadata_broad_sample")
 #: Column of the treatment, column that marks controls, and its value for negative controls.
@@ -144,6 +146,13 @@ def compound_column(index: pd.DataFrame) -> str:
             return column
     names = ", ".join(COMPOUND_COLUMNS)
     raise InputError(f"the index has no column that identifies compounds. Add one of {names}.")
+
+
+def in_empty_wells(index: pd.DataFrame) -> Bool[np.ndarray, " n"]:
+    """True for sites or wells with `Metadata_control_type` empty, which have no treatment."""
+    if CONTROL_TYPE not in index.columns:
+        return np.zeros(len(index), dtype=bool)
+    return (index[CONTROL_TYPE].astype(str) == EMPTY).to_numpy(dtype=bool)
 
 
 def plate_layouts(index: pd.DataFrame) -> dict[str, str]:

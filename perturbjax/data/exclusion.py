@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Bool
 
 from perturbjax.core.errors import InputError
+from perturbjax.core.plates import CONTROL_TYPE, EMPTY, in_empty_wells
 
 OPERATORS = {
     "<=": operator.le,
@@ -104,7 +105,7 @@ def match_rule(index: pd.DataFrame, rule: str) -> Bool[np.ndarray, " n"]:
 def apply_exclusions(
     index: pd.DataFrame, rules: Sequence[str], label: str
 ) -> tuple[Bool[np.ndarray, " n"], list[str]]:
-    """Find the sites that no rule excludes.
+    """Find the sites that no rule excludes. Empty wells are always excluded.
 
     Args:
         index: one row for each of n sites.
@@ -119,6 +120,8 @@ def apply_exclusions(
         InputError: a rule cannot be applied, or all sites are excluded.
     """
     included, sentences = np.ones(len(index), bool), []
+    if in_empty_wells(index).any():
+        rules = (f"{CONTROL_TYPE}=={EMPTY}", *rules)
     for rule in rules:
         excluded = match_rule(index, rule)
         included &= ~excluded

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from perturbjax.core.choices import SPLIT_POLICIES
-from perturbjax.core.config import SplitConfig, SplitPolicy
+from perturbjax.core.config import AUTO, SPLIT_CHOICES, AnySplit, SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_parquet, write_parquet
 from perturbjax.core.messages import console
@@ -30,6 +30,7 @@ from perturbjax.core.options import (
     require_sound,
 )
 from perturbjax.data.exclusion import apply_exclusions, read_rules
+from perturbjax.data.split_choice import assign_groups, choose_split
 from perturbjax.dataset import open_dataset
 
 COLUMNS = ("site_id", "group", "part")
@@ -91,16 +92,6 @@ def make_split(
     manifest.attrs = {"policy": policy, "label": label, "folds": folds, "fold": fold, "seed": seed}
     _require_learnable(manifest, labels, policy, label)
     return manifest
-
-
-def assign_groups(index: pd.DataFrame, policy: str) -> np.ndarray:
-    """Return the group of each site under a split policy, (n,) text."""
-    if policy not in SPLIT_POLICIES:
-        raise InputError(
-            f"--split {policy}: unknown (available: {', '.join(SPLIT_POLICIES)}). Pass one of "
-            "these."
-        )
-    return SPLIT_POLICIES[policy].groups(index).to_numpy(dtype=object)
 
 
 def _require_possible(
@@ -239,7 +230,8 @@ def create_manifest(
     """Read or make the split of a configuration, without the sites that it excludes.
 
     Returns:
-        The manifest. `attrs["excluded"]` has one sentence for each exclusion rule.
+        The manifest. `attrs["notes"]` has one sentence for each exclusion rule, and the reason of
+        an automatic choice; `attrs["policy"]` is the policy.
     """
     included, sentences = apply_exclusions(index, read_rules(config.exclude), label)
     if config.split_file:
@@ -247,9 +239,13 @@ def create_manifest(
             read_split(Path(config.split_file), index), index["site_id"][~included]
         )
     else:
+        policy = config.split
+        if policy == AUTO:
+            policy, reason = choose_split(index[included], label, config.folds)
+            sentences.append(reason)
         manifest = make_split(
             index[included],
-            config.split,
+            policy,
             label=label,
             folds=config.folds,
             fold=config.fold,
@@ -258,8 +254,14 @@ def create_manifest(
     if config.validation_fraction and not (manifest["part"] == VALIDATION).any():
         labels = index.set_index("site_id")[label].astype(str)
         manifest = hold_out_validation(manifest, labels, config.validation_fraction, seed)
-    manifest.attrs["excluded"] = sentences
+    manifest.attrs["notes"] = sentences
     return manifest
+
+
+def split_name(config: SplitConfig, manifest: pd.DataFrame) -> str:
+    """Return the policy of a split, or the name of its file."""
+    policy = manifest.attrs.get("policy", AUTO) if config.split == AUTO else config.split
+    return config.split_file or policy
 
 
 def hold_out_validation(
@@ -323,8 +325,8 @@ class ManifestConfig:
     """Dataset directories with the same channels."""
     out: Path
     """Split to write (.parquet), for `perturbjax train --split-file`."""
-    split: SplitPolicy = chosen_from(SPLIT_POLICIES, "well", "policy")
-    """Sites that stay together in the training or the test set."""
+    split: AnySplit = chosen_from(SPLIT_CHOICES, AUTO, "policy")
+    """Sites that stay together in the training or the test set; auto: strictest possible."""
     label_column: str = ""
     """Index column for stratification; by default the label column of the dataset."""
     folds: int = 5
@@ -358,11 +360,12 @@ def split_dataset(options: ManifestConfig) -> Path:
         split=options.split, folds=options.folds, fold=options.fold, exclude=options.exclude
     )
     manifest = create_manifest(dataset.index, config, label=label, seed=options.seed)
-    for sentence in manifest.attrs["excluded"]:
+    for sentence in manifest.attrs["notes"]:
         console.print(sentence)
     write_split(manifest, options.out)
     test = (manifest["part"] == TEST).sum()
-    console.print(f"Split by {options.split}: {SPLIT_POLICIES[options.split].meaning}.")
+    policy = manifest.attrs["policy"]
+    console.print(f"Split by {policy}: {SPLIT_POLICIES[policy].meaning}.")
     console.print(
         f"Sites: {len(manifest) - test} train, {test} test. Fingerprint: {fingerprint(manifest)}"
     )

@@ -123,6 +123,13 @@ class Dataset:
         return self.provenance["label_column"]
 
     @property
+    def class_names(self) -> list[str]:
+        """Classes of the label column, sorted; empty if the dataset has no labels."""
+        if not self.label_column:
+            return []
+        return sorted(self.index[self.label_column].astype(str).unique())
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels of all sites.
 

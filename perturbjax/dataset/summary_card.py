@@ -15,7 +15,7 @@ from perturbjax.dataset.schema import SiteSource
 
 #: Black is the `LOW`-th percentile over sites of their 1st percentiles, full color the `HIGH`-th of
 #: their 99th.
-LOW, HIGH = 5, 95
+LOW, HIGH = 5, 75
 #: Maximum number of example sites, their height in pixels, and maximum number of listed classes.
 PICTURES, PICTURE_HEIGHT, LISTED_CLASSES = 8, 96, 12
 

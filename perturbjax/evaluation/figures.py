@@ -1,8 +1,11 @@
-"""Figures of a run: each function draws and writes one PNG."""
+"""Static figures of matrices, plates and rankings, each written as PNG and SVG.
+
+Charts with axes are drawn by `perturbjax.report.svg`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +18,8 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic
 from perturbjax.core.messages import PLOT_TEXT
 from perturbjax.core.plates import PLATE, WELL, parse_wells, row_name, smallest_plate_shape
-from perturbjax.evaluation.evaluation_result import EvaluationResult, Level, rank_rows
-from perturbjax.evaluation.scores import HEADLINE, METRICS
+from perturbjax.evaluation.evaluation_result import EvaluationResult, rank_rows
+from perturbjax.evaluation.scores import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,12 +28,6 @@ if TYPE_CHECKING:
 #: Colors with one meaning in all figures, suitable for color blindness (Wong 2011, Nat Methods 8,
 #: 441).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
-_PART = {"train": (BLUE, "training sites"), "test": (ORANGE, "test sites")}
-_LEVEL = {
-    "site": (BLUE, "by site"),
-    "treated": (GREEN, "by treated site"),
-    "well": (ORANGE, "by well"),
-}
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -49,106 +46,18 @@ _NAMED_CLASSES, _NUMBERED_CLASSES, _PLATES = 45, 20, 12
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure of width × height inches, and write it to `path` at the end."""
+    """Yield a figure of width × height inches, and write it as PNG and SVG at the end."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE | PLOT_TEXT):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        with atomic(Path(path)) as temporary:
-            figure.savefig(temporary)
-
-
-def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Plot loss, accuracy and learning rate by epoch.
-
-    Rows of metrics.jsonl have `epoch`, `split` ("train" or "test") and any of `loss`, `accuracy`,
-    `learning_rate`.
-
-    Raises:
-        InputError: no row has any of them.
-    """
-    from matplotlib.ticker import FormatStrFormatter, MaxNLocator
-
-    panels = [
-        ("loss", "loss (cross-entropy, nats)"),
-        ("accuracy", "accuracy"),
-        ("learning_rate", "learning rate"),
-    ]
-    table = pd.DataFrame(list(rows))
-    panels = [
-        (key, title)
-        for key, title in panels
-        if key in table and "epoch" in table and table[key].notna().any()
-    ]
-    if not panels:
-        raise InputError("metrics.jsonl: has no epoch with loss, accuracy or learning rate")
-    split = table["split"] if "split" in table else pd.Series("train", index=table.index)
-    with _figure(path, 3.6 * len(panels), 2.9) as figure:
-        for axes, (key, title) in zip(
-            np.ravel(figure.subplots(1, len(panels))), panels, strict=True
-        ):
-            parts = ["train"] if key == "learning_rate" else list(_PART)
-            for part in parts:
-                line = table[(split == part) & table[key].notna()]
-                if line.empty:
-                    continue
-                colour, label = _PART[part] if key != "learning_rate" else (GREY, None)
-                marker = "o" if len(line) <= 40 else None
-                axes.plot(
-                    line["epoch"], line[key], color=colour, label=label, marker=marker, markersize=3
-                )
-            axes.set(title=title, xlabel="epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            if key == "learning_rate":
-                axes.yaxis.set_major_formatter(FormatStrFormatter("%.3g"))
-            elif axes.get_legend_handles_labels()[0]:
-                axes.legend()
-            if key == "accuracy":
-                axes.set_ylim(bottom=0)
-    return Path(path)
-
-
-def plot_scores(evaluation: EvaluationResult, path: Path) -> Path:
-    """Plot a model and its baselines with 95 % intervals, one panel per metric."""
-    metrics, levels = evaluation.metrics, evaluation.displayed_levels
-    rows = [row.name for row in evaluation.levels[0].rows]
-    with _figure(path, 2.5 * len(metrics) + 1, 0.42 * len(rows) + 1.3) as figure:
-        panels = np.ravel(figure.subplots(1, len(metrics), sharey=True))
-        for axes, metric in zip(panels, metrics, strict=True):
-            for offset, level in zip(_offsets(len(levels)), levels, strict=True):
-                known = [
-                    (at, row.scores[metric])
-                    for at, row in enumerate(level.rows)
-                    if metric in row.scores
-                ]
-                value, low, high = np.array([(one.value, one.low, one.high) for _, one in known]).T
-                axes.errorbar(
-                    value,
-                    np.array([at for at, _ in known]) + offset,
-                    xerr=[value - low, high - value],
-                    fmt="o",
-                    color=_LEVEL[level.name][0],
-                    markersize=4,
-                    capsize=2,
-                    label=f"{_LEVEL[level.name][1]} (n = {level.n})",
-                )
-            # Highlight the first row, which is the model.
-            axes.axhspan(-0.5, 0.5, color="#F1F4F7", zorder=0)
-            left = -0.02 if METRICS[metric].bounds[0] == 0 else None
-            axes.set(title=METRICS[metric].words, xlim=(left, None), ylim=(len(rows) - 0.5, -0.5))
-            axes.set_yticks(np.arange(len(rows)), rows)
-            axes.tick_params(axis="y", length=0)
-            axes.grid(axis="y", visible=False)
-        panels[0].get_yticklabels()[0].set_fontweight("bold")
-        figure.set_layout_engine("constrained", w_pad=0.1)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return Path(path)
-
-
-def _offsets(count: int) -> list[float]:
-    return [0.26 * (at - (count - 1) / 2) / max(count - 1, 1) for at in range(count)]
+        for suffix in ("svg", "png"):
+            # Without a date, the same results give the same file.
+            facts = {"Date": None} if suffix == "svg" else {}
+            with atomic(Path(path).with_suffix(f".{suffix}")) as temporary:
+                figure.savefig(temporary, format=suffix, metadata=facts)
 
 
 def plot_ranking(evaluation: EvaluationResult, path: Path, title: str) -> Path:
@@ -185,31 +94,6 @@ def plot_ranking(evaluation: EvaluationResult, path: Path, title: str) -> Path:
             "grey: baselines",
             fontsize=9,
         )
-    return Path(path)
-
-
-def plot_splits(levels: Mapping[str, Level], model: str, path: Path) -> Path:
-    """Plot balanced accuracy of a model (blue) and its controls (gray), one panel per split."""
-    names = list(dict.fromkeys(row.name for level in levels.values() for row in level.rows))
-    with _figure(path, 2.6 * len(levels) + 1.6, 0.3 * len(names) + 1.1) as figure:
-        panels = np.ravel(figure.subplots(1, len(levels), sharey=True, sharex=True))
-        for axes, (split, level) in zip(panels, levels.items(), strict=True):
-            for row in level.rows:
-                y, found, colour = (
-                    names.index(row.name),
-                    row.scores[HEADLINE],
-                    BLUE if row.name == model else GREY,
-                )
-                axes.plot([found.low, found.high], [y, y], color=colour, linewidth=2)
-                axes.plot(found.value, y, "o", color=colour, markersize=5)
-            axes.set(
-                title=f"split by {split} (n = {level.n})",
-                xlabel=METRICS[HEADLINE].words,
-                xlim=(-0.02, 1.02),
-            )
-            axes.grid(axis="y", visible=False)
-        panels[0].set_yticks(range(len(names)), names)
-        panels[0].set_ylim(len(names) - 0.5, -0.5)
     return Path(path)
 
 
@@ -398,36 +282,4 @@ def plot_plates(
             ha="left",
             fontsize=10,
         )
-    return Path(path)
-
-
-def plot_reliability(
-    labels: Int[np.ndarray, " n"],
-    probabilities: Float[np.ndarray, "n classes"],
-    path: Path,
-    bins: int = 10,
-) -> Path:
-    """Plot accuracy by confidence, and the histogram of confidence (see `calibration`)."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    edges = np.linspace(0, 1, bins + 1)
-    # A confidence of 1 belongs to the last bin.
-    where = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
-    sites = np.bincount(where, minlength=bins)
-    filled = sites > 0
-    stated = np.bincount(where, confidence, bins)[filled] / sites[filled]
-    reached = np.bincount(where, right, bins)[filled] / sites[filled]
-    error = float((np.abs(stated - reached) * sites[filled]).sum() / len(labels))
-    with _figure(path, 4.2, 4.6) as figure:
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
-        upper.plot(stated, reached, "o-", color=BLUE, markersize=4, label="model")
-        upper.set(
-            title=f"calibration of test sites, error {error:.3f}",
-            ylabel="accuracy",
-            xlim=(0, 1),
-            ylim=(0, 1),
-        )
-        upper.legend(loc="upper left")
-        lower.bar(edges[:-1], sites, width=1 / bins, align="edge", color=BLUE, edgecolor="white")
-        lower.set(xlabel="confidence (probability of the predicted class)", ylabel="sites")
     return Path(path)

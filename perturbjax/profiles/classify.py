@@ -73,7 +73,7 @@ def classify(config: ClassifyConfig) -> EvaluationResult:
         models,
         folds,
         class_names,
-        split=_split_name(config),
+        split=_split_name(config, next(iter(manifests.values()))),
         seed=config.seed,
         replicates=config.replicates,
     )
@@ -100,7 +100,7 @@ def _split(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[str, 
             raise InputError(
                 f"--hold-out {unknown[0]}: no such plate (available: {EACH}, {', '.join(plates)})"
             )
-        included, excluded = apply_exclusions(profiles.metadata, read_rules(split.exclude), label)
+        included, notes = apply_exclusions(profiles.metadata, read_rules(split.exclude), label)
         out = profiles.metadata["site_id"][~included]
         manifests = {
             plate: splits.remove_sites(_hold_out(profiles, plate), out) for plate in chosen
@@ -115,8 +115,8 @@ def _split(config: ClassifyConfig, profiles: Profiles, label: str) -> dict[str, 
         }
         if split.split_file and not config.all_folds:
             manifests = {"split_file": manifests.popitem()[1]}
-        excluded = next(iter(manifests.values())).attrs["excluded"]
-    for sentence in excluded:
+        notes = next(iter(manifests.values())).attrs["notes"]
+    for sentence in notes:
         console.print(sentence)
     _check_classes(config, manifests, profiles, label)
     return manifests
@@ -380,8 +380,8 @@ def _write_results(
     figures.plot_ranking(evaluation, out / "scores.png", title)
 
 
-def _split_name(config: ClassifyConfig) -> str:
+def _split_name(config: ClassifyConfig, manifest: pd.DataFrame) -> str:
     """Return the split policy, or the name of the split file."""
     if config.hold_out:
         return "plate"
-    return config.split.split_file or config.split.split
+    return splits.split_name(config.split, manifest)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from perturbjax.core.colours import CLASS_COLORS, class_colors
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, write_csv
 from perturbjax.core.messages import PLOT_TEXT, console
@@ -23,26 +24,6 @@ from perturbjax.profiles.profile_inputs import load_profiles
 from perturbjax.profiles.profile_options import EmbedConfig
 from perturbjax.profiles.profile_table import Profiles
 
-#: Colors of classes that are distinguishable with color vision deficiency (Okabe & Ito, then Tol's
-#: muted scheme).
-COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#882255",
-    "#332288",
-    "#117733",
-    "#AA4499",
-    "#999933",
-    "#661100",
-    "#44AA99",
-    "#6699CC",
-    "#DDCC77",
-    "#AA4466",
-)
 #: Markers of matplotlib.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#c4c4c4"
@@ -149,9 +130,11 @@ class Embedding:
             groups.append((legend, rest, GREY, "o"))
         if len(controls) == 1:
             groups.append((f"negative control ({controls[0]})", self.negcon, "black", "x"))
+        colors = class_colors(self.labels)
         for i, name in enumerate(self.highlighted):
             rows = (self.labels == name) & ~crosses
-            groups.append((name, rows, COLORS[i], MARKERS[i % len(MARKERS)]))
+            color = colors.get(name, CLASS_COLORS[i])
+            groups.append((name, rows, color, MARKERS[i % len(MARKERS)]))
         if len(controls) > 1:
             groups.append(("negative controls", self.negcon, "black", "x"))
         return groups

@@ -11,6 +11,7 @@ from jaxtyping import Bool
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
+from perturbjax.core.plates import CONTROL_TYPE, EMPTY, in_empty_wells
 from perturbjax.core.text_tables import case_variants
 from perturbjax.dataset import PLATE, STATISTICS, WELL, Dataset, open_dataset
 from perturbjax.evaluation.negative_controls import negative_controls
@@ -67,6 +68,9 @@ def load_profiles(
     if empty.any():
         notes.append(f"left out {empty.sum()} rows without {label}")
         profiles = profiles.take(~empty)
+    if (unused := in_empty_wells(profiles.metadata)).any():
+        notes.append(f"left out {unused.sum()} rows of empty wells ({CONTROL_TYPE}={EMPTY})")
+        profiles = profiles.take(~unused)
     if config.features:
         # Tables can contain numbers that are annotations. Features extracted from a dataset
         # cannot.

@@ -42,7 +42,7 @@ Criterion = Literal["accuracy", "balanced_accuracy"]
 SourceUnit = Literal["auto", "site", "tile", "cell"]
 #: `--hold-out` value: each plate in turn.
 EACH = "each"
-#: Number of distinct colors of an embedding (`embedding.COLORS`).
+#: Number of distinct colors of an embedding (`core.colours.CLASS_COLORS`).
 MAX_COLORS = 16
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,15 +14,16 @@ from perturbjax.audit.compare import table_rows as comparison_rows
 from perturbjax.audit.verdict import verdict
 from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.messages import html_text
-from perturbjax.evaluation import figures
-from perturbjax.evaluation.evaluation_result import format_estimate
+from perturbjax.evaluation.evaluation_result import Level, format_estimate
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.report import pages
-from perturbjax.report.pages.page import anchor, with_code, write_html
+from perturbjax.report.chart_files import write_charts
+from perturbjax.report.pages.page import with_code, write_html
+from perturbjax.report.svg import Chart, ticks
 
 
 def write_page(audit: AuditResult, out: Path) -> Path:
-    """Write `audit.html` and its figure `audit.png`.
+    """Write `audit.html` and its figure as `audit.svg` and `audit.png`.
 
     Args:
         audit: result of the audit.
@@ -33,7 +34,8 @@ def write_page(audit: AuditResult, out: Path) -> Path:
     """
     conclusion, metric = verdict(audit), METRICS[HEADLINE].words
     levels = {split.policy: split.level for split in audit.splits}
-    picture = figures.plot_splits(levels, audit.model, out / "audit.png")
+    charts = split_charts(levels, audit.model)
+    write_charts(charts, out / "audit")
     source = Path(audit.source).name
     lead = [
         f'<p class="verdict">{html_text(conclusion.headline)}</p>',
@@ -43,6 +45,7 @@ def write_page(audit: AuditResult, out: Path) -> Path:
         f"{html_text(source)}. Model: <b>{html_text(audit.model)}</b>.</p>",
     ]
     scores = html_table(
+        "audit-scores",
         ["split by", *levels],
         [(name, *cells) for name, cells in table_rows(audit)],
         strong=audit.model,
@@ -57,7 +60,7 @@ def write_page(audit: AuditResult, out: Path) -> Path:
     )
     sections = {
         f"Scores by split and control ({metric}, {audit.words})": scores
-        + pages.image(picture, caption),
+        + _drawing(charts, caption),
         "Splits": meanings + notes,
     }
     differences = [
@@ -66,7 +69,8 @@ def write_page(audit: AuditResult, out: Path) -> Path:
     ]
     if differences:
         heading = ["weaker minus stricter split", "sites", metric]
-        sections["Same sites under two splits"] = html_table(heading, differences)
+        rows = html_table("audit-differences", heading, differences)
+        sections["Same sites under two splits"] = rows
     return write_html(out / "audit.html", f"perturbjax audit: {source}", "".join(lead), sections)
 
 
@@ -74,17 +78,57 @@ def _meaning(policy: str) -> str:
     return SPLIT_POLICIES[policy].meaning if policy in SPLIT_POLICIES else policy
 
 
-def html_table(heading: Sequence[str], rows: Iterable[Sequence[str]], strong: str = "") -> str:
+def split_charts(levels: Mapping[str, Level], model: str) -> list[Chart]:
+    """Draw the scores of a model and its controls, one chart per split."""
+    names = list(dict.fromkeys(row.name for level in levels.values() for row in level.rows))
+    charts = []
+    for split, level in levels.items():
+        title = f"split by {split} (n = {level.n})"
+        text = "; ".join(f"{row.name} {row.scores[HEADLINE].value:.3f}" for row in level.rows)
+        chart = Chart(
+            (0, 1),
+            # Reversed axis: the first row is at the top.
+            (len(names) - 0.5, -0.5),
+            title,
+            f"{METRICS[HEADLINE].words}, {title}: {text}",
+            METRICS[HEADLINE].words,
+            width=390,
+            height=74 + 22 * len(names),
+            left=124,
+        )
+        chart.grid(ticks(0, 1, 5), ())
+        for row in level.rows:
+            number, score = names.index(row.name), row.scores[HEADLINE]
+            own = row.name == model
+            css = "train" if own else "other"
+            chart.text(118, chart.pixel(0, number)[1] + 4, row.name, "end", "strong" if own else "")
+            chart.line([max(score.low, 0), score.high], [number] * 2, css)
+            tip = f"{row.name}: {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+            chart.dots([score.value], [number], css, [tip])
+        charts.append(chart)
+    return charts
+
+
+def _drawing(charts: Sequence[Chart], caption: str) -> str:
+    drawn = "".join(chart.svg() for chart in charts)
+    text = html_text(caption)
+    return f'<figure><div class="row">{drawn}</div><figcaption>{text}</figcaption></figure>'
+
+
+def html_table(
+    name: str, heading: Sequence[str], rows: Iterable[Sequence[str]], strong: str = ""
+) -> str:
     """Return a table of texts as HTML.
 
     Args:
+        name: id of the table and name of its CSV file.
         heading: column names.
         rows: texts.
         strong: rows that begin with this text are highlighted.
     """
     values = pd.DataFrame(list(map(tuple, rows)), columns=list(heading), dtype=object)
     highlight = [bool(strong) and row[0] == strong for row in values.itertuples(index=False)]
-    return pages.table(anchor("table", heading), values, strong=highlight)
+    return pages.table(name, values, strong=highlight)
 
 
 def write_comparison_page(comparison: Comparison, out: Path) -> Path:
@@ -105,7 +149,9 @@ def write_comparison_page(comparison: Comparison, out: Path) -> Path:
     )
     sections = {
         f"By {level}": html_table(
-            table_header(comparison, level), comparison_rows(comparison, level)
+            f"comparison-by-{level}",
+            table_header(comparison, level),
+            comparison_rows(comparison, level),
         )
         for level in comparison.levels
     }

@@ -118,10 +118,10 @@ def confusion_figure(confusion: Confusion) -> str:
     source = data("confusion-classes", pd.DataFrame({CLASS: text, **orders}))
     drawing = widget("confusion", "confusion", label, classes="confusion-classes")
     caption = (
-        "Rows: true classes, columns: predicted classes. Blue cells are correct, orange "
-        "cells wrong; stronger color means a larger fraction of the row (square root). Numbers are "
-        "percent of the row. Hover for names; double click or + to zoom, drag to move, arrow keys "
-        "to step."
+        "Rows: true classes, columns: predicted classes. Blue cells are correct, orange cells "
+        "wrong. The larger the fraction of the row (square root), the more a cell differs from the "
+        "background. Numbers are percent of the row. Hover for names; double click or + to zoom, "
+        "drag to move, arrow keys to step."
     )
     return source + figure("confusion", drawing, caption, cells)
 

@@ -1,4 +1,4 @@
-"""Figures of an evaluation as PNG files for slides and papers."""
+"""Figures of an evaluation as PNG and SVG files, for slides and papers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from perturbjax.core.errors import InputError
 from perturbjax.evaluation import figures
+from perturbjax.report import score_charts
+from perturbjax.report.chart_files import write_charts
 from perturbjax.report.class_section import read_confusion
 from perturbjax.report.run_results import RunResults
 
@@ -15,14 +17,15 @@ def write_figures(results: RunResults) -> list[Path]:
     """Write every figure for which there are data into the evaluation folder.
 
     Returns:
-        Paths of the PNG files.
+        Paths of the files.
     """
     out, files = results.folder, []
     if results.metrics:
-        files.append(figures.plot_curves(results.metrics, out / "curves.png"))
+        _, charts = score_charts.training_charts(results.metrics)
+        files += write_charts(charts, out / "curves") if charts else []
     if results.evaluation is None:
         return files
-    files.append(figures.plot_scores(results.evaluation, out / "scores.png"))
+    files += write_charts(score_charts.score_charts(results.evaluation), out / "scores")
     confusion = read_confusion(results)
     if confusion is not None:
         file = figures.plot_confusion(confusion.matrix, confusion.names, out / "confusion.png")
@@ -34,7 +37,7 @@ def write_figures(results: RunResults) -> list[Path]:
     if test is None:
         return files
     labels, probabilities = test.labels, test.probabilities
-    files.append(figures.plot_reliability(labels, probabilities, out / "calibration.png"))
+    files += write_charts(score_charts.calibration_charts(test), out / "calibration")
     with contextlib.suppress(InputError):  # no plate map if wells are not named like A01
         files.append(figures.plot_plates(test.table, labels, probabilities, out / "plates.png"))
     return files

@@ -101,7 +101,7 @@ class Gallery:
         # Number of sites that can still be decoded within the time limit.
         self.remaining = renderer.affordable(10_000)
         self.bytes = 0
-        self._addresses: dict[int, str] = {}
+        self._addresses: dict[int, tuple[str, str]] = {}
         present = np.unique(test.labels)
         each = pictures_each(len(present))
         self.choices = {
@@ -121,21 +121,22 @@ class Gallery:
     def _shot(self, row: int) -> str:
         test, site = self.test, self.test.table.iloc[row]
         if row not in self._addresses:
-            picture = self.renderer.picture(self.positions[site["site_id"]])
-            self._addresses[row] = pictures.address(picture)
+            self._addresses[row] = self.renderer.shot_images(self.positions[site["site_id"]])
             self.remaining -= 1
         # Counted for every use, because the page repeats the bytes of a picture.
-        self.bytes += len(self._addresses[row])
+        picture, layers = self._addresses[row]
+        self.bytes += len(picture) + len(layers)
         right = bool(test.right[row])
         outcome = "right" if right else f"predicted as {test.class_names[test.predicted[row]]}"
         caption = f"{outcome}, {test.confidence[row]:.2f}"
         return pictures.shot(
-            self._addresses[row],
+            picture,
             caption,
             f"cells of class {site['label']}, {outcome}",
             css="right" if right else "wrong",
             tip=f"{site['label']}: {caption}\nplate {site[PLATE]}, well {site[WELL]}\n"
             f"{site['site_id']}",
+            layers=layers,
         )
 
     def class_details(self, label: int, *, is_open: bool) -> str:

@@ -61,25 +61,26 @@ def run_page(results: RunResults) -> str:
         cells = f'<p class="note">No pictures: {html_text(results.dataset_error)}.</p>'
     matrix = confusion_figure(confusion) if confusion is not None else ""
     confused = Section("pairs", "Most confused pairs", pairs)
+    # What a biologist looks at first comes first; details of the method are folded.
     sections = [
-        Section("scores", "Scores", score_charts.scores(evaluation) if evaluation else ""),
+        Section("plate-maps", "Plates", plate_section.plates(results)),
         *([confused] if many else []),
         Section("gallery", "Cells", cells),
+        Section("scores", "Scores", score_charts.scores(evaluation) if evaluation else ""),
         Section("classes", "Per-class results", class_table(results, confusion, pictured)),
         Section("confusion-matrix", "Confusion", matrix),
         *([] if many else [confused]),
-        Section("plate-maps", "Plates", plate_section.plates(results)),
         Section(
             "confidence",
             "Confidence and calibration",
             score_charts.calibration(test, evaluation) if test else "",
         ),
-        Section("attention", "Attention maps", attention_section(results, renderer)),
-        Section("training", "Training", score_charts.training(results.metrics)),
         Section("features", "2-D embedding", plate_section.embedding(results, renderer)),
-        Section("retrieval", "Replicate retrieval", _retrieval(results)),
-        Section("provenance", "Provenance", provenance(results)),
-        Section("reproduce", "Reproduce", reproduce(results)),
+        Section("attention", "Attention maps", attention_section(results, renderer), folded=True),
+        Section("training", "Training", score_charts.training(results.metrics), folded=True),
+        Section("retrieval", "Replicate retrieval", _retrieval(results), folded=True),
+        Section("provenance", "Provenance", provenance(results), folded=True),
+        Section("reproduce", "Reproduce", reproduce(results), folded=True),
     ]
     title = f"perturbjax: {results.path.resolve().name}"
     return page(title, headline_html(results, pictures=bool(pictured)), sections)

@@ -16,7 +16,7 @@ from perturbjax.evaluation.evaluation_result import (
 )
 from perturbjax.evaluation.prediction_sets import describe_sets
 from perturbjax.evaluation.score_tables import long_scores_table
-from perturbjax.evaluation.scores import METRICS
+from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.report.metric_descriptions import MEANINGS
 from perturbjax.report.pages import figure, table
 from perturbjax.report.run_results import TestPredictions
@@ -30,11 +30,13 @@ _BINS = 10
 
 def scores(evaluation: EvaluationResult) -> str:
     """Return one chart per metric and one table per level as HTML."""
-    charts = "".join(_panel(evaluation, metric) for metric in evaluation.metrics)
+    first, *rest = score_charts(evaluation)
+    charts = first.svg()
+    others = "".join(chart.svg() for chart in rest)
     resampled = f"{evaluation.replicates} resamples of whole {evaluation.resample}s"
     drawn = figure(
         "scores",
-        f'<div class="row">{charts}</div>',
+        f'<div class="row">{charts}</div>{_more_metrics(others)}',
         f"Bars are 95 % intervals from {resampled}.",
         long_scores_table(evaluation),
     )
@@ -42,7 +44,20 @@ def scores(evaluation: EvaluationResult) -> str:
     return f"{drawn}{''.join(tables)}{_notes(evaluation)}"
 
 
-def _panel(evaluation: EvaluationResult, metric: str) -> str:
+def score_charts(evaluation: EvaluationResult) -> list[Chart]:
+    """Draw one chart per metric, that of the headline first."""
+    metrics = sorted(evaluation.metrics, key=lambda metric: metric != HEADLINE)
+    return [_panel(evaluation, metric) for metric in metrics]
+
+
+def _more_metrics(charts: str) -> str:
+    """Further metrics, folded: they nearly always agree with the headline."""
+    if not charts:
+        return ""
+    return f'<details><summary>Other metrics</summary><div class="row">{charts}</div></details>'
+
+
+def _panel(evaluation: EvaluationResult, metric: str) -> Chart:
     """Scores of the model and the baselines in one metric, with intervals."""
     rows, levels, name = (
         evaluation.levels[0].rows,
@@ -86,7 +101,7 @@ def _panel(evaluation: EvaluationResult, metric: str) -> str:
         if len(levels) > 1:
             px = chart.width - 20 - 74 * (len(levels) - 1 - order)
             chart.legend_entry(px, 10, level.words, css)
-    return chart.svg()
+    return chart
 
 
 def _table(evaluation: EvaluationResult, name: str) -> str:
@@ -128,6 +143,16 @@ def _notes(evaluation: EvaluationResult) -> str:
 
 def training(metrics: list[dict[str, Any]]) -> str:
     """Return loss, accuracy and learning rate by epoch as HTML; empty without metrics."""
+    columns, charts = training_charts(metrics)
+    if not charts:
+        return ""
+    drawn = "".join(chart.svg() for chart in charts)
+    caption = "A loss that falls on training sites and rises on test sites indicates overfitting."
+    return figure("curves", f'<div class="row">{drawn}</div>', caption, columns)
+
+
+def training_charts(metrics: list[dict[str, Any]]) -> tuple[pd.DataFrame, list[Chart]]:
+    """Draw loss, accuracy and learning rate by epoch; return their data and the charts."""
     rows = pd.DataFrame(metrics)
     names = {
         "loss": "loss (cross-entropy, nats)",
@@ -136,16 +161,14 @@ def training(metrics: list[dict[str, Any]]) -> str:
     }
     names = {key: name for key, name in names.items() if key in rows and rows[key].notna().any()}
     if not names:
-        return ""
+        return rows, []
     columns = rows[["epoch", *(["split"] if "split" in rows else []), *names]]
     # Metrics without a column `split` come from the training set.
     columns = columns.assign(split=columns.get("split", "train"))
-    charts = "".join(_curve(columns, key, name) for key, name in names.items())
-    caption = "A loss that falls on training sites and rises on test sites indicates overfitting."
-    return figure("curves", f'<div class="row">{charts}</div>', caption, columns)
+    return columns, [_curve(columns, key, name) for key, name in names.items()]
 
 
-def _curve(rows: pd.DataFrame, key: str, name: str) -> str:
+def _curve(rows: pd.DataFrame, key: str, name: str) -> Chart:
     present = rows[rows[key].notna()]
     # A maximum of 0 gives an axis from 0 to 1.
     top, last = float(present[key].max()) * 1.05 or 1.0, int(present["epoch"].max())
@@ -174,37 +197,25 @@ def _curve(rows: pd.DataFrame, key: str, name: str) -> str:
         chart.dots(epochs, values, css, tips, 2.5 if len(line) > 40 else 3)
     if key == "loss":
         chart.legend([("training sites", "train"), ("test sites", "test")])
-    return chart.svg()
+    return chart
 
 
 def calibration(test: TestPredictions, evaluation: EvaluationResult | None) -> str:
-    """Return the reliability diagram and the accuracy of confident predictions as HTML.
-
-    The calibration error is the mean distance between confidence and accuracy over bins, weighted
-    by sites (Guo et al. 2017, ICML).
-    """
-    edges = np.linspace(0, 1, _BINS + 1)
-    # A confidence of 1 belongs to the last bin.
-    numbers = np.clip(np.digitize(test.confidence, edges) - 1, 0, _BINS - 1)
-    sites = np.bincount(numbers, minlength=_BINS)
-    filled = sites > 0
-    confidence = np.bincount(numbers, test.confidence, _BINS)[filled] / sites[filled]
-    accuracy = np.bincount(numbers, test.right, _BINS)[filled] / sites[filled]
-    error = float((np.abs(confidence - accuracy) * sites[filled]).sum() / len(numbers))
-    bins = pd.DataFrame({"confidence": confidence, "accuracy": accuracy, "sites": sites[filled]})
+    """Return the reliability diagram and the accuracy of confident predictions as HTML."""
+    bins, error = confidence_bins(test)
     fraction, reached = coverage(test)
     covered = pd.DataFrame({"fraction": fraction, "accuracy": reached})
+    reliability, curve = calibration_charts(test)
     first = figure(
         "calibration",
-        _reliability(bins, error),
+        reliability.svg(),
         "Points above the dashed line: the model is underconfident; below: overconfident. "
-        "Calibration "
-        f"error {error:.3f}. Bars: number of sites.",
+        f"Calibration error {error:.3f}. Bars: number of sites.",
         bins,
     )
     second = figure(
         "coverage",
-        _coverage(covered),
+        curve.svg(),
         "Accuracy of the most confident predictions, by the fraction of sites that is included.",
         covered,
     )
@@ -218,6 +229,30 @@ def calibration(test: TestPredictions, evaluation: EvaluationResult | None) -> s
     return f'{text}<div class="row">{first}{second}</div>'
 
 
+def calibration_charts(test: TestPredictions) -> tuple[Chart, Chart]:
+    """Draw the reliability diagram, and the accuracy of confident predictions."""
+    fraction, reached = coverage(test)
+    covered = pd.DataFrame({"fraction": fraction, "accuracy": reached})
+    return _reliability(*confidence_bins(test)), _coverage(covered)
+
+
+def confidence_bins(test: TestPredictions) -> tuple[pd.DataFrame, float]:
+    """Return confidence, accuracy and sites of each bin, and the calibration error.
+
+    Source: Guo et al. 2017, ICML: mean distance between confidence and accuracy, weighted by sites.
+    """
+    edges = np.linspace(0, 1, _BINS + 1)
+    # A confidence of 1 belongs to the last bin.
+    numbers = np.clip(np.digitize(test.confidence, edges) - 1, 0, _BINS - 1)
+    sites = np.bincount(numbers, minlength=_BINS)
+    filled = sites > 0
+    confidence = np.bincount(numbers, test.confidence, _BINS)[filled] / sites[filled]
+    accuracy = np.bincount(numbers, test.right, _BINS)[filled] / sites[filled]
+    error = float((np.abs(confidence - accuracy) * sites[filled]).sum() / len(numbers))
+    bins = pd.DataFrame({"confidence": confidence, "accuracy": accuracy, "sites": sites[filled]})
+    return bins, error
+
+
 def coverage(test: TestPredictions) -> tuple[np.ndarray, np.ndarray]:
     """Return fractions of the sites, most confident first, and the accuracy of each (100 steps)."""
     order = np.argsort(-test.confidence, kind="stable")
@@ -229,7 +264,7 @@ def coverage(test: TestPredictions) -> tuple[np.ndarray, np.ndarray]:
     return (steps + 1) / len(order), accuracy[steps]
 
 
-def _reliability(bins: pd.DataFrame, error: float) -> str:
+def _reliability(bins: pd.DataFrame, error: float) -> Chart:
     chart = Chart(
         (0, 1),
         (0, 1),
@@ -254,10 +289,10 @@ def _reliability(bins: pd.DataFrame, error: float) -> str:
         for row in bins.itertuples()
     ]
     chart.dots(confidence, accuracy, "test", tips, 4)
-    return chart.svg()
+    return chart
 
 
-def _coverage(covered: pd.DataFrame) -> str:
+def _coverage(covered: pd.DataFrame) -> Chart:
     def accuracy_of(fraction: float) -> float:
         return float(np.interp(fraction, covered["fraction"], covered["accuracy"]))
 
@@ -280,4 +315,4 @@ def _coverage(covered: pd.DataFrame) -> str:
         for x, value in zip(marks, values, strict=True)
     ]
     chart.dots(marks, values, "test", tips, 4)
-    return chart.svg()
+    return chart

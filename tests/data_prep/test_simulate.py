@@ -14,8 +14,9 @@ import tifffile
 from data_prep.output import work_folder
 from data_prep.simulate import SimulateConfig, simulate
 from data_prep.simulate.cells import draw_site
-from data_prep.simulate.layout import ASPECTS, TRAITS, trait_values
+from data_prep.simulate.layout import ASPECTS, ORGANIZATION, TRAITS, trait_values
 from data_prep.simulate.plate import plan
+from data_prep.simulate.screen import SCREEN
 from perturbjax.core.errors import InputError
 
 SMALL = {"plates": 1, "wells": 6, "sites": 1, "compounds": 2, "size": 64}
@@ -111,6 +112,39 @@ def test_aspects_shift_all_their_traits_by_different_amounts(
         )  # a mechanism's are neighbours
 
 
+def test_screen_has_named_effects_an_inactive_treatment_and_empty_wells():
+    options = SimulateConfig(Path("unused"), plates=2, wells=48, effect=3.0, design="screen")
+    truth = plan(options)
+    wells = truth.drop_duplicates(["Metadata_Plate", "Metadata_Well"])
+    counts = wells["Metadata_pert_iname"].value_counts()
+    assert set(counts.index) == {"DMSO", *SCREEN, "empty"}
+    assert counts["DMSO"] == 16 and counts["empty"] == 4
+    rows = truth.groupby("Metadata_pert_iname")
+    shifts = rows[[f"shift_{name}" for name in (*TRAITS, *ORGANIZATION)]].first()
+    assert (shifts.loc[["DMSO", "inactive"]] == 0).all(axis=None)
+    # Only the toxic treatment changes the count, and no treatment changes the brightness.
+    assert (shifts["shift_count"] < 0).to_dict() == {name: name == "toxic" for name in shifts.index}
+    assert (shifts[["shift_dna", "shift_actin", "shift_tubulin"]] == 0).all(axis=None)
+    assert rows["polarity"].mean()["polarize"] == pytest.approx(3.9 * 0.1)
+    assert (truth["count"] == 0).equals(truth["Metadata_pert_iname"] == "empty")
+
+
+@pytest.mark.parametrize("trait", [{"polarity": 0.4}, {"strands": 4.0}, {"grain": 2.0}])
+def test_organization_changes_the_image_and_not_its_brightness(trait):
+    typical = dict(zip(TRAITS, trait_values(np.zeros(len(TRAITS))), strict=True))
+    before = [draw_site(typical, 96, np.random.default_rng(k)) for k in range(4)]
+    after = [draw_site(typical | trait, 96, np.random.default_rng(k)) for k in range(4)]
+    assert all((a.image != b.image).any() for a, b in zip(after, before, strict=True))
+    means = [np.mean([drawn.image.mean() for drawn in drawings]) for drawings in (before, after)]
+    assert means[1] == pytest.approx(means[0], rel=0.05)
+
+
+def test_site_without_cells_is_background():
+    typical = dict(zip(TRAITS, trait_values(np.zeros(len(TRAITS))), strict=True))
+    drawn = draw_site(typical | {"count": 0.0}, 48, np.random.default_rng(0))
+    assert drawn.cells.max() == drawn.nuclei.max() == 0 and 300 < drawn.image.mean() < 600
+
+
 def test_position_gradient_is_independent_of_treatments():
     options = SimulateConfig(
         Path("unused"), plates=1, wells=96, sites=1, effect=0.0, position_gradient=8.0
@@ -164,6 +198,9 @@ def test_traits_change_the_image(trait, factor, measure):
 def test_simulate_refuses_invalid_numbers_and_existing_output(refused, tmp_path):
     assert "--wells 1: must be from 2 to 1536" in refused(
         "simulate", "--out", tmp_path / "x", "--wells", 1
+    )
+    assert "--wells 12" in refused(
+        "simulate", "--out", tmp_path / "x", "--design", "screen", "--wells", 12
     )
     assert "colour" in refused("simulate", "--out", tmp_path / "x", "--aspects", "colour")
     assert "--compounds 96" in refused("simulate", "--out", tmp_path / "x", "--compounds", 96)

@@ -10,7 +10,10 @@ import numpy as np
 from perturbjax.training.checkpoint import Checkpoints
 
 #: Flags of the smallest training: 16-pixel crops, two epochs.
-SMALL = ("--crop", "16", "--batch-size", "16", "--epochs", "2", "--split", "well", "--folds", "3")
+SMALL = (
+    *("--preset", "paper", "--crop", "16", "--batch-size", "16", "--epochs", "2"),
+    *("--split", "well", "--folds", "3"),
+)
 
 
 def command_line(name: str) -> list[str]:

@@ -12,6 +12,8 @@ from commands import assert_same_parameters, command_line
 
 EPOCHS = 24
 FLAGS = (
+    "--preset",
+    "paper",
     "--crop",
     "16",
     "--batch-size",

@@ -17,6 +17,8 @@ from perturbjax.training.checkpoint import Checkpoints
 EPOCHS = 16
 #: One site in a step gives 32 steps in an epoch, so that a signal arrives within an epoch.
 FLAGS = (
+    "--preset",
+    "paper",
     "--crop",
     "16",
     "--batch-size",

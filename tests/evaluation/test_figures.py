@@ -19,12 +19,6 @@ def png_size(path) -> tuple[int, int]:
     return struct.unpack(">II", data[16:24])
 
 
-def test_plot_curves_requires_values(tmp_path):
-    with pytest.raises(InputError, match="no epoch"):
-        figures.plot_curves([{"epoch": 1, "split": "train"}], tmp_path / "curves.png")
-    assert not list(tmp_path.iterdir())
-
-
 def test_figure_size_is_bounded(tmp_path):
     rng = np.random.default_rng(0)
     for classes in (3, 13, 300):

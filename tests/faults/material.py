@@ -9,7 +9,9 @@ from pathlib import Path
 from tests.faults.arena import CommandServer, Request, words
 
 SIMULATED = "--plates 2 --wells 6 --sites 2 --compounds 2 --size 48 --effect 3"
-TRAINED = "--crop 16 --batch-size 8 --epochs 4 --folds 2 --split well --evaluate-every 2"
+TRAINED = (
+    "--preset paper --crop 16 --batch-size 8 --epochs 4 --folds 2 --split well --evaluate-every 2"
+)
 VALIDATED = f"{TRAINED} --validation-fraction 0.4"
 BUILT = "--workers 1 --segmenter watershed --segment-channels DNA"
 

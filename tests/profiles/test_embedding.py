@@ -13,10 +13,10 @@ from matplotlib.image import imread
 from report.screens import Page, make_index, write_images
 from tiny_profiles import make_table, write
 
+from perturbjax.core.colours import CLASS_COLORS
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 from perturbjax.profiles.embedding import (
-    COLORS,
     Embedding,
     choose_highlighted,
     compute_tsne,
@@ -244,4 +244,4 @@ def test_embed_needs_four_rows(tmp_path: Path) -> None:
 
 
 def test_every_highlighted_class_has_a_color() -> None:
-    assert len(COLORS) == MAX_COLORS
+    assert len(CLASS_COLORS) == MAX_COLORS

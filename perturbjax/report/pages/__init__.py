@@ -9,11 +9,10 @@ from perturbjax.report.pages.page import (
     Section,
     data,
     figure,
-    image,
     page,
     table,
     widget,
     with_tooltip,
 )
 
-__all__ = ["CLASS", "Section", "data", "figure", "image", "page", "table", "widget", "with_tooltip"]
+__all__ = ["CLASS", "Section", "data", "figure", "page", "table", "widget", "with_tooltip"]

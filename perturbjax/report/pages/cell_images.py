@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, UInt, UInt8, UInt16
 
 from perturbjax.core.colours import COLORS, address, composite, downsample_pixels
@@ -13,6 +14,7 @@ from perturbjax.core.messages import html_text
 from perturbjax.data.mask_encodings import encode
 from perturbjax.dataset import Dataset
 from perturbjax.dataset.summary_card import HIGH, LOW, contrast
+from perturbjax.report.pages.page import data
 
 __all__ = [
     "Renderer",
@@ -31,6 +33,8 @@ _COLOR_NAMES = ("blue", "amber", "magenta", "green", "white")
 OUTLINE = np.array([255, 255, 255], np.float32)
 #: Maximum height and width in pixels of a picture, and of the part of a site that it shows.
 SIDE, WINDOW = 128, 320
+#: The same for an enlarged picture.
+LARGE = 192
 #: Pixel values decoded for the pictures of one page, and the minimum number of pictures.
 _MAX_VALUES, _MIN_PICTURES = 1.2e9, 60
 
@@ -67,6 +71,24 @@ class Renderer:
         small = composite(downsample_pixels(image, step), self.low, self.high)
         return draw_outlines(small, mask[::step, ::step])
 
+    def shot_images(self, position: int) -> tuple[str, str]:
+        """Return data URLs of a site's small picture, and of its layers for the enlarged one.
+
+        The layers are gray tiles side by side: each channel, and the outlines. A channel has the
+        value 255 at twice its contrast range, so that readers can make it darker or brighter.
+        """
+        image, mask = window(*self.dataset.pixels(position))
+        step = max(1, -(-max(mask.shape) // LARGE))
+        pixels, cells = downsample_pixels(image, step), mask[::step, ::step]
+        tiles = np.clip((pixels - self.low) / (2 * (self.high - self.low)), 0, 1)
+        edges = encode(np.ascontiguousarray(cells), "boundary").astype(bool)
+        strip = np.concatenate([*np.moveaxis(tiles, -1, 0), edges], axis=1)
+        layers = np.repeat(np.rint(255 * strip).astype(np.uint8)[..., None], 3, axis=-1)
+        small = max(1, -(-max(mask.shape) // SIDE))
+        picture = composite(downsample_pixels(image, small), self.low, self.high)
+        drawn = draw_outlines(picture, mask[::small, ::small])
+        return address(drawn), address(np.ascontiguousarray(layers))
+
     def affordable(self, wanted: int) -> int:
         """Number of pictures, at most `wanted`, that can be decoded within seconds.
 
@@ -94,8 +116,16 @@ class Renderer:
         return (
             f'<p class="note">{colors}. All pictures have the same contrast: black is the {LOW}th '
             f"percentile over sites of their 1st percentile, full color the {HIGH}th of their "
-            f"99th. White lines are mask outlines.{crop}</p>"
+            f"99th. White lines are mask outlines. Click a picture to enlarge it.{crop}</p>"
+            f"{self._data()}"
         )
+
+    def _data(self) -> str:
+        """Names, colors and contrast of the channels, for the enlarged pictures."""
+        names = self.dataset.channel_names
+        colors = [COLORS[number % len(COLORS)] for number in range(len(names))]
+        values = {"name": list(names), "color": colors, "low": self.low, "high": self.high}
+        return data("channels", pd.DataFrame(values), levels=False)
 
 
 def _color_entry(number: int, name: str) -> str:
@@ -175,7 +205,14 @@ def atlas(
 
 
 def shot(
-    address: str, caption: str, alt: str, *, css: str = "", name: str = "", tip: str = ""
+    address: str,
+    caption: str,
+    alt: str,
+    *,
+    css: str = "",
+    name: str = "",
+    tip: str = "",
+    layers: str = "",
 ) -> str:
     """Return a picture with a caption as HTML.
 
@@ -186,10 +223,16 @@ def shot(
         css: right, wrong or outlier; selects the frame.
         name: anchor in the page.
         tip: text on hover.
+        layers: data URL of the layers of `Renderer.shot_images`; with them a click enlarges the
+            picture.
     """
     anchor = f' id="{html_text(name)}"' if name else ""
     hover = f' data-tip="{html_text(tip)}"' if tip else ""
+    picture = f'<img src="{address}" alt="{html_text(alt)}">'
+    if layers:
+        hover += f' data-layers="{layers}"'
+        picture = f'<button type="button" aria-label="enlarge: {html_text(alt)}">{picture}</button>'
     return (
-        f'<figure class="shot {css}"{anchor}{hover}><img src="{address}" alt="{html_text(alt)}">'
+        f'<figure class="shot {css}"{anchor}{hover}>{picture}'
         f"<figcaption>{html_text(caption)}</figcaption></figure>"
     )

@@ -2,7 +2,9 @@
 "use strict";
 (() => {
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-const COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8073AC", "#A6761D"];
+// `CLASS_COLORS` of perturbjax/core/colours.py.
+const COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288", "#117733", "#AA4499", "#999933",
+  "#661100", "#44AA99", "#6699CC", "#DDCC77", "#AA4466"], FREQUENT = 8;
 const GRAY = "#9aa3ac";
 const RAMP = ["#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"].map(rgb);
 function rgb(hex) { return [1, 3, 5].map(at => parseInt(hex.slice(at, at + 2), 16)); }
@@ -100,15 +102,22 @@ for (const input of all("input[data-filter]")) {
 function coloring(values, palette) {
   const present = values.filter(value => value !== null && value !== "");
   if (present.every(value => typeof value === "number")) {
-    const low = present.reduce((a, b) => Math.min(a, b), Infinity), high = present.reduce((a, b) => Math.max(a, b), -Infinity);
+    // From the 2nd to the 98th percentile, so that single outliers do not hide all other differences.
+    const sorted = [...present].sort((a, b) => a - b), last = sorted.length - 1;
+    let [low, high] = [sorted[Math.floor(.02 * last)], sorted[Math.ceil(.98 * last)]];
+    if (low === high) [low, high] = [sorted[0], sorted[last]];
     const round = value => String(+value.toPrecision(Math.abs(value) < 100 ? 2 : 3));
-    const legend = make("span", {}, round(low), make("span", {class: "ramp"}), round(high));
+    const ends = [(sorted[0] < low ? "≤ " : "") + round(low), (sorted[last] > high ? "≥ " : "") + round(high)];
+    const legend = make("span", {}, ends[0], make("span", {class: "ramp"}), ends[1]);
     return {color: value => value === null || value === "" ? null : ramp((value - low) / (high - low || 1)), legend: present.length ? [legend] : []};
   }
   const counts = new Map();
   for (const value of present) counts.set(value, (counts.get(value) ?? 0) + 1);
   const swatch = (color, name) => { const mark = make("span", {class: "swatch"}); mark.style.background = color; return make("span", {}, mark, name); };
-  const named = palette ? Object.keys(palette).filter(name => counts.has(name)) : [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || (a < b ? -1 : 1)).slice(0, COLORS.length);
+  // Few names have the same colors on all pages: their order by name, empty wells last.
+  const byName = [...counts.keys()].sort((a, b) => (a === "empty") - (b === "empty") || (a < b ? -1 : 1));
+  const byCount = [...byName].sort((a, b) => counts.get(b) - counts.get(a)).slice(0, FREQUENT);
+  const named = palette ? Object.keys(palette).filter(name => counts.has(name)) : counts.size <= COLORS.length ? byName : byCount;
   const hue = name => named.includes(name) ? palette?.[name] ?? COLORS[named.indexOf(name)] : GRAY;
   const legend = named.map(name => swatch(hue(name), name));
   if (counts.size > named.length) legend.push(swatch(GRAY, `${counts.size - named.length} other${counts.size > named.length + 1 ? "s" : ""}`));
@@ -385,7 +394,8 @@ for (const box of all("[data-widget]")) WIDGETS[box.dataset.widget](box);
 // Open the target of a link; open everything for printing.
 function unfold() {
   const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  for (let node = target; node; node = node.parentElement) if (node.tagName === "DETAILS") node.open = true;
+  const inside = target && target.querySelector(":scope > details");  // a folded section
+  for (let node = inside || target; node; node = node.parentElement) if (node.tagName === "DETAILS") node.open = true;
   if (target) target.scrollIntoView();
 }
 addEventListener("hashchange", unfold);

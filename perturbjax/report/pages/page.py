@@ -36,11 +36,13 @@ class Section:
         anchor: target of links.
         title: heading, text.
         body: HTML; a section with an empty body is left out.
+        folded: show the heading only; a click or a link opens the section.
     """
 
     anchor: str
     title: str
     body: str
+    folded: bool = False
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
@@ -52,7 +54,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         sections: in order; three or more are listed in a table of contents.
     """
     # Style and script are embedded, so the page works without other files.
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = _asset("page.css"), _asset("page.js") + _asset("viewer.js")
     checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # The browser loads nothing and runs no other script, whatever a compound is called.
     policy = (
@@ -94,10 +96,10 @@ def write_html(path: Path, title: str, lead: str, sections: Mapping[str, str]) -
 
 def _section(section: Section) -> str:
     title = html_text(section.title)
-    return (
-        f'<section id="{section.anchor}" aria-label="{title}"><h2>{title}</h2>{section.body}'
-        "</section>"
-    )
+    content = f"<h2>{title}</h2>{section.body}"
+    if section.folded:
+        content = f"<details><summary><h2>{title}</h2></summary>{section.body}</details>"
+    return f'<section id="{section.anchor}" aria-label="{title}">{content}</section>'
 
 
 def _asset(name: str) -> str:
@@ -116,20 +118,20 @@ def with_code(text: str) -> str:
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", html_text(text))
 
 
-def data(name: str, table: pd.DataFrame) -> str:
-    """Embed a table as JSON: {column: [values]}; repeated text as levels and codes.
+def data(name: str, table: pd.DataFrame, *, levels: bool = True) -> str:
+    """Embed a table as JSON: {column: [values]}; repeated text as levels and codes if `levels`.
 
     Args:
         name: id of the element.
         table: text and numbers; infinite values and NaN become null.
     """
-    columns = {str(column): _column(table[column]) for column in table.columns}
+    columns = {str(column): _column(table[column], levels) for column in table.columns}
     # An unescaped `<` in a compound's name could end the element.
     text = json.dumps(columns, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return f'<script type="application/json" id="{html_text(name)}">{text}</script>'
 
 
-def _column(values: pd.Series) -> Any:
+def _column(values: pd.Series, levels: bool) -> Any:
     if values.dtype.kind in "iu":
         return values.tolist()
     if values.dtype.kind == "b":
@@ -137,9 +139,9 @@ def _column(values: pd.Series) -> Any:
     if values.dtype.kind == "f":
         return [float(f"{v:.{_DIGITS}g}") if np.isfinite(v) else None for v in values.tolist()]
     # Repeated text is stored as codes, which makes the page smaller.
-    codes, levels = pd.factorize(values.fillna("").astype(str))
-    if 2 * len(levels) <= len(codes):
-        return {"levels": list(levels), "codes": codes.tolist()}
+    codes, distinct = pd.factorize(values.fillna("").astype(str))
+    if levels and 2 * len(distinct) <= len(codes):
+        return {"levels": list(distinct), "codes": codes.tolist()}
     return values.fillna("").astype(str).tolist()
 
 
@@ -148,7 +150,7 @@ def csv_button(source: str, name: str) -> str:
     name = html_text(name)
     return (
         f'<button type="button" data-csv="{html_text(source)}" data-name="{name}" '
-        f'aria-label="save {name} as CSV">Save CSV</button>'
+        f'aria-label="save {name} as CSV">Save {name}.csv</button>'
     )
 
 
@@ -166,16 +168,6 @@ def figure(name: str, drawing: str, caption: str, values: pd.DataFrame) -> str:
         f'<figure class="figure" id="{html_text(name)}">{drawing}'
         f"<figcaption>{html_text(caption)}</figcaption>"
         f'<div class="tools">{csv_button(source, name)}</div>{data(source, values)}</figure>'
-    )
-
-
-def image(file: Path, caption: str) -> str:
-    """Embed a PNG file with a caption (text), which is also its description."""
-    content = base64.b64encode(file.read_bytes()).decode()
-    text = html_text(caption)
-    return (
-        f'<figure><img class="print" alt="{text}" src="data:image/png;base64,{content}">'
-        f"<figcaption>{text}</figcaption></figure>"
     )
 
 

@@ -230,16 +230,18 @@ def _outliers(far: pd.DataFrame, renderer: pictures.Renderer) -> str:
     # A well can be unusual by several measures but is drawn once.
     pictured = far.drop_duplicates([PLATE, WELL]).head(OUTLIERS)
     measures = far.groupby([PLATE, WELL], sort=False)["measure"].agg(", ".join)
-    shots = [
-        pictures.shot(
-            pictures.address(renderer.picture(int(row["position"]))),
+    shots = []
+    for row in pictured.to_dict("records"):
+        picture, layers = renderer.shot_images(int(row["position"]))
+        shot = pictures.shot(
+            picture,
             f"{row[PLATE]} {row[WELL]}: {measures[row[PLATE], row[WELL]]}",
             f"cells of well {row[WELL]} of plate {row[PLATE]}",
             css="outlier",
             name=_anchor(row[PLATE], row[WELL]),
+            layers=layers,
         )
-        for row in pictured.to_dict("records")
-    ]
+        shots.append(shot)
     targets = set(map(tuple, pictured[[PLATE, WELL]].to_numpy()))
     links = [
         f"#{_anchor(*well)}" if tuple(well) in targets else ""
@@ -290,10 +292,12 @@ def _shot(dataset: Dataset, renderer: pictures.Renderer, row: dict) -> str:
     """The first site of a well, with its label."""
     label = row[list(row)[2]]
     site = dataset.index.iloc[int(row["position"])]
+    picture, layers = renderer.shot_images(int(row["position"]))
     return pictures.shot(
-        pictures.address(renderer.picture(int(row["position"]))),
+        picture,
         f"{row[WELL]}\n{label}".strip(),
         f"cells of well {row[WELL]} {label}".strip(),
         tip=f"plate {row[PLATE]}, well {row[WELL]}, site {site.get(SITE, '?')}\n"
         f"{site['n_cells']} cells",
+        layers=layers,
     )
