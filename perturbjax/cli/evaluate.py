@@ -190,15 +190,16 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     predictions = network.apply_to_dataset(dataset, positions[predicted], feed=config.apply.feed)
     if not is_first_process():
         return None
-    sets = calibrate_run(
-        rows[predicted].reset_index(drop=True),
-        labels[predicted],
-        part[predicted],
-        predictions,
-        run.class_names,
-        epoch=network.facts["epoch"],
-        seed=run.recipe.seed,
-    )
+    with announce("info: calibrating prediction sets"):
+        sets = calibrate_run(
+            rows[predicted].reset_index(drop=True),
+            labels[predicted],
+            part[predicted],
+            predictions,
+            run.class_names,
+            epoch=network.facts["epoch"],
+            seed=run.recipe.seed,
+        )
     table = run_predictions_table(run, rows[predicted], predictions, part[predicted], sets.columns)
     features = features_table(run, rows[predicted], part[predicted], predictions.features)
     model, fold = match_run_predictions(table, rows[part == TRAIN], rows[test], run.class_names)

@@ -204,7 +204,16 @@ def read_calibration(run: Run, epoch: int) -> RunCalibration | None:
                 arrays["low"],
                 arrays["high"],
             )
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+    # MemoryError: the header of a damaged array can claim any size.
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        MemoryError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as error:
         raise InputError(
             f"{file}: is damaged ({error}). Run `perturbjax evaluate --run {run.path}` again."
         ) from error

@@ -105,6 +105,8 @@ def fit_reference(
     columns = [column for column in index.columns if _RANGED.match(str(column))]
     table = index[columns].to_numpy(dtype=float)
     low, high = np.percentile(table, _PERCENTILES, axis=0)
-    return TrainingReference(
-        center, rotation / scale[:, None], means @ rotation, tuple(columns), low, high
+    # Single precision halves the stored file.
+    whitening, white_means = (
+        values.astype(np.float32) for values in (rotation / scale[:, None], means @ rotation)
     )
+    return TrainingReference(center, whitening, white_means, tuple(columns), low, high)
