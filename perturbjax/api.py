@@ -276,7 +276,7 @@ def doses(
     response: str = "distance",
     label_column: str = "",
     negcon: str = "",
-    baseline: Path | None = None,
+    baseline: Path | str | pd.DataFrame | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Fit dose-response curves, and find EC50s and lowest effective doses.

@@ -31,3 +31,19 @@ def test_notebook_evaluating_profiles_runs(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("PROFILES", str(shared / "data/cpjump1_profiles"))
     text = output_text(execute(NOTEBOOKS / "evaluating_profiles.ipynb", tmp_path))
     assert "303 classes" in text and "position" in text
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_notebook_dose_response_runs(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("ORGANOIDS", str(shared / "data/organoid_doses"))
+    text = output_text(execute(NOTEBOOKS / "dose_response.ipynb", tmp_path))
+    assert "3 of 4 treatments respond" in text and "64 wells" in text
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_notebook_from_images_to_hits_runs(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("SIRNA", str(shared / "data/sirna_plate"))
+    text = output_text(execute(NOTEBOOKS / "from_images_to_hits.ipynb", tmp_path))
+    assert "of 16 treatments are active" in text

@@ -64,9 +64,10 @@ def simulate_table(plates: int, wells: int, controls: int, features: int) -> pd.
         group = plate // GROUP
         names = np.array(["DMSO"] * controls + [f"g{group}_t{n}" for n in range(wells - controls)])
         # The generator of a group gives its treatments the same shifts on every plate.
-        shift = np.random.default_rng(group).standard_normal((wells, features)).astype(np.float32)
-        shift *= (np.arange(wells) % 5 == 0)[:, None] & (names != "DMSO")[:, None]
-        values = rng.standard_normal((wells, 50), dtype=np.float32) @ loadings / 7 + 0.5 * shift
+        shift = np.random.default_rng(group).standard_normal((wells, 50)).astype(np.float32)
+        shift *= ((np.arange(wells) % 5 == 0) & (names != "DMSO"))[:, None]
+        factors = rng.standard_normal((wells, 50), dtype=np.float32) + shift
+        values = factors @ loadings / 7
         values += 0.7 * rng.standard_normal((wells, features), dtype=np.float32)
         spots = rng.permutation(wells)
         metadata = pd.DataFrame(

@@ -15,6 +15,8 @@ from perturbjax.screening.results import DifferencesResult
 
 #: Features per chart, and treatments with a chart.
 BARS, MAX_TREATMENTS = 15, 60
+#: Letters of a feature name that fit next to the bars.
+MAX_LETTERS = 38
 #: Column of the page -> explanation on hover.
 MEANINGS = {
     "changed": "Fraction of the features with q <= 0.05.",
@@ -81,6 +83,11 @@ def _treatment(result: DifferencesResult, name: str, number: int, images: WellIm
     )
 
 
+def _shorten(name: str) -> str:
+    """Replace the middle of a long name: the end names the channel."""
+    return name if len(name) <= MAX_LETTERS else f"{name[:19]}…{name[-(MAX_LETTERS - 20) :]}"
+
+
 def _bars(name: str, features: pd.DataFrame) -> str:
     """Effects of the features that changed most."""
     top = features[features["effect"].notna()].head(BARS)
@@ -96,14 +103,14 @@ def _bars(name: str, features: pd.DataFrame) -> str:
         f"{name}: " + "; ".join(f"{row.feature} {row.effect:.2f}" for row in top.itertuples()),
         width=640,
         height=60 + 18 * len(top),
-        left=270,
+        left=290,
         bottom=34,
     )
     chart.grid(ticks(low, high, 6), ())
     for place, row in enumerate(top.itertuples()):
         _, py = chart.pixel(0, place)
-        feature = row.feature if len(row.feature) <= 42 else row.feature[:41] + "…"
-        chart.text(264, py + 4, feature, "end", "strong" if row.q <= 0.05 else "")
+        css = "strong" if row.q <= 0.05 else ""
+        chart.text(284, py + 4, _shorten(row.feature), "end", css)
         ratio = f"\n{row.ratio:.3g} times the controls" if row.ratio == row.ratio else ""
         tip = f"{row.feature}\neffect {row.effect:.3g}, q {row.q:.2g}{ratio}"
         css = "other" if not row.q <= 0.05 else "train" if row.effect < 0 else "test"

@@ -56,7 +56,7 @@ def write_hits_page(result: HitsResult, out: Path, images: WellImages | None = N
     """
     sentences = result.sentences()
     lead = f'<p class="verdict">{html_text(sentences[0])}</p>' + "".join(
-        f"<p>{html_text(one.removeprefix('info: '))}</p>" for one in sentences[1:]
+        f"<p>{html_text(_sentence(one))}</p>" for one in sentences[1:]
     )
     pictured, gallery = _gallery(result, images)
     sections = {
@@ -68,6 +68,12 @@ def write_hits_page(result: HitsResult, out: Path, images: WellImages | None = N
         "Flags": _flags(result),
     }
     return write_html(out / "hits.html", "perturbjax hits", lead, sections)
+
+
+def _sentence(message: str) -> str:
+    """Return a message of the command as a sentence of the page."""
+    text = message.removeprefix("info: ")
+    return f"{text[0].upper()}{text[1:].rstrip('.')}."
 
 
 def _link(name: str, pictured: set[str]) -> str:
@@ -164,8 +170,9 @@ def _volcano(result: HitsResult, pictured: set[str]) -> str:
     shown = hits[["treatment", *(f"{m}{end}" for m in NAMES for end in ("", "_q"))]]
     caption = (
         f"Points above the dashed line have q <= {result.fdr:g}. Blue: active. Orange: toxic. "
-        "Gray: not active. A click on a point leads to its pictures."
+        "Gray: not active."
     )
+    caption += " A click on a point leads to its pictures." if pictured else ""
     return figure("volcano", f'<div class="row">{"".join(charts)}</div>', caption, shown)
 
 

@@ -16,7 +16,7 @@ from perturbjax.screening.results import SimilarResult
 #: Colors of similarity -1, 0 and 1.
 COLORS = ((0, 114, 178), (244, 246, 248), (213, 94, 0))
 #: Names are drawn up to this number of rows, at the size in pixels of one row.
-MAX_NAMES, ROW = 90, 12
+MAX_NAMES, ROW = 150, 12
 #: Width of the drawing, of the names and of the dendrogram in pixels.
 WIDTH, LEFT, TREE = 900, 190, 120
 #: Column of the page -> explanation on hover.
@@ -103,9 +103,7 @@ def _heat_map(result: SimilarResult) -> str:
         if result.has_reference
         else ""
     )
-    caption = (
-        f"Orange: similarity 1, blue: -1, light: 0. Gray: no pair of wells is allowed. {order}"
-    )
+    caption = f"Orange: similarity 1, blue: -1, light: 0. Gray: not compared. {order}"
     return figure("similarity", drawing, caption, matrix.rename_axis("treatment").reset_index())
 
 

@@ -56,8 +56,14 @@ def energy_statistic(values: Float[np.ndarray, "n d"], pool: Pool) -> Statistic:
         pool: the wells.
     """
     squares = (values**2).sum(axis=1)
-    # |x - y|² = |x|² + |y|² - 2 x·y; rounding can make small distances negative.
-    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * values @ values.T, 0))
+    # |x - y|² = |x|² + |y|² - 2 x·y, in place, since new arrays take most of the time.
+    distances = values @ values.T
+    distances *= -2
+    distances += squares
+    distances += squares[:, None]
+    # Rounding can make small distances negative.
+    np.maximum(distances, 0, out=distances)
+    np.sqrt(distances, out=distances)
     np.fill_diagonal(distances, 0)
     # The sums over controls follow from these totals. Each assignment then needs only the
     # distances between its treated wells.
@@ -131,13 +137,7 @@ def average_precision_statistic(values: Float[np.ndarray, "n d"], pool: Pool) ->
     # Rows of zeros are unchanged and have similarity 0.
     unit = values / np.where(length > 0, length, 1)
     similarity = unit @ unit.T
-    same_plate = pool.plates[:, None] == pool.plates
-    np.fill_diagonal(same_plate, False)
-    # rank[q, j]: wells of q's plate that are at least as similar to q as j is (j itself included).
-    rank = np.empty(similarity.shape, dtype=np.int32)
-    for query, row in enumerate(similarity):
-        mates = np.sort(row[same_plate[query]])
-        rank[query] = len(mates) - np.searchsorted(mates, row, side="left")
+    rank = _plate_ranks(similarity, pool.plates)
     n = pool.treated
     # `_mean_precision` needs n² values for each assignment.
     step = max(1, _BLOCK_VALUES // n**2)
@@ -149,6 +149,27 @@ def average_precision_statistic(values: Float[np.ndarray, "n d"], pool: Pool) ->
         return np.concatenate([_mean_precision(b, similarity, pool.plates, rank) for b in blocks])
 
     return statistic
+
+
+def _plate_ranks(
+    similarity: Float[np.ndarray, "n n"], plates: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, "n n"]:
+    """For each query (row): number of wells of its plate that are at least as similar as a well.
+
+    The well itself counts if it is on the plate, and the query does not.
+    """
+    mates = plates[:, None] == plates
+    np.fill_diagonal(mates, False)
+    order = np.argsort(-similarity, axis=1)
+    counts = np.take_along_axis(mates, order, axis=1).cumsum(axis=1, dtype=np.int32)
+    rank = np.empty(similarity.shape, dtype=np.int32)
+    np.put_along_axis(rank, order, counts, axis=1)
+    # Equally similar wells all have the rank of the last of them.
+    ordered = np.take_along_axis(similarity, order, axis=1)
+    for query in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1)):
+        row = np.sort(similarity[query, mates[query]])
+        rank[query] = len(row) - np.searchsorted(row, similarity[query], side="left")
+    return rank
 
 
 def _mean_precision(

@@ -97,7 +97,7 @@ def compute_doses(
     *,
     dose_column: str,
     response: str = "distance",
-    baseline: Path | None = None,
+    baseline: Path | str | pd.DataFrame | None = None,
     seed: int = 0,
 ) -> DosesResult:
     """Analyze the dose response of every treatment.
@@ -160,7 +160,7 @@ def _dose_range(values: pd.DataFrame, name: str) -> tuple[float, float]:
 
 
 def well_responses(
-    wells: Wells, dose_column: str, response: str, baseline: Path | None
+    wells: Wells, dose_column: str, response: str, baseline: Path | str | pd.DataFrame | None
 ) -> pd.DataFrame:
     """Return plate, well, treatment, dose, control and response of every well.
 
@@ -194,17 +194,18 @@ def well_responses(
     table.loc[table["control"], "dose"] = 0.0
     if baseline is not None:
         before = read_profiles([baseline], "median")
+        where = (
+            "baseline: table" if isinstance(baseline, pd.DataFrame) else f"--baseline {baseline}"
+        )
         if response not in before.names:
-            raise InputError(f"--baseline {baseline}: has no feature {response}")
+            raise InputError(f"{where}: has no feature {response}")
         keys = before.metadata[PLATE] + "\n" + before.metadata[WELL]
         start = pd.Series(before.values[:, before.names.index(response)], index=keys)
         own = table["plate"] + "\n" + table["well"]
         missing = ~own.isin(start.index)
         if missing.any():
             first = table[missing].iloc[0]
-            raise InputError(
-                f"--baseline {baseline}: plate {first['plate']}, well {first['well']} is missing"
-            )
+            raise InputError(f"{where}: plate {first['plate']}, well {first['well']} is missing")
         # Relative to the same well before treatment.
         table["response"] /= start.reindex(own).to_numpy()
     return table

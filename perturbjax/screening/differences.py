@@ -37,7 +37,20 @@ KINDS = {
     "Count": "count",
 }
 #: Names of the stains in CellProfiler pipelines for Cell Painting.
-CHANNELS = ("DNA", "ER", "RNA", "AGP", "Mito", "Brightfield", "Actin", "Tubulin")
+CHANNELS = (
+    "DNA",
+    "DAPI",
+    "ER",
+    "RNA",
+    "AGP",
+    "Mito",
+    "Brightfield",
+    "Actin",
+    "Tubulin",
+    "Tub",
+)
+#: Prefixes of corrected and original images.
+IMAGE_PREFIX = re.compile("^(Corr|Orig)(?=[A-Z])")
 #: Features named in words if they are large; (pattern, name, word for more, word for less).
 WORDS = (
     (r"Nuclei_AreaShape_Area$", "nuclei", "larger", "smaller"),
@@ -70,7 +83,8 @@ def feature_group(name: str) -> tuple[str, str, str]:
     parts = name.split("_")
     compartment = parts[0] if parts[0] in COMPARTMENTS else ""
     kind = KINDS.get(parts[1], "") if compartment and len(parts) > 1 else ""
-    channel = next((part for part in parts if part in CHANNELS), "")
+    stains = (IMAGE_PREFIX.sub("", part) for part in parts)
+    channel = next((stain for stain in stains if stain in CHANNELS), "")
     return compartment, channel, kind
 
 
@@ -247,7 +261,7 @@ def _phrase(row: pd.Series) -> tuple[str, str] | None:
         if match is None:
             continue
         # The channel is the last group of patterns that name one.
-        channel = match.groups()[-1] if "{channel}" in subject else ""
+        channel = IMAGE_PREFIX.sub("", match.groups()[-1]) if "{channel}" in subject else ""
         name = subject.format(channel=channel)
         word = more if row["effect"] > 0 else less
         size = ""

@@ -78,7 +78,7 @@ def test_notes_name_replicates_in_one_column():
 
 def test_find_controls_names_the_flag():
     metadata = pd.DataFrame({"Metadata_pert_iname": ["a", "b"]})
-    with pytest.raises(InputError, match="--negcon Metadata_control_type=negcon: no well matches"):
+    with pytest.raises(InputError, match="--negcon: no well is a negative control"):
         find_controls(metadata, "Metadata_pert_iname")
 
 

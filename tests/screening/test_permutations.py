@@ -12,7 +12,12 @@ from perturbjax.screening.activity import (
     energy_statistic,
     mahalanobis_statistic,
 )
-from perturbjax.screening.permutations import make_pool, permutation_test
+from perturbjax.screening.permutations import (
+    Draws,
+    make_pool,
+    permutation_test,
+    permutation_tests,
+)
 
 STATISTICS = {
     "map": average_precision_statistic,
@@ -144,3 +149,35 @@ def test_average_precision_statistic_matches_copairs():
     )
     expected = theirs.loc[treated, "average_precision"].mean()
     assert ours == pytest.approx(expected, abs=1e-5)
+
+
+def test_equally_similar_controls_come_first():
+    treated = np.arange(5) < 2
+    pool = make_pool(treated, ~treated, np.zeros(5, int), np.arange(5), np.zeros(5, int))
+    value = average_precision_statistic(np.ones((5, 3)), pool)(np.arange(2)[None])[0]
+    assert value == 1 / 4
+
+
+def test_permutations_do_not_depend_on_earlier_tests():
+    """Tests share drawn permutations: order and other treatments must not change a p-value."""
+    rng = np.random.default_rng(0)
+    pools = []
+    for count in (3, 5):
+        treated = np.arange(40) < count
+        pools.append(
+            make_pool(treated, ~treated, np.zeros(40, int), np.arange(40), np.zeros(40, int))
+        )
+    values = rng.standard_normal((40, 4))
+
+    def p_values(order, draws):
+        return {
+            number: permutation_tests(
+                {"": energy_statistic(values, pools[number])},
+                pools[number],
+                permutations=999,
+                draws=draws,
+            )[""]
+            for number in order
+        }
+
+    assert p_values((0, 1), Draws(1)) == p_values((1, 0), Draws(1))

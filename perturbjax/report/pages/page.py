@@ -206,7 +206,8 @@ def table(
 
     Args:
         name: id of the table and name of the CSV file.
-        values: text and numbers; NaN is empty. Numbers from -1 to 1 have three decimals.
+        values: text and numbers; NaN is empty. Numbers from -1 to 1 have three decimals, tiny
+            ones one digit.
         meanings: column -> explanation on hover.
         links: one per row, target of the first cell; empty for none.
         strong: rows to highlight.
@@ -259,6 +260,8 @@ def _cell(value: Any, number: bool) -> str:
     if isinstance(value, int | np.integer):
         return f"<td>{value}</td>"
     text = f"{value:.3f}" if abs(value) <= 1 else f"{value:.4g}"
+    # Small p-values are not 0.
+    text = f"{value:.0e}" if 0 < abs(value) < 5e-4 else text
     return f'<td data-value="{value:.6g}">{text}</td>'
 
 
