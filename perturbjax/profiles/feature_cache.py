@@ -53,6 +53,11 @@ def cached_features(source: SourceConfig, dataset: Dataset) -> Path:
     unit = choose_unit(source, dataset)
     # The orientation of cells is random, so that their summary averages over views already.
     whole = unit == "site"
+    if source.unit == "auto" and not whole:
+        console.print(
+            f"info: sites of more than {SMALL_SITE} pixels: features are averaged over {unit}s of "
+            "native resolution"
+        )
     config = FeaturesConfig(
         dataset.paths,
         folder / "features.parquet",
