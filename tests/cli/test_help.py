@@ -50,7 +50,7 @@ def test_both_examples_parse(capsys, command):
 def test_help_shows_defaults_of_the_preset_and_choices_of_the_tables(capsys):
     text = " ".join(help_of(capsys, "train", "--help-all", "--preset", "cells").split())
     assert "--preset {paper,cells,pretrained,demo,original}" in text
-    assert "Named recipe. (default: cells)" in text
+    assert "Named recipe; paper with --recipe or --model. (default: cells)" in text
     assert "--model TEXT Network architecture. One of attention, attention_multiscale," in text
     assert "--normalize {dtype,log,log_plate,site,plate}" in text and "(default: log_plate)" in text
     assert "--crop-scale X X" in text and "(default: 0.5 1)" in text
