@@ -87,22 +87,24 @@ def normalize_well(name: str) -> str:
 
 
 def separate_batches(tables: Sequence[pd.DataFrame]) -> str:
-    """Rename plates that occur in several batches to BATCH_PLATE, in place.
+    """Rename plates of which a well occurs in several batches to BATCH_PLATE, in place.
 
-    Laboratories number the plates of each batch from 1, so that different plates have one name.
+    Laboratories number the plates of each batch from 1, so that different plates have one name. A
+    batch column that differs between the wells of one plate does not separate them.
 
     Args:
-        tables: Tables with `Metadata_Plate`, and optionally `Metadata_Batch`, as text.
+        tables: Tables with `Metadata_Plate`, `Metadata_Well` and optionally `Metadata_Batch`.
 
     Returns:
         A sentence about the renamed plates, or "".
     """
-    batches: dict[str, set[str]] = {}
-    for table in tables:
-        if BATCH in table.columns:
-            for plate, batch in table[[PLATE, BATCH]].drop_duplicates().itertuples(index=False):
-                batches.setdefault(plate, set()).add(batch)
-    repeated = [plate for plate, names in batches.items() if len(names) > 1]
+    with_batch = [table[[PLATE, WELL, BATCH]] for table in tables if BATCH in table.columns]
+    if not with_batch:
+        return ""
+    wells = pd.concat(with_batch).drop_duplicates()
+    # One row per well and batch is left, so a repeated well is in several batches.
+    several = wells[wells.duplicated([PLATE, WELL])]
+    repeated = list(several[PLATE].unique())
     for table in tables:
         if BATCH in table.columns and repeated:
             rows = table[PLATE].isin(repeated)
@@ -110,8 +112,8 @@ def separate_batches(tables: Sequence[pd.DataFrame]) -> str:
     if not repeated:
         return ""
     return (
-        f"{len(repeated)} plate names occur in several batches; these plates are named BATCH_PLATE "
-        f"(first: {min(batches[repeated[0]])}_{repeated[0]})"
+        "renamed plates that occur in several batches to BATCH_PLATE (first: "
+        f"{several[BATCH].iloc[0]}_{repeated[0]})"
     )
 
 

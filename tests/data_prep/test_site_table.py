@@ -268,3 +268,17 @@ def test_platemap_with_position_columns_is_refused(plate, tmp_path, column):
 def test_other_digits_stay_text(plate, edit):
     edit(lambda table: table.replace({"Metadata_Site": {"2": "²"}}))
     assert set(read_sites(plate / "load_data.csv", plate).sites["Metadata_Site"]) == {"1", "²"}
+
+
+def test_plates_of_one_name_are_separated_by_batch(plate, edit, capsys):
+    edit(lambda table: table.assign(Metadata_Plate="1"))
+    with pytest.raises(InputError, match=r"plate 1, well A01, site 1; .*a column Metadata_Batch"):
+        read_sites(plate / "load_data.csv", plate)
+    edit(lambda table: table.assign(Metadata_Batch=["b1"] * 12 + ["b2"] * 12))
+    table = read_sites(plate / "load_data.csv", plate).sites
+    assert list(table["Metadata_Plate"].unique()) == ["b1_1", "b2_1"]
+    assert table["site_id"].is_unique and table["site_id"].iloc[0] == "b1_1_A01_1"
+    assert "renamed plates that occur in several batches" in capsys.readouterr().err
+    # A batch for each row of wells is no reason to rename the plate.
+    edit(lambda table: table.iloc[:12].assign(Metadata_Batch=table["Metadata_Well"].str[0]))
+    assert set(read_sites(plate / "load_data.csv", plate).sites["Metadata_Plate"]) == {"1"}

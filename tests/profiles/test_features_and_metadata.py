@@ -218,7 +218,7 @@ def test_plate_in_two_files_is_named(tmp_path: Path) -> None:
         write(table.assign(Metadata_Batch=batch), path)
     profiles = read_profiles(paths)
     assert set(profiles.column("Metadata_Plate")) == {"1_P0", "1_P1", "2_P0", "2_P1"}
-    assert "2 plate names occur in several batches" in " ".join(profiles.notes)
+    assert "renamed plates that occur in several batches" in " ".join(profiles.notes)
 
 
 @pytest.mark.parametrize(
