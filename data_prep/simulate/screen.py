@@ -27,7 +27,7 @@ SCREEN: dict[str, tuple[str, dict[str, float]]] = {
     # Coarse texture with the same contrast.
     "coarsen": ("texture", {"grain": 1.3}),
     # Fewer and smaller cells.
-    "toxic": ("toxicity", {"count": -3.0, "cell_radius": -1.0}),
+    "toxic": ("toxicity", {"count": -4.0, "cell_radius": -1.0}),
     "inactive": ("none", {}),
 }
 #: Fraction of wells without cells.

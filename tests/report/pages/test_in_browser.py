@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -226,3 +227,33 @@ def test_page_without_scripts_has_scores_and_cells(window, report):
     finally:
         window.devtools("Emulation.setScriptExecutionDisabled", value=False)
     assert "most confident wrong" in text and "balanced accuracy" in text
+
+
+def test_click_enlarges_a_picture_and_shows_one_channel(window, report):
+    window.open(report)
+    window.click(".shot button")
+    is_open = "return document.querySelector('dialog.viewer').open"
+    deadline = time.monotonic() + 10
+    while not window.run(is_open) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pixels = (
+        "const c = document.querySelector('dialog canvas'); "
+        "return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    )
+    change = (
+        "const n = document.querySelector(arguments[0]); n[arguments[1]] = arguments[2]; "
+        "n.dispatchEvent(new Event('input'))"
+    )
+    assert window.run(is_open)
+    mixed = window.run(pixels)
+    window.run(change, "dialog input[type=checkbox]", "checked", False)
+    window.run(change, "dialog select", "value", "1")
+    gray = window.run(pixels)
+    # One channel without outlines is gray; more brightness never makes a pixel darker.
+    assert gray[0::4] == gray[1::4] == gray[2::4] != mixed[0::4]
+    assert "ER" in window.run("return document.querySelector('dialog .note').textContent")
+    window.run(change, "dialog input[type=range]", "value", "2")
+    bright = window.run(pixels)
+    assert all(b >= a for a, b in zip(gray, bright, strict=True)) and bright != gray
+    window.run("[...document.querySelectorAll('dialog button')].pop().click()")
+    assert not window.run(is_open)
