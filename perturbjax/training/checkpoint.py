@@ -12,11 +12,13 @@ of the run and a checksum of the arrays. Checkpoints do not depend on the number
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -308,6 +310,7 @@ class Checkpoints:
         folder = self.path / which / str(number)
         # Without a template, orbax restores the arrays as they were saved.
         items = ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
+        _ignore_closed_loops()
         with _readable(folder):
             loaded = self._manager(which).restore(number, args=items)
             tree = {name: np.asarray(value) for name, value in loaded["state"].items()}
@@ -337,6 +340,23 @@ def _damaged(path: Path, part: str) -> InputError:
         f"{path}: is damaged (checksum of the {part} differs). Remove the checkpoint to use an "
         "earlier one, or train again."
     )
+
+
+@functools.cache
+def _ignore_closed_loops() -> None:
+    """Hide messages about the remaining reads of a damaged checkpoint.
+
+    orbax reads all arrays at the same time, and closes its event loop at the first error.
+    tensorstore then reports each remaining read to the closed loop, for which Python prints a
+    traceback.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 @contextmanager

@@ -12,7 +12,13 @@ import tifffile
 from data_prep_builds import contents, options
 
 from data_prep.build import build
-from data_prep.illumination import divide, edge_to_center_ratio, fit_surface, read_function
+from data_prep.illumination import (
+    divide,
+    edge_to_center_ratio,
+    find_functions,
+    fit_surface,
+    read_function,
+)
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
@@ -156,3 +162,12 @@ def test_read_function_returns_a_read_only_array(tmp_path):
     np.save(tmp_path / "f.npy", np.ones((4, 4)))
     with pytest.raises(ValueError, match="read-only"):
         read_function(tmp_path / "f.npy")[0, 0] = 2
+
+
+def test_huge_functions_and_long_names_are_refused_before_reading(tmp_path):
+    with open(tmp_path / "P_IllumDNA.npy", "wb") as file:
+        file.truncate(60 << 30)
+    with pytest.raises(InputError, match="more than an illumination function"):
+        find_functions(tmp_path, ["P"], ["DNA"])
+    with pytest.raises(InputError, match="is not allowed in a file name"):
+        find_functions(tmp_path, ["P" * 300], ["DNA"])

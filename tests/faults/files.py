@@ -77,11 +77,12 @@ def damage_suites(material: Material) -> list[DamageSuite]:
         command = f"perturbjax train --data {{}} --out {{}} --split-file {{}} {TRAINED}"
         return words(command, material.dataset, folder.parent / "OUT", folder / "split.parquet")
 
-    def checkpoint(command: str) -> Command:
-        """Use the best checkpoint of a copied run."""
-        out = {"predict": "OUT.parquet", "export": "OUT"}
-        flags = f"perturbjax {command} --run {{}} --checkpoint best --out {{}}"
-        return lambda folder: words(flags, folder, folder.parent / out[command])
+    def predict_best(folder: Path) -> list[str]:
+        return [*predict(folder, folder, material.dataset), "--checkpoint", "best"]
+
+    def export_best(folder: Path) -> list[str]:
+        flags = "perturbjax export --run {} --checkpoint best --out {}"
+        return words(flags, folder, folder.parent / "OUT")
 
     def resume(folder: Path) -> list[str]:
         return words(
@@ -170,8 +171,8 @@ def damage_suites(material: Material) -> list[DamageSuite]:
             make(f"{name}, checkpoint", validated, "checkpoints/**/*", command, result, JSON)
             for name, command, result in (
                 ("verify", lambda f: words("perturbjax verify {}", f), nothing),
-                ("predict", checkpoint("predict"), table_result),
-                ("export", checkpoint("export"), nothing),
+                ("predict", predict_best, table_result),
+                ("export", export_best, nothing),
                 ("train", resume, resumed_result),
             )
         ),

@@ -250,12 +250,6 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "array of 2^40 pixels": ("Zarr 2, Zlib", _array(shape=[1 << 20, 1 << 20])),
     "16 million chunks": ("Zarr 2, Zlib", _array(shape=[4096, 4096], chunks=[1, 1])),
     "shape of another type": ("Zarr 2, Zlib", _array(shape={"a": 1})),
-    "attributes are a list": (
-        "Zarr 2, Zlib",
-        lambda folder: (
-            next(folder.glob("a.zarr/*_DNA/.zarray")).with_name(".zattrs").write_text("[]")
-        ),
-    ),
     "codestream of 24,000 x 24,000": (
         "JPEG 2000",
         _first(lambda path: path.write_bytes(_codestream_of(24_000))),
