@@ -65,10 +65,9 @@ def test_features_cover_stored_channels_and_statistics_of_all_copies(channels, c
     shape = jax.eval_shape(lambda x: model.compute_features(x, Mode()), x).shape
     assert shape == (2, backbone + statistics) and model.backbone_feature_size == backbone
     out = jax.eval_shape(lambda x: model(x, Mode()), x)
-    assert out.features.shape == (
-        2,
-        min(COMPONENTS, backbone) + statistics,
-    ) and out.logits.shape == (2, 3)
+    assert out.features.shape == (2, model.feature_size) and out.logits.shape == (2, 3)
+    reduced = min(COMPONENTS, backbone) + statistics
+    assert model.reduce.kernel[...].shape == (backbone + statistics, reduced)
 
 
 def test_channel_features_do_not_depend_on_other_channels_or_exposure():
@@ -120,8 +119,12 @@ def test_logits_are_weighted_mean_and_only_branch_is_trained():
     model, x = small(), site(2)
     branch = nnx.jit(lambda model, x: model.trainable_branch(downsample_by_2(x), Mode()))(model, x)
     out = forward(model, x)
-    statistics = jax.nn.log_softmax(model.head(out.features, Mode()))
-    expected = (1 - BRANCH_WEIGHT) * statistics + BRANCH_WEIGHT * jax.nn.log_softmax(branch.logits)
+    reduced = model.reduce(compute_features(model, x))
+    head = jax.nn.log_softmax(model.head(reduced, Mode()))
+    hidden = model.head.mlp.activations(reduced)
+    np.testing.assert_allclose(out.features[:, : hidden.shape[1]], hidden, atol=1e-4)
+    np.testing.assert_allclose(out.features[:, hidden.shape[1] :], branch.features, atol=1e-5)
+    expected = (1 - BRANCH_WEIGHT) * head + BRANCH_WEIGHT * jax.nn.log_softmax(branch.logits)
     np.testing.assert_allclose(out.logits, expected, atol=1e-5)
     assert out.attention.shape == (2, 2, 2)  # 40 pixels, divided by 2 four times
 
