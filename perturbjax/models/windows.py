@@ -11,7 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int, Int32, Integer
+from jaxtyping import Array, Float, Float32, Int, Int32, Integer, Shaped
 
 #: Number of windows of a site.
 WINDOWS = 16
@@ -82,7 +82,7 @@ def cut_windows(
     return jax.vmap(lambda corner: jax.lax.dynamic_slice(site, (*corner, 0), shape))(corners)
 
 
-def pad_to(site: Float[Array, "h w c"], size: int, mode: str) -> Float[Array, "h2 w2 c"]:
+def pad_to(site: Shaped[Array, "h w c"], size: int, mode: str) -> Shaped[Array, "h2 w2 c"]:
     """Extend height and width to at least `size` pixels, at the bottom and at the right."""
     pad = [(0, max(0, size - length)) for length in site.shape[:2]]
     return jnp.pad(site, [*pad, (0, 0)], mode=mode) if any(map(any, pad)) else site
