@@ -91,11 +91,14 @@ class Config:
 
     out: Path
     """Folder for calibration.csv and power.csv."""
-    treatments: int = 200
-    """Treatments per design and effect."""
-    effects: tuple[float, ...] = (2.0, 4.0, 6.0, 8.0)
+    screens: int = 20
+    """Screens per design. Treatments of one screen share the controls, so that their p-values are
+    correlated. The table of power has a quarter of the screens."""
+    treatments: int = 30
+    """Treatments per screen."""
+    effects: tuple[float, ...] = (2.0, 3.0, 4.0, 6.0)
     """Effect sizes of the table of power, in standard deviations between wells."""
-    permutations: int = 4999
+    permutations: int = 1999
     """Maximum number of permutations per test."""
     seed: int = 0
     """Seed of the profiles."""
@@ -103,6 +106,7 @@ class Config:
     def __post_init__(self) -> None:
         require_sound(self)
         require_output(self.out)
+        require("screens", self.screens, self.screens >= 1, "1 or more")
         require("treatments", self.treatments, self.treatments >= 10, "10 or more")
         require("permutations", self.permutations, self.permutations >= 999, "999 or more")
         require_seed(self.seed)
@@ -122,14 +126,15 @@ def main(options: Config) -> None:
 def _calibrate(options: Config, settings: Settings) -> Iterator[dict[str, object]]:
     """One row per design: rates of small p-values without any effect."""
     for number, design in enumerate(DESIGNS):
-        wells = simulate(design, np.zeros(options.treatments), seed=options.seed + number)
-        table = hit_table(wells, settings)
-        rates = {
+        seeds = [options.seed + 1000 * number + screen for screen in range(options.screens)]
+        none = np.zeros(options.treatments)
+        screens = [hit_table(simulate(design, none, seed), settings) for seed in seeds]
+        table = pd.concat(screens)
+        yield design.row | {
             f"{method.replace('_', ' ')}, p <= {level:g}": _rate(table[f"{method}_p"], level)
             for method in METHODS
             for level in (0.05, 0.5)
         }
-        yield {**design.row, **rates}
 
 
 def _rate(p: pd.Series, level: float) -> float:
@@ -138,22 +143,23 @@ def _rate(p: pd.Series, level: float) -> float:
 
 def _measure_power(options: Config, settings: Settings) -> Iterator[dict[str, object]]:
     """One row per design and effect: power and false discoveries of every method."""
-    count = max(1, round(ACTIVE * options.treatments))
-    for number, (design, effect) in enumerate(
-        (design, effect) for design in POWER_DESIGNS for effect in options.effects
-    ):
-        effects = np.where(np.arange(options.treatments) < count, effect, 0.0)
-        wells = simulate(design, effects, seed=options.seed + 1000 + number)
-        table = hit_table(wells, settings)
-        has_effect = table["treatment"].isin([f"t{one}" for one in range(count)]).to_numpy()
-        row: dict[str, object] = {**design.row, "effect": effect}
-        calls = {name: (table[f"{name}_q"] <= settings.fdr).to_numpy() for name in METHODS}
-        calls["two of three"] = table["active"].to_numpy(dtype=bool)
-        for name, called in calls.items():
-            words = name.replace("_", " ")
-            row[f"{words}, power"] = called[has_effect].mean()
-            row[f"{words}, false discoveries"] = (called & ~has_effect).sum() / max(called.sum(), 1)
-        yield row
+    active = np.arange(options.treatments) < max(1, round(ACTIVE * options.treatments))
+    cells = ((design, effect) for design in POWER_DESIGNS for effect in options.effects)
+    for number, (design, effect) in enumerate(cells):
+        rows = []
+        for screen in range(max(1, options.screens // 4)):
+            seed = options.seed + 100_000 + 1000 * number + screen
+            table = hit_table(simulate(design, effect * active, seed), settings)
+            has_effect = table["treatment"].isin([f"t{n}" for n in np.flatnonzero(active)])
+            calls = {name: (table[f"{name}_q"] <= settings.fdr) for name in METHODS}
+            calls["two of three"] = table["active"].astype(bool)
+            row = {}
+            for name, called in calls.items():
+                words, false = name.replace("_", " "), (called & ~has_effect).sum()
+                row[f"{words}, power"] = called[has_effect].mean()
+                row[f"{words}, false discoveries"] = false / max(called.sum(), 1)
+            rows.append(row)
+        yield design.row | {"effect": effect} | pd.DataFrame(rows).mean().to_dict()
 
 
 def simulate(design: Design, effects: np.ndarray, seed: int) -> Wells:
