@@ -228,7 +228,7 @@ def test_unsafe_codec_is_refused_before_it_runs(tmp_path, codec):
         ),
         ("zarr.json", '"path": "0"', '"path": "9"', "does not exist in the store"),
         ("zarr.json", '"multiscales"', '"scales"', "is not an OME-Zarr image"),
-        ("0/zarr.json", '"uint16"', '"complex64"', "contains complex64; convert it"),
+        ("0/zarr.json", '"uint16"', '"complex64"', "metadata are damaged .*Invalid type: 0"),
         ("0/zarr.json", "64,\n    64", "60000,\n    60000", "more than any camera image"),
     ],
 )
