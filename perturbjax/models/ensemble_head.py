@@ -143,7 +143,7 @@ class EnsembleClassifier(nnx.Module):
         self,
         x: Float[Array, "b h w c"],
         mode: Mode,
-        backbone_features: Float[Array, "b d"] | None = None,
+        backbone_features: Float[Array, "b e"] | None = None,
     ) -> Float[Array, "b d"]:
         """Compute backbone features of all stored channels and site statistics, unreduced.
 
