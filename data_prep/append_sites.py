@@ -27,7 +27,7 @@ FLAGS = {
     "resize": "--resize",
     "quality": "--overwrite (build all plates from scratch)",
     "label_column": "--label-column",
-    "segmenter": "--segmenter, --weights, --diameter and --segment-channels",
+    "segmenter": "--segmenter, --weights, --diameter, --segment-channels and --cells-channel",
     "illumination": "--illumination",
 }
 

@@ -36,6 +36,7 @@ from data_prep.segment import (
     parse_diameter,
     pipeline,
 )
+from data_prep.segment.propagation import describe_propagation
 from data_prep.site import Site, set_functions
 from data_prep.site_table import FILE, SiteTable, choose_label, merged_identities, read_sites
 from data_prep.sources import Project
@@ -71,6 +72,8 @@ class BuildConfig:
     """Weights for cellpose: nuclei, cyto, cyto2, cyto3, cpsam or a file."""
     segment_channels: str = ""
     """Channels to segment, separated by commas; by default the aggregated image."""
+    cells_channel: str = ""
+    """Channel that shows whole cells: nuclei are extended to cells in it, and both are stored."""
     diameter: Diameter = "auto"
     """Object diameter: pixels, per-plate, per-site, or auto (the engine's default)."""
     precision: Precision = python_only("auto")
@@ -149,12 +152,12 @@ def make_plan(options: BuildConfig) -> Plan:
         InputError: The table or the options cannot be used.
     """
     created = creation_time()
-    segmented = names_in(options.segment_channels)
+    segmented, cells = names_in(options.segment_channels), names_in(options.cells_channel)
     table = read_sites(
         options.load_data,
         options.images,
         channels=names_in(options.channels),
-        also=segmented,
+        also=(*segmented, *cells),
         platemap=options.platemap,
         compounds=options.compounds,
         project=options.project,
@@ -165,6 +168,7 @@ def make_plan(options: BuildConfig) -> Plan:
         pipeline.suited(stored, segmented) if options.segmenter == "auto" else options.segmenter
     )
     pipeline.check_channels(engine, stored, segmented)
+    pipeline.check_cells_channel(cells, stored, segmented)
     if options.aggregate == "none" and len(stored) > 1 and not segmented:
         raise InputError(
             "--aggregate none: there is no single image to segment; pass the channel to segment "
@@ -175,7 +179,7 @@ def make_plan(options: BuildConfig) -> Plan:
     if options.illumination not in ("", illumination.ESTIMATE):
         plates = table.sites[PLATE].unique()
         folder = Path(options.illumination)
-        functions = illumination.find_functions(folder, plates, (*stored, *segmented))
+        functions = illumination.find_functions(folder, plates, (*stored, *segmented, *cells))
     # Problems of the layout are reported before hours of segmentation.
     for note in merged_identities(table.sites, label_column):
         console.print(f"info: {note}")
@@ -189,14 +193,16 @@ def make_plan(options: BuildConfig) -> Plan:
     mask_folder = work_path(options.out.absolute(), ACTIVITY) / "masks"
     # The checksums become part of the settings, so changed functions cause another build.
     checksums = {key: file_digest(path) for key, path in functions.items()}
+    propagation = describe_propagation(cells[0]) if cells else {}
     return Plan(
         table=table,
-        sites=set_functions(_list_sites(table, stored, segmented), functions),
+        sites=set_functions(_list_sites(table, stored, segmented, cells), functions),
         settings=site_tasks.Settings(
             SegmenterConfig(engine, options.weights, options.diameter, options.precision),
             masks.MaskStore(mask_folder, None if options.mask_cache == "none" else cache),
             options.aggregate,
             options.resize,
+            cells=propagation,
         ),
         facts={
             "schema_version": SCHEMA_VERSION,
@@ -207,7 +213,10 @@ def make_plan(options: BuildConfig) -> Plan:
             "resize": options.resize,
             "quality": quality.VERSION,
             "label_column": label_column,
-            "segmenter": {"channels": list(segmented) or ["aggregate"]},
+            "segmenter": {
+                "channels": list(segmented) or ["aggregate"],
+                **({"cells": propagation} if cells else {}),
+            },
             **illumination.illumination_facts(options.illumination, checksums),
             "source": {"name": Path(table.source).name, "sha256": table.sha256},
         },
@@ -218,7 +227,10 @@ def make_plan(options: BuildConfig) -> Plan:
 
 
 def _list_sites(
-    table: SiteTable, stored: tuple[str, ...], segmented: tuple[str, ...]
+    table: SiteTable,
+    stored: tuple[str, ...],
+    segmented: tuple[str, ...],
+    cells: tuple[str, ...],
 ) -> list[Site]:
     return [
         Site(
@@ -226,7 +238,8 @@ def _list_sites(
             where=table.where(row),
             stored=tuple(row[FILE + channel] for channel in stored),
             segmented=tuple(row[FILE + channel] for channel in segmented),
-            channels=(*stored, *segmented),
+            cells=tuple(row[FILE + channel] for channel in cells),
+            channels=(*stored, *segmented, *cells),
             plate=row[PLATE],
         )
         for row in table.sites.to_dict("records")

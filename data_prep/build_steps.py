@@ -163,7 +163,7 @@ def write_sites(plan: Plan, pool: TaskPool, work: Path) -> Path:
     channels = plan.facts["channels_stored"]
     shutil.rmtree(folder, ignore_errors=True)
     dtype = plan.dtype if target is None else append_sites.require_storable(target, plan.dtype)
-    size = plan.settings.resize
+    size, has_nuclei = plan.settings.resize, bool(plan.settings.cells)
     # Pixels of all stored sites, from the headers or from --resize.
     n_pixels = len(table) * size**2 if size else sum(h * w for h, w in plan.shapes)
     tasks = ((site, plan.settings, dtype) for site in plan.sites)
@@ -183,10 +183,11 @@ def write_sites(plan: Plan, pool: TaskPool, work: Path) -> Path:
         channel_names=tuple(channels),
         image_dtype=dtype,
         label_column=plan.facts["label_column"],
-        # Each pixel has one value per channel and a 16-bit mask.
-        pixel_bytes=n_pixels * (len(channels) * dtype.itemsize + 2),
+        # Each pixel has one value per channel and a 16-bit mask, with nuclei two masks.
+        pixel_bytes=n_pixels * (len(channels) * dtype.itemsize + (4 if has_nuclei else 2)),
         facts=plan.facts,
         leading_classes=() if target is None else read_class_names(target.path),
+        has_nuclei=has_nuclei,
     )
     written = write_plan(
         folder,

@@ -21,8 +21,10 @@ class Site:
     """Channels of the stored image."""
     segmented: tuple[Plane, ...]
     """Channels that are segmented; empty: the stored image is segmented."""
+    cells: tuple[Plane, ...] = ()
+    """Channel in which nuclei are extended to whole cells; empty: the masks are final."""
     channels: tuple[str, ...] = ()
-    """Channel names of `stored`, followed by those of `segmented`."""
+    """Channel names of `stored`, `segmented` and `cells`."""
     functions: tuple[Path, ...] = ()
     """Illumination function of each entry of `channels`; empty: no illumination correction."""
     plate: str = ""
@@ -33,21 +35,27 @@ class Site:
     def planes(self) -> tuple[Plane, ...]:
         """Distinct planes of the site."""
         # A channel can be stored and segmented; it is read once.
-        return tuple(dict.fromkeys((*self.stored, *self.segmented)))
+        return tuple(dict.fromkeys(self._all_planes))
 
     @property
     def function_of(self) -> dict[Plane, Path]:
         """Illumination function of each plane; empty without illumination correction."""
-        return dict(zip((*self.stored, *self.segmented), self.functions, strict=False))
+        return dict(zip(self._all_planes, self.functions, strict=False))
 
     def plane_of(self, channel: str) -> Plane:
         """Return the plane of a channel."""
-        return (*self.stored, *self.segmented)[self.channels.index(channel)]
+        return self._all_planes[self.channels.index(channel)]
 
     def single_channel(self, channel: str) -> Site:
         """Return this site with one channel and without illumination correction."""
         plane = self.plane_of(channel)
-        return replace(self, stored=(plane,), segmented=(), channels=(channel,), functions=())
+        return replace(
+            self, stored=(plane,), segmented=(), cells=(), channels=(channel,), functions=()
+        )
+
+    @property
+    def _all_planes(self) -> tuple[Plane, ...]:
+        return (*self.stored, *self.segmented, *self.cells)
 
 
 def set_functions(sites: list[Site], functions: Mapping[tuple[str, str], Path]) -> list[Site]:

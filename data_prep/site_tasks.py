@@ -22,6 +22,7 @@ from data_prep.channel_images import (
 from data_prep.illumination import correct
 from data_prep.mask_cache import MaskStore, mask_key
 from data_prep.quality import site_quality
+from data_prep.segment.propagation import propagate
 from data_prep.site import Site
 from data_prep.sources import Plane, pixel_digest, probe_planes, read_planes
 from perturbjax.core.errors import InputError
@@ -39,6 +40,8 @@ class Settings:
     aggregate: Aggregate = "median"
     resize: int = 0
     """Height and width of the stored image in pixels; 0 keeps the size."""
+    cells: dict[str, Any] = field(default_factory=dict)
+    """Provenance of the cells that are extended from nuclei; empty if the masks are final."""
     described: dict[str, Any] = field(default_factory=dict)
     """Provenance of the segmenter, part of the key of every mask. Workers that only read or write
     sites receive it here, so they need not load the network."""
@@ -168,7 +171,7 @@ def read_segmented_image(task: tuple[Site, Settings]) -> UInt[np.ndarray, "h w c
 
 
 def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
-    """Return the stored image of a site with its mask, statistics and quality metrics.
+    """Return the stored image of a site with its masks, statistics and quality metrics.
 
     Raises:
         InputError: A file cannot be read, or changed since its segmentation.
@@ -188,15 +191,39 @@ def prepare_site(task: tuple[Site, Settings, np.dtype]) -> SitePixels:
             f"{site.where}: the images changed during the build; run the same command again"
         )
     # Quality is measured on the raw planes, before illumination correction.
-    by_channel = dict(zip(site.channels, (*site.stored, *site.segmented), strict=True))
     quality = site_quality(
-        {name: raw[plane] for name, plane in by_channel.items()}, mask, segmented[..., 0], failed
+        {name: raw[site.plane_of(name)] for name in site.channels}, mask, segmented[..., 0], failed
     )
+    nuclei = None
+    if site.cells:
+        nuclei, mask = mask, _extend_nuclei(site, settings, mask, planes[site.cells[0]], key)
     if settings.resize:
         # Quality is measured and cells are segmented at full size, before this step.
         image, mask = resize_image(image, settings.resize), resize_mask(mask, settings.resize)
+        nuclei = None if nuclei is None else resize_mask(nuclei, settings.resize)
     pixels = np.ascontiguousarray(image.astype(dtype))
-    return SitePixels(pixels, mask, site_statistics(image), pixel_digest(raw.values()), quality)
+    digest = pixel_digest(raw.values())
+    return SitePixels(pixels, mask, site_statistics(image), digest, quality, nuclei)
+
+
+def _extend_nuclei(
+    site: Site,
+    settings: Settings,
+    nuclei: UInt16[np.ndarray, "h w"],
+    stain: UInt[np.ndarray, "h w"],
+    nuclei_key: str,
+) -> UInt16[np.ndarray, "h w"]:
+    """Return the whole cells of a site, from the stored masks if they were computed before."""
+    if not nuclei.any():
+        return nuclei.copy()
+    # The key of the nuclei stands for everything that they depend on.
+    settings_of_cells = {**settings.cells, "nuclei": nuclei_key}
+    key = mask_key(stain[..., None], settings_of_cells, site.diameter)
+    cells = settings.masks.get(key) if settings.masks.find(key) else None
+    if cells is None or cells.shape != nuclei.shape:
+        cells = propagate(nuclei, stain, site.diameter or settings.segmenter.pixels)
+        settings.masks.put(key, cells)
+    return cells
 
 
 def write_shard(task: tuple[Shard, list[Site], Settings, np.dtype]) -> WrittenShard:

@@ -25,7 +25,7 @@ from perturbjax.data.batches.decoder import stored_halvings
 from perturbjax.inference import Network, load_network
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.devices import choose_placement
-from perturbjax.training.run_directory import Run
+from perturbjax.training.run_directory import Run, require_whole_sites
 
 NETWORK, DESCRIPTION = "network.jax_export", "description.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -63,11 +63,13 @@ def export(options: StableHLOConfig) -> Path:
         The folder.
 
     Raises:
-        InputError: the run is not usable, its image size is unknown, or `out` is not writable.
+        InputError: the run is not usable, its network gets cells, its image size is unknown, or
+            `out` is not writable.
     """
     chosen = options.chosen
     # One device, because the exported program must not depend on a number of devices.
     network = load_network(chosen.run, chosen.which, chosen.epoch, placement=choose_placement("1"))
+    require_whole_sites(network.run.recipe, chosen.run)
     if network.run.facts["image_size"] is None:
         raise InputError(
             f"{chosen.run}: was imported without a dataset, so its image size is unknown. Import "

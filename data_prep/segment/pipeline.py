@@ -62,6 +62,31 @@ def check_channels(
         )
 
 
+def check_cells_channel(
+    cells: tuple[str, ...], stored: tuple[str, ...], segmented: tuple[str, ...]
+) -> None:
+    """Refuse a cells channel without one other channel that shows the nuclei.
+
+    Raises:
+        InputError: several cells channels, several or no nuclear channels, or the same channel.
+    """
+    nuclei = segmented or stored
+    if not cells:
+        return
+    if len(cells) > 1:
+        raise InputError(f"--cells-channel {','.join(cells)}: must be one channel")
+    if len(nuclei) > 1:
+        raise InputError(
+            f"--cells-channel {cells[0]}: cells are extended from nuclei in one channel. Pass the "
+            f"nuclear stain with --segment-channels (available: {', '.join(stored)})"
+        )
+    if cells == nuclei:
+        raise InputError(
+            f"--cells-channel {cells[0]}: is the channel of the nuclei. Pass a channel that shows "
+            "the whole cell"
+        )
+
+
 def describe(pool: TaskPool, config: segment.SegmenterConfig) -> dict[str, Any]:
     """Return the provenance of the engine.
 

@@ -17,8 +17,6 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json
 from perturbjax.core.options import (
     chosen_from,
-    default_of,
-    flag_name,
     python_only,
     read_toml,
     replace_fields,
@@ -89,9 +87,19 @@ class InputConfig:
     """Values of the mask channel."""
     mask_use: MaskUse = "keep"
     """Ablation. none: empty mask. only: empty image. shuffle: mask of another site."""
+    cells: int = python_only(0)
+    """Maximum number of cells of a site in the network input; 0: the input is the whole site."""
+    cells_per_step: int = python_only(0)
+    """Cells of a site in a training step, chosen at random in each epoch; 0: all."""
+    cell_size: int = python_only(0)
+    """Size of the window of a cell in stored pixels, a multiple of 16; 0: 2.5 median diameters."""
 
     def __post_init__(self) -> None:
         require_sound(self)
+        step, size = self.cells_per_step, self.cell_size
+        require("cells", self.cells, 0 <= self.cells <= 4096, "0 (whole sites) to 4096")
+        require("cells-per-step", step, step >= 0, "0 (all) or more")
+        require("cell-size", size, size >= 0 and size % 16 == 0, "0, or a multiple of 16 pixels")
 
 
 @dataclass(frozen=True)
@@ -252,6 +260,9 @@ class Recipe:
         # times.
         normalize, crop = self.input.normalize, self.augment.crop
         require("crop", crop, crop >= 8, "at least 8 pixels")
+        if self.input.cells:
+            head = self.transfer.head
+            require("head", head, head != "channels", "dense or attention for networks on cells")
         if self.transfer.head == "channels":
             logarithm = normalize in ("log", "log_plate")
             require("normalize", normalize, logarithm, "log or log_plate with --head channels")
@@ -298,6 +309,20 @@ PRESETS: dict[str, Recipe] = {
         ),
         transfer=TransferConfig(
             weights="package:efficientnet_lite0", head="channels", symmetries=8, window=128
+        ),
+    ),
+    # Whole fields: single cells at native resolution, and attention over the cells of a site.
+    "wells": Recipe(
+        input=InputConfig(normalize="log_plate", cells=64, cells_per_step=16),
+        augment=AugmentConfig(crop=64, crop_scale=(0.7, 1.0), crop_ratio=(1.0, 1.0)),
+        optim=OptimConfig(
+            epochs=20,
+            batch_size=16,
+            least_steps=300,
+            learning_rate=0.002,
+            weight_decay=0.05,
+            decoupled=True,
+            balance=1.0,
         ),
     ),
     # The simulated plates of `make demo`: `pretrained` with few steps and one view of each site.
@@ -387,28 +412,3 @@ def read_recipe(path: Path, base: Recipe) -> Recipe:
     if not isinstance(values, dict):
         raise InputError(f"--recipe {path}: is not a recipe; pass a .toml file or a config.json")
     return recipe_from_dict(values.get("recipe", values), base)
-
-
-def recipe_flags(recipe: Recipe, file: str) -> list[str]:
-    """Return command line flags that turn the default recipe into this one.
-
-    Args:
-        recipe: recipe of a run.
-        file: its `config.json`, used as `--recipe` if a field without a flag differs from its
-            default.
-    """
-    flags: list[str] = []
-    # The recipe has fields outside of its sections (the seed), so it is visited last.
-    for section in (*vars(recipe).values(), recipe):
-        for option in dataclasses.fields(section) if dataclasses.is_dataclass(section) else ():
-            value = getattr(section, option.name)
-            if dataclasses.is_dataclass(value) or value == default_of(option):
-                continue
-            # Only a file can set a field that has no flag.
-            if not option.metadata.get("flag", True):
-                return ["--recipe", file]
-            flags += [
-                flag_name(option.name),
-                *map(str, value if isinstance(value, tuple) else (value,)),
-            ]
-    return flags

@@ -75,6 +75,7 @@ def prepare(
     augment: AugmentConfig,
     input: InputConfig,
     train: bool,
+    keys: Key[Array, " b"] | None = None,
 ) -> Float32[Array, "b crop crop channels"]:
     """Convert a batch of stored sites to network input. Pure function, for use inside jit.
 
@@ -87,6 +88,7 @@ def prepare(
             and evaluation is augmented, too.
         input: normalization and mask encoding.
         train: True augments. False resizes the whole site to `augment.crop` without any randomness.
+        keys: random key of each row; None uses that of its record.
 
     Returns:
         (B, crop, crop, 1 + copies * C): the mask as channel 0, then the normalized image.
@@ -94,7 +96,7 @@ def prepare(
     _, height, width, _ = raw.image.shape
     channels = raw.shift.shape[1]
     random = train or augment.legacy_augmentation
-    keys = record_keys(seed, epoch, raw.record)
+    keys = record_keys(seed, epoch, raw.record) if keys is None else keys
     # (B, 7 + 2 * kc) numbers in [0, 1): geometry, then contrast and brightness of each channel.
     draws = jax.vmap(lambda key: jax.random.uniform(key, (len(_GEOMETRY) + 2 * channels,)))(keys)
     boxes = (

@@ -11,7 +11,7 @@ import numpy as np
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json
-from perturbjax.dataset.schema import SPLIT
+from perturbjax.dataset.schema import NUCLEI, SPLIT
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 #: TFDS feature classes of a record, and the JSON key of their description. TFDS imports the module
@@ -66,14 +66,28 @@ class ArrayRecordReader:
             shape: expected shape of the image; checked before memory is allocated.
             dtype: type of its pixels.
         """
+        site_id, fields = self._fields(position)
+        image = _decompress(fields, "image", shape, dtype)
+        return site_id, image, _decompress(fields, "mask", shape[:2], np.dtype(np.uint16))
+
+    def read_nuclei(self, position: int, shape: tuple[int, int]) -> tuple[str, np.ndarray]:
+        """Read `site_id` and `nuclei` (H, W) uint16 of a record.
+
+        Args:
+            position: record number.
+            shape: expected height and width; checked before memory is allocated.
+        """
+        site_id, fields = self._fields(position)
+        return site_id, _decompress(fields, NUCLEI, shape, np.dtype(np.uint16))
+
+    def _fields(self, position: int) -> tuple[str, Mapping[str, Any]]:
+        """Return `site_id` and the compressed fields of a record."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         # `data_source` gives the serialized record, which the TFDS source would decode.
         example = tf_example_pb2.Example.FromString(self._source.data_source[int(position)])
         fields = example.features.feature
-        site_id = fields["site_id"].bytes_list.value[0].decode()
-        image = _decompress(fields, "image", shape, dtype)
-        return site_id, image, _decompress(fields, "mask", shape[:2], np.dtype(np.uint16))
+        return fields["site_id"].bytes_list.value[0].decode(), fields
 
 
 def _open(path: Path) -> Any:

@@ -12,9 +12,11 @@ from perturbjax.core.progress import track
 from perturbjax.dataset.reader import Dataset
 from perturbjax.dataset.schema import (
     INDEX,
+    NUCLEI_AREA,
     STATISTICS,
     count_cells,
     metadata_columns,
+    nuclei_lie_in_cells,
     site_statistics,
 )
 
@@ -51,6 +53,11 @@ def _verify_record(dataset: Dataset, position: int) -> None:
         "n_cells": count_cells(mask),
         "mask_area": int(np.count_nonzero(mask)),
     }
+    if dataset.has_nuclei:
+        nuclei = dataset.nuclei(position)
+        if not nuclei_lie_in_cells(mask, nuclei):
+            raise InputError(f"{where} has a nucleus outside the cell of its label")
+        values[NUCLEI_AREA] = int(np.count_nonzero(nuclei))
     values |= {name: record[name].decode() for name in metadata_columns(dataset.index.columns)}
     for name, value in values.items():
         if row[name] != value:

@@ -18,7 +18,15 @@ from jaxtyping import Int, UInt, UInt16
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import describe_path, file_digest, read_json, read_parquet
 from perturbjax.dataset.array_record import ArrayRecordReader
-from perturbjax.dataset.schema import INDEX, INDEX_COLUMNS, LARGEST_SITE, PROVENANCE, SCHEMA_VERSION
+from perturbjax.dataset.schema import (
+    INDEX,
+    INDEX_COLUMNS,
+    LARGEST_SITE,
+    NUCLEI,
+    NUCLEI_AREA,
+    PROVENANCE,
+    SCHEMA_VERSION,
+)
 from perturbjax.dataset.summary_card import dataset_card
 
 #: Storage format of records, in the provenance.
@@ -70,6 +78,8 @@ class Dataset:
     def __getitem__(self, position: int) -> dict[str, Any]:
         """Return one site: `image` (H, W, C), `mask` (H, W), and the columns of its index row.
 
+        Datasets with nuclei also have `nuclei` (H, W).
+
         Raises:
             IndexError: the position is out of range; negative positions count from the end.
             InputError: the record is damaged.
@@ -77,7 +87,8 @@ class Dataset:
         # A range supports negative positions and raises IndexError.
         position = range(len(self))[position]
         image, mask = self.pixels(position)
-        return {"image": image, "mask": mask, **self.index.iloc[position].to_dict()}
+        nuclei = {NUCLEI: self.nuclei(position)} if self.has_nuclei else {}
+        return {"image": image, "mask": mask, **nuclei, **self.index.iloc[position].to_dict()}
 
     def __repr__(self) -> str:
         height, width = self.index[["height", "width"]].to_numpy()[0]
@@ -111,6 +122,11 @@ class Dataset:
     def channel_names(self) -> list[str]:
         """Names of the image channels, in stored order."""
         return list(self.provenance["channels_stored"])
+
+    @property
+    def has_nuclei(self) -> bool:
+        """Whether records contain the nuclei of the cells in their masks."""
+        return NUCLEI_AREA in self.index.columns
 
     @functools.cached_property
     def image_dtype(self) -> np.dtype:
@@ -215,13 +231,30 @@ class Dataset:
             site_id, image, mask = self._reader.read(
                 position, self._shapes[position], self.image_dtype
             )
+        self._require_site(position, site_id)
+        return image, mask
+
+    def nuclei(self, position: int) -> UInt16[np.ndarray, "h w"]:
+        """Read the nuclei (H, W) uint16 of one record; each has the label of its cell in the mask.
+
+        Raises:
+            InputError: the dataset has no nuclei, or the record is damaged.
+        """
+        if not self.has_nuclei:
+            raise InputError(f"{self.path}: has no nuclei; build it with --cells-channel CHANNEL")
+        with self._convert_errors(position):
+            site_id, nuclei = self._reader.read_nuclei(position, self._shapes[position][:2])
+        self._require_site(position, site_id)
+        return nuclei
+
+    def _require_site(self, position: int, site_id: str) -> None:
+        """Check that a record belongs to the site of its index row."""
         if site_id != self._site_ids[position]:
             raise InputError(
                 f"{self.path}: record {position} is site {site_id!r}, {INDEX} says "
                 f"{self._site_ids[position]!r}; "
                 "build the dataset again"
             )
-        return image, mask
 
     @contextmanager
     def _convert_errors(self, position: int) -> Iterator[None]:

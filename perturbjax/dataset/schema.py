@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64, UInt, UInt16
 
+from perturbjax.core.errors import InputError
+
 #: Changes with the meaning of records or index; directories of another version are refused.
 SCHEMA_VERSION = "2.0.0"
 #: Name of the only TFDS split of a dataset. Train/test splits are made later (`data/splits.py`).
@@ -23,6 +25,10 @@ PROVENANCE = "provenance.json"
 #: `mean_NAME`, `std_NAME`, `p01_NAME`, `p50_NAME` and `p99_NAME`: statistics of the stored pixels,
 #: in stored units. `perturbjax build` adds the columns of `data_prep.quality`.
 INDEX_COLUMNS = ("site_id", "label", "height", "width", "n_cells", "mask_area")
+#: Index column of datasets with nuclei: number of pixels of the nuclei of a site.
+NUCLEI_AREA = "nuclei_area"
+#: Field of a record with the labels of the nuclei; `mask` then contains whole cells.
+NUCLEI = "nuclei"
 STATISTICS = ("mean", "std", "p01", "p50", "p99")
 #: Index column with the SHA-256 of the source pixels of a site; it does not depend on file names.
 SOURCE_DIGEST = "source_sha256"
@@ -54,17 +60,22 @@ class SiteSource(Protocol):
         """Label column chosen at build time, or empty. Training can use any other column."""
         ...
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of all sites; raises InputError if sites differ in size."""
-        ...
-
     def column(self, name: str) -> pd.Series:
         """A column of the index, `Metadata_*` as text; raises InputError if it is absent."""
         ...
 
     def pixels(self, position: int) -> tuple[UInt[np.ndarray, "h w c"], UInt16[np.ndarray, "h w"]]:
         """Image and mask of one record; raises InputError if the record is damaged."""
+        ...
+
+
+@runtime_checkable
+class EqualSites(SiteSource, Protocol):
+    """Sites of one size."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of all sites; raises InputError if sites differ in size."""
         ...
 
 
@@ -78,6 +89,8 @@ class SitePixels:
         statistics: result of `site_statistics`, if computed before.
         source_sha256: SHA-256 of the source pixels.
         quality: additional index columns with image quality metrics.
+        nuclei: (H, W) uint16 labels of the nuclei, each with the label of the cell that contains
+            it; None if there are none.
     """
 
     image: UInt[np.ndarray, "h w c"]
@@ -85,6 +98,7 @@ class SitePixels:
     statistics: Float64[np.ndarray, "c 5"] | None = None
     source_sha256: str = ""
     quality: dict[str, float] = field(default_factory=dict)
+    nuclei: UInt16[np.ndarray, "h w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,7 @@ class DatasetPlan:
         pixel_bytes: uncompressed size of all images and masks; determines the number of shards.
         facts: additional entries of `provenance.json`.
         leading_classes: classes that come first, in this order; remaining classes follow sorted.
+        has_nuclei: whether each site has the labels of its nuclei.
     """
 
     table: pd.DataFrame
@@ -108,6 +123,7 @@ class DatasetPlan:
     pixel_bytes: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     leading_classes: Sequence[str] = ()
+    has_nuclei: bool = False
 
     @property
     def labels(self) -> list[str]:
@@ -154,6 +170,14 @@ def count_cells(mask: UInt16[np.ndarray, "h w"]) -> int:
     return int(np.unique(mask[mask > 0]).size)
 
 
+def nuclei_lie_in_cells(mask: UInt16[np.ndarray, "h w"], nuclei: UInt16[np.ndarray, "h w"]) -> bool:
+    """Check that each pixel of a nucleus belongs to the cell of the same label.
+
+    Cells without a nucleus are valid; nuclei without a cell are not.
+    """
+    return mask.shape == nuclei.shape and bool(np.all((nuclei == 0) | (nuclei == mask)))
+
+
 def metadata_columns(columns: Iterable[str]) -> list[str]:
     """Select the `Metadata_*` columns."""
     return [column for column in columns if column.startswith("Metadata_")]
@@ -169,6 +193,9 @@ def index_row(
         label: number of its class.
         site: its pixels.
         channel_names: names of the image channels.
+
+    Raises:
+        InputError: a nucleus lies outside the cell of its label.
     """
     height, width = site.mask.shape
     row: dict[str, Any] = {
@@ -180,6 +207,13 @@ def index_row(
         "n_cells": count_cells(site.mask),
         "mask_area": int(np.count_nonzero(site.mask)),
     }
+    if site.nuclei is not None:
+        if not nuclei_lie_in_cells(site.mask, site.nuclei):
+            raise InputError(
+                f"site {texts['site_id']}: a nucleus lies outside the cell of its label. Give each "
+                "nucleus the label of the cell that contains it."
+            )
+        row[NUCLEI_AREA] = int(np.count_nonzero(site.nuclei))
     statistics = site_statistics(site.image) if site.statistics is None else site.statistics
     for channel, values in zip(channel_names, statistics, strict=True):
         row.update(

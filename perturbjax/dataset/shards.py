@@ -41,7 +41,13 @@ from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core.splits import SplitInfo
 
 from perturbjax.core.errors import InputError
-from perturbjax.dataset.schema import SCHEMA_VERSION, SPLIT, DatasetPlan, metadata_columns
+from perturbjax.dataset.schema import (
+    NUCLEI,
+    SCHEMA_VERSION,
+    SPLIT,
+    DatasetPlan,
+    metadata_columns,
+)
 
 try:
     from isal import isal_zlib
@@ -81,8 +87,9 @@ def record_features(
 ) -> tfds.features.FeaturesDict:
     """Return the TFDS features of a record.
 
-    `image` (H, W, C) uint8 or uint16; `mask` (H, W) uint16 instance labels; `site_id` unique text;
-    `label` ClassLabel; each `Metadata_*` column as text.
+    `image` (H, W, C) uint8 or uint16; `mask` (H, W) uint16 instance labels; optional `nuclei` (H,
+    W) uint16 labels of the nuclei; `site_id` unique text; `label` ClassLabel; each `Metadata_*`
+    column as text.
 
     Args:
         plan: the dataset.
@@ -92,11 +99,13 @@ def record_features(
     def pixels(*shape: int | None, dtype: np.dtype) -> tfds.features.Tensor:
         return tensor(shape=shape, dtype=dtype, encoding="zlib")
 
+    labels = pixels(None, None, dtype=np.dtype(np.uint16))
     return tfds.features.FeaturesDict(
         {
             # Height and width are not fixed, because sites of one dataset can differ in size.
             "image": pixels(None, None, len(plan.channel_names), dtype=plan.image_dtype),
-            "mask": pixels(None, None, dtype=np.dtype(np.uint16)),
+            "mask": labels,
+            **({NUCLEI: labels} if plan.has_nuclei else {}),
             "site_id": tfds.features.Text(),
             "label": tfds.features.ClassLabel(names=plan.class_names),
             **{name: tfds.features.Text() for name in metadata_columns(plan.table.columns)},
@@ -159,7 +168,8 @@ def write_shard(path: Path, plan: DatasetPlan, records: Iterable[Record]) -> int
     Args:
         path: file to write.
         plan: the dataset that the records belong to.
-        records: `image`, `mask`, `label`, `site_id` and `Metadata_*` of each site.
+        records: `image`, `mask`, optional `nuclei`, `label`, `site_id` and `Metadata_*` of each
+            site.
 
     Returns:
         Bytes of its records.

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, file_digest, write_json, write_parquet
 from perturbjax.dataset.reader import FORMAT, content_digest
 from perturbjax.dataset.schema import (
     INDEX,
+    NUCLEI,
     PROVENANCE,
     SCHEMA_VERSION,
     DatasetPlan,
@@ -53,6 +55,7 @@ def write_dataset(
     label_column: str,
     pixel_bytes: int = 0,
     facts: dict[str, Any] | None = None,
+    has_nuclei: bool = False,
 ) -> Path:
     """Write a dataset directory.
 
@@ -67,15 +70,22 @@ def write_dataset(
         pixel_bytes: uncompressed size of all images and masks. Large datasets are divided into
             several shards.
         facts: additional entries of `provenance.json`.
+        has_nuclei: whether each site has the labels of its nuclei.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: a file cannot be written, or nuclei do not match the cells.
     """
     plan = DatasetPlan(
-        table, tuple(channel_names), np.dtype(image_dtype), label_column, pixel_bytes, facts or {}
+        table,
+        tuple(channel_names),
+        np.dtype(image_dtype),
+        label_column,
+        pixel_bytes,
+        facts or {},
+        has_nuclei=has_nuclei,
     )
     return write_plan(folder, plan, sites)
 
@@ -142,8 +152,14 @@ def _records(
     # numbers.
     numbers = {name: number for number, name in enumerate(plan.class_names)}
     for label, texts, site in zip(plan.labels, plan.texts, sites, strict=True):
+        if (site.nuclei is not None) != plan.has_nuclei:
+            needed = "are missing" if plan.has_nuclei else "are not expected"
+            raise InputError(
+                f"site {texts['site_id']}: its nuclei {needed}. Pass nuclei for all sites or none."
+            )
         index.append(index_row(texts, numbers[label], site, plan.channel_names))
-        yield {"image": site.image, "mask": site.mask, "label": label, **texts}
+        nuclei = {} if site.nuclei is None else {NUCLEI: site.nuclei}
+        yield {"image": site.image, "mask": site.mask, **nuclei, "label": label, **texts}
 
 
 def write_shard(shard: Shard, sites: Iterable[SitePixels]) -> WrittenShard:

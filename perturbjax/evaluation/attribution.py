@@ -14,6 +14,7 @@ from perturbjax.core.files import read_json, read_parquet, write_json, write_par
 from perturbjax.data.batches.decoder import MaskChange
 from perturbjax.data.mask_encodings import draw_disks
 from perturbjax.dataset import Dataset
+from perturbjax.evaluation.cell_attention import CELL_ATTENTION, write_cell_attention
 from perturbjax.evaluation.occlusion import occlude, summary, window_centers
 from perturbjax.evaluation.scores import HEADLINE, score
 from perturbjax.inference import Network
@@ -37,7 +38,7 @@ MASK_CHANGES = {
 
 def remove_attribution(out: Path) -> None:
     """Delete the files of an earlier evaluation, which can belong to another checkpoint."""
-    for name in (ATTRIBUTION_FILE, _FORMER_FILE, ATTENTION, OCCLUSION):
+    for name in (ATTRIBUTION_FILE, _FORMER_FILE, ATTENTION, OCCLUSION, CELL_ATTENTION):
         (out / name).unlink(missing_ok=True)
 
 
@@ -51,11 +52,14 @@ def write_attribution(
 ) -> None:
     """Write `attribution.json`, and `attention.parquet` or (without attention) `occlusion.parquet`.
 
+    A network on cells writes `cell_attention.parquet` instead.
+
     `attribution.json` has the keys `sites`; `masks` {change: {metric: value}} for networks with
-    mask input; and `attention` (see `attention_contrast`) or `occlusion` (see
-    `occlusion.summary`). `attention.parquet` has `site_id`, `height`, `width` and `attention`, the
-    map row by row with values in (0, 1); `occlusion.parquet` has the same columns with
-    `occlusion`, for the most confident site of at most `OCCLUDED` classes.
+    mask input; and `attention` (see `attention_contrast`), `occlusion` (see `occlusion.summary`) or
+    `cell_attention` (see `cell_attention.summarize_weights`). `attention.parquet` has `site_id`,
+    `height`, `width` and `attention`, the map row by row with values in (0, 1);
+    `occlusion.parquet` has the same columns with `occlusion`, for the most confident site of at
+    most `OCCLUDED` classes.
 
     Args:
         network: trained network.
@@ -84,6 +88,10 @@ def write_attribution(
             name: {metric: score(labels, one)[metric] for metric in ("accuracy", HEADLINE)}
             for name, one in predictions.items()
         }
+    if network.run.recipe.input.cells:
+        result["cell_attention"] = write_cell_attention(network, dataset, positions, out)
+        write_json(out / ATTRIBUTION_FILE, result)
+        return
     try:
         attention = network.attention_on_dataset(dataset, positions)
     except InputError:  # the network has no attention

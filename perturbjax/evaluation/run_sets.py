@@ -293,8 +293,10 @@ def describe_dataset(
 
 def size_warnings(run: Run, dataset: Dataset) -> list[str]:
     """Warn if the sites have another size in pixels than the training sites."""
-    trained, size = run.facts.get("image_size"), list(dataset.image_size)
-    if trained is None or list(trained) == size:
+    # Unknown for imported networks; networks on cells take sites of any size.
+    if (trained := run.facts.get("image_size")) is None:
+        return []
+    if (size := list(dataset.image_size)) == list(trained):
         return []
     crop = run.recipe.augment.crop
     return [

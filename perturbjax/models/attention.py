@@ -89,6 +89,13 @@ class AttentionClassifier(nnx.Module):
         self.dropout = dropout
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
+        features, attention = self.compute_features(x, mode)
+        return attention_outputs(self.apply_head(features, mode), features, attention)
+
+    def compute_features(
+        self, x: Float[Array, "b h w c"], mode: Mode
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b h2 w2 1"]]:
+        """Compute the features of each image, and its attention map."""
         x = x.astype(mode.dtype)
         mask, image = x[..., :1], x[..., 1:]
         for block in self.mask_blocks:
@@ -98,8 +105,12 @@ class AttentionClassifier(nnx.Module):
         # (b, h / 8, w / 8, 1): each of the three blocks halves height and width.
         attention = self.attention(mask, mode)
         features = jnp.concatenate([(image * attention).mean((1, 2)), mask.mean((1, 2))], axis=-1)
+        return features, attention
+
+    def apply_head(self, features: Float[Array, "b d"], mode: Mode) -> Float[Array, "b classes"]:
+        """Compute the logits of features."""
         hidden = dropout(leaky_relu(self.hidden(features)), self.dropout, mode)
-        return attention_outputs(self.head(hidden), features, attention)
+        return self.head(hidden)
 
 
 def attention_outputs(logits: Array, features: Array, attention: Array) -> Outputs:

@@ -43,3 +43,5 @@ class Outputs(NamedTuple):
     attention: Float[Array, "b h w"] | None = None
     """Attention map in (0, 1) at the positions of the last feature map, None without attention.
     A position covers a square of input height / h pixels."""
+    cell_attention: Float[Array, "b n"] | None = None
+    """Weight of each cell of a bag, see `models.bags`; None for networks on whole sites."""

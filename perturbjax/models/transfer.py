@@ -20,6 +20,7 @@ from perturbjax.core.config import BackboneNorm, Head, TransferConfig
 from perturbjax.core.errors import InputError
 from perturbjax.models.attention import SpatialAttention, conv_blocks
 from perturbjax.models.backbone import Backbone
+from perturbjax.models.bags import CELLS, BagClassifier
 from perturbjax.models.ensemble_head import EnsembleClassifier
 from perturbjax.models.layers import Dense, Mode, Outputs, classify
 
@@ -69,6 +70,14 @@ class TransferClassifier(nnx.Module):
         self.backbone_norm = backbone_norm
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
+        features, attention = self.compute_features(x, mode)
+        outputs = classify(self.head, features, self.dropout, mode)
+        return outputs._replace(attention=attention)
+
+    def compute_features(
+        self, x: Float[Array, "b h w c"], mode: Mode
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b h2 w2"] | None]:
+        """Compute the features of each image, and its attention map if there is one."""
         mask, image = x[..., :1], x[..., 1:] @ _rgb_weights(self.channels)
         fixed_statistics = self.frozen or self.backbone_norm == "published"
         feature_map = self.backbone.feature_map(image, mode.frozen() if fixed_statistics else mode)
@@ -84,7 +93,11 @@ class TransferClassifier(nnx.Module):
             weights, mask_features = self.attention(mask, feature_map.shape[1:3], mode)
             features = jnp.concatenate([(features * weights).mean((1, 2)), mask_features], axis=-1)
             attention = weights[..., 0]
-        return classify(self.head, features, self.dropout, mode)._replace(attention=attention)
+        return features, attention
+
+    def apply_head(self, features: Float[Array, "b d"], mode: Mode) -> Float[Array, "b classes"]:
+        """Compute the logits of features."""
+        return classify(self.head, features, self.dropout, mode).logits
 
 
 class MaskAttention(nnx.Module):
@@ -106,7 +119,7 @@ class MaskAttention(nnx.Module):
 
 
 #: Networks with a pretrained backbone.
-PretrainedClassifier = TransferClassifier | EnsembleClassifier
+PretrainedClassifier = TransferClassifier | EnsembleClassifier | BagClassifier
 
 
 def _rgb_weights(channels: int) -> Float[np.ndarray, "channels 3"]:
@@ -118,7 +131,7 @@ def _rgb_weights(channels: int) -> Float[np.ndarray, "channels 3"]:
 
 def build(
     backbone: str, transfer: TransferConfig, *, seed: int, **shape: Any
-) -> tuple[PretrainedClassifier, dict[str, Any]]:
+) -> tuple[TransferClassifier | EnsembleClassifier, dict[str, Any]]:
     """Build a backbone with its published weights and new layers.
 
     Args:
@@ -144,14 +157,14 @@ def build(
 
 def abstract_classifier(
     provenance: dict[str, Any], transfer: TransferConfig, **shape: Any
-) -> PretrainedClassifier:
+) -> TransferClassifier | EnsembleClassifier:
     """Build the same network without values, to be filled from a checkpoint.
 
     The published weights are not needed. Arguments as of `build`.
     """
     from perturbjax.models.weights import empty_backbone
 
-    def classifier() -> PretrainedClassifier:
+    def classifier() -> TransferClassifier | EnsembleClassifier:
         backbone = empty_backbone(provenance)
         return _classifier(backbone, provenance, transfer, rngs=nnx.Rngs(0), **shape)
 
@@ -165,7 +178,7 @@ def _classifier(
     *,
     copies: int,
     **shape: Any,
-) -> PretrainedClassifier:
+) -> TransferClassifier | EnsembleClassifier:
     if provenance["inputs"] != 3:
         raise InputError(
             f"--weights {transfer.weights}: takes {provenance['inputs']} channels, but transfer "
@@ -184,7 +197,8 @@ def _classifier(
 
 def set_phase(model: PretrainedClassifier, phase: Phase) -> PretrainedClassifier:
     """Freeze the backbone in phase "new layers", unfreeze it in "all layers"."""
-    model.frozen = phase == "new layers"
+    network = model.cells if isinstance(model, BagClassifier) else model
+    network.frozen = phase == "new layers"
     return model
 
 
@@ -200,6 +214,8 @@ def rate_scales(params: Any, phase: Phase, transfer: TransferConfig, backbone: B
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     # Paths as lists of names, for example backbone, stages, 0, ...
     keys = [jax.tree_util.keystr(path, simple=True, separator="/").split("/") for path, _ in leaves]
+    # The network of the cells of a bag has the same layers one level deeper.
+    keys = [key[1:] if key[0] == CELLS else key for key in keys]
     # None for new layers.
     depths = [backbone.depth(key[1:]) if key[0] == BACKBONE else None for key in keys]
     top = max((depth for depth in depths if depth is not None), default=0)

@@ -1,7 +1,8 @@
 """CellProfiler measurements of every cell of a dataset, by cell or summarized for each site.
 
 The measurements are computed by cp_measure (Muñoz et al. 2025, arXiv:2507.01163) on the masks of
-the dataset. Intensities are divided by the maximum of their stored integer type, as CellProfiler
+the dataset: cells, and also nuclei and cytoplasm (cell minus nucleus) if the dataset has nuclei.
+Intensities are divided by the maximum of their stored integer type, as CellProfiler
 does. Costes' correlation is left out because it needs the bit depth of the camera, which a dataset
 does not store. Local processes share the sites.
 """
@@ -13,7 +14,7 @@ import itertools
 import multiprocessing
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt, UInt16
+from jaxtyping import Float, UInt, UInt16
 
 from perturbjax.core.config import Summary
 from perturbjax.core.errors import InputError
@@ -37,9 +38,9 @@ from perturbjax.profiles.part_features import (
 )
 
 CELLPROFILER = "cellprofiler"
-#: Prefix of all names, as in CellProfiler: pycytominer infers features by it, and `audit` finds
-#: intensity features.
-OBJECT = "Cells"
+#: Prefixes of all names, as in CellProfiler: pycytominer infers features by them, and `audit` finds
+#: intensity features. Datasets without nuclei have cells only.
+CELLS, NUCLEI, CYTOPLASM = "Cells", "Nuclei", "Cytoplasm"
 #: Sites in a part, and the maximum number of processes, each of which loads libraries of 200 MB.
 PART, _MAX_PROCESSES = 64, 16
 
@@ -88,15 +89,28 @@ def facts(measure: Measure) -> dict[str, Any]:
 
 
 def names(dataset: Dataset) -> list[str]:
-    """Return CellProfiler's names of the measurements (Cells_Intensity_MeanIntensity_DNA, ...)."""
+    """Return CellProfiler's names of the measurements (Cells_Intensity_MeanIntensity_DNA, ...).
+
+    The measurements of cells come first, then those of nuclei and cytoplasm.
+    """
     # cp_measure names its columns only together with values, so measure one square cell of noise.
     size = 32
     square = np.zeros((size, size), np.uint16)
     square[8:24, 8:24] = 1
     shape = (size, size, len(dataset.channel_names))
     image = np.random.default_rng(0).integers(1, 200, shape, dtype=np.uint8)
-    _, columns = _measure_cells(image, square, dataset.channel_names)
-    return [f"{OBJECT}_{column.replace('__', '_')}" for column in columns]
+    kinds = (CELLS, NUCLEI, CYTOPLASM) if dataset.has_nuclei else (CELLS,)
+    return _measure_cells(image, dict.fromkeys(kinds, square), dataset.channel_names)[1]
+
+
+def object_masks(
+    dataset: Dataset, position: int, cells: UInt16[np.ndarray, "h w"]
+) -> dict[str, UInt16[np.ndarray, "h w"]]:
+    """Return the labels of each kind of object of a site; parts of a cell have its label."""
+    if not dataset.has_nuclei:
+        return {CELLS: cells}
+    nuclei = dataset.nuclei(position)
+    return {CELLS: cells, NUCLEI: nuclei, CYTOPLASM: cells * (nuclei == 0)}
 
 
 def measure_parts(
@@ -159,7 +173,8 @@ def _measure_site(dataset: Dataset, measure: Measure, position: int) -> PartFeat
     image, mask = dataset.pixels(position)
     values = np.zeros((0, measure.count), np.float32)
     if mask.any():
-        values = _measure_cells(image, mask, dataset.channel_names)[0]
+        masks = object_masks(dataset, position, mask)
+        values = _measure_cells(image, masks, dataset.channel_names)[0]
     if not measure.by_cell:
         return PartFeatures(summarize(values, measure.summary)[None])
     site = str(dataset.index["site_id"].iat[position])
@@ -172,15 +187,34 @@ def _measure_site(dataset: Dataset, measure: Measure, position: int) -> PartFeat
 
 
 def _measure_cells(
-    image: UInt[np.ndarray, "h w c"], mask: UInt16[np.ndarray, "h w"], channels: list[str]
-) -> tuple[np.ndarray, list[str]]:
-    """Return the measurements of the cells of a site (cells, d) and the name of each column."""
+    image: UInt[np.ndarray, "h w c"],
+    masks: Mapping[str, UInt16[np.ndarray, "h w"]],
+    channels: list[str],
+) -> tuple[Float[np.ndarray, "n d"], list[str]]:
+    """Measure the cells of a site and their parts.
+
+    Args:
+        image: stored integers.
+        masks: labels of each kind of object, cells first. Parts have the labels of their cells.
+        channels: names of the channels.
+
+    Returns:
+        Measurements of each cell in the order of labels, NaN for a part that a cell does not have;
+        and the name of each column.
+    """
     from cp_measure.featurizer import featurize, make_featurizer_config
 
-    config = make_featurizer_config(list(channels), objects=[OBJECT], correlation_costes=False)
+    config = make_featurizer_config(list(channels), objects=list(masks), correlation_costes=False)
     # (1, channels, h, w), from 0 to 1.
     pixels = image.transpose(2, 0, 1)[None] / np.iinfo(image.dtype).max
+    labels = np.stack(list(masks.values()))[None].astype(np.int32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # cells of few pixels give divisions by zero
-        values, columns, _ = featurize(pixels, mask[None, None].astype(np.int32), config)
-    return values, list(columns)
+        warnings.simplefilter("ignore")  # objects of few pixels give divisions by zero
+        measured, columns, objects = featurize(pixels, labels, config)
+    cells = list_cells(masks[CELLS]).objects
+    values = np.full((len(masks), len(cells), len(columns)), np.nan)
+    kinds = list(masks)
+    for row, (_, kind, label) in zip(measured, objects, strict=True):
+        values[kinds.index(kind), np.searchsorted(cells, label)] = row
+    names = [f"{kind}_{column.replace('__', '_')}" for kind in kinds for column in columns]
+    return np.concatenate(values, axis=1), names

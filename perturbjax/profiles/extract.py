@@ -49,7 +49,7 @@ from perturbjax.profiles.window_features import (
 from perturbjax.training.apply_network import feature_names
 from perturbjax.training.devices import Placement, open_devices
 from perturbjax.training.processes import connect, run_on_first_process
-from perturbjax.training.run_directory import open_run
+from perturbjax.training.run_directory import open_run, require_whole_sites
 
 __all__ = ["FeaturesConfig", "extract"]
 
@@ -104,6 +104,8 @@ def extract(config: FeaturesConfig) -> Path:
 
 def _network_job(config: FeaturesConfig, dataset: Dataset, placement: Placement) -> Job:
     reader = None if config.windows == "site" else open_reader(config, dataset)
+    if config.run is not None and reader is not None:
+        require_whole_sites(open_run(config.run).recipe, config.run)
     extractor = (
         backbone_extractor(config, dataset, placement, reader.size if reader else 0)
         if config.run is None
@@ -231,7 +233,7 @@ def _write_table(config: FeaturesConfig, dataset: Dataset, job: Job, files: list
 def _prefix(config: FeaturesConfig) -> str:
     """Prefix of the feature names; measurements of CellProfiler have theirs already."""
     by_network = config.run is not None or config.backbone != CELLPROFILER
-    default = f"{cellprofiler.OBJECT}_" if config.level == "cell" and by_network else ""
+    default = f"{cellprofiler.CELLS}_" if config.level == "cell" and by_network else ""
     return config.prefix or default
 
 

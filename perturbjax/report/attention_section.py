@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 
 from perturbjax.evaluation.attribution import read_attribution, read_maps
 from perturbjax.evaluation.scores import METRICS
+from perturbjax.report.cell_gallery import cell_gallery
 from perturbjax.report.pages import cell_images as pictures
 from perturbjax.report.pages import table
 from perturbjax.report.run_results import RunResults
@@ -27,6 +28,9 @@ def attention_section(results: RunResults, renderer: pictures.Renderer | None) -
     if "attention" in attribution:
         parts.append(_attention(attribution["attention"]))
         parts.append(_maps(results, renderer, "attention", 1.0, _legend("attention", "1")))
+    if "cell_attention" in attribution:
+        parts.append(_cell_attention(attribution["cell_attention"]))
+        parts.append(cell_gallery(results, renderer))
     if "occlusion" in attribution:
         parts.append(_occlusion(attribution["occlusion"]))
         maps = read_maps(results.folder, "occlusion")
@@ -65,6 +69,14 @@ def _attention(spread: dict[str, float]) -> str:
         f"<p>Within a site, attention ranges from <b>{spread['low']:.2f}</b> to "
         f"<b>{spread['high']:.2f}</b> (5th and 95th percentile of positions, mean over sites; "
         f"1 passes all features): {conclusion}.</p>"
+    )
+
+
+def _cell_attention(numbers: dict[str, float]) -> str:
+    return (
+        "<p>The prediction of a site is based on the weighted mean of the features of its cells. "
+        f"Of <b>{numbers['cells']:.1f}</b> cells per site, <b>{numbers['effective']:.1f}</b> count "
+        "effectively (inverse of the sum of squared weights, mean over sites).</p>"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -10,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from perturbjax.core.config import recipe_flags, recipe_from_dict
+from perturbjax.core.config import Recipe, recipe_from_dict
 from perturbjax.core.files import read_json
 from perturbjax.core.messages import html_text
+from perturbjax.core.options import default_of, flag_name
 from perturbjax.core.progress import clock
 from perturbjax.dataset import PROVENANCE
 from perturbjax.report.pages import table
@@ -102,6 +104,8 @@ def _build(provenance: dict[str, Any], data: str) -> str:
     channels = segmenter.get("channels") or ["aggregate"]
     if channels != ["aggregate"]:
         flags += ["--segment-channels", ",".join(channels)]
+    if isinstance(cells := segmenter.get("cells"), dict):
+        flags += ["--cells-channel", str(cells.get("channel"))]
     diameter = (segmenter.get("parameters") or {}).get("diameter")
     if isinstance(diameter, int | float) and diameter:
         flags += ["--diameter", f"{diameter:g}"]
@@ -111,3 +115,28 @@ def _build(provenance: dict[str, Any], data: str) -> str:
         flags += ["--resize", str(provenance["resize"])]
     flags += ["--label-column", str(provenance.get("label_column"))]
     return shlex.join(["perturbjax", "build", *flags])
+
+
+def recipe_flags(recipe: Recipe, file: str) -> list[str]:
+    """Return command line flags that turn the default recipe into this one.
+
+    Args:
+        recipe: recipe of a run.
+        file: its `config.json`, used as `--recipe` if a field without a flag differs from its
+            default.
+    """
+    flags: list[str] = []
+    # The recipe has fields outside of its sections (the seed), so it is visited last.
+    for section in (*vars(recipe).values(), recipe):
+        for option in dataclasses.fields(section) if dataclasses.is_dataclass(section) else ():
+            value = getattr(section, option.name)
+            if dataclasses.is_dataclass(value) or value == default_of(option):
+                continue
+            # Only a file can set a field that has no flag.
+            if not option.metadata.get("flag", True):
+                return ["--recipe", file]
+            flags += [
+                flag_name(option.name),
+                *map(str, value if isinstance(value, tuple) else (value,)),
+            ]
+    return flags

@@ -65,12 +65,14 @@ class ArraySource:
         return self._images[position], self._masks[position]
 
     def column(self, name: str) -> pd.Series:
-        """Return the plates, or the mean or standard deviation of a channel (`mean_DNA`,
-        `std_DNA`).
+        """Return the plates, the numbers of the images as `site_id`, or the mean or standard
+        deviation of a channel (`mean_DNA`, `std_DNA`).
 
         Raises:
             InputError: only a dataset has this column.
         """
+        if name == "site_id":
+            return pd.Series([str(number) for number in range(len(self))])
         if name == PLATE:
             return pd.Series(self._plates, dtype=str)
         # Index columns are named STATISTIC_CHANNEL. Percentiles are not computed for arrays.

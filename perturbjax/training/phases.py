@@ -13,6 +13,7 @@ from perturbjax import models
 from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.config import Recipe
 from perturbjax.models import transfer
+from perturbjax.models.bags import BagClassifier
 from perturbjax.training.optimizer import Schedule, make_optimizer, one_cycle
 from perturbjax.training.step import split_model
 
@@ -69,18 +70,25 @@ def create_network(
         "channels": channels,
         "dropout": recipe.model.dropout,
     }
+    network: nnx.Module
     if pretrained is not None:
-        return transfer.abstract_classifier(
-            pretrained, recipe.transfer, **shape, copies=copies
-        ), pretrained
+        network = transfer.abstract_classifier(pretrained, recipe.transfer, **shape, copies=copies)
+        return _for_input(network, recipe), pretrained
     name, seed = recipe.model.model, recipe.seed
     if recipe.transfer.weights:
-        return transfer.build(name, recipe.transfer, **shape, copies=copies, seed=seed)
+        network, facts = transfer.build(name, recipe.transfer, **shape, copies=copies, seed=seed)
+        return _for_input(network, recipe), facts
 
     def create() -> nnx.Module:
-        return models.create(name, **shape, seed=seed, image_size=recipe.augment.crop)
+        network = models.create(name, **shape, seed=seed, image_size=recipe.augment.crop)
+        return _for_input(network, recipe)
 
     return (nnx.eval_shape(create) if abstract else create()), None
+
+
+def _for_input(network: nnx.Module, recipe: Recipe) -> nnx.Module:
+    """Add the attention over cells to a network whose input is a bag of cells."""
+    return BagClassifier(network, seed=recipe.seed) if recipe.input.cells else network
 
 
 def plan_phases(

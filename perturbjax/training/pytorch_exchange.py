@@ -36,6 +36,7 @@ from perturbjax.training.run_directory import (
     is_list_of_text,
     lock_run,
     open_run,
+    require_whole_sites,
     start_run,
 )
 from perturbjax.training.step import TrainState
@@ -109,6 +110,7 @@ def import_run(config: ImportConfig) -> Run:
             other, or `out` is not empty.
     """
     recipe, out = config.recipe, Path(config.out)
+    require_whole_sites(recipe, config.checkpoint)
     description = read_description(config.checkpoint)
     imported = exchange.import_state_dict(config.checkpoint, recipe.model.model)
     # Networks with a fixed input size require crops of this size.
@@ -147,6 +149,7 @@ def export_run(config: ExportConfig) -> Path:
             `out` is not writable.
     """
     run = open_run(config.chosen.run)
+    require_whole_sites(run.recipe, run.path)
     model = run.recipe.model.model
     layers = exchange.layers_of(model)
     with Checkpoints(run.path) as checkpoints:

@@ -121,7 +121,7 @@ class Run:
         `normalization.choose_statistics`).
         """
         stored, trained_on = self.facts.get("normalization"), self.facts.get("index_sha256")
-        is_own = trained_on is not None and trained_on == dataset_facts(dataset)["index_sha256"]
+        is_own = trained_on is not None and trained_on == dataset.index_sha256
         return normalization.choose_statistics(
             dataset, self.recipe.input, stored, self.path, is_training_data=is_own
         )
@@ -176,12 +176,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """Return the properties of a dataset that a network depends on, and its checksum."""
+def require_whole_sites(recipe: Recipe, where: Path) -> None:
+    """Check that the network of a recipe takes whole sites.
+
+    Raises:
+        InputError: it takes bags of cells.
+    """
+    if recipe.input.cells:
+        raise InputError(
+            f"{where}: its network takes bags of cells, not images (preset wells). Use a run on "
+            "whole sites."
+        )
+
+
+def dataset_facts(dataset: Dataset, any_size: bool = False) -> dict[str, Any]:
+    """Return the properties of a dataset that a network depends on, and its checksum.
+
+    Args:
+        dataset: training data.
+        any_size: sites may differ in size, because the network gets windows of one size.
+
+    Raises:
+        InputError: sites differ in size.
+    """
     return {
         "channels": dataset.channel_names,
         "image_dtype": str(dataset.image_dtype),
-        "image_size": list(dataset.image_size),
+        "image_size": None if any_size else list(dataset.image_size),
         "index_sha256": dataset.index_sha256,
     }
 
@@ -210,7 +231,7 @@ def describe_run(
     facts = {
         "label_column": label_column,
         "split_fingerprint": fingerprint(manifest),
-        **dataset_facts(dataset),
+        **dataset_facts(dataset, any_size=recipe.input.cells > 0),
         "normalization": normalization.fit_statistics(dataset, recipe.input),
     }
     if pretrained is not None:

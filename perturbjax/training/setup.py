@@ -17,6 +17,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.core.position import position_warnings
 from perturbjax.data.batches import BatchOrder, Decoder, Sites, describe_sites
+from perturbjax.data.cells import estimate_crop_size
 from perturbjax.data.exclusion import read_rules
 from perturbjax.data.normalization import count_input_channels
 from perturbjax.data.splits import TEST, TRAIN, VALIDATION, create_manifest
@@ -133,6 +134,7 @@ def prepare_experiment(
         manifest = create_manifest(
             dataset.index, recipe.split, label=label_column, seed=recipe.seed
         )
+        recipe = _choose_cell_size(recipe, dataset)
         if not recipe.split.split_file:
             # The run stores the policy, not the request to choose one.
             recipe = replace(recipe, split=replace(recipe.split, split=manifest.attrs["policy"]))
@@ -160,6 +162,15 @@ def prepare_experiment(
         stats=stats,
         pretrained=pretrained,
     )
+
+
+def _choose_cell_size(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Set the window of a cell, so that the network gets the same scale on other datasets."""
+    if not recipe.input.cells or recipe.input.cell_size:
+        return recipe
+    size = estimate_crop_size(dataset)
+    console.print(f"info: windows of {size} x {size} pixels around each cell")
+    return replace(recipe, input=replace(recipe.input, cell_size=size))
 
 
 def positions_of_part(dataset: Dataset, manifest: pd.DataFrame, part: str) -> Int[np.ndarray, " n"]:

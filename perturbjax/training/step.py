@@ -21,9 +21,11 @@ from jaxtyping import Array, Float, Int, Shaped
 from perturbjax.core.choices import MASK_ENCODINGS
 from perturbjax.core.config import Recipe
 from perturbjax.core.errors import InputError
-from perturbjax.data.augmentation import RawBatch, prepare, record_keys
+from perturbjax.data.augmentation import RawBatch, record_keys
+from perturbjax.data.bags import prepare_input
 from perturbjax.data.normalization import normalize
 from perturbjax.models import Mode, Outputs
+from perturbjax.models.bags import Bags
 from perturbjax.models.ensemble_head import map_in_chunks
 from perturbjax.training.loss import cross_entropy
 
@@ -104,7 +106,7 @@ def make_train_step(
         # A traced value, so that one compiled program serves all epochs.
         epoch = state.step // steps_per_epoch
         with jax.named_scope("augment"):  # scopes appear in the profile table
-            inputs = prepare(
+            inputs = prepare_input(
                 batch,
                 seed=recipe.seed,
                 epoch=epoch,
@@ -186,6 +188,21 @@ def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> EvaluationSte
         return (attention,)
 
     return attention_step
+
+
+def make_cell_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> EvaluationStep:
+    """Build `cell_attention_step(params, stats, batch) -> (weights,)` of a network on cells."""
+
+    def cell_attention_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array]:
+        weights = _apply(graphdef, recipe, params, stats, batch).cell_attention
+        if weights is None:
+            raise InputError(
+                f"attention of cells: model {recipe.model.model} was trained on whole sites. Use a "
+                "run of --preset wells."
+            )
+        return (weights,)
+
+    return cell_attention_step
 
 
 def make_site_features_step(graphdef: nnx.GraphDef, recipe: Recipe) -> EvaluationStep:
@@ -286,9 +303,9 @@ def window_features(
 
 def evaluation_input(
     recipe: Recipe, batch: RawBatch
-) -> tuple[Float[Array, "b crop crop planes"], Mode]:
+) -> tuple[Float[Array, "b crop crop planes"] | Bags, Mode]:
     """Return the network input without augmentation, and the evaluation mode of the layers."""
-    inputs = prepare(
+    inputs = prepare_input(
         # A fixed epoch: with `legacy_augmentation`, evaluation draws random numbers, too.
         batch,
         seed=recipe.seed,

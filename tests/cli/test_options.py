@@ -69,8 +69,8 @@ PARSED_FIRST = {
     "classify": ("--preset",),
 }
 #: 195 flags, 37 of the four screening commands, 5 of the features of cells, 6 of `table`, 9 of
-#: `run`, and --design of `simulate`.
-MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 253, 40
+#: `run`, --design of `simulate`, and --cells-channel of `build`.
+MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 254, 40
 
 
 def options_of(command: str) -> type:

@@ -338,3 +338,47 @@ def test_tfds_loads_dataset_by_name_without_tensorflow(tiny, tmp_path):
     assert len(source) == len(ours)
     np.testing.assert_array_equal(source[3]["image"], ours[3]["image"])
     assert source[3]["site_id"].decode() == ours[3]["site_id"] and "tensorflow" not in sys.modules
+
+
+def write_nuclei(path, nuclei, *, has_nuclei=True):
+    """Write two sites with one cell of label 3 each."""
+    mask = np.zeros((8, 8), np.uint16)
+    mask[1:7, 1:7] = 3
+    image = np.ones((8, 8, 1), np.uint16)
+    return module.write_dataset(
+        path,
+        pd.DataFrame({"site_id": ["a", "b"], "Metadata_moa": ["x", "y"]}),
+        [module.SitePixels(image, mask, nuclei=one) for one in nuclei],
+        channel_names=["DNA"],
+        image_dtype=np.uint16,
+        label_column="Metadata_moa",
+        has_nuclei=has_nuclei,
+    )
+
+
+def test_nuclei_are_stored_with_the_labels_of_their_cells(tmp_path):
+    nucleus = np.zeros((8, 8), np.uint16)
+    nucleus[3:5, 3:5] = 3
+    # The second cell has no nucleus.
+    path = write_nuclei(tmp_path / "data", [nucleus, np.zeros_like(nucleus)])
+    dataset = pickle.loads(pickle.dumps(open_dataset(path)))
+    np.testing.assert_array_equal(dataset.nuclei(0), nucleus)
+    assert dataset.index["nuclei_area"].tolist() == [4, 0] and not dataset[1]["nuclei"].any()
+    assert verify(path) == "2 sites and 5 files are unchanged"
+
+
+def test_nuclei_outside_their_cells_or_missing_are_refused(tmp_path):
+    outside = np.zeros((8, 8), np.uint16)
+    outside[0, 0] = 3
+    other = np.full((8, 8), 2, np.uint16)
+    for nucleus in (outside, other):
+        with pytest.raises(
+            InputError, match="site a: a nucleus lies outside the cell of its label"
+        ):
+            write_nuclei(tmp_path / "data", [nucleus, nucleus])
+    with pytest.raises(InputError, match="site b: its nuclei are missing"):
+        write_nuclei(tmp_path / "data", [np.zeros((8, 8), np.uint16), None])
+    with pytest.raises(InputError, match="site a: its nuclei are not expected"):
+        write_nuclei(tmp_path / "data", [outside, outside], has_nuclei=False)
+    with pytest.raises(InputError, match="is not a complete dataset"):
+        open_dataset(tmp_path / "data")

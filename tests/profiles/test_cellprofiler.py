@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_dataset import write_dataset
 
+from perturbjax import dataset
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 from perturbjax.profiles.extract import FeaturesConfig, extract
@@ -73,3 +74,31 @@ def test_missing_cp_measure_names_the_extra(data, tmp_path, monkeypatch):
     ):
         extract(config(data, tmp_path / "cells.parquet"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nuclei_and_cytoplasm_are_measured_if_the_dataset_has_nuclei(tmp_path):
+    pytest.importorskip("cp_measure")
+    mask = np.zeros((40, 40), np.uint16)
+    mask[5:35, 5:35] = 7
+    nucleus = np.zeros_like(mask)
+    nucleus[15:25, 15:23] = 7
+    image = np.random.default_rng(0).integers(100, 200, (40, 40, 1)).astype(np.uint16)
+    image[nucleus > 0] += 5000
+    dataset.write_dataset(
+        tmp_path / "data",
+        pd.DataFrame({"site_id": ["a", "b"], "Metadata_Plate": "P", "Metadata_Well": "A01"}),
+        # The cell of the second site has no nucleus.
+        [dataset.SitePixels(image, mask, nuclei=one) for one in (nucleus, nucleus * 0)],
+        channel_names=["DNA"],
+        image_dtype=np.uint16,
+        label_column="",
+        has_nuclei=True,
+    )
+    table = pd.read_parquet(extract(config(tmp_path / "data", tmp_path / "parts.parquet")))
+    kinds = {name.split("_")[0] for name in table if not name.startswith("Metadata_")}
+    assert kinds == {"Cells", "Nuclei", "Cytoplasm"}
+    assert table.loc[0, ["Cells_Area", "Nuclei_Area", "Cytoplasm_Area"]].tolist() == [900, 80, 820]
+    mean = "Intensity_MeanIntensity_DNA"
+    assert table[f"Nuclei_{mean}"][0] > 5 * table[f"Cytoplasm_{mean}"][0]
+    assert table.filter(like="Nuclei_").iloc[1].isna().all()
+    assert table["Cytoplasm_Area"][1] == 900

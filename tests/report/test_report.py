@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from perturbjax.core.config import Recipe, SplitConfig, recipe_flags
+from perturbjax.core.config import Recipe, SplitConfig
 from perturbjax.core.errors import InputError
+from perturbjax.report.provenance_section import recipe_flags
 from perturbjax.report.run_page import write_report
 
 from .screens import HOSTILE, Page, make_run

@@ -11,9 +11,10 @@ from jaxtyping import UInt, UInt16
 from perturbjax.core.config import AugmentConfig, InputConfig
 from perturbjax.data import mask_encodings as masks
 from perturbjax.data.augmentation import RawBatch, mip_levels
+from perturbjax.data.bags import CellBags
 from perturbjax.data.batches.order import BatchOrder, BatchRecords
 from perturbjax.data.batches.sites import Sites
-from perturbjax.dataset import SiteSource
+from perturbjax.dataset import EqualSites, SiteSource
 
 #: Instance labels of a site to instance labels of the same shape.
 MaskTransform = Callable[[UInt16[np.ndarray, "h w"]], UInt16[np.ndarray, "h w"]]
@@ -57,16 +58,19 @@ class Decoder:
     ):
         """
         Args:
-            dataset: n sites of one size.
+            dataset: n sites, of one size unless the input consists of cells.
             sites: labels, shift and scale of its records.
             input: mask encoding.
             augment: crops of training; sites are downsampled to the finest resolution that these
                 crops use. None keeps the full resolution.
             mask_transform: changes the instance labels of a site before they are encoded.
         """
-        self.dataset, self.sites, self.input = dataset, sites, input
-        self.mask_transform = mask_transform
-        self.halvings = stored_halvings(dataset.image_size, augment) if augment else 0
+        self.dataset: EqualSites = CellBags(dataset, input) if input.cells else dataset  # type: ignore[assignment]
+        self.sites, self.input, self.mask_transform = sites, input, mask_transform
+        # Windows of cells are squares.
+        height, width = self.dataset.image_size
+        window = (width, width) if input.cells else (height, width)
+        self.halvings = stored_halvings(window, augment) if augment else 0
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -94,7 +98,14 @@ class Decoder:
             pixels, instances = _halve(pixels, instances)
         if self.mask_transform is not None:
             instances = self.mask_transform(instances)
-        image[:], mask[:] = pixels, masks.encode(instances, self.input.mask_encoding)
+        image[:] = pixels
+        # Windows of a bag are encoded separately, because outlines depend on adjacent pixels.
+        for window, part in zip(self._windows(instances), self._windows(mask), strict=True):
+            part[:] = masks.encode(window, self.input.mask_encoding)
+
+    def _windows(self, mask: UInt[np.ndarray, "h w"]) -> UInt[np.ndarray, "n h2 w"]:
+        """View the mask of a site as windows: one, or those of its cells."""
+        return mask.reshape(self.input.cells or 1, -1, mask.shape[1])
 
     def __call__(self, step: BatchRecords) -> RawBatch:
         """Decode the batch of one step. Records that occur several times (padding) are decoded

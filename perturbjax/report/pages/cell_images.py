@@ -23,14 +23,16 @@ __all__ = [
     "composite",
     "downsample_pixels",
     "draw_outlines",
+    "find_window",
     "make_renderer",
     "shot",
-    "window",
 ]
 
 #: Names of the colors in `COLORS`.
 _COLOR_NAMES = ("blue", "amber", "magenta", "green", "white")
+#: Colors of the outlines of masks and of the nuclei in them.
 OUTLINE = np.array([255, 255, 255], np.float32)
+NUCLEUS_OUTLINE = np.array([255, 255, 0], np.float32)
 #: Maximum height and width in pixels of a picture, and of the part of a site that it shows.
 SIDE, WINDOW = 128, 320
 #: The same for an enlarged picture.
@@ -55,21 +57,41 @@ class Renderer:
     def picture(
         self, position: int, side: int = SIDE, *, whole: bool = False
     ) -> UInt8[np.ndarray, "h w 3"]:
-        """Draw a site, or the part with most cells, with mask outlines.
+        """Draw a site, or the part with most cells, with outlines of masks and nuclei.
 
         Args:
             position: row of the site in the dataset.
             side: maximum height and width of the picture in pixels.
             whole: draw the whole site.
         """
+        return self._draw(*self._read(position, whole), side)
+
+    def _read(
+        self, position: int, whole: bool = False
+    ) -> tuple[
+        UInt[np.ndarray, "h w c"], UInt16[np.ndarray, "h w"], UInt16[np.ndarray, "h w"] | None
+    ]:
+        """Read pixels, mask and nuclei (if there are any) of the part of a site that is drawn."""
         image, mask = self.dataset.pixels(position)
-        if not whole:
-            image, mask = window(image, mask)
+        part = np.s_[:, :] if whole else find_window(mask)
+        nuclei = self.dataset.nuclei(position)[part] if self.dataset.has_nuclei else None
+        return image[part], mask[part], nuclei
+
+    def _draw(
+        self,
+        image: UInt[np.ndarray, "h w c"],
+        mask: UInt16[np.ndarray, "h w"],
+        nuclei: UInt16[np.ndarray, "h w"] | None,
+        side: int,
+    ) -> UInt8[np.ndarray, "h2 w2 3"]:
         # Smallest whole factor for which the picture fits into `side` pixels.
         step = max(1, -(-max(mask.shape) // side))
         # Outlines are drawn after downsampling, which would blur them.
         small = composite(downsample_pixels(image, step), self.low, self.high)
-        return draw_outlines(small, mask[::step, ::step])
+        drawn = draw_outlines(small, mask[::step, ::step])
+        if nuclei is None:
+            return drawn
+        return draw_outlines(drawn, nuclei[::step, ::step], color=NUCLEUS_OUTLINE)
 
     def shot_images(self, position: int) -> tuple[str, str]:
         """Return data URLs of a site's small picture, and of its layers for the enlarged one.
@@ -77,16 +99,17 @@ class Renderer:
         The layers are gray tiles side by side: each channel, and the outlines. A channel has the
         value 255 at twice its contrast range, so that readers can make it darker or brighter.
         """
-        image, mask = window(*self.dataset.pixels(position))
+        image, mask, nuclei = self._read(position)
         step = max(1, -(-max(mask.shape) // LARGE))
         pixels, cells = downsample_pixels(image, step), mask[::step, ::step]
         tiles = np.clip((pixels - self.low) / (2 * (self.high - self.low)), 0, 1)
         edges = encode(np.ascontiguousarray(cells), "boundary").astype(bool)
+        if nuclei is not None:
+            small = np.ascontiguousarray(nuclei[::step, ::step])
+            edges |= encode(small, "boundary").astype(bool)
         strip = np.concatenate([*np.moveaxis(tiles, -1, 0), edges], axis=1)
         layers = np.repeat(np.rint(255 * strip).astype(np.uint8)[..., None], 3, axis=-1)
-        small = max(1, -(-max(mask.shape) // SIDE))
-        picture = composite(downsample_pixels(image, small), self.low, self.high)
-        drawn = draw_outlines(picture, mask[::small, ::small])
+        drawn = self._draw(image, mask, nuclei, SIDE)
         return address(drawn), address(np.ascontiguousarray(layers))
 
     def affordable(self, wanted: int) -> int:
@@ -113,10 +136,13 @@ class Renderer:
                 f" Of {height} × {width} pixels, the {min(height, WINDOW)} × {min(width, WINDOW)} "
                 "pixels with the largest cell area are shown."
             )
+        lines = "White lines are mask outlines."
+        if self.dataset.has_nuclei:
+            lines = "White lines are outlines of cells, yellow lines those of nuclei."
         return (
             f'<p class="note">{colors}. All pictures have the same contrast: black is the {LOW}th '
             f"percentile over sites of their 1st percentile, full color the {HIGH}th of their "
-            f"99th. White lines are mask outlines. Click a picture to enlarge it.{crop}</p>"
+            f"99th. {lines} Click a picture to enlarge it.{crop}</p>"
             f"{self._data()}"
         )
 
@@ -141,46 +167,46 @@ def make_renderer(dataset: Dataset) -> Renderer:
     return Renderer(dataset, *contrast(dataset))
 
 
-def window(
-    image: UInt[np.ndarray, "h w c"], mask: UInt16[np.ndarray, "h w"], side: int = WINDOW
-) -> tuple[UInt[np.ndarray, "h2 w2 c"], UInt16[np.ndarray, "h2 w2"]]:
-    """Cut out the part with the largest cell area.
+def find_window(mask: UInt16[np.ndarray, "h w"], side: int = WINDOW) -> tuple[slice, slice]:
+    """Find the part with the largest cell area.
 
     Cell areas of all parts come from a summed-area table (Crow 1984).
 
     Args:
-        image: pixels of a site.
         mask: instance labels.
         side: maximum height and width of the part in pixels.
 
     Returns:
-        Image and mask of the part; the first of equal parts.
+        Rows and columns of the part; the first of equal parts.
     """
     height, width = (min(side, length) for length in mask.shape)
     if (height, width) == mask.shape:
-        return image, mask
+        return slice(None), slice(None)
     # Summed-area table: the number of cell pixels in a rectangle follows from four corners.
     area = np.pad((mask > 0).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     inside = area[height:, width:] - area[:-height, width:]
     inside = inside - area[height:, :-width] + area[:-height, :-width]
     top, left = np.unravel_index(int(inside.argmax()), inside.shape)
-    part = np.s_[top : top + height, left : left + width]
-    return image[part], mask[part]
+    return slice(int(top), int(top) + height), slice(int(left), int(left) + width)
 
 
 def draw_outlines(
-    picture: UInt8[np.ndarray, "h w 3"], mask: UInt16[np.ndarray, "h w"], strength: float = 0.5
+    picture: UInt8[np.ndarray, "h w 3"],
+    mask: UInt16[np.ndarray, "h w"],
+    strength: float = 0.5,
+    color: Float[np.ndarray, " 3"] = OUTLINE,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Draw white outlines of a mask on a picture.
+    """Draw outlines of a mask on a picture.
 
     Args:
         picture: RGB picture.
         mask: instance labels of the same size.
         strength: opacity of the outlines, from 0 to 1.
+        color: red, green and blue of the outlines, from 0 to 255.
     """
     edge: Bool[np.ndarray, "h w"] = encode(np.ascontiguousarray(mask), "boundary").astype(bool)
     blended = picture.astype(np.float32)
-    blended[edge] += strength * (OUTLINE - blended[edge])
+    blended[edge] += strength * (color - blended[edge])
     return blended.astype(np.uint8)
 
 

@@ -38,7 +38,8 @@ def test_window_has_the_largest_cell_area():
     image, mask = np.zeros((500, 700, 1), np.uint16), np.zeros((500, 700), np.uint16)
     mask[400:450, 600:650] = 1
     image[420, 620] = 7
-    cut, cells = pictures.window(image, mask, 100)
+    part = pictures.find_window(mask, 100)
+    cut, cells = image[part], mask[part]
     assert cut.shape == (100, 100, 1) and (cells > 0).sum() == 2500 and cut.max() == 7
 
 
