@@ -6,9 +6,8 @@ Both pipelines give the same batches for the same `BatchOrder`. The order of an 
 without any data but the step number.
 
 Resident epochs: if the decoded dataset fits on the device, it is copied there once. The training
-    loop then runs a
-whole epoch as one device call (`lax.scan` over steps). Each step gathers its records by index
-(`gather`) and augments them, so that the host transfers only record numbers.
+loop then runs a whole epoch as one device call (`lax.scan` over steps). Each step gathers its
+records by index (`gather`) and augments them, so that the host transfers only record numbers.
 """
 
 from perturbjax.data.augmentation import RawBatch
