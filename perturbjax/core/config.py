@@ -48,7 +48,7 @@ Precision = Literal["float32", "bf16"]
 Head = Literal["dense", "attention", "channels"]
 BackboneNorm = Literal["published", "batch"]
 Pool = Literal["last", "stages"]
-#: Summary of the cells or tiles of a site; the default was chosen on inner folds (docs/presets.md).
+#: Summary of the features of the cells or tiles of a site.
 Summary = Literal["mean", "median", "mean-std"]
 DEFAULT_SUMMARY: Summary = "mean"
 
