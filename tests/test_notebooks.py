@@ -22,7 +22,7 @@ def output_text(cells) -> str:
 @pytest.mark.slow
 def test_notebook_from_a_plate_to_a_result_runs(tmp_path):
     text = output_text(execute(NOTEBOOKS / "from_a_plate_to_a_result.ipynb", tmp_path))
-    assert "4 classes of Metadata_pert_iname" in text and "best baseline" in text
+    assert "9 classes of Metadata_pert_iname" in text and "best baseline" in text
 
 
 @pytest.mark.shared

@@ -163,7 +163,8 @@ def _steps(options: WorkflowConfig) -> Iterator[Step]:
         words = (*preset, "--data", str(dataset), *label, "--split", options.split)
         trained = (model / "config.json", model / "metrics.jsonl")
         yield Step("train", (*words, "--out", str(model)), built, trained)
-        scores = (model / "evaluation" / "scores.json", model / "report.html")
+        # Without report.html, which `report` writes again.
+        scores = (model / "evaluation" / "scores.json",)
         yield Step("evaluate", ("--run", str(model)), trained, scores)
     controls = _words(negcon=options.negcon)
     words = ("--data", str(dataset), *label, *controls, "--out", str(out / HITS))
