@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from perturbjax.cli.parsing import Flag, parse_first
-from perturbjax.core.config import PRESETS, Recipe, preset, read_recipe
+from perturbjax.core.config import PRESETS, Recipe, preset
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
+from perturbjax.core.recipe_files import read_recipe
 
 _RECIPE = Flag(
     "recipe", Path, None, "Recipe: .toml file or config.json of a run; flags override it."

@@ -11,11 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from perturbjax.core.config import Recipe, recipe_from_dict
+from perturbjax.core.config import Recipe
 from perturbjax.core.files import read_json
 from perturbjax.core.messages import html_text
 from perturbjax.core.options import default_of, flag_name
 from perturbjax.core.progress import clock
+from perturbjax.core.recipe_files import recipe_from_dict
 from perturbjax.dataset import PROVENANCE
 from perturbjax.report.pages import table
 from perturbjax.report.run_results import RunResults

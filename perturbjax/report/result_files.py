@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from perturbjax.core.config import recipe_from_dict
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json, read_parquet
 from perturbjax.core.messages import csv_value
+from perturbjax.core.recipe_files import recipe_from_dict
 from perturbjax.training.run_directory import is_list_of_text
 
 _ADVICE = "Run `perturbjax evaluate` again."

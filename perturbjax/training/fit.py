@@ -49,7 +49,8 @@ from perturbjax.training.progress import (
     save_interrupted,
     watch_sigterm,
 )
-from perturbjax.training.run_directory import Run, describe_run, lock_run, open_run, start_run
+from perturbjax.training.run_directory import Run, describe_run, open_run, start_run
+from perturbjax.training.run_lock import lock_run
 from perturbjax.training.setup import Experiment, prepare_experiment, print_training_summary
 from perturbjax.training.step import (
     Sums,

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from perturbjax.core.config import recipe_to_dict
 from perturbjax.core.options import require
+from perturbjax.core.recipe_files import recipe_to_dict
 from perturbjax.training.processes import is_first_process
 from perturbjax.training.run_directory import Run
 

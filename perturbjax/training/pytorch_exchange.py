@@ -34,11 +34,11 @@ from perturbjax.training.run_directory import (
     Run,
     dataset_facts,
     is_list_of_text,
-    lock_run,
     open_run,
     require_whole_sites,
     start_run,
 )
+from perturbjax.training.run_lock import lock_run
 from perturbjax.training.step import TrainState
 from perturbjax.training.weight_metadata import Description, read_description, write_weights
 

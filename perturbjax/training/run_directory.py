@@ -6,13 +6,11 @@ Files: `config.json`, `split.parquet`, `labels.json`, `metrics.jsonl`, `checkpoi
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from perturbjax.core.config import Recipe, recipe_from_dict, recipe_to_dict
+from perturbjax.core.config import Recipe
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import (
     atomic,
@@ -32,6 +30,7 @@ from perturbjax.core.files import (
     read_parquet,
     write_json,
 )
+from perturbjax.core.recipe_files import recipe_from_dict, recipe_to_dict
 from perturbjax.data import normalization
 from perturbjax.data.splits import create_manifest, fingerprint, read_split, write_split
 from perturbjax.dataset import Dataset, open_dataset
@@ -255,7 +254,7 @@ def start_run(run: Run, manifest: pd.DataFrame | None) -> None:
     if (path / CONFIG).is_file():
         _require_same(open_run(path), run)
         return
-    _require_free(path)
+    require_free(path)
     make_folder(path)
     if manifest is not None:
         write_split(manifest, path / SPLIT_FILE)
@@ -309,30 +308,12 @@ def git_commit(clone: Path = Path(__file__).parents[2]) -> dict[str, str]:
     return {"commit": done.stdout.strip()}
 
 
-@contextmanager
-def lock_run(path: Path) -> Iterator[None]:
-    """Reserve a run directory, created if needed, until the block or process ends.
+def require_free(path: Path) -> None:
+    """Require that a directory does not exist or contains nothing but an unfinished run.
 
     Raises:
-        InputError: another process uses it, it contains other files, or it is not writable.
+        InputError: it contains other files.
     """
-    if not (path / CONFIG).is_file():
-        _require_free(path)
-    # The system releases the lock when the process ends, also after a kill.
-    with (make_folder(path) / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{path}: another process is training in this directory. Wait for it, or choose "
-                "another --out."
-            ) from None
-        except OSError:  # some network filesystems have no locks; training must work there too
-            pass
-        yield
-
-
-def _require_free(path: Path) -> None:
     # A process that was killed while it created the run leaves only these files and temporary
     # files.
     unfinished = (LOCK, SPLIT_FILE, LABELS)

@@ -6,7 +6,7 @@ import sys
 import pandas as pd
 import pytest
 
-from perturbjax.core.config import recipe_to_dict
+from perturbjax.core.recipe_files import recipe_to_dict
 from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.run_directory import open_run
 

@@ -14,7 +14,8 @@ import pandas as pd
 from evaluation.conftest import CLASSES, evaluate_run, make_index, make_predictions
 
 from perturbjax import dataset
-from perturbjax.core.config import Recipe, SplitConfig, recipe_to_dict
+from perturbjax.core.config import Recipe, SplitConfig
+from perturbjax.core.recipe_files import recipe_to_dict
 from perturbjax.evaluation.evaluation_result import to_json
 from perturbjax.evaluation.retrieval import evaluate_retrieval
 

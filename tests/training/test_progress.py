@@ -12,7 +12,8 @@ from perturbjax.core.errors import InputError, Terminated
 from perturbjax.training.checkpoint import BEST_METRIC, FORMER_BEST_METRIC, Checkpoints, _best_score
 from perturbjax.training.fit import require_finite_loss
 from perturbjax.training.progress import first_progress, resume, save_interrupted
-from perturbjax.training.run_directory import Run, git_commit, lock_run, read_metrics
+from perturbjax.training.run_directory import Run, git_commit, read_metrics
+from perturbjax.training.run_lock import lock_run
 from perturbjax.training.step import Sums, TrainState
 
 STEPS = 5

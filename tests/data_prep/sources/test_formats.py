@@ -27,7 +27,6 @@ COLOR = np.random.default_rng(2).integers(1, 250, (24, 32, 3), dtype=np.uint8)
 #: Pixels of microscope files: (scene, channel, z, height, width).
 SCENES = np.random.default_rng(3).integers(1, 60_000, (2, 3, 2, 24, 32), dtype=np.uint16)
 NAMES = ("DNA", "AGP", "ER")
-
 #: Planes to read with the expected pixels (works, converted), or with a pattern of the error.
 Cases = list[tuple[Plane, Any]]
 ROWS: dict[str, Callable[[Path, pytest.MonkeyPatch], Cases]] = {}
