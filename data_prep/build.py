@@ -71,7 +71,7 @@ class BuildConfig:
     weights: str = ""
     """Weights for cellpose: nuclei, cyto, cyto2, cyto3, cpsam or a file."""
     segment_channels: str = ""
-    """Channels to segment, separated by commas; by default the aggregated image."""
+    """Channels to segment; by default the aggregated image."""
     cells_channel: str = ""
     """Channel that shows whole cells: nuclei are extended to cells in it, and both are stored."""
     diameter: Diameter = "auto"

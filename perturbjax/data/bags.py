@@ -121,7 +121,7 @@ def prepare_input(
     b, height, width, channels = raw.image.shape
     shape = (b, input.cells, height // input.cells, width)
     image, mask = raw.image.reshape(*shape, channels), raw.mask.reshape(shape)
-    present = (image > 0).any((2, 3, 4))
+    present = jnp.any(image > 0, axis=(2, 3, 4))
     keys = record_keys(seed, epoch, raw.record)
     chosen = _choose_cells(present, keys, input.cells_per_step if train else 0)
     image, mask, present = (_take(array, chosen) for array in (image, mask, present))

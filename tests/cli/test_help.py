@@ -8,6 +8,7 @@ import pytest
 from test_options import PARSED_FIRST, REQUIRED, visible_flags
 
 from perturbjax import cli
+from perturbjax.core.config import PRESETS
 from perturbjax.profiles.profile_options import PREPARATIONS
 
 SCREEN_LINES, SCREEN_COLUMNS = 50, 80
@@ -49,7 +50,7 @@ def test_both_examples_parse(capsys, command):
 
 def test_help_shows_defaults_of_the_preset_and_choices_of_the_tables(capsys):
     text = " ".join(help_of(capsys, "train", "--help-all", "--preset", "cells").split())
-    assert "--preset {paper,cells,pretrained,demo,original}" in text
+    assert f"--preset {{{','.join(PRESETS)}}}" in text
     assert "Named recipe; paper with --recipe or --model. (default: cells)" in text
     assert "--model TEXT Network architecture. One of attention, attention_multiscale," in text
     assert "--normalize {dtype,log,log_plate,site,plate}" in text and "(default: log_plate)" in text
