@@ -319,7 +319,7 @@ class TestHub:
         message = self.load("hf:timm/resnet18.tv_in1k", tmp_path, HF_HUB_OFFLINE="1")["error"]
         assert (
             "model.safetensors of timm/resnet18.tv_in1k" in message
-            and "--weights model.safetensors" in message
+            and "pass weights model.safetensors" in message
         )
 
     def test_missing_repository_is_refused(self, served, tmp_path):
