@@ -23,6 +23,11 @@ os.environ["PERTURBJAX_SITE_FEATURES"] = "none"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Compiled programs are shared by the processes of a run and by later runs. Compiling is more than
+# half of the time of a first run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".pytest_cache/compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def messages_name_flags() -> Iterator[None]:

@@ -12,15 +12,9 @@ from commands import SMALL, command_line
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """Environment of all commands, with a shared compilation cache."""
-    cache = tmp_path_factory.getbasetemp().parent / "compiled"
-    return {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PLATFORMS": "cpu",
-        "COLUMNS": "120",
-    }
+def environment() -> dict[str, str]:
+    """Environment of all commands."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"}
 
 
 @pytest.fixture(scope="session")
