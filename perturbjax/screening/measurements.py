@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import UInt, UInt16
 
-from perturbjax.core.plates import PLATE, WELL
+from perturbjax.core.plates import PLATE, WELL, in_empty_wells
 from perturbjax.core.progress import track
 from perturbjax.dataset import Dataset
 from perturbjax.profiles.profile_table import METADATA, SITE_ID, Profiles, aggregate_to_wells
@@ -25,7 +25,7 @@ def measure_wells(dataset: Dataset) -> Profiles:
         One profile per well with `n_cells` (mean number of cells of a site), and medians over
         cells of `cell_area` (pixels), `eccentricity` (0: circle, 1: line), `mean_CHANNEL` and
         `texture_CHANNEL` (standard deviation of the pixels of a cell over their mean). Sites
-        without cells have missing values.
+        without cells have missing values. Empty wells are left out.
     """
     names = dataset.channel_names
     rows = [
@@ -45,7 +45,7 @@ def measure_wells(dataset: Dataset) -> Profiles:
     counts = table["n_cells"].groupby([index[PLATE].astype(str), index[WELL].astype(str)]).mean()
     keys = pd.MultiIndex.from_frame(wells.metadata[[PLATE, WELL]])
     wells.values[:, wells.names.index("n_cells")] = counts.loc[keys]
-    return wells
+    return wells.take(~in_empty_wells(wells.metadata))
 
 
 def _measure_site(

@@ -137,8 +137,9 @@ def make_wells(
         named = compound + [f", {dose:.6g} uM" if np.isfinite(dose) else "" for dose in doses]
         # Controls have names without a dose, so that they remain one treatment.
         treatment = compound.where(pd.Series(control), named)
+    plates = metadata[PLATE].nunique()
     console.print(
-        f"info: {len(metadata)} wells of {metadata[PLATE].nunique()} plates, {int(control.sum())} "
+        f"info: {len(metadata)} wells of {plates} plate{'s' * (plates != 1)}, {int(control.sum())} "
         f"negative control wells, {treatment[~control].nunique()} treatments"
     )
     return Wells(
