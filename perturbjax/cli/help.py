@@ -112,7 +112,9 @@ def _describe(flag: Any, names: Collection[str], full: bool) -> str:
     table, value = flag.metadata.get("table", {}), flag.default
     if not names and typing.get_origin(flag.hint) is tuple:
         names = typing.get_args(value_type(flag.hint))
-    text = flag.text + (f" One of {', '.join(names or table)}." if names or table else "")
+    # Short lists of choices are already in the placeholder.
+    listed = (names or table) if names or _metavar(flag) else ()
+    text = flag.text + (f" One of {', '.join(listed)}." if listed else "")
     if full and table:
         text = " ".join([flag.text, *(f"{name}: {row.help}." for name, row in table.items())])
     if value is MISSING or value is False or value in (None, "", ()):

@@ -44,7 +44,7 @@ class WorkflowConfig:
     load_data: Path | None = None
     """CSV with one row per site: FileName_Orig<CHANNEL>, PathName_Orig<CHANNEL>, Metadata_*."""
     platemap: Path | None = None
-    """TSV with well_position and broad_sample, if the CSV has no treatments."""
+    """Plate map with the treatments (CSV, TSV, XLSX), if the CSV has none."""
     compounds: Path | None = None
     """TSV of compounds (broad_sample, pert_iname, …), joined to the plate map."""
     label_column: str = ""

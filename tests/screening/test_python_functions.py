@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import perturbjax
+from perturbjax import cli
 from perturbjax.core.errors import InputError
 from perturbjax.profiles import cell_tables
 from screening.simulated_wells import simulate_wells
@@ -80,3 +81,26 @@ def test_hits_refuses_other_objects_and_wells_with_two_treatments(table):
     twice.loc[1, "Metadata_pert_iname"] = "other"
     with pytest.raises(InputError, match="has several values"):
         perturbjax.hits(twice)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "hits --permutations 999",
+        "doses --dose-column Metadata_dose --response feature_1",
+        "similar --neighbors 1",
+        "differences",
+    ],
+)
+def test_command_writes_one_anndata_file(table, tmp_path, command):
+    import anndata
+
+    table.to_parquet(tmp_path / "profiles.parquet", index=False)
+    out = tmp_path / "result.h5ad"
+    words = [*command.split(), "--features", str(tmp_path / "profiles.parquet"), "--out", str(out)]
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 0
+    result = anndata.read_h5ad(out)
+    assert set(result.obs_names) == {"strong", "also strong", "inactive"}
+    assert np.isfinite(result.X).all() and result.n_vars > 0
