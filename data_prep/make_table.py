@@ -81,14 +81,14 @@ def make_table(options: TableConfig) -> pd.DataFrame:
         InputError: The images are not recognized, several images have one position, no site is
             complete, or the plate map does not fit.
     """
-    found = recognize(options.images, options.layout, options.pattern)
+    recognized = recognize(options.images, options.layout, options.pattern)
     images = pd.DataFrame(
-        [tuple(vars(image).values()) for image in found.images],
+        [tuple(vars(image).values()) for image in recognized.images],
         columns=[field.name for field in fields(ImageFile)],
     )
     _refuse_duplicates(images)
-    _require_one_time(images, found)
-    images = _name_channels(_choose_plane(images, found), options.channels)
+    _require_one_time(images, recognized)
+    images = _name_channels(_choose_plane(images, recognized), options.channels)
     channels = _channel_order(images, options.channels)
     table, incomplete = _site_rows(images, channels)
     if options.platemap is not None:
@@ -96,15 +96,15 @@ def make_table(options: TableConfig) -> pd.DataFrame:
     table = table.drop(columns="row").reset_index(drop=True)
     with atomic(options.out) as temporary:
         table.to_csv(temporary, index=False)
-    _print_summary(options, found, images, table, incomplete)
+    _print_summary(options, recognized, images, table, incomplete)
     return table
 
 
-def _require_one_time(images: pd.DataFrame, found: Recognized) -> None:
+def _require_one_time(images: pd.DataFrame, recognized: Recognized) -> None:
     times = sorted(images["time"].unique())
     if len(times) > 1:
         row = images[images["time"] == times[-1]].iloc[0]
-        example = found.pattern_with_fixed("time", ImageFile(**row))
+        example = recognized.pattern_with_fixed("time", ImageFile(**row))
         raise InputError(
             f"the images have {len(times)} time points ({times[0]} to {times[-1]}), but a site has "
             f"one. Choose it by --pattern, for example --pattern {shlex.quote(example)}, with the "
@@ -112,7 +112,7 @@ def _require_one_time(images: pd.DataFrame, found: Recognized) -> None:
         )
 
 
-def _choose_plane(images: pd.DataFrame, found: Recognized) -> pd.DataFrame:
+def _choose_plane(images: pd.DataFrame, recognized: Recognized) -> pd.DataFrame:
     """Use the middle focal plane of each site and channel; of an even number, the upper one."""
     if images["z"].nunique() == 1:
         return images
@@ -121,7 +121,7 @@ def _choose_plane(images: pd.DataFrame, found: Recognized) -> pd.DataFrame:
     numbers = numbers.sort_values([*key, "number"], kind="stable")
     groups = numbers.groupby(key, sort=False)
     chosen = groups.cumcount() == groups["number"].transform("size") // 2
-    example = found.pattern_with_fixed("z", ImageFile(**images.iloc[0]))
+    example = recognized.pattern_with_fixed("z", ImageFile(**images.iloc[0]))
     console.print(
         f"info: the images have {images['z'].nunique()} focal planes; the middle one of each site "
         f"is used. Choose another one by --pattern, for example --pattern {shlex.quote(example)}"
@@ -151,8 +151,10 @@ def _name_channels(images: pd.DataFrame, requested: str) -> pd.DataFrame:
         keys = images["channel"].eq(key) | names.eq(key) | images["channel_name"].eq(key)
         if not keys.any():
             pairs = images[["channel", "name"]].drop_duplicates().sort_values("channel")
-            known = ", ".join(f"{row.name}={row.channel}" for row in pairs.itertuples(index=False))
-            raise InputError(f"--channels {entry}: no channel {key}; the images have {known}")
+            channels = ", ".join(
+                f"{row.name}={row.channel}" for row in pairs.itertuples(index=False)
+            )
+            raise InputError(f"--channels {entry}: no channel {key}; the images have {channels}")
         if name in chosen:
             raise InputError(f"--channels {requested}: two channels have the name {name}")
         chosen[name or images.loc[keys, "name"].iloc[0]] = keys
@@ -234,7 +236,7 @@ def _join_treatments(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def _print_summary(
     options: TableConfig,
-    found: Recognized,
+    recognized: Recognized,
     images: pd.DataFrame,
     table: pd.DataFrame,
     incomplete: pd.DataFrame,
@@ -243,15 +245,15 @@ def _print_summary(
     out = PlainConsole()
     if not out.is_terminal:
         out.width = PLAIN_WIDTH
-    for name, text in _summary(found, images, table, incomplete).items():
+    for name, text in _summary(recognized, images, table, incomplete).items():
         out.print(f"{name:11}{text}")
     files = [name for name in table.columns if name.startswith("FileName_")]
-    shown = [*(name for name in table.columns if name.startswith("Metadata_")), files[0]]
+    columns = [*(name for name in table.columns if name.startswith("Metadata_")), files[0]]
     title = f"First rows of {options.out}, 1 of {len(files)} channels"
     rows = Table(title=title, title_justify="left")
-    for name in shown:
+    for name in columns:
         rows.add_column(name.removeprefix("Metadata_"), overflow="fold")
-    for row in table[shown].head(_HEAD).itertuples(index=False):
+    for row in table[columns].head(_HEAD).itertuples(index=False):
         rows.add_row(*map(str, row))
     out.print(rows)
     words = ["--load-data", str(options.out), "--images", str(options.images)]
@@ -261,7 +263,7 @@ def _print_summary(
 
 
 def _summary(
-    found: Recognized, images: pd.DataFrame, table: pd.DataFrame, incomplete: pd.DataFrame
+    recognized: Recognized, images: pd.DataFrame, table: pd.DataFrame, incomplete: pd.DataFrame
 ) -> dict[str, str]:
     plates = list(table[PLATE].unique())
     wells = table.drop_duplicates([PLATE, WELL])
@@ -271,7 +273,7 @@ def _summary(
         for key, name in zip(pairs["channel"], pairs["name"], strict=True)
     ]
     lines = {
-        "layout": f"{found.title}, {len(found.images):,} images",
+        "layout": f"{recognized.title}, {len(recognized.images):,} images",
         "plates": f"{len(plates)}: {_some(plates)}",
         "wells": f"{len(wells)} ({_range(wells.groupby(PLATE).size())} per plate)",
         "sites": f"{len(table)} ({_range(table.groupby([PLATE, WELL]).size())} per well)",
@@ -283,12 +285,12 @@ def _summary(
         lines |= {"treatments": f"{len(counts)}: {_some(texts)}", "controls": _controls(wells)}
     elif not any(name in table.columns for name in LABEL_COLUMNS):
         lines["treatments"] = "none; add them with --platemap to train and evaluate"
-    lines["missing"] = _missing(found, incomplete)
-    if found.unmatched:
+    lines["missing"] = _missing(recognized, incomplete)
+    if recognized.unmatched:
         lines["ignored"] = (
-            f"{len(found.unmatched):,} images with other names: {_some(found.unmatched)}"
+            f"{len(recognized.unmatched):,} images with other names: {_some(recognized.unmatched)}"
         )
-    for number, note in enumerate(found.notes, 1):
+    for number, note in enumerate(recognized.notes, 1):
         lines[f"note {number}"] = note
     return lines
 
@@ -304,12 +306,12 @@ def _controls(wells: pd.DataFrame) -> str:
     return f"{marked.sum()} negative control wells ({_some(names)})"
 
 
-def _missing(found: Recognized, incomplete: pd.DataFrame) -> str:
+def _missing(recognized: Recognized, incomplete: pd.DataFrame) -> str:
     parts = []
-    if found.absent:
+    if recognized.absent:
         parts.append(
-            f"{len(found.absent):,} images that the metadata list do not exist "
-            f"({_some(found.absent)})"
+            f"{len(recognized.absent):,} images that the metadata list do not exist "
+            f"({_some(recognized.absent)})"
         )
     if len(incomplete):
         plate, well, site = incomplete.index[0]

@@ -1,9 +1,9 @@
 """Cache of masks, each under the checksum of the pixels and of the segmenter it was computed with.
 
-Datasets of the same images share masks, an interrupted build finds its own, and a changed image has
-another checksum and therefore no mask. Masks of the running build lie in its working folder, and a
-copy goes to the cache. The cache is kept below a limit by dropping the masks that were not used for
-the longest time. A build continues without a cache that cannot be written."""
+Datasets of the same images share masks, and an interrupted build reuses its masks. A changed image
+has another checksum and therefore no mask. Masks of the running build are in its working folder,
+with a copy in the cache. The masks that were not used for the longest time are dropped above a size
+limit. A build continues without a cache that cannot be written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic, delete_oldest, user_cache
 from perturbjax.core.messages import console
 
-#: Part of every key: increased when the input of an engine, or what is stored of its mask, changes.
+#: Part of every key: increased when the input of an engine or the stored form of its mask changes.
 MASK_VERSION = 2
 #: Maximum size of the cache after a build in bytes; a mask of 1080 x 1080 pixels takes about 20 kB.
 CACHE_BYTES = 4 << 30
@@ -36,7 +36,7 @@ def mask_key(
     Args:
         image: pixels that are segmented.
         segmenter: provenance of the engine: version, weights, parameters.
-        diameter: the plate's in pixels, 0 if the engine's own is used.
+        diameter: of the plate in pixels; 0 for the default of the engine.
     """
     settings = {
         "mask": MASK_VERSION,
@@ -61,7 +61,7 @@ class MaskStore:
     """Masks of one build by key, backed by the cache."""
 
     folder: Path
-    """Folder of the running build; nothing is dropped here."""
+    """Folder of the running build; its masks are never dropped."""
     cache: Path | None = None
     """Folder shared by all builds; None uses no cache."""
 
@@ -140,8 +140,7 @@ class MaskStore:
 
 def trim(cache: Path, most: int = CACHE_BYTES) -> None:
     """Drop the masks used longest ago until the cache holds at most that many bytes."""
-    dropped = delete_oldest(
-        cache.glob("??/*.tiff"), most
-    )  # what a kill left half-written among them
+    # Incomplete files of killed builds are dropped in the same way.
+    dropped = delete_oldest(cache.glob("??/*.tiff"), most)
     if dropped:
         console.print(f"info: removed {dropped} least recently used masks from {cache}")

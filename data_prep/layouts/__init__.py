@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.layouts.file_names import ImageFile, compile_pattern, example_pattern, match_path
-from data_prep.layouts.metadata import Found, by_folder
+from data_prep.layouts.metadata import LayoutImages, by_folder
 from data_prep.layouts.microscopes import LAYOUTS, SUFFIXES
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import require_folder
@@ -112,8 +112,8 @@ def recognize(root: Path, layout: str = "auto", pattern: str = "") -> Recognized
     if pattern:
         expression = compile_pattern(pattern)
         matched = [image for path in files if (image := match_path(expression, path))]
-        found = by_folder(root, files, matched)
-        return _checked(root, "pattern", f"pattern {pattern}", found, images, (expression,))
+        described = by_folder(root, files, matched)
+        return _checked(root, "pattern", f"pattern {pattern}", described, images, (expression,))
     if not images:
         raise InputError(
             f"--images {root}: has no image among {len(files):,} files (suffixes: "
@@ -122,8 +122,8 @@ def recognize(root: Path, layout: str = "auto", pattern: str = "") -> Recognized
     name = layout if layout != "auto" else _best_layout(root, files, images)
     chosen = LAYOUTS[name]
     matched = [image for path in images if (image := chosen.match(path))]
-    found = chosen.describe(root, files, matched)
-    return _checked(root, name, chosen.title, found, images, tuple(chosen.expressions))
+    described = chosen.describe(root, files, matched)
+    return _checked(root, name, chosen.title, described, images, tuple(chosen.expressions))
 
 
 def _best_layout(root: Path, files: list[str], images: list[str]) -> str:
@@ -143,15 +143,26 @@ def _best_layout(root: Path, files: list[str], images: list[str]) -> str:
 
 
 def _checked(
-    root: Path, name: str, title: str, found: Found, images: list[str], expressions: tuple
+    root: Path,
+    name: str,
+    title: str,
+    described: LayoutImages,
+    images: list[str],
+    expressions: tuple,
 ) -> Recognized:
-    if not found.images:
-        more = f" ({len(found.absent)} files of its metadata do not exist)" if found.absent else ""
+    if not described.images:
+        more = (
+            f" ({len(described.absent)} files of its metadata do not exist)"
+            if described.absent
+            else ""
+        )
         rule = f"the {title}" if name == "pattern" else f"the layout of {title}"
         raise InputError(
             f"--images {root}: no file name follows {rule}{more}; the folder contains for example "
             f"{', '.join(images[:_EXAMPLES]) or 'no image'}"
         )
-    used = {image.path for image in found.images}
+    used = {image.path for image in described.images}
     unmatched = [path for path in images if path not in used and "_thumb" not in path.lower()]
-    return Recognized(name, title, found.images, unmatched, found.absent, found.notes, expressions)
+    return Recognized(
+        name, title, described.images, unmatched, described.absent, described.notes, expressions
+    )

@@ -67,8 +67,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         elif not re.fullmatch(r"\{[^{}]*\}", text):
             parts.append(re.escape(text))
         elif name not in FIELDS:
-            known = ", ".join(f"{{{field}}}" for field in FIELDS)
-            raise InputError(f"--pattern {pattern}: {text} is not a field; use {known} or *")
+            fields = ", ".join(f"{{{field}}}" for field in FIELDS)
+            raise InputError(f"--pattern {pattern}: {text} is not a field; use {fields} or *")
         else:
             # A repeated field must have the same value, for example in a folder and a file name.
             parts.append(f"(?P={name})" if name in used else f"(?P<{name}>{FIELDS[name]})")

@@ -18,7 +18,7 @@ _LARGEST_HTD = 1 << 20
 
 
 @dataclass
-class Found:
+class LayoutImages:
     """Images of a folder, in one layout.
 
     Attributes:
@@ -73,17 +73,17 @@ def _name_plates(root: Path, images: list[ImageFile], skipped: str = "images?") 
     ]
 
 
-def by_folder(root: Path, files: Sequence[str], images: list[ImageFile]) -> Found:
+def by_folder(root: Path, files: Sequence[str], images: list[ImageFile]) -> LayoutImages:
     """Use the file names only; plates without a name are named by their folders."""
-    return Found(_name_plates(root, images))
+    return LayoutImages(_name_plates(root, images))
 
 
 # Opera Phenix and Operetta
 
 
-def describe_phenix(root: Path, files: Sequence[str], images: list[ImageFile]) -> Found:
+def describe_phenix(root: Path, files: Sequence[str], images: list[ImageFile]) -> LayoutImages:
     """Read Index.xml; without it, plates are the folders up to `__` and channels are numbers."""
-    found = Found([])
+    described = LayoutImages([])
     existing, indexed = set(files), set()
     for index in files_named(
         files, "index.xml", "index.idx.xml", "index.ref.xml", "index.columbusidx.xml"
@@ -103,14 +103,14 @@ def describe_phenix(root: Path, files: Sequence[str], images: list[ImageFile]) -
                 continue
             indexed.add(image.path)
             if image.path in existing:
-                found.images.append(image)
+                described.images.append(image)
             else:
-                found.absent.append(image.path)
+                described.absent.append(image.path)
     rest = [image for image in images if image.path not in indexed]
     for image in rest:
         plate = _plate_folder(root, image.path, "images?").partition("__")[0]
-        found.images.append(replace(image, plate=plate))
-    return found
+        described.images.append(replace(image, plate=plate))
+    return described
 
 
 def _phenix_image(
@@ -143,10 +143,10 @@ def _phenix_image(
 # ImageXpress
 
 
-def describe_imagexpress(root: Path, files: Sequence[str], images: list[ImageFile]) -> Found:
+def describe_imagexpress(root: Path, files: Sequence[str], images: list[ImageFile]) -> LayoutImages:
     """Read wave names from HTD files; time points and focal planes can be folders."""
     waves = {_folder(path): _read_htd(root / path) for path in files_named(files, ".htd")}
-    found = Found([])
+    described = LayoutImages([])
     for image in images:
         # Small copies of the images.
         if "_thumb" in image.path.lower():
@@ -158,9 +158,9 @@ def describe_imagexpress(root: Path, files: Sequence[str], images: list[ImageFil
         while folder and folder not in waves:
             folder = _folder(folder)
         name = waves.get(folder, {}).get(image.channel, "")
-        found.images.append(replace(image, channel_name=name))
-    found.images = _name_plates(root, found.images, r"images?|(TimePoint|ZStep)_\d+")
-    return found
+        described.images.append(replace(image, channel_name=name))
+    described.images = _name_plates(root, described.images, r"images?|(TimePoint|ZStep)_\d+")
+    return described
 
 
 def _read_htd(path: Path) -> dict[str, str]:
@@ -184,15 +184,15 @@ def _read_htd(path: Path) -> dict[str, str]:
 # Yokogawa CV7000 and CV8000
 
 
-def describe_yokogawa(root: Path, files: Sequence[str], images: list[ImageFile]) -> Found:
+def describe_yokogawa(root: Path, files: Sequence[str], images: list[ImageFile]) -> LayoutImages:
     """Read MeasurementData.mlf, the plate of MeasurementDetail.mrf and the channels of a .mes."""
-    found = Found([])
+    described = LayoutImages([])
     existing, listed, errors = set(files), set(), []
     for index in files_named(files, "measurementdata.mlf"):
         folder = _folder(index)
-        beside = [path for path in files if _folder(path) == folder]
-        plate = _first_plate(root, beside)
-        names = _yokogawa_channels(root, beside)
+        neighbors = [path for path in files if _folder(path) == folder]
+        plate = _first_plate(root, neighbors)
+        names = _yokogawa_channels(root, neighbors)
         for _, record in read_records(root / index, {"MeasurementRecord"}):
             if record.get("Type") != "IMG":  # ERR: for example a failed autofocus
                 errors.append(record[""])
@@ -202,16 +202,16 @@ def describe_yokogawa(root: Path, files: Sequence[str], images: list[ImageFile])
             )
             listed.add(path)
             if path not in existing:
-                found.absent.append(path)
+                described.absent.append(path)
                 continue
-            found.images.append(_yokogawa_image(record, path, plate, names, index))
-    found.images += [image for image in images if image.path not in listed]
+            described.images.append(_yokogawa_image(record, path, plate, names, index))
+    described.images += [image for image in images if image.path not in listed]
     if errors:
-        found.notes.append(
+        described.notes.append(
             f"the microscope reported {len(errors)} errors, for example {errors[0]!r}"
         )
-    found.images = _name_plates(root, found.images)
-    return found
+    described.images = _name_plates(root, described.images)
+    return described
 
 
 def _yokogawa_image(
@@ -256,14 +256,14 @@ def _yokogawa_channels(root: Path, files: Sequence[str]) -> dict[str, str]:
 # Olympus ScanR
 
 
-def describe_scanr(root: Path, files: Sequence[str], images: list[ImageFile]) -> Found:
+def describe_scanr(root: Path, files: Sequence[str], images: list[ImageFile]) -> LayoutImages:
     """Read plate name and columns from experiment_descriptor.xml, for names without a well."""
     descriptors = {}
     for path in files_named(files, "experiment_descriptor.xml"):
         # The program does not declare the encoding, although it writes Latin-1.
         records = read_records(root / path, {"Name", "Val"}, "iso-8859-1")
         descriptors[_folder(path)] = _scanr_descriptor(records)
-    found = Found([])
+    described = LayoutImages([])
     for image in images:
         folder = _folder(image.path)
         if folder not in descriptors:
@@ -285,9 +285,9 @@ def describe_scanr(root: Path, files: Sequence[str], images: list[ImageFile]) ->
                 raise InputError(
                     f"{image.path}: well {number} is not on a plate with {columns} columns"
                 ) from error
-        found.images.append(replace(image, plate=plate, channel_name=image.channel))
-    found.images = _name_plates(root, found.images, "data")
-    return found
+        described.images.append(replace(image, plate=plate, channel_name=image.channel))
+    described.images = _name_plates(root, described.images, "data")
+    return described
 
 
 def _scanr_descriptor(records: Sequence[tuple[str, dict[str, str]]]) -> tuple[str, int]:
@@ -310,7 +310,7 @@ def _scanr_descriptor(records: Sequence[tuple[str, dict[str, str]]]) -> tuple[st
 _INCUCYTE_CHANNEL = r"phase|green|red|nir|orange"
 
 
-def describe_incucyte(root: Path, files: Sequence[str], images: list[ImageFile]) -> Found:
+def describe_incucyte(root: Path, files: Sequence[str], images: list[ImageFile]) -> LayoutImages:
     """Read the channel from the name or the folder; raw archives have dates as folders."""
     described = []
     for image in images:
@@ -327,9 +327,9 @@ def describe_incucyte(root: Path, files: Sequence[str], images: list[ImageFile])
             image = replace(image, channel=channel.capitalize(), plate=plate)
         name = "" if image.channel.isdigit() else image.channel
         described.append(replace(image, channel_name=name))
-    return Found(_name_plates(root, described, _INCUCYTE_CHANNEL))
+    return LayoutImages(_name_plates(root, described, _INCUCYTE_CHANNEL))
 
 
-def describe_incell(root: Path, files: Sequence[str], images: list[ImageFile]) -> Found:
+def describe_incell(root: Path, files: Sequence[str], images: list[ImageFile]) -> LayoutImages:
     images = [replace(image, channel_name=image.channel) for image in images]
-    return Found(_name_plates(root, images))
+    return LayoutImages(_name_plates(root, images))

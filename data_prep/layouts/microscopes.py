@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data_prep.layouts.file_names import ImageFile, match_path
 from data_prep.layouts.metadata import (
-    Found,
+    LayoutImages,
     by_folder,
     describe_imagexpress,
     describe_incell,
@@ -33,7 +33,7 @@ _SUFFIX = rf"(?:{'|'.join(map(re.escape, SUFFIXES))})"
 _WELL = r"(?P<well>(?:[A-Z]|A[A-F])\d{2})"
 _GUID = r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}"
 #: (images folder, all files below it, images recognized by name) -> images with metadata.
-Describe = Callable[[Path, Sequence[str], list[ImageFile]], Found]
+Describe = Callable[[Path, Sequence[str], list[ImageFile]], LayoutImages]
 
 
 @dataclass(frozen=True)

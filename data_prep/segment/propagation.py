@@ -114,9 +114,9 @@ def _thresholds(
     beside brighter ones.
     """
     background = float(np.percentile(smooth, BACKGROUND))
-    around = smooth[rings > 0]
+    ring = smooth[rings > 0]
     # Nuclei that fill the whole image have no ring.
-    typical = float(np.median(around)) if around.size else background
+    typical = float(np.median(ring)) if ring.size else background
     signal = np.full(count + 1, typical, np.float32)
     present = np.unique(rings[rings > 0])
     signal[present] = np.minimum(ndi.median(smooth, rings, present), typical)

@@ -278,7 +278,12 @@ def _czi(file: str, where: str) -> Iterator[Scenes]:
             dtype, samples = _CZI_TYPES[kinds.pop()]
             shape = (area.h, area.w)
             return Scene(
-                sizes, shape, np.dtype(dtype), samples, names, lambda at: read_plane(series, at)
+                sizes,
+                shape,
+                np.dtype(dtype),
+                samples,
+                names,
+                lambda position: read_plane(series, position),
             )
 
         yield Scenes(max(len(scenes), 1), scene)
@@ -317,8 +322,8 @@ def _lif(file: str, where: str) -> Iterator[Scenes]:
                 raise ValueError(f"planes have axes {image.frames.frame_dims}")
 
             def read_frame(index: dict[str, int]) -> np.ndarray:
-                at = {axis: place for axis, place in index.items() if axis in image.sizes}
-                return image.frame(**at).reshape(*shape, samples)
+                position = {axis: place for axis, place in index.items() if axis in image.sizes}
+                return image.frame(**position).reshape(*shape, samples)
 
             return Scene(sizes, shape, image.dtype, samples, [], read_frame)
 

@@ -40,13 +40,13 @@ def _default_preset(words: Sequence[str]) -> str:
     A recipe or network of the user replaces fields of `paper`. Otherwise it is the preset that is
     recommended for new data.
     """
-    given = {word.split("=")[0] for word in words}
-    if given & {"--recipe", "--model", "--weights", "--head"}:
+    flags = {word.split("=")[0] for word in words}
+    if flags & {"--recipe", "--model", "--weights", "--head"}:
         return "paper"
     if not (missing := missing_weights()):
         return RECOMMENDED
     # A resumed training has its recipe already, and the help needs no advice.
-    if not given & {"--resume", "-h", "--help", "--help-all"}:
+    if not flags & {"--resume", "-h", "--help", "--help-all"}:
         console.print(f"info: using --preset {WITHOUT_WEIGHTS}, because {missing}")
     return WITHOUT_WEIGHTS
 

@@ -2,7 +2,7 @@
 
 Each command has one frozen dataclass of options. `perturbjax.cli.parsing` makes its flags from the
 fields; the string literal below a field is its help sentence. Every `__post_init__` calls
-`require_sound` first, then its own `require` checks, so that the same values are valid in Python,
+`require_sound` first, then its `require` checks, so that the same values are valid in Python,
 in files and on the command line.
 """
 

@@ -116,10 +116,8 @@ class JoinedDataset(Dataset):
     def nuclei(self, position: int) -> UInt16[np.ndarray, "h w"]:
         """Read the nuclei of one record."""
         if not self.has_nuclei:
-            without = next(part for part in self.parts if not part.has_nuclei)
-            raise InputError(
-                f"{without.path}: has no nuclei; build it with --cells-channel CHANNEL"
-            )
+            part = next(part for part in self.parts if not part.has_nuclei)
+            raise InputError(f"{part.path}: has no nuclei; build it with --cells-channel CHANNEL")
         part, within = self._locate(position)
         return part.nuclei(within)
 

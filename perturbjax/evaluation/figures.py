@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: Colors with one meaning in all figures, suitable for color blindness (Wong 2011, Nat Methods 8,
 #: 441).
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
+BLUE, GREY = "#0072B2", "#8A8A8A"
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -70,15 +70,15 @@ def plot_ranking(evaluation: EvaluationResult, path: Path, title: str) -> Path:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, metric in zip(panels, ("accuracy", "balanced_accuracy"), strict=True):
             for y, row in enumerate(rows):
-                found, colour = row.scores[metric], GREY if row.baseline else BLUE
-                axes.plot([found.low, found.high], [y, y], color=colour, linewidth=2)
-                axes.plot(found.value, y, "o", color=colour, markersize=7)
+                score, colour = row.scores[metric], GREY if row.baseline else BLUE
+                axes.plot([score.low, score.high], [y, y], color=colour, linewidth=2)
+                axes.plot(score.value, y, "o", color=colour, markersize=7)
                 if row.name in evaluation.train:
                     trained = evaluation.train[row.name][metric]
                     axes.plot(trained, y, "o", markerfacecolor="none", color=colour, markersize=7)
                 axes.annotate(
-                    f"{found.value:.3f}",
-                    (found.value, y),
+                    f"{score.value:.3f}",
+                    (score.value, y),
                     (0, 7),
                     textcoords="offset points",
                     ha="center",
@@ -174,12 +174,12 @@ def _name_frequent_columns(
     """Label the ten most predicted classes if their labels do not overlap."""
     predicted = matrix.sum(axis=0)[columns]
     chosen: list[int] = []
-    for at in np.argsort(-predicted, kind="stable")[:10]:
-        if all(abs(at - other) > 0.025 * len(columns) for other in chosen):
-            chosen.append(int(at))
+    for column in np.argsort(-predicted, kind="stable")[:10]:
+        if all(abs(column - other) > 0.025 * len(columns) for other in chosen):
+            chosen.append(int(column))
     axes.set_xticks(
         chosen,
-        [class_names[columns[at]] for at in chosen],
+        [class_names[columns[column]] for column in chosen],
         rotation=60,
         ha="right",
         rotation_mode="anchor",
@@ -194,25 +194,24 @@ def plot_recall(table: pd.DataFrame, path: Path) -> Path:
     """
     present = table[table["sites"] > 0].sort_values("sites", ascending=False, kind="stable")
     crowded = len(present) > _NAMED_CLASSES
-    shown = present.head(30 if crowded else len(present)).sort_values(
+    rows = present.head(30 if crowded else len(present)).sort_values(
         "recall", ascending=False, kind="stable"
     )
-    with _figure(path, 9 if crowded else 6.5, 0.2 * len(shown) + 1.1) as figure:
+    with _figure(path, 9 if crowded else 6.5, 0.2 * len(rows) + 1.1) as figure:
         panels = figure.subplots(
             1, 2 if crowded else 1, width_ratios=[3, 2] if crowded else None, squeeze=False
         )[0]
         axes = panels[0]
-        axes.barh(np.arange(len(shown)), shown["recall"], color=BLUE, height=0.72)
-        names = [f"{row['class']} ({row['sites']}, {row['wells']})" for _, row in shown.iterrows()]
-        axes.set_yticks(np.arange(len(shown)), names)
+        axes.barh(np.arange(len(rows)), rows["recall"], color=BLUE, height=0.72)
+        names = [f"{row['class']} ({row['sites']}, {row['wells']})" for _, row in rows.iterrows()]
+        axes.set_yticks(np.arange(len(rows)), names)
         axes.set(
             xlim=(0, 1),
-            ylim=(len(shown) - 0.4, -0.6),
+            ylim=(len(rows) - 0.4, -0.6),
             xlabel="recall (fraction of sites recognized)",
         )
         axes.set_title(
-            (f"{len(shown)} most frequent classes" if crowded else "all classes")
-            + " (sites, wells)"
+            (f"{len(rows)} most frequent classes" if crowded else "all classes") + " (sites, wells)"
         )
         axes.grid(axis="y", visible=False)
         if crowded:

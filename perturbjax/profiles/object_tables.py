@@ -160,10 +160,10 @@ def _join_images(
     joined = _name_features(features, kind).merge(
         images, on=keys, how="left", validate="many_to_one", indicator="_found"
     )
-    if (alone := (joined["_found"] == "left_only").to_numpy()).any():
+    if (unmatched := (joined["_found"] == "left_only").to_numpy()).any():
         raise InputError(
-            f"{where}: {IMAGE_NUMBER} {joined.loc[alone, IMAGE_NUMBER].iloc[0]} is not in the "
-            f"table of images ({alone.sum()} objects)."
+            f"{where}: {IMAGE_NUMBER} {joined.loc[unmatched, IMAGE_NUMBER].iloc[0]} is not in the "
+            f"table of images ({unmatched.sum()} objects)."
         )
     return joined.drop(columns=["_found", *keys])
 

@@ -96,7 +96,9 @@ def _write_png(
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
-        marks = [(m, at) for c, at in zip(charts, corners, strict=True) for m in c.all_marks()]
+        marks = [
+            (m, corner) for c, corner in zip(charts, corners, strict=True) for m in c.all_marks()
+        ]
         for order, (mark, corner) in enumerate(marks):
             _draw(axes, mark, corner, order)
         figure.savefig(path, dpi=100 * _SCALE, format="png")

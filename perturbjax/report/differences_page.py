@@ -57,14 +57,12 @@ def write_differences_page(
 
 
 def _table(summary: pd.DataFrame, drawn: list[str]) -> str:
-    shown = summary.rename(columns={"description": "in words"})[
-        ["treatment", "changed", "in words"]
-    ]
+    rows = summary.rename(columns={"description": "in words"})[["treatment", "changed", "in words"]]
     pictured = set(drawn)
     links = [
-        f"#{anchor('treatment', name)}" if name in pictured else "" for name in shown["treatment"]
+        f"#{anchor('treatment', name)}" if name in pictured else "" for name in rows["treatment"]
     ]
-    return table("treatments", shown, meanings=MEANINGS, links=links, rows="treatments")
+    return table("treatments", rows, meanings=MEANINGS, links=links, rows="treatments")
 
 
 def _treatment(result: DifferencesResult, name: str, number: int, images: WellImages | None) -> str:
@@ -119,5 +117,5 @@ def _bars(name: str, features: pd.DataFrame) -> str:
         f"The {len(top)} features with the largest effects. Orange: higher, blue: lower, gray: not "
         "significant (q > 0.05)."
     )
-    shown = features[["feature", "effect", "ratio", "p", "q"]].head(200)
-    return figure(anchor("bars", name), chart.svg(), caption, shown)
+    rows = features[["feature", "effect", "ratio", "p", "q"]].head(200)
+    return figure(anchor("bars", name), chart.svg(), caption, rows)

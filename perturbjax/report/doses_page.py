@@ -60,7 +60,7 @@ def write_doses_page(result: DosesResult, out: Path, images: WellImages | None =
 
 
 def _table(order: pd.DataFrame) -> str:
-    shown = pd.DataFrame(
+    rows = pd.DataFrame(
         {
             "treatment": order["treatment"],
             "outcome": order["outcome"],
@@ -79,7 +79,7 @@ def _table(order: pd.DataFrame) -> str:
     links = [f"#{anchor('curve', name)}" for name in drawn] + [""] * (len(order) - len(drawn))
     return table(
         "doses",
-        shown,
+        rows,
         meanings=MEANINGS,
         links=links,
         strong=order["outcome"].str.startswith("response").tolist(),

@@ -167,13 +167,13 @@ def _volcano(result: HitsResult, pictured: set[str]) -> str:
         charts.append(chart.svg())
     if not charts:
         return "<p>No treatment has enough wells for a test.</p>"
-    shown = hits[["treatment", *(f"{m}{end}" for m in NAMES for end in ("", "_q"))]]
+    columns = hits[["treatment", *(f"{m}{end}" for m in NAMES for end in ("", "_q"))]]
     caption = (
         f"Points above the dashed line have q <= {result.fdr:g}. Blue: active. Orange: toxic. "
         "Gray: not active."
     )
     caption += " A click on a point leads to its pictures." if pictured else ""
-    return figure("volcano", f'<div class="row">{"".join(charts)}</div>', caption, shown)
+    return figure("volcano", f'<div class="row">{"".join(charts)}</div>', caption, columns)
 
 
 def _count_tip(row: pd.Series) -> str:

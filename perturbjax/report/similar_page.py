@@ -139,30 +139,32 @@ def _tree_path(tree: np.ndarray, left: float, width: float, step: float) -> str:
     parts = []
     for first, second, height, _ in tree:
         a, b = int(first), int(second)
-        at = height / highest * width
-        parts.append(f"M{left + x[a]:.1f} {y[a]:.1f}H{left + at:.1f}V{y[b]:.1f}H{left + x[b]:.1f}")
+        x_merge = height / highest * width
+        parts.append(
+            f"M{left + x[a]:.1f} {y[a]:.1f}H{left + x_merge:.1f}V{y[b]:.1f}H{left + x[b]:.1f}"
+        )
         y.append((y[a] + y[b]) / 2)
-        x.append(at)
+        x.append(x_merge)
     return "".join(parts)
 
 
 def _neighbors(result: SimilarResult) -> str:
-    shown = result.neighbors.copy()
+    rows = result.neighbors.copy()
     if result.mechanism:
-        shown.insert(1, "mechanism", shown["treatment"].map(result.mechanism).fillna(""))
-        shown.insert(3, "its mechanism", shown["neighbor"].map(result.mechanism).fillna(""))
-    similar = (shown["q"] <= 0.05).tolist()
-    return table("neighbors", shown, meanings=MEANINGS, strong=similar, rows="pairs")
+        rows.insert(1, "mechanism", rows["treatment"].map(result.mechanism).fillna(""))
+        rows.insert(3, "its mechanism", rows["neighbor"].map(result.mechanism).fillna(""))
+    similar = (rows["q"] <= 0.05).tolist()
+    return table("neighbors", rows, meanings=MEANINGS, strong=similar, rows="pairs")
 
 
 def _enrichment(result: SimilarResult) -> str:
     if not len(result.enrichment):
         return ""
-    shown = result.enrichment.sort_values("p", kind="stable", ignore_index=True)
-    shown["own"] = shown["own"].map({True: "yes", False: ""})
+    rows = result.enrichment.sort_values("p", kind="stable", ignore_index=True)
+    rows["own"] = rows["own"].map({True: "yes", False: ""})
     note = (
         '<p class="note">Hypergeometric test: do more of the neighbors have this mechanism than '
         "neighbors drawn at random?</p>"
     )
-    significant = (shown["q"] <= 0.05).tolist()
-    return note + table("enrichment", shown, meanings=MEANINGS, strong=significant, rows="tests")
+    significant = (rows["q"] <= 0.05).tolist()
+    return note + table("enrichment", rows, meanings=MEANINGS, strong=significant, rows="tests")

@@ -41,7 +41,7 @@ from perturbjax.screening.similarity import (
     relative_to_controls,
     similarity_matrix,
 )
-from perturbjax.screening.wells import Wells, parse_doses, treatment_values
+from perturbjax.screening.wells import Wells, metadata_column, parse_doses, treatment_values
 
 
 def find_hits(config: HitsConfig) -> HitsResult:
@@ -175,15 +175,12 @@ def well_responses(
             treatment.
     """
     metadata = wells.metadata
-    if dose_column not in metadata.columns:
-        shown = ", ".join(c for c in metadata.columns if c.startswith("Metadata_"))
-        raise InputError(f"--dose-column {dose_column}: not found (available: {shown})")
     table = pd.DataFrame(
         {
             "plate": metadata[PLATE],
             "well": metadata[WELL],
             "treatment": wells.treatment,
-            "dose": parse_doses(metadata[dose_column]),
+            "dose": parse_doses(metadata_column(metadata, dose_column, "dose-column")),
             "control": wells.control,
             "response": _response(wells, response),
         }
@@ -223,9 +220,10 @@ def _response(wells: Wells, name: str) -> np.ndarray:
         # Root mean square over components, in standard deviations of the controls.
         return np.sqrt(((relative[:, keep] / spread[keep]) ** 2).mean(axis=1))
     if name not in wells.features:
-        shown = ", ".join(wells.features[:5])
+        examples = ", ".join(wells.features[:5])
         raise InputError(
-            f"--response {name}: not found. Pass distance, cell_count or a feature ({shown}, ...)."
+            f"--response {name}: not found. Pass distance, cell_count or a feature "
+            f"({examples}, ...)."
         )
     return wells.values[:, wells.features.index(name)]
 

@@ -1,4 +1,4 @@
-"""What changed in the cells: effect size and significance of every feature of a treatment.
+"""Changes of the cells: effect size and significance of every feature of a treatment.
 
 Effect size: the difference between the treated wells' mean and the control mean of the same plate,
 averaged over plates with weight n m / (n + m), in units of the robust standard deviation of all

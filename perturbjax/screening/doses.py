@@ -236,15 +236,15 @@ def lowest_effective_dose(
     variance = sum(((g - g.mean()) ** 2).sum() for g in groups) / freedom
     # The effect of a dose must have the same sign as that of the highest dose.
     direction = math.copysign(1.0, groups[-1].mean() - groups[0].mean())
-    found = math.nan
+    lowest = math.nan
     # From the highest dose down to the second lowest level; level 0 is the reference.
     for level, group in zip(levels[:0:-1], groups[:0:-1], strict=True):
         error = math.sqrt(variance * (1 / len(group) + 1 / len(groups[0])))
         difference = direction * (group.mean() - groups[0].mean())
         if error == 0 or stats.t.sf(difference / error, freedom) > LEVEL:
             break
-        found = float(level)
-    return found
+        lowest = float(level)
+    return lowest
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tests of the treatments of a screen: what all of them share, and the row of each."""
+"""Tests of the treatments of a screen: shared settings, and the row of each treatment."""
 
 from __future__ import annotations
 

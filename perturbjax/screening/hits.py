@@ -142,7 +142,7 @@ def rate_controls(screen: Screen, *, draws: int = 100) -> dict[str, float]:
     plate_count = max(1, round(float((per_plate > 0).sum(axis=1).median())))
     # One control well serves as pseudo-treatment, another one as control.
     with_controls = [p for p in np.unique(plates) if (wells.control & (plates == p)).sum() >= 2]
-    found: dict[str, list[float]] = {method: [] for method in METHODS}
+    p_values: dict[str, list[float]] = {method: [] for method in METHODS}
     for _ in range(draws if with_controls else 0):
         chosen = np.zeros(len(plates), dtype=bool)
         for plate in rng.permutation(with_controls)[:plate_count]:
@@ -152,8 +152,8 @@ def rate_controls(screen: Screen, *, draws: int = 100) -> dict[str, float]:
         if pool is None or pool.unit == "position":
             continue
         for method, p in screen.p_values(pool).items():
-            found[method].append(p[1])
-    tested = {method: np.array(p)[~np.isnan(p)] for method, p in found.items()}
+            p_values[method].append(p[1])
+    tested = {method: np.array(p)[~np.isnan(p)] for method, p in p_values.items()}
     rates = {m: float((p <= LEVEL).mean()) if len(p) else math.nan for m, p in tested.items()}
     return rates | {"draws": float(max(map(len, tested.values())))}
 

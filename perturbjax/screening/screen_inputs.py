@@ -23,6 +23,7 @@ from perturbjax.screening.wells import (
     Wells,
     find_controls,
     find_positive_controls,
+    metadata_column,
     parse_doses,
 )
 from perturbjax.training.run_directory import CONFIG, dataset_paths
@@ -133,7 +134,7 @@ def make_wells(
     compound = metadata[label].astype(str).reset_index(drop=True)
     treatment = compound
     if dose_column:
-        doses = parse_doses(_column(metadata, dose_column))
+        doses = parse_doses(metadata_column(metadata, dose_column, "dose-column"))
         named = compound + [f", {dose:.6g} uM" if np.isfinite(dose) else "" for dose in doses]
         # Controls have names without a dose, so that they remain one treatment.
         treatment = compound.where(pd.Series(control), named)
@@ -194,13 +195,6 @@ def add_reference(
         compound=pd.concat([wells.compounds, other.compounds], ignore_index=True),
     )
     return both, np.arange(len(both.control)) >= len(wells.control)
-
-
-def _column(metadata: pd.DataFrame, name: str) -> pd.Series:
-    if name not in metadata.columns:
-        shown = ", ".join(column for column in metadata.columns if column.startswith("Metadata_"))
-        raise InputError(f"--dose-column {name}: not found (available: {shown})")
-    return metadata[name]
 
 
 def _cell_count(profiles: Profiles, config: ScreenConfig) -> np.ndarray | None:

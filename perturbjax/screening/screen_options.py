@@ -17,7 +17,7 @@ from perturbjax.profiles.profile_options import LINEAR_SOURCE, ProfileConfig, So
 
 #: Ending of an output file in place of a folder.
 H5AD = ".h5ad"
-#: What two compared wells may not share; otherwise a metadata column.
+#: Properties that two compared wells may not share; a metadata column is possible too.
 RESTRICTIONS = ("none", "plate", "position", "layout")
 
 
@@ -148,9 +148,9 @@ class SimilarConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         _require_tables(self.out)
-        known = self.restriction in RESTRICTIONS or self.restriction.startswith("Metadata_")
+        is_valid = self.restriction in RESTRICTIONS or self.restriction.startswith("Metadata_")
         choices = f"one of {', '.join(RESTRICTIONS)}, or a column Metadata_..."
-        require("restriction", self.restriction, known, choices)
+        require("restriction", self.restriction, is_valid, choices)
         require("neighbors", self.neighbors, self.neighbors >= 1, "1 or more")
         require_seed(self.seed)
 

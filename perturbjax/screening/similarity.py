@@ -22,10 +22,9 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import false_discovery_control, hypergeom
 
-from perturbjax.core.errors import InputError
 from perturbjax.core.plates import PLATE, WELL, plate_layouts
 from perturbjax.profiles.profile_table import METADATA
-from perturbjax.screening.wells import Wells, reduce_profiles
+from perturbjax.screening.wells import Wells, metadata_column, reduce_profiles
 
 #: Random pairs of control profiles behind the p-values, and how many are drawn together. The many
 #: pairs of a screen need small p-values.
@@ -104,10 +103,7 @@ def _unit(values: np.ndarray) -> np.ndarray:
 def _shared(wells: Wells, restriction: str) -> Int[np.ndarray, " n"]:
     """Number of the plate, position, layout or value of a column of each well."""
     if restriction.startswith(METADATA):
-        if restriction not in wells.metadata.columns:
-            shown = ", ".join(c for c in wells.metadata.columns if c.startswith(METADATA))
-            raise InputError(f"--restriction {restriction}: not found (available: {shown})")
-        return pd.factorize(wells.metadata[restriction])[0]
+        return pd.factorize(metadata_column(wells.metadata, restriction, "restriction"))[0]
     if restriction == "position":
         return pd.factorize(wells.metadata[WELL])[0]
     if restriction == "layout":

@@ -212,6 +212,18 @@ _DOSE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(pM|nM|uM|µM|μ
 _UNITS = {"pM": 1e-6, "nM": 1e-3, "uM": 1.0, "µM": 1.0, "μM": 1.0, "mM": 1e3, "M": 1e6}
 
 
+def metadata_column(metadata: pd.DataFrame, name: str, flag: str) -> pd.Series:
+    """Return a column of the metadata of wells.
+
+    Raises:
+        InputError: it does not exist; the message names the flag and the `Metadata_*` columns.
+    """
+    if name not in metadata.columns:
+        available = ", ".join(c for c in metadata.columns if c.startswith("Metadata_"))
+        raise InputError(f"--{flag} {name}: not found (available: {available})")
+    return metadata[name]
+
+
 def parse_doses(column: pd.Series) -> Float[np.ndarray, " n"]:
     """Read concentrations in micromolar.
 
@@ -228,7 +240,7 @@ def parse_doses(column: pd.Series) -> Float[np.ndarray, " n"]:
     # A column name without a unit means micromolar.
     default = _UNITS.get(suffix, 1.0)
     doses = np.full(len(column), np.nan)
-    with_unit = without = ""
+    with_unit = unitless = ""
     for row, text in enumerate(column.astype(str)):
         if not text.strip():
             continue
@@ -239,11 +251,11 @@ def parse_doses(column: pd.Series) -> Float[np.ndarray, " n"]:
                 "number with pM, nM, uM, mM or M."
             )
         # Store one example of each form for the error message.
-        with_unit, without = (text, without) if match[2] else (with_unit, text)
+        with_unit, unitless = (text, unitless) if match[2] else (with_unit, text)
         doses[row] = float(match[1]) * (_UNITS[match[2]] if match[2] else default)
-    if with_unit and without:
+    if with_unit and unitless:
         raise InputError(
-            f"{column.name}: {with_unit!r} has a unit and {without!r} has none. Give every value "
+            f"{column.name}: {with_unit!r} has a unit and {unitless!r} has none. Give every value "
             "the same form."
         )
     return doses

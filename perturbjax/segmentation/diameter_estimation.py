@@ -104,10 +104,10 @@ def estimate_diameter(
 
 def _rounded_diameter(segmenter: Segmenter, diameter: float) -> float:
     """Return the diameter of the nearest scale that is a power of `SCALE_STEP`."""
-    known = segmenter.config.diam_mean
+    network_diameter = segmenter.config.diam_mean
     # The scale is diam_mean / diameter; on a logarithmic axis the powers are equally spaced.
-    steps = round(math.log(known / diameter, SCALE_STEP))
-    return known / min(SCALE_STEP**steps, LARGEST_SCALE)
+    steps = round(math.log(network_diameter / diameter, SCALE_STEP))
+    return network_diameter / min(SCALE_STEP**steps, LARGEST_SCALE)
 
 
 def _first_channel(image: Num[np.ndarray, "h w *c"]) -> Num[np.ndarray, "h w"]:

@@ -242,14 +242,14 @@ def measure_contrast(
             if box is None:
                 continue
             # The box, enlarged at each end by half its size and one pixel.
-            around = tuple(
+            window = tuple(
                 slice(
                     max(part.start - (part.stop - part.start) // 2 - 1, 0),
                     part.stop + (part.stop - part.start) // 2 + 1,
                 )
                 for part in box
             )
-            surroundings = plane[around][outside[around]]
+            surroundings = plane[window][outside[window]]
             base = float(np.median(surroundings)) if surroundings.size else lowest
             inside = float(plane[box][labels[box] == label].mean(dtype=np.float64))
             value = (inside - base) / max(float(noise[channel]), 1e-9)
