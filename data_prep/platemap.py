@@ -11,7 +11,7 @@ from data_prep.csv_tables import SOLVENT, read_table
 from data_prep.platemap_files import PLATE_NAME, POSITION
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
-from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well
+from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well, normalize_wells
 
 #: Name of wells without a treatment on plates with named negative controls.
 UNTREATED = "untreated"
@@ -42,7 +42,8 @@ def join_platemap(
     if compounds is not None:
         _require_columns(platemap, (_SAMPLE,), source)
     keys = _check_positions(sites, platemap, source)
-    platemap = platemap.assign(**{POSITION: platemap[POSITION].map(normalize_well)})
+    wells = normalize_wells(platemap[POSITION], platemap.get(PLATE_NAME), source)
+    platemap = platemap.assign(**{POSITION: wells})
     _require_unique(platemap, keys, source)
     _refuse_positions(platemap, source)
     table = None if compounds is None else _read_compounds(compounds)

@@ -30,7 +30,7 @@ from data_prep.sources.remote import redacted
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest
 from perturbjax.core.messages import console
-from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well, separate_batches
+from perturbjax.core.plates import PLATE, SITE, WELL, normalize_wells, separate_batches
 
 #: Default label columns; the first one in the table is used unless `--label-column` is given.
 LABEL_COLUMNS = ("Metadata_pert_iname", "Metadata_broad_sample", "Metadata_moa")
@@ -317,7 +317,8 @@ def normalise_position(sites: pd.DataFrame, source: Path | str) -> None:
     """Normalize the spelling of wells and sites in place: `a1` to `A01`, site `01` to `1`.
 
     Raises:
-        InputError: The column of plate, well or site is missing, or empty in a row.
+        InputError: The column of plate, well or site is missing, or empty in a row; or a plate has
+            wells with and without quadrant.
     """
     for column in (PLATE, WELL, SITE):
         if column not in sites.columns:
@@ -325,7 +326,7 @@ def normalise_position(sites: pd.DataFrame, source: Path | str) -> None:
         empty = sites.loc[sites[column] == "", "row"]
         if len(empty):
             raise InputError(f"{source}, row {empty.iloc[0]}: {column} is empty")
-    sites[WELL] = sites[WELL].map(normalize_well)
+    sites[WELL] = normalize_wells(sites[WELL], sites[PLATE], source)
     sites[SITE] = sites[SITE].map(
         # Numbers only; other names of sites remain unchanged. int() removes leading zeros.
         lambda site: str(int(site)) if re.fullmatch("[0-9]{1,18}", site) else site

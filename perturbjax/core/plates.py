@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -41,14 +42,33 @@ _WELL_NAME = re.compile(r"([A-Z]|A[A-F])[\s_-]*0*([1-9][0-9]?)")
 #: Row and column numbers, as Opera Phenix names wells: `r01c01`.
 _ROW_COLUMN = re.compile(r"R0*([1-9][0-9]?)[\s_-]*C0*([1-9][0-9]?)")
 _MAX_ROWS = 32
+#: Number of a quadrant before or after the well of its source plate: `Q1-A01`, `A01.Q4`.
+_QUADRANT = re.compile(r"Q([1-4])[\s._-]*(.+)|(.+?)[\s._-]*Q([1-4])")
 
 
 def parse_well(name: str) -> tuple[int, int]:
     """Parse a well name into row and column, both from 0.
 
     `A01`, `a1`, `A-01`, `A - 1` and `r01c01` are (0, 0), `P24` is (15, 23) and `AF48` (31, 47).
-    Names without a recognized position, such as `A06_rescan`, give (-1, -1).
+    `Q2-A01` and `A01.Q2` are well A01 of the second of four plates that were combined into a plate
+    of 384 or 1,536 wells: (0, 1). Names without a recognized position, such as `A06_rescan`, give
+    (-1, -1).
+
+    Source of the quadrants: `Plate.get_quadrant` of PyLabRobot. The first wells of quadrants 1 to 4
+    are A1, A2, B1 and B2 of the combined plate; its rows and columns alternate.
     """
+    position = _parse_plain(name)
+    if position == (-1, -1) and (match := _QUADRANT.fullmatch(name.strip().upper())):
+        row, column = _parse_plain(match[2] or match[3])
+        # The largest source plate has 384 wells.
+        if 0 <= row < FORMATS[384][0] and column < FORMATS[384][1]:
+            down, right = divmod(int(match[1] or match[4]) - 1, 2)
+            return 2 * row + down, 2 * column + right
+    return position
+
+
+def _parse_plain(name: str) -> tuple[int, int]:
+    """Parse a well name without quadrant; see `parse_well`."""
     name = name.strip().upper()
     if match := _WELL_NAME.fullmatch(name):
         letters, number = match.groups()
@@ -84,6 +104,35 @@ def normalize_well(name: str) -> str:
     """Return the standard spelling of a well name: `A01` for `a1`; unknown names are unchanged."""
     position = parse_well(name)
     return name if position == (-1, -1) else well_name(*position)
+
+
+def normalize_wells(wells: pd.Series, plates: pd.Series | None, source: Path | str) -> pd.Series:
+    """Return the standard spelling of the wells of a table; see `normalize_well`.
+
+    Args:
+        wells: Well names.
+        plates: Plate of each well; None for wells of a single plate.
+        source: File of the table, for messages.
+
+    Raises:
+        InputError: A plate has wells with and without the number of a quadrant. `A02` could then be
+            a well of the combined plate or of a source plate.
+    """
+    plate_names = pd.Series("", index=wells.index) if plates is None else plates
+    names = pd.DataFrame({"plate": plate_names, "well": wells}).drop_duplicates()
+    names = names[[parse_well(name) != (-1, -1) for name in names["well"]]]
+    plain = np.array([_parse_plain(name) != (-1, -1) for name in names["well"]], dtype=bool)
+    mixed = names[~plain].merge(names[plain], on="plate", suffixes=("", "_plain"))
+    if len(mixed):
+        first = mixed.iloc[0]
+        plate = f"plate {first['plate']}" if first["plate"] else "the plate"
+        raise InputError(
+            f"{source}: {plate} has wells with a quadrant ({first['well']}) and without "
+            f"({first['well_plain']}), so their positions are ambiguous. Name all wells of a plate "
+            "in one way"
+        )
+    # Parse each distinct name once: many rows share a well.
+    return wells.map({name: normalize_well(name) for name in wells.unique()})
 
 
 def separate_batches(tables: Sequence[pd.DataFrame]) -> str:

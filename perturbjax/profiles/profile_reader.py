@@ -17,7 +17,7 @@ import pandas as pd
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import MAX_CELLS_PER_BYTE, OPENERS, describe_path, read_parquet
-from perturbjax.core.plates import normalize_well, separate_batches
+from perturbjax.core.plates import normalize_wells, separate_batches
 from perturbjax.core.text_tables import clean_columns, detect_dialect
 from perturbjax.dataset import PLATE, SITE, WELL
 from perturbjax.profiles.cell_tables import CELL_COUNT, is_large_cell_table, read_wells
@@ -271,7 +271,7 @@ def combine_anndata(obs: pd.DataFrame, var: pd.DataFrame, values: Any) -> pd.Dat
 
 def _normalize_positions(metadata: pd.DataFrame, path: Path, notes: list[str]) -> None:
     """Spell wells like A01 and sites like 1, in place."""
-    wells = metadata[WELL].map(normalize_well)
+    wells = normalize_wells(metadata[WELL], metadata[PLATE], path)
     if (changed := (wells != metadata[WELL]).to_numpy()).any():
         first = int(np.argmax(changed))
         notes.append(

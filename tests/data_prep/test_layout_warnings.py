@@ -58,6 +58,22 @@ def test_position_warnings_name_the_best_predictor(label, predictor):
     assert warning.startswith(predictor) and "position-only baseline" in warning
 
 
+@pytest.mark.parametrize("line", ["row", "column"])
+def test_position_warnings_combine_quadrants(line):
+    """Rows and columns are those of the 384-well plate, whose four source plates alternate."""
+    shape = (16, 24)
+    spots = full_plates(lambda row, column: {"row": row, "column": column}[line], shape)
+    names = [
+        f"Q{1 + 2 * (row % 2) + column % 2}-{well_name(row // 2, column // 2)}"
+        for row in range(shape[0])
+        for column in range(shape[1])
+    ]
+    (warning,) = position_warnings(spots.assign(Metadata_Well=names), LABEL)
+    assert warning.startswith(f"the {line} predicts")
+    (warning,) = position_warnings(spots, LABEL)
+    assert warning.startswith(f"the {line} predicts")
+
+
 def test_position_warnings_report_score_and_chance():
     (warning,) = position_warnings(full_plates(lambda row, column: column // 3), LABEL)
     assert "balanced accuracy 1.00 (chance 0.2" in warning

@@ -139,10 +139,25 @@ def test_urls_replace_missing_file_names(plate, edit):
 
 
 @pytest.mark.parametrize(
-    ("spelling", "well"), [("a1", "A01"), ("A01", "A01"), ("P024", "P24"), ("AF48", "AF48")]
+    ("spelling", "well"),
+    [("a1", "A01"), ("A01", "A01"), ("P024", "P24"), ("AF48", "AF48"), ("B01.Q4", "D02")],
 )
 def test_well_names_are_normalized(spelling, well):
     assert normalize_well(spelling) == well
+
+
+def test_wells_with_and_without_quadrant_are_refused(plate, edit):
+    edit(lambda table: table.assign(Metadata_Well="Q2-" + table["Metadata_Well"]))
+    wells = set(read_sites(plate / "load_data.csv", plate).sites["Metadata_Well"])
+    assert wells and all(int(well[1:]) % 2 == 0 for well in wells)
+
+    def change(table):
+        table.loc[1, "Metadata_Well"] = "A02"
+        return table
+
+    edit(change)
+    with pytest.raises(InputError, match=r"plate SIM001 has wells with a quadrant \(Q2-A01\) and"):
+        read_sites(plate / "load_data.csv", plate)
 
 
 def test_wells_that_differ_in_spelling_only_are_duplicates(plate, edit):

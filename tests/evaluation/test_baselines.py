@@ -45,11 +45,19 @@ def test_parse_wells_returns_row_and_column():
         "r03c04",
         "AA01",
         "AF48",
+        "Q1-A01",
+        "q2_A1",
+        "Q3 H12",
+        "H12.Q4",
+        "A01-Q2",
+        "Q4-P24",
         "Z09",
         "AG01",
         "well 7",
         "A00",
         "01A",
+        "Q5-A01",
+        "Q1-Q12",
         "",
     ]
     expected = [
@@ -61,8 +69,14 @@ def test_parse_wells_returns_row_and_column():
         (2, 3),
         (26, 0),
         (31, 47),
+        (0, 0),
+        (0, 1),
+        (15, 22),
+        (15, 23),
+        (0, 1),
+        (31, 47),
         (25, 8),
-        *[(-1, -1)] * 5,
+        *[(-1, -1)] * 7,
     ]
     assert [tuple(spot) for spot in parse_wells(pd.Series(names))] == expected
 
