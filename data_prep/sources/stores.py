@@ -25,6 +25,8 @@ KEY = (SOURCE, BATCH, PLATE, WELL, SITE)
 SUFFIXES = (zarrs.SUFFIX, f".ome{zarrs.SUFFIX}")
 #: Column with the path of the image of a site in the store.
 IMAGE = "image"
+#: Column that selects an acquisition (`id` in the metadata) if a plate has several.
+ACQUISITION = "Metadata_Acquisition"
 
 
 def is_store(images: str) -> bool:
@@ -39,36 +41,53 @@ def store_table(images: str) -> pd.DataFrame:
         One row per site, as text: plate, well, site and image; for JUMP-Lite also source and batch.
 
     Raises:
-        InputError: There is no store, or it is neither an OME-Zarr plate nor a JUMP-Lite store.
+        InputError: There is no store, or it is neither an OME-Zarr plate nor a JUMP-Lite store, or
+            a plate has several acquisitions.
     """
     if is_store(images):
-        return pd.DataFrame(_list_sites(images.rstrip("/")), dtype=object)
+        return _table_of([images.rstrip("/")])
     stores = sorted(name for name in names_of_folder(images) if name.endswith(zarrs.SUFFIX))
     if not stores:
         raise InputError(
             f"--images {redacted(images)}: contains no Zarr store (NAME.zarr). Pass --load-data, "
             "a table of the images; `perturbjax table` writes it from their file names"
         )
-    rows = [row for name in stores for row in _list_sites(f"{images.rstrip('/')}/{name}")]
+    return _table_of([f"{images.rstrip('/')}/{name}" for name in stores])
+
+
+def _table_of(stores: list[str]) -> pd.DataFrame:
+    rows = []
+    for store in stores:
+        sites = _list_sites(store)
+        acquisitions = sorted({site.pop(ACQUISITION, "") for site in sites})
+        if len(acquisitions) > 1:
+            raise InputError(
+                f"--images {redacted(store)}: the plate has acquisitions {', '.join(acquisitions)}"
+                f"; to select one, pass --load-data with columns {PLATE}, {WELL}, {SITE} and "
+                f"{ACQUISITION}"
+            )
+        rows += sites
     return pd.DataFrame(rows, dtype=object)
 
 
 class StoreFinder:
-    """Find the image of a site by plate, well and site."""
+    """Find the image of a site by plate, well and site, and by acquisition if there are several."""
 
     def __init__(self, images: str):
         self.images = images.rstrip("/")
-        self._plates: dict[str, dict[tuple[str, str], str]] = {}
+        #: Plate -> acquisition -> (well, site) -> image.
+        self._plates: dict[str, dict[str, dict[tuple[str, str], str]]] = {}
 
     def find(self, row: Mapping[Any, Any], where: str) -> str:
         """Return the path or URL of the image of a site.
 
         Raises:
-            InputError: The store has no such plate or site.
+            InputError: The store has no such plate or site, or the plate has several acquisitions
+                and the row does not select one.
         """
         if is_store(self.images) and self._is_jump_lite():
             return self._jump_lite(row, where)
-        plate = self._plate(row[PLATE], where)
+        plate = self._acquisition(row, where)
         if (row[WELL], row[SITE]) not in plate:
             sites = sorted(site for well, site in plate if well == row[WELL])
             available = f"sites of the well: {', '.join(sites[:9])}" if sites else "no such well"
@@ -78,7 +97,19 @@ class StoreFinder:
             )
         return plate[row[WELL], row[SITE]]
 
-    def _plate(self, name: str, where: str) -> dict[tuple[str, str], str]:
+    def _acquisition(self, row: Mapping[Any, Any], where: str) -> dict[tuple[str, str], str]:
+        acquisitions = self._plate(row[PLATE], where)
+        if len(acquisitions) == 1:
+            return next(iter(acquisitions.values()))
+        name = row.get(ACQUISITION, "")
+        if not name or name not in acquisitions:
+            raise InputError(
+                f"{where}: plate {row[PLATE]} has acquisitions {', '.join(sorted(acquisitions))}, "
+                f"and {ACQUISITION} is {name or 'missing'}; write one of them into that column"
+            )
+        return acquisitions[name]
+
+    def _plate(self, name: str, where: str) -> dict[str, dict[tuple[str, str], str]]:
         if name not in self._plates:
             store = self.images if is_store(self.images) else self._store_in_folder(name)
             # NGFF allows plates that list wells without images; a table need not use them.
@@ -90,7 +121,11 @@ class StoreFinder:
                     f"{where}: plate {name} is not in {redacted(store)}, which contains plate "
                     f"{rows[0][PLATE]}; write that name in the table"
                 )
-            self._plates[name] = {(row[WELL], row[SITE]): row[IMAGE] for row in rows}
+            plate: dict[str, dict[tuple[str, str], str]] = {}
+            for row in rows:
+                sites = plate.setdefault(row.get(ACQUISITION, ""), {})
+                sites[row[WELL], row[SITE]] = row[IMAGE]
+            self._plates[name] = plate
         return self._plates[name]
 
     def _store_in_folder(self, plate: str) -> str:
@@ -156,8 +191,9 @@ def _plate_sites(store: str, plate: dict[str, Any], all_wells: bool) -> list[dic
             path = _require_inside(well["path"], store)
             # Wells have paths such as `A/1`.
             position = {PLATE: name, WELL: normalize_well(path.replace("/", ""))}
-            for site, image in _images_of(store, path, all_wells):
-                rows.append({**position, SITE: site, IMAGE: f"{store}/{path}/{image}"})
+            for acquisition, site, image in _images_of(store, path, all_wells):
+                where = {SITE: site, IMAGE: f"{store}/{path}/{image}", ACQUISITION: acquisition}
+                rows.append({**position, **where})
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"--images {redacted(store)}: its plate metadata are damaged ({error!r})"
@@ -165,10 +201,11 @@ def _plate_sites(store: str, plate: dict[str, Any], all_wells: bool) -> list[dic
     return rows
 
 
-def _images_of(store: str, well: str, must_exist: bool) -> list[tuple[str, str]]:
-    """Return (site, path) of the images of a well.
+def _images_of(store: str, well: str, must_exist: bool) -> list[tuple[str, str, str]]:
+    """Return (acquisition, site, path) of the images of a well.
 
-    If paths count from 0, sites count from 1; otherwise the path is the name of the site.
+    If paths count from 0, the sites of each acquisition count from 1; otherwise the path is the
+    name of the site. Source of `acquisition`: NGFF 0.5, well metadata.
     """
     try:
         metadata = zarrs.attributes(f"{store}/{well}", f"--images {redacted(store)}")
@@ -178,16 +215,19 @@ def _images_of(store: str, well: str, must_exist: bool) -> list[tuple[str, str]]
         raise InputError(
             f"{error.message}: the plate metadata list well {well}; the store is incomplete"
         ) from error
-    images = metadata["well"]["images"]
-    if len({image.get("acquisition") for image in images}) > 1:
-        raise InputError(
-            f"--images {redacted(store)}: well {well} has several acquisitions; export one "
-            "acquisition"
-        )
-    paths = [_require_inside(image["path"], store) for image in images]
+    images = [
+        (str(image.get("acquisition", "")), _require_inside(image["path"], store))
+        for image in metadata["well"]["images"]
+    ]
     # True if the paths are 0, 1, 2 and so on.
-    counted = sorted(paths) == sorted(map(str, range(len(paths))))
-    return [(str(int(path) + 1) if counted else path, path) for path in paths]
+    counted = sorted(path for _, path in images) == sorted(map(str, range(len(images))))
+
+    def site(acquisition: str, path: str) -> str:
+        if not counted:
+            return path
+        return str(sum(name == acquisition and int(other) <= int(path) for name, other in images))
+
+    return [(acquisition, site(acquisition, path), path) for acquisition, path in images]
 
 
 def _require_inside(path: Any, store: str) -> str:

@@ -94,10 +94,10 @@ def _(tmp_path, _):
     return [(Plane(str(store), "AGP"), SCENES[0, 1, 0]) for store in stores]
 
 
-def plate_store(tmp_path: Path, images: list[dict[str, Any]]) -> Path:
-    """Write a plate with one well; its metadata list a second well without images."""
+def plate_store(tmp_path: Path, images: list[dict[str, Any]], *wells: str) -> Path:
+    """Write a plate with one well with images, A/1."""
     store = tmp_path / "P1.zarr"
-    plate = {"name": "P1", "wells": [{"path": "A/1"}, {"path": "A/2"}]}
+    plate = {"name": "P1", "wells": [{"path": path} for path in wells]}
     zarr.open_group(store, mode="w").attrs["ome"] = {"plate": plate}
     zarr.open_group(store, path="A/1", mode="a").attrs["ome"] = {"well": {"images": images}}
     for image in images:
@@ -106,7 +106,7 @@ def plate_store(tmp_path: Path, images: list[dict[str, Any]]) -> Path:
 
 
 def plate_plane(tmp_path: Path, images: list[dict[str, Any]]) -> Plane:
-    store = plate_store(tmp_path, images)
+    store = plate_store(tmp_path, images, "A/1", "A/2")
     text = "Metadata_Plate,Metadata_Well,Metadata_Site\nP1,A01,1\n"
     (tmp_path / "load_data.csv").write_text(text)
     return read_sites(tmp_path / "load_data.csv", store).sites["file_DNA"].iloc[0]
@@ -117,11 +117,41 @@ def _(tmp_path, _):
     return [(plate_plane(tmp_path, [{"path": "0"}]), SCENES[0, 0, 0])]
 
 
-@row("OME-Zarr well with several acquisitions")
+def acquired_twice(tmp_path: Path) -> Path:
+    """Write a plate whose well has two sites in each of the acquisitions 0 and 1."""
+    paths = [{"path": str(number), "acquisition": number // 2} for number in range(4)]
+    store = plate_store(tmp_path, paths, "A/1")
+    for number in range(4):
+        array = zarr.open_array(store / "A/1" / str(number) / "0", mode="a")
+        array[0] = SCENES[number // 2, number % 2, 0]
+    return store
+
+
+@row("OME-Zarr plate with several acquisitions and `Metadata_Acquisition`")
 def _(tmp_path, _):
-    images = [{"path": str(number), "acquisition": number} for number in (0, 1)]
-    with pytest.raises(InputError, match="several acquisitions; export one acquisition"):
-        plate_plane(tmp_path, images)
+    store, table = acquired_twice(tmp_path), tmp_path / "load_data.csv"
+    cases = []
+    for acquisition in range(2):
+        header = "Metadata_Plate,Metadata_Well,Metadata_Site,Metadata_Acquisition\n"
+        table.write_text(f"{header}P1,A01,1,{acquisition}\nP1,A01,2,{acquisition}\n")
+        planes = read_sites(table, store).sites["file_DNA"]
+        cases += [(planes[site], SCENES[acquisition, site, 0]) for site in range(2)]
+    return cases
+
+
+@row("OME-Zarr plate with several acquisitions, without that column")
+def _(tmp_path, _):
+    store, table = acquired_twice(tmp_path), tmp_path / "load_data.csv"
+    with pytest.raises(InputError, match="acquisitions 0, 1; to select one, pass --load-data"):
+        read_sites(None, store)
+    header = "Metadata_Plate,Metadata_Well,Metadata_Site"
+    for text, reason in (("P1,A01,1,2", "is 2; write"), ("P1,A01,1,", "is missing; write")):
+        table.write_text(f"{header},Metadata_Acquisition\n{text}\n")
+        with pytest.raises(InputError, match=f"row 2: plate P1 has acquisitions 0, 1, .*{reason}"):
+            read_sites(table, store)
+    table.write_text(f"{header}\nP1,A01,1\n")
+    with pytest.raises(InputError, match="is missing; write one of them into that column"):
+        read_sites(table, store)
     return []
 
 
