@@ -16,6 +16,7 @@ import perturbjax
 from data_prep import append_sites, illumination, site_tasks
 from data_prep.float_images import scale_floats
 from data_prep.layout_warnings import bit_depth_warnings
+from data_prep.pixel_sizes import plate_pixel_sizes
 from data_prep.process_pool import TaskPool, map_in_chunks
 from data_prep.segment import pipeline
 from data_prep.site import Site, set_functions
@@ -24,7 +25,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder
 from perturbjax.core.messages import console
 from perturbjax.core.progress import track
-from perturbjax.dataset import Dataset, DatasetPlan
+from perturbjax.dataset import PIXEL_SIZES, Dataset, DatasetPlan
 from perturbjax.dataset.append import append_dataset, read_class_names
 from perturbjax.dataset.writer import Shard, WrittenShard, write_plan
 
@@ -80,7 +81,7 @@ def check_files(plan: Plan, pool: TaskPool) -> Plan:
         InputError: A file cannot be used.
     """
     headers = list(map_in_chunks(pool, site_tasks.probe_sites, plan.sites, "Checking files"))
-    dtypes, shapes, floats = zip(*headers, strict=True)
+    dtypes, shapes, floats, pixel_sizes = zip(*headers, strict=True)
     # Median number of pixels of a site.
     median = float(np.median([height * width for height, width in shapes]))
     for site, (height, width) in zip(plan.sites, shapes, strict=True):
@@ -92,6 +93,9 @@ def check_files(plan: Plan, pool: TaskPool) -> Plan:
             )
     sites, scales = scale_floats(plan.sites, floats, pool)
     facts = plan.facts | scales
+    sizes = plate_pixel_sizes(plan.table, shapes, pixel_sizes, plan.settings.resize)
+    # Datasets without pixel sizes keep the checksum of their settings.
+    facts |= {PIXEL_SIZES: sizes} if sizes else {}
     facts |= {
         # The checksum covers the facts above, without version and time of this build.
         "settings_sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),

@@ -25,6 +25,7 @@ from data_prep.quality import site_quality
 from data_prep.segment.propagation import propagate
 from data_prep.site import Site
 from data_prep.sources import Plane, pixel_digest, probe_planes, read_planes
+from data_prep.sources.pixel_size import common_size
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import SitePixels, site_statistics
 from perturbjax.dataset.writer import Shard, WrittenShard
@@ -88,6 +89,8 @@ class SiteHeader(NamedTuple):
     """(height, width)."""
     floats: tuple[str, ...]
     """Channels with float pixels."""
+    pixel_size: float
+    """Micrometers; 0 if the files do not state it, or channels differ."""
 
 
 def probe_sites(sites: list[Site]) -> list[SiteHeader]:
@@ -110,7 +113,9 @@ def probe_sites(sites: list[Site]) -> list[SiteHeader]:
                 )
         dtype = np.result_type(*(headers[plane].dtype for plane in site.stored))
         floats = [name for name in site.channels if headers[site.plane_of(name)].dtype.kind == "f"]
-        probes.append(SiteHeader(dtype.name, shape, tuple(dict.fromkeys(floats))))
+        # Channels without a pixel size have that of the others.
+        pixel_size = common_size(h.pixel_size for h in headers.values() if h.pixel_size)
+        probes.append(SiteHeader(dtype.name, shape, tuple(dict.fromkeys(floats)), pixel_size))
     return probes
 
 

@@ -28,7 +28,7 @@ def write_czi(path: Path, pixels: np.ndarray, names: Sequence[str], skip: Any = 
     return path
 
 
-def write_lif(path: Path, pixels: np.ndarray) -> Path:
+def write_lif(path: Path, pixels: np.ndarray, pixel_size: float = 1.0) -> Path:
     """Write a LIF of version 2: one image per scene, planes in the order channel, z."""
     scenes, channels, depth, height, width = pixels.shape
     size, plane = pixels.itemsize, height * width * pixels.itemsize
@@ -40,7 +40,8 @@ def write_lif(path: Path, pixels: np.ndarray) -> Path:
     )
     steps = {1: (width, size), 2: (height, width * size), 3: (depth, plane)}
     axes = "".join(
-        f'<DimensionDescription DimID="{axis}" NumberOfElements="{count}" Origin="0" Length="1" '
+        f'<DimensionDescription DimID="{axis}" NumberOfElements="{count}" Origin="0" '
+        f'Length="{pixel_size * (count - 1)}" '
         f'Unit="m" BytesInc="{step}" BitInc="0"/>'
         for axis, (count, step) in steps.items()
     )
@@ -65,7 +66,9 @@ def write_lif(path: Path, pixels: np.ndarray) -> Path:
     return path
 
 
-def write_nd2(path: Path, pixels: np.ndarray, names: Sequence[str], skip: int = -1) -> Path:
+def write_nd2(
+    path: Path, pixels: np.ndarray, names: Sequence[str], skip: int = -1, pixel_size: float = 0.0
+) -> Path:
     """Write an ND2 of version 3: one frame per scene and z; frame `skip` is left out."""
     scenes, channels, depth, height, width = pixels.shape
     bits = 8 * pixels.itemsize
@@ -88,8 +91,8 @@ def write_nd2(path: Path, pixels: np.ndarray, names: Sequence[str], skip: int = 
         for number, name in enumerate(names)
     }
     picture = {
-        "bCalibrated": 0,
-        "dCalibration": 1.0,
+        "bCalibrated": int(pixel_size > 0),
+        "dCalibration": pixel_size or 1.0,
         "sPicturePlanes": {"uiCount": channels, "sPlaneNew": planes},
     }
     points = {

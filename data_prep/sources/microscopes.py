@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Real
 
 from data_prep.sources.files import open_file
+from data_prep.sources.pixel_size import common_size, czi_size, micrometers
 from data_prep.sources.plane import (
     Plane,
     PlaneInfo,
@@ -65,6 +66,8 @@ class Scene:
     """Names of the channels; empty if the file has none."""
     read: Callable[[dict[str, int]], np.ndarray]
     """Return the pixels at an index of each axis in `AXES`, with samples as the last axis."""
+    pixel_size: float = 0.0
+    """Height and width of a pixel in micrometers; 0 if the file does not state it."""
 
     def size(self, axis: str) -> int:
         """Return the length of an axis; 1 if the scene does not have it."""
@@ -101,7 +104,9 @@ def probe(planes: Sequence[Plane], where: str) -> list[PlaneInfo]:
             if scene.samples > 1:  # only pixels show whether a sample must be selected
                 _plane_pixels(scene, indices[:1], plane, where)
     return [
-        PlaneInfo(stored_type(scene.dtype, plane, where), scene.shape, len(indices))
+        PlaneInfo(
+            stored_type(scene.dtype, plane, where), scene.shape, len(indices), scene.pixel_size
+        )
         for plane, (scene, indices) in zip(planes, chosen, strict=True)
     ]
 
@@ -194,7 +199,9 @@ def _nd2(file: str, where: str) -> Iterator[Scenes]:
         sizes = dict(content.sizes)
         count, dtype = sizes.pop("P", 1), content.dtype
         shape, samples = (sizes.pop("Y"), sizes.pop("X")), sizes.pop("S", 1)
-        names = [channel.channel.name for channel in content.metadata.channels or ()]
+        channels = content.metadata.channels or ()
+        names = [channel.channel.name for channel in channels]
+        pixel_size = common_size(_nd2_size(channel.volume) for channel in channels)
         frames = {
             tuple(index.get(axis, 0) for axis in "PTZ"): frame
             for frame, index in enumerate(content.loop_indices or ({},))
@@ -207,11 +214,18 @@ def _nd2(file: str, where: str) -> Iterator[Scenes]:
             return pixels[index["C"]].copy()  # the file is unmapped when it is closed
 
         def scene(series: int) -> Scene:
-            return Scene(
-                sizes, shape, dtype, samples, names, lambda index: read_frame(series, index)
-            )
+            def read(index: dict[str, int]) -> np.ndarray:
+                return read_frame(series, index)
+
+            return Scene(sizes, shape, dtype, samples, names, read, pixel_size)
 
         yield Scenes(count, scene)
+
+
+def _nd2_size(volume: Any) -> float:
+    """Return the pixel size of a channel; files without calibration contain 1 µm."""
+    calibrated, lengths = volume.axesCalibrated[:2], volume.axesCalibration[:2]
+    return common_size(micrometers(length, "um") for length in lengths) if all(calibrated) else 0.0
 
 
 def _require_nd2_frame(content: Any, frame: int) -> None:
@@ -250,7 +264,7 @@ def _czi(file: str, where: str) -> Iterator[Scenes]:
         scenes = sorted(content.scenes_bounding_rectangle.items())
         sizes = {axis: end - start for axis, (start, end) in bounds.items() if axis not in "XY"}
         types = content.pixel_types
-        names = _czi_names(content.raw_metadata)
+        names, pixel_size = _czi_names(content.raw_metadata), czi_size(content.raw_metadata)
 
         def read_plane(series: int, index: dict[str, int]) -> np.ndarray:
             plane = {axis: bounds[axis][0] + index[axis] for axis in AXES if axis in bounds}
@@ -284,6 +298,7 @@ def _czi(file: str, where: str) -> Iterator[Scenes]:
                 samples,
                 names,
                 lambda position: read_plane(series, position),
+                pixel_size,
             )
 
         yield Scenes(max(len(scenes), 1), scene)
@@ -325,7 +340,13 @@ def _lif(file: str, where: str) -> Iterator[Scenes]:
                 position = {axis: place for axis, place in index.items() if axis in image.sizes}
                 return image.frame(**position).reshape(*shape, samples)
 
-            return Scene(sizes, shape, image.dtype, samples, [], read_frame)
+            # The length in meters is from the first to the last pixel center.
+            pixel_size = common_size(
+                micrometers(axis.length / max(axis.number_elements - 1, 1), "m")
+                for axis in image._dimensions
+                if axis.label in ("X", "Y")
+            )
+            return Scene(sizes, shape, image.dtype, samples, [], read_frame, pixel_size)
 
         yield Scenes(len(images), scene)
 

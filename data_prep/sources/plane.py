@@ -63,6 +63,8 @@ class PlaneInfo:
     """(height, width)."""
     depth: int = 1
     """Number of planes in its stack."""
+    pixel_size: float = 0.0
+    """Height and width of a pixel in micrometers; 0 if the file does not state it."""
 
 
 @runtime_checkable

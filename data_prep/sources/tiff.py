@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Real
 
 from data_prep.sources.files import open_file
+from data_prep.sources.pixel_size import tiff_size
 from data_prep.sources.plane import (
     Plane,
     PlaneInfo,
@@ -85,15 +86,18 @@ def probe(planes: Sequence[Plane], where: str) -> list[PlaneInfo]:
     with _open(planes[0].file, where, header=True) as (tiff, reader):
         chosen = [_choose(tiff, plane, where) for plane in planes]
         reader.limit = LARGEST_READ
-        return [_info(pages, plane, where) for pages, plane in zip(chosen, planes, strict=True)]
+        return [
+            _info(tiff, pages, plane, where) for pages, plane in zip(chosen, planes, strict=True)
+        ]
 
 
-def _info(pages: list[Any], plane: Plane, where: str) -> PlaneInfo:
+def _info(tiff: Any, pages: list[Any], plane: Plane, where: str) -> PlaneInfo:
     page = pages[0]
     if _samples(page) > 1:
         _page_pixels(page, plane, where)
     dtype = stored_type(page.dtype, plane, where)
-    return PlaneInfo(dtype, (page.imagelength, page.imagewidth), len(pages))
+    size = tiff_size(tiff, page, plane.series)
+    return PlaneInfo(dtype, (page.imagelength, page.imagewidth), len(pages), size)
 
 
 def _plane_pixels(pages: list[Any], plane: Plane, where: str) -> Real[np.ndarray, "h w"]:

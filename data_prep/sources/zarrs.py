@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Real
 
+from data_prep.sources.pixel_size import zarr_size
 from data_prep.sources.plane import (
     Plane,
     PlaneInfo,
@@ -44,11 +45,12 @@ MOST_CHUNKS = 1 << 16
 
 @dataclass(frozen=True)
 class Image:
-    """An array, its axes and channel names."""
+    """An array, its axes, channel names and pixel size in micrometers (0 if unknown)."""
 
     array: Any
     axes: str
     names: list[str]
+    pixel_size: float = 0.0
 
     def size(self, axis: str) -> int:
         """Return the length of an axis; 1 if the array does not have it."""
@@ -108,7 +110,8 @@ def probe(planes: Sequence[Plane], where: str) -> list[PlaneInfo]:
     """
     image, _ = _check(planes, where)
     dtype = stored_type(image.array.dtype, planes[0], where)
-    return [PlaneInfo(dtype, (image.size("y"), image.size("x")), image.size("z"))] * len(planes)
+    shape = (image.size("y"), image.size("x"))
+    return [PlaneInfo(dtype, shape, image.size("z"), image.pixel_size)] * len(planes)
 
 
 def channel_names(file: str, where: str) -> list[str]:
@@ -128,7 +131,7 @@ def open_image(file: str, where: str) -> Image:
     """
     root, path = split_store(file)
     with _one_line(file, where):
-        return Image(*_image(_store(root, where), path, file, where))
+        return _image(_store(root, where), path, file, where)
 
 
 def attributes(file: str, where: str) -> dict[str, Any]:
@@ -147,7 +150,7 @@ def attributes(file: str, where: str) -> dict[str, Any]:
         return metadata
 
 
-def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list[str]]:
+def _image(store: Any, path: str, file: str, where: str) -> Image:
     import zarr
 
     from data_prep.sources.zarr_codecs import bounded
@@ -161,7 +164,7 @@ def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list
                 f"{where}: {redacted(file)} has shape {node.shape}; (channel, y, x) or (y, x) is "
                 "needed"
             )
-        return bounded(node), "cyx"[-node.ndim :], list(lite)
+        return Image(bounded(node), "cyx"[-node.ndim :], list(lite))
     metadata: Any = dict(node.attrs)
     metadata = metadata.get("ome", metadata)
     scales = metadata["multiscales"][0]
@@ -185,7 +188,7 @@ def _image(store: Any, path: str, file: str, where: str) -> tuple[Any, str, list
     names = [
         str(channel.get("label", "")) for channel in metadata.get("omero", {}).get("channels", [])
     ]
-    return bounded(array), axes, names if all(names) else []
+    return Image(bounded(array), axes, names if all(names) else [], zarr_size(scales))
 
 
 def _check(planes: Sequence[Plane], where: str) -> tuple[Image, list[int]]:

@@ -15,6 +15,7 @@ Windows that extend beyond the image are filled by reflection at its border. The
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,6 +25,7 @@ import scipy.ndimage as ndi
 from jaxtyping import Bool, Float32, Int, Int32, UInt, UInt16
 
 from perturbjax.core.errors import InputError
+from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_seed, require_sound
 from perturbjax.dataset import Dataset
 
@@ -33,16 +35,53 @@ CROP_DIAMETERS, CROP_MULTIPLE = 2.5, 16
 #: Number of sites whose masks give the median diameter, at equal distances in the dataset.
 DIAMETER_SITES = 16
 
+#: Ratio up to which the pixel sizes of two plates count as equal.
+SAME_PIXEL_SIZE = 1.01
+#: Maximum crop size in pixels.
+LARGEST_CROP = 4096
+#: Number of pixels, or text with a number of micrometers such as "20um".
+CropSize = str | int
+_MICROMETERS = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?[uµμ]m")
+
 Background = Literal["keep", "mask"]
+
+
+def crop_pixels(size: CropSize, dataset: Dataset) -> int:
+    """Return a crop size in stored pixels; 0 is returned as it is.
+
+    Raises:
+        InputError: the size is in micrometers, and the pixel size of the dataset is not known, or
+            gives a crop outside of the valid range.
+    """
+    length = _MICROMETERS.fullmatch(str(size))
+    if not length:
+        return int(size)
+    sizes = dataset.pixel_sizes.values()
+    low, high = min(sizes, default=0.0), max(sizes, default=0.0)
+    if not low:
+        raise InputError(
+            f"--crop-size {size}: the pixel size of {dataset.path} is unknown. Pass a number of "
+            "pixels, or add a column Metadata_PixelSizeUm to load_data.csv and build again."
+        )
+    if high > SAME_PIXEL_SIZE * low:
+        raise InputError(
+            f"--crop-size {size}: plates of {dataset.path} have pixels of {low:.3g} to {high:.3g} "
+            "µm, and crops need one pixel size. Pass a number of pixels."
+        )
+    pixels = round(float(length[1]) / low)
+    expected = f"8 to 4096 pixels of {low:.3g} µm, not {pixels}"
+    require("crop-size", size, 8 <= pixels <= LARGEST_CROP, expected)
+    console.print(f"info: --crop-size {size}: {pixels} pixels of {low:.3g} µm")
+    return pixels
 
 
 @dataclass(frozen=True)
 class CropConfig:
     """Crops of single cells"""
 
-    crop_size: int = 0
-    """Height and width in pixels of a cell's crop; 0: 2.5 times the median cell diameter, rounded
-    up to a multiple of 16."""
+    crop_size: CropSize = 0
+    """Height and width of a cell's crop in pixels, or a length such as 20um; 0: 2.5 times the
+    median cell diameter, rounded up to a multiple of 16."""
     background: Background = "keep"
     """Pixels around the cell. keep: with neighboring cells. mask: 0 outside the cell."""
     max_cells: int = 0
@@ -52,8 +91,10 @@ class CropConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        size = self.crop_size
-        require("crop-size", size, size == 0 or 8 <= size <= 4096, "0, or 8 to 4096 pixels")
+        size = str(self.crop_size)
+        pixels = size.isdecimal() and (int(size) == 0 or 8 <= int(size) <= LARGEST_CROP)
+        expected = "0, 8 to 4096 pixels, or a length such as 20um"
+        require("crop-size", size, pixels or bool(_MICROMETERS.fullmatch(size)), expected)
         require("max-cells", self.max_cells, self.max_cells >= 0, "0 (all) or more")
         require_seed(self.seed)
 
@@ -174,7 +215,7 @@ class CellReader:
             InputError: the crop size is to be estimated, and no site of the sample has a cell.
         """
         self.dataset, self.config = dataset, config
-        self.size = config.crop_size or estimate_crop_size(dataset)
+        self.size = crop_pixels(config.crop_size, dataset) or estimate_crop_size(dataset)
 
     def read(self, position: int) -> SiteCells:
         """Decode a site and choose its cells, see `select_cells`. It can have no cells."""

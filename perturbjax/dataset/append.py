@@ -15,7 +15,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder, read_json, write_json, write_parquet
 from perturbjax.dataset.array_record import FEATURES, INFO
 from perturbjax.dataset.reader import Dataset
-from perturbjax.dataset.schema import INDEX
+from perturbjax.dataset.schema import INDEX, PIXEL_SIZES
 from perturbjax.dataset.writer import describe_files, write_provenance
 
 #: Class names, in the order of the class numbers in records.
@@ -88,8 +88,13 @@ def append_dataset(old: Path, added: Path, folder: Path) -> Path:
         for key, value in first.provenance.items()
         if key not in ("files", "content_sha256")
     }
+    parts = (first, second)
+    pixel_sizes = {
+        plate: size for part in parts for plate, size in part.pixel_sizes.items() if size
+    }
     facts = {
         **old_facts,
+        **({PIXEL_SIZES: pixel_sizes} if pixel_sizes else {}),
         "n_sites": len(index),
         "n_classes": len(read_class_names(folder)) if first.label_column else 0,
         "n_cells": int(index["n_cells"].sum()),

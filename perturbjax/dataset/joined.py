@@ -13,7 +13,7 @@ from jaxtyping import UInt, UInt16
 
 from perturbjax.core.errors import InputError
 from perturbjax.dataset.reader import Dataset
-from perturbjax.dataset.schema import UNLABELLED
+from perturbjax.dataset.schema import PIXEL_SIZES, UNLABELLED
 
 
 def open_dataset(path: Path | str | Sequence[Path | str]) -> Dataset:
@@ -63,7 +63,11 @@ class JoinedDataset(Dataset):
         # Datasets with different label columns can be joined; training then requires
         # --label-column.
         label_column = labels.pop() if len(labels) == 1 else ""
-        self.provenance = {**first.provenance, "label_column": label_column}
+        self.provenance = {
+            **first.provenance,
+            "label_column": label_column,
+            PIXEL_SIZES: _join_pixel_sizes(self.parts),
+        }
         self.index = self._join_indices()
         self._site_ids = self.index["site_id"].to_numpy()
         # First position of each part, then the total number of records.
@@ -120,6 +124,17 @@ class JoinedDataset(Dataset):
             raise InputError(f"{part.path}: has no nuclei; build it with --cells-channel CHANNEL")
         part, within = self._locate(position)
         return part.nuclei(within)
+
+
+def _join_pixel_sizes(parts: Sequence[Dataset]) -> dict[str, float]:
+    """Return the pixel size of each plate; plates on which parts differ are left out."""
+    sizes: dict[str, set[float]] = {}
+    for part in parts:
+        for plate, size in part.pixel_sizes.items():
+            sizes.setdefault(plate, set()).add(size)
+    return {
+        plate: max(values) for plate, values in sizes.items() if len(values) == 1 and all(values)
+    }
 
 
 def _combine(checksums: Iterable[str]) -> str:

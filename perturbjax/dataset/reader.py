@@ -6,6 +6,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from jaxtyping import Int, UInt, UInt16
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import describe_path, file_digest, read_json, read_parquet
+from perturbjax.core.plates import PLATE
 from perturbjax.dataset.array_record import ArrayRecordReader
 from perturbjax.dataset.schema import (
     INDEX,
@@ -24,6 +26,7 @@ from perturbjax.dataset.schema import (
     LARGEST_SITE,
     NUCLEI,
     NUCLEI_AREA,
+    PIXEL_SIZES,
     PROVENANCE,
     SCHEMA_VERSION,
 )
@@ -101,7 +104,7 @@ class Dataset:
 
     def _repr_html_(self) -> str:
         """Display counts, classes and example sites in a notebook."""
-        return dataset_card(self, self.index)
+        return dataset_card(self, self.index, self.pixel_sizes)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -132,6 +135,18 @@ class Dataset:
     def image_dtype(self) -> np.dtype:
         """uint8 or uint16."""
         return np.dtype(self.provenance["image_dtype"])
+
+    @property
+    def pixel_sizes(self) -> dict[str, float]:
+        """Plate → height and width of a stored pixel in micrometers; 0 if it is unknown."""
+        known = self.provenance.get(PIXEL_SIZES, {})
+        plates = self.index[PLATE].astype(str).unique() if PLATE in self.index else ()
+        return {plate: known.get(plate, 0.0) for plate in plates}
+
+    def pixel_size(self, position: int) -> float:
+        """Return height and width of a stored pixel of a site in micrometers; 0 if unknown."""
+        known = self.provenance.get(PIXEL_SIZES, {})
+        return known.get(str(self.index[PLATE].iat[position]), 0.0) if known else 0.0
 
     @property
     def label_column(self) -> str:
@@ -302,6 +317,7 @@ def _read_provenance(path: Path) -> dict[str, Any]:
         )
         wrong += ["image_dtype"] * (provenance["image_dtype"] not in ("uint8", "uint16"))
         wrong += ["format"] * (provenance["format"] != FORMAT)
+        wrong += [PIXEL_SIZES] * (not _are_sizes(provenance.get(PIXEL_SIZES, {})))
     if wrong:
         raise InputError(
             f"{path / PROVENANCE}: {wrong[0]} is missing or invalid; build the dataset again"
@@ -311,6 +327,12 @@ def _read_provenance(path: Path) -> dict[str, Any]:
             f"{path / PROVENANCE}: the checksums of its files were changed; build the dataset again"
         )
     return provenance
+
+
+def _are_sizes(sizes: object) -> bool:
+    return isinstance(sizes, dict) and all(
+        isinstance(size, float) and 0 < size < math.inf for size in sizes.values()
+    )
 
 
 def _are_files(files: dict[str, Any]) -> bool:

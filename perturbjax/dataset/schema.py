@@ -20,6 +20,8 @@ SCHEMA_VERSION = "2.0.0"
 SPLIT = "sites"
 INDEX = "index.parquet"
 PROVENANCE = "provenance.json"
+#: Entry of the provenance: plate → height and width of a stored pixel in micrometers, if known.
+PIXEL_SIZES = "pixel_size_um"
 
 #: Columns of each `index.parquet` besides `Metadata_*`. For each channel NAME it also has
 #: `mean_NAME`, `std_NAME`, `p01_NAME`, `p50_NAME` and `p99_NAME`: statistics of the stored pixels,

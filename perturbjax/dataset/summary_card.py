@@ -20,9 +20,13 @@ LOW, HIGH = 5, 75
 PICTURES, PICTURE_HEIGHT, LISTED_CLASSES = 8, 96, 12
 
 
-def dataset_card(dataset: SiteSource, index: pd.DataFrame) -> str:
-    """Return the HTML summary of a dataset and its index: counts, classes, one site of each
-    frequent class.
+def dataset_card(dataset: SiteSource, index: pd.DataFrame, pixel_sizes: Mapping[str, float]) -> str:
+    """Return the HTML summary of a dataset: counts, classes, one site of each frequent class.
+
+    Args:
+        dataset: the dataset.
+        index: its index.
+        pixel_sizes: plate → pixel size in micrometers, 0 if unknown.
     """
     column = dataset.label_column
     counts = index[column].astype(str).value_counts()
@@ -33,10 +37,21 @@ def dataset_card(dataset: SiteSource, index: pd.DataFrame) -> str:
         "plates": index[PLATE].nunique() if PLATE in index.columns else 0,
         "cells": int(index["n_cells"].sum()),
         "channels": ", ".join(dataset.channel_names),
+        **({"pixel size": text} if (text := describe_pixel_sizes(pixel_sizes)) else {}),
         f"classes of {column}": len(counts),
     }
     classes = [f"{name} ({count})" for name, count in counts.items()]
     return card(str(dataset.path), facts, classes, strip(dataset, column, list(counts.index)))
+
+
+def describe_pixel_sizes(sizes: Mapping[str, float]) -> str:
+    """Return the pixel sizes of plates as text, such as "0.65 µm"; empty if none is known."""
+    known = [f"{size:.3g}" for size in sorted(filter(None, sizes.values()))]
+    if not known:
+        return ""
+    missing = len(sizes) - len(known)
+    unknown = f" (unknown for {missing} of {len(sizes)} plates)" if missing else ""
+    return f"{' to '.join(dict.fromkeys((known[0], known[-1])))} µm{unknown}"
 
 
 def card(title: str, facts: Mapping[str, object], classes: Sequence[str], pictures: str) -> str:

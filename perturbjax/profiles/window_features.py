@@ -21,7 +21,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.progress import track
 from perturbjax.data import mask_encodings
 from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.cells import CellCounts, CellReader, CellTable, SiteCells
+from perturbjax.data.cells import CellCounts, CellReader, CellTable, SiteCells, crop_pixels
 from perturbjax.data.tiles import SiteTiles, TileReader
 from perturbjax.dataset import Dataset
 from perturbjax.profiles.extractors import Extractor
@@ -54,7 +54,7 @@ def open_reader(config: FeaturesConfig, dataset: Dataset) -> WindowReader:
         InputError: the dataset has no cells.
     """
     if config.windows == "tile":
-        return TileReader(dataset, config.crops.crop_size)
+        return TileReader(dataset, crop_pixels(config.crops.crop_size, dataset))
     require_cells(dataset)
     return CellReader(dataset, config.crops)
 

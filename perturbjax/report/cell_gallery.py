@@ -27,15 +27,17 @@ def cell_gallery(results: RunResults, renderer: pictures.Renderer | None) -> str
         return ""
     # Window of a cell in the network input, in stored pixels.
     size = int(results.config["recipe"]["input"]["cell_size"])
+    bar = renderer.bar_length(size)
     strips = []
     for label, rows in select_cells(attention, test).items():
-        shots = "".join(_shot(results, renderer, test, row, size) for row in rows)
+        shots = "".join(_shot(results, renderer, test, row, size, bar) for row in rows)
         name = html_text(test.class_names[label])
         strips.append(f'<div class="strip"><p>{name}</p><div class="shots">{shots}</div></div>')
     note = (
         '<p class="note">Cells of test sites with the highest attention of each class. The number '
         "is the attention relative to the mean of the site: 1 if all cells count equally. Frames "
-        f"as above. At most {_CELLS_PER_SITE} cells of a site.</p>"
+        f"as above. At most {_CELLS_PER_SITE} cells of a site."
+        f"{f' White bars are {bar:g} µm long.' if bar else ''}</p>"
     )
     return f'{note}<div class="strips">{"".join(strips)}</div>'
 
@@ -67,9 +69,14 @@ def select_cells(
 
 
 def _shot(
-    results: RunResults, renderer: pictures.Renderer, test: TestPredictions, row: dict, size: int
+    results: RunResults,
+    renderer: pictures.Renderer,
+    test: TestPredictions,
+    row: dict,
+    size: int,
+    bar: float,
 ) -> str:
-    picture = draw_cell(renderer, results.positions[row["site_id"]], row, size)
+    picture = draw_cell(renderer, results.positions[row["site_id"]], row, size, bar)
     number = row["test"]
     right = bool(test.right[number])
     predicted = test.class_names[test.predicted[number]]
@@ -85,7 +92,7 @@ def _shot(
 
 
 def draw_cell(
-    renderer: pictures.Renderer, position: int, cell: dict, size: int
+    renderer: pictures.Renderer, position: int, cell: dict, size: int, bar: float = 0.0
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draw a cell with its outline, in the window that the network receives.
 
@@ -94,6 +101,7 @@ def draw_cell(
         position: row of the site in the dataset.
         cell: `object`, `row` and `column` of the cell.
         size: height and width of the window in stored pixels.
+        bar: length of the scale bar in micrometers; 0 for none.
     """
     image, mask = renderer.dataset.pixels(position)
     corner = np.rint([[cell["row"], cell["column"]]]).astype(int) - size // 2
@@ -104,4 +112,5 @@ def draw_cell(
         pictures.downsample_pixels(window, step), renderer.low, renderer.high
     )
     own = np.where(labels == cell["object"], labels, 0).astype(np.uint16)
-    return pictures.draw_outlines(drawn, own[::step, ::step])
+    outlined = pictures.draw_outlines(drawn, own[::step, ::step])
+    return renderer.draw_bar(outlined, bar, step * renderer.dataset.pixel_size(position))

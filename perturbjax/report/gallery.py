@@ -101,7 +101,7 @@ class Gallery:
         # Number of sites that can still be decoded within the time limit.
         self.remaining = renderer.affordable(10_000)
         self.bytes = 0
-        self._addresses: dict[int, tuple[str, str]] = {}
+        self._addresses: dict[int, pictures.ShotImages] = {}
         present = np.unique(test.labels)
         each = pictures_each(len(present))
         self.choices = {
@@ -124,19 +124,18 @@ class Gallery:
             self._addresses[row] = self.renderer.shot_images(self.positions[site["site_id"]])
             self.remaining -= 1
         # Counted for every use, because the page repeats the bytes of a picture.
-        picture, layers = self._addresses[row]
-        self.bytes += len(picture) + len(layers)
+        images = self._addresses[row]
+        self.bytes += len(images.picture) + len(images.layers)
         right = bool(test.right[row])
         outcome = "right" if right else f"predicted as {test.class_names[test.predicted[row]]}"
         caption = f"{outcome}, {test.confidence[row]:.2f}"
         return pictures.shot(
-            picture,
+            images,
             caption,
             f"cells of class {site['label']}, {outcome}",
             css="right" if right else "wrong",
             tip=f"{site['label']}: {caption}\nplate {site[PLATE]}, well {site[WELL]}\n"
             f"{site['site_id']}",
-            layers=layers,
         )
 
     def class_details(self, label: int, *, is_open: bool) -> str:

@@ -172,8 +172,31 @@ def test_tile_reader_crops_native_pixels(dataset):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"crop_size": 4}, "--crop-size 4: must be 0, or 8"), ({"max_cells": -1}, "--max-cells -1")],
+    [
+        ({"crop_size": 4}, "--crop-size 4: must be 0, 8 to 4096 pixels, or a length such as 20um"),
+        ({"crop_size": "20 px"}, "--crop-size 20 px: must be 0"),
+        ({"max_cells": -1}, "--max-cells -1"),
+    ],
 )
 def test_crop_options_are_checked(change, message):
     with pytest.raises(InputError, match=message):
         CropConfig(**change)
+
+
+@pytest.mark.parametrize(("size", "pixels"), [("20um", 31), ("20.8 µm", 32), ("16", 16), (16, 16)])
+def test_crop_size_in_micrometers(dataset, monkeypatch, size, pixels):
+    plates = dataset.index["Metadata_Plate"].unique()
+    monkeypatch.setitem(dataset.provenance, "pixel_size_um", dict.fromkeys(plates, 0.65))
+    assert CellReader(dataset, CropConfig(crop_size=size)).size == pixels
+
+
+def test_crop_size_in_micrometers_needs_one_pixel_size(dataset, monkeypatch):
+    with pytest.raises(InputError, match=r"--crop-size 20um: the pixel size of .* is unknown"):
+        CellReader(dataset, CropConfig(crop_size="20um"))
+    sizes = {"P1": 0.65, "P2": 1.3}
+    monkeypatch.setattr(type(dataset), "pixel_sizes", sizes)
+    with pytest.raises(InputError, match=r"pixels of 0.65 to 1.3 µm, and crops need one"):
+        CellReader(dataset, CropConfig(crop_size="20um"))
+    monkeypatch.setattr(type(dataset), "pixel_sizes", {"P1": 0.65})
+    with pytest.raises(InputError, match=r"--crop-size 2um: must be 8 to 4096 pixels of 0.65 µm"):
+        CellReader(dataset, CropConfig(crop_size="2um"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,9 +16,11 @@ from perturbjax.data.mask_encodings import encode
 from perturbjax.dataset import Dataset
 from perturbjax.dataset.summary_card import HIGH, LOW, contrast
 from perturbjax.report.pages.page import data
+from perturbjax.report.pages.scale_bar import bar_length, draw_scale_bar
 
 __all__ = [
     "Renderer",
+    "ShotImages",
     "address",
     "atlas",
     "composite",
@@ -41,18 +44,42 @@ LARGE = 192
 _MAX_VALUES, _MIN_PICTURES = 1.2e9, 60
 
 
+class ShotImages(NamedTuple):
+    """A small picture and the content of the enlarged one.
+
+    Attributes:
+        picture: data URL of the small picture.
+        layers: data URL of the gray tiles of the enlarged picture, see `Renderer.shot_images`.
+        bar: length of the scale bar as a fraction of the width; 0 without one.
+        bar_text: length of the scale bar with its unit.
+    """
+
+    picture: str
+    layers: str = ""
+    bar: float = 0.0
+    bar_text: str = ""
+
+    @property
+    def attributes(self) -> str:
+        """HTML attributes for the enlarged picture."""
+        bar = f' data-bar="{self.bar:.4f}" data-bar-text="{self.bar_text}"' if self.bar else ""
+        return f' data-layers="{self.layers}"{bar}'
+
+
 @dataclass(frozen=True)
 class Renderer:
-    """Draws the sites of one dataset, all with the same contrast.
+    """Draws the sites of one dataset, all with the same contrast and the same scale bar.
 
     Attributes:
         dataset: the sites.
         low, high: intensities of each channel that are drawn black and in full color.
+        bar: length of the scale bar in micrometers; 0 if no pixel size is known.
     """
 
     dataset: Dataset
     low: Float[np.ndarray, " c"]
     high: Float[np.ndarray, " c"]
+    bar: float = 0.0
 
     def picture(
         self, position: int, side: int = SIDE, *, whole: bool = False
@@ -61,10 +88,12 @@ class Renderer:
 
         Args:
             position: row of the site in the dataset.
-            side: maximum height and width of the picture in pixels.
+            side: maximum height and width of the picture in pixels; smaller ones than `SIDE` have
+                no scale bar.
             whole: draw the whole site.
         """
-        return self._draw(*self._read(position, whole), side)
+        pixel_size = self.dataset.pixel_size(position) if side >= SIDE else 0.0
+        return self._draw(*self._read(position, whole), side, pixel_size)
 
     def _read(
         self, position: int, whole: bool = False
@@ -83,18 +112,30 @@ class Renderer:
         mask: UInt16[np.ndarray, "h w"],
         nuclei: UInt16[np.ndarray, "h w"] | None,
         side: int,
+        pixel_size: float,
     ) -> UInt8[np.ndarray, "h2 w2 3"]:
         # Smallest whole factor for which the picture fits into `side` pixels.
         step = max(1, -(-max(mask.shape) // side))
         # Outlines are drawn after downsampling, which would blur them.
         small = composite(downsample_pixels(image, step), self.low, self.high)
         drawn = draw_outlines(small, mask[::step, ::step])
-        if nuclei is None:
-            return drawn
-        return draw_outlines(drawn, nuclei[::step, ::step], color=NUCLEUS_OUTLINE)
+        if nuclei is not None:
+            drawn = draw_outlines(drawn, nuclei[::step, ::step], color=NUCLEUS_OUTLINE)
+        return self.draw_bar(drawn, self.bar, step * pixel_size)
 
-    def shot_images(self, position: int) -> tuple[str, str]:
-        """Return data URLs of a site's small picture, and of its layers for the enlarged one.
+    def draw_bar(
+        self, picture: UInt8[np.ndarray, "h w 3"], length: float, pixel_size: float
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """Draw a scale bar of a length on a picture, both in micrometers; none if 0."""
+        return draw_scale_bar(picture, length / pixel_size) if length and pixel_size else picture
+
+    def bar_length(self, width: int) -> float:
+        """Return the length of the scale bar in micrometers for a width in stored pixels."""
+        sizes = [size for size in self.dataset.pixel_sizes.values() if size]
+        return bar_length(width * float(np.median(sizes))) if sizes else 0.0
+
+    def shot_images(self, position: int) -> ShotImages:
+        """Return a site's small picture, and its layers for the enlarged one.
 
         The layers are gray tiles side by side: each channel, and the outlines. A channel has the
         value 255 at twice its contrast range, so that readers can make it darker or brighter.
@@ -109,8 +150,14 @@ class Renderer:
             edges |= encode(small, "boundary").astype(bool)
         strip = np.concatenate([*np.moveaxis(tiles, -1, 0), edges], axis=1)
         layers = np.repeat(np.rint(255 * strip).astype(np.uint8)[..., None], 3, axis=-1)
-        drawn = self._draw(image, mask, nuclei, SIDE)
-        return address(drawn), address(np.ascontiguousarray(layers))
+        pixel_size = self.dataset.pixel_size(position)
+        drawn = self._draw(image, mask, nuclei, SIDE, pixel_size)
+        # Width of a tile in micrometers; its last pixels can extend beyond the site.
+        width = tiles.shape[1] * step * pixel_size
+        bar = self.bar / width if width else 0.0
+        return ShotImages(
+            address(drawn), address(np.ascontiguousarray(layers)), bar, f"{self.bar:g} µm"
+        )
 
     def affordable(self, wanted: int) -> int:
         """Number of pictures, at most `wanted`, that can be decoded within seconds.
@@ -139,10 +186,15 @@ class Renderer:
         lines = "White lines are mask outlines."
         if self.dataset.has_nuclei:
             lines = "White lines are outlines of cells, yellow lines those of nuclei."
+        scale = ""
+        if self.bar:
+            complete = all(self.dataset.pixel_sizes.values())
+            rest = "." if complete else "; the pixel size of pictures without one is unknown."
+            scale = f" White bars are {self.bar:g} µm long{rest}"
         return (
             f'<p class="note">{colors}. All pictures have the same contrast: black is the {LOW}th '
             f"percentile over sites of their 1st percentile, full color the {HIGH}th of their "
-            f"99th. {lines} Click a picture to enlarge it.{crop}</p>"
+            f"99th. {lines}{scale} Click a picture to enlarge it.{crop}</p>"
             f"{self._data()}"
         )
 
@@ -163,8 +215,10 @@ def _color_entry(number: int, name: str) -> str:
 
 
 def make_renderer(dataset: Dataset) -> Renderer:
-    """Return a renderer with the contrast of the whole dataset, from its index."""
-    return Renderer(dataset, *contrast(dataset))
+    """Return a renderer with contrast and scale bar of the whole dataset, from its index."""
+    renderer = Renderer(dataset, *contrast(dataset))
+    width = int(dataset.index["width"].max())
+    return replace(renderer, bar=renderer.bar_length(min(width, WINDOW)))
 
 
 def find_window(mask: UInt16[np.ndarray, "h w"], side: int = WINDOW) -> tuple[slice, slice]:
@@ -231,32 +285,30 @@ def atlas(
 
 
 def shot(
-    address: str,
+    images: ShotImages | str,
     caption: str,
     alt: str,
     *,
     css: str = "",
     name: str = "",
     tip: str = "",
-    layers: str = "",
 ) -> str:
     """Return a picture with a caption as HTML.
 
     Args:
-        address: data URL of the picture.
+        images: data URL of the picture; if it has layers, a click enlarges the picture.
         caption: text below the picture.
         alt: description for screen readers.
         css: right, wrong or outlier; selects the frame.
         name: anchor in the page.
         tip: text on hover.
-        layers: data URL of the layers of `Renderer.shot_images`; with them a click enlarges the
-            picture.
     """
     anchor = f' id="{html_text(name)}"' if name else ""
     hover = f' data-tip="{html_text(tip)}"' if tip else ""
-    picture = f'<img src="{address}" alt="{html_text(alt)}">'
-    if layers:
-        hover += f' data-layers="{layers}"'
+    images = ShotImages(images) if isinstance(images, str) else images
+    picture = f'<img src="{images.picture}" alt="{html_text(alt)}">'
+    if images.layers:
+        hover += images.attributes
         picture = f'<button type="button" aria-label="enlarge: {html_text(alt)}">{picture}</button>'
     return (
         f'<figure class="shot {css}"{anchor}{hover}>{picture}'

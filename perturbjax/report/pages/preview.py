@@ -13,6 +13,7 @@ from perturbjax.core.files import atomic
 from perturbjax.core.messages import html_text
 from perturbjax.core.plates import PLATE, SITE, WELL
 from perturbjax.dataset import Dataset
+from perturbjax.dataset.summary_card import describe_pixel_sizes
 from perturbjax.report.pages import cell_images as pictures
 from perturbjax.report.pages.page import Section, anchor, page, table
 from perturbjax.report.pages.plate_map import has_plate_positions, plate_maps
@@ -177,6 +178,7 @@ def _lead(dataset: Dataset, wells: pd.DataFrame, far: pd.DataFrame) -> str:
         ("Channels", html_text(", ".join(dataset.channel_names))),
         ("Masks", f"{cells / len(dataset):.1f} cells per site{by}; {empty} sites without cells"),
         ("Stored images", f"{dataset.image_dtype}, {_sizes(dataset)} pixels"),
+        ("Pixel size", describe_pixel_sizes(dataset.pixel_sizes) or "unknown"),
     ]
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     return f'<p class="verdict">{verdict}</p><dl class="answers">{listed}</dl>'
@@ -232,14 +234,12 @@ def _outliers(far: pd.DataFrame, renderer: pictures.Renderer) -> str:
     measures = far.groupby([PLATE, WELL], sort=False)["measure"].agg(", ".join)
     shots = []
     for row in pictured.to_dict("records"):
-        picture, layers = renderer.shot_images(int(row["position"]))
         shot = pictures.shot(
-            picture,
+            renderer.shot_images(int(row["position"])),
             f"{row[PLATE]} {row[WELL]}: {measures[row[PLATE], row[WELL]]}",
             f"cells of well {row[WELL]} of plate {row[PLATE]}",
             css="outlier",
             name=_anchor(row[PLATE], row[WELL]),
-            layers=layers,
         )
         shots.append(shot)
     targets = set(map(tuple, pictured[[PLATE, WELL]].to_numpy()))
@@ -292,12 +292,10 @@ def _shot(dataset: Dataset, renderer: pictures.Renderer, row: dict) -> str:
     """The first site of a well, with its label."""
     label = row[list(row)[2]]
     site = dataset.index.iloc[int(row["position"])]
-    picture, layers = renderer.shot_images(int(row["position"]))
     return pictures.shot(
-        picture,
+        renderer.shot_images(int(row["position"])),
         f"{row[WELL]}\n{label}".strip(),
         f"cells of well {row[WELL]} {label}".strip(),
         tip=f"plate {row[PLATE]}, well {row[WELL]}, site {site.get(SITE, '?')}\n"
         f"{site['n_cells']} cells",
-        layers=layers,
     )

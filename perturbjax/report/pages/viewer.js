@@ -9,13 +9,13 @@ const node = (tag, attributes = {}, ...children) => {
   made.append(...children);
   return made;
 };
-const canvas = node("canvas"), caption = node("p"), scale = node("p", {className: "note"});
+const canvas = node("canvas"), bar = node("span", {className: "scale-bar"}), frame = node("div", {className: "scaled"}, canvas, bar), caption = node("p"), scale = node("p", {className: "note"});
 const choice = node("select", {ariaLabel: "channel"}, ...["all channels", ...names].map((text, at) => node("option", {value: at - 1}, text)));
 const outlines = node("input", {type: "checkbox", checked: true});
 // The layers have the value 255 at twice the contrast range, so that brightness can be reduced.
 const gain = node("input", {type: "range", min: "-1", max: "3", step: "0.25", value: "0", ariaLabel: "brightness"});
 const button = (text, act) => { const made = node("button", {type: "button"}, text); made.addEventListener("click", act); return made; };
-const dialog = node("dialog", {className: "viewer"}, caption, canvas, node("div", {className: "tools"}, node("label", {}, "channel ", choice),
+const dialog = node("dialog", {className: "viewer"}, caption, frame, node("div", {className: "tools"}, node("label", {}, "channel ", choice),
   node("label", {}, "brightness ", gain), node("label", {}, outlines, " outlines"), button("previous", () => step(-1)), button("next", () => step(1)),
   button("close", () => dialog.close())), scale);
 document.body.append(dialog);
@@ -31,6 +31,10 @@ async function open(at) {
   const pen = own.getContext("2d", {willReadFrequently: true});
   pen.drawImage(picture, 0, 0);
   layers = {width, height, tiles: Array.from({length: count + 1}, (_, tile) => pen.getImageData(tile * width, 0, width, height).data)};
+  const {bar: share, barText} = shots[at].dataset;
+  bar.hidden = !share;
+  bar.style.width = `${100 * (share ?? 0)}%`;
+  bar.textContent = barText ?? "";
   caption.textContent = shots[at].dataset.tip || shots[at].textContent;
   if (!dialog.open) dialog.showModal();
   draw();
