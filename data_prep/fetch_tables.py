@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 
 from data_prep import gallery_listing as gallery
-from data_prep.csv_tables import LARGEST_TABLE, read_table
 from data_prep.download import NotThere, download
 from data_prep.fetch_options import FetchConfig
 from data_prep.file_columns import FILE_COLUMN_PATTERN, Locations, file_locations
@@ -21,6 +20,7 @@ from data_prep.platemap import join_platemap
 from data_prep.platemap_files import read_platemap
 from data_prep.site_table import normalise_position
 from data_prep.sources.connections import redacted
+from perturbjax.core.csv_tables import LARGEST_TABLE, read_table
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder
 from perturbjax.core.messages import console

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.csv_tables import read_table
+from perturbjax.core.csv_tables import read_table
 from perturbjax.core.errors import InputError
 from perturbjax.core.plates import PLATE, WELL, normalize_well
 

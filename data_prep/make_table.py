@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 from rich.table import Table
 
-from data_prep.csv_tables import SOLVENT
 from data_prep.inspection import PLAIN_WIDTH
 from data_prep.layouts import LAYOUTS, Recognized, recognize
 from data_prep.layouts.file_names import ImageFile
@@ -33,6 +32,7 @@ from perturbjax.core.plates import (
     NEGATIVE,
     PLATE,
     SITE,
+    SOLVENT,
     VEHICLES,
     WELL,
 )

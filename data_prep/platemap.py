@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.csv_tables import SOLVENT, read_table
 from data_prep.platemap_files import PLATE_NAME, POSITION
+from perturbjax.core.csv_tables import read_table
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
-from perturbjax.core.plates import PLATE, SITE, WELL, normalize_well, normalize_wells
+from perturbjax.core.plates import PLATE, SITE, SOLVENT, WELL, normalize_well, normalize_wells
 
 #: Name of wells without a treatment on plates with named negative controls.
 UNTREATED = "untreated"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.csv_tables import decimal_points, read_rows, read_table, table_of_rows
 from data_prep.excel import is_excel, read_sheets
+from perturbjax.core.csv_tables import decimal_points, read_rows, read_table, table_of_rows
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.core.plates import FORMATS, row_name, well_name

@@ -11,10 +11,10 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-from data_prep.csv_tables import FIRST_ROW
 from data_prep.file_columns import Locations
 from data_prep.sources import Plane, probe_planes
 from data_prep.sources.plane import COLORS
+from perturbjax.core.csv_tables import FIRST_ROW
 from perturbjax.core.errors import InputError
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import pandas as pd
 
-from data_prep.csv_tables import FIRST_ROW, SOLVENT, read_table
 from data_prep.file_columns import file_locations
 from data_prep.platemap import join_platemap
 from data_prep.platemap_files import read_platemap
@@ -27,10 +26,11 @@ from data_prep.sources import Plane, Project, stores, zarrs
 from data_prep.sources.files import names_of_folder
 from data_prep.sources.finder import FileFinder
 from data_prep.sources.remote import redacted
+from perturbjax.core.csv_tables import FIRST_ROW, read_table
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest
 from perturbjax.core.messages import console
-from perturbjax.core.plates import PLATE, SITE, WELL, normalize_wells, separate_batches
+from perturbjax.core.plates import PLATE, SITE, SOLVENT, WELL, normalize_wells, separate_batches
 
 #: Default label columns; the first one in the table is used unless `--label-column` is given.
 LABEL_COLUMNS = ("Metadata_pert_iname", "Metadata_broad_sample", "Metadata_moa")

@@ -68,12 +68,14 @@ def export(options: StableHLOConfig) -> Path:
     """
     chosen = options.chosen
     # One device, because the exported program must not depend on a number of devices.
-    network = load_network(chosen.run, chosen.which, chosen.epoch, placement=choose_placement("1"))
-    require_whole_sites(network.run.recipe, chosen.run)
+    network = load_network(
+        chosen.folder, chosen.which, chosen.epoch, placement=choose_placement("1")
+    )
+    require_whole_sites(network.run.recipe, chosen.folder)
     if network.run.facts["image_size"] is None:
         raise InputError(
-            f"{chosen.run}: was imported without a dataset, so its image size is unknown. Import "
-            "it with --data DIR."
+            f"{chosen.folder}: was imported without a dataset, so its image size is unknown. "
+            "Import it with --data DIR."
         )
     inputs = _inputs(network)
     # The parameters are constants of the exported program. Lowering for a platform needs no such

@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from data_prep.csv_tables import SOLVENT
-from perturbjax.core.plates import plate_shape, well_name
+from perturbjax.core.plates import SOLVENT, plate_shape, well_name
 
 #: Metadata of the wells with solvent.
 NEGATIVE_CONTROL = {

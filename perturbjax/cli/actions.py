@@ -12,22 +12,25 @@ from perturbjax.core.progress import announce
 
 
 def evaluate(options: Any) -> None:
-    """Evaluate a run, write its report, and print the scores."""
+    """Evaluate a run or a table of predictions, write the report, and print the scores."""
     from perturbjax.cli import evaluate as command
     from perturbjax.evaluation import evaluation_result, score_tables
     from perturbjax.report.run_page import write_report
 
-    result = command.evaluate(options)
+    evaluate_source = command.evaluate_table if options.predictions else command.evaluate
+    result = evaluate_source(options)
     if result is None:  # another process of the job writes
         return
     if options.json:
         print(json.dumps(evaluation_result.to_json(result), indent=2))
     else:
         score_tables.print_evaluation(result)
-    run = options.apply.chosen.run
+    folder = options.out if options.predictions else options.apply.chosen.folder
     with announce("info: writing the report"):
-        report = write_report(run)
-    console.print(f"Written: {run / command.EVALUATION} and {report}")
+        report = write_report(folder)
+    console.print(f"Written: {folder / command.EVALUATION} and {report}")
+    if options.predictions:
+        return
     if baseline := command.describe_linear_baseline(options):
         console.print(baseline)
 

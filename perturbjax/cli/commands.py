@@ -123,10 +123,11 @@ COMMANDS: dict[str, Command] = {
         message="Trained: {result.path}. Next: perturbjax evaluate --run {result.path}",
     ),
     "evaluate": Command(
-        "Evaluate a run on its test set, next to baselines, with confidence intervals.",
+        "Evaluate a run, or predictions of any model, next to baselines, with intervals.",
         "perturbjax.cli.evaluate:EvaluateConfig",
         "perturbjax.cli.actions:evaluate",
-        ("--run run", "--run run --checkpoint best --data /elsewhere/dataset"),
+        ("--run run", "--predictions p.csv --data dataset --out evaluated"),
+        presets="perturbjax.cli.presets:evaluate_presets",
         runs_network=True,
     ),
     "predict": Command(

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from perturbjax.core.files import make_folder, read_parquet, write_parquet
+from perturbjax.core.errors import InputError
+from perturbjax.core.files import (
+    describe_path,
+    make_folder,
+    read_parquet,
+    write_json,
+    write_parquet,
+)
 from perturbjax.core.messages import console
 from perturbjax.core.options import (
     python_only,
@@ -43,6 +50,7 @@ from perturbjax.evaluation.evaluation_result import (
     format_estimate,
     read_evaluation,
 )
+from perturbjax.evaluation.external_predictions import match_external_predictions
 from perturbjax.evaluation.predictions import encode_labels, write_predictions
 from perturbjax.evaluation.retrieval import evaluate_retrieval
 from perturbjax.evaluation.run_sets import (
@@ -55,6 +63,7 @@ from perturbjax.evaluation.run_sets import (
 from perturbjax.evaluation.score_tables import write_run_evaluation
 from perturbjax.evaluation.scores import HEADLINE, METRICS
 from perturbjax.inference import BATCH_SIZE, Network, load_network
+from perturbjax.report.result_files import read_config
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.devices import ComputeConfig, open_devices
 from perturbjax.training.processes import (
@@ -63,7 +72,7 @@ from perturbjax.training.processes import (
     is_first_process,
     require_supported_job,
 )
-from perturbjax.training.run_directory import SPLIT_FILE, Run, open_run
+from perturbjax.training.run_directory import CONFIG, SPLIT_FILE, Run, open_run
 
 #: Folder in a run directory with the linear baseline of the same split.
 LINEAR = "linear"
@@ -104,11 +113,15 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluate a run on its own split."""
+    """Evaluate a run on its own split, or the predictions of any model."""
 
     apply: ApplyConfig
     data: tuple[Path, ...] = ()
     """Dataset directories; by default those of the training."""
+    predictions: tuple[Path, ...] = ()
+    """In place of --run: table of predictions of any model; a split file may follow."""
+    out: Path | None = None
+    """Folder for the results of --predictions; those of a run are written into it."""
     replicates: int = 2000
     """Bootstrap resamples of whole wells for each interval."""
     training_sites: bool = True
@@ -120,7 +133,31 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
+        _require_source(self)
         require("replicates", self.replicates, self.replicates >= 1, "at least 1")
+
+
+def _require_source(options: EvaluateConfig) -> None:
+    """Check that either a run or a table of predictions is evaluated.
+
+    Raises:
+        InputError: both or neither are given, or a flag of one is used with the other.
+    """
+    if not options.predictions:
+        if options.apply.chosen.run is None:
+            raise InputError(
+                "--run is missing: pass a run directory, or --predictions with --data and --out"
+            )
+        if options.out is not None:
+            raise InputError("--out: is used with --predictions; a run contains its results")
+        return
+    if options.apply.chosen.run is not None:
+        raise InputError("--predictions: is used in place of --run; pass one of them")
+    if not options.data or options.out is None:
+        raise InputError("--predictions: needs --data DATASET and --out DIR")
+    require_output(options.out)
+    count = len(options.predictions)
+    require("predictions", options.predictions, count <= 2, "a table, or a table and a split file")
 
 
 def open_network(run: Run, dataset: Dataset, config: ApplyConfig) -> Network:
@@ -148,7 +185,7 @@ def predict(config: PredictConfig) -> Path:
     Raises:
         InputError: run or dataset cannot be used, or --out cannot be written.
     """
-    run, dataset, out = open_run(config.apply.chosen.run), open_dataset(config.data), config.out
+    run, dataset, out = open_run(config.apply.chosen.folder), open_dataset(config.data), config.out
     make_folder(out.parent)
     network = open_network(run, dataset, config.apply)
     sites = np.arange(len(dataset))
@@ -173,7 +210,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     Raises:
         InputError: run or dataset cannot be used.
     """
-    run = open_run(config.apply.chosen.run)
+    run = open_run(config.apply.chosen.folder)
     dataset = run.open_data(config.data)
     manifest = run.manifest(dataset.index)
     positions, part = dataset.positions(manifest["site_id"].tolist()), manifest["part"].to_numpy()
@@ -229,6 +266,43 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult | None:
     return evaluation
 
 
+def evaluate_table(options: EvaluateConfig) -> EvaluationResult:
+    """Evaluate a table of predictions, and write `evaluation/` and `config.json` into --out.
+
+    Raises:
+        InputError: the table does not match the dataset, or --out contains other files.
+    """
+    table, *more = options.predictions
+    split_file = more[0] if more else None
+    out, dataset = Path(options.out or ""), open_dataset(options.data)
+    config = read_config(out / CONFIG)
+    if out.is_dir() and any(out.iterdir()) and "predictions" not in config:
+        raise InputError(f"--out {out}: {describe_path(out)}; choose a new folder")
+    matched = match_external_predictions(table, dataset, split_file)
+    console.print(f"info: {matched.note}")
+    with announce("info: scoring the predictions and the baselines"):
+        evaluation = evaluate_predictions(
+            [matched.model],
+            matched.folds,
+            matched.class_names,
+            split=matched.split,
+            replicates=options.replicates,
+        )
+    model, fold = matched.pooled()
+    folder = make_folder(out / EVALUATION)
+    write_predictions(folder / PREDICTIONS, matched.table())
+    write_run_evaluation(evaluation, model, fold, matched.class_names, folder)
+    write_json(
+        out / CONFIG,
+        {
+            "predictions": table.name,
+            "data": [str(path.absolute()) for path in dataset.paths],
+            "facts": {"label_column": matched.label_column, "training sites": matched.note},
+        },
+    )
+    return evaluation
+
+
 def _score(
     run: Run, model: ModelPredictions, fold: Fold, split: str, replicates: int
 ) -> EvaluationResult:
@@ -252,7 +326,7 @@ def describe_linear_baseline(config: EvaluateConfig) -> str:
     Raises:
         InputError: the run or its baseline cannot be read.
     """
-    run = open_run(config.apply.chosen.run)
+    run = open_run(config.apply.chosen.folder)
     data, split, out = config.data or run.data, run.path / SPLIT_FILE, run.path / LINEAR
     if not data or not split.is_file():
         return ""

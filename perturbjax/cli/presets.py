@@ -62,6 +62,11 @@ def missing_weights() -> str:
     return ""
 
 
+def evaluate_presets(words: Sequence[str]) -> Presets:
+    """Defaults of `perturbjax evaluate`: --run can be left out, see `EvaluateConfig`."""
+    return {"run": None}, (), words
+
+
 def import_presets(words: Sequence[str]) -> Presets:
     """Presets of `perturbjax import-torch`; `export-torch` stores the recipe next to the
     weights."""

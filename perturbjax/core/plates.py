@@ -21,6 +21,8 @@ CONTROL_TYPE, EMPTY = "Metadata_control_type", "empty"
 COMPOUND_COLUMNS = ("Metadata_InChIKey", "Metadata_pert_iname", "Metadata_broad_sample")
 #: Column of the treatment, column that marks controls, and its value for negative controls.
 COMPOUND, CONTROL_TYPE, NEGATIVE = "Metadata_pert_iname", "Metadata_control_type", "negcon"
+#: Name of the solvent control, used for wells without a treatment in a plate map.
+SOLVENT = "DMSO"
 #: Treatments of negative controls in lower case, if no well is marked as one.
 VEHICLES = ("dmso", "negcon", "negative control", "vehicle", "untreated")
 #: Number of wells of a standard plate -> (rows, columns).

@@ -41,6 +41,27 @@ def choose_split(index: pd.DataFrame, label: str, folds: int) -> tuple[str, str]
     return policy, f"info: --split {policy} is the strictest split of these data{why}"
 
 
+def infer_split(train: pd.DataFrame, test: pd.DataFrame, label: str) -> str:
+    """Return the strictest policy of which no group is in both tables; site if there is none.
+
+    Args:
+        train: index rows of the training sites.
+        test: index rows of the test sites.
+        label: column with the classes.
+    """
+    index = pd.concat([train, test], ignore_index=True)
+    for policy in ("compound", *STRICT_FIRST):
+        try:
+            if SPLIT_POLICIES[policy].unavailable(index, label):
+                continue
+            groups = assign_groups(index, policy)
+        except InputError:  # no column identifies compounds
+            continue
+        if not set(groups[: len(train)]) & set(groups[len(train) :]):
+            return policy
+    return "site"
+
+
 def assign_groups(index: pd.DataFrame, policy: str) -> np.ndarray:
     """Return the group of each site under a split policy, (n,) text.
 

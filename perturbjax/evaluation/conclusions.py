@@ -9,6 +9,7 @@ from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.evaluation.baselines import ALL_TECHNICAL
 from perturbjax.evaluation.bootstrap import Estimate
 from perturbjax.evaluation.evaluation_result import (
+    UNKNOWN_TRAINING,
     EvaluationResult,
     Level,
     ModelScores,
@@ -43,6 +44,8 @@ _LINEAR = (
 
 def describe_test_sites(split: str) -> str:
     """Return the test sites of a split in one phrase: "on held-out plates"."""
+    if split == UNKNOWN_TRAINING:
+        return "on the predicted sites"
     return SPLIT_POLICIES[split].test_set if split in SPLIT_POLICIES else "on held-out sites"
 
 
@@ -145,6 +148,8 @@ def advice(evaluation: EvaluationResult, run: str | None) -> str:
         evaluation: the scores.
         run: name of the run directory; None for classifiers on features.
     """
+    if evaluation.split == UNKNOWN_TRAINING:
+        return "Name the training sites in the column `part`, or in a split file after the table."
     level, model = _best(evaluation)
     stronger = best_unbeaten_baseline(level, model)
     if evaluation.overlap.well > 0:

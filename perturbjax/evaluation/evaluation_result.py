@@ -18,6 +18,8 @@ from perturbjax.evaluation.shortcuts import Overlap
 
 #: Name of a run's network in the tables.
 MODEL = "model"
+#: Split of predictions whose model has unknown training sites.
+UNKNOWN_TRAINING = "unknown training sites"
 #: Unit that is counted at each level.
 LEVELS = {
     "site": "every row",
@@ -140,6 +142,8 @@ class EvaluationResult:
     @property
     def split_meaning(self) -> str:
         """Consequence of the split for the scores."""
+        if self.split == UNKNOWN_TRAINING:
+            return "the score is valid only if the model was trained on none of these wells"
         policy = SPLIT_POLICIES.get(self.split)
         return policy.meaning if policy else "as given in a split file"
 
@@ -157,7 +161,10 @@ class EvaluationResult:
 
     def warnings(self) -> list[str]:
         """Warnings for readers of the scores, the most important first."""
-        warnings = self.overlap.warnings(self.split)
+        if self.split == UNKNOWN_TRAINING:
+            warnings = [f"{self.split}: {self.split_meaning}"]
+        else:
+            warnings = self.overlap.warnings(self.split)
         if "position" in self.skipped:
             warnings.append(f"not controlled for position: {self.skipped['position']}")
         if self.unplaced_wells:
@@ -297,6 +304,11 @@ def describe_test_set(evaluation: EvaluationResult) -> str:
     tested = ", ".join(f"{size} {unit}{'s' * (size != 1)}" for unit, size in sizes.items())
     folds = f"{evaluation.folds} folds, each " if evaluation.folds > 1 else ""
     about = "about " if evaluation.folds > 1 else ""
+    if evaluation.split == UNKNOWN_TRAINING:
+        return (
+            f"Tested on {tested}, {n.test_classes} of {n.classes} classes; baselines trained on "
+            f"{about}{n.train_site} sites. Training sites of the model are unknown."
+        )
     return (
         f"Split by {evaluation.split_name}: {evaluation.split_meaning}. Tested on {tested}, "
         f"{n.test_classes} of {n.classes} classes; {folds}trained on {about}{n.train_site} sites."

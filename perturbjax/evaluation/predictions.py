@@ -20,7 +20,8 @@ from perturbjax.core.files import read_parquet, write_csv, write_parquet
 from perturbjax.data.splits import TEST
 from perturbjax.evaluation.scores import check_probabilities
 
-_PROBABILITY = "prob_"
+#: Start of the names of probability columns.
+PROBABILITY = "prob_"
 
 
 def predictions_table(
@@ -53,7 +54,7 @@ def predictions_table(
         }
     )
     wide = pd.DataFrame(
-        probabilities.astype(np.float32), columns=[_PROBABILITY + name for name in class_names]
+        probabilities.astype(np.float32), columns=[PROBABILITY + name for name in class_names]
     )
     own = [] if sets is None else [sets.reset_index(drop=True)]
     return pd.concat([index[columns].reset_index(drop=True), predictions, *own, wide], axis=1)
@@ -74,7 +75,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     for column in ("site_id", "part", "label", "predicted"):
         if column not in table.columns:
             raise InputError(f"{path}: not a table of predictions (no column {column!r})")
-    columns = [column for column in table.columns if column.startswith(_PROBABILITY)]
+    columns = [column for column in table.columns if column.startswith(PROBABILITY)]
     is_number = all(pd.api.types.is_numeric_dtype(table[column]) for column in columns)
     if not columns or not is_number or table["site_id"].duplicated().any():
         raise InputError(
@@ -86,13 +87,13 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 def predicted_class_names(table: pd.DataFrame) -> list[str]:
     """List the classes of a table of predictions, in the order of the columns."""
-    columns = [column for column in table.columns if column.startswith(_PROBABILITY)]
-    return [column.removeprefix(_PROBABILITY) for column in columns]
+    columns = [column for column in table.columns if column.startswith(PROBABILITY)]
+    return [column.removeprefix(PROBABILITY) for column in columns]
 
 
 def drop_probabilities(table: pd.DataFrame) -> pd.DataFrame:
     """Remove the probability columns."""
-    return table[[column for column in table.columns if not column.startswith(_PROBABILITY)]]
+    return table[[column for column in table.columns if not column.startswith(PROBABILITY)]]
 
 
 def labels_and_probabilities(
@@ -104,7 +105,7 @@ def labels_and_probabilities(
         InputError: a class has no column, a label is not in `class_names`, or probabilities are
             invalid.
     """
-    columns = [_PROBABILITY + name for name in class_names]
+    columns = [PROBABILITY + name for name in class_names]
     for column in ("site_id", "label", *columns):
         if column not in table.columns:
             raise InputError(

@@ -56,6 +56,8 @@ def check_probabilities(
     labels: Int[np.ndarray, " n"],
     probabilities: Float[np.ndarray, "n classes"],
     names: Sequence[str],
+    where: str = "predictions",
+    advice: str = "run predict again from an intact checkpoint",
 ) -> None:
     """Check that labels and probabilities can be scored.
 
@@ -63,13 +65,15 @@ def check_probabilities(
         labels: class numbers.
         probabilities: one row per site.
         names: site ids, for the message.
+        where: file, for the message.
+        advice: end of the message.
 
     Raises:
         InputError: no rows, a label out of range, or a row of probabilities that is not finite, is
             negative or does not sum to 1 (within 1e-3).
     """
     if len(labels) == 0:
-        raise InputError("predictions: no sites to score; the test set is empty")
+        raise InputError(f"{where}: no sites to score; the test set is empty")
     classes = probabilities.shape[1]
     if (bad := (labels < 0) | (labels >= classes)).any():
         row = int(np.flatnonzero(bad)[0])
@@ -84,10 +88,7 @@ def check_probabilities(
     for problem, bad in checks.items():
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
-            raise InputError(
-                f"predictions: site {names[row]}: probabilities {problem}; run predict again from "
-                "an intact checkpoint"
-            )
+            raise InputError(f"{where}: site {names[row]}: probabilities {problem}; {advice}")
 
 
 def top_k_hits(

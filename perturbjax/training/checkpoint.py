@@ -53,7 +53,7 @@ JSON_FILES = ("_CHECKPOINT_METADATA", "facts/metadata", "metrics/metrics", "stat
 class CheckpointConfig:
     """Checkpoint"""
 
-    run: Path
+    run: Path | None
     """Run directory from `perturbjax train`."""
     checkpoint: str = renamed_from("latest", "epoch")
     """latest: after the last epoch. best: highest balanced accuracy on validation sites. Or the
@@ -64,6 +64,17 @@ class CheckpointConfig:
         require_sound(self)
         is_valid = self.checkpoint in get_args(Which) or self.epoch > 0
         require("checkpoint", self.checkpoint, is_valid, "latest, best or the number of an epoch")
+
+    @property
+    def folder(self) -> Path:
+        """The run directory.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.run is None:
+            raise InputError("--run is missing: pass a run directory from `perturbjax train`")
+        return self.run
 
     @property
     def which(self) -> Which:

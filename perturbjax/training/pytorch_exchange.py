@@ -148,7 +148,7 @@ def export_run(config: ExportConfig) -> Path:
         InputError: the run is not readable, its network is not one of the original program, or
             `out` is not writable.
     """
-    run = open_run(config.chosen.run)
+    run = open_run(config.chosen.folder)
     require_whole_sites(run.recipe, run.path)
     model = run.recipe.model.model
     layers = exchange.layers_of(model)

@@ -68,8 +68,9 @@ PARSED_FIRST = {
     "classify": ("--preset",),
 }
 #: 195 flags, 37 of the four screening commands, 5 of the features of cells, 6 of `table`, 9 of
-#: `run`, --design of `simulate`, and --cells-channel of `build`.
-MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 254, 40
+#: `run`, --design of `simulate`, --cells-channel of `build`, and two flags of `evaluate` for the
+#: predictions of any model.
+MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 256, 40
 
 
 def options_of(command: str) -> type:

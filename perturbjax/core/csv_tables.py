@@ -22,8 +22,6 @@ from perturbjax.core.files import OPENERS, read_parquet
 from perturbjax.core.messages import console
 from perturbjax.core.text_tables import SEPARATORS, Dialect, clean_columns, detect_dialect
 
-#: Name of the solvent control, used for wells without a treatment in a plate map.
-SOLVENT = "DMSO"
 #: Maximum size of a table in bytes, after decompression.
 LARGEST_TABLE = 1 << 28
 #: Line number of the first row. Line 1 is the header, as in editors and spreadsheets.

@@ -8,7 +8,7 @@ import os
 import pandas as pd
 import pytest
 
-from data_prep.csv_tables import read_table
+from perturbjax.core.csv_tables import read_table
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import OPENERS
 
@@ -110,7 +110,7 @@ def test_truncated_compressed_table_is_one_line(tmp_path, end):
 
 
 def test_huge_compressed_table_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.csv_tables.LARGEST_TABLE", 10_000)
+    monkeypatch.setattr("perturbjax.core.csv_tables.LARGEST_TABLE", 10_000)
     path = tmp_path / "t.csv.gz"
     path.write_bytes(gzip.compress(bytes(20_000)))
     with pytest.raises(InputError, match="not a table of sites"):
