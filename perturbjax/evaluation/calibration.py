@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 _MIN_PROBABILITY = 1e-6
 #: Maximum temperature, and one over the minimum.
 _MAX_TEMPERATURE = 20.0
-_BINS = 10
+#: Number of bins of confidence.
+BINS = 10
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,39 @@ def calibration_error(
     labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
 ) -> float:
     """Compute the expected calibration error: mean |accuracy - confidence| over samples."""
+    confidences, accuracies, sites = confidence_bins(labels, probabilities)
+    return float((np.abs(accuracies - confidences) * sites).sum() / len(labels))
+
+
+def confidence_bins(
+    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
+) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"], Int[np.ndarray, " b"]]:
+    """Return mean confidence, accuracy and number of sites of each bin with sites."""
     top, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     # Bins of equal width; a confidence of 1 belongs to the last bin.
-    bins = np.minimum((top * _BINS).astype(int), _BINS - 1)
-    # Sum of (accuracy - confidence) over the sites of each bin. Division by the number of all
-    # sites then weights each bin by its size.
-    gaps = np.bincount(bins, right.astype(float) - top, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    bins = np.minimum((top * BINS).astype(int), BINS - 1)
+    sites = np.bincount(bins, minlength=BINS)
+    filled = sites > 0
+    means = [np.bincount(bins, values, BINS)[filled] / sites[filled] for values in (top, right)]
+    return means[0], means[1], sites[filled]
+
+
+def confident_accuracies(
+    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
+) -> Float[np.ndarray, " n"]:
+    """Return the accuracy of the k most confident sites for k from 1 to n.
+
+    Confidence is the predicted probability, without temperature scaling: cross-fitted temperatures
+    differ between the parts, and would change the order of the sites.
+    """
+    order = np.argsort(-probabilities.max(axis=1), kind="stable")
+    right = probabilities[order].argmax(axis=1) == labels[order]
+    return np.cumsum(right) / np.arange(1, len(right) + 1)
+
+
+def half_of(n: int) -> int:
+    """Return the number of sites in the more confident half."""
+    return max(1, n // 2)
 
 
 def temperature(
@@ -101,10 +128,10 @@ def confidence(
         fitted = 1.0 if own.all() else temperature(labels[~own], probabilities[~own])
         after[own] = scaled(probabilities[own], fitted)
         temperatures.append(fitted)
-    half = np.argsort(-after.max(axis=1), kind="stable")[: max(1, len(labels) // 2)]
+    accuracies = confident_accuracies(labels, np.asarray(probabilities))
     return Confidence(
         error=calibration_error(labels, np.asarray(probabilities, dtype=float)),
         scaled_error=calibration_error(labels, after),
         temperature=float(np.mean(temperatures)),
-        half_accuracy=float((after[half].argmax(axis=1) == labels[half]).mean()),
+        half_accuracy=float(accuracies[half_of(len(labels)) - 1]),
     )

@@ -9,6 +9,13 @@ import pandas as pd
 
 from perturbjax.core.messages import html_text
 from perturbjax.evaluation.baselines import BASELINES
+from perturbjax.evaluation.calibration import (
+    BINS,
+    calibration_error,
+    confident_accuracies,
+    half_of,
+)
+from perturbjax.evaluation.calibration import confidence_bins as bins_of_confidence
 from perturbjax.evaluation.evaluation_result import (
     EvaluationResult,
     describe_calibration,
@@ -24,8 +31,6 @@ from perturbjax.report.svg import Chart, ticks
 
 #: Style class of each level.
 _LEVEL = {"site": "train", "treated": "other", "well": "test"}
-#: Confidence bins of the reliability diagram.
-_BINS = 10
 
 
 def scores(evaluation: EvaluationResult) -> str:
@@ -237,31 +242,23 @@ def calibration_charts(test: TestPredictions) -> tuple[Chart, Chart]:
 
 
 def confidence_bins(test: TestPredictions) -> tuple[pd.DataFrame, float]:
-    """Return confidence, accuracy and sites of each bin, and the calibration error.
-
-    Source: Guo et al. 2017, ICML: mean distance between confidence and accuracy, weighted by sites.
-    """
-    edges = np.linspace(0, 1, _BINS + 1)
-    # A confidence of 1 belongs to the last bin.
-    numbers = np.clip(np.digitize(test.confidence, edges) - 1, 0, _BINS - 1)
-    sites = np.bincount(numbers, minlength=_BINS)
-    filled = sites > 0
-    confidence = np.bincount(numbers, test.confidence, _BINS)[filled] / sites[filled]
-    accuracy = np.bincount(numbers, test.right, _BINS)[filled] / sites[filled]
-    error = float((np.abs(confidence - accuracy) * sites[filled]).sum() / len(numbers))
-    bins = pd.DataFrame({"confidence": confidence, "accuracy": accuracy, "sites": sites[filled]})
-    return bins, error
+    """Return confidence, accuracy and sites of each bin, and the calibration error."""
+    columns = zip(
+        ("confidence", "accuracy", "sites"),
+        bins_of_confidence(test.labels, test.probabilities),
+        strict=True,
+    )
+    error = calibration_error(test.labels, test.probabilities)
+    return pd.DataFrame(dict(columns)), error
 
 
 def coverage(test: TestPredictions) -> tuple[np.ndarray, np.ndarray]:
     """Return fractions of the sites, most confident first, and the accuracy of each (100 steps)."""
-    order = np.argsort(-test.confidence, kind="stable")
-    # Accuracy among the k most confident sites, for every k.
-    accuracy = np.cumsum(test.right[order]) / np.arange(1, len(order) + 1)
-    # The accuracy of fewer than five sites is too noisy for a curve.
-    steps = np.linspace(min(5, len(order)), len(order), 100).astype(int)
-    steps = np.unique(steps) - 1
-    return (steps + 1) / len(order), accuracy[steps]
+    accuracy = confident_accuracies(test.labels, test.probabilities)
+    n = len(accuracy)
+    # The accuracy of fewer than five sites is too noisy for a curve. The half is always a point.
+    steps = np.unique([half_of(n), *np.linspace(min(5, n), n, 100).astype(int)])
+    return steps / n, accuracy[steps - 1]
 
 
 def _reliability(bins: pd.DataFrame, error: float) -> Chart:
@@ -278,9 +275,9 @@ def _reliability(bins: pd.DataFrame, error: float) -> Chart:
     most = bins["sites"].max()
     for row in bins.itertuples():
         # Left edge of the bin that contains this mean confidence.
-        left = min(int(row.confidence * _BINS), _BINS - 1) / _BINS
+        left = min(int(row.confidence * BINS), BINS - 1) / BINS
         # The highest bar takes 22 % of the height, so that bars hide little of the curve.
-        chart.bar(left, left + 1 / _BINS, 0.22 * row.sites / most, f"{row.sites} sites")
+        chart.bar(left, left + 1 / BINS, 0.22 * row.sites / most, f"{row.sites} sites")
     chart.line([0, 1], [0, 1], "dashed", 1)
     confidence, accuracy = bins["confidence"].tolist(), bins["accuracy"].tolist()
     chart.line(confidence, accuracy, "test")
@@ -293,26 +290,26 @@ def _reliability(bins: pd.DataFrame, error: float) -> Chart:
 
 
 def _coverage(covered: pd.DataFrame) -> Chart:
-    def accuracy_of(fraction: float) -> float:
-        return float(np.interp(fraction, covered["fraction"], covered["accuracy"]))
+    def point(fraction: float) -> pd.Series:
+        """Last point up to a fraction, or the first one."""
+        return covered.iloc[max(int((covered["fraction"] <= fraction).sum()) - 1, 0)]
 
-    total = covered["accuracy"].iloc[-1]
+    total, half = point(1.0)["accuracy"], point(0.5)["accuracy"]
     chart = Chart(
         (0, 1),
         (0, 1),
         "accuracy of the most confident sites",
-        f"Accuracy {total:.2f} of all sites, {accuracy_of(0.5):.2f} of the more confident half",
+        f"Accuracy {total:.2f} of all sites, {half:.2f} of the more confident half",
         "fraction of sites, most confident first",
         width=400,
         height=320,
     )
     chart.grid(ticks(0, 1, 5), ticks(0, 1, 5))
     chart.line(covered["fraction"].tolist(), covered["accuracy"].tolist(), "test")
-    marks = [x for x in (0.25, 0.5, 1.0) if x >= covered["fraction"].iloc[0]]
-    values = list(map(accuracy_of, marks))
+    marks = pd.DataFrame([point(fraction) for fraction in (0.25, 0.5, 1.0)]).drop_duplicates()
     tips = [
-        f"most confident {x:.0%}: accuracy {value:.3f}"
-        for x, value in zip(marks, values, strict=True)
+        f"most confident {row.fraction:.0%}: accuracy {row.accuracy:.3f}"
+        for row in marks.itertuples()
     ]
-    chart.dots(marks, values, "test", tips, 4)
+    chart.dots(marks["fraction"].tolist(), marks["accuracy"].tolist(), "test", tips, 4)
     return chart

@@ -201,12 +201,21 @@ def test_invalid_json_raises_input_error(damaged, name, text):
 
 
 @pytest.mark.parametrize(
-    "files", [{}, {"../x": {"bytes": 1, "sha256": ""}}, {"index.parquet": 3}, []]
+    ("name", "value"),
+    [
+        ("files", {}),
+        ("files", {"../x": {"bytes": 1, "sha256": ""}}),
+        ("files", {"index.parquet": 3}),
+        ("files", []),
+        ("pixel_size_um", {"P0": "0.65"}),
+        ("pixel_size_um", {"P0": -1.0}),
+        ("pixel_size_um", []),
+    ],
 )
-def test_provenance_with_invalid_files_is_rejected(damaged, files):
+def test_invalid_entry_of_provenance_is_rejected(damaged, name, value):
     provenance = json.loads((damaged / "provenance.json").read_text())
-    (damaged / "provenance.json").write_text(json.dumps({**provenance, "files": files}))
-    with pytest.raises(InputError, match="files is missing or invalid"):
+    (damaged / "provenance.json").write_text(json.dumps({**provenance, name: value}))
+    with pytest.raises(InputError, match=f"{name} is missing or invalid"):
         open_dataset(damaged)
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perturbjax.evaluation.calibration import calibration_error, confidence, scaled, temperature
+from perturbjax.evaluation.calibration import (
+    calibration_error,
+    confidence,
+    confident_accuracies,
+    scaled,
+    temperature,
+)
 
 
 def simulate_predictions(
@@ -38,6 +44,16 @@ def test_confident_half_is_more_accurate():
     result = confidence(labels, probabilities, np.arange(len(labels)) % 2)
     assert result.half_accuracy > (probabilities.argmax(axis=1) == labels).mean() + 0.1
     assert (scaled(probabilities, 7.0).argmax(axis=1) == probabilities.argmax(axis=1)).all()
+
+
+def test_confident_half_is_chosen_by_the_predicted_probability():
+    # Temperatures of the two parts differ and would exchange the order of their sites.
+    labels = np.array([0, 0, 0, 1, 1, 1, 0, 1])
+    top = np.array([0.95, 0.94, 0.93, 0.6, 0.92, 0.59, 0.58, 0.57])
+    predicted = np.array([0, 1, 0, 1, 1, 1, 0, 0])
+    probabilities = np.where(np.arange(2) == predicted[:, None], top[:, None], 1 - top[:, None])
+    result = confidence(labels, probabilities, np.arange(8) % 2)
+    assert result.half_accuracy == confident_accuracies(labels, probabilities)[3] == 0.75
 
 
 def test_calibration_error_with_exact_zeros():

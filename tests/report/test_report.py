@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import struct
 
 import numpy as np
@@ -134,6 +135,19 @@ def test_data_of_every_figure_is_embedded(run):
     )
     assert sum(page.data("calibration")["sites"]) == result["n"]["site"]
     assert page.data("coverage")["fraction"][-1] == 1
+
+
+def test_accuracy_of_the_confident_half_is_one_number(run):
+    _, _, _, page = run
+    (sentence,) = re.findall(r"more confident half of the sites: ([0-9.]+)%", page.text)
+    curve = page.data("coverage")
+    half = max(at for at, fraction in enumerate(curve["fraction"]) if fraction <= 0.5)
+    assert f"{curve['accuracy'][half]:.1%}" == f"{sentence}%"
+    labels = [one["aria-label"] for one in page.all("svg")]
+    (label,) = [text for text in labels if "more confident half" in text]
+    assert f"{float(sentence) / 100:.2f} of the more confident half" in label
+    errors = re.findall(r"[Cc]alibration error ([0-9.]*[0-9])", page.text)
+    assert len(errors) == 2 and len(set(errors)) == 1
 
 
 def test_figures_are_written_as_png(run):
