@@ -26,7 +26,13 @@ Presets = tuple[dict[str, Any], Sequence[Flag], Sequence[str]]
 
 def train_presets(words: Sequence[str]) -> Presets:
     """Presets of `perturbjax train`."""
-    (name, file), rest = parse_first(words, "preset", "recipe")
+    from perturbjax.models.user_networks import allow_network
+
+    (name, file, model), rest = parse_first(words, "preset", "recipe", "model")
+    # Only a network on the command line is allowed, not the one of a recipe file.
+    allow_network(model)
+    # The options dataclass has the flag --model too, so return it to the remaining words.
+    rest = [*rest, "--model", model] if model else rest
     name = name or _default_preset(words)
     recipe = preset(name)
     recipe = read_recipe(Path(file), recipe) if file else recipe

@@ -59,7 +59,7 @@ class ModelConfig:
     """Network"""
 
     model: str = "attention"
-    """Network architecture."""
+    """Network architecture, or package.module:function of a Flax network."""
     dropout: float = python_only(0.3)
     """Fraction of units dropped before the last layer, in [0, 1)."""
     precision: Precision = "float32"
@@ -255,6 +255,10 @@ class Recipe:
         # times.
         normalize, crop = self.input.normalize, self.augment.crop
         require("crop", crop, crop >= 8, "at least 8 pixels")
+        # Other networks have no published weights, and no features of cells.
+        is_builtin = ":" not in self.model.model or not (self.transfer.weights or self.input.cells)
+        builtin = "a network of perturbjax with --weights, --head channels and --preset wells"
+        require("model", self.model.model, is_builtin, builtin)
         if self.input.cells:
             head = self.transfer.head
             require("head", head, head != "channels", "dense or attention for networks on cells")

@@ -14,8 +14,18 @@ from perturbjax.models.efficientnet import EFFICIENTNET_B0, EFFICIENTNET_LITE0, 
 from perturbjax.models.layers import Mode, Outputs
 from perturbjax.models.masked_cnn import MASKED_CNN
 from perturbjax.models.resnet import RESNET18, RESNET34, RESNET50
+from perturbjax.models.user_networks import allow_network, create_user_network, is_user_network
 
-__all__ = ["BACKBONES", "SIZED", "Backbone", "Mode", "Outputs", "create", "with_weights"]
+__all__ = [
+    "BACKBONES",
+    "FIXED_SIZE_NETWORKS",
+    "Backbone",
+    "Mode",
+    "Outputs",
+    "allow_network",
+    "create",
+    "with_weights",
+]
 
 #: All networks. To add one, write a module with its record and add a line here.
 BACKBONES: dict[str, Backbone] = {
@@ -57,15 +67,18 @@ def create(
     (b, h, w, 1 + channels): the mask, then the normalized image.
 
     Args:
-        name: one of `BACKBONES`.
+        name: one of `BACKBONES`, or `package.module:function` of a network that the user has
+            allowed (see `user_networks`).
         classes: width of the logits.
         channels: image channels, without the mask.
         dropout: dropout rate before the last layer.
         seed: seed of the parameters.
-        image_size: height and width of the input in pixels; used by `FIXED_SIZE_NETWORKS` only.
+        image_size: height and width of the input in pixels; used by `FIXED_SIZE_NETWORKS` and by
+            networks of users.
 
     Raises:
-        InputError: no network has this name; the message lists all names.
+        InputError: no network has this name (the message lists all names), or the network of a user
+            cannot be used.
 
     Example:
         >>> network = perturbjax.create("attention", classes=7)
@@ -73,6 +86,15 @@ def create(
         >>> outputs.logits.shape, outputs.features.shape, outputs.attention.shape
         ((2, 7), (2, 256), (2, 8, 8))
     """
+    if is_user_network(name):
+        return create_user_network(
+            name,
+            classes=classes,
+            channels=channels,
+            image_size=image_size,
+            dropout=dropout,
+            rngs=nnx.Rngs(seed),
+        )
     if name not in BACKBONES:
         raise InputError(f"--model {name}: unknown network. Choose one of {', '.join(BACKBONES)}.")
     # Other constructors do not take an image size.

@@ -89,6 +89,6 @@ def score_sites(
 
 def feature_names(groups: Sequence[str], count: int) -> list[str]:
     """Return the names of features in tables, `GROUP_0001` and so on, for groups of equal size."""
-    # Numbers restart in each group.
+    # Numbers restart in each group. The module of a user's network is left out.
     numbers = range(1, count // len(groups) + 1)
-    return [f"{group}_{number:04d}" for group in groups for number in numbers]
+    return [f"{group.rpartition(':')[2]}_{number:04d}" for group in groups for number in numbers]

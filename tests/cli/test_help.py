@@ -52,7 +52,7 @@ def test_help_shows_defaults_of_the_preset_and_choices_of_the_tables(capsys):
     text = " ".join(help_of(capsys, "train", "--help-all", "--preset", "cells").split())
     assert f"--preset {{{','.join(PRESETS)}}}" in text
     assert "Named recipe; paper with --recipe or --model. (default: cells)" in text
-    assert "--model TEXT Network architecture. One of attention, attention_multiscale," in text
+    assert "Flax network. One of attention, attention_multiscale," in text
     assert "--normalize {dtype,log,log_plate,site,plate}" in text and "(default: log_plate)" in text
     assert "--crop-scale X X" in text and "(default: 0.5 1)" in text
     assert "--profile [TEXT]" in text
