@@ -1,4 +1,5 @@
-# make demo: simulate plates, then all steps from images to results. make test: all quick tests. Both create .venv.
+# make demo: simulate plates, then all steps from images to results. make test: quick tests. Both create .venv.
+# make test-full: all tests of continuous integration (half an hour). make test-slow: checks of minutes each.
 # make aot: compile for accelerators without having one, in a separate environment (6 GB).
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ DEMO ?= demo
 # in their order: otherwise long files with few tests come last and one worker waits for the other.
 PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow lint types docs faults storm bench aot aot-env clean
+.PHONY: demo test test-full test-slow lint types docs faults storm bench aot aot-env clean
 
 demo: $(VENV)/.base
 	rm -rf $(DEMO)
@@ -17,6 +18,9 @@ demo: $(VENV)/.base
 	$(BIN)/perturbjax run --preset demo --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/results
 
 test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow and not full" $(PYTEST_FLAGS)
+
+test-full: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
 
 test-slow: $(VENV)/.test

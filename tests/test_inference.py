@@ -15,6 +15,8 @@ from perturbjax.inference import load_network
 from perturbjax.training.checkpoint import CheckpointConfig
 from perturbjax.training.fit import TrainConfig, fit
 
+pytestmark = pytest.mark.full
+
 SITES, BATCH = 30, 8
 NORMALIZATIONS = ("dtype", "log", "site", "plate")
 

@@ -61,6 +61,7 @@ _VARIANTS = {
     "last layer, 224 pixels": Variant(source={"pool": "last", "augmentations": 1}),
     "one view": Variant(source={"augmentations": 1}),
     "eight views": Variant(source={"augmentations": 8}),
+    "EfficientNet-Lite2": Variant(source={"backbone": "efficientnet_lite2"}),
     "stages, 224 pixels": Variant(source={"size": 224, "augmentations": 1}),
     # Fields of more than 128 pixels, see `SourceConfig.unit`.
     "whole sites, 224 pixels": Variant(source={"unit": "site"}),

@@ -12,6 +12,8 @@ from tiny_dataset import write_dataset
 from perturbjax.cli import main
 from perturbjax.evaluation.predictions import read_predictions
 
+pytestmark = pytest.mark.full
+
 
 def run(*words: object) -> int:
     with pytest.raises(SystemExit) as left:

@@ -10,6 +10,8 @@ from experiments.audit_truth import SIZE, audit_of, intervals, screen
 from perturbjax.audit.audit_result import AuditResult
 from perturbjax.audit.verdict import verdict
 
+pytestmark = pytest.mark.full
+
 
 def detects_leak_only(result: AuditResult) -> bool:
     conclusion = verdict(result)

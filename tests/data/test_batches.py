@@ -36,6 +36,8 @@ from perturbjax.data.normalization import count_input_channels
 from perturbjax.dataset import PLATE, SITE, WELL, SitePixels, open_dataset, write_dataset
 from perturbjax.training.devices import Placement, choose_placement
 
+pytestmark = pytest.mark.full
+
 SITES, HEIGHT, WIDTH, BATCH, SEED = 37, 20, 18, 8, 5
 CHANNELS = ["DNA", "Actin"]
 RECORDS = np.arange(3, SITES, dtype=np.int32)  # records of the training set

@@ -15,6 +15,8 @@ from perturbjax.data.bags import CellBags, prepare_input
 from perturbjax.data.batches import BatchRecords, Decoder, describe_sites
 from perturbjax.dataset import open_dataset
 
+pytestmark = pytest.mark.full
+
 INPUT = InputConfig(normalize="log", cells=5, cells_per_step=3, cell_size=16)
 AUGMENT = AugmentConfig(crop=16, crop_scale=(0.8, 1.0), crop_ratio=(1.0, 1.0))
 

@@ -16,6 +16,8 @@ from perturbjax.core.config import SPLIT_CHOICES, InputConfig, SplitConfig
 from perturbjax.data.normalization import site_intensities
 from perturbjax.dataset import open_dataset
 
+pytestmark = pytest.mark.full
+
 TABLES = (choices.SPLIT_POLICIES, choices.NORMALIZATIONS, choices.MASK_ENCODINGS)
 
 

@@ -21,6 +21,8 @@ from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run_directory import open_run
 
+pytestmark = pytest.mark.full
+
 SITES, FEW, CHANNELS = 48, 9, ["DNA", "Actin"]
 BATCH = 3  # equal batches in both datasets
 

@@ -15,6 +15,8 @@ from data_prep.build import build
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
+pytestmark = pytest.mark.full
+
 
 def test_killed_build_resumes_with_identical_result(simulated, command, tmp_path):
     """SIGKILL at random times during segmentation and writing; finished sites are not repeated."""

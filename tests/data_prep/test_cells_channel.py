@@ -13,6 +13,8 @@ from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 from perturbjax.dataset.checksums import verify_dataset
 
+pytestmark = pytest.mark.full
+
 CELLS = {"cells_channel": "Actin"}
 
 

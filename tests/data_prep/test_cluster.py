@@ -22,6 +22,8 @@ from data_prep.cluster import ClusterConfig, ClusterPool
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import shards
 
+pytestmark = pytest.mark.full
+
 pytest.importorskip("distributed")
 #: Size of a shard in bytes; the small plate then has several.
 SHARD_BYTES = 150_000

@@ -22,6 +22,8 @@ from data_prep.illumination import (
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
+pytestmark = pytest.mark.full
+
 CHANNELS = ("DNA", "Actin", "Tubulin")
 
 

@@ -14,6 +14,8 @@ from data_prep.segment.watershed import Watershed
 from perturbjax.core.errors import InputError
 from perturbjax.segmentation import average_precision as precision
 
+pytestmark = pytest.mark.full
+
 
 def average_precision(truth: np.ndarray, labels: np.ndarray, iou: float = 0.5) -> float:
     return float(precision.match(truth, labels, [iou]).average_precision[0])

@@ -16,6 +16,8 @@ from perturbjax.core.config import AugmentConfig, OptimConfig, Recipe, SplitConf
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import SitePixels, open_dataset, write_dataset
 
+pytestmark = pytest.mark.full
+
 
 def plate(
     path: Path,

@@ -12,6 +12,8 @@ from reference.original import Classifier
 from perturbjax.cli import main
 from perturbjax.dataset import Dataset, open_dataset
 
+pytestmark = pytest.mark.full
+
 SIDE = 64
 
 

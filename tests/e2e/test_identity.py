@@ -10,6 +10,8 @@ from commands import one_line
 
 from perturbjax.cli import main
 
+pytestmark = pytest.mark.full
+
 
 def swap_split(run: Path) -> None:
     table = pd.read_parquet(run / "split.parquet")

@@ -8,7 +8,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from commands import assert_same_parameters, command_line
+
+pytestmark = pytest.mark.full
 
 EPOCHS = 24
 FLAGS = (

@@ -14,6 +14,8 @@ from test_killed import epochs_of, last_epoch
 
 from perturbjax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.full
+
 EPOCHS = 16
 #: One site in a step gives 32 steps in an epoch, so that a signal arrives within an epoch.
 FLAGS = (

@@ -24,6 +24,8 @@ from perturbjax.models.ensemble_head import BRANCH_WEIGHT, EnsembleHead
 from perturbjax.profiles.profile_table import Profiles
 from perturbjax.profiles.table_steps import as_table
 
+pytestmark = pytest.mark.full
+
 PLATES, SITES = 20, 36
 
 

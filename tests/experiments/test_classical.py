@@ -13,6 +13,8 @@ from perturbjax.core.config import SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.profiles.image_inputs import AdaptConfig
 
+pytestmark = pytest.mark.full
+
 
 def write_screen(folder: Path, *, position: float, treatment: float, seed: int = 0) -> Path:
     """Write four plates of one layout with effects of position and treatment on the features.

@@ -8,6 +8,8 @@ import pytest
 
 from experiments.bbbc021_mechanisms import Config, main
 
+pytestmark = pytest.mark.full
+
 
 @pytest.mark.shared
 def test_main_reproduces_scores_of_published_profiles(shared, tmp_path):

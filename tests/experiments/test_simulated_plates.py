@@ -8,6 +8,8 @@ from experiments.simulated_plates import Config, main
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
 
+pytestmark = pytest.mark.full
+
 
 def test_main_builds_datasets_and_prints_the_value_of_data(tmp_path, capfd):
     options = Config(tmp_path, aspects=("count",), plates=1, wells=4, compounds=2)

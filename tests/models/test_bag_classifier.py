@@ -14,6 +14,8 @@ from perturbjax.models.bags import BagClassifier, Bags
 from perturbjax.models.layers import Mode
 from perturbjax.training.step import split_model
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def network():

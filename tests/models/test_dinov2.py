@@ -16,6 +16,8 @@ from perturbjax.models import BACKBONES, Mode, transfer
 from perturbjax.models.dinov2 import SIZES, cubic_weights
 from perturbjax.models.weights import load_pretrained
 
+pytestmark = pytest.mark.full
+
 
 def published(folder, *, size: str = "small", registers: bool = False, image_size: int = 98):
     """Create transformers' network with random weights, and its safetensors file."""

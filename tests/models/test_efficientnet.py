@@ -12,6 +12,8 @@ from perturbjax.models.efficientnet import EfficientNet, InvertedResidual, _shif
 from perturbjax.models.layers import Mode, conv2d
 from perturbjax.models.weights import build_from_tensors
 
+pytestmark = pytest.mark.full
+
 forward = nnx.jit(lambda model, x: model(x, Mode()))
 
 

@@ -20,6 +20,8 @@ from perturbjax.models.ensemble_head import (
 from perturbjax.models.layers import Conv
 from perturbjax.models.symmetries import dihedral
 
+pytestmark = pytest.mark.full
+
 #: Features per channel: three statistics of the first stage's 7 maps.
 PER_CHANNEL = 3 * 7
 

@@ -12,6 +12,8 @@ from perturbjax.models.attention import ConvBlock
 from perturbjax.models.kernels.batch_norm import _one_pass, _two_passes
 from perturbjax.models.layers import BatchNorm, Mode, max_pool
 
+pytestmark = pytest.mark.full
+
 PLATFORMS = ("cuda", "tpu")
 
 

@@ -17,6 +17,8 @@ from perturbjax.core.errors import InputError
 from perturbjax.models.pytorch_files import read_tensors, write_tensors
 from perturbjax.models.torch_pickle import MAX_PICKLE_BYTES
 
+pytestmark = pytest.mark.full
+
 DTYPES = [
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),

@@ -13,6 +13,8 @@ from perturbjax.core.config import AugmentConfig, InputConfig
 from perturbjax.data.augmentation import RawBatch, prepare
 from perturbjax.models.kernels import resampling as lookup
 
+pytestmark = pytest.mark.full
+
 EINSUM = jnp.einsum
 #: (height, width), changes of the recipe, dtype of masks.
 CASES = [

@@ -13,6 +13,8 @@ from perturbjax.models.resnet import RESNET18, BasicBlock, ResNet
 from perturbjax.models.transfer import TransferClassifier, rate_scales, scale_updates, set_phase
 from perturbjax.training.optimizer import make_optimizer
 
+pytestmark = pytest.mark.full
+
 
 def small(head: str, channels: int = 1) -> TransferClassifier:
     backbone = ResNet(

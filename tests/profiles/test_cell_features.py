@@ -29,6 +29,8 @@ from perturbjax.profiles.profile_reader import read_profiles
 from perturbjax.profiles.window_features import compute_parts, divide_sites
 from perturbjax.training.devices import ComputeConfig, open_devices
 
+pytestmark = pytest.mark.full
+
 SHAPES = [(60, 80), (40, 40), (50, 30), (60, 80)]
 #: Row and column of the centers of the cells of each site. The first cell touches the border.
 CENTERS = [

@@ -34,6 +34,8 @@ from perturbjax.profiles.profile_options import (
 from perturbjax.profiles.profile_table import Profiles, aggregate_to_wells
 from perturbjax.report.embedding_page import write_page
 
+pytestmark = pytest.mark.full
+
 NO_PROFILES = Profiles(pd.DataFrame(), np.zeros((0, 0), np.float32), ())
 
 

@@ -30,6 +30,8 @@ from perturbjax.profiles import extract as extraction
 from perturbjax.profiles.extract import FeaturesConfig, extract
 from perturbjax.profiles.image_inputs import AdaptConfig, adapt, channel_triples, intensity_range
 
+pytestmark = pytest.mark.full
+
 SITES, CHANNELS = 26, ["DNA", "Actin"]
 
 

@@ -13,6 +13,8 @@ from perturbjax.models.pytorch_files import read_tensors, write_tensors
 from perturbjax.segmentation import cpnet
 from perturbjax.segmentation.weights import build, load_weights, save_weights, tensor_name
 
+pytestmark = pytest.mark.full
+
 WIDTHS = [(2, 32, 64, 128, 256), (1, 8, 16), (3, 12, 20, 28), (2, 16, 32, 64, 96, 128)]
 
 

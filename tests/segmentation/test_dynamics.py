@@ -12,6 +12,8 @@ from skimage.draw import disk
 from perturbjax.segmentation import objects
 from perturbjax.segmentation.objects import Rules, compute_objects
 
+pytestmark = pytest.mark.full
+
 
 def draw_field(shape, count, seed=0):
     """Draw disks at random positions; return labels and noisy maps of a perfect network."""

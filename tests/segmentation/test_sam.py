@@ -16,6 +16,8 @@ from perturbjax.segmentation import Segmenter, weight_files
 from perturbjax.segmentation.sam import SamConfig
 from perturbjax.segmentation.weights import build, load_weights
 
+pytestmark = pytest.mark.full
+
 WIDTH, HEADS, NECK, PATCH, GRID, OUTPUTS = 24, 3, 16, 8, 8, 3
 SIDE = PATCH * GRID
 #: Relative positions in the weights of each block: the required number, fewer, and more.

@@ -20,6 +20,8 @@ from perturbjax.segmentation.train import (
 from perturbjax.segmentation.training_crops import CropConfig
 from perturbjax.segmentation.weights import load_weights, read_card
 
+pytestmark = pytest.mark.full
+
 STILL = CropConfig(crop=64, diameter=16, zoom=1, gamma=1, contrast=1, brightness=0, noise=0)
 
 

@@ -17,6 +17,8 @@ from perturbjax.segmentation.diameters import diameter_warning
 from perturbjax.segmentation.foreground import percentiles
 from perturbjax.segmentation.weights import load_weights
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def weights(shared):

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from perturbjax.training.devices import limit_pending_steps
+
+pytestmark = pytest.mark.full
 
 TESTS = Path(__file__).with_name("eight_devices.py")
 

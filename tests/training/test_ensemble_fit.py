@@ -55,6 +55,8 @@ from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.setup import prepare_experiment
 from perturbjax.training.site_features import SiteFeatures
 
+pytestmark = pytest.mark.full
+
 
 def blobs(n: int = 120, d: int = 20, classes: int = 3):
     rng = np.random.default_rng(0)

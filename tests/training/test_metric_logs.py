@@ -15,6 +15,8 @@ from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.metric_logs import PACKAGES, open_log
 from perturbjax.training.run_directory import read_metrics
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

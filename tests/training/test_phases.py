@@ -27,6 +27,8 @@ from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run_directory import read_metrics
 
+pytestmark = pytest.mark.full
+
 EPOCHS, FROZEN = 4, 2
 ONE = ComputeConfig(devices="1")
 

@@ -22,6 +22,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from perturbjax.core.config import OptimConfig
 from perturbjax.training.optimizer import make_optimizer
 
+pytestmark = pytest.mark.full
+
 STEPS, SIZE, BATCH = 30, 16, 8
 RECIPE = OptimConfig()
 

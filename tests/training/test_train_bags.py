@@ -33,6 +33,8 @@ from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run_directory import open_run
 
+pytestmark = pytest.mark.full
+
 ONE = ComputeConfig(devices="1")
 
 

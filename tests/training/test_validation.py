@@ -19,6 +19,8 @@ from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run_directory import read_metrics
 
+pytestmark = pytest.mark.full
+
 SPLIT = SplitConfig(split="well", folds=3, validation_fraction=0.4)
 
 
