@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,21 @@ def test_navigation_lists_every_page():
     contents = (REPOSITORY / "mkdocs.yml").read_text()
     for page in DOCS.rglob("*.md"):
         assert f": {page.relative_to(DOCS)}" in contents, page
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git applies the diff")
+def test_worked_change_applies_to_the_present_files(tmp_path):
+    (diff,) = re.findall(
+        r"```diff\n(.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.DOTALL
+    )
+    files = re.findall(r"^\+\+\+ b/(.*)$", diff, re.MULTILINE)
+    assert len(files) == 2
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True)
+        shutil.copy(REPOSITORY / file, tmp_path / file)
+    done = subprocess.run(
+        ["git", "apply", "-"], cwd=tmp_path, input=diff, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    choices, tests = ((tmp_path / file).read_text() for file in files)
+    assert '"mean": NormalizationChoice(' in choices and "def test_mean_divides" in tests

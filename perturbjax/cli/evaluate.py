@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -51,7 +52,7 @@ from perturbjax.evaluation.evaluation_result import (
     read_evaluation,
 )
 from perturbjax.evaluation.external_predictions import match_external_predictions
-from perturbjax.evaluation.predictions import encode_labels, write_predictions
+from perturbjax.evaluation.predictions import average_predictions, encode_labels, write_predictions
 from perturbjax.evaluation.retrieval import evaluate_retrieval
 from perturbjax.evaluation.run_sets import (
     calibrate_run,
@@ -105,6 +106,8 @@ class PredictConfig:
     out: Path
     """Table to write (.parquet or .csv): metadata, site_id, part, label, predicted, prediction set
     and one probability per class."""
+    level: Literal["site", "well"] = "site"
+    """Row of the table; well: mean probabilities of the sites of a well."""
 
     def __post_init__(self) -> None:
         require_sound(self)
@@ -196,7 +199,8 @@ def predict(config: PredictConfig) -> Path:
         sets = predict_sets(stored, dataset.index["site_id"], predictions, run.class_names)
         for message in describe_dataset(run, dataset, stored, sets):
             console.print(message)
-        write_predictions(out, run_predictions_table(run, dataset.index, predictions, part, sets))
+        table = run_predictions_table(run, dataset.index, predictions, part, sets)
+        write_predictions(out, average_predictions(table) if config.level == "well" else table)
         console.print(f"{len(dataset)} sites predicted: {out}")
     return out
 
@@ -279,7 +283,7 @@ def evaluate_table(options: EvaluateConfig) -> EvaluationResult:
     if out.is_dir() and any(out.iterdir()) and "predictions" not in config:
         raise InputError(f"--out {out}: {describe_path(out)}; choose a new folder")
     matched = match_external_predictions(table, dataset, split_file)
-    console.print(f"info: {matched.note}")
+    console.print(f"info: true classes from {matched.label_column}; {matched.note}")
     with announce("info: scoring the predictions and the baselines"):
         evaluation = evaluate_predictions(
             [matched.model],

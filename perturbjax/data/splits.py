@@ -2,7 +2,8 @@
 manifest.
 
 A manifest is a table with one row for each site: `site_id`, `group` (never divided between train
-and test) and `part` ("train" or "test"). Its fingerprint identifies it: runs with the same
+and test) and `part` ("train" or "test"). Files are parquet or CSV. A file without `group` gets the
+wells as groups, or the sites if it divides wells. Its fingerprint identifies it: runs with the same
 fingerprint can be compared. The split policies are the records of
 `perturbjax.core.choices.SPLIT_POLICIES`.
 """
@@ -19,9 +20,10 @@ import pandas as pd
 
 from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.config import AUTO, SPLIT_CHOICES, AnySplit, SplitConfig
+from perturbjax.core.csv_tables import read_table
 from perturbjax.core.errors import InputError
-from perturbjax.core.files import read_parquet, write_parquet
-from perturbjax.core.messages import console
+from perturbjax.core.files import read_parquet, write_csv, write_parquet
+from perturbjax.core.messages import console, csv_value
 from perturbjax.core.options import (
     chosen_from,
     require_fold,
@@ -33,7 +35,7 @@ from perturbjax.data.exclusion import apply_exclusions, read_rules
 from perturbjax.data.split_choice import assign_groups, choose_split
 from perturbjax.dataset import open_dataset
 
-COLUMNS = ("site_id", "group", "part")
+COLUMNS = ("site_id", "part")
 TRAIN, TEST = "train", "test"
 #: Split policy -> weaker policy that a single group allows.
 _WEAKER = {"compound": "well", "layout": "well", "plate": "well"}
@@ -160,8 +162,11 @@ def fingerprint(manifest: pd.DataFrame) -> str:
 
 
 def write_split(manifest: pd.DataFrame, path: Path) -> None:
-    """Write a manifest as parquet, atomically; the parameters of the split are in its metadata."""
-    write_parquet(path, manifest)
+    """Write a manifest atomically, as CSV if the name ends in .csv, otherwise as parquet.
+
+    Parquet has the parameters of the split in its metadata.
+    """
+    (write_csv if path.suffix == ".csv" else write_parquet)(path, manifest)
 
 
 def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
@@ -173,10 +178,14 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
             test, a site is absent from the dataset or duplicated, a group is in both train and
             test, or one of these is empty.
     """
-    manifest = read_parquet(path, "create it again with `perturbjax split`")
+    if path.suffix == ".parquet":
+        manifest = read_parquet(path, "create it again with `perturbjax split`")
+    else:
+        manifest = read_table(path).map(csv_value)
     if missing := [column for column in COLUMNS if column not in manifest.columns]:
         raise InputError(
-            f"{path}: no column {missing[0]!r}. A manifest has the columns {', '.join(COLUMNS)}."
+            f"{path}: no column {missing[0]!r}. A manifest has the columns {', '.join(COLUMNS)}, "
+            "and group if sites stay together."
         )
     if unknown := set(manifest["part"]) - {TRAIN, VALIDATION, TEST}:
         raise InputError(
@@ -193,6 +202,8 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
             f"{path}: site {min(absent)!r} is not in the dataset. Create the manifest from this "
             "dataset."
         )
+    if "group" not in manifest.columns:
+        manifest = _add_groups(manifest, index)
     group = manifest["group"]
     if (empty := group.isna() | (group.astype(str).str.strip() == "")).any():
         raise InputError(
@@ -204,6 +215,16 @@ def read_split(path: Path, index: pd.DataFrame) -> pd.DataFrame:
     ordered = manifest.set_index("site_id").loc[order[order.isin(sites)]].reset_index()
     ordered.attrs = manifest.attrs
     return ordered
+
+
+def _add_groups(manifest: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
+    """Add the wells as groups, or the sites if the manifest divides wells."""
+    wells = pd.Series(assign_groups(index, "well"), index=index["site_id"])
+    groups = manifest["site_id"].map(wells)
+    is_divided = (manifest["part"].groupby(groups.to_numpy()).nunique() > 1).any()
+    result = manifest.assign(group=manifest["site_id"] if is_divided else groups)
+    result.attrs = manifest.attrs
+    return result[["site_id", "group", "part"]]
 
 
 def require_no_overlap(manifest: pd.DataFrame, path: Path | str = "split") -> None:
@@ -324,7 +345,7 @@ class ManifestConfig:
     data: tuple[Path, ...]
     """Dataset directories with the same channels."""
     out: Path
-    """Split to write (.parquet), for `perturbjax train --split-file`."""
+    """Split to write (.parquet or .csv), for `perturbjax train --split-file`."""
     split: AnySplit = chosen_from(SPLIT_CHOICES, AUTO, "policy")
     """Sites that stay together in the training or the test set; auto: strictest possible."""
     label_column: str = ""
@@ -340,7 +361,7 @@ class ManifestConfig:
 
     def __post_init__(self) -> None:
         require_sound(self)
-        require_output(self.out, ".parquet")
+        require_output(self.out, ".parquet", ".csv")
         require_fold(self.fold, self.folds)
         require_seed(self.seed)
 

@@ -120,15 +120,16 @@ def match_external_predictions(
     label_column = _label_column(dataset, class_names, test, path)
     index = dataset.index.assign(label=dataset.column(label_column).astype(str))
     values = table[[PROBABILITY + name for name in class_names]].to_numpy(dtype=np.float32)
+    usable = _labelled(dataset) & index["label"].isin(class_names).to_numpy()
+    train = usable & (parts == TRAIN)
+    scored = predicted & (test | train)
     check_probabilities(
-        encode_labels(index["label"][test], class_names, str(path)),
-        values[row_of[test]],
-        list(index["site_id"][test]),
+        encode_labels(index["label"][scored], class_names, str(path)),
+        values[row_of[scored]],
+        list(index["site_id"][scored]),
         where=str(path),
         advice=_ADVICE,
     )
-    usable = _labelled(dataset) & index["label"].isin(class_names).to_numpy()
-    train = usable & (parts == TRAIN)
     model_train: tuple[np.ndarray, ...] = ()
     if train.any():
         folds = [_fold(MODEL, index, train, test)]

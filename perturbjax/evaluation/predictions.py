@@ -17,9 +17,12 @@ from jaxtyping import Float, Int
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_parquet, write_csv, write_parquet
-from perturbjax.data.splits import TEST
+from perturbjax.data.splits import TEST, TRAIN, VALIDATION
 from perturbjax.evaluation.scores import check_probabilities
+from perturbjax.evaluation.wells import aggregate_wells, well_ids
 
+#: Values of `part`, of which the first one among its sites is that of a well.
+_PARTS = (TRAIN, VALIDATION, TEST, "new")
 #: Start of the names of probability columns.
 PROBABILITY = "prob_"
 
@@ -58,6 +61,33 @@ def predictions_table(
     )
     own = [] if sets is None else [sets.reset_index(drop=True)]
     return pd.concat([index[columns].reset_index(drop=True), predictions, *own, wide], axis=1)
+
+
+def average_predictions(table: pd.DataFrame) -> pd.DataFrame:
+    """Average the probabilities of the sites of each well, as evaluations do.
+
+    Args:
+        table: predictions of sites.
+
+    Returns:
+        One row for each well: `Metadata_*` columns that are the same for all sites of a well,
+        `Metadata_Site_Count`, `part` (train if any site is), `label` (empty if the sites differ),
+        `predicted` and probabilities. Prediction sets of sites are left out.
+    """
+    names, wells = predicted_class_names(table), well_ids(table)
+    values = table[[PROBABILITY + name for name in names]].to_numpy(dtype=np.float32)
+    # The same class for all sites, because the average needs no labels.
+    _, means = aggregate_wells(wells, np.zeros(len(table), int), values)
+    sites = table.groupby(wells, sort=True)
+    metadata = table[[name for name in table.columns if name.startswith("Metadata_")]]
+    same = (metadata.groupby(wells).nunique(dropna=False) <= 1).all()
+    index = (
+        sites[list(same.index[same])].first().assign(Metadata_Site_Count=sites.size(), site_id="")
+    )
+    label = sites["label"].agg(lambda labels: labels.iloc[0] if labels.nunique() == 1 else "")
+    part = sites["part"].agg(lambda parts: min(parts, key=_PARTS.index))
+    averaged = predictions_table(index, means, names, part=part.to_numpy(), label=label)
+    return averaged.drop(columns="site_id")
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:

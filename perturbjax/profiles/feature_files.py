@@ -1,4 +1,4 @@
-"""Write features with their metadata: parquet, AnnData (`.h5ad`) or SpatialData (`.zarr`)."""
+"""Write features with their metadata: parquet, CSV, AnnData (`.h5ad`) or SpatialData (`.zarr`)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_features(
     """Write the features of a dataset, in the order of its index.
 
     Args:
-        path: `.h5ad` for AnnData, `.zarr` for SpatialData, else parquet.
+        path: `.h5ad` for AnnData, `.zarr` for SpatialData, `.csv`, else parquet.
         level: "cell", "site", or "well" for the mean of the sites of each well.
         index: index of the dataset.
         parts: features of consecutive records; they may be memory maps and are read one after the
@@ -66,7 +66,7 @@ def write_features(
         with open_anndata(path, metadata, parts, names, facts) as table:
             write_spatialdata(path, dataset, table)
         return len(metadata)
-    write = _write_anndata if path.suffix == ".h5ad" else _write_parquet
+    write = {".h5ad": _write_anndata, ".csv": _write_csv}.get(path.suffix, _write_parquet)
     with atomic(path) as temporary:
         write(temporary, metadata, parts, names, facts)
     return len(metadata)
@@ -137,6 +137,18 @@ def _write_parquet(
     finally:
         if writer is not None:
             writer.close()
+
+
+def _write_csv(
+    path: Path, metadata: pd.DataFrame, parts: Parts, names: list[str], facts: dict[str, Any]
+) -> None:
+    """Write a text file, which has no place for the provenance."""
+    start = 0
+    for part in parts:
+        left = metadata.iloc[start : start + len(part)].reset_index(drop=True)
+        table = pd.concat([left, pd.DataFrame(np.asarray(part), columns=names)], axis=1)
+        table.to_csv(path, mode="a", header=start == 0, index=False)
+        start += len(part)
 
 
 def require_anndata(flag: str) -> None:

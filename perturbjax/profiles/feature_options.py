@@ -36,8 +36,8 @@ class FeaturesConfig:
     data: tuple[Path, ...]
     """Dataset directories with the same channels."""
     out: Path
-    """Table to write: .parquet, .h5ad (AnnData), or .zarr (SpatialData, --level cell). The same
-    command resumes an interrupted extraction."""
+    """Table to write: .parquet, .csv, .h5ad (AnnData), or .zarr (SpatialData, --level cell). The
+    same command resumes an interrupted extraction."""
     backbone: str = "resnet50"
     """Network, or cellprofiler for CellProfiler measurements of the cells."""
     weights: str = ""
@@ -73,7 +73,7 @@ class FeaturesConfig:
     def __post_init__(self) -> None:
         require_sound(self)
         stores = (ZARR,) if self.level == "cell" else ()
-        require_output(self.out, ".parquet", ".h5ad", *stores)
+        require_output(self.out, ".parquet", ".csv", ".h5ad", *stores)
         if self.run is None and not self.weights and self.backbone != CELLPROFILER:
             backbone = BACKBONES.get(self.backbone)
             source = f", such as {backbone.source}, {backbone.license}" if backbone else ""

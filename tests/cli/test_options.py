@@ -68,9 +68,9 @@ PARSED_FIRST = {
     "classify": ("--preset",),
 }
 #: 195 flags, 37 of the four screening commands, 5 of the features of cells, 6 of `table`, 9 of
-#: `run`, --design of `simulate`, --cells-channel of `build`, and two flags of `evaluate` for the
-#: predictions of any model.
-MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 256, 40
+#: `run`, --design of `simulate`, --cells-channel of `build`, and two flags of `evaluate` and one
+#: of `predict` for tables of predictions.
+MOST_FLAGS, MOST_FLAGS_OF_A_COMMAND = 257, 40
 
 
 def options_of(command: str) -> type:
@@ -273,10 +273,10 @@ def test_choice_is_checked_in_python():
             "classify --features f --out /dev/null",
             "--out /dev/null: must be a new name, or a folder",
         ),
-        ("split --data data --out s.csv", "--out s.csv: must be a name that ends in .parquet"),
+        ("split --data data --out s.txt", "--out s.txt: must be a name that ends in .parquet"),
         (
-            "features --data data --out f.csv --weights w",
-            "--out f.csv: must be a name that ends in .parquet or .h5ad",
+            "features --data data --out f.txt --weights w",
+            "--out f.txt: must be a name that ends in .parquet or .csv or .h5ad",
         ),
         (
             "embed --features f.parquet --out page.pdf",

@@ -110,6 +110,20 @@ def test_manifest_round_trip(tmp_path):
     assert read.attrs["policy"] == "plate"
 
 
+def test_csv_manifest_without_groups_gets_wells_or_sites(tmp_path):
+    index, path = plate_index(), tmp_path / "split.csv"
+    for policy, groups in (("plate", "well"), ("site", "site")):
+        manifest = splits.make_split(index, policy, label="Metadata_moa")
+        splits.write_split(manifest.drop(columns="group"), path)
+        read = splits.read_split(path, index)
+        expected = splits.assign_groups(index, groups)
+        pd.testing.assert_frame_equal(read[["site_id", "part"]], manifest[["site_id", "part"]])
+        assert read["group"].tolist() == expected.tolist()
+    manifest = splits.make_split(index, "plate", label="Metadata_moa")
+    splits.write_split(manifest, path)
+    pd.testing.assert_frame_equal(splits.read_split(path, index), manifest)
+
+
 def test_read_split_omits_sites_absent_from_the_manifest(tmp_path):
     index = plate_index()
     manifest = splits.make_split(index, "plate", label="Metadata_moa").iloc[5:]
@@ -130,8 +144,8 @@ def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
             manifest.loc[1, "site_id"] = manifest.loc[0, "site_id"]
         case "stranger":
             manifest.loc[1, "site_id"] = "elsewhere_A01_1"
-        case "no group":
-            manifest = manifest.drop(columns="group")
+        case "no part":
+            manifest = manifest.drop(columns="part")
         case "empty group":
             manifest.loc[3, "group"] = ""
         case "null group":
@@ -148,7 +162,7 @@ def damaged(manifest: pd.DataFrame, how: str) -> pd.DataFrame:
         ("unknown part", "holdout"),
         ("twice", "twice"),
         ("stranger", "elsewhere_A01_1"),
-        ("no group", "group"),
+        ("no part", "no column 'part'"),
         ("empty group", "has no group"),
         ("null group", "has no group"),
         ("one side", "no site is in test"),

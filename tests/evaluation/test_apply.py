@@ -22,6 +22,8 @@ from perturbjax.cli.evaluate import (
 from perturbjax.core.config import AugmentConfig, OptimConfig, Recipe, SplitConfig
 from perturbjax.core.errors import InputError
 from perturbjax.dataset import open_dataset
+from perturbjax.evaluation.evaluate import evaluate_predictions
+from perturbjax.evaluation.external_predictions import match_external_predictions
 from perturbjax.evaluation.prediction_sets import Calibration
 from perturbjax.evaluation.run_sets import (
     RunCalibration,
@@ -95,6 +97,25 @@ def test_predict_writes_format_of_suffix(evaluated, data, tmp_path):
     pd.testing.assert_frame_equal(
         text.astype({"Metadata_Site": str}), binary, check_dtype=False, rtol=1e-6
     )
+
+
+def test_predict_by_well_averages_sites_and_can_be_evaluated(evaluated, data, tmp_path):
+    sites, wells = tmp_path / "sites.parquet", tmp_path / "wells.csv"
+    by_site, config = predicted(evaluated, data, sites), ApplyConfig(CheckpointConfig(evaluated))
+    predict(PredictConfig(config, (data,), wells, "well"))
+    by_well = pd.read_csv(wells)
+    assert "site_id" not in by_well and (by_well["Metadata_Site_Count"] == 3).all()
+    keys = ["Metadata_Plate", "Metadata_Well"]
+    means = by_site.groupby(keys)["prob_taxol"].mean()
+    np.testing.assert_allclose(by_well.set_index(keys)["prob_taxol"], means, rtol=1e-5)
+    levels = []
+    for path in (sites, wells):
+        matched = match_external_predictions(path, open_dataset(data))
+        scores = evaluate_predictions(
+            [matched.model], matched.folds, matched.class_names, split="well", replicates=20
+        )
+        levels.append({row.name: row.scores["accuracy"].value for row in scores["well"].rows})
+    assert levels[0] == levels[1]
 
 
 def test_predict_works_without_labels(evaluated, data, unlabelled, tmp_path):
@@ -176,10 +197,15 @@ def test_evaluate_without_training_sites_has_same_test_scores(run, evaluated):
 
 
 def test_features_and_evaluate_write_same_feature_names(evaluated, data, tmp_path):
-    out = extract(
-        FeaturesConfig(data=(data,), out=tmp_path / "f.parquet", run=evaluated, batch_size=8)
-    )
-    ours = pd.read_parquet(out).set_index("Metadata_site_id")
+    """The CSV file has the same values."""
+    tables = [
+        extract(FeaturesConfig(data=(data,), out=tmp_path / name, run=evaluated, batch_size=8))
+        for name in ("f.parquet", "f.csv")
+    ]
+    ours = pd.read_parquet(tables[0])
+    text = pd.read_csv(tables[1], dtype=ours.dtypes.to_dict())
+    pd.testing.assert_frame_equal(text, ours)
+    ours = ours.set_index("Metadata_site_id")
     theirs = pd.read_parquet(evaluated / "evaluation" / "features.parquet").set_index(
         "Metadata_site_id"
     )
