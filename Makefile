@@ -1,4 +1,5 @@
-# make demo: simulate plates, then all steps from images to results. make test: quick tests. Both create .venv.
+# make demo: simulate plates, then all steps from images to results. make demo-real: the same with part of a
+# public plate. make test: quick tests. All create .venv.
 # make test-full: all tests of continuous integration (half an hour). make test-slow: checks of minutes each.
 # make aot: compile for accelerators without having one, in a separate environment (6 GB).
 PYTHON ?= python3
@@ -6,16 +7,25 @@ VENV ?= .venv
 AOT_VENV ?= .venv-aot
 BIN := $(VENV)/bin
 DEMO ?= demo
+DEMO_REAL ?= demo-real
+# Of JUMP-Target-1: the 14 compounds with two wells, and every fourth of the 64 DMSO wells.
+JUMP_WELLS := A02,B14,C09,C15,D05,D08,D11,D15,E05,E06,E10,E13,E14,E20,E21,F03,F16,F19,F22,G09,H04,H05,H18,I05,I06,I14,I17,I21,J06,J20,J23,K11,K16,K20,L06,L09,L12,M04,M10,N04,N07,N18,N21,O07
 # Two workers, each with one file of tests at a time, so that fixtures of a file are created once. Files
 # in their order: otherwise long files with few tests come last and one worker waits for the other.
 PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-full test-slow lint types docs faults storm bench aot aot-env clean
+.PHONY: demo demo-real test test-full test-slow lint types docs faults storm bench aot aot-env clean
 
 demo: $(VENV)/.base
 	rm -rf $(DEMO)
 	$(BIN)/perturbjax simulate --design screen --plates 2 --wells 72 --sites 1 --effect 3 --out $(DEMO)/plates
 	$(BIN)/perturbjax run --preset demo --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/results
+
+# Part of a real plate: downloads 220 images (one site of 44 wells in five channels, at most 2.3 MB each)
+# from the Cell Painting Gallery. Repeat it to resume.
+demo-real: $(VENV)/.base
+	$(BIN)/perturbjax fetch --plate BR00116991 --wells $(JUMP_WELLS) --sites 1 --channels DNA,RNA,ER,AGP,Mito --out $(DEMO_REAL)/plate
+	$(BIN)/perturbjax run --preset linear --load-data $(DEMO_REAL)/plate/load_data.csv --images $(DEMO_REAL)/plate --out $(DEMO_REAL)/results
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow and not full" $(PYTEST_FLAGS)
@@ -77,4 +87,4 @@ $(VENV)/.docs: $(VENV)/.base
 	@touch $@
 
 clean:
-	rm -rf $(DEMO) build dist site *.egg-info
+	rm -rf $(DEMO) $(DEMO_REAL) build dist site *.egg-info

@@ -203,6 +203,18 @@ def z_score_to_all_wells(profiles: Profiles) -> Treatments:
     return to_treatments(profiles, (values[:, keep] - values[:, keep].mean(axis=0)) / std[keep])
 
 
+def as_in_similar(profiles: Profiles) -> Treatments:
+    """Use the consensus profiles of `perturbjax similar`: means over plates of the plate means."""
+    from perturbjax.screening.screen_inputs import make_wells
+    from perturbjax.screening.similarity import relative_to_controls
+
+    wells = make_wells(profiles, COMPOUND, "", None, dose_column=CONCENTRATION)
+    means = pd.DataFrame(relative_to_controls(wells)).groupby([wells.treatment, wells.plates])
+    consensus = means.mean().groupby(level=0).mean()
+    # The median of `to_treatments` leaves the consensus, which is equal in all wells.
+    return to_treatments(profiles, consensus.loc[wells.treatment].to_numpy())
+
+
 PIPELINES: dict[str, Callable[[Profiles], Treatments]] = {
     "z-scores to DMSO of the plate": z_score_all,
     "no position features": z_score,
@@ -210,6 +222,7 @@ PIPELINES: dict[str, Callable[[Profiles], Treatments]] = {
     "sphered and aligned to DMSO (TVN)": partial(correct, names=["sphere", "coral"]),
     "ComBat to DMSO": partial(correct, names=["combat"], scaled=False),
     "z-scores to all wells": z_score_to_all_wells,
+    "consensus of perturbjax similar": as_in_similar,
 }
 
 

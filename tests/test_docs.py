@@ -48,10 +48,34 @@ def test_commands_on_the_pages_parse(page, words):
     accept(command, rest)
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_commands_of_the_makefile_parse():
+    printed = subprocess.run(
+        ["make", "--dry-run", "demo", "demo-real"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    commands = [shlex.split(line) for line in printed.splitlines() if "/perturbjax " in line]
+    assert len(commands) == 4
+    for _, command, *words in commands:
+        accept(command, words)
+
+
 def test_navigation_lists_every_page():
     contents = (REPOSITORY / "mkdocs.yml").read_text()
     for page in DOCS.rglob("*.md"):
         assert f": {page.relative_to(DOCS)}" in contents, page
+
+
+def test_navigation_and_home_page_name_the_tutorials():
+    contents = (REPOSITORY / "mkdocs.yml").read_text()
+    section = contents.split("- Tutorials:")[1].split("- How to:")[0]
+    home = (DOCS / "index.md").read_text()
+    for page in ("from_images_to_hits", "dose_response", "evaluating_profiles"):
+        assert f"notebooks/{page}.md" in section and f"(notebooks/{page}.md)" in home
+    assert "howto/gpu.md" in section and "(howto/gpu.md)" in home
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git applies the diff")

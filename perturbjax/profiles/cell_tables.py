@@ -19,7 +19,7 @@ from perturbjax.profiles.profile_table import METADATA, SITE_ID
 #: Tables with more rows are aggregated by blocks of columns.
 MAX_ROWS = 50_000
 #: Values of one block of columns.
-BLOCK_VALUES = 40_000_000
+BLOCK_VALUES = 8_000_000
 #: Column with the number of cells of a well.
 CELL_COUNT = f"{METADATA}Count_Cells"
 

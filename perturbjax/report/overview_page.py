@@ -18,6 +18,7 @@ from perturbjax.report.comparison_page import models_of
 from perturbjax.report.pages import Section, page, table
 from perturbjax.report.pages.preview import PREVIEW
 from perturbjax.report.run_page import REPORT
+from perturbjax.report.run_results import evaluation_folder
 
 #: Folders of the steps in the output folder of `perturbjax run`.
 DATASET, MODEL, HITS, AUDIT = "dataset", "run", "hits", "audit"
@@ -90,7 +91,7 @@ class Overview:
 
     @property
     def verdict(self) -> str:
-        return verdict(read_evaluation(self.model / "evaluation" / "scores.json"))
+        return verdict(read_evaluation(evaluation_folder(self.model) / "scores.json"))
 
     def describe_hits(self) -> str:
         """The hit list in one sentence."""

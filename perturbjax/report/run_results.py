@@ -145,6 +145,13 @@ class RunResults:
         return read_score_table(file) if file.is_file() else None
 
 
+def evaluation_folder(run: Path) -> Path:
+    """Return the folder with scores.json: `evaluation` of a run, or the folder of a classifier."""
+    # The folder of a classifier contains scores.json without the subfolder `evaluation`.
+    has_folder = (run / EVALUATION).is_dir() or not (run / "scores.json").is_file()
+    return run / EVALUATION if has_folder else run
+
+
 def read_run_results(run: Path) -> RunResults:
     """Read all results that exist.
 
@@ -155,9 +162,7 @@ def read_run_results(run: Path) -> RunResults:
         InputError: there are neither metrics nor scores, or a file cannot be read.
     """
     run = Path(run)
-    # The folder of a classifier contains scores.json without the subfolder `evaluation`.
-    has_folder = (run / EVALUATION).is_dir() or not (run / "scores.json").is_file()
-    folder = run / EVALUATION if has_folder else run
+    folder = evaluation_folder(run)
     scores = folder / "scores.json"
     evaluation = read_evaluation(scores) if scores.is_file() else None
     metrics = read_metrics(run)

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from perturbjax.core.errors import InputError
-from perturbjax.core.plates import PLATE, WELL
+from perturbjax.core.plates import BATCH, PLATE, WELL
 from perturbjax.core.progress import track
 from perturbjax.profiles.profile_reader import read_profiles
+from perturbjax.profiles.profile_table import METADATA
 from perturbjax.screening import doses as dose_response
 from perturbjax.screening import hits as hit_calling
 from perturbjax.screening.differences import (
@@ -36,7 +37,9 @@ from perturbjax.screening.screen_options import (
 )
 from perturbjax.screening.similarity import (
     cluster_tree,
+    match_mechanisms,
     mechanism_enrichment,
+    mechanism_scores,
     neighbor_table,
     relative_to_controls,
     similarity_matrix,
@@ -277,11 +280,16 @@ def compute_similar(
     tree, order = cluster_tree(matrix) if reference is None else (None, list(matrix.index))
     columns = order if reference is None else list(matrix.columns)
     mechanism: dict[str, str] = {}
+    scores: dict[str, tuple[int, float, float]] = {}
     enrichment = pd.DataFrame()
     if mechanism_column in wells.metadata.columns:
         named = ~wells.control & (wells.metadata[mechanism_column] != "").to_numpy()
         mechanism = treatment_values(wells, mechanism_column, named)
         enrichment = mechanism_enrichment(table, mechanism, list(matrix.columns))
+        if reference is None:
+            scores = mechanism_scores(wells, mechanism, _batch_column(wells, restriction))
+        else:
+            scores = {"Reference": match_mechanisms(matrix, mechanism, has_reference=True)}
     return SimilarResult(
         wells=wells,
         neighbors=table,
@@ -289,9 +297,17 @@ def compute_similar(
         tree=tree,
         mechanism=mechanism,
         enrichment=enrichment,
+        scores=scores,
         restriction=restriction,
         has_reference=reference is not None,
     )
+
+
+def _batch_column(wells: Wells, restriction: str) -> str:
+    """Return the column of the batch: that of the restriction, else Metadata_Batch, else none."""
+    if restriction.startswith(METADATA):
+        return restriction
+    return BATCH if BATCH in wells.metadata.columns else ""
 
 
 def find_differences(config: DifferencesConfig) -> DifferencesResult:

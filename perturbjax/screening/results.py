@@ -10,7 +10,6 @@ import pandas as pd
 
 from perturbjax.screening import hits as hit_calling
 from perturbjax.screening.doses import DoseResponse
-from perturbjax.screening.similarity import match_mechanisms
 from perturbjax.screening.wells import Wells
 
 
@@ -61,6 +60,14 @@ class DosesResult:
         return [f"{count} of {len(self.table)} treatments respond to the dose (FDR 5%)."]
 
 
+#: Treatments among which the nearest neighbor was searched.
+AMONG = {
+    "NSC": "among other compounds",
+    "NSCB": "among other compounds of other batches",
+    "Reference": "in the reference",
+}
+
+
 @dataclass(frozen=True)
 class SimilarResult:
     """Result of `similar`.
@@ -73,6 +80,7 @@ class SimilarResult:
             reference.
         mechanism: treatment -> mechanism; empty without labels.
         enrichment: see `similarity.mechanism_enrichment`; empty without labels.
+        scores: see `similarity.mechanism_scores`; with a reference, "Reference" instead.
         restriction: pairs of wells that were left out.
         has_reference: the columns of `matrix` are treatments of a reference table.
     """
@@ -83,20 +91,18 @@ class SimilarResult:
     tree: np.ndarray | None
     mechanism: dict[str, str]
     enrichment: pd.DataFrame
+    scores: dict[str, tuple[int, float, float]]
     restriction: str
     has_reference: bool = False
 
     def sentences(self) -> list[str]:
         """Number of significant pairs, and fraction of treatments with a matching neighbor."""
-        words = []
-        counted, matched, chance = match_mechanisms(
-            self.matrix, self.mechanism, has_reference=self.has_reference
-        )
-        if counted:
-            words.append(
-                f"{matched:.0%} of {counted} treatments have a nearest neighbor with the same "
-                f"mechanism ({chance:.0%} by chance)."
-            )
+        words = [
+            f"{name}: {matched:.1%} of {counted} treatments have a nearest neighbor with the same "
+            f"mechanism {AMONG[name]} ({chance:.1%} by chance)."
+            for name, (counted, matched, chance) in self.scores.items()
+            if counted
+        ]
         pairs = int((self.neighbors["q"] <= hit_calling.FDR).sum())
         words.append(
             f"{pairs} of {len(self.neighbors)} listed neighbor pairs are more similar than random "

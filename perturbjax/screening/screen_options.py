@@ -133,7 +133,7 @@ class SimilarConfig:
     file."""
     restriction: str = "none"
     """Compare only wells that do not share this: none, plate, position, layout, or a metadata
-    column such as Metadata_Batch."""
+    column such as Metadata_Batch, which is then the batch of NSCB."""
     reference: tuple[Path, ...] = ()
     """Tables of other profiles with the same features, in which neighbors are searched."""
     dose_column: str = ""
@@ -141,7 +141,7 @@ class SimilarConfig:
     neighbors: int = 5
     """Neighbors per treatment, 1 or more."""
     mechanism_column: str = "Metadata_moa"
-    """Column with the mechanism, tested for enrichment among the neighbors if it exists."""
+    """Column with the mechanism, if there is one: enrichment among the neighbors, NSC and NSCB."""
     seed: int = python_only(0)
     """Seed of the random control profiles."""
 

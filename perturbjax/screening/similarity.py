@@ -3,11 +3,9 @@
 A consensus profile is the mean over plates of the well profiles relative to the controls of the
 plate. Two treatments whose wells share a plate, a plate position or a plate layout look alike for
 technical reasons; `restriction` leaves such wells out of the comparison. With doses, treatments are
-compared with other compounds only: not same compound (NSC), and with a batch as the restriction not
-same compound or batch (NSCB; Ljosa et al. 2013, J Biomol Screen 18, 1321). The p-value of a pair
-compares its similarity with that of consensus profiles of random control wells of the same
-design (as many wells per treatment, from the same plates), so that treatments without an effect
-have no neighbors.
+compared with other compounds only. The p-value of a pair compares its similarity with that of
+consensus profiles of random control wells of the same design (as many wells per treatment, from the
+same plates), so that treatments without an effect have no neighbors.
 """
 
 from __future__ import annotations
@@ -295,6 +293,36 @@ def match_mechanisms(
     if not matched:
         return 0, math.nan, math.nan
     return len(matched), float(np.mean(matched)), float(np.mean(chance))
+
+
+def mechanism_scores(
+    wells: Wells, mechanism: dict[str, str], batch_column: str = ""
+) -> dict[str, tuple[int, float, float]]:
+    """Compute NSC and NSCB: does the nearest neighbor have the same mechanism?
+
+    NSC (not same compound) compares the consensus profile of a treatment with those of other
+    compounds. NSCB (not same compound or batch) compares it with other compounds that share no
+    batch with the treatment. Treatments without a possible match do not count.
+
+    Args:
+        wells: profiles of a screen.
+        mechanism: mechanism of each treatment; treatments without one do not count.
+        batch_column: metadata column with the batch; without it there is no NSCB.
+
+    Returns:
+        Measure -> result of `match_mechanisms`.
+
+    Source: NSC: Ljosa et al. 2013, J Biomol Screen 18, 1321. NSCB: Ando et al. 2017, bioRxiv
+    161422.
+    """
+    matrix = similarity_matrix(wells)
+    scores = {"NSC": match_mechanisms(matrix, mechanism)}
+    if batch_column:
+        batches = metadata_column(wells.metadata, batch_column, "restriction").to_numpy()
+        # Number of wells of each treatment in each batch.
+        counts = pd.crosstab(wells.treatment.to_numpy(), batches).loc[matrix.index].to_numpy()
+        scores["NSCB"] = match_mechanisms(matrix.mask(counts @ counts.T > 0), mechanism)
+    return scores
 
 
 def mechanism_enrichment(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.bbbc021_mechanisms import Config, main
+from experiments.bbbc021_mechanisms import COMPOUND, CONCENTRATION, Config, main, read_published
+from perturbjax.core.plates import PLATE
+from perturbjax.screening.commands import compute_similar
+from perturbjax.screening.screen_inputs import make_wells
 
 pytestmark = pytest.mark.full
 
@@ -19,6 +24,19 @@ def test_main_reproduces_scores_of_published_profiles(shared, tmp_path):
     assert simple["treatments"].to_dict() == {"NSC": 103, "NSCB": 92}
     assert simple["matched"].round(3).to_dict() == {"NSC": 0.767, "NSCB": 0.685}
     assert ((table["low"] < table["matched"]) & (table["matched"] < table["high"])).all()
+    # `perturbjax similar` has the same scores, computed by other functions.
+    profiles = read_published(shared / "data" / "bbbc021_profiles")
+    metadata = profiles.metadata.assign(Metadata_Batch=profiles.column(PLATE).str.split("_").str[0])
+    wells = make_wells(
+        replace(profiles, metadata=metadata), COMPOUND, "", None, dose_column=CONCENTRATION
+    )
+    scores = compute_similar(wells).scores
+    expected = table.loc["consensus of perturbjax similar"]
+    for measure, (treatments, matched, chance) in scores.items():
+        row = expected.loc[measure]
+        assert (treatments, matched) == (row["treatments"], pytest.approx(row["matched"]))
+        assert chance == pytest.approx(row["chance"])
+    assert list(scores) == ["NSC", "NSCB"]
 
 
 def test_main_matches_simulated_mechanisms_and_warns_of_trained_features(tmp_path, capsys):

@@ -264,6 +264,7 @@ def test_summaries_ignore_missing_values_and_give_nan_without_cells():
     values = np.array([[1, 2], [3, np.nan], [8, np.nan]], np.float32)
     np.testing.assert_array_equal(summarize(values, "median"), [3, 2])
     np.testing.assert_allclose(summarize(values, "mean-std"), [4, 2, 2.944, 0], atol=1e-3)
+    np.testing.assert_array_equal(summarize(values[:1], "mean-std"), [1, 2, 0, 0])
     assert np.isnan(summarize(values[:0], "mean-std")).all()
     assert summary_names(["a"], "mean-std") == ["a", "a_std"]
 

@@ -16,6 +16,7 @@ import pytest
 
 from perturbjax.core.config import Recipe, SplitConfig
 from perturbjax.core.errors import InputError
+from perturbjax.report.overview_page import Overview
 from perturbjax.report.provenance_section import recipe_flags
 from perturbjax.report.run_page import write_report
 
@@ -193,6 +194,16 @@ def test_classifier_folder_has_a_report(tmp_path):
     (ridge / "predictions.parquet").rename(tmp_path / "many" / "predictions" / "ridge.parquet")
     page = Page(write_report(ridge).read_text())
     assert "balanced accuracy" in page.text and page.data("plates")["well"]
+
+
+def test_overview_reads_the_verdict_of_a_network_or_a_classifier(tmp_path):
+    make_run(tmp_path / "run")
+    expected = Overview(tmp_path, (), {}).verdict
+    assert "alanced accuracy" in expected
+    (tmp_path / "run" / "evaluation").rename(tmp_path / "linear")
+    (tmp_path / "run" / "evaluation").mkdir()
+    (tmp_path / "linear").rename(tmp_path / "run" / "evaluation" / "linear")
+    assert Overview(tmp_path, (), {}).verdict == expected
 
 
 def test_metadata_with_reserved_names_are_left_out(tmp_path):

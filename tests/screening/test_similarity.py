@@ -10,9 +10,11 @@ from perturbjax.screening.similarity import (
     cluster_tree,
     match_mechanisms,
     mechanism_enrichment,
+    mechanism_scores,
     neighbor_table,
     similarity_matrix,
 )
+from perturbjax.screening.wells import Wells
 from screening.simulated_wells import simulate_wells
 
 MECHANISM = {"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b", "b3": "b"}
@@ -73,6 +75,27 @@ def test_match_mechanisms_counts_treatments_with_a_possible_match(wells):
     mechanism = MECHANISM | {"none_0": "alone"}
     counted, matched, chance = match_mechanisms(similarity_matrix(wells), mechanism)
     assert counted == 6 and matched == 1.0 and chance == pytest.approx(2 / 6)
+
+
+def test_mechanism_scores_equal_a_hand_computation(monkeypatch):
+    """Treatments in the plane: degrees, mechanism and batch. a1 and a2 are doses of one compound.
+
+    NSC: the nearest other compounds are b, b, a2, b, c: four of five have the same mechanism.
+    NSCB: a1 has b, b has c, c has b, d has c; a2 can only have c and cannot match.
+    """
+    degrees = {"a1": 0, "a2": 12, "b": 22, "c": 40, "d": 130}
+    mechanism = {"a1": "x", "a2": "x", "b": "x", "c": "y", "d": "y"}
+    angles = np.deg2rad(list(degrees.values()))
+    names, none = pd.Series(list(degrees)), np.zeros(5, dtype=bool)
+    metadata = pd.DataFrame({"Metadata_Plate": ["P"] * 5, "Metadata_Batch": list("12212")})
+    profiles = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    drawn = Wells(metadata, profiles, ("f", "g"), names, none, none, None, names.str[0])
+    relative = "perturbjax.screening.similarity.relative_to_controls"
+    monkeypatch.setattr(relative, lambda wells: wells.values)
+    scores = mechanism_scores(drawn, mechanism, "Metadata_Batch")
+    assert scores["NSC"] == (5, 4 / 5, pytest.approx((1 / 3 + 1 / 3 + 1 / 2 + 1 / 4 + 1 / 4) / 5))
+    assert scores["NSCB"] == (4, 2 / 4, pytest.approx((1 / 2 + 1 / 2 + 1 / 3 + 1 / 2) / 4))
+    assert list(mechanism_scores(drawn, mechanism)) == ["NSC"]
 
 
 def test_treatments_of_one_compound_are_no_neighbors(wells):
