@@ -37,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,17 +134,32 @@ def run(quick: bool) -> Iterator[list[Row]]:
         )
     for library in ("jax", "torch"):
         require_card(library)
-    size, started, results = QUICK if quick else Size(), time.monotonic(), []
+    yield from measure(PARTS, QUICK if quick else Size(), gpus[0])
+
+
+def measure(
+    parts: Sequence[tuple[str, Any]], size: Size, processor: str, device: str = "cuda"
+) -> Iterator[list[Row]]:
+    """Measure parts in separate processes; yield the rows so far.
+
+    Args:
+        parts: library, and precision (JAX) or number of the setting (PyTorch).
+        size: sizes of the training.
+        processor: name of the GPU.
+        device: "cuda", or "cpu" for a rehearsal without a GPU.
+    """
+    started, results = time.monotonic(), []
     with tempfile.TemporaryDirectory() as cache:
-        for library, which in PARTS:
+        for library, which in parts:
             spent = time.monotonic() - started
+            order = {"library": library, "which": which, "cache": cache, "device": device}
             result = (
-                _measure_in_process(library, which, size, cache)
+                _measure_in_process({**order, "size": dataclasses.asdict(size)})
                 if spent < BUDGET_S
                 else f"not started after {spent:.0f} s"
             )
             results.append((library, which, result))
-            yield table(results, size, gpus[0])
+            yield table(results, size, processor)
 
 
 def require_card(library: str) -> None:
@@ -220,15 +235,13 @@ def _measured_row(measured: Measured, precision: str, size: Size, gpu: str) -> R
     }
 
 
-def _measure_in_process(library: str, which: Any, size: Size, cache: str) -> Measured | str:
+def _measure_in_process(order: dict[str, Any]) -> Measured | str:
     """Measure in a separate process for at most `LIMIT_S`; on failure return its last message."""
-    order = json.dumps(
-        {"library": library, "which": which, "size": dataclasses.asdict(size), "cache": cache}
-    )
+    cache = order["cache"]
     folders = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch", "TRITON_CACHE_DIR": f"{cache}/triton"}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__, order],
+            [sys.executable, "-m", __name__, json.dumps(order)],
             capture_output=True,
             text=True,
             timeout=LIMIT_S,
@@ -244,10 +257,10 @@ def _measure_in_process(library: str, which: Any, size: Size, cache: str) -> Mea
 def _measure(order: dict[str, Any]) -> Measured:
     size = Size(**order["size"])
     if order["library"] == "torch":
-        return measure_torch(size, TORCH_SETTINGS[order["which"]], "cuda")
+        return measure_torch(size, TORCH_SETTINGS[order["which"]], order["device"])
     import jax
 
-    if jax.default_backend() != "gpu":
+    if order["device"] == "cuda" and jax.default_backend() != "gpu":
         raise CannotRun("JAX has no GPU: install jax[cuda13]")
     from perturbjax.training.devices import use_compilation_cache
 

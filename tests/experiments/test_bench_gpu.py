@@ -134,6 +134,22 @@ def test_table_compares_with_the_best_of_pytorch_and_lists_failures():
     assert jax_float32["x PyTorch"] is None
 
 
+@pytest.mark.slow  # five processes; two of them compile
+def test_measure_runs_every_library_in_its_process_on_cpu():
+    """The run on a rented GPU, at a small size: JAX twice, PyTorch compiled and eager."""
+    parts = [("jax", "bf16"), ("torch", 0), ("torch", 1), ("jax", "bf16"), ("jax", "float32")]
+    *_, rows = gpu.measure(parts, TINY, "this CPU", device="cpu")
+    assert [row["way"] for row in rows] == [
+        "perturbjax",
+        "compiled, channels_last, CUDA graphs",
+        "eager, channels_last",
+        "perturbjax, compilation cached",
+        "perturbjax",
+    ]  # a failed part has its message here
+    assert all(row["images/s"] > 0 and row["whole run s"] > 0 for row in rows)
+    assert rows[3]["compile s"] < rows[0]["compile s"]
+
+
 @pytest.mark.skipif(bool(gpu._accelerators()), reason="this machine has a GPU")
 def test_run_reports_a_missing_gpu(tmp_path):
     with pytest.raises(CannotRun, match="needs an NVIDIA GPU"):
