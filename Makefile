@@ -8,8 +8,8 @@ AOT_VENV ?= .venv-aot
 BIN := $(VENV)/bin
 DEMO ?= demo
 DEMO_REAL ?= demo-real
-# Of JUMP-Target-1: the 14 compounds with two wells, and every fourth of the 64 DMSO wells.
-JUMP_WELLS := A02,B14,C09,C15,D05,D08,D11,D15,E05,E06,E10,E13,E14,E20,E21,F03,F16,F19,F22,G09,H04,H05,H18,I05,I06,I14,I17,I21,J06,J20,J23,K11,K16,K20,L06,L09,L12,M04,M10,N04,N07,N18,N21,O07
+# Of JUMP-Target-1: the 14 compounds with two wells, and every second of the 64 DMSO wells.
+JUMP_WELLS := A02,A17,B14,C06,C09,C15,C21,D05,D08,D11,D15,D22,E05,E06,E10,E13,E14,E20,E21,E24,F03,F09,F16,F19,F22,G09,G13,H04,H05,H13,H18,I05,I06,I09,I14,I17,I21,J06,J14,J20,J23,K06,K11,K16,K20,L02,L06,L09,L12,L18,M04,M10,M22,N04,N07,N17,N18,N21,O07,P05
 # Two workers, each with one file of tests at a time, so that fixtures of a file are created once. Files
 # in their order: otherwise long files with few tests come last and one worker waits for the other.
 PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
@@ -21,7 +21,7 @@ demo: $(VENV)/.base
 	$(BIN)/perturbjax simulate --design screen --plates 2 --wells 72 --sites 1 --effect 3 --out $(DEMO)/plates
 	$(BIN)/perturbjax run --preset demo --load-data $(DEMO)/plates/load_data.csv --images $(DEMO)/plates --out $(DEMO)/results
 
-# Part of a real plate: downloads 220 images (one site of 44 wells in five channels, at most 2.3 MB each)
+# Part of a real plate: downloads 300 images (one site of 60 wells in five channels, at most 2.3 MB each)
 # from the Cell Painting Gallery. Repeat it to resume.
 demo-real: $(VENV)/.base
 	$(BIN)/perturbjax fetch --plate BR00116991 --wells $(JUMP_WELLS) --sites 1 --channels DNA,RNA,ER,AGP,Mito --out $(DEMO_REAL)/plate
