@@ -162,11 +162,12 @@ def _seed_series(paths: Mapping[str, Path]) -> dict[str, list[str]]:
     """Group runs whose recipes differ only in the seed."""
     groups: dict[str, list[str]] = {}
     for name, path in paths.items():
-        # A file of predictions has no recipe and belongs to no series.
-        if (path / CONFIG).is_file():
+        # Predictions of other models have no recipe and belong to no series.
+        is_file = (path / CONFIG).is_file()
+        if is_file and (recipe := read_json(path / CONFIG).get("recipe")):
             # Recipes that differ only in the seed give the same key.
-            recipe = dict(read_json(path / CONFIG).get("recipe", {}), seed=None)
-            groups.setdefault(json.dumps(recipe, sort_keys=True), []).append(name)
+            key = json.dumps({**recipe, "seed": None}, sort_keys=True)
+            groups.setdefault(key, []).append(name)
     return {f"mean of {', '.join(runs)}": runs for runs in groups.values() if len(runs) > 1}
 
 

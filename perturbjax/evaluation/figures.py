@@ -1,4 +1,4 @@
-"""Static figures of matrices, plates and rankings, each written as PNG and SVG.
+"""Static figures of matrices, plates and rankings, each written as PNG, SVG and PDF.
 
 Charts with axes are drawn by `perturbjax.report.svg`.
 """
@@ -46,18 +46,20 @@ _NAMED_CLASSES, _NUMBERED_CLASSES, _PLATES = 45, 20, 12
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure of width × height inches, and write it as PNG and SVG at the end."""
+    """Yield a figure of width × height inches, and write it as PNG, SVG and PDF at the end."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE | PLOT_TEXT):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        for suffix in ("svg", "png"):
-            # Without a date, the same results give the same file.
-            facts = {"Date": None} if suffix == "svg" else {}
+        # Without a date, the same results give the same file.
+        for suffix, date in (("png", ()), ("svg", ("Date",)), ("pdf", ("CreationDate",))):
             with atomic(Path(path).with_suffix(f".{suffix}")) as temporary:
+                facts = dict.fromkeys(date)
                 figure.savefig(temporary, format=suffix, metadata=facts)
+            # The first file determines the layout, because computing it takes most of the time.
+            figure.set_layout_engine("none")
 
 
 def plot_ranking(evaluation: EvaluationResult, path: Path, title: str) -> Path:

@@ -1,4 +1,4 @@
-"""Charts of a page as SVG and PNG files, for slides and papers."""
+"""Charts of a page as SVG, PNG and PDF files, for slides and papers."""
 
 from __future__ import annotations
 
@@ -24,22 +24,20 @@ _FAMILY = "DejaVu Sans"
 
 
 def write_charts(charts: Sequence[Chart], path: Path) -> list[Path]:
-    """Write charts in rows as PATH.svg and PATH.png, on white.
+    """Write charts in rows as PATH.svg, PATH.png and PATH.pdf, on white.
 
     Args:
         charts: one chart or more.
         path: file without suffix.
 
     Returns:
-        Paths of both files.
+        Paths of the files.
     """
     corners, width, height = _arrange(charts)
-    svg, png = path.with_suffix(".svg"), path.with_suffix(".png")
+    svg = path.with_suffix(".svg")
     with atomic(svg) as temporary:
         temporary.write_text(_svg(charts, corners, width, height), encoding="utf-8")
-    with atomic(png) as temporary:
-        _write_png(charts, corners, width, height, temporary)
-    return [svg, png]
+    return [svg, *_write_with_matplotlib(charts, corners, width, height, path)]
 
 
 def _arrange(charts: Sequence[Chart]) -> tuple[list[tuple[int, int]], int, int]:
@@ -80,13 +78,14 @@ def _svg(
     )
 
 
-def _write_png(
+def _write_with_matplotlib(
     charts: Sequence[Chart],
     corners: Sequence[tuple[int, int]],
     width: int,
     height: int,
     path: Path,
-) -> None:
+) -> list[Path]:
+    """Write PNG and PDF."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -101,7 +100,13 @@ def _write_png(
         ]
         for order, (mark, corner) in enumerate(marks):
             _draw(axes, mark, corner, order)
-        figure.savefig(path, dpi=100 * _SCALE, format="png")
+        files = [path.with_suffix(".png"), path.with_suffix(".pdf")]
+        for file in files:
+            # Without a date, the same chart gives the same file.
+            facts = {"CreationDate": None} if file.suffix == ".pdf" else {}
+            with atomic(file) as temporary:
+                figure.savefig(temporary, dpi=100 * _SCALE, format=file.suffix[1:], metadata=facts)
+    return files
 
 
 def _draw(axes: Axes, mark: Mark, corner: tuple[int, int], order: int) -> None:

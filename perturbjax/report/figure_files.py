@@ -1,4 +1,4 @@
-"""Figures of an evaluation as PNG and SVG files, for slides and papers."""
+"""Figures of an evaluation as PNG, SVG and PDF files, for slides and papers."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ REPORT = "report.html"
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` of a run, and its figures as PNG into `evaluation/`.
+    """Write `report.html` of a run, and its figures as SVG, PNG and PDF into `evaluation/`.
 
     The page is one file that loads nothing from a network. Sections without data are left out.
 

@@ -101,6 +101,14 @@ def test_compare_is_independent_of_row_and_class_order(runs, tmp_path):
     }
 
 
+def test_predictions_of_other_models_form_no_series_of_seeds(runs, tmp_path):
+    for folder in runs[:2]:
+        (folder / "config.json").write_text('{"predictions": "theirs.csv"}')
+    assert run("compare", *runs[:2], "--out", tmp_path / "out") == 0
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["levels"]["site"]
+    assert [row["name"] for row in rows] == ["random", "accurate_0"]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -35,6 +35,7 @@ def test_figure_size_is_bounded(tmp_path):
             figures.plot_recall(table, tmp_path / "recall.png"),
         ):
             assert min(png_size(path)) > 200 and max(png_size(path)) < 3000
+            assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_plot_plates_requires_well_names(tmp_path):

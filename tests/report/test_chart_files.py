@@ -1,4 +1,4 @@
-"""Charts of a page as files: the same marks as SVG and PNG."""
+"""Charts of a page as files: the same marks as SVG, PNG and PDF."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def make_chart(title: str) -> Chart:
 
 def test_charts_are_written_as_svg_and_png_of_the_same_size(tmp_path):
     charts = [make_chart(f"chart <{number}>") for number in range(4)]
-    svg, png = write_charts(charts, tmp_path / "figure")
+    svg, png, pdf = write_charts(charts, tmp_path / "figure")
+    assert pdf.read_bytes().startswith(b"%PDF")
     root = ElementTree.parse(svg).getroot()
     size = int(root.get("width")), int(root.get("height"))
     assert size == (3 * 200 + 2 * 12, 2 * 120 + 12)
