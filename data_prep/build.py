@@ -42,7 +42,7 @@ from data_prep.site_table import FILE, SiteTable, choose_label, merged_identitie
 from data_prep.sources import Project
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import file_digest, make_folder
-from perturbjax.core.messages import console
+from perturbjax.core.messages import console, counted
 from perturbjax.core.options import names_in, python_only, require, require_output, require_sound
 from perturbjax.core.plates import PLATE
 from perturbjax.dataset import SCHEMA_VERSION, open_dataset
@@ -140,8 +140,10 @@ def build(options: BuildConfig) -> None:
             # Only after the build, so that none of its masks is removed while it runs.
             masks.trim(plan.settings.masks.cache)
     label = plan.facts["label_column"]
-    classes = f"{plan.table.sites[label].nunique()} classes of {label}" if label else "no labels"
-    console.print(f"{options.out}: {len(plan.table)} sites, {classes}")
+    classes = "no labels"
+    if label:
+        classes = f"{counted(plan.table.sites[label].nunique(), 'class', 'classes')} of {label}"
+    console.print(f"{options.out}: {counted(len(plan.table), 'site')}, {classes}")
     console.print(f"Next step: check the masks in {options.out / PREVIEW}")
 
 

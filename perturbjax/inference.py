@@ -213,7 +213,7 @@ class Network:
             mask_transform: function of the instance labels of a site, before they are encoded.
         """
         batches = self._host_batches(dataset, change, mask_transform)
-        return Predictions(*self._predict(batches, positions))
+        return Predictions(*self._predict(batches, positions, changed=True))
 
     def attention_on_dataset(
         self, dataset: Dataset, positions: Int[np.ndarray, " n"]
@@ -286,12 +286,13 @@ class Network:
         store: SiteFeatureStore | None = None,
         *,
         quiet: bool = False,
+        changed: bool = False,
     ) -> tuple[np.ndarray, ...]:
         """Compute probabilities and features; a frozen backbone is applied separately."""
         if self._site_features is None:
             return self._apply(self._predict_step, batches, positions, quiet=quiet)
         state = self.state["params"], self.state["stats"]
-        features = self._site_features.compute(*state, batches, positions, store)
+        features = self._site_features.compute(*state, batches, positions, store, changed=changed)
         paired = add_features(batches, features, self.placement)
         return self._apply(self._head_step, paired, positions, quiet=quiet)
 

@@ -28,7 +28,7 @@ from data_prep.simulate.layout import (
 from data_prep.simulate.screen import EMPTY_FRACTION, SCREEN, screen_treatments
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import make_folder, read_json, write_json
-from perturbjax.core.messages import console
+from perturbjax.core.messages import console, counted
 from perturbjax.core.options import require, require_output, require_seed, require_sound
 from perturbjax.core.plates import EMPTY, FORMATS
 from perturbjax.core.progress import track
@@ -120,10 +120,11 @@ def simulate(options: SimulateConfig) -> None:
         # One rename makes the complete simulation visible.
         os.rename(folder, options.out)
         shutil.rmtree(work)
+    treated = truth["Metadata_control_type"] == "trt"
+    treatments = truth["Metadata_pert_iname"][treated].nunique()
     console.print(
-        f"{options.out}: {len(rows)} sites on {options.plates} plates, "
-        f"{truth['Metadata_pert_iname'][truth['Metadata_control_type'] == 'trt'].nunique()} "
-        "treatments and DMSO"
+        f"{options.out}: {counted(len(rows), 'site')} on {counted(options.plates, 'plate')}, "
+        f"{counted(treatments, 'treatment')} and DMSO"
     )
 
 

@@ -69,3 +69,8 @@ class PlainConsole(Console):
 
 #: Progress, information and warnings go to stderr; stdout is for results.
 console = PlainConsole(stderr=True)
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: "1 plate", "1,234 sites", "2 classes"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -15,6 +15,7 @@ from perturbjax.data.batches.decoder import MaskChange
 from perturbjax.data.mask_encodings import draw_disks
 from perturbjax.dataset import Dataset
 from perturbjax.evaluation.cell_attention import CELL_ATTENTION, write_cell_attention
+from perturbjax.evaluation.class_attribution import CLASS_ATTRIBUTION, write_class_attribution
 from perturbjax.evaluation.occlusion import occlude, summary, window_centers
 from perturbjax.evaluation.scores import HEADLINE, score
 from perturbjax.inference import Network
@@ -38,7 +39,8 @@ MASK_CHANGES = {
 
 def remove_attribution(out: Path) -> None:
     """Delete the files of an earlier evaluation, which can belong to another checkpoint."""
-    for name in (ATTRIBUTION_FILE, _FORMER_FILE, ATTENTION, OCCLUSION, CELL_ATTENTION):
+    names = (ATTRIBUTION_FILE, _FORMER_FILE, ATTENTION, OCCLUSION, CELL_ATTENTION)
+    for name in (*names, CLASS_ATTRIBUTION):
         (out / name).unlink(missing_ok=True)
 
 
@@ -52,7 +54,8 @@ def write_attribution(
 ) -> None:
     """Write `attribution.json`, and `attention.parquet` or (without attention) `occlusion.parquet`.
 
-    A network on cells writes `cell_attention.parquet` instead.
+    A network on cells writes `cell_attention.parquet` instead; other networks also write
+    `class_attribution.csv`.
 
     `attribution.json` has the keys `sites`; `masks` {change: {metric: value}} for networks with
     mask input; and `attention` (see `attention_contrast`), `occlusion` (see `occlusion.summary`) or
@@ -92,6 +95,7 @@ def write_attribution(
         result["cell_attention"] = write_cell_attention(network, dataset, positions, out)
         write_json(out / ATTRIBUTION_FILE, result)
         return
+    write_class_attribution(network, dataset, positions, labels, probabilities, out)
     try:
         attention = network.attention_on_dataset(dataset, positions)
     except InputError:  # the network has no attention

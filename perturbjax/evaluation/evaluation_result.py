@@ -10,6 +10,7 @@ from typing import Any
 from perturbjax.core.choices import SPLIT_POLICIES
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json
+from perturbjax.core.messages import counted
 from perturbjax.evaluation.bootstrap import Estimate
 from perturbjax.evaluation.calibration import Confidence
 from perturbjax.evaluation.prediction_sets import SetSummary
@@ -301,7 +302,7 @@ def describe_test_set(evaluation: EvaluationResult) -> str:
     """Describe the split and the size of the test set in one sentence."""
     n = evaluation.n
     sizes = {"site": n.site, "well": n.well, "plate": n.plate}
-    tested = ", ".join(f"{size} {unit}{'s' * (size != 1)}" for unit, size in sizes.items())
+    tested = ", ".join(f"{counted(size, unit)}" for unit, size in sizes.items())
     folds = f"{evaluation.folds} folds, each " if evaluation.folds > 1 else ""
     about = "about " if evaluation.folds > 1 else ""
     if evaluation.split == UNKNOWN_TRAINING:

@@ -6,13 +6,20 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, UInt8
 
+from perturbjax.core.messages import counted, html_text
 from perturbjax.evaluation.attribution import read_attribution, read_maps
+from perturbjax.evaluation.class_attribution import CLASS_ATTRIBUTION, SMALLEST_LOSS
 from perturbjax.evaluation.scores import METRICS
 from perturbjax.report.cell_gallery import cell_gallery
 from perturbjax.report.pages import cell_images as pictures
-from perturbjax.report.pages import table
+from perturbjax.report.pages import figure, table
 from perturbjax.report.run_results import RunResults
 
+#: Explanation of the compartments, see `evaluation.class_attribution`.
+_COMPARTMENTS = (
+    "mask: inside the outlines; with nuclei in the dataset nucleus and cytoplasm; background: "
+    "outside the outlines."
+)
 #: Number of maps, and the contrast below which attention is called nearly uniform.
 _MAPS, _UNIFORM = 8, 0.2
 
@@ -39,7 +46,59 @@ def attention_section(results: RunResults, renderer: pictures.Renderer | None) -
         if most > 0:
             text = _legend("loss of probability", f"{most:.2f}")
             parts.append(_maps(results, renderer, "occlusion", most, text))
+    parts.append(_classes(results))
     return "".join(parts)
+
+
+def _classes(results: RunResults) -> str:
+    """One table per class: importance of each channel in each compartment."""
+    values = results.csv(CLASS_ATTRIBUTION)
+    if values is None:
+        return ""
+    drawn = values[values["fraction"].notna()]
+    tables = "".join(
+        f'<div class="strip"><p>{html_text(name)} <small>{_size(rows)}</small></p>'
+        f"{_heat_table(rows)}</div>"
+        for name, rows in drawn.groupby("class", sort=False)
+    )
+    note = (
+        '<p class="note">One channel of one compartment was hidden at a time: its pixels were '
+        "replaced by the median of the channel over the site. Numbers are percent of the total "
+        "loss of probability of the class, over correctly predicted test sites. "
+        f"{_COMPARTMENTS} Classes with a total loss below {SMALLEST_LOSS:g} have no table.</p>"
+    )
+    return f"<h3>Channels and compartments of each class</h3>{note}" + figure(
+        "class-attribution",
+        f'<div class="strips">{tables}</div>',
+        "Stronger color: larger part of the loss.",
+        values,
+    )
+
+
+def _size(rows: pd.DataFrame) -> str:
+    """Number of sites and total loss of a class."""
+    sites = counted(int(rows["sites"].iloc[0]), "site")
+    return f"{sites}, total loss {rows['loss'].clip(lower=0).sum():.2f}"
+
+
+def _heat_table(rows: pd.DataFrame) -> str:
+    """Compartments as rows, channels as columns, percent as numbers and colors."""
+    matrix = rows.pivot(index="compartment", columns="channel", values="fraction")
+    matrix = matrix.loc[rows["compartment"].unique(), rows["channel"].unique()]
+    heads = "".join(f'<th scope="col">{html_text(name)}</th>' for name in matrix.columns)
+    lines = "".join(
+        f'<tr><th scope="row" class="text">{html_text(name)}</th>'
+        + "".join(
+            f'<td style="--share:{100 * value:.0f}%">{100 * value:.0f}</td>'
+            for value in matrix.loc[name]
+        )
+        + "</tr>"
+        for name in matrix.index
+    )
+    return (
+        f'<div class="wide" tabindex="0"><table class="heat"><thead><tr><td></td>{heads}</tr>'
+        f"</thead><tbody>{lines}</tbody></table></div>"
+    )
 
 
 def _legend(name: str, maximum: str) -> str:

@@ -25,6 +25,9 @@ MEANINGS = {
     "features": "Number of features of the group.",
 }
 
+#: Columns of the groups of features.
+_PARTS = ["compartment", "channel", "kind"]
+
 
 def write_differences_page(
     result: DifferencesResult, out: Path, images: WellImages | None = None
@@ -48,10 +51,8 @@ def write_differences_page(
     drawn = list(summary["treatment"].head(MAX_TREATMENTS))
     sections = {
         "Treatments": _table(summary, drawn),
-        "Features and cells": "".join(
-            _treatment(result, name, number, images) for number, name in enumerate(drawn)
-        )
-        + (images.renderer.legend() if images is not None else ""),
+        "Features and cells": (images.legend() if images is not None else "")
+        + "".join(_treatment(result, name, number, images) for number, name in enumerate(drawn)),
     }
     return write_html(out / "differences.html", "perturbjax differences", lead, sections)
 
@@ -71,8 +72,11 @@ def _treatment(result: DifferencesResult, name: str, number: int, images: WellIm
     words = result.summary.set_index("treatment").loc[name, "description"]
     cells = images.comparison(name) if images is not None and not images.full else ""
     groups = result.groups[result.groups["treatment"] == name].head(8)
-    named = groups[["compartment", "channel", "kind"]].ne("").any(axis=None)
-    listed = table(anchor("groups", name), groups.drop(columns="treatment"), meanings=MEANINGS)
+    # Names of features can lack a compartment, channel or kind.
+    empty = [column for column in _PARTS if groups[column].eq("").all()]
+    named = len(empty) < len(_PARTS)
+    rows = groups.drop(columns=["treatment", *empty]).replace("", "other")
+    listed = table(anchor("groups", name), rows, meanings=MEANINGS)
     text, summary = html_text(name), html_text(words)
     return (
         f'<details class="class" id="{anchor("treatment", name)}" data-name="{text}"'

@@ -189,4 +189,4 @@ def _gallery(result: DosesResult, order: pd.DataFrame, images: WellImages | None
                 f'<summary>{text}</summary><div class="strips">{strips}</div></details>'
             )
     note = f'<p class="note">{len(parts)} of {len(order)} treatments.</p>'
-    return images.renderer.legend() + note + "".join(parts) if parts else ""
+    return images.legend() + note + "".join(parts) if parts else ""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from perturbjax.core.messages import html_text
+from perturbjax.core.messages import counted, html_text
 from perturbjax.core.plates import PLATE, WELL
 from perturbjax.evaluation.wells import well_ids
 from perturbjax.report.class_section import Confusion
@@ -142,7 +142,8 @@ class Gallery:
         """Pictures of one class: correct, wrong and typical."""
         choice, name = self.choices[label], self.test.class_names[label]
         own = self.test.labels == label
-        count = f"{int(self.test.right[own].sum())} of {int(own.sum())} sites predicted correctly"
+        total = counted(int(own.sum()), "site")
+        count = f"{int(self.test.right[own].sum())} of {total} predicted correctly"
         kinds = (
             ("most confident correct", choice.right),
             ("most confident wrong", choice.wrong),
@@ -178,7 +179,7 @@ class Gallery:
         )
         total = int((test.labels == true).sum())
         return (
-            f"<h3>{a} → {b} <small>{sites} of {total} sites</small></h3>"
+            f"<h3>{a} → {b} <small>{sites} of {counted(total, 'site')}</small></h3>"
             f'<div class="strips">{strips}</div>'
         )
 

@@ -8,24 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from perturbjax.core.messages import html_text
+from perturbjax.core.messages import counted, html_text
 from perturbjax.core.plates import PLATE, WELL
 from perturbjax.report.pages import figure, table
 from perturbjax.report.pages.page import anchor, write_html
 from perturbjax.report.pages.plate_map import has_plate_positions, plate_maps
 from perturbjax.report.svg import Chart, ticks
 from perturbjax.report.well_images import WellImages
-from perturbjax.screening.hit_tests import METHODS, POSITIVE_CONTROL, TOXIC_RATIO
+from perturbjax.screening.hit_tests import METHODS, NAMES, POSITIVE_CONTROL, TOXIC_RATIO
 from perturbjax.screening.hits import significant
 from perturbjax.screening.results import HitsResult
 from perturbjax.screening.wells import scale_to_controls
 
-#: Method -> its name in the page.
-NAMES = {
-    "map": "mAP",
-    "energy_distance": "energy distance",
-    "mahalanobis": "Mahalanobis distance",
-}
 #: Column of the page -> explanation on hover.
 MEANINGS = {
     "active": "At least two methods have q at or below the false discovery rate.",
@@ -220,7 +214,8 @@ def _plate_maps(result: HitsResult, pictured: set[str]) -> str:
         "plates",
         index,
         color="distance",
-        label=f"Maps of {index[PLATE].nunique()} plates, colored by the distance from the controls",
+        label=f"Maps of {counted(index[PLATE].nunique(), 'plate')}, colored by the distance from "
+        "the controls",
         caption="Distance: root mean square over features, in standard deviations of the negative "
         "controls of the plate. Rows, columns or edges with other values point to an effect of "
         "position.",
@@ -253,7 +248,7 @@ def _gallery(result: HitsResult, images: WellImages | None) -> tuple[set[str], s
         '<div class="tools"><label>find <input type="search" data-filter="details.class"></label>'
         f"<output></output><span>{len(parts)} of {len(result.table)} treatments</span></div>"
     )
-    legend = images.renderer.legend() + (
+    legend = images.legend() + (
         '<p class="note">Wells closest to the median profile of their treatment. Blue frames: '
         "treated wells.</p>"
     )

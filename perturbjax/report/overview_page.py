@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from perturbjax.core.files import atomic, read_json, read_parquet
-from perturbjax.core.messages import html_text
+from perturbjax.core.messages import counted, html_text
 from perturbjax.core.plates import PLATE, WELL
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.evaluation.conclusions import verdict
@@ -79,8 +79,9 @@ class Overview:
         wells = len(index[[PLATE, WELL]].drop_duplicates())
         plates = index[PLATE].nunique()
         first = (
-            f"Found {index['n_cells'].sum():,} cells in {len(index):,} sites, {wells:,} wells and "
-            f"{plates} plate{'' if plates == 1 else 's'}."
+            f"Found {counted(int(index['n_cells'].sum()), 'cell')} in "
+            f"{counted(len(index), 'site')}, {counted(wells, 'well')} and "
+            f"{counted(plates, 'plate')}."
         )
         last = (
             f"Open {self.folder / DATASET / PREVIEW} to check the cells, {self.model / REPORT} for "
@@ -186,6 +187,6 @@ def _commands(overview: Overview) -> str:
         f'<p class="note">{html_text(step)} was skipped: {html_text(reason)}</p>'
         for step, reason in overview.skipped.items()
     )
-    lines = html_text("\n".join(overview.commands))
+    lines = "".join(f"<span>{html_text(command)}</span>" for command in overview.commands)
     note = '<p class="note">Every step is a command of its own, to repeat with other options.</p>'
     return f"{note}<pre>{lines}</pre>{skipped}"

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from perturbjax.core.messages import counted
 from perturbjax.core.plates import PLATE, WELL
 from perturbjax.evaluation.predictions import predicted_class_names
 from perturbjax.evaluation.wells import well_ids
@@ -39,7 +40,7 @@ def plates(results: RunResults) -> str:
         "plates",
         wells,
         color=_PROBABILITY,
-        label=f"Maps of {wells[PLATE].nunique()} plates: {test} test wells, "
+        label=f"Maps of {counted(wells[PLATE].nunique(), 'plate')}: {counted(test, 'test well')}, "
         f"{len(wells) - test} training wells",
         caption="Large wells with a ring are test wells, small ones training wells. Select the "
         "color in the menu; a click opens the pictures of the well's class. Edges or rows with "

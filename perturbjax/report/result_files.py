@@ -17,6 +17,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json, read_parquet
 from perturbjax.core.messages import csv_value
 from perturbjax.core.recipe_files import recipe_from_dict
+from perturbjax.evaluation.class_attribution import CLASS_ATTRIBUTION
 from perturbjax.training.run_directory import is_list_of_text
 
 _ADVICE = "Run `perturbjax evaluate` again."
@@ -41,6 +42,9 @@ class ScoreTable(NamedTuple):
 SCORE_TABLES = {
     "per_class.csv": ScoreTable(
         ("class",), ("sites", "wells", "predicted"), ("recall", "precision", "f1")
+    ),
+    CLASS_ATTRIBUTION: ScoreTable(
+        ("class", "compartment", "channel"), ("sites",), ("fraction", "loss")
     ),
     "retrieval.csv": ScoreTable(("measure", "n"), (), ("value", "chance")),
     "retrieval_per_class.csv": ScoreTable(

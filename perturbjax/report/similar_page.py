@@ -11,12 +11,16 @@ from jaxtyping import Float, UInt8
 from perturbjax.core.messages import html_text
 from perturbjax.report.pages import figure, table
 from perturbjax.report.pages.page import write_html
+from perturbjax.report.svg import MIN_SCALE
 from perturbjax.screening.results import SimilarResult
 
 #: Colors of similarity -1, 0 and 1.
-COLORS = ((0, 114, 178), (244, 246, 248), (213, 94, 0))
+COLORS = ((0, 114, 178), (213, 94, 0))
+GRAY = (170, 170, 170, 255)
 #: Names are drawn up to this number of rows, at the size in pixels of one row.
 MAX_NAMES, ROW = 150, 12
+#: The same for maps of few rows.
+FEW_ROWS, LARGE_ROW = 30, 24
 #: Width of the drawing, of the names and of the dendrogram in pixels.
 WIDTH, LEFT, TREE = 900, 190, 120
 #: Column of the page -> explanation on hover.
@@ -64,7 +68,10 @@ def _heat_map(result: SimilarResult) -> str:
     left = LEFT if named else 10
     tree = TREE if result.tree is not None else 0
     wide = WIDTH - left - tree
-    tall = ROW * height if named else wide * height / columns
+    # Small maps have square cells that can be seen.
+    row = LARGE_ROW if height <= FEW_ROWS else ROW
+    wide = min(wide, row * columns) if named else wide
+    tall = row * height if named else wide * height / columns
     picture = _png(_colors(matrix.to_numpy(dtype=float)))
     marks = [
         f'<image href="{picture}" x="{left}" y="0" width="{wide}" height="{tall:.1f}" '
@@ -91,9 +98,11 @@ def _heat_map(result: SimilarResult) -> str:
     if result.tree is not None:
         path = _tree_path(result.tree, left + wide + 4, tree - 8, step)
         marks.append(f'<path class="axis" fill="none" d="{path}"/>')
+    width = left + wide + tree
     drawing = (
-        f'<svg viewBox="0 0 {WIDTH} {tall + 4:.0f}" role="img" aria-label="Similarity of {height} '
-        f'treatments with {columns} treatments" style="max-width:{WIDTH}px">{"".join(marks)}</svg>'
+        f'<svg viewBox="0 0 {width} {tall + 4:.0f}" role="img" aria-label="Similarity of {height} '
+        f'treatments with {columns} treatments" style="--narrow:{MIN_SCALE * width:.0f}px;'
+        f'max-width:{width}px">{"".join(marks)}</svg>'
     )
     order = (
         "Rows and columns are in the order of the dendrogram at the right (average linkage of 1 - "
@@ -103,7 +112,7 @@ def _heat_map(result: SimilarResult) -> str:
         if result.has_reference
         else ""
     )
-    caption = f"Orange: similarity 1, blue: -1, light: 0. Gray: not compared. {order}"
+    caption = f"Orange: similarity 1, blue: -1, background: 0. Gray: not compared. {order}"
     return figure("similarity", drawing, caption, matrix.rename_axis("treatment").reset_index())
 
 
@@ -111,17 +120,18 @@ def _shorten(name: str) -> str:
     return name if len(name) <= 28 else name[:27] + "…"
 
 
-def _colors(values: Float[np.ndarray, "n m"]) -> UInt8[np.ndarray, "n m 3"]:
-    """Colors of similarities; gray where a value is missing."""
-    low, middle, high = (np.array(color, dtype=float) for color in COLORS)
+def _colors(values: Float[np.ndarray, "n m"]) -> UInt8[np.ndarray, "n m 4"]:
+    """Colors of similarities with their opacity; gray where a value is missing."""
     weight = np.nan_to_num(np.clip(values, -1, 1))[..., None]
-    ends = np.where(weight < 0, low, high)
-    colors = middle + np.abs(weight) * (ends - middle)
-    colors[~np.isfinite(values)] = 170
-    return np.rint(colors).astype(np.uint8)
+    # A similarity of 0 is transparent, in the background color of the theme.
+    colors = np.concatenate(
+        [np.where(weight < 0, *map(np.array, COLORS)), np.rint(255 * np.abs(weight))], axis=-1
+    )
+    colors[~np.isfinite(values)] = GRAY
+    return colors.astype(np.uint8)
 
 
-def _png(picture: UInt8[np.ndarray, "h w 3"]) -> str:
+def _png(picture: UInt8[np.ndarray, "h w 4"]) -> str:
     """Encode a picture without loss as a data URL."""
     import imagecodecs
 

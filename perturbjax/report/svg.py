@@ -10,6 +10,8 @@ import numpy as np
 
 from perturbjax.core.messages import html_text
 
+#: Minimum scale of a chart: text of 11 pixels remains readable.
+MIN_SCALE = 0.8
 Align = Literal["start", "middle", "end"]
 
 
@@ -168,7 +170,8 @@ class Chart:
         """Return the chart as an SVG element, in the colors of the page."""
         return (
             f'<svg viewBox="0 0 {self.width} {self.height}" role="img" '
-            f'aria-label="{html_text(self.label)}" style="max-width:{1.5 * self.width:.0f}px">'
+            f'aria-label="{html_text(self.label)}" style="--narrow:{MIN_SCALE * self.width:.0f}px;'
+            f'max-width:{1.5 * self.width:.0f}px">'
             f"{''.join(map(_element, self.all_marks()))}</svg>"
         )
 

@@ -17,6 +17,8 @@ from perturbjax.screening.wells import Wells
 
 #: Pictures of treated wells, and of control wells, per treatment.
 PICTURES = 4
+#: Maximum number of treatments whose pictures can be enlarged.
+ENLARGED = 30
 
 
 class WellImages:
@@ -29,6 +31,8 @@ class WellImages:
 
     def __init__(self, dataset: Dataset, wells: Wells):
         self.wells, self.renderer = wells, pictures.make_renderer(dataset)
+        # Enlarged pictures of many treatments would exceed the size of the page.
+        self._enlarges = wells.treatment[~wells.control].nunique() <= ENLARGED
         self._values = relative_to_controls(wells)
         self._sites: dict[tuple[str, str], int] = {}
         for position, key in enumerate(
@@ -38,7 +42,7 @@ class WellImages:
         names = zip(wells.metadata[PLATE], wells.metadata[WELL], strict=True)
         # Dataset row of the first site of each well; -1 without images.
         self._position = np.array([self._sites.get(key, -1) for key in names])
-        self._addresses: dict[int, str] = {}
+        self._images: dict[int, pictures.ShotImages] = {}
         self._remaining = self.renderer.affordable(10_000)
         self._bytes = 0
 
@@ -87,17 +91,27 @@ class WellImages:
         control = self.strip("negative controls of the same plates", self.controls(rows, count))
         return f'<div class="strips">{treated}{control}</div>' if treated else ""
 
+    def legend(self) -> str:
+        """Colors of the channels and the contrast, as HTML."""
+        return self.renderer.legend(enlarges=self._enlarges)
+
+    def _draw(self, position: int) -> pictures.ShotImages:
+        if self._enlarges:
+            return self.renderer.shot_images(position)
+        return pictures.ShotImages(pictures.address(self.renderer.picture(position)))
+
     def _shot(self, row: int, css: str) -> str:
         position = int(self._position[row])
-        if position not in self._addresses:
-            self._addresses[position] = pictures.address(self.renderer.picture(position))
+        if position not in self._images:
+            self._images[position] = self._draw(position)
             self._remaining -= 1
+        images = self._images[position]
         # Counted for every use, because the page repeats the bytes of a picture.
-        self._bytes += len(self._addresses[position])
+        self._bytes += len(images.picture) + len(images.layers)
         plate, well = (str(self.wells.metadata[name].iloc[row]) for name in (PLATE, WELL))
         treatment = str(self.wells.treatment.iloc[row])
         return pictures.shot(
-            self._addresses[position],
+            images,
             well,
             f"cells of {treatment}, plate {plate}, well {well}",
             css=css,

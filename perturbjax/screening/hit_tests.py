@@ -38,6 +38,12 @@ METHODS = {
     "energy_distance": energy_statistic,
     "mahalanobis": mahalanobis_statistic,
 }
+#: Method -> its name in messages and pages.
+NAMES = {
+    "map": "mAP",
+    "energy_distance": "energy distance",
+    "mahalanobis": "Mahalanobis distance",
+}
 #: False discovery rate at which a method calls a treatment active.
 FDR = 0.05
 #: A treatment that halves the number of cells, with p below FDR, is flagged as toxic.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from perturbjax.screening import hit_tests
 from perturbjax.screening import hits as hit_calling
 from perturbjax.screening.doses import DoseResponse
 from perturbjax.screening.wells import Wells
@@ -140,8 +141,8 @@ def describe_calibration(rates: dict[str, float]) -> str:
     if not count:
         return "info: too few controls to check the calibration on this screen"
     parts = [
-        f"{name.replace('_', ' ')} {rates[name]:.0%}"
-        for name in hit_calling.METHODS
+        f"{hit_tests.NAMES[name]} {rates[name]:.0%}"
+        for name in hit_tests.METHODS
         if math.isfinite(rates[name])
     ]
     return (

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json
-from perturbjax.core.messages import console
+from perturbjax.core.messages import console, counted
 from perturbjax.core.plates import PLATE, WELL
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.profiles.profile_inputs import load_profiles
@@ -140,8 +140,9 @@ def make_wells(
         treatment = compound.where(pd.Series(control), named)
     plates = metadata[PLATE].nunique()
     console.print(
-        f"info: {len(metadata)} wells of {plates} plate{'s' * (plates != 1)}, {int(control.sum())} "
-        f"negative control wells, {treatment[~control].nunique()} treatments"
+        f"info: {counted(len(metadata), 'well')} of {counted(plates, 'plate')}, "
+        f"{counted(int(control.sum()), 'negative control well')}, "
+        f"{counted(treatment[~control].nunique(), 'treatment')}"
     )
     return Wells(
         metadata=metadata,

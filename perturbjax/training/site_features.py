@@ -137,12 +137,18 @@ class SiteFeatures:
         batches: Batches,
         positions: Int[np.ndarray, " n"],
         store: SiteFeatureStore | None = None,
+        *,
+        changed: bool = False,
     ) -> Float32[np.ndarray, "n d"]:
         """Read the stored features of the records at `positions`, and compute the others.
 
         The number of sites in a device call is constant, so that a stored value equals a computed
-        one to the last bit.
+        one to the last bit. If the batches are `changed`, equal positions can have other pixels:
+        all features are computed, in the order of `positions`.
         """
+        if changed:
+            parts = self._compute_parts(params, stats, batches, positions)
+            return np.concatenate([features for _, features in parts])
         stored = {} if store is None else store.read(set(positions.tolist()))
         missing = np.array([one for one in dict.fromkeys(positions.tolist()) if one not in stored])
         for part, features in self._compute_parts(params, stats, batches, missing):

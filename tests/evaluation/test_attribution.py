@@ -23,7 +23,7 @@ class MaskReader(Network):
 
     def __init__(self, *, attention: bool, mask_use: str = "keep"):
         recipe = SimpleNamespace(input=InputConfig(mask_use=mask_use))
-        object.__setattr__(self, "run", SimpleNamespace(recipe=recipe))
+        object.__setattr__(self, "run", SimpleNamespace(recipe=recipe, class_names=["a", "b"]))
         object.__setattr__(self, "has_attention", attention)
 
     def apply_with_masks(self, dataset, positions, changes) -> list[Predictions]:

@@ -5,6 +5,7 @@ checkpoints.
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,22 @@ def write_features(folder: Path, index: pd.DataFrame, test: pd.Series, names: li
     )
     table.to_parquet(folder / "features.parquet", index=False)
     evaluate_retrieval(table[test], folder, label_column="Metadata_pert_iname")
+
+
+def check_page(page: Page, text: str) -> None:
+    """Check rules of all pages that need no browser.
+
+    Wide tables and charts can scroll, the page explains a click only if it does something, buttons
+    name their file, and nouns agree with their numbers.
+    """
+    assert text.count("<table") == len(re.findall(r'<div class="(?:wide|tall)"[^>]*><table', text))
+    for before, width in re.findall(r'(.{24})<svg viewBox="0 0 (\d+)', text):
+        assert int(width) < 600 or 'chart" tabindex="0">' in before
+    assert ("Click a picture to enlarge it" in page.text) == ("data-layers=" in text)
+    assert all(button["data-name"] for button in page.all("button") if "data-csv" in button)
+    assert len(re.findall(r"Save [^<]+\.csv</button>", text)) == text.count("data-csv=")
+    nouns = "plates|wells|sites|classes|cells|treatments|features"
+    assert not re.findall(rf"(?<![\d.,])1 (?:{nouns})\b", page.text)
 
 
 class Page(HTMLParser):

@@ -20,7 +20,7 @@ from perturbjax.report.overview_page import Overview
 from perturbjax.report.provenance_section import recipe_flags
 from perturbjax.report.run_page import write_report
 
-from .screens import HOSTILE, Page, make_run
+from .screens import HOSTILE, Page, check_page, make_run
 
 FIGURES = ("curves", "scores", "confusion", "recall", "calibration", "plates")
 
@@ -95,6 +95,10 @@ def test_report_loads_nothing_from_a_network(run):
         for name in ("src", "href"):
             value = attributes.get(name) or "#"
             assert value.startswith(("#", "data:")), f"{tag} {name} {value[:60]}"
+
+
+def test_page_follows_the_rules_of_all_pages(run):
+    check_page(run[3], run[2])
 
 
 def test_links_inside_the_page_have_targets(run):

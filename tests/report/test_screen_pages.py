@@ -10,7 +10,7 @@ from screening.simulated_wells import simulate_wells
 from perturbjax import dataset
 from perturbjax.cli import main
 
-from .screens import HOSTILE, Page
+from .screens import HOSTILE, Page, check_page
 
 DOSES = [0.1, 0.3, 1.0, 3.0, 10.0]
 
@@ -56,6 +56,7 @@ def page_of(screen, tmp_path, command, *words, data=True) -> tuple[Page, str]:
     assert not end.value.code
     text = (tmp_path / "out" / f"{command}.html").read_text()
     assert HOSTILE not in text
+    check_page(Page(text), text)
     return Page(text), text
 
 

@@ -328,6 +328,21 @@ def test_several_masks_share_one_pass_of_the_backbone(folder, run):
     assert not np.allclose(unchanged.features, empty.features, atol=1e-2)
 
 
+def test_repeated_sites_are_changed_separately(folder, run):
+    """Occlusion repeats a site with other pixels each time."""
+    network, dataset, positions = load_network(run), open_dataset(folder / "data"), np.arange(4)
+
+    def empty_odd_rows(batch, first):
+        image = np.array(batch.image)
+        image[(first + np.arange(len(image))) % 2 == 1] = 0
+        return batch._replace(image=image)
+
+    features = network.changed(dataset, np.repeat(positions, 2), empty_odd_rows).features
+    unchanged = network.apply_to_dataset(dataset, positions).features
+    np.testing.assert_allclose(features[::2], unchanged, atol=1e-3)
+    assert not np.allclose(features[1::2], unchanged, atol=1e-2)
+
+
 def test_site_features_are_computed_once(folder, run, tmp_path, monkeypatch):
     """A second prediction reads the stored features and gives identical results."""
     monkeypatch.setenv("PERTURBJAX_SITE_FEATURES", str(tmp_path))

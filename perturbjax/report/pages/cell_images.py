@@ -169,8 +169,12 @@ class Renderer:
         values = pixels * len(self.dataset.channel_names)
         return min(wanted, max(_MIN_PICTURES, int(_MAX_VALUES / values)))
 
-    def legend(self) -> str:
-        """Colors of the channels and the contrast, as HTML."""
+    def legend(self, *, enlarges: bool = True) -> str:
+        """Colors of the channels and the contrast, as HTML.
+
+        Args:
+            enlarges: whether a click enlarges the pictures of the page.
+        """
         names = self.dataset.channel_names
         if len(names) == 1:
             colors = f"{html_text(names[0])} in gray"
@@ -194,8 +198,9 @@ class Renderer:
         return (
             f'<p class="note">{colors}. All pictures have the same contrast: black is the {LOW}th '
             f"percentile over sites of their 1st percentile, full color the {HIGH}th of their "
-            f"99th. {lines}{scale} Click a picture to enlarge it.{crop}</p>"
-            f"{self._data()}"
+            f"99th. {lines}{scale}"
+            f"{' Click a picture to enlarge it.' if enlarges else ''}{crop}</p>"
+            f"{self._data() if enlarges else ''}"
         )
 
     def _data(self) -> str:

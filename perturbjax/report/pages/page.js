@@ -12,6 +12,19 @@ function ramp(share) {
   const at = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), low = Math.min(Math.floor(at), RAMP.length - 2);
   return `rgb(${RAMP[low].map((v, i) => Math.round(v + (at - low) * (RAMP[low + 1][i] - v))).join()})`;
 }
+// Dark colors of classes are lighter in dark mode: `setColor` for elements, `shade` for canvases.
+const luminance = ([r, g, b]) => .2126 * (r / 255) ** 2.2 + .7152 * (g / 255) ** 2.2 + .0722 * (b / 255) ** 2.2;
+function lighter(hex) {
+  const share = luminance(rgb(hex)) < .12 ? .45 : 0;
+  return `rgb(${rgb(hex).map(v => Math.round(v + share * (255 - v))).join()})`;
+}
+const isHex = color => color?.startsWith("#");
+function setColor(node, property, color) {
+  node.style[property] = color;
+  if (isHex(color)) node.style[property] = `light-dark(${color}, ${lighter(color)})`;  // ignored by browsers of before 2024
+}
+const shade = (color, dark) => dark && isHex(color) ? lighter(color) : color;
+const isDark = color => luminance(rgb(color("--ground"))) < .2;
 const SVG = Object.assign(document.createElement("template"), {innerHTML: "<svg></svg>"}).content.firstChild.namespaceURI;
 function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "circle", "text", "rect"].includes(tag);
@@ -113,7 +126,7 @@ function coloring(values, palette) {
   }
   const counts = new Map();
   for (const value of present) counts.set(value, (counts.get(value) ?? 0) + 1);
-  const swatch = (color, name) => { const mark = make("span", {class: "swatch"}); mark.style.background = color; return make("span", {}, mark, name); };
+  const swatch = (color, name) => { const mark = make("span", {class: "swatch"}); setColor(mark, "background", color); return make("span", {}, mark, name); };
   // Few names have the same colors on all pages: their order by name, empty wells last.
   const byName = [...counts.keys()].sort((a, b) => (a === "empty") - (b === "empty") || (a < b ? -1 : 1));
   const byCount = [...byName].sort((a, b) => counts.get(b) - counts.get(a)).slice(0, FREQUENT);
@@ -180,7 +193,7 @@ function plates(box) {
   const go = at => { if (table.site && document.getElementById(table.site[at])) location.hash = table.site[at]; };
   function paint(name) {
     const {color, legend: entries} = coloring(table[name]);
-    for (const circle of circles) circle.style.fill = color(table[name][circle.at]) ?? "var(--well)";
+    for (const circle of circles) setColor(circle, "fill", color(table[name][circle.at]) ?? "var(--well)");
     legend.replaceChildren(...entries);
   }
   const byPlate = new Map();
@@ -230,7 +243,7 @@ function confusion(box) {
       `${names[a]} predicted as ${names[b]}: ${sites} of ${total[a]} sites${share}`;
   };
   const [canvas, again] = canvasIn(box, box.dataset.label, (pen, width, height, color) => {
-    const dark = parseInt(color("--ground").slice(1, 3), 16) < 128;
+    const dark = isDark(color);
     pen.font = "11px system-ui, sans-serif";
     const named = (Math.min(width, height) - 20) / span >= 11;
     const longest = Math.max(...Array.from({length: span}, (_, at) => from.map(start => pen.measureText(names[order[start + at]]).width)).flat());
@@ -243,10 +256,11 @@ function confusion(box) {
       if (!sites) continue;
       const share = Math.sqrt(sites / total[a]), own = a === order[from[1] + column];
       const [low, high] = dark ? [[43, 52, 61], own ? [86, 180, 233] : [255, 154, 60]] : [[238, 241, 244], own ? [0, 84, 140] : [213, 94, 0]];
-      pen.fillStyle = `rgb(${low.map((v, i) => Math.round(v + (high[i] - v) * (.12 + .88 * share))).join()})`;
+      const fill = low.map((v, i) => Math.round(v + (high[i] - v) * (.12 + .88 * share)));
+      pen.fillStyle = `rgb(${fill.join()})`;
       pen.fillRect(left + column * cell, top + row * cell, Math.max(cell - (cell > 6 ? 1 : 0), .7), Math.max(cell - (cell > 6 ? 1 : 0), .7));
       if (cell > 26) {
-        pen.fillStyle = share * share > .45 ? (dark ? "#000" : "#fff") : color("--ink");
+        pen.fillStyle = luminance(fill) > .18 ? "#000" : "#fff";  // equal contrast with both at .18
         pen.font = "11px system-ui, sans-serif"; pen.textAlign = "center"; pen.textBaseline = "middle";
         pen.fillText(String(Math.round(100 * share * share)), left + (column + .5) * cell, top + (row + .5) * cell);
       }
@@ -329,6 +343,7 @@ function scatter(box) {
     const scale = Math.min((width - 24) / (x1 - x0 || 1), (height - 24) / (y1 - y0 || 1));
     const left = (width - scale * (x1 - x0)) / 2, top = (height - scale * (y1 - y0)) / 2;
     spots = table.x.map((x, at) => [left + scale * (x - x0), top + scale * (y1 - table.y[at])]);
+    const dark = isDark(color), hue = at => shade(colors.color(table[colors.name ?? choices[0]][at]) ?? GRAY, dark);
     const joined = every ? [...members.keys()].filter(name => members.get(name).length <= many) : [];
     if (here >= 0 && !joined.includes(table.class[here])) joined.push(table.class[here]);
     for (const name of joined) {
@@ -336,7 +351,7 @@ function scatter(box) {
       pen.lineWidth = here >= 0 && name === table.class[here] ? 1.2 : .6;
       pen.globalAlpha = .6;
       for (const at of own) {
-        pen.strokeStyle = colors.color(table[colors.name ?? choices[0]][at]) ?? GRAY;
+        pen.strokeStyle = hue(at);
         pen.beginPath(); pen.moveTo(...middle); pen.lineTo(...spots[at]); pen.stroke();
       }
     }
@@ -349,9 +364,9 @@ function scatter(box) {
       }
       pen.arc(x, y, tested ? 5 : 3.2, 0, 2 * Math.PI);
       pen.globalAlpha = tested ? .9 : .75;
-      if (tested) { pen.fillStyle = colors.color(table[colors.name ?? choices[0]][at]); pen.fill(); }
+      if (tested) { pen.fillStyle = hue(at); pen.fill(); }
       pen.lineWidth = tested ? 1 : 1.4;
-      pen.strokeStyle = at === here ? color("--ink") : tested ? color("--ground") : colors.color(table[colors.name ?? choices[0]][at]);
+      pen.strokeStyle = at === here ? color("--ink") : tested ? color("--ground") : hue(at);
       if (at === here) { pen.lineWidth = 3; pen.globalAlpha = 1; }
       pen.stroke();
     }

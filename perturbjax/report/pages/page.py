@@ -164,6 +164,9 @@ def figure(name: str, drawing: str, caption: str, values: pd.DataFrame) -> str:
         values: data of the figure.
     """
     source = f"{name}-data"
+    if drawing.startswith("<svg"):
+        # A wide chart scrolls on a narrow screen, where its text would be too small to read.
+        drawing = f'<div class="wide chart" tabindex="0">{drawing}</div>'
     return (
         f'<figure class="figure" id="{html_text(name)}">{drawing}'
         f"<figcaption>{html_text(caption)}</figcaption>"

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from perturbjax.core.files import atomic
-from perturbjax.core.messages import html_text
+from perturbjax.core.messages import counted, html_text
 from perturbjax.core.plates import PLATE, SITE, WELL
 from perturbjax.dataset import Dataset
 from perturbjax.dataset.summary_card import describe_pixel_sizes
@@ -168,24 +168,24 @@ def _lead(dataset: Dataset, wells: pd.DataFrame, far: pd.DataFrame) -> str:
     by = f", segmented with {html_text(engine)}" if engine else ""
     unusual = len(far.drop_duplicates([PLATE, WELL]))
     verdict = (
-        f"{_count(cells, 'cell')} in {_count(len(dataset), 'site')} of "
-        f"{_count(len(wells), 'well')} on {_count(wells[PLATE].nunique(), 'plate')}; "
-        f"{_count(unusual, 'unusual well')}."
+        f"{counted(cells, 'cell')} in {counted(len(dataset), 'site')} of "
+        f"{counted(len(wells), 'well')} on {counted(wells[PLATE].nunique(), 'plate')}; "
+        f"{counted(unusual, 'unusual well')}."
     )
-    classes = f"{html_text(label)}, {_labels(dataset).nunique()} classes" if label else "none"
+    classes = counted(_labels(dataset).nunique(), "class", "classes")
     facts = [
-        ("Label", classes),
+        ("Label", f"{html_text(label)}, {classes}" if label else "none"),
         ("Channels", html_text(", ".join(dataset.channel_names))),
-        ("Masks", f"{cells / len(dataset):.1f} cells per site{by}; {empty} sites without cells"),
+        (
+            "Masks",
+            f"{cells / len(dataset):.1f} cells per site{by}; {counted(empty, 'site')} without "
+            "cells",
+        ),
         ("Stored images", f"{dataset.image_dtype}, {_sizes(dataset)} pixels"),
         ("Pixel size", describe_pixel_sizes(dataset.pixel_sizes) or "unknown"),
     ]
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     return f'<p class="verdict">{verdict}</p><dl class="answers">{listed}</dl>'
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _sizes(dataset: Dataset) -> str:
@@ -210,7 +210,7 @@ def _plates(wells: pd.DataFrame, far: pd.DataFrame) -> str:
         "wells",
         table.drop(columns="position"),
         color="cells",
-        label=f"Maps of {_count(plates, 'plate')}, wells colored by number of cells",
+        label=f"Maps of {counted(plates, 'plate')}, wells colored by number of cells",
         caption="Select the color in the menu. Rings mark unusual wells (below). Focus is the "
         "slope of the power spectrum, lower when out of focus; contrast is standard deviation "
         "divided "
@@ -276,14 +276,15 @@ def _montages(
         chosen = own.iloc[np.unique(np.linspace(0, len(own) - 1, each).round().astype(int))]
         pictured = "".join(_shot(dataset, renderer, row) for row in chosen.to_dict("records"))
         shots = f'<div class="shots">{pictured}</div>'
-        count = f"{len(chosen)} of {len(own)} wells"
+        count = f"{len(chosen)} of {counted(len(own), 'well')}"
         if few:
             legend = renderer.legend() if number == 0 else ""
             body = f'{legend}<p class="note">{count}.</p>{shots}'
             yield Section(anchor("plate", plate), f"Plate {plate}", body)
         strips.append(f'<div class="strip"><p>{html_text(plate)}: {count}</p>{shots}</div>')
     if not few:
-        rest = f'<p class="note">The maps above show {left} more plates.</p>' if left else ""
+        more = counted(left, "more plate")
+        rest = f'<p class="note">The maps above show {more}.</p>' if left else ""
         body = f'{renderer.legend()}{rest}<div class="strips">{"".join(strips)}</div>'
         yield Section("cells", "Cells", body)
 
@@ -297,5 +298,5 @@ def _shot(dataset: Dataset, renderer: pictures.Renderer, row: dict) -> str:
         f"{row[WELL]}\n{label}".strip(),
         f"cells of well {row[WELL]} {label}".strip(),
         tip=f"plate {row[PLATE]}, well {row[WELL]}, site {site.get(SITE, '?')}\n"
-        f"{site['n_cells']} cells",
+        f"{counted(int(site['n_cells']), 'cell')}",
     )

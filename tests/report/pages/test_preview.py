@@ -7,7 +7,7 @@ import pytest
 
 from perturbjax.dataset import open_dataset
 from perturbjax.report.pages import preview
-from report.screens import Page, make_index, write_images
+from report.screens import Page, check_page, make_index, write_images
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,10 @@ def test_preview_counts_cells_sites_and_wells(dataset, page):
     assert (dataset.path / "preview.html").is_file()
     assert "216 cells in 216 sites of 72 wells on 3 plates; 0 unusual wells." in page.text
     assert len(open_dataset(dataset.path)) == 216, "the dataset opens as before"
+
+
+def test_preview_follows_the_rules_of_all_pages(dataset, page):
+    check_page(page, (dataset.path / "preview.html").read_text())
 
 
 def test_plate_map_has_every_well_and_measure(page):

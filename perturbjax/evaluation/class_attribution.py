@@ -1,0 +1,163 @@
+"""Attribution of the predictions of a class to compartments and channels.
+
+The pixels of one channel in one compartment are replaced by the median of this channel over the
+site, as in `occlusion`. The loss is the decrease of the predicted class's probability. It is
+averaged over correctly predicted sites of a class, and divided by the sum over all parts.
+
+Source of the replacement: Zeiler and Fergus 2014, arXiv 1311.2901.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Float32, Int
+
+from perturbjax.core.files import write_csv
+from perturbjax.data.augmentation import RawBatch
+from perturbjax.dataset import Dataset
+from perturbjax.inference import Network
+
+CLASS_ATTRIBUTION = "class_attribution.csv"
+#: Names of the parts of a site: with nuclei in the dataset, and without.
+WITH_NUCLEI, WITHOUT_NUCLEI = ("nucleus", "cytoplasm", "background"), ("mask", "background")
+#: Maximum number of classes, those with most correct sites first, and of sites of a class. A site
+#: needs one prediction for each channel of each compartment.
+CLASSES, SITES_PER_CLASS = 24, 8
+#: Minimum sum of the losses of a class; fractions of smaller sums are noise.
+SMALLEST_LOSS = 0.01
+
+
+def write_class_attribution(
+    network: Network,
+    dataset: Dataset,
+    positions: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    probabilities: Float32[np.ndarray, "n classes"],
+    out: Path,
+) -> None:
+    """Write `class_attribution.csv`; nothing without correctly predicted sites.
+
+    Args:
+        network: trained network whose input is a whole site.
+        dataset: dataset of the test sites.
+        positions: test sites in the dataset.
+        labels: their classes.
+        probabilities: their predictions.
+        out: folder.
+    """
+    chosen = choose_sites(labels, probabilities)
+    if not len(chosen):
+        return
+    losses = part_losses(network, dataset, positions[chosen])
+    names = network.run.class_names
+    write_csv(out / CLASS_ATTRIBUTION, summarize(losses, labels[chosen], names, dataset))
+
+
+def choose_sites(
+    labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]
+) -> Int[np.ndarray, " m"]:
+    """Select correctly predicted sites, evenly spaced in each class; return their rows."""
+    right = np.flatnonzero(probabilities.argmax(axis=1) == labels)
+    counts = pd.Series(labels[right]).value_counts().sort_index()
+    classes = counts.sort_values(ascending=False, kind="stable").index[:CLASSES]
+    rows = []
+    for label in classes:
+        own = right[labels[right] == label]
+        spaced = np.linspace(0, len(own) - 1, min(SITES_PER_CLASS, len(own))).round().astype(int)
+        rows.append(own[np.unique(spaced)])
+    return np.sort(np.concatenate(rows)) if rows else np.zeros(0, int)
+
+
+def compartments(
+    dataset: Dataset, position: int, shape: tuple[int, int]
+) -> list[Bool[np.ndarray, "h w"]]:
+    """Return the compartments of a site at the resolution of the network input.
+
+    Args:
+        dataset: the sites.
+        position: the site.
+        shape: height and width of the network input.
+    """
+    cells = _resize(dataset.pixels(position)[1] > 0, shape)
+    if not dataset.has_nuclei:
+        return [cells, ~cells]
+    nuclei = _resize(dataset.nuclei(position) > 0, shape)
+    return [nuclei, cells & ~nuclei, ~(cells | nuclei)]
+
+
+def _resize(
+    mask: Bool[np.ndarray, "h w"], shape: tuple[int, int]
+) -> Bool[np.ndarray, "height width"]:
+    """Resize by nearest neighbor."""
+    rows, columns = (
+        ((np.arange(size) + 0.5) * length / size).astype(int)
+        for size, length in zip(shape, mask.shape, strict=True)
+    )
+    return mask[np.ix_(rows, columns)]
+
+
+def part_losses(
+    network: Network, dataset: Dataset, positions: Int[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n k c"]:
+    """Compute the decrease of the predicted class's probability for each hidden part.
+
+    Returns:
+        (sites, compartments, channels); negative if hiding a part increases the probability.
+    """
+    kinds = len(WITH_NUCLEI if dataset.has_nuclei else WITHOUT_NUCLEI)
+    channels = len(dataset.channel_names)
+    variants = 1 + kinds * channels  # the unchanged site, then one variant per part
+
+    def hide_part(batch: RawBatch, first: int) -> RawBatch:
+        image: Any = np.array(batch.image)
+        for row in range(len(image)):
+            # Rows follow site by site. Rows after the last site fill the batch.
+            site, variant = divmod(first + row, variants)
+            if variant and site < len(positions):
+                kind, channel = divmod(variant - 1, channels)
+                part = compartments(dataset, int(positions[site]), image.shape[1:3])[kind]
+                pixels = image[row, ..., channel]
+                pixels[part] = np.median(pixels)
+        return batch._replace(image=image)
+
+    repeated = np.repeat(positions, variants)
+    probabilities = network.changed(dataset, repeated, hide_part).probabilities
+    probabilities = probabilities.reshape(len(positions), variants, -1)
+    predicted = probabilities[:, 0].argmax(axis=1)
+    own = np.take_along_axis(probabilities, predicted[:, None, None], axis=2)[..., 0]
+    losses = own[:, :1] - own[:, 1:]
+    return losses.reshape(len(positions), kinds, channels).astype(np.float32)
+
+
+def summarize(
+    losses: Float[np.ndarray, "n k c"],
+    labels: Int[np.ndarray, " n"],
+    class_names: list[str],
+    dataset: Dataset,
+) -> pd.DataFrame:
+    """Average the losses of each class.
+
+    Returns:
+        One row per class, compartment and channel: `loss`, the mean decrease of the probability;
+        `fraction`, its part of the sum of all positive losses of the class, NaN if this sum is
+        below `SMALLEST_LOSS`;
+        `sites`, the number of sites of the class.
+    """
+    names = WITH_NUCLEI if dataset.has_nuclei else WITHOUT_NUCLEI
+    parts = pd.MultiIndex.from_product([names, dataset.channel_names])
+    tables = []
+    for label in np.unique(labels):
+        own = losses[labels == label].mean(axis=0).ravel()
+        # Hiding a part can increase the probability; such parts do not count.
+        positive = np.maximum(own, 0)
+        table = pd.DataFrame({"class": class_names[label]}, index=range(len(parts)))
+        table["compartment"], table["channel"] = zip(*parts, strict=True)
+        total = positive.sum()
+        table["fraction"] = positive / total if total >= SMALLEST_LOSS else np.nan
+        table["loss"], table["sites"] = own, int((labels == label).sum())
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
