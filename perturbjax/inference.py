@@ -34,7 +34,7 @@ from perturbjax.data.batches import (
 from perturbjax.data.batches.decoder import MaskChange, MaskTransform
 from perturbjax.data.normalization import Intensities, Statistics, site_intensities
 from perturbjax.dataset import Dataset, SiteSource
-from perturbjax.models.user_networks import code_digest
+from perturbjax.models.user_networks import warn_about_changed_code
 from perturbjax.training.apply_network import Predictions, apply_to_sites
 from perturbjax.training.array_source import ArraySource, require_fitting
 from perturbjax.training.checkpoint import (
@@ -377,29 +377,18 @@ def load_network(
     names = run.facts["channels"] or (dataset and dataset.channel_names)
     if not names:
         raise InputError(
-            f"{run.path}: was imported without a dataset, so its channels are unknown; pass a "
-            "dataset"
+            f"{run.path}: was imported without a dataset, so its channels are unknown; pass one"
         )
     # Some normalizations provide several copies of each channel.
     channels = len(names) * NORMALIZATIONS[run.recipe.input.normalize].copies
     pretrained = run.facts.get("pretrained")
     # The new network is only the template for names and shapes.
     model, _ = create_network(run.recipe, channels, run.class_names, pretrained, abstract=True)
-    warn_about_changed_code(run)
+    warn_about_changed_code(run.recipe.model.model, run.facts)
     graphdef, params, stats = split_model(model)
     state = tree_to_state(tree, {"params": params, "stats": stats}, run.path)
     placement = choose_placement("auto") if placement is None else placement
     return Network(run, facts, placement, batch_size, graphdef, placement.replicate(state))
-
-
-def warn_about_changed_code(run: Run) -> None:
-    """Print a warning if the network of a user has other code than in the training."""
-    trained = run.facts.get("network_sha256")
-    if trained is not None and trained != code_digest(name := run.recipe.model.model):
-        console.print(
-            f"warning: the file of {name} was changed after the training of {run.path}, so the "
-            "predictions can differ"
-        )
 
 
 def _load_checkpoint(run: Run, checkpoint: Which, epoch: int) -> tuple[Tree, dict[str, Any]]:

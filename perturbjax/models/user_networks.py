@@ -23,10 +23,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from perturbjax.core.errors import InputError
+from perturbjax.core.messages import console
 from perturbjax.models.mode import Mode, Outputs
 
 #: Environment variable that allows one network.
 VARIABLE = "PERTURBJAX_MODEL"
+#: Fact of a run: SHA-256 of the file that defines its network.
+_DIGEST = "network_sha256"
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _allowed: set[str] = set()
 
@@ -75,15 +78,31 @@ def create_user_network(
     return network
 
 
-def code_digest(name: str) -> str:
-    """Compute the SHA-256 of the file that defines a network, in hexadecimal.
+def code_facts(name: str) -> dict[str, str]:
+    """Return the SHA-256 of the file that defines a network; nothing for networks of perturbjax.
 
     Raises:
         InputError: the name is not allowed, or the module cannot be imported.
     """
+    if not is_user_network(name):
+        return {}
     module = _import_module(name)
     content = Path(module.__file__).read_bytes() if module.__file__ else b""
-    return hashlib.sha256(content).hexdigest()
+    return {_DIGEST: hashlib.sha256(content).hexdigest()}
+
+
+def warn_about_changed_code(name: str, facts: dict[str, Any]) -> None:
+    """Print a warning if a network has other code than in the training.
+
+    Args:
+        name: name of the network.
+        facts: facts of the run.
+    """
+    if _DIGEST in facts and facts[_DIGEST] != code_facts(name).get(_DIGEST):
+        console.print(
+            f"warning: the file of {name} was changed after the training, so the predictions can "
+            "differ"
+        )
 
 
 def _import_function(name: str) -> Callable[..., Any]:

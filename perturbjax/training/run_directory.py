@@ -34,7 +34,7 @@ from perturbjax.core.recipe_files import recipe_from_dict, recipe_to_dict
 from perturbjax.data import normalization
 from perturbjax.data.splits import create_manifest, fingerprint, read_split, write_split
 from perturbjax.dataset import Dataset, open_dataset
-from perturbjax.models.user_networks import code_digest, is_user_network
+from perturbjax.models.user_networks import code_facts
 
 CONFIG, SPLIT_FILE, LABELS, METRICS = "config.json", "split.parquet", "labels.json", "metrics.jsonl"
 LOCK = ".lock"
@@ -236,8 +236,7 @@ def describe_run(
     }
     if pretrained is not None:
         facts["pretrained"] = pretrained
-    if is_user_network(model := recipe.model.model):
-        facts["network_sha256"] = code_digest(model)
+    facts |= code_facts(recipe.model.model)
     # Absolute, so that the run can be opened from another working directory.
     data = tuple(path.absolute() for path in dataset.paths)
     return Run(Path(path), recipe, data, class_names, facts)
@@ -336,8 +335,7 @@ def open_run(path: Path) -> Run:
     if not (path / CONFIG).is_file():
         raise InputError(
             f"{path}: contains no run ({CONFIG} is missing). It {describe_path(path)}. Create a "
-            "run "
-            "with `perturbjax train --out RUN`."
+            "run with `perturbjax train --out RUN`."
         )
     config, names = read_json(path / CONFIG), read_json(path / LABELS)
     try:

@@ -79,7 +79,9 @@ def test_network_of_the_documentation_trains_resumes_and_predicts(folder, monkey
     with Path("mynet.py").open("a") as file:
         file.write("# changed\n")
     run(predict, "predict", "--run", "run", "--data", data, "--out", "p.parquet")
-    assert "mynet:small was changed after the training" in " ".join(capsys.readouterr().err.split())
+    assert "file of mynet:small was changed after the training" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 BROKEN = """
