@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,17 +179,20 @@ class Network:
             return Predictions(*self._predict(pipeline.batches, positions, store))
 
     def apply_with_masks(
-        self, dataset: Dataset, positions: Int[np.ndarray, " n"], changes: Sequence[MaskChange]
+        self, dataset: Dataset, positions: Int[np.ndarray, " n"], changes: Mapping[str, MaskChange]
     ) -> list[Predictions]:
-        """Apply the network to records with each of several changes of their masks."""
+        """Apply the network to records with each of several changes of their masks, by name."""
         pipelines = [
-            self._host_batches(dataset, one.change_batch, one.mask_transform) for one in changes
+            self._host_batches(dataset, one.change_batch, one.mask_transform)
+            for one in changes.values()
         ]
         if self._site_features is None:
             return [Predictions(*self._predict(batches, positions)) for batches in pipelines]
         state = self.state["params"], self.state["stats"]
+        store = open_store(self.decoder(dataset), self.run.recipe, state[0])
+        store = store and store.of_masks(list(changes), self.batch_size)
         features = self._site_features.compute_of_masks(
-            *state, pipelines, positions, self.batch_size
+            *state, pipelines, positions, self.batch_size, store
         )
         paired = (
             add_features(batches, one, self.placement)

@@ -84,7 +84,7 @@ def write_attribution(
     # Networks of ablations already have changed masks or images.
     if network.run.recipe.input.mask_use == "keep":
         predictions = {UNCHANGED_MASKS: probabilities}
-        changed = network.apply_with_masks(dataset, positions, list(MASK_CHANGES.values()))
+        changed = network.apply_with_masks(dataset, positions, MASK_CHANGES)
         for name, one in zip(MASK_CHANGES, changed, strict=True):
             predictions[name] = one.probabilities
         result["masks"] = {

@@ -27,6 +27,7 @@ __all__ = [
     "LayerNorm",
     "Mode",
     "Outputs",
+    "ShapeRngs",
     "batch_statistics",
     "classify",
     "conv2d",
@@ -39,7 +40,19 @@ __all__ = [
 NORM_EPSILON = 1e-6
 
 
+class ShapeRngs(nnx.Rngs):
+    """Random numbers for networks without values (`nnx.eval_shape`).
+
+    Tracing the random initialization of each layer would take a second.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
 def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.Param:
+    if isinstance(rngs, ShapeRngs):
+        return nnx.Param(jnp.zeros(shape))
     return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
 
 

@@ -22,7 +22,7 @@ from perturbjax.models.attention import SpatialAttention, conv_blocks
 from perturbjax.models.backbone import Backbone
 from perturbjax.models.bags import CELLS, BagClassifier
 from perturbjax.models.ensemble_head import EnsembleClassifier
-from perturbjax.models.layers import Dense, Mode, Outputs, classify
+from perturbjax.models.layers import Dense, Mode, Outputs, ShapeRngs, classify
 
 Phase = Literal["new layers", "all layers"]
 
@@ -166,7 +166,7 @@ def abstract_classifier(
 
     def classifier() -> TransferClassifier | EnsembleClassifier:
         backbone = empty_backbone(provenance)
-        return _classifier(backbone, provenance, transfer, rngs=nnx.Rngs(0), **shape)
+        return _classifier(backbone, provenance, transfer, rngs=ShapeRngs(), **shape)
 
     return nnx.eval_shape(classifier)
 

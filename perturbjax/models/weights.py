@@ -22,6 +22,7 @@ from perturbjax.core.files import file_digest
 from perturbjax.models import BACKBONES, with_weights
 from perturbjax.models.backbone import Naming, Tensors
 from perturbjax.models.backbone import Path as TensorPath
+from perturbjax.models.layers import ShapeRngs
 from perturbjax.models.pytorch_files import read_tensors
 
 #: Weight files of a hub repository, in order of preference.
@@ -199,7 +200,7 @@ def identify_naming(names: set[str], namings: Iterable[Naming]) -> Naming | None
 def empty_backbone(facts: dict[str, Any]) -> nnx.Module:
     """Build a backbone without values from the provenance of a `Pretrained`."""
     network, arguments = BACKBONES[facts["backbone"]].network, _constructor_arguments(facts)
-    return nnx.eval_shape(lambda: network(**arguments, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: network(**arguments, rngs=ShapeRngs()))
 
 
 def _constructor_arguments(facts: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from flax import nnx
 
 from perturbjax.core.errors import InputError
 from perturbjax.core.files import atomic
+from perturbjax.models.layers import ShapeRngs
 from perturbjax.models.pytorch_files import read_tensors
 from perturbjax.segmentation import sam
 from perturbjax.segmentation.cpnet import CPnet, CPnetConfig
@@ -57,7 +58,7 @@ def load_weights(path: Path | str) -> tuple[CPnetConfig | SamConfig, nnx.State]:
     )
     name_of = sam.tensor_name if isinstance(config, SamConfig) else tensor_name
     # Shapes only: no random parameters are computed.
-    state = nnx.state(nnx.eval_shape(lambda: config.build(nnx.Rngs(0))))
+    state = nnx.state(nnx.eval_shape(lambda: config.build(ShapeRngs())))
     flat = {}
     for key, variable in nnx.to_flat_state(state):
         name = name_of(key)
@@ -118,7 +119,7 @@ def read_card(path: Path | str) -> dict[str, Any]:
 def build(config: CPnetConfig | SamConfig, params: nnx.State) -> CPnet | CPSam:
     """Return the network with these parameters."""
     # A network without values: `params` has all of them.
-    model = nnx.eval_shape(lambda: config.build(nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: config.build(ShapeRngs()))
     nnx.update(model, params)
     return model
 

@@ -73,6 +73,17 @@ class SiteFeatureStore:
                 continue
         return stored
 
+    def of_masks(self, names: Sequence[str], batch_size: int) -> SiteFeatureStore:
+        """Return the store of features with changed masks.
+
+        Args:
+            names: names of the changes, in order.
+            batch_size: number of sites in a step, on which the last bits depend.
+        """
+        settings = json.dumps([self.key, *names, batch_size])
+        key = hashlib.sha256(settings.encode()).hexdigest()[:32]
+        return dataclasses.replace(self, key=key)
+
     def write(self, positions: Int[np.ndarray, " n"], features: Float32[np.ndarray, "n d"]) -> None:
         """Store the features of some sites, and delete the oldest files above the size limit."""
         name = hashlib.sha256(np.asarray(positions, np.int64).tobytes()).hexdigest()[:16]
@@ -164,8 +175,11 @@ class SiteFeatures:
         pipelines: Sequence[Batches],
         positions: Int[np.ndarray, " n"],
         batch_size: int,
+        store: SiteFeatureStore | None = None,
     ) -> Float32[np.ndarray, "m n d"]:
         """Compute the features of records with m different masks; the backbone runs once.
+
+        If the features of all records are stored, they are read instead.
 
         Args:
             params: parameters of the network.
@@ -173,7 +187,25 @@ class SiteFeatures:
             pipelines: m batch pipelines of the same images with different masks.
             positions: (n,) positions in the dataset.
             batch_size: number of sites in a step.
+            store: store of these masks and this batch size, see `SiteFeatureStore.of_masks`.
         """
+        stored = {} if store is None else store.read(set(positions.tolist()))
+        if len(positions) and set(positions.tolist()) == set(stored):
+            rows = np.stack([stored[one] for one in positions.tolist()])
+            return rows.reshape(len(rows), len(pipelines), -1).swapaxes(0, 1)
+        features = self._compute_masks(params, stats, pipelines, positions, batch_size)
+        if store is not None:
+            store.write(positions, features.reshape(len(positions), -1))
+        return features.swapaxes(0, 1)
+
+    def _compute_masks(
+        self,
+        params: Any,
+        stats: Any,
+        pipelines: Sequence[Batches],
+        positions: Int[np.ndarray, " n"],
+        batch_size: int,
+    ) -> Float32[np.ndarray, "n m d"]:
         order = BatchOrder.single_pass(positions, batch_size)
         rows = []
         batches = zip(*(batches(order) for batches in pipelines), strict=True)
@@ -185,7 +217,7 @@ class SiteFeatures:
             (features,) = self._masks_step(params, stats, step_batches)
             rows.append(np.asarray(features)[:batch_size])
             release_freed_memory()
-        return np.concatenate(rows)[: len(positions)].swapaxes(0, 1)
+        return np.concatenate(rows)[: len(positions)]
 
     def _compute_parts(
         self, params: Any, stats: Any, batches: Batches, positions: Int[np.ndarray, " n"]

@@ -28,7 +28,7 @@ class MaskReader(Network):
 
     def apply_with_masks(self, dataset, positions, changes) -> list[Predictions]:
         masks = np.stack([np.full((4, 4), position % 2, np.uint8) for position in positions])
-        return [self._read(one.change(masks)) for one in changes]
+        return [self._read(one.change(masks)) for one in changes.values()]
 
     def _read(self, masks) -> Predictions:
         one = masks.mean(axis=(1, 2)).astype(np.float32)

@@ -314,11 +314,12 @@ def test_features_are_the_trained_representation(folder, run):
         assert np.array_equal(network.apply(images, masks, plates).features, features)
 
 
-def test_several_masks_share_one_pass_of_the_backbone(folder, run):
+def test_several_masks_share_one_pass_of_the_backbone(folder, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERTURBJAX_SITE_FEATURES", str(tmp_path))
     network, dataset, positions = load_network(run), open_dataset(folder / "data"), np.arange(9)
-    changes = [MaskChange(), MaskChange(np.zeros_like)]
+    changes = {"unchanged": MaskChange(), "empty": MaskChange(np.zeros_like)}
     unchanged, empty = network.apply_with_masks(dataset, positions, changes)
-    separately = network.changed(dataset, positions, changes[1].change_batch)
+    separately = network.changed(dataset, positions, changes["empty"].change_batch)
     for one, other in (
         (unchanged, network.apply_to_dataset(dataset, positions)),
         (empty, separately),
@@ -326,6 +327,12 @@ def test_several_masks_share_one_pass_of_the_backbone(folder, run):
         np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
         np.testing.assert_allclose(one.features, other.features, atol=1e-3)
     assert not np.allclose(unchanged.features, empty.features, atol=1e-2)
+    # The second time the features of both masks are read.
+    monkeypatch.delattr(SiteFeatures, "_compute_masks")
+    again = network.apply_with_masks(dataset, positions, changes)
+    assert all(map(np.array_equal, (*unchanged, *empty), (*again[0], *again[1])))
+    with pytest.raises(AttributeError):  # other sites are not stored
+        network.apply_with_masks(dataset, positions + 1, changes)
 
 
 def test_repeated_sites_are_changed_separately(folder, run):
