@@ -78,9 +78,12 @@ def assign_groups(index: pd.DataFrame, policy: str) -> np.ndarray:
 
 def _obstacle(index: pd.DataFrame, policy: str, label: str, folds: int) -> str:
     """Why the data do not allow a policy; empty if they do."""
-    if reason := SPLIT_POLICIES[policy].unavailable(index, label):
-        return reason
-    groups = pd.Series(assign_groups(index, policy))
+    try:
+        if reason := SPLIT_POLICIES[policy].unavailable(index, label):
+            return reason
+        groups = pd.Series(assign_groups(index, policy))
+    except InputError as error:  # no column identifies compounds
+        return error.message.rstrip(".")
     if (count := groups.nunique()) < folds:
         return f"{count} {policy}s are fewer than --folds {folds}"
     labels = index[label].astype(str).reset_index(drop=True)

@@ -38,6 +38,13 @@ def test_choice_states_why_stricter_splits_are_not_possible(index, policy, reaso
     assert sentence.startswith(f"info: --split {policy} is the strictest")
 
 
+def test_layout_is_not_chosen_without_a_column_of_compounds():
+    index = make_index(6, 1).rename(columns={"Metadata_pert_iname": "Metadata_gene"})
+    policy, sentence = choose_split(index, "Metadata_gene", 5)
+    assert policy == "plate"
+    assert "not layout: the index has no column that identifies compounds" in sentence
+
+
 def test_layout_is_chosen_if_it_has_enough_groups():
     index = make_index(8, 2)
     assert choose_split(index, "Metadata_pert_iname", 2)[0] == "layout"
