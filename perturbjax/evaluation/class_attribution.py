@@ -1,10 +1,12 @@
 """Attribution of the predictions of a class to compartments and channels.
 
-The pixels of one channel in one compartment are replaced by the median of this channel over the
-site, as in `occlusion`. The loss is the decrease of the predicted class's probability. It is
-averaged over correctly predicted sites of a class, and divided by the sum over all parts.
+The pixels of one channel in one compartment are replaced by their typical value: the median over
+sites of the same plate of their mean. Values of the background would be unlike any cell, so that
+hiding any channel of the cells would change the prediction. The loss is the decrease of the
+predicted class's probability. It is averaged over correctly predicted sites of a class, and divided
+by the sum over all parts.
 
-Source of the replacement: Zeiler and Fergus 2014, arXiv 1311.2901.
+Source of hiding parts: Zeiler and Fergus 2014, arXiv 1311.2901.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Float32, Int
 
 from perturbjax.core.files import write_csv
+from perturbjax.core.plates import PLATE
 from perturbjax.data.augmentation import RawBatch
 from perturbjax.dataset import Dataset
 from perturbjax.inference import Network
@@ -100,6 +103,29 @@ def _resize(
     return mask[np.ix_(rows, columns)]
 
 
+def typical_values(
+    dataset: Dataset, positions: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "n k c"]:
+    """Return the median over the sites of a plate of the mean of each part, for each site."""
+    means = []
+    for position in positions.tolist():
+        image, mask = dataset.pixels(position)
+        parts = compartments(dataset, position, (mask.shape[0], mask.shape[1]))
+        # A site without this compartment has the mean of the whole site.
+        means.append(
+            [
+                image[part if part.any() else ...].reshape(-1, image.shape[-1]).mean(0)
+                for part in parts
+            ]
+        )
+    values = np.array(means)
+    plates = dataset.index[PLATE].to_numpy()[positions]
+    typical = np.empty_like(values)
+    for plate in np.unique(plates):
+        typical[plates == plate] = np.median(values[plates == plate], axis=0)
+    return typical
+
+
 def part_losses(
     network: Network, dataset: Dataset, positions: Int[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n k c"]:
@@ -111,6 +137,7 @@ def part_losses(
     kinds = len(WITH_NUCLEI if dataset.has_nuclei else WITHOUT_NUCLEI)
     channels = len(dataset.channel_names)
     variants = 1 + kinds * channels  # the unchanged site, then one variant per part
+    typical = typical_values(dataset, positions)
 
     def hide_part(batch: RawBatch, first: int) -> RawBatch:
         image: Any = np.array(batch.image)
@@ -120,8 +147,7 @@ def part_losses(
             if variant and site < len(positions):
                 kind, channel = divmod(variant - 1, channels)
                 part = compartments(dataset, int(positions[site]), image.shape[1:3])[kind]
-                pixels = image[row, ..., channel]
-                pixels[part] = np.median(pixels)
+                image[row, part, channel] = round(typical[site, kind, channel])
         return batch._replace(image=image)
 
     repeated = np.repeat(positions, variants)
@@ -152,12 +178,12 @@ def summarize(
     tables = []
     for label in np.unique(labels):
         own = losses[labels == label].mean(axis=0).ravel()
-        # Hiding a part can increase the probability; such parts do not count.
-        positive = np.maximum(own, 0)
-        table = pd.DataFrame({"class": class_names[label]}, index=range(len(parts)))
+        table = pd.DataFrame({"class": class_names[label], "loss": own})
         table["compartment"], table["channel"] = zip(*parts, strict=True)
-        total = positive.sum()
-        table["fraction"] = positive / total if total >= SMALLEST_LOSS else np.nan
-        table["loss"], table["sites"] = own, int((labels == label).sum())
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+        tables.append(table.assign(sites=int((labels == label).sum())))
+    table = pd.concat(tables, ignore_index=True)
+    # Hiding a part can increase the probability; such parts do not count.
+    positive = table["loss"].clip(lower=0)
+    total = positive.groupby(table["class"]).transform("sum")
+    table["fraction"] = (positive / total).where(total >= SMALLEST_LOSS)
+    return table[["class", "compartment", "channel", "fraction", "loss", "sites"]]

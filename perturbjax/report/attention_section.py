@@ -63,7 +63,7 @@ def _classes(results: RunResults) -> str:
     )
     note = (
         '<p class="note">One channel of one compartment was hidden at a time: its pixels were '
-        "replaced by the median of the channel over the site. Numbers are percent of the total "
+        "replaced by their typical value on the plate. Numbers are percent of the total "
         "loss of probability of the class, over correctly predicted test sites. "
         f"{_COMPARTMENTS} Classes with a total loss below {SMALLEST_LOSS:g} have no table.</p>"
     )

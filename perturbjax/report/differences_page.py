@@ -15,8 +15,8 @@ from perturbjax.screening.results import DifferencesResult
 
 #: Features per chart, and treatments with a chart.
 BARS, MAX_TREATMENTS = 15, 60
-#: Letters of a feature name that fit next to the bars.
-MAX_LETTERS = 38
+#: Maximum number of letters of a feature name, and pixels of a letter.
+MAX_LETTERS, LETTER = 38, 7.3
 #: Column of the page -> explanation on hover.
 MEANINGS = {
     "changed": "Fraction of the features with q <= 0.05.",
@@ -97,22 +97,23 @@ def _bars(name: str, features: pd.DataFrame) -> str:
         return ""
     low, high = min(float(top["effect"].min()), 0.0), max(float(top["effect"].max()), 0.0)
     margin = 0.04 * max(high - low, 1e-9)
+    left = 12 + round(LETTER * max(len(_shorten(feature)) for feature in top["feature"]))
     chart = Chart(
         (low - margin, high + margin),
         # Reversed axis: the first feature is at the top.
         (len(top) - 0.5, -0.5),
         f"{name}: effect in robust standard deviations",
         f"{name}: " + "; ".join(f"{row.feature} {row.effect:.2f}" for row in top.itertuples()),
-        width=640,
+        width=left + 350,
         height=60 + 18 * len(top),
-        left=290,
+        left=left,
         bottom=34,
     )
     chart.grid(ticks(low, high, 6), ())
     for place, row in enumerate(top.itertuples()):
         _, py = chart.pixel(0, place)
         css = "strong" if row.q <= 0.05 else ""
-        chart.text(284, py + 4, _shorten(row.feature), "end", css)
+        chart.text(left - 6, py + 4, _shorten(row.feature), "end", css)
         ratio = f"\n{row.ratio:.3g} times the controls" if row.ratio == row.ratio else ""
         tip = f"{row.feature}\neffect {row.effect:.3g}, q {row.q:.2g}{ratio}"
         css = "other" if not row.q <= 0.05 else "train" if row.effect < 0 else "test"

@@ -15,8 +15,9 @@ function ramp(share) {
 // Dark colors of classes are lighter in dark mode: `setColor` for elements, `shade` for canvases.
 const luminance = ([r, g, b]) => .2126 * (r / 255) ** 2.2 + .7152 * (g / 255) ** 2.2 + .0722 * (b / 255) ** 2.2;
 function lighter(hex) {
-  const share = luminance(rgb(hex)) < .12 ? .45 : 0;
-  return `rgb(${rgb(hex).map(v => Math.round(v + share * (255 - v))).join()})`;
+  // The same hue at full brightness: mixing with white would make different colors alike.
+  const factor = luminance(rgb(hex)) < .12 ? 245 / Math.max(...rgb(hex)) : 1;
+  return `rgb(${rgb(hex).map(v => Math.round(v * factor)).join()})`;
 }
 const isHex = color => color?.startsWith("#");
 function setColor(node, property, color) {
