@@ -37,13 +37,8 @@ from perturbjax.dataset import Dataset, SiteSource
 from perturbjax.models.user_networks import warn_about_changed_code
 from perturbjax.training.apply_network import Predictions, apply_to_sites
 from perturbjax.training.array_source import ArraySource, require_fitting
-from perturbjax.training.checkpoint import (
-    Checkpoints,
-    Tree,
-    Which,
-    select_network_arrays,
-    tree_to_state,
-)
+from perturbjax.training.checkpoint import Checkpoints, Which
+from perturbjax.training.checkpoint_arrays import Tree, select_network_arrays, tree_to_state
 from perturbjax.training.devices import Placement, choose_placement
 from perturbjax.training.phases import create_network
 from perturbjax.training.pytorch_exchange import WEIGHTS, open_weight_file

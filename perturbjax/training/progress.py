@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from perturbjax.core.errors import InputError, Terminated
-from perturbjax.training.checkpoint import INTERRUPTED, Checkpoints, tree_to_state
+from perturbjax.training.checkpoint import INTERRUPTED, Checkpoints
+from perturbjax.training.checkpoint_arrays import tree_to_state
 from perturbjax.training.devices import stack_steps
 from perturbjax.training.processes import is_first_process
 from perturbjax.training.run_directory import Run

@@ -22,9 +22,8 @@ from perturbjax.data.splits import create_manifest, fingerprint
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.models import BACKBONES, FIXED_SIZE_NETWORKS
 from perturbjax.models import pytorch as exchange
-from perturbjax.training.checkpoint import (
-    CheckpointConfig,
-    Checkpoints,
+from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
+from perturbjax.training.checkpoint_arrays import (
     Tree,
     select_network_arrays,
     state_to_tree,

@@ -23,7 +23,8 @@ from perturbjax.data.normalization import count_input_channels
 from perturbjax.data.splits import TEST, TRAIN, VALIDATION, create_manifest
 from perturbjax.dataset import Dataset, open_dataset
 from perturbjax.models.kernels import onednn
-from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
+from perturbjax.training.checkpoint import Checkpoints
+from perturbjax.training.checkpoint_arrays import state_to_tree, tree_to_state
 from perturbjax.training.devices import Placement
 from perturbjax.training.loss import class_weights
 from perturbjax.training.phases import Phase, create_network

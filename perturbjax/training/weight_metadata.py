@@ -20,7 +20,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.files import read_json, write_json
 from perturbjax.core.recipe_files import recipe_from_dict, recipe_to_dict
 from perturbjax.models.pytorch_files import read_metadata, read_tensors, write_tensors
-from perturbjax.training.checkpoint import arrays_checksum
+from perturbjax.training.checkpoint_arrays import arrays_checksum
 from perturbjax.training.run_directory import is_list_of_text
 
 #: Key of the description in the metadata of a safetensors file.

@@ -32,7 +32,8 @@ from perturbjax.models import Mode, Outputs
 from perturbjax.models.attention import ConvBlock
 from perturbjax.models.layers import BatchNorm, Dense, dropout
 from perturbjax.training.apply_network import apply_to_sites
-from perturbjax.training.checkpoint import Checkpoints, state_to_tree, tree_to_state
+from perturbjax.training.checkpoint import Checkpoints
+from perturbjax.training.checkpoint_arrays import state_to_tree, tree_to_state
 from perturbjax.training.devices import AXIS, Placement, choose_placement, stack_steps
 from perturbjax.training.optimizer import make_optimizer
 from perturbjax.training.step import (

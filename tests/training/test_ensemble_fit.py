@@ -41,7 +41,8 @@ from perturbjax.models.ensemble_head import (
     compute_statistics,
 )
 from perturbjax.models.layers import Dense
-from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints, select_network_arrays
+from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
+from perturbjax.training.checkpoint_arrays import select_network_arrays
 from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.ensemble_fit import (
     MIN_ENSEMBLE_WEIGHT,
