@@ -80,7 +80,7 @@ _VARIANTS = {
 }
 VARIANTS = tuple(_VARIANTS)
 #: Steps of the preparation that differ between variants. They are the last ones.
-VARIED_STEPS = ("balance", "relative", "features")
+VARIED_STEPS = ("balance", "relative", "array")
 
 
 def run(options: Config) -> Iterator[dict[str, object]]:

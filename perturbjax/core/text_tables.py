@@ -61,7 +61,9 @@ def detect_dialect(header: str, row: str = "") -> Dialect:
         row: second line. If columns are separated by semicolons and a cell of it reads like `1,5`,
             numbers have decimal commas.
     """
-    # csv.reader ignores separators within quotes.
+    # csv.reader ignores separators within quotes. It refuses longer fields, and with the wrong
+    # separator the whole line is one field.
+    header = header[: csv.field_size_limit()]
     counts = {one: len(next(csv.reader([header], delimiter=one), [])) for one in SEPARATORS}
     separator = max(counts, key=lambda one: counts[one])
     # Programs that write decimal commas separate columns by semicolons.

@@ -50,6 +50,7 @@ def test_clean_columns_reports_removed_spaces() -> None:
         ("a\tb", "1\t2", ("\t", ".")),
         ('"a;b;c",d', "", (",", ".")),
         ("a", "", (",", ".")),
+        ("name," * 100_000, "", (",", ".")),
     ],
 )
 def test_detect_dialect_finds_separator_and_decimal_sign(header, row, dialect) -> None:

@@ -15,12 +15,14 @@ from sklearn.metrics import balanced_accuracy_score
 from tiny_dataset import write_dataset
 
 from experiments.ablation import Config, load_ablation, main, summary
-from experiments.ablations import head, limits, members
+from experiments.ablations import head, limits, linear, members
 from experiments.ablations.inner_folds import INNER, inner_folds, score
 from perturbjax.core.errors import InputError
 from perturbjax.data.splits import TEST, make_split
 from perturbjax.models import Mode
 from perturbjax.models.ensemble_head import BRANCH_WEIGHT, EnsembleHead
+from perturbjax.profiles.preparation import preparation
+from perturbjax.profiles.profile_options import CLASSIFY_PRESETS
 from perturbjax.profiles.profile_table import Profiles
 from perturbjax.profiles.table_steps import as_table
 
@@ -83,6 +85,11 @@ def test_inner_folds_exclude_test_plates(fold: int) -> None:
         assert list(groups) == list(plates.iloc[train])
     tested = np.concatenate([test for _, test, _ in folds])
     assert sorted(tested) == sorted(set(range(180)) - outer_test)
+
+
+def test_linear_varies_the_last_steps_of_the_preset() -> None:
+    steps = [name for name, _ in preparation(CLASSIFY_PRESETS["linear"]["preparation"]).steps]
+    assert tuple(steps[-len(linear.VARIED_STEPS) :]) == linear.VARIED_STEPS
 
 
 def test_score_equals_scikit_learn() -> None:
