@@ -252,7 +252,8 @@ def write_profiles(path):
     ("page", "block"), BLOCKS, ids=[f"{page.stem}-{at}" for at, (page, _) in enumerate(BLOCKS)]
 )
 def test_python_blocks_of_the_pages_run(page, block, run, dataset, exported, tmp_path, monkeypatch):
-    for name, path in {"run": run.run.path, "dataset": dataset.path, "exported": exported}.items():
+    inputs = {"run": run.run.path, "dataset": dataset.path, "exported": exported}
+    for name, path in {**inputs, "split.parquet": run.run.path / "split.parquet"}.items():
         (tmp_path / name).symlink_to(path)
     export_run(ExportConfig(CheckpointConfig(run.run.path), out=tmp_path / "weights.safetensors"))
     (tmp_path / "segmenter.safetensors").symlink_to(

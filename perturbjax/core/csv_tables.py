@@ -24,6 +24,8 @@ from perturbjax.core.text_tables import SEPARATORS, Dialect, clean_columns, dete
 
 #: Maximum size of a table in bytes, after decompression.
 LARGEST_TABLE = 1 << 28
+#: Maximum number of columns. CellProfiler's tables of images have up to some thousands.
+MOST_COLUMNS = 10_000
 #: Line number of the first row. Line 1 is the header, as in editors and spreadsheets.
 FIRST_ROW = 2
 
@@ -69,7 +71,7 @@ def read_rows(path: Path) -> tuple[list[list[str]], Dialect]:
         Rows without blank lines, and the separators.
 
     Raises:
-        InputError: The file is missing, empty, truncated or not text.
+        InputError: The file is missing, empty, truncated, not text, or too wide.
     """
     text = _read_text(path)
     # The first lines suffice to detect the separator.
@@ -88,6 +90,11 @@ def read_rows(path: Path) -> tuple[list[list[str]], Dialect]:
     rows = [row for row in rows if row]  # skip blank lines
     if not rows:
         raise InputError(f"{path}: is empty; it needs a header and one row per site")
+    if len(rows[0]) > MOST_COLUMNS:
+        raise InputError(
+            f"{path}: has {len(rows[0]):,} columns; a table of sites has at most {MOST_COLUMNS:,}. "
+            "Keep the columns of metadata and file names"
+        )
     return rows, dialect
 
 

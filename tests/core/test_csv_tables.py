@@ -117,6 +117,13 @@ def test_huge_compressed_table_is_refused(tmp_path, monkeypatch):
         read_table(path)
 
 
+def test_very_wide_table_is_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(",".join(map(str, range(500_000))) + "\n" + "," * 499_999)
+    with pytest.raises(InputError, match="has 500,000 columns; a table of sites has at most"):
+        read_table(path)
+
+
 def test_folder_or_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
     for path in (tmp_path, tmp_path / "pipe.csv"):

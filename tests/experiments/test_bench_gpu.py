@@ -154,7 +154,9 @@ def test_measure_runs_every_library_in_its_process_on_cpu():
 def test_run_reports_a_missing_gpu(tmp_path):
     with pytest.raises(CannotRun, match="needs an NVIDIA GPU"):
         next(gpu.run(quick=True))
-    assert "JAX has no GPU" in gpu._measure_in_process("jax", "bf16", TINY, str(tmp_path))
+    order = {"library": "jax", "which": "bf16", "cache": str(tmp_path), "device": "cuda"}
+    message = gpu._measure_in_process({**order, "size": dataclasses.asdict(TINY)})
+    assert "JAX has no GPU" in message
 
 
 def test_run_names_a_library_without_gpu_before_measuring(monkeypatch):
