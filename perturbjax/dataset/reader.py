@@ -139,14 +139,14 @@ class Dataset:
     @property
     def pixel_sizes(self) -> dict[str, float]:
         """Plate → height and width of a stored pixel in micrometers; 0 if it is unknown."""
-        known = self.provenance.get(PIXEL_SIZES, {})
+        stored = self.provenance.get(PIXEL_SIZES, {})
         plates = self.index[PLATE].astype(str).unique() if PLATE in self.index else ()
-        return {plate: known.get(plate, 0.0) for plate in plates}
+        return {plate: stored.get(plate, 0.0) for plate in plates}
 
     def pixel_size(self, position: int) -> float:
         """Return height and width of a stored pixel of a site in micrometers; 0 if unknown."""
-        known = self.provenance.get(PIXEL_SIZES, {})
-        return known.get(str(self.index[PLATE].iat[position]), 0.0) if known else 0.0
+        stored = self.provenance.get(PIXEL_SIZES, {})
+        return stored.get(str(self.index[PLATE].iat[position]), 0.0) if stored else 0.0
 
     @property
     def label_column(self) -> str:

@@ -46,12 +46,12 @@ def dataset_card(dataset: SiteSource, index: pd.DataFrame, pixel_sizes: Mapping[
 
 def describe_pixel_sizes(sizes: Mapping[str, float]) -> str:
     """Return the pixel sizes of plates as text, such as "0.65 µm"; empty if none is known."""
-    known = [f"{size:.3g}" for size in sorted(filter(None, sizes.values()))]
-    if not known:
+    texts = [f"{size:.3g}" for size in sorted(filter(None, sizes.values()))]
+    if not texts:
         return ""
-    missing = len(sizes) - len(known)
+    missing = len(sizes) - len(texts)
     unknown = f" (unknown for {missing} of {len(sizes)} plates)" if missing else ""
-    return f"{' to '.join(dict.fromkeys((known[0], known[-1])))} µm{unknown}"
+    return f"{' to '.join(dict.fromkeys((texts[0], texts[-1])))} µm{unknown}"
 
 
 def card(title: str, facts: Mapping[str, object], classes: Sequence[str], pictures: str) -> str:

@@ -107,9 +107,9 @@ def warn_about_changed_code(name: str, facts: dict[str, Any]) -> None:
 
 def _import_function(name: str) -> Callable[..., Any]:
     module, function = _import_module(name), name.partition(":")[2]
-    if not callable(found := getattr(module, function, None)):
+    if not callable(factory := getattr(module, function, None)):
         raise InputError(f"--model {name}: {module.__name__} has no function {function}")
-    return found
+    return factory
 
 
 def _import_module(name: str) -> ModuleType:
