@@ -4,18 +4,19 @@
 
 Training steps (forward, backward, Adam) and evaluation steps with batches of 128 sites (mask and
 one channel) of 128 and 64 pixels. The same network runs in PyTorch (float32, bfloat16 autocast,
-both memory layouts), in JAX with plain layers (`reduce_window`, gradients of XLA), and in
-perturbjax. All variants alternate in one process. `images/s` is the median; `x PyTorch` is the
-median over rounds of the ratio to the fastest variant of PyTorch at the same precision. `CPU ms` is
-the CPU time per image of all threads, which other jobs hardly affect.
+both memory layouts), in JAX with plain layers (`reduce_window`, gradients of XLA), in perturbjax,
+and with oneDNN if it is installed. All variants alternate in one process. `images/s`
+is the median; `x PyTorch` is the median over rounds of the ratio to the fastest variant of PyTorch
+at the same precision. `CPU ms` is the CPU time per image of all threads, which other jobs hardly
+affect.
 
-Profile of the training step in float32 (`perturbjax train --profile`, two cores): convolutions,
-forward and for the gradient of the input, 37 %; weight gradients and their copies 37 %; elementwise
-operations and sums the rest. These alternatives were not faster: weight gradients of XLA; matrix
-products over nine shifted views, stacked gradients or a transposed input; float32 products as three
-bfloat16 products; convolutions with 32 to 64 channels as bfloat16 products; im2col; window pooling
-with the index of the maximum; XLA flags. oneDNN was faster but not reproducible
-(docs/performance.md).
+Profile of the training step in float32 without oneDNN (`perturbjax train --profile`, two cores):
+convolutions, forward and for the gradient of the input, 37 %; weight gradients and their copies
+37 %; elementwise operations and sums the rest. These alternatives were not faster: weight gradients
+of XLA; matrix products over nine shifted views, stacked gradients or a transposed input; float32
+products as three bfloat16 products; convolutions with 32 to 64 channels as bfloat16 products;
+im2col; scans over groups of images; window pooling with the index of the maximum; XLA flags
+(oneDNN, fast math, concurrent scheduler).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +40,7 @@ from torch.nn import functional
 from experiments.bench.tables import CannotRun
 from perturbjax import models
 from perturbjax.core.memory import keep_freed_memory
+from perturbjax.models.kernels import onednn
 from perturbjax.models.layers import leaky_relu
 
 BATCH, CLASSES, RATE, DECAY = 128, 13, 1e-3, 1e-4
@@ -66,6 +70,9 @@ def _measure(side: int, batch: int, rounds: int) -> list[dict[str, Any]]:
         ("PyTorch, channels last", "bf16"): _torch_way(side, batch, half=True, last=True),
         ("perturbjax", "bf16"): _jax_way(side, batch, jnp.bfloat16),
     }
+    if onednn.is_usable():
+        for precision, dtype in (("float32", jnp.float32), ("bf16", jnp.bfloat16)):
+            ways["perturbjax, oneDNN", precision] = _jax_way(side, batch, dtype, with_onednn=True)
     seconds, cpu = ({(kind, way): [] for kind in (0, 1) for way in ways} for _ in range(2))
     for round_, (way, kind) in itertools.product(
         range(WARM + rounds), itertools.product(ways, (0, 1))
@@ -105,7 +112,9 @@ def _images(side: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     return x, rng.integers(0, CLASSES, batch)
 
 
-def _jax_way(side: int, batch: int, dtype: Any, *, plain: bool = False) -> Way:
+def _jax_way(
+    side: int, batch: int, dtype: Any, *, plain: bool = False, with_onednn: bool = False
+) -> Way:
     model = models.create("attention", classes=CLASSES, channels=1, dropout=0.3, seed=0)
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.adam(RATE))
@@ -128,7 +137,8 @@ def _jax_way(side: int, batch: int, dtype: Any, *, plain: bool = False) -> Way:
 
     state = (params, stats, optimizer.init(params))
     start = time.perf_counter()
-    train_step = jax.jit(train, donate_argnums=(0, 1, 2)).lower(*state).compile()
+    with nullcontext() if with_onednn else mock.patch.object(onednn, "library", lambda: None):
+        train_step = jax.jit(train, donate_argnums=(0, 1, 2)).lower(*state).compile()
     took = time.perf_counter() - start
     evaluation = jax.jit(lambda params, stats: forward(params, stats, models.Mode(dtype=dtype))[0])
     # Training donates its buffers, so evaluation needs copies.

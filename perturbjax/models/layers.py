@@ -73,13 +73,14 @@ class Conv(nnx.Module):
         padding: int | None = None,
         groups: int = 1,
         use_bias: bool = True,
+        use_onednn: bool = False,
         rngs: nnx.Rngs,
     ):
         # PyTorch's Kaiming initialization with a = √5 is this uniform distribution.
         bound = (size * size * inputs // groups) ** -0.5
         self.kernel = _uniform(rngs, (size, size, inputs // groups, outputs), bound)
         self.bias = _uniform(rngs, (outputs,), bound) if use_bias else None
-        self.stride, self.groups = stride, groups
+        self.stride, self.groups, self.use_onednn = stride, groups, use_onednn
         self.padding = size // 2 if padding is None else padding
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
@@ -96,7 +97,14 @@ class Conv(nnx.Module):
         """
         # The last axis of the kernel is that of the output channels.
         kernel = self.kernel[...] if signs is None else self.kernel[...] * signs
-        return conv2d(x, kernel, stride=self.stride, padding=self.padding, groups=self.groups)
+        return conv2d(
+            x,
+            kernel,
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
+            use_onednn=self.use_onednn,
+        )
 
 
 class Dense(nnx.Module):

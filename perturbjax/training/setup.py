@@ -22,6 +22,7 @@ from perturbjax.data.exclusion import read_rules
 from perturbjax.data.normalization import count_input_channels
 from perturbjax.data.splits import TEST, TRAIN, VALIDATION, create_manifest
 from perturbjax.dataset import Dataset, open_dataset
+from perturbjax.models.kernels import onednn
 from perturbjax.training.checkpoint import Checkpoints
 from perturbjax.training.checkpoint_arrays import state_to_tree, tree_to_state
 from perturbjax.training.devices import Placement
@@ -216,11 +217,12 @@ def print_training_summary(
     """Print network, devices, split, phases, the number of completed steps and layout warnings."""
     recipe, split = experiment.recipe, experiment.recipe.split
     platform = placement.mesh.devices.flat[0].platform
+    library = " with oneDNN" if onednn.is_usable() else ""
     validation = (
         f"{len(experiment.validation):,} validation, " if len(experiment.validation) else ""
     )
     console.print(
-        f"info: model {recipe.model.model} on {placement.count} {platform} device(s), "
+        f"info: model {recipe.model.model} on {placement.count} {platform} device(s){library}, "
         f"{recipe.model.precision}; "
         f"{len(experiment.train):,} training, {validation}{len(experiment.test):,} test sites; "
         f"{len(experiment.class_names)} classes of {experiment.label_column}"

@@ -22,6 +22,9 @@ in cache. Speed compared with XLA's gradient (2-core Xeon with AMX, float32):
     1 to 32 channels, 128²          1.6 times (transposed input; bfloat16 1.4 times)
     16 to 16 channels, 128²         0.35 times, so XLA's gradient is used instead (`SLIM_CHANNELS`)
 
+If oneDNN is installed, training uses its convolutions instead, forward and backward (`onednn`),
+and segmentation networks use them for their narrow layers.
+
 With the other kernels of this package a training step is 2 to 2.6 times as fast as with plain
 JAX layers (docs/performance.md).
 
@@ -39,7 +42,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from perturbjax.models.kernels import matrix_products
+from perturbjax.models.kernels import matrix_products, onednn
 
 #: Input channels below which transposing the input costs less than transposing the gradient.
 NARROW_CHANNELS = 16
@@ -57,6 +60,7 @@ def conv2d(
     stride: int = 1,
     padding: int = 0,
     groups: int = 1,
+    use_onednn: bool = False,
 ) -> Float[Array, "b h2 w2 o"]:
     """Convolve (cross-correlate, as in PyTorch) in the dtype of `x`.
 
@@ -66,12 +70,14 @@ def conv2d(
         stride: step in pixels.
         padding: zeros on each side, in pixels.
         groups: groups of channels that are convolved separately.
+        use_onednn: use oneDNN, if it is installed, outside training too. Then results with and
+            without it differ by rounding, and the program cannot be exported.
     """
     kernel = kernel.astype(x.dtype)
     high, wide = kernel.shape[:2]
     # `_dense` needs padding below the kernel size: its gradient pads by size - 1 - padding.
     if stride == groups == 1 and high == wide > padding and x.size:
-        return _dense(x, kernel, padding)
+        return _dense(x, kernel, padding, use_onednn)
     return _plain(x, kernel, padding, stride, groups)
 
 
@@ -86,12 +92,19 @@ def _plain(x: Array, kernel: Array, padding: int, stride: int = 1, groups: int =
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dense(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: int
+    x: Float[Array, "b h w i"], kernel: Float[Array, "k k i o"], padding: int, use_onednn: bool
 ) -> Float[Array, "b h2 w2 o"]:
     """Convolve at stride 1 without groups."""
+    return _convolve(x, kernel, padding, use_onednn)
+
+
+def _convolve(x: Array, kernel: Array, padding: int, use_onednn: bool) -> Array:
     plain = partial(_plain, padding=padding)
+    if use_onednn and onednn.computes(x.dtype, kernel.shape):
+        fast = partial(onednn.convolve, padding=padding)
+        return jax.lax.platform_dependent(x, kernel, cpu=fast, default=plain)
     # XLA's convolution remains where products are slower and the kernel fits into the image.
     if not (matrix_products.is_faster(x.dtype, kernel.shape) or min(x.shape[1:3]) < len(kernel)):
         return plain(x, kernel)
@@ -99,17 +112,24 @@ def _dense(
     return jax.lax.platform_dependent(x, kernel, cpu=products, default=plain)
 
 
-def _dense_forward(x: Array, kernel: Array, padding: int) -> tuple[Array, tuple[Array, Array]]:
-    return _dense(x, kernel, padding), (x, kernel)
+def _dense_forward(
+    x: Array, kernel: Array, padding: int, _: bool
+) -> tuple[Array, tuple[Array, Array]]:
+    """Convolve if a gradient follows: in training."""
+    return _convolve(x, kernel, padding, use_onednn=True), (x, kernel)
 
 
 def _dense_backward(
-    padding: int, residuals: tuple[Array, Array], gradient: Array
+    padding: int, _: bool, residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
     size = len(kernel)
-    # With this padding dx has the height and width of `x`.
-    dx = _dense(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), size - 1 - padding)
+    use_onednn = onednn.computes(x.dtype, kernel.shape)
+
+    def convolved(gradient: Array, kernel: Array) -> Array:
+        # With this padding dx has the height and width of `x`.
+        flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+        return _convolve(gradient, flipped, size - 1 - padding, use_onednn=False)
 
     def by_convolution(x: Array, gradient: Array) -> Array:
         # The convolution is linear in the kernel, so the kernel's values do not affect this
@@ -122,11 +142,19 @@ def _dense_backward(
         return flat.reshape(kernel.shape)
 
     slim = min(x.shape[-1], gradient.shape[-1]) < SLIM_CHANNELS
-    if slim and x.shape[1] * x.shape[2] > LARGE_MAP:
-        on_cpu: Callable[..., Array] = by_convolution
+    on_cpu: Callable[..., Array]
+    if use_onednn:
+        on_cpu = partial(onednn.kernel_gradient, size=size)
+    elif slim and x.shape[1] * x.shape[2] > LARGE_MAP:
+        on_cpu = by_convolution
     else:
         form = _narrow_kernel_gradient if x.shape[-1] < NARROW_CHANNELS else _kernel_gradient
         on_cpu = partial(form, size=size, padding=padding)
+    if use_onednn:
+        fast = partial(onednn.input_gradient, padding=padding)
+        dx = jax.lax.platform_dependent(gradient, kernel, cpu=fast, default=convolved)
+    else:
+        dx = convolved(gradient, kernel)
     return dx, jax.lax.platform_dependent(
         x, gradient, cpu=on_cpu, cuda=in_parameter_layout, default=by_convolution
     )
