@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from perturbjax.core.choices import MASK_ENCODINGS, NORMALIZATIONS, SPLIT_POLICIES, Choice
 from perturbjax.core.errors import InputError
+from perturbjax.core.lengths import Length, parse_micrometers
 from perturbjax.core.options import (
     chosen_from,
     python_only,
@@ -86,15 +87,19 @@ class InputConfig:
     """Maximum number of cells of a site in the network input; 0: the input is the whole site."""
     cells_per_step: int = python_only(0)
     """Cells of a site in a training step, chosen at random in each epoch; 0: all."""
-    cell_size: int = python_only(0)
-    """Size of the window of a cell in stored pixels, a multiple of 16; 0: 2.5 median diameters."""
+    cell_size: Length = python_only(0)
+    """Size of the window of a cell in stored pixels, a multiple of 16, or a length such as 20um; 0:
+    2.5 median diameters. A run stores the number of pixels."""
 
     def __post_init__(self) -> None:
         require_sound(self)
         step, size = self.cells_per_step, self.cell_size
         require("cells", self.cells, 0 <= self.cells <= 4096, "0 (whole sites) to 4096")
         require("cells-per-step", step, step >= 0, "0 (all) or more")
-        require("cell-size", size, size >= 0 and size % 16 == 0, "0, or a multiple of 16 pixels")
+        # The stack of windows of a site is downsampled by powers of 2 as one image.
+        pixels = str(size).isdecimal() and int(size) % 16 == 0
+        expected = "0, a multiple of 16 pixels, or a length such as 20um"
+        require("cell-size", size, pixels or parse_micrometers(size) is not None, expected)
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,11 @@ class CellBags:
         """
         Args:
             dataset: sites; they may differ in size.
-            input: `cells`, the number of windows of a site, and `cell_size`, their size.
+            input: `cells`, the number of windows of a site, and `cell_size`, their size in pixels.
         """
-        self._dataset, self._cells, self.size = dataset, input.cells, input.cell_size
+        self._dataset, self._cells, self.size = dataset, input.cells, int(input.cell_size)
         # The seed is fixed, so that every run gets the same cells of a site.
-        self._config = CropConfig(crop_size=input.cell_size, max_cells=input.cells)
+        self._config = CropConfig(crop_size=self.size, max_cells=input.cells)
         self._site_ids = dataset.column("site_id").to_numpy()
         self.path: Path = dataset.path
 

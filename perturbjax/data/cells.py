@@ -15,7 +15,6 @@ Windows that extend beyond the image are filled by reflection at its border. The
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, UInt, UInt16
 
 from perturbjax.core.errors import InputError
+from perturbjax.core.lengths import Length, parse_micrometers
 from perturbjax.core.messages import console
 from perturbjax.core.options import require, require_seed, require_sound
 from perturbjax.dataset import Dataset
@@ -38,39 +38,41 @@ DIAMETER_SITES = 16
 SAME_PIXEL_SIZE = 1.01
 #: Maximum crop size in pixels.
 LARGEST_CROP = 4096
-#: Number of pixels, or text with a number of micrometers such as "20um".
-CropSize = str | int
-_MICROMETERS = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?[uµμ]m")
 
 Background = Literal["keep", "mask"]
 
 
-def crop_pixels(size: CropSize, dataset: Dataset) -> int:
-    """Return a crop size in stored pixels; 0 is returned as it is.
+def crop_pixels(size: Length, dataset: Dataset, flag: str = "crop-size") -> int:
+    """Return a crop size in stored pixels; a number of pixels is returned as it is.
+
+    Args:
+        size: number of pixels or length.
+        dataset: dataset with the pixel sizes of its plates.
+        flag: name of the option, for messages.
 
     Raises:
         InputError: the size is in micrometers, and the pixel size of the dataset is not known, or
             gives a crop outside of the valid range.
     """
-    length = _MICROMETERS.fullmatch(str(size))
-    if not length:
+    length = parse_micrometers(size)
+    if length is None:
         return int(size)
     sizes = dataset.pixel_sizes.values()
     low, high = min(sizes, default=0.0), max(sizes, default=0.0)
     if not low:
         raise InputError(
-            f"--crop-size {size}: the pixel size of {dataset.path} is unknown. Pass a number of "
+            f"--{flag} {size}: the pixel size of {dataset.path} is unknown. Pass a number of "
             "pixels, or add a column Metadata_PixelSizeUm to load_data.csv and build again."
         )
     if high > SAME_PIXEL_SIZE * low:
         raise InputError(
-            f"--crop-size {size}: plates of {dataset.path} have pixels of {low:.3g} to {high:.3g} "
+            f"--{flag} {size}: plates of {dataset.path} have pixels of {low:.3g} to {high:.3g} "
             "µm, and crops need one pixel size. Pass a number of pixels."
         )
-    pixels = round(float(length[1]) / low)
+    pixels = round(length / low)
     expected = f"8 to 4096 pixels of {low:.3g} µm, not {pixels}"
-    require("crop-size", size, 8 <= pixels <= LARGEST_CROP, expected)
-    console.print(f"info: --crop-size {size}: {pixels} pixels of {low:.3g} µm")
+    require(flag, size, 8 <= pixels <= LARGEST_CROP, expected)
+    console.print(f"info: --{flag} {size}: {pixels} pixels of {low:.3g} µm")
     return pixels
 
 
@@ -78,7 +80,7 @@ def crop_pixels(size: CropSize, dataset: Dataset) -> int:
 class CropConfig:
     """Crops of single cells"""
 
-    crop_size: CropSize = 0
+    crop_size: Length = 0
     """Height and width of a cell's crop in pixels, or a length such as 20um; 0: 2.5 times the
     median cell diameter, rounded up to a multiple of 16."""
     background: Background = "keep"
@@ -93,7 +95,7 @@ class CropConfig:
         size = str(self.crop_size)
         pixels = size.isdecimal() and (int(size) == 0 or 8 <= int(size) <= LARGEST_CROP)
         expected = "0, 8 to 4096 pixels, or a length such as 20um"
-        require("crop-size", size, pixels or bool(_MICROMETERS.fullmatch(size)), expected)
+        require("crop-size", size, pixels or parse_micrometers(size) is not None, expected)
         require("max-cells", self.max_cells, self.max_cells >= 0, "0 (all) or more")
         require_seed(self.seed)
 

@@ -17,7 +17,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
 from perturbjax.core.position import position_warnings
 from perturbjax.data.batches import BatchOrder, Decoder, Sites, describe_sites
-from perturbjax.data.cells import estimate_crop_size
+from perturbjax.data.cells import CROP_MULTIPLE, crop_pixels, estimate_crop_size
 from perturbjax.data.exclusion import read_rules
 from perturbjax.data.normalization import count_input_channels
 from perturbjax.data.splits import TEST, TRAIN, VALIDATION, create_manifest
@@ -167,11 +167,14 @@ def prepare_experiment(
 
 
 def _choose_cell_size(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """Set the window of a cell, so that the network gets the same scale on other datasets."""
-    if not recipe.input.cells or recipe.input.cell_size:
+    """Set the window of a cell in pixels, so that other datasets are read at the same scale."""
+    if not recipe.input.cells:
         return recipe
-    size = estimate_crop_size(dataset)
-    console.print(f"info: windows of {size} x {size} pixels around each cell")
+    size = crop_pixels(recipe.input.cell_size, dataset, "cell-size") or estimate_crop_size(dataset)
+    # A length in micrometers is rounded up to the same multiple as the estimate.
+    size = -(-size // CROP_MULTIPLE) * CROP_MULTIPLE
+    if size != recipe.input.cell_size:
+        console.print(f"info: windows of {size} x {size} pixels around each cell")
     return replace(recipe, input=replace(recipe.input, cell_size=size))
 
 

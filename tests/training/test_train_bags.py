@@ -23,6 +23,7 @@ from perturbjax.core.config import (
     preset,
 )
 from perturbjax.core.errors import InputError
+from perturbjax.core.recipe_files import read_recipe
 from perturbjax.dataset import open_dataset
 from perturbjax.export import StableHLOConfig, export
 from perturbjax.inference import load_network
@@ -32,6 +33,7 @@ from perturbjax.training.checkpoint import CheckpointConfig, Checkpoints
 from perturbjax.training.devices import ComputeConfig
 from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run_directory import open_run
+from perturbjax.training.setup import prepare_experiment
 
 pytestmark = pytest.mark.full
 
@@ -119,6 +121,19 @@ def test_resume_is_bit_identical(folder, run, monkeypatch, feed):
     assert all(value.tobytes() == resumed[name].tobytes() for name, value in expected.items())
 
 
+def test_cell_size_in_micrometers_becomes_pixels(folder, monkeypatch):
+    file = folder / "recipe.toml"
+    file.write_text('[input]\ncell_size = "20um"\n')
+    recipe, data = read_recipe(file, preset("wells")), (folder / "data",)
+    with pytest.raises(InputError, match=r"--cell-size 20um: the pixel size of .* is unknown"):
+        prepare_experiment(recipe, data)
+    monkeypatch.setattr(type(open_dataset(data)), "pixel_sizes", {"P1": 0.65})
+    # 20 µm are 31 pixels, rounded up to a multiple of 16.
+    assert prepare_experiment(recipe, data).recipe.input.cell_size == 32
+    with pytest.raises(InputError, match="--cell-size 20mm: must be 0, a multiple of 16 pixels"):
+        InputConfig(cells=4, cell_size="20mm")
+
+
 def test_evaluation_and_report_show_the_cells_with_most_attention(folder, run):
     evaluate(EvaluateConfig(ApplyConfig(CheckpointConfig(run), compute=ONE), replicates=20))
     attention = pd.read_parquet(run / "evaluation" / "cell_attention.parquet")
@@ -165,7 +180,7 @@ def test_unusable_settings_are_refused(folder, run):
     wells = preset("wells")
     with pytest.raises(InputError, match="--head channels: must be dense or attention"):
         Recipe(input=wells.input, transfer=TransferConfig(weights="package:x", head="channels"))
-    with pytest.raises(InputError, match="--cell-size 20: must be 0, or a multiple of 16"):
+    with pytest.raises(InputError, match="--cell-size 20: must be 0, a multiple of 16 pixels"):
         InputConfig(cells=4, cell_size=20)
     with pytest.raises(InputError, match="--model: this network cannot be applied to single cells"):
         other = Recipe(model=ModelConfig(model="masked_cnn"), input=wells.input)
