@@ -21,6 +21,10 @@ os.environ["PERTURBJAX_MASK_CACHE"] = "none"
 # The same for features of frozen backbones.
 os.environ["PERTURBJAX_SITE_FEATURES"] = "none"
 
+# One thread for linear algebra and OpenMP: the workers of pytest use all cores, and the threads of
+# several processes wait for each other in busy loops. An audit took twice the processor time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Compiled programs are shared by the processes of a run and by later runs. Compiling is more than

@@ -296,7 +296,7 @@ def test_exported_network_supports_all_platforms(exported):
     assert set(network.platforms) == {"cpu", "cuda", "tpu"}
 
 
-@pytest.mark.parametrize("encoding", ["binary", "distance"])
+@pytest.mark.parametrize("encoding", [pytest.param("binary", marks=pytest.mark.full), "distance"])
 def test_exported_network_downsamples_large_sites_like_predict(tmp_path, encoding):
     """Sites of 67 pixels and crops of 16: stored sites are downsampled by 2 with rounding."""
     data = open_dataset(

@@ -8,12 +8,14 @@ padding (`Mode.weight`) and span devices (`Mode.axis_name`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from perturbjax.models.kernels.batch_norm import BatchNorm, batch_statistics
 from perturbjax.models.kernels.convolution import conv2d
@@ -53,7 +55,26 @@ class ShapeRngs(nnx.Rngs):
 def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.Param:
     if isinstance(rngs, ShapeRngs):
         return nnx.Param(jnp.zeros(shape))
-    return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+    return nnx.Param(draw_uniform(rngs.params(), shape, bound))
+
+
+def draw_uniform(key: PRNGKeyArray, shape: tuple[int, ...], bound: float) -> Float[Array, "*shape"]:
+    """Draw the numbers of `jax.random.uniform` in ±bound, with few compilations.
+
+    JAX compiles a program for each shape, which takes a second for the kernel of a convolution.
+    A number depends only on the key and its position in row-major order. Therefore a longer
+    vector starts with the same numbers, and a few lengths serve all shapes.
+    """
+    size, length = math.prod(shape), 4096
+    while length < size:
+        length *= 4
+    numbers = jax.random.uniform(key, (length,), minval=-bound, maxval=bound)
+    return _first_numbers(numbers, shape)
+
+
+@partial(jax.jit, static_argnums=1)
+def _first_numbers(numbers: Float[Array, " n"], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    return numbers[: math.prod(shape)].reshape(shape)
 
 
 class Conv(nnx.Module):

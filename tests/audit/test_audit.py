@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from experiments.audit_truth import audit_of, screen
+from perturbjax.audit.audit_result import AuditResult
 from perturbjax.audit.audit_tables import missing_parts
 from perturbjax.audit.verdict import verdict
 from perturbjax.cli import main
@@ -18,6 +20,16 @@ from perturbjax.cli import main
 def write(table: pd.DataFrame, path: Path) -> Path:
     table.drop(columns=["mean_DNA", "n_cells", "mask_area"]).to_parquet(path, index=False)
     return path
+
+
+@cache
+def audit_one_layout() -> AuditResult:
+    """Audit two plates of one layout, where position predicts the label."""
+    return audit_of(screen_of_one_layout(), folds=3)
+
+
+def screen_of_one_layout() -> pd.DataFrame:
+    return screen(effect=8.0, plates=2, layouts=1, sites=2)
 
 
 def run(*words: object) -> int:
@@ -40,6 +52,8 @@ def test_audit_writes_all_splits_and_controls(tmp_path, capsys, monkeypatch):
             out,
             "--replicates",
             100,
+            "--folds",
+            3,
         )
         == 0
     )
@@ -86,7 +100,7 @@ def test_audit_restricts_splits(tmp_path, capsys):
 
 
 def test_dataset_adds_cell_count_and_intensity_controls(tmp_path):
-    result = audit_of(screen(brightness=8.0, sites=2))
+    result = audit_of(screen(brightness=8.0, sites=2), folds=3)
     split = result["plate"]
     assert {"cell count", "intensity"} <= set(split.controls)
     assert split.controls["intensity"].value > 0.5
@@ -96,8 +110,8 @@ def test_dataset_adds_cell_count_and_intensity_controls(tmp_path):
 
 
 def test_verdict_never_recommends_invalid_scores():
-    one_layout = audit_of(screen(effect=8.0, layouts=1, sites=2))
-    assert "all 4 plates share one layout" in one_layout.refused["layout"]
+    one_layout = audit_one_layout()
+    assert "all 2 plates share one layout" in one_layout.refused["layout"]
     conclusion = verdict(one_layout)
     assert not conclusion.is_valid and one_layout.strictest.policy == "plate"
     assert conclusion.headline.startswith("No valid score: ")
@@ -105,7 +119,7 @@ def test_verdict_never_recommends_invalid_scores():
     assert any("in other wells of further plates" in line for line in conclusion.advice)
     assert not any("--split" in line for line in conclusion.advice)
 
-    one_plate = audit_of(screen(effect=8.0, plates=1, sites=2))
+    one_plate = audit_of(screen(effect=8.0, plates=1, sites=2), folds=3)
     assert set(one_plate.refused) == {"plate", "layout", "compound"}
     conclusion = verdict(one_plate)
     assert conclusion.is_valid and any("--split well" in line for line in conclusion.advice)
@@ -132,7 +146,7 @@ def test_audit_excludes_classes_of_one_group():
     table = screen(effect=8.0, plates=3, sites=2)
     single = (table["Metadata_Plate"] == "P0") & (table["Metadata_Well"] == "A01")
     table.loc[single, "Metadata_pert_iname"] = "rare"
-    result = audit_of(table)
+    result = audit_of(table, folds=3)
     assert (
         result["well"].n_excluded == result["plate"].n_excluded == 2
         and result["site"].n_excluded == 0
@@ -177,22 +191,23 @@ def respell(table: pd.DataFrame, spelling: str) -> pd.DataFrame:
 @pytest.mark.parametrize("spelling", ["r{row:02d}c{column:02d}", "{letter}-{column:02d}"])
 def test_verdict_is_independent_of_well_spelling(spelling):
     """Position predicts the label on plates of one layout, however wells are spelled."""
-    table = screen(effect=8.0, layouts=1, sites=2)
-    expected = verdict(audit_of(table))
-    assert verdict(audit_of(respell(table, spelling))) == expected
+    expected = verdict(audit_one_layout())
+    respelled = audit_of(respell(screen_of_one_layout(), spelling), folds=3)
+    assert verdict(respelled) == expected
     assert expected.headline.startswith("No valid score: ")
 
 
 def test_single_unplaced_well_keeps_position_control():
-    table = screen(effect=8.0, layouts=1, sites=2)
+    table = screen_of_one_layout()
     odd = (table["Metadata_Plate"] == "P0") & (table["Metadata_Well"] == "A06")
-    result = audit_of(table.assign(Metadata_Well=table["Metadata_Well"].mask(odd, "A06_rescan")))
+    wells = table["Metadata_Well"].mask(odd, "A06_rescan")
+    result = audit_of(table.assign(Metadata_Well=wells), folds=3)
     assert "P0 A06_rescan" in " ".join(missing_parts(result))
     assert verdict(result).headline.startswith("No valid score: ")
 
 
 def test_score_without_position_control_is_not_recommended():
-    result = audit_of(respell(screen(effect=8.0, sites=2), "w{name}"))
+    result = audit_of(respell(screen(effect=8.0, plates=2, sites=2), "w{name}"), folds=3)
     assert "position" not in result["plate"].controls
     assert "all technical" in result["plate"].controls
     conclusion = verdict(result)

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import SMALL, command_line
+from commands import SMALL
+
+from tests.faults.arena import CommandServer, Request, Result
 
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """Environment of all commands."""
+    """Environment of processes that tests start."""
     return {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"}
 
 
 @pytest.fixture(scope="session")
-def command(environment) -> Callable[..., subprocess.CompletedProcess[str]]:
+def server(tmp_path_factory) -> Iterator[CommandServer]:
+    """Process that forks one process for each command, so that modules are imported once."""
+    with CommandServer(tmp_path_factory.mktemp("cache")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def command(server) -> Callable[..., Result]:
     """Return a function: `command("train", ...)` runs `perturbjax train ...`; `data_prep build`
-    runs data_prep.
+    runs data_prep. `environment` sets variables.
     """
 
-    def run(name: str, *flags: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*command_line(name), *map(str, flags)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == status, (
-            f"{name} {flags}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    def run(
+        name: str, *flags: object, status: int = 0, environment: dict[str, str] | None = None
+    ) -> Result:
+        program = name.split() if name.startswith("data_prep") else ["perturbjax", name]
+        words = [*program, *map(str, flags)]
+        done = server.run(Request(words, Path.cwd(), environment or {}))
+        assert done.status == status, (
+            f"{name} {flags}: status {done.status}\n{done.stdout}\n{done.stderr}"
         )
         return done
 
@@ -69,9 +75,8 @@ def plates(command, tmp_path_factory) -> Path:
 def dataset(command, plates, tmp_path_factory) -> Path:
     """Dataset of the simulated plates."""
     out = tmp_path_factory.mktemp("dataset") / "dataset"
-    command(
-        "data_prep build", "--load-data", plates / "load_data.csv", "--images", plates, "--out", out
-    )
+    paths = ("--load-data", plates / "load_data.csv", "--images", plates, "--out", out)
+    command("data_prep build", *paths, "--workers", 1)
     return out
 
 

@@ -142,14 +142,9 @@ def test_predictions_do_not_need_labels(run, plates, tmp_path):
 
 @pytest.mark.slow  # test_devices.py checks the step itself
 @pytest.mark.parametrize("kind", ["pmap", "sharded"])
-def test_eight_devices_train_same_network_as_one(
-    command, environment, run, dataset, tmp_path, kind
-):
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-    try:
-        out = tmp_path / kind
-        done = command("train", "--data", dataset, "--out", out, "--devices", kind, *SMALL)
-    finally:
-        del environment["XLA_FLAGS"]
+def test_eight_devices_train_same_network_as_one(command, run, dataset, tmp_path, kind):
+    devices, out = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, tmp_path / kind
+    flags = ("--data", dataset, "--out", out, "--devices", kind, *SMALL)
+    done = command("train", *flags, environment=devices)
     assert "on 8 cpu device(s)" in done.stderr
     assert_same_parameters(run, out, tolerance=2e-4)

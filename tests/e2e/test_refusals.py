@@ -189,7 +189,7 @@ def test_dataset_with_other_channels_is_refused(command, refused, run, plates, t
     command(
         "data_prep build",
         *("--load-data", tmp_path / "few.csv", "--images", plates, "--out", tmp_path / "d"),
-        *("--aggregate", "none", "--segment-channels", "DNA"),
+        *("--aggregate", "none", "--segment-channels", "DNA", "--workers", 1),
     )
     line = refused(
         "predict", "--run", run, "--data", tmp_path / "d", "--out", tmp_path / "p.parquet"

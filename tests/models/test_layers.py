@@ -13,9 +13,24 @@ import torch
 from flax import nnx
 
 from perturbjax.models.attention import ConvBlock
-from perturbjax.models.layers import BatchNorm, Mode, conv2d, leaky_relu, max_pool
+from perturbjax.models.layers import (
+    BatchNorm,
+    Mode,
+    conv2d,
+    draw_uniform,
+    leaky_relu,
+    max_pool,
+)
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 3, 2, 64), (64, 128)])
+def test_draw_uniform_draws_the_numbers_of_jax(shape):
+    """64 · 128 numbers are more than the shortest vector, 4,096."""
+    key = jax.random.key(3)
+    expected = jax.random.uniform(key, shape, minval=-0.3, maxval=0.3)
+    np.testing.assert_array_equal(draw_uniform(key, shape, 0.3), expected)
 
 
 def normal(*shape: int) -> np.ndarray:
