@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,9 @@ from perturbjax.core.choices import NORMALIZATIONS
 from perturbjax.core.config import InputConfig
 from perturbjax.core.errors import InputError
 from perturbjax.core.messages import console
-from perturbjax.core.progress import QUIET_S, track
 from perturbjax.data.augmentation import RawBatch
-from perturbjax.data.batches import (
-    BatchOrder,
-    Decoder,
-    PipelineChoice,
-    describe_sites,
-    open_batches,
-)
-from perturbjax.data.batches.decoder import MaskChange, MaskTransform
+from perturbjax.data.batches import Decoder, PipelineChoice, describe_sites, open_batches
+from perturbjax.data.batches.decoder import MaskChange, MaskTransform, merge_batches
 from perturbjax.data.normalization import Intensities, Statistics, site_intensities
 from perturbjax.dataset import Dataset, SiteSource
 from perturbjax.models.user_networks import warn_about_changed_code
@@ -81,6 +74,10 @@ class Network:
     batch_size: int
     graphdef: nnx.GraphDef
     state: dict[str, Any]
+
+    @property
+    def _state(self) -> tuple[Any, Any]:
+        return self.state["params"], self.state["stats"]
 
     @property
     def class_names(self) -> list[str]:
@@ -167,10 +164,8 @@ class Network:
         Raises:
             InputError: channels or pixel type differ from those of the training data.
         """
-        decoder = self.decoder(dataset)
-        frozen = self._site_features is not None
-        store = open_store(decoder, self.run.recipe, self.state["params"]) if frozen else None
-        with open_batches(decoder, self.placement, choice=feed) as pipeline:
+        with open_batches(self.decoder(dataset), self.placement, choice=feed) as pipeline:
+            store = self._open_store(dataset)
             return Predictions(*self._predict(pipeline.batches, positions, store))
 
     def apply_with_masks(
@@ -181,19 +176,18 @@ class Network:
             self._host_batches(dataset, one.change_batch, one.mask_transform)
             for one in changes.values()
         ]
-        if self._site_features is None:
-            return [Predictions(*self._predict(batches, positions)) for batches in pipelines]
-        state = self.state["params"], self.state["stats"]
-        store = open_store(self.decoder(dataset), self.run.recipe, state[0])
-        store = store and store.of_masks(list(changes), self.batch_size)
-        features = self._site_features.compute_of_masks(
-            *state, pipelines, positions, self.batch_size, store
-        )
-        paired = (
-            add_features(batches, one, self.placement)
-            for batches, one in zip(pipelines, features, strict=True)
-        )
-        return [Predictions(*self._apply(self._head_step, one, positions)) for one in paired]
+        features = None
+        if self._site_features is not None:
+            store = self._open_store(dataset)
+            store = store and store.of_changes(list(changes), self.batch_size)
+            inputs = *self._state, pipelines, positions
+            features = self._site_features.compute_of_masks(*inputs, self.batch_size, store)
+            features = np.concatenate(features)
+        # All masks share batches, which the sites of one change may not fill.
+        merged = merge_batches(pipelines, positions, self.batch_size, self.placement.place_rows)
+        rows = self._predict(merged, np.tile(positions, len(pipelines)), features=features)
+        parts = zip(*(np.split(values, len(pipelines)) for values in rows), strict=True)
+        return [Predictions(*part) for part in parts]
 
     def changed(
         self,
@@ -201,6 +195,7 @@ class Network:
         positions: Int[np.ndarray, " n"],
         change: Callable[[RawBatch, int], RawBatch],
         mask_transform: MaskTransform | None = None,
+        site_features: Float32[np.ndarray, "n d"] | None = None,
     ) -> Predictions:
         """Apply the network to changed batches.
 
@@ -209,9 +204,28 @@ class Network:
             positions: (n,) positions in the dataset.
             change: function of a batch on the host and the number of its first row.
             mask_transform: function of the instance labels of a site, before they are encoded.
+            site_features: features of the changed records, if they are known.
         """
         batches = self._host_batches(dataset, change, mask_transform)
-        return Predictions(*self._predict(batches, positions, changed=True))
+        return Predictions(*self._predict(batches, positions, changed=True, features=site_features))
+
+    def site_features(
+        self,
+        dataset: Dataset,
+        positions: Int[np.ndarray, " n"],
+        change: Callable[[RawBatch, int], RawBatch] | None = None,
+        name: str = "",
+    ) -> Float32[np.ndarray, "n d"] | None:
+        """Compute site features of records; None for other networks.
+
+        Arguments as in `changed`; `name` identifies the change of each row in stored features.
+        """
+        if self._site_features is None:
+            return None
+        store = self._open_store(dataset)
+        store = store.of_changes([name]) if store and change else store
+        inputs = *self._state, self._host_batches(dataset, change), positions
+        return self._site_features.compute(*inputs, store, changed=change is not None)
 
     def attention_on_dataset(
         self, dataset: Dataset, positions: Int[np.ndarray, " n"]
@@ -221,29 +235,19 @@ class Network:
         Raises:
             InputError: the network has no attention map, or the dataset does not fit.
         """
-        batches = self._host_batches(dataset, lambda batch, first: batch, None)
-        (attention,) = self._apply(self._attention_step, batches, positions)
+        (attention,) = self._apply(self._attention_step, self._host_batches(dataset), positions)
         return attention
 
     def _host_batches(
         self,
         dataset: Dataset,
-        change: Callable[[RawBatch, int], RawBatch],
-        mask_transform: MaskTransform | None,
-    ) -> Callable[[BatchOrder], Iterator[RawBatch]]:
-        # Masks and intensities are changed on the host, so these batches do not use the resident
-        # arrays.
+        change: Callable[[RawBatch, int], RawBatch] | None = None,
+        mask_transform: MaskTransform | None = None,
+    ) -> Batches:
+        # Pixels are changed on the host, so these batches do not use the resident arrays.
         decoder = self.decoder(dataset)
         decoder.mask_transform = mask_transform
-
-        def batches(order: BatchOrder) -> Iterator[RawBatch]:
-            first = 0
-            for batch in decoder.batches(order):
-                yield self.placement.place_rows(change(batch, first))
-                # Padded rows count, because `first` numbers the rows of the batches.
-                first += len(batch.weight)
-
-        return batches
+        return lambda order: map(self.placement.place_rows, decoder.batches(order, change))
 
     def decoder(self, dataset: Dataset) -> Decoder:
         """Return the decoder of the network input for a dataset.
@@ -256,7 +260,7 @@ class Network:
 
     def step(self, batch: RawBatch) -> tuple[Float32[Array, "b classes"], Float32[Array, "b d"]]:
         """Compute probabilities and features of a batch on the devices, including padded rows."""
-        return self._predict_step(self.state["params"], self.state["stats"], batch)
+        return self._predict_step(*self._state, batch)
 
     @functools.cached_property
     def _predict_step(self) -> Any:
@@ -277,6 +281,11 @@ class Network:
             return None
         return SiteFeatures(self.graphdef, self.run.recipe, self.placement)
 
+    def _open_store(self, dataset: Dataset) -> SiteFeatureStore | None:
+        if self._site_features is None:
+            return None
+        return open_store(self.decoder(dataset), self.run.recipe, self._state[0])
+
     def _predict(
         self,
         batches: Batches,
@@ -285,12 +294,14 @@ class Network:
         *,
         quiet: bool = False,
         changed: bool = False,
+        features: Float32[np.ndarray, "n d"] | None = None,
     ) -> tuple[np.ndarray, ...]:
         """Compute probabilities and features; a frozen backbone is applied separately."""
         if self._site_features is None:
             return self._apply(self._predict_step, batches, positions, quiet=quiet)
-        state = self.state["params"], self.state["stats"]
-        features = self._site_features.compute(*state, batches, positions, store, changed=changed)
+        if features is None:
+            inputs = *self._state, batches, positions
+            features = self._site_features.compute(*inputs, store, changed=changed)
         paired = add_features(batches, features, self.placement)
         return self._apply(self._head_step, paired, positions, quiet=quiet)
 
@@ -302,11 +313,8 @@ class Network:
         # masks.
         input = dataclasses.replace(self.run.recipe.input, mask_use="keep")
         decoder = self._decoder(arrays, self.run.facts.get("normalization"), input)
-
-        def batches(order: BatchOrder) -> Iterator[RawBatch]:
-            return map(self.placement.place_rows, decoder.batches(order))
-
-        return batches, np.arange(len(arrays))
+        place = self.placement.place_rows
+        return lambda order: map(place, decoder.batches(order)), np.arange(len(arrays))
 
     def _decoder(
         self, dataset: SiteSource, statistics: Statistics | None, input: InputConfig
@@ -319,25 +327,14 @@ class Network:
     def _apply(
         self,
         step: Any,
-        batches: Callable[[BatchOrder], Iterable[Any]],
+        batches: Callable[..., Iterable[Any]],
         positions: np.ndarray,
         *,
         quiet: bool = False,
     ) -> tuple[np.ndarray, ...]:
-        params, stats = self.state["params"], self.state["stats"]
-
-        def tracked(order: BatchOrder) -> Iterable[Any]:
-            unit, total = f"batches of {self.batch_size} sites", len(order)
-            return track(
-                batches(order), total=total, label="Predicting", unit=unit, quiet_s=QUIET_S
-            )
-
         # With several processes, each one reads an equal part of every batch.
-        multiple = self.placement.batch_multiple
-        source = batches if quiet else tracked
-        return apply_to_sites(
-            step, params, stats, source, positions, self.batch_size, multiple=multiple
-        )
+        multiple, inputs = self.placement.batch_multiple, (*self._state, batches, positions)
+        return apply_to_sites(step, *inputs, self.batch_size, multiple=multiple, quiet=quiet)
 
 
 def load_network(

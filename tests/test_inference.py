@@ -10,6 +10,7 @@ from tiny_dataset import write_dataset
 from perturbjax.cli.evaluate import ApplyConfig, PredictConfig, predict
 from perturbjax.core.config import AugmentConfig, InputConfig, OptimConfig, Recipe, SplitConfig
 from perturbjax.core.errors import InputError
+from perturbjax.data.batches.decoder import MaskChange
 from perturbjax.dataset import PLATE, open_dataset
 from perturbjax.inference import load_network
 from perturbjax.training.checkpoint import CheckpointConfig
@@ -66,6 +67,17 @@ def test_predict_of_arrays_equals_command(run, dataset, tmp_path, feed):
     ours = network.predict(*dataset.read(range(SITES)), plates_for(run, dataset))
     assert ours.dtype == np.float32 and ours.shape == (SITES, 2)
     assert np.array_equal(ours, table[[f"prob_{name}" for name in network.class_names]].to_numpy())
+
+
+def test_masks_that_share_batches_give_the_same_predictions(run, dataset):
+    network, positions = load(run), np.arange(BATCH + 3)
+    changes = {"same": MaskChange(), "empty": MaskChange(np.zeros_like)}
+    together = network.apply_with_masks(dataset, positions, changes)
+    for change, one in zip(changes.values(), together, strict=True):
+        assert all(
+            map(np.array_equal, one, network.changed(dataset, positions, change.change_batch))
+        )
+    assert not np.array_equal(together[0].probabilities, together[1].probabilities)
 
 
 def test_prediction_does_not_depend_on_other_sites_or_order(run, dataset):

@@ -17,7 +17,7 @@ from perturbjax import __version__
 from perturbjax.cli import help
 from perturbjax.cli.parsing import parse_options
 from perturbjax.core.errors import InputError, run_command
-from perturbjax.core.memory import keep_freed_memory
+from perturbjax.core.memory import collect_garbage_rarely, keep_freed_memory
 from perturbjax.core.messages import console
 
 
@@ -365,6 +365,7 @@ def _run(words: list[str]) -> None:
         )
     else:
         command = COMMANDS[name]
+        collect_garbage_rarely()
         if command.runs_network:
             # Must be called before JAX starts threads, see `core.memory`.
             keep_freed_memory()

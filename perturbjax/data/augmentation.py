@@ -113,7 +113,13 @@ def prepare(
         mask_points = _source_points(upright, boxes.center, augment.crop)
     else:
         image_points = mask_points = _source_points(boxes, boxes.center, augment.crop)
-    image = _sample_image(raw.image, image_points, boxes, augment, random)
+    # Whole sites that have the size of the output are not sampled. Sampling gives the same values
+    # if the size is a power of 2; other sizes have rounded positions and are sampled as before.
+    is_exact = augment.crop.bit_count() == 1
+    unchanged = not random and is_exact and height == width == augment.crop
+    image = raw.image.astype(jnp.float32)
+    if not unchanged:
+        image = _sample_image(raw.image, image_points, boxes, augment, random)
     image = normalize(image, raw.shift, raw.scale, input.normalize)
     if augment.legacy_augmentation:
         image = jnp.where(_inside(image_points, height, width)[..., None], image, 0)
@@ -121,6 +127,8 @@ def prepare(
         image = _change_intensity(image, draws[:, len(_GEOMETRY) :], augment)
     if augment.legacy_augmentation:
         mask = _sample_image(raw.mask[..., None], mask_points, boxes, augment, random)[..., 0]
+    elif unchanged:
+        mask = raw.mask.astype(jnp.float32)
     else:
         mask = _sample_mask(raw.mask, mask_points, augment, random)
     mask = mask * MASK_ENCODINGS[input.mask_encoding].scale
@@ -179,9 +187,7 @@ def _random_boxes(
 
 
 def _source_points(boxes: _Boxes, about: Float[Array, "#b 2"], crop: int) -> _Points:
-    """Compute p = about + R M (center + size * step - about) for all output pixels, with one matrix
-    per record.
-    """
+    """Compute p = about + R M (center + size * step - about), with one matrix per record."""
     cos, sin = jnp.cos(boxes.angle), jnp.sin(boxes.angle)
     # R M, (b, 2, 2): the flips scale the columns of the rotation matrix.
     rotation = jnp.stack([cos, sin, -sin, cos], axis=1).reshape(-1, 2, 2) * boxes.mirror[:, None]
@@ -253,9 +259,7 @@ def _sample_image(
     augment: AugmentConfig,
     random: bool,
 ) -> Float[Array, "b crop crop c"]:
-    """Sample points bilinearly, at the averaging level closest to the output resolution of each
-    record.
-    """
+    """Sample points bilinearly, at the averaging level closest to the resolution of the output."""
     levels = mip_levels(image.shape[1], image.shape[2], augment, random)
     shrink = jnp.sqrt(boxes.size[:, 0] * boxes.size[:, 1]) / augment.crop
     level = jnp.clip(jnp.round(jnp.log2(shrink)), levels[0], levels[-1])
@@ -270,11 +274,7 @@ def _sample_image(
         return sampled
 
     def by_products(image: Array, points: _Points, level: Array) -> Array:
-        step = (
-            _longest_step(image.shape[1], image.shape[2], levels, augment)
-            if random and augment.rotate
-            else None
-        )
+        step = _longest_step(image.shape[1], image.shape[2], levels, augment, random)
         return resampling.bilinear(
             list(_halvings(image, levels)), _grid(points, level, levels, step)
         )
@@ -292,9 +292,7 @@ def _sample_mask(
 
     def by_products(mask: Array, points: _Points) -> Array:
         _, height, width = mask.shape
-        step = (
-            _longest_step(height, width, range(1), augment) if random and augment.rotate else None
-        )
+        step = _longest_step(height, width, range(1), augment, random)
         return resampling.nearest(
             mask, _grid(points, jnp.zeros_like(points.y[:, 0, 0]), range(1), step)
         )
@@ -313,13 +311,18 @@ def _grid(
     )
 
 
-def _longest_step(height: int, width: int, levels: range, augment: AugmentConfig) -> float:
-    """Return the maximum distance between points of adjacent output pixels, in pixels of their
-    averaging level.
+def _longest_step(
+    height: int, width: int, levels: range, augment: AugmentConfig, random: bool
+) -> float | None:
+    """Return the maximum distance between adjacent points, in pixels of their averaging level.
+
+    None without rotation.
 
     All levels but the last serve crops of up to √2 times the output resolution; `crop_ratio` then
     limits their longer edge. Clipped crops have the aspect ratio of the site at most.
     """
+    if not (random and augment.rotate):
+        return None
     # Largest possible ratio of the longer to the shorter edge of a crop.
     ratio = max(augment.crop_ratio[1], 1 / augment.crop_ratio[0], height / width, width / height)
     longest = math.sqrt(2 * ratio) * augment.crop

@@ -20,8 +20,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float, Int, Integer
 
 from perturbjax.core.config import LINEAR_COMPONENTS
 from perturbjax.models.attention import AttentionClassifier
@@ -122,14 +123,14 @@ class EnsembleClassifier(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
         if mode.train:
-            return self.trainable_branch(downsample_by_2(x), mode)
+            return self.run_branch(x, mode)
         return self.classify(x, self.compute_features(x, mode), mode)
 
     def classify(
         self, x: Float[Array, "b h w c"], site_features: Float[Array, "b d"], mode: Mode
     ) -> Outputs:
         """Predict from the input and its site features, see `compute_features`."""
-        branch = self.trainable_branch(downsample_by_2(x), mode)
+        branch = self.run_branch(x, mode)
         reduced = self.reduce(site_features)
         # A weighted sum of log-probabilities is not normalized, so log-softmax is applied again.
         head = jax.nn.log_softmax(self.head(reduced, mode))
@@ -138,6 +139,10 @@ class EnsembleClassifier(nnx.Module):
         hidden = self.head.mlp.activations(reduced)
         features = jnp.concatenate([hidden, branch.features], axis=1)
         return Outputs(logits, features, branch.attention)
+
+    def run_branch(self, x: Float[Array, "b h w c"], mode: Mode) -> Outputs:
+        """Run the trainable branch only, for example for its attention map."""
+        return self.trainable_branch(downsample_by_2(x), mode)
 
     def compute_features(
         self,
@@ -363,6 +368,20 @@ def compute_statistics(
     cells = jnp.stack([jnp.log1p(count.astype(jnp.float32)), jnp.log(area + 1e-3)], axis=1)
     moments = [pixels.mean((1, 2)), pixels.std((1, 2)), percentiles.reshape(mask.shape[0], -1)]
     return jnp.concatenate([*moments, cells], axis=1)
+
+
+def feature_channels(count: int, channels: int, copies: int) -> Int[np.ndarray, " d"]:
+    """Return the stored channel on which each site feature depends; -1 for the mask only.
+
+    Args:
+        count: number of site features, see `EnsembleClassifier.compute_features`.
+        channels: number of stored channels.
+        copies: number of normalized copies of each.
+    """
+    planes = np.arange(channels * copies) % channels
+    statistics = np.tile(planes, 2 + len(PERCENTILES))
+    backbone = np.arange(channels).repeat((count - len(statistics) - 2) // channels)
+    return np.concatenate([backbone, statistics, [-1, -1]])
 
 
 def _subsample(image: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

@@ -224,8 +224,13 @@ def assign_tensors(
     """
     require_names(tensors, names, source)
     leaves = dict(nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))))
-    # Collected first, so that the network does not change if a tensor does not fit.
-    filled = {path: leaf.replace(jnp.zeros(leaf.shape)) for path, leaf in leaves.items()}
+    # Collected first, so that the network does not change if a tensor does not fit. The zeros are
+    # NumPy arrays, because `jnp.zeros` would compile one program for each shape.
+    filled = {
+        path: leaf.replace(jnp.asarray(np.zeros(leaf.shape, np.float32)))
+        for path, leaf in leaves.items()
+        if path not in names
+    }
     for path, name in names.items():
         tensor, shape = np.asarray(tensors[name]), leaves[path].shape
         value = to_jax_layout(tensor, len(shape))

@@ -96,8 +96,9 @@ def backbone_extractor(
     scaling = INPUT_SCALINGS.get(
         adaptation.normalize, record.input_scaling
     )  # auto: that of the weights
-    graphdef, params, stats = split_model(pretrained.model)
-    params, stats = placement.replicate((params, stats))
+    graphdef, *state = split_model(pretrained.model)
+    # A list of arrays: JAX would visit the nested state in Python at every call.
+    leaves, treedef = jax.tree.flatten(placement.replicate(state))
     # Stored channels of the k images of a site, (k, 3).
     positions = np.array(list(triples.values()))
     averaged = adaptation.channels_as == "mean"
@@ -107,9 +108,9 @@ def backbone_extractor(
 
     @jax.jit
     def forward(
-        params: Any, stats: Any, x: Float[Array, "bk h w 3"], cells: Array
+        leaves: list[Array], x: Float[Array, "bk h w 3"], cells: Array
     ) -> Float[Array, "bk d"]:
-        model = nnx.merge(graphdef, params, stats, copy=True)
+        model = nnx.merge(graphdef, *jax.tree.unflatten(treedef, leaves), copy=True)
         mode = Mode(dtype=DTYPES[config.precision])
         if config.pool == "last":
             return model(x, mode).features
@@ -120,8 +121,7 @@ def backbone_extractor(
         x, cells = prepare(batch), batch.mask[..., None]
         views = range(config.augmentations)
         features_of_views = (
-            forward(params, stats, dihedral(x, view), dihedral(cells, view)[..., 0])
-            for view in views
+            forward(leaves, dihedral(x, view), dihedral(cells, view)[..., 0]) for view in views
         )
         features = sum(features_of_views) / len(views)
         # (b k, d) -> (b, k, d)

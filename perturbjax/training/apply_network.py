@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int, Shaped
 
+from perturbjax.core.progress import QUIET_S, track
 from perturbjax.data.batches import BatchOrder, RawBatch
 from perturbjax.training.devices import limit_pending_steps, prepare_step
 from perturbjax.training.step import EvaluationStep
@@ -29,6 +30,7 @@ def apply_to_sites(
     batch_size: int,
     *,
     multiple: int = 1,
+    quiet: bool = True,
 ) -> tuple[Shaped[np.ndarray, " n *_"], ...]:
     """Run a compiled step on the records at `positions`.
 
@@ -43,6 +45,7 @@ def apply_to_sites(
         positions: (n,) positions in the dataset.
         batch_size: number of sites in a step.
         multiple: round the batch size up to this multiple (`Placement.batch_multiple`).
+        quiet: show no progress.
 
     Returns:
         One array of n rows for each output of the step.
@@ -50,7 +53,12 @@ def apply_to_sites(
     # Round up to a multiple.
     size = batch_size + -batch_size % multiple
     outputs: list[tuple[Any, ...]] = []
-    for batch in batches(BatchOrder.single_pass(positions, size)):
+    order = BatchOrder.single_pass(positions, size)
+    steps = batches(order)
+    if not quiet:
+        unit = f"batches of {batch_size} sites"
+        steps = track(steps, total=len(order), label="Predicting", unit=unit, quiet_s=QUIET_S)
+    for batch in steps:
         limit_pending_steps(outputs)
         prepare_step(len(outputs), step, params, stats, batch)
         outputs.append(step(params, stats, batch))

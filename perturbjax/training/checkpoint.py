@@ -264,8 +264,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         folder = self.path / which / str(number)
-        # Without a template, orbax restores the arrays as they were saved.
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore())
+        # Without a template, orbax restores the arrays as they were saved. `StandardRestore` would
+        # open each array once more for its metadata, which takes half of the time.
+        items = ocp.args.Composite(state=ocp.args.PyTreeRestore(), facts=ocp.args.JsonRestore())
         _ignore_closed_loops()
         with _readable(folder):
             loaded = self._manager(which).restore(number, args=items)

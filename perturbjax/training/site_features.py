@@ -73,12 +73,13 @@ class SiteFeatureStore:
                 continue
         return stored
 
-    def of_masks(self, names: Sequence[str], batch_size: int) -> SiteFeatureStore:
-        """Return the store of features with changed masks.
+    def of_changes(self, names: Sequence[str], batch_size: int = 0) -> SiteFeatureStore:
+        """Return the store of features with changed masks or images.
 
         Args:
             names: names of the changes, in order.
-            batch_size: number of sites in a step, on which the last bits depend.
+            batch_size: number of sites in a step, on which the last bits depend; 0 for the constant
+                number of `SiteFeatures.compute`.
         """
         settings = json.dumps([self.key, *names, batch_size])
         key = hashlib.sha256(settings.encode()).hexdigest()[:32]
@@ -154,12 +155,19 @@ class SiteFeatures:
         """Read the stored features of the records at `positions`, and compute the others.
 
         The number of sites in a device call is constant, so that a stored value equals a computed
-        one to the last bit. If the batches are `changed`, equal positions can have other pixels:
-        all features are computed, in the order of `positions`.
+        one to the last bit. If the batches are `changed`, equal positions can have other pixels.
+        Their features are computed in the order of `positions`, and stored by row number.
         """
         if changed:
+            rows = range(len(positions))
+            stored = {} if store is None else store.read(set(rows))
+            if len(stored) == len(rows):
+                return np.stack([stored[row] for row in rows])
             parts = self._compute_parts(params, stats, batches, positions)
-            return np.concatenate([features for _, features in parts])
+            features = np.concatenate([features for _, features in parts])
+            if store is not None:
+                store.write(np.array(rows), features)
+            return features
         stored = {} if store is None else store.read(set(positions.tolist()))
         missing = np.array([one for one in dict.fromkeys(positions.tolist()) if one not in stored])
         for part, features in self._compute_parts(params, stats, batches, missing):
@@ -187,7 +195,7 @@ class SiteFeatures:
             pipelines: m batch pipelines of the same images with different masks.
             positions: (n,) positions in the dataset.
             batch_size: number of sites in a step.
-            store: store of these masks and this batch size, see `SiteFeatureStore.of_masks`.
+            store: store of these masks and this batch size, see `SiteFeatureStore.of_changes`.
         """
         stored = {} if store is None else store.read(set(positions.tolist()))
         if len(positions) and set(positions.tolist()) == set(stored):

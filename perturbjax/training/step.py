@@ -178,7 +178,13 @@ def make_attention_step(graphdef: nnx.GraphDef, recipe: Recipe) -> EvaluationSte
     """
 
     def attention_step(params: Any, stats: Any, batch: RawBatch) -> tuple[Array]:
-        attention = _apply(graphdef, recipe, params, stats, batch).attention
+        if recipe.transfer.head == "channels":
+            # The attention map needs no backbone, whose tracing takes a second.
+            inputs, mode = evaluation_input(recipe, batch)
+            model = nnx.merge(graphdef, params, stats, copy=True)
+            attention = model.run_branch(inputs, mode).attention
+        else:
+            attention = _apply(graphdef, recipe, params, stats, batch).attention
         if attention is None:
             raise InputError(
                 f"attention: model {recipe.model.model} has no attention map. Use a run with "

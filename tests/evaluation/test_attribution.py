@@ -34,7 +34,10 @@ class MaskReader(Network):
         one = masks.mean(axis=(1, 2)).astype(np.float32)
         return Predictions(np.stack([1 - one, one], axis=1), np.zeros((len(one), 2), np.float32))
 
-    def changed(self, dataset, positions, change) -> Predictions:
+    def site_features(self, *_):
+        return None  # no frozen backbone
+
+    def changed(self, dataset, positions, change, site_features=None) -> Predictions:
         """Predict class 1 from the brightness of the image center, in two batches."""
         parts = []
         for first in range(0, len(positions), 100):

@@ -70,7 +70,10 @@ class ActinReader(Network):
     def __init__(self):
         object.__setattr__(self, "run", SimpleNamespace(class_names=["DMSO", "striped"]))
 
-    def changed(self, dataset, positions, change) -> Predictions:
+    def site_features(self, *_):
+        return None  # no frozen backbone
+
+    def changed(self, dataset, positions, change, site_features=None) -> Predictions:
         images = np.stack([dataset.pixels(int(position))[0] for position in positions])
         rest = np.zeros(len(positions))
         batch = change(RawBatch(images, rest, rest, positions, rest, rest, rest), 0)

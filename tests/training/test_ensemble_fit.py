@@ -30,6 +30,7 @@ from perturbjax.core.errors import InputError
 from perturbjax.data.batches import open_batches
 from perturbjax.data.batches.decoder import MaskChange
 from perturbjax.dataset import open_dataset
+from perturbjax.evaluation import class_attribution
 from perturbjax.export import StableHLOConfig, export
 from perturbjax.inference import load_network
 from perturbjax.models import Mode
@@ -334,6 +335,20 @@ def test_several_masks_share_one_pass_of_the_backbone(folder, run, tmp_path, mon
     assert all(map(np.array_equal, (*unchanged, *empty), (*again[0], *again[1])))
     with pytest.raises(AttributeError):  # other sites are not stored
         network.apply_with_masks(dataset, positions + 1, changes)
+
+
+def test_hidden_channels_share_one_pass_of_the_backbone(folder, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERTURBJAX_SITE_FEATURES", str(tmp_path))
+    network, dataset, positions = load_network(run), open_dataset(folder / "data"), np.arange(3)
+    losses = class_attribution.part_losses(network, dataset, positions)
+    with monkeypatch.context() as patch:
+        # The second time all features are read.
+        patch.setattr(SiteFeatures, "_compute_parts", lambda *_: iter(()))
+        assert np.array_equal(class_attribution.part_losses(network, dataset, positions), losses)
+    monkeypatch.setattr(class_attribution, "_features_of_parts", lambda *_: None)
+    separately = class_attribution.part_losses(network, dataset, positions)
+    np.testing.assert_allclose(losses, separately, atol=1e-6)
+    assert abs(losses).max() > 1e-4
 
 
 def test_repeated_sites_are_changed_separately(folder, run):

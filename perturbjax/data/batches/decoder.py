@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt, UInt16
+from jaxtyping import Int, UInt, UInt16
 
 from perturbjax.core.config import AugmentConfig, InputConfig
 from perturbjax.data import mask_encodings as masks
@@ -126,9 +127,52 @@ class Decoder:
         host: tuple[Any, ...] = (image, mask, label, positions, weight, shift, scale)
         return RawBatch(*host)
 
-    def batches(self, order: BatchOrder) -> Iterator[RawBatch]:
-        """Decode the batches of an order one by one, on the host."""
-        return (self(order[step]) for step in range(len(order)))
+    def batches(
+        self, order: BatchOrder, change: Callable[[RawBatch, int], RawBatch] | None = None
+    ) -> Iterator[RawBatch]:
+        """Decode the batches of an order one by one, on the host.
+
+        Args:
+            order: records of each batch.
+            change: function of a batch and the number of its first row; padded rows count.
+        """
+        first = 0
+        for step in range(len(order)):
+            batch = self(order[step])
+            yield change(batch, first) if change else batch
+            first += len(batch.weight)
+
+
+def merge_batches(
+    pipelines: Sequence[Callable[[BatchOrder], Iterable[RawBatch]]],
+    positions: Int[np.ndarray, " n"],
+    size: int,
+    place: Callable[[RawBatch], RawBatch],
+) -> Callable[[BatchOrder], Iterator[RawBatch]]:
+    """Return a batch pipeline that joins the rows of several pipelines, without their padding.
+
+    Args:
+        pipelines: batch pipelines.
+        positions: records of each pipeline; their batches have `size` rows.
+        size: rows of each new batch; the last one is padded with its first row.
+        place: function that copies a batch to the devices.
+    """
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        order = BatchOrder.single_pass(positions, size)
+        for batch in itertools.chain.from_iterable(batches(order) for batches in pipelines):
+            host = [np.asarray(values) for values in batch]
+            for row in np.flatnonzero(batch.weight):
+                yield tuple(values[row] for values in host)
+
+    def merged(order: BatchOrder) -> Iterator[RawBatch]:
+        sites = rows()
+        while group := list(itertools.islice(sites, size)):
+            group += group[:1] * (size - len(group))
+            arrays: Iterable[Any] = map(np.stack, zip(*group, strict=True))
+            yield place(RawBatch(*arrays))
+
+    return merged
 
 
 def _halve(
