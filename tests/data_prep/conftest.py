@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from fork_server import ForkServerContext
 
+from data_prep import process_pool
 from data_prep.__main__ import main
 from data_prep.simulate import SimulateConfig, simulate
 
@@ -23,6 +26,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Fork the workers of builds in this process; builds in other processes spawn them."""
+    context = ForkServerContext()
+    with pytest.MonkeyPatch.context() as patch:
+        replacement = SimpleNamespace(get_context=lambda method: context)
+        patch.setattr(process_pool, "multiprocessing", replacement)
+        yield
 
 
 @pytest.fixture(scope="session")

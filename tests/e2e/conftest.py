@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import SMALL
+from commands import SMALL, one_line
 
 from tests.faults.arena import CommandServer, Request, Result
 
@@ -41,6 +41,21 @@ def command(server) -> Callable[..., Result]:
             f"{name} {flags}: status {done.status}\n{done.stdout}\n{done.stderr}"
         )
         return done
+
+    return run
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+    """Return a function that runs a command that must fail and returns its error line; `out` must
+    not exist.
+    """
+
+    def run(name: str, *flags: object, out=None) -> str:
+        done = command(name, *flags, status=2)
+        if out is not None:
+            assert not out.exists(), f"{out} was left behind"
+        return one_line(done.stderr)
 
     return run
 

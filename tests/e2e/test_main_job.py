@@ -1,5 +1,5 @@
 """Tests of the main workflow: simulate, build, train, evaluate and predict with the public
-commands.
+commands. Refused uses of the trained run are here too, so that one process trains it.
 """
 
 from __future__ import annotations
@@ -138,6 +138,37 @@ def test_predictions_do_not_need_labels(run, plates, tmp_path):
     evaluated = pd.read_parquet(run / "evaluation" / "predictions.parquet").set_index("site_id")
     names = [name for name in evaluated if name.startswith("prob_")]
     np.testing.assert_allclose(unlabeled.loc[evaluated.index, names], evaluated[names], atol=1e-6)
+
+
+def test_train_does_not_overwrite_another_run(refused, run, dataset):
+    before = (run / "config.json").read_bytes()
+    line = refused("train", "--data", dataset, "--out", run, *SMALL, "--learning-rate", "0.5")
+    assert "already contains another run" in line and "learning_rate" in line
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_unwritable_output_is_named(refused, dataset, run, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused("train", "--data", dataset, "--out", tmp_path / "file" / "run", *SMALL)
+    assert str(tmp_path / "file") in line
+    line = refused(
+        "predict", "--run", run, "--data", dataset, "--out", tmp_path / "file" / "p.parquet"
+    )
+    assert str(tmp_path / "file") in line
+
+
+def test_dataset_with_other_channels_is_refused(command, refused, run, plates, tmp_path):
+    csv = pd.read_csv(plates / "load_data.csv").head(4)
+    csv.to_csv(tmp_path / "few.csv", index=False)
+    command(
+        "data_prep build",
+        *("--load-data", tmp_path / "few.csv", "--images", plates, "--out", tmp_path / "d"),
+        *("--aggregate", "none", "--segment-channels", "DNA", "--workers", 1),
+    )
+    line = refused(
+        "predict", "--run", run, "--data", tmp_path / "d", "--out", tmp_path / "p.parquet"
+    )
+    assert "channels" in line and not (tmp_path / "p.parquet").exists()
 
 
 @pytest.mark.slow  # test_devices.py checks the step itself

@@ -36,6 +36,8 @@ from perturbjax.training.fit import TrainConfig, fit
 from perturbjax.training.run_directory import open_run
 
 SITES = 30
+#: All training sites, with and without excluded ones, so that both trainings have one program.
+BATCH = 24
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def evaluated(folder, data) -> Path:
     """Train and evaluate a run of one epoch."""
     recipe = Recipe(
         augment=AugmentConfig(crop=16),
-        optim=OptimConfig(epochs=1, batch_size=8),
+        optim=OptimConfig(epochs=1, batch_size=BATCH),
         split=SplitConfig(split="well", folds=3),
     )
     path = fit(TrainConfig(out=folder / "run", data=(data,), recipe=recipe)).path
@@ -222,7 +224,7 @@ def test_evaluate_excludes_sites_by_rule(folder, data, capsys):
     rules.write_text("std_DNA<1  # flat\n")
     recipe = Recipe(
         augment=AugmentConfig(crop=16),
-        optim=OptimConfig(epochs=1, batch_size=8),
+        optim=OptimConfig(epochs=1, batch_size=BATCH),
         split=SplitConfig(split="well", folds=3, exclude=(str(rules),)),
     )
     path = fit(TrainConfig(out=folder / "excluding", data=(data,), recipe=recipe)).path
