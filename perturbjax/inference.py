@@ -176,15 +176,18 @@ class Network:
             self._host_batches(dataset, one.change_batch, one.mask_transform)
             for one in changes.values()
         ]
-        features = None
+        place, features = self.placement.place_rows, None
         if self._site_features is not None:
             store = self._open_store(dataset)
             store = store and store.of_changes(list(changes), self.batch_size)
-            inputs = *self._state, pipelines, positions
-            features = self._site_features.compute_of_masks(*inputs, self.batch_size, store)
+            # Batches of a few sites: the backbone would run for all rows that pad a large batch.
+            read, size = self.batch_size, self._site_features.step_size
+            small = [merge_batches([one], positions, read, place, size) for one in pipelines]
+            inputs = *self._state, small, positions
+            features = self._site_features.compute_of_masks(*inputs, size, store)
             features = np.concatenate(features)
         # All masks share batches, which the sites of one change may not fill.
-        merged = merge_batches(pipelines, positions, self.batch_size, self.placement.place_rows)
+        merged = merge_batches(pipelines, positions, self.batch_size, place)
         rows = self._predict(merged, np.tile(positions, len(pipelines)), features=features)
         parts = zip(*(np.split(values, len(pipelines)) for values in rows), strict=True)
         return [Predictions(*part) for part in parts]

@@ -58,7 +58,7 @@ def write_class_attribution(
     chosen = choose_sites(labels, probabilities)
     if not len(chosen):
         return
-    losses = part_losses(network, dataset, positions[chosen])
+    losses = part_losses(network, dataset, positions[chosen], probabilities[chosen])
     names = network.run.class_names
     write_csv(out / CLASS_ATTRIBUTION, summarize(losses, labels[chosen], names, dataset))
 
@@ -130,16 +130,25 @@ def typical_values(
 
 
 def part_losses(
-    network: Network, dataset: Dataset, positions: Int[np.ndarray, " n"]
+    network: Network,
+    dataset: Dataset,
+    positions: Int[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n classes"],
 ) -> Float32[np.ndarray, "n k c"]:
     """Compute the decrease of the predicted class's probability for each hidden part.
+
+    Args:
+        network: trained network.
+        dataset: dataset of the sites.
+        positions: sites in the dataset.
+        probabilities: predictions of the unchanged sites.
 
     Returns:
         (sites, compartments, channels); negative if hiding a part increases the probability.
     """
     kinds = len(WITH_NUCLEI if dataset.has_nuclei else WITHOUT_NUCLEI)
     channels = len(dataset.channel_names)
-    variants = 1 + kinds * channels  # the unchanged site, then one variant per part
+    variants = kinds * channels
     typical = np.rint(typical_values(dataset, positions))
 
     def hide_part(batch: RawBatch, first: int) -> RawBatch:
@@ -147,8 +156,8 @@ def part_losses(
         for row in range(len(image)):
             # Rows follow site by site. Rows after the last site fill the batch.
             site, variant = divmod(first + row, variants)
-            if variant and site < len(positions):
-                kind, channel = divmod(variant - 1, channels)
+            if site < len(positions):
+                kind, channel = divmod(variant, channels)
                 part = compartments(dataset, int(positions[site]), image.shape[1:3])[kind]
                 image[row, part, channel] = typical[site, kind, channel]
         return batch._replace(image=image)
@@ -156,11 +165,12 @@ def part_losses(
     features = _features_of_parts(network, dataset, positions, typical)
     repeated = np.repeat(positions, variants)
     changed = network.changed(dataset, repeated, hide_part, site_features=features)
-    probabilities = changed.probabilities.reshape(len(positions), variants, -1)
-    predicted = probabilities[:, 0].argmax(axis=1)
-    own = np.take_along_axis(probabilities, predicted[:, None, None], axis=2)[..., 0]
-    losses = own[:, :1] - own[:, 1:]
-    return losses.reshape(len(positions), kinds, channels).astype(np.float32)
+    hidden = changed.probabilities.reshape(len(positions), kinds, channels, -1)
+    # (n, 1, 1, 1): the predicted class.
+    predicted = probabilities.argmax(axis=1)[:, None, None, None]
+    own = np.take_along_axis(probabilities[:, None, None], predicted, axis=3)
+    losses = own - np.take_along_axis(hidden, predicted, axis=3)
+    return losses[..., 0].astype(np.float32)
 
 
 def _features_of_parts(
@@ -181,7 +191,7 @@ def _features_of_parts(
         typical: values in place of the hidden compartments.
 
     Returns:
-        For each site the unchanged site, then one row per compartment and channel.
+        For each site one row per compartment and channel.
     """
     whole = network.site_features(dataset, positions)
     if whole is None:
@@ -209,8 +219,7 @@ def _features_of_parts(
     parts = np.where(
         is_changed, hidden.reshape(sites, kinds, 1, count), whole.reshape(sites, 1, 1, count)
     )
-    variants = [whole[:, None], parts.reshape(sites, kinds * channels, count)]
-    return np.concatenate(variants, axis=1).reshape(-1, count)
+    return parts.reshape(-1, count)
 
 
 def summarize(

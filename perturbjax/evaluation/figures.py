@@ -59,7 +59,7 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
                 facts = dict.fromkeys(date)
                 figure.savefig(temporary, format=suffix, metadata=facts)
             # The first file determines the layout, because computing it takes most of the time.
-            figure.set_layout_engine("none")
+            figure.set_layout_engine(None)
 
 
 def plot_ranking(evaluation: EvaluationResult, path: Path, title: str) -> Path:

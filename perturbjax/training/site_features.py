@@ -142,6 +142,12 @@ class SiteFeatures:
         self._masks_step = placement.compile_predict(make_masked_features_step(graphdef, recipe))
         self._placement = placement
 
+    @property
+    def step_size(self) -> int:
+        """Number of sites in a device call."""
+        size = _BATCH.get(jax.default_backend(), _ACCELERATOR_BATCH)
+        return size + -size % self._placement.batch_multiple
+
     def compute(
         self,
         params: Any,
@@ -169,7 +175,8 @@ class SiteFeatures:
                 store.write(np.array(rows), features)
             return features
         stored = {} if store is None else store.read(set(positions.tolist()))
-        missing = np.array([one for one in dict.fromkeys(positions.tolist()) if one not in stored])
+        wanted = dict.fromkeys(positions.tolist())
+        missing = np.array([one for one in wanted if one not in stored], np.int64)
         for part, features in self._compute_parts(params, stats, batches, missing):
             stored |= dict(zip(part.tolist(), features, strict=True))
             if store is not None:
@@ -233,8 +240,7 @@ class SiteFeatures:
         """Yield positions and features of `_PART` sites at a time."""
         if not len(positions):
             return
-        size = _BATCH.get(jax.default_backend(), _ACCELERATOR_BATCH)
-        size += -size % self._placement.batch_multiple
+        size = self.step_size
         order = BatchOrder.single_pass(positions, size)
         tracked = track(
             batches(order),

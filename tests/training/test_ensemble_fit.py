@@ -340,13 +340,15 @@ def test_several_masks_share_one_pass_of_the_backbone(folder, run, tmp_path, mon
 def test_hidden_channels_share_one_pass_of_the_backbone(folder, run, tmp_path, monkeypatch):
     monkeypatch.setenv("PERTURBJAX_SITE_FEATURES", str(tmp_path))
     network, dataset, positions = load_network(run), open_dataset(folder / "data"), np.arange(3)
-    losses = class_attribution.part_losses(network, dataset, positions)
+    probabilities = network.apply_to_dataset(dataset, positions).probabilities
+    inputs = network, dataset, positions, probabilities
+    losses = class_attribution.part_losses(*inputs)
     with monkeypatch.context() as patch:
         # The second time all features are read.
         patch.setattr(SiteFeatures, "_compute_parts", lambda *_: iter(()))
-        assert np.array_equal(class_attribution.part_losses(network, dataset, positions), losses)
+        assert np.array_equal(class_attribution.part_losses(*inputs), losses)
     monkeypatch.setattr(class_attribution, "_features_of_parts", lambda *_: None)
-    separately = class_attribution.part_losses(network, dataset, positions)
+    separately = class_attribution.part_losses(*inputs)
     np.testing.assert_allclose(losses, separately, atol=1e-6)
     assert abs(losses).max() > 1e-4
 

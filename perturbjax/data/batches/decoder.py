@@ -146,29 +146,31 @@ class Decoder:
 def merge_batches(
     pipelines: Sequence[Callable[[BatchOrder], Iterable[RawBatch]]],
     positions: Int[np.ndarray, " n"],
-    size: int,
+    read_size: int,
     place: Callable[[RawBatch], RawBatch],
+    size: int = 0,
 ) -> Callable[[BatchOrder], Iterator[RawBatch]]:
     """Return a batch pipeline that joins the rows of several pipelines, without their padding.
 
     Args:
         pipelines: batch pipelines.
-        positions: records of each pipeline; their batches have `size` rows.
-        size: rows of each new batch; the last one is padded with its first row.
+        positions: records of each pipeline.
+        read_size: rows of the batches of the pipelines.
         place: function that copies a batch to the devices.
+        size: rows of each new batch, 0 for `read_size`; the last one is padded with its first row.
     """
 
     def rows() -> Iterator[tuple[Any, ...]]:
-        order = BatchOrder.single_pass(positions, size)
+        order = BatchOrder.single_pass(positions, read_size)
         for batch in itertools.chain.from_iterable(batches(order) for batches in pipelines):
             host = [np.asarray(values) for values in batch]
             for row in np.flatnonzero(batch.weight):
                 yield tuple(values[row] for values in host)
 
     def merged(order: BatchOrder) -> Iterator[RawBatch]:
-        sites = rows()
-        while group := list(itertools.islice(sites, size)):
-            group += group[:1] * (size - len(group))
+        sites, count = rows(), size or read_size
+        while group := list(itertools.islice(sites, count)):
+            group += group[:1] * (count - len(group))
             arrays: Iterable[Any] = map(np.stack, zip(*group, strict=True))
             yield place(RawBatch(*arrays))
 
