@@ -281,3 +281,14 @@ def test_brightness_and_contrast_stay_in_range_and_keep_the_mask():
     assert np.abs(np.corrcoef(values.T)[0, 1]) < 0.15  # independent for each channel
     tested = prepared(as_batch(flat, flat[..., 0]), augment=config, train=False)
     np.testing.assert_allclose(tested, 1, rtol=1e-6)
+
+
+def test_sampling_keeps_whole_sites_of_the_output_size():
+    """For sizes that are powers of 2, `prepare` can therefore leave sampling out."""
+    pixels = np.random.default_rng(0).integers(0, 65536, (2, 16, 16, 3)).astype(np.uint16)
+    config = AugmentConfig(crop=16)
+    boxes = augment._whole_sites(jnp.zeros((2, 1)), 16, 16)
+    points = augment._source_points(boxes, boxes.center, 16)
+    image = augment._sample_image(jnp.asarray(pixels), points, boxes, config, False)
+    mask = augment._sample_mask(jnp.asarray(pixels[..., 0]), points, config, False)
+    assert np.array_equal(image, pixels) and np.array_equal(mask, pixels[..., 0])
