@@ -17,6 +17,8 @@ NAMES = ["attention", "attention_multiscale", "masked_cnn"]
 SIZES = {name: [(32, 32, 1), (31, 45, 1), (9, 8, 3)] for name in NAMES[:2]} | {
     "masked_cnn": [(128, 128, 1), (45, 45, 2)]
 }
+#: The training tests compare smaller square inputs; these take the longest.
+LARGE = [(32, 32, 1), (128, 128, 1)]
 TRAIN_SIZE = 16
 
 
@@ -27,7 +29,14 @@ def trained(request, tmp_path_factory) -> tuple:
     return pair, loss_and_gradients(pair, jnp.float32)
 
 
-@pytest.mark.parametrize(("name", "size"), [(name, size) for name in NAMES for size in SIZES[name]])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, marks=[pytest.mark.full] if size in LARGE else [])
+        for name in NAMES
+        for size in SIZES[name]
+    ],
+)
 def test_evaluation_logits_match_torch_within_1e_5(tmp_path, name, size):
     height, width, channels = size
     pair = make_pair(name, tmp_path, size=height, channels=channels)

@@ -61,6 +61,7 @@ def test_cellpose_returns_empty_masks_for_noise(shared):
         assert created.segment(draw_field(name, 256)[..., None]).max() == count, name
 
 
+@pytest.mark.full  # PyTorch and cellpose take ten seconds
 @pytest.mark.shared
 def test_cellpose_torch_returns_empty_masks_for_noise(shared):
     pytest.importorskip("cellpose")
