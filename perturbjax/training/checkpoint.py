@@ -193,7 +193,7 @@ class Checkpoints:
         self._manager(which).save(
             number,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(tree), facts=ocp.args.JsonSave(facts)
+                state=ocp.args.PyTreeSave(tree), facts=ocp.args.JsonSave(facts)
             ),
             metrics=None if score is None else {BEST_METRIC: float(score)},
             force=True,
