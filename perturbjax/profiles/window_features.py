@@ -136,6 +136,8 @@ def compute_parts(
                 # Without a window, the network runs once to learn the number of features.
                 values = [_run_on_zeros(extractor, placement, reader.size, config.batch_size)[:0]]
             yield _finish_part(config, part, finished, np.concatenate(values))
+        # The progress shows the last site and the duration at the end of its iterator.
+        next(sites, None)
 
 
 def _finish_part(

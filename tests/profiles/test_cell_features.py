@@ -213,6 +213,7 @@ def test_sites_are_means_of_their_cells(data, weights, cells, tmp_path, capsys):
     assert np.isnan(sites[2]).all() and not np.isnan(sites[3]).any()
     message = " ".join(capsys.readouterr().err.split())
     assert "9 of 10 cells are used; dropped: 1 at the border of a site, 0 by --max-cells" in message
+    assert "Extracting features: 4/4 sites in" in message
     # A site without cells is left out of the mean of its well.
     wells = extract(config(data, weights, tmp_path / "w.parquet", unit="cell", level="well"))
     np.testing.assert_allclose(feature_values(wells)[1], sites[3], rtol=1e-4, atol=1e-5)
