@@ -1,15 +1,15 @@
-"""Fine-tune a pretrained backbone with compounds as labels; match compounds that were held out.
+"""Fine-tune a pretrained backbone with compounds as labels; match compounds without training.
 
     python -m experiments.weak_supervision --data DATASET --out runs/weak_supervision
 
-The compounds of each mechanism are divided into three folds. Each fold is held out once: a network
-with pretrained weights is fine-tuned on the cells of the other compounds, with the compound as
+The compounds of each mechanism are divided into three folds. Each fold is left out once: a network
+with pretrained weights is fine-tuned on the cells of the remaining compounds, with the compound as
 label (weak supervision, as in DeepProfiler, doi:10.1038/s41467-024-45999-1). Its features of all
 wells and those of the frozen backbone are then compared: a treatment is matched if its nearest
 neighbor among the treatments of other compounds has the same mechanism (NSC, see
-`experiments.bbbc021_mechanisms`). Only treatments of compounds that were held out are counted.
-`share` is the fraction of the other compounds that are used for training. Intervals (95 %) resample
-compounds.
+`experiments.bbbc021_mechanisms`). Only treatments of left-out compounds are counted.
+`share` is the fraction of the remaining compounds that are used for training. Intervals (95 %)
+resample compounds.
 
 Cost: 2 to 10 minutes per fold and share on BBBC021, and 20 minutes for the frozen features (two
 cores, next to other jobs). Result: docs/presets.md.
@@ -62,7 +62,7 @@ class Config:
     out: Path
     """Folder for runs, features and weak_supervision.csv."""
     shares: tuple[float, ...] = (0.5, 1.0)
-    """Fractions of the other compounds that are used for training."""
+    """Fractions of the remaining compounds that are used for training."""
     epochs: int = 20
     """Epochs of each training."""
 
@@ -83,15 +83,15 @@ def main(options: Config) -> None:
     for name, flags in FROZEN.items():
         path = options.out / f"{name.replace(', ', '_').replace(' ', '_')}.parquet"
         extract(options.data, path, *BACKBONE, *flags)
-        matches[name, 0.0] = [match_compounds(path, held_out) for held_out in folds]
+        matches[name, 0.0] = [match_compounds(path, left_out) for left_out in folds]
     for share in options.shares:
-        for fold, held_out in enumerate(folds):
+        for fold, left_out in enumerate(folds):
             folder = options.out / f"share_{share}_fold_{fold}"
             folder.mkdir(exist_ok=True)
-            train(options, folder, held_out, share, fold)
+            train(options, folder, left_out, share, fold)
             path = folder / "features.parquet"
             extract(options.data, path, "--run", folder / "run")
-            matches.setdefault(("fine-tuned", share), []).append(match_compounds(path, held_out))
+            matches.setdefault(("fine-tuned", share), []).append(match_compounds(path, left_out))
     rows = [summarize(*key, pd.concat(parts)) for key, parts in matches.items()]
     table = pd.DataFrame(rows)
     table.to_csv(options.out / "weak_supervision.csv", index=False)
@@ -106,14 +106,14 @@ def divide_compounds(dataset: Dataset) -> list[list[str]]:
     return [compounds.loc[number == fold, COMPOUND].tolist() for fold in range(FOLDS)]
 
 
-def train(options: Config, folder: Path, held_out: list[str], share: float, fold: int) -> None:
-    """Fine-tune the backbone on cells of a share of the compounds that are not held out."""
+def train(options: Config, folder: Path, left_out: list[str], share: float, fold: int) -> None:
+    """Fine-tune the backbone on cells of a share of the remaining compounds."""
     index = open_dataset(options.data).index
-    others = sorted(set(index[COMPOUND]) - {VEHICLE, *held_out})
-    order = np.random.default_rng(fold).permutation(len(others))
-    unused = [others[number] for number in order[round(share * len(others)) :]]
+    remaining = sorted(set(index[COMPOUND]) - {VEHICLE, *left_out})
+    order = np.random.default_rng(fold).permutation(len(remaining))
+    unused = [remaining[number] for number in order[round(share * len(remaining)) :]]
     rules = folder / "exclude.txt"
-    rules.write_text("".join(f"{COMPOUND}=={name}\n" for name in [*held_out, *unused]))
+    rules.write_text("".join(f"{COMPOUND}=={name}\n" for name in [*left_out, *unused]))
     flags = ("--epochs", options.epochs, "--exclude", rules, "--out", folder / "run")
     command("perturbjax.cli", "train", "--data", options.data, *TRAIN, *flags)
 

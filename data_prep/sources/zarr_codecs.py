@@ -189,7 +189,7 @@ class _Limited(BytesBytesCodec):
         name = described["name"].removeprefix("numcodecs.")
         if name == "crc32c":
             return await self.codec._decode_single(chunk_bytes, chunk_spec)
-        # zarr-python's own codecs have settings for encoding only.
+        # Codecs of zarr-python have settings for encoding only.
         is_numcodec = described["name"] != name
         settings = described.get("configuration", {}) if is_numcodec else {}
         dtype = chunk_spec.dtype.to_native_dtype()
@@ -275,7 +275,7 @@ def _read_zstd(codec: Any, data: bytes, limit: int) -> Any:
 
 
 def _read_sized(codec: Any, data: bytes, limit: int) -> Any:
-    """Decompress formats whose header declares the size: Blosc and LZ4 of numcodecs."""
+    """Decompress Blosc and LZ4 of numcodecs, which declare the size in the header."""
     start = 4 if codec.codec_id == "blosc" else 0
     size = int.from_bytes(data[start : start + 4], "little")
     if size > limit:

@@ -68,7 +68,7 @@ def _heat_map(result: SimilarResult) -> str:
     left = LEFT if named else 10
     tree = TREE if result.tree is not None else 0
     wide = WIDTH - left - tree
-    # Small maps have square cells that can be seen.
+    # Small maps have square cells of a visible size.
     row = LARGE_ROW if height <= FEW_ROWS else ROW
     wide = min(wide, row * columns) if named else wide
     tall = row * height if named else wide * height / columns
@@ -140,7 +140,7 @@ def _png(picture: UInt8[np.ndarray, "h w 4"]) -> str:
 
 
 def _tree_path(tree: np.ndarray, left: float, width: float, step: float) -> str:
-    """SVG path of a dendrogram whose leaves are the rows of the heat map."""
+    """SVG path of a dendrogram. Its leaves are the rows of the heat map."""
     count = len(tree) + 1
     highest = max(float(tree[:, 2].max()), 1e-9)
     # Position along the rows and distance from them, of leaves and then of merges.

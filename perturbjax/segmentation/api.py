@@ -59,8 +59,8 @@ class WeightDefaults(NamedTuple):
     """Diameter in pixels that the network expects, if the file does not state it."""
 
 
-#: By name of the weights. The flow threshold of `nuclei_small` was chosen on held-out training
-#: images: average precision at IoU 0.5, 0.75, 0.9 is 0.829, 0.667, 0.435 with Cellpose's 0.4, and
+#: By name of the weights. The flow threshold of `nuclei_small` was chosen on images that trained no
+#: network: average precision at IoU 0.5, 0.75, 0.9 is 0.829, 0.667, 0.435 with Cellpose's 0.4, and
 #: 0.847, 0.660, 0.425 with 0.8.
 DEFAULTS = {
     "nuclei_small": WeightDefaults(Rules(flow_threshold=0.8), own_scale=True),
@@ -82,7 +82,7 @@ class Segmenter:
         path: weights file.
         config: shape of the network, and the diameters it was trained on.
         precision: floating-point type of the network; masks are always computed in float32.
-        rules: thresholds that decide which objects are kept.
+        rules: thresholds that remove objects.
         seconds: time spent in the network and, in parallel, in computing masks.
     """
 
@@ -203,7 +203,7 @@ class Segmenter:
         start = time.monotonic()
         images = [each.image for each in batch]
         ranges = np.stack([each.foreground.ranges for each in batch])
-        # The last batch of a series is filled up, so that it needs no program of its own.
+        # The last batch of a series is filled up, so that it needs no further program.
         shape, size = self._full_batch
         if images[0].shape == shape and len(images) < size:
             missing = size - len(images)
@@ -276,7 +276,7 @@ class Segmenter:
     def _segment_blocks(self, item: _Input) -> Objects:
         """Segment a large image block by block, in the memory of one block.
 
-        Each block keeps the objects whose centroid lies in its own part. The result is that of the
+        Each block keeps the objects with their centroid in its part. The result is that of the
         whole image, except for objects wider than the overlap."""
         image, ranges = item.image, item.foreground.ranges[None]
         margin = int(OVERLAP * self.expected_diameter) + self.config.tiling.side

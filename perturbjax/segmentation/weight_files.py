@@ -28,9 +28,9 @@ FILES = {
 }
 #: Folder of the weights included in perturbjax.
 SHIPPED = Path(__file__).parent / "weights"
-#: SHA-256 of published files that were verified; publishers do not provide checksums of the others.
+#: SHA-256 of the published files that were verified; publishers list no checksums of the rest.
 DIGESTS = {"cpsam": "e1440429eb384f95afe32bcba6510f90d518eaedc917ede549bed6804004abe2"}
-#: Maximum size of a download in bytes; cpsam has 1.2e9, the others 27e6.
+#: Maximum size of a download in bytes; cpsam has 1.2e9, every other one 27e6.
 LARGEST_FILE = 2**31
 TIMEOUT_S = 30
 
@@ -44,8 +44,8 @@ def find(weights: str | Path, server: str = "", flag: str = "weights") -> Path:
         flag: name of the option, for messages.
 
     Raises:
-        InputError: it is neither a file nor a known name, or the download fails or differs from the
-            published file.
+        InputError: it is neither a file nor the name of weights, or the download fails or differs
+            from the published file.
     """
     if not str(weights):
         raise InputError("--weights: needs a NAME or PATH; there is no default model")

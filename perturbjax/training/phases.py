@@ -20,7 +20,7 @@ from perturbjax.training.step import split_model
 
 @dataclass(frozen=True)
 class Phase:
-    """Consecutive epochs with one optimizer, whose state is new at the first epoch.
+    """Consecutive epochs with one optimizer, which has a new state at the first epoch.
 
     Attributes:
         name: layers that are trained.
@@ -94,7 +94,7 @@ def _for_input(network: nnx.Module, recipe: Recipe) -> nnx.Module:
 def plan_phases(
     recipe: Recipe, graphdef: nnx.GraphDef, params: Any, stats: Any, steps_per_epoch: int
 ) -> list[Phase]:
-    """Return the phases of a training in order, each with its own one-cycle schedule.
+    """Return the phases of a training in order, each with a one-cycle schedule.
 
     A network with pretrained weights is trained in two phases: first the new layers with a frozen
         backbone, then all

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from image_writers import NAMES, encoded, ome_zarr, plate_store, tiff
 
 from data_prep.site_table import read_sites
 from data_prep.sources import Plane, measure_floats, plane, probe_planes, read_planes
@@ -26,7 +27,6 @@ DEEP = np.random.default_rng(1).integers(1, 60_000, (24, 32), dtype=np.uint16)
 COLOR = np.random.default_rng(2).integers(1, 250, (24, 32, 3), dtype=np.uint8)
 #: Pixels of microscope files: (scene, channel, z, height, width).
 SCENES = np.random.default_rng(3).integers(1, 60_000, (2, 3, 2, 24, 32), dtype=np.uint16)
-NAMES = ("DNA", "AGP", "ER")
 #: Planes to read with the expected pixels (works, converted), or with a pattern of the error.
 Cases = list[tuple[Plane, Any]]
 ROWS: dict[str, Callable[[Path, pytest.MonkeyPatch], Cases]] = {}
@@ -47,27 +47,6 @@ def table_rows() -> dict[str, str]:
     section = PAGE.read_text().split("## Formats")[1].split("\n## ")[0]
     cells = [line.strip("| ").split("|") for line in section.splitlines() if line.startswith("|")]
     return {images.strip(): result.strip() for images, result, *_ in cells[2:]}
-
-
-def tiff(path: Path, image: np.ndarray, **options: Any) -> Path:
-    tifffile.imwrite(path, image, **{"metadata": None, **options})
-    return path
-
-
-def encoded(path: Path, image: np.ndarray, **options: Any) -> Path:
-    codec = {"jp2": "jpeg2k", "jls": "jpegls", "jpg": "jpeg8"}.get(path.suffix[1:], path.suffix[1:])
-    path.write_bytes(getattr(imagecodecs, f"{codec}_encode")(image, **options))
-    return path
-
-
-def ome_zarr(path: Path, pixels: np.ndarray, axes: str, version: int = 3) -> Path:
-    group = zarr.open_group(path, mode="w", zarr_format=version)
-    scales = {"datasets": [{"path": "0"}], "axes": [{"name": axis} for axis in axes]}
-    labels = {"channels": [{"label": name} for name in NAMES]}
-    metadata = {"multiscales": [scales], **({"omero": labels} if "c" in axes else {})}
-    group.attrs.update({"ome": metadata} if version == 3 else metadata)
-    group.create_array("0", data=pixels, chunks=(1,) * (pixels.ndim - 2) + pixels.shape[-2:])
-    return path
 
 
 @row("TIFF with one plane of 8 or 16 bits")
@@ -94,19 +73,8 @@ def _(tmp_path, _):
     return [(Plane(str(store), "AGP"), SCENES[0, 1, 0]) for store in stores]
 
 
-def plate_store(tmp_path: Path, images: list[dict[str, Any]], *wells: str) -> Path:
-    """Write a plate with one well with images, A/1."""
-    store = tmp_path / "P1.zarr"
-    plate = {"name": "P1", "wells": [{"path": path} for path in wells]}
-    zarr.open_group(store, mode="w").attrs["ome"] = {"plate": plate}
-    zarr.open_group(store, path="A/1", mode="a").attrs["ome"] = {"well": {"images": images}}
-    for image in images:
-        ome_zarr(store / "A/1" / image["path"], SCENES[0, :, 0], "cyx")
-    return store
-
-
 def plate_plane(tmp_path: Path, images: list[dict[str, Any]]) -> Plane:
-    store = plate_store(tmp_path, images, "A/1", "A/2")
+    store = plate_store(tmp_path, SCENES[0, :, 0], images, "A/1", "A/2")
     text = "Metadata_Plate,Metadata_Well,Metadata_Site\nP1,A01,1\n"
     (tmp_path / "load_data.csv").write_text(text)
     return read_sites(tmp_path / "load_data.csv", store).sites["file_DNA"].iloc[0]
@@ -120,7 +88,7 @@ def _(tmp_path, _):
 def acquired_twice(tmp_path: Path) -> Path:
     """Write a plate whose well has two sites in each of the acquisitions 0 and 1."""
     paths = [{"path": str(number), "acquisition": number // 2} for number in range(4)]
-    store = plate_store(tmp_path, paths, "A/1")
+    store = plate_store(tmp_path, SCENES[0, :, 0], paths, "A/1")
     for number in range(4):
         array = zarr.open_array(store / "A/1" / str(number) / "0", mode="a")
         array[0] = SCENES[number // 2, number % 2, 0]
