@@ -35,6 +35,7 @@ from perturbjax.cli import parse_options
 from perturbjax.core.errors import InputError, run_command
 from perturbjax.core.files import atomic
 from perturbjax.core.options import require, require_sound
+from perturbjax.dataset import open_dataset
 from perturbjax.profiles.profile_options import CLASSIFY_PRESETS
 
 GRIDS = ("presets", "corrections", "two_phase", "bbbc021_cells")
@@ -66,7 +67,7 @@ class Grid:
     Attributes:
         recipes: name -> training; presets of `classify` need none.
         splits: split policies.
-        folds: of five.
+        folds: of five, or of one per plate for split `plate` of fewer plates.
         seeds: of the networks; the split is that of seed 0.
         flags: of every training.
     """
@@ -91,9 +92,9 @@ class Config:
     recipes: tuple[str, ...] = ()
     """Recipes of the grid."""
     splits: tuple[str, ...] = ()
-    """Split policies: plate, layout or well."""
+    """Split policies: plate, layout or well; auto: plate, or well for a single plate."""
     folds: tuple[int, ...] = ()
-    """Folds, from 0 to 4."""
+    """Folds, from 0 to 4; by default all."""
     seeds: tuple[int, ...] = ()
     """Seeds of the networks."""
     flags: str = ""
@@ -120,14 +121,17 @@ def main(options: Config) -> None:
     grid = load_grid(options.grid)
     recipes = options.recipes or tuple(grid.recipes)
     check_names("--recipes", recipes, grid.recipes)
-    check_names("--splits", options.splits, ("plate", "layout", "well"))
+    check_names("--splits", options.splits, ("plate", "layout", "well", "auto"))
     if options.page is not None:
         _split_page(options.page)  # fail before hours of work
     for data, directory in (one.split("=", 1) for one in options.data):
-        for split in options.splits or grid.splits:
-            for fold in options.folds or grid.folds:
+        plates = open_dataset(directory).index["Metadata_Plate"].nunique()
+        for name in options.splits or grid.splits:
+            split = name if name != "auto" else "plate" if plates > 1 else "well"
+            folds = min(FOLDS, plates) if split == "plate" else FOLDS
+            for fold in options.folds or [fold for fold in grid.folds if fold < folds]:
                 manifest = options.out / data / split / f"fold{fold}.parquet"
-                _write_split(manifest, directory, split, fold)
+                _write_split(manifest, directory, split, folds, fold)
                 for recipe in recipes:
                     for seed in (0,) if is_classifier(recipe) else options.seeds or grid.seeds:
                         run = manifest.with_suffix("") / f"{_slug(recipe)}_seed{seed}"
@@ -147,10 +151,10 @@ def is_classifier(recipe: str) -> bool:
     return _slug(recipe) in CLASSIFY_PRESETS
 
 
-def _write_split(manifest: Path, directory: str, split: str, fold: int) -> None:
+def _write_split(manifest: Path, directory: str, split: str, folds: int, fold: int) -> None:
     if not manifest.exists():
         manifest.parent.mkdir(parents=True, exist_ok=True)
-        flags = ("--split", split, "--folds", FOLDS, "--fold", fold)
+        flags = ("--split", split, "--folds", folds, "--fold", fold)
         command("perturbjax.cli", "split", "--data", directory, "--out", manifest, *flags)
 
 
@@ -224,9 +228,10 @@ def summary(table: pd.DataFrame, recipes: tuple[str, ...] = ()) -> pd.DataFrame:
         recipes: their order; further ones follow by name.
 
     Returns:
-        One row per dataset, split and recipe, baselines first. `lead` and `min_lead`: mean and
-        minimum of the balanced accuracy minus that of `linear` on the same fold. `spread`:
-        largest distance of a run's balanced accuracy from the mean of its fold.
+        One row per dataset, split and recipe, baselines first. `lowest` and `highest`: balanced
+        accuracy of the worst and of the best fold. `lead` and `min_lead`: mean and minimum of the
+        balanced accuracy minus that of `linear` on the same fold. `spread`: largest distance of a
+        run's balanced accuracy from the mean of its fold.
     """
     order = [_slug(name) for name in recipes]
     rows: list[dict[str, Any]] = []
@@ -241,6 +246,7 @@ def summary(table: pd.DataFrame, recipes: tuple[str, ...] = ()) -> pd.DataFrame:
         for name in names:
             own = part[part["recipe"] == name]
             score = own["balanced_accuracy"]
+            of_folds = score.groupby(own["fold"]).mean()
             lead = (score - own["fold"].map(linear)).dropna() if name != LINEAR else score[:0]
             rows.append(
                 {
@@ -249,7 +255,9 @@ def summary(table: pd.DataFrame, recipes: tuple[str, ...] = ()) -> pd.DataFrame:
                     "folds": own["fold"].nunique(),
                     "seeds": own["seed"].nunique(),
                     **{metric: own[metric].mean() for metric in METRICS},
-                    "spread": (score - score.groupby(own["fold"]).transform("mean")).abs().max(),
+                    "lowest": of_folds.min(),
+                    "highest": of_folds.max(),
+                    "spread": (score - own["fold"].map(of_folds)).abs().max(),
                     "lead": lead.mean(),
                     "min_lead": lead.min(),
                     "minutes": own["minutes"].mean(),
@@ -267,6 +275,8 @@ _COLUMNS = (
     ("seeds", "seeds", ".0f"),
     ("accuracy", "accuracy", ".3f"),
     ("balanced_accuracy", "balanced accuracy", ".3f"),
+    ("lowest", "lowest fold", ".3f"),
+    ("highest", "highest fold", ".3f"),
     ("macro_f1", "macro-F1", ".3f"),
     ("spread", "spread between seeds", ".3f"),
     ("lead", "lead over linear", "+.3f"),

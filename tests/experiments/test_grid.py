@@ -54,6 +54,7 @@ def test_summary_averages_folds_and_compares_shared_folds(out: Path) -> None:
     assert list(table.index) == ["majority", "position", "linear", "cells"]
     assert table.loc["linear", "folds"] == 3
     assert table.loc["linear", "accuracy"] == pytest.approx(0.5)
+    assert table.loc["linear", ["lowest", "highest"]].tolist() == pytest.approx([0.4, 0.6])
     assert table.loc["cells", "folds"] == 2
     assert table.loc["cells", "lead"] == pytest.approx((0.1 - 0.05) / 2)
     assert table.loc["cells", "min_lead"] == pytest.approx(-0.05)
@@ -103,6 +104,20 @@ def test_evaluate_run_keeps_finished_runs(out: Path, monkeypatch) -> None:
     monkeypatch.setattr(grid, "train_and_evaluate", lambda *words: pytest.fail("ran"))
     for recipe in ("linear", "cells"):
         evaluate_run(out / f"screen/plate/fold0/{recipe}_seed0", Training(), (), ())
+
+
+@pytest.mark.parametrize(("plates", "split", "folds"), [(1, "well", 5), (3, "plate", 3)])
+def test_automatic_split_has_at_most_one_fold_per_plate(
+    tmp_path: Path, monkeypatch, plates: int, split: str, folds: int
+) -> None:
+    data = write_dataset(tmp_path / "data", sites=24 * plates, size=16, channels=["DNA"])
+    words = []
+    monkeypatch.setattr(grid, "command", lambda *all_words: words.append(all_words))
+    monkeypatch.setattr(grid, "evaluate_run", lambda *_: None)
+    monkeypatch.setattr(grid, "_write_tables", lambda *_: (tmp_path / "scores.md").touch())
+    grid.main(Config("presets", (f"tiny={data}",), tmp_path, splits=("auto",), recipes=("linear",)))
+    assert [word[word.index("--split") + 1] for word in words] == [split] * folds
+    assert {word[word.index("--folds") + 1] for word in words} == {folds}
 
 
 @pytest.mark.slow
