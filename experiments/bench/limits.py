@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import tifffile
 
 from experiments.bench.plates import SIZES, make_plates, work_folder
 from experiments.bench.tables import Row
+from perturbjax.dataset.shards import compress_tensor
 
 #: Number of files to read.
 FILES = 300
@@ -47,7 +47,7 @@ def run(quick: bool, folder: Path | None = None) -> list[Row]:
     planes: list[np.ndarray] = timed(
         "read and decode", lambda: [tifffile.imread(path) for path in files]
     )
-    deflated = timed("deflate", lambda: [zlib.compress(plane.tobytes()) for plane in planes])
+    deflated = timed("deflate", lambda: [compress_tensor(plane) for plane in planes])
     timed(
         "inflate",
         lambda: [imagecodecs.zlib_decode(part, out=planes[0].nbytes) for part in deflated],

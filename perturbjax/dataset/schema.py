@@ -160,11 +160,26 @@ def site_statistics(image: UInt[np.ndarray, "h w c"]) -> Float64[np.ndarray, "c 
     Returns:
         (C, 5) in stored units, in the order of `STATISTICS`.
     """
-    # (H * W, C).
-    pixels = image.reshape(-1, image.shape[-1])
-    p01, p50, p99 = np.percentile(pixels, (1, 50, 99), axis=0)
-    columns = {"mean": pixels.mean(0), "std": pixels.std(0), "p01": p01, "p50": p50, "p99": p99}
-    return np.stack([columns[name] for name in STATISTICS], axis=-1)
+    channels = np.moveaxis(image, -1, 0)
+    return np.stack([_channel_statistics(channel.ravel()) for channel in channels])
+
+
+def _channel_statistics(pixels: UInt[np.ndarray, " n"]) -> Float64[np.ndarray, " 5"]:
+    # Statistics of the counts of each value equal those of the pixels. `np.percentile` would sort
+    # the pixels, which takes ten times as long.
+    counts = np.bincount(pixels)
+    values = np.flatnonzero(counts)
+    counts = counts[values]
+    mean = (values * counts).sum() / pixels.size
+    variance = (np.square(values - mean) * counts).sum() / pixels.size
+    # Linear interpolation between the two sorted pixels nearest to each percentile.
+    place = np.array([1, 50, 99]) / 100 * (pixels.size - 1)
+    below = np.floor(place)
+    ranks = np.stack([below, np.minimum(below + 1, pixels.size - 1)])
+    low, high = values[np.searchsorted(counts.cumsum(), ranks, side="right")]
+    p01, p50, p99 = low + (high - low) * (place - below)
+    statistics = {"mean": mean, "std": np.sqrt(variance), "p01": p01, "p50": p50, "p99": p99}
+    return np.array([statistics[name] for name in STATISTICS])
 
 
 def count_cells(mask: UInt16[np.ndarray, "h w"]) -> int:
