@@ -43,6 +43,9 @@ class Config:
     """Evaluated runs of preset pretrained, for members. Patterns such as `runs/*` are expanded."""
     variants: tuple[str, ...] = ()
     """Variants of linear or head; all by default."""
+    measurements: Path | None = None
+    """Table of `perturbjax features --backbone cellprofiler`, for variants of linear with these
+    features."""
     folds: tuple[int, ...] = tuple(range(FOLDS))
     """Outer folds, from 0 to 4."""
     branch: bool = False

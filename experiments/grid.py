@@ -54,10 +54,13 @@ class Training:
     Attributes:
         flags: of `perturbjax train`.
         changes: fields of the recipe without a flag, {section: {field: value}}.
+        above: height and width in pixels. Up to this size of the sites the recipe equals another
+            one, so it is left out.
     """
 
     flags: tuple[str, ...] = ()
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    above: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,14 +128,17 @@ def main(options: Config) -> None:
     if options.page is not None:
         _split_page(options.page)  # fail before hours of work
     for data, directory in (one.split("=", 1) for one in options.data):
-        plates = open_dataset(directory).index["Metadata_Plate"].nunique()
+        index = open_dataset(directory).index
+        plates = index["Metadata_Plate"].nunique()
+        pixels = index[["height", "width"]].max(axis=None)
+        selected = [recipe for recipe in recipes if pixels > grid.recipes[recipe].above]
         for name in options.splits or grid.splits:
             split = name if name != "auto" else "plate" if plates > 1 else "well"
             folds = min(FOLDS, plates) if split == "plate" else FOLDS
             for fold in options.folds or [fold for fold in grid.folds if fold < folds]:
                 manifest = options.out / data / split / f"fold{fold}.parquet"
                 _write_split(manifest, directory, split, folds, fold)
-                for recipe in recipes:
+                for recipe in selected:
                     for seed in (0,) if is_classifier(recipe) else options.seeds or grid.seeds:
                         run = manifest.with_suffix("") / f"{_slug(recipe)}_seed{seed}"
                         flags = ("--data", directory, "--split-file", str(manifest))

@@ -1,6 +1,8 @@
 """Variants of preset `linear`: features, plate normalization, and the scale of components.
 
-    python -m experiments.ablation --ablation linear --data DIR --out runs/linear
+    perturbjax features --data DIR --backbone cellprofiler --out cellprofiler.parquet
+    python -m experiments.ablation --ablation linear --data DIR --out runs/linear \
+        --measurements cellprofiler.parquet
 
 The training plates of every outer fold are split into three inner folds. Each variant is fitted on
 two of them and evaluated on the third. Test plates of the outer folds are not used.
@@ -15,7 +17,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,6 +28,7 @@ from sklearn.pipeline import Pipeline
 from experiments.ablation import Config
 from experiments.ablations.inner_folds import inner_folds, score
 from perturbjax.core.config import LINEAR_VARIANCE
+from perturbjax.core.errors import InputError
 from perturbjax.core.progress import track
 from perturbjax.profiles.classifiers import CLASSIFIERS
 from perturbjax.profiles.control_relative import GROUP
@@ -36,7 +40,8 @@ from perturbjax.profiles.profile_options import (
     ProfileConfig,
     SourceConfig,
 )
-from perturbjax.profiles.profile_table import STATISTIC
+from perturbjax.profiles.profile_reader import read_profiles
+from perturbjax.profiles.profile_table import STATISTIC, Profiles
 from perturbjax.profiles.table_steps import as_table
 
 
@@ -48,11 +53,14 @@ class Variant:
         preparation: fields of `Preparation`.
         source: fields of `SourceConfig`.
         statistics: use the statistics of the index (intensities, cell count, cell area).
+        measurements: CellProfiler features: not used, next to those of the network, or in place of
+            them.
     """
 
     preparation: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     statistics: bool = True
+    measurements: Literal["none", "joined", "only"] = "none"
 
 
 REFERENCE = "reference"
@@ -61,6 +69,8 @@ _VARIANTS = {
     "last layer, 224 pixels": Variant(source={"pool": "last", "augmentations": 1}),
     "one view": Variant(source={"augmentations": 1}),
     "eight views": Variant(source={"augmentations": 8}),
+    "CellProfiler": Variant(measurements="only"),
+    "EfficientNet-Lite0 and CellProfiler": Variant(measurements="joined"),
     "EfficientNet-Lite2": Variant(source={"backbone": "efficientnet_lite2"}),
     "stages, 224 pixels": Variant(source={"size": 224, "augmentations": 1}),
     # Fields of more than 128 pixels, see `SourceConfig.unit`.
@@ -84,12 +94,23 @@ VARIED_STEPS = ("balance", "relative", "array")
 
 
 def run(options: Config) -> Iterator[dict[str, object]]:
-    """Evaluate the variants on all inner folds; those with the same features together."""
+    """Evaluate the variants on all inner folds; those with the same features together.
+
+    Raises:
+        InputError: a variant needs the table of measurements, or this table cannot be used.
+    """
+    names = options.variants or VARIANTS
+    measured = [name for name in names if _VARIANTS[name].measurements != "none"]
+    if options.measurements is None:
+        if options.variants and measured:
+            raise InputError(f"--measurements: is required for variant {measured[0]}")
+        names = tuple(name for name in names if name not in measured)
     by_source: dict[str, list[str]] = {}
-    for name in options.variants or VARIANTS:
-        by_source.setdefault(str(_VARIANTS[name].source), []).append(name)
-    for names in by_source.values():
-        yield from _evaluate(options, names)
+    for name in names:
+        variant = _VARIANTS[name]
+        by_source.setdefault(f"{variant.source} {variant.measurements}", []).append(name)
+    for group in by_source.values():
+        yield from _evaluate(options, group)
 
 
 def _evaluate(options: Config, names: list[str]) -> Iterator[dict[str, object]]:
@@ -100,6 +121,7 @@ def _evaluate(options: Config, names: list[str]) -> Iterator[dict[str, object]]:
     profiles, negcon, column = load_profiles(
         ProfileConfig(source=SourceConfig(data=(options.data,), **source))
     )
+    profiles = _with_measurements(profiles, options.measurements, _VARIANTS[names[0]].measurements)
     table, labels = as_table(profiles, negcon), pd.factorize(profiles.column(column), sort=True)[0]
     folds = [one for fold in options.folds for one in inner_folds(profiles.metadata, column, fold)]
     tracked = track(folds, total=len(folds), label="inner folds", unit="folds")
@@ -119,6 +141,24 @@ def _evaluate(options: Config, names: list[str]) -> Iterator[dict[str, object]]:
             model = CLASSIFIERS["logistic_balanced"].make(len(train), classes, 0)
             predicted = model.fit(x, labels[train]).predict(steps.transform(z))
             yield {"variant": name, "fold": number, **score(labels[test], predicted)}
+
+
+def _with_measurements(profiles: Profiles, file: Path | None, use: str) -> Profiles:
+    """Add the measurements of a table, or replace all features but statistics by them."""
+    if file is None or use == "none":
+        return profiles
+    measured = read_profiles([file])
+    rows = pd.Index(measured.metadata["site_id"]).get_indexer(profiles.metadata["site_id"])
+    if (missing := profiles.metadata["site_id"][rows < 0]).any():
+        raise InputError(f"--measurements {file}: has no row of site {missing.iloc[0]}")
+    if use == "only":
+        network = [name for name in profiles.names if not name.startswith(STATISTIC)]
+        profiles = profiles.drop_features(network)
+    return dataclasses.replace(
+        profiles,
+        values=np.concatenate([profiles.values, measured.values[rows]], axis=1),
+        names=(*profiles.names, *measured.names),
+    )
 
 
 def _steps(config: Preparation, *, varied: bool) -> list[tuple[str, BaseEstimator]]:

@@ -23,6 +23,7 @@ from perturbjax.models import Mode
 from perturbjax.models.ensemble_head import BRANCH_WEIGHT, EnsembleHead
 from perturbjax.profiles.preparation import preparation
 from perturbjax.profiles.profile_options import CLASSIFY_PRESETS
+from perturbjax.profiles.profile_reader import read_profiles
 from perturbjax.profiles.profile_table import Profiles
 from perturbjax.profiles.table_steps import as_table
 
@@ -90,6 +91,38 @@ def test_inner_folds_exclude_test_plates(fold: int) -> None:
 def test_linear_varies_the_last_steps_of_the_preset() -> None:
     steps = [name for name, _ in preparation(CLASSIFY_PRESETS["linear"]["preparation"]).steps]
     assert tuple(steps[-len(linear.VARIED_STEPS) :]) == linear.VARIED_STEPS
+
+
+def test_measurements_replace_or_join_the_features_of_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The classes are visible in the measurements only, whose rows have another order."""
+    rng = np.random.default_rng(0)
+    sites = np.arange(120)
+    metadata = pd.DataFrame(
+        {
+            "Metadata_Plate": [f"P{number // 12}" for number in sites],
+            "Metadata_Well": [f"A{number % 12 + 1:02}" for number in sites],
+            "Metadata_Site": "1",
+            "Metadata_pert_iname": np.array(["a", "b"])[sites % 2],
+        }
+    )
+    file = tmp_path / "measured.parquet"
+    measured = metadata.assign(Cells_Area=sites % 2 + rng.normal(size=120) / 100)
+    measured.iloc[::-1].to_parquet(file)
+    noise = metadata.assign(**{f"network_{k}": rng.normal(size=120) for k in range(4)})
+    loaded = (read_profiles([noise]), np.zeros(120, bool), "Metadata_pert_iname")
+    monkeypatch.setattr(linear, "load_profiles", lambda _: loaded)
+    names = ("reference", "CellProfiler", "EfficientNet-Lite0 and CellProfiler")
+    options = Config("linear", tmp_path / "out", tmp_path, variants=names, folds=(0,))
+    with pytest.raises(InputError, match="--measurements: is required for variant CellProfiler"):
+        main(options)
+    main(dataclasses.replace(options, measurements=file))
+    scores = pd.read_csv(tmp_path / "out/scores.csv").groupby("variant")["accuracy"].mean()
+    assert scores["reference"] < 0.7 < 0.99 < scores[list(names[1:])].min()
+    measured[1:].to_parquet(file)
+    with pytest.raises(InputError, match=f"--measurements {file}: has no row of site P0_A01_1"):
+        main(dataclasses.replace(options, measurements=file))
 
 
 def test_score_equals_scikit_learn() -> None:

@@ -106,6 +106,24 @@ def test_evaluate_run_keeps_finished_runs(out: Path, monkeypatch) -> None:
         evaluate_run(out / f"screen/plate/fold0/{recipe}_seed0", Training(), (), ())
 
 
+def test_recipes_that_shrink_sites_are_left_out_for_small_ones(tmp_path: Path, monkeypatch) -> None:
+    data = [
+        f"{size}={write_dataset(tmp_path / str(size), sites=24, size=size, channels=['DNA'])}"
+        for size in (128, 129)
+    ]
+    runs: list[str] = []
+    monkeypatch.setattr(grid, "command", lambda *_: None)
+    monkeypatch.setattr(grid, "evaluate_run", lambda run, *_: runs.append(run.name))
+    monkeypatch.setattr(grid, "_write_tables", lambda *_: (tmp_path / "scores.md").touch())
+    recipes = ("linear", "linear, resized", "pretrained, resized")
+    grid.main(
+        Config("presets", tuple(data), tmp_path, recipes=recipes, splits=("well",), folds=(0,))
+    )
+    assert runs == [
+        f"{name}_seed0" for name in ("linear", "linear", "linear-resized", "pretrained-resized")
+    ]
+
+
 @pytest.mark.parametrize(("plates", "split", "folds"), [(1, "well", 5), (3, "plate", 3)])
 def test_automatic_split_has_at_most_one_fold_per_plate(
     tmp_path: Path, monkeypatch, plates: int, split: str, folds: int
